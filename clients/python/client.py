@@ -1,0 +1,305 @@
+#!/usr/bin/env python3
+"""Command-line client for a zkv server, and the small class it is made of.
+
+A request is one msgpack map in one frame on a REQ socket, and so is its reply; nothing
+else is needed, and this file needs nothing but pyzmq and msgpack. Five rules make a
+client dependable, in this language and in any other:
+
+1. Never wait without a limit: send without blocking, poll before receiving.
+2. A REQ socket that still owes a reply refuses the next request for ever. After a lost
+   reply it is closed, and the next request opens a fresh one.
+3. LINGER is 0. A request to a server that is down then goes with its socket, instead of
+   holding up the end of the process, or being run when nobody waits for it any more.
+   (The option IMMEDIATE does so too, but it may drop a reply after which the server
+   closes the connection at once. That is what the reply to END looks like.)
+4. Every request carries a new `id`, and a reply counts only with the same `id`.
+5. Reads may be sent again after a lost reply. A write is not: the lost one may have run,
+   and may yet run. The error says so (`applied` is None) and the caller decides, for
+   instance by reading the key back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped, unused-ignore]  # has no annotations
+import zmq
+
+DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
+READS = frozenset({"PING", "GET", "MGET", "SCAN", "COUNT", "CHANGES", "INFO"})
+LONGEST_TIMEOUT = 86_400.0  # seconds; what poll takes as milliseconds is bounded
+# Some languages send bytes that are no UTF-8 as a str. They come through unharmed so.
+STR_ERRORS = "surrogateescape"
+
+
+class ZkvError(Exception):
+    """A request that was not answered with success.
+
+    `code` is one of the protocol's, or BAD_REPLY for a reply that breaks the protocol.
+    `retry`: the same request may succeed later. `applied`, for a write: False = certainly
+    not applied, None = unknown. `reply` is the server's whole answer, with what else some
+    codes carry (CONFLICT: `key` and `rev`).
+    """
+
+    def __init__(self, code: str, message: str, reply: Mapping[str, Any] | None = None) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+        self.reply = dict(reply or {})
+        self.retry = self.reply.get("retry") is True
+        self.applied: bool | None = False if self.reply.get("applied") is False else None
+
+
+class NoReply(ZkvError):
+    """No reply came in time. `retry` is true, but see rule 5 before repeating a write."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("NO_REPLY", message, {"retry": True})
+
+
+class Client:
+    """One connection to a server, one request at a time; not to be shared by threads.
+
+    `timeout` is in seconds and counts for each of the `attempts` of a read, and for the
+    only attempt of a write. Every method raises NoReply, or ZkvError for a refusal, and
+    TypeError, ValueError or OverflowError for a value that msgpack cannot hold.
+    """
+
+    def __init__(
+        self, endpoint: str = DEFAULT_ENDPOINT, *, timeout: float = 5.0, attempts: int = 2
+    ) -> None:
+        self.endpoint = endpoint
+        self.timeout = timeout
+        self._attempts = attempts
+        self._last_id = 0
+        self._socket: zmq.Socket[bytes] | None = None
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def connect(self) -> zmq.Socket[bytes]:
+        """Return the open socket, or open one. A malformed endpoint raises ValueError.
+
+        The server need not be up: ZeroMQ connects in the background, now or later.
+        """
+        if self._socket is None:
+            socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REQ)
+            self._socket = socket  # before connect, which may raise: close() must find it
+            socket.linger = 0
+            try:
+                socket.connect(self.endpoint)
+            except zmq.ZMQError as error:
+                raise ValueError(f"endpoint {self.endpoint!r}: {error.strerror}") from error
+        return self._socket
+
+    def close(self) -> None:
+        """Drop the socket and whatever it owes; the next request opens a fresh one."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def call(self, op: str, /, **fields: Any) -> dict[str, Any]:
+        """Send any operation with its fields and return the reply, a map."""
+        self._last_id += 1
+        request = {"op": op, **fields, "id": self._last_id}
+        body: bytes = msgpack.packb(request, unicode_errors=STR_ERRORS)
+        for _ in range(self._attempts - 1 if op in READS else 0):
+            try:
+                return self._exchange(body)
+            except NoReply:
+                continue
+        return self._exchange(body)
+
+    def get(self, key: str) -> Any:
+        """Return the value; NOT_FOUND is raised where there is none."""
+        return self.call("GET", key=key)["value"]
+
+    def put(self, key: str, value: Any, **options: Any) -> int:
+        """Store a value and return its revision. Options: ttl (seconds), if_rev, durable."""
+        return int(self.call("PUT", key=key, value=value, **options)["rev"])
+
+    def delete(self, key: str, **options: Any) -> int:
+        """Delete a key and return the revision of that; NOT_FOUND where there is none."""
+        return int(self.call("DELETE", key=key, **options)["rev"])
+
+    def mget(self, keys: Iterable[str]) -> list[Any]:
+        """Return the values of many keys in their order, None where there is none."""
+        return list(self.call("MGET", keys=list(keys))["values"])
+
+    def mput(self, items: Mapping[str, Any], **options: Any) -> int:
+        """Store many values, all or nothing, and return the revision they share."""
+        return int(self.call("MPUT", items=dict(items), **options)["rev"])
+
+    def mdelete(self, keys: Iterable[str]) -> int:
+        """Delete many keys and return how many were there."""
+        return int(self.call("MDELETE", keys=list(keys))["deleted"])
+
+    def info(self) -> dict[str, Any]:
+        """Return what the server says of itself: version, revision, limits, statistics."""
+        return self.call("INFO")
+
+    def snapshot(self) -> int:
+        """Have a snapshot written, wait until it is on disk and return its revision."""
+        return int(self.call("SNAPSHOT")["rev"])
+
+    def end(self) -> int:
+        """Have everything saved and the server ended; return the last revision."""
+        return int(self.call("END")["rev"])
+
+    def _exchange(self, body: bytes) -> dict[str, Any]:
+        """Send one body and return the reply to it."""
+        try:
+            socket = self.connect()
+            socket.send(body, zmq.NOBLOCK)
+            if not socket.poll(math.ceil(self.timeout * 1000)):
+                raise NoReply(f"none from {self.endpoint} within {self.timeout:g} s")
+            frames = socket.recv_multipart(zmq.NOBLOCK)
+        except BaseException:  # Ctrl-C too must not leave a socket that is owed a reply
+            self.close()
+            raise
+        return self._judge(frames)
+
+    def _judge(self, frames: Sequence[bytes]) -> dict[str, Any]:
+        """Return a reply of success, raise any other."""
+        try:
+            (body,) = frames
+            reply = msgpack.unpackb(body, strict_map_key=False, unicode_errors=STR_ERRORS)
+            if not isinstance(reply, dict):
+                raise TypeError("it is no map")
+        except (ValueError, TypeError) as error:
+            self.close()
+            raise ZkvError("BAD_REPLY", f"cannot read the reply: {error!r:.80}") from error
+        ok, echo = reply.get("ok"), reply.get("id")
+        if ok is True and echo == self._last_id:
+            return reply
+        if ok is False and echo in (self._last_id, None):  # no id: it could not be read
+            raise ZkvError(str(reply.get("code")), str(reply.get("message")), reply)
+        self.close()
+        raise ZkvError("BAD_REPLY", f"ok {ok!r}, id {echo!r} where {self._last_id} was sent")
+
+
+# ------------------------------------------------------------------------ command line
+
+USAGE = """%(prog)s [-e ENDPOINT] [--timeout S] [--json] COMMAND ...
+
+  put KEY VALUE          get KEY          delete KEY          info
+  mput KEY VALUE ...     mget KEY ...     mdelete KEY ...     snapshot     end
+
+Commands in either case. A VALUE is text, or JSON with --json; - reads it from standard
+input; behind -- it may begin with a dash. get prints the value alone.
+
+Exit status: 0 done; 1 a negative answer (NOT_FOUND, CONFLICT); 2 usage, or any other
+refusal by the server; 3 no answer in time."""
+
+
+def seconds(text: str) -> float:
+    """Read a timeout, above 0 and a day at most."""
+    value = float(text)
+    if not 0 < value <= LONGEST_TIMEOUT:
+        raise ValueError(text)
+    return value
+
+
+def read_value(word: str, as_json: bool) -> Any:
+    """Return what a VALUE on the command line stands for; bad JSON raises ValueError."""
+    data: str | bytes = sys.stdin.buffer.read() if word == "-" else word
+    if as_json:
+        return json.loads(data)
+    try:
+        return data.decode() if isinstance(data, bytes) else data
+    except UnicodeDecodeError:
+        return data  # no text at all: stored as bin
+
+
+def write_value(value: Any, as_json: bool) -> None:
+    """Print text and bin as they are, anything else (or all, if asked) as JSON."""
+    if as_json or not isinstance(value, str | bytes):
+        try:
+            value = json.dumps(value, ensure_ascii=False, default=plain)
+        except TypeError:  # a map whose keys JSON does not know
+            value = repr(value)
+    data = value.encode("utf-8", STR_ERRORS) if isinstance(value, str) else value
+    sys.stdout.buffer.write(data + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def plain(value: Any) -> str:
+    """Stand in for what JSON does not know: bin as base64, other types as text."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def run(client: Client, words: Sequence[str], as_json: bool) -> bool:
+    """Carry out one command; False if there is no such command, or not with these words."""
+    match [words[0].lower(), *words[1:]]:
+        case ["put", key, value]:
+            done(client.put(key, read_value(value, as_json)))
+        case ["get", key]:
+            write_value(client.get(key), as_json)
+        case ["delete", key]:
+            done(client.delete(key))
+        case ["mput", _, _, *_] if len(words) % 2:
+            values = [read_value(word, as_json) for word in words[2::2]]
+            done(client.mput(dict(zip(words[1::2], values, strict=True))))
+        case ["mget", _, *_]:
+            write_value(client.mget(words[1:]), as_json)
+        case ["mdelete", _, *_]:
+            write_value(client.mdelete(words[1:]), as_json)
+        case ["info"]:
+            write_value(client.info(), as_json)
+        case ["snapshot"]:
+            done(client.snapshot())
+        case ["end", *rest] if [word.lower() for word in rest] in ([], ["end"]):
+            done(client.end())  # "END end" is how the very first client spelled it
+        case _:
+            return False
+    return True
+
+
+def done(rev: int) -> None:
+    """Tell a person that a write is done; standard output stays free for values."""
+    print(f"OK, revision {rev}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status."""
+    parser = argparse.ArgumentParser(usage=USAGE)
+    endpoint = os.environ.get("ZKV_ENDPOINT") or DEFAULT_ENDPOINT
+    parser.add_argument("-e", "--endpoint", default=endpoint, help="default: %(default)s")
+    parser.add_argument("--timeout", type=seconds, default=5.0, metavar="S", help="seconds")
+    parser.add_argument("--json", action="store_true", help="values are JSON")
+    parser.add_argument("command", help=argparse.SUPPRESS)
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        with Client(options.endpoint, timeout=options.timeout, attempts=1) as client:
+            if not run(client, [options.command, *options.words], options.json):
+                parser.error(f"cannot do: {' '.join([options.command, *options.words])}")
+        return 0
+    except NoReply as error:
+        return fail(3, f"{error}; if it was a write, it may have been applied, or may yet be")
+    except ZkvError as error:
+        return fail(1 if error.code in {"NOT_FOUND", "CONFLICT"} else 2, str(error))
+    except (zmq.ZMQError, OSError, ValueError, OverflowError, RecursionError) as error:
+        return fail(2, f"{options.command}: {error}")  # the endpoint, VALUE or output is no good
+    except KeyboardInterrupt:
+        return fail(130, "interrupted")
+
+
+def fail(status: int, message: str) -> int:
+    """Print the message and return the exit status that goes with it."""
+    print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

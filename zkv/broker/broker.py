@@ -1,0 +1,124 @@
+"""The broker: a proxy in front of a pool of workers, started and stopped in order.
+
+Start: endpoints are bound, then workers connect; requests that come in between wait in the proxy.
+Stop: what had arrived is answered, the last replies leave, threads are joined, sockets closed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import zmq
+
+from zkv.broker.mailbox import Mailbox
+from zkv.broker.proxy import Proxy
+from zkv.broker.service import Service
+from zkv.broker.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_numbers = itertools.count()
+
+
+class Broker:
+    """Serves requests at endpoints with a pool of worker threads.
+
+    Args:
+        endpoints: where to bind.
+        workers: how many threads.
+        max_message_bytes: a larger message ends its connection.
+        make_service: one for each worker.
+        worker_died: told when a worker died; in that worker's thread, so it must only take note.
+        proxy_died: told when nothing is forwarded any more; likewise.
+    """
+
+    def __init__(
+        self,
+        endpoints: list[str],
+        workers: int,
+        max_message_bytes: int,
+        make_service: Callable[[], Service],
+        worker_died: Callable[[], None],
+        proxy_died: Callable[[], None],
+    ) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._backend = f"inproc://zkv-workers-{next(_numbers)}"
+        self._proxy = Proxy(self._context, endpoints, self._backend, max_message_bytes, proxy_died)
+        self._size = workers
+        self._make_service = make_service
+        self._worker_died = worker_died
+        self._names = (f"zkv-worker-{number}" for number in itertools.count(1))
+        self._lock = threading.Lock()  # Guards the three lists below.
+        self._workers: list[Worker] = []
+        self._retired: list[Worker] = []  # Dead, and not yet replaced.
+        self._buried: list[Service] = []  # Of workers replaced: their counters still count.
+        self.endpoints: list[str] = []
+
+    def start(self) -> None:
+        """Bind the endpoints and start the workers. Raises EndpointError."""
+        try:
+            self.endpoints = self._proxy.start()
+        except BaseException:
+            self._proxy.join()
+            self._context.term()
+            raise
+        for _ in range(self._size):
+            self._add_worker()
+
+    def replace_dead_workers(self) -> None:
+        """Put a new worker in the place of each one that has died."""
+        with self._lock:
+            dead, self._retired = self._retired, []
+        for worker in dead:
+            worker.join()
+            with self._lock:
+                self._workers.remove(worker)
+                self._buried.append(worker.service)
+            self._add_worker()
+
+    def stop(self) -> None:
+        """Answer what has arrived, then close everything."""
+        with self._lock:
+            workers = [worker for worker in self._workers if worker.is_alive()]
+        self._proxy.drain(len(workers), lambda: any(worker.is_alive() for worker in workers))
+        for worker in workers:
+            worker.stop()
+        for worker in workers:
+            worker.join()
+        self._proxy.join()
+        self._context.term()
+
+    def statistics(self) -> dict[str, object]:
+        """Requests by op, failures by code, and what became of workers, since the start."""
+        requests: Counter[str] = Counter()
+        failures: Counter[str] = Counter()
+        with self._lock:
+            services = [worker.service for worker in self._workers] + self._buried
+            unroutable = sum(worker.unroutable for worker in self._workers)
+        for service in services:
+            requests.update(dict(service.requests))
+            failures.update(dict(service.failures))
+        return {
+            "requests": dict(requests),
+            "failures": dict(failures),
+            "unroutable": unroutable,
+            "workers_replaced": len(self._buried),
+        }
+
+    def _add_worker(self) -> None:
+        worker = Worker(next(self._names), self._make_service(), self._open_mailbox, self._died)
+        with self._lock:
+            self._workers.append(worker)
+        worker.start()
+
+    def _open_mailbox(self) -> Mailbox:
+        return Mailbox(self._context, self._backend)
+
+    def _died(self, worker: Worker) -> None:
+        with self._lock:
+            self._retired.append(worker)
+        self._worker_died()

@@ -1,0 +1,201 @@
+"""A worker's mailbox: takes every request that is queued, and sends the replies all together.
+
+Strategy: what a worker pays for is calls on sockets, not bytes. So it waits for the first message,
+takes the rest without waiting (bounded), works on the whole batch, and replies to all. The envelope
+of each message, of any depth, stays in here and goes out again before its reply; a worker sees only
+bodies.
+
+A reply may also be pending: its envelope is parked, and whichever thread completes it rings this
+mailbox's bell, which then sends it. So no worker ever blocks on an op that
+waits for something else.
+
+Invariants: a mailbox is made, used and closed in one thread; only `wake`, `stop` and what
+completes a pending reply may be called from another. Each received message gets exactly one reply.
+"""
+
+from __future__ import annotations
+
+import socket as posix
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import zmq
+
+BATCH: Final = 64
+"""Most requests taken at once: bounds how long the first of them waits for the last."""
+
+GOODBYE: Final = b"goodbye"
+"""Sent behind an empty first frame, which no client's routing id can be, when a mailbox closes."""
+
+
+class Pending(Protocol):
+    """A reply that is not there yet."""
+
+    def add_done_callback(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called, in any thread, once `body` has something to give."""
+
+    def body(self) -> bytes:
+        """The reply; called once, in the mailbox's thread, after the callback."""
+
+
+Body = bytes | Pending
+
+
+class BadEnvelope:
+    """Stands in a batch for a message that has no body where it should be.
+
+    Args:
+        reason: what is wrong with the message.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __len__(self) -> int:
+        """It holds no body."""
+        return 0
+
+
+NO_DELIMITER = BadEnvelope("no empty delimiter frame before the body")
+NO_BODY = BadEnvelope("no body frame behind the delimiter")
+TWO_BODIES = BadEnvelope("more than one body frame behind the delimiter")
+
+
+class Mailbox:
+    """Made in the worker's own thread.
+
+    Args:
+        context: the server's.
+        backend: inproc address of the proxy's DEALER.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], backend: str) -> None:
+        self._socket = context.socket(zmq.DEALER)
+        self._socket.linger = -1  # inproc: a reply once sent must reach the proxy.
+        # Replies are bounded by the requests taken; a bound here could block the proxy's peer.
+        self._socket.sndhwm = 0
+        self._socket.rcvhwm = 1  # Requests wait in the proxy, for whichever worker is free.
+        self._socket.connect(backend)
+        self._bell, self._ringer = posix.socketpair()
+        self._bell.setblocking(False)
+        self._ringer.setblocking(False)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._bell, zmq.POLLIN)
+        self._envelopes: list[list[bytes]] = []
+        self._outbox: deque[tuple[list[bytes], Pending]] = deque()
+        self._parked = 0  # Futures whose reply has not been sent.
+        self._stopping = False
+        self.unroutable = 0
+
+    def receive(self) -> list[bytes | BadEnvelope]:
+        """Wait for requests and return their bodies.
+
+        Nothing is returned once `stop` was called and all that was queued has been answered.
+        Every body must be answered by `reply` before the next call.
+        """
+        while True:
+            self._send_completed()
+            if self._readable():
+                batch = self._take()
+                if batch:
+                    return batch
+            elif self._stopping and not self._parked:
+                return []
+            else:
+                self._wait()
+
+    def reply(self, bodies: list[Body]) -> None:
+        """Answer the batch received last, in its order."""
+        envelopes, self._envelopes = self._envelopes, []
+        for envelope, body in zip(envelopes, bodies, strict=True):
+            if isinstance(body, bytes):
+                self._send(envelope, body)
+            else:
+                self._park(envelope, body)
+
+    def stop(self) -> None:
+        """Have `receive` return nothing once all that is queued is answered. Any thread."""
+        self._stopping = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the mailbox look at its outbox. Any thread."""
+        try:
+            self._ringer.send(b"\0")
+        except BlockingIOError:
+            pass  # It has been rung more often than anybody looked: it will look.
+
+    def close(self) -> None:
+        """Say goodbye to the proxy and close every descriptor."""
+        self._socket.send(b"", zmq.SNDMORE)
+        self._socket.send(GOODBYE)
+        self._socket.close()
+        self._bell.close()
+        self._ringer.close()
+
+    def _readable(self) -> bool:
+        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
+    def _wait(self) -> None:
+        for ready, _ in self._poller.poll():
+            if ready is not self._socket:
+                self._bell.recv(4096)
+
+    def _send_completed(self) -> None:
+        while self._outbox:
+            envelope, pending = self._outbox.popleft()
+            self._send(envelope, pending.body())
+            self._parked -= 1
+
+    def _take(self) -> list[bytes | BadEnvelope]:
+        batch: list[bytes | BadEnvelope] = []
+        while len(batch) < BATCH and self._readable():
+            body = self._take_one()
+            if body is not None:
+                batch.append(body)
+        return batch
+
+    def _take_one(self) -> bytes | BadEnvelope | None:
+        """One message's body, its envelope kept; None for a message with nowhere to reply to."""
+        recv, option = self._socket.recv, self._socket.getsockopt
+        envelope = [recv()]
+        while option(zmq.RCVMORE):
+            frame = recv()
+            envelope.append(frame)
+            if not frame:
+                return self._take_body(envelope)
+        if len(envelope) < 2:
+            self.unroutable += 1
+            return None
+        # Without a delimiter, only the first frame is known to be an address: the ROUTER put it
+        # there.
+        self._envelopes.append([envelope[0], b""])
+        return NO_DELIMITER
+
+    def _take_body(self, envelope: list[bytes]) -> bytes | BadEnvelope:
+        self._envelopes.append(envelope)
+        recv, option = self._socket.recv, self._socket.getsockopt
+        if not option(zmq.RCVMORE):
+            return NO_BODY
+        body = recv()
+        if not option(zmq.RCVMORE):
+            return body
+        while option(zmq.RCVMORE):
+            recv()
+        return TWO_BODIES
+
+    def _send(self, envelope: list[bytes], body: bytes) -> None:
+        send = self._socket.send
+        for frame in envelope:
+            send(frame, zmq.SNDMORE)
+        send(body)
+
+    def _park(self, envelope: list[bytes], pending: Pending) -> None:
+        def completed() -> None:
+            self._outbox.append((envelope, pending))
+            self.wake()
+
+        self._parked += 1
+        pending.add_done_callback(completed)

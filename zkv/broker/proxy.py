@@ -1,0 +1,189 @@
+"""The proxy thread: ROUTER in front, DEALER behind, and libzmq's own loop in C between them.
+
+Requests pass without a step of Python. Python comes in only at the end, to drain: what had arrived
+is still handed to the workers, and every reply that they send before they say goodbye is passed on.
+
+Both sockets are made, used and closed in this thread. Others reach it through the control socket.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket as posix
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Final
+
+import zmq
+
+from zkv.broker.mailbox import GOODBYE
+from zkv.errors import EndpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_log = logging.getLogger("zkv.broker")
+
+REPLIES_PER_CLIENT: Final = 100_000
+"""Replies that may wait for one client that does not read; further ones to it are dropped."""
+LINGER_MS: Final = 5_000
+"""How long the end waits for clients to take their last replies."""
+HEARTBEAT_MS: Final = 10_000
+"""A connection that stays silent this long is asked whether its peer lives."""
+
+LIVENESS_MS: Final = 1_000
+"""How often the end looks whether a worker that has not said goodbye is still there."""
+
+_Socket = zmq.Socket[bytes]
+
+
+class Proxy:
+    """Binds the endpoints and forwards between clients and workers.
+
+    Args:
+        context: the server's.
+        endpoints: where clients connect.
+        backend: inproc address where mailboxes connect.
+        max_message_bytes: a larger frame ends the connection it came on.
+        died: told, in the proxy's thread, when forwarding ends without having been asked to.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[_Socket],
+        endpoints: list[str],
+        backend: str,
+        max_message_bytes: int,
+        died: Callable[[], None],
+    ) -> None:
+        self._context = context
+        self._endpoints = endpoints
+        self._backend = backend
+        self._max_message_bytes = max_message_bytes
+        self._died = died
+        self._bound: Future[list[str]] = Future()
+        self._emptied = threading.Event()
+        self._goodbyes = 0
+        self._workers_alive: Callable[[], bool] = lambda: False
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="zkv-proxy")
+
+    def start(self) -> list[str]:
+        """Start the thread; the endpoints as bound, with real port numbers.
+
+        Raises EndpointError.
+        """
+        self._thread.start()
+        return self._bound.result()
+
+    def drain(self, workers: int, alive: Callable[[], bool]) -> None:
+        """Take no more requests; return once all that had arrived is with the workers.
+
+        Args:
+            workers: how many mailboxes will say goodbye.
+            alive: whether any worker still runs: one that is killed by a bug may miss its goodbye.
+        """
+        self._goodbyes = workers
+        self._workers_alive = alive
+        self._stopping = True
+        control = self._context.socket(zmq.PAIR)
+        control.connect(self._control)
+        control.send(b"TERMINATE")
+        self._emptied.wait()
+        control.close()
+
+    def join(self) -> None:
+        """Wait until every reply has been passed on and the sockets are closed."""
+        self._thread.join()
+
+    @property
+    def _control(self) -> str:
+        return f"{self._backend}-control"
+
+    def _run(self) -> None:
+        sockets: list[_Socket] = []
+        try:
+            frontend, backend, control = self._open(sockets)
+            try:
+                bound = [self._bind(frontend, endpoint) for endpoint in self._endpoints]
+            except EndpointError as error:
+                self._bound.set_exception(error)
+                return
+            self._bound.set_result(bound)
+            zmq.proxy_steerable(frontend, backend, None, control)
+            if not self._stopping:
+                raise RuntimeError("the proxy ended without having been asked to")
+            self._hand_over(frontend, backend)
+            self._pass_replies(frontend, backend)
+        except Exception as error:
+            _log.critical("the proxy died", exc_info=True)
+            if not self._bound.done():
+                self._bound.set_exception(error)
+            self._died()
+        finally:
+            self._emptied.set()
+            for socket in sockets:
+                socket.close()
+
+    def _open(self, sockets: list[_Socket]) -> tuple[_Socket, _Socket, _Socket]:
+        frontend, backend, control = (
+            self._context.socket(kind) for kind in (zmq.ROUTER, zmq.DEALER, zmq.PAIR)
+        )
+        sockets += [frontend, backend, control]
+        frontend.linger = LINGER_MS
+        frontend.sndhwm = REPLIES_PER_CLIENT
+        frontend.maxmsgsize = self._max_message_bytes
+        frontend.heartbeat_ivl = HEARTBEAT_MS
+        frontend.heartbeat_timeout = 3 * HEARTBEAT_MS
+        frontend.tcp_keepalive = 1
+        backend.linger = 0
+        backend.rcvhwm = 0  # Bounded by the requests in the workers' hands.
+        backend.sndhwm = 1  # See `Mailbox`: a request waits here, not behind a busy worker.
+        backend.bind(self._backend)
+        control.bind(self._control)
+        return frontend, backend, control
+
+    def _bind(self, frontend: _Socket, endpoint: str) -> str:
+        try:
+            _refuse_live_ipc(endpoint)
+            frontend.bind(endpoint)
+        except (zmq.ZMQError, OSError) as error:
+            raise EndpointError(f"{endpoint}: {error.strerror or error}") from None
+        return frontend.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+    def _hand_over(self, frontend: _Socket, backend: _Socket) -> None:
+        """Give the workers what has arrived. What comes later is not read any more.
+
+        The endpoints stay bound until the sockets close: libzmq's unbind would also cut the
+        connections on which the last replies are to leave.
+        """
+        while int(frontend.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            backend.send_multipart(frontend.recv_multipart())
+        self._emptied.set()
+
+    def _pass_replies(self, frontend: _Socket, backend: _Socket) -> None:
+        while self._goodbyes:
+            if not backend.poll(LIVENESS_MS):
+                if self._workers_alive():
+                    continue
+                return
+            frames = backend.recv_multipart()
+            if frames == [b"", GOODBYE]:
+                self._goodbyes -= 1
+            else:
+                frontend.send_multipart(frames)
+
+
+def _refuse_live_ipc(endpoint: str) -> None:
+    """libzmq takes an ipc path away from whoever listens there; raise OSError instead."""
+    path = endpoint.removeprefix("ipc://")
+    if path in {endpoint, "*"} or not os.path.exists(path):
+        return
+    with posix.socket(posix.AF_UNIX, posix.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return  # Left over by a server that is gone.
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

@@ -1,0 +1,99 @@
+"""A worker thread: a loop over batches from its mailbox.
+
+A command that fails is answered by the service and harms nobody. What gets past that kills the
+worker: it answers `INTERNAL` to the batch that it had taken, says so in the log with a traceback,
+and tells the broker, which puts another in its place.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from zkv.broker.service import fail
+from zkv.protocol.codec import encode_reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zkv.broker.mailbox import Mailbox
+    from zkv.broker.service import Service
+
+_log = logging.getLogger("zkv.broker")
+
+
+class Worker:
+    """One worker thread, with a service and a mailbox of its own.
+
+    Args:
+        name: of the thread.
+        service: answers the requests.
+        open_mailbox: makes the mailbox; called in the thread.
+        died: told, in the thread, when the worker ends without having been asked to.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        service: Service,
+        open_mailbox: Callable[[], Mailbox],
+        died: Callable[[Worker], None],
+    ) -> None:
+        self.service = service
+        self._open_mailbox = open_mailbox
+        self._died = died
+        self._mailbox: Mailbox | None = None
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name)
+
+    @property
+    def name(self) -> str:
+        """The thread's name."""
+        return self._thread.name
+
+    @property
+    def unroutable(self) -> int:
+        """Messages that had nowhere to reply to."""
+        return 0 if self._mailbox is None else self._mailbox.unroutable
+
+    def start(self) -> None:
+        """Start the thread and wait until it can receive."""
+        self._thread.start()
+        self._ready.wait()
+
+    def stop(self) -> None:
+        """Have the worker end once it has answered all that is queued."""
+        if self._mailbox is not None:
+            self._mailbox.stop()
+
+    def join(self) -> None:
+        """Wait until the thread has ended."""
+        self._thread.join()
+
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._mailbox = mailbox = self._open_mailbox()
+            self._ready.set()
+            try:
+                self._serve(mailbox)
+            finally:
+                mailbox.close()
+        except BaseException:
+            _log.critical("%s died; another takes its place", self.name, exc_info=True)
+            self._died(self)
+        finally:
+            self._ready.set()
+
+    def _serve(self, mailbox: Mailbox) -> None:
+        while bodies := mailbox.receive():
+            try:
+                replies = self.service.answer(bodies)
+            except BaseException as error:
+                mailbox.reply([encode_reply(fail(error, None))] * len(bodies))
+                raise
+            mailbox.reply(replies)

@@ -1,0 +1,1 @@
+"""The commands ``zkv`` (the server and its data) and ``zkv-cli`` (a client)."""

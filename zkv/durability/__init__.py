@@ -1,0 +1,1 @@
+"""What makes data outlive the process; `zkv.durability.files` is its door to the file system."""

@@ -1,0 +1,91 @@
+"""The only door through which zkv writes to the file system.
+
+Everything durable goes through an instance of `Files`, which is passed in: tests hand over one
+that fails, records or reorders. Each method is one system call or a fixed short run of them, so
+that a fault can be placed before any of them.
+
+What the methods promise is what POSIX promises: data is on disk after `sync`, a name is on disk
+after `sync_directory`. See Pillai et al., "All File Systems Are Not Created Equal" (OSDI 2014).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from zkv.errors import LockedError
+
+
+class Files:
+    """The real file system."""
+
+    def make_directory(self, path: Path) -> bool:
+        """Make ``path`` and its parents; False if it was there. Raises OSError."""
+        if path.is_dir():
+            return False
+        path.mkdir(parents=True)
+        return True
+
+    def names(self, directory: Path) -> list[str]:
+        """Names in ``directory``, sorted. Raises OSError."""
+        return sorted(os.listdir(directory))
+
+    def create(self, path: Path) -> BinaryIO:
+        """A new empty file to write; what had the name is replaced. Raises OSError."""
+        return open(path, "wb", buffering=0)
+
+    def open_read(self, path: Path) -> BinaryIO:
+        """A file to read. Raises OSError."""
+        return open(path, "rb")
+
+    def write(self, file: BinaryIO, data: bytes) -> None:
+        """Write all of ``data`` at the file's position. Raises OSError."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(file.fileno(), rest) :]
+
+    def sync(self, file: BinaryIO) -> None:
+        """Return once what was written to ``file`` is on disk. Raises OSError."""
+        os.fdatasync(file.fileno())
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Give ``old`` the name ``new``, in one step. Raises OSError."""
+        os.replace(old, new)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file. Raises OSError."""
+        path.unlink()
+
+    def sync_directory(self, path: Path) -> None:
+        """Return once the names in ``path`` are on disk. Raises OSError."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def lock(self, path: Path) -> BinaryIO:
+        """Hold an exclusive OS lock for as long as the returned file is open.
+
+        The lock ends with the process, however that ends.
+
+        Raises:
+            LockedError: another process (or this one) holds it.
+            OSError: the file cannot be opened for writing.
+        """
+        file = open(path, "a+b", buffering=0)  # noqa: SIM115  open as long as the lock is held
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read(32).decode("ascii", "replace").strip()
+            file.close()
+            by = f" (process {holder})" if holder else ""
+            raise LockedError(
+                f"{path.parent}: another server{by} holds this data directory"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n".encode())
+        return file

@@ -1,0 +1,133 @@
+"""Every error that zkv raises on purpose, in one tree, with the codes that travel on the wire.
+
+    ZkvError
+    |-- StartupError             the server does not start: one line on standard error, exit 2
+    |   |-- ConfigError          a setting is unknown, of the wrong type or out of range
+    |   |-- EndpointError        an endpoint is malformed, busy or not permitted
+    |   `-- DataDirError         the data directory cannot be used
+    |       |-- LockedError      another server holds it
+    |       `-- DamageError      a file in it is damaged and is not served
+    `-- RequestError             a request fails: becomes a reply ``{"ok": false, "code": ...}``
+        |-- BadRequestError      BAD_REQUEST    malformed frame, missing, wrong or unknown field
+        |-- UnknownOpError       UNKNOWN_OP     no such op
+        |-- NotFoundError        NOT_FOUND      the key is not there
+        |-- TooLargeError        TOO_LARGE      key, value, batch or reply over its limit
+        |-- ReadOnlyError        READ_ONLY      data cannot be written to disk now
+        |-- ShuttingDownError    SHUTTING_DOWN  END or a signal has been received, not run
+        `-- InternalError        INTERNAL       a bug; logged with a traceback
+
+Invariant: a ``RequestError`` other than ``InternalError`` is raised before anything was changed, so
+its reply may say ``applied: false``; where that is not so, the raiser passes ``applied=None``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+RequestId = int | str
+"""What a client may send as ``id``: echoed in the reply, never interpreted."""
+
+
+class ZkvError(Exception):
+    """Base of every error that zkv raises on purpose."""
+
+
+class StartupError(ZkvError):
+    """The server cannot start. The message is one line that names the culprit."""
+
+
+class ConfigError(StartupError):
+    """A setting is unknown, of the wrong type or out of range; the message names it."""
+
+
+class EndpointError(StartupError):
+    """An endpoint is malformed, busy or not permitted; the message names it."""
+
+
+class DataDirError(StartupError):
+    """The data directory cannot be read, written or created; the message names the path."""
+
+
+class LockedError(DataDirError):
+    """Another server holds the data directory."""
+
+
+class DamageError(DataDirError):
+    """A file holds something that zkv did not write; the message names file and place."""
+
+
+class RequestError(ZkvError):
+    """A request fails; carries what its reply says.
+
+    Args:
+        message: for people; names the field, key or limit.
+        applied: ``False`` where the write has certainly not been applied, ``None`` where unknown.
+        request_id: the ``id`` of the request, where it could be read although decoding failed.
+        **details: further fields of the reply, such as ``rev`` of a conflict.
+    """
+
+    code: ClassVar[str]
+    retry: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        applied: bool | None = False,
+        request_id: RequestId | None = None,
+        **details: object,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.applied = applied
+        self.request_id = request_id
+        self.details = details
+
+
+class BadRequestError(RequestError):
+    """Malformed frame, or a missing, wrong or unknown field."""
+
+    code = "BAD_REQUEST"
+
+
+class UnknownOpError(RequestError):
+    """There is no such op."""
+
+    code = "UNKNOWN_OP"
+
+
+class NotFoundError(RequestError):
+    """The key is not there."""
+
+    code = "NOT_FOUND"
+
+
+class TooLargeError(RequestError):
+    """A key, value, batch or reply is over its limit."""
+
+    code = "TOO_LARGE"
+
+
+class ReadOnlyError(RequestError):
+    """Data cannot be written to disk now: disk full or I/O error."""
+
+    code = "READ_ONLY"
+    retry = True
+
+
+class ShuttingDownError(RequestError):
+    """END or a signal has been received; the request was not run."""
+
+    code = "SHUTTING_DOWN"
+    retry = True
+
+
+class InternalError(RequestError):
+    """A bug in the server. Whether a write was applied is not known."""
+
+    code = "INTERNAL"
+
+
+def shorten(text: str, most: int = 40) -> str:
+    """``text`` from a client as a message may show it: quoted, escaped, cut where it is long."""
+    return repr(text if len(text) <= most else text[: most - 3] + "...")

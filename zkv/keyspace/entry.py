@@ -1,0 +1,20 @@
+"""What the store keeps for each key."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class Entry(Struct, frozen=True, gc=False):
+    """A value and the revision that wrote it. Never changed, only replaced.
+
+    ``gc=False`` because it refers to nothing that could refer back: a store of millions of entries
+    then costs the garbage collector nothing.
+
+    Args:
+        value: one msgpack value, packed as the client packed it.
+        rev: the revision that wrote it.
+    """
+
+    value: bytes
+    rev: int

@@ -1,0 +1,77 @@
+"""A point-in-time view of a store that goes on changing: copy on write, read in small steps.
+
+Strategy: the view walks the ordered index from the first key to the last, a chunk at a time, each
+under the store's lock and for no longer than the chunk takes. A write to a key that the walk has
+not reached yet first hands the entry that it replaces to the view (`keep`). So the view gives the
+store exactly as it was at its revision, without a copy of it and without a pause.
+
+The memory it takes is one replaced entry for each key that is written ahead of the walk.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from zkv.keyspace.entry import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from zkv.keyspace.store import Keyspace
+
+CHUNK_ENTRIES = 500
+"""Entries read in one hold of the lock: about 0.1 ms."""
+
+Chunk = list[tuple[str, Entry]]
+
+
+class SnapshotView:
+    """The store as it was at ``rev``. Made by `Keyspace.view`.
+
+    Its attributes are guarded by the store's lock.
+    """
+
+    def __init__(self, keyspace: Keyspace, rev: int, count: int) -> None:
+        self.rev = rev
+        self.count = count
+        self._keyspace = keyspace
+        self._reached = ""  # Every key up to this one has been read; no key is empty.
+        self._all_reached = False
+        self._kept: dict[str, Entry | None] = {}
+
+    def keep(self, key: str, old: Entry | None) -> None:
+        """Remember what ``key`` was, before a write replaces it. Call with the lock held."""
+        if not self._all_reached and key > self._reached:
+            self._kept.setdefault(key, old)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All entries, each once; in key order but for keys removed since ``rev``, which end it."""
+        while not self._all_reached:
+            yield self._next_chunk()
+        removed = [(key, old) for key, old in self._kept.items() if old is not None]
+        self._kept.clear()
+        for first in range(0, len(removed), CHUNK_ENTRIES):
+            yield removed[first : first + CHUNK_ENTRIES]
+
+    def _next_chunk(self) -> Chunk:
+        store = self._keyspace
+        with store.lock:
+            keys = list(islice(store.keys_after(self._reached), CHUNK_ENTRIES))
+            chunk: Chunk = []
+            for key in keys:
+                entry = self._kept.pop(key) if key in self._kept else store.entries[key]
+                if entry is not None:
+                    chunk.append((key, entry))
+            if len(keys) < CHUNK_ENTRIES:
+                self._all_reached = True
+                store.release_view(self)
+            else:
+                self._reached = keys[-1]
+        return chunk
+
+    def close(self) -> None:
+        """Stop keeping replaced entries. Harmless when the view has been read to its end."""
+        with self._keyspace.lock:
+            self._all_reached = True
+            self._keyspace.release_view(self)

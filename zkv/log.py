@@ -1,0 +1,219 @@
+"""The server's log: one thread writes it, so that nobody waits for a terminal or a disk.
+
+Two kinds of things come in. Log records of the standard library's logging, through the root logger
+and a queue; and a record for each request, which workers hand over a batch at a time as plain
+tuples: formatting a line costs as much as a small request, so it is done here, behind their back.
+
+If the writer cannot keep up (a terminal that is held, a slow disk), request records are dropped,
+counted, and the count is logged. Other records are never dropped.
+
+Lines never hold a value. Keys are escaped: whatever a client sends stays on one line.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+from datetime import UTC, datetime
+from logging.handlers import QueueHandler
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
+
+from zkv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from zkv.config import LogSettings
+
+MOST_WAITING: Final = 10_000
+"""Batches of request records that may wait for the writer before more are dropped."""
+
+
+class RequestRecord(NamedTuple):
+    """What is logged of one request."""
+
+    time: float
+    """Unix time in seconds, when it was answered."""
+    op: str
+    subject: str | int | None
+    """The key, or how many keys; None where the op has none."""
+    result: str
+    """``ok`` or the code of the failure, as the client sees it."""
+    bytes_in: int
+    bytes_out: int
+    duration: float
+    """Seconds from decoding to the reply's encoding."""
+
+
+class LoggingFilter(logging.Filter):
+    """Lets zkv's records pass, and of other libraries' only warnings and worse."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether ``record`` passes."""
+        ours = record.name == "zkv" or record.name.startswith("zkv.")
+        return ours or record.levelno >= logging.WARNING
+
+
+class _Reopen:
+    """Asks the writer to open its file anew: the old one may have been renamed by rotation."""
+
+
+_Item = logging.LogRecord | list[RequestRecord] | _Reopen | None
+
+
+class Log:
+    """The log of one server process. `start` installs it as the process's logging.
+
+    Args:
+        settings: level, format, file (standard error where empty), and whether to log requests.
+
+    Raises:
+        ConfigError: the file cannot be opened.
+    """
+
+    def __init__(self, settings: LogSettings) -> None:
+        self._settings = settings
+        self._queue: SimpleQueue[_Item] = SimpleQueue()
+        self._dropped = 0
+        self._stream = self._open()
+        self._format = _FORMATS[settings.format]
+        self._thread = threading.Thread(target=self._write_all, name="zkv-log", daemon=True)
+        self._handler = QueueHandler(self._queue)
+        self._handler.addFilter(LoggingFilter())
+        self.requests = settings.requests and settings.level in {"DEBUG", "INFO"}
+
+    def start(self) -> None:
+        """Take over the process's logging and start the writer."""
+        root = logging.getLogger()
+        root.addHandler(self._handler)
+        root.setLevel(self._settings.level)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Give logging back, write what waits, and end the writer."""
+        logging.getLogger().removeHandler(self._handler)
+        self._queue.put(None)
+        self._thread.join()
+        if self._stream is not sys.stderr:
+            self._stream.close()
+
+    def reopen(self) -> None:
+        """Open the log file anew, once what came before is written."""
+        self._queue.put(_Reopen())
+
+    def write_requests(self, records: list[RequestRecord]) -> None:
+        """Log some requests. Never waits; drops them where too many batches wait already."""
+        if self._queue.qsize() < MOST_WAITING:
+            self._queue.put(records)
+        else:
+            self._dropped += len(records)  # Approximate under threads: it is a symptom, no bill.
+
+    def _open(self) -> TextIO:
+        if not self._settings.file:
+            return sys.stderr
+        try:
+            return open(self._settings.file, "a", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"log.file: {self._settings.file}: {error.strerror or error}"
+            ) from error
+
+    def _write_all(self) -> None:
+        while (item := self._queue.get()) is not None:
+            try:
+                self._write(item)
+            except (OSError, ValueError):
+                pass  # The log itself cannot be written: there is nowhere left to say so.
+
+    def _write(self, item: _Item) -> None:
+        if isinstance(item, _Reopen):
+            self._reopen_now()
+            return
+        if isinstance(item, list):
+            lines = [self._format.request(record) for record in item]
+        else:
+            lines = [self._format.record(item)]  # type: ignore[arg-type]
+        if self._dropped and self._queue.qsize() == 0:
+            dropped, self._dropped = self._dropped, 0
+            lines.append(self._format.record(_dropped_record(dropped)))
+        self._stream.write("\n".join(lines) + "\n")
+        self._stream.flush()
+
+    def _reopen_now(self) -> None:
+        if self._stream is sys.stderr:
+            return
+        try:
+            new = self._open()
+        except ConfigError as error:
+            logging.getLogger("zkv.log").error("%s; going on with the old file", error)
+            return
+        self._stream.close()
+        self._stream = new
+
+
+def _dropped_record(count: int) -> logging.LogRecord:
+    message = f"{count} request lines were dropped: the log could not be written fast enough"
+    return logging.LogRecord("zkv.log", logging.WARNING, "", 0, message, None, None)
+
+
+def _timestamp(seconds: float) -> str:
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+class _Text:
+    """Lines for people: time, level, then what happened."""
+
+    @staticmethod
+    def record(record: logging.LogRecord) -> str:
+        return f"{_timestamp(record.created)} {record.levelname} {record.getMessage()}"
+
+    @staticmethod
+    def request(record: RequestRecord) -> str:
+        match record.subject:
+            case str(key):
+                subject = f" key={key!r}"
+            case int(count):
+                subject = f" keys={count}"
+            case _:
+                subject = ""
+        return (
+            f"{_timestamp(record.time)} INFO {record.op}{subject} {record.result}"
+            f" in={record.bytes_in} out={record.bytes_out} us={record.duration * 1e6:.0f}"
+        )
+
+
+class _Json:
+    """One JSON object a line, for machines."""
+
+    @staticmethod
+    def record(record: logging.LogRecord) -> str:
+        return json.dumps(
+            {
+                "time": _timestamp(record.created),
+                "level": record.levelname,
+                "logger": record.name,
+                "message": record.getMessage(),  # With the traceback, if there is one.
+            }
+        )
+
+    @staticmethod
+    def request(record: RequestRecord) -> str:
+        line: dict[str, Any] = {
+            "time": _timestamp(record.time),
+            "level": "INFO",
+            "op": record.op,
+            "result": record.result,
+            "bytes_in": record.bytes_in,
+            "bytes_out": record.bytes_out,
+            "duration_us": round(record.duration * 1e6),
+        }
+        if isinstance(record.subject, str):
+            line["key"] = record.subject
+        elif record.subject is not None:
+            line["keys"] = record.subject
+        return json.dumps(line)
+
+
+_FORMATS: dict[str, type[_Text] | type[_Json]] = {"text": _Text, "json": _Json}

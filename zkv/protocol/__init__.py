@@ -1,0 +1,1 @@
+"""The wire protocol without any socket: requests and replies as typed classes, and their codec."""

@@ -1,0 +1,260 @@
+"""Request bodies in, typed requests out; replies in, reply bodies out.
+
+Strategy: msgspec decodes the body straight into the class of its op and checks every field on the
+way, leaving values as the bytes they came in. That is the road of nearly every request. A body
+that it refuses is looked at again, field by field: what some languages pack otherwise (bin where
+text is meant) is put right and decoded again by the same classes, so there is one schema; what is
+wrong gets an error that names the field, and carries the ``id`` wherever that can be read.
+
+Invariant: whatever the bytes, `Codec.decode` returns a request or raises a `RequestError`.
+
+Why msgspec and not msgpack here: it validates while it decodes, at half the cost of msgpack's
+untyped decode, and ``Raw`` is what keeps values byte for byte. Its traps are covered: it raises
+``RecursionError`` on deep nesting and refuses bin map keys, and both end in the second look.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import msgpack
+import msgspec
+from msgspec import Raw
+
+from zkv.errors import (
+    BadRequestError,
+    RequestError,
+    RequestId,
+    TooLargeError,
+    UnknownOpError,
+    shorten,
+)
+from zkv.protocol.replies import Failure, Reply
+from zkv.protocol.requests import (
+    REQUEST_TYPES,
+    TEXT_FIELDS,
+    TEXT_LIST_FIELDS,
+    TEXT_MAP_FIELDS,
+    AnyRequest,
+)
+
+PROTOCOL_VERSION: Final = 1
+
+_T = TypeVar("_T")
+
+_decode_typed: Callable[[bytes], AnyRequest] = msgspec.msgpack.Decoder(AnyRequest).decode
+_fields = msgspec.msgpack.Decoder(dict[Any, Raw])
+_array = msgspec.msgpack.Decoder(list[Any])
+_untyped = msgspec.msgpack.Decoder()
+_encoder = msgspec.msgpack.Encoder()
+
+_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError)
+"""What msgspec raises on bytes it does not accept. TypeError: an unhashable map key."""
+
+
+def encode_reply(reply: Reply | Failure) -> bytes:
+    """Pack a reply as the body of a message."""
+    return _encoder.encode(reply)
+
+
+def decode(body: bytes) -> AnyRequest:
+    """Unpack a request body.
+
+    Raises:
+        BadRequestError: not msgpack, not a map, or a missing, wrong or unknown field.
+        UnknownOpError: there is no such op.
+    """
+    try:
+        return _decode_typed(body)
+    except _DECODE_ERRORS:
+        return _decode_again(body)
+
+
+def _decode_again(body: bytes) -> AnyRequest:
+    """The second look, field by field. Raises as `decode` does."""
+    fields = _split(body)
+    request_id = _readable_id(fields)
+    op = ""
+    try:
+        op = _read_op(fields)
+        repaired = {name: _repair(name, raw) for name, raw in fields.items()}
+        repaired["op"] = op
+        return _decode_typed(_encoder.encode(repaired))
+    except RequestError as error:
+        error.request_id = request_id
+        raise
+    except msgspec.ValidationError as error:
+        raise BadRequestError(_explain(op, error), request_id=request_id) from None
+
+
+def _split(body: bytes) -> dict[str, Raw]:
+    """The body's fields, each still packed. Raises BadRequestError where there are none."""
+    try:
+        packed = _fields.decode(body)
+        return {_text(name, "a field name"): raw for name, raw in packed.items()}
+    except BadRequestError as error:
+        error.request_id = _salvage_id(body)
+        raise
+    except _DECODE_ERRORS as error:
+        raise BadRequestError(_why_no_map(error), request_id=_salvage_id(body)) from None
+
+
+def _why_no_map(error: Exception) -> str:
+    match error:
+        case RecursionError():
+            return "the body is nested too deeply"
+        case UnicodeDecodeError():
+            return "a field name is not valid UTF-8"
+        case TypeError():
+            return "a field name is not a str"
+        case msgspec.ValidationError():
+            return "the body is not a msgpack map"
+        case _:
+            return f"the body is not one whole msgpack value: {error}"
+
+
+def _salvage_id(body: bytes) -> RequestId | None:
+    """The ``id`` of a body that is no whole map, if it stands before what is wrong."""
+    reader = msgpack.Unpacker(raw=True, strict_map_key=False)
+    reader.feed(body)
+    try:
+        for _ in range(reader.read_map_header()):
+            if reader.unpack() == b"id":
+                value = reader.unpack()
+                return value.decode() if isinstance(value, bytes) else _int_or_none(value)
+            reader.skip()
+    except (ValueError, msgpack.UnpackException, RecursionError):
+        pass  # Past this point nothing can be read.
+    return None
+
+
+def _int_or_none(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _readable_id(fields: dict[str, Raw]) -> RequestId | None:
+    """The ``id``, if it is there and is an int or text."""
+    if "id" not in fields:
+        return None
+    try:
+        value = _unpack("id", fields["id"], _untyped)
+        return _text(value, "id") if isinstance(value, str | bytes) else _int_or_none(value)
+    except BadRequestError:
+        return None
+
+
+def _read_op(fields: dict[str, Raw]) -> str:
+    if "op" not in fields:
+        raise BadRequestError("missing field `op`")
+    op = _text(_unpack("op", fields["op"], _untyped), "field `op`")
+    if op not in REQUEST_TYPES:
+        hint = f"; did you mean {op.upper()}?" if op.upper() in REQUEST_TYPES else ""
+        raise UnknownOpError(f"no such op: {shorten(op)}{hint}")
+    return op
+
+
+def _repair(name: str, raw: Raw) -> object:
+    """``raw`` with bin turned into str wherever the field ``name`` holds text."""
+    if name in TEXT_FIELDS:
+        return _as_text(_unpack(name, raw, _untyped), name)
+    if name in TEXT_LIST_FIELDS:
+        return [_as_text(item, name) for item in _unpack(name, raw, _array)]
+    if name in TEXT_MAP_FIELDS:
+        items = _unpack(name, raw, _fields)
+        return {_text(key, f"a key in field `{name}`"): value for key, value in items.items()}
+    return raw
+
+
+def _unpack(name: str, raw: Raw, decoder: msgspec.msgpack.Decoder[_T]) -> _T:
+    try:
+        return decoder.decode(raw)
+    except UnicodeDecodeError:
+        raise BadRequestError(f"field `{name}` is not valid UTF-8") from None
+    except RecursionError:
+        raise BadRequestError(f"field `{name}` is nested too deeply") from None
+    except (msgspec.DecodeError, TypeError) as error:
+        raise BadRequestError(f"field `{name}`: {_plain(error)}") from None
+
+
+def _as_text(value: object, name: str) -> object:
+    """Bin as str; anything else as it is, for the typed decoder to judge."""
+    return _text(value, f"field `{name}`") if isinstance(value, bytes) else value
+
+
+def _text(value: object, what: str) -> str:
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise BadRequestError(f"{what} is not valid UTF-8") from None
+    if not isinstance(value, str):
+        raise BadRequestError(f"{what} is not a str")
+    return value
+
+
+def _explain(op: str, error: Exception) -> str:
+    """msgspec's message in the terms of a request."""
+    return f"{op}: {_plain(error)}"
+
+
+def _plain(error: Exception) -> str:
+    text = str(error)
+    text = re.sub(r"^Object contains unknown field", "unknown field", text)
+    text = re.sub(r"^Object missing required field", "missing field", text)
+    return re.sub(r" - at `(?:key` in `)?\$\.?([^`]*)`$", _place, text)
+
+
+def _place(match: re.Match[str]) -> str:
+    return f" in field `{match.group(1)}`" if match.group(1) else ""
+
+
+class KeyLimits:
+    """Checks of keys and values that depend on settings.
+
+    Args:
+        max_key_bytes: longest key, in bytes of UTF-8.
+        max_value_bytes: longest value, in bytes as packed.
+        max_batch: most keys in one request.
+    """
+
+    def __init__(self, max_key_bytes: int, max_value_bytes: int, max_batch: int) -> None:
+        self.max_key_bytes = max_key_bytes
+        self.max_value_bytes = max_value_bytes
+        self.max_batch = max_batch
+        # A character is at most 4 bytes of UTF-8: shorter keys need not be encoded to be measured.
+        self._surely_short = max_key_bytes // 4
+
+    def check_key(self, key: str) -> None:
+        """Raise BadRequestError or TooLargeError unless ``key`` may be a key."""
+        if key >= "\x01" and len(key) <= self._surely_short:
+            return
+        if not key:
+            raise BadRequestError("the key is empty")
+        if key[0] == "\0":
+            raise BadRequestError(f"the key {shorten(key)} begins with U+0000, which is reserved")
+        size = len(key.encode())
+        if size > self.max_key_bytes:
+            raise TooLargeError(
+                f"the key {shorten(key)} has {size} bytes; max_key_bytes is {self.max_key_bytes}"
+            )
+
+    def check_keys(self, keys: list[str] | dict[str, Raw]) -> None:
+        """`check_key` for a batch, and the batch's own limit."""
+        if len(keys) > self.max_batch:
+            raise TooLargeError(f"{len(keys)} keys in one batch; max_batch is {self.max_batch}")
+        # min and max run in C: a batch of good keys costs no Python step per key.
+        if keys and (min(keys) < "\x01" or max(map(len, keys)) > self._surely_short):
+            for key in keys:
+                self.check_key(key)
+
+    def value(self, key: str, raw: Raw) -> bytes:
+        """The packed bytes of ``raw``, in memory of their own. Raises TooLargeError."""
+        value = bytes(raw)
+        if len(value) > self.max_value_bytes:
+            raise TooLargeError(
+                f"the value of {shorten(key)} has {len(value)} bytes; "
+                f"max_value_bytes is {self.max_value_bytes}"
+            )
+        return value

@@ -1,0 +1,109 @@
+"""One class per kind of reply, in the order in which its fields are packed.
+
+A reply carries ``id`` only where the request did. Values are ``Raw``: they are packed already.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from zkv.errors import RequestError, RequestId
+
+NIL = Raw(b"\xc0")
+"""msgpack nil: stands for the value of an absent key."""
+
+
+class Reply(Struct, kw_only=True):
+    """What every successful reply carries."""
+
+    ok: bool = True
+    id: RequestId | UnsetType = UNSET
+
+
+class PingReply(Reply):
+    """``time`` is Unix time in milliseconds."""
+
+    protocol: int
+    version: str
+    time: int
+
+
+class GetReply(Reply):
+    """The value as it was packed, and the revision that wrote it."""
+
+    value: Raw
+    rev: int
+
+
+class WriteReply(Reply):
+    """A committed write; ``prev`` and ``prev_rev`` only where they were asked for."""
+
+    rev: int
+    durable: bool
+    prev: Raw | UnsetType = UNSET
+    prev_rev: int | UnsetType = UNSET
+
+
+class MGetReply(Reply):
+    """Nil and 0 stand where a key is absent."""
+
+    values: list[Raw]
+    revs: list[int]
+
+
+class MDeleteReply(Reply):
+    """How many of the keys were there."""
+
+    deleted: int
+    rev: int
+    durable: bool
+
+
+class RevisionReply(Reply):
+    """SNAPSHOT and END: the revision that is saved."""
+
+    rev: int
+
+
+class InfoReply(Reply):
+    """See the op INFO; ``limits``, ``durability`` and ``stats`` are maps."""
+
+    version: str
+    protocol: int
+    rev: int
+    durable_rev: int
+    keys: int
+    uptime: float
+    endpoints: list[str]
+    feed: str | None
+    limits: dict[str, Any]
+    durability: dict[str, Any]
+    stats: dict[str, Any]
+
+
+class Failure(Struct, kw_only=True, omit_defaults=False):
+    """A request that was refused or failed."""
+
+    ok: bool = False
+    id: RequestId | UnsetType = UNSET
+    code: str
+    message: str
+    retry: bool
+    applied: bool | None
+    key: str | UnsetType = UNSET
+    rev: int | UnsetType = UNSET
+
+
+def failure(error: RequestError, request_id: RequestId | None) -> Failure:
+    """The reply that tells ``error`` to the client."""
+    echoed = error.request_id if request_id is None else request_id
+    return Failure(
+        id=UNSET if echoed is None else echoed,
+        code=error.code,
+        message=error.message,
+        retry=error.retry,
+        applied=error.applied,
+        **error.details,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,165 @@
+"""A whole server: built from settings, started and stopped in order.
+
+Start: log, engine (lock, load), broker (bind, workers), then READY. Stop, whoever asks for it: new
+requests are refused, the store is sealed and saved, whoever sent END is answered, the broker drains
+and closes. What fails on the way up is undone on the way out.
+
+The thread that calls `Server.wait` is the supervisor: everything that must be acted upon - END, a
+signal, a dead worker, a dead proxy - is put into one queue by whoever notices, and acted upon
+there.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import time
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from zkv.broker.broker import Broker
+from zkv.broker.service import Service
+from zkv.commands import Node
+from zkv.engine import Engine
+from zkv.errors import ReadOnlyError, ShuttingDownError
+from zkv.protocol.codec import KeyLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zkv.config import Settings
+    from zkv.durability.files import Files
+    from zkv.log import RequestRecord
+
+_log = logging.getLogger("zkv.server")
+
+
+class Event(enum.Enum):
+    """What the supervisor acts upon."""
+
+    STOP = enum.auto()
+    WORKER_DIED = enum.auto()
+    PROXY_DIED = enum.auto()
+    REOPEN_LOG = enum.auto()
+
+
+class Server:
+    """A server that is not started yet.
+
+    Args:
+        settings: all of it.
+        write_log: takes the records of requests; None where they are not logged.
+        reopen_log: what SIGHUP does.
+        files: the door to the file system.
+
+    Raises:
+        StartupError: the data directory cannot be used.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        write_log: Callable[[list[RequestRecord]], None] | None = None,
+        reopen_log: Callable[[], None] = lambda: None,
+        files: Files | None = None,
+    ) -> None:
+        self._settings = settings
+        self._write_log = write_log
+        self._reopen_log = reopen_log
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._stopping = False
+        self._ended: Future[int] | None = None
+        self._failed = False
+        self._started = time.monotonic()
+        self._engine = Engine(settings.durability, files)
+        limits = settings.limits
+        self._node = Node(
+            engine=self._engine,
+            limits=KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch),
+            max_reply_bytes=limits.max_reply_bytes,
+            facts=self._facts,
+            stop=self._end,
+        )
+        self._broker = Broker(
+            endpoints=settings.server.endpoints,
+            workers=settings.server.workers,
+            max_message_bytes=limits.max_message_bytes,
+            make_service=self._make_service,
+            worker_died=lambda: self._events.put(Event.WORKER_DIED),
+            proxy_died=lambda: self._events.put(Event.PROXY_DIED),
+        )
+
+    @property
+    def endpoints(self) -> list[str]:
+        """Where clients connect, with real port numbers; empty before `start`."""
+        return self._broker.endpoints
+
+    def start(self) -> None:
+        """Serve requests. Raises EndpointError, and then nothing is left running."""
+        self._engine.start()
+        try:
+            self._broker.start()
+        except BaseException:
+            self._engine.close()
+            raise
+
+    def post(self, event: Event) -> None:
+        """Tell the supervisor. From any thread, and from a signal handler."""
+        self._events.put(event)
+
+    def wait(self) -> bool:
+        """Supervise until the server has stopped; whether all went well and everything is saved."""
+        while (event := self._events.get()) is not Event.STOP:
+            match event:
+                case Event.WORKER_DIED:
+                    self._broker.replace_dead_workers()
+                case Event.REOPEN_LOG:
+                    self._reopen_log()
+                case Event.PROXY_DIED:
+                    self._failed = True
+                    break
+        self._stop()
+        return not self._failed
+
+    def _stop(self) -> None:
+        self._stopping = True
+        _log.info("stopping")
+        try:
+            rev = self._engine.close()
+        except ReadOnlyError as error:
+            self._failed = True
+            _log.critical("not everything is saved: %s", error)
+            if self._ended is not None:
+                self._ended.set_exception(error)
+        else:
+            _log.info("everything is saved at revision %d", rev)
+            if self._ended is not None:
+                self._ended.set_result(rev)
+        self._broker.stop()
+        _log.info("stopped")
+
+    def _end(self) -> Future[int]:
+        """END: have the server stop; the future gives the revision once everything is saved."""
+        if self._ended is not None:
+            raise ShuttingDownError("the server is stopping")
+        self._ended = Future()
+        self._stopping = True
+        self._events.put(Event.STOP)
+        return self._ended
+
+    def _make_service(self) -> Service:
+        return Service(self._node, self._write_log, lambda: self._stopping)
+
+    def _facts(self) -> dict[str, Any]:
+        durability = self._settings.durability
+        return {
+            "uptime": round(time.monotonic() - self._started, 3),
+            "endpoints": self._broker.endpoints,
+            "feed": None,
+            "limits": msgspec.to_builtins(self._settings.limits),
+            "durability": msgspec.to_builtins(durability) | self._engine.statistics(),
+            "stats": self._broker.statistics() | {"workers": self._settings.server.workers},
+        }
