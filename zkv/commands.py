@@ -33,7 +33,9 @@ from zkv.protocol.replies import (
     WriteReply,
 )
 
-Answer = Reply | Future[Reply]
+Done = tuple[Reply, int]
+"""A reply, and the newest revision that it tells of: it may not leave before that is safe."""
+Answer = Done | Future[Reply]
 
 
 @dataclass(frozen=True)
@@ -55,82 +57,86 @@ class Node:
     stop: Callable[[], Future[int]]
 
 
-def ping(_node: Node, _request: requests.Ping) -> Reply:
+def ping(_node: Node, _request: requests.Ping) -> Done:
     """Answer with the protocol's version and the server's clock."""
-    return PingReply(protocol=PROTOCOL_VERSION, version=__version__, time=int(time.time() * 1000))
+    now = int(time.time() * 1000)
+    return PingReply(protocol=PROTOCOL_VERSION, version=__version__, time=now), 0
 
 
-def get(node: Node, request: requests.Get) -> Reply:
+def get(node: Node, request: requests.Get) -> Done:
     """The entry of a key."""
     node.limits.check_key(request.key)
     entry = node.engine.keyspace.get(request.key)
-    return GetReply(value=Raw(entry.value), rev=entry.rev)
+    return GetReply(value=Raw(entry.value), rev=entry.rev), entry.rev
 
 
-def put(node: Node, request: requests.Put) -> Reply:
+def put(node: Node, request: requests.Put) -> Done:
     """Write an entry."""
     node.limits.check_key(request.key)
     value = node.limits.value(request.key, request.value)
     rev, previous = node.engine.keyspace.put(request.key, value)
-    reply = WriteReply(rev=rev, durable=False)
+    reply = WriteReply(rev=rev)
     if request.prev:
         reply.prev = NIL if previous is None else Raw(previous.value)
         reply.prev_rev = 0 if previous is None else previous.rev
-    return reply
+    return reply, rev
 
 
-def delete(node: Node, request: requests.Delete) -> Reply:
+def delete(node: Node, request: requests.Delete) -> Done:
     """Remove an entry."""
     node.limits.check_key(request.key)
     rev, previous = node.engine.keyspace.delete(request.key)
-    reply = WriteReply(rev=rev, durable=False)
+    reply = WriteReply(rev=rev)
     if request.prev and previous is not None:
         reply.prev = Raw(previous.value)
         reply.prev_rev = previous.rev
-    return reply
+    return reply, rev
 
 
-def mget(node: Node, request: requests.MGet) -> Reply:
+def mget(node: Node, request: requests.MGet) -> Done:
     """Many entries at one revision; TOO_LARGE where they would not fit into one reply."""
     node.limits.check_keys(request.keys)
-    entries = node.engine.keyspace.get_many(request.keys)
+    entries, removed = node.engine.keyspace.get_many(request.keys)
     size = sum(len(entry.value) for entry in entries if entry is not None)
     if size > node.max_reply_bytes:
         raise TooLargeError(
             f"the values of these {len(entries)} keys have {size} bytes; max_reply_bytes is "
             f"{node.max_reply_bytes}: ask for fewer keys at once"
         )
-    return MGetReply(
-        values=[NIL if entry is None else Raw(entry.value) for entry in entries],
-        revs=[0 if entry is None else entry.rev for entry in entries],
-    )
+    values = [NIL if entry is None else Raw(entry.value) for entry in entries]
+    revs = [0 if entry is None else entry.rev for entry in entries]
+    seen = max(revs, default=0) if all(revs) else max(removed, *revs)
+    return MGetReply(values=values, revs=revs), seen
 
 
-def mput(node: Node, request: requests.MPut) -> Reply:
+def mput(node: Node, request: requests.MPut) -> Done:
     """Write many entries as one revision."""
     node.limits.check_keys(request.items)
     items = {key: node.limits.value(key, raw) for key, raw in request.items.items()}
-    return WriteReply(rev=node.engine.keyspace.put_many(items), durable=False)
+    rev = node.engine.keyspace.put_many(items)
+    return WriteReply(rev=rev), rev
 
 
-def mdelete(node: Node, request: requests.MDelete) -> Reply:
+def mdelete(node: Node, request: requests.MDelete) -> Done:
     """Remove many entries as one revision."""
     node.limits.check_keys(request.keys)
     deleted, rev = node.engine.keyspace.delete_many(request.keys)
-    return MDeleteReply(deleted=deleted, rev=rev, durable=False)
+    return MDeleteReply(deleted=deleted, rev=rev), rev
 
 
-def info(node: Node, _request: requests.Info) -> Reply:
+def info(node: Node, _request: requests.Info) -> Done:
     """What the server is, holds and has done."""
     keyspace = node.engine.keyspace
-    return InfoReply(
+    rev = keyspace.rev
+    reply = InfoReply(
         version=__version__,
         protocol=PROTOCOL_VERSION,
-        rev=keyspace.rev,
+        rev=rev,
         durable_rev=node.engine.durable_rev,
         keys=len(keyspace),
         **node.facts(),
     )
+    return reply, rev
 
 
 def snapshot(node: Node, _request: requests.Snapshot) -> Answer:

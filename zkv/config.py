@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
+from zkv.defaults import DEFAULT_ENDPOINT
 from zkv.errors import ConfigError
 
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 
-DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
 TRANSPORTS = ("tcp://", "ipc://", "inproc://")
 
 
@@ -35,6 +35,9 @@ class DurabilitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Where data is kept and how often it is saved."""
 
     data_dir: Annotated[str, Meta(min_length=1)] = "var"
+    fsync: Literal["always", "interval", "never"] = "always"
+    fsync_interval: Seconds = 1.0
+    segment_bytes: Annotated[int, Meta(ge=1_024)] = 64 * 1024 * 1024
     snapshot_interval: Seconds = 5.0
 
 

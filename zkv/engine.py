@@ -1,6 +1,7 @@
 """The engine: a store that outlives its process, without any socket.
 
-Opening it takes the data directory's lock and loads what is there; closing it saves everything.
+Opening it takes the data directory's lock and recovers what is there; closing it saves everything.
+In between it is the one place that knows when a revision may be told to a client (`safe_rev`).
 """
 
 from __future__ import annotations
@@ -8,9 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zkv.durability.committer import CommitGroup, Committer
 from zkv.durability.files import Files
 from zkv.durability.persistence import Persistence
 from zkv.durability.storage import Storage
+from zkv.durability.wal import Wal
+from zkv.errors import DataDirError
 from zkv.keyspace import Keyspace
 
 if TYPE_CHECKING:
@@ -33,44 +37,100 @@ class Engine:
     """
 
     def __init__(self, settings: DurabilitySettings, files: Files | None = None) -> None:
-        self._storage = Storage(Path(settings.data_dir), files or Files())
+        self.settings = settings
+        self._started = False
+        self._syncs_each = settings.fsync == "always"
+        self._files = files or Files()
+        self._storage = Storage(Path(settings.data_dir), self._files)
         try:
-            loaded = self._storage.load()
+            self._open()
         except BaseException:
             self._storage.close()
             raise
-        self.settings = settings
-        self.keyspace = Keyspace(loaded.entries, loaded.rev)
-        self._persistence = Persistence(self.keyspace, self._storage, settings.snapshot_interval)
+
+    def _open(self) -> None:
+        settings = self.settings
+        recovered = self._storage.load()
+        try:
+            self._wal = Wal(
+                self._files,
+                self._storage.wal_directory,
+                recovered.rev,
+                settings.segment_bytes,
+                self._syncs_each,
+            )
+        except OSError as error:
+            place = error.filename or self._storage.wal_directory
+            raise DataDirError(f"{place}: {error.strerror or error}") from error
+        self.keyspace = Keyspace(recovered.entries, recovered.rev, self._wal)
+        self._wal.attach(self.keyspace.lock, self.keyspace.roll_back)
+        self._committer = Committer(
+            self._wal, settings.fsync_interval if settings.fsync == "interval" else None
+        )
+        self._persistence = Persistence(
+            self.keyspace,
+            self._storage,
+            self._wal,
+            recovered.snapshot_rev,
+            settings.snapshot_interval,
+        )
 
     def start(self) -> None:
-        """Start the persistence thread."""
+        """Start the threads."""
+        self._started = True
+        self._committer.start()
         self._persistence.start()
+
+    @property
+    def safe_rev(self) -> int:
+        """The newest revision that may be told to a client."""
+        return self._wal.safe_rev
+
+    @property
+    def durable_rev(self) -> int:
+        """The newest revision that is on disk."""
+        return self._wal.durable_rev
+
+    def new_group(self) -> CommitGroup:
+        """A group for replies of requests that are about to run."""
+        return CommitGroup(self._wal.epoch)
+
+    def secure(self, rev: int) -> None:
+        """Make ``rev`` safe where that takes no waiting for the disk; else do nothing.
+
+        Raises ReadOnlyError where it cannot be: every commit that is not safe is rolled back.
+        """
+        if not self._syncs_each:
+            self._wal.commit(rev, durable=False)
+
+    def is_current(self, group: CommitGroup) -> bool:
+        """Whether nothing was rolled back since ``group`` was made."""
+        return group.epoch == self._wal.epoch
+
+    def submit(self, group: CommitGroup) -> None:
+        """Have ``group`` completed once its revision is on disk, by a thread of its own."""
+        self._committer.submit(group)
 
     def snapshot(self) -> Future[int]:
         """Have a snapshot on disk of everything committed so far; gives its revision."""
         return self._persistence.snapshot()
 
-    def close(self) -> int:
-        """Refuse writes, save everything, let go of the directory; returns the last revision.
+    def save(self) -> int:
+        """Refuse writes from now on and write the final snapshot; returns the last revision.
 
         Raises ReadOnlyError where not everything could be saved.
         """
         self.keyspace.seal()
-        try:
-            return self._persistence.close()
-        finally:
-            self._storage.close()
+        return self._persistence.close()
 
-    def abandon(self) -> None:
-        """Let go of the directory without having started."""
+    def close(self) -> None:
+        """Let go of the directory. Nobody may use the engine any more."""
+        if self._started:
+            self._committer.close()
+        self._wal.close()
         self._storage.close()
-
-    @property
-    def durable_rev(self) -> int:
-        """The newest revision that is on disk."""
-        return self._persistence.saved_rev
 
     def statistics(self) -> dict[str, int | float]:
         """Counters and gauges for INFO."""
-        return self._persistence.statistics()
+        log = {"log_bytes": self._wal.bytes_written, "syncs": self._wal.syncs}
+        return log | self._persistence.statistics()

@@ -63,6 +63,7 @@ class RequestError(ZkvError):
         message: for people; names the field, key or limit.
         applied: ``False`` where the write has certainly not been applied, ``None`` where unknown.
         request_id: the ``id`` of the request, where it could be read although decoding failed.
+        seen_rev: the newest revision that the error tells of; 0 where it tells of none.
         **details: further fields of the reply, such as ``rev`` of a conflict.
     """
 
@@ -75,12 +76,14 @@ class RequestError(ZkvError):
         *,
         applied: bool | None = False,
         request_id: RequestId | None = None,
+        seen_rev: int = 0,
         **details: object,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.applied = applied
         self.request_id = request_id
+        self.seen_rev = seen_rev
         self.details = details
 
 

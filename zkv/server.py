@@ -103,6 +103,7 @@ class Server:
         try:
             self._broker.start()
         except BaseException:
+            self._engine.save()
             self._engine.close()
             raise
 
@@ -128,7 +129,7 @@ class Server:
         self._stopping = True
         _log.info("stopping")
         try:
-            rev = self._engine.close()
+            rev = self._engine.save()
         except ReadOnlyError as error:
             self._failed = True
             _log.critical("not everything is saved: %s", error)
@@ -139,6 +140,7 @@ class Server:
             if self._ended is not None:
                 self._ended.set_result(rev)
         self._broker.stop()
+        self._engine.close()
         _log.info("stopped")
 
     def _end(self) -> Future[int]:

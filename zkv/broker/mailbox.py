@@ -25,18 +25,26 @@ import zmq
 BATCH: Final = 64
 """Most requests taken at once: bounds how long the first of them waits for the last."""
 
+QUEUED_PER_WORKER: Final = 64
+"""Bound on requests that wait for one worker, on each side of its pipe.
+
+DEALER deals them out blindly, so what waits here waits behind whatever that worker is busy with;
+the rest waits in the proxy for whoever is free. Measured with 50 clients x 16 in flight and one
+worker: 1 gives 0.35 of the throughput of 1,000, 8 gives 0.7, 32 gives 0.85, 128 all of it.
+"""
+
 GOODBYE: Final = b"goodbye"
 """Sent behind an empty first frame, which no client's routing id can be, when a mailbox closes."""
 
 
 class Pending(Protocol):
-    """A reply that is not there yet."""
+    """A reply that may not leave yet."""
 
-    def add_done_callback(self, callback: Callable[[], None]) -> None:
-        """Have ``callback`` called, in any thread, once `body` has something to give."""
+    def notify(self, deliver: Callable[[], None], wake: Callable[[], None]) -> None:
+        """Have ``deliver`` and then ``wake`` called, in any thread, once `body` has a reply."""
 
     def body(self) -> bytes:
-        """The reply; called once, in the mailbox's thread, after the callback."""
+        """The reply; called once, in the mailbox's thread, after it was delivered."""
 
 
 Body = bytes | Pending
@@ -75,7 +83,7 @@ class Mailbox:
         self._socket.linger = -1  # inproc: a reply once sent must reach the proxy.
         # Replies are bounded by the requests taken; a bound here could block the proxy's peer.
         self._socket.sndhwm = 0
-        self._socket.rcvhwm = 1  # Requests wait in the proxy, for whichever worker is free.
+        self._socket.rcvhwm = QUEUED_PER_WORKER
         self._socket.connect(backend)
         self._bell, self._ringer = posix.socketpair()
         self._bell.setblocking(False)
@@ -87,6 +95,7 @@ class Mailbox:
         self._outbox: deque[tuple[list[bytes], Pending]] = deque()
         self._parked = 0  # Futures whose reply has not been sent.
         self._stopping = False
+        self._rung = False
         self.unroutable = 0
 
     def receive(self) -> list[bytes | BadEnvelope]:
@@ -118,14 +127,18 @@ class Mailbox:
     def stop(self) -> None:
         """Have `receive` return nothing once all that is queued is answered. Any thread."""
         self._stopping = True
+        self._rung = False
         self.wake()
 
     def wake(self) -> None:
         """Have the mailbox look at its outbox. Any thread."""
+        if self._rung:
+            return  # It has not looked since the last ring, and will.
+        self._rung = True
         try:
             self._ringer.send(b"\0")
         except BlockingIOError:
-            pass  # It has been rung more often than anybody looked: it will look.
+            pass  # Full of rings that nobody has looked at.
 
     def close(self) -> None:
         """Say goodbye to the proxy and close every descriptor."""
@@ -142,6 +155,7 @@ class Mailbox:
         for ready, _ in self._poller.poll():
             if ready is not self._socket:
                 self._bell.recv(4096)
+                self._rung = False  # Before the outbox is read: what comes later rings again.
 
     def _send_completed(self) -> None:
         while self._outbox:
@@ -193,9 +207,5 @@ class Mailbox:
         send(body)
 
     def _park(self, envelope: list[bytes], pending: Pending) -> None:
-        def completed() -> None:
-            self._outbox.append((envelope, pending))
-            self.wake()
-
         self._parked += 1
-        pending.add_done_callback(completed)
+        pending.notify(lambda: self._outbox.append((envelope, pending)), self.wake)

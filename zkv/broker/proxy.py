@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import zmq
 
-from zkv.broker.mailbox import GOODBYE
+from zkv.broker.mailbox import GOODBYE, QUEUED_PER_WORKER
 from zkv.errors import EndpointError
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Proxy:
         frontend.tcp_keepalive = 1
         backend.linger = 0
         backend.rcvhwm = 0  # Bounded by the requests in the workers' hands.
-        backend.sndhwm = 1  # See `Mailbox`: a request waits here, not behind a busy worker.
+        backend.sndhwm = QUEUED_PER_WORKER
         backend.bind(self._backend)
         control.bind(self._control)
         return frontend, backend, control

@@ -1,7 +1,13 @@
-"""From request body to reply body: decode, run the command, encode, count, log.
+"""From request bodies to reply bodies: decode, run the command, wait for the disk, encode, log.
 
-Invariant: every body gets a reply, whatever is in it and whatever a command raises. What a command
-raises unexpectedly is a bug: it is logged with its traceback and answered `INTERNAL`.
+Strategy: a batch is run request by request; every outcome names the newest revision that it tells
+of. What is safe by then (see `zkv.engine`) is answered at once. The rest shares one commit group:
+its replies are parked in the mailbox and leave when the group's revision is on disk, so that the
+worker goes on meanwhile, and a batch, or many, cost one sync.
+
+Invariants: every body gets a reply, whatever is in it and whatever a command raises; what a command
+raises unexpectedly is a bug, logged with its traceback and answered `INTERNAL`. No reply tells of a
+revision that is not safe.
 """
 
 from __future__ import annotations
@@ -13,23 +19,49 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from zkv.broker.mailbox import BadEnvelope
-from zkv.commands import COMMANDS, Node
-from zkv.errors import BadRequestError, InternalError, RequestError, ShuttingDownError
+from zkv.commands import COMMANDS
+from zkv.errors import (
+    BadRequestError,
+    InternalError,
+    ReadOnlyError,
+    RequestError,
+    ShuttingDownError,
+)
 from zkv.log import RequestRecord
 from zkv.protocol.codec import decode, encode_reply
-from zkv.protocol.replies import Failure, Reply, failure
-from zkv.protocol.requests import OP_NAMES
+from zkv.protocol.replies import CommitReply, Failure, Reply, failure
+from zkv.protocol.requests import OP_NAMES, WriteRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zkv.broker.mailbox import Body
+    from zkv.commands import Node
+    from zkv.durability.committer import CommitGroup
     from zkv.protocol.requests import AnyRequest
 
 _log = logging.getLogger("zkv.broker")
 
 UNREADABLE = "-"
 """Stands for the op of a request that could not be decoded."""
+
+
+class Call:
+    """One request on its way through the service, and what came of it."""
+
+    __slots__ = ("bytes_in", "request", "result", "rev", "started")
+
+    def __init__(self, bytes_in: int) -> None:
+        self.started = time.perf_counter()
+        self.bytes_in = bytes_in
+        self.request: AnyRequest | None = None  # None as long as it could not be decoded.
+        self.result: Reply | Failure | Future[Reply]
+        self.rev = 0  # The newest revision that the result tells of.
+
+    @property
+    def must_sync(self) -> bool:
+        """Whether the client asked for this write to be on disk, whatever the policy."""
+        return isinstance(self.request, WriteRequest) and self.request.durable
 
 
 class Service:
@@ -48,28 +80,52 @@ class Service:
         stopping: Callable[[], bool],
     ) -> None:
         self._node = node
+        self._engine = node.engine
         self._write_log = write_log
         self._stopping = stopping
         self._records: list[RequestRecord] = []
+        self._group: CommitGroup = self._engine.new_group()
+        self._refusal: ReadOnlyError | None = None
         self.requests: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
 
     def answer(self, bodies: list[bytes | BadEnvelope]) -> list[Body]:
-        """A reply to each of ``bodies``, in their order; some may be pending."""
-        replies = [self._answer(body) for body in bodies]
+        """A reply to each of ``bodies``, in their order; some may be pending.
+
+        To be followed by `commit`, once the replies are in the mailbox.
+        """
+        self._group = self._engine.new_group()
+        calls = [self._run(body) for body in bodies]
+        self._refusal = self._secure(max([call.rev for call in calls]))
+        # In this order: what is safe, and was not rolled back before, cannot be rolled back later.
+        safe_rev = self._engine.safe_rev
+        current = self._engine.is_current(self._group)
+        replies = [self._reply(call, safe_rev if current else -1) for call in calls]
         self._flush_log()
         return replies
+
+    def commit(self) -> None:
+        """See to it that what waits for the disk is completed."""
+        if not self._group.rev:
+            return
+        if self._refusal is not None:
+            self._group.complete(self._refusal)
+        else:
+            self._engine.submit(self._group)
 
     def finish(self, call: Call, reply: Reply | Failure) -> bytes:
         """Encode ``reply``, count and log the call."""
         request = call.request
         if request is not None and request.id is not None:
             reply.id = request.id
+        if isinstance(reply, CommitReply):
+            reply.durable = reply.rev <= self._engine.durable_rev
         body = encode_reply(reply)
         op = UNREADABLE if request is None else OP_NAMES[type(request)]
-        result = "ok" if isinstance(reply, Reply) else reply.code
         self.requests[op] += 1
-        if result != "ok":
+        result = "ok"
+        if isinstance(reply, Failure):
+            result = reply.code
             self.failures[result] += 1
         if self._write_log is not None:
             took = time.perf_counter() - call.started
@@ -79,27 +135,62 @@ class Service:
             )
         return body
 
-    def finish_later(self, call: Call, done: Future[Reply]) -> bytes:
+    def finish_later(self, call: Call, reply: Reply | Failure) -> bytes:
         """`finish` for a reply that was pending; the batch that it came in is long gone."""
-        error = done.exception()
-        body = self.finish(call, done.result() if error is None else fail(error, call.request))
+        body = self.finish(call, reply)
         self._flush_log()
         return body
 
-    def _answer(self, body: bytes | BadEnvelope) -> Body:
-        call = Call(time.perf_counter(), len(body))
+    def run_again(self, call: Call, refusal: ReadOnlyError) -> Reply | Failure:
+        """What to answer after commits that ``call`` made or saw have been rolled back."""
+        if call.request is None or isinstance(call.request, WriteRequest):
+            return fail(refusal, call.request)
+        self._execute(call)
+        if call.rev > self._engine.safe_rev or isinstance(call.result, Future):
+            return fail(refusal, call.request)
+        return call.result
+
+    def _run(self, body: bytes | BadEnvelope) -> Call:
+        call = Call(len(body))
         try:
             if isinstance(body, BadEnvelope):
                 raise BadRequestError(body.reason)
             call.request = decode(body)
             if self._stopping():
                 raise ShuttingDownError("the server is stopping")
-            answer = COMMANDS[type(call.request)](self._node, call.request)
         except Exception as error:
-            return self.finish(call, fail(error, call.request))
+            call.result = fail(error, call.request)
+        else:
+            self._execute(call)
+        return call
+
+    def _execute(self, call: Call) -> None:
+        try:
+            answer = COMMANDS[type(call.request)](self._node, call.request)  # type: ignore[index]
+        except Exception as error:
+            call.result = fail(error, call.request)
+            call.rev = error.seen_rev if isinstance(error, RequestError) else 0
+            return
         if isinstance(answer, Future):
-            return PendingReply(self, call, answer)
-        return self.finish(call, answer)
+            call.result = answer
+        else:
+            call.result, call.rev = answer
+
+    def _secure(self, rev: int) -> ReadOnlyError | None:
+        try:
+            self._engine.secure(rev)
+        except ReadOnlyError as error:
+            return error
+        return None
+
+    def _reply(self, call: Call, safe_rev: int) -> Body:
+        result = call.result
+        if isinstance(result, Future):
+            return PendingReply(self, call, result)
+        if call.rev <= safe_rev and not call.must_sync:
+            return self.finish(call, result)
+        self._group.add(call.rev)
+        return PendingCommit(self, call, result, self._group)
 
     def _flush_log(self) -> None:
         if self._records and self._write_log is not None:
@@ -107,32 +198,53 @@ class Service:
             self._records = []
 
 
-class Call:
-    """One request on its way through the service."""
-
-    __slots__ = ("bytes_in", "request", "started")
-
-    def __init__(self, started: float, bytes_in: int) -> None:
-        self.started = started
-        self.bytes_in = bytes_in
-        self.request: AnyRequest | None = None  # None as long as it could not be decoded.
-
-
 class PendingReply:
-    """A reply that waits for another thread; encoded in the worker's own."""
+    """A reply that another thread makes; encoded in the worker's own."""
 
-    def __init__(self, service: Service, call: Call, answer: Future[Reply]) -> None:
+    def __init__(self, service: Service, call: Call, reply: Future[Reply]) -> None:
         self._service = service
         self._call = call
-        self._answer = answer
+        self._reply = reply
 
-    def add_done_callback(self, callback: Callable[[], None]) -> None:
-        """Have ``callback`` called, in any thread, once the reply is there."""
-        self._answer.add_done_callback(lambda _: callback())
+    def notify(self, deliver: Callable[[], None], wake: Callable[[], None]) -> None:
+        """Have ``deliver`` and ``wake`` called once the reply is there."""
+
+        def settled(_: Future[Reply]) -> None:
+            deliver()
+            wake()
+
+        self._reply.add_done_callback(settled)
 
     def body(self) -> bytes:
         """The encoded reply."""
-        return self._service.finish_later(self._call, self._answer)
+        error = self._reply.exception()
+        reply = self._reply.result() if error is None else fail(error, self._call.request)
+        return self._service.finish_later(self._call, reply)
+
+
+class PendingCommit:
+    """A reply that may leave once its revision is on disk."""
+
+    __slots__ = ("_call", "_group", "_reply", "_service")
+
+    def __init__(
+        self, service: Service, call: Call, reply: Reply | Failure, group: CommitGroup
+    ) -> None:
+        self._service = service
+        self._call = call
+        self._reply = reply
+        self._group = group
+
+    def notify(self, deliver: Callable[[], None], wake: Callable[[], None]) -> None:
+        """Have ``deliver`` and ``wake`` called once the group is completed."""
+        self._group.on_completion(deliver, wake)
+
+    def body(self) -> bytes:
+        """The encoded reply: what was done, or that it could not be made safe."""
+        reply = self._reply
+        if self._group.error is not None:
+            reply = self._service.run_again(self._call, self._group.error)
+        return self._service.finish_later(self._call, reply)
 
 
 def fail(error: BaseException, request: AnyRequest | None) -> Failure:

@@ -97,3 +97,4 @@ class Worker:
                 mailbox.reply([encode_reply(fail(error, None))] * len(bodies))
                 raise
             mailbox.reply(replies)
+            self.service.commit()

@@ -50,7 +50,7 @@ def serve(options: argparse.Namespace) -> int:
 def _settings(options: argparse.Namespace) -> config.Settings:
     settings = config.load(options.config) if options.config else config.Settings()
     server: dict[str, Any] = {"endpoints": options.endpoint, "workers": options.workers}
-    durability: dict[str, Any] = {"data_dir": options.data_dir}
+    durability: dict[str, Any] = {"data_dir": options.data_dir, "fsync": options.fsync}
     return config.override(settings, server=_given(server), durability=_given(durability))
 
 
@@ -84,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
         help="where to listen: tcp://HOST:PORT (* = a free port) or ipc://PATH; may be repeated",
     )  # fmt: skip
     run.add_argument("--data-dir", metavar="DIR", help="where data is kept")
+    run.add_argument(
+        "--fsync", choices=("always", "interval", "never"), help="when writes are made durable"
+    )
     run.add_argument("--workers", type=int, metavar="N", help="how many worker threads")
     return parser
 

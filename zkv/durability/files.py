@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,6 +50,18 @@ class Files:
     def sync(self, file: BinaryIO) -> None:
         """Return once what was written to ``file`` is on disk. Raises OSError."""
         os.fdatasync(file.fileno())
+
+    def truncate(self, file: BinaryIO, size: int) -> None:
+        """Cut ``file`` to ``size`` bytes and go on writing there. Raises OSError."""
+        os.ftruncate(file.fileno(), size)
+        os.lseek(file.fileno(), size, os.SEEK_SET)
+
+    def cut(self, path: Path, size: int, copy: Path) -> None:
+        """Cut the file at ``path`` to ``size`` bytes, on disk, after copying it. Raises OSError."""
+        shutil.copyfile(path, copy)
+        with open(path, "r+b", buffering=0) as file:
+            self.truncate(file, size)
+            self.sync(file)
 
     def rename(self, old: Path, new: Path) -> None:
         """Give ``old`` the name ``new``, in one step. Raises OSError."""

@@ -1,8 +1,10 @@
 """The persistence thread: writes snapshots, so that no request waits for one it did not ask for.
 
 A snapshot is written when something changed since the last one and the interval has passed, when
-SNAPSHOT asks, and at the end. A snapshot of a large store takes long; the next one then waits until
-ten times as long has passed, so that saving takes about a tenth of the time at most.
+SNAPSHOT asks, and at the end. Its cost is bounded: after one that took t seconds the next periodic
+one waits for ten times t, and for a hundred times t as long as little has been logged since,
+compared with the snapshot's size. So saving takes a tenth of the time at most, and what a restart
+must replay stays in proportion to what it must load.
 
 Other threads talk to this one through its inbox only, and hear back through futures.
 """
@@ -21,31 +23,48 @@ from zkv.errors import ReadOnlyError, ShuttingDownError
 
 if TYPE_CHECKING:
     from zkv.durability.storage import Storage
-    from zkv.keyspace import Keyspace
+    from zkv.durability.wal import Wal
+    from zkv.keyspace import Keyspace, SnapshotView
 
 _log = logging.getLogger("zkv.durability")
 
 REST_FACTOR: Final = 10
 """After a snapshot that took t seconds, the next periodic one waits at least this many times t."""
+IDLE_FACTOR: Final = 10
+"""And this many times longer as long as the log since then is small beside the snapshot."""
+SMALL_SHARE: Final = 0.1
+"""The log is small while it has less than this share of the snapshot's bytes."""
 
 
 class Persistence:
     """Saves a keyspace into a storage from a thread of its own.
 
     Args:
-        keyspace: what to save; its content is taken to be on disk already at its present revision.
+        keyspace: what to save.
         storage: where to; used by the thread alone between `start` and `close`.
+        wal: the log of the same keyspace.
+        saved_rev: the revision of the newest snapshot.
         interval: seconds between snapshots, while there are changes.
     """
 
-    def __init__(self, keyspace: Keyspace, storage: Storage, interval: float) -> None:
+    def __init__(
+        self, keyspace: Keyspace, storage: Storage, wal: Wal, saved_rev: int, interval: float
+    ) -> None:
         self._keyspace = keyspace
         self._storage = storage
+        self._wal = wal
         self._interval = interval
         self._inbox: SimpleQueue[Future[int] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="zkv-persistence")
         self._final: Future[int] = Future()
-        self._saved_rev = keyspace.rev
+        self._closing = (
+            threading.Lock()
+        )  # Guards `_closed`: after it nothing is put into the inbox.
+        self._closed = False
+        self._saved_rev = saved_rev
+        self._saved_at = time.monotonic()
+        self._logged_before = 0  # Bytes of log when the last snapshot was begun.
+        self._size = 0
         self._took = 0.0
         self._failing = False
         self._written = 0
@@ -57,10 +76,13 @@ class Persistence:
     def snapshot(self) -> Future[int]:
         """Have a snapshot on disk of everything committed so far; the future gives its revision.
 
-        The future fails with ReadOnlyError where it cannot be written.
+        The future fails with ReadOnlyError where it cannot be written. Raises ShuttingDownError.
         """
         future: Future[int] = Future()
-        self._inbox.put(future)
+        with self._closing:
+            if self._closed:
+                raise ShuttingDownError("the server is stopping")
+            self._inbox.put(future)
         return future
 
     def close(self) -> int:
@@ -73,53 +95,66 @@ class Persistence:
         return self._final.result()
 
     def statistics(self) -> dict[str, int | float]:
-        """``snapshots`` written, revision of the last, and seconds that it took."""
+        """Snapshots written, revision of the last, seconds that it took, and its bytes."""
         return {
             "snapshots": self._written,
             "snapshot_rev": self._saved_rev,
             "snapshot_seconds": round(self._took, 3),
+            "snapshot_bytes": self._size,
         }
-
-    @property
-    def saved_rev(self) -> int:
-        """The newest revision that is on disk."""
-        return self._saved_rev
 
     def _run(self) -> None:
         asked: list[Future[int] | None] = []
         while None not in asked:
-            asked = self._wait(max(self._interval, REST_FACTOR * self._took))
+            asked = self._wait()
+            if not asked and not self._due():
+                continue
             outcome = self._save_changes()
             for future in asked:
                 _settle(self._final if future is None else future, outcome)
         self._refuse_the_rest()
 
-    def _wait(self, seconds: float) -> list[Future[int] | None]:
-        """What other threads have asked for; empty once ``seconds`` have passed."""
+    def _wait(self) -> list[Future[int] | None]:
+        """What other threads have asked for; empty once the interval has passed."""
         asked: list[Future[int] | None] = []
         with contextlib.suppress(Empty):
-            asked.append(self._inbox.get(timeout=seconds))
+            asked.append(self._inbox.get(timeout=self._interval))
             while True:
                 asked.append(self._inbox.get_nowait())
         return asked
 
+    def _due(self) -> bool:
+        """Whether a periodic snapshot may be written now."""
+        rest = REST_FACTOR * self._took
+        if self._wal.bytes_written - self._logged_before < SMALL_SHARE * self._size:
+            rest *= IDLE_FACTOR
+        return time.monotonic() - self._saved_at >= rest
+
     def _save_changes(self) -> int | ReadOnlyError:
         """Save if anything changed; the revision saved, or why it could not be."""
-        if self._keyspace.rev == self._saved_rev:
+        if self._keyspace.rev == self._saved_rev and not self._wal.broken:
             return self._saved_rev
+        logged = self._wal.bytes_written
         view = self._keyspace.view()
         started = time.monotonic()
         try:
-            path = self._storage.save(view)
+            path = self._storage.save(view, lambda: self._await_log(view))
+            if self._wal.broken:
+                self._wal.restart(view.rev)
         except OSError as error:
-            return self._failed(error)
+            return self._failed(error.strerror or str(error))
+        except ReadOnlyError as error:
+            return self._failed(error.message)
         except Exception:
             _log.exception("the snapshot failed")
             return ReadOnlyError("the snapshot failed; the server's log says why")
         finally:
             view.close()
-            self._took = time.monotonic() - started
+            self._saved_at = time.monotonic()
+            self._took = self._saved_at - started
         self._saved_rev = view.rev
+        self._logged_before = logged
+        self._size = path.stat().st_size
         self._written += 1
         if self._failing:
             self._failing = False
@@ -127,15 +162,29 @@ class Persistence:
         _log.info("wrote %s: %d entries in %.2f s", path, view.count, self._took)
         return view.rev
 
-    def _failed(self, error: OSError) -> ReadOnlyError:
-        reason = f"the snapshot cannot be written: {error.strerror or error}"
+    def _await_log(self, view: SnapshotView) -> None:
+        """Have the log on disk up to ``view``, so that a snapshot vouches for what is in the log.
+
+        A broken log cannot be waited for, and need not be: what it may have lost was rolled back or
+        is in the snapshot.
+        """
+        if not self._wal.broken:
+            self._wal.commit(view.rev, durable=True)
+        if view.lost:
+            raise ReadOnlyError("commits in it have been rolled back")
+
+    def _failed(self, why: str) -> ReadOnlyError:
+        reason = f"the snapshot cannot be written: {why}"
         if not self._failing:  # Said once, not at every try.
             self._failing = True
             _log.error("%s; trying again every %g s", reason, self._interval)
         return ReadOnlyError(reason)
 
     def _refuse_the_rest(self) -> None:
-        for future in self._wait(0):
+        with self._closing:
+            self._closed = True
+        while not self._inbox.empty():
+            future = self._inbox.get()
             if future is not None:
                 _settle(future, ShuttingDownError("the server is stopping"))
 

@@ -162,8 +162,15 @@ class Writer:
         self.size += len(head) + len(payload)
 
 
-def read(files: Files, path: Path) -> Loaded:
+def read(
+    files: Files, path: Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Loaded:
     """Read a snapshot file whole and check all of it.
+
+    Args:
+        files: the door to the file system.
+        path: of the file.
+        progress: told now and then how many bytes of how many have been read.
 
     Raises:
         DamageError: anything in it is not as it was written; names file, place and reason.
@@ -178,6 +185,7 @@ def read(files: Files, path: Path) -> Loaded:
         while (payload := reader.next_entries()) is not None:
             for key, value, rev in reader.decode(_decode_entries, payload):
                 entries[key] = Entry(bytes(value), rev)
+            progress(reader.offset, reader.size)
         reader.check_end(header.rev, len(entries))
     return Loaded(header.rev, entries)
 
@@ -188,16 +196,16 @@ class _Reader:
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file = file
         self._path = path
-        self._size = file.seek(0, SEEK_END)
+        self.size = file.seek(0, SEEK_END)
         file.seek(0)
-        self._offset = 0  # Where the frame read last begins.
+        self.offset = 0  # Where the frame read last begins.
         self._next = 0
         self._frames = 0
         self._crc = 0
         self._footer = b""
 
     def damage(self, reason: str) -> DamageError:
-        return DamageError(f"{self._path}: damaged at offset {self._offset}: {reason}")
+        return DamageError(f"{self._path}: damaged at offset {self.offset}: {reason}")
 
     def header(self) -> Header:
         kind, payload = self._frame()
@@ -236,14 +244,14 @@ class _Reader:
             raise self.damage(f"not what a snapshot holds: {error}") from None
 
     def _frame(self) -> tuple[int, bytes]:
-        self._offset = self._next
+        self.offset = self._next
         head = self._file.read(_HEAD.size)
         if len(head) < _HEAD.size:
             raise self.damage("the file ends too early")
         array3, mark1, kind, mark2, crc, mark3, length = _HEAD.unpack(head)
         if (array3, mark1, mark2, mark3) != (_ARRAY3, _UINT32, _UINT32, _BIN32):
             raise self.damage("no frame begins here")
-        if length > self._size - self._offset - _HEAD.size:
+        if length > self.size - self.offset - _HEAD.size:
             raise self.damage("the file ends too early")
         payload = self._file.read(length)
         if _checksum(kind, payload) != crc:

@@ -1,26 +1,33 @@
-"""A data directory held by this process: the lock, the newest snapshot, and writing the next one.
+"""A data directory held by this process: its lock, what it holds, and what is written to it next.
 
 Layout below the data directory::
 
-    LOCK                               held as long as a server runs
-    snapshot/<revision>.snapshot       the newest two, see `zkv.durability.snapshot`
+    LOCK                                    held as long as a server runs
+    snapshot/<revision>.snapshot            the newest two, see `zkv.durability.snapshot`
+    wal/<first revision>.wal                the log, see `zkv.durability.segment`
+    wal/<first revision>.wal.torn-<offset>  a copy of a segment before its torn tail was cut
+
+Invariant: the newest snapshot and the segments behind it give the exact state; so do the snapshot
+before it and the segments behind that. A segment goes only when neither needs it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 from typing import TYPE_CHECKING, BinaryIO
 
-from zkv.durability import snapshot
-from zkv.errors import DamageError, DataDirError
+from zkv.durability import recovery, segment, snapshot
+from zkv.errors import DataDirError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from zkv.durability.files import Files
+    from zkv.durability.recovery import Recovered, TornTail
     from zkv.keyspace import SnapshotView
 
 _log = logging.getLogger("zkv.durability")
@@ -40,19 +47,23 @@ class Storage:
     """
 
     def __init__(self, directory: Path, files: Files, now: Callable[[], float] = time.time) -> None:
-        self.directory = directory
         self._files = files
         self._now = now
         self._snapshots = directory / "snapshot"
+        self.wal_directory = directory / "wal"
         self._lock: BinaryIO | None = None
         try:
-            files.make_directory(directory)
+            if files.make_directory(directory):
+                files.sync_directory(directory.parent)
             self._lock = files.lock(directory / "LOCK")
-            files.make_directory(self._snapshots)
-            self._remove_unfinished()
+            for inner in (self._snapshots, self.wal_directory):
+                if files.make_directory(inner):
+                    files.sync_directory(directory)
+                self._remove_unfinished(inner)
         except OSError as error:
             self.close()
-            raise DataDirError(f"{directory}: {error.strerror or error}") from error
+            place = error.filename or directory
+            raise DataDirError(f"{place}: {error.strerror or error}") from error
 
     def close(self) -> None:
         """Let go of the directory. May be called again."""
@@ -60,55 +71,72 @@ class Storage:
             self._lock.close()
             self._lock = None
 
-    def load(self) -> snapshot.Loaded:
-        """The newest snapshot's content; nothing at revision 0 where there is none.
+    def load(self) -> Recovered:
+        """Everything the directory holds; a torn tail is cut, and a copy of it kept.
 
         Raises:
-            DamageError: it is damaged. It is never passed over in silence.
-            DataDirError: it cannot be read.
+            DamageError: something is damaged. It is never passed over in silence.
+            DataDirError: something cannot be read or written.
         """
-        revisions = self._revisions()
-        if not revisions:
-            return snapshot.Loaded(0, {})
         started = time.perf_counter()
-        path = self._snapshots / snapshot.file_name(revisions[-1])
-        try:
-            loaded = snapshot.read(self._files, path)
-        except OSError as error:
-            raise DataDirError(f"{path}: {error.strerror or error}") from error
-        except DamageError as error:
-            raise DamageError(f"{error}; {_way_back(revisions)}") from None
+        recovered = recovery.recover(self._files, self._snapshots, self.wal_directory)
+        if recovered.torn is not None:
+            self._cut(recovered.torn, recovered.rev)
         _log.info(
-            "loaded %s: revision %d, %d entries in %.2f s",
-            path, loaded.rev, len(loaded.entries), time.perf_counter() - started,
+            "recovered revision %d: %d entries; snapshot at %d, %d commits replayed, %.2f s",
+            recovered.rev, len(recovered.entries), recovered.snapshot_rev, recovered.replayed,
+            time.perf_counter() - started,
         )  # fmt: skip
-        return loaded
+        return recovered
 
-    def save(self, view: SnapshotView) -> Path:
-        """Write ``view`` as a snapshot; return its path once it is on disk. Raises OSError."""
+    def save(self, view: SnapshotView, before_publishing: Callable[[], None]) -> Path:
+        """Write ``view`` as a snapshot; return its path once it is on disk.
+
+        Args:
+            view: what to write.
+            before_publishing: called once all is written, before the file gets its name; what it
+                raises ends the matter.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         created = int(self._now() * 1000)
         with snapshot.Writer(self._files, self._snapshots, view.rev, created) as writer:
             for chunk in view.chunks():
                 writer.add(chunk)
+            before_publishing()
             path = writer.finish()
-        for rev in self._revisions()[: -snapshot.KEPT_SNAPSHOTS]:
-            self._files.remove(self._snapshots / snapshot.file_name(rev))
+        self._drop_covered()
         return path
 
-    def _revisions(self) -> list[int]:
-        names = self._files.names(self._snapshots)
-        return [rev for name in names if (rev := snapshot.revision_of(name)) is not None]
+    def _drop_covered(self) -> None:
+        """Remove the snapshots and segments that no way back needs."""
+        revisions = recovery.snapshots(self._files, self._snapshots)
+        for rev in revisions[: -snapshot.KEPT_SNAPSHOTS]:
+            self._files.remove(self._snapshots / snapshot.file_name(rev))
+        needed_from = revisions[-snapshot.KEPT_SNAPSHOTS :][0]
+        if len(revisions) < snapshot.KEPT_SNAPSHOTS:
+            needed_from = 0
+        firsts = recovery.segments(self._files, self.wal_directory)
+        for first, successor in itertools.pairwise(firsts):
+            if successor <= needed_from + 1:
+                self._files.remove(self.wal_directory / segment.file_name(first))
 
-    def _remove_unfinished(self) -> None:
-        for name in self._files.names(self._snapshots):
+    def _cut(self, torn: TornTail, rev: int) -> None:
+        copy = torn.path.with_name(f"{torn.path.name}.torn-{torn.offset}")
+        try:
+            self._files.cut(torn.path, torn.offset, copy)
+            self._files.sync_directory(self.wal_directory)
+        except OSError as error:
+            raise DataDirError(f"{torn.path}: {error.strerror or error}") from error
+        _log.warning(
+            "%s: cut %d bytes at offset %d that a crash left half written (%s); "
+            "the log is whole up to revision %d; what was there is kept as %s",
+            torn.path, torn.size - torn.offset, torn.offset, torn.reason, rev, copy.name,
+        )  # fmt: skip
+
+    def _remove_unfinished(self, directory: Path) -> None:
+        for name in self._files.names(directory):
             if name.endswith(snapshot.UNFINISHED):
                 with contextlib.suppress(FileNotFoundError):
-                    self._files.remove(self._snapshots / name)
-
-
-def _way_back(revisions: list[int]) -> str:
-    if len(revisions) == 1:
-        return "there is no older snapshot"
-    return (
-        f"to go back to revision {revisions[-2]}, and lose what came after it, move this file away"
-    )
+                    self._files.remove(directory / name)

@@ -35,6 +35,7 @@ class SnapshotView:
     def __init__(self, keyspace: Keyspace, rev: int, count: int) -> None:
         self.rev = rev
         self.count = count
+        self.lost = False  # Whether commits that it shows have been rolled back.
         self._keyspace = keyspace
         self._reached = ""  # Every key up to this one has been read; no key is empty.
         self._all_reached = False

@@ -37,11 +37,16 @@ class GetReply(Reply):
     rev: int
 
 
-class WriteReply(Reply):
-    """A committed write; ``prev`` and ``prev_rev`` only where they were asked for."""
+class CommitReply(Reply, kw_only=True):
+    """What every reply to a write carries; ``durable``: is it on disk now?"""
 
     rev: int
-    durable: bool
+    durable: bool = False
+
+
+class WriteReply(CommitReply, kw_only=True):
+    """A committed write; ``prev`` and ``prev_rev`` only where they were asked for."""
+
     prev: Raw | UnsetType = UNSET
     prev_rev: int | UnsetType = UNSET
 
@@ -53,12 +58,10 @@ class MGetReply(Reply):
     revs: list[int]
 
 
-class MDeleteReply(Reply):
+class MDeleteReply(CommitReply, kw_only=True):
     """How many of the keys were there."""
 
     deleted: int
-    rev: int
-    durable: bool
 
 
 class RevisionReply(Reply):

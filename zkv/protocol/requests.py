@@ -26,8 +26,14 @@ class Request(Struct, frozen=True, kw_only=True, tag_field="op", forbid_unknown_
         return None
 
 
-class KeyRequest(Request, frozen=True):
-    """A request about one key."""
+class WriteRequest(Request, frozen=True, kw_only=True):
+    """A request that may change something; ``durable`` asks for it to be on disk first."""
+
+    durable: bool = False
+
+
+class KeyRequest(Request, frozen=True, kw_only=True):
+    """A request that reads one key."""
 
     key: str
 
@@ -36,8 +42,39 @@ class KeyRequest(Request, frozen=True):
         return self.key
 
 
-class KeysRequest(Request, frozen=True):
-    """A request about many keys."""
+class KeyWriteRequest(WriteRequest, frozen=True, kw_only=True):
+    """A request that writes one key."""
+
+    key: str
+
+    def subject(self) -> str:
+        """The key."""
+        return self.key
+
+
+class Ping(Request, frozen=True, kw_only=True, tag="PING"):
+    """Is the server there, and which protocol does it speak?"""
+
+
+class Get(KeyRequest, frozen=True, kw_only=True, tag="GET"):
+    """Read one entry."""
+
+
+class Put(KeyWriteRequest, frozen=True, kw_only=True, tag="PUT"):
+    """Write one entry; ``prev`` asks for what it replaced."""
+
+    value: Raw
+    prev: bool = False
+
+
+class Delete(KeyWriteRequest, frozen=True, kw_only=True, tag="DELETE"):
+    """Remove one entry; ``prev`` asks for what it was."""
+
+    prev: bool = False
+
+
+class MGet(Request, frozen=True, kw_only=True, tag="MGET"):
+    """Read many entries at one revision."""
 
     keys: list[str]
 
@@ -46,32 +83,7 @@ class KeysRequest(Request, frozen=True):
         return len(self.keys)
 
 
-class Ping(Request, frozen=True, tag="PING"):
-    """Is the server there, and which protocol does it speak?"""
-
-
-class Get(KeyRequest, frozen=True, tag="GET"):
-    """Read one entry."""
-
-
-class Put(KeyRequest, frozen=True, tag="PUT"):
-    """Write one entry; ``prev`` asks for what it replaced."""
-
-    value: Raw
-    prev: bool = False
-
-
-class Delete(KeyRequest, frozen=True, tag="DELETE"):
-    """Remove one entry; ``prev`` asks for what it was."""
-
-    prev: bool = False
-
-
-class MGet(KeysRequest, frozen=True, tag="MGET"):
-    """Read many entries at one revision."""
-
-
-class MPut(Request, frozen=True, tag="MPUT"):
+class MPut(WriteRequest, frozen=True, kw_only=True, tag="MPUT"):
     """Write many entries with one revision, all or nothing."""
 
     items: dict[str, Raw]
@@ -81,19 +93,25 @@ class MPut(Request, frozen=True, tag="MPUT"):
         return len(self.items)
 
 
-class MDelete(KeysRequest, frozen=True, tag="MDELETE"):
+class MDelete(WriteRequest, frozen=True, kw_only=True, tag="MDELETE"):
     """Remove many entries with one revision, all or nothing; absent keys are passed over."""
 
+    keys: list[str]
 
-class Info(Request, frozen=True, tag="INFO"):
+    def subject(self) -> int:
+        """How many keys."""
+        return len(self.keys)
+
+
+class Info(Request, frozen=True, kw_only=True, tag="INFO"):
     """What the server is, holds and has done."""
 
 
-class Snapshot(Request, frozen=True, tag="SNAPSHOT"):
+class Snapshot(Request, frozen=True, kw_only=True, tag="SNAPSHOT"):
     """Have a snapshot on disk that holds every write answered before."""
 
 
-class End(Request, frozen=True, tag="END"):
+class End(Request, frozen=True, kw_only=True, tag="END"):
     """Save everything and stop the server."""
 
 

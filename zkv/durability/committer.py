@@ -1,0 +1,130 @@
+"""Group commit off the request path: a thread that makes commits durable and tells who waits.
+
+A worker hands over the replies of a batch that may not leave before their revisions are on disk,
+and goes on with the next batch. While the thread waits for one fdatasync, further groups queue up;
+the next fdatasync serves them all. So the disk is never waited for by anybody who could do other
+work, and the busier the server, the more commits share a sync.
+
+With the policy ``interval`` the thread also makes durable what was written, once per interval.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+from zkv.errors import ReadOnlyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zkv.durability.wal import Wal
+
+
+class CommitGroup:
+    """Replies that wait for a revision to be on disk.
+
+    Args:
+        epoch: the log's when the first of their requests began to run.
+    """
+
+    __slots__ = ("_deliver", "_wake", "epoch", "error", "rev")
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.rev = 0
+        self.error: ReadOnlyError | None = None
+        """Once completed: None, or why the revision is not on disk."""
+        self._deliver: list[Callable[[], None]] = []
+        self._wake: Callable[[], None] = lambda: None
+
+    def add(self, rev: int) -> None:
+        """Wait for ``rev``, too."""
+        self.rev = max(self.rev, rev)
+
+    def on_completion(self, deliver: Callable[[], None], wake: Callable[[], None]) -> None:
+        """Have ``deliver`` called on completion. Not to be called once the group is submitted.
+
+        All replies of a group are delivered to one mailbox, which is woken once, after the last.
+        """
+        self._deliver.append(deliver)
+        self._wake = wake
+
+    def complete(self, error: ReadOnlyError | None) -> None:
+        """Let the replies leave, or tell why they cannot."""
+        self.error = error
+        for deliver in self._deliver:
+            deliver()
+        self._wake()
+
+
+class Committer:
+    """The thread that commits groups.
+
+    Args:
+        wal: the log.
+        interval: seconds between syncs of what has been written; None = only when groups ask.
+    """
+
+    def __init__(self, wal: Wal, interval: float | None) -> None:
+        self._wal = wal
+        self._interval = interval
+        self._inbox: SimpleQueue[CommitGroup | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="zkv-committer")
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Commit what waits and end the thread."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    def submit(self, group: CommitGroup) -> None:
+        """Have ``group`` completed by the thread."""
+        self._inbox.put(group)
+
+    def _run(self) -> None:
+        groups: list[CommitGroup | None] = []
+        while None not in groups:
+            groups = self._wait()
+            if groups:
+                settle(self._wal, [group for group in groups if group is not None])
+            else:
+                with contextlib.suppress(ReadOnlyError):
+                    self._wal.commit(self._wal.written_rev, durable=True)
+
+    def _wait(self) -> list[CommitGroup | None]:
+        groups: list[CommitGroup | None] = []
+        with contextlib.suppress(Empty):
+            groups.append(self._inbox.get(timeout=self._interval))
+            while True:
+                groups.append(self._inbox.get_nowait())
+        return groups
+
+
+def settle(wal: Wal, groups: list[CommitGroup]) -> None:
+    """Make ``groups`` durable with one sync at most, and complete them.
+
+    A group whose epoch is over is told that nobody knows: its revisions may have been rolled back,
+    and may by now be those of other commits.
+    """
+    epoch = wal.epoch
+    current = [group for group in groups if group.epoch == epoch]
+    error: ReadOnlyError | None = None
+    if current:
+        try:
+            wal.commit(max(group.rev for group in current), durable=True)
+        except ReadOnlyError as raised:
+            error = raised
+        else:
+            error = None if wal.epoch == epoch else _unknown()
+    for group in groups:
+        group.complete(error if group.epoch == epoch else _unknown())
+
+
+def _unknown() -> ReadOnlyError:
+    return ReadOnlyError("the log could not be written for a moment", applied=None)
