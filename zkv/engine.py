@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zkv.durability.committer import CommitGroup, Committer
+from zkv.durability.committer import CommitGroup, Committer, settle
 from zkv.durability.files import Files
 from zkv.durability.persistence import Persistence
 from zkv.durability.storage import Storage
@@ -110,6 +110,10 @@ class Engine:
     def submit(self, group: CommitGroup) -> None:
         """Have ``group`` completed once its revision is on disk, by a thread of its own."""
         self._committer.submit(group)
+
+    def settle(self, group: CommitGroup) -> None:
+        """Complete ``group`` in this thread, which waits for the disk."""
+        settle(self._wal, [group])
 
     def snapshot(self) -> Future[int]:
         """Have a snapshot on disk of everything committed so far; gives its revision."""

@@ -124,6 +124,10 @@ class Mailbox:
             else:
                 self._park(envelope, body)
 
+    def is_idle(self) -> bool:
+        """Whether nothing is queued at this moment."""
+        return not self._readable()
+
     def stop(self) -> None:
         """Have `receive` return nothing once all that is queued is answered. Any thread."""
         self._stopping = True

@@ -104,12 +104,19 @@ class Service:
         self._flush_log()
         return replies
 
-    def commit(self) -> None:
-        """See to it that what waits for the disk is completed."""
+    def commit(self, idle: bool) -> None:
+        """See to it that what waits for the disk is completed.
+
+        Args:
+            idle: whether the worker has nothing else to do: it then waits for the disk itself,
+                which saves the way through the committer's thread and back.
+        """
         if not self._group.rev:
             return
         if self._refusal is not None:
             self._group.complete(self._refusal)
+        elif idle:
+            self._engine.settle(self._group)
         else:
             self._engine.submit(self._group)
 

@@ -97,4 +97,4 @@ class Worker:
                 mailbox.reply([encode_reply(fail(error, None))] * len(bodies))
                 raise
             mailbox.reply(replies)
-            self.service.commit()
+            self.service.commit(mailbox.is_idle())
