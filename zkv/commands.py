@@ -1,9 +1,14 @@
-"""What each op does: a table from request class to function.
+"""What each op does: two tables from request class to function, one of reads and one of writes.
 
-A command takes the `Node` it runs on and a request that the protocol has checked, and gives the
-reply, or a future of it where the reply must wait for the disk. It raises a `RequestError` where
-the request cannot be done. Commands run in worker threads, many at a time; all that they share is
-behind the keyspace's lock or the inbox of another thread.
+A read takes the `Node` it runs on and a request that the protocol has checked. A write takes also a
+`Transaction`: it runs with the keyspace's lock held, inside `execute`, which commits what it staged
+and makes it exactly-once where the request asks for that. So each write is described once, whether
+it comes alone or in a TXN.
+
+Each gives its reply and the newest revision that the reply tells of, or a future of a reply that
+must wait for the disk. It raises a `RequestError` where the request cannot be done. Commands run in
+worker threads, many at a time; all that they share is behind the keyspace's lock or the inbox of
+another thread.
 """
 
 from __future__ import annotations
@@ -14,27 +19,59 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final
 
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from zkv import __version__
 from zkv.engine import Engine
-from zkv.errors import TooLargeError
+from zkv.errors import BadRequestError, RequestError, TooLargeError
+from zkv.keyspace import Entry, Once, Remembered, Transaction
+from zkv.keyspace.bounds import key_range
 from zkv.protocol import requests
-from zkv.protocol.codec import PROTOCOL_VERSION, KeyLimits
+from zkv.protocol.codec import PROTOCOL_VERSION, KeyLimits, digest, encode_reply
 from zkv.protocol.replies import (
     NIL,
+    ChangesReply,
+    CommitReply,
+    CountReply,
+    Failure,
     GetReply,
+    IncrReply,
     InfoReply,
     MDeleteReply,
     MGetReply,
     PingReply,
     Reply,
     RevisionReply,
+    ScanReply,
+    TxnReply,
     WriteReply,
+    failure,
 )
 
-Done = tuple[Reply, int]
-"""A reply, and the newest revision that it tells of: it may not leave before that is safe."""
+MAX_REMEMBERED_REPLY: Final = 1024 * 1024
+"""Bytes of the largest reply that is kept for a repeat: a session holds many of them."""
+SCANNED_COMMITS: Final = 10_000
+"""Most commits that one CHANGES looks at: one with a rare prefix returns early, and goes on."""
+REMEMBERED_FAILURES: Final = frozenset({"NOT_FOUND", "CONFLICT", "WRONG_TYPE"})
+"""What an exactly-once request that ran may be refused for: a repeat is refused likewise."""
+
+
+class Done(Struct, frozen=True, gc=False):
+    """What came of a request.
+
+    Args:
+        reply: what to answer; None where ``remembered`` is to be answered again.
+        rev: the newest revision that the reply tells of: it may not leave before that is safe.
+        lsn: the log's number of the commit, likewise; 0 = there is none to wait for.
+        remembered: the packed reply of a repeated exactly-once request.
+    """
+
+    reply: Reply | Failure | None
+    rev: int
+    lsn: int = 0
+    remembered: bytes = b""
+
+
 Answer = Done | Future[Reply]
 
 
@@ -57,71 +94,122 @@ class Node:
     stop: Callable[[], Future[int]]
 
 
+def execute(node: Node, request: requests.AnyRequest) -> Answer:
+    """Run a request. Raises RequestError."""
+    write = WRITES.get(type(request))
+    if write is None:
+        return READS[type(request)](node, request)
+    keyspace = node.engine.keyspace
+    if request.session is not None and request.seq is not None:
+        return _execute_once(node, request, write, request.session, request.seq)
+    with keyspace.lock:
+        transaction = keyspace.begin()
+        reply = write(node, transaction, request)
+        lsn = keyspace.commit(transaction)
+        return Done(reply, transaction.told_rev, lsn)
+
+
+def _execute_once(
+    node: Node, request: requests.AnyRequest, write: Write, session: str, seq: int
+) -> Answer:
+    """Run a write unless it has run before. The reply is logged with what it changes."""
+    keyspace = node.engine.keyspace
+    content = digest(request)
+    with keyspace.lock:
+        known = keyspace.sessions.recall(session, seq, content, keyspace.now())
+        if known is not None:
+            return _repeat(known)
+        transaction = keyspace.begin()
+        reply: CommitReply | Failure
+        try:
+            reply = write(node, transaction, request)
+        except RequestError as error:
+            if error.code not in REMEMBERED_FAILURES:
+                raise
+            transaction = keyspace.begin()  # Without whatever the failed one had staged.
+            reply = failure(error, None)
+        packed = encode_reply(reply)
+        if len(packed) > MAX_REMEMBERED_REPLY:
+            raise TooLargeError(
+                f"the reply has {len(packed)} bytes; one that is remembered for a repeat may have "
+                f"{MAX_REMEMBERED_REPLY}: ask for less, or without session"
+            )
+        lsn = keyspace.commit(transaction, Once(session, seq, content, packed))
+        return Done(reply, transaction.told_rev, lsn)
+
+
+def _repeat(known: Remembered) -> Done:
+    return Done(None, known.rev, known.lsn, known.reply)
+
+
+# --- Reads
+
+
 def ping(_node: Node, _request: requests.Ping) -> Done:
     """Answer with the protocol's version and the server's clock."""
     now = int(time.time() * 1000)
-    return PingReply(protocol=PROTOCOL_VERSION, version=__version__, time=now), 0
+    return Done(PingReply(protocol=PROTOCOL_VERSION, version=__version__, time=now), 0)
 
 
 def get(node: Node, request: requests.Get) -> Done:
     """The entry of a key."""
     node.limits.check_key(request.key)
     entry = node.engine.keyspace.get(request.key)
-    return GetReply(value=Raw(entry.value), rev=entry.rev), entry.rev
-
-
-def put(node: Node, request: requests.Put) -> Done:
-    """Write an entry."""
-    node.limits.check_key(request.key)
-    value = node.limits.value(request.key, request.value)
-    rev, previous = node.engine.keyspace.put(request.key, value)
-    reply = WriteReply(rev=rev)
-    if request.prev:
-        reply.prev = NIL if previous is None else Raw(previous.value)
-        reply.prev_rev = 0 if previous is None else previous.rev
-    return reply, rev
-
-
-def delete(node: Node, request: requests.Delete) -> Done:
-    """Remove an entry."""
-    node.limits.check_key(request.key)
-    rev, previous = node.engine.keyspace.delete(request.key)
-    reply = WriteReply(rev=rev)
-    if request.prev and previous is not None:
-        reply.prev = Raw(previous.value)
-        reply.prev_rev = previous.rev
-    return reply, rev
+    return Done(_get_reply(entry, node.engine.keyspace.now), entry.rev)
 
 
 def mget(node: Node, request: requests.MGet) -> Done:
     """Many entries at one revision; TOO_LARGE where they would not fit into one reply."""
     node.limits.check_keys(request.keys)
     entries, removed = node.engine.keyspace.get_many(request.keys)
-    size = sum(len(entry.value) for entry in entries if entry is not None)
-    if size > node.max_reply_bytes:
-        raise TooLargeError(
-            f"the values of these {len(entries)} keys have {size} bytes; max_reply_bytes is "
-            f"{node.max_reply_bytes}: ask for fewer keys at once"
-        )
+    size = sum([len(entry.value) for entry in entries if entry is not None])
+    _check_size(node, size, f"the values of these {len(entries)} keys", "ask for fewer keys")
     values = [NIL if entry is None else Raw(entry.value) for entry in entries]
     revs = [0 if entry is None else entry.rev for entry in entries]
     seen = max(revs, default=0) if all(revs) else max(removed, *revs)
-    return MGetReply(values=values, revs=revs), seen
+    return Done(MGetReply(values=values, revs=revs), seen)
 
 
-def mput(node: Node, request: requests.MPut) -> Done:
-    """Write many entries as one revision."""
-    node.limits.check_keys(request.items)
-    items = {key: node.limits.value(key, raw) for key, raw in request.items.items()}
-    rev = node.engine.keyspace.put_many(items)
-    return WriteReply(rev=rev), rev
+def scan(node: Node, request: requests.Scan) -> Done:
+    """Entries in order of their keys, a page at a time."""
+    most = min(request.limit, node.limits.max_batch)
+    keys = key_range(request.prefix, request.start, request.end, request.after, request.reverse)
+    page = node.engine.keyspace.scan(keys, most, request.reverse)
+    if page.more and most < request.limit:
+        raise TooLargeError(
+            f"there are more than {most} keys, which is max_batch; ask with a limit up to that, "
+            f"and go on behind `next`"
+        )
+    values = request.values
+    size = sum([len(key) + (len(entry.value) if values else 0) for key, entry in page.items])
+    _check_size(node, size, "this page", "ask with a smaller limit")
+    items = [(key, Raw(entry.value) if values else NIL, entry.rev) for key, entry in page.items]
+    following = items[-1][0] if page.more else None
+    return Done(ScanReply(items=items, next=following, rev=page.rev), page.rev)
 
 
-def mdelete(node: Node, request: requests.MDelete) -> Done:
-    """Remove many entries as one revision."""
-    node.limits.check_keys(request.keys)
-    deleted, rev = node.engine.keyspace.delete_many(request.keys)
-    return MDeleteReply(deleted=deleted, rev=rev), rev
+def count(node: Node, request: requests.Count) -> Done:
+    """How many keys begin with a prefix."""
+    number, rev = node.engine.keyspace.count(key_range(request.prefix))
+    return Done(CountReply(count=number), rev)
+
+
+def changes(node: Node, request: requests.Changes) -> Done:
+    """What has changed after a revision, oldest first. The changes of a revision stay together."""
+    keyspace = node.engine.keyspace
+    most = min(max(request.limit, 1), SCANNED_COMMITS) if not request.prefix else SCANNED_COMMITS
+    commits, rev = keyspace.changes_since(request.since, most)
+    found: list[tuple[int, str, str, Raw]] = []
+    size, following = 0, request.since
+    for commit in commits:
+        if len(found) >= request.limit or size > node.max_reply_bytes // 2:
+            break
+        for change in commit.changes:
+            if change.key.startswith(request.prefix):
+                found.append((commit.rev, change.op, change.key, change.value))
+                size += len(change.key) + len(memoryview(change.value))
+        following = commit.rev
+    return Done(ChangesReply(changes=found, next=following, rev=rev), 0)
 
 
 def info(node: Node, _request: requests.Info) -> Done:
@@ -136,7 +224,7 @@ def info(node: Node, _request: requests.Info) -> Done:
         keys=len(keyspace),
         **node.facts(),
     )
-    return reply, rev
+    return Done(reply, rev)
 
 
 def snapshot(node: Node, _request: requests.Snapshot) -> Answer:
@@ -147,6 +235,156 @@ def snapshot(node: Node, _request: requests.Snapshot) -> Answer:
 def end(node: Node, _request: requests.End) -> Answer:
     """Stop the server; the reply waits until everything is saved."""
     return _revision_reply(node.stop())
+
+
+# --- Writes: with the keyspace's lock held
+
+
+def put(node: Node, transaction: Transaction, request: requests.Put) -> WriteReply:
+    """Write an entry."""
+    key = request.key
+    node.limits.check_key(key)
+    value = node.limits.value(key, request.value)
+    expires = None if request.ttl is None else _expires(transaction, request.ttl)
+    previous = None
+    if request.if_rev is not None:
+        previous = transaction.check(key, request.if_rev)
+    elif request.prev:
+        previous = transaction.find(key)
+    transaction.put(key, value, expires)
+    reply = WriteReply(rev=transaction.rev)
+    return _with_previous(reply, previous) if request.prev else reply
+
+
+def delete(node: Node, transaction: Transaction, request: requests.Delete) -> WriteReply:
+    """Remove an entry."""
+    node.limits.check_key(request.key)
+    if request.if_rev is not None:
+        transaction.check(request.key, request.if_rev)
+    previous = transaction.get(request.key)
+    transaction.remove(request.key)
+    reply = WriteReply(rev=transaction.rev)
+    return _with_previous(reply, previous) if request.prev else reply
+
+
+def touch(node: Node, transaction: Transaction, request: requests.Touch) -> WriteReply:
+    """Give an entry another time to live."""
+    node.limits.check_key(request.key)
+    expires = None if request.ttl is None else _expires(transaction, request.ttl)
+    transaction.touch(request.key, expires)
+    return WriteReply(rev=transaction.rev)
+
+
+def incr(node: Node, transaction: Transaction, request: requests.Incr) -> IncrReply:
+    """Add to an int64."""
+    node.limits.check_key(request.key)
+    return IncrReply(value=transaction.increment(request.key, request.by), rev=transaction.rev)
+
+
+def mput(node: Node, transaction: Transaction, request: requests.MPut) -> WriteReply:
+    """Write many entries as one revision."""
+    node.limits.check_keys(request.items)
+    expires = None if request.ttl is None else _expires(transaction, request.ttl)
+    transaction.put_many(node.limits.values(request.items), expires)
+    return WriteReply(rev=transaction.told_rev)
+
+
+def mdelete(node: Node, transaction: Transaction, request: requests.MDelete) -> MDeleteReply:
+    """Remove many entries as one revision."""
+    node.limits.check_keys(request.keys)
+    present = [key for key in dict.fromkeys(request.keys) if transaction.find(key) is not None]
+    for key in present:
+        transaction.remove(key)
+    return MDeleteReply(deleted=len(present), rev=transaction.told_rev)
+
+
+def txn(node: Node, transaction: Transaction, request: requests.Txn) -> TxnReply:
+    """Check conditions, then run ops that see each other's effects; all or nothing."""
+    node.limits.check_batch(len(request.ops), "ops")
+    node.limits.check_batch(len(request.conditions), "if")
+    for index, (key, rev) in enumerate(request.conditions):
+        with _Indexed(index):
+            node.limits.check_key(key)
+            transaction.check(key, rev)
+    results: list[Reply] = []
+    size = 0
+    for index, op in enumerate(request.ops):
+        with _Indexed(index):
+            result = _run_in_txn(node, transaction, op)
+            size += _values_size(result)
+            _check_size(node, size, "the results", "ask for less in one TXN")
+            results.append(result)
+    return TxnReply(results=results, rev=transaction.told_rev)
+
+
+def _run_in_txn(node: Node, transaction: Transaction, op: requests.SubRequest) -> Reply:
+    for name in ("id", "session", "seq", "deadline"):
+        if getattr(op, name) is not None:
+            raise BadRequestError(f"field `{name}` belongs to the TXN, not to an op in it")
+    if op.durable:
+        raise BadRequestError("field `durable` belongs to the TXN, not to an op in it")
+    if isinstance(op, requests.Get):
+        return _get_in_txn(node, transaction, op)
+    return WRITES[type(op)](node, transaction, op)
+
+
+def _get_in_txn(node: Node, transaction: Transaction, op: requests.Get) -> GetReply:
+    node.limits.check_key(op.key)
+    entry = transaction.find(op.key)
+    if entry is None:
+        return GetReply(value=NIL, rev=0)
+    return _get_reply(entry, transaction.now)
+
+
+class _Indexed:
+    """Adds to a `RequestError` which condition or op of a TXN it comes from."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, RequestError):
+            error.details["index"] = self._index
+
+
+# --- Helpers
+
+
+def _get_reply(entry: Entry, now: Callable[[], int]) -> GetReply:
+    reply = GetReply(value=Raw(entry.value), rev=entry.rev)
+    if entry.expires is not None:
+        reply.ttl = max(0, entry.expires - now()) / 1000
+    return reply
+
+
+def _with_previous(reply: WriteReply, previous: Entry | None) -> WriteReply:
+    reply.prev = NIL if previous is None else Raw(previous.value)
+    reply.prev_rev = 0 if previous is None else previous.rev
+    return reply
+
+
+def _expires(transaction: Transaction, ttl: float) -> int:
+    """When an entry that is written now expires, in ms; a ttl below a millisecond is one."""
+    return transaction.now() + max(1, round(ttl * 1000))
+
+
+def _values_size(reply: Reply) -> int:
+    """Bytes of the values in the reply of one op."""
+    if isinstance(reply, GetReply):
+        return len(memoryview(reply.value))
+    if isinstance(reply, WriteReply) and isinstance(reply.prev, Raw):
+        return len(memoryview(reply.prev))
+    return 0
+
+
+def _check_size(node: Node, size: int, what: str, advice: str) -> None:
+    if size > node.max_reply_bytes:
+        raise TooLargeError(
+            f"{what} would take {size} bytes; max_reply_bytes is {node.max_reply_bytes}: {advice}"
+        )
 
 
 def _revision_reply(revision: Future[int]) -> Future[Reply]:
@@ -163,15 +401,26 @@ def _revision_reply(revision: Future[int]) -> Future[Reply]:
     return reply
 
 
-COMMANDS: Final[dict[type[requests.Request], Callable[[Node, Any], Answer]]] = {
+Write = Callable[[Node, Transaction, Any], CommitReply]
+
+READS: Final[dict[type[requests.Request], Callable[[Node, Any], Answer]]] = {
     requests.Ping: ping,
     requests.Get: get,
-    requests.Put: put,
-    requests.Delete: delete,
     requests.MGet: mget,
-    requests.MPut: mput,
-    requests.MDelete: mdelete,
+    requests.Scan: scan,
+    requests.Count: count,
+    requests.Changes: changes,
     requests.Info: info,
     requests.Snapshot: snapshot,
     requests.End: end,
+}
+
+WRITES: Final[dict[type[requests.Request], Write]] = {
+    requests.Put: put,
+    requests.Delete: delete,
+    requests.Touch: touch,
+    requests.Incr: incr,
+    requests.MPut: mput,
+    requests.MDelete: mdelete,
+    requests.Txn: txn,
 }

@@ -16,9 +16,11 @@ from msgspec import Meta, Struct, field
 from zkv.defaults import DEFAULT_ENDPOINT
 from zkv.errors import ConfigError
 
-Positive = Annotated[int, Meta(ge=1)]
+Positive = Annotated[int, Meta(ge=1, le=2**62)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 
+REPLY_OVERHEAD = 1_024
+"""More than a reply takes beside the values in it."""
 TRANSPORTS = ("tcp://", "ipc://", "inproc://")
 
 
@@ -28,6 +30,7 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     endpoints: Annotated[list[str], Meta(min_length=1)] = field(
         default_factory=lambda: [DEFAULT_ENDPOINT]
     )
+    feed: str = "tcp://127.0.0.1:5556"
     workers: Annotated[int, Meta(ge=1, le=256)] = 2
 
 
@@ -37,7 +40,7 @@ class DurabilitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
     data_dir: Annotated[str, Meta(min_length=1)] = "var"
     fsync: Literal["always", "interval", "never"] = "always"
     fsync_interval: Seconds = 1.0
-    segment_bytes: Annotated[int, Meta(ge=1_024)] = 64 * 1024 * 1024
+    segment_bytes: Annotated[int, Meta(ge=1_024, le=2**62)] = 64 * 1024 * 1024
     snapshot_interval: Seconds = 5.0
 
 
@@ -48,7 +51,12 @@ class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_value_bytes: Positive = 16 * 1024 * 1024
     max_batch: Positive = 10_000
     max_reply_bytes: Positive = 64 * 1024 * 1024
-    max_message_bytes: Annotated[int, Meta(ge=1_024)] = 64 * 1024 * 1024
+    max_message_bytes: Annotated[int, Meta(ge=1_024, le=2**62)] = 64 * 1024 * 1024
+    session_window: Annotated[int, Meta(ge=1, le=65_536)] = 128
+    session_ttl: Seconds = 3600.0
+    max_sessions: Positive = 100_000
+    history: Annotated[int, Meta(ge=0, le=2**62)] = 100_000
+    history_bytes: Annotated[int, Meta(ge=0, le=2**62)] = 64 * 1024 * 1024
 
 
 class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,13 +120,28 @@ def override(settings: Settings, **tables: dict[str, Any]) -> Settings:
 
 def _check(settings: Settings, source: str) -> None:
     """Rules that tie one key to another, or that a type cannot say."""
+    for name, text in (
+        *(("server.endpoints", endpoint) for endpoint in settings.server.endpoints),
+        ("server.feed", settings.server.feed),
+        ("durability.data_dir", settings.durability.data_dir),
+        ("log.file", settings.log.file),
+    ):
+        if "\0" in text:
+            raise ConfigError(f"{source}: {name}: {text!r} holds a NUL character")
     for endpoint in settings.server.endpoints:
         _check_endpoint(endpoint, f"{source}: server.endpoints")
+    if settings.server.feed:
+        _check_endpoint(settings.server.feed, f"{source}: server.feed")
     limits = settings.limits
     if limits.max_message_bytes < limits.max_value_bytes + limits.max_key_bytes:
         raise ConfigError(
             f"{source}: limits.max_message_bytes ({limits.max_message_bytes}) is smaller than "
             f"limits.max_value_bytes plus limits.max_key_bytes: such a value could never arrive"
+        )
+    if limits.max_reply_bytes < limits.max_value_bytes + REPLY_OVERHEAD:
+        raise ConfigError(
+            f"{source}: limits.max_reply_bytes ({limits.max_reply_bytes}) is smaller than "
+            f"limits.max_value_bytes plus {REPLY_OVERHEAD}: such a value could never be read"
         )
 
 

@@ -11,7 +11,13 @@
         |-- BadRequestError      BAD_REQUEST    malformed frame, missing, wrong or unknown field
         |-- UnknownOpError       UNKNOWN_OP     no such op
         |-- NotFoundError        NOT_FOUND      the key is not there
+        |-- ConflictError        CONFLICT       an expected revision is not the actual one
+        |-- WrongTypeError       WRONG_TYPE     INCR on what is no int64, or past its range
         |-- TooLargeError        TOO_LARGE      key, value, batch or reply over its limit
+        |-- CompactedError       COMPACTED      changes that are not kept any more
+        |-- StaleSeqError        STALE_SEQ      older than what the session remembers
+        |-- DeadlineError        DEADLINE       too late, not run
+        |-- BusyError            BUSY           over a load limit, not run
         |-- ReadOnlyError        READ_ONLY      data cannot be written to disk now
         |-- ShuttingDownError    SHUTTING_DOWN  END or a signal has been received, not run
         `-- InternalError        INTERNAL       a bug; logged with a traceback
@@ -103,6 +109,43 @@ class NotFoundError(RequestError):
     """The key is not there."""
 
     code = "NOT_FOUND"
+
+
+class ConflictError(RequestError):
+    """An expected revision is not the actual one; the reply carries ``key`` and ``rev``."""
+
+    code = "CONFLICT"
+
+
+class WrongTypeError(RequestError):
+    """INCR on something that is no int64, or past its range."""
+
+    code = "WRONG_TYPE"
+
+
+class CompactedError(RequestError):
+    """The changes asked for are not kept any more; the reply carries ``oldest``."""
+
+    code = "COMPACTED"
+
+
+class StaleSeqError(RequestError):
+    """The sequence number is older than what its session remembers; never run."""
+
+    code = "STALE_SEQ"
+
+
+class DeadlineError(RequestError):
+    """The request's deadline had passed when it would have run."""
+
+    code = "DEADLINE"
+
+
+class BusyError(RequestError):
+    """Over a load limit; the request was not run."""
+
+    code = "BUSY"
+    retry = True
 
 
 class TooLargeError(RequestError):

@@ -7,6 +7,9 @@ tuples: formatting a line costs as much as a small request, so it is done here, 
 If the writer cannot keep up (a terminal that is held, a slow disk), request records are dropped,
 counted, and the count is logged. Other records are never dropped.
 
+Lines are written with single system calls on the descriptor: a buffered stream would be left locked
+by a writer that is stuck, and then hang the end of the process.
+
 Lines never hold a value. Keys are escaped: whatever a client sends stays on one line.
 """
 
@@ -14,12 +17,12 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
+import os
 import threading
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from zkv.errors import ConfigError
 
@@ -28,6 +31,11 @@ if TYPE_CHECKING:
 
 MOST_WAITING: Final = 10_000
 """Batches of request records that may wait for the writer before more are dropped."""
+
+
+CLOSE_SECONDS: Final = 2.0
+"""How long the end waits for what is still to be written, if nobody reads it."""
+STDERR: Final = 2
 
 
 class RequestRecord(NamedTuple):
@@ -76,7 +84,7 @@ class Log:
         self._settings = settings
         self._queue: SimpleQueue[_Item] = SimpleQueue()
         self._dropped = 0
-        self._stream = self._open()
+        self._descriptor = self._open()
         self._format = _FORMATS[settings.format]
         self._thread = threading.Thread(target=self._write_all, name="zkv-log", daemon=True)
         self._handler = QueueHandler(self._queue)
@@ -94,9 +102,7 @@ class Log:
         """Give logging back, write what waits, and end the writer."""
         logging.getLogger().removeHandler(self._handler)
         self._queue.put(None)
-        self._thread.join()
-        if self._stream is not sys.stderr:
-            self._stream.close()
+        self._thread.join(CLOSE_SECONDS)
 
     def reopen(self) -> None:
         """Open the log file anew, once what came before is written."""
@@ -109,11 +115,12 @@ class Log:
         else:
             self._dropped += len(records)  # Approximate under threads: it is a symptom, no bill.
 
-    def _open(self) -> TextIO:
+    def _open(self) -> int:
+        """The descriptor to write to."""
         if not self._settings.file:
-            return sys.stderr
+            return STDERR
         try:
-            return open(self._settings.file, "a", encoding="utf-8")
+            return os.open(self._settings.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         except OSError as error:
             raise ConfigError(
                 f"log.file: {self._settings.file}: {error.strerror or error}"
@@ -123,8 +130,10 @@ class Log:
         while (item := self._queue.get()) is not None:
             try:
                 self._write(item)
-            except (OSError, ValueError):
+            except OSError:
                 pass  # The log itself cannot be written: there is nowhere left to say so.
+        if self._descriptor != STDERR:
+            os.close(self._descriptor)
 
     def _write(self, item: _Item) -> None:
         if isinstance(item, _Reopen):
@@ -137,19 +146,20 @@ class Log:
         if self._dropped and self._queue.qsize() == 0:
             dropped, self._dropped = self._dropped, 0
             lines.append(self._format.record(_dropped_record(dropped)))
-        self._stream.write("\n".join(lines) + "\n")
-        self._stream.flush()
+        rest = memoryview(("\n".join(lines) + "\n").encode(errors="backslashreplace"))
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
 
     def _reopen_now(self) -> None:
-        if self._stream is sys.stderr:
+        if self._descriptor == STDERR:
             return
         try:
             new = self._open()
         except ConfigError as error:
             logging.getLogger("zkv.log").error("%s; going on with the old file", error)
             return
-        self._stream.close()
-        self._stream = new
+        os.close(self._descriptor)
+        self._descriptor = new
 
 
 def _dropped_record(count: int) -> logging.LogRecord:

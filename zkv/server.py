@@ -1,6 +1,7 @@
 """A whole server: built from settings, started and stopped in order.
 
-Start: log, engine (lock, load), broker (bind, workers), then READY. Stop, whoever asks for it: new
+Start: endpoints are bound, the engine is opened (lock, load), workers begin, then READY; a request
+that comes too early waits. Stop, whoever asks for it: new
 requests are refused, the store is sealed and saved, whoever sent END is answered, the broker drains
 and closes. What fails on the way up is undone on the way out.
 
@@ -12,7 +13,9 @@ there.
 from __future__ import annotations
 
 import enum
+import ipaddress
 import logging
+import threading
 import time
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -54,9 +57,6 @@ class Server:
         write_log: takes the records of requests; None where they are not logged.
         reopen_log: what SIGHUP does.
         files: the door to the file system.
-
-    Raises:
-        StartupError: the data directory cannot be used.
     """
 
     def __init__(
@@ -69,25 +69,18 @@ class Server:
         self._settings = settings
         self._write_log = write_log
         self._reopen_log = reopen_log
+        self._files = files
         self._events: SimpleQueue[Event] = SimpleQueue()
+        self._ending = threading.Lock()  # Guards the two below.
         self._stopping = False
         self._ended: Future[int] | None = None
         self._failed = False
         self._started = time.monotonic()
-        self._engine = Engine(settings.durability, files)
-        limits = settings.limits
-        self._node = Node(
-            engine=self._engine,
-            limits=KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch),
-            max_reply_bytes=limits.max_reply_bytes,
-            facts=self._facts,
-            stop=self._end,
-        )
+        self._engine: Engine
         self._broker = Broker(
             endpoints=settings.server.endpoints,
-            workers=settings.server.workers,
-            max_message_bytes=limits.max_message_bytes,
-            make_service=self._make_service,
+            feed=settings.server.feed,
+            max_message_bytes=settings.limits.max_message_bytes,
             worker_died=lambda: self._events.put(Event.WORKER_DIED),
             proxy_died=lambda: self._events.put(Event.PROXY_DIED),
         )
@@ -98,14 +91,20 @@ class Server:
         return self._broker.endpoints
 
     def start(self) -> None:
-        """Serve requests. Raises EndpointError, and then nothing is left running."""
-        self._engine.start()
+        """Serve requests.
+
+        Raises:
+            EndpointError: an endpoint cannot be bound; the data directory has not been touched.
+            DataDirError: the data directory cannot be used. In both cases nothing is left running.
+        """
+        self._broker.bind()
+        _warn_of_exposure([*self._broker.endpoints, self._broker.feed or ""])
         try:
-            self._broker.start()
+            self._engine = self._open()
         except BaseException:
-            self._engine.save()
-            self._engine.close()
+            self._broker.stop()
             raise
+        self._broker.serve(self._engine.keyspace, self._settings.server.workers, self._make_service)
 
     def post(self, event: Event) -> None:
         """Tell the supervisor. From any thread, and from a signal handler."""
@@ -125,30 +124,47 @@ class Server:
         self._stop()
         return not self._failed
 
+    def _open(self) -> Engine:
+        limits = self._settings.limits
+        engine = Engine(self._settings.durability, limits, self._files)
+        self._node = Node(
+            engine=engine,
+            limits=KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch),
+            max_reply_bytes=limits.max_reply_bytes,
+            facts=self._facts,
+            stop=self._end,
+        )
+        engine.when_safe(self._broker.commits_are_safe)
+        engine.start()
+        return engine
+
     def _stop(self) -> None:
-        self._stopping = True
+        with self._ending:
+            self._stopping = True
+            ended = self._ended
         _log.info("stopping")
         try:
             rev = self._engine.save()
         except ReadOnlyError as error:
             self._failed = True
             _log.critical("not everything is saved: %s", error)
-            if self._ended is not None:
-                self._ended.set_exception(error)
+            if ended is not None:
+                ended.set_exception(error)
         else:
             _log.info("everything is saved at revision %d", rev)
-            if self._ended is not None:
-                self._ended.set_result(rev)
+            if ended is not None:
+                ended.set_result(rev)
         self._broker.stop()
         self._engine.close()
         _log.info("stopped")
 
     def _end(self) -> Future[int]:
         """END: have the server stop; the future gives the revision once everything is saved."""
-        if self._ended is not None:
-            raise ShuttingDownError("the server is stopping")
-        self._ended = Future()
-        self._stopping = True
+        with self._ending:
+            if self._stopping:
+                raise ShuttingDownError("the server is stopping")
+            self._stopping = True
+            self._ended = Future()
         self._events.put(Event.STOP)
         return self._ended
 
@@ -160,8 +176,22 @@ class Server:
         return {
             "uptime": round(time.monotonic() - self._started, 3),
             "endpoints": self._broker.endpoints,
-            "feed": None,
+            "feed": self._broker.feed,
             "limits": msgspec.to_builtins(self._settings.limits),
             "durability": msgspec.to_builtins(durability) | self._engine.statistics(),
-            "stats": self._broker.statistics() | {"workers": self._settings.server.workers},
+            "stats": {
+                **self._broker.statistics(),
+                **self._engine.keyspace.statistics(),
+                "workers": self._settings.server.workers,
+            },
         }
+
+
+def _warn_of_exposure(endpoints: list[str]) -> None:
+    """Say so where others than this machine can reach an endpoint: nobody is asked who they are."""
+    for endpoint in endpoints:
+        if not endpoint.startswith("tcp://"):
+            continue
+        host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+        if not ipaddress.ip_address(host).is_loopback:
+            _log.warning("%s: whoever can reach it can read, write and stop the server", endpoint)

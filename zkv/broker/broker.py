@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import zmq
 
+from zkv.broker.feed import Feed
 from zkv.broker.mailbox import Mailbox
 from zkv.broker.proxy import Proxy
 from zkv.broker.service import Service
@@ -20,6 +21,8 @@ from zkv.broker.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from zkv.keyspace import Keyspace
 
 _numbers = itertools.count()
 
@@ -29,9 +32,8 @@ class Broker:
 
     Args:
         endpoints: where to bind.
-        workers: how many threads.
+        feed: where to publish changes; empty = nowhere.
         max_message_bytes: a larger message ends its connection.
-        make_service: one for each worker.
         worker_died: told when a worker died; in that worker's thread, so it must only take note.
         proxy_died: told when nothing is forwarded any more; likewise.
     """
@@ -39,17 +41,16 @@ class Broker:
     def __init__(
         self,
         endpoints: list[str],
-        workers: int,
+        feed: str,
         max_message_bytes: int,
-        make_service: Callable[[], Service],
         worker_died: Callable[[], None],
         proxy_died: Callable[[], None],
     ) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._backend = f"inproc://zkv-workers-{next(_numbers)}"
         self._proxy = Proxy(self._context, endpoints, self._backend, max_message_bytes, proxy_died)
-        self._size = workers
-        self._make_service = make_service
+        self._feed = Feed(self._context, feed) if feed else None
+        self._make_service: Callable[[], Service]
         self._worker_died = worker_died
         self._names = (f"zkv-worker-{number}" for number in itertools.count(1))
         self._lock = threading.Lock()  # Guards the three lists below.
@@ -57,16 +58,31 @@ class Broker:
         self._retired: list[Worker] = []  # Dead, and not yet replaced.
         self._buried: list[Service] = []  # Of workers replaced: their counters still count.
         self.endpoints: list[str] = []
+        self.feed: str | None = None
 
-    def start(self) -> None:
-        """Bind the endpoints and start the workers. Raises EndpointError."""
+    def bind(self) -> None:
+        """Bind all endpoints. Raises EndpointError, and then nothing is left running."""
         try:
+            if self._feed is not None:
+                self.feed = self._feed.start()
             self.endpoints = self._proxy.start()
         except BaseException:
-            self._proxy.join()
+            self._close_feed()
             self._context.term()
             raise
-        for _ in range(self._size):
+
+    def serve(self, keyspace: Keyspace, workers: int, make_service: Callable[[], Service]) -> None:
+        """Start the workers and the feed.
+
+        Args:
+            keyspace: whose changes are published.
+            workers: how many threads.
+            make_service: one for each worker.
+        """
+        if self._feed is not None:
+            self._feed.follow(keyspace)
+        self._make_service = make_service
+        for _ in range(workers):
             self._add_worker()
 
     def replace_dead_workers(self) -> None:
@@ -77,7 +93,7 @@ class Broker:
             worker.join()
             with self._lock:
                 self._workers.remove(worker)
-                self._buried.append(worker.service)
+                self._buried += worker.services
             self._add_worker()
 
     def stop(self) -> None:
@@ -90,15 +106,24 @@ class Broker:
         for worker in workers:
             worker.join()
         self._proxy.join()
+        self._close_feed()
         self._context.term()
+
+    def commits_are_safe(self) -> None:
+        """There may be changes to publish. Any thread."""
+        if self._feed is not None:
+            self._feed.ring()
 
     def statistics(self) -> dict[str, object]:
         """Requests by op, failures by code, and what became of workers, since the start."""
         requests: Counter[str] = Counter()
         failures: Counter[str] = Counter()
         with self._lock:
-            services = [worker.service for worker in self._workers] + self._buried
+            services = list(self._buried)
+            for worker in self._workers:
+                services += worker.services
             unroutable = sum(worker.unroutable for worker in self._workers)
+            replaced = len(services) - len(self._workers)
         for service in services:
             requests.update(dict(service.requests))
             failures.update(dict(service.failures))
@@ -106,11 +131,16 @@ class Broker:
             "requests": dict(requests),
             "failures": dict(failures),
             "unroutable": unroutable,
-            "workers_replaced": len(self._buried),
+            "workers_replaced": replaced,
+            "feed": {} if self._feed is None else self._feed.statistics(),
         }
 
+    def _close_feed(self) -> None:
+        if self._feed is not None:
+            self._feed.close()
+
     def _add_worker(self) -> None:
-        worker = Worker(next(self._names), self._make_service(), self._open_mailbox, self._died)
+        worker = Worker(next(self._names), self._make_service, self._open_mailbox, self._died)
         with self._lock:
             self._workers.append(worker)
         worker.start()

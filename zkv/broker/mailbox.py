@@ -9,18 +9,19 @@ A reply may also be pending: its envelope is parked, and whichever thread comple
 mailbox's bell, which then sends it. So no worker ever blocks on an op that
 waits for something else.
 
-Invariants: a mailbox is made, used and closed in one thread; only `wake`, `stop` and what
+Invariants: a mailbox is made, used and closed in one thread; only `stop` and what
 completes a pending reply may be called from another. Each received message gets exactly one reply.
 """
 
 from __future__ import annotations
 
-import socket as posix
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
 import zmq
+
+from zkv.broker.bell import Bell
 
 BATCH: Final = 64
 """Most requests taken at once: bounds how long the first of them waits for the last."""
@@ -80,14 +81,13 @@ class Mailbox:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], backend: str) -> None:
         self._socket = context.socket(zmq.DEALER)
-        self._socket.linger = -1  # inproc: a reply once sent must reach the proxy.
+        self._socket.sndtimeo = 0  # It could only wait for a proxy that has died.
+        self._socket.linger = 0  # A reply is in the proxy's hands as soon as it is sent: inproc.
         # Replies are bounded by the requests taken; a bound here could block the proxy's peer.
         self._socket.sndhwm = 0
         self._socket.rcvhwm = QUEUED_PER_WORKER
         self._socket.connect(backend)
-        self._bell, self._ringer = posix.socketpair()
-        self._bell.setblocking(False)
-        self._ringer.setblocking(False)
+        self._bell = Bell()
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._bell, zmq.POLLIN)
@@ -95,7 +95,6 @@ class Mailbox:
         self._outbox: deque[tuple[list[bytes], Pending]] = deque()
         self._parked = 0  # Futures whose reply has not been sent.
         self._stopping = False
-        self._rung = False
         self.unroutable = 0
 
     def receive(self) -> list[bytes | BadEnvelope]:
@@ -124,6 +123,11 @@ class Mailbox:
             else:
                 self._park(envelope, body)
 
+    @property
+    def unanswered(self) -> int:
+        """How many requests of the batch received last have not been answered: all or none."""
+        return len(self._envelopes)
+
     def is_idle(self) -> bool:
         """Whether nothing is queued at this moment."""
         return not self._readable()
@@ -131,35 +135,20 @@ class Mailbox:
     def stop(self) -> None:
         """Have `receive` return nothing once all that is queued is answered. Any thread."""
         self._stopping = True
-        self._rung = False
-        self.wake()
-
-    def wake(self) -> None:
-        """Have the mailbox look at its outbox. Any thread."""
-        if self._rung:
-            return  # It has not looked since the last ring, and will.
-        self._rung = True
-        try:
-            self._ringer.send(b"\0")
-        except BlockingIOError:
-            pass  # Full of rings that nobody has looked at.
+        self._bell.ring()
 
     def close(self) -> None:
         """Say goodbye to the proxy and close every descriptor."""
-        self._socket.send(b"", zmq.SNDMORE)
-        self._socket.send(GOODBYE)
+        self._send([b""], GOODBYE)
         self._socket.close()
         self._bell.close()
-        self._ringer.close()
 
     def _readable(self) -> bool:
         return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
     def _wait(self) -> None:
-        for ready, _ in self._poller.poll():
-            if ready is not self._socket:
-                self._bell.recv(4096)
-                self._rung = False  # Before the outbox is read: what comes later rings again.
+        self._poller.poll()
+        self._bell.hush()  # Before the outbox is read: what comes later rings again.
 
     def _send_completed(self) -> None:
         while self._outbox:
@@ -206,10 +195,13 @@ class Mailbox:
 
     def _send(self, envelope: list[bytes], body: bytes) -> None:
         send = self._socket.send
-        for frame in envelope:
-            send(frame, zmq.SNDMORE)
-        send(body)
+        try:
+            for frame in envelope:
+                send(frame, zmq.SNDMORE)
+            send(body)
+        except zmq.Again:
+            self.unroutable += 1
 
     def _park(self, envelope: list[bytes], pending: Pending) -> None:
         self._parked += 1
-        pending.notify(lambda: self._outbox.append((envelope, pending)), self.wake)
+        pending.notify(lambda: self._outbox.append((envelope, pending)), self._bell.ring)

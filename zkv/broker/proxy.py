@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import socket as posix
+import stat
 import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final
@@ -33,6 +34,8 @@ LINGER_MS: Final = 5_000
 HEARTBEAT_MS: Final = 10_000
 """A connection that stays silent this long is asked whether its peer lives."""
 
+HANDED_OVER: Final = 10_000
+"""Most messages given to the workers at the end: a client that never stops is not waited for."""
 LIVENESS_MS: Final = 1_000
 """How often the end looks whether a worker that has not said goodbye is still there."""
 
@@ -107,7 +110,7 @@ class Proxy:
         try:
             frontend, backend, control = self._open(sockets)
             try:
-                bound = [self._bind(frontend, endpoint) for endpoint in self._endpoints]
+                bound = [bind(frontend, endpoint) for endpoint in self._endpoints]
             except EndpointError as error:
                 self._bound.set_exception(error)
                 return
@@ -115,7 +118,9 @@ class Proxy:
             zmq.proxy_steerable(frontend, backend, None, control)
             if not self._stopping:
                 raise RuntimeError("the proxy ended without having been asked to")
-            self._hand_over(frontend, backend)
+            if self._goodbyes:
+                self._hand_over(frontend, backend)
+            self._emptied.set()
             self._pass_replies(frontend, backend)
         except Exception as error:
             _log.critical("the proxy died", exc_info=True)
@@ -145,23 +150,16 @@ class Proxy:
         control.bind(self._control)
         return frontend, backend, control
 
-    def _bind(self, frontend: _Socket, endpoint: str) -> str:
-        try:
-            _refuse_live_ipc(endpoint)
-            frontend.bind(endpoint)
-        except (zmq.ZMQError, OSError) as error:
-            raise EndpointError(f"{endpoint}: {error.strerror or error}") from None
-        return frontend.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
-
     def _hand_over(self, frontend: _Socket, backend: _Socket) -> None:
         """Give the workers what has arrived. What comes later is not read any more.
 
         The endpoints stay bound until the sockets close: libzmq's unbind would also cut the
         connections on which the last replies are to leave.
         """
-        while int(frontend.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        for _ in range(HANDED_OVER):
+            if not int(frontend.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                return
             backend.send_multipart(frontend.recv_multipart())
-        self._emptied.set()
 
     def _pass_replies(self, frontend: _Socket, backend: _Socket) -> None:
         while self._goodbyes:
@@ -176,11 +174,24 @@ class Proxy:
                 frontend.send_multipart(frames)
 
 
+def bind(socket: _Socket, endpoint: str) -> str:
+    """Bind, and return the endpoint with its real port. Raises EndpointError."""
+    try:
+        _refuse_live_ipc(endpoint)
+        socket.ipv6 = "[" in endpoint  # Else tcp://* would open IPv6, too, unasked.
+        socket.bind(endpoint)
+    except (zmq.ZMQError, OSError) as error:
+        raise EndpointError(f"{endpoint}: {error.strerror or error}") from None
+    return socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+
 def _refuse_live_ipc(endpoint: str) -> None:
-    """libzmq takes an ipc path away from whoever listens there; raise OSError instead."""
+    """Raise OSError if an ipc path is taken: libzmq would remove whatever stands there."""
     path = endpoint.removeprefix("ipc://")
-    if path in {endpoint, "*"} or not os.path.exists(path):
+    if path in {endpoint, "*"} or not os.path.lexists(path):
         return
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        raise OSError(errno.EEXIST, "something that is no socket has this path")
     with posix.socket(posix.AF_UNIX, posix.SOCK_STREAM) as probe:
         try:
             probe.connect(path)

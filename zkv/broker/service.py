@@ -12,6 +12,7 @@ revision that is not safe.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -19,18 +20,19 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from zkv.broker.mailbox import BadEnvelope
-from zkv.commands import COMMANDS
+from zkv.commands import execute
 from zkv.errors import (
     BadRequestError,
+    DeadlineError,
     InternalError,
     ReadOnlyError,
     RequestError,
     ShuttingDownError,
 )
 from zkv.log import RequestRecord
-from zkv.protocol.codec import decode, encode_reply
+from zkv.protocol.codec import decode, encode_repeat, encode_reply
 from zkv.protocol.replies import CommitReply, Failure, Reply, failure
-from zkv.protocol.requests import OP_NAMES, WriteRequest
+from zkv.protocol.requests import OP_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from zkv.broker.mailbox import Body
     from zkv.commands import Node
     from zkv.durability.committer import CommitGroup
+    from zkv.engine import Safe
     from zkv.protocol.requests import AnyRequest
 
 _log = logging.getLogger("zkv.broker")
@@ -49,19 +52,16 @@ UNREADABLE = "-"
 class Call:
     """One request on its way through the service, and what came of it."""
 
-    __slots__ = ("bytes_in", "request", "result", "rev", "started")
+    __slots__ = ("bytes_in", "lsn", "remembered", "request", "result", "rev", "started")
 
     def __init__(self, bytes_in: int) -> None:
         self.started = time.perf_counter()
         self.bytes_in = bytes_in
         self.request: AnyRequest | None = None  # None as long as it could not be decoded.
-        self.result: Reply | Failure | Future[Reply]
-        self.rev = 0  # The newest revision that the result tells of.
-
-    @property
-    def must_sync(self) -> bool:
-        """Whether the client asked for this write to be on disk, whatever the policy."""
-        return isinstance(self.request, WriteRequest) and self.request.durable
+        self.result: Reply | Failure | Future[Reply] | None = None
+        self.remembered = b""  # The packed reply to answer again, where there is no result.
+        self.rev = 0  # The newest revision that the reply tells of.
+        self.lsn = 0  # The log's number of what it committed.
 
 
 class Service:
@@ -96,11 +96,11 @@ class Service:
         """
         self._group = self._engine.new_group()
         calls = [self._run(body) for body in bodies]
-        self._refusal = self._secure(max([call.rev for call in calls]))
+        self._refusal = self._secure(calls)
         # In this order: what is safe, and was not rolled back before, cannot be rolled back later.
-        safe_rev = self._engine.safe_rev
+        safe = self._engine.safe
         current = self._engine.is_current(self._group)
-        replies = [self._reply(call, safe_rev if current else -1) for call in calls]
+        replies = [self._reply(call, safe, current) for call in calls]
         self._flush_log()
         return replies
 
@@ -111,7 +111,7 @@ class Service:
             idle: whether the worker has nothing else to do: it then waits for the disk itself,
                 which saves the way through the committer's thread and back.
         """
-        if not self._group.rev:
+        if self._group.lsn is None:
             return
         if self._refusal is not None:
             self._group.complete(self._refusal)
@@ -120,17 +120,21 @@ class Service:
         else:
             self._engine.submit(self._group)
 
-    def finish(self, call: Call, reply: Reply | Failure) -> bytes:
-        """Encode ``reply``, count and log the call."""
+    def finish(self, call: Call, reply: Reply | Failure | None) -> bytes:
+        """Encode ``reply``, or the one that is remembered, count and log the call."""
         request = call.request
-        if request is not None and request.id is not None:
-            reply.id = request.id
-        if isinstance(reply, CommitReply):
-            reply.durable = reply.rev <= self._engine.durable_rev
-        body = encode_reply(reply)
+        if reply is None:
+            request_id = None if request is None else request.id
+            body = encode_repeat(call.remembered, request_id, call.rev <= self._engine.durable_rev)
+        else:
+            if request is not None and request.id is not None:
+                reply.id = request.id
+            if isinstance(reply, CommitReply):
+                reply.tell_durable(self._engine.durable_rev)
+            body = encode_reply(reply)
         op = UNREADABLE if request is None else OP_NAMES[type(request)]
         self.requests[op] += 1
-        result = "ok"
+        result = "ok" if reply is not None else "replayed"
         if isinstance(reply, Failure):
             result = reply.code
             self.failures[result] += 1
@@ -142,7 +146,7 @@ class Service:
             )
         return body
 
-    def finish_later(self, call: Call, reply: Reply | Failure) -> bytes:
+    def finish_later(self, call: Call, reply: Reply | Failure | None) -> bytes:
         """`finish` for a reply that was pending; the batch that it came in is long gone."""
         body = self.finish(call, reply)
         self._flush_log()
@@ -150,10 +154,10 @@ class Service:
 
     def run_again(self, call: Call, refusal: ReadOnlyError) -> Reply | Failure:
         """What to answer after commits that ``call`` made or saw have been rolled back."""
-        if call.request is None or isinstance(call.request, WriteRequest):
+        if call.request is None or call.request.writes:
             return fail(refusal, call.request)
-        self._execute(call)
-        if call.rev > self._engine.safe_rev or isinstance(call.result, Future):
+        self._execute(call, call.request)
+        if call.rev > self._engine.safe.rev or isinstance(call.result, Future | None):
             return fail(refusal, call.request)
         return call.result
 
@@ -162,42 +166,60 @@ class Service:
         try:
             if isinstance(body, BadEnvelope):
                 raise BadRequestError(body.reason)
-            call.request = decode(body)
+            call.request = request = decode(body)
             if self._stopping():
                 raise ShuttingDownError("the server is stopping")
+            if request.deadline is not None and time.time() * 1000 > request.deadline:
+                raise DeadlineError("the deadline had passed when the request would have run")
         except Exception as error:
             call.result = fail(error, call.request)
         else:
-            self._execute(call)
+            self._execute(call, request)
         return call
 
-    def _execute(self, call: Call) -> None:
+    def _execute(self, call: Call, request: AnyRequest) -> None:
         try:
-            answer = COMMANDS[type(call.request)](self._node, call.request)  # type: ignore[index]
+            answer = execute(self._node, request)
         except Exception as error:
-            call.result = fail(error, call.request)
+            call.result = fail(error, request)
             call.rev = error.seen_rev if isinstance(error, RequestError) else 0
             return
         if isinstance(answer, Future):
             call.result = answer
         else:
-            call.result, call.rev = answer
+            call.result = answer.reply
+            call.rev = answer.rev
+            call.lsn = answer.lsn
+            call.remembered = answer.remembered
 
-    def _secure(self, rev: int) -> ReadOnlyError | None:
+    def _secure(self, calls: list[Call]) -> ReadOnlyError | None:
+        """Make the batch safe as far as that takes no waiting for the disk."""
+        safe = self._engine.safe
+        newest = max([call.lsn for call in calls]), max([call.rev for call in calls])
+        if newest[0] <= safe.lsn and newest[1] <= safe.rev:
+            return None
         try:
-            self._engine.secure(rev)
+            self._engine.secure()
         except ReadOnlyError as error:
             return error
         return None
 
-    def _reply(self, call: Call, safe_rev: int) -> Body:
+    def _reply(self, call: Call, safe: Safe, current: bool) -> Body:
         result = call.result
         if isinstance(result, Future):
             return PendingReply(self, call, result)
-        if call.rev <= safe_rev and not call.must_sync:
+        is_safe = current and call.rev <= safe.rev and call.lsn <= safe.lsn
+        if is_safe and not self._must_sync(call):
             return self.finish(call, result)
-        self._group.add(call.rev)
+        self._group.lsn = self._engine.last_lsn
         return PendingCommit(self, call, result, self._group)
+
+    def _must_sync(self, call: Call) -> bool:
+        """Whether a write must be on disk first because its client asked for that."""
+        request = call.request
+        if request is None or not (request.durable and request.writes):
+            return False
+        return call.rev > self._engine.durable_rev
 
     def _flush_log(self) -> None:
         if self._records and self._write_log is not None:
@@ -235,7 +257,7 @@ class PendingCommit:
     __slots__ = ("_call", "_group", "_reply", "_service")
 
     def __init__(
-        self, service: Service, call: Call, reply: Reply | Failure, group: CommitGroup
+        self, service: Service, call: Call, reply: Reply | Failure | None, group: CommitGroup
     ) -> None:
         self._service = service
         self._call = call
@@ -252,6 +274,15 @@ class PendingCommit:
         if self._group.error is not None:
             reply = self._service.run_again(self._call, self._group.error)
         return self._service.finish_later(self._call, reply)
+
+
+def give_up(body: bytes | BadEnvelope, error: BaseException) -> bytes:
+    """The reply to a request whose service died of ``error``, before or after it ran."""
+    request: AnyRequest | None = None
+    if not isinstance(body, BadEnvelope):
+        with contextlib.suppress(RequestError):
+            request = decode(body)
+    return encode_reply(fail(error, request))
 
 
 def fail(error: BaseException, request: AnyRequest | None) -> Failure:

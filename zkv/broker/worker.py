@@ -1,8 +1,9 @@
 """A worker thread: a loop over batches from its mailbox.
 
 A command that fails is answered by the service and harms nobody. What gets past that kills the
-worker: it answers `INTERNAL` to the batch that it had taken, says so in the log with a traceback,
-and tells the broker, which puts another in its place.
+service: `INTERNAL` is answered to the batch that it had taken, the log says so with a traceback,
+and a new service takes its place at the same mailbox, where nothing that waits is lost. If the
+mailbox itself fails, the thread ends, and the broker puts another worker in its place.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from zkv.broker.service import fail
-from zkv.protocol.codec import encode_reply
+from zkv.broker.service import give_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,7 @@ class Worker:
 
     Args:
         name: of the thread.
-        service: answers the requests.
+        make_service: makes what answers the requests.
         open_mailbox: makes the mailbox; called in the thread.
         died: told, in the thread, when the worker ends without having been asked to.
     """
@@ -36,11 +36,13 @@ class Worker:
     def __init__(
         self,
         name: str,
-        service: Service,
+        make_service: Callable[[], Service],
         open_mailbox: Callable[[], Mailbox],
         died: Callable[[Worker], None],
     ) -> None:
-        self.service = service
+        self._make_service = make_service
+        self.services = [make_service()]
+        """Every service that it has had; the last one is at work."""
         self._open_mailbox = open_mailbox
         self._died = died
         self._mailbox: Mailbox | None = None
@@ -84,17 +86,18 @@ class Worker:
             finally:
                 mailbox.close()
         except BaseException:
-            _log.critical("%s died; another takes its place", self.name, exc_info=True)
+            _log.critical("%s ended; another takes its place", self.name, exc_info=True)
             self._died(self)
         finally:
             self._ready.set()
 
     def _serve(self, mailbox: Mailbox) -> None:
         while bodies := mailbox.receive():
+            service = self.services[-1]
             try:
-                replies = self.service.answer(bodies)
+                mailbox.reply(service.answer(bodies))
+                service.commit(mailbox.is_idle())
             except BaseException as error:
-                mailbox.reply([encode_reply(fail(error, None))] * len(bodies))
-                raise
-            mailbox.reply(replies)
-            self.service.commit(mailbox.is_idle())
+                _log.critical("%s died; another takes its place", self.name, exc_info=True)
+                mailbox.reply([give_up(body, error) for body in bodies[: mailbox.unanswered]])
+                self.services.append(self._make_service())

@@ -1,4 +1,4 @@
-"""``zkv``: runs the server.
+"""``zkv``: runs the server. What else it does with a data directory is in `zkv.cli.data`.
 
 Exit status: 0 after END, SIGTERM or SIGINT with everything saved; 1 where something was not; 2
 where the server did not start.
@@ -7,26 +7,32 @@ where the server did not start.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import resource
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from zkv import __version__, config
+from zkv.cli import data
 from zkv.errors import StartupError
 from zkv.log import Log
 from zkv.server import Event, Server
 
 FAILED = 1
 NOT_STARTED = 2
+BESIDE = "tcp://127.0.0.1:*"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
     try:
-        return serve(options)
+        return run(options)
     except StartupError as error:
         print(f"zkv: {error}", file=sys.stderr)
         return NOT_STARTED
@@ -35,21 +41,48 @@ def main(arguments: list[str] | None = None) -> int:
 def serve(options: argparse.Namespace) -> int:
     """Run a server until it is told to stop. Raises StartupError."""
     settings = _settings(options)
+    raise_file_limit()
     log = Log(settings.log)
     log.start()
     try:
         server = Server(settings, log.write_requests if log.requests else None, log.reopen)
         server.start()
         _handle_signals(server)
-        print("READY", *server.endpoints, flush=True)
+        try:
+            announce(f"READY {' '.join(server.endpoints)}\n")
+        except OSError as error:
+            server.post(Event.STOP)
+            server.wait()
+            raise StartupError(f"standard output: {error.strerror or error}") from error
         return 0 if server.wait() else FAILED
     finally:
         log.close()
 
 
+def announce(line: str) -> None:
+    """Write to standard output, unless it was closed from the start. Raises OSError."""
+    if sys.stdout is not None:
+        os.write(sys.stdout.fileno(), line.encode())
+
+
+def raise_file_limit() -> None:
+    """Let the process open as many files as it may: each client's connection takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # Not everywhere may it be as high as said.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _settings(options: argparse.Namespace) -> config.Settings:
     settings = config.load(options.config) if options.config else config.Settings()
-    server: dict[str, Any] = {"endpoints": options.endpoint, "workers": options.workers}
+    feed = options.feed
+    if feed is None and options.endpoint and settings.server.feed:
+        feed = BESIDE  # A second server must not want the port of the configured one.
+    server: dict[str, Any] = {
+        "endpoints": options.endpoint,
+        "feed": feed,
+        "workers": options.workers,
+    }
     durability: dict[str, Any] = {"data_dir": options.data_dir, "fsync": options.fsync}
     return config.override(settings, server=_given(server), durability=_given(durability))
 
@@ -83,11 +116,17 @@ def _parser() -> argparse.ArgumentParser:
         "--endpoint", action="append", metavar="E",
         help="where to listen: tcp://HOST:PORT (* = a free port) or ipc://PATH; may be repeated",
     )  # fmt: skip
+    run.add_argument(
+        "--feed", metavar="E",
+        help="where to publish changes; empty = nowhere; with --endpoint alone, a free port",
+    )  # fmt: skip
     run.add_argument("--data-dir", metavar="DIR", help="where data is kept")
     run.add_argument(
         "--fsync", choices=("always", "interval", "never"), help="when writes are made durable"
     )
     run.add_argument("--workers", type=int, metavar="N", help="how many worker threads")
+    run.set_defaults(run=serve)
+    data.add_verbs(verbs)
     return parser
 
 

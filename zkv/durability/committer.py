@@ -24,25 +24,22 @@ if TYPE_CHECKING:
 
 
 class CommitGroup:
-    """Replies that wait for a revision to be on disk.
+    """Replies that wait for commits to be on disk.
 
     Args:
         epoch: the log's when the first of their requests began to run.
     """
 
-    __slots__ = ("_deliver", "_wake", "epoch", "error", "rev")
+    __slots__ = ("_deliver", "_wake", "epoch", "error", "lsn")
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
-        self.rev = 0
+        self.lsn: int | None = None
+        """The newest commit to wait for; None as long as nothing waits."""
         self.error: ReadOnlyError | None = None
-        """Once completed: None, or why the revision is not on disk."""
+        """Once completed: None, or why the commits are not on disk."""
         self._deliver: list[Callable[[], None]] = []
         self._wake: Callable[[], None] = lambda: None
-
-    def add(self, rev: int) -> None:
-        """Wait for ``rev``, too."""
-        self.rev = max(self.rev, rev)
 
     def on_completion(self, deliver: Callable[[], None], wake: Callable[[], None]) -> None:
         """Have ``deliver`` called on completion. Not to be called once the group is submitted.
@@ -95,7 +92,7 @@ class Committer:
                 settle(self._wal, [group for group in groups if group is not None])
             else:
                 with contextlib.suppress(ReadOnlyError):
-                    self._wal.commit(self._wal.written_rev, durable=True)
+                    self._wal.commit(self._wal.written_lsn, durable=True)
 
     def _wait(self) -> list[CommitGroup | None]:
         groups: list[CommitGroup | None] = []
@@ -109,15 +106,15 @@ class Committer:
 def settle(wal: Wal, groups: list[CommitGroup]) -> None:
     """Make ``groups`` durable with one sync at most, and complete them.
 
-    A group whose epoch is over is told that nobody knows: its revisions may have been rolled back,
-    and may by now be those of other commits.
+    A group whose epoch is over is told that nobody knows: its commits may have been rolled back,
+    and their revisions may by now be those of others.
     """
     epoch = wal.epoch
     current = [group for group in groups if group.epoch == epoch]
     error: ReadOnlyError | None = None
     if current:
         try:
-            wal.commit(max(group.rev for group in current), durable=True)
+            wal.commit(max([group.lsn or 0 for group in current]), durable=True)
         except ReadOnlyError as raised:
             error = raised
         else:

@@ -37,6 +37,11 @@ class Files:
         """A new empty file to write; what had the name is replaced. Raises OSError."""
         return open(path, "wb", buffering=0)
 
+    def open_append(self, path: Path) -> tuple[BinaryIO, int]:
+        """A file to go on writing at its end, and its size. Raises OSError."""
+        file = open(path, "r+b", buffering=0)  # noqa: SIM115  the caller closes it
+        return file, file.seek(0, os.SEEK_END)
+
     def open_read(self, path: Path) -> BinaryIO:
         """A file to read. Raises OSError."""
         return open(path, "rb")
@@ -56,6 +61,11 @@ class Files:
         os.ftruncate(file.fileno(), size)
         os.lseek(file.fileno(), size, os.SEEK_SET)
 
+    def sync_path(self, path: Path) -> None:
+        """Return once everything that was ever written to ``path`` is on disk. Raises OSError."""
+        with open(path, "r+b", buffering=0) as file:
+            self.sync(file)
+
     def cut(self, path: Path, size: int, copy: Path) -> None:
         """Cut the file at ``path`` to ``size`` bytes, on disk, after copying it. Raises OSError."""
         shutil.copyfile(path, copy)
@@ -70,6 +80,10 @@ class Files:
     def remove(self, path: Path) -> None:
         """Remove a file. Raises OSError."""
         path.unlink()
+
+    def remove_directory(self, path: Path) -> None:
+        """Remove an empty directory. Raises OSError."""
+        path.rmdir()
 
     def sync_directory(self, path: Path) -> None:
         """Return once the names in ``path`` are on disk. Raises OSError."""
@@ -102,3 +116,20 @@ class Files:
         file.truncate(0)
         file.write(f"{os.getpid()}\n".encode())
         return file
+
+    def lock_holder(self, path: Path) -> str | None:
+        """The process id of who holds the lock at ``path``, "" if it is not told; None = nobody.
+
+        Nothing is written or made. To find out, a shared lock is taken for a moment: `lock` of
+        somebody else in that very moment is refused. Raises OSError.
+        """
+        try:
+            file = self.open_read(path)
+        except FileNotFoundError:
+            return None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read(32).decode("ascii", "replace").strip()
+        return None

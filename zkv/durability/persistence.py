@@ -138,8 +138,8 @@ class Persistence:
         view = self._keyspace.view()
         started = time.monotonic()
         try:
-            path = self._storage.save(view, lambda: self._await_log(view))
-            if self._wal.broken:
+            path, size = self._storage.save(view, lambda: self._await_log(view))
+            if self._wal.broken and self._keyspace.rev == view.rev:
                 self._wal.restart(view.rev)
         except OSError as error:
             return self._failed(error.strerror or str(error))
@@ -154,7 +154,7 @@ class Persistence:
             self._took = self._saved_at - started
         self._saved_rev = view.rev
         self._logged_before = logged
-        self._size = path.stat().st_size
+        self._size = size
         self._written += 1
         if self._failing:
             self._failing = False
@@ -169,7 +169,7 @@ class Persistence:
         is in the snapshot.
         """
         if not self._wal.broken:
-            self._wal.commit(view.rev, durable=True)
+            self._wal.commit(self._wal.last_lsn, durable=True)
         if view.lost:
             raise ReadOnlyError("commits in it have been rolled back")
 

@@ -4,9 +4,10 @@ The newest snapshot is loaded, and every commit of the log behind its revision i
 Every revision in between must be there: a gap is damage. What the newest segment holds behind its
 last good frame is judged by `Scan`: damage refuses, a torn tail is reported, and cut by the caller.
 
-A segment whose successor begins at or before the snapshot's revision + 1 has nothing to add, and is
-not read. Where a segment reaches beyond its successor's beginning, the successor counts: the rest
-was never acknowledged, or is in the snapshot behind which the successor was begun.
+A segment whose successor begins at or before the snapshot's revision + 1 has nothing to add to the
+state; it is read for the history alone, and a fault in it only makes that shorter. Where a segment
+reaches beyond its successor's beginning, the successor counts: the rest was never acknowledged, or
+is in the snapshot behind which the successor was begun.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from zkv.durability import segment, snapshot
 from zkv.durability.segment import Scan
 from zkv.errors import DamageError, DataDirError
+from zkv.keyspace.change import REMOVALS
 from zkv.keyspace.entry import Entry
+from zkv.keyspace.history import History
+from zkv.keyspace.sessions import Sessions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from zkv.durability.files import Files
-    from zkv.durability.segment import Commit
+    from zkv.keyspace import Commit
 
 _log = logging.getLogger("zkv.durability")
 
@@ -49,6 +53,8 @@ class Recovered(NamedTuple):
     rev: int
     snapshot_rev: int
     replayed: int
+    time: int
+    """The latest time that a snapshot or commit tells, Unix time in ms."""
     torn: TornTail | None
 
 
@@ -64,8 +70,21 @@ def segments(files: Files, directory: Path) -> list[int]:
     return [rev for name in names if (rev := segment.first_revision(name)) is not None]
 
 
-def recover(files: Files, snapshot_directory: Path, wal_directory: Path) -> Recovered:
+def recover(
+    files: Files,
+    snapshot_directory: Path,
+    wal_directory: Path,
+    sessions: Sessions | None = None,
+    history: History | None = None,
+) -> Recovered:
     """The state in these directories. Nothing is written.
+
+    Args:
+        files: the door to the file system.
+        snapshot_directory: where snapshots are.
+        wal_directory: where segments are.
+        sessions: empty; takes what exactly-once requests were answered, if it is wanted.
+        history: empty; takes the newest commits, if they are wanted.
 
     Raises:
         DamageError: something that had been acknowledged cannot be read; nothing is passed over.
@@ -73,18 +92,18 @@ def recover(files: Files, snapshot_directory: Path, wal_directory: Path) -> Reco
     """
     try:
         loaded = _load_newest(files, snapshot_directory)
-        replay = Replay(files, wal_directory, loaded)
+        replay = Replay(files, wal_directory, loaded, sessions, history)
         torn = replay.run()
     except OSError as error:
         place = error.filename or snapshot_directory.parent
         raise DataDirError(f"{place}: {error.strerror or error}") from error
-    return Recovered(replay.entries, replay.rev, loaded.rev, replay.replayed, torn)
+    return Recovered(replay.entries, replay.rev, loaded.rev, replay.replayed, replay.time, torn)
 
 
 def _load_newest(files: Files, directory: Path) -> snapshot.Loaded:
     revisions = snapshots(files, directory)
     if not revisions:
-        return snapshot.Loaded(0, {})
+        return snapshot.Loaded()
     path = directory / snapshot.file_name(revisions[-1])
     progress = Progress(f"loading {path}")
     try:
@@ -100,52 +119,122 @@ class Replay:
         files: the door to the file system.
         directory: where the segments are.
         loaded: what to begin with; its entries are changed in place.
+        sessions: takes what exactly-once requests were answered; by default, all of it.
+        history: takes the newest commits; by default, none is wanted.
     """
 
-    def __init__(self, files: Files, directory: Path, loaded: snapshot.Loaded) -> None:
-        self._files = files
-        self._directory = directory
-        self._snapshot_rev = loaded.rev
+    def __init__(
+        self,
+        files: Files,
+        directory: Path,
+        loaded: snapshot.Loaded,
+        sessions: Sessions | None = None,
+        history: History | None = None,
+    ) -> None:
+        self._log = LogReader(files, directory, loaded.rev)
+        self.sessions = Sessions() if sessions is None else sessions
+        self._history = History(0, 0) if history is None else history
+        self._wants_older = history is not None
+        for state in loaded.sessions:
+            self.sessions.restore(state)
         self.entries = loaded.entries
         self.rev = loaded.rev
+        self.time = loaded.created
         self.replayed = 0
 
-    def run(self) -> TornTail | None:
-        """Replay everything; returns the torn tail, if there is one.
+    def run(self, until: int | None = None) -> TornTail | None:
+        """Replay everything, or up to a revision; returns the torn tail, if one has been met.
+
+        Raises DamageError, OSError.
+        """
+        if until != self.rev:
+            for commit in self._log.commits(self._wants_older):
+                self.apply(commit)
+                if commit.rev == until:
+                    break
+        if self._history.newest != self.rev:
+            self._history.restart(self.rev)
+        return self._log.torn
+
+    def apply(self, commit: Commit) -> None:
+        """Take a commit; one whose revision has been reached only adds to what is remembered."""
+        self.time = max(self.time, commit.time)
+        if commit.once is not None:
+            self.sessions.remember(commit.once, commit.rev, 0, commit.time)
+        if commit.changes:
+            self._add_history(commit)
+        if commit.rev <= self.rev:
+            return
+        for change in commit.changes:
+            if change.op in REMOVALS:
+                self.entries.pop(change.key, None)
+            else:
+                self.entries[change.key] = Entry(bytes(change.value), commit.rev, change.expires)
+        self.rev = commit.rev
+        self.replayed += 1
+
+    def _add_history(self, commit: Commit) -> None:
+        if commit.rev != self._history.newest + 1:
+            self._history.restart(commit.rev - 1)
+        self._history.add(commit)
+
+
+class LogReader:
+    """Reads the log behind a revision: every commit once, in order, with nothing left out.
+
+    Args:
+        files: the door to the file system.
+        directory: where the segments are.
+        rev: the revision to begin behind. It had been on disk, and so had all before it.
+    """
+
+    def __init__(self, files: Files, directory: Path, rev: int) -> None:
+        self._files = files
+        self._directory = directory
+        self._snapshot_rev = rev
+        self.rev = rev
+        """The revision that has been reached."""
+        self.torn: TornTail | None = None
+        """Once all is read: the torn tail, if there is one."""
+
+    def commits(self, older: bool = False) -> Iterator[Commit]:
+        """Every commit up to the end; if ``older``, also what is there of those before.
 
         Raises DamageError, OSError.
         """
         firsts = segments(self._files, self._directory)
-        torn = None
         for first, successor in itertools.zip_longest(firsts, firsts[1:]):
             if successor is None or successor > self._snapshot_rev + 1:
-                torn = self._replay_segment(first, successor)
-        return torn
+                yield from self._read_segment(first, successor, older)
+            elif older:
+                yield from self._read_covered(first, successor)
 
-    def _replay_segment(self, first: int, successor: int | None) -> TornTail | None:
+    def _read_covered(self, first: int, successor: int) -> Iterator[Commit]:
+        """A segment that the state does not need: a fault ends it, and is no reason to refuse."""
+        scan = Scan(self._files, self._directory / segment.file_name(first))
+        for commit in scan.commits():
+            if commit.rev < successor:
+                yield commit
+        if scan.fault is not None:
+            _log.warning("%s; a snapshot covers it, and it is left out", scan.damage())
+
+    def _read_segment(self, first: int, successor: int | None, older: bool) -> Iterator[Commit]:
         path = self._directory / segment.file_name(first)
         if first > self.rev + 1:
             raise self._gap(path, first)
         scan = Scan(self._files, path)
-        progress = Progress(f"replaying {path}")
+        progress = Progress(f"reading {path}")
         for commit in scan.commits():
             if successor is not None and commit.rev >= successor:
-                return None
-            if commit.rev > self.rev:
-                self._apply(commit)
+                return
+            if commit.rev > self.rev or older or not commit.changes:
+                self.rev = max(self.rev, commit.rev)
+                yield commit
                 progress.report(scan.end, scan.size)
-        if successor is not None and self.rev < successor - 1:
+        if successor is None:
+            self.torn = self._judge_end(scan)
+        elif self.rev < successor - 1:
             raise self._incomplete(scan, successor)
-        return None if successor is not None else self._judge_end(scan)
-
-    def _apply(self, commit: Commit) -> None:
-        for _, key, value in commit.changes:
-            if value is None:
-                self.entries.pop(key, None)
-            else:
-                self.entries[key] = Entry(value, commit.rev)
-        self.rev = commit.rev
-        self.replayed += 1
 
     def _judge_end(self, scan: Scan) -> TornTail | None:
         """Whether the newest segment's end is clean, torn or damaged."""

@@ -10,14 +10,19 @@ frame's ``crc`` is the CRC-32 of its length, synced and payload. ``synced`` is t
 file up to which everything was known to be on disk when the frame was written: it vouches for what
 stands before that offset. A payload is one commit, a msgpack array::
 
-    [rev: uint64, time: uint64, changes: [[op, key, value], ...]]
+    [rev: uint64, time: uint64, changes: [[op, key, value, expires], ...]]
 
 ``rev`` and ``time`` (Unix time in milliseconds) are packed in their widest form, so every payload
-begins with the same two bytes: after damage, frames further on can be found again. ``op`` is "PUT"
-or "DELETE" (whose value is nil). Values are absolute, so a commit may be applied again.
+begins with the same two bytes: after damage, frames further on can be found again. ``op`` is "PUT",
+"TOUCH", "DELETE" or "EXPIRE"; the value is nil where the key is gone, and ``expires`` is
+nil where the entry stays. Values are absolute, so a commit may be applied
+again. The payload of an exactly-once request has further elements: ``session, seq, digest, reply``
+(str, int, bin, bin), what a repeat is answered from.
 
-Revisions in a segment go up by one from frame to frame. A segment is synced whole before the next
-is made, and the next one's name says where it ended: only the newest segment can have a torn tail.
+Revisions in a segment go up by one from frame to frame; a payload without changes, which only
+remembers the reply to an exactly-once request that was refused, repeats the one before. A segment
+is synced whole before the next is made, and the next one's name says where it ended: only the
+newest segment can have a torn tail.
 
 How a bad frame is judged (`Scan`): everything before it stands. If any frame that can be found
 behind it says that the file was synced beyond the bad frame's beginning, the bad frame had been
@@ -33,10 +38,10 @@ from os import SEEK_END
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
 import msgspec
-from msgspec import Raw
+from msgspec import Struct
 
 from zkv.errors import DamageError
-from zkv.keyspace.change import Change
+from zkv.keyspace.change import OPS, Change, Commit, Once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,23 +56,26 @@ HEADER_BYTES: Final = _HEADER.size
 _HEAD: Final = struct.Struct(">IIQ")
 _CHECKED: Final = struct.Struct(">IQ")
 _COMMIT: Final = struct.Struct(">BBQBQ")
-_ARRAY3, _UINT64 = 0x93, 0xCF
-PAYLOAD_MARK: Final = bytes((_ARRAY3, _UINT64))
+_ARRAY3, _ARRAY7, _UINT64 = 0x93, 0x97, 0xCF
+_NO_CHANGES: Final = 0x90
+PAYLOAD_MARKS: Final = (bytes((_ARRAY3, _UINT64)), bytes((_ARRAY7, _UINT64)))
+LEAST_FRAME_BYTES: Final = _HEAD.size + _COMMIT.size + 1
 _SEARCH_BYTES: Final = 1 << 20
 
 _encode = msgspec.msgpack.encode
-_PackedCommit = tuple[int, int, list[tuple[str, str, Raw]]]
-_decode_commit = msgspec.msgpack.Decoder(_PackedCommit).decode
-_NIL: Final = b"\xc0"
 
 
-class Commit(NamedTuple):
-    """What one write request changed: a frame's payload."""
-
+class _PackedCommit(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     rev: int
     time: int
-    """Unix time in milliseconds."""
     changes: tuple[Change, ...]
+    session: str | None = None
+    seq: int = 0
+    digest: bytes = b""
+    reply: bytes = b""
+
+
+_decode_commit = msgspec.msgpack.Decoder(_PackedCommit).decode
 
 
 class Frame(NamedTuple):
@@ -77,6 +85,16 @@ class Frame(NamedTuple):
     end: int
     synced: int
     payload: bytes
+
+
+class Run(NamedTuple):
+    """Good frames that follow each other in a file, as their revisions do."""
+
+    first_rev: int
+    """The revision of the first commit that changes something; ``last_rev`` + 1 if none does."""
+    last_rev: int
+    offset: int
+    end: int
 
 
 def file_name(first_rev: int) -> str:
@@ -99,10 +117,12 @@ def pack_header(first_rev: int) -> bytes:
 
 def pack_frame(commit: Commit, synced: int) -> bytes:
     """One commit as a frame, written when the file was on disk up to ``synced``."""
-    changes = [
-        (op, key, Raw(_NIL if value is None else value)) for op, key, value in commit.changes
-    ]
-    payload = _COMMIT.pack(_ARRAY3, _UINT64, commit.rev, _UINT64, commit.time) + _encode(changes)
+    once = commit.once
+    array = _ARRAY3 if once is None else _ARRAY7
+    payload = _COMMIT.pack(array, _UINT64, commit.rev, _UINT64, commit.time)
+    payload += _encode(commit.changes)
+    if once is not None:
+        payload += b"".join([_encode(part) for part in once])
     length = len(payload)
     crc = zlib.crc32(payload, zlib.crc32(_CHECKED.pack(length, synced)))
     return _HEAD.pack(length, crc, synced) + payload
@@ -111,13 +131,15 @@ def pack_frame(commit: Commit, synced: int) -> bytes:
 def unpack_commit(payload: bytes) -> Commit:
     """The commit in a frame's payload. Raises ValueError where it is none."""
     try:
-        rev, time, packed = _decode_commit(payload)
+        packed = _decode_commit(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"not what a log holds: {error}") from None
-    changes = tuple(
-        Change(op, key, None if op == "DELETE" else bytes(value)) for op, key, value in packed
-    )
-    return Commit(rev, time, changes)
+    if not OPS.issuperset([change.op for change in packed.changes]):
+        raise ValueError("an op that no log holds")
+    once = None
+    if packed.session is not None:
+        once = Once(packed.session, packed.seq, packed.digest, packed.reply)
+    return Commit(packed.rev, packed.time, packed.changes, once)
 
 
 class Scan:
@@ -144,6 +166,8 @@ class Scan:
         """The furthest offset that a good frame behind the fault says was on disk."""
         self.vouched_rev = 0
         """The newest revision in a good frame behind the fault; 0 if there is none."""
+        self.behind: list[Run] = []
+        """The good frames that were found behind the fault."""
         self._file = files.open_read(path)
 
     def commits(self) -> Iterator[Commit]:
@@ -161,11 +185,12 @@ class Scan:
                 except ValueError as error:
                     self.fault = str(error)
                     break
-                if commit.rev != self.next_rev:
-                    self.fault = f"revision {commit.rev} where {self.next_rev} should be"
+                expected = self.next_rev if commit.changes else self.next_rev - 1
+                if commit.rev != expected:
+                    self.fault = f"revision {commit.rev} where {expected} should be"
                     break
                 yield commit
-                self.next_rev += 1
+                self.next_rev = commit.rev + 1
                 self.end = frame.end
             if self.fault is not None:
                 self._search_evidence(file)
@@ -205,7 +230,7 @@ class Scan:
     def _search_evidence(self, file: BinaryIO) -> None:
         """Look behind the fault for good frames, and for what they vouch for."""
         position = self.end + 1
-        while (found := _find(file, PAYLOAD_MARK, position)) is not None:
+        while (found := _find_payload(file, position)) is not None:
             offset = found - _HEAD.size
             position = found + 1
             if offset <= self.end:
@@ -215,7 +240,51 @@ class Scan:
             if isinstance(frame, Frame):
                 self.vouched = max(self.vouched, frame.synced)
                 self.vouched_rev = max(self.vouched_rev, _revision_in(frame.payload))
+                self._note_behind(frame)
                 position = frame.end
+
+    def _note_behind(self, frame: Frame) -> None:
+        rev = _revision_in(frame.payload)
+        # A commit that changes nothing repeats the revision before it, and does not stand for it.
+        first = rev if _changes_something(frame.payload) else rev + 1
+        run = self.behind[-1] if self.behind else None
+        if run is not None and (run.end, run.last_rev + 1) == (frame.offset, first):
+            self.behind[-1] = run._replace(last_rev=rev, end=frame.end)
+        else:
+            self.behind.append(Run(first, rev, frame.offset, frame.end))
+
+
+def read_run(files: Files, path: Path, run: Run) -> Iterator[Commit]:
+    """The commits in a run of good frames. Raises DamageError, OSError."""
+    with files.open_read(path) as file:
+        offset = file.seek(run.offset)
+        while offset < run.end:
+            frame = _frame_at(file, offset, run.end)
+            if isinstance(frame, str):
+                raise DamageError(f"{path}: damaged at offset {offset}: {frame}")
+            try:
+                yield unpack_commit(frame.payload)
+            except ValueError as error:
+                raise DamageError(f"{path}: damaged at offset {offset}: {error}") from None
+            offset = frame.end
+
+
+def most_frames(files: Files, path: Path, offset: int) -> int:
+    """How many frames there may have been from ``offset`` to the end, where none can be read.
+
+    Exact where only payloads are damaged: the lengths then lead to the end. Raises OSError.
+    """
+    with files.open_read(path) as file:
+        size = file.seek(0, SEEK_END)
+        position, frames = offset, 0
+        while position < size:
+            file.seek(position)
+            head = file.read(_HEAD.size)
+            if len(head) < _HEAD.size:
+                break
+            position += _HEAD.size + _HEAD.unpack(head)[0]
+            frames += 1
+    return frames if position == size else max(0, size - offset) // LEAST_FRAME_BYTES
 
 
 def _frame_at(file: BinaryIO, offset: int, size: int) -> Frame | str:
@@ -232,17 +301,21 @@ def _frame_at(file: BinaryIO, offset: int, size: int) -> Frame | str:
     return Frame(offset, offset + _HEAD.size + length, synced, payload)
 
 
-def _find(file: BinaryIO, mark: bytes, position: int) -> int | None:
-    """The offset of the next ``mark`` at or behind ``position``."""
+def _find_payload(file: BinaryIO, position: int) -> int | None:
+    """The offset of the next beginning of a payload at or behind ``position``."""
     while True:
         file.seek(position)
         data = file.read(_SEARCH_BYTES)
-        found = data.find(mark)
-        if found >= 0:
-            return position + found
+        found = [index for mark in PAYLOAD_MARKS if (index := data.find(mark)) >= 0]
+        if found:
+            return position + min(found)
         if len(data) < _SEARCH_BYTES:
             return None
-        position += len(data) - len(mark) + 1
+        position += len(data) - 1  # A mark may begin with the last byte.
+
+
+def _changes_something(payload: bytes) -> bool:
+    return payload[_COMMIT.size] != _NO_CHANGES
 
 
 def _revision_in(payload: bytes) -> int:

@@ -5,14 +5,17 @@ A file is ``<revision, 20 digits>.snapshot`` and a stream of msgpack arrays, its
     [kind: uint32, crc: uint32, payload: bin32]
 
     kind 1  header   {"format": "zkv-snapshot", "version": 1, "rev": int, "created": int}
-    kind 2  entries  [[key, value, rev], ...]                         any number of these
+    kind 2  entries  [[key, value, rev, expires?], ...]               any number of these
+    kind 4  sessions [[name, used, [[seq, digest, reply, rev], ...]], ...]         likewise
     kind 3  footer   {"rev": int, "entries": int, "frames": int, "crc": int}
 
 A payload is itself packed msgpack. The integers of a frame are packed in their widest form, so the
 head of a frame is always 16 bytes. ``crc`` is the CRC-32 of kind, payload length (both 4 bytes, big
 end first) and payload. The footer counts the entries and the frames before it, and its ``crc`` is
 the CRC-32 of the ``crc`` fields (4 bytes each, big end first) of all frames before it. ``created``
-is Unix time in milliseconds. Nothing follows the footer.
+is Unix time in milliseconds. An entry without ``expires`` stays; ``expires`` and ``used`` are Unix
+time in milliseconds. Sessions are what exactly-once requests were answered, see
+`zkv.keyspace.sessions`. Nothing follows the footer.
 
 A reader is satisfied only if every count and checksum holds, the revision is the same in header,
 footer and name, and the file ends with the footer: so one flipped bit, a missing byte or a frame
@@ -28,16 +31,17 @@ import contextlib
 import struct
 import zlib
 from os import SEEK_END
-from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, field
 
 from zkv.errors import DamageError
 from zkv.keyspace.entry import Entry
+from zkv.keyspace.sessions import SessionState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from zkv.durability.files import Files
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
 FORMAT: Final = "zkv-snapshot"
 FORMAT_VERSION: Final = 1
 SUFFIX: Final = ".snapshot"
+FRAME_BYTES: Final = 4 * 1024 * 1024
+"""A frame of entries ends behind the one with which its values pass this."""
 UNFINISHED: Final = ".tmp"
 KEPT_SNAPSHOTS: Final = 2
 """The newest is loaded; the one before is the way back when that is damaged."""
@@ -52,7 +58,7 @@ KEPT_SNAPSHOTS: Final = 2
 _HEAD: Final = struct.Struct(">BBIBIBI")
 """A frame up to its payload: array of 3, uint32 kind, uint32 crc, bin32 length."""
 _ARRAY3, _UINT32, _BIN32 = 0x93, 0xCE, 0xC6
-_HEADER, _ENTRIES, _FOOTER = 1, 2, 3
+_HEADER, _ENTRIES, _FOOTER, _SESSIONS = 1, 2, 3, 4
 
 
 class Header(Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,19 +80,36 @@ class Footer(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _T = TypeVar("_T")
-PackedEntry = tuple[str, Raw, int]
+
+
+class _PackedEntry(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    key: str
+    value: Raw
+    rev: int
+    expires: int | None = None
+
 
 _encode = msgspec.msgpack.encode
-_decode_entries = msgspec.msgpack.Decoder(list[PackedEntry]).decode
+_decode_entries = msgspec.msgpack.Decoder(list[_PackedEntry]).decode
+_decode_sessions = msgspec.msgpack.Decoder(list[SessionState]).decode
 _decode_header = msgspec.msgpack.Decoder(Header).decode
 _decode_footer = msgspec.msgpack.Decoder(Footer).decode
 
 
-class Loaded(NamedTuple):
-    """What a snapshot held."""
+class Loaded(Struct):
+    """What a snapshot held; what it holds without one, by default: nothing, at revision 0.
 
-    rev: int
-    entries: dict[str, Entry]
+    Args:
+        rev: the revision of its entries.
+        entries: by key.
+        sessions: what exactly-once requests were answered.
+        created: Unix time in ms.
+    """
+
+    rev: int = 0
+    entries: dict[str, Entry] = field(default_factory=dict)
+    sessions: list[SessionState] = field(default_factory=list)
+    created: int = 0
 
 
 def file_name(rev: int) -> str:
@@ -125,23 +148,45 @@ class Writer:
         self._crc = 0
         self.size = 0
         self._file = files.create(self._beside)
-        self._frame(_HEADER, _encode(Header(FORMAT, FORMAT_VERSION, rev, created)))
+        try:
+            self._frame(_HEADER, _encode(Header(FORMAT, FORMAT_VERSION, rev, created)))
+        except BaseException:
+            self._discard()
+            raise
 
     def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
         if not self._file.closed:
-            self._file.close()
-            with contextlib.suppress(OSError):
-                self._files.remove(self._beside)
+            self._discard()
+
+    def _discard(self) -> None:
+        self._file.close()
+        with contextlib.suppress(OSError):
+            self._files.remove(self._beside)
 
     def add(self, chunk: list[tuple[str, Entry]]) -> None:
-        """Write some entries as one frame."""
-        if chunk:
-            packed = [(key, Raw(entry.value), entry.rev) for key, entry in chunk]
+        """Write some entries, as one frame if they are not too large for that."""
+        packed: list[tuple[object, ...]] = []
+        size = 0
+        for key, entry in chunk:
+            packed.append(_pack_entry(key, entry))
+            size += len(entry.value)
+            if size > FRAME_BYTES:
+                self._add_packed(packed)
+                packed, size = [], 0
+        self._add_packed(packed)
+
+    def _add_packed(self, packed: list[tuple[object, ...]]) -> None:
+        if packed:
             self._frame(_ENTRIES, _encode(packed))
-            self._entries += len(chunk)
+            self._entries += len(packed)
+
+    def add_sessions(self, sessions: list[SessionState]) -> None:
+        """Write some sessions as one frame."""
+        if sessions:
+            self._frame(_SESSIONS, _encode(sessions))
 
     def finish(self) -> Path:
         """Make the file durable under its name, which is returned."""
@@ -176,18 +221,52 @@ def read(
         DamageError: anything in it is not as it was written; names file, place and reason.
         OSError: the file cannot be read.
     """
+    loaded = Loaded()
+    count = 0
+    for chunk in chunks(files, path, progress, loaded):
+        loaded.entries.update(chunk)
+        count += len(chunk)
+    if len(loaded.entries) != count:
+        raise DamageError(f"{path}: damaged: {count - len(loaded.entries)} keys are there twice")
+    return loaded
+
+
+def chunks(
+    files: Files,
+    path: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    beside: Loaded | None = None,
+) -> Iterator[list[tuple[str, Entry]]]:
+    """The entries of a snapshot file, a frame at a time, so that it need not fit into memory.
+
+    Each frame is checked before it is given out, and the file as a whole once all have been: only
+    then is it known that nothing is missing. Arguments and errors are those of `read`; ``beside``
+    takes all that the file holds beside entries.
+    """
+    beside = beside or Loaded()
     with files.open_read(path) as file:
         reader = _Reader(file, path)
         header = reader.header()
         if header.rev != revision_of(path.name):
             raise reader.damage(f"the header says revision {header.rev}, the name another")
-        entries: dict[str, Entry] = {}
-        while (payload := reader.next_entries()) is not None:
-            for key, value, rev in reader.decode(_decode_entries, payload):
-                entries[key] = Entry(bytes(value), rev)
+        beside.rev, beside.created = header.rev, header.created
+        count = 0
+        for kind, payload in reader.frames():
+            if kind == _SESSIONS:
+                beside.sessions += reader.decode(_decode_sessions, payload)
+                continue
+            packed = reader.decode(_decode_entries, payload)
+            yield [(each.key, Entry(bytes(each.value), each.rev, each.expires)) for each in packed]
+            count += len(packed)
             progress(reader.offset, reader.size)
-        reader.check_end(header.rev, len(entries))
-    return Loaded(header.rev, entries)
+        reader.check_end(header.rev, count)
+
+
+def _pack_entry(key: str, entry: Entry) -> tuple[object, ...]:
+    value = Raw(entry.value)
+    if entry.expires is None:
+        return (key, value, entry.rev)
+    return (key, value, entry.rev, entry.expires)
 
 
 class _Reader:
@@ -219,16 +298,17 @@ class _Reader:
             )
         return header
 
-    def next_entries(self) -> bytes | None:
-        """The payload of the next entries frame; None when the footer has come instead."""
-        crc, frames = self._crc, self._frames
-        kind, payload = self._frame()
-        if kind == _ENTRIES:
-            return payload
-        if kind != _FOOTER:
-            raise self.damage(f"unknown kind of frame {kind}")
-        self._crc, self._frames, self._footer = crc, frames, payload
-        return None
+    def frames(self) -> Iterator[tuple[int, bytes]]:
+        """Kind and payload of every frame up to the footer, which `check_end` looks at."""
+        while True:
+            crc, frames = self._crc, self._frames
+            kind, payload = self._frame()
+            if kind == _FOOTER:
+                self._crc, self._frames, self._footer = crc, frames, payload
+                return
+            if kind not in {_ENTRIES, _SESSIONS}:
+                raise self.damage(f"unknown kind of frame {kind}")
+            yield kind, payload
 
     def check_end(self, rev: int, entries: int) -> None:
         footer = self.decode(_decode_footer, self._footer)

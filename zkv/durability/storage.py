@@ -20,6 +20,7 @@ import time
 from typing import TYPE_CHECKING, BinaryIO
 
 from zkv.durability import recovery, segment, snapshot
+from zkv.durability.layout import Layout
 from zkv.errors import DataDirError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from zkv.durability.files import Files
     from zkv.durability.recovery import Recovered, TornTail
-    from zkv.keyspace import SnapshotView
+    from zkv.keyspace import History, Sessions, SnapshotView
 
 _log = logging.getLogger("zkv.durability")
 
@@ -39,23 +40,22 @@ class Storage:
     Args:
         directory: where data is kept; made if it is not there.
         files: the door to the file system.
-        now: the clock, in seconds of Unix time.
 
     Raises:
         LockedError: another server holds the directory.
         DataDirError: the directory cannot be made, read or written.
     """
 
-    def __init__(self, directory: Path, files: Files, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, directory: Path, files: Files) -> None:
         self._files = files
-        self._now = now
-        self._snapshots = directory / "snapshot"
-        self.wal_directory = directory / "wal"
+        layout = Layout(directory)
+        self._snapshots = layout.snapshots
+        self.wal_directory = layout.wal
         self._lock: BinaryIO | None = None
         try:
             if files.make_directory(directory):
                 files.sync_directory(directory.parent)
-            self._lock = files.lock(directory / "LOCK")
+            self._lock = files.lock(layout.lock)
             for inner in (self._snapshots, self.wal_directory):
                 if files.make_directory(inner):
                     files.sync_directory(directory)
@@ -71,17 +71,24 @@ class Storage:
             self._lock.close()
             self._lock = None
 
-    def load(self) -> Recovered:
+    def load(self, sessions: Sessions, history: History) -> Recovered:
         """Everything the directory holds; a torn tail is cut, and a copy of it kept.
+
+        Args:
+            sessions: empty; takes what exactly-once requests were answered.
+            history: empty; takes the newest commits.
 
         Raises:
             DamageError: something is damaged. It is never passed over in silence.
             DataDirError: something cannot be read or written.
         """
         started = time.perf_counter()
-        recovered = recovery.recover(self._files, self._snapshots, self.wal_directory)
+        recovered = recovery.recover(
+            self._files, self._snapshots, self.wal_directory, sessions, history
+        )
         if recovered.torn is not None:
             self._cut(recovered.torn, recovered.rev)
+        self._sync_newest_segment()
         _log.info(
             "recovered revision %d: %d entries; snapshot at %d, %d commits replayed, %.2f s",
             recovered.rev, len(recovered.entries), recovered.snapshot_rev, recovered.replayed,
@@ -89,8 +96,8 @@ class Storage:
         )  # fmt: skip
         return recovered
 
-    def save(self, view: SnapshotView, before_publishing: Callable[[], None]) -> Path:
-        """Write ``view`` as a snapshot; return its path once it is on disk.
+    def save(self, view: SnapshotView, before_publishing: Callable[[], None]) -> tuple[Path, int]:
+        """Write ``view`` as a snapshot; return its path and size once it is on disk.
 
         Args:
             view: what to write.
@@ -100,14 +107,18 @@ class Storage:
         Raises:
             OSError: it cannot be written.
         """
-        created = int(self._now() * 1000)
-        with snapshot.Writer(self._files, self._snapshots, view.rev, created) as writer:
+        with snapshot.Writer(self._files, self._snapshots, view.rev, view.time) as writer:
             for chunk in view.chunks():
                 writer.add(chunk)
+            for sessions in view.sessions():
+                writer.add_sessions(sessions)
             before_publishing()
             path = writer.finish()
-        self._drop_covered()
-        return path
+        try:
+            self._drop_covered()
+        except OSError as error:  # The snapshot stands: what is too much costs only space.
+            _log.warning("cannot remove what is no longer needed: %s", error)
+        return path, writer.size
 
     def _drop_covered(self) -> None:
         """Remove the snapshots and segments that no way back needs."""
@@ -121,6 +132,20 @@ class Storage:
         for first, successor in itertools.pairwise(firsts):
             if successor <= needed_from + 1:
                 self._files.remove(self.wal_directory / segment.file_name(first))
+
+    def _sync_newest_segment(self) -> None:
+        """Have on disk what has been read: after a kill, the newest segment may be only cached.
+
+        From now on its commits count as durable, and the next segment will vouch for them.
+        """
+        firsts = recovery.segments(self._files, self.wal_directory)
+        if firsts:
+            path = self.wal_directory / segment.file_name(firsts[-1])
+            try:
+                self._files.sync_path(path)
+                self._files.sync_directory(self.wal_directory)
+            except OSError as error:
+                raise DataDirError(f"{path}: {error.strerror or error}") from error
 
     def _cut(self, torn: TornTail, rev: int) -> None:
         copy = torn.path.with_name(f"{torn.path.name}.torn-{torn.offset}")

@@ -1,16 +1,19 @@
 """The write-ahead log: commits go in in revision order, and are on disk before anyone is told.
 
 Strategy: `append` is called under the keyspace's lock and only puts a commit into a queue, so log
-order is revision order. `commit` is called outside that lock: whoever gets the file first takes
-all that is queued, writes it with one system call and, where asked, makes it durable with one
-fdatasync; whoever waited for the file finds its own revision already done (group commit, as in
-DeWitt et al., "Implementation Techniques for Main Memory Database Systems", SIGMOD 1984).
+order is revision order; each commit gets the next log number (LSN), which starts at 1 in each run
+of the server and, unlike the revision, also counts commits that change nothing. `commit` is called
+outside that lock: whoever gets the file first takes all that is queued, writes it with one system
+call and, where asked, makes it durable with one fdatasync; whoever waited for the file finds its
+own revision already done (group commit, as in DeWitt et al., "Implementation Techniques for Main
+Memory Database Systems", SIGMOD 1984).
 
 When a write fails (disk full, I/O error), nothing of it was acknowledged: the file is cut back to
 where it was good, the keyspace is rolled back to what is safe, and writes are refused; after a
 moment the next write tries again. When an fdatasync fails, nobody knows what is on disk, and asking
 again would not tell (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC
-2020): the log takes no more writes until the server is restarted and has read it back.
+2020): the log takes no more writes until a snapshot holds all that it held (`restart`), or the
+server has been restarted and has read it back.
 
 Locks: `_io` guards the file, the offsets and the revisions written; it is taken before the
 keyspace's lock, never under it. What refuses appends (`_refusal`) changes under the keyspace's
@@ -27,15 +30,14 @@ from collections import deque
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from zkv.durability import segment
-from zkv.durability.segment import Commit
 from zkv.errors import ReadOnlyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from zkv.durability.files import Files
-    from zkv.keyspace import Change
+    from zkv.keyspace import Commit
 
 _log = logging.getLogger("zkv.durability")
 
@@ -53,7 +55,6 @@ class Wal:
         segment_bytes: size at which a new segment is begun.
         sync_each: whether a revision is safe only once it is durable (policy ``always``), and not
             as soon as it is written.
-        now: the clock, in seconds of Unix time.
 
     Raises:
         OSError: the segment cannot be created.
@@ -66,20 +67,24 @@ class Wal:
         rev: int,
         segment_bytes: int,
         sync_each: bool,
-        now: Callable[[], float] = time.time,
     ) -> None:
         self._files = files
         self._directory = directory
         self._segment_bytes = segment_bytes
         self._sync_each = sync_each
-        self._now = now
-        self._queue: deque[Commit] = deque()
+        self._queue: deque[tuple[int, Commit]] = deque()
         self._io = threading.Lock()
         self._refusal: ReadOnlyError | None = None
         self._retry_at = 0.0
         self._broken = False
-        self._roll_back: Callable[[int], None] = lambda rev: None
+        self._roll_back: Callable[[int], None] = lambda lsn: None
+        self.on_safe: Callable[[], None] = lambda: None
+        """Called, in any thread, when commits have become safe."""
         self._keyspace_lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        self.last_lsn = 0
+        """Number of the commit appended last; changes under the keyspace's lock."""
+        self.written_lsn = 0
+        self.durable_lsn = 0
         self.written_rev = rev
         self.durable_rev = rev
         self.epoch = 0
@@ -88,14 +93,20 @@ class Wal:
         self.syncs = 0
         self._offset = 0
         self._synced = 0
-        self._file = self._begin_segment(rev + 1)
+        self._first_rev = rev + 1
+        self._file = self._open_segment(rev + 1)
 
     def attach(
         self,
         keyspace_lock: contextlib.AbstractContextManager[object],
         roll_back: Callable[[int], None],
     ) -> None:
-        """Say how to undo commits that could not be written: ``roll_back(rev)``, lock held."""
+        """Say what the log belongs to.
+
+        Args:
+            keyspace_lock: the lock under which commits are appended.
+            roll_back: ``roll_back(lsn)`` undoes every commit after ``lsn``; called with that lock.
+        """
         self._keyspace_lock = keyspace_lock
         self._roll_back = roll_back
 
@@ -105,34 +116,42 @@ class Wal:
         return self.durable_rev if self._sync_each else self.written_rev
 
     @property
+    def safe_lsn(self) -> int:
+        """The newest commit, by its number, that will not be rolled back."""
+        return self.durable_lsn if self._sync_each else self.written_lsn
+
+    @property
     def broken(self) -> bool:
-        """Whether an fdatasync failed: no write is taken before a restart."""
+        """Whether an fdatasync failed: no write is taken before `restart`."""
         return self._broken
 
-    def append(self, rev: int, changes: Sequence[Change]) -> None:
-        """Queue a commit. Call with the keyspace's lock held, before it is applied.
+    def append(self, commit: Commit) -> int:
+        """Queue a commit; returns its number. Call with the keyspace's lock held.
 
         Raises:
             ReadOnlyError: the log cannot be written now; nothing was queued.
         """
         if self._refusal is not None and (self._broken or time.monotonic() < self._retry_at):
             raise ReadOnlyError(self._refusal.message)
-        self._queue.append(Commit(rev, int(self._now() * 1000), tuple(changes)))
+        self.last_lsn += 1
+        self._queue.append((self.last_lsn, commit))
+        return self.last_lsn
 
-    def commit(self, rev: int, durable: bool) -> None:
-        """Return once every commit up to ``rev`` is written and, if ``durable``, on disk.
+    def commit(self, lsn: int, durable: bool) -> None:
+        """Return once every commit up to ``lsn`` is written and, if ``durable``, on disk.
 
         Raises:
             ReadOnlyError: it cannot be; every commit that is not safe has been rolled back, and
                 ``applied`` says whether it may be on disk all the same.
         """
-        if rev <= (self.durable_rev if durable else self.written_rev):
+        if lsn <= (self.durable_lsn if durable else self.written_lsn):
             return
         with self._io:
-            if rev > self.written_rev:
+            if lsn > self.written_lsn:
                 self._write_queued()
-            if durable and rev > self.durable_rev:
+            if durable and lsn > self.durable_lsn:
                 self._sync()
+        self.on_safe()
 
     def restart(self, rev: int) -> None:
         """Begin anew behind a snapshot at ``rev``, after which no write was taken.
@@ -148,6 +167,7 @@ class Wal:
             self._file = self._begin_segment(rev + 1)
             old.close()
             self.written_rev = self.durable_rev = rev
+            self.written_lsn = self.durable_lsn = self.last_lsn
             self._broken = False
             self._resume()
 
@@ -161,23 +181,25 @@ class Wal:
         queue = self._queue
         commits = [queue.popleft() for _ in range(len(queue))]
         if not commits:
-            # Somebody rolled this revision back.
-            raise self._refusal or ReadOnlyError("the log cannot be written")
+            # Somebody rolled this commit back; where a sync failed, it may be on disk all the same.
+            reason = "the log cannot be written" if not self._refusal else self._refusal.message
+            raise ReadOnlyError(reason, applied=None if self._broken else False)
         try:
-            if self._offset >= self._segment_bytes:
-                self._rotate(commits[0].rev)
-            data = b"".join([segment.pack_frame(commit, self._synced) for commit in commits])
+            if self._offset >= self._segment_bytes and self.written_rev >= self._first_rev:
+                self._rotate(self.written_rev + 1)
+            data = b"".join([segment.pack_frame(commit, self._synced) for _, commit in commits])
             self._files.write(self._file, data)
         except OSError as error:
             raise self._write_failed(error) from error
         self._offset += len(data)
         self.bytes_written += len(data)
-        self.written_rev = commits[-1].rev
+        self.written_lsn, newest = commits[-1]
+        self.written_rev = newest.rev
         if self._refusal is not None:
             self._resume()
 
     def _sync(self) -> None:
-        rev, offset = self.written_rev, self._offset
+        lsn, rev, offset = self.written_lsn, self.written_rev, self._offset
         try:
             self._files.sync(self._file)
         except OSError as error:
@@ -185,6 +207,7 @@ class Wal:
         self.syncs += 1
         self._synced = offset
         self.durable_rev = rev
+        self.durable_lsn = lsn
 
     def _rotate(self, first_rev: int) -> None:
         """Begin a new segment. The old one is on disk whole before the new one exists."""
@@ -192,6 +215,18 @@ class Wal:
         old = self._file
         self._file = self._begin_segment(first_rev)
         old.close()
+
+    def _open_segment(self, first_rev: int) -> BinaryIO:
+        """Begin a segment, or go on with one that holds no revision yet.
+
+        Such a one may hold replies that are remembered: it must not be begun anew.
+        """
+        name = segment.file_name(first_rev)
+        if name not in self._files.names(self._directory):
+            return self._begin_segment(first_rev)
+        file, self._offset = self._files.open_append(self._directory / name)
+        self._synced = self._offset
+        return file
 
     def _begin_segment(self, first_rev: int) -> BinaryIO:
         path = self._directory / segment.file_name(first_rev)
@@ -207,6 +242,7 @@ class Wal:
             self._remove_failed(beside, path)
             raise
         self._offset = self._synced = segment.HEADER_BYTES
+        self._first_rev = first_rev
         return file
 
     def _remove_failed(self, *paths: Path) -> None:
@@ -231,7 +267,7 @@ class Wal:
 
     def _sync_failed(self, error: OSError) -> ReadOnlyError:
         self._broken = True
-        reason = f"the log could not be made durable: {error.strerror or error}; restart the server"
+        reason = f"the log could not be made durable: {error.strerror or error}"
         return self._refuse(reason, None)
 
     def _refuse(self, reason: str, applied: bool | None) -> ReadOnlyError:
@@ -241,9 +277,10 @@ class Wal:
             self._retry_at = time.monotonic() + RETRY_SECONDS
             self._queue.clear()
             self.epoch += 1
-            self._roll_back(self.safe_rev)
+            self._roll_back(self.safe_lsn)
             if self._sync_each:
                 self.written_rev = self.durable_rev
+                self.written_lsn = self.durable_lsn
         if first or self._broken:
             _log.error("%s; writes are refused, reads go on", reason)
         return ReadOnlyError(reason, applied=applied)

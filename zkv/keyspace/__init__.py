@@ -1,8 +1,28 @@
 """The store: entries under one lock, in pure memory. See `zkv.keyspace.store`."""
 
-from zkv.keyspace.change import DELETE, PUT, Change
+from zkv.keyspace.change import DELETE, EXPIRE, PUT, TOUCH, Change, Commit, Once
 from zkv.keyspace.entry import Entry
-from zkv.keyspace.store import Keyspace, Written
+from zkv.keyspace.expirer import Expirer
+from zkv.keyspace.history import History
+from zkv.keyspace.sessions import Remembered, Sessions
+from zkv.keyspace.store import Keyspace
+from zkv.keyspace.transaction import Transaction
 from zkv.keyspace.view import SnapshotView
 
-__all__ = ["DELETE", "PUT", "Change", "Entry", "Keyspace", "SnapshotView", "Written"]
+__all__ = [
+    "DELETE",
+    "EXPIRE",
+    "PUT",
+    "TOUCH",
+    "Change",
+    "Commit",
+    "Entry",
+    "Expirer",
+    "History",
+    "Keyspace",
+    "Once",
+    "Remembered",
+    "Sessions",
+    "SnapshotView",
+    "Transaction",
+]

@@ -1,84 +1,129 @@
 """The store: every entry, the ordered index of keys, and the revision, under one lock.
 
 Invariants:
-- `Keyspace.lock` guards every attribute here and every `SnapshotView`. Public methods take it
-  themselves; a name with a leading underscore expects it to be held.
-- Every write goes through `_commit`: it takes the next revision, logs the changes ahead, and
-  applies
-  all of them or none.
+- `Keyspace.lock` guards every attribute here, every `SnapshotView`, the sessions and the history.
+  Methods whose text says "lock held" expect the caller to hold it; the others take it themselves.
+- Every change goes through `commit`: it takes the next revision, logs the changes ahead, and
+  applies all of them or none.
 - `entries` and the index hold the same keys. Python orders str by code point, and UTF-8 keeps that
   order in its bytes, so the index is in the protocol's order.
+- An entry past its deadline is gone for every method, whether or not it has been removed yet.
 - Until the log says that a commit is safe, what it replaced is kept, and `roll_back` can undo it.
 
-Nothing here reads a clock, a file or a socket.
+No file and no socket is touched here; the clock is passed in.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from msgspec import Struct
 from sortedcontainers import SortedList
 
-from zkv.errors import NotFoundError, ShuttingDownError, shorten
-from zkv.keyspace.change import DELETE, PUT, Change
+from zkv.errors import CompactedError, NotFoundError, ShuttingDownError
+from zkv.keyspace.change import EXPIRE, Commit, Once
 from zkv.keyspace.entry import Entry
+from zkv.keyspace.transaction import Transaction, not_found
 from zkv.keyspace.view import SnapshotView
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from zkv.keyspace.bounds import Range
+    from zkv.keyspace.history import History
+    from zkv.keyspace.sessions import Sessions
 
 
 class ChangeLog(Protocol):
-    """Where commits go before they are applied."""
+    """Where commits go before they are applied. Each gets a log sequence number, 1, 2, 3 ..."""
+
+    @property
+    def safe_lsn(self) -> int:
+        """The newest commit that will not be rolled back."""
 
     @property
     def safe_rev(self) -> int:
         """The newest revision that will not be rolled back."""
 
-    def append(self, rev: int, changes: Sequence[Change]) -> None:
-        """Take a commit. Called with the keyspace's lock held. Raises ReadOnlyError."""
+    def append(self, commit: Commit) -> int:
+        """Take a commit, lock held; returns its number. Raises ReadOnlyError."""
 
 
 class NoLog:
     """For a store that is not to outlive its process: everything is safe at once."""
 
+    safe_lsn = 2**63
     safe_rev = 2**63
 
-    def append(self, rev: int, changes: Sequence[Change]) -> None:
+    def append(self, commit: Commit) -> int:
         """Forget the commit."""
+        return 0
 
 
-class Written(NamedTuple):
-    """What one write did."""
+class Undo(Struct, frozen=True, gc=False):
+    """How to take a commit back.
 
+    Args:
+        lsn: its number in the log.
+        rev: the revision before.
+        replaced: what its keys had before.
+        once: what is remembered with it.
+    """
+
+    lsn: int
     rev: int
-    previous: Entry | None
+    replaced: dict[str, Entry | None]
+    once: Once | None
+
+
+class Page(NamedTuple):
+    """A part of a scan."""
+
+    items: list[tuple[str, Entry]]
+    more: bool
+    """Whether there are further keys in the range."""
+    rev: int
 
 
 class Keyspace:
     """The locked store that all workers share.
 
     Args:
-        entries: what it holds at first.
+        now: the clock, Unix time in ms; must not go back.
+        sessions: what exactly-once requests have been answered.
+        history: the newest commits, up to ``rev``.
+        entries: what the store holds at first.
         rev: the revision of that.
         log: takes every commit before it is applied.
     """
 
     def __init__(
         self,
+        now: Callable[[], int],
+        sessions: Sessions,
+        history: History,
         entries: dict[str, Entry] | None = None,
         rev: int = 0,
         log: ChangeLog | None = None,
     ) -> None:
         self.lock = threading.Lock()
+        self.now = now
+        self.sessions = sessions
+        self.history = history
         self.entries: dict[str, Entry] = {} if entries is None else entries
+        self.alarm: Callable[[], None] = lambda: None
+        """Called, lock held, when an entry will expire sooner than any other."""
         self._index: SortedList[str] = SortedList(self.entries)
+        self._deadlines: SortedList[tuple[int, str]] = SortedList(
+            (entry.expires, key) for key, entry in self.entries.items() if entry.expires is not None
+        )
         self._rev = rev
         self._removed_rev = rev
-        self._log = NoLog() if log is None else log
-        self._undo: deque[tuple[int, list[tuple[str, Entry | None]]]] = deque()
+        self._log: ChangeLog = NoLog() if log is None else log
+        self._undo: deque[Undo] = deque()
         self._views: list[SnapshotView] = []
         self._sealed = False
 
@@ -87,55 +132,127 @@ class Keyspace:
         """The revision of the last committed write, 0 at first."""
         return self._rev
 
+    @property
+    def removed_rev(self) -> int:
+        """A revision at or after the last removal: what a key's absence depends on. Lock held."""
+        return self._removed_rev
+
     def __len__(self) -> int:
-        return len(self.entries)
+        with self.lock:
+            return len(self.entries) - self._due_count()
+
+    # --- Reading
+
+    def live(self, key: str) -> Entry | None:
+        """The entry of ``key`` unless it has expired. Lock held."""
+        entry = self.entries.get(key)
+        if entry is not None and entry.expires is not None and entry.expires <= self.now():
+            return None
+        return entry
 
     def get(self, key: str) -> Entry:
         """The entry of ``key``. Raises NotFoundError."""
         with self.lock:
-            entry = self.entries.get(key)
+            entry = self.live(key)
             if entry is None:
-                raise self._no_such_key(key)
+                raise self.no_such_key(key)
             return entry
 
-    def get_many(self, keys: Iterable[str]) -> tuple[list[Entry | None], int]:
+    def get_many(self, keys: Sequence[str]) -> tuple[list[Entry | None], int]:
         """The entries of ``keys`` at one revision, None where a key is absent.
 
         The second value is a revision at or after the last removal: absence depends on it.
         """
         with self.lock:
+            if self._deadlines:
+                return list(map(self.live, keys)), self._removed_rev
             return list(map(self.entries.get, keys)), self._removed_rev
 
-    def put(self, key: str, value: bytes) -> Written:
-        """Write one entry. Raises ShuttingDownError, ReadOnlyError."""
+    def scan(self, keys: Range, limit: int, reverse: bool) -> Page:
+        """The first ``limit`` entries of a range, or the last ones, backwards."""
         with self.lock:
-            previous = self.entries.get(key)
-            return Written(self._commit((Change(PUT, key, value),)), previous)
+            found = self._walk(keys, reverse)
+            if self._due_count():
+                found = (key for key in found if self.live(key) is not None)
+            names = list(islice(found, limit + 1))
+            items = [(key, self.entries[key]) for key in names[:limit]]
+            return Page(items, len(names) > limit, self._rev)
 
-    def put_many(self, items: Mapping[str, bytes]) -> int:
-        """Write all ``items`` with one revision, which is returned.
+    def count(self, keys: Range) -> tuple[int, int]:
+        """How many keys are in a range, and at which revision; logarithmic in their number."""
+        with self.lock:
+            if keys.empty:
+                return 0, self._rev
+            low = self._index.bisect_left(keys.low)
+            high = len(self._index) if keys.high is None else self._index.bisect_left(keys.high)
+            due = self._deadlines.islice(0, self._due_count())
+            return high - low - sum(1 for _, key in due if keys.holds(key)), self._rev
 
-        Raises ShuttingDownError, ReadOnlyError.
+    def changes_since(self, rev: int, most: int) -> tuple[list[Commit], int]:
+        """At most ``most`` commits after ``rev`` that are safe, and the newest safe revision.
+
+        Raises CompactedError: they are not kept any more.
         """
         with self.lock:
-            return self._commit([Change(PUT, key, value) for key, value in items.items()])
+            safe_rev = min(self._rev, self._log.safe_rev)
+            oldest = self.history.oldest
+            if rev < oldest - 1:
+                raise CompactedError(
+                    f"changes since {rev} are not kept any more; the oldest is {oldest}",
+                    oldest=oldest,
+                )
+            commits = self.history.since(rev, most) if rev < safe_rev else []
+            return [commit for commit in commits if commit.rev <= safe_rev], safe_rev
 
-    def delete(self, key: str) -> Written:
-        """Remove one entry. Raises NotFoundError, ShuttingDownError, ReadOnlyError."""
-        with self.lock:
-            previous = self.entries.get(key)
-            if previous is None:
-                raise self._no_such_key(key)
-            return Written(self._commit((Change(DELETE, key, None),)), previous)
+    # --- Writing
 
-    def delete_many(self, keys: Iterable[str]) -> tuple[int, int]:
-        """Remove what is there of ``keys`` with one revision: how many there were, and it.
+    def begin(self) -> Transaction:
+        """A new transaction. Lock held. Raises ShuttingDownError."""
+        if self._sealed:
+            raise ShuttingDownError("the server is stopping")
+        return Transaction(self, self._rev + 1)
 
-        Raises ShuttingDownError, ReadOnlyError.
+    def commit(self, transaction: Transaction, once: Once | None = None) -> int:
+        """Apply a transaction; returns its number in the log, 0 if there was nothing to log.
+
+        Lock held, since `begin`. Raises ReadOnlyError, and then nothing is applied.
+        """
+        changes = transaction.changes
+        if not changes and once is None:
+            return 0
+        now = self.now()
+        commit = Commit(transaction.told_rev, now, tuple(changes), once)
+        lsn = self._log.append(commit)
+        rev = self._rev
+        if changes:
+            self._rev = transaction.rev
+            self.history.add(commit)
+            if None in transaction.staged.values():
+                self._removed_rev = transaction.rev
+        replaced = self._apply(transaction.staged)
+        if once is not None:
+            self.sessions.remember(once, self._rev, lsn, now)
+        self._undo.append(Undo(lsn, rev, replaced, once))
+        safe_lsn = self._log.safe_lsn
+        while self._undo and self._undo[0].lsn <= safe_lsn:
+            self._undo.popleft()
+        return lsn
+
+    def expire(self, most: int) -> int | None:
+        """Remove up to ``most`` entries that are past their deadline, each with a revision.
+
+        Returns the ms until there is more to do, 0 if there is now; None if nothing will expire.
+        Raises ReadOnlyError, ShuttingDownError.
         """
         with self.lock:
-            present = [key for key in dict.fromkeys(keys) if key in self.entries]
-            return len(present), self._commit([Change(DELETE, key, None) for key in present])
+            for _ in range(most):
+                if not self._deadlines or self._deadlines[0][0] > self.now():
+                    break
+                transaction = self.begin()
+                key = self._deadlines[0][1]
+                transaction.remove(key, EXPIRE)
+                self.commit(transaction)
+            return max(0, self._deadlines[0][0] - self.now()) if self._deadlines else None
 
     def seal(self) -> int:
         """Refuse every write from now on; returns the last revision there will be."""
@@ -143,69 +260,86 @@ class Keyspace:
             self._sealed = True
             return self._rev
 
-    def roll_back(self, rev: int) -> None:
-        """Undo every commit after ``rev``, none of which is safe. Call with the lock held."""
-        while self._undo and self._undo[-1][0] > rev:
-            _, replaced = self._undo.pop()
-            for key, old in reversed(replaced):
-                self._set(key, old)
-        self._rev = min(self._rev, rev)
-        self._removed_rev = min(self._removed_rev, rev)
+    def roll_back(self, lsn: int) -> None:
+        """Undo every commit after ``lsn``, none of which is safe. Lock held."""
+        while self._undo and self._undo[-1].lsn > lsn:
+            undo = self._undo.pop()
+            self._apply(undo.replaced)
+            if undo.once is not None:
+                self.sessions.undo(undo.once)
+            self._rev = undo.rev
+        self.history.roll_back(self._rev)
+        self._removed_rev = min(self._removed_rev, self._rev)
         for view in self._views:
-            view.lost = view.lost or view.rev > rev
+            view.lost = view.lost or view.rev > self._rev
+
+    # --- Views
 
     def view(self) -> SnapshotView:
         """The store as it is now, to be read in small steps while writes go on."""
         with self.lock:
-            view = SnapshotView(self, self._rev, len(self.entries))
+            view = SnapshotView(self, self._rev, len(self.entries), self.now())
             self._views.append(view)
             return view
 
     def release_view(self, view: SnapshotView) -> None:
-        """Forget ``view``: it needs no replaced entries any more. Call with the lock held."""
+        """Forget ``view``: it needs no replaced entries any more. Lock held."""
         if view in self._views:
             self._views.remove(view)
 
     def keys_after(self, key: str) -> Iterator[str]:
-        """Keys behind ``key`` in order. Call with the lock held, as long as it is read."""
+        """Keys behind ``key`` in order. Lock held, as long as it is read."""
         return self._index.irange(minimum=key, inclusive=(False, True))
 
-    def _commit(self, changes: Sequence[Change]) -> int:
-        """Apply all ``changes`` as one revision, or none; no changes take no revision."""
-        if self._sealed:
-            raise ShuttingDownError("the server is stopping")
-        if not changes:
-            return self._rev
-        rev = self._rev + 1
-        self._log.append(rev, changes)
-        self._undo.append((rev, [(change.key, self._apply(change, rev)) for change in changes]))
-        self._rev = rev
-        safe_rev = self._log.safe_rev
-        while self._undo and self._undo[0][0] <= safe_rev:
-            self._undo.popleft()
-        return rev
+    def statistics(self) -> Mapping[str, object]:
+        """What the sessions and the history take, and how many entries will expire."""
+        with self.lock:
+            self.sessions.forget_silent(self.now())
+            return {
+                "sessions": self.sessions.statistics(),
+                "history": self.history.statistics(),
+                "expiring": len(self._deadlines),
+            }
 
-    def _apply(self, change: Change, rev: int) -> Entry | None:
-        """Make ``change`` so; returns the entry that it replaced."""
-        _, key, value = change
-        if value is None:
-            self._removed_rev = rev
-            return self._set(key, None)
-        return self._set(key, Entry(value, rev))
+    def no_such_key(self, key: str) -> NotFoundError:
+        """The error for a key that is not there. Lock held."""
+        return not_found(key, self._removed_rev)
 
-    def _set(self, key: str, entry: Entry | None) -> Entry | None:
-        """Have ``entry`` under ``key``, or nothing; returns what was there."""
-        old = self.entries.get(key)
-        for view in self._views:
-            view.keep(key, old)
-        if entry is not None:
-            self.entries[key] = entry
-            if old is None:
-                self._index.add(key)
-        elif old is not None:
-            del self.entries[key]
-            self._index.remove(key)
-        return old
+    def _walk(self, keys: Range, reverse: bool) -> Iterator[str]:
+        if keys.empty:
+            return iter(())
+        included = (keys.low_included, False)
+        return self._index.irange(keys.low, keys.high, inclusive=included, reverse=reverse)
 
-    def _no_such_key(self, key: str) -> NotFoundError:
-        return NotFoundError(f"no such key: {shorten(key)}", seen_rev=self._removed_rev)
+    def _due_count(self) -> int:
+        """How many entries have expired and are still to be removed."""
+        if not self._deadlines or self._deadlines[0][0] > self.now():
+            return 0
+        return self._deadlines.bisect_left((self.now() + 1, ""))
+
+    def _apply(self, staged: dict[str, Entry | None]) -> dict[str, Entry | None]:
+        """Have these entries under these keys, None = nothing; returns what was there before."""
+        entries, index, views = self.entries, self._index, self._views
+        replaced: dict[str, Entry | None] = {}
+        for key, entry in staged.items():
+            replaced[key] = old = entries.get(key)
+            for view in views:
+                view.keep(key, old)
+            if old is not None and old.expires is not None:
+                self._deadlines.remove((old.expires, key))
+            if entry is not None:
+                entries[key] = entry
+                if old is None:
+                    index.add(key)
+                if entry.expires is not None:
+                    self._set_deadline(entry.expires, key)
+            elif old is not None:
+                del entries[key]
+                index.remove(key)
+        return replaced
+
+    def _set_deadline(self, expires: int, key: str) -> None:
+        deadline = (expires, key)
+        self._deadlines.add(deadline)
+        if self._deadlines[0] == deadline:
+            self.alarm()

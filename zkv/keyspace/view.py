@@ -18,10 +18,14 @@ from zkv.keyspace.entry import Entry
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from zkv.keyspace.sessions import SessionState
     from zkv.keyspace.store import Keyspace
 
 CHUNK_ENTRIES = 500
 """Entries read in one hold of the lock: about 0.1 ms."""
+
+CHUNK_SESSIONS = 20
+"""Sessions read in one hold of the lock."""
 
 Chunk = list[tuple[str, Entry]]
 
@@ -32,9 +36,10 @@ class SnapshotView:
     Its attributes are guarded by the store's lock.
     """
 
-    def __init__(self, keyspace: Keyspace, rev: int, count: int) -> None:
+    def __init__(self, keyspace: Keyspace, rev: int, count: int, time: int) -> None:
         self.rev = rev
         self.count = count
+        self.time = time  # Unix time in ms.
         self.lost = False  # Whether commits that it shows have been rolled back.
         self._keyspace = keyspace
         self._reached = ""  # Every key up to this one has been read; no key is empty.
@@ -54,6 +59,22 @@ class SnapshotView:
         self._kept.clear()
         for first in range(0, len(removed), CHUNK_ENTRIES):
             yield removed[first : first + CHUNK_ENTRIES]
+
+    def sessions(self) -> Iterator[list[SessionState]]:
+        """The exactly-once replies that tell of nothing newer than ``rev``, in parts.
+
+        Read as they are, not as they were: what has been remembered since is left out, and what a
+        session has let go of since is not needed by a client that has gone on.
+        """
+        with self._keyspace.lock:
+            names = self._keyspace.sessions.names()
+        for first in range(0, len(names), CHUNK_SESSIONS):
+            with self._keyspace.lock:
+                found = [
+                    self._keyspace.sessions.state(name, self.rev)
+                    for name in names[first : first + CHUNK_SESSIONS]
+                ]
+            yield [state for state in found if state is not None]
 
     def _next_chunk(self) -> Chunk:
         store = self._keyspace

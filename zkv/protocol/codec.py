@@ -15,6 +15,7 @@ untyped decode, and ``Raw`` is what keeps values byte for byte. Its traps are co
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -33,20 +34,26 @@ from zkv.errors import (
 )
 from zkv.protocol.replies import Failure, Reply
 from zkv.protocol.requests import (
+    CONDITION_FIELDS,
+    REQUEST_LIST_FIELDS,
     REQUEST_TYPES,
     TEXT_FIELDS,
     TEXT_LIST_FIELDS,
     TEXT_MAP_FIELDS,
     AnyRequest,
+    Request,
 )
 
 PROTOCOL_VERSION: Final = 1
+MAX_SESSION_BYTES: Final = 64
 
 _T = TypeVar("_T")
 
 _decode_typed: Callable[[bytes], AnyRequest] = msgspec.msgpack.Decoder(AnyRequest).decode
 _fields = msgspec.msgpack.Decoder(dict[Any, Raw])
+_list_of_fields = msgspec.msgpack.Decoder(list[dict[str, Raw]])
 _array = msgspec.msgpack.Decoder(list[Any])
+_raw_array = msgspec.msgpack.Decoder(list[Raw])
 _untyped = msgspec.msgpack.Decoder()
 _encoder = msgspec.msgpack.Encoder()
 
@@ -59,6 +66,22 @@ def encode_reply(reply: Reply | Failure) -> bytes:
     return _encoder.encode(reply)
 
 
+def encode_repeat(packed: bytes, request_id: RequestId | None, durable: bool) -> bytes:
+    """Pack a remembered reply again, as the reply to a repeat of its request."""
+    reply: dict[str, Any] = _fields.decode(packed)
+    if request_id is not None:
+        reply["id"] = request_id
+    if "durable" in reply:
+        reply["durable"] = durable
+    if "results" in reply:
+        results = _list_of_fields.decode(reply["results"])
+        reply["results"] = [
+            result | {"durable": durable} if "durable" in result else result for result in results
+        ]
+    reply["replayed"] = True
+    return _encoder.encode(reply)
+
+
 def decode(body: bytes) -> AnyRequest:
     """Unpack a request body.
 
@@ -67,9 +90,28 @@ def decode(body: bytes) -> AnyRequest:
         UnknownOpError: there is no such op.
     """
     try:
-        return _decode_typed(body)
+        request = _decode_typed(body)
     except _DECODE_ERRORS:
-        return _decode_again(body)
+        request = _decode_again(body)
+    if request.session is not None or request.seq is not None:
+        _check_session(request)
+    return request
+
+
+def digest(request: AnyRequest) -> bytes:
+    """What tells two requests of one session apart: 8 bytes over all that they ask for."""
+    asked = msgspec.structs.replace(request, id=None, deadline=None, durable=False)
+    return hashlib.blake2b(_encoder.encode(asked), digest_size=8).digest()
+
+
+def _check_session(request: Request) -> None:
+    if request.session is None or request.seq is None:
+        missing = "session" if request.session is None else "seq"
+        error = f"missing field `{missing}`: session and seq belong together"
+        raise BadRequestError(error, request_id=request.id)
+    if len(request.session.encode()) > MAX_SESSION_BYTES:
+        error = f"field `session` is longer than {MAX_SESSION_BYTES} bytes"
+        raise BadRequestError(error, request_id=request.id)
 
 
 def _decode_again(body: bytes) -> AnyRequest:
@@ -79,9 +121,7 @@ def _decode_again(body: bytes) -> AnyRequest:
     op = ""
     try:
         op = _read_op(fields)
-        repaired = {name: _repair(name, raw) for name, raw in fields.items()}
-        repaired["op"] = op
-        return _decode_typed(_encoder.encode(repaired))
+        return _decode_typed(_encoder.encode(_repair_all(fields)))
     except RequestError as error:
         error.request_id = request_id
         raise
@@ -118,14 +158,14 @@ def _why_no_map(error: Exception) -> str:
 def _salvage_id(body: bytes) -> RequestId | None:
     """The ``id`` of a body that is no whole map, if it stands before what is wrong."""
     reader = msgpack.Unpacker(raw=True, strict_map_key=False)
-    reader.feed(body)
     try:
+        reader.feed(body)
         for _ in range(reader.read_map_header()):
             if reader.unpack() == b"id":
                 value = reader.unpack()
                 return value.decode() if isinstance(value, bytes) else _int_or_none(value)
             reader.skip()
-    except (ValueError, msgpack.UnpackException, RecursionError):
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
         pass  # Past this point nothing can be read.
     return None
 
@@ -155,6 +195,10 @@ def _read_op(fields: dict[str, Raw]) -> str:
     return op
 
 
+def _repair_all(fields: dict[str, Raw]) -> dict[str, object]:
+    return {name: _repair(name, raw) for name, raw in fields.items()}
+
+
 def _repair(name: str, raw: Raw) -> object:
     """``raw`` with bin turned into str wherever the field ``name`` holds text."""
     if name in TEXT_FIELDS:
@@ -164,7 +208,30 @@ def _repair(name: str, raw: Raw) -> object:
     if name in TEXT_MAP_FIELDS:
         items = _unpack(name, raw, _fields)
         return {_text(key, f"a key in field `{name}`"): value for key, value in items.items()}
+    if name in CONDITION_FIELDS:
+        return [_repair_condition(item) for item in _unpack(name, raw, _array)]
+    if name in REQUEST_LIST_FIELDS:
+        return [_repair_request(name, item) for item in _unpack(name, raw, _raw_array)]
     return raw
+
+
+def _repair_condition(condition: object) -> object:
+    if isinstance(condition, list) and condition:
+        return [_as_text(condition[0], "if"), *condition[1:]]
+    return condition
+
+
+def _repair_request(name: str, raw: Raw) -> object:
+    """One of several requests in a field; what is no map is left to the typed decoder."""
+    if not _is_map(raw):
+        return raw
+    fields = _unpack(name, raw, _fields)
+    return _repair_all({_text(key, "a field name"): value for key, value in fields.items()})
+
+
+def _is_map(raw: Raw) -> bool:
+    first = memoryview(raw)[0]
+    return 0x80 <= first <= 0x8F or first in {0xDE, 0xDF}
 
 
 def _unpack(name: str, raw: Raw, decoder: msgspec.msgpack.Decoder[_T]) -> _T:
@@ -210,6 +277,27 @@ def _place(match: re.Match[str]) -> str:
     return f" in field `{match.group(1)}`" if match.group(1) else ""
 
 
+SURELY_SHALLOW: Final = 500
+"""A value of this many bytes or fewer is not nested too deeply: each level takes a byte."""
+_MARGIN: Final = b"\x91" * 50
+_raw = msgspec.msgpack.Decoder(Raw)
+
+
+def _check_depth(key: str, value: bytes) -> None:
+    """Raise BadRequestError unless ``value`` can be decoded a good deal deeper in a structure.
+
+    How deep decoding can go depends on where it begins. What is taken here stands deeper in log and
+    snapshot, and must be readable there.
+    """
+    first = value[0]
+    if not (0x80 <= first <= 0x9F or (first >= 0xDC and first <= 0xDF)):
+        return
+    try:
+        _raw.decode(_MARGIN + value)
+    except RecursionError:
+        raise BadRequestError(f"the value of {shorten(key)} is nested too deeply") from None
+
+
 class KeyLimits:
     """Checks of keys and values that depend on settings.
 
@@ -240,18 +328,32 @@ class KeyLimits:
                 f"the key {shorten(key)} has {size} bytes; max_key_bytes is {self.max_key_bytes}"
             )
 
+    def check_batch(self, size: int, field: str) -> None:
+        """Raise TooLargeError if one request may not hold ``size`` of what is in ``field``."""
+        if size > self.max_batch:
+            raise TooLargeError(f"{size} in field `{field}`; max_batch is {self.max_batch}")
+
     def check_keys(self, keys: list[str] | dict[str, Raw]) -> None:
         """`check_key` for a batch, and the batch's own limit."""
-        if len(keys) > self.max_batch:
-            raise TooLargeError(f"{len(keys)} keys in one batch; max_batch is {self.max_batch}")
+        self.check_batch(len(keys), "items" if isinstance(keys, dict) else "keys")
         # min and max run in C: a batch of good keys costs no Python step per key.
         if keys and (min(keys) < "\x01" or max(map(len, keys)) > self._surely_short):
             for key in keys:
                 self.check_key(key)
 
+    def values(self, items: dict[str, Raw]) -> dict[str, bytes]:
+        """`value` for a batch."""
+        values = dict(zip(items, map(bytes, items.values()), strict=True))
+        if values and max(map(len, values.values())) > min(self.max_value_bytes, SURELY_SHALLOW):
+            for key, raw in items.items():
+                self.value(key, raw)
+        return values
+
     def value(self, key: str, raw: Raw) -> bytes:
         """The packed bytes of ``raw``, in memory of their own. Raises TooLargeError."""
         value = bytes(raw)
+        if len(value) > SURELY_SHALLOW:
+            _check_depth(key, value)
         if len(value) > self.max_value_bytes:
             raise TooLargeError(
                 f"the value of {shorten(key)} has {len(value)} bytes; "

@@ -31,10 +31,11 @@ class PingReply(Reply):
 
 
 class GetReply(Reply):
-    """The value as it was packed, and the revision that wrote it."""
+    """The value as it was packed, the revision that wrote it, and the seconds it has left."""
 
     value: Raw
     rev: int
+    ttl: float | UnsetType = UNSET
 
 
 class CommitReply(Reply, kw_only=True):
@@ -42,6 +43,10 @@ class CommitReply(Reply, kw_only=True):
 
     rev: int
     durable: bool = False
+
+    def tell_durable(self, durable_rev: int) -> None:
+        """Say whether it is on disk, everything up to ``durable_rev`` being there."""
+        self.durable = self.rev <= durable_rev
 
 
 class WriteReply(CommitReply, kw_only=True):
@@ -56,6 +61,47 @@ class MGetReply(Reply):
 
     values: list[Raw]
     revs: list[int]
+
+
+class IncrReply(CommitReply, kw_only=True):
+    """The sum."""
+
+    value: int
+
+
+class TxnReply(CommitReply, kw_only=True):
+    """What each op would have replied."""
+
+    results: list[Reply]
+
+    def tell_durable(self, durable_rev: int) -> None:
+        """Say so of the whole and of each write in it."""
+        super().tell_durable(durable_rev)
+        for result in self.results:
+            if isinstance(result, CommitReply):
+                result.durable = self.durable
+
+
+class ScanReply(Reply):
+    """``items``: [key, value, rev] each; ``next``: the ``after`` of the next page, or nil."""
+
+    items: list[tuple[str, Raw, int]]
+    next: str | None
+    rev: int
+
+
+class CountReply(Reply):
+    """How many keys."""
+
+    count: int
+
+
+class ChangesReply(Reply):
+    """``changes``: [rev, op, key, value] each; ``next``: the ``since`` to continue from."""
+
+    changes: list[tuple[int, str, str, Raw]]
+    next: int
+    rev: int
 
 
 class MDeleteReply(CommitReply, kw_only=True):
@@ -97,6 +143,8 @@ class Failure(Struct, kw_only=True, omit_defaults=False):
     applied: bool | None
     key: str | UnsetType = UNSET
     rev: int | UnsetType = UNSET
+    index: int | UnsetType = UNSET
+    oldest: int | UnsetType = UNSET
 
 
 def failure(error: RequestError, request_id: RequestId | None) -> Failure:

@@ -1,0 +1,190 @@
+"""From the words of a ``zkv-cli`` command line to a command and its options.
+
+Two parsers share the work: one for what stands before the command, one, made for the command, for
+what stands behind it. So only the one that is needed is made, and options may stand on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Iterable
+from itertools import islice
+from typing import Final, NoReturn
+
+from zkv import __version__
+from zkv.cli.ops import OPS, Argument, Command
+from zkv.defaults import DEFAULT_ENDPOINT
+
+DEFAULT_TIMEOUT: Final = 5.0
+
+
+class UsageError(Exception):
+    """The command line cannot be understood: one line that says why."""
+
+
+OPTIONS: Final = (
+    Argument(
+        "[-e ENDPOINT]",
+        ("-e", "--endpoint"),
+        {
+            "metavar": "ENDPOINT",
+            "help": f"where the server listens; else ZKV_ENDPOINT, else {DEFAULT_ENDPOINT}",
+        },
+    ),
+    Argument(
+        "[--timeout S]",
+        ("--timeout",),
+        {
+            "metavar": "S",
+            "type": float,
+            "default": DEFAULT_TIMEOUT,
+            "help": f"seconds to wait for the answer; else {DEFAULT_TIMEOUT:g}",
+        },
+    ),
+    Argument(
+        "[--json]",
+        ("--json",),
+        {"action": "store_true", "default": False, "help": "values and answers are JSON"},
+    ),
+)
+"""What stands before the command or behind it."""
+
+COMPLETION: Final = Command(
+    "completion",
+    "print a script for the shell to complete words",
+    "completion bash",
+    (
+        Argument(
+            "SHELL", ("shell",),
+            {"metavar": "SHELL", "choices": ("bash", "zsh", "fish"), "help": "bash, zsh or fish"},
+        ),
+    ),
+)  # fmt: skip
+
+OPTION_LIKE: Final = re.compile(r"-[^\d.]")
+"""Neither ``-``, which is standard input, nor a number below 0."""
+
+NOTES: Final = """\
+every write:
+  takes --durable, --deadline, and --session NAME with --seq N: see zkv-cli put --help. With a
+  session, the same command may be given again after exit status 3: it is carried out once.
+
+values:
+  A VALUE is text, or JSON with --json; - reads it from standard input, to the end. Where a word
+  begins with a dash, -- stands before it: zkv-cli put key -- -value
+  get prints text as a line, bin just as it is, anything else as JSON. What JSON lacks is shown as
+  {"$bin": "<base64>"}, {"$ext": [<type>, "<base64>"]}, {"$time": "<UTC>"}, {"$float": "NaN"} and
+  {"$map": [[<key>, <value>], ...]}. In a line with other things a value is JSON; a key is text, or
+  JSON where it begins with a quotation mark or holds what cannot be printed.
+
+exit status:
+  0 done; 1 a negative answer (NOT_FOUND, CONFLICT); 2 wrong usage, or refused by the server;
+  3 no answer in time"""
+
+COMMANDS: Final = {**OPS, COMPLETION.name: COMPLETION}
+
+
+def parse(arguments: list[str]) -> tuple[Command, argparse.Namespace]:
+    """The command and all that was said with it. Raises UsageError, and SystemExit after help."""
+    parser = _main_parser()
+    ahead, words = _split(arguments)
+    options = parser.parse_args(ahead)
+    if not words:
+        parser.error("no command given")
+    command = COMMANDS.get(words[0].lower())
+    if command is None:
+        parser.error(f"no such command: {words[0]!r}")
+    return command, _command_parser(command).parse_args(_options_first(command, words[1:]), options)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells an error in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def _main_parser() -> _Parser:
+    """Takes what stands before the command."""
+    parser = _Parser(
+        prog="zkv-cli",
+        usage=f"zkv-cli {_synopsis(OPTIONS)} COMMAND ...",
+        description="Ask a zkv server for something. COMMAND is taken in either case.",
+        epilog=f"{_list_commands()}\n\n{NOTES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"zkv-cli {__version__}")
+    for option in OPTIONS:
+        parser.add_argument(*option.names, **option.settings)
+    parser.set_defaults(endpoint=os.environ.get("ZKV_ENDPOINT") or DEFAULT_ENDPOINT)
+    return parser
+
+
+def _command_parser(command: Command) -> _Parser:
+    """Takes what stands behind the command. Options given there win over those before it."""
+    parser = _Parser(
+        prog=f"zkv-cli {command.name}",
+        usage=f"zkv-cli {command.synopsis} {_synopsis(OPTIONS)}",
+        description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+        epilog=f"example: zkv-cli {command.example}",
+        allow_abbrev=False,
+    )
+    for argument in command.arguments:
+        parser.add_argument(*argument.names, **argument.settings)
+    for option in OPTIONS:
+        parser.add_argument(*option.names, **{**option.settings, "default": argparse.SUPPRESS})
+    return parser
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before the command; the command and what stands behind it."""
+    takes_value = _taking_value(OPTIONS)
+    at = 0
+    while at < len(arguments) and OPTION_LIKE.match(arguments[at]):
+        if arguments[at] == "--":
+            return arguments[:at], arguments[at + 1 :]
+        at += 2 if arguments[at] in takes_value else 1
+    return arguments[:at], arguments[at:]
+
+
+def _options_first(command: Command, words: list[str]) -> list[str]:
+    """``words`` with the options in front, then ``--``, then the rest: argparse cannot mix them.
+
+    (It can: `parse_intermixed_args`. But then words behind a ``--`` are taken for options, too.)
+    """
+    options: list[str] = []
+    rest: list[str] = []
+    takes_value = _taking_value((*OPTIONS, *command.arguments))
+    following = iter(words)
+    for word in following:
+        if word == "--":
+            rest += following
+        elif OPTION_LIKE.match(word):
+            options += [word, *islice(following, 1)] if word in takes_value else [word]
+        else:
+            rest.append(word)
+    if "--" in rest:  # argparse takes any of them away.
+        raise UsageError("a word cannot be -- itself, except from standard input")
+    return [*options, "--", *rest] if rest else options
+
+
+def _taking_value(arguments: Iterable[Argument]) -> set[str]:
+    """The names of those that take the word behind them."""
+    return {name for each in arguments if "metavar" in each.settings for name in each.names}
+
+
+def _synopsis(arguments: Iterable[Argument]) -> str:
+    return " ".join(argument.synopsis for argument in arguments)
+
+
+def _list_commands() -> str:
+    indent = "\n" + " " * 8
+    lines = ["commands, each with an example:"]
+    for command in COMMANDS.values():
+        lines.append(
+            f"  {command.synopsis}{indent}{command.summary}{indent}$ zkv-cli {command.example}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,111 @@
+"""Scripts with which a shell completes the words of a ``zkv-cli`` command line.
+
+They are made from the table of commands and do not run zkv-cli, so a press of the key is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from shlex import quote
+from typing import Final
+
+from zkv.cli.ops import Argument, Command
+
+BASH: Final = """\
+_zkv_cli() {{
+    local word=${{COMP_WORDS[COMP_CWORD]}} command= choices= i
+    case ${{COMP_WORDS[COMP_CWORD - 1]}} in {with_value}) COMPREPLY=(); return ;; esac
+    # bash splits an endpoint at its colons: the command is the first word that is one.
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        case ${{COMP_WORDS[i]}} in {names}) command=${{COMP_WORDS[i]}}; break ;; esac
+    done
+    case $command/$word in
+        {cases}
+    esac
+    COMPREPLY=($(compgen -W "$choices" -- "$word"))
+}}
+complete -F _zkv_cli zkv-cli"""
+
+
+def script(shell: str, commands: Mapping[str, Command], options: Sequence[Argument]) -> str:
+    """The script for ``shell``, which is bash, zsh or fish.
+
+    Args:
+        shell: its name.
+        commands: all there are, by name.
+        options: what may stand with any of them.
+    """
+    if shell == "fish":
+        return "\n".join(_fish(commands, options))
+    start = "autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else ""
+    return start + _bash(commands, options)
+
+
+def _bash(commands: Mapping[str, Command], options: Sequence[Argument]) -> str:
+    lower = " ".join(commands)
+    common = [name for option in options for name in option.names] + ["-h", "--help"]
+    cases = {
+        "/-*": [*common, "--version"],
+        "/[[:upper:]]*": [lower.upper()],
+        "/*": [lower],
+    }
+    for name, command in commands.items():
+        own = [word for option in _own_options(command) for word in option.names]
+        cases[f"{name}/-*|{name.upper()}/-*"] = [*own, *common]
+        cases[f"{name}/*|{name.upper()}/*"] = _choices(command)
+    lines = [f"{case}) choices='{' '.join(words)}' ;;" for case, words in cases.items() if words]
+    lines += [
+        f'{name}/*|{name.upper()}/*) COMPREPLY=($(compgen -f -- "$word")); return ;;'
+        for name, command in commands.items()
+        if _takes_file(command)
+    ]
+    return BASH.format(
+        with_value="|".join(_taking_value(commands, options)),
+        names=f"{lower} {lower.upper()}".replace(" ", "|"),
+        cases="\n        ".join(lines),
+    )
+
+
+def _taking_value(commands: Mapping[str, Command], options: Sequence[Argument]) -> list[str]:
+    """The names of all options behind which a word of the person's own stands."""
+    own = [option for command in commands.values() for option in _own_options(command)]
+    taking = [option.names for option in (*options, *own) if "metavar" in option.settings]
+    return list(dict.fromkeys(name for names in taking for name in names))
+
+
+def _fish(commands: Mapping[str, Command], options: Sequence[Argument]) -> list[str]:
+    names = " ".join([*commands, *map(str.upper, commands)])
+    lines = ["-f", *map(_fish_option, options)]
+    for name, command in commands.items():
+        before = f"-n 'not __fish_seen_subcommand_from {names}'"
+        behind = f"-n '__fish_seen_subcommand_from {name} {name.upper()}'"
+        lines.append(f"{before} -a {name} -d {quote(command.summary)}")
+        lines += [f"{behind} {_fish_option(option)}" for option in _own_options(command)]
+        lines += [f"{behind} -a '{' '.join(words)}'" for words in [_choices(command)] if words]
+        lines += [f"{behind} -F"] if _takes_file(command) else []
+    return [f"complete -c zkv-cli {line}" for line in lines]
+
+
+def _fish_option(option: Argument) -> str:
+    names = [f"-{'l' if name.startswith('--') else 's'} {name.strip('-')}" for name in option.names]
+    value = ["-x"] if "metavar" in option.settings else []
+    return " ".join([*names, *value, "-d", quote(option.settings["help"])])
+
+
+def _own_options(command: Command) -> list[Argument]:
+    return [argument for argument in command.arguments if argument.is_option]
+
+
+def _takes_file(command: Command) -> bool:
+    return any(argument.is_file for argument in command.arguments)
+
+
+def _choices(command: Command) -> list[str]:
+    """The words that an argument of ``command`` has to be one of."""
+    return [
+        word
+        for argument in command.arguments
+        if argument.settings["help"] != argparse.SUPPRESS
+        for word in argument.settings.get("choices", ())
+    ]

@@ -1,0 +1,322 @@
+"""``zkv``'s verbs for data directories: check, repair, dump, backup and restore.
+
+Results go to standard output; messages, and how far long work has got, to standard error. Exit
+status: 0 fine; 1 a fault was found, or nothing was done; 2 usage; as usual in a shell, 130 after
+Ctrl-C, and 141 where nobody reads the output any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import resource
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zkv.cli.values import packed_to_json, to_bytes, to_json
+from zkv.durability import copying, dump, repair
+from zkv.durability.check import Finding, Level, Survey, count, survey
+from zkv.durability.files import Files
+from zkv.durability.layout import Layout
+from zkv.durability.picture import Picture, require_data
+from zkv.errors import ZkvError
+from zkv.keyspace.change import REMOVALS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zkv.durability.repair import Plan
+    from zkv.keyspace import Change, Commit, Entry
+
+FAULT = 1
+INTERRUPTED = 130
+NOBODY_READS = 141
+
+
+def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verbs to the command line; each sets ``run``, a function of the parsed options."""
+    parser = _add(verbs, "check", _check, "look for faults in a data directory", CHECK)
+    _add_directory(parser)
+
+    parser = _add(verbs, "repair", _repair, "make a damaged data directory serve again", REPAIR)
+    _add_directory(parser)
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+
+    parser = _add(verbs, "dump", _dump, "print a data directory as JSON lines", DUMP)
+    _add_directory(parser)
+    parser.add_argument(
+        "--at-rev", type=_revision, metavar="N", help="as it was at revision N; the log up to it"
+    )
+    parser.add_argument("--log", action="store_true", help="the log instead of the entries")
+
+    parser = _add(verbs, "backup", _backup, "copy the data of a server, running or not", BACKUP)
+    _add_directory(parser)
+    parser.add_argument("target", type=Path, metavar="TARGET", help="absent or empty")
+
+    parser = _add(verbs, "restore", _restore, "make a data directory from a backup", RESTORE)
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="the backup")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="absent or empty")
+
+
+CHECK = """\
+Read every file of a data directory, say all that is found, and change nothing. The exit status is 1
+where anything is damaged or missing, also what a server does without. What a crash leaves behind
+is no fault: a torn tail, which the next start cuts off, or a file that was not finished. It may be
+run beside a server: what that is just writing is no fault either."""
+
+REPAIR = """\
+Make a damaged data directory one that a server starts with. What is going to be done, and which
+revisions are lost, is said first, and asked for. Where the newest snapshot is damaged and the log
+is whole, nothing is lost. Where the log is damaged, the store becomes what it was before. The
+originals are kept, in DIR/damaged-TIME. Lost revisions do not come again: the repaired store has a
+revision above theirs, so that every client that follows the changes notices, and reads it anew."""
+
+DUMP = """\
+Print the entries of a data directory, in the order of their keys, or its log: a JSON object a line.
+What JSON lacks is shown as zkv-cli shows it, such as {"$bin": "<base64>"}. It may be run beside a
+server, and then shows also what that has written and not yet acknowledged."""
+
+BACKUP = """\
+Copy the data in DIR to TARGET, also while a server runs. The copy is the store at one revision,
+with every write that was acknowledged before the backup began. It is on disk, and checked, when
+this ends. It is a data directory itself: check it, dump it, or start a server with it."""
+
+RESTORE = """\
+Check a backup and make a data directory from it: the same entries, the same revision. Clients that
+have seen later revisions than the backup's have to begin anew."""
+
+
+def _add(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    action: Callable[[argparse.Namespace], int],
+    summary: str,
+    description: str,
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=summary, description=description)
+    parser.set_defaults(run=lambda options: _run(action, options))
+    return parser
+
+
+def _add_directory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", type=Path, metavar="DIR", help="the data directory")
+
+
+def _revision(word: str) -> int:
+    if not (word.isascii() and word.isdigit()):
+        raise argparse.ArgumentTypeError(f"{word!r} is no revision")
+    return int(word)
+
+
+def _run(action: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Run a verb; every error becomes a line and an exit status."""
+    if sys.stdout is None:
+        return _complain("standard output is closed")
+    _show_progress()
+    _allow_open_files()
+    try:
+        status = action(options)
+        sys.stdout.flush()
+    except ZkvError as error:
+        return _complain(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOBODY_READS
+    except OSError as error:
+        return _complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return status
+
+
+def _show_progress() -> None:
+    """Have the package's log, which says how far long readings are, on standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("zkv: %(message)s"))
+    log = logging.getLogger("zkv")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+
+
+def _allow_open_files() -> None:
+    """Allow as many open files as may be: every segment is opened at once."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _print(line: str) -> None:
+    sys.stdout.buffer.write(to_bytes(line))
+
+
+def _say(line: str) -> None:
+    """Print a line at once."""
+    _print(line)
+    sys.stdout.buffer.flush()
+
+
+def _complain(message: str) -> int:
+    if sys.stderr is not None:
+        sys.stderr.buffer.write(to_bytes(f"zkv: {message}"))
+    return FAULT
+
+
+# check. -------------------------------------------------------------------------------------
+
+
+def _check(options: argparse.Namespace) -> int:
+    with Picture(Files(), options.directory) as picture:
+        if picture.holder is not None:
+            _say_finding(Finding(Level.NOTE, options.directory, _running(picture.holder)))
+        found = survey(picture, _say_finding)
+    _say(_summary(found))
+    return FAULT if found.faults else 0
+
+
+def _running(holder: str) -> str:
+    process = f"process {holder}" if holder else "a process"
+    return f"{process} holds this data directory: read while a server goes on with it"
+
+
+def _say_finding(finding: Finding) -> None:
+    _say(f"{finding.level.value:5}  {finding.path}: {finding.text}")
+
+
+def _summary(found: Survey) -> str:
+    entries = count(found.entries, "entry", "entries") if found.entries is not None else "?"
+    faults = count(len(found.faults), "fault", "faults") if found.faults else "no fault"
+    line = f"revision {found.rev}, {entries}, {faults}"
+    if not found.serves:
+        return f"{line}: a server does not start with this; see `zkv repair`"
+    if found.faults:
+        return f"{line}: a server starts with this, but what a repair needs is not whole"
+    return line
+
+
+# repair. ------------------------------------------------------------------------------------
+
+
+def _repair(options: argparse.Namespace) -> int:
+    files, layout = Files(), Layout(options.directory)
+    require_data(files, layout)
+    with closing(files.lock(layout.lock)):
+        with Picture(files, layout.directory) as picture:
+            found = survey(picture)
+        plan = repair.make_plan(layout, found)
+        if plan is None:
+            _say(f"nothing to repair: {_summary(found)}")
+            return 0
+        for fault in found.faults:
+            _say_finding(fault)
+        now = time.time()
+        name = _aside_name(files.names(layout.directory), now)
+        _say_plan(plan, layout, name)
+        if not options.yes and not _ask("Carry this out? [y/N] "):
+            return _complain("nothing has been done")
+        aside = repair.carry_out(files, layout, plan, name, now)
+        with Picture(files, layout.directory) as picture:
+            found = survey(picture)
+    if found.faults or found.rev != plan.rev:
+        return _complain(f"{layout.directory}: repaired, but not as planned; see `zkv check`")
+    _say(f"repaired: {_summary(found)}; lost: {plan.loss()}; the originals are in {aside}")
+    return 0
+
+
+def _aside_name(taken: list[str], now: float) -> str:
+    """A name for a directory that is not there yet."""
+    name = time.strftime("damaged-%Y%m%dT%H%M%SZ", time.gmtime(now))
+    others = sum(each.startswith(name) for each in taken)
+    return f"{name}-{others + 1}" if others else name
+
+
+def _say_plan(plan: Plan, layout: Layout, name: str) -> None:
+    for path in plan.aside:
+        _say(f"aside  {path}, to {layout.directory / name}")
+    _say(f"lost   {plan.loss()}")
+    if plan.forgets:
+        _say(
+            "note   answers to exactly-once requests that changed nothing are forgotten, if there "
+            "were any in what cannot be read"
+        )
+    if plan.loses:
+        _say(
+            f"then   the store as it was at revision {plan.reach}; it gets revision {plan.rev}, "
+            f"so that none of the lost comes again"
+        )
+    else:
+        _say(f"then   the store as it was, at revision {plan.rev}")
+
+
+def _ask(question: str) -> bool:
+    sys.stdout.write(question)
+    sys.stdout.flush()
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
+# dump. --------------------------------------------------------------------------------------
+
+
+def _dump(options: argparse.Namespace) -> int:
+    with Picture(Files(), options.directory) as picture:
+        if options.log:
+            for commit in dump.log(picture, options.at_rev):
+                _print(_commit_line(commit))
+            return 0
+        if options.at_rev is None:
+            entries = dump.newest_state(picture)
+        else:
+            entries = dump.state_at(picture, options.at_rev)
+    for key, entry in sorted(entries.items()):
+        _print(_entry_line(key, entry))
+    return 0
+
+
+def _entry_line(key: str, entry: Entry) -> str:
+    fields = {"key": to_json(key), "value": packed_to_json(entry.value), "rev": to_json(entry.rev)}
+    if entry.expires is not None:
+        fields["expires"] = to_json(entry.expires)
+    return _object(**fields)
+
+
+def _commit_line(commit: Commit) -> str:
+    changes = ", ".join(map(_change, commit.changes))
+    fields = {"rev": to_json(commit.rev), "time": to_json(commit.time), "changes": f"[{changes}]"}
+    if commit.once is not None:
+        fields["session"] = to_json(commit.once.session)
+        fields["seq"] = to_json(commit.once.seq)
+        fields["reply"] = packed_to_json(commit.once.reply)
+    return _object(**fields)
+
+
+def _change(change: Change) -> str:
+    fields = {"op": to_json(change.op), "key": to_json(change.key)}
+    if change.op not in REMOVALS:
+        fields["value"] = packed_to_json(bytes(change.value))
+    if change.expires is not None:
+        fields["expires"] = to_json(change.expires)
+    return _object(**fields)
+
+
+def _object(**fields: str) -> str:
+    """A JSON object of fields that are JSON already."""
+    return "{" + ", ".join(f'"{name}": {text}' for name, text in fields.items()) + "}"
+
+
+# backup and restore. ------------------------------------------------------------------------
+
+
+def _backup(options: argparse.Namespace) -> int:
+    found = copying.copy(Files(), options.directory, options.target)
+    _say(f"backed up to {options.target}: {_summary(found)}")
+    return 0
+
+
+def _restore(options: argparse.Namespace) -> int:
+    with Picture(Files(), options.source) as picture:
+        copying.require_whole(picture)
+    found = copying.copy(Files(), options.source, options.directory)
+    _say(f"restored to {options.directory}: {_summary(found)}")
+    return 0

@@ -1,0 +1,245 @@
+"""The commands of ``zkv-cli`` that ask a server for something: a table, one entry for each op.
+
+An entry says what the command takes, how that becomes the fields of a request (`zkv.cli.fields`),
+and how the reply reads for a person (`zkv.cli.text`). Parsing, help and shell completion all follow
+from the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from zkv.cli import fields, text
+from zkv.cli.fields import Fields, given
+from zkv.cli.text import Reply
+
+
+class Argument(NamedTuple):
+    """A positional argument or an option of a command.
+
+    Args:
+        synopsis: how the command's one line shows it; empty where it does not.
+        names: as `argparse` takes them; they begin with a dash for an option.
+        settings: what else `argparse.ArgumentParser.add_argument` takes.
+    """
+
+    synopsis: str
+    names: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+    @property
+    def is_option(self) -> bool:
+        """Whether it begins with a dash."""
+        return self.names[0].startswith("-")
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is the name of a file."""
+        return self.settings.get("metavar") == "FILE"
+
+
+class Command(NamedTuple):
+    """One command.
+
+    Args:
+        name: lower case. That of an op is the op's.
+        summary: what it does, in a line.
+        example: a command line that works, without ``zkv-cli``.
+        arguments: what stands behind the name.
+        fields: makes the request's fields from the parsed arguments; raises ValueError or OSError.
+        text: the reply for a person: a str, to be printed as lines, or bytes, to be printed as
+            they are. Beside the reply's fields it is given those of the request.
+        result: the part of the reply that ``--json`` prints.
+        note: what to say on standard error beside the answer; empty = nothing.
+    """
+
+    name: str
+    summary: str
+    example: str
+    arguments: tuple[Argument, ...] = ()
+    fields: Callable[[argparse.Namespace], Fields] = given()
+    text: Callable[[Reply], str | bytes] = lambda reply: "OK"
+    result: Callable[[Reply], Any] = lambda reply: reply
+    note: Callable[[Reply], str] = lambda reply: ""
+
+    @property
+    def op(self) -> str:
+        """The op in the request."""
+        return self.name.upper()
+
+    @property
+    def synopsis(self) -> str:
+        """The name and what stands behind it."""
+        return " ".join([self.name, *(each.synopsis for each in self.arguments if each.synopsis)])
+
+
+KEY: Final = Argument("KEY", ("key",), {"metavar": "KEY", "help": "the key: text"})
+KEYS: Final = Argument(
+    "KEY...", ("keys",), {"metavar": "KEY", "nargs": "+", "help": "the keys: text"}
+)
+VALUE: Final = Argument(
+    "VALUE",
+    ("value",),
+    {"metavar": "VALUE", "help": "text, or JSON with --json; - reads it from standard input"},
+)
+PAIRS: Final = Argument(
+    "KEY VALUE [KEY VALUE...]",
+    ("pairs",),
+    {"metavar": "KEY VALUE", "nargs": "+", "help": "each key with its value, as for put"},
+)
+SECONDS: Final = Argument(
+    "SECONDS|none",
+    ("seconds",),
+    {"metavar": "SECONDS", "help": "how long the key stays; none or - = until it is deleted"},
+)
+BY: Final = Argument(
+    "[BY]",
+    ("by",),
+    {"metavar": "BY", "nargs": "?", "type": int, "help": "what to add, maybe less than 0; else 1"},
+)
+PREFIX: Final = Argument(
+    "[PREFIX]",
+    ("prefix",),
+    {"metavar": "PREFIX", "nargs": "?", "help": "only keys that begin so"},
+)
+SINCE: Final = Argument(
+    "SINCE",
+    ("since",),
+    {"metavar": "SINCE", "type": int, "help": "the revision after which to begin; 0 = the first"},
+)
+TRANSACTION: Final = Argument(
+    "FILE",
+    ("file",),
+    {
+        "metavar": "FILE",
+        "help": 'holds JSON: {"if": [[KEY, REV], ...], "ops": [{"op": "PUT", ...}, ...]}; '
+        "- reads it from standard input",
+    },
+)
+
+
+def _option(name: str, metavar: str, help: str, kind: type = str) -> Argument:
+    settings = {"metavar": metavar, "type": kind, "help": help}
+    return Argument(f"[{name} {metavar}]", (name,), settings)
+
+
+def _flag(name: str, help: str) -> Argument:
+    return Argument(f"[{name}]", (name,), {"action": "store_true", "help": help})
+
+
+PREV: Final = _flag("--prev", "tell the value before, too")
+IF_REV: Final = _option(
+    "--if-rev", "N", "only if the key's revision is N; 0 = only if there is no such key", int
+)
+TTL: Final = _option("--ttl", "S", "seconds after which the key is gone", float)
+LIMIT: Final = _option("--limit", "N", "how many to print; else 100", int)
+BOUNDS: Final = (
+    _option("--start", "KEY", "begin with this key, or behind it"),
+    _option("--end", "KEY", "stop before this key"),
+    _option("--after", "KEY", "go on behind this key, where the page before ended"),
+)
+KEYS_ONLY: Final = _flag("--keys-only", "do not print values")
+REVERSE: Final = _flag("--reverse", "from the last key to the first")
+CHANGED_PREFIX: Final = _option("--prefix", "PREFIX", "only keys that begin so")
+CHANGES_LIMIT: Final = _option("--limit", "N", "about how many to print; else 1000", int)
+
+EVERY_WRITE: Final = tuple(
+    argument._replace(synopsis="")  # The help says once that every write takes them.
+    for argument in (
+        _flag("--durable", "wait until it is on disk, whatever the server is set to"),
+        _flag("--deadline", "not to be carried out any more once --timeout has passed"),
+        _option(
+            "--session", "NAME",
+            "with --seq: carried out once, however often it is sent; a random name for the script",
+        ),
+        _option("--seq", "N", "number of the write in the session: 1, 2, 3 ...", int),
+    )
+)  # fmt: skip
+END_AGAIN: Final = Argument(
+    "",
+    ("again",),
+    {
+        "metavar": "end",
+        "nargs": "?",
+        "type": str.lower,
+        "choices": ["end"],
+        "help": argparse.SUPPRESS,  # An old spelling, `END end`.
+    },
+)
+
+
+def _write(
+    name: str,
+    summary: str,
+    example: str,
+    arguments: tuple[Argument, ...],
+    to_fields: fields.ToFields,
+    to_text: Callable[[Reply], str | bytes] = text.written,
+) -> Command:
+    """A command that changes something."""
+    return Command(
+        name, summary, example, (*arguments, *EVERY_WRITE), fields.write(to_fields), to_text
+    )
+
+
+_TABLE: Final = (
+    _write(
+        "put", "store a value", "put greeting 'hello, world'", (KEY, VALUE, PREV, IF_REV, TTL),
+        fields.put,
+    ),
+    Command(
+        "get", "print a value alone", "get greeting", (KEY,), given("key"), text.value,
+        lambda reply: reply["value"],
+    ),
+    _write(
+        "touch", "give a key another time to live", "touch greeting 60", (KEY, SECONDS),
+        fields.touch,
+    ),
+    _write(
+        "delete", "delete a key", "delete greeting", (KEY, PREV, IF_REV),
+        given("key", "prev", "if_rev"),
+    ),
+    _write(
+        "incr", "add to a number, and print the sum alone", "incr visits", (KEY, BY),
+        given("key", "by"), text.number("value"),
+    ),
+    _write(
+        "mput", "store many values, all or nothing", "mput a 1 b '[2, 3]' --json", (PAIRS, TTL),
+        fields.mput,
+    ),
+    Command(
+        "mget", "print many values as JSON, a line each; null for none", "mget a b", (KEYS,),
+        given("keys"), text.values,
+    ),
+    Command(
+        "scan", "print keys in order, each with its value as JSON", "scan --limit 10",
+        (PREFIX, *BOUNDS, LIMIT, KEYS_ONLY, REVERSE),
+        fields.scan, text.page, note=text.after_page,
+    ),
+    Command("count", "print how many keys there are", "count a", (PREFIX,), given("prefix"),
+        text.number("count"),
+    ),
+    _write("mdelete", "delete many keys", "mdelete a b", (KEYS,), given("keys")),
+    _write(
+        "txn", "carry out many ops, all or nothing",
+        """txn - <<< '{"if": [["a", 0]], "ops": [{"op": "PUT", "key": "a", "value": 1}]}'""",
+        (TRANSACTION,), fields.txn, text.transaction,
+    ),
+    Command(
+        "changes", "print what has changed: revision, op, key, value as JSON", "changes 0",
+        (SINCE, CHANGED_PREFIX, CHANGES_LIMIT),
+        given("since", "prefix", "limit"), text.changes, note=text.after_changes,
+    ),
+    Command("ping", "tell whether the server is there", "ping", text=text.ping),
+    Command("info", "what the server is, holds and has done", "info", text=text.info),
+    Command("snapshot", "write a snapshot now, and wait for it", "snapshot", text=text.saved),
+    Command(
+        "end", "save everything and end the server", "end --timeout 60", (END_AGAIN,),
+        text=text.ended,
+    ),
+)  # fmt: skip
+
+OPS: Final = {command.name: command for command in _TABLE}
+"""Name, lower case -> command."""

@@ -1,0 +1,148 @@
+"""Replies as a person reads them, and as a shell script takes them apart.
+
+What lists things gives a line for each. A value in a line is JSON, so that it is one line and that
+the text "1" is told from the number. A key in a line is text; only one that holds what cannot be
+printed, or that begins with a quotation mark, is JSON, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from zkv.cli.values import to_json
+
+Reply = dict[str, Any]
+"""A reply's fields, and with them the request's."""
+
+GONE: Final = frozenset({"DELETE", "EXPIRE"})
+"""Ops after which a key is gone."""
+
+
+def value(reply: Reply) -> str | bytes:
+    """A value alone: text and bin as they are."""
+    found = reply["value"]
+    return found if isinstance(found, str | bytes) else to_json(found)
+
+
+def number(name: str) -> Callable[[Reply], str]:
+    """Prints the number that has this name in the reply."""
+    return lambda reply: to_json(reply[name])
+
+
+def values(reply: Reply) -> str | bytes:
+    """Of MGET."""
+    return _lines(map(to_json, reply["values"]))
+
+
+def written(reply: Reply) -> str:
+    """Of a write."""
+    deleted = f" {reply['deleted']} deleted," if "deleted" in reply else ""
+    on_disk = "on disk" if reply["durable"] else "not yet on disk"
+    again = ", answered before" if reply.get("replayed") else ""
+    return f"OK,{deleted} revision {reply['rev']}, {on_disk}{again}{_before(reply)}"
+
+
+def transaction(reply: Reply) -> str:
+    """Of TXN."""
+    return "\n".join([written(reply), *map(to_json, reply["results"])])
+
+
+def page(reply: Reply) -> str | bytes:
+    """Of SCAN: key and value, or keys alone where no values were asked for."""
+    if not reply.get("values", True):
+        return _lines(_key(key) for key, _, _ in reply["items"])
+    return _lines(f"{_key(key)}\t{to_json(found)}" for key, found, _ in reply["items"])
+
+
+def after_page(reply: Reply) -> str:
+    """How to go on after a page of SCAN."""
+    if reply["next"] is None:
+        return ""
+    return f"there is more: the same again with --after={_word(reply['next'])}"
+
+
+def changes(reply: Reply) -> str | bytes:
+    """Of CHANGES: revision, op, key and value; none where the key is gone."""
+    return _lines(
+        "\t".join([to_json(rev), op, _key(key), *([] if op in GONE else [to_json(found)])])
+        for rev, op, key, found in reply["changes"]
+    )
+
+
+def after_changes(reply: Reply) -> str:
+    """How to go on after CHANGES."""
+    following = reply["next"]
+    return (
+        f"up to revision {following} of {reply['rev']}; the next: the same with SINCE {following}"
+    )
+
+
+def ping(reply: Reply) -> str:
+    """Of PING."""
+    return f"zkv {reply['version']}, protocol {reply['protocol']}"
+
+
+def info(reply: Reply) -> str:
+    """Of INFO: a line ``name: value`` for each fact; a map within gives ``map.name: value``."""
+    return "\n".join(_facts({name: reply[name] for name in reply if name not in {"ok", "id"}}))
+
+
+def saved(reply: Reply) -> str:
+    """Of SNAPSHOT."""
+    return f"OK, revision {reply['rev']} is on disk"
+
+
+def ended(reply: Reply) -> str:
+    """Of END."""
+    return f"{saved(reply)}, and the server ends"
+
+
+def _lines(lines: Iterable[str]) -> str | bytes:
+    """Lines to be printed; where there is none, nothing, and not an empty line."""
+    return "\n".join(lines) or b""
+
+
+def _key(key: str) -> str:
+    return key if key.isprintable() and not key.startswith('"') else to_json(key)
+
+
+def _word(key: str) -> str:
+    """``key`` as a word for a shell such as bash, in one line."""
+    from shlex import quote
+
+    if key.isprintable():
+        return quote(key)
+    plain = set(range(0x20, 0x7F)) - set(b"'\\")
+    escaped = [chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in key.encode()]
+    return f"$'{''.join(escaped)}'"
+
+
+def _before(reply: Reply) -> str:
+    if "prev_rev" not in reply:
+        return ""
+    if reply["prev_rev"] == 0:
+        return "; there was none before"
+    return f"; before: {to_json(reply['prev'])}, revision {reply['prev_rev']}"
+
+
+def _facts(facts: Mapping[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for name, fact in facts.items():
+        if isinstance(fact, dict):
+            lines += _facts(fact, f"{prefix}{name}.")
+        else:
+            lines.append(f"{prefix}{name}: {_fact(fact)}")
+    return lines
+
+
+def _fact(fact: Any) -> str:
+    match fact:
+        case str():
+            return fact
+        case None:
+            return "none"
+        case list():
+            return " ".join(map(_fact, fact))
+        case _:
+            return to_json(fact)

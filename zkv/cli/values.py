@@ -1,0 +1,170 @@
+r"""Values between the command line and msgpack.
+
+In: text, or JSON. Out: text and bin as they are, or JSON. msgpack holds more than JSON does; what
+JSON lacks is shown as an object with one name that begins with a dollar sign:
+
+    bin                                {"$bin": "<base64>"}
+    ext                                {"$ext": [<type>, "<base64>"]}
+    timestamp                          {"$time": "2026-01-31T12:00:00.000000000Z"}; outside of the
+                                       years 1 to 9999 {"$time": "@<seconds>.<nanoseconds>"}
+    float that is no finite number     {"$float": "NaN"}, "Infinity" or "-Infinity"
+    map with a key that is no str, or that is there twice, or with one name only, that begins with
+    a dollar sign                      {"$map": [[<key>, <value>], ...]}
+    what cannot be taken apart         {"$msgpack": "<base64>"}
+
+So no two values look the same in JSON, but for the widths of their ints and floats. These forms are
+for reading: what comes in is plain JSON, where such an object is but an object. A str that is no
+UTF-8 has, in JSON, "\udcXX" in the place of a byte XX, and is read so too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from typing import Any, Final
+
+import msgpack
+
+NOT_FINITE: Final = {math.inf: "Infinity", -math.inf: "-Infinity"}
+
+
+def read_value(word: str, as_json: bool) -> Any:
+    """What a VALUE on the command line stands for; ``-`` reads it from standard input, to its end.
+
+    Text that is no UTF-8 becomes bytes. Raises ValueError for bad JSON, OSError for bad input.
+    """
+    # Bytes that are no UTF-8 come as surrogates, whatever the locale; this gives them back.
+    data = _read_input() if word == "-" else word.encode("utf-8", "surrogateescape")
+    if as_json:
+        return _read_json(data, "standard input" if word == "-" else "VALUE")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data
+
+
+def read_json_file(name: str) -> Any:
+    """The JSON value in a file; ``-`` is standard input. Raises ValueError and OSError."""
+    if name == "-":
+        return _read_json(_read_input(), "standard input")
+    try:
+        with open(name, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise OSError(f"{name}: {error.strerror or error}") from error
+    return _read_json(data, name)
+
+
+class Pairs(list[tuple[Any, Any]]):
+    """A map that a dict cannot hold: with a key that is a list or a map, or is there twice."""
+
+
+def packed_to_json(packed: bytes) -> str:
+    """The value that is packed in ``packed`` as JSON in one line, in the forms above."""
+    try:
+        return to_json(
+            msgpack.unpackb(
+                packed,
+                strict_map_key=False,
+                unicode_errors="surrogateescape",
+                object_pairs_hook=_map,
+            )
+        )
+    except (ValueError, RecursionError):
+        return json.dumps({"$msgpack": _base64(packed)})
+
+
+def _map(pairs: list[tuple[Any, Any]]) -> dict[Any, Any] | Pairs:
+    try:
+        as_dict = dict(pairs)
+    except TypeError:
+        return Pairs(pairs)
+    return as_dict if len(as_dict) == len(pairs) else Pairs(pairs)
+
+
+def to_json(value: Any) -> str:
+    """``value`` as JSON in one line, in the forms above."""
+    text = json.dumps(_json_form(value), ensure_ascii=False, allow_nan=False)
+    # What is left of surrogates cannot be printed. In JSON their escape means the same.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def to_bytes(text: str) -> bytes:
+    """A line of text as it is printed; a str that was no UTF-8 gives its bytes back."""
+    return text.encode("utf-8", "surrogateescape") + b"\n"
+
+
+def _read_input() -> bytes:
+    if sys.stdin is None:
+        raise OSError("standard input is closed")
+    return sys.stdin.buffer.read()
+
+
+def _read_json(data: bytes, source: str) -> Any:
+    try:
+        return json.loads(data, parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise ValueError(f"{source} is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{source} is no JSON: {error}") from None
+
+
+def _finite(number: str) -> float:
+    """``number`` as a float; one that JSON does not have, or a float cannot hold, is refused."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is no finite number")
+    return value
+
+
+def _json_form(value: Any) -> Any:
+    """``value`` with JSON's own types only."""
+    match value:
+        case Pairs():
+            return {"$map": [list(map(_json_form, pair)) for pair in value]}
+        case list():
+            return list(map(_json_form, value))
+        case dict() if all(isinstance(key, str) for key in value) and not _is_form(value):
+            return dict(zip(value, map(_json_form, value.values()), strict=True))
+        case dict():
+            return {"$map": [list(map(_json_form, pair)) for pair in value.items()]}
+        case _:
+            return _leaf_form(value)
+
+
+def _is_form(value: dict[str, Any]) -> bool:
+    """Whether a map could be taken for one of the forms above."""
+    return len(value) == 1 and next(iter(value)).startswith("$")
+
+
+def _leaf_form(value: Any) -> Any:
+    """`_json_form` of what holds no other values."""
+    match value:
+        case float() if not math.isfinite(value):
+            return {"$float": NOT_FINITE.get(value, "NaN")}
+        case bytes():
+            return {"$bin": _base64(value)}
+        case msgpack.ExtType():
+            return {"$ext": [value.code, _base64(value.data)]}
+        case msgpack.Timestamp():
+            return {"$time": _time(value)}
+        case _:
+            return value
+
+
+def _base64(data: bytes) -> str:
+    import base64
+
+    return base64.b64encode(data).decode("ascii")
+
+
+def _time(time: msgpack.Timestamp) -> str:
+    from datetime import UTC, datetime, timedelta
+
+    seconds, nanoseconds = divmod(time.to_unix_nano(), 1_000_000_000)
+    try:
+        second = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
+    except OverflowError:
+        return f"@{seconds}.{nanoseconds:09}"
+    return f"{second:%Y-%m-%dT%H:%M:%S}.{nanoseconds:09}Z"

@@ -1,0 +1,315 @@
+"""Looks at every file of a data directory, and says all that it finds; changes nothing.
+
+`recovery` stops at the first thing that keeps the server from starting, and passes over what it
+does not need. A survey reads everything, also what is only a way back, and goes on behind a fault.
+It takes the same evidence: `Scan` tells a torn tail from damage.
+
+Memory: one frame at a time, and the keys that have changed since the newest snapshot.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from typing import TYPE_CHECKING, NamedTuple
+
+from zkv.durability import recovery, segment, snapshot
+from zkv.durability.segment import HEADER_BYTES, Run, Scan
+from zkv.errors import DamageError
+from zkv.keyspace.change import REMOVALS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from zkv.durability.picture import Picture
+    from zkv.keyspace import Commit
+
+
+class Level(enum.Enum):
+    """What a finding means to an operator."""
+
+    OK = "ok"
+    NOTE = "note"
+    """Nothing is wrong, but it is good to know."""
+    FAULT = "fault"
+
+
+class Finding(NamedTuple):
+    """One thing to be said of one file."""
+
+    level: Level
+    path: Path
+    text: str
+
+
+class SnapshotState(NamedTuple):
+    """What a snapshot file is worth."""
+
+    path: Path
+    rev: int
+    entries: int
+    fault: str | None
+
+
+class SegmentState(NamedTuple):
+    """What a segment is worth."""
+
+    path: Path
+    first_rev: int
+    successor: int | None
+    """The first revision of the next segment, which counts from there on."""
+    size: int
+    runs: tuple[Run, ...]
+    """The commits that can be read: those up to a fault, then those behind it. (What a torn tail
+    may hold was never acknowledged, and is none of them.)"""
+    last_rev: int
+    """The last revision up to which it is whole."""
+    fault: str | None
+    torn: bool
+    unread: int
+    """How many commits there may have been, at most, behind the last that can be read."""
+
+    @property
+    def last_read(self) -> int:
+        """The revision of the last commit that can be read."""
+        return max(run.last_rev for run in self.runs)
+
+
+class Survey(NamedTuple):
+    """All that was found in a data directory."""
+
+    snapshots: list[SnapshotState]
+    segments: list[SegmentState]
+    rev: int
+    """The newest revision that anything in the directory tells of."""
+    entries: int | None
+    """How many entries there are at `rev`; None where that cannot be told."""
+    serves: bool
+    """Whether a server starts with what is there."""
+    faults: list[Finding]
+
+    def reach(self, base: int) -> int | None:
+        """The revision that recovery gets to from ``base``; None where the log is not whole."""
+        reached = base
+        for each in self.segments:
+            if each.successor is None or each.successor > base + 1:
+                if each.first_rev > reached + 1 or each.fault is not None:
+                    return None
+                reached = max(reached, each.last_rev)
+        return reached
+
+
+def survey(picture: Picture, report: Callable[[Finding], None] = lambda finding: None) -> Survey:
+    """Look at everything in ``picture``; each finding is reported as soon as it is made."""
+    return _Surveyor(picture, report).run()
+
+
+class _Surveyor:
+    def __init__(self, picture: Picture, report: Callable[[Finding], None]) -> None:
+        self._picture = picture
+        self._layout = picture.layout
+        self._report = report
+        self._newest = picture.snapshots[-1] if picture.snapshots else 0
+        self._changed: dict[str, bool] = {}
+        """Keys changed behind the newest snapshot, and whether they are there now."""
+        self._entries = 0
+        self._faults: list[Finding] = []
+
+    def run(self) -> Survey:
+        firsts = self._picture.segments
+        segments = [
+            self._segment(first, successor)
+            for first, successor in itertools.zip_longest(firsts, firsts[1:])
+        ]
+        snapshots = [self._snapshot(rev) for rev in self._picture.snapshots]
+        self._join(snapshots, segments)
+        self._leftovers()
+        whole = not snapshots or snapshots[-1].fault is None
+        found = Survey(snapshots, segments, 0, None, False, self._faults)
+        serves = whole and found.reach(self._newest) is not None
+        return found._replace(
+            rev=_newest_rev(snapshots, segments),
+            serves=serves,
+            entries=self._entries + sum(self._changed.values()) if serves else None,
+        )
+
+    def _say(self, level: Level, path: Path, text: str) -> None:
+        finding = Finding(level, path, text)
+        if level is Level.FAULT:
+            self._faults.append(finding)
+        self._report(finding)
+
+    # Segments. ------------------------------------------------------------------------------
+
+    def _segment(self, first: int, successor: int | None) -> SegmentState:
+        path = self._layout.segment(first)
+        scan = Scan(self._picture, path)
+        progress = recovery.Progress(f"reading {path}")
+        try:
+            for commit in scan.commits():
+                if successor is None or commit.rev < successor:
+                    self._note_changes(commit)
+                progress.report(scan.end, scan.size)
+            fault, torn = self._judge(scan, successor)
+        except OSError as error:
+            fault, torn = f"cannot be read: {error.strerror or error}", False
+        last = scan.next_rev - 1 if successor is None else min(scan.next_rev, successor) - 1
+        runs = [Run(first, scan.next_rev - 1, HEADER_BYTES, max(scan.end, HEADER_BYTES))]
+        if fault is not None:
+            runs += scan.behind
+        unread = 0
+        if fault is not None and successor is None:
+            unread = segment.most_frames(self._picture, path, runs[-1].end)
+        state = SegmentState(
+            path, first, successor, scan.size, tuple(runs), last, fault, torn, unread
+        )
+        self._say_segment(state, scan)
+        return state
+
+    def _note_changes(self, commit: Commit) -> None:
+        if commit.rev > self._newest:
+            for change in commit.changes:
+                self._changed[change.key] = change.op not in REMOVALS
+
+    def _judge(self, scan: Scan, successor: int | None) -> tuple[str | None, bool]:
+        """What is wrong with a segment, as recovery would see it; and whether its tail is torn."""
+        fault = scan.fault and f"damaged at offset {scan.end}: {scan.fault}"
+        if successor is not None:
+            if scan.next_rev >= successor:
+                return None, False
+            return fault or "ends too early", False
+        if fault is None:
+            return None, False
+        damaged = scan.damaged or scan.end == 0 or scan.next_rev <= self._newest
+        return (fault, False) if damaged else (None, True)
+
+    def _say_segment(self, state: SegmentState, scan: Scan) -> None:
+        text = f"{revisions(state.first_rev, state.last_rev)}, {_size(state.size)}"
+        if state.fault is not None:
+            self._say(Level.FAULT, state.path, _explain(state, scan))
+        elif state.torn and self._picture.holder is not None:
+            self._say(Level.OK, state.path, f"{text}; more is just being written")
+        elif state.torn:
+            self._say(
+                Level.NOTE, state.path,
+                f"{text}; torn tail: the {state.size - scan.end} bytes from offset {scan.end} on "
+                f"did not reach the disk before a crash ({scan.fault}); the next start cuts them",
+            )  # fmt: skip
+        elif state.successor is not None and scan.next_rev > state.successor:
+            rest = revisions(state.successor, scan.next_rev - 1)
+            self._say(Level.NOTE, state.path, f"{text}; and {rest}, taken back since")
+        else:
+            self._say(Level.OK, state.path, text)
+
+    # Snapshots. -----------------------------------------------------------------------------
+
+    def _snapshot(self, rev: int) -> SnapshotState:
+        path = self._layout.snapshot(rev)
+        progress = recovery.Progress(f"reading {path}")
+        entries = 0
+        fault = None
+        try:
+            for chunk in snapshot.chunks(self._picture, path, progress.report):
+                entries += len(chunk)
+                if rev == self._newest:
+                    self._entries += sum(key not in self._changed for key, _ in chunk)
+        except DamageError as error:
+            fault = str(error).removeprefix(f"{path}: ")
+        except OSError as error:
+            fault = f"cannot be read: {error.strerror or error}"
+        if fault is None:
+            self._say(
+                Level.OK,
+                path,
+                f"{count(entries, 'entry', 'entries')}, {_size(self._picture.size(path))}",
+            )
+        else:
+            self._say(Level.FAULT, path, fault)
+        return SnapshotState(path, rev, entries, fault)
+
+    # How they fit together. -----------------------------------------------------------------
+
+    def _join(self, snapshots: list[SnapshotState], segments: list[SegmentState]) -> None:
+        """Find what is missing between one file and another."""
+        wal = self._layout.wal
+        if not segments:
+            if snapshots:
+                self._say(Level.FAULT, wal, "there is no segment; what was in it is not known")
+            return
+        first, last = segments[0].first_rev, segments[-1].last_rev
+        if not snapshots and first > 1:
+            missing = revisions(1, first - 1)
+            self._say(Level.FAULT, segments[0].path, f"missing before it: {missing}")
+        for each in snapshots:
+            if each.rev + 1 < first and each.fault is None:
+                missing = revisions(each.rev + 1, first - 1)
+                self._say(Level.FAULT, each.path, f"missing behind it: {missing}")
+        if last < self._newest and segments[-1].fault is None:
+            missing = revisions(last + 1, self._newest)
+            self._say(Level.FAULT, segments[-1].path, f"missing behind it: {missing}")
+
+    def _leftovers(self) -> None:
+        layout, running = self._layout, self._picture.holder is not None
+        for name in self._picture.names(layout.directory):
+            if name.startswith("damaged-"):
+                self._say(Level.NOTE, layout.directory / name, "a repair has moved this aside")
+        for directory in (layout.snapshots, layout.wal):
+            for name in self._picture.names(directory):
+                path = directory / name
+                if name.endswith(snapshot.UNFINISHED):
+                    text = "is just being written" if running else "unfinished; not looked at"
+                    self._say(Level.OK if running else Level.NOTE, path, text)
+                elif ".torn-" in name:
+                    self._say(Level.NOTE, path, "a segment as it was before its torn tail was cut")
+                elif not self._is_data(directory, name):
+                    self._say(Level.NOTE, path, "not a file of zkv's")
+
+    def _is_data(self, directory: Path, name: str) -> bool:
+        path = directory / name
+        layout, picture = self._layout, self._picture
+        return path in map(layout.snapshot, picture.snapshots) or path in map(
+            layout.segment, picture.segments
+        )
+
+
+def _newest_rev(snapshots: list[SnapshotState], segments: list[SegmentState]) -> int:
+    revisions = [each.rev for each in snapshots]
+    for each in segments:
+        revisions += [each.first_rev - 1, each.last_rev]
+        if each.successor is None:
+            revisions += [run.last_rev for run in each.runs]
+    return max(revisions, default=0)
+
+
+def _explain(state: SegmentState, scan: Scan) -> str:
+    last = max(state.successor - 1 if state.successor else 0, scan.vouched_rev)
+    hit = revisions(scan.next_rev, last) if last else f"revisions from {scan.next_rev} on"
+    behind = [
+        revisions(run.first_rev, run.last_rev)
+        for run in state.runs[1:]
+        if run.first_rev <= run.last_rev
+    ]
+    but = f"; behind that, {', '.join(behind)} can be read" if behind else ""
+    return f"{state.fault}; {hit} affected{but}"
+
+
+def revisions(first: int, last: int) -> str:
+    """Such as "revision 7", "revisions 7 to 9" or "no revisions", for a message."""
+    if last < first:
+        return "no revisions"
+    return f"revision {first}" if first == last else f"revisions {first} to {last}"
+
+
+def count(number: int, one: str, many: str) -> str:
+    """``number`` with the word that fits, for a message."""
+    return f"{number} {one if number == 1 else many}"
+
+
+def _size(size: int) -> str:
+    number = float(size)
+    for unit in ("bytes", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} GB"

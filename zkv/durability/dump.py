@@ -1,0 +1,81 @@
+"""The state of a data directory at a revision, and its log, for `zkv dump`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zkv.durability import recovery, snapshot
+from zkv.durability.check import revisions
+from zkv.durability.recovery import LogReader, Replay
+from zkv.errors import DamageError, DataDirError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from zkv.durability.picture import Picture
+    from zkv.keyspace import Commit, Entry
+
+
+def newest_state(picture: Picture) -> dict[str, Entry]:
+    """The entries that a server would start with. Raises DamageError, DataDirError."""
+    layout = picture.layout
+    return recovery.recover(picture, layout.snapshots, layout.wal).entries
+
+
+def state_at(picture: Picture, rev: int) -> dict[str, Entry]:
+    """The entries as they were at ``rev``, from the newest snapshot before it that is whole.
+
+    Raises:
+        DamageError: what leads to it is damaged.
+        DataDirError: it is not there yet, or cannot be reconstructed any more.
+    """
+    bases = [base for base in reversed(picture.snapshots) if base <= rev]
+    if picture.segments[:1] == [1] or not picture.snapshots:
+        bases.append(0)
+    if not bases:
+        raise DataDirError(
+            f"{picture.layout.directory}: revision {rev} cannot be reconstructed any more: the "
+            f"oldest that can is {picture.snapshots[0]}"
+        )
+    damages: list[DamageError] = []
+    for base in bases:
+        try:
+            return _replay(picture, base, rev)
+        except DamageError as error:
+            damages.append(error)
+    raise damages[0]
+
+
+def _replay(picture: Picture, base: int, rev: int) -> dict[str, Entry]:
+    """The entries at ``rev``, from the snapshot at ``base``. Raises DamageError, DataDirError."""
+    layout = picture.layout
+    loaded = snapshot.Loaded(0, {})
+    if base:
+        path = layout.snapshot(base)
+        loaded = snapshot.read(picture, path, recovery.Progress(f"loading {path}").report)
+    replay = Replay(picture, layout.wal, loaded)
+    replay.run(until=rev)
+    if replay.rev != rev:
+        raise DataDirError(
+            f"{layout.directory}: there is no revision {rev}: the newest is {replay.rev}"
+        )
+    return replay.entries
+
+
+def log(picture: Picture, until: int | None) -> Iterator[Commit]:
+    """Every commit that is still in the log, up to a revision, one in memory at a time.
+
+    Raises DamageError, DataDirError, OSError; what came before stands.
+    """
+    first = picture.segments[0] if picture.segments else 1
+    reader = LogReader(picture, picture.layout.wal, first - 1)
+    if until is None or until >= first:
+        for commit in reader.commits():
+            yield commit
+            if commit.rev == until:
+                return
+    if until is not None:
+        there = revisions(first, reader.rev)
+        raise DataDirError(
+            f"{picture.layout.wal}: revision {until} is not in the log: it holds {there}"
+        )

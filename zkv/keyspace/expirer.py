@@ -1,0 +1,70 @@
+"""The expiry thread: removes entries when their time has come, in small steps.
+
+It sleeps until the earliest deadline, and is woken when an earlier one is set. That readers do not
+see what has expired does not depend on it: it frees memory, and makes each removal a logged change.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Final
+
+from zkv.errors import ReadOnlyError, ShuttingDownError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zkv.keyspace.store import Keyspace
+
+_log = logging.getLogger("zkv.keyspace")
+
+STEP: Final = 50
+"""Entries removed in one hold of the lock: about 0.3 ms."""
+PAUSE_SECONDS: Final = 0.0005
+"""Between steps, so that a flood of deadlines leaves others their turn at the lock."""
+RETRY_SECONDS: Final = 1.0
+"""After the log refused a removal."""
+
+
+class Expirer:
+    """Removes expired entries of a keyspace from a thread of its own.
+
+    Args:
+        keyspace: whose entries.
+        removed: called after a step that may have removed some, to have the log make them safe.
+    """
+
+    def __init__(self, keyspace: Keyspace, removed: Callable[[], None]) -> None:
+        self._keyspace = keyspace
+        self._removed = removed
+        self._alarm = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="zkv-expiry")
+        keyspace.alarm = self._alarm.set
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closing = True
+        self._alarm.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._alarm.wait(self._step())
+            self._alarm.clear()
+
+    def _step(self) -> float | None:
+        """Remove some; returns the seconds until the next step, None = until the alarm."""
+        try:
+            rest = self._keyspace.expire(STEP)
+            self._removed()
+        except ReadOnlyError:
+            return RETRY_SECONDS  # The log says so itself; readers see nothing expired anyway.
+        except ShuttingDownError:
+            return None
+        return None if rest is None else max(rest / 1000, PAUSE_SECONDS)

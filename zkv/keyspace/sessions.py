@@ -1,0 +1,173 @@
+"""Which exactly-once requests have run, and what they were answered.
+
+This is the completion record of RIFL (Lee et al., "Implementing Linearizability at Large Scale and
+Low Latency", SOSP 2015): the reply is made durable in the same log frame as the write, and a repeat
+finds it before anything runs. We differ where RIFL asks for more of clients than a REQ socket has:
+a session is a random name and not a lease from a coordinator; it is forgotten after a time of
+silence; and instead of acknowledging replies, a client is promised that the last so many are kept.
+
+Everything here is guarded by the keyspace's lock.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+from zkv.errors import BadRequestError, BusyError, StaleSeqError, shorten
+from zkv.keyspace.change import Once
+
+
+class Remembered(NamedTuple):
+    """One reply that a repeat gets again.
+
+    Args:
+        digest: of the request.
+        reply: packed.
+        rev: the newest revision that it tells of.
+        lsn: the log's number of its frame; 0 after a restart, when it is on disk anyway.
+    """
+
+    digest: bytes
+    reply: bytes
+    rev: int
+    lsn: int
+
+
+SessionState = tuple[str, int, list[tuple[int, bytes, bytes, int]]]
+"""Name, when last used, and for each remembered reply: seq, digest, reply and revision."""
+
+
+class Session:
+    """The remembered replies of one client.
+
+    Args:
+        used: when it was last heard of, Unix time in ms.
+    """
+
+    __slots__ = ("newest", "replies", "used")
+
+    def __init__(self, used: int) -> None:
+        self.used = used
+        self.newest = 0
+        self.replies: dict[int, Remembered] = {}
+
+
+class Sessions:
+    """All sessions, the one that was silent for longest first.
+
+    Args:
+        window: how many of the newest sequence numbers of a session are remembered.
+        ttl: silence in ms after which a session is forgotten.
+        most: how many sessions there may be. By default, nothing is forgotten.
+    """
+
+    def __init__(self, window: int = 2**62, ttl: int = 2**62, most: int = 2**62) -> None:
+        self._window = window
+        self._ttl = ttl
+        self._most = most
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._replies = 0
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def recall(self, name: str, seq: int, digest: bytes, now: int) -> Remembered | None:
+        """What this request was answered before; None where it is new, and may run.
+
+        Raises:
+            BadRequestError: another request had this number.
+            StaleSeqError: the number is older than what is remembered.
+            BusyError: there are as many sessions as there may be, and this would be one more.
+        """
+        self.forget_silent(now)
+        session = self._sessions.get(name)
+        if session is None:
+            if len(self._sessions) >= self._most:
+                raise BusyError(f"there are {self._most} sessions already; max_sessions")
+            return None
+        session.used = now
+        self._sessions.move_to_end(name)
+        known = session.replies.get(seq)
+        if known is None:
+            if seq <= session.newest - self._window:
+                raise StaleSeqError(
+                    f"seq {seq} of session {shorten(name)} is older than the last "
+                    f"{self._window}, up to {session.newest}, which are remembered"
+                )
+            return None
+        if known.digest != digest:
+            raise BadRequestError(
+                f"seq {seq} of session {shorten(name)} was another request before"
+            )
+        return known
+
+    def remember(self, once: Once, rev: int, lsn: int, now: int) -> None:
+        """Keep a reply, and let go of those that fall out of the session's window."""
+        session = self._sessions.get(once.session)
+        if session is None:
+            session = self._sessions[once.session] = Session(now)
+        session.used = max(session.used, now)
+        self._sessions.move_to_end(once.session)
+        if once.seq <= session.newest - self._window:
+            return  # Only replay of an old log comes here: it is remembered no more.
+        self._drop(session, once.seq)
+        session.replies[once.seq] = Remembered(once.digest, once.reply, rev, lsn)
+        self._replies += 1
+        self._bytes += len(once.reply)
+        if once.seq > session.newest:
+            step, session.newest = once.seq - session.newest, once.seq
+            edge = session.newest - self._window
+            gone = [edge] if step == 1 else [seq for seq in session.replies if seq <= edge]
+            for seq in gone:
+                self._drop(session, seq)
+
+    def undo(self, once: Once) -> None:
+        """Forget a reply whose commit has been rolled back."""
+        session = self._sessions.get(once.session)
+        if session is not None:
+            self._drop(session, once.seq)
+            session.newest = max(session.replies, default=0)
+
+    def forget_silent(self, now: int) -> None:
+        """Forget the sessions that have been silent for too long."""
+        while self._sessions:
+            name, session = next(iter(self._sessions.items()))
+            if now - session.used < self._ttl:
+                return
+            for seq in list(session.replies):
+                self._drop(session, seq)
+            del self._sessions[name]
+
+    def names(self) -> list[str]:
+        """The names of all sessions."""
+        return list(self._sessions)
+
+    def state(self, name: str, rev: int) -> SessionState | None:
+        """A session for a snapshot, with its replies up to ``rev``; None if it is forgotten."""
+        session = self._sessions.get(name)
+        if session is None:
+            return None
+        replies = [
+            (seq, known.digest, known.reply, known.rev)
+            for seq, known in session.replies.items()
+            if known.rev <= rev
+        ]
+        return name, session.used, replies
+
+    def restore(self, state: SessionState) -> None:
+        """Take a session back from a snapshot."""
+        name, used, replies = state
+        for seq, digest, reply, rev in replies:
+            self.remember(Once(name, seq, digest, reply), rev, 0, used)
+
+    def statistics(self) -> dict[str, int]:
+        """How many there are, and what they take."""
+        return {"sessions": len(self._sessions), "replies": self._replies, "bytes": self._bytes}
+
+    def _drop(self, session: Session, seq: int) -> None:
+        known = session.replies.pop(seq, None)
+        if known is not None:
+            self._replies -= 1
+            self._bytes -= len(known.reply)
