@@ -12,7 +12,7 @@ LOCK   := $(BIN)/uv --no-config pip compile pyproject.toml --quiet --universal \
           --group build $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint demo lock clean
+.PHONY: help run test torture lint demo lock clean
 
 help: ## Show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -24,13 +24,16 @@ run: $(VENV)/run.stamp ## Start the server with config.toml
 test: lint ## Check the code, then run the tests: ARGS='-k wal' or ARGS='-m slow' picks some
 	$(BIN)/python -m pytest $(ARGS)
 
+torture: $(VENV)/dev.stamp ## Break it for half an hour: kills, power cuts, failing disks, retries
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
 lint: $(VENV)/dev.stamp ## Check style, types and who imports whom
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-demo: $(VENV)/run.stamp ## Show a client at work on the running server
+demo: $(VENV)/run.stamp ## Load the Unicode table into a server, read it back, restart
 	$(BIN)/python clients/python/demo.py $(ARGS)
 
 lock: $(VENV)/dev.stamp ## Lock the dependencies anew; ARGS=--upgrade takes the newest
