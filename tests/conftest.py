@@ -1,0 +1,75 @@
+"""Fixtures that tests share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+import zmq
+
+pytest.register_assert_rewrite("tests.support")
+
+from tests.support import Raw, ServerProcess, stuck_threads, terminate  # noqa: E402  after the line above
+
+# How long an example takes says nothing on a busy machine. A failure prints how to repeat it.
+hypothesis.settings.register_profile("zkv", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("zkv")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """End the run although a server that failed its test never ends."""
+    if stuck_threads:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+Connect = Callable[..., Raw]
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    """A ZeroMQ context; a socket of it that is left open fails the test."""
+    context = zmq.Context()
+    yield context
+    terminate(context)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server of the test's own, with default settings. It must not have met a bug."""
+    with ServerProcess(tmp_path / "server") as process:
+        yield process
+        complaints = [
+            line
+            for line in process.log().splitlines()
+            if " ERROR " in line or " CRITICAL " in line or "Traceback" in line
+        ]
+        assert not complaints, complaints[:20]
+
+
+@pytest.fixture
+def connect(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[Connect]:
+    """Makes `Raw` clients that are closed at the end: ``connect(server.endpoint)``."""
+    clients: list[Raw] = []
+
+    def connect(endpoint: str, kind: int = zmq.REQ, **keywords: Any) -> Raw:
+        client = Raw(endpoint, kind, context=context, **keywords)
+        clients.append(client)
+        return client
+
+    yield connect
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def client(server: ServerProcess, connect: Connect) -> Raw:
+    """A REQ client of `server`."""
+    return connect(server.endpoint)
