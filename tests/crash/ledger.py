@@ -1,0 +1,156 @@
+"""The judge: what clients were told, and so what a store may hold.
+
+A `Ledger` holds every state that the store may be in: one as long as every write was answered, more
+where the outcome of a write is not known. Each reply must fit at least one of them, and so must
+what is found after a crash. A new op needs its place in `_executed`, and in `applied` if it writes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+Request = dict[str, Any]
+Reply = dict[str, Any]
+Batch = list[Request]
+
+WRITES: Final = frozenset({"PUT", "MPUT", "DELETE", "MDELETE"})
+
+
+class State(NamedTuple):
+    """What a store holds: key -> (value, revision)."""
+
+    rev: int
+    entries: dict[str, tuple[Any, int]]
+
+
+class Ledger:
+    """What clients have sent and been told, and so what a store may hold.
+
+    Args:
+        policy: with ``always``, whatever was told must survive a power cut; otherwise that is
+            promised only of what was told to be durable, and the rest survives a kill.
+        state: what the store holds at first.
+    """
+
+    def __init__(self, policy: str, state: State | None = None) -> None:
+        self.policy = policy
+        self._worlds = [state or State(0, {})]
+        self._past = list(self._worlds)  # States that were told of, not all of them durable.
+        self._ghosts: list[Request] = []  # Writes since then that may or may not be on disk.
+        self._sent: list[Request] = []
+        self._refused: list[Request] = []
+        self.refusals = 0
+        self.durable_rev = self._worlds[0].rev
+
+    def send(self, requests: list[Request]) -> None:
+        """These requests are on their way, and will be run in this order."""
+        self._sent.extend(requests)
+
+    def hear(self, request: Request, reply: Reply) -> None:
+        """A request that was on its way has been answered."""
+        self._sent.remove(request)
+        before = self._worlds
+        if reply["ok"]:
+            self._heard_ok(request, reply)
+        elif reply["code"] == "READ_ONLY":
+            self._heard_refusal(request, reply)
+        elif reply["code"] != "SHUTTING_DOWN":
+            assert reply["code"] == "NOT_FOUND", reply
+            self._worlds = [w for w in before if request.get("key") not in w.entries]
+        assert self._worlds, f"{reply} is no answer to {request}; possible was: {before}"
+        if len(self._worlds) == 1 and self._worlds[0] is not self._past[-1]:
+            self._past.append(self._worlds[0])
+
+    def check_recovered(self, state: State, power_cut: bool) -> None:
+        """Whether ``state`` may be found after a kill or a power cut at this point."""
+        assert state.rev >= self.durable_rev, f"{state} is older than {self.durable_rev}"
+        allowed = self._worlds
+        if power_cut and self.policy != "always":
+            allowed = allowed + [s for s in self._past if s.rev >= self.durable_rev]
+        for request in self._ghosts + [r for r in self._sent if r["op"] in WRITES]:
+            more = [applied(request, world) for world in allowed]
+            allowed = allowed + [world for world in more if world not in allowed]
+        assert state in allowed, f"found: {state}; possible: {allowed}; refused: {self._refused}"
+
+    def adopt(self, state: State) -> None:
+        """A new process was started on ``state``, and tells everybody about it."""
+        self._worlds = [state]
+        self._past = [s for s in self._past if s.rev < state.rev] + [state]
+        self._ghosts.clear()
+        self._sent.clear()
+        if self.policy == "always":
+            self.durable_rev = state.rev
+
+    def _heard_ok(self, request: Request, reply: Reply) -> None:
+        before = self._worlds
+        self._worlds = [w for world in before for w in _executed(request, reply, world)]
+        rev = reply.get("rev", 0)
+        if request["op"] in WRITES:
+            if all(world.rev < rev for world in before):
+                self._ghosts.clear()  # The log has this revision, and what is before it.
+            assert reply["durable"] or not (self.policy == "always" or request.get("durable"))
+            if reply["durable"]:
+                self.durable_rev = max(self.durable_rev, rev)
+        elif request["op"] in {"SNAPSHOT", "END"}:
+            self.durable_rev = max(self.durable_rev, rev)
+        elif request["op"] == "INFO":
+            self.durable_rev = max(self.durable_rev, reply["durable_rev"])
+        if self.policy == "always":
+            seen = max([rev, *reply.get("revs", [])])
+            self.durable_rev = max(self.durable_rev, seen)
+
+    def _heard_refusal(self, request: Request, reply: Reply) -> None:
+        if request["op"] not in WRITES:
+            return
+        self.refusals += 1
+        if reply["applied"] is False:
+            self._refused.append(request)
+            return
+        assert reply["applied"] is None, reply
+        self._ghosts.append(request)
+        more = [applied(request, world) for world in self._worlds]
+        self._worlds = self._worlds + [world for world in more if world not in self._worlds]
+
+
+def applied(request: Request, state: State) -> State:
+    """``state`` after a write."""
+    rev = state.rev + 1
+    match request:
+        case {"op": "PUT", "key": key, "value": value}:
+            return State(rev, state.entries | {key: (value, rev)})
+        case {"op": "MPUT", "items": items} if items:
+            return State(rev, state.entries | {key: (value, rev) for key, value in items.items()})
+        case {"op": "DELETE", "key": key}:
+            gone = {key}
+        case {"op": "MDELETE", "keys": keys}:
+            gone = set(keys)
+        case _:
+            return state
+    left = {key: entry for key, entry in state.entries.items() if key not in gone}
+    return state if len(left) == len(state.entries) else State(rev, left)
+
+
+def _executed(request: Request, reply: Reply, state: State) -> list[State]:
+    """The state after ``request`` was run on ``state``; none where ``reply`` does not fit."""
+    after = applied(request, state)
+    match request["op"]:
+        case "MDELETE":
+            fits = reply["deleted"] == len(state.entries) - len(after.entries)
+            fits = fits and reply["rev"] == after.rev
+        case "PUT" | "MPUT" | "DELETE":
+            fits = reply["rev"] == after.rev and after is not state
+        case "GET":
+            fits = state.entries.get(request["key"]) == (reply["value"], reply["rev"])
+        case "MGET":
+            read = list(zip(reply["values"], reply["revs"], strict=True))
+            fits = read == [state.entries.get(key, (None, 0)) for key in request["keys"]]
+        case "INFO":
+            fits = reply["rev"] == state.rev and reply["keys"] == len(state.entries)
+        case "SNAPSHOT":
+            fits = reply["rev"] <= state.rev  # There may have been writes meanwhile.
+        case _:
+            fits = reply["rev"] == state.rev
+    if request.get("prev"):
+        before = state.entries.get(request["key"], (None, 0))
+        fits = fits and (reply["prev"], reply["prev_rev"]) == before
+    return [after] if fits else []
