@@ -150,13 +150,20 @@ class Driver:
         return reply
 
     def run(self, batches: Sequence[Batch]) -> list[list[Reply]]:
-        """Run some batches, each in a worker of its own, and commit them together.
+        """Run some batches, each in a worker of its own.
+
+        One waits for the disk itself, and two are committed together by the committer. Of more, the
+        first comes to the committer when the others have long been answered.
 
         May be called by the file layer while it is on its way: that is another worker, then.
         """
-        alone = len(batches) == 1
+        waiting = []
         with self._by_hand():
-            waiting = [self._begin(self._new_service(), batch, alone) for batch in batches]
+            for number, batch in enumerate(batches):
+                idle = len(batches) == 1 or (len(batches) > 2 and number > 0)
+                waiting.append(self._begin(self._new_service(), batch, idle))
+                if idle:
+                    self.let_time_pass()
             self.engine.commit_round()
             if any(
                 len(replies) < len(batch) for replies, batch in zip(waiting, batches, strict=True)
@@ -210,7 +217,7 @@ class Driver:
     def _new_service(self) -> Service:
         return Service(self._node, None, lambda: False)
 
-    def _begin(self, service: Service, batch: Batch, alone: bool) -> dict[int, Reply]:
+    def _begin(self, service: Service, batch: Batch, idle: bool) -> dict[int, Reply]:
         """Run a batch as a worker does; the replies come into the mapping that is returned."""
         replies: dict[int, Reply] = {}
         for number, body in enumerate(service.answer([msgpack.packb(r) for r in batch])):
@@ -222,7 +229,7 @@ class Driver:
                     replies[number] = msgpack.unpackb(pending.body())
 
                 body.notify(deliver, lambda: None)
-        service.commit(idle=alone)
+        service.commit(idle)
         return replies
 
     def _end(self) -> Future[int]:

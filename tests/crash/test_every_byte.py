@@ -12,6 +12,7 @@ changed value.)
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -28,8 +29,6 @@ from tests.crash.faults import RecordingFiles, UnsyncedFiles
 from tests.crash.ledger import Ledger, State, applied
 from tests.crash.work import exchange, random_batch
 from zkv.errors import DamageError
-
-pytestmark = pytest.mark.slow  # Not in CI yet: it finds faults that are open, see DURABILITY.md.
 
 WAL: Final = DATA / "wal"
 NEVER: Final = 1 << 60
@@ -153,7 +152,7 @@ SAMPLES: Final = {
 @functools.cache
 def _sample(name: str) -> Sample:
     """One of the directories that are damaged here."""
-    return _make(*SAMPLES[name])
+    return _make(*(SAMPLES | {"segments": ("always", 7, 40, 0, 1)})[name])
 
 
 class Damage:
@@ -335,22 +334,60 @@ def test_every_one_of_every_kind(name: str, ways: Ways) -> None:
     assert _damage_all(name, ways)
 
 
-@every_sample
+@pytest.mark.parametrize("name", [*SAMPLES, "segments"])
 def test_missing_files(name: str) -> None:
     """Without one file, all is there, or the server refuses, unless nothing vouches for it."""
     of = _sample(name)
     for path in of.files(".wal") + of.files(".snapshot"):
         with scratch() as root, explained(path=path):
             write_tree({p: data for p, data in of.tree.items() if p != path}, root)
-            refusal = ""
-            try:
-                with Driver(root / DATA, UnsyncedFiles(), of.policy) as driver:
-                    state = driver.state()
-                    assert state.rev >= of.vouched(path)
-                    assert state == of.states[state.rev]
-            except DamageError as error:
-                refusal = str(error)
-            assert not refusal or str(root / DATA) in refusal
+            state = _recovered(of, root)
+            assert state is None or state == of.states[state.rev]
+            assert state is None or state.rev >= of.vouched(path)
+            if path.suffix == ".snapshot":
+                assert state == of.states[-1], "there is another way back"
+
+
+@pytest.mark.parametrize("name", [*SAMPLES, "segments"])
+def test_swapped_files(name: str) -> None:
+    of = _sample(name)
+    for paths in (of.files(".wal"), of.files(".snapshot")):
+        for one, other in itertools.combinations(paths, 2):
+            swapped: Tree = {one: of.content(other), other: of.content(one)}
+            with scratch() as root, explained(swapped=swapped):
+                write_tree(of.tree | swapped, root)
+                assert _recovered(of, root) in (None, of.states[-1])
+
+
+def _recovered(of: Sample, root: Path) -> State | None:
+    """What a server recovers; None where it refuses."""
+    refusal = ""
+    try:
+        with Driver(root / DATA, UnsyncedFiles(), of.policy) as driver:
+            return driver.state()
+    except DamageError as error:
+        refusal = str(error)
+    assert str(root / DATA) in refusal
+    return None
+
+
+def test_older_segments_that_end_too_early() -> None:
+    """Cut between two commits, which leaves no trace in the file: the next one's name tells."""
+    of = _sample("segments")
+    for path in of.files(".wal")[:-1]:
+        for piece in of.pieces[path]:
+            damage = Damage(of, path, of.content(path)[: piece.begin])
+            assert damage.check(thorough=False) == "refused"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_snapshots_with_a_piece_missing() -> None:
+    of = _sample("snapshots")
+    path = of.files(".snapshot")[-1]
+    data = of.content(path)
+    for begin, end in itertools.combinations(range(len(data) + 1), 2):
+        assert Damage(of, path, data[:begin] + data[end:]).check(thorough=False) == "refused"
 
 
 def test_a_value_is_no_evidence() -> None:

@@ -32,8 +32,6 @@ from tests.crash.ledger import Batch, Ledger
 from tests.crash.work import Meanwhile, check_live, exchange
 from zkv.errors import DamageError, DataDirError
 
-pytestmark = pytest.mark.slow  # Not in CI yet: it finds faults that are open, see DURABILITY.md.
-
 keys = st.sampled_from(KEYS)
 key_lists = st.lists(keys, min_size=1, max_size=3, unique=True)
 values = st.one_of(

@@ -22,8 +22,6 @@ from tests.crash.ledger import Ledger
 from tests.crash.work import Meanwhile, check_live, check_restart, exchange, play, random_steps
 from zkv.errors import DamageError, DataDirError
 
-pytestmark = pytest.mark.slow  # Not in CI yet: it finds faults that are open, see DURABILITY.md.
-
 DISK_FULL = Fault(errno.ENOSPC)
 HALF_WRITTEN = Fault(errno.ENOSPC, partial=True)
 FULL_FOR_EVER = Fault(errno.ENOSPC, lasts=FOR_EVER, partial=True)
@@ -68,7 +66,7 @@ class Work:
 
         Args:
             faults: what goes wrong, by the number of the call.
-            heals: whether the disk can be written again before the end.
+            heals: whether the disk can be written again in the end, which is a kill then, or END.
             ways: in which the power is cut at the end.
         """
         shown = {number: str(fault) for number, fault in faults.items()}
@@ -115,7 +113,8 @@ class Work:
         if heals:
             files.heal()
             _check_writes_resume(driver, ledger, files)
-        exchange(driver, ledger, [{"op": "END"}])
+        else:
+            exchange(driver, ledger, [{"op": "END"}])
 
     def _check_what_is_left(self, files: FaultyFiles, ledger: Ledger, ways: int) -> None:
         random = Random(self._seed + files.calls)
@@ -193,13 +192,18 @@ def test_any_call(fault: Fault) -> None:
     _sweep(Work(1, "always", 7), fault)
 
 
+def test_any_call_up_to_the_end() -> None:
+    _sweep(Work(1, "always", 7), FULL_FOR_EVER, heals=False)
+
+
 @pytest.mark.parametrize("fault", [BROKEN, KILLED_AFTER], ids=str)
 def test_any_call_without_waiting_for_the_disk(fault: Fault) -> None:
     _sweep(Work(1, "interval", 7), fault)
 
 
-def test_any_call_while_requests_come_during_snapshots() -> None:
-    _sweep(Work(2, "always", 7, busy=True), BROKEN)
+@pytest.mark.parametrize(("policy", "fault"), [("always", BROKEN), ("interval", KILLED_AFTER)])
+def test_any_call_while_requests_come_during_snapshots(policy: str, fault: Fault) -> None:
+    _sweep(Work(2, policy, 7, busy=True), fault, ways=2)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

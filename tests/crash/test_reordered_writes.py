@@ -21,8 +21,6 @@ from tests.crash.faults import Fault, FaultyFiles, Killed, RecordingFiles
 from tests.crash.ledger import Ledger, Reply, Request, State
 from tests.crash.work import Meanwhile, check_live, check_restart, exchange, play, random_steps
 
-pytestmark = pytest.mark.slow  # Not in CI yet: it finds faults that are open, see DURABILITY.md.
-
 LIVES = 3
 
 

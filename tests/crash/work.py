@@ -67,11 +67,12 @@ def random_steps(random: Random, length: int) -> list[Step]:
     """Work that rotates segments, and takes a snapshot now and then."""
     steps: list[Step] = []
     for number in range(length):
-        if random.random() < 0.2:
-            steps.append([random_batch(random, 2 * number), random_batch(random, 2 * number + 1)])
-        else:
-            steps.append([random_batch(random, 2 * number)])
-        if number % 6 == 5:
+        workers = random.choice([1, 1, 1, 1, 2, 3])
+        step = [random_batch(random, 3 * number + n) for n in range(workers)]
+        if workers == 3:  # A read in the first could be answered late, and tell of the others.
+            step[0] = [request for request in step[0] if request["op"] != "GET"]
+        steps.append(step)
+        if number % 3 == 2:
             steps.append([[{"op": "SNAPSHOT"}]])
         elif random.random() < 0.4:
             steps.append(random.choice(["sync_round", "sync_round", "persistence_round"]))

@@ -15,6 +15,7 @@ What makes it dependable:
 from __future__ import annotations
 
 import math
+import time
 from typing import Any, Final, Self
 
 import zmq
@@ -88,9 +89,20 @@ class Client:
         """Send a body and return the frames of what comes back. Raises NoReplyError."""
         socket = self._open()
         socket.send(body, zmq.NOBLOCK)
-        if not socket.poll(math.ceil(self.timeout * 1000)):
+        if not self._wait(socket):
             raise NoReplyError(f"no reply from {self.endpoint} within {self.timeout:g} s", lost(op))
         return socket.recv_multipart(zmq.NOBLOCK)
+
+    def _wait(self, socket: zmq.Socket[bytes]) -> bool:
+        """Whether a reply comes in time.
+
+        Waits in steps: an interrupt that comes just before a poll begins is only seen after it.
+        """
+        end = time.monotonic() + self.timeout
+        while (left := end - time.monotonic()) > 0:
+            if socket.poll(math.ceil(min(left, 1.0) * 1000)):
+                return True
+        return False
 
     def _open(self) -> zmq.Socket[bytes]:
         """The socket; a fresh one where there is none. Raises ValueError."""
