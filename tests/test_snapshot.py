@@ -80,7 +80,7 @@ class Frame(NamedTuple):
 
 
 def header(rev: int = REV, **other: Any) -> Frame:
-    fields = {"format": "zkv-snapshot", "version": 1, "rev": rev, "created": 1}
+    fields = {"format": "zkv-snapshot", "version": 1, "rev": rev, "created": 1, "logged": True}
     return Frame(HEADER, pack(fields | other))
 
 

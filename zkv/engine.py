@@ -77,6 +77,7 @@ class Engine:
                 self._files,
                 self._storage.wal_directory,
                 recovered.rev,
+                recovered.end,
                 settings.segment_bytes,
                 self._syncs_each,
             )

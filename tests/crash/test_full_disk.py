@@ -160,17 +160,55 @@ def test_a_kill_while_the_disk_is_full(tmp_path: Path, disk: SmallDisk, policy: 
             refuse(client, op="PUT", key="key", value=BIG)
         server.kill()
 
-        for _ in range(2):
-            status, said = server.start_and_fail()
-            assert status == 2, said
-            assert str(server.data_dir) in said.splitlines()[-1]
-            assert "No space left on device" in said.splitlines()[-1]
-            assert "Traceback" not in said
-        disk.make_room()
-        server.start()
+        server.start()  # On what is there: nothing new has to be made.
         with Raw(server.endpoint) as client:
             assert value_of(client, "key") == "value"
-            client.ok(op="PUT", key="key", value="next")
+            refuse(client, op="PUT", key="key", value=BIG)
+            disk.make_room()
+            put_again(client, "key", BIG)
+
+
+def test_a_full_disk_that_was_never_used(tmp_path: Path, disk: SmallDisk) -> None:
+    disk.fill()
+    server = make_server(tmp_path, disk, "always")
+    for _ in range(2):
+        status, said = server.start_and_fail()
+        assert status == 2, said
+        assert str(server.data_dir) in said.splitlines()[-1]
+        assert "No space left on device" in said.splitlines()[-1]
+        assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("policy", ["always", "never"])
+def test_a_log_that_fills_the_disk_by_itself_makes_room(
+    tmp_path: Path, disk: SmallDisk, policy: str
+) -> None:
+    """However much is written: the store is small, and so is what snapshots leave of the log."""
+    settings = {"segment_bytes": 65536, "snapshot_interval": 0.2}
+    with (
+        make_server(tmp_path, disk, policy, **settings) as server,
+        Raw(server.endpoint) as client,
+    ):
+        client.ok(op="PUT", key="kept", value="x" * 100_000)
+        for number in range(50):
+            client.ok(op="PUT", key="key", value=f"{number}{BIG}")
+        client.ok(op="SNAPSHOT")
+        written = refused = 0
+        while written < 16 << 20:
+            reply = client.call(op="PUT", key="key", value=f"{written}{BIG}")
+            if reply["ok"]:
+                written += len(BIG)
+            else:
+                refused += 1
+                assert reply["code"] == "READ_ONLY"
+        assert refused, "the disk was never full"
+        last = value_of(client, "key")
+
+        server.kill()
+        server.start()
+        with Raw(server.endpoint) as other:
+            assert value_of(other, "key") == last
+            assert value_of(other, "kept") == "x" * 100_000
 
 
 @pytest.mark.parametrize("policy", ["always", "never"])

@@ -182,8 +182,8 @@ def test_every_kind_of_call_is_made() -> None:
     files = Work(1, "always", 7).run({}, heals=False)
 
     assert set(files.kinds) >= {
-        "make_directory", "names", "create", "open_read", "write", "sync", "truncate", "cut",
-        "rename", "remove", "sync_directory", "lock",
+        "make_directory", "names", "create", "open_append", "open_read", "write", "rewrite",
+        "sync", "truncate", "rename", "remove", "sync_directory", "lock",
     }  # fmt: skip
 
 

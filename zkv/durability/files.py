@@ -10,23 +10,29 @@ after `sync_directory`. See Pillai et al., "All File Systems Are Not Created Equ
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
-import shutil
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from zkv.errors import LockedError
+
+_PIECE_BYTES: Final = 1 << 20
 
 
 class Files:
     """The real file system."""
 
     def make_directory(self, path: Path) -> bool:
-        """Make ``path`` and its parents; False if it was there. Raises OSError."""
-        if path.is_dir():
+        """Make ``path``; False if it was there. Raises OSError."""
+        try:
+            path.mkdir()
+        except FileExistsError:
+            if not path.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "Not a directory", str(path)) from None
             return False
-        path.mkdir(parents=True)
         return True
 
     def names(self, directory: Path) -> list[str]:
@@ -38,7 +44,7 @@ class Files:
         return open(path, "wb", buffering=0)
 
     def open_append(self, path: Path) -> tuple[BinaryIO, int]:
-        """A file to go on writing at its end, and its size. Raises OSError."""
+        """A file to read, and to go on writing at its end; and its size. Raises OSError."""
         file = open(path, "r+b", buffering=0)  # noqa: SIM115  the caller closes it
         return file, file.seek(0, os.SEEK_END)
 
@@ -61,17 +67,12 @@ class Files:
         os.ftruncate(file.fileno(), size)
         os.lseek(file.fileno(), size, os.SEEK_SET)
 
-    def sync_path(self, path: Path) -> None:
-        """Return once everything that was ever written to ``path`` is on disk. Raises OSError."""
-        with open(path, "r+b", buffering=0) as file:
-            self.sync(file)
-
-    def cut(self, path: Path, size: int, copy: Path) -> None:
-        """Cut the file at ``path`` to ``size`` bytes, on disk, after copying it. Raises OSError."""
-        shutil.copyfile(path, copy)
-        with open(path, "r+b", buffering=0) as file:
-            self.truncate(file, size)
-            self.sync(file)
+    def rewrite(self, file: BinaryIO, offset: int) -> None:
+        """Write once more, in place, what ``file`` holds from ``offset`` on. Raises OSError."""
+        while data := os.pread(file.fileno(), _PIECE_BYTES, offset):
+            os.lseek(file.fileno(), offset, os.SEEK_SET)
+            self.write(file, data)
+            offset += len(data)
 
     def rename(self, old: Path, new: Path) -> None:
         """Give ``old`` the name ``new``, in one step. Raises OSError."""
@@ -113,8 +114,9 @@ class Files:
             raise LockedError(
                 f"{path.parent}: another server{by} holds this data directory"
             ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n".encode())
+        with contextlib.suppress(OSError):  # It only helps people: a full disk is no obstacle.
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n".encode())
         return file
 
     def lock_holder(self, path: Path) -> str | None:

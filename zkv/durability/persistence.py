@@ -12,6 +12,7 @@ Other threads talk to this one through its inbox only, and hear back through fut
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import threading
 import time
@@ -134,13 +135,13 @@ class Persistence:
         """Save if anything changed; the revision saved, or why it could not be."""
         if self._keyspace.rev == self._saved_rev and not self._wal.broken:
             return self._saved_rev
-        logged = self._wal.bytes_written
-        view = self._keyspace.view()
-        started = time.monotonic()
         try:
-            path, size = self._storage.save(view, lambda: self._await_log(view))
-            if self._wal.broken and self._keyspace.rev == view.rev:
-                self._wal.restart(view.rev)
+            try:
+                self._save()
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not self._storage.make_room(self._saved_rev):
+                    raise
+                self._save()  # At once, before the log takes the room.
         except OSError as error:
             return self._failed(error.strerror or str(error))
         except ReadOnlyError as error:
@@ -148,28 +149,40 @@ class Persistence:
         except Exception:
             _log.exception("the snapshot failed")
             return ReadOnlyError("the snapshot failed; the server's log says why")
+        if self._failing:
+            self._failing = False
+            _log.warning("snapshots can be written again")
+        return self._saved_rev
+
+    def _save(self) -> None:
+        """Write a snapshot. Raises OSError, ReadOnlyError."""
+        started = time.monotonic()
+        bytes_before = self._wal.bytes_written
+        self._wal.begin_snapshot()
+        whole = not self._wal.broken
+        view = self._keyspace.view()
+        try:
+            path, size = self._storage.save(view, whole, lambda: self._await_log(view, whole))
+            if self._wal.broken and self._keyspace.rev == view.rev:
+                self._wal.restart(view.rev)
         finally:
             view.close()
             self._saved_at = time.monotonic()
             self._took = self._saved_at - started
         self._saved_rev = view.rev
-        self._logged_before = logged
+        self._logged_before = bytes_before
         self._size = size
         self._written += 1
-        if self._failing:
-            self._failing = False
-            _log.warning("snapshots can be written again")
         _log.info("wrote %s: %d entries in %.2f s", path, view.count, self._took)
-        return view.rev
 
-    def _await_log(self, view: SnapshotView) -> None:
+    def _await_log(self, view: SnapshotView, whole: bool) -> None:
         """Have the log on disk up to ``view``, so that a snapshot vouches for what is in the log.
 
-        A broken log cannot be waited for, and need not be: what it may have lost was rolled back or
-        is in the snapshot.
+        One that was not ``whole`` before the view was taken cannot be waited for, and need not be:
+        what it may have lost was rolled back or is in the snapshot, which says so.
         """
-        if not self._wal.broken:
-            self._wal.commit(self._wal.last_lsn, durable=True)
+        if whole:
+            self._wal.flush()
         if view.lost:
             raise ReadOnlyError("commits in it have been rolled back")
 

@@ -4,6 +4,9 @@ The newest snapshot is loaded, and every commit of the log behind its revision i
 Every revision in between must be there: a gap is damage. What the newest segment holds behind its
 last good frame is judged by `Scan`: damage refuses, a torn tail is reported, and cut by the caller.
 
+A snapshot that was written because the log had failed says so in its header: what the newest
+segment then holds is in it, as far as it counts, and is not looked at.
+
 A segment whose successor begins at or before the snapshot's revision + 1 has nothing to add to the
 state; it is read for the history alone, and a fault in it only makes that shorter. Where a segment
 reaches beyond its successor's beginning, the successor counts: the rest was never acknowledged, or
@@ -18,7 +21,7 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zkv.durability import segment, snapshot
-from zkv.durability.segment import Scan
+from zkv.durability.segment import End, Scan
 from zkv.errors import DamageError, DataDirError
 from zkv.keyspace.change import REMOVALS
 from zkv.keyspace.entry import Entry
@@ -56,6 +59,8 @@ class Recovered(NamedTuple):
     time: int
     """The latest time that a snapshot or commit tells, Unix time in ms."""
     torn: TornTail | None
+    end: End | None
+    """Where the log can be gone on with; None where it must be begun anew."""
 
 
 def snapshots(files: Files, directory: Path) -> list[int]:
@@ -97,7 +102,9 @@ def recover(
     except OSError as error:
         place = error.filename or snapshot_directory.parent
         raise DataDirError(f"{place}: {error.strerror or error}") from error
-    return Recovered(replay.entries, replay.rev, loaded.rev, replay.replayed, replay.time, torn)
+    return Recovered(
+        replay.entries, replay.rev, loaded.rev, replay.replayed, replay.time, torn, replay.end
+    )
 
 
 def _load_newest(files: Files, directory: Path) -> snapshot.Loaded:
@@ -131,7 +138,7 @@ class Replay:
         sessions: Sessions | None = None,
         history: History | None = None,
     ) -> None:
-        self._log = LogReader(files, directory, loaded.rev)
+        self._log = LogReader(files, directory, loaded.rev, loaded.logged)
         self.sessions = Sessions() if sessions is None else sessions
         self._history = History(0, 0) if history is None else history
         self._wants_older = history is not None
@@ -141,6 +148,11 @@ class Replay:
         self.rev = loaded.rev
         self.time = loaded.created
         self.replayed = 0
+
+    @property
+    def end(self) -> End | None:
+        """Once all is replayed: where the log can be gone on with, if it can."""
+        return self._log.end
 
     def run(self, until: int | None = None) -> TornTail | None:
         """Replay everything, or up to a revision; returns the torn tail, if one has been met.
@@ -185,17 +197,21 @@ class LogReader:
     Args:
         files: the door to the file system.
         directory: where the segments are.
-        rev: the revision to begin behind. It had been on disk, and so had all before it.
+        rev: the revision to begin behind.
+        logged: whether it had been on disk, and all before it.
     """
 
-    def __init__(self, files: Files, directory: Path, rev: int) -> None:
+    def __init__(self, files: Files, directory: Path, rev: int, logged: bool = True) -> None:
         self._files = files
         self._directory = directory
         self._snapshot_rev = rev
+        self._logged = logged
         self.rev = rev
         """The revision that has been reached."""
         self.torn: TornTail | None = None
         """Once all is read: the torn tail, if there is one."""
+        self.end: End | None = None
+        """Once all is read: the end of the newest segment that can be gone on with."""
 
     def commits(self, older: bool = False) -> Iterator[Commit]:
         """Every commit up to the end; if ``older``, also what is there of those before.
@@ -203,7 +219,10 @@ class LogReader:
         Raises DamageError, OSError.
         """
         firsts = segments(self._files, self._directory)
-        for first, successor in itertools.zip_longest(firsts, firsts[1:]):
+        for first, follower in itertools.zip_longest(firsts, firsts[1:]):
+            successor = follower
+            if successor is None and first <= self._snapshot_rev and not self._logged:
+                successor = self._snapshot_rev + 1  # It failed, and was to get this one.
             if successor is None or successor > self._snapshot_rev + 1:
                 yield from self._read_segment(first, successor, older)
             elif older:
@@ -233,16 +252,19 @@ class LogReader:
                 progress.report(scan.end, scan.size)
         if successor is None:
             self.torn = self._judge_end(scan)
+            self.end = End(first, scan.end, scan.synced, scan.salt)
         elif self.rev < successor - 1:
             raise self._incomplete(scan, successor)
 
     def _judge_end(self, scan: Scan) -> TornTail | None:
         """Whether the newest segment's end is clean, torn or damaged."""
-        if scan.fault is None:
-            return None
         # A header is on disk before the segment has its name, and a snapshot is only written once
         # the log up to its revision is on disk: both vouch.
-        if scan.damaged or scan.end == 0 or scan.next_rev <= self._snapshot_rev:
+        if scan.next_rev <= self._snapshot_rev:
+            raise self._incomplete(scan, self._snapshot_rev + 1)
+        if scan.fault is None:
+            return None
+        if scan.damaged or scan.end == 0:
             raise DamageError(f"{scan.damage()}; see `zkv check` and `zkv repair`")
         return TornTail(scan.path, scan.end, scan.size, scan.fault)
 

@@ -240,7 +240,7 @@ def _write_segment(files: Files, layout: Layout, first_rev: int) -> None:
     path = layout.segment(first_rev)
     beside = path.with_name(path.name + snapshot.UNFINISHED)
     with files.create(beside) as file:
-        files.write(file, segment.pack_header(first_rev))
+        files.write(file, segment.pack_header(first_rev, segment.new_salt()))
         files.sync(file)
     files.rename(beside, path)
     files.sync_directory(layout.wal)

@@ -2,11 +2,13 @@
 
 A segment is ``wal/<first revision, 20 digits>.wal``::
 
-    header   "zkv-wal" 0x01 | first revision: 8 bytes | crc: 4 bytes            20 bytes
+    header   "zkv-wal" 0x01 | first revision: 8 | salt: 4 | check: 4             24 bytes
     frame    length: 4 | crc: 4 | synced: 8 | payload: length bytes             any number of these
 
-Integers are unsigned, big end first. The header's crc is the CRC-32 of the 16 bytes before it. A
-frame's ``crc`` is the CRC-32 of its length, synced and payload. ``synced`` is the offset in this
+Integers are unsigned, big end first. ``salt`` is random, another one in each segment; ``check`` is
+the CRC-32 of the 16 bytes before the salt, exclusive-or the salt: so the salt can be told from
+either. A frame's ``crc`` is the CRC-32 of its length, synced and payload, begun with the salt as
+the CRC so far: no value that a client sends can pass for a frame. ``synced`` is the offset in this
 file up to which everything was known to be on disk when the frame was written: it vouches for what
 stands before that offset. A payload is one commit, a msgpack array::
 
@@ -32,6 +34,7 @@ disk, and that nobody was told were there.
 
 from __future__ import annotations
 
+import secrets
 import struct
 import zlib
 from os import SEEK_END
@@ -51,7 +54,7 @@ if TYPE_CHECKING:
 
 SUFFIX: Final = ".wal"
 MAGIC: Final = b"zkv-wal\x01"
-_HEADER: Final = struct.Struct(">8sQI")
+_HEADER: Final = struct.Struct(">8sQII")
 HEADER_BYTES: Final = _HEADER.size
 _HEAD: Final = struct.Struct(">IIQ")
 _CHECKED: Final = struct.Struct(">IQ")
@@ -95,6 +98,17 @@ class Run(NamedTuple):
     last_rev: int
     offset: int
     end: int
+    salt: int
+
+
+class End(NamedTuple):
+    """Where a segment can be gone on with: behind its last good frame."""
+
+    first_rev: int
+    offset: int
+    synced: int
+    """The offset up to which it is known to be on disk, whatever the system's cache holds."""
+    salt: int
 
 
 def file_name(first_rev: int) -> str:
@@ -109,13 +123,22 @@ def first_revision(name: str) -> int | None:
     return int(stem) if is_one else None
 
 
-def pack_header(first_rev: int) -> bytes:
+def new_salt() -> int:
+    """A salt that nobody can guess, for `pack_header`."""
+    return secrets.randbits(32)
+
+
+def pack_header(first_rev: int, salt: int) -> bytes:
     """The first bytes of a segment."""
-    head = _HEADER.pack(MAGIC, first_rev, 0)[:-4]
-    return head + struct.pack(">I", zlib.crc32(head))
+    return _HEADER.pack(MAGIC, first_rev, salt, salt ^ _mask(first_rev))
 
 
-def pack_frame(commit: Commit, synced: int) -> bytes:
+def _mask(first_rev: int) -> int:
+    """What ``salt`` and ``check`` of a header differ by."""
+    return zlib.crc32(_HEADER.pack(MAGIC, first_rev, 0, 0)[:-8])
+
+
+def pack_frame(commit: Commit, synced: int, salt: int) -> bytes:
     """One commit as a frame, written when the file was on disk up to ``synced``."""
     once = commit.once
     array = _ARRAY3 if once is None else _ARRAY7
@@ -124,8 +147,12 @@ def pack_frame(commit: Commit, synced: int) -> bytes:
     if once is not None:
         payload += b"".join([_encode(part) for part in once])
     length = len(payload)
-    crc = zlib.crc32(payload, zlib.crc32(_CHECKED.pack(length, synced)))
+    crc = _checksum(length, synced, payload, salt)
     return _HEAD.pack(length, crc, synced) + payload
+
+
+def _checksum(length: int, synced: int, payload: bytes, salt: int) -> int:
+    return zlib.crc32(payload, zlib.crc32(_CHECKED.pack(length, synced), salt))
 
 
 def unpack_commit(payload: bytes) -> Commit:
@@ -161,6 +188,9 @@ class Scan:
         self.size = 0
         self.end = 0
         self.next_rev = 0
+        self.salt = 0
+        self.synced = 0
+        """The furthest offset that a good frame before the fault says was on disk."""
         self.fault: str | None = None
         self.vouched = 0
         """The furthest offset that a good frame behind the fault says was on disk."""
@@ -192,6 +222,7 @@ class Scan:
                 yield commit
                 self.next_rev = commit.rev + 1
                 self.end = frame.end
+                self.synced = max(self.synced, frame.synced)
             if self.fault is not None:
                 self._search_evidence(file)
 
@@ -214,14 +245,20 @@ class Scan:
         self.next_rev = name_rev or 0
         if len(header) < HEADER_BYTES:
             return "the file ends within its header"
-        if header != pack_header(self.next_rev):
+        *_, salt, check = _HEADER.unpack(header)
+        self.salt = salt
+        if header != pack_header(self.next_rev, salt):
+            # What is behind it is looked through with the salt that makes sense of a frame.
+            other = check ^ _mask(self.next_rev)
+            if isinstance(_frame_at(file, HEADER_BYTES, self.size, other), Frame):
+                self.salt = other
             return "the header is not that of this segment"
-        self.end = HEADER_BYTES
+        self.end = self.synced = HEADER_BYTES
         return None
 
     def _read_frame(self, file: BinaryIO) -> Frame | None:
         """The frame at `end`; None, and `fault` set, where there is no good one."""
-        frame = _frame_at(file, self.end, self.size)
+        frame = _frame_at(file, self.end, self.size, self.salt)
         if isinstance(frame, str):
             self.fault = frame
             return None
@@ -236,7 +273,7 @@ class Scan:
             if offset <= self.end:
                 continue
             file.seek(offset)
-            frame = _frame_at(file, offset, self.size)
+            frame = _frame_at(file, offset, self.size, self.salt)
             if isinstance(frame, Frame):
                 self.vouched = max(self.vouched, frame.synced)
                 self.vouched_rev = max(self.vouched_rev, _revision_in(frame.payload))
@@ -251,7 +288,7 @@ class Scan:
         if run is not None and (run.end, run.last_rev + 1) == (frame.offset, first):
             self.behind[-1] = run._replace(last_rev=rev, end=frame.end)
         else:
-            self.behind.append(Run(first, rev, frame.offset, frame.end))
+            self.behind.append(Run(first, rev, frame.offset, frame.end, self.salt))
 
 
 def read_run(files: Files, path: Path, run: Run) -> Iterator[Commit]:
@@ -259,7 +296,7 @@ def read_run(files: Files, path: Path, run: Run) -> Iterator[Commit]:
     with files.open_read(path) as file:
         offset = file.seek(run.offset)
         while offset < run.end:
-            frame = _frame_at(file, offset, run.end)
+            frame = _frame_at(file, offset, run.end, run.salt)
             if isinstance(frame, str):
                 raise DamageError(f"{path}: damaged at offset {offset}: {frame}")
             try:
@@ -287,7 +324,7 @@ def most_frames(files: Files, path: Path, offset: int) -> int:
     return frames if position == size else max(0, size - offset) // LEAST_FRAME_BYTES
 
 
-def _frame_at(file: BinaryIO, offset: int, size: int) -> Frame | str:
+def _frame_at(file: BinaryIO, offset: int, size: int, salt: int) -> Frame | str:
     """The good frame at ``offset``, where ``file`` stands, or what is wrong there."""
     head = file.read(_HEAD.size)
     if len(head) < _HEAD.size:
@@ -296,7 +333,7 @@ def _frame_at(file: BinaryIO, offset: int, size: int) -> Frame | str:
     if length > size - offset - _HEAD.size:
         return "the file ends within a frame"
     payload = file.read(length)
-    if zlib.crc32(payload, zlib.crc32(_CHECKED.pack(length, synced))) != crc or not length:
+    if _checksum(length, synced, payload, salt) != crc or not length:
         return "the checksum does not match"
     return Frame(offset, offset + _HEAD.size + length, synced, payload)
 

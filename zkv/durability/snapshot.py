@@ -4,7 +4,8 @@ A file is ``<revision, 20 digits>.snapshot`` and a stream of msgpack arrays, its
 
     [kind: uint32, crc: uint32, payload: bin32]
 
-    kind 1  header   {"format": "zkv-snapshot", "version": 1, "rev": int, "created": int}
+    kind 1  header   {"format": "zkv-snapshot", "version": 1, "rev": int, "created": int,
+                      "logged": bool}
     kind 2  entries  [[key, value, rev, expires?], ...]               any number of these
     kind 4  sessions [[name, used, [[seq, digest, reply, rev], ...]], ...]         likewise
     kind 3  footer   {"rev": int, "entries": int, "frames": int, "crc": int}
@@ -16,6 +17,9 @@ the CRC-32 of the ``crc`` fields (4 bytes each, big end first) of all frames bef
 is Unix time in milliseconds. An entry without ``expires`` stays; ``expires`` and ``used`` are Unix
 time in milliseconds. Sessions are what exactly-once requests were answered, see
 `zkv.keyspace.sessions`. Nothing follows the footer.
+
+``logged`` says whether the log was on disk up to the snapshot's revision when that was written: as
+a rule it was, and the snapshot vouches for it. It was not where the log had failed before.
 
 A reader is satisfied only if every count and checksum holds, the revision is the same in header,
 footer and name, and the file ends with the footer: so one flipped bit, a missing byte or a frame
@@ -68,6 +72,7 @@ class Header(Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     rev: int
     created: int
+    logged: bool = True
 
 
 class Footer(Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,12 +109,14 @@ class Loaded(Struct):
         entries: by key.
         sessions: what exactly-once requests were answered.
         created: Unix time in ms.
+        logged: whether the log had been on disk up to ``rev``.
     """
 
     rev: int = 0
     entries: dict[str, Entry] = field(default_factory=dict)
     sessions: list[SessionState] = field(default_factory=list)
     created: int = 0
+    logged: bool = True
 
 
 def file_name(rev: int) -> str:
@@ -135,9 +142,12 @@ class Writer:
         directory: where snapshots live.
         rev: the revision that the entries belong to.
         created: Unix time in milliseconds.
+        logged: whether the log is on disk up to ``rev`` before `finish` is called.
     """
 
-    def __init__(self, files: Files, directory: Path, rev: int, created: int) -> None:
+    def __init__(
+        self, files: Files, directory: Path, rev: int, created: int, logged: bool = True
+    ) -> None:
         self._files = files
         self._directory = directory
         self._rev = rev
@@ -149,7 +159,7 @@ class Writer:
         self.size = 0
         self._file = files.create(self._beside)
         try:
-            self._frame(_HEADER, _encode(Header(FORMAT, FORMAT_VERSION, rev, created)))
+            self._frame(_HEADER, _encode(Header(FORMAT, FORMAT_VERSION, rev, created, logged)))
         except BaseException:
             self._discard()
             raise
@@ -231,6 +241,12 @@ def read(
     return loaded
 
 
+def read_header(files: Files, path: Path) -> Header:
+    """The header of a snapshot file. Raises DamageError, OSError."""
+    with files.open_read(path) as file:
+        return _Reader(file, path).header()
+
+
 def chunks(
     files: Files,
     path: Path,
@@ -249,7 +265,7 @@ def chunks(
         header = reader.header()
         if header.rev != revision_of(path.name):
             raise reader.damage(f"the header says revision {header.rev}, the name another")
-        beside.rev, beside.created = header.rev, header.created
+        beside.rev, beside.created, beside.logged = header.rev, header.created, header.logged
         count = 0
         for kind, payload in reader.frames():
             if kind == _SESSIONS:

@@ -5,7 +5,7 @@ Layout below the data directory::
     LOCK                                    held as long as a server runs
     snapshot/<revision>.snapshot            the newest two, see `zkv.durability.snapshot`
     wal/<first revision>.wal                the log, see `zkv.durability.segment`
-    wal/<first revision>.wal.torn-<offset>  a copy of a segment before its torn tail was cut
+    wal/<first revision>.wal.torn-<offset>  what was cut off a segment as its torn tail
 
 Invariant: the newest snapshot and the segments behind it give the exact state; so do the snapshot
 before it and the segments behind that. A segment goes only when neither needs it.
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from zkv.durability.files import Files
     from zkv.durability.recovery import Recovered, TornTail
+    from zkv.durability.segment import End
     from zkv.keyspace import History, Sessions, SnapshotView
 
 _log = logging.getLogger("zkv.durability")
@@ -48,22 +49,22 @@ class Storage:
 
     def __init__(self, directory: Path, files: Files) -> None:
         self._files = files
-        layout = Layout(directory)
+        self._layout = layout = Layout(directory)
         self._snapshots = layout.snapshots
         self.wal_directory = layout.wal
         self._lock: BinaryIO | None = None
         try:
-            if files.make_directory(directory):
-                files.sync_directory(directory.parent)
+            self._make_directory(directory)
             self._lock = files.lock(layout.lock)
             for inner in (self._snapshots, self.wal_directory):
-                if files.make_directory(inner):
-                    files.sync_directory(directory)
+                files.make_directory(inner)
                 self._remove_unfinished(inner)
+                files.sync_directory(inner)
+            files.sync_directory(directory)
         except OSError as error:
             self.close()
-            place = error.filename or directory
-            raise DataDirError(f"{place}: {error.strerror or error}") from error
+            place = f"{error.filename}: " if error.filename else ""
+            raise DataDirError(f"{directory}: {place}{error.strerror or error}") from error
 
     def close(self) -> None:
         """Let go of the directory. May be called again."""
@@ -72,7 +73,9 @@ class Storage:
             self._lock = None
 
     def load(self, sessions: Sessions, history: History) -> Recovered:
-        """Everything the directory holds; a torn tail is cut, and a copy of it kept.
+        """Everything the directory holds; a torn tail is cut off, and kept as a file of its own.
+
+        All of it is on disk then: after a kill, what was read may have been in the cache only.
 
         Args:
             sessions: empty; takes what exactly-once requests were answered.
@@ -86,9 +89,8 @@ class Storage:
         recovered = recovery.recover(
             self._files, self._snapshots, self.wal_directory, sessions, history
         )
-        if recovered.torn is not None:
-            self._cut(recovered.torn, recovered.rev)
-        self._sync_newest_segment()
+        if recovered.end is not None:
+            self._settle_end(recovered.end, recovered.torn, recovered.rev)
         _log.info(
             "recovered revision %d: %d entries; snapshot at %d, %d commits replayed, %.2f s",
             recovered.rev, len(recovered.entries), recovered.snapshot_rev, recovered.replayed,
@@ -96,18 +98,22 @@ class Storage:
         )  # fmt: skip
         return recovered
 
-    def save(self, view: SnapshotView, before_publishing: Callable[[], None]) -> tuple[Path, int]:
+    def save(
+        self, view: SnapshotView, logged: bool, before_publishing: Callable[[], None]
+    ) -> tuple[Path, int]:
         """Write ``view`` as a snapshot; return its path and size once it is on disk.
 
         Args:
             view: what to write.
+            logged: whether the log is on disk up to its revision once the next has been called.
             before_publishing: called once all is written, before the file gets its name; what it
                 raises ends the matter.
 
         Raises:
             OSError: it cannot be written.
         """
-        with snapshot.Writer(self._files, self._snapshots, view.rev, view.time) as writer:
+        directory = self._snapshots
+        with snapshot.Writer(self._files, directory, view.rev, view.time, logged) as writer:
             for chunk in view.chunks():
                 writer.add(chunk)
             for sessions in view.sessions():
@@ -115,49 +121,91 @@ class Storage:
             before_publishing()
             path = writer.finish()
         try:
-            self._drop_covered()
+            self._drop_covered(snapshot.KEPT_SNAPSHOTS, view.rev)
         except OSError as error:  # The snapshot stands: what is too much costs only space.
             _log.warning("cannot remove what is no longer needed: %s", error)
         return path, writer.size
 
-    def _drop_covered(self) -> None:
-        """Remove the snapshots and segments that no way back needs."""
-        revisions = recovery.snapshots(self._files, self._snapshots)
-        for rev in revisions[: -snapshot.KEPT_SNAPSHOTS]:
-            self._files.remove(self._snapshots / snapshot.file_name(rev))
-        needed_from = revisions[-snapshot.KEPT_SNAPSHOTS :][0]
-        if len(revisions) < snapshot.KEPT_SNAPSHOTS:
-            needed_from = 0
-        firsts = recovery.segments(self._files, self.wal_directory)
-        for first, successor in itertools.pairwise(firsts):
-            if successor <= needed_from + 1:
-                self._files.remove(self.wal_directory / segment.file_name(first))
+    def make_room(self, saved_rev: int) -> bool:
+        """Give up what only the snapshot before the newest needs; whether that was anything.
 
-    def _sync_newest_segment(self) -> None:
-        """Have on disk what has been read: after a kill, the newest segment may be only cached.
+        For when the disk is full: a log that has filled it by itself would otherwise keep out the
+        very snapshot that lets go of it. A snapshot gives room for about one of its size.
 
-        From now on its commits count as durable, and the next segment will vouch for them.
+        Args:
+            saved_rev: of the newest snapshot that is known to be on disk.
         """
-        firsts = recovery.segments(self._files, self.wal_directory)
-        if firsts:
-            path = self.wal_directory / segment.file_name(firsts[-1])
-            try:
-                self._files.sync_path(path)
-                self._files.sync_directory(self.wal_directory)
-            except OSError as error:
-                raise DataDirError(f"{path}: {error.strerror or error}") from error
-
-    def _cut(self, torn: TornTail, rev: int) -> None:
-        copy = torn.path.with_name(f"{torn.path.name}.torn-{torn.offset}")
         try:
-            self._files.cut(torn.path, torn.offset, copy)
-            self._files.sync_directory(self.wal_directory)
+            dropped = self._drop_covered(kept=1, saved_rev=saved_rev)
         except OSError as error:
-            raise DataDirError(f"{torn.path}: {error.strerror or error}") from error
+            _log.warning("the disk is full, and cannot be made room on: %s", error)
+            return False
+        if dropped:
+            _log.warning(
+                "the disk is full: gave up the snapshot before the newest, and what only it needs: "
+                "%d files", len(dropped),
+            )  # fmt: skip
+        return bool(dropped)
+
+    def _drop_covered(self, kept: int, saved_rev: int) -> list[Path]:
+        """Remove what the newest ``kept`` snapshots do not need; returns what was removed."""
+        found = recovery.snapshots(self._files, self._snapshots)
+        revisions = [rev for rev in found if rev <= saved_rev]
+        covered = [self._snapshots / snapshot.file_name(rev) for rev in revisions[:-kept]]
+        needed_from = revisions[-kept] if len(revisions) >= kept else 0
+        firsts = recovery.segments(self._files, self.wal_directory)
+        covered += [
+            self.wal_directory / segment.file_name(first)
+            for first, successor in itertools.pairwise(firsts)
+            if successor <= needed_from + 1
+        ]
+        for path in covered:
+            self._files.remove(path)
+        return covered
+
+    def _make_directory(self, directory: Path) -> None:
+        """Make the directory and what it stands in, and have their names on disk.
+
+        Who came before may have made them and been killed; its lock file came after that.
+        """
+        ways = [*reversed(directory.parents), directory]
+        made = [path for path in ways if self._files.make_directory(path)]
+        if made or self._layout.lock.name not in self._files.names(directory):
+            for path in directory.parents:
+                with contextlib.suppress(PermissionError):  # Then it is none that zkv has made.
+                    self._files.sync_directory(path)
+
+    def _settle_end(self, end: End, torn: TornTail | None, rev: int) -> None:
+        """Have the newest segment end with its last good frame, on disk.
+
+        What is behind ``end.synced`` may be in the system's cache only, even if an fdatasync says
+        that it is not: one that had failed may have left it there as clean. So it is written again.
+        """
+        path = self._layout.segment(end.first_rev)
+        try:
+            file, _ = self._files.open_append(path)
+            with file:
+                if torn is not None:
+                    self._cut(file, torn, rev)
+                self._files.rewrite(file, end.synced)
+                self._files.sync(file)
+        except OSError as error:
+            raise DataDirError(f"{path}: {error.strerror or error}") from error
+
+    def _cut(self, file: BinaryIO, torn: TornTail, rev: int) -> None:
+        """Cut a torn tail off the segment in ``file``, once a copy of it is on disk."""
+        copy = torn.path.with_name(f"{torn.path.name}.torn-{torn.offset}")
+        file.seek(torn.offset)
+        tail = file.read()
+        with self._files.create(copy) as kept:
+            self._files.write(kept, tail)
+            self._files.sync(kept)
+        self._files.sync_directory(self.wal_directory)
+        self._files.truncate(file, torn.offset)
         _log.warning(
             "%s: cut %d bytes at offset %d that a crash left half written (%s); "
             "the log is whole up to revision %d; what was there is kept as %s",
-            torn.path, torn.size - torn.offset, torn.offset, torn.reason, rev, copy.name,
+            torn.path, len(tail), torn.offset, torn.reason, rev, copy.name,
         )  # fmt: skip
 
     def _remove_unfinished(self, directory: Path) -> None:

@@ -13,7 +13,11 @@ where it was good, the keyspace is rolled back to what is safe, and writes are r
 moment the next write tries again. When an fdatasync fails, nobody knows what is on disk, and asking
 again would not tell (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC
 2020): the log takes no more writes until a snapshot holds all that it held (`restart`), or the
-server has been restarted and has read it back.
+server has been restarted, has read it back and has written it once more.
+
+At a start the newest segment is gone on with. A new one is begun when that is full, and when a
+snapshot is about to be taken: the snapshot covers the old one, which goes as soon as nothing needs
+it. So the log is as long as what was written since the snapshot before the last.
 
 Locks: `_io` guards the file, the offsets and the revisions written; it is taken before the
 keyspace's lock, never under it. What refuses appends (`_refusal`) changes under the keyspace's
@@ -41,23 +45,26 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("zkv.durability")
 
+LEAST_SHARE: Final = 2
+"""A segment that has this share of its full size is worth being dropped with the next snapshot."""
 RETRY_SECONDS: Final = 0.5
 """How long writes are refused after the disk refused one, before another may try."""
 
 
 class Wal:
-    """The log of one running server; it begins a segment of its own.
+    """The log of one running server.
 
     Args:
         files: the door to the file system.
         directory: where segments live; there is nothing newer than ``rev`` in it.
-        rev: the revision of what has been recovered.
+        rev: the revision of what has been recovered; all of it is on disk.
+        end: where the newest segment is gone on with; None = a new one is begun.
         segment_bytes: size at which a new segment is begun.
         sync_each: whether a revision is safe only once it is durable (policy ``always``), and not
             as soon as it is written.
 
     Raises:
-        OSError: the segment cannot be created.
+        OSError: the segment cannot be opened or created.
     """
 
     def __init__(
@@ -65,6 +72,7 @@ class Wal:
         files: Files,
         directory: Path,
         rev: int,
+        end: segment.End | None,
         segment_bytes: int,
         sync_each: bool,
     ) -> None:
@@ -77,6 +85,7 @@ class Wal:
         self._refusal: ReadOnlyError | None = None
         self._retry_at = 0.0
         self._broken = False
+        self._told: str | None = None
         self._roll_back: Callable[[int], None] = lambda lsn: None
         self.on_safe: Callable[[], None] = lambda: None
         """Called, in any thread, when commits have become safe."""
@@ -93,8 +102,9 @@ class Wal:
         self.syncs = 0
         self._offset = 0
         self._synced = 0
-        self._first_rev = rev + 1
-        self._file = self._open_segment(rev + 1)
+        self._first_rev = 0
+        self._salt = 0
+        self._file = self._begin_segment(rev + 1) if end is None else self._open_segment(end)
 
     def attach(
         self,
@@ -153,6 +163,34 @@ class Wal:
                 self._sync()
         self.on_safe()
 
+    def flush(self) -> None:
+        """Return once everything that was appended, and not rolled back, is on disk.
+
+        Raises ReadOnlyError where it cannot be.
+        """
+        with self._io:
+            if self._queue:
+                self._write_queued()
+            if self.durable_lsn < self.written_lsn:
+                self._sync()
+        self.on_safe()
+
+    def begin_snapshot(self) -> None:
+        """Begin a new segment, so that a snapshot can let go of the old one, if that is worth it.
+
+        Raises ReadOnlyError where the old one cannot be made durable.
+        """
+        with self._io:
+            worth_it = self._offset >= self._segment_bytes // LEAST_SHARE
+            if self._broken or not worth_it or self.written_rev < self._first_rev:
+                return
+            try:
+                self._rotate(self.written_rev + 1)
+            except OSError as error:
+                if self._broken:
+                    raise self._refuse(_cannot_write(error), None) from error
+                # A full disk: the old segment is as good as before, and the snapshot may make room.
+
     def restart(self, rev: int) -> None:
         """Begin anew behind a snapshot at ``rev``, after which no write was taken.
 
@@ -182,12 +220,12 @@ class Wal:
         commits = [queue.popleft() for _ in range(len(queue))]
         if not commits:
             # Somebody rolled this commit back; where a sync failed, it may be on disk all the same.
-            reason = "the log cannot be written" if not self._refusal else self._refusal.message
-            raise ReadOnlyError(reason, applied=None if self._broken else False)
+            raise self._refused()
         try:
             if self._offset >= self._segment_bytes and self.written_rev >= self._first_rev:
                 self._rotate(self.written_rev + 1)
-            data = b"".join([segment.pack_frame(commit, self._synced) for _, commit in commits])
+            synced, salt = self._synced, self._salt
+            data = b"".join([segment.pack_frame(commit, synced, salt) for _, commit in commits])
             self._files.write(self._file, data)
         except OSError as error:
             raise self._write_failed(error) from error
@@ -199,6 +237,8 @@ class Wal:
             self._resume()
 
     def _sync(self) -> None:
+        if self._broken:  # Asked again, the system may well say that all is on disk.
+            raise self._refused()
         lsn, rev, offset = self.written_lsn, self.written_rev, self._offset
         try:
             self._files.sync(self._file)
@@ -216,24 +256,21 @@ class Wal:
         self._file = self._begin_segment(first_rev)
         old.close()
 
-    def _open_segment(self, first_rev: int) -> BinaryIO:
-        """Begin a segment, or go on with one that holds no revision yet.
-
-        Such a one may hold replies that are remembered: it must not be begun anew.
-        """
-        name = segment.file_name(first_rev)
-        if name not in self._files.names(self._directory):
-            return self._begin_segment(first_rev)
+    def _open_segment(self, end: segment.End) -> BinaryIO:
+        """Go on with a segment: that takes no space, and so is done even where the disk is full."""
+        name = segment.file_name(end.first_rev)
         file, self._offset = self._files.open_append(self._directory / name)
         self._synced = self._offset
+        self._first_rev, self._salt = end.first_rev, end.salt
         return file
 
     def _begin_segment(self, first_rev: int) -> BinaryIO:
         path = self._directory / segment.file_name(first_rev)
         beside = path.with_name(path.name + ".tmp")
+        salt = segment.new_salt()
         file = self._files.create(beside)
         try:
-            self._files.write(file, segment.pack_header(first_rev))
+            self._files.write(file, segment.pack_header(first_rev, salt))
             self._files.sync(file)
             self._files.rename(beside, path)
             self._files.sync_directory(self._directory)
@@ -242,7 +279,7 @@ class Wal:
             self._remove_failed(beside, path)
             raise
         self._offset = self._synced = segment.HEADER_BYTES
-        self._first_rev = first_rev
+        self._first_rev, self._salt = first_rev, salt
         return file
 
     def _remove_failed(self, *paths: Path) -> None:
@@ -263,7 +300,7 @@ class Wal:
         except OSError:
             self._broken = True  # Half a frame may stand there: nothing can be written behind it.
             applied = None
-        return self._refuse(f"the log cannot be written: {error.strerror or error}", applied)
+        return self._refuse(_cannot_write(error), applied)
 
     def _sync_failed(self, error: OSError) -> ReadOnlyError:
         self._broken = True
@@ -271,7 +308,6 @@ class Wal:
         return self._refuse(reason, None)
 
     def _refuse(self, reason: str, applied: bool | None) -> ReadOnlyError:
-        first = self._refusal is None
         with self._keyspace_lock:
             self._refusal = ReadOnlyError(reason)
             self._retry_at = time.monotonic() + RETRY_SECONDS
@@ -281,11 +317,22 @@ class Wal:
             if self._sync_each:
                 self.written_rev = self.durable_rev
                 self.written_lsn = self.durable_lsn
-        if first or self._broken:
+        if reason != self._told:  # Said once, not for each request.
+            self._told = reason
             _log.error("%s; writes are refused, reads go on", reason)
         return ReadOnlyError(reason, applied=applied)
+
+    def _refused(self) -> ReadOnlyError:
+        """What becomes of a commit that was taken before the log failed."""
+        reason = self._refusal.message if self._refusal else "the log cannot be written"
+        return ReadOnlyError(reason, applied=None if self._broken else False)
 
     def _resume(self) -> None:
         with self._keyspace_lock:
             self._refusal = None
+        self._told = None
         _log.warning("the log can be written again")
+
+
+def _cannot_write(error: OSError) -> str:
+    return f"the log cannot be written: {error.strerror or error}"
