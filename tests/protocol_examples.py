@@ -53,7 +53,7 @@ PINNED_INFO: Final[Fields] = {
     "durability.snapshot_bytes": 210,
     "stats.requests": {"PING": 1, "PUT": 3, "GET": 2, "INFO": 1},
     "stats.failures": {"NOT_FOUND": 1},
-    "stats.feed": {"published": 18, "dropped": 0, "rev": 13},
+    "stats.feed": {"published": 18, "dropped": 0, "skipped": 0, "rev": 13},
 }
 
 

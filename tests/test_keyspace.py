@@ -22,8 +22,8 @@ from hypothesis.stateful import (
 )
 
 from tests.stores import Store
-from zkv.errors import NotFoundError, ReadOnlyError, ShuttingDownError
-from zkv.keyspace import Commit, Entry, SnapshotView, view
+from zkv.errors import CompactedError, NotFoundError, ReadOnlyError, ShuttingDownError
+from zkv.keyspace import Commit, Entry, SnapshotView, history, view
 
 Model = dict[str, Entry]
 
@@ -149,6 +149,64 @@ def test_keys_are_in_the_order_of_their_bytes() -> None:
     assert keys == sorted(keys, key=str.encode)
 
 
+# --- History ---------------------------------------------------------------------------------
+
+
+def kept_revs(keyspace: Store, since: int) -> list[int]:
+    """Whose changes are kept and may be told."""
+    return [commit.rev for commit in keyspace.changes_since(since, 1_000)[0]]
+
+
+def test_what_is_not_safe_stays_in_the_history() -> None:
+    """Nobody is told that something is gone which nobody could have been told of."""
+    log = FakeLog(0)
+    keyspace = Store(log=log, history=1)
+    for _ in range(5):
+        keyspace.put("a", b"1")
+    assert keyspace.changes_since(0, 1_000) == ([], 0)
+
+    log.safe_rev = 3
+    assert kept_revs(keyspace, 0) == [1, 2, 3]
+    keyspace.put("a", b"1")
+
+    with pytest.raises(CompactedError) as refused:
+        keyspace.changes_since(2, 1_000)
+    assert refused.value.details == {"oldest": 4}
+    log.safe_rev = 6
+    assert kept_revs(keyspace, 3) == [4, 5, 6]
+
+
+def test_what_is_for_a_cursor_stays_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "UNREAD_CHANGES", 4)
+    keyspace = Store(history=1)
+    cursor = keyspace.place_cursor()
+    for _ in range(4):
+        keyspace.put("a", b"1")
+    assert [commit.rev for commit in keyspace.read(cursor, 2)] == [1, 2]
+    assert (cursor.rev, cursor.missed) == (2, 0)
+
+    for _ in range(4):
+        keyspace.put("a", b"1")
+
+    assert [commit.rev for commit in keyspace.read(cursor, 9)] == [5, 6, 7, 8]
+    assert (cursor.rev, cursor.missed) == (8, 2)
+    keyspace.remove_cursor()
+    keyspace.put("a", b"1")
+    assert kept_revs(keyspace, 8) == [9]
+    with pytest.raises(CompactedError):
+        keyspace.changes_since(7, 1)
+
+
+def test_a_large_commit_is_kept_for_a_cursor_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is over every bound by itself, and is not missed all the same."""
+    monkeypatch.setattr(history, "UNREAD_BYTES", 10)
+    keyspace = Store(history=0)
+    cursor = keyspace.place_cursor()
+    keyspace.put("a", b"x" * 100)
+    assert [commit.rev for commit in keyspace.read(cursor, 9)] == [1]
+    assert cursor.missed == 0
+
+
 # --- Views -----------------------------------------------------------------------------------
 
 
@@ -214,7 +272,7 @@ def test_views_under_threads(
     """Views read while threads write are equal to the history up to their revision."""
     writers, writes = 3, 1_500
     monkeypatch.setattr(view, "CHUNK_ENTRIES", 40)  # Long enough for others to come in between.
-    history: dict[int, tuple[str, bytes | None]] = {}
+    written: dict[int, tuple[str, bytes | None]] = {}
     begin = threading.Barrier(writers + 1)
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)  # Threads come in between each other at every turn.
@@ -225,10 +283,10 @@ def test_views_under_threads(
         for step in range(writes):
             key = f"{step * 7 % 200:03d}-{number}"
             if step % 3 == 2 and many(keyspace, key) != [None]:
-                history[keyspace.delete(key)[0]] = (key, None)
+                written[keyspace.delete(key)[0]] = (key, None)
             else:
                 value = f"{number} {step}".encode()
-                history[keyspace.put(key, value)[0]] = (key, value)
+                written[keyspace.put(key, value)[0]] = (key, value)
 
     threads = [threading.Thread(target=write, args=[number]) for number in range(writers)]
     for thread in threads:
@@ -240,11 +298,11 @@ def test_views_under_threads(
         views.append((snapshot.rev, read(snapshot)))
     for thread in threads:
         thread.join()
-    assert sorted(history) == list(range(1, writers * writes + 1)), "each revision once"
+    assert sorted(written) == list(range(1, writers * writes + 1)), "each revision once"
     model: Model = {}
     states = {0: dict(model)}
-    for rev in sorted(history):
-        key, value = history[rev]
+    for rev in sorted(written):
+        key, value = written[rev]
         if value is None:
             del model[key]
         else:
@@ -298,15 +356,22 @@ class StoreMachine(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
 
     @initialize(
-        size=st.integers(1, 3), entries=st.dictionaries(names, values), rev=st.integers(0, 9)
+        size=st.integers(1, 3),
+        entries=st.dictionaries(names, values),
+        rev=st.integers(0, 9),
+        kept=st.integers(0, 5),
+        unread=st.sampled_from([0, 3, 1_000_000]),
     )
-    def begin(self, size: int, entries: dict[str, bytes], rev: int) -> None:
+    def begin(self, size: int, entries: dict[str, bytes], rev: int, kept: int, unread: int) -> None:
         self.patch.setattr(view, "CHUNK_ENTRIES", size)
+        self.patch.setattr(history, "UNREAD_CHANGES", unread)
         self.model = {key: Entry(value, rev) for key, value in entries.items()}
         self.rev = rev
         self.log = FakeLog(rev)
         self.states = {rev: dict(self.model)}
-        self.keyspace = Store(dict(self.model), rev, self.log)
+        self.keyspace = Store(dict(self.model), rev, self.log, history=kept)
+        self.cursor = self.keyspace.place_cursor()
+        self.may_miss = unread < 1_000_000
 
     def teardown(self) -> None:
         self.patch.undo()
@@ -377,6 +442,16 @@ class StoreMachine(RuleBasedStateMachine):
             self.keyspace.roll_back(self.rev)
         self.model = dict(self.states[self.rev])
         self.states = {rev: state for rev, state in self.states.items() if rev <= self.rev}
+
+    @rule(most=st.integers(1, 4))
+    def read_on(self, most: int) -> None:
+        rev, missed = self.cursor.rev, self.cursor.missed
+        revs = [commit.rev for commit in self.keyspace.read(self.cursor, most)]
+        gap = self.cursor.missed - missed
+        assert gap == 0 or self.may_miss
+        first = rev + gap + 1
+        assert revs == list(range(first, min(first + most, self.log.safe_rev + 1)))
+        assert self.cursor.rev == first + len(revs) - 1
 
     @rule(target=views)
     def open_view(self) -> OpenView:

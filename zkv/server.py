@@ -104,7 +104,7 @@ class Server:
         except BaseException:
             self._broker.stop()
             raise
-        self._broker.serve(self._engine.keyspace, self._settings.server.workers, self._make_service)
+        self._broker.serve(self._settings.server.workers, self._make_service)
 
     def post(self, event: Event) -> None:
         """Tell the supervisor. From any thread, and from a signal handler."""
@@ -134,6 +134,7 @@ class Server:
             facts=self._facts,
             stop=self._end,
         )
+        self._broker.publish(engine.keyspace)
         engine.when_safe(self._broker.commits_are_safe)
         engine.start()
         return engine

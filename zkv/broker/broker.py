@@ -71,16 +71,18 @@ class Broker:
             self._context.term()
             raise
 
-    def serve(self, keyspace: Keyspace, workers: int, make_service: Callable[[], Service]) -> None:
-        """Start the workers and the feed.
+    def publish(self, keyspace: Keyspace) -> None:
+        """Publish the changes of ``keyspace``, which nobody has begun to write to."""
+        if self._feed is not None:
+            self._feed.follow(keyspace)
+
+    def serve(self, workers: int, make_service: Callable[[], Service]) -> None:
+        """Start the workers.
 
         Args:
-            keyspace: whose changes are published.
             workers: how many threads.
             make_service: one for each worker.
         """
-        if self._feed is not None:
-            self._feed.follow(keyspace)
         self._make_service = make_service
         for _ in range(workers):
             self._add_worker()

@@ -1,13 +1,19 @@
 """The change feed: a thread that publishes every change once it is safe.
 
 Each change is a message of two frames: the key as topic, so that a SUB socket's own filter selects
-a prefix, and a msgpack map ``{rev, op, key, value}``. A heartbeat, topic U+0000 (no key begins so),
-tells the revision once a second and after every burst. So a follower that has missed something
-knows.
+a prefix, and a msgpack map (`ChangeMessage`). A heartbeat, topic U+0000 (no key begins so), tells
+the revision up to which everything has been published: once a second, however much there is to
+publish, and after every burst.
 
-The thread reads the history, from the revision that it published last to the newest that is safe;
-nobody hands changes over, and nobody waits for it. A follower that reads too slowly has a bounded
-queue: what does not fit is dropped for that follower, counted, and can be asked for with CHANGES.
+The thread reads the history with a cursor, up to the newest safe revision; nobody hands changes
+over, and nobody waits for it. The cursor is placed before anything can be written, so the feed
+begins with the first change of all.
+
+A follower can always see that it has missed something: each message tells its place among those of
+its revision, revisions have no gaps, and the heartbeat tells the newest. There are two ways to miss
+something, both counted for INFO, and what was missed can be asked for with CHANGES. A follower that
+reads too slowly has a bounded queue, and what does not fit is dropped for that follower. And where
+writers are faster than this thread for long, what the history cannot keep is skipped for all.
 
 The socket is made, used and closed in this thread. Others ring its bell, and read its counters.
 """
@@ -16,30 +22,57 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 import zmq
+from msgspec import Raw, Struct
+from msgspec.msgpack import encode
 
 from zkv.broker.bell import Bell
 from zkv.broker.proxy import bind
-from zkv.errors import CompactedError, EndpointError
+from zkv.errors import EndpointError
 
 if TYPE_CHECKING:
-    from zkv.keyspace import Commit, Keyspace
+    from zkv.keyspace import Commit, Cursor, Keyspace
 
 _log = logging.getLogger("zkv.broker")
 
 HEARTBEAT_TOPIC: Final = b"\0"
 HEARTBEAT_MS: Final = 1_000
+"""Time between heartbeats, at most."""
 MESSAGES_PER_FOLLOWER: Final = 100_000
 """Messages that may wait for a follower that does not keep up; others are dropped for it."""
 COMMITS_AT_ONCE: Final = 500
 """Commits taken from the history in one hold of the keyspace's lock."""
 LINGER_MS: Final = 1_000
 
-_encode = msgspec.msgpack.encode
+
+class ChangeMessage(Struct, frozen=True, gc=False):
+    """The second frame of a change.
+
+    Args:
+        rev: the revision that made it.
+        part: its place among the changes of that revision, from 1.
+        parts: how many changes the revision has.
+        op: see `zkv.keyspace.Change`, and so for the others.
+        key: which entry.
+        value: the packed value; nil where the key is gone.
+    """
+
+    rev: int
+    part: int
+    parts: int
+    op: str
+    key: str
+    value: Raw
+
+
+class Heartbeat(Struct, frozen=True, gc=False):
+    """The second frame of a heartbeat: everything up to ``rev`` has been published."""
+
+    rev: int
 
 
 class Feed:
@@ -55,13 +88,16 @@ class Feed:
         self._endpoint = endpoint
         self._followed: Future[Keyspace | None] = Future()
         self._keyspace: Keyspace
+        self._cursor: Cursor
         self._rev = 0
+        self._heartbeat_at = 0.0  # When the next one is due.
         self._bell = Bell()
         self._bound: Future[str] = Future()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="zkv-feed")
         self.published = 0
         self.dropped = 0
+        self.skipped = 0
 
     def start(self) -> str:
         """Start the thread; the endpoint as bound. Raises EndpointError."""
@@ -69,7 +105,13 @@ class Feed:
         return self._bound.result()
 
     def follow(self, keyspace: Keyspace) -> None:
-        """Publish the changes of ``keyspace`` from its present revision on."""
+        """Publish the changes of ``keyspace`` from its present revision on.
+
+        To be called before anything is written: here, and not in the feed's thread, it is settled
+        which change is the first.
+        """
+        self._cursor = keyspace.place_cursor()
+        self._rev = self._cursor.rev
         self._followed.set_result(keyspace)
 
     def ring(self) -> None:
@@ -86,8 +128,17 @@ class Feed:
         self._bell.close()
 
     def statistics(self) -> dict[str, int]:
-        """Messages published and dropped, and the revision published last."""
-        return {"published": self.published, "dropped": self.dropped, "rev": self._rev}
+        """What has been published, and what could not be.
+
+        Messages published; how often a follower's queue was found full; revisions that were gone
+        before they could be published; and the revision published last.
+        """
+        return {
+            "published": self.published,
+            "dropped": self.dropped,
+            "skipped": self.skipped,
+            "rev": self._rev,
+        }
 
     def _run(self) -> None:
         socket = self._context.socket(zmq.XPUB)
@@ -95,6 +146,7 @@ class Feed:
             socket.linger = LINGER_MS
             socket.sndhwm = MESSAGES_PER_FOLLOWER
             socket.xpub_nodrop = True  # So that a full queue is noticed; see `_send`.
+            socket.xpub_verbose = True  # So that every follower gets a heartbeat as it comes.
             try:
                 self._bound.set_result(bind(socket, self._endpoint))
             except EndpointError as error:
@@ -103,8 +155,10 @@ class Feed:
             keyspace = self._followed.result()
             if keyspace is not None:
                 self._keyspace = keyspace
-                self._rev = keyspace.rev
-                self._serve(socket)
+                try:
+                    self._serve(socket)
+                finally:
+                    keyspace.remove_cursor()
         except Exception:
             _log.critical("the change feed died; followers see its heartbeat stop", exc_info=True)
         finally:
@@ -120,49 +174,32 @@ class Feed:
             self._heartbeat(socket)
             if closing:
                 return
-            while not (ready := poller.poll(HEARTBEAT_MS)) or self._only_subscriptions(
-                socket, ready
-            ):
-                self._heartbeat(socket)
+            poller.poll(HEARTBEAT_MS)
+            _take_subscriptions(socket)
             self._bell.hush()
 
-    def _only_subscriptions(
-        self, socket: zmq.Socket[bytes], ready: list[tuple[object, int]]
-    ) -> bool:
-        """Take the news of subscriptions from the socket; whether that is all that is ready."""
-        while int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            socket.recv()
-        return all(who is socket for who, _ in ready)
-
     def _publish(self, socket: zmq.Socket[bytes]) -> None:
-        """Publish everything that has become safe."""
-        while True:
-            try:
-                commits, _ = self._keyspace.changes_since(self._rev, COMMITS_AT_ONCE)
-            except CompactedError as error:
-                oldest = error.details["oldest"]
-                _log.warning("the change feed lost revisions %d to %d", self._rev + 1, oldest)
-                self._rev = int(str(oldest)) - 1
-                continue
-            if not commits:
-                return
+        """Publish everything that has become safe, and heartbeats when they are due."""
+        while commits := self._keyspace.read(self._cursor, COMMITS_AT_ONCE):
             for commit in commits:
                 self._publish_commit(socket, commit)
-            self._rev = commits[-1].rev
+                self._rev = commit.rev
+                if time.monotonic() >= self._heartbeat_at:
+                    self._heartbeat(socket)
 
     def _publish_commit(self, socket: zmq.Socket[bytes], commit: Commit) -> None:
-        for change in commit.changes:
-            body = {
-                "rev": commit.rev,
-                "op": change.op,
-                "key": change.key,
-                "value": change.value,
-            }
-            self._send(socket, change.key.encode(), _encode(body))
-            self.published += 1
+        parts = len(commit.changes)
+        for part, change in enumerate(commit.changes, 1):
+            message = ChangeMessage(commit.rev, part, parts, change.op, change.key, change.value)
+            self._send(socket, change.key.encode(), encode(message))
+        self.published += parts
 
     def _heartbeat(self, socket: zmq.Socket[bytes]) -> None:
-        self._send(socket, HEARTBEAT_TOPIC, _encode({"rev": self._rev}))
+        self._send(socket, HEARTBEAT_TOPIC, encode(Heartbeat(self._rev)))
+        self._heartbeat_at = time.monotonic() + HEARTBEAT_MS / 1000
+        skipped, self.skipped = self._cursor.missed - self.skipped, self._cursor.missed
+        if skipped:
+            _log.warning("the change feed is behind: %d revisions were not published", skipped)
 
     def _send(self, socket: zmq.Socket[bytes], topic: bytes, body: bytes) -> None:
         """Send to every follower that has room; count where one has not."""
@@ -177,3 +214,9 @@ class Feed:
             socket.xpub_nodrop = True
             return
         socket.send(body)
+
+
+def _take_subscriptions(socket: zmq.Socket[bytes]) -> None:
+    """Take the news of who follows what: libzmq has acted upon them already."""
+    while int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        socket.recv()

@@ -188,7 +188,7 @@ class Replay:
     def _add_history(self, commit: Commit) -> None:
         if commit.rev != self._history.newest + 1:
             self._history.restart(commit.rev - 1)
-        self._history.add(commit)
+        self._history.add(commit, commit.rev)
 
 
 class LogReader:

@@ -3,7 +3,7 @@
 from zkv.keyspace.change import DELETE, EXPIRE, PUT, TOUCH, Change, Commit, Once
 from zkv.keyspace.entry import Entry
 from zkv.keyspace.expirer import Expirer
-from zkv.keyspace.history import History
+from zkv.keyspace.history import Cursor, History
 from zkv.keyspace.sessions import Remembered, Sessions
 from zkv.keyspace.store import Keyspace
 from zkv.keyspace.transaction import Transaction
@@ -16,6 +16,7 @@ __all__ = [
     "TOUCH",
     "Change",
     "Commit",
+    "Cursor",
     "Entry",
     "Expirer",
     "History",

@@ -1,7 +1,15 @@
 """The last commits, in memory: what CHANGES and the change feed are answered from.
 
-Revisions in it are contiguous. It is bounded by the number of changes and by their bytes; the
-oldest commits go first; the newest one always stays.
+Revisions in it are contiguous. It is bounded by the number of changes and by their bytes, and the
+oldest commits go first. Three things stay beyond these bounds:
+
+- the newest commit;
+- what is not safe yet: nobody can have been told of it. It is bounded by what is in flight;
+- what a `Cursor` has not read yet, up to bounds of its own. Beyond them its reader misses
+  something, and the cursor counts it: a reader that is slower than the writers for long costs a
+  bounded amount of memory, and is told.
+
+Everything here is guarded by the keyspace's lock.
 """
 
 from __future__ import annotations
@@ -11,8 +19,31 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from zkv.keyspace.change import Commit
 
+UNREAD_CHANGES: Final = 100_000
+"""Changes that are kept for a cursor, however small the history is."""
+UNREAD_BYTES: Final = 64 * 1024 * 1024
+"""Bytes of keys and values that are kept for a cursor."""
+
 _TRIM: Final = 1_024
 """Commits that may be over before the list is moved: moving costs by the list's length."""
+
+
+class Cursor:
+    """How far a reader of the history has come that is to see every commit.
+
+    Args:
+        rev: the revision that it begins behind.
+
+    Attributes:
+        rev: the newest revision read, or missed.
+        missed: how many revisions were gone before they were read.
+    """
+
+    __slots__ = ("missed", "rev")
+
+    def __init__(self, rev: int) -> None:
+        self.rev = rev
+        self.missed = 0
 
 
 class History:
@@ -32,6 +63,7 @@ class History:
         self._changes = 0
         self._bytes = 0
         self._rev = rev
+        self._cursor: Cursor | None = None
 
     @property
     def newest(self) -> int:
@@ -43,13 +75,13 @@ class History:
         """The oldest revision kept, or the next one where none is."""
         return self._rev - (len(self._commits) - self._begin) + 1
 
-    def add(self, commit: Commit) -> None:
-        """Take the next commit."""
+    def add(self, commit: Commit, safe_rev: int) -> None:
+        """Take the next commit; those after ``safe_rev`` stay."""
         self._rev = commit.rev
         self._commits.append(commit)
         self._changes += len(commit.changes)
         self._bytes += _size(commit)
-        while self._is_full() and len(self._commits) - self._begin > 1:
+        while self._is_over(self._most_changes, self._most_bytes) and self._may_drop(safe_rev):
             self._drop_oldest()
 
     def restart(self, rev: int) -> None:
@@ -68,16 +100,43 @@ class History:
         self._rev = min(self._rev, rev)
 
     def since(self, rev: int, most: int) -> list[Commit]:
-        """At most ``most`` commits after ``rev``, which is not before `oldest` - 1."""
+        """At most ``most`` commits after ``rev``, which is from `oldest` - 1 to `newest`."""
         first = self._begin + rev + 1 - self.oldest
         return self._commits[first : first + most]
+
+    def place_cursor(self) -> Cursor:
+        """A cursor behind the newest commit. There is one at most: it takes the former's place."""
+        self._cursor = Cursor(self._rev)
+        return self._cursor
+
+    def remove_cursor(self) -> None:
+        """Nobody reads on."""
+        self._cursor = None
+
+    def read(self, cursor: Cursor, most: int, safe_rev: int) -> list[Commit]:
+        """At most ``most`` commits up to ``safe_rev`` behind the cursor, which moves over them."""
+        missed = self.oldest - 1 - cursor.rev
+        if missed > 0:
+            cursor.missed += missed
+            cursor.rev += missed
+        commits = self.since(cursor.rev, min(most, max(0, safe_rev - cursor.rev)))
+        cursor.rev += len(commits)
+        return commits
 
     def statistics(self) -> dict[str, int]:
         """How much is kept."""
         return {"changes": self._changes, "bytes": self._bytes, "oldest": self.oldest}
 
-    def _is_full(self) -> bool:
-        return self._changes > self._most_changes or self._bytes > self._most_bytes
+    def _is_over(self, changes: int, size: int) -> bool:
+        return self._changes > changes or self._bytes > size
+
+    def _may_drop(self, safe_rev: int) -> bool:
+        """Whether the oldest commit need not stay."""
+        oldest = self.oldest
+        if oldest > safe_rev or oldest == self._rev:
+            return False
+        unread = self._cursor is not None and oldest > self._cursor.rev
+        return not unread or self._is_over(UNREAD_CHANGES, UNREAD_BYTES)
 
     def _drop_oldest(self) -> None:
         commit = self._commits[self._begin]

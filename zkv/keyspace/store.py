@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from zkv.keyspace.bounds import Range
-    from zkv.keyspace.history import History
+    from zkv.keyspace.history import Cursor, History
     from zkv.keyspace.sessions import Sessions
 
 
@@ -194,15 +194,33 @@ class Keyspace:
         Raises CompactedError: they are not kept any more.
         """
         with self.lock:
-            safe_rev = min(self._rev, self._log.safe_rev)
+            safe_rev = self._safe_rev()
             oldest = self.history.oldest
             if rev < oldest - 1:
                 raise CompactedError(
                     f"changes since {rev} are not kept any more; the oldest is {oldest}",
                     oldest=oldest,
                 )
-            commits = self.history.since(rev, most) if rev < safe_rev else []
-            return [commit for commit in commits if commit.rev <= safe_rev], safe_rev
+            commits = self.history.since(rev, min(most, max(0, safe_rev - rev)))
+            return commits, safe_rev
+
+    def place_cursor(self) -> Cursor:
+        """A cursor behind the newest commit, to `read` with. The store keeps one at a time."""
+        with self.lock:
+            return self.history.place_cursor()
+
+    def remove_cursor(self) -> None:
+        """Keep nothing for the cursor any more."""
+        with self.lock:
+            self.history.remove_cursor()
+
+    def read(self, cursor: Cursor, most: int) -> list[Commit]:
+        """The next commits behind the cursor, at most ``most``, as far as they are safe.
+
+        What is gone already is passed over, and counted in `Cursor.missed`.
+        """
+        with self.lock:
+            return self.history.read(cursor, most, self._safe_rev())
 
     # --- Writing
 
@@ -226,7 +244,7 @@ class Keyspace:
         rev = self._rev
         if changes:
             self._rev = transaction.rev
-            self.history.add(commit)
+            self.history.add(commit, self._log.safe_rev)
             if None in transaction.staged.values():
                 self._removed_rev = transaction.rev
         replaced = self._apply(transaction.staged)
@@ -304,6 +322,9 @@ class Keyspace:
     def no_such_key(self, key: str) -> NotFoundError:
         """The error for a key that is not there. Lock held."""
         return not_found(key, self._removed_rev)
+
+    def _safe_rev(self) -> int:
+        return min(self._rev, self._log.safe_rev)
 
     def _walk(self, keys: Range, reverse: bool) -> Iterator[str]:
         if keys.empty:
