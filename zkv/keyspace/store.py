@@ -301,7 +301,7 @@ class Keyspace:
             return view
 
     def release_view(self, view: SnapshotView) -> None:
-        """Forget ``view``: it needs no replaced entries any more. Lock held."""
+        """Forget ``view``, which nobody will ask any more. Lock held."""
         if view in self._views:
             self._views.remove(view)
 

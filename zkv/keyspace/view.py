@@ -31,7 +31,7 @@ Chunk = list[tuple[str, Entry]]
 
 
 class SnapshotView:
-    """The store as it was at ``rev``. Made by `Keyspace.view`.
+    """The store as it was at ``rev``. Made by `Keyspace.view`, and to be closed.
 
     Its attributes are guarded by the store's lock.
     """
@@ -40,7 +40,7 @@ class SnapshotView:
         self.rev = rev
         self.count = count
         self.time = time  # Unix time in ms.
-        self.lost = False  # Whether commits that it shows have been rolled back.
+        self.lost = False  # Whether commits that it shows have been rolled back; until `close`.
         self._keyspace = keyspace
         self._reached = ""  # Every key up to this one has been read; no key is empty.
         self._all_reached = False
@@ -87,13 +87,15 @@ class SnapshotView:
                     chunk.append((key, entry))
             if len(keys) < CHUNK_ENTRIES:
                 self._all_reached = True
-                store.release_view(self)
             else:
                 self._reached = keys[-1]
         return chunk
 
     def close(self) -> None:
-        """Stop keeping replaced entries. Harmless when the view has been read to its end."""
+        """Be done with it. The store knows the view until then, also when all of it has been read.
+
+        For `lost` may still come true.
+        """
         with self._keyspace.lock:
             self._all_reached = True
             self._keyspace.release_view(self)
