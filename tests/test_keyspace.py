@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import random
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 from hypothesis import settings
@@ -23,7 +24,8 @@ from hypothesis.stateful import (
 
 from tests.stores import Store
 from zkv.errors import CompactedError, NotFoundError, ReadOnlyError, ShuttingDownError
-from zkv.keyspace import Commit, Entry, SnapshotView, history, view
+from zkv.keyspace import Commit, Entry, SnapshotView, history, store, tally, view
+from zkv.keyspace.bounds import key_range
 
 Model = dict[str, Entry]
 
@@ -147,6 +149,89 @@ def test_keys_are_in_the_order_of_their_bytes() -> None:
         keyspace.put(key, b"1")
     assert list(read(keyspace.view())) == keys
     assert keys == sorted(keys, key=str.encode)
+
+
+# --- What has expired, and is not removed yet ------------------------------------------------
+
+
+def expired(keyspace: Store, keys: Iterable[str]) -> None:
+    """Have entries under ``keys`` whose time is over."""
+    for key in keys:
+        with keyspace.lock:
+            transaction = keyspace.begin()
+            transaction.put(key, b"1", keyspace.time + 1)
+            keyspace.commit(transaction)
+    keyspace.time += 1
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("limit", [1, 2, 5, 100])
+def test_a_scan_passes_over_what_has_expired(
+    keyspace: Store, monkeypatch: pytest.MonkeyPatch, limit: int, reverse: bool
+) -> None:
+    """But not over very much of it in one page: that may be short, or empty."""
+    monkeypatch.setattr(store, "PASSED_OVER", 3)
+    expired(keyspace, [f"{number:02}" for number in range(60)])
+    there = ["00", "01", "17", "18", "19", "40", "58"]
+    for key in there:
+        keyspace.put(key, b"1")
+
+    found, after = [], None
+    while True:
+        page = keyspace.scan(key_range("", after=after, reverse=reverse), limit, reverse)
+        assert len(page.items) <= limit
+        found += [key for key, _ in page.items]
+        if page.following is None:
+            break
+        after = page.following
+    assert found == sorted(there, reverse=reverse)
+    assert list(keyspace.entries) != there, "what has expired was removed"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_count_leaves_out_what_has_expired(
+    keyspace: Store, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """It counts for one moment, whatever is written while it looks."""
+    chance = random.Random(seed)
+    monkeypatch.setattr(tally, "CHUNK_DEADLINES", 3)
+    keys = [f"{letter}{number}" for number in range(10) for letter in "abc"]
+    expired(keyspace, chance.sample(keys, 25))
+    steps = 0
+
+    def write_meanwhile(_seconds: float) -> None:
+        nonlocal steps
+        steps += 1
+        for key in chance.sample(keys, 3):
+            keyspace.put(key, b"1")
+        keyspace.delete_many(chance.sample(keys, 3))
+        keyspace.expire(chance.randrange(3))
+        expired(keyspace, chance.sample(keys, 2))
+
+    monkeypatch.setattr("time.sleep", write_meanwhile)
+    for key in chance.sample(keys, 4):
+        keyspace.put(key, b"1")
+    living = [key for key in keys if many(keyspace, key) != [None]]
+
+    assert keyspace.count(key_range("b"))[0] == sum(key.startswith("b") for key in living)
+    assert steps > 1
+
+
+def test_a_count_begins_anew_when_commits_are_rolled_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    keyspace = Store(log=FakeLog(0))
+    monkeypatch.setattr(tally, "CHUNK_DEADLINES", 3)
+    expired(keyspace, [f"{letter}{number}" for number in range(10) for letter in "ab"])
+    keyspace.put("a1", b"1")
+    keyspace.put("a2", b"1")
+    going = iter([True])
+
+    def roll_back(_seconds: float) -> None:
+        if next(going, False):
+            with keyspace.lock:
+                keyspace.roll_back(keyspace.rev - 1)
+
+    monkeypatch.setattr("time.sleep", roll_back)
+    assert keyspace.count(key_range("a")) == (1, 21)
 
 
 # --- History ---------------------------------------------------------------------------------

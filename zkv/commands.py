@@ -175,7 +175,7 @@ def scan(node: Node, request: requests.Scan) -> Done:
     most = min(request.limit, node.limits.max_batch)
     keys = key_range(request.prefix, request.start, request.end, request.after, request.reverse)
     page = node.engine.keyspace.scan(keys, most, request.reverse)
-    if page.more and most < request.limit:
+    if page.following is not None and len(page.items) == most < request.limit:
         raise TooLargeError(
             f"there are more than {most} keys, which is max_batch; ask with a limit up to that, "
             f"and go on behind `next`"
@@ -184,8 +184,7 @@ def scan(node: Node, request: requests.Scan) -> Done:
     size = sum([len(key) + (len(entry.value) if values else 0) for key, entry in page.items])
     _check_size(node, size, "this page", "ask with a smaller limit")
     items = [(key, Raw(entry.value) if values else NIL, entry.rev) for key, entry in page.items]
-    following = items[-1][0] if page.more else None
-    return Done(ScanReply(items=items, next=following, rev=page.rev), page.rev)
+    return Done(ScanReply(items=items, next=page.following, rev=page.rev), page.rev)
 
 
 def count(node: Node, request: requests.Count) -> Done:

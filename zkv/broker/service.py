@@ -245,9 +245,12 @@ class PendingReply:
         self._reply.add_done_callback(settled)
 
     def body(self) -> bytes:
-        """The encoded reply."""
-        error = self._reply.exception()
-        reply = self._reply.result() if error is None else fail(error, self._call.request)
+        """The encoded reply. To be called once."""
+        future = self._reply
+        del self._reply  # It refers back to what delivers this, and so does the call's result:
+        self._call.result = None  # no cycle is to stay.
+        error = future.exception()
+        reply = future.result() if error is None else fail(error, self._call.request)
         return self._service.finish_later(self._call, reply)
 
 

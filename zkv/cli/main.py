@@ -18,6 +18,7 @@ from typing import Any
 
 from zkv import __version__, config
 from zkv.cli import data
+from zkv.collector import collecting
 from zkv.errors import StartupError
 from zkv.log import Log
 from zkv.server import Event, Server
@@ -48,15 +49,20 @@ def serve(options: argparse.Namespace) -> int:
         server = Server(settings, log.write_requests if log.requests else None, log.reopen)
         server.start()
         _handle_signals(server)
-        try:
-            announce(f"READY {' '.join(server.endpoints)}\n")
-        except OSError as error:
-            server.post(Event.STOP)
-            server.wait()
-            raise StartupError(f"standard output: {error.strerror or error}") from error
-        return 0 if server.wait() else FAILED
+        with collecting():
+            return _serve(server)
     finally:
         log.close()
+
+
+def _serve(server: Server) -> int:
+    try:
+        announce(f"READY {' '.join(server.endpoints)}\n")
+    except OSError as error:
+        server.post(Event.STOP)
+        server.wait()
+        raise StartupError(f"standard output: {error.strerror or error}") from error
+    return 0 if server.wait() else FAILED
 
 
 def announce(line: str) -> None:

@@ -52,7 +52,8 @@ class CommitGroup:
     def complete(self, error: ReadOnlyError | None) -> None:
         """Let the replies leave, or tell why they cannot."""
         self.error = error
-        for deliver in self._deliver:
+        waiting, self._deliver = self._deliver, []  # They refer to the group: no cycle is to stay.
+        for deliver in waiting:
             deliver()
         self._wake()
 

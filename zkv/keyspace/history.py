@@ -14,10 +14,9 @@ Everything here is guarded by the keyspace's lock.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from zkv.keyspace.change import Commit
+from zkv.keyspace.change import Commit
 
 UNREAD_CHANGES: Final = 100_000
 """Changes that are kept for a cursor, however small the history is."""
@@ -25,7 +24,10 @@ UNREAD_BYTES: Final = 64 * 1024 * 1024
 """Bytes of keys and values that are kept for a cursor."""
 
 _TRIM: Final = 1_024
-"""Commits that may be over before the list is moved: moving costs by the list's length."""
+"""Places that may be empty before the list is moved: moving costs by the list's length."""
+_DROPPED: Final = Commit(0, 0, ())
+"""In the place of a commit that is gone: its memory is freed at once, and not that of thousands
+together, which would take many milliseconds."""
 
 
 class Cursor:
@@ -59,6 +61,7 @@ class History:
         self._most_changes = most_changes
         self._most_bytes = most_bytes
         self._commits: list[Commit] = []
+        self._sizes: list[int] = []  # Of each commit, in bytes; see `_size`.
         self._begin = 0  # Commits before this index are gone.
         self._changes = 0
         self._bytes = 0
@@ -78,15 +81,18 @@ class History:
     def add(self, commit: Commit, safe_rev: int) -> None:
         """Take the next commit; those after ``safe_rev`` stay."""
         self._rev = commit.rev
+        size = _size(commit)
         self._commits.append(commit)
+        self._sizes.append(size)
         self._changes += len(commit.changes)
-        self._bytes += _size(commit)
+        self._bytes += size
         while self._is_over(self._most_changes, self._most_bytes) and self._may_drop(safe_rev):
             self._drop_oldest()
 
     def restart(self, rev: int) -> None:
         """Forget everything; the next commit has revision ``rev`` + 1."""
         self._commits.clear()
+        self._sizes.clear()
         self._begin = self._changes = self._bytes = 0
         self._rev = rev
 
@@ -95,7 +101,7 @@ class History:
         while self._rev > rev and len(self._commits) > self._begin:
             commit = self._commits.pop()
             self._changes -= len(commit.changes)
-            self._bytes -= _size(commit)
+            self._bytes -= self._sizes.pop()
             self._rev -= 1
         self._rev = min(self._rev, rev)
 
@@ -141,10 +147,12 @@ class History:
     def _drop_oldest(self) -> None:
         commit = self._commits[self._begin]
         self._changes -= len(commit.changes)
-        self._bytes -= _size(commit)
+        self._bytes -= self._sizes[self._begin]
+        self._commits[self._begin] = _DROPPED
         self._begin += 1
         if self._begin >= _TRIM + len(self._commits) // 2:
             del self._commits[: self._begin]
+            del self._sizes[: self._begin]
             self._begin = 0
 
 

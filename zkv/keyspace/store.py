@@ -1,7 +1,7 @@
 """The store: every entry, the ordered index of keys, and the revision, under one lock.
 
 Invariants:
-- `Keyspace.lock` guards every attribute here, every `SnapshotView`, the sessions and the history.
+- `Keyspace.lock` guards every attribute here, every `Watcher`, the sessions and the history.
   Methods whose text says "lock held" expect the caller to hold it; the others take it themselves.
 - Every change goes through `commit`: it takes the next revision, logs the changes ahead, and
   applies all of them or none.
@@ -16,9 +16,10 @@ No file and no socket is touched here; the clock is passed in.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from msgspec import Struct
 from sortedcontainers import SortedList
@@ -26,6 +27,7 @@ from sortedcontainers import SortedList
 from zkv.errors import CompactedError, NotFoundError, ShuttingDownError
 from zkv.keyspace.change import EXPIRE, Commit, Once
 from zkv.keyspace.entry import Entry
+from zkv.keyspace.tally import PAUSE_SECONDS, Tally
 from zkv.keyspace.transaction import Transaction, not_found
 from zkv.keyspace.view import SnapshotView
 
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
     from zkv.keyspace.bounds import Range
     from zkv.keyspace.history import Cursor, History
     from zkv.keyspace.sessions import Sessions
+
+
+PASSED_OVER: Final = 2_000
+"""Expired keys that one page of a scan passes over at most: about 0.5 ms."""
 
 
 class ChangeLog(Protocol):
@@ -50,6 +56,16 @@ class ChangeLog(Protocol):
 
     def append(self, commit: Commit) -> int:
         """Take a commit, lock held; returns its number. Raises ReadOnlyError."""
+
+
+class Watcher(Protocol):
+    """Reads the store in small steps, and is told of what changes ahead of it. Lock held."""
+
+    def keep(self, key: str, old: Entry | None) -> None:
+        """Learn what ``key`` was, before a write replaces it."""
+
+    def rolled_back(self, rev: int) -> None:
+        """Learn that the commits after ``rev`` have been undone."""
 
 
 class NoLog:
@@ -83,8 +99,8 @@ class Page(NamedTuple):
     """A part of a scan."""
 
     items: list[tuple[str, Entry]]
-    more: bool
-    """Whether there are further keys in the range."""
+    following: str | None
+    """Behind which key to go on; None where there are no further ones in the range."""
     rev: int
 
 
@@ -124,7 +140,7 @@ class Keyspace:
         self._removed_rev = rev
         self._log: ChangeLog = NoLog() if log is None else log
         self._undo: deque[Undo] = deque()
-        self._views: list[SnapshotView] = []
+        self._watchers: list[Watcher] = []
         self._sealed = False
 
     @property
@@ -169,24 +185,41 @@ class Keyspace:
             return list(map(self.entries.get, keys)), self._removed_rev
 
     def scan(self, keys: Range, limit: int, reverse: bool) -> Page:
-        """The first ``limit`` entries of a range, or the last ones, backwards."""
+        """The first ``limit`` entries of a range, or the last ones, backwards.
+
+        Fewer, where it would have to pass over many that have expired.
+        """
         with self.lock:
             found = self._walk(keys, reverse)
             if self._due_count():
-                found = (key for key in found if self.live(key) is not None)
+                return self._scan_live(found, limit)
             names = list(islice(found, limit + 1))
-            items = [(key, self.entries[key]) for key in names[:limit]]
-            return Page(items, len(names) > limit, self._rev)
+            return self._page(names[:limit], names[limit - 1] if len(names) > limit else None)
 
     def count(self, keys: Range) -> tuple[int, int]:
-        """How many keys are in a range, and at which revision; logarithmic in their number."""
-        with self.lock:
-            if keys.empty:
-                return 0, self._rev
-            low = self._index.bisect_left(keys.low)
-            high = len(self._index) if keys.high is None else self._index.bisect_left(keys.high)
-            due = self._deadlines.islice(0, self._due_count())
-            return high - low - sum(1 for _, key in due if keys.holds(key)), self._rev
+        """How many keys are in a range, and at which revision; logarithmic in their number.
+
+        While many expired keys wait for their removal it takes as long as looking at those takes,
+        but not with the lock held.
+        """
+        while True:
+            with self.lock:
+                if keys.empty:
+                    return 0, self._rev
+                low = self._index.bisect_left(keys.low)
+                high = len(self._index) if keys.high is None else self._index.bisect_left(keys.high)
+                there, rev = high - low, self._rev
+                due = self._due_count()
+                if not due or there == len(self._index):
+                    return there - due, rev
+                tally = Tally(keys, self.now())
+                self._step(tally)
+                if tally.complete:
+                    return there - tally.count, rev
+                self._watchers.append(tally)
+            self._complete(tally)
+            if not tally.lost:
+                return there - tally.count, rev
 
     def changes_since(self, rev: int, most: int) -> tuple[list[Commit], int]:
         """At most ``most`` commits after ``rev`` that are safe, and the newest safe revision.
@@ -288,8 +321,8 @@ class Keyspace:
             self._rev = undo.rev
         self.history.roll_back(self._rev)
         self._removed_rev = min(self._removed_rev, self._rev)
-        for view in self._views:
-            view.lost = view.lost or view.rev > self._rev
+        for watcher in self._watchers:
+            watcher.rolled_back(self._rev)
 
     # --- Views
 
@@ -297,13 +330,13 @@ class Keyspace:
         """The store as it is now, to be read in small steps while writes go on."""
         with self.lock:
             view = SnapshotView(self, self._rev, len(self.entries), self.now())
-            self._views.append(view)
+            self._watchers.append(view)
             return view
 
     def release_view(self, view: SnapshotView) -> None:
         """Forget ``view``, which nobody will ask any more. Lock held."""
-        if view in self._views:
-            self._views.remove(view)
+        if view in self._watchers:
+            self._watchers.remove(view)
 
     def keys_after(self, key: str) -> Iterator[str]:
         """Keys behind ``key`` in order. Lock held, as long as it is read."""
@@ -332,6 +365,37 @@ class Keyspace:
         included = (keys.low_included, False)
         return self._index.irange(keys.low, keys.high, inclusive=included, reverse=reverse)
 
+    def _scan_live(self, found: Iterator[str], limit: int) -> Page:
+        """A page of ``found``, past those that have expired, but not past very many."""
+        names: list[str] = []
+        for looked_at, key in enumerate(found):
+            if self.live(key) is None:
+                if looked_at >= limit + PASSED_OVER:
+                    return self._page(names, key)
+            elif len(names) == limit:
+                return self._page(names, names[-1])
+            else:
+                names.append(key)
+        return self._page(names, None)
+
+    def _page(self, names: list[str], following: str | None) -> Page:
+        return Page([(key, self.entries[key]) for key in names], following, self._rev)
+
+    def _complete(self, tally: Tally) -> None:
+        """Complete a tally in small steps. Without the lock held."""
+        try:
+            while not tally.complete and not tally.lost:
+                time.sleep(PAUSE_SECONDS)
+                with self.lock:
+                    self._step(tally)
+        finally:
+            with self.lock:
+                self._watchers.remove(tally)
+
+    def _step(self, tally: Tally) -> None:
+        behind = self._deadlines.irange(tally.reached, inclusive=(False, True))
+        tally.step(behind)
+
     def _due_count(self) -> int:
         """How many entries have expired and are still to be removed."""
         if not self._deadlines or self._deadlines[0][0] > self.now():
@@ -340,12 +404,12 @@ class Keyspace:
 
     def _apply(self, staged: dict[str, Entry | None]) -> dict[str, Entry | None]:
         """Have these entries under these keys, None = nothing; returns what was there before."""
-        entries, index, views = self.entries, self._index, self._views
+        entries, index, watchers = self.entries, self._index, self._watchers
         replaced: dict[str, Entry | None] = {}
         for key, entry in staged.items():
             replaced[key] = old = entries.get(key)
-            for view in views:
-                view.keep(key, old)
+            for watcher in watchers:
+                watcher.keep(key, old)
             if old is not None and old.expires is not None:
                 self._deadlines.remove((old.expires, key))
             if entry is not None:

@@ -51,6 +51,10 @@ class SnapshotView:
         if not self._all_reached and key > self._reached:
             self._kept.setdefault(key, old)
 
+    def rolled_back(self, rev: int) -> None:
+        """Learn that the commits after ``rev`` have been undone. Call with the lock held."""
+        self.lost = self.lost or self.rev > rev
+
     def chunks(self) -> Iterator[Chunk]:
         """All entries, each once; in key order but for keys removed since ``rev``, which end it."""
         while not self._all_reached:

@@ -1,0 +1,83 @@
+"""The garbage collector: it has nothing to do with requests, and does not look at the store."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from tests.conftest import Connect
+from tests.support import FREE_PORT, Message, ServerInProcess, eventually, pack, unpack
+from zkv import collector
+
+PUT: Message = {"op": "PUT", "key": "k", "value": "text"}
+REQUESTS: dict[str, list[Message]] = {
+    "writes": [PUT, {"op": "DELETE", "key": "k"}, {"op": "MPUT", "items": {"a": 1}}],
+    "reads": [PUT, {"op": "GET", "key": "k"}, {"op": "SCAN"}, {"op": "CHANGES", "since": 0}],
+    "refusals": [
+        {"op": "GET", "key": "nowhere"},
+        {"op": "PUT", "key": "k"},
+        {"op": "INCR", "key": "k"},
+        {"op": "PUT", "key": "k", "value": 1, "if_rev": 9},
+        {"op": "TXN", "ops": [PUT, {"op": "INCR", "key": "k"}]},
+    ],
+    "exactly once": [PUT | {"session": "s", "seq": 1}] * 2,
+    "others": [{"op": "SNAPSHOT"}, {"op": "INFO"}],
+}
+
+
+@pytest.fixture
+def uncollected() -> Iterator[list[object]]:
+    """What the collector would find, and nobody has let go of."""
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    yield gc.garbage
+    gc.set_debug(0)
+    gc.garbage.clear()
+    gc.enable()
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+def test_requests_leave_nothing_for_the_collector(
+    tmp_path: Path, connect: Connect, request: pytest.FixtureRequest, kind: str
+) -> None:
+    """So their memory is free at once, however seldom it runs."""
+    with ServerInProcess(tmp_path / "data", server={"feed": FREE_PORT}) as node:
+        pipeline = connect(node.endpoint, zmq.DEALER)
+        found = request.getfixturevalue("uncollected")
+        for _ in range(50):
+            for fields in REQUESTS[kind]:
+                pipeline.send(pack(fields))
+        for _ in range(50 * len(REQUESTS[kind])):
+            unpack(pipeline.receive())
+        # The last replies are let go of when the worker comes to its next batch.
+        eventually(lambda: pipeline.call(op="PING")["ok"], "that workers are done")
+        gc.collect()
+
+        assert not Counter(type(each).__name__ for each in found if _is_ours(each))
+
+
+def _is_ours(each: object) -> bool:
+    return type(each).__module__.startswith("zkv")
+
+
+def test_what_stays_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector, "ROUND_SECONDS", 0.001)
+    usual = gc.get_threshold()
+    with collector.collecting():
+        kept: list[list[object]] = [[] for _ in range(1_000)]
+        eventually(lambda: _is_frozen(kept), "that it is frozen")
+        assert gc.get_threshold() != usual
+
+    assert gc.get_threshold() == usual
+    assert gc.get_freeze_count() == 0
+    assert not _is_frozen(kept)
+
+
+def _is_frozen(kept: object) -> bool:
+    return not any(kept is each for each in gc.get_objects())
