@@ -1690,6 +1690,36 @@ def test_a_session_is_forgotten_after_its_time_of_silence(make_store: MakeStore)
     assert late.ok("INCR", key="k", session="s", seq=1)["value"] == 2
 
 
+def test_a_session_that_was_forgotten_is_a_new_one(make_store: MakeStore) -> None:
+    """Its name may come again, and nothing of the former one is left, nor is after a crash."""
+    store = make_store(session_ttl=10, session_window=3)
+    for seq in (1, 2, 3, 4, 50):
+        store.ok("INCR", key="k", session="s", seq=seq)
+    store.clock.advance(10_000)
+    for seq in (1, 2, 3, 4):
+        assert "replayed" not in store.ok("INCR", key="k", session="s", seq=seq)
+    for seq in (4, 3, 2):
+        assert store.ok("INCR", key="k", session="s", seq=seq)["replayed"] is True
+    assert store.ok("GET", key="k")["value"] == 9
+    assert store.ok("INFO")["stats"]["sessions"]["replies"] == 3
+
+
+@pytest.mark.parametrize("kind", ["memory", "log, always"])
+def test_silent_sessions_are_forgotten_step_by_step(kind: str) -> None:
+    """However many there are, no request has to wait until all of them are gone."""
+    with opened(kind, session_ttl=10) as store:
+        for name in range(50):
+            store.ok("INCR", key="k", session=f"s{name}", seq=1)
+        store.clock.advance(10_000)
+        assert store.ok("INFO")["stats"]["sessions"]["sessions"] > 0
+        # The last of them has not been forgotten yet, and is a new one all the same.
+        assert "replayed" not in store.ok("INCR", key="k", session="s49", seq=1)
+        for _ in range(10):
+            left = store.ok("INFO")["stats"]["sessions"]["sessions"]
+        assert left == 1
+        assert store.ok("INCR", key="k", session="s49", seq=1)["replayed"] is True
+
+
 def test_a_session_that_writes_is_not_forgotten(make_store: MakeStore) -> None:
     store = make_store(session_ttl=10)
     for seq in range(1, 6):

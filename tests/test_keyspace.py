@@ -23,8 +23,14 @@ from hypothesis.stateful import (
 )
 
 from tests.stores import Store
-from zkv.errors import CompactedError, NotFoundError, ReadOnlyError, ShuttingDownError
-from zkv.keyspace import Commit, Entry, SnapshotView, history, store, tally, view
+from zkv.errors import (
+    CompactedError,
+    NotFoundError,
+    ReadOnlyError,
+    ShuttingDownError,
+    StaleSeqError,
+)
+from zkv.keyspace import Commit, Entry, Once, Sessions, SnapshotView, history, store, tally, view
 from zkv.keyspace.bounds import key_range
 
 Model = dict[str, Entry]
@@ -149,6 +155,24 @@ def test_keys_are_in_the_order_of_their_bytes() -> None:
         keyspace.put(key, b"1")
     assert list(read(keyspace.view())) == keys
     assert keys == sorted(keys, key=str.encode)
+
+
+# --- Sessions --------------------------------------------------------------------------------
+
+
+def test_a_write_that_is_rolled_back_does_not_open_the_window_again() -> None:
+    """What has fallen out of it may have run, and would run twice."""
+    sessions = Sessions(window=3)
+    for seq in range(1, 5):
+        sessions.remember(Once("s", seq, b"digest", b"reply"), seq, seq, 0)
+    sessions.undo(Once("s", 4, b"digest", b"reply"))
+
+    assert sessions.recall("s", 4, b"digest", 0) is None
+    known = sessions.recall("s", 2, b"digest", 0)
+    assert known is not None
+    assert known.rev == 2
+    with pytest.raises(StaleSeqError):
+        sessions.recall("s", 1, b"digest", 0)
 
 
 # --- What has expired, and is not removed yet ------------------------------------------------
