@@ -1060,15 +1060,22 @@ def test_a_txn_fails_with_the_first_thing_that_does_not_hold(store: Store) -> No
         if_=[["a", a], ["x", 0], ["b", a]],
         ops=[op("DELETE", key="x")],
     )
-    assert (bad_condition["index"], bad_condition["key"], bad_condition["rev"]) == (2, "b", b)
+    assert bad_condition.items() >= {"field": "if", "index": 2, "key": "b", "rev": b}.items()
     present = store.refused("CONFLICT", "TXN", if_=[["a", 0]], ops=[op("DELETE", key="x")])
-    assert (present["index"], present["key"], present["rev"]) == (0, "a", a)
+    assert present.items() >= {"field": "if", "index": 0, "key": "a", "rev": a}.items()
     absent = store.refused("CONFLICT", "TXN", if_=[["x", 1]], ops=[])
-    assert (absent["index"], absent["key"], absent["rev"]) == (0, "x", 0)
+    assert absent.items() >= {"field": "if", "index": 0, "key": "x", "rev": 0}.items()
     bad_key = store.refused("BAD_REQUEST", "TXN", if_=[["a", a], ["", 0]], ops=[])
-    assert bad_key["index"] == 1
+    assert (bad_key["field"], bad_key["index"]) == ("if", 1)
     ops = [op("GET", key="a"), op("DELETE", key="b"), op("DELETE", key="b"), op("INCR", key="b")]
-    assert store.refused("NOT_FOUND", "TXN", if_=[["a", a]], ops=ops)["index"] == 2
+    absent = store.refused("NOT_FOUND", "TXN", if_=[["a", a]], ops=ops)
+    assert (absent["field"], absent["index"]) == ("ops", 2)
+    ops = [op("PUT", key="a", value=1), op("PUT", key="b", value=1, if_rev=0)]
+    bad_op = store.refused("CONFLICT", "TXN", if_=[["a", a], ["b", b]], ops=ops)
+    assert bad_op.items() >= {"field": "ops", "index": 1, "key": "b", "rev": b}.items()
+    ops = [op("PUT", key="b", value=1), op("DELETE", key="b", if_rev=b)]
+    own = store.refused("CONFLICT", "TXN", ops=ops)
+    assert own.items() >= {"field": "ops", "index": 1, "key": "b", "rev": b + 1}.items()
 
 
 def test_conditions_are_about_the_state_before_the_ops(store: Store) -> None:
@@ -1714,9 +1721,8 @@ def test_silent_sessions_are_forgotten_step_by_step(kind: str) -> None:
         assert store.ok("INFO")["stats"]["sessions"]["sessions"] > 0
         # The last of them has not been forgotten yet, and is a new one all the same.
         assert "replayed" not in store.ok("INCR", key="k", session="s49", seq=1)
-        for _ in range(10):
-            left = store.ok("INFO")["stats"]["sessions"]["sessions"]
-        assert left == 1
+        left = [store.ok("INFO")["stats"]["sessions"]["sessions"] for _ in range(10)]
+        assert left[-1] == 1
         assert store.ok("INCR", key="k", session="s49", seq=1)["replayed"] is True
 
 

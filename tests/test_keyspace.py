@@ -160,19 +160,22 @@ def test_keys_are_in_the_order_of_their_bytes() -> None:
 # --- Sessions --------------------------------------------------------------------------------
 
 
-def test_a_write_that_is_rolled_back_does_not_open_the_window_again() -> None:
-    """What has fallen out of it may have run, and would run twice."""
+def test_a_write_that_is_rolled_back_leaves_the_window_as_it_was() -> None:
+    """What had fallen out of it is remembered again: it has run, and would run twice."""
     sessions = Sessions(window=3)
-    for seq in range(1, 5):
-        sessions.remember(Once("s", seq, b"digest", b"reply"), seq, seq, 0)
-    sessions.undo(Once("s", 4, b"digest", b"reply"))
-
-    assert sessions.recall("s", 4, b"digest", 0) is None
-    known = sessions.recall("s", 2, b"digest", 0)
-    assert known is not None
-    assert known.rev == 2
+    windows = [
+        sessions.remember(Once("s", seq, b"digest", b"reply"), seq, seq, 0) for seq in (1, 2, 3, 9)
+    ]
     with pytest.raises(StaleSeqError):
-        sessions.recall("s", 1, b"digest", 0)
+        sessions.recall("s", 3, b"digest", 0)
+    sessions.undo(Once("s", 9, b"digest", b"reply"), windows[-1])
+
+    for seq in (1, 2, 3):
+        known = sessions.recall("s", seq, b"digest", 0)
+        assert known is not None
+        assert known.rev == seq
+    assert sessions.recall("s", 9, b"digest", 0) is None
+    assert sessions.statistics() == {"sessions": 1, "replies": 3, "bytes": 15}
 
 
 # --- What has expired, and is not removed yet ------------------------------------------------

@@ -301,14 +301,15 @@ def txn(node: Node, transaction: Transaction, request: requests.Txn) -> TxnReply
     """Check conditions, then run ops that see each other's effects; all or nothing."""
     node.limits.check_batch(len(request.ops), "ops")
     node.limits.check_batch(len(request.conditions), "if")
+    seen = transaction.rev - 1
     for index, (key, rev) in enumerate(request.conditions):
-        with _Indexed(index):
+        with _Failing("if", index, seen):
             node.limits.check_key(key)
             transaction.check(key, rev)
     results: list[Reply] = []
     size = 0
     for index, op in enumerate(request.ops):
-        with _Indexed(index):
+        with _Failing("ops", index, seen):
             result = _run_in_txn(node, transaction, op)
             size += _values_size(result)
             _check_size(node, size, "the results", "ask for less in one TXN")
@@ -335,18 +336,26 @@ def _get_in_txn(node: Node, transaction: Transaction, op: requests.Get) -> GetRe
     return _get_reply(entry, transaction.now)
 
 
-class _Indexed:
-    """Adds to a `RequestError` which condition or op of a TXN it comes from."""
+class _Failing:
+    """Adds to a `RequestError` which condition or op of a TXN it comes from.
 
-    def __init__(self, index: int) -> None:
+    Such a failure also tells that everything before it did not fail, and so of any revision of the
+    store; and never of the TXN's own, which nobody will ever write.
+    """
+
+    def __init__(self, field: str, index: int, seen_rev: int) -> None:
+        self._field = field
         self._index = index
+        self._seen_rev = seen_rev
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         if isinstance(error, RequestError):
+            error.details["field"] = self._field
             error.details["index"] = self._index
+            error.seen_rev = self._seen_rev
 
 
 # --- Helpers

@@ -41,6 +41,18 @@ class Remembered(Struct, frozen=True, gc=False):
     lsn: int
 
 
+class Window(Struct, frozen=True, gc=False):
+    """What a session's window was before a reply was remembered.
+
+    Args:
+        newest: the highest number then.
+        dropped: what has fallen out of it since.
+    """
+
+    newest: int
+    dropped: tuple[tuple[int, Remembered], ...]
+
+
 SessionState = tuple[str, int, list[tuple[int, bytes, bytes, int]]]
 """Name, when last used, and for each remembered reply: seq, digest, reply and revision."""
 
@@ -112,8 +124,11 @@ class Sessions:
             )
         return known
 
-    def remember(self, once: Once, rev: int, lsn: int, now: int) -> None:
-        """Keep a reply, and let go of those that fall out of the session's window."""
+    def remember(self, once: Once, rev: int, lsn: int, now: int) -> Window:
+        """Keep a reply, and let go of those that fall out of the session's window.
+
+        Returns what `undo` needs.
+        """
         session = self._sessions.get(once.session)
         if session is not None and self._is_silent(session, now):
             self._forget(once.session)  # Only replay comes here: it was forgotten back then, too.
@@ -122,27 +137,32 @@ class Sessions:
             session = self._sessions[once.session] = Session(now)
         session.used = max(session.used, now)
         self._sessions.move_to_end(once.session)
-        if once.seq <= session.newest - self._window:
-            return  # Only replay of an old log comes here: it is remembered no more.
+        before = session.newest
+        if once.seq <= before - self._window:
+            return Window(before, ())  # Only replay of an old log comes here: it is known no more.
         self._drop(session, once.seq)
         session.replies[once.seq] = Remembered(once.digest, once.reply, rev, lsn)
         self._replies += 1
         self._bytes += len(once.reply)
-        if once.seq > session.newest:
-            step, session.newest = once.seq - session.newest, once.seq
-            edge = session.newest - self._window
-            gone = [edge] if step == 1 else [seq for seq in session.replies if seq <= edge]
-            for seq in gone:
-                self._drop(session, seq)
+        if once.seq <= before:
+            return Window(before, ())
+        session.newest = once.seq
+        edge = once.seq - self._window
+        gone = [edge] if once.seq == before + 1 else [seq for seq in session.replies if seq <= edge]
+        dropped = [(seq, self._drop(session, seq)) for seq in gone]
+        return Window(before, tuple([(seq, known) for seq, known in dropped if known is not None]))
 
-    def undo(self, once: Once) -> None:
-        """Forget a reply whose commit has been rolled back.
-
-        The window stays where it is: what has fallen out of it is gone, and to be refused.
-        """
+    def undo(self, once: Once, window: Window) -> None:
+        """Forget a reply whose commit has been rolled back; ``window`` is how it was before."""
         session = self._sessions.get(once.session)
-        if session is not None:
-            self._drop(session, once.seq)
+        if session is None:
+            return
+        self._drop(session, once.seq)
+        session.newest = window.newest
+        for seq, known in window.dropped:
+            session.replies[seq] = known
+            self._replies += 1
+            self._bytes += len(known.reply)
 
     def forget_silent(self, now: int) -> None:
         """Forget sessions that have been silent for too long, some of them at a time."""
@@ -186,8 +206,9 @@ class Sessions:
         self._replies -= len(session.replies)
         self._bytes -= sum([len(known.reply) for known in session.replies.values()])
 
-    def _drop(self, session: Session, seq: int) -> None:
+    def _drop(self, session: Session, seq: int) -> Remembered | None:
         known = session.replies.pop(seq, None)
         if known is not None:
             self._replies -= 1
             self._bytes -= len(known.reply)
+        return known

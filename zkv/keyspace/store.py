@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from zkv.keyspace.bounds import Range
     from zkv.keyspace.history import Cursor, History
-    from zkv.keyspace.sessions import Sessions
+    from zkv.keyspace.sessions import Sessions, Window
 
 
 PASSED_OVER: Final = 2_000
@@ -87,12 +87,14 @@ class Undo(Struct, frozen=True, gc=False):
         rev: the revision before.
         replaced: what its keys had before.
         once: what is remembered with it.
+        window: what the window of its session was before.
     """
 
     lsn: int
     rev: int
     replaced: dict[str, Entry | None]
     once: Once | None
+    window: Window | None
 
 
 class Page(NamedTuple):
@@ -281,9 +283,8 @@ class Keyspace:
             if None in transaction.staged.values():
                 self._removed_rev = transaction.rev
         replaced = self._apply(transaction.staged)
-        if once is not None:
-            self.sessions.remember(once, self._rev, lsn, now)
-        self._undo.append(Undo(lsn, rev, replaced, once))
+        window = None if once is None else self.sessions.remember(once, self._rev, lsn, now)
+        self._undo.append(Undo(lsn, rev, replaced, once, window))
         safe_lsn = self._log.safe_lsn
         while self._undo and self._undo[0].lsn <= safe_lsn:
             self._undo.popleft()
@@ -316,8 +317,8 @@ class Keyspace:
         while self._undo and self._undo[-1].lsn > lsn:
             undo = self._undo.pop()
             self._apply(undo.replaced)
-            if undo.once is not None:
-                self.sessions.undo(undo.once)
+            if undo.once is not None and undo.window is not None:
+                self.sessions.undo(undo.once, undo.window)
             self._rev = undo.rev
         self.history.roll_back(self._rev)
         self._removed_rev = min(self._removed_rev, self._rev)

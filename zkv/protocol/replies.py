@@ -144,6 +144,7 @@ class Failure(Struct, kw_only=True, omit_defaults=False):
     key: str | UnsetType = UNSET
     rev: int | UnsetType = UNSET
     index: int | UnsetType = UNSET
+    field: str | UnsetType = UNSET
     oldest: int | UnsetType = UNSET
 
 
