@@ -307,9 +307,9 @@ class Model:
     # What happens by itself
 
     def trim(self) -> None:
-        while self.oldest <= self.safe_rev and HISTORY < sum(
-            change[0] >= self.oldest for change in self.history
-        ):
+        while self.oldest <= self.safe_rev:
+            if sum(change[0] >= self.oldest for change in self.history) <= HISTORY:
+                return
             self.oldest += 1
 
     def remove_expired(self, most: int) -> None:

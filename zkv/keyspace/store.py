@@ -143,7 +143,8 @@ class Keyspace:
         self._log: ChangeLog = NoLog() if log is None else log
         self._undo: deque[Undo] = deque()
         self._watchers: list[Watcher] = []
-        self._sealed = False
+        self.sealed = False
+        """Whether writes are refused, since the server is stopping."""
 
     @property
     def rev(self) -> int:
@@ -261,7 +262,7 @@ class Keyspace:
 
     def begin(self) -> Transaction:
         """A new transaction. Lock held. Raises ShuttingDownError."""
-        if self._sealed:
+        if self.sealed:
             raise ShuttingDownError("the server is stopping")
         return Transaction(self, self._rev + 1)
 
@@ -309,7 +310,7 @@ class Keyspace:
     def seal(self) -> int:
         """Refuse every write from now on; returns the last revision there will be."""
         with self.lock:
-            self._sealed = True
+            self.sealed = True
             return self._rev
 
     def roll_back(self, lsn: int) -> None:

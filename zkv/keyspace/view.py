@@ -10,8 +10,9 @@ The memory it takes is one replaced entry for each key that is written ahead of 
 
 from __future__ import annotations
 
+import time
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from zkv.keyspace.entry import Entry
 
@@ -24,10 +25,17 @@ if TYPE_CHECKING:
 CHUNK_ENTRIES = 500
 """Entries read in one hold of the lock: about 0.1 ms."""
 
+REST_FACTOR = 1.0
+"""After each chunk the reader rests for this many times the CPU time that it took for it. Python
+runs one thread at a time, and whoever waits while another computes may wait for 5 ms: at each of
+several points on the way of a request. A reader that gives way by itself costs them a chunk's time.
+"""
+
 CHUNK_SESSIONS = 20
 """Sessions read in one hold of the lock."""
 
 Chunk = list[tuple[str, Entry]]
+Step = TypeVar("Step")
 
 
 class SnapshotView:
@@ -57,6 +65,9 @@ class SnapshotView:
 
     def chunks(self) -> Iterator[Chunk]:
         """All entries, each once; in key order but for keys removed since ``rev``, which end it."""
+        return self._resting(self._chunks())
+
+    def _chunks(self) -> Iterator[Chunk]:
         while not self._all_reached:
             yield self._next_chunk()
         removed = [(key, old) for key, old in self._kept.items() if old is not None]
@@ -70,6 +81,9 @@ class SnapshotView:
         Read as they are, not as they were: what has been remembered since is left out, and what a
         session has let go of since is not needed by a client that has gone on.
         """
+        return self._resting(self._sessions())
+
+    def _sessions(self) -> Iterator[list[SessionState]]:
         with self._keyspace.lock:
             names = self._keyspace.sessions.names()
         for first in range(0, len(names), CHUNK_SESSIONS):
@@ -79,6 +93,15 @@ class SnapshotView:
                     for name in names[first : first + CHUNK_SESSIONS]
                 ]
             yield [state for state in found if state is not None]
+
+    def _resting(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """The same, with a rest behind each, which is in proportion to what the caller did."""
+        began = time.thread_time()
+        for step in steps:
+            yield step
+            if not self._keyspace.sealed:  # Else nobody waits but for this.
+                time.sleep(REST_FACTOR * (time.thread_time() - began))
+            began = time.thread_time()
 
     def _next_chunk(self) -> Chunk:
         store = self._keyspace
