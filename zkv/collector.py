@@ -1,12 +1,12 @@
 """The garbage collector's part in a process that holds millions of objects for weeks.
 
 Python's own schedule goes over everything at once, now and then: with a million keys that stalls
-all threads for 20 to 80 ms, and for longer the more there are. A store is no garbage, though.
-So what has survived a collection is frozen, and never looked at again; each round, once a second,
-goes over what that second has left. The memory of entries, replies and requests does not depend on
-this: they are freed when the last reference goes, and nothing on the way of a request is cyclic.
-What the collector would find is what an error or a library leaves, and it does, unless it has
-lived for longer than a round.
+all threads for 20 to 80 ms, and for longer the more there are. A store is no garbage, though. So
+what has survived a collection is frozen, and never looked at again, and each round, four times a
+second, goes over what has come since the last. The memory of entries, replies and requests does
+not depend on this: they are freed when the last reference goes, and nothing on the way of a request
+is cyclic. What the collector would find is what an error or a library leaves, and it does, unless
+that has lived for longer than a round.
 
 This is for a process that is a server and nothing else: it changes the collector for all of it.
 """
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROUND_SECONDS: Final = 1.0
+ROUND_SECONDS: Final = 0.25
 NEVER: Final = 2**30
 """As a threshold of the oldest generation: its collection is up to the thread."""
 
