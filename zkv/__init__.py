@@ -4,7 +4,8 @@ Every acknowledged write is on disk as its fsync policy says, every change has a
 changes can be followed as a feed. The parts, from the outside in:
 
 - ``zkv.cli``: the commands ``zkv`` and ``zkv-cli``.
-- ``zkv.client``: the client for Python. It imports nothing of the server.
+- ``zkv.client``: the client for Python. It imports nothing of the server. Its public names are
+  those of this package, too: ``from zkv import Client``.
 - ``zkv.server``: builds a server from its configuration, starts it and stops it.
 - ``zkv.broker``: the sockets, and the threads that serve them.
 - ``zkv.protocol``: requests and replies, and how they become bytes.
@@ -14,4 +15,93 @@ changes can be followed as a feed. The parts, from the outside in:
 Which part may import which is written down in ``pyproject.toml`` and checked by ``make lint``.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zkv.client import (
+        AsyncClient,
+        AsyncNamespace,
+        BadReplyError,
+        BadRequestError,
+        BusyError,
+        Change,
+        Client,
+        ClientError,
+        ClosedError,
+        Codec,
+        CompactedError,
+        ConflictError,
+        DeadlineError,
+        DeniedError,
+        Entry,
+        InternalError,
+        Namespace,
+        NoReplyError,
+        NotFoundError,
+        ReadOnlyError,
+        RefusedError,
+        RetryPolicy,
+        ShuttingDownError,
+        StaleSeqError,
+        TooLargeError,
+        UnavailableError,
+        UnknownOpError,
+        ValueType,
+        WrongTypeError,
+    )
+    from zkv.errors import ZkvError
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "AsyncClient",
+    "AsyncNamespace",
+    "BadReplyError",
+    "BadRequestError",
+    "BusyError",
+    "Change",
+    "Client",
+    "ClientError",
+    "ClosedError",
+    "Codec",
+    "CompactedError",
+    "ConflictError",
+    "DeadlineError",
+    "DeniedError",
+    "Entry",
+    "InternalError",
+    "Namespace",
+    "NoReplyError",
+    "NotFoundError",
+    "ReadOnlyError",
+    "RefusedError",
+    "RetryPolicy",
+    "ShuttingDownError",
+    "StaleSeqError",
+    "TooLargeError",
+    "UnavailableError",
+    "UnknownOpError",
+    "ValueType",
+    "WrongTypeError",
+    "ZkvError",
+    "__version__",
+]
+
+_HOMES = {"ZkvError": "zkv.errors"}
+"""Where a public name comes from; ``zkv.client`` has the rest."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: ``import zkv`` alone is quick."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES.get(name, "zkv.client")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,18 +1,35 @@
 """What a request may end in, other than success.
 
     ZkvError
-    `-- ClientError          a request that was not answered with success
-        |-- RefusedError     the server answered that it failed, and why
-        |-- NoReplyError     no reply came in time
-        `-- BadReplyError    a reply came, and breaks the protocol
+    `-- ClientError                 a request that was not answered with success
+        |-- RefusedError            the server answered that it failed, and why
+        |   |-- BadRequestError     BAD_REQUEST    a field is missing, wrong or unknown
+        |   |-- UnknownOpError      UNKNOWN_OP     the server does not know the op
+        |   |-- NotFoundError       NOT_FOUND      the key is not there; also a KeyError
+        |   |-- ConflictError       CONFLICT       an expected revision is not the actual one
+        |   |-- WrongTypeError      WRONG_TYPE     INCR on what is no int64, or past its range
+        |   |-- TooLargeError       TOO_LARGE      key, value, batch or reply over its limit
+        |   |-- CompactedError      COMPACTED      changes that are not kept any more
+        |   |-- StaleSeqError       STALE_SEQ      older than what the session remembers
+        |   |-- DeadlineError       DEADLINE       too late, not run
+        |   |-- DeniedError         DENIED         the client may not do this
+        |   |-- BusyError           BUSY           over a load limit, not run
+        |   |-- ReadOnlyError       READ_ONLY      data cannot be written to disk now
+        |   |-- ShuttingDownError   SHUTTING_DOWN  the server is about to end, not run
+        |   `-- InternalError       INTERNAL       a bug in the server
+        |-- NoReplyError            no reply came in time; also a TimeoutError
+        |   `-- UnavailableError    there was not even a connection: nothing has been sent
+        |-- BadReplyError           a reply came, and breaks the protocol
+        `-- ClosedError             the client has been closed
 
 What every caller needs to know before it repeats a write stands on each of them: ``applied``.
+A code that is not known here is a plain `RefusedError`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final, Self
 
 from zkv.errors import ZkvError
 
@@ -27,12 +44,15 @@ class ClientError(ZkvError):
     """
 
     def __init__(self, message: str, applied: bool | None) -> None:
-        super().__init__(message, applied)  # all of it, so that pickle can make another one
+        super().__init__(message)
         self.message = message
         self.applied = applied
 
     def __str__(self) -> str:
         return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.applied)
 
 
 class RefusedError(ClientError):
@@ -43,7 +63,8 @@ class RefusedError(ClientError):
         message: for people; names the field, key or limit.
         retry: whether the same request may succeed later.
         applied: as for `ClientError`.
-        details: what else the reply says, such as ``rev`` of a ``CONFLICT``.
+        details: what else the reply says, such as ``rev`` of a ``CONFLICT``; in a transaction,
+            ``index`` tells which of its ops or conditions it was.
     """
 
     def __init__(
@@ -55,7 +76,6 @@ class RefusedError(ClientError):
         details: Mapping[str, Any],
     ) -> None:
         super().__init__(message, applied)
-        self.args = (code, message, retry, applied, details)
         self.code = code
         self.retry = retry
         self.details = details
@@ -63,10 +83,115 @@ class RefusedError(ClientError):
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.code, self.message, self.retry, self.applied, self.details)
 
-class NoReplyError(ClientError):
+    def but(self, applied: bool | None) -> Self:
+        """The same refusal, with something else known of ``applied``."""
+        return type(self)(self.code, self.message, self.retry, applied, self.details)
+
+
+class BadRequestError(RefusedError):
+    """A field is missing, wrong or unknown."""
+
+
+class UnknownOpError(RefusedError):
+    """The server does not know the op: it is older than the client."""
+
+
+class NotFoundError(RefusedError, KeyError):
+    """The key is not there."""
+
+
+class ConflictError(RefusedError):
+    """An expected revision is not the actual one."""
+
+    @property
+    def key(self) -> str:
+        """The key whose revision was not as expected."""
+        return str(self.details["key"])
+
+    @property
+    def rev(self) -> int:
+        """Its actual revision; 0 = it is not there."""
+        return int(self.details["rev"])
+
+
+class WrongTypeError(RefusedError):
+    """INCR on something that is no int64, or past its range."""
+
+
+class TooLargeError(RefusedError):
+    """A key, value, batch or reply is over its limit."""
+
+
+class CompactedError(RefusedError):
+    """The changes asked for are not kept any more."""
+
+    @property
+    def oldest(self) -> int:
+        """The oldest revision whose changes are still kept."""
+        return int(self.details["oldest"])
+
+
+class StaleSeqError(RefusedError):
+    """The sequence number is older than what its session remembers."""
+
+
+class DeadlineError(RefusedError):
+    """The request's deadline had passed when it would have run."""
+
+
+class DeniedError(RefusedError):
+    """The client may not do this."""
+
+
+class BusyError(RefusedError):
+    """Over a load limit; the request was not run."""
+
+
+class ReadOnlyError(RefusedError):
+    """The server cannot write to its disk now: it is full, or failed."""
+
+
+class ShuttingDownError(RefusedError):
+    """The server is about to end; the request was not run."""
+
+
+class InternalError(RefusedError):
+    """A bug in the server. Whether a write was applied is not known."""
+
+
+class NoReplyError(ClientError, TimeoutError):
     """No reply came in time: the server is down, out of reach or busy, or the reply was lost."""
+
+
+class UnavailableError(NoReplyError):
+    """There was no connection to a server in time: the request has not been sent."""
 
 
 class BadReplyError(ClientError):
     """A reply came that cannot be read, or that does not belong to the request."""
+
+
+class ClosedError(ClientError):
+    """The client has been closed, before the request or while it was under way."""
+
+
+REFUSALS: Final[Mapping[str, type[RefusedError]]] = {
+    "BAD_REQUEST": BadRequestError,
+    "UNKNOWN_OP": UnknownOpError,
+    "NOT_FOUND": NotFoundError,
+    "CONFLICT": ConflictError,
+    "WRONG_TYPE": WrongTypeError,
+    "TOO_LARGE": TooLargeError,
+    "COMPACTED": CompactedError,
+    "STALE_SEQ": StaleSeqError,
+    "DEADLINE": DeadlineError,
+    "DENIED": DeniedError,
+    "BUSY": BusyError,
+    "READ_ONLY": ReadOnlyError,
+    "SHUTTING_DOWN": ShuttingDownError,
+    "INTERNAL": InternalError,
+}
+"""The error for each of the protocol's codes."""

@@ -1,22 +1,26 @@
 """Request bodies and replies, without any socket.
 
 A field of a request may hold whatever msgpack holds: nil, bool, int, float, str, bytes, list, map,
-``msgpack.ExtType`` and ``msgpack.Timestamp``; a reply gives the same back. A str that is no UTF-8,
-as some languages store their bytes, is read with surrogates in the place of the bytes that are
-none, and packed as the same bytes again.
+``msgpack.ExtType`` and ``msgpack.Timestamp``, and what a codec adds; a reply gives the same back. A
+str that is no UTF-8, as some languages store their bytes, is read with surrogates in the place of
+the bytes that are none, and packed as the same bytes again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgpack
 
-from zkv.client.errors import BadReplyError, RefusedError
+from zkv.client.codec import PLAIN, Codec
+from zkv.client.errors import REFUSALS, BadReplyError, RefusedError
 
 READ_OPS: Final = frozenset({"PING", "GET", "MGET", "SCAN", "COUNT", "CHANGES", "INFO"})
 """Ops that change nothing, whatever becomes of the request."""
+
+WRITE_OPS: Final = frozenset({"PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", "TXN"})
+"""Ops that take ``session`` and ``seq``, and may then be repeated."""
 
 STR_ERRORS: Final = "surrogateescape"
 
@@ -28,42 +32,61 @@ def lost(op: str) -> bool | None:
     return False if op in READ_OPS else None
 
 
-def pack_request(op: str, request_id: int, fields: Mapping[str, Any]) -> bytes:
+def pack_request(
+    op: str, request_id: int, fields: Mapping[str, Any], codec: Codec = PLAIN
+) -> bytes:
     """The body of a request.
 
     Raises:
-        TypeError: a field holds something that msgpack has no type for, or is ``op`` or ``id``.
+        TypeError: a field holds something that neither msgpack nor the codec has a type for, or
+            is ``op`` or ``id``.
         OverflowError: an int needs more than 64 bits.
         ValueError: a str holds a surrogate, or something is nested too deeply.
     """
-    body: bytes = msgpack.packb(dict(op=op, id=request_id, **fields), unicode_errors=STR_ERRORS)
+    body: bytes = msgpack.packb(
+        dict(op=op, id=request_id, **fields), default=codec.default, unicode_errors=STR_ERRORS
+    )
     return body
 
 
-def read_reply(op: str, request_id: int, frames: Sequence[bytes]) -> dict[str, Any]:
-    """The reply in ``frames``: success or refusal, and an answer to this very request.
+def read_reply(op: str, request_id: int, body: bytes, codec: Codec = PLAIN) -> dict[str, Any]:
+    """The reply in ``body``: success or refusal, and an answer to this very request.
 
     Raises:
         BadReplyError: it is none.
     """
+    reply = unpack_reply(op, body, codec)
+    ok = reply.get("ok")
+    if ok is not True and not (
+        ok is False and type(reply.get("code")) is str and type(reply.get("message")) is str
+    ):
+        raise bad_reply(op, "it tells neither success nor what failed")
+    echoed = reply.get("id")
+    if type(echoed) is int and echoed == request_id:  # True == 1, and yet is no id
+        return reply
+    if ok is False and "id" not in reply:
+        return reply  # The server could not read the id, and says what is wrong.
+    raise bad_reply(op, f"its id is {echoed!r:.40}, the request's is {request_id}")
+
+
+def unpack_reply(op: str, body: bytes, codec: Codec = PLAIN) -> dict[str, Any]:
+    """The map in ``body``. Raises BadReplyError."""
     try:
-        (body,) = frames
-        reply = msgpack.unpackb(body, strict_map_key=False, unicode_errors=STR_ERRORS)
+        reply = msgpack.unpackb(
+            body, strict_map_key=False, unicode_errors=STR_ERRORS, ext_hook=codec.ext_hook
+        )
     except (ValueError, TypeError) as error:
-        raise _bad(op, f"it is not one msgpack value: {error}") from error
-    if not isinstance(reply, dict):
-        raise _bad(op, "it is not a map")
-    _check_id(op, request_id, reply)
-    match reply:
-        case {"ok": True} | {"ok": False, "code": str(), "message": str()}:
-            return reply
-    raise _bad(op, "it tells neither success nor what failed")
+        raise bad_reply(op, f"it is not one msgpack value: {error}") from error
+    if type(reply) is not dict:
+        raise bad_reply(op, "it is not a map")
+    return reply
 
 
 def refusal(op: str, reply: Mapping[str, Any]) -> RefusedError:
     """The error that ``reply``, a reply of failure, stands for."""
-    return RefusedError(
-        reply["code"],
+    code = reply["code"]
+    return REFUSALS.get(code, RefusedError)(
+        code,
         reply["message"],
         retry=reply.get("retry") is True,
         applied=False if reply.get("applied") is False else lost(op),
@@ -71,14 +94,6 @@ def refusal(op: str, reply: Mapping[str, Any]) -> RefusedError:
     )
 
 
-def _check_id(op: str, request_id: int, reply: Mapping[str, Any]) -> None:
-    """Raise BadReplyError unless ``reply`` carries the request's id, or need not."""
-    if "id" not in reply and reply.get("ok") is False:
-        return  # The server could not read the id, and says what is wrong.
-    echoed = reply.get("id")
-    if type(echoed) is not int or echoed != request_id:  # True == 1, and yet is no id
-        raise _bad(op, f"its id is {echoed!r:.40}, the request's is {request_id}")
-
-
-def _bad(op: str, why: str) -> BadReplyError:
+def bad_reply(op: str, why: str) -> BadReplyError:
+    """The error for a reply that breaks the protocol."""
     return BadReplyError(f"bad reply to {op}: {why}", lost(op))

@@ -1,53 +1,113 @@
-"""A client that waits for each reply, over one REQ socket.
+"""The client for threads: any number of them may share one.
+
+Strategy: a request needs a connection, and has it for itself until its reply is there. Idle ones
+lie on a stack, so that one thread alone keeps using the same; more are made up to a limit, and then
+a thread waits for one. So a REQ socket is used by one thread at a time, which is what ZeroMQ asks.
 
 What makes it dependable:
 
-- It never waits without a limit: a request is sent without waiting, a reply awaited by polling.
-- A REQ socket that is still owed a reply refuses the next request for ever. So a socket goes with
-  any request that was not answered well, and the next request opens a fresh one.
-- LINGER is 0: a request to a server that is down is dropped with its socket. It neither holds up
-  the end of the process nor is run when nobody waits for it any more. The option IMMEDIATE is left
-  alone: with it, a reply may be lost after which the server closes the connection, as after END.
+- It never waits without a limit: a request is sent without waiting, a reply awaited in steps of a
+  second at most, since an interrupt that comes just before ZeroMQ waits is only seen after it.
+- A REQ socket that is still owed a reply refuses the next request for ever. So a connection goes
+  with any request that was not answered well.
 - Every request has an id of its own, and only the reply with the same id counts.
-- Nothing is sent twice: after a lost reply the caller decides, knowing `ClientError.applied`.
+- Reads, and writes that carry session and seq, are sent again; see `zkv.client.retry`.
+- After a fork the child begins anew, with connections and sessions of its own: two processes that
+  used the same session would get each other's replies.
 """
 
 from __future__ import annotations
 
-import math
+import itertools
+import os
+import threading
 import time
-from typing import Any, Final, Self
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final, Self, TypeVar
 
 import zmq
 
-from zkv.client.errors import NoReplyError
-from zkv.client.messages import lost, pack_request, read_reply, refusal
+from zkv.client import operations
+from zkv.client.codec import PLAIN, Codec
+from zkv.client.connection import Connection, Endpoints, SocketContext, check_timeout
+from zkv.client.errors import ClosedError
+from zkv.client.messages import READ_OPS, WRITE_OPS, bad_reply, pack_request, read_reply
+from zkv.client.namespace import Keyspace
+from zkv.client.operations import Operation, Reply
+from zkv.client.retry import DEFAULT_POLICY, Attempts, RetryPolicy
+from zkv.client.session import Sessions
+from zkv.defaults import DEFAULT_ENDPOINT
 
-LONGEST_TIMEOUT: Final = 86_400.0
-"""Seconds. A limit there must be, since poll counts milliseconds in a C int."""
+T = TypeVar("T")
+
+MOST_CONNECTIONS: Final = 32
+"""Of one client: more than a server can make use of, and sockets are not free."""
 
 
-class Client:
-    """A connection to a server: one request at a time, not to be shared by threads.
+class Client(Keyspace):
+    """A client of a server, for any number of threads, and a mapping of all its keys.
 
-    The server need not be up: ZeroMQ connects in the background, now or later.
+    The server need not be up yet: ZeroMQ connects in the background, now or later. Use as a context
+    manager, or `close` at the end.
 
     Args:
-        endpoint: where the server listens: ``tcp://HOST:PORT`` or ``ipc://PATH``.
-        timeout: seconds to wait for each reply; above 0, a day at most.
+        endpoint: where the server listens: ``tcp://HOST:PORT`` or ``ipc://PATH``. Several may be
+            given for the same server: where no reply comes from one, the next is tried.
+        timeout: seconds for each request, with all its repeats; above 0, a day at most.
+        codec: types of values beside those of msgpack.
+        durable: have each write on disk before it is answered, whatever the server's policy.
+        retry: how patient to be within the timeout.
+        context: to make sockets in, for ``inproc://`` endpoints; None = the process's own.
 
     Raises:
-        ValueError: the endpoint is malformed, or the timeout out of range.
+        ValueError: an endpoint is malformed, or the timeout out of range.
+
+    Example:
+        >>> with Client("tcp://127.0.0.1:5555") as kv:  # doctest: +SKIP
+        ...     kv["greeting"] = "hello"
+        ...     kv.get_entry("greeting")
+        Entry(key='greeting', value='hello', rev=1, ttl=None)
     """
 
-    def __init__(self, endpoint: str, timeout: float = 5.0) -> None:
-        if not 0 < timeout <= LONGEST_TIMEOUT:
-            raise ValueError(f"timeout {timeout:g}: seconds, above 0 and up to {LONGEST_TIMEOUT:g}")
-        self.endpoint = endpoint
-        self.timeout = timeout
-        self._last_id = 0
-        self._socket: zmq.Socket[bytes] | None = None
-        self._open()
+    _prefix = ""
+
+    def __init__(
+        self,
+        endpoint: str | Sequence[str] = DEFAULT_ENDPOINT,
+        timeout: float = 5.0,
+        *,
+        codec: Codec = PLAIN,
+        durable: bool = False,
+        retry: RetryPolicy = DEFAULT_POLICY,
+        context: SocketContext | None = None,
+    ) -> None:
+        self.timeout = check_timeout(timeout)
+        self._endpoints = Endpoints(endpoint)
+        self._codec = codec
+        self._durable = {"durable": True} if durable else {}
+        self._policy = retry
+        self._context = context
+        self._ids = itertools.count(1)
+        self._closed = False
+        self._begin()
+        self._check_endpoints()
+        _clients[id(self)] = self
+
+    def _begin(self) -> None:
+        """Begin without connections and with a new session."""
+        self._lock = threading.Lock()
+        self._sessions = Sessions()
+        self._idle: deque[Connection] = deque()
+        self._freed = threading.Condition(self._lock)
+        self._open = 0
+        self._waiting = 0
+
+    def _after_fork(self) -> None:
+        _inherited.append(self._idle)
+        self._context = None
+        self._begin()
 
     def __enter__(self) -> Self:
         return self
@@ -55,14 +115,50 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Close the socket and drop what it is owed. May be called again."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+    def __repr__(self) -> str:
+        return f"<Client {self.endpoint}{' closed' if self._closed else ''}>"
 
-    def call(self, op: str, /, **fields: Any) -> dict[str, Any]:
-        """Carry out an op and return the reply.
+    @property
+    def endpoint(self) -> str:
+        """The endpoint in use."""
+        return self._endpoints.current
+
+    def close(self) -> None:
+        """Close all connections. Requests under way in other threads still get their replies."""
+        with self._lock:
+            self._closed = True
+            self._freed.notify_all()
+        while self._idle:
+            self._drop(self._idle.pop())
+
+    def ping(self) -> dict[str, Any]:
+        """Whether the server is there: its ``protocol``, ``version`` and ``time`` (Unix, ms)."""
+        return self._run(operations.ping())
+
+    def info(self) -> dict[str, Any]:
+        """What the server is, holds and has done, as the protocol's INFO tells it."""
+        return self._run(operations.info())
+
+    def snapshot(self, timeout: float | None = None) -> int:
+        """Have a snapshot written that holds every write answered before; its revision.
+
+        Args:
+            timeout: seconds to wait for it; None = as for any request.
+        """
+        return self._run(operations.snapshot(), timeout)
+
+    def end(self, timeout: float | None = None) -> int:
+        """Have the server save everything and end; the revision that was saved last.
+
+        Args:
+            timeout: seconds to wait for it; None = as for any request.
+        """
+        return self._run(operations.end(), timeout)
+
+    def call(self, op: str, /, **fields: Any) -> Reply:
+        """Send a request as it is, once, and return the reply as it comes.
+
+        There is no codec, no session, no repeat: what the protocol page says is what happens.
 
         Args:
             op: an op of the protocol, upper case.
@@ -74,48 +170,152 @@ class Client:
             BadReplyError: a reply came, and breaks the protocol.
             TypeError, ValueError, OverflowError: msgpack cannot hold a field; nothing was sent.
         """
-        self._last_id += 1
-        body = pack_request(op, self._last_id, fields)
-        try:
-            reply = read_reply(op, self._last_id, self._exchange(op, body))
-        except BaseException:  # Ctrl-C too must not leave a socket that is owed a reply.
-            self.close()
-            raise
-        if reply["ok"] is False:
-            raise refusal(op, reply)
-        return reply
+        attempts = Attempts(self._policy, op, False, self.timeout)
+        return self._ask(operations.plain(op, fields), fields, PLAIN, attempts)
 
-    def _exchange(self, op: str, body: bytes) -> list[bytes]:
-        """Send a body and return the frames of what comes back. Raises NoReplyError."""
-        socket = self._open()
-        socket.send(body, zmq.NOBLOCK)
-        if not self._wait(socket):
-            raise NoReplyError(f"no reply from {self.endpoint} within {self.timeout:g} s", lost(op))
-        return socket.recv_multipart(zmq.NOBLOCK)
-
-    def _wait(self, socket: zmq.Socket[bytes]) -> bool:
-        """Whether a reply comes in time.
-
-        Waits in steps: an interrupt that comes just before a poll begins is only seen after it.
-        """
-        end = time.monotonic() + self.timeout
-        while (left := end - time.monotonic()) > 0:
-            if socket.poll(math.ceil(min(left, 1.0) * 1000)):
-                return True
-        return False
-
-    def _open(self) -> zmq.Socket[bytes]:
-        """The socket; a fresh one where there is none. Raises ValueError."""
-        if self._socket is None:
-            socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REQ)
-            socket.linger = 0
+    def _run(self, operation: Operation[T], timeout: float | None = None) -> T:
+        op = operation.op
+        wait = self.timeout if timeout is None else check_timeout(timeout)
+        if op not in WRITE_OPS:
+            attempts = Attempts(self._policy, op, op in READ_OPS, wait)
+            reply = self._ask(operation, operation.fields, self._codec, attempts)
+        else:
+            with self._lock:
+                session, seq = self._sessions.take()
             try:
-                socket.connect(self.endpoint)
-            except zmq.ZMQError as error:
-                socket.close()
-                raise ValueError(
-                    f"endpoint {self.endpoint!r}: {zmq.strerror(error.errno or 0)}; expected "
-                    f"tcp://HOST:PORT or ipc://PATH"
-                ) from error
-            self._socket = socket
-        return self._socket
+                fields = dict(operation.fields, session=session.name, seq=seq, **self._durable)
+                attempts = Attempts(self._policy, op, True, wait)
+                reply = self._ask(operation, fields, self._codec, attempts)
+            finally:
+                with self._lock:
+                    self._sessions.give_back(session, seq)
+        return operation.result(reply)
+
+    def _ask(
+        self, operation: Operation[Any], fields: dict[str, Any], codec: Codec, attempts: Attempts
+    ) -> Reply:
+        """Send a request until there is an answer to it, or no time left."""
+        request_id = next(self._ids)
+        body = pack_request(operation.op, request_id, fields, codec)
+        while True:
+            reply = self._attempt(operation.op, request_id, body, codec, attempts)
+            if reply is None:
+                continue
+            if reply["ok"] or operation.tolerates(reply):
+                return reply
+            time.sleep(attempts.refused(reply))
+
+    def _attempt(
+        self, op: str, request_id: int, body: bytes, codec: Codec, attempts: Attempts
+    ) -> Reply | None:
+        """Send a request once; None = no reply, and it may be sent again."""
+        connection = self._take(op, attempts)
+        try:
+            received = _exchange(connection, op, body, attempts.patience())
+            if received is not None:
+                reply = read_reply(op, request_id, received, codec)
+                self._give_back(connection)
+                return reply
+            connected = connection.was_connected()
+        except BaseException:  # Ctrl-C too must not leave a socket that is owed a reply.
+            self._drop(connection)
+            raise
+        self._drop(connection)
+        self._endpoints.failed(connection.endpoint)
+        attempts.no_reply(connection.endpoint, connected)
+        return None
+
+    # --- Connections
+
+    def _take(self, op: str, attempts: Attempts) -> Connection:
+        """A connection of one's own. Raises NoReplyError where none becomes free in time."""
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return self._take_new(op, attempts)
+            if connection.endpoint == self._endpoints.current and not self._closed:
+                return connection
+            self._drop(connection)
+
+    def _take_new(self, op: str, attempts: Attempts) -> Connection:
+        with self._freed:
+            self._waiting += 1
+            try:
+                while not self._idle and self._open >= MOST_CONNECTIONS and not self._closed:
+                    if not self._freed.wait(max(0.0, attempts.left())):
+                        raise attempts.give_up(self.endpoint)
+            finally:
+                self._waiting -= 1
+            if self._closed:
+                raise ClosedError("the client is closed", attempts.applied())
+            if self._idle:
+                return self._idle.pop()
+            self._open += 1
+        try:
+            return self._connect(self._endpoints.current)
+        except BaseException:
+            self._forget()
+            raise
+
+    def _connect(self, endpoint: str) -> Connection:
+        return Connection(self._context or zmq.Context.instance(), zmq.REQ, endpoint)
+
+    def _check_endpoints(self) -> None:
+        """Begin to connect to the first endpoint. Raises ValueError where one is malformed."""
+        first, *others = self._endpoints
+        for other in others:
+            self._connect(other).close()
+        self._idle.append(self._connect(first))
+        self._open = 1
+
+    def _give_back(self, connection: Connection) -> None:
+        self._idle.append(connection)
+        if self._waiting or self._closed:
+            with self._freed:
+                self._freed.notify()
+            if self._closed:
+                self.close()
+
+    def _drop(self, connection: Connection) -> None:
+        connection.close()
+        self._forget()
+
+    def _forget(self) -> None:
+        with self._freed:
+            self._open -= 1
+            self._freed.notify()
+
+
+def _exchange(connection: Connection, op: str, body: bytes, seconds: float) -> bytes | None:
+    """Send a body and return the one that comes back; None = there is none in time.
+
+    Raises:
+        BadReplyError: what comes back has more than one frame.
+    """
+    socket = connection.socket
+    socket.send(body, zmq.NOBLOCK)
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        connection.wait_at_most(min(left, 1.0))
+        try:
+            received = socket.recv()
+        except zmq.Again:
+            continue
+        if socket.getsockopt(zmq.RCVMORE):
+            raise bad_reply(op, "it has more than one body")
+        return received
+    return None
+
+
+_clients: weakref.WeakValueDictionary[int, Client] = weakref.WeakValueDictionary()
+_inherited: list[deque[Connection]] = []
+"""Connections of the process that this one was forked from: not to be used, nor to be closed."""
+
+
+def _after_fork() -> None:
+    for client in list(_clients.values()):
+        client._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

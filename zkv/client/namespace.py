@@ -1,0 +1,414 @@
+"""The keys under one prefix, as a mapping and with every op of the protocol.
+
+A `Namespace` does nothing but put its prefix before keys, take it off again, and have its client
+run the operations. The client itself is the namespace of all keys.
+
+As a mapping it behaves as a dict whose keys are text and stand in order. What is one op of the
+protocol is atomic: ``[]``, ``in``, ``len``, ``del``, `pop`, `update` within the server's limits.
+`setdefault` and `popitem` are made atomic by conditions. Iterating reads page after page: an entry
+that is there all the time comes once, others may.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import (
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    MutableMapping,
+    ValuesView,
+)
+from itertools import islice
+from typing import Any, Final, Self, TypeVar
+
+from zkv.client import operations
+from zkv.client.errors import ConflictError, NotFoundError, TooLargeError
+from zkv.client.operations import RAISE, Change, Entry, Operation
+from zkv.client.pipeline import Pipeline, Transaction
+
+T = TypeVar("T")
+
+CLEARED_AT_ONCE: Final = 1_000
+"""Keys that `clear` removes with one request."""
+
+
+class Keyspace(MutableMapping[str, Any]):
+    """What a client and its namespaces have in common: all ops on keys, and the mapping."""
+
+    _prefix: str
+
+    @abstractmethod
+    def _run(self, operation: Operation[T]) -> T:
+        """Carry out an operation, with retries."""
+
+    # --- One key
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or ``default`` where it is not there."""
+        return self._run(operations.get(self._prefix + key, default))
+
+    def get_entry(self, key: str) -> Entry:
+        """A key's value with its revision, and the seconds that it has left.
+
+        Raises:
+            NotFoundError: the key is not there.
+        """
+        return self._run(operations.get_entry(self._prefix + key, key))
+
+    def put(
+        self,
+        key: str,
+        value: Any,
+        *,
+        ttl: float | None = None,
+        if_rev: int | None = None,
+        create: bool = False,
+    ) -> int:
+        """Write a value, whatever was there before, or on a condition.
+
+        Args:
+            key: non-empty text, 1,024 bytes at most.
+            value: anything that msgpack holds, and what the client's codec adds.
+            ttl: seconds after which the key is gone; None = it stays.
+            if_rev: write only if the entry has this revision; 0 = only if it is absent.
+            create: write only if the key is absent.
+
+        Returns:
+            The revision of the store that this made; it is the entry's from now on.
+
+        Raises:
+            ConflictError: the condition does not hold; ``rev`` is the actual revision.
+            TooLargeError: key or value are over their limit.
+        """
+        return self._run(operations.put(self._prefix + key, value, ttl, if_rev, create))
+
+    def delete(self, key: str, *, if_rev: int | None = None) -> bool:
+        """Remove a key. See to `pop` for its value, and to ``del`` to insist that it was there.
+
+        Args:
+            key: to remove.
+            if_rev: remove only if the entry has this revision.
+
+        Returns:
+            Whether it was there.
+
+        Raises:
+            ConflictError: the entry has another revision; 0 = it is absent.
+        """
+        return self._run(operations.delete(self._prefix + key, if_rev))
+
+    def incr(self, key: str, by: int = 1) -> int:
+        """Add to an int of 64 bits; an absent key counts as 0. Returns the sum.
+
+        Raises:
+            WrongTypeError: the value is no int, or would leave its range.
+        """
+        return self._run(operations.incr(self._prefix + key, by))
+
+    def touch(self, key: str, ttl: float | None) -> int:
+        """Give a key another time to live, and leave its value.
+
+        Args:
+            key: to keep.
+            ttl: seconds from now; None = it does not expire.
+
+        Returns:
+            The revision of this change.
+
+        Raises:
+            NotFoundError: the key is not there.
+        """
+        return self._run(operations.touch(self._prefix + key, ttl))
+
+    # --- Many keys
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        """The values of many keys at one moment; keys that are not there are left out.
+
+        Raises:
+            TooLargeError: more keys, or larger values, than the server takes at once.
+        """
+        return self._run(operations.get_many(self._prefix, keys))
+
+    def get_entries(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """Like `get_many`, with revisions; ``ttl`` is not told."""
+        return self._run(operations.get_entries(self._prefix, keys))
+
+    def put_many(self, items: Mapping[str, Any], *, ttl: float | None = None) -> int:
+        """Write many values, all or nothing, and return the revision that they all have.
+
+        Raises:
+            TooLargeError: more than the server takes at once; nothing is written.
+        """
+        return self._run(operations.put_many(self._prefix, items, ttl))
+
+    def delete_many(self, keys: Iterable[str]) -> int:
+        """Remove many keys at one moment; how many were there.
+
+        Raises:
+            TooLargeError: more than the server takes at once; nothing is removed.
+        """
+        return self._run(operations.delete_many(self._prefix, keys))
+
+    def scan(
+        self,
+        prefix: str = "",
+        *,
+        start: str | None = None,
+        end: str | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+        values: bool = True,
+        reverse: bool = False,
+    ) -> Iterator[Entry]:
+        """Entries in the order of their keys, read page by page as the iterator goes on.
+
+        Args:
+            prefix: of the keys.
+            start: the first key that may come.
+            end: the first key that may not.
+            after: begin behind this key (with ``reverse``: before it).
+            limit: entries at most; None = all.
+            values: whether values are wanted; without, they are None and do not travel.
+            reverse: from the last key to the first.
+        """
+        fields = operations.scan_fields(
+            self._prefix, prefix, start=start, end=end, after=after, values=values, reverse=reverse
+        )
+        pages = operations.Scan(self._prefix, fields, limit)
+        while (page := pages.next_page()) is not None:
+            try:
+                yield from self._run(page)
+            except TooLargeError as error:
+                pages.too_large(error)
+
+    def count(self, prefix: str = "") -> int:
+        """How many keys there are that begin with ``prefix``."""
+        return self._run(operations.count(self._prefix + prefix))
+
+    def changes(self, since: int, prefix: str = "") -> Iterator[Change]:
+        """What has changed after a revision, oldest first, up to now.
+
+        Args:
+            since: a revision, such as that of an entry, or ``info()["rev"]``.
+            prefix: of the keys.
+
+        Raises:
+            CompactedError: changes after ``since`` are not kept any more.
+        """
+        pages = operations.Changes(self._prefix, prefix, since)
+        while (page := pages.next_page()) is not None:
+            yield from self._run(page)
+
+    def txn(self) -> Transaction:
+        """Ops that happen as a whole or not at all, on conditions.
+
+        They are written down, and run at the end of the ``with`` block, or by `commit`:
+
+            with kv.txn() as txn:
+                txn.check("account/a", rev)  # only if it has not changed since
+                txn.incr("account/a", -5)
+                txn.incr("account/b", 5)
+            a, b = txn.results
+        """
+        return Transaction(self._prefix, self._run)
+
+    def pipeline(self) -> Pipeline:
+        """Ops that are sent in as few messages as possible, each of which may fail alone.
+
+        They are written down, and run in their order at the end of the ``with`` block, or by
+        `execute`. Other clients' ops may come in between:
+
+            with kv.pipeline() as pipe:
+                for name in names:
+                    pipe.incr(f"hits/{name}")
+            hits = dict(zip(names, pipe.results))
+        """
+        return Pipeline(self._prefix, self._run)
+
+    def namespace(self, prefix: str) -> Namespace:
+        """The keys that begin with ``prefix``, as a mapping of its own, without the prefix."""
+        return Namespace(self, prefix)
+
+    # --- As a mapping
+
+    def __getitem__(self, key: str) -> Any:
+        return self._run(operations.get(self._prefix + key, RAISE))
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._run(operations.put(self._prefix + key, value, None, None, False))
+
+    def __delitem__(self, key: str) -> None:
+        self._run(operations.remove(self._prefix + key))
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self._run(operations.contains(self._prefix + key))
+
+    def __len__(self) -> int:
+        return self._run(operations.count(self._prefix))
+
+    def __iter__(self) -> Iterator[str]:
+        return (entry.key for entry in self.scan(values=False))
+
+    def __reversed__(self) -> Iterator[str]:
+        return (entry.key for entry in self.scan(values=False, reverse=True))
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return dict(self.items()) == dict(other.items())
+
+    __hash__ = None  # type: ignore[assignment]  # as for any mutable mapping
+
+    def __ior__(self, other: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Self:
+        self.update(other)
+        return self
+
+    def keys(self) -> KeysView[str]:
+        """The keys in order, as a view that reads them when it is asked."""
+        return _Keys(self)
+
+    def values(self) -> ValuesView[Any]:
+        """The values in the order of their keys, as a view that reads them when it is asked."""
+        return _Values(self)
+
+    def items(self) -> ItemsView[str, Any]:
+        """Keys and values in the order of the keys, as a view that reads them when it is asked."""
+        return _Items(self)
+
+    def pop(self, key: str, default: Any = RAISE) -> Any:
+        """Remove a key and return its value, in one step.
+
+        Raises:
+            NotFoundError: the key is not there, and no default was given.
+        """
+        try:
+            return self._run(operations.pop(self._prefix + key, default))
+        except TooLargeError:  # The server does not keep such a value for the case of a repeat.
+            return self._pop_large(key, default)
+
+    def _pop_large(self, key: str, default: Any) -> Any:
+        while True:
+            try:
+                entry = self.get_entry(key)
+                self.delete(key, if_rev=entry.rev)
+                return entry.value
+            except ConflictError:
+                continue
+            except NotFoundError:
+                if default is RAISE:
+                    raise
+                return default
+
+    def popitem(self) -> tuple[str, Any]:
+        """Remove the last key in order, and return it with its value.
+
+        Raises:
+            KeyError: there is none.
+        """
+        while True:
+            entry = next(self.scan(limit=1, reverse=True), None)
+            if entry is None:
+                raise KeyError("popitem(): there are no keys")
+            try:
+                self.delete(entry.key, if_rev=entry.rev)
+                return entry.key, entry.value
+            except ConflictError:
+                continue
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """The value of a key; where it is not there, write ``default`` and return that."""
+        while True:
+            try:
+                return self[key]
+            except NotFoundError:
+                pass
+            try:
+                self.put(key, default, create=True)
+                return default
+            except ConflictError:
+                continue
+
+    def update(  # type: ignore[override]  # the overloads of MutableMapping in one signature
+        self, other: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **more: Any
+    ) -> None:
+        """Write many values: at one moment, unless they are more than the server takes at once."""
+        items = dict(other, **more)
+        if items:
+            self._update(items)
+
+    def _update(self, items: dict[str, Any]) -> None:
+        try:
+            self.put_many(items)
+        except TooLargeError:
+            if len(items) == 1:
+                raise
+            half = iter(items.items())
+            self._update(dict(islice(half, len(items) // 2)))
+            self._update(dict(half))
+
+    def clear(self) -> None:
+        """Remove all keys, page by page."""
+        while keys := [e.key for e in self.scan(values=False, limit=CLEARED_AT_ONCE)]:
+            self.delete_many(keys)
+
+
+class Namespace(Keyspace):
+    """The keys under one prefix. Made by `Client.namespace`.
+
+    Args:
+        parent: a client, or another namespace.
+        prefix: stands before all keys, behind that of the parent.
+    """
+
+    def __init__(self, parent: Keyspace, prefix: str) -> None:
+        self._prefix = parent._prefix + prefix
+        self._run = parent._run  # type: ignore[method-assign]  # one call less for each op
+        self._parent = parent
+
+    def _run(self, operation: Operation[T]) -> T:
+        return self._parent._run(operation)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._prefix!r}>"
+
+
+class _Keys(KeysView[str]):
+    """The keys of a namespace."""
+
+    _mapping: Keyspace
+
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(self._mapping)
+
+
+class _Values(ValuesView[Any]):
+    """The values of a namespace."""
+
+    _mapping: Keyspace
+
+    def __iter__(self) -> Iterator[Any]:
+        return (entry.value for entry in self._mapping.scan())
+
+    def __reversed__(self) -> Iterator[Any]:
+        return (entry.value for entry in self._mapping.scan(reverse=True))
+
+    def __contains__(self, value: object) -> bool:
+        return any(each is value or each == value for each in self)
+
+
+class _Items(ItemsView[str, Any]):
+    """The keys and values of a namespace."""
+
+    _mapping: Keyspace
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return ((entry.key, entry.value) for entry in self._mapping.scan())
+
+    def __reversed__(self) -> Iterator[tuple[str, Any]]:
+        return ((entry.key, entry.value) for entry in self._mapping.scan(reverse=True))

@@ -1,0 +1,357 @@
+"""Every op of the protocol as a request and a way to read its reply, with no I/O.
+
+Both clients, and namespaces, pipelines and all that is built on them, ask through these functions:
+each makes an `Operation`, which any client can run. What an op takes and gives is told by the
+methods of `zkv.client.namespace.Namespace`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from operator import itemgetter
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+from zkv.client.errors import TooLargeError
+from zkv.client.messages import bad_reply
+
+T = TypeVar("T")
+
+Reply = dict[str, Any]
+
+PAGE: Final = 1_000
+"""Keys or changes that are asked for at once."""
+
+
+class Entry(NamedTuple):
+    """What is stored under a key.
+
+    Args:
+        key: text; within a namespace, without its prefix.
+        value: as it was put; None where only keys were asked for.
+        rev: the revision of the store that wrote it.
+        ttl: seconds that it has left; None where it does not expire, and where only `get_entry`
+            would tell: in scans and `get_entries`.
+    """
+
+    key: str
+    value: Any
+    rev: int
+    ttl: float | None = None
+
+
+class Change(NamedTuple):
+    """One change of the store.
+
+    Args:
+        rev: the revision that made it; changes of one transaction share it.
+        op: ``PUT`` (also for what INCR writes), ``DELETE``, ``TOUCH`` or ``EXPIRE``.
+        key: text; within a namespace, without its prefix.
+        value: the new one for ``PUT``, else None.
+    """
+
+    rev: int
+    op: str
+    key: str
+    value: Any
+
+
+class Operation(Generic[T]):
+    """One request, and how its reply is read.
+
+    Attributes:
+        op: of the protocol.
+        fields: of the request, but for those that the client adds.
+        read: what is returned for a reply of success.
+        absent: what is returned for ``NOT_FOUND``; `RAISE` = that is an error.
+    """
+
+    __slots__ = ("absent", "fields", "op", "read")
+
+    def __init__(
+        self, op: str, fields: dict[str, Any], read: Callable[[Reply], T], absent: Any = ...
+    ) -> None:
+        self.op = op
+        self.fields = fields
+        self.read = read
+        self.absent = absent
+
+    def tolerates(self, reply: Reply) -> bool:
+        """Whether a refusal is no error, but has a meaning of its own."""
+        return self.absent is not RAISE and reply["code"] == "NOT_FOUND"
+
+    def result(self, reply: Reply) -> T:
+        """What a reply means. Raises BadReplyError where it lacks something."""
+        if not reply["ok"]:
+            absent: T = self.absent
+            return absent
+        try:
+            return self.read(reply)
+        except (LookupError, TypeError, ValueError) as error:
+            raise bad_reply(self.op, f"it is not as the protocol says: {error!r}") from error
+
+
+RAISE: Final = ...
+"""In the place of a default: there is none, an absent key is an error."""
+
+_value = itemgetter("value")
+_rev: Callable[[Reply], int] = itemgetter("rev")
+_count: Callable[[Reply], int] = itemgetter("count")
+_deleted: Callable[[Reply], int] = itemgetter("deleted")
+
+
+# --- One key
+
+
+def get(key: str, default: Any) -> Operation[Any]:
+    """Read a value."""
+    return Operation("GET", {"key": key}, _value, default)
+
+
+def get_entry(key: str, shown: str) -> Operation[Entry]:
+    """Read an entry, that goes by the name ``shown``."""
+
+    def read(reply: Reply) -> Entry:
+        return Entry(shown, reply["value"], reply["rev"], reply.get("ttl"))
+
+    return Operation("GET", {"key": key}, read)
+
+
+def put(
+    key: str, value: Any, ttl: float | None, if_rev: int | None, create: bool
+) -> Operation[int]:
+    """Write a value."""
+    return Operation("PUT", put_fields(key, value, ttl, if_rev, create), _rev)
+
+
+def put_fields(
+    key: str, value: Any, ttl: float | None, if_rev: int | None, create: bool
+) -> dict[str, Any]:
+    """The fields of a PUT. Raises ValueError where conditions contradict each other."""
+    fields = {"key": key, "value": value}
+    if ttl is not None:
+        fields["ttl"] = ttl
+    if create:
+        if if_rev:
+            raise ValueError("create=True means if_rev=0: give one of them")
+        if_rev = 0
+    if if_rev is not None:
+        fields["if_rev"] = if_rev
+    return fields
+
+
+def delete(key: str, if_rev: int | None) -> Operation[bool]:
+    """Remove an entry; False: there was none."""
+    return Operation("DELETE", delete_fields(key, if_rev), _is_ok, False)
+
+
+def delete_fields(key: str, if_rev: int | None) -> dict[str, Any]:
+    """The fields of a DELETE."""
+    return {"key": key} if if_rev is None else {"key": key, "if_rev": if_rev}
+
+
+def remove(key: str) -> Operation[int]:
+    """Remove an entry that has to be there."""
+    return Operation("DELETE", {"key": key}, _rev)
+
+
+def pop(key: str, default: Any) -> Operation[Any]:
+    """Remove an entry and return its value."""
+    return Operation("DELETE", {"key": key, "prev": True}, itemgetter("prev"), default)
+
+
+def touch(key: str, ttl: float | None) -> Operation[int]:
+    """Give an entry another time to live."""
+    return Operation("TOUCH", {"key": key, "ttl": ttl}, _rev)
+
+
+def incr(key: str, by: int) -> Operation[int]:
+    """Add to a number."""
+    return Operation("INCR", {"key": key, "by": by}, _value)
+
+
+def contains(key: str) -> Operation[bool]:
+    """Whether a key is there; its value does not travel."""
+
+    def read(reply: Reply) -> bool:
+        return any(item[0] == key for item in reply["items"])
+
+    return Operation("SCAN", {"start": key, "limit": 1, "values": False}, read)
+
+
+# --- Many keys
+
+
+def get_many(prefix: str, keys: Iterable[str]) -> Operation[dict[str, Any]]:
+    """Read many values at one revision; absent keys are left out."""
+    names = list(keys)
+
+    def read(reply: Reply) -> dict[str, Any]:
+        found = zip(names, reply["values"], reply["revs"], strict=True)
+        return {name: value for name, value, rev in found if rev}
+
+    return Operation("MGET", {"keys": prefixed(prefix, names)}, read)
+
+
+def get_entries(prefix: str, keys: Iterable[str]) -> Operation[dict[str, Entry]]:
+    """Read many entries at one revision; absent keys are left out."""
+    names = list(keys)
+
+    def read(reply: Reply) -> dict[str, Entry]:
+        found = zip(names, reply["values"], reply["revs"], strict=True)
+        return {name: Entry(name, value, rev) for name, value, rev in found if rev}
+
+    return Operation("MGET", {"keys": prefixed(prefix, names)}, read)
+
+
+def put_many(prefix: str, items: Mapping[str, Any], ttl: float | None) -> Operation[int]:
+    """Write many values as one revision."""
+    fields: dict[str, Any] = {"items": {prefix + key: value for key, value in items.items()}}
+    if ttl is not None:
+        fields["ttl"] = ttl
+    return Operation("MPUT", fields, _rev)
+
+
+def delete_many(prefix: str, keys: Iterable[str]) -> Operation[int]:
+    """Remove many entries as one revision; how many were there."""
+    return Operation("MDELETE", {"keys": prefixed(prefix, keys)}, _deleted)
+
+
+def count(prefix: str) -> Operation[int]:
+    """How many keys there are."""
+    return Operation("COUNT", {"prefix": prefix}, _count)
+
+
+def prefixed(prefix: str, keys: Iterable[str]) -> list[str]:
+    """Keys as they are stored. Raises TypeError where one is no text."""
+    return [prefix + key for key in keys]
+
+
+class Scan:
+    """The pages of a scan: ask for `next_page` until it gives None, and hand it each reply.
+
+    A page that would be too large for a reply is asked for again with half as many keys.
+
+    Args:
+        namespace: is taken off the keys that are found.
+        fields: of SCAN, but for ``limit``; keys in it are as they are stored.
+        limit: entries in all; None = as many as there are.
+    """
+
+    def __init__(self, namespace: str, fields: dict[str, Any], limit: int | None) -> None:
+        if limit is not None and limit < 0:
+            raise ValueError(f"limit {limit}: 0 or more")
+        self._strip = len(namespace)
+        self._fields = fields
+        self._left = limit
+        self._page = PAGE
+        self._done = limit == 0
+
+    def next_page(self) -> Operation[list[Entry]] | None:
+        """The request for the next page; None: there is none."""
+        if self._done:
+            return None
+        most = self._page if self._left is None else min(self._page, self._left)
+        return Operation("SCAN", {**self._fields, "limit": most}, self._read)
+
+    def too_large(self, error: TooLargeError) -> None:
+        """The page was refused. Raises ``error`` where a smaller one would be, too."""
+        if self._page == 1:
+            raise error
+        self._page = max(1, min(self._page, self._left or self._page) // 2)
+
+    def _read(self, reply: Reply) -> list[Entry]:
+        strip, following = self._strip, reply["next"]
+        page = [Entry(key[strip:], value, rev) for key, value, rev in reply["items"]]
+        if self._left is not None:
+            self._left -= len(page)
+        self._done = following is None or self._left == 0
+        self._fields["after"] = following
+        return page
+
+
+def scan_fields(
+    namespace: str,
+    prefix: str,
+    *,
+    start: str | None,
+    end: str | None,
+    after: str | None,
+    values: bool,
+    reverse: bool,
+) -> dict[str, Any]:
+    """The fields of a SCAN, with keys as they are stored."""
+    fields: dict[str, Any] = {"prefix": namespace + prefix, "values": values, "reverse": reverse}
+    for name, key in (("start", start), ("end", end), ("after", after)):
+        if key is not None:
+            fields[name] = namespace + key
+    return fields
+
+
+class Changes:
+    """The pages of what has changed, up to the store's revision as it is when they are read.
+
+    Args:
+        namespace: is taken off the keys that are found.
+        prefix: of the keys, behind the namespace.
+        since: the revision after which to begin.
+    """
+
+    def __init__(self, namespace: str, prefix: str, since: int) -> None:
+        self._strip = len(namespace)
+        self._prefix = namespace + prefix
+        self._done = False
+        self.since = since
+
+    def next_page(self) -> Operation[list[Change]] | None:
+        """The request for the next page; None: that was all."""
+        if self._done:
+            return None
+        fields = {"since": self.since, "prefix": self._prefix, "limit": PAGE}
+        return Operation("CHANGES", fields, self._read)
+
+    def _read(self, reply: Reply) -> list[Change]:
+        strip = self._strip
+        page = [Change(rev, op, key[strip:], value) for rev, op, key, value in reply["changes"]]
+        self._done = reply["next"] >= reply["rev"] or reply["next"] == self.since
+        self.since = reply["next"]
+        return page
+
+
+# --- The server
+
+
+def ping() -> Operation[dict[str, Any]]:
+    """Whether the server is there."""
+    return Operation("PING", {}, _facts)
+
+
+def info() -> Operation[dict[str, Any]]:
+    """What the server is, holds and has done."""
+    return Operation("INFO", {}, _facts)
+
+
+def snapshot() -> Operation[int]:
+    """Have a snapshot written."""
+    return Operation("SNAPSHOT", {}, _rev)
+
+
+def end() -> Operation[int]:
+    """Have the server save everything and end."""
+    return Operation("END", {}, _rev)
+
+
+def plain(op: str, fields: dict[str, Any]) -> Operation[Reply]:
+    """Any op; the reply as it comes."""
+    return Operation(op, fields, _itself)
+
+
+def _is_ok(_reply: Reply) -> bool:
+    return True
+
+
+def _itself(reply: Reply) -> Reply:
+    return reply
+
+
+def _facts(reply: Reply) -> dict[str, Any]:
+    return {name: value for name, value in reply.items() if name not in {"ok", "id"}}

@@ -1,0 +1,85 @@
+"""Which session and sequence number a write goes by, so that it can be repeated safely.
+
+The server remembers the replies to the newest numbers of a session, and refuses a number that is
+older: one that is still being repeated must never fall behind. Waiting for it would stop all other
+writes, so a session with a write that lags is set aside, and others go on in another session; once
+its laggards are done, it is used again. So there are few sessions, however many writes there are,
+and never more than writes in flight.
+
+The idea of a completion record is that of RIFL (Lee et al., SOSP 2015).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Final
+
+WINDOW: Final = 64
+"""Numbers of one session from the oldest in flight to the newest; a server remembers 128, unless
+it was told otherwise."""
+
+
+def random_name() -> str:
+    """A name that nobody else makes up: 16 random bytes in hex."""
+    return secrets.token_hex(16)
+
+
+class Session:
+    """One session.
+
+    Attributes:
+        name: unique among all clients of a server.
+        in_flight: the numbers that may be sent again, in the order in which they were taken.
+    """
+
+    __slots__ = ("_newest", "in_flight", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.in_flight: dict[int, None] = {}
+        self._newest = 0
+
+    def has_room(self) -> bool:
+        """Whether another number leaves all that are in flight inside the window."""
+        return not self.in_flight or self._newest + 1 - next(iter(self.in_flight)) < WINDOW
+
+    def take(self) -> int:
+        """The next number."""
+        self._newest += 1
+        self.in_flight[self._newest] = None
+        return self._newest
+
+
+class Sessions:
+    """All sessions of a client. Not to be shared by threads.
+
+    Args:
+        name: makes up names.
+    """
+
+    def __init__(self, name: Callable[[], str] = random_name) -> None:
+        self._name = name
+        self._current = Session(name())
+        self._others: list[Session] = []
+
+    def __len__(self) -> int:
+        return 1 + len(self._others)
+
+    def take(self) -> tuple[Session, int]:
+        """Session and number for one write; to be given back once it is not repeated any more."""
+        if not self._current.has_room():
+            self._change()
+        return self._current, self._current.take()
+
+    def give_back(self, session: Session, seq: int) -> None:
+        """The write by this number has been answered, or given up."""
+        del session.in_flight[seq]
+
+    def _change(self) -> None:
+        self._others.append(self._current)
+        for index, session in enumerate(self._others):
+            if session.has_room():
+                self._current = self._others.pop(index)
+                return
+        self._current = Session(self._name())
