@@ -56,17 +56,23 @@ def read_reply(op: str, request_id: int, body: bytes, codec: Codec = PLAIN) -> d
         BadReplyError: it is none.
     """
     reply = unpack_reply(op, body, codec)
-    ok = reply.get("ok")
-    if ok is not True and not (
-        ok is False and type(reply.get("code")) is str and type(reply.get("message")) is str
-    ):
-        raise bad_reply(op, "it tells neither success nor what failed")
+    check_reply(op, reply)
     echoed = reply.get("id")
     if type(echoed) is int and echoed == request_id:  # True == 1, and yet is no id
         return reply
-    if ok is False and "id" not in reply:
+    if reply["ok"] is False and "id" not in reply:
         return reply  # The server could not read the id, and says what is wrong.
     raise bad_reply(op, f"its id is {echoed!r:.40}, the request's is {request_id}")
+
+
+def check_reply(op: str, reply: Mapping[str, Any]) -> None:
+    """Raise BadReplyError unless ``reply`` tells success, or what failed."""
+    ok = reply.get("ok")
+    if ok is True:
+        return
+    if ok is False and type(reply.get("code")) is str and type(reply.get("message")) is str:
+        return
+    raise bad_reply(op, "it tells neither success nor what failed")
 
 
 def unpack_reply(op: str, body: bytes, codec: Codec = PLAIN) -> dict[str, Any]:

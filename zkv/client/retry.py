@@ -59,12 +59,12 @@ class Attempts:
         timeout: seconds for all attempts together.
     """
 
-    __slots__ = ("_began", "_in_doubt", "_lost", "_op", "_policy", "_refused", "_repeatable", "end")
+    __slots__ = ("_began", "_in_doubt", "_lost", "_op", "_policy", "_refused", "end", "repeatable")
 
     def __init__(self, policy: RetryPolicy, op: str, repeatable: bool, timeout: float) -> None:
         self._policy = policy
         self._op = op
-        self._repeatable = repeatable
+        self.repeatable = repeatable
         self._began = policy.now()
         self._lost = 0
         self._refused = 0
@@ -77,7 +77,7 @@ class Attempts:
 
     def patience(self) -> float:
         """Seconds to wait for the reply to the next attempt."""
-        if not self._repeatable:
+        if not self.repeatable:
             return self.left()
         return min(self.left(), self._policy.patience * 2.0 ** min(self._lost, 10))
 
@@ -93,7 +93,7 @@ class Attempts:
         """
         self._lost += 1
         self._in_doubt |= connected
-        if self._repeatable and self.left() > 0 and self._may_repeat():
+        if self.repeatable and self.left() > 0 and self._may_repeat():
             return
         raise self.give_up(endpoint)
 
@@ -116,7 +116,7 @@ class Attempts:
         policy = self._policy
         pause = min(policy.longest_pause, policy.pause * 2.0 ** min(self._refused, 30))
         pause *= (1 + policy.jitter()) / 2
-        if not (error.retry and self._repeatable and pause < self.left() and self._may_repeat()):
+        if not (error.retry and self.repeatable and pause < self.left() and self._may_repeat()):
             raise error
         self._refused += 1
         return pause
