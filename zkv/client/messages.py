@@ -14,13 +14,16 @@ from typing import Any, Final
 import msgpack
 
 from zkv.client.codec import PLAIN, Codec
-from zkv.client.errors import REFUSALS, BadReplyError, RefusedError
+from zkv.client.errors import REFUSALS, BadReplyError, RefusedError, TooLargeError
 
 READ_OPS: Final = frozenset({"PING", "GET", "MGET", "SCAN", "COUNT", "CHANGES", "INFO"})
 """Ops that change nothing, whatever becomes of the request."""
 
 WRITE_OPS: Final = frozenset({"PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", "TXN"})
 """Ops that take ``session`` and ``seq``, and may then be repeated."""
+
+LARGEST_MESSAGE: Final = 64 * 1024 * 1024
+"""Bytes of a request. ZeroMQ closes the connection of a larger one, and nobody answers."""
 
 STR_ERRORS: Final = "surrogateescape"
 
@@ -42,10 +45,14 @@ def pack_request(
             is ``op`` or ``id``.
         OverflowError: an int needs more than 64 bits.
         ValueError: a str holds a surrogate, or something is nested too deeply.
+        TooLargeError: there would be no reply to such a large request.
     """
     body: bytes = msgpack.packb(
         dict(op=op, id=request_id, **fields), default=codec.default, unicode_errors=STR_ERRORS
     )
+    if len(body) > LARGEST_MESSAGE:
+        message = f"the request would have {len(body)} bytes; {LARGEST_MESSAGE} are possible"
+        raise TooLargeError("TOO_LARGE", message, retry=False, applied=False, details={})
     return body
 
 

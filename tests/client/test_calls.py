@@ -1,24 +1,18 @@
-"""The client, against a real server, and against a peer that does what no server does."""
+"""`Client.call`, against a real server, and against a peer that does what no server does."""
 
 from __future__ import annotations
 
 import math
-import os
-import pickle
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-import zmq
 from msgpack import ExtType, Timestamp
 
 from tests.peer import Answer, Peer, body, reply, swallow
-from tests.support import LIMIT, ROOT, ServerProcess, environment, eventually, pack
-from zkv.client import BadReplyError, Client, ClientError, NoReplyError, RefusedError
-from zkv.errors import ZkvError
+from tests.support import LIMIT, ServerProcess, pack
+from zkv.client import BadReplyError, Client, NoReplyError, RefusedError
 
 SOON = 0.2
 """A timeout in seconds for what is never answered."""
@@ -42,13 +36,6 @@ VALUES = [
     Timestamp(-1, 999_999_999),
     "no UTF-8: \udcff",
 ]
-
-
-def free_endpoint() -> str:
-    """An endpoint where nobody listens."""
-    with zmq.Context() as context, context.socket(zmq.REP) as socket:
-        socket.bind("tcp://127.0.0.1:*")
-        return str(socket.get_string(zmq.LAST_ENDPOINT))
 
 
 def impatient(peer: Peer) -> Client:
@@ -134,39 +121,21 @@ def test_the_reply_to_end_arrives(server: ServerProcess) -> None:
     assert server.wait() == 0
 
 
-def test_a_call_made_before_the_server_starts_is_answered(tmp_path: Path) -> None:
-    endpoint = free_endpoint()
+def test_a_call_made_before_the_server_starts_is_answered(
+    tmp_path: Path, free_endpoint: str
+) -> None:
     replies: list[dict[str, Any]] = []
 
     def call() -> None:
-        with Client(endpoint, LIMIT) as client:
+        with Client(free_endpoint, LIMIT) as client:
             replies.append(client.call("PING"))
 
     thread = threading.Thread(target=call)
     thread.start()
-    with ServerProcess(tmp_path, "--endpoint", endpoint):
+    with ServerProcess(tmp_path, "--endpoint", free_endpoint):
         thread.join()
 
     assert [reply["ok"] for reply in replies] == [True]
-
-
-def test_a_client_survives_a_restart_of_the_server(tmp_path: Path) -> None:
-    process = ServerProcess(tmp_path, "--endpoint", free_endpoint())
-    with process as server, Client(server.endpoint, LIMIT) as client:
-        client.call("PUT", key="k", value="v")
-        server.stop()
-        server.start()
-
-        assert client.call("GET", key="k")["value"] == "v"
-
-
-def test_a_closed_client_opens_again(server: ServerProcess) -> None:
-    client = Client(server.endpoint)
-    client.close()
-    client.close()
-
-    assert client.call("PING")["ok"] is True
-    client.close()
 
 
 # With a peer that keeps to a script, or with nobody.
@@ -290,68 +259,6 @@ def test_a_message_without_envelope_is_no_reply() -> None:
         assert client.call("PING")["ok"] is True
 
 
-def test_nobody_there_is_no_reply() -> None:
-    with Client(free_endpoint(), SOON) as client, pytest.raises(NoReplyError):
+def test_nobody_there_is_no_reply(free_endpoint: str) -> None:
+    with Client(free_endpoint, SOON) as client, pytest.raises(NoReplyError):
         client.call("PING")
-
-
-def test_lost_replies_leave_no_file_descriptors_behind() -> None:
-    def descriptors() -> int:
-        return len(os.listdir("/dev/fd"))
-
-    with Client(free_endpoint(), 0.001) as client:
-        with pytest.raises(NoReplyError):
-            client.call("PING")  # The first one also starts ZeroMQ.
-        before = descriptors()
-        for _ in range(200):
-            with pytest.raises(NoReplyError):
-                client.call("PING")
-
-        # ZeroMQ closes them in a thread of its own, a little later.
-        eventually(lambda: descriptors() <= before, "as many descriptors as before")
-
-
-@pytest.mark.parametrize("endpoint", ["", "nonsense", "tcp://127.0.0.1", "http://127.0.0.1:1"])
-def test_a_malformed_endpoint_is_refused_at_once(endpoint: str) -> None:
-    with pytest.raises(ValueError, match="endpoint"):
-        Client(endpoint)
-
-
-@pytest.mark.parametrize("timeout", [0, -1, math.inf, math.nan, 86_401])
-def test_a_timeout_out_of_range_is_refused(timeout: float) -> None:
-    with pytest.raises(ValueError, match="timeout"):
-        Client("tcp://127.0.0.1:1", timeout)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        RefusedError("CONFLICT", "k is at 7", True, False, {"rev": 7}),
-        NoReplyError("none", None),
-        BadReplyError("bad", False),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_errors_are_of_one_kind_and_travel_between_processes(error: ClientError) -> None:
-    copy = pickle.loads(pickle.dumps(error))
-
-    assert isinstance(copy, ZkvError)
-    assert type(copy) is type(error)
-    assert str(copy) == str(error)
-    assert vars(copy) == vars(error)
-
-
-def test_the_client_imports_nothing_of_the_server() -> None:
-    code = "import sys, zkv.client; print(*sys.modules)"
-    modules = subprocess.check_output(
-        [sys.executable, "-c", code], env=environment(), cwd=ROOT, text=True
-    ).split()
-
-    assert {name for name in modules if name.startswith("zkv.")} == {
-        "zkv.client",
-        "zkv.client.errors",
-        "zkv.client.messages",
-        "zkv.client.sync",
-        "zkv.errors",
-    }
-    assert "msgspec" not in modules
