@@ -168,27 +168,6 @@ def test_the_call_after_a_lost_reply_is_answered() -> None:
     assert len({request["id"] for request in peer.requests}) == 3
 
 
-def test_a_late_reply_is_not_taken_for_the_answer_to_the_next_call() -> None:
-    late: list[dict[str, Any]] = []
-
-    def hold(request: dict[str, Any]) -> list[list[bytes]]:
-        late.append(request)
-        return []
-
-    def both(request: dict[str, Any]) -> list[list[bytes]]:
-        return [
-            [b"", pack({"ok": True, "id": each["id"], "of": each["key"]})]
-            for each in (request, late[0])
-        ]
-
-    with Peer(HELLO, hold, both, reply(ok=True, of="c")) as peer, impatient(peer) as client:
-        with pytest.raises(NoReplyError):
-            client.call("GET", key="a")
-        client.timeout = LIMIT
-
-        assert [client.call("GET", key=key)["of"] for key in "bc"] == ["b", "c"]
-
-
 BAD_ANSWERS: dict[str, Answer] = {
     "nothing": body(b""),
     "no msgpack": body(b"\xc1"),

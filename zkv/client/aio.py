@@ -156,8 +156,9 @@ class AsyncKeyspace:
 
     async def clear(self) -> None:
         """Remove all keys, page by page."""
-        while keys := [e.key async for e in self.scan(values=False, limit=operations.PAGE)]:
-            await self.delete_many(keys)
+        fields = operations.scan_fields(self._prefix, values=False)
+        async for page in self._pages(operations.Scan(self._prefix, fields, None)):
+            await self.delete_many([entry.key for entry in page])
 
     async def scan(
         self,
@@ -174,15 +175,17 @@ class AsyncKeyspace:
         fields = operations.scan_fields(
             self._prefix, prefix, start=start, end=end, after=after, values=values, reverse=reverse
         )
-        pages = operations.Scan(self._prefix, fields, limit)
-        while (page := pages.next_page()) is not None:
-            try:
-                entries = await self._run(page)
-            except TooLargeError as error:
-                pages.too_large(error)
-                continue
-            for entry in entries:
+        async for page in self._pages(operations.Scan(self._prefix, fields, limit)):
+            for entry in page:
                 yield entry
+
+    async def _pages(self, scan: operations.Scan) -> AsyncIterator[list[Entry]]:
+        while (page := scan.next_page()) is not None:
+            try:
+                if entries := await self._run(page):
+                    yield entries
+            except TooLargeError as error:
+                scan.too_large(error)
 
     async def count(self, prefix: str = "") -> int:
         """How many keys there are that begin with ``prefix``."""

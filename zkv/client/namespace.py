@@ -22,7 +22,7 @@ from collections.abc import (
     ValuesView,
 )
 from itertools import islice
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from zkv.client import operations
 from zkv.client.errors import ConflictError, NotFoundError, TooLargeError
@@ -30,9 +30,6 @@ from zkv.client.operations import RAISE, Change, Entry, Operation
 from zkv.client.pipeline import Pipeline, Transaction
 
 T = TypeVar("T")
-
-CLEARED_AT_ONCE: Final = 1_000
-"""Keys that `clear` removes with one request."""
 
 
 class Keyspace(MutableMapping[str, Any]):
@@ -178,12 +175,16 @@ class Keyspace(MutableMapping[str, Any]):
         fields = operations.scan_fields(
             self._prefix, prefix, start=start, end=end, after=after, values=values, reverse=reverse
         )
-        pages = operations.Scan(self._prefix, fields, limit)
-        while (page := pages.next_page()) is not None:
+        for page in self._pages(operations.Scan(self._prefix, fields, limit)):
+            yield from page
+
+    def _pages(self, scan: operations.Scan) -> Iterator[list[Entry]]:
+        while (page := scan.next_page()) is not None:
             try:
-                yield from self._run(page)
+                if entries := self._run(page):
+                    yield entries
             except TooLargeError as error:
-                pages.too_large(error)
+                scan.too_large(error)
 
     def count(self, prefix: str = "") -> int:
         """How many keys there are that begin with ``prefix``."""
@@ -269,17 +270,17 @@ class Keyspace(MutableMapping[str, Any]):
         self.update(other)
         return self
 
-    def keys(self) -> KeysView[str]:
+    def keys(self) -> Keys:
         """The keys in order, as a view that reads them when it is asked."""
-        return _Keys(self)
+        return Keys(self)
 
-    def values(self) -> ValuesView[Any]:
+    def values(self) -> Values:
         """The values in the order of their keys, as a view that reads them when it is asked."""
-        return _Values(self)
+        return Values(self)
 
-    def items(self) -> ItemsView[str, Any]:
+    def items(self) -> Items:
         """Keys and values in the order of the keys, as a view that reads them when it is asked."""
-        return _Items(self)
+        return Items(self)
 
     def pop(self, key: str, default: Any = RAISE) -> Any:
         """Remove a key and return its value, in one step.
@@ -354,8 +355,9 @@ class Keyspace(MutableMapping[str, Any]):
 
     def clear(self) -> None:
         """Remove all keys, page by page."""
-        while keys := [e.key for e in self.scan(values=False, limit=CLEARED_AT_ONCE)]:
-            self.delete_many(keys)
+        fields = operations.scan_fields(self._prefix, values=False)
+        for page in self._pages(operations.Scan(self._prefix, fields, None)):
+            self.delete_many([entry.key for entry in page])
 
 
 class Namespace(Keyspace):
@@ -378,7 +380,7 @@ class Namespace(Keyspace):
         return f"<{type(self).__name__} {self._prefix!r}>"
 
 
-class _Keys(KeysView[str]):
+class Keys(KeysView[str]):
     """The keys of a namespace."""
 
     _mapping: Keyspace
@@ -387,7 +389,7 @@ class _Keys(KeysView[str]):
         return reversed(self._mapping)
 
 
-class _Values(ValuesView[Any]):
+class Values(ValuesView[Any]):
     """The values of a namespace."""
 
     _mapping: Keyspace
@@ -402,7 +404,7 @@ class _Values(ValuesView[Any]):
         return any(each is value or each == value for each in self)
 
 
-class _Items(ItemsView[str, Any]):
+class Items(ItemsView[str, Any]):
     """The keys and values of a namespace."""
 
     _mapping: Keyspace

@@ -271,13 +271,13 @@ class Scan:
 
 def scan_fields(
     namespace: str,
-    prefix: str,
+    prefix: str = "",
     *,
-    start: str | None,
-    end: str | None,
-    after: str | None,
-    values: bool,
-    reverse: bool,
+    start: str | None = None,
+    end: str | None = None,
+    after: str | None = None,
+    values: bool = True,
+    reverse: bool = False,
 ) -> dict[str, Any]:
     """The fields of a SCAN, with keys as they are stored."""
     fields: dict[str, Any] = {"prefix": namespace + prefix, "values": values, "reverse": reverse}
