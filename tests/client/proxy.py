@@ -1,0 +1,100 @@
+"""A TCP proxy on the loopback that loses, holds up and cuts what passes by."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Self
+
+from tests.client.blocking import Loop
+
+
+class Proxy:
+    """Passes connections on to a server. Use as a context manager.
+
+    Args:
+        endpoint: of the server, ``tcp://HOST:PORT``.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+        self._target = host, int(port)
+        self._loop = Loop()
+        self._server: asyncio.Server
+        self._passing: set[_Passing] = set()
+        self._delay = 0.0
+        self.endpoint: str
+
+    def __enter__(self) -> Self:
+        self._loop.__enter__()
+        self._loop.run(self._start())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.run(self._stop())
+        self._loop.__exit__()
+
+    def cut(self) -> None:
+        """Cut all connections: requests and replies on their way are lost."""
+        self._loop.run(self._cut())
+
+    def mute(self) -> None:
+        """Let no reply through any more on the connections that there are."""
+        self._loop.run(self._mute())
+
+    def delay(self, seconds: float) -> None:
+        """Hold up every piece that passes by from now on."""
+        self._delay = seconds
+
+    async def _start(self) -> None:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.endpoint = "tcp://127.0.0.1:{1}".format(*self._server.sockets[0].getsockname())
+
+    async def _stop(self) -> None:
+        self._server.close()
+        await self._cut()
+
+    async def _cut(self) -> None:
+        for passing in list(self._passing):
+            passing.task.cancel()
+        await asyncio.gather(*[passing.task for passing in self._passing], return_exceptions=True)
+
+    async def _mute(self) -> None:
+        for passing in self._passing:
+            passing.muted = True
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        passing = _Passing(task)
+        self._passing.add(passing)
+        writers = [writer]
+        try:
+            there, back = await asyncio.open_connection(*self._target)
+            writers.append(back)
+            await asyncio.gather(self._pass(reader, back, None), self._pass(there, writer, passing))
+        except (OSError, asyncio.CancelledError):
+            pass  # Cut, or nobody is there.
+        finally:
+            self._passing.discard(passing)
+            for each in writers:
+                each.transport.abort()
+
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, muting: _Passing | None
+    ) -> None:
+        """Pass on what comes, until one side ends."""
+        while piece := await reader.read(65_536):
+            if self._delay:
+                await asyncio.sleep(self._delay)
+            if muting is None or not muting.muted:
+                writer.write(piece)
+                await writer.drain()
+        raise ConnectionResetError
+
+
+class _Passing:
+    """One connection that passes through."""
+
+    def __init__(self, task: asyncio.Task[None]) -> None:
+        self.task = task
+        self.muted = False
