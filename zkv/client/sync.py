@@ -244,7 +244,7 @@ class Client(Keyspace):
             try:
                 while not self._idle and self._open >= MOST_CONNECTIONS and not self._closed:
                     if not self._freed.wait(max(0.0, attempts.left())):
-                        raise attempts.give_up(self.endpoint)
+                        raise attempts.give_up(self.endpoint)  # It is not sent any more.
             finally:
                 self._waiting -= 1
             if self._closed:
