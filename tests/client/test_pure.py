@@ -1,0 +1,270 @@
+"""What needs no socket: sessions, retries, and how a pipeline is packed."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.support import ServerInProcess
+from zkv import (
+    BusyError,
+    Client,
+    ClientError,
+    ConflictError,
+    NoReplyError,
+    RetryPolicy,
+    StaleSeqError,
+    UnavailableError,
+)
+from zkv.client.retry import Attempts
+from zkv.client.session import WINDOW, Session, Sessions
+
+# --- Sessions
+
+
+def test_numbers_of_a_session_count_up() -> None:
+    sessions = Sessions(iter(["a", "b"]).__next__)
+    taken = [sessions.take() for _ in range(3)]
+
+    assert [(session.name, seq) for session, seq in taken] == [("a", 1), ("a", 2), ("a", 3)]
+
+
+def test_a_write_that_lags_does_not_stop_others() -> None:
+    sessions = Sessions()
+    laggard = sessions.take()
+    for _ in range(10 * WINDOW):
+        sessions.give_back(*sessions.take())
+    assert len(sessions) == 2
+    sessions.give_back(*laggard)
+    for _ in range(10 * WINDOW):
+        sessions.give_back(*sessions.take())
+
+    assert len(sessions) == 2
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(), most=st.integers(1, 300))
+def test_what_is_in_flight_stays_inside_its_window(seed: int, most: int) -> None:
+    chance, names = random.Random(seed), itertools.count()
+    sessions = Sessions(lambda: str(next(names)))
+    in_flight: list[tuple[Session, int]] = []
+    newest: dict[str, int] = {}
+    for _ in range(2_000):
+        if len(in_flight) < most and chance.random() < 0.6:
+            session, seq = sessions.take()
+            assert seq == newest.get(session.name, 0) + 1
+            newest[session.name] = seq
+            in_flight.append((session, seq))
+        elif in_flight:  # The oldest are in no hurry.
+            at = min(int(chance.expovariate(0.1)), len(in_flight) - 1)
+            sessions.give_back(*in_flight.pop(len(in_flight) - 1 - at))
+        assert all(newest[session.name] - seq < WINDOW for session, seq in in_flight)
+    assert len(sessions) <= most + 1
+
+
+# --- Retries
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+REFUSAL = {"ok": False, "code": "BUSY", "message": "later", "retry": True, "applied": False}
+
+
+def attempts_at(op: str, clock: Clock, *, repeatable: bool = True, timeout: float = 10) -> Attempts:
+    return Attempts(RetryPolicy(now=clock, jitter=lambda: 1.0), op, repeatable, timeout)
+
+
+def test_patience_grows_up_to_the_deadline() -> None:
+    clock = Clock()
+    attempts = attempts_at("PUT", clock)
+    for expected in (1, 2, 4):
+        assert attempts.patience() == expected
+        clock.now += expected
+        attempts.no_reply("tcp://here", connected=True)
+    assert attempts.patience() == 3
+    clock.now += 3
+    with pytest.raises(NoReplyError) as caught:
+        attempts.no_reply("tcp://here", connected=True)
+
+    assert type(caught.value) is NoReplyError
+    assert caught.value.applied is None
+
+
+def test_without_any_connection_nothing_was_sent() -> None:
+    clock = Clock()
+    attempts = attempts_at("PUT", clock)
+    attempts.no_reply("tcp://here", connected=False)
+    clock.now += 11
+    with pytest.raises(UnavailableError, match="no connection to tcp://here within 11 s") as caught:
+        attempts.no_reply("tcp://here", connected=False)
+
+    assert caught.value.applied is False
+
+
+def test_one_connection_is_enough_for_doubt() -> None:
+    clock = Clock()
+    attempts = attempts_at("PUT", clock)
+    attempts.no_reply("tcp://here", connected=True)
+    clock.now += 11
+    with pytest.raises(NoReplyError) as caught:
+        attempts.no_reply("tcp://here", connected=False)
+
+    assert caught.value.applied is None
+
+
+def test_pauses_grow_to_their_limit_with_jitter() -> None:
+    clock = Clock()
+    policy = RetryPolicy(now=clock, jitter=iter([1.0, 0.0] * 10).__next__)
+    attempts = Attempts(policy, "PUT", True, 60)
+
+    assert [attempts.refused(REFUSAL) for _ in range(8)] == pytest.approx(
+        [0.02, 0.02, 0.08, 0.08, 0.32, 0.32, 1.0, 0.5]
+    )
+
+
+def test_a_pause_beyond_the_deadline_is_not_begun() -> None:
+    clock = Clock()
+    attempts = attempts_at("PUT", clock, timeout=0.05)
+    assert attempts.refused(REFUSAL) == pytest.approx(0.02)
+    clock.now += 0.02
+    with pytest.raises(BusyError):
+        attempts.refused(REFUSAL)
+
+
+def test_a_write_is_not_repeated_for_longer_than_its_session_lasts() -> None:
+    clock = Clock()
+    attempts = attempts_at("PUT", clock, timeout=80_000)
+    clock.now += 1_799
+    attempts.no_reply("tcp://here", connected=True)
+    clock.now += 1
+    with pytest.raises(NoReplyError):
+        attempts.no_reply("tcp://here", connected=True)
+
+
+def test_what_is_sent_once_is_waited_for_all_the_time() -> None:
+    clock = Clock()
+    attempts = attempts_at("END", clock, repeatable=False)
+    assert attempts.patience() == 10
+    with pytest.raises(BusyError):
+        attempts.refused(REFUSAL)
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "applied"),
+    [("STALE_SEQ", StaleSeqError, None), ("CONFLICT", ConflictError, False)],
+)
+def test_which_refusals_tell_of_earlier_attempts(
+    code: str, error: type[ClientError], applied: bool | None
+) -> None:
+    clock = Clock()
+    attempts = attempts_at("PUT", clock)
+    attempts.no_reply("tcp://here", connected=True)
+    with pytest.raises(error) as caught:
+        attempts.refused({**REFUSAL, "code": code, "retry": False})
+
+    assert caught.value.applied is applied
+
+
+# --- Pipelines: whatever is packed, the results are those of one op after the other
+
+KEYS = st.sampled_from(["a", "b", "c", "d"])
+REVS = st.none() | st.integers(0, 3)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("get"), KEYS).map(lambda step: (*step, {})),
+        st.tuples(st.just("put"), KEYS, st.integers(0, 9)).map(lambda step: (*step, {})),
+        st.tuples(st.just("put"), KEYS, st.just("text"), st.just({"create": True})),
+        st.tuples(st.just("delete"), KEYS).map(lambda step: (*step, {})),
+        st.tuples(st.just("delete"), KEYS, st.just({"if_rev": 1})),
+        st.tuples(st.just("incr"), KEYS).map(lambda step: (*step, {})),
+        st.tuples(st.just("touch"), KEYS, st.just(None)).map(lambda step: (*step, {})),
+        st.tuples(st.just("put"), st.just(""), st.just(0)).map(lambda step: (*step, {})),
+    ),
+    max_size=60,
+)
+RUNS = st.lists(STEPS | STEPS.map(lambda steps: steps[:1] * 20), max_size=3)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A client whose server takes only small batches."""
+    quick = {"fsync": "never", "snapshot_interval": 3600.0}
+    with (
+        ServerInProcess(
+            tmp_path_factory.mktemp("pure"), durability=quick, limits={"max_batch": 25}
+        ) as server,
+        Client(server.endpoint) as client,
+    ):
+        yield client
+
+
+numbers = itertools.count()
+
+
+def outcome(name: str, result: Any) -> Any:
+    """What may be compared: revisions differ, since messages share them."""
+    if isinstance(result, ClientError):
+        return type(result)
+    return "rev" if name in {"put", "touch"} else result
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(runs=RUNS)
+def test_a_pipeline_gives_what_single_ops_give(store: Client, runs: list[Any]) -> None:
+    steps = list(itertools.chain(*runs))
+    packed, single = (store.namespace(f"{next(numbers)}/") for _ in range(2))
+    pipe = packed.pipeline()
+    expected = []
+    for name, *arguments, options in steps:
+        getattr(pipe, name)(*arguments, **options)
+        try:
+            result = getattr(single, name)(*arguments, **options)
+        except ClientError as error:
+            result = error
+        expected.append(outcome(name, result))
+    results = pipe.execute(return_exceptions=True)
+
+    assert [outcome(step[0], each) for step, each in zip(steps, results, strict=True)] == expected
+    assert packed == single
+
+
+@pytest.mark.parametrize(
+    ("ops", "messages"),
+    [
+        (["get"] * 100, 1),
+        (["put"] * 100, 1),
+        (["incr"] * 100, 1),
+        (["get", "put", "incr", "delete"] * 25, 1),
+        (["put"] * 50 + ["get"] * 50, 2),
+        (["get"] * 2_500, 3),
+    ],
+)
+def test_a_pipeline_takes_few_messages(
+    tmp_path_factory: pytest.TempPathFactory, ops: list[str], messages: int
+) -> None:
+    directory = tmp_path_factory.mktemp("few")
+    with ServerInProcess(directory) as server, Client(server.endpoint) as kv:
+        kv.put_many(dict.fromkeys([f"{number}" for number in range(100)], 0))
+        before = len(server.records)
+        pipe = kv.pipeline()
+        for number, op in enumerate(ops):
+            arguments = [number] if op == "put" else []
+            getattr(pipe, op)(f"{number % 100}", *arguments)
+        pipe.execute()
+        kv.ping()
+
+        assert len(server.records) - before - 1 == messages

@@ -1,0 +1,111 @@
+"""How the public API is seen by a type checker. Nothing here runs: ``make lint`` reads it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, ItemsView, Iterator, Mapping, MutableMapping
+from typing import Any, assert_type
+
+from zkv import (
+    AsyncClient,
+    AsyncNamespace,
+    Change,
+    Client,
+    ClientError,
+    ConflictError,
+    Entry,
+    Namespace,
+    NoReplyError,
+    NotFoundError,
+    RefusedError,
+    ZkvError,
+)
+
+
+def ops(kv: Client) -> None:
+    assert_type(kv.get("k"), Any)
+    assert_type(kv.get_entry("k"), Entry)
+    assert_type(kv.put("k", 1, ttl=1.5, if_rev=2, create=False), int)
+    assert_type(kv.delete("k", if_rev=1), bool)
+    assert_type(kv.incr("k", 2), int)
+    assert_type(kv.touch("k", None), int)
+    assert_type(kv.get_many(["k"]), dict[str, Any])
+    assert_type(kv.get_entries(iter("k")), dict[str, Entry])
+    assert_type(kv.put_many({"k": 1}, ttl=5), int)
+    assert_type(kv.delete_many({"k"}), int)
+    assert_type(kv.scan("p", limit=3, reverse=True), Iterator[Entry])
+    assert_type(kv.changes(0), Iterator[Change])
+    assert_type(kv.count(), int)
+    assert_type(kv.ping(), dict[str, Any])
+    assert_type(kv.info(), dict[str, Any])
+    assert_type(kv.snapshot(timeout=3), int)
+    assert_type(kv.end(), int)
+    assert_type(kv.call("PING"), dict[str, Any])
+
+
+def mapping(kv: Client, namespace: Namespace) -> None:
+    both: list[MutableMapping[str, Any]] = [kv, namespace]
+    assert_type(kv.namespace("a/"), Namespace)
+    assert_type(namespace.namespace("b/"), Namespace)
+    assert_type(kv["k"], Any)
+    assert_type("k" in kv, bool)
+    assert_type(len(kv), int)
+    assert_type(list(kv), list[str])
+    assert_type(list(reversed(kv)), list[str])
+    assert_type(dict(kv), dict[str, Any])
+    assert_type(kv.pop("k", None), Any)
+    assert_type(kv.popitem(), tuple[str, Any])
+    assert_type(kv.setdefault("k", 1), Any)
+    items: ItemsView[str, Any] = kv.items()
+    kv.update({"a": 1}, b=2)
+    kv.update([("a", 1)])
+    kv |= {"a": 1}
+    del kv["k"], both, items
+
+
+def batches(kv: Client) -> None:
+    with kv.txn() as txn:
+        txn.check("k", 1)
+        txn.get("k")
+    assert_type(txn.results, list[Any])
+    assert_type(txn.rev, int)
+    with kv.pipeline() as pipe:
+        pipe.put("k", 1, ttl=2)
+    assert_type(pipe.execute(return_exceptions=True), list[Any])
+
+
+async def async_ops(kv: AsyncClient) -> None:
+    async with kv as same:
+        assert_type(same, AsyncClient)
+    assert_type(await kv.get("k"), Any)
+    assert_type(await kv.get_entry("k"), Entry)
+    assert_type(await kv.put("k", 1), int)
+    assert_type(await kv.delete("k"), bool)
+    assert_type(await kv.contains("k"), bool)
+    assert_type(await kv.get_many(["k"]), dict[str, Any])
+    assert_type(kv.scan(), AsyncIterator[Entry])
+    assert_type(kv.changes(0), AsyncIterator[Change])
+    assert_type([entry.value async for entry in kv.scan()], list[Any])
+    assert_type(kv.namespace("a/"), AsyncNamespace)
+    async with kv.pipeline() as pipe:
+        pipe.incr("k")
+    assert_type(await kv.txn().commit(), list[Any])
+    assert_type(pipe.results, list[Any])
+
+
+def entries(entry: Entry, change: Change) -> None:
+    assert_type(entry.key, str)
+    assert_type(entry.rev, int)
+    assert_type(entry.ttl, float | None)
+    assert_type(change.op, str)
+
+
+def errors(error: ConflictError, refused: RefusedError, lost: NoReplyError) -> None:
+    assert_type(error.key, str)
+    assert_type(error.rev, int)
+    assert_type(error.applied, bool | None)
+    assert_type(refused.code, str)
+    assert_type(refused.details, Mapping[str, Any])
+    is_timeout: TimeoutError = lost
+    kinds: list[type[ZkvError]] = [ClientError, NotFoundError]
+    is_key_error: type[KeyError] = NotFoundError
+    del is_timeout, kinds, is_key_error
