@@ -47,9 +47,12 @@ def pack_request(
         ValueError: a str holds a surrogate, or something is nested too deeply.
         TooLargeError: there would be no reply to such a large request.
     """
-    body: bytes = msgpack.packb(
-        dict(op=op, id=request_id, **fields), default=codec.default, unicode_errors=STR_ERRORS
-    )
+    request = dict(op=op, id=request_id, **fields)
+    body: bytes
+    try:
+        body = msgpack.packb(request, default=codec.default)
+    except UnicodeEncodeError:  # With surrogates, which takes twice the time for every str.
+        body = msgpack.packb(request, default=codec.default, unicode_errors=STR_ERRORS)
     if len(body) > LARGEST_MESSAGE:
         message = f"the request would have {len(body)} bytes; {LARGEST_MESSAGE} are possible"
         raise TooLargeError("TOO_LARGE", message, retry=False, applied=False, details={})

@@ -90,11 +90,16 @@ class Operation(Generic[T]):
             raise bad_reply(self.op, f"it is not as the protocol says: {error!r}") from error
 
 
+def read_nothing(_reply: Reply) -> bool:
+    """That there was a reply of success is all."""
+    return True
+
+
 RAISE: Final = ...
 """In the place of a default: there is none, an absent key is an error."""
 
-_value = itemgetter("value")
-_rev: Callable[[Reply], int] = itemgetter("rev")
+read_value: Final = itemgetter("value")
+read_rev: Final[Callable[[Reply], int]] = itemgetter("rev")
 _count: Callable[[Reply], int] = itemgetter("count")
 _deleted: Callable[[Reply], int] = itemgetter("deleted")
 
@@ -104,7 +109,7 @@ _deleted: Callable[[Reply], int] = itemgetter("deleted")
 
 def get(key: str, default: Any) -> Operation[Any]:
     """Read a value."""
-    return Operation("GET", {"key": key}, _value, default)
+    return Operation("GET", {"key": key}, read_value, default)
 
 
 def get_entry(key: str, shown: str) -> Operation[Entry]:
@@ -120,7 +125,7 @@ def put(
     key: str, value: Any, ttl: float | None, if_rev: int | None, create: bool
 ) -> Operation[int]:
     """Write a value."""
-    return Operation("PUT", put_fields(key, value, ttl, if_rev, create), _rev)
+    return Operation("PUT", put_fields(key, value, ttl, if_rev, create), read_rev)
 
 
 def put_fields(
@@ -141,7 +146,7 @@ def put_fields(
 
 def delete(key: str, if_rev: int | None) -> Operation[bool]:
     """Remove an entry; False: there was none."""
-    return Operation("DELETE", delete_fields(key, if_rev), _is_ok, False)
+    return Operation("DELETE", delete_fields(key, if_rev), read_nothing, False)
 
 
 def delete_fields(key: str, if_rev: int | None) -> dict[str, Any]:
@@ -151,7 +156,7 @@ def delete_fields(key: str, if_rev: int | None) -> dict[str, Any]:
 
 def remove(key: str) -> Operation[int]:
     """Remove an entry that has to be there."""
-    return Operation("DELETE", {"key": key}, _rev)
+    return Operation("DELETE", {"key": key}, read_rev)
 
 
 def pop(key: str, default: Any) -> Operation[Any]:
@@ -161,12 +166,12 @@ def pop(key: str, default: Any) -> Operation[Any]:
 
 def touch(key: str, ttl: float | None) -> Operation[int]:
     """Give an entry another time to live."""
-    return Operation("TOUCH", {"key": key, "ttl": ttl}, _rev)
+    return Operation("TOUCH", {"key": key, "ttl": ttl}, read_rev)
 
 
 def incr(key: str, by: int) -> Operation[int]:
     """Add to a number."""
-    return Operation("INCR", {"key": key, "by": by}, _value)
+    return Operation("INCR", {"key": key, "by": by}, read_value)
 
 
 def contains(key: str) -> Operation[bool]:
@@ -208,7 +213,7 @@ def put_many(prefix: str, items: Mapping[str, Any], ttl: float | None) -> Operat
     fields: dict[str, Any] = {"items": {prefix + key: value for key, value in items.items()}}
     if ttl is not None:
         fields["ttl"] = ttl
-    return Operation("MPUT", fields, _rev)
+    return Operation("MPUT", fields, read_rev)
 
 
 def delete_many(prefix: str, keys: Iterable[str]) -> Operation[int]:
@@ -332,21 +337,17 @@ def info() -> Operation[dict[str, Any]]:
 
 def snapshot() -> Operation[int]:
     """Have a snapshot written."""
-    return Operation("SNAPSHOT", {}, _rev)
+    return Operation("SNAPSHOT", {}, read_rev)
 
 
 def end() -> Operation[int]:
     """Have the server save everything and end."""
-    return Operation("END", {}, _rev)
+    return Operation("END", {}, read_rev)
 
 
 def plain(op: str, fields: dict[str, Any]) -> Operation[Reply]:
     """Any op; the reply as it comes."""
     return Operation(op, fields, _itself)
-
-
-def _is_ok(_reply: Reply) -> bool:
-    return True
 
 
 def _itself(reply: Reply) -> Reply:

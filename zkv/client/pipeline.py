@@ -15,9 +15,17 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, Self
 
-from zkv.client import operations
 from zkv.client.errors import ClientError, RefusedError
-from zkv.client.operations import RAISE, Operation, Reply
+from zkv.client.operations import (
+    RAISE,
+    Operation,
+    Reply,
+    delete_fields,
+    put_fields,
+    read_nothing,
+    read_rev,
+    read_value,
+)
 
 MOST: Final = 1_000
 """Ops in one message."""
@@ -30,6 +38,14 @@ OF_THE_OP: Final = frozenset(
 """Refusals that are about one op, or about the size of the message; others are about the server."""
 
 
+Fields = dict[str, Any]
+
+Step = tuple[str, Fields, Callable[[Reply], Any], Any]
+"""One op: its name, its fields with ``op`` among them, how its reply is read, and what stands for
+an absent key, if that is no error. A tuple, since making an object for each op takes as long as
+all the rest that is done for it."""
+
+
 class Batch:
     """Ops that are written down, to be run later. Their methods are those of `Namespace`.
 
@@ -39,7 +55,7 @@ class Batch:
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
-        self._steps: list[Operation[Any]] = []
+        self._steps: list[Step] = []
         self.results: list[Any] = []
         """What the ops returned, in their order, once they have run."""
 
@@ -48,7 +64,8 @@ class Batch:
 
     def get(self, key: str, default: Any = None) -> None:
         """Read a value; the default where there is none."""
-        self._steps.append(operations.get(self._prefix + key, default))
+        fields = {"op": "GET", "key": self._prefix + key}
+        self._steps.append(("GET", fields, read_value, default))
 
     def put(
         self,
@@ -60,21 +77,27 @@ class Batch:
         create: bool = False,
     ) -> None:
         """Write a value; gives its revision."""
-        self._steps.append(operations.put(self._prefix + key, value, ttl, if_rev, create))
+        fields = put_fields(self._prefix + key, value, ttl, if_rev, create)
+        fields["op"] = "PUT"
+        self._steps.append(("PUT", fields, read_rev, RAISE))
 
     def delete(self, key: str, *, if_rev: int | None = None) -> None:
         """Remove an entry; gives whether there was one. In a transaction there has to be one."""
-        self._steps.append(operations.delete(self._prefix + key, if_rev))
+        fields = delete_fields(self._prefix + key, if_rev)
+        fields["op"] = "DELETE"
+        self._steps.append(("DELETE", fields, read_nothing, False))
 
     def touch(self, key: str, ttl: float | None) -> None:
         """Give an entry another time to live; gives the revision of that."""
-        self._steps.append(operations.touch(self._prefix + key, ttl))
+        fields = {"op": "TOUCH", "key": self._prefix + key, "ttl": ttl}
+        self._steps.append(("TOUCH", fields, read_rev, RAISE))
 
     def incr(self, key: str, by: int = 1) -> None:
         """Add to a number; gives the sum."""
-        self._steps.append(operations.incr(self._prefix + key, by))
+        fields = {"op": "INCR", "key": self._prefix + key, "by": by}
+        self._steps.append(("INCR", fields, read_value, RAISE))
 
-    def _take(self) -> list[Operation[Any]]:
+    def _take(self) -> list[Step]:
         steps, self._steps = self._steps, []
         return steps
 
@@ -86,7 +109,7 @@ class Packing:
         steps: the ops in their order.
     """
 
-    def __init__(self, steps: Sequence[Operation[Any]]) -> None:
+    def __init__(self, steps: Sequence[Step]) -> None:
         self._steps = steps
         self._at = 0
         self._size = MOST
@@ -115,9 +138,9 @@ class Packing:
             return
         index = error.details.get("index")
         if self._sent == 1 or index == 0:
-            step = self._steps[self._at]
-            absent = error.code == "NOT_FOUND" and step.absent is not RAISE
-            self._settle([step.absent if absent else error])
+            absent = self._steps[self._at][3]
+            tolerated = error.code == "NOT_FOUND" and absent is not RAISE
+            self._settle([absent if tolerated else error])
             return
         self._size = max(1, self._sent // 2)
         self._planned = [] if type(index) is not int or index >= self._sent else [1, index]
@@ -146,62 +169,73 @@ def raise_first_error(results: Iterable[Any]) -> None:
             raise result
 
 
-def _pack(chunk: Sequence[Operation[Any]]) -> tuple[Operation[list[Any]], int]:
+def _pack(chunk: Sequence[Step]) -> tuple[Operation[list[Any]], int]:
     """One message for the first steps of ``chunk``, and how many these are."""
-    first = chunk[0]
-    kind = _kind(first)
-    run = 1
-    keys = {first.fields["key"]}
-    if kind is not None:
-        for step in chunk[1:]:
-            key = step.fields["key"]
-            if _kind(step) != kind or (kind == "PUT" and key in keys):
-                break
-            keys.add(key)
-            run += 1
-    if run == len(chunk) == 1:
-        return _alone(first), 1
-    if run == len(chunk) or run >= WORTH_IT:
-        return (_mget if kind == "GET" else _mput)(chunk[:run]), run
+    if len(chunk) == 1:
+        return _alone(chunk[0]), 1
+    keys = _keys_to_get(chunk)
+    if len(keys) == len(chunk) or len(keys) >= WORTH_IT:
+        return _mget(keys, chunk), len(keys)
+    items = _items_to_put(chunk)
+    if len(items) == len(chunk) or len(items) >= WORTH_IT:
+        return _mput(items), len(items)
     return _txn(chunk), len(chunk)
 
 
-def _kind(step: Operation[Any]) -> str | None:
-    """GET or PUT where many of the kind go into one message; None otherwise."""
-    if step.op == "GET" or (step.op == "PUT" and len(step.fields) == 2):
-        return step.op
-    return None
+def _keys_to_get(chunk: Sequence[Step]) -> list[str]:
+    """The keys of the GETs that ``chunk`` begins with."""
+    keys = []
+    for op, fields, _, _ in chunk:
+        if op != "GET":
+            break
+        keys.append(fields["key"])
+    return keys
 
 
-def _alone(step: Operation[Any]) -> Operation[list[Any]]:
+def _items_to_put(chunk: Sequence[Step]) -> Fields:
+    """What ``chunk`` puts in the beginning, as long as that is without conditions or ttl."""
+    items: Fields = {}
+    for op, fields, _, _ in chunk:
+        if op != "PUT" or len(fields) != 3 or (key := fields["key"]) in items:
+            break
+        items[key] = fields["value"]
+    return items
+
+
+def _alone(step: Step) -> Operation[list[Any]]:
+    op, fields, read, _ = step
+    return Operation(op, {name: fields[name] for name in fields if name != "op"}, _in_list(read))
+
+
+def _in_list(read: Callable[[Reply], Any]) -> Callable[[Reply], list[Any]]:
+    return lambda reply: [read(reply)]
+
+
+def _mget(keys: list[str], steps: Sequence[Step]) -> Operation[list[Any]]:
     def read(reply: Reply) -> list[Any]:
-        return [step.read(reply)]
+        values: list[Any] = reply["values"]
+        for at, rev in enumerate(reply["revs"]):
+            if not rev:
+                values[at] = steps[at][3]
+        if len(values) != len(keys):
+            raise ValueError(f"{len(values)} values of {len(keys)} keys")
+        return values
 
-    return Operation(step.op, step.fields, read)
+    return Operation("MGET", {"keys": keys}, read)
 
 
-def _mget(steps: Sequence[Operation[Any]]) -> Operation[list[Any]]:
+def _mput(items: Fields) -> Operation[list[Any]]:
+    return Operation("MPUT", {"items": items}, lambda reply: [reply["rev"]] * len(items))
+
+
+def _txn(steps: Sequence[Step]) -> Operation[list[Any]]:
     def read(reply: Reply) -> list[Any]:
-        found = zip(steps, reply["values"], reply["revs"], strict=True)
-        return [value if rev else step.absent for step, value, rev in found]
-
-    return Operation("MGET", {"keys": [step.fields["key"] for step in steps]}, read)
-
-
-def _mput(steps: Sequence[Operation[Any]]) -> Operation[list[Any]]:
-    items = {step.fields["key"]: step.fields["value"] for step in steps}
-    return Operation("MPUT", {"items": items}, lambda reply: [reply["rev"]] * len(steps))
-
-
-def _txn(steps: Sequence[Operation[Any]]) -> Operation[list[Any]]:
-    def read(reply: Reply) -> list[Any]:
-        found = zip(steps, reply["results"], strict=True)
         return [
-            step.absent if result.get("rev") == 0 and step.op == "GET" else step.read(result)
-            for step, result in found
+            absent if op == "GET" and not result["rev"] else read(result)
+            for (op, _, read, absent), result in zip(steps, reply["results"], strict=True)
         ]
 
-    return Operation("TXN", {"ops": [{"op": step.op, **step.fields} for step in steps]}, read)
+    return Operation("TXN", {"ops": [fields for _, fields, _, _ in steps]}, read)
 
 
 class Pipeline(Batch):
