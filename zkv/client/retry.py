@@ -10,11 +10,9 @@ No clock, no randomness and no socket of its own: they are passed in.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from zkv.client.errors import NoReplyError, UnavailableError
 from zkv.client.messages import lost, refusal
@@ -24,8 +22,14 @@ DEFINITE: Final = frozenset({"NOT_FOUND", "CONFLICT", "WRONG_TYPE", "BAD_REQUEST
 not depend on what is stored."""
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
+def random_fraction() -> float:
+    """A random number from 0 to 1."""
+    from random import random  # Rarely needed, and slow to import.
+
+    return random()  # noqa: S311  it spreads load, and guards nothing
+
+
+class RetryPolicy(NamedTuple):
     """How patient a client is. All times are in seconds.
 
     Args:
@@ -43,7 +47,7 @@ class RetryPolicy:
     longest_pause: float = 1.0
     repeat_for: float = 1_800.0
     now: Callable[[], float] = time.monotonic
-    jitter: Callable[[], float] = random.random
+    jitter: Callable[[], float] = random_fraction
 
 
 DEFAULT_POLICY: Final = RetryPolicy()

@@ -11,7 +11,7 @@ The idea of a completion record is that of RIFL (Lee et al., SOSP 2015).
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Callable
 from typing import Final
 
@@ -22,7 +22,7 @@ it was told otherwise."""
 
 def random_name() -> str:
     """A name that nobody else makes up: 16 random bytes in hex."""
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 class Session:
