@@ -12,6 +12,7 @@ from typing import Any
 
 import msgpack
 import pytest
+import zmq
 
 from tests.client.blocking import AnyClient, Kind
 from tests.peer import Peer, body, reply, swallow
@@ -746,6 +747,13 @@ def test_a_malformed_endpoint_is_refused_at_once(kind: Kind, endpoint: Any) -> N
 def test_every_endpoint_is_looked_at(kind: Kind) -> None:
     with pytest.raises(ValueError, match="nonsense"):
         kind(["tcp://127.0.0.1:1", "nonsense"])
+
+
+def test_a_process_without_room_for_a_socket_is_told(kind: Kind) -> None:
+    with zmq.Context() as context:
+        context.set(zmq.MAX_SOCKETS, 1)
+        with pytest.raises(OSError, match="no socket for"):
+            kind("tcp://127.0.0.1:1", context=context)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, math.inf, math.nan, 86_401])

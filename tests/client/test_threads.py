@@ -63,6 +63,20 @@ def test_two_hundred_threads_share_a_client(near: ServerInProcess) -> None:
     eventually(lambda: descriptors() <= before + 8, "closed connections")
 
 
+def test_threads_take_turns(near: ServerInProcess) -> None:
+    counts = [0] * THREADS
+
+    def work(number: int) -> None:
+        while min(counts) < 10:
+            kv.get("k")
+            counts[number] += 1
+
+    with Client(near.endpoint, 3 * LIMIT) as kv, ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(work, range(THREADS)))
+
+    assert max(counts) < 500
+
+
 def test_one_thread_needs_one_connection(near: ServerInProcess) -> None:
     with Client(near.endpoint) as kv:
         kv["a"] = 1

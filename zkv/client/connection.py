@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import math
 from collections.abc import Sequence
@@ -36,30 +35,30 @@ class Connection:
 
     Raises:
         ValueError: the endpoint is malformed.
+        OSError: the process may not have another socket.
     """
 
     __slots__ = ("_connected", "_milliseconds", "_monitor", "endpoint", "socket")
 
     def __init__(self, context: SocketContext, kind: int, endpoint: str) -> None:
         self.endpoint = endpoint
-        self.socket = context.socket(kind)
-        self.socket.linger = 0
-        self.socket.ipv6 = "[" in endpoint
         self._milliseconds = -1
-        self._monitor: zmq.Socket[bytes] | None = None
         self._connected = not endpoint.startswith(MONITORED)
+        self._monitor: zmq.Socket[bytes] | None = None
+        self.socket = _open(context, kind, endpoint)
         try:
             if not self._connected:
                 self._monitor = _monitor(context, self.socket)
             self.socket.connect(endpoint)
         except zmq.ZMQError as error:
             self.close()
-            if error.errno == errno.EMFILE:
-                raise
             raise ValueError(
                 f"endpoint {endpoint!r}: {zmq.strerror(error.errno or 0)}; expected "
                 f"tcp://HOST:PORT or ipc://PATH"
             ) from error
+        except BaseException:
+            self.close()
+            raise
 
     def was_connected(self) -> bool:
         """Whether there has been a connection, which may have taken what was sent."""
@@ -82,6 +81,18 @@ class Connection:
         self.socket.close()
 
 
+def _open(context: SocketContext, kind: int, endpoint: str) -> zmq.Socket[bytes]:
+    """A socket. Raises OSError where the process may not have another one."""
+    try:
+        socket = context.socket(kind)
+    except zmq.ZMQError as error:
+        reason = f"no socket for {endpoint}: {zmq.strerror(error.errno or 0)}"
+        raise OSError(error.errno, reason) from error
+    socket.linger = 0
+    socket.ipv6 = "[" in endpoint
+    return socket
+
+
 _monitors = itertools.count()
 
 
@@ -89,8 +100,7 @@ def _monitor(context: SocketContext, socket: zmq.Socket[bytes]) -> zmq.Socket[by
     """A socket that becomes readable once ``socket`` has been connected."""
     address = f"inproc://zkv-client-{next(_monitors)}"
     socket.monitor(address, zmq.EVENT_HANDSHAKE_SUCCEEDED)
-    monitor = context.socket(zmq.PAIR)
-    monitor.linger = 0
+    monitor = _open(context, zmq.PAIR, address)
     monitor.connect(address)
     return monitor
 

@@ -369,9 +369,8 @@ class Namespace(Keyspace):
     """
 
     def __init__(self, parent: Keyspace, prefix: str) -> None:
-        self._prefix = parent._prefix + prefix
-        self._run = parent._run  # type: ignore[method-assign]  # one call less for each op
         self._parent = parent
+        self._prefix = parent._prefix + prefix
 
     def _run(self, operation: Operation[T]) -> T:
         return self._parent._run(operation)

@@ -11,6 +11,7 @@ The idea of a completion record is that of RIFL (Lee et al., SOSP 2015).
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from typing import Final
@@ -33,12 +34,13 @@ class Session:
         in_flight: the numbers that may be sent again, in the order in which they were taken.
     """
 
-    __slots__ = ("_newest", "in_flight", "name")
+    __slots__ = ("_newest", "_numbers", "in_flight", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.in_flight: dict[int, None] = {}
         self._newest = 0
+        self._numbers = itertools.count(1)  # Gives none twice, even to a signal's handler.
 
     def has_room(self) -> bool:
         """Whether another number leaves all that are in flight inside the window."""
@@ -46,9 +48,9 @@ class Session:
 
     def take(self) -> int:
         """The next number."""
-        self._newest += 1
-        self.in_flight[self._newest] = None
-        return self._newest
+        seq = self._newest = next(self._numbers)
+        self.in_flight[seq] = None
+        return seq
 
 
 class Sessions:

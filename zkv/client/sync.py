@@ -2,7 +2,8 @@
 
 Strategy: a request needs a connection, and has it for itself until its reply is there. Idle ones
 lie on a stack, so that one thread alone keeps using the same; more are made up to a limit, and then
-a thread waits for one. So a REQ socket is used by one thread at a time, which is what ZeroMQ asks.
+threads wait for one in the order in which they came. So a REQ socket is used by one thread at a
+time, which is what ZeroMQ asks.
 
 What makes it dependable:
 
@@ -25,6 +26,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final, Self, TypeVar
 
 import zmq
@@ -97,12 +99,11 @@ class Client(Keyspace):
 
     def _begin(self) -> None:
         """Begin without connections and with a new session."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # A signal's handler may use the client, too.
         self._sessions = Sessions()
         self._idle: deque[Connection] = deque()
-        self._freed = threading.Condition(self._lock)
+        self._waiters: deque[_Waiter] = deque()
         self._open = 0
-        self._waiting = 0
 
     def _after_fork(self) -> None:
         _inherited.append(self._idle)
@@ -127,9 +128,10 @@ class Client(Keyspace):
         """Close all connections. Requests under way in other threads still get their replies."""
         with self._lock:
             self._closed = True
-            self._freed.notify_all()
-        while self._idle:
-            self._drop(self._idle.pop())
+            self._serve()
+        with suppress(IndexError):
+            while True:
+                self._drop(self._idle.pop())
 
     def ping(self) -> dict[str, Any]:
         """Whether the server is there: its ``protocol``, ``version`` and ``time`` (Unix, ms)."""
@@ -209,7 +211,7 @@ class Client(Keyspace):
         self, op: str, request_id: int, body: bytes, codec: Codec, attempts: Attempts
     ) -> Reply | None:
         """Send a request once; None = no reply, and it may be sent again."""
-        connection = self._take(op, attempts)
+        connection = self._take(attempts)
         try:
             received = _exchange(connection, op, body, attempts.patience())
             if received is not None:
@@ -227,36 +229,62 @@ class Client(Keyspace):
 
     # --- Connections
 
-    def _take(self, op: str, attempts: Attempts) -> Connection:
+    def _take(self, attempts: Attempts) -> Connection:
         """A connection of one's own. Raises NoReplyError where none becomes free in time."""
-        while True:
-            try:
+        connection: Connection | None = None
+        if self._idle and not self._waiters and not self._closed:
+            with suppress(IndexError):  # Another thread may be quicker.
                 connection = self._idle.pop()
-            except IndexError:
-                return self._take_new(op, attempts)
-            if connection.endpoint == self._endpoints.current and not self._closed:
-                return connection
-            self._drop(connection)
-
-    def _take_new(self, op: str, attempts: Attempts) -> Connection:
-        with self._freed:
-            self._waiting += 1
-            try:
-                while not self._idle and self._open >= MOST_CONNECTIONS and not self._closed:
-                    if not self._freed.wait(max(0.0, attempts.left())):
-                        raise attempts.give_up(self.endpoint)  # It is not sent any more.
-            finally:
-                self._waiting -= 1
-            if self._closed:
-                raise ClosedError("the client is closed", attempts.applied())
-            if self._idle:
-                return self._idle.pop()
-            self._open += 1
+        if connection is None:
+            connection = self._take_in_turn(attempts)
+        if connection is not None and connection.endpoint == self._endpoints.current:
+            return connection
         try:
+            if connection is not None:
+                connection.close()
             return self._connect(self._endpoints.current)
         except BaseException:
             self._forget()
             raise
+
+    def _take_in_turn(self, attempts: Attempts) -> Connection | None:
+        """Wait behind those who came before; None = one may be opened."""
+        waiter = _Waiter()
+        with self._lock:
+            self._waiters.append(waiter)
+            self._serve()
+        try:
+            waiter.gate.acquire(timeout=max(0.0, attempts.left()))
+            if self._closed:
+                raise ClosedError("the client is closed", attempts.applied())
+            if not waiter.served or attempts.left() <= 0:
+                raise attempts.give_up(self.endpoint)  # Nothing is sent any more.
+        except BaseException:
+            self._leave(waiter)
+            raise
+        return waiter.connection
+
+    def _leave(self, waiter: _Waiter) -> None:
+        """Stand in line no longer, and give back what may have come."""
+        with self._lock:
+            if not waiter.served:
+                self._waiters.remove(waiter)
+                return
+        if waiter.connection is None:
+            self._forget()
+        else:
+            self._give_back(waiter.connection)
+
+    def _serve(self) -> None:
+        """Give what is free to those who have waited longest. With the lock held."""
+        while self._waiters and (self._idle or self._open < MOST_CONNECTIONS or self._closed):
+            waiter = self._waiters.popleft()
+            waiter.served = True
+            if self._idle:
+                waiter.connection = self._idle.pop()
+            else:
+                self._open += 1
+            waiter.gate.release()
 
     def _connect(self, endpoint: str) -> Connection:
         return Connection(self._context or zmq.Context.instance(), zmq.REQ, endpoint)
@@ -271,20 +299,38 @@ class Client(Keyspace):
 
     def _give_back(self, connection: Connection) -> None:
         self._idle.append(connection)
-        if self._waiting or self._closed:
-            with self._freed:
-                self._freed.notify()
-            if self._closed:
-                self.close()
+        if self._waiters:
+            with self._lock:
+                self._serve()
+        if self._closed:
+            self.close()
 
     def _drop(self, connection: Connection) -> None:
         connection.close()
         self._forget()
 
     def _forget(self) -> None:
-        with self._freed:
+        with self._lock:
             self._open -= 1
-            self._freed.notify()
+            self._serve()
+
+
+class _Waiter:
+    """A thread that waits for a connection, or for leave to open one.
+
+    Attributes:
+        gate: locked until its turn has come.
+        served: whether its turn has come.
+        connection: what it got; None = it may open one.
+    """
+
+    __slots__ = ("connection", "gate", "served")
+
+    def __init__(self) -> None:
+        self.gate = threading.Lock()
+        self.gate.acquire()
+        self.served = False
+        self.connection: Connection | None = None
 
 
 def _exchange(connection: Connection, op: str, body: bytes, seconds: float) -> bytes | None:
