@@ -6,6 +6,7 @@ changes can be followed as a feed. The parts, from the outside in:
 - ``zkv.cli``: the commands ``zkv`` and ``zkv-cli``.
 - ``zkv.client``: the client for Python. It imports nothing of the server. Its public names are
   those of this package, too: ``from zkv import Client``.
+- ``zkv.Server``, in ``zkv.embed``: a server inside a program; ``zkv.testing``: fixtures for pytest.
 - ``zkv.server``: builds a server from its configuration, starts it and stops it.
 - ``zkv.broker``: the sockets, and the threads that serve them.
 - ``zkv.protocol``: requests and replies, and how they become bytes.
@@ -52,7 +53,8 @@ if TYPE_CHECKING:
         ValueType,
         WrongTypeError,
     )
-    from zkv.errors import ZkvError
+    from zkv.embed import Server
+    from zkv.errors import ServerFailedError, ZkvError
 
 __version__ = "0.1.0"
 
@@ -79,6 +81,8 @@ __all__ = [
     "ReadOnlyError",
     "RefusedError",
     "RetryPolicy",
+    "Server",
+    "ServerFailedError",
     "ShuttingDownError",
     "StaleSeqError",
     "TooLargeError",
@@ -90,7 +94,11 @@ __all__ = [
     "__version__",
 ]
 
-_HOMES = {"ZkvError": "zkv.errors"}
+_HOMES = {
+    "Server": "zkv.embed",
+    "ServerFailedError": "zkv.errors",
+    "ZkvError": "zkv.errors",
+}
 """Where a public name comes from; ``zkv.client`` has the rest."""
 
 

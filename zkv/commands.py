@@ -22,7 +22,7 @@ from typing import Any, Final
 from msgspec import Raw, Struct
 
 from zkv import __version__
-from zkv.engine import Engine
+from zkv.engine import AnyEngine
 from zkv.errors import BadRequestError, RequestError, TooLargeError
 from zkv.keyspace import Entry, Once, Remembered, Transaction
 from zkv.keyspace.bounds import key_range
@@ -87,7 +87,7 @@ class Node:
         stop: begins the orderly end; the future gives the revision that was saved last.
     """
 
-    engine: Engine
+    engine: AnyEngine
     limits: KeyLimits
     max_reply_bytes: int
     facts: Callable[[], dict[str, Any]]

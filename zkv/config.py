@@ -37,7 +37,8 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class DurabilitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where data is kept and how often it is saved."""
 
-    data_dir: Annotated[str, Meta(min_length=1)] = "var"
+    data_dir: Annotated[str, Meta(min_length=1)] | None = "var"
+    """None, which a file cannot say: nothing is kept on disk."""
     fsync: Literal["always", "interval", "never"] = "always"
     fsync_interval: Seconds = 1.0
     segment_bytes: Annotated[int, Meta(ge=1_024, le=2**62)] = 64 * 1024 * 1024
@@ -123,7 +124,7 @@ def _check(settings: Settings, source: str) -> None:
     for name, text in (
         *(("server.endpoints", endpoint) for endpoint in settings.server.endpoints),
         ("server.feed", settings.server.feed),
-        ("durability.data_dir", settings.durability.data_dir),
+        ("durability.data_dir", settings.durability.data_dir or ""),
         ("log.file", settings.log.file),
     ):
         if "\0" in text:

@@ -2,12 +2,16 @@
 
 Opening it takes the data directory's lock and recovers what is there; closing it saves everything.
 In between it is the one place that knows when a revision may be told to a client (`safe_rev`).
+
+`MemoryEngine` has the same face, and keeps nothing: whatever is committed is safe at once.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
 
 from zkv.clock import Clock
 from zkv.durability.committer import CommitGroup, Committer, settle
@@ -15,14 +19,15 @@ from zkv.durability.files import Files
 from zkv.durability.persistence import Persistence
 from zkv.durability.storage import Storage
 from zkv.durability.wal import Wal
-from zkv.errors import DataDirError
-from zkv.keyspace import Expirer, History, Keyspace, Sessions
+from zkv.errors import BadRequestError, DataDirError
+from zkv.keyspace import Expirer, History, Keyspace, NoLog, Sessions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
     from zkv.config import DurabilitySettings, LimitSettings
+    from zkv.keyspace import Commit
 
 
 class Safe(NamedTuple):
@@ -41,7 +46,7 @@ class Engine:
     """A keyspace and what makes it last.
 
     Args:
-        settings: where and how data is kept.
+        settings: where and how data is kept; with a ``data_dir``.
         limits: how much is remembered of sessions and changes.
         files: the door to the file system.
 
@@ -51,9 +56,14 @@ class Engine:
         DataDirError: the directory cannot be used.
     """
 
+    lasting: Final = True
+    """Whether a write can be on disk."""
+
     def __init__(
         self, settings: DurabilitySettings, limits: LimitSettings, files: Files | None = None
     ) -> None:
+        if settings.data_dir is None:
+            raise ValueError("no data_dir: that is a MemoryEngine")
         self.settings = settings
         self._started = False
         self._syncs_each = settings.fsync == "always"
@@ -67,10 +77,7 @@ class Engine:
 
     def _open(self, limits: LimitSettings) -> None:
         settings = self.settings
-        sessions = Sessions(
-            limits.session_window, int(limits.session_ttl * 1000), limits.max_sessions
-        )
-        history = History(limits.history, limits.history_bytes)
+        sessions, history = _remembering(limits)
         recovered = self._storage.load(sessions, history)
         try:
             self._wal = Wal(
@@ -178,7 +185,101 @@ class Engine:
         self._wal.close()
         self._storage.close()
 
-    def statistics(self) -> dict[str, int | float]:
-        """Counters and gauges of log and snapshots, for INFO."""
+    def statistics(self) -> dict[str, Any]:
+        """Settings, and counters and gauges of log and snapshots, for INFO."""
+        settings: dict[str, Any] = msgspec.to_builtins(self.settings)
         log = {"log_bytes": self._wal.bytes_written, "syncs": self._wal.syncs}
-        return log | self._persistence.statistics()
+        return settings | log | self._persistence.statistics()
+
+
+class MemoryEngine:
+    """A keyspace that is gone with its process; no file is touched.
+
+    No request ever waits here: its methods about commit groups are there for the type's sake.
+
+    Args:
+        limits: how much is remembered of sessions and changes.
+        now: the clock, Unix time in ms.
+    """
+
+    lasting: Final = False
+    safe: Final = Safe(2**63, 2**63)
+    last_lsn: Final = 0
+    durable_rev: Final = 0
+
+    def __init__(self, limits: LimitSettings, now: Callable[[], int] | None = None) -> None:
+        sessions, history = _remembering(limits)
+        self._log = _MemoryLog()
+        self.keyspace = Keyspace(now or Clock(), sessions, history, log=self._log)
+        self._expirer = Expirer(self.keyspace, lambda: None)
+
+    def start(self) -> None:
+        """Start the thread that removes what has expired."""
+        self._expirer.start()
+
+    def new_group(self) -> CommitGroup:
+        """A group; nothing ever joins it."""
+        return CommitGroup(0)
+
+    def secure(self) -> None:
+        """All commits are safe."""
+
+    def is_current(self, _group: CommitGroup) -> bool:
+        """Nothing is ever rolled back."""
+        return True
+
+    def submit(self, group: CommitGroup) -> None:
+        """Complete ``group``."""
+        group.complete(None)
+
+    def settle(self, group: CommitGroup) -> None:
+        """Complete ``group``."""
+        group.complete(None)
+
+    def when_safe(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called, in any thread, whenever there are commits."""
+        self._log.on_commit = callback
+
+    def snapshot(self) -> Future[int]:
+        """Raises BadRequestError: there is nowhere to write one to."""
+        raise BadRequestError("this server keeps its data in memory alone: it has no snapshots")
+
+    def save(self) -> int:
+        """Refuse writes from now on; returns the last revision."""
+        rev = self.keyspace.seal()
+        self._expirer.close()
+        return rev
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def statistics(self) -> dict[str, Any]:
+        """That there is no directory, for INFO."""
+        return {"data_dir": None}
+
+
+class _MemoryLog(NoLog):
+    """Tells that there are commits, and forgets them."""
+
+    def __init__(self) -> None:
+        self.on_commit: Callable[[], None] = lambda: None
+
+    def append(self, commit: Commit) -> int:
+        """Ring. Whoever hears it waits for the keyspace's lock, and so finds the commit applied."""
+        self.on_commit()
+        return super().append(commit)
+
+
+AnyEngine = Engine | MemoryEngine
+
+
+def open_engine(
+    settings: DurabilitySettings, limits: LimitSettings, files: Files | None = None
+) -> AnyEngine:
+    """The engine that these settings ask for. Raises DataDirError, as `Engine` does."""
+    return MemoryEngine(limits) if settings.data_dir is None else Engine(settings, limits, files)
+
+
+def _remembering(limits: LimitSettings) -> tuple[Sessions, History]:
+    sessions = Sessions(limits.session_window, int(limits.session_ttl * 1000), limits.max_sessions)
+    return sessions, History(limits.history, limits.history_bytes)

@@ -7,6 +7,7 @@
     |   `-- DataDirError         the data directory cannot be used
     |       |-- LockedError      another server holds it
     |       `-- DamageError      a file in it is damaged and is not served
+    |-- ServerFailedError        an embedded server stopped, and not everything is saved
     `-- RequestError             a request fails: becomes a reply ``{"ok": false, "code": ...}``
         |-- BadRequestError      BAD_REQUEST    malformed frame, missing, wrong or unknown field
         |-- UnknownOpError       UNKNOWN_OP     no such op
@@ -60,6 +61,10 @@ class LockedError(DataDirError):
 
 class DamageError(DataDirError):
     """A file holds something that zkv did not write; the message names file and place."""
+
+
+class ServerFailedError(ZkvError):
+    """An embedded server has stopped, and not everything is saved. Its log says why."""
 
 
 class RequestError(ZkvError):

@@ -12,21 +12,22 @@ there.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import ipaddress
 import logging
 import threading
 import time
 from concurrent.futures import Future
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from zkv.broker.broker import Broker
 from zkv.broker.service import Service
 from zkv.commands import Node
-from zkv.engine import Engine
+from zkv.engine import open_engine
 from zkv.errors import ReadOnlyError, ShuttingDownError
 from zkv.protocol.codec import KeyLimits
 
@@ -35,9 +36,13 @@ if TYPE_CHECKING:
 
     from zkv.config import Settings
     from zkv.durability.files import Files
+    from zkv.engine import AnyEngine
     from zkv.log import RequestRecord
 
 _log = logging.getLogger("zkv.server")
+
+MAIN_THREAD_SECONDS: Final = 1.0
+"""How often it is looked whether the main thread still runs."""
 
 
 class Event(enum.Enum):
@@ -76,7 +81,7 @@ class Server:
         self._ended: Future[int] | None = None
         self._failed = False
         self._started = time.monotonic()
-        self._engine: Engine
+        self._engine: AnyEngine
         self._broker = Broker(
             endpoints=settings.server.endpoints,
             feed=settings.server.feed,
@@ -89,6 +94,11 @@ class Server:
     def endpoints(self) -> list[str]:
         """Where clients connect, with real port numbers; empty before `start`."""
         return self._broker.endpoints
+
+    @property
+    def feed(self) -> str:
+        """Where followers connect, likewise; empty where there is no feed."""
+        return self._broker.feed or ""
 
     def start(self) -> None:
         """Serve requests.
@@ -111,8 +121,12 @@ class Server:
         self._events.put(event)
 
     def wait(self) -> bool:
-        """Supervise until the server has stopped; whether all went well and everything is saved."""
-        while (event := self._events.get()) is not Event.STOP:
+        """Supervise until the server has stopped; whether all went well and everything is saved.
+
+        In another thread than the main one it stops the server, too, once that has ended: the
+        interpreter waits for the server's threads, and nobody would be left to ask for the end.
+        """
+        while (event := self._next_event()) is not Event.STOP:
             match event:
                 case Event.WORKER_DIED:
                     self._broker.replace_dead_workers()
@@ -124,9 +138,15 @@ class Server:
         self._stop()
         return not self._failed
 
-    def _open(self) -> Engine:
+    def _next_event(self) -> Event:
+        while threading.main_thread().is_alive():
+            with contextlib.suppress(Empty):
+                return self._events.get(timeout=MAIN_THREAD_SECONDS)
+        return Event.STOP
+
+    def _open(self) -> AnyEngine:
         limits = self._settings.limits
-        engine = Engine(self._settings.durability, limits, self._files)
+        engine = open_engine(self._settings.durability, limits, self._files)
         self._node = Node(
             engine=engine,
             limits=KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch),
@@ -173,13 +193,12 @@ class Server:
         return Service(self._node, self._write_log, lambda: self._stopping)
 
     def _facts(self) -> dict[str, Any]:
-        durability = self._settings.durability
         return {
             "uptime": round(time.monotonic() - self._started, 3),
             "endpoints": self._broker.endpoints,
             "feed": self._broker.feed,
             "limits": msgspec.to_builtins(self._settings.limits),
-            "durability": msgspec.to_builtins(durability) | self._engine.statistics(),
+            "durability": self._engine.statistics(),
             "stats": {
                 **self._broker.statistics(),
                 **self._engine.keyspace.statistics(),

@@ -2,6 +2,10 @@
 
 Start: endpoints are bound, then workers connect; requests that come in between wait in the proxy.
 Stop: what had arrived is answered, the last replies leave, threads are joined, sockets closed.
+
+An inproc endpoint is found only by sockets of the same ZeroMQ context. So a broker with one lives
+in the process's shared context, where clients are; any other has a context of its own, which it
+terminates at the end, and so waits until the last replies have left.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import zmq
 
 from zkv.broker.feed import Feed
 from zkv.broker.mailbox import Mailbox
-from zkv.broker.proxy import Proxy
+from zkv.broker.proxy import INPROC, Proxy
 from zkv.broker.service import Service
 from zkv.broker.worker import Worker
 
@@ -46,7 +50,10 @@ class Broker:
         worker_died: Callable[[], None],
         proxy_died: Callable[[], None],
     ) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._shares_context = any(name.startswith(INPROC) for name in (*endpoints, feed))
+        self._context: zmq.Context[zmq.Socket[bytes]] = (
+            zmq.Context.instance() if self._shares_context else zmq.Context()
+        )
         self._backend = f"inproc://zkv-workers-{next(_numbers)}"
         self._proxy = Proxy(self._context, endpoints, self._backend, max_message_bytes, proxy_died)
         self._feed = Feed(self._context, feed) if feed else None
@@ -68,7 +75,7 @@ class Broker:
             self.endpoints = self._proxy.start()
         except BaseException:
             self._close_feed()
-            self._context.term()
+            self._let_go_of_context()
             raise
 
     def publish(self, keyspace: Keyspace) -> None:
@@ -109,7 +116,7 @@ class Broker:
             worker.join()
         self._proxy.join()
         self._close_feed()
-        self._context.term()
+        self._let_go_of_context()
 
     def commits_are_safe(self) -> None:
         """There may be changes to publish. Any thread."""
@@ -140,6 +147,11 @@ class Broker:
     def _close_feed(self) -> None:
         if self._feed is not None:
             self._feed.close()
+
+    def _let_go_of_context(self) -> None:
+        """Wait until the last messages have left, unless others use the context, too."""
+        if not self._shares_context:
+            self._context.term()
 
     def _add_worker(self) -> None:
         worker = Worker(next(self._names), self._make_service, self._open_mailbox, self._died)

@@ -31,7 +31,7 @@ from msgspec import Raw, Struct
 from msgspec.msgpack import encode
 
 from zkv.broker.bell import Bell
-from zkv.broker.proxy import bind
+from zkv.broker.proxy import bind, close
 from zkv.errors import EndpointError
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Feed:
         except Exception:
             _log.critical("the change feed died; followers see its heartbeat stop", exc_info=True)
         finally:
-            socket.close()
+            close(socket, [self._endpoint])
 
     def _serve(self, socket: zmq.Socket[bytes]) -> None:
         poller = zmq.Poller()

@@ -8,6 +8,7 @@ Both sockets are made, used and closed in this thread. Others reach it through t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -38,6 +39,8 @@ HANDED_OVER: Final = 10_000
 """Most messages given to the workers at the end: a client that never stops is not waited for."""
 LIVENESS_MS: Final = 1_000
 """How often the end looks whether a worker that has not said goodbye is still there."""
+
+INPROC: Final = "inproc://"
 
 _Socket = zmq.Socket[bytes]
 
@@ -130,7 +133,7 @@ class Proxy:
         finally:
             self._emptied.set()
             for socket in sockets:
-                socket.close()
+                close(socket, self._endpoints)
 
     def _open(self, sockets: list[_Socket]) -> tuple[_Socket, _Socket, _Socket]:
         frontend, backend, control = (
@@ -183,6 +186,15 @@ def bind(socket: _Socket, endpoint: str) -> str:
     except (zmq.ZMQError, OSError) as error:
         raise EndpointError(f"{endpoint}: {error.strerror or error}") from None
     return socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+
+def close(socket: _Socket, endpoints: list[str]) -> None:
+    """Close, and have inproc names free at once: libzmq closes behind the caller's back."""
+    for endpoint in endpoints:
+        if endpoint.startswith(INPROC):
+            with contextlib.suppress(zmq.ZMQError):  # It was not bound here.
+                socket.unbind(endpoint)
+    socket.close()
 
 
 def _refuse_live_ipc(endpoint: str) -> None:

@@ -171,6 +171,8 @@ class Service:
                 raise ShuttingDownError("the server is stopping")
             if request.deadline is not None and time.time() * 1000 > request.deadline:
                 raise DeadlineError("the deadline had passed when the request would have run")
+            if request.durable and request.writes and not self._engine.lasting:
+                raise BadRequestError("field `durable`: this server keeps its data in memory alone")
         except Exception as error:
             call.result = fail(error, call.request)
         else:

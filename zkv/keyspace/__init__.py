@@ -5,7 +5,7 @@ from zkv.keyspace.entry import Entry
 from zkv.keyspace.expirer import Expirer
 from zkv.keyspace.history import Cursor, History
 from zkv.keyspace.sessions import Remembered, Sessions
-from zkv.keyspace.store import Keyspace
+from zkv.keyspace.store import Keyspace, NoLog
 from zkv.keyspace.transaction import Transaction
 from zkv.keyspace.view import SnapshotView
 
@@ -21,6 +21,7 @@ __all__ = [
     "Expirer",
     "History",
     "Keyspace",
+    "NoLog",
     "Once",
     "Remembered",
     "Sessions",

@@ -1,0 +1,243 @@
+"""A server inside a program: the very same one as `zkv serve` runs, without a process of its own.
+
+The server of `zkv.server` is built from keyword arguments and supervised by a thread. Nothing of
+the process is touched: no signal handler is installed, no logging is set up (the loggers are named
+``zkv...``), and without a ``data_dir`` no file is made.
+
+Invariants: between `Server.start` and the end the thread ``zkv-server`` runs, and it alone starts
+and stops what is inside. After `Server.stop` no thread and no socket is left. A child made by fork
+has none of the threads: there, the object does nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import msgspec
+
+from zkv import config, server
+from zkv.errors import ConfigError, ServerFailedError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_numbers = itertools.count(1)
+
+
+class Server:
+    """A zkv server in this process; a context manager.
+
+    Without arguments it listens at an inproc endpoint, where only this process finds it, and keeps
+    its data in memory alone: they are gone when it stops. With a ``data_dir`` it keeps them as
+    `zkv serve` does, and a write that was answered outlives the process and the machine's power.
+    In memory alone, writes with ``durable`` and SNAPSHOT are refused as ``BAD_REQUEST``.
+
+    A client in the same process connects to it as to any other server. Example::
+
+        with zkv.Server("tcp://127.0.0.1:*", data_dir="var") as server:
+            print(server.endpoint)
+            ...  # at the end of the block everything is saved, and all is closed
+
+    It may be started and stopped from any thread, and started again: it then has the ports that it
+    had before. Many may run in one process, each with a data directory of its own. One that is not
+    stopped stops when the main thread ends. A client's END stops it, too.
+
+    Args:
+        *endpoints: where to listen: ``tcp://HOST:PORT`` (``*`` = a free port), ``ipc://PATH`` or
+            ``inproc://NAME``.
+        data_dir: the directory that holds everything; None = memory alone.
+        feed: where to publish changes; None = beside the first endpoint, "" = nowhere.
+        fsync: when a write reaches the disk: ``always``, ``interval`` or ``never``.
+        workers: threads that execute requests; None = 1 in memory alone, else 2.
+        **settings: whatever else the tables ``server``, ``durability`` and ``limits`` of
+            config.toml have, by the name there: ``max_value_bytes=1_000_000``.
+
+    Raises:
+        ConfigError: a setting is unknown, of the wrong type or out of range.
+    """
+
+    def __init__(
+        self,
+        *endpoints: str,
+        data_dir: str | os.PathLike[str] | None = None,
+        feed: str | None = None,
+        fsync: Literal["always", "interval", "never"] = "always",
+        workers: int | None = None,
+        **settings: Any,
+    ) -> None:
+        listed = list(endpoints) or [f"inproc://zkv-{next(_numbers)}"]
+        tables = _sorted_into_tables(settings)
+        tables["server"] |= {
+            "endpoints": listed,
+            "feed": _beside(listed[0]) if feed is None else feed,
+            "workers": workers or (1 if data_dir is None else 2),
+        }
+        directory = None if data_dir is None else os.fspath(data_dir)
+        tables["durability"] |= {"data_dir": directory, "fsync": fsync}
+        self._settings = config.build(tables, source="zkv.Server")
+        self._lock = threading.Lock()  # Guards all below.
+        self._running: _Running | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.stop()
+        except ServerFailedError as failure:
+            if error is None:
+                raise
+            error.add_note(str(failure))  # What went wrong first matters more.
+
+    def __repr__(self) -> str:
+        where = self._settings.durability.data_dir
+        return f"<zkv.Server {' '.join(self._settings.server.endpoints)} data_dir={where!r}>"
+
+    @property
+    def endpoint(self) -> str:
+        """Where clients connect: the first endpoint, once started with its real port."""
+        return self._settings.server.endpoints[0]
+
+    @property
+    def endpoints(self) -> list[str]:
+        """All of them."""
+        return list(self._settings.server.endpoints)
+
+    @property
+    def feed(self) -> str | None:
+        """Where followers of changes connect; None = there is no feed."""
+        return self._settings.server.feed or None
+
+    @property
+    def running(self) -> bool:
+        """Whether it has been started and has not stopped."""
+        running = self._here()
+        return running is not None and not running.outcome.done()
+
+    def start(self) -> None:
+        """Start to serve; returns once clients are served.
+
+        Raises:
+            EndpointError: an endpoint cannot be bound; the data directory has not been touched.
+            LockedError: another server holds the data directory.
+            DataDirError: the data directory cannot be used. In all cases nothing is left running.
+            RuntimeError: it runs already.
+        """
+        with self._lock:
+            if self._running is not None and not self._running.outcome.done():
+                raise RuntimeError("the server runs already")
+            self._running = running = _Running(self._settings)
+            self._settings = config.override(
+                self._settings,
+                server={"endpoints": running.endpoints, "feed": running.feed},
+            )
+
+    def stop(self) -> None:
+        """Refuse what comes from now on, answer what had come, save everything, and close all.
+
+        Returns once that is done. It may be called again, and by many threads at once.
+
+        Raises:
+            ServerFailedError: it is closed, but not everything could be saved.
+        """
+        running = self._here()
+        if running is not None:
+            running.stop()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the server to stop, as a client's END makes it.
+
+        Args:
+            timeout: seconds to wait at most; None = as long as it takes.
+
+        Returns:
+            Whether it has stopped, or was never started.
+
+        Raises:
+            ServerFailedError: it has stopped, but not everything could be saved.
+        """
+        running = self._here()
+        return running is None or running.wait(timeout)
+
+    def _here(self) -> _Running | None:
+        """What was started last, unless that was in the process that this one was forked from."""
+        with self._lock:
+            running = self._running
+        return running if running is not None and running.pid == os.getpid() else None
+
+
+class _Running:
+    """A started server and the thread that supervises it.
+
+    Raises what `zkv.server.Server.start` does.
+    """
+
+    def __init__(self, settings: config.Settings) -> None:
+        self.pid = os.getpid()
+        self.outcome: Future[bool] = Future()
+        self._server = server.Server(settings)
+        self._server.start()
+        self.endpoints = self._server.endpoints
+        self.feed = self._server.feed
+        self._thread = threading.Thread(target=self._supervise, name="zkv-server")
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.post(server.Event.STOP)
+        self.wait(None)
+
+    def wait(self, timeout: float | None) -> bool:
+        try:
+            saved = self.outcome.result(timeout)
+        except TimeoutError:
+            return False
+        self._thread.join()
+        if not saved:
+            raise ServerFailedError("the server did not save everything; its log says why")
+        return True
+
+    def _supervise(self) -> None:
+        try:
+            self.outcome.set_result(self._server.wait())
+        except BaseException as error:
+            self.outcome.set_exception(error)
+
+
+_TABLES: dict[str, type[msgspec.Struct]] = {
+    "server": config.ServerSettings,
+    "durability": config.DurabilitySettings,
+    "limits": config.LimitSettings,
+}
+
+
+def _sorted_into_tables(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """``settings`` as config.toml has them. No name stands in two tables."""
+    table_of = {name: table for table, cls in _TABLES.items() for name in cls.__struct_fields__}
+    tables: dict[str, dict[str, Any]] = {table: {} for table in _TABLES}
+    for name, value in settings.items():
+        if name not in table_of:
+            raise ConfigError(f"zkv.Server: unknown setting `{name}`")
+        tables[table_of[name]][name] = value
+    return tables
+
+
+def _beside(endpoint: str) -> str:
+    """Where the feed goes that belongs to ``endpoint``."""
+    transport, _, address = endpoint.partition("://")
+    match transport:
+        case "tcp":
+            return f"tcp://{address.rpartition(':')[0]}:*"
+        case "ipc" if address == "*":
+            return endpoint
+        case _:
+            return f"{endpoint}.feed"
