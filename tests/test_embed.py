@@ -19,6 +19,7 @@ import zmq
 import zkv
 from tests.support import LIMIT, ROOT, Raw, environment, eventually, pack, run_zkv, unpack
 from zkv import config
+from zkv.broker import proxy
 from zkv.errors import (
     ConfigError,
     EndpointError,
@@ -349,6 +350,14 @@ def test_an_inproc_name_is_taken_once_and_free_again_at_once() -> None:
                 zkv.Server("inproc://once", feed="").start()
             with connect(server) as client:
                 client.ok(op="PUT", key="k", value=number)
+
+
+def test_an_inproc_name_is_free_as_soon_as_its_socket_is_closed() -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+    for _ in range(300):
+        socket = context.socket(zmq.ROUTER)
+        proxy.bind(socket, "inproc://once")
+        proxy.close(socket, ["inproc://once"])
 
 
 # --- A good guest ----------------------------------------------------------------------------
