@@ -22,12 +22,17 @@ from collections.abc import (
     ValuesView,
 )
 from itertools import islice
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from zkv.client import operations
 from zkv.client.errors import ConflictError, NotFoundError, TooLargeError
 from zkv.client.operations import RAISE, Change, Entry, Operation
 from zkv.client.pipeline import Pipeline, Transaction
+
+if TYPE_CHECKING:
+    from zkv.client.mirror import Mirror
+    from zkv.client.sync import Client
+    from zkv.client.watch import Watch
 
 T = TypeVar("T")
 
@@ -36,6 +41,7 @@ class Keyspace(MutableMapping[str, Any]):
     """What a client and its namespaces have in common: all ops on keys, and the mapping."""
 
     _prefix: str
+    _client: Client
 
     @abstractmethod
     def _run(self, operation: Operation[T]) -> T:
@@ -204,6 +210,62 @@ class Keyspace(MutableMapping[str, Any]):
         while (page := pages.next_page()) is not None:
             yield from self._run(page)
 
+    def watch(
+        self, prefix: str = "", *, since: int | None = None, feed: str | None = None
+    ) -> Watch:
+        """Changes as they come, for as long as one likes; an iterator.
+
+        Each change comes once, in the order of revisions, also when connections are cut, messages
+        are lost and the server is restarted; while it is away, the watch waits. What cannot be told
+        any more (it was away for more changes than the server keeps, or the store's data are older
+        than they were) is told anew: first a change with ``op`` ``RESET``, which says to forget
+        everything, then each entry there is as a ``PUT``, then changes again.
+
+            with kv.watch("user/") as watch:
+                for change in watch:
+                    if change.op == "RESET":
+                        users.clear()
+                    elif change.op in ("PUT", "TOUCH"):
+                        users[change.key] = change.value
+                    else:  # DELETE, EXPIRE
+                        users.pop(change.key, None)
+
+        Args:
+            prefix: of the keys.
+            since: the revision behind which to begin, such as the ``rev`` of an earlier watch; None
+                = now.
+            feed: where the change feed is reached, if not where the server says: through a tunnel.
+
+        Raises:
+            NoReplyError: the server cannot be reached now.
+        """
+        from zkv.client.watch import Watch
+
+        return Watch(self, prefix, since, feed)
+
+    def mirror(
+        self, prefix: str = "", *, timeout: float | None = None, feed: str | None = None
+    ) -> Mirror:
+        """A copy of the entries in this process's memory, that follows every change.
+
+        Reading from it is reading from a dict. It lags behind the store by a moment; `wait_for`
+        waits until it shows a revision.
+
+            with kv.mirror("config/") as settings:
+                settings["greeting"]
+
+        Args:
+            prefix: of the keys. Unlike that of a namespace it stays on the keys.
+            timeout: seconds for reading everything first; None = as long as it takes.
+            feed: as for `watch`.
+
+        Raises:
+            NoReplyError: the server cannot be reached now, or not everything was read in time.
+        """
+        from zkv.client.mirror import Mirror
+
+        return Mirror(self, prefix, timeout, feed)
+
     def txn(self) -> Transaction:
         """Ops that happen as a whole or not at all, on conditions.
 
@@ -371,6 +433,7 @@ class Namespace(Keyspace):
     def __init__(self, parent: Keyspace, prefix: str) -> None:
         self._parent = parent
         self._prefix = parent._prefix + prefix
+        self._client = parent._client
 
     def _run(self, operation: Operation[T]) -> T:
         return self._parent._run(operation)

@@ -120,6 +120,10 @@ class Client(Keyspace):
         return f"<Client {self.endpoint}{' closed' if self._closed else ''}>"
 
     @property
+    def _client(self) -> Client:  # type: ignore[override]  # of a namespace, it is an attribute
+        return self
+
+    @property
     def endpoint(self) -> str:
         """The endpoint in use."""
         return self._endpoints.current
