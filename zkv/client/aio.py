@@ -20,7 +20,7 @@ import asyncio
 import itertools
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 import zmq
 
@@ -48,6 +48,9 @@ from zkv.client.retry import DEFAULT_POLICY, Attempts, RetryPolicy
 from zkv.client.session import Sessions
 from zkv.defaults import DEFAULT_ENDPOINT
 
+if TYPE_CHECKING:
+    from zkv.client.async_watch import AsyncMirror, AsyncWatch
+
 T = TypeVar("T")
 
 MOST_IN_FLIGHT: Final = 128
@@ -60,6 +63,7 @@ class AsyncKeyspace:
     """What a client and its namespaces have in common: all ops on keys."""
 
     _prefix: str
+    _client: AsyncClient
 
     @abstractmethod
     async def _run(self, operation: Operation[T]) -> T:
@@ -198,6 +202,33 @@ class AsyncKeyspace:
             for change in await self._run(page):
                 yield change
 
+    def watch(
+        self, prefix: str = "", *, since: int | None = None, feed: str | None = None
+    ) -> AsyncWatch:
+        """Changes as they come, for as long as one likes; see `Client.watch`.
+
+            async with kv.watch("user/") as watch:
+                async for change in watch:
+                    ...
+
+        It begins where the block does, or with the first change that is asked for.
+        """
+        from zkv.client.async_watch import AsyncWatch
+
+        return AsyncWatch(self, prefix, since, feed)
+
+    def mirror(
+        self, prefix: str = "", *, timeout: float | None = None, feed: str | None = None
+    ) -> AsyncMirror:
+        """A copy of the entries in memory, that follows every change; see `Client.mirror`.
+
+        async with kv.mirror("config/") as settings:
+            settings["config/greeting"]
+        """
+        from zkv.client.async_watch import AsyncMirror
+
+        return AsyncMirror(self, prefix, timeout, feed)
+
     def txn(self) -> AsyncTransaction:
         """Ops that happen as a whole or not at all; see `Client.txn`.
 
@@ -232,6 +263,7 @@ class AsyncNamespace(AsyncKeyspace):
 
     def __init__(self, parent: AsyncKeyspace, prefix: str) -> None:
         self._parent = parent
+        self._client = parent._client
         self._prefix = parent._prefix + prefix
 
     def __repr__(self) -> str:
@@ -296,6 +328,10 @@ class AsyncClient(AsyncKeyspace):
 
     def __repr__(self) -> str:
         return f"<AsyncClient {self.endpoint}{' closed' if self._closed else ''}>"
+
+    @property
+    def _client(self) -> AsyncClient:  # type: ignore[override]  # of a namespace, an attribute
+        return self
 
     @property
     def endpoint(self) -> str:

@@ -1,12 +1,12 @@
 """A live copy of part of the store, to be read like a dict.
 
-Strategy: a thread follows the changes (`zkv.client.following`) and applies them to a dict. Reading
-one key is reading that dict, without a lock: each step of the thread is one that Python makes
-whole. What spans several keys is read under the lock that a revision is applied under, and so shows
-one revision.
+Strategy: a thread, or a task of asyncio, follows the changes (`zkv.client.following`) and applies
+them to a dict. Reading one key is reading that dict, without a lock: each step that changes it is
+one that Python makes whole. What spans several keys is read under the lock that a revision is
+applied under, and so shows one revision.
 
-After a `RESET` the thread collects the entries in new dicts, and puts them in the place of the old
-ones only once they show one moment: readers never see a store half read.
+After a `RESET` the entries are collected in new dicts, which take the place of the old ones only
+once they show one moment: readers never see a store half read.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Self
 
 from zkv.client.errors import ClientError, ClosedError, NoReplyError
-from zkv.client.following import RESET, Batch
+from zkv.client.following import RESET, Batch, Follower
 from zkv.client.operations import Change, Entry
 from zkv.client.watch import Subscription
 
@@ -56,44 +57,22 @@ class _Entries:
                 yield Change(at, "PUT", key, newer.values[key])
 
 
-class Mirror(Mapping[str, Any]):
-    """A live, read-only copy of the entries under a prefix; made by `Client.mirror`.
+class MirrorView(Mapping[str, Any]):
+    """What a `Mirror` and an `AsyncMirror` show: a read-only dict with its keys in order."""
 
-    It behaves as a dict with its keys in order. One key is read at the speed of a dict, and any
-    number of threads may read. Iterating, `len`, `keys`, `values`, `items` and comparing go by a
-    copy that shows one revision.
+    _follower: Follower
 
-    While the server is away it keeps what it had; `staleness` tells for how long. Use as a context
-    manager, or `close` at the end.
-    """
-
-    def __init__(
-        self, keyspace: Keyspace, prefix: str, timeout: float | None, feed: str | None
-    ) -> None:
+    def __init__(self) -> None:
         self._values: dict[str, Any] = {}  # That of `_shown`, one step nearer.
         self._shown = _Entries()
         self._collecting: _Entries | None = None
         self._rev = -1
         self._callbacks: tuple[Callable[[Change], object], ...] = ()
         self._error: ClientError | None = None
-        self._moved = threading.Condition()  # Guards all above, but for reads of one key.
-        self._subscription = Subscription(keyspace, prefix, None, False, feed)
-        self._thread = threading.Thread(target=self._follow, name="zkv-mirror", daemon=True)
-        self._thread.start()
-        try:
-            self.wait_for(0, timeout)
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self._lock = threading.Lock()  # Guards all above, but for reads of one key.
 
     def __repr__(self) -> str:
-        return f"<Mirror of {len(self._values)} entries at revision {self._rev}>"
+        return f"<{type(self).__name__} of {len(self)} entries at revision {self._rev}>"
 
     # --- Reading
 
@@ -134,9 +113,9 @@ class Mirror(Mapping[str, Any]):
 
     def copy(self) -> dict[str, Any]:
         """Everything, as it is at one revision, in the order of the keys."""
-        with self._moved:
+        with self._lock:
             values = self._shown.values.copy()
-        return dict(sorted(values.items(), key=_key_of))
+        return dict(sorted(values.items(), key=itemgetter(0)))
 
     def get_entry(self, key: str) -> Entry:
         """A key's value with its revision, for a write on that condition; ``ttl`` is not told.
@@ -144,7 +123,7 @@ class Mirror(Mapping[str, Any]):
         Raises:
             KeyError: the key is not there.
         """
-        with self._moved:
+        with self._lock:
             return Entry(key, self._shown.values[key], self._shown.revs[key])
 
     # --- How new it is
@@ -161,92 +140,46 @@ class Mirror(Mapping[str, Any]):
         Below about 2 while all is well: a heartbeat or a question to the server proves it each
         second. It grows while the server is away, or more changes than can be followed.
         """
-        return time.monotonic() - self._subscription.follower.confirmed
-
-    def wait_for(self, rev: int, timeout: float | None = None) -> None:
-        """Wait until it shows this revision, or a newer one; the server is asked at once.
-
-        Args:
-            rev: such as `Client.put` returns it.
-            timeout: seconds to wait; None = as long as it takes.
-
-        Raises:
-            NoReplyError: it does not in time.
-            ClientError: it does not follow any more, for this reason.
-        """
-        if self._rev >= rev:
-            return
-        self._subscription.want(rev)
-        with self._moved:
-            self._moved.wait_for(lambda: self._rev >= rev or self._error is not None, timeout)
-            if self._rev >= rev:
-                return
-            if self._error is not None:
-                raise self._error
-            raise NoReplyError(f"not at revision {rev} within {timeout:g} s", applied=False)
+        return time.monotonic() - self._follower.confirmed
 
     def subscribe(self, callback: Callable[[Change], object]) -> Callable[[], None]:
         """Have ``callback`` called with each change, once it is shown.
 
-        It is called in the mirror's thread, one change at a time, in order; meanwhile the mirror
-        stands still. What it raises is logged. After a time away it gets the differences between
-        what was shown and what is, as ``PUT`` and ``DELETE``.
+        It is called by whoever follows the changes, one at a time and in order; meanwhile the
+        mirror stands still. What it raises is logged. After a time away it gets the differences
+        between what was shown and what is, as ``PUT`` and ``DELETE``.
 
         Returns:
             A function that ends this.
         """
-        with self._moved:
+        with self._lock:
             self._callbacks += (callback,)
 
         def unsubscribe() -> None:
-            with self._moved:
+            with self._lock:
                 self._callbacks = tuple(one for one in self._callbacks if one is not callback)
 
         return unsubscribe
 
-    def close(self) -> None:
-        """Follow no more. What it shows stays. May be called again, and by any thread."""
-        self._subscription.close()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
-
-    # --- The thread
-
-    def _follow(self) -> None:
-        error: ClientError = ClosedError("the mirror is closed", applied=False)
-        try:
-            while (batch := self._subscription.next_batch()) is not None:
-                self._tell(self._apply(batch))
-        except ClosedError as closed:
-            error = closed
-        except ClientError as failure:
-            error = failure
-            _log.error("a mirror does not follow any more: %s", failure)
-        finally:
-            self._subscription.close()
-            with self._moved:
-                self._error = error
-                self._moved.notify_all()
+    # --- Following
 
     def _apply(self, batch: Batch) -> list[Change]:
-        """Show what is in a batch; the changes of what is shown."""
-        with self._moved:
-            shown: list[Change] = []
-            for change in batch.changes:
-                if change.op == RESET:
-                    self._collecting = _Entries()
-                elif self._collecting is not None:
-                    self._collecting.apply(change)
-                else:
-                    self._shown.apply(change)
-                    shown.append(change)
-            if self._collecting is not None:
-                if self._subscription.follower.settling:
-                    return []
-                shown = self._show(self._collecting, batch.rev)
-            self._rev = batch.rev
-            self._moved.notify_all()
-            return shown
+        """Show what is in a batch; the changes of what is shown. Lock held."""
+        shown: list[Change] = []
+        for change in batch.changes:
+            if change.op == RESET:
+                self._collecting = _Entries()
+            elif self._collecting is not None:
+                self._collecting.apply(change)
+            else:
+                self._shown.apply(change)
+                shown.append(change)
+        if self._collecting is not None:
+            if self._follower.settling:
+                return []
+            shown = self._show(self._collecting, batch.rev)
+        self._rev = batch.rev
+        return shown
 
     def _show(self, collected: _Entries, rev: int) -> list[Change]:
         """Have what was collected take the place of what is shown; how they differ."""
@@ -263,6 +196,93 @@ class Mirror(Mapping[str, Any]):
                 except Exception:
                     _log.exception("a callback of a mirror failed for %r", change.key)
 
+    def _is_at(self, rev: int) -> bool:
+        """Whether it shows this revision. Raises ClientError where it never will."""
+        if self._rev >= rev:
+            return True
+        if self._error is not None:
+            raise self._error
+        return False
 
-def _key_of(item: tuple[str, Any]) -> str:
-    return item[0]
+    def _too_late(self, rev: int, timeout: float | None) -> NoReplyError:
+        return NoReplyError(f"the mirror is not at revision {rev} within {timeout} s", False)
+
+
+def log_end(error: ClientError) -> None:
+    """Say why a mirror does not follow any more, unless somebody wanted that."""
+    if not isinstance(error, ClosedError):
+        _log.error("a mirror does not follow any more: %s", error)
+
+
+class Mirror(MirrorView):
+    """A live, read-only copy of the entries under a prefix; made by `Client.mirror`.
+
+    It behaves as a dict with its keys in order. One key is read at the speed of a dict, and any
+    number of threads may read. Iterating, ``keys``, ``values``, ``items`` and comparing go by a
+    copy that shows one revision.
+
+    While the server is away it keeps what it had; `staleness` tells for how long. Use as a context
+    manager, or `close` at the end.
+    """
+
+    def __init__(
+        self, keyspace: Keyspace, prefix: str, timeout: float | None, feed: str | None
+    ) -> None:
+        super().__init__()
+        self._moved = threading.Condition(self._lock)
+        self._subscription = Subscription(keyspace, prefix, None, False, feed)
+        self._follower = self._subscription.follower
+        self._thread = threading.Thread(target=self._follow, name="zkv-mirror", daemon=True)
+        self._thread.start()
+        try:
+            self.wait_for(0, timeout)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def wait_for(self, rev: int, timeout: float | None = None) -> None:
+        """Wait until it shows this revision, or a newer one; the server is asked at once.
+
+        Args:
+            rev: such as `Client.put` returns it.
+            timeout: seconds to wait; None = as long as it takes.
+
+        Raises:
+            NoReplyError: it does not in time.
+            ClientError: it does not follow any more, for this reason.
+        """
+        if self._rev >= rev:
+            return
+        self._subscription.want(rev)
+        with self._moved:
+            if not self._moved.wait_for(lambda: self._is_at(rev), timeout):
+                raise self._too_late(rev, timeout)
+
+    def close(self) -> None:
+        """Follow no more. What it shows stays. May be called again, and by any thread."""
+        self._subscription.close()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _follow(self) -> None:
+        error: ClientError = ClosedError("the mirror is closed", applied=False)
+        try:
+            while (batch := self._subscription.next_batch()) is not None:
+                with self._moved:
+                    shown = self._apply(batch)
+                    self._moved.notify_all()
+                self._tell(shown)
+        except ClientError as failure:
+            error = failure
+            log_end(failure)
+        finally:
+            self._subscription.close()
+            with self._moved:
+                self._error = error
+                self._moved.notify_all()

@@ -252,7 +252,7 @@ class Keyspace(MutableMapping[str, Any]):
         waits until it shows a revision.
 
             with kv.mirror("config/") as settings:
-                settings["greeting"]
+                settings["config/greeting"]
 
         Args:
             prefix: of the keys. Unlike that of a namespace it stays on the keys.

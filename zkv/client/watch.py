@@ -24,6 +24,7 @@ from zkv.client.following import Batch, Follower, feed_endpoint
 from zkv.client.operations import Change, Operation
 
 if TYPE_CHECKING:
+    from zkv.client.connection import SocketContext
     from zkv.client.namespace import Keyspace
 
 T = TypeVar("T")
@@ -137,7 +138,7 @@ class Subscription:
 
     def _ask(self, operation: Operation[T]) -> T | None:
         """Run an operation; None = there was no reply, and a pause has been made."""
-        patience = min(self._client.timeout, FIRST_PATIENCE * 2.0**self._failures)
+        patience = patience_after(self._failures, self._client.timeout)
         try:
             result = self._client._run(operation, patience)
         except NoReplyError:
@@ -148,8 +149,8 @@ class Subscription:
 
     def _pause(self) -> None:
         """Wait before the next attempt, unless it is closed meanwhile."""
-        self._failures = min(self._failures + 1, 16)
-        self._alarm.wait(min(LONGEST_PAUSE, 0.02 * 2.0**self._failures))
+        self._failures += 1
+        self._alarm.wait(pause_after(self._failures))
 
     def _look_up(self) -> None:
         """Find the feed anew: the server may have been restarted, and have it elsewhere."""
@@ -163,33 +164,15 @@ class Subscription:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-        if self._endpoint is None:
-            return
-        context = self._client._context or zmq.Context.instance()
-        self._socket = socket = context.socket(zmq.SUB)
-        socket.linger = 0
-        socket.rcvhwm = QUEUED
-        socket.ipv6 = "[" in self._endpoint
-        for topic in self.follower.topics:
-            socket.subscribe(topic)
-        socket.connect(self._endpoint)
+        if self._endpoint is not None:
+            context = self._client._context or zmq.Context.instance()
+            self._socket = join(context, self.follower, self._endpoint)
 
     def _receive(self, until: float, end: float | None) -> Batch | None:
         """Wait for messages, and take what is there."""
         until = until if end is None else min(until, end)
         self._alarm.wait(until - time.monotonic(), self._socket)
-        changes: list[Change] = []
-        follower = self.follower
-        told = follower.rev
-        for _ in range(AT_ONCE if self._socket is not None else 0):
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)  # type: ignore[union-attr]
-            except zmq.Again:
-                break
-            batch = follower.message(frames, time.monotonic())
-            if batch is not None:
-                changes += batch.changes
-        return Batch(changes, follower.rev) if follower.rev != told else None
+        return None if self._socket is None else drain(self._socket, self.follower)
 
 
 class Watch(Iterator[Change]):
@@ -263,6 +246,47 @@ class Watch(Iterator[Change]):
     def close(self) -> None:
         """End it: whoever waits for a change gets none any more. Any thread may call this."""
         self._subscription.close()
+
+
+def join(context: SocketContext, follower: Follower, endpoint: str) -> zmq.Socket[bytes]:
+    """A socket at the feed, with what ``follower`` wants to hear. Raises ZMQError."""
+    socket = context.socket(zmq.SUB)
+    socket.linger = 0
+    socket.rcvhwm = QUEUED
+    socket.ipv6 = "[" in endpoint
+    for topic in follower.topics:
+        socket.subscribe(topic)
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError:
+        socket.close()
+        raise
+    return socket
+
+
+def drain(socket: zmq.Socket[bytes], follower: Follower) -> Batch | None:
+    """Hand over the messages that are there; None where they bring nothing new."""
+    changes: list[Change] = []
+    told = follower.rev
+    for _ in range(AT_ONCE):
+        try:
+            frames = socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            break
+        batch = follower.message(frames, time.monotonic())
+        if batch is not None:
+            changes += batch.changes
+    return Batch(changes, follower.rev) if follower.rev != told else None
+
+
+def pause_after(failures: int) -> float:
+    """Seconds to wait after so many failures in a row."""
+    return min(LONGEST_PAUSE, 0.02 * 2.0 ** min(failures, 10))
+
+
+def patience_after(failures: int, timeout: float) -> float:
+    """Seconds to wait for a reply after so many failures in a row, ``timeout`` at most."""
+    return min(timeout, FIRST_PATIENCE * 2.0 ** min(failures, 10))
 
 
 def marked(batch: Batch, told: int) -> Iterator[tuple[Change, int]]:
