@@ -198,6 +198,8 @@ class AsyncWatch(AsyncIterator[Change]):
             async with asyncio.timeout(timeout):
                 while not self._queue and await self._more():
                     pass
+        except NoReplyError:
+            raise
         except TimeoutError:
             return None
         if self.closed:
@@ -257,9 +259,9 @@ class AsyncMirror(MirrorView):
         try:
             async with asyncio.timeout(timeout), self._moved:
                 await self._moved.wait_for(lambda: self._is_at(rev))
-        except TimeoutError as error:
-            if isinstance(error, ClientError):
-                raise
+        except NoReplyError:
+            raise
+        except TimeoutError:
             raise self._too_late(rev, timeout) from None
 
     async def aclose(self) -> None:

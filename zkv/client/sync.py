@@ -344,7 +344,10 @@ def _exchange(connection: Connection, op: str, body: bytes, seconds: float) -> b
         BadReplyError: what comes back has more than one frame.
     """
     socket = connection.socket
-    socket.send(body, zmq.NOBLOCK)
+    try:
+        socket.send(body, zmq.NOBLOCK)
+    except zmq.Again:
+        return None  # The server at an inproc endpoint has stopped: that cannot be reconnected to.
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         connection.wait_at_most(min(left, 1.0))
