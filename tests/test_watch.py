@@ -491,7 +491,8 @@ def lose_again_and_again(directory: Path, writes: int, seed: int) -> None:
             Checked(server.endpoint, server.endpoint, relay.endpoint) as checked,
         ):
             with Writers(server.endpoint, seed) as writers:
-                writers.wait_for(writes)
+                for _ in range(0, writes, 500):
+                    writers.wait_for(500)
             checked.check(seed)
             assert relay.lost > writes / 10
 

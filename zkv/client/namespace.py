@@ -31,6 +31,11 @@ from zkv.client.pipeline import Pipeline, Transaction
 
 if TYPE_CHECKING:
     from zkv.client.mirror import Mirror
+    from zkv.client.recipes.cache import Cache
+    from zkv.client.recipes.election import Election
+    from zkv.client.recipes.limiter import RateLimiter
+    from zkv.client.recipes.lock import Lock
+    from zkv.client.recipes.queue import Queue
     from zkv.client.sync import Client
     from zkv.client.watch import Watch
 
@@ -265,6 +270,89 @@ class Keyspace(MutableMapping[str, Any]):
         from zkv.client.mirror import Mirror
 
         return Mirror(self, prefix, timeout, feed)
+
+    def lock(self, key: str, *, ttl: float = 30.0, owner: str | None = None) -> Lock:
+        """Mutual exclusion for programs on many machines, see `zkv.client.recipes.lock`.
+
+            with kv.lock("report") as lock:
+                report = make_report()
+                with lock.txn() as txn:  # written only if the lock is still held
+                    txn.put("report/today", report)
+
+        Args:
+            key: of the lock; its entry is there while somebody holds it.
+            ttl: seconds after which a holder that has crashed loses it. Who lives keeps it.
+            owner: who holds it, for people to read; None = the machine and the process.
+        """
+        from zkv.client.recipes.lock import Lock
+
+        return Lock(self, key, ttl, owner)
+
+    def election(self, key: str, candidate: str | None = None, *, ttl: float = 30.0) -> Election:
+        """One leader among many, see `zkv.client.recipes.election`.
+
+            with kv.election("scheduler", "node 7") as election:  # waits until elected
+                while election.held:
+                    ...
+
+        Args:
+            key: of the election, the same for all candidates.
+            candidate: the name of this one; None = the machine and the process.
+            ttl: seconds after which a leader that has crashed is replaced.
+        """
+        from zkv.client.recipes.election import Election
+
+        return Election(self, key, candidate, ttl)
+
+    def cache(
+        self, *, ttl: float | None = None, prefix: str | None = None, lease: float = 30.0
+    ) -> Cache:
+        """A decorator: what a function returns is kept, and computed once for all programs.
+
+            @kv.cache(ttl=60)
+            def exchange_rate(currency: str) -> float: ...
+
+        Args:
+            ttl: seconds for which a value is kept; None = until ``exchange_rate.forget("EUR")``.
+            prefix: of the keys; None = ``cache/``, the function's module and its name.
+            lease: seconds until somebody else computes it, if who does has crashed.
+        """
+        from zkv.client.recipes.cache import Cache
+
+        return Cache(self, ttl, prefix, lease)
+
+    def rate_limiter(self, prefix: str, *, limit: int, period: float) -> RateLimiter:
+        """So many per period, for all programs together, see `zkv.client.recipes.limiter`.
+
+            limiter = kv.rate_limiter("logins", limit=5, period=60)
+            if not limiter.allow(user):
+                raise TooManyLogins
+
+        Args:
+            prefix: of the counters' keys.
+            limit: how many in each period.
+            period: in seconds.
+        """
+        from zkv.client.recipes.limiter import RateLimiter
+
+        return RateLimiter(self, prefix, limit, period)
+
+    def queue(self, prefix: str, *, lease: float = 30.0) -> Queue:
+        """Jobs that are each done at least once, see `zkv.client.recipes.queue`.
+
+            jobs = kv.queue("mails")
+            jobs.put({"to": "ann"})
+            while (job := jobs.take()) is not None:
+                with job:  # done at the end, given back where an error is raised
+                    send(job.value)
+
+        Args:
+            prefix: of the keys.
+            lease: seconds after which a job is free again if its worker has crashed.
+        """
+        from zkv.client.recipes.queue import Queue
+
+        return Queue(self, prefix, lease)
 
     def txn(self) -> Transaction:
         """Ops that happen as a whole or not at all, on conditions.
