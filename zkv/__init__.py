@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zkv.client import (
         AsyncClient,
+        AsyncMirror,
         AsyncNamespace,
+        AsyncWatch,
         BadReplyError,
         BadRequestError,
         BusyError,
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
         DeniedError,
         Entry,
         InternalError,
+        LockLostError,
+        Mirror,
         Namespace,
         NoReplyError,
         NotFoundError,
@@ -51,6 +55,7 @@ if TYPE_CHECKING:
         UnavailableError,
         UnknownOpError,
         ValueType,
+        Watch,
         WrongTypeError,
     )
     from zkv.embed import Server
@@ -60,7 +65,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncClient",
+    "AsyncMirror",
     "AsyncNamespace",
+    "AsyncWatch",
     "BadReplyError",
     "BadRequestError",
     "BusyError",
@@ -75,6 +82,8 @@ __all__ = [
     "DeniedError",
     "Entry",
     "InternalError",
+    "LockLostError",
+    "Mirror",
     "Namespace",
     "NoReplyError",
     "NotFoundError",
@@ -89,6 +98,7 @@ __all__ = [
     "UnavailableError",
     "UnknownOpError",
     "ValueType",
+    "Watch",
     "WrongTypeError",
     "ZkvError",
     "__version__",

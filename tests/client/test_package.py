@@ -14,7 +14,16 @@ import zkv
 import zkv.client
 from tests.support import LIMIT, ROOT, ServerProcess, environment
 
-SERVER_SIDE = {"server", "broker", "commands", "engine", "durability", "keyspace", "config"}
+SERVER_SIDE = {
+    "embed",
+    "server",
+    "broker",
+    "commands",
+    "engine",
+    "durability",
+    "keyspace",
+    "config",
+}
 
 
 def modules_after(code: str) -> set[str]:
@@ -37,7 +46,8 @@ def test_all_names_that_are_public_are_in_all(package: object) -> None:
 
 def test_what_the_client_exports_is_exported_at_the_top() -> None:
     assert {*zkv.__all__} <= {*dir(zkv)}
-    assert set(zkv.__all__) == {*zkv.client.__all__, "ZkvError", "__version__"}
+    others = {"Server", "ServerFailedError", "ZkvError", "__version__"}
+    assert set(zkv.__all__) == {*zkv.client.__all__, *others}
     assert all(getattr(zkv, name) is getattr(zkv.client, name) for name in zkv.client.__all__)
 
 
@@ -59,7 +69,7 @@ def test_the_client_imports_nothing_of_the_server() -> None:
     modules = modules_after("from zkv import Client")
 
     assert "zkv.client.sync" in modules
-    assert not modules & {"msgspec", "zkv.client.aio"}
+    assert not modules & {"msgspec", "zkv.client.aio", "zkv.client.watch", "zkv.client.recipes"}
     assert not {
         name
         for name in modules

@@ -7,18 +7,24 @@ from typing import Any, assert_type
 
 from zkv import (
     AsyncClient,
+    AsyncMirror,
     AsyncNamespace,
+    AsyncWatch,
     Change,
     Client,
     ClientError,
     ConflictError,
     Entry,
+    Mirror,
     Namespace,
     NoReplyError,
     NotFoundError,
     RefusedError,
+    Server,
+    Watch,
     ZkvError,
 )
+from zkv.client.recipes import Election, Job, Lock
 
 
 def ops(kv: Client) -> None:
@@ -109,3 +115,50 @@ def errors(error: ConflictError, refused: RefusedError, lost: NoReplyError) -> N
     kinds: list[type[ZkvError]] = [ClientError, NotFoundError]
     is_key_error: type[KeyError] = NotFoundError
     del is_timeout, kinds, is_key_error
+
+
+def following(kv: Client, namespace: Namespace) -> None:
+    assert_type(kv.watch("p", since=1), Watch)
+    assert_type(next(kv.watch()), Change)
+    assert_type(kv.watch().next(timeout=1), Change | None)
+    assert_type(namespace.mirror("p", timeout=1), Mirror)
+    mirror: Mapping[str, Any] = kv.mirror()
+    assert_type(mirror["k"], Any)
+    assert_type(kv.mirror().get_entry("k"), Entry)
+
+
+async def async_following(kv: AsyncClient) -> None:
+    async with kv.watch("p", since=1) as watch, kv.namespace("n").mirror("p") as mirror:
+        assert_type(watch, AsyncWatch)
+        assert_type(mirror, AsyncMirror)
+        async for change in watch:
+            assert_type(change, Change)
+        await mirror.wait_for(1, timeout=1)
+
+
+def recipes(kv: Client) -> None:
+    with kv.lock("l", ttl=5) as lock:
+        assert_type(lock, Lock)
+        with lock.txn() as txn:
+            txn.put("k", lock.rev)
+    with kv.election("e", "me") as election:
+        assert_type(election, Election)
+    assert_type(kv.queue("q").take(), Job | None)
+    limiter = kv.rate_limiter("r", limit=1, period=1)
+    assert_type(bool(limiter.allow("who")), bool)
+
+    @kv.cache(ttl=60)
+    def length(text: str, more: int = 0) -> int:
+        return len(text) + more
+
+    assert_type(length("a", more=1), int)
+    assert_type(length.forget("a"), bool)
+    length(1)  # type: ignore[arg-type]
+
+
+def embedding() -> None:
+    with Server("tcp://127.0.0.1:*", data_dir="var", fsync="never", history=5) as server:
+        assert_type(server, Server)
+        assert_type(server.endpoint, str)
+        assert_type(server.feed, str | None)
+    Server(fsync="sometimes")  # type: ignore[arg-type]

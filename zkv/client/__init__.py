@@ -3,6 +3,7 @@
 - `Client`: for threads; `AsyncClient`: for asyncio. Each is also the namespace of all keys.
 - `Namespace` and `AsyncNamespace`: the keys under one prefix.
 - `Entry` and `Change`: what reads tell.
+- `Watch` and `AsyncWatch`: changes as they come; `Mirror` and `AsyncMirror`: live copies.
 - `Codec` and `ValueType`: values of types that msgpack does not know.
 - `RetryPolicy`: how patient a client is.
 - `ClientError` and its kinds: a request that was not answered with success.
@@ -10,11 +11,13 @@
 Modules, from the wire up: ``messages`` packs and reads bodies, ``session`` numbers writes,
 ``retry`` decides what is sent again, ``connection`` holds sockets; ``operations`` describes every
 op and ``pipeline`` packs many, without I/O; ``namespace``, ``sync`` and ``aio`` are what users
-call.
+call. ``following`` decides how changes are followed, without I/O; ``watch``, ``mirror`` and
+``async_watch`` do it. ``recipes`` stand on top of it all.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from zkv.client.codec import Codec, ValueType
@@ -47,10 +50,16 @@ from zkv.client.sync import Client
 
 if TYPE_CHECKING:
     from zkv.client.aio import AsyncClient, AsyncNamespace
+    from zkv.client.async_watch import AsyncMirror, AsyncWatch
+    from zkv.client.mirror import Mirror
+    from zkv.client.recipes.lock import LockLostError
+    from zkv.client.watch import Watch
 
 __all__ = [
     "AsyncClient",
+    "AsyncMirror",
     "AsyncNamespace",
+    "AsyncWatch",
     "BadReplyError",
     "BadRequestError",
     "BusyError",
@@ -65,6 +74,8 @@ __all__ = [
     "DeniedError",
     "Entry",
     "InternalError",
+    "LockLostError",
+    "Mirror",
     "Namespace",
     "NoReplyError",
     "NotFoundError",
@@ -77,14 +88,24 @@ __all__ = [
     "UnavailableError",
     "UnknownOpError",
     "ValueType",
+    "Watch",
     "WrongTypeError",
 ]
 
+_HOMES = {
+    "AsyncClient": "zkv.client.aio",
+    "AsyncMirror": "zkv.client.async_watch",
+    "AsyncNamespace": "zkv.client.aio",
+    "AsyncWatch": "zkv.client.async_watch",
+    "LockLostError": "zkv.client.recipes.lock",
+    "Mirror": "zkv.client.mirror",
+    "Watch": "zkv.client.watch",
+}
+"""Where a name comes from that is imported when it is first asked for: many programs do without."""
+
 
 def __getattr__(name: str) -> Any:
-    """Import what needs asyncio when it is first asked for: `Client` starts quicker without."""
-    if name not in {"AsyncClient", "AsyncNamespace"}:
+    """Import a name of `_HOMES`: `Client` alone starts quicker."""
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from zkv.client import aio
-
-    return getattr(aio, name)
+    return getattr(import_module(_HOMES[name]), name)
