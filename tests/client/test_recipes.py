@@ -203,7 +203,7 @@ def test_locks_while_the_server_is_killed(tmp_path: Path) -> None:
     with ServerProcess(tmp_path / "s", "--endpoint", endpoint) as server:
         with ThreadPoolExecutor(4) as pool:
             working = [pool.submit(work, number) for number in range(4)]
-            for _ in range(3):
+            for _ in range(2):
                 until = inside["all"] + 20
                 eventually(
                     lambda until=until: inside["all"] >= until or any(w.done() for w in working),  # type: ignore[misc]

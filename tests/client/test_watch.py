@@ -299,6 +299,38 @@ with zkv.Server() as server:
     assert (done.stdout, done.stderr) == ("1 k\n", "")
 
 
+def test_a_forked_child_is_told_that_it_does_not_follow(tmp_path: Path) -> None:
+    program = """
+import os, zkv
+with zkv.Server("tcp://127.0.0.1:*") as server, zkv.Client(server.endpoint) as kv:
+    kv["k"] = 1
+    with kv.watch(since=0) as watch, kv.mirror() as mirror:
+        child = os.fork()
+        if child == 0:
+            assert mirror["k"] == 1
+            for follow in (lambda: next(watch), lambda: mirror.wait_for(10)):
+                try:
+                    follow()
+                except zkv.ClosedError as error:
+                    assert "forked" in str(error)
+                else:
+                    raise AssertionError
+        else:
+            assert os.waitpid(child, 0)[1] == 0
+            assert next(watch).key == "k"
+            mirror.wait_for(kv.put("k", 2))
+"""
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], env=environment(), cwd=tmp_path,
+        timeout=LIMIT, check=True,
+    )  # fmt: skip
+
+
+def test_a_feed_that_is_none_is_told(kv: Client) -> None:
+    with pytest.raises(ValueError, match="nonsense"):
+        kv.watch(feed="nonsense")
+
+
 def test_a_cancelled_wait_loses_nothing(memory: zkv.Server, kv: Client) -> None:
     async def run() -> list[int]:
         revs: list[int] = []

@@ -86,9 +86,11 @@ class AsyncSubscription:
 
     async def _step(self, follower: Follower) -> Batch | None:
         now = time.monotonic()
-        if follower.silent(now):
-            await self._look_up(follower)
-            return None
+        if follower.silent(now):  # Or whoever asks was busy elsewhere.
+            batch = None if self._socket is None else drain(self._socket, follower)
+            if follower.silent(now):
+                await self._look_up(follower)
+            return batch
         request = follower.request(now)
         if request is None:
             return await self._receive(follower, now)

@@ -268,7 +268,7 @@ class Mirror(MirrorView):
         """Follow no more. What it shows stays. May be called again, and by any thread."""
         self._subscription.close()
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join()  # In a child by fork it is not there, and not waited for.
 
     def _follow(self) -> None:
         error: ClientError = ClosedError("the mirror is closed", applied=False)

@@ -243,6 +243,7 @@ class Keyspace(MutableMapping[str, Any]):
 
         Raises:
             NoReplyError: the server cannot be reached now.
+            ValueError: ``feed`` is malformed.
         """
         from zkv.client.watch import Watch
 

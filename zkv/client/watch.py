@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import socket as posix
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 import zmq
 
 from zkv.client import operations
-from zkv.client.errors import NoReplyError, RefusedError
+from zkv.client.errors import ClosedError, NoReplyError, RefusedError
 from zkv.client.following import Batch, Follower, feed_endpoint
 from zkv.client.operations import Change, Operation
 
@@ -58,6 +59,7 @@ class Subscription:
     ) -> None:
         self._client = keyspace._client
         self._feed = feed
+        self._process = os.getpid()
         self._alarm = _Alarm()
         self._inside = threading.Lock()  # Held by whoever is in `next_batch`.
         self._wanted: deque[int] = deque()
@@ -80,8 +82,10 @@ class Subscription:
         """What comes next, maybe nothing but a newer revision; None = closed, or time is up.
 
         Raises:
-            ClientError: the client was closed, or the server answers what it should not.
+            ClosedError: the client was closed, or this is a child by fork of who began.
+            ClientError: the server answers what it should not.
         """
+        self._check_process()
         end = None if timeout is None else time.monotonic() + timeout
         try:
             with self._inside:
@@ -97,7 +101,8 @@ class Subscription:
                 self.close()
 
     def want(self, rev: int) -> None:
-        """Have this revision asked for, unless it has come. Any thread."""
+        """Have this revision asked for, unless it has come. Any thread. Raises ClosedError."""
+        self._check_process()
         self._wanted.append(rev)
         self._alarm.ring()
 
@@ -107,6 +112,9 @@ class Subscription:
         Where another thread is in `next_batch` it closes the socket, and this does not wait.
         """
         self.closed = True
+        if os.getpid() != self._process:
+            _inherited.append(self)
+            return
         self._alarm.ring()
         if self._inside.acquire(blocking=False):
             try:
@@ -117,12 +125,18 @@ class Subscription:
             finally:
                 self._inside.release()
 
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise ClosedError("it belongs to the process that this one was forked from", False)
+
     def _step(self, end: float | None) -> Batch | None:
         now = time.monotonic()
         follower = self.follower
-        if follower.silent(now):
-            self._look_up()
-            return None
+        if follower.silent(now):  # Or whoever asks was busy elsewhere.
+            batch = None if self._socket is None else drain(self._socket, follower)
+            if follower.silent(now):
+                self._look_up()
+            return batch
         while self._wanted:
             follower.want(self._wanted.popleft())
         request = follower.request(now)
@@ -173,6 +187,10 @@ class Subscription:
         until = until if end is None else min(until, end)
         self._alarm.wait(until - time.monotonic(), self._socket)
         return None if self._socket is None else drain(self._socket, self.follower)
+
+
+_inherited: list[Subscription] = []
+"""Of the process that this one was forked from: not to be used, nor to be closed."""
 
 
 class Watch(Iterator[Change]):
@@ -249,7 +267,7 @@ class Watch(Iterator[Change]):
 
 
 def join(context: SocketContext, follower: Follower, endpoint: str) -> zmq.Socket[bytes]:
-    """A socket at the feed, with what ``follower`` wants to hear. Raises ZMQError."""
+    """A socket at the feed, with what ``follower`` wants to hear. Raises ValueError."""
     socket = context.socket(zmq.SUB)
     socket.linger = 0
     socket.rcvhwm = QUEUED
@@ -258,9 +276,9 @@ def join(context: SocketContext, follower: Follower, endpoint: str) -> zmq.Socke
         socket.subscribe(topic)
     try:
         socket.connect(endpoint)
-    except zmq.ZMQError:
+    except zmq.ZMQError as error:
         socket.close()
-        raise
+        raise ValueError(f"feed {endpoint!r}: {zmq.strerror(error.errno or 0)}") from error
     return socket
 
 
