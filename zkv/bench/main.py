@@ -1,0 +1,346 @@
+"""``zkv-bench``: the command line.
+
+Exit status: 0 done; 1 a wrong answer under ``--verify``; 2 wrong usage, or it could not be done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NoReturn
+
+import msgspec
+
+from zkv import __version__
+from zkv.bench import generator, measure, plot, result, show
+from zkv.bench.connections import BenchError
+from zkv.bench.generator import Job
+from zkv.bench.keys import DISTRIBUTIONS
+from zkv.bench.result import Result
+from zkv.bench.servers import POLICIES, TRANSPORTS, Running
+from zkv.bench.workload import YCSB, Workload
+from zkv.defaults import DEFAULT_ENDPOINT
+
+WRONG: Final = 1
+NOT_DONE: Final = 2
+COMMANDS: Final = ("run", "sweep", "compare", "peers", "report")
+
+PLAIN_FIELDS: Final = ("value_bytes", "reads", "batch", "distribution")
+FIELDS_OF_YCSB: Final = ("fields", "field_bytes")
+NOT_VERIFIED: Final = ("keys", "reads", "batch", "distribution", "ycsb", *FIELDS_OF_YCSB)
+"""What one way of making the load decides by itself."""
+
+EPILOG: Final = f"""\
+commands:
+  run      measure a server; what zkv-bench does where no command is named
+  sweep    measure it at rising rates, and find the one that it can just serve
+  compare  put two results of --json beside each other
+  peers    measure zkv and the servers it is compared with, in turn
+  report   write the tables and plots of BENCHMARKS.md from the results of peers
+  zkv-bench COMMAND --help says more.
+
+YCSB's core workloads:
+{show.ycsb_list()}
+
+examples:
+  zkv-bench                                  50 lock-step clients for 10 s, half GET half PUT
+  zkv-bench --pipeline 16 --processes 2      16 requests in flight on each of 50 connections
+  zkv-bench --rate 5000 --plot five.svg      open loop: latency at a rate that is not the server's
+  zkv-bench --ycsb b --keys 100000           a core workload of YCSB
+  zkv-bench --start tcp --fsync never        a server of its own, in a temporary directory
+  zkv-bench --verify                         check every answer
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    words = sys.argv[1:] if arguments is None else arguments
+    command, words = (words[0], words[1:]) if words[:1] and words[0] in COMMANDS else ("", words)
+    try:
+        return _command(command)(words)
+    except BenchError as error:
+        print(f"zkv-bench: {error}", file=sys.stderr)
+        return NOT_DONE
+    except KeyboardInterrupt:
+        return 130
+
+
+def _command(name: str) -> Callable[[list[str]], int]:
+    if name == "peers":
+        from zkv.bench import peers
+
+        return peers.main
+    if name == "report":
+        from zkv.bench import report
+
+        return report.main
+    return {"compare": _compare, "sweep": _sweep}.get(name, _run)
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells an error in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say it, and exit."""
+        self.exit(NOT_DONE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _run(words: list[str]) -> int:
+    parser = Parser(
+        prog="zkv-bench",
+        usage="zkv-bench [COMMAND] [OPTION ...]",
+        description="Measure a zkv server. Keys that it writes begin with bench:",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"zkv-bench {__version__}")
+    _add_options(parser)
+    parser.add_argument(
+        "--rate", type=_positive_float, default=0.0, metavar="R",
+        help="open loop at R operations per second, latencies from when each was due; "
+        "else closed loop: as fast as the server answers",
+    )  # fmt: skip
+    parser.add_argument(
+        "--verify", action="store_true",
+        help="check every answer instead: read your writes, exact counters, growing revisions; "
+        "exit 1 on a wrong one",
+    )  # fmt: skip
+    options = parser.parse_args(words)
+    _check(parser, options)
+    with measure.target(options.endpoint, options.start, options.fsync or "always") as running:
+        job = _job(options, running, rate=options.rate)
+        if options.verify:
+            job = msgspec.structs.replace(job, verify=result.unique_name())
+        if not _load(options, job):
+            return 0
+        made = _measure(options, running, job, options.name)
+    print(show.render(made))
+    _save(options, made)
+    if options.plot:
+        plot.runs([made], options.plot)
+    return WRONG if made.wrong_count else 0
+
+
+def _sweep(words: list[str]) -> int:
+    from zkv.bench import sweep
+
+    parser = Parser(
+        prog="zkv-bench sweep",
+        usage="zkv-bench sweep [OPTION ...]",
+        description="Measure at rising rates, open loop, and find the highest that is served: the "
+        f"saturation point. Served means: at least {sweep.SERVED:.0%} of what was offered.",
+        allow_abbrev=False,
+    )
+    _add_options(parser)
+    parser.add_argument(
+        "--rates",
+        type=_rates,
+        metavar="R,R,...",
+        help="the rates; else shares of what a closed loop reaches",
+    )
+    options = parser.parse_args(words)
+    _check(parser, options)
+    with measure.target(options.endpoint, options.start, options.fsync or "always") as running:
+        job = _job(options, running)
+        if not _load(options, job):
+            return 0
+        results = sweep.sweep(
+            job, options.rates,
+            lambda job, name: _measure(options, running, job, name),
+        )  # fmt: skip
+    print(sweep.render(results))
+    if options.json:
+        result.save(sweep.Sweep(results), options.json)
+    if options.csv:
+        for each in results:
+            show.write_csv(each, options.csv)
+    if options.plot:
+        plot.sweep(results, options.plot)
+    return 0
+
+
+def _compare(words: list[str]) -> int:
+    parser = Parser(
+        prog="zkv-bench compare",
+        description="Put two results of --json beside each other. They say little unless both come "
+        "from one machine and one hour: better repeat them in turn.",
+    )
+    parser.add_argument("a", type=Path, metavar="A.json")
+    parser.add_argument("b", type=Path, metavar="B.json")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw both: PNG or SVG")
+    options = parser.parse_args(words)
+    if options.plot:
+        plot.check(options.plot)
+    a, b = result.load(options.a), result.load(options.b)
+    print(show.compare(a, b))
+    if options.plot:
+        plot.runs([a, b], options.plot)
+    return 0
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_argument_group("where")
+    where.add_argument(
+        "-e", "--endpoint", default=os.environ.get("ZKV_ENDPOINT") or DEFAULT_ENDPOINT,
+        metavar="E", help=f"of the server; else ZKV_ENDPOINT, else {DEFAULT_ENDPOINT}",
+    )  # fmt: skip
+    where.add_argument(
+        "--start", choices=TRANSPORTS, default="",
+        help="start a server instead, in a temporary directory, and reach it this way; "
+        "inproc = within this process",
+    )  # fmt: skip
+    where.add_argument("--fsync", choices=POLICIES, help="with --start: its policy; else always")
+
+    load = parser.add_argument_group("how much at a time")
+    for name, default, text in (
+        ("processes", 1, "that make the load; one drives about 100,000 operations per second"),
+        ("clients", 50, "connections, of all processes together"),
+        ("pipeline", 1, "requests in flight on each; 1 = lock-step, as a REQ socket"),
+    ):
+        load.add_argument(
+            f"--{name}",
+            type=_positive,
+            default=default,
+            metavar="N",
+            help=f"{text}; else {default}",
+        )
+    load.add_argument(
+        "--batch", type=_positive, metavar="N",
+        help="keys in a request: above 1, MGET and MPUT take the place of GET and PUT; else 1",
+    )  # fmt: skip
+    load.add_argument(
+        "--duration", type=_positive_float, default=10.0, metavar="S", help="seconds; else 10"
+    )
+    load.add_argument(
+        "--operations", type=_positive, default=0, metavar="N", help="end after so many instead"
+    )
+    load.add_argument(
+        "--timeout", type=_positive_float, default=5.0, metavar="S",
+        help="after so many seconds without a reply, connect anew; else 5",
+    )  # fmt: skip
+
+    what = parser.add_argument_group("what")
+    what.add_argument(
+        "--ycsb", choices=tuple(YCSB), default="", help="a core workload of YCSB, see below"
+    )
+    what.add_argument(
+        "--phase", choices=("both", "load", "run"), default="both",
+        help="load stores all keys, run measures; else both",
+    )  # fmt: skip
+    what.add_argument("--keys", type=_positive, metavar="N", help="else 10000")
+    what.add_argument("--value-bytes", type=_positive, metavar="N", help="of each value; else 16")
+    what.add_argument("--reads", type=_share, metavar="P", help="share of reads, 0 to 1; else 0.5")
+    what.add_argument("--distribution", choices=DISTRIBUTIONS, help="of keys; else uniform")
+    what.add_argument("--seed", type=int, default=1, metavar="N", help="of all chance; else 1")
+    what.add_argument("--fields", type=_positive, metavar="N", help="of a YCSB record; else 10")
+    what.add_argument("--field-bytes", type=_positive, metavar="N", help="of each field; else 100")
+
+    out = parser.add_argument_group("what to make of it")
+    out.add_argument("--name", default="zkv", help="of this run, in tables and plots; else zkv")
+    out.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
+    out.add_argument("--csv", type=Path, metavar="FILE", help="add a line for each kind there")
+    out.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw latencies and rate: PNG or SVG"
+    )
+    out.add_argument(
+        "--ceiling", type=float, default=1.0, metavar="S",
+        help="seconds for which the generator is measured by itself first, against a server that "
+        "answers a constant; 0 = not; else 1",
+    )  # fmt: skip
+
+
+def _check(parser: Parser, options: argparse.Namespace) -> None:
+    """What one option cannot know by itself."""
+    if options.plot:
+        plot.check(options.plot)
+    is_inside = options.start == "inproc"
+    generator.check(options.processes, options.clients, options.operations, is_inside)
+    if options.ceiling < 0:
+        parser.error("--ceiling: seconds, 0 or more")
+    if options.fsync and not options.start:
+        parser.error("--fsync is for a server that is started: --start")
+    decided: tuple[str, ...] = FIELDS_OF_YCSB
+    why = "is for --ycsb"
+    if options.ycsb:
+        decided, why = PLAIN_FIELDS, "is decided by --ycsb"
+    if getattr(options, "verify", False):
+        decided, why = NOT_VERIFIED, "has no part in --verify"
+    for name in decided:
+        if getattr(options, name) not in {None, ""}:
+            parser.error(f"--{name.replace('_', '-')} {why}")
+
+
+def _job(options: argparse.Namespace, running: Running, rate: float = 0.0) -> Job:
+    chosen = ("keys", "ycsb", "seed", *PLAIN_FIELDS, *FIELDS_OF_YCSB)
+    given = {name: getattr(options, name) for name in chosen}
+    workload = Workload(**{name: value for name, value in given.items() if value is not None})
+    return Job(
+        target=running.target,
+        workload=workload,
+        processes=options.processes,
+        clients=options.clients,
+        pipeline=options.pipeline,
+        duration=options.duration,
+        operations=options.operations,
+        rate=rate,
+        timeout=options.timeout,
+    )
+
+
+def _load(options: argparse.Namespace, job: Job) -> bool:
+    """The load phase, where it is asked for or needed; whether a run is to follow."""
+    if options.phase == "load" or (
+        options.phase == "both" and job.workload.is_read() and not job.verify
+    ):
+        seconds = measure.load_phase(job.target.endpoint, job.workload)
+        rate = show.rate(job.workload.keys / seconds)
+        print(f"loaded {job.workload.keys:,} keys in {seconds:.2f} s, {rate} keys/s")
+    return bool(options.phase != "load")
+
+
+def _measure(options: argparse.Namespace, running: Running, job: Job, name: str) -> Result:
+    progress = show.Progress(job)
+    try:
+        return measure.measure(name, running, job, progress, options.ceiling)
+    finally:
+        progress.close()
+
+
+def _save(options: argparse.Namespace, made: Result) -> None:
+    if options.json:
+        result.save(made, options.json)
+    if options.csv:
+        show.write_csv(made, options.csv)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def _positive_float(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+    return number
+
+
+def _rates(text: str) -> list[float]:
+    return [_positive_float(word) for word in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

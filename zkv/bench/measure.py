@@ -1,0 +1,102 @@
+"""One run from end to end: server, load phase, ceiling, run phase, record."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from zkv.bench import generator, result, servers
+from zkv.bench.connections import BenchError
+from zkv.bench.generator import Job, Measured, Target, Watch
+from zkv.bench.result import Result
+from zkv.bench.servers import Running
+from zkv.bench.verify import SHARED_COUNTERS, keys_of, shared_counter
+from zkv.bench.workload import Workload, key_name
+from zkv.client import Client, ClientError
+
+LOAD_BYTES: Final = 1 << 20
+"""About so much goes into one request of the load phase."""
+
+
+def load_phase(endpoint: str, workload: Workload) -> float:
+    """Store all keys, in large batches; the seconds that it took. Raises BenchError."""
+    values = [msgspec.msgpack.decode(value) for value in workload.make_values()]
+    batch = max(1, min(1000, LOAD_BYTES // (workload.size() + 32)))
+    begin = time.perf_counter()
+    with result.connect(endpoint) as client:
+        for first in range(0, workload.keys, batch):
+            keys = range(first, min(first + batch, workload.keys))
+            try:
+                client.call(
+                    "MPUT", items={key_name(key): values[key % len(values)] for key in keys}
+                )
+            except ClientError as error:
+                raise BenchError(f"the load phase fails: {error}") from error
+    return time.perf_counter() - begin
+
+
+@contextlib.contextmanager
+def target(endpoint: str, start: str, policy: str) -> Iterator[Running]:
+    """The server to be measured: the one at ``endpoint``, or one that is started here."""
+    if start:
+        with servers.zkv(policy, start) as running:
+            yield running
+    else:
+        yield Running(name="zkv", version="", target=Target(endpoint=endpoint))
+
+
+def ceiling(job: Job, seconds: float) -> tuple[float, str]:
+    """What the load of ``job`` reaches against the floor, closed loop; and what that is."""
+    transport = "ipc" if job.target.endpoint.startswith("ipc:") else "tcp"
+    plain = msgspec.structs.replace(job.workload, ycsb="", batch=1)
+    with servers.floor(transport) as floor:
+        echo = msgspec.structs.replace(
+            job, target=floor.target, workload=plain, duration=seconds, operations=0, rate=0.0,
+            verify="",
+        )  # fmt: skip
+        measured = result.make("ceiling", echo, generator.run(echo), {})
+        return measured.rate, floor.version
+
+
+def measure(name: str, running: Running, job: Job, watch: Watch, ceiling_seconds: float) -> Result:
+    """A run against a zkv server that is there, with its keys loaded. Raises BenchError."""
+    facts = result.ask(running.target.endpoint)
+    is_inside = job.target.endpoint.startswith("inproc:")  # No floor could be in there, too.
+    limit, limit_is = 0.0, ""
+    if ceiling_seconds and not is_inside:
+        limit, limit_is = ceiling(job, ceiling_seconds)
+    before = running.cpu() if running.pid else 0.0
+    measured = generator.run(job, watch)
+    used = running.cpu() - before if running.pid else 0.0
+    made = result.make(name, job, measured, facts)
+    if running.pid:
+        made.server_cpu_per_op = used / max(1, made.operations) * 1e6
+    made.generator.ceiling, made.generator.ceiling_is = limit, limit_is
+    result.judge_generator(made)
+    if job.verify:
+        _check_shared_counters(job, measured, made)
+    return made
+
+
+def _check_shared_counters(job: Job, measured: Measured, made: Result) -> None:
+    """What all processes have added has to be what is there."""
+    with result.connect(job.target.endpoint) as client:
+        for number in range(SHARED_COUNTERS):
+            key = shared_counter(job.verify, number)
+            added = sum(report.shared[key] for report in measured.reports)
+            (there,) = client.call("MGET", keys=[key])["values"]
+            if (there or 0) != added:
+                made.wrong_count += 1
+                made.wrong.append(f"counter {key}: {there} is there, {added} was added")
+        if not made.wrong_count:  # Else they are left to be looked at.
+            _remove(client, keys_of(job.verify))
+
+
+def _remove(client: Client, prefix: str) -> None:
+    """Remove all keys with a prefix."""
+    while items := client.call("SCAN", prefix=prefix, limit=1000, values=False)["items"]:
+        client.call("MDELETE", keys=[key for key, *_ in items])

@@ -1,0 +1,138 @@
+"""Pictures, by matplotlib; it is imported only here and only when a picture is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from zkv.bench.connections import BenchError
+from zkv.bench.result import CURVE, Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SUFFIXES: Final = (".png", ".svg")
+TICKS: Final = (0.0, 0.9, 0.99, 0.999, 0.9999, 0.99999)
+
+
+def check(path: Path) -> None:
+    """See that a picture can be made, before anything is measured. Raises BenchError."""
+    if path.suffix not in SUFFIXES:
+        raise BenchError(f"{path}: pictures are {' or '.join(SUFFIXES)}")
+    _figure(1)
+
+
+def _figure(rows: int, columns: int = 1, size: tuple[float, float] = (8, 7)) -> tuple[Figure, Any]:
+    try:
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        from matplotlib import pyplot as plt
+    except ImportError as error:
+        raise BenchError(
+            "pictures need matplotlib: install zkv with the extra `bench`, pip install 'zkv[bench]'"
+        ) from error
+    mpl.rcParams["svg.hashsalt"] = "zkv"  # The same figures make the same file,
+    mpl.rcParams["svg.fonttype"] = "none"  # and text stays text.
+    plt.close("all")
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    figure.savefig(path, dpi=120, metadata=metadata)
+
+
+def runs(results: Sequence[Result], path: Path) -> None:
+    """Latency by percentile, and rate and latency over time, of one run or several."""
+    figure, axes = _figure(3)
+    percentiles, rates, over_time = (row[0] for row in axes)
+    for result in results:
+        known = [  # A share that is less than one operation off the whole says nothing new.
+            (1 / (1 - share), value / 1e3)
+            for share, value in zip(CURVE, result.curve, strict=True)
+            if (1 - share) * result.operations >= 1
+        ]
+        percentiles.plot(*zip(*known, strict=True), label=result.name)
+        at = [moment.at for moment in result.timeline]
+        (line,) = rates.plot(at, [moment.rate for moment in result.timeline])
+        for name, style in (("p99", "-"), ("p50", ":")):
+            over_time.plot(
+                at, [_or_gap(getattr(moment, name)) for moment in result.timeline], style,
+                color=line.get_color(), label=f"{result.name}, {name}",
+            )  # fmt: skip
+    percentiles.set_xscale("log")
+    percentiles.set_xticks([1 / (1 - share) for share in TICKS])
+    percentiles.set_xticklabels([f"{share * 100:.10g}%" for share in TICKS])
+    percentiles.minorticks_off()
+    percentiles.set_xlabel("share of operations that are not slower")
+    _milliseconds(percentiles)
+    _milliseconds(over_time)
+    rates.set_ylabel("operations per second")
+    rates.set_ylim(bottom=0)
+    over_time.set_xlabel("seconds")
+    percentiles.legend()
+    over_time.legend()
+    _save(figure, path)
+
+
+def sweep(results: Sequence[Result], path: Path) -> None:
+    """Latency, and the rate that was reached, over the rate that was offered."""
+    figure, axes = _figure(2)
+    latency, reached = (row[0] for row in axes)
+    offered = [result.job.rate for result in results]
+    for name in ("p50", "p99", "p99.9"):
+        latency.plot(
+            offered, [result.overall().percentiles[name] / 1e3 for result in results], "o-",
+            label=name,
+        )  # fmt: skip
+    _milliseconds(latency)
+    latency.legend()
+    reached.plot(offered, [result.rate for result in results], "o-")
+    reached.plot(offered, offered, ":", color="grey", label="as offered")
+    reached.set_xlabel("offered, operations per second")
+    reached.set_ylabel("reached, operations per second")
+    reached.legend()
+    _save(figure, path)
+
+
+def bars(
+    panels: Sequence[tuple[str, Sequence[tuple[str, float, float, float]]]], path: Path
+) -> None:
+    """A panel of bars for each title: a name, a median, and the least and most of the rounds."""
+    columns = 2
+    rows = (len(panels) + columns - 1) // columns
+    most = max(len(entries) for _, entries in panels)
+    figure, axes = _figure(rows, columns, (11, rows * (0.8 + 0.28 * most)))
+    for axis, (title, entries) in zip(axes.flat, panels, strict=False):
+        names = [name for name, *_ in entries]
+        medians = [median for _, median, _, _ in entries]
+        spread = [
+            [median - least for _, median, least, _ in entries],
+            [most_ - median for _, median, _, most_ in entries],
+        ]
+        colors = ["C1" if name.startswith("zkv") else "C0" for name in names]
+        colors = [
+            "C7" if name.startswith("floor") else c for name, c in zip(names, colors, strict=True)
+        ]
+        axis.barh(names, medians, xerr=spread, color=colors, ecolor="black", capsize=2)
+        axis.invert_yaxis()
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("operations per second")
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.set_visible(False)
+    _save(figure, path)
+
+
+def _milliseconds(axis: Axes) -> None:
+    axis.set_yscale("log")
+    axis.set_ylabel("milliseconds")
+    axis.grid(visible=True, alpha=0.3)
+
+
+def _or_gap(microseconds: float) -> float:
+    """In milliseconds; nothing is drawn where nothing was answered."""
+    return microseconds / 1e3 if microseconds else float("nan")

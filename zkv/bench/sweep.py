@@ -1,0 +1,80 @@
+"""Rising rates, open loop: where latency begins to climb, and the most that is served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from zkv.bench import show
+from zkv.bench.generator import Job
+from zkv.bench.result import Result
+
+SERVED: Final = 0.98
+"""A rate is served if so much of it is answered within the run: a backlog does not grow."""
+STEPS: Final = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.1)
+"""Shares of what the closed loop reaches."""
+
+
+class Sweep(Struct):
+    """The record of a sweep, by rising rate."""
+
+    results: list[Result]
+
+
+def sweep(
+    job: Job, rates: list[float] | None, measure: Callable[[Job, str], Result]
+) -> list[Result]:
+    """Measure at each rate; where none are given, at shares of what a closed loop reaches."""
+    if not rates:
+        most = measure(job, "closed loop").rate
+        rates = [max(1.0, round(most * step, -2 if most > 2000 else 0)) for step in STEPS]
+    return [
+        measure(
+            msgspec.structs.replace(job, rate=rate, operations=0), f"{show.rate(rate)} ops/s"
+        )
+        for rate in sorted(rates)
+    ]  # fmt: skip
+
+
+def is_served(result: Result) -> bool:
+    """Whether the server kept up."""
+    return result.rate >= SERVED * result.job.rate and not result.failed and not result.lost
+
+
+def saturation(results: list[Result]) -> float | None:
+    """The highest rate up to which every one is served; None where the first is not."""
+    found = None
+    for result in results:
+        if not is_served(result):
+            break
+        found = result.job.rate
+    return found
+
+
+def render(results: list[Result]) -> str:
+    """A line for each rate, and the saturation point."""
+    names = ("p50", "p99", "p99.9", "max")
+    rows = []
+    for result in results:
+        values = result.overall().percentiles
+        late = result.generator.behind
+        rows.append([
+            show.rate(result.job.rate), show.rate(result.rate),
+            *(show.duration(values[name]) for name in names),
+            f"{result.unsent:,}", "yes" if is_served(result) else "no",
+            show.duration(late), f"{result.generator.busy:.0%}",
+        ])  # fmt: skip
+    head = ["offered", "ops/s", *names, "unsent", "served", "sent late", "generator busy"]
+    lines = [show.table(head, rows), ""]
+    found = saturation(results)
+    if found is None:
+        lines.append("  Not even the lowest rate is served.")
+    elif found == results[-1].job.rate:
+        lines.append(f"  All rates are served: the saturation point lies above {show.rate(found)}.")
+    else:
+        lines.append(f"  Saturation point: {show.rate(found)} ops/s are served, the next is not.")
+    lines += sorted({f"  MIND: {limit}" for result in results for limit in result.generator.limits})
+    return "\n".join(lines)
