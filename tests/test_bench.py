@@ -21,6 +21,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,10 +138,21 @@ def test_every_mode_does_all_that_it_was_asked_for(
             assert client.ok(op="COUNT", prefix=prefix)["count"] == 0
 
 
-@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+WITHIN = pytest.param(
+    "inproc",
+    marks=pytest.mark.skipif(
+        find_spec("zkv.embed") is None, reason="servers have their contexts for themselves"
+    ),
+)
+
+
+@pytest.mark.parametrize("transport", ["tcp", "ipc", WITHIN])
 def test_starts_a_server_of_its_own(transport: str, tmp_path: Path) -> None:
     record = measured(tmp_path, "--start", transport, "--fsync", "interval", *QUICK)
     check_record(record, 60)
+    if transport == "inproc":
+        check_record(measured(tmp_path, "--start", transport, "--verify", *CHECKED), 60)
+        return
     assert record["server"]["policy"] == "interval"
     assert record["server"]["endpoint"].startswith(f"{transport}://")
     assert record["server_cpu_per_op"] is not None
