@@ -263,6 +263,7 @@ def test_plots_ask_for_matplotlib_by_the_name_of_the_extra(tmp_path: Path) -> No
         (["--fields", "2"], "--fields is for --ycsb"),
         (["--verify", "--reads", "1"], "--reads has no part in --verify"),
         (["--fsync", "never"], "--start"),
+        (["--json", "/nowhere/at/all.json"], "/nowhere/at/all.json: there is no such directory"),
         (["--plot", "x.pdf"], "pictures are .png or .svg"),
         (["--start", "inproc", "--processes", "2"], "--processes 1"),
         (["-e", "tcp://nowhere"], "tcp://nowhere"),
@@ -281,6 +282,19 @@ def test_a_server_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch)
     (port,) = free_ports(1)
     done = bench("-e", f"tcp://127.0.0.1:{port}", *QUICK, "--phase", "run", status=2)
     assert done.stderr.startswith(f"zkv-bench: no zkv server at tcp://127.0.0.1:{port}")
+
+
+def test_a_reader_who_has_enough_is_no_error_to_tell(endpoint: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            command("-e", endpoint, *QUICK), env=environment(), stdout=write, stderr=subprocess.PIPE,
+            text=True, timeout=LIMIT, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(write)
+    assert done.stderr == ""
 
 
 def test_progress_on_a_terminal(endpoint: str) -> None:

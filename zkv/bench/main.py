@@ -60,8 +60,13 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     command, words = (words[0], words[1:]) if words[:1] and words[0] in COMMANDS else ("", words)
     try:
-        return _command(command)(words)
-    except BenchError as error:
+        status = _command(command)(words)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # Whoever reads has enough; Python would complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOT_DONE
+    except (BenchError, OSError) as error:
         print(f"zkv-bench: {error}", file=sys.stderr)
         return NOT_DONE
     except KeyboardInterrupt:
@@ -118,10 +123,10 @@ def _run(words: list[str]) -> int:
         if not _load(options, job):
             return 0
         made = _measure(options, running, job, options.name)
-    print(show.render(made))
     _save(options, made)
     if options.plot:
         plot.runs([made], options.plot)
+    print(show.render(made))
     return WRONG if made.wrong_count else 0
 
 
@@ -152,7 +157,6 @@ def _sweep(words: list[str]) -> int:
             job, options.rates,
             lambda job, name: _measure(options, running, job, name),
         )  # fmt: skip
-    print(sweep.render(results))
     if options.json:
         result.save(sweep.Sweep(results), options.json)
     if options.csv:
@@ -160,6 +164,7 @@ def _sweep(words: list[str]) -> int:
             show.write_csv(each, options.csv)
     if options.plot:
         plot.sweep(results, options.plot)
+    print(sweep.render(results))
     return 0
 
 
@@ -255,6 +260,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def _check(parser: Parser, options: argparse.Namespace) -> None:
     """What one option cannot know by itself."""
+    for path in filter(None, (options.json, options.csv, options.plot)):
+        if not os.access(path.parent, os.W_OK):  # Now, and not when everything is measured.
+            raise BenchError(f"{path}: there is no such directory, or it cannot be written to")
     if options.plot:
         plot.check(options.plot)
     is_inside = options.start == "inproc"
