@@ -289,8 +289,8 @@ def test_a_reader_who_has_enough_is_no_error_to_tell(endpoint: str) -> None:
     os.close(read)
     try:
         done = subprocess.run(
-            command("-e", endpoint, *QUICK), env=environment(), stdout=write, stderr=subprocess.PIPE,
-            text=True, timeout=LIMIT, check=False,
+            command("-e", endpoint, *QUICK), env=environment(), stdout=write,
+            stderr=subprocess.PIPE, text=True, timeout=LIMIT, check=False,
         )  # fmt: skip
     finally:
         os.close(write)

@@ -137,7 +137,8 @@ def _sweep(words: list[str]) -> int:
         prog="zkv-bench sweep",
         usage="zkv-bench sweep [OPTION ...]",
         description="Measure at rising rates, open loop, and find the highest that is served: the "
-        f"saturation point. Served means: at least {sweep.SERVED:.0%} of what was offered.",
+        f"saturation point. Served means: at least {sweep.SERVED:.0%} of what was due by the end "
+        "could be sent by then.",
         allow_abbrev=False,
     )
     _add_options(parser)

@@ -13,7 +13,10 @@ from zkv.bench.generator import Job
 from zkv.bench.result import Result
 
 SERVED: Final = 0.98
-"""A rate is served if so much of it is answered within the run: a backlog does not grow."""
+"""A rate is served if so much of what was due before the end could be sent by then.
+
+With a rate that is too high, more and more operations wait for a free connection.
+"""
 STEPS: Final = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.1)
 """Shares of what the closed loop reaches."""
 
@@ -41,7 +44,8 @@ def sweep(
 
 def is_served(result: Result) -> bool:
     """Whether the server kept up."""
-    return result.rate >= SERVED * result.job.rate and not result.failed and not result.lost
+    due = result.operations + result.unsent
+    return result.operations >= SERVED * due and not result.failed and not result.lost
 
 
 def saturation(results: list[Result]) -> float | None:
