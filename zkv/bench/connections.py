@@ -7,7 +7,7 @@ ZeroMQ: one ROUTER socket makes all the connections, each under a routing id of 
 request goes out on just the connection that it is meant for, and one blocking receive waits for
 all of them. On the wire, each connection is what a REQ client's is (lock-step: one in flight), or
 that of a DEALER with an empty delimiter (several in flight). Compared with a socket for each client
-and a poller around them this costs a quarter to a half of the CPU per operation, in trials with 50
+and a poller around them this costs a third to a half of the CPU per operation, in trials with 50
 and 500 connections: 2.1 and 2.6 microseconds instead of 4.3 and 7.5.
 
 With several in flight a request carries an ``id``, by which the reply finds its slot: workers may
@@ -156,7 +156,7 @@ class ZmqConnections:
             self._socket.close()
             raise BenchError(f"{self._endpoint}: {error.strerror}") from error
         # The compiled methods, without the layer of Python over them that looks at options which
-        # are of no use here: half of what sending costs.
+        # are of no use here: 3.6 to 4.1 us per operation instead of 4.2 to 4.7 with 50 x 16 in flight.
         compiled: Any = super(zmq.Socket, self._socket)
         self._send: Callable[..., None] = compiled.send
         self._receive: Callable[..., bytes] = compiled.recv
