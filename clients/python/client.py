@@ -1,21 +1,20 @@
 #!/usr/bin/env python3
-"""Command-line client for a zkv server, and the small class it is made of.
+"""A client for a zkv server in one file, with a command line: copy it into your program.
 
-A request is one msgpack map in one frame on a REQ socket, and so is its reply; nothing
-else is needed, and this file needs nothing but pyzmq and msgpack. Five rules make a
-client dependable, in this language and in any other:
+A request is one msgpack map in one frame on a REQ socket, and so is its reply. This file
+needs pyzmq and msgpack, and is the model of the clients in other languages. What makes a
+client dependable:
 
 1. Never wait without a limit: send without blocking, poll before receiving.
 2. A REQ socket that still owes a reply refuses the next request for ever. After a lost
-   reply it is closed, and the next request opens a fresh one.
+   reply it is closed, and the next attempt opens a fresh one.
 3. LINGER is 0. A request to a server that is down then goes with its socket, instead of
    holding up the end of the process, or being run when nobody waits for it any more.
    (The option IMMEDIATE does so too, but it may drop a reply after which the server
    closes the connection at once. That is what the reply to END looks like.)
 4. Every request carries a new `id`, and a reply counts only with the same `id`.
-5. Reads may be sent again after a lost reply. A write is not: the lost one may have run,
-   and may yet run. The error says so (`applied` is None) and the caller decides, for
-   instance by reading the key back.
+5. Every write carries `session` and `seq`. So after a lost reply the same bytes can be
+   sent again: the write runs once, and the repeat is answered as the first one was.
 """
 
 from __future__ import annotations
@@ -25,15 +24,18 @@ import base64
 import json
 import math
 import os
+import secrets
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped, unused-ignore]  # has no annotations
 import zmq
 
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
-READS = frozenset({"PING", "GET", "MGET", "SCAN", "COUNT", "CHANGES", "INFO"})
+WRITES = frozenset({"PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", "TXN"})
+PAUSE = 0.1  # seconds to leave a server alone that has asked for it (`retry`)
 LONGEST_TIMEOUT = 86_400.0  # seconds; what poll takes as milliseconds is bounded
 # Some languages send bytes that are no UTF-8 as a str. They come through unharmed so.
 STR_ERRORS = "surrogateescape"
@@ -58,7 +60,7 @@ class ZkvError(Exception):
 
 
 class NoReply(ZkvError):
-    """No reply came in time. `retry` is true, but see rule 5 before repeating a write."""
+    """No reply came in time: a write may have been applied, or may yet be."""
 
     def __init__(self, message: str) -> None:
         super().__init__("NO_REPLY", message, {"retry": True})
@@ -67,40 +69,27 @@ class NoReply(ZkvError):
 class Client:
     """One connection to a server, one request at a time; not to be shared by threads.
 
-    `timeout` is in seconds and counts for each of the `attempts` of a read, and for the
-    only attempt of a write. Every method raises NoReply, or ZkvError for a refusal, and
-    TypeError, ValueError or OverflowError for a value that msgpack cannot hold.
+    `timeout` is in seconds and counts for each of the `attempts`. Every method raises
+    NoReply, or ZkvError for a refusal, and TypeError, ValueError or OverflowError for a
+    value that msgpack cannot hold.
     """
 
     def __init__(
-        self, endpoint: str = DEFAULT_ENDPOINT, *, timeout: float = 5.0, attempts: int = 2
+        self, endpoint: str = DEFAULT_ENDPOINT, *, timeout: float = 5.0, attempts: int = 3
     ) -> None:
         self.endpoint = endpoint
         self.timeout = timeout
         self._attempts = attempts
-        self._last_id = 0
+        self._session = secrets.token_hex(16)
+        self._last_id = self._last_seq = 0
         self._socket: zmq.Socket[bytes] | None = None
+        self._connect()
 
     def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-    def connect(self) -> zmq.Socket[bytes]:
-        """Return the open socket, or open one. A malformed endpoint raises ValueError.
-
-        The server need not be up: ZeroMQ connects in the background, now or later.
-        """
-        if self._socket is None:
-            socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REQ)
-            self._socket = socket  # before connect, which may raise: close() must find it
-            socket.linger = 0
-            try:
-                socket.connect(self.endpoint)
-            except zmq.ZMQError as error:
-                raise ValueError(f"endpoint {self.endpoint!r}: {error.strerror}") from error
-        return self._socket
 
     def close(self) -> None:
         """Drop the socket and whatever it owes; the next request opens a fresh one."""
@@ -110,15 +99,31 @@ class Client:
 
     def call(self, op: str, /, **fields: Any) -> dict[str, Any]:
         """Send any operation with its fields and return the reply, a map."""
-        self._last_id += 1
-        request = {"op": op, **fields, "id": self._last_id}
+        request = {"op": op, **fields}
+        if "id" not in request:
+            self._last_id += 1
+            request["id"] = self._last_id
+        if op in WRITES and "session" not in request:
+            self._last_seq += 1
+            request |= {"session": self._session, "seq": self._last_seq}
         body: bytes = msgpack.packb(request, unicode_errors=STR_ERRORS)
-        for _ in range(self._attempts - 1 if op in READS else 0):
-            try:
-                return self._exchange(body)
-            except NoReply:
+        lost, refused = False, {}
+        for _ in range(self._attempts if op != "END" else 1):
+            frames = self._exchange(body)
+            if frames is None:
+                lost = True
                 continue
-        return self._exchange(body)
+            reply = self._read(frames, request["id"])
+            if reply["ok"]:
+                return reply
+            # Refused now; but what became of an attempt before, whose reply was lost?
+            if not (reply.get("retry") or (lost and reply.get("code") == "DEADLINE")):
+                raise ZkvError(str(reply.get("code")), str(reply.get("message")), reply)
+            refused = reply
+            time.sleep(PAUSE)
+        if lost:
+            raise NoReply(f"none from {self.endpoint} within {self.timeout:g} s")
+        raise ZkvError(str(refused.get("code")), str(refused.get("message")), refused)
 
     def get(self, key: str) -> Any:
         """Return the value; NOT_FOUND is raised where there is none."""
@@ -140,37 +145,59 @@ class Client:
         """Store many values, all or nothing, and return the revision they share."""
         return int(self.call("MPUT", items=dict(items), **options)["rev"])
 
-    def mdelete(self, keys: Iterable[str]) -> int:
-        """Delete many keys and return how many were there."""
-        return int(self.call("MDELETE", keys=list(keys))["deleted"])
+    def incr(self, key: str, by: int = 1) -> int:
+        """Add to an int and return the sum; an absent one starts at 0."""
+        return int(self.call("INCR", key=key, by=by)["value"])
 
-    def info(self) -> dict[str, Any]:
-        """Return what the server says of itself: version, revision, limits, statistics."""
-        return self.call("INFO")
+    def cas(self, key: str, value: Any, rev: int) -> int:
+        """Store a value only if the key has this revision, 0 = none; CONFLICT is raised."""
+        return self.put(key, value, if_rev=rev)
 
-    def snapshot(self) -> int:
-        """Have a snapshot written, wait until it is on disk and return its revision."""
-        return int(self.call("SNAPSHOT")["rev"])
+    def scan(self, prefix: str = "") -> Iterator[list[Any]]:
+        """Yield [key, value, revision] of each key that begins so, a page at a time."""
+        after = None
+        while True:
+            page = self.call("SCAN", prefix=prefix, after=after)
+            yield from page["items"]
+            after = page["next"]
+            if after is None:
+                return
 
     def end(self) -> int:
         """Have everything saved and the server ended; return the last revision."""
         return int(self.call("END")["rev"])
 
-    def _exchange(self, body: bytes) -> dict[str, Any]:
-        """Send one body and return the reply to it."""
+    def _connect(self) -> zmq.Socket[bytes]:
+        """Return the open socket, or open one. A malformed endpoint raises ValueError.
+
+        The server need not be up: ZeroMQ connects in the background, now or later.
+        """
+        if self._socket is None:
+            socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REQ)
+            self._socket = socket  # before connect, which may raise: close() must find it
+            socket.linger = 0
+            try:
+                socket.connect(self.endpoint)
+            except zmq.ZMQError as error:
+                self.close()
+                raise ValueError(f"endpoint {self.endpoint!r}: {error.strerror}") from error
+        return self._socket
+
+    def _exchange(self, body: bytes) -> Sequence[bytes] | None:
+        """Send one body and return the frames of the reply; None if none comes in time."""
         try:
-            socket = self.connect()
+            socket = self._connect()
             socket.send(body, zmq.NOBLOCK)
-            if not socket.poll(math.ceil(self.timeout * 1000)):
-                raise NoReply(f"none from {self.endpoint} within {self.timeout:g} s")
-            frames = socket.recv_multipart(zmq.NOBLOCK)
+            if socket.poll(math.ceil(self.timeout * 1000)):
+                return socket.recv_multipart(zmq.NOBLOCK)
         except BaseException:  # Ctrl-C too must not leave a socket that is owed a reply
             self.close()
             raise
-        return self._judge(frames)
+        self.close()
+        return None
 
-    def _judge(self, frames: Sequence[bytes]) -> dict[str, Any]:
-        """Return a reply of success, raise any other."""
+    def _read(self, frames: Sequence[bytes], sent_id: Any) -> dict[str, Any]:
+        """Return the reply in `frames`, or raise if it breaks the protocol."""
         try:
             (body,) = frames
             reply = msgpack.unpackb(body, strict_map_key=False, unicode_errors=STR_ERRORS)
@@ -180,23 +207,21 @@ class Client:
             self.close()
             raise ZkvError("BAD_REPLY", f"cannot read the reply: {error!r:.80}") from error
         ok, echo = reply.get("ok"), reply.get("id")
-        if ok is True and echo == self._last_id:
-            return reply
-        if ok is False and echo in (self._last_id, None):  # no id: it could not be read
-            raise ZkvError(str(reply.get("code")), str(reply.get("message")), reply)
+        if isinstance(ok, bool) and (echo == sent_id or (echo is None and not ok)):
+            return reply  # a failure without an id: the server could not read it
         self.close()
-        raise ZkvError("BAD_REPLY", f"ok {ok!r}, id {echo!r} where {self._last_id} was sent")
+        raise ZkvError("BAD_REPLY", f"ok {ok!r}, id {echo!r} where {sent_id!r} was sent")
 
 
 # ------------------------------------------------------------------------ command line
 
-USAGE = """%(prog)s [-e ENDPOINT] [--timeout S] [--json] COMMAND ...
+USAGE = """%(prog)s [-e ENDPOINT] [--timeout S] COMMAND ...
 
-  put KEY VALUE          get KEY          delete KEY          info
-  mput KEY VALUE ...     mget KEY ...     mdelete KEY ...     snapshot     end
+  put KEY VALUE    get KEY    delete KEY    incr KEY [BY]    end    call
 
-Commands in either case. A VALUE is text, or JSON with --json; - reads it from standard
-input; behind -- it may begin with a dash. get prints the value alone.
+Commands in either case. A VALUE is text; - reads it from standard input; behind -- it may
+begin with a dash. get prints the value alone. call reads requests, a msgpack map in hex in
+each line, and prints the replies likewise.
 
 Exit status: 0 done; 1 a negative answer (NOT_FOUND, CONFLICT); 2 usage, or any other
 refusal by the server; 3 no answer in time."""
@@ -210,20 +235,20 @@ def seconds(text: str) -> float:
     return value
 
 
-def read_value(word: str, as_json: bool) -> Any:
-    """Return what a VALUE on the command line stands for; bad JSON raises ValueError."""
-    data: str | bytes = sys.stdin.buffer.read() if word == "-" else word
-    if as_json:
-        return json.loads(data)
+def read_value(word: str) -> str | bytes:
+    """Return what a VALUE on the command line stands for."""
+    if word != "-":
+        return word
+    data = sys.stdin.buffer.read()
     try:
-        return data.decode() if isinstance(data, bytes) else data
+        return data.decode()
     except UnicodeDecodeError:
         return data  # no text at all: stored as bin
 
 
-def write_value(value: Any, as_json: bool) -> None:
-    """Print text and bin as they are, anything else (or all, if asked) as JSON."""
-    if as_json or not isinstance(value, str | bytes):
+def write_value(value: Any) -> None:
+    """Print text and bin as they are, anything else as JSON."""
+    if not isinstance(value, str | bytes):
         try:
             value = json.dumps(value, ensure_ascii=False, default=plain)
         except TypeError:  # a map whose keys JSON does not know
@@ -238,28 +263,35 @@ def plain(value: Any) -> str:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
-def run(client: Client, words: Sequence[str], as_json: bool) -> bool:
+def call_each(client: Client, lines: Iterable[str]) -> None:
+    """Send the request in each line, and print its reply; both are msgpack in hex."""
+    for line in lines:
+        request = msgpack.unpackb(
+            bytes.fromhex(line), strict_map_key=False, unicode_errors=STR_ERRORS
+        )
+        try:
+            reply = client.call(request.pop("op"), **request)
+        except ZkvError as error:
+            reply = error.reply if "code" in error.reply else vars(error) | {"ok": False}
+            reply.pop("reply", None)
+        print(msgpack.packb(reply, unicode_errors=STR_ERRORS).hex(), flush=True)
+
+
+def run(client: Client, words: Sequence[str]) -> bool:
     """Carry out one command; False if there is no such command, or not with these words."""
     match [words[0].lower(), *words[1:]]:
         case ["put", key, value]:
-            done(client.put(key, read_value(value, as_json)))
+            done(client.put(key, read_value(value)))
         case ["get", key]:
-            write_value(client.get(key), as_json)
+            write_value(client.get(key))
         case ["delete", key]:
             done(client.delete(key))
-        case ["mput", _, _, *_] if len(words) % 2:
-            values = [read_value(word, as_json) for word in words[2::2]]
-            done(client.mput(dict(zip(words[1::2], values, strict=True))))
-        case ["mget", _, *_]:
-            write_value(client.mget(words[1:]), as_json)
-        case ["mdelete", _, *_]:
-            write_value(client.mdelete(words[1:]), as_json)
-        case ["info"]:
-            write_value(client.info(), as_json)
-        case ["snapshot"]:
-            done(client.snapshot())
+        case ["incr", key, *by] if len(by) <= 1:
+            write_value(client.incr(key, *map(int, by)))
         case ["end", *rest] if [word.lower() for word in rest] in ([], ["end"]):
             done(client.end())  # "END end" is how the very first client spelled it
+        case ["call"]:
+            call_each(client, sys.stdin)
         case _:
             return False
     return True
@@ -276,13 +308,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     endpoint = os.environ.get("ZKV_ENDPOINT") or DEFAULT_ENDPOINT
     parser.add_argument("-e", "--endpoint", default=endpoint, help="default: %(default)s")
     parser.add_argument("--timeout", type=seconds, default=5.0, metavar="S", help="seconds")
-    parser.add_argument("--json", action="store_true", help="values are JSON")
     parser.add_argument("command", help=argparse.SUPPRESS)
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args(arguments)
     try:
-        with Client(options.endpoint, timeout=options.timeout, attempts=1) as client:
-            if not run(client, [options.command, *options.words], options.json):
+        with Client(options.endpoint, timeout=options.timeout) as client:
+            if not run(client, [options.command, *options.words]):
                 parser.error(f"cannot do: {' '.join([options.command, *options.words])}")
         return 0
     except NoReply as error:

@@ -69,8 +69,7 @@ class Worker:
         self._stop = stop
         # Not secret: the same seed is to give the same requests.
         self._random = random.Random(f"{options.seed}/{name}")  # noqa: S311
-        # One attempt: a read that is repeated in silence would spoil the latencies.
-        self._client = Client(options.endpoint, timeout=options.timeout, attempts=1)
+        self._client: Client
         self._keys = [f"parallel/{options.run}/{name}/{slot}" for slot in range(options.keys)]
         self._known: dict[str, Entry | None] = dict.fromkeys(self._keys)  # None: absent
         self._retired: list[str] = []
@@ -79,7 +78,9 @@ class Worker:
 
     def run(self) -> None:
         """Send the whole mix, then check all keys; return early if nobody answers."""
-        with self._client:
+        options = self._options
+        # One attempt: what is repeated in silence would spoil the latencies.
+        with Client(options.endpoint, timeout=options.timeout, attempts=1) as self._client:
             while self.tally.done < self._options.requests and self._going():
                 self._step()
                 self.tally.done += 1
@@ -177,7 +178,7 @@ class Worker:
             for start in range(0, len(self._keys), BATCH):
                 self._check_and_remove(self._keys[start : start + BATCH])
             for start in range(0, len(self._retired), BATCH):
-                self._client.mdelete(self._retired[start : start + BATCH])
+                self._client.call("MDELETE", keys=self._retired[start : start + BATCH])
         except ZkvError as error:
             self._fault("the last check", error)
 
@@ -189,7 +190,7 @@ class Worker:
         for key, entry in zip(keys, found, strict=False):
             self._expect("MGET", key, None if entry == (None, 0) else entry)
         present = sum(self._known[key] is not None for key in keys)
-        deleted = self._client.mdelete(keys)
+        deleted = self._client.call("MDELETE", keys=keys)["deleted"]
         if deleted != present:
             self._wrong(f"MDELETE: {deleted} deleted where {present} were present")
 

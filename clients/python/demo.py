@@ -216,7 +216,7 @@ def compare(client: Client, table: Mapping[str, Any], label: str) -> float:
             if repr(value) != repr(table[key]):
                 raise Failure(f"{key} is {value!r} instead of {table[key]!r}")
         progress.advance(len(keys))
-    stored = client.info()["keys"]
+    stored = client.call("INFO")["keys"]
     if stored != len(table):
         raise Failure(f"the server counts {stored} entries instead of {len(table)}")
     return progress.rate
