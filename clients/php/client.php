@@ -1,0 +1,239 @@
+#!/usr/bin/env php
+<?php
+
+/**
+ * A client for a zkv server: classes to copy, with a command line at their end.
+ *
+ * One request is one msgpack map on a REQ socket, and so is the reply. Lost replies are no trouble:
+ * every write carries a session and a number in it, so the same bytes may be sent again, and the
+ * write still runs once. A REQ socket that is owed a reply takes no further request, so a lost reply
+ * costs the socket, and the next attempt opens a fresh one. LINGER is 0, so that what a server never
+ * took goes with its socket, instead of holding up the end of the script.
+ *
+ * It needs msgpack.php beside it, and the extension zmq.
+ */
+
+declare(strict_types=1);
+
+namespace Zkv;
+
+require_once __DIR__ . '/msgpack.php';
+
+/** A request that was not answered with success. The client's own codes are NO_REPLY and BAD_REPLY. */
+final class Error extends \RuntimeException
+{
+    public readonly string $reason; // the protocol's code; `code` is PHP's own, and an int
+    public readonly bool $retry; // the same request may succeed later
+    public readonly ?bool $applied; // false: nothing was changed; null: nobody knows
+
+    public function __construct(public readonly \stdClass $reply)
+    {
+        $this->reason = (string) ($reply->code ?? '');
+        $this->retry = ($reply->retry ?? null) === true;
+        $this->applied = ($reply->applied ?? null) === false ? false : null;
+        parent::__construct("$this->reason: " . ($reply->message ?? ''));
+    }
+
+    public static function own(string $code, string $message): self
+    {
+        $retry = $code === 'NO_REPLY';
+        return new self((object) ['ok' => false, 'code' => $code, 'message' => $message, 'retry' => $retry, 'applied' => null]);
+    }
+}
+
+/** One connection, one request at a time. The timeout is in seconds, for each attempt; all calls throw Error. */
+final class Client
+{
+    public const DEFAULT_ENDPOINT = 'tcp://127.0.0.1:5555';
+    private const WRITES = ['PUT', 'DELETE', 'TOUCH', 'INCR', 'MPUT', 'MDELETE', 'TXN'];
+    private const ATTEMPTS = 3;
+    private const PAUSE = 100_000; // microseconds before what was refused for now is sent again
+
+    private ?\ZMQSocket $socket = null;
+    private readonly string $session;
+    private int $lastId = 0;
+    private int $lastSeq = 0;
+
+    /** Throws ZMQSocketException for a malformed endpoint. The server need not be up. */
+    public function __construct(private string $endpoint = self::DEFAULT_ENDPOINT, private float $timeout = 5.0)
+    {
+        $this->session = bin2hex(random_bytes(16));
+        $this->open();
+    }
+
+    public function get(string $key): mixed { return $this->call('GET', ['key' => $key])->value; }
+
+    /** Options: ttl (seconds), if_rev, durable. */
+    public function put(string $key, mixed $value, mixed ...$options): int
+    {
+        return $this->call('PUT', ['key' => $key, 'value' => $value] + $options)->rev;
+    }
+
+    public function delete(string $key): int { return $this->call('DELETE', ['key' => $key])->rev; }
+
+    public function mget(array $keys): array { return $this->call('MGET', ['keys' => array_values($keys)])->values; }
+
+    public function mput(array $items): int { return $this->call('MPUT', ['items' => (object) $items])->rev; }
+
+    public function incr(string $key, int $by = 1): int { return $this->call('INCR', ['key' => $key, 'by' => $by])->value; }
+
+    /** Stores only if the entry has this revision; 0 = only if there is none. */
+    public function cas(string $key, mixed $value, int $rev): int { return $this->put($key, $value, if_rev: $rev); }
+
+    /** Yields [key, value, revision] of every key that begins with the prefix. */
+    public function scan(string $prefix = ''): \Generator
+    {
+        $after = null;
+        do {
+            $page = $this->call('SCAN', ['prefix' => $prefix, 'after' => $after]);
+            foreach ($page->items as $item) {
+                yield $item; // not `yield from`, which would count anew for each page
+            }
+        } while (($after = $page->next) !== null);
+    }
+
+    public function end(): int { return $this->call('END')->rev; }
+
+    /** Sends any op with its fields and returns the reply. */
+    public function call(string $op, array|\stdClass $fields = []): \stdClass
+    {
+        $request = ['op' => $op] + (array) $fields;
+        $request['id'] ??= ++$this->lastId;
+        if (in_array($op, self::WRITES, true) && !isset($request['session'])) {
+            $request = ['session' => $this->session, 'seq' => ++$this->lastSeq] + $request;
+        }
+        $body = Msgpack::pack((object) $request);
+        for ($left = $op === 'END' ? 1 : self::ATTEMPTS, $lost = false; $left > 0; $left--) {
+            $frames = $this->exchange($body);
+            $reply = $frames ? $this->judge($frames, $request['id']) : null;
+            if ($reply?->ok) {
+                return $reply;
+            }
+            $lost = $lost || !$reply;
+            if ($reply && ($reply->retry ?? null) !== true && !($lost && ($reply->code ?? null) === 'DEADLINE')) {
+                throw new Error($reply);
+            }
+            usleep($reply && $left > 1 ? self::PAUSE : 0);
+        }
+        throw $lost ? Error::own('NO_REPLY', "none from $this->endpoint within $this->timeout s") : new Error($reply);
+    }
+
+    public function close(): void
+    {
+        $this->socket?->disconnect($this->endpoint);
+        $this->socket = null; // PHP closes it with its last reference
+    }
+
+    /** The frames of the reply, or null if none came in time. */
+    private function exchange(string $body): ?array
+    {
+        $frames = null;
+        try {
+            $this->open()->send($body, \ZMQ::MODE_DONTWAIT);
+            return $frames = $this->wait() ? $this->socket->recvMulti(\ZMQ::MODE_DONTWAIT) : null;
+        } finally {
+            $frames ?: $this->close(); // it is owed a reply, and would take no further request
+        }
+    }
+
+    private function judge(array $frames, mixed $id): \stdClass
+    {
+        try {
+            $reply = Msgpack::unpack(implode($frames));
+            $ok = $reply instanceof \stdClass ? $reply->ok ?? null : null;
+            // == because Bin equals the same string. A refusal has no id where the server could not read it.
+            if (is_bool($ok) && (isset($reply->id) ? $reply->id == $id : !$ok)) {
+                return $reply;
+            }
+            $message = "to id $id: " . json_encode($reply);
+        } catch (\UnexpectedValueException $error) {
+            $message = $error->getMessage();
+        }
+        $this->close();
+        throw Error::own('BAD_REPLY', substr($message, 0, 100));
+    }
+
+    /** Waits for a reply. A signal cuts a poll short, so it goes on for the rest of the time. */
+    private function wait(): bool
+    {
+        $poll = new \ZMQPoll();
+        $poll->add($this->socket, \ZMQ::POLL_IN);
+        $readable = $writable = [];
+        for ($end = hrtime(true) + $this->timeout * 1e9; ($left = $end - hrtime(true)) > 0;) {
+            try {
+                if ($poll->poll($readable, $writable, (int) ceil($left / 1e6))) {
+                    return true;
+                }
+            } catch (\ZMQPollException $error) {
+                $error->getCode() === 4 /* EINTR */ ?: throw $error;
+            }
+        }
+        return false;
+    }
+
+    private function open(): \ZMQSocket
+    {
+        if (!$this->socket) {
+            $socket = new \ZMQSocket(new \ZMQContext(), \ZMQ::SOCKET_REQ);
+            $socket->setSockOpt(\ZMQ::SOCKOPT_LINGER, 0);
+            $this->socket = $socket->connect($this->endpoint);
+        }
+        return $this->socket;
+    }
+}
+
+// ------------------------------------------------------------------------- command line
+
+if (realpath($_SERVER['SCRIPT_FILENAME'] ?? '') === __FILE__) {
+    exit((function (array $words): int {
+        $usage = 'Usage: client.php [-e ENDPOINT] [--timeout S] put KEY VALUE | get KEY | delete KEY | incr KEY [BY] | end | call';
+        $endpoint = getenv('ZKV_ENDPOINT') ?: Client::DEFAULT_ENDPOINT;
+        $timeout = '5';
+        $input = fn (string $word) => $word === '-' ? stream_get_contents(STDIN) : $word;
+        $show = fn (mixed $value) => is_string($value) || $value instanceof Bin ? $value : json_encode($value,
+            JSON_UNESCAPED_UNICODE | JSON_UNESCAPED_SLASHES | JSON_PRESERVE_ZERO_FRACTION
+                | JSON_PARTIAL_OUTPUT_ON_ERROR | JSON_INVALID_UTF8_SUBSTITUTE);
+        $done = fn (int $rev) => fwrite(STDERR, "OK, revision $rev\n");
+        try {
+            for (; in_array($words[0] ?? '', ['-e', '--endpoint', '--timeout'], true); array_splice($words, 0, 2)) {
+                $words[0] === '--timeout' ? $timeout = $words[1] ?? '' : $endpoint = $words[1] ?? '';
+            }
+            if (!is_numeric($timeout) || $timeout <= 0) {
+                throw new \InvalidArgumentException("timeout '$timeout'");
+            }
+            $client = new Client($endpoint, (float) $timeout);
+            $words[0] = strtolower($words[0] ?? '');
+            match (true) {
+                $words[0] === 'put' && count($words) === 3 => $done($client->put($words[1], $input($words[2]))),
+                $words[0] === 'get' && count($words) === 2 => print $show($client->get($words[1])) . "\n",
+                $words[0] === 'delete' && count($words) === 2 => $done($client->delete($words[1])),
+                $words[0] === 'incr' && preg_match('/^[^\0]+(\0[+-]?\d+)?$/D', implode("\0", array_slice($words, 1))) =>
+                    print $client->incr($words[1], (int) ($words[2] ?? 1)) . "\n",
+                $words === ['end'] => $done($client->end()),
+                $words === ['call'] => drive($client),
+                default => throw new \InvalidArgumentException($usage),
+            };
+            return 0;
+        } catch (Error $error) {
+            fwrite(STDERR, "client.php: {$error->getMessage()}\n");
+            return ['NOT_FOUND' => 1, 'CONFLICT' => 1, 'NO_REPLY' => 3][$error->reason] ?? 2;
+        } catch (\InvalidArgumentException | \ZMQException $error) {
+            fwrite(STDERR, "client.php: {$error->getMessage()}\n");
+            return 2;
+        }
+    })(array_slice($argv, 1)));
+}
+
+/** For tests: each line of input is a request in hex, each line of output a reply. */
+function drive(Client $client): void
+{
+    while (($line = fgets(STDIN)) !== false) {
+        $request = (array) Msgpack::unpack(hex2bin(trim($line)));
+        try {
+            $reply = $client->call((string) $request['op'], $request);
+        } catch (Error $error) {
+            $reply = $error->reply;
+        }
+        print bin2hex(Msgpack::pack($reply)) . "\n";
+    }
+}
