@@ -1,0 +1,252 @@
+#!/usr/bin/env perl
+
+# A client for a zkv server: packages to copy, with a command line at their end.
+#
+# One request is one msgpack map on a REQ socket, and so is the reply. Lost replies are no trouble:
+# every write carries a session and a number in it, so the same bytes may be sent again, and the
+# write still runs once. A REQ socket that is owed a reply takes no further request, so a lost reply
+# costs the socket, and the next attempt opens a fresh one. LINGER is 0, so that what a server never
+# took goes with its socket, instead of holding up the end of the program.
+#
+# It needs msgpack.pl beside it, and ZMQ::FFI.
+
+use v5.20;
+use warnings;
+use File::Basename qw(dirname);
+
+require(dirname(__FILE__) . '/msgpack.pl');
+
+# A request that was not answered with success; the codes NO_REPLY and BAD_REPLY are the client's own.
+package Zkv::Error {
+    use overload '""' => sub { "$_[0]{code}: $_[0]{message}" }, fallback => 1;
+
+    sub throw {
+        my ($class, $reply) = @_;
+        my %error = map { $_ => $reply->{$_} // '' } qw(code message);
+        $error{retry}   = !!$reply->{retry};                       # the same request may succeed later
+        $error{applied} = defined $reply->{applied} ? !1 : undef;  # false: it changed nothing; undef: nobody knows
+        die bless {%error, reply => $reply}, $class;               # reply: the whole answer
+    }
+}
+
+# One connection, one request at a time. Every call dies of a Zkv::Error where it has no success.
+package Zkv::Client {
+    use Errno qw(EINTR);
+    use JSON::PP ();
+    use Time::HiRes qw(clock_gettime sleep CLOCK_MONOTONIC);
+    use ZMQ::FFI;
+    use ZMQ::FFI::Constants qw(ZMQ_REQ ZMQ_DONTWAIT ZMQ_RCVTIMEO);
+
+    use constant {ATTEMPTS => 3, PAUSE => 0.1};    # the pause in seconds, before a refused request goes again
+    my %WRITES = map { $_ => 1 } qw(PUT DELETE TOUCH INCR MPUT MDELETE TXN);
+    my $context;
+
+    # Options: timeout, in seconds, for each attempt. The server need not be up.
+    sub new {
+        my ($class, $endpoint, %options) = @_;
+        open my $random, '<:raw', '/dev/urandom' or die "/dev/urandom: $!\n";
+        read $random, my $bytes, 16;
+        my $self = bless {
+            endpoint => $endpoint // 'tcp://127.0.0.1:5555', timeout => 5, %options,
+            session => unpack('H*', $bytes), last_id => 0, last_seq => 0,
+        }, $class;
+        $self->_open;
+        return $self;
+    }
+
+    sub get    { my ($self, $key) = @_; return $self->call('GET', key => $key)->{value} }
+    sub delete { my ($self, $key, @options) = @_; return $self->call('DELETE', key => $key, @options)->{rev} }
+    sub mget   { my ($self, @keys) = @_; return @{ $self->call('MGET', keys => \@keys)->{values} } }
+    sub mput   { my ($self, %items) = @_; return $self->call('MPUT', items => \%items)->{rev} }
+    sub incr   { my ($self, $key, $by) = @_; return $self->call('INCR', key => $key, by => $by // 1)->{value} }
+    sub end    { my ($self) = @_; return $self->call('END')->{rev} }
+
+    # Options: ttl (seconds), if_rev, durable.
+    sub put {
+        my ($self, $key, $value, @options) = @_;
+        return $self->call('PUT', key => $key, value => $value, @options)->{rev};
+    }
+
+    # Stores only if the entry has this revision; 0 = only if there is none.
+    sub cas { my ($self, $key, $value, $rev) = @_; return $self->put($key, $value, if_rev => $rev) }
+
+    # All entries whose keys begin with the prefix, as [key, value, revision].
+    sub scan {
+        my ($self, $prefix) = @_;
+        my ($after, @items);
+        do {
+            my $page = $self->call('SCAN', prefix => $prefix // '', after => $after);
+            push @items, @{ $page->{items} };
+            $after = $page->{next};
+        } while (defined $after);
+        return @items;
+    }
+
+    # Sends any op with its fields and returns the reply, a hash.
+    sub call {
+        my ($self, $op, %fields) = @_;
+        my %request = (op => $op, %fields);
+        $request{id} //= ++$self->{last_id};
+        if ($WRITES{$op} && !defined $request{session}) {
+            @request{qw(session seq)} = ($self->{session}, ++$self->{last_seq});
+        }
+        my $body = Zkv::Msgpack::encode(\%request);
+        my ($lost, $reply);
+        for my $left (reverse 1 .. ($op eq 'END' ? 1 : ATTEMPTS)) {
+            my @frames = $self->_exchange($body);
+            $reply = @frames ? $self->_judge($request{id}, @frames) : undef;
+            if (!$reply) { $lost = 1; next }
+            if ($reply->{ok}) { return $reply }
+            my $again = $reply->{retry} || $lost && ($reply->{code} // '') eq 'DEADLINE';
+            if (!$again) { Zkv::Error->throw($reply) }
+            if ($left > 1) { sleep PAUSE }
+        }
+        if ($lost) { _fail('NO_REPLY', "none from $self->{endpoint} within $self->{timeout} s") }
+        Zkv::Error->throw($reply);
+    }
+
+    sub close {
+        my ($self) = @_;
+        my $socket = delete $self->{socket};
+        if ($socket) { $socket->close }
+        return;
+    }
+
+    # The frames of the reply; none if none came in time.
+    sub _exchange {
+        my ($self, $body) = @_;
+        my $socket = $self->_open;
+        my @frames = eval {
+            $socket->send($body, ZMQ_DONTWAIT);
+            $socket->has_error ? () : $self->_receive($socket);
+        };
+        my $error = $@;
+        if (!@frames) { $self->close }    # it is owed a reply, and would take no further request
+        if ($error)   { die $error }
+        return @frames;
+    }
+
+    # Waits for a reply. A signal cuts that short, so it goes on for the rest of the time.
+    sub _receive {
+        my ($self, $socket) = @_;
+        my $end = clock_gettime(CLOCK_MONOTONIC) + $self->{timeout};
+        while ((my $left = $end - clock_gettime(CLOCK_MONOTONIC)) > 0) {
+            $socket->set(ZMQ_RCVTIMEO, 'int', 1 + int $left * 1000);
+            my @frames = $socket->recv_multipart;
+            if (!$socket->has_error)          { return @frames }
+            if ($socket->last_errno != EINTR) { last }
+        }
+        return;
+    }
+
+    # The reply, if it is one to the request with this id. A refusal has none where the server could not read it.
+    sub _judge {
+        my ($self, $id, @frames) = @_;
+        my $reply = eval { Zkv::Msgpack::decode(join '', @frames) };
+        my $why   = $@ || "to id $id";
+        if (ref $reply eq 'HASH' && JSON::PP::is_bool($reply->{ok})) {
+            my $echo = $reply->{id};
+            if (defined $echo ? "$echo" eq "$id" : !$reply->{ok}) { return $reply }
+            $why = 'to id ' . ($echo // 'none') . " instead of $id";
+        }
+        $self->close;
+        return _fail('BAD_REPLY', $why);
+    }
+
+    sub _fail {
+        my ($code, $message) = @_;
+        my $retry = $code eq 'NO_REPLY' ? JSON::PP::true() : JSON::PP::false();
+        return Zkv::Error->throw(
+            {ok => JSON::PP::false(), code => $code, message => $message, retry => $retry, applied => undef});
+    }
+
+    sub _open {
+        my ($self) = @_;
+        if (!$self->{socket}) {
+            my $socket = ($context //= ZMQ::FFI->new)->socket(ZMQ_REQ);
+            $socket->set_linger(0);
+            $socket->die_on_error(0);
+            $socket->connect($self->{endpoint});
+            if ($socket->has_error) { die "not an endpoint: $self->{endpoint}\n" }
+            $self->{socket} = $socket;
+        }
+        return $self->{socket};
+    }
+}
+
+# ------------------------------------------------------------------------- command line
+
+package main;
+
+use Getopt::Long qw(:config require_order no_ignore_case);
+
+my $USAGE = "Usage: client.pl [-e ENDPOINT] [--timeout S] put KEY VALUE | get KEY | delete KEY | incr KEY [BY] | end | call\n";
+
+sub run {
+    my ($client, $command, @words) = @_;
+    my %commands = (
+        put    => [2, 2, sub { done($client->put($words[0], read_value($words[1]))) }],
+        get    => [1, 1, sub { show($client->get(@words)) }],
+        delete => [1, 1, sub { done($client->delete(@words)) }],
+        incr   => [1, 2, sub { show($client->incr($words[0], read_int($words[1] // 1))) }],
+        end    => [0, 0, sub { done($client->end) }],
+        call   => [0, 0, sub { while (my $line = <STDIN>) { drive($client, $line) } }],
+    );
+    my ($least, $most, $action) = @{ $commands{ lc($command // '') } // die $USAGE };
+    if (@words < $least || @words > $most) { die $USAGE }
+    return $action->();
+}
+
+sub done { my ($rev) = @_; return print STDERR "OK, revision $rev\n" }
+
+sub read_int { my ($word) = @_; return $word =~ /^[-+]?\d+\z/ ? 0 + $word : die "'$word' is no int\n" }
+
+# Text, or what is on standard input, which need not be text.
+sub read_value {
+    my ($word) = @_;
+    if ($word ne '-') { return $word }
+    my $text = my $bytes = do { local $/; <STDIN> } // '';
+    return utf8::decode($text) ? $text : Zkv::Bin->new($bytes);
+}
+
+sub show {
+    my ($value) = @_;
+    if (ref $value eq 'Zkv::Bin') { return print "$value\n" }
+    my $text = !defined $value || ref $value ? JSON::PP->new->allow_nonref->allow_blessed->convert_blessed->encode($value) : $value;
+    utf8::encode($text);
+    return print "$text\n";
+}
+
+# For tests: one request in hex, one reply in hex.
+sub drive {
+    my ($client, $line) = @_;
+    chomp $line;
+    my $request = Zkv::Msgpack::decode(pack 'H*', $line);
+    my $reply   = eval { $client->call(delete $request->{op}, %$request) } // $@;
+    if (ref $reply eq 'Zkv::Error') { $reply = $reply->{reply} }
+    if (ref $reply ne 'HASH')       { die $reply }
+    return print unpack('H*', Zkv::Msgpack::encode($reply)), "\n";
+}
+
+sub main {
+    my ($endpoint, $timeout) = ($ENV{ZKV_ENDPOINT} || undef, 5);
+    binmode STDIN;
+    binmode STDOUT;
+    binmode STDERR, ':utf8';
+    STDOUT->autoflush;
+    utf8::decode($_) for @ARGV;
+    GetOptions('e|endpoint=s' => \$endpoint, 'timeout=f' => \$timeout) or die $USAGE;
+    run(Zkv::Client->new($endpoint, timeout => $timeout), @ARGV);
+    return 0;
+}
+
+if (!caller) {
+    my $status = eval { main() };
+    if (defined $status) { exit $status }
+    my $error = $@;
+    chomp(my $message = "$error");
+    print STDERR "client.pl: $message\n";
+    exit(ref $error eq 'Zkv::Error' && {NOT_FOUND => 1, CONFLICT => 1, NO_REPLY => 3}->{ $error->{code} } || 2);
+}
+
+1;
