@@ -63,9 +63,8 @@ class Node(NamedTuple):
     width: str = ""
 
     def get(self, name: str) -> Node | None:
-        """The value under a str in a map."""
-        assert self.kind == "map"
-        for key, value in self.value:
+        """The value under a str in a map; None where there is none."""
+        for key, value in self.value if self.kind == "map" else ():
             if key.kind == "str" and key.value == name.encode():
                 return value  # type: ignore[no-any-return]
         return None

@@ -107,7 +107,7 @@ def test_every_op_and_every_failure_that_a_client_can_provoke_is_covered() -> No
 
 
 def _field(node: Node, name: str) -> Node | None:
-    found = node.get(name) if node.kind == "map" else None
+    found = node.get(name)
     return found if found is not None and found.kind == "str" and found.value.isascii() else None
 
 

@@ -56,6 +56,7 @@ _array = msgspec.msgpack.Decoder(list[Any])
 _raw_array = msgspec.msgpack.Decoder(list[Raw])
 _untyped = msgspec.msgpack.Decoder()
 _encoder = msgspec.msgpack.Encoder()
+_in_order = msgspec.msgpack.Encoder(order="deterministic")
 
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError)
 """What msgspec raises on bytes it does not accept. TypeError: an unhashable map key."""
@@ -99,9 +100,13 @@ def decode(body: bytes) -> AnyRequest:
 
 
 def digest(request: AnyRequest) -> bytes:
-    """What tells two requests of one session apart: 8 bytes over all that they ask for."""
+    """What tells two requests of one session apart: 8 bytes over all that they ask for.
+
+    The order of an MPUT's items is no part of that: in some languages, maps have another order each
+    time that they are packed.
+    """
     asked = msgspec.structs.replace(request, id=None, deadline=None, durable=False)
-    return hashlib.blake2b(_encoder.encode(asked), digest_size=8).digest()
+    return hashlib.blake2b(_in_order.encode(asked), digest_size=8).digest()
 
 
 def _check_session(request: Request) -> None:

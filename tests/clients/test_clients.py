@@ -1,0 +1,300 @@
+"""The clients in other languages keep the protocol, lose nothing, and understand each other.
+
+One table: each test runs once for every directory in clients/. A language whose toolchain is not
+here is skipped, and named; `make clients-deps` installs them all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, Self
+
+import pytest
+import zmq
+
+from tests.clients.languages import LACKS, Driver, Language, languages
+from tests.conformance.notation import decode, difference, encode, parse
+from tests.conformance.runner import Driven, run
+from tests.conformance.vectors import LAST, Case, load, needs
+from tests.support import FREE_PORT, LIMIT, Raw, ServerProcess, pack, unpack
+
+LANGUAGES: Final = languages()
+SOON: Final = 0.3
+"""A timeout in seconds for a reply that is lost."""
+RESTART: Final = 9.0
+"""Seconds that a client keeps asking while the server starts anew: three attempts together."""
+
+
+@pytest.fixture(params=LANGUAGES, ids=repr)
+def language(request: pytest.FixtureRequest) -> Language:
+    """Each language, if it can be run here."""
+    found: Language = request.param
+    if not found.is_present:
+        pytest.skip(f"NOT RUN: {found} is not installed here (make clients-deps)")
+    assert found.out  # built before anything is started, since that may take long
+    return found
+
+
+@pytest.fixture
+def present() -> list[Language]:
+    """All languages that can be run here."""
+    found = [language for language in LANGUAGES if language.is_present]
+    for language in found:
+        assert language.out
+    return found
+
+
+# --- Without a toolchain -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("language", LANGUAGES, ids=repr)
+def test_its_files_are_as_the_page_says(language: Language) -> None:
+    readme = (language.directory / "README.md").read_text(encoding="utf-8")
+
+    assert language.unknown == []
+    assert language.lacks <= LACKS
+    assert language.packages
+    for package in language.packages:
+        assert package in readme, f"{language}: the README does not tell to install {package}"
+
+
+def test_there_is_a_directory_for_each_language_that_the_table_names() -> None:
+    page = (LANGUAGES[0].directory.parent / "README.md").read_text(encoding="utf-8")
+
+    for language in LANGUAGES:
+        assert f"| [{language}]({language.directory.name}/) |" in page
+
+
+# --- The protocol ------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(600)
+def test_it_keeps_the_protocol(language: Language, tmp_path: Path) -> None:
+    sequences = [sequence for sequence in load() if sequence.name not in (LAST, "history")]
+    with (
+        ServerProcess(tmp_path, "--fsync", "never") as server,
+        Raw(server.endpoint) as raw,
+        Driver(language, server.endpoint) as driver,
+    ):
+        driven = Driven(driver.exchange, language.lacks)
+        outcomes = list(run(sequences, raw.exchange, driven))
+
+    faults = [
+        f"{outcome.sequence.name}: {outcome.case.name}: {outcome.fault}"
+        for outcome in outcomes if outcome.fault
+    ]  # fmt: skip
+    assert faults == []
+    assert sum(outcome.through_client for outcome in outcomes) > 250
+
+
+def test_its_command_line(language: Language, tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, "--fsync", "never") as server, Raw(server.endpoint) as raw:
+
+        def status(*arguments: str, stdin: bytes = b"") -> int:
+            return language.run(server.endpoint, *arguments, stdin=stdin).returncode
+
+        assert status("put", "grüße/€/😀", "ß and 😀") == 0
+        got = language.run(server.endpoint, "get", "grüße/€/😀")
+        assert (got.returncode, got.stdout) == (0, "ß and 😀\n".encode())
+        assert raw.ok(op="GET", key="grüße/€/😀")["value"] == "ß and 😀"
+
+        assert status("put", "binary", "-", stdin=b"\xff\x00\n\xfe") == 0
+        got = language.run(server.endpoint, "get", "binary")
+        assert (got.returncode, got.stdout) == (0, b"\xff\x00\n\xfe\n")
+
+        raw.ok(op="PUT", key="n", value=40)
+        assert language.run(server.endpoint, "incr", "n").stdout == b"41\n"
+        assert language.run(server.endpoint, "incr", "n", "-43").stdout == b"-2\n"
+        assert status("delete", "n") == 0
+        missing = language.run(server.endpoint, "get", "n")
+        assert (missing.returncode, missing.stdout) == (1, b"")
+        assert b"NOT_FOUND" in missing.stderr
+
+        assert status("put", "", "x") == 2
+        assert status("frob") == 2
+        assert status("end") == 0
+        assert server.wait() == 0
+        nobody = language.run(server.endpoint, "get", "n", timeout=0.05)
+        assert nobody.returncode == 3
+        assert b"NO_REPLY" in nobody.stderr
+
+
+# --- What gets lost ----------------------------------------------------------------------------
+
+
+class Between:
+    """Stands between clients and a server, and loses the first replies. Use as a context manager.
+
+    Args:
+        endpoint: of the server.
+        lost: how many replies to lose.
+    """
+
+    def __init__(self, endpoint: str, lost: int) -> None:
+        self.bodies: list[bytes] = []
+        """Of the requests that came."""
+        self._lost = lost
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._router = self._context.socket(zmq.ROUTER)
+        self._router.bind(FREE_PORT)
+        self.endpoint = str(self._router.get_string(zmq.LAST_ENDPOINT))
+        self._raw = Raw(endpoint)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._raw.close()
+        self._router.close(linger=0)
+        self._context.term()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            if not self._router.poll(20):
+                continue
+            peer, empty, body = self._router.recv_multipart()
+            self.bodies.append(body)
+            reply = self._raw.exchange(body)
+            if len(self.bodies) > self._lost:
+                self._router.send_multipart([peer, empty, reply])
+
+
+def test_a_lost_reply_is_asked_for_again(language: Language, tmp_path: Path) -> None:
+    with (
+        ServerProcess(tmp_path, "--fsync", "never") as server,
+        Between(server.endpoint, lost=1) as between,
+        Driver(language, between.endpoint, SOON) as driver,
+    ):
+        incr = pack({"op": "INCR", "key": "n"})
+        first = unpack(driver.exchange(incr))
+        second = unpack(driver.exchange(incr))
+
+    # A slow machine may lose one more.
+    assert (first["ok"], first["value"], first["replayed"]) == (True, 1, True)
+    assert (second["ok"], second["value"]) == (True, 2)
+    assert between.bodies[0] == between.bodies[1]
+    fields = unpack(between.bodies[0])
+    assert len(fields["session"]) >= 16
+    assert fields["seq"] == 1
+
+
+def test_when_all_replies_are_lost_nobody_knows(language: Language, tmp_path: Path) -> None:
+    with (
+        ServerProcess(tmp_path, "--fsync", "never") as server,
+        Between(server.endpoint, lost=3) as between,
+        Driver(language, between.endpoint, SOON) as driver,
+    ):
+        reply = unpack(driver.exchange(pack({"op": "PUT", "key": "a", "value": 1})))
+        again = unpack(driver.exchange(pack({"op": "GET", "key": "a"})))
+
+    assert (reply["ok"], reply["code"], reply["retry"]) == (False, "NO_REPLY", True)
+    assert reply.get("applied") is None
+    assert len(set(between.bodies[:3])) == 1
+    assert again["value"] == 1
+
+
+@pytest.mark.timeout(600)
+def test_together_they_count_exactly_through_a_crash(
+    present: list[Language], tmp_path: Path
+) -> None:
+    """Clients in all languages increment one counter; the server is killed and started anew."""
+    count = 40
+    with ServerProcess(tmp_path, "--endpoint", "tcp://127.0.0.1:*") as server:
+        endpoint = server.endpoint
+        server._command[server._command.index("tcp://127.0.0.1:*")] = endpoint
+        with _driven(present, endpoint, timeout=RESTART / 3) as drivers:
+            incr = pack({"op": "INCR", "key": "n"})
+            for driver in drivers:
+                for _ in range(count):
+                    driver.send(incr)
+            first = [unpack(driver.receive()) for driver in drivers for _ in range(count // 4)]
+            server.kill()
+            server.start()
+            rest = [unpack(driver.receive()) for driver in drivers for _ in range(count * 3 // 4)]
+
+        assert [reply for reply in first + rest if not reply["ok"]] == []
+        total = count * len(present)
+        assert sorted(reply["value"] for reply in first + rest) == list(range(1, total + 1))
+
+
+# --- Each understands the others ---------------------------------------------------------------
+
+KEY: Final = "matrix/{}/é€😀\\u0000/{}"
+MATRIX: Final = [
+    "nil", "true", "1", "-1", "4294967296", "9223372036854775807", "-9223372036854775808",
+    "18446744073709551615", "1.5", "0.1", "2.0", '""', '"é€😀 \\u0000"', "h''", "h'00ff0a80'",
+    "h'c3a9'", '[1, ["two", 3.5], true]', '{"a": {"b": [1, 2]}, "ü": "x"}', "[nil]", "{}", "[]",
+    "ext(5, h'00ff')", "ext(-1, h'65000000')", "{1: 2, -5: 3}", "s'ff00'",
+]  # fmt: skip
+"""Values that every language is to write for every other."""
+
+
+@pytest.mark.timeout(600)
+def test_each_reads_what_each_wrote(present: list[Language], tmp_path: Path) -> None:
+    faults: list[str] = []
+    with (
+        ServerProcess(tmp_path, "--fsync", "never") as server,
+        Raw(server.endpoint) as raw,
+        _driven(present, server.endpoint) as drivers,
+    ):
+        for driver in drivers:
+            for number, value in _carried(driver.language):
+                key = KEY.format(driver.language, number)
+                stored = encode(parse(f'{{"op": "PUT", "key": "{key}", "value": {value}}}'))
+                assert unpack(driver.exchange(stored))["ok"] is True
+        for writer in drivers:
+            for number, value in _carried(writer.language):
+                key = KEY.format(writer.language, number)
+                get = encode(parse(f'{{"op": "GET", "key": "{key}"}}'))
+                expected = parse(value)
+                readers: list[tuple[Any, Any]] = [("the server", raw.exchange)]
+                for reader in drivers:
+                    if value in dict(_carried(reader.language)).values():
+                        readers.append((reader.language, reader.exchange))
+                for name, exchange in readers:
+                    found = decode(exchange(get)).get("value")
+                    if found is None or difference(expected, found, 0, exact=False):
+                        faults.append(f"{value} of {writer.language}, read by {name}: {found}")
+
+    assert faults == []
+    assert len(present) >= 1
+
+
+def _carried(language: Language) -> list[tuple[int, str]]:
+    """Those values that its library is capable of, with their numbers."""
+    return [
+        (number, value)
+        for number, value in enumerate(MATRIX)
+        if not needs(Case("", parse(value), parse("nil"))) & language.lacks
+    ]
+
+
+@contextlib.contextmanager
+def _driven(
+    present: list[Language], endpoint: str, timeout: float = LIMIT
+) -> Iterator[list[Driver]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(Driver(language, endpoint, timeout)) for language in present]
+
+
+# --- Watching ----------------------------------------------------------------------------------
+
+
+WATCHERS: Final = [language for language in LANGUAGES if language.watch]
+
+
+@pytest.mark.parametrize("watcher", WATCHERS, ids=repr)
+def test_its_watcher_tells_of_changes(watcher: Language, tmp_path: Path) -> None:
+    if not watcher.is_present:
+        pytest.skip(f"NOT RUN: {watcher} is not installed here (make clients-deps)")
+    assert watcher.out
+    assert signal.SIGTERM
