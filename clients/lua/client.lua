@@ -32,9 +32,11 @@ ffi.cdef [[
   size_t zmq_msg_size(const zmq_msg_t *);
   struct zkv_timespec { long seconds, nanoseconds; };
   int clock_gettime(int clock, struct zkv_timespec *);
+  void *dlopen(const char *file, int mode);
 ]]
-local found, zmq = pcall(ffi.load, "libzmq.so.5")
-if not found then zmq = ffi.load "zmq" end
+local LIBRARY, RTLD_NOW = ffi.os == "OSX" and "libzmq.dylib" or "libzmq.so.5", 2
+local zmq = ffi.load(LIBRARY)
+ffi.C.dlopen(LIBRARY, RTLD_NOW) -- else LuaJIT unloads it at the end, under the feet of ZeroMQ's threads
 local REQ, LINGER, POLLIN, DONTWAIT = 3, 17, 1, 1
 local CLOCK_MONOTONIC = 1
 local context = zmq.zmq_ctx_new()
