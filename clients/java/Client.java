@@ -1,0 +1,298 @@
+import java.io.IOException;
+import java.security.SecureRandom;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.function.Consumer;
+import org.msgpack.core.MessageBufferPacker;
+import org.msgpack.core.MessagePack;
+import org.msgpack.core.MessagePackException;
+import org.msgpack.core.MessageUnpacker;
+import org.msgpack.value.Value;
+import org.msgpack.value.ValueFactory;
+import org.zeromq.ZMQ;
+
+/**
+ * A client for a zkv server: copy this file into your program. It needs JeroMQ and msgpack-core.
+ *
+ * <p>A request is a msgpack map in one frame on a REQ socket, and so is its reply. A REQ socket that is
+ * owed a reply refuses the next request for ever, so after a lost reply it is closed, and the same
+ * bytes go out on a fresh one: a write carries a session and a number, and runs only once. LINGER is
+ * 0, so nothing that was not sent holds up the end of the program. (JeroMQ's REQ_RELAXED together
+ * with REQ_CORRELATE would do likewise, but does not work.)
+ *
+ * <p>One connection, one request at a time: give each thread a client of its own.
+ */
+public final class Client implements AutoCloseable {
+    private static final int ATTEMPTS = 3;
+    private static final long PAUSE_MS = 100;
+    private static final Set<String> WRITES =
+            Set.of("PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", "TXN");
+    private static final ZMQ.Context CONTEXT = ZMQ.context(1);
+
+    /** A request that was not answered with success. */
+    public static final class Failure extends RuntimeException {
+        private static final long serialVersionUID = 1;
+
+        /** The server's whole answer; of NO_REPLY and BAD_REPLY, one that was made up here. */
+        public final transient Map<String, Value> reply;
+
+        Failure(Map<String, Value> reply) {
+            super(reply.get("code") + ": " + reply.get("message"));
+            this.reply = reply;
+        }
+
+        static Failure of(String code, String message, boolean retry) {
+            Map<String, Value> reply = new LinkedHashMap<>();
+            reply.put("ok", ValueFactory.newBoolean(false));
+            reply.put("code", ValueFactory.newString(code));
+            reply.put("message", ValueFactory.newString(message));
+            reply.put("retry", ValueFactory.newBoolean(retry));
+            reply.put("applied", ValueFactory.newNil());
+            return new Failure(reply);
+        }
+
+        public String code() {
+            return String.valueOf(reply.get("code"));
+        }
+
+        /** Whether the same request may succeed later. */
+        public boolean retry() {
+            return ValueFactory.newBoolean(true).equals(reply.get("retry"));
+        }
+
+        /** Whether nothing was changed for certain. If not, nobody knows. */
+        public boolean notApplied() {
+            return ValueFactory.newBoolean(false).equals(reply.get("applied"));
+        }
+    }
+
+    /** A key with its value and the revision of its last write. */
+    public static final class Entry {
+        public final String key;
+        public final Value value;
+        public final long rev;
+
+        Entry(List<Value> parts) {
+            key = parts.get(0).asStringValue().asString();
+            value = parts.get(1);
+            rev = parts.get(2).asIntegerValue().asLong();
+        }
+    }
+
+    private final String endpoint;
+    private final int timeoutMs;
+    private final String session;
+    private ZMQ.Socket socket;
+    private long lastId;
+    private long lastSeq;
+
+    /**
+     * Makes a client. The server need not be up; a malformed endpoint is an IllegalArgumentException.
+     *
+     * @param timeoutMs how long to wait for each of three attempts
+     */
+    public Client(String endpoint, int timeoutMs) {
+        this.endpoint = endpoint;
+        this.timeoutMs = timeoutMs;
+        byte[] random = new byte[16];
+        new SecureRandom().nextBytes(random);
+        StringBuilder hex = new StringBuilder();
+        for (byte each : random) {
+            hex.append(String.format("%02x", each));
+        }
+        session = hex.toString();
+        open();
+    }
+
+    /** Drops the socket and whatever it owes; the next request opens a fresh one. */
+    @Override
+    public void close() {
+        if (socket != null) {
+            socket.close();
+            socket = null;
+        }
+    }
+
+    /** Sends any op with its fields and returns the reply. */
+    public Map<String, Value> call(String op, Map<String, Value> fields) {
+        Map<String, Value> request = new LinkedHashMap<>();
+        request.put("op", ValueFactory.newString(op));
+        request.putAll(fields);
+        if (!request.containsKey("id") || request.get("id").isNilValue()) {
+            request.put("id", ValueFactory.newInteger(++lastId));
+        }
+        if (WRITES.contains(op) && !request.containsKey("session")) {
+            request.put("session", ValueFactory.newString(session));
+            request.put("seq", ValueFactory.newInteger(++lastSeq));
+        }
+        byte[] body = pack(request);
+        boolean lost = false;
+        Failure refused = null;
+        for (int left = op.equals("END") ? 1 : ATTEMPTS; left > 0; left--) {
+            byte[] answer = exchange(body);
+            if (answer == null) {
+                close();
+                lost = true;
+                continue;
+            }
+            Map<String, Value> reply = judge(answer, request.get("id"));
+            if (reply.get("ok").asBooleanValue().getBoolean()) {
+                return reply;
+            }
+            refused = new Failure(reply);
+            // Refused now; but what became of an attempt before, whose reply was lost?
+            if (!refused.retry() && !(lost && refused.code().equals("DEADLINE"))) {
+                throw refused;
+            }
+            pause();
+        }
+        if (lost) {
+            String message = "none from " + endpoint + "; a write may have been applied";
+            throw Failure.of("NO_REPLY", message, true);
+        }
+        throw refused;
+    }
+
+    public Value get(String key) {
+        return call("GET", Map.of("key", text(key))).get("value");
+    }
+
+    /** Stores a value and returns its revision. */
+    public long put(String key, Value value) {
+        return number("rev", "PUT", Map.of("key", text(key), "value", value));
+    }
+
+    public long put(String key, String value) {
+        return put(key, text(value));
+    }
+
+    /** Stores a value only if the key has this revision; 0 = only if it is absent. */
+    public long cas(String key, Value value, long rev) {
+        Value ifRev = ValueFactory.newInteger(rev);
+        return number("rev", "PUT", Map.of("key", text(key), "value", value, "if_rev", ifRev));
+    }
+
+    public long delete(String key) {
+        return number("rev", "DELETE", Map.of("key", text(key)));
+    }
+
+    /** Adds to an int and returns the sum. */
+    public long incr(String key, long by) {
+        return number("value", "INCR", Map.of("key", text(key), "by", ValueFactory.newInteger(by)));
+    }
+
+    /** The values of many keys, nil where there is none. */
+    public List<Value> mget(List<String> keys) {
+        List<Value> texts = new ArrayList<>();
+        keys.forEach(key -> texts.add(text(key)));
+        return call("MGET", Map.of("keys", ValueFactory.newArray(texts))).get("values").asArrayValue().list();
+    }
+
+    /** Stores many values, all or nothing. */
+    public long mput(Map<String, Value> items) {
+        Map<Value, Value> packed = new HashMap<>();
+        items.forEach((key, value) -> packed.put(text(key), value));
+        return number("rev", "MPUT", Map.of("items", ValueFactory.newMap(packed)));
+    }
+
+    /** Gives every key that begins with the prefix to {@code each}, in order. */
+    public void scan(String prefix, Consumer<Entry> each) {
+        Value after = ValueFactory.newNil();
+        do {
+            Map<String, Value> page = call("SCAN", Map.of("prefix", text(prefix), "after", after));
+            for (Value item : page.get("items").asArrayValue()) {
+                each.accept(new Entry(item.asArrayValue().list()));
+            }
+            after = page.get("next");
+        } while (!after.isNilValue());
+    }
+
+    /** Has everything saved and the server ended. */
+    public long end() {
+        return number("rev", "END", Map.of());
+    }
+
+    private long number(String name, String op, Map<String, Value> fields) {
+        return call(op, fields).get(name).asIntegerValue().asLong();
+    }
+
+    private static Value text(String text) {
+        return ValueFactory.newString(text);
+    }
+
+    private ZMQ.Socket open() {
+        if (socket == null) {
+            ZMQ.Socket fresh = CONTEXT.socket(ZMQ.REQ);
+            fresh.setLinger(0);
+            fresh.setReceiveTimeOut(timeoutMs);
+            fresh.setSendTimeOut(0);
+            try {
+                fresh.connect(endpoint);
+            } catch (RuntimeException error) {
+                fresh.close();
+                throw new IllegalArgumentException("endpoint " + endpoint + ": " + error.getMessage(), error);
+            }
+            socket = fresh;
+        }
+        return socket;
+    }
+
+    /** The reply's body; null if none comes in time. */
+    private byte[] exchange(byte[] body) {
+        ZMQ.Socket open = open();
+        return open.send(body, 0) ? open.recv(0) : null;
+    }
+
+    private Map<String, Value> judge(byte[] answer, Value id) {
+        try {
+            Map<String, Value> reply = unpack(answer);
+            Value ok = reply.get("ok");
+            Value echo = reply.get("id");
+            boolean unread = echo == null && ok != null && !ok.asBooleanValue().getBoolean();
+            if (ok == null || !ok.isBooleanValue() || socket.hasReceiveMore() || !(id.equals(echo) || unread)) {
+                throw new IOException("it has no ok, another id, or many frames");
+            }
+            return reply;
+        } catch (IOException | MessagePackException error) {
+            close();
+            throw Failure.of("BAD_REPLY", error.getMessage(), false);
+        }
+    }
+
+    private static void pause() {
+        try {
+            Thread.sleep(PAUSE_MS);
+        } catch (InterruptedException error) {
+            Thread.currentThread().interrupt();
+        }
+    }
+
+    static byte[] pack(Map<String, Value> fields) {
+        try (MessageBufferPacker packer = MessagePack.newDefaultBufferPacker()) {
+            packer.packMapHeader(fields.size());
+            for (Map.Entry<String, Value> field : fields.entrySet()) {
+                packer.packString(field.getKey());
+                packer.packValue(field.getValue());
+            }
+            return packer.toByteArray();
+        } catch (IOException error) {
+            throw new IllegalStateException("a buffer takes whatever is written", error);
+        }
+    }
+
+    static Map<String, Value> unpack(byte[] body) throws IOException {
+        try (MessageUnpacker unpacker = MessagePack.newDefaultUnpacker(body)) {
+            Value value = unpacker.unpackValue();
+            if (!value.isMapValue() || unpacker.hasNext()) {
+                throw new IOException("it is no map, or something stands behind it");
+            }
+            Map<String, Value> fields = new LinkedHashMap<>();
+            value.asMapValue().map().forEach((name, field) -> fields.put(name.toString(), field));
+            return fields;
+        }
+    }
+}
