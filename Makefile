@@ -12,17 +12,23 @@ LOCK   := $(BIN)/uv --no-config pip compile pyproject.toml --quiet --universal \
           --group build $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test torture lint demo lock clean
+.PHONY: help run test test-clients clients-deps torture lint demo lock clean
 
 help: ## Show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 run: $(VENV)/run.stamp ## Start the server with config.toml
 	exec $(BIN)/zkv serve --config config.toml $(ARGS)
 
 test: lint ## Check the code, then run the tests: ARGS='-k wal' or ARGS='-m slow' picks some
 	$(BIN)/python -m pytest $(ARGS)
+
+test-clients: $(VENV)/dev.stamp ## Run the clients in all languages that are installed here against a server
+	$(BIN)/python -m pytest tests/clients $(ARGS)
+
+clients-deps: $(VENV)/dev.stamp ## Install the languages that the clients are written in: Debian or Ubuntu, as root
+	$(BIN)/python -m tests.clients install
 
 torture: $(VENV)/dev.stamp ## Break it for half an hour: kills, power cuts, failing disks, retries
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -42,7 +48,7 @@ lock: $(VENV)/dev.stamp ## Lock the dependencies anew; ARGS=--upgrade takes the 
 
 clean: ## Remove what was built; the data in var/ stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
-	    .import_linter_cache .hypothesis
+	    .import_linter_cache .hypothesis .cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/made.stamp:
