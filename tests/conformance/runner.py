@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Final, NamedTuple
 
 from tests.conformance.notation import Node, NotationError, decode, difference, encode
-from tests.conformance.vectors import INFO, Case, Sequence, needs, without_id
+from tests.conformance.vectors import INFO, Case, Sequence, without_id
 
 Exchange = Callable[[bytes], bytes]
 """Sends the body of a request and gives the body of its reply."""
@@ -52,7 +52,7 @@ class Driven(NamedTuple):
 
     def can(self, case: Case) -> bool:
         """Whether it can send this request and tell this reply."""
-        return not case.direct and not needs(case).intersection(self.lacks)
+        return not case.direct and not case.needs.intersection(self.lacks)
 
 
 def run(

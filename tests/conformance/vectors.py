@@ -33,6 +33,7 @@ class Case(NamedTuple):
         request, reply: what is sent, and what the reply is compared with.
         direct: whether only raw bytes can say it: a client would not send it as it stands.
         until: whether to ask again until the reply is this one, because time has to pass.
+        needs: what a language's library has to be capable of to carry it: see `needs_of`.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Case(NamedTuple):
     reply: Node
     direct: bool = False
     until: bool = False
+    needs: frozenset[str] = frozenset()
 
 
 class Sequence(NamedTuple):
@@ -83,7 +85,8 @@ def _case(name: str, request: str, reply: str, direct: bool = False, until: bool
         sent, expected = parse(request), parse(reply)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    return Case(name, sent, expected, direct or _only_direct(sent), until)
+    direct = direct or _only_direct(sent)
+    return Case(name, sent, expected, direct, until, needs_of(sent, expected))
 
 
 # --- What a client can say -------------------------------------------------------------------
@@ -124,17 +127,16 @@ def walk(node: Node) -> Iterator[Node]:
             waiting += [item for pair in part.value for item in pair]
 
 
-def needs(case: Case) -> set[str]:
+def needs_of(*nodes: Node) -> frozenset[str]:
     """What a language's library has to be capable of: words of ``lacks`` in a client.toml."""
     found = set()
-    for node in (case.request, case.reply):
-        for part in walk(node):
-            found |= set(_needed_for(part))
+    for node in nodes:
+        found |= {word for part in walk(node) for word in _needed_for(part)}
         if depth(node) > 100:
             found.add("deep")
         if len(encode(node)) > LARGE:
             found.add("large")
-    return found
+    return frozenset(found)
 
 
 def _needed_for(part: Node) -> Iterator[str]:  # noqa: PLR0912  one branch for each kind
