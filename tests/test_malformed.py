@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import resource
 import socket
 import struct
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -423,12 +426,57 @@ def test_hand_made_client(strict: ServerProcess, witness: Raw) -> None:
             received += data
 
 
-def test_many_half_open_connections(strict: ServerProcess, witness: Raw) -> None:
+def test_a_client_that_sends_byte_by_byte(strict: ServerProcess, witness: Raw) -> None:
+    """It gets its reply, and in the meantime everybody else theirs."""
+    request = pack(GET)
+    frames = READY + b"\x01\x00" + b"\x00" + bytes([len(request)]) + request
+    with plain_connection(strict) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        exchange_greetings(connection)
+        for byte in frames:
+            connection.sendall(bytes([byte]))
+            assert witness.ok(op="GET", key="witness")["value"] == "here"
+        received = b""
+        while b"here" not in received:
+            data = connection.recv(4_096)
+            assert data, received
+            received += data
+
+
+IDLE = {
+    "silent": b"",
+    "with half a greeting": GREETING[:30],
+    "with half a READY": GREETING + READY[:20],
+    "with half a frame": GREETING + READY + b"\x01\x00\x00\xf0abc",
+    "with a huge frame to come": GREETING + READY + b"\x02" + struct.pack(">Q", MAX_MESSAGE) + b"x",
+}
+
+
+@pytest.mark.parametrize("data", IDLE.values(), ids=IDLE)
+def test_a_thousand_idle_connections(
+    strict: ServerProcess, witness: Raw, connect: Connect, data: bytes
+) -> None:
+    """They cost file descriptors, which come back, and nobody's time."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert hard >= 2_500, "too few file descriptors for this test: ulimit -Hn"
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2_500), hard))
+    descriptors = Path(f"/proc/{strict.process.pid}/fd")
+    before = len(os.listdir(descriptors))
     with contextlib.ExitStack() as stack:
-        for number in range(200):
+        for number in range(1_000):
             connection = stack.enter_context(plain_connection(strict))
-            connection.sendall(GREETING[: number % 64])
-        assert witness.ok(op="GET", key="witness")["value"] == "here"
+            if data.startswith(GREETING):
+                exchange_greetings(connection)
+            connection.sendall(data.removeprefix(GREETING))
+            if number % 100 == 0:
+                assert witness.ok(op="GET", key="witness")["value"] == "here"
+        eventually(lambda: len(os.listdir(descriptors)) >= 1_000, "all are accepted")
+
+        newcomer = connect(strict.endpoint)
+        assert newcomer.ok(op="GET", key="witness")["value"] == "here"
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    newcomer.close()
+    eventually(lambda: len(os.listdir(descriptors)) <= before + 20, "the descriptors come back")
 
 
 def test_oversize_message_ends_only_its_connection(
