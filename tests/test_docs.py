@@ -276,6 +276,7 @@ def test_the_examples_of_the_protocol_are_real(
     fresh_server.start()
     rendered["frames"] = render_frames(connect(fresh_server.endpoint, zmq.DEALER))
     rendered["feed"] = render_feed(connect(fresh_server.endpoint))
+    rendered["wire"] = render_wire(fresh_server.endpoint)
     rendered["ops"] = protocol_examples.render_ops()
     check_generated("PROTOCOL.md", rendered)
 
@@ -300,6 +301,55 @@ def render_feed(client: Raw) -> str:
         while change[0] == b"\0":  # Heartbeats also come by the clock.
             change = follower.recv_multipart()
         return protocol_examples.render_frames(change=change, heartbeat=follower.recv_multipart())
+
+
+def render_wire(endpoint: str) -> str:
+    """What goes over TCP when a client without a ZeroMQ library asks for a key."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    body = pack({"op": "GET", "key": "a"})
+    with socket.create_connection((host, int(port)), timeout=LIMIT) as connection:
+        stream = connection.makefile("rb")
+
+        def frame() -> list[tuple[str, bytes, str]]:
+            head = stream.read(2)
+            kind = {0: "the last frame", 1: "a frame, and more to come", 4: "a command"}[head[0]]
+            meaning = f"{kind}, of {head[1]} byte{'' if head[1] == 1 else 's'}"
+            return [("server", head, meaning), ("", stream.read(head[1]), "")]
+
+        greeting = b"\xff" + bytes(8) + b"\x7f\x03\0NULL" + bytes(48)
+        ready = b"\x05READY\x0bSocket-Type\0\0\0\x03REQ"
+        connection.sendall(greeting)
+        rows = greeting_rows("client", greeting) + greeting_rows("server", stream.read(64))
+        connection.sendall(bytes([4, len(ready)]) + ready)
+        rows += [("client", bytes([4, len(ready)]), f"a command, of {len(ready)} bytes")]
+        rows += [("", ready[:6], '"READY"'), ("", ready[6:], 'the property "Socket-Type": "REQ"')]
+        rows += frame()
+        connection.sendall(b"\x01\0\0" + bytes([len(body)]) + body)
+        rows += [
+            ("client", b"\x01\0", "a frame, and more to come, of 0 bytes: the delimiter"),
+            ("client", bytes([0, len(body)]), f"the last frame, of {len(body)} bytes: the body"),
+            ("", body, ""),
+            *frame()[:1], *frame(),
+        ]  # fmt: skip
+    return "\n".join(["```text", *wire_lines(rows), "```"])
+
+
+def greeting_rows(who: str, greeting: bytes) -> list[tuple[str, bytes, str]]:
+    return [
+        (who, greeting[:10], "the signature"),
+        ("", greeting[10:12], f"the version, {greeting[10]}.{greeting[11]}"),
+        ("", greeting[12:32], 'the mechanism, "NULL"'),
+        ("", greeting[32:], "zeros: no server of a mechanism, and filler"),
+    ]
+
+
+def wire_lines(rows: list[tuple[str, bytes, str]]) -> Iterator[str]:
+    """Who sends which bytes, 16 in a line."""
+    for who, data, meaning in rows:
+        for at in range(0, len(data), 16):
+            part = data[at : at + 16].hex(" ")
+            head, tail = ("", "") if at else (who, meaning)
+            yield f"{head:<8}{part:<48} {tail}".rstrip()
 
 
 def test_every_op_is_documented_with_an_example() -> None:
@@ -408,13 +458,21 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+WITH_LINKS: Final = [
+    *DOCUMENTS,
+    *sorted(ROOT.glob("clients/README.md")),
+    *sorted(ROOT.glob("clients/*/README.md")),
+    *sorted(ROOT.glob("tests/*/README.md")),
+]
+
+
+@pytest.mark.parametrize("path", WITH_LINKS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
     for link in LINK.findall(FENCED.sub("", path.read_text(encoding="utf-8"))):
         if link.startswith("https://"):
             continue
         name, _, anchor = link.partition("#")
-        target = ROOT / name if name else path
+        target = path.parent / name if name else path
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
 
@@ -428,8 +486,8 @@ def test_files_that_are_named_exist(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_targets_of_make_that_are_named_exist(path: Path) -> None:
-    targets = set(re.findall(r"^([a-z]+):", text_of("Makefile"), re.M))
-    assert set(re.findall(r"[`\n]make ([a-z]+)", path.read_text(encoding="utf-8"))) <= targets
+    targets = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), re.M))
+    assert set(re.findall(r"[`\n]make ([a-z-]+)", path.read_text(encoding="utf-8"))) <= targets
 
 
 def test_changelog_knows_this_version() -> None:
