@@ -30,14 +30,15 @@ mp_str() {
   printf -v "$1" %s "$_packed"
 }
 
-# mp_int VARIABLE INT
+# mp_int VARIABLE INT, of 64 bits with sign
 mp_int() {
-  if ! [[ $2 =~ ^[-+]?[0-9]+$ ]]; then
-    return 2
-  elif (($2 >= -32 && $2 < 128)); then
-    printf -v "$1" %02x $(($2 & 255))
+  [[ $2 =~ ^\+?(-?)0*([0-9]+)$ ]] || return 2 # zeros in front would make it octal
+  local _digits=${BASH_REMATCH[1]}${BASH_REMATCH[2]}
+  [[ $((_digits)) == "${_digits/#-0/0}" ]] || return 2 # more than 64 bits
+  if ((_digits >= -32 && _digits < 128)); then
+    printf -v "$1" %02x $((_digits & 255))
   else
-    printf -v "$1" d3%016x "$2"
+    printf -v "$1" d3%016x "$_digits"
   fi
 }
 
