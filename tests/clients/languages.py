@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Final, Self
@@ -103,7 +102,8 @@ class Language:
 
     def environment(self, out: Path | None = None) -> dict[str, str]:
         """What its commands may use beside what every program has."""
-        return os.environ | {"OUT": str(out or self.out), "PYTHON": sys.executable}
+        utf8 = {"LC_ALL": "C.UTF-8"}  # Java, for one, reads its command line by the locale.
+        return os.environ | utf8 | {"OUT": str(out or self.out), "PYTHON": sys.executable}
 
     def shell(
         self, command: str, *, out: Path | None = None, check: bool = True
@@ -214,8 +214,3 @@ class Driver:
     def _stdout(self) -> IO[bytes]:
         assert self._process.stdout is not None
         return self._process.stdout
-
-
-def debian_packages() -> Iterator[str]:
-    """What all languages together need."""
-    yield from sorted({package for language in languages() for package in language.packages})

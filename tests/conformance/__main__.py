@@ -19,6 +19,7 @@ def main() -> int:
     """Run one command and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.conformance", description=__doc__)
     parser.add_argument("endpoint", nargs="?", help="such as tcp://127.0.0.1:5555")
+    parser.add_argument("sequences", nargs="*", help="only these, such as keys or values")
     parser.add_argument("--end", action="store_true", help="also test END, which ends the server")
     parser.add_argument("--update", action="store_true", help="only write vectors.json anew")
     parser.add_argument("-v", "--verbose", action="store_true", help="name each case")
@@ -29,15 +30,19 @@ def main() -> int:
     if options.endpoint is None:
         parser.error("an endpoint is needed")
     try:
-        return check(options.endpoint, end=options.end, verbose=options.verbose)
+        return check(options.endpoint, options.sequences, end=options.end, verbose=options.verbose)
     except (NotFreshError, NoReplyError) as error:
         print(f"{options.endpoint}: {error}", file=sys.stderr)
         return 2
 
 
-def check(endpoint: str, *, end: bool, verbose: bool) -> int:
+def check(endpoint: str, names: list[str], *, end: bool, verbose: bool) -> int:
     """Check a server, tell what is wrong and return the exit status."""
-    sequences = [sequence for sequence in load() if end or sequence.name != LAST]
+    sequences = [
+        sequence
+        for sequence in load()
+        if (end or sequence.name != LAST) and (not names or sequence.name in names)
+    ]
     total = faults = 0
     with Raw(endpoint) as raw:
         for outcome in run(sequences, raw.exchange):
