@@ -143,10 +143,13 @@ impl Client {
         Value::Map(request).pack(&mut body);
         let (mut lost, mut refused) = (false, None);
         for _ in 0..if op == "END" { 1 } else { ATTEMPTS } {
-            let Some(frames) = self.exchange(&body)? else {
-                self.socket = None;
-                lost = true;
-                continue;
+            let frames = match self.exchange(&body)? {
+                Some(frames) => frames,
+                None => {
+                    self.socket = None;
+                    lost = true;
+                    continue;
+                }
             };
             let error = match judge(frames, &id) {
                 Ok(reply) => return Ok(reply),
@@ -248,8 +251,10 @@ impl Client {
 
 fn judge(frames: Vec<Vec<u8>>, id: &Value) -> Result<Value, Error> {
     let bad = |what: &str| Error::BadReply(what.to_owned());
-    let [body] = frames.as_slice() else { return Err(bad("it has many frames")) };
-    let reply = Value::unpack(body).map_err(|error| Error::BadReply(error.to_string()))?;
+    if frames.len() != 1 {
+        return Err(bad("it has many frames"));
+    }
+    let reply = Value::unpack(&frames[0]).map_err(|error| Error::BadReply(error.to_string()))?;
     let (ok, echo) = (reply.get("ok"), reply.get("id"));
     match ok {
         Value::Bool(ok) if echo == id || (!ok && *echo == Value::Nil) => {
@@ -268,8 +273,11 @@ impl From<&str> for Value {
 impl Value {
     /// The value under a name in a map, `Nil` where there is none.
     pub fn get(&self, name: &str) -> &Value {
-        let Value::Map(pairs) = self else { return &Value::Nil };
-        pairs.iter().find(|(key, _)| key.text() == name).map_or(&Value::Nil, |(_, value)| value)
+        match self {
+            Value::Map(pairs) => pairs.iter().find(|(key, _)| key.text() == name),
+            _ => None,
+        }
+        .map_or(&Value::Nil, |(_, value)| value)
     }
     pub fn text(&self) -> &str {
         if let Value::Str(text) = self { text } else { "" }
@@ -314,8 +322,12 @@ impl Value {
     /// The one value in the bytes.
     pub fn unpack(mut bytes: &[u8]) -> io::Result<Value> {
         let value = read(&mut bytes)?;
-        if bytes.is_empty() { Ok(value) } else { Err(io::Error::other("something stands behind it")) }
+        if bytes.is_empty() { Ok(value) } else { Err(no_msgpack("something stands behind it")) }
     }
+}
+
+fn no_msgpack(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 fn take<'a>(bytes: &mut &'a [u8], size: usize) -> io::Result<&'a [u8]> {
@@ -332,7 +344,7 @@ fn number(bytes: &mut &[u8], size: usize) -> io::Result<u64> {
 }
 
 fn read(bytes: &mut &[u8]) -> io::Result<Value> {
-    let marker = decode::read_marker(bytes).map_err(|error| io::Error::other(format!("{error:?}")))?;
+    let marker = decode::read_marker(bytes).map_err(|_| no_msgpack("it ends too early"))?;
     let length = |bytes: &mut &[u8], size| number(bytes, size).map(|length| length as usize);
     Ok(match marker {
         Marker::Null => Value::Nil,
@@ -371,7 +383,7 @@ fn read(bytes: &mut &[u8]) -> io::Result<Value> {
         Marker::Ext8 => { let size = length(bytes, 1)?; ext(bytes, size)? }
         Marker::Ext16 => { let size = length(bytes, 2)?; ext(bytes, size)? }
         Marker::Ext32 => { let size = length(bytes, 4)?; ext(bytes, size)? }
-        Marker::Reserved => return Err(io::Error::other("no msgpack")),
+        Marker::Reserved => return Err(no_msgpack("a byte that msgpack does not use")),
     })
 }
 

@@ -71,7 +71,10 @@ fn call_each(client: &mut Client) -> Outcome {
             (0..line.len() / 2).map(|at| u8::from_str_radix(&line[2 * at..2 * at + 2], 16)).collect();
         let request = Value::unpack(&bytes?)?;
         let op = request.get("op").text().to_owned();
-        let Value::Map(mut fields) = request else { return Err("no request".into()) };
+        let mut fields = match request {
+            Value::Map(fields) => fields,
+            _ => return Err("no request".into()),
+        };
         fields.retain(|(name, _)| name.text() != "op");
         let mut out = Vec::new();
         client.call(&op, fields).unwrap_or_else(told).pack(&mut out);
@@ -110,7 +113,7 @@ fn begin(words: &[String]) -> Outcome {
         }
         words = rest;
     }
-    let mut client = Client::connect(&endpoint, Duration::try_from_secs_f64(timeout)?)?;
+    let mut client = Client::connect(&endpoint, Duration::from_millis((timeout * 1000.0) as u64))?;
     run(&mut client, &words.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
