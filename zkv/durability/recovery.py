@@ -144,6 +144,7 @@ class Replay:
         self._wants_older = history is not None
         for state in loaded.sessions:
             self.sessions.restore(state)
+        self._loaded = loaded
         self.entries = loaded.entries
         self.rev = loaded.rev
         self.time = loaded.created
@@ -169,9 +170,9 @@ class Replay:
         return self._log.torn
 
     def apply(self, commit: Commit) -> None:
-        """Take a commit; one whose revision has been reached only adds to what is remembered."""
+        """Take a commit; of one that the snapshot covers, only what is told in the history."""
         self.time = max(self.time, commit.time)
-        if commit.once is not None:
+        if commit.once is not None and self._is_behind_the_snapshot(commit):
             self.sessions.remember(commit.once, commit.rev, 0, commit.time)
         if commit.changes:
             self._add_history(commit)
@@ -184,6 +185,17 @@ class Replay:
                 self.entries[change.key] = Entry(bytes(change.value), commit.rev, change.expires)
         self.rev = commit.rev
         self.replayed += 1
+
+    def _is_behind_the_snapshot(self, commit: Commit) -> bool:
+        """Whether the snapshot's sessions do not know of it, if it is of a session at all.
+
+        Those that it knows may be forgotten by now. One that changed nothing has the revision of
+        what was before it, and only its time tells.
+        """
+        loaded = self._loaded
+        if commit.changes or commit.rev != loaded.rev:
+            return commit.rev > loaded.rev
+        return commit.time >= loaded.created
 
     def _add_history(self, commit: Commit) -> None:
         if commit.rev != self._history.newest + 1:
