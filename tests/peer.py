@@ -33,11 +33,14 @@ class Peer:
     """A plain ROUTER that gives one scripted answer to each request. Use as a context manager.
 
     Args:
-        *answers: in their order; later requests are not answered.
+        *answers: in their order.
+        afterwards: answers all later requests; None = they are not answered.
     """
 
-    def __init__(self, *answers: Answer) -> None:
+    def __init__(self, *answers: Answer, afterwards: Answer | None = None) -> None:
         self._answers = answers
+        self._afterwards = afterwards
+        self._leaving = threading.Event()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
         self._router.bind(FREE_PORT)
@@ -52,6 +55,7 @@ class Peer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._leaving.set()
         self._thread.join()
         self._router.close(linger=round(LIMIT * 1000))  # what was sent still arrives
         self._context.term()
@@ -60,8 +64,14 @@ class Peer:
         for answer in self._answers:
             if not self._router.poll(round(LIMIT * 1000)):
                 return
-            peer, _, packed = self._router.recv_multipart()
-            self.requests.append(unpack(packed))
-            for message in answer(self.requests[-1]):
-                self._router.send_multipart([peer, *message])
+            self._answer(answer)
         self.done.set()
+        while self._afterwards is not None and not self._leaving.is_set():
+            if self._router.poll(10):
+                self._answer(self._afterwards)
+
+    def _answer(self, answer: Answer) -> None:
+        peer, _, packed = self._router.recv_multipart()
+        self.requests.append(unpack(packed))
+        for message in answer(self.requests[-1]):
+            self._router.send_multipart([peer, *message])

@@ -54,3 +54,12 @@ def free_endpoint() -> str:
     with zmq.Context() as context, context.socket(zmq.REP) as socket:
         socket.bind(FREE_PORT)
         return str(socket.get_string(zmq.LAST_ENDPOINT))
+
+
+@pytest.fixture
+def router() -> Iterator[zmq.Socket[bytes]]:
+    """A bound socket that answers only what a test answers."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.linger = 0
+        router.bind(FREE_PORT)
+        yield router

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,6 @@ from zkv import AsyncClient, ClosedError, NoReplyError, RetryPolicy
 from zkv.client.aio import MOST_IN_FLIGHT
 
 HASTY = RetryPolicy(patience=0.1, pause=0.01)
-
-
-@pytest.fixture
-def router() -> Iterator[zmq.Socket[bytes]]:
-    """A bound socket that answers only what a test answers."""
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
-        router.linger = 0
-        router.bind("tcp://127.0.0.1:*")
-        yield router
 
 
 async def test_ten_thousand_tasks(near: ServerInProcess) -> None:
@@ -96,18 +86,18 @@ async def test_a_storm_of_cancellations_leaves_the_client_usable(
 async def test_cancelled_requests_to_a_server_that_is_down_do_no_harm(
     free_endpoint: str, tmp_path: Path
 ) -> None:
-    async with AsyncClient(free_endpoint, 3 * LIMIT, retry=HASTY) as kv:
+    async with AsyncClient(free_endpoint, 3 * LIMIT) as kv:
         for _ in range(20):  # More than a socket's queue holds.
             tasks = [asyncio.create_task(kv.incr("n")) for _ in range(MOST_IN_FLIGHT)]
             await asyncio.sleep(0)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        waiting = asyncio.create_task(kv.incr("m"))
+        waiting = asyncio.create_task(kv.call("INCR", key="m"))  # Sent once only.
         server = ServerProcess(tmp_path, "--endpoint", free_endpoint)
         try:
             await asyncio.to_thread(server.start)
-            assert await waiting == 1
+            assert (await waiting)["value"] == 1
             assert await kv.get("n", 0) <= 20 * MOST_IN_FLIGHT
         finally:
             server.kill()
@@ -121,17 +111,16 @@ async def test_a_timeout_around_a_request_cancels_it_alone(near: ServerInProcess
         assert await kv.put("k", 1) == 1
 
 
-async def test_waiting_for_a_place_ends_in_time() -> None:
-    with Peer(*[swallow] * MOST_IN_FLIGHT) as peer:
-        async with AsyncClient(peer.endpoint, 0.3) as kv:
-            tasks = [kv.incr("n") for _ in range(3 * MOST_IN_FLIGHT)]
-            errors = await asyncio.gather(*tasks, return_exceptions=True)
+async def test_waiting_for_a_place_ends_in_time(router: zmq.Socket[bytes]) -> None:
+    async with AsyncClient(str(router.get_string(zmq.LAST_ENDPOINT)), 0.3) as kv:
+        tasks = [kv.incr("n") for _ in range(3 * MOST_IN_FLIGHT)]
+        errors = await asyncio.gather(*tasks, return_exceptions=True)
 
     assert all(isinstance(error, NoReplyError) for error in errors)
 
 
 async def test_a_link_that_fails_is_replaced_while_others_wait_at_it() -> None:
-    with Peer(swallow, swallow, reply(ok=True, value=2, rev=1)) as peer:
+    with Peer(swallow, swallow, afterwards=reply(ok=True, value=2, rev=1)) as peer:
         async with AsyncClient(peer.endpoint, LIMIT, retry=HASTY) as kv:
             slow = asyncio.create_task(kv.call("SNAPSHOT"))  # Not repeated: waits at its link.
             assert await kv.incr("n") == 2

@@ -603,13 +603,14 @@ def test_no_reply_in_time_tells_whether_a_write_may_have_run(
 
 def test_after_a_lost_reply_the_same_request_is_sent_again(kind: Kind) -> None:
     with (
-        Peer(swallow, swallow, reply(ok=True, value=3, rev=9)) as peer,
+        Peer(swallow, swallow, afterwards=reply(ok=True, value=3, rev=9)) as peer,
         kind(peer.endpoint, retry=HASTY) as kv,
     ):
         assert kv.incr("n") == 3
 
     first, *repeats = peer.requests
-    assert repeats == [first, first]
+    assert len(repeats) >= 2
+    assert all(repeat == first for repeat in repeats)
     assert (len(first["session"]), first["seq"]) == (32, 1)
 
 
@@ -637,7 +638,7 @@ def test_a_refusal_that_invites_it_is_tried_again(kind: Kind, code: str) -> None
     refusal = reply(ok=False, code=code, message="later", retry=True, applied=False)
     with (
         Peer(refusal, refusal, reply(ok=True, rev=7)) as peer,
-        kind(peer.endpoint, retry=HASTY) as kv,
+        kind(peer.endpoint, retry=RetryPolicy(patience=LIMIT)) as kv,
     ):
         assert kv.put("k", 1) == 7
 
@@ -646,10 +647,10 @@ def test_a_refusal_that_invites_it_is_tried_again(kind: Kind, code: str) -> None
 
 def test_a_refusal_that_lasts_is_told_at_the_end(kind: Kind) -> None:
     refusal = reply(ok=False, code="READ_ONLY", message="full", retry=True, applied=False)
-    slow = RetryPolicy(pause=2 * SOON, longest_pause=4 * SOON)
+    slow = RetryPolicy(pause=2 * LIMIT, longest_pause=2 * LIMIT)
     with (
         Peer(refusal) as peer,
-        kind(peer.endpoint, SOON, retry=slow) as kv,
+        kind(peer.endpoint, retry=slow) as kv,
         pytest.raises(ReadOnlyError) as caught,
     ):
         kv.put("k", 1)
@@ -660,7 +661,7 @@ def test_a_refusal_that_lasts_is_told_at_the_end(kind: Kind) -> None:
 def test_a_refusal_after_a_lost_reply_does_not_vouch_for_the_first_attempt(kind: Kind) -> None:
     refusal = reply(ok=False, code="STALE_SEQ", message="old", retry=False, applied=False)
     with (
-        Peer(swallow, refusal) as peer,
+        Peer(swallow, afterwards=refusal) as peer,
         kind(peer.endpoint, retry=HASTY) as kv,
         pytest.raises(StaleSeqError) as caught,
     ):
@@ -674,7 +675,7 @@ def test_a_conflict_after_a_lost_reply_is_certain(kind: Kind) -> None:
         ok=False, code="CONFLICT", message="no", retry=False, applied=False, key="k", rev=3
     )
     with (
-        Peer(swallow, refusal) as peer,
+        Peer(swallow, afterwards=refusal) as peer,
         kind(peer.endpoint, retry=HASTY) as kv,
         pytest.raises(ConflictError) as caught,
     ):

@@ -196,7 +196,15 @@ STEPS = st.lists(
     ),
     max_size=60,
 )
-RUNS = st.lists(STEPS | STEPS.map(lambda steps: steps[:1] * 20), max_size=3)
+MANY_KEYS = st.sampled_from([f"{number:02}" for number in range(30)])
+OF_ONE_KIND: Any = st.lists(
+    st.tuples(st.just("put"), MANY_KEYS, st.integers(0, 9)).map(lambda step: (*step, {})),
+    min_size=20,
+    max_size=30,
+) | st.lists(
+    st.tuples(st.just("get"), MANY_KEYS).map(lambda step: (*step, {})), min_size=20, max_size=30
+)
+RUNS = st.lists(STEPS | OF_ONE_KIND, max_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -251,20 +259,25 @@ def test_a_pipeline_gives_what_single_ops_give(store: Client, runs: list[Any]) -
         (["get", "put", "incr", "delete"] * 25, 1),
         (["put"] * 50 + ["get"] * 50, 2),
         (["get"] * 2_500, 3),
+        (["incr"] * 59 + ["fail"] + ["incr"] * 60, 4),  # All, before, the one, the rest.
     ],
 )
 def test_a_pipeline_takes_few_messages(
-    tmp_path_factory: pytest.TempPathFactory, ops: list[str], messages: int
+    near: ServerInProcess, ops: list[str], messages: int
 ) -> None:
-    directory = tmp_path_factory.mktemp("few")
-    with ServerInProcess(directory) as server, Client(server.endpoint) as kv:
+    with Client(near.endpoint) as kv:
         kv.put_many(dict.fromkeys([f"{number}" for number in range(100)], 0))
-        before = len(server.records)
+        before = len(near.records)
         pipe = kv.pipeline()
         for number, op in enumerate(ops):
-            arguments = [number] if op == "put" else []
-            getattr(pipe, op)(f"{number % 100}", *arguments)
-        pipe.execute()
+            match op:
+                case "put":
+                    pipe.put(f"{number % 100}", number)
+                case "fail":
+                    pipe.touch("nowhere", 1)
+                case _:
+                    getattr(pipe, op)(f"{number % 100}")
+        pipe.execute(return_exceptions=True)
         kv.ping()
 
-        assert len(server.records) - before - 1 == messages
+        assert len(near.records) - before - 1 == messages

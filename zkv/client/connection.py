@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 from collections.abc import Sequence
@@ -45,20 +46,18 @@ class Connection:
         self._milliseconds = -1
         self._connected = not endpoint.startswith(MONITORED)
         self._monitor: zmq.Socket[bytes] | None = None
-        self.socket = _open(context, kind, endpoint)
+        try:
+            self.socket = _open(context, kind)
+        except zmq.ZMQError as error:
+            raise _explain(endpoint, error) from error
+        self.socket.ipv6 = "[" in endpoint
         try:
             if not self._connected:
                 self._monitor = _monitor(context, self.socket)
             self.socket.connect(endpoint)
         except zmq.ZMQError as error:
             self.close()
-            raise ValueError(
-                f"endpoint {endpoint!r}: {zmq.strerror(error.errno or 0)}; expected "
-                f"tcp://HOST:PORT or ipc://PATH"
-            ) from error
-        except BaseException:
-            self.close()
-            raise
+            raise _explain(endpoint, error) from error
 
     def was_connected(self) -> bool:
         """Whether there has been a connection, which may have taken what was sent."""
@@ -81,16 +80,18 @@ class Connection:
         self.socket.close()
 
 
-def _open(context: SocketContext, kind: int, endpoint: str) -> zmq.Socket[bytes]:
-    """A socket. Raises OSError where the process may not have another one."""
-    try:
-        socket = context.socket(kind)
-    except zmq.ZMQError as error:
-        reason = f"no socket for {endpoint}: {zmq.strerror(error.errno or 0)}"
-        raise OSError(error.errno, reason) from error
+def _open(context: SocketContext, kind: int) -> zmq.Socket[bytes]:
+    socket = context.socket(kind)
     socket.linger = 0
-    socket.ipv6 = "[" in endpoint
     return socket
+
+
+def _explain(endpoint: str, error: zmq.ZMQError) -> Exception:
+    """The error to raise where a socket could not be made or connected."""
+    reason = zmq.strerror(error.errno or 0)
+    if error.errno == errno.EMFILE:
+        return OSError(error.errno, f"no socket for {endpoint}: {reason}")
+    return ValueError(f"endpoint {endpoint!r}: {reason}; expected tcp://HOST:PORT or ipc://PATH")
 
 
 _monitors = itertools.count()
@@ -100,7 +101,7 @@ def _monitor(context: SocketContext, socket: zmq.Socket[bytes]) -> zmq.Socket[by
     """A socket that becomes readable once ``socket`` has been connected."""
     address = f"inproc://zkv-client-{next(_monitors)}"
     socket.monitor(address, zmq.EVENT_HANDSHAKE_SUCCEEDED)
-    monitor = _open(context, zmq.PAIR, address)
+    monitor = _open(context, zmq.PAIR)
     monitor.connect(address)
     return monitor
 
