@@ -94,7 +94,7 @@ class Keyspace(MutableMapping[str, Any]):
         return self._run(operations.put(self._prefix + key, value, ttl, if_rev, create))
 
     def delete(self, key: str, *, if_rev: int | None = None) -> bool:
-        """Remove a key. See to `pop` for its value, and to ``del`` to insist that it was there.
+        """Remove a key; `pop` also gives its value, and ``del`` insists that it was there.
 
         Args:
             key: to remove.

@@ -256,6 +256,8 @@ class Pipeline(Batch):
 
         Raises:
             ClientError: an op failed; all others have had their try.
+            TypeError, ValueError, OverflowError: a value cannot be packed. Its message and those
+                behind it were not sent; earlier ones, of a thousand ops at most, were.
         """
         packing = Packing(self._take())
         while (message := packing.next_message()) is not None:
