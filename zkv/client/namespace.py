@@ -6,7 +6,8 @@ run the operations. The client itself is the namespace of all keys.
 As a mapping it behaves as a dict whose keys are text and stand in order. What is one op of the
 protocol is atomic: ``[]``, ``in``, ``len``, ``del``, `pop`, `update` within the server's limits.
 `setdefault` and `popitem` are made atomic by conditions. Iterating reads page after page: an entry
-that is there all the time comes once, others may.
+that is there all the time comes once, others may. ``dict(kv.items())`` reads pages, too, where
+``dict(kv)`` would ask for each key.
 """
 
 from __future__ import annotations
