@@ -52,7 +52,20 @@ PINNED_INFO: Final[Fields] = {
     "durability.snapshot_seconds": 0.002,
     "durability.snapshot_bytes": 210,
     "stats.requests": {"PING": 1, "PUT": 3, "GET": 2, "INFO": 1},
+    "stats.latencies": {
+        "PING": [0, 0, 0, 0, 0, 0, 1],
+        "PUT": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 1],
+        "GET": [0, 0, 0, 0, 0, 0, 2],
+        "INFO": [0, 0, 0, 0, 0, 0, 0, 0, 1],
+    },
     "stats.failures": {"NOT_FOUND": 1},
+    "stats.process": {
+        "pid": 4711,
+        "cpu_seconds": 0.25,
+        "max_open_files": 20000,
+        "rss": 31_457_280,
+        "open_files": 30,
+    },
     "stats.feed": {"published": 18, "dropped": 0, "skipped": 0, "rev": 13},
 }
 

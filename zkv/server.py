@@ -16,6 +16,8 @@ import contextlib
 import enum
 import ipaddress
 import logging
+import os
+import resource
 import threading
 import time
 from concurrent.futures import Future
@@ -203,8 +205,25 @@ class Server:
                 **self._broker.statistics(),
                 **self._engine.keyspace.statistics(),
                 "workers": self._settings.server.workers,
+                "process": _process(),
             },
         }
+
+
+def _process() -> dict[str, int | float]:
+    """What the process takes of the machine, as far as the system tells."""
+    process: dict[str, int | float] = {
+        "pid": os.getpid(),
+        "cpu_seconds": round(time.process_time(), 3),
+        "max_open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+    }
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            process["rss"] = int(file.read().split()[1]) * resource.getpagesize()
+        process["open_files"] = len(os.listdir("/proc/self/fd"))
+    except OSError:
+        pass  # Such as where the last file that may be open is open already.
+    return process
 
 
 def _warn_of_exposure(endpoints: list[str]) -> None:

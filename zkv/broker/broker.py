@@ -13,6 +13,8 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import Counter
+from itertools import repeat
+from operator import add
 from typing import TYPE_CHECKING
 
 import zmq
@@ -29,6 +31,13 @@ if TYPE_CHECKING:
     from zkv.keyspace import Keyspace
 
 _numbers = itertools.count()
+
+
+def trimmed(counts: list[int]) -> list[int]:
+    """``counts`` without the zeros at the end."""
+    while counts and not counts[-1]:
+        counts.pop()
+    return counts
 
 
 class Broker:
@@ -124,8 +133,11 @@ class Broker:
             self._feed.ring()
 
     def statistics(self) -> dict[str, object]:
-        """Requests by op, failures by code, and what became of workers, since the start."""
-        requests: Counter[str] = Counter()
+        """Requests and times by op, failures by code, and what became of workers, since the start.
+
+        A time counts from the decoding of a request to its reply, with what it waited for the disk.
+        """
+        latencies: dict[str, list[int]] = {}
         failures: Counter[str] = Counter()
         with self._lock:
             services = list(self._buried)
@@ -134,10 +146,12 @@ class Broker:
             unroutable = sum(worker.unroutable for worker in self._workers)
             replaced = len(services) - len(self._workers)
         for service in services:
-            requests.update(dict(service.requests))
+            for op, counts in dict(service.latencies).items():
+                latencies[op] = list(map(add, latencies.get(op, repeat(0)), counts))
             failures.update(dict(service.failures))
         return {
-            "requests": dict(requests),
+            "requests": {op: sum(counts) for op, counts in latencies.items()},
+            "latencies": {op: trimmed(counts) for op, counts in latencies.items()},
             "failures": dict(failures),
             "unroutable": unroutable,
             "workers_replaced": replaced,
