@@ -15,6 +15,7 @@ from typing import Final, NoReturn
 
 from zkv import __version__
 from zkv.cli.ops import OPS, Argument, Command
+from zkv.cli.programs import PROGRAMS
 from zkv.defaults import DEFAULT_ENDPOINT
 
 DEFAULT_TIMEOUT: Final = 5.0
@@ -51,22 +52,14 @@ OPTIONS: Final = (
 )
 """What stands before the command or behind it."""
 
-COMPLETION: Final = Command(
-    "completion",
-    "print a script for the shell to complete words",
-    "completion bash",
-    (
-        Argument(
-            "SHELL", ("shell",),
-            {"metavar": "SHELL", "choices": ("bash", "zsh", "fish"), "help": "bash, zsh or fish"},
-        ),
-    ),
-)  # fmt: skip
-
 OPTION_LIKE: Final = re.compile(r"-[^\d.]")
 """Neither ``-``, which is standard input, nor a number below 0."""
 
 NOTES: Final = """\
+without a command:
+  a shell: it takes commands as they stand here, one a line, and remembers them; help tells more.
+  Where standard input is no terminal, its lines are carried out.
+
 every write:
   takes --durable, --deadline, and --session NAME with --seq N: see zkv-cli put --help. With a
   session, the same command may be given again after exit status 3: it is carried out once.
@@ -83,16 +76,30 @@ exit status:
   0 done; 1 a negative answer (NOT_FOUND, CONFLICT); 2 wrong usage, or refused by the server;
   3 no answer in time"""
 
-COMMANDS: Final = {**OPS, COMPLETION.name: COMPLETION}
+_OF_THE_SERVER: Final = frozenset({"ping", "info", "snapshot", "end", "completion"})
+_ALL: Final = {**OPS, **PROGRAMS}
+COMMANDS: Final = {name: _ALL[name] for name in sorted(_ALL, key=_OF_THE_SERVER.__contains__)}
+"""Name, lower case -> command, in the order of the help: what is about entries comes first."""
 
 
-def parse(arguments: list[str]) -> tuple[Command, argparse.Namespace]:
-    """The command and all that was said with it. Raises UsageError, and SystemExit after help."""
+def parse(
+    arguments: list[str], given: argparse.Namespace | None = None
+) -> tuple[Command | None, argparse.Namespace]:
+    """The command, if there is one, and all that was said with it.
+
+    Args:
+        arguments: the words.
+        given: what holds unless the words say otherwise, as a parse without a command gave it.
+
+    Raises:
+        UsageError: the words cannot be understood.
+        SystemExit: help, or the version, has been printed.
+    """
     parser = _main_parser()
     ahead, words = _split(arguments)
-    options = parser.parse_args(ahead)
+    options = parser.parse_args(ahead, given and argparse.Namespace(**vars(given)))
     if not words:
-        parser.error("no command given")
+        return None, options
     command = COMMANDS.get(words[0].lower())
     if command is None:
         parser.error(f"no such command: {words[0]!r}")
@@ -110,9 +117,9 @@ def _main_parser() -> _Parser:
     """Takes what stands before the command."""
     parser = _Parser(
         prog="zkv-cli",
-        usage=f"zkv-cli {_synopsis(OPTIONS)} COMMAND ...",
+        usage=f"zkv-cli {_synopsis(OPTIONS)} [COMMAND ...]",
         description="Ask a zkv server for something. COMMAND is taken in either case.",
-        epilog=f"{_list_commands()}\n\n{NOTES}",
+        epilog=f"{list_commands()}\n\n{NOTES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -180,7 +187,8 @@ def _synopsis(arguments: Iterable[Argument]) -> str:
     return " ".join(argument.synopsis for argument in arguments)
 
 
-def _list_commands() -> str:
+def list_commands() -> str:
+    """Every command with its synopsis, its summary and an example."""
     indent = "\n" + " " * 8
     lines = ["commands, each with an example:"]
     for command in COMMANDS.values():

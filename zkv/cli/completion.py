@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from shlex import quote
 from typing import Final
 
+from zkv.cli.asking import Session
 from zkv.cli.ops import Argument, Command
+from zkv.cli.output import print_result
 
 BASH: Final = """\
 _zkv_cli() {{
@@ -26,6 +28,14 @@ _zkv_cli() {{
     COMPREPLY=($(compgen -W "$choices" -- "$word"))
 }}
 complete -F _zkv_cli zkv-cli"""
+
+
+def run(_session: Session, options: argparse.Namespace) -> int:
+    """Print the script for a shell."""
+    from zkv.cli.arguments import COMMANDS, OPTIONS
+
+    print_result(script(options.shell, COMMANDS, OPTIONS))
+    return 0
 
 
 def script(shell: str, commands: Mapping[str, Command], options: Sequence[Argument]) -> str:

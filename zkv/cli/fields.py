@@ -78,8 +78,8 @@ def touch(options: argparse.Namespace) -> Fields:
 
 
 def scan(options: argparse.Namespace) -> Fields:
-    """Of SCAN."""
-    fields = given("prefix", "start", "end", "after", "limit", "reverse")(options)
+    """Of SCAN, but for the limit, which is that of a page."""
+    fields = given("prefix", "start", "end", "after", "reverse")(options)
     return fields | {"values": False} if options.keys_only else fields
 
 

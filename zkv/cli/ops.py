@@ -1,19 +1,27 @@
-"""The commands of ``zkv-cli`` that ask a server for something: a table, one entry for each op.
+"""The commands of ``zkv-cli`` that are ops of the protocol: a table, one entry for each.
 
 An entry says what the command takes, how that becomes the fields of a request (`zkv.cli.fields`),
 and how the reply reads for a person (`zkv.cli.text`). Parsing, help and shell completion all follow
-from the table.
+from the table. What is more than one request is carried out by a module of its own, which is
+imported when it is wanted; `zkv.cli.programs` has those that are no op.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from zkv.cli import fields, text
 from zkv.cli.fields import Fields, given
 from zkv.cli.text import Reply
+
+if TYPE_CHECKING:
+    from zkv.cli.asking import Session
+
+Run = Callable[["Session", argparse.Namespace], int]
+"""Carries a command out, and gives its exit status."""
 
 
 class Argument(NamedTuple):
@@ -53,6 +61,8 @@ class Command(NamedTuple):
             they are. Beside the reply's fields it is given those of the request.
         result: the part of the reply that ``--json`` prints.
         note: what to say on standard error beside the answer; empty = nothing.
+        view: the reply for a person at a terminal, where that is more than ``text``.
+        run: carries out what is more than one request; the fields before are then not used.
     """
 
     name: str
@@ -63,6 +73,8 @@ class Command(NamedTuple):
     text: Callable[[Reply], str | bytes] = lambda reply: "OK"
     result: Callable[[Reply], Any] = lambda reply: reply
     note: Callable[[Reply], str] = lambda reply: ""
+    view: Callable[[Reply], str] | None = None
+    run: Run | None = None
 
     @property
     def op(self) -> str:
@@ -73,6 +85,16 @@ class Command(NamedTuple):
     def synopsis(self) -> str:
         """The name and what stands behind it."""
         return " ".join([self.name, *(each.synopsis for each in self.arguments if each.synopsis)])
+
+
+def program(module: str) -> Run:
+    """The function `run` of a module in here, imported when it is called."""
+
+    def run(session: Session, options: argparse.Namespace) -> int:
+        status: int = import_module(f"zkv.cli.{module}").run(session, options)
+        return status
+
+    return run
 
 
 KEY: Final = Argument("KEY", ("key",), {"metavar": "KEY", "help": "the key: text"})
@@ -115,46 +137,48 @@ TRANSACTION: Final = Argument(
     {
         "metavar": "FILE",
         "help": 'holds JSON: {"if": [[KEY, REV], ...], "ops": [{"op": "PUT", ...}, ...]}; '
-        "- reads it from standard input",
+        "- reads it from standard input; a word that begins with { is the JSON itself",
     },
 )
 
 
-def _option(name: str, metavar: str, help: str, kind: type = str) -> Argument:
+def option(name: str, metavar: str, help: str, kind: type = str) -> Argument:
+    """An option with a value."""
     settings = {"metavar": metavar, "type": kind, "help": help}
     return Argument(f"[{name} {metavar}]", (name,), settings)
 
 
-def _flag(name: str, help: str) -> Argument:
+def flag(name: str, help: str) -> Argument:
+    """An option without one."""
     return Argument(f"[{name}]", (name,), {"action": "store_true", "help": help})
 
 
-PREV: Final = _flag("--prev", "tell the value before, too")
-IF_REV: Final = _option(
+PREV: Final = flag("--prev", "tell the value before, too")
+IF_REV: Final = option(
     "--if-rev", "N", "only if the key's revision is N; 0 = only if there is no such key", int
 )
-TTL: Final = _option("--ttl", "S", "seconds after which the key is gone", float)
-LIMIT: Final = _option("--limit", "N", "how many to print; else 100", int)
+TTL: Final = option("--ttl", "S", "seconds after which the key is gone", float)
+LIMIT: Final = option("--limit", "N", "how many to print at most; else all", int)
 BOUNDS: Final = (
-    _option("--start", "KEY", "begin with this key, or behind it"),
-    _option("--end", "KEY", "stop before this key"),
-    _option("--after", "KEY", "go on behind this key, where the page before ended"),
+    option("--start", "KEY", "begin with this key, or behind it"),
+    option("--end", "KEY", "stop before this key"),
+    option("--after", "KEY", "go on behind this key, where the page before ended"),
 )
-KEYS_ONLY: Final = _flag("--keys-only", "do not print values")
-REVERSE: Final = _flag("--reverse", "from the last key to the first")
-CHANGED_PREFIX: Final = _option("--prefix", "PREFIX", "only keys that begin so")
-CHANGES_LIMIT: Final = _option("--limit", "N", "about how many to print; else 1000", int)
+KEYS_ONLY: Final = flag("--keys-only", "do not print values")
+REVERSE: Final = flag("--reverse", "from the last key to the first")
+CHANGED_PREFIX: Final = option("--prefix", "PREFIX", "only keys that begin so")
+CHANGES_LIMIT: Final = option("--limit", "N", "about how many to print; else 1000", int)
 
 EVERY_WRITE: Final = tuple(
     argument._replace(synopsis="")  # The help says once that every write takes them.
     for argument in (
-        _flag("--durable", "wait until it is on disk, whatever the server is set to"),
-        _flag("--deadline", "not to be carried out any more once --timeout has passed"),
-        _option(
+        flag("--durable", "wait until it is on disk, whatever the server is set to"),
+        flag("--deadline", "not to be carried out any more once --timeout has passed"),
+        option(
             "--session", "NAME",
             "with --seq: carried out once, however often it is sent; a random name for the script",
         ),
-        _option("--seq", "N", "number of the write in the session: 1, 2, 3 ...", int),
+        option("--seq", "N", "number of the write in the session: 1, 2, 3 ...", int),
     )
 )  # fmt: skip
 END_AGAIN: Final = Argument(
@@ -182,6 +206,12 @@ def _write(
     return Command(
         name, summary, example, (*arguments, *EVERY_WRITE), fields.write(to_fields), to_text
     )
+
+
+def _info_view(reply: Reply) -> str:
+    from zkv.cli.view import info
+
+    return info(reply)
 
 
 _TABLE: Final = (
@@ -215,8 +245,7 @@ _TABLE: Final = (
     ),
     Command(
         "scan", "print keys in order, each with its value as JSON", "scan --limit 10",
-        (PREFIX, *BOUNDS, LIMIT, KEYS_ONLY, REVERSE),
-        fields.scan, text.page, note=text.after_page,
+        (PREFIX, *BOUNDS, LIMIT, KEYS_ONLY, REVERSE), run=program("scan"),
     ),
     Command("count", "print how many keys there are", "count a", (PREFIX,), given("prefix"),
         text.number("count"),
@@ -233,7 +262,9 @@ _TABLE: Final = (
         given("since", "prefix", "limit"), text.changes, note=text.after_changes,
     ),
     Command("ping", "tell whether the server is there", "ping", text=text.ping),
-    Command("info", "what the server is, holds and has done", "info", text=text.info),
+    Command(
+        "info", "what the server is, holds and has done", "info", text=text.info, view=_info_view,
+    ),
     Command("snapshot", "write a snapshot now, and wait for it", "snapshot", text=text.saved),
     Command(
         "end", "save everything and end the server", "end --timeout 60", (END_AGAIN,),

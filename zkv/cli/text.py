@@ -3,13 +3,17 @@
 What lists things gives a line for each. A value in a line is JSON, so that it is one line and that
 the text "1" is told from the number. A key in a line is text; only one that holds what cannot be
 printed, or that begins with a quotation mark, is JSON, too.
+
+On a terminal keys and ops have colours.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from zkv.cli.output import RESET, STYLES, has_colours
 from zkv.cli.values import to_json
 
 Reply = dict[str, Any]
@@ -50,23 +54,23 @@ def transaction(reply: Reply) -> str:
 
 def page(reply: Reply) -> str | bytes:
     """Of SCAN: key and value, or keys alone where no values were asked for."""
+    key = _painter("key", _key)
     if not reply.get("values", True):
-        return _lines(_key(key) for key, _, _ in reply["items"])
-    return _lines(f"{_key(key)}\t{to_json(found)}" for key, found, _ in reply["items"])
+        return _lines(key(name) for name, _, _ in reply["items"])
+    return _lines(f"{key(name)}\t{to_json(found)}" for name, found, _ in reply["items"])
 
 
-def after_page(reply: Reply) -> str:
-    """How to go on after a page of SCAN."""
-    if reply["next"] is None:
-        return ""
-    return f"there is more: the same again with --after={_word(reply['next'])}"
+def after_page(following: str) -> str:
+    """How to go on where a scan ended at its limit."""
+    return f"there is more: the same again with --after={word(following)}"
 
 
 def changes(reply: Reply) -> str | bytes:
     """Of CHANGES: revision, op, key and value; none where the key is gone."""
+    key, verb = _painter("key", _key), _painter("op", str)
     return _lines(
-        "\t".join([to_json(rev), op, _key(key), *([] if op in GONE else [to_json(found)])])
-        for rev, op, key, found in reply["changes"]
+        "\t".join([to_json(rev), verb(op), key(name), *([] if op in GONE else [to_json(found)])])
+        for rev, op, name, found in reply["changes"]
     )
 
 
@@ -103,12 +107,19 @@ def _lines(lines: Iterable[str]) -> str | bytes:
     return "\n".join(lines) or b""
 
 
+def _painter(style: str, form: Callable[[str], str]) -> Callable[[str], str]:
+    """``form`` in a style, where standard output may have colours."""
+    if not has_colours(sys.stdout):
+        return form
+    return lambda text: f"{STYLES[style]}{form(text)}{RESET}"
+
+
 def _key(key: str) -> str:
     return key if key.isprintable() and not key.startswith('"') else to_json(key)
 
 
-def _word(key: str) -> str:
-    """``key`` as a word for a shell such as bash, in one line."""
+def word(key: str) -> str:
+    """``key`` as a word for a shell such as bash, or for that of zkv-cli, in one line."""
     from shlex import quote
 
     if key.isprintable():

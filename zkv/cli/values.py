@@ -12,9 +12,11 @@ JSON lacks is shown as an object with one name that begins with a dollar sign:
     a dollar sign                      {"$map": [[<key>, <value>], ...]}
     what cannot be taken apart         {"$msgpack": "<base64>"}
 
-So no two values look the same in JSON, but for the widths of their ints and floats. These forms are
-for reading: what comes in is plain JSON, where such an object is but an object. A str that is no
-UTF-8 has, in JSON, "\udcXX" in the place of a byte XX, and is read so too.
+So no two values look the same in JSON, but for the widths of their ints and floats. A str that is
+no UTF-8 has, in JSON, "\udcXX" in the place of a byte XX, and is read so too.
+
+On the command line these forms are for reading: what comes in there is plain JSON, where such an
+object is but an object. In a file that is imported they are read back (`from_json`).
 """
 
 from __future__ import annotations
@@ -22,10 +24,16 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgpack
 
+STR_ERRORS: Final = "surrogateescape"
+"""How a str that is no UTF-8 is taken from msgpack, and packed again."""
+
+PLAIN: Final = frozenset({str, int, bool, type(None)})
+"""Types that JSON has as they are."""
 NOT_FINITE: Final = {math.inf: "Infinity", -math.inf: "-Infinity"}
 
 
@@ -45,15 +53,23 @@ def read_value(word: str, as_json: bool) -> Any:
 
 
 def read_json_file(name: str) -> Any:
-    """The JSON value in a file; ``-`` is standard input. Raises ValueError and OSError."""
+    """The JSON value in a file; ``-`` is standard input. Raises ValueError and OSError.
+
+    What begins with a brace is no name, but the JSON itself.
+    """
     if name == "-":
         return _read_json(_read_input(), "standard input")
+    if name.startswith("{"):
+        return _read_json(name.encode("utf-8", "surrogateescape"), "the argument")
     try:
         with open(name, "rb") as file:
             data = file.read()
     except OSError as error:
         raise OSError(f"{name}: {error.strerror or error}") from error
     return _read_json(data, name)
+
+
+_encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 class Pairs(list[tuple[Any, Any]]):
@@ -85,9 +101,17 @@ def _map(pairs: list[tuple[Any, Any]]) -> dict[Any, Any] | Pairs:
 
 def to_json(value: Any) -> str:
     """``value`` as JSON in one line, in the forms above."""
-    text = json.dumps(_json_form(value), ensure_ascii=False, allow_nan=False)
+    text = _encode(_json_form(value))
     # What is left of surrogates cannot be printed. In JSON their escape means the same.
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def from_json(text: str) -> Any:
+    """The value that `to_json` wrote so. Raises ValueError and RecursionError."""
+    try:
+        return json.loads(text, parse_float=_finite, parse_constant=_finite, object_hook=_from_form)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON: {error.msg}, at character {error.pos + 1}") from None
 
 
 def to_bytes(text: str) -> bytes:
@@ -118,8 +142,66 @@ def _finite(number: str) -> float:
     return value
 
 
+def _from_form(found: dict[str, Any]) -> Any:
+    """What an object of JSON stands for: one of the forms above, or a map."""
+    if len(found) != 1:
+        return found
+    ((name, content),) = found.items()
+    if not name.startswith("$"):
+        return found
+    read = _FORMS.get(name)
+    if read is None:
+        raise ValueError(
+            f'{{"{name}": ...}} is none of the forms for what JSON lacks; as a map it is written '
+            f'{{"$map": [["{name}", ...]]}}'
+        )
+    try:
+        return read(content)
+    except (ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
+        raise ValueError(f'{{"{name}": ...}} holds what it should not: {error}') from None
+
+
+def _read_base64(text: str) -> bytes:
+    import base64
+
+    return base64.b64decode(text, validate=True)
+
+
+def _read_ext(parts: list[Any]) -> msgpack.ExtType:
+    kind, data = parts
+    return msgpack.ExtType(kind, _read_base64(data))
+
+
+def _read_time(text: str) -> msgpack.Timestamp:
+    from datetime import datetime
+
+    second, _, nanoseconds = text.removesuffix("Z").rpartition(".")
+    if text.startswith("@"):
+        return msgpack.Timestamp(int(second[1:]), int(nanoseconds))
+    whole = datetime.fromisoformat(f"{second}+00:00")
+    return msgpack.Timestamp(round(whole.timestamp()), int(nanoseconds))
+
+
+def _read_map(pairs: list[list[Any]]) -> dict[Any, Any]:
+    found = dict(pairs)  # A key that is a list or a map is a TypeError.
+    if len(found) != len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+_FORMS: Final[dict[str, Callable[[Any], Any]]] = {
+    "$bin": _read_base64,
+    "$ext": _read_ext,
+    "$time": _read_time,
+    "$float": {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}.__getitem__,
+    "$map": _read_map,
+}
+
+
 def _json_form(value: Any) -> Any:
     """``value`` with JSON's own types only."""
+    if type(value) in PLAIN:  # Most are, and long exports are made of them.
+        return value
     match value:
         case Pairs():
             return {"$map": [list(map(_json_form, pair)) for pair in value]}

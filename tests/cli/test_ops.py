@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from msgpack import ExtType
 
+from tests.cli.test_commands import Result, assert_fails, run, run_in_bash
 from tests.conftest import Connect
 from tests.peer import Answer, Peer, reply
-from tests.support import LIMIT, ROOT, Raw, ServerProcess, environment
-from tests.test_cli_client import Result, assert_fails, run, run_in_bash
+from tests.support import LIMIT, ROOT, Raw, ServerInProcess, ServerProcess, environment
 from zkv.cli.ops import OPS
 from zkv.protocol.requests import REQUEST_TYPES
 
@@ -50,7 +50,7 @@ ODD_KEYS = sorted(
 
 
 @pytest.fixture
-def cli(server: ServerProcess) -> Cli:
+def cli(server: ServerInProcess) -> Cli:
     """Runs zkv-cli against `server`, and checks the exit status: 0, or ``status``."""
 
     def run_here(*words: str | bytes, status: int = 0, **keywords: Any) -> Result:
@@ -119,12 +119,18 @@ def test_a_write_sends_what_was_given_and_nothing_else(
 @pytest.mark.parametrize(
     ("words", "fields"),
     [
-        (["scan"], {}),
-        (["scan", ""], {"prefix": ""}),
+        (["scan", "--limit", "7"], {"limit": 7}),
+        (["scan", "", "--limit", "7"], {"prefix": "", "limit": 7}),
         (["scan", "p", "--limit", "5"], {"prefix": "p", "limit": 5}),
-        (["scan", "--start", "a", "--end", "b"], {"start": "a", "end": "b"}),
-        (["scan", "--after=-x", "--reverse"], {"after": "-x", "reverse": True}),
-        (["scan", "--keys-only"], {"values": False}),
+        (
+            ["scan", "--start", "a", "--end", "b", "--limit=7"],
+            {"start": "a", "end": "b", "limit": 7},
+        ),
+        (
+            ["scan", "--after=-x", "--reverse", "--limit=7"],
+            {"after": "-x", "reverse": True, "limit": 7},
+        ),
+        (["scan", "--keys-only", "--limit=7"], {"values": False, "limit": 7}),
         (["count"], {}),
         (["count", "p"], {"prefix": "p"}),
         (["changes", "0"], {"since": 0}),
@@ -268,19 +274,46 @@ def test_scan_of_nothing_prints_nothing(cli: Cli) -> None:
     assert (printed.stdout, printed.stderr) == (b"", b"")
 
 
-def test_scan_as_json_is_the_reply(cli: Cli) -> None:
+def test_scan_as_json_is_an_object_for_each_key(cli: Cli) -> None:
     cli("mput", "a", "1", "b", "2")
 
     printed = cli("--json", "scan", "--limit", "1")
 
-    page = json.loads(printed.stdout)
-    assert (page["items"], page["next"], page["rev"]) == ([["a", "1", 1]], "a", 1)
+    assert json.loads(printed.stdout) == {"key": "a", "value": "1", "rev": 1}
     assert b"--after=a" in printed.stderr
+    keys = cli("--json", "scan", "--keys-only").stdout.splitlines()
+    assert [json.loads(line) for line in keys] == [{"key": "a", "rev": 1}, {"key": "b", "rev": 1}]
+    assert cli("--json", "scan", "x").stdout == b""
+
+
+def test_scan_goes_on_from_page_to_page(cli: Cli, client: Raw) -> None:
+    keys = [f"{number:05}" for number in range(2500)]
+    client.ok(op="MPUT", items=dict.fromkeys(keys, 0))
+
+    assert cli("scan", "--keys-only").stdout.decode().split() == keys
+    assert cli("scan", "--keys-only", "--reverse").stdout.decode().split() == keys[::-1]
+    printed = cli("scan", "--keys-only", "--limit", "1500", "--after", "00499")
+    assert printed.stdout.decode().split() == keys[500:2000]
+    assert b"--after=01999" in printed.stderr
+    assert cli("scan", "--limit", "2500").stderr == b""
+
+
+def test_scan_asks_for_less_where_values_are_large(tmp_path: Path, connect: Connect) -> None:
+    limits = "[limits]\nmax_value_bytes = 4096\nmax_reply_bytes = 8192\n"
+    with ServerProcess(tmp_path, config=limits) as server:
+        client = connect(server.endpoint)
+        for key in "abcdefg":
+            client.ok(op="PUT", key=key, value=key * 4000)
+
+        printed = run("-e", server.endpoint, "scan")
+
+    assert printed.returncode == 0, printed.stderr
+    assert [line[:1] for line in printed.stdout.decode().splitlines()] == [*"abcdefg"]
 
 
 @pytest.mark.parametrize("backwards", ["", "--reverse"])
 def test_scan_says_how_to_go_on_whatever_the_keys(
-    server: ServerProcess, client: Raw, backwards: str
+    server: ServerInProcess, client: Raw, tmp_path: Path, backwards: str
 ) -> None:
     client.ok(op="MPUT", items={key: index for index, key in enumerate(ODD_KEYS)})
     go_on = f"""
@@ -293,9 +326,7 @@ def test_scan_says_how_to_go_on_whatever_the_keys(
         done
     """
 
-    result = run_in_bash(
-        f'cd "{server.directory}"\n{go_on}', ZKV_ENDPOINT=server.endpoint, LC_ALL="C"
-    )
+    result = run_in_bash(f'cd "{tmp_path}"\n{go_on}', ZKV_ENDPOINT=server.endpoint, LC_ALL="C")
 
     assert result.returncode == 0, result.stderr
     lines = result.stdout.decode().split("\n")[:-1]

@@ -18,9 +18,10 @@ from typing import IO, Any
 import pytest
 from msgpack import ExtType, Timestamp
 
+from tests.cli.forking import run_forked
 from tests.conftest import Connect
 from tests.peer import Answer, Peer, body, reply, swallow
-from tests.support import LIMIT, ROOT, Raw, ServerProcess, environment, read_line
+from tests.support import LIMIT, ROOT, Raw, ServerInProcess, ServerProcess, environment, read_line
 
 COMMAND = [sys.executable, "-m", "zkv.cli.client"]
 NOWHERE = "tcp://127.0.0.1:1"
@@ -38,10 +39,7 @@ def run(
     env: dict[str, str] | None = None,
 ) -> Result:
     """Run zkv-cli with ``words``; ``env`` is what it has beside what the tests have."""
-    return subprocess.run(
-        [*COMMAND, *words], cwd=ROOT, env=environment() | (env or {}), input=input, stdout=stdout,
-        stderr=subprocess.PIPE, timeout=LIMIT, check=False,
-    )  # fmt: skip
+    return run_forked(words, input, stdout, env)
 
 
 def run_in_bash(script: str, **env: str) -> Result:
@@ -78,7 +76,7 @@ def assert_fails(result: Result, status: int, *words: str) -> None:
 
 
 @pytest.fixture
-def cli(server: ServerProcess) -> Cli:
+def cli(server: ServerInProcess) -> Cli:
     """Runs zkv-cli against `server`, and checks the exit status: 0, or ``status``."""
 
     def run_here(*words: str | bytes, status: int = 0, **keywords: Any) -> Result:
@@ -101,7 +99,7 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPr
 
 @pytest.mark.parametrize("spell", [str.lower, str.upper, str.title])
 def test_every_command_in_either_case(
-    server: ServerProcess, cli: Cli, spell: Callable[[str], str]
+    server: ServerInProcess, cli: Cli, spell: Callable[[str], str]
 ) -> None:
     assert b"revision 1" in cli(spell("put"), "k", "v").stdout
     assert cli(spell("get"), "k").stdout == b"v\n"
@@ -114,14 +112,14 @@ def test_every_command_in_either_case(
     assert b"revision 4" in cli(spell("snapshot")).stdout
     assert b"_zkv_cli" in cli(spell("completion"), "bash").stdout
     assert b"revision 4" in cli(spell("end")).stdout
-    assert server.wait() == 0
+    assert server.wait()
 
 
 @pytest.mark.parametrize("words", [["END", "end"], ["end", "END"], ["END", "END"], ["END"]])
-def test_the_old_spelling_of_end(server: ServerProcess, cli: Cli, words: list[str]) -> None:
+def test_the_old_spelling_of_end(server: ServerInProcess, cli: Cli, words: list[str]) -> None:
     cli(*words)
 
-    assert server.wait() == 0
+    assert server.wait()
 
 
 def test_prev_tells_what_was_before(cli: Cli) -> None:
@@ -133,7 +131,7 @@ def test_prev_tells_what_was_before(cli: Cli) -> None:
     assert json.loads(cli("--json", "put", "k", "1", "--prev").stdout)["prev"] == "newer"
 
 
-def test_info_reads_line_by_line(server: ServerProcess, cli: Cli) -> None:
+def test_info_reads_line_by_line(server: ServerInProcess, cli: Cli) -> None:
     lines = cli("info").stdout.decode().splitlines()
 
     assert f"endpoints: {server.endpoint}" in lines
@@ -165,19 +163,23 @@ def test_json_prints_the_reply_as_one_object(cli: Cli, words: list[str]) -> None
     assert json.loads(lines[0])["ok"] is True
 
 
-def test_the_help_lists_each_command_with_an_example_that_works(server: ServerProcess) -> None:
+def test_the_help_lists_each_command_with_an_example_that_works(
+    server: ServerInProcess, tmp_path: Path
+) -> None:
     """In their order: the last but one ends the server."""
     helped = run("--help").stdout.decode()
     examples = re.findall(r"^ +\$ (zkv-cli .*)$", helped, re.MULTILINE)
 
-    result = run_in_bash("\n".join(["set -e", *examples]), ZKV_ENDPOINT=server.endpoint)
+    here = f"cd {shlex.quote(str(tmp_path))}"
+    result = run_in_bash("\n".join(["set -e", here, *examples]), ZKV_ENDPOINT=server.endpoint)
 
     assert result.returncode == 0, result.stderr
-    assert server.wait() == 0
+    assert server.wait()
     names = [example.split()[1] for example in examples]
     assert names == [
         "put", "get", "touch", "delete", "incr", "mput", "mget", "scan", "count", "mdelete",
-        "txn", "changes", "ping", "info", "snapshot", "end", "completion",
+        "txn", "changes", "watch", "export", "import", "top", "ping", "info", "snapshot", "end",
+        "completion",
     ]  # fmt: skip
     for name in names:
         assert f"\n  {name}" in helped
@@ -194,7 +196,7 @@ def test_a_command_has_a_help_of_its_own(name: str) -> None:
 # Where the options stand.
 
 
-def test_options_stand_before_the_command_or_behind_it(server: ServerProcess) -> None:
+def test_options_stand_before_the_command_or_behind_it(server: ServerInProcess) -> None:
     here = ["-e", server.endpoint]
     run("put", "k", "--json", *here, "[1]", "--timeout=30")
 
@@ -206,7 +208,7 @@ def test_options_stand_before_the_command_or_behind_it(server: ServerProcess) ->
     assert run("--", "get", "k", *here).stdout == b"[1]\n"
 
 
-def test_the_endpoint_comes_from_the_environment_unless_given(server: ServerProcess) -> None:
+def test_the_endpoint_comes_from_the_environment_unless_given(server: ServerInProcess) -> None:
     there = {"ZKV_ENDPOINT": server.endpoint}
     nowhere = {"ZKV_ENDPOINT": NOWHERE}
 
@@ -304,7 +306,7 @@ def test_get_prints_the_value_alone(
     json.loads(printed.stdout)
 
 
-def test_a_deep_value_is_printed(server: ServerProcess, cli: Cli) -> None:
+def test_a_deep_value_is_printed(server: ServerInProcess, cli: Cli) -> None:
     text = "[" * 450 + "]" * 450
     cli("put", "k", "--json", "-", input=text.encode())
 
@@ -330,7 +332,6 @@ def test_bytes_go_through_unchanged(cli: Cli) -> None:
         (["get", ""], 2, "BAD_REQUEST"),
         (["get", b"\xff"], 2, "BAD_REQUEST"),
         (["get", "x" * 2000], 2, "TOO_LARGE"),
-        ([], 2, "no command"),
         (["bogus"], 2, "'bogus'"),
         (["get"], 2, "KEY"),
         (["get", "a", "b"], 2, "b"),
@@ -432,7 +433,7 @@ def test_a_closed_pipe_ends_it_quietly(cli: Cli, words: list[str]) -> None:
     assert result.stderr == b""
 
 
-def test_a_reader_that_has_enough_ends_it_quietly(server: ServerProcess, client: Raw) -> None:
+def test_a_reader_that_has_enough_ends_it_quietly(server: ServerInProcess, client: Raw) -> None:
     client.ok(op="PUT", key="k", value="x" * 4_000_000)
     script = 'zkv-cli get k | head -c1; echo " ${PIPESTATUS[0]}"'
 
@@ -459,21 +460,13 @@ def test_a_full_disk_is_a_failure(cli: Cli, size: int) -> None:
     ],
 )
 def test_closed_streams(
-    server: ServerProcess, cli: Cli, command: str, status: int, complaint: bytes
+    server: ServerInProcess, cli: Cli, command: str, status: int, complaint: bytes
 ) -> None:
     cli("put", "k", "v")
 
     result = run_in_bash(f"zkv-cli {command}", ZKV_ENDPOINT=server.endpoint)
 
     assert (result.returncode, result.stdout, result.stderr) == (status, b"", complaint)
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Child processes take SIGINT, even where the tests run in the background and do not."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")
@@ -498,7 +491,7 @@ def test_ctrl_c_ends_it_quietly() -> None:
 # What makes it start quickly.
 
 
-def test_it_imports_nothing_of_the_server(server: ServerProcess) -> None:
+def test_it_imports_nothing_of_the_server(server: ServerInProcess) -> None:
     modules = modules_after("-e", server.endpoint, "ping")
 
     assert "zkv.client" in modules

@@ -1,0 +1,134 @@
+"""From a command to requests, and from what comes back to what is printed or raised.
+
+A command that is one op of the protocol is carried out by `ask`. Those that are more have a module
+of their own, and use the same connection and the same errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from zkv.cli.output import FAILED, CommandError, is_terminal, note, print_result
+from zkv.cli.values import to_json
+from zkv.errors import ZkvError
+
+if TYPE_CHECKING:
+    from zkv.cli.ops import Command
+    from zkv.client import Client
+
+NEGATIVE: Final = 1
+NO_ANSWER: Final = 3
+
+NEGATIVE_CODES: Final = frozenset({"NOT_FOUND", "CONFLICT"})
+
+
+class Session:
+    """The connection that one command has, or all the commands of a shell. A context manager."""
+
+    def __init__(self) -> None:
+        self._client: Client | None = None
+        self._made_for: tuple[str, float] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def client(self, options: argparse.Namespace) -> Client:
+        """A client for the endpoint and the timeout in ``options``. Raises CommandError."""
+        from zkv.client import Client
+
+        wanted = (options.endpoint, options.timeout)
+        if self._client is None or self._made_for != wanted:
+            self.close()
+            try:
+                self._client = Client(*wanted)
+            except ValueError as error:
+                raise CommandError(FAILED, str(error)) from error
+            self._made_for = wanted
+        return self._client
+
+    def close(self) -> None:
+        """Close the connection, if there is one; the next command opens another."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+
+def carry_out(command: Command, session: Session, options: argparse.Namespace) -> int:
+    """Carry out a command; its exit status. Raises CommandError, BrokenPipeError."""
+    try:
+        return command.run(session, options) if command.run else ask(command, session, options)
+    except ZkvError as error:
+        raise failure(error) from error
+
+
+def ask(command: Command, session: Session, options: argparse.Namespace) -> int:
+    """Send the request of a command that is one op, and print what is answered."""
+    client = session.client(options)
+    try:
+        fields = command.fields(options)
+    except (ValueError, OSError) as error:
+        raise CommandError(FAILED, str(error)) from error
+    try:
+        reply = client.call(command.op, **fields)
+    except ZkvError:
+        raise
+    except OverflowError as error:
+        raise CommandError(FAILED, "an int has more than 64 bits") from error
+    except ValueError as error:
+        raise CommandError(FAILED, str(error)) from error
+    with reading(command.op):
+        answer, beside = _answer(command, options, {**fields, **reply}, reply)
+    print_result(answer)
+    if beside:
+        note(beside)
+    return 0
+
+
+@contextmanager
+def reading(op: str) -> Iterator[None]:
+    """Where a reply is taken apart: one that lacks something becomes a CommandError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        message = f"bad reply to {op}: it is not as the protocol says: {error!r}"
+        raise CommandError(FAILED, message) from error
+    except RecursionError as error:
+        raise CommandError(FAILED, "the value is nested too deeply to be printed") from error
+
+
+def failure(error: ZkvError) -> CommandError:
+    """The exit status for ``error``, and what a person should know before trying again."""
+    from zkv.client import ClientError, NoReplyError, RefusedError
+
+    status, hint = FAILED, ""
+    match error:
+        case NoReplyError():
+            status = NO_ANSWER
+        case RefusedError():
+            status = NEGATIVE if error.code in NEGATIVE_CODES else FAILED
+            if "index" in error.details:
+                hint = f"; at index {error.details['index']} of the transaction"
+            if error.retry:
+                hint += "; it may succeed later"
+    if isinstance(error, ClientError) and error.applied is None:
+        hint = "; the request may have been carried out, or may yet be"
+    return CommandError(status, f"{error}{hint}")
+
+
+def _answer(
+    command: Command, options: argparse.Namespace, all_fields: dict[str, Any], reply: dict[str, Any]
+) -> tuple[str | bytes, str]:
+    """What to print, and what to say beside it."""
+    beside = command.note(reply)
+    if options.json:
+        return to_json(command.result(reply)), beside
+    if command.view is not None and is_terminal(sys.stdout):
+        return command.view(reply), beside
+    return command.text(all_fields), beside

@@ -1,0 +1,100 @@
+"""What commands print: results to standard output, messages to standard error.
+
+Bytes, not text, are written, so that what is printed does not depend on the locale. On a terminal
+some parts have colours, unless ``NO_COLOR`` is set; a pipe or a file gets none.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final, TextIO
+
+from zkv.cli.values import to_bytes
+
+FAILED: Final = 2
+
+RESET: Final = "\x1b[0m"
+STYLES: Final = {"key": "\x1b[36m", "op": "\x1b[33m", "dim": "\x1b[2m", "bad": "\x1b[31m"}
+
+
+class CommandError(Exception):
+    """The command failed: one line for standard error, and an exit status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody looks at what is written there."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        return False  # It has been closed.
+
+
+def has_colours(stream: TextIO | None) -> bool:
+    """Whether colours may be written there; see https://no-color.org for the variable."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return is_terminal(stream)
+
+
+def paint(text: str, style: str, stream: TextIO | None) -> str:
+    """``text`` in a style of `STYLES` where the stream may have colours, else as it is."""
+    return f"{STYLES[style]}{text}{RESET}" if has_colours(stream) else text
+
+
+def print_result(output: str | bytes) -> None:
+    """Print lines of text, or bytes as they are. Raises as `write` does."""
+    if sys.stdout is None:
+        raise CommandError(FAILED, "cannot print: standard output is closed")
+    write(to_bytes(output) if isinstance(output, str) else output)
+
+
+def write(data: bytes) -> None:
+    """Write all of ``data`` to standard output, if there is any, behind what has been printed.
+
+    Raises:
+        BrokenPipeError: nobody reads it.
+        CommandError: it takes no more.
+    """
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        forget_output()
+        raise CommandError(FAILED, f"cannot print: {error.strerror}") from error
+
+
+def forget_output() -> None:
+    """Send what is still buffered nowhere: the interpreter would try once more, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def complain(message: str) -> None:
+    """Print one line to standard error, if that takes any."""
+    if sys.stderr is None:
+        return
+    try:
+        name = paint("zkv-cli:", "bad", sys.stderr)
+        print(name, *message.splitlines(), file=sys.stderr, flush=True)
+    except OSError:
+        pass  # The exit status still tells.
+
+
+def note(message: str) -> None:
+    """Print to standard error what is no fault: `complain`, without alarm."""
+    if sys.stderr is None:
+        return
+    try:
+        line = paint(" ".join(["zkv-cli:", *message.splitlines()]), "dim", sys.stderr)
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        pass

@@ -1,0 +1,124 @@
+"""The shell of ``zkv-cli``: commands, a line each, over one connection.
+
+At a terminal it has a prompt (`zkv.cli.prompt`), says how long each command took, and goes on
+whatever becomes of it: Ctrl-C stops a command and not the shell. Elsewhere it carries out the lines
+of standard input, all of them, and its exit status is that of the first one that failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Final
+
+from zkv.cli.arguments import COMMANDS, UsageError, parse
+from zkv.cli.asking import Session, carry_out
+from zkv.cli.output import FAILED, CommandError, complain, is_terminal, paint, print_result, write
+from zkv.cli.view import duration
+from zkv.cli.words import split
+
+INTERRUPTED: Final = 130
+LEAVING: Final = frozenset({"exit", "quit"})
+HELP: Final = """\
+help COMMAND, or COMMAND --help, tells all about one command. Tab completes commands, options and
+keys. A word that begins with { or [ is JSON up to the closing bracket, over as many lines as it
+takes; other words are quoted as in a Unix shell. Options alone, such as --json or -e ENDPOINT, hold
+from then on. Ctrl-C stops a command; exit, quit or Ctrl-D ends the shell."""
+
+
+class Shell:
+    """A shell that has not begun yet.
+
+    Args:
+        session: the connection of all commands.
+        options: what stood on the command line; it holds for every command.
+    """
+
+    def __init__(self, session: Session, options: argparse.Namespace) -> None:
+        self._session = session
+        self._options = options
+        self._is_over = False
+
+    def run(self) -> int:
+        """Take commands until there are no more; the exit status."""
+        if is_terminal(sys.stdin) and is_terminal(sys.stdout):
+            return self._converse()
+        return self._read()
+
+    def _converse(self) -> int:
+        from zkv.cli.prompt import Prompt
+
+        prompt = Prompt()
+        while not self._is_over:
+            try:
+                line = prompt.ask(self._options)
+            except KeyboardInterrupt:
+                continue  # What had been typed is dropped.
+            except EOFError:
+                break
+            begin = time.monotonic()
+            if self._carry_out(line) is not None:
+                took = duration(time.monotonic() - begin)
+                print_result(paint(f"({took})", "dim", sys.stdout))
+        return 0
+
+    def _read(self) -> int:
+        if sys.stdin is None:
+            raise CommandError(FAILED, "no command given; see zkv-cli --help")
+        first_failure, text = 0, ""
+        while not self._is_over and (line := sys.stdin.buffer.readline()):
+            text += line.decode("utf-8", "surrogateescape")
+            if split(text).is_whole:
+                status = self._carry_out(text)
+                first_failure = first_failure or status or 0
+                text = ""
+        if text.strip() and not self._is_over:
+            complain(f"the last line is not ended: {text.strip()[:60]}")
+            first_failure = first_failure or FAILED
+        return first_failure
+
+    def _carry_out(self, line: str) -> int | None:
+        """Carry out a line; its exit status, and None where nothing was to be carried out."""
+        words = [word.text for word in split(line).words]
+        if words[:1] == ["zkv-cli"]:  # As it stands in the help, and in documents.
+            del words[0]
+        if not words:
+            return None
+        name = words[0].lower()
+        if name in LEAVING:
+            self._is_over = True
+            return None
+        if name in {"help", "?"}:
+            words = [*words[1:2], "--help"]
+            if len(words) == 1:
+                _help()
+                return None
+        try:
+            return self._command(words)
+        except CommandError as error:
+            complain(str(error))
+            return error.status
+        except KeyboardInterrupt:
+            complain("interrupted")
+            return INTERRUPTED
+
+    def _command(self, words: list[str]) -> int | None:
+        """Raises CommandError."""
+        try:
+            command, options = parse(words, self._options)
+        except UsageError as error:
+            raise CommandError(FAILED, str(error)) from error
+        except SystemExit:  # Help has been printed.
+            write(b"")
+            return None
+        if command is None:
+            self._options = options
+            return None
+        return carry_out(command, self._session, options)
+
+
+def _help() -> None:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    print_result("\n".join([*lines, "", HELP]))

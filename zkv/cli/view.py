@@ -1,0 +1,122 @@
+"""What a person at a terminal is shown of a server: INFO, and its numbers made readable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from zkv.cli.text import Reply
+from zkv.cli.values import to_json
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def info(reply: Reply) -> str:
+    """Of INFO: a table in groups."""
+    server = {name: fact for name, fact in reply.items() if not isinstance(fact, dict)}
+    groups = {"server": {n: f for n, f in server.items() if n not in {"ok", "id"}}}
+    groups |= {name: dict(fact) for name, fact in reply.items() if isinstance(fact, dict)}
+    stats = groups.get("stats", {})
+    for name in [name for name, fact in stats.items() if isinstance(fact, dict)]:
+        groups[name] = stats.pop(name)
+    if "latencies" in groups:
+        groups["latencies"] = {op: latency(counts) for op, counts in groups["latencies"].items()}
+    return _rendered(
+        {
+            heading: {name: readable(name, fact) for name, fact in facts.items()}
+            for heading, facts in groups.items()
+            if facts
+        }
+    )
+
+
+def boxes(groups: Mapping[str, Mapping[str, str]]) -> RenderableType:
+    """Groups of facts, each below its heading, side by side as far as there is room."""
+    from rich.columns import Columns
+    from rich.table import Table
+    from rich.text import Text
+
+    tables = []
+    for heading, facts in groups.items():
+        table = Table.grid(padding=(0, 2))
+        table.add_row(Text(heading, style="bold"))
+        for name, fact in facts.items():
+            table.add_row(Text(name, style="cyan"), Text(fact))
+        table.add_row("")
+        tables.append(table)
+    return Columns(tables, padding=(0, 4))
+
+
+def _rendered(groups: Mapping[str, Mapping[str, str]]) -> str:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    with console.capture() as captured:
+        console.print(boxes(groups))
+    return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
+
+
+def readable(name: str, fact: Any) -> str:
+    """A fact of INFO in the units that people think in. ``name`` says what it is."""
+    if isinstance(fact, list):
+        return "  ".join(readable(name, each) for each in fact)
+    if isinstance(fact, int | float) and not isinstance(fact, bool):
+        return _number(name, fact)
+    if fact is None:
+        return "none"
+    return fact if isinstance(fact, str) else to_json(fact)
+
+
+def _number(name: str, number: float) -> str:
+    if name == "rss" or name.endswith("bytes"):
+        return size(number)
+    if name == "uptime" or name.endswith(("_seconds", "_interval", "_ttl")):
+        return duration(number)
+    return str(number) if name == "pid" else f"{number:,}"
+
+
+def size(number: float) -> str:
+    """Bytes, in powers of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(number) < 1024:
+            return f"{number:,.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:,.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, in the units that suit them."""
+    if seconds == 0:
+        return "0 s"
+    for limit, factor, unit in ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms"), (120.0, 1.0, "s")):
+        if seconds < limit:
+            return f"{seconds * factor:.3g} {unit}"
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    if minutes < 120:
+        return f"{minutes} min"
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def latency(counts: Iterable[int]) -> str:
+    """Half of the requests took less than the first time, 99 of 100 less than the second."""
+    counts = list(counts)
+    half, most = percentile(counts, 0.5), percentile(counts, 0.99)
+    return f"p50 {duration(half)}, p99 {duration(most)}" if sum(counts) else "none"
+
+
+def percentile(counts: list[int], share: float) -> float:
+    """The time, in seconds, within which ``share`` of the requests were done.
+
+    Args:
+        counts: how many took less than 1 µs, 2 µs, 4 µs and so on, but not less than the one
+            before, as INFO tells them.
+        share: from 0 to 1. Within a step, requests are taken to be spread evenly.
+    """
+    wanted, below = share * sum(counts), 0
+    for step, count in enumerate(counts):
+        if count and below + count >= wanted:
+            low = 0.0 if step == 0 else 2.0 ** (step - 1)
+            return float(low + (2.0**step - low) * (wanted - below) / count) / 1e6
+        below += count
+    return 0.0
