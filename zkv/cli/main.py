@@ -1,4 +1,4 @@
-"""``zkv``: runs the server. What else it does with a data directory is in `zkv.cli.data`.
+"""``zkv``: runs the server; `zkv.cli.doctor` examines it, `zkv.cli.data` its data directory.
 
 Exit status: 0 after END, SIGTERM or SIGINT with everything saved; 1 where something was not; 2
 where the server did not start.
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from zkv import __version__, config
-from zkv.cli import data
+from zkv.cli import data, doctor
 from zkv.collector import collecting
 from zkv.errors import StartupError
 from zkv.log import Log
@@ -132,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--workers", type=int, metavar="N", help="how many worker threads")
     run.set_defaults(run=serve)
+    doctor.add_verb(verbs)
     data.add_verbs(verbs)
     return parser
 

@@ -1,0 +1,205 @@
+"""``zkv doctor``: what it finds at servers that are well, and at others."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.test_commands import NOWHERE
+from tests.peer import Peer, body
+from tests.support import (
+    LIMIT,
+    ROOT,
+    Message,
+    ServerInProcess,
+    ServerProcess,
+    environment,
+    run_zkv,
+    zkv_command,
+)
+from zkv.client import Client
+
+Change = Callable[[Message], object]
+
+
+def examine(*words: str) -> tuple[int, dict[str, dict[str, str]]]:
+    """The exit status, and what is found of each subject."""
+    done = run_zkv("doctor", "--json", *words, cwd=ROOT)
+    assert done.stderr == ""
+    return done.returncode, {
+        finding["subject"]: finding for finding in map(json.loads, done.stdout.splitlines())
+    }
+
+
+def test_a_server_that_is_well(server: ServerInProcess, tmp_path: Path) -> None:
+    status, found = examine("-e", server.endpoint)
+
+    assert {subject: each["level"] for subject, each in found.items()} == dict.fromkeys(
+        ["endpoint", "clock", "version", "durability", "failures", "sessions", "feed", "exposure",
+         "files", "disk"], "ok",
+    )  # fmt: skip
+    assert status == 0
+    assert str(tmp_path / "data") in found["disk"]["text"]
+
+
+def test_lines_for_people(server: ServerInProcess) -> None:
+    done = run_zkv("doctor", "-e", server.endpoint, cwd=ROOT)
+
+    assert done.returncode == 0
+    assert all(line.startswith("ok    ") for line in done.stdout.splitlines()), done.stdout
+    assert "fsync = always: what is answered is on disk" in done.stdout
+
+
+def test_the_endpoint_comes_from_the_environment(server: ServerInProcess) -> None:
+    done = subprocess.run(
+        zkv_command("doctor"), env=environment() | {"ZKV_ENDPOINT": server.endpoint},
+        cwd=ROOT, capture_output=True, timeout=LIMIT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+
+
+def test_another_policy_and_no_feed_are_told(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, "--fsync", "interval", "--feed", "") as server:
+        status, found = examine("-e", server.endpoint)
+
+    assert status == 0
+    assert found["durability"]["level"] == "note"
+    assert "1 s" in found["durability"]["text"]
+    assert found["feed"]["level"] == "note"
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    for endpoint, advice in (
+        (NOWHERE, "zkv serve"),
+        (f"ipc://{tmp_path}/nothing", "zkv serve"),
+    ):
+        status, found = examine("-e", endpoint, "--timeout", "0.2")
+
+        assert status == 3
+        assert endpoint in found["endpoint"]["text"]
+        assert advice in found["endpoint"]["advice"]
+
+
+def test_somebody_else_is_there() -> None:
+    with Peer(body(b"HTTP/1.1 400 Bad Request")) as peer:
+        status, found = examine("-e", peer.endpoint, "--timeout", "5")
+
+    assert status == 1
+    assert "no zkv server" in found["answers"]["advice"]
+
+
+@pytest.mark.parametrize("words", [["-e", "nonsense"], ["--timeout", "0"], ["--bogus"], ["x"]])
+def test_wrong_usage(words: list[str]) -> None:
+    done = subprocess.run(
+        zkv_command("doctor", *words), cwd=ROOT, env=environment(), capture_output=True,
+        timeout=LIMIT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == b""
+    assert done.stderr
+
+
+# What a server tells, changed to what one that is not well would tell.
+
+
+def put(path: str, value: Any) -> Change:
+    """Changes a field of INFO."""
+
+    def change(info: Message) -> None:
+        *way, name = path.split(".")
+        for step in way:
+            info = info[step]
+        info[name] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "subject", "text", "advice"),
+    [
+        (put("protocol", 2), "version", "protocol 2", "same release"),
+        (put("stats.failures", {"READ_ONLY": 7}), "writes", "7 were refused", "disk"),
+        (put("stats.failures", {"INTERNAL": 1}), "bugs", "met 1", "log"),
+        (put("stats.workers_replaced", 2), "bugs", "met 2", "log"),
+        (put("stats.sessions.sessions", 90_000), "sessions", "90,000 of 100,000", "max_sessions"),
+        (put("feed", "tcp://127.0.0.1:1"), "feed", "not heard", "server.feed"),
+        (put("stats.process.open_files", 10**7), "files", "10,000,000", "ulimit -n"),
+        (put("stats.process.max_open_files", 1024), "files", "1,024", "ulimit -n"),
+        (put("durability.snapshot_bytes", 2**60), "disk", "free", "make room"),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "",
+)
+def test_what_should_be_done_is_said(
+    server: ServerInProcess,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Change,
+    subject: str,
+    text: str,
+    advice: str,
+) -> None:
+    found = findings(server.endpoint, monkeypatch, INFO=change)
+
+    assert found[subject].level == "todo"
+    assert text in found[subject].text
+    assert advice in found[subject].advice
+
+
+@pytest.mark.parametrize(
+    ("change", "subject", "text"),
+    [
+        (put("version", "0.0.9"), "version", "understand each other"),
+        (put("durability.fsync", "never"), "durability", "fsync = never"),
+        (put("endpoints", ["tcp://0.0.0.0:5555"]), "exposure", "tcp://0.0.0.0:5555"),
+        (put("durability.data_dir", "/nowhere"), "disk", "not looked at"),
+        (put("stats.process", {}), "files", "not told"),
+        (put("stats.feed.dropped", 5), "feed", "5 messages"),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "",
+)
+def test_what_is_worth_knowing_is_said(
+    server: ServerInProcess,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Change,
+    subject: str,
+    text: str,
+) -> None:
+    found = findings(server.endpoint, monkeypatch, INFO=change)
+
+    assert found[subject].level == "note"
+    assert text in found[subject].text
+
+
+@pytest.mark.parametrize(("apart", "text"), [(90_000, "ahead of"), (-90_000, "behind")])
+def test_clocks_that_differ(
+    server: ServerInProcess, monkeypatch: pytest.MonkeyPatch, apart: int, text: str
+) -> None:
+    def shift(reply: Message) -> None:
+        reply["time"] += apart
+
+    found = findings(server.endpoint, monkeypatch, PING=shift)
+
+    assert found["clock"].level == "todo"
+    assert "90 s" in found["clock"].text
+    assert text in found["clock"].text
+    assert "NTP" in found["clock"].advice
+
+
+def findings(endpoint: str, monkeypatch: pytest.MonkeyPatch, **changes: Change) -> dict[str, Any]:
+    """All findings about a server whose answers to some ops are changed on the way."""
+    from zkv.cli import doctor
+
+    class Changed(Client):
+        def call(self, op: str, /, **fields: Any) -> dict[str, Any]:
+            reply = super().call(op, **fields)
+            if op in changes:
+                changes[op](reply)
+            return reply
+
+    monkeypatch.setattr(doctor, "FEED_PATIENCE", 0.5)
+    with Changed(endpoint) as client:
+        return {finding.subject: finding for finding in doctor.examine(client)}

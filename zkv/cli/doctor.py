@@ -1,0 +1,375 @@
+"""``zkv doctor``: is a server well, and does it do what one expects of it?
+
+Checks go from the outside in: the endpoint, then what PING and INFO tell, then what only the same
+machine can see. Each gives findings, a line each: what is so, and where something should be done,
+what. A check never writes to the store.
+
+Exit status: 0 nothing to be done; 1 something should be; 2 usage; 3 no answer in time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from zkv import __version__
+from zkv.cli.output import has_colours
+from zkv.cli.values import to_bytes, to_json
+from zkv.cli.view import duration, size
+from zkv.client import Client, ClientError, NoReplyError
+from zkv.defaults import DEFAULT_ENDPOINT
+
+FINE: Final = "ok"
+TELL: Final = "note"
+ACT: Final = "todo"
+
+WRONG: Final = 1
+USAGE: Final = 2
+NO_ANSWER: Final = 3
+
+PROTOCOL: Final = 1
+PINGS: Final = 50
+SLOW: Final = 0.020
+"""Seconds; a lock-step client does 50 requests a second then."""
+CLOCKS_APART: Final = 1.0
+FEED_PATIENCE: Final = 3.0
+FEW_FILES: Final = 4_096
+MAX_SOCKETS: Final = 1_023
+"""What ZeroMQ allows a context unless told otherwise. Each takes a file; none left is a crash."""
+FULL: Final = 0.8
+"""The share of a limit from which on it is time to act."""
+SPACE: Final = 1024**3
+"""Bytes that should be free beside what the next snapshot and segment take."""
+LOCAL: Final = ("tcp://127.", "tcp://localhost:", "tcp://[::1]:", "ipc://")
+VOLATILE: Final = frozenset({"tmpfs", "ramfs"})
+REMOTE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"})
+COLOURS: Final = {FINE: "\x1b[32m", TELL: "\x1b[36m", ACT: "\x1b[31m"}
+
+
+class Finding(NamedTuple):
+    """What a check found.
+
+    Args:
+        level: `FINE`, `TELL` or `ACT`.
+        subject: what was looked at.
+        text: what is so.
+        advice: what to do; empty = nothing.
+    """
+
+    level: str
+    subject: str
+    text: str
+    advice: str = ""
+
+
+Info = dict[str, Any]
+
+
+def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``zkv doctor`` to the command line."""
+    parser = verbs.add_parser(
+        "doctor",
+        help="check a running server, and say what to do",
+        description="Check a running server from the outside in: endpoint, round trips, versions, "
+        "clocks, durability, limits, change feed, and on the same machine its disk. Nothing is "
+        "changed. The exit status is 0 where nothing has to be done, 1 where something should be, "
+        "3 where no answer comes in time.",
+    )
+    parser.add_argument(
+        "-e", "--endpoint", metavar="ENDPOINT",
+        default=os.environ.get("ZKV_ENDPOINT") or DEFAULT_ENDPOINT,
+        help=f"where the server listens; else ZKV_ENDPOINT, else {DEFAULT_ENDPOINT}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--timeout", metavar="S", type=float, default=5.0, help="seconds to wait for an answer"
+    )
+    parser.add_argument("--json", action="store_true", help="an object for each finding")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Carry out all checks, and print what they find as they find it."""
+    status = 0
+    try:
+        with Client(options.endpoint, options.timeout) as client:
+            for finding in examine(client):
+                _print(finding, options.json)
+                status = WRONG if finding.level == ACT else status
+    except NoReplyError as error:
+        _print(_no_reply(options.endpoint, error), options.json)
+        return NO_ANSWER
+    except ClientError as error:
+        advice = "what listens there is no zkv server, or it ends: look at its log"
+        _print(Finding(ACT, "answers", str(error), advice), options.json)
+        return WRONG
+    except ValueError as error:
+        print(f"zkv: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def examine(client: Client) -> Iterator[Finding]:
+    """All findings about a server. Raises ClientError."""
+    yield from check_round_trips(client)
+    yield from check_clock(client)
+    info = client.call("INFO")
+    for check in CHECKS:
+        try:
+            yield from check(client, info)
+        except (KeyError, TypeError) as error:  # Another version, which tells other things.
+            yield Finding(TELL, check.__name__.removeprefix("check_"), f"not told: {error}")
+
+
+def check_round_trips(client: Client) -> Iterator[Finding]:
+    """Is the endpoint answered, and how soon?"""
+    client.call("PING")  # The first one also connects.
+    times = []
+    for _ in range(PINGS):
+        begin = time.perf_counter()
+        client.call("PING")
+        times.append(time.perf_counter() - begin)
+    half, most = sorted(times)[PINGS // 2], max(times)
+    text = (
+        f"{client.endpoint} answers in {duration(half)}; the slowest of {PINGS}: {duration(most)}"
+    )
+    if half > SLOW:
+        advice = "put many keys in one request (MGET, MPUT), or have many in flight (DEALER)"
+        yield Finding(ACT, "endpoint", text, advice)
+    else:
+        yield Finding(FINE, "endpoint", text)
+
+
+def check_clock(client: Client) -> Iterator[Finding]:
+    """Do the two clocks agree? `deadline` goes by them."""
+    begin = time.time()
+    reply = client.call("PING")
+    end = time.time()
+    apart = reply["time"] / 1000 - (begin + end) / 2
+    unsure = (end - begin) / 2 + 0.001
+    if abs(apart) - unsure > CLOCKS_APART:
+        ahead = "ahead of" if apart > 0 else "behind"
+        yield Finding(
+            ACT, "clock", f"the server's is {duration(abs(apart))} {ahead} the one here",
+            "have both machines' clocks set by NTP: a `deadline` means another moment there",
+        )  # fmt: skip
+    else:
+        yield Finding(FINE, "clock", f"apart by less than {duration(abs(apart) + unsure)}")
+
+
+def check_version(_client: Client, info: Info) -> Iterator[Finding]:
+    """Do server and client speak of the same things?"""
+    version, protocol = info["version"], info["protocol"]
+    text = f"server {version}, protocol {protocol}; here {__version__}, protocol {PROTOCOL}"
+    if protocol != PROTOCOL:
+        yield Finding(ACT, "version", text, "install the same release on both sides")
+    elif version != __version__:
+        yield Finding(TELL, "version", f"{text}: they understand each other")
+    else:
+        yield Finding(FINE, "version", text)
+
+
+def check_durability(_client: Client, info: Info) -> Iterator[Finding]:
+    """What does an answered write mean?"""
+    settings = info["durability"]
+    match settings["fsync"]:
+        case "always":
+            yield Finding(FINE, "durability", "fsync = always: what is answered is on disk")
+        case "interval":
+            lost = duration(settings["fsync_interval"])
+            yield Finding(
+                TELL, "durability",
+                f"fsync = interval: a crash of the machine may take the writes of about {lost}; "
+                f"one that must not be lost says `durable`",
+            )  # fmt: skip
+        case policy:
+            yield Finding(
+                TELL, "durability",
+                f"fsync = {policy}: a crash of the machine may take everything since the last "
+                f"snapshot; a write that must not be lost says `durable`",
+            )  # fmt: skip
+
+
+def check_failures(_client: Client, info: Info) -> Iterator[Finding]:
+    """Has it met what it should not?"""
+    stats = info["stats"]
+    failures = stats["failures"]
+    if refused := failures.get("READ_ONLY", 0):
+        yield Finding(
+            ACT, "writes", f"{refused:,} were refused because the log could not be written",
+            "look for a full or failing disk, in the server's log and the system's",
+        )  # fmt: skip
+    bugs = failures.get("INTERNAL", 0) + stats["workers_replaced"]
+    if bugs:
+        advice = "the server's log has tracebacks: report them"
+        yield Finding(ACT, "bugs", f"it has met {bugs:,} since its start", advice)
+    if not refused and not bugs:
+        yield Finding(FINE, "failures", "no write refused for the disk, no bug met")
+
+
+def check_sessions(_client: Client, info: Info) -> Iterator[Finding]:
+    """Is there room for more exactly-once clients?"""
+    there, most = info["stats"]["sessions"]["sessions"], info["limits"]["max_sessions"]
+    text = f"{there:,} of {most:,}"
+    if there > FULL * most:
+        advice = "raise limits.max_sessions, shorten session_ttl, or keep sessions for longer"
+        yield Finding(ACT, "sessions", text, advice)
+    else:
+        yield Finding(FINE, "sessions", text)
+
+
+def check_feed(client: Client, info: Info) -> Iterator[Finding]:
+    """Can changes be followed from here?"""
+    from zkv.cli.follow import hear
+    from zkv.cli.output import CommandError
+
+    feed = info["feed"]
+    if feed is None:
+        yield Finding(TELL, "feed", "off: changes can be asked for, with CHANGES, and not followed")
+        return
+    try:
+        took = hear(feed, client.endpoint, FEED_PATIENCE)
+    except CommandError as error:
+        yield Finding(ACT, "feed", str(error), "set server.feed to what can be reached from here")
+        return
+    dropped = info["stats"]["feed"].get("dropped", 0)
+    if took is None:
+        yield Finding(
+            ACT, "feed", f"{feed} is not heard within {duration(FEED_PATIENCE)}",
+            "set server.feed to an address and a port that can be reached from here",
+        )  # fmt: skip
+    elif dropped:
+        yield Finding(
+            TELL, "feed",
+            f"{feed} is heard; {dropped:,} messages were dropped for followers too slow for them",
+        )  # fmt: skip
+    else:
+        yield Finding(FINE, "feed", f"{feed} is heard after {duration(took)}")
+
+
+def check_exposure(_client: Client, info: Info) -> Iterator[Finding]:
+    """Who can reach it? Nobody is asked for a name."""
+    listening = [*info["endpoints"], info["feed"] or ""]
+    exposed = [each for each in listening if each.startswith("tcp://")]
+    exposed = [each for each in exposed if not each.startswith(LOCAL)]
+    if exposed:
+        yield Finding(
+            TELL, "exposure",
+            f"other machines reach {', '.join(exposed)}: whoever does can read, write and end it",
+        )  # fmt: skip
+    else:
+        yield Finding(FINE, "exposure", "only this machine reaches it")
+
+
+def check_files(_client: Client, info: Info) -> Iterator[Finding]:
+    """May it, and may a client here, open as many files as connections take?"""
+    process = info["stats"]["process"]
+    used, most = process.get("open_files", 0), process["max_open_files"]
+    text = f"the server has {used:,} of {most:,} open; each client takes one"
+    advice = "raise it: ulimit -n, or LimitNOFILE= in a systemd unit"
+    level = ACT if used > FULL * most or most < FEW_FILES else FINE
+    yield Finding(level, "files", text, advice if level == ACT else "")
+    here, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if here < MAX_SOCKETS:
+        text = f"a process here may open {here:,}, and {MAX_SOCKETS:,} sockets of ZeroMQ"
+        yield Finding(ACT, "files here", text, advice)
+
+
+def check_disk(client: Client, info: Info) -> Iterator[Finding]:
+    """Is there room for what will be written, and does it stay? On the same machine only."""
+    settings = info["durability"]
+    directory = _data_dir(client.endpoint, info)
+    if directory is None:
+        yield Finding(
+            TELL, "disk", f"not looked at: {settings['data_dir']!r} is not seen from here"
+        )
+        return
+    kind = _file_system(directory)
+    if kind in VOLATILE:
+        advice = "set durability.data_dir to a directory on a disk"
+        yield Finding(ACT, "disk", f"{directory} is in memory ({kind}), gone at a reboot", advice)
+    elif kind in REMOTE:
+        advice = "set durability.data_dir to a directory on a local disk"
+        yield Finding(ACT, "disk", f"{directory} is on a network ({kind}): few keep fsync", advice)
+    free = shutil.disk_usage(directory).free
+    wanted = SPACE + 2 * settings["snapshot_bytes"] + 2 * settings["segment_bytes"]
+    text = f"{size(free)} free at {directory}"
+    if free < wanted:
+        advice = f"make room, up to {size(wanted)}: a full disk refuses writes"
+        yield Finding(ACT, "disk", text, advice)
+    else:
+        yield Finding(FINE, "disk", text)
+
+
+CHECKS: Final[tuple[Callable[[Client, Info], Iterable[Finding]], ...]] = (
+    check_version, check_durability, check_failures, check_sessions, check_feed, check_exposure,
+    check_files, check_disk,
+)  # fmt: skip
+
+
+def _no_reply(endpoint: str, error: NoReplyError) -> Finding:
+    """Why there may have been none: does anything listen there?"""
+    if endpoint.startswith("ipc://"):
+        path = Path(endpoint.removeprefix("ipc://"))
+        if path.exists():
+            advice = "the server there has ended, hangs, or is another user's"
+        else:
+            advice = f"there is no {path}: start a server with zkv serve --endpoint {endpoint}"
+        return Finding(ACT, "endpoint", str(error), advice)
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), 2.0):
+            advice = "something listens there, and is no zkv server, or hangs: look at its log"
+    except (OSError, ValueError) as reason:
+        advice = f"nothing can be reached there ({reason}): start a server with zkv serve, or name "
+        advice += "its endpoint with -e or ZKV_ENDPOINT"
+    return Finding(ACT, "endpoint", str(error), advice)
+
+
+def _data_dir(endpoint: str, info: Info) -> Path | None:
+    """The server's data directory, where it can be seen from here."""
+    if not endpoint.startswith(LOCAL):
+        return None
+    directory = Path("/proc", str(info["stats"]["process"]["pid"]), "cwd")
+    try:
+        directory = directory.readlink() / info["durability"]["data_dir"]
+        return directory if directory.is_dir() else None
+    except OSError:
+        return None
+
+
+def _file_system(directory: Path) -> str:
+    """The kind of file system that a directory is on; empty where nobody tells."""
+    found = ("", "")
+    try:
+        mounts = Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    for mount in mounts:
+        _, place, kind, *_ = mount.split(" ")
+        if directory.resolve().is_relative_to(place) and len(place) >= len(found[0]):
+            found = place, kind
+    return found[1]
+
+
+def _print(finding: Finding, as_json: bool) -> None:
+    if as_json:
+        line = to_json(finding._asdict())
+    else:
+        level = f"{finding.level:4}"
+        if has_colours(sys.stdout):
+            level = f"{COLOURS[finding.level]}{level}\x1b[0m"
+        line = f"{level}  {finding.subject:10}  {finding.text}"
+        if finding.advice:
+            line += f"\n{'':18}-> {finding.advice}"
+    sys.stdout.buffer.write(to_bytes(line))
+    sys.stdout.buffer.flush()
