@@ -4,6 +4,9 @@
 PYTHON ?= python3
 ARGS   :=
 
+# Built when zkv is installed, where there is a compiler; else Python does the same.
+C      := $(wildcard zkv/broker/*.c)
+
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
@@ -49,6 +52,7 @@ lock: $(VENV)/dev.stamp ## Lock the dependencies anew; ARGS=--upgrade takes the 
 clean: ## Remove what was built; the data in var/ stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
 	    .import_linter_cache .hypothesis .cache
+	find zkv -name '*.so' -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/made.stamp:
@@ -61,13 +65,13 @@ $(VENV)/made.stamp:
 	$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
-$(VENV)/run.stamp: requirements/run.txt pyproject.toml $(VENV)/made.stamp
+$(VENV)/run.stamp: requirements/run.txt pyproject.toml $(C) $(VENV)/made.stamp
 	$(PIP) install --require-hashes -r requirements/run.txt
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
 # requirements/dev.txt holds all of run.txt, in the same versions.
-$(VENV)/dev.stamp: requirements/dev.txt requirements/run.txt pyproject.toml $(VENV)/made.stamp
+$(VENV)/dev.stamp: requirements/dev.txt requirements/run.txt pyproject.toml $(C) $(VENV)/made.stamp
 	$(PIP) install --require-hashes -r requirements/dev.txt
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $(VENV)/run.stamp $@

@@ -59,6 +59,7 @@ PINNED_INFO: Final[Fields] = {
         "INFO": [0, 0, 0, 0, 0, 0, 0, 0, 1],
     },
     "stats.failures": {"NOT_FOUND": 1},
+    "stats.mailbox": "compiled",
     "stats.process": {
         "pid": 4711,
         "cpu_seconds": 0.25,

@@ -27,6 +27,7 @@ from tests.support import (
     unpack,
 )
 from zkv import commands
+from zkv.broker.frames import FRAMES
 from zkv.broker.mailbox import Mailbox
 from zkv.engine import Engine
 from zkv.protocol import requests
@@ -346,7 +347,7 @@ def test_mailbox_may_be_rung_after_its_end(context: zmq.Context[Any]) -> None:
     with context.socket(zmq.DEALER) as backend:
         backend.linger = 0
         backend.bind("inproc://backend")
-        mailbox = Mailbox(context, "inproc://backend")
+        mailbox = Mailbox(context, "inproc://backend", FRAMES)
         mailbox.stop()
         assert mailbox.receive() == []
         mailbox.close()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from zkv.broker.feed import Feed
+from zkv.broker.frames import FRAMES, PlainFrames
 from zkv.broker.mailbox import Mailbox
 from zkv.broker.proxy import INPROC, Proxy
 from zkv.broker.service import Service
@@ -155,6 +156,7 @@ class Broker:
             "failures": dict(failures),
             "unroutable": unroutable,
             "workers_replaced": replaced,
+            "mailbox": "plain" if FRAMES is PlainFrames else "compiled",
             "feed": {} if self._feed is None else self._feed.statistics(),
         }
 
@@ -174,7 +176,7 @@ class Broker:
         worker.start()
 
     def _open_mailbox(self) -> Mailbox:
-        return Mailbox(self._context, self._backend)
+        return Mailbox(self._context, self._backend, FRAMES)
 
     def _died(self, worker: Worker) -> None:
         with self._lock:

@@ -3,7 +3,7 @@
 Strategy: what a worker pays for is calls on sockets, not bytes. So it waits for the first message,
 takes the rest without waiting (bounded), works on the whole batch, and replies to all. The envelope
 of each message, of any depth, stays in here and goes out again before its reply; a worker sees only
-bodies.
+bodies. What touches the socket is in `zkv.broker.frames`, once in Python and once compiled.
 
 A reply may also be pending: its envelope is parked, and whichever thread completes it rings this
 mailbox's bell, which then sends it. So no worker ever blocks on an op that
@@ -22,9 +22,7 @@ from typing import Final, Protocol
 import zmq
 
 from zkv.broker.bell import Bell
-
-BATCH: Final = 64
-"""Most requests taken at once: bounds how long the first of them waits for the last."""
+from zkv.broker.frames import BadEnvelope, Envelope, Frames
 
 QUEUED_PER_WORKER: Final = 64
 """Bound on requests that wait for one worker, on each side of its pipe.
@@ -51,51 +49,38 @@ class Pending(Protocol):
 Body = bytes | Pending
 
 
-class BadEnvelope:
-    """Stands in a batch for a message that has no body where it should be.
-
-    Args:
-        reason: what is wrong with the message.
-    """
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-
-    def __len__(self) -> int:
-        """It holds no body."""
-        return 0
-
-
-NO_DELIMITER = BadEnvelope("no empty delimiter frame before the body")
-NO_BODY = BadEnvelope("no body frame behind the delimiter")
-TWO_BODIES = BadEnvelope("more than one body frame behind the delimiter")
-
-
 class Mailbox:
     """Made in the worker's own thread.
 
     Args:
         context: the server's.
         backend: inproc address of the proxy's DEALER.
+        frames: what takes and sends batches.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], backend: str) -> None:
-        self._socket = context.socket(zmq.DEALER)
-        self._socket.sndtimeo = 0  # It could only wait for a proxy that has died.
-        self._socket.linger = 0  # A reply is in the proxy's hands as soon as it is sent: inproc.
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        backend: str,
+        frames: Callable[[zmq.Socket[bytes], int], Frames],
+    ) -> None:
+        socket = context.socket(zmq.DEALER)
+        socket.linger = 0  # A reply is in the proxy's hands as soon as it is sent: inproc.
         # Replies are bounded by the requests taken; a bound here could block the proxy's peer.
-        self._socket.sndhwm = 0
-        self._socket.rcvhwm = QUEUED_PER_WORKER
-        self._socket.connect(backend)
+        socket.sndhwm = 0
+        socket.rcvhwm = QUEUED_PER_WORKER
+        socket.connect(backend)
         self._bell = Bell()
-        self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
-        self._poller.register(self._bell, zmq.POLLIN)
-        self._envelopes: list[list[bytes]] = []
-        self._outbox: deque[tuple[list[bytes], Pending]] = deque()
-        self._parked = 0  # Futures whose reply has not been sent.
+        self._frames = frames(socket, self._bell.fileno())
+        self._envelopes: list[Envelope] = []
+        self._outbox: deque[tuple[Envelope, Pending]] = deque()
+        self._parked = 0  # Replies that are pending and have not been sent.
         self._stopping = False
-        self.unroutable = 0
+
+    @property
+    def unroutable(self) -> int:
+        """Messages that had nobody to reply to, and replies that nobody was there to take."""
+        return self._frames.unroutable
 
     def receive(self) -> list[bytes | BadEnvelope]:
         """Wait for requests and return their bodies.
@@ -105,23 +90,23 @@ class Mailbox:
         """
         while True:
             self._send_completed()
-            if self._readable():
-                batch = self._take()
-                if batch:
-                    return batch
-            elif self._stopping and not self._parked:
-                return []
-            else:
-                self._wait()
+            ending = self._stopping and not self._parked
+            self._envelopes, bodies = self._frames.receive(not ending)
+            if bodies or ending:
+                return bodies
+            self._bell.hush()  # Before the outbox is read: what comes later rings again.
 
     def reply(self, bodies: list[Body]) -> None:
         """Answer the batch received last, in its order."""
         envelopes, self._envelopes = self._envelopes, []
+        messages = []
         for envelope, body in zip(envelopes, bodies, strict=True):
             if isinstance(body, bytes):
-                self._send(envelope, body)
+                envelope.append(body)
+                messages.append(envelope)
             else:
                 self._park(envelope, body)
+        self._frames.send(messages)
 
     @property
     def unanswered(self) -> int:
@@ -130,7 +115,7 @@ class Mailbox:
 
     def is_idle(self) -> bool:
         """Whether nothing is queued at this moment."""
-        return not self._readable()
+        return not self._frames.readable()
 
     def stop(self) -> None:
         """Have `receive` return nothing once all that is queued is answered. Any thread."""
@@ -139,69 +124,22 @@ class Mailbox:
 
     def close(self) -> None:
         """Say goodbye to the proxy and close every descriptor."""
-        self._send([b""], GOODBYE)
-        self._socket.close()
-        self._bell.close()
-
-    def _readable(self) -> bool:
-        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
-
-    def _wait(self) -> None:
-        self._poller.poll()
-        self._bell.hush()  # Before the outbox is read: what comes later rings again.
+        try:
+            self._frames.send([[b"", GOODBYE]])
+        finally:
+            self._frames.close()
+            self._bell.close()
 
     def _send_completed(self) -> None:
+        messages = []
         while self._outbox:
             envelope, pending = self._outbox.popleft()
-            self._send(envelope, pending.body())
-            self._parked -= 1
+            envelope.append(pending.body())
+            messages.append(envelope)
+        if messages:
+            self._parked -= len(messages)
+            self._frames.send(messages)
 
-    def _take(self) -> list[bytes | BadEnvelope]:
-        batch: list[bytes | BadEnvelope] = []
-        while len(batch) < BATCH and self._readable():
-            body = self._take_one()
-            if body is not None:
-                batch.append(body)
-        return batch
-
-    def _take_one(self) -> bytes | BadEnvelope | None:
-        """One message's body, its envelope kept; None for a message with nowhere to reply to."""
-        recv, option = self._socket.recv, self._socket.getsockopt
-        envelope = [recv()]
-        while option(zmq.RCVMORE):
-            frame = recv()
-            envelope.append(frame)
-            if not frame:
-                return self._take_body(envelope)
-        if len(envelope) < 2:
-            self.unroutable += 1
-            return None
-        # Without a delimiter, only the first frame is known to be an address: the ROUTER put it
-        # there.
-        self._envelopes.append([envelope[0], b""])
-        return NO_DELIMITER
-
-    def _take_body(self, envelope: list[bytes]) -> bytes | BadEnvelope:
-        self._envelopes.append(envelope)
-        recv, option = self._socket.recv, self._socket.getsockopt
-        if not option(zmq.RCVMORE):
-            return NO_BODY
-        body = recv()
-        if not option(zmq.RCVMORE):
-            return body
-        while option(zmq.RCVMORE):
-            recv()
-        return TWO_BODIES
-
-    def _send(self, envelope: list[bytes], body: bytes) -> None:
-        send = self._socket.send
-        try:
-            for frame in envelope:
-                send(frame, zmq.SNDMORE)
-            send(body)
-        except zmq.Again:
-            self.unroutable += 1
-
-    def _park(self, envelope: list[bytes], pending: Pending) -> None:
+    def _park(self, envelope: Envelope, pending: Pending) -> None:
         self._parked += 1
         pending.notify(lambda: self._outbox.append((envelope, pending)), self._bell.ring)

@@ -19,7 +19,7 @@ from collections import Counter, defaultdict
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final
 
-from zkv.broker.mailbox import BadEnvelope
+from zkv.broker.frames import BadEnvelope
 from zkv.commands import execute
 from zkv.errors import (
     BadRequestError,

@@ -1,0 +1,532 @@
+/* Batches of messages off and onto a socket, compiled: the twin of `PlainFrames` in frames.py.
+ *
+ * Strategy: what costs a worker is each call on a socket and each turn of Python's lock. So waiting
+ * for messages and taking a whole batch is one call without the lock, sending a batch of replies is
+ * another, and Python objects are made and read before and after, with the lock held.
+ *
+ * Nothing is linked. The socket is pyzmq's own, so the functions of libzmq must be those of the
+ * library that pyzmq has loaded; `attach` looks them up in it. What is assumed of libzmq is part of
+ * its stable ABI since 4.1: the functions below, the numbers of options, and that a `zmq_msg_t` has
+ * 64 bytes.
+ *
+ * Invariants: what `PlainFrames` does is the specification; tests run against both. An object is
+ * used in one thread. Every zmq_msg_t that was initialised is closed, and every Python object that
+ * is looked at without the lock is held by a reference of our own meanwhile.
+ */
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000 /* one binary for Python 3.11 and everything newer */
+#include <Python.h>
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+
+/* --- libzmq ---------------------------------------------------------------------------------- */
+
+typedef union {
+    unsigned char bytes[64];
+    void *alignment;
+} zmq_msg_t;
+
+enum { DONTWAIT = 1, SNDMORE = 2 };           /* flags */
+enum { OPTION_FD = 14, OPTION_EVENTS = 15 };  /* options */
+enum { EVENT_IN = 1 };                        /* what OPTION_EVENTS tells */
+
+static struct {
+    void (*version)(int *major, int *minor, int *patch);
+    int (*last_error)(void);
+    int (*getsockopt)(void *socket, int option, void *value, size_t *size);
+    int (*send)(void *socket, const void *data, size_t size, int flags);
+    int (*msg_init)(zmq_msg_t *);
+    int (*msg_recv)(zmq_msg_t *, void *socket, int flags);
+    int (*msg_move)(zmq_msg_t *to, zmq_msg_t *from);
+    int (*msg_more)(const zmq_msg_t *);
+    size_t (*msg_size)(const zmq_msg_t *);
+    void *(*msg_data)(zmq_msg_t *);
+    int (*msg_close)(zmq_msg_t *);
+} zmq;
+
+static const struct {
+    const char *name;
+    void *slot;
+} functions[] = {
+    {"zmq_version", &zmq.version},       {"zmq_errno", &zmq.last_error},
+    {"zmq_getsockopt", &zmq.getsockopt}, {"zmq_send", &zmq.send},
+    {"zmq_msg_init", &zmq.msg_init},     {"zmq_msg_recv", &zmq.msg_recv},
+    {"zmq_msg_move", &zmq.msg_move},     {"zmq_msg_more", &zmq.msg_more},
+    {"zmq_msg_size", &zmq.msg_size},     {"zmq_msg_data", &zmq.msg_data},
+    {"zmq_msg_close", &zmq.msg_close},
+};
+
+/* attach(path): find libzmq's functions in a loaded extension module of pyzmq, or in what it
+ * depends on; returns the library's version. */
+static PyObject *attach(PyObject *module, PyObject *arguments)
+{
+    PyObject *path;
+    int major, minor, patch;
+    if (!PyArg_ParseTuple(arguments, "O&", PyUnicode_FSConverter, &path))
+        return NULL;
+    void *library = dlopen(PyBytes_AsString(path), RTLD_LAZY | RTLD_NOLOAD); /* for good */
+    Py_DECREF(path);
+    if (library == NULL)
+        return PyErr_Format(PyExc_ImportError, "this library is not loaded");
+    for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
+        void *function = dlsym(library, functions[i].name);
+        if (function == NULL)
+            return PyErr_Format(PyExc_ImportError, "no %s in this library", functions[i].name);
+        *(void **)functions[i].slot = function;
+    }
+    zmq.version(&major, &minor, &patch);
+    return Py_BuildValue("(iii)", major, minor, patch);
+}
+
+/* --- Frames ---------------------------------------------------------------------------------- */
+
+enum kind { COMPLETE, NO_DELIMITER, NO_BODY, TWO_BODIES, KINDS };
+
+/* One message received: its envelope, then its body if it is complete, in `Frames.frames`. */
+typedef struct {
+    size_t first, end;
+    enum kind kind;
+} letter;
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *owner;            /* pyzmq's socket */
+    void *socket;               /* the same to libzmq; NULL once it is closed */
+    int bell;                   /* the descriptor whose readability ends a wait */
+    PyObject *stands_for[KINDS]; /* what is given in place of the body of a bad message */
+    PyObject *error;            /* makes an exception from an error number */
+    unsigned long long unroutable;
+    zmq_msg_t *frames;          /* of the batch that is being received; each is initialised */
+    size_t count, room;
+    letter *letters;
+    size_t most;
+} Frames;
+
+enum { ROOM = 256, KEPT_ROOM = 4096 }; /* frames: at first, and kept from one batch to the next */
+
+static int is_error(int number) { return number != 0 && number != EAGAIN; }
+
+/* A further frame, initialised; NULL where memory ends. libzmq must move messages itself. */
+static zmq_msg_t *add_frame(Frames *self)
+{
+    if (self->count == self->room) {
+        size_t room = self->room ? 2 * self->room : ROOM;
+        zmq_msg_t *frames = malloc(room * sizeof *frames);
+        if (frames == NULL)
+            return NULL;
+        for (size_t i = 0; i < self->count; i++) {
+            zmq.msg_init(&frames[i]);
+            zmq.msg_move(&frames[i], &self->frames[i]);
+            zmq.msg_close(&self->frames[i]);
+        }
+        free(self->frames);
+        self->frames = frames;
+        self->room = room;
+    }
+    zmq_msg_t *frame = &self->frames[self->count++];
+    zmq.msg_init(frame);
+    return frame;
+}
+
+static void drop_frames(Frames *self, size_t keep)
+{
+    while (self->count > keep)
+        zmq.msg_close(&self->frames[--self->count]);
+}
+
+/* The next frame, if there is one: 0, or an error number. */
+static int take_frame(Frames *self)
+{
+    zmq_msg_t *frame = add_frame(self);
+    if (frame == NULL)
+        return ENOMEM;
+    while (zmq.msg_recv(frame, self->socket, DONTWAIT) < 0) {
+        int number = zmq.last_error();
+        if (number != EINTR) {
+            drop_frames(self, self->count - 1);
+            return number;
+        }
+    }
+    return 0;
+}
+
+/* The next message, if there is one: 0, or an error number; EAGAIN where there is none.
+ * One that has nowhere to reply to is counted, and leaves nothing in `to`. */
+static int take_letter(Frames *self, letter *to, int *routable)
+{
+    size_t first = self->count;
+    size_t delimiter = 0; /* its place; never that of the first frame, which is the sender's id */
+    int more = 1;
+    while (more) {
+        int number = take_frame(self);
+        if (number) {
+            drop_frames(self, first);
+            return number;
+        }
+        zmq_msg_t *frame = &self->frames[self->count - 1];
+        more = zmq.msg_more(frame);
+        if (delimiter && self->count > delimiter + 2)
+            drop_frames(self, self->count - 1), to->kind = TWO_BODIES;
+        else if (delimiter)
+            to->kind = COMPLETE;
+        else if (self->count - 1 > first && zmq.msg_size(frame) == 0)
+            delimiter = self->count - 1, to->kind = NO_BODY;
+    }
+    *routable = self->count - first > 1;
+    if (!delimiter) {
+        to->kind = NO_DELIMITER;
+        drop_frames(self, *routable ? first + 1 : first);
+    } else if (to->kind == TWO_BODIES) {
+        drop_frames(self, delimiter + 1);
+    }
+    self->unroutable += !*routable;
+    to->first = first;
+    to->end = self->count;
+    return 0;
+}
+
+/* Whatever is there, up to `most` letters. 0, or an error number; EAGAIN where there is nothing. */
+static int take_batch(Frames *self, size_t *taken)
+{
+    int number = EAGAIN, routable, any = 0;
+    while (*taken < self->most) {
+        number = take_letter(self, &self->letters[*taken], &routable);
+        if (number)
+            break;
+        any = 1;
+        *taken += routable;
+    }
+    return any ? 0 : number;
+}
+
+/* `take_batch`; where there is nothing and `wait`, again after a message or the bell. Without
+ * Python's lock. EINTR where a signal has come meanwhile. */
+static int take_or_wait(Frames *self, int wait, size_t *taken)
+{
+    int descriptor;
+    size_t size = sizeof descriptor;
+    for (;;) {
+        int number = take_batch(self, taken);
+        if (number != EAGAIN || !wait)
+            return number;
+        /* This descriptor tells that there is something new since a call that found nothing. */
+        if (zmq.getsockopt(self->socket, OPTION_FD, &descriptor, &size) < 0)
+            return zmq.last_error();
+        struct pollfd either[] = {{descriptor, POLLIN, 0}, {self->bell, POLLIN, 0}};
+        if (poll(either, 2, -1) < 0)
+            return errno;
+        wait = !either[1].revents;
+    }
+}
+
+static PyObject *fail(Frames *self, int number)
+{
+    if (number == ENOMEM)
+        return PyErr_NoMemory();
+    PyObject *error = PyObject_CallFunction(self->error, "i", number);
+    if (error != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+        Py_DECREF(error);
+    }
+    return NULL;
+}
+
+static int is_closed(Frames *self)
+{
+    if (self->socket == NULL)
+        fail(self, ENOTSOCK);
+    return self->socket == NULL;
+}
+
+static PyObject *to_bytes(zmq_msg_t *frame)
+{
+    return PyBytes_FromStringAndSize(zmq.msg_data(frame), (Py_ssize_t)zmq.msg_size(frame));
+}
+
+/* The envelope of a letter, as a list of bytes, to which its body may be appended. */
+static PyObject *to_envelope(Frames *self, const letter *from)
+{
+    size_t end = from->end - (from->kind == COMPLETE);
+    PyObject *envelope = PyList_New((Py_ssize_t)(end - from->first));
+    for (size_t i = from->first; envelope != NULL && i < end; i++) {
+        PyObject *frame = to_bytes(&self->frames[i]);
+        if (frame == NULL || PyList_SetItem(envelope, (Py_ssize_t)(i - from->first), frame) < 0)
+            Py_CLEAR(envelope);
+    }
+    if (envelope != NULL && from->kind == NO_DELIMITER) {
+        PyObject *delimiter = PyBytes_FromStringAndSize(NULL, 0);
+        if (delimiter == NULL || PyList_Append(envelope, delimiter) < 0)
+            Py_CLEAR(envelope);
+        Py_XDECREF(delimiter);
+    }
+    return envelope;
+}
+
+static PyObject *to_body(Frames *self, const letter *from)
+{
+    if (from->kind == COMPLETE)
+        return to_bytes(&self->frames[from->end - 1]);
+    return Py_NewRef(self->stands_for[from->kind]);
+}
+
+/* (envelopes, bodies) of the letters that were taken. */
+static PyObject *to_lists(Frames *self, size_t taken)
+{
+    PyObject *envelopes = PyList_New((Py_ssize_t)taken), *bodies = PyList_New((Py_ssize_t)taken);
+    int well = envelopes != NULL && bodies != NULL;
+    for (size_t i = 0; well && i < taken; i++) {
+        PyObject *envelope = to_envelope(self, &self->letters[i]);
+        PyObject *body = envelope == NULL ? NULL : to_body(self, &self->letters[i]);
+        well = body != NULL;
+        if (well) {
+            PyList_SetItem(envelopes, (Py_ssize_t)i, envelope);
+            PyList_SetItem(bodies, (Py_ssize_t)i, body);
+        } else {
+            Py_XDECREF(envelope);
+        }
+    }
+    if (well)
+        return Py_BuildValue("(NN)", envelopes, bodies);
+    Py_XDECREF(envelopes);
+    Py_XDECREF(bodies);
+    return NULL;
+}
+
+static PyObject *frames_receive(Frames *self, PyObject *arguments)
+{
+    int wait, number;
+    size_t taken = 0;
+    if (!PyArg_ParseTuple(arguments, "p", &wait) || is_closed(self))
+        return NULL;
+    do {
+        Py_BEGIN_ALLOW_THREADS
+        number = take_or_wait(self, wait, &taken);
+        Py_END_ALLOW_THREADS
+        if (number == EINTR && PyErr_CheckSignals() < 0)
+            return NULL;
+    } while (number == EINTR);
+    PyObject *lists = is_error(number) ? fail(self, number) : to_lists(self, taken);
+    drop_frames(self, 0);
+    if (self->room > KEPT_ROOM) {
+        free(self->frames);
+        self->frames = NULL;
+        self->room = 0;
+    }
+    return lists;
+}
+
+/* --- Sending */
+
+/* One frame of a message to be sent; `data` stays as it is as long as `object` is held. */
+typedef struct {
+    PyObject *object;
+    const char *data;
+    size_t size;
+    int more;
+} outgoing;
+
+/* Hold every frame of a list of lists of bytes; how many there are, or -1. */
+static Py_ssize_t hold(PyObject *messages, outgoing **held)
+{
+    Py_ssize_t total = 0, count = 0, size = PyList_Size(messages);
+    for (Py_ssize_t i = 0; i < size; i++) {
+        Py_ssize_t frames = PyList_Size(PyList_GetItem(messages, i));
+        if (frames < 0)
+            return -1;
+        total += frames;
+    }
+    *held = PyMem_Calloc((size_t)total + 1, sizeof **held);
+    if (size < 0 || *held == NULL)
+        return size < 0 ? -1 : (PyErr_NoMemory(), -1);
+    for (Py_ssize_t i = 0; i < size; i++) {
+        PyObject *message = PyList_GetItem(messages, i);
+        Py_ssize_t frames = PyList_Size(message);
+        for (Py_ssize_t j = 0; j < frames; j++) {
+            outgoing *frame = &(*held)[count++];
+            Py_ssize_t bytes;
+            char *data;
+            frame->object = Py_NewRef(PyList_GetItem(message, j));
+            if (PyBytes_AsStringAndSize(frame->object, &data, &bytes) < 0)
+                return -1;
+            frame->data = data;
+            frame->size = (size_t)bytes;
+            frame->more = j + 1 < frames;
+        }
+    }
+    return count;
+}
+
+static void let_go(outgoing *held)
+{
+    for (outgoing *frame = held; frame != NULL && frame->object != NULL; frame++)
+        Py_DECREF(frame->object);
+    PyMem_Free(held);
+}
+
+/* Send what is held. Without Python's lock. 0, or an error number. */
+static int send_all(Frames *self, const outgoing *frame, const outgoing *end)
+{
+    while (frame < end) {
+        int flags = DONTWAIT | (frame->more ? SNDMORE : 0);
+        if (zmq.send(self->socket, frame->data, frame->size, flags) < 0) {
+            int number = zmq.last_error();
+            if (number == EINTR)
+                continue;
+            if (number != EAGAIN)
+                return number;
+            self->unroutable++; /* Nobody is there to take it. */
+            while (frame->more)
+                frame++;
+        }
+        frame++;
+    }
+    return 0;
+}
+
+static PyObject *frames_send(Frames *self, PyObject *messages)
+{
+    outgoing *held = NULL;
+    int number = 0;
+    if (is_closed(self))
+        return NULL;
+    Py_ssize_t count = hold(messages, &held);
+    if (count >= 0) {
+        Py_BEGIN_ALLOW_THREADS
+        number = send_all(self, held, held + count);
+        Py_END_ALLOW_THREADS
+    }
+    let_go(held);
+    if (count < 0)
+        return NULL;
+    return number ? fail(self, number) : Py_NewRef(Py_None);
+}
+
+/* --- The rest */
+
+static PyObject *frames_readable(Frames *self, PyObject *unused)
+{
+    int events = 0;
+    size_t size = sizeof events;
+    if (is_closed(self))
+        return NULL;
+    while (zmq.getsockopt(self->socket, OPTION_EVENTS, &events, &size) < 0)
+        if (zmq.last_error() != EINTR)
+            return fail(self, zmq.last_error());
+    return PyBool_FromLong(events & EVENT_IN);
+}
+
+static PyObject *frames_close(Frames *self, PyObject *unused)
+{
+    self->socket = NULL;
+    return PyObject_CallMethod(self->owner, "close", NULL);
+}
+
+static PyObject *frames_unroutable(Frames *self, void *unused)
+{
+    return PyLong_FromUnsignedLongLong(self->unroutable);
+}
+
+static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
+{
+    PyObject *owner, *no_delimiter, *no_body, *two_bodies, *error;
+    int bell;
+    Py_ssize_t most;
+    if (!PyArg_ParseTuple(arguments, "OinOOOO", &owner, &bell, &most, &no_delimiter, &no_body,
+                          &two_bodies, &error))
+        return NULL;
+    if (zmq.version == NULL || most < 1)
+        return PyErr_Format(PyExc_ValueError, "attach to libzmq first; most must be positive");
+    PyObject *address = PyObject_GetAttrString(owner, "underlying");
+    void *socket = address == NULL ? NULL : PyLong_AsVoidPtr(address);
+    Py_XDECREF(address);
+    if (socket == NULL && PyErr_Occurred())
+        return NULL;
+    Frames *self = (Frames *)PyType_GenericAlloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->owner = Py_NewRef(owner);
+    self->socket = socket;
+    self->bell = bell;
+    self->stands_for[NO_DELIMITER] = Py_NewRef(no_delimiter);
+    self->stands_for[NO_BODY] = Py_NewRef(no_body);
+    self->stands_for[TWO_BODIES] = Py_NewRef(two_bodies);
+    self->error = Py_NewRef(error);
+    self->most = (size_t)most;
+    self->letters = calloc(self->most, sizeof *self->letters);
+    if (self->letters == NULL) {
+        Py_DECREF(self);
+        return PyErr_NoMemory();
+    }
+    return (PyObject *)self;
+}
+
+static void frames_dealloc(Frames *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    drop_frames(self, 0);
+    free(self->frames);
+    free(self->letters);
+    for (int kind = 0; kind < KINDS; kind++)
+        Py_XDECREF(self->stands_for[kind]);
+    Py_XDECREF(self->error);
+    Py_XDECREF(self->owner);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef frames_methods[] = {
+    {"receive", (PyCFunction)frames_receive, METH_VARARGS, NULL},
+    {"send", (PyCFunction)frames_send, METH_O, NULL},
+    {"readable", (PyCFunction)frames_readable, METH_NOARGS, NULL},
+    {"close", (PyCFunction)frames_close, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef frames_attributes[] = {
+    {"unroutable", (getter)frames_unroutable, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot frames_slots[] = {
+    {Py_tp_doc, "See PlainFrames in frames.py."},
+    {Py_tp_new, frames_new},
+    {Py_tp_dealloc, frames_dealloc},
+    {Py_tp_methods, frames_methods},
+    {Py_tp_getset, frames_attributes},
+    {0, NULL},
+};
+
+static PyType_Spec frames_spec = {
+    .name = "zkv.broker._frames.Frames",
+    .basicsize = sizeof(Frames),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = frames_slots,
+};
+
+static PyMethodDef functions_of_module[] = {
+    {"attach", attach, METH_VARARGS, "Find libzmq in a loaded extension module of pyzmq."},
+    {NULL, NULL, 0, NULL},
+};
+
+static int execute(PyObject *module)
+{
+    PyObject *type = PyType_FromSpec(&frames_spec);
+    int failed = type == NULL || PyModule_AddObjectRef(module, "Frames", type) < 0;
+    Py_XDECREF(type);
+    return failed ? -1 : 0;
+}
+
+static PyModuleDef_Slot slots_of_module[] = {{Py_mod_exec, execute}, {0, NULL}};
+
+static PyModuleDef definition = {
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "_frames",
+    .m_methods = functions_of_module,
+    .m_slots = slots_of_module,
+};
+
+PyMODINIT_FUNC PyInit__frames(void) { return PyModuleDef_Init(&definition); }

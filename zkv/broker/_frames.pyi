@@ -1,0 +1,28 @@
+"""The compiled twin of `zkv.broker.frames.PlainFrames`."""
+
+from collections.abc import Callable
+
+import zmq
+
+from zkv.broker.frames import BadEnvelope
+
+def attach(path: str, /) -> tuple[int, int, int]: ...
+
+class Frames:
+    def __new__(
+        cls,
+        socket: zmq.Socket[bytes],
+        bell: int,
+        most: int,
+        no_delimiter: BadEnvelope,
+        no_body: BadEnvelope,
+        two_bodies: BadEnvelope,
+        error: Callable[[int], Exception],
+        /,
+    ) -> Frames: ...
+    @property
+    def unroutable(self) -> int: ...
+    def receive(self, wait: bool, /) -> tuple[list[list[bytes]], list[bytes | BadEnvelope]]: ...
+    def send(self, messages: list[list[bytes]], /) -> None: ...
+    def readable(self) -> bool: ...
+    def close(self) -> None: ...

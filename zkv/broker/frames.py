@@ -1,0 +1,192 @@
+"""Batches of messages off and onto a mailbox's socket: in Python, and compiled.
+
+What a worker pays for is calls on sockets, not bytes. `PlainFrames` makes as few of them as pyzmq
+allows, and says what is to be done. Its twin in C, `_frames.c`, does the same with one call for a
+batch, without Python's lock meanwhile. It is built where a C compiler and Python's headers are
+there when zkv is installed; `FRAMES` is the one that runs, and INFO tells which.
+
+The twin is not linked with libzmq: it looks its functions up in the library that pyzmq has loaded,
+so one binary fits every pyzmq, and there is never a second libzmq in the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import zmq
+
+_log = logging.getLogger("zkv.broker")
+
+BATCH: Final = 64
+"""Most requests taken at once: bounds how long the first of them waits for the last."""
+
+Envelope = list[bytes]
+"""Every frame before the body. With the body behind them it is a message."""
+
+
+class BadEnvelope:
+    """Stands in a batch for a message that has no body where it should be.
+
+    Args:
+        reason: what is wrong with the message.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __len__(self) -> int:
+        """It holds no body."""
+        return 0
+
+
+NO_DELIMITER: Final = BadEnvelope("no empty delimiter frame before the body")
+NO_BODY: Final = BadEnvelope("no body frame behind the delimiter")
+TWO_BODIES: Final = BadEnvelope("more than one body frame behind the delimiter")
+
+
+class Frames(Protocol):
+    """What a mailbox needs of its socket. Used in one thread."""
+
+    @property
+    def unroutable(self) -> int:
+        """How many messages had nobody to reply to, or nobody to take them."""
+
+    def receive(self, wait: bool) -> tuple[list[Envelope], list[bytes | BadEnvelope]]:
+        """Take what is there, at most `BATCH`: the envelopes, and what is to be answered.
+
+        Args:
+            wait: where nothing is there, wait for a message or the bell. There may be nothing after
+                either of them.
+        """
+
+    def send(self, messages: list[list[bytes]]) -> None:
+        """Send each message, a list of its frames."""
+
+    def readable(self) -> bool:
+        """Whether anything is queued at this moment."""
+
+    def close(self) -> None:
+        """Close the socket. Nothing but closing again may follow."""
+
+
+class PlainFrames:
+    """`Frames` with nothing but pyzmq.
+
+    Args:
+        socket: a connected DEALER, which belongs to this object from now on.
+        bell: the descriptor whose readability ends a wait.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], bell: int) -> None:
+        self._socket = socket
+        self._poller = zmq.Poller()
+        self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(bell, zmq.POLLIN)
+        self.unroutable = 0
+
+    def receive(self, wait: bool) -> tuple[list[Envelope], list[bytes | BadEnvelope]]:
+        """As in `Frames`."""
+        if wait and not self.readable():
+            self._poller.poll()
+        envelopes: list[Envelope] = []
+        bodies: list[bytes | BadEnvelope] = []
+        # Three plain calls of recv and a look at EVENTS are the cheapest way in pyzmq:
+        # `recv_multipart`, and exceptions where nothing is there, cost more than a whole request.
+        while len(bodies) < BATCH and self.readable():
+            self._take(envelopes, bodies)
+        return envelopes, bodies
+
+    def send(self, messages: list[list[bytes]]) -> None:
+        """As in `Frames`."""
+        send = self._socket.send
+        for message in messages:
+            try:
+                for frame in message[:-1]:
+                    send(frame, zmq.SNDMORE | zmq.NOBLOCK)
+                send(message[-1], zmq.NOBLOCK)
+            except zmq.Again:
+                self.unroutable += 1
+
+    def readable(self) -> bool:
+        """As in `Frames`."""
+        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
+    def close(self) -> None:
+        """As in `Frames`."""
+        self._socket.close()
+
+    def _take(self, envelopes: list[Envelope], bodies: list[bytes | BadEnvelope]) -> None:
+        """Take one message. The first frame is the sender's address, the ROUTER's work."""
+        recv, option = self._socket.recv, self._socket.getsockopt
+        envelope = [recv()]
+        while option(zmq.RCVMORE):
+            frame = recv()
+            envelope.append(frame)
+            if not frame:
+                envelopes.append(envelope)
+                bodies.append(self._take_body())
+                return
+        if len(envelope) < 2:
+            self.unroutable += 1
+            return
+        # Without a delimiter, only the first frame is known to be an address.
+        envelopes.append([envelope[0], b""])
+        bodies.append(NO_DELIMITER)
+
+    def _take_body(self) -> bytes | BadEnvelope:
+        recv, option = self._socket.recv, self._socket.getsockopt
+        if not option(zmq.RCVMORE):
+            return NO_BODY
+        body = recv()
+        if not option(zmq.RCVMORE):
+            return body
+        while option(zmq.RCVMORE):
+            recv()
+        return TWO_BODIES
+
+
+def _find_compiled() -> Callable[[zmq.Socket[bytes], int], Frames] | None:
+    """The compiled twin, attached to pyzmq's libzmq; None where there is none, or it does not fit.
+
+    Measured against `PlainFrames` on two cores: see BENCHMARKS.md.
+    """
+    try:
+        from zkv.broker import _frames
+    except ImportError:
+        return None
+    if not _attach(_frames.attach):
+        _log.warning("the compiled mailbox does not find pyzmq's libzmq; the plain one runs")
+        return None
+
+    def compiled(socket: zmq.Socket[bytes], bell: int) -> Frames:
+        return _frames.Frames(socket, bell, BATCH, NO_DELIMITER, NO_BODY, TWO_BODIES, _error)
+
+    return compiled
+
+
+def _attach(attach: Callable[[str], tuple[int, int, int]]) -> bool:
+    """Find libzmq through pyzmq's own extension module, whichever of its backends that is."""
+    wanted = zmq.zmq_version_info()
+    if not (4, 1) <= wanted < (5,):
+        return False  # Another ABI than the one that the twin was written for.
+    for name, module in list(sys.modules.items()):
+        path = getattr(module, "__file__", None)
+        if name.startswith("zmq.") and path and not path.endswith(".py"):
+            try:
+                if attach(path) == wanted:
+                    return True
+            except ImportError:
+                continue  # An extension module of pyzmq that does without libzmq.
+    return False
+
+
+def _error(number: int) -> zmq.ZMQError:
+    """What pyzmq raises for an error number of libzmq."""
+    return zmq.ContextTerminated(number) if number == zmq.ETERM else zmq.ZMQError(number)
+
+
+COMPILED: Final = _find_compiled()
+FRAMES: Final[Callable[[zmq.Socket[bytes], int], Frames]] = COMPILED or PlainFrames
