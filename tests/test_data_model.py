@@ -276,7 +276,7 @@ class Worker:
 
     def settle(self) -> None:
         """Wait for the disk."""
-        self._service.commit(idle=True)
+        self._service.commit(lambda: True)
 
     def exchange(self, body: bytes) -> bytes:
         (answer,) = self.send(body)

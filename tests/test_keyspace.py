@@ -30,15 +30,15 @@ from zkv.errors import (
     ShuttingDownError,
     StaleSeqError,
 )
-from zkv.keyspace import Commit, Entry, Once, Sessions, SnapshotView, history, store, tally, view
+from zkv.keyspace import ABSENT, Commit, Entry, Once, Sessions, SnapshotView, history, store, tally, view
 from zkv.keyspace.bounds import key_range
 
 Model = dict[str, Entry]
 
 
 def many(keyspace: Store, *keys: str) -> list[Entry | None]:
-    """The entries of ``keys``."""
-    return keyspace.get_many(keys)[0]
+    """The entries of ``keys``; None for a key that is not there."""
+    return [None if entry is ABSENT else entry for entry in keyspace.get_many(keys)[0]]
 
 
 def read(snapshot: SnapshotView) -> Model:

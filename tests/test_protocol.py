@@ -24,7 +24,7 @@ from zkv.errors import (
     UnknownOpError,
 )
 from zkv.protocol import replies, requests
-from zkv.protocol.codec import KeyLimits, decode, encode_reply
+from zkv.protocol.codec import KeyLimits, decode, encode_reply, pack_array
 
 NOT_UTF8 = b"\xa3a\xffb"
 """A packed str that is no UTF-8."""
@@ -447,7 +447,12 @@ def test_any_value_stays_byte_for_byte(value: bytes) -> None:
     assert {key: bytes(raw) for key, raw in mput.items.items()} == {"a": value, "b": value}
     reply = encode_reply(replies.GetReply(value=Raw(value), rev=1))
     assert reply.count(value) >= 1
-    assert value in encode_reply(replies.MGetReply(values=[Raw(value)], revs=[1]))
+    assert value in encode_reply(replies.MGetReply(values=pack_array([value]), revs=[1]))
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 65_535, 65_536])
+def test_array_of_packed_values(size: int) -> None:
+    assert unpack(bytes(pack_array([b"\x07"] * size))) == [7] * size
 
 
 @given(value=packed_values)
@@ -687,7 +692,7 @@ REPLIES: list[tuple[replies.Reply, dict[str, Any]]] = [
         {"rev": 7, "durable": True, "prev": None, "prev_rev": 0},
     ),
     (
-        replies.MGetReply(values=[ONE, NIL], revs=[7, 0]),
+        replies.MGetReply(values=pack_array([b"\x01", b"\xc0"]), revs=[7, 0]),
         {"values": [1, None], "revs": [7, 0]},
     ),
     (

@@ -41,6 +41,9 @@ LIVENESS_MS: Final = 1_000
 """How often the end looks whether a worker that has not said goodbye is still there."""
 
 INPROC: Final = "inproc://"
+CONNECTING: Final = 4_096
+"""Connections that may wait to be taken. With libzmq's 100, of 500 clients that came at once, as
+after a restart, many waited a second for the system to try again."""
 
 _Socket = zmq.Socket[bytes]
 
@@ -142,6 +145,7 @@ class Proxy:
         sockets += [frontend, backend, control]
         frontend.linger = LINGER_MS
         frontend.sndhwm = REPLIES_PER_CLIENT
+        frontend.backlog = CONNECTING
         frontend.maxmsgsize = self._max_message_bytes
         frontend.heartbeat_ivl = HEARTBEAT_MS
         frontend.heartbeat_timeout = 3 * HEARTBEAT_MS

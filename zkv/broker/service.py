@@ -108,18 +108,19 @@ class Service:
         self._flush_log()
         return replies
 
-    def commit(self, idle: bool) -> None:
+    def commit(self, is_idle: Callable[[], bool]) -> None:
         """See to it that what waits for the disk is completed.
 
         Args:
-            idle: whether the worker has nothing else to do: it then waits for the disk itself,
-                which saves the way through the committer's thread and back.
+            is_idle: asked only if something waits: whether the worker has nothing else to do. It
+                then waits for the disk itself, which saves the way through the committer's thread
+                and back.
         """
         if self._group.lsn is None:
             return
         if self._refusal is not None:
             self._group.complete(self._refusal)
-        elif idle:
+        elif is_idle():
             self._engine.settle(self._group)
         else:
             self._engine.submit(self._group)

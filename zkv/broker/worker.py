@@ -96,7 +96,7 @@ class Worker:
             service = self.services[-1]
             try:
                 mailbox.reply(service.answer(bodies))
-                service.commit(mailbox.is_idle())
+                service.commit(mailbox.is_idle)
             except BaseException as error:
                 _log.critical("%s died; another takes its place", self.name, exc_info=True)
                 mailbox.reply([give_up(body, error) for body in bodies[: mailbox.unanswered]])

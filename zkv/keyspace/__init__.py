@@ -1,7 +1,7 @@
 """The store: entries under one lock, in pure memory. See `zkv.keyspace.store`."""
 
 from zkv.keyspace.change import DELETE, EXPIRE, PUT, TOUCH, Change, Commit, Once
-from zkv.keyspace.entry import Entry
+from zkv.keyspace.entry import ABSENT, Entry
 from zkv.keyspace.expirer import Expirer
 from zkv.keyspace.history import Cursor, History
 from zkv.keyspace.sessions import Remembered, Sessions
@@ -10,6 +10,7 @@ from zkv.keyspace.transaction import Transaction
 from zkv.keyspace.view import SnapshotView
 
 __all__ = [
+    "ABSENT",
     "DELETE",
     "EXPIRE",
     "PUT",

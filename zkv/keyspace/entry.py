@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec import Struct
 
 
@@ -20,3 +22,7 @@ class Entry(Struct, frozen=True, gc=False):
     value: bytes
     rev: int
     expires: int | None = None
+
+
+ABSENT: Final = Entry(b"\xc0", 0)
+"""Stands for the entry of a key that is not there: nil, written by no revision."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from itertools import islice
+from itertools import islice, repeat
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from msgspec import Struct
@@ -26,7 +26,7 @@ from sortedcontainers import SortedList
 
 from zkv.errors import CompactedError, NotFoundError, ShuttingDownError
 from zkv.keyspace.change import EXPIRE, Commit, Once
-from zkv.keyspace.entry import Entry
+from zkv.keyspace.entry import ABSENT, Entry
 from zkv.keyspace.tally import PAUSE_SECONDS, Tally
 from zkv.keyspace.transaction import Transaction, not_found
 from zkv.keyspace.view import SnapshotView
@@ -177,15 +177,15 @@ class Keyspace:
                 raise self.no_such_key(key)
             return entry
 
-    def get_many(self, keys: Sequence[str]) -> tuple[list[Entry | None], int]:
-        """The entries of ``keys`` at one revision, None where a key is absent.
+    def get_many(self, keys: Sequence[str]) -> tuple[list[Entry], int]:
+        """The entries of ``keys`` at one revision, `ABSENT` where there is none.
 
         The second value is a revision at or after the last removal: absence depends on it.
         """
         with self.lock:
-            if self._deadlines:
-                return list(map(self.live, keys)), self._removed_rev
-            return list(map(self.entries.get, keys)), self._removed_rev
+            if self._due_count():
+                return [self.live(key) or ABSENT for key in keys], self._removed_rev
+            return list(map(self.entries.get, keys, repeat(ABSENT))), self._removed_rev
 
     def scan(self, keys: Range, limit: int, reverse: bool) -> Page:
         """The first ``limit`` entries of a range, or the last ones, backwards.

@@ -67,6 +67,18 @@ def encode_reply(reply: Reply | Failure) -> bytes:
     return _encoder.encode(reply)
 
 
+def pack_array(packed: list[bytes]) -> Raw:
+    """An array of values that are packed already."""
+    size = len(packed)
+    if size < 16:
+        head = bytes([0x90 | size])
+    elif size < 1 << 16:
+        head = b"\xdc" + size.to_bytes(2)
+    else:
+        head = b"\xdd" + size.to_bytes(4)
+    return Raw(head + b"".join(packed))
+
+
 def encode_repeat(packed: bytes, request_id: RequestId | None, durable: bool) -> bytes:
     """Pack a remembered reply again, as the reply to a repeat of its request."""
     reply: dict[str, Any] = _fields.decode(packed)

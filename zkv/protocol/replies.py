@@ -57,9 +57,9 @@ class WriteReply(CommitReply, kw_only=True):
 
 
 class MGetReply(Reply):
-    """Nil and 0 stand where a key is absent."""
+    """``values``: an array, packed. Nil and 0 stand where a key is absent."""
 
-    values: list[Raw]
+    values: Raw
     revs: list[int]
 
 
