@@ -229,7 +229,7 @@ class Driver:
                     replies[number] = msgpack.unpackb(pending.body())
 
                 body.notify(deliver, lambda: None)
-        service.commit(idle)
+        service.commit(lambda: idle)
         return replies
 
     def _end(self) -> Future[int]:

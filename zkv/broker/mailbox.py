@@ -15,6 +15,7 @@ completes a pending reply may be called from another. Each received message gets
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -76,6 +77,7 @@ class Mailbox:
         self._outbox: deque[tuple[Envelope, Pending]] = deque()
         self._parked = 0  # Replies that are pending and have not been sent.
         self._stopping = False
+        self._thread = threading.get_ident()
 
     @property
     def unroutable(self) -> int:
@@ -142,4 +144,10 @@ class Mailbox:
 
     def _park(self, envelope: Envelope, pending: Pending) -> None:
         self._parked += 1
-        pending.notify(lambda: self._outbox.append((envelope, pending)), self._bell.ring)
+        pending.notify(lambda: self._outbox.append((envelope, pending)), self._wake)
+
+    def _wake(self) -> None:
+        # In this thread `receive` comes next, and looks into the outbox first: a write that waits
+        # for the disk here would pay for three system calls, and a turn of its loop, in vain.
+        if threading.get_ident() != self._thread:
+            self._bell.ring()
