@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import re
@@ -25,6 +26,7 @@ from tests.support import (
     Message,
     NoReplyError,
     Raw,
+    ServerInProcess,
     ServerProcess,
     environment,
     eventually,
@@ -792,3 +794,40 @@ def test_nobody_to_say_ready_to(fresh: Path) -> None:
         process.kill()
         process.wait()
         process.stderr.close()
+
+
+# --- Python's garbage collector --------------------------------------------------------------
+
+
+def test_requests_leave_no_cycles(tmp_path: Path) -> None:
+    """The server lets the collector look only at what is young: cycles could stay for ever."""
+    requests: list[dict[str, Any]] = [
+        {"op": "PUT", "key": "a", "value": [1]},
+        {"op": "PUT", "key": "a", "value": 1, "durable": True},
+        {"op": "PUT", "key": "a", "value": 1, "session": "s", "seq": 1},
+        {"op": "PUT", "key": "a", "value": 1, "if_rev": 999},
+        {"op": "MPUT", "items": {"a": 1, "b": 2}, "ttl": 1000},
+        {"op": "TXN", "ops": [{"op": "INCR", "key": "n"}, {"op": "GET", "key": "a"}]},
+        {"op": "GET", "key": "a"},
+        {"op": "MGET", "keys": ["a", "z"]},
+        {"op": "GET", "key": "z"},
+        {"op": "DELETE", "key": "z"},
+        {"op": "SCAN"},
+        {"op": "CHANGES", "since": 0},
+        {"op": "INFO"},
+        {"op": "NONSENSE"},
+        {"key": "a"},
+    ]
+    with ServerInProcess(tmp_path) as server, Raw(server.endpoint) as client:
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            for fields in requests:
+                client.call(**fields)  # What comes into being once, does.
+                gc.collect()
+                for _ in range(50):
+                    client.call(**fields)
+                assert gc.collect() < 50, fields
+        finally:
+            if was_enabled:
+                gc.enable()

@@ -247,22 +247,25 @@ static PyObject *to_bytes(zmq_msg_t *frame)
     return PyBytes_FromStringAndSize(zmq.msg_data(frame), (Py_ssize_t)zmq.msg_size(frame));
 }
 
+/* Append a new reference, which may be NULL, and let go of it; whether that went well. */
+static int append(PyObject *list, PyObject *item)
+{
+    int well = item != NULL && PyList_Append(list, item) == 0;
+    Py_XDECREF(item);
+    return well;
+}
+
 /* The envelope of a letter, as a list of bytes, to which its body may be appended. */
 static PyObject *to_envelope(Frames *self, const letter *from)
 {
     size_t end = from->end - (from->kind == COMPLETE);
-    PyObject *envelope = PyList_New((Py_ssize_t)(end - from->first));
-    for (size_t i = from->first; envelope != NULL && i < end; i++) {
-        PyObject *frame = to_bytes(&self->frames[i]);
-        if (frame == NULL || PyList_SetItem(envelope, (Py_ssize_t)(i - from->first), frame) < 0)
+    PyObject *envelope = PyList_New(0);
+    for (size_t i = from->first; envelope != NULL && i < end; i++)
+        if (!append(envelope, to_bytes(&self->frames[i])))
             Py_CLEAR(envelope);
-    }
-    if (envelope != NULL && from->kind == NO_DELIMITER) {
-        PyObject *delimiter = PyBytes_FromStringAndSize(NULL, 0);
-        if (delimiter == NULL || PyList_Append(envelope, delimiter) < 0)
+    if (envelope != NULL && from->kind == NO_DELIMITER)
+        if (!append(envelope, PyBytes_FromStringAndSize(NULL, 0)))
             Py_CLEAR(envelope);
-        Py_XDECREF(delimiter);
-    }
     return envelope;
 }
 
@@ -273,22 +276,15 @@ static PyObject *to_body(Frames *self, const letter *from)
     return Py_NewRef(self->stands_for[from->kind]);
 }
 
-/* (envelopes, bodies) of the letters that were taken. */
+/* (envelopes, bodies) of the letters that were taken. Lists are made by appending: one with gaps
+ * could be seen by whoever looks through the garbage collector's objects. */
 static PyObject *to_lists(Frames *self, size_t taken)
 {
-    PyObject *envelopes = PyList_New((Py_ssize_t)taken), *bodies = PyList_New((Py_ssize_t)taken);
+    PyObject *envelopes = PyList_New(0), *bodies = PyList_New(0);
     int well = envelopes != NULL && bodies != NULL;
-    for (size_t i = 0; well && i < taken; i++) {
-        PyObject *envelope = to_envelope(self, &self->letters[i]);
-        PyObject *body = envelope == NULL ? NULL : to_body(self, &self->letters[i]);
-        well = body != NULL;
-        if (well) {
-            PyList_SetItem(envelopes, (Py_ssize_t)i, envelope);
-            PyList_SetItem(bodies, (Py_ssize_t)i, body);
-        } else {
-            Py_XDECREF(envelope);
-        }
-    }
+    for (size_t i = 0; well && i < taken; i++)
+        well = append(envelopes, to_envelope(self, &self->letters[i])) &&
+               append(bodies, to_body(self, &self->letters[i]));
     if (well)
         return Py_BuildValue("(NN)", envelopes, bodies);
     Py_XDECREF(envelopes);

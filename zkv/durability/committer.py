@@ -50,12 +50,14 @@ class CommitGroup:
         self._wake = wake
 
     def complete(self, error: ReadOnlyError | None) -> None:
-        """Let the replies leave, or tell why they cannot."""
+        """Let the replies leave, or tell why they cannot. Once."""
         self.error = error
-        waiting, self._deliver = self._deliver, []  # They refer to the group: no cycle is to stay.
-        for deliver in waiting:
-            deliver()
-        self._wake()
+        # What is called refers to this group: kept here, it would be garbage in a cycle.
+        deliver, self._deliver = self._deliver, []
+        wake, self._wake = self._wake, lambda: None
+        for each in deliver:
+            each()
+        wake()
 
 
 class Committer:
