@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import os
 import resource
 import signal
@@ -27,8 +26,6 @@ from zkv.server import Event, Server
 FAILED = 1
 NOT_STARTED = 2
 BESIDE = "tcp://127.0.0.1:*"
-NEVER = 2**30
-"""More collections of the middle generation than there will ever be."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,7 +48,6 @@ def serve(options: argparse.Namespace) -> int:
     try:
         server = Server(settings, log.write_requests if log.requests else None, log.reopen)
         server.start()
-        keep_collections_short()
         _handle_signals(server)
         with collecting():
             return _serve(server)
@@ -81,18 +77,6 @@ def raise_file_limit() -> None:
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):  # Not everywhere may it be as high as said.
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def keep_collections_short() -> None:
-    """Have Python's cyclic garbage collector look only at what is young.
-
-    A full collection looks at each key, and nobody is answered meanwhile: 39 ms with 1,000,000
-    keys, after every 100,000 requests or so. It would find nothing: requests leave no cycles, which
-    a test sees to. Collections of what is young go on, for whatever else there is.
-    """
-    gc.freeze()
-    young, middle, _ = gc.get_threshold()
-    gc.set_threshold(young, middle, NEVER)
 
 
 def _settings(options: argparse.Namespace) -> config.Settings:
