@@ -161,7 +161,7 @@ def get(node: Node, request: requests.Get) -> Done:
 def mget(node: Node, request: requests.MGet) -> Done:
     """Many entries at one revision; TOO_LARGE where they would not fit into one reply.
 
-    Each step is one call for all keys: 1,000 of them take 0.14 ms instead of 0.32 ms.
+    Each step is one call for all keys: 1,000 of them take 0.25 ms instead of 0.37 ms.
     """
     keys = request.keys
     node.limits.check_keys(keys)
