@@ -14,8 +14,10 @@ LOCK   := $(BIN)/uv --no-config pip compile pyproject.toml --quiet --universal \
           --python-version 3.11 --generate-hashes --custom-compile-command "make lock" \
           --group build $(ARGS)
 
+DOCS   := build/docs
+
 .DEFAULT_GOAL := help
-.PHONY: help run test test-clients clients-deps torture lint demo lock clean
+.PHONY: help run test test-clients clients-deps torture lint docs demo lock clean
 
 help: ## Show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -41,6 +43,9 @@ lint: $(VENV)/dev.stamp ## Check style, types and who imports whom
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+docs: $(VENV)/dev.stamp ## Build the guide into build/docs, where index.html leads on
+	$(BIN)/sphinx-build -W --keep-going -q -b html -c docs . $(DOCS)
 
 demo: $(VENV)/run.stamp ## Load the Unicode table into a server, read it back, restart
 	$(BIN)/python clients/python/demo.py $(ARGS)

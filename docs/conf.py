@@ -1,0 +1,31 @@
+"""How the guide is built: `make docs`. Its pages are docs/ and the documents beside the code."""
+
+import zkv
+
+project = "zkv"
+author = "zkv contributors"
+copyright = author  # noqa: A001  Sphinx wants this name
+version = release = zkv.__version__
+
+root_doc = "docs/index"
+include_patterns = [
+    "docs/*.md",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "DURABILITY.md",
+    "PROTOCOL.md",
+    "README.md",
+]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_heading_anchors = 3
+nitpicky = False  # Names in docstrings may be of the code, and not of this reference.
+default_role = "py:obj"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_class_signature = "mixed"
+napoleon_use_rtype = False
+
+html_theme = "furo"
+html_title = f"zkv {release}"
