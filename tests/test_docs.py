@@ -178,8 +178,6 @@ class Sandbox:
 
     def start_server(self, block: Block) -> str:
         """Run a block that starts a server; what it printed up to READY."""
-        if self._server is not None:
-            self.wait_for_end()
         with open(self._log, "ab") as log:
             self._server = subprocess.Popen(
                 ["bash", "-ec", f"{self._exports}exec {self.localise(block.text)}"],
@@ -234,6 +232,8 @@ def test_sessions_run_as_shown(document: str, tmp_path: Path) -> None:
                 continue
             is_server = block.language == "sh" and SERVER.match(block.text)
             printed = sandbox.start_server(block) if is_server else sandbox.run(block)
+            if "zkv-cli end" in block.text:
+                sandbox.wait_for_end()
             shown = sandbox.localise(block.output or "")
             place = f"{document}, line {block.line}: {block.text}"
             assert block.output is None or matches(printed, shown), f"{place}prints:\n{printed}"
