@@ -4,7 +4,7 @@ import zkv
 
 project = "zkv"
 author = "zkv contributors"
-copyright = author  # noqa: A001  Sphinx wants this name
+copyright = author
 version = release = zkv.__version__
 
 root_doc = "docs/index"
@@ -16,6 +16,10 @@ include_patterns = [
     "DURABILITY.md",
     "PROTOCOL.md",
     "README.md",
+    "clients/README.md",
+    "clients/*/README.md",
+    "tests/conformance/README.md",
+    "BENCHMARKS.md",
 ]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 3

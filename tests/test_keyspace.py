@@ -30,7 +30,18 @@ from zkv.errors import (
     ShuttingDownError,
     StaleSeqError,
 )
-from zkv.keyspace import ABSENT, Commit, Entry, Once, Sessions, SnapshotView, history, store, tally, view
+from zkv.keyspace import (
+    ABSENT,
+    Commit,
+    Entry,
+    Once,
+    Sessions,
+    SnapshotView,
+    history,
+    store,
+    tally,
+    view,
+)
 from zkv.keyspace.bounds import key_range
 
 Model = dict[str, Entry]

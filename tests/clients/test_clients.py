@@ -72,7 +72,7 @@ def test_there_is_a_directory_for_each_language_that_the_table_names() -> None:
     page = (LANGUAGES[0].directory.parent / "README.md").read_text(encoding="utf-8")
 
     for language in LANGUAGES:
-        assert f"| [{language}]({language.directory.name}/) |" in page
+        assert f"| [{language}]({language.directory.name}/README.md) |" in page
 
 
 # --- The protocol ------------------------------------------------------------------------------

@@ -241,10 +241,12 @@ class AsyncKeyspace:
     def pipeline(self) -> AsyncPipeline:
         """Ops that are sent in as few messages as possible; see `Client.pipeline`.
 
-        async with kv.pipeline() as pipe:
-            pipe.get("a")
-            pipe.put("b", 2)
-        a, rev = pipe.results
+        Like this::
+
+            async with kv.pipeline() as pipe:
+                pipe.get("a")
+                pipe.put("b", 2)
+            a, rev = pipe.results
         """
         return AsyncPipeline(self._prefix, self._run)
 

@@ -1,5 +1,7 @@
 """What a request may end in, other than success.
 
+The tree::
+
     ZkvError
     `-- ClientError                 a request that was not answered with success
         |-- RefusedError            the server answered that it failed, and why

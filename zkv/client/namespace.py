@@ -225,7 +225,7 @@ class Keyspace(MutableMapping[str, Any]):
         are lost and the server is restarted; while it is away, the watch waits. What cannot be told
         any more (it was away for more changes than the server keeps, or the store's data are older
         than they were) is told anew: first a change with ``op`` ``RESET``, which says to forget
-        everything, then each entry there is as a ``PUT``, then changes again.
+        everything, then each entry there is as a ``PUT``, then changes again::
 
             with kv.watch("user/") as watch:
                 for change in watch:
@@ -256,7 +256,7 @@ class Keyspace(MutableMapping[str, Any]):
         """A copy of the entries in this process's memory, that follows every change.
 
         Reading from it is reading from a dict. It lags behind the store by a moment; `wait_for`
-        waits until it shows a revision.
+        waits until it shows a revision::
 
             with kv.mirror("config/") as settings:
                 settings["config/greeting"]
@@ -276,6 +276,8 @@ class Keyspace(MutableMapping[str, Any]):
     def lock(self, key: str, *, ttl: float = 30.0, owner: str | None = None) -> Lock:
         """Mutual exclusion for programs on many machines, see `zkv.client.recipes.lock`.
 
+        Like this::
+
             with kv.lock("report") as lock:
                 report = make_report()
                 with lock.txn() as txn:  # written only if the lock is still held
@@ -292,6 +294,8 @@ class Keyspace(MutableMapping[str, Any]):
 
     def election(self, key: str, candidate: str | None = None, *, ttl: float = 30.0) -> Election:
         """One leader among many, see `zkv.client.recipes.election`.
+
+        Like this::
 
             with kv.election("scheduler", "node 7") as election:  # waits until elected
                 while election.held:
@@ -326,6 +330,8 @@ class Keyspace(MutableMapping[str, Any]):
     def rate_limiter(self, prefix: str, *, limit: int, period: float) -> RateLimiter:
         """So many per period, for all programs together, see `zkv.client.recipes.limiter`.
 
+        Like this::
+
             limiter = kv.rate_limiter("logins", limit=5, period=60)
             if not limiter.allow(user):
                 raise TooManyLogins
@@ -341,6 +347,8 @@ class Keyspace(MutableMapping[str, Any]):
 
     def queue(self, prefix: str, *, lease: float = 30.0) -> Queue:
         """Jobs that are each done at least once, see `zkv.client.recipes.queue`.
+
+        Like this::
 
             jobs = kv.queue("mails")
             jobs.put({"to": "ann"})
@@ -359,7 +367,7 @@ class Keyspace(MutableMapping[str, Any]):
     def txn(self) -> Transaction:
         """Ops that happen as a whole or not at all, on conditions.
 
-        They are written down, and run at the end of the ``with`` block, or by `commit`:
+        They are written down, and run at the end of the ``with`` block, or by `commit`::
 
             with kv.txn() as txn:
                 txn.check("account/a", rev)  # only if it has not changed since
@@ -373,7 +381,7 @@ class Keyspace(MutableMapping[str, Any]):
         """Ops that are sent in as few messages as possible, each of which may fail alone.
 
         They are written down, and run in their order at the end of the ``with`` block, or by
-        `execute`. Other clients' ops may come in between:
+        `execute`. Other clients' ops may come in between::
 
             with kv.pipeline() as pipe:
                 for name in names:

@@ -144,6 +144,8 @@ class Lock:
     def txn(self) -> Iterator[Transaction]:
         """A transaction that is committed only while the lock is held: the server checks it.
 
+        Like this::
+
             with kv.lock("report") as lock:
                 report = make_report()
                 with lock.txn() as txn:
