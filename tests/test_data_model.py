@@ -1687,6 +1687,32 @@ def test_a_session_that_was_forgotten_is_a_new_one(make_store: MakeStore) -> Non
     assert store.ok("INFO")["stats"]["sessions"]["replies"] == 3
 
 
+def test_a_session_that_lives_by_repeats_keeps_its_answers_over_a_crash() -> None:
+    """Repeats are signs of life, and in no log."""
+    with contextlib.closing(DurableStore(FakeClock(), session_ttl=2)) as store:
+        store.ok("INCR", key="k", session="s", seq=1)
+        for _ in range(2):
+            store.clock.advance(1_200)
+            assert store.ok("INCR", key="k", session="s", seq=1)["replayed"] is True
+        store.ok("INCR", key="k", session="s", seq=2)
+        store.crash()
+        assert store.ok("INCR", key="k", session="s", seq=1)["replayed"] is True
+        assert store.ok("GET", key="k")["value"] == 2
+
+
+def test_answers_at_the_revision_of_a_snapshot_stay_on_a_full_disk() -> None:
+    """Their segment ends where the snapshot does, and still the snapshot does not have them."""
+    with contextlib.closing(DurableStore(FakeClock(), segment_bytes=1024)) as store:
+        store.ok("PUT", key="k", value=b"x" * 100)
+        store.snapshot()
+        for seq in range(1, 60):
+            store.ok("MDELETE", keys=["absent"], session="s", seq=seq)
+        store.ok("PUT", key="k", value=b"x" * 1000)  # Begins a segment right behind them.
+        store.engine._storage.make_room(1)
+        store.crash()
+        assert store.ok("MDELETE", keys=["absent"], session="s", seq=5)["replayed"] is True
+
+
 @pytest.mark.parametrize("kind", ["memory", "log, always"])
 def test_silent_sessions_are_forgotten_step_by_step(kind: str) -> None:
     """However many there are, no request has to wait until all of them are gone."""

@@ -159,8 +159,12 @@ def test_a_kill_while_the_disk_is_full(tmp_path: Path, disk: SmallDisk, policy: 
             disk.fill()
             refuse(client, op="PUT", key="key", value=BIG)
         server.kill()
+        (segment,) = server.data_dir.glob("wal/*.wal")
+        with open(segment, "ab") as file:
+            file.write(b"torn")
 
         server.start()  # On what is there: nothing new has to be made.
+        assert "no copy of it is kept" in server.log()
         with Raw(server.endpoint) as client:
             assert value_of(client, "key") == "value"
             refuse(client, op="PUT", key="key", value=BIG)

@@ -62,7 +62,11 @@ def _serve(server: Server) -> int:
         server.post(Event.STOP)
         server.wait()
         raise StartupError(f"standard output: {error.strerror or error}") from error
-    return 0 if server.wait() else FAILED
+    saved = server.wait()
+    # All is done: from here to the end of the interpreter a signal must not spoil the exit status.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    return 0 if saved else FAILED
 
 
 def announce(line: str) -> None:

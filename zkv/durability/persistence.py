@@ -133,9 +133,10 @@ class Persistence:
 
     def _save_changes(self) -> int | ReadOnlyError:
         """Save if anything changed; the revision saved, or why it could not be."""
-        if self._keyspace.rev == self._saved_rev and not self._wal.broken:
-            return self._saved_rev
         try:
+            if self._keyspace.rev == self._saved_rev and not self._wal.broken:
+                self._wal.flush()  # Answers that changed nothing may be in it.
+                return self._saved_rev
             try:
                 self._save()
             except OSError as error:

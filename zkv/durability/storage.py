@@ -14,6 +14,8 @@ before it and the segments behind that. A segment goes only when neither needs i
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import itertools
 import logging
 import time
@@ -69,6 +71,8 @@ class Storage:
     def close(self) -> None:
         """Let go of the directory. May be called again."""
         if self._lock is not None:
+            with contextlib.suppress(OSError):  # Explicitly: a forked child may have it open, too.
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
             self._lock.close()
             self._lock = None
 
@@ -142,8 +146,8 @@ class Storage:
             return False
         if dropped:
             _log.warning(
-                "the disk is full: gave up the snapshot before the newest, and what only it needs: "
-                "%d files", len(dropped),
+                "the disk is full: gave up what only the way back behind the newest snapshot "
+                "needs: %d files", len(dropped),
             )  # fmt: skip
         return bool(dropped)
 
@@ -157,7 +161,7 @@ class Storage:
         covered += [
             self.wal_directory / segment.file_name(first)
             for first, successor in itertools.pairwise(firsts)
-            if successor <= needed_from + 1
+            if successor <= needed_from  # The answers at that very revision count, too.
         ]
         for path in covered:
             self._files.remove(path)
@@ -193,20 +197,35 @@ class Storage:
             raise DataDirError(f"{path}: {error.strerror or error}") from error
 
     def _cut(self, file: BinaryIO, torn: TornTail, rev: int) -> None:
-        """Cut a torn tail off the segment in ``file``, once a copy of it is on disk."""
+        """Cut a torn tail off the segment in ``file``, once a copy of it is on disk.
+
+        A full disk has no room for the copy, and is no reason not to start.
+        """
         copy = torn.path.with_name(f"{torn.path.name}.torn-{torn.offset}")
         file.seek(torn.offset)
         tail = file.read()
+        what_became_of_it = f"what was there is kept as {copy.name}"
+        try:
+            self._keep_tail(copy, tail)
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            with contextlib.suppress(OSError):
+                self._files.remove(copy)
+            what_became_of_it = "the disk is full, and no copy of it is kept"
+        self._files.truncate(file, torn.offset)
+        _log.warning(
+            "%s: cut %d bytes at offset %d that a crash left half written (%s); "
+            "the log is whole up to revision %d; %s",
+            torn.path, len(tail), torn.offset, torn.reason, rev, what_became_of_it,
+        )  # fmt: skip
+
+    def _keep_tail(self, copy: Path, tail: bytes) -> None:
+        """Have ``tail`` on disk as a file of its own. Raises OSError."""
         with self._files.create(copy) as kept:
             self._files.write(kept, tail)
             self._files.sync(kept)
         self._files.sync_directory(self.wal_directory)
-        self._files.truncate(file, torn.offset)
-        _log.warning(
-            "%s: cut %d bytes at offset %d that a crash left half written (%s); "
-            "the log is whole up to revision %d; what was there is kept as %s",
-            torn.path, len(tail), torn.offset, torn.reason, rev, copy.name,
-        )  # fmt: skip
 
     def _remove_unfinished(self, directory: Path) -> None:
         for name in self._files.names(directory):

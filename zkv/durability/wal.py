@@ -276,21 +276,25 @@ class Wal:
             self._files.sync_directory(self._directory)
         except BaseException:
             file.close()
-            self._remove_failed(beside, path)
+            self._remove_failed(beside)
+            self._remove_failed(path)
             raise
         self._offset = self._synced = segment.HEADER_BYTES
         self._first_rev, self._salt = first_rev, salt
         return file
 
-    def _remove_failed(self, *paths: Path) -> None:
-        """Remove what a failed beginning left; a segment that stays would overlap the old one."""
-        for path in paths:
-            try:
-                self._files.remove(path)
-            except FileNotFoundError:
-                continue
-            except OSError:
-                self._broken = True
+    def _remove_failed(self, path: Path) -> None:
+        """Remove what a failed beginning left, for good.
+
+        A segment that stays, or comes back after a power cut, would end the old one for recovery.
+        """
+        try:
+            self._files.remove(path)
+            self._files.sync_directory(self._directory)
+        except FileNotFoundError:
+            return
+        except OSError:
+            self._broken = True
 
     def _write_failed(self, error: OSError) -> ReadOnlyError:
         """Cut the file back to its good part, undo what was not written, and refuse for a while."""

@@ -130,8 +130,11 @@ class Sessions:
         Returns what `undo` needs.
         """
         session = self._sessions.get(once.session)
-        if session is not None and self._is_silent(session, now):
-            self._forget(once.session)  # Only replay comes here: it was forgotten back then, too.
+        anew = session is not None and once.seq <= session.newest
+        if session is not None and anew and self._is_silent(session, now):
+            # Only replay comes here: it was forgotten back then, too. Where the numbers go on it
+            # was kept alive by repeats, which are in no log.
+            self._forget(once.session)
             session = None
         if session is None:
             session = self._sessions[once.session] = Session(now)
