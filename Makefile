@@ -44,8 +44,9 @@ lint: $(VENV)/dev.stamp ## Check style, types and who imports whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-docs: $(VENV)/dev.stamp ## Build the guide into build/docs, where index.html leads on
+docs: $(VENV)/dev.stamp ## Build the guide: build/docs/docs/index.html
 	$(BIN)/sphinx-build -W --keep-going -q -b html -c docs . $(DOCS)
+	@echo "$(DOCS)/docs/index.html"
 
 demo: $(VENV)/run.stamp ## Load the Unicode table into a server, read it back, restart
 	$(BIN)/python clients/python/demo.py $(ARGS)

@@ -188,7 +188,8 @@ def bind(socket: _Socket, endpoint: str) -> str:
         socket.ipv6 = "[" in endpoint  # Else tcp://* would open IPv6, too, unasked.
         socket.bind(endpoint)
     except (zmq.ZMQError, OSError) as error:
-        raise EndpointError(f"{endpoint}: {error.strerror or error}") from None
+        reason = os.strerror(error.errno) if error.errno == errno.EADDRINUSE else error.strerror
+        raise EndpointError(f"{endpoint}: {reason or error}") from None
     return socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
 
