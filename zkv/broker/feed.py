@@ -7,7 +7,8 @@ publish, and after every burst.
 
 The thread reads the history with a cursor, up to the newest safe revision; nobody hands changes
 over, and nobody waits for it. The cursor is placed before anything can be written, so the feed
-begins with the first change of all.
+begins with the first change of all. As long as nobody follows, nobody rings, the history keeps
+nothing for the feed, and the cursor is moved on once a second: an unused feed costs nothing.
 
 A follower can always see that it has missed something: each message tells its place among those of
 its revision, revisions have no gaps, and the heartbeat tells the newest. There are two ways to miss
@@ -47,6 +48,7 @@ MESSAGES_PER_FOLLOWER: Final = 100_000
 COMMITS_AT_ONCE: Final = 500
 """Commits taken from the history in one hold of the keyspace's lock."""
 LINGER_MS: Final = 1_000
+_SUBSCRIBE: Final = b"\x01"
 
 
 class ChangeMessage(Struct, frozen=True, gc=False):
@@ -91,6 +93,7 @@ class Feed:
         self._cursor: Cursor
         self._rev = 0
         self._heartbeat_at = 0.0  # When the next one is due.
+        self._topics: set[bytes] = set()  # What anybody follows.
         self._bell = Bell()
         self._bound: Future[str] = Future()
         self._closing = False
@@ -115,8 +118,13 @@ class Feed:
         self._followed.set_result(keyspace)
 
     def ring(self) -> None:
-        """There may be something to publish. Any thread."""
-        self._bell.ring()
+        """There may be something to publish. Any thread.
+
+        Who comes to follow at this very moment misses nothing: the topic is noted first, and then
+        it is looked up what is safe.
+        """
+        if self._topics:
+            self._bell.ring()
 
     def close(self) -> None:
         """Publish what is left, close the socket and end the thread."""
@@ -168,15 +176,29 @@ class Feed:
         poller = zmq.Poller()
         poller.register(socket, zmq.POLLIN)
         poller.register(self._bell, zmq.POLLIN)
+        self._take_subscriptions(socket)
         while True:
             closing = self._closing  # Looked at before publishing, so that nothing is left out.
-            self._publish(socket)
+            if self._topics:
+                self._publish(socket)
+            else:
+                self._rev = self._keyspace.pass_over(self._cursor)
             self._heartbeat(socket)
             if closing:
                 return
             poller.poll(HEARTBEAT_MS)
-            _take_subscriptions(socket)
+            self._take_subscriptions(socket)
             self._bell.hush()
+
+    def _take_subscriptions(self, socket: zmq.Socket[bytes]) -> None:
+        """Take the news of who follows what: libzmq has acted upon them already."""
+        while int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            news = socket.recv()
+            if news[:1] == _SUBSCRIBE:
+                self._topics.add(news[1:])
+                self._keyspace.hold_for(self._cursor)
+            else:
+                self._topics.discard(news[1:])  # It was the last one who followed that.
 
     def _publish(self, socket: zmq.Socket[bytes]) -> None:
         """Publish everything that has become safe, and heartbeats when they are due."""
@@ -214,9 +236,3 @@ class Feed:
             socket.xpub_nodrop = True
             return
         socket.send(body)
-
-
-def _take_subscriptions(socket: zmq.Socket[bytes]) -> None:
-    """Take the news of who follows what: libzmq has acted upon them already."""
-    while int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-        socket.recv()

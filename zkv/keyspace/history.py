@@ -115,6 +115,12 @@ class History:
         self._cursor = Cursor(self._rev)
         return self._cursor
 
+    def hold_for(self, cursor: Cursor) -> None:
+        """Keep what is behind ``cursor`` again; what has gone meanwhile was not for it."""
+        if self._cursor is not cursor:
+            self._cursor = cursor
+            cursor.rev = max(cursor.rev, self.oldest - 1)
+
     def remove_cursor(self) -> None:
         """Nobody reads on."""
         self._cursor = None

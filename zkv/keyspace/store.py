@@ -245,6 +245,18 @@ class Keyspace:
         with self.lock:
             return self.history.place_cursor()
 
+    def pass_over(self, cursor: Cursor) -> int:
+        """Move the cursor behind all that is safe, and keep nothing for it; where it is now."""
+        with self.lock:
+            self.history.remove_cursor()
+            cursor.rev = max(cursor.rev, self._safe_rev())
+            return cursor.rev
+
+    def hold_for(self, cursor: Cursor) -> None:
+        """Keep for the cursor what comes behind it, from now on."""
+        with self.lock:
+            self.history.hold_for(cursor)
+
     def remove_cursor(self) -> None:
         """Keep nothing for the cursor any more."""
         with self.lock:
