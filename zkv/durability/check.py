@@ -182,7 +182,7 @@ class _Surveyor:
             if scan.next_rev >= successor:
                 return None, False
             return fault or "ends too early", False
-        if fault is None or self._is_left_behind(scan):
+        if fault is None or self._is_left_behind(segment.first_revision(scan.path.name) or 0):
             return None, False
         damaged = scan.damaged or scan.end == 0 or scan.next_rev <= self._newest
         return (fault, False) if damaged else (None, True)
@@ -194,10 +194,9 @@ class _Surveyor:
         except (DamageError, OSError):
             return True  # What is wrong with it is found when all of it is read.
 
-    def _is_left_behind(self, scan: Scan) -> bool:
-        """Whether this is the newest segment, which had failed, and the newest snapshot has all."""
-        first = segment.first_revision(scan.path.name) or 0
-        return self._failed_log and first <= self._newest
+    def _is_left_behind(self, first_rev: int) -> bool:
+        """Whether the newest segment, which begins so, had failed, and the snapshot has it all."""
+        return self._failed_log and first_rev <= self._newest
 
     def _say_segment(self, state: SegmentState, scan: Scan) -> None:
         text = f"{revisions(state.first_rev, state.last_rev)}, {_size(state.size)}"
@@ -253,7 +252,6 @@ class _Surveyor:
                 self._say(Level.FAULT, wal, "there is no segment; what was in it is not known")
             return
         first, last = segments[0].first_rev, segments[-1].last_rev
-        first_of_last = segments[-1].first_rev
         if not snapshots and first > 1:
             missing = revisions(1, first - 1)
             self._say(Level.FAULT, segments[0].path, f"missing before it: {missing}")
@@ -261,7 +259,7 @@ class _Surveyor:
             if each.rev + 1 < first and each.fault is None:
                 missing = revisions(each.rev + 1, first - 1)
                 self._say(Level.FAULT, each.path, f"missing behind it: {missing}")
-        left_behind = self._failed_log and first_of_last <= self._newest
+        left_behind = self._is_left_behind(segments[-1].first_rev)
         if last < self._newest and segments[-1].fault is None and not left_behind:
             missing = revisions(last + 1, self._newest)
             self._say(Level.FAULT, segments[-1].path, f"missing behind it: {missing}")
