@@ -33,7 +33,7 @@ from tests.support import (
     unpack,
 )
 from zkv.durability.files import Files
-from zkv.keyspace import Commit, Cursor
+from zkv.keyspace import Cursor, Packed
 
 HEARTBEAT = b"\0"
 NEVER_MS = 10_000_000
@@ -588,14 +588,15 @@ def test_heartbeats_come_while_the_feed_never_catches_up(
     read = keyspace.read
     asking, going = threading.Lock(), True
 
-    def never_all(cursor: Cursor, _most: int) -> list[Commit]:
+    def never_all(cursor: Cursor, _most: int) -> list[Packed]:
         with asking:
             if going:
                 client.ok(op="PUT", key="k", value=1)
         return read(cursor, 1)
 
-    follower = follow(feed).joined()
+    # First, since a heartbeat that is due in a second may come after thousands of changes.
     monkeypatch.setattr("zkv.broker.feed.HEARTBEAT_MS", 1)
+    follower = follow(feed).joined()
     monkeypatch.setattr(keyspace, "read", never_all)
     try:
         with Raw(node.endpoint) as other:
@@ -1001,7 +1002,7 @@ def test_a_feed_that_is_behind_for_too_long_says_so(
         mirror = Mirror(client, follow(feed_of(client)).joined())
         read, reading = node.server._engine.keyspace.read, threading.Lock()
 
-        def read_when_told(cursor: Cursor, most: int) -> list[Commit]:
+        def read_when_told(cursor: Cursor, most: int) -> list[Packed]:
             with reading:
                 return read(cursor, most)
 

@@ -32,9 +32,9 @@ from zkv.errors import (
 )
 from zkv.keyspace import (
     ABSENT,
-    Commit,
     Entry,
     Once,
+    Packed,
     Sessions,
     SnapshotView,
     history,
@@ -465,7 +465,7 @@ class FakeLog:
         """Here, a commit's number is its revision."""
         return self.safe_rev
 
-    def append(self, commit: Commit) -> int:
+    def append(self, commit: Packed) -> int:
         if self.broken:
             raise ReadOnlyError("no")
         return commit.rev

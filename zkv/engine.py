@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from zkv.config import DurabilitySettings, LimitSettings
-    from zkv.keyspace import Commit
+    from zkv.keyspace import Packed
 
 
 class Safe(NamedTuple):
@@ -264,7 +264,7 @@ class _MemoryLog(NoLog):
     def __init__(self) -> None:
         self.on_commit: Callable[[], None] = lambda: None
 
-    def append(self, commit: Commit) -> int:
+    def append(self, commit: Packed) -> int:
         """Ring. Whoever hears it waits for the keyspace's lock, and so finds the commit applied."""
         self.on_commit()
         return super().append(commit)

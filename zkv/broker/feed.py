@@ -36,7 +36,7 @@ from zkv.broker.proxy import bind, close
 from zkv.errors import EndpointError
 
 if TYPE_CHECKING:
-    from zkv.keyspace import Commit, Cursor, Keyspace
+    from zkv.keyspace import Cursor, Keyspace, Packed
 
 _log = logging.getLogger("zkv.broker")
 
@@ -209,8 +209,8 @@ class Feed:
                 if time.monotonic() >= self._heartbeat_at:
                     self._heartbeat(socket)
 
-    def _publish_commit(self, socket: zmq.Socket[bytes], commit: Commit) -> None:
-        parts = len(commit.changes)
+    def _publish_commit(self, socket: zmq.Socket[bytes], commit: Packed) -> None:
+        parts = commit.count
         for part, change in enumerate(commit.changes, 1):
             message = ChangeMessage(commit.rev, part, parts, change.op, change.key, change.value)
             self._send(socket, change.key.encode(), encode(message))

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from zkv.durability import segment, snapshot
 from zkv.durability.segment import End, Scan
 from zkv.errors import DamageError, DataDirError
-from zkv.keyspace.change import REMOVALS
+from zkv.keyspace.change import REMOVALS, Packed
 from zkv.keyspace.entry import Entry
 from zkv.keyspace.history import History
 from zkv.keyspace.sessions import Sessions
@@ -200,7 +200,8 @@ class Replay:
     def _add_history(self, commit: Commit) -> None:
         if commit.rev != self._history.newest + 1:
             self._history.restart(commit.rev - 1)
-        self._history.add(commit, commit.rev)
+        packed = Packed(commit.rev, len(commit.changes), commit.payload)
+        self._history.add(packed, commit.rev)
 
 
 class LogReader:

@@ -10,16 +10,7 @@ the CRC-32 of the 16 bytes before the salt, exclusive-or the salt: so the salt c
 either. A frame's ``crc`` is the CRC-32 of its length, synced and payload, begun with the salt as
 the CRC so far: no value that a client sends can pass for a frame. ``synced`` is the offset in this
 file up to which everything was known to be on disk when the frame was written: it vouches for what
-stands before that offset. A payload is one commit, a msgpack array::
-
-    [rev: uint64, time: uint64, changes: [[op, key, value, expires], ...]]
-
-``rev`` and ``time`` (Unix time in milliseconds) are packed in their widest form, so every payload
-begins with the same two bytes: after damage, frames further on can be found again. ``op`` is "PUT",
-"TOUCH", "DELETE" or "EXPIRE"; the value is nil where the key is gone, and ``expires`` is
-nil where the entry stays. Values are absolute, so a commit may be applied
-again. The payload of an exactly-once request has further elements: ``session, seq, digest, reply``
-(str, int, bin, bin), what a repeat is answered from.
+stands before that offset. A payload is one commit, see `zkv.keyspace.change`.
 
 Revisions in a segment go up by one from frame to frame; a payload without changes, which only
 remembers the reply to an exactly-once request that was refused, repeats the one before. A segment
@@ -40,17 +31,21 @@ import zlib
 from os import SEEK_END
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
-import msgspec
-from msgspec import Struct
-
 from zkv.errors import DamageError
-from zkv.keyspace.change import OPS, Change, Commit, Once
+from zkv.keyspace.change import (
+    LEAST_PAYLOAD_BYTES,
+    PAYLOAD_MARKS,
+    changes_something,
+    revision_in,
+    unpack,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from zkv.durability.files import Files
+    from zkv.keyspace.change import Commit
 
 SUFFIX: Final = ".wal"
 MAGIC: Final = b"zkv-wal\x01"
@@ -58,27 +53,8 @@ _HEADER: Final = struct.Struct(">8sQII")
 HEADER_BYTES: Final = _HEADER.size
 _HEAD: Final = struct.Struct(">IIQ")
 _CHECKED: Final = struct.Struct(">IQ")
-_COMMIT: Final = struct.Struct(">BBQBQ")
-_ARRAY3, _ARRAY7, _UINT64 = 0x93, 0x97, 0xCF
-_NO_CHANGES: Final = 0x90
-PAYLOAD_MARKS: Final = (bytes((_ARRAY3, _UINT64)), bytes((_ARRAY7, _UINT64)))
-LEAST_FRAME_BYTES: Final = _HEAD.size + _COMMIT.size + 1
+LEAST_FRAME_BYTES: Final = _HEAD.size + LEAST_PAYLOAD_BYTES
 _SEARCH_BYTES: Final = 1 << 20
-
-_encode = msgspec.msgpack.encode
-
-
-class _PackedCommit(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    rev: int
-    time: int
-    changes: tuple[Change, ...]
-    session: str | None = None
-    seq: int = 0
-    digest: bytes = b""
-    reply: bytes = b""
-
-
-_decode_commit = msgspec.msgpack.Decoder(_PackedCommit).decode
 
 
 class Frame(NamedTuple):
@@ -138,35 +114,18 @@ def _mask(first_rev: int) -> int:
     return zlib.crc32(_HEADER.pack(MAGIC, first_rev, 0, 0)[:-8])
 
 
-def pack_frame(commit: Commit, synced: int, salt: int) -> bytes:
-    """One commit as a frame, written when the file was on disk up to ``synced``."""
-    once = commit.once
-    array = _ARRAY3 if once is None else _ARRAY7
-    payload = _COMMIT.pack(array, _UINT64, commit.rev, _UINT64, commit.time)
-    payload += _encode(commit.changes)
-    if once is not None:
-        payload += b"".join([_encode(part) for part in once])
-    length = len(payload)
-    crc = _checksum(length, synced, payload, salt)
-    return _HEAD.pack(length, crc, synced) + payload
+def pack_frames(payloads: list[bytes], synced: int, salt: int) -> bytes:
+    """Commits as frames, written when the file was on disk up to ``synced``."""
+    frames: list[bytes] = []
+    for payload in payloads:
+        length = len(payload)
+        crc = _checksum(length, synced, payload, salt)
+        frames += _HEAD.pack(length, crc, synced), payload
+    return b"".join(frames)
 
 
 def _checksum(length: int, synced: int, payload: bytes, salt: int) -> int:
     return zlib.crc32(payload, zlib.crc32(_CHECKED.pack(length, synced), salt))
-
-
-def unpack_commit(payload: bytes) -> Commit:
-    """The commit in a frame's payload. Raises ValueError where it is none."""
-    try:
-        packed = _decode_commit(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"not what a log holds: {error}") from None
-    if not OPS.issuperset([change.op for change in packed.changes]):
-        raise ValueError("an op that no log holds")
-    once = None
-    if packed.session is not None:
-        once = Once(packed.session, packed.seq, packed.digest, packed.reply)
-    return Commit(packed.rev, packed.time, packed.changes, once)
 
 
 class Scan:
@@ -211,7 +170,7 @@ class Scan:
                 if frame is None:
                     break
                 try:
-                    commit = unpack_commit(frame.payload)
+                    commit = unpack(frame.payload)
                 except ValueError as error:
                     self.fault = str(error)
                     break
@@ -276,14 +235,14 @@ class Scan:
             frame = _frame_at(file, offset, self.size, self.salt)
             if isinstance(frame, Frame):
                 self.vouched = max(self.vouched, frame.synced)
-                self.vouched_rev = max(self.vouched_rev, _revision_in(frame.payload))
+                self.vouched_rev = max(self.vouched_rev, revision_in(frame.payload))
                 self._note_behind(frame)
                 position = frame.end
 
     def _note_behind(self, frame: Frame) -> None:
-        rev = _revision_in(frame.payload)
+        rev = revision_in(frame.payload)
         # A commit that changes nothing repeats the revision before it, and does not stand for it.
-        first = rev if _changes_something(frame.payload) else rev + 1
+        first = rev if changes_something(frame.payload) else rev + 1
         run = self.behind[-1] if self.behind else None
         if run is not None and (run.end, run.last_rev + 1) == (frame.offset, first):
             self.behind[-1] = run._replace(last_rev=rev, end=frame.end)
@@ -300,7 +259,7 @@ def read_run(files: Files, path: Path, run: Run) -> Iterator[Commit]:
             if isinstance(frame, str):
                 raise DamageError(f"{path}: damaged at offset {offset}: {frame}")
             try:
-                yield unpack_commit(frame.payload)
+                yield unpack(frame.payload)
             except ValueError as error:
                 raise DamageError(f"{path}: damaged at offset {offset}: {error}") from None
             offset = frame.end
@@ -349,11 +308,3 @@ def _find_payload(file: BinaryIO, position: int) -> int | None:
         if len(data) < _SEARCH_BYTES:
             return None
         position += len(data) - 1  # A mark may begin with the last byte.
-
-
-def _changes_something(payload: bytes) -> bool:
-    return payload[_COMMIT.size] != _NO_CHANGES
-
-
-def _revision_in(payload: bytes) -> int:
-    return int.from_bytes(payload[2:10], "big")

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from zkv.durability.files import Files
-    from zkv.keyspace import Commit
+    from zkv.keyspace import Packed
 
 _log = logging.getLogger("zkv.durability")
 
@@ -80,7 +80,7 @@ class Wal:
         self._directory = directory
         self._segment_bytes = segment_bytes
         self._sync_each = sync_each
-        self._queue: deque[tuple[int, Commit]] = deque()
+        self._queue: deque[tuple[int, Packed]] = deque()
         self._io = threading.Lock()
         self._refusal: ReadOnlyError | None = None
         self._retry_at = 0.0
@@ -135,7 +135,7 @@ class Wal:
         """Whether an fdatasync failed: no write is taken before `restart`."""
         return self._broken
 
-    def append(self, commit: Commit) -> int:
+    def append(self, commit: Packed) -> int:
         """Queue a commit; returns its number. Call with the keyspace's lock held.
 
         Raises:
@@ -225,7 +225,8 @@ class Wal:
             if self._offset >= self._segment_bytes and self.written_rev >= self._first_rev:
                 self._rotate(self.written_rev + 1)
             synced, salt = self._synced, self._salt
-            data = b"".join([segment.pack_frame(commit, synced, salt) for _, commit in commits])
+            payloads = [commit.payload for _, commit in commits]
+            data = segment.pack_frames(payloads, synced, salt)
             self._files.write(self._file, data)
         except OSError as error:
             raise self._write_failed(error) from error

@@ -1,6 +1,6 @@
 """The store: entries under one lock, in pure memory. See `zkv.keyspace.store`."""
 
-from zkv.keyspace.change import DELETE, EXPIRE, PUT, TOUCH, Change, Commit, Once
+from zkv.keyspace.change import DELETE, EXPIRE, PUT, TOUCH, Change, Commit, Once, Packed
 from zkv.keyspace.entry import ABSENT, Entry
 from zkv.keyspace.expirer import Expirer
 from zkv.keyspace.history import Cursor, History
@@ -24,6 +24,7 @@ __all__ = [
     "Keyspace",
     "NoLog",
     "Once",
+    "Packed",
     "Remembered",
     "Sessions",
     "SnapshotView",

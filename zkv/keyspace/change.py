@@ -1,9 +1,24 @@
-"""What a commit does, key by key: the unit of the log, of replay, of history and of the feed."""
+"""What a commit does, key by key: the unit of the log, of replay, of history and of the feed.
+
+Each commit is packed once, when it is made. Its payload, a msgpack array, is what the log's frames
+hold (`zkv.durability.segment`), and what the history keeps::
+
+    [rev: uint64, time: uint64, changes: [[op, key, value, expires], ...]]
+
+``rev`` and ``time`` (Unix time in milliseconds) are packed in their widest form, so every payload
+begins with the same two bytes: after damage, frames further on can be found again. ``op`` is "PUT",
+"TOUCH", "DELETE" or "EXPIRE"; the value is nil where the key is gone, and ``expires`` is
+nil where the entry stays. Values are absolute, so a commit may be applied
+again. The payload of an exactly-once request has further elements: ``session, seq, digest, reply``
+(str, int, bin, bin), what a repeat is answered from.
+"""
 
 from __future__ import annotations
 
+import struct
 from typing import Final, NamedTuple
 
+import msgspec
 from msgspec import Raw, Struct
 
 PUT: Final = "PUT"
@@ -15,6 +30,12 @@ OPS: Final = frozenset({PUT, DELETE, TOUCH, EXPIRE})
 REMOVALS: Final = frozenset({DELETE, EXPIRE})
 """Ops after which the key is gone."""
 
+_HEAD: Final = struct.Struct(">BBQBQ")
+_ARRAY3, _ARRAY7, _UINT64 = 0x93, 0x97, 0xCF
+_NO_CHANGES: Final = 0x90
+PAYLOAD_MARKS: Final = (bytes((_ARRAY3, _UINT64)), bytes((_ARRAY7, _UINT64)))
+"""One of these every payload begins with."""
+LEAST_PAYLOAD_BYTES: Final = _HEAD.size + 1
 
 GONE: Final = Raw(b"\xc0")
 """The value where a key is gone: msgpack nil."""
@@ -63,9 +84,76 @@ class Commit(Struct, frozen=True, gc=False):
         time: Unix time in ms.
         changes: in the order in which they were made; empty where only a reply is remembered.
         once: what is remembered of an exactly-once request.
+        payload: all of that, packed, where it has been.
     """
 
     rev: int
     time: int
     changes: tuple[Change, ...]
     once: Once | None = None
+    payload: bytes = b""
+
+    def pack(self) -> Packed:
+        """The same, packed."""
+        array = _ARRAY3 if self.once is None else _ARRAY7
+        payload = _HEAD.pack(array, _UINT64, self.rev, _UINT64, self.time) + _encode(self.changes)
+        if self.once is not None:
+            payload += b"".join([_encode(part) for part in self.once])
+        return Packed(self.rev, len(self.changes), payload)
+
+
+class Packed(Struct, frozen=True, gc=False):
+    """A commit as it stands in the log. History and feed keep it so, too: it is packed once.
+
+    Args:
+        rev: its revision.
+        count: how many changes it has.
+        payload: what `unpack` reads.
+    """
+
+    rev: int
+    count: int
+    payload: bytes
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """What it changes."""
+        return _decode(self.payload).changes
+
+
+class _Payload(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    rev: int
+    time: int
+    changes: tuple[Change, ...]
+    session: str | None = None
+    seq: int = 0
+    digest: bytes = b""
+    reply: bytes = b""
+
+
+_encode = msgspec.msgpack.encode
+_decode = msgspec.msgpack.Decoder(_Payload).decode
+
+
+def unpack(payload: bytes) -> Commit:
+    """The commit in a payload. Raises ValueError where it is none."""
+    try:
+        packed = _decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"not what a log holds: {error}") from None
+    if not OPS.issuperset([change.op for change in packed.changes]):
+        raise ValueError("an op that no log holds")
+    once = None
+    if packed.session is not None:
+        once = Once(packed.session, packed.seq, packed.digest, packed.reply)
+    return Commit(packed.rev, packed.time, packed.changes, once, payload)
+
+
+def revision_in(payload: bytes) -> int:
+    """The revision of the commit in a payload."""
+    return int.from_bytes(payload[2:10], "big")
+
+
+def changes_something(payload: bytes) -> bool:
+    """Whether the commit in a payload does more than remember a reply."""
+    return payload[_HEAD.size] != _NO_CHANGES

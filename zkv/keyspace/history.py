@@ -16,16 +16,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from zkv.keyspace.change import Commit
+from zkv.keyspace.change import Packed
 
 UNREAD_CHANGES: Final = 100_000
 """Changes that are kept for a cursor, however small the history is."""
 UNREAD_BYTES: Final = 64 * 1024 * 1024
-"""Bytes of keys and values that are kept for a cursor."""
+"""Bytes of commits that are kept for a cursor."""
 
 _TRIM: Final = 1_024
 """Places that may be empty before the list is moved: moving costs by the list's length."""
-_DROPPED: Final = Commit(0, 0, ())
+_DROPPED: Final = Packed(0, 0, b"")
 """In the place of a commit that is gone: its memory is freed at once, and not that of thousands
 together, which would take many milliseconds."""
 
@@ -53,15 +53,14 @@ class History:
 
     Args:
         most_changes: how many changes are kept.
-        most_bytes: how many bytes of keys and values.
+        most_bytes: how many bytes of commits, as they are packed.
         rev: the revision before the first commit that will be added.
     """
 
     def __init__(self, most_changes: int, most_bytes: int, rev: int = 0) -> None:
         self._most_changes = most_changes
         self._most_bytes = most_bytes
-        self._commits: list[Commit] = []
-        self._sizes: list[int] = []  # Of each commit, in bytes; see `_size`.
+        self._commits: list[Packed] = []
         self._begin = 0  # Commits before this index are gone.
         self._changes = 0
         self._bytes = 0
@@ -78,21 +77,18 @@ class History:
         """The oldest revision kept, or the next one where none is."""
         return self._rev - (len(self._commits) - self._begin) + 1
 
-    def add(self, commit: Commit, safe_rev: int) -> None:
+    def add(self, commit: Packed, safe_rev: int) -> None:
         """Take the next commit; those after ``safe_rev`` stay."""
         self._rev = commit.rev
-        size = _size(commit)
         self._commits.append(commit)
-        self._sizes.append(size)
-        self._changes += len(commit.changes)
-        self._bytes += size
+        self._changes += commit.count
+        self._bytes += len(commit.payload)
         while self._is_over(self._most_changes, self._most_bytes) and self._may_drop(safe_rev):
             self._drop_oldest()
 
     def restart(self, rev: int) -> None:
         """Forget everything; the next commit has revision ``rev`` + 1."""
         self._commits.clear()
-        self._sizes.clear()
         self._begin = self._changes = self._bytes = 0
         self._rev = rev
 
@@ -100,12 +96,12 @@ class History:
         """Forget the commits after ``rev``."""
         while self._rev > rev and len(self._commits) > self._begin:
             commit = self._commits.pop()
-            self._changes -= len(commit.changes)
-            self._bytes -= self._sizes.pop()
+            self._changes -= commit.count
+            self._bytes -= len(commit.payload)
             self._rev -= 1
         self._rev = min(self._rev, rev)
 
-    def since(self, rev: int, most: int) -> list[Commit]:
+    def since(self, rev: int, most: int) -> list[Packed]:
         """At most ``most`` commits after ``rev``, which is from `oldest` - 1 to `newest`."""
         first = self._begin + rev + 1 - self.oldest
         return self._commits[first : first + most]
@@ -125,7 +121,7 @@ class History:
         """Nobody reads on."""
         self._cursor = None
 
-    def read(self, cursor: Cursor, most: int, safe_rev: int) -> list[Commit]:
+    def read(self, cursor: Cursor, most: int, safe_rev: int) -> list[Packed]:
         """At most ``most`` commits up to ``safe_rev`` behind the cursor, which moves over them."""
         missed = self.oldest - 1 - cursor.rev
         if missed > 0:
@@ -152,16 +148,10 @@ class History:
 
     def _drop_oldest(self) -> None:
         commit = self._commits[self._begin]
-        self._changes -= len(commit.changes)
-        self._bytes -= self._sizes[self._begin]
+        self._changes -= commit.count
+        self._bytes -= len(commit.payload)
         self._commits[self._begin] = _DROPPED
         self._begin += 1
         if self._begin >= _TRIM + len(self._commits) // 2:
             del self._commits[: self._begin]
-            del self._sizes[: self._begin]
             self._begin = 0
-
-
-def _size(commit: Commit) -> int:
-    """Roughly what the commit's keys and values take."""
-    return sum([len(change.key) + len(memoryview(change.value)) for change in commit.changes])

@@ -25,7 +25,7 @@ from msgspec import Struct
 from sortedcontainers import SortedList
 
 from zkv.errors import CompactedError, NotFoundError, ShuttingDownError
-from zkv.keyspace.change import EXPIRE, Commit, Once
+from zkv.keyspace.change import EXPIRE, Commit, Once, Packed
 from zkv.keyspace.entry import ABSENT, Entry
 from zkv.keyspace.tally import PAUSE_SECONDS, Tally
 from zkv.keyspace.transaction import Transaction, not_found
@@ -54,7 +54,7 @@ class ChangeLog(Protocol):
     def safe_rev(self) -> int:
         """The newest revision that will not be rolled back."""
 
-    def append(self, commit: Commit) -> int:
+    def append(self, commit: Packed) -> int:
         """Take a commit, lock held; returns its number. Raises ReadOnlyError."""
 
 
@@ -74,7 +74,7 @@ class NoLog:
     safe_lsn = 2**63
     safe_rev = 2**63
 
-    def append(self, commit: Commit) -> int:
+    def append(self, commit: Packed) -> int:
         """Forget the commit."""
         return 0
 
@@ -224,7 +224,7 @@ class Keyspace:
             if not tally.lost:
                 return there - tally.count, rev
 
-    def changes_since(self, rev: int, most: int) -> tuple[list[Commit], int]:
+    def changes_since(self, rev: int, most: int) -> tuple[list[Packed], int]:
         """At most ``most`` commits after ``rev`` that are safe, and the newest safe revision.
 
         Raises CompactedError: they are not kept any more.
@@ -262,7 +262,7 @@ class Keyspace:
         with self.lock:
             self.history.remove_cursor()
 
-    def read(self, cursor: Cursor, most: int) -> list[Commit]:
+    def read(self, cursor: Cursor, most: int) -> list[Packed]:
         """The next commits behind the cursor, at most ``most``, as far as they are safe.
 
         What is gone already is passed over, and counted in `Cursor.missed`.
@@ -287,7 +287,7 @@ class Keyspace:
         if not changes and once is None:
             return 0
         now = self.now()
-        commit = Commit(transaction.told_rev, now, tuple(changes), once)
+        commit = Commit(transaction.told_rev, now, tuple(changes), once).pack()
         lsn = self._log.append(commit)
         rev = self._rev
         if changes:
