@@ -5,7 +5,7 @@ PYTHON ?= python3
 ARGS   :=
 
 # Built when zkv is installed, where there is a compiler; else Python does the same.
-C      := $(wildcard zkv/broker/*.c)
+C      := $(wildcard zkv/broker/*.c zkv/compiled/*.[ch])
 
 VENV   := .venv
 BIN    := $(VENV)/bin

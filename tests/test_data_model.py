@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
 import os
 import tempfile
@@ -17,7 +18,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO, Final
@@ -30,13 +31,14 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from tests.support import Message, raw_fields, unpack
-from zkv.broker.mailbox import Body
+from zkv.broker.mailbox import Pending
 from zkv.broker.service import Service
 from zkv.commands import Node
 from zkv.config import Settings, build
 from zkv.durability.files import Files
 from zkv.engine import AnyEngine, Engine, MemoryEngine
 from zkv.errors import ReadOnlyError
+from zkv.keyspace.lane import open_lane
 from zkv.protocol.codec import KeyLimits
 
 RETRIED = {"BUSY", "READ_ONLY", "SHUTTING_DOWN"}
@@ -169,12 +171,14 @@ def node_for(engine: AnyEngine, settings: Settings) -> Node:
     def stop() -> Future[int]:
         raise AssertionError("nobody ends this one")
 
+    keys = KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch)
     return Node(
         engine=engine,
-        limits=KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch),
+        limits=keys,
         max_reply_bytes=limits.max_reply_bytes,
         facts=facts,
         stop=stop,
+        lane=open_lane(engine.keyspace, keys, limits.max_reply_bytes, engine.syncs_each),
     )
 
 
@@ -186,11 +190,12 @@ class MemoryStore(Store):
         settings = settings_for(limits)
         engine = MemoryEngine(settings.limits, clock)
         self._keyspace = engine.keyspace
-        self._service = Service(node_for(engine, settings), None, lambda: False)
+        self.node = node_for(engine, settings)
+        self._service = Service(self.node, None, lambda: False)
 
     def exchange(self, body: bytes) -> bytes:
-        (reply,) = self._service.answer([body])
-        assert isinstance(reply, bytes)
+        (reply,), _ = self._service.answer([body])
+        assert reply is not None
         return reply
 
     def remove_expired(self) -> None:
@@ -239,22 +244,46 @@ class Disk(Files):
         pass
 
 
+class Waiting:
+    """Replies that wait for the disk."""
+
+    def __init__(self, pending: Pending) -> None:
+        self.ready = False
+        self._pending = pending
+        pending.notify(self._become_ready)
+
+    def _become_ready(self) -> None:
+        self.ready = True
+
+    @functools.cached_property
+    def bodies(self) -> list[bytes]:
+        return self._pending.bodies()
+
+
 @dataclass
 class Parked:
-    """The answer to one request: it has left, or it waits for the disk."""
+    """The answer to one request: it has left, or it waits for the disk, with others."""
 
-    body: Body
-    delivered: list[bool] = field(default_factory=list)
+    reply: bytes | None
+    waiting: Waiting | None = None
+    place: int = 0
 
     @property
     def left(self) -> bool:
-        return isinstance(self.body, bytes) or bool(self.delivered)
+        return self.waiting is None or self.waiting.ready
 
-    def read(self) -> Message:
+    @property
+    def body(self) -> bytes:
         """The reply, which must have left."""
         assert self.left, "the reply has not left"
-        body = self.body if isinstance(self.body, bytes) else self.body.body()
-        reply = unpack(body)
+        if self.waiting is not None:
+            return self.waiting.bodies[self.place]
+        assert self.reply is not None
+        return self.reply
+
+    def read(self) -> Message:
+        """The same, unpacked."""
+        reply = unpack(self.body)
         assert isinstance(reply, dict)
         return reply
 
@@ -267,11 +296,12 @@ class Worker:
 
     def send(self, *bodies: bytes) -> list[Parked]:
         """Run a batch. What must wait for the disk is parked until `settle`."""
-        answers = [Parked(body) for body in self._service.answer(list(bodies))]
-        for answer in answers:
-            if not isinstance(answer.body, bytes):
-                deliver = answer.delivered.append
-                answer.body.notify(lambda deliver=deliver: deliver(True), lambda: None)  # type: ignore[misc]
+        replies, later = self._service.answer(list(bodies))
+        answers = [Parked(reply) for reply in replies]
+        for places, pending in later:
+            waiting = Waiting(pending)
+            for number, place in enumerate(places):
+                answers[place] = Parked(None, waiting, number)
         return answers
 
     def settle(self) -> None:
@@ -281,7 +311,7 @@ class Worker:
     def exchange(self, body: bytes) -> bytes:
         (answer,) = self.send(body)
         self.settle()
-        return answer.body if isinstance(answer.body, bytes) else answer.body.body()
+        return answer.body
 
 
 class DurableStore(Store):
@@ -307,12 +337,12 @@ class DurableStore(Store):
         """Recover what is there."""
         with mock.patch("zkv.engine.Clock", return_value=self.clock):
             self.engine = Engine(self._settings.durability, self._settings.limits, self.disk)
-        self._node = node_for(self.engine, self._settings)
+        self.node = node_for(self.engine, self._settings)
         self.workers = [self.worker() for _ in range(2)]
 
     def worker(self) -> Worker:
         """One more worker."""
-        return Worker(self._node)
+        return Worker(self.node)
 
     def exchange(self, body: bytes) -> bytes:
         return self.workers[0].exchange(body)
@@ -359,15 +389,33 @@ class SnapshottedStore(ReopenedStore):
         super().crash()
 
 
+class PlainMemoryStore(MemoryStore):
+    """The keyspace alone, without what is compiled."""
+
+    def __init__(self, clock: FakeClock, **limits: Any) -> None:
+        with mock.patch("zkv.compiled.COMPILED", False):
+            super().__init__(clock, **limits)
+
+
+class PlainStore(ReopenedStore):
+    """A store that crashes after every request, and does without what is compiled."""
+
+    def open(self) -> None:
+        with mock.patch("zkv.compiled.COMPILED", False):
+            super().open()
+
+
 def _lazy(clock: FakeClock, **limits: Any) -> Store:
     return DurableStore(clock, fsync="never", **limits)
 
 
 STORES: dict[str, Callable[..., Store]] = {
     "memory": MemoryStore,
+    "memory, plain": PlainMemoryStore,
     "log, always": DurableStore,
     "log, never": _lazy,
     "log, reopened": ReopenedStore,
+    "log, reopened, plain": PlainStore,
     "snapshot, reopened": SnapshottedStore,
 }
 """Name -> makes an empty store, of a clock and limits."""

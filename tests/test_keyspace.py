@@ -470,6 +470,13 @@ class FakeLog:
             raise ReadOnlyError("no")
         return commit.rev
 
+    @property
+    def takes_commits(self) -> bool:
+        return not self.broken
+
+    def extend(self, commits: list[Packed]) -> int:
+        return commits[-1].rev
+
 
 class OpenView:
     """A view that is being read, and what it must give."""

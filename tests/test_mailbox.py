@@ -209,53 +209,52 @@ def test_idle_means_that_nothing_is_queued(peer: Peer) -> None:
 def test_as_many_replies_as_bodies(peer: Peer) -> None:
     peer.send([b"a", b"", b"1"])
     peer.mailbox.receive()
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match=r"bodies for|shorter"):
         peer.mailbox.reply([])
 
 
 class Later:
-    """A reply that is made when the test says so."""
+    """Replies that are made when the test says so."""
 
-    def __init__(self) -> None:
-        self.notified: list[Callable[[], None]] = []
+    complete: Callable[[], None]
 
-    def notify(self, deliver: Callable[[], None], wake: Callable[[], None]) -> None:
-        self.notified += [deliver, wake]
+    def __init__(self, *bodies: bytes) -> None:
+        self._bodies = list(bodies)
 
-    def complete(self) -> None:
-        for each in self.notified:
-            each()
+    def notify(self, ready: Callable[[], None]) -> None:
+        self.complete = ready
 
-    def body(self) -> bytes:
-        return b"later"
+    def bodies(self) -> list[bytes]:
+        return self._bodies
 
 
 def test_pending_reply_leaves_when_it_is_completed(peer: Peer) -> None:
     """Another thread completes it while the mailbox waits; others are answered before."""
-    later = Later()
-    peer.send([b"a", b"x", b"", b"1"], [b"b", b"", b"2"])
-    assert peer.mailbox.receive() == [b"1", b"2"]
-    peer.mailbox.reply([later, b"at once"])
+    later = Later(b"later", b"as well")
+    peer.send([b"a", b"x", b"", b"1"], [b"b", b"", b"2"], [b"c", b"", b"3"])
+    assert peer.mailbox.receive() == [b"1", b"2", b"3"]
+    peer.mailbox.reply([None, b"at once", None], [([0, 2], later)])
     assert peer.receive() == [b"b", b"", b"at once"]
     assert peer.waiting() == []
 
     def complete_and_go_on() -> None:
         later.complete()
         assert peer.receive() == [b"a", b"x", b"", b"later"]
-        peer.send([b"c", b"", b"3"])
+        assert peer.receive() == [b"c", b"", b"as well"]
+        peer.send([b"d", b"", b"4"])
 
     thread = threading.Thread(target=complete_and_go_on)
     thread.start()
-    assert peer.mailbox.receive() == [b"3"]
+    assert peer.mailbox.receive() == [b"4"]
     thread.join()
     peer.mailbox.reply([b"done"])
 
 
 def test_end_waits_for_what_is_queued_and_pending(peer: Peer) -> None:
-    later = Later()
+    later = Later(b"later")
     peer.send([b"a", b"", b"1"])
     peer.mailbox.receive()
-    peer.mailbox.reply([later])
+    peer.mailbox.reply([None], [([0], later)])
     peer.send([b"b", b"", b"2"])
     peer.mailbox.stop()
     assert peer.mailbox.receive() == [b"2"]
@@ -347,7 +346,7 @@ def test_closed_socket_is_never_touched(context: Context, way: Make) -> None:
     uses: list[Callable[[], object]] = [
         lambda: peer.frames.receive(False),
         lambda: peer.frames.receive(True),
-        lambda: peer.frames.send([[b"a", b"", b"reply"]]),
+        lambda: peer.frames.send([[b"a", b""]], [b"reply"]),
         peer.frames.readable,
     ]
     for use in uses:
@@ -359,10 +358,16 @@ def test_closed_socket_is_never_touched(context: Context, way: Make) -> None:
     peer.socket.close()
 
 
-@pytest.mark.parametrize("message", [[b"a", b"", "text"], [b"a", None], [b"a", b"", b"b", 1]])
+@pytest.mark.parametrize("message", [[b"a", b"", "text"], [b"a", None, b"b"], [b"a", b"", 1]])
 def test_only_bytes_are_sent(peer: Peer, message: list[Any]) -> None:
     with pytest.raises(TypeError):
-        peer.frames.send([message])
+        peer.frames.send([message[:-1]], [message[-1]])
+
+
+def test_what_has_no_body_is_not_sent(peer: Peer) -> None:
+    peer.frames.send([[b"a", b""], [b"b", b""], [b"c", b""]], [None, b"reply", None])
+    assert peer.receive() == [b"b", b"", b"reply"]
+    assert peer.waiting() == []
 
 
 # --- Nothing leaks

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -706,7 +706,7 @@ def test_dump_at_each_revision(data: Path, recorded: Recorded) -> None:
             assert in_model_form(entries) == recorded.states[rev]
 
 
-def in_model_form(entries: dict[str, Any]) -> State:
+def in_model_form(entries: Mapping[str, Any]) -> State:
     return {key: (unpack(entry.value), entry.rev) for key, entry in entries.items()}
 
 

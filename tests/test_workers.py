@@ -43,6 +43,12 @@ class SimulatedDeath(BaseException):
     """What no command should raise; stands for whatever nobody thought of."""
 
 
+@pytest.fixture(autouse=True)
+def commands_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests put others in the place of commands, which a lane would pass by."""
+    monkeypatch.setattr("zkv.server.open_lane", lambda *_: None)
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ServerInProcess]:
     """A server with two workers, in this process."""

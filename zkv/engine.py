@@ -66,7 +66,8 @@ class Engine:
             raise ValueError("no data_dir: that is a MemoryEngine")
         self.settings = settings
         self._started = False
-        self._syncs_each = settings.fsync == "always"
+        self.syncs_each = settings.fsync == "always"
+        """Whether what is safe is on disk."""
         self._files = files or Files()
         self._storage = Storage(Path(settings.data_dir), self._files)
         try:
@@ -86,7 +87,7 @@ class Engine:
                 recovered.rev,
                 recovered.end,
                 settings.segment_bytes,
-                self._syncs_each,
+                self.syncs_each,
             )
         except OSError as error:
             place = error.filename or self._storage.wal_directory
@@ -138,7 +139,7 @@ class Engine:
 
         Raises ReadOnlyError where it cannot be: every commit that is not safe is rolled back.
         """
-        if not self._syncs_each:
+        if not self.syncs_each:
             self._wal.commit(self._wal.last_lsn, durable=False)
 
     def is_current(self, group: CommitGroup) -> bool:
@@ -203,6 +204,7 @@ class MemoryEngine:
     """
 
     lasting: Final = False
+    syncs_each: Final = False
     safe: Final = Safe(2**63, 2**63)
     last_lsn: Final = 0
     durable_rev: Final = 0
@@ -266,8 +268,12 @@ class _MemoryLog(NoLog):
 
     def append(self, commit: Packed) -> int:
         """Ring. Whoever hears it waits for the keyspace's lock, and so finds the commit applied."""
+        return self.extend([commit])
+
+    def extend(self, commits: list[Packed]) -> int:
+        """Ring, likewise."""
         self.on_commit()
-        return super().append(commit)
+        return super().extend(commits)
 
 
 AnyEngine = Engine | MemoryEngine

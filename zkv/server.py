@@ -31,6 +31,7 @@ from zkv.broker.service import Service
 from zkv.commands import Node
 from zkv.engine import open_engine
 from zkv.errors import ReadOnlyError, ShuttingDownError
+from zkv.keyspace.lane import open_lane
 from zkv.protocol.codec import KeyLimits
 
 if TYPE_CHECKING:
@@ -149,12 +150,14 @@ class Server:
     def _open(self) -> AnyEngine:
         limits = self._settings.limits
         engine = open_engine(self._settings.durability, limits, self._files)
+        keys = KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch)
         self._node = Node(
             engine=engine,
-            limits=KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch),
+            limits=keys,
             max_reply_bytes=limits.max_reply_bytes,
             facts=self._facts,
             stop=self._end,
+            lane=open_lane(engine.keyspace, keys, limits.max_reply_bytes, engine.syncs_each),
         )
         self._broker.publish(engine.keyspace)
         engine.when_safe(self._broker.commits_are_safe)
@@ -204,6 +207,7 @@ class Server:
             "stats": {
                 **self._broker.statistics(),
                 **self._engine.keyspace.statistics(),
+                "store": "compiled" if self._node.lane else "plain",
                 "workers": self._settings.server.workers,
                 "process": _process(),
             },

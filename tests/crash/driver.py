@@ -22,6 +22,7 @@ from unittest import mock
 import msgpack
 
 from tests.crash.ledger import Batch, Reply, State
+from zkv.broker.mailbox import Pending
 from zkv.broker.service import Service
 from zkv.commands import Node
 from zkv.config import Settings, build
@@ -31,6 +32,7 @@ from zkv.durability.files import Files
 from zkv.engine import Engine
 from zkv.errors import ReadOnlyError
 from zkv.keyspace import view
+from zkv.keyspace.lane import open_lane
 from zkv.protocol.codec import KeyLimits
 
 POLICIES: Final = ["always", "interval", "never"]
@@ -121,15 +123,19 @@ class Driver:
         with self._by_hand():
             self.engine = SteppedEngine(settings, files)
         limits = settings.limits
+        keys = KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch)
         self._node = Node(
             engine=self.engine,
-            limits=KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch),
+            limits=keys,
             max_reply_bytes=limits.max_reply_bytes,
             facts=lambda: {
                 "uptime": 0.0, "endpoints": [], "feed": None, "limits": {}, "durability": {},
                 "stats": self.engine.statistics(),
             },
             stop=self._end,
+            lane=open_lane(
+                self.engine.keyspace, keys, limits.max_reply_bytes, self.engine.syncs_each
+            ),
         )  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -220,15 +226,16 @@ class Driver:
     def _begin(self, service: Service, batch: Batch, idle: bool) -> dict[int, Reply]:
         """Run a batch as a worker does; the replies come into the mapping that is returned."""
         replies: dict[int, Reply] = {}
-        for number, body in enumerate(service.answer([msgpack.packb(r) for r in batch])):
-            if isinstance(body, bytes):
+        bodies, later = service.answer([msgpack.packb(request) for request in batch])
+        for number, body in enumerate(bodies):
+            if body is not None:
                 replies[number] = msgpack.unpackb(body)
-            else:
+        for places, pending in later:
 
-                def deliver(number: int = number, pending: Any = body) -> None:
-                    replies[number] = msgpack.unpackb(pending.body())
+            def deliver(places: list[int] = places, pending: Pending = pending) -> None:
+                replies.update(zip(places, map(msgpack.unpackb, pending.bodies()), strict=True))
 
-                body.notify(deliver, lambda: None)
+            pending.notify(deliver)
         service.commit(lambda: idle)
         return replies
 

@@ -255,7 +255,7 @@ static int append(PyObject *list, PyObject *item)
     return well;
 }
 
-/* The envelope of a letter, as a list of bytes, to which its body may be appended. */
+/* The envelope of a letter, as a list of bytes. */
 static PyObject *to_envelope(Frames *self, const letter *from)
 {
     size_t end = from->end - (from->kind == COMPLETE);
@@ -325,33 +325,54 @@ typedef struct {
     int more;
 } outgoing;
 
-/* Hold every frame of a list of lists of bytes; how many there are, or -1. */
-static Py_ssize_t hold(PyObject *messages, outgoing **held)
+/* How many frames there are in a list of envelopes, with a body for each; -1 with an exception. */
+static Py_ssize_t count_frames(PyObject *envelopes, PyObject *bodies)
 {
-    Py_ssize_t total = 0, count = 0, size = PyList_Size(messages);
+    Py_ssize_t total = 0, size = PyList_Size(envelopes), others = PyList_Size(bodies);
+    if (size < 0 || others < 0)
+        return -1;
+    if (size != others)
+        return PyErr_Format(PyExc_ValueError, "%zd bodies for %zd envelopes", others, size), -1;
     for (Py_ssize_t i = 0; i < size; i++) {
-        Py_ssize_t frames = PyList_Size(PyList_GetItem(messages, i));
+        Py_ssize_t frames = PyList_Size(PyList_GetItem(envelopes, i));
         if (frames < 0)
             return -1;
-        total += frames;
+        total += frames + 1;
     }
+    return total;
+}
+
+/* Hold one frame; whether it is bytes. */
+static int hold(outgoing *to, PyObject *frame, int more)
+{
+    Py_ssize_t size;
+    char *data;
+    to->object = Py_NewRef(frame);
+    if (PyBytes_AsStringAndSize(frame, &data, &size) < 0)
+        return 0;
+    to->data = data;
+    to->size = (size_t)size;
+    to->more = more;
+    return 1;
+}
+
+/* Hold every frame of every message that has a body; how many there are, or -1. */
+static Py_ssize_t hold_all(PyObject *envelopes, PyObject *bodies, outgoing **held)
+{
+    Py_ssize_t count = 0, total = count_frames(envelopes, bodies), size = PyList_Size(envelopes);
+    if (total < 0)
+        return -1;
     *held = PyMem_Calloc((size_t)total + 1, sizeof **held);
-    if (size < 0 || *held == NULL)
-        return size < 0 ? -1 : (PyErr_NoMemory(), -1);
+    if (*held == NULL)
+        return PyErr_NoMemory(), -1;
     for (Py_ssize_t i = 0; i < size; i++) {
-        PyObject *message = PyList_GetItem(messages, i);
-        Py_ssize_t frames = PyList_Size(message);
-        for (Py_ssize_t j = 0; j < frames; j++) {
-            outgoing *frame = &(*held)[count++];
-            Py_ssize_t bytes;
-            char *data;
-            frame->object = Py_NewRef(PyList_GetItem(message, j));
-            if (PyBytes_AsStringAndSize(frame->object, &data, &bytes) < 0)
+        PyObject *envelope = PyList_GetItem(envelopes, i), *body = PyList_GetItem(bodies, i);
+        Py_ssize_t frames = body == Py_None ? 0 : PyList_Size(envelope);
+        for (Py_ssize_t j = 0; j < frames; j++)
+            if (!hold(&(*held)[count++], PyList_GetItem(envelope, j), 1))
                 return -1;
-            frame->data = data;
-            frame->size = (size_t)bytes;
-            frame->more = j + 1 < frames;
-        }
+        if (body != Py_None && !hold(&(*held)[count++], body, 0))
+            return -1;
     }
     return count;
 }
@@ -383,13 +404,14 @@ static int send_all(Frames *self, const outgoing *frame, const outgoing *end)
     return 0;
 }
 
-static PyObject *frames_send(Frames *self, PyObject *messages)
+static PyObject *frames_send(Frames *self, PyObject *arguments)
 {
+    PyObject *envelopes, *bodies;
     outgoing *held = NULL;
     int number = 0;
-    if (is_closed(self))
+    if (!PyArg_ParseTuple(arguments, "OO", &envelopes, &bodies) || is_closed(self))
         return NULL;
-    Py_ssize_t count = hold(messages, &held);
+    Py_ssize_t count = hold_all(envelopes, bodies, &held);
     if (count >= 0) {
         Py_BEGIN_ALLOW_THREADS
         number = send_all(self, held, held + count);
@@ -476,7 +498,7 @@ static void frames_dealloc(Frames *self)
 
 static PyMethodDef frames_methods[] = {
     {"receive", (PyCFunction)frames_receive, METH_VARARGS, NULL},
-    {"send", (PyCFunction)frames_send, METH_O, NULL},
+    {"send", (PyCFunction)frames_send, METH_VARARGS, NULL},
     {"readable", (PyCFunction)frames_readable, METH_NOARGS, NULL},
     {"close", (PyCFunction)frames_close, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},

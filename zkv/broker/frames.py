@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import zmq
@@ -24,7 +24,7 @@ BATCH: Final = 64
 """Most requests taken at once: bounds how long the first of them waits for the last."""
 
 Envelope = list[bytes]
-"""Every frame before the body. With the body behind them it is a message."""
+"""Every frame before the body."""
 
 
 class BadEnvelope:
@@ -62,8 +62,8 @@ class Frames(Protocol):
                 either of them.
         """
 
-    def send(self, messages: list[list[bytes]]) -> None:
-        """Send each message, a list of its frames."""
+    def send(self, envelopes: list[Envelope], bodies: Sequence[bytes | None]) -> None:
+        """Send each body in its envelope; none where it is None. As many of both."""
 
     def readable(self) -> bool:
         """Whether anything is queued at this moment."""
@@ -99,14 +99,16 @@ class PlainFrames:
             self._take(envelopes, bodies)
         return envelopes, bodies
 
-    def send(self, messages: list[list[bytes]]) -> None:
+    def send(self, envelopes: list[Envelope], bodies: Sequence[bytes | None]) -> None:
         """As in `Frames`."""
         send = self._socket.send
-        for message in messages:
+        for envelope, body in zip(envelopes, bodies, strict=True):
+            if body is None:
+                continue
             try:
-                for frame in message[:-1]:
+                for frame in envelope:
                     send(frame, zmq.SNDMORE | zmq.NOBLOCK)
-                send(message[-1], zmq.NOBLOCK)
+                send(body, zmq.NOBLOCK)
             except zmq.Again:
                 self.unroutable += 1
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import zmq
@@ -38,16 +38,17 @@ GOODBYE: Final = b"goodbye"
 
 
 class Pending(Protocol):
-    """A reply that may not leave yet."""
+    """Replies that may not leave yet."""
 
-    def notify(self, deliver: Callable[[], None], wake: Callable[[], None]) -> None:
-        """Have ``deliver`` and then ``wake`` called, in any thread, once `body` has a reply."""
+    def notify(self, ready: Callable[[], None]) -> None:
+        """Have ``ready`` called once, in any thread, when `bodies` has the replies."""
 
-    def body(self) -> bytes:
-        """The reply; called once, in the mailbox's thread, after it was delivered."""
+    def bodies(self) -> list[bytes]:
+        """The replies; called once, in the mailbox's thread, after they became ready."""
 
 
-Body = bytes | Pending
+Later = tuple[list[int], Pending]
+"""The places of some requests in their batch, and the replies that they will get."""
 
 
 class Mailbox:
@@ -74,8 +75,8 @@ class Mailbox:
         self._bell = Bell()
         self._frames = frames(socket, self._bell.fileno())
         self._envelopes: list[Envelope] = []
-        self._outbox: deque[tuple[Envelope, Pending]] = deque()
-        self._parked = 0  # Replies that are pending and have not been sent.
+        self._outbox: deque[tuple[list[Envelope], Pending]] = deque()
+        self._parked = 0  # Groups of replies that are pending and have not been sent.
         self._stopping = False
         self._thread = threading.get_ident()
 
@@ -98,17 +99,17 @@ class Mailbox:
                 return bodies
             self._bell.hush()  # Before the outbox is read: what comes later rings again.
 
-    def reply(self, bodies: list[Body]) -> None:
-        """Answer the batch received last, in its order."""
+    def reply(self, replies: Sequence[bytes | None], later: Sequence[Later] = ()) -> None:
+        """Answer the batch received last.
+
+        Args:
+            replies: in its order; None where a reply is pending.
+            later: those that are.
+        """
         envelopes, self._envelopes = self._envelopes, []
-        messages = []
-        for envelope, body in zip(envelopes, bodies, strict=True):
-            if isinstance(body, bytes):
-                envelope.append(body)
-                messages.append(envelope)
-            else:
-                self._park(envelope, body)
-        self._frames.send(messages)
+        for places, pending in later:
+            self._park([envelopes[place] for place in places], pending)
+        self._frames.send(envelopes, replies)
 
     @property
     def unanswered(self) -> int:
@@ -127,24 +128,24 @@ class Mailbox:
     def close(self) -> None:
         """Say goodbye to the proxy and close every descriptor."""
         try:
-            self._frames.send([[b"", GOODBYE]])
+            self._frames.send([[b""]], [GOODBYE])
         finally:
             self._frames.close()
             self._bell.close()
 
     def _send_completed(self) -> None:
-        messages = []
         while self._outbox:
-            envelope, pending = self._outbox.popleft()
-            envelope.append(pending.body())
-            messages.append(envelope)
-        if messages:
-            self._parked -= len(messages)
-            self._frames.send(messages)
+            envelopes, pending = self._outbox.popleft()
+            self._parked -= 1
+            self._frames.send(envelopes, pending.bodies())
 
-    def _park(self, envelope: Envelope, pending: Pending) -> None:
+    def _park(self, envelopes: list[Envelope], pending: Pending) -> None:
+        def ready() -> None:
+            self._outbox.append((envelopes, pending))
+            self._wake()
+
         self._parked += 1
-        pending.notify(lambda: self._outbox.append((envelope, pending)), self._wake)
+        pending.notify(ready)
 
     def _wake(self) -> None:
         # In this thread `receive` comes next, and looks into the outbox first: a write that waits

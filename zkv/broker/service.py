@@ -1,9 +1,10 @@
 """From request bodies to reply bodies: decode, run the command, wait for the disk, encode, log.
 
-Strategy: a batch is run request by request; every outcome names the newest revision that it tells
-of. What is safe by then (see `zkv.engine`) is answered at once. The rest shares one commit group:
-its replies are parked in the mailbox and leave when the group's revision is on disk, so that the
-worker goes on meanwhile, and a batch, or many, cost one sync.
+Strategy: a batch is run in order, what a `Lane` takes by the lane, and the rest request by request;
+every outcome names the newest revision that it tells of. What is safe by then (see `zkv.engine`) is
+answered at once. The rest shares one commit group: its replies are parked in the mailbox and leave
+when the group's revision is on disk, so that the worker goes on meanwhile, and a batch, or many,
+cost one sync.
 
 Invariants: every body gets a reply, whatever is in it and whatever a command raises; what a command
 raises unexpectedly is a bug, logged with its traceback and answered `INTERNAL`. No reply tells of a
@@ -29,6 +30,7 @@ from zkv.errors import (
     RequestError,
     ShuttingDownError,
 )
+from zkv.keyspace.lane import Answers
 from zkv.log import RequestRecord
 from zkv.protocol.codec import decode, encode_repeat, encode_reply
 from zkv.protocol.replies import CommitReply, Failure, Reply, failure
@@ -37,10 +39,11 @@ from zkv.protocol.requests import OP_NAMES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from zkv.broker.mailbox import Body
+    from zkv.broker.mailbox import Later
     from zkv.commands import Node
     from zkv.durability.committer import CommitGroup
     from zkv.engine import Safe
+    from zkv.keyspace.lane import Subject
     from zkv.protocol.requests import AnyRequest
 
 _log = logging.getLogger("zkv.broker")
@@ -53,18 +56,27 @@ LATENCY_STEPS: Final = 64
 
 
 class Call:
-    """One request on its way through the service, and what came of it."""
+    """One request on its way through the service, and what came of it.
+
+    Args:
+        bytes_in: of its body.
+        started: when that was taken up.
+    """
 
     __slots__ = ("bytes_in", "lsn", "remembered", "request", "result", "rev", "started")
 
-    def __init__(self, bytes_in: int) -> None:
-        self.started = time.perf_counter()
+    def __init__(self, bytes_in: int, started: float) -> None:
+        self.started = started
         self.bytes_in = bytes_in
         self.request: AnyRequest | None = None  # None as long as it could not be decoded.
         self.result: Reply | Failure | Future[Reply] | None = None
         self.remembered = b""  # The packed reply to answer again, where there is no result.
         self.rev = 0  # The newest revision that the reply tells of.
         self.lsn = 0  # The log's number of what it committed.
+
+
+Calls = list[tuple[int, Call]]
+"""Calls, each with its place in the batch."""
 
 
 class Service:
@@ -90,23 +102,40 @@ class Service:
         self._group: CommitGroup = self._engine.new_group()
         self._refusal: ReadOnlyError | None = None
         self.latencies: defaultdict[str, list[int]] = defaultdict(lambda: [0] * LATENCY_STEPS)
-        """Op -> how many requests took how long, in `LATENCY_STEPS`, from decoding to encoding."""
+        """Op -> how many requests took how long, in `LATENCY_STEPS`, from decoding to encoding;
+        those of a lane from when their batch was taken up."""
         self.failures: Counter[str] = Counter()
 
-    def answer(self, bodies: list[bytes | BadEnvelope]) -> list[Body]:
-        """A reply to each of ``bodies``, in their order; some may be pending.
+    def answer(self, bodies: list[bytes | BadEnvelope]) -> tuple[list[bytes | None], list[Later]]:
+        """A reply to each of ``bodies``, in their order, None where it is pending; and those.
 
         To be followed by `commit`, once the replies are in the mailbox.
         """
+        started = time.perf_counter()
         self._group = self._engine.new_group()
-        calls = [self._run(body) for body in bodies]
-        self._refusal = self._secure(calls)
+        batch, calls = self._run_all(bodies)
+        self._refusal = self._secure(batch, calls)
         # In this order: what is safe, and was not rolled back before, cannot be rolled back later.
         safe = self._engine.safe
         current = self._engine.is_current(self._group)
-        replies = [self._reply(call, safe, current) for call in calls]
-        self._flush_log()
-        return replies
+        waiting = PendingCommits(self, self._group, started)
+        if not current or batch.newest > safe.rev:
+            waiting.take_answers(bodies, batch, safe.rev if current else -1)
+        later: list[Later] = []
+        for place, call in calls:
+            result = call.result
+            if isinstance(result, Future):
+                later.append(([place], PendingReply(self, call, result)))
+            elif current and self._may_leave(call, safe):
+                batch.replies[place] = self.finish(call, result)
+            else:
+                waiting.take_call(place, call, result)
+        if waiting.places:
+            self._group.lsn = self._engine.last_lsn
+            later.append((waiting.places, waiting))
+        self.finish_run(batch.ops, batch.subjects, started)
+        self.flush_log()
+        return batch.replies, later
 
     def commit(self, is_idle: Callable[[], bool]) -> None:
         """See to it that what waits for the disk is completed.
@@ -139,8 +168,7 @@ class Service:
             body = encode_reply(reply)
         op = UNREADABLE if request is None else OP_NAMES[type(request)]
         took = time.perf_counter() - call.started
-        # How many bits the µs take is the step: this runs for every request, and has to be cheap.
-        self.latencies[op][int(took * 1e6).bit_length()] += 1
+        self.latencies[op][_step(took)] += 1
         result = "ok" if reply is not None else "replayed"
         if isinstance(reply, Failure):
             result = reply.code
@@ -152,11 +180,27 @@ class Service:
             )
         return body
 
-    def finish_later(self, call: Call, reply: Reply | Failure | None) -> bytes:
-        """`finish` for a reply that was pending; the batch that it came in is long gone."""
-        body = self.finish(call, reply)
-        self._flush_log()
-        return body
+    def finish_run(
+        self, ops: list[str], subjects: list[Subject | None] | None, started: float
+    ) -> None:
+        """Count and log what a lane has answered and is leaving now. Not where an op is empty."""
+        took = time.perf_counter() - started
+        for op in set(ops):
+            if op:
+                self.latencies[op][_step(took)] += ops.count(op)
+        if subjects is not None:
+            now = time.time()
+            self._records += [
+                RequestRecord(now, op, subject[0], "ok", subject[1], subject[2], took)
+                for op, subject in zip(ops, subjects, strict=True)
+                if op and subject is not None
+            ]
+
+    def flush_log(self) -> None:
+        """Hand over what is to be logged."""
+        if self._records and self._write_log is not None:
+            self._write_log(self._records)
+            self._records = []
 
     def run_again(self, call: Call, refusal: ReadOnlyError) -> Reply | Failure:
         """What to answer after commits that ``call`` made or saw have been rolled back."""
@@ -167,8 +211,21 @@ class Service:
             return fail(refusal, call.request)
         return call.result
 
+    def _run_all(self, bodies: list[bytes | BadEnvelope]) -> tuple[Answers, Calls]:
+        batch = Answers(subjects=None if self._write_log is None else [])
+        calls: Calls = []
+        lane = None if self._stopping() else self._node.lane
+        while True:
+            if lane is not None:
+                lane.run(bodies, batch)
+            place = len(batch.replies)
+            if place == len(bodies):
+                return batch, calls
+            calls.append((place, self._run(bodies[place])))
+            batch.leave_out()
+
     def _run(self, body: bytes | BadEnvelope) -> Call:
-        call = Call(len(body))
+        call = Call(len(body), time.perf_counter())
         try:
             if isinstance(body, BadEnvelope):
                 raise BadRequestError(body.reason)
@@ -200,11 +257,12 @@ class Service:
             call.lsn = answer.lsn
             call.remembered = answer.remembered
 
-    def _secure(self, calls: list[Call]) -> ReadOnlyError | None:
+    def _secure(self, batch: Answers, calls: Calls) -> ReadOnlyError | None:
         """Make the batch safe as far as that takes no waiting for the disk."""
         safe = self._engine.safe
-        newest = max([call.lsn for call in calls]), max([call.rev for call in calls])
-        if newest[0] <= safe.lsn and newest[1] <= safe.rev:
+        if batch.newest <= safe.rev and all(
+            call.rev <= safe.rev and call.lsn <= safe.lsn for _, call in calls
+        ):
             return None
         try:
             self._engine.secure()
@@ -212,27 +270,14 @@ class Service:
             return error
         return None
 
-    def _reply(self, call: Call, safe: Safe, current: bool) -> Body:
-        result = call.result
-        if isinstance(result, Future):
-            return PendingReply(self, call, result)
-        is_safe = current and call.rev <= safe.rev and call.lsn <= safe.lsn
-        if is_safe and not self._must_sync(call):
-            return self.finish(call, result)
-        self._group.lsn = self._engine.last_lsn
-        return PendingCommit(self, call, result, self._group)
-
-    def _must_sync(self, call: Call) -> bool:
-        """Whether a write must be on disk first because its client asked for that."""
+    def _may_leave(self, call: Call, safe: Safe) -> bool:
+        """Whether what a call tells of is as durable as the policy and its client ask for."""
+        if call.rev > safe.rev or call.lsn > safe.lsn:
+            return False
         request = call.request
         if request is None or not (request.durable and request.writes):
-            return False
-        return call.rev > self._engine.durable_rev
-
-    def _flush_log(self) -> None:
-        if self._records and self._write_log is not None:
-            self._write_log(self._records)
-            self._records = []
+            return True
+        return call.rev <= self._engine.durable_rev
 
 
 class PendingReply:
@@ -243,48 +288,97 @@ class PendingReply:
         self._call = call
         self._reply = reply
 
-    def notify(self, deliver: Callable[[], None], wake: Callable[[], None]) -> None:
-        """Have ``deliver`` and ``wake`` called once the reply is there."""
+    def notify(self, ready: Callable[[], None]) -> None:
+        """Have ``ready`` called once the reply is there."""
 
         def settled(_: Future[Reply]) -> None:
-            deliver()
-            wake()
+            ready()
 
         self._reply.add_done_callback(settled)
 
-    def body(self) -> bytes:
+    def bodies(self) -> list[bytes]:
         """The encoded reply. To be called once."""
         future = self._reply
         del self._reply  # It refers back to what delivers this, and so does the call's result:
         self._call.result = None  # no cycle is to stay.
         error = future.exception()
         reply = future.result() if error is None else fail(error, self._call.request)
-        return self._service.finish_later(self._call, reply)
+        body = self._service.finish(self._call, reply)
+        self._service.flush_log()
+        return [body]
 
 
-class PendingCommit:
-    """A reply that may leave once its revision is on disk."""
+class PendingCommits:
+    """Replies that may leave once the revisions that they tell of are on disk.
 
-    __slots__ = ("_call", "_group", "_reply", "_service")
+    Args:
+        service: whose they are.
+        group: what they wait for.
+        started: when their batch was taken up.
 
-    def __init__(
-        self, service: Service, call: Call, reply: Reply | Failure | None, group: CommitGroup
-    ) -> None:
+    Attributes:
+        places: of their requests in the batch; those of a lane come first.
+    """
+
+    def __init__(self, service: Service, group: CommitGroup, started: float) -> None:
         self._service = service
-        self._call = call
-        self._reply = reply
         self._group = group
+        self._started = started
+        self.places: list[int] = []
+        self._requests: list[bytes | BadEnvelope] = []
+        self._replies: list[bytes | None] = []
+        self._ops: list[str] = []
+        self._subjects: list[Subject | None] | None = None
+        self._calls: list[tuple[Call, Reply | Failure | None]] = []
 
-    def notify(self, deliver: Callable[[], None], wake: Callable[[], None]) -> None:
-        """Have ``deliver`` and ``wake`` called once the group is completed."""
-        self._group.on_completion(deliver, wake)
+    def take_answers(self, bodies: list[bytes | BadEnvelope], batch: Answers, safe: int) -> None:
+        """Take out of a batch what a lane answered, and tells of more than is safe."""
+        replies, ops, subjects = batch.replies, batch.ops, batch.subjects
+        places = [place for place, rev in enumerate(batch.told) if rev > safe and ops[place]]
+        self.places = places
+        self._requests = [bodies[place] for place in places]
+        self._replies = [replies[place] for place in places]
+        self._ops = [ops[place] for place in places]
+        if subjects is not None:
+            self._subjects = [subjects[place] for place in places]
+        for place in places:
+            replies[place] = None
+            ops[place] = ""
 
-    def body(self) -> bytes:
-        """The encoded reply: what was done, or that it could not be made safe."""
-        reply = self._reply
-        if self._group.error is not None:
-            reply = self._service.run_again(self._call, self._group.error)
-        return self._service.finish_later(self._call, reply)
+    def take_call(self, place: int, call: Call, reply: Reply | Failure | None) -> None:
+        """Take a call and its result."""
+        self.places.append(place)
+        self._calls.append((call, reply))
+
+    def notify(self, ready: Callable[[], None]) -> None:
+        """Have ``ready`` called once the group is completed."""
+        self._group.on_completion(ready)
+
+    def bodies(self) -> list[bytes]:
+        """The encoded replies: what was done, or that it could not be made safe."""
+        service, error = self._service, self._group.error
+        if error is None:
+            bodies = [reply for reply in self._replies if reply is not None]
+            service.finish_run(self._ops, self._subjects, self._started)
+            bodies += [service.finish(call, reply) for call, reply in self._calls]
+        else:
+            calls = [self._call(body) for body in self._requests]
+            calls += [call for call, _ in self._calls]
+            bodies = [service.finish(call, service.run_again(call, error)) for call in calls]
+        service.flush_log()
+        return bodies
+
+    def _call(self, body: bytes | BadEnvelope) -> Call:
+        """A request that a lane has answered, to be answered otherwise."""
+        call = Call(len(body), self._started)
+        if not isinstance(body, BadEnvelope):
+            call.request = decode(body)
+        return call
+
+
+def _step(seconds: float) -> int:
+    """Which of the `LATENCY_STEPS` a time belongs to: how many bits its µs take."""
+    return int(seconds * 1e6).bit_length()
 
 
 def give_up(body: bytes | BadEnvelope, error: BaseException) -> bytes:

@@ -95,7 +95,7 @@ class Worker:
         while bodies := mailbox.receive():
             service = self.services[-1]
             try:
-                mailbox.reply(service.answer(bodies))
+                mailbox.reply(*service.answer(bodies))
                 service.commit(mailbox.is_idle)
             except BaseException as error:
                 _log.critical("%s died; another takes its place", self.name, exc_info=True)

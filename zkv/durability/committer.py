@@ -30,7 +30,7 @@ class CommitGroup:
         epoch: the log's when the first of their requests began to run.
     """
 
-    __slots__ = ("_deliver", "_wake", "epoch", "error", "lsn")
+    __slots__ = ("_completed", "epoch", "error", "lsn")
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
@@ -38,26 +38,22 @@ class CommitGroup:
         """The newest commit to wait for; None as long as nothing waits."""
         self.error: ReadOnlyError | None = None
         """Once completed: None, or why the commits are not on disk."""
-        self._deliver: list[Callable[[], None]] = []
-        self._wake: Callable[[], None] = lambda: None
+        self._completed: Callable[[], None] = _nothing
 
-    def on_completion(self, deliver: Callable[[], None], wake: Callable[[], None]) -> None:
-        """Have ``deliver`` called on completion. Not to be called once the group is submitted.
-
-        All replies of a group are delivered to one mailbox, which is woken once, after the last.
-        """
-        self._deliver.append(deliver)
-        self._wake = wake
+    def on_completion(self, completed: Callable[[], None]) -> None:
+        """Have ``completed`` called. Once, and before the group is submitted."""
+        self._completed = completed
 
     def complete(self, error: ReadOnlyError | None) -> None:
         """Let the replies leave, or tell why they cannot. Once."""
         self.error = error
         # What is called refers to this group: kept here, it would be garbage in a cycle.
-        deliver, self._deliver = self._deliver, []
-        wake, self._wake = self._wake, lambda: None
-        for each in deliver:
-            each()
-        wake()
+        completed, self._completed = self._completed, _nothing
+        completed()
+
+
+def _nothing() -> None:
+    pass
 
 
 class Committer:

@@ -13,16 +13,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from zkv.durability.picture import Picture
-    from zkv.keyspace import Commit, Entry
+    from zkv.keyspace import Commit
+    from zkv.keyspace.table import Table
 
 
-def newest_state(picture: Picture) -> dict[str, Entry]:
+def newest_state(picture: Picture) -> Table:
     """The entries that a server would start with. Raises DamageError, DataDirError."""
     layout = picture.layout
     return recovery.recover(picture, layout.snapshots, layout.wal).entries
 
 
-def state_at(picture: Picture, rev: int) -> dict[str, Entry]:
+def state_at(picture: Picture, rev: int) -> Table:
     """The entries as they were at ``rev``, from the newest snapshot before it that is whole.
 
     Raises:
@@ -46,10 +47,10 @@ def state_at(picture: Picture, rev: int) -> dict[str, Entry]:
     raise damages[0]
 
 
-def _replay(picture: Picture, base: int, rev: int) -> dict[str, Entry]:
+def _replay(picture: Picture, base: int, rev: int) -> Table:
     """The entries at ``rev``, from the snapshot at ``base``. Raises DamageError, DataDirError."""
     layout = picture.layout
-    loaded = snapshot.Loaded(0, {})
+    loaded = snapshot.Loaded()
     if base:
         path = layout.snapshot(base)
         loaded = snapshot.read(picture, path, recovery.Progress(f"loading {path}").report)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from zkv.durability.files import Files
     from zkv.keyspace import Commit
+    from zkv.keyspace.table import Table
 
 _log = logging.getLogger("zkv.durability")
 
@@ -52,7 +53,7 @@ class TornTail(NamedTuple):
 class Recovered(NamedTuple):
     """The state that a data directory holds."""
 
-    entries: dict[str, Entry]
+    entries: Table
     rev: int
     snapshot_rev: int
     replayed: int

@@ -204,7 +204,7 @@ def _keep_copy(files: Files, path: Path, plan: Plan, aside: Path) -> None:
 
 def _write_snapshot(files: Files, layout: Layout, plan: Plan, now: float) -> None:
     base = plan.base
-    loaded = snapshot.read(files, base.path) if base else snapshot.Loaded(0, {})
+    loaded = snapshot.read(files, base.path) if base else snapshot.Loaded()
     replay = recovery.Replay(files, layout.wal, loaded)
     for commit in _commits(files, plan):
         expected = replay.rev + 1 if commit.changes else replay.rev

@@ -31,6 +31,7 @@ import zlib
 from os import SEEK_END
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
+from zkv import compiled
 from zkv.errors import DamageError
 from zkv.keyspace.change import (
     LEAST_PAYLOAD_BYTES,
@@ -116,6 +117,8 @@ def _mask(first_rev: int) -> int:
 
 def pack_frames(payloads: list[bytes], synced: int, salt: int) -> bytes:
     """Commits as frames, written when the file was on disk up to ``synced``."""
+    if compiled.COMPILED:
+        return compiled.store.pack_frames(payloads, synced, salt)
     frames: list[bytes] = []
     for payload in payloads:
         length = len(payload)

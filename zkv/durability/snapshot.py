@@ -43,6 +43,7 @@ from msgspec import Raw, Struct, field
 from zkv.errors import DamageError
 from zkv.keyspace.entry import Entry
 from zkv.keyspace.sessions import SessionState
+from zkv.keyspace.table import Table, new_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -113,7 +114,7 @@ class Loaded(Struct):
     """
 
     rev: int = 0
-    entries: dict[str, Entry] = field(default_factory=dict)
+    entries: Table = field(default_factory=new_table)
     sessions: list[SessionState] = field(default_factory=list)
     created: int = 0
     logged: bool = True

@@ -143,8 +143,21 @@ class Wal:
         """
         if self._refusal is not None and (self._broken or time.monotonic() < self._retry_at):
             raise ReadOnlyError(self._refusal.message)
-        self.last_lsn += 1
-        self._queue.append((self.last_lsn, commit))
+        return self.extend([commit])
+
+    @property
+    def takes_commits(self) -> bool:
+        """Whether nothing is wrong, and commits are taken. Call with the keyspace's lock held."""
+        return self._refusal is None
+
+    def extend(self, commits: list[Packed]) -> int:
+        """Queue commits in one step, so that one write takes all; the number of the last one.
+
+        Call with the keyspace's lock held, and where commits are taken.
+        """
+        first = self.last_lsn + 1
+        self.last_lsn += len(commits)
+        self._queue.extend(zip(range(first, first + len(commits)), commits, strict=True))
         return self.last_lsn
 
     def commit(self, lsn: int, durable: bool) -> None:

@@ -79,10 +79,14 @@ class History:
 
     def add(self, commit: Packed, safe_rev: int) -> None:
         """Take the next commit; those after ``safe_rev`` stay."""
-        self._rev = commit.rev
-        self._commits.append(commit)
-        self._changes += commit.count
-        self._bytes += len(commit.payload)
+        self.extend([commit], commit.count, len(commit.payload), safe_rev)
+
+    def extend(self, commits: list[Packed], changes: int, size: int, safe_rev: int) -> None:
+        """Take the next commits, with so many changes and bytes; those after ``safe_rev`` stay."""
+        self._rev = commits[-1].rev
+        self._commits += commits
+        self._changes += changes
+        self._bytes += size
         while self._is_over(self._most_changes, self._most_bytes) and self._may_drop(safe_rev):
             self._drop_oldest()
 

@@ -27,6 +27,7 @@ from sortedcontainers import SortedList
 from zkv.errors import CompactedError, NotFoundError, ShuttingDownError
 from zkv.keyspace.change import EXPIRE, Commit, Once, Packed
 from zkv.keyspace.entry import ABSENT, Entry
+from zkv.keyspace.table import Table, new_table
 from zkv.keyspace.tally import PAUSE_SECONDS, Tally
 from zkv.keyspace.transaction import Transaction, not_found
 from zkv.keyspace.view import SnapshotView
@@ -34,6 +35,7 @@ from zkv.keyspace.view import SnapshotView
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from zkv.compiled._store import Replaced
     from zkv.keyspace.bounds import Range
     from zkv.keyspace.history import Cursor, History
     from zkv.keyspace.sessions import Sessions, Window
@@ -54,8 +56,15 @@ class ChangeLog(Protocol):
     def safe_rev(self) -> int:
         """The newest revision that will not be rolled back."""
 
+    @property
+    def takes_commits(self) -> bool:
+        """Whether nothing is wrong: commits would be taken. Lock held."""
+
     def append(self, commit: Packed) -> int:
         """Take a commit, lock held; returns its number. Raises ReadOnlyError."""
+
+    def extend(self, commits: list[Packed]) -> int:
+        """Take commits in one step, lock held, while it takes any; the number of the last one."""
 
 
 class Watcher(Protocol):
@@ -73,17 +82,22 @@ class NoLog:
 
     safe_lsn = 2**63
     safe_rev = 2**63
+    takes_commits = True
 
     def append(self, commit: Packed) -> int:
         """Forget the commit."""
         return 0
 
+    def extend(self, commits: list[Packed]) -> int:
+        """Forget the commits."""
+        return 0
+
 
 class Undo(Struct, frozen=True, gc=False):
-    """How to take a commit back.
+    """How to take a commit back, or a run of them.
 
     Args:
-        lsn: its number in the log.
+        lsn: its number in the log; that of the last one.
         rev: the revision before.
         replaced: what its keys had before.
         once: what is remembered with it.
@@ -92,9 +106,9 @@ class Undo(Struct, frozen=True, gc=False):
 
     lsn: int
     rev: int
-    replaced: dict[str, Entry | None]
-    once: Once | None
-    window: Window | None
+    replaced: dict[str, Entry | None] | Replaced
+    once: Once | None = None
+    window: Window | None = None
 
 
 class Page(NamedTuple):
@@ -123,7 +137,7 @@ class Keyspace:
         now: Callable[[], int],
         sessions: Sessions,
         history: History,
-        entries: dict[str, Entry] | None = None,
+        entries: Table | None = None,
         rev: int = 0,
         log: ChangeLog | None = None,
     ) -> None:
@@ -131,13 +145,15 @@ class Keyspace:
         self.now = now
         self.sessions = sessions
         self.history = history
-        self.entries: dict[str, Entry] = {} if entries is None else entries
+        self.entries: Table = new_table() if entries is None else entries
         self.alarm: Callable[[], None] = lambda: None
         """Called, lock held, when an entry will expire sooner than any other."""
         self._index: SortedList[str] = SortedList(self.entries)
         self._deadlines: SortedList[tuple[int, str]] = SortedList(
             (entry.expires, key) for key, entry in self.entries.items() if entry.expires is not None
         )
+        self.add_key: Callable[[str], None] = self._index.add
+        """Takes a new key into the index. Lock held."""
         self._rev = rev
         self._removed_rev = rev
         self._log: ChangeLog = NoLog() if log is None else log
@@ -297,11 +313,39 @@ class Keyspace:
                 self._removed_rev = transaction.rev
         replaced = self._apply(transaction.staged)
         window = None if once is None else self.sessions.remember(once, self._rev, lsn, now)
-        self._undo.append(Undo(lsn, rev, replaced, once, window))
-        safe_lsn = self._log.safe_lsn
-        while self._undo and self._undo[0].lsn <= safe_lsn:
-            self._undo.popleft()
+        self._keep(Undo(lsn, rev, replaced, once, window))
         return lsn
+
+    def add_run(
+        self, commits: list[Packed], rev: int, changes: int, size: int, replaced: Replaced
+    ) -> None:
+        """Log and remember commits that a `Lane` has made of puts, and has applied. Lock held.
+
+        Args:
+            commits: what it has made; the store takes commits.
+            rev: of the last one.
+            changes: how many they have.
+            size: the bytes of their payloads.
+            replaced: how to take them back.
+        """
+        lsn = self._log.extend(commits)
+        before, self._rev = self._rev, rev
+        self.history.extend(commits, changes, size, self._log.safe_rev)
+        self._keep(Undo(lsn, before, replaced))
+
+    @property
+    def takes_writes(self) -> bool:
+        """Whether nothing is wrong: writes would be taken. Lock held."""
+        return not self.sealed and self._log.takes_commits
+
+    @property
+    def watching(self) -> Callable[[str, Entry | None], None] | None:
+        """What to tell of each entry that is replaced; None = nobody wants to know. Lock held."""
+        return self._tell_watchers if self._watchers else None
+
+    def forget_deadline(self, expires: int, key: str) -> None:
+        """The entry of ``key`` that was to expire has been replaced. Lock held."""
+        self._deadlines.remove((expires, key))
 
     def expire(self, most: int) -> int | None:
         """Remove up to ``most`` entries that are past their deadline, each with a revision.
@@ -329,7 +373,8 @@ class Keyspace:
         """Undo every commit after ``lsn``, none of which is safe. Lock held."""
         while self._undo and self._undo[-1].lsn > lsn:
             undo = self._undo.pop()
-            self._apply(undo.replaced)
+            replaced = undo.replaced
+            self._apply(replaced if isinstance(replaced, dict) else replaced.entries())
             if undo.once is not None and undo.window is not None:
                 self.sessions.undo(undo.once, undo.window)
             self._rev = undo.rev
@@ -416,6 +461,17 @@ class Keyspace:
             return 0
         return self._deadlines.bisect_left((self.now() + 1, ""))
 
+    def _keep(self, undo: Undo) -> None:
+        """Keep a way back for as long as it may be needed."""
+        self._undo.append(undo)
+        safe_lsn = self._log.safe_lsn
+        while self._undo and self._undo[0].lsn <= safe_lsn:
+            self._undo.popleft()
+
+    def _tell_watchers(self, key: str, old: Entry | None) -> None:
+        for watcher in self._watchers:
+            watcher.keep(key, old)
+
     def _apply(self, staged: dict[str, Entry | None]) -> dict[str, Entry | None]:
         """Have these entries under these keys, None = nothing; returns what was there before."""
         entries, index, watchers = self.entries, self._index, self._watchers
@@ -425,7 +481,7 @@ class Keyspace:
             for watcher in watchers:
                 watcher.keep(key, old)
             if old is not None and old.expires is not None:
-                self._deadlines.remove((old.expires, key))
+                self.forget_deadline(old.expires, key)
             if entry is not None:
                 entries[key] = entry
                 if old is None:

@@ -1,0 +1,50 @@
+"""See the C sources beside this file."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from zkv.keyspace.change import Packed
+from zkv.keyspace.entry import Entry
+
+class Table:
+    def __new__(cls, entry_type: type[Entry], seed: bytes) -> Table: ...
+    # `get` is there, too, and typed as that of any mapping.
+    def __getitem__(self, key: str) -> Entry: ...
+    def __setitem__(self, key: str, entry: Entry) -> None: ...
+    def __delitem__(self, key: str) -> None: ...
+    def __contains__(self, key: object) -> bool: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[str]: ...
+
+class Replaced:
+    def entries(self) -> dict[str, Entry | None]: ...
+
+class Lane:
+    def __new__(
+        cls,
+        table: Table,
+        commit_type: type[Packed],
+        max_key_bytes: int,
+        max_value_bytes: int,
+        max_batch: int,
+        max_reply_bytes: int,
+        surely_shallow: int,
+    ) -> Lane: ...
+    def run(
+        self,
+        bodies: Sequence[object],
+        first: int,
+        rev: int,
+        removed_rev: int,
+        now: int,
+        durable: bool,
+        writes: bool,
+        add_key: Callable[[str], None],
+        keep: Callable[[str, Entry | None], None] | None,
+        forget_deadline: Callable[[int, str], None],
+        replies: list[bytes | None],
+        told: list[int],
+        ops: list[str],
+        subjects: list[tuple[str | int, int, int] | None] | None,
+    ) -> tuple[int, int, int, list[Packed], int, int, Replaced | None]: ...
+
+def pack_frames(payloads: list[bytes], synced: int, salt: int) -> bytes: ...

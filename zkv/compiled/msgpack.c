@@ -1,0 +1,170 @@
+/* As much of msgpack as simple requests and their replies need.
+ *
+ * Whatever the bytes: reading never looks behind the end, and never nests. */
+
+#include "store.h"
+
+static uint64_t big_endian(const unsigned char *from, int size)
+{
+    uint64_t number = 0;
+    for (int i = 0; i < size; i++)
+        number = number << 8 | from[i];
+    return number;
+}
+
+static size_t left(const reader *r) { return (size_t)(r->end - r->at); }
+
+/* A head: a `fixed` one, whose byte less `first` is the number, or `wide` with 2 bytes of number and
+ * the next byte with 4. */
+static int read_head(reader *r, int first, int last, int wide, uint32_t *number)
+{
+    if (r->at == r->end)
+        return 0;
+    int byte = *r->at;
+    int size = byte == wide ? 2 : byte == wide + 1 ? 4 : 0;
+    if (byte >= first && byte <= last)
+        *number = (uint32_t)(byte - first);
+    else if (size && left(r) > (size_t)size)
+        *number = (uint32_t)big_endian(r->at + 1, size);
+    else
+        return 0;
+    r->at += 1 + size;
+    return 1;
+}
+
+int read_map(reader *r, uint32_t *count) { return read_head(r, 0x80, 0x8f, 0xde, count); }
+
+int read_array(reader *r, uint32_t *count) { return read_head(r, 0x90, 0x9f, 0xdc, count); }
+
+/* Whether these bytes are UTF-8 as Unicode defines it: shortest form, no surrogates. */
+static int is_utf8(const unsigned char *at, size_t size)
+{
+    const unsigned char *end = at + size;
+    while (at < end) {
+        if (*at < 0x80) {
+            at++;
+            continue;
+        }
+        int more = *at >= 0xf0 ? 3 : *at >= 0xe0 ? 2 : 1;
+        if (*at < 0xc2 || *at > 0xf4 || end - at <= more)
+            return 0;
+        if ((*at == 0xe0 && at[1] < 0xa0) || (*at == 0xed && at[1] > 0x9f) ||
+            (*at == 0xf0 && at[1] < 0x90) || (*at == 0xf4 && at[1] > 0x8f))
+            return 0;
+        for (at++; more; more--, at++)
+            if ((*at & 0xc0) != 0x80)
+                return 0;
+    }
+    return 1;
+}
+
+int read_text(reader *r, span *text)
+{
+    uint32_t size;
+    reader from = *r;
+    if (from.at < from.end && *from.at == 0xd9 && left(&from) > 1) {
+        size = from.at[1];
+        from.at += 2;
+    } else if (!read_head(&from, 0xa0, 0xbf, 0xda, &size)) {
+        return 0;
+    }
+    if (left(&from) < size || !is_utf8(from.at, size))
+        return 0;
+    *text = (span){from.at, size};
+    r->at = from.at + size;
+    return 1;
+}
+
+/* By the first byte from 0xc0: how many bytes of number follow, and bytes besides, and what the
+ * number counts. */
+enum { NOTHING, BYTES, ITEMS, PAIRS };
+static const struct {
+    unsigned char number, besides, counts, bad;
+} kinds[32] = {
+    {0, 0, 0, 0}, {0, 0, 0, 1}, {0, 0, 0, 0}, {0, 0, 0, 0},                 /* nil, -, bool */
+    {1, 0, BYTES, 0}, {2, 0, BYTES, 0}, {4, 0, BYTES, 0},                   /* bin */
+    {1, 1, BYTES, 0}, {2, 1, BYTES, 0}, {4, 1, BYTES, 0},                   /* ext */
+    {0, 4, 0, 0}, {0, 8, 0, 0},                                             /* float */
+    {0, 1, 0, 0}, {0, 2, 0, 0}, {0, 4, 0, 0}, {0, 8, 0, 0},                 /* uint */
+    {0, 1, 0, 0}, {0, 2, 0, 0}, {0, 4, 0, 0}, {0, 8, 0, 0},                 /* int */
+    {0, 2, 0, 0}, {0, 3, 0, 0}, {0, 5, 0, 0}, {0, 9, 0, 0}, {0, 17, 0, 0}, /* fixext */
+    {1, 0, BYTES, 0}, {2, 0, BYTES, 0}, {4, 0, BYTES, 0},                   /* str */
+    {2, 0, ITEMS, 0}, {4, 0, ITEMS, 0}, {2, 0, PAIRS, 0}, {4, 0, PAIRS, 0}, /* array, map */
+};
+
+int skip_value(reader *r)
+{
+    uint64_t wanted = 1; /* values; each takes a byte at least, so this cannot run over */
+    while (wanted--) {
+        if (r->at == r->end)
+            return 0;
+        int byte = *r->at++;
+        if (byte < 0x80 || byte >= 0xe0)
+            continue;
+        size_t bytes = 0;
+        if (byte < 0x90) {
+            wanted += 2 * (uint64_t)(byte - 0x80);
+        } else if (byte < 0xa0) {
+            wanted += (uint64_t)(byte - 0x90);
+        } else if (byte < 0xc0) {
+            bytes = (size_t)(byte - 0xa0);
+        } else {
+            int kind = byte - 0xc0, size = kinds[kind].number;
+            if (kinds[kind].bad || left(r) < (size_t)size)
+                return 0;
+            uint64_t number = big_endian(r->at, size);
+            r->at += size;
+            bytes = kinds[kind].besides;
+            if (kinds[kind].counts == BYTES)
+                bytes += (size_t)number;
+            else
+                wanted += kinds[kind].counts == PAIRS ? 2 * number : number;
+        }
+        if (left(r) < bytes)
+            return 0;
+        r->at += bytes;
+    }
+    return 1;
+}
+
+/* --- Writing: there has to be room ------------------------------------------------------------ */
+
+static unsigned char *write_number(unsigned char *to, uint64_t number, int size)
+{
+    for (int i = size - 1; i >= 0; i--)
+        *to++ = (unsigned char)(number >> 8 * i);
+    return to;
+}
+
+unsigned char *write_uint(unsigned char *to, uint64_t number)
+{
+    if (number < 0x80)
+        return *to = (unsigned char)number, to + 1;
+    int power = number <= 0xff ? 0 : number <= 0xffff ? 1 : number <= 0xffffffff ? 2 : 3;
+    *to = (unsigned char)(0xcc + power);
+    return write_number(to + 1, number, 1 << power);
+}
+
+unsigned char *write_text_head(unsigned char *to, size_t size)
+{
+    if (size < 32)
+        return *to = (unsigned char)(0xa0 + size), to + 1;
+    int power = size <= 0xff ? 0 : size <= 0xffff ? 1 : 2;
+    *to = (unsigned char)(0xd9 + power);
+    return write_number(to + 1, size, 1 << power);
+}
+
+unsigned char *write_array_head(unsigned char *to, size_t count)
+{
+    if (count < 16)
+        return *to = (unsigned char)(0x90 + count), to + 1;
+    int wide = count > 0xffff;
+    *to = (unsigned char)(0xdc + wide);
+    return write_number(to + 1, count, wide ? 4 : 2);
+}
+
+unsigned char *write_bytes(unsigned char *to, const void *from, size_t size)
+{
+    memcpy(to, from, size);
+    return to + size;
+}

@@ -1,0 +1,106 @@
+/* What the parts of the compiled store share: records, the table that holds them, msgpack's form.
+ *
+ * See zkv/compiled/__init__.py for what it is for, and what it is measured and tested against. */
+
+#ifndef ZKV_STORE_H
+#define ZKV_STORE_H
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000 /* one binary for Python 3.11 and everything newer */
+#include <Python.h>
+
+#include <stdint.h>
+#include <string.h>
+
+/* --- Records and their table: table.c --------------------------------------------------------- */
+
+/* One key's state. Never changed, only replaced; but for `next`, which is its table's. */
+typedef struct record {
+    struct record *next; /* in the chain of its bucket */
+    int64_t rev;
+    int64_t expires; /* Unix time in ms; 0 = never */
+    uint32_t hash, refs;
+    uint32_t key_size, value_size;
+    unsigned char bytes[]; /* the key, then the value */
+} record;
+
+static inline const unsigned char *record_value(const record *r) { return r->bytes + r->key_size; }
+
+typedef struct {
+    record **buckets;
+    size_t mask; /* their number less one; they are a power of two */
+} array;
+
+/* Chained hashing that grows in small steps, as in Redis: while it grows, what is in the buckets of
+ * `old` before `moved` has been moved to `now`, and each write moves some more. */
+typedef struct {
+    PyObject_HEAD
+    array now, old;
+    size_t moved;
+    size_t count;
+    uint64_t seed[2]; /* nobody outside can know which keys share a bucket */
+    PyObject *entry_type;
+} Table;
+
+extern PyType_Spec table_spec;
+
+uint32_t table_hash(const Table *, const unsigned char *key, size_t size);
+record **table_bucket(const Table *, uint32_t hash);
+record *table_find(const Table *, uint32_t hash, const unsigned char *key, size_t size);
+record *table_put(Table *, record *); /* takes over the reference; gives that of what it replaces */
+record *table_remove(Table *, uint32_t hash, const unsigned char *key, size_t size);
+record *record_new(uint32_t hash, const unsigned char *key, size_t key_size,
+                   const unsigned char *value, size_t value_size, int64_t rev);
+void record_release(record *);
+PyObject *record_entry(const Table *, const record *); /* as an Entry; None for NULL */
+
+/* What a run of commits has replaced, to take it back. */
+typedef struct {
+    record *now, *before; /* now: what is there since; before: NULL where nothing was */
+} replacement;
+
+typedef struct {
+    PyObject_HEAD
+    Table *table;
+    replacement *pairs;
+    size_t count, room;
+} Replaced;
+
+extern PyType_Spec replaced_spec;
+extern PyTypeObject *replaced_type;
+
+Replaced *replaced_new(Table *);
+int replaced_reserve(Replaced *, size_t more); /* 0 where memory ends */
+
+/* --- msgpack: msgpack.c ----------------------------------------------------------------------- */
+
+typedef struct {
+    const unsigned char *at, *end;
+} reader;
+
+typedef struct {
+    const unsigned char *at;
+    size_t size;
+} span;
+
+int read_map(reader *, uint32_t *count);   /* whether there is one; so for those below */
+int read_array(reader *, uint32_t *count);
+int read_text(reader *, span *);           /* a str that is UTF-8 */
+int skip_value(reader *);                  /* any one value, however it is made up */
+
+unsigned char *write_uint(unsigned char *to, uint64_t number); /* gives the end, as those below */
+unsigned char *write_text_head(unsigned char *to, size_t size);
+unsigned char *write_array_head(unsigned char *to, size_t count);
+unsigned char *write_bytes(unsigned char *to, const void *from, size_t size);
+
+enum { MOST_HEAD = 9 }; /* bytes of the largest head or int */
+
+/* --- The log's frames: frames.c --------------------------------------------------------------- */
+
+PyObject *pack_frames(PyObject *module, PyObject *arguments);
+
+/* --- Requests: lane.c ------------------------------------------------------------------------- */
+
+extern PyType_Spec lane_spec;
+
+#endif

@@ -1,0 +1,427 @@
+/* The table of entries: from key to record, and what it looks like from Python.
+ *
+ * Strategy: an entry is one piece of memory, found through one bucket. Python's objects for key,
+ * value and revision would be four, and are made only where Python code asks for an entry.
+ *
+ * Invariants: Python's lock is held throughout, and the keyspace's by whoever calls. A table holds a
+ * reference to each of its records; what a write replaces is handed to the writer. */
+
+#include "store.h"
+
+#include <stddef.h>
+#include <stdlib.h>
+
+enum { FIRST_BUCKETS = 64, MOVED_AT_ONCE = 16 };
+
+/* --- Hashing: SipHash-1-3 (Aumasson and Bernstein, INDOCRYPT 2012), as Python's own ------------- */
+
+static uint64_t rotate(uint64_t number, int bits) { return number << bits | number >> (64 - bits); }
+
+static void sip_round(uint64_t v[4])
+{
+    v[0] += v[1], v[1] = rotate(v[1], 13) ^ v[0], v[0] = rotate(v[0], 32);
+    v[2] += v[3], v[3] = rotate(v[3], 16) ^ v[2];
+    v[0] += v[3], v[3] = rotate(v[3], 21) ^ v[0];
+    v[2] += v[1], v[1] = rotate(v[1], 17) ^ v[2], v[2] = rotate(v[2], 32);
+}
+
+static void sip_word(uint64_t v[4], uint64_t word)
+{
+    v[3] ^= word;
+    sip_round(v);
+    v[0] ^= word;
+}
+
+uint32_t table_hash(const Table *self, const unsigned char *key, size_t size)
+{
+    uint64_t k0 = self->seed[0], k1 = self->seed[1], word;
+    uint64_t v[4] = {k0 ^ 0x736f6d6570736575, k1 ^ 0x646f72616e646f6d, k0 ^ 0x6c7967656e657261,
+                     k1 ^ 0x7465646279746573};
+    size_t i = 0;
+    for (; i + 8 <= size; i += 8) {
+        memcpy(&word, key + i, 8);
+        sip_word(v, word);
+    }
+    word = 0;
+    memcpy(&word, key + i, size - i);
+    sip_word(v, word ^ (uint64_t)size << 56);
+    v[2] ^= 0xff;
+    for (int i = 0; i < 3; i++)
+        sip_round(v);
+    return (uint32_t)(v[0] ^ v[1] ^ v[2] ^ v[3]);
+}
+
+/* --- Records ----------------------------------------------------------------------------------- */
+
+record *record_new(uint32_t hash, const unsigned char *key, size_t key_size,
+                   const unsigned char *value, size_t value_size, int64_t rev)
+{
+    if (key_size > UINT32_MAX || value_size > UINT32_MAX)
+        return NULL;
+    record *r = malloc(offsetof(record, bytes) + key_size + value_size);
+    if (r == NULL)
+        return NULL;
+    *r = (record){NULL, rev, 0, hash, 1, (uint32_t)key_size, (uint32_t)value_size};
+    write_bytes(write_bytes(r->bytes, key, key_size), value, value_size);
+    return r;
+}
+
+void record_release(record *r)
+{
+    if (r != NULL && --r->refs == 0)
+        free(r);
+}
+
+PyObject *record_entry(const Table *self, const record *r)
+{
+    if (r == NULL)
+        return Py_NewRef(Py_None);
+    if (!r->expires)
+        return PyObject_CallFunction(self->entry_type, "y#L", record_value(r),
+                                     (Py_ssize_t)r->value_size, (long long)r->rev);
+    return PyObject_CallFunction(self->entry_type, "y#LL", record_value(r),
+                                 (Py_ssize_t)r->value_size, (long long)r->rev,
+                                 (long long)r->expires);
+}
+
+/* --- The table --------------------------------------------------------------------------------- */
+
+record **table_bucket(const Table *self, uint32_t hash)
+{
+    size_t place = hash & self->old.mask;
+    if (self->old.buckets != NULL && place >= self->moved)
+        return &self->old.buckets[place];
+    return &self->now.buckets[hash & self->now.mask];
+}
+
+/* Where the chain refers to a key's record; where it ends, if there is none. */
+static record **find_link(const Table *self, uint32_t hash, const unsigned char *key, size_t size)
+{
+    record **link = table_bucket(self, hash);
+    for (; *link != NULL; link = &(*link)->next) {
+        record *r = *link;
+        if (r->hash == hash && r->key_size == size && memcmp(r->bytes, key, size) == 0)
+            break;
+    }
+    return link;
+}
+
+record *table_find(const Table *self, uint32_t hash, const unsigned char *key, size_t size)
+{
+    return *find_link(self, hash, key, size);
+}
+
+/* Begin to grow. Where memory ends it is tried again later: longer chains do no harm. */
+static void grow(Table *self)
+{
+    size_t count = 2 * (self->now.mask + 1);
+    record **buckets = calloc(count, sizeof *buckets);
+    if (buckets == NULL)
+        return;
+    self->old = self->now;
+    self->now = (array){buckets, count - 1};
+    self->moved = 0;
+}
+
+static void move_some(Table *self)
+{
+    for (int i = 0; i < MOVED_AT_ONCE && self->old.buckets != NULL; i++) {
+        record *r = self->old.buckets[self->moved++], *next;
+        for (; r != NULL; r = next) {
+            record **bucket = &self->now.buckets[r->hash & self->now.mask];
+            next = r->next;
+            r->next = *bucket;
+            *bucket = r;
+        }
+        if (self->moved > self->old.mask) {
+            free(self->old.buckets);
+            self->old = (array){NULL, 0};
+        }
+    }
+}
+
+record *table_put(Table *self, record *now)
+{
+    move_some(self);
+    record **link = find_link(self, now->hash, now->bytes, now->key_size), *before = *link;
+    now->next = before == NULL ? NULL : before->next;
+    *link = now;
+    if (before == NULL && ++self->count > self->now.mask && self->old.buckets == NULL)
+        grow(self);
+    return before;
+}
+
+record *table_remove(Table *self, uint32_t hash, const unsigned char *key, size_t size)
+{
+    move_some(self);
+    record **link = find_link(self, hash, key, size), *r = *link;
+    if (r != NULL) {
+        *link = r->next;
+        self->count--;
+    }
+    return r;
+}
+
+/* --- From Python: a mapping from str to Entry ---------------------------------------------------- */
+
+typedef struct {
+    uint32_t hash;
+    const unsigned char *at;
+    size_t size;
+} name;
+
+/* A str as a key; whether it is one. As long as the str lives. */
+static int to_name(const Table *self, PyObject *key, name *to)
+{
+    Py_ssize_t size;
+    to->at = (const unsigned char *)PyUnicode_AsUTF8AndSize(key, &size);
+    if (to->at == NULL)
+        return 0;
+    to->size = (size_t)size;
+    to->hash = table_hash(self, to->at, to->size);
+    return 1;
+}
+
+static PyObject *table_subscript(Table *self, PyObject *key)
+{
+    name n;
+    if (!to_name(self, key, &n))
+        return NULL;
+    record *r = table_find(self, n.hash, n.at, n.size);
+    if (r == NULL)
+        return PyErr_SetObject(PyExc_KeyError, key), NULL;
+    return record_entry(self, r);
+}
+
+static PyObject *table_get(Table *self, PyObject *arguments)
+{
+    PyObject *key, *otherwise = Py_None;
+    name n;
+    if (!PyArg_UnpackTuple(arguments, "get", 1, 2, &key, &otherwise) || !to_name(self, key, &n))
+        return NULL;
+    record *r = table_find(self, n.hash, n.at, n.size);
+    return r == NULL ? Py_NewRef(otherwise) : record_entry(self, r);
+}
+
+/* An attribute of an Entry that is an int, or None: 0. Whether that went well. */
+static int to_number(PyObject *entry, const char *attribute, int64_t *number)
+{
+    PyObject *value = PyObject_GetAttrString(entry, attribute);
+    *number = value == NULL || value == Py_None ? 0 : PyLong_AsLongLong(value);
+    Py_XDECREF(value);
+    return !PyErr_Occurred();
+}
+
+/* A new record for an Entry; NULL, with an exception. */
+static record *to_record(const name *key, PyObject *entry)
+{
+    PyObject *value = PyObject_GetAttrString(entry, "value");
+    char *bytes;
+    Py_ssize_t size;
+    int64_t rev, expires;
+    record *r = NULL;
+    if (value != NULL && PyBytes_AsStringAndSize(value, &bytes, &size) == 0 &&
+        to_number(entry, "rev", &rev) && to_number(entry, "expires", &expires)) {
+        r = record_new(key->hash, key->at, key->size, (unsigned char *)bytes, (size_t)size, rev);
+        if (r == NULL)
+            PyErr_NoMemory();
+        else
+            r->expires = expires;
+    }
+    Py_XDECREF(value);
+    return r;
+}
+
+static int table_ass_subscript(Table *self, PyObject *key, PyObject *entry)
+{
+    name n;
+    if (!to_name(self, key, &n))
+        return -1;
+    record *before;
+    if (entry == NULL) {
+        before = table_remove(self, n.hash, n.at, n.size);
+        if (before == NULL)
+            return PyErr_SetObject(PyExc_KeyError, key), -1;
+    } else {
+        record *now = to_record(&n, entry);
+        if (now == NULL)
+            return -1;
+        before = table_put(self, now);
+    }
+    record_release(before);
+    return 0;
+}
+
+static int table_contains(Table *self, PyObject *key)
+{
+    name n;
+    if (!to_name(self, key, &n))
+        return -1;
+    return table_find(self, n.hash, n.at, n.size) != NULL;
+}
+
+static Py_ssize_t table_length(Table *self) { return (Py_ssize_t)self->count; }
+
+static int append_keys(PyObject *keys, const array *from)
+{
+    for (size_t i = 0; from->buckets != NULL && i <= from->mask; i++)
+        for (record *r = from->buckets[i]; r != NULL; r = r->next) {
+            PyObject *key =
+                PyUnicode_FromStringAndSize((const char *)r->bytes, (Py_ssize_t)r->key_size);
+            int failed = key == NULL || PyList_Append(keys, key) < 0;
+            Py_XDECREF(key);
+            if (failed)
+                return 0;
+        }
+    return 1;
+}
+
+/* An iterator over the keys as they are now. */
+static PyObject *table_iter(Table *self)
+{
+    PyObject *keys = PyList_New(0), *iterator = NULL;
+    if (keys != NULL && append_keys(keys, &self->old) && append_keys(keys, &self->now))
+        iterator = PyObject_GetIter(keys);
+    Py_XDECREF(keys);
+    return iterator;
+}
+
+static PyObject *table_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
+{
+    PyObject *entry_type;
+    const char *seed;
+    Py_ssize_t size;
+    if (!PyArg_ParseTuple(arguments, "Oy#", &entry_type, &seed, &size))
+        return NULL;
+    Table *self = (Table *)PyType_GenericAlloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->entry_type = Py_NewRef(entry_type);
+    self->now = (array){calloc(FIRST_BUCKETS, sizeof(record *)), FIRST_BUCKETS - 1};
+    if (self->now.buckets == NULL || size != sizeof self->seed) {
+        Py_DECREF(self);
+        return PyErr_Format(PyExc_ValueError, "a seed of 16 bytes, and some memory");
+    }
+    memcpy(self->seed, seed, sizeof self->seed);
+    return (PyObject *)self;
+}
+
+static void release_all(array *from)
+{
+    for (size_t i = 0; from->buckets != NULL && i <= from->mask; i++)
+        for (record *r = from->buckets[i], *next; r != NULL; r = next) {
+            next = r->next;
+            record_release(r);
+        }
+    free(from->buckets);
+}
+
+static void table_dealloc(Table *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    release_all(&self->old);
+    release_all(&self->now);
+    Py_XDECREF(self->entry_type);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef table_methods[] = {
+    {"get", (PyCFunction)table_get, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot table_slots[] = {
+    {Py_tp_doc, "See zkv/keyspace/table.py."},
+    {Py_tp_new, table_new},
+    {Py_tp_dealloc, table_dealloc},
+    {Py_tp_methods, table_methods},
+    {Py_tp_iter, table_iter},
+    {Py_mp_subscript, table_subscript},
+    {Py_mp_ass_subscript, table_ass_subscript},
+    {Py_mp_length, table_length},
+    {Py_sq_contains, table_contains},
+    {0, NULL},
+};
+
+PyType_Spec table_spec = {
+    .name = "zkv.compiled._store.Table",
+    .basicsize = sizeof(Table),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .slots = table_slots,
+};
+
+/* --- What has been replaced ---------------------------------------------------------------------- */
+
+PyTypeObject *replaced_type;
+
+Replaced *replaced_new(Table *table)
+{
+    Replaced *self = (Replaced *)PyType_GenericAlloc(replaced_type, 0);
+    if (self != NULL) {
+        Py_INCREF((PyObject *)table);
+        self->table = table;
+    }
+    return self;
+}
+
+int replaced_reserve(Replaced *self, size_t more)
+{
+    if (self->count + more <= self->room)
+        return 1;
+    size_t room = self->count + more + self->room;
+    replacement *pairs = realloc(self->pairs, room * sizeof *pairs);
+    if (pairs == NULL)
+        return 0;
+    self->pairs = pairs;
+    self->room = room;
+    return 1;
+}
+
+/* What each key had before the first of its changes: a dict, None where there was nothing. */
+static PyObject *replaced_entries(Replaced *self, PyObject *unused)
+{
+    PyObject *entries = PyDict_New();
+    for (size_t i = self->count; entries != NULL && i > 0; i--) {
+        const replacement *pair = &self->pairs[i - 1];
+        PyObject *key = PyUnicode_FromStringAndSize((const char *)pair->now->bytes,
+                                                    (Py_ssize_t)pair->now->key_size);
+        PyObject *entry = record_entry(self->table, pair->before);
+        if (key == NULL || entry == NULL || PyDict_SetItem(entries, key, entry) < 0)
+            Py_CLEAR(entries);
+        Py_XDECREF(key);
+        Py_XDECREF(entry);
+    }
+    return entries;
+}
+
+static void replaced_dealloc(Replaced *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    for (size_t i = 0; i < self->count; i++) {
+        record_release(self->pairs[i].now);
+        record_release(self->pairs[i].before);
+    }
+    free(self->pairs);
+    Py_XDECREF((PyObject *)self->table);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef replaced_methods[] = {
+    {"entries", (PyCFunction)replaced_entries, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot replaced_slots[] = {
+    {Py_tp_dealloc, replaced_dealloc},
+    {Py_tp_methods, replaced_methods},
+    {0, NULL},
+};
+
+PyType_Spec replaced_spec = {
+    .name = "zkv.compiled._store.Replaced",
+    .basicsize = sizeof(Replaced),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = replaced_slots,
+};

@@ -1,0 +1,116 @@
+"""The fast lane: plain GET, PUT, MGET and MPUT, carried out by the compiled store, many at a time.
+
+What a worker takes from its mailbox is offered to the lane, which carries out what it knows, and
+stops at the first request that it leaves to the command of its op: one with any further field, one
+that fails, one out of the ordinary in any way. The commands are the specification; tests compare
+the two (tests/test_compiled.py). All that a run has committed enters log, history and the way back
+at once, so that what Python costs is paid for a run, and not for each request.
+
+Invariants: a run is one hold of the store's lock. What it commits is appended to the log's queue in
+one step, and so is written, made safe or rolled back as a whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from zkv import compiled
+from zkv.keyspace.change import Packed
+from zkv.protocol.codec import SURELY_SHALLOW
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from zkv.keyspace.store import Keyspace
+    from zkv.protocol.codec import KeyLimits
+
+
+Subject = tuple[str | int, int, int]
+"""Of a request: its key, or how many keys it has; the bytes of its body, and of its reply's."""
+
+
+@dataclass
+class Answers:
+    """The answers to a batch of requests, as far as a lane gave them; its lists go in step.
+
+    Attributes:
+        replies: the body of each reply; None where the request was left out.
+        told: the newest revision that it tells of.
+        ops: the op's name; empty where the request was left out.
+        subjects: for the request log; None where it does not want any.
+        newest: the newest revision of all that are told.
+    """
+
+    replies: list[bytes | None] = field(default_factory=list)
+    told: list[int] = field(default_factory=list)
+    ops: list[str] = field(default_factory=list)
+    subjects: list[Subject | None] | None = None
+    newest: int = 0
+
+    def leave_out(self) -> None:
+        """The next request is answered otherwise."""
+        self.replies.append(None)
+        self.told.append(0)
+        self.ops.append("")
+        if self.subjects is not None:
+            self.subjects.append(None)
+
+
+class Lane:
+    """The lane of one store.
+
+    Args:
+        keyspace: the store.
+        limits: what keys and values are held to.
+        max_reply_bytes: the most bytes of values in a reply.
+        durable: whether a write is on disk when its reply leaves.
+    """
+
+    def __init__(
+        self, keyspace: Keyspace, limits: KeyLimits, max_reply_bytes: int, durable: bool
+    ) -> None:
+        self._keyspace = keyspace
+        self._durable = durable
+        self._compiled = compiled.store.Lane(
+            keyspace.entries,  # type: ignore[arg-type]
+            Packed,
+            limits.max_key_bytes,
+            limits.max_value_bytes,
+            limits.max_batch,
+            max_reply_bytes,
+            SURELY_SHALLOW,
+        )
+
+    def run(self, bodies: Sequence[object], answers: Answers) -> int:
+        """Answer requests, from the first that has no place in ``answers``; how many."""
+        keyspace = self._keyspace
+        with keyspace.lock:
+            before = keyspace.rev
+            taken, newest, rev, commits, changes, size, replaced = self._compiled.run(
+                bodies,
+                len(answers.replies),
+                before,
+                keyspace.removed_rev,
+                keyspace.now(),
+                self._durable,
+                keyspace.takes_writes,
+                keyspace.add_key,
+                keyspace.watching,
+                keyspace.forget_deadline,
+                answers.replies,
+                answers.told,
+                answers.ops,
+                answers.subjects,
+            )
+            if replaced is not None and commits:
+                keyspace.add_run(commits, rev, changes, size, replaced)
+        answers.newest = max(answers.newest, newest)
+        return taken
+
+
+def open_lane(
+    keyspace: Keyspace, limits: KeyLimits, max_reply_bytes: int, durable: bool
+) -> Lane | None:
+    """The lane of a store; None where it is not compiled."""
+    return Lane(keyspace, limits, max_reply_bytes, durable) if compiled.COMPILED else None

@@ -1,0 +1,28 @@
+"""The table of entries: a mapping from key to `Entry`, guarded by the store's lock.
+
+A `dict`, or its compiled twin, which keeps an entry in one piece of memory instead of five objects,
+and in which a `Lane` finds it without a step of Python.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING
+
+from zkv import compiled
+from zkv.keyspace.entry import Entry
+
+Table = MutableMapping[str, Entry]
+
+if TYPE_CHECKING or compiled.COMPILED:
+
+    class CompiledTable(compiled.store.Table, MutableMapping[str, Entry]):
+        """`Table`, compiled. What is not there in C, such as `items`, is made of what is."""
+
+        __slots__ = ()
+
+
+def new_table() -> Table:
+    """An empty table."""
+    return CompiledTable(Entry, os.urandom(16)) if compiled.COMPILED else {}
