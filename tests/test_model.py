@@ -516,7 +516,7 @@ class StoreMachine(RuleBasedStateMachine):
         """What the model answers, where the log takes writes at all."""
         if asked["op"] == "CHANGES":  # tells of nothing that is not on disk
             return replace(self.durable, oldest=self.model.oldest).answer(asked)
-        self.model.safe_rev = self.store.engine.safe.rev
+        self.model.safe_rev = self.store.engine.safe_rev
         if self.limbo is None:
             return self.model.answer(asked)
         trial = self.model.copy()
@@ -546,7 +546,7 @@ class StoreMachine(RuleBasedStateMachine):
         batch, self.in_flight[number] = self.in_flight[number], None
         if batch is None:
             return
-        unsafe = batch.lsn > self.store.engine.safe.lsn
+        unsafe = batch.lsn > self.store.engine.safe_lsn
         before = self.model.copy()
         self.store.workers[number].settle()
         if not batch.parked:
@@ -598,7 +598,7 @@ class StoreMachine(RuleBasedStateMachine):
     def remove_expired(self, most: int) -> None:
         if self.limbo is not None:
             return
-        self.model.safe_rev = self.store.engine.safe.rev
+        self.model.safe_rev = self.store.engine.safe_rev
         self.model.remove_expired(most)
         self.store.engine.keyspace.expire(most)
 

@@ -9,7 +9,7 @@ In between it is the one place that knows when a revision may be told to a clien
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -28,18 +28,6 @@ if TYPE_CHECKING:
 
     from zkv.config import DurabilitySettings, LimitSettings
     from zkv.keyspace import Packed
-
-
-class Safe(NamedTuple):
-    """Up to where what happened may be told, and will not be rolled back.
-
-    Args:
-        rev: the newest revision.
-        lsn: the log's number of the newest commit.
-    """
-
-    rev: int
-    lsn: int
 
 
 class Engine:
@@ -116,9 +104,14 @@ class Engine:
         self._expirer.start()
 
     @property
-    def safe(self) -> Safe:
-        """Up to where what happened may be told to a client."""
-        return Safe(self._wal.safe_rev, self._wal.safe_lsn)
+    def safe_rev(self) -> int:
+        """The newest revision that may be told to a client, and will not be rolled back."""
+        return self._wal.safe_rev
+
+    @property
+    def safe_lsn(self) -> int:
+        """The log's number of the newest commit that will not be rolled back."""
+        return self._wal.safe_lsn
 
     @property
     def last_lsn(self) -> int:
@@ -130,9 +123,10 @@ class Engine:
         """The newest revision that is on disk."""
         return self._wal.durable_rev
 
-    def new_group(self) -> CommitGroup:
-        """A group for replies of requests that are about to run."""
-        return CommitGroup(self._wal.epoch)
+    @property
+    def epoch(self) -> int:
+        """How often something has been rolled back."""
+        return self._wal.epoch
 
     def secure(self) -> None:
         """Make all commits safe where that takes no waiting for the disk; else do nothing.
@@ -141,10 +135,6 @@ class Engine:
         """
         if not self.syncs_each:
             self._wal.commit(self._wal.last_lsn, durable=False)
-
-    def is_current(self, group: CommitGroup) -> bool:
-        """Whether nothing was rolled back since ``group`` was made."""
-        return group.epoch == self._wal.epoch
 
     def submit(self, group: CommitGroup) -> None:
         """Have ``group`` completed once its revision is on disk, by a thread of its own."""
@@ -156,7 +146,7 @@ class Engine:
 
     def _secure_removals(self) -> None:
         """Have commits that no client waits for become safe, too. Raises ReadOnlyError."""
-        group = self.new_group()
+        group = CommitGroup(self.epoch)
         self.secure()
         if self._wal.safe_lsn < self._wal.last_lsn:
             group.lsn = self._wal.last_lsn
@@ -205,7 +195,9 @@ class MemoryEngine:
 
     lasting: Final = False
     syncs_each: Final = False
-    safe: Final = Safe(2**63, 2**63)
+    safe_rev: Final = 2**63
+    safe_lsn: Final = 2**63
+    epoch: Final = 0
     last_lsn: Final = 0
     durable_rev: Final = 0
 
@@ -219,16 +211,8 @@ class MemoryEngine:
         """Start the thread that removes what has expired."""
         self._expirer.start()
 
-    def new_group(self) -> CommitGroup:
-        """A group; nothing ever joins it."""
-        return CommitGroup(0)
-
     def secure(self) -> None:
         """All commits are safe."""
-
-    def is_current(self, _group: CommitGroup) -> bool:
-        """Nothing is ever rolled back."""
-        return True
 
     def submit(self, group: CommitGroup) -> None:
         """Complete ``group``."""

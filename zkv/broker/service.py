@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from zkv.broker.frames import BadEnvelope
 from zkv.commands import execute
+from zkv.durability.committer import CommitGroup
 from zkv.errors import (
     BadRequestError,
     DeadlineError,
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 
     from zkv.broker.mailbox import Later
     from zkv.commands import Node
-    from zkv.durability.committer import CommitGroup
-    from zkv.engine import Safe
     from zkv.keyspace.lane import Subject
     from zkv.protocol.requests import AnyRequest
 
@@ -99,7 +98,7 @@ class Service:
         self._write_log = write_log
         self._stopping = stopping
         self._records: list[RequestRecord] = []
-        self._group: CommitGroup = self._engine.new_group()
+        self._group: CommitGroup | None = None  # Of what waits in the batch answered last.
         self._refusal: ReadOnlyError | None = None
         self.latencies: defaultdict[str, list[int]] = defaultdict(lambda: [0] * LATENCY_STEPS)
         """Op -> how many requests took how long, in `LATENCY_STEPS`, from decoding to encoding;
@@ -112,30 +111,46 @@ class Service:
         To be followed by `commit`, once the replies are in the mailbox.
         """
         started = time.perf_counter()
-        self._group = self._engine.new_group()
+        engine = self._engine
+        epoch = engine.epoch
         batch, calls = self._run_all(bodies)
-        self._refusal = self._secure(batch, calls)
+        self._group = None
+        self._refusal = None
+        if batch.newest > engine.safe_rev or not all(self._is_safe(call) for _, call in calls):
+            self._refusal = self._secure()
         # In this order: what is safe, and was not rolled back before, cannot be rolled back later.
-        safe = self._engine.safe
-        current = self._engine.is_current(self._group)
-        waiting = PendingCommits(self, self._group, started)
-        if not current or batch.newest > safe.rev:
-            waiting.take_answers(bodies, batch, safe.rev if current else -1)
+        safe_rev = engine.safe_rev
+        current = engine.epoch == epoch
         later: list[Later] = []
+        if calls or not current or batch.newest > safe_rev:
+            group = CommitGroup(epoch)
+            waiting = PendingCommits(self, group, started)
+            waiting.take_answers(bodies, batch, safe_rev if current else -1)
+            self._finish_calls(batch, calls, current, waiting, later)
+            if waiting.places:
+                self._group = group
+                group.lsn = engine.last_lsn
+                later.append((waiting.places, waiting))
+        self.finish_run(batch.ops, batch.subjects, started)
+        self.flush_log()
+        return batch.replies, later
+
+    def _finish_calls(
+        self,
+        batch: Answers,
+        calls: Calls,
+        current: bool,
+        waiting: PendingCommits,
+        later: list[Later],
+    ) -> None:
         for place, call in calls:
             result = call.result
             if isinstance(result, Future):
                 later.append(([place], PendingReply(self, call, result)))
-            elif current and self._may_leave(call, safe):
+            elif current and self._may_leave(call):
                 batch.replies[place] = self.finish(call, result)
             else:
                 waiting.take_call(place, call, result)
-        if waiting.places:
-            self._group.lsn = self._engine.last_lsn
-            later.append((waiting.places, waiting))
-        self.finish_run(batch.ops, batch.subjects, started)
-        self.flush_log()
-        return batch.replies, later
 
     def commit(self, is_idle: Callable[[], bool]) -> None:
         """See to it that what waits for the disk is completed.
@@ -145,7 +160,7 @@ class Service:
                 then waits for the disk itself, which saves the way through the committer's thread
                 and back.
         """
-        if self._group.lsn is None:
+        if self._group is None:
             return
         if self._refusal is not None:
             self._group.complete(self._refusal)
@@ -207,7 +222,7 @@ class Service:
         if call.request is None or call.request.writes:
             return fail(refusal, call.request)
         self._execute(call, call.request)
-        if call.rev > self._engine.safe.rev or isinstance(call.result, Future | None):
+        if call.rev > self._engine.safe_rev or isinstance(call.result, Future | None):
             return fail(refusal, call.request)
         return call.result
 
@@ -257,27 +272,24 @@ class Service:
             call.lsn = answer.lsn
             call.remembered = answer.remembered
 
-    def _secure(self, batch: Answers, calls: Calls) -> ReadOnlyError | None:
-        """Make the batch safe as far as that takes no waiting for the disk."""
-        safe = self._engine.safe
-        if batch.newest <= safe.rev and all(
-            call.rev <= safe.rev and call.lsn <= safe.lsn for _, call in calls
-        ):
-            return None
+    def _secure(self) -> ReadOnlyError | None:
+        """Make all commits safe as far as that takes no waiting for the disk."""
         try:
             self._engine.secure()
         except ReadOnlyError as error:
             return error
         return None
 
-    def _may_leave(self, call: Call, safe: Safe) -> bool:
-        """Whether what a call tells of is as durable as the policy and its client ask for."""
-        if call.rev > safe.rev or call.lsn > safe.lsn:
-            return False
+    def _is_safe(self, call: Call) -> bool:
+        """Whether what a call tells of is as durable as the policy asks for."""
+        return call.rev <= self._engine.safe_rev and call.lsn <= self._engine.safe_lsn
+
+    def _may_leave(self, call: Call) -> bool:
+        """Whether it is as durable as policy and client ask for."""
         request = call.request
-        if request is None or not (request.durable and request.writes):
-            return True
-        return call.rev <= self._engine.durable_rev
+        if request is not None and request.durable and request.writes:
+            return self._is_safe(call) and call.rev <= self._engine.durable_rev
+        return self._is_safe(call)
 
 
 class PendingReply:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from zkv.keyspace.change import Packed
 from zkv.keyspace.entry import Entry
+from zkv.keyspace.store import Watcher
 
 class Table:
     def __new__(cls, entry_type: type[Entry], seed: bytes) -> Table: ...
@@ -28,6 +29,11 @@ class Lane:
         max_batch: int,
         max_reply_bytes: int,
         surely_shallow: int,
+        durable: bool,
+        add_key: Callable[[str], None],
+        forget_deadline: Callable[[int, str], None],
+        tell_watchers: Callable[[str, Entry | None], None],
+        watchers: list[Watcher],
     ) -> Lane: ...
     def run(
         self,
@@ -36,11 +42,7 @@ class Lane:
         rev: int,
         removed_rev: int,
         now: int,
-        durable: bool,
         writes: bool,
-        add_key: Callable[[str], None],
-        keep: Callable[[str, Entry | None], None] | None,
-        forget_deadline: Callable[[int, str], None],
         replies: list[bytes | None],
         told: list[int],
         ops: list[str],

@@ -33,6 +33,9 @@ typedef struct {
     Table *table;
     PyObject *commit_type;
     Py_ssize_t max_key, max_value, max_batch, max_reply, shallow;
+    int durable;
+    PyObject *add_key, *forget_deadline, *tell_watchers; /* callables: see store.py */
+    PyObject *watchers;                                  /* a list */
     PyObject *names[OPS];
     item *items;
     size_t room;
@@ -41,8 +44,7 @@ typedef struct {
 /* A run in the making. What stands in capitals in its comments is Python's, and borrowed. */
 typedef struct {
     int64_t rev, removed_rev, now;
-    int durable, writes;
-    PyObject *add_key, *keep, *forget_deadline; /* CALLABLES; keep may be None */
+    int writes;
     PyObject *replies, *told, *ops, *subjects;  /* LISTS; subjects may be None */
     PyObject *commits;                          /* a list */
     Replaced *replaced;
@@ -174,7 +176,7 @@ static unsigned char *write_reply_head(unsigned char *to, const request *from, i
 
 static size_t head_size(const request *from) { return 8 + from->id.size; }
 
-static PyObject *write_reply(const run *r, const request *from)
+static PyObject *write_reply(const Lane *self, const run *r, const request *from)
 {
     unsigned char *start, *to;
     PyObject *reply = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(head_size(from) + 32));
@@ -183,7 +185,7 @@ static PyObject *write_reply(const run *r, const request *from)
     start = to = (unsigned char *)PyBytes_AsString(reply);
     to = write_reply_head(to, from, 2);
     to = write_uint(write_bytes(to, "\xa3rev", 4), (uint64_t)r->rev);
-    to = write_bytes(to, r->durable ? "\xa7" "durable\xc3" : "\xa7" "durable\xc2", 9);
+    to = write_bytes(to, self->durable ? "\xa7" "durable\xc3" : "\xa7" "durable\xc2", 9);
     PyObject *exact = PyBytes_FromStringAndSize((char *)start, to - start);
     Py_DECREF(reply);
     return exact;
@@ -323,18 +325,19 @@ static int put_all(Lane *self, run *r, item *items, size_t count)
 
 /* Tell the watchers what has been replaced since `first`, the ordered index what is new, and the
  * deadlines which are off. */
-static int tell_others(const run *r, size_t first)
+static int tell_others(const Lane *self, const run *r, size_t first)
 {
+    int watched = PyList_Size(self->watchers) > 0;
     for (size_t i = first; i < r->replaced->count; i++) {
         const replacement *pair = &r->replaced->pairs[i];
         span key = {pair->now->bytes, pair->now->key_size};
-        if (r->keep != Py_None &&
-            !call(r->keep, to_str(&key), record_entry(r->replaced->table, pair->before)))
+        if (watched &&
+            !call(self->tell_watchers, to_str(&key), record_entry(self->table, pair->before)))
             return 0;
-        if (pair->before == NULL && !call(r->add_key, to_str(&key), NULL))
+        if (pair->before == NULL && !call(self->add_key, to_str(&key), NULL))
             return 0;
         if (pair->before != NULL && pair->before->expires &&
-            !call(r->forget_deadline, PyLong_FromLongLong(pair->before->expires), to_str(&key)))
+            !call(self->forget_deadline, PyLong_FromLongLong(pair->before->expires), to_str(&key)))
             return 0;
     }
     return 1;
@@ -418,7 +421,7 @@ static PyObject *do_put(Lane *self, run *r, const request *from, item *items, si
     }
     /* What may fail comes first, and what cannot be taken back last. */
     r->rev++;
-    PyObject *reply = write_reply(r, from);
+    PyObject *reply = write_reply(self, r, from);
     r->rev--;
     if (reply == NULL || !add_commit(self, r, items, count)) {
         Py_XDECREF(reply);
@@ -426,7 +429,7 @@ static PyObject *do_put(Lane *self, run *r, const request *from, item *items, si
         return NULL;
     }
     r->rev++;
-    if (!tell_others(r, first)) /* A restart is right again: nobody has been told of this yet. */
+    if (!tell_others(self, r, first)) /* A restart is right again: nobody has been told of this yet. */
         Py_FatalError("zkv: out of memory in the middle of a commit");
     tell(r, told, r->rev);
     return reply;
@@ -492,8 +495,8 @@ static int take(Lane *self, run *r, PyObject *body)
     return well ? 1 : -1;
 }
 
-/* run(bodies, first, rev, removed_rev, now, durable, writes, add_key, keep, forget_deadline,
- *     replies, told, ops, subjects) -> (taken, newest, rev, commits, changes, bytes, replaced)
+/* run(bodies, first, rev, removed_rev, now, writes, replies, told, ops, subjects)
+ *     -> (taken, newest, rev, commits, changes, bytes, replaced)
  * See zkv/keyspace/lane.py. */
 static PyObject *lane_run(Lane *self, PyObject *arguments)
 {
@@ -501,9 +504,8 @@ static PyObject *lane_run(Lane *self, PyObject *arguments)
     Py_ssize_t first, taken;
     long long rev, removed_rev, now;
     run r = {0};
-    if (!PyArg_ParseTuple(arguments, "OnLLLppOOOOOOO", &bodies, &first, &rev, &removed_rev, &now,
-                          &r.durable, &r.writes, &r.add_key, &r.keep, &r.forget_deadline,
-                          &r.replies, &r.told, &r.ops, &r.subjects))
+    if (!PyArg_ParseTuple(arguments, "OnLLLpOOOO", &bodies, &first, &rev, &removed_rev, &now,
+                          &r.writes, &r.replies, &r.told, &r.ops, &r.subjects))
         return NULL;
     r.rev = rev;
     r.removed_rev = removed_rev;
@@ -526,10 +528,12 @@ static PyObject *lane_run(Lane *self, PyObject *arguments)
 static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
     static const char *const names[OPS] = {"", "GET", "PUT", "MGET", "MPUT"};
-    PyObject *table, *commit_type;
+    PyObject *table, *commit_type, *add_key, *forget_deadline, *tell_watchers, *watchers;
     Py_ssize_t max_key, max_value, max_batch, max_reply, shallow;
-    if (!PyArg_ParseTuple(arguments, "OOnnnnn", &table, &commit_type, &max_key, &max_value,
-                          &max_batch, &max_reply, &shallow))
+    int durable;
+    if (!PyArg_ParseTuple(arguments, "OOnnnnnpOOOO", &table, &commit_type, &max_key, &max_value,
+                          &max_batch, &max_reply, &shallow, &durable, &add_key, &forget_deadline,
+                          &tell_watchers, &watchers))
         return NULL;
     Lane *self = (Lane *)PyType_GenericAlloc(type, 0);
     if (self == NULL)
@@ -541,6 +545,11 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     self->max_batch = max_batch;
     self->max_reply = max_reply;
     self->shallow = shallow;
+    self->durable = durable;
+    self->add_key = Py_NewRef(add_key);
+    self->forget_deadline = Py_NewRef(forget_deadline);
+    self->tell_watchers = Py_NewRef(tell_watchers);
+    self->watchers = Py_NewRef(watchers);
     for (int op = 0; op < OPS; op++)
         if ((self->names[op] = PyUnicode_InternFromString(names[op])) == NULL) {
             Py_DECREF(self);
@@ -555,6 +564,10 @@ static void lane_dealloc(Lane *self)
     free(self->items);
     for (int op = 0; op < OPS; op++)
         Py_XDECREF(self->names[op]);
+    Py_XDECREF(self->add_key);
+    Py_XDECREF(self->forget_deadline);
+    Py_XDECREF(self->tell_watchers);
+    Py_XDECREF(self->watchers);
     Py_XDECREF(self->commit_type);
     Py_XDECREF((PyObject *)self->table);
     PyObject_Free(self);

@@ -96,6 +96,10 @@ class Wal:
         self.durable_lsn = 0
         self.written_rev = rev
         self.durable_rev = rev
+        self.safe_lsn = 0
+        """The newest commit, by its number, that will not be rolled back."""
+        self.safe_rev = rev
+        """The newest revision that may be told to anyone, and will not be rolled back."""
         self.epoch = 0
         """How often commits have been rolled back."""
         self.bytes_written = 0
@@ -119,16 +123,6 @@ class Wal:
         """
         self._keyspace_lock = keyspace_lock
         self._roll_back = roll_back
-
-    @property
-    def safe_rev(self) -> int:
-        """The newest revision that may be told to anyone, and will not be rolled back."""
-        return self.durable_rev if self._sync_each else self.written_rev
-
-    @property
-    def safe_lsn(self) -> int:
-        """The newest commit, by its number, that will not be rolled back."""
-        return self.durable_lsn if self._sync_each else self.written_lsn
 
     @property
     def broken(self) -> bool:
@@ -219,6 +213,7 @@ class Wal:
             old.close()
             self.written_rev = self.durable_rev = rev
             self.written_lsn = self.durable_lsn = self.last_lsn
+            self._note_safe()
             self._broken = False
             self._resume()
 
@@ -247,6 +242,7 @@ class Wal:
         self.bytes_written += len(data)
         self.written_lsn, newest = commits[-1]
         self.written_rev = newest.rev
+        self._note_safe()
         if self._refusal is not None:
             self._resume()
 
@@ -262,6 +258,12 @@ class Wal:
         self._synced = offset
         self.durable_rev = rev
         self.durable_lsn = lsn
+        self._note_safe()
+
+    def _note_safe(self) -> None:
+        """What is written or on disk has changed, and so may be what is safe."""
+        self.safe_lsn = self.durable_lsn if self._sync_each else self.written_lsn
+        self.safe_rev = self.durable_rev if self._sync_each else self.written_rev
 
     def _rotate(self, first_rev: int) -> None:
         """Begin a new segment. The old one is on disk whole before the new one exists."""

@@ -12,7 +12,6 @@ one step, and so is written, made safe or rolled back as a whole.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from zkv import compiled
@@ -30,9 +29,11 @@ Subject = tuple[str | int, int, int]
 """Of a request: its key, or how many keys it has; the bytes of its body, and of its reply's."""
 
 
-@dataclass
 class Answers:
     """The answers to a batch of requests, as far as a lane gave them; its lists go in step.
+
+    Args:
+        subjects: a list, if the request log wants to know.
 
     Attributes:
         replies: the body of each reply; None where the request was left out.
@@ -42,11 +43,14 @@ class Answers:
         newest: the newest revision of all that are told.
     """
 
-    replies: list[bytes | None] = field(default_factory=list)
-    told: list[int] = field(default_factory=list)
-    ops: list[str] = field(default_factory=list)
-    subjects: list[Subject | None] | None = None
-    newest: int = 0
+    __slots__ = ("newest", "ops", "replies", "subjects", "told")
+
+    def __init__(self, subjects: list[Subject | None] | None = None) -> None:
+        self.replies: list[bytes | None] = []
+        self.told: list[int] = []
+        self.ops: list[str] = []
+        self.subjects = subjects
+        self.newest = 0
 
     def leave_out(self) -> None:
         """The next request is answered otherwise."""
@@ -71,7 +75,6 @@ class Lane:
         self, keyspace: Keyspace, limits: KeyLimits, max_reply_bytes: int, durable: bool
     ) -> None:
         self._keyspace = keyspace
-        self._durable = durable
         self._compiled = compiled.store.Lane(
             keyspace.entries,  # type: ignore[arg-type]
             Packed,
@@ -80,24 +83,21 @@ class Lane:
             limits.max_batch,
             max_reply_bytes,
             SURELY_SHALLOW,
+            durable,
+            *keyspace.followers_of_writes(),
         )
 
     def run(self, bodies: Sequence[object], answers: Answers) -> int:
         """Answer requests, from the first that has no place in ``answers``; how many."""
         keyspace = self._keyspace
         with keyspace.lock:
-            before = keyspace.rev
             taken, newest, rev, commits, changes, size, replaced = self._compiled.run(
                 bodies,
                 len(answers.replies),
-                before,
+                keyspace.rev,
                 keyspace.removed_rev,
                 keyspace.now(),
-                self._durable,
                 keyspace.takes_writes,
-                keyspace.add_key,
-                keyspace.watching,
-                keyspace.forget_deadline,
                 answers.replies,
                 answers.told,
                 answers.ops,

@@ -111,6 +111,17 @@ class Undo(Struct, frozen=True, gc=False):
     window: Window | None = None
 
 
+FollowersOfWrites = tuple[
+    "Callable[[str], None]",
+    "Callable[[int, str], None]",
+    "Callable[[str, Entry | None], None]",
+    "list[Watcher]",
+]
+"""To be called, with the store's lock held, with each new key; with the deadline and the key of an
+entry that was to expire and is replaced; and, while the last is not empty, with each key and the
+entry that is replaced."""
+
+
 class Page(NamedTuple):
     """A part of a scan."""
 
@@ -152,8 +163,6 @@ class Keyspace:
         self._deadlines: SortedList[tuple[int, str]] = SortedList(
             (entry.expires, key) for key, entry in self.entries.items() if entry.expires is not None
         )
-        self.add_key: Callable[[str], None] = self._index.add
-        """Takes a new key into the index. Lock held."""
         self._rev = rev
         self._removed_rev = rev
         self._log: ChangeLog = NoLog() if log is None else log
@@ -338,14 +347,9 @@ class Keyspace:
         """Whether nothing is wrong: writes would be taken. Lock held."""
         return not self.sealed and self._log.takes_commits
 
-    @property
-    def watching(self) -> Callable[[str, Entry | None], None] | None:
-        """What to tell of each entry that is replaced; None = nobody wants to know. Lock held."""
-        return self._tell_watchers if self._watchers else None
-
-    def forget_deadline(self, expires: int, key: str) -> None:
-        """The entry of ``key`` that was to expire has been replaced. Lock held."""
-        self._deadlines.remove((expires, key))
+    def followers_of_writes(self) -> FollowersOfWrites:
+        """What a lane, which applies its writes to the table itself, has to tell of them."""
+        return self._index.add, self._forget_deadline, self._tell_watchers, self._watchers
 
     def expire(self, most: int) -> int | None:
         """Remove up to ``most`` entries that are past their deadline, each with a revision.
@@ -481,7 +485,7 @@ class Keyspace:
             for watcher in watchers:
                 watcher.keep(key, old)
             if old is not None and old.expires is not None:
-                self.forget_deadline(old.expires, key)
+                self._forget_deadline(old.expires, key)
             if entry is not None:
                 entries[key] = entry
                 if old is None:
@@ -492,6 +496,9 @@ class Keyspace:
                 del entries[key]
                 index.remove(key)
         return replaced
+
+    def _forget_deadline(self, expires: int, key: str) -> None:
+        self._deadlines.remove((expires, key))
 
     def _set_deadline(self, expires: int, key: str) -> None:
         deadline = (expires, key)
