@@ -60,6 +60,7 @@ PINNED_INFO: Final[Fields] = {
     },
     "stats.failures": {"NOT_FOUND": 1},
     "stats.mailbox": "compiled",
+    "stats.store": "compiled",
     "stats.process": {
         "pid": 4711,
         "cpu_seconds": 0.25,

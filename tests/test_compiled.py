@@ -199,14 +199,14 @@ def bodies(draw: st.DrawFn) -> bytes:
 
 
 def told(store: MemoryStore | DurableStore, batch: list[bytes]) -> list[Any]:
-    """The replies to one batch, but for what msgpack lets be packed in several ways."""
+    """The fields of the replies to one batch, in their order; msgpack may pack some otherwise."""
     service = Service(store.node, None, lambda: False)
     replies, later = service.answer(list(batch))
     service.commit(lambda: True)
     for places, pending in later:
         for place, body in zip(places, pending.bodies(), strict=True):
             replies[place] = body
-    return [unpack(body) for body in replies if body is not None]
+    return [list(unpack(body).items()) for body in replies if body is not None]
 
 
 def all_of(view: SnapshotView) -> dict[str, Entry]:
@@ -333,8 +333,9 @@ def test_commits_of_a_lane_are_taken_back(tmp_path: Path) -> None:
             request("GET", key="old"),
         ]
         replies = told(store, batch)
-        assert [reply.get("code") for reply in replies] == ["READ_ONLY"] * 4 + [None]
-        assert replies[4]["value"] == 1
+        codes = [dict(reply).get("code") for reply in replies]
+        assert codes == ["READ_ONLY"] * 4 + [None]
+        assert dict(replies[4])["value"] == 1
         store.disk.full = False
         assert (everything(store), store.call("COUNT", prefix="e")) == before
         store.clock.advance(100_000)

@@ -22,7 +22,7 @@ class Reply(Struct, kw_only=True):
     id: RequestId | UnsetType = UNSET
 
 
-class PingReply(Reply):
+class PingReply(Reply, kw_only=True):
     """``time`` is Unix time in milliseconds."""
 
     protocol: int
@@ -30,7 +30,7 @@ class PingReply(Reply):
     time: int
 
 
-class GetReply(Reply):
+class GetReply(Reply, kw_only=True):
     """The value as it was packed, the revision that wrote it, and the seconds it has left."""
 
     value: Raw
@@ -56,7 +56,7 @@ class WriteReply(CommitReply, kw_only=True):
     prev_rev: int | UnsetType = UNSET
 
 
-class MGetReply(Reply):
+class MGetReply(Reply, kw_only=True):
     """``values``: an array, packed. Nil and 0 stand where a key is absent."""
 
     values: Raw
@@ -82,7 +82,7 @@ class TxnReply(CommitReply, kw_only=True):
                 result.durable = self.durable
 
 
-class ScanReply(Reply):
+class ScanReply(Reply, kw_only=True):
     """``items``: [key, value, rev] each; ``next``: the ``after`` of the next page, or nil."""
 
     items: list[tuple[str, Raw, int]]
@@ -90,13 +90,13 @@ class ScanReply(Reply):
     rev: int
 
 
-class CountReply(Reply):
+class CountReply(Reply, kw_only=True):
     """How many keys."""
 
     count: int
 
 
-class ChangesReply(Reply):
+class ChangesReply(Reply, kw_only=True):
     """``changes``: [rev, op, key, value] each; ``next``: the ``since`` to continue from."""
 
     changes: list[tuple[int, str, str, Raw]]
@@ -110,13 +110,13 @@ class MDeleteReply(CommitReply, kw_only=True):
     deleted: int
 
 
-class RevisionReply(Reply):
+class RevisionReply(Reply, kw_only=True):
     """SNAPSHOT and END: the revision that is saved."""
 
     rev: int
 
 
-class InfoReply(Reply):
+class InfoReply(Reply, kw_only=True):
     """See the op INFO; ``limits``, ``durability`` and ``stats`` are maps."""
 
     version: str
