@@ -26,7 +26,6 @@ from tests.test_data_model import (
     MemoryStore,
     PlainMemoryStore,
     PlainStore,
-    Store,
     request,
 )
 from zkv import compiled
@@ -69,6 +68,15 @@ def test_a_table_is_a_dict(steps: list[tuple[str, str, Entry]]) -> None:
         assert (key in table, table.get(key)) == (key in model, model.get(key))
         assert (len(table), table) == (len(model), model)
     assert sorted(table) == sorted(model)
+
+
+def test_a_table_is_whole_while_it_grows() -> None:
+    """It is walked through, and freed, at every size: it grows in steps."""
+    for size in range(300):
+        table, names = new_table(), [f"key {number}" for number in range(size)]
+        for name in names:
+            table[name] = Entry(b"1", 1)
+        assert sorted(table) == sorted(names)
 
 
 def test_a_table_of_many_grows_and_shrinks() -> None:
@@ -146,6 +154,8 @@ LIMITS: dict[str, Any] = {
     "max_value_bytes": 2_000,
     "max_batch": 6,
     "max_reply_bytes": 3_100,
+    "session_window": 3,
+    "max_sessions": 2,
 }
 
 
@@ -184,6 +194,9 @@ def bodies(draw: st.DrawFn) -> bytes:
     number = draw(ids)
     if number is not None:
         fields["id"] = number
+    if draw(st.booleans()):
+        fields["session"] = draw(st.sampled_from(["s", "s", "é" * 32, "x" * 65, "", b"s", None]))
+        fields["seq"] = draw(st.sampled_from([1, 2, 3, 4, 5, 300, 2**62, 2**63, 0, -1, None]))
     body = encode(dict(draw(st.permutations(list(fields.items())))))
     spoilt = draw(st.sampled_from(["no"] * 6 + ["cut", "flip", "more", "twice"]))
     place = draw(st.integers(0, len(body) - 1))
@@ -213,10 +226,14 @@ def all_of(view: SnapshotView) -> dict[str, Entry]:
     return {key: entry for chunk in view.chunks() for key, entry in chunk}
 
 
-def everything(store: Store) -> list[Any]:
+def everything(store: MemoryStore | DurableStore) -> list[Any]:
     """What a store holds, and what it has logged."""
-    changes = store.call("CHANGES", since=0)
-    return [store.items(), changes, store.call("COUNT"), store.call("MGET", keys=["a", "b", "ab"])]
+    keyspace = store.node.engine.keyspace
+    read: list[Any] = [sorted(keyspace.entries.items()), list(keyspace.keys_after(""))]
+    read += [store.call("CHANGES", since=0), store.call("COUNT"), store.call("INFO")["rev"]]
+    sessions = keyspace.sessions
+    states = [sessions.state(name, 2**62) for name in sessions.names()]
+    return read + [state for state in states if state and state[2]]
 
 
 @settings(max_examples=300)
@@ -285,6 +302,8 @@ def store() -> MemoryStore:
         request("PUT", key="new", value="x" * 100_000),
         request("MGET", keys=["k", "absent", "é"]),
         request("MPUT", items={"k": 1, "new": 2}),
+        request("PUT", key="k", value=1, session="s", seq=1),
+        request("MPUT", items={"k": 1, "new": 2}, session="s", seq=2**62),
     ],
 )
 def test_a_lane_takes_what_is_plain(store: MemoryStore, body: bytes) -> None:
@@ -328,7 +347,7 @@ def test_commits_of_a_lane_are_taken_back(tmp_path: Path) -> None:
         batch = [
             request("PUT", key="old", value=5),
             request("PUT", key="new", value=5),
-            request("PUT", key="old", value=6),
+            request("PUT", key="old", value=6, session="s", seq=1),
             request("MPUT", items={"expiring": 7, "more": 8}),
             request("GET", key="old"),
         ]

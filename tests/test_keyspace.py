@@ -458,6 +458,7 @@ class FakeLog:
 
     def __init__(self, safe_rev: int) -> None:
         self.safe_rev = safe_rev
+        self.last_lsn = 0
         self.broken = False
 
     @property

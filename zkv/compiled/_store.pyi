@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from zkv.keyspace.change import Packed
 from zkv.keyspace.entry import Entry
+from zkv.keyspace.sessions import Remembered
 from zkv.keyspace.store import Watcher
 
 class Table:
@@ -34,6 +35,8 @@ class Lane:
         forget_deadline: Callable[[int, str], None],
         tell_watchers: Callable[[str, Entry | None], None],
         watchers: list[Watcher],
+        recall: Callable[[str, int, bytes, int], Remembered | None],
+        remember: Callable[[str, int, bytes, bytes, int, int, int], None],
     ) -> Lane: ...
     def run(
         self,

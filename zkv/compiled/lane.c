@@ -13,6 +13,8 @@
 #include <stdlib.h>
 
 enum op { NONE, GET, PUT, MGET, MPUT, OPS };
+enum { MOST_SESSION = 64 };               /* bytes */
+static const uint64_t MOST_SEQ = 1ULL << 62;
 
 typedef struct {
     span key, value;
@@ -23,7 +25,8 @@ typedef struct {
 /* What a request says. `items` are those of `keys` or `items`. */
 typedef struct {
     enum op op;
-    span id, key, value;
+    span id, key, value, session;
+    uint64_t seq;
     int has_items, has_pairs;
     size_t count;
 } request;
@@ -36,6 +39,7 @@ typedef struct {
     int durable;
     PyObject *add_key, *forget_deadline, *tell_watchers; /* callables: see store.py */
     PyObject *watchers;                                  /* a list */
+    PyObject *recall, *remember;                         /* callables, likewise */
     PyObject *names[OPS];
     item *items;
     size_t room;
@@ -51,6 +55,12 @@ typedef struct {
     size_t changes, bytes;
     int64_t newest; /* the newest revision that any reply tells of */
 } run;
+
+/* What is remembered of an exactly-once request; `session` is NULL where it is none. */
+typedef struct {
+    PyObject *session, *digest, *reply;
+    uint64_t seq;
+} once;
 
 /* --- Reading a request --------------------------------------------------------------------------- */
 
@@ -133,6 +143,11 @@ static int read_field(Lane *self, reader *r, request *to)
         return to->value.at == NULL && read_value(self, r, &to->value);
     if (IS(&name, "id"))
         return to->id.at == NULL && read_id(r, &to->id);
+    if (IS(&name, "session"))
+        return to->session.at == NULL && read_text(r, &to->session) && to->session.size > 0 &&
+               to->session.size <= MOST_SESSION;
+    if (IS(&name, "seq"))
+        return to->seq == 0 && read_uint(r, &to->seq) && to->seq > 0 && to->seq <= MOST_SEQ;
     to->has_pairs = IS(&name, "items");
     if (to->has_items || !(to->has_pairs || IS(&name, "keys")))
         return 0;
@@ -159,7 +174,8 @@ static int read_request(Lane *self, const unsigned char *body, size_t size, requ
                  : to->op == MGET ? !key && !value && to->has_items && !to->has_pairs
                  : to->op == MPUT ? !key && !value && to->has_items && to->has_pairs
                                   : 0;
-    return wanted && r.at == r.end;
+    int once = to->session.at != NULL, writes = to->op == PUT || to->op == MPUT;
+    return wanted && once == (to->seq > 0) && (writes || !once) && r.at == r.end;
 }
 
 /* --- Replies ------------------------------------------------------------------------------------- */
@@ -176,19 +192,19 @@ static unsigned char *write_reply_head(unsigned char *to, const request *from, i
 
 static size_t head_size(const request *from) { return 8 + from->id.size; }
 
-static PyObject *write_reply(const Lane *self, const run *r, const request *from)
+static PyObject *write_reply(const request *from, int64_t rev, int durable)
 {
-    unsigned char *start, *to;
-    PyObject *reply = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(head_size(from) + 32));
-    if (reply == NULL)
+    unsigned char buffer[256], *start = buffer, *to;
+    size_t most = head_size(from) + 32;
+    if (most > sizeof buffer && (start = malloc(most)) == NULL)
         return NULL;
-    start = to = (unsigned char *)PyBytes_AsString(reply);
-    to = write_reply_head(to, from, 2);
-    to = write_uint(write_bytes(to, "\xa3rev", 4), (uint64_t)r->rev);
-    to = write_bytes(to, self->durable ? "\xa7" "durable\xc3" : "\xa7" "durable\xc2", 9);
-    PyObject *exact = PyBytes_FromStringAndSize((char *)start, to - start);
-    Py_DECREF(reply);
-    return exact;
+    to = write_reply_head(start, from, 2);
+    to = write_uint(write_bytes(to, "\xa3rev", 4), (uint64_t)rev);
+    to = write_bytes(to, durable ? "\xa7" "durable\xc3" : "\xa7" "durable\xc2", 9);
+    PyObject *reply = PyBytes_FromStringAndSize((char *)start, to - start);
+    if (start != buffer)
+        free(start);
+    return reply;
 }
 
 static PyObject *get_reply(const run *r, const request *from, const record *found)
@@ -357,16 +373,96 @@ static void take_back(Lane *self, run *r, size_t first)
     }
 }
 
+/* What tells the request from another one with its seq: `digest` in zkv/protocol/codec.py. */
+static uint64_t to_digest(enum op op, const item *items, size_t count)
+{
+    uint64_t total = 0;
+    unsigned char head[MOST_HEAD];
+    hasher h;
+    for (size_t i = 0; i < count; i++) {
+        const item *each = &items[i];
+        hash_begin(&h);
+        hash_add(&h, op == PUT ? "PUT" : "MPUT", op == PUT ? 3 : 4);
+        hash_add(&h, head, (size_t)(write_text_head(head, each->key.size) - head));
+        hash_add(&h, each->key.at, each->key.size);
+        hash_add(&h, each->value.at, each->value.size);
+        total += hash_end(&h);
+    }
+    return total;
+}
+
+static PyObject *digest_bytes(uint64_t digest)
+{
+    char bytes[8];
+    for (int i = 0; i < 8; i++)
+        bytes[i] = (char)(digest >> 8 * i);
+    return PyBytes_FromStringAndSize(bytes, sizeof bytes);
+}
+
+/* Whether the request is new to its session; if not, or not certainly, it is left to Python. */
+static int is_new(const Lane *self, const run *r, const once *o)
+{
+    PyObject *known = PyObject_CallFunction(self->recall, "OKOL", o->session,
+                                            (unsigned long long)o->seq, o->digest,
+                                            (long long)r->now);
+    int is_new = known == Py_None;
+    Py_XDECREF(known);
+    PyErr_Clear();
+    return is_new;
+}
+
+static int remember(const Lane *self, const run *r, const once *o)
+{
+    Py_ssize_t place = PyList_Size(r->commits);
+    PyObject *done = PyObject_CallFunction(self->remember, "OKOOLnL", o->session,
+                                           (unsigned long long)o->seq, o->digest, o->reply,
+                                           (long long)r->rev + 1, place, (long long)r->now);
+    Py_XDECREF(done);
+    PyErr_Clear();
+    return done != NULL;
+}
+
+static void let_go(once *o)
+{
+    Py_CLEAR(o->session);
+    Py_CLEAR(o->digest);
+    Py_CLEAR(o->reply);
+}
+
+/* What is to be remembered of an exactly-once request; whether it is to run. */
+static int begin_once(const Lane *self, const run *r, const request *from, const item *items,
+                      size_t count, once *o)
+{
+    static const request no_id;
+    o->seq = from->seq;
+    o->session = to_str(&from->session);
+    o->digest = digest_bytes(to_digest(from->op, items, count));
+    o->reply = write_reply(&no_id, r->rev + 1, 0);
+    return o->session != NULL && o->digest != NULL && o->reply != NULL && is_new(self, r, o);
+}
+
+static unsigned char *write_once(unsigned char *to, const request *from, const once *o)
+{
+    to = write_bytes(write_text_head(to, from->session.size), from->session.at, from->session.size);
+    to = write_bin_head(write_uint(to, o->seq), 8);
+    to = write_bytes(to, PyBytes_AsString(o->digest), 8);
+    size_t size = (size_t)PyBytes_Size(o->reply);
+    return write_bytes(write_bin_head(to, size), PyBytes_AsString(o->reply), size);
+}
+
 /* The payload of a commit that puts these: see zkv/keyspace/change.py. */
-static PyObject *to_payload(const run *r, const item *items, size_t count)
+static PyObject *to_payload(const run *r, const item *items, size_t count, const request *from,
+                            const once *o)
 {
     size_t size = 1 + 2 * 9 + MOST_HEAD;
+    if (o->session != NULL)
+        size += from->session.size + 8 + (size_t)PyBytes_Size(o->reply) + 4 * MOST_HEAD;
     for (size_t i = 0; i < count; i++)
         size += 1 + 4 + MOST_HEAD + items[i].key.size + items[i].value.size + 1;
     unsigned char buffer[1024], *start = buffer, *to;
     if (size > sizeof buffer && (start = malloc(size)) == NULL)
         return NULL;
-    to = write_bytes(start, "\x93\xcf", 2);
+    to = write_bytes(start, o->session == NULL ? "\x93\xcf" : "\x97\xcf", 2);
     for (int shift = 56; shift >= 0; shift -= 8)
         *to++ = (unsigned char)((uint64_t)(r->rev + 1) >> shift);
     *to++ = 0xcf;
@@ -380,58 +476,68 @@ static PyObject *to_payload(const run *r, const item *items, size_t count)
         to = write_bytes(to, each->value.at, each->value.size);
         *to++ = 0xc0;
     }
+    if (o->session != NULL)
+        to = write_once(to, from, o);
     PyObject *payload = PyBytes_FromStringAndSize((char *)start, to - start);
     if (start != buffer)
         free(start);
     return payload;
 }
 
-/* The commit that puts these, appended to the run's; whether that went well. */
-static int add_commit(Lane *self, run *r, const item *items, size_t count)
+/* The commit that puts these; NULL where memory ends. */
+static PyObject *to_commit(const Lane *self, run *r, const item *items, size_t count,
+                           const request *from, const once *o)
 {
-    PyObject *payload = to_payload(r, items, count);
+    PyObject *payload = to_payload(r, items, count, from, o);
     PyObject *rev = PyLong_FromLongLong(r->rev + 1), *changes = PyLong_FromSize_t(count);
     PyObject *commit = NULL;
-    int well = 0;
     if (payload != NULL && rev != NULL && changes != NULL)
         commit = PyObject_CallFunctionObjArgs(self->commit_type, rev, changes, payload, NULL);
     if (commit != NULL)
-        well = PyList_Append(r->commits, commit) == 0;
-    if (well) {
         r->bytes += (size_t)PyBytes_Size(payload);
-        r->changes += count;
-    }
     Py_XDECREF(payload);
     Py_XDECREF(rev);
     Py_XDECREF(changes);
+    return commit;
+}
+
+/* Put, and commit that. A reply; NULL where nothing has been done. */
+static PyObject *put_and_commit(Lane *self, run *r, const request *from, item *items,
+                                size_t count, const once *o)
+{
+    size_t first = r->replaced->count;
+    PyObject *reply = NULL, *commit = NULL;
+    /* What may fail comes first, and what cannot be taken back last. */
+    if (put_all(self, r, items, count) &&
+        (reply = write_reply(from, r->rev + 1, self->durable)) != NULL &&
+        (commit = to_commit(self, r, items, count, from, o)) != NULL &&
+        (o->session == NULL || remember(self, r, o))) {
+        /* A restart is right again: nobody has been told of this yet. */
+        if (PyList_Append(r->commits, commit) < 0 || !tell_others(self, r, first))
+            Py_FatalError("zkv: out of memory in the middle of a commit");
+        r->rev++;
+        r->changes += count;
+    } else {
+        Py_CLEAR(reply);
+        take_back(self, r, first);
+    }
     Py_XDECREF(commit);
-    return well;
+    return reply;
 }
 
 static PyObject *do_put(Lane *self, run *r, const request *from, item *items, size_t count,
                         int64_t *told)
 {
+    once o = {0};
+    PyObject *reply = NULL;
     if (!r->writes || (r->replaced == NULL && (r->replaced = replaced_new(self->table)) == NULL) ||
         !replaced_reserve(r->replaced, count))
         return NULL;
-    size_t first = r->replaced->count;
-    if (!put_all(self, r, items, count)) {
-        take_back(self, r, first);
-        return NULL;
-    }
-    /* What may fail comes first, and what cannot be taken back last. */
-    r->rev++;
-    PyObject *reply = write_reply(self, r, from);
-    r->rev--;
-    if (reply == NULL || !add_commit(self, r, items, count)) {
-        Py_XDECREF(reply);
-        take_back(self, r, first);
-        return NULL;
-    }
-    r->rev++;
-    if (!tell_others(self, r, first)) /* A restart is right again: nobody has been told of this yet. */
-        Py_FatalError("zkv: out of memory in the middle of a commit");
-    tell(r, told, r->rev);
+    if (from->session.at == NULL || begin_once(self, r, from, items, count, &o))
+        reply = put_and_commit(self, r, from, items, count, &o);
+    let_go(&o);
+    if (reply != NULL)
+        tell(r, told, r->rev);
     return reply;
 }
 
@@ -529,11 +635,12 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
 {
     static const char *const names[OPS] = {"", "GET", "PUT", "MGET", "MPUT"};
     PyObject *table, *commit_type, *add_key, *forget_deadline, *tell_watchers, *watchers;
+    PyObject *recall, *remember;
     Py_ssize_t max_key, max_value, max_batch, max_reply, shallow;
     int durable;
-    if (!PyArg_ParseTuple(arguments, "OOnnnnnpOOOO", &table, &commit_type, &max_key, &max_value,
+    if (!PyArg_ParseTuple(arguments, "OOnnnnnpOOOOOO", &table, &commit_type, &max_key, &max_value,
                           &max_batch, &max_reply, &shallow, &durable, &add_key, &forget_deadline,
-                          &tell_watchers, &watchers))
+                          &tell_watchers, &watchers, &recall, &remember))
         return NULL;
     Lane *self = (Lane *)PyType_GenericAlloc(type, 0);
     if (self == NULL)
@@ -550,6 +657,8 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     self->forget_deadline = Py_NewRef(forget_deadline);
     self->tell_watchers = Py_NewRef(tell_watchers);
     self->watchers = Py_NewRef(watchers);
+    self->recall = Py_NewRef(recall);
+    self->remember = Py_NewRef(remember);
     for (int op = 0; op < OPS; op++)
         if ((self->names[op] = PyUnicode_InternFromString(names[op])) == NULL) {
             Py_DECREF(self);
@@ -568,6 +677,8 @@ static void lane_dealloc(Lane *self)
     Py_XDECREF(self->forget_deadline);
     Py_XDECREF(self->tell_watchers);
     Py_XDECREF(self->watchers);
+    Py_XDECREF(self->recall);
+    Py_XDECREF(self->remember);
     Py_XDECREF(self->commit_type);
     Py_XDECREF((PyObject *)self->table);
     PyObject_Free(self);

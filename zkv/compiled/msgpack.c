@@ -75,6 +75,20 @@ int read_text(reader *r, span *text)
     return 1;
 }
 
+int read_uint(reader *r, uint64_t *number)
+{
+    if (r->at == r->end)
+        return 0;
+    int byte = *r->at, size = byte >= 0xcc && byte <= 0xcf ? 1 << (byte - 0xcc) : 0;
+    if (byte >= 0x80 && !size)
+        return 0;
+    if (left(r) <= (size_t)size)
+        return 0;
+    *number = size ? big_endian(r->at + 1, size) : (uint64_t)byte;
+    r->at += 1 + size;
+    return 1;
+}
+
 /* By the first byte from 0xc0: how many bytes of number follow, and bytes besides, and what the
  * number counts. */
 enum { NOTHING, BYTES, ITEMS, PAIRS };
@@ -161,6 +175,13 @@ unsigned char *write_array_head(unsigned char *to, size_t count)
     int wide = count > 0xffff;
     *to = (unsigned char)(0xdc + wide);
     return write_number(to + 1, count, wide ? 4 : 2);
+}
+
+unsigned char *write_bin_head(unsigned char *to, size_t size)
+{
+    int power = size <= 0xff ? 0 : size <= 0xffff ? 1 : 2;
+    *to = (unsigned char)(0xc4 + power);
+    return write_number(to + 1, size, 1 << power);
 }
 
 unsigned char *write_bytes(unsigned char *to, const void *from, size_t size)

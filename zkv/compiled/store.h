@@ -87,13 +87,27 @@ int read_map(reader *, uint32_t *count);   /* whether there is one; so for those
 int read_array(reader *, uint32_t *count);
 int read_text(reader *, span *);           /* a str that is UTF-8 */
 int skip_value(reader *);                  /* any one value, however it is made up */
+int read_uint(reader *, uint64_t *number); /* an int that is not negative */
 
 unsigned char *write_uint(unsigned char *to, uint64_t number); /* gives the end, as those below */
 unsigned char *write_text_head(unsigned char *to, size_t size);
 unsigned char *write_array_head(unsigned char *to, size_t count);
+unsigned char *write_bin_head(unsigned char *to, size_t size);
 unsigned char *write_bytes(unsigned char *to, const void *from, size_t size);
 
 enum { MOST_HEAD = 9 }; /* bytes of the largest head or int */
+
+/* --- What tells two requests apart: digest.c --------------------------------------------------- */
+
+typedef struct {
+    uint64_t h[8], total;
+    size_t held;
+    unsigned char block[128];
+} hasher;
+
+void hash_begin(hasher *);
+void hash_add(hasher *, const void *from, size_t size);
+uint64_t hash_end(hasher *);
 
 /* --- The log's frames: frames.c --------------------------------------------------------------- */
 

@@ -126,7 +126,8 @@ static void grow(Table *self)
 static void move_some(Table *self)
 {
     for (int i = 0; i < MOVED_AT_ONCE && self->old.buckets != NULL; i++) {
-        record *r = self->old.buckets[self->moved++], *next;
+        record *r = self->old.buckets[self->moved], *next;
+        self->old.buckets[self->moved++] = NULL;
         for (; r != NULL; r = next) {
             record **bucket = &self->now.buckets[r->hash & self->now.mask];
             next = r->next;

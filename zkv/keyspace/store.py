@@ -27,6 +27,7 @@ from sortedcontainers import SortedList
 from zkv.errors import CompactedError, NotFoundError, ShuttingDownError
 from zkv.keyspace.change import EXPIRE, Commit, Once, Packed
 from zkv.keyspace.entry import ABSENT, Entry
+from zkv.keyspace.sessions import Window
 from zkv.keyspace.table import Table, new_table
 from zkv.keyspace.tally import PAUSE_SECONDS, Tally
 from zkv.keyspace.transaction import Transaction, not_found
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from zkv.compiled._store import Replaced
     from zkv.keyspace.bounds import Range
     from zkv.keyspace.history import Cursor, History
-    from zkv.keyspace.sessions import Sessions, Window
+    from zkv.keyspace.sessions import Remembered, Sessions
 
 
 PASSED_OVER: Final = 2_000
@@ -55,6 +56,10 @@ class ChangeLog(Protocol):
     @property
     def safe_rev(self) -> int:
         """The newest revision that will not be rolled back."""
+
+    @property
+    def last_lsn(self) -> int:
+        """The number of the newest commit. Lock held."""
 
     @property
     def takes_commits(self) -> bool:
@@ -83,6 +88,7 @@ class NoLog:
     safe_lsn = 2**63
     safe_rev = 2**63
     takes_commits = True
+    last_lsn = 0
 
     def append(self, commit: Packed) -> int:
         """Forget the commit."""
@@ -93,6 +99,10 @@ class NoLog:
         return 0
 
 
+Remembering = list[tuple[Once, Window]]
+"""What is remembered of exactly-once requests, and how to forget it."""
+
+
 class Undo(Struct, frozen=True, gc=False):
     """How to take a commit back, or a run of them.
 
@@ -100,15 +110,13 @@ class Undo(Struct, frozen=True, gc=False):
         lsn: its number in the log; that of the last one.
         rev: the revision before.
         replaced: what its keys had before.
-        once: what is remembered with it.
-        window: what the window of its session was before.
+        remembered: what is remembered with it, and what the window of each session was before.
     """
 
     lsn: int
     rev: int
     replaced: dict[str, Entry | None] | Replaced
-    once: Once | None = None
-    window: Window | None = None
+    remembered: Remembering = []
 
 
 FollowersOfWrites = tuple[
@@ -116,10 +124,13 @@ FollowersOfWrites = tuple[
     "Callable[[int, str], None]",
     "Callable[[str, Entry | None], None]",
     "list[Watcher]",
+    "Callable[[str, int, bytes, int], Remembered | None]",
+    "Callable[[str, int, bytes, bytes, int, int, int], None]",
 ]
-"""To be called, with the store's lock held, with each new key; with the deadline and the key of an
-entry that was to expire and is replaced; and, while the last is not empty, with each key and the
-entry that is replaced."""
+"""To be called, with the store's lock held: with each new key; with the deadline and the key of an
+entry that was to expire and is replaced; and, while the fourth is not empty, with each key and the
+entry that is replaced. And for exactly-once requests: what is known of one (`Sessions.recall`), and
+what is to be remembered of one."""
 
 
 class Page(NamedTuple):
@@ -167,6 +178,7 @@ class Keyspace:
         self._removed_rev = rev
         self._log: ChangeLog = NoLog() if log is None else log
         self._undo: deque[Undo] = deque()
+        self._remembered_in_run: Remembering = []  # In the run that is going on.
         self._watchers: list[Watcher] = []
         self.sealed = False
         """Whether writes are refused, since the server is stopping."""
@@ -321,8 +333,10 @@ class Keyspace:
             if None in transaction.staged.values():
                 self._removed_rev = transaction.rev
         replaced = self._apply(transaction.staged)
-        window = None if once is None else self.sessions.remember(once, self._rev, lsn, now)
-        self._keep(Undo(lsn, rev, replaced, once, window))
+        remembered: Remembering = []
+        if once is not None:
+            remembered.append((once, self.sessions.remember(once, self._rev, lsn, now)))
+        self._keep(Undo(lsn, rev, replaced, remembered))
         return lsn
 
     def add_run(
@@ -340,7 +354,8 @@ class Keyspace:
         lsn = self._log.extend(commits)
         before, self._rev = self._rev, rev
         self.history.extend(commits, changes, size, self._log.safe_rev)
-        self._keep(Undo(lsn, before, replaced))
+        remembered, self._remembered_in_run = self._remembered_in_run, []
+        self._keep(Undo(lsn, before, replaced, remembered))
 
     @property
     def takes_writes(self) -> bool:
@@ -348,8 +363,23 @@ class Keyspace:
         return not self.sealed and self._log.takes_commits
 
     def followers_of_writes(self) -> FollowersOfWrites:
-        """What a lane, which applies its writes to the table itself, has to tell of them."""
-        return self._index.add, self._forget_deadline, self._tell_watchers, self._watchers
+        """What a lane, which applies its writes to the table itself, has to ask and to tell."""
+        return (
+            self._index.add,
+            self._forget_deadline,
+            self._tell_watchers,
+            self._watchers,
+            self.sessions.recall,
+            self._remember_in_run,
+        )
+
+    def _remember_in_run(
+        self, session: str, seq: int, digest: bytes, reply: bytes, rev: int, place: int, now: int
+    ) -> None:
+        """Remember the reply to an exactly-once request of a run, whose commits come before log."""
+        once = Once(session, seq, digest, reply)
+        lsn = self._log.last_lsn + 1 + place
+        self._remembered_in_run.append((once, self.sessions.remember(once, rev, lsn, now)))
 
     def expire(self, most: int) -> int | None:
         """Remove up to ``most`` entries that are past their deadline, each with a revision.
@@ -379,8 +409,8 @@ class Keyspace:
             undo = self._undo.pop()
             replaced = undo.replaced
             self._apply(replaced if isinstance(replaced, dict) else replaced.entries())
-            if undo.once is not None and undo.window is not None:
-                self.sessions.undo(undo.once, undo.window)
+            for once, window in reversed(undo.remembered):
+                self.sessions.undo(once, window)
             self._rev = undo.rev
         self.history.roll_back(self._rev)
         self._removed_rev = min(self._removed_rev, self._rev)

@@ -1,0 +1,91 @@
+/* BLAKE2b with a digest of 8 bytes and no key, as hashlib's: RFC 7693. */
+
+#include "store.h"
+
+enum { BLOCK = 128 };
+
+static const uint64_t initial[8] = {
+    0x6a09e667f3bcc908, 0xbb67ae8584caa73b, 0x3c6ef372fe94f82b, 0xa54ff53a5f1d36f1,
+    0x510e527fade682d1, 0x9b05688c2b3e6c1f, 0x1f83d9abfb41bd6b, 0x5be0cd19137e2179,
+};
+
+static const unsigned char sigma[10][16] = {
+    {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15},
+    {14, 10, 4, 8, 9, 15, 13, 6, 1, 12, 0, 2, 11, 7, 5, 3},
+    {11, 8, 12, 0, 5, 2, 15, 13, 10, 14, 3, 6, 7, 1, 9, 4},
+    {7, 9, 3, 1, 13, 12, 11, 14, 2, 6, 5, 10, 4, 0, 15, 8},
+    {9, 0, 5, 7, 2, 4, 10, 15, 14, 1, 11, 12, 6, 8, 3, 13},
+    {2, 12, 6, 10, 0, 11, 8, 3, 4, 13, 7, 5, 15, 14, 1, 9},
+    {12, 5, 1, 15, 14, 13, 4, 10, 0, 7, 6, 3, 9, 2, 8, 11},
+    {13, 11, 7, 14, 12, 1, 3, 9, 5, 0, 15, 4, 8, 6, 2, 10},
+    {6, 15, 14, 9, 11, 3, 0, 8, 12, 2, 13, 7, 1, 4, 10, 5},
+    {10, 2, 8, 4, 7, 6, 1, 5, 15, 11, 9, 14, 3, 12, 13, 0},
+};
+
+static uint64_t rotate(uint64_t number, int bits) { return number >> bits | number << (64 - bits); }
+
+static void mix(uint64_t *v, int a, int b, int c, int d, uint64_t x, uint64_t y)
+{
+    v[a] += v[b] + x, v[d] = rotate(v[d] ^ v[a], 32);
+    v[c] += v[d], v[b] = rotate(v[b] ^ v[c], 24);
+    v[a] += v[b] + y, v[d] = rotate(v[d] ^ v[a], 16);
+    v[c] += v[d], v[b] = rotate(v[b] ^ v[c], 63);
+}
+
+static void compress(hasher *self, int last)
+{
+    uint64_t v[16], m[16];
+    for (int i = 0; i < 16; i++) {
+        v[i] = i < 8 ? self->h[i] : initial[i - 8];
+        m[i] = 0;
+        for (int byte = 7; byte >= 0; byte--)
+            m[i] = m[i] << 8 | self->block[8 * i + byte];
+    }
+    v[12] ^= self->total; /* of at most 2^64 bytes */
+    if (last)
+        v[14] = ~v[14];
+    for (int round = 0; round < 12; round++) {
+        const unsigned char *s = sigma[round % 10];
+        mix(v, 0, 4, 8, 12, m[s[0]], m[s[1]]);
+        mix(v, 1, 5, 9, 13, m[s[2]], m[s[3]]);
+        mix(v, 2, 6, 10, 14, m[s[4]], m[s[5]]);
+        mix(v, 3, 7, 11, 15, m[s[6]], m[s[7]]);
+        mix(v, 0, 5, 10, 15, m[s[8]], m[s[9]]);
+        mix(v, 1, 6, 11, 12, m[s[10]], m[s[11]]);
+        mix(v, 2, 7, 8, 13, m[s[12]], m[s[13]]);
+        mix(v, 3, 4, 9, 14, m[s[14]], m[s[15]]);
+    }
+    for (int i = 0; i < 8; i++)
+        self->h[i] ^= v[i] ^ v[i + 8];
+}
+
+void hash_begin(hasher *self)
+{
+    memcpy(self->h, initial, sizeof initial);
+    self->h[0] ^= 0x01010000 ^ 8;
+    self->total = self->held = 0;
+}
+
+void hash_add(hasher *self, const void *from, size_t size)
+{
+    const unsigned char *at = from;
+    while (size) {
+        if (self->held == BLOCK) { /* Only once more comes: the last block is another one. */
+            compress(self, 0);
+            self->held = 0;
+        }
+        size_t part = size < BLOCK - self->held ? size : BLOCK - self->held;
+        memcpy(self->block + self->held, at, part);
+        self->held += part;
+        self->total += part;
+        at += part;
+        size -= part;
+    }
+}
+
+uint64_t hash_end(hasher *self)
+{
+    memset(self->block + self->held, 0, BLOCK - self->held);
+    compress(self, 1);
+    return self->h[0]; /* whose first byte is the lowest */
+}
