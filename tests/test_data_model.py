@@ -2085,6 +2085,44 @@ def test_nobody_is_told_what_a_crash_could_take_back(
     assert again.left
 
 
+EXPIRY_READERS: dict[str, dict[str, Any]] = {
+    "GET": op("GET", key="k"),
+    "MGET": op("MGET", keys=["k"]),
+    "SCAN": op("SCAN", prefix="k"),
+    "COUNT": op("COUNT", prefix="k"),
+    "TXN": op("TXN", ops=[op("GET", key="k")]),
+    "CONFLICT": op("PUT", key="k", value=1, if_rev=1),
+    "NOT_FOUND": op("TOUCH", key="k", ttl=None),
+    "condition": op("TXN", **{"if": [["k", 1]]}, ops=[]),
+    "nothing to do": op("MDELETE", keys=["k"]),
+}
+
+
+@pytest.mark.parametrize("removed", [False, True], ids=["to be removed", "removed"])
+@pytest.mark.parametrize("reader", EXPIRY_READERS)
+def test_nobody_is_told_of_an_expiry_that_a_crash_could_take_back(
+    durable_store: DurableStore, reader: str, removed: bool
+) -> None:
+    """A key that has died of a time to live is there again if the crash takes that back."""
+    store = durable_store
+    store.ok("MPUT", items={"a": 1, "k": 1})
+    writer, worker = store.workers
+    writer.send(request("TOUCH", key="k", ttl=1))
+    store.clock.advance(1_000)
+    if removed:
+        store.engine.keyspace.expire(1)
+
+    (answer,) = worker.send(request(**EXPIRY_READERS[reader]))
+    (unconcerned,) = worker.send(request("MGET", keys=["a"]))
+    assert unconcerned.left
+    assert not answer.left
+    writer.settle()
+    if removed:
+        worker.settle()
+    (again,) = worker.send(request(**EXPIRY_READERS[reader]))
+    assert again.left
+
+
 def test_changes_are_told_once_they_are_on_disk(durable_store: DurableStore) -> None:
     store = durable_store
     store.put("a")

@@ -151,11 +151,6 @@ class Keyspace:
         """The revision of the last committed write, 0 at first."""
         return self._rev
 
-    @property
-    def removed_rev(self) -> int:
-        """A revision at or after the last removal: what a key's absence depends on. Lock held."""
-        return self._removed_rev
-
     def __len__(self) -> int:
         with self.lock:
             return len(self.entries) - self._due_count()
@@ -180,11 +175,13 @@ class Keyspace:
     def get_many(self, keys: Sequence[str]) -> tuple[list[Entry], int]:
         """The entries of ``keys`` at one revision, `ABSENT` where there is none.
 
-        The second value is a revision at or after the last removal: absence depends on it.
+        The second value is the newest revision that an absence among them depends on, or a later.
         """
         with self.lock:
             if self._due_count():
-                return [self.live(key) or ABSENT for key in keys], self._removed_rev
+                found = [self.live(key) or ABSENT for key in keys]
+                absent = [key for key, entry in zip(keys, found, strict=True) if entry is ABSENT]
+                return found, max(map(self.absent_rev, absent), default=0)
             return list(map(self.entries.get, keys, repeat(ABSENT))), self._removed_rev
 
     def scan(self, keys: Range, limit: int, reverse: bool) -> Page:
@@ -368,7 +365,15 @@ class Keyspace:
 
     def no_such_key(self, key: str) -> NotFoundError:
         """The error for a key that is not there. Lock held."""
-        return not_found(key, self._removed_rev)
+        return not_found(key, self.absent_rev(key))
+
+    def absent_rev(self, key: str) -> int:
+        """What the absence of ``key`` depends on: a revision at or after its removal. Lock held.
+
+        Or at or after the write that set the time of which it died: without it, it may be there.
+        """
+        entry = self.entries.get(key)
+        return self._removed_rev if entry is None else max(self._removed_rev, entry.rev)
 
     def _safe_rev(self) -> int:
         return min(self._rev, self._log.safe_rev)
