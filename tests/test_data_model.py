@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import itertools
 import os
 import tempfile
 import threading
 import time
+import tracemalloc
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -1789,6 +1791,22 @@ def test_what_sessions_take_is_shown(make_store: MakeStore) -> None:
     store.clock.advance(10_000)
     store.call("DELETE", key="x", session="u", seq=1)
     assert shown()[:2] == (1, 1)
+
+
+def test_a_reply_that_is_remembered_no_more_takes_no_memory(make_store: MakeStore) -> None:
+    """The history has the changes of its write, which are small here, and not the reply."""
+    size, store = 200_000, make_store(session_window=2)
+    store.put("large", b"x" * size)
+    ops = [op("GET", key="large"), op("INCR", key="k")]
+    tracemalloc.start()
+    try:
+        for seq in range(1, 31):
+            store.ok("TXN", ops=ops, session="s", seq=seq)
+        assert store.ok("INFO")["stats"]["sessions"]["replies"] == 2
+        gc.collect()  # A store that crashed is garbage in a cycle.
+        assert tracemalloc.get_traced_memory()[0] < 8 * size
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_reply_too_large_to_be_remembered_is_refused_before_the_write(store: Store) -> None:

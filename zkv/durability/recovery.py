@@ -20,10 +20,12 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from msgspec import Raw
+
 from zkv.durability import segment, snapshot
 from zkv.durability.segment import End, Scan
 from zkv.errors import DamageError, DataDirError
-from zkv.keyspace.change import REMOVALS
+from zkv.keyspace.change import REMOVALS, Change, Commit
 from zkv.keyspace.entry import Entry
 from zkv.keyspace.history import History
 from zkv.keyspace.sessions import Sessions
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from zkv.durability.files import Files
-    from zkv.keyspace import Commit
 
 _log = logging.getLogger("zkv.durability")
 
@@ -200,6 +201,12 @@ class Replay:
     def _add_history(self, commit: Commit) -> None:
         if commit.rev != self._history.newest + 1:
             self._history.restart(commit.rev - 1)
+        if commit.once is not None:  # Its values are views of the whole frame, with the reply.
+            changes = [
+                Change(change.op, change.key, Raw(bytes(change.value)), change.expires)
+                for change in commit.changes
+            ]
+            commit = Commit(commit.rev, commit.time, tuple(changes))
         self._history.add(commit, commit.rev)
 
 

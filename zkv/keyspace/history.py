@@ -80,6 +80,8 @@ class History:
 
     def add(self, commit: Commit, safe_rev: int) -> None:
         """Take the next commit; those after ``safe_rev`` stay."""
+        if commit.once is not None:  # Nobody asks the history for an answer, which may be large.
+            commit = Commit(commit.rev, commit.time, commit.changes)
         self._rev = commit.rev
         size = _size(commit)
         self._commits.append(commit)
