@@ -29,6 +29,7 @@ from tests.support import Message, pack, unpack
 from tests.test_data_model import Disk, DurableStore, FakeClock, Parked, request
 from zkv.errors import ReadOnlyError
 from zkv.keyspace.bounds import key_range
+from zkv.keyspace.sessions import room
 
 WINDOW: Final = 3
 SESSION_TTL: Final = 31_536_000
@@ -765,6 +766,10 @@ class StoreMachine(RuleBasedStateMachine):
                 {number: plain(known.reply) for number, known in model.remembered().items()},
             ),
             "replies": (statistics["sessions"]["replies"], len(replies)),
+            "bytes of replies": (
+                statistics["sessions"]["bytes"],
+                sum(room(len(reply)) for state in states if state for *_, reply, _ in state[2]),
+            ),
         }
         return [
             f"{what}: the store has {found}, the model {expected}"
