@@ -29,6 +29,7 @@ from tests.support import Message, pack, unpack
 from tests.test_data_model import Disk, DurableStore, FakeClock, Parked, request
 from zkv.errors import ReadOnlyError
 from zkv.keyspace.bounds import key_range
+from zkv.keyspace.sessions import room
 
 WINDOW: Final = 3
 SESSION_TTL: Final = 31_536_000
@@ -94,6 +95,8 @@ class Model:
     safe_rev: int = 0
     """What is newer stays in the history."""
     sessions: dict[str, Session] = field(default_factory=dict)
+    forgotten: dict[tuple[str, int], Reply] = field(default_factory=dict)
+    """What sessions were answered before a long silence: a crash may bring it back."""
 
     def copy(self) -> Model:
         return replace(
@@ -101,6 +104,7 @@ class Model:
             entries=dict(self.entries),
             history=list(self.history),
             sessions={name: session.copy() for name, session in self.sessions.items()},
+            forgotten=dict(self.forgotten),
         )
 
     def become(self, other: Model) -> None:
@@ -304,6 +308,14 @@ class Model:
         """The keys that are there, in order."""
         return sorted(filter(self.live, self.entries), key=str.encode)
 
+    def remembered(self) -> dict[tuple[str, int], Reply]:
+        """What a repeat is answered, by session and number."""
+        return {
+            (name, seq): reply
+            for name, session in self.sessions.items()
+            for seq, reply in session.replies.items()
+        }
+
     # What happens by itself
 
     def trim(self) -> None:
@@ -441,6 +453,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.limbo: Model | None = None
         """What the log may hold after a failed sync; nobody knows before it is read again."""
         self.doubtful: dict[tuple[str, int], Reply] = {}
+        """Refusals on which a sync failed: a crash may bring them back."""
         self.epoch = 0
         self.saved_rev = 0
         self.in_flight: list[Batch | None] = [None, None]
@@ -533,11 +546,6 @@ class StoreMachine(RuleBasedStateMachine):
         """A reply that has left must not tell of anything that a crash would take back."""
         if sent.expected.get("code") in NOT_OF_THE_STATE:
             return
-        if "a reply may tell of an expiry that is not on disk" in FORGIVEN and any(
-            not self.model.live(key) and entry != self.durable.entries.get(key)
-            for key, entry in self.model.entries.items()
-        ):
-            return
         assert plain(survivor) == plain(sent.expected), (sent.asked, sent.expected, survivor)
 
     @rule(number=numbers)
@@ -609,6 +617,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.clock.advance(SESSION_TTL * 1000)
         for model in (self.model, self.durable, self.limbo):
             if model is not None:
+                model.forgotten |= model.remembered()
                 model.sessions.clear()
         self.doubtful.clear()
 
@@ -626,10 +635,9 @@ class StoreMachine(RuleBasedStateMachine):
     def snapshot(self, during: list[Request], late: list[Request]) -> None:
         """Write a snapshot, with requests while it is written and just before it is named."""
         self.disk.full = self.disk.refuses_sync = False
-        if self.epoch and "no snapshot between a refused write and a good one" in FORGIVEN:
-            self.send_and_settle(0, [{"op": "PUT", "key": "a", "value": 0}])
         if self.model.rev == self.saved_rev and self.limbo is None:
             assert self.store.snapshot() == self.saved_rev
+            self.durable = self.model.copy()
             return
         rev = self.model.rev
 
@@ -649,9 +657,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.saved_rev = rev
         if self.limbo is not None:
             self.doubtful = {
-                (name, seq): reply
-                for name, session in self.limbo.sessions.items()
-                for seq, reply in session.replies.items()
+                number: reply
+                for number, reply in self.limbo.remembered().items()
                 if not reply.changed_something
             }
         self.limbo = None
@@ -664,29 +671,27 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.crash()
         survivors = [self.durable] if self.limbo is None else [self.durable, self.limbo]
         for survivor in survivors:
-            self.take_doubtful_refusals(survivor)
-        if "a refusal is lost when the server restarts twice" in FORGIVEN:
-            for survivor in survivors:
-                self.forgive_lost_refusals(survivor)
+            self.take_back(survivor)
         differences = [self.differences(model) for model in survivors]
         assert [] in differences, differences
         self.model = survivors[differences.index([])].copy()
         self.learn_oldest()
         self.durable, self.limbo = self.model.copy(), None
 
-    def take_doubtful_refusals(self, model: Model) -> None:
-        """A refusal on which a sync failed may be remembered: it was answered as unknown."""
-        for (name, seq), reply in self.doubtful.items():
-            if seq in self.remembered().get(name, ()):
-                model.sessions.setdefault(name, Session()).add(seq, reply)
+    def take_back(self, model: Model) -> None:
+        """Take what a crash may bring back, where it has.
 
-    def forgive_lost_refusals(self, model: Model) -> None:
+        A refusal on which a sync failed was answered as unknown. And a session that goes on after a
+        long silence may as well have lived by repeats, which are in no log.
+        """
         remembered = self.remembered()
-        for name, session in model.sessions.items():
-            for seq, reply in list(session.replies.items()):
-                if not reply.changed_something and seq not in remembered.get(name, ()):
-                    del session.replies[seq]
-            session.newest = max(session.replies, default=0)
+        gone_on = {name for name, _ in model.remembered()}
+        for (name, seq), reply in self.doubtful.items():
+            if seq in remembered.get(name, ()):
+                model.sessions.setdefault(name, Session()).add(seq, reply)
+        for (name, seq), reply in model.forgotten.items():
+            if name in gone_on and seq in remembered.get(name, ()):
+                model.sessions[name].add(seq, reply)
 
     def remembered(self) -> dict[str, set[int]]:
         """The sequence numbers that the store remembers."""
@@ -758,13 +763,13 @@ class StoreMachine(RuleBasedStateMachine):
             ),
             "sessions": (
                 replies,
-                {
-                    (name, seq): plain(reply)
-                    for name, session in model.sessions.items()
-                    for seq, (_, reply, _) in session.replies.items()
-                },
+                {number: plain(known.reply) for number, known in model.remembered().items()},
             ),
             "replies": (statistics["sessions"]["replies"], len(replies)),
+            "bytes of replies": (
+                statistics["sessions"]["bytes"],
+                sum(room(len(reply)) for state in states if state for *_, reply, _ in state[2]),
+            ),
         }
         return [
             f"{what}: the store has {found}, the model {expected}"
@@ -773,12 +778,6 @@ class StoreMachine(RuleBasedStateMachine):
         ]
 
 
-FORGIVEN: Final = {
-    "a refusal is lost when the server restarts twice",
-    "a reply may tell of an expiry that is not on disk",
-    "no snapshot between a refused write and a good one",
-}
-"""Known bugs, which the machine steers around. Take a line out when its bug is fixed."""
 NOT_OF_THE_STATE: Final = {"BAD_REQUEST", "STALE_SEQ", "COMPACTED", "READ_ONLY"}
 """Codes that tell nothing of what a crash could take back."""
 

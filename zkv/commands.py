@@ -137,6 +137,7 @@ def _execute_once(
                 f"the reply has {len(packed)} bytes; one that is remembered for a repeat may have "
                 f"{MAX_REMEMBERED_REPLY}: ask for less, or without session"
             )
+        keyspace.sessions.require_room(session, seq, len(packed))
         lsn = keyspace.commit(transaction, Once(session, seq, content, packed))
         return Done(reply, transaction.told_rev, lsn)
 

@@ -56,6 +56,7 @@ class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     session_window: Annotated[int, Meta(ge=1, le=65_536)] = 128
     session_ttl: Seconds = 3600.0
     max_sessions: Positive = 100_000
+    session_bytes: Annotated[int, Meta(ge=2 * 1024 * 1024, le=2**62)] = 256 * 1024 * 1024
     history: Annotated[int, Meta(ge=0, le=2**62)] = 100_000
     history_bytes: Annotated[int, Meta(ge=0, le=2**62)] = 64 * 1024 * 1024
 

@@ -271,5 +271,10 @@ def open_engine(
 
 
 def _remembering(limits: LimitSettings) -> tuple[Sessions, History]:
-    sessions = Sessions(limits.session_window, int(limits.session_ttl * 1000), limits.max_sessions)
+    sessions = Sessions(
+        limits.session_window,
+        int(limits.session_ttl * 1000),
+        limits.max_sessions,
+        limits.session_bytes,
+    )
     return sessions, History(limits.history, limits.history_bytes)

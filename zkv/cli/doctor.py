@@ -46,6 +46,8 @@ MAX_SOCKETS: Final = 1_023
 """What ZeroMQ allows a context unless told otherwise. Each takes a file; none left is a crash."""
 FULL: Final = 0.8
 """The share of a limit from which on it is time to act."""
+LARGE_SHARE: Final = 0.75
+"""Of session_bytes: what there is for replies that are not small."""
 SPACE: Final = 1024**3
 """Bytes that should be free beside what the next snapshot and segment take."""
 LOCAL: Final = ("tcp://127.", "tcp://localhost:", "tcp://[::1]:", "ipc://")
@@ -218,11 +220,18 @@ def check_failures(_client: Client, info: Info) -> Iterator[Finding]:
 
 def check_sessions(_client: Client, info: Info) -> Iterator[Finding]:
     """Is there room for more exactly-once clients?"""
-    there, most = info["stats"]["sessions"]["sessions"], info["limits"]["max_sessions"]
+    stats, limits = info["stats"]["sessions"], info["limits"]
+    there, most = stats["sessions"], limits["max_sessions"]
     text = f"{there:,} of {most:,}"
     if there > FULL * most:
         advice = "raise limits.max_sessions, shorten session_ttl, or keep sessions for longer"
         yield Finding(ACT, "sessions", text, advice)
+    elif stats["bytes"] > FULL * LARGE_SHARE * limits["session_bytes"]:
+        yield Finding(
+            ACT, "sessions",
+            f"{text}; replies take {size(stats['bytes'])} of {size(limits['session_bytes'])}",
+            "raise limits.session_bytes, lower session_window, or ask for less in one write",
+        )  # fmt: skip
     else:
         yield Finding(FINE, "sessions", text)
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 from zkv.keyspace.change import Packed
 from zkv.keyspace.entry import Entry
-from zkv.keyspace.sessions import Remembered
 from zkv.keyspace.store import Watcher
 
 class Table:
@@ -35,7 +34,7 @@ class Lane:
         forget_deadline: Callable[[int, str], None],
         tell_watchers: Callable[[str, Entry | None], None],
         watchers: list[Watcher],
-        recall: Callable[[str, int, bytes, int], Remembered | None],
+        may_run: Callable[[str, int, bytes, int, int], bool],
         remember: Callable[[str, int, bytes, bytes, int, int, int], None],
     ) -> Lane: ...
     def run(

@@ -39,7 +39,7 @@ typedef struct {
     int durable;
     PyObject *add_key, *forget_deadline, *tell_watchers; /* callables: see store.py */
     PyObject *watchers;                                  /* a list */
-    PyObject *recall, *remember;                         /* callables, likewise */
+    PyObject *may_run, *remember;                         /* callables, likewise */
     PyObject *names[OPS];
     item *items;
     size_t room;
@@ -282,14 +282,16 @@ static PyObject *do_mget(Lane *self, run *r, const request *from, int64_t *told)
     for (size_t i = 0; i < from->count; i++) {
         item *each = &self->items[i];
         each->found = table_find(self->table, each->hash, each->key.at, each->key.size);
-        if (!is_live(r, each->found)) {
+        /* That one has expired depends on the write that set its time. */
+        int64_t rev = each->found == NULL ? r->removed_rev : each->found->rev;
+        if (is_live(r, each->found)) {
+            values += each->found->value_size;
+        } else {
             each->found = NULL;
             values++;
-            newest = newest > r->removed_rev ? newest : r->removed_rev;
-        } else {
-            values += each->found->value_size;
-            newest = newest > each->found->rev ? newest : each->found->rev;
+            rev = rev > r->removed_rev ? rev : r->removed_rev;
         }
+        newest = newest > rev ? newest : rev;
     }
     if (values > (size_t)self->max_reply)
         return NULL;
@@ -402,11 +404,11 @@ static PyObject *digest_bytes(uint64_t digest)
 /* Whether the request is new to its session; if not, or not certainly, it is left to Python. */
 static int is_new(const Lane *self, const run *r, const once *o)
 {
-    PyObject *known = PyObject_CallFunction(self->recall, "OKOL", o->session,
-                                            (unsigned long long)o->seq, o->digest,
-                                            (long long)r->now);
-    int is_new = known == Py_None;
-    Py_XDECREF(known);
+    PyObject *answer = PyObject_CallFunction(self->may_run, "OKOnL", o->session,
+                                             (unsigned long long)o->seq, o->digest,
+                                             PyBytes_Size(o->reply), (long long)r->now);
+    int is_new = answer == Py_True;
+    Py_XDECREF(answer);
     PyErr_Clear();
     return is_new;
 }
@@ -635,12 +637,12 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
 {
     static const char *const names[OPS] = {"", "GET", "PUT", "MGET", "MPUT"};
     PyObject *table, *commit_type, *add_key, *forget_deadline, *tell_watchers, *watchers;
-    PyObject *recall, *remember;
+    PyObject *may_run, *remember;
     Py_ssize_t max_key, max_value, max_batch, max_reply, shallow;
     int durable;
     if (!PyArg_ParseTuple(arguments, "OOnnnnnpOOOOOO", &table, &commit_type, &max_key, &max_value,
                           &max_batch, &max_reply, &shallow, &durable, &add_key, &forget_deadline,
-                          &tell_watchers, &watchers, &recall, &remember))
+                          &tell_watchers, &watchers, &may_run, &remember))
         return NULL;
     Lane *self = (Lane *)PyType_GenericAlloc(type, 0);
     if (self == NULL)
@@ -657,7 +659,7 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     self->forget_deadline = Py_NewRef(forget_deadline);
     self->tell_watchers = Py_NewRef(tell_watchers);
     self->watchers = Py_NewRef(watchers);
-    self->recall = Py_NewRef(recall);
+    self->may_run = Py_NewRef(may_run);
     self->remember = Py_NewRef(remember);
     for (int op = 0; op < OPS; op++)
         if ((self->names[op] = PyUnicode_InternFromString(names[op])) == NULL) {
@@ -677,7 +679,7 @@ static void lane_dealloc(Lane *self)
     Py_XDECREF(self->forget_deadline);
     Py_XDECREF(self->tell_watchers);
     Py_XDECREF(self->watchers);
-    Py_XDECREF(self->recall);
+    Py_XDECREF(self->may_run);
     Py_XDECREF(self->remember);
     Py_XDECREF(self->commit_type);
     Py_XDECREF((PyObject *)self->table);

@@ -8,6 +8,10 @@ silence; and instead of acknowledging replies, a client is promised that the las
 
 Repeats are signs of life, but are not logged: after a restart, silence counts from the last write.
 
+What all replies take together is bounded, too. Nothing that was promised to be remembered is
+forgotten for that: a new write is refused instead. One whose reply is large is refused earlier, so
+that a few clients with large replies do not keep out all the others, whose replies are small.
+
 Everything here is guarded by the keyspace's lock.
 """
 
@@ -21,6 +25,16 @@ from msgspec import Struct
 from zkv.errors import BadRequestError, BusyError, StaleSeqError, shorten
 from zkv.keyspace.change import Once
 
+REPLY_OVERHEAD: Final = 256
+"""Bytes that a remembered reply takes besides itself."""
+REPLY_STEP: Final = 64
+"""Replies are counted in steps of so many bytes. The common ones are smaller than that, and so one
+takes the place of another also where a revision or a sum has become a byte longer.
+"""
+SMALL_REPLY: Final = 1_024
+"""Bytes of a reply that may take the room that is kept for small ones."""
+KEPT_SHARE: Final = 4
+"""This share of the room is kept for small replies."""
 FORGOTTEN_AT_ONCE: Final = 20
 """Silent sessions that one request forgets at most: about 0.2 ms, however many there are."""
 
@@ -78,12 +92,20 @@ class Sessions:
         window: how many of the newest sequence numbers of a session are remembered.
         ttl: silence in ms after which a session is forgotten.
         most: how many sessions there may be. By default, nothing is forgotten.
+        most_bytes: what all replies may take together.
     """
 
-    def __init__(self, window: int = 2**62, ttl: int = 2**62, most: int = 2**62) -> None:
+    def __init__(
+        self,
+        window: int = 2**62,
+        ttl: int = 2**62,
+        most: int = 2**62,
+        most_bytes: int = 2**62,
+    ) -> None:
         self._window = window
         self._ttl = ttl
         self._most = most
+        self._most_bytes = most_bytes
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._replies = 0
         self._bytes = 0
@@ -124,6 +146,27 @@ class Sessions:
             )
         return known
 
+    def require_room(self, name: str, seq: int, size: int) -> None:
+        """Raise BusyError where a reply of ``size`` bytes to a new request is too much.
+
+        One that takes no more than what it drives out of its session's window never is.
+        """
+        small = size <= SMALL_REPLY
+        most = self._most_bytes if small else self._most_bytes - self._most_bytes // KEPT_SHARE
+        more = room(size)
+        if self._bytes + more <= most:
+            return
+        session = self._sessions.get(name)
+        if session is not None and seq > session.newest:
+            edge = seq - self._window
+            more -= sum([_room_of(known) for old, known in session.replies.items() if old <= edge])
+        if more > 0 and self._bytes + more > most:
+            raise BusyError(
+                f"the replies that are remembered take {self._bytes} bytes, and one of {size} more "
+                f"would be too much; session_bytes is {self._most_bytes}"
+                + ("" if small else ", of which a quarter is kept for small replies")
+            )
+
     def remember(self, once: Once, rev: int, lsn: int, now: int) -> Window:
         """Keep a reply, and let go of those that fall out of the session's window.
 
@@ -144,9 +187,10 @@ class Sessions:
         if once.seq <= before - self._window:
             return Window(before, ())  # Only replay of an old log comes here: it is known no more.
         self._drop(session, once.seq)
-        session.replies[once.seq] = Remembered(once.digest, once.reply, rev, lsn)
+        known = Remembered(once.digest, once.reply, rev, lsn)
+        session.replies[once.seq] = known
         self._replies += 1
-        self._bytes += len(once.reply)
+        self._bytes += _room_of(known)
         if once.seq <= before:
             return Window(before, ())
         session.newest = once.seq
@@ -165,7 +209,7 @@ class Sessions:
         for seq, known in window.dropped:
             session.replies[seq] = known
             self._replies += 1
-            self._bytes += len(known.reply)
+            self._bytes += _room_of(known)
 
     def forget_silent(self, now: int) -> None:
         """Forget sessions that have been silent for too long, some of them at a time."""
@@ -207,11 +251,20 @@ class Sessions:
     def _forget(self, name: str) -> None:
         session = self._sessions.pop(name)
         self._replies -= len(session.replies)
-        self._bytes -= sum([len(known.reply) for known in session.replies.values()])
+        self._bytes -= sum(map(_room_of, session.replies.values()))
 
     def _drop(self, session: Session, seq: int) -> Remembered | None:
         known = session.replies.pop(seq, None)
         if known is not None:
             self._replies -= 1
-            self._bytes -= len(known.reply)
+            self._bytes -= _room_of(known)
         return known
+
+
+def room(size: int) -> int:
+    """What a reply of ``size`` bytes takes of what all may take together."""
+    return REPLY_OVERHEAD + size + -size % REPLY_STEP
+
+
+def _room_of(known: Remembered) -> int:
+    return room(len(known.reply))

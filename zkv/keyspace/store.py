@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from zkv.compiled._store import Replaced
     from zkv.keyspace.bounds import Range
     from zkv.keyspace.history import Cursor, History
-    from zkv.keyspace.sessions import Remembered, Sessions
+    from zkv.keyspace.sessions import Sessions
 
 
 PASSED_OVER: Final = 2_000
@@ -124,13 +124,13 @@ FollowersOfWrites = tuple[
     "Callable[[int, str], None]",
     "Callable[[str, Entry | None], None]",
     "list[Watcher]",
-    "Callable[[str, int, bytes, int], Remembered | None]",
+    "Callable[[str, int, bytes, int, int], bool]",
     "Callable[[str, int, bytes, bytes, int, int, int], None]",
 ]
 """To be called, with the store's lock held: with each new key; with the deadline and the key of an
 entry that was to expire and is replaced; and, while the fourth is not empty, with each key and the
-entry that is replaced. And for exactly-once requests: what is known of one (`Sessions.recall`), and
-what is to be remembered of one."""
+entry that is replaced. And for exactly-once requests: whether one is to run, and what is to be
+remembered of one."""
 
 
 class Page(NamedTuple):
@@ -190,7 +190,7 @@ class Keyspace:
 
     @property
     def removed_rev(self) -> int:
-        """A revision at or after the last removal: what a key's absence depends on. Lock held."""
+        """A revision at or after the last removal. Lock held."""
         return self._removed_rev
 
     def __len__(self) -> int:
@@ -217,11 +217,13 @@ class Keyspace:
     def get_many(self, keys: Sequence[str]) -> tuple[list[Entry], int]:
         """The entries of ``keys`` at one revision, `ABSENT` where there is none.
 
-        The second value is a revision at or after the last removal: absence depends on it.
+        The second value is the newest revision that an absence among them depends on, or a later.
         """
         with self.lock:
             if self._due_count():
-                return [self.live(key) or ABSENT for key in keys], self._removed_rev
+                found = [self.live(key) or ABSENT for key in keys]
+                absent = [key for key, entry in zip(keys, found, strict=True) if entry is ABSENT]
+                return found, max(map(self.absent_rev, absent), default=0)
             return list(map(self.entries.get, keys, repeat(ABSENT))), self._removed_rev
 
     def scan(self, keys: Range, limit: int, reverse: bool) -> Page:
@@ -369,9 +371,19 @@ class Keyspace:
             self._forget_deadline,
             self._tell_watchers,
             self._watchers,
-            self.sessions.recall,
+            self._may_run_once,
             self._remember_in_run,
         )
+
+    def _may_run_once(self, session: str, seq: int, digest: bytes, size: int, now: int) -> bool:
+        """Whether an exactly-once request, whose reply has ``size`` bytes, is new.
+
+        Raises RequestError where it must not run, as `Sessions.recall` and `require_room`.
+        """
+        if self.sessions.recall(session, seq, digest, now) is not None:
+            return False
+        self.sessions.require_room(session, seq, size)
+        return True
 
     def _remember_in_run(
         self, session: str, seq: int, digest: bytes, reply: bytes, rev: int, place: int, now: int
@@ -447,7 +459,15 @@ class Keyspace:
 
     def no_such_key(self, key: str) -> NotFoundError:
         """The error for a key that is not there. Lock held."""
-        return not_found(key, self._removed_rev)
+        return not_found(key, self.absent_rev(key))
+
+    def absent_rev(self, key: str) -> int:
+        """What the absence of ``key`` depends on: a revision at or after its removal. Lock held.
+
+        Or at or after the write that set the time of which it died: without it, it may be there.
+        """
+        entry = self.entries.get(key)
+        return self._removed_rev if entry is None else max(self._removed_rev, entry.rev)
 
     def _safe_rev(self) -> int:
         return min(self._rev, self._log.safe_rev)

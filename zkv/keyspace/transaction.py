@@ -76,7 +76,7 @@ class Transaction:
                 f"{shorten(key)} has revision {actual}, not {rev}",
                 key=key,
                 rev=actual,
-                seen_rev=actual or self._store.removed_rev,
+                seen_rev=actual or self._store.absent_rev(key),
             )
         return entry
 
