@@ -24,7 +24,7 @@ import zmq
 
 from zkv.config import build
 from zkv.durability.files import Files
-from zkv.log import RequestRecord
+from zkv.log import AnyRecord, RequestRecord, RunRecord
 from zkv.server import Event, Server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -322,9 +322,13 @@ class ServerInProcess:
             "durability": {"data_dir": str(directory)} | tables.pop("durability", {}),
         } | tables
         self.records: list[RequestRecord] = []
-        self.server = Server(build(settings), self.records.extend, files=files)
+        self.server = Server(build(settings), self._record, files=files)
         self._outcome: Future[bool] = Future()
         self._thread = threading.Thread(target=self._supervise, name="supervisor")
+
+    def _record(self, records: list[AnyRecord]) -> None:
+        for record in records:
+            self.records += record.requests() if isinstance(record, RunRecord) else [record]
 
     def __enter__(self) -> Self:
         self.server.start()

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from zkv.config import Settings
     from zkv.durability.files import Files
     from zkv.engine import AnyEngine
-    from zkv.log import RequestRecord
+    from zkv.log import AnyRecord
 
 _log = logging.getLogger("zkv.server")
 
@@ -70,7 +70,7 @@ class Server:
     def __init__(
         self,
         settings: Settings,
-        write_log: Callable[[list[RequestRecord]], None] | None = None,
+        write_log: Callable[[list[AnyRecord]], None] | None = None,
         reopen_log: Callable[[], None] = lambda: None,
         files: Files | None = None,
     ) -> None:

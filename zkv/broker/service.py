@@ -32,7 +32,7 @@ from zkv.errors import (
     ShuttingDownError,
 )
 from zkv.keyspace.lane import Answers
-from zkv.log import RequestRecord
+from zkv.log import RequestRecord, RunRecord
 from zkv.protocol.codec import decode, encode_repeat, encode_reply
 from zkv.protocol.replies import CommitReply, Failure, Reply, failure
 from zkv.protocol.requests import OP_NAMES
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from zkv.broker.mailbox import Later
     from zkv.commands import Node
-    from zkv.keyspace.lane import Subject
+    from zkv.log import AnyRecord, Subject
     from zkv.protocol.requests import AnyRequest
 
 _log = logging.getLogger("zkv.broker")
@@ -90,14 +90,14 @@ class Service:
     def __init__(
         self,
         node: Node,
-        write_log: Callable[[list[RequestRecord]], None] | None,
+        write_log: Callable[[list[AnyRecord]], None] | None,
         stopping: Callable[[], bool],
     ) -> None:
         self._node = node
         self._engine = node.engine
         self._write_log = write_log
         self._stopping = stopping
-        self._records: list[RequestRecord] = []
+        self._records: list[AnyRecord] = []
         self._group: CommitGroup | None = None  # Of what waits in the batch answered last.
         self._refusal: ReadOnlyError | None = None
         self.latencies: defaultdict[str, list[int]] = defaultdict(lambda: [0] * LATENCY_STEPS)
@@ -203,13 +203,8 @@ class Service:
         for op in set(ops):
             if op:
                 self.latencies[op][_step(took)] += ops.count(op)
-        if subjects is not None:
-            now = time.time()
-            self._records += [
-                RequestRecord(now, op, subject[0], "ok", subject[1], subject[2], took)
-                for op, subject in zip(ops, subjects, strict=True)
-                if op and subject is not None
-            ]
+        if subjects is not None and any(subjects):
+            self._records.append(RunRecord(time.time(), took, ops, subjects))
 
     def flush_log(self) -> None:
         """Hand over what is to be logged."""
@@ -353,6 +348,8 @@ class PendingCommits:
         self._ops = [ops[place] for place in places]
         if subjects is not None:
             self._subjects = [subjects[place] for place in places]
+            for place in places:
+                subjects[place] = None
         for place in places:
             replies[place] = None
             ops[place] = ""

@@ -22,11 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from zkv.keyspace.store import Keyspace
+    from zkv.log import Subject
     from zkv.protocol.codec import KeyLimits
-
-
-Subject = tuple[str | int, int, int]
-"""Of a request: its key, or how many keys it has; the bytes of its body, and of its reply's."""
 
 
 class Answers:
