@@ -2361,6 +2361,40 @@ def test_what_was_not_on_disk_is_gone_after_a_crash_and_can_be_done_again(
     assert (reply["value"], reply["rev"], "replayed" in reply) == (2, 2, False)
 
 
+@pytest.mark.usefixtures("impatient_log")
+@pytest.mark.parametrize("lost", ["write", "read"])
+def test_a_write_is_not_taken_for_another_one_that_got_its_revision(
+    durable_store: DurableStore, lost: str
+) -> None:
+    """While a batch is being answered the disk refuses its write, and takes another one."""
+    store = durable_store
+    store.put("k", "old")
+    worker, other = store.workers
+    finish = Service.finish
+
+    def finish_slowly(service: Service, *arguments: Any) -> bytes:
+        patch.stop()
+        store.disk.full = True
+        with pytest.raises(ReadOnlyError):
+            store.engine._wal.flush()
+        store.disk.full = False
+        assert other.exchange(request("PUT", key="other", value=1))
+        return finish(service, *arguments)
+
+    patch = mock.patch.object(Service, "finish", finish_slowly)
+    last = op("INCR", key="n") if lost == "write" else op("SCAN")
+    writes = [request("PUT", key="k", value="new")] if lost == "read" else []
+    patch.start()
+    *_, answer = worker.send(*writes, request("PING"), request(**last))
+    worker.settle()
+
+    if lost == "write":
+        assert (answer.read()["code"], answer.read()["applied"]) == ("READ_ONLY", None)
+    else:
+        assert answer.read()["items"] == [["k", "old", 1], ["other", 1, 2]]
+    assert store.call("GET", key="n")["code"] == "NOT_FOUND"
+
+
 @pytest.mark.parametrize("write", WRITES)
 def test_durable_asks_for_the_disk_whatever_the_policy(write: str) -> None:
     with contextlib.closing(DurableStore(FakeClock(), fsync="never")) as store:

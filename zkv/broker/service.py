@@ -73,9 +73,17 @@ class Call:
         self.rev = 0  # The newest revision that the reply tells of.
         self.lsn = 0  # The log's number of what it committed.
 
+    def is_within(self, safe: Safe) -> bool:
+        """Whether what the reply tells of was safe when that was looked up."""
+        return self.rev <= safe[0] and self.lsn <= safe[1]
+
 
 Calls = list[tuple[int, Call]]
 """Calls, each with its place in the batch."""
+Safe = tuple[int, int]
+"""The newest revision, and the newest number in the log, that were safe at one moment."""
+NOTHING_SAFE: Final = (-1, -1)
+"""Not even a reply that tells of nothing in the store."""
 
 
 class Service:
@@ -116,17 +124,20 @@ class Service:
         batch, calls = self._run_all(bodies)
         self._group = None
         self._refusal = None
-        if batch.newest > engine.safe_rev or not all(self._is_safe(call) for _, call in calls):
+        safe = engine.safe_rev, engine.safe_lsn
+        if batch.newest > safe[0] or not all(call.is_within(safe) for _, call in calls):
             self._refusal = self._secure()
+            safe = engine.safe_rev, engine.safe_lsn
         # In this order: what is safe, and was not rolled back before, cannot be rolled back later.
-        safe_rev = engine.safe_rev
-        current = engine.epoch == epoch
+        # What becomes safe from now on may be others' commits, with revisions that came free again.
+        if engine.epoch != epoch:
+            safe = NOTHING_SAFE
         later: list[Later] = []
-        if calls or not current or batch.newest > safe_rev:
+        if calls or batch.newest > safe[0]:
             group = CommitGroup(epoch)
             waiting = PendingCommits(self, group, started)
-            waiting.take_answers(bodies, batch, safe_rev if current else -1)
-            self._finish_calls(batch, calls, current, waiting, later)
+            waiting.take_answers(bodies, batch, safe[0])
+            self._finish_calls(batch, calls, safe, waiting, later)
             if waiting.places:
                 self._group = group
                 group.lsn = engine.last_lsn
@@ -139,7 +150,7 @@ class Service:
         self,
         batch: Answers,
         calls: Calls,
-        current: bool,
+        safe: Safe,
         waiting: PendingCommits,
         later: list[Later],
     ) -> None:
@@ -147,7 +158,7 @@ class Service:
             result = call.result
             if isinstance(result, Future):
                 later.append(([place], PendingReply(self, call, result)))
-            elif current and self._may_leave(call):
+            elif call.is_within(safe) and not self._must_sync(call):
                 batch.replies[place] = self.finish(call, result)
             else:
                 waiting.take_call(place, call, result)
@@ -275,16 +286,12 @@ class Service:
             return error
         return None
 
-    def _is_safe(self, call: Call) -> bool:
-        """Whether what a call tells of is as durable as the policy asks for."""
-        return call.rev <= self._engine.safe_rev and call.lsn <= self._engine.safe_lsn
-
-    def _may_leave(self, call: Call) -> bool:
-        """Whether it is as durable as policy and client ask for."""
+    def _must_sync(self, call: Call) -> bool:
+        """Whether a write must be on disk first because its client asked for that."""
         request = call.request
-        if request is not None and request.durable and request.writes:
-            return self._is_safe(call) and call.rev <= self._engine.durable_rev
-        return self._is_safe(call)
+        if request is None or not (request.durable and request.writes):
+            return False
+        return call.rev > self._engine.durable_rev
 
 
 class PendingReply:
