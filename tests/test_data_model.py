@@ -18,7 +18,8 @@ import threading
 import time
 import tracemalloc
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ from zkv.config import Settings, build, override
 from zkv.durability.files import Files
 from zkv.engine import AnyEngine, Engine, MemoryEngine
 from zkv.errors import ReadOnlyError
+from zkv.keyspace.change import Change, Commit
 from zkv.keyspace.lane import open_lane
 from zkv.protocol.codec import KeyLimits
 
@@ -2359,6 +2361,49 @@ def test_what_was_not_on_disk_is_gone_after_a_crash_and_can_be_done_again(
     assert store.ok("INCR", key="k", session="s", seq=1)["replayed"] is True
     reply = store.ok("INCR", key="k", session="s", seq=2)
     assert (reply["value"], reply["rev"], "replayed" in reply) == (2, 2, False)
+
+
+class Watched(deque[Any]):
+    """The log's queue, and what another thread may do while something is put into it."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        super().__init__()
+        self._meanwhile = meanwhile
+
+    def extend(self, items: Iterable[Any]) -> None:
+        self._meanwhile()
+        super().extend(items)
+        self._meanwhile()
+
+
+def test_who_waits_for_the_newest_commit_finds_it_queued(durable_store: DurableStore) -> None:
+    """A worker whose writes are on disk asks for the newest number while others write."""
+    wal = durable_store.engine._wal
+    with mock.patch.object(wal, "_queue", Watched(lambda: wal.commit(wal.last_lsn, durable=True))):
+        assert durable_store.put("k") == 1
+    durable_store.crash()
+    assert durable_store.ok("GET", key="k")["rev"] == 1
+
+
+def test_what_is_queued_in_one_step_is_seen_whole(durable_store: DurableStore) -> None:
+    """Also by what the garbage collector calls, and by who runs while that waits."""
+    wal = durable_store.engine._wal
+    commits = [Commit(rev, 0, (Change("DELETE", "k"),)).pack() for rev in range(1, 100)]
+    seen = set()
+
+    def look(*_: object) -> None:
+        seen.add(len(wal._queue))
+
+    usual = gc.get_threshold()
+    gc.callbacks.append(look)
+    gc.set_threshold(1)
+    try:
+        wal.extend(commits)
+    finally:
+        gc.set_threshold(*usual)
+        gc.callbacks.remove(look)
+    look()
+    assert seen <= {0, len(commits)}
 
 
 @pytest.mark.usefixtures("impatient_log")

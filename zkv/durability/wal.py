@@ -150,8 +150,12 @@ class Wal:
         Call with the keyspace's lock held, and where commits are taken.
         """
         first = self.last_lsn + 1
+        # All of them have to be there at once, for whoever writes takes what is there: from a list,
+        # since Python makes no object on the way, and so runs nothing else. And then the number,
+        # for who waits for it takes an empty queue for a rollback.
+        numbered = list(zip(range(first, first + len(commits)), commits, strict=True))
+        self._queue.extend(numbered)
         self.last_lsn += len(commits)
-        self._queue.extend(zip(range(first, first + len(commits)), commits, strict=True))
         return self.last_lsn
 
     def commit(self, lsn: int, durable: bool) -> None:
