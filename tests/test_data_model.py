@@ -2203,6 +2203,21 @@ def test_a_write_that_the_disk_refuses_leaves_nothing_behind(fsync: str, write: 
 
 
 @pytest.mark.usefixtures("impatient_log")
+@pytest.mark.parametrize("fsync", ["always", "never"])
+def test_a_write_for_which_memory_ends_is_refused_and_leaves_no_gap(fsync: str) -> None:
+    """What a batch commits is put together for the log, which may take a lot of memory at once."""
+    with contextlib.closing(DurableStore(FakeClock(), fsync=fsync)) as store:
+        store.put("k", 1)
+        with mock.patch("zkv.durability.segment.pack_frames", side_effect=MemoryError):
+            reply = store.call("PUT", key="k", value=2)
+        assert (reply["code"], reply["applied"]) == ("READ_ONLY", False)
+        assert reply["message"] == "the log cannot be written: out of memory"
+        assert store.put("k", 3) == 2
+        store.crash()
+        assert store.ok("GET", key="k")["value"] == 3
+
+
+@pytest.mark.usefixtures("impatient_log")
 def test_several_writes_that_the_disk_refuses_are_undone_together() -> None:
     with contextlib.closing(DurableStore(FakeClock())) as store:
         store.put("a", 1, ttl=10)

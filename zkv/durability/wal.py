@@ -240,7 +240,8 @@ class Wal:
             payloads = [commit.payload for _, commit in commits]
             data = segment.pack_frames(payloads, synced, salt)
             self._files.write(self._file, data)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
+            # What has left the queue is written or rolled back: else the log would have a gap.
             raise self._write_failed(error) from error
         self._offset += len(data)
         self.bytes_written += len(data)
@@ -316,7 +317,7 @@ class Wal:
         except OSError:
             self._broken = True
 
-    def _write_failed(self, error: OSError) -> ReadOnlyError:
+    def _write_failed(self, error: OSError | MemoryError) -> ReadOnlyError:
         """Cut the file back to its good part, undo what was not written, and refuse for a while."""
         applied: bool | None = False
         try:
@@ -358,5 +359,6 @@ class Wal:
         _log.warning("the log can be written again")
 
 
-def _cannot_write(error: OSError) -> str:
-    return f"the log cannot be written: {error.strerror or error}"
+def _cannot_write(error: OSError | MemoryError) -> str:
+    reason = "out of memory" if isinstance(error, MemoryError) else error.strerror or error
+    return f"the log cannot be written: {reason}"
