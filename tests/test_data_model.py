@@ -2217,6 +2217,30 @@ def test_a_write_for_which_memory_ends_is_refused_and_leaves_no_gap(fsync: str) 
         assert store.ok("GET", key="k")["value"] == 3
 
 
+@pytest.mark.parametrize(
+    "write",
+    [
+        op("TXN", ops=[op("TOUCH", key="k", ttl=1)] * 3),
+        op("TXN", ops=[op("TOUCH", key="k", ttl=1), op("PUT", key="j", value="x" * 450)]),
+        op("MPUT", items={"k": "x" * 500, "j": "x" * 500}, ttl=1),
+    ],
+    ids=["touches", "put", "items"],
+)
+def test_what_no_frame_of_the_log_holds_is_too_large(
+    durable_store: DurableStore, write: dict[str, Any]
+) -> None:
+    """A TXN writes much more than it says: each TOUCH of a large entry logs its value once more."""
+    store = durable_store
+    with mock.patch("zkv.keyspace.change.MOST_PAYLOAD_BYTES", 900):
+        store.put("k", "x" * 440)
+        message = store.refused("TOO_LARGE", **write)["message"]
+        assert message.endswith("the log takes 900 at once: write less in one request")
+        store.refused("TOO_LARGE", **write, session="s", seq=1)
+        store.put("j", 1)
+    store.crash()
+    assert [key for key, *_ in store.items()] == ["j", "k"]
+
+
 @pytest.mark.usefixtures("impatient_log")
 def test_several_writes_that_the_disk_refuses_are_undone_together() -> None:
     with contextlib.closing(DurableStore(FakeClock())) as store:

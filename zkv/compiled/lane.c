@@ -452,7 +452,7 @@ static unsigned char *write_once(unsigned char *to, const request *from, const o
     return write_bytes(write_bin_head(to, size), PyBytes_AsString(o->reply), size);
 }
 
-/* The payload of a commit that puts these: see zkv/keyspace/change.py. */
+/* The payload of a commit that puts these: see zkv/keyspace/change.py. NULL as below. */
 static PyObject *to_payload(const run *r, const item *items, size_t count, const request *from,
                             const once *o)
 {
@@ -461,6 +461,8 @@ static PyObject *to_payload(const run *r, const item *items, size_t count, const
         size += from->session.size + 8 + (size_t)PyBytes_Size(o->reply) + 4 * MOST_HEAD;
     for (size_t i = 0; i < count; i++)
         size += 1 + 4 + MOST_HEAD + items[i].key.size + items[i].value.size + 1;
+    if (size > UINT32_MAX) /* More than the log takes, or nearly. */
+        return NULL;
     unsigned char buffer[1024], *start = buffer, *to;
     if (size > sizeof buffer && (start = malloc(size)) == NULL)
         return NULL;
@@ -486,7 +488,7 @@ static PyObject *to_payload(const run *r, const item *items, size_t count, const
     return payload;
 }
 
-/* The commit that puts these; NULL where memory ends. */
+/* The commit that puts these; NULL where memory ends, or it is too large. */
 static PyObject *to_commit(const Lane *self, run *r, const item *items, size_t count,
                            const request *from, const once *o)
 {

@@ -21,6 +21,8 @@ from typing import Final, NamedTuple
 import msgspec
 from msgspec import Raw, Struct
 
+from zkv.errors import TooLargeError
+
 PUT: Final = "PUT"
 DELETE: Final = "DELETE"
 TOUCH: Final = "TOUCH"
@@ -36,6 +38,9 @@ _NO_CHANGES: Final = 0x90
 PAYLOAD_MARKS: Final = (bytes((_ARRAY3, _UINT64)), bytes((_ARRAY7, _UINT64)))
 """One of these every payload begins with."""
 LEAST_PAYLOAD_BYTES: Final = _HEAD.size + 1
+
+MOST_PAYLOAD_BYTES: Final = 2**32 - 1
+"""Bytes of the largest commit: a frame of the log holds no more."""
 
 GONE: Final = Raw(b"\xc0")
 """The value where a key is gone: msgpack nil."""
@@ -94,12 +99,22 @@ class Commit(Struct, frozen=True, gc=False):
     payload: bytes = b""
 
     def pack(self) -> Packed:
-        """The same, packed."""
+        """The same, packed. Raises TooLargeError."""
         array = _ARRAY3 if self.once is None else _ARRAY7
         payload = _HEAD.pack(array, _UINT64, self.rev, _UINT64, self.time) + _encode(self.changes)
         if self.once is not None:
             payload += b"".join([_encode(part) for part in self.once])
+        require_size(len(payload))
         return Packed(self.rev, len(self.changes), payload)
+
+
+def require_size(size: int) -> None:
+    """Raise TooLargeError unless a commit of ``size`` bytes fits into the log."""
+    if size > MOST_PAYLOAD_BYTES:
+        raise TooLargeError(
+            f"what this would write takes {size} bytes or more; the log takes {MOST_PAYLOAD_BYTES} "
+            f"at once: write less in one request"
+        )
 
 
 class Packed(Struct, frozen=True, gc=False):

@@ -320,7 +320,7 @@ class Keyspace:
     def commit(self, transaction: Transaction, once: Once | None = None) -> int:
         """Apply a transaction; returns its number in the log, 0 if there was nothing to log.
 
-        Lock held, since `begin`. Raises ReadOnlyError, and then nothing is applied.
+        Lock held, since `begin`. Raises ReadOnlyError, TooLargeError, and then nothing is applied.
         """
         changes = transaction.changes
         if not changes and once is None:

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Raw
 
 from zkv.errors import ConflictError, NotFoundError, WrongTypeError, shorten
-from zkv.keyspace.change import DELETE, PUT, TOUCH, Change
+from zkv.keyspace.change import DELETE, PUT, TOUCH, Change, require_size
 from zkv.keyspace.entry import Entry
 
 if TYPE_CHECKING:
@@ -34,10 +34,11 @@ class Transaction:
         rev: the revision that it will have if it changes anything.
     """
 
-    __slots__ = ("_store", "changes", "rev", "staged")
+    __slots__ = ("_size", "_store", "changes", "rev", "staged")
 
     def __init__(self, store: Keyspace, rev: int) -> None:
         self._store = store
+        self._size = 0  # Of values staged one by one: TOUCHes may make a small request a large one.
         self.rev = rev
         self.changes: list[Change] = []
         self.staged: dict[str, Entry | None] = {}
@@ -118,6 +119,8 @@ class Transaction:
         return total
 
     def _stage(self, op: str, key: str, entry: Entry) -> None:
+        self._size += len(entry.value)
+        require_size(self._size)
         self.staged[key] = entry
         self.changes.append(Change(op, key, Raw(entry.value), entry.expires))
 
