@@ -213,7 +213,10 @@ static int to_number(PyObject *entry, const char *attribute, int64_t *number)
     return !PyErr_Occurred();
 }
 
-/* A new record for an Entry; NULL, with an exception. */
+/* A new record for an Entry; NULL, with an exception, where it is none.
+ *
+ * Whoever puts one is applying or undoing a commit. Where memory ends that cannot be left half done,
+ * and a restart is right again: log and table would differ for good. */
 static record *to_record(const name *key, PyObject *entry)
 {
     PyObject *value = PyObject_GetAttrString(entry, "value");
@@ -225,9 +228,8 @@ static record *to_record(const name *key, PyObject *entry)
         to_number(entry, "rev", &rev) && to_number(entry, "expires", &expires)) {
         r = record_new(key->hash, key->at, key->size, (unsigned char *)bytes, (size_t)size, rev);
         if (r == NULL)
-            PyErr_NoMemory();
-        else
-            r->expires = expires;
+            Py_FatalError("zkv: out of memory in the middle of a commit");
+        r->expires = expires;
     }
     Py_XDECREF(value);
     return r;
@@ -379,7 +381,8 @@ int replaced_reserve(Replaced *self, size_t more)
     return 1;
 }
 
-/* What each key had before the first of its changes: a dict, None where there was nothing. */
+/* What each key had before the first of its changes: a dict, None where there was nothing. It is
+ * what takes a run back; as for a commit, a restart is right again where memory ends. */
 static PyObject *replaced_entries(Replaced *self, PyObject *unused)
 {
     PyObject *entries = PyDict_New();
@@ -393,6 +396,8 @@ static PyObject *replaced_entries(Replaced *self, PyObject *unused)
         Py_XDECREF(key);
         Py_XDECREF(entry);
     }
+    if (entries == NULL)
+        Py_FatalError("zkv: out of memory in the middle of a rollback");
     return entries;
 }
 
