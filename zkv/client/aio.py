@@ -550,11 +550,9 @@ class _Link:
 
     def _receive(self) -> None:
         """Hand out all replies that are there."""
-        while not self._socket.closed:
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+        socket = self._socket
+        while not socket.closed and int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            frames = socket.recv_multipart(zmq.NOBLOCK)
             if len(frames) == 2 and not frames[0]:
                 self._hand_out(frames[1])
 
