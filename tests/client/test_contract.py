@@ -49,6 +49,8 @@ HASTY = RetryPolicy(patience=0.05, pause=0.01)
 
 HELLO = reply(ok=True)
 
+NOW = datetime(2024, 2, 29, 12, 30, tzinfo=UTC)
+
 
 def be_impatient(kv: AnyClient) -> None:
     """Wait no longer than SOON, now that the connection stands."""
@@ -341,6 +343,41 @@ def test_a_pipeline_gives_each_op_its_result(kv: AnyClient) -> None:
     assert kv.get_entry("n").rev == pipe.results[7]
 
 
+ANY_VALUES = [
+    None, True, -(2**63), 2**64 - 1, math.inf, "grüße", "no UTF-8: \udcff", b"\xff\x00",
+    [1, [2, {}]], {"a": 1, 2: "b", b"d": [None]}, msgpack.ExtType(5, b"\x00\xff"),
+    msgpack.Timestamp(-1, 5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind_of_batch", ["pipeline", "txn"])
+@pytest.mark.parametrize("value", ANY_VALUES, ids=repr)
+def test_any_value_goes_through_a_batch(kv: AnyClient, kind_of_batch: str, value: Any) -> None:
+    with getattr(kv, kind_of_batch)() as batch:
+        batch.put("k", value)
+        batch.put("with-ttl", value, ttl=100)
+        batch.get("k")
+        batch.get("x", value)
+
+    assert batch.results[2:] == [value, value]
+    assert type(batch.results[2]) is type(value)
+    assert kv.get("with-ttl") == kv.get("k") == value
+
+
+@pytest.mark.parametrize("kind_of_batch", ["pipeline", "txn"])
+@pytest.mark.parametrize("value", [{1}, NOW, [NOW], 1j], ids=repr)
+def test_a_batch_stores_no_type_that_cannot_come_back(
+    kv: AnyClient, kind_of_batch: str, value: Any
+) -> None:
+    batch = getattr(kv, kind_of_batch)()
+    batch.incr("n")
+    batch.put("k", value)
+    with pytest.raises(TypeError, match="msgpack has no type for it"), batch:
+        pass
+
+    assert kv.count() == 0
+
+
 def test_ops_of_a_pipeline_fail_alone(kv: AnyClient) -> None:
     kv.put("text", "t")
     pipe = kv.pipeline()
@@ -495,8 +532,6 @@ CODEC = Codec(
         lambda data: Point(*msgpack.unpackb(data)),
     ),
 )
-
-NOW = datetime(2024, 2, 29, 12, 30, tzinfo=UTC)
 
 
 def test_a_codec_adds_types_wherever_they_occur(kind: Kind, near: ServerInProcess) -> None:

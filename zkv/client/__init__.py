@@ -10,9 +10,9 @@
 
 Modules, from the wire up: ``messages`` packs and reads bodies, ``session`` numbers writes,
 ``retry`` decides what is sent again, ``connection`` holds sockets; ``operations`` describes every
-op and ``pipeline`` packs many, without I/O; ``namespace``, ``sync`` and ``aio`` are what users
-call. ``following`` decides how changes are followed, without I/O; ``watch``, ``mirror`` and
-``async_watch`` do it. ``recipes`` stand on top of it all.
+op, and ``pipeline`` packs many, which are ``steps``, without I/O; ``namespace``, ``sync`` and
+``aio`` are what users call. ``following`` decides how changes are followed, without I/O; ``watch``,
+``mirror`` and ``async_watch`` do it. ``recipes`` stand on top of it all.
 """
 
 from __future__ import annotations

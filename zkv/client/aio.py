@@ -39,13 +39,12 @@ from zkv.client.messages import (
     WRITE_OPS,
     check_reply,
     lost,
-    pack_request,
-    unpack_reply,
 )
 from zkv.client.operations import RAISE, Change, Entry, Operation, Reply
 from zkv.client.pipeline import AsyncPipeline, AsyncTransaction
 from zkv.client.retry import DEFAULT_POLICY, Attempts, RetryPolicy
 from zkv.client.session import Sessions
+from zkv.client.steps import unpack_quickly
 from zkv.defaults import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
@@ -401,7 +400,7 @@ class AsyncClient(AsyncKeyspace):
         self, operation: Operation[Any], fields: dict[str, Any], codec: Codec, attempts: Attempts
     ) -> Reply:
         request_id = next(self._ids)
-        body = pack_request(operation.op, request_id, fields, codec)
+        body = operation.pack(operation.op, request_id, fields, codec)
         while True:
             reply = await self._attempt(operation.op, request_id, body, codec, attempts)
             if reply is None:
@@ -551,17 +550,15 @@ class _Link:
 
     def _receive(self) -> None:
         """Hand out all replies that are there."""
-        while not self._socket.closed:
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+        socket = self._socket
+        while not socket.closed and int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            frames = socket.recv_multipart(zmq.NOBLOCK)
             if len(frames) == 2 and not frames[0]:
                 self._hand_out(frames[1])
 
     def _hand_out(self, body: bytes) -> None:
         try:
-            reply = unpack_reply("-", body, self._codec)
+            reply = unpack_quickly("-", body, self._codec)
         except BadReplyError as error:
             self._fail_the_only_one(error)
             return
@@ -571,7 +568,7 @@ class _Link:
             return  # Nobody waits for it any more.
         try:
             if waiting.codec is not self._codec:
-                reply = unpack_reply(waiting.op, body, waiting.codec)
+                reply = unpack_quickly(waiting.op, body, waiting.codec)
             check_reply(waiting.op, reply)
         except BadReplyError as error:
             _fail(waiting.future, error)

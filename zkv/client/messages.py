@@ -53,25 +53,25 @@ def pack_request(
         body = msgpack.packb(request, default=codec.default)
     except UnicodeEncodeError:  # With surrogates, which takes twice the time for every str.
         body = msgpack.packb(request, default=codec.default, unicode_errors=STR_ERRORS)
-    if len(body) > LARGEST_MESSAGE:
-        message = f"the request would have {len(body)} bytes; {LARGEST_MESSAGE} are possible"
-        raise TooLargeError("TOO_LARGE", message, retry=False, applied=False, details={})
+    check_size(body)
     return body
 
 
-def read_reply(op: str, request_id: int, body: bytes, codec: Codec = PLAIN) -> dict[str, Any]:
-    """The reply in ``body``: success or refusal, and an answer to this very request.
+def check_size(body: bytes) -> None:
+    """Raise TooLargeError where there would be no reply to such a large request."""
+    if len(body) > LARGEST_MESSAGE:
+        message = f"the request would have {len(body)} bytes; {LARGEST_MESSAGE} are possible"
+        raise TooLargeError("TOO_LARGE", message, retry=False, applied=False, details={})
 
-    Raises:
-        BadReplyError: it is none.
-    """
-    reply = unpack_reply(op, body, codec)
+
+def check_answer(op: str, request_id: int, reply: Mapping[str, Any]) -> None:
+    """Raise BadReplyError unless ``reply`` tells success or failure, and of this very request."""
     check_reply(op, reply)
     echoed = reply.get("id")
     if type(echoed) is int and echoed == request_id:  # True == 1, and yet is no id
-        return reply
+        return
     if reply["ok"] is False and "id" not in reply:
-        return reply  # The server could not read the id, and says what is wrong.
+        return  # The server could not read the id, and says what is wrong.
     raise bad_reply(op, f"its id is {echoed!r:.40}, the request's is {request_id}")
 
 

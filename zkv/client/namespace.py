@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from zkv.client import operations
 from zkv.client.errors import ConflictError, NotFoundError, TooLargeError
 from zkv.client.operations import RAISE, Change, Entry, Operation
-from zkv.client.pipeline import Pipeline, Transaction
 
 if TYPE_CHECKING:
     from zkv.client.mirror import Mirror
+    from zkv.client.pipeline import Pipeline, Transaction
     from zkv.client.recipes.cache import Cache
     from zkv.client.recipes.election import Election
     from zkv.client.recipes.limiter import RateLimiter
@@ -375,6 +375,8 @@ class Keyspace(MutableMapping[str, Any]):
                 txn.incr("account/b", 5)
             a, b = txn.results
         """
+        from zkv.client.pipeline import Transaction
+
         return Transaction(self._prefix, self._run)
 
     def pipeline(self) -> Pipeline:
@@ -388,6 +390,8 @@ class Keyspace(MutableMapping[str, Any]):
                     pipe.incr(f"hits/{name}")
             hits = dict(zip(names, pipe.results))
         """
+        from zkv.client.pipeline import Pipeline
+
         return Pipeline(self._prefix, self._run)
 
     def namespace(self, prefix: str) -> Namespace:

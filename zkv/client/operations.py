@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from operator import itemgetter
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
+from zkv.client.codec import Codec
 from zkv.client.errors import TooLargeError
-from zkv.client.messages import bad_reply
+from zkv.client.messages import bad_reply, pack_request, unpack_reply
 
 T = TypeVar("T")
 
@@ -63,17 +64,28 @@ class Operation(Generic[T]):
         fields: of the request, but for those that the client adds.
         read: what is returned for a reply of success.
         absent: what is returned for ``NOT_FOUND``; `RAISE` = that is an error.
+        pack: makes its body.
+        unpack: reads that of its reply.
     """
 
-    __slots__ = ("absent", "fields", "op", "read")
+    __slots__ = ("absent", "fields", "op", "pack", "read", "unpack")
 
     def __init__(
-        self, op: str, fields: dict[str, Any], read: Callable[[Reply], T], absent: Any = ...
+        self,
+        op: str,
+        fields: dict[str, Any],
+        read: Callable[[Reply], T],
+        absent: Any = ...,
+        *,
+        pack: Callable[[str, int, dict[str, Any], Codec], bytes] = pack_request,
+        unpack: Callable[[str, bytes, Codec], Reply] = unpack_reply,
     ) -> None:
         self.op = op
         self.fields = fields
         self.read = read
         self.absent = absent
+        self.pack = pack
+        self.unpack = unpack
 
     def tolerates(self, reply: Reply) -> bool:
         """Whether a refusal is no error, but has a meaning of its own."""
@@ -125,33 +137,28 @@ def put(
     key: str, value: Any, ttl: float | None, if_rev: int | None, create: bool
 ) -> Operation[int]:
     """Write a value."""
-    return Operation("PUT", put_fields(key, value, ttl, if_rev, create), read_rev)
-
-
-def put_fields(
-    key: str, value: Any, ttl: float | None, if_rev: int | None, create: bool
-) -> dict[str, Any]:
-    """The fields of a PUT. Raises ValueError where conditions contradict each other."""
     fields = {"key": key, "value": value}
     if ttl is not None:
         fields["ttl"] = ttl
-    if create:
-        if if_rev:
-            raise ValueError("create=True means if_rev=0: give one of them")
-        if_rev = 0
-    if if_rev is not None:
-        fields["if_rev"] = if_rev
-    return fields
+    expected = condition(if_rev, create)
+    if expected is not None:
+        fields["if_rev"] = expected
+    return Operation("PUT", fields, read_rev)
+
+
+def condition(if_rev: int | None, create: bool) -> int | None:
+    """The revision that a PUT expects. Raises ValueError where there would have to be two."""
+    if create and if_rev:
+        raise ValueError("create=True means if_rev=0: give one of them")
+    return 0 if create else if_rev
 
 
 def delete(key: str, if_rev: int | None) -> Operation[bool]:
     """Remove an entry; False: there was none."""
-    return Operation("DELETE", delete_fields(key, if_rev), read_nothing, False)
-
-
-def delete_fields(key: str, if_rev: int | None) -> dict[str, Any]:
-    """The fields of a DELETE."""
-    return {"key": key} if if_rev is None else {"key": key, "if_rev": if_rev}
+    fields: dict[str, Any] = {"key": key}
+    if if_rev is not None:
+        fields["if_rev"] = if_rev
+    return Operation("DELETE", fields, read_nothing, False)
 
 
 def remove(key: str) -> Operation[int]:
@@ -210,7 +217,12 @@ def get_entries(prefix: str, keys: Iterable[str]) -> Operation[dict[str, Entry]]
 
 def put_many(prefix: str, items: Mapping[str, Any], ttl: float | None) -> Operation[int]:
     """Write many values as one revision."""
-    fields: dict[str, Any] = {"items": {prefix + key: value for key, value in items.items()}}
+    if prefix:
+        stored = {prefix + key: value for key, value in items.items()}
+    else:
+        stored = dict(items)
+        check_text(stored)
+    fields: dict[str, Any] = {"items": stored}
     if ttl is not None:
         fields["ttl"] = ttl
     return Operation("MPUT", fields, read_rev)
@@ -228,7 +240,16 @@ def count(prefix: str) -> Operation[int]:
 
 def prefixed(prefix: str, keys: Iterable[str]) -> list[str]:
     """Keys as they are stored. Raises TypeError where one is no text."""
-    return [prefix + key for key in keys]
+    if prefix:
+        return [prefix + key for key in keys]
+    stored = list(keys)
+    check_text(stored)
+    return stored
+
+
+def check_text(keys: Iterable[str]) -> None:
+    """Raise TypeError where a key is no text, in a fifth of the time that a prefix takes."""
+    "".join(keys)
 
 
 class Scan:

@@ -12,19 +12,26 @@ in smaller messages while failures go on. `Packing` decides all this, with no I/
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final, Self
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import groupby
+from typing import Any, Final, Self, cast
+
+from msgspec import UNSET
 
 from zkv.client.errors import ClientError, RefusedError
-from zkv.client.operations import (
-    RAISE,
-    Operation,
-    Reply,
-    delete_fields,
-    put_fields,
-    read_nothing,
-    read_rev,
-    read_value,
+from zkv.client.operations import RAISE, Operation, Reply, condition
+from zkv.client.steps import (
+    Delete,
+    Get,
+    Incr,
+    Put,
+    PutIf,
+    Step,
+    Touch,
+    fields_of,
+    name_of,
+    pack_steps,
+    unpack_quickly,
 )
 
 MOST: Final = 1_000
@@ -37,13 +44,8 @@ OF_THE_OP: Final = frozenset(
 )
 """Refusals that are about one op, or about the size of the message; others are about the server."""
 
-
-Fields = dict[str, Any]
-
-Step = tuple[str, Fields, Callable[[Reply], Any], Any]
-"""One op: its name, its fields with ``op`` among them, how its reply is read, and what stands for
-an absent key, if that is no error. A tuple, since making an object for each op takes as long as
-all the rest that is done for it."""
+Defaults = dict[int, Any]
+"""What stands for an absent key, where that is not None: by the place of its GET."""
 
 
 class Batch:
@@ -56,6 +58,7 @@ class Batch:
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self._steps: list[Step] = []
+        self._defaults: Defaults = {}
         self.results: list[Any] = []
         """What the ops returned, in their order, once they have run."""
 
@@ -64,8 +67,10 @@ class Batch:
 
     def get(self, key: str, default: Any = None) -> None:
         """Read a value; the default where there is none."""
-        fields = {"op": "GET", "key": self._prefix + key}
-        self._steps.append(("GET", fields, read_value, default))
+        step = Get(self._prefix + key)
+        if default is not None:
+            self._defaults[len(self._steps)] = default
+        self._steps.append(step)
 
     def put(
         self,
@@ -77,29 +82,35 @@ class Batch:
         create: bool = False,
     ) -> None:
         """Write a value; gives its revision."""
-        fields = put_fields(self._prefix + key, value, ttl, if_rev, create)
-        fields["op"] = "PUT"
-        self._steps.append(("PUT", fields, read_rev, RAISE))
+        if ttl is if_rev is None and not create:
+            self._steps.append(Put(self._prefix + key, value))
+            return
+        expected = condition(if_rev, create)
+        self._steps.append(
+            PutIf(
+                self._prefix + key,
+                value,
+                UNSET if ttl is None else ttl,
+                UNSET if expected is None else expected,
+            )
+        )
 
     def delete(self, key: str, *, if_rev: int | None = None) -> None:
         """Remove an entry; gives whether there was one. In a transaction there has to be one."""
-        fields = delete_fields(self._prefix + key, if_rev)
-        fields["op"] = "DELETE"
-        self._steps.append(("DELETE", fields, read_nothing, False))
+        self._steps.append(Delete(self._prefix + key, UNSET if if_rev is None else if_rev))
 
     def touch(self, key: str, ttl: float | None) -> None:
         """Give an entry another time to live; gives the revision of that."""
-        fields = {"op": "TOUCH", "key": self._prefix + key, "ttl": ttl}
-        self._steps.append(("TOUCH", fields, read_rev, RAISE))
+        self._steps.append(Touch(self._prefix + key, ttl))
 
     def incr(self, key: str, by: int = 1) -> None:
         """Add to a number; gives the sum."""
-        fields = {"op": "INCR", "key": self._prefix + key, "by": by}
-        self._steps.append(("INCR", fields, read_value, RAISE))
+        self._steps.append(Incr(self._prefix + key, by))
 
-    def _take(self) -> list[Step]:
-        steps, self._steps = self._steps, []
-        return steps
+    def _take(self) -> tuple[list[Step], Defaults]:
+        written = self._steps, self._defaults
+        self._steps, self._defaults = [], {}
+        return written
 
 
 class Packing:
@@ -107,15 +118,18 @@ class Packing:
 
     Args:
         steps: the ops in their order.
+        defaults: of GETs among them.
     """
 
-    def __init__(self, steps: Sequence[Step]) -> None:
+    def __init__(self, steps: Sequence[Step], defaults: Defaults) -> None:
         self._steps = steps
+        self._defaults = defaults
         self._at = 0
         self._size = MOST
         self._planned: list[int] = []  # Sizes of the next messages, the first one last.
         self._sent = 0
         self.results: list[Any] = []
+        self.first_error: ClientError | None = None
 
     def next_message(self) -> Operation[list[Any]] | None:
         """The next request; None where all ops have a result."""
@@ -123,7 +137,9 @@ class Packing:
             return None
         most = self._planned.pop() if self._planned else self._size
         chunk = self._steps[self._at : self._at + most]
-        message, self._sent = _pack(chunk)
+        at = self._at
+        defaults = {place - at: default for place, default in self._defaults.items()}
+        message, self._sent = _pack(chunk, defaults)
         return message
 
     def succeeded(self, results: list[Any]) -> None:
@@ -138,17 +154,24 @@ class Packing:
             return
         index = error.details.get("index")
         if self._sent == 1 or index == 0:
-            absent = self._steps[self._at][3]
-            tolerated = error.code == "NOT_FOUND" and absent is not RAISE
-            self._settle([absent if tolerated else error])
+            absent = self._defaults.get(self._at, self._steps[self._at].absent)
+            if error.code == "NOT_FOUND" and absent is not RAISE:
+                self._settle([absent])
+            else:
+                self._settle_failed(error, 1)
             return
         self._size = max(1, self._sent // 2)
         self._planned = [] if type(index) is not int or index >= self._sent else [1, index]
 
     def failed(self, error: ClientError) -> None:
         """Nothing more can be sent: the message had this error, and the rest has it, too."""
-        self._settle([error] * self._sent)
-        self._settle([unsent(error)] * (len(self._steps) - self._at))
+        self._settle_failed(error, self._sent)
+        self._settle_failed(unsent(error), len(self._steps) - self._at)
+
+    def _settle_failed(self, error: ClientError, size: int) -> None:
+        if self.first_error is None:
+            self.first_error = error
+        self._settle([error] * size)
 
     def _settle(self, results: list[Any]) -> None:
         self.results += results
@@ -162,80 +185,66 @@ def unsent(error: ClientError) -> ClientError:
     return type(error)(error.message, False)
 
 
-def raise_first_error(results: Iterable[Any]) -> None:
-    """Raise the first error among results."""
-    for result in results:
-        if isinstance(result, ClientError):
-            raise result
-
-
-def _pack(chunk: Sequence[Step]) -> tuple[Operation[list[Any]], int]:
+def _pack(chunk: Sequence[Step], defaults: Defaults) -> tuple[Operation[list[Any]], int]:
     """One message for the first steps of ``chunk``, and how many these are."""
     if len(chunk) == 1:
         return _alone(chunk[0]), 1
-    keys = _keys_to_get(chunk)
-    if len(keys) == len(chunk) or len(keys) >= WORTH_IT:
-        return _mget(keys, chunk), len(keys)
-    items = _items_to_put(chunk)
-    if len(items) == len(chunk) or len(items) >= WORTH_IT:
-        return _mput(items), len(items)
-    return _txn(chunk), len(chunk)
+    kind, alike = next(groupby(chunk, type))
+    if kind is Get:
+        keys = [step.key for step in alike]
+        if len(keys) == len(chunk) or len(keys) >= WORTH_IT:
+            return _mget(keys, defaults), len(keys)
+    elif kind is Put:
+        items = _items(cast("list[Put]", list(alike)))
+        if len(items) == len(chunk) or len(items) >= WORTH_IT:
+            return _mput(items), len(items)
+    return _txn(chunk, defaults), len(chunk)
 
 
-def _keys_to_get(chunk: Sequence[Step]) -> list[str]:
-    """The keys of the GETs that ``chunk`` begins with."""
-    keys = []
-    for op, fields, _, _ in chunk:
-        if op != "GET":
-            break
-        keys.append(fields["key"])
-    return keys
-
-
-def _items_to_put(chunk: Sequence[Step]) -> Fields:
-    """What ``chunk`` puts in the beginning, as long as that is without conditions or ttl."""
-    items: Fields = {}
-    for op, fields, _, _ in chunk:
-        if op != "PUT" or len(fields) != 3 or (key := fields["key"]) in items:
-            break
-        items[key] = fields["value"]
+def _items(puts: Sequence[Put]) -> dict[str, Any]:
+    """What PUTs write, up to one that writes to the same key again."""
+    items = {step.key: step.value for step in puts}
+    if len(items) < len(puts):
+        items = {}
+        for step in puts:
+            if step.key in items:
+                break
+            items[step.key] = step.value
     return items
 
 
 def _alone(step: Step) -> Operation[list[Any]]:
-    op, fields, read, _ = step
-    return Operation(op, {name: fields[name] for name in fields if name != "op"}, _in_list(read))
+    return Operation(name_of(step), fields_of(step), lambda reply: [reply[step.told]])
 
 
-def _in_list(read: Callable[[Reply], Any]) -> Callable[[Reply], list[Any]]:
-    return lambda reply: [read(reply)]
-
-
-def _mget(keys: list[str], steps: Sequence[Step]) -> Operation[list[Any]]:
+def _mget(keys: list[str], defaults: Defaults) -> Operation[list[Any]]:
     def read(reply: Reply) -> list[Any]:
         values: list[Any] = reply["values"]
-        for at, rev in enumerate(reply["revs"]):
-            if not rev:
-                values[at] = steps[at][3]
-        if len(values) != len(keys):
-            raise ValueError(f"{len(values)} values of {len(keys)} keys")
+        revs: list[int] = reply["revs"]
+        if not len(values) == len(revs) == len(keys):
+            raise ValueError(f"{len(values)} values and {len(revs)} revs of {len(keys)} keys")
+        for place, default in defaults.items():
+            if 0 <= place < len(keys) and not revs[place]:
+                values[place] = default
         return values
 
     return Operation("MGET", {"keys": keys}, read)
 
 
-def _mput(items: Fields) -> Operation[list[Any]]:
+def _mput(items: dict[str, Any]) -> Operation[list[Any]]:
     return Operation("MPUT", {"items": items}, lambda reply: [reply["rev"]] * len(items))
 
 
-def _txn(steps: Sequence[Step]) -> Operation[list[Any]]:
+def _txn(steps: Sequence[Step], defaults: Defaults) -> Operation[list[Any]]:
     def read(reply: Reply) -> list[Any]:
-        return [
-            absent if op == "GET" and not result["rev"] else read(result)
-            for (op, _, read, absent), result in zip(steps, reply["results"], strict=True)
-        ]
+        told = reply["results"]
+        results = [result[step.told] for step, result in zip(steps, told, strict=True)]
+        for place, default in defaults.items():
+            if 0 <= place < len(steps) and not told[place]["rev"]:
+                results[place] = default
+        return results
 
-    return Operation("TXN", {"ops": [fields for _, fields, _, _ in steps]}, read)
+    return Operation("TXN", {"ops": steps}, read, pack=pack_steps, unpack=unpack_quickly)
 
 
 class Pipeline(Batch):
@@ -259,7 +268,7 @@ class Pipeline(Batch):
             TypeError, ValueError, OverflowError: a value cannot be packed. Its message and those
                 behind it were not sent; earlier ones, of a thousand ops at most, were.
         """
-        packing = Packing(self._take())
+        packing = Packing(*self._take())
         while (message := packing.next_message()) is not None:
             try:
                 packing.succeeded(self._perform(message))
@@ -268,8 +277,8 @@ class Pipeline(Batch):
             except ClientError as error:
                 packing.failed(error)
         self.results = packing.results
-        if not return_exceptions:
-            raise_first_error(self.results)
+        if packing.first_error is not None and not return_exceptions:
+            raise packing.first_error
         return self.results
 
     def __enter__(self) -> Self:
@@ -289,7 +298,7 @@ class AsyncPipeline(Batch):
 
     async def execute(self, *, return_exceptions: bool = False) -> list[Any]:
         """Run what has been written down, and begin anew; see `Pipeline.execute`."""
-        packing = Packing(self._take())
+        packing = Packing(*self._take())
         while (message := packing.next_message()) is not None:
             try:
                 packing.succeeded(await self._perform(message))
@@ -298,8 +307,8 @@ class AsyncPipeline(Batch):
             except ClientError as error:
                 packing.failed(error)
         self.results = packing.results
-        if not return_exceptions:
-            raise_first_error(self.results)
+        if packing.first_error is not None and not return_exceptions:
+            raise packing.first_error
         return self.results
 
     async def __aenter__(self) -> Self:
@@ -324,7 +333,7 @@ class TransactionBatch(Batch):
         self._conditions.append((self._prefix + key, rev))
 
     def _message(self) -> Operation[list[Any]]:
-        message = _txn(self._take())
+        message = _txn(*self._take())
         if self._conditions:
             message.fields["if"] = self._conditions
             self._conditions = []

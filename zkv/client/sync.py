@@ -35,7 +35,7 @@ from zkv.client import operations
 from zkv.client.codec import PLAIN, Codec
 from zkv.client.connection import Connection, Endpoints, SocketContext, check_timeout
 from zkv.client.errors import ClosedError
-from zkv.client.messages import READ_OPS, WRITE_OPS, bad_reply, pack_request, read_reply
+from zkv.client.messages import READ_OPS, WRITE_OPS, bad_reply, check_answer
 from zkv.client.namespace import Keyspace
 from zkv.client.operations import Operation, Reply
 from zkv.client.retry import DEFAULT_POLICY, Attempts, RetryPolicy
@@ -202,9 +202,9 @@ class Client(Keyspace):
     ) -> Reply:
         """Send a request until there is an answer to it, or no time left."""
         request_id = next(self._ids)
-        body = pack_request(operation.op, request_id, fields, codec)
+        body = operation.pack(operation.op, request_id, fields, codec)
         while True:
-            reply = self._attempt(operation.op, request_id, body, codec, attempts)
+            reply = self._attempt(operation, request_id, body, codec, attempts)
             if reply is None:
                 continue
             if reply["ok"] or operation.tolerates(reply):
@@ -212,14 +212,21 @@ class Client(Keyspace):
             time.sleep(attempts.refused(reply))
 
     def _attempt(
-        self, op: str, request_id: int, body: bytes, codec: Codec, attempts: Attempts
+        self,
+        operation: Operation[Any],
+        request_id: int,
+        body: bytes,
+        codec: Codec,
+        attempts: Attempts,
     ) -> Reply | None:
         """Send a request once; None = no reply, and it may be sent again."""
+        op = operation.op
         connection = self._take(attempts)
         try:
             received = _exchange(connection, op, body, attempts.patience())
             if received is not None:
-                reply = read_reply(op, request_id, received, codec)
+                reply = operation.unpack(op, received, codec)
+                check_answer(op, request_id, reply)
                 self._give_back(connection)
                 return reply
             connected = connection.was_connected()

@@ -30,10 +30,10 @@ from zkv.client.errors import (
     RefusedError,
 )
 from zkv.client.following import RESET
-from zkv.client.pipeline import Transaction
 
 if TYPE_CHECKING:
     from zkv.client.namespace import Keyspace
+    from zkv.client.pipeline import Transaction
 
 _log = logging.getLogger("zkv.client")
 
