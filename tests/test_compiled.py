@@ -311,6 +311,13 @@ def test_a_lane_takes_what_is_plain(store: MemoryStore, body: bytes) -> None:
     assert in_lane(store, body)
 
 
+def test_a_lane_leaves_what_is_large(store: MemoryStore) -> None:
+    """It holds up everybody for as long as it takes."""
+    body = request("PUT", key="k", value=b"x" * 1_100_000)
+    assert not in_lane(store, body)
+    assert unpack(store.exchange(body))["ok"]
+
+
 def test_a_lane_takes_no_write_once_the_store_is_sealed(store: MemoryStore) -> None:
     store._keyspace.seal()
     assert not in_lane(store, request("PUT", key="k", value=1))

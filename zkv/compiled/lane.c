@@ -13,6 +13,7 @@
 #include <stdlib.h>
 
 enum op { NONE, GET, PUT, MGET, MPUT, OPS };
+enum { LARGE_BODY = 1 << 20 }; /* bytes: Python lets go of its lock while it hashes as much */
 enum { MOST_SESSION = 64 };               /* bytes */
 static const uint64_t MOST_SEQ = 1ULL << 62;
 
@@ -593,7 +594,7 @@ static int take(Lane *self, run *r, PyObject *body)
     request from = {NONE};
     int64_t told = 0;
     if (!PyObject_TypeCheck(body, &PyBytes_Type) ||
-        PyBytes_AsStringAndSize(body, &bytes, &size) < 0 ||
+        PyBytes_AsStringAndSize(body, &bytes, &size) < 0 || size > LARGE_BODY ||
         !read_request(self, (unsigned char *)bytes, (size_t)size, &from))
         return 0;
     PyObject *reply = do_request(self, r, &from, &told);

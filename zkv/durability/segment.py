@@ -56,6 +56,8 @@ _HEAD: Final = struct.Struct(">IIQ")
 _CHECKED: Final = struct.Struct(">IQ")
 LEAST_FRAME_BYTES: Final = _HEAD.size + LEAST_PAYLOAD_BYTES
 _SEARCH_BYTES: Final = 1 << 20
+LARGE_BYTES: Final = 4 << 20
+"""So much is packed in Python, which lets go of its lock while it makes checksums: about 3 ms."""
 
 
 class Frame(NamedTuple):
@@ -117,7 +119,7 @@ def _mask(first_rev: int) -> int:
 
 def pack_frames(payloads: list[bytes], synced: int, salt: int) -> bytes:
     """Commits as frames, written when the file was on disk up to ``synced``."""
-    if compiled.COMPILED:
+    if compiled.COMPILED and sum(map(len, payloads)) < LARGE_BYTES:
         return compiled.store.pack_frames(payloads, synced, salt)
     frames: list[bytes] = []
     for payload in payloads:
