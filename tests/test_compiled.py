@@ -5,11 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,6 +18,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 from msgspec.msgpack import Ext, encode
 
+from tests.sanitizer import run_under_address_sanitizer
 from tests.support import unpack
 from tests.test_data_model import (
     DurableStore,
@@ -421,38 +420,12 @@ def test_no_commit_is_left_half_done_where_memory_ends(
 
 # --- With AddressSanitizer ----------------------------------------------------------------------
 
-COMPILER = shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0])
-
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_all_of_it_under_address_sanitizer(tmp_path: Path) -> None:
     """All of the above, watched at each access to memory."""
-    if COMPILER is None:
-        pytest.skip("needs a C compiler")
-    find = [COMPILER, "-print-file-name=libasan.so"]
-    library = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
-    if not os.path.isabs(library):
-        pytest.skip("needs the compiler's AddressSanitizer")
-    for name in ("zkv", "tests"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    place = tmp_path / "zkv" / "compiled"
-    build = [
-        COMPILER, "-g", "-O1", "-fPIC", "-shared", "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all", "-I", sysconfig.get_path("include"),
-        *map(str, place.glob("*.c")), "-o", str(place / "_store.abi3.so"),
-    ]  # fmt: skip
-    subprocess.run(build, check=True)
-    watched = os.environ | {
-        "LD_PRELOAD": library,
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "PYTHONMALLOC": "malloc",
-        "PYTHONPATH": str(tmp_path),
-    }
-    run = [sys.executable, "-m", "pytest", "tests/test_compiled.py", "tests/test_data_model.py"]
-    run += ["-k", "not leaves_nothing_behind and not half_done", "--timeout", "300"]
-    outcome = subprocess.run(
-        run, cwd=tmp_path, env=watched, capture_output=True, text=True, check=False
-    )
-    assert outcome.returncode == 0, outcome.stdout[-5_000:] + outcome.stderr[-5_000:]
+    run_under_address_sanitizer(
+        tmp_path, "zkv/compiled/_store", "tests/test_compiled.py", "tests/test_data_model.py",
+        "-k", "not leaves_nothing_behind and not half_done",
+    )  # fmt: skip

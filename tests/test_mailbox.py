@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import Connect
+from tests.sanitizer import COMPILER, run_under_address_sanitizer
 from tests.support import LIMIT, ROOT, Frames, ServerInProcess, eventually, terminate
 from zkv.broker import frames
 from zkv.broker.frames import (
@@ -458,9 +459,6 @@ def test_another_libzmq_is_not_used() -> None:
     assert not frames._attach(lambda _: (4, 0, 9))
 
 
-COMPILER = shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0])
-
-
 @pytest.mark.parametrize("compiler", [COMPILER, "/nowhere/cc"], ids=["compiler", "no compiler"])
 def test_installs_with_and_without_a_compiler(tmp_path: Path, compiler: str | None) -> None:
     if compiler is None or not os.path.exists(sysconfig.get_path("include") + "/Python.h"):
@@ -492,33 +490,6 @@ def copy_of_sources(directory: Path) -> Path:
 @pytest.mark.timeout(300)
 def test_contract_under_address_sanitizer(tmp_path: Path) -> None:
     """All of the above with a twin that is watched at each access to memory."""
-    if COMPILER is None:
-        pytest.skip("needs a C compiler")
-    find = [COMPILER, "-print-file-name=libasan.so"]
-    library = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
-    if not os.path.isabs(library):
-        pytest.skip("needs the compiler's AddressSanitizer")
-    for name in ("zkv", "tests"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    broker = tmp_path / "zkv" / "broker"
-    build = [
-        COMPILER, "-g", "-O1", "-fPIC", "-shared", "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all", "-I", sysconfig.get_path("include"),
-        str(broker / "_frames.c"), "-o", str(broker / "_frames.abi3.so"),
-    ]  # fmt: skip
-    subprocess.run(build, check=True)
-    watched = os.environ | {
-        "LD_PRELOAD": library,
-        # Python leaves much behind at its end; what is freed is to be given back soon, since
-        # one of the tests looks at memory.
-        "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=1:thread_local_quarantine_size_kb=64",
-        "PYTHONMALLOC": "malloc",
-        "PYTHONPATH": str(tmp_path),
-    }
-    run = [sys.executable, "-m", "pytest", "tests/test_mailbox.py", "-k", "not installs"]
-    outcome = subprocess.run(
-        run, cwd=tmp_path, env=watched, capture_output=True, text=True, check=False
-    )
-    assert outcome.returncode == 0, outcome.stdout[-5_000:] + outcome.stderr[-5_000:]
-    assert "skipped" not in outcome.stdout
+    arguments = "tests/test_mailbox.py", "-k", "not installs"
+    printed = run_under_address_sanitizer(tmp_path, "zkv/broker/_frames", *arguments)
+    assert "skipped" not in printed
