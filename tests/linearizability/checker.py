@@ -2,7 +2,8 @@
 
 It is if every request can be given an instant between its call and its return, so that a store that
 serves one request at a time, at those instants, gives the same replies. A request without a reply
-may have taken effect at any time after its call, or never.
+may have taken effect at any time after its call, or up to the end of the server that it was sent to
+where that is known, or never.
 
 Strategy: that of Wing and Gong ("Testing and Verifying Concurrent Objects", JPDC 1993) with the
 memory of Lowe ("Testing for Linearizability", CCPE 2017). The search puts one request after the
@@ -13,7 +14,8 @@ What is understood is GET, PUT, DELETE, INCR, MGET, and TXN whose conditions all
 
 What makes the search quick is that replies tell revisions: requests are tried in the order of
 theirs, and those without a reply last. A write without a reply leaves an unknown revision behind,
-which the first reply that tells it fixes.
+which the first reply that tells it fixes. And which of them took effect is forgotten once none of
+them can any more: else each would double the number of ways to come to the same state.
 
 Beside the search there is a look at revisions, across all keys: none is given twice, and they grow
 from each write to those that are called after its return.
@@ -32,7 +34,7 @@ Request = Mapping[str, Any]
 Reply = Mapping[str, Any]
 
 NEVER = 2**63
-"""When a request returns that gets no reply."""
+"""When a request returns that gets no reply, and may take effect for ever."""
 
 SEARCH_LIMIT = 2_000_000
 """Steps after which a search is given up: whether the history is linearizable is not known then."""
@@ -48,7 +50,8 @@ class Operation(NamedTuple):
     Args:
         client: who asked.
         called: when it was sent, on a clock that all clients share.
-        returned: when the reply was there; `NEVER` where there is none.
+        returned: when the reply was there; where there is none, after when it cannot take effect
+            any more.
         request: as it was sent.
         reply: None where nobody knows what came of it.
     """
@@ -265,7 +268,8 @@ class _Node(NamedTuple):
     Args:
         low: every request with a reply, up to this one, is placed.
         placed: those behind it that are, as bits: the lowest is ``low`` itself.
-        unseen: those without a reply that are, as bits.
+        unseen: those without a reply that are, as bits, or that cannot be any more.
+        latest: when the last one of those that are placed was called.
         state: that led to.
         candidates: what may come next and has not been tried.
     """
@@ -273,6 +277,7 @@ class _Node(NamedTuple):
     low: int
     placed: int
     unseen: int
+    latest: int
     state: State
     candidates: Iterator[tuple[bool, int]]
 
@@ -294,7 +299,7 @@ class _Search:
     def run(self) -> Violation | None:
         """None if there is an order. Raises UndecidedError."""
         known: set[tuple[int, int, int, frozenset[tuple[str, Entry]]]] = set()
-        path = [self._node(0, 0, 0, {})]
+        path = [self._node(0, 0, 0, 0, {})]
         furthest, deepest = path[0], -1
         for _ in range(SEARCH_LIMIT):
             node = path[-1]
@@ -323,16 +328,21 @@ class _Search:
                 state = step.run(operation.request, operation.reply)
             except _DoesNotFitError:
                 continue
+            latest = max(node.latest, operation.called)
             if not seen:
-                return self._node(node.low, node.placed, node.unseen | 1 << number, state)
+                return self._node(node.low, node.placed, node.unseen | 1 << number, latest, state)
             low, placed = node.low, node.placed | 1 << (number - node.low)
             while placed & 1:
                 low, placed = low + 1, placed >> 1
-            return self._node(low, placed, node.unseen, state)
+            return self._node(low, placed, node.unseen, latest, state)
         return None
 
-    def _node(self, low: int, placed: int, unseen: int, state: State) -> _Node:
-        return _Node(low, placed, unseen, state, self._candidates(low, placed, unseen))
+    def _node(self, low: int, placed: int, unseen: int, latest: int, state: State) -> _Node:
+        for number, operation in enumerate(self._unseen):
+            if operation.returned < latest:
+                unseen |= 1 << number
+        candidates = self._candidates(low, placed, unseen)
+        return _Node(low, placed, unseen, latest, state, candidates)
 
     def _candidates(self, low: int, placed: int, unseen: int) -> Iterator[tuple[bool, int]]:
         """All that were called before the first return of those left; by revision, then unseen."""

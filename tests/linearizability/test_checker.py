@@ -371,10 +371,13 @@ class Simulated:
                 if client == NOBODY:
                     self.answer(request)
                 elif self.random.random() < lost:
-                    history.append(Operation(client, called, NEVER, request, None))
+                    later = reply is ... and self.random.random() < 0.5
+                    history.append(
+                        Operation(client, called, NEVER if later else time, request, None)
+                    )
                     idle.append(client)
-                    if reply is ... and self.random.random() < 0.5:
-                        waiting.append((NOBODY, called, request, ...))  # takes effect later
+                    if later:
+                        waiting.append((NOBODY, called, request, ...))
                 elif reply is ...:
                     waiting.append((client, called, request, self.answer(request)))
                 else:
@@ -492,6 +495,29 @@ def test_a_search_that_takes_too_long_is_given_up() -> None:
     history.append(done(2, 3, get(), value=-1, rev=99))
     with mock.patch.object(checker, "SEARCH_LIMIT", 1_000), pytest.raises(UndecidedError):
         check(history)
+
+
+def test_a_request_without_a_reply_took_effect_before_its_server_ended_or_never() -> None:
+    lost = Operation(0, 1, 5, put(1), None)
+    absent = {"ok": False, "code": "NOT_FOUND"}
+    before = Operation(1, 4, 6, get(), absent)
+    after = Operation(1, 6, 7, get(), absent)
+    seen = done(8, 9, get(), value=1, rev=1)
+    assert check([lost, before, seen]) is None
+    assert check([lost, after]) is None
+    assert check([lost, after, seen]) is not None
+
+
+def test_what_became_of_servers_that_have_ended_does_not_make_a_search_longer() -> None:
+    # Two of the four increments that each server was asked for last took effect: any two.
+    history: list[Operation] = []
+    for server in range(200):
+        begin, value = 100 * server, 2 * server
+        history += [Operation(0, begin + n, begin + 50, incr(by=1), None) for n in range(4)]
+        history.append(done(begin + 60, begin + 61, get(), value=value + 2, rev=10 * server + 5))
+    assert check(history) is None
+    history.append(done(30_000, 30_001, get(), value=0, rev=9_999))
+    assert check(history) is not None
 
 
 def test_a_history_can_be_kept_in_a_file(tmp_path: Path) -> None:

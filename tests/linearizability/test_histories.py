@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import zmq
 
-from tests.linearizability.checker import NEVER, Operation, UndecidedError, check, save
+from tests.linearizability.checker import Operation, UndecidedError, check, save
 from tests.support import LIMIT, Message, Raw, ServerProcess, pack, unpack
 
 Asked = dict[str, Any]
@@ -56,6 +56,7 @@ class Life:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self.number = 0
+        self.ended: dict[int, int] = {}
         self._endpoint: str | None = None
         self._over = False
         self._answered = 0
@@ -67,7 +68,9 @@ class Life:
             self._changed.notify_all()
 
     def end(self) -> None:
+        """The server is dead. The next one has another port: what was sent to this one is lost."""
         with self._changed:
+            self.ended[self.number] = time.monotonic_ns()
             self._endpoint = None
 
     def finish(self) -> None:
@@ -146,8 +149,8 @@ class Client(threading.Thread):
             except LostError:
                 if "session" not in request:
                     break
-        returned = NEVER if reply is None else time.monotonic_ns()
-        self.history.append(Operation(self.number, called, returned, request, reply))
+        ended = self._life.ended[self._raw_life] if reply is None else time.monotonic_ns()
+        self.history.append(Operation(self.number, called, ended, request, reply))
         if reply is not None:
             assert reply["ok"] or reply["code"] in {"CONFLICT", "NOT_FOUND"}, (request, reply)
             self._note_revisions(request, reply)
