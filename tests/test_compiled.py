@@ -27,12 +27,12 @@ from tests.test_data_model import (
     PlainMemoryStore,
     PlainStore,
     request,
+    service_for,
 )
 from zkv import compiled
-from zkv.broker.service import Service
 from zkv.durability.segment import pack_frames
 from zkv.keyspace import Entry, SnapshotView
-from zkv.keyspace.lane import Answers
+from zkv.keyspace.lane import Answers, open_lane
 from zkv.keyspace.table import Table, new_table
 
 ROOT = Path(__file__).parents[1]
@@ -213,8 +213,8 @@ def bodies(draw: st.DrawFn) -> bytes:
 
 def told(store: MemoryStore | DurableStore, batch: list[bytes]) -> list[Any]:
     """The fields of the replies to one batch, in their order; msgpack may pack some otherwise."""
-    service = Service(store.node, None, lambda: False)
-    replies, later = service.answer(list(batch))
+    service = service_for(store.node)
+    replies, later, _ = service.answer(list(batch))
     service.commit(lambda: True)
     for places, pending in later:
         for place, body in zip(places, pending.bodies(), strict=True):
@@ -280,7 +280,8 @@ def test_a_lane_logs_what_the_commands_log(batches: list[list[bytes]]) -> None:
 
 def in_lane(store: MemoryStore, body: bytes) -> bool:
     """Whether a lane takes a request."""
-    lane = store.node.lane
+    node = store.node
+    lane = open_lane(node.engine.keyspace, node.limits, node.max_reply_bytes, False)
     assert lane is not None
     return lane.run([body], Answers()) == 1
 
@@ -327,7 +328,7 @@ def test_a_lane_leaves_nothing_behind(store: MemoryStore) -> None:
     """References to what is not freed would grow without bounds."""
     body = request("MPUT", items={f"k{number}": "x" * number for number in range(50)})
     read = request("MGET", keys=[f"k{number}" for number in range(50)])
-    (replies, _) = store._service.answer([body, read] * 10)
+    (replies, _, _) = store._service.answer([body, read] * 10)
     before = [sys.getrefcount(each) for each in (body, read, None, Entry)]
     size = resident()
     for _ in range(2_000):

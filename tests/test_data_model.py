@@ -182,8 +182,14 @@ def node_for(engine: AnyEngine, settings: Settings) -> Node:
         max_reply_bytes=limits.max_reply_bytes,
         facts=facts,
         stop=stop,
-        lane=open_lane(engine.keyspace, keys, limits.max_reply_bytes, engine.syncs_each),
     )
+
+
+def service_for(node: Node) -> Service:
+    """What answers whatever comes: as the front does, and a worker for what that leaves."""
+    engine = node.engine
+    lane = open_lane(engine.keyspace, node.limits, node.max_reply_bytes, engine.syncs_each)
+    return Service(node, None, lambda: False, lane)
 
 
 class MemoryStore(Store):
@@ -195,10 +201,10 @@ class MemoryStore(Store):
         engine = MemoryEngine(settings.limits, clock)
         self._keyspace = engine.keyspace
         self.node = node_for(engine, settings)
-        self._service = Service(self.node, None, lambda: False)
+        self._service = service_for(self.node)
 
     def exchange(self, body: bytes) -> bytes:
-        (reply,), _ = self._service.answer([body])
+        (reply,), _, _ = self._service.answer([body])
         assert reply is not None
         return reply
 
@@ -296,11 +302,11 @@ class Worker:
     """What a worker thread does, step by step: a service, and a mailbox's part of parking."""
 
     def __init__(self, node: Node) -> None:
-        self._service = Service(node, None, lambda: False)
+        self._service = service_for(node)
 
     def send(self, *bodies: bytes) -> list[Parked]:
         """Run a batch. What must wait for the disk is parked until `settle`."""
-        replies, later = self._service.answer(list(bodies))
+        replies, later, _ = self._service.answer(list(bodies))
         answers = [Parked(reply) for reply in replies]
         for places, pending in later:
             waiting = Waiting(pending)

@@ -19,7 +19,7 @@ import zmq
 import zkv
 from tests.support import LIMIT, ROOT, Raw, environment, eventually, pack, run_zkv, unpack
 from zkv import config
-from zkv.broker import proxy
+from zkv.broker import sockets
 from zkv.errors import (
     ConfigError,
     EndpointError,
@@ -356,8 +356,8 @@ def test_an_inproc_name_is_free_as_soon_as_its_socket_is_closed() -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
     for _ in range(300):
         socket = context.socket(zmq.ROUTER)
-        proxy.bind(socket, "inproc://once")
-        proxy.close(socket, ["inproc://once"])
+        sockets.bind(socket, "inproc://once")
+        sockets.close(socket, ["inproc://once"])
 
 
 # --- A good guest ----------------------------------------------------------------------------

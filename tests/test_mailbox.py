@@ -1,6 +1,6 @@
 """One contract for a mailbox and its two ways to its socket: in Python, and compiled.
 
-`Mailbox` and `Frames` have their peer, the proxy's DEALER, in the test's own hands. The compiled
+`Mailbox` and `Frames` have their peer, the front's DEALER, in the test's own hands. The compiled
 twin must do in every case what the plain one does, also with messages that no client should send;
 the long form runs all of this with a twin that is watched by AddressSanitizer.
 """
@@ -16,6 +16,7 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,12 @@ from zkv.broker.frames import (
     BadEnvelope,
     PlainFrames,
 )
-from zkv.broker.mailbox import GOODBYE, Mailbox
+from zkv.broker.front import FrontMailbox
+from zkv.broker.mailbox import Mailbox, connect_worker
 
 Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
-Make = Callable[[Socket, int], frames.Frames]
+Make = frames.MakeFrames
 
 WAYS = {"plain": PlainFrames, "compiled": COMPILED}
 
@@ -72,7 +74,7 @@ class Peer:
             self.inner, self.frames = inner, way(inner, bell)
             return self.frames
 
-        self.mailbox = Mailbox(context, backend, make)
+        self.mailbox = Mailbox(partial(make, connect_worker(context, backend)))
 
     def send(self, *messages: Frames) -> None:
         """Put messages into the mailbox."""
@@ -312,22 +314,24 @@ def test_context_ends_while_it_waits(way: Make) -> None:
     thread.start()
     with pytest.raises(zmq.ContextTerminated):
         peer.mailbox.receive()
-    with pytest.raises(zmq.ContextTerminated):
-        peer.mailbox.close()
+    peer.mailbox.close()
     thread.join()
 
 
 # --- The end of a socket
 
 
-def test_says_goodbye(context: Context, way: Make) -> None:
+def test_what_was_sent_before_the_end_arrives(context: Context, way: Make) -> None:
     peer = Peer(context, way)
+    peer.send(*[[b"%d" % number, b"", b"body"] for number in range(BATCH)])
+    count = len(peer.mailbox.receive())
+    peer.mailbox.reply([b"reply"] * count)
     peer.mailbox.close()
-    assert peer.receive() == [b"", GOODBYE]
+    assert [peer.receive()[0] for _ in range(count)] == [b"%d" % number for number in range(count)]
     peer.socket.close()
 
 
-def test_reply_to_a_proxy_that_is_gone(context: Context, way: Make) -> None:
+def test_reply_to_a_front_that_is_gone(context: Context, way: Make) -> None:
     peer = Peer(context, way)
     peer.send([b"a", b"", b"1"], [b"b", b"", b"2"])
     assert peer.mailbox.receive() == [b"1", b"2"]
@@ -348,14 +352,14 @@ def test_closed_socket_is_never_touched(context: Context, way: Make) -> None:
         lambda: peer.frames.receive(False),
         lambda: peer.frames.receive(True),
         lambda: peer.frames.send([[b"a", b""]], [b"reply"]),
+        lambda: peer.frames.receive(True, True, True),
         peer.frames.readable,
     ]
     for use in uses:
         with pytest.raises(zmq.ZMQError) as caught:
             use()
         assert caught.value.errno == zmq.ENOTSOCK
-    with pytest.raises(zmq.ZMQError):
-        peer.mailbox.close()
+    peer.mailbox.close()
     peer.socket.close()
 
 
@@ -369,6 +373,152 @@ def test_what_has_no_body_is_not_sent(peer: Peer) -> None:
     peer.frames.send([[b"a", b""], [b"b", b""], [b"c", b""]], [None, b"reply", None])
     assert peer.receive() == [b"b", b"", b"reply"]
     assert peer.waiting() == []
+
+
+# --- With others behind
+
+
+class Middle:
+    """What stands between clients and workers: a client in front of it, two workers behind."""
+
+    def __init__(self, context: Context, way: Make, room: int = 1_000) -> None:
+        self._context = context
+        self.clients, self.behind = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
+        self.behind.sndhwm = room
+        for socket in (self.clients, self.behind):
+            socket.linger = 0
+            socket.bind(f"inproc://{id(socket)}")
+        self.mailbox = FrontMailbox(partial(self._make, way))
+        self.client = self._connect(self.clients)
+
+    def _make(self, way: Make, bell: int) -> frames.Frames:
+        self.frames = way(self.clients, bell, self.behind)
+        return self.frames
+
+    def _connect(self, to: Socket) -> Socket:
+        socket = self._context.socket(zmq.DEALER)
+        socket.linger, socket.rcvtimeo = 0, round(LIMIT * 1000)
+        socket.rcvhwm = 1
+        socket.connect(f"inproc://{id(to)}")
+        return socket
+
+    def add_worker(self) -> Socket:
+        """One more who is behind."""
+        return self._connect(self.behind)
+
+    def ask(self, *bodies: bytes) -> None:
+        """Have the client send requests."""
+        for body in bodies:
+            self.client.send_multipart([b"", body])
+
+    def take(self, count: int) -> list[bytes | BadEnvelope]:
+        """So many requests at once."""
+        eventually(self.frames.readable, "a message is there")
+        bodies = self.mailbox.receive()
+        assert len(bodies) == count
+        return bodies
+
+
+@pytest.fixture
+def middle(context: Context, way: Make) -> Iterator[Middle]:
+    """One of each way."""
+    middle = Middle(context, way)
+    yield middle
+    middle.mailbox.close()
+    middle.client.close()
+
+
+def test_what_is_left_goes_to_those_behind_and_their_reply_to_the_client(middle: Middle) -> None:
+    worker = middle.add_worker()
+    middle.ask(b"1", b"2", b"3")
+    assert middle.take(3) == [b"1", b"2", b"3"]
+    middle.mailbox.reply([None, b"two", None], [], [0, 2])
+    assert middle.client.recv_multipart() == [b"", b"two"]
+    for number in (b"1", b"3"):
+        *envelope, delimiter, body = worker.recv_multipart()
+        assert (delimiter, body) == (b"", number)
+        worker.send_multipart([*envelope, b"", b"reply", b"of", LONG])  # Whatever it is made of.
+    worker.send_multipart([b"nobody", b"", b"reply"])
+    worker.close()
+    assert middle.frames.receive(False) == ([], [])
+    assert middle.client.recv_multipart() == [b"", b"reply", b"of", LONG]
+    assert middle.client.recv_multipart() == [b"", b"reply", b"of", LONG]
+    assert not middle.client.poll(0)
+
+
+def test_replies_pass_while_it_waits_for_requests(middle: Middle) -> None:
+    def answer_and_ask() -> None:
+        with middle.add_worker() as worker:
+            *envelope, _ = worker.recv_multipart()
+            worker.send_multipart([*envelope, b"one"])
+            assert middle.client.recv_multipart() == [b"", b"one"]
+        middle.ask(b"2")
+
+    middle.ask(b"1")
+    assert middle.take(1) == [b"1"]
+    middle.mailbox.reply([None], [], [0])
+    thread = threading.Thread(target=answer_and_ask)
+    thread.start()
+    assert middle.mailbox.receive() == [b"2"]
+    thread.join()
+    middle.mailbox.reply([b"two"])
+
+
+def test_nothing_is_taken_while_those_behind_have_no_room(context: Context, way: Make) -> None:
+    middle = Middle(context, way, room=1)
+    count = 40
+    bodies = [b"%d" % number for number in range(count)]
+    middle.ask(*bodies)
+    assert middle.take(count) == bodies
+    middle.mailbox.reply([None] * count, [], list(range(count)))  # Nobody is there at all.
+    middle.ask(b"later")
+    assert middle.frames.receive(False, False) == ([], [])
+    taken = []
+
+    def work() -> None:
+        with middle.add_worker() as worker:
+            for _ in range(count):
+                *_, body = worker.recv_multipart()
+                taken.append(body)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert middle.mailbox.receive() == [b"later"]
+    thread.join()
+    assert taken == bodies
+    middle.mailbox.reply([b"reply"])
+    middle.mailbox.close()
+    middle.client.close()
+
+
+def test_only_what_had_arrived_is_taken_at_the_end(middle: Middle) -> None:
+    """A client that goes on asking is not waited for; what is pending, and behind, is."""
+    worker, later = middle.add_worker(), Later(b"later")
+    middle.ask(b"1", b"2", b"3")
+    middle.take(3)
+    middle.mailbox.reply([b"one", None, None], [([1], later)], [2])
+    middle.ask(b"4")
+    eventually(middle.frames.readable, "a message is there")
+    middle.mailbox.drain()
+    assert middle.mailbox.receive() == [b"4"]
+    middle.mailbox.reply([b"four"])
+    thread = threading.Thread(target=end, args=(middle, worker, later))
+    thread.start()
+    assert middle.mailbox.receive() == []
+    thread.join()
+    replies = [middle.client.recv_multipart()[1] for _ in range(4)]
+    assert sorted(replies) == [b"four", b"later", b"one", b"three"]
+
+
+def end(middle: Middle, worker: Socket, later: Later) -> None:
+    """What happens while the front waits for its end."""
+    assert middle.mailbox.drained.wait(LIMIT)
+    middle.ask(b"too late")
+    *envelope, _ = worker.recv_multipart()
+    worker.send_multipart([*envelope, b"three"])
+    worker.close()
+    middle.mailbox.stop()
+    later.complete()
 
 
 # --- Nothing leaks

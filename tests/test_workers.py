@@ -1,4 +1,4 @@
-"""The server in this process: what bugs in commands, dead workers and a dead proxy do to it."""
+"""The server in this process: what bugs in commands, dead workers and a dead front do to it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from tests.support import (
 )
 from zkv import commands
 from zkv.broker.frames import FRAMES
-from zkv.broker.mailbox import Mailbox
+from zkv.broker.front import FrontMailbox
+from zkv.broker.mailbox import Mailbox, connect_worker
 from zkv.engine import Engine
 from zkv.protocol import requests
 
@@ -285,29 +287,24 @@ def test_nothing_is_left_after_the_end(tmp_path: Path, replace: Replace) -> None
     assert open_descriptors() == descriptors
 
 
-@pytest.mark.parametrize("how", ["returns", "raises"])
-def test_the_proxy_dies_unasked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
+def test_the_front_dies_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The supervisor ends the server and says that it failed; what was written is saved."""
-    told = threading.Event()
+    doomed = threading.Event()
+    receive = FrontMailbox.receive
 
-    def forward_until_told(frontend: Any, backend: Any, _capture: Any, _control: Any) -> None:
-        poller = zmq.Poller()
-        for socket in (frontend, backend):
-            poller.register(socket, zmq.POLLIN)
-        while not told.is_set():
-            for socket, _ in poller.poll(10):
-                other = backend if socket is frontend else frontend
-                other.send_multipart(socket.recv_multipart())
-        if how == "raises":
+    def receive_until_doomed(mailbox: FrontMailbox) -> Any:
+        if doomed.is_set():
             raise zmq.ZMQError(zmq.ENOTSUP)
+        return receive(mailbox)
 
-    monkeypatch.setattr(zmq, "proxy_steerable", forward_until_told)
+    monkeypatch.setattr(FrontMailbox, "receive", receive_until_doomed)
     directory = tmp_path / "data"
     with ServerInProcess(directory) as server, Raw(server.endpoint) as client:
         client.ok(op="PUT", key="k", value=1)
-        told.set()
+        doomed.set()
+        client.send(pack({"op": "GET", "key": "k"}))
         assert server.wait() is False
     assert any(record.levelno == logging.CRITICAL and record.exc_info for record in caplog.records)
     monkeypatch.undo()
@@ -353,7 +350,7 @@ def test_mailbox_may_be_rung_after_its_end(context: zmq.Context[Any]) -> None:
     with context.socket(zmq.DEALER) as backend:
         backend.linger = 0
         backend.bind("inproc://backend")
-        mailbox = Mailbox(context, "inproc://backend", FRAMES)
+        mailbox = Mailbox(partial(FRAMES, connect_worker(context, "inproc://backend")))
         mailbox.stop()
         assert mailbox.receive() == []
         mailbox.close()

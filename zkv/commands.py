@@ -26,7 +26,6 @@ from zkv.engine import AnyEngine
 from zkv.errors import BadRequestError, RequestError, TooLargeError
 from zkv.keyspace import Entry, Once, Remembered, Transaction
 from zkv.keyspace.bounds import key_range
-from zkv.keyspace.lane import Lane
 from zkv.protocol import requests
 from zkv.protocol.codec import PROTOCOL_VERSION, KeyLimits, digest, encode_reply, pack_array
 from zkv.protocol.replies import (
@@ -86,7 +85,6 @@ class Node:
         max_reply_bytes: largest reply body.
         facts: what INFO says of the server around the engine.
         stop: begins the orderly end; the future gives the revision that was saved last.
-        lane: carries out plain requests instead of the commands, and likewise; None = nothing does.
     """
 
     engine: AnyEngine
@@ -94,7 +92,6 @@ class Node:
     max_reply_bytes: int
     facts: Callable[[], dict[str, Any]]
     stop: Callable[[], Future[int]]
-    lane: Lane | None = None
 
 
 def execute(node: Node, request: requests.AnyRequest) -> Answer:

@@ -6,7 +6,7 @@ requests are refused, the store is sealed and saved, whoever sent END is answere
 and closes. What fails on the way up is undone on the way out.
 
 The thread that calls `Server.wait` is the supervisor: everything that must be acted upon - END, a
-signal, a dead worker, a dead proxy - is put into one queue by whoever notices, and acted upon
+signal, a dead worker, a dead front - is put into one queue by whoever notices, and acted upon
 there.
 """
 
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from zkv.broker.broker import Broker
-from zkv.broker.service import Service
+from zkv.broker.service import FrontService, Service
 from zkv.commands import Node
 from zkv.engine import open_engine
 from zkv.errors import ReadOnlyError, ShuttingDownError
@@ -53,7 +53,7 @@ class Event(enum.Enum):
 
     STOP = enum.auto()
     WORKER_DIED = enum.auto()
-    PROXY_DIED = enum.auto()
+    FRONT_DIED = enum.auto()
     REOPEN_LOG = enum.auto()
 
 
@@ -90,7 +90,7 @@ class Server:
             feed=settings.server.feed,
             max_message_bytes=settings.limits.max_message_bytes,
             worker_died=lambda: self._events.put(Event.WORKER_DIED),
-            proxy_died=lambda: self._events.put(Event.PROXY_DIED),
+            front_died=lambda: self._events.put(Event.FRONT_DIED),
         )
 
     @property
@@ -117,7 +117,8 @@ class Server:
         except BaseException:
             self._broker.stop()
             raise
-        self._broker.serve(self._settings.server.workers, self._make_service)
+        workers = self._settings.server.workers
+        self._broker.serve(workers, self._make_service, self._make_front_service)
 
     def post(self, event: Event) -> None:
         """Tell the supervisor. From any thread, and from a signal handler."""
@@ -135,7 +136,7 @@ class Server:
                     self._broker.replace_dead_workers()
                 case Event.REOPEN_LOG:
                     self._reopen_log()
-                case Event.PROXY_DIED:
+                case Event.FRONT_DIED:
                     self._failed = True
                     break
         self._stop()
@@ -157,8 +158,8 @@ class Server:
             max_reply_bytes=limits.max_reply_bytes,
             facts=self._facts,
             stop=self._end,
-            lane=open_lane(engine.keyspace, keys, limits.max_reply_bytes, engine.syncs_each),
         )
+        self._lane = open_lane(engine.keyspace, keys, limits.max_reply_bytes, engine.syncs_each)
         self._broker.publish(engine.keyspace)
         engine.when_safe(self._broker.commits_are_safe)
         engine.start()
@@ -197,6 +198,9 @@ class Server:
     def _make_service(self) -> Service:
         return Service(self._node, self._write_log, lambda: self._stopping)
 
+    def _make_front_service(self) -> FrontService:
+        return FrontService(self._node, self._write_log, lambda: self._stopping, self._lane)
+
     def _facts(self) -> dict[str, Any]:
         return {
             "uptime": round(time.monotonic() - self._started, 3),
@@ -207,7 +211,7 @@ class Server:
             "stats": {
                 **self._broker.statistics(),
                 **self._engine.keyspace.statistics(),
-                "store": "compiled" if self._node.lane else "plain",
+                "store": "compiled" if self._lane else "plain",
                 "workers": self._settings.server.workers,
                 "process": _process(),
             },

@@ -133,10 +133,10 @@ class Driver:
                 "stats": self.engine.statistics(),
             },
             stop=self._end,
-            lane=open_lane(
-                self.engine.keyspace, keys, limits.max_reply_bytes, self.engine.syncs_each
-            ),
         )  # fmt: skip
+        self._lane = open_lane(
+            self.engine.keyspace, keys, limits.max_reply_bytes, self.engine.syncs_each
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -221,12 +221,12 @@ class Driver:
             yield
 
     def _new_service(self) -> Service:
-        return Service(self._node, None, lambda: False)
+        return Service(self._node, None, lambda: False, self._lane)
 
     def _begin(self, service: Service, batch: Batch, idle: bool) -> dict[int, Reply]:
         """Run a batch as a worker does; the replies come into the mapping that is returned."""
         replies: dict[int, Reply] = {}
-        bodies, later = service.answer([msgpack.packb(request) for request in batch])
+        bodies, later, _ = service.answer([msgpack.packb(request) for request in batch])
         for number, body in enumerate(bodies):
             if body is not None:
                 replies[number] = msgpack.unpackb(body)

@@ -2,7 +2,8 @@
  *
  * Strategy: what costs a worker is each call on a socket and each turn of Python's lock. So waiting
  * for messages and taking a whole batch is one call without the lock, sending a batch of replies is
- * another, and Python objects are made and read before and after, with the lock held.
+ * another, and Python objects are made and read before and after, with the lock held. Where there
+ * are others behind, what they answer is passed on during the wait, and never becomes an object.
  *
  * Nothing is linked. The socket is pyzmq's own, so the functions of libzmq must be those of the
  * library that pyzmq has loaded; `attach` looks them up in it. What is assumed of libzmq is part of
@@ -32,7 +33,7 @@ typedef union {
 
 enum { DONTWAIT = 1, SNDMORE = 2 };           /* flags */
 enum { OPTION_FD = 14, OPTION_EVENTS = 15 };  /* options */
-enum { EVENT_IN = 1 };                        /* what OPTION_EVENTS tells */
+enum { EVENT_IN = 1, EVENT_OUT = 2 };         /* what OPTION_EVENTS tells */
 
 static struct {
     void (*version)(int *major, int *minor, int *patch);
@@ -41,6 +42,7 @@ static struct {
     int (*send)(void *socket, const void *data, size_t size, int flags);
     int (*msg_init)(zmq_msg_t *);
     int (*msg_recv)(zmq_msg_t *, void *socket, int flags);
+    int (*msg_send)(zmq_msg_t *, void *socket, int flags);
     int (*msg_move)(zmq_msg_t *to, zmq_msg_t *from);
     int (*msg_more)(const zmq_msg_t *);
     size_t (*msg_size)(const zmq_msg_t *);
@@ -57,7 +59,7 @@ static const struct {
     {"zmq_msg_init", &zmq.msg_init},     {"zmq_msg_recv", &zmq.msg_recv},
     {"zmq_msg_move", &zmq.msg_move},     {"zmq_msg_more", &zmq.msg_more},
     {"zmq_msg_size", &zmq.msg_size},     {"zmq_msg_data", &zmq.msg_data},
-    {"zmq_msg_close", &zmq.msg_close},
+    {"zmq_msg_send", &zmq.msg_send},     {"zmq_msg_close", &zmq.msg_close},
 };
 
 /* attach(path): find libzmq's functions in a loaded extension module of pyzmq, or in what it
@@ -92,10 +94,16 @@ typedef struct {
     enum kind kind;
 } letter;
 
+/* A socket of pyzmq's. */
+typedef struct {
+    PyObject *owner;
+    void *socket; /* the same to libzmq; NULL where there is none, or it is closed */
+    int signal;   /* readable once there is something new since a call that found nothing */
+} end;
+
 typedef struct {
     PyObject_HEAD
-    PyObject *owner;            /* pyzmq's socket */
-    void *socket;               /* the same to libzmq; NULL once it is closed */
+    end front, behind;          /* behind: whom to hand over to; there may be none */
     int bell;                   /* the descriptor whose readability ends a wait */
     PyObject *stands_for[KINDS]; /* what is given in place of the body of a bad message */
     PyObject *error;            /* makes an exception from an error number */
@@ -138,20 +146,33 @@ static void drop_frames(Frames *self, size_t keep)
         zmq.msg_close(&self->frames[--self->count]);
 }
 
+/* 0, or an error number. */
+static int receive_frame(zmq_msg_t *frame, void *socket)
+{
+    while (zmq.msg_recv(frame, socket, DONTWAIT) < 0)
+        if (zmq.last_error() != EINTR)
+            return zmq.last_error();
+    return 0;
+}
+
+static int send_frame(zmq_msg_t *frame, void *socket, int more)
+{
+    while (zmq.msg_send(frame, socket, DONTWAIT | (more ? SNDMORE : 0)) < 0)
+        if (zmq.last_error() != EINTR)
+            return zmq.last_error();
+    return 0;
+}
+
 /* The next frame, if there is one: 0, or an error number. */
 static int take_frame(Frames *self)
 {
     zmq_msg_t *frame = add_frame(self);
     if (frame == NULL)
         return ENOMEM;
-    while (zmq.msg_recv(frame, self->socket, DONTWAIT) < 0) {
-        int number = zmq.last_error();
-        if (number != EINTR) {
-            drop_frames(self, self->count - 1);
-            return number;
-        }
-    }
-    return 0;
+    int number = receive_frame(frame, self->front.socket);
+    if (number)
+        drop_frames(self, self->count - 1);
+    return number;
 }
 
 /* The next message, if there is one: 0, or an error number; EAGAIN where there is none.
@@ -203,23 +224,76 @@ static int take_batch(Frames *self, size_t *taken)
     return any ? 0 : number;
 }
 
-/* `take_batch`; where there is nothing and `wait`, again after a message or the bell. Without
- * Python's lock. EINTR where a signal has come meanwhile. */
-static int take_or_wait(Frames *self, int wait, size_t *taken)
+/* One message from behind to the front, if there is one: 0, or an error number. */
+static int pass_message(Frames *self)
 {
-    int descriptor;
-    size_t size = sizeof descriptor;
-    for (;;) {
-        int number = take_batch(self, taken);
-        if (number != EAGAIN || !wait)
-            return number;
-        /* This descriptor tells that there is something new since a call that found nothing. */
-        if (zmq.getsockopt(self->socket, OPTION_FD, &descriptor, &size) < 0)
+    zmq_msg_t frame;
+    int number = 0, more = 1, lost = 0;
+    zmq.msg_init(&frame);
+    while (more && !number) {
+        number = receive_frame(&frame, self->behind.socket);
+        more = !number && zmq.msg_more(&frame);
+        if (!number && !lost) {
+            number = send_frame(&frame, self->front.socket, more);
+            lost = number == EAGAIN; /* Nobody is there to take it. */
+            number = lost ? 0 : number;
+        }
+    }
+    self->unroutable += (unsigned)lost;
+    zmq.msg_close(&frame);
+    return number;
+}
+
+/* All that those behind have answered: 0, or an error number. */
+static int pass_on(Frames *self)
+{
+    int number = 0;
+    while (self->behind.socket != NULL && !number)
+        number = pass_message(self);
+    return number == EAGAIN ? 0 : number;
+}
+
+/* What a receive is to do: see `Frames` in frames.py. */
+typedef struct {
+    int wait, take, room;
+} wish;
+
+/* Wait for any news. 0, or an error number; `told` is set where the caller has to look at it. */
+static int wait_for_news(Frames *self, const wish *w, int *told)
+{
+    int events = 0;
+    size_t size = sizeof events;
+    if (w->room) { /* To look at this comes last: any call may use up the signal of it. */
+        if (zmq.getsockopt(self->behind.socket, OPTION_EVENTS, &events, &size) < 0)
             return zmq.last_error();
-        struct pollfd either[] = {{descriptor, POLLIN, 0}, {self->bell, POLLIN, 0}};
-        if (poll(either, 2, -1) < 0)
-            return errno;
-        wait = !either[1].revents;
+        if (events & EVENT_OUT)
+            return *told = 1, 0;
+    }
+    struct pollfd any[] = {
+        {self->bell, POLLIN, 0},
+        {w->take ? self->front.signal : -1, POLLIN, 0},
+        {self->behind.socket != NULL ? self->behind.signal : -1, POLLIN, 0},
+    };
+    if (poll(any, 3, -1) < 0)
+        return errno;
+    *told = any[0].revents != 0;
+    return 0;
+}
+
+/* `take_batch`; where there is nothing, and that is wished, again after news. What comes from behind
+ * is passed on. Without Python's lock. EINTR where a signal has come meanwhile. */
+static int take_or_wait(Frames *self, const wish *w, size_t *taken)
+{
+    int number, told = !w->wait;
+    for (;;) {
+        number = pass_on(self);
+        if (!number)
+            number = w->take ? take_batch(self, taken) : EAGAIN;
+        if (number != EAGAIN || told)
+            return number;
+        number = wait_for_news(self, w, &told);
+        if (number)
+            return number;
     }
 }
 
@@ -237,9 +311,9 @@ static PyObject *fail(Frames *self, int number)
 
 static int is_closed(Frames *self)
 {
-    if (self->socket == NULL)
+    if (self->front.socket == NULL)
         fail(self, ENOTSOCK);
-    return self->socket == NULL;
+    return self->front.socket == NULL;
 }
 
 static PyObject *to_bytes(zmq_msg_t *frame)
@@ -294,13 +368,15 @@ static PyObject *to_lists(Frames *self, size_t taken)
 
 static PyObject *frames_receive(Frames *self, PyObject *arguments)
 {
-    int wait, number;
+    wish w = {0, 1, 0};
+    int number;
     size_t taken = 0;
-    if (!PyArg_ParseTuple(arguments, "p", &wait) || is_closed(self))
+    if (!PyArg_ParseTuple(arguments, "p|pp", &w.wait, &w.take, &w.room) || is_closed(self))
         return NULL;
+    w.room = w.room && self->behind.socket != NULL;
     do {
         Py_BEGIN_ALLOW_THREADS
-        number = take_or_wait(self, wait, &taken);
+        number = take_or_wait(self, &w, &taken);
         Py_END_ALLOW_THREADS
         if (number == EINTR && PyErr_CheckSignals() < 0)
             return NULL;
@@ -384,43 +460,65 @@ static void let_go(outgoing *held)
     PyMem_Free(held);
 }
 
-/* Send what is held. Without Python's lock. 0, or an error number. */
-static int send_all(Frames *self, const outgoing *frame, const outgoing *end)
+/* Send a message. 0, or an error number; EAGAIN where nobody is there to take it. */
+static int send_message(void *socket, const outgoing *frame)
 {
-    while (frame < end) {
-        int flags = DONTWAIT | (frame->more ? SNDMORE : 0);
-        if (zmq.send(self->socket, frame->data, frame->size, flags) < 0) {
-            int number = zmq.last_error();
-            if (number == EINTR)
-                continue;
-            if (number != EAGAIN)
-                return number;
-            self->unroutable++; /* Nobody is there to take it. */
-            while (frame->more)
-                frame++;
-        }
-        frame++;
+    for (;; frame++) {
+        while (zmq.send(socket, frame->data, frame->size, DONTWAIT | (frame->more ? SNDMORE : 0)) < 0)
+            if (zmq.last_error() != EINTR)
+                return zmq.last_error();
+        if (!frame->more)
+            return 0;
+    }
+}
+
+/* Send all messages that are held, without Python's lock. Where nobody is there to take one: pass it
+ * over and count it, or, if not `skip`, end with EAGAIN. 0, or an error number. */
+static int send_all(Frames *self, void *socket, int skip, const outgoing *frame,
+                    const outgoing *end, Py_ssize_t *sent)
+{
+    for (; frame < end; frame++) {
+        int number = send_message(socket, frame), lost = number == EAGAIN && skip;
+        if (number && !lost)
+            return number;
+        self->unroutable += (unsigned)lost;
+        *sent += !lost;
+        while (frame->more)
+            frame++;
     }
     return 0;
 }
 
-static PyObject *frames_send(Frames *self, PyObject *arguments)
+/* Send messages, given as lists of envelopes and of bodies; how many, or -1. */
+static Py_ssize_t send_lists(Frames *self, PyObject *arguments, void *socket, int skip)
 {
     PyObject *envelopes, *bodies;
     outgoing *held = NULL;
     int number = 0;
+    Py_ssize_t sent = 0;
     if (!PyArg_ParseTuple(arguments, "OO", &envelopes, &bodies) || is_closed(self))
-        return NULL;
+        return -1;
     Py_ssize_t count = hold_all(envelopes, bodies, &held);
     if (count >= 0) {
         Py_BEGIN_ALLOW_THREADS
-        number = send_all(self, held, held + count);
+        number = send_all(self, socket, skip, held, held + count, &sent);
         Py_END_ALLOW_THREADS
     }
     let_go(held);
-    if (count < 0)
-        return NULL;
-    return number ? fail(self, number) : Py_NewRef(Py_None);
+    if (is_error(number))
+        fail(self, number);
+    return count < 0 || is_error(number) ? -1 : sent;
+}
+
+static PyObject *frames_send(Frames *self, PyObject *arguments)
+{
+    return send_lists(self, arguments, self->front.socket, 1) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *frames_hand_over(Frames *self, PyObject *arguments)
+{
+    Py_ssize_t sent = send_lists(self, arguments, self->behind.socket, 0);
+    return sent < 0 ? NULL : PyLong_FromSsize_t(sent);
 }
 
 /* --- The rest */
@@ -431,16 +529,26 @@ static PyObject *frames_readable(Frames *self, PyObject *unused)
     size_t size = sizeof events;
     if (is_closed(self))
         return NULL;
-    while (zmq.getsockopt(self->socket, OPTION_EVENTS, &events, &size) < 0)
+    while (zmq.getsockopt(self->front.socket, OPTION_EVENTS, &events, &size) < 0)
         if (zmq.last_error() != EINTR)
             return fail(self, zmq.last_error());
     return PyBool_FromLong(events & EVENT_IN);
 }
 
+static int close_end(end *of)
+{
+    PyObject *closed = NULL;
+    if (of->owner == NULL)
+        return 1;
+    of->socket = NULL;
+    closed = PyObject_CallMethod(of->owner, "close", NULL);
+    Py_XDECREF(closed);
+    return closed != NULL;
+}
+
 static PyObject *frames_close(Frames *self, PyObject *unused)
 {
-    self->socket = NULL;
-    return PyObject_CallMethod(self->owner, "close", NULL);
+    return close_end(&self->front) && close_end(&self->behind) ? Py_NewRef(Py_None) : NULL;
 }
 
 static PyObject *frames_unroutable(Frames *self, void *unused)
@@ -448,26 +556,36 @@ static PyObject *frames_unroutable(Frames *self, void *unused)
     return PyLong_FromUnsignedLongLong(self->unroutable);
 }
 
-static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
+/* Take over a socket of pyzmq's; None is none. Whether that went well. */
+static int open_end(end *to, PyObject *owner)
 {
-    PyObject *owner, *no_delimiter, *no_body, *two_bodies, *error;
-    int bell;
-    Py_ssize_t most;
-    if (!PyArg_ParseTuple(arguments, "OinOOOO", &owner, &bell, &most, &no_delimiter, &no_body,
-                          &two_bodies, &error))
-        return NULL;
-    if (zmq.version == NULL || most < 1)
-        return PyErr_Format(PyExc_ValueError, "attach to libzmq first; most must be positive");
+    size_t size = sizeof to->signal;
+    if (owner == Py_None)
+        return 1;
     PyObject *address = PyObject_GetAttrString(owner, "underlying");
     void *socket = address == NULL ? NULL : PyLong_AsVoidPtr(address);
     Py_XDECREF(address);
     if (socket == NULL && PyErr_Occurred())
+        return 0;
+    if (zmq.getsockopt(socket, OPTION_FD, &to->signal, &size) < 0)
+        return PyErr_Format(PyExc_ValueError, "libzmq: error %d", zmq.last_error()), 0;
+    *to = (end){Py_NewRef(owner), socket, to->signal};
+    return 1;
+}
+
+static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
+{
+    PyObject *front, *no_delimiter, *no_body, *two_bodies, *error, *behind = Py_None;
+    int bell;
+    Py_ssize_t most;
+    if (!PyArg_ParseTuple(arguments, "OinOOOO|O", &front, &bell, &most, &no_delimiter, &no_body,
+                          &two_bodies, &error, &behind))
         return NULL;
+    if (zmq.version == NULL || most < 1)
+        return PyErr_Format(PyExc_ValueError, "attach to libzmq first; most must be positive");
     Frames *self = (Frames *)PyType_GenericAlloc(type, 0);
     if (self == NULL)
         return NULL;
-    self->owner = Py_NewRef(owner);
-    self->socket = socket;
     self->bell = bell;
     self->stands_for[NO_DELIMITER] = Py_NewRef(no_delimiter);
     self->stands_for[NO_BODY] = Py_NewRef(no_body);
@@ -475,11 +593,12 @@ static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *k
     self->error = Py_NewRef(error);
     self->most = (size_t)most;
     self->letters = calloc(self->most, sizeof *self->letters);
-    if (self->letters == NULL) {
-        Py_DECREF(self);
-        return PyErr_NoMemory();
-    }
-    return (PyObject *)self;
+    if (self->letters == NULL)
+        PyErr_NoMemory();
+    else if (open_end(&self->front, front) && open_end(&self->behind, behind))
+        return (PyObject *)self;
+    Py_DECREF(self);
+    return NULL;
 }
 
 static void frames_dealloc(Frames *self)
@@ -491,7 +610,8 @@ static void frames_dealloc(Frames *self)
     for (int kind = 0; kind < KINDS; kind++)
         Py_XDECREF(self->stands_for[kind]);
     Py_XDECREF(self->error);
-    Py_XDECREF(self->owner);
+    Py_XDECREF(self->front.owner);
+    Py_XDECREF(self->behind.owner);
     PyObject_Free(self);
     Py_DECREF(type);
 }
@@ -499,6 +619,7 @@ static void frames_dealloc(Frames *self)
 static PyMethodDef frames_methods[] = {
     {"receive", (PyCFunction)frames_receive, METH_VARARGS, NULL},
     {"send", (PyCFunction)frames_send, METH_VARARGS, NULL},
+    {"hand_over", (PyCFunction)frames_hand_over, METH_VARARGS, NULL},
     {"readable", (PyCFunction)frames_readable, METH_NOARGS, NULL},
     {"close", (PyCFunction)frames_close, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},

@@ -1,6 +1,6 @@
-"""The broker: a proxy in front of a pool of workers, started and stopped in order.
+"""The broker: a front, and a pool of workers behind it, started and stopped in order.
 
-Start: endpoints are bound, then workers connect; requests that come in between wait in the proxy.
+Start: endpoints are bound, then workers connect; requests that come in between wait.
 Stop: what had arrived is answered, the last replies leave, threads are joined, sockets closed.
 
 An inproc endpoint is found only by sockets of the same ZeroMQ context. So a broker with one lives
@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import Counter
+from functools import partial
 from itertools import repeat
 from operator import add
 from typing import TYPE_CHECKING
@@ -21,9 +22,10 @@ import zmq
 
 from zkv.broker.feed import Feed
 from zkv.broker.frames import FRAMES, PlainFrames
-from zkv.broker.mailbox import Mailbox
-from zkv.broker.proxy import INPROC, Proxy
+from zkv.broker.front import Front
+from zkv.broker.mailbox import Mailbox, connect_worker
 from zkv.broker.service import Service
+from zkv.broker.sockets import INPROC
 from zkv.broker.worker import Worker
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class Broker:
         feed: where to publish changes; empty = nowhere.
         max_message_bytes: a larger message ends its connection.
         worker_died: told when a worker died; in that worker's thread, so it must only take note.
-        proxy_died: told when nothing is forwarded any more; likewise.
+        front_died: told when nothing is taken any more; likewise.
     """
 
     def __init__(
@@ -58,14 +60,16 @@ class Broker:
         feed: str,
         max_message_bytes: int,
         worker_died: Callable[[], None],
-        proxy_died: Callable[[], None],
+        front_died: Callable[[], None],
     ) -> None:
         self._shares_context = any(name.startswith(INPROC) for name in (*endpoints, feed))
         self._context: zmq.Context[zmq.Socket[bytes]] = (
             zmq.Context.instance() if self._shares_context else zmq.Context()
         )
         self._backend = f"inproc://zkv-workers-{next(_numbers)}"
-        self._proxy = Proxy(self._context, endpoints, self._backend, max_message_bytes, proxy_died)
+        self._front = Front(
+            self._context, endpoints, self._backend, max_message_bytes, FRAMES, front_died
+        )
         self._feed = Feed(self._context, feed) if feed else None
         self._make_service: Callable[[], Service]
         self._worker_died = worker_died
@@ -82,7 +86,7 @@ class Broker:
         try:
             if self._feed is not None:
                 self.feed = self._feed.start()
-            self.endpoints = self._proxy.start()
+            self.endpoints = self._front.start()
         except BaseException:
             self._close_feed()
             self._let_go_of_context()
@@ -93,16 +97,23 @@ class Broker:
         if self._feed is not None:
             self._feed.follow(keyspace)
 
-    def serve(self, workers: int, make_service: Callable[[], Service]) -> None:
-        """Start the workers.
+    def serve(
+        self,
+        workers: int,
+        make_service: Callable[[], Service],
+        make_front_service: Callable[[], Service],
+    ) -> None:
+        """Start the workers, and have the front take requests.
 
         Args:
             workers: how many threads.
             make_service: one for each worker.
+            make_front_service: one for the front.
         """
         self._make_service = make_service
         for _ in range(workers):
             self._add_worker()
+        self._front.serve(make_front_service)
 
     def replace_dead_workers(self) -> None:
         """Put a new worker in the place of each one that has died."""
@@ -119,12 +130,12 @@ class Broker:
         """Answer what has arrived, then close everything."""
         with self._lock:
             workers = [worker for worker in self._workers if worker.is_alive()]
-        self._proxy.drain(len(workers), lambda: any(worker.is_alive() for worker in workers))
+        self._front.drain(lambda: any(worker.is_alive() for worker in workers))
         for worker in workers:
             worker.stop()
         for worker in workers:
             worker.join()
-        self._proxy.join()
+        self._front.stop()
         self._close_feed()
         self._let_go_of_context()
 
@@ -144,8 +155,9 @@ class Broker:
             services = list(self._buried)
             for worker in self._workers:
                 services += worker.services
-            unroutable = sum(worker.unroutable for worker in self._workers)
+            unroutable = self._front.unroutable + sum(each.unroutable for each in self._workers)
             replaced = len(services) - len(self._workers)
+        services += self._front.services
         for service in services:
             for op, counts in dict(service.latencies).items():
                 latencies[op] = list(map(add, latencies.get(op, repeat(0)), counts))
@@ -176,7 +188,7 @@ class Broker:
         worker.start()
 
     def _open_mailbox(self) -> Mailbox:
-        return Mailbox(self._context, self._backend, FRAMES)
+        return Mailbox(partial(FRAMES, connect_worker(self._context, self._backend)))
 
     def _died(self, worker: Worker) -> None:
         with self._lock:

@@ -32,7 +32,7 @@ from msgspec import Raw, Struct
 from msgspec.msgpack import encode
 
 from zkv.broker.bell import Bell
-from zkv.broker.proxy import bind, close
+from zkv.broker.sockets import bind, close
 from zkv.errors import EndpointError
 
 if TYPE_CHECKING:

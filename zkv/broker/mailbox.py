@@ -1,4 +1,4 @@
-"""A worker's mailbox: takes every request that is queued, and sends the replies all together.
+"""A mailbox: takes every request that is queued, and sends the replies all together.
 
 Strategy: what a worker pays for is calls on sockets, not bytes. So it waits for the first message,
 takes the rest without waiting (bounded), works on the whole batch, and replies to all. The envelope
@@ -29,12 +29,9 @@ QUEUED_PER_WORKER: Final = 64
 """Bound on requests that wait for one worker, on each side of its pipe.
 
 DEALER deals them out blindly, so what waits here waits behind whatever that worker is busy with;
-the rest waits in the proxy for whoever is free. Measured with 50 clients x 16 in flight and one
+the rest waits in the front for whoever is free. Measured with 50 clients x 16 in flight and one
 worker: 1 gives 0.35 of the throughput of 1,000, 8 gives 0.7, 32 gives 0.85, 128 all of it.
 """
-
-GOODBYE: Final = b"goodbye"
-"""Sent behind an empty first frame, which no client's routing id can be, when a mailbox closes."""
 
 
 class Pending(Protocol):
@@ -55,25 +52,12 @@ class Mailbox:
     """Made in the worker's own thread.
 
     Args:
-        context: the server's.
-        backend: inproc address of the proxy's DEALER.
-        frames: what takes and sends batches.
+        open_frames: makes what takes and sends batches, given the descriptor of the bell.
     """
 
-    def __init__(
-        self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        backend: str,
-        frames: Callable[[zmq.Socket[bytes], int], Frames],
-    ) -> None:
-        socket = context.socket(zmq.DEALER)
-        socket.linger = 0  # A reply is in the proxy's hands as soon as it is sent: inproc.
-        # Replies are bounded by the requests taken; a bound here could block the proxy's peer.
-        socket.sndhwm = 0
-        socket.rcvhwm = QUEUED_PER_WORKER
-        socket.connect(backend)
+    def __init__(self, open_frames: Callable[[int], Frames]) -> None:
         self._bell = Bell()
-        self._frames = frames(socket, self._bell.fileno())
+        self._frames = open_frames(self._bell.fileno())
         self._envelopes: list[Envelope] = []
         self._outbox: deque[tuple[list[Envelope], Pending]] = deque()
         self._parked = 0  # Groups of replies that are pending and have not been sent.
@@ -99,12 +83,18 @@ class Mailbox:
                 return bodies
             self._bell.hush()  # Before the outbox is read: what comes later rings again.
 
-    def reply(self, replies: Sequence[bytes | None], later: Sequence[Later] = ()) -> None:
+    def reply(
+        self,
+        replies: Sequence[bytes | None],
+        later: Sequence[Later] = (),
+        left: Sequence[int] = (),
+    ) -> None:
         """Answer the batch received last.
 
         Args:
-            replies: in its order; None where a reply is pending.
-            later: those that are.
+            replies: in its order; None where a reply is pending, or made by others.
+            later: those that are pending.
+            left: the places of those that others are to make; only `FrontMailbox` has any.
         """
         envelopes, self._envelopes = self._envelopes, []
         for places, pending in later:
@@ -126,12 +116,9 @@ class Mailbox:
         self._bell.ring()
 
     def close(self) -> None:
-        """Say goodbye to the proxy and close every descriptor."""
-        try:
-            self._frames.send([[b""]], [GOODBYE])
-        finally:
-            self._frames.close()
-            self._bell.close()
+        """Close every descriptor. Replies that have been sent are in the front's hands."""
+        self._frames.close()
+        self._bell.close()
 
     def _send_completed(self) -> None:
         while self._outbox:
@@ -152,3 +139,19 @@ class Mailbox:
         # for the disk here would pay for three system calls, and a turn of its loop, in vain.
         if threading.get_ident() != self._thread:
             self._bell.ring()
+
+
+def connect_worker(context: zmq.Context[zmq.Socket[bytes]], backend: str) -> zmq.Socket[bytes]:
+    """The socket of a worker's mailbox.
+
+    Args:
+        context: the server's.
+        backend: inproc address of the front's DEALER.
+    """
+    socket = context.socket(zmq.DEALER)
+    socket.linger = 0  # A reply is in the front's hands as soon as it is sent: inproc.
+    # Replies are bounded by the requests taken; a bound here could block the front's peer.
+    socket.sndhwm = 0
+    socket.rcvhwm = QUEUED_PER_WORKER
+    socket.connect(backend)
+    return socket

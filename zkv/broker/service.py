@@ -1,10 +1,10 @@
 """From request bodies to reply bodies: decode, run the command, wait for the disk, encode, log.
 
-Strategy: a batch is run in order, what a `Lane` takes by the lane, and the rest request by request;
-every outcome names the newest revision that it tells of. What is safe by then (see `zkv.engine`) is
-answered at once. The rest shares one commit group: its replies are parked in the mailbox and leave
-when the group's revision is on disk, so that the worker goes on meanwhile, and a batch, or many,
-cost one sync.
+Strategy: a batch is run in order: by a worker request by request, in the front by the lane, which
+leaves the rest to the workers. Every outcome names the newest revision that it tells of. What is
+safe by then (see `zkv.engine`) is answered at once. The rest shares one commit group: its replies
+are parked in the mailbox and leave when the group's revision is on disk, so that the thread goes on
+meanwhile, and a batch, or many, cost one sync.
 
 Invariants: every body gets a reply, whatever is in it and whatever a command raises; what a command
 raises unexpectedly is a bug, logged with its traceback and answered `INTERNAL`. No reply tells of a
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from zkv.broker.mailbox import Later
     from zkv.commands import Node
+    from zkv.keyspace.lane import Lane
     from zkv.log import AnyRecord, Subject
     from zkv.protocol.requests import AnyRequest
 
@@ -87,12 +88,13 @@ NOTHING_SAFE: Final = (-1, -1)
 
 
 class Service:
-    """Answers requests in one worker thread; its counters are that thread's own.
+    """Answers requests in one thread; its counters are that thread's own.
 
     Args:
         node: what commands work on.
         write_log: takes request records; None where requests are not logged.
         stopping: true once new requests are to be refused.
+        lane: answers what it can before anything else does; None = there is none.
     """
 
     def __init__(
@@ -100,8 +102,10 @@ class Service:
         node: Node,
         write_log: Callable[[list[AnyRecord]], None] | None,
         stopping: Callable[[], bool],
+        lane: Lane | None = None,
     ) -> None:
         self._node = node
+        self._lane = lane
         self._engine = node.engine
         self._write_log = write_log
         self._stopping = stopping
@@ -113,15 +117,18 @@ class Service:
         those of a lane from when their batch was taken up."""
         self.failures: Counter[str] = Counter()
 
-    def answer(self, bodies: list[bytes | BadEnvelope]) -> tuple[list[bytes | None], list[Later]]:
-        """A reply to each of ``bodies``, in their order, None where it is pending; and those.
+    def answer(
+        self, bodies: list[bytes | BadEnvelope]
+    ) -> tuple[list[bytes | None], list[Later], list[int]]:
+        """A reply to each of ``bodies``, in their order, or None; those that are pending; the rest.
 
-        To be followed by `commit`, once the replies are in the mailbox.
+        The rest are the places of those that it leaves to others. To be followed by `commit`, once
+        the replies are in the mailbox.
         """
         started = time.perf_counter()
         engine = self._engine
         epoch = engine.epoch
-        batch, calls = self._run_all(bodies)
+        batch, calls, left = self._run_all(bodies)
         self._group = None
         self._refusal = None
         safe = engine.safe_rev, engine.safe_lsn
@@ -144,7 +151,7 @@ class Service:
                 later.append((waiting.places, waiting))
         self.finish_run(batch.ops, batch.subjects, started)
         self.flush_log()
-        return batch.replies, later
+        return batch.replies, later, left
 
     def _finish_calls(
         self,
@@ -167,7 +174,7 @@ class Service:
         """See to it that what waits for the disk is completed.
 
         Args:
-            is_idle: asked only if something waits: whether the worker has nothing else to do. It
+            is_idle: asked only if something waits: whether the thread has nothing else to do. It
                 then waits for the disk itself, which saves the way through the committer's thread
                 and back.
         """
@@ -232,18 +239,27 @@ class Service:
             return fail(refusal, call.request)
         return call.result
 
-    def _run_all(self, bodies: list[bytes | BadEnvelope]) -> tuple[Answers, Calls]:
+    def _run_all(self, bodies: list[bytes | BadEnvelope]) -> tuple[Answers, Calls, list[int]]:
+        """What the lane answered, the calls of the rest, and the places of those that are left."""
         batch = Answers(subjects=None if self._write_log is None else [])
         calls: Calls = []
-        lane = None if self._stopping() else self._node.lane
+        left: list[int] = []
+        lane = None if self._stopping() else self._lane
         while True:
             if lane is not None:
                 lane.run(bodies, batch)
             place = len(batch.replies)
             if place == len(bodies):
-                return batch, calls
-            calls.append((place, self._run(bodies[place])))
+                return batch, calls, left
+            if self._leaves(bodies[place]):
+                left.append(place)
+            else:
+                calls.append((place, self._run(bodies[place])))
             batch.leave_out()
+
+    def _leaves(self, _body: bytes | BadEnvelope) -> bool:
+        """Whether others are to answer what the lane did not."""
+        return False
 
     def _run(self, body: bytes | BadEnvelope) -> Call:
         call = Call(len(body), time.perf_counter())
@@ -292,6 +308,13 @@ class Service:
         if request is None or not (request.durable and request.writes):
             return False
         return call.rev > self._engine.durable_rev
+
+
+class FrontService(Service):
+    """The service of the front: what the lane does not answer it leaves to the workers'."""
+
+    def _leaves(self, body: bytes | BadEnvelope) -> bool:
+        return not isinstance(body, BadEnvelope)
 
 
 class PendingReply:

@@ -82,7 +82,7 @@ class Worker:
             self._mailbox = mailbox = self._open_mailbox()
             self._ready.set()
             try:
-                self._serve(mailbox)
+                serve(mailbox, self.services, self._make_service, self.name)
             finally:
                 mailbox.close()
         except BaseException:
@@ -91,13 +91,24 @@ class Worker:
         finally:
             self._ready.set()
 
-    def _serve(self, mailbox: Mailbox) -> None:
-        while bodies := mailbox.receive():
-            service = self.services[-1]
-            try:
-                mailbox.reply(*service.answer(bodies))
-                service.commit(mailbox.is_idle)
-            except BaseException as error:
-                _log.critical("%s died; another takes its place", self.name, exc_info=True)
-                mailbox.reply([give_up(body, error) for body in bodies[: mailbox.unanswered]])
-                self.services.append(self._make_service())
+
+def serve(
+    mailbox: Mailbox, services: list[Service], make_service: Callable[[], Service], name: str
+) -> None:
+    """Answer batches until the mailbox has no more.
+
+    Args:
+        mailbox: where they come from.
+        services: the last one is at work; where it dies another one is appended.
+        make_service: makes that.
+        name: of the thread, for the log.
+    """
+    while bodies := mailbox.receive():
+        service = services[-1]
+        try:
+            mailbox.reply(*service.answer(bodies))
+            service.commit(mailbox.is_idle)
+        except BaseException as error:
+            _log.critical("%s died; another takes its place", name, exc_info=True)
+            mailbox.reply([give_up(body, error) for body in bodies[: mailbox.unanswered]])
+            services.append(make_service())

@@ -1,6 +1,6 @@
 """The fast lane: plain GET, PUT, MGET and MPUT, carried out by the compiled store, many at a time.
 
-What a worker takes from its mailbox is offered to the lane, which carries out what it knows, and
+What the front takes from its mailbox is offered to the lane, which carries out what it knows, and
 stops at the first request that it leaves to the command of its op: one with any further field, one
 that fails, one out of the ordinary in any way. The commands are the specification; tests compare
 the two (tests/test_compiled.py). All that a run has committed enters log, history and the way back
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from zkv import compiled
 from zkv.keyspace.change import Packed
+from zkv.keyspace.table import is_compiled
 from zkv.protocol.codec import SURELY_SHALLOW
 
 if TYPE_CHECKING:
@@ -109,5 +110,7 @@ class Lane:
 def open_lane(
     keyspace: Keyspace, limits: KeyLimits, max_reply_bytes: int, durable: bool
 ) -> Lane | None:
-    """The lane of a store; None where it is not compiled."""
-    return Lane(keyspace, limits, max_reply_bytes, durable) if compiled.COMPILED else None
+    """The lane of a store; None where its table is not compiled."""
+    if not is_compiled(keyspace.entries):
+        return None
+    return Lane(keyspace, limits, max_reply_bytes, durable)

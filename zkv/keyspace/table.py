@@ -26,3 +26,8 @@ if TYPE_CHECKING or compiled.COMPILED:
 def new_table() -> Table:
     """An empty table."""
     return CompiledTable(Entry, os.urandom(16)) if compiled.COMPILED else {}
+
+
+def is_compiled(table: Table) -> bool:
+    """Whether a `Lane` can work on it."""
+    return compiled.COMPILED and isinstance(table, compiled.store.Table)
