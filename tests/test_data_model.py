@@ -19,7 +19,7 @@ import time
 import tracemalloc
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -2415,9 +2415,9 @@ class Watched(deque[Any]):
         super().__init__()
         self._meanwhile = meanwhile
 
-    def extend(self, items: Iterable[Any]) -> None:
+    def append(self, item: Any) -> None:
         self._meanwhile()
-        super().extend(items)
+        super().append(item)
         self._meanwhile()
 
 
@@ -2437,7 +2437,7 @@ def test_what_is_queued_in_one_step_is_seen_whole(durable_store: DurableStore) -
     seen = set()
 
     def look(*_: object) -> None:
-        seen.add(len(wal._queue))
+        seen.add(sum(len(commits) for _, commits in wal._queue))
 
     usual = gc.get_threshold()
     gc.callbacks.append(look)

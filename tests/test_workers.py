@@ -32,6 +32,7 @@ from zkv.broker.frames import FRAMES
 from zkv.broker.front import FrontMailbox
 from zkv.broker.mailbox import Mailbox, connect_worker
 from zkv.engine import Engine
+from zkv.keyspace.lane import open_lane
 from zkv.protocol import requests
 
 DEATHS = 5
@@ -192,6 +193,47 @@ def test_the_id_comes_back_from_a_dying_worker(
     replace(requests.Put, raising(SimulatedDeath()))
     reply = client.call(op="PUT", key="k", value=2, id=77)
     assert (reply["code"], reply.get("id")) == ("INTERNAL", 77)
+
+
+@pytest.mark.parametrize("lane", [False, True])
+def test_who_waits_for_the_disk_is_answered_when_the_service_dies(
+    tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch, lane: bool
+) -> None:
+    """It dies between a write and the disk: nobody knows what became of that."""
+    if lane:
+        monkeypatch.setattr("zkv.server.open_lane", open_lane)
+    with ServerInProcess(tmp_path / "data") as server:
+        client = connect(server.endpoint)
+        client.ok(op="PUT", key="k", value=1)
+        with monkeypatch.context() as patch:
+            for name in ("submit", "settle"):
+                patch.setattr(Engine, name, raising(SimulatedDeath()))
+            reply = client.call(op="PUT", key="k", value=2, id=1)
+        assert (reply["code"], reply["applied"], reply["id"]) == ("READ_ONLY", None, 1)
+        assert client.ok(op="PUT", key="k", value=3)["rev"] == 3
+        assert server.stop()
+
+
+def test_a_log_that_cannot_be_written_for_no_known_reason(
+    tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is like any other disk that fails: rolled back, refused, tried again."""
+    directory = tmp_path / "data"
+    with ServerInProcess(directory) as server:
+        client = connect(server.endpoint)
+        client.ok(op="PUT", key="k", value=1)
+        with monkeypatch.context() as patch:
+            patch.setattr("zkv.durability.segment.pack_frames", raising(SimulatedBugError("odd")))
+            reply = client.call(op="PUT", key="k", value=2)
+            assert (reply["code"], reply["applied"]) == ("READ_ONLY", False)
+            assert "odd" in reply["message"]
+            assert client.ok(op="GET", key="k")["value"] == 1
+        eventually(lambda: client.call(op="PUT", key="k", value=3)["ok"], "it is tried again")
+        assert server.stop()
+    with ServerInProcess(directory) as server:
+        assert connect(server.endpoint).ok(op="GET", key="k") | {"rev": 2} == {
+            "ok": True, "value": 3, "rev": 2,
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize("workers", [1, 2])

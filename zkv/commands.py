@@ -219,13 +219,14 @@ def changes(node: Node, request: requests.Changes) -> Done:
 def info(node: Node, _request: requests.Info) -> Done:
     """What the server is, holds and has done."""
     keyspace = node.engine.keyspace
-    rev = keyspace.rev
+    keys = len(keyspace)
+    rev = keyspace.rev  # Afterwards: it is what the reply tells of.
     reply = InfoReply(
         version=__version__,
         protocol=PROTOCOL_VERSION,
         rev=rev,
         durable_rev=node.engine.durable_rev,
-        keys=len(keyspace),
+        keys=keys,
         **node.facts(),
     )
     return Done(reply, rev)

@@ -178,14 +178,20 @@ class Service:
                 then waits for the disk itself, which saves the way through the committer's thread
                 and back.
         """
-        if self._group is None:
+        group, self._group = self._group, None
+        if group is None:
             return
-        if self._refusal is not None:
-            self._group.complete(self._refusal)
-        elif is_idle():
-            self._engine.settle(self._group)
-        else:
-            self._engine.submit(self._group)
+        try:
+            if self._refusal is not None:
+                group.complete(self._refusal)
+            elif is_idle():
+                self._engine.settle(group)
+            else:
+                self._engine.submit(group)
+        except BaseException:
+            # A bug. The thread gets another service; those who wait are not to wait for ever.
+            group.complete(ReadOnlyError("a bug in the server; its log says more", applied=None))
+            raise
 
     def finish(self, call: Call, reply: Reply | Failure | None) -> bytes:
         """Encode ``reply``, or the one that is remembered, count and log the call."""
@@ -234,8 +240,10 @@ class Service:
         """What to answer after commits that ``call`` made or saw have been rolled back."""
         if call.request is None or call.request.writes:
             return fail(refusal, call.request)
+        epoch = self._engine.epoch
         self._execute(call, call.request)
-        if call.rev > self._engine.safe_rev or isinstance(call.result, Future | None):
+        safe = call.rev <= self._engine.safe_rev and self._engine.epoch == epoch
+        if not safe or isinstance(call.result, Future | None):
             return fail(refusal, call.request)
         return call.result
 

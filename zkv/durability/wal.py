@@ -80,7 +80,7 @@ class Wal:
         self._directory = directory
         self._segment_bytes = segment_bytes
         self._sync_each = sync_each
-        self._queue: deque[tuple[int, Packed]] = deque()
+        self._queue: deque[tuple[int, list[Packed]]] = deque()
         self._io = threading.Lock()
         self._refusal: ReadOnlyError | None = None
         self._retry_at = 0.0
@@ -149,14 +149,12 @@ class Wal:
 
         Call with the keyspace's lock held, and where commits are taken.
         """
-        first = self.last_lsn + 1
-        # All of them have to be there at once, for whoever writes takes what is there: from a list,
-        # since Python makes no object on the way, and so runs nothing else. And then the number,
-        # for who waits for it takes an empty queue for a rollback.
-        numbered = list(zip(range(first, first + len(commits)), commits, strict=True))
-        self._queue.extend(numbered)
-        self.last_lsn += len(commits)
-        return self.last_lsn
+        # All of them at once, for whoever writes takes what is there. And then the number, for who
+        # waits for it takes an empty queue for a rollback.
+        lsn = self.last_lsn + len(commits)
+        self._queue.append((lsn, commits))
+        self.last_lsn = lsn
+        return lsn
 
     def commit(self, lsn: int, durable: bool) -> None:
         """Return once every commit up to ``lsn`` is written and, if ``durable``, on disk.
@@ -229,24 +227,29 @@ class Wal:
     def _write_queued(self) -> None:
         """Write all that is queued with one call."""
         queue = self._queue
-        commits = [queue.popleft() for _ in range(len(queue))]
-        if not commits:
+        runs = [queue.popleft() for _ in range(len(queue))]
+        if not runs:
             # Somebody rolled this commit back; where a sync failed, it may be on disk all the same.
             raise self._refused()
         try:
             if self._offset >= self._segment_bytes and self.written_rev >= self._first_rev:
                 self._rotate(self.written_rev + 1)
             synced, salt = self._synced, self._salt
-            payloads = [commit.payload for _, commit in commits]
+            payloads = [commit.payload for _, commits in runs for commit in commits]
             data = segment.pack_frames(payloads, synced, salt)
             self._files.write(self._file, data)
-        except (OSError, MemoryError) as error:
-            # What has left the queue is written or rolled back: else the log would have a gap.
+        except ReadOnlyError:
+            raise  # The segment before could not be ended: all has been rolled back.
+        except Exception as error:
+            # What has left the queue is written or rolled back, whatever happens: else the log
+            # would have a gap.
+            if not isinstance(error, OSError | MemoryError):
+                _log.error("this is a bug in zkv", exc_info=error)
             raise self._write_failed(error) from error
         self._offset += len(data)
         self.bytes_written += len(data)
-        self.written_lsn, newest = commits[-1]
-        self.written_rev = newest.rev
+        self.written_lsn, newest = runs[-1]
+        self.written_rev = newest[-1].rev
         self._note_safe()
         if self._refusal is not None:
             self._resume()
@@ -317,7 +320,7 @@ class Wal:
         except OSError:
             self._broken = True
 
-    def _write_failed(self, error: OSError | MemoryError) -> ReadOnlyError:
+    def _write_failed(self, error: Exception) -> ReadOnlyError:
         """Cut the file back to its good part, undo what was not written, and refuse for a while."""
         applied: bool | None = False
         try:
@@ -359,6 +362,8 @@ class Wal:
         _log.warning("the log can be written again")
 
 
-def _cannot_write(error: OSError | MemoryError) -> str:
-    reason = "out of memory" if isinstance(error, MemoryError) else error.strerror or error
+def _cannot_write(error: Exception) -> str:
+    reason = "out of memory" if isinstance(error, MemoryError) else str(error)
+    if isinstance(error, OSError):
+        reason = error.strerror or reason
     return f"the log cannot be written: {reason}"
