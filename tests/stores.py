@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from zkv.keyspace import Entry, History, Keyspace, Sessions, Transaction
 from zkv.keyspace.store import ChangeLog
+from zkv.keyspace.table import new_table
 
 
 class Store(Keyspace):
@@ -20,7 +21,9 @@ class Store(Keyspace):
     ) -> None:
         self.time = 1_000_000
         kept = History(history, 2**30, rev)
-        super().__init__(lambda: self.time, Sessions(), kept, entries, rev, log)
+        table = new_table()
+        table.update(entries or {})
+        super().__init__(lambda: self.time, Sessions(), kept, table, rev, log)
 
     def put(self, key: str, value: bytes) -> tuple[int, Entry | None]:
         """Write one entry; the revision, and what was there."""

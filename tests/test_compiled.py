@@ -33,7 +33,7 @@ from zkv import compiled
 from zkv.durability.segment import pack_frames
 from zkv.keyspace import Entry, SnapshotView
 from zkv.keyspace.lane import Answers, open_lane
-from zkv.keyspace.table import Table, new_table
+from zkv.keyspace.table import PlainTable, Table, new_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,8 +66,12 @@ def test_a_table_is_a_dict(steps: list[tuple[str, str, Entry]]) -> None:
         elif what == "pop":
             assert table.pop(key, None) == model.pop(key, None)
         assert (key in table, table.get(key)) == (key in model, model.get(key))
-        assert (len(table), table) == (len(model), model)
+        assert (len(table), dict(table)) == (len(model), model)
     assert sorted(table) == sorted(model)
+    assert table.pairs(list(model)) == PlainTable(model).pairs(list(model))
+    for each in (table, PlainTable(model)):
+        with pytest.raises(KeyError, match="not there"):
+            each.pairs([*model, "not there"])
 
 
 def test_a_table_is_whole_while_it_grows() -> None:

@@ -33,6 +33,7 @@ from zkv.durability.snapshot import Loaded, Writer, file_name, read, revision_of
 from zkv.engine import Engine
 from zkv.errors import DamageError, ReadOnlyError
 from zkv.keyspace import Entry
+from zkv.keyspace.table import PlainTable
 
 REV = 42
 CREATED = 1
@@ -126,13 +127,13 @@ def frames_of(path: Path) -> list[Frame]:
 
 def test_round_trip(tmp_path: Path) -> None:
     path = write_usual(tmp_path)
-    assert read(Files(), path) == Loaded(REV, ENTRIES, [], CREATED)
+    assert read(Files(), path) == Loaded(REV, PlainTable(ENTRIES), [], CREATED)
     assert os.listdir(tmp_path) == [file_name(REV)], "nothing is left beside it"
 
 
 def test_empty_store(tmp_path: Path) -> None:
-    assert read(Files(), write(tmp_path, [])) == Loaded(REV, {}, [], CREATED)
-    assert read(Files(), write(tmp_path, [{}, {}], rev=0)) == Loaded(0, {}, [], CREATED)
+    assert read(Files(), write(tmp_path, [])) == Loaded(REV, PlainTable(), [], CREATED)
+    assert read(Files(), write(tmp_path, [{}, {}], rev=0)) == Loaded(0, PlainTable(), [], CREATED)
 
 
 @given(
@@ -149,7 +150,9 @@ def test_any_entries(
     directory = tmp_path_factory.mktemp("any")
     pairs = list(entries_.items())
     chunks = [dict(pairs[first : first + size]) for first in range(0, len(pairs), size)]
-    assert read(Files(), write(directory, chunks, rev)) == Loaded(rev, entries_, [], CREATED)
+    assert read(Files(), write(directory, chunks, rev)) == Loaded(
+        rev, PlainTable(entries_), [], CREATED
+    )
 
 
 def test_the_format_is_as_documented(tmp_path: Path) -> None:
@@ -167,7 +170,7 @@ def test_the_format_is_as_documented(tmp_path: Path) -> None:
     assert found == ENTRIES
     path = handmade(tmp_path, whole(entries(["a", 1, 2], ["b", None, 3]), entries(["c", "x", 4])))
     expected = {"a": Entry(b"\x01", 2), "b": Entry(b"\xc0", 3), "c": Entry(b"\xa1x", 4)}
-    assert read(Files(), path) == Loaded(REV, expected, [], CREATED)
+    assert read(Files(), path) == Loaded(REV, PlainTable(expected), [], CREATED)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +220,7 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
             flipped[place] ^= 1 << bit
             damaged(path, bytes(flipped))
     path.write_bytes(good)
-    assert read(Files(), path) == Loaded(REV, ENTRIES, [], CREATED)
+    assert read(Files(), path) == Loaded(REV, PlainTable(ENTRIES), [], CREATED)
 
 
 def test_every_byte_overwritten_is_noticed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 
-enum { FIRST_BUCKETS = 64, MOVED_AT_ONCE = 16 };
+enum { FIRST_BUCKETS = 64, MOVED_AT_ONCE = 16, CACHE_LINE = 64 };
 
 /* --- Hashing: SipHash-1-3 (Aumasson and Bernstein, INDOCRYPT 2012), as Python's own ------------- */
 
@@ -76,12 +76,17 @@ PyObject *record_entry(const Table *self, const record *r)
 {
     if (r == NULL)
         return Py_NewRef(Py_None);
-    if (!r->expires)
-        return PyObject_CallFunction(self->entry_type, "y#L", record_value(r),
-                                     (Py_ssize_t)r->value_size, (long long)r->rev);
-    return PyObject_CallFunction(self->entry_type, "y#LL", record_value(r),
-                                 (Py_ssize_t)r->value_size, (long long)r->rev,
-                                 (long long)r->expires);
+    const char *bytes = (const char *)record_value(r);
+    PyObject *value = PyBytes_FromStringAndSize(bytes, (Py_ssize_t)r->value_size);
+    PyObject *rev = PyLong_FromLongLong((long long)r->rev);
+    PyObject *expires = r->expires ? PyLong_FromLongLong((long long)r->expires) : NULL;
+    PyObject *entry = NULL;
+    if (value != NULL && rev != NULL && (expires != NULL || !r->expires)) /* NULL ends it. */
+        entry = PyObject_CallFunctionObjArgs(self->entry_type, value, rev, expires, NULL);
+    Py_XDECREF(value);
+    Py_XDECREF(rev);
+    Py_XDECREF(expires);
+    return entry;
 }
 
 /* --- The table --------------------------------------------------------------------------------- */
@@ -202,6 +207,53 @@ static PyObject *table_get(Table *self, PyObject *arguments)
         return NULL;
     record *r = table_find(self, n.hash, n.at, n.size);
     return r == NULL ? Py_NewRef(otherwise) : record_entry(self, r);
+}
+
+/* Fetch what lies behind each name ahead of its use: in a large table, waiting for memory is most of
+ * what a page costs. */
+static void fetch_ahead(const Table *self, const name *names, Py_ssize_t count)
+{
+    for (Py_ssize_t i = 0; i < count; i++)
+        __builtin_prefetch(table_bucket(self, names[i].hash));
+    for (Py_ssize_t i = 0; i < count; i++) {
+        const record *r = *table_bucket(self, names[i].hash);
+        __builtin_prefetch(r);
+        __builtin_prefetch((const char *)r + CACHE_LINE);
+    }
+}
+
+static PyObject *to_pair(const Table *self, PyObject *key, const name *n)
+{
+    record *r = table_find(self, n->hash, n->at, n->size);
+    if (r == NULL)
+        return PyErr_SetObject(PyExc_KeyError, key), NULL;
+    PyObject *entry = record_entry(self, r);
+    PyObject *pair = entry == NULL ? NULL : PyTuple_Pack(2, key, entry);
+    Py_XDECREF(entry);
+    return pair;
+}
+
+/* A list of each key with its entry, for a list of keys. */
+static PyObject *table_pairs(Table *self, PyObject *keys)
+{
+    Py_ssize_t count = PyList_Size(keys);
+    if (count < 0)
+        return NULL;
+    name *names = PyMem_Calloc((size_t)count + 1, sizeof *names);
+    PyObject *pairs = names == NULL ? PyErr_NoMemory() : PyList_New(0);
+    for (Py_ssize_t i = 0; pairs != NULL && i < count; i++)
+        if (!to_name(self, PyList_GetItem(keys, i), &names[i]))
+            Py_CLEAR(pairs);
+    if (pairs != NULL)
+        fetch_ahead(self, names, count);
+    for (Py_ssize_t i = 0; pairs != NULL && i < count; i++) {
+        PyObject *pair = to_pair(self, PyList_GetItem(keys, i), &names[i]);
+        if (pair == NULL || PyList_Append(pairs, pair) < 0)
+            Py_CLEAR(pairs);
+        Py_XDECREF(pair);
+    }
+    PyMem_Free(names);
+    return pairs;
 }
 
 /* An attribute of an Entry that is an int, or None: 0. Whether that went well. */
@@ -331,6 +383,7 @@ static void table_dealloc(Table *self)
 
 static PyMethodDef table_methods[] = {
     {"get", (PyCFunction)table_get, METH_VARARGS, NULL},
+    {"pairs", (PyCFunction)table_pairs, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -492,7 +492,7 @@ class Keyspace:
         return self._page(names, None)
 
     def _page(self, names: list[str], following: str | None) -> Page:
-        return Page([(key, self.entries[key]) for key in names], following, self._rev)
+        return Page(self.entries.pairs(names), following, self._rev)
 
     def _complete(self, tally: Tally) -> None:
         """Complete a tally in small steps. Without the lock held."""

@@ -7,25 +7,40 @@ and in which a `Lane` finds it without a step of Python.
 from __future__ import annotations
 
 import os
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
 from zkv import compiled
 from zkv.keyspace.entry import Entry
 
-Table = MutableMapping[str, Entry]
+
+class Table(MutableMapping[str, Entry]):
+    """What both have in common."""
+
+    __slots__ = ()
+
+    def pairs(self, keys: Sequence[str]) -> list[tuple[str, Entry]]:
+        """Each of ``keys``, a list, with its entry. Raises KeyError."""
+        return [(key, self[key]) for key in keys]
+
+
+class PlainTable(dict[str, Entry], Table):
+    """In Python."""
+
+    __slots__ = ()
+
 
 if TYPE_CHECKING or compiled.COMPILED:
 
-    class CompiledTable(compiled.store.Table, MutableMapping[str, Entry]):
-        """`Table`, compiled. What is not there in C, such as `items`, is made of what is."""
+    class CompiledTable(compiled.store.Table, Table):
+        """Compiled. What is not there in C, such as `items`, is made of what is."""
 
         __slots__ = ()
 
 
 def new_table() -> Table:
     """An empty table."""
-    return CompiledTable(Entry, os.urandom(16)) if compiled.COMPILED else {}
+    return CompiledTable(Entry, os.urandom(16)) if compiled.COMPILED else PlainTable()
 
 
 def is_compiled(table: Table) -> bool:

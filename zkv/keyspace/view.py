@@ -107,11 +107,11 @@ class SnapshotView:
         store = self._keyspace
         with store.lock:
             keys = list(islice(store.keys_after(self._reached), CHUNK_ENTRIES))
-            chunk: Chunk = []
-            for key in keys:
-                entry = self._kept.pop(key) if key in self._kept else store.entries[key]
-                if entry is not None:
-                    chunk.append((key, entry))
+            kept = {key: self._kept.pop(key) for key in keys if key in self._kept}
+            chunk = store.entries.pairs([key for key in keys if key not in kept])
+            if kept:
+                then = dict(chunk) | kept
+                chunk = [(key, entry) for key in keys if (entry := then[key]) is not None]
             if len(keys) < CHUNK_ENTRIES:
                 self._all_reached = True
             else:
