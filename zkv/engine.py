@@ -128,6 +128,11 @@ class Engine:
         """How often something has been rolled back."""
         return self._wal.epoch
 
+    @property
+    def syncs_quickly(self) -> bool:
+        """Whether recent syncs took next to no time: see `Wal.syncs_quickly`."""
+        return self._wal.syncs_quickly
+
     def secure(self) -> None:
         """Make all commits safe where that takes no waiting for the disk; else do nothing.
 
@@ -195,6 +200,7 @@ class MemoryEngine:
 
     lasting: Final = False
     syncs_each: Final = False
+    syncs_quickly: Final = True
     safe_rev: Final = 2**63
     safe_lsn: Final = 2**63
     epoch: Final = 0

@@ -3,7 +3,7 @@
 Strategy: a thread that is woken costs as much as a plain request. So the front lets the lane answer
 what that can (`zkv.keyspace.lane`), all that waits in one turn, and hands everything else over to
 the workers, through a DEALER, as it came; what they answer it passes on. What blocks, or takes
-long, is theirs: the front never waits for the disk, nor for anything but news.
+long, is theirs: the front waits for nothing but news, and for a disk that is quick.
 
 When the workers have no more room, nothing is taken from clients until they have; what a batch then
 has left waits here. Where the store is not compiled there is no lane, and all is handed over.
@@ -114,10 +114,6 @@ class FrontMailbox(Mailbox):
                 bodies.append(self._bodies[place])
             self._hand_over()
         super().reply(replies, later)
-
-    def is_idle(self) -> bool:
-        """Never: clients have nobody else to turn to."""
-        return False
 
     def _hand_over(self) -> None:
         envelopes, bodies = self._left

@@ -175,8 +175,8 @@ class Service:
 
         Args:
             is_idle: asked only if something waits: whether the thread has nothing else to do. It
-                then waits for the disk itself, which saves the way through the committer's thread
-                and back.
+                then waits for the disk itself, if it may, which saves the way through the
+                committer's thread and back.
         """
         group, self._group = self._group, None
         if group is None:
@@ -184,7 +184,7 @@ class Service:
         try:
             if self._refusal is not None:
                 group.complete(self._refusal)
-            elif is_idle():
+            elif self._may_wait() and is_idle():
                 self._engine.settle(group)
             else:
                 self._engine.submit(group)
@@ -269,6 +269,10 @@ class Service:
         """Whether others are to answer what the lane did not."""
         return False
 
+    def _may_wait(self) -> bool:
+        """Whether it may wait for the disk while nothing else is to be done."""
+        return True
+
     def _run(self, body: bytes | BadEnvelope) -> Call:
         call = Call(len(body), time.perf_counter())
         try:
@@ -319,10 +323,17 @@ class Service:
 
 
 class FrontService(Service):
-    """The service of the front: what the lane does not answer it leaves to the workers'."""
+    """The service of the front: what the lane does not answer it leaves to the workers'.
+
+    All clients wait for the front, and so it waits for a quick disk alone. Where a sync takes
+    0.2 ms, that saves a sixth of a write's time: two threads fewer to wake.
+    """
 
     def _leaves(self, body: bytes | BadEnvelope) -> bool:
         return not isinstance(body, BadEnvelope)
+
+    def _may_wait(self) -> bool:
+        return self._engine.syncs_quickly
 
 
 class PendingReply:

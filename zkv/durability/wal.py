@@ -47,6 +47,8 @@ _log = logging.getLogger("zkv.durability")
 
 LEAST_SHARE: Final = 2
 """A segment that has this share of its full size is worth being dropped with the next snapshot."""
+QUICK_SYNC_SECONDS: Final = 0.001
+"""What a sync may take for a thread to wait for it that others wait for."""
 RETRY_SECONDS: Final = 0.5
 """How long writes are refused after the disk refused one, before another may try."""
 
@@ -104,6 +106,7 @@ class Wal:
         """How often commits have been rolled back."""
         self.bytes_written = 0
         self.syncs = 0
+        self._sync_seconds = 0.0  # Of a recent one: the slower, the longer it is remembered.
         self._offset = 0
         self._synced = 0
         self._first_rev = 0
@@ -128,6 +131,11 @@ class Wal:
     def broken(self) -> bool:
         """Whether an fdatasync failed: no write is taken before `restart`."""
         return self._broken
+
+    @property
+    def syncs_quickly(self) -> bool:
+        """Whether recent syncs took next to no time. That is no promise for the next one."""
+        return self._sync_seconds < QUICK_SYNC_SECONDS
 
     def append(self, commit: Packed) -> int:
         """Queue a commit; returns its number. Call with the keyspace's lock held.
@@ -258,10 +266,12 @@ class Wal:
         if self._broken:  # Asked again, the system may well say that all is on disk.
             raise self._refused()
         lsn, rev, offset = self.written_lsn, self.written_rev, self._offset
+        began = time.monotonic()
         try:
             self._files.sync(self._file)
         except OSError as error:
             raise self._sync_failed(error) from error
+        self._sync_seconds = max(time.monotonic() - began, 0.9 * self._sync_seconds)
         self.syncs += 1
         self._synced = offset
         self.durable_rev = rev

@@ -1,0 +1,127 @@
+"""The front answers what is plain by itself: whatever the workers or the disk are busy with."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+import zmq
+
+from tests.conftest import Connect
+from tests.support import LIMIT, ServerInProcess, pack, unpack
+from zkv import commands, compiled
+from zkv.durability.files import Files
+from zkv.durability.wal import QUICK_SYNC_SECONDS
+from zkv.protocol import requests
+
+pytestmark = pytest.mark.skipif(
+    not compiled.COMPILED, reason="zkv was installed without a C compiler: there is no lane"
+)
+
+
+@pytest.fixture
+def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """PING takes until this is set."""
+    released = threading.Event()
+    ping = commands.READS[requests.Ping]
+
+    def wait(*arguments: Any) -> Any:
+        assert released.wait(LIMIT)
+        return ping(*arguments)
+
+    reads: dict[Any, Any] = commands.READS
+    monkeypatch.setitem(reads, requests.Ping, wait)
+    yield released
+    released.set()
+
+
+def test_plain_requests_are_answered_while_every_worker_is_busy(
+    tmp_path: Path, connect: Connect, blocked: threading.Event
+) -> None:
+    """What the workers have room for waits with them, and holds up nobody."""
+    with ServerInProcess(tmp_path / "data") as server:
+        busy, client = connect(server.endpoint, zmq.DEALER), connect(server.endpoint)
+        for number in range(100):
+            busy.send(pack({"op": "PING", "id": number}))
+        client.ok(op="PUT", key="k", value=1)
+        assert client.ok(op="GET", key="k")["value"] == 1
+        assert client.ok(op="MPUT", items={"k": 2, "l": 3})["rev"] == 2
+        assert client.ok(op="MGET", keys=["k", "l"])["values"] == [2, 3]
+        blocked.set()
+        assert sorted(unpack(busy.receive())["id"] for _ in range(100)) == list(range(100))
+        assert server.stop()
+
+
+def test_nothing_is_lost_that_the_workers_have_no_room_for(
+    tmp_path: Path, connect: Connect, blocked: threading.Event
+) -> None:
+    """It waits with the clients, plain requests too, and in the end all is answered."""
+    count = 3_000
+    with ServerInProcess(tmp_path / "data") as server:
+        options = {zmq.SNDHWM: 0, zmq.RCVHWM: 0}
+        busy = connect(server.endpoint, zmq.DEALER, options=options)
+        for number in range(count):
+            op = {"op": "PING"} if number % 2 else {"op": "PUT", "key": "k", "value": number}
+            busy.send(pack(op | {"id": number}))
+        blocked.set()
+        replies = [unpack(busy.receive()) for _ in range(count)]
+        assert sorted(reply["id"] for reply in replies) == list(range(count))
+        assert all(reply["ok"] for reply in replies)
+        assert server.stop()
+
+
+class SlowFiles(Files):
+    """A disk that takes its time, and once, when it is told to, until it is told to end."""
+
+    def __init__(self) -> None:
+        self.hold = threading.Event()
+        self.held = threading.Event()
+        self.release = threading.Event()
+
+    def sync(self, file: BinaryIO) -> None:
+        time.sleep(2 * QUICK_SYNC_SECONDS)
+        super().sync(file)
+        if self.hold.is_set():
+            self.held.set()
+            assert self.release.wait(LIMIT)
+
+
+def test_reads_go_on_while_a_slow_disk_syncs(tmp_path: Path, connect: Connect) -> None:
+    files = SlowFiles()
+    with ServerInProcess(tmp_path / "data", files) as server:
+        writer, reader = connect(server.endpoint), connect(server.endpoint)
+        writer.ok(op="PUT", key="k", value=1)
+        files.hold.set()
+        writer.send(pack({"op": "PUT", "key": "l", "value": 2}))
+        assert files.held.wait(LIMIT)
+        assert reader.ok(op="GET", key="k")["value"] == 1
+        files.hold.clear()
+        files.release.set()
+        assert unpack(writer.receive())["rev"] == 2
+        assert server.stop()
+
+
+@pytest.mark.parametrize("ask", [{"op": "GET", "key": "k"}, {"op": "PING"}])
+def test_malformed_messages_between_good_ones(
+    tmp_path: Path, connect: Connect, ask: dict[str, Any]
+) -> None:
+    """The front answers those itself, wherever the others go."""
+    with ServerInProcess(tmp_path / "data") as server:
+        client = connect(server.endpoint, zmq.DEALER)
+        client.ok(op="PUT", key="k", value=1)
+        for number in range(50):
+            client.socket.send_multipart([b"no delimiter"])
+            client.send(pack(ask | {"id": number}))
+            client.socket.send_multipart([b"", b"two", b"bodies"])
+        replies = [unpack(client.receive()) for _ in range(150)]
+        bad = [reply for reply in replies if not reply["ok"]]
+        assert {reply["code"] for reply in bad} == {"BAD_REQUEST"}
+        assert (len(bad), len(replies)) == (100, 150)
+        assert sorted(reply["id"] for reply in replies if reply["ok"]) == list(range(50))
+        failures = client.ok(op="INFO")["stats"]["failures"]
+        assert failures == {"BAD_REQUEST": 100}
+        assert server.stop()
