@@ -17,7 +17,7 @@ LOCK   := $(BIN)/uv --no-config pip compile pyproject.toml --quiet --universal \
 DOCS   := build/docs
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-clients clients-deps torture lint docs demo lock clean
+.PHONY: help run test test-clients clients-deps torture fuzz lint docs demo lock clean
 
 help: ## Show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -37,6 +37,10 @@ clients-deps: $(VENV)/dev.stamp ## Install the languages that the clients are wr
 
 torture: $(VENV)/dev.stamp ## Break it for half an hour: kills, power cuts, failing disks, retries
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+fuzz: $(VENV)/dev.stamp ## Compare C with Python on inputs that a fuzzer makes (needs clang): ARGS=-max_total_time=600
+	$(BIN)/python -m tests.fuzz lane $(ARGS)
+	$(BIN)/python -m tests.fuzz mailbox $(ARGS)
 
 lint: $(VENV)/dev.stamp ## Check style, types and who imports whom
 	$(BIN)/ruff check
