@@ -929,9 +929,14 @@ def test_what_need_not_be_on_disk_is_published_at_once(
 
 @pytest.mark.parametrize("survive", [True, False], ids=["on disk", "rolled back"])
 def test_what_waits_for_the_disk_is_not_passed_over_however_short_the_history(
-    tmp_path: Path, connect: Connect, follow: Follow, survive: bool
+    tmp_path: Path,
+    connect: Connect,
+    follow: Follow,
+    monkeypatch: pytest.MonkeyPatch,
+    survive: bool,
 ) -> None:
     """What the history has no room for, while it is not safe yet, is published once it is."""
+    monkeypatch.setattr("zkv.durability.wal.QUICK_SYNC_SECONDS", 0)  # So that writes go on.
     disk = Disk()
     with ServerInProcess(
         tmp_path / "data", disk,

@@ -130,8 +130,8 @@ class Engine:
 
     @property
     def syncs_quickly(self) -> bool:
-        """Whether recent syncs took next to no time: see `Wal.syncs_quickly`."""
-        return self._wal.syncs_quickly
+        """Whether a sync may well take next to no time: recent ones did, and the disk is free."""
+        return self._wal.syncs_quickly and not self._persistence.writing
 
     def secure(self) -> None:
         """Make all commits safe where that takes no waiting for the disk; else do nothing.

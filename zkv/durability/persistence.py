@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Final
 from zkv.errors import ReadOnlyError, ShuttingDownError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from zkv.durability.storage import Storage
     from zkv.durability.wal import Wal
     from zkv.keyspace import Keyspace, SnapshotView
@@ -69,6 +71,8 @@ class Persistence:
         self._took = 0.0
         self._failing = False
         self._written = 0
+        self.writing = False
+        """Whether a snapshot is being written, and so the disk busy."""
 
     def start(self) -> None:
         """Start the thread."""
@@ -159,6 +163,20 @@ class Persistence:
         """Write a snapshot. Raises OSError, ReadOnlyError."""
         started = time.monotonic()
         bytes_before = self._wal.bytes_written
+        self.writing = True
+        try:
+            path, self._size, rev, count = self._write()
+        finally:
+            self.writing = False
+            self._saved_at = time.monotonic()
+            self._took = self._saved_at - started
+        self._saved_rev = rev
+        self._logged_before = bytes_before
+        self._written += 1
+        _log.info("wrote %s: %d entries in %.2f s", path, count, self._took)
+
+    def _write(self) -> tuple[Path, int, int, int]:
+        """The same; its path, bytes, revision, and how many entries it has."""
         self._wal.begin_snapshot()
         whole = not self._wal.broken
         view = self._keyspace.view()
@@ -168,13 +186,7 @@ class Persistence:
                 self._wal.restart(view.rev)
         finally:
             view.close()
-            self._saved_at = time.monotonic()
-            self._took = self._saved_at - started
-        self._saved_rev = view.rev
-        self._logged_before = bytes_before
-        self._size = size
-        self._written += 1
-        _log.info("wrote %s: %d entries in %.2f s", path, view.count, self._took)
+        return path, size, view.rev, view.count
 
     def _await_log(self, view: SnapshotView, whole: bool) -> None:
         """Have the log on disk up to ``view``, so that a snapshot vouches for what is in the log.
