@@ -15,6 +15,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -489,6 +490,32 @@ def test_nothing_is_taken_while_those_behind_have_no_room(context: Context, way:
     middle.mailbox.reply([b"reply"])
     middle.mailbox.close()
     middle.client.close()
+
+
+def test_replies_pass_while_it_waits_for_room(context: Context, way: Make) -> None:
+    """Whenever they come: one of a pair comes while what the other one brought is looked at."""
+    middle = Middle(context, way, room=1)
+    worker = middle.add_worker()
+    count = 20
+    middle.ask(*[b"%d" % number for number in range(count)])
+    middle.take(count)
+    middle.mailbox.reply([None] * count, [], list(range(count)))
+    thread = threading.Thread(target=middle.mailbox.receive)
+    thread.start()
+    *envelope, _ = worker.recv_multipart()
+    try:
+        for number in range(10_000):
+            for _ in range(2):
+                worker.send_multipart([*envelope, b"reply"])
+                deque(range(number % 500), maxlen=0)  # Takes a moment, some 10 us at most.
+            for _ in range(2):
+                assert middle.client.recv_multipart() == [b"", b"reply"]
+    finally:
+        middle.mailbox.stop()
+        thread.join()
+        worker.close()
+        middle.mailbox.close()
+        middle.client.close()
 
 
 def test_only_what_had_arrived_is_taken_at_the_end(middle: Middle) -> None:

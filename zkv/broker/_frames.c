@@ -266,8 +266,9 @@ static int wait_for_news(Frames *self, const wish *w, int *told)
     if (w->room) { /* To look at this comes last: any call may use up the signal of it. */
         if (zmq.getsockopt(self->behind.socket, OPTION_EVENTS, &events, &size) < 0)
             return zmq.last_error();
-        if (events & EVENT_OUT)
-            return *told = 1, 0;
+        *told = (events & EVENT_OUT) != 0;
+        if (events) /* Of what is to be passed on, too: that look has used up its signal. */
+            return 0;
     }
     struct pollfd any[] = {
         {self->bell, POLLIN, 0},
