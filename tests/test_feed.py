@@ -277,6 +277,13 @@ class Disk(Files):
         self._verdicts.put(OSError(errno.EIO, "Input/output error"))
 
 
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    """A disk that can be held, and none so quick that the front would wait for it."""
+    monkeypatch.setattr("zkv.durability.wal.QUICK_SYNC_SECONDS", 0)
+    return Disk()
+
+
 Follow = Callable[..., Follower]
 Serve = Callable[..., ServerInProcess]
 
@@ -866,9 +873,8 @@ def test_ten_followers_get_all_of_many_changes_in_order(
 
 
 def test_nothing_is_published_before_it_is_on_disk_nor_what_is_rolled_back(
-    tmp_path: Path, connect: Connect, follow: Follow
+    tmp_path: Path, connect: Connect, follow: Follow, disk: Disk
 ) -> None:
-    disk = Disk()
     with ServerInProcess(
         tmp_path / "data", disk,
         server={"feed": FREE_PORT, "workers": 4},
@@ -929,15 +935,9 @@ def test_what_need_not_be_on_disk_is_published_at_once(
 
 @pytest.mark.parametrize("survive", [True, False], ids=["on disk", "rolled back"])
 def test_what_waits_for_the_disk_is_not_passed_over_however_short_the_history(
-    tmp_path: Path,
-    connect: Connect,
-    follow: Follow,
-    monkeypatch: pytest.MonkeyPatch,
-    survive: bool,
+    tmp_path: Path, connect: Connect, follow: Follow, disk: Disk, survive: bool
 ) -> None:
     """What the history has no room for, while it is not safe yet, is published once it is."""
-    monkeypatch.setattr("zkv.durability.wal.QUICK_SYNC_SECONDS", 0)  # So that writes go on.
-    disk = Disk()
     with ServerInProcess(
         tmp_path / "data", disk,
         server={"feed": FREE_PORT, "workers": 4},
