@@ -223,7 +223,28 @@ def test_what_was_refused_stays_away(policy: str) -> None:
     work = Work(4, policy, 7)
     kinds = work.run({}, heals=False).kinds
     for number in (number for number, kind in enumerate(kinds, 1) if kind == "write"):
-        work.run({number: HALF_WRITTEN, number + 2: KILLED_BEFORE}, heals=False, ways=5)
+        work.run({number: HALF_WRITTEN, number + 3: KILLED_BEFORE}, heals=False, ways=5)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_refused_commits_that_were_written_whole_stay_away(policy: str) -> None:
+    """The disk takes half of a write, and so some of its commits; then the power is cut."""
+    random = Random(policy)
+    with scratch() as root, explained(policy=policy):
+        files, ledger = FaultyFiles(root), Ledger(policy)
+        with Driver(root / DATA, files, policy) as driver:
+            exchange(driver, ledger, [{"op": "PUT", "key": "k0", "value": "before"}])
+            files.faults = {files.calls + 1: HALF_WRITTEN}
+            batch = [{"op": "PUT", "key": f"k{n}", "value": "refused"} for n in range(6)]
+            replies = exchange(driver, ledger, batch)
+            assert {reply["applied"] for reply in replies} == {False}
+            assert files.failed == ["write"]
+        files.abandon()
+        files.heal()
+        for _ in range(10):
+            with scratch() as copy:
+                write_tree(files.disk.torn(random), copy)
+                check_restart(RecordingFiles(copy), ledger, random, power_cut=True)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -335,6 +335,8 @@ class Wal:
         applied: bool | None = False
         try:
             self._files.truncate(self._file, self._offset)
+            # Whole frames may have stood there, and would after a power cut, which are refused now.
+            self._files.sync(self._file)
         except OSError:
             self._broken = True  # Half a frame may stand there: nothing can be written behind it.
             applied = None
