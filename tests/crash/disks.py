@@ -18,6 +18,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -120,12 +121,17 @@ class PowerCutMount(Mount):
         options = "loop,noatime,noauto_da_alloc"
         super().__init__(directory / "mnt", "-t", "ext4", "-o", options, str(self.image))
 
-    def cut(self) -> None:
-        """Cut the power: from now on nothing reaches the disk, not even what was on its way."""
+    def cut(self) -> int:
+        """Cut the power: from now on nothing reaches the disk, not even what was on its way.
+
+        Returns the moment before (`time.monotonic_ns`).
+        """
         descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             self._be_sure(descriptor)
+            moment = time.monotonic_ns()
             fcntl.ioctl(descriptor, EXT4_IOC_SHUTDOWN, struct.pack("I", WITHOUT_FLUSHING_THE_LOG))
+            return moment
         finally:
             os.close(descriptor)
 

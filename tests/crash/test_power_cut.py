@@ -107,8 +107,7 @@ def _cut_again_and_again(
                 if timed:  # Long enough for some of it to be too old to be lost.
                     time.sleep(INTERVAL + PATIENCE + chance.uniform(0.1, 0.5))
                 load.wait(load.count(".") + chance.randint(1, most_writes))
-                cut_at = time.monotonic_ns()
-                disk.cut()
+                cut_at = disk.cut()
             # What was answered later, no client of a real machine would have heard of.
             ops = before_the_cut(load.abandon(), cut_at)
             disk.power_on()
