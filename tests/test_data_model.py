@@ -33,14 +33,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from tests.support import Message, raw_fields, unpack
+from tests.support import LIMIT, Message, raw_fields, unpack
 from zkv.broker.mailbox import Pending
 from zkv.broker.service import Service
 from zkv.commands import Node
 from zkv.config import Settings, build, override
 from zkv.durability.files import Files
 from zkv.engine import AnyEngine, Engine, MemoryEngine
-from zkv.errors import ReadOnlyError
+from zkv.errors import BadRequestError, ReadOnlyError
 from zkv.keyspace.change import Change, Commit
 from zkv.keyspace.lane import open_lane
 from zkv.protocol.codec import KeyLimits
@@ -2280,6 +2280,92 @@ def test_several_writes_that_the_disk_refuses_are_undone_together() -> None:
         assert everything(store, {"s": 1}) == before
         store.disk.full = False
         assert store.ok("INCR", key="n", session="s", seq=2)["value"] == 2
+
+
+class StuckDisk(Disk):
+    """Its syncs take until it is let go on, once it is told so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sticks = False
+        self.stuck, self.go_on = threading.Event(), threading.Event()
+
+    def sync(self, file: BinaryIO) -> None:
+        super().sync(file)
+        if self.sticks:
+            self.stuck.set()
+            assert self.go_on.wait(LIMIT)
+
+
+@pytest.mark.usefixtures("impatient_log")
+@pytest.mark.parametrize("put", [op("PUT"), op("PUT", prev=True), op("PUT", ttl=9)])
+def test_what_is_on_disk_is_not_refused_for_what_could_not_follow(put: dict[str, Any]) -> None:
+    """Another thread has begun to sync the first half of a batch; the disk refuses the rest."""
+    disk = StuckDisk()
+    with contextlib.closing(DurableStore(FakeClock(), disk)) as store:
+        log = store.engine._wal
+        syncing = threading.Thread(target=log.flush)
+
+        def sync() -> None:
+            disk.sticks = True
+            syncing.start()
+            assert disk.stuck.wait(LIMIT)
+            raise BadRequestError("this is no snapshot")
+
+        worker = store.workers[0]
+        with mock.patch.object(store.engine, "snapshot", sync):
+            answers = worker.send(
+                request(**put, key="a", value=1, session="s", seq=1, id=1),
+                request("GET", key="a", id=2),
+                request("SNAPSHOT", id=3),
+                request("GET", key="a", id=4),
+                request(**put, key="b", value=2, session="s", seq=2, id=5),
+                request("GET", key="b", id=6),
+                request("COUNT", id=7),
+            )
+        disk.go_on.set()
+        syncing.join()
+        disk.full = True
+        worker.settle()
+        disk.full = False
+
+        first, read, _, again, second, absent, count = [answer.read() for answer in answers]
+        assert [first["id"], read["id"], again["id"]] == [1, 2, 4]
+        assert (first["rev"], first["durable"]) == (1, True)
+        assert (read["value"], again["value"]) == (1, 1)
+        assert (second["code"], second["applied"], second["id"]) == ("READ_ONLY", False, 5)
+        assert (absent["code"], absent["id"]) == ("NOT_FOUND", 6)
+        assert (count["count"], count["id"]) == (1, 7)
+        assert store.ok(**put, key="a", value=1, session="s", seq=1)["replayed"] is True
+        assert store.ok(**put, key="b", value=2, session="s", seq=2)["rev"] == 2
+
+
+@pytest.mark.usefixtures("impatient_log")
+def test_what_is_written_is_not_refused_for_what_could_not_follow() -> None:
+    """It is safe, and stays. That it is on disk, too, is what nobody can tell."""
+    with contextlib.closing(DurableStore(FakeClock(), fsync="never")) as store:
+
+        def write() -> None:
+            store.engine.secure()
+            store.disk.full = True
+            raise BadRequestError("this is no snapshot")
+
+        worker = store.workers[0]
+        with mock.patch.object(store.engine, "snapshot", write):
+            answers = worker.send(
+                request("PUT", key="a", value=1),
+                request("PUT", key="b", value=2, durable=True),
+                request("SNAPSHOT"),
+                request("PUT", key="c", value=3),
+            )
+        worker.settle()
+        store.disk.full = False
+
+        first, durable, _, second = [answer.read() for answer in answers]
+        assert (first["ok"], first["rev"]) == (True, 1)
+        assert (durable["code"], durable["applied"]) == ("READ_ONLY", None)
+        assert (second["code"], second["applied"]) == ("READ_ONLY", False)
+        assert store.items() == [["a", 1, 1], ["b", 2, 2]]
 
 
 WRITES = [name for name in ONCE if not ONCE[name].get("if")]

@@ -18,7 +18,7 @@ from zkv.durability.committer import CommitGroup, Committer, settle
 from zkv.durability.files import Files
 from zkv.durability.persistence import Persistence
 from zkv.durability.storage import Storage
-from zkv.durability.wal import Wal
+from zkv.durability.wal import NOTHING, Wal
 from zkv.errors import BadRequestError, DataDirError
 from zkv.keyspace import Expirer, History, Keyspace, NoLog, Sessions
 
@@ -128,6 +128,10 @@ class Engine:
         """How often something has been rolled back."""
         return self._wal.epoch
 
+    def survived(self, epoch: int) -> tuple[int, int]:
+        """What was not rolled back when ``epoch`` ended: see `Wal.survived`."""
+        return self._wal.survived(epoch)
+
     @property
     def syncs_quickly(self) -> bool:
         """Whether a sync may well take next to no time: recent ones did, and the disk is free."""
@@ -216,6 +220,10 @@ class MemoryEngine:
     def start(self) -> None:
         """Start the thread that removes what has expired."""
         self._expirer.start()
+
+    def survived(self, epoch: int) -> tuple[int, int]:
+        """No epoch ends."""
+        return NOTHING
 
     def secure(self) -> None:
         """All commits are safe."""

@@ -165,7 +165,7 @@ class Service:
             result = call.result
             if isinstance(result, Future):
                 later.append(([place], PendingReply(self, call, result)))
-            elif call.is_within(safe) and not self._must_sync(call):
+            elif call.is_within(safe) and not self.must_sync(call):
                 batch.replies[place] = self.finish(call, result)
             else:
                 waiting.take_call(place, call, result)
@@ -247,6 +247,17 @@ class Service:
             return fail(refusal, call.request)
         return call.result
 
+    def must_sync(self, call: Call) -> bool:
+        """Whether a write must be on disk first because its client asked for that."""
+        request = call.request
+        if request is None or not (request.durable and request.writes):
+            return False
+        return call.rev > self._engine.durable_rev
+
+    def survived(self, group: CommitGroup) -> Safe:
+        """What was safe when the first rollback came after ``group`` had been begun."""
+        return self._engine.survived(group.epoch)
+
     def _run_all(self, bodies: list[bytes | BadEnvelope]) -> tuple[Answers, Calls, list[int]]:
         """What the lane answered, the calls of the rest, and the places of those that are left."""
         batch = Answers(subjects=None if self._write_log is None else [])
@@ -314,13 +325,6 @@ class Service:
             return error
         return None
 
-    def _must_sync(self, call: Call) -> bool:
-        """Whether a write must be on disk first because its client asked for that."""
-        request = call.request
-        if request is None or not (request.durable and request.writes):
-            return False
-        return call.rev > self._engine.durable_rev
-
 
 class FrontService(Service):
     """The service of the front: what the lane does not answer it leaves to the workers'.
@@ -384,6 +388,7 @@ class PendingCommits:
         self._requests: list[bytes | BadEnvelope] = []
         self._replies: list[bytes | None] = []
         self._ops: list[str] = []
+        self._told: list[int] = []
         self._subjects: list[Subject | None] | None = None
         self._calls: list[tuple[Call, Reply | Failure | None]] = []
 
@@ -395,6 +400,7 @@ class PendingCommits:
         self._requests = [bodies[place] for place in places]
         self._replies = [replies[place] for place in places]
         self._ops = [ops[place] for place in places]
+        self._told = [batch.told[place] for place in places]
         if subjects is not None:
             self._subjects = [subjects[place] for place in places]
             for place in places:
@@ -420,10 +426,34 @@ class PendingCommits:
             service.finish_run(self._ops, self._subjects, self._started)
             bodies += [service.finish(call, reply) for call, reply in self._calls]
         else:
-            calls = [self._call(body) for body in self._requests]
-            calls += [call for call, _ in self._calls]
-            bodies = [service.finish(call, service.run_again(call, error)) for call in calls]
+            bodies = self._bodies_after_rollback(error)
         service.flush_log()
+        return bodies
+
+    def _bodies_after_rollback(self, error: ReadOnlyError) -> list[bytes]:
+        """The replies after others' commits, or these, have been rolled back.
+
+        The group waited for whatever had been queued by then. Of that, some may have become safe
+        before the rest could not be written, and that stays.
+        """
+        service = self._service
+        survived = service.survived(self._group)
+        bodies: list[bytes] = []
+        for place, (reply, told) in enumerate(zip(self._replies, self._told, strict=True)):
+            if reply is not None and told <= survived[0]:
+                bodies.append(reply)
+                continue
+            self._ops[place] = ""
+            if self._subjects is not None:
+                self._subjects[place] = None
+            call = self._call(self._requests[place])
+            bodies.append(service.finish(call, service.run_again(call, error)))
+        service.finish_run(self._ops, self._subjects, self._started)
+        for call, result in self._calls:
+            again = None if call.is_within(survived) else service.run_again(call, error)
+            if again is None and service.must_sync(call):
+                again = fail(ReadOnlyError(error.message, applied=None), call.request)
+            bodies.append(service.finish(call, result if again is None else again))
         return bodies
 
     def _call(self, body: bytes | BadEnvelope) -> Call:

@@ -49,6 +49,10 @@ LEAST_SHARE: Final = 2
 """A segment that has this share of its full size is worth being dropped with the next snapshot."""
 QUICK_SYNC_SECONDS: Final = 0.001
 """What a sync may take for a thread to wait for it that others wait for."""
+EPOCHS_KNOWN: Final = 100
+"""Of so many of the last epochs it is known what was left when they ended."""
+NOTHING: Final = (-1, -1)
+"""Older than any commit."""
 RETRY_SECONDS: Final = 0.5
 """How long writes are refused after the disk refused one, before another may try."""
 
@@ -104,6 +108,7 @@ class Wal:
         """The newest revision that may be told to anyone, and will not be rolled back."""
         self.epoch = 0
         """How often commits have been rolled back."""
+        self._survived: dict[int, tuple[int, int]] = {}
         self.bytes_written = 0
         self.syncs = 0
         self._sync_seconds = 0.0  # Of a recent one: the slower, the longer it is remembered.
@@ -136,6 +141,13 @@ class Wal:
     def syncs_quickly(self) -> bool:
         """Whether recent syncs took next to no time. That is no promise for the next one."""
         return self._sync_seconds < QUICK_SYNC_SECONDS
+
+    def survived(self, epoch: int) -> tuple[int, int]:
+        """The newest revision, and the newest number, that were left when ``epoch`` ended.
+
+        `NOTHING` if that is not known, or it has not ended.
+        """
+        return self._survived.get(epoch, NOTHING)
 
     def append(self, commit: Packed) -> int:
         """Queue a commit; returns its number. Call with the keyspace's lock held.
@@ -352,6 +364,8 @@ class Wal:
             self._refusal = ReadOnlyError(reason)
             self._retry_at = time.monotonic() + RETRY_SECONDS
             self._queue.clear()
+            self._survived[self.epoch] = self.safe_rev, self.safe_lsn
+            self._survived.pop(self.epoch - EPOCHS_KNOWN, None)
             self.epoch += 1
             self._roll_back(self.safe_lsn)
             if self._sync_each:
