@@ -105,6 +105,37 @@ def test_reads_go_on_while_a_slow_disk_syncs(tmp_path: Path, connect: Connect) -
         assert server.stop()
 
 
+@pytest.mark.parametrize(
+    "durability",
+    [{"fsync": "interval", "fsync_interval": 0.01}, {"fsync": "never", "segment_bytes": 65_536}],
+    ids=["the committer's", "of a segment that is full"],
+)
+def test_reads_go_on_while_a_sync_holds_the_log(
+    tmp_path: Path, connect: Connect, durability: dict[str, Any]
+) -> None:
+    """What was read is safe; only what is written in the meantime has to wait for the log."""
+    files = SlowFiles()
+    with ServerInProcess(tmp_path / "data", files, durability=durability) as server:
+        client = connect(server.endpoint, zmq.DEALER)
+        files.hold.set()
+        client.ok(op="PUT", key="k", value=bytes(70_000))
+        client.send(pack({"op": "PUT", "key": "l", "value": 1, "id": 1}))
+        assert files.held.wait(LIMIT)
+        client.send(pack({"op": "PUT", "key": "m", "value": 2, "id": 2}))
+        client.send(pack({"op": "GET", "key": "k", "id": 3}))
+        replies: dict[int, dict[str, Any]] = {}
+        while 3 not in replies:  # The first write may have come before the sync.
+            replies |= {reply["id"]: reply for reply in [unpack(client.receive())]}
+        assert replies[3]["rev"] == 1
+        assert 2 not in replies
+        files.hold.clear()
+        files.release.set()
+        while len(replies) < 3:
+            replies |= {reply["id"]: reply for reply in [unpack(client.receive())]}
+        assert replies[2]["rev"] == 3
+        assert server.stop()
+
+
 @pytest.mark.parametrize("ask", [{"op": "GET", "key": "k"}, {"op": "PING"}])
 def test_malformed_messages_between_good_ones(
     tmp_path: Path, connect: Connect, ask: dict[str, Any]

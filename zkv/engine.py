@@ -137,16 +137,23 @@ class Engine:
         """Whether a sync may well take next to no time: recent ones did, and the disk is free."""
         return self._wal.syncs_quickly and not self._persistence.writing
 
-    def secure(self) -> None:
-        """Make all commits safe where that takes no waiting for the disk; else do nothing.
+    def secure(self, patient: bool = True) -> None:
+        """Make all commits safe where that takes no sync; else do nothing.
+
+        Args:
+            patient: whether it waits for others, who may be waiting for the disk.
 
         Raises ReadOnlyError where it cannot be: every commit that is not safe is rolled back.
         """
-        if not self.syncs_each:
+        if self.syncs_each:
+            return
+        if patient:
             self._wal.commit(self._wal.last_lsn, durable=False)
+        else:
+            self._wal.write_quickly()
 
     def submit(self, group: CommitGroup) -> None:
-        """Have ``group`` completed once its revision is on disk, by a thread of its own."""
+        """Have ``group`` completed once its revision is on disk, or safe, by another thread."""
         self._committer.submit(group)
 
     def settle(self, group: CommitGroup) -> None:
@@ -225,7 +232,7 @@ class MemoryEngine:
         """No epoch ends."""
         return NOTHING
 
-    def secure(self) -> None:
+    def secure(self, patient: bool = True) -> None:
         """All commits are safe."""
 
     def submit(self, group: CommitGroup) -> None:

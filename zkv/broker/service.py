@@ -141,7 +141,7 @@ class Service:
             safe = NOTHING_SAFE
         later: list[Later] = []
         if calls or batch.newest > safe[0]:
-            group = CommitGroup(epoch)
+            group = CommitGroup(epoch, self._waits_for_disk())
             waiting = PendingCommits(self, group, started)
             waiting.take_answers(bodies, batch, safe[0])
             self._finish_calls(batch, calls, safe, waiting, later)
@@ -284,6 +284,14 @@ class Service:
         """Whether it may wait for the disk while nothing else is to be done."""
         return True
 
+    def _is_patient(self) -> bool:
+        """Whether it may wait for others who write to the log."""
+        return True
+
+    def _waits_for_disk(self) -> bool:
+        """Whether what is not safe yet is to be on disk before it is answered."""
+        return True
+
     def _run(self, body: bytes | BadEnvelope) -> Call:
         call = Call(len(body), time.perf_counter())
         try:
@@ -320,7 +328,7 @@ class Service:
     def _secure(self) -> ReadOnlyError | None:
         """Make all commits safe as far as that takes no waiting for the disk."""
         try:
-            self._engine.secure()
+            self._engine.secure(self._is_patient())
         except ReadOnlyError as error:
             return error
         return None
@@ -337,7 +345,13 @@ class FrontService(Service):
         return not isinstance(body, BadEnvelope)
 
     def _may_wait(self) -> bool:
-        return self._engine.syncs_quickly
+        return self._engine.syncs_each and self._engine.syncs_quickly
+
+    def _is_patient(self) -> bool:
+        return False
+
+    def _waits_for_disk(self) -> bool:
+        return self._engine.syncs_each  # No lane takes a write that asks for it.
 
 
 class PendingReply:

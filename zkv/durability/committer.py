@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -28,12 +29,14 @@ class CommitGroup:
 
     Args:
         epoch: the log's when the first of their requests began to run.
+        durable: whether it has to be on disk, and not only written.
     """
 
-    __slots__ = ("_completed", "epoch", "error", "lsn")
+    __slots__ = ("_completed", "durable", "epoch", "error", "lsn")
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int, durable: bool = True) -> None:
         self.epoch = epoch
+        self.durable = durable
         self.lsn: int | None = None
         """The newest commit to wait for; None as long as nothing waits."""
         self.error: ReadOnlyError | None = None
@@ -67,6 +70,7 @@ class Committer:
     def __init__(self, wal: Wal, interval: float | None) -> None:
         self._wal = wal
         self._interval = interval
+        self._due = 0.0 if interval is None else time.monotonic() + interval
         self._inbox: SimpleQueue[CommitGroup | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="zkv-committer")
 
@@ -87,23 +91,24 @@ class Committer:
         groups: list[CommitGroup | None] = []
         while None not in groups:
             groups = self._wait()
-            if groups:
-                settle(self._wal, [group for group in groups if group is not None])
-            else:
+            settle(self._wal, [group for group in groups if group is not None])
+            if self._interval is not None and time.monotonic() >= self._due:
+                self._due = time.monotonic() + self._interval
                 with contextlib.suppress(ReadOnlyError):
                     self._wal.commit(self._wal.written_lsn, durable=True)
 
     def _wait(self) -> list[CommitGroup | None]:
         groups: list[CommitGroup | None] = []
+        left = None if self._interval is None else max(0.0, self._due - time.monotonic())
         with contextlib.suppress(Empty):
-            groups.append(self._inbox.get(timeout=self._interval))
+            groups.append(self._inbox.get(timeout=left))
             while True:
                 groups.append(self._inbox.get_nowait())
         return groups
 
 
 def settle(wal: Wal, groups: list[CommitGroup]) -> None:
-    """Make ``groups`` durable with one sync at most, and complete them.
+    """Make ``groups`` durable, or safe, with one sync at most, and complete them.
 
     A group whose epoch is over is told that nobody knows: its commits may have been rolled back,
     and their revisions may by now be those of others.
@@ -113,7 +118,8 @@ def settle(wal: Wal, groups: list[CommitGroup]) -> None:
     error: ReadOnlyError | None = None
     if current:
         try:
-            wal.commit(max([group.lsn or 0 for group in current]), durable=True)
+            lsn = max([group.lsn or 0 for group in current])
+            wal.commit(lsn, durable=any(group.durable for group in current))
         except ReadOnlyError as raised:
             error = raised
         else:

@@ -192,6 +192,21 @@ class Wal:
                 self._sync()
         self.on_safe()
 
+    def write_quickly(self) -> None:
+        """Write all that was appended; do nothing where somebody or something is to be waited for.
+
+        Raises ReadOnlyError, as `commit` does.
+        """
+        lsn = self.last_lsn
+        if lsn <= self.written_lsn or not self._io.acquire(timeout=QUICK_SYNC_SECONDS):
+            return
+        try:
+            if lsn > self.written_lsn and not self._segment_is_full():
+                self._write_queued()
+        finally:
+            self._io.release()
+        self.on_safe()
+
     def flush(self) -> None:
         """Return once everything that was appended, and not rolled back, is on disk.
 
@@ -252,7 +267,7 @@ class Wal:
             # Somebody rolled this commit back; where a sync failed, it may be on disk all the same.
             raise self._refused()
         try:
-            if self._offset >= self._segment_bytes and self.written_rev >= self._first_rev:
+            if self._segment_is_full():
                 self._rotate(self.written_rev + 1)
             synced, salt = self._synced, self._salt
             payloads = [commit.payload for _, commits in runs for commit in commits]
@@ -273,6 +288,10 @@ class Wal:
         self._note_safe()
         if self._refusal is not None:
             self._resume()
+
+    def _segment_is_full(self) -> bool:
+        """Whether the next write begins a new segment, once the old one is on disk."""
+        return self._offset >= self._segment_bytes and self.written_rev >= self._first_rev
 
     def _sync(self) -> None:
         if self._broken:  # Asked again, the system may well say that all is on disk.
