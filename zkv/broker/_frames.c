@@ -23,6 +23,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* --- libzmq ---------------------------------------------------------------------------------- */
 
@@ -41,6 +42,7 @@ static struct {
     int (*getsockopt)(void *socket, int option, void *value, size_t *size);
     int (*send)(void *socket, const void *data, size_t size, int flags);
     int (*msg_init)(zmq_msg_t *);
+    int (*msg_init_size)(zmq_msg_t *, size_t size);
     int (*msg_recv)(zmq_msg_t *, void *socket, int flags);
     int (*msg_send)(zmq_msg_t *, void *socket, int flags);
     int (*msg_move)(zmq_msg_t *to, zmq_msg_t *from);
@@ -60,6 +62,7 @@ static const struct {
     {"zmq_msg_move", &zmq.msg_move},     {"zmq_msg_more", &zmq.msg_more},
     {"zmq_msg_size", &zmq.msg_size},     {"zmq_msg_data", &zmq.msg_data},
     {"zmq_msg_send", &zmq.msg_send},     {"zmq_msg_close", &zmq.msg_close},
+    {"zmq_msg_init_size", &zmq.msg_init_size},
 };
 
 /* attach(path): find libzmq's functions in a loaded extension module of pyzmq, or in what it
@@ -461,16 +464,34 @@ static void let_go(outgoing *held)
     PyMem_Free(held);
 }
 
-/* Send a message. 0, or an error number; EAGAIN where nobody is there to take it. */
-static int send_message(void *socket, const outgoing *frame)
+/* Send all frames of a message but the last one. 0, or an error number. */
+static int send_envelope(void *socket, const outgoing *frame)
 {
-    for (;; frame++) {
-        while (zmq.send(socket, frame->data, frame->size, DONTWAIT | (frame->more ? SNDMORE : 0)) < 0)
+    for (; frame->more; frame++)
+        while (zmq.send(socket, frame->data, frame->size, DONTWAIT | SNDMORE) < 0)
             if (zmq.last_error() != EINTR)
                 return zmq.last_error();
-        if (!frame->more)
-            return 0;
-    }
+    return 0;
+}
+
+/* Send a message. 0, or an error number; EAGAIN where nobody is there to take it. The last frame is
+ * made first: where memory ended behind the others, what is sent next would go on with this one, and
+ * so to its receiver. */
+static int send_message(void *socket, const outgoing *frame)
+{
+    const outgoing *last = frame;
+    zmq_msg_t body;
+    int number;
+    while (last->more)
+        last++;
+    if (zmq.msg_init_size(&body, last->size) < 0)
+        return zmq.last_error();
+    memcpy(zmq.msg_data(&body), last->data, last->size);
+    number = send_envelope(socket, frame);
+    if (!number)
+        number = send_frame(&body, socket, 0);
+    zmq.msg_close(&body);
+    return number;
 }
 
 /* Send all messages that are held, without Python's lock. Where nobody is there to take one: pass it

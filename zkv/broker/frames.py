@@ -23,6 +23,9 @@ _log = logging.getLogger("zkv.broker")
 BATCH: Final = 64
 """Most requests taken at once: bounds how long the first of them waits for the last."""
 
+COPIED: Final = 4_096
+"""A larger body is copied before the envelope is sent."""
+
 Envelope = list[bytes]
 """Every frame before the body."""
 
@@ -203,6 +206,9 @@ class PlainFrames:
 def _send(socket: zmq.Socket[bytes], message: list[Any]) -> bool:
     """Send a message; whether anybody is there to take it."""
     send, last = socket.send, message.pop()
+    if len(last) > COPIED:
+        # Where memory ended behind the frames before it, what is sent next would go on with them.
+        last = zmq.Frame(last, copy=True)
     try:
         for frame in message:
             send(frame, zmq.SNDMORE | zmq.NOBLOCK)
