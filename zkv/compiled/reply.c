@@ -1,0 +1,113 @@
+/* From what came of a request to the body of its reply: the fields of zkv/protocol/replies.py, in
+ * their order. */
+
+#include "lane.h"
+
+#include <stdlib.h>
+
+enum { MOST_ANSWER = 64 }; /* bytes of a reply about one key, without id and value */
+
+unsigned char *draft_begin(draft *self, size_t most)
+{
+    return self->start = most <= sizeof self->few ? self->few : malloc(most);
+}
+
+PyObject *draft_end(draft *self, const unsigned char *end)
+{
+    PyObject *bytes = PyBytes_FromStringAndSize((char *)self->start, end - self->start);
+    if (self->start != self->few)
+        free(self->start);
+    return bytes;
+}
+
+/* --- Fields: there has to be room; each gives the end --------------------------------------------- */
+
+/* {"ok": true, and the id, and as many more fields. */
+static unsigned char *write_head(unsigned char *to, const span *id, int more)
+{
+    *to++ = (unsigned char)(0x81 + more + (id->at != NULL));
+    to = write_bytes(to, "\xa2ok\xc3", 4);
+    if (id->at != NULL)
+        to = write_bytes(write_bytes(to, "\xa2id", 3), id->at, id->size);
+    return to;
+}
+
+static unsigned char *write_rev(unsigned char *to, int64_t rev)
+{
+    return write_uint(write_bytes(to, "\xa3rev", 4), (uint64_t)rev);
+}
+
+static unsigned char *write_value(unsigned char *to, const record *there)
+{
+    return write_bytes(write_bytes(to, "\xa5value", 6), record_value(there), there->value_size);
+}
+
+static unsigned char *write_ttl(unsigned char *to, int64_t ms)
+{
+    double ttl = (double)ms / 1000;
+    uint64_t bits;
+    memcpy(&bits, &ttl, sizeof bits);
+    to = write_bytes(to, "\xa3ttl\xcb", 5);
+    for (int shift = 56; shift >= 0; shift -= 8)
+        *to++ = (unsigned char)(bits >> shift);
+    return to;
+}
+
+/* --- Replies -------------------------------------------------------------------------------------- */
+
+static unsigned char *write_got(unsigned char *to, const run *r, const record *there,
+                                const span *id)
+{
+    to = write_head(to, id, 2 + (there->expires != 0));
+    to = write_rev(write_value(to, there), there->rev);
+    return there->expires ? write_ttl(to, there->expires - r->now) : to;
+}
+
+static unsigned char *write_written(unsigned char *to, int64_t rev, const span *id, int durable)
+{
+    to = write_rev(write_head(to, id, 2), rev);
+    return write_bytes(to, durable ? "\xa7" "durable\xc3" : "\xa7" "durable\xc2", 9);
+}
+
+static PyObject *mget_reply(const request *from)
+{
+    size_t most = MOST_ANSWER + from->id.size;
+    for (size_t i = 0; i < from->count; i++) {
+        const record *there = from->steps[i].there;
+        most += MOST_HEAD + (there == NULL ? 1 : there->value_size);
+    }
+    draft d;
+    unsigned char *to = draft_begin(&d, most);
+    if (to == NULL)
+        return NULL;
+    to = write_head(to, &from->id, 2);
+    to = write_array_head(write_bytes(to, "\xa6values", 7), from->count);
+    for (size_t i = 0; i < from->count; i++) {
+        const record *there = from->steps[i].there;
+        to = there == NULL ? (*to = 0xc0, to + 1)
+                           : write_bytes(to, record_value(there), there->value_size);
+    }
+    to = write_array_head(write_bytes(to, "\xa4revs", 5), from->count);
+    for (size_t i = 0; i < from->count; i++) {
+        const record *there = from->steps[i].there;
+        to = write_uint(to, there == NULL ? 0 : (uint64_t)there->rev);
+    }
+    return draft_end(&d, to);
+}
+
+PyObject *to_reply(const Lane *self, const run *r, const request *from, int remembered)
+{
+    static const span no_id;
+    const span *id = remembered ? &no_id : &from->id;
+    const record *there = from->steps->there;
+    draft d;
+    if (from->op == MGET)
+        return mget_reply(from);
+    unsigned char *to =
+        draft_begin(&d, MOST_ANSWER + id->size + (from->op == GET ? there->value_size : 0));
+    if (to == NULL)
+        return NULL;
+    to = from->op == GET ? write_got(to, r, there, id)
+                         : write_written(to, there->rev, id, self->durable && !remembered);
+    return draft_end(&d, to);
+}
