@@ -167,13 +167,27 @@ KEYS = ["a", "b", "ab", "", "\0", "\x01", "k" * 12, "k" * 13, "é", "é" * 6, "\
 VALUES: list[Any] = [None, True, 0, -1, 2**40, 1.5, "text", b"\xff", [], [1, [2]], {"a": {"b": 1}}]
 VALUES += [{1: 2}, "x" * 1_990, "x" * 1_999, "x" * 2_000, [0] * 600, nested(200), nested(3_000)]
 VALUES += [Ext(1, b"12"), Ext(5, b"1" * 300)]
-lane_keys = st.sampled_from(KEYS)
-lane_values: st.SearchStrategy[Any] = st.sampled_from(VALUES)
+EDGES = [0, 5, 6, 7, 8, 15, 16, 31, 32, 63]
+INTS: list[Any] = [number for bits in EDGES for number in (2**bits, 2**bits - 1, -(2**bits))]
+INTS += [-(2**bits) - 1 for bits in EDGES if bits < 63]
+INTS += [Raw(bytes([0xD0 + power]) + b"\x81" * 2**power) for power in range(4)]
+INTS += [Raw(bytes([0xCC + power]) + b"\x01" * 2**power) for power in range(4)]
+lane_keys = st.sampled_from(["a", "b"]) | st.sampled_from(KEYS)
+lane_ints: st.SearchStrategy[Any] = st.integers(-3, 3) | st.sampled_from(INTS)
+lane_values: st.SearchStrategy[Any] = lane_ints | st.sampled_from(VALUES)
 ids = st.sampled_from([None, 0, -1, 2**63, 2**64 - 1, -(2**63), "id", "é", "", b"id", 1.5, [1]])
-names = st.sampled_from(["op", "key", "keys", "value", "items", "id", "ttl", "prev", "session"])
-requests = st.one_of(
+names = st.sampled_from(
+    ["op", "key", "keys", "value", "by", "items", "id", "ttl", "prev", "session"]
+)
+plain_ops = st.one_of(
     st.fixed_dictionaries({"op": st.just("GET"), "key": lane_keys}),
     st.fixed_dictionaries({"op": st.just("PUT"), "key": lane_keys, "value": lane_values}),
+    st.fixed_dictionaries(
+        {"op": st.just("INCR"), "key": lane_keys}, optional={"by": lane_ints | lane_values}
+    ),
+)
+requests = st.one_of(
+    plain_ops,
     st.fixed_dictionaries({"op": st.just("MGET"), "keys": st.lists(lane_keys, max_size=7)}),
     st.fixed_dictionaries(
         {"op": st.just("MPUT"), "items": st.dictionaries(lane_keys, lane_values, max_size=7)}
@@ -289,6 +303,8 @@ def in_lane(store: MemoryStore, body: bytes) -> bool:
 def store() -> MemoryStore:
     store = MemoryStore(FakeClock())
     store.put("k", "value")
+    store.put("n", 0)
+    store.put("expiring", 2**63 - 3, ttl=1)
     return store
 
 
@@ -303,6 +319,10 @@ def store() -> MemoryStore:
         request("MGET", keys=["k", "absent", "é"]),
         request("MPUT", items={"k": 1, "new": 2}),
         request("PUT", key="k", value=1, session="s", seq=1),
+        request("INCR", key="n"),
+        request("INCR", key="n", by=-(2**63), id=7),
+        request("INCR", key="expiring", by=2),
+        request("INCR", key="new", session="s", seq=1),
         request("MPUT", items={"k": 1, "new": 2}, session="s", seq=2**62),
     ],
 )

@@ -1,4 +1,4 @@
-/* The fast lane: plain GET, PUT, MGET and MPUT, from the body of a request to that of its reply.
+/* The fast lane: plain GET, PUT, INCR, MGET and MPUT, from the body of a request to that of its reply.
  *
  * Strategy: a body is read once (request.c), carried out on the table at once, and answered
  * (reply.c). Anything out of the ordinary (a further field, an absent key, a limit, a wrong type,
@@ -74,14 +74,36 @@ static PyObject *do_mget(Lane *self, run *r, const request *from, int64_t *told)
 /* --- Staging: in the table, with a note of what was there ------------------------------------------ */
 
 /* Put a record in place, for which `replaced` has room; NULL where memory ends. */
-static record *stage(Lane *self, run *r, const step *of, span value)
+static record *stage(Lane *self, run *r, const step *of, span value, int64_t expires)
 {
     record *now = record_new(of->hash, of->key.at, of->key.size, value.at, value.size, r->rev + 1);
     if (now != NULL) {
+        now->expires = expires;
         now->refs++; /* The table's, and that of `replaced`. */
         r->replaced->pairs[r->replaced->count++] = (replacement){now, table_put(self->table, now)};
     }
     return now;
+}
+
+/* Add to the int of an entry; whether it is one, and the sum, too. */
+static int add_to(const record *found, int64_t *sum)
+{
+    reader r = {record_value(found), record_value(found) + found->value_size};
+    int64_t number;
+    return read_int(&r, &number) && !__builtin_add_overflow(number, *sum, sum);
+}
+
+/* The expiry of what is there stays. */
+static record *increment(Lane *self, run *r, const step *of)
+{
+    unsigned char value[MOST_HEAD];
+    int64_t sum = of->by;
+    const record *found = find(self, of);
+    int live = is_live(r, found);
+    if (live && !add_to(found, &sum))
+        return NULL;
+    size_t size = (size_t)(write_int(value, sum) - value);
+    return stage(self, r, of, (span){value, size}, live ? found->expires : 0);
 }
 
 /* Whether what has been staged last replaced something of this very request. */
@@ -95,7 +117,9 @@ static int stage_all(Lane *self, run *r, const request *from)
 {
     for (size_t i = 0; i < from->count; i++) {
         step *each = &from->steps[i];
-        if ((each->there = stage(self, r, each, each->value)) == NULL)
+        each->there = each->op == INCR ? increment(self, r, each)
+                                       : stage(self, r, each, each->value, 0);
+        if (each->there == NULL)
             return 0;
         /* An item that is there twice: the last one counts, and that is all. */
         if (was_own(r, &r->replaced->pairs[r->replaced->count - 1]))
@@ -153,7 +177,7 @@ static int tell_others(const Lane *self, const run *r, size_t first)
             return 0;
         if (pair->before == NULL && !call(self->add_key, to_str(&key), NULL))
             return 0;
-        if (pair->before != NULL && pair->before->expires &&
+        if (pair->before != NULL && pair->before->expires && !pair->now->expires &&
             !call(self->forget_deadline, PyLong_FromLongLong(pair->before->expires), to_str(&key)))
             return 0;
     }
@@ -233,7 +257,7 @@ static unsigned char *write_change(unsigned char *to, const record *now)
 {
     to = write_text_head(write_bytes(to, "\x94\xa3PUT", 5), now->key_size);
     to = write_bytes(to, now->bytes, now->key_size + now->value_size);
-    return *to = 0xc0, to + 1;
+    return now->expires ? write_uint(to, (uint64_t)now->expires) : (*to = 0xc0, to + 1);
 }
 
 static size_t payload_size(const run *r, size_t first, const request *from, const once *o)
@@ -243,7 +267,7 @@ static size_t payload_size(const run *r, size_t first, const request *from, cons
         size += from->session.size + 8 + (size_t)PyBytes_Size(o->reply) + 4 * MOST_HEAD;
     for (size_t i = first; i < r->replaced->count; i++) {
         const record *now = r->replaced->pairs[i].now;
-        size += 5 + MOST_HEAD + now->key_size + now->value_size + 1;
+        size += 5 + MOST_HEAD + now->key_size + now->value_size + MOST_HEAD;
     }
     return size;
 }

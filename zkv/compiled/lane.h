@@ -5,12 +5,13 @@
 
 #include "store.h"
 
-enum op { NONE, GET, PUT, MGET, MPUT, OPS };
+enum op { NONE, GET, PUT, INCR, MGET, MPUT, OPS };
 
 /* What a request asks for of one key: all of it, or one of its keys or items. */
 typedef struct {
-    enum op op; /* GET or PUT */
+    enum op op; /* GET, PUT or INCR */
     span key, value;
+    int64_t by;
     uint32_t hash;
     record *there; /* what it has found, or has put there; NULL = nothing */
 } step;

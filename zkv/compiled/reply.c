@@ -63,10 +63,26 @@ static unsigned char *write_got(unsigned char *to, const run *r, const record *t
     return there->expires ? write_ttl(to, there->expires - r->now) : to;
 }
 
-static unsigned char *write_written(unsigned char *to, int64_t rev, const span *id, int durable)
+/* And as many more fields. */
+static unsigned char *write_written(unsigned char *to, int64_t rev, int more, const span *id,
+                                    int durable)
 {
-    to = write_rev(write_head(to, id, 2), rev);
+    to = write_rev(write_head(to, id, 2 + more), rev);
     return write_bytes(to, durable ? "\xa7" "durable\xc3" : "\xa7" "durable\xc2", 9);
+}
+
+/* The reply about one key: all of it, or the whole of it where all keys are put. */
+static unsigned char *write_answer(unsigned char *to, const run *r, const step *of, const span *id,
+                                   int durable)
+{
+    switch (of->op) {
+    case GET:
+        return write_got(to, r, of->there, id);
+    case INCR:
+        return write_value(write_written(to, of->there->rev, 1, id, durable), of->there);
+    default:
+        return write_written(to, of->there->rev, 0, id, durable);
+    }
 }
 
 static PyObject *mget_reply(const request *from)
@@ -95,19 +111,21 @@ static PyObject *mget_reply(const request *from)
     return draft_end(&d, to);
 }
 
+static size_t answer_size(const step *of)
+{
+    return MOST_ANSWER + (of->op == GET ? of->there->value_size : 0);
+}
+
 PyObject *to_reply(const Lane *self, const run *r, const request *from, int remembered)
 {
     static const span no_id;
     const span *id = remembered ? &no_id : &from->id;
-    const record *there = from->steps->there;
     draft d;
     if (from->op == MGET)
         return mget_reply(from);
-    unsigned char *to =
-        draft_begin(&d, MOST_ANSWER + id->size + (from->op == GET ? there->value_size : 0));
+    unsigned char *to = draft_begin(&d, answer_size(from->steps) + id->size);
     if (to == NULL)
         return NULL;
-    to = from->op == GET ? write_got(to, r, there, id)
-                         : write_written(to, there->rev, id, self->durable && !remembered);
+    to = write_answer(to, r, from->steps, id, self->durable && !remembered);
     return draft_end(&d, to);
 }

@@ -10,8 +10,11 @@
 enum { MOST_SESSION = 64 }; /* bytes */
 static const uint64_t MOST_SEQ = 1ULL << 62;
 
-enum field { OP = 1, KEY = 2, VALUE = 4, ID = 8, SESSION = 16, SEQ = 32, KEYS = 64, ITEMS = 128 };
-enum { OF_A_STEP = OP | KEY | VALUE, ONCE = SESSION | SEQ };
+enum field {
+    OP = 1, KEY = 2, VALUE = 4, BY = 8, /* of a step */
+    ID = 16, SESSION = 32, SEQ = 64, KEYS = 128, ITEMS = 256,
+};
+enum { OF_A_STEP = OP | KEY | VALUE | BY, ONCE = SESSION | SEQ };
 
 #define NAME(text) text, sizeof text - 1
 
@@ -20,8 +23,9 @@ static const struct {
     size_t size;
     enum field field;
 } fields[] = {
-    {NAME("op"), OP}, {NAME("key"), KEY}, {NAME("value"), VALUE}, {NAME("id"), ID},
-    {NAME("session"), SESSION}, {NAME("seq"), SEQ}, {NAME("keys"), KEYS}, {NAME("items"), ITEMS},
+    {NAME("op"), OP}, {NAME("key"), KEY}, {NAME("value"), VALUE}, {NAME("by"), BY},
+    {NAME("id"), ID}, {NAME("session"), SESSION}, {NAME("seq"), SEQ}, {NAME("keys"), KEYS},
+    {NAME("items"), ITEMS},
 };
 
 /* Each op, which fields it must have, and which it may have besides. */
@@ -33,6 +37,7 @@ static const struct {
     [NONE] = {NAME(""), 0, 0},
     [GET] = {NAME("GET"), OP | KEY, ID},
     [PUT] = {NAME("PUT"), OP | KEY | VALUE, ID | ONCE},
+    [INCR] = {NAME("INCR"), OP | KEY, BY | ID | ONCE},
     [MGET] = {NAME("MGET"), OP | KEYS, ID},
     [MPUT] = {NAME("MPUT"), OP | ITEMS, ID | ONCE},
 };
@@ -121,6 +126,7 @@ static int read_field_of_step(const Lane *self, reader *r, enum field field, ste
 {
     return field == OP    ? read_op(r, &to->op)
            : field == KEY ? read_key(self, r, to)
+           : field == BY  ? read_int(r, &to->by)
                           : read_value(self, r, &to->value);
 }
 
@@ -179,7 +185,7 @@ int read_request(Lane *self, const unsigned char *body, size_t size, request *to
     reader r = {body, body + size};
     uint32_t count;
     unsigned seen = 0;
-    *to = (request){.steps = &to->one, .count = 1};
+    *to = (request){.steps = &to->one, .count = 1, .one = {.by = 1}};
     if (!read_map(&r, &count))
         return 0;
     while (count--) {
@@ -202,7 +208,32 @@ static void hash_text(hasher *h, const span *text)
     hash_add(h, text->at, text->size);
 }
 
-uint64_t to_digest(const request *from)
+/* What comes of a field that was left out. */
+#define LEFT_OUT                                                                                    \
+    "\xa2id\xc0\xa7session\xc0\xa3seq\xc0\xa8" "deadline\xc0\xa7" "durable\xc2"
+
+#define HASH(h, literal) hash_add(h, literal, sizeof literal - 1)
+
+/* A step as msgspec packs it, with all fields that there are. */
+static void hash_step(hasher *h, const step *of)
+{
+    unsigned char by[MOST_HEAD];
+    HASH(h, "\x88\xa2op\xa4INCR" LEFT_OUT "\xa3key");
+    hash_text(h, &of->key);
+    HASH(h, "\xa2" "by");
+    hash_add(h, by, (size_t)(write_int(by, of->by) - by));
+}
+
+static uint64_t packed_digest(const request *from)
+{
+    hasher h;
+    hash_begin(&h);
+    hash_step(&h, from->steps);
+    return hash_end(&h);
+}
+
+/* The order of an MPUT's items is no part of it. */
+static uint64_t puts_digest(const request *from)
 {
     uint64_t total = 0;
     hasher h;
@@ -215,4 +246,9 @@ uint64_t to_digest(const request *from)
         total += hash_end(&h);
     }
     return total;
+}
+
+uint64_t to_digest(const request *from)
+{
+    return from->op == PUT || from->op == MPUT ? puts_digest(from) : packed_digest(from);
 }
