@@ -1,4 +1,4 @@
-/* The fast lane: plain GET, PUT, INCR, MGET and MPUT, from the body of a request to that of its reply.
+/* The fast lane: plain requests about entries, from their body to that of the reply.
  *
  * Strategy: a body is read once (request.c), carried out on the table at once, and answered
  * (reply.c). Anything out of the ordinary (a further field, an absent key, a limit, a wrong type,
@@ -13,6 +13,7 @@
 #include <stdlib.h>
 
 enum { LARGE_BODY = 1 << 20 }; /* bytes: Python lets go of its lock while it hashes as much */
+enum { MOST_REMEMBERED = 1 << 20 }; /* bytes of a reply: see zkv/commands.py */
 
 /* What is remembered of an exactly-once request; `session` is NULL where it is none. */
 typedef struct {
@@ -20,7 +21,7 @@ typedef struct {
     uint64_t seq;
 } once;
 
-/* --- Reading entries. A reply; NULL where the request is left to Python ---------------------------- */
+/* --- Reading entries. A reply; NULL where the request is left to Python ----------------------- */
 
 static int is_live(const run *r, const record *found)
 {
@@ -42,10 +43,10 @@ static void tell(run *r, int64_t *told, int64_t rev)
 
 static PyObject *do_get(Lane *self, run *r, const request *from, int64_t *told)
 {
-    record *found = find(self, from->steps);
+    record *found = find(self, from->steps.at);
     if (!is_live(r, found))
         return NULL;
-    from->steps->there = found;
+    from->steps.at->there = found;
     tell(r, told, found->rev);
     return to_reply(self, r, from, 0);
 }
@@ -54,8 +55,8 @@ static PyObject *do_mget(Lane *self, run *r, const request *from, int64_t *told)
 {
     size_t values = 0;
     int64_t newest = 0;
-    for (size_t i = 0; i < from->count; i++) {
-        record *found = find(self, &from->steps[i]);
+    for (size_t i = 0; i < from->steps.count; i++) {
+        record *found = find(self, &from->steps.at[i]);
         int live = is_live(r, found);
         int64_t rev = found == NULL ? 0 : found->rev;
         /* That one has expired depends on the write that set its time. */
@@ -63,7 +64,7 @@ static PyObject *do_mget(Lane *self, run *r, const request *from, int64_t *told)
             rev = r->removed_rev;
         newest = newest > rev ? newest : rev;
         values += live ? found->value_size : 1;
-        from->steps[i].there = live ? found : NULL;
+        from->steps.at[i].there = live ? found : NULL;
     }
     if (values > (size_t)self->max_reply)
         return NULL;
@@ -71,7 +72,7 @@ static PyObject *do_mget(Lane *self, run *r, const request *from, int64_t *told)
     return to_reply(self, r, from, 0);
 }
 
-/* --- Staging: in the table, with a note of what was there ------------------------------------------ */
+/* --- Staging: in the table, with a note of what was there ------------------------------------- */
 
 /* Put a record in place, for which `replaced` has room; NULL where memory ends. */
 static record *stage(Lane *self, run *r, const step *of, span value, int64_t expires)
@@ -97,7 +98,7 @@ static int add_to(const record *found, int64_t *sum)
 static record *increment(Lane *self, run *r, const step *of)
 {
     unsigned char value[MOST_HEAD];
-    int64_t sum = of->by;
+    int64_t sum = of->number;
     const record *found = find(self, of);
     int live = is_live(r, found);
     if (live && !add_to(found, &sum))
@@ -106,26 +107,52 @@ static record *increment(Lane *self, run *r, const step *of)
     return stage(self, r, of, (span){value, size}, live ? found->expires : 0);
 }
 
-/* Whether what has been staged last replaced something of this very request. */
+/* Whether it replaced something of this very request. */
 static int was_own(const run *r, const replacement *pair)
 {
     return pair->before != NULL && pair->before->rev > r->rev;
 }
 
-/* Carry out all steps; whether all went well. */
+static int holds(const Lane *self, const run *r, const step *condition)
+{
+    const record *found = find(self, condition);
+    return condition->number == (is_live(r, found) ? found->rev : 0);
+}
+
+/* Carry out a step, which sees what those before it did; whether that went well. */
+static int stage_step(Lane *self, run *r, step *of)
+{
+    switch (of->op) {
+    case GET:
+        of->there = find(self, of);
+        if (!is_live(r, of->there))
+            of->there = NULL;
+        return 1;
+    case INCR:
+        return (of->there = increment(self, r, of)) != NULL;
+    default:
+        return (of->there = stage(self, r, of, of->value, 0)) != NULL;
+    }
+}
+
+/* Carry out all of a request; whether all went well. */
 static int stage_all(Lane *self, run *r, const request *from)
 {
-    for (size_t i = 0; i < from->count; i++) {
-        step *each = &from->steps[i];
-        each->there = each->op == INCR ? increment(self, r, each)
-                                       : stage(self, r, each, each->value, 0);
-        if (each->there == NULL)
+    size_t read = 0; /* bytes of values */
+    for (size_t i = 0; i < from->conditions.count; i++)
+        if (!holds(self, r, &from->conditions.at[i]))
             return 0;
+    for (size_t i = 0; i < from->steps.count; i++) {
+        step *each = &from->steps.at[i];
+        if (!stage_step(self, r, each))
+            return 0;
+        if (each->op == GET)
+            read += each->there == NULL ? 1 : each->there->value_size;
         /* An item that is there twice: the last one counts, and that is all. */
-        if (was_own(r, &r->replaced->pairs[r->replaced->count - 1]))
+        else if (from->op == MPUT && was_own(r, &r->replaced->pairs[r->replaced->count - 1]))
             return 0;
     }
-    return 1;
+    return read <= (size_t)self->max_reply;
 }
 
 static void take_back(Lane *self, run *r, size_t first)
@@ -142,7 +169,7 @@ static void take_back(Lane *self, run *r, size_t first)
     }
 }
 
-/* --- What else has to know ------------------------------------------------------------------------- */
+/* --- What else has to know -------------------------------------------------------------------- */
 
 static PyObject *to_str(const span *key)
 {
@@ -165,14 +192,14 @@ static int call(PyObject *callable, PyObject *first, PyObject *second)
 }
 
 /* Tell the watchers what has been replaced since `first`, the ordered index what is new, and the
- * deadlines which are off. */
+ * deadlines which are off. Of what a key was meanwhile, within a TXN, nobody else learns. */
 static int tell_others(const Lane *self, const run *r, size_t first)
 {
     int watched = PyList_Size(self->watchers) > 0;
     for (size_t i = first; i < r->replaced->count; i++) {
         const replacement *pair = &r->replaced->pairs[i];
         span key = {pair->now->bytes, pair->now->key_size};
-        if (watched &&
+        if (watched && !was_own(r, pair) &&
             !call(self->tell_watchers, to_str(&key), record_entry(self->table, pair->before)))
             return 0;
         if (pair->before == NULL && !call(self->add_key, to_str(&key), NULL))
@@ -184,7 +211,7 @@ static int tell_others(const Lane *self, const run *r, size_t first)
     return 1;
 }
 
-/* --- Exactly-once requests ------------------------------------------------------------------------- */
+/* --- Exactly-once requests -------------------------------------------------------------------- */
 
 static PyObject *digest_bytes(uint64_t digest)
 {
@@ -231,10 +258,11 @@ static int begin_once(const Lane *self, const run *r, const request *from, once 
     o->session = to_str(&from->session);
     o->digest = digest_bytes(to_digest(from));
     o->reply = to_reply(self, r, from, 1);
-    return o->session != NULL && o->digest != NULL && o->reply != NULL && is_new(self, r, o);
+    return o->session != NULL && o->digest != NULL && o->reply != NULL &&
+           PyBytes_Size(o->reply) <= MOST_REMEMBERED && is_new(self, r, o);
 }
 
-/* --- The commit: zkv/keyspace/change.py ------------------------------------------------------------ */
+/* --- The commit: zkv/keyspace/change.py ------------------------------------------------------- */
 
 static unsigned char *write_once(unsigned char *to, const request *from, const once *o)
 {
@@ -329,15 +357,24 @@ static PyObject *commit(Lane *self, run *r, size_t first, const request *from)
     return reply;
 }
 
-/* --- Requests. A reply; NULL where one is left to Python -------------------------------------------- */
+/* --- Requests. A reply; NULL where one is left to Python -------------------------------------- */
+
+/* Answer a TXN that only read. Whether that is on disk is certain where all is that is safe, and to
+ * remember it without a commit is left to Python. */
+static PyObject *do_reads(Lane *self, run *r, const request *from)
+{
+    return self->durable && !is_once(from) ? to_reply(self, r, from, 0) : NULL;
+}
 
 static PyObject *do_write(Lane *self, run *r, const request *from, int64_t *told)
 {
     if (!r->writes || (r->replaced == NULL && (r->replaced = replaced_new(self->table)) == NULL) ||
-        !replaced_reserve(r->replaced, from->count))
+        !replaced_reserve(r->replaced, from->steps.count))
         return NULL;
     size_t first = r->replaced->count;
-    PyObject *reply = stage_all(self, r, from) ? commit(self, r, first, from) : NULL;
+    PyObject *reply = NULL;
+    if (stage_all(self, r, from))
+        reply = r->replaced->count > first ? commit(self, r, first, from) : do_reads(self, r, from);
     if (reply == NULL)
         take_back(self, r, first);
     else
@@ -357,7 +394,7 @@ static PyObject *do_request(Lane *self, run *r, const request *from, int64_t *to
     }
 }
 
-/* --- A run ------------------------------------------------------------------------------------- */
+/* --- A run ------------------------------------------------------------------------------------ */
 
 static int append(PyObject *list, PyObject *item)
 {
@@ -371,8 +408,8 @@ static int add_subject(const run *r, const request *from, Py_ssize_t size, PyObj
 {
     if (r->subjects == Py_None)
         return 1;
-    int single = from->steps == &from->one;
-    PyObject *subject = single ? to_str(&from->one.key) : PyLong_FromSize_t(from->count);
+    int single = from->steps.at == &from->one;
+    PyObject *subject = single ? to_str(&from->one.key) : PyLong_FromSize_t(from->steps.count);
     if (subject == NULL)
         return 0;
     return append(r->subjects, Py_BuildValue("(Nnn)", subject, size, PyBytes_Size(reply)));
@@ -466,7 +503,8 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
 static void lane_dealloc(Lane *self)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
-    free(self->steps);
+    free(self->steps.at);
+    free(self->conditions.at);
     for (int op = 0; op < OPS; op++)
         Py_XDECREF(self->names[op]);
     Py_XDECREF(self->add_key);

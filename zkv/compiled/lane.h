@@ -5,24 +5,28 @@
 
 #include "store.h"
 
-enum op { NONE, GET, PUT, INCR, MGET, MPUT, OPS };
+enum op { NONE, GET, PUT, INCR, MGET, MPUT, TXN, OPS };
 
-/* What a request asks for of one key: all of it, or one of its keys or items. */
+/* What a request asks for of one key: all of it, or one of its keys, items, ops or conditions. */
 typedef struct {
-    enum op op; /* GET, PUT or INCR */
+    enum op op; /* GET, PUT or INCR; NONE = a condition */
     span key, value;
-    int64_t by;
+    int64_t number; /* what an INCR adds; the revision that a condition wants */
     uint32_t hash;
     record *there; /* what it has found, or has put there; NULL = nothing */
 } step;
 
 typedef struct {
-    enum op op;
-    span id, session; /* packed; text. `at` is NULL where it has none, so for those below */
-    uint64_t seq;
-    step one;    /* its own fields */
-    step *steps; /* that one, or the lane's, as long as it reads no further request */
+    step *at;
     size_t count;
+} step_list;
+
+typedef struct {
+    enum op op;
+    span id, session; /* packed; text. `at` is NULL where it has none */
+    uint64_t seq;
+    step one;                    /* its own fields */
+    step_list steps, conditions; /* that one; one of the lane's, until it reads another request */
 } request;
 
 typedef struct {
@@ -33,10 +37,9 @@ typedef struct {
     int durable;
     PyObject *add_key, *forget_deadline, *tell_watchers; /* callables: see store.py */
     PyObject *watchers;                                  /* a list */
-    PyObject *may_run, *remember;                         /* callables, likewise */
+    PyObject *may_run, *remember;                        /* callables, likewise */
     PyObject *names[OPS];
-    step *steps;
-    size_t room;
+    step_list steps, conditions; /* room for so many */
 } Lane;
 
 /* A run in the making. What stands in capitals in its comments is Python's, and borrowed. */
@@ -65,8 +68,8 @@ typedef struct {
     unsigned char *start, few[1024];
 } draft;
 
-unsigned char *draft_begin(draft *, size_t most);            /* NULL where memory ends */
-PyObject *draft_end(draft *, const unsigned char *end);      /* as bytes; likewise */
+unsigned char *draft_begin(draft *, size_t most);       /* NULL where memory ends */
+PyObject *draft_end(draft *, const unsigned char *end); /* as bytes; likewise */
 
 /* As it is sent, or as it is remembered: without an id, and on no disk yet. NULL as above. */
 PyObject *to_reply(const Lane *, const run *, const request *, int remembered);

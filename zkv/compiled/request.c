@@ -12,21 +12,12 @@ static const uint64_t MOST_SEQ = 1ULL << 62;
 
 enum field {
     OP = 1, KEY = 2, VALUE = 4, BY = 8, /* of a step */
-    ID = 16, SESSION = 32, SEQ = 64, KEYS = 128, ITEMS = 256,
+    ID = 16, SESSION = 32, SEQ = 64,    /* of any request */
+    KEYS = 128, ITEMS = 256, IF = 512, TXN_OPS = 1024, /* lists */
 };
 enum { OF_A_STEP = OP | KEY | VALUE | BY, ONCE = SESSION | SEQ };
 
 #define NAME(text) text, sizeof text - 1
-
-static const struct {
-    const char *name;
-    size_t size;
-    enum field field;
-} fields[] = {
-    {NAME("op"), OP}, {NAME("key"), KEY}, {NAME("value"), VALUE}, {NAME("by"), BY},
-    {NAME("id"), ID}, {NAME("session"), SESSION}, {NAME("seq"), SEQ}, {NAME("keys"), KEYS},
-    {NAME("items"), ITEMS},
-};
 
 /* Each op, which fields it must have, and which it may have besides. */
 static const struct {
@@ -40,23 +31,32 @@ static const struct {
     [INCR] = {NAME("INCR"), OP | KEY, BY | ID | ONCE},
     [MGET] = {NAME("MGET"), OP | KEYS, ID},
     [MPUT] = {NAME("MPUT"), OP | ITEMS, ID | ONCE},
+    [TXN] = {NAME("TXN"), OP | TXN_OPS, IF | ID | ONCE},
 };
 
 const char *op_name(enum op op) { return ops[op].name; }
 
-/* By size and first byte most are told apart without a call. */
 static int is(const span *text, const char *what, size_t size)
 {
-    return text->size == size && *text->at == (unsigned char)*what &&
-           memcmp(text->at, what, size) == 0;
+    return text->size == size && memcmp(text->at, what, size) == 0;
 }
+#define IS(text, literal) is(text, NAME(literal))
 
+/* One by one, for comparing with what is known here takes no call. */
 static unsigned to_field(const span *name)
 {
-    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
-        if (is(name, fields[i].name, fields[i].size))
-            return fields[i].field;
-    return 0;
+    return IS(name, "op")        ? OP
+           : IS(name, "key")     ? KEY
+           : IS(name, "value")   ? VALUE
+           : IS(name, "by")      ? BY
+           : IS(name, "id")      ? ID
+           : IS(name, "session") ? SESSION
+           : IS(name, "seq")     ? SEQ
+           : IS(name, "keys")    ? KEYS
+           : IS(name, "items")   ? ITEMS
+           : IS(name, "if")      ? IF
+           : IS(name, "ops")     ? TXN_OPS
+                                 : 0;
 }
 
 static enum op to_op(const span *name)
@@ -67,7 +67,7 @@ static enum op to_op(const span *name)
     return NONE;
 }
 
-/* --- Fields. Whether there is a good one; so for all below ---------------------------------------- */
+/* --- Fields. Whether there is a good one; so for all below ------------------------------------ */
 
 static int read_op(reader *r, enum op *op)
 {
@@ -126,51 +126,11 @@ static int read_field_of_step(const Lane *self, reader *r, enum field field, ste
 {
     return field == OP    ? read_op(r, &to->op)
            : field == KEY ? read_key(self, r, to)
-           : field == BY  ? read_int(r, &to->by)
+           : field == BY  ? read_int(r, &to->number)
                           : read_value(self, r, &to->value);
 }
 
-/* --- Lists ---------------------------------------------------------------------------------------- */
-
-static int reserve_steps(Lane *self, size_t count)
-{
-    if (count <= self->room)
-        return 1;
-    step *steps = realloc(self->steps, count * sizeof *steps);
-    if (steps == NULL)
-        return 0;
-    self->steps = steps;
-    self->room = count;
-    return 1;
-}
-
-static int read_steps(Lane *self, reader *r, enum field field, request *to)
-{
-    uint32_t count;
-    if (!(field == ITEMS ? read_map(r, &count) : read_array(r, &count)) || count == 0 ||
-        count > (size_t)self->max_batch || !reserve_steps(self, count))
-        return 0;
-    to->steps = self->steps;
-    to->count = count;
-    for (uint32_t i = 0; i < count; i++) {
-        step *each = &to->steps[i];
-        *each = (step){.op = field == KEYS ? GET : PUT};
-        if (!read_key(self, r, each) || (field == ITEMS && !read_value(self, r, &each->value)))
-            return 0;
-    }
-    return 1;
-}
-
-/* --- Requests ------------------------------------------------------------------------------------- */
-
-static int read_field(Lane *self, reader *r, enum field field, request *to)
-{
-    return field & OF_A_STEP  ? read_field_of_step(self, r, field, &to->one)
-           : field == ID      ? read_id(r, &to->id)
-           : field == SESSION ? read_session(r, &to->session)
-           : field == SEQ     ? read_seq(r, &to->seq)
-                              : read_steps(self, r, field, to);
-}
+/* --- Requests, and the ops of a TXN ----------------------------------------------------------- */
 
 /* Whether an op has what it must have, and nothing else than what it may have. */
 static int fits(enum op op, unsigned seen)
@@ -180,26 +140,96 @@ static int fits(enum op op, unsigned seen)
            (once == 0 || once == ONCE);
 }
 
-int read_request(Lane *self, const unsigned char *body, size_t size, request *to)
+static int read_field_of_request(Lane *, reader *, enum field, request *);
+
+/* The fields of a request; those of an op in a TXN where `whole` is NULL. */
+static int read_fields(Lane *self, reader *r, step *to, request *whole)
 {
-    reader r = {body, body + size};
     uint32_t count;
     unsigned seen = 0;
-    *to = (request){.steps = &to->one, .count = 1, .one = {.by = 1}};
-    if (!read_map(&r, &count))
+    if (!read_map(r, &count))
         return 0;
     while (count--) {
         span name;
-        unsigned field = read_text(&r, &name) ? to_field(&name) : 0;
-        if (!field || seen & field || !read_field(self, &r, (enum field)field, to))
+        unsigned field = read_text(r, &name) ? to_field(&name) : 0;
+        if (!field || seen & field)
             return 0;
         seen |= field;
+        if (field & OF_A_STEP ? !read_field_of_step(self, r, (enum field)field, to)
+                              : whole == NULL ||
+                                    !read_field_of_request(self, r, (enum field)field, whole))
+            return 0;
     }
-    to->op = to->one.op;
-    return to->op != NONE && fits(to->op, seen) && r.at == r.end;
+    return to->op != NONE && fits(to->op, seen);
 }
 
-/* --- What tells two requests of one session apart: `digest` in zkv/protocol/codec.py --------------- */
+static int read_condition(const Lane *self, reader *r, step *to)
+{
+    uint32_t size;
+    return read_array(r, &size) && size == 2 && read_key(self, r, to) &&
+           read_int(r, &to->number) && to->number >= 0;
+}
+
+static int read_step(Lane *self, reader *r, enum field list, step *to)
+{
+    to->op = list == KEYS ? GET : list == ITEMS ? PUT : NONE;
+    to->number = 1; /* An INCR adds that. */
+    switch (list) {
+    case KEYS:
+        return read_key(self, r, to);
+    case ITEMS:
+        return read_key(self, r, to) && read_value(self, r, &to->value);
+    case IF:
+        return read_condition(self, r, to);
+    default:
+        return read_fields(self, r, to, NULL);
+    }
+}
+
+static int reserve(step_list *self, size_t count)
+{
+    if (count <= self->count)
+        return 1;
+    step *at = realloc(self->at, count * sizeof *at);
+    if (at == NULL)
+        return 0;
+    *self = (step_list){at, count};
+    return 1;
+}
+
+static int read_list(Lane *self, reader *r, enum field list, step_list *room, step_list *to)
+{
+    uint32_t count;
+    if (!(list == ITEMS ? read_map(r, &count) : read_array(r, &count)) ||
+        (count == 0 && list != IF) || count > (size_t)self->max_batch || !reserve(room, count))
+        return 0;
+    *to = (step_list){room->at, count};
+    for (uint32_t i = 0; i < count; i++)
+        if (!read_step(self, r, list, &to->at[i]))
+            return 0;
+    return 1;
+}
+
+static int read_field_of_request(Lane *self, reader *r, enum field field, request *to)
+{
+    return field == ID        ? read_id(r, &to->id)
+           : field == SESSION ? read_session(r, &to->session)
+           : field == SEQ     ? read_seq(r, &to->seq)
+           : field == IF      ? read_list(self, r, field, &self->conditions, &to->conditions)
+                              : read_list(self, r, field, &self->steps, &to->steps);
+}
+
+int read_request(Lane *self, const unsigned char *body, size_t size, request *to)
+{
+    reader r = {body, body + size};
+    *to = (request){.steps = {&to->one, 1}, .one = {.number = 1}};
+    if (!read_fields(self, &r, &to->one, to) || r.at < r.end)
+        return 0;
+    to->op = to->one.op;
+    return 1;
+}
+
+/* --- What tells two requests of one session apart: `digest` in zkv/protocol/codec.py ---------- */
 
 static void hash_text(hasher *h, const span *text)
 {
@@ -208,27 +238,70 @@ static void hash_text(hasher *h, const span *text)
     hash_add(h, text->at, text->size);
 }
 
-/* What comes of a field that was left out. */
-#define LEFT_OUT                                                                                    \
+/* How msgspec packs the fields that all requests have, and those that are compared leave out. */
+#define LEFT_OUT                                                                                   \
     "\xa2id\xc0\xa7session\xc0\xa3seq\xc0\xa8" "deadline\xc0\xa7" "durable\xc2"
 
 #define HASH(h, literal) hash_add(h, literal, sizeof literal - 1)
 
+static void hash_int(hasher *h, int64_t number)
+{
+    unsigned char packed[MOST_HEAD];
+    hash_add(h, packed, (size_t)(write_int(packed, number) - packed));
+}
+
+static void hash_array_head(hasher *h, size_t count)
+{
+    unsigned char head[MOST_HEAD];
+    hash_add(h, head, (size_t)(write_array_head(head, count) - head));
+}
+
 /* A step as msgspec packs it, with all fields that there are. */
 static void hash_step(hasher *h, const step *of)
 {
-    unsigned char by[MOST_HEAD];
-    HASH(h, "\x88\xa2op\xa4INCR" LEFT_OUT "\xa3key");
-    hash_text(h, &of->key);
-    HASH(h, "\xa2" "by");
-    hash_add(h, by, (size_t)(write_int(by, of->by) - by));
+    switch (of->op) {
+    case GET:
+        HASH(h, "\x87\xa2op\xa3GET" LEFT_OUT "\xa3key");
+        hash_text(h, &of->key);
+        break;
+    case PUT:
+        HASH(h, "\x8b\xa2op\xa3PUT" LEFT_OUT "\xa3key");
+        hash_text(h, &of->key);
+        HASH(h, "\xa5value");
+        hash_add(h, of->value.at, of->value.size);
+        HASH(h, "\xa3ttl\xc0\xa6if_rev\xc0\xa4prev\xc2");
+        break;
+    default:
+        HASH(h, "\x88\xa2op\xa4INCR" LEFT_OUT "\xa3key");
+        hash_text(h, &of->key);
+        HASH(h, "\xa2" "by");
+        hash_int(h, of->number);
+    }
+}
+
+static void hash_txn(hasher *h, const request *from)
+{
+    HASH(h, "\x88\xa2op\xa3TXN" LEFT_OUT "\xa2if");
+    hash_array_head(h, from->conditions.count);
+    for (size_t i = 0; i < from->conditions.count; i++) {
+        HASH(h, "\x92");
+        hash_text(h, &from->conditions.at[i].key);
+        hash_int(h, from->conditions.at[i].number);
+    }
+    HASH(h, "\xa3ops");
+    hash_array_head(h, from->steps.count);
+    for (size_t i = 0; i < from->steps.count; i++)
+        hash_step(h, &from->steps.at[i]);
 }
 
 static uint64_t packed_digest(const request *from)
 {
     hasher h;
     hash_begin(&h);
-    hash_step(&h, from->steps);
+    if (from->op == TXN)
+        hash_txn(&h, from);
+    else
+        hash_step(&h, from->steps.at);
     return hash_end(&h);
 }
 
@@ -237,8 +310,8 @@ static uint64_t puts_digest(const request *from)
 {
     uint64_t total = 0;
     hasher h;
-    for (size_t i = 0; i < from->count; i++) {
-        const step *each = &from->steps[i];
+    for (size_t i = 0; i < from->steps.count; i++) {
+        const step *each = &from->steps.at[i];
         hash_begin(&h);
         hash_add(&h, ops[from->op].name, ops[from->op].size);
         hash_text(&h, &each->key);

@@ -99,7 +99,7 @@ unsigned char *write_bytes(unsigned char *to, const void *from, size_t size);
 
 enum { MOST_HEAD = 9 }; /* bytes of the largest head or int */
 
-/* --- What tells two requests apart: digest.c --------------------------------------------------- */
+/* --- What tells two requests apart: digest.c -------------------------------------------------- */
 
 typedef struct {
     uint64_t h[8], total;
@@ -115,7 +115,7 @@ uint64_t hash_end(hasher *);
 
 PyObject *pack_frames(PyObject *module, PyObject *arguments);
 
-/* --- Requests: lane.c, and see lane.h ----------------------------------------------------------- */
+/* --- Requests: lane.c, and see lane.h --------------------------------------------------------- */
 
 extern PyType_Spec lane_spec;
 
