@@ -15,9 +15,8 @@ from unittest import mock
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec import Raw
-from msgspec.msgpack import Ext, encode
 
+from tests.lane_requests import LIMITS, bodies
 from tests.sanitizer import run_under_address_sanitizer
 from tests.support import unpack
 from tests.test_data_model import (
@@ -26,6 +25,7 @@ from tests.test_data_model import (
     MemoryStore,
     PlainMemoryStore,
     PlainStore,
+    op,
     request,
     service_for,
 )
@@ -153,67 +153,6 @@ def test_frames_are_made_of_bytes(payloads: Any) -> None:
 
 # --- The lane: the commands -------------------------------------------------------------------
 
-LIMITS: dict[str, Any] = {
-    "max_key_bytes": 12,
-    "max_value_bytes": 2_000,
-    "max_batch": 6,
-    "max_reply_bytes": 3_100,
-    "session_window": 3,
-    "max_sessions": 2,
-}
-
-
-def nested(levels: int) -> Raw:
-    return Raw(b"\x91" * levels + b"\x01")
-
-
-KEYS = ["a", "b", "ab", "", "\0", "\x01", "k" * 12, "k" * 13, "é", "é" * 6, "\U0010ffff"]
-VALUES: list[Any] = [None, True, 0, -1, 2**40, 1.5, "text", b"\xff", [], [1, [2]], {"a": {"b": 1}}]
-VALUES += [{1: 2}, "x" * 1_990, "x" * 1_999, "x" * 2_000, [0] * 600, nested(200), nested(3_000)]
-VALUES += [Ext(1, b"12"), Ext(5, b"1" * 300)]
-lane_keys = st.sampled_from(KEYS)
-lane_values: st.SearchStrategy[Any] = st.sampled_from(VALUES)
-ids = st.sampled_from([None, 0, -1, 2**63, 2**64 - 1, -(2**63), "id", "é", "", b"id", 1.5, [1]])
-names = st.sampled_from(["op", "key", "keys", "value", "items", "id", "ttl", "prev", "session"])
-requests = st.one_of(
-    st.fixed_dictionaries({"op": st.just("GET"), "key": lane_keys}),
-    st.fixed_dictionaries({"op": st.just("PUT"), "key": lane_keys, "value": lane_values}),
-    st.fixed_dictionaries({"op": st.just("MGET"), "keys": st.lists(lane_keys, max_size=7)}),
-    st.fixed_dictionaries(
-        {"op": st.just("MPUT"), "items": st.dictionaries(lane_keys, lane_values, max_size=7)}
-    ),
-    st.fixed_dictionaries({"op": st.just("DELETE"), "key": lane_keys}),
-    st.fixed_dictionaries({"op": st.just("TOUCH"), "key": lane_keys, "ttl": st.just(1)}),
-    st.fixed_dictionaries(
-        {"op": st.just("PUT"), "key": lane_keys, "value": lane_values, "ttl": st.just(2)}
-    ),
-    st.dictionaries(names, lane_keys | lane_values, max_size=4),
-)
-
-
-@st.composite
-def bodies(draw: st.DrawFn) -> bytes:
-    """The body of a request: mostly a good one, in any order of fields, or one that was spoilt."""
-    fields = dict(draw(requests))
-    number = draw(ids)
-    if number is not None:
-        fields["id"] = number
-    if draw(st.booleans()):
-        fields["session"] = draw(st.sampled_from(["s", "s", "é" * 32, "x" * 65, "", b"s", None]))
-        fields["seq"] = draw(st.sampled_from([1, 2, 3, 4, 5, 300, 2**62, 2**63, 0, -1, None]))
-    body = encode(dict(draw(st.permutations(list(fields.items())))))
-    spoilt = draw(st.sampled_from(["no"] * 6 + ["cut", "flip", "more", "twice"]))
-    place = draw(st.integers(0, len(body) - 1))
-    if spoilt == "cut":
-        return body[:place]
-    if spoilt == "flip":
-        return body[:place] + bytes([draw(st.integers(0, 255))]) + body[place + 1 :]
-    if spoilt == "more":
-        return body + b"\xc0"
-    if spoilt == "twice" and body[0] in range(0x81, 0x8F):  # The first field once more.
-        return bytes([body[0] + 1]) + body[1:] + encode(next(iter(fields))) + encode("a")
-    return body
-
 
 def told(store: MemoryStore | DurableStore, batch: list[bytes]) -> list[Any]:
     """The fields of the replies to one batch, in their order; msgpack may pack some otherwise."""
@@ -240,20 +179,35 @@ def everything(store: MemoryStore | DurableStore) -> list[Any]:
     return read + [state for state in states if state and state[2]]
 
 
+class Recorder:
+    """Records what a store tells its watchers."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[str, Entry | None]] = []
+
+    def keep(self, key: str, old: Entry | None) -> None:
+        self.kept.append((key, old))
+
+    def rolled_back(self, rev: int) -> None:
+        raise AssertionError("nothing is")
+
+
 @settings(max_examples=300)
 @given(batches=st.lists(st.lists(bodies(), max_size=5), max_size=6), data=st.data())
 def test_a_lane_does_what_the_commands_do(batches: list[list[bytes]], data: st.DataObject) -> None:
     """In any batches, on a clock that goes on, and with a snapshot that is being read."""
     clock = FakeClock()
     fast, plain = MemoryStore(clock, **LIMITS), PlainMemoryStore(clock, **LIMITS)
-    views = []
+    views, watchers = [], [Recorder(), Recorder()]
+    fast._keyspace._watchers.append(watchers[0])
+    plain._keyspace._watchers.append(watchers[1])
     for batch in batches:
         assert told(fast, batch) == told(plain, batch)
-        if data.draw(st.booleans()):
-            clock.advance(700)
+        clock.advance(data.draw(st.sampled_from([0, 700, 2_000])))
         if data.draw(st.booleans()):
             views.append([store._keyspace.view() for store in (fast, plain)])
     assert everything(fast) == everything(plain)
+    assert watchers[0].kept == watchers[1].kept
     for of_fast, of_plain in views:
         read = [
             dict(pair for chunk in view.chunks() for pair in chunk) for view in (of_fast, of_plain)
@@ -268,10 +222,10 @@ def test_a_lane_logs_what_the_commands_log(batches: list[list[bytes]]) -> None:
     clock = FakeClock()
     fast, plain = DurableStore(clock, **LIMITS), PlainStore(clock, **LIMITS)
     try:
+        for batch in batches:
+            assert told(fast, batch) == told(plain, batch)
         payloads = []
         for store in (fast, plain):
-            for batch in batches:
-                told(store, batch)
             commits, _ = store.engine.keyspace.changes_since(0, 1_000)
             payloads.append([commit.payload for commit in commits])
             store.crash()
@@ -294,6 +248,8 @@ def in_lane(store: MemoryStore, body: bytes) -> bool:
 def store() -> MemoryStore:
     store = MemoryStore(FakeClock())
     store.put("k", "value")
+    store.put("n", 0)
+    store.put("expiring", 2**63 - 3, ttl=1)
     return store
 
 
@@ -308,6 +264,14 @@ def store() -> MemoryStore:
         request("MGET", keys=["k", "absent", "é"]),
         request("MPUT", items={"k": 1, "new": 2}),
         request("PUT", key="k", value=1, session="s", seq=1),
+        request("INCR", key="n"),
+        request("INCR", key="n", by=-(2**63), id=7),
+        request("INCR", key="expiring", by=2),
+        request("INCR", key="new", session="s", seq=1),
+        request("TXN", ops=[op("INCR", key="n"), op("GET", key="n"), op("INCR", key="n", by=2)]),
+        request("TXN", ops=[op("GET", key="absent"), op("PUT", key="k", value=1)], id="seven"),
+        request("TXN", ops=[op("INCR", key="expiring"), op("PUT", key="expiring", value=1)]),
+        request("TXN", ops=[op("INCR", key="n")], if_=[("k", 1), ("new", 0)], session="s", seq=1),
         request("MPUT", items={"k": 1, "new": 2}, session="s", seq=2**62),
     ],
 )
@@ -322,6 +286,41 @@ def test_a_lane_leaves_what_is_large(store: MemoryStore) -> None:
     assert unpack(store.exchange(body))["ok"]
 
 
+def test_a_lane_leaves_a_reply_that_is_too_large_to_be_remembered(store: MemoryStore) -> None:
+    store.put("large", "x" * 600_000)
+    ops = [op("GET", key="large"), op("INCR", key="n"), op("GET", key="large")]
+    once = request("TXN", ops=ops, session="s", seq=1)
+    assert not in_lane(store, once)
+    assert unpack(store.exchange(once))["code"] == "TOO_LARGE"
+    assert in_lane(store, request("TXN", ops=ops))
+    assert store.ok("GET", key="n")["value"] == 1
+
+
+def test_a_lane_leaves_a_txn_that_reads_too_much() -> None:
+    store = MemoryStore(FakeClock(), **LIMITS)
+    store.put("k", "x" * (LIMITS["max_reply_bytes"] // 2 - 3))  # With the head of its str.
+    ops = [op("GET", key="k"), op("INCR", key="n"), op("GET", key="k")]
+    assert in_lane(store, request("TXN", ops=ops))
+    too_much = request("TXN", ops=[*ops, op("GET", key="absent")])
+    assert not in_lane(store, too_much)
+    assert unpack(store.exchange(too_much))["code"] == "TOO_LARGE"
+    assert store.ok("GET", key="n")["value"] == 1
+
+
+@pytest.mark.parametrize("fsync", ["always", "interval", "never"])
+def test_a_lane_knows_what_is_durable(fsync: str) -> None:
+    """Also of what a TXN has only read: the store's revision may be on disk by now."""
+    store = DurableStore(FakeClock(), fsync=fsync)
+    try:
+        reading = request("TXN", ops=[op("GET", key="k"), op("GET", key="absent")])
+        assert unpack(store.exchange(reading))["durable"]
+        store.put("k", "value")
+        store.crash()
+        assert unpack(store.exchange(reading))["durable"]
+    finally:
+        store.close()
+
+
 def test_a_lane_takes_no_write_once_the_store_is_sealed(store: MemoryStore) -> None:
     store._keyspace.seal()
     assert not in_lane(store, request("PUT", key="k", value=1))
@@ -332,11 +331,14 @@ def test_a_lane_leaves_nothing_behind(store: MemoryStore) -> None:
     """References to what is not freed would grow without bounds."""
     body = request("MPUT", items={f"k{number}": "x" * number for number in range(50)})
     read = request("MGET", keys=[f"k{number}" for number in range(50)])
-    (replies, _, _) = store._service.answer([body, read] * 10)
+    ops = [op(name, key=key) for key in ("n", "m") for name in ("INCR", "GET")]
+    txn, failing = request("TXN", ops=ops), request("TXN", ops=[*ops, op("INCR", key="k1")])
+    bodies = [body, read, txn, failing] * 5
+    (replies, _, _) = store._service.answer(list(bodies))
     before = [sys.getrefcount(each) for each in (body, read, None, Entry)]
     size = resident()
     for _ in range(2_000):
-        store._service.answer([body, read] * 10)
+        store._service.answer(list(bodies))
     assert [sys.getrefcount(each) for each in (body, read)] == before[:2]
     assert sys.getrefcount(Entry) - before[3] < 100
     assert resident() - size < 130_000_000, "the history may take 64 MiB, and as much on its way"
@@ -354,6 +356,8 @@ def test_commits_of_a_lane_are_taken_back(tmp_path: Path) -> None:
     try:
         store.put("old", 1)
         store.put("expiring", 2, ttl=100)
+        store.put("counted", 3, ttl=100)
+        store.put("lasting", 4, ttl=100)
         before = everything(store), store.call("COUNT", prefix="e")
         store.disk.full = True
         batch = [
@@ -362,15 +366,21 @@ def test_commits_of_a_lane_are_taken_back(tmp_path: Path) -> None:
             request("PUT", key="old", value=6, session="s", seq=1),
             request("MPUT", items={"expiring": 7, "more": 8}),
             request("GET", key="old"),
+            request("INCR", key="counted"),
+            request("INCR", key="lasting"),
+            request("TXN", ops=[op("INCR", key="lasting"), op("PUT", key="lasting", value=1)] * 2),
+            request("TXN", ops=[op("INCR", key="newest"), op("INCR", key="newest")]),
         ]
         replies = told(store, batch)
         codes = [dict(reply).get("code") for reply in replies]
-        assert codes == ["READ_ONLY"] * 4 + [None]
+        assert codes == ["READ_ONLY"] * 4 + [None] + ["READ_ONLY"] * 4
         assert dict(replies[4])["value"] == 1
         store.disk.full = False
         assert (everything(store), store.call("COUNT", prefix="e")) == before
         store.clock.advance(100_000)
-        assert store.call("GET", key="expiring")["code"] == "NOT_FOUND"
+        for key in ("expiring", "counted", "lasting"):
+            assert store.call("GET", key=key)["code"] == "NOT_FOUND"
+        assert store.call("COUNT")["count"] == 1
     finally:
         store.close()
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import zmq
 
-from tests.test_compiled import LIMITS, everything, told
+from tests.lane_requests import LIMITS
+from tests.test_compiled import everything, told
 from tests.test_data_model import FakeClock, MemoryStore, PlainMemoryStore
 from tests.test_mailbox import Context, Peer
 from zkv.broker.frames import COMPILED, PlainFrames

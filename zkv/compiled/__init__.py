@@ -5,8 +5,8 @@ for whatever is out of the ordinary, Python does the same, and is the specificat
 `Table`, `zkv.commands` for `Lane`, `zkv.durability.segment` for `pack_frames`. Tests run against
 both, and compare them (tests/test_compiled.py). What it gains is in BENCHMARKS.md.
 
-`module.c` is the way in; `store.h` tells what the files share. It needs nothing but Python, and one
-binary fits every version from 3.11 on.
+`module.c` is the way in; `store.h` tells what all files share, `lane.h` what those of the lane
+share. It needs nothing but Python, and one binary fits every version from 3.11 on.
 """
 
 from __future__ import annotations

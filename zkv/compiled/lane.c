@@ -1,61 +1,19 @@
-/* The fast lane: plain GET, PUT, MGET and MPUT, from the body of a request to that of its reply.
+/* The fast lane: plain requests about entries, from their body to that of the reply.
  *
- * Strategy: a body is read once, checked on the way, and carried out on the table at once. Anything
- * out of the ordinary (a further field, an absent key, a limit, a wrong type, text that came as bin,
- * a value that may be nested too deeply) is no error here: the request is left to Python, which is
- * the specification, before anything has been changed.
+ * Strategy: a body is read once (request.c), carried out on the table at once, and answered
+ * (reply.c). Anything out of the ordinary (a further field, an absent key, a limit, a wrong type,
+ * text that came as bin, a value that may be nested too deeply) is no error here: the request is
+ * left to Python, which is the specification, and the table is as it was before.
  *
  * Invariants: Python's lock and the keyspace's are held throughout. A request is carried out whole
- * or not at all. */
+ * or not at all: what it has changed so far is taken back where it cannot go on. */
 
-#include "store.h"
+#include "lane.h"
 
 #include <stdlib.h>
 
-enum op { NONE, GET, PUT, MGET, MPUT, OPS };
 enum { LARGE_BODY = 1 << 20 }; /* bytes: Python lets go of its lock while it hashes as much */
-enum { MOST_SESSION = 64 };               /* bytes */
-static const uint64_t MOST_SEQ = 1ULL << 62;
-
-typedef struct {
-    span key, value;
-    record *found;
-    uint32_t hash;
-} item;
-
-/* What a request says. `items` are those of `keys` or `items`. */
-typedef struct {
-    enum op op;
-    span id, key, value, session;
-    uint64_t seq;
-    int has_items, has_pairs;
-    size_t count;
-} request;
-
-typedef struct {
-    PyObject_HEAD
-    Table *table;
-    PyObject *commit_type;
-    Py_ssize_t max_key, max_value, max_batch, max_reply, shallow;
-    int durable;
-    PyObject *add_key, *forget_deadline, *tell_watchers; /* callables: see store.py */
-    PyObject *watchers;                                  /* a list */
-    PyObject *may_run, *remember;                         /* callables, likewise */
-    PyObject *names[OPS];
-    item *items;
-    size_t room;
-} Lane;
-
-/* A run in the making. What stands in capitals in its comments is Python's, and borrowed. */
-typedef struct {
-    int64_t rev, removed_rev, now;
-    int writes;
-    PyObject *replies, *told, *ops, *subjects;  /* LISTS; subjects may be None */
-    PyObject *commits;                          /* a list */
-    Replaced *replaced;
-    size_t changes, bytes;
-    int64_t newest; /* the newest revision that any reply tells of */
-} run;
+enum { MOST_REMEMBERED = 1 << 20 }; /* bytes of a reply: see zkv/commands.py */
 
 /* What is remembered of an exactly-once request; `session` is NULL where it is none. */
 typedef struct {
@@ -63,199 +21,16 @@ typedef struct {
     uint64_t seq;
 } once;
 
-/* --- Reading a request --------------------------------------------------------------------------- */
-
-static int is(const span *text, const char *what, size_t size)
-{
-    return text->size == size && memcmp(text->at, what, size) == 0;
-}
-#define IS(text, literal) is(text, literal, sizeof literal - 1)
-
-static enum op to_op(const span *text)
-{
-    return IS(text, "GET") ? GET : IS(text, "PUT") ? PUT : IS(text, "MGET") ? MGET
-         : IS(text, "MPUT") ? MPUT : NONE;
-}
-
-static int read_value(const Lane *self, reader *r, span *value)
-{
-    value->at = r->at;
-    if (!skip_value(r))
-        return 0;
-    value->size = (size_t)(r->at - value->at);
-    int first = *value->at;
-    int nests = (first >= 0x80 && first <= 0x9f) || (first >= 0xdc && first <= 0xdf);
-    size_t most = (size_t)(nests ? self->shallow : self->max_value);
-    return value->size <= most && value->size <= (size_t)self->max_value;
-}
-
-static int read_key(const Lane *self, reader *r, span *key)
-{
-    return read_text(r, key) && key->size > 0 && key->at[0] != 0 &&
-           key->size <= (size_t)self->max_key;
-}
-
-static int read_id(reader *r, span *id)
-{
-    span text;
-    const unsigned char *from = r->at;
-    if (from == r->end)
-        return 0;
-    int first = *from;
-    int number = first < 0x80 || first >= 0xe0 || (first >= 0xcc && first <= 0xd3);
-    if (number ? !skip_value(r) : !read_text(r, &text))
-        return 0;
-    *id = (span){from, (size_t)(r->at - from)};
-    return 1;
-}
-
-static int read_items(Lane *self, reader *r, uint32_t count, int pairs)
-{
-    if (count == 0 || count > (size_t)self->max_batch)
-        return 0;
-    if (count > self->room) {
-        item *items = realloc(self->items, count * sizeof *items);
-        if (items == NULL)
-            return 0;
-        self->items = items;
-        self->room = count;
-    }
-    for (uint32_t i = 0; i < count; i++) {
-        item *to = &self->items[i];
-        if (!read_key(self, r, &to->key) || (pairs && !read_value(self, r, &to->value)))
-            return 0;
-        to->hash = table_hash(self->table, to->key.at, to->key.size);
-        __builtin_prefetch(table_bucket(self->table, to->hash));
-    }
-    return 1;
-}
-
-static int read_field(Lane *self, reader *r, request *to)
-{
-    span name, op;
-    uint32_t count;
-    if (!read_text(r, &name))
-        return 0;
-    if (IS(&name, "op"))
-        return to->op == NONE && read_text(r, &op) && (to->op = to_op(&op)) != NONE;
-    if (IS(&name, "key"))
-        return to->key.at == NULL && read_key(self, r, &to->key);
-    if (IS(&name, "value"))
-        return to->value.at == NULL && read_value(self, r, &to->value);
-    if (IS(&name, "id"))
-        return to->id.at == NULL && read_id(r, &to->id);
-    if (IS(&name, "session"))
-        return to->session.at == NULL && read_text(r, &to->session) && to->session.size > 0 &&
-               to->session.size <= MOST_SESSION;
-    if (IS(&name, "seq"))
-        return to->seq == 0 && read_uint(r, &to->seq) && to->seq > 0 && to->seq <= MOST_SEQ;
-    to->has_pairs = IS(&name, "items");
-    if (to->has_items || !(to->has_pairs || IS(&name, "keys")))
-        return 0;
-    if (!(to->has_pairs ? read_map(r, &count) : read_array(r, &count)))
-        return 0;
-    to->has_items = 1;
-    to->count = count;
-    return read_items(self, r, count, to->has_pairs);
-}
-
-/* Whether the body is a request for this lane. */
-static int read_request(Lane *self, const unsigned char *body, size_t size, request *to)
-{
-    reader r = {body, body + size};
-    uint32_t fields;
-    if (!read_map(&r, &fields))
-        return 0;
-    while (fields--)
-        if (!read_field(self, &r, to))
-            return 0;
-    int key = to->key.at != NULL, value = to->value.at != NULL;
-    int wanted = to->op == GET    ? key && !value && !to->has_items
-                 : to->op == PUT  ? key && value && !to->has_items
-                 : to->op == MGET ? !key && !value && to->has_items && !to->has_pairs
-                 : to->op == MPUT ? !key && !value && to->has_items && to->has_pairs
-                                  : 0;
-    int once = to->session.at != NULL, writes = to->op == PUT || to->op == MPUT;
-    return wanted && once == (to->seq > 0) && (writes || !once) && r.at == r.end;
-}
-
-/* --- Replies ------------------------------------------------------------------------------------- */
-
-/* {"ok": true, and the id, and as many more fields. */
-static unsigned char *write_reply_head(unsigned char *to, const request *from, int more)
-{
-    *to++ = (unsigned char)(0x81 + more + (from->id.at != NULL));
-    to = write_bytes(to, "\xa2ok\xc3", 4);
-    if (from->id.at != NULL)
-        to = write_bytes(write_bytes(to, "\xa2id", 3), from->id.at, from->id.size);
-    return to;
-}
-
-static size_t head_size(const request *from) { return 8 + from->id.size; }
-
-static PyObject *write_reply(const request *from, int64_t rev, int durable)
-{
-    unsigned char buffer[256], *start = buffer, *to;
-    size_t most = head_size(from) + 32;
-    if (most > sizeof buffer && (start = malloc(most)) == NULL)
-        return NULL;
-    to = write_reply_head(start, from, 2);
-    to = write_uint(write_bytes(to, "\xa3rev", 4), (uint64_t)rev);
-    to = write_bytes(to, durable ? "\xa7" "durable\xc3" : "\xa7" "durable\xc2", 9);
-    PyObject *reply = PyBytes_FromStringAndSize((char *)start, to - start);
-    if (start != buffer)
-        free(start);
-    return reply;
-}
-
-static PyObject *get_reply(const run *r, const request *from, const record *found)
-{
-    unsigned char buffer[512], *start = buffer, *to;
-    size_t most = head_size(from) + found->value_size + 48;
-    if (most > sizeof buffer && (start = malloc(most)) == NULL)
-        return NULL;
-    to = write_reply_head(start, from, 2 + (found->expires != 0));
-    to = write_bytes(write_bytes(to, "\xa5value", 6), record_value(found), found->value_size);
-    to = write_uint(write_bytes(to, "\xa3rev", 4), (uint64_t)found->rev);
-    if (found->expires) {
-        double ttl = (double)(found->expires - r->now) / 1000;
-        uint64_t bits;
-        memcpy(&bits, &ttl, sizeof bits);
-        to = write_bytes(to, "\xa3ttl\xcb", 5);
-        for (int shift = 56; shift >= 0; shift -= 8)
-            *to++ = (unsigned char)(bits >> shift);
-    }
-    PyObject *reply = PyBytes_FromStringAndSize((char *)start, to - start);
-    if (start != buffer)
-        free(start);
-    return reply;
-}
-
-static PyObject *mget_reply(const request *from, const item *items, size_t values)
-{
-    size_t most = head_size(from) + values + 32 + 2 * MOST_HEAD + from->count * MOST_HEAD;
-    unsigned char *start = malloc(most), *to = start;
-    if (start == NULL)
-        return NULL;
-    to = write_reply_head(to, from, 2);
-    to = write_array_head(write_bytes(to, "\xa6values", 7), from->count);
-    for (size_t i = 0; i < from->count; i++) {
-        const record *r = items[i].found;
-        to = r == NULL ? (*to = 0xc0, to + 1) : write_bytes(to, record_value(r), r->value_size);
-    }
-    to = write_array_head(write_bytes(to, "\xa4revs", 5), from->count);
-    for (size_t i = 0; i < from->count; i++)
-        to = write_uint(to, items[i].found == NULL ? 0 : (uint64_t)items[i].found->rev);
-    PyObject *reply = PyBytes_FromStringAndSize((char *)start, to - start);
-    free(start);
-    return reply;
-}
-
-/* --- Reading entries. A reply; NULL where the request is left to Python ---------------------------- */
+/* --- Reading entries. A reply; NULL where the request is left to Python ----------------------- */
 
 static int is_live(const run *r, const record *found)
 {
     return found != NULL && (!found->expires || found->expires > r->now);
+}
+
+static record *find(const Lane *self, const step *of)
+{
+    return table_find(self->table, of->hash, of->key.at, of->key.size);
 }
 
 static void tell(run *r, int64_t *told, int64_t rev)
@@ -268,39 +43,133 @@ static void tell(run *r, int64_t *told, int64_t rev)
 
 static PyObject *do_get(Lane *self, run *r, const request *from, int64_t *told)
 {
-    uint32_t hash = table_hash(self->table, from->key.at, from->key.size);
-    record *found = table_find(self->table, hash, from->key.at, from->key.size);
+    record *found = find(self, from->steps.at);
     if (!is_live(r, found))
         return NULL;
+    from->steps.at->there = found;
     tell(r, told, found->rev);
-    return get_reply(r, from, found);
+    return to_reply(self, r, from, 0);
 }
 
 static PyObject *do_mget(Lane *self, run *r, const request *from, int64_t *told)
 {
     size_t values = 0;
     int64_t newest = 0;
-    for (size_t i = 0; i < from->count; i++) {
-        item *each = &self->items[i];
-        each->found = table_find(self->table, each->hash, each->key.at, each->key.size);
+    for (size_t i = 0; i < from->steps.count; i++) {
+        record *found = find(self, &from->steps.at[i]);
+        int live = is_live(r, found);
+        int64_t rev = found == NULL ? 0 : found->rev;
         /* That one has expired depends on the write that set its time. */
-        int64_t rev = each->found == NULL ? r->removed_rev : each->found->rev;
-        if (is_live(r, each->found)) {
-            values += each->found->value_size;
-        } else {
-            each->found = NULL;
-            values++;
-            rev = rev > r->removed_rev ? rev : r->removed_rev;
-        }
+        if (!live && rev < r->removed_rev)
+            rev = r->removed_rev;
         newest = newest > rev ? newest : rev;
+        values += live ? found->value_size : 1;
+        from->steps.at[i].there = live ? found : NULL;
     }
     if (values > (size_t)self->max_reply)
         return NULL;
     tell(r, told, newest);
-    return mget_reply(from, self->items, values);
+    return to_reply(self, r, from, 0);
 }
 
-/* --- Writing entries ------------------------------------------------------------------------------- */
+/* --- Staging: in the table, with a note of what was there ------------------------------------- */
+
+/* Put a record in place, for which `replaced` has room; NULL where memory ends. */
+static record *stage(Lane *self, run *r, const step *of, span value, int64_t expires)
+{
+    record *now = record_new(of->hash, of->key.at, of->key.size, value.at, value.size, r->rev + 1);
+    if (now != NULL) {
+        now->expires = expires;
+        now->refs++; /* The table's, and that of `replaced`. */
+        r->replaced->pairs[r->replaced->count++] = (replacement){now, table_put(self->table, now)};
+    }
+    return now;
+}
+
+/* Add to the int of an entry; whether it is one, and the sum, too. */
+static int add_to(const record *found, int64_t *sum)
+{
+    reader r = {record_value(found), record_value(found) + found->value_size};
+    int64_t number;
+    return read_int(&r, &number) && !__builtin_add_overflow(number, *sum, sum);
+}
+
+/* The expiry of what is there stays. */
+static record *increment(Lane *self, run *r, const step *of)
+{
+    unsigned char value[MOST_HEAD];
+    int64_t sum = of->number;
+    const record *found = find(self, of);
+    int live = is_live(r, found);
+    if (live && !add_to(found, &sum))
+        return NULL;
+    size_t size = (size_t)(write_int(value, sum) - value);
+    return stage(self, r, of, (span){value, size}, live ? found->expires : 0);
+}
+
+/* Whether it replaced something of this very request. */
+static int was_own(const run *r, const replacement *pair)
+{
+    return pair->before != NULL && pair->before->rev > r->rev;
+}
+
+static int holds(const Lane *self, const run *r, const step *condition)
+{
+    const record *found = find(self, condition);
+    return condition->number == (is_live(r, found) ? found->rev : 0);
+}
+
+/* Carry out a step, which sees what those before it did; whether that went well. */
+static int stage_step(Lane *self, run *r, step *of)
+{
+    switch (of->op) {
+    case GET:
+        of->there = find(self, of);
+        if (!is_live(r, of->there))
+            of->there = NULL;
+        return 1;
+    case INCR:
+        return (of->there = increment(self, r, of)) != NULL;
+    default:
+        return (of->there = stage(self, r, of, of->value, 0)) != NULL;
+    }
+}
+
+/* Carry out all of a request; whether all went well. */
+static int stage_all(Lane *self, run *r, const request *from)
+{
+    size_t read = 0; /* bytes of values */
+    for (size_t i = 0; i < from->conditions.count; i++)
+        if (!holds(self, r, &from->conditions.at[i]))
+            return 0;
+    for (size_t i = 0; i < from->steps.count; i++) {
+        step *each = &from->steps.at[i];
+        if (!stage_step(self, r, each))
+            return 0;
+        if (each->op == GET)
+            read += each->there == NULL ? 1 : each->there->value_size;
+        /* An item that is there twice: the last one counts, and that is all. */
+        else if (from->op == MPUT && was_own(r, &r->replaced->pairs[r->replaced->count - 1]))
+            return 0;
+    }
+    return read <= (size_t)self->max_reply;
+}
+
+static void take_back(Lane *self, run *r, size_t first)
+{
+    Replaced *replaced = r->replaced;
+    while (replaced->count > first) {
+        replacement pair = replaced->pairs[--replaced->count];
+        const record *now = pair.now;
+        if (pair.before == NULL)
+            record_release(table_remove(self->table, now->hash, now->bytes, now->key_size));
+        else
+            record_release(table_put(self->table, pair.before));
+        record_release(pair.now);
+    }
+}
+
+/* --- What else has to know -------------------------------------------------------------------- */
 
 static PyObject *to_str(const span *key)
 {
@@ -322,77 +191,27 @@ static int call(PyObject *callable, PyObject *first, PyObject *second)
     return result != NULL;
 }
 
-/* Put new records in place, and note what they replace; whether all went well. The caller takes
- * back what has been noted where it did not. */
-static int put_all(Lane *self, run *r, item *items, size_t count)
-{
-    Replaced *replaced = r->replaced;
-    for (size_t i = 0; i < count; i++) {
-        item *each = &items[i];
-        each->found = table_find(self->table, each->hash, each->key.at, each->key.size);
-        if (each->found != NULL && each->found->rev > r->rev)
-            return 0; /* A key that is there twice: the last one counts, and that is all. */
-        record *now = record_new(each->hash, each->key.at, each->key.size, each->value.at,
-                                 each->value.size, r->rev + 1);
-        if (now == NULL)
-            return 0;
-        now->refs++; /* The table's, and that of `replaced`. */
-        replaced->pairs[replaced->count++] = (replacement){now, table_put(self->table, now)};
-    }
-    return 1;
-}
-
 /* Tell the watchers what has been replaced since `first`, the ordered index what is new, and the
- * deadlines which are off. */
+ * deadlines which are off. Of what a key was meanwhile, within a TXN, nobody else learns. */
 static int tell_others(const Lane *self, const run *r, size_t first)
 {
     int watched = PyList_Size(self->watchers) > 0;
     for (size_t i = first; i < r->replaced->count; i++) {
         const replacement *pair = &r->replaced->pairs[i];
         span key = {pair->now->bytes, pair->now->key_size};
-        if (watched &&
+        if (watched && !was_own(r, pair) &&
             !call(self->tell_watchers, to_str(&key), record_entry(self->table, pair->before)))
             return 0;
         if (pair->before == NULL && !call(self->add_key, to_str(&key), NULL))
             return 0;
-        if (pair->before != NULL && pair->before->expires &&
+        if (pair->before != NULL && pair->before->expires && !pair->now->expires &&
             !call(self->forget_deadline, PyLong_FromLongLong(pair->before->expires), to_str(&key)))
             return 0;
     }
     return 1;
 }
 
-static void take_back(Lane *self, run *r, size_t first)
-{
-    Replaced *replaced = r->replaced;
-    while (replaced->count > first) {
-        replacement pair = replaced->pairs[--replaced->count];
-        const record *now = pair.now;
-        if (pair.before == NULL)
-            record_release(table_remove(self->table, now->hash, now->bytes, now->key_size));
-        else
-            record_release(table_put(self->table, pair.before));
-        record_release(pair.now);
-    }
-}
-
-/* What tells the request from another one with its seq: `digest` in zkv/protocol/codec.py. */
-static uint64_t to_digest(enum op op, const item *items, size_t count)
-{
-    uint64_t total = 0;
-    unsigned char head[MOST_HEAD];
-    hasher h;
-    for (size_t i = 0; i < count; i++) {
-        const item *each = &items[i];
-        hash_begin(&h);
-        hash_add(&h, op == PUT ? "PUT" : "MPUT", op == PUT ? 3 : 4);
-        hash_add(&h, head, (size_t)(write_text_head(head, each->key.size) - head));
-        hash_add(&h, each->key.at, each->key.size);
-        hash_add(&h, each->value.at, each->value.size);
-        total += hash_end(&h);
-    }
-    return total;
-}
+/* --- Exactly-once requests -------------------------------------------------------------------- */
 
 static PyObject *digest_bytes(uint64_t digest)
 {
@@ -433,16 +252,17 @@ static void let_go(once *o)
 }
 
 /* What is to be remembered of an exactly-once request; whether it is to run. */
-static int begin_once(const Lane *self, const run *r, const request *from, const item *items,
-                      size_t count, once *o)
+static int begin_once(const Lane *self, const run *r, const request *from, once *o)
 {
-    static const request no_id;
     o->seq = from->seq;
     o->session = to_str(&from->session);
-    o->digest = digest_bytes(to_digest(from->op, items, count));
-    o->reply = write_reply(&no_id, r->rev + 1, 0);
-    return o->session != NULL && o->digest != NULL && o->reply != NULL && is_new(self, r, o);
+    o->digest = digest_bytes(to_digest(from));
+    o->reply = to_reply(self, r, from, 1);
+    return o->session != NULL && o->digest != NULL && o->reply != NULL &&
+           PyBytes_Size(o->reply) <= MOST_REMEMBERED && is_new(self, r, o);
 }
+
+/* --- The commit: zkv/keyspace/change.py ------------------------------------------------------- */
 
 static unsigned char *write_once(unsigned char *to, const request *from, const once *o)
 {
@@ -453,95 +273,111 @@ static unsigned char *write_once(unsigned char *to, const request *from, const o
     return write_bytes(write_bin_head(to, size), PyBytes_AsString(o->reply), size);
 }
 
-/* The payload of a commit that puts these: see zkv/keyspace/change.py. NULL as below. */
-static PyObject *to_payload(const run *r, const item *items, size_t count, const request *from,
-                            const once *o)
+static unsigned char *write_wide(unsigned char *to, uint64_t number)
 {
-    size_t size = 1 + 2 * 9 + MOST_HEAD;
-    if (o->session != NULL)
-        size += from->session.size + 8 + (size_t)PyBytes_Size(o->reply) + 4 * MOST_HEAD;
-    for (size_t i = 0; i < count; i++)
-        size += 1 + 4 + MOST_HEAD + items[i].key.size + items[i].value.size + 1;
-    if (size > UINT32_MAX) /* More than the log takes, or nearly. */
-        return NULL;
-    unsigned char buffer[1024], *start = buffer, *to;
-    if (size > sizeof buffer && (start = malloc(size)) == NULL)
-        return NULL;
-    to = write_bytes(start, o->session == NULL ? "\x93\xcf" : "\x97\xcf", 2);
-    for (int shift = 56; shift >= 0; shift -= 8)
-        *to++ = (unsigned char)((uint64_t)(r->rev + 1) >> shift);
     *to++ = 0xcf;
     for (int shift = 56; shift >= 0; shift -= 8)
-        *to++ = (unsigned char)((uint64_t)r->now >> shift);
-    to = write_array_head(to, count);
-    for (size_t i = 0; i < count; i++) {
-        const item *each = &items[i];
-        to = write_text_head(write_bytes(to, "\x94\xa3PUT", 5), each->key.size);
-        to = write_bytes(to, each->key.at, each->key.size);
-        to = write_bytes(to, each->value.at, each->value.size);
-        *to++ = 0xc0;
-    }
-    if (o->session != NULL)
-        to = write_once(to, from, o);
-    PyObject *payload = PyBytes_FromStringAndSize((char *)start, to - start);
-    if (start != buffer)
-        free(start);
-    return payload;
+        *to++ = (unsigned char)(number >> shift);
+    return to;
 }
 
-/* The commit that puts these; NULL where memory ends, or it is too large. */
-static PyObject *to_commit(const Lane *self, run *r, const item *items, size_t count,
-                           const request *from, const once *o)
+static unsigned char *write_change(unsigned char *to, const record *now)
 {
-    PyObject *payload = to_payload(r, items, count, from, o);
-    PyObject *rev = PyLong_FromLongLong(r->rev + 1), *changes = PyLong_FromSize_t(count);
+    to = write_text_head(write_bytes(to, "\x94\xa3PUT", 5), now->key_size);
+    to = write_bytes(to, now->bytes, now->key_size + now->value_size);
+    return now->expires ? write_uint(to, (uint64_t)now->expires) : (*to = 0xc0, to + 1);
+}
+
+static size_t payload_size(const run *r, size_t first, const request *from, const once *o)
+{
+    size_t size = 4 * MOST_HEAD;
+    if (o->session != NULL)
+        size += from->session.size + 8 + (size_t)PyBytes_Size(o->reply) + 4 * MOST_HEAD;
+    for (size_t i = first; i < r->replaced->count; i++) {
+        const record *now = r->replaced->pairs[i].now;
+        size += 5 + MOST_HEAD + now->key_size + now->value_size + MOST_HEAD;
+    }
+    return size;
+}
+
+/* The payload of a commit of what has been staged since `first`; NULL where memory ends, or it is
+ * more than the log takes, or nearly. */
+static PyObject *to_payload(const run *r, size_t first, const request *from, const once *o)
+{
+    size_t size = payload_size(r, first, from, o);
+    draft d;
+    unsigned char *to;
+    if (size > UINT32_MAX || (to = draft_begin(&d, size)) == NULL)
+        return NULL;
+    *to++ = o->session == NULL ? 0x93 : 0x97;
+    to = write_wide(write_wide(to, (uint64_t)r->rev + 1), (uint64_t)r->now);
+    to = write_array_head(to, r->replaced->count - first);
+    for (size_t i = first; i < r->replaced->count; i++)
+        to = write_change(to, r->replaced->pairs[i].now);
+    if (o->session != NULL)
+        to = write_once(to, from, o);
+    return draft_end(&d, to);
+}
+
+static PyObject *to_commit(const Lane *self, const run *r, size_t changes, PyObject *payload)
+{
+    PyObject *rev = PyLong_FromLongLong(r->rev + 1), *count = PyLong_FromSize_t(changes);
     PyObject *commit = NULL;
-    if (payload != NULL && rev != NULL && changes != NULL)
-        commit = PyObject_CallFunctionObjArgs(self->commit_type, rev, changes, payload, NULL);
-    if (commit != NULL)
-        r->bytes += (size_t)PyBytes_Size(payload);
-    Py_XDECREF(payload);
+    if (rev != NULL && count != NULL)
+        commit = PyObject_CallFunctionObjArgs(self->commit_type, rev, count, payload, NULL);
     Py_XDECREF(rev);
-    Py_XDECREF(changes);
+    Py_XDECREF(count);
     return commit;
 }
 
-/* Put, and commit that. A reply; NULL where nothing has been done. */
-static PyObject *put_and_commit(Lane *self, run *r, const request *from, item *items,
-                                size_t count, const once *o)
+/* Commit what has been staged since `first`. A reply; NULL where it is to be taken back. */
+static PyObject *commit(Lane *self, run *r, size_t first, const request *from)
 {
-    size_t first = r->replaced->count;
-    PyObject *reply = NULL, *commit = NULL;
+    once o = {0};
+    size_t changes = r->replaced->count - first;
+    PyObject *reply = NULL, *payload = NULL, *commit = NULL;
     /* What may fail comes first, and what cannot be taken back last. */
-    if (put_all(self, r, items, count) &&
-        (reply = write_reply(from, r->rev + 1, self->durable)) != NULL &&
-        (commit = to_commit(self, r, items, count, from, o)) != NULL &&
-        (o->session == NULL || remember(self, r, o))) {
+    if ((!is_once(from) || begin_once(self, r, from, &o)) &&
+        (reply = to_reply(self, r, from, 0)) != NULL &&
+        (payload = to_payload(r, first, from, &o)) != NULL &&
+        (commit = to_commit(self, r, changes, payload)) != NULL &&
+        (!is_once(from) || remember(self, r, &o))) {
         /* A restart is right again: nobody has been told of this yet. */
         if (PyList_Append(r->commits, commit) < 0 || !tell_others(self, r, first))
             Py_FatalError("zkv: out of memory in the middle of a commit");
         r->rev++;
-        r->changes += count;
+        r->changes += changes;
+        r->bytes += (size_t)PyBytes_Size(payload);
     } else {
         Py_CLEAR(reply);
-        take_back(self, r, first);
     }
     Py_XDECREF(commit);
+    Py_XDECREF(payload);
+    let_go(&o);
     return reply;
 }
 
-static PyObject *do_put(Lane *self, run *r, const request *from, item *items, size_t count,
-                        int64_t *told)
+/* --- Requests. A reply; NULL where one is left to Python -------------------------------------- */
+
+/* Answer a TXN that only read. Whether that is on disk is certain where all is that is safe, and to
+ * remember it without a commit is left to Python. */
+static PyObject *do_reads(Lane *self, run *r, const request *from)
 {
-    once o = {0};
-    PyObject *reply = NULL;
+    return self->durable && !is_once(from) ? to_reply(self, r, from, 0) : NULL;
+}
+
+static PyObject *do_write(Lane *self, run *r, const request *from, int64_t *told)
+{
     if (!r->writes || (r->replaced == NULL && (r->replaced = replaced_new(self->table)) == NULL) ||
-        !replaced_reserve(r->replaced, count))
+        !replaced_reserve(r->replaced, from->steps.count))
         return NULL;
-    if (from->session.at == NULL || begin_once(self, r, from, items, count, &o))
-        reply = put_and_commit(self, r, from, items, count, &o);
-    let_go(&o);
-    if (reply != NULL)
+    size_t first = r->replaced->count;
+    PyObject *reply = NULL;
+    if (stage_all(self, r, from))
+        reply = r->replaced->count > first ? commit(self, r, first, from) : do_reads(self, r, from);
+    if (reply == NULL)
+        take_back(self, r, first);
+    else
         tell(r, told, r->rev);
     return reply;
 }
@@ -553,19 +389,12 @@ static PyObject *do_request(Lane *self, run *r, const request *from, int64_t *to
         return do_get(self, r, from, told);
     case MGET:
         return do_mget(self, r, from, told);
-    case MPUT:
-        return do_put(self, r, from, self->items, from->count, told);
-    case PUT: {
-        item one = {from->key, from->value, NULL,
-                    table_hash(self->table, from->key.at, from->key.size)};
-        return do_put(self, r, from, &one, 1, told);
-    }
     default:
-        return NULL;
+        return do_write(self, r, from, told);
     }
 }
 
-/* --- A run ------------------------------------------------------------------------------------- */
+/* --- A run ------------------------------------------------------------------------------------ */
 
 static int append(PyObject *list, PyObject *item)
 {
@@ -575,12 +404,12 @@ static int append(PyObject *list, PyObject *item)
 }
 
 /* What the request log says of a request, if it is asked. */
-static int add_subject(const run *r, const request *from, Py_ssize_t size,
-                      PyObject *reply)
+static int add_subject(const run *r, const request *from, Py_ssize_t size, PyObject *reply)
 {
     if (r->subjects == Py_None)
         return 1;
-    PyObject *subject = from->has_items ? PyLong_FromSize_t(from->count) : to_str(&from->key);
+    int single = from->steps.at == &from->one;
+    PyObject *subject = single ? to_str(&from->one.key) : PyLong_FromSize_t(from->steps.count);
     if (subject == NULL)
         return 0;
     return append(r->subjects, Py_BuildValue("(Nnn)", subject, size, PyBytes_Size(reply)));
@@ -591,7 +420,7 @@ static int take(Lane *self, run *r, PyObject *body)
 {
     char *bytes;
     Py_ssize_t size;
-    request from = {NONE};
+    request from;
     int64_t told = 0;
     if (!PyObject_TypeCheck(body, &PyBytes_Type) ||
         PyBytes_AsStringAndSize(body, &bytes, &size) < 0 || size > LARGE_BODY ||
@@ -630,7 +459,7 @@ static PyObject *lane_run(Lane *self, PyObject *arguments)
         if ((well = take(self, &r, PyList_GetItem(bodies, taken))) <= 0)
             break;
     if (well < 0)
-        Py_FatalError("zkv: out of memory behind a commit"); /* as in `do_put` */
+        Py_FatalError("zkv: out of memory behind a commit"); /* as in `commit` */
     PyObject *replaced = r.replaced == NULL ? Py_NewRef(Py_None) : (PyObject *)r.replaced;
     return Py_BuildValue("(nLLNnnN)", taken - first, (long long)r.newest, (long long)r.rev,
                          r.commits, (Py_ssize_t)r.changes, (Py_ssize_t)r.bytes, replaced);
@@ -638,7 +467,6 @@ static PyObject *lane_run(Lane *self, PyObject *arguments)
 
 static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
-    static const char *const names[OPS] = {"", "GET", "PUT", "MGET", "MPUT"};
     PyObject *table, *commit_type, *add_key, *forget_deadline, *tell_watchers, *watchers;
     PyObject *may_run, *remember;
     Py_ssize_t max_key, max_value, max_batch, max_reply, shallow;
@@ -665,7 +493,7 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     self->may_run = Py_NewRef(may_run);
     self->remember = Py_NewRef(remember);
     for (int op = 0; op < OPS; op++)
-        if ((self->names[op] = PyUnicode_InternFromString(names[op])) == NULL) {
+        if ((self->names[op] = PyUnicode_InternFromString(op_name((enum op)op))) == NULL) {
             Py_DECREF(self);
             return NULL;
         }
@@ -675,7 +503,8 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
 static void lane_dealloc(Lane *self)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
-    free(self->items);
+    free(self->steps.at);
+    free(self->conditions.at);
     for (int op = 0; op < OPS; op++)
         Py_XDECREF(self->names[op]);
     Py_XDECREF(self->add_key);

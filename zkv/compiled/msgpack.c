@@ -89,6 +89,29 @@ int read_uint(reader *r, uint64_t *number)
     return 1;
 }
 
+int read_int(reader *r, int64_t *number)
+{
+    uint64_t bits;
+    if (r->at == r->end)
+        return 0;
+    int byte = *r->at, size = byte >= 0xd0 && byte <= 0xd3 ? 1 << (byte - 0xd0) : 0;
+    if (byte >= 0xe0) {
+        *number = byte - 0x100;
+    } else if (!size) {
+        if (!read_uint(r, &bits) || bits > INT64_MAX)
+            return 0;
+        *number = (int64_t)bits;
+        return 1;
+    } else {
+        if (left(r) <= (size_t)size)
+            return 0;
+        int spare = 64 - 8 * size;
+        *number = (int64_t)(big_endian(r->at + 1, size) << spare) >> spare;
+    }
+    r->at += 1 + size;
+    return 1;
+}
+
 /* By the first byte from 0xc0: how many bytes of number follow, and bytes besides, and what the
  * number counts. */
 enum { NOTHING, BYTES, ITEMS, PAIRS };
@@ -157,6 +180,17 @@ unsigned char *write_uint(unsigned char *to, uint64_t number)
     int power = number <= 0xff ? 0 : number <= 0xffff ? 1 : number <= 0xffffffff ? 2 : 3;
     *to = (unsigned char)(0xcc + power);
     return write_number(to + 1, number, 1 << power);
+}
+
+unsigned char *write_int(unsigned char *to, int64_t number)
+{
+    if (number >= 0)
+        return write_uint(to, (uint64_t)number);
+    if (number >= -32)
+        return *to = (unsigned char)number, to + 1;
+    int power = number >= INT8_MIN ? 0 : number >= INT16_MIN ? 1 : number >= INT32_MIN ? 2 : 3;
+    *to = (unsigned char)(0xd0 + power);
+    return write_number(to + 1, (uint64_t)number, 1 << power);
 }
 
 unsigned char *write_text_head(unsigned char *to, size_t size)

@@ -88,8 +88,10 @@ int read_array(reader *, uint32_t *count);
 int read_text(reader *, span *);           /* a str that is UTF-8 */
 int skip_value(reader *);                  /* any one value, however it is made up */
 int read_uint(reader *, uint64_t *number); /* an int that is not negative */
+int read_int(reader *, int64_t *number);   /* an int of 64 bits with sign */
 
 unsigned char *write_uint(unsigned char *to, uint64_t number); /* gives the end, as those below */
+unsigned char *write_int(unsigned char *to, int64_t number);
 unsigned char *write_text_head(unsigned char *to, size_t size);
 unsigned char *write_array_head(unsigned char *to, size_t count);
 unsigned char *write_bin_head(unsigned char *to, size_t size);
@@ -97,7 +99,7 @@ unsigned char *write_bytes(unsigned char *to, const void *from, size_t size);
 
 enum { MOST_HEAD = 9 }; /* bytes of the largest head or int */
 
-/* --- What tells two requests apart: digest.c --------------------------------------------------- */
+/* --- What tells two requests apart: digest.c -------------------------------------------------- */
 
 typedef struct {
     uint64_t h[8], total;
@@ -113,7 +115,7 @@ uint64_t hash_end(hasher *);
 
 PyObject *pack_frames(PyObject *module, PyObject *arguments);
 
-/* --- Requests: lane.c ------------------------------------------------------------------------- */
+/* --- Requests: lane.c, and see lane.h --------------------------------------------------------- */
 
 extern PyType_Spec lane_spec;
 

@@ -344,7 +344,7 @@ class Keyspace:
     def add_run(
         self, commits: list[Packed], rev: int, changes: int, size: int, replaced: Replaced
     ) -> None:
-        """Log and remember commits that a `Lane` has made of puts, and has applied. Lock held.
+        """Log and remember commits that a `Lane` has made, and has applied. Lock held.
 
         Args:
             commits: what it has made; the store takes commits.

@@ -118,7 +118,7 @@ def digest(request: AnyRequest) -> bytes:
 
     The order of an MPUT's items is no part of that: in some languages, maps have another order each
     time that they are packed. Plain PUTs and MPUTs have digests that can be told without packing
-    them anew; zkv/compiled/lane.c makes the same.
+    them anew. zkv/compiled/request.c makes the same, also of an INCR or a TXN with all its fields.
     """
     match request:
         case Put(key=key, value=value, ttl=None, if_rev=None, prev=False):

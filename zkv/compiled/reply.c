@@ -1,0 +1,156 @@
+/* From what came of a request to the body of its reply: the fields of zkv/protocol/replies.py, in
+ * their order. */
+
+#include "lane.h"
+
+#include <stdlib.h>
+
+enum { MOST_ANSWER = 64 }; /* bytes of a reply about one key, without id and value */
+
+unsigned char *draft_begin(draft *self, size_t most)
+{
+    return self->start = most <= sizeof self->few ? self->few : malloc(most);
+}
+
+PyObject *draft_end(draft *self, const unsigned char *end)
+{
+    PyObject *bytes = PyBytes_FromStringAndSize((char *)self->start, end - self->start);
+    if (self->start != self->few)
+        free(self->start);
+    return bytes;
+}
+
+/* --- Fields: there has to be room; each gives the end ----------------------------------------- */
+
+/* {"ok": true, and the id, and as many more fields. */
+static unsigned char *write_head(unsigned char *to, const span *id, int more)
+{
+    *to++ = (unsigned char)(0x81 + more + (id->at != NULL));
+    to = write_bytes(to, "\xa2ok\xc3", 4);
+    if (id->at != NULL)
+        to = write_bytes(write_bytes(to, "\xa2id", 3), id->at, id->size);
+    return to;
+}
+
+static unsigned char *write_rev(unsigned char *to, int64_t rev)
+{
+    return write_uint(write_bytes(to, "\xa3rev", 4), (uint64_t)rev);
+}
+
+static unsigned char *write_value(unsigned char *to, const record *there)
+{
+    return write_bytes(write_bytes(to, "\xa5value", 6), record_value(there), there->value_size);
+}
+
+static unsigned char *write_ttl(unsigned char *to, int64_t ms)
+{
+    double ttl = (double)ms / 1000;
+    uint64_t bits;
+    memcpy(&bits, &ttl, sizeof bits);
+    to = write_bytes(to, "\xa3ttl\xcb", 5);
+    for (int shift = 56; shift >= 0; shift -= 8)
+        *to++ = (unsigned char)(bits >> shift);
+    return to;
+}
+
+/* --- Replies ---------------------------------------------------------------------------------- */
+
+static unsigned char *write_got(unsigned char *to, const run *r, const record *there,
+                                const span *id)
+{
+    if (there == NULL)
+        return write_bytes(write_head(to, id, 2), "\xa5value\xc0\xa3rev\x00", 12);
+    to = write_head(to, id, 2 + (there->expires != 0));
+    to = write_rev(write_value(to, there), there->rev);
+    return there->expires ? write_ttl(to, there->expires - r->now) : to;
+}
+
+/* And as many more fields. */
+static unsigned char *write_written(unsigned char *to, int64_t rev, int more, const span *id,
+                                    int durable)
+{
+    to = write_rev(write_head(to, id, 2 + more), rev);
+    return write_bytes(to, durable ? "\xa7" "durable\xc3" : "\xa7" "durable\xc2", 9);
+}
+
+/* The reply to one step; for all that an MPUT puts, to any of them. */
+static unsigned char *write_answer(unsigned char *to, const run *r, const step *of, const span *id,
+                                   int durable)
+{
+    switch (of->op) {
+    case GET:
+        return write_got(to, r, of->there, id);
+    case INCR:
+        return write_value(write_written(to, of->there->rev, 1, id, durable), of->there);
+    default:
+        return write_written(to, of->there->rev, 0, id, durable);
+    }
+}
+
+static PyObject *mget_reply(const request *from)
+{
+    size_t most = MOST_ANSWER + from->id.size;
+    for (size_t i = 0; i < from->steps.count; i++) {
+        const record *there = from->steps.at[i].there;
+        most += MOST_HEAD + (there == NULL ? 1 : there->value_size);
+    }
+    draft d;
+    unsigned char *to = draft_begin(&d, most);
+    if (to == NULL)
+        return NULL;
+    to = write_head(to, &from->id, 2);
+    to = write_array_head(write_bytes(to, "\xa6values", 7), from->steps.count);
+    for (size_t i = 0; i < from->steps.count; i++) {
+        const record *there = from->steps.at[i].there;
+        to = there == NULL ? (*to = 0xc0, to + 1)
+                           : write_bytes(to, record_value(there), there->value_size);
+    }
+    to = write_array_head(write_bytes(to, "\xa4revs", 5), from->steps.count);
+    for (size_t i = 0; i < from->steps.count; i++) {
+        const record *there = from->steps.at[i].there;
+        to = write_uint(to, there == NULL ? 0 : (uint64_t)there->rev);
+    }
+    return draft_end(&d, to);
+}
+
+static size_t answer_size(const step *of)
+{
+    return MOST_ANSWER + (of->op == GET && of->there != NULL ? of->there->value_size : 0);
+}
+
+static PyObject *txn_reply(const run *r, const request *from, const span *id, int durable)
+{
+    static const span no_id;
+    int64_t rev = r->rev; /* where it changes nothing */
+    size_t most = MOST_ANSWER + MOST_HEAD + id->size;
+    for (size_t i = 0; i < from->steps.count; i++) {
+        const step *each = &from->steps.at[i];
+        most += answer_size(each);
+        rev = each->op == GET ? rev : each->there->rev;
+    }
+    draft d;
+    unsigned char *to = draft_begin(&d, most);
+    if (to == NULL)
+        return NULL;
+    to = write_bytes(write_written(to, rev, 1, id, durable), "\xa7results", 8);
+    to = write_array_head(to, from->steps.count);
+    for (size_t i = 0; i < from->steps.count; i++)
+        to = write_answer(to, r, &from->steps.at[i], &no_id, durable);
+    return draft_end(&d, to);
+}
+
+PyObject *to_reply(const Lane *self, const run *r, const request *from, int remembered)
+{
+    static const span no_id;
+    const span *id = remembered ? &no_id : &from->id;
+    int durable = self->durable && !remembered;
+    if (from->op == MGET)
+        return mget_reply(from);
+    if (from->op == TXN)
+        return txn_reply(r, from, id, durable);
+    draft d;
+    unsigned char *to = draft_begin(&d, answer_size(from->steps.at) + id->size);
+    if (to == NULL)
+        return NULL;
+    return draft_end(&d, write_answer(to, r, from->steps.at, id, durable));
+}

@@ -1,0 +1,327 @@
+/* From the body of a request to what it asks for, or that it is none for the lane.
+ *
+ * Strategy: a body is read once, and checked on the way. A field that is unknown here, or there
+ * twice, or has an odd type or size, ends that. */
+
+#include "lane.h"
+
+#include <stdlib.h>
+
+enum { MOST_SESSION = 64 }; /* bytes */
+static const uint64_t MOST_SEQ = 1ULL << 62;
+
+enum field {
+    OP = 1, KEY = 2, VALUE = 4, BY = 8, /* of a step */
+    ID = 16, SESSION = 32, SEQ = 64,    /* of any request */
+    KEYS = 128, ITEMS = 256, IF = 512, TXN_OPS = 1024, /* lists */
+};
+enum { OF_A_STEP = OP | KEY | VALUE | BY, ONCE = SESSION | SEQ };
+
+#define NAME(text) text, sizeof text - 1
+
+/* Each op, which fields it must have, and which it may have besides. */
+static const struct {
+    const char *name;
+    size_t size;
+    unsigned must, may;
+} ops[OPS] = {
+    [NONE] = {NAME(""), 0, 0},
+    [GET] = {NAME("GET"), OP | KEY, ID},
+    [PUT] = {NAME("PUT"), OP | KEY | VALUE, ID | ONCE},
+    [INCR] = {NAME("INCR"), OP | KEY, BY | ID | ONCE},
+    [MGET] = {NAME("MGET"), OP | KEYS, ID},
+    [MPUT] = {NAME("MPUT"), OP | ITEMS, ID | ONCE},
+    [TXN] = {NAME("TXN"), OP | TXN_OPS, IF | ID | ONCE},
+};
+
+const char *op_name(enum op op) { return ops[op].name; }
+
+static int is(const span *text, const char *what, size_t size)
+{
+    return text->size == size && memcmp(text->at, what, size) == 0;
+}
+#define IS(text, literal) is(text, NAME(literal))
+
+/* One by one, for comparing with what is known here takes no call. */
+static unsigned to_field(const span *name)
+{
+    return IS(name, "op")        ? OP
+           : IS(name, "key")     ? KEY
+           : IS(name, "value")   ? VALUE
+           : IS(name, "by")      ? BY
+           : IS(name, "id")      ? ID
+           : IS(name, "session") ? SESSION
+           : IS(name, "seq")     ? SEQ
+           : IS(name, "keys")    ? KEYS
+           : IS(name, "items")   ? ITEMS
+           : IS(name, "if")      ? IF
+           : IS(name, "ops")     ? TXN_OPS
+                                 : 0;
+}
+
+static enum op to_op(const span *name)
+{
+    for (int op = GET; op < OPS; op++)
+        if (is(name, ops[op].name, ops[op].size))
+            return (enum op)op;
+    return NONE;
+}
+
+/* --- Fields. Whether there is a good one; so for all below ------------------------------------ */
+
+static int read_op(reader *r, enum op *op)
+{
+    span name;
+    return read_text(r, &name) && (*op = to_op(&name)) != NONE;
+}
+
+static int read_key(const Lane *self, reader *r, step *to)
+{
+    span *key = &to->key;
+    if (!read_text(r, key) || key->size == 0 || key->at[0] == 0 ||
+        key->size > (size_t)self->max_key)
+        return 0;
+    to->hash = table_hash(self->table, key->at, key->size);
+    __builtin_prefetch(table_bucket(self->table, to->hash));
+    return 1;
+}
+
+static int read_value(const Lane *self, reader *r, span *value)
+{
+    value->at = r->at;
+    if (!skip_value(r))
+        return 0;
+    value->size = (size_t)(r->at - value->at);
+    int first = *value->at;
+    int nests = (first >= 0x80 && first <= 0x9f) || (first >= 0xdc && first <= 0xdf);
+    size_t most = (size_t)(nests ? self->shallow : self->max_value);
+    return value->size <= most && value->size <= (size_t)self->max_value;
+}
+
+static int read_id(reader *r, span *id)
+{
+    span text;
+    const unsigned char *from = r->at;
+    if (from == r->end)
+        return 0;
+    int first = *from;
+    int number = first < 0x80 || first >= 0xe0 || (first >= 0xcc && first <= 0xd3);
+    if (number ? !skip_value(r) : !read_text(r, &text))
+        return 0;
+    *id = (span){from, (size_t)(r->at - from)};
+    return 1;
+}
+
+static int read_session(reader *r, span *session)
+{
+    return read_text(r, session) && session->size > 0 && session->size <= MOST_SESSION;
+}
+
+static int read_seq(reader *r, uint64_t *seq)
+{
+    return read_uint(r, seq) && *seq > 0 && *seq <= MOST_SEQ;
+}
+
+static int read_field_of_step(const Lane *self, reader *r, enum field field, step *to)
+{
+    return field == OP    ? read_op(r, &to->op)
+           : field == KEY ? read_key(self, r, to)
+           : field == BY  ? read_int(r, &to->number)
+                          : read_value(self, r, &to->value);
+}
+
+/* --- Requests, and the ops of a TXN ----------------------------------------------------------- */
+
+/* Whether an op has what it must have, and nothing else than what it may have. */
+static int fits(enum op op, unsigned seen)
+{
+    unsigned once = seen & ONCE;
+    return (seen & ops[op].must) == ops[op].must && !(seen & ~(ops[op].must | ops[op].may)) &&
+           (once == 0 || once == ONCE);
+}
+
+static int read_field_of_request(Lane *, reader *, enum field, request *);
+
+/* The fields of a request; those of an op in a TXN where `whole` is NULL. */
+static int read_fields(Lane *self, reader *r, step *to, request *whole)
+{
+    uint32_t count;
+    unsigned seen = 0;
+    if (!read_map(r, &count))
+        return 0;
+    while (count--) {
+        span name;
+        unsigned field = read_text(r, &name) ? to_field(&name) : 0;
+        if (!field || seen & field)
+            return 0;
+        seen |= field;
+        if (field & OF_A_STEP ? !read_field_of_step(self, r, (enum field)field, to)
+                              : whole == NULL ||
+                                    !read_field_of_request(self, r, (enum field)field, whole))
+            return 0;
+    }
+    return to->op != NONE && fits(to->op, seen);
+}
+
+static int read_condition(const Lane *self, reader *r, step *to)
+{
+    uint32_t size;
+    return read_array(r, &size) && size == 2 && read_key(self, r, to) &&
+           read_int(r, &to->number) && to->number >= 0;
+}
+
+static int read_step(Lane *self, reader *r, enum field list, step *to)
+{
+    to->op = list == KEYS ? GET : list == ITEMS ? PUT : NONE;
+    to->number = 1; /* An INCR adds that. */
+    switch (list) {
+    case KEYS:
+        return read_key(self, r, to);
+    case ITEMS:
+        return read_key(self, r, to) && read_value(self, r, &to->value);
+    case IF:
+        return read_condition(self, r, to);
+    default:
+        return read_fields(self, r, to, NULL);
+    }
+}
+
+static int reserve(step_list *self, size_t count)
+{
+    if (count <= self->count)
+        return 1;
+    step *at = realloc(self->at, count * sizeof *at);
+    if (at == NULL)
+        return 0;
+    *self = (step_list){at, count};
+    return 1;
+}
+
+static int read_list(Lane *self, reader *r, enum field list, step_list *room, step_list *to)
+{
+    uint32_t count;
+    if (!(list == ITEMS ? read_map(r, &count) : read_array(r, &count)) ||
+        (count == 0 && list != IF) || count > (size_t)self->max_batch || !reserve(room, count))
+        return 0;
+    *to = (step_list){room->at, count};
+    for (uint32_t i = 0; i < count; i++)
+        if (!read_step(self, r, list, &to->at[i]))
+            return 0;
+    return 1;
+}
+
+static int read_field_of_request(Lane *self, reader *r, enum field field, request *to)
+{
+    return field == ID        ? read_id(r, &to->id)
+           : field == SESSION ? read_session(r, &to->session)
+           : field == SEQ     ? read_seq(r, &to->seq)
+           : field == IF      ? read_list(self, r, field, &self->conditions, &to->conditions)
+                              : read_list(self, r, field, &self->steps, &to->steps);
+}
+
+int read_request(Lane *self, const unsigned char *body, size_t size, request *to)
+{
+    reader r = {body, body + size};
+    *to = (request){.steps = {&to->one, 1}, .one = {.number = 1}};
+    if (!read_fields(self, &r, &to->one, to) || r.at < r.end)
+        return 0;
+    to->op = to->one.op;
+    return 1;
+}
+
+/* --- What tells two requests of one session apart: `digest` in zkv/protocol/codec.py ---------- */
+
+static void hash_text(hasher *h, const span *text)
+{
+    unsigned char head[MOST_HEAD];
+    hash_add(h, head, (size_t)(write_text_head(head, text->size) - head));
+    hash_add(h, text->at, text->size);
+}
+
+/* How msgspec packs the fields that all requests have, and those that are compared leave out. */
+#define LEFT_OUT                                                                                   \
+    "\xa2id\xc0\xa7session\xc0\xa3seq\xc0\xa8" "deadline\xc0\xa7" "durable\xc2"
+
+#define HASH(h, literal) hash_add(h, literal, sizeof literal - 1)
+
+static void hash_int(hasher *h, int64_t number)
+{
+    unsigned char packed[MOST_HEAD];
+    hash_add(h, packed, (size_t)(write_int(packed, number) - packed));
+}
+
+static void hash_array_head(hasher *h, size_t count)
+{
+    unsigned char head[MOST_HEAD];
+    hash_add(h, head, (size_t)(write_array_head(head, count) - head));
+}
+
+/* A step as msgspec packs it, with all fields that there are. */
+static void hash_step(hasher *h, const step *of)
+{
+    switch (of->op) {
+    case GET:
+        HASH(h, "\x87\xa2op\xa3GET" LEFT_OUT "\xa3key");
+        hash_text(h, &of->key);
+        break;
+    case PUT:
+        HASH(h, "\x8b\xa2op\xa3PUT" LEFT_OUT "\xa3key");
+        hash_text(h, &of->key);
+        HASH(h, "\xa5value");
+        hash_add(h, of->value.at, of->value.size);
+        HASH(h, "\xa3ttl\xc0\xa6if_rev\xc0\xa4prev\xc2");
+        break;
+    default:
+        HASH(h, "\x88\xa2op\xa4INCR" LEFT_OUT "\xa3key");
+        hash_text(h, &of->key);
+        HASH(h, "\xa2" "by");
+        hash_int(h, of->number);
+    }
+}
+
+static void hash_txn(hasher *h, const request *from)
+{
+    HASH(h, "\x88\xa2op\xa3TXN" LEFT_OUT "\xa2if");
+    hash_array_head(h, from->conditions.count);
+    for (size_t i = 0; i < from->conditions.count; i++) {
+        HASH(h, "\x92");
+        hash_text(h, &from->conditions.at[i].key);
+        hash_int(h, from->conditions.at[i].number);
+    }
+    HASH(h, "\xa3ops");
+    hash_array_head(h, from->steps.count);
+    for (size_t i = 0; i < from->steps.count; i++)
+        hash_step(h, &from->steps.at[i]);
+}
+
+static uint64_t packed_digest(const request *from)
+{
+    hasher h;
+    hash_begin(&h);
+    if (from->op == TXN)
+        hash_txn(&h, from);
+    else
+        hash_step(&h, from->steps.at);
+    return hash_end(&h);
+}
+
+/* The order of an MPUT's items is no part of it. */
+static uint64_t puts_digest(const request *from)
+{
+    uint64_t total = 0;
+    hasher h;
+    for (size_t i = 0; i < from->steps.count; i++) {
+        const step *each = &from->steps.at[i];
+        hash_begin(&h);
+        hash_add(&h, ops[from->op].name, ops[from->op].size);
+        hash_text(&h, &each->key);
+        hash_add(&h, each->value.at, each->value.size);
+        total += hash_end(&h);
+    }
+    return total;
+}
+
+uint64_t to_digest(const request *from)
+{
+    return from->op == PUT || from->op == MPUT ? puts_digest(from) : packed_digest(from);
+}
