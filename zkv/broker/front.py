@@ -118,8 +118,9 @@ class FrontMailbox(Mailbox):
     def _hand_over(self) -> None:
         envelopes, bodies = self._left
         if envelopes:
+            self._left = [], []  # If this fails, they are answered otherwise.
             count = self._frames.hand_over(envelopes, bodies)
-            del envelopes[:count], bodies[:count]
+            self._left = envelopes[count:], bodies[count:]
 
 
 class Front:

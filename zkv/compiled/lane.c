@@ -14,6 +14,8 @@
 
 enum { LARGE_BODY = 1 << 20 }; /* bytes: Python lets go of its lock while it hashes as much */
 enum { MOST_REMEMBERED = 1 << 20 }; /* bytes of a reply: see zkv/commands.py */
+enum { NEAR_ENTRIES = 1 << 16 }; /* so many the processor may well keep near */
+enum { SMALL_BODY = 512, MOST_AHEAD = 64 }; /* bytes; requests */
 
 /* What is remembered of an exactly-once request; `session` is NULL where it is none. */
 typedef struct {
@@ -139,6 +141,9 @@ static int stage_step(Lane *self, run *r, step *of)
 static int stage_all(Lane *self, run *r, const request *from)
 {
     size_t read = 0; /* bytes of values */
+    /* All at once: of a large table most has to come from afar, and each change waits for its own. */
+    for (size_t i = 0; from->steps.count > 1 && i < from->steps.count; i++)
+        table_fetch(self->table, from->steps.at[i].hash);
     for (size_t i = 0; i < from->conditions.count; i++)
         if (!holds(self, r, &from->conditions.at[i]))
             return 0;
@@ -415,16 +420,40 @@ static int add_subject(const run *r, const request *from, Py_ssize_t size, PyObj
     return append(r->subjects, Py_BuildValue("(Nnn)", subject, size, PyBytes_Size(reply)));
 }
 
+/* Whether a body is a request for a lane, of so many bytes at most. */
+static int read_body(Lane *self, PyObject *body, Py_ssize_t most, request *to, Py_ssize_t *size)
+{
+    char *bytes;
+    return PyObject_TypeCheck(body, &PyBytes_Type) &&
+           PyBytes_AsStringAndSize(body, &bytes, size) == 0 && *size <= most &&
+           read_request(self, (unsigned char *)bytes, (size_t)*size, to);
+}
+
+/* Have what a run is about fetched at once, where the table is large. To read small requests twice
+ * takes less than to wait for one entry after the other: with 4,000,000, a GET of 64 takes 0.5 us
+ * instead of 1.2. */
+static void fetch_ahead(Lane *self, PyObject *bodies, Py_ssize_t first)
+{
+    uint32_t hashes[MOST_AHEAD];
+    Py_ssize_t size, ahead = 0, count = PyList_Size(bodies);
+    request from;
+    if (self->table->count <= NEAR_ENTRIES || count - first < 2)
+        return;
+    for (Py_ssize_t i = first; i < count && ahead < MOST_AHEAD; i++)
+        if (read_body(self, PyList_GetItem(bodies, i), SMALL_BODY, &from, &size) &&
+            from.steps.at == &from.one)
+            hashes[ahead++] = from.one.hash;
+    for (Py_ssize_t i = 0; i < ahead; i++)
+        table_fetch(self->table, hashes[i]);
+}
+
 /* Carry out one body: 1, or 0 where it is left to Python, or -1 with an exception. */
 static int take(Lane *self, run *r, PyObject *body)
 {
-    char *bytes;
     Py_ssize_t size;
     request from;
     int64_t told = 0;
-    if (!PyObject_TypeCheck(body, &PyBytes_Type) ||
-        PyBytes_AsStringAndSize(body, &bytes, &size) < 0 || size > LARGE_BODY ||
-        !read_request(self, (unsigned char *)bytes, (size_t)size, &from))
+    if (!read_body(self, body, LARGE_BODY, &from, &size))
         return 0;
     PyObject *reply = do_request(self, r, &from, &told);
     if (reply == NULL)
@@ -455,6 +484,7 @@ static PyObject *lane_run(Lane *self, PyObject *arguments)
         return NULL;
     int well = 1;
     Py_ssize_t count = PyList_Size(bodies);
+    fetch_ahead(self, bodies, first);
     for (taken = first; taken < count; taken++)
         if ((well = take(self, &r, PyList_GetItem(bodies, taken))) <= 0)
             break;

@@ -47,6 +47,7 @@ extern PyType_Spec table_spec;
 uint32_t table_hash(const Table *, const unsigned char *key, size_t size);
 record **table_bucket(const Table *, uint32_t hash);
 record *table_find(const Table *, uint32_t hash, const unsigned char *key, size_t size);
+void table_fetch(const Table *, uint32_t hash); /* have it near when it will be looked for */
 record *table_put(Table *, record *); /* takes over the reference; gives that of what it replaces */
 record *table_remove(Table *, uint32_t hash, const unsigned char *key, size_t size);
 record *record_new(uint32_t hash, const unsigned char *key, size_t key_size,

@@ -116,6 +116,13 @@ record *table_find(const Table *self, uint32_t hash, const unsigned char *key, s
     return *find_link(self, hash, key, size);
 }
 
+void table_fetch(const Table *self, uint32_t hash)
+{
+    const record *r = *table_bucket(self, hash);
+    __builtin_prefetch(r);
+    __builtin_prefetch((const char *)r + CACHE_LINE);
+}
+
 /* Begin to grow. Where memory ends it is tried again later: longer chains do no harm. */
 static void grow(Table *self)
 {
@@ -215,11 +222,8 @@ static void fetch_ahead(const Table *self, const name *names, Py_ssize_t count)
 {
     for (Py_ssize_t i = 0; i < count; i++)
         __builtin_prefetch(table_bucket(self, names[i].hash));
-    for (Py_ssize_t i = 0; i < count; i++) {
-        const record *r = *table_bucket(self, names[i].hash);
-        __builtin_prefetch(r);
-        __builtin_prefetch((const char *)r + CACHE_LINE);
-    }
+    for (Py_ssize_t i = 0; i < count; i++)
+        table_fetch(self, names[i].hash);
 }
 
 static PyObject *to_pair(const Table *self, PyObject *key, const name *n)

@@ -262,11 +262,11 @@ class Wal:
     def _write_queued(self) -> None:
         """Write all that is queued with one call."""
         queue = self._queue
-        runs = [queue.popleft() for _ in range(len(queue))]
-        if not runs:
-            # Somebody rolled this commit back; where a sync failed, it may be on disk all the same.
-            raise self._refused()
         try:
+            runs = [queue.popleft() for _ in range(len(queue))]
+            if not runs:
+                # Somebody rolled it back; where a sync failed, it may be on disk all the same.
+                raise self._refused()
             if self._segment_is_full():
                 self._rotate(self.written_rev + 1)
             synced, salt = self._synced, self._salt
@@ -274,7 +274,7 @@ class Wal:
             data = segment.pack_frames(payloads, synced, salt)
             self._files.write(self._file, data)
         except ReadOnlyError:
-            raise  # The segment before could not be ended: all has been rolled back.
+            raise  # All has been rolled back.
         except Exception as error:
             # What has left the queue is written or rolled back, whatever happens: else the log
             # would have a gap.
