@@ -455,6 +455,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.doubtful: dict[tuple[str, int], Reply] = {}
         """Refusals on which a sync failed: a crash may bring them back."""
         self.epoch = 0
+        self.survived: list[int] = []
+        """The newest commit, by its number, that was left at each refusal."""
         self.saved_rev = 0
         self.in_flight: list[Batch | None] = [None, None]
         self.asked_once: list[Request] = []
@@ -561,7 +563,7 @@ class StoreMachine(RuleBasedStateMachine):
             return
         applied: bool | None = None
         if batch.epoch != self.epoch:
-            refused = True
+            refused = batch.lsn > self.survived[batch.epoch]
         elif unsafe and self.disk.full:
             refused, applied = True, False
             self.roll_back()
@@ -591,6 +593,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def roll_back(self) -> None:
         self.epoch += 1
+        self.survived.append(self.store.engine.safe_lsn)
         oldest = self.model.oldest
         self.model.become(self.durable)
         # What the history let go of before does not come back.
