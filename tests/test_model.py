@@ -565,8 +565,10 @@ class StoreMachine(RuleBasedStateMachine):
         if batch.epoch != self.epoch:
             refused = batch.lsn > self.survived[batch.epoch]
         elif unsafe and self.disk.full:
-            refused, applied = True, False
+            refused, applied = True, None if self.disk.refuses_sync else False
             self.roll_back()
+            if self.disk.refuses_sync:  # The file is cut back; whether for good, nobody knows.
+                self.limbo = self.model.copy()
         elif unsafe and self.disk.refuses_sync:
             refused = True
             self.roll_back()
