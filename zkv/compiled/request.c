@@ -238,10 +238,6 @@ static void hash_text(hasher *h, const span *text)
     hash_add(h, text->at, text->size);
 }
 
-/* How msgspec packs the fields that all requests have, and those that are compared leave out. */
-#define LEFT_OUT                                                                                   \
-    "\xa2id\xc0\xa7session\xc0\xa3seq\xc0\xa8" "deadline\xc0\xa7" "durable\xc2"
-
 #define HASH(h, literal) hash_add(h, literal, sizeof literal - 1)
 
 static void hash_int(hasher *h, int64_t number)
@@ -256,38 +252,48 @@ static void hash_array_head(hasher *h, size_t count)
     hash_add(h, head, (size_t)(write_array_head(head, count) - head));
 }
 
-/* A step as msgspec packs it, with all fields that there are. */
+/* A step as msgspec packs it: without what is as by default. */
 static void hash_step(hasher *h, const step *of)
 {
     switch (of->op) {
     case GET:
-        HASH(h, "\x87\xa2op\xa3GET" LEFT_OUT "\xa3key");
+        HASH(h, "\x82\xa2op\xa3GET\xa3key");
         hash_text(h, &of->key);
         break;
     case PUT:
-        HASH(h, "\x8b\xa2op\xa3PUT" LEFT_OUT "\xa3key");
+        HASH(h, "\x83\xa2op\xa3PUT\xa3key");
         hash_text(h, &of->key);
         HASH(h, "\xa5value");
         hash_add(h, of->value.at, of->value.size);
-        HASH(h, "\xa3ttl\xc0\xa6if_rev\xc0\xa4prev\xc2");
         break;
     default:
-        HASH(h, "\x88\xa2op\xa4INCR" LEFT_OUT "\xa3key");
+        hash_add(h, of->number == 1 ? "\x82" : "\x83", 1);
+        HASH(h, "\xa2op\xa4INCR\xa3key");
         hash_text(h, &of->key);
-        HASH(h, "\xa2" "by");
-        hash_int(h, of->number);
+        if (of->number != 1) {
+            HASH(h, "\xa2" "by");
+            hash_int(h, of->number);
+        }
+    }
+}
+
+static void hash_conditions(hasher *h, const step_list *conditions)
+{
+    HASH(h, "\xa2if");
+    hash_array_head(h, conditions->count);
+    for (size_t i = 0; i < conditions->count; i++) {
+        HASH(h, "\x92");
+        hash_text(h, &conditions->at[i].key);
+        hash_int(h, conditions->at[i].number);
     }
 }
 
 static void hash_txn(hasher *h, const request *from)
 {
-    HASH(h, "\x88\xa2op\xa3TXN" LEFT_OUT "\xa2if");
-    hash_array_head(h, from->conditions.count);
-    for (size_t i = 0; i < from->conditions.count; i++) {
-        HASH(h, "\x92");
-        hash_text(h, &from->conditions.at[i].key);
-        hash_int(h, from->conditions.at[i].number);
-    }
+    hash_add(h, from->conditions.count ? "\x83" : "\x82", 1);
+    HASH(h, "\xa2op\xa3TXN");
+    if (from->conditions.count)
+        hash_conditions(h, &from->conditions);
     HASH(h, "\xa3ops");
     hash_array_head(h, from->steps.count);
     for (size_t i = 0; i < from->steps.count; i++)

@@ -23,7 +23,14 @@ Ttl = Annotated[float, Meta(gt=0, le=1e10)]
 """Seconds; a whole number may come as an int."""
 
 
-class Request(Struct, frozen=True, kw_only=True, tag_field="op", forbid_unknown_fields=True):
+class Request(
+    Struct,
+    frozen=True,
+    kw_only=True,
+    tag_field="op",
+    forbid_unknown_fields=True,
+    omit_defaults=True,  # Packed anew, for its digest, it says no more than the client did.
+):
     """What every request may carry beside its ``op``.
 
     Attributes:
