@@ -198,7 +198,10 @@ def get_many(prefix: str, keys: Iterable[str]) -> Operation[dict[str, Any]]:
     names = list(keys)
 
     def read(reply: Reply) -> dict[str, Any]:
-        found = zip(names, reply["values"], reply["revs"], strict=True)
+        values, revs = reply["values"], reply["revs"]
+        if all(revs):  # As a rule; 3 us for 100 keys, instead of 10.
+            return dict(zip(names, values, strict=True))
+        found = zip(names, values, revs, strict=True)
         return {name: value for name, value, rev in found if rev}
 
     return Operation("MGET", {"keys": prefixed(prefix, names)}, read)
