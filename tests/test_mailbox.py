@@ -32,6 +32,7 @@ from tests.support import LIMIT, ROOT, Frames, ServerInProcess, eventually, term
 from zkv.broker import frames
 from zkv.broker.frames import (
     BATCH,
+    BATCH_BYTES,
     COMPILED,
     NO_BODY,
     NO_DELIMITER,
@@ -197,6 +198,18 @@ def test_everything_is_answered_in_order_in_bounded_batches(peer: Peer) -> None:
     assert peer.waiting() == [
         [b"%d" % number, b"", b"reply %d" % number] for number in range(count)
     ]
+
+
+@pytest.mark.parametrize("large", [0, -1], ids=["envelopes", "bodies"])
+def test_a_batch_is_bounded_by_its_bytes_too(peer: Peer, large: int) -> None:
+    message = [b"a", b"b", b"", b"body"]
+    message[large] = bytes(BATCH_BYTES // 3)
+    peer.send(*[message] * 7)
+    sizes: list[int] = []
+    while sum(sizes) < 7:
+        sizes.append(len(peer.mailbox.receive()))
+        peer.mailbox.reply([b"reply"] * sizes[-1])
+    assert sizes == [3, 3, 1]
 
 
 def test_idle_means_that_nothing_is_queued(peer: Peer) -> None:

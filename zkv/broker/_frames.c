@@ -114,7 +114,7 @@ typedef struct {
     zmq_msg_t *frames;          /* of the batch that is being received; each is initialised */
     size_t count, room;
     letter *letters;
-    size_t most;
+    size_t most, most_bytes; /* of a batch */
 } Frames;
 
 enum { ROOM = 256, KEPT_ROOM = 4096 }; /* frames: at first, and kept from one batch to the next */
@@ -213,16 +213,20 @@ static int take_letter(Frames *self, letter *to, int *routable)
     return 0;
 }
 
-/* Whatever is there, up to `most` letters. 0, or an error number; EAGAIN where there is nothing. */
+/* Whatever is there, up to `most` letters, and none more where they have `most_bytes`. 0, or an error
+ * number; EAGAIN where there is nothing. */
 static int take_batch(Frames *self, size_t *taken)
 {
     int number = EAGAIN, routable, any = 0;
-    while (*taken < self->most) {
+    size_t bytes = 0, counted = self->count;
+    while (*taken < self->most && bytes < self->most_bytes) {
         number = take_letter(self, &self->letters[*taken], &routable);
         if (number)
             break;
         any = 1;
         *taken += routable;
+        for (; counted < self->count; counted++)
+            bytes += zmq.msg_size(&self->frames[counted]);
     }
     return any ? 0 : number;
 }
@@ -599,12 +603,12 @@ static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *k
 {
     PyObject *front, *no_delimiter, *no_body, *two_bodies, *error, *behind = Py_None;
     int bell;
-    Py_ssize_t most;
-    if (!PyArg_ParseTuple(arguments, "OinOOOO|O", &front, &bell, &most, &no_delimiter, &no_body,
-                          &two_bodies, &error, &behind))
+    Py_ssize_t most, most_bytes;
+    if (!PyArg_ParseTuple(arguments, "OinnOOOO|O", &front, &bell, &most, &most_bytes, &no_delimiter,
+                          &no_body, &two_bodies, &error, &behind))
         return NULL;
-    if (zmq.version == NULL || most < 1)
-        return PyErr_Format(PyExc_ValueError, "attach to libzmq first; most must be positive");
+    if (zmq.version == NULL || most < 1 || most_bytes < 1)
+        return PyErr_Format(PyExc_ValueError, "attach to libzmq first; bounds must be positive");
     Frames *self = (Frames *)PyType_GenericAlloc(type, 0);
     if (self == NULL)
         return NULL;
@@ -614,6 +618,7 @@ static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *k
     self->stands_for[TWO_BODIES] = Py_NewRef(two_bodies);
     self->error = Py_NewRef(error);
     self->most = (size_t)most;
+    self->most_bytes = (size_t)most_bytes;
     self->letters = calloc(self->most, sizeof *self->letters);
     if (self->letters == NULL)
         PyErr_NoMemory();

@@ -14,6 +14,7 @@ class Frames:
         socket: zmq.Socket[bytes],
         bell: int,
         most: int,
+        most_bytes: int,
         no_delimiter: BadEnvelope,
         no_body: BadEnvelope,
         two_bodies: BadEnvelope,

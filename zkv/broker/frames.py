@@ -26,6 +26,10 @@ BATCH: Final = 64
 COPIED: Final = 4_096
 """A larger body is copied before the envelope is sent."""
 
+BATCH_BYTES: Final = 4 * 1024 * 1024
+"""Bytes after which no further request is taken: bounds the memory for a batch beside that of its
+largest message."""
+
 Envelope = list[bytes]
 """Every frame before the body."""
 
@@ -63,7 +67,7 @@ class Frames(Protocol):
     def receive(
         self, wait: bool, take: bool = True, room: bool = False, /
     ) -> tuple[list[Envelope], list[bytes | BadEnvelope]]:
-        """Take what is there, at most `BATCH`: the envelopes, and what is to be answered.
+        """Take what is there, within the bounds: the envelopes, and what is to be answered.
 
         What those behind have answered is passed on, as it is.
 
@@ -130,8 +134,12 @@ class PlainFrames:
         bodies: list[bytes | BadEnvelope] = []
         # Three plain calls of recv and a look at EVENTS are the cheapest way in pyzmq:
         # `recv_multipart`, and exceptions where nothing is there, cost more than a whole request.
-        while take and len(bodies) < BATCH and self.readable():
+        size = 0
+        while take and len(bodies) < BATCH and size < BATCH_BYTES and self.readable():
+            taken = len(bodies)
             self._take(envelopes, bodies)
+            if len(bodies) > taken:
+                size += len(bodies[-1]) + sum(map(len, envelopes[-1]))
         return envelopes, bodies
 
     def send(self, envelopes: list[Envelope], bodies: Sequence[bytes | None], /) -> None:
@@ -235,7 +243,7 @@ def _find_compiled() -> MakeFrames | None:
         socket: zmq.Socket[bytes], bell: int, behind: zmq.Socket[bytes] | None = None
     ) -> Frames:
         stand_ins = NO_DELIMITER, NO_BODY, TWO_BODIES
-        return _frames.Frames(socket, bell, BATCH, *stand_ins, _error, behind)
+        return _frames.Frames(socket, bell, BATCH, BATCH_BYTES, *stand_ins, _error, behind)
 
     return compiled
 
