@@ -80,25 +80,31 @@ class FrontMailbox(Mailbox):
 
         `drain` comes first, and the workers have ended before `stop`.
         """
-        while True:
-            self._send_completed()
-            self._hand_over()
+        while not self._is_over():
             full = bool(self._left[0])
-            draining = self._draining
-            if draining and self._still_to_take <= 0 and not full:
+            if self._still_to_take <= 0 and not full:
                 self.drained.set()
-            ending = self._stopping and not self._parked
-            taking = not (full or self._stopping or self.drained.is_set())
-            wait = not (ending or (draining and taking))
-            self._envelopes, self._bodies = self._frames.receive(wait, taking, full)
+            taking = not full and not self.drained.is_set()
+            last = taking and self._draining  # Read before the sockets are looked at.
+            self._envelopes, self._bodies = self._frames.receive(not last, taking, full)
             if self._bodies:
-                self._still_to_take -= len(self._bodies) if draining else 0
+                self._still_to_take -= len(self._bodies) if last else 0
                 return self._bodies
-            if draining and taking:
-                self.drained.set()
-            elif ending:
-                return []
-            self._bell.hush()  # Before the outbox and the flags are read: see `Mailbox`.
+            if last:
+                self.drained.set()  # Nothing else had arrived.
+            else:
+                self._bell.hush()  # Before the outbox and the flags are read: see `Mailbox`.
+        return []
+
+    def _is_over(self) -> bool:
+        """Send what has become ready; whether there is nothing more to wait for."""
+        stopping = self._stopping
+        self._send_completed()
+        self._hand_over()
+        if not stopping or self._parked:
+            return False
+        self._frames.receive(False, False)  # Passes on the last replies of the workers.
+        return True
 
     def reply(
         self,
