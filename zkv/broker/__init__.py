@@ -1,1 +1,1 @@
-"""Everything that touches a server socket: the proxy, the mailboxes and the workers."""
+"""Everything that touches a server socket: the front, the mailboxes, the workers and the feed."""
