@@ -6,7 +6,9 @@ are there only to turn a hang into a failure, and so they are generous.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import gc
 import os
 import select
 import signal
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, Any, Self
@@ -373,3 +375,28 @@ def terminate(context: zmq.Context[zmq.Socket[bytes]], limit: float = LIMIT) -> 
     thread.start()
     thread.join(limit)
     assert not thread.is_alive(), "a socket was left open: its context cannot be terminated"
+
+
+@contextlib.contextmanager
+def new_garbage() -> Iterator[Callable[[], list[object]]]:
+    """Within, the collector does not run; tells what it would find that has come into being since.
+
+    What other tests have left may come to its end at any moment, and is not meant.
+    """
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    before = {id(each) for each in gc.get_objects()}
+    gc.set_debug(gc.DEBUG_SAVEALL)
+
+    def find() -> list[object]:
+        gc.collect()
+        return [each for each in gc.garbage if id(each) not in before]
+
+    try:
+        yield find
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        if was_enabled:
+            gc.enable()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import zmq
 
 from tests.conftest import Connect
-from tests.support import FREE_PORT, Message, ServerInProcess, eventually, pack, unpack
+from tests.support import FREE_PORT, Message, ServerInProcess, eventually, new_garbage, pack, unpack
 from zkv import collector
 
 PUT: Message = {"op": "PUT", "key": "k", "value": "text"}
@@ -30,36 +29,23 @@ REQUESTS: dict[str, list[Message]] = {
 }
 
 
-@pytest.fixture
-def uncollected() -> Iterator[list[object]]:
-    """What the collector would find, and nobody has let go of."""
-    gc.collect()
-    gc.disable()
-    gc.set_debug(gc.DEBUG_SAVEALL)
-    yield gc.garbage
-    gc.set_debug(0)
-    gc.garbage.clear()
-    gc.enable()
-
-
 @pytest.mark.parametrize("kind", REQUESTS)
 def test_requests_leave_nothing_for_the_collector(
-    tmp_path: Path, connect: Connect, request: pytest.FixtureRequest, kind: str
+    tmp_path: Path, connect: Connect, kind: str
 ) -> None:
     """So their memory is free at once, however seldom it runs."""
     with ServerInProcess(tmp_path / "data", server={"feed": FREE_PORT}) as node:
         pipeline = connect(node.endpoint, zmq.DEALER)
-        found = request.getfixturevalue("uncollected")
-        for _ in range(50):
-            for fields in REQUESTS[kind]:
-                pipeline.send(pack(fields))
-        for _ in range(50 * len(REQUESTS[kind])):
-            unpack(pipeline.receive())
-        # The last replies are let go of when the worker comes to its next batch.
-        eventually(lambda: pipeline.call(op="PING")["ok"], "that workers are done")
-        gc.collect()
+        with new_garbage() as found:
+            for _ in range(50):
+                for fields in REQUESTS[kind]:
+                    pipeline.send(pack(fields))
+            for _ in range(50 * len(REQUESTS[kind])):
+                unpack(pipeline.receive())
+            # The last replies are let go of when the worker comes to its next batch.
+            eventually(lambda: pipeline.call(op="PING")["ok"], "that workers are done")
 
-        assert not Counter(type(each).__name__ for each in found if _is_ours(each))
+            assert not Counter(type(each).__name__ for each in found() if _is_ours(each))
 
 
 def _is_ours(each: object) -> bool:
