@@ -36,13 +36,6 @@ static uint32_t crc32(uint32_t crc, const unsigned char *at, size_t size)
     return ~crc;
 }
 
-static unsigned char *write_fixed(unsigned char *to, uint64_t number, int size)
-{
-    for (int i = size - 1; i >= 0; i--)
-        *to++ = (unsigned char)(number >> 8 * i);
-    return to;
-}
-
 static unsigned char *write_frame(unsigned char *to, PyObject *payload, uint64_t synced,
                                   uint32_t salt)
 {

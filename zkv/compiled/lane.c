@@ -281,9 +281,7 @@ static unsigned char *write_once(unsigned char *to, const request *from, const o
 static unsigned char *write_wide(unsigned char *to, uint64_t number)
 {
     *to++ = 0xcf;
-    for (int shift = 56; shift >= 0; shift -= 8)
-        *to++ = (unsigned char)(number >> shift);
-    return to;
+    return write_fixed(to, number, 8);
 }
 
 static unsigned char *write_change(unsigned char *to, const record *now)

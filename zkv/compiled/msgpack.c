@@ -166,7 +166,7 @@ int skip_value(reader *r)
 
 /* --- Writing: there has to be room ------------------------------------------------------------ */
 
-static unsigned char *write_number(unsigned char *to, uint64_t number, int size)
+unsigned char *write_fixed(unsigned char *to, uint64_t number, int size)
 {
     for (int i = size - 1; i >= 0; i--)
         *to++ = (unsigned char)(number >> 8 * i);
@@ -179,7 +179,7 @@ unsigned char *write_uint(unsigned char *to, uint64_t number)
         return *to = (unsigned char)number, to + 1;
     int power = number <= 0xff ? 0 : number <= 0xffff ? 1 : number <= 0xffffffff ? 2 : 3;
     *to = (unsigned char)(0xcc + power);
-    return write_number(to + 1, number, 1 << power);
+    return write_fixed(to + 1, number, 1 << power);
 }
 
 unsigned char *write_int(unsigned char *to, int64_t number)
@@ -190,7 +190,7 @@ unsigned char *write_int(unsigned char *to, int64_t number)
         return *to = (unsigned char)number, to + 1;
     int power = number >= INT8_MIN ? 0 : number >= INT16_MIN ? 1 : number >= INT32_MIN ? 2 : 3;
     *to = (unsigned char)(0xd0 + power);
-    return write_number(to + 1, (uint64_t)number, 1 << power);
+    return write_fixed(to + 1, (uint64_t)number, 1 << power);
 }
 
 unsigned char *write_text_head(unsigned char *to, size_t size)
@@ -199,7 +199,7 @@ unsigned char *write_text_head(unsigned char *to, size_t size)
         return *to = (unsigned char)(0xa0 + size), to + 1;
     int power = size <= 0xff ? 0 : size <= 0xffff ? 1 : 2;
     *to = (unsigned char)(0xd9 + power);
-    return write_number(to + 1, size, 1 << power);
+    return write_fixed(to + 1, size, 1 << power);
 }
 
 unsigned char *write_array_head(unsigned char *to, size_t count)
@@ -208,14 +208,14 @@ unsigned char *write_array_head(unsigned char *to, size_t count)
         return *to = (unsigned char)(0x90 + count), to + 1;
     int wide = count > 0xffff;
     *to = (unsigned char)(0xdc + wide);
-    return write_number(to + 1, count, wide ? 4 : 2);
+    return write_fixed(to + 1, count, wide ? 4 : 2);
 }
 
 unsigned char *write_bin_head(unsigned char *to, size_t size)
 {
     int power = size <= 0xff ? 0 : size <= 0xffff ? 1 : 2;
     *to = (unsigned char)(0xc4 + power);
-    return write_number(to + 1, size, 1 << power);
+    return write_fixed(to + 1, size, 1 << power);
 }
 
 unsigned char *write_bytes(unsigned char *to, const void *from, size_t size)

@@ -47,10 +47,7 @@ static unsigned char *write_ttl(unsigned char *to, int64_t ms)
     double ttl = (double)ms / 1000;
     uint64_t bits;
     memcpy(&bits, &ttl, sizeof bits);
-    to = write_bytes(to, "\xa3ttl\xcb", 5);
-    for (int shift = 56; shift >= 0; shift -= 8)
-        *to++ = (unsigned char)(bits >> shift);
-    return to;
+    return write_fixed(write_bytes(to, "\xa3ttl\xcb", 5), bits, 8);
 }
 
 /* --- Replies ---------------------------------------------------------------------------------- */

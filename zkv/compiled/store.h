@@ -97,6 +97,7 @@ unsigned char *write_text_head(unsigned char *to, size_t size);
 unsigned char *write_array_head(unsigned char *to, size_t count);
 unsigned char *write_bin_head(unsigned char *to, size_t size);
 unsigned char *write_bytes(unsigned char *to, const void *from, size_t size);
+unsigned char *write_fixed(unsigned char *to, uint64_t number, int size); /* its bytes alone */
 
 enum { MOST_HEAD = 9 }; /* bytes of the largest head or int */
 
