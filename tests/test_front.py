@@ -14,6 +14,7 @@ import zmq
 from tests.conftest import Connect
 from tests.support import LIMIT, ServerInProcess, pack, unpack
 from zkv import commands, compiled
+from zkv.broker.service import FrontService
 from zkv.durability.files import Files
 from zkv.durability.wal import QUICK_SYNC_SECONDS
 from zkv.protocol import requests
@@ -136,6 +137,36 @@ def test_reads_go_on_while_a_sync_holds_the_log(
         assert server.stop()
 
 
+class NoRoomYet(Files):
+    """A disk on which a new segment takes, once it is told so, until it is told to end."""
+
+    def __init__(self) -> None:
+        self.hold = threading.Event()
+        self.held = threading.Event()
+        self.release = threading.Event()
+
+    def create(self, path: Path) -> BinaryIO:
+        if self.hold.is_set() and ".wal" in path.suffixes:
+            self.held.set()
+            assert self.release.wait(LIMIT)
+        return super().create(path)
+
+
+def test_reads_go_on_while_a_segment_is_begun(tmp_path: Path, connect: Connect) -> None:
+    files = NoRoomYet()
+    durability = {"segment_bytes": 100_000, "snapshot_interval": 3_600.0}
+    with ServerInProcess(tmp_path / "data", files, durability=durability) as server:
+        writer, reader = connect(server.endpoint), connect(server.endpoint)
+        writer.ok(op="PUT", key="k", value=bytes(200_000))
+        files.hold.set()
+        writer.send(pack({"op": "PUT", "key": "l", "value": 2}))
+        assert files.held.wait(LIMIT)
+        assert reader.ok(op="GET", key="k")["rev"] == 1
+        files.release.set()
+        assert unpack(writer.receive())["rev"] == 2
+        assert server.stop()
+
+
 @pytest.mark.parametrize("ask", [{"op": "GET", "key": "k"}, {"op": "PING"}])
 def test_malformed_messages_between_good_ones(
     tmp_path: Path, connect: Connect, ask: dict[str, Any]
@@ -156,3 +187,24 @@ def test_malformed_messages_between_good_ones(
         failures = client.ok(op="INFO")["stats"]["failures"]
         assert failures == {"BAD_REQUEST": 100}
         assert server.stop()
+
+
+def test_a_service_that_dies_in_the_front_is_replaced_and_counted(
+    tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ServerInProcess(tmp_path / "data") as server:
+        client = connect(server.endpoint)
+        client.ok(op="PUT", key="k", value=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(FrontService, "_leaves", raising)
+            reply = client.call(op="PING", id=7)
+        assert (reply["code"], reply["id"], reply["applied"]) == ("INTERNAL", 7, None)
+        assert client.ok(op="GET", key="k")["value"] == 1
+        stats = client.ok(op="INFO")["stats"]
+        assert stats["workers_replaced"] == 1
+        assert stats["requests"]["PUT"] == 1, "its counters live on"
+        assert server.stop()
+
+
+def raising(*_: object) -> bool:
+    raise BaseException("nobody thought of this")

@@ -147,7 +147,7 @@ class Broker:
     def statistics(self) -> dict[str, object]:
         """Requests and times by op, failures by code, and what became of workers, since the start.
 
-        A time counts from the decoding of a request to its reply, with what it waited for the disk.
+        A time counts to the reply, with what it waited for the disk: see `Service.latencies`.
         """
         latencies: dict[str, list[int]] = {}
         failures: Counter[str] = Counter()
@@ -156,8 +156,8 @@ class Broker:
             for worker in self._workers:
                 services += worker.services
             unroutable = self._front.unroutable + sum(each.unroutable for each in self._workers)
-            replaced = len(services) - len(self._workers)
-        services += self._front.services
+            services += self._front.services
+            replaced = len(services) - len(self._workers) - 1  # The front has one at work, too.
         for service in services:
             for op, counts in dict(service.latencies).items():
                 latencies[op] = list(map(add, latencies.get(op, repeat(0)), counts))

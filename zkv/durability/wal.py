@@ -139,8 +139,11 @@ class Wal:
 
     @property
     def syncs_quickly(self) -> bool:
-        """Whether recent syncs took next to no time. That is no promise for the next one."""
-        return self._sync_seconds < QUICK_SYNC_SECONDS
+        """Whether recent syncs took next to no time, and the next write is to begin no segment.
+
+        That is no promise for the next sync.
+        """
+        return self._sync_seconds < QUICK_SYNC_SECONDS and not self._segment_is_full()
 
     def survived(self, epoch: int) -> tuple[int, int]:
         """The newest revision, and the newest number, that were left when ``epoch`` ended.
