@@ -52,7 +52,7 @@ class Server:
         data_dir: the directory that holds everything; None = memory alone.
         feed: where to publish changes; None = beside the first endpoint, "" = nowhere.
         fsync: when a write reaches the disk: ``always``, ``interval`` or ``never``.
-        workers: threads that execute requests; None = 1 in memory alone, else 2.
+        workers: threads that execute what is not plain; None = 1 in memory alone, else 2.
         **settings: whatever else the tables ``server``, ``durability`` and ``limits`` of
             config.toml have, by the name there: ``max_value_bytes=1_000_000``.
 

@@ -115,7 +115,7 @@ def _zkv_inside(policy: str, directory: str) -> Iterator[Running]:
 
 @contextlib.contextmanager
 def floor(transport: str = "tcp") -> Iterator[Running]:
-    """The proxy of a zkv server with a worker that answers a constant."""
+    """ROUTER, libzmq's proxy and DEALER, with a worker that answers a constant."""
     with tempfile.TemporaryDirectory(prefix="zkv-bench-") as directory:
         compiled = _compile_floor(directory)
         command = [compiled] if compiled else [sys.executable, "-m", "zkv.bench.floor"]

@@ -1,9 +1,9 @@
 """Group commit off the request path: a thread that makes commits durable and tells who waits.
 
-A worker hands over the replies of a batch that may not leave before their revisions are on disk,
-and goes on with the next batch. While the thread waits for one fdatasync, further groups queue up;
-the next fdatasync serves them all. So the disk is never waited for by anybody who could do other
-work, and the busier the server, the more commits share a sync.
+Who serves hands over the replies of a batch that may not leave before their revisions are on disk,
+and goes on with the next batch; one who has nothing else to do may wait for the disk by itself
+(`settle`). While the thread waits for one fdatasync, further groups queue up; the next fdatasync
+serves them all. So the busier the server, the more commits share a sync.
 
 With the policy ``interval`` the thread also makes durable what was written, once per interval.
 """
