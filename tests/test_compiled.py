@@ -16,19 +16,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.lane_requests import LIMITS, bodies
-from tests.sanitizer import run_under_address_sanitizer
-from tests.support import unpack
-from tests.test_data_model import (
+from tests.contract_stores import (
     DurableStore,
     FakeClock,
     MemoryStore,
     PlainMemoryStore,
     PlainStore,
+    Worker,
     op,
     request,
-    service_for,
 )
+from tests.lane_requests import LIMITS, bodies
+from tests.sanitizer import run_under_address_sanitizer
+from tests.support import unpack
 from zkv import compiled
 from zkv.durability.segment import pack_frames
 from zkv.keyspace import Entry, SnapshotView
@@ -154,15 +154,18 @@ def test_frames_are_made_of_bytes(payloads: Any) -> None:
 # --- The lane: the commands -------------------------------------------------------------------
 
 
-def told(store: MemoryStore | DurableStore, batch: list[bytes]) -> list[Any]:
+def told(worker: Worker, batch: list[bytes]) -> list[Any]:
     """The fields of the replies to one batch, in their order; msgpack may pack some otherwise."""
-    service = service_for(store.node)
-    replies, later, _ = service.answer(list(batch))
-    service.commit(lambda: True)
-    for places, pending in later:
-        for place, body in zip(places, pending.bodies(), strict=True):
-            replies[place] = body
-    return [list(unpack(body).items()) for body in replies if body is not None]
+    answers = worker.send(*batch)
+    worker.settle()
+    return [list(unpack(answer.body).items()) for answer in answers]
+
+
+def check_alike(fast: Worker, plain: Worker, batch: list[bytes]) -> None:
+    """Run a batch on two stores, in the order in which it is run on the first; replies agree."""
+    replies = told(fast, batch)
+    order = sorted(range(len(batch)), key=lambda place: (place in fast.left, place))
+    assert [replies[place] for place in order] == told(plain, [batch[place] for place in order])
 
 
 def all_of(view: SnapshotView) -> dict[str, Entry]:
@@ -202,7 +205,7 @@ def test_a_lane_does_what_the_commands_do(batches: list[list[bytes]], data: st.D
     fast._keyspace._watchers.append(watchers[0])
     plain._keyspace._watchers.append(watchers[1])
     for batch in batches:
-        assert told(fast, batch) == told(plain, batch)
+        check_alike(fast.worker, plain.worker, batch)
         clock.advance(data.draw(st.sampled_from([0, 700, 2_000])))
         if data.draw(st.booleans()):
             views.append([store._keyspace.view() for store in (fast, plain)])
@@ -223,7 +226,7 @@ def test_a_lane_logs_what_the_commands_log(batches: list[list[bytes]]) -> None:
     fast, plain = DurableStore(clock, **LIMITS), PlainStore(clock, **LIMITS)
     try:
         for batch in batches:
-            assert told(fast, batch) == told(plain, batch)
+            check_alike(fast.workers[0], plain.workers[0], batch)
         payloads = []
         for store in (fast, plain):
             commits, _ = store.engine.keyspace.changes_since(0, 1_000)
@@ -334,11 +337,11 @@ def test_a_lane_leaves_nothing_behind(store: MemoryStore) -> None:
     ops = [op(name, key=key) for key in ("n", "m") for name in ("INCR", "GET")]
     txn, failing = request("TXN", ops=ops), request("TXN", ops=[*ops, op("INCR", key="k1")])
     bodies = [body, read, txn, failing] * 5
-    (replies, _, _) = store._service.answer(list(bodies))
+    replies = store.worker.send(*bodies)
     before = [sys.getrefcount(each) for each in (body, read, None, Entry)]
     size = resident()
     for _ in range(2_000):
-        store._service.answer(list(bodies))
+        store.worker.send(*bodies)
     assert [sys.getrefcount(each) for each in (body, read)] == before[:2]
     assert sys.getrefcount(Entry) - before[3] < 100
     assert resident() - size < 130_000_000, "the history may take 64 MiB, and as much on its way"
@@ -371,7 +374,7 @@ def test_commits_of_a_lane_are_taken_back(tmp_path: Path) -> None:
             request("TXN", ops=[op("INCR", key="lasting"), op("PUT", key="lasting", value=1)] * 2),
             request("TXN", ops=[op("INCR", key="newest"), op("INCR", key="newest")]),
         ]
-        replies = told(store, batch)
+        replies = told(store.workers[0], batch)
         codes = [dict(reply).get("code") for reply in replies]
         assert codes == ["READ_ONLY"] * 4 + [None] + ["READ_ONLY"] * 4
         assert dict(replies[4])["value"] == 1
@@ -387,11 +390,11 @@ def test_commits_of_a_lane_are_taken_back(tmp_path: Path) -> None:
 
 WITHOUT_MEMORY = """
 import resource, sys
-from tests import test_data_model
-from tests.test_data_model import DurableStore, FakeClock, request
+from tests import contract_stores
+from tests.contract_stores import DurableStore, FakeClock, request
 from zkv.keyspace import Entry
 
-test_data_model.QUICK_DIRECTORY = sys.argv[1]  # for nobody cleans up
+contract_stores.QUICK_DIRECTORY = sys.argv[1]  # for nobody cleans up
 
 def end_memory():
     taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -25,8 +25,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from tests.contract_stores import Disk, DurableStore, FakeClock, Parked, request
 from tests.support import Message, pack, unpack
-from tests.test_data_model import Disk, DurableStore, FakeClock, Parked, request
 from zkv.errors import ReadOnlyError
 from zkv.keyspace.bounds import key_range
 from zkv.keyspace.sessions import room
@@ -478,20 +478,16 @@ class StoreMachine(RuleBasedStateMachine):
         """Have a worker run a batch; what it wrote is not on disk yet."""
         if self.in_flight[number] is not None:
             return
-        asked, expected, after_crash = [], [], []
-        for drawn in batch:
-            concrete = self.resolve(drawn)
-            if concrete is None:
-                continue
-            asked.append(concrete)
-            after_crash.append(self.durable.copy().answer(concrete))
-            expected.append(self.expect(concrete))
+        asked = [each for each in map(self.resolve, batch) if each is not None]
         if not asked:
             return
         bodies = [request(each["op"], **without(each, "op")) for each in asked]
-        answers = self.store.workers[number].send(*bodies)
+        worker = self.store.workers[number]
+        answers = worker.send(*bodies)
         parked = []
-        for sent, survivor in zip(map(Sent, asked, expected, answers), after_crash, strict=True):
+        for place in sorted(range(len(asked)), key=lambda place: (place in worker.left, place)):
+            survivor = self.durable.copy().answer(asked[place])
+            sent = Sent(asked[place], self.expect(asked[place]), answers[place])
             if sent.answer.left:
                 self.compare(sent.asked, sent.answer.read(), sent.expected)
                 self.check_safe(sent, survivor)

@@ -1,8 +1,7 @@
 """An engine without threads or sockets, and what else a test of crashes needs around it.
 
-`Driver` runs request bodies through a `Service`, as workers do, and does by hand, when a test says
-so, what the committer's and the persistence thread do: a run is the same each time, call by call.
-What it reaches into of the engine's is in `SteppedEngine`, and nowhere else.
+`Driver` runs request bodies through the front and a worker, and does by hand, when a test says so,
+what the committer's and the persistence thread do: a run is the same each time, call by call.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path, PurePath
 from types import TracebackType
@@ -21,18 +20,15 @@ from unittest import mock
 
 import msgpack
 
-from tests.crash.ledger import Batch, Reply, State
+from tests.crash.ledger import Batch, Reply, Request, State
+from tests.roads import Roads, SteppedEngine
 from zkv.broker.mailbox import Pending
-from zkv.broker.service import Service
 from zkv.commands import Node
-from zkv.config import Settings, build
+from zkv.config import build
 from zkv.durability import wal
-from zkv.durability.committer import CommitGroup, settle
 from zkv.durability.files import Files
-from zkv.engine import Engine
 from zkv.errors import ReadOnlyError
 from zkv.keyspace import view
-from zkv.keyspace.lane import open_lane
 from zkv.protocol.codec import KeyLimits
 
 POLICIES: Final = ["always", "interval", "never"]
@@ -60,44 +56,36 @@ class Clock:
         self._now += seconds
 
 
-class SteppedEngine(Engine):
-    """An engine whose threads are never started: a test does their rounds one by one."""
+Told = Callable[[Batch], None]
+"""Hears of requests."""
 
-    def __init__(self, settings: Settings, files: Files) -> None:
-        self._submitted: list[CommitGroup] = []
-        super().__init__(settings.durability, settings.limits, files)
 
-    def submit(self, group: CommitGroup) -> None:
-        self._submitted.append(group)
+def _nobody(_requests: Batch) -> None:
+    pass
 
-    def commit_round(self) -> None:
-        """What the committer does with everything that was submitted."""
-        groups, self._submitted = self._submitted, []
-        settle(self._wal, groups)
 
-    def sync_round(self) -> None:
-        """What the committer does once per interval."""
-        with contextlib.suppress(ReadOnlyError):
-            self._wal.commit(self._wal.written_lsn, durable=True)
+class _Run:
+    """A batch on its way, and what has come of it so far."""
 
-    def persistence_round(self) -> None:
-        """What the persistence thread does once the interval has passed, or when it was asked."""
-        persistence = self._persistence
-        asked = [] if persistence._inbox.empty() else persistence._wait()
-        outcome = persistence._save_changes()
-        for future in asked:
-            assert future is not None
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self._replies: dict[int, Reply] = {}
+        self.left: list[int] = []
 
-    def save_at_end(self) -> int:
-        """`Engine.save`, with the persistence thread's last round done here."""
-        self.keyspace.seal()
-        self._persistence._inbox.put(None)
-        self._persistence._run()
-        return self._persistence._final.result(timeout=0)
+    def take(self, replies: dict[int, bytes]) -> None:
+        """Take replies by their places."""
+        self._replies.update({place: msgpack.unpackb(body) for place, body in replies.items()})
+
+    def is_over(self) -> bool:
+        """Whether all has been answered."""
+        return len(self._replies) == len(self._batch)
+
+    def outcome(self) -> list[tuple[Request, Reply]]:
+        """Each request and its reply, in the order in which they were run."""
+        missing = [each for place, each in enumerate(self._batch) if place not in self._replies]
+        assert not missing, f"these requests got no reply: {missing}"
+        places = sorted(self._replies, key=lambda place: (place in self.left, place))
+        return [(self._batch[place], self._replies[place]) for place in places]
 
 
 class Driver:
@@ -134,9 +122,6 @@ class Driver:
             },
             stop=self._end,
         )  # fmt: skip
-        self._lane = open_lane(
-            self.engine.keyspace, keys, limits.max_reply_bytes, self.engine.syncs_each
-        )
 
     def __enter__(self) -> Self:
         return self
@@ -152,33 +137,39 @@ class Driver:
 
     def call(self, **request: Any) -> Reply:
         """Run one request."""
-        ((reply,),) = self.run([[request]])
+        (((_, reply),),) = self.run([[request]])
         return reply
 
-    def run(self, batches: Sequence[Batch]) -> list[list[Reply]]:
-        """Run some batches, each in a worker of its own.
+    def run(
+        self,
+        batches: Sequence[Batch],
+        begin: Told = _nobody,
+        leave: Told = _nobody,
+    ) -> list[list[tuple[Request, Reply]]]:
+        """Run some batches, each on roads of its own; the requests as they were run, and replies.
 
         One waits for the disk itself, and two are committed together by the committer. Of more, the
         first comes to the committer when the others have long been answered.
 
-        May be called by the file layer while it is on its way: that is another worker, then.
+        May be called by the file layer while it is on its way: those are other roads, then.
+
+        Args:
+            batches: their requests.
+            begin: told each batch before it is run.
+            leave: told the requests that the front leaves, before they are run behind the others.
         """
         waiting = []
         with self._by_hand():
             for number, batch in enumerate(batches):
+                begin(batch)
                 idle = len(batches) == 1 or (len(batches) > 2 and number > 0)
-                waiting.append(self._begin(self._new_service(), batch, idle))
+                waiting.append(self._begin(batch, idle, leave))
                 if idle:
                     self.let_time_pass()
             self.engine.commit_round()
-            if any(
-                len(replies) < len(batch) for replies, batch in zip(waiting, batches, strict=True)
-            ):
+            if not all(run.is_over() for run in waiting):
                 self.engine.persistence_round()
-        for replies, batch in zip(waiting, batches, strict=True):
-            missing = [request for n, request in enumerate(batch) if n not in replies]
-            assert not missing, f"these requests got no reply: {missing}"
-        return [[replies[n] for n in sorted(replies)] for replies in waiting]
+        return [run.outcome() for run in waiting]
 
     def let_time_pass(self) -> None:
         """Let so much time pass that a log that refused writes is tried again."""
@@ -220,24 +211,24 @@ class Driver:
         ):
             yield
 
-    def _new_service(self) -> Service:
-        return Service(self._node, None, lambda: False, self._lane)
+    def _begin(self, batch: Batch, idle: bool, leave: Told) -> _Run:
+        """Run a batch; its last replies come later."""
+        run = _Run(batch)
+        roads = Roads(self._node)
 
-    def _begin(self, service: Service, batch: Batch, idle: bool) -> dict[int, Reply]:
-        """Run a batch as a worker does; the replies come into the mapping that is returned."""
-        replies: dict[int, Reply] = {}
-        bodies, later, _ = service.answer([msgpack.packb(request) for request in batch])
-        for number, body in enumerate(bodies):
-            if body is not None:
-                replies[number] = msgpack.unpackb(body)
-        for places, pending in later:
+        def put_off(places: list[int]) -> None:
+            run.left = places
+            leave([batch[place] for place in places])
+
+        bodies = [msgpack.packb(request) for request in batch]
+        for places, pending in roads.answer(bodies, run.take, put_off):
 
             def deliver(places: list[int] = places, pending: Pending = pending) -> None:
-                replies.update(zip(places, map(msgpack.unpackb, pending.bodies()), strict=True))
+                run.take(dict(zip(places, pending.bodies(), strict=True)))
 
             pending.notify(deliver)
-        service.commit(lambda: idle)
-        return replies
+        roads.commit(idle)
+        return run
 
     def _end(self) -> Future[int]:
         future: Future[int] = Future()

@@ -64,6 +64,12 @@ class Ledger:
         """These requests are on their way, and will be run in this order."""
         self._sent.extend(requests)
 
+    def put_off(self, requests: list[Request]) -> None:
+        """Of the requests sent last, these will be run behind the others."""
+        for request in requests:
+            self._sent.remove(request)
+        self._sent.extend(requests)
+
     def hear(self, request: Request, reply: Reply) -> None:
         """A request that was on its way has been answered."""
         self._sent.remove(request)

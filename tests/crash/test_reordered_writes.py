@@ -35,6 +35,10 @@ class RecordingLedger(Ledger):
         self._files.mark("send", requests)
         super().send(requests)
 
+    def put_off(self, requests: list[Request]) -> None:
+        self._files.mark("put_off", requests)
+        super().put_off(requests)
+
     def hear(self, request: Request, reply: Reply) -> None:
         self._files.mark("hear", request, reply)
         super().hear(request, reply)

@@ -17,12 +17,11 @@ Step = list[Batch] | str
 
 def exchange(driver: Driver, ledger: Ledger, *batches: Batch) -> list[Reply]:
     """Run ``batches`` at the same time, and hold the replies to what the ledger says."""
-    requests = [request for batch in batches for request in batch]
-    ledger.send(requests)
-    replies = [reply for answers in driver.run(batches) for reply in answers]
-    for request, reply in zip(requests, replies, strict=True):
+    outcomes = driver.run(batches, ledger.send, ledger.put_off)
+    answered = [each for outcome in outcomes for each in outcome]
+    for request, reply in answered:
         ledger.hear(request, reply)
-    return replies
+    return [reply for _, reply in answered]
 
 
 def check_live(driver: Driver, ledger: Ledger) -> None:

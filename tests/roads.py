@@ -1,0 +1,114 @@
+"""An engine whose threads a test does by hand, and the two roads from a request to it.
+
+`Roads` is what stands between a mailbox and the engine: the front takes a whole batch, and what it
+leaves goes to a worker. `SteppedEngine` starts no thread: a test does the rounds of the committer
+and of the persistence thread one by one. What is reached into of the engine's is in here, and
+nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+
+from zkv.broker.mailbox import Later
+from zkv.broker.service import FrontService, Service
+from zkv.commands import Node
+from zkv.config import Settings
+from zkv.durability.committer import CommitGroup, settle
+from zkv.durability.files import Files
+from zkv.engine import Engine
+from zkv.errors import ReadOnlyError
+from zkv.keyspace.lane import open_lane
+
+
+class SteppedEngine(Engine):
+    """An engine whose threads are never started: a test does their rounds one by one."""
+
+    def __init__(self, settings: Settings, files: Files) -> None:
+        self._submitted: list[CommitGroup] = []
+        self._committing = threading.Lock()
+        super().__init__(settings.durability, settings.limits, files)
+
+    def submit(self, group: CommitGroup) -> None:
+        self._submitted.append(group)
+
+    def commit_round(self) -> None:
+        """What the committer does with everything that was submitted."""
+        with self._committing:  # Some tests have several threads; there is one committer.
+            groups, self._submitted = self._submitted, []
+            settle(self._wal, groups)
+
+    def sync_round(self) -> None:
+        """What the committer does once per interval."""
+        with contextlib.suppress(ReadOnlyError):
+            self._wal.commit(self._wal.written_lsn, durable=True)
+
+    def persistence_round(self) -> None:
+        """What the persistence thread does once the interval has passed, or when it was asked."""
+        persistence = self._persistence
+        asked = [] if persistence._inbox.empty() else persistence._wait()
+        outcome = persistence._save_changes()
+        for future in asked:
+            assert future is not None
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+    def save_at_end(self) -> int:
+        """`Engine.save`, with the persistence thread's last round done here."""
+        self.keyspace.seal()
+        self._persistence._inbox.put(None)
+        self._persistence._run()
+        return self._persistence._final.result(timeout=0)
+
+
+class Roads:
+    """The front and a worker, as the product has them, without their sockets.
+
+    Args:
+        node: what requests run on.
+    """
+
+    def __init__(self, node: Node) -> None:
+        engine = node.engine
+        lane = open_lane(engine.keyspace, node.limits, node.max_reply_bytes, engine.syncs_each)
+        self._front = FrontService(node, None, lambda: False, lane)
+        self._worker = Service(node, None, lambda: False)
+
+    def answer(
+        self,
+        bodies: Sequence[bytes],
+        take: Callable[[dict[int, bytes]], None],
+        leave: Callable[[list[int]], None] = lambda places: None,
+    ) -> list[Later]:
+        """Run a batch; the replies that must wait, with their places in it.
+
+        Args:
+            bodies: the batch.
+            take: takes replies that may leave, by their places.
+            leave: told the places of those that the front leaves, before the worker runs them.
+        """
+        replies, later, left = self._front.answer(list(bodies))
+        take(_made(replies, range(len(replies))))
+        leave(left)
+        if left:
+            replies, pending, _ = self._worker.answer([bodies[place] for place in left])
+            take(_made(replies, left))
+            later = later + [([left[n] for n in places], what) for places, what in pending]
+        return later
+
+    def commit(self, idle: bool) -> None:
+        """See to it that what waits is committed: by the committer's next round, or before.
+
+        Args:
+            idle: whether nothing else is there to be done.
+        """
+        self._front.commit(lambda: idle)
+        self._worker.commit(lambda: idle)
+
+
+def _made(replies: Sequence[bytes | None], places: Sequence[int]) -> dict[int, bytes]:
+    return {place: reply for place, reply in zip(places, replies, strict=True) if reply is not None}
