@@ -23,12 +23,12 @@ import msgspec
 from tests.roads import Roads, SteppedEngine
 from tests.support import Message, unpack
 from zkv.broker.mailbox import Pending
-from zkv.commands import Node
 from zkv.config import Settings, build, override
 from zkv.durability.files import Files
 from zkv.engine import AnyEngine, MemoryEngine
 from zkv.errors import ReadOnlyError
 from zkv.protocol.codec import KeyLimits
+from zkv.requests.commands import Node
 
 RETRIED = {"BUSY", "READ_ONLY", "SHUTTING_DOWN"}
 """Codes with ``retry: true``."""

@@ -12,15 +12,18 @@ import contextlib
 import threading
 from collections.abc import Callable, Sequence
 
+from zkv.broker.front import FrontHandler
 from zkv.broker.mailbox import Later
-from zkv.broker.service import FrontService, Service
-from zkv.commands import Node
+from zkv.broker.waiting import Answered
+from zkv.broker.worker import Handler, WorkerHandler
 from zkv.config import Settings
 from zkv.durability.committer import CommitGroup, settle
 from zkv.durability.files import Files
 from zkv.engine import Engine
 from zkv.errors import ReadOnlyError
-from zkv.keyspace.lane import open_lane
+from zkv.requests.account import Account
+from zkv.requests.commands import Node
+from zkv.requests.lane import open_lane
 
 
 class SteppedEngine(Engine):
@@ -75,8 +78,9 @@ class Roads:
     def __init__(self, node: Node) -> None:
         engine = node.engine
         lane = open_lane(engine.keyspace, node.limits, node.max_reply_bytes, engine.syncs_each)
-        self._front = FrontService(node, None, lambda: False, lane)
-        self._worker = Service(node, None, lambda: False)
+        self._front = FrontHandler(node, lane, Account(), lambda: False)
+        self._worker = WorkerHandler(node, Account(), lambda: False)
+        self._answered: list[tuple[Handler, Answered]] = []
 
     def answer(
         self,
@@ -91,14 +95,17 @@ class Roads:
             take: takes replies that may leave, by their places.
             leave: told the places of those that the front leaves, before the worker runs them.
         """
-        replies, later, left = self._front.answer(list(bodies))
-        take(_made(replies, range(len(replies))))
-        leave(left)
-        if left:
-            replies, pending, _ = self._worker.answer([bodies[place] for place in left])
-            take(_made(replies, left))
-            later = later + [([left[n] for n in places], what) for places, what in pending]
-        return later
+        front = self._front.answer(list(bodies))
+        self._answered = [(self._front, front)]
+        take(_made(front.replies, range(len(bodies))))
+        leave(front.left)
+        if not front.left:
+            return front.later
+        worker = self._worker.answer([bodies[place] for place in front.left])
+        self._answered.append((self._worker, worker))
+        take(_made(worker.replies, front.left))
+        behind = [([front.left[n] for n in places], what) for places, what in worker.later]
+        return front.later + behind
 
     def commit(self, idle: bool) -> None:
         """See to it that what waits is committed: by the committer's next round, or before.
@@ -106,8 +113,9 @@ class Roads:
         Args:
             idle: whether nothing else is there to be done.
         """
-        self._front.commit(lambda: idle)
-        self._worker.commit(lambda: idle)
+        answered, self._answered = self._answered, []
+        for handler, batch in answered:
+            handler.commit(batch, lambda: idle)
 
 
 def _made(replies: Sequence[bytes | None], places: Sequence[int]) -> dict[int, bytes]:

@@ -32,8 +32,8 @@ from tests.support import unpack
 from zkv import compiled
 from zkv.durability.segment import pack_frames
 from zkv.keyspace import Entry, SnapshotView
-from zkv.keyspace.lane import Answers, open_lane
 from zkv.keyspace.table import PlainTable, Table, new_table
+from zkv.requests.lane import Answers, open_lane
 
 ROOT = Path(__file__).parents[1]
 

@@ -43,10 +43,10 @@ from tests.contract_stores import (
     request,
 )
 from tests.support import LIMIT, Message, raw_fields, unpack
-from zkv.broker.service import Service
 from zkv.errors import BadRequestError, ReadOnlyError
 from zkv.keyspace.change import Change, Commit
-from zkv.keyspace.lane import Answers
+from zkv.requests.call import Caller
+from zkv.requests.lane import Answers
 
 
 @pytest.fixture(params=STORES)
@@ -1631,7 +1631,7 @@ def test_a_reply_too_large_to_be_remembered_is_refused_before_the_write(store: S
 def test_a_request_does_not_run_past_its_deadline(store: Store) -> None:
     now = 1_750_000_000_123
     watch = SimpleNamespace(time=lambda: now / 1000, perf_counter=time.perf_counter)
-    with mock.patch("zkv.broker.service.time", watch):
+    with mock.patch("zkv.requests.call.time", watch):
         store.put("k", 1, deadline=now)
         store.put("k", 2, deadline=now + 1)
         store.refused("DEADLINE", "PUT", key="k", value=3, deadline=now - 1)
@@ -2196,19 +2196,19 @@ def test_a_write_is_not_taken_for_another_one_that_got_its_revision(
     store = durable_store
     store.put("k", "old")
     worker, other = store.workers
-    finish = Service.finish
+    finish = Caller.finish
 
-    def finish_slowly(service: Service, *arguments: Any) -> bytes:
+    def finish_slowly(caller: Caller, *arguments: Any) -> bytes:
         patch.stop()
         store.disk.full = True
         with pytest.raises(ReadOnlyError):
             store.engine._wal.flush()
         store.disk.full = False
         assert other.exchange(request("PUT", key="other", value=1))
-        return finish(service, *arguments)
+        return finish(caller, *arguments)
 
-    patch = mock.patch.object(Service, "finish", finish_slowly)
-    last = op("INCR", key="n") if lost == "write" else op("SCAN")
+    patch = mock.patch.object(Caller, "finish", finish_slowly)
+    last = op("INCR", key="n", deadline=MAX_INT64) if lost == "write" else op("SCAN")
     writes = [request("PUT", key="k", value="new")] if lost == "read" else []
     patch.start()
     *_, answer = worker.send(*writes, request("PING"), request(**last))

@@ -13,11 +13,12 @@ import zmq
 
 from tests.conftest import Connect
 from tests.support import LIMIT, ServerInProcess, pack, unpack
-from zkv import commands, compiled
-from zkv.broker.service import FrontService
+from zkv import compiled
+from zkv.broker.front import FrontHandler
 from zkv.durability.files import Files
 from zkv.durability.wal import QUICK_SYNC_SECONDS
 from zkv.protocol import requests
+from zkv.requests import commands
 
 pytestmark = pytest.mark.skipif(
     not compiled.COMPILED, reason="zkv was installed without a C compiler: there is no lane"
@@ -189,14 +190,14 @@ def test_malformed_messages_between_good_ones(
         assert server.stop()
 
 
-def test_a_service_that_dies_in_the_front_is_replaced_and_counted(
+def test_a_batch_that_ends_in_a_bug_is_answered_and_counted(
     tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ServerInProcess(tmp_path / "data") as server:
         client = connect(server.endpoint)
         client.ok(op="PUT", key="k", value=1)
         with monkeypatch.context() as patch:
-            patch.setattr(FrontService, "_leaves", raising)
+            patch.setattr(FrontHandler, "_run", raising)
             reply = client.call(op="PING", id=7)
         assert (reply["code"], reply["id"], reply["applied"]) == ("INTERNAL", 7, None)
         assert client.ok(op="GET", key="k")["value"] == 1

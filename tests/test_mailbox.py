@@ -40,8 +40,7 @@ from zkv.broker.frames import (
     BadEnvelope,
     PlainFrames,
 )
-from zkv.broker.front import FrontMailbox
-from zkv.broker.mailbox import Mailbox, connect_worker
+from zkv.broker.mailbox import FrontMailbox, Mailbox, connect_worker
 
 Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]

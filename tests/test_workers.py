@@ -27,13 +27,12 @@ from tests.support import (
     pack,
     unpack,
 )
-from zkv import commands
 from zkv.broker.frames import FRAMES
-from zkv.broker.front import FrontMailbox
-from zkv.broker.mailbox import Mailbox, connect_worker
+from zkv.broker.mailbox import FrontMailbox, Mailbox, connect_worker
 from zkv.engine import Engine
-from zkv.keyspace.lane import open_lane
 from zkv.protocol import requests
+from zkv.requests import commands
+from zkv.requests.lane import open_lane
 
 DEATHS = 5
 
@@ -156,7 +155,7 @@ def worker_names() -> set[str]:
     return {thread.name for thread in threading.enumerate() if "worker" in thread.name}
 
 
-def test_dead_workers_are_replaced(
+def test_a_batch_that_kills_is_answered_and_the_thread_goes_on(
     server: ServerInProcess,
     connect: Connect,
     replace: Replace,
@@ -177,7 +176,7 @@ def test_dead_workers_are_replaced(
 
         eventually(replaced, f"{number} workers replaced")
     assert len(tracebacks_of(caplog, SimulatedDeath)) >= DEATHS
-    dead = [r for r in caplog.records if r.levelno == logging.CRITICAL and "died" in r.getMessage()]
+    dead = [r for r in caplog.records if r.levelno == logging.CRITICAL and "bug" in r.getMessage()]
     assert len(dead) == DEATHS
     assert len(worker_names()) == 2
     for each in (client, other):
@@ -186,7 +185,7 @@ def test_dead_workers_are_replaced(
     assert server.stop()
 
 
-def test_the_id_comes_back_from_a_dying_worker(
+def test_the_id_comes_back_where_a_batch_ends_in_a_bug(
     server: ServerInProcess, connect: Connect, replace: Replace
 ) -> None:
     client = connect(server.endpoint, zmq.DEALER)
@@ -196,7 +195,7 @@ def test_the_id_comes_back_from_a_dying_worker(
 
 
 @pytest.mark.parametrize("lane", [False, True])
-def test_who_waits_for_the_disk_is_answered_when_the_service_dies(
+def test_who_waits_for_the_disk_is_answered_where_a_batch_ends_in_a_bug(
     tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch, lane: bool
 ) -> None:
     """It dies between a write and the disk: nobody knows what became of that."""

@@ -27,12 +27,13 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from zkv.broker.broker import Broker
-from zkv.broker.service import FrontService, Service
-from zkv.commands import Node
+from zkv.broker.front import FrontHandler
+from zkv.broker.worker import WorkerHandler
 from zkv.engine import open_engine
 from zkv.errors import ReadOnlyError, ShuttingDownError
-from zkv.keyspace.lane import open_lane
 from zkv.protocol.codec import KeyLimits
+from zkv.requests.commands import Node
+from zkv.requests.lane import open_lane
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from zkv.durability.files import Files
     from zkv.engine import AnyEngine
     from zkv.log import AnyRecord
+    from zkv.requests.account import Account
 
 _log = logging.getLogger("zkv.server")
 
@@ -75,7 +77,6 @@ class Server:
         files: Files | None = None,
     ) -> None:
         self._settings = settings
-        self._write_log = write_log
         self._reopen_log = reopen_log
         self._files = files
         self._events: SimpleQueue[Event] = SimpleQueue()
@@ -91,6 +92,7 @@ class Server:
             max_message_bytes=settings.limits.max_message_bytes,
             worker_died=lambda: self._events.put(Event.WORKER_DIED),
             front_died=lambda: self._events.put(Event.FRONT_DIED),
+            write_log=write_log,
         )
 
     @property
@@ -118,7 +120,7 @@ class Server:
             self._broker.stop()
             raise
         workers = self._settings.server.workers
-        self._broker.serve(workers, self._make_service, self._make_front_service)
+        self._broker.serve(workers, self._make_handler, self._make_front_handler)
 
     def post(self, event: Event) -> None:
         """Tell the supervisor. From any thread, and from a signal handler."""
@@ -195,11 +197,11 @@ class Server:
         self._events.put(Event.STOP)
         return self._ended
 
-    def _make_service(self) -> Service:
-        return Service(self._node, self._write_log, lambda: self._stopping)
+    def _make_handler(self, account: Account) -> WorkerHandler:
+        return WorkerHandler(self._node, account, lambda: self._stopping)
 
-    def _make_front_service(self) -> FrontService:
-        return FrontService(self._node, self._write_log, lambda: self._stopping, self._lane)
+    def _make_front_handler(self, account: Account) -> FrontHandler:
+        return FrontHandler(self._node, self._lane, account, lambda: self._stopping)
 
     def _facts(self) -> dict[str, Any]:
         return {

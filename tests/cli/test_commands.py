@@ -496,7 +496,7 @@ def test_it_imports_nothing_of_the_server(server: ServerInProcess) -> None:
 
     assert "zkv.client" in modules
     assert not modules & {"msgspec", "sortedcontainers", "tomllib", "asyncio", "logging"}
-    assert not modules & {"zkv.config", "zkv.server", "zkv.protocol", "zkv.log", "zkv.commands"}
+    assert not modules & {"zkv.config", "zkv.server", "zkv.protocol", "zkv.log", "zkv.requests"}
 
 
 def test_help_needs_no_zeromq() -> None:

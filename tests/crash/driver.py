@@ -23,13 +23,13 @@ import msgpack
 from tests.crash.ledger import Batch, Reply, Request, State
 from tests.roads import Roads, SteppedEngine
 from zkv.broker.mailbox import Pending
-from zkv.commands import Node
 from zkv.config import build
 from zkv.durability import wal
 from zkv.durability.files import Files
 from zkv.errors import ReadOnlyError
 from zkv.keyspace import view
 from zkv.protocol.codec import KeyLimits
+from zkv.requests.commands import Node
 
 POLICIES: Final = ["always", "interval", "never"]
 FIRST_SEED: Final = int(os.environ.get("TORTURE_SEED", "0"))

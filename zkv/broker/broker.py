@@ -24,14 +24,17 @@ from zkv.broker.feed import Feed
 from zkv.broker.frames import FRAMES, PlainFrames
 from zkv.broker.front import Front
 from zkv.broker.mailbox import Mailbox, connect_worker
-from zkv.broker.service import Service
 from zkv.broker.sockets import INPROC
 from zkv.broker.worker import Worker
+from zkv.requests.account import Account
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from zkv.broker.front import FrontHandler
+    from zkv.broker.worker import WorkerHandler
     from zkv.keyspace import Keyspace
+    from zkv.log import AnyRecord
 
 _numbers = itertools.count()
 
@@ -52,6 +55,7 @@ class Broker:
         max_message_bytes: a larger message ends its connection.
         worker_died: told when a worker died; in that worker's thread, so it must only take note.
         front_died: told when nothing is taken any more; likewise.
+        write_log: takes the records of requests; None where they are not logged.
     """
 
     def __init__(
@@ -61,23 +65,31 @@ class Broker:
         max_message_bytes: int,
         worker_died: Callable[[], None],
         front_died: Callable[[], None],
+        write_log: Callable[[list[AnyRecord]], None] | None = None,
     ) -> None:
         self._shares_context = any(name.startswith(INPROC) for name in (*endpoints, feed))
         self._context: zmq.Context[zmq.Socket[bytes]] = (
             zmq.Context.instance() if self._shares_context else zmq.Context()
         )
         self._backend = f"inproc://zkv-workers-{next(_numbers)}"
+        self._front_account = Account(write_log)
         self._front = Front(
-            self._context, endpoints, self._backend, max_message_bytes, FRAMES, front_died
+            self._context,
+            endpoints,
+            self._backend,
+            max_message_bytes,
+            FRAMES,
+            self._front_account,
+            front_died,
         )
         self._feed = Feed(self._context, feed) if feed else None
-        self._make_service: Callable[[], Service]
+        self._make_handler: Callable[[Account], WorkerHandler]
+        self._write_log = write_log
         self._worker_died = worker_died
         self._names = (f"zkv-worker-{number}" for number in itertools.count(1))
-        self._lock = threading.Lock()  # Guards the three lists below.
+        self._lock = threading.Lock()  # Guards the two lists below.
         self._workers: list[Worker] = []
         self._retired: list[Worker] = []  # Dead, and not yet replaced.
-        self._buried: list[Service] = []  # Of workers replaced: their counters still count.
         self.endpoints: list[str] = []
         self.feed: str | None = None
 
@@ -100,31 +112,32 @@ class Broker:
     def serve(
         self,
         workers: int,
-        make_service: Callable[[], Service],
-        make_front_service: Callable[[], Service],
+        make_handler: Callable[[Account], WorkerHandler],
+        make_front_handler: Callable[[Account], FrontHandler],
     ) -> None:
         """Start the workers, and have the front take requests.
 
         Args:
             workers: how many threads.
-            make_service: one for each worker.
-            make_front_service: one for the front.
+            make_handler: makes what answers requests in a worker, given its account.
+            make_front_handler: likewise, of the front.
         """
-        self._make_service = make_service
+        self._make_handler = make_handler
         for _ in range(workers):
-            self._add_worker()
-        self._front.serve(make_front_service)
+            self._add_worker(Account(self._write_log))
+        self._front.serve(make_front_handler(self._front_account))
 
     def replace_dead_workers(self) -> None:
-        """Put a new worker in the place of each one that has died."""
+        """Put a new worker in the place of each one that has died, with its account."""
         with self._lock:
             dead, self._retired = self._retired, []
         for worker in dead:
             worker.join()
             with self._lock:
                 self._workers.remove(worker)
-                self._buried += worker.services
-            self._add_worker()
+            worker.account.deaths += 1
+            worker.account.unroutable += worker.unroutable
+            self._add_worker(worker.account)
 
     def stop(self) -> None:
         """Answer what has arrived, then close everything."""
@@ -147,27 +160,23 @@ class Broker:
     def statistics(self) -> dict[str, object]:
         """Requests and times by op, failures by code, and what became of workers, since the start.
 
-        A time counts to the reply, with what it waited for the disk: see `Service.latencies`.
+        A time counts to the reply, with what it waited for the disk: see `Account`.
         """
         latencies: dict[str, list[int]] = {}
         failures: Counter[str] = Counter()
         with self._lock:
-            services = list(self._buried)
-            for worker in self._workers:
-                services += worker.services
+            accounts = [self._front_account, *[worker.account for worker in self._workers]]
             unroutable = self._front.unroutable + sum(each.unroutable for each in self._workers)
-            services += self._front.services
-            replaced = len(services) - len(self._workers) - 1  # The front has one at work, too.
-        for service in services:
-            for op, counts in dict(service.latencies).items():
+        for account in accounts:
+            for op, counts in dict(account.latencies).items():
                 latencies[op] = list(map(add, latencies.get(op, repeat(0)), counts))
-            failures.update(dict(service.failures))
+            failures.update(dict(account.failures))
         return {
             "requests": {op: sum(counts) for op, counts in latencies.items()},
             "latencies": {op: trimmed(counts) for op, counts in latencies.items()},
             "failures": dict(failures),
-            "unroutable": unroutable,
-            "workers_replaced": replaced,
+            "unroutable": unroutable + sum(account.unroutable for account in accounts),
+            "workers_replaced": sum(account.deaths for account in accounts),
             "mailbox": "plain" if FRAMES is PlainFrames else "compiled",
             "feed": {} if self._feed is None else self._feed.statistics(),
         }
@@ -181,8 +190,9 @@ class Broker:
         if not self._shares_context:
             self._context.term()
 
-    def _add_worker(self) -> None:
-        worker = Worker(next(self._names), self._make_service, self._open_mailbox, self._died)
+    def _add_worker(self, account: Account) -> None:
+        handler = self._make_handler(account)
+        worker = Worker(next(self._names), handler, account, self._open_mailbox, self._died)
         with self._lock:
             self._workers.append(worker)
         worker.start()

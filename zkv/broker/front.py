@@ -1,7 +1,7 @@
 """The front: the thread that owns the ROUTER, and answers what is plain.
 
 Strategy: a thread that is woken costs as much as a plain request. So the front lets the lane answer
-what that can (`zkv.keyspace.lane`), all that waits in one turn, and hands everything else over to
+what that can (`zkv.requests.lane`), all that waits in one turn, and hands everything else over to
 the workers, through a DEALER, as it came; what they answer it passes on. What blocks is theirs: the
 front waits for nothing but news, and for a disk that is quick. A large batch holds it as long as it
 takes, 10 ms for an MPUT of 10,000 new keys: the store's lock would hold up the others as well.
@@ -16,22 +16,30 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import zmq
 
-from zkv.broker.frames import BadEnvelope, Envelope, Frames, MakeFrames
-from zkv.broker.mailbox import QUEUED_PER_WORKER, Later, Mailbox
+from zkv.broker.frames import BadEnvelope
+from zkv.broker.mailbox import QUEUED_PER_WORKER, FrontMailbox
 from zkv.broker.sockets import bind, close
+from zkv.broker.waiting import Answered, PendingRun, Safe, commit, what_is_safe
 from zkv.broker.worker import serve
+from zkv.durability.committer import CommitGroup
 from zkv.errors import EndpointError
+from zkv.requests.call import Caller
+from zkv.requests.lane import Answers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from zkv.broker.service import Service
+    from zkv.broker.frames import MakeFrames
+    from zkv.requests.account import Account
+    from zkv.requests.commands import Node
+    from zkv.requests.lane import Lane
 
 _log = logging.getLogger("zkv.broker")
 
@@ -42,8 +50,6 @@ LINGER_MS: Final = 5_000
 HEARTBEAT_MS: Final = 10_000
 """A connection that stays silent this long is asked whether its peer lives."""
 
-TAKEN_AT_THE_END: Final = 10_000
-"""Messages that are still taken at the end: a client that never stops is not waited for."""
 LIVENESS_SECONDS: Final = 1.0
 """How often the end looks whether the workers are still there."""
 
@@ -54,80 +60,75 @@ after a restart, many waited a second for the system to try again."""
 _Socket = zmq.Socket[bytes]
 
 
-class FrontMailbox(Mailbox):
-    """The mailbox of the front, which hands over to the workers what its service leaves.
+class FrontHandler:
+    """Answers what is plain, and leaves the rest to the workers.
+
+    All clients wait for the front, and so it waits for a quick disk alone. Where a sync takes
+    0.2 ms, that saves a sixth of a write's time: two threads fewer to wake.
 
     Args:
-        open_frames: as for any mailbox; of both sockets.
+        node: what requests run on.
+        lane: answers what is plain; None where the store is not compiled, and all is left.
+        account: of the front's thread.
+        stopping: true once new requests are to be refused, which the workers do.
     """
 
-    def __init__(self, open_frames: Callable[[int], Frames]) -> None:
-        super().__init__(open_frames)
-        self._bodies: list[bytes | BadEnvelope] = []
-        # There was no room for these.
-        self._left: tuple[list[Envelope], list[bytes | BadEnvelope]] = [], []
-        self._still_to_take = TAKEN_AT_THE_END
-        self._draining = False
-        self.drained = threading.Event()
-        """Set once the workers have all that had arrived when `drain` was called, or at the end."""
-
-    def drain(self) -> None:
-        """Have no more taken than what has arrived. Any thread."""
-        self._draining = True
-        self._bell.ring()
-
-    def receive(self) -> list[bytes | BadEnvelope]:
-        """As in `Mailbox`. After `stop` nothing more is taken, and what the workers have sent goes.
-
-        `drain` comes first, and the workers have ended before `stop`.
-        """
-        while not self._is_over():
-            full = bool(self._left[0])
-            if self._still_to_take <= 0 and not full:
-                self.drained.set()
-            taking = not full and not self.drained.is_set()
-            last = taking and self._draining  # Read before the sockets are looked at.
-            self._envelopes, self._bodies = self._frames.receive(not last, taking, full)
-            if self._bodies:
-                self._still_to_take -= len(self._bodies) if last else 0
-                return self._bodies
-            if last:
-                self.drained.set()  # Nothing else had arrived.
-            else:
-                self._bell.hush()  # Before the outbox and the flags are read: see `Mailbox`.
-        return []
-
-    def _is_over(self) -> bool:
-        """Send what has become ready; whether there is nothing more to wait for."""
-        stopping = self._stopping
-        self._send_completed()
-        self._hand_over()
-        if not stopping or self._parked:
-            return False
-        self._frames.receive(False, False)  # Passes on the last replies of the workers.
-        return True
-
-    def reply(
-        self,
-        replies: Sequence[bytes | None],
-        later: Sequence[Later] = (),
-        left: Sequence[int] = (),
+    def __init__(
+        self, node: Node, lane: Lane | None, account: Account, stopping: Callable[[], bool]
     ) -> None:
-        """As in `Mailbox`; what is left goes first, since a worker is still to be woken."""
-        if left:
-            envelopes, bodies = self._left
-            for place in left:
-                envelopes.append(self._envelopes[place])
-                bodies.append(self._bodies[place])
-            self._hand_over()
-        super().reply(replies, later)
+        self._engine = node.engine
+        self._lane = lane
+        self._account = account
+        self._stopping = stopping
+        self._caller = Caller(node, account, stopping)
 
-    def _hand_over(self) -> None:
-        envelopes, bodies = self._left
-        if envelopes:
-            self._left = [], []  # If this fails, they are answered otherwise.
-            count = self._frames.hand_over(envelopes, bodies)
-            self._left = envelopes[count:], bodies[count:]
+    def answer(self, bodies: Sequence[bytes | BadEnvelope]) -> Answered:
+        """What comes of a batch. `commit` follows, once that is in the mailbox."""
+        started = time.perf_counter()
+        engine = self._engine
+        epoch = engine.epoch
+        answers, left = self._run(bodies)
+        safe, refusal = what_is_safe(engine, epoch, Safe(answers.newest, 0), patient=False)
+        answered = Answered(answers.replies, left=left, refusal=refusal)
+        if answers.newest > safe.rev:
+            # No lane takes a write that asks for the disk where the policy does not.
+            group = CommitGroup(epoch, durable=engine.syncs_each)
+            run = PendingRun(self._caller, self._account, group, bodies, answers, safe.rev, started)
+            if run.places:
+                group.lsn = engine.last_lsn
+                answered.group = group
+                answered.later.append((run.places, run))
+        self._account.add_run(answers.ops, answers.subjects, started)
+        self._account.flush()
+        return answered
+
+    def commit(self, answered: Answered, is_idle: Callable[[], bool]) -> None:
+        """See to it that what waits for the disk is completed.
+
+        Args:
+            answered: what came of the batch.
+            is_idle: whether nothing else is there to be done.
+        """
+        engine = self._engine
+        commit(engine, answered, lambda: engine.syncs_each and engine.syncs_quickly and is_idle())
+
+    def _run(self, bodies: Sequence[bytes | BadEnvelope]) -> tuple[Answers, list[int]]:
+        """What the lane answered, and the places of what it left."""
+        answers = Answers(subjects=[] if self._account.logs_requests else None)
+        left: list[int] = []
+        lane = None if self._stopping() else self._lane
+        while True:
+            if lane is not None:
+                lane.run(bodies, answers)
+            place = len(answers.replies)
+            if place == len(bodies):
+                return answers, left
+            body = bodies[place]
+            if isinstance(body, BadEnvelope):
+                answers.leave_out(self._caller.finish(*self._caller.refuse(body.reason)))
+            else:
+                left.append(place)
+                answers.leave_out()
 
 
 class Front:
@@ -139,6 +140,7 @@ class Front:
         backend: inproc address where workers connect.
         max_message_bytes: a larger frame ends the connection it came on.
         frames: what takes and sends batches.
+        account: of the thread.
         died: told, in the front's thread, when that ends without having been asked to.
     """
 
@@ -149,6 +151,7 @@ class Front:
         backend: str,
         max_message_bytes: int,
         frames: MakeFrames,
+        account: Account,
         died: Callable[[], None],
     ) -> None:
         self._context = context
@@ -156,12 +159,11 @@ class Front:
         self._backend = backend
         self._max_message_bytes = max_message_bytes
         self._frames = frames
+        self._account = account
         self._died = died
         self._bound: Future[list[str]] = Future()
-        self._make_service: Future[Callable[[], Service] | None] = Future()
+        self._handler: Future[FrontHandler | None] = Future()
         self._mailbox: FrontMailbox | None = None
-        self.services: list[Service] = []
-        """Every service that it has had; the last one is at work."""
         self._thread = threading.Thread(target=self._run, name="zkv-front")
 
     def start(self) -> list[str]:
@@ -172,14 +174,9 @@ class Front:
         self._thread.start()
         return self._bound.result()
 
-    def serve(self, make_service: Callable[[], Service]) -> None:
-        """Begin to take requests.
-
-        Args:
-            make_service: makes what answers them, or leaves them.
-        """
-        self.services.append(make_service())
-        self._make_service.set_result(make_service)
+    def serve(self, handler: FrontHandler) -> None:
+        """Begin to take requests, which ``handler`` answers or leaves."""
+        self._handler.set_result(handler)
 
     @property
     def unroutable(self) -> int:
@@ -193,8 +190,8 @@ class Front:
             workers_alive: whether any worker still runs.
         """
         mailbox = self._mailbox
-        if not self._make_service.done():
-            self._make_service.set_result(None)
+        if not self._handler.done():
+            self._handler.set_result(None)
         elif mailbox is not None:
             mailbox.drain()
             while not mailbox.drained.wait(LIVENESS_SECONDS):
@@ -218,9 +215,9 @@ class Front:
                 return
             self._mailbox = FrontMailbox(partial(self._frames, clients, behind=workers))
             self._bound.set_result(bound)
-            make_service = self._make_service.result()
-            if make_service is not None:
-                serve(self._mailbox, self.services, make_service, self._thread.name)
+            handler = self._handler.result()
+            if handler is not None:
+                serve(self._mailbox, handler, self._account, self._thread.name)
         except BaseException as error:
             _log.critical("the front died", exc_info=True)
             if not self._bound.done():

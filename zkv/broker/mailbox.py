@@ -34,6 +34,10 @@ worker: 1 gives 0.35 of the throughput of 1,000, 8 gives 0.7, 32 gives 0.85, 128
 """
 
 
+TAKEN_AT_THE_END: Final = 10_000
+"""Messages that are still taken at the end: a client that never stops is not waited for."""
+
+
 class Pending(Protocol):
     """Replies that may not leave yet."""
 
@@ -139,6 +143,82 @@ class Mailbox:
         # for the disk here would pay for three system calls, and a turn of its loop, in vain.
         if threading.get_ident() != self._thread:
             self._bell.ring()
+
+
+class FrontMailbox(Mailbox):
+    """The mailbox of the front, which hands over to the workers what is left of a batch.
+
+    Args:
+        open_frames: as for any mailbox; of both sockets.
+    """
+
+    def __init__(self, open_frames: Callable[[int], Frames]) -> None:
+        super().__init__(open_frames)
+        self._bodies: list[bytes | BadEnvelope] = []
+        # There was no room for these.
+        self._left: tuple[list[Envelope], list[bytes | BadEnvelope]] = [], []
+        self._still_to_take = TAKEN_AT_THE_END
+        self._draining = False
+        self.drained = threading.Event()
+        """Set once the workers have all that had arrived when `drain` was called, or at the end."""
+
+    def drain(self) -> None:
+        """Have no more taken than what has arrived. Any thread."""
+        self._draining = True
+        self._bell.ring()
+
+    def receive(self) -> list[bytes | BadEnvelope]:
+        """As in `Mailbox`. After `stop` nothing more is taken, and what the workers have sent goes.
+
+        `drain` comes first, and the workers have ended before `stop`.
+        """
+        while not self._is_over():
+            full = bool(self._left[0])
+            if self._still_to_take <= 0 and not full:
+                self.drained.set()
+            taking = not full and not self.drained.is_set()
+            last = taking and self._draining  # Read before the sockets are looked at.
+            self._envelopes, self._bodies = self._frames.receive(not last, taking, full)
+            if self._bodies:
+                self._still_to_take -= len(self._bodies) if last else 0
+                return self._bodies
+            if last:
+                self.drained.set()  # Nothing else had arrived.
+            else:
+                self._bell.hush()  # Before the outbox and the flags are read: see `Mailbox`.
+        return []
+
+    def _is_over(self) -> bool:
+        """Send what has become ready; whether there is nothing more to wait for."""
+        stopping = self._stopping
+        self._send_completed()
+        self._hand_over()
+        if not stopping or self._parked:
+            return False
+        self._frames.receive(False, False)  # Passes on the last replies of the workers.
+        return True
+
+    def reply(
+        self,
+        replies: Sequence[bytes | None],
+        later: Sequence[Later] = (),
+        left: Sequence[int] = (),
+    ) -> None:
+        """As in `Mailbox`; what is left goes first, since a worker is still to be woken."""
+        if left:
+            envelopes, bodies = self._left
+            for place in left:
+                envelopes.append(self._envelopes[place])
+                bodies.append(self._bodies[place])
+            self._hand_over()
+        super().reply(replies, later)
+
+    def _hand_over(self) -> None:
+        envelopes, bodies = self._left
+        if envelopes:
+            self._left = [], []  # If this fails, they are answered otherwise.
+            count = self._frames.hand_over(envelopes, bodies)
+            self._left = envelopes[count:], bodies[count:]
 
 
 def connect_worker(context: zmq.Context[zmq.Socket[bytes]], backend: str) -> zmq.Socket[bytes]:

@@ -1,34 +1,103 @@
 """A worker thread: a loop over batches from its mailbox.
 
-A command that fails is answered by the service and harms nobody. What gets past that kills the
-service: `INTERNAL` is answered to the batch that it had taken, the log says so with a traceback,
-and a new service takes its place at the same mailbox, where nothing that waits is lost. If the
-mailbox itself fails, the thread ends, and the broker puts another worker in its place.
+A command that fails is answered by the caller and harms nobody. What gets past that ends the batch:
+`INTERNAL` is answered to all of it, the log says so with a traceback, it is counted, and the thread
+goes on with the next batch, since nothing is kept from one to the other. If the mailbox itself
+fails, the thread ends, and the broker puts another worker in its place.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Protocol
 
-from zkv.broker.service import give_up
+from zkv.broker.frames import BadEnvelope
+from zkv.broker.waiting import Answered, PendingCalls, PendingReply, Safe, commit, what_is_safe
+from zkv.durability.committer import CommitGroup
+from zkv.requests.call import Caller, give_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from zkv.broker.mailbox import Mailbox
-    from zkv.broker.service import Service
+    from zkv.requests.account import Account
+    from zkv.requests.call import Call
+    from zkv.requests.commands import Node
 
 _log = logging.getLogger("zkv.broker")
 
 
+class Handler(Protocol):
+    """What a thread that serves does with a batch. It keeps nothing from one to the next."""
+
+    def answer(self, bodies: Sequence[bytes | BadEnvelope]) -> Answered:
+        """What comes of a batch. `commit` follows, once that is in the mailbox."""
+
+    def commit(self, answered: Answered, is_idle: Callable[[], bool]) -> None:
+        """See to it that what waits for the disk is completed.
+
+        Args:
+            answered: what came of the batch.
+            is_idle: whether nothing else is there to be done.
+        """
+
+
+class WorkerHandler:
+    """Runs a batch request by request.
+
+    Args:
+        node: what requests run on.
+        account: of the thread.
+        stopping: true once new requests are to be refused.
+    """
+
+    def __init__(self, node: Node, account: Account, stopping: Callable[[], bool]) -> None:
+        self._engine = node.engine
+        self._caller = Caller(node, account, stopping)
+
+    def answer(self, bodies: Sequence[bytes | BadEnvelope]) -> Answered:
+        """As in `Handler`."""
+        engine, caller = self._engine, self._caller
+        epoch = engine.epoch
+        calls = [self._run(body) for body in bodies]
+        told = Safe(max([call.rev for call in calls]), max([call.lsn for call in calls]))
+        safe, refusal = what_is_safe(engine, epoch, told, patient=True)
+        answered = Answered([None] * len(calls), refusal=refusal)
+        waiting = PendingCalls(caller, CommitGroup(epoch))
+        for place, call in enumerate(calls):
+            result = call.result
+            if isinstance(result, Future):
+                answered.later.append(([place], PendingReply(caller, call, result)))
+            elif safe.covers(call) and not caller.must_sync(call):
+                answered.replies[place] = caller.finish(call, result)
+            else:
+                waiting.take(place, call, result)
+        if waiting.places:
+            answered.group = waiting.group
+            waiting.group.lsn = engine.last_lsn
+            answered.later.append((waiting.places, waiting))
+        caller.flush()
+        return answered
+
+    def commit(self, answered: Answered, is_idle: Callable[[], bool]) -> None:
+        """As in `Handler`; an idle worker waits for the disk itself."""
+        commit(self._engine, answered, is_idle)
+
+    def _run(self, body: bytes | BadEnvelope) -> Call:
+        if isinstance(body, BadEnvelope):
+            return self._caller.refuse(body.reason)[0]
+        return self._caller.run(body)
+
+
 class Worker:
-    """One worker thread, with a service and a mailbox of its own.
+    """One worker thread, with a mailbox of its own.
 
     Args:
         name: of the thread.
-        make_service: makes what answers the requests.
+        handler: answers the requests.
+        account: of the thread.
         open_mailbox: makes the mailbox; called in the thread.
         died: told, in the thread, when the worker ends without having been asked to.
     """
@@ -36,23 +105,18 @@ class Worker:
     def __init__(
         self,
         name: str,
-        make_service: Callable[[], Service],
+        handler: Handler,
+        account: Account,
         open_mailbox: Callable[[], Mailbox],
         died: Callable[[Worker], None],
     ) -> None:
-        self._make_service = make_service
-        self.services = [make_service()]
-        """Every service that it has had; the last one is at work."""
+        self._handler = handler
+        self.account = account
         self._open_mailbox = open_mailbox
         self._died = died
         self._mailbox: Mailbox | None = None
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name)
-
-    @property
-    def name(self) -> str:
-        """The thread's name."""
-        return self._thread.name
 
     @property
     def unroutable(self) -> int:
@@ -82,33 +146,35 @@ class Worker:
             self._mailbox = mailbox = self._open_mailbox()
             self._ready.set()
             try:
-                serve(mailbox, self.services, self._make_service, self.name)
+                serve(mailbox, self._handler, self.account, self._thread.name)
             finally:
                 mailbox.close()
         except BaseException:
-            _log.critical("%s ended; another takes its place", self.name, exc_info=True)
+            _log.critical("%s ended; another takes its place", self._thread.name, exc_info=True)
             self._died(self)
         finally:
             self._ready.set()
 
 
-def serve(
-    mailbox: Mailbox, services: list[Service], make_service: Callable[[], Service], name: str
-) -> None:
+def serve(mailbox: Mailbox, handler: Handler, account: Account, name: str) -> None:
     """Answer batches until the mailbox has no more.
 
     Args:
         mailbox: where they come from.
-        services: the last one is at work; where it dies another one is appended.
-        make_service: makes that.
+        handler: answers them.
+        account: of the thread.
         name: of the thread, for the log.
     """
     while bodies := mailbox.receive():
-        service = services[-1]
         try:
-            mailbox.reply(*service.answer(bodies))
-            service.commit(mailbox.is_idle)
+            answered = handler.answer(bodies)
+            mailbox.reply(answered.replies, answered.later, answered.left)
+            handler.commit(answered, mailbox.is_idle)
         except BaseException as error:
-            _log.critical("%s died; another takes its place", name, exc_info=True)
-            mailbox.reply([give_up(body, error) for body in bodies[: mailbox.unanswered]])
-            services.append(make_service())
+            _log.critical("a batch of %s ended in a bug; the thread goes on", name, exc_info=True)
+            account.deaths += 1
+            mailbox.reply([_give_up(body, error) for body in bodies[: mailbox.unanswered]])
+
+
+def _give_up(body: bytes | BadEnvelope, error: BaseException) -> bytes:
+    return give_up(None if isinstance(body, BadEnvelope) else body, error)

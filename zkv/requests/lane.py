@@ -52,13 +52,31 @@ class Answers:
         self.subjects = subjects
         self.newest = 0
 
-    def leave_out(self) -> None:
-        """The next request is answered otherwise."""
-        self.replies.append(None)
+    def leave_out(self, reply: bytes | None = None) -> None:
+        """The next request is answered otherwise: with ``reply``, or by others."""
+        self.replies.append(reply)
         self.told.append(0)
         self.ops.append("")
         if self.subjects is not None:
             self.subjects.append(None)
+
+    def take_out(self, places: list[int]) -> Answers:
+        """Some of the answers, which are left out here."""
+        taken = Answers()
+        taken.replies = [self.replies[place] for place in places]
+        taken.ops = [self.ops[place] for place in places]
+        if self.subjects is not None:
+            taken.subjects = [self.subjects[place] for place in places]
+        for place in places:
+            self.replies[place] = None
+            self.strike(place)
+        return taken
+
+    def strike(self, place: int) -> None:
+        """Have an answer not counted: it is not the one that is given."""
+        self.ops[place] = ""
+        if self.subjects is not None:
+            self.subjects[place] = None
 
 
 class Lane:

@@ -1,0 +1,189 @@
+"""One request: decode it, see whether it may run, run its command, encode the reply.
+
+This is the road of whatever the lane leaves, and the specification of the lane's. A `Call` is one
+request on its way, and what came of it; a `Caller` runs calls for one thread.
+
+Invariants: every body gets a reply, whatever is in it and whatever a command raises. What a command
+raises unexpectedly is a bug: it is logged with its traceback, and answered `INTERNAL`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from zkv.errors import (
+    BadRequestError,
+    DeadlineError,
+    InternalError,
+    ReadOnlyError,
+    RequestError,
+    ShuttingDownError,
+)
+from zkv.protocol.codec import decode, encode_repeat, encode_reply
+from zkv.protocol.replies import CommitReply, Failure, Reply, failure
+from zkv.protocol.requests import OP_NAMES
+from zkv.requests.account import UNREADABLE
+from zkv.requests.commands import execute
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zkv.protocol.requests import AnyRequest
+    from zkv.requests.account import Account
+    from zkv.requests.commands import Node
+
+_log = logging.getLogger("zkv.requests")
+
+
+class Call:
+    """One request on its way, and what came of it.
+
+    Args:
+        bytes_in: of its body.
+        started: when that was taken up.
+    """
+
+    __slots__ = ("bytes_in", "lsn", "remembered", "request", "result", "rev", "started")
+
+    def __init__(self, bytes_in: int, started: float) -> None:
+        self.started = started
+        self.bytes_in = bytes_in
+        self.request: AnyRequest | None = None  # None as long as it could not be decoded.
+        self.result: Reply | Failure | Future[Reply] | None = None
+        self.remembered = b""  # The packed reply to answer again, where there is no result.
+        self.rev = 0  # The newest revision that the reply tells of.
+        self.lsn = 0  # The log's number of what it committed.
+
+
+class Caller:
+    """Runs requests one by one, in one thread.
+
+    Args:
+        node: what commands work on.
+        account: the thread's.
+        stopping: true once new requests are to be refused.
+    """
+
+    def __init__(self, node: Node, account: Account, stopping: Callable[[], bool]) -> None:
+        self._node = node
+        self.engine = node.engine
+        self._account = account
+        self._stopping = stopping
+
+    def run(self, body: bytes) -> Call:
+        """Run the request in ``body``."""
+        call = Call(len(body), time.perf_counter())
+        try:
+            call.request = request = decode(body)
+            self._require_permission(request)
+        except Exception as error:
+            call.result = fail(error, call.request)
+        else:
+            self._execute(call, request)
+        return call
+
+    def refuse(self, reason: str) -> tuple[Call, Failure]:
+        """What comes of a message without a body, and the same as its result."""
+        call = Call(0, time.perf_counter())
+        call.result = refusal = failure(BadRequestError(reason), None)
+        return call, refusal
+
+    def run_again(self, call: Call, refusal: ReadOnlyError) -> Reply | Failure:
+        """What to answer after commits that ``call`` made or saw have been rolled back."""
+        if call.request is None or call.request.writes:
+            return fail(refusal, call.request)
+        epoch = self.engine.epoch
+        self._execute(call, call.request)
+        safe = call.rev <= self.engine.safe_rev and self.engine.epoch == epoch
+        if not safe or isinstance(call.result, Future | None):
+            return fail(refusal, call.request)
+        return call.result
+
+    def run_instead(self, body: bytes, started: float, refusal: ReadOnlyError) -> bytes:
+        """The reply to a request that a lane has answered, and whose answer was rolled back."""
+        call = Call(len(body), started)
+        call.request = decode(body)
+        return self.finish(call, self.run_again(call, refusal))
+
+    def must_sync(self, call: Call) -> bool:
+        """Whether a write must be on disk first because its client asked for that."""
+        request = call.request
+        if request is None or not (request.durable and request.writes):
+            return False
+        return call.rev > self.engine.durable_rev
+
+    def finish(self, call: Call, reply: Reply | Failure | None) -> bytes:
+        """Encode ``reply``, or the one that is remembered, and account for the call."""
+        request, result = call.request, "ok"
+        if reply is None:
+            request_id = None if request is None else request.id
+            body = encode_repeat(call.remembered, request_id, call.rev <= self.engine.durable_rev)
+            result = "replayed"
+        else:
+            if request is not None and request.id is not None:
+                reply.id = request.id
+            if isinstance(reply, CommitReply):
+                reply.tell_durable(self.engine.durable_rev)
+            body = encode_reply(reply)
+            if isinstance(reply, Failure):
+                result = reply.code
+                self._account.failures[result] += 1
+        op = UNREADABLE if request is None else OP_NAMES[type(request)]
+        subject = None
+        if request is not None and self._account.logs_requests:
+            subject = request.subject()
+        self._account.add_call(op, subject, result, call.bytes_in, len(body), call.started)
+        return body
+
+    def flush(self) -> None:
+        """Hand over what is to be logged."""
+        self._account.flush()
+
+    def _require_permission(self, request: AnyRequest) -> None:
+        if self._stopping():
+            raise ShuttingDownError("the server is stopping")
+        if request.deadline is not None and time.time() * 1000 > request.deadline:
+            raise DeadlineError("the deadline had passed when the request would have run")
+        if request.durable and request.writes and not self.engine.lasting:
+            raise BadRequestError("field `durable`: this server keeps its data in memory alone")
+
+    def _execute(self, call: Call, request: AnyRequest) -> None:
+        try:
+            answer = execute(self._node, request)
+        except Exception as error:
+            call.result = fail(error, request)
+            call.rev = error.seen_rev if isinstance(error, RequestError) else 0
+            return
+        if isinstance(answer, Future):
+            call.result = answer
+        else:
+            call.result = answer.reply
+            call.rev = answer.rev
+            call.lsn = answer.lsn
+            call.remembered = answer.remembered
+
+
+def give_up(body: bytes | None, error: BaseException) -> bytes:
+    """The reply to a request whose batch was ended by ``error``, before or after it ran.
+
+    Args:
+        body: of the request; None where it has none.
+        error: what nobody had thought of.
+    """
+    request: AnyRequest | None = None
+    if body is not None:
+        with contextlib.suppress(RequestError):
+            request = decode(body)
+    return encode_reply(fail(error, request))
+
+
+def fail(error: BaseException, request: AnyRequest | None) -> Failure:
+    """The reply to a request that raised ``error``; logs what is a bug."""
+    if not isinstance(error, RequestError):
+        _log.error("a command failed: this is a bug in zkv", exc_info=error)
+        error = InternalError("a bug in the server; its log says more", applied=None)
+    return failure(error, None if request is None else request.id)
