@@ -24,6 +24,9 @@ static int execute(PyObject *module)
 
 static PyMethodDef functions[] = {
     {"pack_frames", pack_frames, METH_VARARGS, "See zkv/durability/segment.py."},
+    {"siphash13", py_siphash13, METH_VARARGS, "For tests."},
+    {"crc32", py_crc32, METH_VARARGS, "For tests."},
+    {"blake2b", py_blake2b, METH_VARARGS, "For tests."},
     {NULL, NULL, 0, NULL},
 };
 

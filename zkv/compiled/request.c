@@ -7,7 +7,7 @@
 
 #include <stdlib.h>
 
-enum { MOST_SESSION = 64 }; /* bytes */
+enum { MOST_SESSION = 64, DIGEST_BYTES = 8 }; /* bytes */
 static const uint64_t MOST_SEQ = 1ULL << 62;
 
 enum field {
@@ -303,7 +303,7 @@ static void hash_txn(hasher *h, const request *from)
 static uint64_t packed_digest(const request *from)
 {
     hasher h;
-    hash_begin(&h);
+    hash_begin(&h, DIGEST_BYTES);
     if (from->op == TXN)
         hash_txn(&h, from);
     else
@@ -318,7 +318,7 @@ static uint64_t puts_digest(const request *from)
     hasher h;
     for (size_t i = 0; i < from->steps.count; i++) {
         const step *each = &from->steps.at[i];
-        hash_begin(&h);
+        hash_begin(&h, DIGEST_BYTES);
         hash_add(&h, ops[from->op].name, ops[from->op].size);
         hash_text(&h, &each->key);
         hash_add(&h, each->value.at, each->value.size);

@@ -101,17 +101,25 @@ unsigned char *write_fixed(unsigned char *to, uint64_t number, int size); /* its
 
 enum { MOST_HEAD = 9 }; /* bytes of the largest head or int */
 
-/* --- What tells two requests apart: digest.c -------------------------------------------------- */
+/* --- Hashes and checksums, each in the file of its name; and for tests, their faces in Python --- */
 
+uint64_t siphash13(const uint64_t seed[2], const unsigned char *from, size_t size);
+uint32_t crc32(uint32_t crc, const unsigned char *from, size_t size); /* as zlib's */
+
+/* BLAKE2b, bit by bit. */
 typedef struct {
     uint64_t h[8], total;
     size_t held;
     unsigned char block[128];
 } hasher;
 
-void hash_begin(hasher *);
+void hash_begin(hasher *, size_t digest_size);
 void hash_add(hasher *, const void *from, size_t size);
-uint64_t hash_end(hasher *);
+uint64_t hash_end(hasher *); /* the first 8 bytes of the digest, the first of them lowest */
+
+PyObject *py_siphash13(PyObject *module, PyObject *arguments);
+PyObject *py_crc32(PyObject *module, PyObject *arguments);
+PyObject *py_blake2b(PyObject *module, PyObject *arguments);
 
 /* --- The log's frames: frames.c --------------------------------------------------------------- */
 

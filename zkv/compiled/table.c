@@ -13,42 +13,12 @@
 
 enum { FIRST_BUCKETS = 64, MOVED_AT_ONCE = 16, CACHE_LINE = 64 };
 
-/* --- Hashing: SipHash-1-3 (Aumasson and Bernstein, INDOCRYPT 2012), as Python's own ------------- */
-
-static uint64_t rotate(uint64_t number, int bits) { return number << bits | number >> (64 - bits); }
-
-static void sip_round(uint64_t v[4])
-{
-    v[0] += v[1], v[1] = rotate(v[1], 13) ^ v[0], v[0] = rotate(v[0], 32);
-    v[2] += v[3], v[3] = rotate(v[3], 16) ^ v[2];
-    v[0] += v[3], v[3] = rotate(v[3], 21) ^ v[0];
-    v[2] += v[1], v[1] = rotate(v[1], 17) ^ v[2], v[2] = rotate(v[2], 32);
-}
-
-static void sip_word(uint64_t v[4], uint64_t word)
-{
-    v[3] ^= word;
-    sip_round(v);
-    v[0] ^= word;
-}
+/* --- Hashing ----------------------------------------------------------------------------------- */
 
 uint32_t table_hash(const Table *self, const unsigned char *key, size_t size)
 {
-    uint64_t k0 = self->seed[0], k1 = self->seed[1], word;
-    uint64_t v[4] = {k0 ^ 0x736f6d6570736575, k1 ^ 0x646f72616e646f6d, k0 ^ 0x6c7967656e657261,
-                     k1 ^ 0x7465646279746573};
-    size_t i = 0;
-    for (; i + 8 <= size; i += 8) {
-        memcpy(&word, key + i, 8);
-        sip_word(v, word);
-    }
-    word = 0;
-    memcpy(&word, key + i, size - i);
-    sip_word(v, word ^ (uint64_t)size << 56);
-    v[2] ^= 0xff;
-    for (int i = 0; i < 3; i++)
-        sip_round(v);
-    return (uint32_t)(v[0] ^ v[1] ^ v[2] ^ v[3]);
+    uint64_t hash = siphash13(self->seed, key, size);
+    return (uint32_t)(hash ^ hash >> 32);
 }
 
 /* --- Records ----------------------------------------------------------------------------------- */
