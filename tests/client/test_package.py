@@ -113,7 +113,7 @@ def test_a_built_package_works_in_an_empty_environment(
     shutil.copytree(
         ROOT,
         source,
-        ignore=shutil.ignore_patterns(".git", ".venv", "var", "*.egg-info", ".*_cache"),
+        ignore=shutil.ignore_patterns(".git", ".venv*", "var", "*.egg-info", ".*_cache"),
     )
     build(f"build_{form}", source, tmp_path / "dist")
     (built,) = (tmp_path / "dist").iterdir()
