@@ -469,7 +469,6 @@ def test_closed_streams(
     assert (result.returncode, result.stdout, result.stderr) == (status, b"", complaint)
 
 
-@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_it_quietly() -> None:
     with (
         Peer(swallow) as peer,
