@@ -2,7 +2,7 @@
 
 The server of `zkv.server` is built from keyword arguments and supervised by a thread. Nothing of
 the process is touched: no signal handler is installed, no logging is set up (the loggers are named
-``zkv...``), and without a ``data_dir`` no file is made.
+``zkv...``), its limits stay, and without a ``data_dir`` no file is made.
 
 Invariants: between `Server.start` and the end the thread ``zkv-server`` runs, and it alone starts
 and stops what is inside. After `Server.stop` no thread and no socket is left. A child made by fork
@@ -45,6 +45,9 @@ class Server:
     It may be started and stopped from any thread, and started again: it then has the ports that it
     had before. Many may run in one process, each with a data directory of its own. One that is not
     stopped stops when the main thread ends. A client's END stops it, too.
+
+    Each client takes an open file. `zkv serve` raises the limit on them as far as it may; here it
+    is the program's own, often 1,024, and so the program's to raise (`resource.setrlimit`).
 
     Args:
         *endpoints: where to listen: ``tcp://HOST:PORT`` (``*`` = a free port), ``ipc://PATH`` or

@@ -138,7 +138,7 @@ def _sweep(words: list[str]) -> int:
         usage="zkv-bench sweep [OPTION ...]",
         description="Measure at rising rates, open loop, and find the highest that is served: the "
         f"saturation point. Served means: at least {sweep.SERVED:.0%} of what was due by the end "
-        "could be sent by then.",
+        f"could be sent by then, in one of {sweep.TRIES} tries.",
         allow_abbrev=False,
     )
     _add_options(parser)
@@ -146,7 +146,7 @@ def _sweep(words: list[str]) -> int:
         "--rates",
         type=_rates,
         metavar="R,R,...",
-        help="the rates; else shares of what a closed loop reaches",
+        help="the rates; else shares of what a closed loop reaches, and on until one is not served",
     )
     options = parser.parse_args(words)
     _check(parser, options)

@@ -18,7 +18,7 @@ import msgspec
 import zmq
 from msgspec import Struct, field
 
-from zkv import __version__
+from zkv import __version__, compiled
 from zkv.bench.connections import BenchError
 from zkv.bench.drive import INTERVAL
 from zkv.bench.generator import Job, Measured
@@ -251,7 +251,7 @@ def ask(endpoint: str) -> dict[str, Any]:
         "policy": facts["durability"]["fsync"],
         "workers": facts["stats"].get("workers"),
         "keys": facts["keys"],
-    }
+    } | ({"build": slow} if (slow := compiled.what_is_slow(facts["stats"])) else {})
 
 
 def connect(endpoint: str) -> Client:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from zkv import __version__
+from zkv import __version__, compiled
 from zkv.cli.output import has_colours
 from zkv.cli.values import to_bytes, to_json
 from zkv.cli.view import duration, size
@@ -319,9 +319,17 @@ def check_disk(client: Client, info: Info) -> Iterator[Finding]:
         yield Finding(FINE, "disk", text)
 
 
+def check_build(_client: Client, info: Info) -> Iterator[Finding]:
+    """Is it as quick as it could be?"""
+    if slow := compiled.what_is_slow(info["stats"]):
+        yield Finding(TELL, "build", slow, f"on the server's machine: {compiled.ADVICE}")
+    else:
+        yield Finding(FINE, "build", "store and mailbox are compiled")
+
+
 CHECKS: Final[tuple[Callable[[Client, Info], Iterable[Finding]], ...]] = (
     check_version, check_durability, check_failures, check_sessions, check_feed, check_exposure,
-    check_files, check_disk,
+    check_files, check_disk, check_build,
 )  # fmt: skip
 
 
