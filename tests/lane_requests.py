@@ -36,6 +36,7 @@ def nested(levels: int) -> Raw:
 KEYS = ["a", "b", "ab", "", "\0", "\x01", "k" * 12, "k" * 13, "é", "é" * 6, "\U0010ffff"]
 VALUES: list[Any] = [None, True, 0, -1, 2**40, 1.5, "text", b"\xff", [], [1, [2]], {"a": {"b": 1}}]
 VALUES += [{1: 2}, "x" * 1_990, "x" * 1_999, "x" * 2_000, [0] * 600, nested(200), nested(3_000)]
+VALUES += [nested(500), nested(501), [0] * 700 + [nested(499)], {"a": nested(500)}]
 VALUES += [Ext(1, b"12"), Ext(5, b"1" * 300)]
 EDGES = [0, 5, 6, 7, 8, 15, 16, 31, 32, 63]
 INTS: list[Any] = [number for bits in EDGES for number in (2**bits, 2**bits - 1, -(2**bits))]

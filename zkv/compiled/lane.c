@@ -2,7 +2,7 @@
  *
  * Strategy: a body is read once (request.c), carried out on the table at once, and answered
  * (reply.c). Anything out of the ordinary (a further field, an absent key, a limit, a wrong type,
- * text that came as bin, a value that may be nested too deeply) is no error here: the request is
+ * text that came as bin, a value that is nested too deeply) is no error here: the request is
  * left to Python, which is the specification, and the table is as it was before.
  *
  * Invariants: Python's lock and the keyspace's are held throughout. A request is carried out whole
@@ -497,10 +497,10 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
 {
     PyObject *table, *commit_type, *add_key, *forget_deadline, *tell_watchers, *watchers;
     PyObject *may_run, *remember;
-    Py_ssize_t max_key, max_value, max_batch, max_reply, shallow;
+    Py_ssize_t max_key, max_value, max_batch, max_reply, max_levels;
     int durable;
     if (!PyArg_ParseTuple(arguments, "OOnnnnnpOOOOOO", &table, &commit_type, &max_key, &max_value,
-                          &max_batch, &max_reply, &shallow, &durable, &add_key, &forget_deadline,
+                          &max_batch, &max_reply, &max_levels, &durable, &add_key, &forget_deadline,
                           &tell_watchers, &watchers, &may_run, &remember))
         return NULL;
     Lane *self = (Lane *)PyType_GenericAlloc(type, 0);
@@ -512,7 +512,7 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     self->max_value = max_value;
     self->max_batch = max_batch;
     self->max_reply = max_reply;
-    self->shallow = shallow;
+    self->max_levels = max_levels;
     self->durable = durable;
     self->add_key = Py_NewRef(add_key);
     self->forget_deadline = Py_NewRef(forget_deadline);
