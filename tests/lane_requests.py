@@ -68,6 +68,17 @@ odd_conditions = conditions | st.sampled_from(
 # --- Requests, as maps
 
 
+def maps(keys: Values, values: Values, least: int, most: int) -> Values:
+    """Maps in which a key may stand many times."""
+    return st.lists(st.tuples(keys, values), min_size=least, max_size=most).map(_packed_map)
+
+
+def _packed_map(pairs: list[tuple[Any, Any]]) -> Raw:
+    return Raw(
+        bytes([0x80 + len(pairs)]) + b"".join(encode(part) for pair in pairs for part in pair)
+    )
+
+
 def fields(op: str, optional: dict[str, Values] | None = None, **needed: Values) -> Values:
     """Requests of one op."""
     all_needed: dict[str, Values] = {"op": st.just(op)} | needed
@@ -106,7 +117,7 @@ def txns(ops: Values, conditions: Values, most: int = 6) -> Values:
 good: list[Values] = [
     *[any_ops, ops, ops, txns(ops, conditions), txns(ops, conditions)],
     fields("MGET", keys=st.lists(keys, min_size=1, max_size=6)),
-    fields("MPUT", items=st.dictionaries(keys, odd_ints, min_size=1, max_size=6)),
+    fields("MPUT", items=maps(keys, odd_ints, 1, 6)),
     fields("DELETE", key=keys),
     fields("PUT", key=keys, value=odd_ints, ttl=st.just(2)),
 ]
@@ -115,7 +126,7 @@ odd: list[Values] = [
     txns(odd_ops, odd_conditions, 7),
     fields("TXN", ops=st.just([])) | fields("TXN", ops=odd_values),
     fields("MGET", keys=st.lists(odd_keys, max_size=7)),
-    fields("MPUT", items=st.dictionaries(odd_keys, odd_values, max_size=7)),
+    fields("MPUT", items=maps(odd_keys, odd_values, 0, 7)),
 ]
 
 
