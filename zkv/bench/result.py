@@ -248,7 +248,7 @@ def ask(endpoint: str) -> dict[str, Any]:
     return {
         "version": facts["version"],
         "endpoint": endpoint,
-        "policy": facts["durability"]["fsync"],
+        "policy": facts["durability"].get("fsync", "memory"),
         "workers": facts["stats"].get("workers"),
         "keys": facts["keys"],
     }
