@@ -357,7 +357,7 @@ def test_an_inproc_name_is_free_as_soon_as_its_socket_is_closed() -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
     for _ in range(300):
         socket = context.socket(zmq.ROUTER)
-        sockets.bind(socket, "inproc://once")
+        sockets.bind(socket, "inproc://once", "server.feed")
         sockets.close(socket, ["inproc://once"])
 
 

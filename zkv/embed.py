@@ -76,7 +76,7 @@ class Server:
         tables = _sorted_into_tables(settings)
         tables["server"] |= {
             "endpoints": listed,
-            "feed": _beside(listed[0]) if feed is None else feed,
+            "feed": _beside(str(listed[0])) if feed is None else feed,
             "workers": workers or (1 if data_dir is None else 2),
         }
         directory = None if data_dir is None else os.fspath(data_dir)

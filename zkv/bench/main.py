@@ -23,6 +23,7 @@ from zkv.bench.result import Result
 from zkv.bench.servers import POLICIES, TRANSPORTS, Running
 from zkv.bench.workload import YCSB, Workload
 from zkv.defaults import DEFAULT_ENDPOINT
+from zkv.endpoint import check_option
 
 WRONG: Final = 1
 NOT_DONE: Final = 2
@@ -261,6 +262,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def _check(parser: Parser, options: argparse.Namespace) -> None:
     """What one option cannot know by itself."""
+    if not options.start:
+        try:
+            check_option(options.endpoint)
+        except ValueError as error:
+            raise BenchError(str(error)) from None
     for path in filter(None, (options.json, options.csv, options.plot)):
         if not os.access(path.parent, os.W_OK):  # Now, and not when everything is measured.
             raise BenchError(f"{path}: there is no such directory, or it cannot be written to")
