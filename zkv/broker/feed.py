@@ -156,7 +156,7 @@ class Feed:
             socket.xpub_nodrop = True  # So that a full queue is noticed; see `_send`.
             socket.xpub_verbose = True  # So that every follower gets a heartbeat as it comes.
             try:
-                self._bound.set_result(bind(socket, self._endpoint))
+                self._bound.set_result(bind(socket, self._endpoint, "server.feed"))
             except EndpointError as error:
                 self._bound.set_exception(error)
                 return

@@ -209,7 +209,7 @@ class Front:
         try:
             clients, workers = self._open(sockets)
             try:
-                bound = [bind(clients, endpoint) for endpoint in self._endpoints]
+                bound = [bind(clients, each, "server.endpoints") for each in self._endpoints]
             except EndpointError as error:
                 self._bound.set_exception(error)
                 return

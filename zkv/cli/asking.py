@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from zkv.cli.output import FAILED, CommandError, is_terminal, note, print_result
 from zkv.cli.values import to_json
+from zkv.endpoint import check_option
 from zkv.errors import ZkvError
 
 if TYPE_CHECKING:
@@ -41,13 +42,14 @@ class Session:
 
     def client(self, options: argparse.Namespace) -> Client:
         """A client for the endpoint and the timeout in ``options``. Raises CommandError."""
-        from zkv.client import Client
+        from zkv.client import Client, RetryPolicy
 
         wanted = (options.endpoint, options.timeout)
         if self._client is None or self._made_for != wanted:
             self.close()
             try:
-                self._client = Client(*wanted)
+                check_option(options.endpoint)
+                self._client = Client(*wanted, retry=RetryPolicy(wait_for_start=False))
             except ValueError as error:
                 raise CommandError(FAILED, str(error)) from error
             self._made_for = wanted

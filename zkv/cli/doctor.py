@@ -13,19 +13,19 @@ import argparse
 import os
 import resource
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from zkv import __version__
+from zkv import __version__, compiled
 from zkv.cli.output import has_colours
 from zkv.cli.values import to_bytes, to_json
 from zkv.cli.view import duration, size
-from zkv.client import Client, ClientError, NoReplyError
+from zkv.client import Client, ClientError, NoReplyError, RetryPolicy, UnavailableError
 from zkv.defaults import DEFAULT_ENDPOINT
+from zkv.endpoint import check_option
 
 FINE: Final = "ok"
 TELL: Final = "note"
@@ -101,12 +101,14 @@ def run(options: argparse.Namespace) -> int:
     """Carry out all checks, and print what they find as they find it."""
     status = 0
     try:
-        with Client(options.endpoint, options.timeout) as client:
+        check_option(options.endpoint)
+        policy = RetryPolicy(wait_for_start=False)
+        with Client(options.endpoint, options.timeout, retry=policy) as client:
             for finding in examine(client):
                 _print(finding, options.json)
                 status = WRONG if finding.level == ACT else status
     except NoReplyError as error:
-        _print(_no_reply(options.endpoint, error), options.json)
+        _print(_no_reply(error), options.json)
         return NO_ANSWER
     except ClientError as error:
         advice = "what listens there is no zkv server, or it ends: look at its log"
@@ -319,28 +321,26 @@ def check_disk(client: Client, info: Info) -> Iterator[Finding]:
         yield Finding(FINE, "disk", text)
 
 
+def check_build(_client: Client, info: Info) -> Iterator[Finding]:
+    """Is it as quick as it could be?"""
+    if slow := compiled.what_is_slow(info["stats"]):
+        yield Finding(TELL, "build", slow, f"on the server's machine: {compiled.ADVICE}")
+    else:
+        yield Finding(FINE, "build", "store and mailbox are compiled")
+
+
 CHECKS: Final[tuple[Callable[[Client, Info], Iterable[Finding]], ...]] = (
     check_version, check_durability, check_failures, check_sessions, check_feed, check_exposure,
-    check_files, check_disk,
+    check_files, check_disk, check_build,
 )  # fmt: skip
 
 
-def _no_reply(endpoint: str, error: NoReplyError) -> Finding:
-    """Why there may have been none: does anything listen there?"""
-    if endpoint.startswith("ipc://"):
-        path = Path(endpoint.removeprefix("ipc://"))
-        if path.exists():
-            advice = "the server there has ended, hangs, or is another user's"
-        else:
-            advice = f"there is no {path}: start a server with zkv serve --endpoint {endpoint}"
-        return Finding(ACT, "endpoint", str(error), advice)
-    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), 2.0):
-            advice = "something listens there, and is no zkv server, or hangs: look at its log"
-    except (OSError, ValueError) as reason:
-        advice = f"nothing can be reached there ({reason}): start a server with zkv serve, or name "
-        advice += "its endpoint with -e or ZKV_ENDPOINT"
+def _no_reply(error: NoReplyError) -> Finding:
+    """What to do where there was none: the error says whether there was a connection, and why."""
+    if isinstance(error, UnavailableError):
+        advice = "start a server with zkv serve, or name its endpoint with -e or ZKV_ENDPOINT"
+    else:
+        advice = "what listens there is no zkv server, or it hangs: look at its log"
     return Finding(ACT, "endpoint", str(error), advice)
 
 

@@ -24,7 +24,7 @@ from zkv.cli.output import FAILED, CommandError, is_terminal, note, write
 from zkv.cli.progress import Progress
 from zkv.cli.records import BadRecordError, Record, last_key, written
 from zkv.cli.scan import pages
-from zkv.errors import ZkvError
+from zkv.errors import ZkvError, shorten
 
 if TYPE_CHECKING:
     from zkv.client import Client
@@ -45,11 +45,18 @@ def run(session: Session, options: argparse.Namespace) -> int:
         hidden = options.file == "-" and is_terminal(sys.stdout)
         with Progress("export", "entries", _expected(client, prefix), hidden) as progress:
             for records in _records(client, clock, prefix, after):
-                put(b"".join([written(record, packed) for record in records]))
+                put(b"".join([_written(record, packed) for record in records]))
                 count += len(records)
                 progress.show(count)
     note(f"{count} {'entry' if count == 1 else 'entries'} written")
     return 0
+
+
+def _written(record: Record, packed: bool) -> bytes:
+    try:
+        return written(record, packed)
+    except ValueError as error:
+        raise CommandError(FAILED, f"{shorten(record.key)}: {error}: JSON can hold it") from error
 
 
 def is_packed(options: argparse.Namespace) -> bool:

@@ -10,6 +10,7 @@ then.
 
 from __future__ import annotations
 
+import socket as posix
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
@@ -20,6 +21,7 @@ import zmq
 from zkv.cli.asking import reading
 from zkv.cli.output import FAILED, CommandError
 from zkv.client import NoReplyError, RefusedError
+from zkv.endpoint import check_to_connect, host_of, is_name
 
 if TYPE_CHECKING:
     from zkv.client import Client
@@ -105,7 +107,14 @@ class Bell:
 
 
 def reachable(feed: str, server: str) -> str:
-    """The endpoint at which a feed is reached that may listen at every address of its machine."""
+    """The endpoint at which a feed is reached that may listen at every address of its machine.
+
+    Raises CommandError where what the server tells is none.
+    """
+    try:
+        check_to_connect(feed)
+    except (TypeError, ValueError) as error:
+        raise CommandError(FAILED, f"the server tells of a feed that is none: {error}") from error
     for anywhere in ("tcp://0.0.0.0:", "tcp://[::]:"):
         if feed.startswith(anywhere) and server.startswith("tcp://"):
             return f"{server.rpartition(':')[0]}:{feed.removeprefix(anywhere)}"
@@ -209,15 +218,29 @@ def _subscribe(endpoint: str, prefix: bytes) -> zmq.Socket[bytes]:
     """A socket that takes heartbeats, and what concerns keys with a prefix unless that is empty."""
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
     socket.linger = 0
-    socket.ipv6 = "[" in endpoint
     for topic in {HEARTBEAT, prefix or HEARTBEAT}:
         socket.subscribe(topic)
     try:
-        socket.connect(endpoint)
+        for place in _places(endpoint):
+            socket.ipv6 = place.startswith("tcp://[")
+            socket.connect(place)
     except zmq.ZMQError as error:
         socket.close()
         raise CommandError(FAILED, f"feed {endpoint!r}: {error.strerror}") from error
     return socket
+
+
+def _places(endpoint: str) -> list[str]:
+    """All addresses of a name's host, IPv4 and IPv6: whichever is heard will do."""
+    if not is_name(endpoint):
+        return [endpoint]
+    port = int(endpoint.rpartition(":")[2])
+    try:
+        found = posix.getaddrinfo(host_of(endpoint), port, type=posix.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return [endpoint]
+    hosts = dict.fromkeys(str(place[0]) for _, _, _, _, place in found)
+    return [f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}" for host in hosts]
 
 
 def _revision(body: bytes) -> object:

@@ -21,14 +21,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
-import msgpack
-
 from zkv.cli.asking import Session, failure, reading
 from zkv.cli.exporting import Clock, is_packed, limits_of
 from zkv.cli.output import FAILED, CommandError, note, print_result
 from zkv.cli.progress import Progress
 from zkv.cli.records import BadRecordError, Place, Record, read
-from zkv.cli.values import STR_ERRORS, to_json
+from zkv.cli.values import to_json
+from zkv.client.messages import pack
 
 if TYPE_CHECKING:
     from zkv.client import Client
@@ -217,7 +216,7 @@ class _Writer:
 
 def _check_size(fields: dict[str, Any], most: int) -> None:
     """Raise ValueError where a request of these fields would have more than ``most`` bytes."""
-    taken = len(msgpack.packb(fields, unicode_errors=STR_ERRORS)) + REQUEST_OVERHEAD
+    taken = len(pack(fields)) + REQUEST_OVERHEAD
     if taken > most:
         raise ValueError(f"it takes {taken} bytes to send; max_message_bytes is {most}")
 

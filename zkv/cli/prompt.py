@@ -32,10 +32,11 @@ from zkv.cli.arguments import COMMANDS, OPTIONS
 from zkv.cli.ops import Argument, Command
 from zkv.cli.text import word
 from zkv.cli.words import Word, split
-from zkv.client import Client, ClientError
+from zkv.client import Client, ClientError, RetryPolicy
 
 PATIENCE: Final = 0.5
 """Seconds to wait for keys."""
+IMPATIENT: Final = RetryPolicy(wait_for_start=False)
 OFFERED: Final = 100
 """Most keys to choose from."""
 KEY_NAMES: Final = frozenset({"KEY", "PREFIX", "KEY VALUE"})
@@ -105,7 +106,7 @@ class WordCompleter(Completer):
     def _keys(self, prefix: str) -> list[str]:
         """Keys that begin so, as far as the server tells soon."""
         try:
-            with Client(self.endpoint, PATIENCE) as client:
+            with Client(self.endpoint, PATIENCE, retry=IMPATIENT) as client:
                 page = client.call("SCAN", prefix=prefix, limit=OFFERED, values=False)
             return [key for key, _, _ in page["items"]]
         except (ClientError, ValueError, TypeError, KeyError):

@@ -23,6 +23,8 @@ from typing import IO, Any, Final, NamedTuple
 import msgpack
 
 from zkv.cli.values import STR_ERRORS, from_json, to_json
+from zkv.client.messages import pack
+from zkv.defaults import TOO_DEEP
 
 FIELDS: Final = frozenset({"key", "value", "rev", "expires", "ttl"})
 CHUNK: Final = 256 * 1024
@@ -70,15 +72,12 @@ class Place(NamedTuple):
 
 
 def written(record: Record, packed: bool) -> bytes:
-    """A record as it stands in a file."""
+    """A record as it stands in a file. Raises ValueError where it nests too deeply for msgpack."""
     fields: dict[str, Any] = {"key": record.key, "value": record.value}
     for name, field in zip(Record._fields[2:], record[2:], strict=True):
         if field is not None:
             fields[name] = field
-    if packed:
-        body: bytes = msgpack.packb(fields, unicode_errors=STR_ERRORS)
-        return body
-    return to_json(fields).encode() + b"\n"
+    return pack(fields) if packed else to_json(fields).encode() + b"\n"
 
 
 def read(
@@ -115,7 +114,7 @@ def _from_line(line: bytes) -> Record:
     try:
         fields = from_json(line.decode("utf-8"))
     except RecursionError:
-        raise BadRecordError("it is nested too deeply") from None
+        raise BadRecordError(f"it {TOO_DEEP}") from None
     except UnicodeDecodeError as error:
         raise BadRecordError(f"it is no UTF-8 at byte {error.start + 1}") from None
     except ValueError as error:
@@ -139,7 +138,9 @@ def _read_packed(file: IO[bytes], longest: int, number: int, offset: int) -> Ite
                 fields = reader.unpack()
             except msgpack.OutOfData:
                 break
-            except (ValueError, TypeError, RecursionError) as error:
+            except msgpack.StackError:
+                raise BadRecordError(f"it {TOO_DEEP}") from None
+            except (ValueError, TypeError) as error:
                 raise BadRecordError(f"it is no msgpack that could be read: {error}") from None
             number += 1
             yield Place(number, offset + reader.tell(), _record(fields))

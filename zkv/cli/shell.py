@@ -17,8 +17,10 @@ from zkv.cli.asking import Session, carry_out
 from zkv.cli.output import FAILED, CommandError, complain, is_terminal, paint, print_result, write
 from zkv.cli.view import duration
 from zkv.cli.words import split
+from zkv.endpoint import check_option
 
 INTERRUPTED: Final = 130
+GREETING_SECONDS: Final = 1.0
 LEAVING: Final = frozenset({"exit", "quit"})
 HELP: Final = """\
 help COMMAND, or COMMAND --help, tells all about one command. Tab completes commands, options and
@@ -50,6 +52,7 @@ class Shell:
         from zkv.cli.prompt import Prompt
 
         prompt = Prompt()
+        _greet(self._options.endpoint)
         while not self._is_over:
             try:
                 line = prompt.ask(self._options)
@@ -116,6 +119,18 @@ class Shell:
             self._options = options
             return None
         return carry_out(command, self._session, options)
+
+
+def _greet(endpoint: str) -> None:
+    """Say so where no server is found. Raises CommandError where none ever will be."""
+    from zkv.client.trouble import find_trouble
+
+    try:
+        check_option(endpoint)
+    except ValueError as error:
+        raise CommandError(FAILED, str(error)) from error
+    if trouble := find_trouble(endpoint, GREETING_SECONDS):
+        complain(f"no connection to {endpoint}: {trouble.reason}")
 
 
 def _help() -> None:

@@ -13,8 +13,9 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from zkv import compiled
 from zkv.cli.asking import Session, failure, reading
-from zkv.cli.output import FAILED, CommandError, is_terminal, print_result
+from zkv.cli.output import FAILED, CommandError, is_terminal, note, print_result
 from zkv.cli.values import to_json
 from zkv.cli.view import boxes, duration, percentile, size
 from zkv.errors import ZkvError
@@ -87,6 +88,9 @@ def run(session: Session, options: argparse.Namespace) -> int:
         _live(client, interval, options.limit)
         return 0
     if not options.json:
+        with reading("INFO"):
+            if slow := _slow(client.call("INFO")):
+                note(slow)
         print_result("  ".join(HEADINGS))
     for sample, happened in _intervals(client, interval, options.limit):
         with reading("INFO"):
@@ -184,6 +188,12 @@ def _numbers(sample: Sample, happened: Interval) -> list[float]:
     ]  # fmt: skip
 
 
+def _slow(info: Mapping[str, Any]) -> str:
+    """What to say of how the server was built; empty where it is as quick as it could be."""
+    slow = compiled.what_is_slow(info["stats"])
+    return f"the server was built {slow}: zkv doctor says what to do" if slow else ""
+
+
 def _rss(info: Mapping[str, Any]) -> float:
     return float(info["stats"].get("process", {}).get("rss", 0))
 
@@ -198,7 +208,8 @@ def _view(endpoint: str, sample: Sample, happened: Interval) -> RenderableType:
         (f"zkv {info['version']}", "bold"), f"  {endpoint}  up {duration(info['uptime'])}",
         (f"  {time.strftime('%H:%M:%S')}, Ctrl-C ends", "dim"),
     )  # fmt: skip
-    return Group(title, "", _ops(happened), "", boxes(_groups(sample, happened)))
+    slow = Text(_slow(info), "yellow")
+    return Group(title, slow, _ops(happened), "", boxes(_groups(sample, happened)))
 
 
 def _ops(happened: Interval) -> RenderableType:

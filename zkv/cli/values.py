@@ -10,7 +10,8 @@ JSON lacks is shown as an object with one name that begins with a dollar sign:
     float that is no finite number     {"$float": "NaN"}, "Infinity" or "-Infinity"
     map with a key that is no str, or that is there twice, or with one name only, that begins with
     a dollar sign                      {"$map": [[<key>, <value>], ...]}
-    what cannot be taken apart         {"$msgpack": "<base64>"}
+    what cannot be taken apart, and what would make JSON of more than some 500 levels
+                                       {"$msgpack": "<base64>"}
 
 So no two values look the same in JSON, but for the widths of their ints and floats. A str that is
 no UTF-8 has, in JSON, "\udcXX" in the place of a byte XX, and is read so too.
@@ -25,13 +26,19 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any, Final
 
 import msgpack
 
+from zkv.defaults import MAX_LEVELS, TOO_DEEP
+
 STR_ERRORS: Final = "surrogateescape"
 """How a str that is no UTF-8 is taken from msgpack, and packed again."""
 
+MOST_LEVELS: Final = MAX_LEVELS + 10
+"""Levels of JSON that are written: less than any Python reads. A value has no more, with what is
+told around it, unless its maps take the form of several levels."""
 PLAIN: Final = frozenset({str, int, bool, type(None)})
 """Types that JSON has as they are."""
 NOT_FINITE: Final = {math.inf: "Infinity", -math.inf: "-Infinity"}
@@ -87,7 +94,7 @@ def packed_to_json(packed: bytes) -> str:
                 object_pairs_hook=_map,
             )
         )
-    except (ValueError, RecursionError):
+    except (ValueError, TypeError, RecursionError):
         return json.dumps({"$msgpack": _base64(packed)})
 
 
@@ -101,7 +108,7 @@ def _map(pairs: list[tuple[Any, Any]]) -> dict[Any, Any] | Pairs:
 
 def to_json(value: Any) -> str:
     """``value`` as JSON in one line, in the forms above."""
-    text = _encode(_json_form(value))
+    text = _encode(_json_form(value, MOST_LEVELS))
     # What is left of surrogates cannot be printed. In JSON their escape means the same.
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -129,7 +136,7 @@ def _read_json(data: bytes, source: str) -> Any:
     try:
         return json.loads(data, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
-        raise ValueError(f"{source} is nested too deeply") from None
+        raise ValueError(f"{source} {TOO_DEEP}") from None
     except ValueError as error:
         raise ValueError(f"{source} is no JSON: {error}") from None
 
@@ -167,6 +174,10 @@ def _read_base64(text: str) -> bytes:
     return base64.b64decode(text, validate=True)
 
 
+def _read_packed(text: str) -> Any:
+    return msgpack.unpackb(_read_base64(text), strict_map_key=False, unicode_errors=STR_ERRORS)
+
+
 def _read_ext(parts: list[Any]) -> msgpack.ExtType:
     kind, data = parts
     return msgpack.ExtType(kind, _read_base64(data))
@@ -195,24 +206,33 @@ _FORMS: Final[dict[str, Callable[[Any], Any]]] = {
     "$time": _read_time,
     "$float": {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}.__getitem__,
     "$map": _read_map,
+    "$msgpack": _read_packed,
 }
 
 
-def _json_form(value: Any) -> Any:
-    """``value`` with JSON's own types only."""
+def _json_form(value: Any, levels: int) -> Any:
+    """``value`` with JSON's own types only, in about so many levels."""
     if type(value) in PLAIN:  # Most are, and long exports are made of them.
         return value
     match value:
-        case Pairs():
-            return {"$map": [list(map(_json_form, pair)) for pair in value]}
-        case list():
-            return list(map(_json_form, value))
+        case list() | dict() if levels <= 0:
+            return {"$msgpack": _base64(_pack(value))}
+        case list() if type(value) is not Pairs:
+            return list(map(_json_form, value, repeat(levels - 1)))
         case dict() if all(isinstance(key, str) for key in value) and not _is_form(value):
-            return dict(zip(value, map(_json_form, value.values()), strict=True))
-        case dict():
-            return {"$map": [list(map(_json_form, pair)) for pair in value.items()]}
+            forms = map(_json_form, value.values(), repeat(levels - 1))
+            return dict(zip(value, forms, strict=True))
+        case dict() | Pairs():
+            pairs = value.items() if isinstance(value, dict) else value
+            return {"$map": [list(map(_json_form, pair, repeat(levels - 3))) for pair in pairs]}
         case _:
             return _leaf_form(value)
+
+
+def _pack(value: Any) -> bytes:
+    """``value`` packed. Raises TypeError where it has maps that are no dict."""
+    packed: bytes = msgpack.packb(value, strict_types=True, unicode_errors=STR_ERRORS)
+    return packed
 
 
 def _is_form(value: dict[str, Any]) -> bool:

@@ -9,8 +9,9 @@
 - `ClientError` and its kinds: a request that was not answered with success.
 
 Modules, from the wire up: ``messages`` packs and reads bodies, ``session`` numbers writes,
-``retry`` decides what is sent again, ``connection`` holds sockets; ``operations`` describes every
-op, and ``pipeline`` packs many, which are ``steps``, without I/O; ``namespace``, ``sync`` and
+``retry`` decides what is sent again, ``connection`` holds sockets, ``trouble`` finds out why there
+is no connection; ``operations`` describes every op, and
+``pipeline`` packs many, which are ``steps``, without I/O; ``namespace``, ``sync`` and
 ``aio`` are what users call. ``following`` decides how changes are followed, without I/O; ``watch``,
 ``mirror`` and ``async_watch`` do it. ``recipes`` stand on top of it all.
 """
@@ -40,6 +41,7 @@ from zkv.client.errors import (
     StaleSeqError,
     TooLargeError,
     UnavailableError,
+    UnknownHostError,
     UnknownOpError,
     WrongTypeError,
 )
@@ -86,6 +88,7 @@ __all__ = [
     "StaleSeqError",
     "TooLargeError",
     "UnavailableError",
+    "UnknownHostError",
     "UnknownOpError",
     "ValueType",
     "Watch",

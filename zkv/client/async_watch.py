@@ -21,6 +21,7 @@ from zkv.client.following import Batch, Follower, feed_endpoint
 from zkv.client.mirror import MirrorView, log_end
 from zkv.client.operations import Change, Operation
 from zkv.client.watch import drain, join, marked, patience_after, pause_after
+from zkv.endpoint import check_to_connect
 
 if TYPE_CHECKING:
     from zkv.client.aio import AsyncKeyspace
@@ -39,7 +40,8 @@ class AsyncSubscription:
         self._prefix = prefix
         self._since = since
         self._now = now
-        self._feed = feed
+        self._feed = None if feed is None else check_to_connect(feed)
+        self._joined = 0
         self._woken = asyncio.Event()
         self._failures = 0
         self._endpoint: str | None = None
@@ -146,7 +148,9 @@ class AsyncSubscription:
         self._leave()
         if self._endpoint is not None:
             context = self._client._context or zmq.Context.instance()
-            self._socket = join(context, follower, self._endpoint)
+            turn = self._joined + self._client._endpoints.current.ipv6
+            self._joined += 1
+            self._socket = join(context, follower, self._endpoint, turn)
             self._descriptor = int(self._socket.getsockopt(zmq.FD))
             asyncio.get_running_loop().add_reader(self._descriptor, self._woken.set)
 

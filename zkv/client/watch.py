@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 import zmq
 
 from zkv.client import operations
+from zkv.client.connection import addresses
 from zkv.client.errors import ClosedError, NoReplyError, RefusedError
 from zkv.client.following import Batch, Follower, feed_endpoint
 from zkv.client.operations import Change, Operation
+from zkv.endpoint import check_to_connect
 
 if TYPE_CHECKING:
     from zkv.client.connection import SocketContext
@@ -58,7 +60,8 @@ class Subscription:
         self, keyspace: Keyspace, prefix: str, since: int | None, now: bool, feed: str | None
     ) -> None:
         self._client = keyspace._client
-        self._feed = feed
+        self._feed = None if feed is None else check_to_connect(feed)
+        self._joined = 0
         self._process = os.getpid()
         self._alarm = _Alarm()
         self._inside = threading.Lock()  # Held by whoever is in `next_batch`.
@@ -68,7 +71,7 @@ class Subscription:
         self.closed = False
         try:
             info = self._client.info()
-            self._endpoint = feed or feed_endpoint(info["feed"], self._client.endpoint)
+            self._endpoint = self._feed or feed_endpoint(info["feed"], self._client.endpoint)
             self.follower = Follower(
                 keyspace._prefix, prefix, info["rev"] if now else since, self._client._codec,
                 self._endpoint is not None, time.monotonic(),
@@ -180,7 +183,9 @@ class Subscription:
             self._socket = None
         if self._endpoint is not None:
             context = self._client._context or zmq.Context.instance()
-            self._socket = join(context, self.follower, self._endpoint)
+            turn = self._joined + self._client._endpoints.current.ipv6
+            self._joined += 1
+            self._socket = join(context, self.follower, self._endpoint, turn)
 
     def _receive(self, until: float, end: float | None) -> Batch | None:
         """Wait for messages, and take what is there."""
@@ -266,12 +271,23 @@ class Watch(Iterator[Change]):
         self._subscription.close()
 
 
-def join(context: SocketContext, follower: Follower, endpoint: str) -> zmq.Socket[bytes]:
-    """A socket at the feed, with what ``follower`` wants to hear. Raises ValueError."""
+def join(context: SocketContext, follower: Follower, endpoint: str, turn: int) -> zmq.Socket[bytes]:
+    """A socket at the feed, with what ``follower`` wants to hear.
+
+    Args:
+        context: to make it in.
+        follower: tells the topics.
+        endpoint: of the feed; one that has been checked.
+        turn: which kind of address to take for a name, IPv4 or IPv6: each in its turn.
+
+    Raises:
+        ValueError: libzmq does not take the endpoint.
+    """
+    places = addresses(endpoint)
     socket = context.socket(zmq.SUB)
     socket.linger = 0
     socket.rcvhwm = QUEUED
-    socket.ipv6 = "[" in endpoint
+    socket.ipv6 = places[turn % len(places)].ipv6
     for topic in follower.topics:
         socket.subscribe(topic)
     try:

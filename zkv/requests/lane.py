@@ -17,9 +17,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zkv import compiled
+from zkv.defaults import MAX_LEVELS
 from zkv.keyspace.change import Packed
 from zkv.keyspace.table import is_compiled
-from zkv.protocol.codec import SURELY_SHALLOW
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +100,7 @@ class Lane:
             limits.max_value_bytes,
             limits.max_batch,
             max_reply_bytes,
-            SURELY_SHALLOW,
+            MAX_LEVELS,
             durable,
             *keyspace.followers_of_writes(),
         )
