@@ -31,7 +31,7 @@ $(PIP) install --log $(VENV)/build.log --no-deps --no-build-isolation -e .
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: again help run test test-python test-clients clients-deps torture fuzz lint docs demo lock clean
+.PHONY: again help run test test-python test-clients clients-deps torture fuzz generate lint docs demo lock clean
 
 help: ## Show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -59,11 +59,15 @@ fuzz: $(VENV)/dev.stamp ## Compare C with Python on inputs that a fuzzer makes (
 	$(BIN)/python -m tests.fuzz lane $(ARGS)
 	$(BIN)/python -m tests.fuzz mailbox $(ARGS)
 
+generate: $(VENV)/dev.stamp ## Make what is made from other sources: names that C and Python share
+	$(BIN)/python tools/mirror.py
+
 lint: $(VENV)/dev.stamp ## Check style, types and who imports whom
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tools/mirror.py --check
 
 docs: $(VENV)/dev.stamp ## Build the guide: build/docs/index.html
 	$(BIN)/sphinx-build -W --keep-going -q -b html -c docs . '$(DOCS)'

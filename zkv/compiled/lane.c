@@ -13,7 +13,6 @@
 #include <stdlib.h>
 
 enum { LARGE_BODY = 1 << 20 }; /* bytes: Python lets go of its lock while it hashes as much */
-enum { MOST_REMEMBERED = 1 << 20 }; /* bytes of a reply: see zkv/commands.py */
 enum { NEAR_ENTRIES = 1 << 16 }; /* so many the processor may well keep near */
 enum { SMALL_BODY = 512, MOST_AHEAD = 64 }; /* bytes; requests */
 
@@ -296,7 +295,7 @@ static int begin_once(const Lane *self, const run *r, const request *from, once 
     o->digest = digest_bytes(to_digest(from));
     o->reply = to_reply(self, r, from, 1);
     return o->session != NULL && o->digest != NULL && o->reply != NULL &&
-           PyBytes_Size(o->reply) <= MOST_REMEMBERED && is_new(self, r, o);
+           PyBytes_Size(o->reply) <= MAX_REMEMBERED_REPLY && is_new(self, r, o);
 }
 
 /* --- The commit: zkv/keyspace/change.py ------------------------------------------------------- */

@@ -3,9 +3,11 @@
 #ifndef ZKV_LANE_H
 #define ZKV_LANE_H
 
+#include "names.h"
 #include "store.h"
 
-enum op { NONE, GET, PUT, INCR, MGET, MPUT, TXN, OPS };
+#define NAME_OF_OP(op, ...) op,
+enum op { NONE, LANE_OPS(NAME_OF_OP) OPS };
 
 /* What a request asks for of one key: all of it, or one of its keys, items, ops or conditions. */
 typedef struct {

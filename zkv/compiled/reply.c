@@ -5,6 +5,8 @@
 
 #include <stdlib.h>
 
+#define WRITE(to, literal) write_bytes(to, literal, sizeof(literal) - 1)
+
 enum { MOST_ANSWER = 64 }; /* bytes of a reply about one key, without id and value */
 
 unsigned char *draft_begin(draft *self, size_t most)
@@ -26,20 +28,20 @@ PyObject *draft_end(draft *self, const unsigned char *end)
 static unsigned char *write_head(unsigned char *to, const span *id, int more)
 {
     *to++ = (unsigned char)(0x81 + more + (id->at != NULL));
-    to = write_bytes(to, "\xa2ok\xc3", 4);
+    to = WRITE(to, PACKED_OK "\xc3");
     if (id->at != NULL)
-        to = write_bytes(write_bytes(to, "\xa2id", 3), id->at, id->size);
+        to = write_bytes(WRITE(to, PACKED_ID), id->at, id->size);
     return to;
 }
 
 static unsigned char *write_rev(unsigned char *to, int64_t rev)
 {
-    return write_uint(write_bytes(to, "\xa3rev", 4), (uint64_t)rev);
+    return write_uint(WRITE(to, PACKED_REV), (uint64_t)rev);
 }
 
 static unsigned char *write_value(unsigned char *to, const record *there)
 {
-    return write_bytes(write_bytes(to, "\xa5value", 6), record_value(there), there->value_size);
+    return write_bytes(WRITE(to, PACKED_VALUE), record_value(there), there->value_size);
 }
 
 static unsigned char *write_ttl(unsigned char *to, int64_t ms)
@@ -47,7 +49,7 @@ static unsigned char *write_ttl(unsigned char *to, int64_t ms)
     double ttl = (double)ms / 1000;
     uint64_t bits;
     memcpy(&bits, &ttl, sizeof bits);
-    return write_fixed(write_bytes(to, "\xa3ttl\xcb", 5), bits, 8);
+    return write_fixed(WRITE(to, PACKED_TTL "\xcb"), bits, 8);
 }
 
 /* --- Replies ---------------------------------------------------------------------------------- */
@@ -56,7 +58,7 @@ static unsigned char *write_got(unsigned char *to, const run *r, const record *t
                                 const span *id)
 {
     if (there == NULL)
-        return write_bytes(write_head(to, id, 2), "\xa5value\xc0\xa3rev\x00", 12);
+        return WRITE(write_head(to, id, 2), PACKED_VALUE "\xc0" PACKED_REV "\x00");
     to = write_head(to, id, 2 + (there->expires != 0));
     to = write_rev(write_value(to, there), there->rev);
     return there->expires ? write_ttl(to, there->expires - r->now) : to;
@@ -67,7 +69,7 @@ static unsigned char *write_written(unsigned char *to, int64_t rev, int more, co
                                     int durable)
 {
     to = write_rev(write_head(to, id, 2 + more), rev);
-    return write_bytes(to, durable ? "\xa7" "durable\xc3" : "\xa7" "durable\xc2", 9);
+    return durable ? WRITE(to, PACKED_DURABLE "\xc3") : WRITE(to, PACKED_DURABLE "\xc2");
 }
 
 /* The reply to one step; for all that an MPUT puts, to any of them. */
@@ -96,13 +98,13 @@ static PyObject *mget_reply(const request *from)
     if (to == NULL)
         return NULL;
     to = write_head(to, &from->id, 2);
-    to = write_array_head(write_bytes(to, "\xa6values", 7), from->steps.count);
+    to = write_array_head(WRITE(to, PACKED_VALUES), from->steps.count);
     for (size_t i = 0; i < from->steps.count; i++) {
         const record *there = from->steps.at[i].there;
         to = there == NULL ? (*to = 0xc0, to + 1)
                            : write_bytes(to, record_value(there), there->value_size);
     }
-    to = write_array_head(write_bytes(to, "\xa4revs", 5), from->steps.count);
+    to = write_array_head(WRITE(to, PACKED_REVS), from->steps.count);
     for (size_t i = 0; i < from->steps.count; i++) {
         const record *there = from->steps.at[i].there;
         to = write_uint(to, there == NULL ? 0 : (uint64_t)there->rev);
@@ -129,7 +131,7 @@ static PyObject *txn_reply(const run *r, const request *from, const span *id, in
     unsigned char *to = draft_begin(&d, most);
     if (to == NULL)
         return NULL;
-    to = write_bytes(write_written(to, rev, 1, id, durable), "\xa7results", 8);
+    to = WRITE(write_written(to, rev, 1, id, durable), PACKED_RESULTS);
     to = write_array_head(to, from->steps.count);
     for (size_t i = 0; i < from->steps.count; i++)
         to = write_answer(to, r, &from->steps.at[i], &no_id, durable);

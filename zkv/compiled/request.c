@@ -7,15 +7,17 @@
 
 #include <stdlib.h>
 
-enum { MOST_SESSION = 64, DIGEST_BYTES = 8 }; /* bytes */
+enum { DIGEST_BYTES = 8 };
 static const uint64_t MOST_SEQ = 1ULL << 62;
 
-enum field {
-    OP = 1, KEY = 2, VALUE = 4, BY = 8, /* of a step */
-    ID = 16, SESSION = 32, SEQ = 64,    /* of any request */
-    KEYS = 128, ITEMS = 256, IF = 512, TXN_OPS = 1024, /* lists */
+#define NUMBER_OF_FIELD(field, name) NUMBER_##field,
+enum { LANE_FIELDS(NUMBER_OF_FIELD) };
+#define BIT_OF_FIELD(field, name) field = 1 << NUMBER_##field,
+enum field { LANE_FIELDS(BIT_OF_FIELD) };
+enum {
+    OF_A_STEP = FIELD_OP | FIELD_KEY | FIELD_VALUE | FIELD_BY,
+    ONCE = FIELD_SESSION | FIELD_SEQ,
 };
-enum { OF_A_STEP = OP | KEY | VALUE | BY, ONCE = SESSION | SEQ };
 
 #define NAME(text) text, sizeof text - 1
 
@@ -26,12 +28,8 @@ static const struct {
     unsigned must, may;
 } ops[OPS] = {
     [NONE] = {NAME(""), 0, 0},
-    [GET] = {NAME("GET"), OP | KEY, ID},
-    [PUT] = {NAME("PUT"), OP | KEY | VALUE, ID | ONCE},
-    [INCR] = {NAME("INCR"), OP | KEY, BY | ID | ONCE},
-    [MGET] = {NAME("MGET"), OP | KEYS, ID},
-    [MPUT] = {NAME("MPUT"), OP | ITEMS, ID | ONCE},
-    [TXN] = {NAME("TXN"), OP | TXN_OPS, IF | ID | ONCE},
+#define RULES_OF_OP(op, name, must, may) [op] = {NAME(name), must, may},
+    LANE_OPS(RULES_OF_OP)
 };
 
 const char *op_name(enum op op) { return ops[op].name; }
@@ -40,23 +38,15 @@ static int is(const span *text, const char *what, size_t size)
 {
     return text->size == size && memcmp(text->at, what, size) == 0;
 }
-#define IS(text, literal) is(text, NAME(literal))
 
 /* One by one, for comparing with what is known here takes no call. */
 static unsigned to_field(const span *name)
 {
-    return IS(name, "op")        ? OP
-           : IS(name, "key")     ? KEY
-           : IS(name, "value")   ? VALUE
-           : IS(name, "by")      ? BY
-           : IS(name, "id")      ? ID
-           : IS(name, "session") ? SESSION
-           : IS(name, "seq")     ? SEQ
-           : IS(name, "keys")    ? KEYS
-           : IS(name, "items")   ? ITEMS
-           : IS(name, "if")      ? IF
-           : IS(name, "ops")     ? TXN_OPS
-                                 : 0;
+#define IF_FIELD(field, known) \
+    if (is(name, NAME(known))) \
+        return field;
+    LANE_FIELDS(IF_FIELD)
+    return 0;
 }
 
 static enum op to_op(const span *name)
@@ -121,7 +111,7 @@ static int read_id(reader *r, span *id)
 
 static int read_session(reader *r, span *session)
 {
-    return read_text(r, session) && session->size > 0 && session->size <= MOST_SESSION;
+    return read_text(r, session) && session->size > 0 && session->size <= MAX_SESSION_BYTES;
 }
 
 static int read_seq(reader *r, uint64_t *seq)
@@ -131,9 +121,9 @@ static int read_seq(reader *r, uint64_t *seq)
 
 static int read_field_of_step(const Lane *self, reader *r, enum field field, step *to)
 {
-    return field == OP    ? read_op(r, &to->op)
-           : field == KEY ? read_key(self, r, to)
-           : field == BY  ? read_int(r, &to->number)
+    return field == FIELD_OP    ? read_op(r, &to->op)
+           : field == FIELD_KEY ? read_key(self, r, to)
+           : field == FIELD_BY  ? read_int(r, &to->number)
                           : read_value(self, r, &to->value);
 }
 
@@ -179,14 +169,14 @@ static int read_condition(const Lane *self, reader *r, step *to)
 
 static int read_step(Lane *self, reader *r, enum field list, step *to)
 {
-    to->op = list == KEYS ? GET : list == ITEMS ? PUT : NONE;
+    to->op = list == FIELD_KEYS ? GET : list == FIELD_ITEMS ? PUT : NONE;
     to->number = 1; /* An INCR adds that. */
     switch (list) {
-    case KEYS:
+    case FIELD_KEYS:
         return read_key(self, r, to);
-    case ITEMS:
+    case FIELD_ITEMS:
         return read_key(self, r, to) && read_value(self, r, &to->value);
-    case IF:
+    case FIELD_IF:
         return read_condition(self, r, to);
     default:
         return read_fields(self, r, to, NULL);
@@ -207,8 +197,8 @@ static int reserve(step_list *self, size_t count)
 static int read_list(Lane *self, reader *r, enum field list, step_list *room, step_list *to)
 {
     uint32_t count;
-    if (!(list == ITEMS ? read_map(r, &count) : read_array(r, &count)) ||
-        (count == 0 && list != IF) || count > (size_t)self->max_batch || !reserve(room, count))
+    if (!(list == FIELD_ITEMS ? read_map(r, &count) : read_array(r, &count)) ||
+        (count == 0 && list != FIELD_IF) || count > (size_t)self->max_batch || !reserve(room, count))
         return 0;
     *to = (step_list){room->at, count};
     for (uint32_t i = 0; i < count; i++)
@@ -219,10 +209,10 @@ static int read_list(Lane *self, reader *r, enum field list, step_list *room, st
 
 static int read_field_of_request(Lane *self, reader *r, enum field field, request *to)
 {
-    return field == ID        ? read_id(r, &to->id)
-           : field == SESSION ? read_session(r, &to->session)
-           : field == SEQ     ? read_seq(r, &to->seq)
-           : field == IF      ? read_list(self, r, field, &self->conditions, &to->conditions)
+    return field == FIELD_ID        ? read_id(r, &to->id)
+           : field == FIELD_SESSION ? read_session(r, &to->session)
+           : field == FIELD_SEQ     ? read_seq(r, &to->seq)
+           : field == FIELD_IF      ? read_list(self, r, field, &self->conditions, &to->conditions)
                               : read_list(self, r, field, &self->steps, &to->steps);
 }
 
@@ -264,21 +254,21 @@ static void hash_step(hasher *h, const step *of)
 {
     switch (of->op) {
     case GET:
-        HASH(h, "\x82\xa2op\xa3GET\xa3key");
+        HASH(h, "\x82" PACKED_OP "\xa3GET" PACKED_KEY);
         hash_text(h, &of->key);
         break;
     case PUT:
-        HASH(h, "\x83\xa2op\xa3PUT\xa3key");
+        HASH(h, "\x83" PACKED_OP "\xa3PUT" PACKED_KEY);
         hash_text(h, &of->key);
-        HASH(h, "\xa5value");
+        HASH(h, PACKED_VALUE);
         hash_add(h, of->value.at, of->value.size);
         break;
     default:
         hash_add(h, of->number == 1 ? "\x82" : "\x83", 1);
-        HASH(h, "\xa2op\xa4INCR\xa3key");
+        HASH(h, PACKED_OP "\xa4INCR" PACKED_KEY);
         hash_text(h, &of->key);
         if (of->number != 1) {
-            HASH(h, "\xa2" "by");
+            HASH(h, PACKED_BY);
             hash_int(h, of->number);
         }
     }
@@ -286,7 +276,7 @@ static void hash_step(hasher *h, const step *of)
 
 static void hash_conditions(hasher *h, const step_list *conditions)
 {
-    HASH(h, "\xa2if");
+    HASH(h, PACKED_IF);
     hash_array_head(h, conditions->count);
     for (size_t i = 0; i < conditions->count; i++) {
         HASH(h, "\x92");
@@ -298,10 +288,10 @@ static void hash_conditions(hasher *h, const step_list *conditions)
 static void hash_txn(hasher *h, const request *from)
 {
     hash_add(h, from->conditions.count ? "\x83" : "\x82", 1);
-    HASH(h, "\xa2op\xa3TXN");
+    HASH(h, PACKED_OP "\xa3TXN");
     if (from->conditions.count)
         hash_conditions(h, &from->conditions);
-    HASH(h, "\xa3ops");
+    HASH(h, PACKED_OPS);
     hash_array_head(h, from->steps.count);
     for (size_t i = 0; i < from->steps.count; i++)
         hash_step(h, &from->steps.at[i]);
