@@ -13,16 +13,16 @@ again. The payload of an exactly-once request has further elements: ``session, s
 (str, int, bin, bin), what a repeat is answered from.
 
 The digest tells a request from another one under the same number. It has 8 bytes, and is made with
-BLAKE2b of that digest size (RFC 7693), without a key. H(x) is its 8 bytes over x, as a little-endian
-number; ``+`` puts bytes behind each other:
+BLAKE2b of that digest size (RFC 7693), without a key. H(x) is its 8 bytes over x, as a number with
+the lowest byte first; ``+`` puts bytes behind each other:
 
 - PUT with no further field than key and value: H("PUT" + key + value).
 - MPUT with no further field than its items: the sum of H("MPUT" + key + value) over the items,
   modulo 2^64, so that their order does not count.
-- Any other: H(fields), where fields is a msgpack map of ``op`` and what the request asks for, in the
-  order of the fields in `zkv.protocol.requests`; a field that is as by default is left out, and the
-  keys of an MPUT's items are in their own order. What is not asked for, but says how, is left out:
-  ``id``, ``session``, ``seq``, ``deadline``, ``durable``.
+- Any other: H(fields), where fields is a msgpack map of ``op`` and what the request asks for, in
+  the order of the fields in `zkv.protocol.requests`; a field that is as by default is left out, and
+  the keys of an MPUT's items are in their own order. What is not asked for, but says how, is left
+  out: ``id``, ``session``, ``seq``, ``deadline``, ``durable``.
 
 Keys and texts are packed as msgpack str with the shortest head, numbers likewise; values stand as
 the client has packed them. `zkv.protocol.codec.digest` and zkv/compiled/request.c make it.
