@@ -79,7 +79,11 @@ def eventually(condition: Callable[[], object], what: str, limit: float = LIMIT)
 
 def environment() -> dict[str, str]:
     """What a child process needs to run the code under test, wherever it runs."""
-    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+    return os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "",
+        "PYTHON_COLORS": "0",  # From 3.14 on argparse paints its usage, in terminals or by force.
+    }
 
 
 def zkv_command(*arguments: str) -> list[str]:
