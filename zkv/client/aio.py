@@ -27,7 +27,13 @@ import zmq
 
 from zkv.client import operations
 from zkv.client.codec import PLAIN, Codec
-from zkv.client.connection import Connection, Endpoints, SocketContext, check_timeout
+from zkv.client.connection import (
+    Connection,
+    Endpoints,
+    SocketContext,
+    check_timeout,
+    refuse_to_pickle,
+)
 from zkv.client.errors import (
     BadReplyError,
     ClosedError,
@@ -330,6 +336,8 @@ class AsyncClient(AsyncKeyspace):
 
     def __repr__(self) -> str:
         return f"<AsyncClient {self.endpoint}{' closed' if self._closed else ''}>"
+
+    __reduce__ = refuse_to_pickle
 
     @property
     def _client(self) -> AsyncClient:  # type: ignore[override]  # of a namespace, an attribute

@@ -33,7 +33,14 @@ import zmq
 
 from zkv.client import operations
 from zkv.client.codec import PLAIN, Codec
-from zkv.client.connection import Address, Connection, Endpoints, SocketContext, check_timeout
+from zkv.client.connection import (
+    Address,
+    Connection,
+    Endpoints,
+    SocketContext,
+    check_timeout,
+    refuse_to_pickle,
+)
 from zkv.client.errors import ClosedError
 from zkv.client.messages import READ_OPS, WRITE_OPS, bad_reply, check_answer
 from zkv.client.namespace import Keyspace
@@ -120,6 +127,8 @@ class Client(Keyspace):
 
     def __repr__(self) -> str:
         return f"<Client {self.endpoint}{' closed' if self._closed else ''}>"
+
+    __reduce__ = refuse_to_pickle
 
     @property
     def _client(self) -> Client:  # type: ignore[override]  # of a namespace, it is an attribute
