@@ -502,3 +502,16 @@ def test_what_has_connections_is_not_copied() -> None:
             for copier in (pickle.dumps, copy.deepcopy):
                 with pytest.raises(TypeError, match="cannot be pickled or copied, since it has"):
                     copier(each)
+
+
+def test_a_restart_between_two_requests_costs_none(kind: Kind) -> None:
+    """Not even one that is sent once, and comes before anybody had time to notice."""
+    with zkv.Server("tcp://127.0.0.1:*") as server, kind(server.endpoint) as kv:
+        for _ in range(10):
+            assert kv.call("PUT", key="k", value=1)["ok"] is True
+            server.stop()
+            server.start()
+            assert kv.call("PUT", key="k", value=1)["ok"] is True
+            server.stop()
+            server.start()
+            assert kv.put("k", 2) > 0

@@ -125,10 +125,14 @@ class Connection:
         """A file descriptor that tells when to `look`; None = there is nothing to be seen."""
         return None if self._monitor is None else int(self._monitor.getsockopt(zmq.FD))
 
-    def is_usable(self) -> bool:
-        """Whether a request may be sent, as far as is known; looked at now and then."""
+    def is_usable(self, surely: bool) -> bool:
+        """Whether a request may be sent.
+
+        Args:
+            surely: look now; else it may be known from a moment ago.
+        """
         now = time.monotonic()
-        if now - self._looked > LOOK_SECONDS:
+        if surely or now - self._looked > LOOK_SECONDS:
             self._looked = now
             self.look()
         return not self.over and not self.socket.closed
