@@ -414,7 +414,7 @@ def test_tools_reach_a_server_by_its_name(tmp_path: Path, words: list[str], name
 @pytest.mark.parametrize("feed", [5, "tcp://127.0.0.1:71092", "nonsense", b"tcp://127.0.0.1:1"])
 def test_a_feed_that_is_none_is_told(kind: Kind, feed: object) -> None:
     info = reply(ok=True, rev=1, feed=feed)
-    with Peer(info, info, afterwards=info) as peer:
+    with Peer(afterwards=info) as peer:
         with kind(peer.endpoint) as kv:
             if kind.loop is None:
                 with pytest.raises(BadReplyError, match="feed"):
