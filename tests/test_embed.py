@@ -150,6 +150,13 @@ def test_with_a_directory_everything_is_there_again(tmp_path: Path, fsync: Any) 
         assert client.ok(op="GET", key="k") == {"ok": True, "value": 2, "rev": 2}
 
 
+def test_a_directory_whose_name_is_no_text_is_told_as_far_as_it_goes(tmp_path: Path) -> None:
+    with zkv.Server(data_dir=tmp_path / "d\udcff") as server, zkv.Client(server.endpoint) as kv:
+        kv["k"] = 1
+        assert kv.info()["durability"]["data_dir"] == f"{tmp_path}/d\\xff"
+    assert (tmp_path / "d\udcff").is_dir()
+
+
 def test_clients_outside_of_the_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "zkv.cli.client", "-e"]
     with zkv.Server("inproc://inside", FREE_PORT) as server, connect(server) as client:

@@ -15,7 +15,7 @@ import itertools
 import os
 import threading
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import msgspec
 
@@ -101,6 +101,12 @@ class Server:
             if error is None:
                 raise
             error.add_note(str(failure))  # What went wrong first matters more.
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "Server cannot be pickled or copied, since it has threads and sockets: send its "
+            "endpoint, and make a client in the other process"
+        )
 
     def __repr__(self) -> str:
         where = self._settings.durability.data_dir

@@ -8,6 +8,7 @@ In between it is the one place that knows when a revision may be told to a clien
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -195,6 +196,9 @@ class Engine:
     def statistics(self) -> dict[str, Any]:
         """Settings, and counters and gauges of log and snapshots, for INFO."""
         settings: dict[str, Any] = msgspec.to_builtins(self.settings)
+        # A path may hold any bytes, a message only UTF-8.
+        path = os.fsencode(settings["data_dir"]).decode("utf-8", "backslashreplace")
+        settings["data_dir"] = path
         log = {"log_bytes": self._wal.bytes_written, "syncs": self._wal.syncs}
         return settings | log | self._persistence.statistics()
 

@@ -420,6 +420,49 @@ def test_nobody_there_is_no_answer_in_time(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["ping"], ["get", "k"], ["put", "k", "v"], ["scan"], ["watch"], ["top", "--json"],
+        ["export"], ["import", "FILE"],
+    ],
+    ids=lambda words: words[0],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("endpoint", "why"),
+    [
+        (NOWHERE, "connection refused"),
+        ("tcp://no-such-host.invalid:5555", "unknown host 'no-such-host.invalid'"),
+        ("ipc:///no/such/path", "there is no /no/such/path"),
+        ("ipc:///etc/hosts", "/etc/hosts is no socket"),
+    ],
+)
+def test_why_there_is_no_connection_is_said_at_once(
+    tmp_path: Path, words: list[str], endpoint: str, why: str
+) -> None:
+    """The timeout is longer than a test may take."""
+    file = tmp_path / "entries.jsonl"
+    file.write_text('{"key": "k", "value": 1}\n')
+    words = [str(file) if word == "FILE" else word for word in words]
+    assert_fails(run("-e", endpoint, "--timeout", "600", *words), 3, endpoint, why)
+
+
+def test_the_feed_is_told_from_the_server(server: ServerInProcess, cli: Cli) -> None:
+    feed = json.loads(cli("info", "--json").stdout)["feed"]
+    assert_fails(
+        run("-e", feed, "--timeout", "600", "ping"), 3, feed, "a change feed listens there"
+    )
+
+
+def test_an_end_that_does_not_save_does_not_invite_a_repeat() -> None:
+    refuse = reply(ok=False, code="READ_ONLY", message="full", retry=True, applied=False)
+    with Peer(refuse) as peer:
+        result = run("-e", peer.endpoint, "end")
+
+    assert_fails(result, 2, "READ_ONLY", "the server ends all the same")
+    assert b"later" not in result.stderr
+
+
+@pytest.mark.parametrize(
     "answer",
     [body(b"\xc1"), reply(ok=True, id=99), reply(ok=True), reply(ok=True, values=1)],
     ids=["no msgpack", "another id", "too few fields", "another type"],

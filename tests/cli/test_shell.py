@@ -63,6 +63,17 @@ def test_ctrl_c_stops_the_command_and_not_the_shell(
     shell.line("1")
 
 
+def test_it_says_at_its_start_that_nobody_is_there(tmp_path: Path) -> None:
+    with Terminal(tmp_path, "-e", NOWHERE, "--timeout", "600") as terminal:
+        terminal.expect("no connection to tcp://127.0.0.1:1: connection refused")
+        terminal.prompt()
+        terminal.type("ping\r")
+        terminal.expect("connection refused")
+        terminal.prompt()
+        terminal.press("d")
+        assert terminal.end()[1] == 0
+
+
 def test_a_server_that_is_away_does_not_end_the_shell(shell: Terminal) -> None:
     shell.type(f"ping --timeout 0.2 -e {NOWHERE}\r")
     shell.expect("no (reply|connection)")

@@ -145,12 +145,15 @@ class Broker:
             self._feed.ring()
 
     def statistics(self) -> dict[str, object]:
-        """Requests and times by op, failures by code, and what became of workers, since the start.
+        """Requests and times by op, failures by code, and by op, and what became of workers.
+
+        All since the start.
 
         A time counts to the reply, with what it waited for the disk: see `Service.latencies`.
         """
         latencies: dict[str, list[int]] = {}
         failures: Counter[str] = Counter()
+        by_op: dict[str, dict[str, int]] = {}
         with self._lock:
             services = list(self._buried)
             for worker in self._workers:
@@ -161,11 +164,15 @@ class Broker:
         for service in services:
             for op, counts in dict(service.latencies).items():
                 latencies[op] = list(map(add, latencies.get(op, repeat(0)), counts))
-            failures.update(dict(service.failures))
+            for (op, code), count in dict(service.failures).items():
+                failures[code] += count
+                of_op = by_op.setdefault(op, {})
+                of_op[code] = of_op.get(code, 0) + count
         return {
             "requests": {op: sum(counts) for op, counts in latencies.items()},
             "latencies": {op: trimmed(counts) for op, counts in latencies.items()},
             "failures": dict(failures),
+            "failures_by_op": by_op,
             "unroutable": unroutable,
             "workers_replaced": replaced,
             "mailbox": "plain" if FRAMES is PlainFrames else "compiled",

@@ -115,7 +115,7 @@ class Service:
         self.latencies: defaultdict[str, list[int]] = defaultdict(lambda: [0] * LATENCY_STEPS)
         """Op -> how many requests took how long, in `LATENCY_STEPS`, from decoding to encoding;
         those of a lane from when their batch was taken up."""
-        self.failures: Counter[str] = Counter()
+        self.failures: Counter[tuple[str, str]] = Counter()
 
     def answer(
         self, bodies: list[bytes | BadEnvelope]
@@ -211,7 +211,7 @@ class Service:
         result = "ok" if reply is not None else "replayed"
         if isinstance(reply, Failure):
             result = reply.code
-            self.failures[result] += 1
+            self.failures[op, result] += 1
         if self._write_log is not None:
             subject = None if request is None else request.subject()
             self._records.append(

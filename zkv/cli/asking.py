@@ -67,7 +67,7 @@ def carry_out(command: Command, session: Session, options: argparse.Namespace) -
     try:
         return command.run(session, options) if command.run else ask(command, session, options)
     except ZkvError as error:
-        raise failure(error) from error
+        raise failure(error, command.op) from error
 
 
 def ask(command: Command, session: Session, options: argparse.Namespace) -> int:
@@ -105,8 +105,8 @@ def reading(op: str) -> Iterator[None]:
         raise CommandError(FAILED, "the value is nested too deeply to be printed") from error
 
 
-def failure(error: ZkvError) -> CommandError:
-    """The exit status for ``error``, and what a person should know before trying again."""
+def failure(error: ZkvError, op: str = "") -> CommandError:
+    """The exit status for ``error`` of an op, and what to know before trying again."""
     from zkv.client import ClientError, NoReplyError, RefusedError
 
     status, hint = FAILED, ""
@@ -117,7 +117,9 @@ def failure(error: ZkvError) -> CommandError:
             status = NEGATIVE if error.code in NEGATIVE_CODES else FAILED
             if "index" in error.details:
                 hint = f"; at index {error.details['index']} of the transaction"
-            if error.retry:
+            if op == "END":
+                hint += "; the server ends all the same"
+            elif error.retry:
                 hint += "; it may succeed later"
     if isinstance(error, ClientError) and error.applied is None:
         hint = "; the request may have been carried out, or may yet be"

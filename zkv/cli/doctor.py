@@ -36,7 +36,7 @@ USAGE: Final = 2
 NO_ANSWER: Final = 3
 
 PROTOCOL: Final = 1
-PINGS: Final = 50
+PINGS: Final = 5
 SLOW: Final = 0.020
 """Seconds; a lock-step client does 50 requests a second then."""
 CLOCKS_APART: Final = 1.0
@@ -207,16 +207,20 @@ def check_failures(_client: Client, info: Info) -> Iterator[Finding]:
     """Has it met what it should not?"""
     stats = info["stats"]
     failures = stats["failures"]
-    if refused := failures.get("READ_ONLY", 0):
+    advice = "look for a full or failing disk, in the server's log and the system's"
+    by_op = stats.get("failures_by_op", {})
+    unsaved = sum(by_op.get(op, {}).get("READ_ONLY", 0) for op in ("SNAPSHOT", "END"))
+    if unsaved:
+        yield Finding(ACT, "snapshots", f"{unsaved:,} could not be written when asked for", advice)
+    if refused := failures.get("READ_ONLY", 0) - unsaved:
         yield Finding(
-            ACT, "writes", f"{refused:,} were refused because the log could not be written",
-            "look for a full or failing disk, in the server's log and the system's",
+            ACT, "writes", f"{refused:,} were refused because the log could not be written", advice
         )  # fmt: skip
     bugs = failures.get("INTERNAL", 0) + stats["workers_replaced"]
     if bugs:
         advice = "the server's log has tracebacks: report them"
         yield Finding(ACT, "bugs", f"it has met {bugs:,} since its start", advice)
-    if not refused and not bugs:
+    if not refused and not unsaved and not bugs:
         yield Finding(FINE, "failures", "no write refused for the disk, no bug met")
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from zkv.client import Client
 
 INTERVAL: Final = 1.0
+PAUSE: Final = 0.5
+"""Seconds before a server that did not answer is asked again."""
 HEADINGS: Final = (
     "requests/s", "reads/s", "writes/s", "failures/s", "p50 ms", "p99 ms", "cpu %", "rss MiB",
     "keys", "revision", "log MiB/s", "syncs/s", "sessions",
@@ -120,6 +122,7 @@ def _live(client: Client, interval: float, limit: int | None) -> None:
                 return
             except ZkvError as error:
                 live.update(f"{failure(error)}; trying again", refresh=True)
+                time.sleep(PAUSE)
                 samples = _intervals(client, interval, limit)
 
 
