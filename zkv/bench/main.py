@@ -23,6 +23,7 @@ from zkv.bench.result import Result
 from zkv.bench.servers import POLICIES, TRANSPORTS, Running
 from zkv.bench.workload import YCSB, Workload
 from zkv.defaults import DEFAULT_ENDPOINT
+from zkv.streams import complain, guarded
 
 WRONG: Final = 1
 NOT_DONE: Final = 2
@@ -57,20 +58,17 @@ examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    return guarded("zkv-bench", NOT_DONE, lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     command, words = (words[0], words[1:]) if words[:1] and words[0] in COMMANDS else ("", words)
     try:
-        status = _command(command)(words)
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:  # Whoever reads has enough; Python would complain at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _command(command)(words)
+    except BenchError as error:
+        complain("zkv-bench", str(error))
         return NOT_DONE
-    except (BenchError, OSError) as error:
-        print(f"zkv-bench: {error}", file=sys.stderr)
-        return NOT_DONE
-    except KeyboardInterrupt:
-        return 130
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
@@ -180,6 +178,7 @@ def _compare(words: list[str]) -> int:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw both: PNG or SVG")
     options = parser.parse_args(words)
     if options.plot:
+        result.check_target(options.plot)
         plot.check(options.plot)
     a, b = result.load(options.a), result.load(options.b)
     print(show.compare(a, b))
@@ -262,8 +261,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _check(parser: Parser, options: argparse.Namespace) -> None:
     """What one option cannot know by itself."""
     for path in filter(None, (options.json, options.csv, options.plot)):
-        if not os.access(path.parent, os.W_OK):  # Now, and not when everything is measured.
-            raise BenchError(f"{path}: there is no such directory, or it cannot be written to")
+        result.check_target(path)
     if options.plot:
         plot.check(options.plot)
     is_inside = options.start == "inproc"

@@ -24,11 +24,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
-import msgspec
 from msgspec import Struct, field
 
 from zkv.bench import generator, result, servers, show
-from zkv.bench.connections import BenchError
 from zkv.bench.generator import Job
 from zkv.bench.result import Machine
 from zkv.bench.servers import Running
@@ -162,6 +160,8 @@ def main(words: list[str]) -> int:
     ]
     if not chosen:
         parser.error(f"--only: nobody is called {options.only}")
+    if options.json:
+        result.check_target(options.json)
     record = compete(
         chosen, options.rounds, options.seconds, options.keys, options.value_bytes,
         " ".join(["zkv-bench peers", *words]),
@@ -174,12 +174,7 @@ def main(words: list[str]) -> int:
 
 def load(path: Path) -> Peers:
     """Read a record. Raises BenchError."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Peers)
-    except OSError as error:
-        raise BenchError(f"{path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
-        raise BenchError(f"{path}: not written by zkv-bench peers --json: {error}") from error
+    return result.read(path, Peers, "zkv-bench peers --json")
 
 
 # --- measuring -------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
 from typing import Final
 
 from zkv.cli.arguments import COMMANDS, UsageError, parse
@@ -17,6 +18,7 @@ from zkv.cli.asking import Session, carry_out
 from zkv.cli.output import FAILED, CommandError, complain, is_terminal, paint, print_result, write
 from zkv.cli.view import duration
 from zkv.cli.words import split
+from zkv.reading import MARK
 
 INTERRUPTED: Final = 130
 LEAVING: Final = frozenset({"exit", "quit"})
@@ -64,15 +66,15 @@ class Shell:
         return 0
 
     def _read(self) -> int:
-        if sys.stdin is None:
-            raise CommandError(FAILED, "no command given; see zkv-cli --help")
         first_failure, text = 0, ""
-        while not self._is_over and (line := sys.stdin.buffer.readline()):
-            text += line.decode("utf-8", "surrogateescape")
+        for line in _lines():
+            text += line
             if split(text).is_whole:
                 status = self._carry_out(text)
                 first_failure = first_failure or status or 0
                 text = ""
+                if self._is_over:
+                    break
         if text.strip() and not self._is_over:
             complain(f"the last line is not ended: {text.strip()[:60]}")
             first_failure = first_failure or FAILED
@@ -116,6 +118,19 @@ class Shell:
             self._options = options
             return None
         return carry_out(command, self._session, options)
+
+
+def _lines() -> Iterator[str]:
+    """The lines of standard input. Raises CommandError."""
+    if sys.stdin is None:
+        raise CommandError(FAILED, "no command given; see zkv-cli --help")
+    mark = MARK
+    try:
+        while line := sys.stdin.buffer.readline():
+            yield line.removeprefix(mark).decode("utf-8", "surrogateescape")
+            mark = b""
+    except OSError as error:
+        raise CommandError(FAILED, f"standard input: {error.strerror or error}") from error
 
 
 def _help() -> None:

@@ -52,8 +52,20 @@ def pack_request(
     try:
         body = msgpack.packb(request, default=codec.default)
     except UnicodeEncodeError:  # With surrogates, which takes twice the time for every str.
-        body = msgpack.packb(request, default=codec.default, unicode_errors=STR_ERRORS)
+        body = _pack_surrogates(request, codec)
     check_size(body)
+    return body
+
+
+def _pack_surrogates(request: dict[str, Any], codec: Codec) -> bytes:
+    """A request with surrogates, those of bytes that are no UTF-8. Raises ValueError for others."""
+    try:
+        body: bytes = msgpack.packb(request, default=codec.default, unicode_errors=STR_ERRORS)
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        raise ValueError(
+            f"a str holds U+{code:04X}: surrogates are no characters, and cannot be stored"
+        ) from None
     return body
 
 
