@@ -196,7 +196,7 @@ def _part(
                 file.truncate(end)
                 file.seek(end)
                 after = after if key is None else key
-            else:
+            elif part.exists():  # Else there is no room for it, and none for a state.
                 asked.keep()
             yield file, after
         asked.remove()
