@@ -557,11 +557,11 @@ def test_a_part_that_has_changed_is_not_gone_on_with(
     server: ServerInProcess, client: Raw, tmp_path: Path, form: str
 ) -> None:
     part = begun(server, client, tmp_path, form)
-    one = (
-        (lambda key: pack({"key": key, "value": 1}))
-        if form == "msgpack"
-        else (lambda key: lines({"key": key, "value": 1}))
-    )
+
+    def one(key: str) -> bytes:
+        record = {"key": key, "value": 1}
+        return pack(record) if form == "msgpack" else lines(record)
+
     command = ["-e", server.endpoint, "export", str(tmp_path / f"file.{form}"), "--resume"]
     for keys in (["b1"], ["a3", "a2"], ["a1", "a1"], ["a1", "b", "a2"]):
         part.write_bytes(b"".join(map(one, keys)))
@@ -576,18 +576,16 @@ def names(directory: Path) -> list[str]:
 
 
 def begun(server: ServerInProcess, client: Raw, tmp_path: Path, form: str) -> Path:
-    """The part of an export of the prefix ``a`` that was not finished."""
-    client.ok(op="MPUT", items={f"a{number}": 1 for number in range(10)})
-    file, part = tmp_path / f"file.{form}", tmp_path / f"file.{form}.part"
-    os.mkfifo(part)  # So that it fails; what it has kept is what one that fails later keeps.
-    whole = run("-e", server.endpoint, "export", "--prefix", "a", "--format", form).stdout
-    assert run("-e", server.endpoint, "export", str(file), "--prefix", "a").returncode == 2
-    part.unlink()
-    state = {
-        "server": server.endpoint, "format": form, "prefix": "a", "after": None, "rev": 1,
-    }  # fmt: skip
-    part.with_name(f"{part.name}.state").write_text(json.dumps(state))
-    part.write_bytes(whole[: len(whole) // 2])
+    """The part of an export of the prefix ``a`` that was not finished: the disk was full."""
+    client.ok(op="MPUT", items={f"a{number:03}": 1 for number in range(1000)})
+    failed = run_in_bash(
+        f"ulimit -f 8; zkv-cli export --prefix a {tmp_path}/file.{form}",
+        ZKV_ENDPOINT=server.endpoint,
+    )
+    assert failed.returncode == 2
+    assert b"File too large" in failed.stderr
+    part = tmp_path / f"file.{form}.part"
+    assert part.stat().st_size == 8192
     return part
 
 
