@@ -471,6 +471,7 @@ def test_the_state_of_an_import_to_another_store_is_refused(
         state.write_text(json.dumps(kept))
         gone_back = run("-e", another.endpoint, "import", str(file), "--resume", str(state))
         assert_fails_of(gone_back, "another store", "has 0")
+    state.write_text(json.dumps(kept | {"server": server.endpoint}))
     packed = ["import", str(file), "--resume", str(state), "--format", "msgpack"]
     assert_fails_of(run("-e", server.endpoint, *packed), "of format 'json'")
 
