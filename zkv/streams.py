@@ -6,6 +6,7 @@ it comes to this; here is what may happen anywhere, and what nobody has thought 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -32,7 +33,7 @@ def guarded(tool: str, failed: int, main: Callable[[], int]) -> int:
     Raises:
         SystemExit: as ``main`` does, with everything printed.
     """
-    _occupy_descriptors()
+    _prepare()
     try:
         return _printed(main)
     except BrokenPipeError:
@@ -49,7 +50,7 @@ def guarded(tool: str, failed: int, main: Callable[[], int]) -> int:
     except MemoryError:
         message = "out of memory"
     except Exception as error:
-        message = _bug(error)
+        message = bug(error)
     complain(tool, message)
     return failed
 
@@ -59,29 +60,33 @@ def _printed(main: Callable[[], int]) -> int:
     try:
         status = main()
     except SystemExit:
+        error_text("")  # What argparse has not got rid of.
         _flush()
         raise
     _flush()
     return status
 
 
-def _bug(error: Exception) -> str:
+def bug(error: Exception) -> str:
     """What nobody has thought of, in a line that can be reported."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(frame.filename).name}:{frame.lineno}"
     return f"a bug, please report it: {type(error).__name__} at {place}: {error!s:.200}"
 
 
-def _occupy_descriptors() -> None:
-    """Have a closed standard stream lead nowhere: else what is opened next gets its descriptor.
+def _prepare() -> None:
+    """Have a closed standard stream lead nowhere.
 
-    Then whoever writes to descriptor 2, as the log does, would write into a file or a socket.
+    Else what is opened next would get its descriptor: whoever writes to descriptor 2, as the log
+    does, would write into a file or a socket.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # It gets the lowest that is free: this one.
+    if isinstance(sys.stdout, io.TextIOWrapper):  # A name that no terminal can show is no fault.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if sys.stderr is None:  # Not everything that complains looks.
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="replace", closefd=False)
 
@@ -105,11 +110,22 @@ def write(data: bytes) -> None:
         raise OutputError(error.errno, error.strerror) from error
 
 
+def say(text: str) -> None:
+    """Print lines of text. Raises as `write` does."""
+    if sys.stdout is None:
+        raise OutputError(None, "standard output is closed")
+    _print(f"{text}\n")
+
+
 def _flush() -> None:
     """Print what is still buffered. Raises as `write` does."""
-    if sys.stdout is None or sys.stdout.closed:
-        return
+    if sys.stdout is not None and not sys.stdout.closed:
+        _print("")
+
+
+def _print(text: str) -> None:
     try:
+        sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         raise
@@ -128,13 +144,13 @@ def forget(stream: TextIO | None) -> None:
 
 def complain(tool: str, message: str) -> None:
     """Print one line to standard error, if that takes any."""
-    error_line(" ".join([f"{tool}:", *message.splitlines()]))
+    error_text(" ".join([f"{tool}:", *message.splitlines()]) + "\n")
 
 
-def error_line(line: str) -> None:
-    """Print a line to standard error as it is, if that takes any; the exit status still tells."""
+def error_text(text: str) -> None:
+    """Print text to standard error as it is, if that takes any; the exit status still tells."""
     try:
-        sys.stderr.write(f"{line}\n")
+        sys.stderr.write(text)
         sys.stderr.flush()
     except OSError:
         forget(sys.stderr)

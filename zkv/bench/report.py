@@ -17,6 +17,7 @@ from zkv.bench import peers, plot, result
 from zkv.bench.connections import BenchError
 from zkv.bench.peers import Peers
 from zkv.reading import BadTextError, decode, read_file
+from zkv.streams import say
 from zkv.writing import Target
 
 BLOCK: Final = re.compile(
@@ -50,7 +51,7 @@ def main(words: list[str]) -> int:
     with Target(options.document).open() as file:
         file.write(filled.encode())
     plot.bars(panels(record), picture)
-    print(f"{options.document} and {picture} are written")
+    say(f"{options.document} and {picture} are written")
     return 0
 
 

@@ -73,10 +73,10 @@ def write(data: bytes) -> None:
 def complain(message: str) -> None:
     """Print one line to standard error, if that takes any."""
     name = paint("zkv-cli:", "bad", sys.stderr)
-    streams.error_line(" ".join([name, *message.splitlines()]))
+    streams.error_text(" ".join([name, *message.splitlines()]) + "\n")
 
 
 def note(message: str) -> None:
     """Print to standard error what is no fault: `complain`, without alarm."""
     line = " ".join(["zkv-cli:", *message.splitlines()])
-    streams.error_line(paint(line, "dim", sys.stderr))
+    streams.error_text(paint(line, "dim", sys.stderr) + "\n")
