@@ -54,11 +54,11 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
     parser = _add(verbs, "backup", _backup, "copy the data of a server, running or not", BACKUP)
     _add_directory(parser)
-    parser.add_argument("target", type=Path, metavar="TARGET", help="absent or empty")
+    parser.add_argument("target", type=_path, metavar="TARGET", help="absent or empty")
 
     parser = _add(verbs, "restore", _restore, "make a data directory from a backup", RESTORE)
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="the backup")
-    parser.add_argument("directory", type=Path, metavar="DIR", help="absent or empty")
+    parser.add_argument("source", type=_path, metavar="SOURCE", help="the backup")
+    parser.add_argument("directory", type=_path, metavar="DIR", help="absent or empty")
 
 
 CHECK = """\
@@ -102,12 +102,18 @@ def _add(
 
 
 def _add_directory(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", type=Path, metavar="DIR", help="the data directory")
+    parser.add_argument("directory", type=_path, metavar="DIR", help="the data directory")
+
+
+def _path(word: str) -> Path:
+    if "\0" in word:
+        raise argparse.ArgumentTypeError(f"{word!r} holds a NUL character")
+    return Path(word)
 
 
 def _revision(word: str) -> int:
-    if not (word.isascii() and word.isdigit()):
-        raise argparse.ArgumentTypeError(f"{word!r} is no revision")
+    if not (word.isascii() and word.isdigit() and len(word) < 20):
+        raise argparse.ArgumentTypeError(f"{word[:40]!r} is no revision")
     return int(word)
 
 
