@@ -20,6 +20,7 @@ from tests.cli.test_commands import COMMAND, assert_fails, run, run_in_bash
 from tests.support import FREE_PORT, LIMIT, ROOT, Raw, ServerInProcess, environment, eventually
 from zkv.bench.main import main as bench_main
 from zkv.bench.report import BLOCK
+from zkv.cli import prompt
 from zkv.cli.client import main as client_main
 
 ENTRY: Final = b'{"key": "a", "value": 1, "rev": 1}\n'
@@ -315,3 +316,32 @@ def test_a_report_is_written_into_a_link(tmp_path: Path) -> None:
     assert link.is_symlink()
     assert mode(document) == 0o600
     assert "lock-step" in document.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["new", "readable", "link", "device", "pipe"])
+def test_the_history_of_the_shell_is_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Where its name leads to what is no file, it is kept in memory, and that is left as it is."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    file = tmp_path / "zkv" / "history"
+    file.parent.mkdir()
+    if kind == "readable":
+        file.write_bytes(b"")
+        file.chmod(0o644)
+    elif kind == "link":
+        file.symlink_to(tmp_path / "elsewhere")
+    elif kind == "device":
+        make_device(file, 3)
+    elif kind == "pipe":
+        os.mkfifo(file)
+    before = None if not file.exists() else mode(file)
+
+    prompt._history().append_string("put secret 1")
+
+    if kind in {"device", "pipe"}:
+        assert mode(file) == before
+    else:
+        assert mode(file) == 0o600
+        assert b"put secret 1" in file.read_bytes()
+    assert file.is_symlink() is (kind == "link")
