@@ -6,6 +6,7 @@ it comes to this; here is what may happen anywhere, and what nobody has thought 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -86,7 +87,8 @@ def _prepare() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # It gets the lowest that is free: this one.
     if isinstance(sys.stdout, io.TextIOWrapper):  # A name that no terminal can show is no fault.
-        sys.stdout.reconfigure(errors="backslashreplace")
+        with contextlib.suppress(OSError):  # It looks where a file is; a pipe has no such place.
+            sys.stdout.reconfigure(errors="backslashreplace")
     if sys.stderr is None:  # Not everything that complains looks.
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="replace", closefd=False)
 
