@@ -16,6 +16,7 @@ from msgspec import Meta, Struct, field
 from zkv.defaults import DEFAULT_ENDPOINT
 from zkv.endpoint import check_to_bind
 from zkv.errors import ConfigError
+from zkv.reading import BadTextError, decode, read_file
 
 Positive = Annotated[int, Meta(ge=1, le=2**62)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
@@ -86,11 +87,15 @@ def load(path: Path) -> Settings:
         ConfigError: the file cannot be read, is no TOML, or holds a bad setting.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(decode(read_file(path)))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, BadTextError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{path}: not TOML: it is nested too deeply") from None
+    except ValueError:  # Of a number with thousands of digits, which Python does not read.
+        raise ConfigError(f"{path}: not TOML: an int has more than 64 bits") from None
     return build(table, source=str(path))
 
 

@@ -119,8 +119,8 @@ def test_a_refused_snapshot_is_no_refused_write(
     assert found["snapshots"].level == "todo"
 
 
-def test_it_asks_for_little(server: ServerInProcess) -> None:
-    examine("-e", server.endpoint)
+def test_it_asks_for_little(well: Examine, server: ServerInProcess) -> None:
+    well("-e", server.endpoint)
     with Client(server.endpoint) as client:
         requests = client.info()["stats"]["requests"]
 

@@ -68,6 +68,8 @@ def carry_out(command: Command, session: Session, options: argparse.Namespace) -
         return command.run(session, options) if command.run else ask(command, session, options)
     except ZkvError as error:
         raise failure(error, command.op) from error
+    except OverflowError as error:
+        raise CommandError(FAILED, "an int has more than 64 bits") from error
 
 
 def ask(command: Command, session: Session, options: argparse.Namespace) -> int:

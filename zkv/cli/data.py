@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import resource
 import sys
 import time
@@ -25,6 +24,7 @@ from zkv.durability.layout import Layout
 from zkv.durability.picture import Picture, require_data
 from zkv.errors import ZkvError
 from zkv.keyspace.change import REMOVALS
+from zkv.streams import complain, forget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from zkv.keyspace import Change, Commit, Entry
 
 FAULT = 1
-INTERRUPTED = 130
-NOBODY_READS = 141
+LONGEST_ANSWER = 100
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -55,11 +54,11 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
     parser = _add(verbs, "backup", _backup, "copy the data of a server, running or not", BACKUP)
     _add_directory(parser)
-    parser.add_argument("target", type=Path, metavar="TARGET", help="absent or empty")
+    parser.add_argument("target", type=_path, metavar="TARGET", help="absent or empty")
 
     parser = _add(verbs, "restore", _restore, "make a data directory from a backup", RESTORE)
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="the backup")
-    parser.add_argument("directory", type=Path, metavar="DIR", help="absent or empty")
+    parser.add_argument("source", type=_path, metavar="SOURCE", help="the backup")
+    parser.add_argument("directory", type=_path, metavar="DIR", help="absent or empty")
 
 
 CHECK = """\
@@ -103,12 +102,18 @@ def _add(
 
 
 def _add_directory(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", type=Path, metavar="DIR", help="the data directory")
+    parser.add_argument("directory", type=_path, metavar="DIR", help="the data directory")
+
+
+def _path(word: str) -> Path:
+    if "\0" in word:
+        raise argparse.ArgumentTypeError(f"{word!r} holds a NUL character")
+    return Path(word)
 
 
 def _revision(word: str) -> int:
-    if not (word.isascii() and word.isdigit()):
-        raise argparse.ArgumentTypeError(f"{word!r} is no revision")
+    if not (word.isascii() and word.isdigit() and len(word) < 20):
+        raise argparse.ArgumentTypeError(f"{word[:40]!r} is no revision")
     return int(word)
 
 
@@ -124,12 +129,11 @@ def _run(action: Callable[[argparse.Namespace], int], options: argparse.Namespac
     except ZkvError as error:
         return _complain(str(error))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return NOBODY_READS
+        raise
     except OSError as error:
+        if error.filename is None:
+            forget(sys.stdout)
         return _complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        return INTERRUPTED
     return status
 
 
@@ -159,8 +163,7 @@ def _say(line: str) -> None:
 
 
 def _complain(message: str) -> int:
-    if sys.stderr is not None:
-        sys.stderr.buffer.write(to_bytes(f"zkv: {message}"))
+    complain("zkv", message)
     return FAULT
 
 
@@ -253,7 +256,13 @@ def _say_plan(plan: Plan, layout: Layout, name: str) -> None:
 def _ask(question: str) -> bool:
     sys.stdout.write(question)
     sys.stdout.flush()
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+    if sys.stdin is None:
+        return False
+    try:
+        answer = sys.stdin.buffer.readline(LONGEST_ANSWER)
+    except OSError:  # It cannot be read: nobody has said yes.
+        return False
+    return answer.strip().lower() in {b"y", b"yes"}
 
 
 # dump. --------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ Checks go from the outside in: the endpoint, then what PING and INFO tell, then 
 machine can see. Each gives findings, a line each: what is so, and where something should be done,
 what. A check never writes to the store.
 
-Exit status: 0 nothing to be done; 1 something should be; 2 usage; 3 no answer in time.
+Exit status: 0 nothing to be done; 1 something should be; 2 usage, or what was found
+cannot be printed; 3 no answer in time.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from zkv.cli.view import duration, size
 from zkv.client import Client, ClientError, NoReplyError, RetryPolicy, UnavailableError
 from zkv.defaults import DEFAULT_ENDPOINT
 from zkv.endpoint import check_option
+from zkv.streams import complain, write
 
 FINE: Final = "ok"
 TELL: Final = "note"
@@ -115,10 +117,8 @@ def run(options: argparse.Namespace) -> int:
         _print(Finding(ACT, "answers", str(error), advice), options.json)
         return WRONG
     except ValueError as error:
-        print(f"zkv: {error}", file=sys.stderr)
+        complain("zkv", str(error))
         return USAGE
-    except KeyboardInterrupt:
-        return 130
     return status
 
 
@@ -384,5 +384,4 @@ def _print(finding: Finding, as_json: bool) -> None:
         line = f"{level}  {finding.subject:10}  {finding.text}"
         if finding.advice:
             line += f"\n{'':18}-> {finding.advice}"
-    sys.stdout.buffer.write(to_bytes(line))
-    sys.stdout.buffer.flush()
+    write(to_bytes(line))

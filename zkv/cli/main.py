@@ -22,6 +22,7 @@ from zkv.collector import collecting
 from zkv.errors import StartupError
 from zkv.log import Log
 from zkv.server import Event, Server
+from zkv.streams import complain, guarded
 
 FAILED = 1
 NOT_STARTED = 2
@@ -30,12 +31,16 @@ BESIDE = "tcp://127.0.0.1:*"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    return guarded("zkv", NOT_STARTED, lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
     except StartupError as error:
-        print(f"zkv: {error}", file=sys.stderr)
+        complain("zkv", str(error))
         return NOT_STARTED
 
 

@@ -24,6 +24,8 @@ def run(session: Session, options: argparse.Namespace) -> int:
     left = options.limit
     if left is not None and left < 1:
         raise CommandError(FAILED, f"--limit is a number from 1, and not {left}")
+    if options.since is not None and not 0 <= options.since < 2**63:
+        raise CommandError(FAILED, f"--since is a revision, and not {str(options.since)[:40]}")
     client = session.client(options)
     for page in follow(client, options.prefix or "", options.since, note):
         printed = page[:left]
