@@ -148,6 +148,7 @@ class _Parser(argparse.ArgumentParser):
         missing = message.removeprefix("the following arguments are required: ")
         if missing != message:
             message = f"missing {missing}: zkv-cli {self.synopsis}"
+        message = message.replace("unrecognized arguments: -- ", "unrecognized arguments: ")
         hint = hints.find(message, self.typed, COMMANDS)
         leftover = message.removeprefix("unrecognized arguments: ")
         if leftover != message:

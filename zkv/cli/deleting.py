@@ -35,6 +35,8 @@ def run(session: Session, options: argparse.Namespace) -> int:
         count = int(reply["count"])
     if count:
         _require_consent(options, count)
+    elif hint := text.wildcard(options.prefix):
+        note(hint)
     told = _delete(client, options.prefix, **given("durable")(options))
     print_result(to_json(told) if options.json else text.deleted(told))
     return 0

@@ -66,7 +66,8 @@ class Command(NamedTuple):
         text: the reply for a person: a str, to be printed as lines, or bytes, to be printed as
             they are. Beside the reply's fields it is given those of the request.
         result: the part of the reply that ``--output json`` prints.
-        note: what to say on standard error beside the answer; empty = nothing.
+        note: what to say on standard error beside the answer; empty = nothing. It is given what
+            ``text`` is.
         view: the reply for a person at a terminal, where that is more than ``text``.
         run: carries out what is more than one request; the fields before are then not used.
     """
@@ -294,7 +295,7 @@ _TABLE: Final = (
         (PREFIX, *BOUNDS, LIMIT, KEYS_ONLY, REVERSE, SCAN_META), run=program("scan"),
     ),
     Command("count", "print how many keys there are", "count a", (PREFIX,), given("prefix"),
-        text.number("count"),
+        text.number("count"), note=text.after_count,
     ),
     _write("mdelete", "delete many keys", "mdelete a b", (KEYS,), given("keys")),
     _write(

@@ -37,8 +37,8 @@ def run(session: Session, options: argparse.Namespace) -> int:
         following, is_empty = page["next"], is_empty and not page["items"]
     if following is not None:
         note(text.after_page(following))
-    if is_empty and (options.prefix or "").endswith("*"):
-        note("PREFIX is taken as it is: * stands for nothing but itself")
+    if is_empty and (hint := text.wildcard(options.prefix or "")):
+        note(hint)
     return 0
 
 

@@ -108,6 +108,18 @@ def entries(items: Iterable[Mapping[str, Any]]) -> str | bytes:
     )
 
 
+def wildcard(prefix: str) -> str:
+    """What to say where no key begins with ``prefix``; empty = nothing."""
+    if not prefix.endswith("*"):
+        return ""
+    return f"no key begins with {word(prefix)}; a PREFIX is taken as it is, * and all"
+
+
+def after_count(reply: Reply) -> str:
+    """Of COUNT."""
+    return "" if reply["count"] else wildcard(reply.get("prefix", ""))
+
+
 def after_page(following: str) -> str:
     """How to go on where a scan ended at its limit."""
     return f"there is more: the same again with --after={word(following)}"
