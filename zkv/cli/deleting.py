@@ -26,7 +26,8 @@ def run(session: Session, options: argparse.Namespace) -> int:
     if options.prefix is None:
         return ask(OPS["delete"], session, options)
     for name in ("prev", "if_rev", "session", "seq", "deadline"):
-        if getattr(options, name) not in {None, False}:
+        value = getattr(options, name)
+        if value is not None and value is not False:  # By identity: 0 is a revision.
             flag = f"--{name.replace('_', '-')}"
             raise CommandError(FAILED, f"{flag} goes with a KEY, and not with --prefix")
     client = session.client(options)

@@ -106,14 +106,16 @@ def find(message: str, typed: list[str], commands: Mapping[str, Command]) -> str
 
 def _command(word: str, commands: Mapping[str, Command]) -> str:
     word = word.lower()
-    for line, words in _SAME_AS.items():
-        if word in words.split():
-            return f"did you mean: zkv-cli {line}?"
+    others = {other: line for line, words in _SAME_AS.items() for other in words.split()}
+    if word in others:
+        return f"did you mean: zkv-cli {others[word]}?"
     for advice, words in _OTHERWISE.items():
         if word in words.split():
             return advice.replace("{}", word)
-    near = get_close_matches(word, commands, 1)
-    return f"did you mean: zkv-cli {commands[near[0]].synopsis}?" if near else ""
+    for near in get_close_matches(word, [*commands, *others], 1, 0.75):
+        line = others[near] if near in others else commands[near].synopsis
+        return f"did you mean: zkv-cli {line}?"
+    return ""
 
 
 def _address(typed: list[str]) -> str:
