@@ -92,7 +92,7 @@ GET = {"op": "GET", "key": "k"}
         (GET | {"x" * 5000: 1}, f"GET: unknown field `{'x' * 59}...`; GET takes `key`"),
         ({"op": "PING", "x": 1}, "PING: unknown field `x`; PING takes no fields of its own"),
         (PUT | {"x": 1}, "PUT takes `key`, `value`, `ttl`, `if_rev`, `prev`"),
-        (PUT | {"ttl": 0}, "PUT: field `ttl`: expected number > 0.0, got 0 (int)"),
+        (PUT | {"ttl": 0}, "PUT: field `ttl`: expected number > 0, got 0 (int)"),
         (PUT | {"ttl": "5s"}, "PUT: field `ttl`: expected number or nil, got '5s' (str)"),
         (PUT | {"if_rev": -1}, "PUT: field `if_rev`: expected int >= 0, got -1 (int)"),
         (PUT | {"prev": 1}, "PUT: field `prev`: expected bool, got 1 (int)"),
@@ -119,7 +119,7 @@ GET = {"op": "GET", "key": "k"}
         ),
         (
             {"op": "TXN", "ops": [PUT | {"ttl": -1}]},
-            "TXN: field `ops[0].ttl`: expected number > 0.0, got -1 (int)",
+            "TXN: field `ops[0].ttl`: expected number > 0, got -1 (int)",
         ),
         (
             {"op": "TXN", "ops": [], "if": [["k", -1]]},

@@ -78,7 +78,6 @@ def cli(server: ServerInProcess) -> Cli:
         ("bgsave", "zkv-cli snapshot"),
         ("shutdown", "zkv-cli end"),
         ("version", "zkv-cli --version"),
-        ("help", "zkv-cli --help"),
         ("hget h f", "a value may be a map"),
         ("lpush l v", "a value may be a map or a list"),
         ("auth secret", "no passwords"),
@@ -107,6 +106,16 @@ def cli(server: ServerInProcess) -> Cli:
         ("scan 0 MATCH u", "zkv-cli scan PREFIX --limit N"),
         ("info memory", "zkv-cli info | grep WORD"),
         ("get", "zkv-cli get KEY"),
+        ("put k -v", "if -v is the VALUE, put -- before it"),
+        ("--limit 5 scan", "stands behind the command: zkv-cli scan --limit"),
+        ("-v", "--version prints the version"),
+        ("put k v --json=1", "argument --json: it takes no value"),
+        ("put k v --ttl", "argument --ttl: its value is missing"),
+        ("changes 0 5", "unexpected: 5"),
+        ("end now", "end takes no word behind it, and not 'now'"),
+        ("incr k 99999999999999999999", "has more than 64 bits"),
+        ("watch --since 99999999999999999999", "has more than 64 bits"),
+        ("scan --limit 1.5", "'1.5' is no whole number"),
         ("put k", "missing VALUE: zkv-cli put KEY VALUE"),
     ],
 )
@@ -118,12 +127,15 @@ def test_nonsense_is_not_taken_for_something() -> None:
     assert_fails(run("nonsense"), 2, "no such command: 'nonsense'; see zkv-cli --help")
 
 
-@pytest.mark.parametrize("words", [["-h"], ["--help"], ["-h", "get"], ["get", "-h"]])
-def test_h_alone_is_help(words: list[str]) -> None:
+@pytest.mark.parametrize(
+    "words", [["-h"], ["--help"], ["-h", "get"], ["get", "-h"], ["help"], ["help", "get"]]
+)
+def test_help_is_asked_for_in_many_ways(words: list[str]) -> None:
     printed = run(*words)
 
     assert printed.returncode == 0
-    assert printed.stdout.startswith(b"usage: zkv-cli")
+    of_get = words in (["get", "-h"], ["help", "get"])
+    assert printed.stdout.startswith(b"usage: zkv-cli get KEY" if of_get else b"usage: zkv-cli [")
 
 
 @pytest.mark.parametrize("command", ["scan", "count", "delete"])
@@ -134,6 +146,22 @@ def test_a_star_is_no_wildcard_and_that_is_said(cli: Cli, command: str) -> None:
     assert b"* and all" in cli(command, *words).stderr
     assert cli("count").stdout == b"1\n"
     assert cli(command, *["nobody" if word == "user/*" else word for word in words]).stderr == b""
+
+
+def test_a_file_behind_an_at_sign_is_text_and_that_is_said(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content")
+
+    printed = cli("put", "k", f"@{tmp_path}/file")
+    assert b"stored is the text @" in printed.stderr
+    assert b"zkv-cli put KEY - <FILE" in printed.stderr
+    assert cli("get", "k").stdout.decode() == f"@{tmp_path}/file\n"
+    assert cli("put", "k", "@somebody").stderr == b""
+
+
+def test_changes_that_are_still_to_come_are_told_as_such(cli: Cli) -> None:
+    cli("put", "k", "v")
+
+    assert b"the newest revision is 1: there is nothing behind 9" in cli("changes", "9").stderr
 
 
 # Text and numbers.

@@ -120,6 +120,8 @@ def parse(
     ahead, words = _split(arguments)
     if ahead[-1:] == ["-h"] and words and words[0].lower() not in COMMANDS:
         parser.error("-h is short for --help")  # Of Redis' tools it names the host.
+    if words and words[0].lower() == "help":
+        ahead, words = ["--help"][: 2 - len(words[:2])], [*words[1:2], "--help"]
     options = parser.parse_args(ahead, given and argparse.Namespace(**vars(given)))
     if not words:
         return None, options
@@ -145,15 +147,20 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         from zkv.cli import hints
 
-        missing = message.removeprefix("the following arguments are required: ")
-        if missing != message:
-            message = f"missing {missing}: zkv-cli {self.synopsis}"
         message = message.replace("unrecognized arguments: -- ", "unrecognized arguments: ")
         hint = hints.find(message, self.typed, COMMANDS)
+        raise UsageError(f"{self._plain(message)}; {hint or f'see {self.prog} --help'}")
+
+    def _plain(self, message: str) -> str:
+        """What argparse says, in words for whoever has typed it."""
+        missing = message.removeprefix("the following arguments are required: ")
+        if missing != message:
+            return f"missing {missing}: zkv-cli {self.synopsis}"
         leftover = message.removeprefix("unrecognized arguments: ")
         if leftover != message:
-            message = f"{'unknown option' if leftover.startswith('-') else 'too much'}: {leftover}"
-        raise UsageError(f"{message}; {hint or f'see {self.prog} --help'}")
+            return f"{'unknown option' if leftover.startswith('-') else 'unexpected'}: {leftover}"
+        message = re.sub("ignored explicit argument .*", "it takes no value", message)
+        return message.replace("expected one argument", "its value is missing")
 
 
 def _main_parser() -> _Parser:

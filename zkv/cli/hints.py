@@ -15,6 +15,7 @@ from typing import Final
 
 from zkv.cli.ops import Command
 
+COMMON: Final = frozenset({"-e", "--endpoint", "--timeout", "-o", "--output", "--json", "-"})
 _SAME_AS: Final = {
     "put KEY VALUE": "set write store add replace",
     "put KEY VALUE --ttl TIME": "setex psetex",
@@ -48,7 +49,6 @@ _SAME_AS: Final = {
     "end": "shutdown stop",
     "ping": "echo hello health time",
     "--version": "version",
-    "--help": "help",
 }
 """What stands behind zkv-cli here -> commands of others that do the same."""
 _MAP: Final = 'a value may be a map or a list: zkv-cli put KEY --json \'{"name": "Ada"}\''
@@ -78,6 +78,7 @@ _OPTIONS: Final = {
     "zkv-cli scan PREFIX prints what begins with it": "--scan --pattern --match --from-key -r",
     "get prints a value alone": "--print-value-only --value-only --raw --no-raw",
     "--yes does not ask": "-y --force -f",
+    "--version prints the version": "-v -V",
 }
 """What to say -> options of others."""
 
@@ -96,6 +97,8 @@ def find(message: str, typed: list[str], commands: Mapping[str, Command]) -> str
         return _address(typed)
     name = next((word.lower() for word in typed if word.lower() in commands), "")
     leftover = message.removeprefix("unrecognized arguments: ")
+    if message.endswith("VALUE") and (dashed := _dashed(typed, commands.get(name))):
+        return f"if {dashed} is the VALUE, put -- before it"
     if leftover == message:
         return ""
     first = leftover.split(" ", 1)[0]
@@ -133,6 +136,13 @@ def _address(typed: list[str]) -> str:
     return f"did you mean: {line}?"
 
 
+def _dashed(typed: list[str], command: Command | None) -> str:
+    """A word that looks like an option, and is none."""
+    own = () if command is None else command.arguments
+    known = {name for each in own for name in each.names} | COMMON
+    return next((word for word in typed if word[0:1] == "-" and word not in known), "")
+
+
 def _option(option: str, command: Command | None) -> str:
     if command is not None:
         if option == "--prefix":
@@ -140,6 +150,8 @@ def _option(option: str, command: Command | None) -> str:
                 f"did you mean: zkv-cli {'scan' if command.name == 'get' else command.name} PREFIX?"
             )
         own = [name for each in command.arguments if each.is_option for name in each.names]
+        if option in own:
+            return f"it stands behind the command: zkv-cli {command.name} {option}"
         if near := get_close_matches(option, own, 1):
             return f"did you mean {near[0]}?"
     return next((text for text, names in _OPTIONS.items() if option in names.split()), "")
@@ -156,7 +168,7 @@ def _too_much(name: str, typed: list[str], leftover: str) -> str:
         return _behind_value(leftover.lower().split())
     if name in _MANY_KEYS:
         line = [_MANY_KEYS[name] if word.lower() == name else word for word in typed]
-        return f"did you mean: {join(['zkv-cli', *line])}?"
+        return f"did you mean: {join(['zkv-cli', *line])}? A KEY that has blanks is quoted"
     return {
         "scan": "did you mean: zkv-cli scan PREFIX --limit N?",
         "info": "info tells all: zkv-cli info | grep WORD",

@@ -112,9 +112,19 @@ def program(module: str) -> Run:
 def whole(text: str) -> int:
     """A whole number, as a ``type`` of argparse."""
     try:
-        return int(text)
+        number = int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text[:60]!r} is no whole number") from None
+    if not -(2**63) <= number < 2**64:
+        raise argparse.ArgumentTypeError(f"{text[:60]} has more than 64 bits")
+    return number
+
+
+def _end(text: str) -> str:
+    """What may stand behind ``end``, as a ``type`` of argparse: an old spelling, `END end`."""
+    if text.lower() != "end":
+        raise argparse.ArgumentTypeError(f"end takes no word behind it, and not {text!r}")
+    return text
 
 
 KEY: Final = Argument("KEY", ("key",), {"metavar": "KEY", "help": "the key: text"})
@@ -233,9 +243,8 @@ END_AGAIN: Final = Argument(
     {
         "metavar": "end",
         "nargs": "?",
-        "type": str.lower,
-        "choices": ["end"],
-        "help": argparse.SUPPRESS,  # An old spelling, `END end`.
+        "type": _end,
+        "help": argparse.SUPPRESS,
     },
 )
 
@@ -247,11 +256,14 @@ def _write(
     arguments: tuple[Argument, ...],
     to_fields: fields.ToFields,
     to_text: Callable[[Reply], str | bytes] = text.written,
+    note: Callable[[Reply], str] = lambda reply: "",
     run: Run | None = None,
 ) -> Command:
     """A command that changes something."""
     arguments = (*arguments, *EVERY_WRITE)
-    return Command(name, summary, example, arguments, fields.write(to_fields), to_text, run=run)
+    return Command(
+        name, summary, example, arguments, fields.write(to_fields), to_text, note=note, run=run
+    )
 
 
 def _info_view(reply: Reply) -> str:
@@ -263,7 +275,7 @@ def _info_view(reply: Reply) -> str:
 _TABLE: Final = (
     _write(
         "put", "store a value", "put greeting 'hello, world'", (KEY, VALUE, PREV, IF_REV, TTL),
-        fields.put,
+        fields.put, note=text.after_put,
     ),
     Command(
         "get", "print a value alone", "get greeting", (KEY, TYPE, META, WATCH),

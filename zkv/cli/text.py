@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from os.path import isfile
 from typing import Any, Final
 
 from zkv.cli.output import RESET, STYLES, has_colours
@@ -78,6 +79,14 @@ def written(reply: Reply) -> str:
     return f"OK,{deleted} revision {reply['rev']}, {on_disk}{again}{_before(reply)}"
 
 
+def after_put(reply: Reply) -> str:
+    """Of PUT: some tools read a file whose name stands behind an @."""
+    value = reply["value"]
+    if not isinstance(value, str) or not value.startswith("@") or not isfile(value[1:]):
+        return ""
+    return f"stored is the text {value[:60]}; what the file holds: zkv-cli put KEY - <FILE"
+
+
 def deleted(reply: Reply) -> str:
     """Of many requests that delete: they may have found nothing, and so have no revision."""
     return written(reply) if "rev" in reply else "OK, 0 deleted"
@@ -142,10 +151,10 @@ def change_fields(rev: int, op: str, key: str, value: Any) -> dict[str, Any]:
 
 def after_changes(reply: Reply) -> str:
     """How to go on after CHANGES."""
-    following = reply["next"]
-    return (
-        f"up to revision {following} of {reply['rev']}; the next: the same with SINCE {following}"
-    )
+    following, newest = reply["next"], reply["rev"]
+    if following > newest:
+        return f"the newest revision is {newest}: there is nothing behind {following} yet"
+    return f"up to revision {following} of {newest}; to go on: the same with SINCE {following}"
 
 
 def ping(reply: Reply) -> str:

@@ -79,7 +79,7 @@ def run(session: Session, options: argparse.Namespace) -> int:
     """Show views until there were as many as asked for."""
     interval = INTERVAL if options.interval is None else options.interval
     if not 0 < interval <= 86_400:
-        raise CommandError(FAILED, f"--interval is seconds, above 0, and not {interval:g}")
+        raise CommandError(FAILED, f"--interval is above 0 and at most 1d, and not {interval:g}")
     if options.limit is not None and options.limit < 1:
         raise CommandError(FAILED, f"--limit is a number from 1, and not {options.limit}")
     client = session.client(options)

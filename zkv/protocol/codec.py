@@ -357,7 +357,7 @@ def _expected(text: str) -> str:
     if not expected.startswith("Expected "):
         return expected
     types = re.sub(r"`([^`]*)`", lambda match: " or ".join(map(_type, match[1].split(" | "))), text)
-    return "expected" + types.partition(", got ")[0].removeprefix("Expected")
+    return "expected" + types.partition(", got ")[0].removeprefix("Expected").removesuffix(".0")
 
 
 def _type(name: str) -> str:
