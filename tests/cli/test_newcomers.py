@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tests.cli.test_commands import COMMAND, NOWHERE, Cli, Result, assert_fails,
 from tests.peer import Peer, reply
 from tests.support import LIMIT, ROOT, Raw, ServerInProcess, ServerProcess, environment, read_line
 from zkv import durations
+from zkv.cli.arguments import COMMANDS, parse
 from zkv.cli.words import split
 
 WRITTEN = reply(ok=True, rev=7, durable=True)
@@ -136,6 +138,20 @@ def test_help_is_asked_for_in_many_ways(words: list[str]) -> None:
     assert printed.returncode == 0
     of_get = words in (["get", "-h"], ["help", "get"])
     assert printed.stdout.startswith(b"usage: zkv-cli get KEY" if of_get else b"usage: zkv-cli [")
+
+
+def test_every_example_of_a_command_is_understood(server: ServerInProcess) -> None:
+    """One that goes on for ever is not carried out."""
+    for name, command in COMMANDS.items():
+        helped = run(name, "--help").stdout.decode()
+        for line in (command.example, *command.more):
+            assert f"zkv-cli {line}\n" in helped
+        for line in command.more:
+            words = shlex.split(line.partition("<")[0])
+            assert parse(words)[0] is command
+            if "--watch" not in words:
+                printed = run(*words, env={"ZKV_ENDPOINT": server.endpoint})
+                assert printed.returncode in {0, 1}, printed.stderr
 
 
 @pytest.mark.parametrize("command", ["scan", "count", "delete"])

@@ -186,7 +186,10 @@ def _command_parser(command: Command) -> _Parser:
         prog=f"zkv-cli {command.name}",
         usage=f"zkv-cli {command.synopsis} {_synopsis(OPTIONS)}",
         description=f"{command.summary[0].upper()}{command.summary[1:]}.",
-        epilog=f"example: zkv-cli {command.example}",
+        epilog="\n         ".join(
+            [f"example: zkv-cli {command.example}", *(f"zkv-cli {each}" for each in command.more)]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.synopsis = command.synopsis

@@ -70,6 +70,7 @@ class Command(NamedTuple):
             ``text`` is.
         view: the reply for a person at a terminal, where that is more than ``text``.
         run: carries out what is more than one request; the fields before are then not used.
+        more: further command lines that work, for the command's own help.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Command(NamedTuple):
     note: Callable[[Reply], str] = lambda reply: ""
     view: Callable[[Reply], str] | None = None
     run: Run | None = None
+    more: tuple[str, ...] = ()
 
     @property
     def op(self) -> str:
@@ -256,14 +258,13 @@ def _write(
     arguments: tuple[Argument, ...],
     to_fields: fields.ToFields,
     to_text: Callable[[Reply], str | bytes] = text.written,
-    note: Callable[[Reply], str] = lambda reply: "",
-    run: Run | None = None,
+    **others: Any,
 ) -> Command:
     """A command that changes something."""
     arguments = (*arguments, *EVERY_WRITE)
     return Command(
-        name, summary, example, arguments, fields.write(to_fields), to_text, note=note, run=run
-    )
+        name, summary, example, arguments, fields.write(to_fields), to_text, **others
+    )  # fmt: skip
 
 
 def _info_view(reply: Reply) -> str:
@@ -276,19 +277,20 @@ _TABLE: Final = (
     _write(
         "put", "store a value", "put greeting 'hello, world'", (KEY, VALUE, PREV, IF_REV, TTL),
         fields.put, note=text.after_put,
+        more=("put visits 1 --json", "put lock me --if-rev 0 --ttl 30s", "put page - <page.html"),
     ),
     Command(
         "get", "print a value alone", "get greeting", (KEY, TYPE, META, WATCH),
-        run=program("getting"),
+        run=program("getting"), more=("get visits --type", "get lock --meta", "get lock --watch"),
     ),
     _write(
         "touch", "give a key another time to live", "touch greeting 60", (KEY, TIME),
-        fields.touch,
+        fields.touch, more=("touch greeting 1h30m", "touch greeting none"),
     ),
     _write(
         "delete", "delete a key, or all keys that begin alike", "delete greeting",
         (KEY_OR_NONE, PREV, IF_REV, DELETED_PREFIX, YES), given("key", "prev", "if_rev"),
-        run=program("deleting"),
+        run=program("deleting"), more=("delete --prefix user/ --yes",),
     ),
     _write(
         "incr", "add to a number, and print the sum alone", "incr visits", (KEY, BY),
@@ -305,6 +307,7 @@ _TABLE: Final = (
     Command(
         "scan", "print keys in order, each with its value as JSON", "scan --limit 10",
         (PREFIX, *BOUNDS, LIMIT, KEYS_ONLY, REVERSE, SCAN_META), run=program("scan"),
+        more=("scan user/ --keys-only", "scan user/ --meta", "scan --start a --end b -o json"),
     ),
     Command("count", "print how many keys there are", "count a", (PREFIX,), given("prefix"),
         text.number("count"), note=text.after_count,

@@ -68,6 +68,7 @@ _TABLE: Final = (
     Command(
         "rename", "give an entry another key, all or nothing; its time to live goes with it",
         "rename a alpha", (OLD, NEW, FORCE, DURABLE), run=program("renaming"),
+        more=("rename alpha a --force",),
     ),
     Command(
         "history", "print the changes of one key: revision, op, key, value as JSON",
