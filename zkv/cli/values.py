@@ -135,7 +135,7 @@ def from_json(text: str) -> Any:
     try:
         return json.loads(text, parse_float=_finite, parse_constant=_finite, object_hook=_from_form)
     except json.JSONDecodeError as error:
-        raise ValueError(f"it is not JSON: {error.msg}, at character {error.pos + 1}") from None
+        raise ValueError(f"it is no JSON: {error.msg}, at character {error.pos + 1}") from None
 
 
 def to_bytes(text: str) -> bytes:
