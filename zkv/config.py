@@ -6,9 +6,13 @@ The classes are the schema: a key that they do not have, a wrong type or a value
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -23,6 +27,8 @@ Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 
 REPLY_OVERHEAD = 1_024
 """More than a reply takes beside the values in it."""
+LONGEST_SHOWN: Final = 60
+"""Characters of a wrong setting that an error shows."""
 
 
 class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -108,7 +114,7 @@ def build(table: dict[str, Any], source: str = "settings") -> Settings:
     try:
         settings = msgspec.convert(table, Settings)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(error)}") from None
+        raise ConfigError(f"{source}: {_explain(error, table)}") from None
     _check(settings, source)
     return settings
 
@@ -155,9 +161,57 @@ def _check(settings: Settings, source: str) -> None:
         )
 
 
-def _explain(error: msgspec.ValidationError) -> str:
-    """msgspec's message, with the key in front."""
+def _explain(error: msgspec.ValidationError, table: dict[str, Any]) -> str:
+    """What is wrong with which setting, what it may be, and what it is."""
     text, _, place = str(error).partition(" - at `")
-    path = place.rstrip("`").removeprefix("$").removeprefix(".")
-    text = text.replace("Object contains unknown field", "unknown setting")
-    return f"{path}: {text}" if path else text
+    path = re.findall(r"\w+|\[\d+\]", place.rstrip("`").removeprefix("$"))
+    name = "".join(f".{part}" if part[0] != "[" else part for part in path).removeprefix(".")
+    kind: Any = Settings
+    found: Any = table
+    default: Any = None
+    for part in path:
+        if part.startswith("["):
+            kind, found, default = str, found[int(part[1:-1])], DEFAULT_ENDPOINT
+            continue
+        setting = next(each for each in msgspec.structs.fields(kind) if each.name == part)
+        kind, found, default = setting.type, found[part], setting.default
+    unknown = re.fullmatch("Object contains unknown field `(.*)`", text, re.DOTALL)
+    if unknown is not None:
+        return _explain_unknown(f"{name}: " if name else "", unknown[1], kind)
+    got = json.dumps(found, ensure_ascii=False, default=str)
+    got = got if len(got) <= LONGEST_SHOWN else f"{got[:LONGEST_SHOWN]}..."
+    return f"{name}: expected {_describe(kind, name, default)}, got {got}"
+
+
+def _explain_unknown(where: str, name: str, table: type[Struct]) -> str:
+    names = list(table.__struct_fields__)
+    if table is Settings:
+        for each in msgspec.structs.fields(Settings):
+            if name in each.type.__struct_fields__:
+                return f"unknown setting {name!r}: it belongs into the table [{each.name}]"
+    near = get_close_matches(name, names, 1)
+    advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+    return f"{where}unknown setting {name!r}; {advice}"
+
+
+def _describe(kind: Any, name: str, default: Any) -> str:
+    """What a setting may be, in words, with an example where the words may not be enough."""
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        return f"a table, that is, a line [{name}] with its settings below"
+    if get_origin(kind) is Union or isinstance(kind, UnionType):  # Of None, which no file can say.
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(json.dumps, get_args(kind)))
+    base, meta = get_args(kind) if get_origin(kind) is Annotated else (kind, Meta())
+    if get_origin(base) is list:
+        return f'a list with at least one text, such as ["{DEFAULT_ENDPOINT}"]'
+    if base is str:
+        what = "text in quotes" if meta.min_length is None else "text in quotes, and not empty"
+        return f"{what}, such as {json.dumps(default)}" if default else what
+    if base is bool:
+        return "true or false"
+    noun = "a whole number" if base is int else "a number of seconds"
+    low = f"above {meta.gt}" if meta.ge is None else f"from {meta.ge}"
+    return (
+        f"{noun} {low} to {meta.le}" if meta.ge is not None else f"{noun} {low}, {meta.le} at most"
+    )

@@ -143,7 +143,7 @@ def test_prev_tells_what_was_before(cli: Cli) -> None:
     assert b'before: "old", revision 1' in cli("put", "k", "new", "--prev").stdout
     assert b'before: "new", revision 2' in cli("delete", "--prev", "k").stdout
     assert b"none before" in cli("put", "--prev", "k", "newer").stdout
-    assert json.loads(cli("--json", "put", "k", "1", "--prev").stdout)["prev"] == "newer"
+    assert json.loads(cli("-o", "json", "put", "k", "1", "--prev").stdout)["prev"] == "newer"
 
 
 def test_info_reads_line_by_line(server: ServerInProcess, cli: Cli) -> None:
@@ -169,10 +169,10 @@ def test_info_reads_line_by_line(server: ServerInProcess, cli: Cli) -> None:
     ],
     ids=lambda words: words[0],
 )
-def test_json_prints_the_reply_as_one_object(cli: Cli, words: list[str]) -> None:
+def test_json_output_is_the_reply_as_one_object(cli: Cli, words: list[str]) -> None:
     cli("put", "there", "x")
 
-    lines = cli("--json", *words).stdout.splitlines()
+    lines = cli("-o", "json", *words).stdout.splitlines()
 
     assert len(lines) == 1
     assert json.loads(lines[0])["ok"] is True
@@ -193,8 +193,8 @@ def test_the_help_lists_each_command_with_an_example_that_works(
     names = [example.split()[1] for example in examples]
     assert names == [
         "put", "get", "touch", "delete", "incr", "mput", "mget", "scan", "count", "mdelete",
-        "txn", "changes", "watch", "export", "import", "top", "ping", "info", "snapshot", "end",
-        "completion",
+        "txn", "changes", "rename", "history", "watch", "export", "import", "top", "ping",
+        "info", "snapshot", "end", "completion",
     ]  # fmt: skip
     for name in names:
         assert f"\n  {name}" in helped
@@ -613,7 +613,10 @@ def bash(tmp_path: Path) -> Callable[[str], str]:
         ("-e tcp://127.0.0.1:5555 sn\t", "-e tcp://127.0.0.1:5555 snapshot"),
         ("-e ge\t", "-e ge"),
         ("put k v --pr\t", "put k v --prev"),
-        ("DELETE --pr\tk", "DELETE --prev k"),
+        ("DELETE --prev\tk", "DELETE --prev k"),
+        ("-o js\tping", "-o json ping"),
+        ("export --format m\tx", "export --format msgpack x"),
+        ("ren\ta b", "rename a b"),
         ("get --pr\t", "get --pr"),
         ("get --time\t9 k", "get --timeout 9 k"),
         ("get pi\t", "get pi"),

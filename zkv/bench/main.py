@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from zkv import __version__
+from zkv import __version__, durations
 from zkv.bench import generator, measure, plot, result, show
 from zkv.bench.connections import BenchError
 from zkv.bench.generator import Job
@@ -241,14 +241,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="keys in a request: above 1, MGET and MPUT take the place of GET and PUT; else 1",
     )  # fmt: skip
     load.add_argument(
-        "--duration", type=_positive_float, default=10.0, metavar="S", help="seconds; else 10"
-    )
+        "--duration", type=durations.positive_argument, default=10.0, metavar="TIME",
+        help="how long: seconds, or such as 500ms, 2m; else 10",
+    )  # fmt: skip
     load.add_argument(
         "--operations", type=_positive, default=0, metavar="N", help="end after so many instead"
     )
     load.add_argument(
-        "--timeout", type=_positive_float, default=5.0, metavar="S",
-        help="after so many seconds without a reply, connect anew; else 5",
+        "--timeout", type=durations.positive_argument, default=5.0, metavar="TIME",
+        help="after this time without a reply, connect anew: seconds, or such as 500ms; else 5",
     )  # fmt: skip
 
     what = parser.add_argument_group("what")
@@ -275,8 +276,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--plot", type=Path, metavar="FILE", help="draw latencies and rate: PNG or SVG"
     )
     out.add_argument(
-        "--ceiling", type=_number, default=1.0, metavar="S",
-        help="seconds for which the generator is measured by itself first, against a server that "
+        "--ceiling", type=durations.argument, default=1.0, metavar="TIME",
+        help="for how long the generator is measured by itself first, against a server that "
         "answers a constant; 0 = not; else 1",
     )  # fmt: skip
 

@@ -26,6 +26,7 @@ from typing import Final
 
 from msgspec import Struct, field
 
+from zkv import durations
 from zkv.bench import generator, result, servers, show
 from zkv.bench.generator import Job
 from zkv.bench.result import Machine
@@ -142,8 +143,9 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="else 5")
     parser.add_argument(
-        "--seconds", type=float, default=1.0, metavar="S", help="of each measurement; else 1"
-    )
+        "--seconds", type=durations.argument, default=1.0, metavar="TIME",
+        help="of each measurement: seconds, or such as 500ms; else 1",
+    )  # fmt: skip
     parser.add_argument("--keys", type=int, default=10_000, metavar="N", help="else 10000")
     parser.add_argument("--value-bytes", type=int, default=16, metavar="N", help="else 16")
     parser.add_argument(

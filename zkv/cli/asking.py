@@ -123,6 +123,8 @@ def failure(error: ZkvError, op: str = "") -> CommandError:
                 hint += "; the server ends all the same"
             elif error.retry:
                 hint += "; it may succeed later"
+            if error.code == "WRONG_TYPE" and "(str)" in str(error):
+                hint += "; to store a number: zkv-cli put KEY 1 --json"
     if isinstance(error, ClientError) and error.applied is None:
         hint = "; the request may have been carried out, or may yet be"
     return CommandError(status, f"{error}{hint}")
@@ -132,7 +134,7 @@ def _answer(
     command: Command, options: argparse.Namespace, all_fields: dict[str, Any], reply: dict[str, Any]
 ) -> tuple[str | bytes, str]:
     """What to print, and what to say beside it."""
-    beside = command.note(reply)
+    beside = command.note(all_fields)
     if options.json:
         return to_json(command.result(reply)), beside
     if command.view is not None and is_terminal(sys.stdout):

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from zkv import __version__, compiled
+from zkv import __version__, compiled, durations
 from zkv.cli.output import has_colours
 from zkv.cli.values import to_bytes, to_json
 from zkv.cli.view import duration, size
@@ -93,8 +93,9 @@ def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help=f"where the server listens; else ZKV_ENDPOINT, else {DEFAULT_ENDPOINT}",
     )  # fmt: skip
     parser.add_argument(
-        "--timeout", metavar="S", type=float, default=5.0, help="seconds to wait for an answer"
-    )
+        "--timeout", metavar="TIME", type=durations.argument, default=5.0,
+        help="how long to wait for an answer: seconds, or such as 500ms; else 5",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="an object for each finding")
     parser.set_defaults(run=run)
 

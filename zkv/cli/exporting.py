@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
@@ -48,9 +48,10 @@ def run(session: Session, options: argparse.Namespace) -> int:
         count = 0
         hidden = options.file == "-" and is_terminal(sys.stdout)
         with Progress("export", "entries", _expected(client, prefix), hidden) as progress:
-            for records in _records(client, clock, prefix, after):
-                put(b"".join([_written(record, packed) for record in records]))
-                count += len(records)
+            asked: dict[str, Any] = {"prefix": prefix, "after": after, "values": False}
+            for entries in records(client, clock, pages(client, None, **asked)):
+                put(b"".join([_written(record, packed) for record in entries]))
+                count += len(entries)
                 progress.show(count)
     note(f"{count} {'entry' if count == 1 else 'entries'} written")
     return 0
@@ -117,21 +118,20 @@ def _expected(client: Client, prefix: str) -> int:
         return int(reply["count"])
 
 
-def _records(
-    client: Client, clock: Clock, prefix: str, after: str | None
+def records(
+    client: Client, clock: Clock, found: Iterable[dict[str, Any]]
 ) -> Iterator[list[Record]]:
-    """All entries with a prefix, in the order of their keys."""
+    """The entries whose keys are in some pages of a SCAN, with what is left of their lives."""
     at_once = KEYS_AT_ONCE
-    asked: dict[str, Any] = {"prefix": prefix, "after": after, "values": False}
-    for page in pages(client, None, **asked):
+    for page in found:
         keys = [key for key, _, _ in page["items"]]
         while keys:
-            records, size = _get(client, clock, keys[:at_once])
-            if records is None:  # They are too large for one reply.
+            entries, size = _get(client, clock, keys[:at_once])
+            if entries is None:  # They are too large for one reply.
                 at_once = max(1, min(at_once, len(keys)) // 2)
                 continue
             keys = keys[at_once:]
-            yield records
+            yield entries
             fitting = at_once * BYTES_AT_ONCE // max(size, 1)
             at_once = max(1, min(KEYS_AT_ONCE, 2 * at_once, fitting))
 
@@ -147,7 +147,7 @@ def _get(client: Client, clock: Clock, keys: list[str]) -> tuple[list[Record] | 
             raise
         return None, 0
     now = clock.now()
-    records = []
+    entries = []
     size = 0
     with reading("TXN"):
         for key, found in zip(keys, reply["results"], strict=True):
@@ -155,9 +155,9 @@ def _get(client: Client, clock: Clock, keys: list[str]) -> tuple[list[Record] | 
                 continue
             ttl, value = found.get("ttl"), found["value"]
             expires = None if ttl is None else round((now + ttl) * 1000)
-            records.append(Record(key, value, found["rev"], expires))
+            entries.append(Record(key, value, found["rev"], expires))
             size += len(value) if isinstance(value, str | bytes) else 100
-    return records, size
+    return entries, size
 
 
 @contextmanager

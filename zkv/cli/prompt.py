@@ -40,7 +40,7 @@ PATIENCE: Final = 0.5
 IMPATIENT: Final = RetryPolicy(wait_for_start=False)
 OFFERED: Final = 100
 """Most keys to choose from."""
-KEY_NAMES: Final = frozenset({"KEY", "PREFIX", "KEY VALUE"})
+KEY_NAMES: Final = frozenset({"KEY", "PREFIX", "KEY VALUE", "OLD", "NEW"})
 """What stands for a key, or the beginning of one, in the help."""
 STYLE: Final = Style.from_dict({"endpoint": "ansicyan", "more": "ansibrightblack"})
 

@@ -27,8 +27,9 @@ LEAVING: Final = frozenset({"exit", "quit"})
 HELP: Final = """\
 help COMMAND, or COMMAND --help, tells all about one command. Tab completes commands, options and
 keys. A word that begins with { or [ is JSON up to the closing bracket, over as many lines as it
-takes; other words are quoted as in a Unix shell. Options alone, such as --json or -e ENDPOINT, hold
-from then on. Ctrl-C stops a command; exit, quit or Ctrl-D ends the shell."""
+takes, and is stored as JSON; other words are text, quoted as in a Unix shell (put n 1 --json stores
+a number). Options alone, such as -o json or -e ENDPOINT, hold from then on. Ctrl-C stops a command;
+exit, quit or Ctrl-D ends the shell."""
 
 
 class Shell:

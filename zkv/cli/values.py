@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from itertools import repeat
@@ -45,11 +46,22 @@ PLAIN: Final = frozenset({str, int, bool, type(None)})
 NOT_FINITE: Final = {math.inf: "Infinity", -math.inf: "-Infinity"}
 
 
+class Json(str):
+    """A word that is JSON and not text: whoever typed it, in the shell, began it with a brace."""
+
+    __slots__ = ()
+
+
 def read_value(word: str, as_json: bool) -> Any:
     """What a VALUE on the command line stands for; ``-`` reads it from standard input, to its end.
 
     Text that is no UTF-8 becomes bytes. Raises ValueError for bad JSON, OSError for bad input.
     """
+    if isinstance(word, Json) and not as_json:
+        try:
+            return _read_json(word.encode("utf-8", "surrogateescape"), "VALUE")
+        except ValueError as error:
+            raise ValueError(f"{error}; if it is text, put it in quotes") from None
     # Bytes that are no UTF-8 come as surrogates, whatever the locale; this gives them back.
     data = _read_input() if word == "-" else word.encode("utf-8", "surrogateescape")
     if as_json:
@@ -75,6 +87,18 @@ def read_json_file(name: str) -> Any:
         raise OSError(f"{name}: {error.strerror or error}") from error
     return _read_json(data, name)
 
+
+def type_name(value: Any) -> str:
+    """What the protocol calls the type of ``value``."""
+    if isinstance(value, msgpack.Timestamp | msgpack.ExtType):  # An ExtType is a tuple.
+        return "timestamp" if isinstance(value, msgpack.Timestamp) else "ext"
+    return _TYPES[type(value)]
+
+
+_TYPES: Final = {
+    type(None): "nil", bool: "bool", int: "int", float: "float", str: "str", bytes: "bin",
+    list: "array", dict: "map",
+}  # fmt: skip
 
 _encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
@@ -137,7 +161,10 @@ def _read_json(data: bytes, source: str) -> Any:
         return parse_json(decode(data), _finite)
     except BadTextError as error:
         reason = str(error).removeprefix("it is no JSON: ")
-        raise BadTextError(f"{source} is no JSON: {reason}") from None
+        hint = ""
+        if source == "VALUE" and re.fullmatch(rb"[\w .-]+", data):
+            hint = f"; text in JSON has quotes: '\"{data.decode()}\"'"
+        raise BadTextError(f"{source} is not JSON: {reason}{hint}") from None
 
 
 def _finite(number: str) -> float:
