@@ -39,6 +39,7 @@ from zkv.durability import copying, dump, recovery, repair, segment
 from zkv.durability.check import Survey, revisions, survey
 from zkv.durability.files import Files
 from zkv.durability.layout import Layout
+from zkv.durability.lock import Lock
 from zkv.durability.picture import Picture
 from zkv.durability.segment import Scan
 from zkv.errors import DataDirError
@@ -992,7 +993,7 @@ class CrashingFiles(FastFiles):
 
     def __init__(self, calls: int) -> None:
         self.left = calls
-        self._opened: list[BinaryIO] = []
+        self._opened: list[BinaryIO | Lock] = []
 
     def _call(self) -> None:
         self.left -= 1
@@ -1009,8 +1010,9 @@ class CrashingFiles(FastFiles):
 
     def create(self, path: Path) -> BinaryIO:
         self._call()
-        self._opened.append(super().create(path))
-        return self._opened[-1]
+        file = super().create(path)
+        self._opened.append(file)
+        return file
 
     def write(self, file: BinaryIO, data: bytes) -> None:
         try:
@@ -1032,10 +1034,11 @@ class CrashingFiles(FastFiles):
         self._call()
         super().remove_directory(path)
 
-    def lock(self, path: Path) -> BinaryIO:
+    def lock(self, path: Path) -> Lock:
         self._call()
-        self._opened.append(super().lock(path))
-        return self._opened[-1]
+        lock = super().lock(path)
+        self._opened.append(lock)
+        return lock
 
 
 def surveyed(data: Path) -> Survey:

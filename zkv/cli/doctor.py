@@ -201,6 +201,15 @@ def check_durability(_client: Client, info: Info) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def check_refusal(_client: Client, info: Info) -> Iterator[Finding]:
+    """Does it take writes?"""
+    if refusal := info["durability"].get("refusal"):
+        yield Finding(
+            ACT, "writes", f"refused now: {refusal}",
+            "see DURABILITY.md; reads go on, so zkv-cli export saves what it holds",
+        )  # fmt: skip
+
+
 def check_failures(_client: Client, info: Info) -> Iterator[Finding]:
     """Has it met what it should not?"""
     stats = info["stats"]
@@ -320,8 +329,8 @@ def check_disk(client: Client, info: Info) -> Iterator[Finding]:
 
 
 CHECKS: Final[tuple[Callable[[Client, Info], Iterable[Finding]], ...]] = (
-    check_version, check_durability, check_failures, check_sessions, check_feed, check_exposure,
-    check_files, check_disk,
+    check_version, check_durability, check_refusal, check_failures, check_sessions, check_feed,
+    check_exposure, check_files, check_disk,
 )  # fmt: skip
 
 

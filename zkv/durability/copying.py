@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from os import SEEK_END
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Final
 
 from zkv.durability import recovery, snapshot
 from zkv.durability.check import survey
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from zkv.durability.check import Finding, Survey
     from zkv.durability.files import Files
+    from zkv.durability.lock import Lock
 
 _COPY_BYTES: Final = 1 << 20
 
@@ -79,7 +80,7 @@ class _Copy:
         self._files = files
         self._picture = picture
         self._layout = Layout(target)
-        self._lock: BinaryIO | None = None
+        self._lock: Lock | None = None
         self._made: list[Path] = []
         self._directories: list[Path] = []
 
