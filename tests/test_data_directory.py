@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import zkv
 from tests.support import (
     FREE_PORT,
     Message,
@@ -336,3 +337,101 @@ def test_segment_that_would_be_begun_elsewhere(tmp_path: Path) -> None:
 
 
 # --- Names that are no data directory's -------------------------------------------------------
+
+
+LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("file", "Not a directory"),
+        ("file/below", "Not a directory"),
+        ("file/deep/below", "Not a directory"),
+        ("dangling", "a link to nowhere, which is not there"),
+        ("loop", "Too many levels of symbolic links"),
+        ("link-to-file", "Not a directory"),
+        (LONG, "File name too long"),
+        ("/proc/nothing/data", "No such file or directory"),
+        ("~/data", "not expanded"),
+        ("b\udcff", "not UTF-8"),
+    ],
+)
+def test_name_that_is_none_for_a_data_directory(tmp_path: Path, name: str, why: str) -> None:
+    """Each message is one line, says why, and names the directory once."""
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "file").write_text("a file")
+    for link, target in (("dangling", "nowhere"), ("loop", "loop"), ("link-to-file", "file")):
+        (place / link).symlink_to(target)
+    before = sorted(place.iterdir())
+    line = refusal(place, "serve", "--endpoint", FREE_PORT, "--data-dir", name)
+    assert why in line
+    assert line.count(name if name.isprintable() else "\\udcff") == 1
+    assert sorted(place.iterdir()) == before
+    if why in {"not expanded", "not UTF-8"}:
+        return  # To the others it is a name like any other.
+    for verb, more in (
+        ("check", []), ("repair", []), ("dump", []), ("backup", ["to"]), ("restore", ["to"])
+    ):  # fmt: skip
+        line = refusal(place, verb, name, *more)
+        assert line.count(name) == 1
+        assert sorted(place.iterdir()) == before
+
+
+@pytest.mark.parametrize("verb", ["check", "repair", "dump", "backup", "restore"])
+def test_name_that_is_empty(tmp_path: Path, verb: str) -> None:
+    """It does not stand for the working directory."""
+    done = run_zkv(verb, "", *(["to"] if verb in {"backup", "restore"} else []), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "must not be empty" in done.stderr
+
+
+@pytest.mark.parametrize("target", ["file", "file/below", "dangling", "loop", LONG])
+@pytest.mark.parametrize("verb", ["backup", "restore"])
+def test_target_that_is_none_for_a_data_directory(tmp_path: Path, verb: str, target: str) -> None:
+    with ServerProcess(tmp_path / "server") as server:
+        assert server.stop() == 0
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "file").write_text("a file")
+    (place / "dangling").symlink_to("nowhere")
+    (place / "loop").symlink_to("loop")
+    line = refusal(place, verb, str(server.data_dir), target)
+    assert line.count(target) == 1
+    assert (place / "file").read_text() == "a file"
+
+
+def refusal(directory: Path, *arguments: str) -> str:
+    """The one line with which a command refuses."""
+    done = run_zkv(*arguments, cwd=directory)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("zkv: ")
+    return line
+
+
+@pytest.mark.parametrize("name", ["data/", "./data", "data/../data", "link"])
+def test_other_names_of_a_directory(tmp_path: Path, name: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    (tmp_path / "data").mkdir()
+    with ServerProcess(tmp_path, "--data-dir", name) as server, Raw(server.endpoint) as client:
+        client.ok(op="PUT", key="k", value=1)
+        assert client.ok(op="END")["rev"] == 1
+        assert server.wait() == 0
+    assert snapshots(tmp_path / "data")
+
+
+def test_embedding_process_that_goes_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative name is that of the directory which the process was in at the start."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with zkv.Server(FREE_PORT, data_dir="data") as server, zkv.Client(server.endpoint) as kv:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        kv.put("k", 1)
+        kv.call("SNAPSHOT")
+    assert snapshots(tmp_path / "data")
+    assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -130,6 +130,14 @@ def _check(settings: Settings, source: str) -> None:
     ):
         if "\0" in text:
             raise ConfigError(f"{source}: {name}: {text!r} holds a NUL character")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ConfigError(f"{source}: {name}: {text!r} is not UTF-8")
+    directory = settings.durability.data_dir
+    if directory is not None and directory.startswith("~"):
+        raise ConfigError(
+            f"{source}: durability.data_dir: {directory!r} begins with ~, which is not expanded: "
+            "write the whole path"
+        )
     for endpoint in settings.server.endpoints:
         _check_endpoint(endpoint, f"{source}: server.endpoints")
     if settings.server.feed:
