@@ -8,7 +8,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -17,10 +17,12 @@ from tests.support import (
     FREE_PORT,
     Message,
     Raw,
+    ServerInProcess,
     ServerProcess,
     eventually,
     run_zkv,
 )
+from zkv.durability.files import Files
 from zkv.durability.segment import SUFFIX
 
 CONFIG = """
@@ -336,8 +338,38 @@ def test_segment_that_would_be_begun_elsewhere(tmp_path: Path) -> None:
         assert tree(server.data_dir) == before
 
 
-# --- Names that are no data directory's -------------------------------------------------------
+# --- Memory that ends -------------------------------------------------------------------------
 
+
+class NoMemory(Files):
+    """Has no memory for what is written below ``where``."""
+
+    where = ""
+
+    def write(self, file: BinaryIO, data: bytes) -> None:
+        if self.where and self.where in Path(file.name).parts:
+            raise MemoryError
+        super().write(file, data)
+
+
+@pytest.mark.parametrize(("where", "op"), [("wal", "PUT"), ("snapshot", "SNAPSHOT")])
+def test_memory_that_ends_is_no_full_disk(tmp_path: Path, where: str, op: str) -> None:
+    files = NoMemory()
+    durability = {"snapshot_interval": 3600.0}
+    with ServerInProcess(tmp_path / "data", files, durability=durability) as server:
+        with Raw(server.endpoint) as client:
+            client.ok(op="PUT", key="k", value=1)
+            files.where = where
+            request = {"op": op} | ({"key": "k", "value": 2} if op == "PUT" else {})
+            reply = client.call(**request)
+            assert reply["code"] == "READ_ONLY"
+            assert reply["message"].endswith("cannot be written: out of memory")
+            files.where = ""
+            eventually(lambda: client.call(**request)["ok"], "it works again")
+        assert server.stop()
+
+
+# --- Names that are no data directory's -------------------------------------------------------
 
 LONG = "n" * 300
 

@@ -217,7 +217,7 @@ def check_failures(_client: Client, info: Info) -> Iterator[Finding]:
     if refused := failures.get("READ_ONLY", 0):
         yield Finding(
             ACT, "writes", f"{refused:,} were refused because the log could not be written",
-            "look for a full or failing disk, in the server's log and the system's",
+            "the server's log says why: the disk, the memory, or the data directory",
         )  # fmt: skip
     bugs = failures.get("INTERNAL", 0) + stats["workers_replaced"]
     if bugs:

@@ -183,8 +183,8 @@ class Persistence:
             return self._failed(error.strerror or str(error))
         except ReadOnlyError as error:
             return self._failed(error.message)
-        except LockedError as error:
-            return self._failed(str(error))
+        except (LockedError, MemoryError) as error:
+            return self._failed(str(error) or "out of memory")
         except Exception:
             _log.exception("the snapshot failed")
             return ReadOnlyError("the snapshot failed; the server's log says why")
