@@ -139,6 +139,14 @@ def _check(settings: Settings, source: str) -> None:
     ):
         if "\0" in text:
             raise ConfigError(f"{source}: {name}: {text!r} holds a NUL character")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ConfigError(f"{source}: {name}: {text!r} is not UTF-8")
+    directory = settings.durability.data_dir
+    if directory is not None and directory.startswith("~"):
+        raise ConfigError(
+            f"{source}: durability.data_dir: {directory!r} begins with ~, which is not expanded: "
+            "write the whole path"
+        )
     server = settings.server
     for name, endpoint in (
         *(("server.endpoints", endpoint) for endpoint in server.endpoints),

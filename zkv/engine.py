@@ -8,7 +8,6 @@ In between it is the one place that knows when a revision may be told to a clien
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -58,7 +57,7 @@ class Engine:
         self.syncs_each = settings.fsync == "always"
         """Whether what is safe is on disk."""
         self._files = files or Files()
-        self._storage = Storage(Path(settings.data_dir), self._files)
+        self._storage = Storage(_absolute(settings.data_dir), self._files)
         try:
             self._open(limits)
         except BaseException:
@@ -85,6 +84,8 @@ class Engine:
             Clock(recovered.time), sessions, history, recovered.entries, recovered.rev, self._wal
         )
         self._wal.attach(self.keyspace.lock, self.keyspace.roll_back)
+        self._wal.require_place = self._storage.require_place
+        self._wal.on_closed = self._storage.expect
         self._expirer = Expirer(self.keyspace, self._secure_removals)
         self._committer = Committer(
             self._wal, settings.fsync_interval if settings.fsync == "interval" else None
@@ -196,10 +197,11 @@ class Engine:
     def statistics(self) -> dict[str, Any]:
         """Settings, and counters and gauges of log and snapshots, for INFO."""
         settings: dict[str, Any] = msgspec.to_builtins(self.settings)
-        # A path may hold any bytes, a message only UTF-8.
-        path = os.fsencode(settings["data_dir"]).decode("utf-8", "backslashreplace")
-        settings["data_dir"] = path
-        log = {"log_bytes": self._wal.bytes_written, "syncs": self._wal.syncs}
+        log = {
+            "log_bytes": self._wal.bytes_written,
+            "syncs": self._wal.syncs,
+            "refusal": self._wal.refusal,
+        }
         return settings | log | self._persistence.statistics()
 
 
@@ -293,6 +295,15 @@ def open_engine(
 ) -> AnyEngine:
     """The engine that these settings ask for. Raises DataDirError, as `Engine` does."""
     return MemoryEngine(limits) if settings.data_dir is None else Engine(settings, limits, files)
+
+
+def _absolute(directory: str) -> Path:
+    """The data directory, wherever the process goes. Raises DataDirError."""
+    try:
+        return Path(directory).absolute()
+    except OSError as error:
+        why = f"{directory}: the working directory cannot be found: {error.strerror}"
+        raise DataDirError(why) from error
 
 
 def _remembering(limits: LimitSettings) -> tuple[Sessions, History]:

@@ -59,6 +59,11 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser = _add(verbs, "restore", _restore, "make a data directory from a backup", RESTORE)
     parser.add_argument("source", type=_path, metavar="SOURCE", help="the backup")
     parser.add_argument("directory", type=_path, metavar="DIR", help="absent or empty")
+    parser.add_argument(
+        "--above", type=_revision, default=0, metavar="REV",
+        help="a revision that clients may have seen, where that is higher than the backup's: such "
+        "as the newest of a store that was restored from the same backup before",
+    )  # fmt: skip
 
 
 CHECK = """\
@@ -82,11 +87,13 @@ server, and then shows also what that has written and not yet acknowledged."""
 BACKUP = """\
 Copy the data in DIR to TARGET, also while a server runs. The copy is the store at one revision,
 with every write that was acknowledged before the backup began. It is on disk, and checked, when
-this ends. It is a data directory itself: check it, dump it, or start a server with it."""
+this ends. It is a data directory itself: check it, dump it, and restore it to serve it again."""
 
 RESTORE = """\
-Check a backup and make a data directory from it: the same entries, the same revision. Clients that
-have seen later revisions than the backup's have to begin anew."""
+Check a backup and make a data directory from it, with the same entries and the same remembered
+answers of exactly-once writes. The store's revision is raised by 2^32, so that none that was taken
+after the backup, and is lost, comes again: clients that follow the changes notice, and read the
+store anew. All of the store is held in memory, as a server holds it."""
 
 
 def _add(
@@ -106,6 +113,8 @@ def _add_directory(parser: argparse.ArgumentParser) -> None:
 
 
 def _path(word: str) -> Path:
+    if not word:
+        raise argparse.ArgumentTypeError("the name of a directory must not be empty")
     if "\0" in word:
         raise argparse.ArgumentTypeError(f"{word!r} holds a NUL character")
     return Path(word)
@@ -324,8 +333,6 @@ def _backup(options: argparse.Namespace) -> int:
 
 
 def _restore(options: argparse.Namespace) -> int:
-    with Picture(Files(), options.source) as picture:
-        copying.require_whole(picture)
-    found = copying.copy(Files(), options.source, options.directory)
+    found = copying.restore(Files(), options.source, options.directory, options.above)
     _say(f"restored to {options.directory}: {_summary(found)}")
     return 0

@@ -204,11 +204,20 @@ def check_durability(_client: Client, info: Info) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def check_refusal(_client: Client, info: Info) -> Iterator[Finding]:
+    """Does it take writes?"""
+    if refusal := info["durability"].get("refusal"):
+        yield Finding(
+            ACT, "writes", f"refused now: {refusal}",
+            "see DURABILITY.md; reads go on, so zkv-cli export saves what it holds",
+        )  # fmt: skip
+
+
 def check_failures(_client: Client, info: Info) -> Iterator[Finding]:
     """Has it met what it should not?"""
     stats = info["stats"]
     failures = stats["failures"]
-    advice = "look for a full or failing disk, in the server's log and the system's"
+    advice = "the server's log says why: the disk, the memory, or the data directory"
     by_op = stats.get("failures_by_op", {})
     unsaved = sum(by_op.get(op, {}).get("READ_ONLY", 0) for op in ("SNAPSHOT", "END"))
     if unsaved:
@@ -337,6 +346,8 @@ def check_build(_client: Client, info: Info) -> Iterator[Finding]:
 CHECKS: Final[tuple[Callable[[Client, Info], Iterable[Finding]], ...]] = (
     check_version, check_durability, check_failures, check_sessions, check_feed, check_exposure,
     check_files, check_disk, check_build,
+    check_version, check_durability, check_refusal, check_failures, check_sessions, check_feed,
+    check_exposure, check_files, check_disk,
 )  # fmt: skip
 
 
