@@ -2498,7 +2498,7 @@ def test_what_was_not_on_disk_is_gone_after_a_crash_and_can_be_done_again(
 class Watched(deque[Any]):
     """The log's queue, and what another thread may do while something is put into it."""
 
-    def __init__(self, meanwhile: Callable[[], None]) -> None:
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
         super().__init__()
         self._meanwhile = meanwhile
 

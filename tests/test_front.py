@@ -137,6 +137,47 @@ def test_reads_go_on_while_a_sync_holds_the_log(
         assert server.stop()
 
 
+class HeldFiles(Files):
+    """A disk that is quick, until it is told that a sync takes as long as it likes."""
+
+    def __init__(self) -> None:
+        self.hold = threading.Event()
+        self.held = threading.Event()
+        self.release = threading.Event()
+
+    def sync(self, file: BinaryIO) -> None:
+        super().sync(file)
+        if self.hold.is_set():
+            self.held.set()
+            assert self.release.wait(LIMIT)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"op": "PUT", "key": "o", "value": 1, "ttl": 3_600_000}, {"op": "SNAPSHOT"}],
+    ids=["a worker's", "of a snapshot"],
+)
+def test_the_front_does_not_wait_for_a_sync_of_others(
+    tmp_path: Path, connect: Connect, other: dict[str, Any]
+) -> None:
+    """However quick the disk has been: one who has the log's file may never let go of it."""
+    files = HeldFiles()
+    with ServerInProcess(tmp_path / "data", files) as server:
+        busy, client = connect(server.endpoint), connect(server.endpoint, zmq.DEALER)
+        client.ok(op="PUT", key="k", value=1)
+        files.hold.set()
+        busy.send(pack(other))
+        assert files.held.wait(LIMIT)
+        for number in range(3):
+            client.send(pack({"op": "PUT", "key": "l", "value": number, "id": number}))
+            for _ in range(3):  # Of which the later ones come when the front has gone on.
+                assert client.ok(op="GET", key="k", id="read")["rev"] == 1
+        files.release.set()
+        assert sorted(unpack(client.receive())["id"] for _ in range(3)) == [0, 1, 2]
+        assert unpack(busy.receive())["ok"]
+        assert server.stop()
+
+
 class NoRoomYet(Files):
     """A disk on which a new segment takes, once it is told so, until it is told to end."""
 
@@ -152,7 +193,10 @@ class NoRoomYet(Files):
         return super().create(path)
 
 
-def test_reads_go_on_while_a_segment_is_begun(tmp_path: Path, connect: Connect) -> None:
+def test_reads_go_on_while_a_segment_is_begun(
+    tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zkv.durability.wal.QUICK_SYNC_SECONDS", LIMIT)  # Every disk is quick.
     files = NoRoomYet()
     durability = {"segment_bytes": 100_000, "snapshot_interval": 3_600.0}
     with ServerInProcess(tmp_path / "data", files, durability=durability) as server:

@@ -184,9 +184,7 @@ class Service:
         try:
             if self._refusal is not None:
                 group.complete(self._refusal)
-            elif self._may_wait() and is_idle():
-                self._engine.settle(group)
-            else:
+            elif not (self._may_wait() and is_idle() and self._settle(group)):
                 self._engine.submit(group)
         except BaseException:
             # A bug. The thread gets another service; those who wait are not to wait for ever.
@@ -324,6 +322,10 @@ class Service:
             call.rev = answer.rev
             call.lsn = answer.lsn
             call.remembered = answer.remembered
+
+    def _settle(self, group: CommitGroup) -> bool:
+        """Wait for the disk; whether ``group`` is completed."""
+        return self._engine.settle(group, self._is_patient())
 
     def _secure(self) -> ReadOnlyError | None:
         """Make all commits safe as far as that takes no waiting for the disk."""

@@ -107,11 +107,19 @@ class Committer:
         return groups
 
 
-def settle(wal: Wal, groups: list[CommitGroup]) -> None:
+def settle(wal: Wal, groups: list[CommitGroup], patient: bool = True) -> bool:
     """Make ``groups`` durable, or safe, with one sync at most, and complete them.
 
     A group whose epoch is over is told that nobody knows: its commits may have been rolled back,
     and their revisions may by now be those of others.
+
+    Args:
+        wal: the log.
+        groups: not completed yet.
+        patient: see `Wal.commit`.
+
+    Returns:
+        Whether they are completed. Always, where it is patient.
     """
     epoch = wal.epoch
     current = [group for group in groups if group.epoch == epoch]
@@ -119,13 +127,15 @@ def settle(wal: Wal, groups: list[CommitGroup]) -> None:
     if current:
         try:
             lsn = max([group.lsn or 0 for group in current])
-            wal.commit(lsn, durable=any(group.durable for group in current))
+            if not wal.commit(lsn, any(group.durable for group in current), patient):
+                return False
         except ReadOnlyError as raised:
             error = raised
         else:
             error = None if wal.epoch == epoch else _unknown()
     for group in groups:
         group.complete(error if group.epoch == epoch else _unknown())
+    return True
 
 
 def _unknown() -> ReadOnlyError:
