@@ -14,7 +14,8 @@ import zmq
 from tests.conftest import Connect
 from tests.support import LIMIT, ServerInProcess, pack, unpack
 from zkv import commands, compiled
-from zkv.broker.service import FrontService
+from zkv.broker.frames import FRAMES
+from zkv.broker.service import FrontService, PendingCommits
 from zkv.durability.files import Files
 from zkv.durability.wal import QUICK_SYNC_SECONDS
 from zkv.protocol import requests
@@ -248,6 +249,56 @@ def test_a_service_that_dies_in_the_front_is_replaced_and_counted(
         assert stats["workers_replaced"] == 1
         assert stats["requests"]["PUT"] == 1, "its counters live on"
         assert server.stop()
+
+
+def test_a_pending_reply_of_the_front_that_cannot_be_made(
+    tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ServerInProcess(tmp_path / "data") as server:
+        client = connect(server.endpoint)
+        with monkeypatch.context() as patch:
+            patch.setattr(PendingCommits, "bodies", raising)
+            reply = client.call(op="PUT", key="k", value=1, id=7)
+        assert (reply["code"], reply["id"], reply["applied"]) == ("INTERNAL", 7, None)
+        assert client.ok(op="GET", key="k")["rev"] == 1
+        stats = client.ok(op="INFO")["stats"]
+        assert (stats["workers_replaced"], stats["failures"]) == (1, {"INTERNAL": 1})
+        assert server.stop()
+
+
+def test_what_cannot_be_handed_over_is_answered_by_the_front(
+    tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without memory for it; what was plain in its batch has its answer, and nobody waits."""
+
+    def frames(*arguments: Any, **others: Any) -> Any:
+        return NobodyBehind(FRAMES(*arguments, **others))
+
+    monkeypatch.setattr("zkv.broker.broker.FRAMES", frames)
+    with ServerInProcess(tmp_path / "data") as server:
+        client = connect(server.endpoint, zmq.DEALER)
+        for number in range(10):
+            client.send(pack({"op": "PING", "id": 2 * number}))
+            client.send(pack({"op": "GET", "key": "k", "id": 2 * number + 1}))
+            client.send(pack({"op": "MPUT", "items": {"k": 1}, "id": "write"}))
+        replies = [unpack(client.receive()) for _ in range(30)]
+        told = {reply["id"]: reply.get("code") for reply in replies if reply["id"] != "write"}
+        assert {told[2 * number] for number in range(10)} == {"INTERNAL"}
+        assert {told[2 * number + 1] for number in range(10)} <= {None, "NOT_FOUND", "INTERNAL"}
+        assert server.stop()
+
+
+class NobodyBehind:
+    """Frames without memory for what is to be handed over."""
+
+    def __init__(self, frames: Any) -> None:
+        self._frames = frames
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._frames, name)
+
+    def hand_over(self, *_: object) -> int:
+        raise MemoryError
 
 
 def raising(*_: object) -> bool:

@@ -234,6 +234,12 @@ class Service:
             self._write_log(self._records)
             self._records = []
 
+    def give_up(self, request: AnyRequest | None, error: BaseException) -> bytes:
+        """The reply to a request that died of ``error``, before or after it ran; counted."""
+        reply = fail(error, request)
+        self.failures[reply.code] += 1
+        return encode_reply(reply)
+
     def run_again(self, call: Call, refusal: ReadOnlyError) -> Reply | Failure:
         """What to answer after commits that ``call`` made or saw have been rolled back."""
         if call.request is None or call.request.writes:
@@ -294,7 +300,7 @@ class Service:
         call = Call(len(body), time.perf_counter())
         try:
             if isinstance(body, BadEnvelope):
-                raise BadRequestError(body.reason)
+                raise body.error(body.reason)
             call.request = request = decode(body)
             if self._stopping():
                 raise ShuttingDownError("the server is stopping")
@@ -383,6 +389,10 @@ class PendingReply:
         self._service.flush_log()
         return [body]
 
+    def give_up(self, error: BaseException) -> list[bytes]:
+        """The reply where that failed."""
+        return [self._service.give_up(self._call.request, error)]
+
 
 class PendingCommits:
     """Replies that may leave once the revisions that they tell of are on disk.
@@ -446,6 +456,12 @@ class PendingCommits:
         service.flush_log()
         return bodies
 
+    def give_up(self, error: BaseException) -> list[bytes]:
+        """The replies where that failed."""
+        requests = [request_in(body) for body in self._requests]
+        requests += [call.request for call, _ in self._calls]
+        return [self._service.give_up(request, error) for request in requests]
+
     def _bodies_after_rollback(self, error: ReadOnlyError) -> list[bytes]:
         """The replies after others' commits, or these, have been rolled back.
 
@@ -485,13 +501,12 @@ def _step(seconds: float) -> int:
     return int(seconds * 1e6).bit_length()
 
 
-def give_up(body: bytes | BadEnvelope, error: BaseException) -> bytes:
-    """The reply to a request whose service died of ``error``, before or after it ran."""
-    request: AnyRequest | None = None
+def request_in(body: bytes | BadEnvelope) -> AnyRequest | None:
+    """What is in ``body``, as far as that can be told now, when something has failed."""
     if not isinstance(body, BadEnvelope):
-        with contextlib.suppress(RequestError):
-            request = decode(body)
-    return encode_reply(fail(error, request))
+        with contextlib.suppress(RequestError, MemoryError):
+            return decode(body)
+    return None
 
 
 def fail(error: BaseException, request: AnyRequest | None) -> Failure:
