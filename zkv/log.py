@@ -30,6 +30,8 @@ from zkv.errors import ConfigError
 if TYPE_CHECKING:
     from zkv.config import LogSettings
 
+_log = logging.getLogger("zkv.log")
+
 MOST_WAITING: Final = 10_000
 """Batches of request records that may wait for the writer before more are dropped."""
 
@@ -178,6 +180,8 @@ class Log:
                 self._write(items)
             except OSError:
                 pass  # The log itself cannot be written: there is nowhere left to say so.
+            except Exception:
+                _log.critical("lines of the log are lost", exc_info=True)
             if not closing:
                 self._closing.wait(PAUSE_SECONDS)
         if self._descriptor != STDERR:
@@ -215,7 +219,7 @@ class Log:
         try:
             new = self._open()
         except ConfigError as error:
-            logging.getLogger("zkv.log").error("%s; going on with the old file", error)
+            _log.error("%s; going on with the old file", error)
             return
         os.close(self._descriptor)
         self._descriptor = new

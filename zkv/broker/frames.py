@@ -11,7 +11,6 @@ so one binary fits every pyzmq, and there is never a second libzmq in the proces
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -256,21 +255,27 @@ class PlainFrames:
 def _send(socket: zmq.Socket[bytes], message: list[Any]) -> bool:
     """Send a message; whether anybody is there to take it."""
     send, last = socket.send, message.pop()
+    last = copied(last)
     try:
-        if len(last) > COPIED:
-            # Where memory ended behind the frames before it, what is sent next would go on with
-            # them.
-            last = zmq.Frame(last, copy=True)
         for frame in message:
             send(frame, zmq.SNDMORE | zmq.NOBLOCK)
         send(last, zmq.NOBLOCK)
     except zmq.Again:
         return False
-    except zmq.ZMQError as error:
-        if error.errno == errno.ENOMEM:
-            raise MemoryError from error
-        raise
     return True
+
+
+def copied(frame: bytes) -> bytes | zmq.Frame:
+    """A last frame, made before those in front of it are sent, where it is large.
+
+    If memory ended behind those, what is sent next would go on with them. Raises MemoryError.
+    """
+    if len(frame) <= COPIED:
+        return frame
+    try:
+        return zmq.Frame(frame, copy=True)
+    except zmq.ZMQError as error:
+        raise MemoryError from error  # Nothing else can fail there.
 
 
 def _find_compiled() -> MakeFrames | None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from zkv.broker.frames import BadEnvelope
 from zkv.commands import execute
-from zkv.durability.committer import CommitGroup
+from zkv.durability.committer import A_BUG, CommitGroup
 from zkv.errors import (
     BadRequestError,
     DeadlineError,
@@ -188,7 +188,7 @@ class Service:
                 self._engine.submit(group)
         except BaseException:
             # A bug. The thread gets another service; those who wait are not to wait for ever.
-            group.complete(ReadOnlyError("a bug in the server; its log says more", applied=None))
+            group.complete(ReadOnlyError(A_BUG, applied=None))
             raise
 
     def finish(self, call: Call, reply: Reply | Failure | None) -> bytes:
@@ -513,5 +513,5 @@ def fail(error: BaseException, request: AnyRequest | None) -> Failure:
     """The reply to a request that raised ``error``; logs what is a bug."""
     if not isinstance(error, RequestError):
         _log.error("a command failed: this is a bug in zkv", exc_info=error)
-        error = InternalError("a bug in the server; its log says more", applied=None)
+        error = InternalError(A_BUG, applied=None)
     return failure(error, None if request is None else request.id)

@@ -68,6 +68,11 @@ class Worker:
         return self._thread.name
 
     @property
+    def served(self) -> bool:
+        """Whether it has ever been able to receive."""
+        return self._mailbox is not None
+
+    @property
     def unroutable(self) -> int:
         """Messages that had nowhere to reply to."""
         return 0 if self._mailbox is None else self._mailbox.unroutable

@@ -151,8 +151,8 @@ class Persistence:
             return self._failed(error.strerror or str(error))
         except ReadOnlyError as error:
             return self._failed(error.message)
-        except Exception:
-            _log.exception("the snapshot failed")
+        except BaseException:  # A bug, or the end of memory; the thread goes on.
+            _log.critical("the snapshot failed", exc_info=True)
             return ReadOnlyError("the snapshot failed; the server's log says why")
         if self._failing:
             self._failing = False

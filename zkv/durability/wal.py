@@ -308,7 +308,9 @@ class Wal:
         began = time.monotonic()
         try:
             self._files.sync(self._file)
-        except OSError as error:
+        except Exception as error:
+            if not isinstance(error, OSError):
+                _log.error("this is a bug in zkv", exc_info=error)
             raise self._sync_failed(error) from error
         self._sync_seconds = max(time.monotonic() - began, 0.9 * self._sync_seconds)
         self.syncs += 1
@@ -376,15 +378,14 @@ class Wal:
             self._files.truncate(self._file, self._offset)
             # Whole frames may have stood there, and would after a power cut, which are refused now.
             self._files.sync(self._file)
-        except OSError:
+        except Exception:
             self._broken = True  # Half a frame may stand there: nothing can be written behind it.
             applied = None
         return self._refuse(_cannot_write(error), applied)
 
-    def _sync_failed(self, error: OSError) -> ReadOnlyError:
+    def _sync_failed(self, error: Exception) -> ReadOnlyError:
         self._broken = True
-        reason = f"the log could not be made durable: {error.strerror or error}"
-        return self._refuse(reason, None)
+        return self._refuse(f"the log could not be made durable: {_reason(error)}", None)
 
     def _refuse(self, reason: str, applied: bool | None) -> ReadOnlyError:
         with self._keyspace_lock:
@@ -416,7 +417,9 @@ class Wal:
 
 
 def _cannot_write(error: Exception) -> str:
+    return f"the log cannot be written: {_reason(error)}"
+
+
+def _reason(error: Exception) -> str:
     reason = "out of memory" if isinstance(error, MemoryError) else str(error)
-    if isinstance(error, OSError):
-        reason = error.strerror or reason
-    return f"the log cannot be written: {reason}"
+    return error.strerror or reason if isinstance(error, OSError) else reason
