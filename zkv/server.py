@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("zkv.server")
 
 LOOK_SECONDS: Final = 1.0
-"""How often it is looked whether the main thread still runs, and a worker is still to be replaced."""
+"""How often it is looked whether the main thread runs, and a worker is still to be replaced."""
 
 
 class Event(enum.Enum):
