@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import zmq
 
@@ -135,7 +136,7 @@ def test_the_feed_has_no_memory(
             follower.subscribe(b"")
             follower.connect(server.server.feed)
             follower.recv_multipart()  # A heartbeat: it is known from now on.
-            monkeypatch.setattr(feed, "encode", failing(2, MemoryError(), feed.encode))
+            monkeypatch.setattr(feed, "encode", failing(2, MemoryError(), msgspec.msgpack.encode))
 
             def arrives() -> bool:
                 client.ok(op="PUT", key="k", value=1)
