@@ -1,19 +1,30 @@
-"""Binding endpoints, and letting go of them."""
+"""Binding endpoints, and letting go of them.
+
+A child made by fork lets go of them at once: it has the descriptors of whatever listens here, and
+of each client's connection, but none of the threads that serve them. As long as it lived, nobody
+else could listen there, and clients would never learn that the server has ended. A program that is
+run by a child gets none of them to begin with: ZeroMQ has them closed then.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import os
 import socket as posix
 import stat
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import zmq
 
 from zkv.errors import EndpointError
 
 INPROC: Final = "inproc://"
+
+_bound: WeakKeyDictionary[zmq.Socket[bytes], list[str]] = WeakKeyDictionary()
+"""Sockets that are open, and the endpoints that they are bound to, with real ports."""
 
 
 def bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
@@ -25,7 +36,9 @@ def bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
     except (zmq.ZMQError, OSError) as error:
         reason = os.strerror(error.errno) if error.errno == errno.EADDRINUSE else error.strerror
         raise EndpointError(f"{endpoint}: {reason or error}") from None
-    return socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+    bound = socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+    _bound.setdefault(socket, []).append(bound)
+    return bound
 
 
 def close(socket: zmq.Socket[bytes], endpoints: list[str]) -> None:
@@ -35,6 +48,7 @@ def close(socket: zmq.Socket[bytes], endpoints: list[str]) -> None:
             with contextlib.suppress(zmq.ZMQError):  # It was not bound here.
                 socket.unbind(endpoint)
     socket.close()
+    _bound.pop(socket, None)
 
 
 def _refuse_live_ipc(endpoint: str) -> None:
@@ -50,3 +64,47 @@ def _refuse_live_ipc(endpoint: str) -> None:
         except ConnectionRefusedError:
             return  # Left over by a server that is gone.
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def _let_go_in_child() -> None:
+    """Close the descriptors of all that listens or has been accepted at a bound endpoint."""
+    endpoints = [endpoint for bound in list(_bound.values()) for endpoint in bound]
+    _bound.clear()
+    if not endpoints:
+        return
+    with contextlib.suppress(OSError):  # Only without /proc.
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                if any(_is_at(endpoint, _address(int(name))) for endpoint in endpoints):
+                    os.close(int(name))
+
+
+def _address(descriptor: int) -> object:
+    """The local address of a socket. Raises OSError where that is none."""
+    socket = posix.socket(fileno=descriptor)
+    try:
+        return socket.getsockname()
+    finally:
+        socket.detach()
+
+
+def _is_at(endpoint: str, address: object) -> bool:
+    """Whether ``address``, as the system tells it, belongs to ``endpoint``."""
+    transport, _, place = endpoint.partition("://")
+    if transport == "ipc":
+        return address in {
+            place,
+            b"\0" + os.fsencode(place[1:]),
+        }  # The latter is one without a file.
+    if transport != "tcp" or not isinstance(address, tuple) or len(address) < 2:
+        return False
+    host, _, port = place.rpartition(":")
+    listening, actual = _ip(host.strip("[]")), _ip(str(address[0]))
+    return str(address[1]) == port and (listening.is_unspecified or listening == actual)
+
+
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    return ipaddress.ip_address(host.partition("%")[0])
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
