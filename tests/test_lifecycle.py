@@ -757,7 +757,7 @@ def test_signals_that_do_nothing(
     assert server.stop() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGABRT, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGUSR2])
 def test_signals_that_end_it_at_once(
     server: ServerProcess, client: Raw, number: signal.Signals
 ) -> None:
