@@ -44,7 +44,7 @@ def trimmed(counts: list[int]) -> list[int]:
 
 
 class Broker:
-    """Serves requests at endpoints with a pool of worker threads.
+    """Serves requests at endpoints with a front and a pool of worker threads.
 
     Args:
         endpoints: where to bind.

@@ -3,8 +3,8 @@
 Strategy: a thread that is woken costs as much as a plain request. So the front lets the lane answer
 what that can (`zkv.keyspace.lane`), all that waits in one turn, and hands everything else over to
 the workers, through a DEALER, as it came; what they answer it passes on. What blocks is theirs: the
-front waits for nothing but news, and for a disk that is quick. A large batch holds it as long as it
-takes, 10 ms for an MPUT of 10,000 new keys: the store's lock would hold up the others as well.
+front waits for nothing but news, and for a disk that is quick. What is plain, what exactly it waits
+for, and what a large request does to the others stands in ARCHITECTURE.md.
 
 When the workers have no more room, nothing is taken from clients until they have; what a batch then
 has left waits here. Where the store is not compiled there is no lane, and all is handed over.

@@ -1,8 +1,8 @@
 """A mailbox: takes every request that is queued, and sends the replies all together.
 
-Strategy: what a worker pays for is calls on sockets, not bytes. So it waits for the first message,
+Strategy: what a thread that serves pays for is calls on sockets, not bytes. So it waits for the first message,
 takes the rest without waiting (bounded), works on the whole batch, and replies to all. The envelope
-of each message, of any depth, stays in here and goes out again before its reply; a worker sees only
+of each message, of any depth, stays in here and goes out again before its reply; a service sees only
 bodies. What touches the socket is in `zkv.broker.frames`, once in Python and once compiled.
 
 A reply may also be pending: its envelope is parked, and whichever thread completes it rings this
