@@ -1,13 +1,14 @@
 """A mailbox: takes every request that is queued, and sends the replies all together.
 
-Strategy: what a thread that serves pays for is calls on sockets, not bytes. So it waits for the first message,
-takes the rest without waiting (bounded), works on the whole batch, and replies to all. The envelope
-of each message, of any depth, stays in here and goes out again before its reply; a service sees only
-bodies. What touches the socket is in `zkv.broker.frames`, once in Python and once compiled.
+Strategy: what a thread that serves pays for is calls on sockets, not bytes. So it waits for the
+first message, takes the rest without waiting (bounded), works on the whole batch, and replies to
+all. The envelope of each message, of any depth, stays in here and goes out again before its reply;
+a service sees only bodies. What touches the socket is in `zkv.broker.frames`, once in Python and
+once compiled.
 
 A reply may also be pending: its envelope is parked, and whichever thread completes it rings this
-mailbox's bell, which then sends it. So no worker ever blocks on an op that
-waits for something else.
+mailbox's bell, which then sends it. So no thread that serves blocks on an op that waits for
+something else.
 
 Invariants: a mailbox is made, used and closed in one thread; only `stop` and what
 completes a pending reply may be called from another. Each received message gets exactly one reply,
