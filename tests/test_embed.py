@@ -397,8 +397,9 @@ with Client(server.endpoint) as client:
 
 def test_a_forked_child_leaves_it_alone(tmp_path: Path) -> None:
     program = """
-import os, zkv
+import os, warnings, zkv
 from zkv.client import Client
+warnings.simplefilter("ignore")  # Of Python, that forks with threads are no good idea.
 with zkv.Server("tcp://127.0.0.1:*") as server:
     child = os.fork()
     if child == 0:
@@ -491,7 +492,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_child_keeps_what_is_not_the_servers(tmp_path: Path) -> None:
     """Another listener, a client's connection to the server, and a file of the program."""
     program = """
-import os, socket, zkv
+import os, socket, warnings, zkv
+warnings.simplefilter("ignore")  # Of Python, that forks with threads are no good idea.
 with zkv.Server("tcp://127.0.0.1:*") as server, socket.create_server(("127.0.0.1", 0)) as other:
     port = int(server.endpoint.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port)) as client, open("file", "w") as file:
