@@ -12,8 +12,10 @@ import contextlib
 import errno
 import ipaddress
 import os
+import select
 import socket as posix
 import stat
+import threading
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -22,6 +24,8 @@ import zmq
 from zkv.errors import EndpointError
 
 INPROC: Final = "inproc://"
+LETTING_GO_SECONDS: Final = 1.0
+"""How long a fork waits at most until the child has let go."""
 
 _bound: WeakKeyDictionary[zmq.Socket[bytes], list[str]] = WeakKeyDictionary()
 """Sockets that are open, and the endpoints that they are bound to, with real ports."""
@@ -107,4 +111,38 @@ def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     return ipaddress.ip_address(host.partition("%")[0])
 
 
-os.register_at_fork(after_in_child=_let_go_in_child)
+class _Fork(threading.local):
+    """Has the parent wait until the child has let go: it may be about to stop its server.
+
+    The child's end of a pipe is closed then.
+    """
+
+    ends: tuple[int, int] | None = None
+
+    def before(self) -> None:
+        with contextlib.suppress(OSError):  # As where no more files can be opened.
+            self.ends = os.pipe() if _bound else None
+
+    def in_child(self) -> None:
+        _let_go_in_child()
+        self._close()
+
+    def in_parent(self) -> None:
+        if self.ends is not None:
+            os.close(self.ends[1])
+            poll = select.poll()
+            poll.register(self.ends[0], select.POLLIN)
+            poll.poll(LETTING_GO_SECONDS * 1000)
+            os.close(self.ends[0])
+            self.ends = None
+
+    def _close(self) -> None:
+        for end in self.ends or ():
+            os.close(end)
+        self.ends = None
+
+
+_fork = _Fork()
+os.register_at_fork(
+    before=_fork.before, after_in_child=_fork.in_child, after_in_parent=_fork.in_parent
+)
