@@ -6,7 +6,8 @@ the process is touched: no signal handler is installed, no logging is set up (th
 
 Invariants: between `Server.start` and the end the thread ``zkv-server`` runs, and it alone starts
 and stops what is inside. After `Server.stop` no thread and no socket is left. A child made by fork
-has none of the threads: there, the object does nothing.
+has none of the threads: there, the object does nothing, and endpoints, connections and the data
+directory are let go (`zkv.broker.sockets`, `zkv.durability.files`).
 """
 
 from __future__ import annotations

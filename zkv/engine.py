@@ -143,24 +143,25 @@ class Engine:
         """Make all commits safe where that takes no sync; else do nothing.
 
         Args:
-            patient: whether it waits for others, who may be waiting for the disk.
+            patient: whether it waits for others, who may be waiting for the disk: see `Wal.commit`.
 
         Raises ReadOnlyError where it cannot be: every commit that is not safe is rolled back.
         """
-        if self.syncs_each:
-            return
-        if patient:
-            self._wal.commit(self._wal.last_lsn, durable=False)
-        else:
-            self._wal.write_quickly()
+        if not self.syncs_each:
+            self._wal.commit(self._wal.last_lsn, durable=False, patient=patient)
 
     def submit(self, group: CommitGroup) -> None:
         """Have ``group`` completed once its revision is on disk, or safe, by another thread."""
         self._committer.submit(group)
 
-    def settle(self, group: CommitGroup) -> None:
-        """Complete ``group`` in this thread, which waits for the disk."""
-        settle(self._wal, [group])
+    def settle(self, group: CommitGroup, patient: bool = True) -> bool:
+        """Complete ``group`` in this thread, which waits for the disk; whether it is completed.
+
+        Args:
+            group: what waits.
+            patient: whether others are waited for, too. It is always completed then.
+        """
+        return settle(self._wal, [group], patient)
 
     def _secure_removals(self) -> None:
         """Have commits that no client waits for become safe, too. Raises ReadOnlyError."""
@@ -245,9 +246,10 @@ class MemoryEngine:
         """Complete ``group``."""
         group.complete(None)
 
-    def settle(self, group: CommitGroup) -> None:
+    def settle(self, group: CommitGroup, patient: bool = True) -> bool:
         """Complete ``group``."""
         group.complete(None)
+        return True
 
     def when_safe(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called, in any thread, whenever there are commits."""

@@ -15,11 +15,29 @@ import os
 import stat
 from pathlib import Path
 from typing import BinaryIO, Final
+from weakref import WeakSet
 
 from zkv.durability import lock
 from zkv.durability.lock import Lock
 
 _PIECE_BYTES: Final = 1 << 20
+
+_written: WeakSet[BinaryIO] = WeakSet()
+"""What is open for writing, or to hold a lock. A child made by fork closes it: it would hold the
+lock as long as it lives, and the room of files that are removed."""
+
+
+def _ours_alone(file: BinaryIO) -> BinaryIO:
+    _written.add(file)
+    return file
+
+
+def _close_in_child() -> None:
+    for file in list(_written):
+        file.close()  # Without a word to the system about the lock: that is the parent's, too.
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 class Files:
@@ -40,12 +58,12 @@ class Files:
 
     def create(self, path: Path) -> BinaryIO:
         """A new empty file to write; what had the name is replaced. Raises OSError."""
-        return open(path, "wb", buffering=0)
+        return _ours_alone(open(path, "wb", buffering=0))
 
     def open_append(self, path: Path) -> tuple[BinaryIO, int]:
         """A file to read, and to go on writing at its end; and its size. Raises OSError."""
         file = open(path, "r+b", buffering=0)  # noqa: SIM115  the caller closes it
-        return file, file.seek(0, os.SEEK_END)
+        return _ours_alone(file), file.seek(0, os.SEEK_END)
 
     def open_read(self, path: Path) -> BinaryIO:
         """A file to read. Raises OSError."""

@@ -2,6 +2,8 @@
 
 The directory is locked as well, by an open descriptor: so a ``LOCK`` that somebody removes does not
 let another server in, and the directory can be told from any other that comes to have its name.
+
+A child made by fork closes both at once: as long as it lived, it would hold the lock as well.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Final
+from weakref import WeakSet
 
 from zkv.errors import LockedError
 
@@ -41,6 +44,7 @@ class Lock:
             os.close(self._directory)
             raise
         self._closed = False
+        _held.add(self)
 
     def __enter__(self) -> Self:
         return self
@@ -54,10 +58,15 @@ class Lock:
             return
         self._closed = True
         for descriptor in (self._file.fileno(), self._directory):
-            with contextlib.suppress(OSError):  # Explicitly: a forked child may have it open, too.
+            with contextlib.suppress(OSError):  # Explicitly: whatever has it open, too.
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
-        self._file.close()
-        os.close(self._directory)
+        self._close_files()
+
+    def forget(self) -> None:
+        """Close the files without a word to the system: in a child, the lock is the parent's."""
+        if not self._closed:
+            self._closed = True
+            self._close_files()
 
     def lost_directory(self) -> str | None:
         """What has become of the directory, in words; None = it is where it was."""
@@ -85,6 +94,10 @@ class Lock:
         old, self._file = self._file, self._take()
         old.close()
 
+    def _close_files(self) -> None:
+        self._file.close()
+        os.close(self._directory)
+
     def _lock_directory(self) -> None:
         try:
             fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -111,6 +124,17 @@ class Lock:
         holder = "" if file is None else _told_in(file)
         by = f" (process {holder})" if holder else ""
         return LockedError(f"{self._path.parent}: another server{by} holds this data directory")
+
+
+_held: Final[WeakSet[Lock]] = WeakSet()
+
+
+def _forget_in_child() -> None:
+    for lock in list(_held):
+        lock.forget()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def holder(path: Path) -> str | None:

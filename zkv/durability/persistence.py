@@ -185,8 +185,8 @@ class Persistence:
             return self._failed(error.message)
         except (LockedError, MemoryError) as error:
             return self._failed(str(error) or "out of memory")
-        except Exception:
-            _log.exception("the snapshot failed")
+        except BaseException:  # A bug; the thread goes on.
+            _log.critical("the snapshot failed", exc_info=True)
             return ReadOnlyError("the snapshot failed; the server's log says why")
         self._found = None
         if self._failing:

@@ -154,11 +154,8 @@ class Wal:
 
     @property
     def syncs_quickly(self) -> bool:
-        """Whether recent syncs took next to no time, and the next write is to begin no segment.
-
-        That is no promise for the next sync.
-        """
-        return self._sync_seconds < QUICK_SYNC_SECONDS and not self._segment_is_full()
+        """Whether recent syncs took next to no time. That is no promise for the next one."""
+        return self._sync_seconds < QUICK_SYNC_SECONDS
 
     def survived(self, epoch: int) -> tuple[int, int]:
         """The newest revision, and the newest number, that were left when ``epoch`` ended.
@@ -194,36 +191,39 @@ class Wal:
         self.last_lsn = lsn
         return lsn
 
-    def commit(self, lsn: int, durable: bool) -> None:
+    def commit(self, lsn: int, durable: bool, patient: bool = True) -> bool:
         """Return once every commit up to ``lsn`` is written and, if ``durable``, on disk.
+
+        Args:
+            lsn: number of the newest commit that it is about.
+            durable: whether it has to be on disk.
+            patient: whether it waits for others who have the file, for the beginning of a segment,
+                and for a disk that is known to be slow. Else it waits for one write and one sync of
+                its own, and `QUICK_SYNC_SECONDS` for the file.
+
+        Returns:
+            Whether that is so. Always, where it is patient; else nothing may have been done.
 
         Raises:
             ReadOnlyError: it cannot be; every commit that is not safe has been rolled back, and
                 ``applied`` says whether it may be on disk all the same.
         """
         if lsn <= (self.durable_lsn if durable else self.written_lsn):
-            return
-        with self._io:
+            return True
+        if not self._io.acquire(timeout=-1 if patient else QUICK_SYNC_SECONDS):
+            return False
+        try:
+            # Looked up with the file in hand: others may have filled the segment meanwhile.
+            if not (patient or self._is_quick(lsn, durable)):
+                return False
             if lsn > self.written_lsn:
                 self._write_queued()
             if durable and lsn > self.durable_lsn:
                 self._sync()
-        self.on_safe()
-
-    def write_quickly(self) -> None:
-        """Write all that was appended; do nothing where somebody or something is to be waited for.
-
-        Raises ReadOnlyError, as `commit` does.
-        """
-        lsn = self.last_lsn
-        if lsn <= self.written_lsn or not self._io.acquire(timeout=QUICK_SYNC_SECONDS):
-            return
-        try:
-            if lsn > self.written_lsn and not self._segment_is_full():
-                self._write_queued()
         finally:
             self._io.release()
         self.on_safe()
+        return True
 
     def flush(self) -> None:
         """Return once everything that was appended, and not rolled back, is on disk.
@@ -323,6 +323,11 @@ class Wal:
         """Of the newest segment."""
         return self._directory / segment.file_name(self._first_rev)
 
+    def _is_quick(self, lsn: int, durable: bool) -> bool:
+        """Whether a `commit` needs no more than one write, and a sync only of a quick disk."""
+        begins_segment = lsn > self.written_lsn and self._segment_is_full()
+        return not begins_segment and (self.syncs_quickly or not durable)
+
     def _segment_is_full(self) -> bool:
         """Whether the next write begins a new segment, once the old one is on disk."""
         return self._offset >= self._segment_bytes and self.written_rev >= self._first_rev
@@ -334,7 +339,9 @@ class Wal:
         began = time.monotonic()
         try:
             self._files.sync(self._file)
-        except OSError as error:
+        except Exception as error:
+            if not isinstance(error, OSError):
+                _log.error("this is a bug in zkv", exc_info=error)
             raise self._sync_failed(error) from error
         self._sync_seconds = max(time.monotonic() - began, 0.9 * self._sync_seconds)
         self.syncs += 1
@@ -410,15 +417,14 @@ class Wal:
             self._files.truncate(self._file, self._offset)
             # Whole frames may have stood there, and would after a power cut, which are refused now.
             self._files.sync(self._file)
-        except OSError:
+        except Exception:
             self._broken = True  # Half a frame may stand there: nothing can be written behind it.
             applied = None
         return self._refuse(_cannot_write(error), applied)
 
-    def _sync_failed(self, error: OSError) -> ReadOnlyError:
+    def _sync_failed(self, error: Exception) -> ReadOnlyError:
         self._broken = True
-        reason = f"the log could not be made durable: {error.strerror or error}"
-        return self._refuse(reason, None)
+        return self._refuse(f"the log could not be made durable: {_reason(error)}", None)
 
     def _refuse(self, reason: str, applied: bool | None) -> ReadOnlyError:
         with self._keyspace_lock:
@@ -458,9 +464,13 @@ def _only_append(file: BinaryIO) -> None:
 
 
 def _cannot_write(error: Exception) -> str:
+    return f"the log cannot be written: {_reason(error)}"
+
+
+def _reason(error: Exception) -> str:
     reason = "out of memory" if isinstance(error, MemoryError) else str(error)
     if isinstance(error, OSError):
         reason = error.strerror or reason
         if error.filename is not None:
             reason = f"{error.filename}: {reason}"
-    return f"the log cannot be written: {reason}"
+    return reason
