@@ -42,7 +42,7 @@ from tests.contract_stores import (
     opened,
     request,
 )
-from tests.support import LIMIT, Message, raw_fields, unpack
+from tests.support import LIMIT, Message, raw_fields, traced_memory, unpack
 from zkv.errors import BadRequestError, ReadOnlyError
 from zkv.keyspace.change import Change, Commit
 from zkv.requests.call import Caller
@@ -1647,7 +1647,7 @@ def test_a_reply_that_is_remembered_no_more_takes_no_memory(make_store: MakeStor
         assert store.ok("INFO")["stats"]["sessions"]["replies"] == 2
         while gc.collect():  # A store that crashed is garbage in a cycle, and holds files, too.
             pass
-        assert tracemalloc.get_traced_memory()[0] < 8 * size
+        assert traced_memory("zkv") < 8 * size
     finally:
         tracemalloc.stop()
 
@@ -2182,7 +2182,7 @@ def test_what_was_not_on_disk_is_gone_after_a_crash_and_can_be_done_again(
 class Watched(deque[Any]):
     """The log's queue, and what another thread may do while something is put into it."""
 
-    def __init__(self, meanwhile: Callable[[], None]) -> None:
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
         super().__init__()
         self._meanwhile = meanwhile
 

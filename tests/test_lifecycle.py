@@ -25,6 +25,7 @@ from tests.conftest import Connect
 from tests.support import (
     FREE_PORT,
     LIMIT,
+    ROOT,
     Message,
     NoReplyError,
     Raw,
@@ -789,6 +790,83 @@ def test_sighup_when_the_file_cannot_be_opened(tmp_path: Path) -> None:
             client.ok(op="PUT", key="behind", value=0)
         assert server.stop() == 0
     assert "behind" in (moved / "zkv.log").read_text()
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_sigusr1_tells_where_each_thread_is(tmp_path: Path, log_format: str) -> None:
+    """Into the log, wherever that goes by now; the server goes on."""
+    path, rotated = tmp_path / "zkv.log", tmp_path / "zkv.log.1"
+    config = f'[log]\nfile = "{path}"\nformat = "{log_format}"\n'
+    with ServerProcess(tmp_path / "server", config=config) as server:
+        for log in (rotated, path):
+            server.signal(signal.SIGUSR1)
+            eventually(lambda: "stacks of all threads" in path.read_text(), "the names")
+            if log is rotated:
+                path.rename(rotated)
+                server.signal(signal.SIGHUP)
+                eventually(path.exists, "a new file")
+            text = log.read_text()
+            for file in ("front.py", "worker.py", "committer.py", "persistence.py", "feed.py"):
+                assert f'{file}", line ' in text
+            names = next(line for line in text.splitlines() if "stacks of all threads" in line)
+            for name in ("MainThread", "zkv-front", "zkv-worker-1", "zkv-committer", "zkv-feed"):
+                ((number, _),) = re.findall(rf"(0x[0-9a-f]+) is ({name})\b", names)
+                assert re.search(rf"^(Current t|T)hread {number} ", text, re.MULTILINE)
+        with Raw(server.endpoint) as client:
+            client.ok(op="PUT", key="k", value=0)
+        assert server.stop() == 0
+        assert server.log() == ""
+
+
+def test_sigusr1_and_sighup_while_the_server_starts(tmp_path: Path) -> None:
+    """That takes as long as there is much to load."""
+    script = (
+        "import sys, signal, os; from zkv import engine; from zkv.cli.main import main\n"
+        "opened = engine.Engine._open\n"
+        "def slowly(*arguments):\n"
+        "    for number in (signal.SIGUSR1, signal.SIGHUP): os.kill(os.getpid(), number)\n"
+        "    opened(*arguments)\n"
+        "engine.Engine._open = slowly\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "serve", "--data-dir", str(tmp_path / "data")]
+    with subprocess.Popen(
+        [*command, "--endpoint", FREE_PORT], env=environment(), cwd=tmp_path,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("READY")
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0
+    assert "stacks of all threads" in log
+
+
+def test_the_help_names_the_signals() -> None:
+    helped = run_zkv("serve", "--help", cwd=ROOT).stdout
+    assert all(name in helped for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGPIPE, signal.SIGXFSZ])
+def test_signals_that_do_nothing(
+    server: ServerProcess, client: Raw, number: signal.Signals
+) -> None:
+    server.signal(number)
+    client.ok(op="PUT", key="k", value=0)
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGUSR2])
+def test_signals_that_end_it_at_once(
+    server: ServerProcess, client: Raw, number: signal.Signals
+) -> None:
+    """And lose nothing that was answered."""
+    client.ok(op="PUT", key="k", value=0)
+    server.signal(number)
+    assert server.wait() == -number
+    server.start()
+    with Raw(server.endpoint) as other:
+        assert other.ok(op="GET", key="k")["rev"] == 1
 
 
 def test_log_that_nobody_reads_does_not_stop_the_server(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ the process is touched: no signal handler is installed, no logging is set up (th
 
 Invariants: between `Server.start` and the end the thread ``zkv-server`` runs, and it alone starts
 and stops what is inside. After `Server.stop` no thread and no socket is left. A child made by fork
-has none of the threads: there, the object does nothing.
+has none of the threads: there, the object does nothing, and endpoints, connections and the data
+directory are let go (`zkv.broker.sockets`, `zkv.durability.files`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import itertools
 import os
 import threading
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import msgspec
 
@@ -101,6 +102,12 @@ class Server:
             if error is None:
                 raise
             error.add_note(str(failure))  # What went wrong first matters more.
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "Server cannot be pickled or copied, since it has threads and sockets: send its "
+            "endpoint, and make a client in the other process"
+        )
 
     def __repr__(self) -> str:
         where = self._settings.durability.data_dir

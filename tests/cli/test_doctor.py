@@ -106,6 +106,28 @@ def test_nobody_there(well: Examine, tmp_path: Path) -> None:
         assert advice in found["endpoint"]["advice"]
 
 
+def test_a_refused_snapshot_is_no_refused_write(
+    server: ServerInProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(info: Message) -> None:
+        info["stats"]["failures"] = {"READ_ONLY": 1}
+        info["stats"]["failures_by_op"] = {"SNAPSHOT": {"READ_ONLY": 1}}
+
+    found = findings(server.endpoint, monkeypatch, INFO=change)
+
+    assert "writes" not in found
+    assert found["snapshots"].level == "todo"
+
+
+def test_it_asks_for_little(well: Examine, server: ServerInProcess) -> None:
+    well("-e", server.endpoint)
+    with Client(server.endpoint) as client:
+        requests = client.info()["stats"]["requests"]
+
+    assert requests["PING"] <= 10
+    assert sum(requests.values()) <= 12
+
+
 def test_somebody_else_is_there(well: Examine) -> None:
     with Peer(body(b"HTTP/1.1 400 Bad Request")) as peer:
         status, found = well("-e", peer.endpoint, "--timeout", "5")
@@ -146,6 +168,7 @@ def put(path: str, value: Any) -> Change:
     [
         (put("protocol", 2), "version", "protocol 2", "same release"),
         (put("stats.failures", {"READ_ONLY": 7}), "writes", "7 were refused", "disk"),
+        (put("stats.failures_by_op", {"SNAPSHOT": {"READ_ONLY": 2}}), "snapshots", "2", "disk"),
         (put("stats.failures", {"INTERNAL": 1}), "bugs", "met 1", "log"),
         (put("stats.workers_replaced", 2), "bugs", "met 2", "log"),
         (put("stats.sessions.sessions", 90_000), "sessions", "90,000 of 100,000", "max_sessions"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import pickle
 import shutil
@@ -22,7 +23,14 @@ import zkv
 from tests.client.blocking import Kind
 from tests.peer import Peer, reply
 from tests.support import LIMIT, ROOT, ServerInProcess, ServerProcess, environment, eventually
-from zkv import BadReplyError, NoReplyError, RetryPolicy, UnavailableError, UnknownHostError
+from zkv import (
+    BadReplyError,
+    ClosedError,
+    NoReplyError,
+    RetryPolicy,
+    UnavailableError,
+    UnknownHostError,
+)
 
 UNKNOWN = "tcp://no-such-host.invalid:5555"
 IMPATIENT = RetryPolicy(wait_for_start=False)
@@ -406,7 +414,7 @@ def test_tools_reach_a_server_by_its_name(tmp_path: Path, words: list[str], name
 @pytest.mark.parametrize("feed", [5, "tcp://127.0.0.1:71092", "nonsense", b"tcp://127.0.0.1:1"])
 def test_a_feed_that_is_none_is_told(kind: Kind, feed: object) -> None:
     info = reply(ok=True, rev=1, feed=feed)
-    with Peer(info, info, afterwards=info) as peer:
+    with Peer(afterwards=info) as peer:
         with kind(peer.endpoint) as kv:
             if kind.loop is None:
                 with pytest.raises(BadReplyError, match="feed"):
@@ -431,3 +439,79 @@ def test_nobody_at_a_name_is_told_as_at_an_address(tmp_path: Path, free_endpoint
 
     assert done.returncode == 3
     assert "connection refused" in done.stderr
+
+
+# --- Contexts that end, and copies -----------------------------------------------------------
+
+
+def test_a_client_survives_the_end_of_the_shared_context(kind: Kind) -> None:
+    with zkv.Server("tcp://127.0.0.1:*") as server, kind(server.endpoint) as kv:
+        kv.put("k", 1)
+        zmq.Context.instance().destroy()
+        assert kv.get("k") == 1
+        zmq.Context.instance().destroy()
+        assert kv.incr("n") == 1
+        zmq.Context.instance().destroy()
+        assert kv.call("PUT", key="k", value=2)["ok"] is True
+
+
+def test_a_watch_survives_the_end_of_the_shared_context() -> None:
+    with (
+        zkv.Server("tcp://127.0.0.1:*") as server,
+        zkv.Client(server.endpoint) as kv,
+        kv.watch() as changes,
+    ):
+        zmq.Context.instance().destroy()
+        kv["k"] = 1
+        change = changes.next(LIMIT)
+
+        assert change is not None
+        assert change.key == "k"
+
+
+def test_the_end_of_a_context_of_its_own_is_told(kind: Kind) -> None:
+    with zkv.Server("tcp://127.0.0.1:*") as server:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        with kind(server.endpoint, context=context) as kv:
+            kv.put("k", 1)
+            context.destroy()
+            for name, *arguments in (("get", "k"), ("put", "k", 2), ("call", "PING")):
+                with pytest.raises(ClosedError, match="context of the client has been terminated"):
+                    getattr(kv, name)(*arguments)
+            if kind.loop is None:
+                for follow in (kv.watch, kv.mirror):
+                    with pytest.raises(ClosedError, match="context"):
+                        follow()
+
+
+def test_what_has_connections_is_not_copied() -> None:
+    with (
+        zkv.Server() as server,
+        zkv.Client(server.endpoint) as kv,
+        kv.watch() as changes,
+        kv.mirror() as mirror,
+    ):
+        later = zkv.AsyncClient(server.endpoint)
+        for each in (
+            server, kv, kv.namespace("a/"), kv.namespace("a/").namespace("b/"), kv.keys(),
+            kv.pipeline(), kv.txn(), changes, mirror, kv.lock("l"), kv.queue("q"),
+            kv.election("e"), kv.cache(), kv.rate_limiter("r", limit=1, period=1),
+            later, later.namespace("a/"), later.pipeline(), later.txn(), later.watch(),
+            later.mirror(),
+        ):  # fmt: skip
+            for copier in (pickle.dumps, copy.deepcopy):
+                with pytest.raises(TypeError, match="cannot be pickled or copied, since it has"):
+                    copier(each)
+
+
+def test_a_restart_between_two_requests_costs_none(kind: Kind) -> None:
+    """Not even one that is sent once, and comes before anybody had time to notice."""
+    with zkv.Server("tcp://127.0.0.1:*") as server, kind(server.endpoint) as kv:
+        for _ in range(10):
+            assert kv.call("PUT", key="k", value=1)["ok"] is True
+            server.stop()
+            server.start()
+            assert kv.call("PUT", key="k", value=1)["ok"] is True
+            server.stop()
+            server.start()
+            assert kv.put("k", 2) > 0

@@ -47,7 +47,7 @@ def trimmed(counts: list[int]) -> list[int]:
 
 
 class Broker:
-    """Serves requests at endpoints with a pool of worker threads.
+    """Serves requests at endpoints with a front and a pool of worker threads.
 
     Args:
         endpoints: where to bind.
@@ -72,14 +72,15 @@ class Broker:
             zmq.Context.instance() if self._shares_context else zmq.Context()
         )
         self._backend = f"inproc://zkv-workers-{next(_numbers)}"
-        self._front_account = Account(write_log)
+        self._accounts = [Account(write_log)]
+        """Those of the front, and of each worker; who takes a dead one's place goes on with it."""
         self._front = Front(
             self._context,
             endpoints,
             self._backend,
             max_message_bytes,
             FRAMES,
-            self._front_account,
+            self._accounts[0],
             front_died,
         )
         self._feed = Feed(self._context, feed) if feed else None
@@ -123,21 +124,24 @@ class Broker:
             make_front_handler: likewise, of the front.
         """
         self._make_handler = make_handler
-        for _ in range(workers):
-            self._add_worker(Account(self._write_log))
-        self._front.serve(make_front_handler(self._front_account))
+        self._accounts += [Account(self._write_log) for _ in range(workers)]
+        front, *others = self._accounts
+        for account in others:
+            self._add_worker(account)
+        self._front.serve(make_front_handler(front))
 
     def replace_dead_workers(self) -> None:
-        """Put a new worker in the place of each one that has died, with its account."""
-        with self._lock:
-            dead, self._retired = self._retired, []
-        for worker in dead:
-            worker.join()
+        """Put a new worker in the place of each one that has died, with its account.
+
+        Raises whatever keeps that from being done, such as the end of memory. Then call it again.
+        """
+        for _ in range(len(self._retired)):
+            self._add_worker(self._retired[0].account)
             with self._lock:
+                worker = self._retired.pop(0)
                 self._workers.remove(worker)
-            worker.account.deaths += 1
-            worker.account.unroutable += worker.unroutable
-            self._add_worker(worker.account)
+                worker.account.unroutable += worker.unroutable
+            worker.join()
 
     def stop(self) -> None:
         """Answer what has arrived, then close everything."""
@@ -158,25 +162,32 @@ class Broker:
             self._feed.ring()
 
     def statistics(self) -> dict[str, object]:
-        """Requests and times by op, failures by code, and what became of workers, since the start.
+        """Requests and times by op, failures by code, and by op, and what became of workers.
+
+        All since the start.
 
         A time counts to the reply, with what it waited for the disk: see `Account`.
         """
         latencies: dict[str, list[int]] = {}
         failures: Counter[str] = Counter()
+        by_op: dict[str, dict[str, int]] = {}
         with self._lock:
-            accounts = [self._front_account, *[worker.account for worker in self._workers]]
             unroutable = self._front.unroutable + sum(each.unroutable for each in self._workers)
-        for account in accounts:
+            unroutable += sum(account.unroutable for account in self._accounts)
+        for account in self._accounts:
             for op, counts in dict(account.latencies).items():
                 latencies[op] = list(map(add, latencies.get(op, repeat(0)), counts))
-            failures.update(dict(account.failures))
+            for (op, code), count in dict(account.failures).items():
+                failures[code] += count
+                of_op = by_op.setdefault(op, {})
+                of_op[code] = of_op.get(code, 0) + count
         return {
             "requests": {op: sum(counts) for op, counts in latencies.items()},
             "latencies": {op: trimmed(counts) for op, counts in latencies.items()},
             "failures": dict(failures),
-            "unroutable": unroutable + sum(account.unroutable for account in accounts),
-            "workers_replaced": sum(account.deaths for account in accounts),
+            "failures_by_op": by_op,
+            "unroutable": unroutable,
+            "workers_replaced": sum(account.deaths for account in self._accounts),
             "mailbox": "plain" if FRAMES is PlainFrames else "compiled",
             "feed": {} if self._feed is None else self._feed.statistics(),
         }
@@ -193,14 +204,16 @@ class Broker:
     def _add_worker(self, account: Account) -> None:
         handler = self._make_handler(account)
         worker = Worker(next(self._names), handler, account, self._open_mailbox, self._died)
+        worker.start()
         with self._lock:
             self._workers.append(worker)
-        worker.start()
 
     def _open_mailbox(self) -> Mailbox:
         return Mailbox(partial(FRAMES, connect_worker(self._context, self._backend)))
 
     def _died(self, worker: Worker) -> None:
+        worker.account.deaths += 1
         with self._lock:
             self._retired.append(worker)
-        self._worker_died()
+        if worker.served:  # Else the next one would fare no better at once.
+            self._worker_died()

@@ -3,8 +3,8 @@
 Strategy: a thread that is woken costs as much as a plain request. So the front lets the lane answer
 what that can (`zkv.requests.lane`), all that waits in one turn, and hands everything else over to
 the workers, through a DEALER, as it came; what they answer it passes on. What blocks is theirs: the
-front waits for nothing but news, and for a disk that is quick. A large batch holds it as long as it
-takes, 10 ms for an MPUT of 10,000 new keys: the store's lock would hold up the others as well.
+front waits for nothing but news, and for a disk that is quick. What is plain, what exactly it waits
+for, and what a large request does to the others stands in ARCHITECTURE.md.
 
 When the workers have no more room, nothing is taken from clients until they have; what a batch then
 has left waits here. Where the store is not compiled there is no lane, and all is handed over.
@@ -83,7 +83,7 @@ class FrontHandler:
         self._caller = Caller(node, account, stopping)
 
     def answer(self, bodies: Sequence[bytes | BadEnvelope]) -> Answered:
-        """What comes of a batch. `commit` follows, once that is in the mailbox."""
+        """As in `Handler`."""
         started = time.perf_counter()
         engine = self._engine
         epoch = engine.epoch
@@ -103,14 +103,18 @@ class FrontHandler:
         return answered
 
     def commit(self, answered: Answered, is_idle: Callable[[], bool]) -> None:
-        """See to it that what waits for the disk is completed.
-
-        Args:
-            answered: what came of the batch.
-            is_idle: whether nothing else is there to be done.
-        """
+        """As in `Handler`; an idle front waits for a quick disk itself, and for nobody else."""
         engine = self._engine
-        commit(engine, answered, lambda: engine.syncs_each and engine.syncs_quickly and is_idle())
+        commit(
+            engine,
+            answered,
+            lambda: engine.syncs_each and engine.syncs_quickly and is_idle(),
+            patient=False,
+        )
+
+    def give_up(self, body: bytes | BadEnvelope, error: BaseException) -> bytes:
+        """As in `Handler`."""
+        return self._caller.give_up(None if isinstance(body, BadEnvelope) else body, error)
 
     def _run(self, bodies: Sequence[bytes | BadEnvelope]) -> tuple[Answers, list[int]]:
         """What the lane answered, and the places of what it left."""
@@ -125,7 +129,9 @@ class FrontHandler:
                 return answers, left
             body = bodies[place]
             if isinstance(body, BadEnvelope):
-                answers.leave_out(self._caller.finish(*self._caller.refuse(body.reason)))
+                answers.leave_out(
+                    self._caller.finish(*self._caller.refuse(body.error(body.reason)))
+                )
             else:
                 left.append(place)
                 answers.leave_out()

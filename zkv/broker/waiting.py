@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
-from zkv.durability.committer import CommitGroup
+from zkv.durability.committer import A_BUG, CommitGroup
 from zkv.errors import ReadOnlyError
 from zkv.requests.call import fail
 
@@ -93,7 +93,9 @@ def what_is_safe(
     return (safe if engine.epoch == epoch else NOTHING_SAFE), refusal
 
 
-def commit(engine: AnyEngine, answered: Answered, wait: Callable[[], bool]) -> None:
+def commit(
+    engine: AnyEngine, answered: Answered, wait: Callable[[], bool], patient: bool = True
+) -> None:
     """See to it that what waits for the disk is completed. Once its replies are parked.
 
     Args:
@@ -101,6 +103,7 @@ def commit(engine: AnyEngine, answered: Answered, wait: Callable[[], bool]) -> N
         answered: a batch.
         wait: asked only if something waits: whether this thread is to wait for the disk itself,
             which saves the way through the committer's thread and back.
+        patient: whether it then waits for others who write to the log, too.
     """
     group = answered.group
     if group is None:
@@ -108,13 +111,11 @@ def commit(engine: AnyEngine, answered: Answered, wait: Callable[[], bool]) -> N
     try:
         if answered.refusal is not None:
             group.complete(answered.refusal)
-        elif wait():
-            engine.settle(group)
-        else:
+        elif not (wait() and engine.settle(group, patient)):
             engine.submit(group)
     except BaseException:
         # A bug. The thread goes on with the next batch; those who wait are not to wait for ever.
-        group.complete(ReadOnlyError("a bug in the server; its log says more", applied=None))
+        group.complete(ReadOnlyError(A_BUG, applied=None))
         raise
 
 
@@ -144,6 +145,10 @@ class PendingReply:
         body = self._caller.finish(self._call, reply)
         self._caller.flush()
         return [body]
+
+    def give_up(self, error: BaseException) -> list[bytes]:
+        """The reply where that failed."""
+        return [self._caller.give_up(self._call.request, error)]
 
 
 class PendingCalls:
@@ -182,6 +187,10 @@ class PendingCalls:
             bodies = [self._after_rollback(call, was, survived, error) for call, was in self._calls]
         caller.flush()
         return bodies
+
+    def give_up(self, error: BaseException) -> list[bytes]:
+        """The replies where that failed."""
+        return [self._caller.give_up(call.request, error) for call, _ in self._calls]
 
     def _after_rollback(
         self, call: Call, was: Reply | Failure | None, survived: Safe, error: ReadOnlyError
@@ -252,6 +261,10 @@ class PendingRun:
         self._account.add_run(self._answers.ops, self._answers.subjects, self._started)
         self._account.flush()
         return bodies
+
+    def give_up(self, error: BaseException) -> list[bytes]:
+        """The replies where that failed."""
+        return [self._caller.give_up(body, error) for body in self._requests]
 
     def _replace_what_was_rolled_back(self, bodies: list[bytes], error: ReadOnlyError) -> None:
         """See `PendingCalls`."""

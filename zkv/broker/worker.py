@@ -1,32 +1,48 @@
 """A worker thread: a loop over batches from its mailbox.
 
 A command that fails is answered by the caller and harms nobody. What gets past that ends the batch:
-`INTERNAL` is answered to all of it, the log says so with a traceback, it is counted, and the thread
-goes on with the next batch, since nothing is kept from one to the other. If the mailbox itself
-fails, the thread ends, and the broker puts another worker in its place.
+`INTERNAL` is answered to all of it, or to those whose pending replies could not be made, the log
+says so with a traceback, it is counted, and the thread goes on with the next batch, since nothing
+is kept from one to the other. So it is where memory ends while requests are received. If the
+mailbox itself fails, the thread ends, and the broker puts another worker in its place.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
+import time
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
+
+import zmq
 
 from zkv.broker.frames import BadEnvelope
+from zkv.broker.mailbox import ReplyFailedError
 from zkv.broker.waiting import Answered, PendingCalls, PendingReply, Safe, commit, what_is_safe
 from zkv.durability.committer import CommitGroup
-from zkv.requests.call import Caller, give_up
+from zkv.requests.call import Caller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from zkv.broker.frames import BadEnvelope
     from zkv.broker.mailbox import Mailbox
     from zkv.requests.account import Account
     from zkv.requests.call import Call
     from zkv.requests.commands import Node
 
 _log = logging.getLogger("zkv.broker")
+
+MOST_IN_VAIN: Final = 100
+"""After so many failures to receive in a row the mailbox itself counts as failed."""
+PAUSE_SECONDS: Final = 0.01
+"""After each: where memory ends, it may be there again a moment later."""
+
+
+GOES_ON: Final = "the thread goes on with the next one"
 
 
 class Handler(Protocol):
@@ -42,6 +58,9 @@ class Handler(Protocol):
             answered: what came of the batch.
             is_idle: whether nothing else is there to be done.
         """
+
+    def give_up(self, body: bytes | BadEnvelope, error: BaseException) -> bytes:
+        """The reply to a request whose batch was ended by ``error``."""
 
 
 class WorkerHandler:
@@ -85,9 +104,13 @@ class WorkerHandler:
         """As in `Handler`; an idle worker waits for the disk itself."""
         commit(self._engine, answered, is_idle)
 
+    def give_up(self, body: bytes | BadEnvelope, error: BaseException) -> bytes:
+        """As in `Handler`."""
+        return self._caller.give_up(None if isinstance(body, BadEnvelope) else body, error)
+
     def _run(self, body: bytes | BadEnvelope) -> Call:
         if isinstance(body, BadEnvelope):
-            return self._caller.refuse(body.reason)[0]
+            return self._caller.refuse(body.error(body.reason))[0]
         return self._caller.run(body)
 
 
@@ -117,6 +140,11 @@ class Worker:
         self._mailbox: Mailbox | None = None
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name)
+
+    @property
+    def served(self) -> bool:
+        """Whether it has ever been able to receive."""
+        return self._mailbox is not None
 
     @property
     def unroutable(self) -> int:
@@ -165,16 +193,35 @@ def serve(mailbox: Mailbox, handler: Handler, account: Account, name: str) -> No
         account: of the thread.
         name: of the thread, for the log.
     """
-    while bodies := mailbox.receive():
+    in_vain = 0
+    while True:
+        bodies = None
         try:
-            answered = handler.answer(bodies)
-            mailbox.reply(answered.replies, answered.later, answered.left)
-            handler.commit(answered, mailbox.is_idle)
-        except BaseException as error:
-            _log.critical("a batch of %s ended in a bug; the thread goes on", name, exc_info=True)
+            bodies = mailbox.receive()
+            if not bodies:
+                return
+            in_vain = 0
+            _answer(mailbox, handler, bodies)
+        except ReplyFailedError as failure:
             account.deaths += 1
-            mailbox.reply([_give_up(body, error) for body in bodies[: mailbox.unanswered]])
+            cause = failure.__cause__
+            _log.critical("a reply of %s ended in a bug; %s", name, GOES_ON, exc_info=cause)
+        except BaseException as error:
+            if bodies is None:
+                in_vain += 1
+                if isinstance(error, zmq.ZMQError) or in_vain == MOST_IN_VAIN:
+                    raise
+                time.sleep(PAUSE_SECONDS)
+            account.deaths += 1
+            _log.critical("a batch of %s ended in a bug; %s", name, GOES_ON, exc_info=True)
+            if mailbox.unanswered:
+                with contextlib.suppress(MemoryError):  # Then not even that can be said.
+                    mailbox.give_up(partial(handler.give_up, error=error))
 
 
-def _give_up(body: bytes | BadEnvelope, error: BaseException) -> bytes:
-    return give_up(None if isinstance(body, BadEnvelope) else body, error)
+def _answer(mailbox: Mailbox, handler: Handler, bodies: list[bytes | BadEnvelope]) -> None:
+    answered = handler.answer(bodies)
+    try:
+        mailbox.reply(answered.replies, answered.later, answered.left)
+    finally:  # Whatever could not be sent: what waits for the disk waits for this.
+        handler.commit(answered, mailbox.is_idle)

@@ -4,7 +4,8 @@ Checks go from the outside in: the endpoint, then what PING and INFO tell, then 
 machine can see. Each gives findings, a line each: what is so, and where something should be done,
 what. A check never writes to the store.
 
-Exit status: 0 nothing to be done; 1 something should be; 2 usage; 3 no answer in time.
+Exit status: 0 nothing to be done; 1 something should be; 2 usage, or what was found
+cannot be printed; 3 no answer in time.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from zkv import __version__, compiled
+from zkv import __version__, compiled, durations
 from zkv.cli.output import has_colours
 from zkv.cli.values import to_bytes, to_json
 from zkv.cli.view import duration, size
 from zkv.client import Client, ClientError, NoReplyError, RetryPolicy, UnavailableError
 from zkv.defaults import DEFAULT_ENDPOINT
 from zkv.endpoint import check_option
+from zkv.streams import complain, write
 
 FINE: Final = "ok"
 TELL: Final = "note"
@@ -36,7 +38,7 @@ USAGE: Final = 2
 NO_ANSWER: Final = 3
 
 PROTOCOL: Final = 1
-PINGS: Final = 50
+PINGS: Final = 5
 SLOW: Final = 0.020
 """Seconds; a lock-step client does 50 requests a second then."""
 CLOCKS_APART: Final = 1.0
@@ -91,8 +93,9 @@ def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help=f"where the server listens; else ZKV_ENDPOINT, else {DEFAULT_ENDPOINT}",
     )  # fmt: skip
     parser.add_argument(
-        "--timeout", metavar="S", type=float, default=5.0, help="seconds to wait for an answer"
-    )
+        "--timeout", metavar="TIME", type=durations.argument, default=5.0,
+        help="how long to wait for an answer: seconds, or such as 500ms; else 5",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="an object for each finding")
     parser.set_defaults(run=run)
 
@@ -115,10 +118,8 @@ def run(options: argparse.Namespace) -> int:
         _print(Finding(ACT, "answers", str(error), advice), options.json)
         return WRONG
     except ValueError as error:
-        print(f"zkv: {error}", file=sys.stderr)
+        complain("zkv", str(error))
         return USAGE
-    except KeyboardInterrupt:
-        return 130
     return status
 
 
@@ -203,20 +204,33 @@ def check_durability(_client: Client, info: Info) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def check_refusal(_client: Client, info: Info) -> Iterator[Finding]:
+    """Does it take writes?"""
+    if refusal := info["durability"].get("refusal"):
+        yield Finding(
+            ACT, "writes", f"refused now: {refusal}",
+            "see DURABILITY.md; reads go on, so zkv-cli export saves what it holds",
+        )  # fmt: skip
+
+
 def check_failures(_client: Client, info: Info) -> Iterator[Finding]:
     """Has it met what it should not?"""
     stats = info["stats"]
     failures = stats["failures"]
-    if refused := failures.get("READ_ONLY", 0):
+    advice = "the server's log says why: the disk, the memory, or the data directory"
+    by_op = stats.get("failures_by_op", {})
+    unsaved = sum(by_op.get(op, {}).get("READ_ONLY", 0) for op in ("SNAPSHOT", "END"))
+    if unsaved:
+        yield Finding(ACT, "snapshots", f"{unsaved:,} could not be written when asked for", advice)
+    if refused := failures.get("READ_ONLY", 0) - unsaved:
         yield Finding(
-            ACT, "writes", f"{refused:,} were refused because the log could not be written",
-            "look for a full or failing disk, in the server's log and the system's",
+            ACT, "writes", f"{refused:,} were refused because the log could not be written", advice
         )  # fmt: skip
     bugs = failures.get("INTERNAL", 0) + stats["workers_replaced"]
     if bugs:
         advice = "the server's log has tracebacks: report them"
         yield Finding(ACT, "bugs", f"it has met {bugs:,} since its start", advice)
-    if not refused and not bugs:
+    if not refused and not unsaved and not bugs:
         yield Finding(FINE, "failures", "no write refused for the disk, no bug met")
 
 
@@ -332,6 +346,8 @@ def check_build(_client: Client, info: Info) -> Iterator[Finding]:
 CHECKS: Final[tuple[Callable[[Client, Info], Iterable[Finding]], ...]] = (
     check_version, check_durability, check_failures, check_sessions, check_feed, check_exposure,
     check_files, check_disk, check_build,
+    check_version, check_durability, check_refusal, check_failures, check_sessions, check_feed,
+    check_exposure, check_files, check_disk,
 )  # fmt: skip
 
 
@@ -380,5 +396,4 @@ def _print(finding: Finding, as_json: bool) -> None:
         line = f"{level}  {finding.subject:10}  {finding.text}"
         if finding.advice:
             line += f"\n{'':18}-> {finding.advice}"
-    sys.stdout.buffer.write(to_bytes(line))
-    sys.stdout.buffer.flush()
+    write(to_bytes(line))

@@ -10,9 +10,10 @@ from zkv.cli import fields, text
 from zkv.cli.asking import Session, reading
 from zkv.cli.output import note, print_result
 from zkv.cli.text import Reply
-from zkv.cli.values import to_json
+from zkv.cli.values import to_json, type_name
 
 if TYPE_CHECKING:
+    from zkv.cli.records import Record
     from zkv.client import Client
 
 PAGE: Final = 1_000
@@ -21,18 +22,42 @@ PAGE: Final = 1_000
 
 def run(session: Session, options: argparse.Namespace) -> int:
     """Print the entries that were asked for."""
+    client = session.client(options)
     asked = fields.scan(options)
-    following = None
-    for page in pages(session.client(options), options.limit, **asked):
-        with reading("SCAN"):
-            if options.json:
-                print_result(_json_lines(page, options.keys_only))
-            else:
-                print_result(text.page({**asked, **page}))
-        following = page["next"]
+    following, is_empty = None, True
+    for page in pages(client, options.limit, **asked):
+        if options.meta:
+            _print_meta(client, page, options)
+        else:
+            with reading("SCAN"):
+                if options.json:
+                    print_result(_json_lines(page, options.keys_only))
+                else:
+                    print_result(text.page({**asked, **page}))
+        following, is_empty = page["next"], is_empty and not page["items"]
     if following is not None:
         note(text.after_page(following))
+    if is_empty and (hint := text.wildcard(options.prefix or "")):
+        note(hint)
     return 0
+
+
+def _print_meta(client: Client, page: Reply, options: argparse.Namespace) -> None:
+    """Print a page with what only GET tells of an entry."""
+    from zkv.cli.exporting import Clock, records
+
+    clock = Clock(client)
+    for entries in records(client, clock, [page]):
+        now = clock.now()
+        items = [_facts(entry, now, options.keys_only) for entry in entries]
+        print_result("\n".join(map(to_json, items)) if options.json else text.entries(items))
+
+
+def _facts(entry: Record, now: float, keys_only: bool) -> dict[str, Any]:
+    """What is known of an entry, in the order in which it is printed."""
+    ttl = None if entry.expires is None else max(0.0, round(entry.expires / 1000 - now, 3))
+    value = {} if keys_only else {"value": entry.value, "type": type_name(entry.value)}
+    return {"key": entry.key, **value, "rev": entry.rev, "ttl": ttl}
 
 
 def pages(client: Client, limit: int | None, **asked: Any) -> Iterator[Reply]:

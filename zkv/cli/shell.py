@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
 from typing import Final
 
 from zkv.cli.arguments import COMMANDS, UsageError, parse
@@ -18,6 +19,7 @@ from zkv.cli.output import FAILED, CommandError, complain, is_terminal, paint, p
 from zkv.cli.view import duration
 from zkv.cli.words import split
 from zkv.endpoint import check_option
+from zkv.reading import MARK
 
 INTERRUPTED: Final = 130
 GREETING_SECONDS: Final = 1.0
@@ -25,8 +27,9 @@ LEAVING: Final = frozenset({"exit", "quit"})
 HELP: Final = """\
 help COMMAND, or COMMAND --help, tells all about one command. Tab completes commands, options and
 keys. A word that begins with { or [ is JSON up to the closing bracket, over as many lines as it
-takes; other words are quoted as in a Unix shell. Options alone, such as --json or -e ENDPOINT, hold
-from then on. Ctrl-C stops a command; exit, quit or Ctrl-D ends the shell."""
+takes, and is stored as JSON; other words are text, quoted as in a Unix shell (put n 1 --json stores
+a number). Options alone, such as -o json or -e ENDPOINT, hold from then on. Ctrl-C stops a command;
+exit, quit or Ctrl-D ends the shell."""
 
 
 class Shell:
@@ -67,15 +70,15 @@ class Shell:
         return 0
 
     def _read(self) -> int:
-        if sys.stdin is None:
-            raise CommandError(FAILED, "no command given; see zkv-cli --help")
         first_failure, text = 0, ""
-        while not self._is_over and (line := sys.stdin.buffer.readline()):
-            text += line.decode("utf-8", "surrogateescape")
+        for line in _lines():
+            text += line
             if split(text).is_whole:
                 status = self._carry_out(text)
                 first_failure = first_failure or status or 0
                 text = ""
+                if self._is_over:
+                    break
         if text.strip() and not self._is_over:
             complain(f"the last line is not ended: {text.strip()[:60]}")
             first_failure = first_failure or FAILED
@@ -131,6 +134,19 @@ def _greet(endpoint: str) -> None:
         raise CommandError(FAILED, str(error)) from error
     if trouble := find_trouble(endpoint, GREETING_SECONDS):
         complain(f"no connection to {endpoint}: {trouble.reason}")
+
+
+def _lines() -> Iterator[str]:
+    """The lines of standard input. Raises CommandError."""
+    if sys.stdin is None:
+        raise CommandError(FAILED, "no command given; see zkv-cli --help")
+    mark = MARK
+    try:
+        while line := sys.stdin.buffer.readline():
+            yield line.removeprefix(mark).decode("utf-8", "surrogateescape")
+            mark = b""
+    except OSError as error:
+        raise CommandError(FAILED, f"standard input: {error.strerror or error}") from error
 
 
 def _help() -> None:

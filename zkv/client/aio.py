@@ -21,13 +21,20 @@ import asyncio
 import itertools
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 import zmq
 
 from zkv.client import operations
 from zkv.client.codec import PLAIN, Codec
-from zkv.client.connection import Connection, Endpoints, SocketContext, check_timeout
+from zkv.client.connection import (
+    Connection,
+    Endpoints,
+    SocketContext,
+    check_timeout,
+    refuse_to_pickle,
+)
 from zkv.client.errors import (
     BadReplyError,
     ClosedError,
@@ -49,6 +56,8 @@ from zkv.client.steps import unpack_quickly
 from zkv.defaults import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from zkv.client.async_watch import AsyncMirror, AsyncWatch
 
 T = TypeVar("T")
@@ -331,6 +340,8 @@ class AsyncClient(AsyncKeyspace):
     def __repr__(self) -> str:
         return f"<AsyncClient {self.endpoint}{' closed' if self._closed else ''}>"
 
+    __reduce__ = refuse_to_pickle
+
     @property
     def _client(self) -> AsyncClient:  # type: ignore[override]  # of a namespace, an attribute
         return self
@@ -474,6 +485,8 @@ class AsyncClient(AsyncKeyspace):
         loop = asyncio.get_running_loop()
         waiting = _Waiting(loop.create_future(), op, codec)
         if self._link is not None:
+            if not attempts.repeatable:
+                self._link.look()  # Its loss could not be made good.
             if self._link.send(request_id, body, waiting):
                 return self._link
             # Full of requests whose senders were cancelled, or its connection is no more.
@@ -546,9 +559,9 @@ class _Link:
         loop.add_reader(self._descriptors[0], self._receive)
         if (monitor := connection.monitor_descriptor) is not None:
             self._descriptors.append(monitor)
-            loop.add_reader(monitor, self._watch)
+            loop.add_reader(monitor, self.look)
         self._timer = loop.call_later(attempts.time_to_connect(), self._too_late)
-        loop.call_soon(self._watch)
+        loop.call_soon(self.look)
 
     @property
     def is_last_place(self) -> bool:
@@ -587,16 +600,21 @@ class _Link:
         from zkv.client.trouble import find_trouble_meanwhile
 
         if self._trouble is None:
+            self._trouble = future = self._loop.create_future()
+
+            def tell(found: Future[Trouble | None]) -> None:
+                with suppress(RuntimeError):  # The loop has been closed: nobody asks any more.
+                    self._loop.call_soon_threadsafe(_resolve, future, found.result())
+
             seconds = max(0.0, min(seconds, REASON_SECONDS))
-            found = find_trouble_meanwhile(self.endpoint, seconds)
-            self._trouble = asyncio.wrap_future(found, loop=self._loop)
+            find_trouble_meanwhile(self.endpoint, seconds).add_done_callback(tell)
         return await asyncio.shield(self._trouble)
 
     def close(self) -> None:
         """Close the socket; whoever still waits gets a `ClosedError`. May be called again."""
         if not self._descriptors:
             return
-        self._watch()  # For the last time: it may have been connected meanwhile.
+        self.look()  # For the last time: it may have been connected meanwhile.
         while self._descriptors:
             self._loop.remove_reader(self._descriptors.pop())
         self._timer.cancel()
@@ -605,7 +623,7 @@ class _Link:
             applied = lost(waiting.op) if self._connection.connected else False
             _fail(waiting.future, ClosedError("the client was closed", applied))
 
-    def _watch(self) -> None:
+    def look(self) -> None:
         """See what has become of the connection."""
         if not self._descriptors or self.over:
             return
@@ -620,7 +638,7 @@ class _Link:
 
     def _too_late(self) -> None:
         """There should be a connection by now."""
-        self._watch()
+        self.look()
         if not self.was_connected():
             self._let_go()
 
@@ -641,7 +659,7 @@ class _Link:
                 if len(frames) == 2 and not frames[0]:
                     self._hand_out(frames[1])
         except zmq.ZMQError:  # Its context was terminated.
-            self._watch()
+            self.look()
 
     def _hand_out(self, body: bytes) -> None:
         try:
@@ -669,9 +687,9 @@ class _Link:
             _fail(waiting.future, BadReplyError(error.message, lost(waiting.op)))
 
 
-def _resolve(future: asyncio.Future[Reply | None], reply: Reply | None) -> None:
+def _resolve(future: asyncio.Future[T], result: T) -> None:
     if not future.done():
-        future.set_result(reply)
+        future.set_result(result)
 
 
 def _fail(future: asyncio.Future[Reply | None], error: Exception) -> None:

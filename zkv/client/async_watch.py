@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import zmq
 
 from zkv.client import operations
+from zkv.client.connection import refuse_to_pickle
 from zkv.client.errors import ClientError, ClosedError, NoReplyError, RefusedError
 from zkv.client.following import Batch, Follower, feed_endpoint
 from zkv.client.mirror import MirrorView, log_end
@@ -69,7 +70,12 @@ class AsyncSubscription:
             ClientError: the client was closed, or the server answers what it should not.
         """
         while not self.closed:
-            batch = await self._step(await self.open())
+            follower = await self.open()
+            try:
+                batch = await self._step(follower)
+            except zmq.ZMQError:  # The socket has gone with its context.
+                self._join(follower)
+                continue
             if batch is not None:
                 return batch
         return None
@@ -173,6 +179,8 @@ class AsyncWatch(AsyncIterator[Change]):
         self._subscription = AsyncSubscription(keyspace, prefix, since, since is None, feed)
         self._queue: deque[tuple[Change, int]] = deque()
         self._rev = since
+
+    __reduce__ = refuse_to_pickle
 
     async def __aenter__(self) -> Self:
         follower = await self._subscription.open()

@@ -20,7 +20,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 import zmq
 
@@ -104,7 +104,7 @@ class Connection:
         try:
             self.socket = _open(context, kind)
         except zmq.ZMQError as error:
-            raise _explain(address.endpoint, error) from error
+            raise explain(address.endpoint, error) from error
         try:
             self.socket.ipv6 = address.ipv6
             self.socket.reconnect_ivl = NEVER
@@ -113,7 +113,7 @@ class Connection:
             self.socket.connect(address.endpoint)
         except zmq.ZMQError as error:
             self.close()
-            raise _explain(address.endpoint, error) from error
+            raise explain(address.endpoint, error) from error
 
     @property
     def endpoint(self) -> str:
@@ -125,10 +125,14 @@ class Connection:
         """A file descriptor that tells when to `look`; None = there is nothing to be seen."""
         return None if self._monitor is None else int(self._monitor.getsockopt(zmq.FD))
 
-    def is_usable(self) -> bool:
-        """Whether a request may be sent, as far as is known; looked at now and then."""
+    def is_usable(self, surely: bool) -> bool:
+        """Whether a request may be sent.
+
+        Args:
+            surely: look now; else it may be known from a moment ago.
+        """
         now = time.monotonic()
-        if now - self._looked > LOOK_SECONDS:
+        if surely or now - self._looked > LOOK_SECONDS:
             self._looked = now
             self.look()
         return not self.over and not self.socket.closed
@@ -181,7 +185,7 @@ def _open(context: SocketContext, kind: int) -> zmq.Socket[bytes]:
     return socket
 
 
-def _explain(endpoint: str, error: zmq.ZMQError) -> Exception:
+def explain(endpoint: str, error: zmq.ZMQError) -> Exception:
     """The error to raise where a socket could not be made or connected."""
     reason = zmq.strerror(error.errno or 0)
     if error.errno == errno.EMFILE:
@@ -245,6 +249,14 @@ class Endpoints:
         """Nothing came from ``address``: use the next one."""
         if address == self.current:
             self._at = (self._at + 1) % len(self._all)
+
+
+def refuse_to_pickle(self: object) -> NoReturn:
+    """The ``__reduce__`` of what has connections, and so is not copied, nor sent to a process."""
+    raise TypeError(
+        f"{type(self).__name__} cannot be pickled or copied, since it has connections: send the "
+        f"endpoint, and make a client of its own in the other process"
+    )
 
 
 def check_timeout(timeout: float) -> float:

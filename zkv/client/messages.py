@@ -58,10 +58,23 @@ def pack(value: Any, codec: Codec = PLAIN) -> bytes:
     """A value, packed. Raises as `pack_request` does."""
     packed: bytes
     try:
-        try:
-            packed = msgpack.packb(value, default=codec.default)
-        except UnicodeEncodeError:  # With surrogates, which takes twice the time for every str.
-            packed = msgpack.packb(value, default=codec.default, unicode_errors=STR_ERRORS)
+        packed = msgpack.packb(value, default=codec.default)
+    except UnicodeEncodeError:  # With surrogates, which takes twice the time for every str.
+        packed = _pack_surrogates(value, codec)
+    except ValueError as error:
+        raise explained(error) from None
+    return packed
+
+
+def _pack_surrogates(value: Any, codec: Codec) -> bytes:
+    """A value with surrogates, those of bytes that are no UTF-8. Raises ValueError for others."""
+    try:
+        packed: bytes = msgpack.packb(value, default=codec.default, unicode_errors=STR_ERRORS)
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        raise ValueError(
+            f"a str holds U+{code:04X}: surrogates are no characters, and cannot be stored"
+        ) from None
     except ValueError as error:
         raise explained(error) from None
     return packed

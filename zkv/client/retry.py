@@ -47,20 +47,20 @@ class RetryPolicy(NamedTuple):
         longest_pause: where that ends.
         repeat_for: how long a write is repeated at most: a server forgets a session after an hour
             of silence, and would then run the write again.
+        now: the clock.
+        jitter: random numbers from 0 to 1.
         wait_for_start: whether a server that nobody has reached yet is waited for, up to the
             timeout. Else the first request fails at once where the connection is refused. Once
             there has been a connection, a server that is away is always waited for.
-        now: the clock.
-        jitter: random numbers from 0 to 1.
     """
 
     patience: float = 1.0
     pause: float = 0.02
     longest_pause: float = 1.0
     repeat_for: float = 1_800.0
-    wait_for_start: bool = True
     now: Callable[[], float] = time.monotonic
     jitter: Callable[[], float] = random_fraction
+    wait_for_start: bool = True
 
 
 DEFAULT_POLICY: Final = RetryPolicy()

@@ -7,8 +7,8 @@ time, which is what ZeroMQ asks.
 
 What makes it dependable:
 
-- It never waits without a limit: a request is sent without waiting, a reply awaited in steps of a
-  second at most, since an interrupt that comes just before ZeroMQ waits is only seen after it.
+- It never waits without a limit: a request is sent without waiting, a reply awaited in steps, since
+  an interrupt that comes just before ZeroMQ waits is only seen after it, as is a lost connection.
 - A REQ socket that is still owed a reply refuses the next request for ever. So a connection goes
   with any request that was not answered well.
 - Every request has an id of its own, and only the reply with the same id counts.
@@ -33,7 +33,14 @@ import zmq
 
 from zkv.client import operations
 from zkv.client.codec import PLAIN, Codec
-from zkv.client.connection import Address, Connection, Endpoints, SocketContext, check_timeout
+from zkv.client.connection import (
+    Address,
+    Connection,
+    Endpoints,
+    SocketContext,
+    check_timeout,
+    refuse_to_pickle,
+)
 from zkv.client.errors import ClosedError
 from zkv.client.messages import READ_OPS, WRITE_OPS, bad_reply, check_answer
 from zkv.client.namespace import Keyspace
@@ -44,6 +51,8 @@ from zkv.defaults import DEFAULT_ENDPOINT
 
 T = TypeVar("T")
 
+STEP: Final = 0.25
+"""Seconds to wait for a reply before it is looked whether the connection is still there."""
 MOST_CONNECTIONS: Final = 32
 """Of one client: more than a server can make use of, and sockets are not free."""
 
@@ -120,6 +129,8 @@ class Client(Keyspace):
 
     def __repr__(self) -> str:
         return f"<Client {self.endpoint}{' closed' if self._closed else ''}>"
+
+    __reduce__ = refuse_to_pickle
 
     @property
     def _client(self) -> Client:  # type: ignore[override]  # of a namespace, it is an attribute
@@ -271,7 +282,8 @@ class Client(Keyspace):
             connection = self._take_in_turn(attempts)
         try:
             if connection is not None:
-                if connection.address == self._endpoints.current and connection.is_usable():
+                surely = not attempts.repeatable  # Another loss could not be made good.
+                if connection.address == self._endpoints.current and connection.is_usable(surely):
                     return connection
                 connection.close()
             return self._connect(attempts.applied())
@@ -374,7 +386,7 @@ def _exchange(connection: Connection, op: str, body: bytes, seconds: float) -> b
         return None  # The server at an inproc endpoint has stopped: that cannot be reconnected to.
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        connection.wait_at_most(min(left, 1.0))
+        connection.wait_at_most(min(left, STEP))
         try:
             received = socket.recv()
         except zmq.Again:

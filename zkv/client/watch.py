@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 import zmq
 
 from zkv.client import operations
-from zkv.client.connection import addresses
+from zkv.client.connection import addresses, explain, refuse_to_pickle
 from zkv.client.errors import ClosedError, NoReplyError, RefusedError
 from zkv.client.following import Batch, Follower, feed_endpoint
 from zkv.client.operations import Change, Operation
@@ -93,7 +93,11 @@ class Subscription:
         try:
             with self._inside:
                 while not self.closed:
-                    batch = self._step(end)
+                    try:
+                        batch = self._step(end)
+                    except zmq.ZMQError:  # The socket has gone with its context.
+                        self._join()
+                        continue
                     if batch is not None:
                         return batch
                     if end is not None and time.monotonic() >= end:
@@ -211,6 +215,8 @@ class Watch(Iterator[Change]):
         self._queue: deque[tuple[Change, int]] = deque()
         self._rev = self._subscription.follower.rev
 
+    __reduce__ = refuse_to_pickle
+
     def __enter__(self) -> Self:
         return self
 
@@ -282,9 +288,13 @@ def join(context: SocketContext, follower: Follower, endpoint: str, turn: int) -
 
     Raises:
         ValueError: libzmq does not take the endpoint.
+        ClosedError: the context has been terminated.
     """
     places = addresses(endpoint)
-    socket = context.socket(zmq.SUB)
+    try:
+        socket = context.socket(zmq.SUB)
+    except zmq.ZMQError as error:
+        raise explain(endpoint, error) from error
     socket.linger = 0
     socket.rcvhwm = QUEUED
     socket.ipv6 = places[turn % len(places)].ipv6
@@ -294,7 +304,7 @@ def join(context: SocketContext, follower: Follower, endpoint: str, turn: int) -
         socket.connect(endpoint)
     except zmq.ZMQError as error:
         socket.close()
-        raise ValueError(f"feed {endpoint!r}: {zmq.strerror(error.errno or 0)}") from error
+        raise explain(endpoint, error) from error
     return socket
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast, get_args
 
 import msgpack
 import msgspec
@@ -47,6 +47,7 @@ from zkv.protocol.requests import (
     MPut,
     Put,
     Request,
+    SubRequest,
 )
 
 PROTOCOL_VERSION: Final = 1
@@ -159,14 +160,16 @@ def _decode_again(body: bytes) -> AnyRequest:
     fields = _split(body)
     request_id = _readable_id(fields)
     op = ""
+    repaired: dict[str, object] = {}
     try:
         op = _read_op(fields)
-        return _decode_typed(_encoder.encode(_repair_all(fields)))
+        repaired = _repair_all(fields)
+        return _decode_typed(_encoder.encode(repaired))
     except RequestError as error:
         error.request_id = request_id
         raise
     except msgspec.ValidationError as error:
-        raise BadRequestError(_explain(op, error), request_id=request_id) from None
+        raise BadRequestError(_explain(op, error, repaired), request_id=request_id) from None
 
 
 def _split(body: bytes) -> dict[str, Raw]:
@@ -262,8 +265,9 @@ def _read_op(fields: dict[str, Raw]) -> str:
         raise BadRequestError("missing field `op`")
     op = _text(_unpack("op", fields["op"], _untyped), "field `op`")
     if op not in REQUEST_TYPES:
-        hint = f"; did you mean {op.upper()}?" if op.upper() in REQUEST_TYPES else ""
-        raise UnknownOpError(f"no such op: {shorten(op)}{hint}")
+        known = op.upper() in REQUEST_TYPES
+        hint = f"did you mean {op.upper()}?" if known else f"there are {', '.join(REQUEST_TYPES)}"
+        raise UnknownOpError(f"no such op: {shorten(op)}; {hint}")
     return op
 
 
@@ -312,7 +316,7 @@ def _unpack(name: str, raw: Raw, decoder: msgspec.msgpack.Decoder[_T]) -> _T:
     except UnicodeDecodeError:
         raise BadRequestError(f"field `{name}` is not valid UTF-8") from None
     except (msgspec.DecodeError, TypeError) as error:
-        raise BadRequestError(f"field `{name}`: {_plain(error)}") from None
+        raise BadRequestError(f"field `{name}`: {_expected(str(error))}{_got(raw)}") from None
 
 
 def _as_text(value: object, name: str) -> object:
@@ -331,20 +335,96 @@ def _text(value: object, what: str) -> str:
     return value
 
 
-def _explain(op: str, error: Exception) -> str:
-    """msgspec's message in the terms of a request."""
-    return f"{op}: {_plain(error)}"
+_TYPES: Final = {"object": "map", "null": "nil", "bytes": "bin", "float": "number"}
+"""Of msgspec's names for types, those that the protocol calls otherwise."""
 
 
-def _plain(error: Exception) -> str:
-    text = str(error)
-    text = re.sub(r"^Object contains unknown field", "unknown field", text)
-    text = re.sub(r"^Object missing required field", "missing field", text)
-    return re.sub(r" - at `(?:key` in `)?\$\.?([^`]*)`$", _place, text)
+def _explain(op: str, error: Exception, fields: dict[str, object]) -> str:
+    """msgspec's message in the terms of a request: which field, what it may be, what came."""
+    text, at, place = str(error).rpartition(" - at `")
+    text, place = (text, place) if at else (place, "")
+    place = place.rstrip("`").removeprefix("key` in `").removeprefix("$").removeprefix(".")
+    inside, found = _follow(place, fields)
+    if text.startswith("Object contains unknown field"):
+        taken = _own_fields(inside or op)
+        return f"{op}: unknown field {_cut(text[30:])}{_in(place)}; {inside or op} takes {taken}"
+    if text.startswith("Object missing required field"):
+        return f"{op}: missing field{text[29:]}{_in(place)}"
+    if text.startswith("Invalid value"):  # What chooses the class of one of several requests.
+        parts = ", ".join(str(cls.__struct_config__.tag) for cls in get_args(SubRequest))
+        return f"{op}: field `{place}`: expected one of {parts}{_got(found)}"
+    return f"{op}: {f'field `{place}`: ' if place else ''}{_expected(text)}{_got(found)}"
 
 
-def _place(match: re.Match[str]) -> str:
-    return f" in field `{match.group(1)}`" if match.group(1) else ""
+def _cut(quoted: str, most: int = 60) -> str:
+    return quoted if len(quoted) <= most else f"{quoted[:most]}...`"
+
+
+def _in(place: str) -> str:
+    return f" in field `{place}`" if place else ""
+
+
+def _own_fields(op: str) -> str:
+    """The fields of an op beside those that every request has."""
+    cls = REQUEST_TYPES.get(op, Request)
+    own = [name for name in cls.__struct_encode_fields__ if name not in Request.__struct_fields__]
+    return ", ".join(f"`{name}`" for name in own) or "no fields of its own"
+
+
+def _follow(place: str, fields: dict[str, object]) -> tuple[str, object]:
+    """What stands at a place such as ``ops[1].key``, and the op of the request around it, if any.
+
+    `msgspec.UNSET` where that is not known.
+    """
+    op, found = "", cast("Any", fields)
+    try:
+        for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", place):
+            found = found[name] if name else found[int(index)]
+            if index and isinstance(found, dict):
+                op = str(found.get("op", ""))
+    except (LookupError, TypeError):
+        return op, msgspec.UNSET
+    return op, found
+
+
+def _expected(text: str) -> str:
+    """What was expected, in the protocol's names for types."""
+    expected = text.partition(", got ")[0]
+    if not expected.startswith("Expected "):
+        return expected
+    types = re.sub(r"`([^`]*)`", lambda match: " or ".join(map(_type, match[1].split(" | "))), text)
+    return "expected" + types.partition(", got ")[0].removeprefix("Expected").removesuffix(".0")
+
+
+def _type(name: str) -> str:
+    return _TYPES.get(name, name)
+
+
+def _got(found: object) -> str:
+    """What came instead, as far as that can be shown in a few words."""
+    if isinstance(found, Raw):
+        try:
+            found = _untyped.decode(found)
+        except _DECODE_ERRORS:
+            found = msgspec.UNSET
+    match found:
+        case None:
+            shown = "nil"
+        case bool():
+            shown = str(found).lower()
+        case int() | float():
+            shown = f"{found} ({type(found).__name__})"
+        case str():
+            shown = f"{shorten(found)} (str)"
+        case bytes():
+            shown = f"bin of {len(found)} bytes"
+        case list() | dict():
+            shown = f"{'map' if isinstance(found, dict) else 'array'} of {len(found)}"
+        case msgspec.msgpack.Ext():
+            shown = "ext"
+        case _:
+            return ""
+    return f", got {shown}"
 
 
 class KeyLimits:

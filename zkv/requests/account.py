@@ -34,7 +34,7 @@ class Account:
     Attributes:
         latencies: op -> how many requests took how long, in `LATENCY_STEPS`, from when they were
             taken up to their reply; those of a run from when the run was.
-        failures: code -> how many requests failed with it.
+        failures: (op, code) -> how many requests failed so.
         deaths: how often a bug, or the end of memory, ended a batch or the thread.
         unroutable: messages that had nowhere to reply to, of threads that have died.
     """
@@ -43,7 +43,7 @@ class Account:
         self._write_log = write_log
         self._records: list[AnyRecord] = []
         self.latencies: defaultdict[str, list[int]] = defaultdict(lambda: [0] * LATENCY_STEPS)
-        self.failures: Counter[str] = Counter()
+        self.failures: Counter[tuple[str, str]] = Counter()
         self.deaths = 0
         self.unroutable = 0
 

@@ -15,6 +15,7 @@ import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+from zkv.durability.committer import A_BUG
 from zkv.errors import (
     BadRequestError,
     DeadlineError,
@@ -86,11 +87,23 @@ class Caller:
             self._execute(call, request)
         return call
 
-    def refuse(self, reason: str) -> tuple[Call, Failure]:
+    def refuse(self, error: RequestError) -> tuple[Call, Failure]:
         """What comes of a message without a body, and the same as its result."""
         call = Call(0, time.perf_counter())
-        call.result = refusal = failure(BadRequestError(reason), None)
+        call.result = refusal = failure(error, None)
         return call, refusal
+
+    def give_up(self, asked: bytes | AnyRequest | None, error: BaseException) -> bytes:
+        """The reply to a request that was ended by ``error``, before or after it ran; counted.
+
+        Args:
+            asked: the request, or its body; None where it has none.
+            error: what nobody had thought of.
+        """
+        request = _request_in(asked) if isinstance(asked, bytes) else asked
+        reply = fail(error, request)
+        self._account.failures[_op_of(request), reply.code] += 1
+        return encode_reply(reply)
 
     def run_again(self, call: Call, refusal: ReadOnlyError) -> Reply | Failure:
         """What to answer after commits that ``call`` made or saw have been rolled back."""
@@ -119,6 +132,7 @@ class Caller:
     def finish(self, call: Call, reply: Reply | Failure | None) -> bytes:
         """Encode ``reply``, or the one that is remembered, and account for the call."""
         request, result = call.request, "ok"
+        op = _op_of(request)
         if reply is None:
             request_id = None if request is None else request.id
             body = encode_repeat(call.remembered, request_id, call.rev <= self.engine.durable_rev)
@@ -131,8 +145,7 @@ class Caller:
             body = encode_reply(reply)
             if isinstance(reply, Failure):
                 result = reply.code
-                self._account.failures[result] += 1
-        op = UNREADABLE if request is None else OP_NAMES[type(request)]
+                self._account.failures[op, result] += 1
         subject = None
         if request is not None and self._account.logs_requests:
             subject = request.subject()
@@ -167,23 +180,20 @@ class Caller:
             call.remembered = answer.remembered
 
 
-def give_up(body: bytes | None, error: BaseException) -> bytes:
-    """The reply to a request whose batch was ended by ``error``, before or after it ran.
+def _request_in(body: bytes) -> AnyRequest | None:
+    """What is in ``body``, as far as that can be told now, when something has failed."""
+    with contextlib.suppress(RequestError, MemoryError):
+        return decode(body)
+    return None
 
-    Args:
-        body: of the request; None where it has none.
-        error: what nobody had thought of.
-    """
-    request: AnyRequest | None = None
-    if body is not None:
-        with contextlib.suppress(RequestError):
-            request = decode(body)
-    return encode_reply(fail(error, request))
+
+def _op_of(request: AnyRequest | None) -> str:
+    return UNREADABLE if request is None else OP_NAMES[type(request)]
 
 
 def fail(error: BaseException, request: AnyRequest | None) -> Failure:
     """The reply to a request that raised ``error``; logs what is a bug."""
     if not isinstance(error, RequestError):
         _log.error("a command failed: this is a bug in zkv", exc_info=error)
-        error = InternalError("a bug in the server; its log says more", applied=None)
+        error = InternalError(A_BUG, applied=None)
     return failure(error, None if request is None else request.id)
