@@ -132,7 +132,7 @@ def test_what_is_no_text_is_no_endpoint(endpoint: Any) -> None:
         with pytest.raises(TypeError, match="endpoint is a str"):
             kind(endpoint)
     if not isinstance(endpoint, list):
-        with pytest.raises(ConfigError, match=r"server.endpoints\[0\]: Expected `str`"):
+        with pytest.raises(ConfigError, match=r"server.endpoints\[0\]: expected text"):
             zkv.Server(endpoint)
 
 

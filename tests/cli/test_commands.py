@@ -430,7 +430,7 @@ def test_nobody_there_is_no_answer_in_time(words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("endpoint", "why"),
     [
-        (NOWHERE, "connection refused"),
+        pytest.param(NOWHERE, "connection refused", id="nobody listens"),
         ("tcp://no-such-host.invalid:5555", "unknown host 'no-such-host.invalid'"),
         ("ipc:///no/such/path", "there is no /no/such/path"),
         ("ipc:///etc/hosts", "/etc/hosts is no socket"),

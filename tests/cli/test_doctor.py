@@ -173,7 +173,7 @@ def put(path: str, value: Any) -> Change:
         (put("stats.workers_replaced", 2), "bugs", "met 2", "log"),
         (put("stats.sessions.sessions", 90_000), "sessions", "90,000 of 100,000", "max_sessions"),
         (put("stats.sessions.bytes", 200 * 2**20), "sessions", "of 256.0 MiB", "session_bytes"),
-        (put("feed", NOWHERE), "feed", "not heard", "server.feed"),
+        pytest.param(put("feed", NOWHERE), "feed", "not heard", "server.feed", id="silent feed"),
         (put("stats.process.open_files", 10**7), "files", "10,000,000", "ulimit -n"),
         (put("stats.process.max_open_files", 1024), "files", "1,024", "ulimit -n"),
         (put("durability.snapshot_bytes", 2**60), "disk", "free", "make room"),

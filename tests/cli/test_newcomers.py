@@ -631,7 +631,6 @@ def test_get_waits_for_what_is_not_there_yet(watch: Callable[..., Watching], cli
     assert watching.line() == '"1"'
 
 
-@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_a_get_that_watches(watch: Callable[..., Watching], client: Raw) -> None:
     client.ok(op="PUT", key="k", value="v")
     watching = watch("k")

@@ -47,7 +47,7 @@ def test_ctrl_d_ends_it(shell: Terminal) -> None:
 
 
 def test_ctrl_c_stops_the_command_and_not_the_shell(
-    interruptible: None, shell: Terminal, server: ServerInProcess, client: Raw
+    shell: Terminal, server: ServerInProcess, client: Raw
 ) -> None:
     shell.type("watch\r")
     shell.expect("watching from revision 0 on")

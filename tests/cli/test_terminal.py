@@ -151,7 +151,6 @@ def test_q_ends_top(server: ServerInProcess, tmp_path: Path, key: str) -> None:
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
-@pytest.mark.usefixtures("interruptible")
 def test_top_leaves_the_terminal_as_it_was(
     server: ServerInProcess, tmp_path: Path, number: int, status: int
 ) -> None:

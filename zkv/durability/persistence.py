@@ -122,9 +122,14 @@ class Persistence:
         asked: list[Future[int] | None] = []
         while None not in asked:
             asked = self._wait()
-            if not self._is_time(bool(asked)):
-                continue
-            outcome = self._save_changes()
+            outcome: int | ReadOnlyError
+            try:
+                if not self._is_time(bool(asked)):
+                    continue
+                outcome = self._save_changes()
+            except BaseException:  # A bug; the thread goes on.
+                _log.critical("the snapshot failed", exc_info=True)
+                outcome = ReadOnlyError("the snapshot failed; the server's log says why")
             for future in asked:
                 _settle(self._final if future is None else future, outcome)
         self._refuse_the_rest()
@@ -185,9 +190,6 @@ class Persistence:
             return self._failed(error.message)
         except (LockedError, MemoryError) as error:
             return self._failed(str(error) or "out of memory")
-        except BaseException:  # A bug; the thread goes on.
-            _log.critical("the snapshot failed", exc_info=True)
-            return ReadOnlyError("the snapshot failed; the server's log says why")
         self._found = None
         if self._failing:
             self._failing = False
