@@ -17,7 +17,7 @@ LOCK   := $(BIN)/uv --no-config pip compile pyproject.toml --quiet --universal \
 DOCS   := build/docs
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-clients clients-deps torture fuzz lint docs demo lock clean
+.PHONY: help run test test-clients clients-deps torture fuzz generate lint docs demo lock clean
 
 help: ## Show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -42,11 +42,15 @@ fuzz: $(VENV)/dev.stamp ## Compare C with Python on inputs that a fuzzer makes (
 	$(BIN)/python -m tests.fuzz lane $(ARGS)
 	$(BIN)/python -m tests.fuzz mailbox $(ARGS)
 
+generate: $(VENV)/dev.stamp ## Make the client for threads from the one for asyncio
+	$(BIN)/python tools/unasync.py
+
 lint: $(VENV)/dev.stamp ## Check style, types and who imports whom
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tools/unasync.py --check
 
 docs: $(VENV)/dev.stamp ## Build the guide: build/docs/docs/index.html
 	$(BIN)/sphinx-build -W --keep-going -q -b html -c docs . $(DOCS)

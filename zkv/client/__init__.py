@@ -32,6 +32,7 @@ from zkv.client.errors import (
     DeadlineError,
     DeniedError,
     InternalError,
+    LockLostError,
     NoReplyError,
     NotFoundError,
     ReadOnlyError,
@@ -49,10 +50,11 @@ from zkv.client.retry import RetryPolicy
 from zkv.client.sync import Client
 
 if TYPE_CHECKING:
-    from zkv.client.aio import AsyncClient, AsyncNamespace
-    from zkv.client.async_watch import AsyncMirror, AsyncWatch
+    from zkv.client.aio import AsyncClient
+    from zkv.client.async_mirror import AsyncMirror
+    from zkv.client.async_namespace import AsyncNamespace
+    from zkv.client.async_watch import AsyncWatch
     from zkv.client.mirror import Mirror
-    from zkv.client.recipes.lock import LockLostError
     from zkv.client.watch import Watch
 
 __all__ = [
@@ -94,10 +96,9 @@ __all__ = [
 
 _HOMES = {
     "AsyncClient": "zkv.client.aio",
-    "AsyncMirror": "zkv.client.async_watch",
-    "AsyncNamespace": "zkv.client.aio",
+    "AsyncMirror": "zkv.client.async_mirror",
+    "AsyncNamespace": "zkv.client.async_namespace",
     "AsyncWatch": "zkv.client.async_watch",
-    "LockLostError": "zkv.client.recipes.lock",
     "Mirror": "zkv.client.mirror",
     "Watch": "zkv.client.watch",
 }

@@ -25,7 +25,7 @@ which everything has been told.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from zkv.client.codec import Codec
@@ -42,6 +42,10 @@ CHECK_SECONDS: Final = 1.0
 how often changes are asked for."""
 SILENCE_SECONDS: Final = 3.0
 """Without a message for this long, as heartbeats come every second, the feed is taken for dead."""
+FIRST_PATIENCE: Final = 1.0
+"""Seconds for the first attempt at a request: closing waits as long at most, unless it drags on."""
+LONGEST_PAUSE: Final = 1.0
+"""Seconds between attempts while the server is away."""
 
 
 class Batch(NamedTuple):
@@ -269,3 +273,29 @@ def feed_endpoint(told: str | None, endpoint: str) -> str | None:
     if host in {"0.0.0.0", "[::]"} and endpoint.startswith("tcp://"):  # noqa: S104  not bound here
         return f"{endpoint.rpartition(':')[0]}:{port}"
     return told
+
+
+def pause_after(failures: int) -> float:
+    """Seconds to wait after so many failures in a row."""
+    return min(LONGEST_PAUSE, 0.02 * 2.0 ** min(failures, 10))
+
+
+def patience_after(failures: int, timeout: float) -> float:
+    """Seconds to wait for a reply after so many failures in a row, ``timeout`` at most."""
+    return min(timeout, FIRST_PATIENCE * 2.0 ** min(failures, 10))
+
+
+def marked(batch: Batch, told: int) -> Iterator[tuple[Change, int]]:
+    """Each change, with the revision up to which everything has been told once it is taken.
+
+    Args:
+        batch: of changes.
+        told: the revision up to which everything has been told before them.
+    """
+    changes = batch.changes
+    for index, change in enumerate(changes, 1):
+        if index == len(changes):
+            told = batch.rev
+        elif batch.in_order and changes[index].rev > change.rev:
+            told = change.rev
+        yield change, told

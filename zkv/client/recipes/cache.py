@@ -1,3 +1,4 @@
+# Generated from async_cache.py by tools/unasync.py. Change that file, then: make generate
 """A cache of what functions return, shared by all programs that use the store.
 
 A value that is missing is computed by one of those who want it, under a lock; the others wait for
@@ -62,7 +63,11 @@ class CachedFunction(Generic[P, R]):
     __wrapped__: Callable[P, R]
 
     def __init__(
-        self, function: Callable[P, R], kept: Keyspace, ttl: float | None, lease: float
+        self,
+        function: Callable[P, R],
+        kept: Keyspace,
+        ttl: float | None,
+        lease: float,
     ) -> None:
         self._function = function
         self._kept = kept

@@ -1,3 +1,4 @@
+# Generated from async_election.py by tools/unasync.py. Change that file, then: make generate
 """Leader election: among candidates for one key, whoever holds it as a lock leads."""
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Election(Lock):
         if entry is not None and entry.key == self._key:
             last = _name(entry.value)
         yield last
-        with self._keyspace.watch(self._key, since=0 if entry is None else entry.rev) as watch:
+        since = 0 if entry is None else entry.rev
+        with self._keyspace.watch(self._key, since=since) as watch:
             for change in watch:
                 leads = _name(change.value) if change.key == self._key else last
                 if change.op != RESET and leads != last:
