@@ -94,6 +94,9 @@ class AsyncWorker:
             await asyncio.wait([self._task])
 
 
+SETTLING_SECONDS: Final = 1.0
+"""How long who is cancelled waits for what it had begun."""
+
 _settling: Final = set[asyncio.Task[None]]()
 
 
@@ -102,7 +105,8 @@ async def complete(
 ) -> T:
     """Do some work to its end, also where this task is cancelled meanwhile.
 
-    The task is cancelled then, but not before the work is done, and undone.
+    The task is cancelled then, but not before the work is done, and undone; where the server is
+    away, that goes on in the background.
 
     Args:
         work: what to do.
@@ -115,7 +119,7 @@ async def complete(
         settling = asyncio.ensure_future(_settle(task, undo))
         _settling.add(settling)
         settling.add_done_callback(_settling.discard)
-        await asyncio.shield(settling)
+        await asyncio.wait([settling], timeout=SETTLING_SECONDS)
         raise
 
 
