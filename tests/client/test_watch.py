@@ -237,6 +237,19 @@ def test_a_server_that_is_not_there_is_told_at_once(kind: str) -> None:
     asyncio.run(run())
 
 
+def test_why_nothing_comes_is_told(kind: Kind, tmp_path: Path) -> None:
+    server = zkv.Server(FREE_PORT, data_dir=tmp_path / "data", fsync="never")
+    with server, kind(server.endpoint, 0.5) as kv, kv.watch() as watch:
+        server.stop()
+        eventually(lambda: watch.next(0.01) or watch.trouble, "it is known to be away")
+        assert isinstance(watch.trouble, NoReplyError)
+        server.start()
+        eventually(lambda: watch.next(0.01) or not watch.trouble, "it is known to be back")
+        with Client(server.endpoint) as other:
+            other["k"] = 1
+        assert watch.next(LIMIT).key == "k"
+
+
 # --- How it ends -----------------------------------------------------------------------------
 
 
@@ -249,6 +262,17 @@ def test_it_is_closed_from_another_thread(kv: Client) -> None:
     assert watch.closed
     watch.close()
     assert watch.next() is None
+
+
+def test_one_at_a_time_waits_for_the_next_change(both: AnyClient, kv: Client) -> None:
+    with both.watch() as watch, ThreadPoolExecutor(1) as pool:
+        subscription = getattr(watch, "_target", watch)._subscription
+        waiting = pool.submit(watch.next, LIMIT)
+        eventually(subscription._inside.locked, "it waits")
+        with pytest.raises(RuntimeError, match="one at a time"):
+            watch.next(0)
+        kv["k"] = 1
+        assert waiting.result(LIMIT).key == "k"
 
 
 def test_what_is_queued_is_not_told_once_it_is_closed(both: AnyClient, kv: Client) -> None:

@@ -238,16 +238,16 @@ def check_sessions(_client: Client, info: Info) -> Iterator[Finding]:
 
 def check_feed(client: Client, info: Info) -> Iterator[Finding]:
     """Can changes be followed from here?"""
-    from zkv.cli.follow import hear
-    from zkv.cli.output import CommandError
+    from zkv.client.feed import hear
+    from zkv.client.following import feed_endpoint
 
-    feed = info["feed"]
+    feed = feed_endpoint(info["feed"], client.endpoint)
     if feed is None:
         yield Finding(TELL, "feed", "off: changes can be asked for, with CHANGES, and not followed")
         return
     try:
-        took = hear(feed, client.endpoint, FEED_PATIENCE)
-    except CommandError as error:
+        took = hear(feed, FEED_PATIENCE)
+    except ValueError as error:
         yield Finding(ACT, "feed", str(error), "set server.feed to what can be reached from here")
         return
     dropped = info["stats"]["feed"].get("dropped", 0)

@@ -23,7 +23,6 @@ from zkv.cli.asking import Session, reading
 from zkv.cli.output import FAILED, CommandError, is_terminal, note, write
 from zkv.cli.progress import Progress
 from zkv.cli.records import BadRecordError, Record, last_key, written
-from zkv.cli.scan import pages
 from zkv.errors import ZkvError
 
 if TYPE_CHECKING:
@@ -103,10 +102,12 @@ def _records(
     client: Client, clock: Clock, prefix: str, after: str | None
 ) -> Iterator[list[Record]]:
     """All entries with a prefix, in the order of their keys."""
+    from zkv.client.operations import ScanPages, scan_fields
+
     at_once = KEYS_AT_ONCE
-    asked: dict[str, Any] = {"prefix": prefix, "after": after, "values": False}
-    for page in pages(client, None, **asked):
-        keys = [key for key, _, _ in page["items"]]
+    fields = scan_fields("", prefix, after=after, values=False)
+    for page in client._pages(ScanPages("", fields, None)):
+        keys = [entry.key for entry in page]
         while keys:
             records, size = _get(client, clock, keys[:at_once])
             if records is None:  # They are too large for one reply.

@@ -3,82 +3,33 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
 
 from zkv.cli import fields, text
 from zkv.cli.asking import Session, reading
-from zkv.cli.output import note, print_result
-from zkv.cli.text import Reply
+from zkv.cli.output import FAILED, CommandError, note, print_result
 from zkv.cli.values import to_json
-
-if TYPE_CHECKING:
-    from zkv.client import Client
-
-PAGE: Final = 1_000
-"""Entries asked for at once; fewer where they are large."""
 
 
 def run(session: Session, options: argparse.Namespace) -> int:
     """Print the entries that were asked for."""
-    asked = fields.scan(options)
-    following = None
-    for page in pages(session.client(options), options.limit, **asked):
+    from zkv.client.operations import Entry, ScanPages
+
+    def line(entry: Entry) -> str:
+        shown = {"key": entry.key, "value": entry.value, "rev": entry.rev}
+        if options.keys_only:
+            del shown["value"]
+        return to_json(shown)
+
+    if options.limit is not None and options.limit < 1:
+        raise CommandError(FAILED, f"--limit is a number from 1, and not {options.limit}")
+    scan = ScanPages("", fields.scan(options), options.limit)
+    for page in session.client(options)._pages(scan):
         with reading("SCAN"):
             if options.json:
-                print_result(_json_lines(page, options.keys_only))
+                print_result("\n".join(map(line, page)))
             else:
-                print_result(text.page({**asked, **page}))
-        following = page["next"]
-    if following is not None:
-        note(text.after_page(following))
+                items = [entry[:3] for entry in page]
+                print_result(text.page({"items": items, "values": not options.keys_only}))
+    if scan.following is not None:
+        note(text.after_page(scan.following))
     return 0
-
-
-def pages(client: Client, limit: int | None, **asked: Any) -> Iterator[Reply]:
-    """The pages of a SCAN, up to ``limit`` entries in all.
-
-    A page that is too large for a reply is asked for in smaller ones. The last one has a ``next``
-    where the limit ended it.
-
-    Raises:
-        ClientError: as `zkv.client.Client.call`.
-        CommandError: a reply is not as it should be.
-    """
-    from zkv.client import RefusedError
-
-    size, left = PAGE, limit
-    while True:
-        wanted = size if left is None else min(size, left)
-        try:
-            page = client.call("SCAN", limit=wanted, **asked)
-        except RefusedError as error:
-            if error.code != "TOO_LARGE" or wanted <= 1:
-                raise
-            size = wanted // 2
-            continue
-        with reading("SCAN"):
-            following = _check(page)
-            left = None if left is None else left - len(page["items"])
-        yield page
-        if following is None or left == 0:
-            return
-        asked["after"] = following
-
-
-def _check(page: Reply) -> str | None:
-    """Where the next page begins. Raises TypeError where the page is none."""
-    following = page["next"]
-    if not isinstance(following, str | None) or not isinstance(page["items"], list):
-        raise TypeError("it is no page")
-    if following is not None and not page["items"]:
-        raise ValueError("an empty page, and yet another one")
-    return following
-
-
-def _json_lines(page: Reply, keys_only: bool) -> str | bytes:
-    lines = [
-        to_json({"key": key, "rev": rev} if keys_only else {"key": key, "value": value, "rev": rev})
-        for key, value, rev in page["items"]
-    ]
-    return "\n".join(lines) or b""

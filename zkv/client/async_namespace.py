@@ -200,7 +200,7 @@ class AsyncKeyspace:  # sync: class Keyspace(Dictionary):
     async def clear(self) -> None:
         """Remove all keys, page by page."""
         fields = operations.scan_fields(self._prefix, values=False)
-        async for page in self._pages(operations.Scan(self._prefix, fields, None)):
+        async for page in self._pages(operations.ScanPages(self._prefix, fields, None)):
             await self.delete_many([entry.key for entry in page])
 
     async def scan(
@@ -228,11 +228,11 @@ class AsyncKeyspace:  # sync: class Keyspace(Dictionary):
         fields = operations.scan_fields(
             self._prefix, prefix, start=start, end=end, after=after, values=values, reverse=reverse
         )
-        async for page in self._pages(operations.Scan(self._prefix, fields, limit)):
+        async for page in self._pages(operations.ScanPages(self._prefix, fields, limit)):
             for entry in page:  # sync: yield from page
                 yield entry  # sync:
 
-    async def _pages(self, scan: operations.Scan) -> AsyncIterator[list[Entry]]:
+    async def _pages(self, scan: operations.ScanPages) -> AsyncIterator[list[Entry]]:
         while (page := scan.next_page()) is not None:
             try:
                 if entries := await self._run(page):
@@ -254,7 +254,7 @@ class AsyncKeyspace:  # sync: class Keyspace(Dictionary):
         Raises:
             CompactedError: changes after ``since`` are not kept any more.
         """
-        pages = operations.Changes(self._prefix, prefix, since)
+        pages = operations.ChangePages(self._prefix, prefix, since)
         while (page := pages.next_page()) is not None:
             for change in await self._run(page):  # sync: yield from self._run(page)
                 yield change  # sync:

@@ -31,7 +31,7 @@ from typing import Any, Final, NamedTuple
 from zkv.client.codec import Codec
 from zkv.client.errors import BadReplyError, CompactedError, RefusedError, TooLargeError
 from zkv.client.messages import unpack_reply
-from zkv.client.operations import PAGE, Change, Entry, Operation, Reply, Scan, scan_fields
+from zkv.client.operations import PAGE, Change, Entry, Operation, Reply, ScanPages, scan_fields
 
 RESET: Final = "RESET"
 """The ``op`` of a change that says: forget all that you know, it is told anew from here on."""
@@ -101,7 +101,7 @@ class Follower:
         self._asked = -math.inf
         self._check = math.inf  # When to ask although nothing is known to be missing.
         self._heard = now
-        self._scan: Scan | None = None
+        self._scan: ScanPages | None = None
         self._scan_rev = 0  # The store's revision when the scan began.
         self._scanned: dict[str, int] = {}  # What a scan has shown that is newer than that.
         self._settled = 0  # The newest of it.
@@ -233,12 +233,12 @@ class Follower:
             self._namespace, self._prefix,
             start=None, end=None, after=None, values=True, reverse=False,
         )  # fmt: skip
-        self._scan = Scan(self._namespace, fields, None)
+        self._scan = ScanPages(self._namespace, fields, None)
         self._scanned = {}
         self._reset_told = False
         self._parts = []
 
-    def _scan_page(self, scan: Scan) -> Operation[Batch] | None:
+    def _scan_page(self, scan: ScanPages) -> Operation[Batch] | None:
         page = scan.next_page()
         if page is None:
             return None  # Never: a scan that is done is forgotten.
@@ -247,7 +247,7 @@ class Follower:
             page.op, page.fields, lambda reply: self._read_page(scan, read(reply), reply)
         )
 
-    def _read_page(self, scan: Scan, page: list[Entry], reply: Reply) -> Batch:
+    def _read_page(self, scan: ScanPages, page: list[Entry], reply: Reply) -> Batch:
         changes = [Change(entry.rev, "PUT", entry.key, entry.value) for entry in page]
         if not self._reset_told:
             self._reset_told = True

@@ -24,7 +24,7 @@ from typing import Any, Self, TypeVar
 
 from zkv.client import operations
 from zkv.client.errors import ConflictError, TooLargeError
-from zkv.client.operations import RAISE, Entry, Operation, Scan, scan_fields
+from zkv.client.operations import RAISE, Entry, Operation, ScanPages, scan_fields
 
 T = TypeVar("T")
 
@@ -39,14 +39,14 @@ class Dictionary(MutableMapping[str, Any]):
         """Carry out an operation, with retries."""
 
     @abstractmethod
-    def _pages(self, scan: Scan) -> Iterator[list[Entry]]:
+    def _pages(self, scan: ScanPages) -> Iterator[list[Entry]]:
         """The pages of a scan."""
 
     def _entries(
         self, limit: int | None = None, *, values: bool = True, reverse: bool = False
     ) -> Iterator[Entry]:
         fields = scan_fields(self._prefix, values=values, reverse=reverse)
-        for page in self._pages(Scan(self._prefix, fields, limit)):
+        for page in self._pages(ScanPages(self._prefix, fields, limit)):
             yield from page
 
     def __getitem__(self, key: str) -> Any:

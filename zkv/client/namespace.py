@@ -198,7 +198,7 @@ class Keyspace(Dictionary):
     def clear(self) -> None:
         """Remove all keys, page by page."""
         fields = operations.scan_fields(self._prefix, values=False)
-        for page in self._pages(operations.Scan(self._prefix, fields, None)):
+        for page in self._pages(operations.ScanPages(self._prefix, fields, None)):
             self.delete_many([entry.key for entry in page])
 
     def scan(
@@ -226,10 +226,10 @@ class Keyspace(Dictionary):
         fields = operations.scan_fields(
             self._prefix, prefix, start=start, end=end, after=after, values=values, reverse=reverse
         )
-        for page in self._pages(operations.Scan(self._prefix, fields, limit)):
+        for page in self._pages(operations.ScanPages(self._prefix, fields, limit)):
             yield from page
 
-    def _pages(self, scan: operations.Scan) -> Iterator[list[Entry]]:
+    def _pages(self, scan: operations.ScanPages) -> Iterator[list[Entry]]:
         while (page := scan.next_page()) is not None:
             try:
                 if entries := self._run(page):
@@ -251,7 +251,7 @@ class Keyspace(Dictionary):
         Raises:
             CompactedError: changes after ``since`` are not kept any more.
         """
-        pages = operations.Changes(self._prefix, prefix, since)
+        pages = operations.ChangePages(self._prefix, prefix, since)
         while (page := pages.next_page()) is not None:
             yield from self._run(page)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import zmq
 
 from zkv.client import operations
-from zkv.client.errors import ClosedError, NoReplyError, RefusedError
+from zkv.client.errors import ClientError, ClosedError, NoReplyError, RefusedError
 from zkv.client.feed import drain, join
 from zkv.client.following import (
     FIRST_PATIENCE,
@@ -47,6 +47,9 @@ class Subscription:
         since: the revision behind which to begin; None = with all entries there are.
         now: begin behind the store's present revision instead.
         feed: where the feed is to be found; None = where the server says.
+
+    Attributes:
+        trouble: why nothing comes at present; None while the server answers.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Subscription:
         self._socket: zmq.Socket[bytes] | None = None
         self._follower: Follower | None = None
         self.closed = False
+        self.trouble: ClientError | None = None
 
     def open(self) -> Follower:
         """Ask the server where the feed is, and join it. May be called again.
@@ -162,6 +166,7 @@ class Subscription:
         except RefusedError as error:
             follower.refused(error)
             if error.retry:
+                self.trouble = error
                 self._pause(end)
             return None
 
@@ -172,10 +177,12 @@ class Subscription:
             patience = min(patience, max(FIRST_PATIENCE, end - time.monotonic()))
         try:
             result = self._client._run(operation, patience)
-        except NoReplyError:
+        except NoReplyError as error:
+            self.trouble = error
             self._pause(end)
             return None
         self._failures = 0
+        self.trouble = None
         return result
 
     def _pause(self, end: float | None) -> None:
@@ -203,8 +210,7 @@ class Subscription:
     def _join(self, follower: Follower) -> None:
         self._leave()
         if self._endpoint is not None:
-            context = self._client._context or zmq.Context.instance()
-            self._socket = join(context, follower, self._endpoint)
+            self._socket = join(self._client._context, follower.topics, self._endpoint)
 
     def _leave(self) -> None:
         if self._socket is not None:
@@ -259,6 +265,14 @@ class Watch(Iterator[Change]):
     def closed(self) -> bool:
         """Whether it has been closed."""
         return self._subscription.closed
+
+    @property
+    def trouble(self) -> ClientError | None:
+        """Why nothing comes at present: how the last question ended; None while all is well.
+
+        There is nothing to be done about it: the watch asks again until the server answers.
+        """
+        return self._subscription.trouble
 
     def __next__(self) -> Change:
         change = self.next()
