@@ -23,6 +23,8 @@ def run(session: Session, options: argparse.Namespace) -> int:
     left = options.limit
     if left is not None and left < 1:
         raise CommandError(FAILED, f"--limit is a number from 1, and not {left}")
+    if options.since is not None and not 0 <= options.since < 2**63:
+        raise CommandError(FAILED, f"--since is a revision, from 0, and not {options.since}")
     client = session.client(options)
     with client.watch(options.prefix or "", since=options.since) as watch:
         note(f"watching from revision {watch.rev} on")

@@ -9,22 +9,14 @@
 A counter needs no recipe: `Client.incr` adds exactly once, also when its reply is lost.
 """
 
-from zkv.client.errors import LockLostError
-from zkv.client.recipes.cache import Cache, CachedFunction
-from zkv.client.recipes.election import Election
-from zkv.client.recipes.limiter import RateLimiter
-from zkv.client.recipes.lock import Lock
-from zkv.client.recipes.queue import Job, Queue
-from zkv.client.recipes.verdict import Verdict
+from __future__ import annotations
 
-__all__ = [
-    "Cache",
-    "CachedFunction",
-    "Election",
-    "Job",
-    "Lock",
-    "LockLostError",
-    "Queue",
-    "RateLimiter",
-    "Verdict",
-]
+from importlib import import_module
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """The classes of the recipes, by the names that `zkv.client` lists."""
+    if not name[:1].isupper():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("zkv.client"), name)
