@@ -19,6 +19,9 @@ from zkv.client.errors import ClientError
 
 __all__ = ["AsyncCondition", "AsyncMutex", "AsyncWaiter", "AsyncWorker", "complete"]
 
+TURN_SECONDS: Final = 0.005
+"""How long messages may come one after the other before other tasks have their turn."""
+
 T = TypeVar("T")
 
 _log = logging.getLogger("zkv.client")
@@ -28,28 +31,44 @@ class AsyncWaiter:
     """Lets one task wait for a socket, and others wake it."""
 
     def __init__(self) -> None:
-        self._woken = asyncio.Event()
+        self._woken = False
+        self._waiting: asyncio.Future[None] | None = None
+        self._waited = 0.0  # When other tasks had their turn.
 
     async def wait(self, seconds: float, socket: zmq.Socket[bytes] | None = None) -> None:
         """Wait until there is something in ``socket``, or `wake`, but not for longer than this."""
-        if socket is None:
-            await _is_set(self._woken, seconds)
         # Looked at first: ZeroMQ tells by its descriptor only what has come since somebody looked.
-        elif int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            await asyncio.sleep(0)  # Other tasks have their turn, however fast messages come.
+        is_there = socket is not None and int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN
+        woken, self._woken = self._woken, False
+        if not (woken or is_there):
+            await self._wait(seconds, socket)
+        elif time.monotonic() >= self._waited + TURN_SECONDS:
+            await asyncio.sleep(0)
         else:
-            loop = asyncio.get_running_loop()
-            descriptor = int(socket.getsockopt(zmq.FD))
-            loop.add_reader(descriptor, self._woken.set)
-            try:
-                await _is_set(self._woken, seconds)
-            finally:
+            return
+        self._waited = time.monotonic()
+
+    async def _wait(self, seconds: float, socket: zmq.Socket[bytes] | None) -> None:
+        loop = asyncio.get_running_loop()
+        self._waiting = waiting = loop.create_future()
+        timer = loop.call_later(max(0.0, seconds), _resolve, waiting)
+        descriptor = -1 if socket is None else int(socket.getsockopt(zmq.FD))
+        if socket is not None:
+            loop.add_reader(descriptor, _resolve, waiting)
+        try:
+            await waiting
+        finally:
+            timer.cancel()
+            if socket is not None:
                 loop.remove_reader(descriptor)
-        self._woken.clear()
+            self._waiting = None
 
     def wake(self) -> None:
         """Wake who waits, or who will wait next."""
-        self._woken.set()
+        if self._waiting is None:
+            self._woken = True
+        else:
+            _resolve(self._waiting)
 
     def close(self) -> None:
         """May be called again."""
@@ -132,6 +151,11 @@ async def _settle(work: asyncio.Future[Any], undo: Callable[[], Awaitable[object
             await undo()
         except ClientError as error:
             _log.warning("what was cancelled could not be undone: %s", error)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 async def _is_set(event: asyncio.Event, seconds: float | None) -> None:
