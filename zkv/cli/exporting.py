@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 from zkv.cli.asking import Session, reading
 from zkv.cli.output import FAILED, CommandError, is_terminal, note, write
-from zkv.cli.progress import Progress
+from zkv.cli.progress import TransferProgress
 from zkv.cli.records import BadRecordError, Record, last_key, written
 from zkv.errors import ZkvError
 
@@ -38,11 +38,11 @@ def run(session: Session, options: argparse.Namespace) -> int:
     client = session.client(options)
     packed = is_packed(options)
     prefix = options.prefix or ""
-    clock = Clock(client)
+    clock = ServerClock(client)
     with _target(client, options, packed) as (put, after):
         count = 0
         hidden = options.file == "-" and is_terminal(sys.stdout)
-        with Progress("export", "entries", _expected(client, prefix), hidden) as progress:
+        with TransferProgress("export", "entries", _expected(client, prefix), hidden) as progress:
             for records in _records(client, clock, prefix, after):
                 put(b"".join([written(record, packed) for record in records]))
                 count += len(records)
@@ -58,7 +58,7 @@ def is_packed(options: argparse.Namespace) -> bool:
     return str(options.file).endswith(".msgpack")
 
 
-class Clock:
+class ServerClock:
     """The server's clock, which need not be that of this machine; asked for once."""
 
     def __init__(self, client: Client) -> None:
@@ -99,7 +99,7 @@ def _expected(client: Client, prefix: str) -> int:
 
 
 def _records(
-    client: Client, clock: Clock, prefix: str, after: str | None
+    client: Client, clock: ServerClock, prefix: str, after: str | None
 ) -> Iterator[list[Record]]:
     """All entries with a prefix, in the order of their keys."""
     from zkv.client.operations import ScanPages, scan_fields
@@ -119,7 +119,7 @@ def _records(
             at_once = max(1, min(KEYS_AT_ONCE, 2 * at_once, fitting))
 
 
-def _get(client: Client, clock: Clock, keys: list[str]) -> tuple[list[Record] | None, int]:
+def _get(client: Client, clock: ServerClock, keys: list[str]) -> tuple[list[Record] | None, int]:
     """The entries of some keys, without those that are gone, and about how large they are."""
     from zkv.client import RefusedError
 

@@ -24,9 +24,9 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import msgpack
 
 from zkv.cli.asking import Session, failure, reading
-from zkv.cli.exporting import Clock, is_packed, limits_of
+from zkv.cli.exporting import ServerClock, is_packed, limits_of
 from zkv.cli.output import FAILED, CommandError, note, print_result
-from zkv.cli.progress import Progress
+from zkv.cli.progress import TransferProgress
 from zkv.cli.records import BadRecordError, Place, Record, read
 from zkv.cli.values import STR_ERRORS, to_json
 
@@ -52,7 +52,7 @@ def run(session: Session, options: argparse.Namespace) -> int:
     writer = _Writer(client, source.unit, limits.message)
     with source as file:
         try:
-            with Progress("import", f"{source.unit}s", source.size) as progress:
+            with TransferProgress("import", f"{source.unit}s", source.size) as progress:
                 _skip(file, state.offset)
                 for batch in _batches(source, state):
                     writer.store(batch, batch[-1].end - state.offset)
@@ -160,7 +160,7 @@ class _Writer:
         self._most = most
         self._client = client
         self._unit = unit
-        self._clock = Clock(client)
+        self._clock = ServerClock(client)
         self.stored = 0
         self.expired = 0
         self.rev = 0

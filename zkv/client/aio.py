@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import zmq
 
-from zkv.client.async_namespace import AsyncRoot
+from zkv.client.async_namespace import AsyncClientOps
 from zkv.client.codec import PLAIN, Codec
 from zkv.client.connection import Connection, Endpoints, SocketContext, check_timeout
 from zkv.client.errors import (
@@ -38,7 +38,7 @@ from zkv.client.messages import (
 )
 from zkv.client.operations import Operation, Reply
 from zkv.client.retry import DEFAULT_POLICY, Attempts, RetryPolicy
-from zkv.client.session import Sessions
+from zkv.client.session import WriteSessions
 from zkv.client.steps import unpack_quickly
 from zkv.defaults import DEFAULT_ENDPOINT
 
@@ -53,7 +53,7 @@ MOST_IN_FLIGHT: Final = 128
 DELIMITER: Final = b""
 
 
-class AsyncClient(AsyncRoot):
+class AsyncClient(AsyncClientOps):
     """A client of a server, for the tasks of one event loop.
 
     The server need not be up yet: ZeroMQ connects in the background, now or later. Use as an async
@@ -91,7 +91,7 @@ class AsyncClient(AsyncRoot):
         self._ids = itertools.count(1)
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._sessions: Sessions
+        self._sessions: WriteSessions
         self._places: asyncio.Semaphore
         self._link: _Link | None = None
         self._links: set[_Link] = set()
@@ -182,7 +182,7 @@ class AsyncClient(AsyncRoot):
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
-            self._sessions = Sessions()
+            self._sessions = WriteSessions()
             self._places = asyncio.Semaphore(MOST_IN_FLIGHT)
         elif self._loop is not loop:
             raise RuntimeError("this AsyncClient was used in another event loop: make one in each")

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Self
 from zkv.client.async_watch import AsyncSubscription
 from zkv.client.errors import ClientError, ClosedError
 from zkv.client.mirror_view import MirrorView, log_end
-from zkv.client.tasks import AsyncCondition, AsyncWorker
+from zkv.client.tasks import AsyncBackground, AsyncCondition
 
 if TYPE_CHECKING:
-    from zkv.client.async_namespace import AsyncKeyspace
+    from zkv.client.async_namespace import AsyncKeyOps
 
 
 class AsyncMirror(MirrorView):
@@ -25,20 +25,20 @@ class AsyncMirror(MirrorView):
     """
 
     def __init__(
-        self, keyspace: AsyncKeyspace, prefix: str, timeout: float | None, feed: str | None
+        self, keyspace: AsyncKeyOps, prefix: str, timeout: float | None, feed: str | None
     ) -> None:
         super().__init__()
         self._timeout = timeout
         self._subscription = AsyncSubscription(keyspace, prefix, None, False, feed)
         self._moved = AsyncCondition()
-        self._worker: AsyncWorker | None = None
+        self._worker: AsyncBackground | None = None
 
     async def _open(self) -> Self:
         """Read everything, and begin to follow. May be called again."""
         if self._worker is None:
             try:
                 self._follower = await self._subscription.open()
-                self._worker = AsyncWorker(self._follow, "zkv-mirror")
+                self._worker = AsyncBackground(self._follow, "zkv-mirror")
                 await self.wait_for(0, self._timeout)
             except BaseException:
                 await self.aclose()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class AsyncKeyspace:  # sync: class Keyspace(Dictionary):
+class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
     """What a client and its namespaces have in common: all ops on keys."""
 
     _prefix: str
@@ -451,7 +451,7 @@ class AsyncKeyspace:  # sync: class Keyspace(Dictionary):
         return AsyncNamespace(self, prefix)
 
 
-class AsyncNamespace(AsyncKeyspace):
+class AsyncNamespace(AsyncKeyOps):
     """The keys under one prefix. Made by `AsyncClient.namespace`.
 
     Args:
@@ -459,7 +459,7 @@ class AsyncNamespace(AsyncKeyspace):
         prefix: stands before all keys, behind that of the parent.
     """
 
-    def __init__(self, parent: AsyncKeyspace, prefix: str) -> None:
+    def __init__(self, parent: AsyncKeyOps, prefix: str) -> None:
         self._parent = parent
         self._prefix = parent._prefix + prefix
         self._client = parent._client
@@ -471,7 +471,7 @@ class AsyncNamespace(AsyncKeyspace):
         return await self._parent._run(operation)
 
 
-class AsyncRoot(AsyncKeyspace):
+class AsyncClientOps(AsyncKeyOps):
     """The namespace of all keys, and what concerns the server itself: what a client offers."""
 
     timeout: float

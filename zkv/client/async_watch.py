@@ -32,7 +32,7 @@ from zkv.client.operations import Change, Operation
 from zkv.client.tasks import AsyncWaiter
 
 if TYPE_CHECKING:
-    from zkv.client.async_namespace import AsyncKeyspace
+    from zkv.client.async_namespace import AsyncKeyOps
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ class AsyncSubscription:
     """
 
     def __init__(
-        self, keyspace: AsyncKeyspace, prefix: str, since: int | None, now: bool, feed: str | None
+        self, keyspace: AsyncKeyOps, prefix: str, since: int | None, now: bool, feed: str | None
     ) -> None:
         self._client = keyspace._client
         self._namespace = keyspace._prefix
@@ -230,7 +230,7 @@ class AsyncWatch(AsyncIterator[Change]):
     """
 
     def __init__(
-        self, keyspace: AsyncKeyspace, prefix: str, since: int | None, feed: str | None
+        self, keyspace: AsyncKeyOps, prefix: str, since: int | None, feed: str | None
     ) -> None:
         self._subscription = AsyncSubscription(keyspace, prefix, since, since is None, feed)
         self._queue: deque[tuple[Change, int]] = deque()

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class Dictionary(MutableMapping[str, Any]):
-    """What `Keyspace` is as a mapping."""
+    """What `KeyOps` is as a mapping."""
 
     _prefix: str
 

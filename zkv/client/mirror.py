@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Self
 
 from zkv.client.errors import ClientError, ClosedError
 from zkv.client.mirror_view import MirrorView, log_end
-from zkv.client.threads import Condition, Worker
+from zkv.client.threads import Background, Condition
 from zkv.client.watch import Subscription
 
 if TYPE_CHECKING:
-    from zkv.client.namespace import Keyspace
+    from zkv.client.namespace import KeyOps
 
 
 class Mirror(MirrorView):
@@ -26,20 +26,20 @@ class Mirror(MirrorView):
     """
 
     def __init__(
-        self, keyspace: Keyspace, prefix: str, timeout: float | None, feed: str | None
+        self, keyspace: KeyOps, prefix: str, timeout: float | None, feed: str | None
     ) -> None:
         super().__init__()
         self._timeout = timeout
         self._subscription = Subscription(keyspace, prefix, None, False, feed)
         self._moved = Condition()
-        self._worker: Worker | None = None
+        self._worker: Background | None = None
 
     def _open(self) -> Self:
         """Read everything, and begin to follow. May be called again."""
         if self._worker is None:
             try:
                 self._follower = self._subscription.open()
-                self._worker = Worker(self._follow, "zkv-mirror")
+                self._worker = Background(self._follow, "zkv-mirror")
                 self.wait_for(0, self._timeout)
             except BaseException:
                 self.close()

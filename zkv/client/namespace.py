@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Keyspace(Dictionary):
+class KeyOps(Dictionary):
     """What a client and its namespaces have in common: all ops on keys."""
 
     _prefix: str
@@ -439,7 +439,7 @@ class Keyspace(Dictionary):
         return Namespace(self, prefix)
 
 
-class Namespace(Keyspace):
+class Namespace(KeyOps):
     """The keys under one prefix. Made by `Client.namespace`.
 
     Args:
@@ -447,7 +447,7 @@ class Namespace(Keyspace):
         prefix: stands before all keys, behind that of the parent.
     """
 
-    def __init__(self, parent: Keyspace, prefix: str) -> None:
+    def __init__(self, parent: KeyOps, prefix: str) -> None:
         self._parent = parent
         self._prefix = parent._prefix + prefix
         self._client = parent._client
@@ -459,7 +459,7 @@ class Namespace(Keyspace):
         return self._parent._run(operation)
 
 
-class Root(Keyspace):
+class ClientOps(KeyOps):
     """The namespace of all keys, and what concerns the server itself: what a client offers."""
 
     timeout: float

@@ -21,13 +21,13 @@ from msgspec import UNSET
 from zkv.client.errors import ClientError, RefusedError
 from zkv.client.operations import RAISE, Operation, Reply, condition
 from zkv.client.steps import (
-    Delete,
-    Get,
-    Incr,
-    Put,
-    PutIf,
+    DeleteStep,
+    GetStep,
+    IncrStep,
+    PutIfStep,
+    PutStep,
     Step,
-    Touch,
+    TouchStep,
     fields_of,
     name_of,
     pack_steps,
@@ -67,7 +67,7 @@ class WrittenOps:
 
     def get(self, key: str, default: Any = None) -> None:
         """Read a value; the default where there is none."""
-        step = Get(self._prefix + key)
+        step = GetStep(self._prefix + key)
         if default is not None:
             self._defaults[len(self._steps)] = default
         self._steps.append(step)
@@ -83,11 +83,11 @@ class WrittenOps:
     ) -> None:
         """Write a value; gives its revision."""
         if ttl is if_rev is None and not create:
-            self._steps.append(Put(self._prefix + key, value))
+            self._steps.append(PutStep(self._prefix + key, value))
             return
         expected = condition(if_rev, create)
         self._steps.append(
-            PutIf(
+            PutIfStep(
                 self._prefix + key,
                 value,
                 UNSET if ttl is None else ttl,
@@ -97,15 +97,15 @@ class WrittenOps:
 
     def delete(self, key: str, *, if_rev: int | None = None) -> None:
         """Remove an entry; gives whether there was one. In a transaction there has to be one."""
-        self._steps.append(Delete(self._prefix + key, UNSET if if_rev is None else if_rev))
+        self._steps.append(DeleteStep(self._prefix + key, UNSET if if_rev is None else if_rev))
 
     def touch(self, key: str, ttl: float | None) -> None:
         """Give an entry another time to live; gives the revision of that."""
-        self._steps.append(Touch(self._prefix + key, ttl))
+        self._steps.append(TouchStep(self._prefix + key, ttl))
 
     def incr(self, key: str, by: int = 1) -> None:
         """Add to a number; gives the sum."""
-        self._steps.append(Incr(self._prefix + key, by))
+        self._steps.append(IncrStep(self._prefix + key, by))
 
     def _take(self) -> tuple[list[Step], Defaults]:
         written = self._steps, self._defaults
@@ -190,18 +190,18 @@ def _pack(chunk: Sequence[Step], defaults: Defaults) -> tuple[Operation[list[Any
     if len(chunk) == 1:
         return _alone(chunk[0]), 1
     kind, alike = next(groupby(chunk, type))
-    if kind is Get:
+    if kind is GetStep:
         keys = [step.key for step in alike]
         if len(keys) == len(chunk) or len(keys) >= WORTH_IT:
             return _mget(keys, defaults), len(keys)
-    elif kind is Put:
-        items = _items(cast("list[Put]", list(alike)))
+    elif kind is PutStep:
+        items = _items(cast("list[PutStep]", list(alike)))
         if len(items) == len(chunk) or len(items) >= WORTH_IT:
             return _mput(items), len(items)
     return _txn(chunk, defaults), len(chunk)
 
 
-def _items(puts: Sequence[Put]) -> dict[str, Any]:
+def _items(puts: Sequence[PutStep]) -> dict[str, Any]:
     """What PUTs write, up to one that writes to the same key again."""
     items = {step.key: step.value for step in puts}
     if len(items) < len(puts):

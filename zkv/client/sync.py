@@ -35,10 +35,10 @@ from zkv.client.codec import PLAIN, Codec
 from zkv.client.connection import Connection, Endpoints, SocketContext, check_timeout
 from zkv.client.errors import ClosedError
 from zkv.client.messages import READ_OPS, WRITE_OPS, bad_reply, check_answer
-from zkv.client.namespace import Root
+from zkv.client.namespace import ClientOps
 from zkv.client.operations import Operation, Reply
 from zkv.client.retry import DEFAULT_POLICY, Attempts, RetryPolicy
-from zkv.client.session import Sessions
+from zkv.client.session import WriteSessions
 from zkv.defaults import DEFAULT_ENDPOINT
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ MOST_CONNECTIONS: Final = 32
 """Of one client: more than a server can make use of, and sockets are not free."""
 
 
-class Client(Root):
+class Client(ClientOps):
     """A client of a server, for any number of threads, and a mapping of all its keys.
 
     The server need not be up yet: ZeroMQ connects in the background, now or later. Use as a context
@@ -97,7 +97,7 @@ class Client(Root):
     def _begin(self) -> None:
         """Begin without connections and with a new session."""
         self._lock = threading.RLock()  # A signal's handler may use the client, too.
-        self._sessions = Sessions()
+        self._sessions = WriteSessions()
         self._idle: deque[Connection] = deque()
         self._waiters: deque[_Waiter] = deque()
         self._open = 0

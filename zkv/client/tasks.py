@@ -17,7 +17,7 @@ import zmq
 
 from zkv.client.errors import ClientError
 
-__all__ = ["AsyncCondition", "AsyncMutex", "AsyncWaiter", "AsyncWorker", "complete"]
+__all__ = ["AsyncBackground", "AsyncCondition", "AsyncMutex", "AsyncWaiter", "complete"]
 
 TURN_SECONDS: Final = 0.005
 """How long messages may come one after the other before other tasks have their turn."""
@@ -96,7 +96,7 @@ class AsyncCondition:
         self._woken = asyncio.Event()
 
 
-class AsyncWorker:
+class AsyncBackground:
     """Work that is done beside what started it.
 
     Args:

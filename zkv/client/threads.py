@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import zmq
 
-__all__ = ["Condition", "Mutex", "Waiter", "Worker", "complete"]
+__all__ = ["Background", "Condition", "Mutex", "Waiter", "complete"]
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ class Condition:
             self._condition.notify_all()
 
 
-class Worker:
+class Background:
     """Work that is done beside what started it.
 
     Args:

@@ -33,7 +33,7 @@ from zkv.client.operations import Change, Operation
 from zkv.client.threads import Waiter
 
 if TYPE_CHECKING:
-    from zkv.client.namespace import Keyspace
+    from zkv.client.namespace import KeyOps
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ class Subscription:
     """
 
     def __init__(
-        self, keyspace: Keyspace, prefix: str, since: int | None, now: bool, feed: str | None
+        self, keyspace: KeyOps, prefix: str, since: int | None, now: bool, feed: str | None
     ) -> None:
         self._client = keyspace._client
         self._namespace = keyspace._prefix
@@ -228,9 +228,7 @@ class Watch(Iterator[Change]):
     Use as a context manager, or `close` at the end. One thread at a time may iterate.
     """
 
-    def __init__(
-        self, keyspace: Keyspace, prefix: str, since: int | None, feed: str | None
-    ) -> None:
+    def __init__(self, keyspace: KeyOps, prefix: str, since: int | None, feed: str | None) -> None:
         self._subscription = Subscription(keyspace, prefix, since, since is None, feed)
         self._queue: deque[tuple[Change, int]] = deque()
         self._rev: int = since or 0

@@ -16,7 +16,7 @@ import msgpack
 from zkv.client.recipes.async_lock import AsyncLock
 
 if TYPE_CHECKING:
-    from zkv.client.async_namespace import AsyncKeyspace
+    from zkv.client.async_namespace import AsyncKeyOps
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,7 +35,7 @@ class AsyncCache:
     """
 
     def __init__(
-        self, keyspace: AsyncKeyspace, ttl: float | None, prefix: str | None, lease: float
+        self, keyspace: AsyncKeyOps, ttl: float | None, prefix: str | None, lease: float
     ) -> None:
         self._keyspace = keyspace
         self._ttl = ttl
@@ -66,7 +66,7 @@ class AsyncCachedFunction(Generic[P, R]):
     def __init__(
         self,
         function: Callable[P, Awaitable[R]],
-        kept: AsyncKeyspace,
+        kept: AsyncKeyOps,
         ttl: float | None,
         lease: float,
     ) -> None:

@@ -9,7 +9,7 @@ from zkv.client.following import RESET
 from zkv.client.recipes.async_lock import AsyncLock
 
 if TYPE_CHECKING:
-    from zkv.client.async_namespace import AsyncKeyspace
+    from zkv.client.async_namespace import AsyncKeyOps
 
 
 class AsyncElection(AsyncLock):
@@ -26,9 +26,7 @@ class AsyncElection(AsyncLock):
         ttl: seconds after which a leader that has crashed is replaced.
     """
 
-    def __init__(
-        self, keyspace: AsyncKeyspace, key: str, candidate: str | None, ttl: float
-    ) -> None:
+    def __init__(self, keyspace: AsyncKeyOps, key: str, candidate: str | None, ttl: float) -> None:
         super().__init__(keyspace, key, ttl, candidate)
 
     async def leader(self) -> str | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from zkv.client.recipes.verdict import Verdict
 
 if TYPE_CHECKING:
-    from zkv.client.async_namespace import AsyncKeyspace
+    from zkv.client.async_namespace import AsyncKeyOps
 
 
 class AsyncRateLimiter:
@@ -31,7 +31,7 @@ class AsyncRateLimiter:
 
     def __init__(
         self,
-        keyspace: AsyncKeyspace,
+        keyspace: AsyncKeyOps,
         prefix: str,
         limit: int,
         period: float,

@@ -31,10 +31,10 @@ from zkv.client.errors import (
     RefusedError,
 )
 from zkv.client.following import RESET
-from zkv.client.tasks import AsyncCondition, AsyncMutex, AsyncWorker, complete
+from zkv.client.tasks import AsyncBackground, AsyncCondition, AsyncMutex, complete
 
 if TYPE_CHECKING:
-    from zkv.client.async_namespace import AsyncKeyspace
+    from zkv.client.async_namespace import AsyncKeyOps
     from zkv.client.async_pipeline import AsyncTransaction
 
 _log = logging.getLogger("zkv.client")
@@ -58,7 +58,7 @@ class AsyncLock:
     """
 
     def __init__(
-        self, keyspace: AsyncKeyspace, key: str, ttl: float, owner: str | None = None
+        self, keyspace: AsyncKeyOps, key: str, ttl: float, owner: str | None = None
     ) -> None:
         if ttl <= 0:
             raise ValueError(f"ttl {ttl:g}: seconds, above 0")
@@ -73,7 +73,7 @@ class AsyncLock:
         self._until = 0.0
         self._released = False
         self._changed = AsyncCondition()
-        self._renewer: AsyncWorker | None = None
+        self._renewer: AsyncBackground | None = None
         self._rev = 0
 
     def __repr__(self) -> str:
@@ -217,7 +217,7 @@ class AsyncLock:
         self._in_doubt = False
         self._until = began + self._ttl
         self._released = False
-        self._renewer = AsyncWorker(self._renew_it, "zkv-lock")
+        self._renewer = AsyncBackground(self._renew_it, "zkv-lock")
 
     async def _renew_it(self) -> None:
         while not await self._changed.wait_for(lambda: self._released, self._ttl / RENEWALS):

@@ -21,7 +21,7 @@ from zkv.client.following import RESET
 from zkv.client.recipes.async_lock import AsyncLock
 
 if TYPE_CHECKING:
-    from zkv.client.async_namespace import AsyncKeyspace
+    from zkv.client.async_namespace import AsyncKeyOps
 
 NUMBER: Final = "jobs/{:020d}"
 """Keys order as numbers do."""
@@ -79,7 +79,7 @@ class AsyncQueue:
         lease: seconds after which a job is free again if its worker has crashed.
     """
 
-    def __init__(self, keyspace: AsyncKeyspace, prefix: str, lease: float) -> None:
+    def __init__(self, keyspace: AsyncKeyOps, prefix: str, lease: float) -> None:
         self._kept = keyspace.namespace(f"{prefix}/")
         self._lease = lease
 

@@ -17,7 +17,7 @@ import msgpack
 from zkv.client.recipes.lock import Lock
 
 if TYPE_CHECKING:
-    from zkv.client.namespace import Keyspace
+    from zkv.client.namespace import KeyOps
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,7 +36,7 @@ class Cache:
     """
 
     def __init__(
-        self, keyspace: Keyspace, ttl: float | None, prefix: str | None, lease: float
+        self, keyspace: KeyOps, ttl: float | None, prefix: str | None, lease: float
     ) -> None:
         self._keyspace = keyspace
         self._ttl = ttl
@@ -65,7 +65,7 @@ class CachedFunction(Generic[P, R]):
     def __init__(
         self,
         function: Callable[P, R],
-        kept: Keyspace,
+        kept: KeyOps,
         ttl: float | None,
         lease: float,
     ) -> None:

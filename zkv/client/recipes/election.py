@@ -10,7 +10,7 @@ from zkv.client.following import RESET
 from zkv.client.recipes.lock import Lock
 
 if TYPE_CHECKING:
-    from zkv.client.namespace import Keyspace
+    from zkv.client.namespace import KeyOps
 
 
 class Election(Lock):
@@ -27,7 +27,7 @@ class Election(Lock):
         ttl: seconds after which a leader that has crashed is replaced.
     """
 
-    def __init__(self, keyspace: Keyspace, key: str, candidate: str | None, ttl: float) -> None:
+    def __init__(self, keyspace: KeyOps, key: str, candidate: str | None, ttl: float) -> None:
         super().__init__(keyspace, key, ttl, candidate)
 
     def leader(self) -> str | None:

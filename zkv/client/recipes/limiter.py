@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from zkv.client.recipes.verdict import Verdict
 
 if TYPE_CHECKING:
-    from zkv.client.namespace import Keyspace
+    from zkv.client.namespace import KeyOps
 
 
 class RateLimiter:
@@ -32,7 +32,7 @@ class RateLimiter:
 
     def __init__(
         self,
-        keyspace: Keyspace,
+        keyspace: KeyOps,
         prefix: str,
         limit: int,
         period: float,

@@ -32,10 +32,10 @@ from zkv.client.errors import (
     RefusedError,
 )
 from zkv.client.following import RESET
-from zkv.client.threads import Condition, Mutex, Worker, complete
+from zkv.client.threads import Background, Condition, Mutex, complete
 
 if TYPE_CHECKING:
-    from zkv.client.namespace import Keyspace
+    from zkv.client.namespace import KeyOps
     from zkv.client.pipeline import Transaction
 
 _log = logging.getLogger("zkv.client")
@@ -58,7 +58,7 @@ class Lock:
         owner: who holds it, for people to read; None = the machine's name and the process's id.
     """
 
-    def __init__(self, keyspace: Keyspace, key: str, ttl: float, owner: str | None = None) -> None:
+    def __init__(self, keyspace: KeyOps, key: str, ttl: float, owner: str | None = None) -> None:
         if ttl <= 0:
             raise ValueError(f"ttl {ttl:g}: seconds, above 0")
         self._keyspace = keyspace
@@ -72,7 +72,7 @@ class Lock:
         self._until = 0.0
         self._released = False
         self._changed = Condition()
-        self._renewer: Worker | None = None
+        self._renewer: Background | None = None
         self._rev = 0
 
     def __repr__(self) -> str:
@@ -214,7 +214,7 @@ class Lock:
         self._in_doubt = False
         self._until = began + self._ttl
         self._released = False
-        self._renewer = Worker(self._renew_it, "zkv-lock")
+        self._renewer = Background(self._renew_it, "zkv-lock")
 
     def _renew_it(self) -> None:
         while not self._changed.wait_for(lambda: self._released, self._ttl / RENEWALS):

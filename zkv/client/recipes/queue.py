@@ -22,7 +22,7 @@ from zkv.client.following import RESET
 from zkv.client.recipes.lock import Lock
 
 if TYPE_CHECKING:
-    from zkv.client.namespace import Keyspace
+    from zkv.client.namespace import KeyOps
 
 NUMBER: Final = "jobs/{:020d}"
 """Keys order as numbers do."""
@@ -80,7 +80,7 @@ class Queue:
         lease: seconds after which a job is free again if its worker has crashed.
     """
 
-    def __init__(self, keyspace: Keyspace, prefix: str, lease: float) -> None:
+    def __init__(self, keyspace: KeyOps, prefix: str, lease: float) -> None:
         self._kept = keyspace.namespace(f"{prefix}/")
         self._lease = lease
 
