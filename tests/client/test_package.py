@@ -90,7 +90,7 @@ def returned_by(method: object) -> str:
 
 
 def test_imports_go_in_no_circle_but_for_types() -> None:
-    graph = grimp.build_graph("zkv", exclude_type_checking_imports=True)
+    graph = grimp.build_graph("zkv", exclude_type_checking_imports=True, cache_dir=None)
     imported = {
         module: graph.find_modules_directly_imported_by(module) - {module}
         for module in graph.modules
