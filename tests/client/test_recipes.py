@@ -198,6 +198,21 @@ def test_a_renewal_whose_reply_is_lost_does_not_lose_the_lock(kv: AnyClient, pla
     assert "l" not in plain
 
 
+def test_an_acquire_that_is_interrupted_leaves_no_lock(plain: Client) -> None:
+    lock = plain.lock("l", ttl=LONG)
+    put = lock._put
+
+    def interrupted() -> int:
+        put()
+        raise KeyboardInterrupt
+
+    lock._put = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        lock.acquire()
+    assert not lock.held
+    assert "l" not in plain
+
+
 def test_locks_while_the_server_is_killed(kind: Kind, tmp_path: Path) -> None:
     endpoint = f"ipc://{tmp_path}/zkv.ipc"
     inside = Counter[str]()

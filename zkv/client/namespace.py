@@ -264,7 +264,8 @@ class KeyOps(Dictionary):
         are lost and the server is restarted; while it is away, the watch waits. What cannot be told
         any more (it was away for more changes than the server keeps, or the store's data are older
         than they were) is told anew: first a change with ``op`` ``RESET``, which says to forget
-        everything, then each entry there is as a ``PUT``, then changes again::
+        everything, then each entry there is as a ``PUT``, then changes again. It begins at once, or
+        where it is first waited for::
 
             with kv.watch("user/") as watch:
                 for change in watch:

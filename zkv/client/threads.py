@@ -16,6 +16,8 @@ from typing import TypeVar
 
 import zmq
 
+from zkv.client.errors import ClientError
+
 __all__ = ["Background", "Condition", "Mutex", "Waiter", "complete"]
 
 T = TypeVar("T")
@@ -89,5 +91,18 @@ class Background:
 
 
 def complete(work: Callable[[], T], undo: Callable[[], object] | None = None) -> T:
-    """Do some work to its end: nobody cancels a thread, so there is never something to undo."""
-    return work()
+    """Do some work.
+
+    Args:
+        work: what to do.
+        undo: what to do after it where it was interrupted, as by Ctrl-C.
+    """
+    try:
+        return work()
+    except Exception:
+        raise
+    except BaseException:
+        if undo is not None:
+            with contextlib.suppress(ClientError):
+                undo()
+        raise
