@@ -4,9 +4,6 @@
 PYTHON ?= python3
 ARGS   :=
 
-# Built when zkv is installed, where there is a compiler; else Python does the same.
-C      := $(wildcard zkv/broker/*.c zkv/compiled/*.[ch])
-
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
@@ -16,8 +13,25 @@ LOCK   := $(BIN)/uv --no-config pip compile pyproject.toml --quiet --universal \
 
 DOCS   := build/docs
 
+# Built when zkv is installed, where there is a compiler; else Python does the same.
+C      := $(wildcard zkv/broker/*.c zkv/compiled/*.[ch])
+BUILT  := $(and $(wildcard zkv/broker/_frames*.so),$(wildcard zkv/compiled/_store*.so))
+
+# What is not built, and has not failed, is built once there is a compiler.
+AGAIN  := $(if $(or $(BUILT),$(wildcard $(VENV)/failed.stamp)),,$(if \
+          $(wildcard $(VENV)/run.stamp),$(shell $(BIN)/python -m zkv.cli.built --possible && echo again)))
+
+# The old binaries go first: a build that fails would leave them where they are found, and writing
+# into one takes it from under a server that runs.
+define INSTALL
+rm -f $(VENV)/build.log $(VENV)/failed.stamp
+find zkv -name '*.so' -delete
+$(PIP) install --log $(VENV)/build.log --no-deps --no-build-isolation -e .
+@$(BIN)/python -m zkv.cli.built $(VENV)/build.log || touch $(VENV)/failed.stamp
+endef
+
 .DEFAULT_GOAL := help
-.PHONY: help run test test-clients clients-deps torture fuzz generate lint docs demo lock clean
+.PHONY: again help run test test-python test-clients clients-deps torture fuzz generate lint docs demo lock clean
 
 help: ## Show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -28,6 +42,9 @@ run: $(VENV)/run.stamp ## Start the server with config.toml
 
 test: lint ## Check the code, then run the tests: ARGS='-k wal' or ARGS='-m slow' picks some
 	$(BIN)/python -m pytest $(ARGS)
+
+test-python: ## Run the tests under another Python: make test-python PYTHON=python3.14
+	$(MAKE) test VENV=.venv-$(notdir $(PYTHON))
 
 test-clients: $(VENV)/dev.stamp ## Run the clients in all languages that are installed here against a server
 	$(BIN)/python -m pytest tests/clients $(ARGS)
@@ -52,9 +69,9 @@ lint: $(VENV)/dev.stamp ## Check style, types and who imports whom
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tools/unasync.py --check
 
-docs: $(VENV)/dev.stamp ## Build the guide: build/docs/docs/index.html
-	$(BIN)/sphinx-build -W --keep-going -q -b html -c docs . $(DOCS)
-	@echo "$(DOCS)/docs/index.html"
+docs: $(VENV)/dev.stamp ## Build the guide: build/docs/index.html
+	$(BIN)/sphinx-build -W --keep-going -q -b html -c docs . '$(DOCS)'
+	@echo '$(DOCS)/index.html'
 
 demo: $(VENV)/run.stamp ## Load the Unicode table into a server, read it back, restart
 	$(BIN)/python clients/python/demo.py $(ARGS)
@@ -64,7 +81,7 @@ lock: $(VENV)/dev.stamp ## Lock the dependencies anew; ARGS=--upgrade takes the 
 	$(LOCK) --output-file requirements/dev.txt --extra dev --constraint requirements/run.txt
 
 clean: ## Remove what was built; the data in var/ stays
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
 	    .import_linter_cache .hypothesis .cache
 	find zkv -name '*.so' -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -79,13 +96,13 @@ $(VENV)/made.stamp:
 	$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
-$(VENV)/run.stamp: requirements/run.txt pyproject.toml $(C) $(VENV)/made.stamp
+$(VENV)/run.stamp: requirements/run.txt pyproject.toml $(C) $(VENV)/made.stamp $(AGAIN)
 	$(PIP) install --require-hashes -r requirements/run.txt
-	$(PIP) install --no-deps --no-build-isolation -e .
+	$(INSTALL)
 	@touch $@
 
 # requirements/dev.txt holds all of run.txt, in the same versions.
-$(VENV)/dev.stamp: requirements/dev.txt requirements/run.txt pyproject.toml $(C) $(VENV)/made.stamp
+$(VENV)/dev.stamp: requirements/dev.txt requirements/run.txt pyproject.toml $(C) $(VENV)/made.stamp $(AGAIN)
 	$(PIP) install --require-hashes -r requirements/dev.txt
-	$(PIP) install --no-deps --no-build-isolation -e .
+	$(INSTALL)
 	@touch $(VENV)/run.stamp $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,13 @@ from tests.support import Raw, ServerProcess, stuck_threads, terminate  # noqa: 
 # How long an example takes says nothing on a busy machine. A failure prints how to repeat it.
 hypothesis.settings.register_profile("zkv", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("zkv")
+
+
+def pytest_configure() -> None:
+    """Take SIGINT, as all children then do: a shell without job control starts what runs in the
+    background so that nobody does, and what Ctrl-C ends would never end.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(trylast=True)

@@ -59,6 +59,7 @@ PINNED_INFO: Final[Fields] = {
         "INFO": [0, 0, 0, 0, 0, 0, 0, 0, 1],
     },
     "stats.failures": {"NOT_FOUND": 1},
+    "stats.failures_by_op": {"GET": {"NOT_FOUND": 1}},
     "stats.mailbox": "compiled",
     "stats.store": "compiled",
     "stats.process": {

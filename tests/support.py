@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -79,7 +80,11 @@ def eventually(condition: Callable[[], object], what: str, limit: float = LIMIT)
 
 def environment() -> dict[str, str]:
     """What a child process needs to run the code under test, wherever it runs."""
-    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+    return os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "",
+        "PYTHON_COLORS": "0",  # From 3.14 on argparse paints its usage, in terminals or by force.
+    }
 
 
 def zkv_command(*arguments: str) -> list[str]:
@@ -377,26 +382,39 @@ def terminate(context: zmq.Context[zmq.Socket[bytes]], limit: float = LIMIT) -> 
     assert not thread.is_alive(), "a socket was left open: its context cannot be terminated"
 
 
+def traced_memory(package: str) -> int:
+    """Bytes that `tracemalloc` has seen allocated below ``package``, and that are still there.
+
+    All that it has seen is more: Python's own tables, such as that of interned strings, grow by
+    megabytes at once, when they are full of what other tests have left.
+    """
+    ours = tracemalloc.Filter(True, str(ROOT / package / "*"))
+    snapshot = tracemalloc.take_snapshot().filter_traces([ours])
+    return sum(each.size for each in snapshot.statistics("filename"))
+
+
 @contextlib.contextmanager
 def new_garbage() -> Iterator[Callable[[], list[object]]]:
     """Within, the collector does not run; tells what it would find that has come into being since.
 
-    What other tests have left may come to its end at any moment, and is not meant.
+    What other tests have left may come to its end at any moment, and is not meant; nor is it looked
+    at, which would take seconds for all that a long run has left.
     """
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
-    before = {id(each) for each in gc.get_objects()}
+    gc.freeze()
     gc.set_debug(gc.DEBUG_SAVEALL)
 
     def find() -> list[object]:
         gc.collect()
-        return [each for each in gc.garbage if id(each) not in before]
+        return list(gc.garbage)
 
     try:
         yield find
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
+        gc.unfreeze()
         if was_enabled:
             gc.enable()

@@ -14,6 +14,7 @@ import os
 import pty
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 import zmq
 from hypothesis import given
@@ -32,11 +34,12 @@ from hypothesis import strategies as st
 
 from tests.support import LIMIT, ROOT, Message, Raw, ServerProcess, environment, pack, unpack
 from tests.test_docs import free_ports
-from zkv.bench import dialects, result, servers
+from zkv.bench import dialects, result, servers, sweep
 from zkv.bench.generator import Job, Target, connect, make_source
 from zkv.bench.histogram import Histogram, bucket, upper_end
 from zkv.bench.keys import DISTRIBUTIONS, Keys
 from zkv.bench.main import main
+from zkv.bench.result import Result
 from zkv.bench.workload import YCSB, Workload
 
 CHECKED = ("--operations", "60", "--clients", "4", "--ceiling", "0")
@@ -242,14 +245,76 @@ def test_sweep_finds_where_a_server_is_saturated(tmp_path: Path) -> None:
     assert (tmp_path / "sweep.svg").exists()
 
 
-def test_plots_ask_for_matplotlib_by_the_name_of_the_extra(tmp_path: Path) -> None:
+class Swept:
+    """A sweep of a server that serves ``most`` operations per second, by the results it would give.
+
+    Args:
+        template: of the results.
+        most: the rates that are served.
+        closed_loop: what a closed loop reached.
+        busy: tries, counted from 0, at which the machine did something else.
+    """
+
+    def __init__(
+        self, template: Result, most: float, closed_loop: float, busy: set[int] | None = None
+    ) -> None:
+        self._template = template
+        self._most = most
+        self._closed_loop = closed_loop
+        self._busy = busy or set()
+        self.tries: list[float] = []
+
+    def run(self, rates: list[float] | None = None) -> tuple[list[float], float | None]:
+        """The rates of the results, and the saturation point."""
+        results = sweep.sweep(self._template.job, rates, self._measure)
+        return [result.job.rate for result in results], sweep.saturation(results)
+
+    def _measure(self, job: Job, _name: str) -> Result:
+        if not job.rate:
+            return msgspec.structs.replace(self._template, rate=self._closed_loop)
+        served = job.rate <= self._most and len(self.tries) not in self._busy
+        self.tries.append(job.rate)
+        return msgspec.structs.replace(
+            self._template, job=job, operations=100, failed=0, lost=0, unsent=0 if served else 50
+        )
+
+
+@pytest.fixture(scope="module")
+def template(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    path = tmp_path_factory.mktemp("template") / "result.json"
+    bench("-e", endpoint, "--operations", "1", "--clients", "1", "--ceiling", "0", "--json", path)
+    return result.load(path)
+
+
+def test_sweep_goes_on_until_a_rate_is_not_served(template: Result) -> None:
+    """A closed loop that met a busy moment says little."""
+    rates, saturation = Swept(template, most=5_000, closed_loop=1_000).run()
+    assert rates == sorted(set(rates))
+    assert rates[-2] == saturation
+    assert saturation <= 5_000 < rates[-1]
+
+    rates, saturation = Swept(template, most=10**9, closed_loop=1_000).run()
+    assert len(rates) == sweep.MOST  # Of a server without a limit, it is enough at some time.
+    assert rates[-1] == saturation
+
+
+def test_sweep_is_not_deceived_by_a_busy_moment(template: Result) -> None:
+    swept = Swept(template, most=300, closed_loop=0, busy={0, 2, 3})
+    assert swept.run([400, 100, 200, 300, 500]) == ([100, 200, 300, 400, 500], 300)
+    assert swept.tries == [100, 100, 200, 200, 200, 300, 400, 400, 400, 500]
+
+    swept = Swept(template, most=300, closed_loop=0, busy={0, 1, 2})
+    assert swept.run([100, 200]) == ([100, 200], None)
+
+
+def test_plots_say_how_to_install_matplotlib(tmp_path: Path) -> None:
     hidden = "import sys; sys.modules['matplotlib'] = None; from zkv.bench.main import main; "
     done = subprocess.run(
         [sys.executable, "-c", f"{hidden}sys.exit(main(['--plot', 'x.png']))"],
         env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
-    assert "pip install 'zkv[bench]'" in done.stderr
+    assert f"{shlex.quote(sys.executable)} -m pip install matplotlib" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,10 @@ from unittest import mock
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import Raw
+from msgspec.msgpack import encode
 
-from tests.lane_requests import LIMITS, bodies
+from tests.lane_requests import LIMITS, bodies, nested
 from tests.sanitizer import run_under_address_sanitizer
 from tests.support import unpack
 from tests.test_data_model import (
@@ -244,6 +246,12 @@ def in_lane(store: MemoryStore, body: bytes) -> bool:
     return lane.run([body], Answers()) == 1
 
 
+def items_twice(*keys: str) -> Raw:
+    """Items with such keys, in this order, and 0, 1, 2 ... as their values."""
+    packed = b"".join(encode(part) for item in enumerate(keys) for part in reversed(item))
+    return Raw(b"\xdf" + len(keys).to_bytes(4) + packed)
+
+
 @pytest.fixture
 def store() -> MemoryStore:
     store = MemoryStore(FakeClock())
@@ -273,10 +281,70 @@ def store() -> MemoryStore:
         request("TXN", ops=[op("INCR", key="expiring"), op("PUT", key="expiring", value=1)]),
         request("TXN", ops=[op("INCR", key="n")], if_=[("k", 1), ("new", 0)], session="s", seq=1),
         request("MPUT", items={"k": 1, "new": 2}, session="s", seq=2**62),
+        request("MPUT", items=items_twice("k", "new", "k", "k")),
+        request("PUT", key="k", value=nested(500)),
+        request("PUT", key="k", value=[{"a": [number]} for number in range(1_000)]),
+        request("MPUT", items={"k": nested(500)}),
+        request("TXN", ops=[op("PUT", key="k", value=nested(500)), op("GET", key="k")]),
     ],
 )
 def test_a_lane_takes_what_is_plain(store: MemoryStore, body: bytes) -> None:
     assert in_lane(store, body)
+
+
+@pytest.mark.parametrize(
+    "value", [nested(501), {"a": nested(500)}, [0] * 1_000 + [nested(500)], nested(100_000)]
+)
+def test_a_lane_leaves_what_is_nested_too_deeply(store: MemoryStore, value: Any) -> None:
+    for body in (
+        request("PUT", key="k", value=value),
+        request("MPUT", items={"new": 1, "k": value}),
+        request("TXN", ops=[op("INCR", key="n"), op("PUT", key="k", value=value)]),
+    ):
+        assert not in_lane(store, body)
+        reply = unpack(store.exchange(body))
+        assert reply["code"] == "BAD_REQUEST"
+        assert "is nested deeper than 500 levels" in reply["message"]
+    assert store.ok("MGET", keys=["k", "new", "n"])["values"] == ["value", None, 0]
+
+
+def test_items_that_are_there_twice_are_put_as_the_commands_put_them() -> None:
+    """Each has the place of the first and the value of the last."""
+    chance = random.Random(1)
+    clock = FakeClock()
+    fast, plain = MemoryStore(clock), PlainMemoryStore(clock)
+    watchers = [Recorder(), Recorder()]
+    fast._keyspace._watchers.append(watchers[0])
+    plain._keyspace._watchers.append(watchers[1])
+    lists = [list(keys) for keys in ("a", "aa", "ab", "aab", "aba", "abba", "aaaa", "abcabcaac")]
+    lists += [[f"{chance.randrange(10**power)}" for _ in range(10_000)] for power in range(1, 6)]
+    for seq, keys in enumerate(lists, 1):
+        once = request("MPUT", items=items_twice(*keys), session="s", seq=seq)
+        other = request("MPUT", items=items_twice(*keys, "more"), session="s", seq=seq)
+        assert told(fast, [once, once, other]) == told(plain, [once, once, other])
+        assert in_lane(fast, request("MPUT", items=items_twice(*keys)))
+        plain.ok("MPUT", items=items_twice(*keys))
+    assert everything(fast) == everything(plain)
+    assert watchers[0].kept == watchers[1].kept
+
+
+def test_items_that_are_there_twice_are_logged_and_counted_once() -> None:
+    store = DurableStore(FakeClock())
+    try:
+        store.put("b", 0)
+        told(store, [request("MPUT", items=items_twice("a", "b", "a", "a"))])
+        (commit,), _ = store.engine.keyspace.changes_since(1, 10)
+        assert commit.count == 2
+        assert [(each.key, bytes(each.value)) for each in commit.changes] == [
+            ("a", b"\x03"), ("b", b"\x01")
+        ]  # fmt: skip
+        answers = Answers([])
+        lane = open_lane(store.engine.keyspace, store.node.limits, 1_000, True)
+        assert lane is not None
+        lane.run([body := request("MPUT", items=items_twice("a", "b", "a"))], answers)
+        assert answers.subjects == [(2, len(body), len(answers.replies[0] or b""))]
+    finally:
+        store.close()
 
 
 def test_a_lane_leaves_what_is_large(store: MemoryStore) -> None:
@@ -333,7 +401,8 @@ def test_a_lane_leaves_nothing_behind(store: MemoryStore) -> None:
     read = request("MGET", keys=[f"k{number}" for number in range(50)])
     ops = [op(name, key=key) for key in ("n", "m") for name in ("INCR", "GET")]
     txn, failing = request("TXN", ops=ops), request("TXN", ops=[*ops, op("INCR", key="k1")])
-    bodies = [body, read, txn, failing] * 5
+    twice = request("MPUT", items=items_twice(*"abcab"))
+    bodies = [body, read, txn, failing, twice] * 5
     (replies, _, _) = store._service.answer(list(bodies))
     before = [sys.getrefcount(each) for each in (body, read, None, Entry)]
     size = resident()
@@ -342,7 +411,7 @@ def test_a_lane_leaves_nothing_behind(store: MemoryStore) -> None:
     assert [sys.getrefcount(each) for each in (body, read)] == before[:2]
     assert sys.getrefcount(Entry) - before[3] < 100
     assert resident() - size < 130_000_000, "the history may take 64 MiB, and as much on its way"
-    assert len(replies) == 20
+    assert len(replies) == 25
 
 
 def resident() -> int:
@@ -364,7 +433,7 @@ def test_commits_of_a_lane_are_taken_back(tmp_path: Path) -> None:
             request("PUT", key="old", value=5),
             request("PUT", key="new", value=5),
             request("PUT", key="old", value=6, session="s", seq=1),
-            request("MPUT", items={"expiring": 7, "more": 8}),
+            request("MPUT", items=items_twice("expiring", "more", "expiring", "more", "more")),
             request("GET", key="old"),
             request("INCR", key="counted"),
             request("INCR", key="lasting"),

@@ -246,7 +246,10 @@ def test_the_guide_is_built_without_a_warning(tmp_path: Path) -> None:
         cwd=ROOT, capture_output=True, text=True, timeout=LIMIT * 4, check=False,
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
-    assert (tmp_path / "docs" / "index.html").exists()
+    assert 'url=docs/index.html"' in (tmp_path / "index.html").read_text()
+    page = (tmp_path / "docs" / "tutorial.html").read_text()
+    assert "output.css" in page  # Tells what is printed from what is typed.
+    assert "copybutton.js" in page
 
 
 # --- What is generated from a run ------------------------------------------------------------

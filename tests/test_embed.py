@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -190,6 +191,7 @@ def test_no_name_stands_in_two_tables() -> None:
         ((), {"history": -1}, "history"),
         ((), {"fsync": "sometimes"}, "fsync"),
         ((), {"data_dir": ""}, "data_dir"),
+        ((), {"data_dir": "/tmp/\udcff"}, "not UTF-8"),
         ((), {"level": "DEBUG"}, "level"),
         (("localhost:5555",), {}, "localhost:5555"),
         ((), {"feed": "nowhere"}, "nowhere"),
@@ -291,7 +293,7 @@ def test_what_cannot_be_saved_is_told(tmp_path: Path) -> None:
     server = zkv.Server(data_dir=tmp_path / "data")
     with pytest.raises(ServerFailedError), server, connect(server) as client:  # noqa: PT012
         client.ok(op="PUT", key="k", value=1)
-        (tmp_path / "data" / "snapshot").rename(tmp_path / "elsewhere")
+        (tmp_path / "data").rename(tmp_path / "elsewhere")
     with pytest.raises(ServerFailedError):
         server.wait()
     assert not server.running
@@ -305,7 +307,7 @@ def test_what_cannot_be_saved_does_not_hide_an_error(tmp_path: Path) -> None:
         connect(server) as client,
     ):
         client.ok(op="PUT", key="k", value=1)
-        (tmp_path / "data" / "snapshot").rename(tmp_path / "elsewhere")
+        (tmp_path / "data").rename(tmp_path / "elsewhere")
         raise ZeroDivisionError
     assert "did not save" in raised.value.__notes__[0]
 
@@ -356,18 +358,22 @@ def test_an_inproc_name_is_free_as_soon_as_its_socket_is_closed() -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
     for _ in range(300):
         socket = context.socket(zmq.ROUTER)
-        sockets.bind(socket, "inproc://once")
+        sockets.bind(socket, "inproc://once", "server.feed")
         sockets.close(socket, ["inproc://once"])
 
 
 # --- A good guest ----------------------------------------------------------------------------
 
 
-def test_signals_and_logging_stay_as_they_were() -> None:
+def test_signals_logging_and_limits_stay_as_they_were() -> None:
     def state() -> tuple[object, ...]:
         root = logging.getLogger()
         handlers = [signal.getsignal(number) for number in signal.valid_signals()]
-        return handlers, list(root.handlers), root.level
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return handlers, list(root.handlers), root.level, limit
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most - 1, most))  # There is something to raise.
 
     before = state()
     with zkv.Server():
@@ -397,8 +403,9 @@ with Client(server.endpoint) as client:
 
 def test_a_forked_child_leaves_it_alone(tmp_path: Path) -> None:
     program = """
-import os, zkv
+import os, warnings, zkv
 from zkv.client import Client
+warnings.simplefilter("ignore")  # Of Python, that forks with threads are no good idea.
 with zkv.Server("tcp://127.0.0.1:*") as server:
     child = os.fork()
     if child == 0:
@@ -409,6 +416,104 @@ with zkv.Server("tcp://127.0.0.1:*") as server:
         assert server.running
         with Client(server.endpoint) as client:
             client.call("PING")
+"""
+    run_program(program, tmp_path)
+
+
+FORKS = {
+    "fork": """
+def start():
+    ends = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(ends[1])
+        os.read(ends[0], 1)  # Until the parent has ended.
+        os._exit(0)
+    os.close(ends[0])
+""",
+    "multiprocessing": """
+import multiprocessing, time
+def start():
+    method = multiprocessing.get_context("fork")
+    method.Process(target=time.sleep, args=(1_000,), daemon=True).start()
+""",
+    "a program": """
+import subprocess
+def start():
+    subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False)
+""",
+}
+
+
+@pytest.mark.parametrize("how", FORKS)
+@pytest.mark.parametrize("place", ["tcp://127.0.0.1:*", "tcp://[::1]:*", "tcp://*:*", "ipc"])
+def test_a_child_that_lives_on_holds_nothing(tmp_path: Path, how: str, place: str) -> None:
+    """Neither ports nor the directory; and a client learns that the server has ended."""
+    program = f"""
+import os, sys, warnings, zkv
+warnings.simplefilter("ignore")  # Of Python, that forks with threads are no good idea.
+{FORKS[how]}
+place = {place!r} if {place!r} != "ipc" else "ipc://" + os.path.abspath("zkv.ipc")
+server = zkv.Server(place, data_dir="data")
+server.start()
+endpoint = server.endpoint.replace("0.0.0.0", "127.0.0.1")
+with zkv.Client(endpoint) as kv:
+    for number in range(3):
+        kv["k"] = number
+        start()
+        server.stop()
+        server.start()
+        assert kv["k"] == number
+    server.stop()
+    other = zkv.Server(server.endpoint, data_dir="data", feed=server.feed)
+    with other:
+        assert kv["k"] == 2
+"""
+    run_program(program, tmp_path)
+
+
+def test_a_child_that_lives_on_when_the_server_is_killed(tmp_path: Path) -> None:
+    """Nobody was there to unlock the directory, or to close a port."""
+    program = """
+import os, signal, sys, zkv
+server = zkv.Server("tcp://127.0.0.1:*", data_dir="data")
+server.start()
+if os.fork() == 0:
+    sys.stdin.read()
+    os._exit(0)
+print(server.endpoint, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", program], cwd=tmp_path, env=environment(),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        endpoint = process.stdout.readline().strip()
+        process.wait(LIMIT)
+        with zkv.Server(endpoint, data_dir=tmp_path / "data") as server:
+            assert server.endpoint == endpoint
+
+
+def test_a_child_keeps_what_is_not_the_servers(tmp_path: Path) -> None:
+    """Another listener, a client's connection to the server, and a file of the program."""
+    program = """
+import os, socket, warnings, zkv
+warnings.simplefilter("ignore")  # Of Python, that forks with threads are no good idea.
+with zkv.Server("tcp://127.0.0.1:*") as server, socket.create_server(("127.0.0.1", 0)) as other:
+    port = int(server.endpoint.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as client, open("file", "w") as file:
+        child = os.fork()
+        if child == 0:
+            assert client.getpeername()[1] == port
+            assert other.getsockname()[1] != port
+            os.fstat(file.fileno())
+            with zkv.Server("tcp://127.0.0.1:*") as mine, zkv.Client(mine.endpoint) as kv:
+                kv["k"] = 1
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    with zkv.Client(server.endpoint) as kv:
+        kv["k"] = 1
 """
     run_program(program, tmp_path)
 

@@ -14,7 +14,8 @@ import zmq
 from tests.conftest import Connect
 from tests.support import LIMIT, ServerInProcess, pack, unpack
 from zkv import commands, compiled
-from zkv.broker.service import FrontService
+from zkv.broker.frames import FRAMES
+from zkv.broker.service import FrontService, PendingCommits
 from zkv.durability.files import Files
 from zkv.durability.wal import QUICK_SYNC_SECONDS
 from zkv.protocol import requests
@@ -137,6 +138,47 @@ def test_reads_go_on_while_a_sync_holds_the_log(
         assert server.stop()
 
 
+class HeldFiles(Files):
+    """A disk that is quick, until it is told that a sync takes as long as it likes."""
+
+    def __init__(self) -> None:
+        self.hold = threading.Event()
+        self.held = threading.Event()
+        self.release = threading.Event()
+
+    def sync(self, file: BinaryIO) -> None:
+        super().sync(file)
+        if self.hold.is_set():
+            self.held.set()
+            assert self.release.wait(LIMIT)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"op": "PUT", "key": "o", "value": 1, "ttl": 3_600_000}, {"op": "SNAPSHOT"}],
+    ids=["a worker's", "of a snapshot"],
+)
+def test_the_front_does_not_wait_for_a_sync_of_others(
+    tmp_path: Path, connect: Connect, other: dict[str, Any]
+) -> None:
+    """However quick the disk has been: one who has the log's file may never let go of it."""
+    files = HeldFiles()
+    with ServerInProcess(tmp_path / "data", files) as server:
+        busy, client = connect(server.endpoint), connect(server.endpoint, zmq.DEALER)
+        client.ok(op="PUT", key="k", value=1)
+        files.hold.set()
+        busy.send(pack(other))
+        assert files.held.wait(LIMIT)
+        for number in range(3):
+            client.send(pack({"op": "PUT", "key": "l", "value": number, "id": number}))
+            for _ in range(3):  # Of which the later ones come when the front has gone on.
+                assert client.ok(op="GET", key="k", id="read")["rev"] == 1
+        files.release.set()
+        assert sorted(unpack(client.receive())["id"] for _ in range(3)) == [0, 1, 2]
+        assert unpack(busy.receive())["ok"]
+        assert server.stop()
+
+
 class NoRoomYet(Files):
     """A disk on which a new segment takes, once it is told so, until it is told to end."""
 
@@ -152,7 +194,10 @@ class NoRoomYet(Files):
         return super().create(path)
 
 
-def test_reads_go_on_while_a_segment_is_begun(tmp_path: Path, connect: Connect) -> None:
+def test_reads_go_on_while_a_segment_is_begun(
+    tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zkv.durability.wal.QUICK_SYNC_SECONDS", LIMIT)  # Every disk is quick.
     files = NoRoomYet()
     durability = {"segment_bytes": 100_000, "snapshot_interval": 3_600.0}
     with ServerInProcess(tmp_path / "data", files, durability=durability) as server:
@@ -204,6 +249,56 @@ def test_a_service_that_dies_in_the_front_is_replaced_and_counted(
         assert stats["workers_replaced"] == 1
         assert stats["requests"]["PUT"] == 1, "its counters live on"
         assert server.stop()
+
+
+def test_a_pending_reply_of_the_front_that_cannot_be_made(
+    tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ServerInProcess(tmp_path / "data") as server:
+        client = connect(server.endpoint)
+        with monkeypatch.context() as patch:
+            patch.setattr(PendingCommits, "bodies", raising)
+            reply = client.call(op="PUT", key="k", value=1, id=7)
+        assert (reply["code"], reply["id"], reply["applied"]) == ("INTERNAL", 7, None)
+        assert client.ok(op="GET", key="k")["rev"] == 1
+        stats = client.ok(op="INFO")["stats"]
+        assert (stats["workers_replaced"], stats["failures"]) == (1, {"INTERNAL": 1})
+        assert server.stop()
+
+
+def test_what_cannot_be_handed_over_is_answered_by_the_front(
+    tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without memory for it; what was plain in its batch has its answer, and nobody waits."""
+
+    def frames(*arguments: Any, **others: Any) -> Any:
+        return NobodyBehind(FRAMES(*arguments, **others))
+
+    monkeypatch.setattr("zkv.broker.broker.FRAMES", frames)
+    with ServerInProcess(tmp_path / "data") as server:
+        client = connect(server.endpoint, zmq.DEALER)
+        for number in range(10):
+            client.send(pack({"op": "PING", "id": 2 * number}))
+            client.send(pack({"op": "GET", "key": "k", "id": 2 * number + 1}))
+            client.send(pack({"op": "MPUT", "items": {"k": 1}, "id": "write"}))
+        replies = [unpack(client.receive()) for _ in range(30)]
+        told = {reply["id"]: reply.get("code") for reply in replies if reply["id"] != "write"}
+        assert {told[2 * number] for number in range(10)} == {"INTERNAL"}
+        assert {told[2 * number + 1] for number in range(10)} <= {None, "NOT_FOUND", "INTERNAL"}
+        assert server.stop()
+
+
+class NobodyBehind:
+    """Frames without memory for what is to be handed over."""
+
+    def __init__(self, frames: Any) -> None:
+        self._frames = frames
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._frames, name)
+
+    def hand_over(self, *_: object) -> int:
+        raise MemoryError
 
 
 def raising(*_: object) -> bool:

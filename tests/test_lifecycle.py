@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +25,7 @@ from tests.conftest import Connect
 from tests.support import (
     FREE_PORT,
     LIMIT,
+    ROOT,
     Message,
     NoReplyError,
     Raw,
@@ -331,28 +335,29 @@ def test_kill_after_snapshot_while_writing(
 
 
 def test_the_most_deeply_nested_value_is_read_again(server: ServerProcess, client: Raw) -> None:
-    """Whatever nesting a PUT takes, a restart must take."""
+    """From the log, and from a snapshot; what is nested deeper does nothing but get an answer."""
 
-    def put(depth: int) -> bool:
-        value = b"\x91" * depth + b"\xc0"
-        head = b"\x83" + pack("op") + pack("PUT") + pack("key") + pack("k") + pack("value")
-        return bool(unpack(client.exchange(head + value))["ok"])
+    def put(key: str, levels: int) -> dict[str, Any]:
+        fields = {"op": "PUT", "key": key, "id": 7}
+        head = b"\x84" + b"".join(pack(part) for item in fields.items() for part in item)
+        reply = unpack(client.exchange(head + pack("value") + b"\x91" * levels + b"\xc0"))
+        assert isinstance(reply, dict)
+        assert reply["id"] == 7
+        return reply
 
-    taken, refused = 500, 20_000
-    assert put(taken), "the protocol promises 500 levels"
-    while put(refused):
-        refused *= 2
-        assert refused < 1_000_000
-    while refused - taken > 1:
-        middle = (taken + refused) // 2
-        taken, refused = (middle, refused) if put(middle) else (taken, middle)
-    assert put(taken)
+    deepest = b"\x91" * 500 + b"\xc0"
+    assert put("in a snapshot", 500)["ok"]
     client.ok(op="SNAPSHOT")
-    assert server.stop() == 0
+    assert put("in the log", 500)["ok"]
+    for levels in (501, 1_000, 10_000, 170_000, 1_000_000):
+        refused = put("in the log", levels)
+        assert refused["code"] == "BAD_REQUEST"
+        assert "field `value` is nested deeper than 500 levels" in refused["message"]
+    server.kill()
     server.start()
     with Raw(server.endpoint) as again:
-        value = b"\x91" * taken + b"\xc0"
-        assert value in again.exchange(pack({"op": "GET", "key": "k"}))
+        for key in ("in a snapshot", "in the log"):
+            assert deepest in again.exchange(pack({"op": "GET", "key": key}))
 
 
 # --- Refusals to start -----------------------------------------------------------------------
@@ -409,6 +414,99 @@ def busy_port() -> Iterator[int]:
 def test_busy_port(fresh: Path, busy_port: int) -> None:
     endpoint = f"tcp://127.0.0.1:{busy_port}"
     refuses(fresh, "--endpoint", endpoint, culprit=endpoint)
+
+
+def test_a_busy_feed_is_told_from_a_busy_endpoint(fresh: Path, busy_port: int) -> None:
+    """And each is told with the flags that start a second server."""
+    taken = f"tcp://127.0.0.1:{busy_port}"
+    message = refuses(fresh, "--endpoint", FREE_PORT, "--feed", taken, culprit=taken)
+    assert "server.feed" in message
+    assert "--feed" in message
+
+    message = refuses(fresh, "--endpoint", taken, culprit=taken)
+    assert "server.endpoints" in message
+    assert "--endpoint" in message
+    assert "--data-dir" in message
+
+
+@pytest.mark.parametrize("setting", ["endpoint", "feed"])
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("tcp://192.0.2.1:5", "does not have this address"),
+        ("tcp://no-such-interface:*", "network interface"),
+        ("ipc://{}/no/such/zkv", "no such directory"),
+        ("ipc://{}/file/zkv", "no such directory"),
+        ("ipc://{}/file", "no socket"),
+        ("ipc://{}/loop", "symbolic links"),
+    ],
+)
+def test_what_cannot_be_bound_is_told_with_its_setting(
+    fresh: Path, tmp_path: Path, setting: str, place: str, reason: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    place = place.format(tmp_path)
+    flags = ["--feed", place] if setting == "feed" else ["--endpoint", place]
+    free = ["--endpoint", FREE_PORT] if setting == "feed" else []
+    message = refuses(fresh, *free, *flags, culprit=place)
+    assert f"server.{setting}" in message
+    assert reason in message
+
+
+def test_a_path_whose_server_hangs_is_busy(fresh: Path, tmp_path: Path) -> None:
+    path = tmp_path / "zkv"
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(path))
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:  # Until no more are queued.
+                client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(str(path))
+        assert "in use" in refuses(fresh, "--endpoint", f"ipc://{path}", culprit=str(path))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("tcp://127.0.0.1:1", "low ports"),
+        ("ipc://{}/closed/zkv", "must be writable"),
+        ("ipc://{}/open/zkv", "in use, by a file that this user may not replace"),
+    ],
+)
+def test_what_is_not_permitted_is_told(fresh: Path, place: str, reason: str) -> None:
+    low = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+    if reason == "low ports" and low.exists() and int(low.read_text()) <= 1:
+        pytest.skip("here no port is low")
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        (Path(directory) / "closed").mkdir()
+        (Path(directory) / "open").mkdir()
+        os.chmod(Path(directory) / "open", 0o1777)
+        with socket.socket(socket.AF_UNIX) as left_over:
+            left_over.bind(f"{directory}/open/zkv")
+        os.chmod(f"{directory}/open/zkv", 0o777)
+        done = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, place.format(directory)], env=environment(),
+            capture_output=True, text=True, timeout=LIMIT, check=False,
+        )  # fmt: skip
+    assert reason in done.stdout, done.stderr
+
+
+AS_NOBODY = """
+import os, sys, zkv
+server = zkv.Server(sys.argv[1], feed="")
+os.setuid(65534)
+try:
+    server.start()
+except zkv.errors.EndpointError as error:
+    print(error)
+else:
+    server.stop()
+"""
 
 
 def test_busy_port_after_a_good_one(fresh: Path, busy_port: int) -> None:
@@ -495,7 +593,9 @@ BAD_CONFIGS = {
 @pytest.mark.parametrize(("text", "culprit"), BAD_CONFIGS.values(), ids=BAD_CONFIGS)
 def test_bad_config(fresh: Path, text: str, culprit: str) -> None:
     (fresh / "config.toml").write_text(text)
-    flags = [] if "endpoints" in text else ["--endpoint", FREE_PORT]
+    flags = ["--feed", FREE_PORT]  # Another server may have the one that is usual.
+    if "endpoints" not in text:
+        flags += ["--endpoint", FREE_PORT]
     refuses(fresh, "--config", "config.toml", *flags, culprit=culprit)
 
 
@@ -690,6 +790,83 @@ def test_sighup_when_the_file_cannot_be_opened(tmp_path: Path) -> None:
             client.ok(op="PUT", key="behind", value=0)
         assert server.stop() == 0
     assert "behind" in (moved / "zkv.log").read_text()
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_sigusr1_tells_where_each_thread_is(tmp_path: Path, log_format: str) -> None:
+    """Into the log, wherever that goes by now; the server goes on."""
+    path, rotated = tmp_path / "zkv.log", tmp_path / "zkv.log.1"
+    config = f'[log]\nfile = "{path}"\nformat = "{log_format}"\n'
+    with ServerProcess(tmp_path / "server", config=config) as server:
+        for log in (rotated, path):
+            server.signal(signal.SIGUSR1)
+            eventually(lambda: "stacks of all threads" in path.read_text(), "the names")
+            if log is rotated:
+                path.rename(rotated)
+                server.signal(signal.SIGHUP)
+                eventually(path.exists, "a new file")
+            text = log.read_text()
+            for file in ("front.py", "worker.py", "committer.py", "persistence.py", "feed.py"):
+                assert f'{file}", line ' in text
+            names = next(line for line in text.splitlines() if "stacks of all threads" in line)
+            for name in ("MainThread", "zkv-front", "zkv-worker-1", "zkv-committer", "zkv-feed"):
+                ((number, _),) = re.findall(rf"(0x[0-9a-f]+) is ({name})\b", names)
+                assert re.search(rf"^(Current t|T)hread {number} ", text, re.MULTILINE)
+        with Raw(server.endpoint) as client:
+            client.ok(op="PUT", key="k", value=0)
+        assert server.stop() == 0
+        assert server.log() == ""
+
+
+def test_sigusr1_and_sighup_while_the_server_starts(tmp_path: Path) -> None:
+    """That takes as long as there is much to load."""
+    script = (
+        "import sys, signal, os; from zkv import engine; from zkv.cli.main import main\n"
+        "opened = engine.Engine._open\n"
+        "def slowly(*arguments):\n"
+        "    for number in (signal.SIGUSR1, signal.SIGHUP): os.kill(os.getpid(), number)\n"
+        "    opened(*arguments)\n"
+        "engine.Engine._open = slowly\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "serve", "--data-dir", str(tmp_path / "data")]
+    with subprocess.Popen(
+        [*command, "--endpoint", FREE_PORT], env=environment(), cwd=tmp_path,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("READY")
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0
+    assert "stacks of all threads" in log
+
+
+def test_the_help_names_the_signals() -> None:
+    helped = run_zkv("serve", "--help", cwd=ROOT).stdout
+    assert all(name in helped for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGPIPE, signal.SIGXFSZ])
+def test_signals_that_do_nothing(
+    server: ServerProcess, client: Raw, number: signal.Signals
+) -> None:
+    server.signal(number)
+    client.ok(op="PUT", key="k", value=0)
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGUSR2])
+def test_signals_that_end_it_at_once(
+    server: ServerProcess, client: Raw, number: signal.Signals
+) -> None:
+    """And lose nothing that was answered."""
+    client.ok(op="PUT", key="k", value=0)
+    server.signal(number)
+    assert server.wait() == -number
+    server.start()
+    with Raw(server.endpoint) as other:
+        assert other.ok(op="GET", key="k")["rev"] == 1
 
 
 def test_log_that_nobody_reads_does_not_stop_the_server(tmp_path: Path) -> None:

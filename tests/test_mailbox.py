@@ -36,12 +36,13 @@ from zkv.broker.frames import (
     COMPILED,
     NO_BODY,
     NO_DELIMITER,
+    NO_MEMORY,
     TWO_BODIES,
     BadEnvelope,
     PlainFrames,
 )
 from zkv.broker.front import FrontMailbox
-from zkv.broker.mailbox import Mailbox, connect_worker
+from zkv.broker.mailbox import Mailbox, ReplyFailedError, connect_worker
 
 Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
@@ -244,6 +245,9 @@ class Later:
     def bodies(self) -> list[bytes]:
         return self._bodies
 
+    def give_up(self, error: BaseException) -> list[bytes]:
+        return [repr(error).encode() for _ in self._bodies]
+
 
 def test_pending_reply_leaves_when_it_is_completed(peer: Peer) -> None:
     """Another thread completes it while the mailbox waits; others are answered before."""
@@ -295,29 +299,38 @@ def test_others_run_while_it_waits(peer: Peer) -> None:
 
 
 def test_signal_while_it_waits(peer: Peer) -> None:
-    """In the main thread the handler runs, and waiting goes on; what it raises ends it."""
+    """In the main thread the handler runs, and waiting goes on; what it raises ends it.
+
+    Signals come until one is noticed: one that comes just before the waiting begins wakes nobody.
+    """
     happened = []
+    raises = False
 
     class HandlerError(Exception):
         pass
 
     def handler(*_: object) -> None:
         happened.append("signal")
-        if len(happened) == 2:
+        if raises:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             raise HandlerError
-        peer.send([b"a", b"", b"body"])
+        if len(happened) == 1:
+            peer.send([b"a", b"", b"body"])
 
     before = signal.signal(signal.SIGALRM, handler)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
         assert peer.mailbox.receive() == [b"body"]
+        signal.setitimer(signal.ITIMER_REAL, 0)
         peer.mailbox.reply([b"reply"])
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
-        with pytest.raises(HandlerError):
+        raises = True
+        with pytest.raises(HandlerError):  # noqa: PT012  a signal may come before it waits
+            signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
             peer.mailbox.receive()
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert happened == ["signal", "signal"]
+    assert happened
 
 
 def test_context_ends_while_it_waits(way: Make) -> None:
@@ -425,6 +438,70 @@ def test_a_reply_that_memory_does_not_hold_goes_to_nobody(name: str) -> None:
         command, capture_output=True, text=True, check=True, timeout=LIMIT, cwd=ROOT
     )
     assert run.stdout == "['', 'for a']\n"
+
+
+END_OF_MEMORY_FOR_A_REQUEST = """
+import resource, sys
+import zmq
+from tests.test_mailbox import WAYS
+
+context = zmq.Context()
+server, client = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
+client.routing_id = b"a"
+server.bind("inproc://x")
+client.connect("inproc://x")
+frames = WAYS[sys.argv[1]](server, 0)
+client.send_multipart([b"", b"small"])
+client.send_multipart([b"", bytes(300_000_000)])
+client.send_multipart([b"", b"two", bytes(300_000_000)])
+client.send_multipart([b"", b"another"])
+with open("/proc/self/statm") as file:
+    room = int(file.read().split()[0]) * resource.getpagesize() + 100_000_000
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+answers = []
+while len(answers) < 4:
+    envelopes, bodies = frames.receive(True)
+    assert all(envelope == [b"a", b""] for envelope in envelopes)
+    answers += [getattr(body, "reason", body) for body in bodies]
+print(answers)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+@pytest.mark.parametrize("name", WAYS)
+def test_a_request_that_memory_does_not_hold_is_answered(name: str) -> None:
+    """And those before and behind it are what they are."""
+    if WAYS[name] is None:
+        pytest.skip("zkv was installed without a C compiler")
+    command = [sys.executable, "-c", END_OF_MEMORY_FOR_A_REQUEST, name]
+    run = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=LIMIT, cwd=ROOT
+    )
+    expected = [b"small", NO_MEMORY.reason, TWO_BODIES.reason, b"another"]
+    assert run.stdout == f"{expected}\n"
+
+
+class Failing(Later):
+    """Replies that nobody can make."""
+
+    def bodies(self) -> list[bytes]:
+        raise KeyError("a bug")
+
+
+def test_a_pending_reply_that_cannot_be_made_is_answered_otherwise(peer: Peer) -> None:
+    later, failing = Later(b"later"), Failing(b"")
+    peer.send([b"a", b"", b"1"], [b"b", b"", b"2"])
+    assert peer.mailbox.receive() == [b"1", b"2"]
+    peer.mailbox.reply([None, None], [([0], failing), ([1], later)])
+    failing.complete()
+    later.complete()
+    with pytest.raises(ReplyFailedError) as raised:
+        peer.mailbox.receive()
+    assert isinstance(raised.value.__cause__, KeyError)
+    peer.mailbox.stop()
+    assert peer.mailbox.receive() == []
+    assert peer.receive() == [b"a", b"", b"KeyError('a bug')"]
+    assert peer.receive() == [b"b", b"", b"later"]
 
 
 # --- With others behind

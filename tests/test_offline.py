@@ -37,8 +37,10 @@ from tests.support import (
 from zkv.cli.values import packed_to_json
 from zkv.durability import copying, dump, recovery, repair, segment
 from zkv.durability.check import Survey, revisions, survey
+from zkv.durability.copying import MOST_REV, RESTORED_ABOVE
 from zkv.durability.files import Files
 from zkv.durability.layout import Layout
+from zkv.durability.lock import Lock
 from zkv.durability.picture import Picture
 from zkv.durability.segment import Scan
 from zkv.errors import DataDirError
@@ -536,7 +538,8 @@ def test_exactly_once_requests_are_not_forgotten(
             if rev % 4 == 1:
                 reply = client.ok(**nothing_at(rev))
                 assert (reply["rev"], reply["replayed"]) == (rev, True)
-        assert client.ok(op="INFO")["rev"] == LAST_REV
+        rev = LAST_REV + RESTORED_ABOVE if place == "restored" else LAST_REV
+        assert client.ok(op="INFO")["rev"] == rev
 
 
 def test_repair_reads_on_behind_damage_that_a_snapshot_covers(
@@ -824,20 +827,51 @@ def test_backup_and_restore(data: Path, recorded: Recorded, tmp_path: Path) -> N
     assert line.startswith(f"backed up to {backup}: revision {LAST_REV}, ")
     assert_clean(backup, LAST_REV, len(recorded.states[LAST_REV]))
     restored.mkdir(parents=True)
+    before = files_in(backup)
     (line,) = ok("restore", backup, restored)
-    assert line.startswith(f"restored to {restored}: revision {LAST_REV}, ")
-    assert files_in(restored) == files_in(backup)
-    assert_serves(restored, LAST_REV, recorded.states[LAST_REV])
+    rev = LAST_REV + RESTORED_ABOVE
+    assert line.startswith(f"restored to {restored}: revision {rev}, ")
+    assert_clean(restored, rev, len(recorded.states[LAST_REV]))
+    assert_serves(restored, rev, recorded.states[LAST_REV])
+    assert files_in(backup) == before
     assert files_in(data) == files_in(recorded.data)
+
+
+def test_restored_again_and_again(data: Path, recorded: Recorded, tmp_path: Path) -> None:
+    """Each time the revision is higher, until there is none any more."""
+    rev, source = LAST_REV, data
+    for number in range(3):
+        target = tmp_path / str(number)
+        ok("restore", source, target)
+        rev, source = rev + RESTORED_ABOVE, target
+        assert_clean(target, rev, len(recorded.states[LAST_REV]))
+    assert dumped(source) == recorded.states[LAST_REV]
+    seen = MOST_REV - RESTORED_ABOVE
+    for above, raised in ((100, rev + RESTORED_ABOVE), (seen, MOST_REV)):
+        target = tmp_path / f"above {above}" / "data"
+        ok("restore", "--above", str(above), source, target)
+        assert_serves(target, raised, recorded.states[LAST_REV])
+    line = refusal("restore", "--above", str(seen + 1), source, tmp_path / "more")
+    assert line.startswith(f"zkv: {source}: cannot be restored: its revision would be ")
+    assert not (tmp_path / "more").exists()
+    refusal("restore", tmp_path / f"above {seen}" / "data", tmp_path / "more")
 
 
 def test_backup_before_the_first_snapshot(tmp_path: Path) -> None:
     with ServerProcess(tmp_path, config=CONFIG) as server, Raw(server.endpoint) as client:
         client.ok(op="PUT", key=KEYS[0], value=1)
         ok("backup", server.data_dir, tmp_path / "1")
+    assert snapshots(tmp_path / "1") == []
     ok("restore", tmp_path / "1", tmp_path / "2" / "data")
-    assert snapshots(tmp_path / "2" / "data") == []
-    assert_serves(tmp_path / "2" / "data", 1, {KEYS[0]: (1, 1)})
+    assert_serves(tmp_path / "2" / "data", 1 + RESTORED_ABOVE, {KEYS[0]: (1, 1)})
+
+
+def test_backup_of_an_empty_store(tmp_path: Path) -> None:
+    """Also what is restored from it may not give a revision again."""
+    with ServerProcess(tmp_path) as server:
+        ok("backup", server.data_dir, tmp_path / "1")
+    ok("restore", tmp_path / "1", tmp_path / "2" / "data")
+    assert_serves(tmp_path / "2" / "data", RESTORED_ABOVE, {})
 
 
 def test_backup_leaves_a_torn_tail_behind(data: Path, recorded: Recorded, tmp_path: Path) -> None:
@@ -966,8 +1000,8 @@ def test_backup_under_write_load(tmp_path: Path) -> None:
         assert all(state[key][0] >= before[key] for key in before)
         rev = sum(value for value, _ in state.values())
         assert rev == max(rev for _, rev in state.values())
-        assert_clean(data, rev, len(state))
-        assert_serves(data, rev, state)
+        assert_clean(data, rev + RESTORED_ABOVE, len(state))
+        assert_serves(data, rev + RESTORED_ABOVE, state)
 
 
 # --- Whatever is damaged, wherever it stops ----------------------------------------------------
@@ -992,7 +1026,7 @@ class CrashingFiles(FastFiles):
 
     def __init__(self, calls: int) -> None:
         self.left = calls
-        self._opened: list[BinaryIO] = []
+        self._opened: list[BinaryIO | Lock] = []
 
     def _call(self) -> None:
         self.left -= 1
@@ -1009,8 +1043,9 @@ class CrashingFiles(FastFiles):
 
     def create(self, path: Path) -> BinaryIO:
         self._call()
-        self._opened.append(super().create(path))
-        return self._opened[-1]
+        file = super().create(path)
+        self._opened.append(file)
+        return file
 
     def write(self, file: BinaryIO, data: bytes) -> None:
         try:
@@ -1032,10 +1067,11 @@ class CrashingFiles(FastFiles):
         self._call()
         super().remove_directory(path)
 
-    def lock(self, path: Path) -> BinaryIO:
+    def lock(self, path: Path) -> Lock:
         self._call()
-        self._opened.append(super().lock(path))
-        return self._opened[-1]
+        lock = super().lock(path)
+        self._opened.append(lock)
+        return lock
 
 
 def surveyed(data: Path) -> Survey:
@@ -1196,6 +1232,28 @@ def test_copy_that_is_interrupted(
             assert in_model_form(state.entries) == recorded.states[LAST_REV]
     assert calls > 10
     assert surveyed(target).rev == LAST_REV
+
+
+def test_restore_that_is_interrupted(recorded: Recorded, tmp_path: Path) -> None:
+    """It is never taken for an older or an empty state."""
+    calls, target = 0, tmp_path
+    for calls in itertools.count():
+        target = tmp_path / str(calls)
+        files = CrashingFiles(calls)
+        try:
+            copying.restore(files, recorded.data, target)
+        except Crash:
+            pass
+        else:
+            break
+        finally:
+            files.close()
+        state = recovered(target) if target.exists() and list(target.glob("*/*")) else None
+        if state is not None:
+            assert state.rev == LAST_REV + RESTORED_ABOVE
+            assert in_model_form(state.entries) == recorded.states[LAST_REV]
+    assert calls > 10
+    assert surveyed(target).rev == LAST_REV + RESTORED_ABOVE
 
 
 def calls_of_copy(recorded: Recorded, target: Path) -> int:

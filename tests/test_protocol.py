@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
+from unittest import mock
 
 import msgpack
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from tests.support import pack, unpack
+from zkv import compiled
 from zkv.errors import (
     BadRequestError,
     InternalError,
@@ -23,7 +25,7 @@ from zkv.errors import (
     TooLargeError,
     UnknownOpError,
 )
-from zkv.protocol import replies, requests
+from zkv.protocol import nesting, replies, requests
 from zkv.protocol.codec import KeyLimits, decode, encode_reply, pack_array
 
 NOT_UTF8 = b"\xa3a\xffb"
@@ -189,7 +191,7 @@ def wrong_fields() -> Iterable[tuple[str, Fields, str, bytes]]:
 def test_wrong_type(op: str, fields: Fields, name: str, wrong: bytes) -> None:
     error = refusal(packed_map({"op": pack(op), "id": pack(3)} | fields | {name: wrong}))
     assert isinstance(error, BadRequestError)
-    assert f"`{name}" in error.message or "nested too deeply" in error.message
+    assert f"`{name}" in error.message
     assert error.request_id == 3
 
 
@@ -605,15 +607,115 @@ def test_mutated_requests(fields: list[tuple[str, Any]], data: st.DataObject) ->
     decode_or_refuse(bytes(body))
 
 
-@pytest.mark.parametrize("wrap", [b"\x91", b"\x81\xa1a", b"\x81\xc0"], ids=["array", "map", "nil"])
-@pytest.mark.parametrize(("op", "name"), [("PUT", "value"), ("MPUT", "items"), ("GET", "key")])
-def test_nesting_around_the_limit(wrap: bytes, op: str, name: str) -> None:
-    """Wherever exactly the limit is, on both of its sides there is an answer."""
-    others = {"key": pack("k")} if op == "PUT" else {}
-    for depth in (*range(1, 2_000, 97), *range(850, 1_010)):
-        decode_or_refuse(request(op, others | {name: wrap * depth + b"\xc0"}))
-        pairs = [(pack(b"op"), pack(b"PUT")), (pack(name), wrap * depth + b"\xc0")]
-        decode_or_refuse(packed_pairs(pairs))
+WRAPS = {
+    "array": b"\x91", "array of more": b"\x92\x01", "long array": b"\xdc\x00\x01",
+    "map": b"\x81\xa1a", "map behind nil": b"\x81\xc0", "long map": b"\xdf\x00\x00\x00\x01\x01",
+}  # fmt: skip
+HOLDING: dict[str, Callable[[bytes], tuple[str, Fields]]] = {
+    "PUT": lambda value: ("value", {"key": pack("k"), "value": value}),
+    "MPUT": lambda value: ("items", {"items": packed_map({"a": pack(1), "k": value})}),
+    "TXN": lambda value: ("ops", {"ops": b"\x92" + 2 * request("PUT", HOLDING["PUT"](value)[1])}),
+}
+"""How a value is sent: op -> the field that it is in, and all fields."""
+
+
+@pytest.fixture(params=[True, False], ids=["compiled", "plain"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether nesting is measured in C."""
+    if request.param and not compiled.COMPILED:
+        pytest.skip("zkv was installed without a C compiler")
+    monkeypatch.setattr(compiled, "COMPILED", request.param)
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+@pytest.mark.parametrize("end", [b"\xc0", b"\x90", b"\x80"], ids=["nil", "array", "map"])
+@pytest.mark.parametrize("op", HOLDING)
+def test_a_value_may_have_500_levels_and_not_501(op: str, wrap: bytes, end: bytes) -> None:
+    def body(levels: int) -> tuple[str, bytes]:
+        name, fields = HOLDING[op](wrap * (levels - (end != b"\xc0")) + end)
+        return name, packed_map({"op": pack(op)} | fields | {"id": pack(7)})
+
+    assert decode(body(500)[1]).id == 7
+    for levels in (501, 502, 503, 504, 505, 1_023, 1_024, 1_025, 5_000):
+        name, refused = body(levels)
+        error = refusal(refused)
+        assert isinstance(error, BadRequestError)
+        assert error.message == f"field `{name}` is nested deeper than 500 levels"
+        assert error.request_id == 7
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("name", ["key", "keys", "id", "prev", "op", "session", "colour", "if"])
+@pytest.mark.parametrize("packed_name", [pack, lambda name: pack(name.encode())])
+def test_a_deep_field_is_named_whatever_it_should_be(
+    name: str, packed_name: Callable[[str], bytes]
+) -> None:
+    others = [(pack("op"), pack("PUT")), (pack("value"), pack(1)), (pack("key"), pack("k"))]
+    for levels in (501, 20_000):
+        deep = (packed_name(name), b"\x91" * levels + b"\xc0")
+        for pairs in ([deep, *others], [*others, deep]):
+            error = refusal(packed_pairs(pairs))
+            assert isinstance(error, BadRequestError)
+            assert error.message == f"field `{name}` is nested deeper than 500 levels"
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("levels", [501, 20_000, 200_000])  # 3.14 decodes 170,000.
+def test_what_is_nested_deeply_where_no_field_is(levels: int) -> None:
+    deep = b"\x91" * levels + b"\xc0"
+    keyed = b"\x81" * (levels + 1) + b"\x01" * (levels + 2)
+    for body, message in (
+        (deep, "the body is not a msgpack map"),
+        (keyed, "a field is nested deeper than 500 levels"),
+        (b"\x82" + pack("id") + pack(1) + deep + b"\x01", "a field is nested deeper"),
+        (b"\x81" + deep[:-1], "a field is nested deeper"),
+        (b"\x81" + pack("value") + deep[:-1], "field `value` is nested deeper"),
+        (b"\x81" + pack("value") + deep[:-1] + b"\xc1", "field `value` is nested deeper"),
+    ):
+        error = refusal(body)
+        assert isinstance(error, BadRequestError)
+        assert message in error.message
+
+
+@pytest.mark.usefixtures("both_ways")
+def test_the_key_of_a_map_counts_as_its_values_do() -> None:
+    def put(levels: int) -> bytes:
+        keyed = b"\x82\x01\x02" + b"\x91" * (levels - 1) + b"\xc0\x03"
+        return request("PUT", {"key": pack("k"), "value": keyed})
+
+    assert isinstance(decode(put(500)), requests.Put)
+    assert "`value`" in refusal(put(501)).message
+
+
+@pytest.mark.usefixtures("both_ways")
+def test_what_looks_like_levels_and_is_none() -> None:
+    bytes_of_arrays = b"\x91" * 3_000
+    for value in (
+        pack(bytes_of_arrays),
+        pack(msgpack.ExtType(5, bytes_of_arrays)),
+        pack([bytes_of_arrays, 0x9191919191919191, "x" * 600]),
+        pack([[[]]] * 2_000),
+        pack({str(number): {"a": [number]} for number in range(600)}),
+        b"\x93\xdb" + struct.pack(">I", 3_000) + bytes_of_arrays + b"\x90\x90",
+    ):
+        assert isinstance(decode(request("PUT", {"key": pack("k"), "value": value})), requests.Put)
+
+
+@given(data=st.data())
+def test_nesting_is_measured_alike(data: st.DataObject) -> None:
+    if not compiled.COMPILED:
+        pytest.skip("zkv was installed without a C compiler")
+    packed = data.draw(st.binary(max_size=30) | packed_values)
+    packed = data.draw(st.sampled_from([b"", *WRAPS.values()])) * data.draw(deep_counts) + packed
+    at = data.draw(st.integers(0, len(packed)))
+    found = nesting.measure(packed, at)
+    with mock.patch("zkv.compiled.COMPILED", False):
+        assert nesting.measure(packed, at) == found
+        assert nesting.may_be_deep(packed) == (nesting.measure(packed, 0)[1] > 501)
+
+
+deep_counts = st.sampled_from([1, 2, 500, 501, 502, 503, 504, 505, 1_024, 1_025])
 
 
 # --- Keys and values that settings bound -----------------------------------------------------

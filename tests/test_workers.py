@@ -31,6 +31,7 @@ from zkv import commands
 from zkv.broker.frames import FRAMES
 from zkv.broker.front import FrontMailbox
 from zkv.broker.mailbox import Mailbox, connect_worker
+from zkv.broker.service import PendingCommits, PendingReply
 from zkv.engine import Engine
 from zkv.keyspace.lane import open_lane
 from zkv.protocol import requests
@@ -152,6 +153,76 @@ def test_bug_while_a_reply_is_pending(
     assert other.ok(op="GET", key="k")["value"] == 1
 
 
+def test_a_pending_reply_that_cannot_be_made(
+    server: ServerInProcess,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its service dies as with any other request, and what else is pending is answered."""
+    client, writer = connect(server.endpoint), connect(server.endpoint)
+    client.ok(op="PUT", key="k", value=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(PendingReply, "bodies", raising(SimulatedDeath()))
+        reply = client.call(op="SNAPSHOT", id=4)
+        assert (reply["code"], reply["id"], reply["applied"]) == ("INTERNAL", 4, None)
+        patch.setattr(PendingCommits, "bodies", raising(SimulatedDeath()))
+        reply = writer.call(op="PUT", key="k", value=2, id=5)
+        assert (reply["code"], reply["id"], reply["applied"]) == ("INTERNAL", 5, None)
+    assert client.ok(op="SNAPSHOT")["rev"] == 2
+    assert writer.ok(op="PUT", key="k", value=3)["rev"] == 3
+    stats = client.ok(op="INFO")["stats"]
+    assert stats["workers_replaced"] == 2
+    assert stats["failures"] == {"INTERNAL": 2}
+    assert len(tracebacks_of(caplog, SimulatedDeath)) >= 2
+    assert server.stop()
+
+
+def test_replies_that_could_not_be_sent_hold_up_no_others(
+    server: ServerInProcess, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for the disk is completed all the same, or the end would wait for it for ever."""
+    client = connect(server.endpoint)
+    reply = Mailbox.reply
+
+    def reply_and_fail(mailbox: Mailbox, *arguments: Any) -> None:
+        reply(mailbox, *arguments)
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Mailbox, "reply", reply_and_fail)
+        assert client.ok(op="PUT", key="k", value=1)["rev"] == 1
+    assert client.ok(op="INFO")["stats"]["workers_replaced"] == 1
+    assert server.stop()
+
+
+@pytest.mark.parametrize("kind", [Mailbox, FrontMailbox])
+def test_memory_ends_while_requests_are_received(
+    tmp_path: Path,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: type[Mailbox],
+) -> None:
+    """It may be there again a moment later: nobody has to be replaced for that, or to end."""
+    receive, times = kind.receive, 3
+
+    def receive_later(mailbox: Mailbox) -> Any:
+        nonlocal times
+        if times:
+            times -= 1
+            raise MemoryError
+        return receive(mailbox)
+
+    monkeypatch.setattr(kind, "receive", receive_later)
+    with ServerInProcess(tmp_path / "data", server={"workers": 1}) as server:
+        client = connect(server.endpoint)
+        assert client.ok(op="PUT", key="k", value=1)["rev"] == 1
+        assert client.ok(op="INFO")["stats"]["workers_replaced"] == 3
+        assert len(tracebacks_of(caplog, MemoryError)) == 3
+        assert server.stop()
+
+
 def worker_names() -> set[str]:
     return {thread.name for thread in threading.enumerate() if "worker" in thread.name}
 
@@ -177,6 +248,7 @@ def test_dead_workers_are_replaced(
 
         eventually(replaced, f"{number} workers replaced")
     assert len(tracebacks_of(caplog, SimulatedDeath)) >= DEATHS
+    assert other.ok(op="INFO")["stats"]["failures"]["INTERNAL"] == DEATHS
     dead = [r for r in caplog.records if r.levelno == logging.CRITICAL and "died" in r.getMessage()]
     assert len(dead) == DEATHS
     assert len(worker_names()) == 2

@@ -6,22 +6,29 @@ The classes are the schema: a key that they do not have, a wrong type or a value
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Meta, Struct, field
 
 from zkv.defaults import DEFAULT_ENDPOINT
+from zkv.endpoint import check_to_bind
 from zkv.errors import ConfigError
+from zkv.reading import BadTextError, decode, read_file
 
 Positive = Annotated[int, Meta(ge=1, le=2**62)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 
 REPLY_OVERHEAD = 1_024
 """More than a reply takes beside the values in it."""
-TRANSPORTS = ("tcp://", "ipc://", "inproc://")
+LONGEST_SHOWN: Final = 60
+"""Characters of a wrong setting that an error shows."""
 
 
 class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,11 +93,15 @@ def load(path: Path) -> Settings:
         ConfigError: the file cannot be read, is no TOML, or holds a bad setting.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(decode(read_file(path)))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, BadTextError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{path}: not TOML: it is nested too deeply") from None
+    except ValueError:  # Of a number with thousands of digits, which Python does not read.
+        raise ConfigError(f"{path}: not TOML: an int has more than 64 bits") from None
     return build(table, source=str(path))
 
 
@@ -103,7 +114,7 @@ def build(table: dict[str, Any], source: str = "settings") -> Settings:
     try:
         settings = msgspec.convert(table, Settings)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(error)}") from None
+        raise ConfigError(f"{source}: {_explain(error, table)}") from None
     _check(settings, source)
     return settings
 
@@ -123,17 +134,28 @@ def override(settings: Settings, **tables: dict[str, Any]) -> Settings:
 def _check(settings: Settings, source: str) -> None:
     """Rules that tie one key to another, or that a type cannot say."""
     for name, text in (
-        *(("server.endpoints", endpoint) for endpoint in settings.server.endpoints),
-        ("server.feed", settings.server.feed),
         ("durability.data_dir", settings.durability.data_dir or ""),
         ("log.file", settings.log.file),
     ):
         if "\0" in text:
             raise ConfigError(f"{source}: {name}: {text!r} holds a NUL character")
-    for endpoint in settings.server.endpoints:
-        _check_endpoint(endpoint, f"{source}: server.endpoints")
-    if settings.server.feed:
-        _check_endpoint(settings.server.feed, f"{source}: server.feed")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ConfigError(f"{source}: {name}: {text!r} is not UTF-8")
+    directory = settings.durability.data_dir
+    if directory is not None and directory.startswith("~"):
+        raise ConfigError(
+            f"{source}: durability.data_dir: {directory!r} begins with ~, which is not expanded: "
+            "write the whole path"
+        )
+    server = settings.server
+    for name, endpoint in (
+        *(("server.endpoints", endpoint) for endpoint in server.endpoints),
+        *([("server.feed", server.feed)] if server.feed else []),
+    ):
+        try:
+            check_to_bind(endpoint)
+        except ValueError as error:
+            raise ConfigError(f"{source}: {name}: {error}") from None
     limits = settings.limits
     if limits.max_message_bytes < limits.max_value_bytes + limits.max_key_bytes:
         raise ConfigError(
@@ -147,26 +169,57 @@ def _check(settings: Settings, source: str) -> None:
         )
 
 
-def _check_endpoint(endpoint: str, where: str) -> None:
-    address = endpoint.partition("://")[2]
-    if not endpoint.startswith(TRANSPORTS) or not address:
-        raise ConfigError(
-            f"{where}: {endpoint!r} is no endpoint; expected tcp://HOST:PORT, ipc://PATH or "
-            f"inproc://NAME"
-        )
-    if endpoint.startswith("tcp://"):
-        host, _, port = address.rpartition(":")
-        if not host or not (port == "*" or (port.isascii() and port.isdigit())):
-            raise ConfigError(
-                f"{where}: {endpoint!r} needs a host and a port (or * for a free one)"
-            )
-        if port != "*" and int(port) > 65_535:
-            raise ConfigError(f"{where}: the port in {endpoint!r} is over 65535")
-
-
-def _explain(error: msgspec.ValidationError) -> str:
-    """msgspec's message, with the key in front."""
+def _explain(error: msgspec.ValidationError, table: dict[str, Any]) -> str:
+    """What is wrong with which setting, what it may be, and what it is."""
     text, _, place = str(error).partition(" - at `")
-    path = place.rstrip("`").removeprefix("$").removeprefix(".")
-    text = text.replace("Object contains unknown field", "unknown setting")
-    return f"{path}: {text}" if path else text
+    path = re.findall(r"\w+|\[\d+\]", place.rstrip("`").removeprefix("$"))
+    name = "".join(f".{part}" if part[0] != "[" else part for part in path).removeprefix(".")
+    kind: Any = Settings
+    found: Any = table
+    default: Any = None
+    for part in path:
+        if part.startswith("["):
+            kind, found, default = str, found[int(part[1:-1])], DEFAULT_ENDPOINT
+            continue
+        setting = next(each for each in msgspec.structs.fields(kind) if each.name == part)
+        kind, found, default = setting.type, found[part], setting.default
+    unknown = re.fullmatch("Object contains unknown field `(.*)`", text, re.DOTALL)
+    if unknown is not None:
+        return _explain_unknown(f"{name}: " if name else "", unknown[1], kind)
+    got = json.dumps(found, ensure_ascii=False, default=str)
+    got = got if len(got) <= LONGEST_SHOWN else f"{got[:LONGEST_SHOWN]}..."
+    return f"{name}: expected {_describe(kind, name, default)}, got {got}"
+
+
+def _explain_unknown(where: str, name: str, table: type[Struct]) -> str:
+    names = list(table.__struct_fields__)
+    if table is Settings:
+        for each in msgspec.structs.fields(Settings):
+            if name in each.type.__struct_fields__:
+                return f"unknown setting {name!r}: it belongs into the table [{each.name}]"
+    near = get_close_matches(name, names, 1)
+    advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+    return f"{where}unknown setting {name!r}; {advice}"
+
+
+def _describe(kind: Any, name: str, default: Any) -> str:
+    """What a setting may be, in words, with an example where the words may not be enough."""
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        return f"a table, that is, a line [{name}] with its settings below"
+    if get_origin(kind) is Union or isinstance(kind, UnionType):  # Of None, which no file can say.
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(json.dumps, get_args(kind)))
+    base, meta = get_args(kind) if get_origin(kind) is Annotated else (kind, Meta())
+    if get_origin(base) is list:
+        return f'a list with at least one text, such as ["{DEFAULT_ENDPOINT}"]'
+    if base is str:
+        what = "text in quotes" if meta.min_length is None else "text in quotes, and not empty"
+        return f"{what}, such as {json.dumps(default)}" if default else what
+    if base is bool:
+        return "true or false"
+    noun = "a whole number" if base is int else "a number of seconds"
+    low = f"above {meta.gt}" if meta.ge is None else f"from {meta.ge}"
+    return (
+        f"{noun} {low} to {meta.le}" if meta.ge is not None else f"{noun} {low}, {meta.le} at most"
+    )

@@ -2,11 +2,12 @@
 
 The server of `zkv.server` is built from keyword arguments and supervised by a thread. Nothing of
 the process is touched: no signal handler is installed, no logging is set up (the loggers are named
-``zkv...``), and without a ``data_dir`` no file is made.
+``zkv...``), its limits stay, and without a ``data_dir`` no file is made.
 
 Invariants: between `Server.start` and the end the thread ``zkv-server`` runs, and it alone starts
 and stops what is inside. After `Server.stop` no thread and no socket is left. A child made by fork
-has none of the threads: there, the object does nothing.
+has none of the threads: there, the object does nothing, and endpoints, connections and the data
+directory are let go (`zkv.broker.sockets`, `zkv.durability.files`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import itertools
 import os
 import threading
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import msgspec
 
@@ -46,6 +47,9 @@ class Server:
     had before. Many may run in one process, each with a data directory of its own. One that is not
     stopped stops when the main thread ends. A client's END stops it, too.
 
+    Each client takes an open file. `zkv serve` raises the limit on them as far as it may; here it
+    is the program's own, often 1,024, and so the program's to raise (`resource.setrlimit`).
+
     Args:
         *endpoints: where to listen: ``tcp://HOST:PORT`` (``*`` = a free port), ``ipc://PATH`` or
             ``inproc://NAME``.
@@ -73,7 +77,7 @@ class Server:
         tables = _sorted_into_tables(settings)
         tables["server"] |= {
             "endpoints": listed,
-            "feed": _beside(listed[0]) if feed is None else feed,
+            "feed": _beside(str(listed[0])) if feed is None else feed,
             "workers": workers or (1 if data_dir is None else 2),
         }
         directory = None if data_dir is None else os.fspath(data_dir)
@@ -98,6 +102,12 @@ class Server:
             if error is None:
                 raise
             error.add_note(str(failure))  # What went wrong first matters more.
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "Server cannot be pickled or copied, since it has threads and sockets: send its "
+            "endpoint, and make a client in the other process"
+        )
 
     def __repr__(self) -> str:
         where = self._settings.durability.data_dir

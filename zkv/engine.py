@@ -57,7 +57,7 @@ class Engine:
         self.syncs_each = settings.fsync == "always"
         """Whether what is safe is on disk."""
         self._files = files or Files()
-        self._storage = Storage(Path(settings.data_dir), self._files)
+        self._storage = Storage(_absolute(settings.data_dir), self._files)
         try:
             self._open(limits)
         except BaseException:
@@ -84,6 +84,8 @@ class Engine:
             Clock(recovered.time), sessions, history, recovered.entries, recovered.rev, self._wal
         )
         self._wal.attach(self.keyspace.lock, self.keyspace.roll_back)
+        self._wal.require_place = self._storage.require_place
+        self._wal.on_closed = self._storage.expect
         self._expirer = Expirer(self.keyspace, self._secure_removals)
         self._committer = Committer(
             self._wal, settings.fsync_interval if settings.fsync == "interval" else None
@@ -141,24 +143,25 @@ class Engine:
         """Make all commits safe where that takes no sync; else do nothing.
 
         Args:
-            patient: whether it waits for others, who may be waiting for the disk.
+            patient: whether it waits for others, who may be waiting for the disk: see `Wal.commit`.
 
         Raises ReadOnlyError where it cannot be: every commit that is not safe is rolled back.
         """
-        if self.syncs_each:
-            return
-        if patient:
-            self._wal.commit(self._wal.last_lsn, durable=False)
-        else:
-            self._wal.write_quickly()
+        if not self.syncs_each:
+            self._wal.commit(self._wal.last_lsn, durable=False, patient=patient)
 
     def submit(self, group: CommitGroup) -> None:
         """Have ``group`` completed once its revision is on disk, or safe, by another thread."""
         self._committer.submit(group)
 
-    def settle(self, group: CommitGroup) -> None:
-        """Complete ``group`` in this thread, which waits for the disk."""
-        settle(self._wal, [group])
+    def settle(self, group: CommitGroup, patient: bool = True) -> bool:
+        """Complete ``group`` in this thread, which waits for the disk; whether it is completed.
+
+        Args:
+            group: what waits.
+            patient: whether others are waited for, too. It is always completed then.
+        """
+        return settle(self._wal, [group], patient)
 
     def _secure_removals(self) -> None:
         """Have commits that no client waits for become safe, too. Raises ReadOnlyError."""
@@ -195,7 +198,11 @@ class Engine:
     def statistics(self) -> dict[str, Any]:
         """Settings, and counters and gauges of log and snapshots, for INFO."""
         settings: dict[str, Any] = msgspec.to_builtins(self.settings)
-        log = {"log_bytes": self._wal.bytes_written, "syncs": self._wal.syncs}
+        log = {
+            "log_bytes": self._wal.bytes_written,
+            "syncs": self._wal.syncs,
+            "refusal": self._wal.refusal,
+        }
         return settings | log | self._persistence.statistics()
 
 
@@ -239,9 +246,10 @@ class MemoryEngine:
         """Complete ``group``."""
         group.complete(None)
 
-    def settle(self, group: CommitGroup) -> None:
+    def settle(self, group: CommitGroup, patient: bool = True) -> bool:
         """Complete ``group``."""
         group.complete(None)
+        return True
 
     def when_safe(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called, in any thread, whenever there are commits."""
@@ -289,6 +297,15 @@ def open_engine(
 ) -> AnyEngine:
     """The engine that these settings ask for. Raises DataDirError, as `Engine` does."""
     return MemoryEngine(limits) if settings.data_dir is None else Engine(settings, limits, files)
+
+
+def _absolute(directory: str) -> Path:
+    """The data directory, wherever the process goes. Raises DataDirError."""
+    try:
+        return Path(directory).absolute()
+    except OSError as error:
+        why = f"{directory}: the working directory cannot be found: {error.strerror}"
+        raise DataDirError(why) from error
 
 
 def _remembering(limits: LimitSettings) -> tuple[Sessions, History]:

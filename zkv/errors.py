@@ -160,7 +160,7 @@ class TooLargeError(RequestError):
 
 
 class ReadOnlyError(RequestError):
-    """Data cannot be written to disk now: disk full or I/O error."""
+    """Data cannot be written to disk now; the message says why."""
 
     code = "READ_ONLY"
     retry = True

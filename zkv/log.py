@@ -15,6 +15,7 @@ Lines never hold a value. Keys are escaped: whatever a client sends stays on one
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import json
 import logging
@@ -29,6 +30,8 @@ from zkv.errors import ConfigError
 
 if TYPE_CHECKING:
     from zkv.config import LogSettings
+
+_log = logging.getLogger("zkv.log")
 
 MOST_WAITING: Final = 10_000
 """Batches of request records that may wait for the writer before more are dropped."""
@@ -122,6 +125,7 @@ class Log:
         self._dropped = 0
         self._closing = threading.Event()
         self._descriptor = self._open()
+        self._dump_on: int | None = None  # The signal, if there is one.
         self._format = _FORMATS[settings.format]
         self._thread = threading.Thread(target=self._write_all, name="zkv-log", daemon=True)
         self._handler = QueueHandler(self._queue)
@@ -135,8 +139,23 @@ class Log:
         root.setLevel(self._settings.level)
         self._thread.start()
 
+    def dump_stacks_on(self, number: int) -> None:
+        """Have signal ``number`` write where each thread is, then do what it does otherwise.
+
+        The interpreter writes that by itself, at once and as it is, whatever its threads wait for.
+        """
+        self._dump_on = number
+        self._register_dump()
+
+    def _register_dump(self) -> None:
+        if self._dump_on is not None:
+            faulthandler.register(self._dump_on, self._descriptor, all_threads=True, chain=True)
+
     def close(self) -> None:
         """Give logging back, write what waits, and end the writer."""
+        if self._dump_on is not None:
+            faulthandler.unregister(self._dump_on)
+            self._dump_on = None
         logging.getLogger().removeHandler(self._handler)
         self._queue.put(None)
         self._closing.set()
@@ -178,6 +197,8 @@ class Log:
                 self._write(items)
             except OSError:
                 pass  # The log itself cannot be written: there is nowhere left to say so.
+            except Exception:
+                _log.critical("lines of the log are lost", exc_info=True)
             if not closing:
                 self._closing.wait(PAUSE_SECONDS)
         if self._descriptor != STDERR:
@@ -215,10 +236,11 @@ class Log:
         try:
             new = self._open()
         except ConfigError as error:
-            logging.getLogger("zkv.log").error("%s; going on with the old file", error)
+            _log.error("%s; going on with the old file", error)
             return
-        os.close(self._descriptor)
-        self._descriptor = new
+        old, self._descriptor = self._descriptor, new
+        self._register_dump()
+        os.close(old)
 
 
 def _dropped_record(count: int) -> logging.LogRecord:

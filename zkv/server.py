@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from zkv import compiled
 from zkv.broker.broker import Broker
 from zkv.broker.service import FrontService, Service
 from zkv.commands import Node
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("zkv.server")
 
-MAIN_THREAD_SECONDS: Final = 1.0
-"""How often it is looked whether the main thread still runs."""
+LOOK_SECONDS: Final = 1.0
+"""How often it is looked whether the main thread runs, and a worker is still to be replaced."""
 
 
 class Event(enum.Enum):
@@ -119,6 +120,8 @@ class Server:
             raise
         workers = self._settings.server.workers
         self._broker.serve(workers, self._make_service, self._make_front_service)
+        if slow := compiled.what_is_slow(self._facts()["stats"]):
+            _log.info("built %s: %s", slow, compiled.ADVICE)
 
     def post(self, event: Event) -> None:
         """Tell the supervisor. From any thread, and from a signal handler."""
@@ -131,22 +134,29 @@ class Server:
         interpreter waits for the server's threads, and nobody would be left to ask for the end.
         """
         while (event := self._next_event()) is not Event.STOP:
-            match event:
-                case Event.WORKER_DIED:
-                    self._broker.replace_dead_workers()
-                case Event.REOPEN_LOG:
-                    self._reopen_log()
-                case Event.FRONT_DIED:
-                    self._failed = True
-                    break
+            if event is Event.FRONT_DIED:
+                self._failed = True
+                break
+            try:
+                self._act(event)
+            except BaseException:  # A bug, or the end of memory: nobody else could end the server.
+                _log.critical("the supervisor failed, and goes on", exc_info=True)
         self._stop()
         return not self._failed
 
-    def _next_event(self) -> Event:
-        while threading.main_thread().is_alive():
-            with contextlib.suppress(Empty):
-                return self._events.get(timeout=MAIN_THREAD_SECONDS)
-        return Event.STOP
+    def _act(self, event: Event | None) -> None:
+        if event is Event.REOPEN_LOG:
+            self._reopen_log()
+        else:  # Also when nothing has happened: it may have failed the last time.
+            self._broker.replace_dead_workers()
+
+    def _next_event(self) -> Event | None:
+        """What is to be acted upon; None where nothing has happened for a while."""
+        if not threading.main_thread().is_alive():
+            return Event.STOP
+        with contextlib.suppress(Empty):
+            return self._events.get(timeout=LOOK_SECONDS)
+        return None
 
     def _open(self) -> AnyEngine:
         limits = self._settings.limits
@@ -172,9 +182,10 @@ class Server:
         _log.info("stopping")
         try:
             rev = self._engine.save()
-        except ReadOnlyError as error:
+        except BaseException as error:
             self._failed = True
-            _log.critical("not everything is saved: %s", error)
+            bug = not isinstance(error, ReadOnlyError)
+            _log.critical("not everything is saved: %s", error, exc_info=bug)
             if ended is not None:
                 ended.set_exception(error)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,11 +22,3 @@ def server_process(tmp_path: Path) -> Iterator[ServerProcess]:
     """A server that may be killed and started again."""
     with ServerProcess(tmp_path / "server") as process:
         yield process
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Child processes take SIGINT, even where the tests run in the background and do not."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)

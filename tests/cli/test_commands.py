@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,8 +25,22 @@ from tests.peer import Answer, Peer, body, reply, swallow
 from tests.support import LIMIT, ROOT, Raw, ServerInProcess, ServerProcess, environment, read_line
 
 COMMAND = [sys.executable, "-m", "zkv.cli.client"]
-NOWHERE = "tcp://127.0.0.1:1"
-"""An endpoint where nobody listens: port 1 is not given out."""
+
+
+def refused_port() -> int:
+    """A port that is bound, for as long as this process lives, and never listened at.
+
+    Whoever connects is refused, and nobody else gets it.
+    """
+    nobody = socket.socket()
+    nobody.bind(("127.0.0.1", 0))
+    port: int = nobody.getsockname()[1]
+    nobody.detach()
+    return port
+
+
+NOWHERE = f"tcp://127.0.0.1:{refused_port()}"
+"""An endpoint where nobody listens."""
 SOON = "0.2"
 
 Result = subprocess.CompletedProcess[bytes]
@@ -128,7 +143,7 @@ def test_prev_tells_what_was_before(cli: Cli) -> None:
     assert b'before: "old", revision 1' in cli("put", "k", "new", "--prev").stdout
     assert b'before: "new", revision 2' in cli("delete", "--prev", "k").stdout
     assert b"none before" in cli("put", "--prev", "k", "newer").stdout
-    assert json.loads(cli("--json", "put", "k", "1", "--prev").stdout)["prev"] == "newer"
+    assert json.loads(cli("-o", "json", "put", "k", "1", "--prev").stdout)["prev"] == "newer"
 
 
 def test_info_reads_line_by_line(server: ServerInProcess, cli: Cli) -> None:
@@ -154,10 +169,10 @@ def test_info_reads_line_by_line(server: ServerInProcess, cli: Cli) -> None:
     ],
     ids=lambda words: words[0],
 )
-def test_json_prints_the_reply_as_one_object(cli: Cli, words: list[str]) -> None:
+def test_json_output_is_the_reply_as_one_object(cli: Cli, words: list[str]) -> None:
     cli("put", "there", "x")
 
-    lines = cli("--json", *words).stdout.splitlines()
+    lines = cli("-o", "json", *words).stdout.splitlines()
 
     assert len(lines) == 1
     assert json.loads(lines[0])["ok"] is True
@@ -178,8 +193,8 @@ def test_the_help_lists_each_command_with_an_example_that_works(
     names = [example.split()[1] for example in examples]
     assert names == [
         "put", "get", "touch", "delete", "incr", "mput", "mget", "scan", "count", "mdelete",
-        "txn", "changes", "watch", "export", "import", "top", "ping", "info", "snapshot", "end",
-        "completion",
+        "txn", "changes", "rename", "history", "watch", "export", "import", "top", "ping",
+        "info", "snapshot", "end", "completion",
     ]  # fmt: skip
     for name in names:
         assert f"\n  {name}" in helped
@@ -405,6 +420,49 @@ def test_nobody_there_is_no_answer_in_time(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["ping"], ["get", "k"], ["put", "k", "v"], ["scan"], ["watch"], ["top", "--json"],
+        ["export"], ["import", "FILE"],
+    ],
+    ids=lambda words: words[0],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("endpoint", "why"),
+    [
+        (NOWHERE, "connection refused"),
+        ("tcp://no-such-host.invalid:5555", "unknown host 'no-such-host.invalid'"),
+        ("ipc:///no/such/path", "there is no /no/such/path"),
+        ("ipc:///etc/hosts", "/etc/hosts is no socket"),
+    ],
+)
+def test_why_there_is_no_connection_is_said_at_once(
+    tmp_path: Path, words: list[str], endpoint: str, why: str
+) -> None:
+    """The timeout is longer than a test may take."""
+    file = tmp_path / "entries.jsonl"
+    file.write_text('{"key": "k", "value": 1}\n')
+    words = [str(file) if word == "FILE" else word for word in words]
+    assert_fails(run("-e", endpoint, "--timeout", "600", *words), 3, endpoint, why)
+
+
+def test_the_feed_is_told_from_the_server(server: ServerInProcess, cli: Cli) -> None:
+    feed = json.loads(cli("info", "--json").stdout)["feed"]
+    assert_fails(
+        run("-e", feed, "--timeout", "600", "ping"), 3, feed, "a change feed listens there"
+    )
+
+
+def test_an_end_that_does_not_save_does_not_invite_a_repeat() -> None:
+    refuse = reply(ok=False, code="READ_ONLY", message="full", retry=True, applied=False)
+    with Peer(refuse) as peer:
+        result = run("-e", peer.endpoint, "end")
+
+    assert_fails(result, 2, "READ_ONLY", "the server ends all the same")
+    assert b"later" not in result.stderr
+
+
+@pytest.mark.parametrize(
     "answer",
     [body(b"\xc1"), reply(ok=True, id=99), reply(ok=True), reply(ok=True, values=1)],
     ids=["no msgpack", "another id", "too few fields", "another type"],
@@ -469,7 +527,6 @@ def test_closed_streams(
     assert (result.returncode, result.stdout, result.stderr) == (status, b"", complaint)
 
 
-@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_it_quietly() -> None:
     with (
         Peer(swallow) as peer,
@@ -556,7 +613,10 @@ def bash(tmp_path: Path) -> Callable[[str], str]:
         ("-e tcp://127.0.0.1:5555 sn\t", "-e tcp://127.0.0.1:5555 snapshot"),
         ("-e ge\t", "-e ge"),
         ("put k v --pr\t", "put k v --prev"),
-        ("DELETE --pr\tk", "DELETE --prev k"),
+        ("DELETE --prev\tk", "DELETE --prev k"),
+        ("-o js\tping", "-o json ping"),
+        ("export --format m\tx", "export --format msgpack x"),
+        ("ren\ta b", "rename a b"),
         ("get --pr\t", "get --pr"),
         ("get --time\t9 k", "get --timeout 9 k"),
         ("get pi\t", "get pi"),

@@ -228,7 +228,7 @@ def test_a_repeat_is_told_from_the_first(cli: Cli) -> None:
     once = ["--session", "s", "--seq", "1"]
     assert cli("put", "k", "v", *once).stdout == b"OK, revision 1, on disk\n"
     assert cli("put", "k", "v", *once).stdout == b"OK, revision 1, on disk, answered before\n"
-    assert json.loads(cli("put", "k", '"v"', *once, "--json").stdout)["replayed"] is True
+    assert json.loads(cli("put", "k", "v", *once, "-o", "json").stdout)["replayed"] is True
     assert_fails(cli("put", "k", "w", *once, status=2), 2, "BAD_REQUEST", "seq 1")
     assert_fails(cli("put", "k", "w", "--seq", "2", status=2), 2, "BAD_REQUEST", "session")
 
@@ -433,7 +433,7 @@ def test_a_failed_txn_tells_where(cli: Cli) -> None:
         (["put", "k", "v", "--ttl", "nan"], "", "ttl"),
         (["put", "k", "v", "--deadline", "--timeout", "nan"], "", "timeout"),
         (["get", "k", "--durable"], "", "--durable"),
-        (["touch", "k"], "", "SECONDS"),
+        (["touch", "k"], "", "missing TIME"),
         (["touch", "k", "soon"], "", "'soon'"),
         (["incr", "k", "x"], "", "BY"),
         (["incr", "k", "1", "2"], "", "2"),
@@ -447,7 +447,7 @@ def test_a_failed_txn_tells_where(cli: Cli) -> None:
         (["txn"], "", "FILE"),
         (["txn", "/nowhere/at all"], "", "/nowhere/at all: No such file"),
         (["txn", "/"], "", "/: Is a directory"),
-        (["txn", "-"], "{", "standard input is no JSON"),
+        (["txn", "-"], "{", "standard input is not JSON"),
         (["txn", "-"], "[]", "ops"),
         (["txn", "-"], "{}", "ops"),
         (["txn", "-"], '{"ops": [], "op": "PING"}', "ops"),

@@ -47,7 +47,7 @@ def test_ctrl_d_ends_it(shell: Terminal) -> None:
 
 
 def test_ctrl_c_stops_the_command_and_not_the_shell(
-    shell: Terminal, server: ServerInProcess, client: Raw
+    interruptible: None, shell: Terminal, server: ServerInProcess, client: Raw
 ) -> None:
     shell.type("watch\r")
     shell.expect("watching from revision 0 on")
@@ -61,6 +61,17 @@ def test_ctrl_c_stops_the_command_and_not_the_shell(
     shell.prompt()
     shell.type("count\r")
     shell.line("1")
+
+
+def test_it_says_at_its_start_that_nobody_is_there(tmp_path: Path) -> None:
+    with Terminal(tmp_path, "-e", NOWHERE, "--timeout", "600") as terminal:
+        terminal.expect("no connection to tcp://127.0.0.1:1: connection refused")
+        terminal.prompt()
+        terminal.type("ping\r")
+        terminal.expect("connection refused")
+        terminal.prompt()
+        terminal.press("d")
+        assert terminal.end()[1] == 0
 
 
 def test_a_server_that_is_away_does_not_end_the_shell(shell: Terminal) -> None:
@@ -93,7 +104,7 @@ def test_json_goes_over_many_lines(shell: Terminal, client: Raw) -> None:
     shell.type('put k --json {"a": [1,\r')
     shell.expect(r"\.\.\. ")
     shell.type('"}", 2], "b": "x y"}\r')
-    shell.expect('"ok": true')
+    shell.expect("OK, revision 1, on disk")
     assert client.ok(op="GET", key="k")["value"] == {"a": [1, "}", 2], "b": "x y"}
 
 

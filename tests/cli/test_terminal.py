@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import signal
+import termios
 import threading
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 
 from tests.cli.terminal import CONTROL, Terminal
-from tests.cli.test_commands import NOWHERE, assert_fails, run
-from tests.support import Raw, ServerInProcess, ServerProcess
+from tests.cli.test_commands import COMMAND, NOWHERE, assert_fails, run
+from tests.support import LIMIT, ROOT, Raw, ServerInProcess, ServerProcess, environment
 from zkv.cli.view import duration, percentile, size
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9]m")
@@ -130,6 +134,66 @@ def test_top_at_a_terminal_stays_until_ctrl_c(server: ServerInProcess, tmp_path:
 
     assert status == 130
     assert "\x1b[?1049l" in text  # What stood on the terminal before is there again.
+
+
+@pytest.mark.parametrize("key", ["q", "Q", "xq"])
+def test_q_ends_top(server: ServerInProcess, tmp_path: Path, key: str) -> None:
+    words = ["-e", server.endpoint, "top", "--interval", "1h"]
+    with Terminal(tmp_path, *words) as terminal:
+        terminal.expect("q or Ctrl-C ends")
+        terminal.type(key)
+        text, status = terminal.end()
+
+    assert status == 0
+    assert "\x1b[?1049l" in text
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+@pytest.mark.usefixtures("interruptible")
+def test_top_leaves_the_terminal_as_it_was(
+    server: ServerInProcess, tmp_path: Path, number: int, status: int
+) -> None:
+    with Terminal(tmp_path, "-e", server.endpoint, "top", "--interval", "1h") as terminal:
+        terminal.expect("Ctrl-C ends")
+        during = termios.tcgetattr(terminal.process.child_fd)
+        terminal.process.kill(number)
+        terminal.process.expect(pexpect.EOF)
+        after = termios.tcgetattr(terminal.process.child_fd)
+        terminal.process.close()
+
+    assert not during[3] & (termios.ICANON | termios.ECHO)
+    assert after[3] & termios.ICANON
+    assert after[3] & termios.ECHO
+    assert terminal.process.exitstatus == status
+
+
+def test_q_ends_top_and_not_the_shell(server: ServerInProcess, tmp_path: Path) -> None:
+    with Terminal(tmp_path, "-e", server.endpoint) as shell:
+        shell.prompt()
+        shell.type("top --interval 1h\r")
+        shell.expect("q or Ctrl-C ends")
+        shell.type("q")
+        shell.prompt()
+        shell.type("count\r")
+        shell.line("0")
+
+
+def test_top_takes_no_keys_where_standard_input_is_no_terminal(
+    server: ServerInProcess, tmp_path: Path
+) -> None:
+    script = shlex.join([*COMMAND, "-e", server.endpoint, "top", "--limit", "2", "--interval=0.1"])
+    process = pexpect.spawn(
+        "sh", ["-c", f"echo q | {script}"], cwd=str(ROOT), env=environment() | {"TERM": "xterm"},
+        encoding="utf-8", timeout=LIMIT,
+    )  # fmt: skip
+    process.expect(pexpect.EOF)
+    process.close()
+
+    assert process.exitstatus == 0
+    assert "Ctrl-C ends" in str(process.before)
+    assert "q or" not in str(process.before)
 
 
 def test_top_waits_for_a_server_that_is_away(tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 import pytest
@@ -411,6 +411,185 @@ def test_the_state_of_another_import_is_refused(server: ServerInProcess, tmp_pat
     assert_fails(run(*command), 2, "does not say")
 
 
+def interrupted(server: ServerInProcess, tmp_path: Path, *words: str) -> tuple[Path, Path]:
+    """A file of 2,500 records of which 2,000 are stored, and the state that says so."""
+    file, state = tmp_path / "file", tmp_path / "state"
+    file.write_bytes(lines(*numbered(2500)) + b"nonsense\n")
+    failed = run("-e", server.endpoint, "import", str(file), "--resume", str(state), *words)
+    assert failed.returncode == 2
+    assert json.loads(state.read_bytes())["number"] == 2500
+    return file, state
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda data: data[:10_000], "it ends before byte"),
+        (lambda data: b"", "it ends before byte"),
+        (lambda data: data.replace(b"000007", b"00000x"), "are not those that were imported"),
+        (lambda data: b"\n" + data, "are not those that were imported"),
+    ],
+    ids=["cut", "empty", "changed", "moved"],
+)
+def test_a_file_that_has_changed_is_not_gone_on_with(
+    server: ServerInProcess, client: Raw, tmp_path: Path, change: Any, why: str
+) -> None:
+    file, state = interrupted(server, tmp_path)
+    before = client.ok(op="INFO")["rev"]
+    file.write_bytes(change(file.read_bytes()))
+
+    refused = run("-e", server.endpoint, "import", str(file), "--resume", str(state))
+
+    assert refused.returncode == 2
+    assert f"{file} is another file" in refused.stderr.decode()
+    assert why in refused.stderr.decode()
+    assert state.exists()
+    assert client.ok(op="INFO")["rev"] == before
+
+
+def test_a_file_that_has_grown_is_gone_on_with(
+    server: ServerInProcess, client: Raw, tmp_path: Path
+) -> None:
+    file, state = interrupted(server, tmp_path)
+    good = file.read_bytes().removesuffix(b"nonsense\n")
+    file.write_bytes(good + lines({"key": "more", "value": 1}, {"key": "and more", "value": 2}))
+
+    went_on = run("-e", server.endpoint, "import", str(file), "--resume", str(state))
+
+    assert went_on.stdout.startswith(b"OK, 2 stored"), went_on.stderr
+    assert client.ok(op="COUNT")["count"] == 2502
+
+
+def test_the_state_of_an_import_to_another_store_is_refused(
+    server: ServerInProcess, tmp_path: Path
+) -> None:
+    file, state = interrupted(server, tmp_path)
+    with ServerInProcess(tmp_path / "another") as another:
+        elsewhere = run("-e", another.endpoint, "import", str(file), "--resume", str(state))
+        assert_fails_of(elsewhere, "of server ", another.endpoint)
+        kept = json.loads(state.read_bytes()) | {"server": another.endpoint}
+        state.write_text(json.dumps(kept))
+        gone_back = run("-e", another.endpoint, "import", str(file), "--resume", str(state))
+        assert_fails_of(gone_back, "another store", "has 0")
+    state.write_text(json.dumps(kept | {"server": server.endpoint}))
+    packed = ["import", str(file), "--resume", str(state), "--format", "msgpack"]
+    assert_fails_of(run("-e", server.endpoint, *packed), "of format 'json'")
+
+
+def assert_fails_of(result: Result, *words: str) -> None:
+    assert result.returncode == 2
+    for word in words:
+        assert word in result.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"offset": -1}, {"offset": "1"}, {"offset": 2**70}, {"number": None}, {"rev": 1.5},
+        {"digest": 1}, {"digest": ""},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_state_that_somebody_has_written(
+    server: ServerInProcess, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    file, state = interrupted(server, tmp_path)
+    state.write_text(json.dumps(json.loads(state.read_bytes()) | fields))
+    command = ["-e", server.endpoint, "import", str(file), "--resume", str(state)]
+    assert_fails_of(run(*command), "how far")
+
+
+def test_a_state_is_kept_in_a_file_of_its_mode_behind_a_link(
+    server: ServerInProcess, tmp_path: Path
+) -> None:
+    real, link = tmp_path / "real", tmp_path / "state"
+    real.write_bytes(b"")
+    real.chmod(0o600)
+    link.symlink_to(real)
+
+    interrupted(server, tmp_path)
+
+    assert link.is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o600
+    link.write_bytes(b"\xef\xbb\xbf" + real.read_bytes())  # An editor has touched it.
+    file = tmp_path / "file"
+    file.write_bytes(file.read_bytes().removesuffix(b"nonsense\n"))
+    done = run("-e", server.endpoint, "import", str(file), "--resume", str(link))
+    assert done.stdout.startswith(b"OK, 0 stored"), done.stderr
+    assert not real.exists()
+
+
+def test_a_state_that_cannot_be_kept_is_told_before_anything_is_stored(
+    server: ServerInProcess, client: Raw, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for state in ("/dev/null", str(tmp_path / "pipe"), str(tmp_path), "/nowhere/state"):
+        command = ["-e", server.endpoint, "import", "--resume", state]
+        assert_fails(run(*command, input=lines({"key": "a", "value": 1})), 2, state.split("/")[1])
+    assert client.ok(op="COUNT")["count"] == 0
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--prefix", "b"], "prefix was 'a'"),
+        ([], "prefix was 'a'"),
+        (["--prefix", "a", "--after", "a5"], "after was None"),
+        (["--prefix", "a", "-e", "another"], "server was"),
+    ],
+)
+def test_another_export_is_not_gone_on_with(
+    server: ServerInProcess, client: Raw, tmp_path: Path, form: str, words: list[str], why: str
+) -> None:
+    part = begun(server, client, tmp_path, form)
+    before = part.read_bytes()
+    with ServerInProcess(tmp_path / "another") as another:
+        asked = [another.endpoint if word == "another" else word for word in words]
+        command = ["export", str(tmp_path / f"file.{form}"), "--resume"]
+        refused = run("-e", server.endpoint, *command, *asked)
+
+    assert_fails_of(refused, f"{part} is from another export", why)
+    assert part.read_bytes() == before
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_part_that_has_changed_is_not_gone_on_with(
+    server: ServerInProcess, client: Raw, tmp_path: Path, form: str
+) -> None:
+    part = begun(server, client, tmp_path, form)
+
+    def one(key: str) -> bytes:
+        record = {"key": key, "value": 1}
+        return pack(record) if form == "msgpack" else lines(record)
+
+    command = ["-e", server.endpoint, "export", str(tmp_path / f"file.{form}"), "--resume"]
+    for keys in (["b1"], ["a3", "a2"], ["a1", "a1"], ["a1", "b", "a2"]):
+        part.write_bytes(b"".join(map(one, keys)))
+        assert_fails_of(run(*command, "--prefix", "a"), "no export that could be gone on with")
+    part.write_bytes(one("a1"))
+    assert run(*command, "--prefix", "a").returncode == 0
+    assert names(tmp_path) == ["data", f"file.{form}"]
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(os.listdir(directory))
+
+
+def begun(server: ServerInProcess, client: Raw, tmp_path: Path, form: str) -> Path:
+    """The part of an export of the prefix ``a`` that was not finished: the disk was full."""
+    client.ok(op="MPUT", items={f"a{number:03}": 1 for number in range(1000)})
+    failed = run_in_bash(
+        f"ulimit -f 8; zkv-cli export --prefix a {tmp_path}/file.{form}",
+        ZKV_ENDPOINT=server.endpoint,
+    )
+    assert failed.returncode == 2
+    assert b"File too large" in failed.stderr
+    part = tmp_path / f"file.{form}.part"
+    assert part.stat().st_size == 8192
+    return part
+
+
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("torn", ["within", "between", "empty"])
 def test_an_export_goes_on_where_it_was(
@@ -496,29 +675,41 @@ def test_from_one_server_to_another_in_a_pipe(
 def test_a_million_lines_take_no_more_memory_than_a_thousand(
     server_process: ServerProcess, tmp_path: Path
 ) -> None:
-    """The server is not in this process, since a child's peak begins with that of its parent."""
     file = tmp_path / "lines"
     with open(file, "wb") as out:
         for number in range(1_000_000):
             out.write(lines({"key": f"{number:07}", "value": {"name": "x" * 20, "n": number}}))
 
-    read, peak = measured("-e", server_process.endpoint, "import", str(file))
+    read, peak = measured(tmp_path, "-e", server_process.endpoint, "import", str(file))
     assert read == 0
     assert peak < 64 * 2**20
     with Raw(server_process.endpoint) as client:
         assert client.ok(op="COUNT")["count"] == 1_000_000
-    written, peak = measured("-e", server_process.endpoint, "export", str(tmp_path / "out"))
+    written, peak = measured(
+        tmp_path, "-e", server_process.endpoint, "export", str(tmp_path / "out")
+    )
     assert written == 0
     assert peak < 64 * 2**20
 
 
-def measured(*words: str) -> tuple[int, int]:
+PEAK: Final = """
+import sys
+from zkv.cli.client import main
+status = main(sys.argv[2:])
+with open("/proc/self/status") as facts, open(sys.argv[1], "w") as out:
+    out.write(next(line.split()[1] for line in facts if line.startswith("VmHWM:")))
+sys.exit(status)
+"""
+"""A child's ``ru_maxrss`` begins with what its parent had; this counts from the exec on."""
+
+
+def measured(tmp_path: Path, *words: str) -> tuple[int, int]:
     """Exit status, and the most memory that it took, in bytes."""
-    process = subprocess.Popen([*COMMAND, *words], cwd=ROOT, env=environment())
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert isinstance(usage, resource.struct_rusage)
-    return process.returncode, usage.ru_maxrss * 1024
+    peak = tmp_path / "peak"
+    process = subprocess.run(
+        [sys.executable, "-c", PEAK, str(peak), *words], cwd=ROOT, env=environment(), check=False
+    )
+    return process.returncode, int(peak.read_text()) * 1024
 
 
 def test_the_result_is_a_result(server: ServerInProcess) -> None:

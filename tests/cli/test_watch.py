@@ -172,16 +172,14 @@ def test_a_revision_that_there_cannot_be_is_wrong_usage(since: str) -> None:
     assert_fails(run("-e", NOWHERE, "watch", f"--since={since}"), 2, "--since")
 
 
-def test_ctrl_c_ends_it(server: ServerInProcess, interruptible: None) -> None:
+def test_ctrl_c_ends_it(server: ServerInProcess) -> None:
     with watching(server.endpoint) as watch:
         watch.process.send_signal(signal.SIGINT)
         assert watch.process.wait(LIMIT) == 130
         assert watch.notes.read() == b""
 
 
-def test_a_closed_pipe_ends_it_quietly(
-    server: ServerInProcess, client: Raw, interruptible: None
-) -> None:
+def test_a_closed_pipe_ends_it_quietly(server: ServerInProcess, client: Raw) -> None:
     with watching(server.endpoint) as watch:
         watch.lines.close()
         client.ok(op="PUT", key="k", value=1)

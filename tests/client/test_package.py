@@ -126,6 +126,20 @@ def test_the_client_imports_nothing_of_the_server() -> None:
     assert "zkv.client.aio" in modules_after("from zkv import AsyncClient")
 
 
+def test_a_program_beside_the_clone_imports_the_package(tmp_path: Path) -> None:
+    """There, the clone is itself something named `zkv`, and found first."""
+    (tmp_path / "zkv").symlink_to(ROOT)
+    (tmp_path / "mine.py").write_text("import zkv; print(zkv.Client.__module__)")
+    variables = environment()
+    del variables["PYTHONPATH"]  # As it is installed, and not as tests find it.
+    for arguments in (["mine.py"], ["-c", "import zkv; print(zkv.Client.__module__)"]):
+        done = subprocess.run(
+            [sys.executable, *arguments], env=variables, cwd=tmp_path,
+            capture_output=True, text=True, timeout=LIMIT, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (0, "zkv.client.sync\n"), done.stderr
+
+
 USE = """
 import sys
 from pathlib import Path
@@ -147,7 +161,7 @@ def test_a_built_package_works_in_an_empty_environment(
     shutil.copytree(
         ROOT,
         source,
-        ignore=shutil.ignore_patterns(".git", ".venv", "var", "*.egg-info", ".*_cache"),
+        ignore=shutil.ignore_patterns(".git", ".venv*", "var", "*.egg-info", ".*_cache"),
     )
     build(f"build_{form}", source, tmp_path / "dist")
     (built,) = (tmp_path / "dist").iterdir()

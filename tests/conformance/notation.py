@@ -250,8 +250,9 @@ def render(node: Node) -> str:  # noqa: PLR0911  one for each kind
             shown = value[:100].hex() + (f"... {len(value)}" if len(value) > 100 else "")
             return f"{letter}'{shown}'{suffix}"
         case "array", value:
-            if depth(node) > 20:
-                return f"nested({depth(node)})"
+            levels = depth(node)
+            if levels > 20 and encode(node) == b"\x91" * (levels - 1) + b"\x90":
+                return f"nested({levels})"
             more = f", ... {len(value)}" if len(value) > 20 else ""
             return f"[{', '.join(map(render, value[:20]))}{more}]{suffix}"
         case "map", value:

@@ -33,6 +33,7 @@ from tests.crash.disk_model import (
     read_tree,
 )
 from zkv.durability.files import Files
+from zkv.durability.lock import Lock
 
 FOR_EVER: Final = sys.maxsize
 READING: Final = frozenset({"names", "open_read"})
@@ -68,7 +69,7 @@ class RecordingFiles(Files):
         self.operations: list[Operation] = []
         self.disk = Disk(self.before)
         self._open: dict[int, tuple[BinaryIO, int]] = {}  # id of the file object -> it, inode
-        self._others: list[BinaryIO] = []
+        self._others: list[BinaryIO | Lock] = []
 
     def mark(self, *what: Any) -> None:
         """Write down something that is no file operation."""
@@ -128,7 +129,7 @@ class RecordingFiles(Files):
         if path.is_relative_to(self.root):
             self._record(SyncDirectory(self._relative(path)))
 
-    def lock(self, path: Path) -> BinaryIO:
+    def lock(self, path: Path) -> Lock:
         file = super().lock(path)
         self._others.append(file)
         self._record(Write(self._created(path), 0, path.read_bytes()))

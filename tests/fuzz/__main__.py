@@ -18,7 +18,9 @@ from pathlib import Path
 import msgspec
 
 from tests.fuzz.targets import APART, BETWEEN
+from tests.lane_requests import nested
 from tests.support import ROOT
+from tests.test_compiled import items_twice
 
 DIRECTORY = ROOT / "build" / "fuzz"
 PARTS = ("zkv/compiled/_store", "zkv/broker/_frames")
@@ -57,6 +59,8 @@ def seeds(target: str) -> list[bytes]:
         {"op": "PUT", "key": "a", "value": 1, "id": 7},
         {"op": "MGET", "keys": ["a", "b", "none"]},
         {"op": "MPUT", "items": {"a": 1, "b": [1, {}]}},
+        {"op": "MPUT", "items": items_twice("a", "b", "a")},
+        {"op": "PUT", "key": "a", "value": nested(501)},
         {"op": "INCR", "key": "a", "by": 2},
         {"op": "PUT", "key": "a", "value": b"1", "session": "s", "seq": 1},
         {"op": "TXN", "ops": [{"op": "INCR", "key": "n"}, {"op": "GET", "key": "a"}]},

@@ -117,7 +117,7 @@ class Client(threading.Thread):
         self.error: BaseException | None = None
         self._random = random.Random(f"{seed} {number}")
         self._life = life
-        self._context = context
+        self._zmq_context = context
         self._session = f"{seed}-{number}"
         self._seq = 0
         self._written = 0
@@ -161,7 +161,7 @@ class Client(threading.Thread):
         if self._raw is None or self._raw_life != life:
             self.close()
             self._raw = Raw(
-                endpoint, self._random.choice([zmq.REQ, zmq.DEALER]), context=self._context
+                endpoint, self._random.choice([zmq.REQ, zmq.DEALER]), context=self._zmq_context
             )
             self._raw_life = life
         self._raw.send(pack(request))

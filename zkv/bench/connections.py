@@ -147,6 +147,7 @@ class ZmqConnections:
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         self._socket.linger = 0
         self._socket.sndhwm = self._socket.rcvhwm = 0
+        self._socket.ipv6 = self._endpoint.startswith("tcp://[")
         self._socket.rcvtimeo = round(self._patience * 1000)
         try:
             for name in dict.fromkeys(self._names):

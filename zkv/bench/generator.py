@@ -18,7 +18,6 @@ import resource
 import signal
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, Pipe, wait
@@ -33,6 +32,7 @@ from zkv.bench.drive import INTERVAL, Interval, Loop, Pace, Totals, clock
 from zkv.bench.histogram import Histogram
 from zkv.bench.verify import Verifier
 from zkv.bench.workload import Mix, Requests, Source, Workload, ZkvRequests
+from zkv.streams import bug
 
 CONNECT_LIMIT: Final = 20.0
 """Seconds within which every connection has to be there."""
@@ -237,7 +237,7 @@ def _work(job: Job, process: int, pipe: Connection) -> None:
     except BenchError as error:
         _tell(pipe, error)
     except Exception as error:
-        _tell(pipe, BenchError(f"{error!r}\n{traceback.format_exc()}"))
+        _tell(pipe, BenchError(bug(error)))
     finally:
         pipe.close()
 

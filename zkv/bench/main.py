@@ -6,6 +6,7 @@ Exit status: 0 done; 1 a wrong answer under ``--verify``; 2 wrong usage, or it c
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from zkv import __version__
+from zkv import __version__, durations
 from zkv.bench import generator, measure, plot, result, show
 from zkv.bench.connections import BenchError
 from zkv.bench.generator import Job
@@ -23,6 +24,8 @@ from zkv.bench.result import Result
 from zkv.bench.servers import POLICIES, TRANSPORTS, Running
 from zkv.bench.workload import YCSB, Workload
 from zkv.defaults import DEFAULT_ENDPOINT
+from zkv.endpoint import check_option
+from zkv.streams import complain, guarded, say
 
 WRONG: Final = 1
 NOT_DONE: Final = 2
@@ -30,6 +33,27 @@ COMMANDS: Final = ("run", "sweep", "compare", "peers", "report")
 
 PLAIN_FIELDS: Final = ("value_bytes", "reads", "batch", "distribution")
 FIELDS_OF_YCSB: Final = ("fields", "field_bytes")
+LONGEST: Final = 31_536_000
+"""Seconds."""
+MOST_BYTES: Final = 48 * 1024 * 1024
+"""Of what is stored at once: a server takes no more in a request unless it is told to."""
+LIMITS: Final = {
+    "processes": (1, 1_024),
+    "clients": (1, 65_536),
+    "pipeline": (1, 65_536),
+    "operations": (1, 2**62),
+    "duration": (1e-6, LONGEST),
+    "timeout": (1e-6, LONGEST),
+    "ceiling": (1e-6, LONGEST),
+    "rate": (1e-6, 1e9),
+    "seed": (-(2**63), 2**63),
+    "keys": (1, 10**12 - 1),  # Their names have twelve digits.
+}
+PRODUCTS: Final = {
+    ("clients", "pipeline"): 1_000_000,
+    ("batch", "value_bytes"): MOST_BYTES,
+    ("fields", "field_bytes"): MOST_BYTES,
+}
 NOT_VERIFIED: Final = ("keys", "reads", "batch", "distribution", "ycsb", *FIELDS_OF_YCSB)
 """What one way of making the load decides by itself."""
 
@@ -57,20 +81,17 @@ examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    return guarded("zkv-bench", NOT_DONE, lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     command, words = (words[0], words[1:]) if words[:1] and words[0] in COMMANDS else ("", words)
     try:
-        status = _command(command)(words)
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:  # Whoever reads has enough; Python would complain at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _command(command)(words)
+    except BenchError as error:
+        complain("zkv-bench", str(error))
         return NOT_DONE
-    except (BenchError, OSError) as error:
-        print(f"zkv-bench: {error}", file=sys.stderr)
-        return NOT_DONE
-    except KeyboardInterrupt:
-        return 130
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
@@ -126,7 +147,7 @@ def _run(words: list[str]) -> int:
     _save(options, made)
     if options.plot:
         plot.runs([made], options.plot)
-    print(show.render(made))
+    say(show.render(made))
     return WRONG if made.wrong_count else 0
 
 
@@ -138,7 +159,7 @@ def _sweep(words: list[str]) -> int:
         usage="zkv-bench sweep [OPTION ...]",
         description="Measure at rising rates, open loop, and find the highest that is served: the "
         f"saturation point. Served means: at least {sweep.SERVED:.0%} of what was due by the end "
-        "could be sent by then.",
+        f"could be sent by then, in one of {sweep.TRIES} tries.",
         allow_abbrev=False,
     )
     _add_options(parser)
@@ -146,7 +167,7 @@ def _sweep(words: list[str]) -> int:
         "--rates",
         type=_rates,
         metavar="R,R,...",
-        help="the rates; else shares of what a closed loop reaches",
+        help="the rates; else shares of what a closed loop reaches, and on until one is not served",
     )
     options = parser.parse_args(words)
     _check(parser, options)
@@ -165,7 +186,7 @@ def _sweep(words: list[str]) -> int:
             show.write_csv(each, options.csv)
     if options.plot:
         plot.sweep(results, options.plot)
-    print(sweep.render(results))
+    say(sweep.render(results))
     return 0
 
 
@@ -180,9 +201,10 @@ def _compare(words: list[str]) -> int:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw both: PNG or SVG")
     options = parser.parse_args(words)
     if options.plot:
+        result.check_target(options.plot)
         plot.check(options.plot)
     a, b = result.load(options.a), result.load(options.b)
-    print(show.compare(a, b))
+    say(show.compare(a, b))
     if options.plot:
         plot.runs([a, b], options.plot)
     return 0
@@ -219,14 +241,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="keys in a request: above 1, MGET and MPUT take the place of GET and PUT; else 1",
     )  # fmt: skip
     load.add_argument(
-        "--duration", type=_positive_float, default=10.0, metavar="S", help="seconds; else 10"
-    )
+        "--duration", type=durations.positive_argument, default=10.0, metavar="TIME",
+        help="how long: seconds, or such as 500ms, 2m; else 10",
+    )  # fmt: skip
     load.add_argument(
         "--operations", type=_positive, default=0, metavar="N", help="end after so many instead"
     )
     load.add_argument(
-        "--timeout", type=_positive_float, default=5.0, metavar="S",
-        help="after so many seconds without a reply, connect anew; else 5",
+        "--timeout", type=durations.positive_argument, default=5.0, metavar="TIME",
+        help="after this time without a reply, connect anew: seconds, or such as 500ms; else 5",
     )  # fmt: skip
 
     what = parser.add_argument_group("what")
@@ -241,7 +264,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--value-bytes", type=_positive, metavar="N", help="of each value; else 16")
     what.add_argument("--reads", type=_share, metavar="P", help="share of reads, 0 to 1; else 0.5")
     what.add_argument("--distribution", choices=DISTRIBUTIONS, help="of keys; else uniform")
-    what.add_argument("--seed", type=int, default=1, metavar="N", help="of all chance; else 1")
+    what.add_argument("--seed", type=whole, default=1, metavar="N", help="of all chance; else 1")
     what.add_argument("--fields", type=_positive, metavar="N", help="of a YCSB record; else 10")
     what.add_argument("--field-bytes", type=_positive, metavar="N", help="of each field; else 100")
 
@@ -253,23 +276,26 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--plot", type=Path, metavar="FILE", help="draw latencies and rate: PNG or SVG"
     )
     out.add_argument(
-        "--ceiling", type=float, default=1.0, metavar="S",
-        help="seconds for which the generator is measured by itself first, against a server that "
+        "--ceiling", type=durations.argument, default=1.0, metavar="TIME",
+        help="for how long the generator is measured by itself first, against a server that "
         "answers a constant; 0 = not; else 1",
     )  # fmt: skip
 
 
 def _check(parser: Parser, options: argparse.Namespace) -> None:
     """What one option cannot know by itself."""
+    if not options.start:
+        try:
+            check_option(options.endpoint)
+        except ValueError as error:
+            raise BenchError(str(error)) from None
     for path in filter(None, (options.json, options.csv, options.plot)):
-        if not os.access(path.parent, os.W_OK):  # Now, and not when everything is measured.
-            raise BenchError(f"{path}: there is no such directory, or it cannot be written to")
+        result.check_target(path)
     if options.plot:
         plot.check(options.plot)
+    _check_limits(parser, options)
     is_inside = options.start == "inproc"
     generator.check(options.processes, options.clients, options.operations, is_inside)
-    if options.ceiling < 0:
-        parser.error("--ceiling: seconds, 0 or more")
     if options.fsync and not options.start:
         parser.error("--fsync is for a server that is started: --start")
     decided: tuple[str, ...] = FIELDS_OF_YCSB
@@ -281,6 +307,25 @@ def _check(parser: Parser, options: argparse.Namespace) -> None:
     for name in decided:
         if getattr(options, name) not in {None, ""}:
             parser.error(f"--{name.replace('_', '-')} {why}")
+
+
+def _check_limits(parser: Parser, options: argparse.Namespace) -> None:
+    """What is more than could be measured, or than fits into a request or into memory."""
+    given = vars(options)
+    for name, (least, most) in LIMITS.items():
+        number = given.get(name)
+        if number is not None and not (number == 0 or least <= number <= most):
+            text = f"{str(number)[:40]} is not from {least:,} to {most:,}"
+            parser.error(f"--{name.replace('_', '-')}: {text}")
+    for names, most in PRODUCTS.items():
+        product = math.prod(given[name] or 1 for name in names)
+        if product > most:
+            flags = " times ".join(f"--{name.replace('_', '-')}" for name in names)
+            parser.error(f"{flags} is more than {most:,}")
+    try:
+        options.name.encode()
+    except UnicodeEncodeError:
+        parser.error(f"--name: {options.name!r} is no UTF-8")
 
 
 def _job(options: argparse.Namespace, running: Running, rate: float = 0.0) -> Job:
@@ -307,7 +352,7 @@ def _load(options: argparse.Namespace, job: Job) -> bool:
     ):
         seconds = measure.load_phase(job.target.endpoint, job.workload)
         rate = show.rate(job.workload.keys / seconds)
-        print(f"loaded {job.workload.keys:,} keys in {seconds:.2f} s, {rate} keys/s")
+        say(f"loaded {job.workload.keys:,} keys in {seconds:.2f} s, {rate} keys/s")
     return bool(options.phase != "load")
 
 
@@ -327,28 +372,47 @@ def _save(options: argparse.Namespace, made: Result) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    number = whole(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return number
 
 
 def _positive_float(text: str) -> float:
-    number = float(text)
+    number = _number(text)
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return number
 
 
 def _share(text: str) -> float:
-    number = float(text)
+    number = _number(text)
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
     return number
 
 
+def whole(text: str) -> int:
+    """A whole number, as a ``type`` of argparse."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is no whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is no number") from None
+
+
 def _rates(text: str) -> list[float]:
-    return [_positive_float(word) for word in text.split(",")]
+    rates = [_positive_float(word) for word in text.split(",")]
+    least, most = LIMITS["rate"]
+    if not least <= min(rates) <= max(rates) <= most:
+        raise argparse.ArgumentTypeError(f"a rate is not from {least:,} to {most:,}")
+    return rates
 
 
 if __name__ == "__main__":

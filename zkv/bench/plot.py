@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from zkv.bench.connections import BenchError
 from zkv.bench.result import CURVE, Result
+from zkv.writing import Target
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,19 +34,22 @@ def _figure(rows: int, columns: int = 1, size: tuple[float, float] = (8, 7)) -> 
         mpl.use("Agg")
         from matplotlib import pyplot as plt
     except ImportError as error:
-        raise BenchError(
-            "pictures need matplotlib: install zkv with the extra `bench`, pip install 'zkv[bench]'"
-        ) from error
+        pip = f"{shlex.quote(sys.executable)} -m pip"
+        raise BenchError(f"pictures need matplotlib: {pip} install matplotlib") from error
     mpl.rcParams["svg.hashsalt"] = "zkv"  # The same figures make the same file,
-    mpl.rcParams["svg.fonttype"] = "none"  # and text stays text.
+    mpl.rcParams["svg.fonttype"] = "none"  # and text stays text,
+    mpl.rcParams["text.parse_math"] = False  # whatever a run is called.
     plt.close("all")
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     return figure, axes
 
 
 def _save(figure: Figure, path: Path) -> None:
-    metadata = {"Date": None} if path.suffix == ".svg" else None
-    figure.savefig(path, dpi=120, metadata=metadata)
+    """Write a picture. Raises OSError."""
+    form = path.suffix.removeprefix(".")
+    metadata = {"Date": None} if form == "svg" else None
+    with Target(path).open() as file:
+        figure.savefig(file, format=form, dpi=120, metadata=metadata)
 
 
 def runs(results: Sequence[Result], path: Path) -> None:

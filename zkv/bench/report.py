@@ -13,9 +13,12 @@ import statistics
 from pathlib import Path
 from typing import Final
 
-from zkv.bench import peers, plot
+from zkv.bench import peers, plot, result
 from zkv.bench.connections import BenchError
 from zkv.bench.peers import Peers
+from zkv.reading import BadTextError, decode, read_file
+from zkv.streams import say
+from zkv.writing import Target
 
 BLOCK: Final = re.compile(
     r"(?P<begin><!-- generated: (?P<name>[\w -]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL
@@ -31,18 +34,24 @@ def main(words: list[str]) -> int:
     parser.add_argument("record", type=Path, metavar="PEERS.json")
     parser.add_argument("document", type=Path, metavar="BENCHMARKS.md")
     options = parser.parse_args(words)
-    picture = options.record.with_suffix(".svg")
-    plot.check(picture)
     record = peers.load(options.record)
+    picture = options.record.with_suffix(".svg")
+    for path in (options.document, picture):
+        result.check_target(path)
+    plot.check(picture)
     try:
-        text = options.document.read_text(encoding="utf-8")
+        text = decode(read_file(options.document))
     except OSError as error:
         raise BenchError(f"{options.document}: {error.strerror}") from error
+    except BadTextError as error:
+        raise BenchError(f"{options.document}: {error}") from error
     link = os.path.relpath(picture, options.document.parent)
     blocks = {"machine": machine(record), "peers": tables(record, link)}
-    options.document.write_text(fill(text, blocks, str(options.document)), encoding="utf-8")
+    filled = fill(text, blocks, str(options.document))
+    with Target(options.document).open() as file:
+        file.write(filled.encode())
     plot.bars(panels(record), picture)
-    print(f"{options.document} and {picture} are written")
+    say(f"{options.document} and {picture} are written")
     return 0
 
 

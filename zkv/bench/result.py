@@ -11,19 +11,24 @@ import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgpack
 import msgspec
 import zmq
 from msgspec import Struct, field
 
-from zkv import __version__
+from zkv import __version__, compiled
 from zkv.bench.connections import BenchError
 from zkv.bench.drive import INTERVAL
 from zkv.bench.generator import Job, Measured
 from zkv.bench.histogram import Histogram
-from zkv.client import Client, ClientError
+from zkv.bench.workload import YCSB
+from zkv.client import Client, ClientError, RetryPolicy
+from zkv.reading import BadTextError, decode, read_file
+from zkv.writing import Target
+
+T = TypeVar("T", bound=Struct)
 
 SHARES: Final = (0.5, 0.9, 0.95, 0.99, 0.999, 0.9999, 1.0)
 NAMES: Final = ("p50", "p90", "p95", "p99", "p99.9", "p99.99", "max")
@@ -248,33 +253,67 @@ def ask(endpoint: str) -> dict[str, Any]:
     return {
         "version": facts["version"],
         "endpoint": endpoint,
-        "policy": facts["durability"]["fsync"],
+        "policy": facts["durability"].get("fsync", "memory"),
         "workers": facts["stats"].get("workers"),
         "keys": facts["keys"],
-    }
+    } | ({"build": slow} if (slow := compiled.what_is_slow(facts["stats"])) else {})
 
 
 def connect(endpoint: str) -> Client:
     """A client for what is not measured. Raises BenchError."""
     try:
-        return Client(endpoint, ASK_LIMIT)
+        return Client(endpoint, ASK_LIMIT, retry=RetryPolicy(wait_for_start=False))
     except ValueError as error:
         raise BenchError(str(error)) from error
 
 
 def save(result: Struct, path: Path) -> None:
-    """Write a record as JSON."""
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
+    """Write a record as JSON. Raises OSError."""
+    with Target(path).open() as file:
+        file.write(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
+
+
+def check_target(path: Path) -> None:
+    """See that a file can be written: now, and not when everything is measured."""
+    try:
+        Target(path).require_directory()
+    except FileNotFoundError:
+        raise BenchError(f"{path}: there is no such directory") from None
+    except OSError as error:
+        raise BenchError(f"{path}: it cannot be written: {error.strerror}") from error
+
+
+def read(path: Path, kind: type[T], option: str) -> T:
+    """A record that an option has written. Raises BenchError."""
+    try:
+        return msgspec.json.decode(decode(read_file(path)), type=kind)
+    except OSError as error:
+        raise BenchError(f"{path}: {error.strerror}") from error
+    except RecursionError:
+        raise BenchError(f"{path}: not written by {option}: it is nested too deeply") from None
+    except (msgspec.DecodeError, BadTextError) as error:
+        raise BenchError(f"{path}: not written by {option}: {error}") from error
 
 
 def load(path: Path) -> Result:
     """Read the record of a run. Raises BenchError."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Result)
-    except OSError as error:
-        raise BenchError(f"{path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
-        raise BenchError(f"{path}: not written by zkv-bench --json: {error}") from error
+    found = read(path, Result, "zkv-bench --json")
+    if fault := _fault(found):
+        raise BenchError(f"{path}: not written by zkv-bench --json: {fault}")
+    return found
+
+
+def _fault(result: Result) -> str:
+    """What no run could have recorded; empty = nothing."""
+    if not result.latencies:
+        return "`latencies` is empty"
+    if any(each.percentiles.keys() != set(NAMES) for each in result.latencies):
+        return f"`percentiles` are {', '.join(NAMES)}"
+    if len(result.curve) != len(CURVE):
+        return f"`curve` has {len(result.curve)} values, and not {len(CURVE)}"
+    if result.job.workload.ycsb not in {"", *YCSB}:
+        return f"`ycsb` is none of {', '.join(YCSB)}"
+    return ""
 
 
 def unique_name() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,7 @@ from zkv.bench.generator import Job, Measured
 from zkv.bench.histogram import Histogram
 from zkv.bench.result import NAMES, Result
 from zkv.bench.workload import YCSB
+from zkv.writing import Target
 
 WINDOW: Final = 4
 """Intervals that the progress line looks back."""
@@ -203,18 +205,20 @@ def write_csv(result: Result, path: Path) -> None:
     """A line for each kind of operation, and one for all; with a head where the file is new."""
     job = result.job
     offered = f"{job.rate:g}" if job.rate else ""
-    is_new = not path.exists() or path.stat().st_size == 0
-    with open(path, "a", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        if is_new:
-            writer.writerow(ROW)
-        for each in result.latencies:
-            writer.writerow([
-                result.name, result.when, workload(job), result.server.get("policy", ""),
-                job.clients, job.pipeline, job.workload.batch, offered, each.kind, each.count,
-                f"{each.count / result.elapsed:.1f}", f"{each.mean:.1f}",
-                *(f"{each.percentiles[name]:.1f}" for name in NAMES), result.failed, result.lost,
-            ])  # fmt: skip
+    target = Target(path)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    if target.is_empty:
+        writer.writerow(ROW)
+    for each in result.latencies:
+        writer.writerow([
+            result.name, result.when, workload(job), result.server.get("policy", ""),
+            job.clients, job.pipeline, job.workload.batch, offered, each.kind, each.count,
+            f"{each.count / result.elapsed:.1f}", f"{each.mean:.1f}",
+            *(f"{each.percentiles[name]:.1f}" for name in NAMES), result.failed, result.lost,
+        ])  # fmt: skip
+    with target.append() as file:
+        file.write(text.getvalue().encode())
 
 
 def compare(a: Result, b: Result) -> str:

@@ -19,6 +19,12 @@ With a rate that is too high, more and more operations wait for a free connectio
 """
 STEPS: Final = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.1)
 """Shares of what the closed loop reaches."""
+FURTHER: Final = 1.2
+"""From one rate to the next where all of these are served: a busy moment made the loop slow."""
+MOST: Final = 30
+"""So many rates are enough, whatever the server serves."""
+TRIES: Final = 3
+"""A saturated server fails each of them, a machine that was busy with something else does not."""
 
 
 class Sweep(Struct):
@@ -30,16 +36,39 @@ class Sweep(Struct):
 def sweep(
     job: Job, rates: list[float] | None, measure: Callable[[Job, str], Result]
 ) -> list[Result]:
-    """Measure at each rate; where none are given, at shares of what a closed loop reaches."""
-    if not rates:
-        most = measure(job, "closed loop").rate
-        rates = [max(1.0, round(most * step, -2 if most > 2000 else 0)) for step in STEPS]
-    return [
-        measure(
-            msgspec.structs.replace(job, rate=rate, operations=0), f"{show.rate(rate)} ops/s"
-        )
-        for rate in sorted(rates)
-    ]  # fmt: skip
+    """Measure at each rate; where none are given, at rising ones until one is not served.
+
+    They begin with shares of what a closed loop reaches. Up to the saturation point a rate that is
+    not served is tried again.
+    """
+    results: list[Result] = []
+
+    def is_saturated() -> bool:
+        return bool(results) and saturation(results) != results[-1].job.rate
+
+    def add(rate: float) -> None:
+        paced = msgspec.structs.replace(job, rate=rate, operations=0)
+        further_tries = 0 if is_saturated() else TRIES - 1
+        made = measure(paced, f"{show.rate(rate)} ops/s")
+        while not is_served(made) and further_tries:
+            further_tries -= 1
+            made = measure(paced, f"{show.rate(rate)} ops/s")
+        results.append(made)
+
+    if rates:
+        for rate in sorted(rates):
+            add(rate)
+        return results
+    most = measure(job, "closed loop").rate
+    for step in STEPS:
+        add(_rounded(most * step, most))
+    while not is_saturated() and len(results) < MOST:
+        add(_rounded(results[-1].job.rate * FURTHER, most))
+    return results
+
+
+def _rounded(rate: float, most: float) -> float:
+    return max(1.0, round(rate, -2 if most > 2000 else 0))
 
 
 def is_served(result: Result) -> bool:

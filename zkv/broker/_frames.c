@@ -89,7 +89,7 @@ static PyObject *attach(PyObject *module, PyObject *arguments)
 
 /* --- Frames ---------------------------------------------------------------------------------- */
 
-enum kind { COMPLETE, NO_DELIMITER, NO_BODY, TWO_BODIES, KINDS };
+enum kind { COMPLETE, NO_DELIMITER, NO_BODY, TWO_BODIES, NO_MEMORY, KINDS };
 
 /* One message received: its envelope, then its body if it is complete, in `Frames.frames`. */
 typedef struct {
@@ -114,6 +114,7 @@ typedef struct {
     zmq_msg_t *frames;          /* of the batch that is being received; each is initialised */
     size_t count, room;
     letter *letters;
+    size_t taken;            /* of them, and not given away yet */
     size_t most, most_bytes; /* of a batch */
 } Frames;
 
@@ -178,8 +179,20 @@ static int take_frame(Frames *self)
     return number;
 }
 
+/* Take the frames that a message still has, of which no more than the first have been kept. */
+static void skip_rest(Frames *self)
+{
+    zmq_msg_t frame;
+    int more = 1;
+    zmq.msg_init(&frame);
+    while (more)
+        more = !receive_frame(&frame, self->front.socket) && zmq.msg_more(&frame);
+    zmq.msg_close(&frame);
+}
+
 /* The next message, if there is one: 0, or an error number; EAGAIN where there is none.
- * One that has nowhere to reply to is counted, and leaves nothing in `to`. */
+ * One that has nowhere to reply to is counted, and leaves nothing in `to`; so is one that there is
+ * no memory for. */
 static int take_letter(Frames *self, letter *to, int *routable)
 {
     size_t first = self->count;
@@ -188,6 +201,8 @@ static int take_letter(Frames *self, letter *to, int *routable)
     while (more) {
         int number = take_frame(self);
         if (number) {
+            if (number == ENOMEM && self->count > first)
+                skip_rest(self), self->unroutable++;
             drop_frames(self, first);
             return number;
         }
@@ -288,14 +303,14 @@ static int wait_for_news(Frames *self, const wish *w, int *told)
     return 0;
 }
 
-/* `take_batch`; where there is nothing, and that is wished, again after news. What comes from behind
+/* `take_batch`, unless something is there from last time; where there is nothing, and that is wished, again after news. What comes from behind
  * is passed on. Without Python's lock. EINTR where a signal has come meanwhile. */
 static int take_or_wait(Frames *self, const wish *w, size_t *taken)
 {
     int number, told = !w->wait;
     for (;;) {
         number = pass_on(self);
-        if (!number)
+        if (!number && !*taken)
             number = w->take ? take_batch(self, taken) : EAGAIN;
         if (number != EAGAIN || told)
             return number;
@@ -353,49 +368,61 @@ static PyObject *to_envelope(Frames *self, const letter *from)
 
 static PyObject *to_body(Frames *self, const letter *from)
 {
-    if (from->kind == COMPLETE)
-        return to_bytes(&self->frames[from->end - 1]);
-    return Py_NewRef(self->stands_for[from->kind]);
+    PyObject *body = NULL;
+    if (from->kind == COMPLETE) {
+        body = to_bytes(&self->frames[from->end - 1]);
+        if (body == NULL)
+            PyErr_Clear();
+    }
+    enum kind kind = from->kind == COMPLETE ? NO_MEMORY : from->kind;
+    return body != NULL ? body : Py_NewRef(self->stands_for[kind]);
 }
 
-/* (envelopes, bodies) of the letters that were taken. Lists are made by appending: one with gaps
+/* (envelopes, bodies) of the letters that were taken; without memory they stay. Lists are made by appending: one with gaps
  * could be seen by whoever looks through the garbage collector's objects. */
-static PyObject *to_lists(Frames *self, size_t taken)
+static PyObject *to_lists(Frames *self)
 {
-    PyObject *envelopes = PyList_New(0), *bodies = PyList_New(0);
+    PyObject *envelopes = PyList_New(0), *bodies = PyList_New(0), *lists = NULL;
     int well = envelopes != NULL && bodies != NULL;
-    for (size_t i = 0; well && i < taken; i++)
+    for (size_t i = 0; well && i < self->taken; i++)
         well = append(envelopes, to_envelope(self, &self->letters[i])) &&
                append(bodies, to_body(self, &self->letters[i]));
     if (well)
-        return Py_BuildValue("(NN)", envelopes, bodies);
+        lists = PyTuple_Pack(2, envelopes, bodies);
     Py_XDECREF(envelopes);
     Py_XDECREF(bodies);
-    return NULL;
+    return lists;
 }
 
-static PyObject *frames_receive(Frames *self, PyObject *arguments)
+/* Let go of what has been given away. */
+static void drop_letters(Frames *self)
 {
-    wish w = {0, 1, 0};
-    int number;
-    size_t taken = 0;
-    if (!PyArg_ParseTuple(arguments, "p|pp", &w.wait, &w.take, &w.room) || is_closed(self))
-        return NULL;
-    w.room = w.room && self->behind.socket != NULL;
-    do {
-        Py_BEGIN_ALLOW_THREADS
-        number = take_or_wait(self, &w, &taken);
-        Py_END_ALLOW_THREADS
-        if (number == EINTR && PyErr_CheckSignals() < 0)
-            return NULL;
-    } while (number == EINTR);
-    PyObject *lists = is_error(number) ? fail(self, number) : to_lists(self, taken);
+    self->taken = 0;
     drop_frames(self, 0);
     if (self->room > KEPT_ROOM) {
         free(self->frames);
         self->frames = NULL;
         self->room = 0;
     }
+}
+
+static PyObject *frames_receive(Frames *self, PyObject *arguments)
+{
+    wish w = {0, 1, 0};
+    int number;
+    if (!PyArg_ParseTuple(arguments, "p|pp", &w.wait, &w.take, &w.room) || is_closed(self))
+        return NULL;
+    w.room = w.room && self->behind.socket != NULL;
+    do {
+        Py_BEGIN_ALLOW_THREADS
+        number = take_or_wait(self, &w, &self->taken);
+        Py_END_ALLOW_THREADS
+        if (number == EINTR && PyErr_CheckSignals() < 0)
+            return NULL;
+    } while (number == EINTR);
+    PyObject *lists = is_error(number) ? fail(self, number) : to_lists(self);
+    if (lists != NULL)
+        drop_letters(self);
     return lists;
 }
 
@@ -499,20 +526,24 @@ static int send_message(void *socket, const outgoing *frame)
 }
 
 /* Send all messages that are held, without Python's lock. Where nobody is there to take one: pass it
- * over and count it, or, if not `skip`, end with EAGAIN. 0, or an error number. */
+ * over and count it, or, if not `skip`, end with EAGAIN. Where there is no memory for one: likewise,
+ * with ENOMEM in the end. 0, or an error number. */
 static int send_all(Frames *self, void *socket, int skip, const outgoing *frame,
                     const outgoing *end, Py_ssize_t *sent)
 {
+    int failed = 0;
     for (; frame < end; frame++) {
         int number = send_message(socket, frame), lost = number == EAGAIN && skip;
-        if (number && !lost)
+        if (number == ENOMEM && skip)
+            failed = ENOMEM;
+        else if (number && !lost)
             return number;
         self->unroutable += (unsigned)lost;
-        *sent += !lost;
+        *sent += !number;
         while (frame->more)
             frame++;
     }
-    return 0;
+    return failed;
 }
 
 /* Send messages, given as lists of envelopes and of bodies; how many, or -1. */
@@ -531,6 +562,8 @@ static Py_ssize_t send_lists(Frames *self, PyObject *arguments, void *socket, in
         Py_END_ALLOW_THREADS
     }
     let_go(held);
+    if (number == ENOMEM && sent > 0 && !skip)
+        number = EAGAIN; /* For the rest there may be memory next time. */
     if (is_error(number))
         fail(self, number);
     return count < 0 || is_error(number) ? -1 : sent;
@@ -601,11 +634,11 @@ static int open_end(end *to, PyObject *owner)
 
 static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
-    PyObject *front, *no_delimiter, *no_body, *two_bodies, *error, *behind = Py_None;
+    PyObject *front, *no_delimiter, *no_body, *two_bodies, *no_memory, *error, *behind = Py_None;
     int bell;
     Py_ssize_t most, most_bytes;
-    if (!PyArg_ParseTuple(arguments, "OinnOOOO|O", &front, &bell, &most, &most_bytes, &no_delimiter,
-                          &no_body, &two_bodies, &error, &behind))
+    if (!PyArg_ParseTuple(arguments, "OinnOOOOO|O", &front, &bell, &most, &most_bytes, &no_delimiter,
+                          &no_body, &two_bodies, &no_memory, &error, &behind))
         return NULL;
     if (zmq.version == NULL || most < 1 || most_bytes < 1)
         return PyErr_Format(PyExc_ValueError, "attach to libzmq first; bounds must be positive");
@@ -616,6 +649,7 @@ static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *k
     self->stands_for[NO_DELIMITER] = Py_NewRef(no_delimiter);
     self->stands_for[NO_BODY] = Py_NewRef(no_body);
     self->stands_for[TWO_BODIES] = Py_NewRef(two_bodies);
+    self->stands_for[NO_MEMORY] = Py_NewRef(no_memory);
     self->error = Py_NewRef(error);
     self->most = (size_t)most;
     self->most_bytes = (size_t)most_bytes;

@@ -18,6 +18,7 @@ class Frames:
         no_delimiter: BadEnvelope,
         no_body: BadEnvelope,
         two_bodies: BadEnvelope,
+        no_memory: BadEnvelope,
         error: Callable[[int], Exception],
         behind: zmq.Socket[bytes] | None = None,
         /,

@@ -44,7 +44,7 @@ def trimmed(counts: list[int]) -> list[int]:
 
 
 class Broker:
-    """Serves requests at endpoints with a pool of worker threads.
+    """Serves requests at endpoints with a front and a pool of worker threads.
 
     Args:
         endpoints: where to bind.
@@ -116,15 +116,17 @@ class Broker:
         self._front.serve(make_front_service)
 
     def replace_dead_workers(self) -> None:
-        """Put a new worker in the place of each one that has died."""
-        with self._lock:
-            dead, self._retired = self._retired, []
-        for worker in dead:
-            worker.join()
+        """Put a new worker in the place of each one that has died.
+
+        Raises whatever keeps that from being done, such as the end of memory. Then call it again.
+        """
+        for _ in range(len(self._retired)):
+            self._add_worker()
             with self._lock:
+                worker = self._retired.pop(0)
                 self._workers.remove(worker)
                 self._buried += worker.services
-            self._add_worker()
+            worker.join()
 
     def stop(self) -> None:
         """Answer what has arrived, then close everything."""
@@ -145,12 +147,15 @@ class Broker:
             self._feed.ring()
 
     def statistics(self) -> dict[str, object]:
-        """Requests and times by op, failures by code, and what became of workers, since the start.
+        """Requests and times by op, failures by code, and by op, and what became of workers.
+
+        All since the start.
 
         A time counts to the reply, with what it waited for the disk: see `Service.latencies`.
         """
         latencies: dict[str, list[int]] = {}
         failures: Counter[str] = Counter()
+        by_op: dict[str, dict[str, int]] = {}
         with self._lock:
             services = list(self._buried)
             for worker in self._workers:
@@ -161,11 +166,15 @@ class Broker:
         for service in services:
             for op, counts in dict(service.latencies).items():
                 latencies[op] = list(map(add, latencies.get(op, repeat(0)), counts))
-            failures.update(dict(service.failures))
+            for (op, code), count in dict(service.failures).items():
+                failures[code] += count
+                of_op = by_op.setdefault(op, {})
+                of_op[code] = of_op.get(code, 0) + count
         return {
             "requests": {op: sum(counts) for op, counts in latencies.items()},
             "latencies": {op: trimmed(counts) for op, counts in latencies.items()},
             "failures": dict(failures),
+            "failures_by_op": by_op,
             "unroutable": unroutable,
             "workers_replaced": replaced,
             "mailbox": "plain" if FRAMES is PlainFrames else "compiled",
@@ -183,9 +192,9 @@ class Broker:
 
     def _add_worker(self) -> None:
         worker = Worker(next(self._names), self._make_service, self._open_mailbox, self._died)
+        worker.start()
         with self._lock:
             self._workers.append(worker)
-        worker.start()
 
     def _open_mailbox(self) -> Mailbox:
         return Mailbox(partial(FRAMES, connect_worker(self._context, self._backend)))
@@ -193,4 +202,5 @@ class Broker:
     def _died(self, worker: Worker) -> None:
         with self._lock:
             self._retired.append(worker)
-        self._worker_died()
+        if worker.served:  # Else the next one would fare no better at once.
+            self._worker_died()

@@ -32,6 +32,7 @@ from msgspec import Raw, Struct
 from msgspec.msgpack import encode
 
 from zkv.broker.bell import Bell
+from zkv.broker.frames import copied
 from zkv.broker.sockets import bind, close
 from zkv.errors import EndpointError
 
@@ -149,14 +150,15 @@ class Feed:
         }
 
     def _run(self) -> None:
-        socket = self._context.socket(zmq.XPUB)
+        socket: zmq.Socket[bytes] | None = None
         try:
+            socket = self._context.socket(zmq.XPUB)
             socket.linger = LINGER_MS
             socket.sndhwm = MESSAGES_PER_FOLLOWER
             socket.xpub_nodrop = True  # So that a full queue is noticed; see `_send`.
             socket.xpub_verbose = True  # So that every follower gets a heartbeat as it comes.
             try:
-                self._bound.set_result(bind(socket, self._endpoint))
+                self._bound.set_result(bind(socket, self._endpoint, "server.feed"))
             except EndpointError as error:
                 self._bound.set_exception(error)
                 return
@@ -167,28 +169,38 @@ class Feed:
                     self._serve(socket)
                 finally:
                     keyspace.remove_cursor()
-        except Exception:
+        except BaseException as error:
             _log.critical("the change feed died; followers see its heartbeat stop", exc_info=True)
+            if not self._bound.done():
+                self._bound.set_exception(error)
         finally:
-            close(socket, [self._endpoint])
+            if socket is not None:
+                close(socket, [self._endpoint])
 
     def _serve(self, socket: zmq.Socket[bytes]) -> None:
         poller = zmq.Poller()
         poller.register(socket, zmq.POLLIN)
         poller.register(self._bell, zmq.POLLIN)
-        self._take_subscriptions(socket)
         while True:
             closing = self._closing  # Looked at before publishing, so that nothing is left out.
-            if self._topics:
-                self._publish(socket)
-            else:
-                self._rev = self._keyspace.pass_over(self._cursor)
-            self._heartbeat(socket)
+            try:
+                self._go_on(socket)
+            except MemoryError:
+                # What was read and not sent is missing for all, and they notice by the next.
+                _log.critical("the change feed has no memory, and goes on", exc_info=True)
             if closing:
                 return
             poller.poll(HEARTBEAT_MS)
-            self._take_subscriptions(socket)
             self._bell.hush()
+
+    def _go_on(self, socket: zmq.Socket[bytes]) -> None:
+        """Publish what there is to publish, with a heartbeat behind it."""
+        self._take_subscriptions(socket)
+        if self._topics:
+            self._publish(socket)
+        else:
+            self._rev = self._keyspace.pass_over(self._cursor)
+        self._heartbeat(socket)
 
     def _take_subscriptions(self, socket: zmq.Socket[bytes]) -> None:
         """Take the news of who follows what: libzmq has acted upon them already."""
@@ -225,6 +237,7 @@ class Feed:
 
     def _send(self, socket: zmq.Socket[bytes], topic: bytes, body: bytes) -> None:
         """Send to every follower that has room; count where one has not."""
+        last = copied(body)
         try:
             socket.send(topic, zmq.SNDMORE | zmq.NOBLOCK)
         except zmq.Again:
@@ -232,7 +245,7 @@ class Feed:
             self.dropped += 1
             socket.xpub_nodrop = False
             socket.send(topic, zmq.SNDMORE)
-            socket.send(body)
+            socket.send(last)
             socket.xpub_nodrop = True
             return
-        socket.send(body)
+        socket.send(last)

@@ -18,6 +18,8 @@ from typing import Any, Final, Protocol
 
 import zmq
 
+from zkv.errors import BadRequestError, InternalError, RequestError
+
 _log = logging.getLogger("zkv.broker")
 
 BATCH: Final = 64
@@ -39,10 +41,12 @@ class BadEnvelope:
 
     Args:
         reason: what is wrong with the message.
+        error: what it is to be answered.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, error: type[RequestError] = BadRequestError) -> None:
         self.reason = reason
+        self.error = error
 
     def __len__(self) -> int:
         """It holds no body."""
@@ -52,6 +56,7 @@ class BadEnvelope:
 NO_DELIMITER: Final = BadEnvelope("no empty delimiter frame before the body")
 NO_BODY: Final = BadEnvelope("no body frame behind the delimiter")
 TWO_BODIES: Final = BadEnvelope("more than one body frame behind the delimiter")
+NO_MEMORY: Final = BadEnvelope("the server has no memory for this request", InternalError)
 
 
 class Frames(Protocol):
@@ -76,15 +81,22 @@ class Frames(Protocol):
                 There may be nothing after any of them.
             take: whether anything is taken at all.
             room: whether room for those behind ends the wait, too.
+
+        Where there is no memory for a body, `NO_MEMORY` stands in its place. Where there is none
+        for anything else, MemoryError is raised; what has been taken is returned next time.
         """
 
     def send(self, envelopes: list[Envelope], bodies: Sequence[bytes | None], /) -> None:
-        """Send each body in its envelope; none where it is None. As many of both."""
+        """Send each body in its envelope; none where it is None. As many of both.
+
+        Raises MemoryError where there was none for some of them, once the others are sent.
+        """
 
     def hand_over(self, envelopes: list[Envelope], bodies: Sequence[bytes | BadEnvelope], /) -> int:
         """Send to those behind as many as there is room for, from the first; how many.
 
-        The bodies are bytes; raises TypeError.
+        The bodies are bytes; raises TypeError. Raises MemoryError where there is none for the first
+        of them; for others there may be next time.
         """
 
     def readable(self) -> bool:
@@ -119,6 +131,7 @@ class PlainFrames:
         self._behind = behind
         self._bell = bell
         self._poller = self._make_poller(take=True, room=False)
+        self._taken: tuple[list[Envelope], list[bytes | BadEnvelope]] = [], []
         self.unroutable = 0
 
     def receive(
@@ -126,12 +139,11 @@ class PlainFrames:
     ) -> tuple[list[Envelope], list[bytes | BadEnvelope]]:
         """As in `Frames`."""
         self._pass_on()
-        if wait and not (take and self.readable()):
+        envelopes, bodies = self._taken
+        if wait and not bodies and not (take and self.readable()):
             usual = take and not room
             (self._poller if usual else self._make_poller(take, room)).poll()
             self._pass_on()
-        envelopes: list[Envelope] = []
-        bodies: list[bytes | BadEnvelope] = []
         # Three plain calls of recv and a look at EVENTS are the cheapest way in pyzmq:
         # `recv_multipart`, and exceptions where nothing is there, cost more than a whole request.
         size = 0
@@ -140,19 +152,31 @@ class PlainFrames:
             self._take(envelopes, bodies)
             if len(bodies) > taken:
                 size += len(bodies[-1]) + sum(map(len, envelopes[-1]))
+        self._taken = [], []
         return envelopes, bodies
 
     def send(self, envelopes: list[Envelope], bodies: Sequence[bytes | None], /) -> None:
         """As in `Frames`."""
+        failed: MemoryError | None = None
         for envelope, body in zip(envelopes, bodies, strict=True):
-            if body is not None and not _send(self._socket, [*envelope, body]):
-                self.unroutable += 1
+            try:
+                if body is not None and not _send(self._socket, [*envelope, body]):
+                    self.unroutable += 1
+            except MemoryError as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
     def hand_over(self, envelopes: list[Envelope], bodies: Sequence[bytes | BadEnvelope], /) -> int:
         """As in `Frames`."""
         for place, (envelope, body) in enumerate(zip(envelopes, bodies, strict=True)):
-            if self._behind is None or not _send(self._behind, [*envelope, body]):
-                return place
+            try:
+                if self._behind is None or not _send(self._behind, [*envelope, body]):
+                    return place
+            except MemoryError:
+                if place:
+                    return place
+                raise
         return len(bodies)
 
     def readable(self) -> bool:
@@ -182,6 +206,15 @@ class PlainFrames:
                 self.unroutable += 1
 
     def _take(self, envelopes: list[Envelope], bodies: list[bytes | BadEnvelope]) -> None:
+        """Take one message. Where there is no memory for its envelope, nobody gets it."""
+        try:
+            self._take_frames(envelopes, bodies)
+        except MemoryError:
+            self._skip_rest()
+            self.unroutable += 1
+            raise
+
+    def _take_frames(self, envelopes: list[Envelope], bodies: list[bytes | BadEnvelope]) -> None:
         """Take one message. The first frame is the sender's address, the ROUTER's work."""
         recv, option = self._socket.recv, self._socket.getsockopt
         envelope = [recv()]
@@ -189,8 +222,9 @@ class PlainFrames:
             frame = recv()
             envelope.append(frame)
             if not frame:
+                body = self._take_body()
                 envelopes.append(envelope)
-                bodies.append(self._take_body())
+                bodies.append(body)
                 return
         if len(envelope) < 2:
             self.unroutable += 1
@@ -203,20 +237,25 @@ class PlainFrames:
         recv, option = self._socket.recv, self._socket.getsockopt
         if not option(zmq.RCVMORE):
             return NO_BODY
-        body = recv()
+        try:
+            body: bytes | BadEnvelope = recv()
+        except MemoryError:
+            body = NO_MEMORY
         if not option(zmq.RCVMORE):
             return body
-        while option(zmq.RCVMORE):
-            recv()
+        self._skip_rest()
         return TWO_BODIES
+
+    def _skip_rest(self) -> None:
+        """Take the frames that a message still has."""
+        while self._socket.getsockopt(zmq.RCVMORE):
+            self._socket.recv(copy=False)
 
 
 def _send(socket: zmq.Socket[bytes], message: list[Any]) -> bool:
     """Send a message; whether anybody is there to take it."""
     send, last = socket.send, message.pop()
-    if len(last) > COPIED:
-        # Where memory ended behind the frames before it, what is sent next would go on with them.
-        last = zmq.Frame(last, copy=True)
+    last = copied(last)
     try:
         for frame in message:
             send(frame, zmq.SNDMORE | zmq.NOBLOCK)
@@ -224,6 +263,19 @@ def _send(socket: zmq.Socket[bytes], message: list[Any]) -> bool:
     except zmq.Again:
         return False
     return True
+
+
+def copied(frame: bytes) -> bytes | zmq.Frame:
+    """A last frame, made before those in front of it are sent, where it is large.
+
+    If memory ended behind those, what is sent next would go on with them. Raises MemoryError.
+    """
+    if len(frame) <= COPIED:
+        return frame
+    try:
+        return zmq.Frame(frame, copy=True)
+    except zmq.ZMQError as error:
+        raise MemoryError from error  # Nothing else can fail there.
 
 
 def _find_compiled() -> MakeFrames | None:
@@ -242,7 +294,7 @@ def _find_compiled() -> MakeFrames | None:
     def compiled(
         socket: zmq.Socket[bytes], bell: int, behind: zmq.Socket[bytes] | None = None
     ) -> Frames:
-        stand_ins = NO_DELIMITER, NO_BODY, TWO_BODIES
+        stand_ins = NO_DELIMITER, NO_BODY, TWO_BODIES, NO_MEMORY
         return _frames.Frames(socket, bell, BATCH, BATCH_BYTES, *stand_ins, _error, behind)
 
     return compiled

@@ -3,8 +3,8 @@
 Strategy: a thread that is woken costs as much as a plain request. So the front lets the lane answer
 what that can (`zkv.keyspace.lane`), all that waits in one turn, and hands everything else over to
 the workers, through a DEALER, as it came; what they answer it passes on. What blocks is theirs: the
-front waits for nothing but news, and for a disk that is quick. A large batch holds it as long as it
-takes, 10 ms for an MPUT of 10,000 new keys: the store's lock would hold up the others as well.
+front waits for nothing but news, and for a disk that is quick. What is plain, what exactly it waits
+for, and what a large request does to the others stands in ARCHITECTURE.md.
 
 When the workers have no more room, nothing is taken from clients until they have; what a batch then
 has left waits here. Where the store is not compiled there is no lane, and all is handed over.
@@ -63,7 +63,6 @@ class FrontMailbox(Mailbox):
 
     def __init__(self, open_frames: Callable[[int], Frames]) -> None:
         super().__init__(open_frames)
-        self._bodies: list[bytes | BadEnvelope] = []
         # There was no room for these.
         self._left: tuple[list[Envelope], list[bytes | BadEnvelope]] = [], []
         self._still_to_take = TAKEN_AT_THE_END
@@ -114,20 +113,28 @@ class FrontMailbox(Mailbox):
         left: Sequence[int] = (),
     ) -> None:
         """As in `Mailbox`; what is left goes first, since a worker is still to be woken."""
-        if left:
-            envelopes, bodies = self._left
-            for place in left:
-                envelopes.append(self._envelopes[place])
-                bodies.append(self._bodies[place])
-            self._hand_over()
-        super().reply(replies, later)
+        bodies, envelopes = self._bodies, self._take_envelopes()
+        for place in left:
+            self._left[0].append(envelopes[place])
+            self._left[1].append(bodies[place])
+        try:
+            if left:
+                self._hand_over()
+        finally:
+            self._reply(envelopes, replies, later)
 
     def _hand_over(self) -> None:
         envelopes, bodies = self._left
-        if envelopes:
-            self._left = [], []  # If this fails, they are answered otherwise.
+        if not envelopes:
+            return
+        try:
             count = self._frames.hand_over(envelopes, bodies)
-            self._left = envelopes[count:], bodies[count:]
+        except BaseException:
+            # None has gone, because of the first: that is to be given up. The others wait on.
+            self._envelopes, self._bodies = envelopes[:1], bodies[:1]
+            self._left = envelopes[1:], bodies[1:]
+            raise
+        self._left = envelopes[count:], bodies[count:]
 
 
 class Front:
@@ -212,7 +219,7 @@ class Front:
         try:
             clients, workers = self._open(sockets)
             try:
-                bound = [bind(clients, endpoint) for endpoint in self._endpoints]
+                bound = [bind(clients, each, "server.endpoints") for each in self._endpoints]
             except EndpointError as error:
                 self._bound.set_exception(error)
                 return

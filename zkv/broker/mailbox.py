@@ -1,16 +1,18 @@
 """A mailbox: takes every request that is queued, and sends the replies all together.
 
-Strategy: what a worker pays for is calls on sockets, not bytes. So it waits for the first message,
-takes the rest without waiting (bounded), works on the whole batch, and replies to all. The envelope
-of each message, of any depth, stays in here and goes out again before its reply; a worker sees only
-bodies. What touches the socket is in `zkv.broker.frames`, once in Python and once compiled.
+Strategy: what a thread that serves pays for is calls on sockets, not bytes. So it waits for the
+first message, takes the rest without waiting (bounded), works on the whole batch, and replies to
+all. The envelope of each message, of any depth, stays in here and goes out again before its reply;
+a service sees only bodies. What touches the socket is in `zkv.broker.frames`, once in Python and
+once compiled.
 
 A reply may also be pending: its envelope is parked, and whichever thread completes it rings this
-mailbox's bell, which then sends it. So no worker ever blocks on an op that
-waits for something else.
+mailbox's bell, which then sends it. So no thread that serves blocks on an op that waits for
+something else.
 
 Invariants: a mailbox is made, used and closed in one thread; only `stop` and what
-completes a pending reply may be called from another. Each received message gets exactly one reply.
+completes a pending reply may be called from another. Each received message gets exactly one reply,
+also where making one fails: then from `give_up`.
 """
 
 from __future__ import annotations
@@ -43,6 +45,13 @@ class Pending(Protocol):
     def bodies(self) -> list[bytes]:
         """The replies; called once, in the mailbox's thread, after they became ready."""
 
+    def give_up(self, error: BaseException) -> list[bytes]:
+        """As many replies where `bodies` has raised ``error``."""
+
+
+class ReplyFailedError(Exception):
+    """A pending reply could not be made, as the cause says; who waited for it has been told."""
+
 
 Later = tuple[list[int], Pending]
 """The places of some requests in their batch, and the replies that they will get."""
@@ -58,7 +67,8 @@ class Mailbox:
     def __init__(self, open_frames: Callable[[int], Frames]) -> None:
         self._bell = Bell()
         self._frames = open_frames(self._bell.fileno())
-        self._envelopes: list[Envelope] = []
+        self._envelopes: list[Envelope] = []  # Of what has been received, and not answered.
+        self._bodies: list[bytes | BadEnvelope] = []  # Likewise.
         self._outbox: deque[tuple[list[Envelope], Pending]] = deque()
         self._parked = 0  # Groups of replies that are pending and have not been sent.
         self._stopping = False
@@ -73,14 +83,18 @@ class Mailbox:
         """Wait for requests and return their bodies.
 
         Nothing is returned once `stop` was called and all that was queued has been answered.
-        Every body must be answered by `reply` before the next call.
+        Every body must be answered by `reply`, or `give_up`, before the next call.
+
+        Raises:
+            ReplyFailedError: a bug in what makes replies; the mailbox goes on.
+            MemoryError: it may be called again, and loses nothing.
         """
         while True:
             self._send_completed()
             ending = self._stopping and not self._parked
-            self._envelopes, bodies = self._frames.receive(not ending)
-            if bodies or ending:
-                return bodies
+            self._envelopes, self._bodies = self._frames.receive(not ending)
+            if self._bodies or ending:
+                return self._bodies
             self._bell.hush()  # Before the outbox is read: what comes later rings again.
 
     def reply(
@@ -96,15 +110,22 @@ class Mailbox:
             later: those that are pending.
             left: the places of those that others are to make; only `FrontMailbox` has any.
         """
-        envelopes, self._envelopes = self._envelopes, []
-        for places, pending in later:
-            self._park([envelopes[place] for place in places], pending)
-        self._frames.send(envelopes, replies)
+        self._reply(self._take_envelopes(), replies, later)
 
     @property
     def unanswered(self) -> int:
-        """How many requests of the batch received last have not been answered: all or none."""
+        """How many requests of the batch received last have not been answered."""
         return len(self._envelopes)
+
+    def give_up(self, reply_to: Callable[[bytes | BadEnvelope], bytes]) -> None:
+        """Answer what has been received and not answered, where that has failed.
+
+        Args:
+            reply_to: makes a reply to a body.
+        """
+        bodies = self._bodies
+        envelopes = self._take_envelopes()
+        self._frames.send(envelopes, [reply_to(body) for body in bodies])
 
     def is_idle(self) -> bool:
         """Whether nothing is queued at this moment."""
@@ -120,11 +141,32 @@ class Mailbox:
         self._frames.close()
         self._bell.close()
 
+    def _take_envelopes(self) -> list[Envelope]:
+        """Of what was received last, which counts as answered from now on."""
+        envelopes = self._envelopes
+        self._envelopes, self._bodies = [], []
+        return envelopes
+
+    def _reply(
+        self,
+        envelopes: list[Envelope],
+        replies: Sequence[bytes | None],
+        later: Sequence[Later],
+    ) -> None:
+        for places, pending in later:
+            self._park([envelopes[place] for place in places], pending)
+        self._frames.send(envelopes, replies)
+
     def _send_completed(self) -> None:
         while self._outbox:
             envelopes, pending = self._outbox.popleft()
             self._parked -= 1
-            self._frames.send(envelopes, pending.bodies())
+            try:
+                bodies = pending.bodies()
+            except BaseException as error:
+                self._frames.send(envelopes, pending.give_up(error))
+                raise ReplyFailedError from error
+            self._frames.send(envelopes, bodies)
 
     def _park(self, envelopes: list[Envelope], pending: Pending) -> None:
         def ready() -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from zkv.broker.frames import BadEnvelope
 from zkv.commands import execute
-from zkv.durability.committer import CommitGroup
+from zkv.durability.committer import A_BUG, CommitGroup
 from zkv.errors import (
     BadRequestError,
     DeadlineError,
@@ -115,7 +115,7 @@ class Service:
         self.latencies: defaultdict[str, list[int]] = defaultdict(lambda: [0] * LATENCY_STEPS)
         """Op -> how many requests took how long, in `LATENCY_STEPS`, from decoding to encoding;
         those of a lane from when their batch was taken up."""
-        self.failures: Counter[str] = Counter()
+        self.failures: Counter[tuple[str, str]] = Counter()
 
     def answer(
         self, bodies: list[bytes | BadEnvelope]
@@ -184,13 +184,11 @@ class Service:
         try:
             if self._refusal is not None:
                 group.complete(self._refusal)
-            elif self._may_wait() and is_idle():
-                self._engine.settle(group)
-            else:
+            elif not (self._may_wait() and is_idle() and self._settle(group)):
                 self._engine.submit(group)
         except BaseException:
             # A bug. The thread gets another service; those who wait are not to wait for ever.
-            group.complete(ReadOnlyError("a bug in the server; its log says more", applied=None))
+            group.complete(ReadOnlyError(A_BUG, applied=None))
             raise
 
     def finish(self, call: Call, reply: Reply | Failure | None) -> bytes:
@@ -211,7 +209,7 @@ class Service:
         result = "ok" if reply is not None else "replayed"
         if isinstance(reply, Failure):
             result = reply.code
-            self.failures[result] += 1
+            self.failures[op, result] += 1
         if self._write_log is not None:
             subject = None if request is None else request.subject()
             self._records.append(
@@ -235,6 +233,13 @@ class Service:
         if self._records and self._write_log is not None:
             self._write_log(self._records)
             self._records = []
+
+    def give_up(self, request: AnyRequest | None, error: BaseException) -> bytes:
+        """The reply to a request that died of ``error``, before or after it ran; counted."""
+        reply = fail(error, request)
+        op = UNREADABLE if request is None else OP_NAMES[type(request)]
+        self.failures[op, reply.code] += 1
+        return encode_reply(reply)
 
     def run_again(self, call: Call, refusal: ReadOnlyError) -> Reply | Failure:
         """What to answer after commits that ``call`` made or saw have been rolled back."""
@@ -296,7 +301,7 @@ class Service:
         call = Call(len(body), time.perf_counter())
         try:
             if isinstance(body, BadEnvelope):
-                raise BadRequestError(body.reason)
+                raise body.error(body.reason)
             call.request = request = decode(body)
             if self._stopping():
                 raise ShuttingDownError("the server is stopping")
@@ -324,6 +329,10 @@ class Service:
             call.rev = answer.rev
             call.lsn = answer.lsn
             call.remembered = answer.remembered
+
+    def _settle(self, group: CommitGroup) -> bool:
+        """Wait for the disk; whether ``group`` is completed."""
+        return self._engine.settle(group, self._is_patient())
 
     def _secure(self) -> ReadOnlyError | None:
         """Make all commits safe as far as that takes no waiting for the disk."""
@@ -380,6 +389,10 @@ class PendingReply:
         body = self._service.finish(self._call, reply)
         self._service.flush_log()
         return [body]
+
+    def give_up(self, error: BaseException) -> list[bytes]:
+        """The reply where that failed."""
+        return [self._service.give_up(self._call.request, error)]
 
 
 class PendingCommits:
@@ -444,6 +457,12 @@ class PendingCommits:
         service.flush_log()
         return bodies
 
+    def give_up(self, error: BaseException) -> list[bytes]:
+        """The replies where that failed."""
+        requests = [request_in(body) for body in self._requests]
+        requests += [call.request for call, _ in self._calls]
+        return [self._service.give_up(request, error) for request in requests]
+
     def _bodies_after_rollback(self, error: ReadOnlyError) -> list[bytes]:
         """The replies after others' commits, or these, have been rolled back.
 
@@ -483,18 +502,17 @@ def _step(seconds: float) -> int:
     return int(seconds * 1e6).bit_length()
 
 
-def give_up(body: bytes | BadEnvelope, error: BaseException) -> bytes:
-    """The reply to a request whose service died of ``error``, before or after it ran."""
-    request: AnyRequest | None = None
+def request_in(body: bytes | BadEnvelope) -> AnyRequest | None:
+    """What is in ``body``, as far as that can be told now, when something has failed."""
     if not isinstance(body, BadEnvelope):
-        with contextlib.suppress(RequestError):
-            request = decode(body)
-    return encode_reply(fail(error, request))
+        with contextlib.suppress(RequestError, MemoryError):
+            return decode(body)
+    return None
 
 
 def fail(error: BaseException, request: AnyRequest | None) -> Failure:
     """The reply to a request that raised ``error``; logs what is a bug."""
     if not isinstance(error, RequestError):
         _log.error("a command failed: this is a bug in zkv", exc_info=error)
-        error = InternalError("a bug in the server; its log says more", applied=None)
+        error = InternalError(A_BUG, applied=None)
     return failure(error, None if request is None else request.id)

@@ -1,26 +1,39 @@
 """A worker thread: a loop over batches from its mailbox.
 
 A command that fails is answered by the service and harms nobody. What gets past that kills the
-service: `INTERNAL` is answered to the batch that it had taken, the log says so with a traceback,
-and a new service takes its place at the same mailbox, where nothing that waits is lost. If the
-mailbox itself fails, the thread ends, and the broker puts another worker in its place.
+service: `INTERNAL` is answered to the batch that it had taken, or to those whose pending replies it
+could not make, the log says so with a traceback, and a new service takes its place at the same
+mailbox, where nothing that waits is lost. So it is where memory ends while requests are received.
+If the mailbox itself fails, the thread ends, and the broker puts another worker in its place.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from typing import TYPE_CHECKING
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
-from zkv.broker.service import give_up
+import zmq
+
+from zkv.broker.mailbox import ReplyFailedError
+from zkv.broker.service import request_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from zkv.broker.frames import BadEnvelope
     from zkv.broker.mailbox import Mailbox
     from zkv.broker.service import Service
 
 _log = logging.getLogger("zkv.broker")
+
+MOST_IN_VAIN: Final = 100
+"""After so many failures to receive in a row the mailbox itself counts as failed."""
+PAUSE_SECONDS: Final = 0.01
+"""After each: where memory ends, it may be there again a moment later."""
 
 
 class Worker:
@@ -53,6 +66,11 @@ class Worker:
     def name(self) -> str:
         """The thread's name."""
         return self._thread.name
+
+    @property
+    def served(self) -> bool:
+        """Whether it has ever been able to receive."""
+        return self._mailbox is not None
 
     @property
     def unroutable(self) -> int:
@@ -103,12 +121,38 @@ def serve(
         make_service: makes that.
         name: of the thread, for the log.
     """
-    while bodies := mailbox.receive():
+    in_vain = 0
+    while True:
         service = services[-1]
+        bodies = None
         try:
-            mailbox.reply(*service.answer(bodies))
-            service.commit(mailbox.is_idle)
+            bodies = mailbox.receive()
+            if not bodies:
+                return
+            in_vain = 0
+            _answer(mailbox, service, bodies)
+            continue
+        except ReplyFailedError as failure:
+            _log.critical("%s died; another takes its place", name, exc_info=failure.__cause__)
         except BaseException as error:
+            if bodies is None:
+                in_vain += 1
+                if isinstance(error, zmq.ZMQError) or in_vain == MOST_IN_VAIN:
+                    raise
+                time.sleep(PAUSE_SECONDS)
             _log.critical("%s died; another takes its place", name, exc_info=True)
-            mailbox.reply([give_up(body, error) for body in bodies[: mailbox.unanswered]])
-            services.append(make_service())
+            if mailbox.unanswered:
+                with contextlib.suppress(MemoryError):  # Then not even that can be said.
+                    mailbox.give_up(partial(_give_up, service, error))
+        services.append(make_service())
+
+
+def _answer(mailbox: Mailbox, service: Service, bodies: list[bytes | BadEnvelope]) -> None:
+    try:
+        mailbox.reply(*service.answer(bodies))
+    finally:  # Whatever could not be sent: what waits for the disk waits for this.
+        service.commit(mailbox.is_idle)
+
+
+def _give_up(service: Service, error: BaseException, body: bytes | BadEnvelope) -> bytes:
+    return service.give_up(request_in(body), error)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Final, NoReturn
 
-from zkv import __version__
+from zkv import __version__, durations
 from zkv.cli.ops import OPS, Argument, Command
 from zkv.cli.programs import PROGRAMS
 from zkv.defaults import DEFAULT_ENDPOINT
@@ -35,19 +35,30 @@ OPTIONS: Final = (
         },
     ),
     Argument(
-        "[--timeout S]",
+        "[--timeout TIME]",
         ("--timeout",),
         {
-            "metavar": "S",
-            "type": float,
+            "metavar": "TIME",
+            "type": durations.argument,
             "default": DEFAULT_TIMEOUT,
-            "help": f"seconds to wait for the answer; else {DEFAULT_TIMEOUT:g}",
+            "help": "how long to wait for the answer: seconds, or such as 500ms, 2m; "
+            f"else {DEFAULT_TIMEOUT:g}",
         },
+    ),
+    Argument(
+        "[-o text|json]",
+        ("-o", "--output"),
+        {"metavar": "FORMAT", "choices": ("text", "json"), "help": "how answers are printed"},
     ),
     Argument(
         "[--json]",
         ("--json",),
-        {"action": "store_true", "default": False, "help": "values and answers are JSON"},
+        {
+            "action": "store_true",
+            "default": False,
+            "dest": "json_flag",
+            "help": "VALUE is JSON and not text; where a command takes no VALUE, -o json",
+        },
     ),
 )
 """What stands before the command or behind it."""
@@ -60,17 +71,26 @@ without a command:
   a shell: it takes commands as they stand here, one a line, and remembers them; help tells more.
   Where standard input is no terminal, its lines are carried out.
 
-every write:
+every write that is one request:
   takes --durable, --deadline, and --session NAME with --seq N: see zkv-cli put --help. With a
   session, the same command may be given again after exit status 3: it is carried out once.
 
 values:
-  A VALUE is text, or JSON with --json; - reads it from standard input, to the end. Where a word
-  begins with a dash, -- stands before it: zkv-cli put key -- -value
-  get prints text as a line, bin just as it is, anything else as JSON. What JSON lacks is shown as
-  {"$bin": "<base64>"}, {"$ext": [<type>, "<base64>"]}, {"$time": "<UTC>"}, {"$float": "NaN"} and
-  {"$map": [[<key>, <value>], ...]}. In a line with other things a value is JSON; a key is text, or
-  JSON where it begins with a quotation mark or holds what cannot be printed.
+  A VALUE is text: put n 1 stores the text "1", put n 1 --json the number 1. - reads it from
+  standard input, to the end. Where a word begins with a dash, -- stands before it:
+  zkv-cli put key -- -value
+  get prints text as a line, bin just as it is, anything else as JSON. On a terminal, text that
+  reads like JSON or cannot be shown has quotes, and bin is shown as below; get --type tells what
+  a value is. What JSON lacks is shown as {"$bin": "<base64>"}, {"$ext": [<type>, "<base64>"]},
+  {"$time": "<UTC>"}, {"$float": "NaN"} and {"$map": [[<key>, <value>], ...]}. In a line with other
+  things a value is JSON; a key is text, or JSON where it begins with a quotation mark or holds
+  what cannot be printed.
+
+times:
+  A TIME is a number of seconds, or numbers with units: 500ms, 90s, 5m, 1h30m, 7d, 2w.
+
+answers:
+  -o json prints every answer as JSON: for get the value alone, else an object a line.
 
 exit status:
   0 done; 1 a negative answer (NOT_FOUND, CONFLICT); 2 wrong usage, or refused by the server;
@@ -96,21 +116,51 @@ def parse(
         SystemExit: help, or the version, has been printed.
     """
     parser = _main_parser()
+    parser.typed = arguments
     ahead, words = _split(arguments)
+    if ahead[-1:] == ["-h"] and words and words[0].lower() not in COMMANDS:
+        parser.error("-h is short for --help")  # Of Redis' tools it names the host.
+    if words and words[0].lower() == "help":
+        ahead, words = ["--help"][: 2 - len(words[:2])], [*words[1:2], "--help"]
     options = parser.parse_args(ahead, given and argparse.Namespace(**vars(given)))
     if not words:
         return None, options
     command = COMMANDS.get(words[0].lower())
     if command is None:
         parser.error(f"no such command: {words[0]!r}")
-    return command, _command_parser(command).parse_args(_options_first(command, words[1:]), options)
+    parser = _command_parser(command)
+    parser.typed = arguments
+    options = parser.parse_args(_options_first(command, words[1:]), options)
+    as_value = options.json_flag and command.takes_value
+    as_output = "json" if options.json_flag and not as_value else "text"
+    options.json_value = as_value
+    options.json = (options.output or as_output) == "json"
+    return command, options
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells an error in one line."""
+    """Tells an error in one line, with what was meant where that can be guessed."""
+
+    typed: list[str]
+    synopsis = ""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
+        from zkv.cli import hints
+
+        message = message.replace("unrecognized arguments: -- ", "unrecognized arguments: ")
+        hint = hints.find(message, self.typed, COMMANDS)
+        raise UsageError(f"{self._plain(message)}; {hint or f'see {self.prog} --help'}")
+
+    def _plain(self, message: str) -> str:
+        """What argparse says, in words for whoever has typed it."""
+        missing = message.removeprefix("the following arguments are required: ")
+        if missing != message:
+            return f"missing {missing}: zkv-cli {self.synopsis}"
+        leftover = message.removeprefix("unrecognized arguments: ")
+        if leftover != message:
+            return f"{'unknown option' if leftover.startswith('-') else 'unexpected'}: {leftover}"
+        message = re.sub("ignored explicit argument .*", "it takes no value", message)
+        return message.replace("expected one argument", "its value is missing")
 
 
 def _main_parser() -> _Parser:
@@ -136,9 +186,13 @@ def _command_parser(command: Command) -> _Parser:
         prog=f"zkv-cli {command.name}",
         usage=f"zkv-cli {command.synopsis} {_synopsis(OPTIONS)}",
         description=f"{command.summary[0].upper()}{command.summary[1:]}.",
-        epilog=f"example: zkv-cli {command.example}",
+        epilog="\n         ".join(
+            [f"example: zkv-cli {command.example}", *(f"zkv-cli {each}" for each in command.more)]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.synopsis = command.synopsis
     for argument in command.arguments:
         parser.add_argument(*argument.names, **argument.settings)
     for option in OPTIONS:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from zkv.cli.output import FAILED, CommandError, is_terminal, note, print_result
 from zkv.cli.values import to_json
+from zkv.endpoint import check_option
 from zkv.errors import ZkvError
 
 if TYPE_CHECKING:
@@ -41,13 +42,14 @@ class Session:
 
     def client(self, options: argparse.Namespace) -> Client:
         """A client for the endpoint and the timeout in ``options``. Raises CommandError."""
-        from zkv.client import Client
+        from zkv.client import Client, RetryPolicy
 
         wanted = (options.endpoint, options.timeout)
         if self._client is None or self._made_for != wanted:
             self.close()
             try:
-                self._client = Client(*wanted)
+                check_option(options.endpoint)
+                self._client = Client(*wanted, retry=RetryPolicy(wait_for_start=False))
             except ValueError as error:
                 raise CommandError(FAILED, str(error)) from error
             self._made_for = wanted
@@ -65,7 +67,9 @@ def carry_out(command: Command, session: Session, options: argparse.Namespace) -
     try:
         return command.run(session, options) if command.run else ask(command, session, options)
     except ZkvError as error:
-        raise failure(error) from error
+        raise failure(error, command.op) from error
+    except OverflowError as error:
+        raise CommandError(FAILED, "an int has more than 64 bits") from error
 
 
 def ask(command: Command, session: Session, options: argparse.Namespace) -> int:
@@ -103,8 +107,8 @@ def reading(op: str) -> Iterator[None]:
         raise CommandError(FAILED, "the value is nested too deeply to be printed") from error
 
 
-def failure(error: ZkvError) -> CommandError:
-    """The exit status for ``error``, and what a person should know before trying again."""
+def failure(error: ZkvError, op: str = "") -> CommandError:
+    """The exit status for ``error`` of an op, and what to know before trying again."""
     from zkv.client import ClientError, NoReplyError, RefusedError
 
     status, hint = FAILED, ""
@@ -115,8 +119,12 @@ def failure(error: ZkvError) -> CommandError:
             status = NEGATIVE if error.code in NEGATIVE_CODES else FAILED
             if "index" in error.details:
                 hint = f"; at index {error.details['index']} of the transaction"
-            if error.retry:
+            if op == "END":
+                hint += "; the server ends all the same"
+            elif error.retry:
                 hint += "; it may succeed later"
+            if error.code == "WRONG_TYPE" and "(str)" in str(error):
+                hint += "; to store a number: zkv-cli put KEY 1 --json"
     if isinstance(error, ClientError) and error.applied is None:
         hint = "; the request may have been carried out, or may yet be"
     return CommandError(status, f"{error}{hint}")
@@ -126,7 +134,7 @@ def _answer(
     command: Command, options: argparse.Namespace, all_fields: dict[str, Any], reply: dict[str, Any]
 ) -> tuple[str | bytes, str]:
     """What to print, and what to say beside it."""
-    beside = command.note(reply)
+    beside = command.note(all_fields)
     if options.json:
         return to_json(command.result(reply)), beside
     if command.view is not None and is_terminal(sys.stdout):

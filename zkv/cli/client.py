@@ -15,19 +15,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Final
 
 from zkv.cli.arguments import UsageError, parse
 from zkv.cli.asking import Session, carry_out
 from zkv.cli.ops import Command
-from zkv.cli.output import FAILED, CommandError, complain, forget_output, write
-
-INTERRUPTED: Final = 130
-NOBODY_READS: Final = 141
+from zkv.cli.output import FAILED, CommandError, complain, write
+from zkv.streams import guarded
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    return guarded("zkv-cli", FAILED, lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
     try:
         command, options = _parse(sys.argv[1:] if arguments is None else arguments)
         with Session() as session:
@@ -39,11 +40,6 @@ def main(arguments: list[str] | None = None) -> int:
     except CommandError as error:
         complain(str(error))
         return error.status
-    except BrokenPipeError:
-        forget_output()
-        return NOBODY_READS
-    except KeyboardInterrupt:
-        return INTERRUPTED
 
 
 def _parse(arguments: list[str]) -> tuple[Command | None, argparse.Namespace]:

@@ -17,7 +17,10 @@ from zkv.cli.output import print_result
 BASH: Final = """\
 _zkv_cli() {{
     local word=${{COMP_WORDS[COMP_CWORD]}} command= choices= i
-    case ${{COMP_WORDS[COMP_CWORD - 1]}} in {with_value}) COMPREPLY=(); return ;; esac
+    case ${{COMP_WORDS[COMP_CWORD - 1]}} in
+        {with_choice}
+        {with_value}) COMPREPLY=(); return ;;
+    esac
     # bash splits an endpoint at its colons: the command is the first word that is one.
     for ((i = 1; i < COMP_CWORD; i++)); do
         case ${{COMP_WORDS[i]}} in {names}) command=${{COMP_WORDS[i]}}; break ;; esac
@@ -70,7 +73,13 @@ def _bash(commands: Mapping[str, Command], options: Sequence[Argument]) -> str:
         for name, command in commands.items()
         if _takes_file(command)
     ]
+    of_options = [
+        f"{'|'.join(option.names)}) choices='{' '.join(option.settings['choices'])}'; "
+        'COMPREPLY=($(compgen -W "$choices" -- "$word")); return ;;'
+        for option in _having_choices(commands, options)
+    ]
     return BASH.format(
+        with_choice="\n        ".join(of_options),
         with_value="|".join(_taking_value(commands, options)),
         names=f"{lower} {lower.upper()}".replace(" ", "|"),
         cases="\n        ".join(lines),
@@ -82,6 +91,13 @@ def _taking_value(commands: Mapping[str, Command], options: Sequence[Argument]) 
     own = [option for command in commands.values() for option in _own_options(command)]
     taking = [option.names for option in (*options, *own) if "metavar" in option.settings]
     return list(dict.fromkeys(name for names in taking for name in names))
+
+
+def _having_choices(commands: Mapping[str, Command], options: Sequence[Argument]) -> list[Argument]:
+    """All options whose value is one of a few words; each once."""
+    own = [option for command in commands.values() for option in _own_options(command)]
+    having = [option for option in (*options, *own) if "choices" in option.settings]
+    return list({option.names: option for option in having}.values())
 
 
 def _fish(commands: Mapping[str, Command], options: Sequence[Argument]) -> list[str]:
@@ -100,6 +116,8 @@ def _fish(commands: Mapping[str, Command], options: Sequence[Argument]) -> list[
 def _fish_option(option: Argument) -> str:
     names = [f"-{'l' if name.startswith('--') else 's'} {name.strip('-')}" for name in option.names]
     value = ["-x"] if "metavar" in option.settings else []
+    if "choices" in option.settings:
+        value.append(f"-a '{' '.join(option.settings['choices'])}'")
     return " ".join([*names, *value, "-d", quote(option.settings["help"])])
 
 
@@ -112,10 +130,10 @@ def _takes_file(command: Command) -> bool:
 
 
 def _choices(command: Command) -> list[str]:
-    """The words that an argument of ``command`` has to be one of."""
+    """The words that what stands behind ``command`` has to be one of."""
     return [
         word
         for argument in command.arguments
-        if argument.settings["help"] != argparse.SUPPRESS
+        if not argument.is_option and argument.settings["help"] != argparse.SUPPRESS
         for word in argument.settings.get("choices", ())
     ]

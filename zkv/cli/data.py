@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import resource
 import sys
 import time
@@ -25,6 +24,7 @@ from zkv.durability.layout import Layout
 from zkv.durability.picture import Picture, require_data
 from zkv.errors import ZkvError
 from zkv.keyspace.change import REMOVALS
+from zkv.streams import complain, forget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from zkv.keyspace import Change, Commit, Entry
 
 FAULT = 1
-INTERRUPTED = 130
-NOBODY_READS = 141
+LONGEST_ANSWER = 100
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -55,11 +54,16 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
     parser = _add(verbs, "backup", _backup, "copy the data of a server, running or not", BACKUP)
     _add_directory(parser)
-    parser.add_argument("target", type=Path, metavar="TARGET", help="absent or empty")
+    parser.add_argument("target", type=_path, metavar="TARGET", help="absent or empty")
 
     parser = _add(verbs, "restore", _restore, "make a data directory from a backup", RESTORE)
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="the backup")
-    parser.add_argument("directory", type=Path, metavar="DIR", help="absent or empty")
+    parser.add_argument("source", type=_path, metavar="SOURCE", help="the backup")
+    parser.add_argument("directory", type=_path, metavar="DIR", help="absent or empty")
+    parser.add_argument(
+        "--above", type=_revision, default=0, metavar="REV",
+        help="a revision that clients may have seen, where that is higher than the backup's: such "
+        "as the newest of a store that was restored from the same backup before",
+    )  # fmt: skip
 
 
 CHECK = """\
@@ -83,11 +87,13 @@ server, and then shows also what that has written and not yet acknowledged."""
 BACKUP = """\
 Copy the data in DIR to TARGET, also while a server runs. The copy is the store at one revision,
 with every write that was acknowledged before the backup began. It is on disk, and checked, when
-this ends. It is a data directory itself: check it, dump it, or start a server with it."""
+this ends. It is a data directory itself: check it, dump it, and restore it to serve it again."""
 
 RESTORE = """\
-Check a backup and make a data directory from it: the same entries, the same revision. Clients that
-have seen later revisions than the backup's have to begin anew."""
+Check a backup and make a data directory from it, with the same entries and the same remembered
+answers of exactly-once writes. The store's revision is raised by 2^32, so that none that was taken
+after the backup, and is lost, comes again: clients that follow the changes notice, and read the
+store anew. All of the store is held in memory, as a server holds it."""
 
 
 def _add(
@@ -103,12 +109,20 @@ def _add(
 
 
 def _add_directory(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", type=Path, metavar="DIR", help="the data directory")
+    parser.add_argument("directory", type=_path, metavar="DIR", help="the data directory")
+
+
+def _path(word: str) -> Path:
+    if not word:
+        raise argparse.ArgumentTypeError("the name of a directory must not be empty")
+    if "\0" in word:
+        raise argparse.ArgumentTypeError(f"{word!r} holds a NUL character")
+    return Path(word)
 
 
 def _revision(word: str) -> int:
-    if not (word.isascii() and word.isdigit()):
-        raise argparse.ArgumentTypeError(f"{word!r} is no revision")
+    if not (word.isascii() and word.isdigit() and len(word) < 20):
+        raise argparse.ArgumentTypeError(f"{word[:40]!r} is no revision")
     return int(word)
 
 
@@ -124,12 +138,11 @@ def _run(action: Callable[[argparse.Namespace], int], options: argparse.Namespac
     except ZkvError as error:
         return _complain(str(error))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return NOBODY_READS
+        raise
     except OSError as error:
+        if error.filename is None:
+            forget(sys.stdout)
         return _complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        return INTERRUPTED
     return status
 
 
@@ -159,8 +172,7 @@ def _say(line: str) -> None:
 
 
 def _complain(message: str) -> int:
-    if sys.stderr is not None:
-        sys.stderr.buffer.write(to_bytes(f"zkv: {message}"))
+    complain("zkv", message)
     return FAULT
 
 
@@ -253,7 +265,13 @@ def _say_plan(plan: Plan, layout: Layout, name: str) -> None:
 def _ask(question: str) -> bool:
     sys.stdout.write(question)
     sys.stdout.flush()
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+    if sys.stdin is None:
+        return False
+    try:
+        answer = sys.stdin.buffer.readline(LONGEST_ANSWER)
+    except OSError:  # It cannot be read: nobody has said yes.
+        return False
+    return answer.strip().lower() in {b"y", b"yes"}
 
 
 # dump. --------------------------------------------------------------------------------------
@@ -315,8 +333,6 @@ def _backup(options: argparse.Namespace) -> int:
 
 
 def _restore(options: argparse.Namespace) -> int:
-    with Picture(Files(), options.source) as picture:
-        copying.require_whole(picture)
-    found = copying.copy(Files(), options.source, options.directory)
+    found = copying.restore(Files(), options.source, options.directory, options.above)
     _say(f"restored to {options.directory}: {_summary(found)}")
     return 0

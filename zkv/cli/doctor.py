@@ -4,7 +4,8 @@ Checks go from the outside in: the endpoint, then what PING and INFO tell, then 
 machine can see. Each gives findings, a line each: what is so, and where something should be done,
 what. A check never writes to the store.
 
-Exit status: 0 nothing to be done; 1 something should be; 2 usage; 3 no answer in time.
+Exit status: 0 nothing to be done; 1 something should be; 2 usage, or what was found
+cannot be printed; 3 no answer in time.
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ import argparse
 import os
 import resource
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from zkv import __version__
+from zkv import __version__, compiled, durations
 from zkv.cli.output import has_colours
 from zkv.cli.values import to_bytes, to_json
 from zkv.cli.view import duration, size
-from zkv.client import Client, ClientError, NoReplyError
+from zkv.client import Client, ClientError, NoReplyError, RetryPolicy, UnavailableError
 from zkv.defaults import DEFAULT_ENDPOINT
+from zkv.endpoint import check_option
+from zkv.streams import complain, write
 
 FINE: Final = "ok"
 TELL: Final = "note"
@@ -36,7 +38,7 @@ USAGE: Final = 2
 NO_ANSWER: Final = 3
 
 PROTOCOL: Final = 1
-PINGS: Final = 50
+PINGS: Final = 5
 SLOW: Final = 0.020
 """Seconds; a lock-step client does 50 requests a second then."""
 CLOCKS_APART: Final = 1.0
@@ -91,8 +93,9 @@ def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help=f"where the server listens; else ZKV_ENDPOINT, else {DEFAULT_ENDPOINT}",
     )  # fmt: skip
     parser.add_argument(
-        "--timeout", metavar="S", type=float, default=5.0, help="seconds to wait for an answer"
-    )
+        "--timeout", metavar="TIME", type=durations.argument, default=5.0,
+        help="how long to wait for an answer: seconds, or such as 500ms; else 5",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="an object for each finding")
     parser.set_defaults(run=run)
 
@@ -101,22 +104,22 @@ def run(options: argparse.Namespace) -> int:
     """Carry out all checks, and print what they find as they find it."""
     status = 0
     try:
-        with Client(options.endpoint, options.timeout) as client:
+        check_option(options.endpoint)
+        policy = RetryPolicy(wait_for_start=False)
+        with Client(options.endpoint, options.timeout, retry=policy) as client:
             for finding in examine(client):
                 _print(finding, options.json)
                 status = WRONG if finding.level == ACT else status
     except NoReplyError as error:
-        _print(_no_reply(options.endpoint, error), options.json)
+        _print(_no_reply(error), options.json)
         return NO_ANSWER
     except ClientError as error:
         advice = "what listens there is no zkv server, or it ends: look at its log"
         _print(Diagnosis(ACT, "answers", str(error), advice), options.json)
         return WRONG
     except ValueError as error:
-        print(f"zkv: {error}", file=sys.stderr)
+        complain("zkv", str(error))
         return USAGE
-    except KeyboardInterrupt:
-        return 130
     return status
 
 
@@ -201,20 +204,35 @@ def check_durability(_client: Client, info: Info) -> Iterator[Diagnosis]:
             )  # fmt: skip
 
 
+def check_refusal(_client: Client, info: Info) -> Iterator[Diagnosis]:
+    """Does it take writes?"""
+    if refusal := info["durability"].get("refusal"):
+        yield Diagnosis(
+            ACT, "writes", f"refused now: {refusal}",
+            "see DURABILITY.md; reads go on, so zkv-cli export saves what it holds",
+        )  # fmt: skip
+
+
 def check_failures(_client: Client, info: Info) -> Iterator[Diagnosis]:
     """Has it met what it should not?"""
     stats = info["stats"]
     failures = stats["failures"]
-    if refused := failures.get("READ_ONLY", 0):
+    advice = "the server's log says why: the disk, the memory, or the data directory"
+    by_op = stats.get("failures_by_op", {})
+    unsaved = sum(by_op.get(op, {}).get("READ_ONLY", 0) for op in ("SNAPSHOT", "END"))
+    if unsaved:
         yield Diagnosis(
-            ACT, "writes", f"{refused:,} were refused because the log could not be written",
-            "look for a full or failing disk, in the server's log and the system's",
+            ACT, "snapshots", f"{unsaved:,} could not be written when asked for", advice
+        )
+    if refused := failures.get("READ_ONLY", 0) - unsaved:
+        yield Diagnosis(
+            ACT, "writes", f"{refused:,} were refused because the log could not be written", advice
         )  # fmt: skip
     bugs = failures.get("INTERNAL", 0) + stats["workers_replaced"]
     if bugs:
         advice = "the server's log has tracebacks: report them"
         yield Diagnosis(ACT, "bugs", f"it has met {bugs:,} since its start", advice)
-    if not refused and not bugs:
+    if not refused and not unsaved and not bugs:
         yield Diagnosis(FINE, "failures", "no write refused for the disk, no bug met")
 
 
@@ -241,7 +259,12 @@ def check_feed(client: Client, info: Info) -> Iterator[Diagnosis]:
     from zkv.client.feed import hear
     from zkv.client.following import feed_endpoint
 
-    feed = feed_endpoint(info["feed"], client.endpoint)
+    advice = "set server.feed to what can be reached from here"
+    try:
+        feed = feed_endpoint(info["feed"], client.endpoint)
+    except ClientError as error:
+        yield Diagnosis(ACT, "feed", str(error), advice)
+        return
     if feed is None:
         yield Diagnosis(
             TELL, "feed", "off: changes can be asked for, with CHANGES, and not followed"
@@ -249,8 +272,8 @@ def check_feed(client: Client, info: Info) -> Iterator[Diagnosis]:
         return
     try:
         took = hear(feed, FEED_PATIENCE)
-    except ValueError as error:
-        yield Diagnosis(ACT, "feed", str(error), "set server.feed to what can be reached from here")
+    except (ValueError, ClientError) as error:
+        yield Diagnosis(ACT, "feed", str(error), advice)
         return
     dropped = info["stats"]["feed"].get("dropped", 0)
     if took is None:
@@ -323,28 +346,28 @@ def check_disk(client: Client, info: Info) -> Iterator[Diagnosis]:
         yield Diagnosis(FINE, "disk", text)
 
 
+def check_build(_client: Client, info: Info) -> Iterator[Diagnosis]:
+    """Is it as quick as it could be?"""
+    if slow := compiled.what_is_slow(info["stats"]):
+        yield Diagnosis(TELL, "build", slow, f"on the server's machine: {compiled.ADVICE}")
+    else:
+        yield Diagnosis(FINE, "build", "store and mailbox are compiled")
+
+
 CHECKS: Final[tuple[Callable[[Client, Info], Iterable[Diagnosis]], ...]] = (
     check_version, check_durability, check_failures, check_sessions, check_feed, check_exposure,
-    check_files, check_disk,
+    check_files, check_disk, check_build,
+    check_version, check_durability, check_refusal, check_failures, check_sessions, check_feed,
+    check_exposure, check_files, check_disk,
 )  # fmt: skip
 
 
-def _no_reply(endpoint: str, error: NoReplyError) -> Diagnosis:
-    """Why there may have been none: does anything listen there?"""
-    if endpoint.startswith("ipc://"):
-        path = Path(endpoint.removeprefix("ipc://"))
-        if path.exists():
-            advice = "the server there has ended, hangs, or is another user's"
-        else:
-            advice = f"there is no {path}: start a server with zkv serve --endpoint {endpoint}"
-        return Diagnosis(ACT, "endpoint", str(error), advice)
-    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), 2.0):
-            advice = "something listens there, and is no zkv server, or hangs: look at its log"
-    except (OSError, ValueError) as reason:
-        advice = f"nothing can be reached there ({reason}): start a server with zkv serve, or name "
-        advice += "its endpoint with -e or ZKV_ENDPOINT"
+def _no_reply(error: NoReplyError) -> Diagnosis:
+    """What to do where there was none: the error says whether there was a connection, and why."""
+    if isinstance(error, UnavailableError):
+        advice = "start a server with zkv serve, or name its endpoint with -e or ZKV_ENDPOINT"
+    else:
+        advice = "what listens there is no zkv server, or it hangs: look at its log"
     return Diagnosis(ACT, "endpoint", str(error), advice)
 
 
@@ -384,5 +407,4 @@ def _print(finding: Diagnosis, as_json: bool) -> None:
         line = f"{level}  {finding.subject:10}  {finding.text}"
         if finding.advice:
             line += f"\n{'':18}-> {finding.advice}"
-    sys.stdout.buffer.write(to_bytes(line))
-    sys.stdout.buffer.flush()
+    write(to_bytes(line))

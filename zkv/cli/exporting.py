@@ -5,25 +5,30 @@ GETs: so a page shows one moment, but two pages may show two. (``zkv backup`` gi
 one revision.) Times to live are written as the time at which they end, by the server's clock.
 
 A file is written as FILE.part and gets its name once it is whole and on disk. One that was not
-finished is gone on with: the key that it ends with says where.
+finished is gone on with: the key that it ends with says where. FILE.part.state says what was asked
+for, and of whom: with anything else it is not gone on with. What is no regular file is written
+straight through (`zkv.writing`).
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 from zkv.cli.asking import Session, reading
 from zkv.cli.output import FAILED, CommandError, is_terminal, note, write
+from zkv.cli.paging import pages
 from zkv.cli.progress import TransferProgress
 from zkv.cli.records import BadRecordError, Record, last_key, written
-from zkv.errors import ZkvError
+from zkv.errors import ZkvError, shorten
+from zkv.reading import BadTextError, decode, parse_json, read_file
+from zkv.writing import Target
 
 if TYPE_CHECKING:
     from zkv.client import Client
@@ -43,12 +48,20 @@ def run(session: Session, options: argparse.Namespace) -> int:
         count = 0
         hidden = options.file == "-" and is_terminal(sys.stdout)
         with TransferProgress("export", "entries", _expected(client, prefix), hidden) as progress:
-            for records in _records(client, clock, prefix, after):
-                put(b"".join([written(record, packed) for record in records]))
-                count += len(records)
+            asked: dict[str, Any] = {"prefix": prefix, "after": after, "values": False}
+            for entries in records(client, clock, pages(client, None, **asked)):
+                put(b"".join([_written(record, packed) for record in entries]))
+                count += len(entries)
                 progress.show(count)
     note(f"{count} {'entry' if count == 1 else 'entries'} written")
     return 0
+
+
+def _written(record: Record, packed: bool) -> bytes:
+    try:
+        return written(record, packed)
+    except ValueError as error:
+        raise CommandError(FAILED, f"{shorten(record.key)}: {error}: JSON can hold it") from error
 
 
 def is_packed(options: argparse.Namespace) -> bool:
@@ -92,29 +105,33 @@ def limits_of(client: Client) -> Limits:
         return Limits(6 * int(limits["max_value_bytes"]) + 65_536, int(limits["max_message_bytes"]))
 
 
+def rev_of(client: Client) -> int:
+    """The revision that a store has now."""
+    info = client.call("INFO")
+    with reading("INFO"):
+        return int(info["rev"])
+
+
 def _expected(client: Client, prefix: str) -> int:
     reply = client.call("COUNT", prefix=prefix)
     with reading("COUNT"):
         return int(reply["count"])
 
 
-def _records(
-    client: Client, clock: ServerClock, prefix: str, after: str | None
+def records(
+    client: Client, clock: ServerClock, found: Iterable[dict[str, Any]]
 ) -> Iterator[list[Record]]:
-    """All entries with a prefix, in the order of their keys."""
-    from zkv.client.operations import ScanPages, scan_fields
-
+    """The entries whose keys are in some pages of a SCAN, with what is left of their lives."""
     at_once = KEYS_AT_ONCE
-    fields = scan_fields("", prefix, after=after, values=False)
-    for page in client._pages(ScanPages("", fields, None)):
-        keys = [entry.key for entry in page]
+    for page in found:
+        keys = [key for key, _, _ in page["items"]]
         while keys:
-            records, size = _get(client, clock, keys[:at_once])
-            if records is None:  # They are too large for one reply.
+            entries, size = _get(client, clock, keys[:at_once])
+            if entries is None:  # They are too large for one reply.
                 at_once = max(1, min(at_once, len(keys)) // 2)
                 continue
             keys = keys[at_once:]
-            yield records
+            yield entries
             fitting = at_once * BYTES_AT_ONCE // max(size, 1)
             at_once = max(1, min(KEYS_AT_ONCE, 2 * at_once, fitting))
 
@@ -130,7 +147,7 @@ def _get(client: Client, clock: ServerClock, keys: list[str]) -> tuple[list[Reco
             raise
         return None, 0
     now = clock.now()
-    records = []
+    entries = []
     size = 0
     with reading("TXN"):
         for key, found in zip(keys, reply["results"], strict=True):
@@ -138,9 +155,9 @@ def _get(client: Client, clock: ServerClock, keys: list[str]) -> tuple[list[Reco
                 continue
             ttl, value = found.get("ttl"), found["value"]
             expires = None if ttl is None else round((now + ttl) * 1000)
-            records.append(Record(key, value, found["rev"], expires))
+            entries.append(Record(key, value, found["rev"], expires))
             size += len(value) if isinstance(value, str | bytes) else 100
-    return records, size
+    return entries, size
 
 
 @contextmanager
@@ -153,36 +170,109 @@ def _target(client: Client, options: argparse.Namespace, packed: bool) -> Iterat
             raise CommandError(FAILED, "cannot print: standard output is closed")
         yield write, options.after
         return
-    path = Path(options.file)
-    part = path.with_name(f"{path.name}.part")
     try:
-        with _open_part(part, options.resume) as file:
-            after = options.after
-            if options.resume:
-                key, end = last_key(file, packed, limits_of(client).record)
-                file.truncate(end)
-                file.seek(end)
-                after = after if key is None else key
-            yield file.write, after
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BadRecordError as error:
-        raise CommandError(FAILED, f"{part} is no export: {error}") from error
+        target = Target(options.file)
+        if target.is_file:
+            with _part(client, options, packed, target) as (file, after):
+                yield file.write, after
+        elif options.resume:
+            raise CommandError(FAILED, f"--resume goes on with a file, which {target.name} is not")
+        else:
+            with target.open() as file:
+                yield file.write, options.after
     except ZkvError:  # Of these, some are OSErrors.
         raise
     except OSError as error:
-        raise CommandError(FAILED, f"{error.filename or part}: {error.strerror}") from error
+        raise CommandError(FAILED, f"{error.filename or options.file}: {error.strerror}") from error
 
 
-def _open_part(part: Path, resume: bool) -> IO[bytes]:
-    if resume:
-        return open(part, "r+b")
+@contextmanager
+def _part(
+    client: Client, options: argparse.Namespace, packed: bool, target: Target
+) -> Iterator[tuple[BinaryIO, str | None]]:
+    """What gets the name of the file at the end, and the key behind which to go on."""
+    part = target.path.with_name(f"{target.path.name}.part")
+    asked = _Asked(part, client, options, packed)
     try:
-        return open(part, "xb")
+        with target.open(part.name, options.resume) as file:
+            after = options.after
+            if options.resume:
+                asked.check()
+                longest = limits_of(client).record
+                key, end = last_key(file, packed, longest, options.prefix or "", after)
+                file.truncate(end)
+                file.seek(end)
+                after = after if key is None else key
+            elif part.exists():  # Else there is no room for it, and none for a state.
+                asked.keep()
+            yield file, after
+        asked.remove()
     except FileExistsError:
         raise CommandError(
             FAILED,
             f"{part} is there, from an export that was not finished: --resume goes on with it; "
             f"to begin anew, remove it",
         ) from None
+    except BadRecordError as error:
+        raise CommandError(
+            FAILED, f"{part} is no export that could be gone on with: {error}"
+        ) from error
+
+
+class _Asked:
+    """What an export was asked for, in a file beside the part that it has left.
+
+    Args:
+        part: what is not whole yet.
+        client: of the server.
+        options: what is asked for now.
+        packed: whether it is a msgpack stream.
+    """
+
+    def __init__(
+        self, part: Path, client: Client, options: argparse.Namespace, packed: bool
+    ) -> None:
+        self._part = part
+        self._path = part.with_name(f"{part.name}.state")
+        self._client = client
+        self._fields = {
+            "server": client.endpoint,
+            "format": "msgpack" if packed else "json",
+            "prefix": options.prefix or "",
+            "after": options.after,
+        }
+
+    def keep(self) -> None:
+        """An export begins."""
+        fields = self._fields | {"rev": rev_of(self._client)}
+        with Target(self._path).open() as file:
+            file.write(json.dumps(fields).encode() + b"\n")
+
+    def check(self) -> None:
+        """Raise CommandError where the export that is gone on with was another one."""
+        try:
+            kept = parse_json(decode(read_file(self._path)))
+        except FileNotFoundError:
+            return  # Nothing is known but what the part itself says.
+        except BadTextError as error:
+            raise CommandError(FAILED, f"{self._path}: {error}") from None
+        if not isinstance(kept, dict) or type(kept.get("rev")) is not int:
+            raise CommandError(FAILED, f"{self._path} does not say what was exported")
+        for name, value in self._fields.items():
+            if kept.get(name) != value:
+                raise CommandError(
+                    FAILED,
+                    f"{self._part} is from another export: its {name} was {kept.get(name)!r:.80}, "
+                    f"and now is {value!r:.80}",
+                )
+        if (rev := rev_of(self._client)) < kept["rev"]:
+            raise CommandError(
+                FAILED,
+                f"{self._part} is from another store: that had revision {kept['rev']}, and the one "
+                f"at {self._client.endpoint} has {rev}",
+            )
+
+    def remove(self) -> None:
+        """The export is whole."""
+        with suppress(OSError):
+            self._path.unlink()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from zkv import durations
 from zkv.cli.values import read_json_file, read_value
 
 Fields = dict[str, Any]
@@ -48,7 +49,7 @@ def write(fields: ToFields) -> ToFields:
 
 def put(options: argparse.Namespace) -> Fields:
     """Of PUT."""
-    value = read_value(options.value, options.json)
+    value = read_value(options.value, options.json_value)
     return given("key", "prev", "if_rev", "ttl")(options) | {"value": value}
 
 
@@ -63,24 +64,24 @@ def mput(options: argparse.Namespace) -> Fields:
     for key, value in zip(keys, values, strict=True):
         if key in items:
             raise ValueError(f"the same KEY twice: {key!r}")
-        items[key] = read_value(value, options.json)
+        items[key] = read_value(value, options.json_value)
     return given("ttl")(options) | {"items": items}
 
 
 def touch(options: argparse.Namespace) -> Fields:
     """Of TOUCH. Raises ValueError."""
-    if options.seconds.lower() in NO_EXPIRY:
+    if options.ttl.lower() in NO_EXPIRY:
         return {"key": options.key, "ttl": None}
     try:
-        return {"key": options.key, "ttl": float(options.seconds)}
-    except ValueError:
-        raise ValueError(f"SECONDS is a number or none, and no {options.seconds!r}") from None
+        return {"key": options.key, "ttl": durations.seconds(options.ttl)}
+    except ValueError as error:
+        raise ValueError(f"TIME: {error}; or none, for a key that stays") from None
 
 
 def scan(options: argparse.Namespace) -> Fields:
     """Of SCAN, but for the limit, which is that of a page."""
     fields = given("prefix", "start", "end", "after", "reverse")(options)
-    return fields | {"values": False} if options.keys_only else fields
+    return fields | {"values": False} if options.keys_only or options.meta else fields
 
 
 def txn(options: argparse.Namespace) -> Fields:

@@ -13,22 +13,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import io
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
-
-import msgpack
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
 from zkv.cli.asking import Session, failure, reading
-from zkv.cli.exporting import ServerClock, is_packed, limits_of
+from zkv.cli.exporting import ServerClock, is_packed, limits_of, rev_of
 from zkv.cli.output import FAILED, CommandError, note, print_result
 from zkv.cli.progress import TransferProgress
-from zkv.cli.records import BadRecordError, Place, Record, read
-from zkv.cli.values import STR_ERRORS, to_json
+from zkv.cli.records import CHUNK, LATEST, BadRecordError, Place, Record, read
+from zkv.cli.values import to_json
+from zkv.client.messages import pack_request
+from zkv.reading import BadTextError, decode, open_file, parse_json, read_file
+from zkv.writing import Target
 
 if TYPE_CHECKING:
     from zkv.client import Client
@@ -47,16 +49,15 @@ def run(session: Session, options: argparse.Namespace) -> int:
     client = session.client(options)
     began = time.monotonic()
     limits = limits_of(client)
-    source = _Source(options, limits.record)
-    state = _State(options.resume, source.name)
-    writer = _Writer(client, source.unit, limits.message)
-    with source as file:
+    with _Source(options, limits.record) as source:
+        state = _State(options.resume, source, client)
+        writer = _Writer(client, source.unit, limits.message)
         try:
             with TransferProgress("import", f"{source.unit}s", source.size) as progress:
-                _skip(file, state.offset)
+                state.go_on()
                 for batch in _batches(source, state):
                     writer.store(batch, batch[-1].end - state.offset)
-                    state.keep(batch[-1])
+                    state.keep(batch[-1], writer.rev)
                     progress.show(batch[-1].number, batch[-1].end)
         except (CommandError, KeyboardInterrupt):
             reached = writer.reached or state.number
@@ -81,42 +82,71 @@ def _summarise(options: argparse.Namespace, writer: _Writer, seconds: float) -> 
 
 
 class _Source:
-    """What is imported. Use as a context manager."""
+    """What is imported. Use as a context manager.
+
+    Args:
+        options: of the command.
+        longest: bytes of the longest record.
+    """
 
     def __init__(self, options: argparse.Namespace, longest: int) -> None:
         self.name = "standard input" if options.file == "-" else options.file
         self.packed = is_packed(options)
         self.unit = "record" if self.packed else "line"
         self.longest = longest
-        self.file: IO[bytes] = self._open(options.file)
-        self.size = os.fstat(self.file.fileno()).st_size if self.file.seekable() else None
+        self._opened = self._open(options.file)
+        self._passed = _Passed(self._opened)
+        self.file: BinaryIO = self._opened
+        if options.resume is not None:
+            self.file = io.BufferedReader(self._passed, CHUNK)
+        self.size = os.fstat(self._opened.fileno()).st_size if self._opened.seekable() else None
 
-    def __enter__(self) -> IO[bytes]:
-        return self.file
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *_: object) -> None:
-        if self.file is not sys.stdin.buffer:
-            self.file.close()
+        if sys.stdin is None or self._opened is not sys.stdin.buffer:
+            self._opened.close()
 
-    def _open(self, name: str) -> IO[bytes]:
-        if name == "-":
+    def _open(self, name: str) -> BinaryIO:
+        try:
+            if name != "-":
+                return open_file(name)
             if sys.stdin is None:
                 raise CommandError(FAILED, "standard input is closed")
             return sys.stdin.buffer
-        try:
-            return open(name, "rb")
         except OSError as error:
             raise CommandError(FAILED, f"{name}: {error.strerror}") from error
 
+    def digest(self, size: int) -> str:
+        """Of all that has been read, up to ``size`` bytes behind where the last one ended."""
+        return self._passed.digest(size)
 
-def _skip(file: IO[bytes], offset: int) -> None:
-    """Go on behind so many bytes; what cannot seek is read up to there."""
-    if file.seekable():
-        file.seek(offset, os.SEEK_CUR)
-        return
-    left = offset
-    while left and (chunk := file.read(min(left, BYTES_AT_ONCE))):
-        left -= len(chunk)
+
+class _Passed(io.RawIOBase):
+    """A file to read, which keeps what has been read of it until a digest has taken it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._kept = bytearray()
+
+    def readable(self) -> bool:
+        """As of any file to read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what is there, at least a byte unless it is at its end."""
+        data = self._file.read1(len(buffer))  # type: ignore[attr-defined]
+        self._kept += data
+        buffer[: len(data)] = data
+        return len(data)
+
+    def digest(self, size: int) -> str:
+        """See `_Source.digest`."""
+        self._hash.update(self._kept[:size])
+        del self._kept[:size]
+        return self._hash.hexdigest()
 
 
 def _batches(source: _Source, state: _State) -> Iterator[list[Place]]:
@@ -200,7 +230,7 @@ class _Writer:
         op, fields = _request(entries)
         try:
             if size * GROWTH > self._most:
-                _check_size(fields, self._most)
+                _check_size(op, fields, self._most)
             reply = self._client.call(op, **fields)
         except RefusedError as error:
             if error.retry or error.code in {"INTERNAL", "DENIED"}:
@@ -215,9 +245,9 @@ class _Writer:
         return None
 
 
-def _check_size(fields: dict[str, Any], most: int) -> None:
+def _check_size(op: str, fields: dict[str, Any], most: int) -> None:
     """Raise ValueError where a request of these fields would have more than ``most`` bytes."""
-    taken = len(msgpack.packb(fields, unicode_errors=STR_ERRORS)) + REQUEST_OVERHEAD
+    taken = len(pack_request(op, 0, fields)) + REQUEST_OVERHEAD
     if taken > most:
         raise ValueError(f"it takes {taken} bytes to send; max_message_bytes is {most}")
 
@@ -242,47 +272,117 @@ def _request(entries: list[Record]) -> tuple[str, dict[str, Any]]:
 class _State:
     """How far an import has got, in a file of its own, so that it outlives even a power cut.
 
+    With it stands what it is true of: the beginning of the source, by its size and a digest, and
+    the store. Of anything else it would leave out what is not stored there.
+
     Args:
         name: of the file; None = it is kept nowhere.
-        source: what is imported; a state of something else is refused.
+        source: what is imported.
+        client: of the store.
     """
 
-    def __init__(self, name: str | None, source: str) -> None:
-        self._path = None if name is None else Path(name)
+    def __init__(self, name: str | None, source: _Source, client: Client) -> None:
+        self._name = name
         self._source = source
+        self._client = client
+        self._of = {
+            "source": source.name,
+            "server": client.endpoint,
+            "format": "msgpack" if source.packed else "json",
+        }
+        self._digest = ""
+        self._rev = 0
         self.number = 0
         self.offset = 0
-        if self._path is not None:
-            self._read(self._path)
+        if name is not None:
+            self._read(name)
 
-    def keep(self, place: Place) -> None:
-        """Everything up to ``place`` is stored."""
+    def go_on(self) -> None:
+        """Go on in the source behind what is done. Raises CommandError where that is not in it."""
+        left = self.offset
+        while left and (data := self._source.file.read(min(left, BYTES_AT_ONCE))):
+            left -= len(data)
+            digest = self._source.digest(len(data))
+            if left == 0 and digest != self._digest:
+                raise self._other(f"its first {self.offset} bytes are not those that were imported")
+        if left:
+            raise self._other(f"it ends before byte {self.offset}, up to which it was imported")
+
+    def keep(self, place: Place, rev: int) -> None:
+        """Everything up to ``place`` is stored, and the store has revision ``rev``."""
+        size = place.end - self.offset
         self.number, self.offset = place.number, place.end
-        if self._path is None:
+        if self._name is None:
             return
-        fields = {"source": self._source, "number": self.number, "offset": self.offset}
-        beside = self._path.with_name(f"{self._path.name}.new")
+        self._digest, self._rev = self._source.digest(size), max(self._rev, rev)
+        done = {"number": self.number, "offset": self.offset, "digest": self._digest}
+        fields = self._of | done | {"rev": self._rev}
         try:
-            beside.write_text(json.dumps(fields) + "\n")
-            beside.replace(self._path)
+            with Target(self._name).open() as file:
+                file.write(json.dumps(fields).encode() + b"\n")
         except OSError as error:
-            raise CommandError(FAILED, f"{self._path}: {error.strerror}") from error
+            raise CommandError(FAILED, f"{self._name}: {error.strerror}") from error
 
     def remove(self) -> None:
         """All is done: the next import begins anew."""
-        if self._path is not None:
-            with contextlib.suppress(OSError):
-                self._path.unlink()
-
-    def _read(self, path: Path) -> None:
-        try:
-            found = json.loads(path.read_text())
-            source, self.number, self.offset = found["source"], found["number"], found["offset"]
-        except FileNotFoundError:
+        if self._name is None:
             return
+        with contextlib.suppress(OSError):
+            target = Target(self._name)
+            try:
+                target.path.unlink()
+            except FileNotFoundError:
+                pass
+            except OSError:  # Its directory may not be changed. An empty one says as much.
+                with target.open():
+                    pass
+
+    def _read(self, name: str) -> None:
+        try:
+            target = Target(name)
+            if not target.is_file:
+                raise CommandError(FAILED, f"{name} is no file in which a state could be kept")
+            target.require_directory()
+            data = b"" if target.is_empty else read_file(name)
         except OSError as error:
-            raise CommandError(FAILED, f"{path}: {error.strerror}") from error
-        except (ValueError, TypeError, KeyError):
-            raise CommandError(FAILED, f"{path} does not say how far an import has got") from None
-        if source != self._source:
-            raise CommandError(FAILED, f"{path} says how far another import has got: of {source}")
+            raise CommandError(FAILED, f"{name}: {error.strerror}") from error
+        if not data:
+            return
+        try:
+            found = parse_json(decode(data))
+        except BadTextError:
+            found = None
+        if not isinstance(found, dict) or "source" not in found:
+            raise CommandError(FAILED, f"{name} does not say how far an import has got")
+        for field, value in self._of.items():
+            if found.get(field) != value:
+                was = found.get(field)
+                what = "" if field == "source" else f"{field} "
+                raise CommandError(
+                    FAILED,
+                    f"{name} says how far another import has got: of {what}{was!r:.80}, and not of "
+                    f"{value!r:.80}; to begin anew, remove it",
+                )
+        self._take(name, found)
+
+    def _take(self, name: str, found: dict[str, Any]) -> None:
+        """Begin where the state says. Raises CommandError."""
+        numbers = [found.get(field) for field in ("number", "offset", "rev")]
+        if not all(type(number) is int and 0 <= number <= LATEST for number in numbers):
+            raise CommandError(FAILED, f"{name} does not say how far an import has got")
+        self.number, self.offset, self._rev = found["number"], found["offset"], found["rev"]
+        self._digest = str(found.get("digest"))
+        if (rev := rev_of(self._client)) < self._rev:
+            raise CommandError(
+                FAILED,
+                f"{name} says how far an import to another store has got: that had revision "
+                f"{self._rev}, and the one at {self._client.endpoint} has {rev}; to begin anew, "
+                f"remove it",
+            )
+
+    def _other(self, why: str) -> CommandError:
+        return CommandError(
+            FAILED,
+            f"{self._source.name} is another file than the one of which {self._name} says how far "
+            f"its import has got: {why}; to begin anew, remove {self._name}",
+        )

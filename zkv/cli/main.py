@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,14 @@ from zkv.collector import collecting
 from zkv.errors import StartupError
 from zkv.log import Log
 from zkv.server import Event, Server
+from zkv.streams import complain, guarded
 
+_log = logging.getLogger("zkv.server")
+
+SIGNALS = (
+    "Signals: SIGTERM or SIGINT saves everything and ends the server, a second one ends it now; "
+    "SIGHUP opens the log file anew; SIGUSR1 writes to the log where each thread is."
+)
 FAILED = 1
 NOT_STARTED = 2
 BESIDE = "tcp://127.0.0.1:*"
@@ -30,12 +39,16 @@ BESIDE = "tcp://127.0.0.1:*"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    return guarded("zkv", NOT_STARTED, lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
     except StartupError as error:
-        print(f"zkv: {error}", file=sys.stderr)
+        complain("zkv", str(error))
         return NOT_STARTED
 
 
@@ -47,8 +60,9 @@ def serve(options: argparse.Namespace) -> int:
     log.start()
     try:
         server = Server(settings, log.write_requests if log.requests else None, log.reopen)
+        _handle_signals_of_operators(server, log)
         server.start()
-        _handle_signals(server)
+        _handle_signals_to_stop(server)
         with collecting():
             return _serve(server)
     finally:
@@ -101,8 +115,21 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None}
 
 
-def _handle_signals(server: Server) -> None:
-    """First SIGTERM or SIGINT: an orderly stop. Second: the end, now. SIGHUP: a new log file."""
+def _handle_signals_of_operators(server: Server, log: Log) -> None:
+    """SIGHUP: a new log file. SIGUSR1: where each thread is. Also while much is being loaded."""
+    signal.signal(signal.SIGHUP, lambda _number, _frame: server.post(Event.REOPEN_LOG))
+    signal.signal(signal.SIGUSR1, lambda _number, _frame: _log_names())
+    log.dump_stacks_on(signal.SIGUSR1)
+
+
+def _log_names() -> None:
+    """The names of all threads: their stacks, which the interpreter has written, have numbers."""
+    threads = [f"{thread.ident or 0:#018x} is {thread.name}" for thread in threading.enumerate()]
+    _log.warning("SIGUSR1: the stacks of all threads are above; thread %s", ", ".join(threads))
+
+
+def _handle_signals_to_stop(server: Server) -> None:
+    """First SIGTERM or SIGINT: an orderly stop. Second: the end, now."""
 
     def stop(number: int, _frame: object) -> None:
         for signal_number in (signal.SIGTERM, signal.SIGINT):
@@ -111,7 +138,6 @@ def _handle_signals(server: Server) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGHUP, lambda _number, _frame: server.post(Event.REOPEN_LOG))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -120,7 +146,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"zkv {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = verbs.add_parser("serve", help="run a server", description="Run a server.")
+    run = verbs.add_parser(
+        "serve", help="run a server", description="Run a server.", epilog=SIGNALS
+    )
     run.add_argument("--config", type=Path, metavar="FILE", help="settings; see config.toml")
     run.add_argument(
         "--endpoint", action="append", metavar="E",

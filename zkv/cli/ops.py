@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from zkv import durations
 from zkv.cli import fields, text
 from zkv.cli.fields import Fields, given
 from zkv.cli.text import Reply
@@ -47,6 +48,11 @@ class Argument(NamedTuple):
         """Whether it is the name of a file."""
         return self.settings.get("metavar") == "FILE"
 
+    @property
+    def is_value(self) -> bool:
+        """Whether it is a value to be stored, or holds some."""
+        return self.settings.get("metavar") in {"VALUE", "KEY VALUE"}
+
 
 class Command(NamedTuple):
     """One command.
@@ -59,10 +65,12 @@ class Command(NamedTuple):
         fields: makes the request's fields from the parsed arguments; raises ValueError or OSError.
         text: the reply for a person: a str, to be printed as lines, or bytes, to be printed as
             they are. Beside the reply's fields it is given those of the request.
-        result: the part of the reply that ``--json`` prints.
-        note: what to say on standard error beside the answer; empty = nothing.
+        result: the part of the reply that ``--output json`` prints.
+        note: what to say on standard error beside the answer; empty = nothing. It is given what
+            ``text`` is.
         view: the reply for a person at a terminal, where that is more than ``text``.
         run: carries out what is more than one request; the fields before are then not used.
+        more: further command lines that work, for the command's own help.
     """
 
     name: str
@@ -75,11 +83,17 @@ class Command(NamedTuple):
     note: Callable[[Reply], str] = lambda reply: ""
     view: Callable[[Reply], str] | None = None
     run: Run | None = None
+    more: tuple[str, ...] = ()
 
     @property
     def op(self) -> str:
         """The op in the request."""
         return self.name.upper()
+
+    @property
+    def takes_value(self) -> bool:
+        """Whether a value to be stored stands behind it."""
+        return any(each.is_value for each in self.arguments)
 
     @property
     def synopsis(self) -> str:
@@ -97,29 +111,60 @@ def program(module: str) -> Run:
     return run
 
 
+def whole(text: str) -> int:
+    """A whole number, as a ``type`` of argparse."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is no whole number") from None
+    if not -(2**63) <= number < 2**64:
+        raise argparse.ArgumentTypeError(f"{text[:60]} has more than 64 bits")
+    return number
+
+
+def _end(text: str) -> str:
+    """What may stand behind ``end``, as a ``type`` of argparse: an old spelling, `END end`."""
+    if text.lower() != "end":
+        raise argparse.ArgumentTypeError(f"end takes no word behind it, and not {text!r}")
+    return text
+
+
 KEY: Final = Argument("KEY", ("key",), {"metavar": "KEY", "help": "the key: text"})
+KEY_OR_NONE: Final = KEY._replace(synopsis="[KEY]", settings={**KEY.settings, "nargs": "?"})
 KEYS: Final = Argument(
     "KEY...", ("keys",), {"metavar": "KEY", "nargs": "+", "help": "the keys: text"}
 )
 VALUE: Final = Argument(
     "VALUE",
     ("value",),
-    {"metavar": "VALUE", "help": "text, or JSON with --json; - reads it from standard input"},
+    {
+        "metavar": "VALUE",
+        "help": "text; with --json, JSON: 1 is then a number; - reads it from standard input",
+    },
 )
 PAIRS: Final = Argument(
     "KEY VALUE [KEY VALUE...]",
     ("pairs",),
     {"metavar": "KEY VALUE", "nargs": "+", "help": "each key with its value, as for put"},
 )
-SECONDS: Final = Argument(
-    "SECONDS|none",
-    ("seconds",),
-    {"metavar": "SECONDS", "help": "how long the key stays; none or - = until it is deleted"},
+TIME: Final = Argument(
+    "TIME|none",
+    ("ttl",),
+    {
+        "metavar": "TIME",
+        "help": "how long the key stays: seconds, or such as 90s, 5m, 1d12h; "
+        "none or - = until it is deleted",
+    },
 )
 BY: Final = Argument(
     "[BY]",
     ("by",),
-    {"metavar": "BY", "nargs": "?", "type": int, "help": "what to add, maybe less than 0; else 1"},
+    {
+        "metavar": "BY",
+        "nargs": "?",
+        "type": whole,
+        "help": "what to add, maybe less than 0; else 1",
+    },
 )
 PREFIX: Final = Argument(
     "[PREFIX]",
@@ -129,7 +174,7 @@ PREFIX: Final = Argument(
 SINCE: Final = Argument(
     "SINCE",
     ("since",),
-    {"metavar": "SINCE", "type": int, "help": "the revision after which to begin; 0 = the first"},
+    {"metavar": "SINCE", "type": whole, "help": "the revision after which to begin; 0 = the first"},
 )
 TRANSACTION: Final = Argument(
     "FILE",
@@ -142,7 +187,7 @@ TRANSACTION: Final = Argument(
 )
 
 
-def option(name: str, metavar: str, help: str, kind: type = str) -> Argument:
+def option(name: str, metavar: str, help: str, kind: Callable[[str], object] = str) -> Argument:
     """An option with a value."""
     settings = {"metavar": metavar, "type": kind, "help": help}
     return Argument(f"[{name} {metavar}]", (name,), settings)
@@ -155,30 +200,43 @@ def flag(name: str, help: str) -> Argument:
 
 PREV: Final = flag("--prev", "tell the value before, too")
 IF_REV: Final = option(
-    "--if-rev", "N", "only if the key's revision is N; 0 = only if there is no such key", int
+    "--if-rev", "N", "only if the key's revision is N; 0 = only if there is no such key", whole
 )
-TTL: Final = option("--ttl", "S", "seconds after which the key is gone", float)
-LIMIT: Final = option("--limit", "N", "how many to print at most; else all", int)
+TTL: Final = option(
+    "--ttl", "TIME", "how long the key stays: seconds, or such as 90s, 5m, 1d12h; else for ever",
+    durations.argument,
+)  # fmt: skip
+LIMIT: Final = option("--limit", "N", "how many to print at most; else all", whole)
 BOUNDS: Final = (
     option("--start", "KEY", "begin with this key, or behind it"),
     option("--end", "KEY", "stop before this key"),
     option("--after", "KEY", "go on behind this key, where the page before ended"),
 )
+TYPE: Final = flag("--type", "print the type of the value instead: str, int, map ...")
+META: Final = flag("--meta", "print value, type, revision and time to live, a line each")
+WATCH: Final = flag("--watch", "go on, and print each value that the key gets")
+DELETED_PREFIX: Final = option(
+    "--prefix", "PREFIX",
+    "delete all keys that begin so, page by page: not all or nothing. Asks at a terminal",
+)  # fmt: skip
+YES: Final = flag("--yes", "with --prefix: do not ask")
+SCAN_META: Final = flag("--meta", "print type, revision and time to live, too, in this order")
 KEYS_ONLY: Final = flag("--keys-only", "do not print values")
 REVERSE: Final = flag("--reverse", "from the last key to the first")
 CHANGED_PREFIX: Final = option("--prefix", "PREFIX", "only keys that begin so")
-CHANGES_LIMIT: Final = option("--limit", "N", "about how many to print; else 1000", int)
+CHANGES_LIMIT: Final = option("--limit", "N", "about how many to print; else 1000", whole)
 
+DURABLE: Final = flag("--durable", "wait until it is on disk, whatever the server is set to")
 EVERY_WRITE: Final = tuple(
     argument._replace(synopsis="")  # The help says once that every write takes them.
     for argument in (
-        flag("--durable", "wait until it is on disk, whatever the server is set to"),
+        DURABLE,
         flag("--deadline", "not to be carried out any more once --timeout has passed"),
         option(
             "--session", "NAME",
             "with --seq: carried out once, however often it is sent; a random name for the script",
         ),
-        option("--seq", "N", "number of the write in the session: 1, 2, 3 ...", int),
+        option("--seq", "N", "number of the write in the session: 1, 2, 3 ...", whole),
     )
 )  # fmt: skip
 END_AGAIN: Final = Argument(
@@ -187,9 +245,8 @@ END_AGAIN: Final = Argument(
     {
         "metavar": "end",
         "nargs": "?",
-        "type": str.lower,
-        "choices": ["end"],
-        "help": argparse.SUPPRESS,  # An old spelling, `END end`.
+        "type": _end,
+        "help": argparse.SUPPRESS,
     },
 )
 
@@ -201,11 +258,13 @@ def _write(
     arguments: tuple[Argument, ...],
     to_fields: fields.ToFields,
     to_text: Callable[[Reply], str | bytes] = text.written,
+    **others: Any,
 ) -> Command:
     """A command that changes something."""
+    arguments = (*arguments, *EVERY_WRITE)
     return Command(
-        name, summary, example, (*arguments, *EVERY_WRITE), fields.write(to_fields), to_text
-    )
+        name, summary, example, arguments, fields.write(to_fields), to_text, **others
+    )  # fmt: skip
 
 
 def _info_view(reply: Reply) -> str:
@@ -217,19 +276,21 @@ def _info_view(reply: Reply) -> str:
 _TABLE: Final = (
     _write(
         "put", "store a value", "put greeting 'hello, world'", (KEY, VALUE, PREV, IF_REV, TTL),
-        fields.put,
+        fields.put, note=text.after_put,
+        more=("put visits 1 --json", "put lock me --if-rev 0 --ttl 30s", "put page - <page.html"),
     ),
     Command(
-        "get", "print a value alone", "get greeting", (KEY,), given("key"), text.value,
-        lambda reply: reply["value"],
+        "get", "print a value alone", "get greeting", (KEY, TYPE, META, WATCH),
+        run=program("getting"), more=("get visits --type", "get lock --meta", "get lock --watch"),
     ),
     _write(
-        "touch", "give a key another time to live", "touch greeting 60", (KEY, SECONDS),
-        fields.touch,
+        "touch", "give a key another time to live", "touch greeting 60", (KEY, TIME),
+        fields.touch, more=("touch greeting 1h30m", "touch greeting none"),
     ),
     _write(
-        "delete", "delete a key", "delete greeting", (KEY, PREV, IF_REV),
-        given("key", "prev", "if_rev"),
+        "delete", "delete a key, or all keys that begin alike", "delete greeting",
+        (KEY_OR_NONE, PREV, IF_REV, DELETED_PREFIX, YES), given("key", "prev", "if_rev"),
+        run=program("deleting"), more=("delete --prefix user/ --yes",),
     ),
     _write(
         "incr", "add to a number, and print the sum alone", "incr visits", (KEY, BY),
@@ -245,10 +306,11 @@ _TABLE: Final = (
     ),
     Command(
         "scan", "print keys in order, each with its value as JSON", "scan --limit 10",
-        (PREFIX, *BOUNDS, LIMIT, KEYS_ONLY, REVERSE), run=program("scan"),
+        (PREFIX, *BOUNDS, LIMIT, KEYS_ONLY, REVERSE, SCAN_META), run=program("scan"),
+        more=("scan user/ --keys-only", "scan user/ --meta", "scan --start a --end b -o json"),
     ),
     Command("count", "print how many keys there are", "count a", (PREFIX,), given("prefix"),
-        text.number("count"),
+        text.number("count"), note=text.after_count,
     ),
     _write("mdelete", "delete many keys", "mdelete a b", (KEYS,), given("keys")),
     _write(

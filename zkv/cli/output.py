@@ -10,6 +10,7 @@ import os
 import sys
 from typing import Final, TextIO
 
+from zkv import streams
 from zkv.cli.values import to_bytes
 
 FAILED: Final = 2
@@ -63,38 +64,19 @@ def write(data: bytes) -> None:
     if sys.stdout is None:
         return
     try:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        forget_output()
+        streams.write(data)
+    except streams.OutputError as error:
+        streams.forget(sys.stdout)
         raise CommandError(FAILED, f"cannot print: {error.strerror}") from error
-
-
-def forget_output() -> None:
-    """Send what is still buffered nowhere: the interpreter would try once more, and complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(message: str) -> None:
     """Print one line to standard error, if that takes any."""
-    if sys.stderr is None:
-        return
-    try:
-        name = paint("zkv-cli:", "bad", sys.stderr)
-        print(name, *message.splitlines(), file=sys.stderr, flush=True)
-    except OSError:
-        pass  # The exit status still tells.
+    name = paint("zkv-cli:", "bad", sys.stderr)
+    streams.error_text(" ".join([name, *message.splitlines()]) + "\n")
 
 
 def note(message: str) -> None:
     """Print to standard error what is no fault: `complain`, without alarm."""
-    if sys.stderr is None:
-        return
-    try:
-        line = paint(" ".join(["zkv-cli:", *message.splitlines()]), "dim", sys.stderr)
-        print(line, file=sys.stderr, flush=True)
-    except OSError:
-        pass
+    line = " ".join(["zkv-cli:", *message.splitlines()])
+    streams.error_text(paint(line, "dim", sys.stderr) + "\n")

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Final
 
-from zkv.cli.ops import CHANGED_PREFIX, PREFIX, Argument, Command, flag, option, program
+from zkv import durations
+from zkv.cli.ops import (
+    CHANGED_PREFIX,
+    DURABLE,
+    KEY,
+    PREFIX,
+    Argument,
+    Command,
+    flag,
+    option,
+    program,
+    whole,
+)
 
 FILE: Final = Argument(
     "[FILE]",
@@ -27,9 +39,9 @@ FORMAT: Final = Argument(
     },
 )
 WATCH_SINCE: Final = option(
-    "--since", "REV", "begin behind this revision; else with what is new", int
+    "--since", "REV", "begin behind this revision; else with what is new", whole
 )
-WATCH_LIMIT: Final = option("--limit", "N", "end after so many changes; else go on for ever", int)
+WATCH_LIMIT: Final = option("--limit", "N", "end after so many changes; else go on for ever", whole)
 AFTER: Final = option("--after", "KEY", "begin behind this key")
 GO_ON: Final = flag("--resume", "go on with the FILE.part that an export left unfinished")
 STATE: Final = option(
@@ -37,15 +49,31 @@ STATE: Final = option(
     "STATE",
     "a file that keeps how far it has got: the same command once more goes on from there",
 )
-INTERVAL: Final = option("--interval", "S", "seconds from one view to the next; else 1", float)
-VIEWS: Final = option("--limit", "N", "end after so many views; else go on for ever", int)
+INTERVAL: Final = option(
+    "--interval", "TIME", "from one view to the next: seconds, or such as 500ms; else 1",
+    durations.argument,
+)  # fmt: skip
+VIEWS: Final = option("--limit", "N", "end after so many views; else go on for ever", whole)
 SHELL: Final = Argument(
     "SHELL",
     ("shell",),
     {"metavar": "SHELL", "choices": ("bash", "zsh", "fish"), "help": "bash, zsh or fish"},
 )
 
+OLD: Final = Argument("OLD", ("old",), {"metavar": "OLD", "help": "the key that there is"})
+NEW: Final = Argument("NEW", ("new",), {"metavar": "NEW", "help": "the key that it gets"})
+FORCE: Final = flag("--force", "replace NEW where it is there; else that is a CONFLICT")
+
 _TABLE: Final = (
+    Command(
+        "rename", "give an entry another key, all or nothing; its time to live goes with it",
+        "rename a alpha", (OLD, NEW, FORCE, DURABLE), run=program("renaming"),
+        more=("rename alpha a --force",),
+    ),
+    Command(
+        "history", "print the changes of one key: revision, op, key, value as JSON",
+        "history visits", (KEY,), run=program("history"),
+    ),
     Command(
         "watch", "print changes as they come: revision, op, key, value as JSON",
         "watch --since 0 --limit 1",

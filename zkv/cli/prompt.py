@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -32,13 +33,14 @@ from zkv.cli.arguments import COMMANDS, OPTIONS
 from zkv.cli.ops import Argument, Command
 from zkv.cli.text import word
 from zkv.cli.words import Word, split
-from zkv.client import Client, ClientError
+from zkv.client import Client, ClientError, RetryPolicy
 
 PATIENCE: Final = 0.5
 """Seconds to wait for keys."""
+IMPATIENT: Final = RetryPolicy(wait_for_start=False)
 OFFERED: Final = 100
 """Most keys to choose from."""
-KEY_NAMES: Final = frozenset({"KEY", "PREFIX", "KEY VALUE"})
+KEY_NAMES: Final = frozenset({"KEY", "PREFIX", "KEY VALUE", "OLD", "NEW"})
 """What stands for a key, or the beginning of one, in the help."""
 STYLE: Final = Style.from_dict({"endpoint": "ansicyan", "more": "ansibrightblack"})
 
@@ -62,6 +64,15 @@ class Prompt:
         """The next line. Raises EOFError after Ctrl-D, and KeyboardInterrupt after Ctrl-C."""
         self._completer.endpoint = options.endpoint
         return self._session.prompt([("class:endpoint", options.endpoint), ("", "> ")])
+
+
+class _History(FileHistory):
+    """A history that does without its file where that takes no more."""
+
+    def store_string(self, string: str) -> None:
+        """Keep a line."""
+        with suppress(OSError, UnicodeError):
+            super().store_string(string)
 
 
 class WordCompleter(Completer):
@@ -105,7 +116,7 @@ class WordCompleter(Completer):
     def _keys(self, prefix: str) -> list[str]:
         """Keys that begin so, as far as the server tells soon."""
         try:
-            with Client(self.endpoint, PATIENCE) as client:
+            with Client(self.endpoint, PATIENCE, retry=IMPATIENT) as client:
                 page = client.call("SCAN", prefix=prefix, limit=OFFERED, values=False)
             return [key for key, _, _ in page["items"]]
         except (ClientError, ValueError, TypeError, KeyError):
@@ -153,8 +164,15 @@ def _history() -> History:
     """What was typed before, in a file that nobody else reads; where that cannot be, in memory."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     path = Path(state) / "zkv" / "history"
-    with suppress(OSError, RuntimeError):
+    with suppress(OSError, RuntimeError, ValueError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        return FileHistory(path)
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NONBLOCK, 0o600)
+        try:
+            is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            if is_file:  # Else it may be the way to a device, which is everybody's.
+                os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
+        if is_file:
+            return _History(path)
     return InMemoryHistory()

@@ -16,15 +16,19 @@ takes is refused as soon as that is known.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator
 from typing import IO, Any, Final, NamedTuple
 
 import msgpack
 
 from zkv.cli.values import STR_ERRORS, from_json, to_json
+from zkv.client.messages import pack
+from zkv.defaults import TOO_DEEP
+from zkv.reading import BadTextError, decode
 
 FIELDS: Final = frozenset({"key", "value", "rev", "expires", "ttl"})
+LATEST: Final = 2**63 - 1
 CHUNK: Final = 256 * 1024
 """Bytes of a msgpack stream that are read at once."""
 
@@ -70,15 +74,12 @@ class Place(NamedTuple):
 
 
 def written(record: Record, packed: bool) -> bytes:
-    """A record as it stands in a file."""
+    """A record as it stands in a file. Raises ValueError where it nests too deeply for msgpack."""
     fields: dict[str, Any] = {"key": record.key, "value": record.value}
     for name, field in zip(Record._fields[2:], record[2:], strict=True):
         if field is not None:
             fields[name] = field
-    if packed:
-        body: bytes = msgpack.packb(fields, unicode_errors=STR_ERRORS)
-        return body
-    return to_json(fields).encode() + b"\n"
+    return pack(fields) if packed else to_json(fields).encode() + b"\n"
 
 
 def read(
@@ -106,19 +107,13 @@ def _read_lines(file: IO[bytes], longest: int, number: int, offset: int) -> Iter
         if len(line) > longest:
             raise BadRecordError(f"it has more than {longest} bytes")
         number, offset = number + 1, offset + len(line)
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")  # A mark that some editors write.
         yield Place(number, offset, _from_line(line) if line.strip() else None)
 
 
 def _from_line(line: bytes) -> Record:
     try:
-        fields = from_json(line.decode("utf-8"))
-    except RecursionError:
-        raise BadRecordError("it is nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise BadRecordError(f"it is no UTF-8 at byte {error.start + 1}") from None
-    except ValueError as error:
+        fields = from_json(decode(line))
+    except BadTextError as error:
         raise BadRecordError(str(error)) from None
     return _record(fields)
 
@@ -139,12 +134,27 @@ def _read_packed(file: IO[bytes], longest: int, number: int, offset: int) -> Ite
                 fields = reader.unpack()
             except msgpack.OutOfData:
                 break
-            except (ValueError, TypeError, RecursionError) as error:
-                raise BadRecordError(f"it is no msgpack that could be read: {error}") from None
+            except msgpack.StackError:
+                raise BadRecordError(f"it {TOO_DEEP}") from None
+            except (ValueError, TypeError) as error:
+                raise BadRecordError(f"it is no msgpack: {_said(error)}") from None
             number += 1
             yield Place(number, offset + reader.tell(), _record(fields))
     if reader.tell() != fed:
         raise CutOffError("it is cut off: the file ends within it")
+
+
+def _said(error: Exception) -> str:
+    """What msgpack has met, in our words."""
+    if isinstance(error, RecursionError | msgpack.StackError):
+        return f"it {TOO_DEEP}"
+    if isinstance(error, msgpack.FormatError):
+        return "it has a byte with which no value begins"
+    if isinstance(error, TypeError):
+        return "it has a map with a key that is a list or a map"
+    if "exceeds" in str(error):
+        return "it has a list or a map with more in it than there could be"
+    return "it has an ext or a timestamp that is malformed"
 
 
 def _record(fields: Any) -> Record:
@@ -158,17 +168,26 @@ def _record(fields: Any) -> Record:
     key, expires, ttl = fields.get("key"), fields.get("expires"), fields.get("ttl")
     if not isinstance(key, str):
         raise BadRecordError("it has no key that is text")
-    if expires is not None and type(expires) is not int:
-        raise BadRecordError("expires is Unix time in milliseconds")
-    if ttl is not None and not (type(ttl) in {int, float} and ttl > 0 and math.isfinite(ttl)):
+    if expires is not None and not (type(expires) is int and abs(expires) <= LATEST):
+        raise BadRecordError(f"expires is Unix time in milliseconds, an int up to {LATEST}")
+    if ttl is not None and not (type(ttl) in {int, float} and 0 < ttl <= sys.float_info.max):
         raise BadRecordError("ttl is a number of seconds above 0")
     if expires is not None and ttl is not None:
         raise BadRecordError("it has both expires and ttl")
     return Record(key, fields["value"], fields.get("rev"), expires, ttl)
 
 
-def last_key(file: IO[bytes], packed: bool, longest: int) -> tuple[str | None, int]:
+def last_key(
+    file: IO[bytes], packed: bool, longest: int, prefix: str, after: str | None
+) -> tuple[str | None, int]:
     """What stands in a file that was not written to its end.
+
+    Args:
+        file: at its beginning.
+        packed: whether it is a msgpack stream.
+        longest: bytes of the longest record.
+        prefix: what all keys have to begin with.
+        after: what they have to be behind; None = nothing.
 
     Returns:
         The key of its last whole record, None if there is none; and the byte behind that.
@@ -177,27 +196,35 @@ def last_key(file: IO[bytes], packed: bool, longest: int) -> tuple[str | None, i
         BadRecordError: it holds something else.
         OSError: it cannot be read.
     """
-    if not packed:
-        return _last_line(file)
+    whole = file.seek(0, 2) if packed else _whole_lines(file)
+    file.seek(0)
     key, end = None, 0
     try:
         for place in read(file, packed, longest):
-            if place.record is not None:
-                key, end = place.record.key, place.end
+            if place.end > whole:
+                break
+            if place.record is None:
+                raise BadRecordError(f"line {place.number} is empty")
+            before = after if key is None else key
+            key, end = place.record.key, place.end
+            if not key.startswith(prefix) or (before is not None and key <= before):
+                raise BadRecordError(f"the key {key!r:.80} has no place where it stands")
     except CutOffError:
         pass
+    except BadRecordError:
+        if packed or file.tell() <= whole:
+            raise
     return key, end
 
 
-def _last_line(file: IO[bytes]) -> tuple[str | None, int]:
-    """`last_key` of lines: read from the end, as far as that takes."""
-    size = begin = file.seek(0, 2)
-    tail = b""
-    while begin > 0 and tail.count(b"\n") < 2:
+def _whole_lines(file: IO[bytes]) -> int:
+    """Where the last line that is ended ends."""
+    begin = file.seek(0, 2)
+    while begin > 0:
         at = max(0, begin - CHUNK)
         file.seek(at)
-        tail, begin = file.read(begin - at) + tail, at
-    whole, ended, torn = tail.rpartition(b"\n")
-    if not ended:
-        return None, 0
-    return _from_line(whole.rpartition(b"\n")[2]).key, size - len(torn)
+        found = file.read(begin - at).rfind(b"\n")
+        if found >= 0:
+            return at + found + 1
+        begin = at
+    return 0

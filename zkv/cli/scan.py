@@ -3,33 +3,63 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING, Any
 
 from zkv.cli import fields, text
 from zkv.cli.asking import Session, reading
-from zkv.cli.output import FAILED, CommandError, note, print_result
-from zkv.cli.values import to_json
+from zkv.cli.output import note, print_result
+from zkv.cli.paging import pages
+from zkv.cli.text import Reply
+from zkv.cli.values import to_json, type_name
+
+if TYPE_CHECKING:
+    from zkv.cli.records import Record
+    from zkv.client import Client
 
 
 def run(session: Session, options: argparse.Namespace) -> int:
     """Print the entries that were asked for."""
-    from zkv.client.operations import Entry, ScanPages
-
-    def line(entry: Entry) -> str:
-        shown = {"key": entry.key, "value": entry.value, "rev": entry.rev}
-        if options.keys_only:
-            del shown["value"]
-        return to_json(shown)
-
-    if options.limit is not None and options.limit < 1:
-        raise CommandError(FAILED, f"--limit is a number from 1, and not {options.limit}")
-    scan = ScanPages("", fields.scan(options), options.limit)
-    for page in session.client(options)._pages(scan):
-        with reading("SCAN"):
-            if options.json:
-                print_result("\n".join(map(line, page)))
-            else:
-                items = [entry[:3] for entry in page]
-                print_result(text.page({"items": items, "values": not options.keys_only}))
-    if scan.following is not None:
-        note(text.after_page(scan.following))
+    client = session.client(options)
+    asked = fields.scan(options)
+    following, is_empty = None, True
+    for page in pages(client, options.limit, **asked):
+        if options.meta:
+            _print_meta(client, page, options)
+        else:
+            with reading("SCAN"):
+                if options.json:
+                    print_result(_json_lines(page, options.keys_only))
+                else:
+                    print_result(text.page({**asked, **page}))
+        following, is_empty = page["next"], is_empty and not page["items"]
+    if following is not None:
+        note(text.after_page(following))
+    if is_empty and (hint := text.wildcard(options.prefix or "")):
+        note(hint)
     return 0
+
+
+def _print_meta(client: Client, page: Reply, options: argparse.Namespace) -> None:
+    """Print a page with what only GET tells of an entry."""
+    from zkv.cli.exporting import ServerClock, records
+
+    clock = ServerClock(client)
+    for entries in records(client, clock, [page]):
+        now = clock.now()
+        items = [_facts(entry, now, options.keys_only) for entry in entries]
+        print_result("\n".join(map(to_json, items)) if options.json else text.entries(items))
+
+
+def _facts(entry: Record, now: float, keys_only: bool) -> dict[str, Any]:
+    """What is known of an entry, in the order in which it is printed."""
+    ttl = None if entry.expires is None else max(0.0, round(entry.expires / 1000 - now, 3))
+    value = {} if keys_only else {"value": entry.value, "type": type_name(entry.value)}
+    return {"key": entry.key, **value, "rev": entry.rev, "ttl": ttl}
+
+
+def _json_lines(page: Reply, keys_only: bool) -> str | bytes:
+    lines = [
+        to_json({"key": key, "rev": rev} if keys_only else {"key": key, "value": value, "rev": rev})
+        for key, value, rev in page["items"]
+    ]
+    return "\n".join(lines) or b""

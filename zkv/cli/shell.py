@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
 from typing import Final
 
 from zkv.cli.arguments import COMMANDS, UsageError, parse
@@ -17,14 +18,18 @@ from zkv.cli.asking import Session, carry_out
 from zkv.cli.output import FAILED, CommandError, complain, is_terminal, paint, print_result, write
 from zkv.cli.view import duration
 from zkv.cli.words import split
+from zkv.endpoint import check_option
+from zkv.reading import MARK
 
 INTERRUPTED: Final = 130
+GREETING_SECONDS: Final = 1.0
 LEAVING: Final = frozenset({"exit", "quit"})
 HELP: Final = """\
 help COMMAND, or COMMAND --help, tells all about one command. Tab completes commands, options and
 keys. A word that begins with { or [ is JSON up to the closing bracket, over as many lines as it
-takes; other words are quoted as in a Unix shell. Options alone, such as --json or -e ENDPOINT, hold
-from then on. Ctrl-C stops a command; exit, quit or Ctrl-D ends the shell."""
+takes, and is stored as JSON; other words are text, quoted as in a Unix shell (put n 1 --json stores
+a number). Options alone, such as -o json or -e ENDPOINT, hold from then on. Ctrl-C stops a command;
+exit, quit or Ctrl-D ends the shell."""
 
 
 class Shell:
@@ -50,6 +55,7 @@ class Shell:
         from zkv.cli.prompt import Prompt
 
         prompt = Prompt()
+        _greet(self._options.endpoint)
         while not self._is_over:
             try:
                 line = prompt.ask(self._options)
@@ -64,15 +70,15 @@ class Shell:
         return 0
 
     def _read(self) -> int:
-        if sys.stdin is None:
-            raise CommandError(FAILED, "no command given; see zkv-cli --help")
         first_failure, text = 0, ""
-        while not self._is_over and (line := sys.stdin.buffer.readline()):
-            text += line.decode("utf-8", "surrogateescape")
+        for line in _lines():
+            text += line
             if split(text).is_whole:
                 status = self._carry_out(text)
                 first_failure = first_failure or status or 0
                 text = ""
+                if self._is_over:
+                    break
         if text.strip() and not self._is_over:
             complain(f"the last line is not ended: {text.strip()[:60]}")
             first_failure = first_failure or FAILED
@@ -116,6 +122,31 @@ class Shell:
             self._options = options
             return None
         return carry_out(command, self._session, options)
+
+
+def _greet(endpoint: str) -> None:
+    """Say so where no server is found. Raises CommandError where none ever will be."""
+    from zkv.client.trouble import find_trouble
+
+    try:
+        check_option(endpoint)
+    except ValueError as error:
+        raise CommandError(FAILED, str(error)) from error
+    if trouble := find_trouble(endpoint, GREETING_SECONDS):
+        complain(f"no connection to {endpoint}: {trouble.reason}")
+
+
+def _lines() -> Iterator[str]:
+    """The lines of standard input. Raises CommandError."""
+    if sys.stdin is None:
+        raise CommandError(FAILED, "no command given; see zkv-cli --help")
+    mark = MARK
+    try:
+        while line := sys.stdin.buffer.readline():
+            yield line.removeprefix(mark).decode("utf-8", "surrogateescape")
+            mark = b""
+    except OSError as error:
+        raise CommandError(FAILED, f"standard input: {error.strerror or error}") from error
 
 
 def _help() -> None:

@@ -9,8 +9,10 @@ On a terminal keys and ops have colours.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from os.path import isfile
 from typing import Any, Final
 
 from zkv.cli.output import RESET, STYLES, has_colours
@@ -21,12 +23,42 @@ Reply = dict[str, Any]
 
 GONE: Final = frozenset({"DELETE", "EXPIRE"})
 """Ops after which a key is gone."""
+_LINES: Final = str.maketrans("\n\t", "  ")
+"""Takes away what is not printable, and yet no harm to a terminal."""
 
 
 def value(reply: Reply) -> str | bytes:
     """A value alone: text and bin as they are."""
     found = reply["value"]
     return found if isinstance(found, str | bytes) else to_json(found)
+
+
+def value_shown(reply: Reply) -> str:
+    """A value alone, at a terminal: nobody takes it for another one, and it does nothing to it.
+
+    Text that reads like JSON has quotes, so that "1" is told from 1; text with control characters
+    has, too; bin is JSON. What else there is stands as it is.
+    """
+    found = reply["value"]
+    if isinstance(found, str) and not _is_misread(found):
+        return found
+    return to_json(found)
+
+
+def _is_misread(found: str) -> bool:
+    if not found.translate(_LINES).isprintable() or found.strip() != found or not found:
+        return True
+    try:
+        json.loads(found)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def meta(facts: Mapping[str, Any]) -> str:
+    """What is known of an entry: a line ``name: fact`` for each; the value is JSON."""
+    lines = {name: _fact(fact) for name, fact in facts.items()} | {"value": to_json(facts["value"])}
+    return "\n".join(f"{name}: {fact}" for name, fact in lines.items())
 
 
 def number(name: str) -> Callable[[Reply], str]:
@@ -47,6 +79,19 @@ def written(reply: Reply) -> str:
     return f"OK,{deleted} revision {reply['rev']}, {on_disk}{again}{_before(reply)}"
 
 
+def after_put(reply: Reply) -> str:
+    """Of PUT: some tools read a file whose name stands behind an @."""
+    value = reply["value"]
+    if not isinstance(value, str) or not value.startswith("@") or not isfile(value[1:]):
+        return ""
+    return f"stored is the text {value[:60]}; what the file holds: zkv-cli put KEY - <FILE"
+
+
+def deleted(reply: Reply) -> str:
+    """Of many requests that delete: they may have found nothing, and so have no revision."""
+    return written(reply) if "rev" in reply else "OK, 0 deleted"
+
+
 def transaction(reply: Reply) -> str:
     """Of TXN."""
     return "\n".join([written(reply), *map(to_json, reply["results"])])
@@ -58,6 +103,30 @@ def page(reply: Reply) -> str | bytes:
     if not reply.get("values", True):
         return _lines(key(name) for name, _, _ in reply["items"])
     return _lines(f"{key(name)}\t{to_json(found)}" for name, found, _ in reply["items"])
+
+
+def entries(items: Iterable[Mapping[str, Any]]) -> str | bytes:
+    """Of SCAN with what is known of each entry: key, value, type, revision, time to live."""
+    key = _painter("key", _key)
+    return _lines(
+        "\t".join(
+            key(fact) if name == "key" else to_json(fact) if name == "value" else _fact(fact)
+            for name, fact in item.items()
+        )
+        for item in items
+    )
+
+
+def wildcard(prefix: str) -> str:
+    """What to say where no key begins with ``prefix``; empty = nothing."""
+    if not prefix.endswith("*"):
+        return ""
+    return f"no key begins with {word(prefix)}; a PREFIX is taken as it is, * and all"
+
+
+def after_count(reply: Reply) -> str:
+    """Of COUNT."""
+    return "" if reply["count"] else wildcard(reply.get("prefix", ""))
 
 
 def after_page(following: str) -> str:
@@ -74,12 +143,18 @@ def changes(reply: Reply) -> str | bytes:
     )
 
 
+def change_fields(rev: int, op: str, key: str, value: Any) -> dict[str, Any]:
+    """A change as ``--output json`` prints it."""
+    fields = {"rev": rev, "op": op, "key": key}
+    return fields if op in GONE else fields | {"value": value}
+
+
 def after_changes(reply: Reply) -> str:
     """How to go on after CHANGES."""
-    following = reply["next"]
-    return (
-        f"up to revision {following} of {reply['rev']}; the next: the same with SINCE {following}"
-    )
+    following, newest = reply["next"], reply["rev"]
+    if following > newest:
+        return f"the newest revision is {newest}: there is nothing behind {following} yet"
+    return f"up to revision {following} of {newest}; to go on: the same with SINCE {following}"
 
 
 def ping(reply: Reply) -> str:

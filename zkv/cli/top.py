@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from zkv import compiled
 from zkv.cli.asking import Session, failure, reading
-from zkv.cli.output import FAILED, CommandError, is_terminal, print_result
+from zkv.cli.output import FAILED, CommandError, is_terminal, note, print_result
 from zkv.cli.values import to_json
 from zkv.cli.view import boxes, duration, percentile, size
 from zkv.errors import ZkvError
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from zkv.client import Client
 
 INTERVAL: Final = 1.0
+PAUSE: Final = 0.5
+"""Seconds before a server that did not answer is asked again."""
 HEADINGS: Final = (
     "requests/s", "reads/s", "writes/s", "failures/s", "p50 ms", "p99 ms", "cpu %", "rss MiB",
     "keys", "revision", "log MiB/s", "syncs/s", "sessions",
@@ -79,7 +82,7 @@ def run(session: Session, options: argparse.Namespace) -> int:
     """Show views until there were as many as asked for."""
     interval = INTERVAL if options.interval is None else options.interval
     if not 0 < interval <= 86_400:
-        raise CommandError(FAILED, f"--interval is seconds, above 0, and not {interval:g}")
+        raise CommandError(FAILED, f"--interval is above 0 and at most 1d, and not {interval:g}")
     if options.limit is not None and options.limit < 1:
         raise CommandError(FAILED, f"--limit is a number from 1, and not {options.limit}")
     client = session.client(options)
@@ -87,6 +90,9 @@ def run(session: Session, options: argparse.Namespace) -> int:
         _live(client, interval, options.limit)
         return 0
     if not options.json:
+        with reading("INFO"):
+            if slow := _slow(client.call("INFO")):
+                note(slow)
         print_result("  ".join(HEADINGS))
     for sample, happened in _intervals(client, interval, options.limit):
         with reading("INFO"):
@@ -100,32 +106,49 @@ def run(session: Session, options: argparse.Namespace) -> int:
 
 
 def _live(client: Client, interval: float, limit: int | None) -> None:
-    """A view that stays where it is, until Ctrl-C. A server that is away is waited for."""
+    """A view that stays where it is, until q or Ctrl-C. A server that is away is waited for."""
     from rich.console import Console
     from rich.live import Live
 
+    from zkv.cli.keyboard import keyboard
+
     console = Console(highlight=False)
-    samples = _intervals(client, interval, limit)
-    first = next(samples)
-    with Live(console=console, screen=True, auto_refresh=False) as live:
-        live.update(_view(client.endpoint, *first), refresh=True)
-        while True:
-            try:
-                for sample, happened in samples:
-                    live.update(_view(client.endpoint, sample, happened), refresh=True)
-                return
-            except ZkvError as error:
-                live.update(f"{failure(error)}; trying again", refresh=True)
-                samples = _intervals(client, interval, limit)
+    with keyboard() as keys:
+        ends = "q or Ctrl-C ends" if keys.is_there else "Ctrl-C ends"
+        samples = _intervals(client, interval, limit, keys.wait)
+        first = next(samples, None)
+        if first is None:
+            return
+        with Live(console=console, screen=True, auto_refresh=False) as live:
+            live.update(_view(client.endpoint, ends, *first), refresh=True)
+            while True:
+                try:
+                    for sample, happened in samples:
+                        live.update(_view(client.endpoint, ends, sample, happened), refresh=True)
+                    return
+                except ZkvError as error:
+                    live.update(f"{failure(error)}; trying again", refresh=True)
+                    if not keys.wait(interval):
+                        return
+                    samples = _intervals(client, interval, limit, keys.wait)
+
+
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return True
 
 
 def _intervals(
-    client: Client, interval: float, limit: int | None
+    client: Client, interval: float, limit: int | None, wait: Callable[[float], bool] = _sleep
 ) -> Iterator[tuple[Sample, RatesBetween]]:
-    """What happens, interval by interval; the first is short, to show something soon."""
+    """What happens, interval by interval, until ``wait`` says that it is enough.
+
+    The first one is short, to show something soon.
+    """
     before, number = _sample(client), 0
     while limit is None or number < limit:
-        time.sleep(interval if number else min(interval, 0.25))
+        if not wait(interval if number else min(interval, 0.25)):
+            return
         now = _sample(client)
         with reading("INFO"):
             happened = _between(before, now)
@@ -184,21 +207,28 @@ def _numbers(sample: Sample, happened: RatesBetween) -> list[float]:
     ]  # fmt: skip
 
 
+def _slow(info: Mapping[str, Any]) -> str:
+    """What to say of how the server was built; empty where it is as quick as it could be."""
+    slow = compiled.what_is_slow(info["stats"])
+    return f"the server was built {slow}: zkv doctor says what to do" if slow else ""
+
+
 def _rss(info: Mapping[str, Any]) -> float:
     return float(info["stats"].get("process", {}).get("rss", 0))
 
 
-def _view(endpoint: str, sample: Sample, happened: RatesBetween) -> RenderableType:
+def _view(endpoint: str, ends: str, sample: Sample, happened: RatesBetween) -> RenderableType:
     """The whole view."""
     from rich.console import Group
     from rich.text import Text
 
     info = sample.info
     title = Text.assemble(
-        (f"zkv {info['version']}", "bold"), f"  {endpoint}  up {duration(info['uptime'])}",
-        (f"  {time.strftime('%H:%M:%S')}, Ctrl-C ends", "dim"),
+        (f"zkv {info['version']}", "bold"), f"  up {duration(info['uptime'])}",
+        (f"  {time.strftime('%H:%M:%S')}, {ends}", "dim"), f"  {endpoint}",
     )  # fmt: skip
-    return Group(title, "", _ops(happened), "", boxes(_groups(sample, happened)))
+    slow = Text(_slow(info), "yellow")
+    return Group(title, slow, _ops(happened), "", boxes(_groups(sample, happened)))
 
 
 def _ops(happened: RatesBetween) -> RenderableType:

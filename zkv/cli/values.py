@@ -10,7 +10,8 @@ JSON lacks is shown as an object with one name that begins with a dollar sign:
     float that is no finite number     {"$float": "NaN"}, "Infinity" or "-Infinity"
     map with a key that is no str, or that is there twice, or with one name only, that begins with
     a dollar sign                      {"$map": [[<key>, <value>], ...]}
-    what cannot be taken apart         {"$msgpack": "<base64>"}
+    what cannot be taken apart, and what would make JSON of more than some 500 levels
+                                       {"$msgpack": "<base64>"}
 
 So no two values look the same in JSON, but for the widths of their ints and floats. A str that is
 no UTF-8 has, in JSON, "\udcXX" in the place of a byte XX, and is read so too.
@@ -23,18 +24,32 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any, Final
 
 import msgpack
 
+from zkv.defaults import MAX_LEVELS
+from zkv.reading import BadTextError, decode, parse_json, read_file
+
 STR_ERRORS: Final = "surrogateescape"
 """How a str that is no UTF-8 is taken from msgpack, and packed again."""
 
+MOST_LEVELS: Final = MAX_LEVELS + 10
+"""Levels of JSON that are written: less than any Python reads. A value has no more, with what is
+told around it, unless its maps take the form of several levels."""
 PLAIN: Final = frozenset({str, int, bool, type(None)})
 """Types that JSON has as they are."""
 NOT_FINITE: Final = {math.inf: "Infinity", -math.inf: "-Infinity"}
+
+
+class Json(str):
+    """A word that is JSON and not text: whoever typed it, in the shell, began it with a brace."""
+
+    __slots__ = ()
 
 
 def read_value(word: str, as_json: bool) -> Any:
@@ -42,6 +57,11 @@ def read_value(word: str, as_json: bool) -> Any:
 
     Text that is no UTF-8 becomes bytes. Raises ValueError for bad JSON, OSError for bad input.
     """
+    if isinstance(word, Json) and not as_json:
+        try:
+            return _read_json(word.encode("utf-8", "surrogateescape"), "VALUE")
+        except ValueError as error:
+            raise ValueError(f"{error}; if it is text, put it in quotes") from None
     # Bytes that are no UTF-8 come as surrogates, whatever the locale; this gives them back.
     data = _read_input() if word == "-" else word.encode("utf-8", "surrogateescape")
     if as_json:
@@ -62,12 +82,23 @@ def read_json_file(name: str) -> Any:
     if name.startswith("{"):
         return _read_json(name.encode("utf-8", "surrogateescape"), "the argument")
     try:
-        with open(name, "rb") as file:
-            data = file.read()
+        data = read_file(name)
     except OSError as error:
         raise OSError(f"{name}: {error.strerror or error}") from error
     return _read_json(data, name)
 
+
+def type_name(value: Any) -> str:
+    """What the protocol calls the type of ``value``."""
+    if isinstance(value, msgpack.Timestamp | msgpack.ExtType):  # An ExtType is a tuple.
+        return "timestamp" if isinstance(value, msgpack.Timestamp) else "ext"
+    return _TYPES[type(value)]
+
+
+_TYPES: Final = {
+    type(None): "nil", bool: "bool", int: "int", float: "float", str: "str", bytes: "bin",
+    list: "array", dict: "map",
+}  # fmt: skip
 
 _encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
@@ -87,7 +118,7 @@ def packed_to_json(packed: bytes) -> str:
                 object_pairs_hook=_map,
             )
         )
-    except (ValueError, RecursionError):
+    except (ValueError, TypeError, RecursionError):
         return json.dumps({"$msgpack": _base64(packed)})
 
 
@@ -101,17 +132,14 @@ def _map(pairs: list[tuple[Any, Any]]) -> dict[Any, Any] | Pairs:
 
 def to_json(value: Any) -> str:
     """``value`` as JSON in one line, in the forms above."""
-    text = _encode(_json_form(value))
+    text = _encode(_json_form(value, MOST_LEVELS))
     # What is left of surrogates cannot be printed. In JSON their escape means the same.
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def from_json(text: str) -> Any:
-    """The value that `to_json` wrote so. Raises ValueError and RecursionError."""
-    try:
-        return json.loads(text, parse_float=_finite, parse_constant=_finite, object_hook=_from_form)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"it is no JSON: {error.msg}, at character {error.pos + 1}") from None
+    """The value that `to_json` wrote so. Raises BadTextError."""
+    return parse_json(text, _finite, object_hook=_from_form)
 
 
 def to_bytes(text: str) -> bytes:
@@ -122,23 +150,28 @@ def to_bytes(text: str) -> bytes:
 def _read_input() -> bytes:
     if sys.stdin is None:
         raise OSError("standard input is closed")
-    return sys.stdin.buffer.read()
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise OSError(f"standard input: {error.strerror or error}") from error
 
 
 def _read_json(data: bytes, source: str) -> Any:
     try:
-        return json.loads(data, parse_float=_finite, parse_constant=_finite)
-    except RecursionError:
-        raise ValueError(f"{source} is nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"{source} is no JSON: {error}") from None
+        return parse_json(decode(data), _finite)
+    except BadTextError as error:
+        reason = str(error).removeprefix("it is no JSON: ")
+        hint = ""
+        if source == "VALUE" and re.fullmatch(rb"[\w .-]+", data):
+            hint = f"; text in JSON has quotes: '\"{data.decode()}\"'"
+        raise BadTextError(f"{source} is not JSON: {reason}{hint}") from None
 
 
 def _finite(number: str) -> float:
     """``number`` as a float; one that JSON does not have, or a float cannot hold, is refused."""
     value = float(number)
     if not math.isfinite(value):
-        raise ValueError(f"{number} is no finite number")
+        raise BadTextError(f"it holds {number[:40]}, which is no finite number")
     return value
 
 
@@ -149,22 +182,27 @@ def _from_form(found: dict[str, Any]) -> Any:
     ((name, content),) = found.items()
     if not name.startswith("$"):
         return found
-    read = _FORMS.get(name)
-    if read is None:
-        raise ValueError(
+    form = _FORMS.get(name)
+    if form is None:
+        raise BadTextError(
             f'{{"{name}": ...}} is none of the forms for what JSON lacks; as a map it is written '
             f'{{"$map": [["{name}", ...]]}}'
         )
+    read, takes = form
     try:
         return read(content)
-    except (ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
-        raise ValueError(f'{{"{name}": ...}} holds what it should not: {error}') from None
+    except (ValueError, TypeError, KeyError, OverflowError, AttributeError):
+        raise BadTextError(f'{{"{name}": ...}} does not take that, but {takes}') from None
 
 
 def _read_base64(text: str) -> bytes:
     import base64
 
     return base64.b64decode(text, validate=True)
+
+
+def _read_packed(text: str) -> Any:
+    return msgpack.unpackb(_read_base64(text), strict_map_key=False, unicode_errors=STR_ERRORS)
 
 
 def _read_ext(parts: list[Any]) -> msgpack.ExtType:
@@ -189,30 +227,42 @@ def _read_map(pairs: list[list[Any]]) -> dict[Any, Any]:
     return found
 
 
-_FORMS: Final[dict[str, Callable[[Any], Any]]] = {
-    "$bin": _read_base64,
-    "$ext": _read_ext,
-    "$time": _read_time,
-    "$float": {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}.__getitem__,
-    "$map": _read_map,
+_FORMS: Final[dict[str, tuple[Callable[[Any], Any], str]]] = {
+    "$bin": (_read_base64, "base64"),
+    "$ext": (_read_ext, "[TYPE, BASE64], the type from 0 to 127"),
+    "$time": (_read_time, '"2026-01-31T12:00:00.000000000Z", or "@SECONDS.NANOSECONDS"'),
+    "$float": (
+        {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}.__getitem__,
+        '"NaN", "Infinity" or "-Infinity"',
+    ),
+    "$map": (_read_map, "[[KEY, VALUE], ...], no key twice, and no list or map for a key"),
+    "$msgpack": (_read_packed, "base64 of one msgpack value"),
 }
 
 
-def _json_form(value: Any) -> Any:
-    """``value`` with JSON's own types only."""
+def _json_form(value: Any, levels: int) -> Any:
+    """``value`` with JSON's own types only, in about so many levels."""
     if type(value) in PLAIN:  # Most are, and long exports are made of them.
         return value
     match value:
-        case Pairs():
-            return {"$map": [list(map(_json_form, pair)) for pair in value]}
-        case list():
-            return list(map(_json_form, value))
+        case list() | dict() if levels <= 0:
+            return {"$msgpack": _base64(_pack(value))}
+        case list() if type(value) is not Pairs:
+            return list(map(_json_form, value, repeat(levels - 1)))
         case dict() if all(isinstance(key, str) for key in value) and not _is_form(value):
-            return dict(zip(value, map(_json_form, value.values()), strict=True))
-        case dict():
-            return {"$map": [list(map(_json_form, pair)) for pair in value.items()]}
+            forms = map(_json_form, value.values(), repeat(levels - 1))
+            return dict(zip(value, forms, strict=True))
+        case dict() | Pairs():
+            pairs = value.items() if isinstance(value, dict) else value
+            return {"$map": [list(map(_json_form, pair, repeat(levels - 3))) for pair in pairs]}
         case _:
             return _leaf_form(value)
+
+
+def _pack(value: Any) -> bytes:
+    """``value`` packed. Raises TypeError where it has maps that are no dict."""
+    packed: bytes = msgpack.packb(value, strict_types=True, unicode_errors=STR_ERRORS)
+    return packed
 
 
 def _is_form(value: dict[str, Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from zkv.cli import text
 from zkv.cli.asking import Session, reading
@@ -24,13 +24,18 @@ def run(session: Session, options: argparse.Namespace) -> int:
     if left is not None and left < 1:
         raise CommandError(FAILED, f"--limit is a number from 1, and not {left}")
     if options.since is not None and not 0 <= options.since < 2**63:
-        raise CommandError(FAILED, f"--since is a revision, from 0, and not {options.since}")
+        raise CommandError(
+            FAILED, f"--since is a revision, from 0, and not {str(options.since)[:40]}"
+        )
     client = session.client(options)
     with client.watch(options.prefix or "", since=options.since) as watch:
         note(f"watching from revision {watch.rev} on")
         for change in _changes(watch, client.endpoint):
             with reading("CHANGES"):
-                print_result(_json(change) if options.json else text.changes({"changes": [change]}))
+                if options.json:
+                    print_result(to_json(text.change_fields(*change)))
+                else:
+                    print_result(text.changes({"changes": [change]}))
             if left is not None:
                 left -= 1
                 if left == 0:
@@ -62,10 +67,3 @@ def _changes(watch: Watch, endpoint: str) -> Iterator[Change]:
             note(f"{watch.trouble}; trying again" if away else f"{endpoint} answers again")
         if change is not None:
             yield change
-
-
-def _json(change: Change) -> str:
-    fields: dict[str, Any] = change._asdict()
-    if change.op in text.GONE:
-        del fields["value"]
-    return to_json(fields)

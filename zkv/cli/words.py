@@ -3,13 +3,16 @@ r"""From a line of the shell to its words.
 A word ends at a blank. Quotes are those of Unix shells: ``'...'`` is taken as it is, in ``"..."`` a
 backslash takes the meaning from a quote or another backslash, and ``$'...'`` has ``\xHH`` and
 ``\n`` for what cannot be printed. A word that begins with a brace or a bracket is JSON: it goes on
-to the closing one, over blanks, quotes and lines, so that JSON is typed without quoting.
+to the closing one, over blanks, quotes and lines, so that JSON is typed without quoting; as a
+value it is stored as what it says, and not as text.
 """
 
 from __future__ import annotations
 
 import re
 from typing import Final, NamedTuple
+
+from zkv.cli.values import Json
 
 PLAIN: Final = re.compile(r"[^\s'\"\\$]+|\$(?!')")
 JSON_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|.', re.DOTALL)
@@ -76,7 +79,8 @@ def _json(line: str, begin: int) -> tuple[str, int, bool]:
             depth -= 1
             if depth == 0:
                 rest, end, is_whole = _word(line, token.end())
-                return line[begin : token.end()] + rest, end, is_whole
+                json = line[begin : token.end()]
+                return (json + rest if rest else Json(json)), end, is_whole
     return line[begin:], len(line), False
 
 

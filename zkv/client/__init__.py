@@ -11,7 +11,8 @@
 - `ClientError` and its kinds: a request that was not answered with success.
 
 Modules, from the wire up: ``messages`` packs and reads bodies, ``session`` numbers writes,
-``retry`` decides what is sent again, ``connection`` holds sockets; ``operations`` describes every
+``retry`` decides what is sent again, ``connection`` holds sockets, ``trouble`` finds out why there
+is no connection; ``operations`` describes every
 op, ``packing`` packs many, which are ``steps``, and ``following`` decides how changes are followed,
 all without I/O. What does it is written for asyncio, in ``async_namespace``, ``async_pipeline``,
 ``async_watch``, ``async_mirror`` and ``recipes/async_*``; the modules without ``async_`` are made
@@ -45,6 +46,7 @@ from zkv.client.errors import (
     StaleSeqError,
     TooLargeError,
     UnavailableError,
+    UnknownHostError,
     UnknownOpError,
     WrongTypeError,
 )
@@ -123,6 +125,7 @@ __all__ = [
     "TooLargeError",
     "Transaction",
     "UnavailableError",
+    "UnknownHostError",
     "UnknownOpError",
     "ValueType",
     "Verdict",

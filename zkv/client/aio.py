@@ -6,7 +6,8 @@ dropped. So cancellation costs nothing but the reply.
 
 A reply that does not come in time discredits its link, the socket: the request is sent again over a
 fresh one, and so is whatever comes after. Requests that wait at the old link may still get their
-replies there; it is closed when nobody waits at it any more.
+replies there; it is closed when nobody waits at it any more. A link whose connection fails or is
+lost lets all that wait there go at once.
 
 ZeroMQ tells through a file descriptor that *something* has happened since somebody last looked, and
 sending is looking, too. So after something was sent the socket is looked at once more.
@@ -19,13 +20,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import zmq
 
 from zkv.client.async_namespace import AsyncClientOps
 from zkv.client.codec import PLAIN, Codec
-from zkv.client.connection import Connection, Endpoints, SocketContext, check_timeout
+from zkv.client.connection import (
+    Connection,
+    Endpoints,
+    SocketContext,
+    check_timeout,
+    refuse_to_pickle,
+)
 from zkv.client.errors import (
     BadReplyError,
     ClosedError,
@@ -37,13 +45,14 @@ from zkv.client.messages import (
     lost,
 )
 from zkv.client.operations import Operation, Reply
-from zkv.client.retry import DEFAULT_POLICY, Attempts, RetryPolicy
+from zkv.client.retry import DEFAULT_POLICY, REASON_SECONDS, Attempts, RetryPolicy, Trouble
 from zkv.client.session import WriteSessions
 from zkv.client.steps import unpack_quickly
 from zkv.defaults import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
-    pass
+    from concurrent.futures import Future
+
 
 T = TypeVar("T")
 
@@ -56,9 +65,9 @@ DELIMITER: Final = b""
 class AsyncClient(AsyncClientOps):
     """A client of a server, for the tasks of one event loop.
 
-    The server need not be up yet: ZeroMQ connects in the background, now or later. Use as an async
-    context manager, or `aclose` at the end. Any number of tasks may use it at once; 128 requests
-    are in flight at most, others wait for their turn.
+    The server need not be up yet: the first request connects, and waits for it up to the timeout.
+    Use as an async context manager, or `aclose` at the end. Any number of tasks may use it at once;
+    128 requests are in flight at most, others wait for their turn.
 
     Args:
         endpoint: as for `Client`.
@@ -70,6 +79,7 @@ class AsyncClient(AsyncClientOps):
 
     Raises:
         ValueError: an endpoint is malformed, or the timeout out of range.
+        TypeError: an endpoint is no str.
     """
 
     def __init__(
@@ -95,16 +105,17 @@ class AsyncClient(AsyncClientOps):
         self._places: asyncio.Semaphore
         self._link: _Link | None = None
         self._links: set[_Link] = set()
-        for each in self._endpoints:
-            self._connect(each).close()  # A malformed one is told now.
+        self._connect().close()  # What cannot be is told now.
 
     def __repr__(self) -> str:
         return f"<AsyncClient {self.endpoint}{' closed' if self._closed else ''}>"
 
+    __reduce__ = refuse_to_pickle
+
     @property
     def endpoint(self) -> str:
         """The endpoint in use."""
-        return self._endpoints.current
+        return self._endpoints.current.endpoint
 
     async def aclose(self) -> None:
         """Close all sockets; requests under way end with a `ClosedError`."""
@@ -172,8 +183,20 @@ class AsyncClient(AsyncClientOps):
                 self._close(link)
         if reply is None:
             self._retire(link)
-            attempts.no_reply(link.endpoint, link.was_connected())
+            if link.was_connected():
+                attempts.no_reply(link.endpoint, connected=True)
+                await asyncio.sleep(attempts.pause() if link.over else 0)
+            else:
+                await self._no_connection(link, attempts)
         return reply
+
+    async def _no_connection(self, link: _Link, attempts: Attempts) -> None:
+        """Return when to try again. Raises UnavailableError where it is to be given up."""
+        endpoint, endpoints = link.endpoint, self._endpoints
+        if link.is_last_place or attempts.left() <= 0:
+            trouble = await link.trouble(attempts.left()) if attempts.asks_why(endpoint) else None
+            pause = attempts.no_connection(endpoint, trouble, endpoints.number, endpoints.met)
+            await asyncio.sleep(pause)
 
     # --- Places and links
 
@@ -207,17 +230,22 @@ class AsyncClient(AsyncClientOps):
         loop = asyncio.get_running_loop()
         waiting = _Waiting(loop.create_future(), op, codec)
         if self._link is not None:
+            if not attempts.repeatable:
+                self._link.look()  # Its loss could not be made good.
             if self._link.send(request_id, body, waiting):
                 return self._link
-            self._retire(self._link)  # Full of requests whose senders were cancelled.
-        self._link = _Link(self._connect(self._endpoints.current), loop, self._codec)
+            # Full of requests whose senders were cancelled, or its connection is no more.
+            self._retire(self._link)
+        connection = self._connect(attempts.applied())
+        self._link = _Link(connection, loop, self._codec, self._endpoints, attempts)
         self._links.add(self._link)
         self._link.send(request_id, body, waiting)
         return self._link
 
     def _retire(self, link: _Link) -> None:
         """Send nothing more over ``link``; close it once nobody waits at it."""
-        self._endpoints.failed(link.endpoint)
+        if not link.was_connected() or not link.over:
+            self._endpoints.failed(link.address)
         if link is self._link:
             self._link = None
         if not link.waiting:
@@ -227,8 +255,12 @@ class AsyncClient(AsyncClientOps):
         self._links.discard(link)
         link.close()
 
-    def _connect(self, endpoint: str) -> Connection:
-        return Connection(self._context or zmq.Context.instance(), zmq.DEALER, endpoint)
+    def _connect(self, applied: bool | None = False) -> Connection:
+        context = self._context or zmq.Context.instance()
+        try:
+            return Connection(context, zmq.DEALER, self._endpoints.current)
+        except ClosedError as error:
+            raise ClosedError(error.message, applied) from error
 
 
 class _Waiting(NamedTuple):
@@ -246,28 +278,57 @@ class _Link:
         connection: the socket.
         loop: tells when there is something to receive.
         codec: by which replies are read, unless who waits has another one.
+        endpoints: are told when there is a connection.
+        attempts: at the request that it is made for; tell how long to wait for a connection.
     """
 
     def __init__(
-        self, connection: Connection, loop: asyncio.AbstractEventLoop, codec: Codec
+        self,
+        connection: Connection,
+        loop: asyncio.AbstractEventLoop,
+        codec: Codec,
+        endpoints: Endpoints,
+        attempts: Attempts,
     ) -> None:
+        self.address = connection.address
         self.endpoint = connection.endpoint
         self.waiting: dict[int, _Waiting] = {}
         self._connection = connection
         self._socket = connection.socket
         self._loop = loop
         self._codec = codec
+        self._endpoints = endpoints
         self._looking = False
-        self._connected = False
-        self._descriptor = int(self._socket.getsockopt(zmq.FD))
-        loop.add_reader(self._descriptor, self._receive)
+        self._trouble: asyncio.Future[Trouble | None] | None = None
+        self._descriptors = [int(self._socket.getsockopt(zmq.FD))]
+        loop.add_reader(self._descriptors[0], self._receive)
+        if (monitor := connection.monitor_descriptor) is not None:
+            self._descriptors.append(monitor)
+            loop.add_reader(monitor, self.look)
+        self._timer = loop.call_later(attempts.time_to_connect(), self._too_late)
+        loop.call_soon(self.look)
+
+    @property
+    def is_last_place(self) -> bool:
+        """Whether nothing else is to be tried for the same endpoint."""
+        return self.address.is_last
+
+    @property
+    def over(self) -> bool:
+        """Whether its connection has failed or was lost."""
+        return self._connection.over
 
     def send(self, request_id: int, body: bytes, waiting: _Waiting) -> bool:
         """Send a body; False = the socket takes no more."""
+        if self.over:
+            return False
         try:
             self._socket.send(DELIMITER, zmq.SNDMORE | zmq.NOBLOCK)
             self._socket.send(body, zmq.NOBLOCK)
         except zmq.Again:
+            return False
+        except zmq.ZMQError:  # Its context was terminated.
+            self._connection.over = True
             return False
         self.waiting[request_id] = waiting
         if not self._looking:
@@ -277,18 +338,58 @@ class _Link:
 
     def was_connected(self) -> bool:
         """Whether there may have been a connection that took what was sent."""
-        return self._connected or self._connection.was_connected()
+        return self._connection.connected
+
+    async def trouble(self, seconds: float) -> Trouble | None:
+        """Why there is no connection; all who ask share one answer."""
+        from zkv.client.trouble import find_trouble_meanwhile
+
+        if self._trouble is None:
+            self._trouble = future = self._loop.create_future()
+
+            def tell(found: Future[Trouble | None]) -> None:
+                with suppress(RuntimeError):  # The loop has been closed: nobody asks any more.
+                    self._loop.call_soon_threadsafe(_resolve, future, found.result())
+
+            seconds = max(0.0, min(seconds, REASON_SECONDS))
+            find_trouble_meanwhile(self.endpoint, seconds).add_done_callback(tell)
+        return await asyncio.shield(self._trouble)
 
     def close(self) -> None:
         """Close the socket; whoever still waits gets a `ClosedError`. May be called again."""
-        if self._connection.socket.closed:
+        if not self._descriptors:
             return
-        self._connected = self.was_connected()
-        self._loop.remove_reader(self._descriptor)
+        self.look()  # For the last time: it may have been connected meanwhile.
+        while self._descriptors:
+            self._loop.remove_reader(self._descriptors.pop())
+        self._timer.cancel()
         self._connection.close()
         for waiting in self.waiting.values():
-            applied = lost(waiting.op) if self._connected else False
+            applied = lost(waiting.op) if self._connection.connected else False
             _fail(waiting.future, ClosedError("the client was closed", applied))
+
+    def look(self) -> None:
+        """See what has become of the connection."""
+        if not self._descriptors or self.over:
+            return
+        try:
+            over = self._connection.look()
+        except zmq.ZMQError:  # Its context was terminated.
+            over = self._connection.over = True
+        self._endpoints.met |= self.was_connected()
+        if over:
+            self._receive()  # What came before the end.
+            self._let_go()
+
+    def _too_late(self) -> None:
+        """There should be a connection by now."""
+        self.look()
+        if not self.was_connected():
+            self._let_go()
+
+    def _let_go(self) -> None:
+        for waiting in self.waiting.values():
+            _resolve(waiting.future, None)
 
     def _look(self) -> None:
         self._looking = False
@@ -297,10 +398,13 @@ class _Link:
     def _receive(self) -> None:
         """Hand out all replies that are there."""
         socket = self._socket
-        while not socket.closed and int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            frames = socket.recv_multipart(zmq.NOBLOCK)
-            if len(frames) == 2 and not frames[0]:
-                self._hand_out(frames[1])
+        try:
+            while not socket.closed and int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                frames = socket.recv_multipart(zmq.NOBLOCK)
+                if len(frames) == 2 and not frames[0]:
+                    self._hand_out(frames[1])
+        except zmq.ZMQError:  # Its context was terminated.
+            self.look()
 
     def _hand_out(self, body: bytes) -> None:
         try:
@@ -328,9 +432,9 @@ class _Link:
             _fail(waiting.future, BadReplyError(error.message, lost(waiting.op)))
 
 
-def _resolve(future: asyncio.Future[Reply | None], reply: Reply | None) -> None:
+def _resolve(future: asyncio.Future[T], result: T) -> None:
     if not future.done():
-        future.set_result(reply)
+        future.set_result(result)
 
 
 def _fail(future: asyncio.Future[Reply | None], error: Exception) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import zmq
 
 from zkv.client import operations
+from zkv.client.connection import refuse_to_pickle
 from zkv.client.errors import ClientError, ClosedError, NoReplyError, RefusedError
 from zkv.client.feed import drain, join
 from zkv.client.following import (
@@ -30,6 +31,7 @@ from zkv.client.following import (
 )
 from zkv.client.operations import Change, Operation
 from zkv.client.tasks import AsyncWaiter
+from zkv.endpoint import check_to_connect
 
 if TYPE_CHECKING:
     from zkv.client.async_namespace import AsyncKeyOps
@@ -59,7 +61,8 @@ class AsyncSubscription:
         self._prefix = prefix
         self._since = since
         self._now = now
-        self._feed = feed
+        self._feed = None if feed is None else check_to_connect(feed)
+        self._joined = 0
         self._endpoint: str | None = None
         self._process = os.getpid()
         self._waiter = AsyncWaiter()
@@ -110,7 +113,12 @@ class AsyncSubscription:
             raise RuntimeError("another task waits for the next change: only one at a time may")
         try:
             while not self.closed:
-                batch = await self._step(await self.open(), end)
+                follower = await self.open()
+                try:
+                    batch = await self._step(follower, end)
+                except zmq.ZMQError:  # The socket has gone with its context.
+                    self._join(follower)
+                    continue
                 if batch is not None:
                     return batch
                 if end is not None and time.monotonic() >= end:
@@ -211,7 +219,9 @@ class AsyncSubscription:
     def _join(self, follower: Follower) -> None:
         self._leave()
         if self._endpoint is not None:
-            self._socket = join(self._client._context, follower.topics, self._endpoint)
+            turn = self._joined + self._client._endpoints.current.ipv6
+            self._joined += 1
+            self._socket = join(self._client._context, follower.topics, self._endpoint, turn)
 
     def _leave(self) -> None:
         if self._socket is not None:
@@ -236,6 +246,8 @@ class AsyncWatch(AsyncIterator[Change]):
         self._queue: deque[tuple[Change, int]] = deque()
         self._rev: int | None = since  # sync: self._rev: int = since or 0
         self._begun = False
+
+    __reduce__ = refuse_to_pickle
 
     async def _open(self) -> Self:
         """Begin, if it has not begun yet. Raises NoReplyError and ValueError."""

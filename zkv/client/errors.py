@@ -21,6 +21,7 @@ The tree::
         |   `-- InternalError       INTERNAL       a bug in the server
         |-- NoReplyError            no reply came in time; also a TimeoutError
         |   `-- UnavailableError    there was not even a connection: nothing has been sent
+        |       `-- UnknownHostError    the host's name cannot be looked up
         |-- BadReplyError           a reply came, and breaks the protocol
         |-- ClosedError             the client has been closed
         `-- LockLostError           a lock is not held any more
@@ -170,7 +171,25 @@ class NoReplyError(ClientError, TimeoutError):
 
 
 class UnavailableError(NoReplyError):
-    """There was no connection to a server in time: the request has not been sent."""
+    """There was no connection to a server: the request has not been sent.
+
+    Args:
+        message: one line, for people; with the reason.
+        applied: ``False``.
+        reason: why there was none, such as ``connection refused``, without the endpoint; empty
+            where nobody knows.
+    """
+
+    def __init__(self, message: str, applied: bool | None = False, reason: str = "") -> None:
+        super().__init__(message, applied)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.applied, self.reason)
+
+
+class UnknownHostError(UnavailableError):
+    """The name of the server's host cannot be looked up; the message names it."""
 
 
 class BadReplyError(ClientError):

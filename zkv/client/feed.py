@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Final
 
 import zmq
 
-from zkv.client.connection import SocketContext
+from zkv.client.connection import SocketContext, addresses, explain
 from zkv.client.following import HEARTBEAT_TOPIC, Batch, Follower
 from zkv.client.operations import Change
 
@@ -19,26 +20,35 @@ AT_ONCE: Final = 1_000
 
 
 def join(
-    context: SocketContext | None, topics: Iterable[bytes], endpoint: str
+    context: SocketContext | None, topics: Iterable[bytes], endpoint: str, turn: int
 ) -> zmq.Socket[bytes]:
-    """A socket at the feed that hears of some topics. Raises ValueError.
+    """A socket at the feed that hears of some topics.
 
     Args:
         context: to make it in; None = the process's own.
         topics: what messages begin with.
-        endpoint: the feed's.
+        endpoint: of the feed; one that has been checked.
+        turn: which kind of address to take for a name, IPv4 or IPv6: each in its turn.
+
+    Raises:
+        ValueError: libzmq does not take the endpoint.
+        ClosedError: the context has been terminated.
     """
-    socket: zmq.Socket[bytes] = (context or zmq.Context.instance()).socket(zmq.SUB)
+    places = addresses(endpoint)
+    try:
+        socket: zmq.Socket[bytes] = (context or zmq.Context.instance()).socket(zmq.SUB)
+    except zmq.ZMQError as error:
+        raise explain(endpoint, error) from error
     socket.linger = 0
     socket.rcvhwm = QUEUED
-    socket.ipv6 = "[" in endpoint
+    socket.ipv6 = places[turn % len(places)].ipv6
     for topic in topics:
         socket.subscribe(topic)
     try:
         socket.connect(endpoint)
     except zmq.ZMQError as error:
         socket.close()
-        raise ValueError(f"feed {endpoint!r}: {zmq.strerror(error.errno or 0)}") from error
+        raise explain(endpoint, error) from error
     return socket
 
 
@@ -64,5 +74,9 @@ def hear(endpoint: str, seconds: float) -> float | None:
         ValueError: the endpoint is malformed.
     """
     begin = time.monotonic()
-    with join(None, [HEARTBEAT_TOPIC], endpoint) as socket:
-        return time.monotonic() - begin if socket.poll(round(seconds * 1000)) else None
+    poller = zmq.Poller()
+    with ExitStack() as sockets:
+        for turn in range(len(addresses(endpoint))):  # Whichever is heard will do.
+            socket = sockets.enter_context(join(None, [HEARTBEAT_TOPIC], endpoint, turn))
+            poller.register(socket, zmq.POLLIN)
+        return time.monotonic() - begin if poller.poll(round(seconds * 1000)) else None

@@ -30,8 +30,9 @@ from typing import Any, Final, NamedTuple
 
 from zkv.client.codec import Codec
 from zkv.client.errors import BadReplyError, CompactedError, RefusedError, TooLargeError
-from zkv.client.messages import unpack_reply
+from zkv.client.messages import bad_reply, unpack_reply
 from zkv.client.operations import PAGE, Change, Entry, Operation, Reply, ScanPages, scan_fields
+from zkv.endpoint import check_to_connect
 
 RESET: Final = "RESET"
 """The ``op`` of a change that says: forget all that you know, it is told anew from here on."""
@@ -264,14 +265,24 @@ class Follower:
         return Batch(changes, self.rev, in_order=False)
 
 
-def feed_endpoint(told: str | None, endpoint: str) -> str | None:
+def feed_endpoint(told: object, endpoint: str) -> str | None:
     """Where to join the feed that a server at ``endpoint`` has told of.
 
     One that is bound to all addresses of its machine is found at the address that the client uses.
+
+    Raises:
+        BadReplyError: it is no endpoint.
     """
-    host, _, port = (told or "").removeprefix("tcp://").rpartition(":")
-    if host in {"0.0.0.0", "[::]"} and endpoint.startswith("tcp://"):  # noqa: S104  not bound here
-        return f"{endpoint.rpartition(':')[0]}:{port}"
+    if told is None:
+        return None
+    try:
+        told = check_to_connect(told)
+    except (TypeError, ValueError) as error:
+        raise bad_reply("INFO", f"the feed that it tells of: {error}") from error
+    if told.startswith("tcp://") and endpoint.startswith("tcp://"):
+        host, _, port = told.rpartition(":")
+        if host in {"tcp://0.0.0.0", "tcp://[::]"}:
+            return f"{endpoint.rpartition(':')[0]}:{port}"
     return told
 
 

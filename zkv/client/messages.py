@@ -15,6 +15,7 @@ import msgpack
 
 from zkv.client.codec import PLAIN, Codec
 from zkv.client.errors import REFUSALS, BadReplyError, RefusedError, TooLargeError
+from zkv.defaults import TOO_DEEP
 
 READ_OPS: Final = frozenset({"PING", "GET", "MGET", "SCAN", "COUNT", "CHANGES", "INFO"})
 """Ops that change nothing, whatever becomes of the request."""
@@ -48,13 +49,40 @@ def pack_request(
         TooLargeError: there would be no reply to such a large request.
     """
     request = dict(op=op, id=request_id, **fields)
-    body: bytes
-    try:
-        body = msgpack.packb(request, default=codec.default)
-    except UnicodeEncodeError:  # With surrogates, which takes twice the time for every str.
-        body = msgpack.packb(request, default=codec.default, unicode_errors=STR_ERRORS)
+    body = pack(request, codec)
     check_size(body)
     return body
+
+
+def pack(value: Any, codec: Codec = PLAIN) -> bytes:
+    """A value, packed. Raises as `pack_request` does."""
+    packed: bytes
+    try:
+        packed = msgpack.packb(value, default=codec.default)
+    except UnicodeEncodeError:  # With surrogates, which takes twice the time for every str.
+        packed = _pack_surrogates(value, codec)
+    except ValueError as error:
+        raise explained(error) from None
+    return packed
+
+
+def _pack_surrogates(value: Any, codec: Codec) -> bytes:
+    """A value with surrogates, those of bytes that are no UTF-8. Raises ValueError for others."""
+    try:
+        packed: bytes = msgpack.packb(value, default=codec.default, unicode_errors=STR_ERRORS)
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        raise ValueError(
+            f"a str holds U+{code:04X}: surrogates are no characters, and cannot be stored"
+        ) from None
+    except ValueError as error:
+        raise explained(error) from None
+    return packed
+
+
+def explained(error: ValueError) -> ValueError:
+    """What msgpack raises where it packs, in the terms of a request: it takes 511 levels itself."""
+    return ValueError(f"a value {TOO_DEEP}") if "recursion limit" in str(error) else error
 
 
 def check_size(body: bytes) -> None:
@@ -91,6 +119,8 @@ def unpack_reply(op: str, body: bytes, codec: Codec = PLAIN) -> dict[str, Any]:
         reply = msgpack.unpackb(
             body, strict_map_key=False, unicode_errors=STR_ERRORS, ext_hook=codec.ext_hook
         )
+    except msgpack.StackError as error:
+        raise bad_reply(op, "it is nested deeper than msgpack reads") from error
     except (ValueError, TypeError) as error:
         raise bad_reply(op, f"it is not one msgpack value: {error}") from error
     if type(reply) is not dict:

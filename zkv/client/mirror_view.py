@@ -17,6 +17,7 @@ from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Va
 from operator import itemgetter
 from typing import Any
 
+from zkv.client.connection import refuse_to_pickle
 from zkv.client.errors import ClientError, ClosedError, NoReplyError
 from zkv.client.following import RESET, Batch, Follower
 from zkv.client.operations import Change, Entry
@@ -65,6 +66,8 @@ class MirrorView(Mapping[str, Any]):
         self._callbacks: tuple[Callable[[Change], object], ...] = ()
         self._error: ClientError | None = None
         self._lock = threading.Lock()  # Guards all above, but for reads of one key.
+
+    __reduce__ = refuse_to_pickle
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self)} entries at revision {self._rev}>"

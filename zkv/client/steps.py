@@ -19,7 +19,7 @@ from msgspec.msgpack import Decoder, Encoder
 from msgspec.structs import asdict, replace
 
 from zkv.client.codec import PLAIN, Codec
-from zkv.client.messages import check_size, pack_request, unpack_reply
+from zkv.client.messages import check_size, explained, pack_request, unpack_reply
 from zkv.client.operations import RAISE
 
 
@@ -112,6 +112,8 @@ def pack_steps(op: str, request_id: int, fields: dict[str, Any], codec: Codec = 
     except UnicodeEncodeError:  # With surrogates.
         ops = [{"op": name_of(step), **fields_of(step)} for step in steps]
         return pack_request(op, request_id, {**fields, "ops": ops}, codec)
+    except ValueError as error:
+        raise explained(error) from None
     check_size(body)
     return body
 

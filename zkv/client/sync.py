@@ -7,8 +7,8 @@ time, which is what ZeroMQ asks.
 
 What makes it dependable:
 
-- It never waits without a limit: a request is sent without waiting, a reply awaited in steps of a
-  second at most, since an interrupt that comes just before ZeroMQ waits is only seen after it.
+- It never waits without a limit: a request is sent without waiting, a reply awaited in steps, since
+  an interrupt that comes just before ZeroMQ waits is only seen after it, as is a lost connection.
 - A REQ socket that is still owed a reply refuses the next request for ever. So a connection goes
   with any request that was not answered well.
 - Every request has an id of its own, and only the reply with the same id counts.
@@ -32,17 +32,26 @@ from typing import Any, Final, TypeVar
 import zmq
 
 from zkv.client.codec import PLAIN, Codec
-from zkv.client.connection import Connection, Endpoints, SocketContext, check_timeout
+from zkv.client.connection import (
+    Address,
+    Connection,
+    Endpoints,
+    SocketContext,
+    check_timeout,
+    refuse_to_pickle,
+)
 from zkv.client.errors import ClosedError
 from zkv.client.messages import READ_OPS, WRITE_OPS, bad_reply, check_answer
 from zkv.client.namespace import ClientOps
 from zkv.client.operations import Operation, Reply
-from zkv.client.retry import DEFAULT_POLICY, Attempts, RetryPolicy
+from zkv.client.retry import DEFAULT_POLICY, REASON_SECONDS, Attempts, RetryPolicy
 from zkv.client.session import WriteSessions
 from zkv.defaults import DEFAULT_ENDPOINT
 
 T = TypeVar("T")
 
+STEP: Final = 0.25
+"""Seconds to wait for a reply before it is looked whether the connection is still there."""
 MOST_CONNECTIONS: Final = 32
 """Of one client: more than a server can make use of, and sockets are not free."""
 
@@ -50,8 +59,8 @@ MOST_CONNECTIONS: Final = 32
 class Client(ClientOps):
     """A client of a server, for any number of threads, and a mapping of all its keys.
 
-    The server need not be up yet: ZeroMQ connects in the background, now or later. Use as a context
-    manager, or `close` at the end.
+    The server need not be up yet: the first request connects, and waits for it up to the timeout.
+    Use as a context manager, or `close` at the end.
 
     Args:
         endpoint: where the server listens: ``tcp://HOST:PORT`` or ``ipc://PATH``. Several may be
@@ -64,6 +73,7 @@ class Client(ClientOps):
 
     Raises:
         ValueError: an endpoint is malformed, or the timeout out of range.
+        TypeError: an endpoint is no str.
 
     Example:
         >>> with Client("tcp://127.0.0.1:5555") as kv:  # doctest: +SKIP
@@ -91,7 +101,8 @@ class Client(ClientOps):
         self._ids = itertools.count(1)
         self._closed = False
         self._begin()
-        self._check_endpoints()
+        self._idle.append(self._connect())
+        self._open = 1
         _clients[id(self)] = self
 
     def _begin(self) -> None:
@@ -110,10 +121,12 @@ class Client(ClientOps):
     def __repr__(self) -> str:
         return f"<Client {self.endpoint}{' closed' if self._closed else ''}>"
 
+    __reduce__ = refuse_to_pickle
+
     @property
     def endpoint(self) -> str:
         """The endpoint in use."""
-        return self._endpoints.current
+        return self._endpoints.current.endpoint
 
     def close(self) -> None:
         """Close all connections. Requests under way in other threads still get their replies."""
@@ -167,21 +180,40 @@ class Client(ClientOps):
         """Send a request once; None = no reply, and it may be sent again."""
         op = operation.op
         connection = self._take(attempts)
+        sent = False
         try:
-            received = _exchange(connection, op, body, attempts.patience())
-            if received is not None:
-                reply = operation.unpack(op, received, codec)
-                check_answer(op, request_id, reply)
-                self._give_back(connection)
-                return reply
-            connected = connection.was_connected()
+            if connection.wait(attempts.time_to_connect()):
+                self._endpoints.met = sent = True
+                received = _exchange(connection, op, body, attempts.patience())
+                if received is not None:
+                    reply = operation.unpack(op, received, codec)
+                    check_answer(op, request_id, reply)
+                    self._give_back(connection)
+                    return reply
+        except zmq.ZMQError:  # Its context was terminated: that ends a connection like any other.
+            connection.over = True
         except BaseException:  # Ctrl-C too must not leave a socket that is owed a reply.
             self._drop(connection)
             raise
         self._drop(connection)
-        self._endpoints.failed(connection.endpoint)
-        attempts.no_reply(connection.endpoint, connected)
+        self._endpoints.failed(connection.address)
+        if sent:
+            attempts.no_reply(connection.endpoint, connected=True)
+            time.sleep(attempts.pause() if connection.over else 0)
+        else:
+            self._no_connection(connection.address, attempts)
         return None
+
+    def _no_connection(self, address: Address, attempts: Attempts) -> None:
+        """Return when to try again. Raises UnavailableError where it is to be given up."""
+        from zkv.client.trouble import find_trouble
+
+        endpoint, endpoints = address.endpoint, self._endpoints
+        if address.is_last or attempts.left() <= 0:
+            trouble = None
+            if attempts.asks_why(endpoint):
+                trouble = find_trouble(endpoint, max(0.0, min(attempts.left(), REASON_SECONDS)))
+            time.sleep(attempts.no_connection(endpoint, trouble, endpoints.number, endpoints.met))
 
     # --- Connections
 
@@ -193,12 +225,13 @@ class Client(ClientOps):
                 connection = self._idle.pop()
         if connection is None:
             connection = self._take_in_turn(attempts)
-        if connection is not None and connection.endpoint == self._endpoints.current:
-            return connection
         try:
             if connection is not None:
+                surely = not attempts.repeatable  # Another loss could not be made good.
+                if connection.address == self._endpoints.current and connection.is_usable(surely):
+                    return connection
                 connection.close()
-            return self._connect(self._endpoints.current)
+            return self._connect(attempts.applied())
         except BaseException:
             self._forget()
             raise
@@ -242,16 +275,12 @@ class Client(ClientOps):
                 self._open += 1
             waiter.gate.release()
 
-    def _connect(self, endpoint: str) -> Connection:
-        return Connection(self._context or zmq.Context.instance(), zmq.REQ, endpoint)
-
-    def _check_endpoints(self) -> None:
-        """Begin to connect to the first endpoint. Raises ValueError where one is malformed."""
-        first, *others = self._endpoints
-        for other in others:
-            self._connect(other).close()
-        self._idle.append(self._connect(first))
-        self._open = 1
+    def _connect(self, applied: bool | None = False) -> Connection:
+        context = self._context or zmq.Context.instance()
+        try:
+            return Connection(context, zmq.REQ, self._endpoints.current)
+        except ClosedError as error:
+            raise ClosedError(error.message, applied) from error
 
     def _give_back(self, connection: Connection) -> None:
         self._idle.append(connection)
@@ -302,11 +331,17 @@ def _exchange(connection: Connection, op: str, body: bytes, seconds: float) -> b
         return None  # The server at an inproc endpoint has stopped: that cannot be reconnected to.
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        connection.wait_at_most(min(left, 1.0))
+        connection.wait_at_most(min(left, STEP))
         try:
             received = socket.recv()
         except zmq.Again:
-            continue
+            connection.look()
+            if not connection.over:
+                continue
+            try:
+                received = socket.recv(zmq.NOBLOCK)  # It may have come at the last moment.
+            except zmq.Again:
+                return None
         if socket.getsockopt(zmq.RCVMORE):
             raise bad_reply(op, "it has more than one body")
         return received

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import zmq
 
 from zkv.client import operations
+from zkv.client.connection import refuse_to_pickle
 from zkv.client.errors import ClientError, ClosedError, NoReplyError, RefusedError
 from zkv.client.feed import drain, join
 from zkv.client.following import (
@@ -31,6 +32,7 @@ from zkv.client.following import (
 )
 from zkv.client.operations import Change, Operation
 from zkv.client.threads import Waiter
+from zkv.endpoint import check_to_connect
 
 if TYPE_CHECKING:
     from zkv.client.namespace import KeyOps
@@ -60,7 +62,8 @@ class Subscription:
         self._prefix = prefix
         self._since = since
         self._now = now
-        self._feed = feed
+        self._feed = None if feed is None else check_to_connect(feed)
+        self._joined = 0
         self._endpoint: str | None = None
         self._process = os.getpid()
         self._waiter = Waiter()
@@ -111,7 +114,12 @@ class Subscription:
             raise RuntimeError("another thread waits for the next change: only one at a time may")
         try:
             while not self.closed:
-                batch = self._step(self.open(), end)
+                follower = self.open()
+                try:
+                    batch = self._step(follower, end)
+                except zmq.ZMQError:  # The socket has gone with its context.
+                    self._join(follower)
+                    continue
                 if batch is not None:
                     return batch
                 if end is not None and time.monotonic() >= end:
@@ -210,7 +218,9 @@ class Subscription:
     def _join(self, follower: Follower) -> None:
         self._leave()
         if self._endpoint is not None:
-            self._socket = join(self._client._context, follower.topics, self._endpoint)
+            turn = self._joined + self._client._endpoints.current.ipv6
+            self._joined += 1
+            self._socket = join(self._client._context, follower.topics, self._endpoint, turn)
 
     def _leave(self) -> None:
         if self._socket is not None:
@@ -233,6 +243,8 @@ class Watch(Iterator[Change]):
         self._queue: deque[tuple[Change, int]] = deque()
         self._rev: int = since or 0
         self._begun = False
+
+    __reduce__ = refuse_to_pickle
 
     def _open(self) -> Self:
         """Begin, if it has not begun yet. Raises NoReplyError and ValueError."""

@@ -11,6 +11,9 @@ share. It needs nothing but Python, and one binary fits every version from 3.11 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Final
+
 try:
     from zkv.compiled import _store as store
 except ImportError:
@@ -18,3 +21,11 @@ except ImportError:
 
 COMPILED: bool = store is not None
 """Whether it is there, and used by what is made from now on. INFO tells (``stats.store``)."""
+
+ADVICE: Final = "apt install gcc python3-dev, then install zkv anew (in a checkout: make run)"
+
+
+def what_is_slow(stats: Mapping[str, Any]) -> str:
+    """How a server with these ``stats`` in its INFO was built; empty where all is compiled."""
+    plain = [part for part in ("store", "mailbox") if stats.get(part) == "plain"]
+    return f"without C ({', '.join(plain)}), up to 7 times slower" if plain else ""

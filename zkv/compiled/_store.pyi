@@ -29,7 +29,7 @@ class Lane:
         max_value_bytes: int,
         max_batch: int,
         max_reply_bytes: int,
-        surely_shallow: int,
+        max_levels: int,
         durable: bool,
         add_key: Callable[[str], None],
         forget_deadline: Callable[[int, str], None],
@@ -52,4 +52,5 @@ class Lane:
         subjects: list[tuple[str | int, int, int] | None] | None,
     ) -> tuple[int, int, int, list[Packed], int, int, Replaced | None]: ...
 
+def measure(packed: bytes, at: int) -> tuple[int, int]: ...
 def pack_frames(payloads: list[bytes], synced: int, salt: int) -> bytes: ...

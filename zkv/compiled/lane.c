@@ -2,7 +2,7 @@
  *
  * Strategy: a body is read once (request.c), carried out on the table at once, and answered
  * (reply.c). Anything out of the ordinary (a further field, an absent key, a limit, a wrong type,
- * text that came as bin, a value that may be nested too deeply) is no error here: the request is
+ * text that came as bin, a value that is nested too deeply) is no error here: the request is
  * left to Python, which is the specification, and the table is as it was before.
  *
  * Invariants: Python's lock and the keyspace's are held throughout. A request is carried out whole
@@ -137,13 +137,48 @@ static int stage_step(Lane *self, run *r, step *of)
     }
 }
 
+/* Put the items of an MPUT in place; whether that went well. One that is there again is dropped: it
+ * has the place of the first and the value of the last, as in a dict. To find the first takes no
+ * search: until all are in place, a record's revision tells which it is. */
+static int stage_items(Lane *self, run *r, request *from)
+{
+    step_list *items = &from->steps;
+    replacement *pairs = r->replaced->pairs + r->replaced->count;
+    size_t kept = 0;
+    for (size_t i = 0; i < items->count; i++) {
+        step *each = &items->at[i];
+        record *now = each->there = stage(self, r, each, each->value, 0);
+        if (now == NULL)
+            return 0;
+        record *before = pairs[kept].before;
+        if (was_own(r, &pairs[kept])) {
+            size_t place = (size_t)(before->rev - r->rev - 1);
+            now->rev = before->rev;
+            record_release(before); /* The table's, and that of `replaced`. */
+            record_release(before);
+            pairs[place].now = now;
+            items->at[place] = *each;
+            r->replaced->count--;
+        } else {
+            now->rev += (int64_t)kept;
+            items->at[kept++] = *each;
+        }
+    }
+    items->count = kept;
+    for (size_t i = 0; i < kept; i++)
+        pairs[i].now->rev = r->rev + 1;
+    return 1;
+}
+
 /* Carry out all of a request; whether all went well. */
-static int stage_all(Lane *self, run *r, const request *from)
+static int stage_all(Lane *self, run *r, request *from)
 {
     size_t read = 0; /* bytes of values */
     /* All at once: of a large table most has to come from afar, and each change waits for its own. */
     for (size_t i = 0; from->steps.count > 1 && i < from->steps.count; i++)
         table_fetch(self->table, from->steps.at[i].hash);
+    if (from->op == MPUT)
+        return stage_items(self, r, from);
     for (size_t i = 0; i < from->conditions.count; i++)
         if (!holds(self, r, &from->conditions.at[i]))
             return 0;
@@ -153,9 +188,6 @@ static int stage_all(Lane *self, run *r, const request *from)
             return 0;
         if (each->op == GET)
             read += each->there == NULL ? 1 : each->there->value_size;
-        /* An item that is there twice: the last one counts, and that is all. */
-        else if (from->op == MPUT && was_own(r, &r->replaced->pairs[r->replaced->count - 1]))
-            return 0;
     }
     return read <= (size_t)self->max_reply;
 }
@@ -369,7 +401,7 @@ static PyObject *do_reads(Lane *self, run *r, const request *from)
     return self->durable && !is_once(from) ? to_reply(self, r, from, 0) : NULL;
 }
 
-static PyObject *do_write(Lane *self, run *r, const request *from, int64_t *told)
+static PyObject *do_write(Lane *self, run *r, request *from, int64_t *told)
 {
     if (!r->writes || (r->replaced == NULL && (r->replaced = replaced_new(self->table)) == NULL) ||
         !replaced_reserve(r->replaced, from->steps.count))
@@ -385,7 +417,7 @@ static PyObject *do_write(Lane *self, run *r, const request *from, int64_t *told
     return reply;
 }
 
-static PyObject *do_request(Lane *self, run *r, const request *from, int64_t *told)
+static PyObject *do_request(Lane *self, run *r, request *from, int64_t *told)
 {
     switch (from->op) {
     case GET:
@@ -497,10 +529,10 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
 {
     PyObject *table, *commit_type, *add_key, *forget_deadline, *tell_watchers, *watchers;
     PyObject *may_run, *remember;
-    Py_ssize_t max_key, max_value, max_batch, max_reply, shallow;
+    Py_ssize_t max_key, max_value, max_batch, max_reply, max_levels;
     int durable;
     if (!PyArg_ParseTuple(arguments, "OOnnnnnpOOOOOO", &table, &commit_type, &max_key, &max_value,
-                          &max_batch, &max_reply, &shallow, &durable, &add_key, &forget_deadline,
+                          &max_batch, &max_reply, &max_levels, &durable, &add_key, &forget_deadline,
                           &tell_watchers, &watchers, &may_run, &remember))
         return NULL;
     Lane *self = (Lane *)PyType_GenericAlloc(type, 0);
@@ -512,7 +544,7 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     self->max_value = max_value;
     self->max_batch = max_batch;
     self->max_reply = max_reply;
-    self->shallow = shallow;
+    self->max_levels = max_levels;
     self->durable = durable;
     self->add_key = Py_NewRef(add_key);
     self->forget_deadline = Py_NewRef(forget_deadline);

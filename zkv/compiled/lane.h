@@ -33,7 +33,7 @@ typedef struct {
     PyObject_HEAD
     Table *table;
     PyObject *commit_type;
-    Py_ssize_t max_key, max_value, max_batch, max_reply, shallow;
+    Py_ssize_t max_key, max_value, max_batch, max_reply, max_levels;
     int durable;
     PyObject *add_key, *forget_deadline, *tell_watchers; /* callables: see store.py */
     PyObject *watchers;                                  /* a list */

@@ -23,6 +23,7 @@ static int execute(PyObject *module)
 }
 
 static PyMethodDef functions[] = {
+    {"measure", measure, METH_VARARGS, "See zkv/protocol/nesting.py."},
     {"pack_frames", pack_frames, METH_VARARGS, "See zkv/durability/segment.py."},
     {NULL, NULL, 0, NULL},
 };

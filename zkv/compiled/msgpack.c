@@ -129,39 +129,92 @@ static const struct {
     {2, 0, ITEMS, 0}, {4, 0, ITEMS, 0}, {2, 0, PAIRS, 0}, {4, 0, PAIRS, 0}, /* array, map */
 };
 
+/* Pass over a head and its bytes, and tell how many values are in it; whether it is whole. */
+static inline int skip_head(reader *r, uint64_t *inside)
+{
+    *inside = 0;
+    if (r->at == r->end)
+        return 0;
+    int byte = *r->at++;
+    if (byte < 0x80 || byte >= 0xe0)
+        return 1;
+    size_t bytes = 0;
+    if (byte < 0x90) {
+        *inside = 2 * (uint64_t)(byte - 0x80);
+    } else if (byte < 0xa0) {
+        *inside = (uint64_t)(byte - 0x90);
+    } else if (byte < 0xc0) {
+        bytes = (size_t)(byte - 0xa0);
+    } else {
+        int kind = byte - 0xc0, size = kinds[kind].number;
+        if (kinds[kind].bad || left(r) < (size_t)size)
+            return 0;
+        uint64_t number = big_endian(r->at, size);
+        r->at += size;
+        bytes = kinds[kind].besides;
+        if (kinds[kind].counts == BYTES)
+            bytes += (size_t)number;
+        else
+            *inside = kinds[kind].counts == PAIRS ? 2 * number : number;
+    }
+    if (left(r) < bytes)
+        return 0;
+    r->at += bytes;
+    return 1;
+}
+
 int skip_value(reader *r)
 {
-    uint64_t wanted = 1; /* values; each takes a byte at least, so this cannot run over */
+    uint64_t inside, wanted = 1; /* values; each takes a byte at least, so this cannot run over */
     while (wanted--) {
-        if (r->at == r->end)
+        if (!skip_head(r, &inside))
             return 0;
-        int byte = *r->at++;
-        if (byte < 0x80 || byte >= 0xe0)
-            continue;
-        size_t bytes = 0;
-        if (byte < 0x90) {
-            wanted += 2 * (uint64_t)(byte - 0x80);
-        } else if (byte < 0xa0) {
-            wanted += (uint64_t)(byte - 0x90);
-        } else if (byte < 0xc0) {
-            bytes = (size_t)(byte - 0xa0);
-        } else {
-            int kind = byte - 0xc0, size = kinds[kind].number;
-            if (kinds[kind].bad || left(r) < (size_t)size)
-                return 0;
-            uint64_t number = big_endian(r->at, size);
-            r->at += size;
-            bytes = kinds[kind].besides;
-            if (kinds[kind].counts == BYTES)
-                bytes += (size_t)number;
-            else
-                wanted += kinds[kind].counts == PAIRS ? 2 * number : number;
-        }
-        if (left(r) < bytes)
-            return 0;
-        r->at += bytes;
+        wanted += inside;
     }
     return 1;
+}
+
+int nests(int byte) { return (byte >= 0x80 && byte <= 0x9f) || (byte >= 0xdc && byte <= 0xdf); }
+
+int measure_value(reader *r, int *levels)
+{
+    uint64_t above[MOST_COUNTED], inside, wanted = 1;
+    int level = 0;
+    *levels = 0;
+    for (;;) {
+        for (; wanted == 0; wanted = above[--level])
+            if (level == 0)
+                return 1;
+        wanted--;
+        int goes_down = r->at < r->end && nests(*r->at) && level < MOST_COUNTED;
+        if (!skip_head(r, &inside))
+            return 0;
+        if (goes_down) {
+            above[level++] = wanted;
+            wanted = 0;
+            *levels = level > *levels ? level : *levels;
+        }
+        wanted += inside; /* Of what is deeper than that, all counts as one level. */
+    }
+}
+
+/* measure(packed, at) -> (end, levels): see zkv/protocol/nesting.py. */
+PyObject *measure(PyObject *module, PyObject *arguments)
+{
+    Py_buffer packed;
+    Py_ssize_t at;
+    if (!PyArg_ParseTuple(arguments, "y*n", &packed, &at))
+        return NULL;
+    const unsigned char *begin = packed.buf;
+    if (at < 0 || at > packed.len) {
+        PyBuffer_Release(&packed);
+        return PyErr_Format(PyExc_ValueError, "a place within the bytes");
+    }
+    reader r = {begin + at, begin + packed.len};
+    int levels;
+    Py_ssize_t end = measure_value(&r, &levels) ? r.at - begin : -1;
+    PyBuffer_Release(&packed);
+    return Py_BuildValue("(ni)", end, levels);
 }
 
 /* --- Writing: there has to be room ------------------------------------------------------------ */

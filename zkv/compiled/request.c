@@ -86,16 +86,23 @@ static int read_key(const Lane *self, reader *r, step *to)
     return 1;
 }
 
+/* Whether a value has no more levels than it may. */
+static int is_shallow(const Lane *self, const span *value)
+{
+    int levels;
+    reader r = {value->at, value->at + value->size};
+    if (value->size <= (size_t)self->max_levels || !nests(*value->at)) /* Each takes a byte. */
+        return 1;
+    return measure_value(&r, &levels) && levels <= self->max_levels;
+}
+
 static int read_value(const Lane *self, reader *r, span *value)
 {
     value->at = r->at;
     if (!skip_value(r))
         return 0;
     value->size = (size_t)(r->at - value->at);
-    int first = *value->at;
-    int nests = (first >= 0x80 && first <= 0x9f) || (first >= 0xdc && first <= 0xdf);
-    size_t most = (size_t)(nests ? self->shallow : self->max_value);
-    return value->size <= most && value->size <= (size_t)self->max_value;
+    return value->size <= (size_t)self->max_value && is_shallow(self, value);
 }
 
 static int read_id(reader *r, span *id)

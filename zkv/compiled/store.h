@@ -88,6 +88,7 @@ int read_map(reader *, uint32_t *count);   /* whether there is one; so for those
 int read_array(reader *, uint32_t *count);
 int read_text(reader *, span *);           /* a str that is UTF-8 */
 int skip_value(reader *);                  /* any one value, however it is made up */
+int measure_value(reader *, int *levels);  /* likewise; how deep it nests, as far as is counted */
 int read_uint(reader *, uint64_t *number); /* an int that is not negative */
 int read_int(reader *, int64_t *number);   /* an int of 64 bits with sign */
 
@@ -100,6 +101,10 @@ unsigned char *write_bytes(unsigned char *to, const void *from, size_t size);
 unsigned char *write_fixed(unsigned char *to, uint64_t number, int size); /* its bytes alone */
 
 enum { MOST_HEAD = 9 }; /* bytes of the largest head or int */
+enum { MOST_COUNTED = 504 }; /* levels: one more than any request may have */
+
+int nests(int byte); /* whether it begins an array or a map */
+PyObject *measure(PyObject *module, PyObject *arguments);
 
 /* --- What tells two requests apart: digest.c -------------------------------------------------- */
 

@@ -11,10 +11,11 @@ With the policy ``interval`` the thread also makes durable what was written, onc
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zkv.errors import ReadOnlyError
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zkv.durability.wal import Wal
+
+_log = logging.getLogger("zkv.durability")
+
+A_BUG: Final = "a bug in the server; its log says more"
+"""What is said of commits of which nobody knows what became, for no known reason."""
 
 
 class CommitGroup:
@@ -41,18 +47,19 @@ class CommitGroup:
         """The newest commit to wait for; None as long as nothing waits."""
         self.error: ReadOnlyError | None = None
         """Once completed: None, or why the commits are not on disk."""
-        self._completed: Callable[[], None] = _nothing
+        self._completed: Callable[[], None] | None = _nothing
 
     def on_completion(self, completed: Callable[[], None]) -> None:
         """Have ``completed`` called. Once, and before the group is submitted."""
         self._completed = completed
 
     def complete(self, error: ReadOnlyError | None) -> None:
-        """Let the replies leave, or tell why they cannot. Once."""
-        self.error = error
+        """Let the replies leave, or tell why they cannot. Only the first time counts."""
         # What is called refers to this group: kept here, it would be garbage in a cycle.
-        completed, self._completed = self._completed, _nothing
-        completed()
+        completed, self._completed = self._completed, None
+        if completed is not None:
+            self.error = error
+            completed()
 
 
 def _nothing() -> None:
@@ -91,11 +98,21 @@ class Committer:
         groups: list[CommitGroup | None] = []
         while None not in groups:
             groups = self._wait()
-            settle(self._wal, [group for group in groups if group is not None])
-            if self._interval is not None and time.monotonic() >= self._due:
-                self._due = time.monotonic() + self._interval
-                with contextlib.suppress(ReadOnlyError):
-                    self._wal.commit(self._wal.written_lsn, durable=True)
+            waiting = [group for group in groups if group is not None]
+            try:
+                settle(self._wal, waiting)
+                self._sync_if_due()
+            except BaseException:
+                # A bug. Those who wait are not to wait for ever, nor those who come later.
+                _log.critical("the committer failed, and goes on", exc_info=True)
+                for group in waiting:
+                    group.complete(ReadOnlyError(A_BUG, applied=None))
+
+    def _sync_if_due(self) -> None:
+        if self._interval is not None and time.monotonic() >= self._due:
+            self._due = time.monotonic() + self._interval
+            with contextlib.suppress(ReadOnlyError):
+                self._wal.commit(self._wal.written_lsn, durable=True)
 
     def _wait(self) -> list[CommitGroup | None]:
         groups: list[CommitGroup | None] = []
@@ -107,11 +124,19 @@ class Committer:
         return groups
 
 
-def settle(wal: Wal, groups: list[CommitGroup]) -> None:
+def settle(wal: Wal, groups: list[CommitGroup], patient: bool = True) -> bool:
     """Make ``groups`` durable, or safe, with one sync at most, and complete them.
 
     A group whose epoch is over is told that nobody knows: its commits may have been rolled back,
     and their revisions may by now be those of others.
+
+    Args:
+        wal: the log.
+        groups: not completed yet.
+        patient: see `Wal.commit`.
+
+    Returns:
+        Whether they are completed. Always, where it is patient.
     """
     epoch = wal.epoch
     current = [group for group in groups if group.epoch == epoch]
@@ -119,13 +144,15 @@ def settle(wal: Wal, groups: list[CommitGroup]) -> None:
     if current:
         try:
             lsn = max([group.lsn or 0 for group in current])
-            wal.commit(lsn, durable=any(group.durable for group in current))
+            if not wal.commit(lsn, any(group.durable for group in current), patient):
+                return False
         except ReadOnlyError as raised:
             error = raised
         else:
             error = None if wal.epoch == epoch else _unknown()
     for group in groups:
         group.complete(error if group.epoch == epoch else _unknown())
+    return True
 
 
 def _unknown() -> ReadOnlyError:

@@ -1,12 +1,18 @@
-"""Copies a data directory, also beside a running server: what `zkv backup` and `zkv restore` do.
+"""Makes a data directory from another: `zkv backup` copies it, `zkv restore` raises its revision.
 
-The copy holds the newest snapshot and the segments behind it, the last as far as it is whole. So it
-gives the state at one revision, which no write that was acknowledged before the copy began is
-missing from.
+A copy may be made beside a running server. It holds the newest snapshot and the segments behind
+it, the last as far as it is whole. So it gives the state at one revision, which no write that was
+acknowledged before the copy began is missing from.
 
 The file on which all else depends (the snapshot; the first segment where there is none) is put in
 last. Until then an empty file has its name, which is damage to whoever looks: a copy that was
 interrupted is refused, and never taken for an older or an empty store.
+
+What is restored is one snapshot, with the entries and the remembered answers as they were, and a
+revision that is higher by `RESTORED_ABOVE`. Between the backup and its restoring other revisions
+may have been taken, and told to clients: these are lost, and must not come again with other
+contents. No store takes so many in between. Whoever has followed the changes finds that those since
+are not kept, and reads the store anew.
 """
 
 from __future__ import annotations
@@ -14,21 +20,30 @@ from __future__ import annotations
 import contextlib
 import itertools
 from os import SEEK_END
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Final
 
-from zkv.durability import recovery, snapshot
+from zkv.durability import recovery, segment, snapshot
 from zkv.durability.check import survey
-from zkv.durability.layout import Layout
+from zkv.durability.layout import Layout, explain
 from zkv.durability.picture import Picture
 from zkv.durability.segment import Scan
 from zkv.errors import DamageError, DataDirError
+from zkv.keyspace.sessions import Sessions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from zkv.durability.check import Finding, Survey
     from zkv.durability.files import Files
+    from zkv.durability.lock import Lock
+    from zkv.keyspace.table import Table
 
+RESTORED_ABOVE: Final = 2**32
+"""How far the revision of a restored store is above all that may have been taken before."""
+MOST_REV: Final = 2**62
+"""The highest revision that a store is restored at: as many are left to be taken."""
+
+_CHUNK_ENTRIES: Final = 500
 _COPY_BYTES: Final = 1 << 20
 
 
@@ -46,18 +61,28 @@ def copy(files: Files, source: Path, target: Path) -> Survey:
         LockedError: somebody else has just begun to use ``target``.
     """
     with Picture(files, source) as picture, _Copy(files, picture, target) as made:
-        made.write()
-        with Picture(files, target) as written:
-            found = survey(written)
-        if found.faults:
-            raise _why(picture, found)
-        made.keep()
-    return found
+        return made.write()
 
 
-def require_whole(picture: Picture) -> None:
-    """Raise DamageError where anything in ``picture`` is damaged."""
-    _refuse(survey(picture).faults)
+def restore(files: Files, source: Path, target: Path, above: int = 0) -> Survey:
+    """Make a store from a backup, with a revision that nobody can have seen; returns what is there.
+
+    Args:
+        files: the door to the file system.
+        source: the backup.
+        target: where to; absent or empty. Where this fails, it is left as it was.
+        above: a revision that may have been seen, too.
+
+    Raises:
+        DamageError: anything in the backup is damaged.
+        DataDirError: something cannot be read or written, ``target`` is not empty, or no higher
+            revision is left.
+        LockedError: somebody else has just begun to use ``target``.
+    """
+    with Picture(files, source) as picture:
+        _refuse(survey(picture).faults)
+        with _Restored(files, picture, target, above) as made:
+            return made.write()
 
 
 def _refuse(faults: list[Finding]) -> None:
@@ -73,13 +98,13 @@ def _why(picture: Picture, found: Survey) -> DataDirError:
 
 
 class _Copy:
-    """A copy in the making; what was made is removed at the end, unless it is to be kept."""
+    """A copy in the making; what was made is removed at the end, unless all went well."""
 
     def __init__(self, files: Files, picture: Picture, target: Path) -> None:
         self._files = files
         self._picture = picture
         self._layout = Layout(target)
-        self._lock: BinaryIO | None = None
+        self._lock: Lock | None = None
         self._made: list[Path] = []
         self._directories: list[Path] = []
 
@@ -91,19 +116,20 @@ class _Copy:
         if self._lock is not None:
             self._lock.close()
 
-    def keep(self) -> None:
-        """What was made stays."""
-        self._made.clear()
-        self._directories.clear()
-
-    def write(self) -> None:
-        """Copy everything. Raises DataDirError, LockedError."""
+    def write(self) -> Survey:
+        """Make everything; returns what is there then. Raises DataDirError, LockedError."""
         try:
             self._take_target()
-            self._copy_all()
+            self._fill()
         except OSError as error:
-            place = error.filename or self._layout.directory
-            raise DataDirError(f"{place}: {error.strerror or error}") from error
+            raise DataDirError(explain(error, self._layout.directory)) from error
+        with Picture(self._files, self._layout.directory) as written:
+            found = survey(written)
+        if found.faults:
+            raise _why(self._picture, found)
+        self._made.clear()  # It stays.
+        self._directories.clear()
+        return found
 
     def _take_target(self) -> None:
         """Make the target and lock it. Raises OSError, DataDirError, LockedError."""
@@ -120,14 +146,18 @@ class _Copy:
         if self._files.names(self._layout.directory) != but_for:
             raise DataDirError(f"{self._layout.directory}: not empty; nothing has been copied")
 
-    def _copy_all(self) -> None:
+    def _stand_in(self, key: Path) -> None:
+        """Have an empty file at ``key``, on which all else depends, until all else is there."""
+        self._made.append(key)
+        self._files.create(key).close()
+        self._files.sync_directory(key.parent)
+
+    def _fill(self) -> None:
         files, sources = self._files, _needed(self._picture)
         if not sources:
             return
         key = self._target(sources[0])
-        self._made.append(key)
-        files.create(key).close()
-        files.sync_directory(key.parent)
+        self._stand_in(key)
         for source in sources[1:]:
             self._copy_to(source, self._target(source))
         for inner in (self._layout.wal, self._layout.snapshots):
@@ -154,6 +184,53 @@ class _Copy:
         for path in reversed(self._directories):
             with contextlib.suppress(OSError):
                 self._files.remove_directory(path)
+
+
+class _Restored(_Copy):
+    """A restored store in the making."""
+
+    def __init__(self, files: Files, picture: Picture, target: Path, above: int) -> None:
+        super().__init__(files, picture, target)
+        self._above = above
+
+    def _fill(self) -> None:
+        files, layout, there = self._files, self._layout, self._picture.layout
+        sessions = Sessions()
+        state = recovery.recover(self._picture, there.snapshots, there.wal, sessions)
+        rev = max(state.rev, self._above) + RESTORED_ABOVE
+        if rev > MOST_REV:
+            raise DataDirError(
+                f"{there.directory}: cannot be restored: its revision would be {rev}, and "
+                f"{MOST_REV} is the highest that a store is restored at"
+            )
+        self._stand_in(layout.snapshot(rev))
+        self._made.append(layout.segment(rev + 1))
+        begin_log(files, layout, rev + 1)
+        write_state(files, layout, rev, state.time, state.entries, sessions)
+
+
+def write_state(
+    files: Files, layout: Layout, rev: int, created: int, entries: Table, sessions: Sessions
+) -> None:
+    """Write a snapshot of a whole store. Raises OSError."""
+    with snapshot.Writer(files, layout.snapshots, rev, created) as writer:
+        items = iter(sorted(entries.items()))
+        while chunk := list(itertools.islice(items, _CHUNK_ENTRIES)):
+            writer.add(chunk)
+        states = [sessions.state(name, rev) for name in sessions.names()]
+        writer.add_sessions([state for state in states if state is not None])
+        writer.finish()
+
+
+def begin_log(files: Files, layout: Layout, first_rev: int) -> None:
+    """Have an empty segment, so that the newest is never missing. Raises OSError."""
+    path = layout.segment(first_rev)
+    beside = path.with_name(path.name + snapshot.UNFINISHED)
+    with files.create(beside) as file:
+        files.write(file, segment.pack_header(first_rev, segment.new_salt()))
+        files.sync(file)
+    files.rename(beside, path)
+    files.sync_directory(layout.wal)
 
 
 def _needed(picture: Picture) -> list[Path]:

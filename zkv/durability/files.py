@@ -10,16 +10,34 @@ after `sync_directory`. See Pillai et al., "All File Systems Are Not Created Equ
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
+import stat
 from pathlib import Path
 from typing import BinaryIO, Final
+from weakref import WeakSet
 
-from zkv.errors import LockedError
+from zkv.durability import lock
+from zkv.durability.lock import Lock
 
 _PIECE_BYTES: Final = 1 << 20
+
+_written: WeakSet[BinaryIO] = WeakSet()
+"""What is open for writing, or to hold a lock. A child made by fork closes it: it would hold the
+lock as long as it lives, and the room of files that are removed."""
+
+
+def _ours_alone(file: BinaryIO) -> BinaryIO:
+    _written.add(file)
+    return file
+
+
+def _close_in_child() -> None:
+    for file in list(_written):
+        file.close()  # Without a word to the system about the lock: that is the parent's, too.
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 class Files:
@@ -30,8 +48,7 @@ class Files:
         try:
             path.mkdir()
         except FileExistsError:
-            if not path.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, "Not a directory", str(path)) from None
+            _require_directory(path)
             return False
         return True
 
@@ -41,12 +58,12 @@ class Files:
 
     def create(self, path: Path) -> BinaryIO:
         """A new empty file to write; what had the name is replaced. Raises OSError."""
-        return open(path, "wb", buffering=0)
+        return _ours_alone(open(path, "wb", buffering=0))
 
     def open_append(self, path: Path) -> tuple[BinaryIO, int]:
         """A file to read, and to go on writing at its end; and its size. Raises OSError."""
         file = open(path, "r+b", buffering=0)  # noqa: SIM115  the caller closes it
-        return file, file.seek(0, os.SEEK_END)
+        return _ours_alone(file), file.seek(0, os.SEEK_END)
 
     def open_read(self, path: Path) -> BinaryIO:
         """A file to read. Raises OSError."""
@@ -94,44 +111,21 @@ class Files:
         finally:
             os.close(descriptor)
 
-    def lock(self, path: Path) -> BinaryIO:
-        """Hold an exclusive OS lock for as long as the returned file is open.
-
-        The lock ends with the process, however that ends.
-
-        Raises:
-            LockedError: another process (or this one) holds it.
-            OSError: the file cannot be opened for writing.
-        """
-        file = open(path, "a+b", buffering=0)  # noqa: SIM115  open as long as the lock is held
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read(32).decode("ascii", "replace").strip()
-            file.close()
-            by = f" (process {holder})" if holder else ""
-            raise LockedError(
-                f"{path.parent}: another server{by} holds this data directory"
-            ) from None
-        with contextlib.suppress(OSError):  # It only helps people: a full disk is no obstacle.
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n".encode())
-        return file
+    def lock(self, path: Path) -> Lock:
+        """Hold a data directory, whose lock file this is. Raises LockedError, OSError."""
+        return Lock(path)
 
     def lock_holder(self, path: Path) -> str | None:
-        """The process id of who holds the lock at ``path``, "" if it is not told; None = nobody.
+        """Who holds a data directory: see `zkv.durability.lock.holder`. Raises OSError."""
+        return lock.holder(path)
 
-        Nothing is written or made. To find out, a shared lock is taken for a moment: `lock` of
-        somebody else in that very moment is refused. Raises OSError.
-        """
-        try:
-            file = self.open_read(path)
-        except FileNotFoundError:
-            return None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read(32).decode("ascii", "replace").strip()
-        return None
+
+def _require_directory(path: Path) -> None:
+    """Raise OSError where there is something else at ``path``; it says what."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        why = f"a link to {os.readlink(path)}, which is not there"
+        raise FileNotFoundError(errno.ENOENT, why, str(path)) from None
+    if not stat.S_ISDIR(mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))

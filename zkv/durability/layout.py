@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from zkv.durability import segment, snapshot
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class Layout:
@@ -26,3 +23,13 @@ class Layout:
     def segment(self, first_rev: int) -> Path:
         """The segment that begins with ``first_rev``."""
         return self.wal / segment.file_name(first_rev)
+
+
+def explain(error: OSError, directory: Path) -> str:
+    """What went wrong in or on the way to a data directory, for a message that names it once."""
+    place, why = error.filename, error.strerror or str(error)
+    if place is None or Path(place) == directory:
+        return f"{directory}: {why}"
+    if Path(place).is_relative_to(directory):
+        return f"{place}: {why}"
+    return f"{directory}: {why} ({place})"

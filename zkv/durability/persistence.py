@@ -6,6 +6,12 @@ one waits for ten times t, and for a hundred times t as long as little has been 
 compared with the snapshot's size. So saving takes a tenth of the time at most, and what a restart
 must replay stays in proportion to what it must load.
 
+A few times in each interval, or every few seconds, it also looks whether the data directory still
+is as this server left it. If somebody has removed, replaced or changed something, the log takes no
+more writes; an interval later, when whoever did that may be done, all is written anew: a snapshot,
+and a log behind it. Where the directory itself is gone there is nowhere to write that to, unless
+it comes back.
+
 Other threads talk to this one through its inbox only, and hear back through futures.
 """
 
@@ -20,7 +26,7 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
-from zkv.errors import ReadOnlyError, ShuttingDownError
+from zkv.errors import LockedError, ReadOnlyError, ShuttingDownError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +41,8 @@ REST_FACTOR: Final = 10
 """After a snapshot that took t seconds, the next periodic one waits at least this many times t."""
 IDLE_FACTOR: Final = 10
 """And this many times longer as long as the log since then is small beside the snapshot."""
+LOOK_SECONDS: Final = 2.0
+"""The data directory is looked at so often, and at least with each periodic snapshot."""
 SMALL_SHARE: Final = 0.1
 """The log is small while it has less than this share of the snapshot's bytes."""
 
@@ -57,6 +65,7 @@ class Persistence:
         self._storage = storage
         self._wal = wal
         self._interval = interval
+        self._due_at = time.monotonic() + interval
         self._inbox: SimpleQueue[Future[int] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="zkv-persistence")
         self._final: Future[int] = Future()
@@ -70,6 +79,7 @@ class Persistence:
         self._size = 0
         self._took = 0.0
         self._failing = False
+        self._found: str | None = None  # What is not in its place.
         self._written = 0
         self.writing = False
         """Whether a snapshot is being written, and so the disk busy."""
@@ -112,7 +122,7 @@ class Persistence:
         asked: list[Future[int] | None] = []
         while None not in asked:
             asked = self._wait()
-            if not asked and not self._due():
+            if not self._is_time(bool(asked)):
                 continue
             outcome = self._save_changes()
             for future in asked:
@@ -120,24 +130,46 @@ class Persistence:
         self._refuse_the_rest()
 
     def _wait(self) -> list[Future[int] | None]:
-        """What other threads have asked for; empty once the interval has passed."""
+        """What other threads have asked for; empty once it is time to look around."""
         asked: list[Future[int] | None] = []
+        left = max(0.0, self._due_at - time.monotonic())
         with contextlib.suppress(Empty):
-            asked.append(self._inbox.get(timeout=self._interval))
+            asked.append(self._inbox.get(timeout=min(left, LOOK_SECONDS)))
             while True:
                 asked.append(self._inbox.get_nowait())
         return asked
 
-    def _due(self) -> bool:
-        """Whether a periodic snapshot may be written now."""
+    def _is_time(self, asked: bool) -> bool:
+        """Whether a snapshot is to be written now: because it was asked for, or by itself."""
+        news = self._look()
+        due = time.monotonic() >= self._due_at
+        if asked or news or due:
+            self._due_at = time.monotonic() + self._interval
+        return asked or (due and not news and self._has_rested())
+
+    def _has_rested(self) -> bool:
+        """Whether a periodic snapshot would not take too much of the time."""
+        if self._wal.broken:
+            return True
         rest = REST_FACTOR * self._took
         if self._wal.bytes_written - self._logged_before < SMALL_SHARE * self._size:
             rest *= IDLE_FACTOR
         return time.monotonic() - self._saved_at >= rest
 
+    def _look(self) -> bool:
+        """Look whether all is in its place; whether something is not, and that is news."""
+        found = self._storage.disorder() or self._wal.disorder()
+        news = found is not None and found != self._found
+        self._found = found
+        if found is not None and (news or not self._wal.broken):
+            self._wal.distrust(found)
+        return news
+
     def _save_changes(self) -> int | ReadOnlyError:
         """Save if anything changed; the revision saved, or why it could not be."""
         try:
+            if self._wal.broken:
+                self._storage.put_in_order()
             if self._keyspace.rev == self._saved_rev and not self._wal.broken:
                 self._wal.flush()  # Answers that changed nothing may be in it.
                 return self._saved_rev
@@ -151,9 +183,12 @@ class Persistence:
             return self._failed(error.strerror or str(error))
         except ReadOnlyError as error:
             return self._failed(error.message)
-        except Exception:
-            _log.exception("the snapshot failed")
+        except (LockedError, MemoryError) as error:
+            return self._failed(str(error) or "out of memory")
+        except BaseException:  # A bug; the thread goes on.
+            _log.critical("the snapshot failed", exc_info=True)
             return ReadOnlyError("the snapshot failed; the server's log says why")
+        self._found = None
         if self._failing:
             self._failing = False
             _log.warning("snapshots can be written again")
@@ -201,8 +236,8 @@ class Persistence:
 
     def _failed(self, why: str) -> ReadOnlyError:
         reason = f"the snapshot cannot be written: {why}"
-        if not self._failing:  # Said once, not at every try.
-            self._failing = True
+        told, self._failing = self._failing, True
+        if not told and self._found is None:  # Said once, not at every try.
             _log.error("%s; trying again every %g s", reason, self._interval)
         return ReadOnlyError(reason)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from zkv.durability import recovery, segment, snapshot
 from zkv.durability.files import Files
-from zkv.durability.layout import Layout
+from zkv.durability.layout import Layout, explain
 from zkv.errors import DataDirError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Picture(Files):
             self._take()
         except OSError as error:
             self.close()
-            raise DataDirError(f"{error.filename or directory}: {error.strerror}") from error
+            raise DataDirError(explain(error, directory)) from error
         self.snapshots = recovery.snapshots(self, self.layout.snapshots)
         """Revisions of the snapshots, oldest first."""
         self.segments = recovery.segments(self, self.layout.wal)

@@ -25,12 +25,16 @@ So at any moment the directory either gives the repaired state or is refused.
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
 from zkv.durability import recovery, segment, snapshot
 from zkv.durability.check import revisions
-from zkv.durability.copying import copy_file, make_directories
+from zkv.durability.copying import (
+    begin_log,
+    copy_file,
+    make_directories,
+    write_state,
+)
 from zkv.errors import DamageError
 
 if TYPE_CHECKING:
@@ -41,8 +45,6 @@ if TYPE_CHECKING:
     from zkv.durability.files import Files
     from zkv.durability.layout import Layout
     from zkv.keyspace import Commit
-
-CHUNK_ENTRIES = 500
 
 
 class Plan(NamedTuple):
@@ -192,7 +194,7 @@ def carry_out(files: Files, layout: Layout, plan: Plan, name: str, now: float) -
         files.sync_directory(aside / inner.name)
         files.sync_directory(inner)
     if plan.builds and plan.rev:
-        _write_segment(files, layout, plan.rev + 1)
+        begin_log(files, layout, plan.rev + 1)
     return aside
 
 
@@ -216,14 +218,7 @@ def _write_snapshot(files: Files, layout: Layout, plan: Plan, now: float) -> Non
             f"{replay.rev}"
         )
     created = max(int(now * 1000), replay.time)  # The clock must not go back.
-    with snapshot.Writer(files, layout.snapshots, plan.rev, created) as writer:
-        entries = iter(sorted(replay.entries.items()))
-        while chunk := list(itertools.islice(entries, CHUNK_ENTRIES)):
-            writer.add(chunk)
-        names = replay.sessions.names()
-        states = [replay.sessions.state(name, replay.rev) for name in names]
-        writer.add_sessions([state for state in states if state is not None])
-        writer.finish()
+    write_state(files, layout, plan.rev, created, replay.entries, replay.sessions)
 
 
 def _commits(files: Files, plan: Plan) -> Iterator[Commit]:
@@ -233,14 +228,3 @@ def _commits(files: Files, plan: Plan) -> Iterator[Commit]:
             for commit in segment.read_run(files, each.path, run):
                 if each.successor is None or commit.rev < each.successor:
                     yield commit
-
-
-def _write_segment(files: Files, layout: Layout, first_rev: int) -> None:
-    """Begin the log anew, so that the newest segment is never missing."""
-    path = layout.segment(first_rev)
-    beside = path.with_name(path.name + snapshot.UNFINISHED)
-    with files.create(beside) as file:
-        files.write(file, segment.pack_header(first_rev, segment.new_salt()))
-        files.sync(file)
-    files.rename(beside, path)
-    files.sync_directory(layout.wal)

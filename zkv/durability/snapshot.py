@@ -44,6 +44,7 @@ from zkv.errors import DamageError
 from zkv.keyspace.entry import Entry
 from zkv.keyspace.sessions import SessionState
 from zkv.keyspace.table import Table, new_table
+from zkv.protocol.nesting import parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -96,10 +97,24 @@ class _PackedEntry(Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 
 _encode = msgspec.msgpack.encode
-_decode_entries = msgspec.msgpack.Decoder(list[_PackedEntry]).decode
+_decode_quickly = msgspec.msgpack.Decoder(list[_PackedEntry]).decode
+_decode_entry = msgspec.msgpack.Decoder(_PackedEntry).decode
 _decode_sessions = msgspec.msgpack.Decoder(list[SessionState]).decode
 _decode_header = msgspec.msgpack.Decoder(Header).decode
 _decode_footer = msgspec.msgpack.Decoder(Footer).decode
+
+
+def _decode_entries(payload: bytes) -> list[_PackedEntry]:
+    try:
+        return _decode_quickly(payload)
+    except RecursionError:  # A value that another Python has taken.
+        return list(map(_deep_entry, parts(payload)))
+
+
+def _deep_entry(packed: bytes) -> _PackedEntry:
+    key, value, *others = parts(packed)
+    entry = _decode_entry(b"".join([packed[:1], key, b"\xc0", *others]))
+    return msgspec.structs.replace(entry, value=Raw(value))
 
 
 class Loaded(Struct):
@@ -337,7 +352,7 @@ class _Reader:
     def decode(self, decoder: Callable[[bytes], _T], payload: bytes) -> _T:
         try:
             return decoder(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except ValueError as error:
             raise self.damage(f"not what a snapshot holds: {error}") from None
 
     def _frame(self) -> tuple[int, bytes]:

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import logging
+import os
 import time
 from typing import TYPE_CHECKING, BinaryIO
 
 from zkv.durability import recovery, segment, snapshot
-from zkv.durability.layout import Layout
+from zkv.durability.layout import Layout, explain
 from zkv.errors import DataDirError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from zkv.durability.files import Files
+    from zkv.durability.lock import Lock
     from zkv.durability.recovery import Recovered, TornTail
     from zkv.durability.segment import End
     from zkv.keyspace import History, Sessions, SnapshotView
@@ -54,25 +55,23 @@ class Storage:
         self._layout = layout = Layout(directory)
         self._snapshots = layout.snapshots
         self.wal_directory = layout.wal
-        self._lock: BinaryIO | None = None
+        self._lock: Lock | None = None
+        self._sizes: dict[Path, int] = {}  # Files that are to stay, as they were when first seen.
         try:
             self._make_directory(directory)
             self._lock = files.lock(layout.lock)
+            self._make_inner()
             for inner in (self._snapshots, self.wal_directory):
-                files.make_directory(inner)
                 self._remove_unfinished(inner)
                 files.sync_directory(inner)
             files.sync_directory(directory)
         except OSError as error:
             self.close()
-            place = f"{error.filename}: " if error.filename else ""
-            raise DataDirError(f"{directory}: {place}{error.strerror or error}") from error
+            raise DataDirError(explain(error, directory)) from error
 
     def close(self) -> None:
         """Let go of the directory. May be called again."""
         if self._lock is not None:
-            with contextlib.suppress(OSError):  # Explicitly: a forked child may have it open, too.
-                fcntl.flock(self._lock, fcntl.LOCK_UN)
             self._lock.close()
             self._lock = None
 
@@ -95,6 +94,7 @@ class Storage:
         )
         if recovered.end is not None:
             self._settle_end(recovered.end, recovered.torn, recovered.rev)
+        self.disorder()  # What is there now is to stay.
         _log.info(
             "recovered revision %d: %d entries; snapshot at %d, %d commits replayed, %.2f s",
             recovered.rev, len(recovered.entries), recovered.snapshot_rev, recovered.replayed,
@@ -117,18 +117,76 @@ class Storage:
             OSError: it cannot be written.
         """
         directory = self._snapshots
+        self.require_place()
         with snapshot.Writer(self._files, directory, view.rev, view.time, logged) as writer:
             for chunk in view.chunks():
                 writer.add(chunk)
             for sessions in view.sessions():
                 writer.add_sessions(sessions)
             before_publishing()
+            self.require_place()
+            self._sizes.pop(self._layout.snapshot(view.rev), None)
             path = writer.finish()
+        self.expect(path, writer.size)
         try:
             self._drop_covered(snapshot.KEPT_SNAPSHOTS, view.rev)
         except OSError as error:  # The snapshot stands: what is too much costs only space.
             _log.warning("cannot remove what is no longer needed: %s", error)
         return path, writer.size
+
+    def require_place(self) -> None:
+        """Raise OSError where another directory, or none, has the name of this one."""
+        lost = self._lock and self._lock.lost_directory()
+        if lost:
+            raise FileNotFoundError(errno.ENOENT, lost)
+
+    def disorder(self) -> str | None:
+        """What others have done to the directory while it is held, in words; None = nothing.
+
+        The newest segment may grow, and is left to whoever writes it.
+        """
+        if self._lock is None:
+            return None
+        lost = self._lock.lost_directory() or self._lock.lost_file()
+        if lost:
+            return lost
+        try:
+            found = self._closed_files()
+        except OSError as error:
+            return explain(error, self._layout.directory)
+        for path, size in list(self._sizes.items()):
+            if path not in found:
+                return f"{path} was removed or renamed"
+            if found[path] != size:
+                return f"{path} was changed: it has {found[path]} bytes instead of {size}"
+        for path, size in found.items():
+            self.expect(path, size)
+        return None
+
+    def expect(self, path: Path, size: int) -> None:
+        """Take note of a file that is to stay as it is. Any thread."""
+        self._sizes[path] = size
+
+    def put_in_order(self) -> None:
+        """Make anew what may be made anew. What is in the files, a new snapshot has to say.
+
+        Raises OSError, LockedError where the directory cannot be gone on with.
+        """
+        self.require_place()
+        if self._lock is not None and self._lock.lost_file():
+            self._lock.renew()
+        self._make_inner()
+        self._files.sync_directory(self._layout.directory)
+        self._sizes.clear()
+
+    def _closed_files(self) -> dict[Path, int]:
+        """Snapshots, and segments but for the newest, with their sizes."""
+        paths = [
+            self._layout.snapshot(rev) for rev in recovery.snapshots(self._files, self._snapshots)
+        ]
+        firsts = recovery.segments(self._files, self.wal_directory)[:-1]
+        paths += map(self._layout.segment, firsts)
+        return {path: os.stat(path).st_size for path in paths}
 
     def make_room(self, saved_rev: int) -> bool:
         """Give up what only the snapshot before the newest needs; whether that was anything.
@@ -165,7 +223,12 @@ class Storage:
         ]
         for path in covered:
             self._files.remove(path)
+            self._sizes.pop(path, None)
         return covered
+
+    def _make_inner(self) -> None:
+        for inner in (self._snapshots, self.wal_directory):
+            self._files.make_directory(inner)
 
     def _make_directory(self, directory: Path) -> None:
         """Make the directory and what it stands in, and have their names on disk.

@@ -13,7 +13,8 @@ where it was good, the keyspace is rolled back to what is safe, and writes are r
 moment the next write tries again. When an fdatasync fails, nobody knows what is on disk, and asking
 again would not tell (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC
 2020): the log takes no more writes until a snapshot holds all that it held (`restart`), or the
-server has been restarted, has read it back and has written it once more.
+server has been restarted, has read it back and has written it once more. The same is done where
+somebody else has removed or changed what it had written (`distrust`).
 
 At a start the newest segment is gone on with. A new one is begun when that is full, and when a
 snapshot is about to be taken: the snapshot covers the old one, which goes as soon as nothing needs
@@ -27,13 +28,17 @@ lock.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import logging
+import os
 import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from zkv.durability import segment
+from zkv.durability.lock import changed
 from zkv.errors import ReadOnlyError
 
 if TYPE_CHECKING:
@@ -93,6 +98,10 @@ class Wal:
         self._broken = False
         self._told: str | None = None
         self._roll_back: Callable[[int], None] = lambda lsn: None
+        self.require_place: Callable[[], None] = lambda: None
+        """Raises OSError where ``directory`` is not what it was, and no file may be made in it."""
+        self.on_closed: Callable[[Path, int], None] = lambda path, size: None
+        """Called with each segment that is full, and the bytes that it is to keep."""
         self.on_safe: Callable[[], None] = lambda: None
         """Called, in any thread, when commits have become safe."""
         self._keyspace_lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
@@ -138,12 +147,15 @@ class Wal:
         return self._broken
 
     @property
-    def syncs_quickly(self) -> bool:
-        """Whether recent syncs took next to no time, and the next write is to begin no segment.
+    def refusal(self) -> str | None:
+        """Why writes are refused; None = they are taken, as far as is known."""
+        refusal = self._refusal
+        return None if refusal is None else refusal.message
 
-        That is no promise for the next sync.
-        """
-        return self._sync_seconds < QUICK_SYNC_SECONDS and not self._segment_is_full()
+    @property
+    def syncs_quickly(self) -> bool:
+        """Whether recent syncs took next to no time. That is no promise for the next one."""
+        return self._sync_seconds < QUICK_SYNC_SECONDS
 
     def survived(self, epoch: int) -> tuple[int, int]:
         """The newest revision, and the newest number, that were left when ``epoch`` ended.
@@ -179,36 +191,39 @@ class Wal:
         self.last_lsn = lsn
         return lsn
 
-    def commit(self, lsn: int, durable: bool) -> None:
+    def commit(self, lsn: int, durable: bool, patient: bool = True) -> bool:
         """Return once every commit up to ``lsn`` is written and, if ``durable``, on disk.
+
+        Args:
+            lsn: number of the newest commit that it is about.
+            durable: whether it has to be on disk.
+            patient: whether it waits for others who have the file, for the beginning of a segment,
+                and for a disk that is known to be slow. Else it waits for one write and one sync of
+                its own, and `QUICK_SYNC_SECONDS` for the file.
+
+        Returns:
+            Whether that is so. Always, where it is patient; else nothing may have been done.
 
         Raises:
             ReadOnlyError: it cannot be; every commit that is not safe has been rolled back, and
                 ``applied`` says whether it may be on disk all the same.
         """
         if lsn <= (self.durable_lsn if durable else self.written_lsn):
-            return
-        with self._io:
+            return True
+        if not self._io.acquire(timeout=-1 if patient else QUICK_SYNC_SECONDS):
+            return False
+        try:
+            # Looked up with the file in hand: others may have filled the segment meanwhile.
+            if not (patient or self._is_quick(lsn, durable)):
+                return False
             if lsn > self.written_lsn:
                 self._write_queued()
             if durable and lsn > self.durable_lsn:
                 self._sync()
-        self.on_safe()
-
-    def write_quickly(self) -> None:
-        """Write all that was appended; do nothing where somebody or something is to be waited for.
-
-        Raises ReadOnlyError, as `commit` does.
-        """
-        lsn = self.last_lsn
-        if lsn <= self.written_lsn or not self._io.acquire(timeout=QUICK_SYNC_SECONDS):
-            return
-        try:
-            if lsn > self.written_lsn and not self._segment_is_full():
-                self._write_queued()
         finally:
             self._io.release()
         self.on_safe()
+        return True
 
     def flush(self) -> None:
         """Return once everything that was appended, and not rolled back, is on disk.
@@ -257,6 +272,17 @@ class Wal:
             self._broken = False
             self._resume()
 
+    def disorder(self) -> str | None:
+        """What others have done to the newest segment, in words; None = nothing."""
+        with self._io:
+            return None if self._broken else changed(self._path, self._file, self._offset)
+
+    def distrust(self, reason: str) -> None:
+        """Take no more writes before `restart`: what was written may not be there any more."""
+        with self._io:
+            self._broken = True
+            self._refuse(reason, None)
+
     def close(self) -> None:
         """Close the file; what is queued is lost."""
         with self._io:
@@ -292,6 +318,16 @@ class Wal:
         if self._refusal is not None:
             self._resume()
 
+    @property
+    def _path(self) -> Path:
+        """Of the newest segment."""
+        return self._directory / segment.file_name(self._first_rev)
+
+    def _is_quick(self, lsn: int, durable: bool) -> bool:
+        """Whether a `commit` needs no more than one write, and a sync only of a quick disk."""
+        begins_segment = lsn > self.written_lsn and self._segment_is_full()
+        return not begins_segment and (self.syncs_quickly or not durable)
+
     def _segment_is_full(self) -> bool:
         """Whether the next write begins a new segment, once the old one is on disk."""
         return self._offset >= self._segment_bytes and self.written_rev >= self._first_rev
@@ -303,7 +339,9 @@ class Wal:
         began = time.monotonic()
         try:
             self._files.sync(self._file)
-        except OSError as error:
+        except Exception as error:
+            if not isinstance(error, OSError):
+                _log.error("this is a bug in zkv", exc_info=error)
             raise self._sync_failed(error) from error
         self._sync_seconds = max(time.monotonic() - began, 0.9 * self._sync_seconds)
         self.syncs += 1
@@ -320,23 +358,31 @@ class Wal:
     def _rotate(self, first_rev: int) -> None:
         """Begin a new segment. The old one is on disk whole before the new one exists."""
         self._sync()
-        old = self._file
+        old, path, size = self._file, self._path, self._offset
+        lost = changed(path, old, size)
+        if lost is not None:
+            self._broken = True
+            raise OSError(errno.EIO, lost)
         self._file = self._begin_segment(first_rev)
+        self.on_closed(path, size)
         old.close()
 
     def _open_segment(self, end: segment.End) -> BinaryIO:
         """Go on with a segment: that takes no space, and so is done even where the disk is full."""
         name = segment.file_name(end.first_rev)
         file, self._offset = self._files.open_append(self._directory / name)
+        _only_append(file)
         self._synced = self._offset
         self._first_rev, self._salt = end.first_rev, end.salt
         return file
 
     def _begin_segment(self, first_rev: int) -> BinaryIO:
+        self.require_place()
         path = self._directory / segment.file_name(first_rev)
         beside = path.with_name(path.name + ".tmp")
         salt = segment.new_salt()
         file = self._files.create(beside)
+        _only_append(file)
         try:
             self._files.write(file, segment.pack_header(first_rev, salt))
             self._files.sync(file)
@@ -371,15 +417,14 @@ class Wal:
             self._files.truncate(self._file, self._offset)
             # Whole frames may have stood there, and would after a power cut, which are refused now.
             self._files.sync(self._file)
-        except OSError:
+        except Exception:
             self._broken = True  # Half a frame may stand there: nothing can be written behind it.
             applied = None
         return self._refuse(_cannot_write(error), applied)
 
-    def _sync_failed(self, error: OSError) -> ReadOnlyError:
+    def _sync_failed(self, error: Exception) -> ReadOnlyError:
         self._broken = True
-        reason = f"the log could not be made durable: {error.strerror or error}"
-        return self._refuse(reason, None)
+        return self._refuse(f"the log could not be made durable: {_reason(error)}", None)
 
     def _refuse(self, reason: str, applied: bool | None) -> ReadOnlyError:
         with self._keyspace_lock:
@@ -410,8 +455,22 @@ class Wal:
         _log.warning("the log can be written again")
 
 
+def _only_append(file: BinaryIO) -> None:
+    """Have whatever is written go to the end of ``file``.
+
+    So one that somebody else has cut gets no hole instead, and is told by its size.
+    """
+    fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_APPEND)
+
+
 def _cannot_write(error: Exception) -> str:
+    return f"the log cannot be written: {_reason(error)}"
+
+
+def _reason(error: Exception) -> str:
     reason = "out of memory" if isinstance(error, MemoryError) else str(error)
     if isinstance(error, OSError):
         reason = error.strerror or reason
-    return f"the log cannot be written: {reason}"
+        if error.filename is not None:
+            reason = f"{error.filename}: {reason}"
+    return reason

@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from zkv.errors import TooLargeError
+from zkv.protocol.nesting import parts
 
 PUT: Final = "PUT"
 DELETE: Final = "DELETE"
@@ -147,14 +148,31 @@ class _Payload(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
 
 
 _encode = msgspec.msgpack.encode
-_decode = msgspec.msgpack.Decoder(_Payload).decode
+_decode_quickly = msgspec.msgpack.Decoder(_Payload).decode
+_decode_change = msgspec.msgpack.Decoder(Change).decode
+
+
+def _decode(payload: bytes) -> _Payload:
+    """The parts of a payload. Raises what msgspec does, and ValueError."""
+    try:
+        return _decode_quickly(payload)
+    except RecursionError:  # A value that another Python has taken.
+        rev, time, changes, *once = parts(payload)
+        packed = _decode_quickly(b"".join([bytes([0x93 + len(once)]), rev, time, b"\x90", *once]))
+        return msgspec.structs.replace(packed, changes=tuple(map(_deep_change, parts(changes))))
+
+
+def _deep_change(packed: bytes) -> Change:
+    op, key, value, *expires = parts(packed)
+    change = _decode_change(b"".join([packed[:1], op, key, b"\xc0", *expires]))
+    return msgspec.structs.replace(change, value=Raw(value))
 
 
 def unpack(payload: bytes) -> Commit:
     """The commit in a payload. Raises ValueError where it is none."""
     try:
         packed = _decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"not what a log holds: {error}") from None
     if not OPS.issuperset([change.op for change in packed.changes]):
         raise ValueError("an op that no log holds")

@@ -24,7 +24,7 @@ STEP: Final = 50
 PAUSE_SECONDS: Final = 0.0005
 """Between steps, so that a flood of deadlines leaves others their turn at the lock."""
 RETRY_SECONDS: Final = 1.0
-"""After the log refused a removal."""
+"""After the log refused a removal, or it failed otherwise."""
 
 
 class Expirer:
@@ -40,6 +40,7 @@ class Expirer:
         self._removed = removed
         self._alarm = threading.Event()
         self._closing = False
+        self._failing = False
         self._thread = threading.Thread(target=self._run, name="zkv-expiry")
         keyspace.alarm = self._alarm.set
 
@@ -67,4 +68,10 @@ class Expirer:
             return RETRY_SECONDS  # The log says so itself; readers see nothing expired anyway.
         except ShuttingDownError:
             return None
+        except BaseException:  # A bug, or the end of memory; the thread goes on.
+            if not self._failing:  # Said once, not at every try.
+                self._failing = True
+                _log.critical("expired keys cannot be removed; trying again", exc_info=True)
+            return RETRY_SECONDS
+        self._failing = False
         return None if rest is None else max(rest / 1000, PAUSE_SECONDS)

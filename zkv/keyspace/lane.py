@@ -1,12 +1,11 @@
 """The fast lane: plain requests, carried out by the compiled store, many at a time.
 
-GET, PUT, INCR, MGET and MPUT are plain where they have no further field than `id`, `session` and
-`seq`; so is a TXN of plain GETs, PUTs and INCRs, also with `if`. What the front takes from its
-mailbox is offered to the lane, which carries out what it knows, and stops at the first request that
-it leaves to the command of its op: one with any further field, one that fails, one out of the
-ordinary in any way. The commands are the specification; tests compare the two
-(tests/test_compiled.py). All that a run has committed enters log, history and the way back at once,
-so that what Python costs is paid for a run, and not for each request.
+What is plain stands in ARCHITECTURE.md. What the front takes from its mailbox is offered to the
+lane, which carries out what it knows, and stops at the first request that it leaves to the command
+of its op: one with any further field, one that fails, one out of the ordinary in any way. The
+commands are the specification; tests compare the two (tests/test_compiled.py). All that a run has
+committed enters log, history and the way back at once, so that what Python costs is paid for a run,
+and not for each request.
 
 Invariants: a run is one hold of the store's lock. What it commits is appended to the log's queue in
 one step, and so is written, made safe or rolled back as a whole.
@@ -17,9 +16,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zkv import compiled
+from zkv.defaults import MAX_LEVELS
 from zkv.keyspace.change import Packed
 from zkv.keyspace.table import is_compiled
-from zkv.protocol.codec import SURELY_SHALLOW
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,7 +81,7 @@ class Lane:
             limits.max_value_bytes,
             limits.max_batch,
             max_reply_bytes,
-            SURELY_SHALLOW,
+            MAX_LEVELS,
             durable,
             *keyspace.followers_of_writes(),
         )

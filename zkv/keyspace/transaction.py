@@ -110,7 +110,7 @@ class Transaction:
         total = by if entry is None else self._integer(key, entry) + by
         if not INT64_MIN <= total <= INT64_MAX:
             raise WrongTypeError(
-                f"{shorten(key)} would become {total}, which is no int64",
+                f"{shorten(key)} would become {total}, which does not fit into 64 bits with sign",
                 key=key,
                 seen_rev=0 if entry is None else entry.rev,
             )
@@ -131,8 +131,29 @@ class Transaction:
             if isinstance(value, int) and INT64_MIN <= value <= INT64_MAX:
                 return value
         raise WrongTypeError(
-            f"the value of {shorten(key)} is no int64", key=key, seen_rev=entry.rev
+            f"the value of {shorten(key)} is {_type_of(entry.value[0])}; INCR needs an integer "
+            f"(int) that fits into 64 bits with sign",
+            key=key,
+            seen_rev=entry.rev,
         )
+
+
+def _type_of(first: int) -> str:
+    """What the first byte of a packed value says of its type."""
+    if 0xC7 <= first <= 0xC9 or 0xD4 <= first <= 0xD8:
+        return "an ext"
+    for last, name in _TYPES.items():
+        if first <= last:
+            return name
+    return "an int"
+
+
+_TYPES: Final = {
+    0x7F: "an int", 0x8F: "a map", 0x9F: "an array", 0xBF: "text (str)", 0xC0: "nil",
+    0xC3: "a bool", 0xC6: "binary data (bin)", 0xCB: "a float", 0xD8: "an int",
+    0xDB: "text (str)", 0xDD: "an array", 0xDF: "a map",
+}  # fmt: skip
+"""The last byte of each range in msgpack's table of first bytes, without ext."""
 
 
 def not_found(key: str, seen_rev: int) -> NotFoundError:

@@ -9,21 +9,23 @@ wrong gets an error that names the field, and carries the ``id`` wherever that c
 Invariant: whatever the bytes, `Codec.decode` returns a request or raises a `RequestError`.
 
 Why msgspec and not msgpack here: it validates while it decodes, at half the cost of msgpack's
-untyped decode, and ``Raw`` is what keeps values byte for byte. Its traps are covered: it raises
-``RecursionError`` on deep nesting and refuses bin map keys, and both end in the second look.
+untyped decode, and ``Raw`` is what keeps values byte for byte. Its traps are covered: how deep it
+goes depends on the Python, so what is nested too deeply is refused before it sees it; and it
+refuses bin map keys, which ends in the second look.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeVar, cast, get_args
 
 import msgpack
 import msgspec
 from msgspec import Raw
 
+from zkv.defaults import MAX_LEVELS, TOO_DEEP
 from zkv.errors import (
     BadRequestError,
     RequestError,
@@ -32,6 +34,7 @@ from zkv.errors import (
     UnknownOpError,
     shorten,
 )
+from zkv.protocol.nesting import LEVELS_ABOVE, may_be_deep, measure
 from zkv.protocol.replies import Failure, Reply
 from zkv.protocol.requests import (
     CONDITION_FIELDS,
@@ -44,6 +47,7 @@ from zkv.protocol.requests import (
     MPut,
     Put,
     Request,
+    SubRequest,
 )
 
 PROTOCOL_VERSION: Final = 1
@@ -60,7 +64,7 @@ _untyped = msgspec.msgpack.Decoder()
 _encoder = msgspec.msgpack.Encoder()
 _in_order = msgspec.msgpack.Encoder(order="deterministic")
 
-_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError)
+_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, TypeError)
 """What msgspec raises on bytes it does not accept. TypeError: an unhashable map key."""
 
 
@@ -101,9 +105,12 @@ def decode(body: bytes) -> AnyRequest:
     """Unpack a request body.
 
     Raises:
-        BadRequestError: not msgpack, not a map, or a missing, wrong or unknown field.
+        BadRequestError: not msgpack, not a map, a missing, wrong or unknown field, or one that is
+            nested too deeply.
         UnknownOpError: there is no such op.
     """
+    if may_be_deep(body):
+        _require_shallow(body)
     try:
         request = _decode_typed(body)
     except _DECODE_ERRORS:
@@ -153,14 +160,16 @@ def _decode_again(body: bytes) -> AnyRequest:
     fields = _split(body)
     request_id = _readable_id(fields)
     op = ""
+    repaired: dict[str, object] = {}
     try:
         op = _read_op(fields)
-        return _decode_typed(_encoder.encode(_repair_all(fields)))
+        repaired = _repair_all(fields)
+        return _decode_typed(_encoder.encode(repaired))
     except RequestError as error:
         error.request_id = request_id
         raise
     except msgspec.ValidationError as error:
-        raise BadRequestError(_explain(op, error), request_id=request_id) from None
+        raise BadRequestError(_explain(op, error, repaired), request_id=request_id) from None
 
 
 def _split(body: bytes) -> dict[str, Raw]:
@@ -177,8 +186,6 @@ def _split(body: bytes) -> dict[str, Raw]:
 
 def _why_no_map(error: Exception) -> str:
     match error:
-        case RecursionError():
-            return "the body is nested too deeply"
         case UnicodeDecodeError():
             return "a field name is not valid UTF-8"
         case TypeError():
@@ -189,19 +196,53 @@ def _why_no_map(error: Exception) -> str:
             return f"the body is not one whole msgpack value: {error}"
 
 
+def _require_shallow(body: bytes) -> None:
+    """Raise BadRequestError where a field has more levels than it may."""
+    if not _is_map(body):
+        raise BadRequestError("the body is not a msgpack map")
+    for name, _, levels in _walk(body):
+        if levels > MAX_LEVELS + LEVELS_ABOVE.get(name, 0):
+            what = f"field `{name}`" if name else "a field"
+            raise BadRequestError(f"{what} {TOO_DEEP}", request_id=_salvage_id(body))
+
+
 def _salvage_id(body: bytes) -> RequestId | None:
-    """The ``id`` of a body that is no whole map, if it stands before what is wrong."""
-    reader = msgpack.Unpacker(raw=True, strict_map_key=False)
-    try:
-        reader.feed(body)
-        for _ in range(reader.read_map_header()):
-            if reader.unpack() == b"id":
-                value = reader.unpack()
-                return value.decode() if isinstance(value, bytes) else _int_or_none(value)
-            reader.skip()
-    except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
-        pass  # Past this point nothing can be read.
+    """The ``id`` of a body that is no whole map, or nested too deeply, as far as it can be read."""
+    for name, value, levels in _walk(body):
+        if name == "id":
+            return None if levels else _readable_id({"id": Raw(value)})
     return None
+
+
+def _walk(body: bytes) -> Iterator[tuple[str, bytes, int]]:
+    """The fields of a body one by one: name, empty if it is no text; packed value; its levels.
+
+    As far as they are whole; but the levels of the one that is not are told, too.
+    """
+    reader = msgpack.Unpacker()
+    try:
+        reader.feed(body[:5])
+        count = reader.read_map_header()
+    except (ValueError, msgpack.UnpackException):
+        return
+    at = reader.tell()
+    for _ in range(count):
+        name_end, levels = measure(body, at)
+        if name_end < 0 or levels:
+            yield "", b"", levels
+        name = "" if levels else _name_of(body[at:name_end])
+        at, levels = measure(body, name_end) if name_end >= 0 else (-1, 0)
+        yield name, body[name_end:at] if at >= 0 else b"", levels
+        if at < 0:
+            return
+
+
+def _name_of(packed: bytes) -> str:
+    """A field's name; empty if it is no text."""
+    try:
+        return _text(_untyped.decode(packed), "a field name")
+    except (*_DECODE_ERRORS, BadRequestError):
+        return ""
 
 
 def _int_or_none(value: object) -> int | None:
@@ -224,8 +265,9 @@ def _read_op(fields: dict[str, Raw]) -> str:
         raise BadRequestError("missing field `op`")
     op = _text(_unpack("op", fields["op"], _untyped), "field `op`")
     if op not in REQUEST_TYPES:
-        hint = f"; did you mean {op.upper()}?" if op.upper() in REQUEST_TYPES else ""
-        raise UnknownOpError(f"no such op: {shorten(op)}{hint}")
+        known = op.upper() in REQUEST_TYPES
+        hint = f"did you mean {op.upper()}?" if known else f"there are {', '.join(REQUEST_TYPES)}"
+        raise UnknownOpError(f"no such op: {shorten(op)}; {hint}")
     return op
 
 
@@ -263,8 +305,8 @@ def _repair_request(name: str, raw: Raw) -> object:
     return _repair_all({_text(key, "a field name"): value for key, value in fields.items()})
 
 
-def _is_map(raw: Raw) -> bool:
-    first = memoryview(raw)[0]
+def _is_map(packed: Raw | bytes) -> bool:
+    first = memoryview(packed)[0]
     return 0x80 <= first <= 0x8F or first in {0xDE, 0xDF}
 
 
@@ -273,10 +315,8 @@ def _unpack(name: str, raw: Raw, decoder: msgspec.msgpack.Decoder[_T]) -> _T:
         return decoder.decode(raw)
     except UnicodeDecodeError:
         raise BadRequestError(f"field `{name}` is not valid UTF-8") from None
-    except RecursionError:
-        raise BadRequestError(f"field `{name}` is nested too deeply") from None
     except (msgspec.DecodeError, TypeError) as error:
-        raise BadRequestError(f"field `{name}`: {_plain(error)}") from None
+        raise BadRequestError(f"field `{name}`: {_expected(str(error))}{_got(raw)}") from None
 
 
 def _as_text(value: object, name: str) -> object:
@@ -295,41 +335,96 @@ def _text(value: object, what: str) -> str:
     return value
 
 
-def _explain(op: str, error: Exception) -> str:
-    """msgspec's message in the terms of a request."""
-    return f"{op}: {_plain(error)}"
+_TYPES: Final = {"object": "map", "null": "nil", "bytes": "bin", "float": "number"}
+"""Of msgspec's names for types, those that the protocol calls otherwise."""
 
 
-def _plain(error: Exception) -> str:
-    text = str(error)
-    text = re.sub(r"^Object contains unknown field", "unknown field", text)
-    text = re.sub(r"^Object missing required field", "missing field", text)
-    return re.sub(r" - at `(?:key` in `)?\$\.?([^`]*)`$", _place, text)
+def _explain(op: str, error: Exception, fields: dict[str, object]) -> str:
+    """msgspec's message in the terms of a request: which field, what it may be, what came."""
+    text, at, place = str(error).rpartition(" - at `")
+    text, place = (text, place) if at else (place, "")
+    place = place.rstrip("`").removeprefix("key` in `").removeprefix("$").removeprefix(".")
+    inside, found = _follow(place, fields)
+    if text.startswith("Object contains unknown field"):
+        taken = _own_fields(inside or op)
+        return f"{op}: unknown field {_cut(text[30:])}{_in(place)}; {inside or op} takes {taken}"
+    if text.startswith("Object missing required field"):
+        return f"{op}: missing field{text[29:]}{_in(place)}"
+    if text.startswith("Invalid value"):  # What chooses the class of one of several requests.
+        parts = ", ".join(str(cls.__struct_config__.tag) for cls in get_args(SubRequest))
+        return f"{op}: field `{place}`: expected one of {parts}{_got(found)}"
+    return f"{op}: {f'field `{place}`: ' if place else ''}{_expected(text)}{_got(found)}"
 
 
-def _place(match: re.Match[str]) -> str:
-    return f" in field `{match.group(1)}`" if match.group(1) else ""
+def _cut(quoted: str, most: int = 60) -> str:
+    return quoted if len(quoted) <= most else f"{quoted[:most]}...`"
 
 
-SURELY_SHALLOW: Final = 500
-"""A value of this many bytes or fewer is not nested too deeply: each level takes a byte."""
-_MARGIN: Final = b"\x91" * 50
-_raw = msgspec.msgpack.Decoder(Raw)
+def _in(place: str) -> str:
+    return f" in field `{place}`" if place else ""
 
 
-def _check_depth(key: str, value: bytes) -> None:
-    """Raise BadRequestError unless ``value`` can be decoded a good deal deeper in a structure.
+def _own_fields(op: str) -> str:
+    """The fields of an op beside those that every request has."""
+    cls = REQUEST_TYPES.get(op, Request)
+    own = [name for name in cls.__struct_encode_fields__ if name not in Request.__struct_fields__]
+    return ", ".join(f"`{name}`" for name in own) or "no fields of its own"
 
-    How deep decoding can go depends on where it begins. What is taken here stands deeper in log and
-    snapshot, and must be readable there.
+
+def _follow(place: str, fields: dict[str, object]) -> tuple[str, object]:
+    """What stands at a place such as ``ops[1].key``, and the op of the request around it, if any.
+
+    `msgspec.UNSET` where that is not known.
     """
-    first = value[0]
-    if not (0x80 <= first <= 0x9F or (first >= 0xDC and first <= 0xDF)):
-        return
+    op, found = "", cast("Any", fields)
     try:
-        _raw.decode(_MARGIN + value)
-    except RecursionError:
-        raise BadRequestError(f"the value of {shorten(key)} is nested too deeply") from None
+        for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", place):
+            found = found[name] if name else found[int(index)]
+            if index and isinstance(found, dict):
+                op = str(found.get("op", ""))
+    except (LookupError, TypeError):
+        return op, msgspec.UNSET
+    return op, found
+
+
+def _expected(text: str) -> str:
+    """What was expected, in the protocol's names for types."""
+    expected = text.partition(", got ")[0]
+    if not expected.startswith("Expected "):
+        return expected
+    types = re.sub(r"`([^`]*)`", lambda match: " or ".join(map(_type, match[1].split(" | "))), text)
+    return "expected" + types.partition(", got ")[0].removeprefix("Expected").removesuffix(".0")
+
+
+def _type(name: str) -> str:
+    return _TYPES.get(name, name)
+
+
+def _got(found: object) -> str:
+    """What came instead, as far as that can be shown in a few words."""
+    if isinstance(found, Raw):
+        try:
+            found = _untyped.decode(found)
+        except _DECODE_ERRORS:
+            found = msgspec.UNSET
+    match found:
+        case None:
+            shown = "nil"
+        case bool():
+            shown = str(found).lower()
+        case int() | float():
+            shown = f"{found} ({type(found).__name__})"
+        case str():
+            shown = f"{shorten(found)} (str)"
+        case bytes():
+            shown = f"bin of {len(found)} bytes"
+        case list() | dict():
+            shown = f"{'map' if isinstance(found, dict) else 'array'} of {len(found)}"
+        case msgspec.msgpack.Ext():
+            shown = "ext"
+        case _:
+            return ""
+    return f", got {shown}"
 
 
 class KeyLimits:
@@ -378,7 +473,7 @@ class KeyLimits:
     def values(self, items: dict[str, Raw]) -> dict[str, bytes]:
         """`value` for a batch."""
         values = dict(zip(items, map(bytes, items.values()), strict=True))
-        if values and max(map(len, values.values())) > min(self.max_value_bytes, SURELY_SHALLOW):
+        if values and max(map(len, values.values())) > self.max_value_bytes:
             for key, raw in items.items():
                 self.value(key, raw)
         return values
@@ -386,8 +481,6 @@ class KeyLimits:
     def value(self, key: str, raw: Raw) -> bytes:
         """The packed bytes of ``raw``, in memory of their own. Raises TooLargeError."""
         value = bytes(raw)
-        if len(value) > SURELY_SHALLOW:
-            _check_depth(key, value)
         if len(value) > self.max_value_bytes:
             raise TooLargeError(
                 f"the value of {shorten(key)} has {len(value)} bytes; "

@@ -1,0 +1,73 @@
+"""``zkv-cli get``: a value, its type, what is known of it, or each value that it gets."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from zkv.cli import text
+from zkv.cli.asking import Session, reading
+from zkv.cli.output import FAILED, CommandError, is_terminal, note, print_result
+from zkv.cli.text import Reply
+from zkv.cli.values import to_json, type_name
+
+if TYPE_CHECKING:
+    from zkv.client import Client
+
+
+def run(session: Session, options: argparse.Namespace) -> int:
+    """Print what was asked for."""
+    if options.type + options.meta + options.watch > 1:
+        raise CommandError(FAILED, "--type, --meta and --watch do not go together: give one")
+    client = session.client(options)
+    if options.watch:
+        return _watch(client, options)
+    reply = client.call("GET", key=options.key)
+    with reading("GET"):
+        print_result(_answer(reply, options))
+    return 0
+
+
+def _answer(reply: Reply, options: argparse.Namespace) -> str | bytes:
+    if options.type:
+        name = type_name(reply["value"])
+        return to_json(name) if options.json else name
+    if options.meta:
+        facts = {
+            "value": reply["value"], "type": type_name(reply["value"]), "rev": reply["rev"],
+            "ttl": reply.get("ttl"),
+        }  # fmt: skip
+        return to_json(facts) if options.json else text.meta(facts)
+    if options.json:
+        return to_json(reply["value"])
+    return text.value_shown(reply) if is_terminal(sys.stdout) else text.value(reply)
+
+
+def _watch(client: Client, options: argparse.Namespace) -> int:
+    """Print the value there is, and each one that comes after it; for ever."""
+    from zkv.client import RefusedError
+
+    key = options.key
+    with reading("INFO"):
+        since: int = client.call("INFO")["rev"]
+    try:
+        reply = client.call("GET", key=key)
+    except RefusedError as error:
+        if error.code != "NOT_FOUND":
+            raise
+        note(f"{text.word(key)} is not there yet; waiting for it")
+    else:
+        with reading("GET"):
+            # A change of this key that came after the answer is above both.
+            since = max(since, reply["rev"])
+            print_result(_answer(reply, options))
+    with client.watch(key, since=since) as watch:
+        for change in watch:
+            if change.op == "RESET":
+                note("some changes are not known any more; going on with the value as it is now")
+            elif change.key == key and change.op in text.GONE:
+                note(f"{text.word(key)} is gone: {change.op}, revision {change.rev}")
+            elif change.key == key and change.op == "PUT":
+                print_result(_answer({"value": change.value}, options))
+    return 0

@@ -1,0 +1,184 @@
+"""What somebody may have meant whose command line is not understood.
+
+People come with the words of Redis, etcd, memcached and Unix in their fingers: whoever uses one is
+told the command that does the same here, in the line that tells the error. A word with a slip is
+told its neighbour.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from shlex import join
+from typing import Final
+
+from zkv.cli.ops import Command
+
+COMMON: Final = frozenset({"-e", "--endpoint", "--timeout", "-o", "--output", "--json", "-"})
+_SAME_AS: Final = {
+    "put KEY VALUE": "set write store add replace",
+    "put KEY VALUE --ttl TIME": "setex psetex",
+    "put KEY VALUE --if-rev 0": "setnx create",
+    "put KEY VALUE --if-rev N": "cas",
+    "put KEY VALUE --prev": "getset",
+    "get KEY": "read cat show exists strlen",
+    "get KEY --type": "type",
+    "get KEY --meta": "ttl pttl gets object stat",
+    "get KEY --watch": "follow",
+    "delete KEY": "del rm unlink remove unset drop",
+    "delete KEY --prev": "getdel",
+    "delete --prefix PREFIX": "delprefix rmdir",
+    "delete --prefix '' --yes": "flushall flushdb flush_all clear",
+    "mput KEY VALUE KEY VALUE": "mset",
+    "scan PREFIX": "ls list find grep range",
+    "scan PREFIX --keys-only": "keys",
+    "count": "dbsize size len",
+    "touch KEY TIME": "expire pexpire gat getex",
+    "touch KEY none": "persist",
+    "incr KEY N": "incrby",
+    "incr KEY -1": "decr decrement",
+    "incr KEY -N": "decrby",
+    "rename OLD NEW": "mv move renamenx",
+    "watch PREFIX": "subscribe psubscribe monitor tail listen",
+    "history KEY": "log versions",
+    "changes SINCE": "diff",
+    "txn FILE": "multi exec eval transaction",
+    "info": "stats status config endpoint client memory slowlog",
+    "snapshot": "save bgsave bgrewriteaof sync",
+    "end": "shutdown stop",
+    "ping": "echo hello health time",
+    "--version": "version",
+}
+"""What stands behind zkv-cli here -> commands of others that do the same."""
+_MAP: Final = 'a value may be a map or a list: zkv-cli put KEY --json \'{"name": "Ada"}\''
+_OTHERWISE: Final = {
+    "that is a command of zkv: zkv {} --help": "serve doctor check repair dump backup restore",
+    "that is a program of its own: zkv-bench --help": "bench benchmark",
+    "that is a program of its own: zkv serve --help": "server start run",
+    "one key at a time: zkv-cli rename OLD NEW, or zkv-cli get OLD | zkv-cli put NEW -": "cp copy",
+    _MAP: "hset hget hgetall hmset hmget hdel hincrby lpush rpush lpop rpop lrange llen "
+    "sadd srem smembers zadd zrange zscore json.set json.get",
+    "values are stored whole: get it, change it, and put it with --if-rev": "append prepend "
+    "incrbyfloat setrange getrange setbit",
+    "a number in the name of a database is a prefix of keys here: zkv-cli scan 1/": "select",
+    "zkv has no users and no passwords: see README.md": "auth user role acl",
+}
+"""What to say instead, with the word in the place of {} -> commands of others."""
+
+_OPTIONS: Final = {
+    "-e tcp://HOST:PORT names the server": "-p --port --host -u --uri --url "
+    "--endpoints -s --socket",
+    "a number in the name of a database is a prefix of keys here": "-n --db",
+    "zkv has no users and no passwords": "-a --pass --user --password --auth --askpass",
+    "- in the place of VALUE reads it from standard input": "-x --stdin",
+    "-o json prints answers as JSON": "-w --write-out --format",
+    "--ttl TIME lets the key expire": "--ex --px --expire --expires --expiry --lease -t",
+    "--if-rev 0 stores only what is not there": "--nx --if-absent",
+    "zkv-cli scan PREFIX prints what begins with it": "--scan --pattern --match --from-key -r",
+    "get prints a value alone": "--print-value-only --value-only --raw --no-raw",
+    "--yes does not ask": "-y --force -f",
+    "--version prints the version": "-v -V",
+}
+"""What to say -> options of others."""
+
+
+def find(message: str, typed: list[str], commands: Mapping[str, Command]) -> str:
+    """A hint, or nothing.
+
+    Args:
+        message: the error, in the words of argparse or of `zkv.cli.arguments`.
+        typed: the whole command line.
+        commands: all that there are, by name.
+    """
+    if message.startswith("no such command: "):
+        return _command(message.partition("'")[2].rstrip("'"), commands)
+    if message.startswith("-h ") or re.search(r"arguments: (-h|--host|-p|--port)\b", message):
+        return _address(typed)
+    name = next((word.lower() for word in typed if word.lower() in commands), "")
+    leftover = message.removeprefix("unrecognized arguments: ")
+    if message.endswith("VALUE") and (dashed := _dashed(typed, commands.get(name))):
+        return f"if {dashed} is the VALUE, put -- before it"
+    if leftover == message:
+        return ""
+    first = leftover.split(" ", 1)[0]
+    if first.startswith("-"):
+        return _option(first.partition("=")[0], commands.get(name))
+    return _too_much(name, typed, leftover)
+
+
+def _command(word: str, commands: Mapping[str, Command]) -> str:
+    word = word.lower()
+    others = {other: line for line, words in _SAME_AS.items() for other in words.split()}
+    if word in others:
+        return f"did you mean: zkv-cli {others[word]}?"
+    for advice, words in _OTHERWISE.items():
+        if word in words.split():
+            return advice.replace("{}", word)
+    for near in get_close_matches(word, [*commands, *others], 1, 0.75):
+        line = others[near] if near in others else commands[near].synopsis
+        return f"did you mean: zkv-cli {line}?"
+    return ""
+
+
+def _address(typed: list[str]) -> str:
+    """The same command line, with the server named as it is here."""
+    found = {"h": "127.0.0.1", "p": "5555"}
+    rest: list[str] = []
+    words = iter(typed)
+    for word in words:
+        option = {"--host": "h", "--port": "p", "-h": "h", "-p": "p"}.get(word.partition("=")[0])
+        if option is None:
+            rest.append(word)
+        else:
+            found[option] = word.partition("=")[2] or next(words, found[option])
+    line = join(["zkv-cli", "-e", f"tcp://{found['h']}:{found['p']}", *rest])
+    return f"did you mean: {line}?"
+
+
+def _dashed(typed: list[str], command: Command | None) -> str:
+    """A word that looks like an option, and is none."""
+    own = () if command is None else command.arguments
+    known = {name for each in own for name in each.names} | COMMON
+    return next((word for word in typed if word[0:1] == "-" and word not in known), "")
+
+
+def _option(option: str, command: Command | None) -> str:
+    if command is not None:
+        if option == "--prefix":
+            return (
+                f"did you mean: zkv-cli {'scan' if command.name == 'get' else command.name} PREFIX?"
+            )
+        own = [name for each in command.arguments if each.is_option for name in each.names]
+        if option in own:
+            return f"it stands behind the command: zkv-cli {command.name} {option}"
+        if near := get_close_matches(option, own, 1):
+            return f"did you mean {near[0]}?"
+    return next((text for text, names in _OPTIONS.items() if option in names.split()), "")
+
+
+_MANY_KEYS: Final = {"get": "mget", "delete": "mdelete"}
+"""Commands that take one key -> those that take many."""
+_UNITS: Final = {"ex": "s", "px": "ms"}
+
+
+def _too_much(name: str, typed: list[str], leftover: str) -> str:
+    """Where a word stands behind a command that the command has no place for."""
+    if name == "put":
+        return _behind_value(leftover.lower().split())
+    if name in _MANY_KEYS:
+        line = [_MANY_KEYS[name] if word.lower() == name else word for word in typed]
+        return f"did you mean: {join(['zkv-cli', *line])}? A KEY that has blanks is quoted"
+    return {
+        "scan": "did you mean: zkv-cli scan PREFIX --limit N?",
+        "info": "info tells all: zkv-cli info | grep WORD",
+    }.get(name, "")
+
+
+def _behind_value(words: list[str]) -> str:
+    """What Redis takes behind the value."""
+    if len(words) == 2 and words[0] in _UNITS:
+        return f"did you mean --ttl {words[1]}{_UNITS[words[0]]}?"
+    if words[0] == "nx":
+        return "did you mean --if-rev 0?"
+    return "quote a VALUE that has blanks; for many keys: zkv-cli mput KEY VALUE KEY VALUE"

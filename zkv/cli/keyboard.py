@@ -1,0 +1,72 @@
+"""Keys, as they are pressed, while a view stays on the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator
+from typing import Final, NoReturn
+
+from zkv.cli.output import is_terminal
+
+ENDING: Final = frozenset({b"q", b"Q", b""})
+"""What ends a view; nothing at all is what a terminal gives that is gone."""
+
+
+class Keyboard:
+    """Waits, and takes keys meanwhile where standard input is a terminal.
+
+    Args:
+        file: standard input's number; None where it is no terminal.
+    """
+
+    def __init__(self, file: int | None) -> None:
+        self._file = file
+
+    @property
+    def is_there(self) -> bool:
+        """Whether keys can be pressed."""
+        return self._file is not None
+
+    def wait(self, seconds: float) -> bool:
+        """Wait; False, at once, where somebody presses q."""
+        if self._file is None:
+            time.sleep(seconds)
+            return True
+        end = time.monotonic() + seconds
+        while select.select([self._file], [], [], max(0.0, end - time.monotonic()))[0]:
+            if os.read(self._file, 1) in ENDING:
+                return False
+        return True
+
+
+@contextlib.contextmanager
+def keyboard() -> Iterator[Keyboard]:
+    """Have keys come one by one, and unseen; at the end the terminal is what it was before.
+
+    That is so also after SIGTERM and SIGHUP, which then end the program in the usual way.
+    """
+    if not is_terminal(sys.stdin):
+        yield Keyboard(None)
+        return
+    file = sys.stdin.fileno()
+    before = termios.tcgetattr(file)
+    handlers = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        tty.setcbreak(file)
+        yield Keyboard(file)
+    finally:
+        with contextlib.suppress(termios.error):  # The terminal is gone.
+            termios.tcsetattr(file, termios.TCSADRAIN, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)

@@ -1,0 +1,71 @@
+"""``zkv-cli rename``: an entry under another key, in one transaction."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any, Final
+
+from zkv.cli import text
+from zkv.cli.asking import NEGATIVE, Session, reading
+from zkv.cli.fields import given
+from zkv.cli.output import FAILED, CommandError, print_result
+from zkv.cli.values import to_json
+
+if TYPE_CHECKING:
+    from zkv.client import Client
+
+ATTEMPTS: Final = 20
+"""How often somebody else may change the entry between reading it and moving it."""
+
+
+def run(session: Session, options: argparse.Namespace) -> int:
+    """Move the entry, with what is left of its time to live."""
+    if options.old == options.new:
+        raise CommandError(FAILED, "OLD and NEW are the same key")
+    client = session.client(options)
+    for _ in range(ATTEMPTS):
+        found = client.call("GET", key=options.old)
+        with reading("GET"):
+            transaction = _transaction(found, options)
+        reply = _attempt(client, transaction, options.new)
+        if reply is not None:
+            with reading("TXN"):
+                told = {name: reply[name] for name in ("ok", "rev", "durable")}
+                print_result(to_json(told) if options.json else text.written(told))
+            return 0
+    raise CommandError(
+        NEGATIVE, f"{text.word(options.old)} is changed all the time: it was not renamed"
+    )
+
+
+def _transaction(found: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of the TXN that moves the entry that a GET has found."""
+    put = {"op": "PUT", "key": options.new, "value": found["value"]}
+    if "ttl" in found:
+        put["ttl"] = found["ttl"]
+    conditions = [[options.old, found["rev"]]]
+    if not options.force:
+        conditions.append([options.new, 0])
+    ops = [put, {"op": "DELETE", "key": options.old}]
+    return {"if": conditions, "ops": ops, **given("durable")(options)}
+
+
+def _attempt(client: Client, transaction: dict[str, Any], new: str) -> dict[str, Any] | None:
+    """The reply; None where the old entry is not what it was."""
+    from zkv.client import RefusedError
+
+    try:
+        return client.call("TXN", **transaction)
+    except RefusedError as error:
+        if error.code != "CONFLICT":
+            raise
+        if error.details.get("index") == 1:
+            rev = error.details.get("rev")
+            raise CommandError(
+                NEGATIVE,
+                f"CONFLICT: {text.word(new)} is there already, with revision {rev}; "
+                f"--force replaces it",
+            ) from error
+        return None
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CommandError(FAILED, f"the value cannot be moved: {error}") from error

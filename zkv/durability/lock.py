@@ -1,0 +1,189 @@
+"""The lock on a data directory: its file ``LOCK`` says who holds it, and is locked itself.
+
+The directory is locked as well, by an open descriptor: so a ``LOCK`` that somebody removes does not
+let another server in, and the directory can be told from any other that comes to have its name.
+
+A child made by fork closes both at once: as long as it lived, it would hold the lock as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from typing import TYPE_CHECKING, BinaryIO, Final
+from weakref import WeakSet
+
+from zkv.errors import LockedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Self
+
+
+class Lock:
+    """An exclusive OS lock, held until `close`, or until the process ends, however that ends.
+
+    A context manager.
+
+    Args:
+        path: of the file; it is made if it is not there. Its directory is locked, too.
+
+    Raises:
+        LockedError: another process (or this one) holds it.
+        OSError: the file cannot be opened for writing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._lock_directory()
+            self._file = self._take()
+        except BaseException:
+            os.close(self._directory)
+            raise
+        self._closed = False
+        _held.add(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        for descriptor in (self._file.fileno(), self._directory):
+            with contextlib.suppress(OSError):  # Explicitly: whatever has it open, too.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+        self._close_files()
+
+    def forget(self) -> None:
+        """Close the files without a word to the system: in a child, the lock is the parent's."""
+        if not self._closed:
+            self._closed = True
+            self._close_files()
+
+    def lost_directory(self) -> str | None:
+        """What has become of the directory, in words; None = it is where it was."""
+        directory = self._path.parent
+        try:
+            there = os.stat(directory)
+        except FileNotFoundError:
+            gone = os.fstat(self._directory).st_nlink == 0
+            return f"{directory}: the data directory was {'removed' if gone else 'moved away'}"
+        except OSError as error:
+            return f"{directory}: the data directory cannot be reached: {error.strerror}"
+        if not os.path.samestat(there, os.fstat(self._directory)):
+            return f"{directory}: something else has taken the place of the data directory"
+        return None
+
+    def lost_file(self) -> str | None:
+        """What has become of the file, in words; None = it is where it was."""
+        return changed(self._path, self._file)
+
+    def renew(self) -> None:
+        """Lock the file that has the name now; it is made if it is not there.
+
+        Raises LockedError, OSError; the lock stays as it was.
+        """
+        old, self._file = self._file, self._take()
+        old.close()
+
+    def _close_files(self) -> None:
+        self._file.close()
+        os.close(self._directory)
+
+    def _lock_directory(self) -> None:
+        try:
+            fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with contextlib.suppress(OSError), open(self._path, "rb") as file:
+                raise self._refused(file) from None
+            raise self._refused(None) from None
+        except OSError:
+            pass  # Some file systems lock files only: then the file alone has to do.
+
+    def _take(self) -> BinaryIO:
+        file = open(self._path, "a+b", buffering=0)  # noqa: SIM115  open as long as it is held
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                raise self._refused(file) from None
+        with contextlib.suppress(OSError):  # It only helps people: a full disk is no obstacle.
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n".encode())
+        return file
+
+    def _refused(self, file: BinaryIO | None) -> LockedError:
+        holder = "" if file is None else _told_in(file)
+        by = f" (process {holder})" if holder else ""
+        return LockedError(f"{self._path.parent}: another server{by} holds this data directory")
+
+
+_held: Final[WeakSet[Lock]] = WeakSet()
+
+
+def _forget_in_child() -> None:
+    for lock in list(_held):
+        lock.forget()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def holder(path: Path) -> str | None:
+    """The process id of who holds the lock at ``path``, "" if it is not told; None = nobody.
+
+    Nothing is written or made. To find out, a shared lock is taken for a moment: a `Lock` of
+    somebody else in that very moment is refused. Raises OSError.
+    """
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        if _is_locked(file.fileno()):
+            return _told_in(file)
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return "" if _is_locked(descriptor) else None
+    finally:
+        os.close(descriptor)
+
+
+def changed(path: Path, file: BinaryIO, size: int | None = None) -> str | None:
+    """What others have done to ``path``, in words, which is open as ``file``; None = nothing.
+
+    Args:
+        path: of the file.
+        file: the same, as it was opened.
+        size: how many bytes it should have; None = any.
+    """
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return f"{path} was removed or renamed"
+    except OSError as error:
+        return f"{path} cannot be reached: {error.strerror}"
+    if not os.path.samestat(there, os.fstat(file.fileno())):
+        return f"{path} was replaced by another file"
+    if size is not None and there.st_size != size:
+        return f"{path} was changed: it has {there.st_size} bytes instead of {size}"
+    return None
+
+
+def _is_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # It cannot be locked.
+    return False
+
+
+def _told_in(file: BinaryIO) -> str:
+    file.seek(0)
+    return file.read(32).decode("ascii", "replace").strip()

@@ -1,0 +1,192 @@
+"""What an endpoint may look like: the one check of the server, the clients and all tools.
+
+libzmq takes much that can never connect, and some that connects elsewhere: it cuts a port to 16
+bits. So whatever is not certain to mean one place is refused here, with the reason. Imports nothing
+of zkv.
+
+An endpoint is ``tcp://HOST:PORT``, ``ipc://PATH`` or ``inproc://NAME``. HOST is an IPv4 address, an
+IPv6 address in brackets, or a name; a server may have the name of a network interface there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from typing import Final
+
+VARIABLE: Final = "ZKV_ENDPOINT"
+"""Tells tools where the server is."""
+TRANSPORTS: Final = ("tcp://", "ipc://", "inproc://")
+LONGEST_PATH: Final = 107
+"""Bytes: the system's structure for the address of a Unix socket has no room for more."""
+LONGEST_NAME: Final = 253
+HIGHEST_PORT: Final = 65_535
+SHOWN: Final = 300
+"""Characters of an endpoint that a message shows."""
+
+_LABEL: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")
+_NUMBER: Final = re.compile(r"\d+|0[xX][0-9a-fA-F]*")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def check_to_bind(endpoint: str) -> None:
+    """See that a server may listen there. Raises ValueError with what is wrong.
+
+    Port ``*``, or 0, stands for a free one; host ``*`` for every address.
+    """
+    address = _address(endpoint)
+    if endpoint.startswith("tcp://"):
+        host, port = _host_and_port(endpoint, address)
+        if host != "*":
+            _check_host(endpoint, host)
+        if port != "*":
+            _check_port(endpoint, port)
+
+
+def check_to_connect(endpoint: object) -> str:
+    """See that a client may connect there, and return it.
+
+    Raises:
+        TypeError: it is no text.
+        ValueError: it is no endpoint, or none that a client can connect to.
+    """
+    if not isinstance(endpoint, str):
+        raise TypeError(f"an endpoint is a str, not {type(endpoint).__name__}: {_shown(endpoint)}")
+    address = _address(endpoint)
+    if address == "*":
+        raise _wrong(endpoint, "* is for servers: a client names the place")
+    if endpoint.startswith("tcp://"):
+        host, port = _host_and_port(endpoint, address)
+        if host == "*":
+            raise _wrong(endpoint, "the host * is for servers: a client names one")
+        _check_host(endpoint, host)
+        if port in {"*", "0"}:
+            raise _wrong(endpoint, f"the port {port} is for servers: a client names one")
+        _check_port(endpoint, port)
+    return endpoint
+
+
+def check_option(endpoint: str) -> None:
+    """See that a tool may connect to a server in another process.
+
+    Args:
+        endpoint: that of its option ``--endpoint``, or of the variable `VARIABLE`.
+
+    Raises:
+        ValueError: with what is wrong, and where it was said.
+    """
+    try:
+        if check_to_connect(endpoint).startswith("inproc://"):
+            raise _wrong(endpoint, "inproc:// is found only inside the program that has the server")
+    except ValueError as error:
+        where = VARIABLE if endpoint == os.environ.get(VARIABLE) else "--endpoint"
+        raise ValueError(f"{where}: {error}") from None
+
+
+def is_name(endpoint: str) -> bool:
+    """Whether an endpoint that has been checked has a host that must be looked up."""
+    return endpoint.startswith("tcp://") and not is_address(host_of(endpoint))
+
+
+def host_of(endpoint: str) -> str:
+    """The host of a tcp endpoint that has been checked, without brackets."""
+    return endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+
+
+def is_address(host: str) -> bool:
+    """Whether this is the address of a host, and no name."""
+    return ":" in host or _ends_in_number(host)
+
+
+def _address(endpoint: str) -> str:
+    """What stands behind the transport."""
+    transport = next((each for each in TRANSPORTS if endpoint.startswith(each)), None)
+    if transport is None and endpoint.strip().lower().startswith(TRANSPORTS):
+        raise _wrong(endpoint, "tcp://, ipc:// or inproc:// is what it begins with, in lower case")
+    if transport is None or endpoint == transport:
+        raise _wrong(endpoint, "expected tcp://HOST:PORT, ipc://PATH or inproc://NAME")
+    if "\0" in endpoint:
+        raise _wrong(endpoint, "it holds a NUL character")
+    if _CONTROL.search(endpoint):
+        raise _wrong(endpoint, "it holds a control character, such as the end of a line")
+    if endpoint != endpoint.strip():
+        raise _wrong(endpoint, "it ends in white space")
+    address = endpoint.removeprefix(transport)
+    try:
+        encoded = address.encode()
+    except UnicodeEncodeError:
+        raise _wrong(endpoint, "it holds bytes that are no UTF-8") from None
+    if transport == "ipc://":
+        _check_path(endpoint, encoded)
+    return address
+
+
+def _check_path(endpoint: str, path: bytes) -> None:
+    if len(path) > LONGEST_PATH:
+        raise _wrong(endpoint, f"the path has {len(path)} bytes, over {LONGEST_PATH}")
+    if path == b"@":
+        raise _wrong(endpoint, "a name is missing behind the @")
+
+
+def _host_and_port(endpoint: str, address: str) -> tuple[str, str]:
+    if "@" in address:
+        raise _wrong(endpoint, "a user or password has no place in it: zkv asks for none")
+    if found := re.search(r"[/?#;]", address):
+        raise _wrong(endpoint, f"{found[0]} has no place in it; expected tcp://HOST:PORT")
+    bare = address.strip("[]")
+    if bare.count(":") > 1 and (not address.startswith("[") or address.endswith("]")):
+        if address != bare:
+            raise _wrong(endpoint, "it needs a host and a port: a port is missing")
+        raise _wrong(endpoint, "an IPv6 address stands in brackets: tcp://[::1]:5555")
+    host, colon, port = address.rpartition(":")
+    if not colon or not port:
+        raise _wrong(endpoint, "it needs a host and a port: a port is missing")
+    if not host:
+        raise _wrong(endpoint, "it needs a host and a port: a host is missing")
+    return host, port
+
+
+def _check_port(endpoint: str, port: str) -> None:
+    if not (port.isascii() and port.isdigit()):
+        raise _wrong(endpoint, f"{port!r} is no port: it is a number, 1 to {HIGHEST_PORT}")
+    if len(port) > 1 and port.startswith("0"):
+        raise _wrong(endpoint, f"the port {port[:20]} begins with 0")
+    if len(port) > len(str(HIGHEST_PORT)) or int(port) > HIGHEST_PORT:
+        raise _wrong(endpoint, f"the port is over {HIGHEST_PORT}")
+
+
+def _check_host(endpoint: str, host: str) -> None:
+    if host.startswith("[") or host.endswith("]"):
+        try:
+            if not (host.startswith("[") and host.endswith("]")):
+                raise AddressValueError
+            IPv6Address(host[1:-1])
+        except AddressValueError:
+            host = host[:40]
+            raise _wrong(endpoint, f"{host!r} is no IPv6 address, as brackets mean one") from None
+    elif _ends_in_number(host):
+        try:
+            IPv4Address(host)
+        except AddressValueError:
+            raise _wrong(endpoint, f"{host!r} is no IPv4 address: four numbers to 255") from None
+    elif not host.isascii():
+        raise _wrong(endpoint, "a host's name is ASCII; others are written in Punycode: xn--...")
+    elif len(host) > LONGEST_NAME or not all(
+        map(_LABEL.fullmatch, host.removesuffix(".").split("."))
+    ):
+        raise _wrong(endpoint, f"{host[:80]!r} is no host: neither an address nor a name")
+
+
+def _ends_in_number(host: str) -> bool:
+    """Whether it is an IPv4 address, or what some programs take for one: 127.1, 0x7f.1, 5555."""
+    return _NUMBER.fullmatch(host.removesuffix(".").rpartition(".")[2]) is not None
+
+
+def _wrong(endpoint: str, why: str) -> ValueError:
+    return ValueError(f"endpoint {_shown(endpoint)}: {why}")
+
+
+def _shown(endpoint: object) -> str:
+    text = repr(endpoint)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
