@@ -59,8 +59,9 @@ fuzz: $(VENV)/dev.stamp ## Compare C with Python on inputs that a fuzzer makes (
 	$(BIN)/python -m tests.fuzz lane $(ARGS)
 	$(BIN)/python -m tests.fuzz mailbox $(ARGS)
 
-generate: $(VENV)/dev.stamp ## Make what is made from other sources: names that C and Python share
+generate: $(VENV)/dev.stamp ## Make what is made from other sources: the client for threads, names in C
 	$(BIN)/python tools/mirror.py
+	$(BIN)/python tools/unasync.py
 
 lint: $(VENV)/dev.stamp ## Check style, types and who imports whom
 	$(BIN)/ruff check
@@ -68,6 +69,7 @@ lint: $(VENV)/dev.stamp ## Check style, types and who imports whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tools/mirror.py --check
+	$(BIN)/python tools/unasync.py --check
 
 docs: $(VENV)/dev.stamp ## Build the guide: build/docs/index.html
 	$(BIN)/sphinx-build -W --keep-going -q -b html -c docs . '$(DOCS)'

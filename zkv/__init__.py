@@ -4,8 +4,8 @@ Every acknowledged write is on disk as its fsync policy says, every change has a
 changes can be followed as a feed. The parts, from the outside in:
 
 - ``zkv.cli``: the commands ``zkv`` and ``zkv-cli``.
-- ``zkv.client``: the client for Python. It imports nothing of the server. Its public names are
-  those of this package, too: ``from zkv import Client``.
+- ``zkv.client``: the client for Python. It imports nothing of the server. Its public names, which
+  it lists, are those of this package, too: ``from zkv import Client``.
 - ``zkv.Server``, in ``zkv.embed``: a server inside a program; ``zkv.testing``: fixtures for pytest.
 - ``zkv.server``: builds a server from its configuration, starts it and stops it.
 - ``zkv.broker``: the sockets, and the threads that serve them.
@@ -22,106 +22,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zkv.client import (
-        AsyncClient,
-        AsyncMirror,
-        AsyncNamespace,
-        AsyncWatch,
-        BadReplyError,
-        BadRequestError,
-        BusyError,
-        Change,
-        Client,
-        ClientError,
-        ClosedError,
-        Codec,
-        CompactedError,
-        ConflictError,
-        DeadlineError,
-        DeniedError,
-        Entry,
-        InternalError,
-        LockLostError,
-        Mirror,
-        Namespace,
-        NoReplyError,
-        NotFoundError,
-        ReadOnlyError,
-        RefusedError,
-        RetryPolicy,
-        ShuttingDownError,
-        StaleSeqError,
-        TooLargeError,
-        UnavailableError,
-        UnknownHostError,
-        UnknownOpError,
-        ValueType,
-        Watch,
-        WrongTypeError,
-    )
-    from zkv.embed import Server
-    from zkv.errors import ServerFailedError, ZkvError
+    from zkv.client import *  # noqa: F403  all that is public there
+    from zkv.embed import Server as Server
+    from zkv.errors import ServerFailedError as ServerFailedError
+    from zkv.errors import ZkvError as ZkvError
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "AsyncClient",
-    "AsyncMirror",
-    "AsyncNamespace",
-    "AsyncWatch",
-    "BadReplyError",
-    "BadRequestError",
-    "BusyError",
-    "Change",
-    "Client",
-    "ClientError",
-    "ClosedError",
-    "Codec",
-    "CompactedError",
-    "ConflictError",
-    "DeadlineError",
-    "DeniedError",
-    "Entry",
-    "InternalError",
-    "LockLostError",
-    "Mirror",
-    "Namespace",
-    "NoReplyError",
-    "NotFoundError",
-    "ReadOnlyError",
-    "RefusedError",
-    "RetryPolicy",
-    "Server",
-    "ServerFailedError",
-    "ShuttingDownError",
-    "StaleSeqError",
-    "TooLargeError",
-    "UnavailableError",
-    "UnknownHostError",
-    "UnknownOpError",
-    "ValueType",
-    "Watch",
-    "WrongTypeError",
-    "ZkvError",
-    "__version__",
-]
 
 _HOMES = {
     "Server": "zkv.embed",
     "ServerFailedError": "zkv.errors",
     "ZkvError": "zkv.errors",
 }
-"""Where a public name comes from; ``zkv.client`` has the rest."""
+"""Where a public name comes from; ``zkv.client`` has the rest. It is imported when one of them is
+asked for: ``import zkv`` alone is quick."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: ``import zkv`` alone is quick."""
-    if name not in __all__:
+    if name == "__all__":
+        value: Any = sorted([*import_module("zkv.client").__all__, *_HOMES, "__version__"])
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    elif name[:1].isupper() and name in (client := import_module("zkv.client")).__all__:
+        value = getattr(client, name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES.get(name, "zkv.client")), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__getattr__("__all__")})

@@ -167,6 +167,11 @@ def test_a_limit_below_one_is_wrong_usage(limit: str) -> None:
     assert_fails(run("-e", NOWHERE, "watch", f"--limit={limit}"), 2, "--limit")
 
 
+@pytest.mark.parametrize("since", ["-1", "9" * 30])
+def test_a_revision_that_there_cannot_be_is_wrong_usage(since: str) -> None:
+    assert_fails(run("-e", NOWHERE, "watch", f"--since={since}"), 2, "--since")
+
+
 def test_ctrl_c_ends_it(server: ServerInProcess) -> None:
     with watching(server.endpoint) as watch:
         watch.process.send_signal(signal.SIGINT)

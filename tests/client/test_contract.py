@@ -211,6 +211,16 @@ def test_a_scan_is_in_order_and_page_by_page(kv: AnyClient) -> None:
         next(kv.scan(limit=-1))
 
 
+@pytest.mark.parametrize("following", ["k", 5])
+def test_a_scan_with_another_page_behind_nothing_ends(kind: Kind, following: object) -> None:
+    with (
+        Peer(afterwards=reply(ok=True, rev=1, items=[], next=following)) as peer,
+        kind(peer.endpoint) as kv,
+        pytest.raises(BadReplyError, match="SCAN"),
+    ):
+        list(kv.scan())
+
+
 def test_a_scan_of_large_values_asks_for_smaller_pages(kind: Kind, tmp_path: Any) -> None:
     limits = {"max_value_bytes": 40_000, "max_reply_bytes": 100_000}
     with ServerInProcess(tmp_path, limits=limits) as server, kind(server.endpoint) as kv:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 import zkv
@@ -49,6 +53,50 @@ def test_what_the_client_exports_is_exported_at_the_top() -> None:
     others = {"Server", "ServerFailedError", "ZkvError", "__version__"}
     assert set(zkv.__all__) == {*zkv.client.__all__, *others}
     assert all(getattr(zkv, name) is getattr(zkv.client, name) for name in zkv.client.__all__)
+    assert not any(hasattr(zkv, module) for module in ("retry", "operations", "aio"))
+
+
+def test_the_public_names_are_those_of_what_a_client_can_give() -> None:
+    """Everything that programs may have to name: what the methods return, and what that returns."""
+    named, todo = set[str](), {"Client", "AsyncClient"}
+    while todo:
+        name = todo.pop()
+        named.add(name)
+        for returned in map(returned_by, vars_of(getattr(zkv, name))):
+            todo |= {each for each in re.findall(r"[A-Z]\w+", returned) if each not in named}
+            todo -= NOT_OURS
+    beside = {"Codec", "ValueType", "RetryPolicy"}  # What programs make, and give.
+    errors = {name for name in zkv.client.__all__ if name.endswith("Error")}
+    assert named | beside | errors == {*zkv.client.__all__}
+
+
+NOT_OURS = {
+    "Any", "AsyncIterator", "Callable", "Dictionary", "ItemsInOrder", "ItemsView", "Iterator",
+    "KeysInOrder", "KeysView", "None", "ParamSpec", "Reply", "Self", "ValuesInOrder", "ValuesView",
+    "ClientError",
+}  # fmt: skip
+
+
+def vars_of(cls: type) -> list[object]:
+    return [value for name, value in inspect.getmembers(cls) if not name.startswith("_")] + [
+        vars(cls).get("__call__")
+    ]
+
+
+def returned_by(method: object) -> str:
+    """The annotation of what a method or a property returns."""
+    function = method.fget if isinstance(method, property) else inspect.unwrap(method)  # type: ignore[arg-type]
+    return str(getattr(function, "__annotations__", {}).get("return", ""))
+
+
+def test_imports_go_in_no_circle_but_for_types() -> None:
+    graph = grimp.build_graph("zkv", exclude_type_checking_imports=True, cache_dir=None)
+    imported = {
+        module: graph.find_modules_directly_imported_by(module) - {module}
+        for module in graph.modules
+    }
+    assert "zkv.client.recipes.lock" in imported["zkv.client.namespace"]
+    assert set(TopologicalSorter(imported).static_order()) == graph.modules
 
 
 def test_every_error_is_public() -> None:

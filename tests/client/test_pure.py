@@ -23,20 +23,20 @@ from zkv import (
     UnavailableError,
 )
 from zkv.client.retry import Attempts
-from zkv.client.session import WINDOW, Session, Sessions
+from zkv.client.session import WINDOW, WriteSession, WriteSessions
 
 # --- Sessions
 
 
 def test_numbers_of_a_session_count_up() -> None:
-    sessions = Sessions(iter(["a", "b"]).__next__)
+    sessions = WriteSessions(iter(["a", "b"]).__next__)
     taken = [sessions.take() for _ in range(3)]
 
     assert [(session.name, seq) for session, seq in taken] == [("a", 1), ("a", 2), ("a", 3)]
 
 
 def test_a_write_that_lags_does_not_stop_others() -> None:
-    sessions = Sessions()
+    sessions = WriteSessions()
     laggard = sessions.take()
     for _ in range(10 * WINDOW):
         sessions.give_back(*sessions.take())
@@ -52,8 +52,8 @@ def test_a_write_that_lags_does_not_stop_others() -> None:
 @given(seed=st.integers(), most=st.integers(1, 300))
 def test_what_is_in_flight_stays_inside_its_window(seed: int, most: int) -> None:
     chance, names = random.Random(seed), itertools.count()
-    sessions = Sessions(lambda: str(next(names)))
-    in_flight: list[tuple[Session, int]] = []
+    sessions = WriteSessions(lambda: str(next(names)))
+    in_flight: list[tuple[WriteSession, int]] = []
     newest: dict[str, int] = {}
     for _ in range(2_000):
         if len(in_flight) < most and chance.random() < 0.6:

@@ -20,11 +20,11 @@ import pytest
 import zmq
 
 import zkv
+from tests.client.blocking import AnyClient, Kind
 from tests.client.proxy import Proxy
 from tests.support import FREE_PORT, LIMIT, ServerProcess, environment, eventually
 from zkv.client import AsyncClient, Change, Client, ClientError, ClosedError, NoReplyError
 from zkv.client.following import RESET
-from zkv.client.namespace import Keyspace
 
 QUIET: Final = "[durability]\nsnapshot_interval = 3600.0\n[log]\nrequests = false\n"
 """Every change stays in the log, and so in the history that a restarted server has."""
@@ -103,6 +103,13 @@ def kv(memory: zkv.Server) -> Iterator[Client]:
         yield client
 
 
+@pytest.fixture
+def both(kind: Kind, memory: zkv.Server) -> Iterator[AnyClient]:
+    """A client of either kind."""
+    with kind(memory.endpoint) as client:
+        yield client
+
+
 # --- What a watch tells ----------------------------------------------------------------------
 
 
@@ -139,9 +146,9 @@ def test_it_begins_where_it_is_told_to(memory: zkv.Server, kv: Client, kind: str
     assert [change.rev for change in followed.changes] == list(range(1_001, 3_001))
 
 
-def test_a_watch_of_a_namespace_tells_its_keys(kv: Client) -> None:
-    users = kv.namespace("user/")
-    with users.watch("a") as watch, users.mirror("a") as mirror:
+def test_a_watch_of_a_namespace_tells_its_keys(both: AnyClient, kv: Client) -> None:
+    users, same = kv.namespace("user/"), both.namespace("user/")
+    with same.watch("a") as watch, same.mirror("a") as mirror:
         users["bob"] = 1
         users["ann"] = 2
         change = watch.next(LIMIT)
@@ -151,8 +158,8 @@ def test_a_watch_of_a_namespace_tells_its_keys(kv: Client) -> None:
         assert mirror == {"ann": 2}
 
 
-def test_rev_counts_whole_revisions(kv: Client) -> None:
-    with kv.watch(since=0) as watch:
+def test_rev_counts_whole_revisions(both: AnyClient, kv: Client) -> None:
+    with both.watch(since=0) as watch:
         kv.put_many({"a": 1, "b": 2})
         kv["c"] = 3
         revs = []
@@ -230,6 +237,19 @@ def test_a_server_that_is_not_there_is_told_at_once(kind: str) -> None:
     asyncio.run(run())
 
 
+def test_why_nothing_comes_is_told(kind: Kind, tmp_path: Path) -> None:
+    server = zkv.Server(FREE_PORT, data_dir=tmp_path / "data", fsync="never")
+    with server, kind(server.endpoint, 0.5) as kv, kv.watch() as watch:
+        server.stop()
+        eventually(lambda: watch.next(0.01) or watch.trouble, "it is known to be away")
+        assert isinstance(watch.trouble, NoReplyError)
+        server.start()
+        eventually(lambda: watch.next(0.01) or not watch.trouble, "it is known to be back")
+        with Client(server.endpoint) as other:
+            other["k"] = 1
+        assert watch.next(LIMIT).key == "k"
+
+
 # --- How it ends -----------------------------------------------------------------------------
 
 
@@ -244,9 +264,20 @@ def test_it_is_closed_from_another_thread(kv: Client) -> None:
     assert watch.next() is None
 
 
-def test_what_is_queued_is_not_told_once_it_is_closed(kv: Client) -> None:
+def test_one_at_a_time_waits_for_the_next_change(both: AnyClient, kv: Client) -> None:
+    with both.watch() as watch, ThreadPoolExecutor(1) as pool:
+        subscription = getattr(watch, "_target", watch)._subscription
+        waiting = pool.submit(watch.next, LIMIT)
+        eventually(subscription._inside.locked, "it waits")
+        with pytest.raises(RuntimeError, match="one at a time"):
+            watch.next(0)
+        kv["k"] = 1
+        assert waiting.result(LIMIT).key == "k"
+
+
+def test_what_is_queued_is_not_told_once_it_is_closed(both: AnyClient, kv: Client) -> None:
     kv.update({"a": 1, "b": 2})
-    with kv.watch(since=0) as watch:
+    with both.watch(since=0) as watch:
         assert next(watch).key == "a"
     assert list(watch) == []
 
@@ -327,9 +358,10 @@ with zkv.Server("tcp://127.0.0.1:*") as server, zkv.Client(server.endpoint) as k
     )  # fmt: skip
 
 
-def test_a_feed_that_is_none_is_told(kv: Client) -> None:
+def test_a_feed_that_is_none_is_told(both: AnyClient, kv: Client) -> None:
+    assert kv.info()["feed"]
     with pytest.raises(ValueError, match="nonsense"):
-        kv.watch(feed="nonsense")
+        both.watch(feed="nonsense").next()
 
 
 def test_a_cancelled_wait_loses_nothing(memory: zkv.Server, kv: Client) -> None:
@@ -632,9 +664,9 @@ def test_for_long(tmp_path: Path, seed: int) -> None:
 # --- What a mirror shows ---------------------------------------------------------------------
 
 
-def test_a_mirror_reads_like_a_dict_in_order(kv: Client) -> None:
+def test_a_mirror_reads_like_a_dict_in_order(both: AnyClient, kv: Client) -> None:
     kv.update({"b": 2, "a": 1, "é": 3, "c": None})
-    with kv.mirror() as mirror:
+    with both.mirror() as mirror:
         same = dict(kv.items())
         assert mirror == same
         assert mirror != {}
@@ -658,8 +690,8 @@ def test_a_mirror_reads_like_a_dict_in_order(kv: Client) -> None:
         assert "4 entries" in repr(mirror)
 
 
-def test_wait_for_shows_ones_own_writes(kv: Client) -> None:
-    with kv.mirror("a/") as mirror:
+def test_wait_for_shows_ones_own_writes(both: AnyClient, kv: Client) -> None:
+    with both.mirror("a/") as mirror:
         for number in range(300):
             rev = kv.put(random.choice(["a/k", "b/k"]), number)
             mirror.wait_for(rev, LIMIT)
@@ -668,9 +700,9 @@ def test_wait_for_shows_ones_own_writes(kv: Client) -> None:
             mirror.wait_for(10_000, 0.01)
 
 
-def test_a_mirror_shows_whole_revisions_to_all_threads(kv: Client) -> None:
+def test_a_mirror_shows_whole_revisions_to_all_threads(both: AnyClient, kv: Client) -> None:
     kv.update({"from": 1_000, "to": 0})
-    with kv.mirror() as mirror, ThreadPoolExecutor(4) as pool:
+    with both.mirror() as mirror, ThreadPoolExecutor(4) as pool:
         stop = threading.Event()
 
         def read() -> int:
@@ -692,9 +724,11 @@ def test_a_mirror_shows_whole_revisions_to_all_threads(kv: Client) -> None:
         assert mirror["to"] == 500
 
 
-def test_callbacks_are_told_what_is_shown(kv: Client, caplog: pytest.LogCaptureFixture) -> None:
+def test_callbacks_are_told_what_is_shown(
+    both: AnyClient, kv: Client, caplog: pytest.LogCaptureFixture
+) -> None:
     told: list[Change] = []
-    with kv.mirror() as mirror:
+    with both.mirror() as mirror:
 
         def show(change: Change) -> None:
             told.append(change)
@@ -775,9 +809,9 @@ def test_an_async_mirror(memory: zkv.Server, kv: Client) -> None:
     asyncio.run(run())
 
 
-def test_a_mirror_is_of_any_keyspace(kv: Client) -> None:
-    spaces: list[Keyspace] = [kv, kv.namespace("n/"), kv.namespace("n/").namespace("m/")]
-    for space in spaces:
-        space["k"] = 1
+def test_a_mirror_is_of_any_keyspace(both: AnyClient, kv: Client) -> None:
+    assert len(kv) == 0
+    for space in (both, both.namespace("n/"), both.namespace("n/").namespace("m/")):
+        space.put("k", 1)
         with space.mirror("k") as mirror:
             assert dict(mirror) == {"k": 1}

@@ -7,24 +7,32 @@ from typing import Any, assert_type
 
 from zkv import (
     AsyncClient,
+    AsyncElection,
+    AsyncJob,
+    AsyncLock,
     AsyncMirror,
     AsyncNamespace,
+    AsyncTransaction,
     AsyncWatch,
     Change,
     Client,
     ClientError,
     ConflictError,
+    Election,
     Entry,
+    Job,
+    Lock,
     Mirror,
     Namespace,
     NoReplyError,
     NotFoundError,
     RefusedError,
     Server,
+    Transaction,
+    Verdict,
     Watch,
     ZkvError,
 )
-from zkv.client.recipes import Election, Job, Lock
 
 
 def ops(kv: Client) -> None:
@@ -140,12 +148,13 @@ def recipes(kv: Client) -> None:
     with kv.lock("l", ttl=5) as lock:
         assert_type(lock, Lock)
         with lock.txn() as txn:
+            assert_type(txn, Transaction)
             txn.put("k", lock.rev)
     with kv.election("e", "me") as election:
         assert_type(election, Election)
     assert_type(kv.queue("q").take(), Job | None)
     limiter = kv.rate_limiter("r", limit=1, period=1)
-    assert_type(bool(limiter.allow("who")), bool)
+    assert_type(limiter.allow("who"), Verdict)
 
     @kv.cache(ttl=60)
     def length(text: str, more: int = 0) -> int:
@@ -154,6 +163,28 @@ def recipes(kv: Client) -> None:
     assert_type(length("a", more=1), int)
     assert_type(length.forget("a"), bool)
     length(1)  # type: ignore[arg-type]
+
+
+async def async_recipes(kv: AsyncClient) -> None:
+    async with kv.lock("l", ttl=5) as lock:
+        assert_type(lock, AsyncLock)
+        async with lock.txn() as txn:
+            assert_type(txn, AsyncTransaction)
+    async with kv.election("e", "me") as election:
+        assert_type(election, AsyncElection)
+        async for leader in election.leaders():
+            assert_type(leader, str | None)
+    assert_type(await kv.queue("q").take(), AsyncJob | None)
+    assert_type(await kv.queue("q").count(), int)
+    assert_type(await kv.rate_limiter("r", limit=1, period=1).allow("who"), Verdict)
+
+    @kv.cache(ttl=60)
+    async def length(text: str, more: int = 0) -> int:
+        return len(text) + more
+
+    assert_type(await length("a", more=1), int)
+    assert_type(await length.forget("a"), bool)
+    await length(1)  # type: ignore[arg-type]
 
 
 def embedding() -> None:

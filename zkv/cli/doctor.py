@@ -58,7 +58,7 @@ REMOTE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"})
 COLOURS: Final = {FINE: "\x1b[32m", TELL: "\x1b[36m", ACT: "\x1b[31m"}
 
 
-class Finding(NamedTuple):
+class Diagnosis(NamedTuple):
     """What a check found.
 
     Args:
@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
         return NO_ANSWER
     except ClientError as error:
         advice = "what listens there is no zkv server, or it ends: look at its log"
-        _print(Finding(ACT, "answers", str(error), advice), options.json)
+        _print(Diagnosis(ACT, "answers", str(error), advice), options.json)
         return WRONG
     except ValueError as error:
         complain("zkv", str(error))
@@ -123,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
     return status
 
 
-def examine(client: Client) -> Iterator[Finding]:
+def examine(client: Client) -> Iterator[Diagnosis]:
     """All findings about a server. Raises ClientError."""
     yield from check_round_trips(client)
     yield from check_clock(client)
@@ -132,10 +132,10 @@ def examine(client: Client) -> Iterator[Finding]:
         try:
             yield from check(client, info)
         except (KeyError, TypeError) as error:  # Another version, which tells other things.
-            yield Finding(TELL, check.__name__.removeprefix("check_"), f"not told: {error}")
+            yield Diagnosis(TELL, check.__name__.removeprefix("check_"), f"not told: {error}")
 
 
-def check_round_trips(client: Client) -> Iterator[Finding]:
+def check_round_trips(client: Client) -> Iterator[Diagnosis]:
     """Is the endpoint answered, and how soon?"""
     client.call("PING")  # The first one also connects.
     times = []
@@ -149,12 +149,12 @@ def check_round_trips(client: Client) -> Iterator[Finding]:
     )
     if half > SLOW:
         advice = "put many keys in one request (MGET, MPUT), or have many in flight (DEALER)"
-        yield Finding(ACT, "endpoint", text, advice)
+        yield Diagnosis(ACT, "endpoint", text, advice)
     else:
-        yield Finding(FINE, "endpoint", text)
+        yield Diagnosis(FINE, "endpoint", text)
 
 
-def check_clock(client: Client) -> Iterator[Finding]:
+def check_clock(client: Client) -> Iterator[Diagnosis]:
     """Do the two clocks agree? `deadline` goes by them."""
     begin = time.time()
     reply = client.call("PING")
@@ -163,57 +163,57 @@ def check_clock(client: Client) -> Iterator[Finding]:
     unsure = (end - begin) / 2 + 0.001
     if abs(apart) - unsure > CLOCKS_APART:
         ahead = "ahead of" if apart > 0 else "behind"
-        yield Finding(
+        yield Diagnosis(
             ACT, "clock", f"the server's is {duration(abs(apart))} {ahead} the one here",
             "have both machines' clocks set by NTP: a `deadline` means another moment there",
         )  # fmt: skip
     else:
-        yield Finding(FINE, "clock", f"apart by less than {duration(abs(apart) + unsure)}")
+        yield Diagnosis(FINE, "clock", f"apart by less than {duration(abs(apart) + unsure)}")
 
 
-def check_version(_client: Client, info: Info) -> Iterator[Finding]:
+def check_version(_client: Client, info: Info) -> Iterator[Diagnosis]:
     """Do server and client speak of the same things?"""
     version, protocol = info["version"], info["protocol"]
     text = f"server {version}, protocol {protocol}; here {__version__}, protocol {PROTOCOL}"
     if protocol != PROTOCOL:
-        yield Finding(ACT, "version", text, "install the same release on both sides")
+        yield Diagnosis(ACT, "version", text, "install the same release on both sides")
     elif version != __version__:
-        yield Finding(TELL, "version", f"{text}: they understand each other")
+        yield Diagnosis(TELL, "version", f"{text}: they understand each other")
     else:
-        yield Finding(FINE, "version", text)
+        yield Diagnosis(FINE, "version", text)
 
 
-def check_durability(_client: Client, info: Info) -> Iterator[Finding]:
+def check_durability(_client: Client, info: Info) -> Iterator[Diagnosis]:
     """What does an answered write mean?"""
     settings = info["durability"]
     match settings["fsync"]:
         case "always":
-            yield Finding(FINE, "durability", "fsync = always: what is answered is on disk")
+            yield Diagnosis(FINE, "durability", "fsync = always: what is answered is on disk")
         case "interval":
             lost = duration(settings["fsync_interval"])
-            yield Finding(
+            yield Diagnosis(
                 TELL, "durability",
                 f"fsync = interval: a crash of the machine may take the writes of about {lost}; "
                 f"one that must not be lost says `durable`",
             )  # fmt: skip
         case policy:
-            yield Finding(
+            yield Diagnosis(
                 TELL, "durability",
                 f"fsync = {policy}: a crash of the machine may take everything since the last "
                 f"snapshot; a write that must not be lost says `durable`",
             )  # fmt: skip
 
 
-def check_refusal(_client: Client, info: Info) -> Iterator[Finding]:
+def check_refusal(_client: Client, info: Info) -> Iterator[Diagnosis]:
     """Does it take writes?"""
     if refusal := info["durability"].get("refusal"):
-        yield Finding(
+        yield Diagnosis(
             ACT, "writes", f"refused now: {refusal}",
             "see DURABILITY.md; reads go on, so zkv-cli export saves what it holds",
         )  # fmt: skip
 
 
-def check_failures(_client: Client, info: Info) -> Iterator[Finding]:
+def check_failures(_client: Client, info: Info) -> Iterator[Diagnosis]:
     """Has it met what it should not?"""
     stats = info["stats"]
     failures = stats["failures"]
@@ -221,129 +221,140 @@ def check_failures(_client: Client, info: Info) -> Iterator[Finding]:
     by_op = stats.get("failures_by_op", {})
     unsaved = sum(by_op.get(op, {}).get("READ_ONLY", 0) for op in ("SNAPSHOT", "END"))
     if unsaved:
-        yield Finding(ACT, "snapshots", f"{unsaved:,} could not be written when asked for", advice)
+        yield Diagnosis(
+            ACT, "snapshots", f"{unsaved:,} could not be written when asked for", advice
+        )
     if refused := failures.get("READ_ONLY", 0) - unsaved:
-        yield Finding(
+        yield Diagnosis(
             ACT, "writes", f"{refused:,} were refused because the log could not be written", advice
         )  # fmt: skip
     bugs = failures.get("INTERNAL", 0) + stats["workers_replaced"]
     if bugs:
         advice = "the server's log has tracebacks: report them"
-        yield Finding(ACT, "bugs", f"it has met {bugs:,} since its start", advice)
+        yield Diagnosis(ACT, "bugs", f"it has met {bugs:,} since its start", advice)
     if not refused and not unsaved and not bugs:
-        yield Finding(FINE, "failures", "no write refused for the disk, no bug met")
+        yield Diagnosis(FINE, "failures", "no write refused for the disk, no bug met")
 
 
-def check_sessions(_client: Client, info: Info) -> Iterator[Finding]:
+def check_sessions(_client: Client, info: Info) -> Iterator[Diagnosis]:
     """Is there room for more exactly-once clients?"""
     stats, limits = info["stats"]["sessions"], info["limits"]
     there, most = stats["sessions"], limits["max_sessions"]
     text = f"{there:,} of {most:,}"
     if there > FULL * most:
         advice = "raise limits.max_sessions, shorten session_ttl, or keep sessions for longer"
-        yield Finding(ACT, "sessions", text, advice)
+        yield Diagnosis(ACT, "sessions", text, advice)
     elif stats["bytes"] > FULL * LARGE_SHARE * limits["session_bytes"]:
-        yield Finding(
+        yield Diagnosis(
             ACT, "sessions",
             f"{text}; replies take {size(stats['bytes'])} of {size(limits['session_bytes'])}",
             "raise limits.session_bytes, lower session_window, or ask for less in one write",
         )  # fmt: skip
     else:
-        yield Finding(FINE, "sessions", text)
+        yield Diagnosis(FINE, "sessions", text)
 
 
-def check_feed(client: Client, info: Info) -> Iterator[Finding]:
+def check_feed(client: Client, info: Info) -> Iterator[Diagnosis]:
     """Can changes be followed from here?"""
-    from zkv.cli.follow import hear
-    from zkv.cli.output import CommandError
+    from zkv.client.feed import hear
+    from zkv.client.following import feed_endpoint
 
-    feed = info["feed"]
+    advice = "set server.feed to what can be reached from here"
+    try:
+        feed = feed_endpoint(info["feed"], client.endpoint)
+    except ClientError as error:
+        yield Diagnosis(ACT, "feed", str(error), advice)
+        return
     if feed is None:
-        yield Finding(TELL, "feed", "off: changes can be asked for, with CHANGES, and not followed")
+        yield Diagnosis(
+            TELL, "feed", "off: changes can be asked for, with CHANGES, and not followed"
+        )
         return
     try:
-        took = hear(feed, client.endpoint, FEED_PATIENCE)
-    except CommandError as error:
-        yield Finding(ACT, "feed", str(error), "set server.feed to what can be reached from here")
+        took = hear(feed, FEED_PATIENCE)
+    except (ValueError, ClientError) as error:
+        yield Diagnosis(ACT, "feed", str(error), advice)
         return
     dropped = info["stats"]["feed"].get("dropped", 0)
     if took is None:
-        yield Finding(
+        yield Diagnosis(
             ACT, "feed", f"{feed} is not heard within {duration(FEED_PATIENCE)}",
             "set server.feed to an address and a port that can be reached from here",
         )  # fmt: skip
     elif dropped:
-        yield Finding(
+        yield Diagnosis(
             TELL, "feed",
             f"{feed} is heard; {dropped:,} messages were dropped for followers too slow for them",
         )  # fmt: skip
     else:
-        yield Finding(FINE, "feed", f"{feed} is heard after {duration(took)}")
+        yield Diagnosis(FINE, "feed", f"{feed} is heard after {duration(took)}")
 
 
-def check_exposure(_client: Client, info: Info) -> Iterator[Finding]:
+def check_exposure(_client: Client, info: Info) -> Iterator[Diagnosis]:
     """Who can reach it? Nobody is asked for a name."""
     listening = [*info["endpoints"], info["feed"] or ""]
     exposed = [each for each in listening if each.startswith("tcp://")]
     exposed = [each for each in exposed if not each.startswith(LOCAL)]
     if exposed:
-        yield Finding(
+        yield Diagnosis(
             TELL, "exposure",
             f"other machines reach {', '.join(exposed)}: whoever does can read, write and end it",
         )  # fmt: skip
     else:
-        yield Finding(FINE, "exposure", "only this machine reaches it")
+        yield Diagnosis(FINE, "exposure", "only this machine reaches it")
 
 
-def check_files(_client: Client, info: Info) -> Iterator[Finding]:
+def check_files(_client: Client, info: Info) -> Iterator[Diagnosis]:
     """May it, and may a client here, open as many files as connections take?"""
     process = info["stats"]["process"]
     used, most = process.get("open_files", 0), process["max_open_files"]
     text = f"the server has {used:,} of {most:,} open; each client takes one"
     advice = "raise it: ulimit -n, or LimitNOFILE= in a systemd unit"
     level = ACT if used > FULL * most or most < FEW_FILES else FINE
-    yield Finding(level, "files", text, advice if level == ACT else "")
+    yield Diagnosis(level, "files", text, advice if level == ACT else "")
     here, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if here < MAX_SOCKETS:
         text = f"a process here may open {here:,}, and {MAX_SOCKETS:,} sockets of ZeroMQ"
-        yield Finding(ACT, "files here", text, advice)
+        yield Diagnosis(ACT, "files here", text, advice)
 
 
-def check_disk(client: Client, info: Info) -> Iterator[Finding]:
+def check_disk(client: Client, info: Info) -> Iterator[Diagnosis]:
     """Is there room for what will be written, and does it stay? On the same machine only."""
     settings = info["durability"]
     directory = _data_dir(client.endpoint, info)
     if directory is None:
-        yield Finding(
+        yield Diagnosis(
             TELL, "disk", f"not looked at: {settings['data_dir']!r} is not seen from here"
         )
         return
     kind = _file_system(directory)
     if kind in VOLATILE:
         advice = "set durability.data_dir to a directory on a disk"
-        yield Finding(ACT, "disk", f"{directory} is in memory ({kind}), gone at a reboot", advice)
+        yield Diagnosis(ACT, "disk", f"{directory} is in memory ({kind}), gone at a reboot", advice)
     elif kind in REMOTE:
         advice = "set durability.data_dir to a directory on a local disk"
-        yield Finding(ACT, "disk", f"{directory} is on a network ({kind}): few keep fsync", advice)
+        yield Diagnosis(
+            ACT, "disk", f"{directory} is on a network ({kind}): few keep fsync", advice
+        )
     free = shutil.disk_usage(directory).free
     wanted = SPACE + 2 * settings["snapshot_bytes"] + 2 * settings["segment_bytes"]
     text = f"{size(free)} free at {directory}"
     if free < wanted:
         advice = f"make room, up to {size(wanted)}: a full disk refuses writes"
-        yield Finding(ACT, "disk", text, advice)
+        yield Diagnosis(ACT, "disk", text, advice)
     else:
-        yield Finding(FINE, "disk", text)
+        yield Diagnosis(FINE, "disk", text)
 
 
-def check_build(_client: Client, info: Info) -> Iterator[Finding]:
+def check_build(_client: Client, info: Info) -> Iterator[Diagnosis]:
     """Is it as quick as it could be?"""
     if slow := compiled.what_is_slow(info["stats"]):
-        yield Finding(TELL, "build", slow, f"on the server's machine: {compiled.ADVICE}")
+        yield Diagnosis(TELL, "build", slow, f"on the server's machine: {compiled.ADVICE}")
     else:
-        yield Finding(FINE, "build", "store and mailbox are compiled")
+        yield Diagnosis(FINE, "build", "store and mailbox are compiled")
 
 
-CHECKS: Final[tuple[Callable[[Client, Info], Iterable[Finding]], ...]] = (
+CHECKS: Final[tuple[Callable[[Client, Info], Iterable[Diagnosis]], ...]] = (
     check_version, check_durability, check_failures, check_sessions, check_feed, check_exposure,
     check_files, check_disk, check_build,
     check_version, check_durability, check_refusal, check_failures, check_sessions, check_feed,
@@ -351,13 +362,13 @@ CHECKS: Final[tuple[Callable[[Client, Info], Iterable[Finding]], ...]] = (
 )  # fmt: skip
 
 
-def _no_reply(error: NoReplyError) -> Finding:
+def _no_reply(error: NoReplyError) -> Diagnosis:
     """What to do where there was none: the error says whether there was a connection, and why."""
     if isinstance(error, UnavailableError):
         advice = "start a server with zkv serve, or name its endpoint with -e or ZKV_ENDPOINT"
     else:
         advice = "what listens there is no zkv server, or it hangs: look at its log"
-    return Finding(ACT, "endpoint", str(error), advice)
+    return Diagnosis(ACT, "endpoint", str(error), advice)
 
 
 def _data_dir(endpoint: str, info: Info) -> Path | None:
@@ -386,7 +397,7 @@ def _file_system(directory: Path) -> str:
     return found[1]
 
 
-def _print(finding: Finding, as_json: bool) -> None:
+def _print(finding: Diagnosis, as_json: bool) -> None:
     if as_json:
         line = to_json(finding._asdict())
     else:

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 from zkv.cli.asking import Session, reading
 from zkv.cli.output import FAILED, CommandError, is_terminal, note, write
-from zkv.cli.progress import Progress
+from zkv.cli.paging import pages
+from zkv.cli.progress import TransferProgress
 from zkv.cli.records import BadRecordError, Record, last_key, written
-from zkv.cli.scan import pages
 from zkv.errors import ZkvError, shorten
 from zkv.reading import BadTextError, decode, parse_json, read_file
 from zkv.writing import Target
@@ -43,11 +43,11 @@ def run(session: Session, options: argparse.Namespace) -> int:
     client = session.client(options)
     packed = is_packed(options)
     prefix = options.prefix or ""
-    clock = Clock(client)
+    clock = ServerClock(client)
     with _target(client, options, packed) as (put, after):
         count = 0
         hidden = options.file == "-" and is_terminal(sys.stdout)
-        with Progress("export", "entries", _expected(client, prefix), hidden) as progress:
+        with TransferProgress("export", "entries", _expected(client, prefix), hidden) as progress:
             asked: dict[str, Any] = {"prefix": prefix, "after": after, "values": False}
             for entries in records(client, clock, pages(client, None, **asked)):
                 put(b"".join([_written(record, packed) for record in entries]))
@@ -71,7 +71,7 @@ def is_packed(options: argparse.Namespace) -> bool:
     return str(options.file).endswith(".msgpack")
 
 
-class Clock:
+class ServerClock:
     """The server's clock, which need not be that of this machine; asked for once."""
 
     def __init__(self, client: Client) -> None:
@@ -119,7 +119,7 @@ def _expected(client: Client, prefix: str) -> int:
 
 
 def records(
-    client: Client, clock: Clock, found: Iterable[dict[str, Any]]
+    client: Client, clock: ServerClock, found: Iterable[dict[str, Any]]
 ) -> Iterator[list[Record]]:
     """The entries whose keys are in some pages of a SCAN, with what is left of their lives."""
     at_once = KEYS_AT_ONCE
@@ -136,7 +136,7 @@ def records(
             at_once = max(1, min(KEYS_AT_ONCE, 2 * at_once, fitting))
 
 
-def _get(client: Client, clock: Clock, keys: list[str]) -> tuple[list[Record] | None, int]:
+def _get(client: Client, clock: ServerClock, keys: list[str]) -> tuple[list[Record] | None, int]:
     """The entries of some keys, without those that are gone, and about how large they are."""
     from zkv.client import RefusedError
 

@@ -23,9 +23,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
 from zkv.cli.asking import Session, failure, reading
-from zkv.cli.exporting import Clock, is_packed, limits_of, rev_of
+from zkv.cli.exporting import ServerClock, is_packed, limits_of, rev_of
 from zkv.cli.output import FAILED, CommandError, note, print_result
-from zkv.cli.progress import Progress
+from zkv.cli.progress import TransferProgress
 from zkv.cli.records import CHUNK, LATEST, BadRecordError, Place, Record, read
 from zkv.cli.values import to_json
 from zkv.client.messages import pack_request
@@ -53,7 +53,7 @@ def run(session: Session, options: argparse.Namespace) -> int:
         state = _State(options.resume, source, client)
         writer = _Writer(client, source.unit, limits.message)
         try:
-            with Progress("import", f"{source.unit}s", source.size) as progress:
+            with TransferProgress("import", f"{source.unit}s", source.size) as progress:
                 state.go_on()
                 for batch in _batches(source, state):
                     writer.store(batch, batch[-1].end - state.offset)
@@ -190,7 +190,7 @@ class _Writer:
         self._most = most
         self._client = client
         self._unit = unit
-        self._clock = Clock(client)
+        self._clock = ServerClock(client)
         self.stored = 0
         self.expired = 0
         self.rev = 0

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import rich.progress
 
 
-class Progress:
+class TransferProgress:
     """A bar with a count and a rate. Use as a context manager.
 
     Args:

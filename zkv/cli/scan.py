@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from zkv.cli import fields, text
 from zkv.cli.asking import Session, reading
 from zkv.cli.output import note, print_result
+from zkv.cli.paging import pages
 from zkv.cli.text import Reply
 from zkv.cli.values import to_json, type_name
 
 if TYPE_CHECKING:
     from zkv.cli.records import Record
     from zkv.client import Client
-
-PAGE: Final = 1_000
-"""Entries asked for at once; fewer where they are large."""
 
 
 def run(session: Session, options: argparse.Namespace) -> int:
@@ -44,9 +41,9 @@ def run(session: Session, options: argparse.Namespace) -> int:
 
 def _print_meta(client: Client, page: Reply, options: argparse.Namespace) -> None:
     """Print a page with what only GET tells of an entry."""
-    from zkv.cli.exporting import Clock, records
+    from zkv.cli.exporting import ServerClock, records
 
-    clock = Clock(client)
+    clock = ServerClock(client)
     for entries in records(client, clock, [page]):
         now = clock.now()
         items = [_facts(entry, now, options.keys_only) for entry in entries]
@@ -58,47 +55,6 @@ def _facts(entry: Record, now: float, keys_only: bool) -> dict[str, Any]:
     ttl = None if entry.expires is None else max(0.0, round(entry.expires / 1000 - now, 3))
     value = {} if keys_only else {"value": entry.value, "type": type_name(entry.value)}
     return {"key": entry.key, **value, "rev": entry.rev, "ttl": ttl}
-
-
-def pages(client: Client, limit: int | None, **asked: Any) -> Iterator[Reply]:
-    """The pages of a SCAN, up to ``limit`` entries in all.
-
-    A page that is too large for a reply is asked for in smaller ones. The last one has a ``next``
-    where the limit ended it.
-
-    Raises:
-        ClientError: as `zkv.client.Client.call`.
-        CommandError: a reply is not as it should be.
-    """
-    from zkv.client import RefusedError
-
-    size, left = PAGE, limit
-    while True:
-        wanted = size if left is None else min(size, left)
-        try:
-            page = client.call("SCAN", limit=wanted, **asked)
-        except RefusedError as error:
-            if error.code != "TOO_LARGE" or wanted <= 1:
-                raise
-            size = wanted // 2
-            continue
-        with reading("SCAN"):
-            following = _check(page)
-            left = None if left is None else left - len(page["items"])
-        yield page
-        if following is None or left == 0:
-            return
-        asked["after"] = following
-
-
-def _check(page: Reply) -> str | None:
-    """Where the next page begins. Raises TypeError where the page is none."""
-    following = page["next"]
-    if not isinstance(following, str | None) or not isinstance(page["items"], list):
-        raise TypeError("it is no page")
-    if following is not None and not page["items"]:
-        raise ValueError("an empty page, and yet another one")
-    return following
 
 
 def _json_lines(page: Reply, keys_only: bool) -> str | bytes:

@@ -49,7 +49,7 @@ class Sample(NamedTuple):
     info: dict[str, Any]
 
 
-class Interval(NamedTuple):
+class RatesBetween(NamedTuple):
     """What happened between two samples. Rates are per second, times in seconds.
 
     Args:
@@ -140,7 +140,7 @@ def _sleep(seconds: float) -> bool:
 
 def _intervals(
     client: Client, interval: float, limit: int | None, wait: Callable[[float], bool] = _sleep
-) -> Iterator[tuple[Sample, Interval]]:
+) -> Iterator[tuple[Sample, RatesBetween]]:
     """What happens, interval by interval, until ``wait`` says that it is enough.
 
     The first one is short, to show something soon.
@@ -163,7 +163,7 @@ def _sample(client: Client) -> Sample:
     return Sample(came, came - asked, info)
 
 
-def _between(before: Sample, now: Sample) -> Interval:
+def _between(before: Sample, now: Sample) -> RatesBetween:
     if now.info["uptime"] < before.info["uptime"]:  # It has started anew, and counts from 0.
         before = Sample(now.at - now.info["uptime"], 0.0, {"stats": {}, "durability": {}})
     seconds = max(now.at - before.at, 1e-6)
@@ -182,7 +182,7 @@ def _between(before: Sample, now: Sample) -> Interval:
         old = [*old, *[0] * (len(counts) - len(old))]
         latencies[op] = [new - known for new, known in zip(counts, old, strict=True)]
     log_then, log = before.info["durability"], now.info["durability"]
-    return Interval(
+    return RatesBetween(
         requests=rates("requests"),
         failures=rates("failures"),
         latencies=latencies,
@@ -193,7 +193,7 @@ def _between(before: Sample, now: Sample) -> Interval:
     )
 
 
-def _numbers(sample: Sample, happened: Interval) -> list[float]:
+def _numbers(sample: Sample, happened: RatesBetween) -> list[float]:
     """A number for each of `HEADINGS`."""
     info, counts = sample.info, happened.all_latencies
     every = sum(happened.requests.values())
@@ -217,7 +217,7 @@ def _rss(info: Mapping[str, Any]) -> float:
     return float(info["stats"].get("process", {}).get("rss", 0))
 
 
-def _view(endpoint: str, ends: str, sample: Sample, happened: Interval) -> RenderableType:
+def _view(endpoint: str, ends: str, sample: Sample, happened: RatesBetween) -> RenderableType:
     """The whole view."""
     from rich.console import Group
     from rich.text import Text
@@ -231,7 +231,7 @@ def _view(endpoint: str, ends: str, sample: Sample, happened: Interval) -> Rende
     return Group(title, slow, _ops(happened), "", boxes(_groups(sample, happened)))
 
 
-def _ops(happened: Interval) -> RenderableType:
+def _ops(happened: RatesBetween) -> RenderableType:
     """A line for each op, with rate and latencies."""
     from rich.table import Table
 
@@ -249,7 +249,7 @@ def _ops(happened: Interval) -> RenderableType:
     return table
 
 
-def _groups(sample: Sample, happened: Interval) -> dict[str, dict[str, str]]:
+def _groups(sample: Sample, happened: RatesBetween) -> dict[str, dict[str, str]]:
     """Headings, and below each the facts that change."""
     info = sample.info
     stats, log = info["stats"], info["durability"]

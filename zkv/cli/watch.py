@@ -1,34 +1,69 @@
-"""``zkv-cli watch``: changes as they come, each a line; see `zkv.cli.follow` for how."""
+"""``zkv-cli watch``: changes as they come, each a line."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 
 from zkv.cli import text
 from zkv.cli.asking import Session, reading
 from zkv.cli.output import FAILED, CommandError, note, print_result
 from zkv.cli.values import to_json
 
+if TYPE_CHECKING:
+    from zkv.client import Change, Watch
+
+LOOK_SECONDS: Final = 0.5
+"""How often to look whether the server is away, while there are no changes."""
+
 
 def run(session: Session, options: argparse.Namespace) -> int:
     """Print changes until there were as many as asked for."""
-    from zkv.cli.follow import follow
-
     left = options.limit
     if left is not None and left < 1:
         raise CommandError(FAILED, f"--limit is a number from 1, and not {left}")
     if options.since is not None and not 0 <= options.since < 2**63:
-        raise CommandError(FAILED, f"--since is a revision, and not {str(options.since)[:40]}")
+        raise CommandError(
+            FAILED, f"--since is a revision, from 0, and not {str(options.since)[:40]}"
+        )
     client = session.client(options)
-    for page in follow(client, options.prefix or "", options.since, note):
-        printed = page[:left]
-        with reading("CHANGES"):
-            if options.json:
-                print_result("\n".join(to_json(text.change_fields(*each)) for each in printed))
-            else:
-                print_result(text.changes({"changes": printed}))
-        if left is not None:
-            left -= len(printed)
-            if left == 0:
-                return 0
+    with client.watch(options.prefix or "", since=options.since) as watch:
+        note(f"watching from revision {watch.rev} on")
+        for change in _changes(watch, client.endpoint):
+            with reading("CHANGES"):
+                if options.json:
+                    print_result(to_json(text.change_fields(*change)))
+                else:
+                    print_result(text.changes({"changes": [change]}))
+            if left is not None:
+                left -= 1
+                if left == 0:
+                    break
     return 0
+
+
+def _changes(watch: Watch, endpoint: str) -> Iterator[Change]:
+    """What the watch tells, for ever; a server that is away is told of.
+
+    Raises:
+        CommandError: there is a gap. Everything would be told anew, and be no change.
+    """
+    from zkv.client.following import RESET
+
+    away = False
+    while True:
+        seen = watch.rev
+        change = watch.next(LOOK_SECONDS)
+        if change is not None and change.op == RESET:
+            if change.rev < seen:
+                what = f"the store has gone back from revision {seen} to {change.rev}"
+            else:
+                what = f"the changes behind revision {seen} are not kept any more"
+            advice = "read the store anew, then watch from its revision"
+            raise CommandError(FAILED, f"{what}: {advice}")
+        if away != (watch.trouble is not None):
+            away = not away
+            note(f"{watch.trouble}; trying again" if away else f"{endpoint} answers again")
+        if change is not None:
+            yield change

@@ -1,19 +1,23 @@
 """The client for Python. It imports nothing of the server.
 
-- `Client`: for threads; `AsyncClient`: for asyncio. Each is also the namespace of all keys.
-- `Namespace` and `AsyncNamespace`: the keys under one prefix.
+- `Client`: for threads; `AsyncClient`: for asyncio. Each is also the namespace of all keys. What
+  one of them makes is called as what the other makes, but for ``Async``.
+- `Namespace`: the keys under one prefix. `Transaction`, `Pipeline`: many ops in few messages.
 - `Entry` and `Change`: what reads tell.
-- `Watch` and `AsyncWatch`: changes as they come; `Mirror` and `AsyncMirror`: live copies.
+- `Watch`: changes as they come; `Mirror`: a live copy.
+- `Lock`, `Election`, `Cache`, `RateLimiter`, `Queue`: what programs often build on a store.
 - `Codec` and `ValueType`: values of types that msgpack does not know.
 - `RetryPolicy`: how patient a client is.
 - `ClientError` and its kinds: a request that was not answered with success.
 
 Modules, from the wire up: ``messages`` packs and reads bodies, ``session`` numbers writes,
 ``retry`` decides what is sent again, ``connection`` holds sockets, ``trouble`` finds out why there
-is no connection; ``operations`` describes every op, and
-``pipeline`` packs many, which are ``steps``, without I/O; ``namespace``, ``sync`` and
-``aio`` are what users call. ``following`` decides how changes are followed, without I/O; ``watch``,
-``mirror`` and ``async_watch`` do it. ``recipes`` stand on top of it all.
+is no connection; ``operations`` describes every
+op, ``packing`` packs many, which are ``steps``, and ``following`` decides how changes are followed,
+all without I/O. What does it is written for asyncio, in ``async_namespace``, ``async_pipeline``,
+``async_watch``, ``async_mirror`` and ``recipes/async_*``; the modules without ``async_`` are made
+from these. ``aio`` and ``sync`` send and receive, ``tasks`` and ``threads`` wait and wake: these
+are written twice.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from zkv.client.errors import (
     DeadlineError,
     DeniedError,
     InternalError,
+    LockLostError,
     NoReplyError,
     NotFoundError,
     ReadOnlyError,
@@ -51,20 +56,45 @@ from zkv.client.retry import RetryPolicy
 from zkv.client.sync import Client
 
 if TYPE_CHECKING:
-    from zkv.client.aio import AsyncClient, AsyncNamespace
-    from zkv.client.async_watch import AsyncMirror, AsyncWatch
+    from zkv.client.aio import AsyncClient
+    from zkv.client.async_mirror import AsyncMirror
+    from zkv.client.async_namespace import AsyncNamespace
+    from zkv.client.async_pipeline import AsyncPipeline, AsyncTransaction
+    from zkv.client.async_watch import AsyncWatch
     from zkv.client.mirror import Mirror
-    from zkv.client.recipes.lock import LockLostError
+    from zkv.client.pipeline import Pipeline, Transaction
+    from zkv.client.recipes.async_cache import AsyncCache, AsyncCachedFunction
+    from zkv.client.recipes.async_election import AsyncElection
+    from zkv.client.recipes.async_limiter import AsyncRateLimiter
+    from zkv.client.recipes.async_lock import AsyncLock
+    from zkv.client.recipes.async_queue import AsyncJob, AsyncQueue
+    from zkv.client.recipes.cache import Cache, CachedFunction
+    from zkv.client.recipes.election import Election
+    from zkv.client.recipes.limiter import RateLimiter
+    from zkv.client.recipes.lock import Lock
+    from zkv.client.recipes.queue import Job, Queue
+    from zkv.client.recipes.verdict import Verdict
     from zkv.client.watch import Watch
 
 __all__ = [
+    "AsyncCache",
+    "AsyncCachedFunction",
     "AsyncClient",
+    "AsyncElection",
+    "AsyncJob",
+    "AsyncLock",
     "AsyncMirror",
     "AsyncNamespace",
+    "AsyncPipeline",
+    "AsyncQueue",
+    "AsyncRateLimiter",
+    "AsyncTransaction",
     "AsyncWatch",
     "BadReplyError",
     "BadRequestError",
     "BusyError",
+    "Cache",
+    "CachedFunction",
     "Change",
     "Client",
     "ClientError",
@@ -74,34 +104,60 @@ __all__ = [
     "ConflictError",
     "DeadlineError",
     "DeniedError",
+    "Election",
     "Entry",
     "InternalError",
+    "Job",
+    "Lock",
     "LockLostError",
     "Mirror",
     "Namespace",
     "NoReplyError",
     "NotFoundError",
+    "Pipeline",
+    "Queue",
+    "RateLimiter",
     "ReadOnlyError",
     "RefusedError",
     "RetryPolicy",
     "ShuttingDownError",
     "StaleSeqError",
     "TooLargeError",
+    "Transaction",
     "UnavailableError",
     "UnknownHostError",
     "UnknownOpError",
     "ValueType",
+    "Verdict",
     "Watch",
     "WrongTypeError",
 ]
 
 _HOMES = {
+    "AsyncCache": "zkv.client.recipes.async_cache",
+    "AsyncCachedFunction": "zkv.client.recipes.async_cache",
     "AsyncClient": "zkv.client.aio",
-    "AsyncMirror": "zkv.client.async_watch",
-    "AsyncNamespace": "zkv.client.aio",
+    "AsyncElection": "zkv.client.recipes.async_election",
+    "AsyncJob": "zkv.client.recipes.async_queue",
+    "AsyncLock": "zkv.client.recipes.async_lock",
+    "AsyncMirror": "zkv.client.async_mirror",
+    "AsyncNamespace": "zkv.client.async_namespace",
+    "AsyncPipeline": "zkv.client.async_pipeline",
+    "AsyncQueue": "zkv.client.recipes.async_queue",
+    "AsyncRateLimiter": "zkv.client.recipes.async_limiter",
+    "AsyncTransaction": "zkv.client.async_pipeline",
     "AsyncWatch": "zkv.client.async_watch",
-    "LockLostError": "zkv.client.recipes.lock",
+    "Cache": "zkv.client.recipes.cache",
+    "CachedFunction": "zkv.client.recipes.cache",
+    "Election": "zkv.client.recipes.election",
+    "Job": "zkv.client.recipes.queue",
+    "Lock": "zkv.client.recipes.lock",
     "Mirror": "zkv.client.mirror",
+    "Pipeline": "zkv.client.pipeline",
+    "Queue": "zkv.client.recipes.queue",
+    "RateLimiter": "zkv.client.recipes.limiter",
+    "Transaction": "zkv.client.pipeline",
+    "Verdict": "zkv.client.recipes.verdict",
     "Watch": "zkv.client.watch",
 }
 """Where a name comes from that is imported when it is first asked for: many programs do without."""

@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from abc import abstractmethod
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import zmq
 
-from zkv.client import operations
+from zkv.client.async_namespace import AsyncClientOps
 from zkv.client.codec import PLAIN, Codec
 from zkv.client.connection import (
     Connection,
@@ -38,9 +37,6 @@ from zkv.client.connection import (
 from zkv.client.errors import (
     BadReplyError,
     ClosedError,
-    ConflictError,
-    NotFoundError,
-    TooLargeError,
 )
 from zkv.client.messages import (
     READ_OPS,
@@ -48,17 +44,15 @@ from zkv.client.messages import (
     check_reply,
     lost,
 )
-from zkv.client.operations import RAISE, Change, Entry, Operation, Reply
-from zkv.client.pipeline import AsyncPipeline, AsyncTransaction
+from zkv.client.operations import Operation, Reply
 from zkv.client.retry import DEFAULT_POLICY, REASON_SECONDS, Attempts, RetryPolicy, Trouble
-from zkv.client.session import Sessions
+from zkv.client.session import WriteSessions
 from zkv.client.steps import unpack_quickly
 from zkv.defaults import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from zkv.client.async_watch import AsyncMirror, AsyncWatch
 
 T = TypeVar("T")
 
@@ -68,223 +62,7 @@ MOST_IN_FLIGHT: Final = 128
 DELIMITER: Final = b""
 
 
-class AsyncKeyspace:
-    """What a client and its namespaces have in common: all ops on keys."""
-
-    _prefix: str
-    _client: AsyncClient
-
-    @abstractmethod
-    async def _run(self, operation: Operation[T]) -> T:
-        """Carry out an operation, with retries."""
-
-    # --- One key
-
-    async def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key, or ``default`` where it is not there."""
-        return await self._run(operations.get(self._prefix + key, default))
-
-    async def get_entry(self, key: str) -> Entry:
-        """A key's value with its revision and time to live; see `Client.get_entry`."""
-        return await self._run(operations.get_entry(self._prefix + key, key))
-
-    async def contains(self, key: str) -> bool:
-        """Whether a key is there."""
-        return await self._run(operations.contains(self._prefix + key))
-
-    async def put(
-        self,
-        key: str,
-        value: Any,
-        *,
-        ttl: float | None = None,
-        if_rev: int | None = None,
-        create: bool = False,
-    ) -> int:
-        """Write a value and return its revision; see `Client.put`."""
-        return await self._run(operations.put(self._prefix + key, value, ttl, if_rev, create))
-
-    async def delete(self, key: str, *, if_rev: int | None = None) -> bool:
-        """Remove a key; whether it was there. See `Client.delete`."""
-        return await self._run(operations.delete(self._prefix + key, if_rev))
-
-    async def pop(self, key: str, default: Any = RAISE) -> Any:
-        """Remove a key and return its value, in one step; see `Client.pop`."""
-        try:
-            return await self._run(operations.pop(self._prefix + key, default))
-        except TooLargeError:  # The server does not keep such a value for the case of a repeat.
-            return await self._pop_large(key, default)
-
-    async def _pop_large(self, key: str, default: Any) -> Any:
-        while True:
-            try:
-                entry = await self.get_entry(key)
-                await self.delete(key, if_rev=entry.rev)
-                return entry.value
-            except ConflictError:
-                continue
-            except NotFoundError:
-                if default is RAISE:
-                    raise
-                return default
-
-    async def setdefault(self, key: str, default: Any = None) -> Any:
-        """The value of a key; where it is not there, write ``default`` and return that."""
-        while True:
-            try:
-                return await self._run(operations.get(self._prefix + key, RAISE))
-            except NotFoundError:
-                pass
-            try:
-                await self.put(key, default, create=True)
-                return default
-            except ConflictError:
-                continue
-
-    async def incr(self, key: str, by: int = 1) -> int:
-        """Add to an int of 64 bits and return the sum; see `Client.incr`."""
-        return await self._run(operations.incr(self._prefix + key, by))
-
-    async def touch(self, key: str, ttl: float | None) -> int:
-        """Give a key another time to live; see `Client.touch`."""
-        return await self._run(operations.touch(self._prefix + key, ttl))
-
-    # --- Many keys
-
-    async def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
-        """The values of many keys at one moment; see `Client.get_many`."""
-        return await self._run(operations.get_many(self._prefix, keys))
-
-    async def get_entries(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """Like `get_many`, with revisions; see `Client.get_entries`."""
-        return await self._run(operations.get_entries(self._prefix, keys))
-
-    async def put_many(self, items: Mapping[str, Any], *, ttl: float | None = None) -> int:
-        """Write many values, all or nothing, and return the revision that they all have."""
-        return await self._run(operations.put_many(self._prefix, items, ttl))
-
-    async def delete_many(self, keys: Iterable[str]) -> int:
-        """Remove many keys at one moment; how many were there."""
-        return await self._run(operations.delete_many(self._prefix, keys))
-
-    async def clear(self) -> None:
-        """Remove all keys, page by page."""
-        fields = operations.scan_fields(self._prefix, values=False)
-        async for page in self._pages(operations.Scan(self._prefix, fields, None)):
-            await self.delete_many([entry.key for entry in page])
-
-    async def scan(
-        self,
-        prefix: str = "",
-        *,
-        start: str | None = None,
-        end: str | None = None,
-        after: str | None = None,
-        limit: int | None = None,
-        values: bool = True,
-        reverse: bool = False,
-    ) -> AsyncIterator[Entry]:
-        """Entries in the order of their keys, read page by page; see `Client.scan`."""
-        fields = operations.scan_fields(
-            self._prefix, prefix, start=start, end=end, after=after, values=values, reverse=reverse
-        )
-        async for page in self._pages(operations.Scan(self._prefix, fields, limit)):
-            for entry in page:
-                yield entry
-
-    async def _pages(self, scan: operations.Scan) -> AsyncIterator[list[Entry]]:
-        while (page := scan.next_page()) is not None:
-            try:
-                if entries := await self._run(page):
-                    yield entries
-            except TooLargeError as error:
-                scan.too_large(error)
-
-    async def count(self, prefix: str = "") -> int:
-        """How many keys there are that begin with ``prefix``."""
-        return await self._run(operations.count(self._prefix + prefix))
-
-    async def changes(self, since: int, prefix: str = "") -> AsyncIterator[Change]:
-        """What has changed after a revision, oldest first, up to now; see `Client.changes`."""
-        pages = operations.Changes(self._prefix, prefix, since)
-        while (page := pages.next_page()) is not None:
-            for change in await self._run(page):
-                yield change
-
-    def watch(
-        self, prefix: str = "", *, since: int | None = None, feed: str | None = None
-    ) -> AsyncWatch:
-        """Changes as they come, for as long as one likes; see `Client.watch`.
-
-            async with kv.watch("user/") as watch:
-                async for change in watch:
-                    ...
-
-        It begins where the block does, or with the first change that is asked for.
-        """
-        from zkv.client.async_watch import AsyncWatch
-
-        return AsyncWatch(self, prefix, since, feed)
-
-    def mirror(
-        self, prefix: str = "", *, timeout: float | None = None, feed: str | None = None
-    ) -> AsyncMirror:
-        """A copy of the entries in memory, that follows every change; see `Client.mirror`.
-
-        async with kv.mirror("config/") as settings:
-            settings["config/greeting"]
-        """
-        from zkv.client.async_watch import AsyncMirror
-
-        return AsyncMirror(self, prefix, timeout, feed)
-
-    def txn(self) -> AsyncTransaction:
-        """Ops that happen as a whole or not at all; see `Client.txn`.
-
-        async with kv.txn() as txn:
-            txn.incr("account/a", -5)
-            txn.incr("account/b", 5)
-        """
-        return AsyncTransaction(self._prefix, self._run)
-
-    def pipeline(self) -> AsyncPipeline:
-        """Ops that are sent in as few messages as possible; see `Client.pipeline`.
-
-        Like this::
-
-            async with kv.pipeline() as pipe:
-                pipe.get("a")
-                pipe.put("b", 2)
-            a, rev = pipe.results
-        """
-        return AsyncPipeline(self._prefix, self._run)
-
-    def namespace(self, prefix: str) -> AsyncNamespace:
-        """The keys that begin with ``prefix``, without the prefix."""
-        return AsyncNamespace(self, prefix)
-
-
-class AsyncNamespace(AsyncKeyspace):
-    """The keys under one prefix. Made by `AsyncClient.namespace`.
-
-    Args:
-        parent: a client, or another namespace.
-        prefix: stands before all keys, behind that of the parent.
-    """
-
-    def __init__(self, parent: AsyncKeyspace, prefix: str) -> None:
-        self._parent = parent
-        self._client = parent._client
-        self._prefix = parent._prefix + prefix
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._prefix!r}>"
-
-    async def _run(self, operation: Operation[T]) -> T:
-        return await self._parent._run(operation)
-
-
-class AsyncClient(AsyncKeyspace):
+class AsyncClient(AsyncClientOps):
     """A client of a server, for the tasks of one event loop.
 
     The server need not be up yet: the first request connects, and waits for it up to the timeout.
@@ -303,8 +81,6 @@ class AsyncClient(AsyncKeyspace):
         ValueError: an endpoint is malformed, or the timeout out of range.
         TypeError: an endpoint is no str.
     """
-
-    _prefix = ""
 
     def __init__(
         self,
@@ -325,26 +101,16 @@ class AsyncClient(AsyncKeyspace):
         self._ids = itertools.count(1)
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._sessions: Sessions
+        self._sessions: WriteSessions
         self._places: asyncio.Semaphore
         self._link: _Link | None = None
         self._links: set[_Link] = set()
         self._connect().close()  # What cannot be is told now.
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
     def __repr__(self) -> str:
         return f"<AsyncClient {self.endpoint}{' closed' if self._closed else ''}>"
 
     __reduce__ = refuse_to_pickle
-
-    @property
-    def _client(self) -> AsyncClient:  # type: ignore[override]  # of a namespace, an attribute
-        return self
 
     @property
     def endpoint(self) -> str:
@@ -357,27 +123,6 @@ class AsyncClient(AsyncKeyspace):
         self._link = None
         while self._links:
             self._links.pop().close()
-
-    async def ping(self) -> dict[str, Any]:
-        """Whether the server is there: its ``protocol``, ``version`` and ``time`` (Unix, ms)."""
-        return await self._run(operations.ping())
-
-    async def info(self) -> dict[str, Any]:
-        """What the server is, holds and has done, as the protocol's INFO tells it."""
-        return await self._run(operations.info())
-
-    async def snapshot(self, timeout: float | None = None) -> int:  # noqa: ASYNC109  of the request
-        """Have a snapshot written that holds every write answered before; its revision."""
-        return await self._run(operations.snapshot(), timeout)
-
-    async def end(self, timeout: float | None = None) -> int:  # noqa: ASYNC109  of the request
-        """Have the server save everything and end; the revision that was saved last."""
-        return await self._run(operations.end(), timeout)
-
-    async def call(self, op: str, /, **fields: Any) -> Reply:
-        """Send a request as it is, once, and return the reply as it comes; see `Client.call`."""
-        attempts = Attempts(self._policy, op, False, self.timeout)
-        return await self._ask(operations.plain(op, fields), fields, PLAIN, attempts)
 
     async def _run(
         self,
@@ -460,7 +205,7 @@ class AsyncClient(AsyncKeyspace):
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
-            self._sessions = Sessions()
+            self._sessions = WriteSessions()
             self._places = asyncio.Semaphore(MOST_IN_FLIGHT)
         elif self._loop is not loop:
             raise RuntimeError("this AsyncClient was used in another event loop: make one in each")

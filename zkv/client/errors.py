@@ -23,7 +23,8 @@ The tree::
         |   `-- UnavailableError    there was not even a connection: nothing has been sent
         |       `-- UnknownHostError    the host's name cannot be looked up
         |-- BadReplyError           a reply came, and breaks the protocol
-        `-- ClosedError             the client has been closed
+        |-- ClosedError             the client has been closed
+        `-- LockLostError           a lock is not held any more
 
 What every caller needs to know before it repeats a write stands on each of them: ``applied``.
 A code that is not known here is a plain `RefusedError`.
@@ -197,6 +198,10 @@ class BadReplyError(ClientError):
 
 class ClosedError(ClientError):
     """The client has been closed, before the request or while it was under way."""
+
+
+class LockLostError(ClientError):
+    """The lock is not held any more: its lease ran out before it could be renewed."""
 
 
 REFUSALS: Final[Mapping[str, type[RefusedError]]] = {

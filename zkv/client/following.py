@@ -25,13 +25,13 @@ which everything has been told.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from zkv.client.codec import Codec
 from zkv.client.errors import BadReplyError, CompactedError, RefusedError, TooLargeError
 from zkv.client.messages import bad_reply, unpack_reply
-from zkv.client.operations import PAGE, Change, Entry, Operation, Reply, Scan, scan_fields
+from zkv.client.operations import PAGE, Change, Entry, Operation, Reply, ScanPages, scan_fields
 from zkv.endpoint import check_to_connect
 
 RESET: Final = "RESET"
@@ -43,6 +43,10 @@ CHECK_SECONDS: Final = 1.0
 how often changes are asked for."""
 SILENCE_SECONDS: Final = 3.0
 """Without a message for this long, as heartbeats come every second, the feed is taken for dead."""
+FIRST_PATIENCE: Final = 1.0
+"""Seconds for the first attempt at a request: closing waits as long at most, unless it drags on."""
+LONGEST_PAUSE: Final = 1.0
+"""Seconds between attempts while the server is away."""
 
 
 class Batch(NamedTuple):
@@ -98,7 +102,7 @@ class Follower:
         self._asked = -math.inf
         self._check = math.inf  # When to ask although nothing is known to be missing.
         self._heard = now
-        self._scan: Scan | None = None
+        self._scan: ScanPages | None = None
         self._scan_rev = 0  # The store's revision when the scan began.
         self._scanned: dict[str, int] = {}  # What a scan has shown that is newer than that.
         self._settled = 0  # The newest of it.
@@ -230,12 +234,12 @@ class Follower:
             self._namespace, self._prefix,
             start=None, end=None, after=None, values=True, reverse=False,
         )  # fmt: skip
-        self._scan = Scan(self._namespace, fields, None)
+        self._scan = ScanPages(self._namespace, fields, None)
         self._scanned = {}
         self._reset_told = False
         self._parts = []
 
-    def _scan_page(self, scan: Scan) -> Operation[Batch] | None:
+    def _scan_page(self, scan: ScanPages) -> Operation[Batch] | None:
         page = scan.next_page()
         if page is None:
             return None  # Never: a scan that is done is forgotten.
@@ -244,7 +248,7 @@ class Follower:
             page.op, page.fields, lambda reply: self._read_page(scan, read(reply), reply)
         )
 
-    def _read_page(self, scan: Scan, page: list[Entry], reply: Reply) -> Batch:
+    def _read_page(self, scan: ScanPages, page: list[Entry], reply: Reply) -> Batch:
         changes = [Change(entry.rev, "PUT", entry.key, entry.value) for entry in page]
         if not self._reset_told:
             self._reset_told = True
@@ -280,3 +284,29 @@ def feed_endpoint(told: object, endpoint: str) -> str | None:
         if host in {"tcp://0.0.0.0", "tcp://[::]"}:
             return f"{endpoint.rpartition(':')[0]}:{port}"
     return told
+
+
+def pause_after(failures: int) -> float:
+    """Seconds to wait after so many failures in a row."""
+    return min(LONGEST_PAUSE, 0.02 * 2.0 ** min(failures, 10))
+
+
+def patience_after(failures: int, timeout: float) -> float:
+    """Seconds to wait for a reply after so many failures in a row, ``timeout`` at most."""
+    return min(timeout, FIRST_PATIENCE * 2.0 ** min(failures, 10))
+
+
+def marked(batch: Batch, told: int) -> Iterator[tuple[Change, int]]:
+    """Each change, with the revision up to which everything has been told once it is taken.
+
+    Args:
+        batch: of changes.
+        told: the revision up to which everything has been told before them.
+    """
+    changes = batch.changes
+    for index, change in enumerate(changes, 1):
+        if index == len(changes):
+            told = batch.rev
+        elif batch.in_order and changes[index].rev > change.rev:
+            told = change.rev
+        yield change, told

@@ -1,33 +1,22 @@
-"""The keys under one prefix, as a mapping and with every op of the protocol.
+# Generated from async_namespace.py by tools/unasync.py. Change that file, then: make generate
+"""The keys under one prefix, with every op of the protocol and all that is built on them.
 
-A `Namespace` does nothing but put its prefix before keys, take it off again, and have its client
-run the operations. The client itself is the namespace of all keys.
-
-As a mapping it behaves as a dict whose keys are text and stand in order. What is one op of the
-protocol is atomic: ``[]``, ``in``, ``len``, ``del``, `pop`, `update` within the server's limits.
-`setdefault` and `popitem` are made atomic by conditions. Iterating reads page after page: an entry
-that is there all the time comes once, others may. ``dict(kv.items())`` reads pages, too, where
-``dict(kv)`` would ask for each key.
+A namespace does nothing but put its prefix before keys, take it off again, and have its client run
+the operations. The client itself is the namespace of all keys.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import (
-    ItemsView,
-    Iterable,
-    Iterator,
-    KeysView,
-    Mapping,
-    MutableMapping,
-    ValuesView,
-)
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from zkv.client import operations
+from zkv.client.codec import PLAIN, Codec
 from zkv.client.errors import ConflictError, NotFoundError, TooLargeError
-from zkv.client.operations import RAISE, Change, Entry, Operation
+from zkv.client.mapping import Dictionary
+from zkv.client.operations import RAISE, Change, Entry, Operation, Reply
+from zkv.client.retry import Attempts, RetryPolicy
 
 if TYPE_CHECKING:
     from zkv.client.mirror import Mirror
@@ -43,8 +32,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Keyspace(MutableMapping[str, Any]):
-    """What a client and its namespaces have in common: all ops on keys, and the mapping."""
+class KeyOps(Dictionary):
+    """What a client and its namespaces have in common: all ops on keys."""
 
     _prefix: str
     _client: Client
@@ -66,6 +55,13 @@ class Keyspace(MutableMapping[str, Any]):
             NotFoundError: the key is not there.
         """
         return self._run(operations.get_entry(self._prefix + key, key))
+
+    def __contains__(
+        self,
+        key: object,
+    ) -> bool:
+        """Whether a key is there."""
+        return isinstance(key, str) and self._run(operations.contains(self._prefix + key))
 
     def put(
         self,
@@ -132,6 +128,43 @@ class Keyspace(MutableMapping[str, Any]):
         """
         return self._run(operations.touch(self._prefix + key, ttl))
 
+    def pop(self, key: str, default: Any = RAISE) -> Any:
+        """Remove a key and return its value, in one step.
+
+        Raises:
+            NotFoundError: the key is not there, and no default was given.
+        """
+        try:
+            return self._run(operations.pop(self._prefix + key, default))
+        except TooLargeError:  # The server does not keep such a value for the case of a repeat.
+            return self._pop_large(key, default)
+
+    def _pop_large(self, key: str, default: Any) -> Any:
+        while True:
+            try:
+                entry = self.get_entry(key)
+                self.delete(key, if_rev=entry.rev)
+                return entry.value
+            except ConflictError:
+                continue
+            except NotFoundError:
+                if default is RAISE:
+                    raise
+                return default
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """The value of a key; where it is not there, write ``default`` and return that."""
+        while True:
+            try:
+                return self._run(operations.get(self._prefix + key, RAISE))
+            except NotFoundError:
+                pass
+            try:
+                self.put(key, default, create=True)
+                return default
+            except ConflictError:
+                continue
+
     # --- Many keys
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
@@ -162,6 +195,12 @@ class Keyspace(MutableMapping[str, Any]):
         """
         return self._run(operations.delete_many(self._prefix, keys))
 
+    def clear(self) -> None:
+        """Remove all keys, page by page."""
+        fields = operations.scan_fields(self._prefix, values=False)
+        for page in self._pages(operations.ScanPages(self._prefix, fields, None)):
+            self.delete_many([entry.key for entry in page])
+
     def scan(
         self,
         prefix: str = "",
@@ -187,10 +226,10 @@ class Keyspace(MutableMapping[str, Any]):
         fields = operations.scan_fields(
             self._prefix, prefix, start=start, end=end, after=after, values=values, reverse=reverse
         )
-        for page in self._pages(operations.Scan(self._prefix, fields, limit)):
+        for page in self._pages(operations.ScanPages(self._prefix, fields, limit)):
             yield from page
 
-    def _pages(self, scan: operations.Scan) -> Iterator[list[Entry]]:
+    def _pages(self, scan: operations.ScanPages) -> Iterator[list[Entry]]:
         while (page := scan.next_page()) is not None:
             try:
                 if entries := self._run(page):
@@ -212,7 +251,7 @@ class Keyspace(MutableMapping[str, Any]):
         Raises:
             CompactedError: changes after ``since`` are not kept any more.
         """
-        pages = operations.Changes(self._prefix, prefix, since)
+        pages = operations.ChangePages(self._prefix, prefix, since)
         while (page := pages.next_page()) is not None:
             yield from self._run(page)
 
@@ -225,7 +264,8 @@ class Keyspace(MutableMapping[str, Any]):
         are lost and the server is restarted; while it is away, the watch waits. What cannot be told
         any more (it was away for more changes than the server keeps, or the store's data are older
         than they were) is told anew: first a change with ``op`` ``RESET``, which says to forget
-        everything, then each entry there is as a ``PUT``, then changes again::
+        everything, then each entry there is as a ``PUT``, then changes again. It begins at once, or
+        where it is first waited for::
 
             with kv.watch("user/") as watch:
                 for change in watch:
@@ -239,7 +279,7 @@ class Keyspace(MutableMapping[str, Any]):
         Args:
             prefix: of the keys.
             since: the revision behind which to begin, such as the ``rev`` of an earlier watch; None
-                = now.
+                = from where the store is when it begins.
             feed: where the change feed is reached, if not where the server says: through a tunnel.
 
         Raises:
@@ -248,7 +288,7 @@ class Keyspace(MutableMapping[str, Any]):
         """
         from zkv.client.watch import Watch
 
-        return Watch(self, prefix, since, feed)
+        return Watch(self, prefix, since, feed)._open()
 
     def mirror(
         self, prefix: str = "", *, timeout: float | None = None, feed: str | None = None
@@ -271,7 +311,7 @@ class Keyspace(MutableMapping[str, Any]):
         """
         from zkv.client.mirror import Mirror
 
-        return Mirror(self, prefix, timeout, feed)
+        return Mirror(self, prefix, timeout, feed)._open()
 
     def lock(self, key: str, *, ttl: float = 30.0, owner: str | None = None) -> Lock:
         """Mutual exclusion for programs on many machines, see `zkv.client.recipes.lock`.
@@ -319,7 +359,8 @@ class Keyspace(MutableMapping[str, Any]):
             def exchange_rate(currency: str) -> float: ...
 
         Args:
-            ttl: seconds for which a value is kept; None = until ``exchange_rate.forget("EUR")``.
+            ttl: seconds for which a value is kept; None = until the function's ``forget``, such as
+                ``exchange_rate.forget("EUR")``.
             prefix: of the keys; None = ``cache/``, the function's module and its name.
             lease: seconds until somebody else computes it, if who does has crashed.
         """
@@ -398,133 +439,8 @@ class Keyspace(MutableMapping[str, Any]):
         """The keys that begin with ``prefix``, as a mapping of its own, without the prefix."""
         return Namespace(self, prefix)
 
-    # --- As a mapping
 
-    def __getitem__(self, key: str) -> Any:
-        return self._run(operations.get(self._prefix + key, RAISE))
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._run(operations.put(self._prefix + key, value, None, None, False))
-
-    def __delitem__(self, key: str) -> None:
-        self._run(operations.remove(self._prefix + key))
-
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and self._run(operations.contains(self._prefix + key))
-
-    def __len__(self) -> int:
-        return self._run(operations.count(self._prefix))
-
-    def __iter__(self) -> Iterator[str]:
-        return (entry.key for entry in self.scan(values=False))
-
-    def __reversed__(self) -> Iterator[str]:
-        return (entry.key for entry in self.scan(values=False, reverse=True))
-
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        return dict(self.items()) == dict(other.items())
-
-    __hash__ = None  # type: ignore[assignment]  # as for any mutable mapping
-
-    def __ior__(self, other: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Self:
-        self.update(other)
-        return self
-
-    def keys(self) -> Keys:
-        """The keys in order, as a view that reads them when it is asked."""
-        return Keys(self)
-
-    def values(self) -> Values:
-        """The values in the order of their keys, as a view that reads them when it is asked."""
-        return Values(self)
-
-    def items(self) -> Items:
-        """Keys and values in the order of the keys, as a view that reads them when it is asked."""
-        return Items(self)
-
-    def pop(self, key: str, default: Any = RAISE) -> Any:
-        """Remove a key and return its value, in one step.
-
-        Raises:
-            NotFoundError: the key is not there, and no default was given.
-        """
-        try:
-            return self._run(operations.pop(self._prefix + key, default))
-        except TooLargeError:  # The server does not keep such a value for the case of a repeat.
-            return self._pop_large(key, default)
-
-    def _pop_large(self, key: str, default: Any) -> Any:
-        while True:
-            try:
-                entry = self.get_entry(key)
-                self.delete(key, if_rev=entry.rev)
-                return entry.value
-            except ConflictError:
-                continue
-            except NotFoundError:
-                if default is RAISE:
-                    raise
-                return default
-
-    def popitem(self) -> tuple[str, Any]:
-        """Remove the last key in order, and return it with its value.
-
-        Raises:
-            KeyError: there is none.
-        """
-        while True:
-            entry = next(self.scan(limit=1, reverse=True), None)
-            if entry is None:
-                raise KeyError("popitem(): there are no keys")
-            try:
-                self.delete(entry.key, if_rev=entry.rev)
-                return entry.key, entry.value
-            except ConflictError:
-                continue
-
-    def setdefault(self, key: str, default: Any = None) -> Any:
-        """The value of a key; where it is not there, write ``default`` and return that."""
-        while True:
-            try:
-                return self[key]
-            except NotFoundError:
-                pass
-            try:
-                self.put(key, default, create=True)
-                return default
-            except ConflictError:
-                continue
-
-    def update(  # type: ignore[override]  # the overloads of MutableMapping in one signature
-        self, other: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **more: Any
-    ) -> None:
-        """Write many values: at one moment, unless they are more than the server takes at once."""
-        items = dict(other, **more)
-        if items:
-            self._update(items)
-
-    def _update(self, items: dict[str, Any]) -> None:
-        try:
-            self.put_many(items)
-        except TooLargeError:
-            if len(items) == 1:
-                raise
-            half = iter(items.items())
-            self._update(dict(islice(half, len(items) // 2)))
-            self._update(dict(half))
-
-    def clear(self) -> None:
-        """Remove all keys, page by page."""
-        fields = operations.scan_fields(self._prefix, values=False)
-        for page in self._pages(operations.Scan(self._prefix, fields, None)):
-            self.delete_many([entry.key for entry in page])
-
-
-class Namespace(Keyspace):
+class Namespace(KeyOps):
     """The keys under one prefix. Made by `Client.namespace`.
 
     Args:
@@ -532,49 +448,91 @@ class Namespace(Keyspace):
         prefix: stands before all keys, behind that of the parent.
     """
 
-    def __init__(self, parent: Keyspace, prefix: str) -> None:
+    def __init__(self, parent: KeyOps, prefix: str) -> None:
         self._parent = parent
         self._prefix = parent._prefix + prefix
         self._client = parent._client
 
-    def _run(self, operation: Operation[T]) -> T:
-        return self._parent._run(operation)
-
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._prefix!r}>"
 
-
-class Keys(KeysView[str]):
-    """The keys of a namespace."""
-
-    _mapping: Keyspace
-
-    def __reversed__(self) -> Iterator[str]:
-        return reversed(self._mapping)
+    def _run(self, operation: Operation[T]) -> T:
+        return self._parent._run(operation)
 
 
-class Values(ValuesView[Any]):
-    """The values of a namespace."""
+class ClientOps(KeyOps):
+    """The namespace of all keys, and what concerns the server itself: what a client offers."""
 
-    _mapping: Keyspace
+    timeout: float
+    _prefix = ""
+    _policy: RetryPolicy
 
-    def __iter__(self) -> Iterator[Any]:
-        return (entry.value for entry in self._mapping.scan())
+    @property
+    def _client(self) -> Client:  # type: ignore[override]  # of a namespace, an attribute
+        return self  # type: ignore[return-value]  # there is no other
 
-    def __reversed__(self) -> Iterator[Any]:
-        return (entry.value for entry in self._mapping.scan(reverse=True))
+    @abstractmethod
+    def _run(
+        self,
+        operation: Operation[T],
+        timeout: float | None = None,
+    ) -> T:
+        """Carry out an operation, with retries, within the client's timeout or this one."""
 
-    def __contains__(self, value: object) -> bool:
-        return any(each is value or each == value for each in self)
+    @abstractmethod
+    def _ask(
+        self, operation: Operation[Any], fields: dict[str, Any], codec: Codec, attempts: Attempts
+    ) -> Reply:
+        """Send a request until there is an answer to it, or no time left."""
 
+    @abstractmethod
+    def close(self) -> None:
+        """Close all connections."""
 
-class Items(ItemsView[str, Any]):
-    """The keys and values of a namespace."""
+    def __enter__(self) -> Self:
+        return self
 
-    _mapping: Keyspace
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
-        return ((entry.key, entry.value) for entry in self._mapping.scan())
+    def ping(self) -> dict[str, Any]:
+        """Whether the server is there: its ``protocol``, ``version`` and ``time`` (Unix, ms)."""
+        return self._run(operations.ping())
 
-    def __reversed__(self) -> Iterator[tuple[str, Any]]:
-        return ((entry.key, entry.value) for entry in self._mapping.scan(reverse=True))
+    def info(self) -> dict[str, Any]:
+        """What the server is, holds and has done, as the protocol's INFO tells it."""
+        return self._run(operations.info())
+
+    def snapshot(self, timeout: float | None = None) -> int:
+        """Have a snapshot written that holds every write answered before; its revision.
+
+        Args:
+            timeout: seconds to wait for it; None = as for any request.
+        """
+        return self._run(operations.snapshot(), timeout)
+
+    def end(self, timeout: float | None = None) -> int:
+        """Have the server save everything and end; the revision that was saved last.
+
+        Args:
+            timeout: seconds to wait for it; None = as for any request.
+        """
+        return self._run(operations.end(), timeout)
+
+    def call(self, op: str, /, **fields: Any) -> Reply:
+        """Send a request as it is, once, and return the reply as it comes.
+
+        There is no codec, no session, no repeat: what the protocol page says is what happens.
+
+        Args:
+            op: an op of the protocol, upper case.
+            **fields: the request's other fields; ``id`` is set here.
+
+        Raises:
+            RefusedError: the server answered that the request failed.
+            NoReplyError: no reply came in time.
+            BadReplyError: a reply came, and breaks the protocol.
+            TypeError, ValueError, OverflowError: msgpack cannot hold a field; nothing was sent.
+        """
+        attempts = Attempts(self._policy, op, False, self.timeout)
+        return self._ask(operations.plain(op, fields), fields, PLAIN, attempts)

@@ -255,7 +255,7 @@ def check_text(keys: Iterable[str]) -> None:
     "".join(keys)
 
 
-class Scan:
+class ScanPages:
     """The pages of a scan: ask for `next_page` until it gives None, and hand it each reply.
 
     A page that would be too large for a reply is asked for again with half as many keys.
@@ -264,6 +264,9 @@ class Scan:
         namespace: is taken off the keys that are found.
         fields: of SCAN, but for ``limit``; keys in it are as they are stored.
         limit: entries in all; None = as many as there are.
+
+    Attributes:
+        following: the key behind which there are more, as it is stored; None = there are none.
     """
 
     def __init__(self, namespace: str, fields: dict[str, Any], limit: int | None) -> None:
@@ -274,6 +277,7 @@ class Scan:
         self._left = limit
         self._page = PAGE
         self._done = limit == 0
+        self.following: str | None = None
 
     def next_page(self) -> Operation[list[Entry]] | None:
         """The request for the next page; None: there is none."""
@@ -291,10 +295,12 @@ class Scan:
     def _read(self, reply: Reply) -> list[Entry]:
         strip, following = self._strip, reply["next"]
         page = [Entry(key[strip:], value, rev) for key, value, rev in reply["items"]]
+        if following is not None and not (page and isinstance(following, str)):
+            raise ValueError("there is another page, and nobody knows behind which key")
         if self._left is not None:
             self._left -= len(page)
         self._done = following is None or self._left == 0
-        self._fields["after"] = following
+        self._fields["after"] = self.following = following
         return page
 
 
@@ -316,7 +322,7 @@ def scan_fields(
     return fields
 
 
-class Changes:
+class ChangePages:
     """The pages of what has changed, up to the store's revision as it is when they are read.
 
     Args:

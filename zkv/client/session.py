@@ -26,7 +26,7 @@ def random_name() -> str:
     return os.urandom(16).hex()
 
 
-class Session:
+class WriteSession:
     """One session.
 
     Attributes:
@@ -53,7 +53,7 @@ class Session:
         return seq
 
 
-class Sessions:
+class WriteSessions:
     """All sessions of a client. Not to be shared by threads.
 
     Args:
@@ -62,19 +62,19 @@ class Sessions:
 
     def __init__(self, name: Callable[[], str] = random_name) -> None:
         self._name = name
-        self._current = Session(name())
-        self._others: list[Session] = []
+        self._current = WriteSession(name())
+        self._others: list[WriteSession] = []
 
     def __len__(self) -> int:
         return 1 + len(self._others)
 
-    def take(self) -> tuple[Session, int]:
+    def take(self) -> tuple[WriteSession, int]:
         """Session and number for one write; to be given back once it is not repeated any more."""
         if not self._current.has_room():
             self._change()
         return self._current, self._current.take()
 
-    def give_back(self, session: Session, seq: int) -> None:
+    def give_back(self, session: WriteSession, seq: int) -> None:
         """The write by this number has been answered, or given up."""
         del session.in_flight[seq]
 
@@ -84,4 +84,4 @@ class Sessions:
             if session.has_room():
                 self._current = self._others.pop(index)
                 return
-        self._current = Session(self._name())
+        self._current = WriteSession(self._name())

@@ -37,14 +37,14 @@ class Step(Struct, tag_field="op", gc=False):
     key: str
 
 
-class Get(Step, tag="GET", gc=False):
+class GetStep(Step, tag="GET", gc=False):
     """Read a value."""
 
     told = "value"
     absent = None
 
 
-class Put(Step, tag="PUT", gc=False):
+class PutStep(Step, tag="PUT", gc=False):
     """Write a value."""
 
     told = "rev"
@@ -52,14 +52,14 @@ class Put(Step, tag="PUT", gc=False):
     value: Any
 
 
-class PutIf(Put, tag="PUT", gc=False):
+class PutIfStep(PutStep, tag="PUT", gc=False):
     """Write a value on a condition, or for a time."""
 
     ttl: float | UnsetType = UNSET
     if_rev: int | UnsetType = UNSET
 
 
-class Delete(Step, tag="DELETE", gc=False):
+class DeleteStep(Step, tag="DELETE", gc=False):
     """Remove an entry."""
 
     told = "ok"
@@ -68,7 +68,7 @@ class Delete(Step, tag="DELETE", gc=False):
     if_rev: int | UnsetType = UNSET
 
 
-class Touch(Step, tag="TOUCH", gc=False):
+class TouchStep(Step, tag="TOUCH", gc=False):
     """Give an entry another time to live."""
 
     told = "rev"
@@ -76,7 +76,7 @@ class Touch(Step, tag="TOUCH", gc=False):
     ttl: float | None
 
 
-class Incr(Step, tag="INCR", gc=False):
+class IncrStep(Step, tag="INCR", gc=False):
     """Add to a number."""
 
     told = "value"
@@ -122,14 +122,14 @@ def _packed_alike(steps: list[Step]) -> bool:
     """Whether all values are of types that msgspec packs as msgpack does."""
     if not _WRITES & set(map(type, steps)):  # In C, where there is nothing to look at.
         return True
-    return {type(step.value) for step in steps if isinstance(step, Put)} <= PACKED_ALIKE
+    return {type(step.value) for step in steps if isinstance(step, PutStep)} <= PACKED_ALIKE
 
 
-_WRITES: Final = frozenset({Put, PutIf})
+_WRITES: Final = frozenset({PutStep, PutIfStep})
 
 
 def _with_packed_value(step: Step, pack: Callable[[Any], bytes]) -> Step:
-    if not isinstance(step, Put) or type(step.value) in PACKED_ALIKE:
+    if not isinstance(step, PutStep) or type(step.value) in PACKED_ALIKE:
         return step
     return replace(step, value=Raw(pack(step.value)))
 

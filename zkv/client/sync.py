@@ -27,11 +27,10 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 import zmq
 
-from zkv.client import operations
 from zkv.client.codec import PLAIN, Codec
 from zkv.client.connection import (
     Address,
@@ -43,10 +42,10 @@ from zkv.client.connection import (
 )
 from zkv.client.errors import ClosedError
 from zkv.client.messages import READ_OPS, WRITE_OPS, bad_reply, check_answer
-from zkv.client.namespace import Keyspace
+from zkv.client.namespace import ClientOps
 from zkv.client.operations import Operation, Reply
 from zkv.client.retry import DEFAULT_POLICY, REASON_SECONDS, Attempts, RetryPolicy
-from zkv.client.session import Sessions
+from zkv.client.session import WriteSessions
 from zkv.defaults import DEFAULT_ENDPOINT
 
 T = TypeVar("T")
@@ -57,7 +56,7 @@ MOST_CONNECTIONS: Final = 32
 """Of one client: more than a server can make use of, and sockets are not free."""
 
 
-class Client(Keyspace):
+class Client(ClientOps):
     """A client of a server, for any number of threads, and a mapping of all its keys.
 
     The server need not be up yet: the first request connects, and waits for it up to the timeout.
@@ -82,8 +81,6 @@ class Client(Keyspace):
         ...     kv.get_entry("greeting")
         Entry(key='greeting', value='hello', rev=1, ttl=None)
     """
-
-    _prefix = ""
 
     def __init__(
         self,
@@ -111,7 +108,7 @@ class Client(Keyspace):
     def _begin(self) -> None:
         """Begin without connections and with a new session."""
         self._lock = threading.RLock()  # A signal's handler may use the client, too.
-        self._sessions = Sessions()
+        self._sessions = WriteSessions()
         self._idle: deque[Connection] = deque()
         self._waiters: deque[_Waiter] = deque()
         self._open = 0
@@ -121,20 +118,10 @@ class Client(Keyspace):
         self._context = None
         self._begin()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<Client {self.endpoint}{' closed' if self._closed else ''}>"
 
     __reduce__ = refuse_to_pickle
-
-    @property
-    def _client(self) -> Client:  # type: ignore[override]  # of a namespace, it is an attribute
-        return self
 
     @property
     def endpoint(self) -> str:
@@ -149,48 +136,6 @@ class Client(Keyspace):
         with suppress(IndexError):
             while True:
                 self._drop(self._idle.pop())
-
-    def ping(self) -> dict[str, Any]:
-        """Whether the server is there: its ``protocol``, ``version`` and ``time`` (Unix, ms)."""
-        return self._run(operations.ping())
-
-    def info(self) -> dict[str, Any]:
-        """What the server is, holds and has done, as the protocol's INFO tells it."""
-        return self._run(operations.info())
-
-    def snapshot(self, timeout: float | None = None) -> int:
-        """Have a snapshot written that holds every write answered before; its revision.
-
-        Args:
-            timeout: seconds to wait for it; None = as for any request.
-        """
-        return self._run(operations.snapshot(), timeout)
-
-    def end(self, timeout: float | None = None) -> int:
-        """Have the server save everything and end; the revision that was saved last.
-
-        Args:
-            timeout: seconds to wait for it; None = as for any request.
-        """
-        return self._run(operations.end(), timeout)
-
-    def call(self, op: str, /, **fields: Any) -> Reply:
-        """Send a request as it is, once, and return the reply as it comes.
-
-        There is no codec, no session, no repeat: what the protocol page says is what happens.
-
-        Args:
-            op: an op of the protocol, upper case.
-            **fields: the request's other fields; ``id`` is set here.
-
-        Raises:
-            RefusedError: the server answered that the request failed.
-            NoReplyError: no reply came in time.
-            BadReplyError: a reply came, and breaks the protocol.
-            TypeError, ValueError, OverflowError: msgpack cannot hold a field; nothing was sent.
-        """
-        attempts = Attempts(self._policy, op, False, self.timeout)
-        return self._ask(operations.plain(op, fields), fields, PLAIN, attempts)
 
     def _run(self, operation: Operation[T], timeout: float | None = None) -> T:
         op = operation.op

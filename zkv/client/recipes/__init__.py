@@ -1,4 +1,4 @@
-"""What programs often build on a store: small, made of its ops alone, and made by a `Client`.
+"""What programs often build on a store: small, made of its ops alone, and made by a client.
 
 - `lock`: mutual exclusion with a lease, and writes that only its holder can make.
 - `election`: one leader among candidates, who is replaced when it is gone.
@@ -9,19 +9,14 @@
 A counter needs no recipe: `Client.incr` adds exactly once, also when its reply is lost.
 """
 
-from zkv.client.recipes.cache import Cache, CachedFunction
-from zkv.client.recipes.election import Election
-from zkv.client.recipes.limiter import RateLimiter
-from zkv.client.recipes.lock import Lock, LockLostError
-from zkv.client.recipes.queue import Job, Queue
+from __future__ import annotations
 
-__all__ = [
-    "Cache",
-    "CachedFunction",
-    "Election",
-    "Job",
-    "Lock",
-    "LockLostError",
-    "Queue",
-    "RateLimiter",
-]
+from importlib import import_module
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """The classes of the recipes, by the names that `zkv.client` lists."""
+    if not name[:1].isupper():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("zkv.client"), name)

@@ -1,3 +1,4 @@
+# Generated from async_cache.py by tools/unasync.py. Change that file, then: make generate
 """A cache of what functions return, shared by all programs that use the store.
 
 A value that is missing is computed by one of those who want it, under a lock; the others wait for
@@ -16,7 +17,7 @@ import msgpack
 from zkv.client.recipes.lock import Lock
 
 if TYPE_CHECKING:
-    from zkv.client.namespace import Keyspace
+    from zkv.client.namespace import KeyOps
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,7 +36,7 @@ class Cache:
     """
 
     def __init__(
-        self, keyspace: Keyspace, ttl: float | None, prefix: str | None, lease: float
+        self, keyspace: KeyOps, ttl: float | None, prefix: str | None, lease: float
     ) -> None:
         self._keyspace = keyspace
         self._ttl = ttl
@@ -62,7 +63,11 @@ class CachedFunction(Generic[P, R]):
     __wrapped__: Callable[P, R]
 
     def __init__(
-        self, function: Callable[P, R], kept: Keyspace, ttl: float | None, lease: float
+        self,
+        function: Callable[P, R],
+        kept: KeyOps,
+        ttl: float | None,
+        lease: float,
     ) -> None:
         self._function = function
         self._kept = kept

@@ -1,3 +1,4 @@
+# Generated from async_election.py by tools/unasync.py. Change that file, then: make generate
 """Leader election: among candidates for one key, whoever holds it as a lock leads."""
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from zkv.client.following import RESET
 from zkv.client.recipes.lock import Lock
 
 if TYPE_CHECKING:
-    from zkv.client.namespace import Keyspace
+    from zkv.client.namespace import KeyOps
 
 
 class Election(Lock):
@@ -26,7 +27,7 @@ class Election(Lock):
         ttl: seconds after which a leader that has crashed is replaced.
     """
 
-    def __init__(self, keyspace: Keyspace, key: str, candidate: str | None, ttl: float) -> None:
+    def __init__(self, keyspace: KeyOps, key: str, candidate: str | None, ttl: float) -> None:
         super().__init__(keyspace, key, ttl, candidate)
 
     def leader(self) -> str | None:
@@ -40,7 +41,8 @@ class Election(Lock):
         if entry is not None and entry.key == self._key:
             last = _name(entry.value)
         yield last
-        with self._keyspace.watch(self._key, since=0 if entry is None else entry.rev) as watch:
+        since = 0 if entry is None else entry.rev
+        with self._keyspace.watch(self._key, since=since) as watch:
             for change in watch:
                 leads = _name(change.value) if change.key == self._key else last
                 if change.op != RESET and leads != last:

@@ -1,3 +1,4 @@
+# Generated from async_limiter.py by tools/unasync.py. Change that file, then: make generate
 """A rate limiter for all programs together: so many per period, counted in the store.
 
 Time is cut into windows of one period, by the client's clock, and each window has a counter that
@@ -10,27 +11,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from zkv.client.recipes.verdict import Verdict
 
 if TYPE_CHECKING:
-    from zkv.client.namespace import Keyspace
-
-
-class Verdict(NamedTuple):
-    """What a `RateLimiter` says. True where it is allowed.
-
-    Args:
-        allowed: whether it may be done.
-        remaining: how often more in this window.
-        retry_after: seconds until the next window, if it is not allowed; else 0.
-    """
-
-    allowed: bool
-    remaining: int
-    retry_after: float
-
-    def __bool__(self) -> bool:
-        return self.allowed
+    from zkv.client.namespace import KeyOps
 
 
 class RateLimiter:
@@ -46,7 +32,7 @@ class RateLimiter:
 
     def __init__(
         self,
-        keyspace: Keyspace,
+        keyspace: KeyOps,
         prefix: str,
         limit: int,
         period: float,

@@ -1,13 +1,15 @@
+# Generated from async_lock.py by tools/unasync.py. Change that file, then: make generate
 """A lock for programs on many machines: who holds it has a lease, and renews it while it lives.
 
 The lock is an entry with a time to live, made only where there is none. So it comes free by itself
-when its holder crashes. A thread of the holder gives it a longer life again and again.
+when its holder crashes. Something in the background of the holder gives it a longer life again and
+again.
 
 No lease can keep a holder from acting after it has lost the lock: it may be stopped for a while
 between looking and acting (Kleppmann, "How to do distributed locking", 2016). What helps is a check
-where the action happens. For data in the same store that is `Lock.txn`, which commits only while
-the lock is held. For anything else it is the fencing token `Lock.rev`: it grows from holder to
-holder, so that a resource that remembers the largest one can refuse a former holder.
+where the action happens. For data in the same store that is `Lock.txn`, which commits only
+while the lock is held. For anything else it is the fencing token `Lock.rev`: it grows from
+holder to holder, so that a resource that remembers the largest one can refuse a former holder.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ import logging
 import os
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, Self
@@ -25,14 +26,16 @@ from typing import TYPE_CHECKING, Final, Self
 from zkv.client.errors import (
     ClientError,
     ConflictError,
+    LockLostError,
     NoReplyError,
     NotFoundError,
     RefusedError,
 )
 from zkv.client.following import RESET
+from zkv.client.threads import Background, Condition, Mutex, complete
 
 if TYPE_CHECKING:
-    from zkv.client.namespace import Keyspace
+    from zkv.client.namespace import KeyOps
     from zkv.client.pipeline import Transaction
 
 _log = logging.getLogger("zkv.client")
@@ -40,10 +43,6 @@ _log = logging.getLogger("zkv.client")
 RENEWALS: Final = 4
 """Attempts to renew within one time to live."""
 GONE: Final = frozenset({"DELETE", "EXPIRE"})
-
-
-class LockLostError(ClientError):
-    """The lock is not held any more: its lease ran out before it could be renewed."""
 
 
 class Lock:
@@ -59,7 +58,7 @@ class Lock:
         owner: who holds it, for people to read; None = the machine's name and the process's id.
     """
 
-    def __init__(self, keyspace: Keyspace, key: str, ttl: float, owner: str | None = None) -> None:
+    def __init__(self, keyspace: KeyOps, key: str, ttl: float, owner: str | None = None) -> None:
         if ttl <= 0:
             raise ValueError(f"ttl {ttl:g}: seconds, above 0")
         self._keyspace = keyspace
@@ -67,12 +66,13 @@ class Lock:
         self._ttl = ttl
         self._owner = f"{socket.gethostname()}:{os.getpid()}" if owner is None else owner
         self._value = {"owner": self._owner, "token": secrets.token_hex(8)}
-        self._lease = threading.Lock()  # Guards the four below: nobody renews meanwhile.
+        self._lease = Mutex()  # Guards the three below: nobody renews meanwhile.
         self._lease_rev = 0  # Of the entry, since it was renewed last.
         self._in_doubt = False  # Whether it has been renewed since, and nobody knows.
         self._until = 0.0
-        self._released = threading.Event()
-        self._renewer: threading.Thread | None = None
+        self._released = False
+        self._changed = Condition()
+        self._renewer: Background | None = None
         self._rev = 0
 
     def __repr__(self) -> str:
@@ -108,7 +108,7 @@ class Lock:
         while True:
             began = time.monotonic()
             try:
-                rev = self._keyspace.put(self._key, self._value, ttl=self._ttl, create=True)
+                rev = complete(self._put, self._withdraw)
             except ConflictError as conflict:
                 if not self._wait(conflict.rev, end):
                     return False
@@ -123,17 +123,9 @@ class Lock:
             LockLostError: it had been lost before; somebody else may have held it meanwhile.
             RuntimeError: it has not been acquired.
         """
-        renewer = self._renewer
-        if renewer is None:
+        if self._renewer is None:
             raise RuntimeError(f"the lock {self._key!r} has not been acquired")
-        self._released.set()
-        renewer.join()
-        self._renewer = None
-        try:
-            self._settle_doubt()
-            self._keyspace.delete(self._key, if_rev=self._lease_rev)
-        except ConflictError:
-            raise self._lost() from None
+        complete(self._release)
 
     def check(self) -> None:
         """Raise LockLostError unless the lease is known to run still."""
@@ -180,6 +172,31 @@ class Lock:
                 raise
             error.add_note(str(failure))  # What went wrong first matters more.
 
+    def _put(self) -> int:
+        return self._keyspace.put(self._key, self._value, ttl=self._ttl, create=True)
+
+    def _withdraw(self) -> None:
+        """Remove the entry if it was made for somebody who does not wait for it any more."""
+        try:
+            entry = self._keyspace.get_entry(self._key)
+            if entry.value == self._value and self._renewer is None:
+                self._keyspace.delete(self._key, if_rev=entry.rev)
+        except (NotFoundError, ConflictError):
+            pass  # It is gone.
+
+    def _release(self) -> None:
+        renewer, self._renewer = self._renewer, None
+        if renewer is None:
+            return  # Somebody else has been quicker.
+        self._released = True
+        self._changed.wake()
+        renewer.join()
+        try:
+            self._settle_doubt()
+            self._keyspace.delete(self._key, if_rev=self._lease_rev)
+        except ConflictError:
+            raise self._lost() from None
+
     def _wait(self, since: int, end: float | None) -> bool:
         """Wait until the entry at revision ``since`` is gone; False = not in time."""
         if end is not None and time.monotonic() >= end:
@@ -196,12 +213,11 @@ class Lock:
         self._rev = self._lease_rev = rev
         self._in_doubt = False
         self._until = began + self._ttl
-        self._released.clear()
-        self._renewer = threading.Thread(target=self._renew_it, name="zkv-lock", daemon=True)
-        self._renewer.start()
+        self._released = False
+        self._renewer = Background(self._renew_it, "zkv-lock")
 
     def _renew_it(self) -> None:
-        while not self._released.wait(self._ttl / RENEWALS):
+        while not self._changed.wait_for(lambda: self._released, self._ttl / RENEWALS):
             try:
                 self._renew()
             except NoReplyError:
@@ -227,7 +243,7 @@ class Lock:
             self._until = began + self._ttl
 
     def _settle_doubt(self) -> None:
-        """If a renewal was not answered, look whether it was carried out. Raises ClientError."""
+        """If nobody knows what was carried out last, look. Raises ClientError."""
         if self._in_doubt:
             try:
                 entry = self._keyspace.get_entry(self._key)

@@ -1,3 +1,4 @@
+# Generated from async_queue.py by tools/unasync.py. Change that file, then: make generate
 """A queue of jobs: each is done at least once, also when workers crash.
 
 A job is an entry under ``jobs/``, its key a number that grows. Who takes it holds a lock under
@@ -11,16 +12,17 @@ for dozens of workers, not for thousands.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from zkv.client.errors import NotFoundError
+from zkv.client.errors import ClientError, LockLostError, NotFoundError
 from zkv.client.following import RESET
-from zkv.client.recipes.lock import Lock, LockLostError
+from zkv.client.recipes.lock import Lock
 
 if TYPE_CHECKING:
-    from zkv.client.namespace import Keyspace
+    from zkv.client.namespace import KeyOps
 
 NUMBER: Final = "jobs/{:020d}"
 """Keys order as numbers do."""
@@ -78,7 +80,7 @@ class Queue:
         lease: seconds after which a job is free again if its worker has crashed.
     """
 
-    def __init__(self, keyspace: Keyspace, prefix: str, lease: float) -> None:
+    def __init__(self, keyspace: KeyOps, prefix: str, lease: float) -> None:
         self._kept = keyspace.namespace(f"{prefix}/")
         self._lease = lease
 
@@ -124,10 +126,15 @@ class Queue:
         if not lock.acquire(0):
             return None
         try:
-            return Job(self._kept[key], key, lock)
+            value = (self._kept.get_entry(key)).value
         except NotFoundError:  # It was done in the meantime.
             lock.release()
             return None
+        except BaseException:
+            with contextlib.suppress(ClientError):  # What went wrong first matters more.
+                lock.release()
+            raise
+        return Job(value, key, lock)
 
     def _wait(self, since: int, end: float | None) -> bool:
         """Wait until a job may be free that was not at revision ``since``; False = not in time."""

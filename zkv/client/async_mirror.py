@@ -1,0 +1,90 @@
+"""A live copy of part of the store: `zkv.client.mirror_view`, and what keeps it up to date."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from zkv.client.async_watch import AsyncSubscription
+from zkv.client.errors import ClientError, ClosedError
+from zkv.client.mirror_view import MirrorView, log_end
+from zkv.client.tasks import AsyncBackground, AsyncCondition
+
+if TYPE_CHECKING:
+    from zkv.client.async_namespace import AsyncKeyOps
+
+
+class AsyncMirror(MirrorView):
+    """A live, read-only copy of the entries under a prefix; made by `AsyncClient.mirror`.
+
+    It behaves as a dict with its keys in order, and nothing has to be waited for to read it. One
+    key is read at the speed of a dict, and any number of threads may read. Iterating, ``keys``,
+    ``values``, ``items`` and comparing go by a copy that shows one revision.
+
+    While the server is away it keeps what it had; `staleness` tells for how long. Use as a context
+    manager, or `aclose` at the end.
+    """
+
+    def __init__(
+        self, keyspace: AsyncKeyOps, prefix: str, timeout: float | None, feed: str | None
+    ) -> None:
+        super().__init__()
+        self._timeout = timeout
+        self._subscription = AsyncSubscription(keyspace, prefix, None, False, feed)
+        self._moved = AsyncCondition()
+        self._worker: AsyncBackground | None = None
+
+    async def _open(self) -> Self:
+        """Read everything, and begin to follow. May be called again."""
+        if self._worker is None:
+            try:
+                self._follower = await self._subscription.open()
+                self._worker = AsyncBackground(self._follow, "zkv-mirror")
+                await self.wait_for(0, self._timeout)
+            except BaseException:
+                await self.aclose()
+                raise
+        return self
+
+    async def __aenter__(self) -> Self:
+        return await self._open()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def wait_for(self, rev: int, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Wait until it shows this revision, or a newer one; the server is asked at once.
+
+        Args:
+            rev: such as `AsyncClient.put` returns it.
+            timeout: seconds to wait; None = as long as it takes.
+
+        Raises:
+            NoReplyError: it does not in time.
+            ClientError: it does not follow any more, for this reason.
+        """
+        if self._rev >= rev:
+            return
+        self._subscription.want(rev)
+        if not await self._moved.wait_for(lambda: self._is_at(rev), timeout):
+            raise self._too_late(rev, timeout)
+
+    async def aclose(self) -> None:
+        """Follow no more. What it shows stays. May be called again, and by any task."""
+        self._subscription.close()
+        if self._worker is not None:
+            await self._worker.join()
+
+    async def _follow(self) -> None:
+        error: ClientError = ClosedError("the mirror is closed", applied=False)
+        try:
+            while (batch := await self._subscription.next_batch()) is not None:
+                shown = self._apply(batch)
+                self._moved.wake()
+                self._tell(shown)
+        except ClientError as failure:
+            error = failure
+            log_end(failure)
+        finally:
+            self._subscription.close()
+            self._error = error
+            self._moved.wake()

@@ -1,0 +1,216 @@
+"""What a mirror shows: a copy of part of the store, to be read like a dict.
+
+A thread, or a task of asyncio, follows the changes and has them applied here. Reading one key is
+reading a dict, without a lock: each step that changes it is one that Python makes whole. What spans
+several keys is read under the lock that a revision is applied under, and so shows one revision.
+
+After a `RESET` the entries are collected in new dicts, which take the place of the old ones only
+once they show one moment: readers never see a store half read.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from operator import itemgetter
+from typing import Any
+
+from zkv.client.connection import refuse_to_pickle
+from zkv.client.errors import ClientError, ClosedError, NoReplyError
+from zkv.client.following import RESET, Batch, Follower
+from zkv.client.operations import Change, Entry
+
+_log = logging.getLogger("zkv.client")
+
+PRESENT = frozenset({"PUT", "TOUCH"})
+"""Changes after which the key is there, with their value."""
+
+
+class _Entries:
+    """What a mirror holds."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.revs: dict[str, int] = {}
+
+    def apply(self, change: Change) -> None:
+        if change.op in PRESENT:
+            self.values[change.key] = change.value
+            self.revs[change.key] = change.rev
+        else:
+            self.values.pop(change.key, None)
+            self.revs.pop(change.key, None)
+
+    def differences(self, newer: _Entries, rev: int) -> Iterator[Change]:
+        """The changes that lead from here to ``newer``, which is the state at ``rev``."""
+        for key in self.revs:
+            if key not in newer.revs:
+                yield Change(rev, "DELETE", key, None)
+        for key, at in newer.revs.items():
+            if self.revs.get(key) != at:
+                yield Change(at, "PUT", key, newer.values[key])
+
+
+class MirrorView(Mapping[str, Any]):
+    """What a `Mirror` and an `AsyncMirror` show: a read-only dict with its keys in order."""
+
+    _follower: Follower
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}  # That of `_shown`, one step nearer.
+        self._shown = _Entries()
+        self._collecting: _Entries | None = None
+        self._rev = -1
+        self._callbacks: tuple[Callable[[Change], object], ...] = ()
+        self._error: ClientError | None = None
+        self._lock = threading.Lock()  # Guards all above, but for reads of one key.
+
+    __reduce__ = refuse_to_pickle
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} entries at revision {self._rev}>"
+
+    # --- Reading
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or ``default`` where it is not there."""
+        return self._values.get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.copy())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return self.copy() == dict(other)
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def keys(self) -> KeysView[str]:
+        """The keys in order, at one revision."""
+        return self.copy().keys()
+
+    def values(self) -> ValuesView[Any]:
+        """The values in the order of their keys, at one revision."""
+        return self.copy().values()
+
+    def items(self) -> ItemsView[str, Any]:
+        """Keys and values in the order of the keys, at one revision."""
+        return self.copy().items()
+
+    def copy(self) -> dict[str, Any]:
+        """Everything, as it is at one revision, in the order of the keys."""
+        with self._lock:
+            values = self._shown.values.copy()
+        return dict(sorted(values.items(), key=itemgetter(0)))
+
+    def get_entry(self, key: str) -> Entry:
+        """A key's value with its revision, for a write on that condition; ``ttl`` is not told.
+
+        Raises:
+            KeyError: the key is not there.
+        """
+        with self._lock:
+            return Entry(key, self._shown.values[key], self._shown.revs[key])
+
+    # --- How new it is
+
+    @property
+    def rev(self) -> int:
+        """The revision that it shows. Under a prefix it may be an older one that looks the same."""
+        return self._rev
+
+    @property
+    def staleness(self) -> float:
+        """Seconds since it was last known to show all there is.
+
+        Below about 2 while all is well: a heartbeat or a question to the server proves it each
+        second. It grows while the server is away, or more changes than can be followed.
+        """
+        return time.monotonic() - self._follower.confirmed
+
+    def subscribe(self, callback: Callable[[Change], object]) -> Callable[[], None]:
+        """Have ``callback`` called with each change, once it is shown.
+
+        It is called by whoever follows the changes, one at a time and in order; meanwhile the
+        mirror stands still. What it raises is logged. After a time away it gets the differences
+        between what was shown and what is, as ``PUT`` and ``DELETE``.
+
+        Returns:
+            A function that ends this.
+        """
+        with self._lock:
+            self._callbacks += (callback,)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                self._callbacks = tuple(one for one in self._callbacks if one is not callback)
+
+        return unsubscribe
+
+    # --- Following
+
+    def _apply(self, batch: Batch) -> list[Change]:
+        """Show what is in a batch; the changes of what is shown."""
+        with self._lock:
+            return self._apply_all(batch)
+
+    def _apply_all(self, batch: Batch) -> list[Change]:
+        shown: list[Change] = []
+        for change in batch.changes:
+            if change.op == RESET:
+                self._collecting = _Entries()
+            elif self._collecting is not None:
+                self._collecting.apply(change)
+            else:
+                self._shown.apply(change)
+                shown.append(change)
+        if self._collecting is not None:
+            if self._follower.settling:
+                return []
+            shown = self._show(self._collecting, batch.rev)
+        self._rev = batch.rev
+        return shown
+
+    def _show(self, collected: _Entries, rev: int) -> list[Change]:
+        """Have what was collected take the place of what is shown; how they differ."""
+        before, self._shown = self._shown, collected
+        self._values = collected.values
+        self._collecting = None
+        return list(before.differences(collected, rev)) if self._callbacks else []
+
+    def _tell(self, changes: list[Change]) -> None:
+        for change in changes:
+            for callback in self._callbacks:
+                try:
+                    callback(change)
+                except Exception:
+                    _log.exception("a callback of a mirror failed for %r", change.key)
+
+    def _is_at(self, rev: int) -> bool:
+        """Whether it shows this revision. Raises ClientError where it never will."""
+        if self._rev >= rev:
+            return True
+        if self._error is not None:
+            raise self._error
+        return False
+
+    def _too_late(self, rev: int, timeout: float | None) -> NoReplyError:
+        return NoReplyError(f"the mirror is not at revision {rev} within {timeout} s", False)
+
+
+def log_end(error: ClientError) -> None:
+    """Say why a mirror does not follow any more, unless somebody wanted that."""
+    if not isinstance(error, ClosedError):
+        _log.error("a mirror does not follow any more: %s", error)

@@ -1,0 +1,275 @@
+"""How the ops of pipelines and transactions are written down, and packed into few messages.
+
+A transaction is one TXN. A pipeline is packed
+into as few messages as it can be: reads into MGET, plain writes into MPUT, anything mixed into TXN.
+Its ops run in the order in which they were written down, one message after the other, so each sees
+what those before it did.
+
+An op that fails takes a whole TXN with it, and nothing of that has happened. So the pipeline sends
+what stands before that op again, then the op alone, whose failure is then its own, then the rest,
+in smaller messages while failures go on. `Packing` decides all this, with no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, Final, cast
+
+from msgspec import UNSET
+
+from zkv.client.errors import ClientError, RefusedError
+from zkv.client.operations import RAISE, Operation, Reply, condition
+from zkv.client.steps import (
+    DeleteStep,
+    GetStep,
+    IncrStep,
+    PutIfStep,
+    PutStep,
+    Step,
+    TouchStep,
+    fields_of,
+    name_of,
+    pack_steps,
+    unpack_quickly,
+)
+
+MOST: Final = 1_000
+"""Ops in one message."""
+WORTH_IT: Final = 16
+"""Ops of one kind in a row for which a message of their own, cheaper per op, is worth its way."""
+
+OF_THE_OP: Final = frozenset(
+    {"NOT_FOUND", "CONFLICT", "WRONG_TYPE", "TOO_LARGE", "BAD_REQUEST", "DENIED"}
+)
+"""Refusals that are about one op, or about the size of the message; others are about the server."""
+
+Defaults = dict[int, Any]
+"""What stands for an absent key, where that is not None: by the place of its GET."""
+
+
+class WrittenOps:
+    """Ops that are written down, to be run later. Their methods are those of `Namespace`.
+
+    Args:
+        prefix: stands before all keys.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._steps: list[Step] = []
+        self._defaults: Defaults = {}
+        self.results: list[Any] = []
+        """What the ops returned, in their order, once they have run."""
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def get(self, key: str, default: Any = None) -> None:
+        """Read a value; the default where there is none."""
+        step = GetStep(self._prefix + key)
+        if default is not None:
+            self._defaults[len(self._steps)] = default
+        self._steps.append(step)
+
+    def put(
+        self,
+        key: str,
+        value: Any,
+        *,
+        ttl: float | None = None,
+        if_rev: int | None = None,
+        create: bool = False,
+    ) -> None:
+        """Write a value; gives its revision."""
+        if ttl is if_rev is None and not create:
+            self._steps.append(PutStep(self._prefix + key, value))
+            return
+        expected = condition(if_rev, create)
+        self._steps.append(
+            PutIfStep(
+                self._prefix + key,
+                value,
+                UNSET if ttl is None else ttl,
+                UNSET if expected is None else expected,
+            )
+        )
+
+    def delete(self, key: str, *, if_rev: int | None = None) -> None:
+        """Remove an entry; gives whether there was one. In a transaction there has to be one."""
+        self._steps.append(DeleteStep(self._prefix + key, UNSET if if_rev is None else if_rev))
+
+    def touch(self, key: str, ttl: float | None) -> None:
+        """Give an entry another time to live; gives the revision of that."""
+        self._steps.append(TouchStep(self._prefix + key, ttl))
+
+    def incr(self, key: str, by: int = 1) -> None:
+        """Add to a number; gives the sum."""
+        self._steps.append(IncrStep(self._prefix + key, by))
+
+    def _take(self) -> tuple[list[Step], Defaults]:
+        written = self._steps, self._defaults
+        self._steps, self._defaults = [], {}
+        return written
+
+
+class Packing:
+    """The messages of a pipeline: ask for `next_message` until it gives None, and answer each.
+
+    Args:
+        steps: the ops in their order.
+        defaults: of GETs among them.
+    """
+
+    def __init__(self, steps: Sequence[Step], defaults: Defaults) -> None:
+        self._steps = steps
+        self._defaults = defaults
+        self._at = 0
+        self._size = MOST
+        self._planned: list[int] = []  # Sizes of the next messages, the first one last.
+        self._sent = 0
+        self.results: list[Any] = []
+        self.first_error: ClientError | None = None
+
+    def next_message(self) -> Operation[list[Any]] | None:
+        """The next request; None where all ops have a result."""
+        if self._at == len(self._steps):
+            return None
+        most = self._planned.pop() if self._planned else self._size
+        chunk = self._steps[self._at : self._at + most]
+        at = self._at
+        defaults = {place - at: default for place, default in self._defaults.items()}
+        message, self._sent = _pack(chunk, defaults)
+        return message
+
+    def succeeded(self, results: list[Any]) -> None:
+        """The message's ops have run."""
+        self._settle(results)
+        self._size = min(2 * self._size, MOST)
+
+    def refused(self, error: RefusedError) -> None:
+        """The message was refused."""
+        if error.code not in OF_THE_OP:
+            self.failed(error)
+            return
+        index = error.details.get("index")
+        if self._sent == 1 or index == 0:
+            absent = self._defaults.get(self._at, self._steps[self._at].absent)
+            if error.code == "NOT_FOUND" and absent is not RAISE:
+                self._settle([absent])
+            else:
+                self._settle_failed(error, 1)
+            return
+        self._size = max(1, self._sent // 2)
+        self._planned = [] if type(index) is not int or index >= self._sent else [1, index]
+
+    def failed(self, error: ClientError) -> None:
+        """Nothing more can be sent: the message had this error, and the rest has it, too."""
+        self._settle_failed(error, self._sent)
+        self._settle_failed(unsent(error), len(self._steps) - self._at)
+
+    def _settle_failed(self, error: ClientError, size: int) -> None:
+        if self.first_error is None:
+            self.first_error = error
+        self._settle([error] * size)
+
+    def _settle(self, results: list[Any]) -> None:
+        self.results += results
+        self._at += len(results)
+
+
+def unsent(error: ClientError) -> ClientError:
+    """An error like ``error``, for what has not even been sent."""
+    if isinstance(error, RefusedError):
+        return error.but(False)
+    return type(error)(error.message, False)
+
+
+def _pack(chunk: Sequence[Step], defaults: Defaults) -> tuple[Operation[list[Any]], int]:
+    """One message for the first steps of ``chunk``, and how many these are."""
+    if len(chunk) == 1:
+        return _alone(chunk[0]), 1
+    kind, alike = next(groupby(chunk, type))
+    if kind is GetStep:
+        keys = [step.key for step in alike]
+        if len(keys) == len(chunk) or len(keys) >= WORTH_IT:
+            return _mget(keys, defaults), len(keys)
+    elif kind is PutStep:
+        items = _items(cast("list[PutStep]", list(alike)))
+        if len(items) == len(chunk) or len(items) >= WORTH_IT:
+            return _mput(items), len(items)
+    return _txn(chunk, defaults), len(chunk)
+
+
+def _items(puts: Sequence[PutStep]) -> dict[str, Any]:
+    """What PUTs write, up to one that writes to the same key again."""
+    items = {step.key: step.value for step in puts}
+    if len(items) < len(puts):
+        items = {}
+        for step in puts:
+            if step.key in items:
+                break
+            items[step.key] = step.value
+    return items
+
+
+def _alone(step: Step) -> Operation[list[Any]]:
+    return Operation(name_of(step), fields_of(step), lambda reply: [reply[step.told]])
+
+
+def _mget(keys: list[str], defaults: Defaults) -> Operation[list[Any]]:
+    def read(reply: Reply) -> list[Any]:
+        values: list[Any] = reply["values"]
+        revs: list[int] = reply["revs"]
+        if not len(values) == len(revs) == len(keys):
+            raise ValueError(f"{len(values)} values and {len(revs)} revs of {len(keys)} keys")
+        for place, default in defaults.items():
+            if 0 <= place < len(keys) and not revs[place]:
+                values[place] = default
+        return values
+
+    return Operation("MGET", {"keys": keys}, read)
+
+
+def _mput(items: dict[str, Any]) -> Operation[list[Any]]:
+    return Operation("MPUT", {"items": items}, lambda reply: [reply["rev"]] * len(items))
+
+
+def _txn(steps: Sequence[Step], defaults: Defaults) -> Operation[list[Any]]:
+    def read(reply: Reply) -> list[Any]:
+        told = reply["results"]
+        results = [result[step.told] for step, result in zip(steps, told, strict=True)]
+        for place, default in defaults.items():
+            if 0 <= place < len(steps) and not told[place]["rev"]:
+                results[place] = default
+        return results
+
+    return Operation("TXN", {"ops": steps}, read, pack=pack_steps, unpack=unpack_quickly)
+
+
+class TransactionOps(WrittenOps):
+    """Ops that happen as a whole or not at all, on conditions."""
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__(prefix)
+        self._conditions: list[tuple[str, int]] = []
+        self.rev = 0
+        """The revision of the transaction, once it is committed; of the store, if it only read."""
+
+    def check(self, key: str, rev: int) -> None:
+        """Go on only if the key is at this revision; 0 = if it is absent."""
+        self._conditions.append((self._prefix + key, rev))
+
+    def _message(self) -> Operation[list[Any]]:
+        message = _txn(*self._take())
+        if self._conditions:
+            message.fields["if"] = self._conditions
+            self._conditions = []
+        read_results = message.read
+
+        def read(reply: Reply) -> list[Any]:
+            self.rev = reply["rev"]
+            return read_results(reply)
+
+        message.read = read
+        return message

@@ -1,0 +1,151 @@
+"""A queue of jobs: each is done at least once, also when workers crash.
+
+A job is an entry under ``jobs/``, its key a number that grows. Who takes it holds a lock under
+``taken/`` by the same number, with a lease that lives as long as the worker. Doing it removes both,
+in one transaction that the lock guards: a worker that was thought dead cannot do it once more. A
+job whose worker has crashed is free again when the lease runs out.
+
+Taking looks at the jobs in order, so it costs more the more are taken at one time: this is a queue
+for dozens of workers, not for thousands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from zkv.client.errors import ClientError, LockLostError, NotFoundError
+from zkv.client.following import RESET
+from zkv.client.recipes.async_lock import AsyncLock
+
+if TYPE_CHECKING:
+    from zkv.client.async_namespace import AsyncKeyOps
+
+NUMBER: Final = "jobs/{:020d}"
+"""Keys order as numbers do."""
+
+
+class AsyncJob:
+    """A job that this worker has taken.
+
+    As a context manager it is `done` at the end, or given back by `release` if an error was raised.
+
+    Attributes:
+        value: as it was put.
+    """
+
+    def __init__(self, value: Any, key: str, lock: AsyncLock) -> None:
+        self.value = value
+        self._key = key
+        self._lock = lock
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            await self.done()
+        else:
+            await self.release()
+
+    async def done(self) -> None:
+        """Remove it: it need not be done again.
+
+        Raises:
+            LockLostError: the lease had run out, and others may do it, or have done it.
+        """
+        try:
+            async with self._lock.txn() as txn:
+                txn.delete(self._key)
+        finally:
+            await self.release()
+
+    async def release(self) -> None:
+        """Give it back undone."""
+        try:
+            await self._lock.release()
+        except LockLostError:
+            pass  # So others have it already.
+
+
+class AsyncQueue:
+    """Jobs in the order in which they were put; made by `AsyncClient.queue`.
+
+    Args:
+        keyspace: where they are kept.
+        prefix: of their keys.
+        lease: seconds after which a job is free again if its worker has crashed.
+    """
+
+    def __init__(self, keyspace: AsyncKeyOps, prefix: str, lease: float) -> None:
+        self._kept = keyspace.namespace(f"{prefix}/")
+        self._lease = lease
+
+    async def count(self) -> int:  # sync: def __len__(self) -> int:
+        """How many are not done."""
+        return await self._kept.count("jobs/")
+
+    async def put(self, value: Any) -> None:
+        """Add a job at the end."""
+        number = await self._kept.incr("last")
+        await self._kept.put(NUMBER.format(number), value)
+
+    async def take(self, timeout: float | None = None) -> AsyncJob | None:  # noqa: ASYNC109
+        """The first job that nobody has taken.
+
+        Args:
+            timeout: seconds to wait for one; None = as long as it takes, 0 = not at all.
+
+        Returns:
+            None if there was none in time.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            since: int = (await self._kept._client.info())["rev"]
+            async for key in self._free():
+                job = await self._try(key)
+                if job is not None:
+                    return job
+            if not await self._wait(since, end):
+                return None
+
+    async def _free(self) -> AsyncIterator[str]:
+        """Keys of jobs that nobody seems to have taken."""
+        taken = {
+            entry.key.removeprefix("taken/")
+            async for entry in self._kept.scan("taken/", values=False)
+        }
+        async for entry in self._kept.scan("jobs/", values=False):
+            if entry.key not in taken:
+                yield entry.key
+
+    async def _try(self, key: str) -> AsyncJob | None:
+        lock = AsyncLock(self._kept, f"taken/{key}", self._lease)
+        if not await lock.acquire(0):
+            return None
+        try:
+            value = (await self._kept.get_entry(key)).value
+        except NotFoundError:  # It was done in the meantime.
+            await lock.release()
+            return None
+        except BaseException:
+            with contextlib.suppress(ClientError):  # What went wrong first matters more.
+                await lock.release()
+            raise
+        return AsyncJob(value, key, lock)
+
+    async def _wait(self, since: int, end: float | None) -> bool:
+        """Wait until a job may be free that was not at revision ``since``; False = not in time."""
+        if end is not None and time.monotonic() >= end:
+            return False
+        async with self._kept.watch(since=since) as watch:
+            while (
+                change := await watch.next(None if end is None else end - time.monotonic())
+            ) is not None:
+                added = change.op == "PUT" and change.key.startswith("jobs/")
+                freed = change.op in {"DELETE", "EXPIRE"} and change.key.startswith("taken/")
+                if added or freed or change.op == RESET:
+                    return True
+        return False
