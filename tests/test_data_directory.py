@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from typing import Any, BinaryIO
 import pytest
 
 import zkv
+from tests.contract_stores import DurableStore, FakeClock
 from tests.support import (
     FREE_PORT,
     Message,
@@ -467,3 +469,20 @@ def test_embedding_process_that_goes_elsewhere(
         kv.call("SNAPSHOT")
     assert snapshots(tmp_path / "data")
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_segment_that_is_closed_while_it_is_looked_is_not_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By another thread, between what is read of the directory and what is compared with it."""
+    with contextlib.closing(DurableStore(FakeClock())) as store:
+        storage = store.engine._storage
+        closed_files = storage._closed_files
+
+        def and_close_another() -> dict[Path, int]:
+            found = closed_files()
+            storage.expect(storage.wal_directory / "another", 1)
+            return found
+
+        monkeypatch.setattr(storage, "_closed_files", and_close_another)
+        assert storage.disorder() is None

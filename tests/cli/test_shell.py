@@ -65,7 +65,7 @@ def test_ctrl_c_stops_the_command_and_not_the_shell(
 
 def test_it_says_at_its_start_that_nobody_is_there(tmp_path: Path) -> None:
     with Terminal(tmp_path, "-e", NOWHERE, "--timeout", "600") as terminal:
-        terminal.expect("no connection to tcp://127.0.0.1:1: connection refused")
+        terminal.expect(f"no connection to {NOWHERE}: connection refused")
         terminal.prompt()
         terminal.type("ping\r")
         terminal.expect("connection refused")

@@ -150,11 +150,13 @@ class Storage:
         lost = self._lock.lost_directory() or self._lock.lost_file()
         if lost:
             return lost
+        # Before the directory is read: what the log closes meanwhile may or may not be in it.
+        expected = dict(self._sizes)
         try:
             found = self._closed_files()
         except OSError as error:
             return explain(error, self._layout.directory)
-        for path, size in list(self._sizes.items()):
+        for path, size in expected.items():
             if path not in found:
                 return f"{path} was removed or renamed"
             if found[path] != size:
