@@ -17,7 +17,7 @@ LOCK   := $(BIN)/uv --no-config pip compile pyproject.toml --quiet --universal \
 DOCS   := build/docs
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-clients clients-deps torture fuzz lint docs demo lock clean
+.PHONY: help run test test-clients clients-deps torture fuzz benchmark lint docs demo lock clean
 
 help: ## Show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -48,6 +48,10 @@ lint: $(VENV)/dev.stamp ## Check style, types and who imports whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+benchmark: $(VENV)/benchmark.stamp ## Measure zkv beside other servers, and write BENCHMARKS.md (needs gcc): ARGS='--rounds 3'
+	$(BIN)/python -m benchmarks.compare --json benchmarks/peers.json $(ARGS)
+	$(BIN)/python -m benchmarks.report benchmarks/peers.json BENCHMARKS.md
+
 docs: $(VENV)/dev.stamp ## Build the guide: build/docs/docs/index.html
 	$(BIN)/sphinx-build -W --keep-going -q -b html -c docs . $(DOCS)
 	@echo "$(DOCS)/docs/index.html"
@@ -58,6 +62,7 @@ demo: $(VENV)/run.stamp ## Load the Unicode table into a server, read it back, r
 lock: $(VENV)/dev.stamp ## Lock the dependencies anew; ARGS=--upgrade takes the newest
 	$(LOCK) --output-file requirements/run.txt
 	$(LOCK) --output-file requirements/dev.txt --extra dev --constraint requirements/run.txt
+	$(LOCK) --output-file requirements/benchmark.txt --group benchmark --constraint requirements/dev.txt
 
 clean: ## Remove what was built; the data in var/ stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
@@ -85,3 +90,7 @@ $(VENV)/dev.stamp: requirements/dev.txt requirements/run.txt pyproject.toml $(C)
 	$(PIP) install --require-hashes -r requirements/dev.txt
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $(VENV)/run.stamp $@
+
+$(VENV)/benchmark.stamp: requirements/benchmark.txt $(VENV)/dev.stamp
+	$(PIP) install --require-hashes -r requirements/benchmark.txt
+	@touch $@
