@@ -31,7 +31,8 @@ $(PIP) install --log $(VENV)/build.log --no-deps --no-build-isolation -e .
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: again help run test test-python test-clients clients-deps torture fuzz generate lint docs demo lock clean
+.PHONY: again help run test test-python test-clients clients-deps torture fuzz benchmark generate \
+        lint docs demo lock clean
 
 help: ## Show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -71,6 +72,10 @@ lint: $(VENV)/dev.stamp ## Check style, types and who imports whom
 	$(BIN)/python tools/mirror.py --check
 	$(BIN)/python tools/unasync.py --check
 
+benchmark: $(VENV)/benchmark.stamp ## Measure zkv beside other servers, and write BENCHMARKS.md (needs gcc): ARGS='--rounds 3'
+	$(BIN)/python -m benchmarks.compare --json benchmarks/peers.json $(ARGS)
+	$(BIN)/python -m benchmarks.report benchmarks/peers.json BENCHMARKS.md
+
 docs: $(VENV)/dev.stamp ## Build the guide: build/docs/index.html
 	$(BIN)/sphinx-build -W --keep-going -q -b html -c docs . '$(DOCS)'
 	@echo '$(DOCS)/index.html'
@@ -81,6 +86,7 @@ demo: $(VENV)/run.stamp ## Load the Unicode table into a server, read it back, r
 lock: $(VENV)/dev.stamp ## Lock the dependencies anew; ARGS=--upgrade takes the newest
 	$(LOCK) --output-file requirements/run.txt
 	$(LOCK) --output-file requirements/dev.txt --extra dev --constraint requirements/run.txt
+	$(LOCK) --output-file requirements/benchmark.txt --group benchmark --constraint requirements/dev.txt
 
 clean: ## Remove what was built; the data in var/ stays
 	rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
@@ -108,3 +114,7 @@ $(VENV)/dev.stamp: requirements/dev.txt requirements/run.txt pyproject.toml $(C)
 	$(PIP) install --require-hashes -r requirements/dev.txt
 	$(INSTALL)
 	@touch $(VENV)/run.stamp $@
+
+$(VENV)/benchmark.stamp: requirements/benchmark.txt $(VENV)/dev.stamp
+	$(PIP) install --require-hashes -r requirements/benchmark.txt
+	@touch $@

@@ -34,8 +34,8 @@ from hypothesis import strategies as st
 
 from tests.support import LIMIT, ROOT, Message, Raw, ServerProcess, environment, pack, unpack
 from tests.test_docs import free_ports
-from zkv.bench import dialects, result, servers, sweep
-from zkv.bench.generator import Job, Target, connect, make_source
+from zkv.bench import result, sweep
+from zkv.bench.generator import Job, Target, make_source
 from zkv.bench.histogram import Histogram, bucket, upper_end
 from zkv.bench.keys import DISTRIBUTIONS, Keys
 from zkv.bench.main import main
@@ -333,7 +333,6 @@ def test_plots_say_how_to_install_matplotlib(tmp_path: Path) -> None:
         (["--start", "inproc", "--processes", "2"], "--processes 1"),
         (["-e", "tcp://nowhere"], "tcp://nowhere"),
         (["compare", "nothing.json", "nothing.json"], "nothing.json: No such file"),
-        (["peers", "--only", "nobody"], "nobody is called nobody"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(arguments: list[str], complaint: str) -> None:
@@ -387,84 +386,6 @@ def test_progress_on_a_terminal(endpoint: str) -> None:
         os.close(ours)
     assert process.returncode == 0
     assert b"  latency " in printed
-
-
-# --- peers -----------------------------------------------------------------------------------
-
-
-def test_peers_are_measured_in_turn_and_reported(tmp_path: Path) -> None:
-    record, document = tmp_path / "peers.json", tmp_path / "BENCH.md"
-    only = "floor,zkv never,no AOF,nats default,etcd"
-    tiny = ("--rounds", 2, "--seconds", 0.02, "--keys", 20)
-    printed = bench("peers", *tiny, "--only", only, "--json", record).stdout
-    found = json.loads(record.read_text())
-    assert {cell["contender"] for cell in found["cells"]} == {
-        present["name"] for present in found["present"]
-    }
-    assert len(found["present"]) + len(found["absent"]) == len(only.split(","))
-    for cell in found["cells"]:
-        assert len(cell["rates"]) == 2, cell
-        assert min(cell["rates"]) > 0, cell
-        assert cell["failed"] == 0, cell
-    for absent in found["absent"]:
-        assert f"not installed: {absent}" in printed
-
-    document.write_text(
-        "Before.\n<!-- generated: machine -->\n<!-- end -->\n<!-- generated: peers -->\nold\n"
-        "<!-- end -->\nBehind.\n"
-    )
-    bench("report", record, document)
-    text = document.read_text()
-    assert text.startswith("Before.\n")
-    assert text.endswith("Behind.\n")
-    assert "old" not in text
-    assert "![operations per second](peers.svg)" in text
-    assert text.count("| zkv never |") == len(found["shapes"])
-    assert b"<svg" in (tmp_path / "peers.svg").read_bytes()
-    document.write_text("No place here.")
-    assert "generated: peers" in bench("report", record, document, status=2).stderr
-
-
-@pytest.mark.parametrize(
-    "start",
-    [
-        lambda: servers.redis("always"),
-        servers.memcached,
-        lambda: servers.nats("always"),
-        servers.etcd,
-    ],
-    ids=["redis", "memcached", "nats", "etcd"],
-)
-def test_peers_give_back_what_they_were_given(
-    start: Callable[[], contextlib.AbstractContextManager[servers.Running | None]],
-) -> None:
-    with start() as peer:
-        if peer is None:
-            pytest.skip("not installed")
-        job = Job(target=peer.target, workload=Workload(value_bytes=900), clients=2, pipeline=3)
-        connections = connect(job, job.clients)
-        requests = dialects.requests(peer.target.dialect, job.workload)
-
-        def exchange(*bodies: bytes) -> list[bytes]:
-            """The replies, each in the slot of its request."""
-            for slot, body in enumerate(bodies):
-                connections.send(slot, body)
-            connections.flush()
-            replies: dict[int, bytes] = {}
-            while len(replies) < len(bodies):
-                replies |= connections.receive(LIMIT)
-            return [replies[slot] for slot in range(len(bodies))]
-
-        try:
-            written = [requests.put(key) for key in range(6)]
-            assert [requests.failure(reply) for reply in exchange(*written)] == [""] * 6
-            read = exchange(*(requests.get(key) for key in range(6)))
-            for request, reply in zip(written, read, strict=True):
-                assert requests.failure(reply) == ""
-                value = next(v for v in job.workload.make_values() if v[-900:] in request)[-900:]
-                assert value in reply
-        finally:
-            connections.close()
 
 
 # --- a server that does as it is told --------------------------------------------------------
@@ -700,6 +621,6 @@ def test_keys_stay_within_their_bounds(distribution: str, count: int) -> None:
 
 def test_the_help_names_every_workload_and_command() -> None:
     text = bench("--help").stdout
-    for word in ("sweep", "compare", "peers", "report", *(f"  {name}  " for name in YCSB)):
+    for word in ("sweep", "compare", *(f"  {name}  " for name in YCSB)):
         assert word in text
     assert (ROOT / "zkv/bench/floor.c").exists()

@@ -208,7 +208,7 @@ def record(server: ServerInProcess, tmp_path_factory: pytest.TempPathFactory) ->
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["run", "sweep", "peers", "compare", "report"])
+@pytest.mark.parametrize("name", ["run", "sweep", "compare"])
 @MANY
 @given(st.data())
 def test_arguments_of_zkv_bench(
@@ -224,8 +224,6 @@ def test_arguments_of_zkv_bench(
     monkeypatch.setattr(measure, "ceiling", lambda *_: (0.0, ""))
     more = data.draw(st.lists(words | st.sampled_from(BENCH_OPTIONS), max_size=6))
     where = ["-e", server.endpoint] if name in {"run", "sweep"} else []
-    if name == "peers":
-        more = ["--only", "nobody", *more]
     if "--start" in more:
         more.remove("--start")
     Done(bench.main, [name, *where, *more] if name != "run" else [*where, *more]).is_well()
@@ -382,11 +380,9 @@ def test_records_of_the_bench(record: bytes, data: st.DataObject) -> None:
         written = as_json(fields)
     Path("a.json").write_bytes(written)
     Path("b.json").write_bytes(b"\xef\xbb\xbf" + record)
-    Path("peers.md").write_bytes(written)
     plot = data.draw(st.sampled_from([[], ["--plot", "x.svg"]]))
     order = data.draw(st.permutations(["a.json", "b.json"]))
     Done(bench.main, ["compare", *order, *plot]).is_well()
-    Done(bench.main, ["report", "a.json", "peers.md"]).is_well()
 
 
 @pytest.mark.parametrize("verb", ["check", "repair", "dump", "backup", "restore"])

@@ -19,7 +19,6 @@ import pytest
 from tests.cli.test_commands import COMMAND, assert_fails, run, run_in_bash
 from tests.support import FREE_PORT, LIMIT, ROOT, Raw, ServerInProcess, environment, eventually
 from zkv.bench.main import main as bench_main
-from zkv.bench.report import BLOCK
 from zkv.cli import prompt
 from zkv.cli.client import main as client_main
 
@@ -293,29 +292,6 @@ def test_an_export_that_fails_leaves_the_file_whole(
         return
     assert file.read_bytes() == b"old"
     assert mode(part) == 0o600
-
-
-def test_a_report_is_written_into_a_link(tmp_path: Path) -> None:
-    """Of its document; the mark that an editor has put there does no harm."""
-    blocks = "".join(
-        f"<!-- generated: {name} -->\nold\n<!-- end -->\n" for name in ("machine", "peers")
-    )
-    assert BLOCK.search(blocks)
-    document, link = tmp_path / "real.md", tmp_path / "B.md"
-    document.write_bytes(b"\xef\xbb\xbf# Title\n" + blocks.encode())
-    document.chmod(0o600)
-    link.symlink_to(document)
-    record = tmp_path / "peers.json"
-    assert bench_alone(
-        "peers", "--only", "zkv never", "--rounds", "1", "--seconds", "0.02", "--keys", "10",
-        "--json", str(record),
-    )  # fmt: skip
-
-    assert bench_alone("report", str(record), str(link))
-
-    assert link.is_symlink()
-    assert mode(document) == 0o600
-    assert "lock-step" in document.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", ["new", "readable", "link", "device", "pipe"])

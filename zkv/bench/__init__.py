@@ -1,4 +1,4 @@
-"""``zkv-bench``: measures a server under load, and puts it beside others of its kind.
+"""``zkv-bench``: measures a server under load.
 
 The way of a run, and the module for each step:
 
@@ -8,11 +8,11 @@ The way of a run, and the module for each step:
       drive        the loop of one such process: when to send, what to record
         workload     what to send, and whether the answer is right; `verify` knows the whole answer
           keys         which key comes next
-        connections  how it travels: ZeroMQ, or the plain TCP of the peers in `dialects`
+        connections  how it travels: many connections over one ZeroMQ socket
     result       figures, settings and machine as one record, which is also the JSON file
     show, plot   the record as text, CSV and pictures
 
-`sweep` and `peers` make many runs of this kind; `report` writes BENCHMARKS.md from the latter.
+`sweep` makes many runs of this kind. How zkv is compared with others is in `benchmarks/`.
 
 The generator must not be what is measured. So a process has one loop and one thread of Python, the
 requests are templates, and each run is set beside what the same loop reaches against a server that

@@ -12,19 +12,13 @@ and 500 connections: 2.1 and 2.6 microseconds instead of 4.3 and 7.5.
 
 With several in flight a request carries an ``id``, by which the reply finds its slot: workers may
 finish in another order. A lock-step request carries none.
-
-TCP, for the peers: non-blocking sockets under one epoll; what is sent to a connection between two
-waits leaves in one system call, which is what ZeroMQ's I/O thread does for the others.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import select
-import socket
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -183,103 +177,3 @@ def _id_of(reply: bytes) -> int:
         return int(msgspec.msgpack.decode(reply)["id"])
     except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
         raise BenchError(f"a reply without the request's id: {reply[:80]!r}") from error
-
-
-class Dialect(Protocol):
-    """How a peer's replies are told apart. One for each connection."""
-
-    def greeting(self) -> bytes:
-        """What a client sends first."""
-
-    def number(self, request: bytes, place: int) -> bytes:
-        """A request with whatever ties its reply to one of the connection's places."""
-
-    def split(self, data: bytes) -> tuple[list[tuple[int, bytes]], bytes, bytes]:
-        """Whole replies, the rest of ``data``, and what has to be sent in answer.
-
-        Each reply comes with its place, or -1 for the oldest in flight.
-        """
-
-
-class TcpConnections:
-    """Connections to a peer.
-
-    Args:
-        port: on 127.0.0.1.
-        dialects: one for each connection.
-        pipeline: requests in flight on each.
-    """
-
-    def __init__(self, port: int, dialects: list[Dialect], pipeline: int) -> None:
-        self._port = port
-        self._pipeline = pipeline
-        self._dialects = dialects
-        self._sockets: dict[int, socket.socket] = {}
-        self._connect()
-
-    def send(self, slot: int, request: bytes) -> None:
-        """Queue for the next `flush`."""
-        number = slot // self._pipeline
-        self._in_flight[number].append(slot)
-        request = self._dialects[number].number(request, slot % self._pipeline)
-        if number in self._out:
-            self._out[number] += request
-        else:
-            self._out[number] = request
-
-    def flush(self) -> None:
-        """Send what is queued, in one system call for each connection."""
-        for number, data in self._out.items():
-            self._sockets[self._fds[number]].sendall(data)
-        self._out.clear()
-
-    def receive(self, seconds: float) -> Replies:
-        """The replies on all connections that have some."""
-        replies: Replies = []
-        for fd, _ in self._epoll.poll(seconds):
-            number = self._numbers[fd]
-            data = os.read(fd, 1 << 18)
-            if not data:
-                raise BenchError(f"the server at port {self._port} has closed a connection")
-            found, self._rest[number], answer = self._dialects[number].split(
-                self._rest[number] + data
-            )
-            if answer:
-                self._sockets[fd].sendall(answer)
-            waiting = self._in_flight[number]
-            for place, reply in found:
-                if place < 0:
-                    replies.append((waiting.popleft(), reply))
-                else:
-                    replies.append((number * self._pipeline + place, reply))
-        return replies
-
-    def renew(self) -> None:
-        """Make new connections."""
-        self.close()
-        self._connect()
-
-    def close(self) -> None:
-        """Close all."""
-        for connection in self._sockets.values():
-            connection.close()
-        self._epoll.close()
-
-    def _connect(self) -> None:
-        self._epoll = select.epoll()
-        self._sockets = {}
-        self._numbers: dict[int, int] = {}
-        self._fds: list[int] = []
-        self._rest = [b""] * len(self._dialects)
-        self._in_flight: list[deque[int]] = [
-            deque(maxlen=self._pipeline) for _ in range(len(self._dialects))
-        ]
-        self._out: dict[int, bytes] = {}
-        for number, dialect in enumerate(self._dialects):
-            connection = socket.create_connection(("127.0.0.1", self._port))
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.sendall(dialect.greeting())
-            self._sockets[connection.fileno()] = connection
-            self._numbers[connection.fileno()] = number
-            self._fds.append(connection.fileno())
-            self._epoll.register(connection.fileno(), select.EPOLLIN)

@@ -26,12 +26,11 @@ from typing import Any, Final
 import zmq
 from msgspec import Struct, field
 
-from zkv.bench import dialects
-from zkv.bench.connections import BenchError, Connections, TcpConnections, ZmqConnections
+from zkv.bench.connections import BenchError, Connections, ZmqConnections
 from zkv.bench.drive import INTERVAL, Interval, Loop, Pace, Totals, clock
 from zkv.bench.histogram import Histogram
 from zkv.bench.verify import Verifier
-from zkv.bench.workload import Mix, Requests, Source, Workload, ZkvRequests
+from zkv.bench.workload import Mix, Requests, Source, Workload
 from zkv.streams import bug
 
 CONNECT_LIMIT: Final = 20.0
@@ -41,11 +40,9 @@ HEAD_START: Final = 0.05
 
 
 class Target(Struct, frozen=True, kw_only=True):
-    """Where the load goes: a zkv ``endpoint``, or a peer of a ``dialect`` at a ``port``."""
+    """Where the load goes."""
 
     endpoint: str = ""
-    dialect: str = ""
-    port: int = 0
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -284,37 +281,26 @@ def _drive(job: Job, process: int, pipe: Connection, connections: Connections) -
 
 def connect(job: Job, clients: int) -> Connections:
     """So many connections to the target."""
-    if not job.target.dialect:
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-        return ZmqConnections(context, job.target.endpoint, clients, job.pipeline)
-    speak = [dialects.dialect(job.target.dialect) for _ in range(clients)]
-    return TcpConnections(job.target.port, speak, job.pipeline)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+    return ZmqConnections(context, job.target.endpoint, clients, job.pipeline)
 
 
 def make_source(job: Job, process: int) -> Source:
     """What a process sends."""
-    open_ended = not job.target.dialect and job.pipeline > 1
+    open_ended = job.pipeline > 1
     if job.verify:
         slots = job.share(job.clients, process) * job.pipeline
         workload = job.workload
         return Verifier(
             job.verify, workload.seed, slots, process, open_ended, workload.value_bytes
         )  # fmt: skip
-    requests: Requests
-    if job.target.dialect:
-        requests = dialects.requests(job.target.dialect, job.workload)
-    else:
-        requests = ZkvRequests(job.workload.make_values(), open_ended)
+    requests = Requests(job.workload.make_values(), open_ended)
     return Mix(job.workload, requests, process, job.processes)
 
 
 def _greet(job: Job, connections: Connections, clients: int) -> None:
     """Have one request answered on each connection, so that all of them are up."""
-    request = b"\x81\xa2op\xa4PING"
-    if job.target.dialect:
-        request = dialects.requests(job.target.dialect, job.workload).get(0)
-    elif job.pipeline > 1:
-        request = b"\x82\xa2op\xa4PING\xa2id"
+    request = b"\x81\xa2op\xa4PING" if job.pipeline == 1 else b"\x82\xa2op\xa4PING\xa2id"
     waiting = set()
     for client in range(clients):
         connections.send(client * job.pipeline, request)
@@ -325,5 +311,5 @@ def _greet(job: Job, connections: Connections, clients: int) -> None:
         for slot, _ in connections.receive(0.05):
             waiting.discard(slot)
         if time.monotonic() > deadline:
-            where = job.target.endpoint or f"port {job.target.port}"
+            where = job.target.endpoint
             raise BenchError(f"no answer from {where} on {len(waiting)} of {clients} connections")

@@ -29,7 +29,7 @@ from zkv.streams import complain, guarded, say
 
 WRONG: Final = 1
 NOT_DONE: Final = 2
-COMMANDS: Final = ("run", "sweep", "compare", "peers", "report")
+COMMANDS: Final = ("run", "sweep", "compare")
 
 PLAIN_FIELDS: Final = ("value_bytes", "reads", "batch", "distribution")
 FIELDS_OF_YCSB: Final = ("fields", "field_bytes")
@@ -62,8 +62,6 @@ commands:
   run      measure a server; what zkv-bench does where no command is named
   sweep    measure it at rising rates, and find the one that it can just serve
   compare  put two results of --json beside each other
-  peers    measure zkv and the servers it is compared with, in turn
-  report   write the tables and plots of BENCHMARKS.md from the results of peers
   zkv-bench COMMAND --help says more.
 
 YCSB's core workloads:
@@ -95,14 +93,6 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
-    if name == "peers":
-        from zkv.bench import peers
-
-        return peers.main
-    if name == "report":
-        from zkv.bench import report
-
-        return report.main
     return {"compare": _compare, "sweep": _sweep}.get(name, _run)
 
 

@@ -24,10 +24,11 @@ def check(path: Path) -> None:
     """See that a picture can be made, before anything is measured. Raises BenchError."""
     if path.suffix not in SUFFIXES:
         raise BenchError(f"{path}: pictures are {' or '.join(SUFFIXES)}")
-    _figure(1)
+    figure(1)
 
 
-def _figure(rows: int, columns: int = 1, size: tuple[float, float] = (8, 7)) -> tuple[Figure, Any]:
+def figure(rows: int, columns: int = 1, size: tuple[float, float] = (8, 7)) -> tuple[Figure, Any]:
+    """A picture with so many panels, of so many inches. Raises BenchError without matplotlib."""
     try:
         import matplotlib as mpl
 
@@ -44,8 +45,8 @@ def _figure(rows: int, columns: int = 1, size: tuple[float, float] = (8, 7)) -> 
     return figure, axes
 
 
-def _save(figure: Figure, path: Path) -> None:
-    """Write a picture. Raises OSError."""
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture; the same figures make the same file. Raises OSError."""
     form = path.suffix.removeprefix(".")
     metadata = {"Date": None} if form == "svg" else None
     with Target(path).open() as file:
@@ -54,7 +55,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 def runs(results: Sequence[Result], path: Path) -> None:
     """Latency by percentile, and rate and latency over time, of one run or several."""
-    figure, axes = _figure(3)
+    drawn, axes = figure(3)
     percentiles, rates, over_time = (row[0] for row in axes)
     for result in results:
         known = [  # A share that is less than one operation off the whole says nothing new.
@@ -82,12 +83,12 @@ def runs(results: Sequence[Result], path: Path) -> None:
     over_time.set_xlabel("seconds")
     percentiles.legend()
     over_time.legend()
-    _save(figure, path)
+    save(drawn, path)
 
 
 def sweep(results: Sequence[Result], path: Path) -> None:
     """Latency, and the rate that was reached, over the rate that was offered."""
-    figure, axes = _figure(2)
+    drawn, axes = figure(2)
     latency, reached = (row[0] for row in axes)
     offered = [result.job.rate for result in results]
     for name in ("p50", "p99", "p99.9"):
@@ -102,35 +103,7 @@ def sweep(results: Sequence[Result], path: Path) -> None:
     reached.set_xlabel("offered, operations per second")
     reached.set_ylabel("reached, operations per second")
     reached.legend()
-    _save(figure, path)
-
-
-def bars(
-    panels: Sequence[tuple[str, Sequence[tuple[str, float, float, float]]]], path: Path
-) -> None:
-    """A panel of bars for each title: a name, a median, and the least and most of the rounds."""
-    columns = 2
-    rows = (len(panels) + columns - 1) // columns
-    most = max(len(entries) for _, entries in panels)
-    figure, axes = _figure(rows, columns, (11, rows * (0.8 + 0.28 * most)))
-    for axis, (title, entries) in zip(axes.flat, panels, strict=False):
-        names = [name for name, *_ in entries]
-        medians = [median for _, median, _, _ in entries]
-        spread = [
-            [median - least for _, median, least, _ in entries],
-            [most_ - median for _, median, _, most_ in entries],
-        ]
-        colors = ["C1" if name.startswith("zkv") else "C0" for name in names]
-        colors = [
-            "C7" if name.startswith("floor") else c for name, c in zip(names, colors, strict=True)
-        ]
-        axis.barh(names, medians, xerr=spread, color=colors, ecolor="black", capsize=2)
-        axis.invert_yaxis()
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("operations per second")
-    for axis in list(axes.flat)[len(panels) :]:
-        axis.set_visible(False)
-    _save(figure, path)
+    save(drawn, path)
 
 
 def _milliseconds(axis: Axes) -> None:

@@ -59,7 +59,7 @@ class Verifier:
         seed: of what is drawn.
         slots: how many of this process.
         process: number of this process.
-        open_ended: as for `ZkvRequests`.
+        open_ended: as for `Requests`.
         value_bytes: of what is written.
     """
 

@@ -3,7 +3,7 @@
 A `Workload` says what the load consists of; it is data, so that it can be sent to processes and be
 written into reports. A `Source` makes the requests of one process from it, for the loop in `drive`.
 The requests of a zkv server are made here from templates, which cost a third of encoding each
-anew; those of its peers are made in `dialects`.
+anew.
 
 YCSB: the six core workloads with their mixes, distributions and record shape (10 fields of 100
 bytes). A record is one value, a map; so UPDATE writes the whole record, as YCSB's bindings for
@@ -120,37 +120,12 @@ class Source(Protocol):
         """The request to send again after no reply came; None = give the operation up."""
 
 
-class Requests(Protocol):
-    """Makes requests of a server's kind, and tells whether a reply is a success."""
-
-    def get(self, key: int) -> bytes:
-        """Read a key."""
-
-    def put(self, key: int) -> bytes:
-        """Write a key."""
-
-    def mget(self, keys: list[int]) -> bytes:
-        """Read keys."""
-
-    def mput(self, keys: list[int]) -> bytes:
-        """Write keys."""
-
-    def scan(self, key: int, limit: int) -> bytes:
-        """Read up to ``limit`` keys from ``key`` on."""
-
-    def modify(self, key: int, reply: bytes) -> bytes:
-        """Write ``key`` with what a reply to `get` says, changed."""
-
-    def failure(self, reply: bytes) -> str:
-        """Empty where the reply is a success, else a code."""
-
-
 def key_name(number: int) -> str:
     """The key with a number."""
     return f"{PREFIX}{number:0{KEY_DIGITS}d}"
 
 
-class ZkvRequests:
+class Requests:
     """The requests of zkv's protocol.
 
     Args:

@@ -1,0 +1,1 @@
+"""How zkv is compared with other servers: what BENCHMARKS.md is made with. Not shipped."""

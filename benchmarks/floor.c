@@ -1,0 +1,101 @@
+/* The floor: a ROUTER alone, which answers every request with a constant without looking at it.
+ *
+ * That is the least that libzmq allows a server in one thread to cost. A request that ends in an
+ * `id` of four bytes, as the load sends it with several in flight, gets that back. Takes up to 64
+ * requests before it answers, as zkv does. Prints "READY ENDPOINT" when it serves, and ends with its
+ * standard input, so that none is ever left behind.
+ *
+ *     cc -O2 floor.c -o floor -lzmq -lpthread && ./floor 'tcp://127.0.0.1:*'
+ */
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+/* What is needed of <zmq.h>: pyzmq's wheel has the library, and no headers. */
+typedef struct {
+    _Alignas(8) unsigned char bytes[64];
+} zmq_msg_t;
+extern void *zmq_ctx_new(void);
+extern int zmq_ctx_set(void *context, int option, int value);
+extern void *zmq_socket(void *context, int kind);
+extern int zmq_setsockopt(void *socket, int option, const void *value, size_t size);
+extern int zmq_getsockopt(void *socket, int option, void *value, size_t *size);
+extern int zmq_bind(void *socket, const char *endpoint);
+extern int zmq_msg_init(zmq_msg_t *message);
+extern int zmq_msg_recv(zmq_msg_t *message, void *socket, int flags);
+extern int zmq_msg_send(zmq_msg_t *message, void *socket, int flags);
+extern int zmq_msg_close(zmq_msg_t *message);
+extern void *zmq_msg_data(zmq_msg_t *message);
+extern size_t zmq_msg_size(const zmq_msg_t *message);
+extern int zmq_send(void *socket, const void *bytes, size_t size, int flags);
+enum { ROUTER = 6, DONTWAIT = 1, SNDMORE = 2, SNDHWM = 23, RCVHWM = 24, LAST_ENDPOINT = 32 };
+enum { MAX_SOCKETS = 2, BATCH = 64 };
+
+typedef struct {
+    zmq_msg_t address, delimiter, body;
+} request;
+
+static int take(void *router, request *to, int flags)
+{
+    zmq_msg_init(&to->address), zmq_msg_init(&to->delimiter), zmq_msg_init(&to->body);
+    return zmq_msg_recv(&to->address, router, flags) >= 0 &&
+           zmq_msg_recv(&to->delimiter, router, 0) >= 0 && zmq_msg_recv(&to->body, router, 0) >= 0;
+}
+
+static void answer(void *router, request *from)
+{
+    static const char constant[] = "\x82\xa2ok\xc3\xa3rev\x01";
+    char with_id[] = "\x83\xa2ok\xc3\xa2id\xce....\xa3rev\x01";
+    const char *body = zmq_msg_data(&from->body);
+    size_t size = zmq_msg_size(&from->body);
+    zmq_msg_send(&from->address, router, SNDMORE);
+    zmq_msg_send(&from->delimiter, router, SNDMORE);
+    if (size > 8 && !memcmp(body + size - 8, "\xa2id\xce", 4)) {
+        memcpy(with_id + 9, body + size - 4, 4);
+        zmq_send(router, with_id, sizeof with_id - 1, 0);
+    } else {
+        zmq_send(router, constant, sizeof constant - 1, 0);
+    }
+    zmq_msg_close(&from->body);
+}
+
+static void *wait_for_end(void *unused)
+{
+    char byte;
+    while (read(0, &byte, 1) > 0)
+        continue;
+    _exit(0);
+    return unused;
+}
+
+int main(int count, char **arguments)
+{
+    static request batch[BATCH];
+    char endpoint[256];
+    size_t size = sizeof endpoint;
+    int unlimited = 0;
+    pthread_t thread;
+    if (count != 2)
+        return 2;
+    void *context = zmq_ctx_new();
+    zmq_ctx_set(context, MAX_SOCKETS, 20000);
+    void *router = zmq_socket(context, ROUTER);
+    zmq_setsockopt(router, SNDHWM, &unlimited, sizeof unlimited);
+    zmq_setsockopt(router, RCVHWM, &unlimited, sizeof unlimited);
+    if (zmq_bind(router, arguments[1])) {
+        fprintf(stderr, "floor: %s cannot be bound\n", arguments[1]);
+        return 1;
+    }
+    zmq_getsockopt(router, LAST_ENDPOINT, endpoint, &size);
+    pthread_create(&thread, NULL, wait_for_end, NULL);
+    printf("READY %s\n", endpoint);
+    fflush(stdout);
+    for (;;) {
+        int taken = 0;
+        while (taken < BATCH && take(router, &batch[taken], taken ? DONTWAIT : 0))
+            taken++;
+        for (int i = 0; i < taken; i++)
+            answer(router, &batch[i]);
+    }
+}
