@@ -4,6 +4,9 @@
 PYTHON ?= python3
 ARGS   :=
 
+# Tests that run at a time: they wait more than they compute.
+TESTS  ?= 4
+
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
@@ -42,7 +45,7 @@ run: $(VENV)/run.stamp ## Start the server with config.toml
 	exec $(BIN)/zkv serve --config config.toml $(ARGS)
 
 test: lint ## Check the code, then run the tests: ARGS='-k wal' or ARGS='-m slow' picks some
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(TESTS) $(ARGS)
 
 test-python: ## Run the tests under another Python: make test-python PYTHON=python3.14
 	$(MAKE) test VENV=.venv-$(notdir $(PYTHON))
