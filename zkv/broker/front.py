@@ -88,22 +88,40 @@ class FrontHandler:
         engine = self._engine
         epoch = engine.epoch
         answers, left = self._run(bodies)
-        safe, refusal = what_is_safe(engine, epoch, Safe(answers.newest, 0), patient=False)
-        answered = Answered(answers.replies, left=left, refusal=refusal)
-        if answers.newest > safe.rev:
-            # No lane takes a write that asks for the disk where the policy does not.
-            group = CommitGroup(epoch, durable=engine.syncs_each)
-            run = PendingRun(self._caller, self._account, group, bodies, answers, safe.rev, started)
-            if run.places:
-                group.lsn = engine.last_lsn
-                answered.group = group
-                answered.later.append((run.places, run))
+        answered = Answered(answers.replies, [], left)
+        # In this order: see `zkv.broker.waiting`. Most batches are safe, and end here.
+        if answers.newest > engine.safe_rev or engine.epoch != epoch:
+            self._hold(answered, answers, bodies, epoch, started)
         self._account.add_run(answers.ops, answers.subjects, started)
         self._account.flush()
         return answered
 
+    def _hold(
+        self,
+        answered: Answered,
+        answers: Answers,
+        bodies: Sequence[bytes | BadEnvelope],
+        epoch: int,
+        started: float,
+    ) -> None:
+        """Take out of a batch what may not leave yet."""
+        engine = self._engine
+        told = Safe(answers.newest, 0)
+        safe, answered.refusal = what_is_safe(engine, epoch, told, patient=False)
+        if answers.newest <= safe.rev:
+            return
+        # No lane takes a write that asks for the disk where the policy does not.
+        group = CommitGroup(epoch, durable=engine.syncs_each)
+        run = PendingRun(self._caller, self._account, group, bodies, answers, safe.rev, started)
+        if run.places:
+            group.lsn = engine.last_lsn
+            answered.group = group
+            answered.later.append((run.places, run))
+
     def commit(self, answered: Answered, is_idle: Callable[[], bool]) -> None:
         """As in `Handler`; an idle front waits for a quick disk itself, and for nobody else."""
+        if answered.group is None:
+            return
         engine = self._engine
         commit(
             engine,
