@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -516,3 +517,15 @@ def test_all_of_it_under_address_sanitizer(tmp_path: Path) -> None:
         tmp_path, "zkv/compiled/_store", "tests/test_compiled.py", "tests/test_data_model.py",
         "-k", "not leaves_nothing_behind and not half_done",
     )  # fmt: skip
+
+
+# --- One binary for every Python ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "zkv").rglob("*.c")), ids=lambda path: str(path.name)
+)
+def test_no_format_asks_for_what_another_python_refuses(path: Path) -> None:
+    """Built with headers from 3.13 on, a format with a # is a SystemError under 3.11 and 3.12."""
+    calls = re.findall(r'Py(?:Arg_ParseTuple|_BuildValue)\w*\([^"]*"([^"]*)"', path.read_text())
+    assert not [each for each in calls if "#" in each]

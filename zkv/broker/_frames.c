@@ -15,7 +15,6 @@
  * is looked at without the lock is held by a reference of our own meanwhile.
  */
 
-#define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000 /* one binary for Python 3.11 and everything newer */
 #include <Python.h>
 

@@ -93,17 +93,16 @@ uint64_t hash_end(hasher *self)
 /* blake2b(data, size): its digest of at most 64 bytes. For tests. */
 PyObject *py_blake2b(PyObject *module, PyObject *arguments)
 {
-    const char *data;
-    Py_ssize_t length;
+    PyObject *data;
     int size;
     unsigned char digest[64];
     hasher h;
-    if (!PyArg_ParseTuple(arguments, "y#i", &data, &length, &size))
+    if (!PyArg_ParseTuple(arguments, "Si", &data, &size))
         return NULL;
     if (size < 1 || size > 64)
         return PyErr_Format(PyExc_ValueError, "a digest has 1 to 64 bytes");
     hash_begin(&h, (size_t)size);
-    hash_add(&h, data, (size_t)length);
+    hash_add(&h, PyBytes_AsString(data), (size_t)PyBytes_Size(data));
     hash_end(&h);
     for (int i = 0; i < size; i++)
         digest[i] = (unsigned char)(h.h[i / 8] >> 8 * (i % 8));

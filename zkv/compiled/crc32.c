@@ -39,10 +39,10 @@ uint32_t crc32(uint32_t crc, const unsigned char *at, size_t size)
 /* crc32(data, crc): as zlib's. For tests. */
 PyObject *py_crc32(PyObject *module, PyObject *arguments)
 {
-    const unsigned char *data;
-    Py_ssize_t size;
+    PyObject *data;
     unsigned int crc;
-    if (!PyArg_ParseTuple(arguments, "y#I", &data, &size, &crc))
+    if (!PyArg_ParseTuple(arguments, "SI", &data, &crc))
         return NULL;
-    return PyLong_FromUnsignedLong(crc32(crc, data, (size_t)size));
+    const unsigned char *bytes = (const unsigned char *)PyBytes_AsString(data);
+    return PyLong_FromUnsignedLong(crc32(crc, bytes, (size_t)PyBytes_Size(data)));
 }

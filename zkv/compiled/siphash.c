@@ -43,10 +43,12 @@ uint64_t siphash13(const uint64_t seed[2], const unsigned char *from, size_t siz
 /* siphash13(data, k0, k1). For tests. */
 PyObject *py_siphash13(PyObject *module, PyObject *arguments)
 {
-    const unsigned char *data;
-    Py_ssize_t size;
+    PyObject *data;
+    uint64_t hash;
     unsigned long long k0, k1;
-    if (!PyArg_ParseTuple(arguments, "y#KK", &data, &size, &k0, &k1))
+    if (!PyArg_ParseTuple(arguments, "SKK", &data, &k0, &k1))
         return NULL;
-    return PyLong_FromUnsignedLongLong(siphash13((uint64_t[]){k0, k1}, data, (size_t)size));
+    const unsigned char *bytes = (const unsigned char *)PyBytes_AsString(data);
+    hash = siphash13((uint64_t[]){k0, k1}, bytes, (size_t)PyBytes_Size(data));
+    return PyLong_FromUnsignedLongLong(hash);
 }

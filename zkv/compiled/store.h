@@ -5,8 +5,9 @@
 #ifndef ZKV_STORE_H
 #define ZKV_STORE_H
 
-#define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030B0000 /* one binary for Python 3.11 and everything newer */
+/* One binary for Python 3.11 and everything newer, whichever of them it is built with. So no format
+ * of PyArg_ParseTuple has a '#': where headers from 3.13 on were used, older Pythons refuse that. */
+#define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 
 #include <stdint.h>

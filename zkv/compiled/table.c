@@ -319,21 +319,19 @@ static PyObject *table_iter(Table *self)
 
 static PyObject *table_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
-    PyObject *entry_type;
-    const char *seed;
-    Py_ssize_t size;
-    if (!PyArg_ParseTuple(arguments, "Oy#", &entry_type, &seed, &size))
+    PyObject *entry_type, *seed;
+    if (!PyArg_ParseTuple(arguments, "OS", &entry_type, &seed))
         return NULL;
     Table *self = (Table *)PyType_GenericAlloc(type, 0);
     if (self == NULL)
         return NULL;
     self->entry_type = Py_NewRef(entry_type);
     self->now = (array){calloc(FIRST_BUCKETS, sizeof(record *)), FIRST_BUCKETS - 1};
-    if (self->now.buckets == NULL || size != sizeof self->seed) {
+    if (self->now.buckets == NULL || PyBytes_Size(seed) != sizeof self->seed) {
         Py_DECREF(self);
         return PyErr_Format(PyExc_ValueError, "a seed of 16 bytes, and some memory");
     }
-    memcpy(self->seed, seed, sizeof self->seed);
+    memcpy(self->seed, PyBytes_AsString(seed), sizeof self->seed);
     return (PyObject *)self;
 }
 
