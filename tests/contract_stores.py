@@ -26,7 +26,7 @@ from zkv.broker.mailbox import Pending
 from zkv.config import Settings, build, override
 from zkv.durability.files import Files
 from zkv.engine import AnyEngine, MemoryEngine
-from zkv.errors import ReadOnlyError
+from zkv.errors import ReadOnly
 from zkv.protocol.codec import KeyLimits
 from zkv.requests.commands import Node
 
@@ -358,7 +358,7 @@ class DurableStore(Store):
         self.engine.close()
         self.open()
 
-    def snapshot(self) -> int | ReadOnlyError:
+    def snapshot(self) -> int | ReadOnly:
         """Do what the persistence thread does when it is asked for a snapshot."""
         return self.engine._persistence._save_changes()
 

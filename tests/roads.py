@@ -20,7 +20,7 @@ from zkv.config import Settings
 from zkv.durability.committer import CommitGroup, settle
 from zkv.durability.files import Files
 from zkv.engine import Engine
-from zkv.errors import ReadOnlyError
+from zkv.errors import ReadOnly
 from zkv.requests.account import Account
 from zkv.requests.commands import Node
 from zkv.requests.lane import open_lane
@@ -45,7 +45,7 @@ class SteppedEngine(Engine):
 
     def sync_round(self) -> None:
         """What the committer does once per interval."""
-        with contextlib.suppress(ReadOnlyError):
+        with contextlib.suppress(ReadOnly):
             self._wal.commit(self._wal.written_lsn, durable=True)
 
     def persistence_round(self) -> None:

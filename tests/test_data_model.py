@@ -43,8 +43,8 @@ from tests.contract_stores import (
     request,
 )
 from tests.support import LIMIT, Message, raw_fields, traced_memory, unpack
-from zkv.errors import BadRequestError, ReadOnlyError
-from zkv.keyspace.change import Change, Commit
+from zkv.errors import BadRequest, ReadOnly
+from zkv.keyspace.change import Commit, KeyChange
 from zkv.requests.call import Caller
 from zkv.requests.lane import Answers
 
@@ -1948,7 +1948,7 @@ def between(store: DurableStore, do: Callable[[], None]) -> Iterator[dict[str, A
 
     def do_and_refuse() -> None:
         do()
-        raise BadRequestError("this is no snapshot")
+        raise BadRequest("this is no snapshot")
 
     def do_and_leave_out(answers: Answers) -> None:
         if any(answers.ops):
@@ -2204,7 +2204,7 @@ def test_who_waits_for_the_newest_commit_finds_it_queued(durable_store: DurableS
 def test_what_is_queued_in_one_step_is_seen_whole(durable_store: DurableStore) -> None:
     """Also by what the garbage collector calls, and by who runs while that waits."""
     wal = durable_store.engine._wal
-    commits = [Commit(rev, 0, (Change("DELETE", "k"),)).pack() for rev in range(1, 100)]
+    commits = [Commit(rev, 0, (KeyChange("DELETE", "k"),)).pack() for rev in range(1, 100)]
     seen = set()
 
     def look(*_: object) -> None:
@@ -2236,7 +2236,7 @@ def test_a_write_is_not_taken_for_another_one_that_got_its_revision(
     def finish_slowly(caller: Caller, *arguments: Any) -> bytes:
         patch.stop()
         store.disk.full = True
-        with pytest.raises(ReadOnlyError):
+        with pytest.raises(ReadOnly):
             store.engine._wal.flush()
         store.disk.full = False
         assert other.exchange(request("PUT", key="other", value=1))

@@ -19,7 +19,7 @@ from zkv.durability.files import Files
 from zkv.durability.persistence import Persistence
 from zkv.durability.storage import Storage
 from zkv.durability.wal import NOTHING, Wal
-from zkv.errors import BadRequestError, DataDirError
+from zkv.errors import BadRequest, DataDirError
 from zkv.keyspace import Expirer, History, Keyspace, NoLog, Sessions
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class Engine:
         Args:
             patient: whether it waits for others, who may be waiting for the disk: see `Wal.commit`.
 
-        Raises ReadOnlyError where it cannot be: every commit that is not safe is rolled back.
+        Raises ReadOnly where it cannot be: every commit that is not safe is rolled back.
         """
         if not self.syncs_each:
             self._wal.commit(self._wal.last_lsn, durable=False, patient=patient)
@@ -164,7 +164,7 @@ class Engine:
         return settle(self._wal, [group], patient)
 
     def _secure_removals(self) -> None:
-        """Have commits that no client waits for become safe, too. Raises ReadOnlyError."""
+        """Have commits that no client waits for become safe, too. Raises ReadOnly."""
         group = CommitGroup(self.epoch)
         self.secure()
         if self._wal.safe_lsn < self._wal.last_lsn:
@@ -182,7 +182,7 @@ class Engine:
     def save(self) -> int:
         """Refuse writes from now on and write the final snapshot; returns the last revision.
 
-        Raises ReadOnlyError where not everything could be saved.
+        Raises ReadOnly where not everything could be saved.
         """
         self.keyspace.seal()
         self._expirer.close()
@@ -256,8 +256,8 @@ class MemoryEngine:
         self._log.on_commit = callback
 
     def snapshot(self) -> Future[int]:
-        """Raises BadRequestError: there is nowhere to write one to."""
-        raise BadRequestError("this server keeps its data in memory alone: it has no snapshots")
+        """Raises BadRequest: there is nowhere to write one to."""
+        raise BadRequest("this server keeps its data in memory alone: it has no snapshots")
 
     def save(self) -> int:
         """Refuse writes from now on; returns the last revision."""

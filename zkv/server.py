@@ -5,8 +5,8 @@ that comes too early waits. Stop, whoever asks for it: new
 requests are refused, the store is sealed and saved, whoever sent END is answered, the broker drains
 and closes. What fails on the way up is undone on the way out.
 
-The thread that calls `Server.wait` is the supervisor: everything that must be acted upon - END, a
-signal, a dead worker, a dead front - is put into one queue by whoever notices, and acted upon
+The thread that calls `ServerCore.wait` is the supervisor: everything that must be acted upon - END,
+a signal, a dead worker, a dead front - is put into one queue by whoever notices, and acted upon
 there.
 """
 
@@ -31,7 +31,7 @@ from zkv.broker.broker import Broker
 from zkv.broker.front import FrontHandler
 from zkv.broker.worker import WorkerHandler
 from zkv.engine import open_engine
-from zkv.errors import ReadOnlyError, ShuttingDownError
+from zkv.errors import ReadOnly, ShuttingDown
 from zkv.protocol.codec import KeyLimits
 from zkv.requests.commands import Node
 from zkv.requests.lane import open_lane
@@ -60,7 +60,7 @@ class Event(enum.Enum):
     REOPEN_LOG = enum.auto()
 
 
-class Server:
+class ServerCore:
     """A server that is not started yet.
 
     Args:
@@ -186,7 +186,7 @@ class Server:
             rev = self._engine.save()
         except BaseException as error:
             self._failed = True
-            bug = not isinstance(error, ReadOnlyError)
+            bug = not isinstance(error, ReadOnly)
             _log.critical("not everything is saved: %s", error, exc_info=bug)
             if ended is not None:
                 ended.set_exception(error)
@@ -202,7 +202,7 @@ class Server:
         """END: have the server stop; the future gives the revision once everything is saved."""
         with self._ending:
             if self._stopping:
-                raise ShuttingDownError("the server is stopping")
+                raise ShuttingDown("the server is stopping")
             self._stopping = True
             self._ended = Future()
         self._events.put(Event.STOP)

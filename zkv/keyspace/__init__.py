@@ -1,12 +1,12 @@
 """The store: entries under one lock, in pure memory. See `zkv.keyspace.store`."""
 
-from zkv.keyspace.change import DELETE, EXPIRE, PUT, TOUCH, Change, Commit, Once, Packed
-from zkv.keyspace.entry import ABSENT, Entry
+from zkv.keyspace.change import DELETE, EXPIRE, PUT, TOUCH, Commit, KeyChange, Once, Packed
+from zkv.keyspace.entry import ABSENT, StoredEntry
 from zkv.keyspace.expirer import Expirer
 from zkv.keyspace.history import Cursor, History
 from zkv.keyspace.sessions import Remembered, Sessions
 from zkv.keyspace.store import Keyspace, NoLog
-from zkv.keyspace.transaction import Transaction
+from zkv.keyspace.transaction import StagedWrite
 from zkv.keyspace.view import SnapshotView
 
 __all__ = [
@@ -15,12 +15,11 @@ __all__ = [
     "EXPIRE",
     "PUT",
     "TOUCH",
-    "Change",
     "Commit",
     "Cursor",
-    "Entry",
     "Expirer",
     "History",
+    "KeyChange",
     "Keyspace",
     "NoLog",
     "Once",
@@ -28,5 +27,6 @@ __all__ = [
     "Remembered",
     "Sessions",
     "SnapshotView",
-    "Transaction",
+    "StagedWrite",
+    "StoredEntry",
 ]
