@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from zkv.keyspace import History, Keyspace, Sessions, StagedWrite, StoredEntry
-from zkv.keyspace.store import ChangeLog
+from zkv.keyspace.log import ChangeLog
 from zkv.keyspace.table import new_table
 
 

@@ -30,7 +30,7 @@ from zkv import compiled
 from zkv.broker.broker import Broker
 from zkv.broker.front import FrontHandler
 from zkv.broker.worker import WorkerHandler
-from zkv.engine import open_engine
+from zkv.engine import Engine
 from zkv.errors import ReadOnly, ShuttingDown
 from zkv.protocol.codec import KeyLimits
 from zkv.requests.commands import Node
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
     from zkv.config import Settings
     from zkv.durability.files import Files
-    from zkv.engine import AnyEngine
     from zkv.log import AnyRecord
     from zkv.requests.account import Account
 
@@ -86,7 +85,7 @@ class ServerCore:
         self._ended: Future[int] | None = None
         self._failed = False
         self._started = time.monotonic()
-        self._engine: AnyEngine
+        self._engine: Engine
         self._broker = Broker(
             endpoints=settings.server.endpoints,
             feed=settings.server.feed,
@@ -160,9 +159,9 @@ class ServerCore:
             return self._events.get(timeout=LOOK_SECONDS)
         return None
 
-    def _open(self) -> AnyEngine:
+    def _open(self) -> Engine:
         limits = self._settings.limits
-        engine = open_engine(self._settings.durability, limits, self._files)
+        engine = Engine(self._settings.durability, limits, self._files)
         keys = KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch)
         self._node = Node(
             engine=engine,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from zkv.broker.frames import BadEnvelope
     from zkv.broker.mailbox import Later
-    from zkv.engine import AnyEngine
+    from zkv.engine import Engine
     from zkv.protocol.replies import Failure, Reply
     from zkv.requests.account import Account
     from zkv.requests.call import Call, Caller
@@ -70,7 +70,7 @@ class Answered:
 
 
 def what_is_safe(
-    engine: AnyEngine, epoch: int, told: Safe, patient: bool
+    engine: Engine, epoch: int, told: Safe, patient: bool
 ) -> tuple[Safe, ReadOnly | None]:
     """What of a batch may be told now, and why the rest can never be.
 
@@ -94,7 +94,7 @@ def what_is_safe(
 
 
 def commit(
-    engine: AnyEngine, answered: Answered, wait: Callable[[], bool], patient: bool = True
+    engine: Engine, answered: Answered, wait: Callable[[], bool], patient: bool = True
 ) -> None:
     """See to it that what waits for the disk is completed. Once its replies are parked.
 

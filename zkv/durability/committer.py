@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zkv.durability.wal import Wal
+    from zkv.keyspace import CommitLog
 
 _log = logging.getLogger("zkv.durability")
 
@@ -124,32 +125,32 @@ class Committer:
         return groups
 
 
-def settle(wal: Wal, groups: list[CommitGroup], patient: bool = True) -> bool:
+def settle(log: CommitLog, groups: list[CommitGroup], patient: bool = True) -> bool:
     """Make ``groups`` durable, or safe, with one sync at most, and complete them.
 
     A group whose epoch is over is told that nobody knows: its commits may have been rolled back,
     and their revisions may by now be those of others.
 
     Args:
-        wal: the log.
+        log: what they wait for.
         groups: not completed yet.
-        patient: see `Wal.commit`.
+        patient: see `CommitLog.commit`.
 
     Returns:
         Whether they are completed. Always, where it is patient.
     """
-    epoch = wal.epoch
+    epoch = log.epoch
     current = [group for group in groups if group.epoch == epoch]
     error: ReadOnly | None = None
     if current:
         try:
             lsn = max([group.lsn or 0 for group in current])
-            if not wal.commit(lsn, any(group.durable for group in current), patient):
+            if not log.commit(lsn, any(group.durable for group in current), patient):
                 return False
         except ReadOnly as raised:
             error = raised
         else:
-            error = None if wal.epoch == epoch else _unknown()
+            error = None if log.epoch == epoch else _unknown()
     for group in groups:
         group.complete(error if group.epoch == epoch else _unknown())
     return True

@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from zkv.durability import segment
 from zkv.durability.lock import changed
 from zkv.errors import ReadOnly
+from zkv.keyspace.log import NOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,8 +57,6 @@ QUICK_SYNC_SECONDS: Final = 0.001
 """What a sync may take for a thread to wait for it that others wait for."""
 EPOCHS_KNOWN: Final = 100
 """Of so many of the last epochs it is known what was left when they ended."""
-NOTHING: Final = (-1, -1)
-"""Older than any commit."""
 RETRY_SECONDS: Final = 0.5
 """How long writes are refused after the disk refused one, before another may try."""
 

@@ -4,8 +4,9 @@ from zkv.keyspace.change import DELETE, EXPIRE, PUT, TOUCH, Commit, KeyChange, O
 from zkv.keyspace.entry import ABSENT, StoredEntry
 from zkv.keyspace.expirer import Expirer
 from zkv.keyspace.history import Cursor, History
+from zkv.keyspace.log import CommitLog, MemoryLog
 from zkv.keyspace.sessions import Remembered, Sessions
-from zkv.keyspace.store import Keyspace, NoLog
+from zkv.keyspace.store import Keyspace
 from zkv.keyspace.transaction import StagedWrite
 from zkv.keyspace.view import SnapshotView
 
@@ -16,12 +17,13 @@ __all__ = [
     "PUT",
     "TOUCH",
     "Commit",
+    "CommitLog",
     "Cursor",
     "Expirer",
     "History",
     "KeyChange",
     "Keyspace",
-    "NoLog",
+    "MemoryLog",
     "Once",
     "Packed",
     "Remembered",

@@ -27,6 +27,7 @@ from sortedcontainers import SortedList
 from zkv.errors import Compacted, NotFound, ShuttingDown
 from zkv.keyspace.change import EXPIRE, Commit, Once, Packed
 from zkv.keyspace.entry import ABSENT, StoredEntry
+from zkv.keyspace.log import MemoryLog
 from zkv.keyspace.sessions import Window
 from zkv.keyspace.table import Table, new_table
 from zkv.keyspace.tally import PAUSE_SECONDS, Tally
@@ -39,37 +40,12 @@ if TYPE_CHECKING:
     from zkv.compiled._store import Replaced
     from zkv.keyspace.bounds import Range
     from zkv.keyspace.history import Cursor, History
+    from zkv.keyspace.log import ChangeLog
     from zkv.keyspace.sessions import Sessions
 
 
 PASSED_OVER: Final = 2_000
 """Expired keys that one page of a scan passes over at most: about 0.5 ms."""
-
-
-class ChangeLog(Protocol):
-    """Where commits go before they are applied. Each gets a log sequence number, 1, 2, 3 ..."""
-
-    @property
-    def safe_lsn(self) -> int:
-        """The newest commit that will not be rolled back."""
-
-    @property
-    def safe_rev(self) -> int:
-        """The newest revision that will not be rolled back."""
-
-    @property
-    def last_lsn(self) -> int:
-        """The number of the newest commit. Lock held."""
-
-    @property
-    def takes_commits(self) -> bool:
-        """Whether nothing is wrong: commits would be taken. Lock held."""
-
-    def append(self, commit: Packed) -> int:
-        """Take a commit, lock held; returns its number. Raises ReadOnly."""
-
-    def extend(self, commits: list[Packed]) -> int:
-        """Take commits in one step, lock held, while it takes any; the number of the last one."""
 
 
 class Watcher(Protocol):
@@ -80,23 +56,6 @@ class Watcher(Protocol):
 
     def rolled_back(self, rev: int) -> None:
         """Learn that the commits after ``rev`` have been undone."""
-
-
-class NoLog:
-    """For a store that is not to outlive its process: everything is safe at once."""
-
-    safe_lsn = 2**63
-    safe_rev = 2**63
-    takes_commits = True
-    last_lsn = 0
-
-    def append(self, commit: Packed) -> int:
-        """Forget the commit."""
-        return 0
-
-    def extend(self, commits: list[Packed]) -> int:
-        """Forget the commits."""
-        return 0
 
 
 Remembering = list[tuple[Once, Window]]
@@ -176,7 +135,7 @@ class Keyspace:
         )
         self._rev = rev
         self._removed_rev = rev
-        self._log: ChangeLog = NoLog() if log is None else log
+        self._log: ChangeLog = MemoryLog() if log is None else log
         self._undo: deque[Undo] = deque()
         self._remembered_in_run: Remembering = []  # In the run that is going on.
         self._watchers: list[Watcher] = []

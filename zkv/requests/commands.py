@@ -22,7 +22,7 @@ from typing import Any, Final
 from msgspec import Raw, Struct
 
 from zkv import __version__
-from zkv.engine import AnyEngine
+from zkv.engine import Engine
 from zkv.errors import BadRequest, RequestError, TooLarge
 from zkv.keyspace import Once, Remembered, StagedWrite, StoredEntry
 from zkv.keyspace.bounds import key_range
@@ -87,7 +87,7 @@ class Node:
         stop: begins the orderly end; the future gives the revision that was saved last.
     """
 
-    engine: AnyEngine
+    engine: Engine
     limits: KeyLimits
     max_reply_bytes: int
     facts: Callable[[], dict[str, Any]]
