@@ -73,6 +73,7 @@ lint: $(VENV)/dev.stamp ## Check style, types and who imports whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tools/mirror.py --check
+	$(BIN)/python tools/names.py
 	$(BIN)/python tools/unasync.py --check
 
 benchmark: $(VENV)/benchmark.stamp ## Measure zkv beside other servers, and write BENCHMARKS.md (needs gcc): ARGS='--rounds 3'

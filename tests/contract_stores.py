@@ -25,8 +25,8 @@ from tests.support import Message, unpack
 from zkv.broker.mailbox import Pending
 from zkv.config import Settings, build, override
 from zkv.durability.files import Files
-from zkv.engine import AnyEngine, MemoryEngine
-from zkv.errors import ReadOnlyError
+from zkv.engine import Engine
+from zkv.errors import ReadOnly
 from zkv.protocol.codec import KeyLimits
 from zkv.requests.commands import Node
 
@@ -143,7 +143,7 @@ def settings_for(limits: dict[str, Any], **durability: Any) -> Settings:
     return build({"limits": limits, "durability": durability})
 
 
-def node_for(engine: AnyEngine, settings: Settings) -> Node:
+def node_for(engine: Engine, settings: Settings) -> Node:
     """What commands work on, without a server around it."""
     limits = settings.limits
 
@@ -175,8 +175,8 @@ class MemoryStore(Store):
 
     def __init__(self, clock: FakeClock, **limits: Any) -> None:
         super().__init__(clock)
-        settings = settings_for(limits)
-        engine = MemoryEngine(settings.limits, clock)
+        settings = settings_for(limits, data_dir=None)
+        engine = Engine(settings.durability, settings.limits, now=clock)
         self._keyspace = engine.keyspace
         self.node = node_for(engine, settings)
         self.worker = Worker(self.node)
@@ -333,8 +333,7 @@ class DurableStore(Store):
 
     def open(self) -> None:
         """Recover what is there."""
-        with mock.patch("zkv.engine.Clock", return_value=self.clock):
-            self.engine = SteppedEngine(self._settings, self.disk)
+        self.engine = SteppedEngine(self._settings, self.disk, self.clock)
         self.node = node_for(self.engine, self._settings)
         self.workers = [self.worker() for _ in range(2)]
 
@@ -358,9 +357,9 @@ class DurableStore(Store):
         self.engine.close()
         self.open()
 
-    def snapshot(self) -> int | ReadOnlyError:
+    def snapshot(self) -> int | ReadOnly:
         """Do what the persistence thread does when it is asked for a snapshot."""
-        return self.engine._persistence._save_changes()
+        return self.engine.persistence._save_changes()
 
     def close(self) -> None:
         self.engine.close()

@@ -19,8 +19,11 @@ from zkv.broker.worker import Handler, WorkerHandler
 from zkv.config import Settings
 from zkv.durability.committer import CommitGroup, settle
 from zkv.durability.files import Files
+from zkv.durability.persistence import Persistence
+from zkv.durability.storage import Storage
+from zkv.durability.wal import Wal
 from zkv.engine import Engine
-from zkv.errors import ReadOnlyError
+from zkv.errors import ReadOnly
 from zkv.requests.account import Account
 from zkv.requests.commands import Node
 from zkv.requests.lane import open_lane
@@ -29,28 +32,48 @@ from zkv.requests.lane import open_lane
 class SteppedEngine(Engine):
     """An engine whose threads are never started: a test does their rounds one by one."""
 
-    def __init__(self, settings: Settings, files: Files) -> None:
+    def __init__(
+        self, settings: Settings, files: Files, now: Callable[[], int] | None = None
+    ) -> None:
         self._submitted: list[CommitGroup] = []
         self._committing = threading.Lock()
-        super().__init__(settings.durability, settings.limits, files)
+        super().__init__(settings.durability, settings.limits, files, now)
+
+    @property
+    def wal(self) -> Wal:
+        """The log."""
+        assert self._disk is not None
+        return self._disk.wal
+
+    @property
+    def persistence(self) -> Persistence:
+        """What takes snapshots."""
+        assert self._disk is not None
+        return self._disk.persistence
 
     def submit(self, group: CommitGroup) -> None:
         self._submitted.append(group)
+
+    @property
+    def storage(self) -> Storage:
+        """The data directory."""
+        assert self._disk is not None
+        return self._disk.storage
 
     def commit_round(self) -> None:
         """What the committer does with everything that was submitted."""
         with self._committing:  # Some tests have several threads; there is one committer.
             groups, self._submitted = self._submitted, []
-            settle(self._wal, groups)
+            settle(self.wal, groups)
 
     def sync_round(self) -> None:
         """What the committer does once per interval."""
-        with contextlib.suppress(ReadOnlyError):
-            self._wal.commit(self._wal.written_lsn, durable=True)
+        with contextlib.suppress(ReadOnly):
+            self.wal.commit(self.wal.written_lsn, durable=True)
 
     def persistence_round(self) -> None:
         """What the persistence thread does once the interval has passed, or when it was asked."""
-        persistence = self._persistence
+        persistence = self.persistence
         asked = [] if persistence._inbox.empty() else persistence._wait()
         outcome = persistence._save_changes()
         for future in asked:
@@ -63,9 +86,9 @@ class SteppedEngine(Engine):
     def save_at_end(self) -> int:
         """`Engine.save`, with the persistence thread's last round done here."""
         self.keyspace.seal()
-        self._persistence._inbox.put(None)
-        self._persistence._run()
-        return self._persistence._final.result(timeout=0)
+        self.persistence._inbox.put(None)
+        self.persistence._run()
+        return self.persistence._final.result(timeout=0)
 
 
 class Roads:

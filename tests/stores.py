@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from zkv.keyspace import Entry, History, Keyspace, Sessions, Transaction
-from zkv.keyspace.store import ChangeLog
+from zkv.keyspace import History, Keyspace, Sessions, StagedWrite, StoredEntry
+from zkv.keyspace.log import ChangeLog
 from zkv.keyspace.table import new_table
 
 
@@ -14,7 +14,7 @@ class Store(Keyspace):
 
     def __init__(
         self,
-        entries: dict[str, Entry] | None = None,
+        entries: dict[str, StoredEntry] | None = None,
         rev: int = 0,
         log: ChangeLog | None = None,
         history: int = 1_000,
@@ -25,7 +25,7 @@ class Store(Keyspace):
         table.update(entries or {})
         super().__init__(lambda: self.time, Sessions(), kept, table, rev, log)
 
-    def put(self, key: str, value: bytes) -> tuple[int, Entry | None]:
+    def put(self, key: str, value: bytes) -> tuple[int, StoredEntry | None]:
         """Write one entry; the revision, and what was there."""
         with self.lock:
             transaction = self.begin()
@@ -40,7 +40,7 @@ class Store(Keyspace):
             transaction.put_many(dict(items))
             return self._finish(transaction)
 
-    def delete(self, key: str) -> tuple[int, Entry | None]:
+    def delete(self, key: str) -> tuple[int, StoredEntry | None]:
         """Remove an entry that is there; the revision, and what was there."""
         with self.lock:
             transaction = self.begin()
@@ -57,6 +57,6 @@ class Store(Keyspace):
                 transaction.remove(key)
             return len(present), self._finish(transaction)
 
-    def _finish(self, transaction: Transaction) -> int:
+    def _finish(self, transaction: StagedWrite) -> int:
         self.commit(transaction)
         return transaction.told_rev

@@ -28,7 +28,7 @@ import zmq
 from zkv.config import build
 from zkv.durability.files import Files
 from zkv.log import AnyRecord, RequestRecord, RunRecord
-from zkv.server import Event, Server
+from zkv.server import Event, ServerCore
 
 ROOT = Path(__file__).resolve().parent.parent
 FREE_PORT = "tcp://127.0.0.1:*"
@@ -329,7 +329,7 @@ class ServerInProcess:
             "durability": {"data_dir": str(directory)} | tables.pop("durability", {}),
         } | tables
         self.records: list[RequestRecord] = []
-        self.server = Server(build(settings), self._record, files=files)
+        self.server = ServerCore(build(settings), self._record, files=files)
         self._outcome: Future[bool] = Future()
         self._thread = threading.Thread(target=self._supervise, name="supervisor")
 
@@ -352,12 +352,12 @@ class ServerInProcess:
         return self.server.endpoints[0]
 
     def stop(self) -> bool:
-        """Have the server stop in order; what `Server.wait` returned."""
+        """Have the server stop in order; what `ServerCore.wait` returned."""
         self.server.post(Event.STOP)
         return self.wait()
 
     def wait(self) -> bool:
-        """Wait for the server to stop by itself; what `Server.wait` returned."""
+        """Wait for the server to stop by itself; what `ServerCore.wait` returned."""
         try:
             went_well = self._outcome.result(LIMIT)
         except TimeoutError:

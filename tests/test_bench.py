@@ -35,7 +35,7 @@ from hypothesis import strategies as st
 from tests.support import LIMIT, ROOT, Message, Raw, ServerProcess, environment, pack, unpack
 from tests.test_docs import free_ports
 from zkv.bench import result, sweep
-from zkv.bench.generator import Job, Target, make_source
+from zkv.bench.generator import LoadJob, LoadTarget, make_source
 from zkv.bench.histogram import Histogram, bucket, upper_end
 from zkv.bench.keys import DISTRIBUTIONS, Keys
 from zkv.bench.main import main
@@ -175,7 +175,7 @@ def test_ycsb_loads_its_records_first_and_runs_them_later(endpoint: str, tmp_pat
 
 def test_the_same_seed_makes_the_same_requests() -> None:
     def requests(seed: int, process: int = 0) -> list[bytes]:
-        job = Job(target=Target(endpoint="-"), workload=Workload(seed=seed), processes=2)
+        job = LoadJob(target=LoadTarget(endpoint="-"), workload=Workload(seed=seed), processes=2)
         source = make_source(job, process)
         return [source.next(0)[1] for _ in range(50)]
 
@@ -269,7 +269,7 @@ class Swept:
         results = sweep.sweep(self._template.job, rates, self._measure)
         return [result.job.rate for result in results], sweep.saturation(results)
 
-    def _measure(self, job: Job, _name: str) -> Result:
+    def _measure(self, job: LoadJob, _name: str) -> Result:
         if not job.rate:
             return msgspec.structs.replace(self._template, rate=self._closed_loop)
         served = job.rate <= self._most and len(self.tries) not in self._busy

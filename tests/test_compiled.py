@@ -34,7 +34,7 @@ from tests.sanitizer import run_under_address_sanitizer
 from tests.support import unpack
 from zkv import compiled
 from zkv.durability.segment import pack_frames
-from zkv.keyspace import Entry, SnapshotView
+from zkv.keyspace import SnapshotView, StoredEntry
 from zkv.keyspace.table import PlainTable, Table, new_table
 from zkv.requests.lane import Answers, open_lane
 
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.skipif(
 
 keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 entries = st.builds(
-    Entry,
+    StoredEntry,
     st.binary(min_size=1, max_size=40),
     st.integers(0, 2**63 - 1),
     st.none() | st.integers(1, 2**63 - 1),
@@ -58,8 +58,8 @@ steps = st.lists(st.tuples(st.sampled_from(["set", "del", "pop", "get"]), keys, 
 
 
 @given(steps=steps)
-def test_a_table_is_a_dict(steps: list[tuple[str, str, Entry]]) -> None:
-    table, model = new_table(), dict[str, Entry]()
+def test_a_table_is_a_dict(steps: list[tuple[str, str, StoredEntry]]) -> None:
+    table, model = new_table(), dict[str, StoredEntry]()
     assert not isinstance(table, dict)
     for what, key, entry in steps:
         if what == "set":
@@ -82,19 +82,19 @@ def test_a_table_is_whole_while_it_grows() -> None:
     for size in range(300):
         table, names = new_table(), [f"key {number}" for number in range(size)]
         for name in names:
-            table[name] = Entry(b"1", 1)
+            table[name] = StoredEntry(b"1", 1)
         assert sorted(table) == sorted(names)
 
 
 def test_a_table_of_many_grows_and_shrinks() -> None:
     chance = random.Random(1)
-    table, model = new_table(), dict[str, Entry]()
+    table, model = new_table(), dict[str, StoredEntry]()
     for number in range(60_000):
         key = f"key {chance.randrange(20_000)}"
         if chance.random() < 0.3 and key in model:
             del table[key], model[key]
         else:
-            table[key] = model[key] = Entry(b"%d" % number, number)
+            table[key] = model[key] = StoredEntry(b"%d" % number, number)
     assert table == model
     for key in list(model):
         del table[key]
@@ -108,14 +108,14 @@ def test_what_is_no_key_is_in_no_table(key: Any) -> None:
         lambda: table[key],
         lambda: table.get(key),
         lambda: key in table,
-        functools.partial(table.__setitem__, key, Entry(b"1", 1)),
+        functools.partial(table.__setitem__, key, StoredEntry(b"1", 1)),
         functools.partial(table.__delitem__, key),
     ):
         with pytest.raises((TypeError, UnicodeEncodeError)):
             use()
 
 
-NO_ENTRIES: list[Any] = [None, 1, Entry(b"1", 2**63)]
+NO_ENTRIES: list[Any] = [None, 1, StoredEntry(b"1", 2**63)]
 
 
 @pytest.mark.parametrize("entry", NO_ENTRIES)
@@ -171,7 +171,7 @@ def check_alike(fast: Worker, plain: Worker, batch: list[bytes]) -> None:
     assert [replies[place] for place in order] == told(plain, [batch[place] for place in order])
 
 
-def all_of(view: SnapshotView) -> dict[str, Entry]:
+def all_of(view: SnapshotView) -> dict[str, StoredEntry]:
     return {key: entry for chunk in view.chunks() for key, entry in chunk}
 
 
@@ -189,9 +189,9 @@ class Recorder:
     """Records what a store tells its watchers."""
 
     def __init__(self) -> None:
-        self.kept: list[tuple[str, Entry | None]] = []
+        self.kept: list[tuple[str, StoredEntry | None]] = []
 
-    def keep(self, key: str, old: Entry | None) -> None:
+    def keep(self, key: str, old: StoredEntry | None) -> None:
         self.kept.append((key, old))
 
     def rolled_back(self, rev: int) -> None:
@@ -408,12 +408,12 @@ def test_a_lane_leaves_nothing_behind(store: MemoryStore) -> None:
     twice = request("MPUT", items=items_twice(*"abcab"))
     bodies = [body, read, txn, failing, twice] * 5
     replies = store.worker.send(*bodies)
-    before = [sys.getrefcount(each) for each in (body, read, None, Entry)]
+    before = [sys.getrefcount(each) for each in (body, read, None, StoredEntry)]
     size = resident()
     for _ in range(2_000):
         store.worker.send(*bodies)
     assert [sys.getrefcount(each) for each in (body, read)] == before[:2]
-    assert sys.getrefcount(Entry) - before[3] < 100
+    assert sys.getrefcount(StoredEntry) - before[3] < 100
     assert resident() - size < 130_000_000, "the history may take 64 MiB, and as much on its way"
     assert len(replies) == 25
 
@@ -462,7 +462,7 @@ WITHOUT_MEMORY = """
 import resource, sys
 from tests import contract_stores
 from tests.contract_stores import DurableStore, FakeClock, request
-from zkv.keyspace import Entry
+from zkv.keyspace import StoredEntry
 
 contract_stores.QUICK_DIRECTORY = sys.argv[1]  # for nobody cleans up
 
@@ -475,7 +475,7 @@ store = DurableStore(FakeClock(), max_value_bytes=2**27, **limits)
 store.put("k", "x" * 2**26)
 store.put("k", 0, ttl=1)
 store.workers[0].send(request("PUT", key="k", value="x" * 2**26))
-entry = Entry(bytes(2**26), 1)
+entry = StoredEntry(bytes(2**26), 1)
 """
 
 

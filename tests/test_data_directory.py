@@ -476,7 +476,7 @@ def test_a_segment_that_is_closed_while_it_is_looked_is_not_missing(
 ) -> None:
     """By another thread, between what is read of the directory and what is compared with it."""
     with contextlib.closing(DurableStore(FakeClock())) as store:
-        storage = store.engine._storage
+        storage = store.engine.storage
         closed_files = storage._closed_files
 
         def and_close_another() -> dict[Path, int]:

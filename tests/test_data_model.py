@@ -43,8 +43,8 @@ from tests.contract_stores import (
     request,
 )
 from tests.support import LIMIT, Message, raw_fields, traced_memory, unpack
-from zkv.errors import BadRequestError, ReadOnlyError
-from zkv.keyspace.change import Change, Commit
+from zkv.errors import BadRequest, ReadOnly
+from zkv.keyspace.change import Commit, KeyChange
 from zkv.requests.call import Caller
 from zkv.requests.lane import Answers
 
@@ -1410,7 +1410,7 @@ def test_answers_at_the_revision_of_a_snapshot_stay_on_a_full_disk() -> None:
         for seq in range(1, 60):
             store.ok("MDELETE", keys=["absent"], session="s", seq=seq)
         store.ok("PUT", key="k", value=b"x" * 1000)  # Begins a segment right behind them.
-        store.engine._storage.make_room(1)
+        store.engine.storage.make_room(1)
         store.crash()
         assert store.ok("MDELETE", keys=["absent"], session="s", seq=5)["replayed"] is True
 
@@ -1948,7 +1948,7 @@ def between(store: DurableStore, do: Callable[[], None]) -> Iterator[dict[str, A
 
     def do_and_refuse() -> None:
         do()
-        raise BadRequestError("this is no snapshot")
+        raise BadRequest("this is no snapshot")
 
     def do_and_leave_out(answers: Answers) -> None:
         if any(answers.ops):
@@ -1984,7 +1984,7 @@ def test_what_is_on_disk_is_not_refused_for_what_could_not_follow(
     """Another thread has begun to sync the first half of a batch; the disk refuses the rest."""
     disk = StuckDisk()
     with contextlib.closing(DurableStore(FakeClock(), disk)) as store:
-        log = store.engine._wal
+        log = store.engine.wal
         syncing = threading.Thread(target=log.flush)
 
         def sync() -> None:
@@ -2194,7 +2194,7 @@ class Watched(deque[Any]):
 
 def test_who_waits_for_the_newest_commit_finds_it_queued(durable_store: DurableStore) -> None:
     """A worker whose writes are on disk asks for the newest number while others write."""
-    wal = durable_store.engine._wal
+    wal = durable_store.engine.wal
     with mock.patch.object(wal, "_queue", Watched(lambda: wal.commit(wal.last_lsn, durable=True))):
         assert durable_store.put("k") == 1
     durable_store.crash()
@@ -2203,8 +2203,8 @@ def test_who_waits_for_the_newest_commit_finds_it_queued(durable_store: DurableS
 
 def test_what_is_queued_in_one_step_is_seen_whole(durable_store: DurableStore) -> None:
     """Also by what the garbage collector calls, and by who runs while that waits."""
-    wal = durable_store.engine._wal
-    commits = [Commit(rev, 0, (Change("DELETE", "k"),)).pack() for rev in range(1, 100)]
+    wal = durable_store.engine.wal
+    commits = [Commit(rev, 0, (KeyChange("DELETE", "k"),)).pack() for rev in range(1, 100)]
     seen = set()
 
     def look(*_: object) -> None:
@@ -2236,8 +2236,8 @@ def test_a_write_is_not_taken_for_another_one_that_got_its_revision(
     def finish_slowly(caller: Caller, *arguments: Any) -> bytes:
         patch.stop()
         store.disk.full = True
-        with pytest.raises(ReadOnlyError):
-            store.engine._wal.flush()
+        with pytest.raises(ReadOnly):
+            store.engine.wal.flush()
         store.disk.full = False
         assert other.exchange(request("PUT", key="other", value=1))
         return finish(caller, *arguments)

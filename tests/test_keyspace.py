@@ -24,19 +24,19 @@ from hypothesis.stateful import (
 
 from tests.stores import Store
 from zkv.errors import (
-    CompactedError,
-    NotFoundError,
-    ReadOnlyError,
-    ShuttingDownError,
-    StaleSeqError,
+    Compacted,
+    NotFound,
+    ReadOnly,
+    ShuttingDown,
+    StaleSeq,
 )
 from zkv.keyspace import (
     ABSENT,
-    Entry,
     Once,
     Packed,
     Sessions,
     SnapshotView,
+    StoredEntry,
     history,
     store,
     tally,
@@ -45,10 +45,10 @@ from zkv.keyspace import (
 from zkv.keyspace.bounds import key_range
 from zkv.keyspace.sessions import room
 
-Model = dict[str, Entry]
+Model = dict[str, StoredEntry]
 
 
-def many(keyspace: Store, *keys: str) -> list[Entry | None]:
+def many(keyspace: Store, *keys: str) -> list[StoredEntry | None]:
     """The entries of ``keys``; None for a key that is not there."""
     return [None if entry is ABSENT else entry for entry in keyspace.get_many(keys)[0]]
 
@@ -58,7 +58,7 @@ def read(snapshot: SnapshotView) -> Model:
     return collected([entry for chunk in snapshot.chunks() for entry in chunk])
 
 
-def collected(pairs: list[tuple[str, Entry]]) -> Model:
+def collected(pairs: list[tuple[str, StoredEntry]]) -> Model:
     entries = dict(pairs)
     assert len(entries) == len(pairs), "a key twice"
     return entries
@@ -81,9 +81,9 @@ def keyspace() -> Store:
 def test_empty(keyspace: Store) -> None:
     assert (len(keyspace), keyspace.rev) == (0, 0)
     assert many(keyspace, "a", "b") == [None, None]
-    with pytest.raises(NotFoundError):
+    with pytest.raises(NotFound):
         keyspace.get("a")
-    with pytest.raises(NotFoundError):
+    with pytest.raises(NotFound):
         keyspace.delete("a")
     assert read(keyspace.view()) == {}
     assert keyspace.rev == 0
@@ -92,22 +92,22 @@ def test_empty(keyspace: Store) -> None:
 def test_put(keyspace: Store) -> None:
     assert keyspace.put("a", b"1") == (1, None)
     assert keyspace.put("b", b"2") == (2, None)
-    assert keyspace.put("a", b"3") == (3, Entry(b"1", 1))
-    assert keyspace.get("a") == Entry(b"3", 3)
-    assert keyspace.get("b") == Entry(b"2", 2)
+    assert keyspace.put("a", b"3") == (3, StoredEntry(b"1", 1))
+    assert keyspace.get("a") == StoredEntry(b"3", 3)
+    assert keyspace.get("b") == StoredEntry(b"2", 2)
     assert (len(keyspace), keyspace.rev) == (2, 3)
 
 
 def test_put_of_what_is_there_is_a_change(keyspace: Store) -> None:
     keyspace.put("a", b"1")
-    assert keyspace.put("a", b"1") == (2, Entry(b"1", 1))
+    assert keyspace.put("a", b"1") == (2, StoredEntry(b"1", 1))
     assert keyspace.get("a").rev == 2
 
 
 def test_delete(keyspace: Store) -> None:
     keyspace.put("a", b"1")
-    assert keyspace.delete("a") == (2, Entry(b"1", 1))
-    with pytest.raises(NotFoundError, match="'a'"):
+    assert keyspace.delete("a") == (2, StoredEntry(b"1", 1))
+    with pytest.raises(NotFound, match="'a'"):
         keyspace.delete("a")
     assert (len(keyspace), keyspace.rev) == (0, 2)
     assert keyspace.put("a", b"2") == (3, None)
@@ -116,7 +116,7 @@ def test_delete(keyspace: Store) -> None:
 def test_put_many_takes_one_revision(keyspace: Store) -> None:
     keyspace.put("a", b"1")
     assert keyspace.put_many({"a": b"2", "b": b"2", "c": b"2"}) == 2
-    assert many(keyspace, "a", "b", "c") == [Entry(b"2", 2)] * 3
+    assert many(keyspace, "a", "b", "c") == [StoredEntry(b"2", 2)] * 3
     assert keyspace.put_many({}) == 2
     assert keyspace.rev == 2
 
@@ -126,37 +126,42 @@ def test_delete_many_takes_one_revision(keyspace: Store) -> None:
     assert keyspace.delete_many(["a", "x", "b", "a", "x"]) == (2, 2)
     assert keyspace.delete_many(["a", "x"]) == (0, 2)
     assert keyspace.delete_many([]) == (0, 2)
-    assert many(keyspace, "a", "b", "c") == [None, None, Entry(b"1", 1)]
+    assert many(keyspace, "a", "b", "c") == [None, None, StoredEntry(b"1", 1)]
     assert keyspace.rev == 2
 
 
 def test_get_many_keeps_order_and_repeats(keyspace: Store) -> None:
     keyspace.put("a", b"1")
-    assert many(keyspace, "x", "a", "a", "x") == [None, Entry(b"1", 1), Entry(b"1", 1), None]
+    assert many(keyspace, "x", "a", "a", "x") == [
+        None,
+        StoredEntry(b"1", 1),
+        StoredEntry(b"1", 1),
+        None,
+    ]
     assert many(keyspace) == []
 
 
 def test_sealed(keyspace: Store) -> None:
     keyspace.put("a", b"1")
     assert keyspace.seal() == 1
-    with pytest.raises(ShuttingDownError):
+    with pytest.raises(ShuttingDown):
         keyspace.put("a", b"2")
-    with pytest.raises(ShuttingDownError):
+    with pytest.raises(ShuttingDown):
         keyspace.put_many({"a": b"2"})
-    with pytest.raises(ShuttingDownError):
+    with pytest.raises(ShuttingDown):
         keyspace.delete("a")
-    with pytest.raises(ShuttingDownError):
+    with pytest.raises(ShuttingDown):
         keyspace.delete_many(["a"])
-    assert keyspace.get("a") == Entry(b"1", 1)
-    assert read(keyspace.view()) == {"a": Entry(b"1", 1)}
+    assert keyspace.get("a") == StoredEntry(b"1", 1)
+    assert read(keyspace.view()) == {"a": StoredEntry(b"1", 1)}
     assert keyspace.rev == 1
 
 
 def test_goes_on_where_it_was() -> None:
-    keyspace = Store({"b": Entry(b"1", 3), "a": Entry(b"2", 7)}, 9)
+    keyspace = Store({"b": StoredEntry(b"1", 3), "a": StoredEntry(b"2", 7)}, 9)
     assert (len(keyspace), keyspace.rev) == (2, 9)
-    assert read(keyspace.view()) == {"a": Entry(b"2", 7), "b": Entry(b"1", 3)}
-    assert keyspace.put("a", b"3") == (10, Entry(b"2", 7))
+    assert read(keyspace.view()) == {"a": StoredEntry(b"2", 7), "b": StoredEntry(b"1", 3)}
+    assert keyspace.put("a", b"3") == (10, StoredEntry(b"2", 7))
 
 
 def test_keys_are_in_the_order_of_their_bytes() -> None:
@@ -178,7 +183,7 @@ def test_a_write_that_is_rolled_back_leaves_the_window_as_it_was() -> None:
     windows = [
         sessions.remember(Once("s", seq, b"digest", b"reply"), seq, seq, 0) for seq in (1, 2, 3, 9)
     ]
-    with pytest.raises(StaleSeqError):
+    with pytest.raises(StaleSeq):
         sessions.recall("s", 3, b"digest", 0)
     sessions.undo(Once("s", 9, b"digest", b"reply"), windows[-1])
 
@@ -293,7 +298,7 @@ def test_what_is_not_safe_stays_in_the_history() -> None:
     assert kept_revs(keyspace, 0) == [1, 2, 3]
     keyspace.put("a", b"1")
 
-    with pytest.raises(CompactedError) as refused:
+    with pytest.raises(Compacted) as refused:
         keyspace.changes_since(2, 1_000)
     assert refused.value.details == {"oldest": 4}
     log.safe_rev = 6
@@ -317,7 +322,7 @@ def test_what_is_for_a_cursor_stays_within_bounds(monkeypatch: pytest.MonkeyPatc
     keyspace.remove_cursor()
     keyspace.put("a", b"1")
     assert kept_revs(keyspace, 8) == [9]
-    with pytest.raises(CompactedError):
+    with pytest.raises(Compacted):
         keyspace.changes_since(7, 1)
 
 
@@ -392,7 +397,7 @@ def test_a_view_of_what_is_rolled_back_once_it_has_been_read_is_lost() -> None:
     keyspace = Store(log=FakeLog(0))
     keyspace.put("a", b"1")
     snapshot = keyspace.view()
-    assert read(snapshot) == {"a": Entry(b"1", 1)}
+    assert read(snapshot) == {"a": StoredEntry(b"1", 1)}
     assert not snapshot.lost
 
     with keyspace.lock:
@@ -442,7 +447,7 @@ def test_views_under_threads(
         if value is None:
             del model[key]
         else:
-            model[key] = Entry(value, rev)
+            model[key] = StoredEntry(value, rev)
         states[rev] = dict(model)
     for rev, seen in views:
         assert seen == states[rev], rev
@@ -469,7 +474,7 @@ class FakeLog:
 
     def append(self, commit: Packed) -> int:
         if self.broken:
-            raise ReadOnlyError("no")
+            raise ReadOnly("no")
         return commit.rev
 
     @property
@@ -486,8 +491,8 @@ class OpenView:
     def __init__(self, snapshot: SnapshotView, expected: Model) -> None:
         self.snapshot = snapshot
         self.expected = expected
-        self.chunks: Iterator[list[tuple[str, Entry]]] = snapshot.chunks()
-        self.seen: list[tuple[str, Entry]] = []
+        self.chunks: Iterator[list[tuple[str, StoredEntry]]] = snapshot.chunks()
+        self.seen: list[tuple[str, StoredEntry]] = []
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -509,7 +514,7 @@ class StoreMachine(RuleBasedStateMachine):
     def begin(self, size: int, entries: dict[str, bytes], rev: int, kept: int, unread: int) -> None:
         self.patch.setattr(view, "CHUNK_ENTRIES", size)
         self.patch.setattr(history, "UNREAD_CHANGES", unread)
-        self.model = {key: Entry(value, rev) for key, value in entries.items()}
+        self.model = {key: StoredEntry(value, rev) for key, value in entries.items()}
         self.rev = rev
         self.log = FakeLog(rev)
         self.states = {rev: dict(self.model)}
@@ -524,18 +529,18 @@ class StoreMachine(RuleBasedStateMachine):
     def put(self, key: str, value: bytes) -> None:
         self.rev += 1
         assert self.keyspace.put(key, value) == (self.rev, self.model.get(key))
-        self.model[key] = Entry(value, self.rev)
+        self.model[key] = StoredEntry(value, self.rev)
 
     @rule(items=st.dictionaries(names, values))
     def put_many(self, items: dict[str, bytes]) -> None:
         self.rev += bool(items)
         assert self.keyspace.put_many(items) == self.rev
-        self.model |= {key: Entry(value, self.rev) for key, value in items.items()}
+        self.model |= {key: StoredEntry(value, self.rev) for key, value in items.items()}
 
     @rule(key=names)
     def delete(self, key: str) -> None:
         if key not in self.model:
-            with pytest.raises(NotFoundError):
+            with pytest.raises(NotFound):
                 self.keyspace.delete(key)
             return
         self.rev += 1
@@ -558,20 +563,20 @@ class StoreMachine(RuleBasedStateMachine):
         if key in self.model:
             assert self.keyspace.get(key) == self.model[key]
         else:
-            with pytest.raises(NotFoundError):
+            with pytest.raises(NotFound):
                 self.keyspace.get(key)
 
     @rule(key=names, keys=st.lists(names), value=values)
     def write_while_the_log_refuses(self, key: str, keys: list[str], value: bytes) -> None:
         self.log.broken = True
-        with pytest.raises(ReadOnlyError):
+        with pytest.raises(ReadOnly):
             self.keyspace.put(key, value)
-        with pytest.raises(ReadOnlyError):
+        with pytest.raises(ReadOnly):
             self.keyspace.put_many({key: value, "a": value})
-        with pytest.raises(ReadOnlyError if key in self.model else NotFoundError):
+        with pytest.raises(ReadOnly if key in self.model else NotFound):
             self.keyspace.delete(key)
         if self.model.keys() & set(keys):
-            with pytest.raises(ReadOnlyError):
+            with pytest.raises(ReadOnly):
                 self.keyspace.delete_many(keys)
         self.log.broken = False
 

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 
 from tests.contract_stores import Disk, DurableStore, FakeClock, Parked, request
 from tests.support import Message, pack, unpack
-from zkv.errors import ReadOnlyError
+from zkv.errors import ReadOnly
 from zkv.keyspace.bounds import key_range
 from zkv.keyspace.sessions import room
 
@@ -652,7 +652,7 @@ class StoreMachine(RuleBasedStateMachine):
             "rename .snapshot.tmp": safe_by_now,
         }
         outcome = self.store.snapshot()
-        assert not isinstance(outcome, ReadOnlyError), outcome
+        assert not isinstance(outcome, ReadOnly), outcome
         assert outcome == rev
         assert self.disk.before == {}
         self.saved_rev = rev

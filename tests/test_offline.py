@@ -40,9 +40,9 @@ from zkv.durability.check import Survey, revisions, survey
 from zkv.durability.copying import MOST_REV, RESTORED_ABOVE
 from zkv.durability.files import Files
 from zkv.durability.layout import Layout
-from zkv.durability.lock import Lock
+from zkv.durability.lock import DirectoryLock
 from zkv.durability.picture import Picture
-from zkv.durability.segment import Scan
+from zkv.durability.segment import SegmentScan
 from zkv.errors import DataDirError
 
 State = dict[str, tuple[Any, int]]
@@ -276,7 +276,7 @@ def flip_revision(data: Path, rev: int) -> Path:
 def place_of(data: Path, rev: int) -> tuple[Path, int]:
     """The segment that holds a revision, and where in it the revision's frame begins."""
     for path in segments(data):
-        scan = Scan(Files(), path)
+        scan = SegmentScan(Files(), path)
         for commit in scan.commits():
             if commit.rev == rev and commit.changes:
                 return path, scan.end
@@ -1026,7 +1026,7 @@ class CrashingFiles(FastFiles):
 
     def __init__(self, calls: int) -> None:
         self.left = calls
-        self._opened: list[BinaryIO | Lock] = []
+        self._opened: list[BinaryIO | DirectoryLock] = []
 
     def _call(self) -> None:
         self.left -= 1
@@ -1067,7 +1067,7 @@ class CrashingFiles(FastFiles):
         self._call()
         super().remove_directory(path)
 
-    def lock(self, path: Path) -> Lock:
+    def lock(self, path: Path) -> DirectoryLock:
         self._call()
         lock = super().lock(path)
         self._opened.append(lock)
@@ -1302,7 +1302,7 @@ def test_runs_behind_a_fault(data: Path) -> None:
     rev = first_revision(segments(data)[-2]) + 2
     path = flip_revision(data, rev)
     assert path == segments(data)[-2]
-    scan = Scan(Files(), path)
+    scan = SegmentScan(Files(), path)
     assert [each.rev for each in scan.commits()][-1] == rev - 1
     (run,) = scan.behind
     commits = list(segment.read_run(Files(), path, run))

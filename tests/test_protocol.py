@@ -16,14 +16,14 @@ from msgspec import Raw
 from tests.support import pack, unpack
 from zkv import compiled
 from zkv.errors import (
-    BadRequestError,
-    InternalError,
-    NotFoundError,
-    ReadOnlyError,
+    BadRequest,
+    Internal,
+    NotFound,
+    ReadOnly,
     RequestError,
-    ShuttingDownError,
-    TooLargeError,
-    UnknownOpError,
+    ShuttingDown,
+    TooLarge,
+    UnknownOp,
 )
 from zkv.protocol import nesting, replies, requests
 from zkv.protocol.codec import KeyLimits, decode, encode_reply, pack_array
@@ -142,7 +142,7 @@ def test_optional_fields(op: str, name: str, value: Any) -> None:
 def test_missing_field(op: str, fields: Fields, missing: str) -> None:
     rest = {name: value for name, value in fields.items() if name != missing}
     error = refusal(request(op, rest, id=pack(8)))
-    assert isinstance(error, BadRequestError)
+    assert isinstance(error, BadRequest)
     assert f"`{missing}`" in error.message
     assert "missing" in error.message
     assert error.request_id == 8
@@ -152,7 +152,7 @@ def test_missing_field(op: str, fields: Fields, missing: str) -> None:
 @pytest.mark.parametrize("name", ["colour", "Key", "", "keys ", "ID"])
 def test_unknown_field(op: str, fields: Fields, _request: object, name: str) -> None:
     error = refusal(request(op, fields | {name: pack(1)}, id=pack("x")))
-    assert isinstance(error, BadRequestError)
+    assert isinstance(error, BadRequest)
     assert f"`{name}`" in error.message
     assert error.request_id == "x"
 
@@ -165,7 +165,7 @@ def test_field_of_another_op(op: str, field: str) -> None:
     fields = next(fields for each, fields, _ in WHOLE if each == op)
     good = {"key": pack("k"), "value": pack(1), "keys": pack(["k"])}[field]
     error = refusal(request(op, fields | {field: good}))
-    assert isinstance(error, BadRequestError)
+    assert isinstance(error, BadRequest)
     assert f"`{field}`" in error.message
 
 
@@ -190,7 +190,7 @@ def wrong_fields() -> Iterable[tuple[str, Fields, str, bytes]]:
 )
 def test_wrong_type(op: str, fields: Fields, name: str, wrong: bytes) -> None:
     error = refusal(packed_map({"op": pack(op), "id": pack(3)} | fields | {name: wrong}))
-    assert isinstance(error, BadRequestError)
+    assert isinstance(error, BadRequest)
     assert f"`{name}" in error.message
     assert error.request_id == 3
 
@@ -202,7 +202,7 @@ def test_wrong_type(op: str, fields: Fields, name: str, wrong: bytes) -> None:
 )  # fmt: skip
 def test_unknown_op(op: str) -> None:
     error = refusal(request(op, {"key": pack("k")}, id=pack(5)))
-    assert isinstance(error, UnknownOpError)
+    assert isinstance(error, UnknownOp)
     assert error.request_id == 5
 
 
@@ -213,14 +213,14 @@ def test_unknown_op_in_another_case_is_told_the_right_one() -> None:
 @pytest.mark.parametrize("op", [None, True, 1, 1.0, [], ["GET"], {}, msgpack.ExtType(1, b"GET")])
 def test_op_of_wrong_type(op: Any) -> None:
     error = refusal(packed_map({"op": pack(op), "key": pack("k"), "id": pack(5)}))
-    assert isinstance(error, BadRequestError)
+    assert isinstance(error, BadRequest)
     assert "`op`" in error.message
     assert error.request_id == 5
 
 
 def test_missing_op() -> None:
     error = refusal(packed_map({"key": pack("k"), "id": pack(5)}))
-    assert isinstance(error, BadRequestError)
+    assert isinstance(error, BadRequest)
     assert "`op`" in error.message
     assert error.request_id == 5
 
@@ -262,13 +262,13 @@ NO_MAP = {
 @pytest.mark.parametrize("body", NO_MAP.values(), ids=NO_MAP)
 def test_body_that_is_no_map_of_fields(body: bytes) -> None:
     error = refusal(body)
-    assert isinstance(error, BadRequestError)
+    assert isinstance(error, BadRequest)
     assert error.request_id is None
 
 
 @pytest.mark.parametrize("length", range(len(GET)))
 def test_body_that_ends_too_early(length: int) -> None:
-    assert isinstance(refusal(GET[:length]), BadRequestError)
+    assert isinstance(refusal(GET[:length]), BadRequest)
 
 
 @pytest.mark.parametrize("kind", [b"\xdd", b"\xdf", b"\xdb", b"\xc6", b"\xc9"])
@@ -279,14 +279,14 @@ def test_field_that_claims_4_billion_items(kind: bytes, op: str, name: str) -> N
     claim = kind + b"\xff\xff\xff\xff"
     others = {"key": pack("k")} if op == "PUT" else {}
     error = refusal(packed_map({"op": pack(op), "id": pack(1)} | others | {name: claim}))
-    assert isinstance(error, BadRequestError)
+    assert isinstance(error, BadRequest)
     assert error.request_id == 1
 
 
 def test_body_over_100_megabytes() -> None:
     """Not msgpack's own limit counts, but the one that is set for messages."""
     body = b"\x82" + pack("id") + pack(1) + pack("x") + b"\xc6" + struct.pack(">I", 101 << 20)
-    assert isinstance(refusal(body + bytes(100 << 20)), BadRequestError)
+    assert isinstance(refusal(body + bytes(100 << 20)), BadRequest)
 
 
 # --- The id ----------------------------------------------------------------------------------
@@ -348,14 +348,14 @@ def test_id_that_is_no_int_or_text_is_not_echoed(packed: bytes) -> None:
 @pytest.mark.parametrize("packed", [b"\xc3", pack(1.0), pack([1]), pack({}), NOT_UTF8])
 def test_id_of_wrong_type_is_refused(packed: bytes) -> None:
     error = refusal(request("PING", {}, id=packed))
-    assert isinstance(error, BadRequestError)
+    assert isinstance(error, BadRequest)
     assert "`id`" in error.message
 
 
 @pytest.mark.parametrize("name", [b"\x81\x91\x01\x01", b"\x91\x81\x90\x01", b"\x81\xc0\xc0"])
 def test_strange_field_name_before_the_id(name: bytes) -> None:
     error = refusal(packed_pairs([(name, b"\x01"), (pack("id"), b"\x07")]))
-    assert isinstance(error, BadRequestError)
+    assert isinstance(error, BadRequest)
     assert error.request_id in {None, 7}
 
 
@@ -372,7 +372,7 @@ def test_op_twice_never_escapes_the_schema(first: str) -> None:
     body = packed_pairs([(pack("op"), pack(first)), (pack("op"), pack(second))])
     try:
         assert decode(body) == requests.Ping()
-    except BadRequestError:
+    except BadRequest:
         pass  # A GET without a key.
 
 
@@ -640,7 +640,7 @@ def test_a_value_may_have_500_levels_and_not_501(op: str, wrap: bytes, end: byte
     for levels in (501, 502, 503, 504, 505, 1_023, 1_024, 1_025, 5_000):
         name, refused = body(levels)
         error = refusal(refused)
-        assert isinstance(error, BadRequestError)
+        assert isinstance(error, BadRequest)
         assert error.message == f"field `{name}` is nested deeper than 500 levels"
         assert error.request_id == 7
 
@@ -656,7 +656,7 @@ def test_a_deep_field_is_named_whatever_it_should_be(
         deep = (packed_name(name), b"\x91" * levels + b"\xc0")
         for pairs in ([deep, *others], [*others, deep]):
             error = refusal(packed_pairs(pairs))
-            assert isinstance(error, BadRequestError)
+            assert isinstance(error, BadRequest)
             assert error.message == f"field `{name}` is nested deeper than 500 levels"
 
 
@@ -674,7 +674,7 @@ def test_what_is_nested_deeply_where_no_field_is(levels: int) -> None:
         (b"\x81" + pack("value") + deep[:-1] + b"\xc1", "field `value` is nested deeper"),
     ):
         error = refusal(body)
-        assert isinstance(error, BadRequestError)
+        assert isinstance(error, BadRequest)
         assert message in error.message
 
 
@@ -736,12 +736,12 @@ def test_good_keys(key: str) -> None:
 @pytest.mark.parametrize(
     ("key", "error"),
     [
-        ("", BadRequestError),
-        ("\0", BadRequestError),
-        ("\0x", BadRequestError),
-        ("a" * (MOST + 1), TooLargeError),
-        ("é" * (MOST // 2) + "a", TooLargeError),
-        ("\U0001f600" * (MOST // 4) + "a", TooLargeError),
+        ("", BadRequest),
+        ("\0", BadRequest),
+        ("\0x", BadRequest),
+        ("a" * (MOST + 1), TooLarge),
+        ("é" * (MOST // 2) + "a", TooLarge),
+        ("\U0001f600" * (MOST // 4) + "a", TooLarge),
     ],
 )
 def test_bad_keys(key: str, error: type[RequestError]) -> None:
@@ -768,13 +768,13 @@ def test_key_limit_counts_bytes(key: str, most: int) -> None:
 def test_batch_limit() -> None:
     limits.check_keys([])
     limits.check_keys(["a", "b", "c"])
-    with pytest.raises(TooLargeError, match="max_batch"):
+    with pytest.raises(TooLarge, match="max_batch"):
         limits.check_keys(["a", "a", "a", "a"])
 
 
 def test_value_limit() -> None:
     assert limits.value("k", Raw(bytes(10))) == bytes(10)
-    with pytest.raises(TooLargeError, match="max_value_bytes"):
+    with pytest.raises(TooLarge, match="max_value_bytes"):
         limits.value("k", Raw(bytes(11)))
 
 
@@ -813,13 +813,13 @@ def test_replies(reply: replies.Reply, expected: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("kind", "code", "retry"),
     [
-        (BadRequestError, "BAD_REQUEST", False),
-        (UnknownOpError, "UNKNOWN_OP", False),
-        (NotFoundError, "NOT_FOUND", False),
-        (TooLargeError, "TOO_LARGE", False),
-        (ReadOnlyError, "READ_ONLY", True),
-        (ShuttingDownError, "SHUTTING_DOWN", True),
-        (InternalError, "INTERNAL", False),
+        (BadRequest, "BAD_REQUEST", False),
+        (UnknownOp, "UNKNOWN_OP", False),
+        (NotFound, "NOT_FOUND", False),
+        (TooLarge, "TOO_LARGE", False),
+        (ReadOnly, "READ_ONLY", True),
+        (ShuttingDown, "SHUTTING_DOWN", True),
+        (Internal, "INTERNAL", False),
     ],
 )
 @pytest.mark.parametrize("request_id", [None, 0, 7, "", "x"])

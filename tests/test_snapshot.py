@@ -31,21 +31,21 @@ from zkv.config import DurabilitySettings, LimitSettings
 from zkv.durability.files import Files
 from zkv.durability.snapshot import Loaded, Writer, file_name, read, revision_of
 from zkv.engine import Engine
-from zkv.errors import DamageError, ReadOnlyError
-from zkv.keyspace import Entry
+from zkv.errors import DamageError, ReadOnly
+from zkv.keyspace import StoredEntry
 from zkv.keyspace.table import PlainTable
 
 REV = 42
 CREATED = 1
 ENTRIES = {
-    "a": Entry(b"\xc0", 1),
-    "é": Entry(b"\xca\x3f\x80\x00\x00", 41),
-    "k\n": Entry(b"\xa3a\xffb", 42),
-    "\U00010000": Entry(b"\x81\x91\x01\xd4\x05x", 7),
+    "a": StoredEntry(b"\xc0", 1),
+    "é": StoredEntry(b"\xca\x3f\x80\x00\x00", 41),
+    "k\n": StoredEntry(b"\xa3a\xffb", 42),
+    "\U00010000": StoredEntry(b"\x81\x91\x01\xd4\x05x", 7),
 }
 
 
-def write(directory: Path, chunks: list[dict[str, Entry]], rev: int = REV) -> Path:
+def write(directory: Path, chunks: list[dict[str, StoredEntry]], rev: int = REV) -> Path:
     """A snapshot file with a frame of entries for each chunk."""
     with Writer(Files(), directory, rev, created=CREATED) as writer:
         for chunk in chunks:
@@ -139,13 +139,13 @@ def test_empty_store(tmp_path: Path) -> None:
 @given(
     entries_=st.dictionaries(
         st.text(st.characters(codec="utf-8"), min_size=1),
-        st.builds(Entry, st.binary().map(pack), st.integers(0, 2**63 - 1)),
+        st.builds(StoredEntry, st.binary().map(pack), st.integers(0, 2**63 - 1)),
     ),
     size=st.integers(1, 5),
     rev=st.integers(0, 2**63 - 1),
 )
 def test_any_entries(
-    tmp_path_factory: pytest.TempPathFactory, entries_: dict[str, Entry], size: int, rev: int
+    tmp_path_factory: pytest.TempPathFactory, entries_: dict[str, StoredEntry], size: int, rev: int
 ) -> None:
     directory = tmp_path_factory.mktemp("any")
     pairs = list(entries_.items())
@@ -163,13 +163,17 @@ def test_the_format_is_as_documented(tmp_path: Path) -> None:
     assert frames[-1] == footer(frames[:-1])
     raw = msgspec.msgpack.Decoder(list[tuple[str, msgspec.Raw, int]])
     found = {
-        key: Entry(bytes(value), rev)
+        key: StoredEntry(bytes(value), rev)
         for frame in frames[1:-1]
         for key, value, rev in raw.decode(frame.payload)
     }
     assert found == ENTRIES
     path = handmade(tmp_path, whole(entries(["a", 1, 2], ["b", None, 3]), entries(["c", "x", 4])))
-    expected = {"a": Entry(b"\x01", 2), "b": Entry(b"\xc0", 3), "c": Entry(b"\xa1x", 4)}
+    expected = {
+        "a": StoredEntry(b"\x01", 2),
+        "b": StoredEntry(b"\xc0", 3),
+        "c": StoredEntry(b"\xa1x", 4),
+    }
     assert read(Files(), path) == Loaded(REV, PlainTable(expected), [], CREATED)
 
 
@@ -602,7 +606,7 @@ def run_with_a_fault(data_dir: Path, files: FailingFiles) -> bool:
         error = future.exception(10)
         failed = len(files.calls) >= faults[0]
         assert failed or error is None
-        assert error is None or isinstance(error, ReadOnlyError), error
+        assert error is None or isinstance(error, ReadOnly), error
         names = snapshot_names(data_dir)
         assert file_name(2) in names
         if error is None:

@@ -189,13 +189,13 @@ class Server:
 class _Running:
     """A started server and the thread that supervises it.
 
-    Raises what `zkv.server.Server.start` does.
+    Raises what `zkv.server.ServerCore.start` does.
     """
 
     def __init__(self, settings: config.Settings) -> None:
         self.pid = os.getpid()
         self.outcome: Future[bool] = Future()
-        self._server = server.Server(settings)
+        self._server = server.ServerCore(settings)
         self._server.start()
         self.endpoints = self._server.endpoints
         self.feed = self._server.feed

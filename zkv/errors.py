@@ -9,21 +9,21 @@
     |       `-- DamageError      a file in it is damaged and is not served
     |-- ServerFailedError        an embedded server stopped, and not everything is saved
     `-- RequestError             a request fails: becomes a reply ``{"ok": false, "code": ...}``
-        |-- BadRequestError      BAD_REQUEST    malformed frame, missing, wrong or unknown field
-        |-- UnknownOpError       UNKNOWN_OP     no such op
-        |-- NotFoundError        NOT_FOUND      the key is not there
-        |-- ConflictError        CONFLICT       an expected revision is not the actual one
-        |-- WrongTypeError       WRONG_TYPE     INCR on what is no int64, or past its range
-        |-- TooLargeError        TOO_LARGE      key, value, batch or reply over its limit
-        |-- CompactedError       COMPACTED      changes that are not kept any more
-        |-- StaleSeqError        STALE_SEQ      older than what the session remembers
-        |-- DeadlineError        DEADLINE       too late, not run
-        |-- BusyError            BUSY           over a load limit, not run
-        |-- ReadOnlyError        READ_ONLY      data cannot be written to disk now
-        |-- ShuttingDownError    SHUTTING_DOWN  END or a signal has been received, not run
-        `-- InternalError        INTERNAL       a bug; logged with a traceback
+        |-- BadRequest           BAD_REQUEST    malformed frame, missing, wrong or unknown field
+        |-- UnknownOp            UNKNOWN_OP     no such op
+        |-- NotFound             NOT_FOUND      the key is not there
+        |-- Conflict             CONFLICT       an expected revision is not the actual one
+        |-- WrongType            WRONG_TYPE     INCR on what is no int64, or past its range
+        |-- TooLarge             TOO_LARGE      key, value, batch or reply over its limit
+        |-- Compacted            COMPACTED      changes that are not kept any more
+        |-- StaleSeq             STALE_SEQ      older than what the session remembers
+        |-- Deadline             DEADLINE       too late, not run
+        |-- Busy                 BUSY           over a load limit, not run
+        |-- ReadOnly             READ_ONLY      data cannot be written to disk now
+        |-- ShuttingDown         SHUTTING_DOWN  END or a signal has been received, not run
+        `-- Internal             INTERNAL       a bug; logged with a traceback
 
-Invariant: a ``RequestError`` other than ``InternalError`` is raised before anything was changed, so
+Invariant: a ``RequestError`` other than ``Internal`` is raised before anything was changed, so
 its reply may say ``applied: false``; where that is not so, the raiser passes ``applied=None``.
 """
 
@@ -98,82 +98,82 @@ class RequestError(ZkvError):
         self.details = details
 
 
-class BadRequestError(RequestError):
+class BadRequest(RequestError):
     """Malformed frame, or a missing, wrong or unknown field."""
 
     code = "BAD_REQUEST"
 
 
-class UnknownOpError(RequestError):
+class UnknownOp(RequestError):
     """There is no such op."""
 
     code = "UNKNOWN_OP"
 
 
-class NotFoundError(RequestError):
+class NotFound(RequestError):
     """The key is not there."""
 
     code = "NOT_FOUND"
 
 
-class ConflictError(RequestError):
+class Conflict(RequestError):
     """An expected revision is not the actual one; the reply carries ``key`` and ``rev``."""
 
     code = "CONFLICT"
 
 
-class WrongTypeError(RequestError):
+class WrongType(RequestError):
     """INCR on something that is no int64, or past its range."""
 
     code = "WRONG_TYPE"
 
 
-class CompactedError(RequestError):
+class Compacted(RequestError):
     """The changes asked for are not kept any more; the reply carries ``oldest``."""
 
     code = "COMPACTED"
 
 
-class StaleSeqError(RequestError):
+class StaleSeq(RequestError):
     """The sequence number is older than what its session remembers; never run."""
 
     code = "STALE_SEQ"
 
 
-class DeadlineError(RequestError):
+class Deadline(RequestError):
     """The request's deadline had passed when it would have run."""
 
     code = "DEADLINE"
 
 
-class BusyError(RequestError):
+class Busy(RequestError):
     """Over a load limit; the request was not run."""
 
     code = "BUSY"
     retry = True
 
 
-class TooLargeError(RequestError):
+class TooLarge(RequestError):
     """A key, value, batch or reply is over its limit."""
 
     code = "TOO_LARGE"
 
 
-class ReadOnlyError(RequestError):
+class ReadOnly(RequestError):
     """Data cannot be written to disk now; the message says why."""
 
     code = "READ_ONLY"
     retry = True
 
 
-class ShuttingDownError(RequestError):
+class ShuttingDown(RequestError):
     """END or a signal has been received; the request was not run."""
 
     code = "SHUTTING_DOWN"
     retry = True
 
 
-class InternalError(RequestError):
+class Internal(RequestError):
     """A bug in the server. Whether a write was applied is not known."""
 
     code = "INTERNAL"

@@ -5,8 +5,8 @@ that comes too early waits. Stop, whoever asks for it: new
 requests are refused, the store is sealed and saved, whoever sent END is answered, the broker drains
 and closes. What fails on the way up is undone on the way out.
 
-The thread that calls `Server.wait` is the supervisor: everything that must be acted upon - END, a
-signal, a dead worker, a dead front - is put into one queue by whoever notices, and acted upon
+The thread that calls `ServerCore.wait` is the supervisor: everything that must be acted upon - END,
+a signal, a dead worker, a dead front - is put into one queue by whoever notices, and acted upon
 there.
 """
 
@@ -30,8 +30,8 @@ from zkv import compiled
 from zkv.broker.broker import Broker
 from zkv.broker.front import FrontHandler
 from zkv.broker.worker import WorkerHandler
-from zkv.engine import open_engine
-from zkv.errors import ReadOnlyError, ShuttingDownError
+from zkv.engine import Engine
+from zkv.errors import ReadOnly, ShuttingDown
 from zkv.protocol.codec import KeyLimits
 from zkv.requests.commands import Node
 from zkv.requests.lane import open_lane
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
     from zkv.config import Settings
     from zkv.durability.files import Files
-    from zkv.engine import AnyEngine
     from zkv.log import AnyRecord
     from zkv.requests.account import Account
 
@@ -60,7 +59,7 @@ class Event(enum.Enum):
     REOPEN_LOG = enum.auto()
 
 
-class Server:
+class ServerCore:
     """A server that is not started yet.
 
     Args:
@@ -86,7 +85,7 @@ class Server:
         self._ended: Future[int] | None = None
         self._failed = False
         self._started = time.monotonic()
-        self._engine: AnyEngine
+        self._engine: Engine
         self._broker = Broker(
             endpoints=settings.server.endpoints,
             feed=settings.server.feed,
@@ -160,9 +159,9 @@ class Server:
             return self._events.get(timeout=LOOK_SECONDS)
         return None
 
-    def _open(self) -> AnyEngine:
+    def _open(self) -> Engine:
         limits = self._settings.limits
-        engine = open_engine(self._settings.durability, limits, self._files)
+        engine = Engine(self._settings.durability, limits, self._files)
         keys = KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch)
         self._node = Node(
             engine=engine,
@@ -186,7 +185,7 @@ class Server:
             rev = self._engine.save()
         except BaseException as error:
             self._failed = True
-            bug = not isinstance(error, ReadOnlyError)
+            bug = not isinstance(error, ReadOnly)
             _log.critical("not everything is saved: %s", error, exc_info=bug)
             if ended is not None:
                 ended.set_exception(error)
@@ -202,7 +201,7 @@ class Server:
         """END: have the server stop; the future gives the revision once everything is saved."""
         with self._ending:
             if self._stopping:
-                raise ShuttingDownError("the server is stopping")
+                raise ShuttingDown("the server is stopping")
             self._stopping = True
             self._ended = Future()
         self._events.put(Event.STOP)

@@ -214,7 +214,7 @@ def record(server: ServerInProcess, tmp_path_factory: pytest.TempPathFactory) ->
 def test_arguments_of_zkv_bench(
     server: ServerInProcess, monkeypatch: pytest.MonkeyPatch, name: str, data: st.DataObject
 ) -> None:
-    def never(job: generator.Job, *_: object) -> NoReturn:
+    def never(job: generator.LoadJob, *_: object) -> NoReturn:
         for process in range(min(2, job.processes)):
             job.share(job.clients, process)
         raise BenchError("understood")

@@ -26,7 +26,7 @@ from zkv.broker.mailbox import Pending
 from zkv.config import build
 from zkv.durability import wal
 from zkv.durability.files import Files
-from zkv.errors import ReadOnlyError
+from zkv.errors import ReadOnly
 from zkv.keyspace import view
 from zkv.protocol.codec import KeyLimits
 from zkv.requests.commands import Node
@@ -234,7 +234,7 @@ class Driver:
         future: Future[int] = Future()
         try:
             future.set_result(self.engine.save_at_end())
-        except ReadOnlyError as error:
+        except ReadOnly as error:
             future.set_exception(error)
         return future
 

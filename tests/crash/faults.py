@@ -33,7 +33,7 @@ from tests.crash.disk_model import (
     read_tree,
 )
 from zkv.durability.files import Files
-from zkv.durability.lock import Lock
+from zkv.durability.lock import DirectoryLock
 
 FOR_EVER: Final = sys.maxsize
 READING: Final = frozenset({"names", "open_read"})
@@ -69,7 +69,7 @@ class RecordingFiles(Files):
         self.operations: list[Operation] = []
         self.disk = Disk(self.before)
         self._open: dict[int, tuple[BinaryIO, int]] = {}  # id of the file object -> it, inode
-        self._others: list[BinaryIO | Lock] = []
+        self._others: list[BinaryIO | DirectoryLock] = []
 
     def mark(self, *what: Any) -> None:
         """Write down something that is no file operation."""
@@ -129,7 +129,7 @@ class RecordingFiles(Files):
         if path.is_relative_to(self.root):
             self._record(SyncDirectory(self._relative(path)))
 
-    def lock(self, path: Path) -> Lock:
+    def lock(self, path: Path) -> DirectoryLock:
         file = super().lock(path)
         self._others.append(file)
         self._record(Write(self._created(path), 0, path.read_bytes()))

@@ -39,20 +39,20 @@ HEAD_START: Final = 0.05
 """Seconds from the moment when all processes are ready to the begin of the run."""
 
 
-class Target(Struct, frozen=True, kw_only=True):
+class LoadTarget(Struct, frozen=True, kw_only=True):
     """Where the load goes."""
 
     endpoint: str = ""
 
 
-class Job(Struct, frozen=True, kw_only=True):
+class LoadJob(Struct, frozen=True, kw_only=True):
     """A run: what to send where, from how many processes over how many connections.
 
     ``clients`` is the number of connections of all processes together; ``rate`` and ``operations``
     are those of all, too, 0 = no such bound. ``verify`` names the run whose answers are checked.
     """
 
-    target: Target
+    target: LoadTarget
     workload: Workload = Workload()
     processes: int = 1
     clients: int = 50
@@ -113,7 +113,7 @@ Watch = Callable[[Measured, int], None]
 """Told now and then what there is so far, and how many nanoseconds of the run have passed."""
 
 
-def run(job: Job, watch: Watch = lambda _measured, _elapsed: None) -> Measured:
+def run(job: LoadJob, watch: Watch = lambda _measured, _elapsed: None) -> Measured:
     """Make the load and wait for its end. An interrupt ends it early, a second one at once.
 
     Raises:
@@ -189,7 +189,7 @@ def _take(pipe: Any) -> Any:
     return message
 
 
-def _start_process(job: Job, process: int) -> tuple[Connection, Callable[[], None]]:
+def _start_process(job: LoadJob, process: int) -> tuple[Connection, Callable[[], None]]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     ours, theirs = context.Pipe()
@@ -206,14 +206,14 @@ def _start_process(job: Job, process: int) -> tuple[Connection, Callable[[], Non
     return ours, end
 
 
-def _start_thread(job: Job, process: int) -> tuple[Connection, Callable[[], None]]:
+def _start_thread(job: LoadJob, process: int) -> tuple[Connection, Callable[[], None]]:
     ours, theirs = Pipe()
     thread = threading.Thread(target=_work, args=(job, process, theirs), name="zkv-bench")
     thread.start()
     return ours, thread.join
 
 
-def _member(job: Job, process: int, pipe: Connection) -> None:
+def _member(job: LoadJob, process: int, pipe: Connection) -> None:
     """The main function of a process. An interrupt is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -223,7 +223,7 @@ def _member(job: Job, process: int, pipe: Connection) -> None:
     _work(job, process, pipe)
 
 
-def _work(job: Job, process: int, pipe: Connection) -> None:
+def _work(job: LoadJob, process: int, pipe: Connection) -> None:
     """Make a process's share of the load; tell everything through the pipe."""
     try:
         connections = connect(job, job.share(job.clients, process))
@@ -244,7 +244,7 @@ def _tell(pipe: Connection, error: BenchError) -> None:
         pipe.send(error)
 
 
-def _drive(job: Job, process: int, pipe: Connection, connections: Connections) -> None:
+def _drive(job: LoadJob, process: int, pipe: Connection, connections: Connections) -> None:
     clients = job.share(job.clients, process)
     source = make_source(job, process)
     _greet(job, connections, clients)
@@ -279,13 +279,13 @@ def _drive(job: Job, process: int, pipe: Connection, connections: Connections) -
     )
 
 
-def connect(job: Job, clients: int) -> Connections:
+def connect(job: LoadJob, clients: int) -> Connections:
     """So many connections to the target."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
     return ZmqConnections(context, job.target.endpoint, clients, job.pipeline)
 
 
-def make_source(job: Job, process: int) -> Source:
+def make_source(job: LoadJob, process: int) -> Source:
     """What a process sends."""
     open_ended = job.pipeline > 1
     if job.verify:
@@ -298,7 +298,7 @@ def make_source(job: Job, process: int) -> Source:
     return Mix(job.workload, requests, process, job.processes)
 
 
-def _greet(job: Job, connections: Connections, clients: int) -> None:
+def _greet(job: LoadJob, connections: Connections, clients: int) -> None:
     """Have one request answered on each connection, so that all of them are up."""
     request = b"\x81\xa2op\xa4PING" if job.pipeline == 1 else b"\x82\xa2op\xa4PING\xa2id"
     waiting = set()

@@ -18,7 +18,7 @@ import msgspec
 from zkv import __version__, durations
 from zkv.bench import generator, measure, plot, result, show
 from zkv.bench.connections import BenchError
-from zkv.bench.generator import Job
+from zkv.bench.generator import LoadJob
 from zkv.bench.keys import DISTRIBUTIONS
 from zkv.bench.result import Result
 from zkv.bench.servers import POLICIES, TRANSPORTS, Running
@@ -318,11 +318,11 @@ def _check_limits(parser: Parser, options: argparse.Namespace) -> None:
         parser.error(f"--name: {options.name!r} is no UTF-8")
 
 
-def _job(options: argparse.Namespace, running: Running, rate: float = 0.0) -> Job:
+def _job(options: argparse.Namespace, running: Running, rate: float = 0.0) -> LoadJob:
     chosen = ("keys", "ycsb", "seed", *PLAIN_FIELDS, *FIELDS_OF_YCSB)
     given = {name: getattr(options, name) for name in chosen}
     workload = Workload(**{name: value for name, value in given.items() if value is not None})
-    return Job(
+    return LoadJob(
         target=running.target,
         workload=workload,
         processes=options.processes,
@@ -335,7 +335,7 @@ def _job(options: argparse.Namespace, running: Running, rate: float = 0.0) -> Jo
     )
 
 
-def _load(options: argparse.Namespace, job: Job) -> bool:
+def _load(options: argparse.Namespace, job: LoadJob) -> bool:
     """The load phase, where it is asked for or needed; whether a run is to follow."""
     if options.phase == "load" or (
         options.phase == "both" and job.workload.is_read() and not job.verify
@@ -346,8 +346,8 @@ def _load(options: argparse.Namespace, job: Job) -> bool:
     return bool(options.phase != "load")
 
 
-def _measure(options: argparse.Namespace, running: Running, job: Job, name: str) -> Result:
-    progress = show.Progress(job)
+def _measure(options: argparse.Namespace, running: Running, job: LoadJob, name: str) -> Result:
+    progress = show.RunProgress(job)
     try:
         return measure.measure(name, running, job, progress, options.ceiling)
     finally:

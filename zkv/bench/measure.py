@@ -12,7 +12,7 @@ import msgspec
 
 from zkv.bench import generator, result, servers
 from zkv.bench.connections import BenchError
-from zkv.bench.generator import Job, Measured, Target, Watch
+from zkv.bench.generator import LoadJob, LoadTarget, Measured, Watch
 from zkv.bench.result import Result
 from zkv.bench.servers import Running
 from zkv.bench.verify import SHARED_COUNTERS, keys_of, shared_counter
@@ -48,7 +48,7 @@ def target(endpoint: str, start: str, policy: str) -> Iterator[Running]:
         with servers.zkv(policy, start) as running:
             yield running
     else:
-        yield Running(name="zkv", version="", target=Target(endpoint=_numeric(endpoint)))
+        yield Running(name="zkv", version="", target=LoadTarget(endpoint=_numeric(endpoint)))
 
 
 def _numeric(endpoint: str) -> str:
@@ -64,7 +64,7 @@ def _numeric(endpoint: str) -> str:
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
-def ceiling(job: Job, seconds: float) -> tuple[float, str]:
+def ceiling(job: LoadJob, seconds: float) -> tuple[float, str]:
     """What the load of ``job`` reaches against the floor, closed loop; and what that is."""
     transport = "ipc" if job.target.endpoint.startswith("ipc:") else "tcp"
     plain = msgspec.structs.replace(job.workload, ycsb="", batch=1)
@@ -77,7 +77,9 @@ def ceiling(job: Job, seconds: float) -> tuple[float, str]:
         return measured.rate, floor.version
 
 
-def measure(name: str, running: Running, job: Job, watch: Watch, ceiling_seconds: float) -> Result:
+def measure(
+    name: str, running: Running, job: LoadJob, watch: Watch, ceiling_seconds: float
+) -> Result:
     """A run against a zkv server that is there, with its keys loaded. Raises BenchError."""
     facts = result.ask(running.target.endpoint)
     is_inside = job.target.endpoint.startswith("inproc:")  # No floor could be in there, too.
@@ -97,7 +99,7 @@ def measure(name: str, running: Running, job: Job, watch: Watch, ceiling_seconds
     return made
 
 
-def _check_shared_counters(job: Job, measured: Measured, made: Result) -> None:
+def _check_shared_counters(job: LoadJob, measured: Measured, made: Result) -> None:
     """What all processes have added has to be what is there."""
     with result.connect(job.target.endpoint) as client:
         for number in range(SHARED_COUNTERS):

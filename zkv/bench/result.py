@@ -21,7 +21,7 @@ from msgspec import Struct, field
 from zkv import __version__, compiled
 from zkv.bench.connections import BenchError
 from zkv.bench.drive import INTERVAL
-from zkv.bench.generator import Job, Measured
+from zkv.bench.generator import LoadJob, Measured
 from zkv.bench.histogram import Histogram
 from zkv.bench.workload import YCSB
 from zkv.client import Client, ClientError, RetryPolicy
@@ -93,7 +93,7 @@ class Result(Struct, kw_only=True):
 
     name: str
     when: str
-    job: Job
+    job: LoadJob
     machine: Machine
     versions: dict[str, str]
     server: dict[str, Any]
@@ -124,7 +124,7 @@ class Result(Struct, kw_only=True):
         return self.latencies[-1]
 
 
-def make(name: str, job: Job, measured: Measured, server: dict[str, Any]) -> Result:
+def make(name: str, job: LoadJob, measured: Measured, server: dict[str, Any]) -> Result:
     """Put together what a run has measured."""
     totals = [report.totals for report in measured.reports]
     merged = Histogram()

@@ -23,7 +23,7 @@ from typing import Final
 from msgspec import Struct
 
 from zkv.bench.connections import BenchError
-from zkv.bench.generator import Target
+from zkv.bench.generator import LoadTarget
 
 START_LIMIT: Final = 20.0
 POLICIES: Final = ("always", "interval", "never")
@@ -38,7 +38,7 @@ class Running(Struct):
 
     name: str
     version: str
-    target: Target
+    target: LoadTarget
     pid: int = 0
 
     def cpu(self) -> float:
@@ -70,16 +70,16 @@ def zkv(policy: str, transport: str = "tcp") -> Iterator[Running]:
         ]  # fmt: skip
         with child(command, directory) as process:
             (endpoint,) = ready(process, directory)
-            yield Running(f"zkv {policy}", "", Target(endpoint=endpoint), process.pid)
+            yield Running(f"zkv {policy}", "", LoadTarget(endpoint=endpoint), process.pid)
 
 
 def _zkv_inside(policy: str, directory: str) -> Iterator[Running]:
     """A zkv server in this process."""
     from zkv.config import build
-    from zkv.server import Event, Server
+    from zkv.server import Event, ServerCore
 
     endpoint = f"inproc://zkv-bench-{os.getpid()}"
-    server = Server(
+    server = ServerCore(
         build({
             "server": {"endpoints": [endpoint], "feed": ""},
             "durability": {"data_dir": f"{directory}/data", "fsync": policy},
@@ -89,7 +89,7 @@ def _zkv_inside(policy: str, directory: str) -> Iterator[Running]:
     supervisor = threading.Thread(target=server.wait, name="zkv-supervisor")
     supervisor.start()
     try:
-        yield Running(f"zkv {policy}", "", Target(endpoint=endpoint))
+        yield Running(f"zkv {policy}", "", LoadTarget(endpoint=endpoint))
     finally:
         server.post(Event.STOP)
         supervisor.join()
@@ -108,7 +108,7 @@ def floor(transport: str = "tcp") -> Iterator[Running]:
         with child([*command, endpoint], directory) as process:
             (endpoint,) = ready(process, directory)
             kind = "in C" if compiled else "in Python"
-            yield Running("floor", kind, Target(endpoint=endpoint), process.pid)
+            yield Running("floor", kind, LoadTarget(endpoint=endpoint), process.pid)
 
 
 def _compile_floor(directory: str) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, TextIO
 
 from zkv.bench.drive import INTERVAL
-from zkv.bench.generator import Job, Measured
+from zkv.bench.generator import LoadJob, Measured
 from zkv.bench.histogram import Histogram
 from zkv.bench.result import NAMES, Result
 from zkv.bench.workload import YCSB
@@ -57,7 +57,7 @@ def rate(per_second: float) -> str:
     return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
 
 
-def workload(job: Job) -> str:
+def workload(job: LoadJob) -> str:
     """What is sent, in words."""
     work = job.workload
     if job.verify:
@@ -71,17 +71,17 @@ def workload(job: Job) -> str:
     return f"{kinds}{batch}; {work.keys:,} keys, {work.distribution}, {work.value_bytes} bytes"
 
 
-def shape(job: Job) -> str:
+def shape(job: LoadJob) -> str:
     """How it is sent, in words."""
     loop = f"open loop at {rate(job.rate)} ops/s" if job.rate else "closed loop"
     processes = f" from {job.processes} processes" if job.processes > 1 else ""
     return f"{loop}, {job.clients} connections{processes}, {job.pipeline} in flight on each"
 
 
-class Progress:
+class RunProgress:
     """One line on a terminal that is written anew; nothing where there is none."""
 
-    def __init__(self, job: Job, stream: TextIO | None = None) -> None:
+    def __init__(self, job: LoadJob, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._job = job
         self._shown = 0.0

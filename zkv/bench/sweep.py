@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from zkv.bench import show
-from zkv.bench.generator import Job
+from zkv.bench.generator import LoadJob
 from zkv.bench.result import Result
 
 SERVED: Final = 0.98
@@ -34,7 +34,7 @@ class Sweep(Struct):
 
 
 def sweep(
-    job: Job, rates: list[float] | None, measure: Callable[[Job, str], Result]
+    job: LoadJob, rates: list[float] | None, measure: Callable[[LoadJob, str], Result]
 ) -> list[Result]:
     """Measure at each rate; where none are given, at rising ones until one is not served.
 

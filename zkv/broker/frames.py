@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 import zmq
 
-from zkv.errors import BadRequestError, InternalError, RequestError
+from zkv.errors import BadRequest, Internal, RequestError
 
 _log = logging.getLogger("zkv.broker")
 
@@ -44,7 +44,7 @@ class BadEnvelope:
         error: what it is to be answered.
     """
 
-    def __init__(self, reason: str, error: type[RequestError] = BadRequestError) -> None:
+    def __init__(self, reason: str, error: type[RequestError] = BadRequest) -> None:
         self.reason = reason
         self.error = error
 
@@ -56,7 +56,7 @@ class BadEnvelope:
 NO_DELIMITER: Final = BadEnvelope("no empty delimiter frame before the body")
 NO_BODY: Final = BadEnvelope("no body frame behind the delimiter")
 TWO_BODIES: Final = BadEnvelope("more than one body frame behind the delimiter")
-NO_MEMORY: Final = BadEnvelope("the server has no memory for this request", InternalError)
+NO_MEMORY: Final = BadEnvelope("the server has no memory for this request", Internal)
 
 
 class Frames(Protocol):

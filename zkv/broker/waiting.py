@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from zkv.durability.committer import A_BUG, CommitGroup
-from zkv.errors import ReadOnlyError
+from zkv.errors import ReadOnly
 from zkv.requests.call import fail
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from zkv.broker.frames import BadEnvelope
     from zkv.broker.mailbox import Later
-    from zkv.engine import AnyEngine
+    from zkv.engine import Engine
     from zkv.protocol.replies import Failure, Reply
     from zkv.requests.account import Account
     from zkv.requests.call import Call, Caller
@@ -66,12 +66,12 @@ class Answered:
     later: list[Later] = field(default_factory=list)
     left: list[int] = field(default_factory=list)
     group: CommitGroup | None = None
-    refusal: ReadOnlyError | None = None
+    refusal: ReadOnly | None = None
 
 
 def what_is_safe(
-    engine: AnyEngine, epoch: int, told: Safe, patient: bool
-) -> tuple[Safe, ReadOnlyError | None]:
+    engine: Engine, epoch: int, told: Safe, patient: bool
+) -> tuple[Safe, ReadOnly | None]:
     """What of a batch may be told now, and why the rest can never be.
 
     All commits are made safe as far as that takes no waiting for the disk.
@@ -82,19 +82,19 @@ def what_is_safe(
         told: the newest that any of its replies tells of.
         patient: whether others who write to the log may be waited for.
     """
-    refusal: ReadOnlyError | None = None
+    refusal: ReadOnly | None = None
     safe = Safe(engine.safe_rev, engine.safe_lsn)
     if told.rev > safe.rev or told.lsn > safe.lsn:
         try:
             engine.secure(patient)
-        except ReadOnlyError as error:
+        except ReadOnly as error:
             refusal = error
         safe = Safe(engine.safe_rev, engine.safe_lsn)
     return (safe if engine.epoch == epoch else NOTHING_SAFE), refusal
 
 
 def commit(
-    engine: AnyEngine, answered: Answered, wait: Callable[[], bool], patient: bool = True
+    engine: Engine, answered: Answered, wait: Callable[[], bool], patient: bool = True
 ) -> None:
     """See to it that what waits for the disk is completed. Once its replies are parked.
 
@@ -115,7 +115,7 @@ def commit(
             engine.submit(group)
     except BaseException:
         # A bug. The thread goes on with the next batch; those who wait are not to wait for ever.
-        group.complete(ReadOnlyError(A_BUG, applied=None))
+        group.complete(ReadOnly(A_BUG, applied=None))
         raise
 
 
@@ -193,7 +193,7 @@ class PendingCalls:
         return [self._caller.give_up(call.request, error) for call, _ in self._calls]
 
     def _after_rollback(
-        self, call: Call, was: Reply | Failure | None, survived: Safe, error: ReadOnlyError
+        self, call: Call, was: Reply | Failure | None, survived: Safe, error: ReadOnly
     ) -> bytes:
         """The reply after others' commits, or this one, have been rolled back.
 
@@ -204,7 +204,7 @@ class PendingCalls:
         if not survived.covers(call):
             return caller.finish(call, caller.run_again(call, error))
         if caller.must_sync(call):
-            unknown = ReadOnlyError(error.message, applied=None)
+            unknown = ReadOnly(error.message, applied=None)
             return caller.finish(call, fail(unknown, call.request))
         return caller.finish(call, was)
 
@@ -266,7 +266,7 @@ class PendingRun:
         """The replies where that failed."""
         return [self._caller.give_up(body, error) for body in self._requests]
 
-    def _replace_what_was_rolled_back(self, bodies: list[bytes], error: ReadOnlyError) -> None:
+    def _replace_what_was_rolled_back(self, bodies: list[bytes], error: ReadOnly) -> None:
         """See `PendingCalls`."""
         survived_rev, _ = self._caller.engine.survived(self._group.epoch)
         for number, told in enumerate(self._told):

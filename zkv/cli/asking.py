@@ -27,7 +27,7 @@ NO_ANSWER: Final = 3
 NEGATIVE_CODES: Final = frozenset({"NOT_FOUND", "CONFLICT"})
 
 
-class Session:
+class CommandSession:
     """The connection that one command has, or all the commands of a shell. A context manager."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Session:
             self._client = None
 
 
-def carry_out(command: Command, session: Session, options: argparse.Namespace) -> int:
+def carry_out(command: Command, session: CommandSession, options: argparse.Namespace) -> int:
     """Carry out a command; its exit status. Raises CommandError, BrokenPipeError."""
     try:
         return command.run(session, options) if command.run else ask(command, session, options)
@@ -72,7 +72,7 @@ def carry_out(command: Command, session: Session, options: argparse.Namespace) -
         raise CommandError(FAILED, "an int has more than 64 bits") from error
 
 
-def ask(command: Command, session: Session, options: argparse.Namespace) -> int:
+def ask(command: Command, session: CommandSession, options: argparse.Namespace) -> int:
     """Send the request of a command that is one op, and print what is answered."""
     client = session.client(options)
     try:

@@ -17,7 +17,7 @@ import argparse
 import sys
 
 from zkv.cli.arguments import UsageError, parse
-from zkv.cli.asking import Session, carry_out
+from zkv.cli.asking import CommandSession, carry_out
 from zkv.cli.ops import Command
 from zkv.cli.output import FAILED, CommandError, complain, write
 from zkv.streams import guarded
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str] | None) -> int:
     try:
         command, options = _parse(sys.argv[1:] if arguments is None else arguments)
-        with Session() as session:
+        with CommandSession() as session:
             if command is not None:
                 return carry_out(command, session, options)
             from zkv.cli.shell import Shell

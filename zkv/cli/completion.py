@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from shlex import quote
 from typing import Final
 
-from zkv.cli.asking import Session
+from zkv.cli.asking import CommandSession
 from zkv.cli.ops import Argument, Command
 from zkv.cli.output import print_result
 
@@ -33,7 +33,7 @@ _zkv_cli() {{
 complete -F _zkv_cli zkv-cli"""
 
 
-def run(_session: Session, options: argparse.Namespace) -> int:
+def run(_session: CommandSession, options: argparse.Namespace) -> int:
     """Print the script for a shell."""
     from zkv.cli.arguments import COMMANDS, OPTIONS
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zkv.durability.repair import Plan
-    from zkv.keyspace import Change, Commit, Entry
+    from zkv.keyspace import Commit, KeyChange, StoredEntry
 
 FAULT = 1
 LONGEST_ANSWER = 100
@@ -292,7 +292,7 @@ def _dump(options: argparse.Namespace) -> int:
     return 0
 
 
-def _entry_line(key: str, entry: Entry) -> str:
+def _entry_line(key: str, entry: StoredEntry) -> str:
     fields = {"key": to_json(key), "value": packed_to_json(entry.value), "rev": to_json(entry.rev)}
     if entry.expires is not None:
         fields["expires"] = to_json(entry.expires)
@@ -309,7 +309,7 @@ def _commit_line(commit: Commit) -> str:
     return _object(**fields)
 
 
-def _change(change: Change) -> str:
+def _change(change: KeyChange) -> str:
     fields = {"op": to_json(change.op), "key": to_json(change.key)}
     if change.op not in REMOVALS:
         fields["value"] = packed_to_json(bytes(change.value))

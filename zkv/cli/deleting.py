@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from zkv.cli import text
-from zkv.cli.asking import NEGATIVE, Session, ask, reading
+from zkv.cli.asking import NEGATIVE, CommandSession, ask, reading
 from zkv.cli.fields import given
 from zkv.cli.ops import OPS
 from zkv.cli.output import FAILED, CommandError, is_terminal, note, print_result
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from zkv.client import Client
 
 
-def run(session: Session, options: argparse.Namespace) -> int:
+def run(session: CommandSession, options: argparse.Namespace) -> int:
     """Delete what was asked for, and say how much that was."""
     if (options.key is None) == (options.prefix is None):
         raise CommandError(FAILED, "delete takes either a KEY or --prefix PREFIX")

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
-from zkv.cli.asking import Session, reading
+from zkv.cli.asking import CommandSession, reading
 from zkv.cli.output import FAILED, CommandError, is_terminal, note, write
 from zkv.cli.paging import pages
 from zkv.cli.progress import TransferProgress
@@ -38,7 +38,7 @@ BYTES_AT_ONCE: Final = 4 * 1024 * 1024
 """About what one reply may have; keys with large values are asked for in smaller groups."""
 
 
-def run(session: Session, options: argparse.Namespace) -> int:
+def run(session: CommandSession, options: argparse.Namespace) -> int:
     """Write the entries."""
     client = session.client(options)
     packed = is_packed(options)

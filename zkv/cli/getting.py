@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from zkv.cli import text
-from zkv.cli.asking import Session, reading
+from zkv.cli.asking import CommandSession, reading
 from zkv.cli.output import FAILED, CommandError, is_terminal, note, print_result
 from zkv.cli.text import Reply
 from zkv.cli.values import to_json, type_name
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from zkv.client import Client
 
 
-def run(session: Session, options: argparse.Namespace) -> int:
+def run(session: CommandSession, options: argparse.Namespace) -> int:
     """Print what was asked for."""
     if options.type + options.meta + options.watch > 1:
         raise CommandError(FAILED, "--type, --meta and --watch do not go together: give one")

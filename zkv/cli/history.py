@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from zkv.cli import text
-from zkv.cli.asking import NEGATIVE, Session, reading
+from zkv.cli.asking import NEGATIVE, CommandSession, reading
 from zkv.cli.output import CommandError, note, print_result
 from zkv.cli.values import to_json
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PAGE: Final = 1_000
 
 
-def run(session: Session, options: argparse.Namespace) -> int:
+def run(session: CommandSession, options: argparse.Namespace) -> int:
     """Print a line for each change."""
     count = 0
     for changes in _pages(session.client(options), options.key):

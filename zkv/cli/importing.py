@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
-from zkv.cli.asking import Session, failure, reading
+from zkv.cli.asking import CommandSession, failure, reading
 from zkv.cli.exporting import ServerClock, is_packed, limits_of, rev_of
 from zkv.cli.output import FAILED, CommandError, note, print_result
 from zkv.cli.progress import TransferProgress
@@ -44,7 +44,7 @@ REQUEST_OVERHEAD: Final = 256
 """More than a request has beside its fields, with its envelope."""
 
 
-def run(session: Session, options: argparse.Namespace) -> int:
+def run(session: CommandSession, options: argparse.Namespace) -> int:
     """Store the entries, and say how many there were."""
     client = session.client(options)
     began = time.monotonic()

@@ -23,7 +23,7 @@ from zkv.cli import data, doctor
 from zkv.collector import collecting
 from zkv.errors import StartupError
 from zkv.log import Log
-from zkv.server import Event, Server
+from zkv.server import Event, ServerCore
 from zkv.streams import complain, guarded
 
 _log = logging.getLogger("zkv.server")
@@ -59,7 +59,7 @@ def serve(options: argparse.Namespace) -> int:
     log = Log(settings.log)
     log.start()
     try:
-        server = Server(settings, log.write_requests if log.requests else None, log.reopen)
+        server = ServerCore(settings, log.write_requests if log.requests else None, log.reopen)
         _handle_signals_of_operators(server, log)
         server.start()
         _handle_signals_to_stop(server)
@@ -69,7 +69,7 @@ def serve(options: argparse.Namespace) -> int:
         log.close()
 
 
-def _serve(server: Server) -> int:
+def _serve(server: ServerCore) -> int:
     try:
         announce(f"READY {' '.join(server.endpoints)}\n")
     except OSError as error:
@@ -115,7 +115,7 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None}
 
 
-def _handle_signals_of_operators(server: Server, log: Log) -> None:
+def _handle_signals_of_operators(server: ServerCore, log: Log) -> None:
     """SIGHUP: a new log file. SIGUSR1: where each thread is. Also while much is being loaded."""
     signal.signal(signal.SIGHUP, lambda _number, _frame: server.post(Event.REOPEN_LOG))
     signal.signal(signal.SIGUSR1, lambda _number, _frame: _log_names())
@@ -128,7 +128,7 @@ def _log_names() -> None:
     _log.warning("SIGUSR1: the stacks of all threads are above; thread %s", ", ".join(threads))
 
 
-def _handle_signals_to_stop(server: Server) -> None:
+def _handle_signals_to_stop(server: ServerCore) -> None:
     """First SIGTERM or SIGINT: an orderly stop. Second: the end, now."""
 
     def stop(number: int, _frame: object) -> None:

@@ -19,9 +19,9 @@ from zkv.cli.fields import Fields, given
 from zkv.cli.text import Reply
 
 if TYPE_CHECKING:
-    from zkv.cli.asking import Session
+    from zkv.cli.asking import CommandSession
 
-Run = Callable[["Session", argparse.Namespace], int]
+Run = Callable[["CommandSession", argparse.Namespace], int]
 """Carries a command out, and gives its exit status."""
 
 
@@ -104,7 +104,7 @@ class Command(NamedTuple):
 def program(module: str) -> Run:
     """The function `run` of a module in here, imported when it is called."""
 
-    def run(session: Session, options: argparse.Namespace) -> int:
+    def run(session: CommandSession, options: argparse.Namespace) -> int:
         status: int = import_module(f"zkv.cli.{module}").run(session, options)
         return status
 

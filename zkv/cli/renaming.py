@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any, Final
 
 from zkv.cli import text
-from zkv.cli.asking import NEGATIVE, Session, reading
+from zkv.cli.asking import NEGATIVE, CommandSession, reading
 from zkv.cli.fields import given
 from zkv.cli.output import FAILED, CommandError, print_result
 from zkv.cli.values import to_json
@@ -18,7 +18,7 @@ ATTEMPTS: Final = 20
 """How often somebody else may change the entry between reading it and moving it."""
 
 
-def run(session: Session, options: argparse.Namespace) -> int:
+def run(session: CommandSession, options: argparse.Namespace) -> int:
     """Move the entry, with what is left of its time to live."""
     if options.old == options.new:
         raise CommandError(FAILED, "OLD and NEW are the same key")

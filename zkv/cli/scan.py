@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from zkv.cli import fields, text
-from zkv.cli.asking import Session, reading
+from zkv.cli.asking import CommandSession, reading
 from zkv.cli.output import note, print_result
 from zkv.cli.paging import pages
 from zkv.cli.text import Reply
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from zkv.client import Client
 
 
-def run(session: Session, options: argparse.Namespace) -> int:
+def run(session: CommandSession, options: argparse.Namespace) -> int:
     """Print the entries that were asked for."""
     client = session.client(options)
     asked = fields.scan(options)

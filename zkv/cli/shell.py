@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from zkv.cli.arguments import COMMANDS, UsageError, parse
-from zkv.cli.asking import Session, carry_out
+from zkv.cli.asking import CommandSession, carry_out
 from zkv.cli.output import FAILED, CommandError, complain, is_terminal, paint, print_result, write
 from zkv.cli.view import duration
 from zkv.cli.words import split
@@ -40,7 +40,7 @@ class Shell:
         options: what stood on the command line; it holds for every command.
     """
 
-    def __init__(self, session: Session, options: argparse.Namespace) -> None:
+    def __init__(self, session: CommandSession, options: argparse.Namespace) -> None:
         self._session = session
         self._options = options
         self._is_over = False

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from zkv import compiled
-from zkv.cli.asking import Session, failure, reading
+from zkv.cli.asking import CommandSession, failure, reading
 from zkv.cli.output import FAILED, CommandError, is_terminal, note, print_result
 from zkv.cli.values import to_json
 from zkv.cli.view import boxes, duration, percentile, size
@@ -78,7 +78,7 @@ class RatesBetween(NamedTuple):
         return [sum(step) for step in zip(*padded, strict=True)]
 
 
-def run(session: Session, options: argparse.Namespace) -> int:
+def run(session: CommandSession, options: argparse.Namespace) -> int:
     """Show views until there were as many as asked for."""
     interval = INTERVAL if options.interval is None else options.interval
     if not 0 < interval <= 86_400:

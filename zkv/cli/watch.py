@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from zkv.cli import text
-from zkv.cli.asking import Session, reading
+from zkv.cli.asking import CommandSession, reading
 from zkv.cli.output import FAILED, CommandError, note, print_result
 from zkv.cli.values import to_json
 
@@ -18,7 +18,7 @@ LOOK_SECONDS: Final = 0.5
 """How often to look whether the server is away, while there are no changes."""
 
 
-def run(session: Session, options: argparse.Namespace) -> int:
+def run(session: CommandSession, options: argparse.Namespace) -> int:
     """Print changes until there were as many as asked for."""
     left = options.limit
     if left is not None and left < 1:

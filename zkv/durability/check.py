@@ -2,7 +2,7 @@
 
 `recovery` stops at the first thing that keeps the server from starting, and passes over what it
 does not need. A survey reads everything, also what is only a way back, and goes on behind a fault.
-It takes the same evidence: `Scan` tells a torn tail from damage.
+It takes the same evidence: `SegmentScan` tells a torn tail from damage.
 
 Memory: one frame at a time, and the keys that have changed since the newest snapshot.
 """
@@ -14,7 +14,7 @@ import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
 from zkv.durability import recovery, segment, snapshot
-from zkv.durability.segment import HEADER_BYTES, Run, Scan
+from zkv.durability.segment import HEADER_BYTES, Run, SegmentScan
 from zkv.errors import DamageError
 from zkv.keyspace.change import REMOVALS
 
@@ -146,8 +146,8 @@ class _Surveyor:
 
     def _segment(self, first: int, successor: int | None) -> SegmentState:
         path = self._layout.segment(first)
-        scan = Scan(self._picture, path)
-        progress = recovery.Progress(f"reading {path}")
+        scan = SegmentScan(self._picture, path)
+        progress = recovery.RecoveryProgress(f"reading {path}")
         try:
             for commit in scan.commits():
                 if successor is None or commit.rev < successor:
@@ -175,7 +175,7 @@ class _Surveyor:
             for change in commit.changes:
                 self._changed[change.key] = change.op not in REMOVALS
 
-    def _judge(self, scan: Scan, successor: int | None) -> tuple[str | None, bool]:
+    def _judge(self, scan: SegmentScan, successor: int | None) -> tuple[str | None, bool]:
         """What is wrong with a segment, as recovery would see it; and whether its tail is torn."""
         fault = scan.fault and f"damaged at offset {scan.end}: {scan.fault}"
         if successor is not None:
@@ -198,7 +198,7 @@ class _Surveyor:
         """Whether the newest segment, which begins so, had failed, and the snapshot has it all."""
         return self._failed_log and first_rev <= self._newest
 
-    def _say_segment(self, state: SegmentState, scan: Scan) -> None:
+    def _say_segment(self, state: SegmentState, scan: SegmentScan) -> None:
         text = f"{revisions(state.first_rev, state.last_rev)}, {_size(state.size)}"
         if state.fault is not None:
             self._say(Level.FAULT, state.path, _explain(state, scan))
@@ -220,7 +220,7 @@ class _Surveyor:
 
     def _snapshot(self, rev: int) -> SnapshotState:
         path = self._layout.snapshot(rev)
-        progress = recovery.Progress(f"reading {path}")
+        progress = recovery.RecoveryProgress(f"reading {path}")
         entries = 0
         fault = None
         try:
@@ -297,7 +297,7 @@ def _newest_rev(snapshots: list[SnapshotState], segments: list[SegmentState]) ->
     return max(revisions, default=0)
 
 
-def _explain(state: SegmentState, scan: Scan) -> str:
+def _explain(state: SegmentState, scan: SegmentScan) -> str:
     last = max(state.successor - 1 if state.successor else 0, scan.vouched_rev)
     hit = revisions(scan.next_rev, last) if last else f"revisions from {scan.next_rev} on"
     behind = [

@@ -17,12 +17,13 @@ import time
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
-from zkv.errors import ReadOnlyError
+from zkv.errors import ReadOnly
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zkv.durability.wal import Wal
+    from zkv.keyspace import CommitLog
 
 _log = logging.getLogger("zkv.durability")
 
@@ -45,7 +46,7 @@ class CommitGroup:
         self.durable = durable
         self.lsn: int | None = None
         """The newest commit to wait for; None as long as nothing waits."""
-        self.error: ReadOnlyError | None = None
+        self.error: ReadOnly | None = None
         """Once completed: None, or why the commits are not on disk."""
         self._completed: Callable[[], None] | None = _nothing
 
@@ -53,7 +54,7 @@ class CommitGroup:
         """Have ``completed`` called. Once, and before the group is submitted."""
         self._completed = completed
 
-    def complete(self, error: ReadOnlyError | None) -> None:
+    def complete(self, error: ReadOnly | None) -> None:
         """Let the replies leave, or tell why they cannot. Only the first time counts."""
         # What is called refers to this group: kept here, it would be garbage in a cycle.
         completed, self._completed = self._completed, None
@@ -106,12 +107,12 @@ class Committer:
                 # A bug. Those who wait are not to wait for ever, nor those who come later.
                 _log.critical("the committer failed, and goes on", exc_info=True)
                 for group in waiting:
-                    group.complete(ReadOnlyError(A_BUG, applied=None))
+                    group.complete(ReadOnly(A_BUG, applied=None))
 
     def _sync_if_due(self) -> None:
         if self._interval is not None and time.monotonic() >= self._due:
             self._due = time.monotonic() + self._interval
-            with contextlib.suppress(ReadOnlyError):
+            with contextlib.suppress(ReadOnly):
                 self._wal.commit(self._wal.written_lsn, durable=True)
 
     def _wait(self) -> list[CommitGroup | None]:
@@ -124,36 +125,36 @@ class Committer:
         return groups
 
 
-def settle(wal: Wal, groups: list[CommitGroup], patient: bool = True) -> bool:
+def settle(log: CommitLog, groups: list[CommitGroup], patient: bool = True) -> bool:
     """Make ``groups`` durable, or safe, with one sync at most, and complete them.
 
     A group whose epoch is over is told that nobody knows: its commits may have been rolled back,
     and their revisions may by now be those of others.
 
     Args:
-        wal: the log.
+        log: what they wait for.
         groups: not completed yet.
-        patient: see `Wal.commit`.
+        patient: see `CommitLog.commit`.
 
     Returns:
         Whether they are completed. Always, where it is patient.
     """
-    epoch = wal.epoch
+    epoch = log.epoch
     current = [group for group in groups if group.epoch == epoch]
-    error: ReadOnlyError | None = None
+    error: ReadOnly | None = None
     if current:
         try:
             lsn = max([group.lsn or 0 for group in current])
-            if not wal.commit(lsn, any(group.durable for group in current), patient):
+            if not log.commit(lsn, any(group.durable for group in current), patient):
                 return False
-        except ReadOnlyError as raised:
+        except ReadOnly as raised:
             error = raised
         else:
-            error = None if wal.epoch == epoch else _unknown()
+            error = None if log.epoch == epoch else _unknown()
     for group in groups:
         group.complete(error if group.epoch == epoch else _unknown())
     return True
 
 
-def _unknown() -> ReadOnlyError:
-    return ReadOnlyError("the log could not be written for a moment", applied=None)
+def _unknown() -> ReadOnly:
+    return ReadOnly("the log could not be written for a moment", applied=None)

@@ -26,7 +26,7 @@ from zkv.durability import recovery, segment, snapshot
 from zkv.durability.check import survey
 from zkv.durability.layout import Layout, explain
 from zkv.durability.picture import Picture
-from zkv.durability.segment import Scan
+from zkv.durability.segment import SegmentScan
 from zkv.errors import DamageError, DataDirError
 from zkv.keyspace.sessions import Sessions
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from zkv.durability.check import Finding, Survey
     from zkv.durability.files import Files
-    from zkv.durability.lock import Lock
+    from zkv.durability.lock import DirectoryLock
     from zkv.keyspace.table import Table
 
 RESTORED_ABOVE: Final = 2**32
@@ -104,7 +104,7 @@ class _Copy:
         self._files = files
         self._picture = picture
         self._layout = Layout(target)
-        self._lock: Lock | None = None
+        self._lock: DirectoryLock | None = None
         self._made: list[Path] = []
         self._directories: list[Path] = []
 
@@ -247,7 +247,7 @@ def _needed(picture: Picture) -> list[Path]:
 
 def _whole_end(picture: Picture, path: Path) -> int | None:
     """Where the newest segment's torn tail begins; None where it has none, or is damaged."""
-    scan = Scan(picture, path)
+    scan = SegmentScan(picture, path)
     for _ in scan.commits():
         pass
     return None if scan.damaged or scan.end == 0 else scan.end
@@ -266,7 +266,7 @@ def copy_file(source: Files, path: Path, files: Files, target: Path, end: int | 
     Raises:
         OSError: it cannot be read or written.
     """
-    progress = recovery.Progress(f"copying {path}")
+    progress = recovery.RecoveryProgress(f"copying {path}")
     with source.open_read(path) as reader, files.create(target) as writer:
         rest = total = reader.seek(0, SEEK_END) if end is None else end
         reader.seek(0)

@@ -53,7 +53,7 @@ def _replay(picture: Picture, base: int, rev: int) -> Table:
     loaded = snapshot.Loaded()
     if base:
         path = layout.snapshot(base)
-        loaded = snapshot.read(picture, path, recovery.Progress(f"loading {path}").report)
+        loaded = snapshot.read(picture, path, recovery.RecoveryProgress(f"loading {path}").report)
     replay = Replay(picture, layout.wal, loaded)
     replay.run(until=rev)
     if replay.rev != rev:

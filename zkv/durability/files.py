@@ -18,7 +18,7 @@ from typing import BinaryIO, Final
 from weakref import WeakSet
 
 from zkv.durability import lock
-from zkv.durability.lock import Lock
+from zkv.durability.lock import DirectoryLock
 
 _PIECE_BYTES: Final = 1 << 20
 
@@ -111,9 +111,9 @@ class Files:
         finally:
             os.close(descriptor)
 
-    def lock(self, path: Path) -> Lock:
+    def lock(self, path: Path) -> DirectoryLock:
         """Hold a data directory, whose lock file this is. Raises LockedError, OSError."""
-        return Lock(path)
+        return DirectoryLock(path)
 
     def lock_holder(self, path: Path) -> str | None:
         """Who holds a data directory: see `zkv.durability.lock.holder`. Raises OSError."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-class Lock:
+class DirectoryLock:
     """An exclusive OS lock, held until `close`, or until the process ends, however that ends.
 
     A context manager.
@@ -126,7 +126,7 @@ class Lock:
         return LockedError(f"{self._path.parent}: another server{by} holds this data directory")
 
 
-_held: Final[WeakSet[Lock]] = WeakSet()
+_held: Final[WeakSet[DirectoryLock]] = WeakSet()
 
 
 def _forget_in_child() -> None:
@@ -140,8 +140,8 @@ os.register_at_fork(after_in_child=_forget_in_child)
 def holder(path: Path) -> str | None:
     """The process id of who holds the lock at ``path``, "" if it is not told; None = nobody.
 
-    Nothing is written or made. To find out, a shared lock is taken for a moment: a `Lock` of
-    somebody else in that very moment is refused. Raises OSError.
+    Nothing is written or made. To find out, a shared lock is taken for a moment: a `DirectoryLock`
+    of somebody else in that very moment is refused. Raises OSError.
     """
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         if _is_locked(file.fileno()):

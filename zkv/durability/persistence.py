@@ -26,7 +26,7 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
-from zkv.errors import LockedError, ReadOnlyError, ShuttingDownError
+from zkv.errors import LockedError, ReadOnly, ShuttingDown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,19 +91,19 @@ class Persistence:
     def snapshot(self) -> Future[int]:
         """Have a snapshot on disk of everything committed so far; the future gives its revision.
 
-        The future fails with ReadOnlyError where it cannot be written. Raises ShuttingDownError.
+        The future fails with ReadOnly where it cannot be written. Raises ShuttingDown.
         """
         future: Future[int] = Future()
         with self._closing:
             if self._closed:
-                raise ShuttingDownError("the server is stopping")
+                raise ShuttingDown("the server is stopping")
             self._inbox.put(future)
         return future
 
     def close(self) -> int:
         """Write the final snapshot, end the thread and return the revision that is saved.
 
-        The keyspace must be sealed before. Raises ReadOnlyError where it cannot be written.
+        The keyspace must be sealed before. Raises ReadOnly where it cannot be written.
         """
         self._inbox.put(None)
         self._thread.join()
@@ -122,14 +122,14 @@ class Persistence:
         asked: list[Future[int] | None] = []
         while None not in asked:
             asked = self._wait()
-            outcome: int | ReadOnlyError
+            outcome: int | ReadOnly
             try:
                 if not self._is_time(bool(asked)):
                     continue
                 outcome = self._save_changes()
             except BaseException:  # A bug; the thread goes on.
                 _log.critical("the snapshot failed", exc_info=True)
-                outcome = ReadOnlyError("the snapshot failed; the server's log says why")
+                outcome = ReadOnly("the snapshot failed; the server's log says why")
             for future in asked:
                 _settle(self._final if future is None else future, outcome)
         self._refuse_the_rest()
@@ -170,7 +170,7 @@ class Persistence:
             self._wal.distrust(found)
         return news
 
-    def _save_changes(self) -> int | ReadOnlyError:
+    def _save_changes(self) -> int | ReadOnly:
         """Save if anything changed; the revision saved, or why it could not be."""
         try:
             if self._wal.broken:
@@ -186,7 +186,7 @@ class Persistence:
                 self._save()  # At once, before the log takes the room.
         except OSError as error:
             return self._failed(error.strerror or str(error))
-        except ReadOnlyError as error:
+        except ReadOnly as error:
             return self._failed(error.message)
         except (LockedError, MemoryError) as error:
             return self._failed(str(error) or "out of memory")
@@ -197,7 +197,7 @@ class Persistence:
         return self._saved_rev
 
     def _save(self) -> None:
-        """Write a snapshot. Raises OSError, ReadOnlyError."""
+        """Write a snapshot. Raises OSError, ReadOnly."""
         started = time.monotonic()
         bytes_before = self._wal.bytes_written
         self.writing = True
@@ -234,14 +234,14 @@ class Persistence:
         if whole:
             self._wal.flush()
         if view.lost:
-            raise ReadOnlyError("commits in it have been rolled back")
+            raise ReadOnly("commits in it have been rolled back")
 
-    def _failed(self, why: str) -> ReadOnlyError:
+    def _failed(self, why: str) -> ReadOnly:
         reason = f"the snapshot cannot be written: {why}"
         told, self._failing = self._failing, True
         if not told and self._found is None:  # Said once, not at every try.
             _log.error("%s; trying again every %g s", reason, self._interval)
-        return ReadOnlyError(reason)
+        return ReadOnly(reason)
 
     def _refuse_the_rest(self) -> None:
         with self._closing:
@@ -249,7 +249,7 @@ class Persistence:
         while not self._inbox.empty():
             future = self._inbox.get()
             if future is not None:
-                _settle(future, ShuttingDownError("the server is stopping"))
+                _settle(future, ShuttingDown("the server is stopping"))
 
 
 def _settle(future: Future[int], outcome: int | Exception) -> None:

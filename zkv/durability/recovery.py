@@ -2,7 +2,8 @@
 
 The newest snapshot is loaded, and every commit of the log behind its revision is applied in order.
 Every revision in between must be there: a gap is damage. What the newest segment holds behind its
-last good frame is judged by `Scan`: damage refuses, a torn tail is reported, and cut by the caller.
+last good frame is judged by `SegmentScan`: damage refuses, a torn tail is reported, and cut by the
+caller.
 
 A snapshot that was written because the log had failed says so in its header: what the newest
 segment then holds is in it, as far as it counts, and is not looked at.
@@ -21,10 +22,10 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zkv.durability import segment, snapshot
-from zkv.durability.segment import End, Scan
+from zkv.durability.segment import SegmentEnd, SegmentScan
 from zkv.errors import DamageError, DataDirError
 from zkv.keyspace.change import REMOVALS, Packed
-from zkv.keyspace.entry import Entry
+from zkv.keyspace.entry import StoredEntry
 from zkv.keyspace.history import History
 from zkv.keyspace.sessions import Sessions
 
@@ -60,7 +61,7 @@ class Recovered(NamedTuple):
     time: int
     """The latest time that a snapshot or commit tells, Unix time in ms."""
     torn: TornTail | None
-    end: End | None
+    end: SegmentEnd | None
     """Where the log can be gone on with; None where it must be begun anew."""
 
 
@@ -113,7 +114,7 @@ def _load_newest(files: Files, directory: Path) -> snapshot.Loaded:
     if not revisions:
         return snapshot.Loaded()
     path = directory / snapshot.file_name(revisions[-1])
-    progress = Progress(f"loading {path}")
+    progress = RecoveryProgress(f"loading {path}")
     try:
         return snapshot.read(files, path, progress.report)
     except DamageError as error:
@@ -152,7 +153,7 @@ class Replay:
         self.replayed = 0
 
     @property
-    def end(self) -> End | None:
+    def end(self) -> SegmentEnd | None:
         """Once all is replayed: where the log can be gone on with, if it can."""
         return self._log.end
 
@@ -183,7 +184,9 @@ class Replay:
             if change.op in REMOVALS:
                 self.entries.pop(change.key, None)
             else:
-                self.entries[change.key] = Entry(bytes(change.value), commit.rev, change.expires)
+                self.entries[change.key] = StoredEntry(
+                    bytes(change.value), commit.rev, change.expires
+                )
         self.rev = commit.rev
         self.replayed += 1
 
@@ -224,7 +227,7 @@ class LogReader:
         """The revision that has been reached."""
         self.torn: TornTail | None = None
         """Once all is read: the torn tail, if there is one."""
-        self.end: End | None = None
+        self.end: SegmentEnd | None = None
         """Once all is read: the end of the newest segment that can be gone on with."""
 
     def commits(self, older: bool = False) -> Iterator[Commit]:
@@ -244,7 +247,7 @@ class LogReader:
 
     def _read_covered(self, first: int, successor: int) -> Iterator[Commit]:
         """A segment that the state does not need: a fault ends it, and is no reason to refuse."""
-        scan = Scan(self._files, self._directory / segment.file_name(first))
+        scan = SegmentScan(self._files, self._directory / segment.file_name(first))
         for commit in scan.commits():
             if commit.rev < successor:
                 yield commit
@@ -255,8 +258,8 @@ class LogReader:
         path = self._directory / segment.file_name(first)
         if first > self.rev + 1:
             raise self._gap(path, first)
-        scan = Scan(self._files, path)
-        progress = Progress(f"reading {path}")
+        scan = SegmentScan(self._files, path)
+        progress = RecoveryProgress(f"reading {path}")
         for commit in scan.commits():
             if successor is not None and commit.rev >= successor:
                 return
@@ -266,11 +269,11 @@ class LogReader:
                 progress.report(scan.end, scan.size)
         if successor is None:
             self.torn = self._judge_end(scan)
-            self.end = End(first, scan.end, scan.synced, scan.salt)
+            self.end = SegmentEnd(first, scan.end, scan.synced, scan.salt)
         elif self.rev < successor - 1:
             raise self._incomplete(scan, successor)
 
-    def _judge_end(self, scan: Scan) -> TornTail | None:
+    def _judge_end(self, scan: SegmentScan) -> TornTail | None:
         """Whether the newest segment's end is clean, torn or damaged."""
         # A header is on disk before the segment has its name, and a snapshot is only written once
         # the log up to its revision is on disk: both vouch.
@@ -288,7 +291,7 @@ class LogReader:
             f"see `zkv check` and `zkv repair`"
         )
 
-    def _incomplete(self, scan: Scan, successor: int) -> DamageError:
+    def _incomplete(self, scan: SegmentScan, successor: int) -> DamageError:
         fault = scan.fault or "the segment ends too early"
         return DamageError(
             f"{scan.path}: damaged at offset {scan.end}: {fault}; revisions from "
@@ -297,7 +300,7 @@ class LogReader:
         )
 
 
-class Progress:
+class RecoveryProgress:
     """Says in the log how far a long reading is, every few seconds.
 
     Args:

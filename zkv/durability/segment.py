@@ -17,10 +17,10 @@ remembers the reply to an exactly-once request that was refused, repeats the one
 is synced whole before the next is made, and the next one's name says where it ended: only the
 newest segment can have a torn tail.
 
-How a bad frame is judged (`Scan`): everything before it stands. If any frame that can be found
-behind it says that the file was synced beyond the bad frame's beginning, the bad frame had been
-acknowledged: that is damage. If not, it is a torn tail: bytes that a crash kept from reaching the
-disk, and that nobody was told were there.
+How a bad frame is judged (`SegmentScan`): everything before it stands. If any frame that can be
+found behind it says that the file was synced beyond the bad frame's beginning, the bad frame had
+been acknowledged: that is damage. If not, it is a torn tail: bytes that a crash kept from reaching
+the disk, and that nobody was told were there.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Run(NamedTuple):
     salt: int
 
 
-class End(NamedTuple):
+class SegmentEnd(NamedTuple):
     """Where a segment can be gone on with: behind its last good frame."""
 
     first_rev: int
@@ -133,7 +133,7 @@ def _checksum(length: int, synced: int, payload: bytes, salt: int) -> int:
     return zlib.crc32(payload, zlib.crc32(_CHECKED.pack(length, synced), salt))
 
 
-class Scan:
+class SegmentScan:
     """Reads one segment from its beginning, and judges what it finds at the end.
 
     Iterate over `commits` first; then `end` is the offset behind the last good frame, `next_rev`

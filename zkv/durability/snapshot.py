@@ -41,7 +41,7 @@ import msgspec
 from msgspec import Raw, Struct, field
 
 from zkv.errors import DamageError
-from zkv.keyspace.entry import Entry
+from zkv.keyspace.entry import StoredEntry
 from zkv.keyspace.sessions import SessionState
 from zkv.keyspace.table import Table, new_table
 from zkv.protocol.nesting import parts
@@ -192,7 +192,7 @@ class Writer:
         with contextlib.suppress(OSError):
             self._files.remove(self._beside)
 
-    def add(self, chunk: list[tuple[str, Entry]]) -> None:
+    def add(self, chunk: list[tuple[str, StoredEntry]]) -> None:
         """Write some entries, as one frame if they are not too large for that."""
         packed: list[tuple[object, ...]] = []
         size = 0
@@ -268,7 +268,7 @@ def chunks(
     path: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
     beside: Loaded | None = None,
-) -> Iterator[list[tuple[str, Entry]]]:
+) -> Iterator[list[tuple[str, StoredEntry]]]:
     """The entries of a snapshot file, a frame at a time, so that it need not fit into memory.
 
     Each frame is checked before it is given out, and the file as a whole once all have been: only
@@ -288,13 +288,16 @@ def chunks(
                 beside.sessions += reader.decode(_decode_sessions, payload)
                 continue
             packed = reader.decode(_decode_entries, payload)
-            yield [(each.key, Entry(bytes(each.value), each.rev, each.expires)) for each in packed]
+            yield [
+                (each.key, StoredEntry(bytes(each.value), each.rev, each.expires))
+                for each in packed
+            ]
             count += len(packed)
             progress(reader.offset, reader.size)
         reader.check_end(header.rev, count)
 
 
-def _pack_entry(key: str, entry: Entry) -> tuple[object, ...]:
+def _pack_entry(key: str, entry: StoredEntry) -> tuple[object, ...]:
     value = Raw(entry.value)
     if entry.expires is None:
         return (key, value, entry.rev)

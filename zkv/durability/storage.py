@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from zkv.durability.files import Files
-    from zkv.durability.lock import Lock
+    from zkv.durability.lock import DirectoryLock
     from zkv.durability.recovery import Recovered, TornTail
-    from zkv.durability.segment import End
+    from zkv.durability.segment import SegmentEnd
     from zkv.keyspace import History, Sessions, SnapshotView
 
 _log = logging.getLogger("zkv.durability")
@@ -55,7 +55,7 @@ class Storage:
         self._layout = layout = Layout(directory)
         self._snapshots = layout.snapshots
         self.wal_directory = layout.wal
-        self._lock: Lock | None = None
+        self._lock: DirectoryLock | None = None
         self._sizes: dict[Path, int] = {}  # Files that are to stay, as they were when first seen.
         try:
             self._make_directory(directory)
@@ -244,7 +244,7 @@ class Storage:
                 with contextlib.suppress(PermissionError):  # Then it is none that zkv has made.
                     self._files.sync_directory(path)
 
-    def _settle_end(self, end: End, torn: TornTail | None, rev: int) -> None:
+    def _settle_end(self, end: SegmentEnd, torn: TornTail | None, rev: int) -> None:
         """Have the newest segment end with its last good frame, on disk.
 
         What is behind ``end.synced`` may be in the system's cache only, even if an fdatasync says

@@ -39,7 +39,8 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from zkv.durability import segment
 from zkv.durability.lock import changed
-from zkv.errors import ReadOnlyError
+from zkv.errors import ReadOnly
+from zkv.keyspace.log import NOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,8 +57,6 @@ QUICK_SYNC_SECONDS: Final = 0.001
 """What a sync may take for a thread to wait for it that others wait for."""
 EPOCHS_KNOWN: Final = 100
 """Of so many of the last epochs it is known what was left when they ended."""
-NOTHING: Final = (-1, -1)
-"""Older than any commit."""
 RETRY_SECONDS: Final = 0.5
 """How long writes are refused after the disk refused one, before another may try."""
 
@@ -83,7 +82,7 @@ class Wal:
         files: Files,
         directory: Path,
         rev: int,
-        end: segment.End | None,
+        end: segment.SegmentEnd | None,
         segment_bytes: int,
         sync_each: bool,
     ) -> None:
@@ -93,7 +92,7 @@ class Wal:
         self._sync_each = sync_each
         self._queue: deque[tuple[int, list[Packed]]] = deque()
         self._io = threading.Lock()
-        self._refusal: ReadOnlyError | None = None
+        self._refusal: ReadOnly | None = None
         self._retry_at = 0.0
         self._broken = False
         self._told: str | None = None
@@ -168,10 +167,10 @@ class Wal:
         """Queue a commit; returns its number. Call with the keyspace's lock held.
 
         Raises:
-            ReadOnlyError: the log cannot be written now; nothing was queued.
+            ReadOnly: the log cannot be written now; nothing was queued.
         """
         if self._refusal is not None and (self._broken or time.monotonic() < self._retry_at):
-            raise ReadOnlyError(self._refusal.message)
+            raise ReadOnly(self._refusal.message)
         return self.extend([commit])
 
     @property
@@ -205,7 +204,7 @@ class Wal:
             Whether that is so. Always, where it is patient; else nothing may have been done.
 
         Raises:
-            ReadOnlyError: it cannot be; every commit that is not safe has been rolled back, and
+            ReadOnly: it cannot be; every commit that is not safe has been rolled back, and
                 ``applied`` says whether it may be on disk all the same.
         """
         if lsn <= (self.durable_lsn if durable else self.written_lsn):
@@ -228,7 +227,7 @@ class Wal:
     def flush(self) -> None:
         """Return once everything that was appended, and not rolled back, is on disk.
 
-        Raises ReadOnlyError where it cannot be.
+        Raises ReadOnly where it cannot be.
         """
         with self._io:
             if self._queue:
@@ -240,7 +239,7 @@ class Wal:
     def begin_snapshot(self) -> None:
         """Begin a new segment, so that a snapshot can let go of the old one, if that is worth it.
 
-        Raises ReadOnlyError where the old one cannot be made durable.
+        Raises ReadOnly where the old one cannot be made durable.
         """
         with self._io:
             worth_it = self._offset >= self._segment_bytes // LEAST_SHARE
@@ -302,7 +301,7 @@ class Wal:
             payloads = [commit.payload for _, commits in runs for commit in commits]
             data = segment.pack_frames(payloads, synced, salt)
             self._files.write(self._file, data)
-        except ReadOnlyError:
+        except ReadOnly:
             raise  # All has been rolled back.
         except Exception as error:
             # What has left the queue is written or rolled back, whatever happens: else the log
@@ -367,7 +366,7 @@ class Wal:
         self.on_closed(path, size)
         old.close()
 
-    def _open_segment(self, end: segment.End) -> BinaryIO:
+    def _open_segment(self, end: segment.SegmentEnd) -> BinaryIO:
         """Go on with a segment: that takes no space, and so is done even where the disk is full."""
         name = segment.file_name(end.first_rev)
         file, self._offset = self._files.open_append(self._directory / name)
@@ -410,7 +409,7 @@ class Wal:
         except OSError:
             self._broken = True
 
-    def _write_failed(self, error: Exception) -> ReadOnlyError:
+    def _write_failed(self, error: Exception) -> ReadOnly:
         """Cut the file back to its good part, undo what was not written, and refuse for a while."""
         applied: bool | None = False
         try:
@@ -422,13 +421,13 @@ class Wal:
             applied = None
         return self._refuse(_cannot_write(error), applied)
 
-    def _sync_failed(self, error: Exception) -> ReadOnlyError:
+    def _sync_failed(self, error: Exception) -> ReadOnly:
         self._broken = True
         return self._refuse(f"the log could not be made durable: {_reason(error)}", None)
 
-    def _refuse(self, reason: str, applied: bool | None) -> ReadOnlyError:
+    def _refuse(self, reason: str, applied: bool | None) -> ReadOnly:
         with self._keyspace_lock:
-            self._refusal = ReadOnlyError(reason)
+            self._refusal = ReadOnly(reason)
             self._retry_at = time.monotonic() + RETRY_SECONDS
             self._queue.clear()
             self._survived[self.epoch] = self.safe_rev, self.safe_lsn
@@ -441,12 +440,12 @@ class Wal:
         if reason != self._told:  # Said once, not for each request.
             self._told = reason
             _log.error("%s; writes are refused, reads go on", reason)
-        return ReadOnlyError(reason, applied=applied)
+        return ReadOnly(reason, applied=applied)
 
-    def _refused(self) -> ReadOnlyError:
+    def _refused(self) -> ReadOnly:
         """What becomes of a commit that was taken before the log failed."""
         reason = self._refusal.message if self._refusal else "the log cannot be written"
-        return ReadOnlyError(reason, applied=None if self._broken else False)
+        return ReadOnly(reason, applied=None if self._broken else False)
 
     def _resume(self) -> None:
         with self._keyspace_lock:

@@ -1,12 +1,13 @@
 """The store: entries under one lock, in pure memory. See `zkv.keyspace.store`."""
 
-from zkv.keyspace.change import DELETE, EXPIRE, PUT, TOUCH, Change, Commit, Once, Packed
-from zkv.keyspace.entry import ABSENT, Entry
+from zkv.keyspace.change import DELETE, EXPIRE, PUT, TOUCH, Commit, KeyChange, Once, Packed
+from zkv.keyspace.entry import ABSENT, StoredEntry
 from zkv.keyspace.expirer import Expirer
 from zkv.keyspace.history import Cursor, History
+from zkv.keyspace.log import CommitLog, MemoryLog
 from zkv.keyspace.sessions import Remembered, Sessions
-from zkv.keyspace.store import Keyspace, NoLog
-from zkv.keyspace.transaction import Transaction
+from zkv.keyspace.store import Keyspace
+from zkv.keyspace.transaction import StagedWrite
 from zkv.keyspace.view import SnapshotView
 
 __all__ = [
@@ -15,18 +16,19 @@ __all__ = [
     "EXPIRE",
     "PUT",
     "TOUCH",
-    "Change",
     "Commit",
+    "CommitLog",
     "Cursor",
-    "Entry",
     "Expirer",
     "History",
+    "KeyChange",
     "Keyspace",
-    "NoLog",
+    "MemoryLog",
     "Once",
     "Packed",
     "Remembered",
     "Sessions",
     "SnapshotView",
-    "Transaction",
+    "StagedWrite",
+    "StoredEntry",
 ]

@@ -36,7 +36,7 @@ from typing import Final, NamedTuple
 import msgspec
 from msgspec import Raw, Struct
 
-from zkv.errors import TooLargeError
+from zkv.errors import TooLarge
 from zkv.protocol.nesting import parts
 
 PUT: Final = "PUT"
@@ -62,7 +62,7 @@ GONE: Final = Raw(b"\xc0")
 """The value where a key is gone: msgpack nil."""
 
 
-class Change(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+class KeyChange(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """One key's new state, absolute: applying it twice does no harm.
 
     A packable array, so that the log and the feed pack many without a Python step for each; and no
@@ -110,12 +110,12 @@ class Commit(Struct, frozen=True, gc=False):
 
     rev: int
     time: int
-    changes: tuple[Change, ...]
+    changes: tuple[KeyChange, ...]
     once: Once | None = None
     payload: bytes = b""
 
     def pack(self) -> Packed:
-        """The same, packed. Raises TooLargeError."""
+        """The same, packed. Raises TooLarge."""
         array = _ARRAY3 if self.once is None else _ARRAY7
         payload = _HEAD.pack(array, _UINT64, self.rev, _UINT64, self.time) + _encode(self.changes)
         if self.once is not None:
@@ -125,9 +125,9 @@ class Commit(Struct, frozen=True, gc=False):
 
 
 def require_size(size: int) -> None:
-    """Raise TooLargeError unless a commit of ``size`` bytes fits into the log."""
+    """Raise TooLarge unless a commit of ``size`` bytes fits into the log."""
     if size > MOST_PAYLOAD_BYTES:
-        raise TooLargeError(
+        raise TooLarge(
             f"what this would write takes {size} bytes or more; the log takes {MOST_PAYLOAD_BYTES} "
             f"at once: write less in one request"
         )
@@ -147,7 +147,7 @@ class Packed(Struct, frozen=True, gc=False):
     payload: bytes
 
     @property
-    def changes(self) -> tuple[Change, ...]:
+    def changes(self) -> tuple[KeyChange, ...]:
         """What it changes."""
         return _decode(self.payload).changes
 
@@ -155,7 +155,7 @@ class Packed(Struct, frozen=True, gc=False):
 class _Payload(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     rev: int
     time: int
-    changes: tuple[Change, ...]
+    changes: tuple[KeyChange, ...]
     session: str | None = None
     seq: int = 0
     digest: bytes = b""
@@ -164,7 +164,7 @@ class _Payload(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
 
 _encode = msgspec.msgpack.encode
 _decode_quickly = msgspec.msgpack.Decoder(_Payload).decode
-_decode_change = msgspec.msgpack.Decoder(Change).decode
+_decode_change = msgspec.msgpack.Decoder(KeyChange).decode
 
 
 def _decode(payload: bytes) -> _Payload:
@@ -177,7 +177,7 @@ def _decode(payload: bytes) -> _Payload:
         return msgspec.structs.replace(packed, changes=tuple(map(_deep_change, parts(changes))))
 
 
-def _deep_change(packed: bytes) -> Change:
+def _deep_change(packed: bytes) -> KeyChange:
     op, key, value, *expires = parts(packed)
     change = _decode_change(b"".join([packed[:1], op, key, b"\xc0", *expires]))
     return msgspec.structs.replace(change, value=Raw(value))

@@ -7,7 +7,7 @@ from typing import Final
 from msgspec import Struct
 
 
-class Entry(Struct, frozen=True, gc=False):
+class StoredEntry(Struct, frozen=True, gc=False):
     """A value, and which revision wrote it. Never changed, only replaced.
 
     ``gc=False`` because it refers to nothing that could refer back: a store of millions of entries
@@ -24,5 +24,5 @@ class Entry(Struct, frozen=True, gc=False):
     expires: int | None = None
 
 
-ABSENT: Final = Entry(b"\xc0", 0)
+ABSENT: Final = StoredEntry(b"\xc0", 0)
 """Stands for the entry of a key that is not there: nil, written by no revision."""

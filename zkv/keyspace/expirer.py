@@ -10,7 +10,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Final
 
-from zkv.errors import ReadOnlyError, ShuttingDownError
+from zkv.errors import ReadOnly, ShuttingDown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,9 +64,9 @@ class Expirer:
         try:
             rest = self._keyspace.expire(STEP)
             self._removed()
-        except ReadOnlyError:
+        except ReadOnly:
             return RETRY_SECONDS  # The log says so itself; readers see nothing expired anyway.
-        except ShuttingDownError:
+        except ShuttingDown:
             return None
         except BaseException:  # A bug, or the end of memory; the thread goes on.
             if not self._failing:  # Said once, not at every try.

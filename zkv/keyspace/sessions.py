@@ -22,7 +22,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from zkv.errors import BadRequestError, BusyError, StaleSeqError, shorten
+from zkv.errors import BadRequest, Busy, StaleSeq, shorten
 from zkv.keyspace.change import Once
 
 REPLY_OVERHEAD: Final = 256
@@ -71,7 +71,7 @@ SessionState = tuple[str, int, list[tuple[int, bytes, bytes, int]]]
 """Name, when last used, and for each remembered reply: seq, digest, reply and revision."""
 
 
-class Session(Struct, gc=False):
+class ClientSession(Struct, gc=False):
     """The remembered replies of one client.
 
     Args:
@@ -106,7 +106,7 @@ class Sessions:
         self._ttl = ttl
         self._most = most
         self._most_bytes = most_bytes
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._sessions: OrderedDict[str, ClientSession] = OrderedDict()
         self._replies = 0
         self._bytes = 0
 
@@ -117,9 +117,9 @@ class Sessions:
         """What this request was answered before; None where it is new, and may run.
 
         Raises:
-            BadRequestError: another request had this number.
-            StaleSeqError: the number is older than what is remembered.
-            BusyError: there are as many sessions as there may be, and this would be one more.
+            BadRequest: another request had this number.
+            StaleSeq: the number is older than what is remembered.
+            Busy: there are as many sessions as there may be, and this would be one more.
         """
         self.forget_silent(now)
         session = self._sessions.get(name)
@@ -128,26 +128,24 @@ class Sessions:
             session = None
         if session is None:
             if len(self._sessions) >= self._most:
-                raise BusyError(f"there are {self._most} sessions already; max_sessions")
+                raise Busy(f"there are {self._most} sessions already; max_sessions")
             return None
         session.used = now
         self._sessions.move_to_end(name)
         known = session.replies.get(seq)
         if known is None:
             if seq <= session.newest - self._window:
-                raise StaleSeqError(
+                raise StaleSeq(
                     f"seq {seq} of session {shorten(name)} is older than the last "
                     f"{self._window}, up to {session.newest}, which are remembered"
                 )
             return None
         if known.digest != digest:
-            raise BadRequestError(
-                f"seq {seq} of session {shorten(name)} was another request before"
-            )
+            raise BadRequest(f"seq {seq} of session {shorten(name)} was another request before")
         return known
 
     def require_room(self, name: str, seq: int, size: int) -> None:
-        """Raise BusyError where a reply of ``size`` bytes to a new request is too much.
+        """Raise Busy where a reply of ``size`` bytes to a new request is too much.
 
         One that takes no more than what it drives out of its session's window never is.
         """
@@ -161,7 +159,7 @@ class Sessions:
             edge = seq - self._window
             more -= sum([_room_of(known) for old, known in session.replies.items() if old <= edge])
         if more > 0 and self._bytes + more > most:
-            raise BusyError(
+            raise Busy(
                 f"the replies that are remembered take {self._bytes} bytes, and one of {size} more "
                 f"would be too much; session_bytes is {self._most_bytes}"
                 + ("" if small else ", of which a quarter is kept for small replies")
@@ -180,7 +178,7 @@ class Sessions:
             self._forget(once.session)
             session = None
         if session is None:
-            session = self._sessions[once.session] = Session(now)
+            session = self._sessions[once.session] = ClientSession(now)
         session.used = max(session.used, now)
         self._sessions.move_to_end(once.session)
         before = session.newest
@@ -245,7 +243,7 @@ class Sessions:
         """How many there are, and what they take."""
         return {"sessions": len(self._sessions), "replies": self._replies, "bytes": self._bytes}
 
-    def _is_silent(self, session: Session, now: int) -> bool:
+    def _is_silent(self, session: ClientSession, now: int) -> bool:
         return now - session.used >= self._ttl
 
     def _forget(self, name: str) -> None:
@@ -253,7 +251,7 @@ class Sessions:
         self._replies -= len(session.replies)
         self._bytes -= sum(map(_room_of, session.replies.values()))
 
-    def _drop(self, session: Session, seq: int) -> Remembered | None:
+    def _drop(self, session: ClientSession, seq: int) -> Remembered | None:
         known = session.replies.pop(seq, None)
         if known is not None:
             self._replies -= 1

@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from msgspec import Struct
 from sortedcontainers import SortedList
 
-from zkv.errors import CompactedError, NotFoundError, ShuttingDownError
+from zkv.errors import Compacted, NotFound, ShuttingDown
 from zkv.keyspace.change import EXPIRE, Commit, Once, Packed
-from zkv.keyspace.entry import ABSENT, Entry
+from zkv.keyspace.entry import ABSENT, StoredEntry
+from zkv.keyspace.log import MemoryLog
 from zkv.keyspace.sessions import Window
 from zkv.keyspace.table import Table, new_table
 from zkv.keyspace.tally import PAUSE_SECONDS, Tally
-from zkv.keyspace.transaction import Transaction, not_found
+from zkv.keyspace.transaction import StagedWrite, not_found
 from zkv.keyspace.view import SnapshotView
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from zkv.compiled._store import Replaced
     from zkv.keyspace.bounds import Range
     from zkv.keyspace.history import Cursor, History
+    from zkv.keyspace.log import ChangeLog
     from zkv.keyspace.sessions import Sessions
 
 
@@ -46,57 +48,14 @@ PASSED_OVER: Final = 2_000
 """Expired keys that one page of a scan passes over at most: about 0.5 ms."""
 
 
-class ChangeLog(Protocol):
-    """Where commits go before they are applied. Each gets a log sequence number, 1, 2, 3 ..."""
-
-    @property
-    def safe_lsn(self) -> int:
-        """The newest commit that will not be rolled back."""
-
-    @property
-    def safe_rev(self) -> int:
-        """The newest revision that will not be rolled back."""
-
-    @property
-    def last_lsn(self) -> int:
-        """The number of the newest commit. Lock held."""
-
-    @property
-    def takes_commits(self) -> bool:
-        """Whether nothing is wrong: commits would be taken. Lock held."""
-
-    def append(self, commit: Packed) -> int:
-        """Take a commit, lock held; returns its number. Raises ReadOnlyError."""
-
-    def extend(self, commits: list[Packed]) -> int:
-        """Take commits in one step, lock held, while it takes any; the number of the last one."""
-
-
 class Watcher(Protocol):
     """Reads the store in small steps, and is told of what changes ahead of it. Lock held."""
 
-    def keep(self, key: str, old: Entry | None) -> None:
+    def keep(self, key: str, old: StoredEntry | None) -> None:
         """Learn what ``key`` was, before a write replaces it."""
 
     def rolled_back(self, rev: int) -> None:
         """Learn that the commits after ``rev`` have been undone."""
-
-
-class NoLog:
-    """For a store that is not to outlive its process: everything is safe at once."""
-
-    safe_lsn = 2**63
-    safe_rev = 2**63
-    takes_commits = True
-    last_lsn = 0
-
-    def append(self, commit: Packed) -> int:
-        """Forget the commit."""
-        return 0
-
-    def extend(self, commits: list[Packed]) -> int:
-        """Forget the commits."""
-        return 0
 
 
 Remembering = list[tuple[Once, Window]]
@@ -115,14 +74,14 @@ class Undo(Struct, frozen=True, gc=False):
 
     lsn: int
     rev: int
-    replaced: dict[str, Entry | None] | Replaced
+    replaced: dict[str, StoredEntry | None] | Replaced
     remembered: Remembering = []
 
 
 FollowersOfWrites = tuple[
     "Callable[[str], None]",
     "Callable[[int, str], None]",
-    "Callable[[str, Entry | None], None]",
+    "Callable[[str, StoredEntry | None], None]",
     "list[Watcher]",
     "Callable[[str, int, bytes, int, int], bool]",
     "Callable[[str, int, bytes, bytes, int, int, int], None]",
@@ -136,7 +95,7 @@ remembered of one."""
 class Page(NamedTuple):
     """A part of a scan."""
 
-    items: list[tuple[str, Entry]]
+    items: list[tuple[str, StoredEntry]]
     following: str | None
     """Behind which key to go on; None where there are no further ones in the range."""
     rev: int
@@ -176,7 +135,7 @@ class Keyspace:
         )
         self._rev = rev
         self._removed_rev = rev
-        self._log: ChangeLog = NoLog() if log is None else log
+        self._log: ChangeLog = MemoryLog() if log is None else log
         self._undo: deque[Undo] = deque()
         self._remembered_in_run: Remembering = []  # In the run that is going on.
         self._watchers: list[Watcher] = []
@@ -199,22 +158,22 @@ class Keyspace:
 
     # --- Reading
 
-    def live(self, key: str) -> Entry | None:
+    def live(self, key: str) -> StoredEntry | None:
         """The entry of ``key`` unless it has expired. Lock held."""
         entry = self.entries.get(key)
         if entry is not None and entry.expires is not None and entry.expires <= self.now():
             return None
         return entry
 
-    def get(self, key: str) -> Entry:
-        """The entry of ``key``. Raises NotFoundError."""
+    def get(self, key: str) -> StoredEntry:
+        """The entry of ``key``. Raises NotFound."""
         with self.lock:
             entry = self.live(key)
             if entry is None:
                 raise self.no_such_key(key)
             return entry
 
-    def get_many(self, keys: Sequence[str]) -> tuple[list[Entry], int]:
+    def get_many(self, keys: Sequence[str]) -> tuple[list[StoredEntry], int]:
         """The entries of ``keys`` at one revision, `ABSENT` where there is none.
 
         The second value is the newest revision that an absence among them depends on, or a later.
@@ -266,13 +225,13 @@ class Keyspace:
     def changes_since(self, rev: int, most: int) -> tuple[list[Packed], int]:
         """At most ``most`` commits after ``rev`` that are safe, and the newest safe revision.
 
-        Raises CompactedError: they are not kept any more.
+        Raises Compacted: they are not kept any more.
         """
         with self.lock:
             safe_rev = self._safe_rev()
             oldest = self.history.oldest
             if rev < oldest - 1:
-                raise CompactedError(
+                raise Compacted(
                     f"changes since {rev} are not kept any more; the oldest is {oldest}",
                     oldest=oldest,
                 )
@@ -311,16 +270,16 @@ class Keyspace:
 
     # --- Writing
 
-    def begin(self) -> Transaction:
-        """A new transaction. Lock held. Raises ShuttingDownError."""
+    def begin(self) -> StagedWrite:
+        """A new transaction. Lock held. Raises ShuttingDown."""
         if self.sealed:
-            raise ShuttingDownError("the server is stopping")
-        return Transaction(self, self._rev + 1)
+            raise ShuttingDown("the server is stopping")
+        return StagedWrite(self, self._rev + 1)
 
-    def commit(self, transaction: Transaction, once: Once | None = None) -> int:
+    def commit(self, transaction: StagedWrite, once: Once | None = None) -> int:
         """Apply a transaction; returns its number in the log, 0 if there was nothing to log.
 
-        Lock held, since `begin`. Raises ReadOnlyError, TooLargeError, and then nothing is applied.
+        Lock held, since `begin`. Raises ReadOnly, TooLarge, and then nothing is applied.
         """
         changes = transaction.changes
         if not changes and once is None:
@@ -397,7 +356,7 @@ class Keyspace:
         """Remove up to ``most`` entries that are past their deadline, each with a revision.
 
         Returns the ms until there is more to do, 0 if there is now; None if nothing will expire.
-        Raises ReadOnlyError, ShuttingDownError.
+        Raises ReadOnly, ShuttingDown.
         """
         with self.lock:
             for _ in range(most):
@@ -457,7 +416,7 @@ class Keyspace:
                 "expiring": len(self._deadlines),
             }
 
-    def no_such_key(self, key: str) -> NotFoundError:
+    def no_such_key(self, key: str) -> NotFound:
         """The error for a key that is not there. Lock held."""
         return not_found(key, self.absent_rev(key))
 
@@ -522,14 +481,14 @@ class Keyspace:
         while self._undo and self._undo[0].lsn <= safe_lsn:
             self._undo.popleft()
 
-    def _tell_watchers(self, key: str, old: Entry | None) -> None:
+    def _tell_watchers(self, key: str, old: StoredEntry | None) -> None:
         for watcher in self._watchers:
             watcher.keep(key, old)
 
-    def _apply(self, staged: dict[str, Entry | None]) -> dict[str, Entry | None]:
+    def _apply(self, staged: dict[str, StoredEntry | None]) -> dict[str, StoredEntry | None]:
         """Have these entries under these keys, None = nothing; returns what was there before."""
         entries, index, watchers = self.entries, self._index, self._watchers
-        replaced: dict[str, Entry | None] = {}
+        replaced: dict[str, StoredEntry | None] = {}
         for key, entry in staged.items():
             replaced[key] = old = entries.get(key)
             for watcher in watchers:

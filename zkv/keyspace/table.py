@@ -1,4 +1,4 @@
-"""The table of entries: a mapping from key to `Entry`, guarded by the store's lock.
+"""The table of entries: a mapping from key to `StoredEntry`, guarded by the store's lock.
 
 A `dict`, or its compiled twin, which keeps an entry in one piece of memory instead of five objects,
 and in which a `Lane` finds it without a step of Python.
@@ -11,20 +11,20 @@ from collections.abc import MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
 from zkv import compiled
-from zkv.keyspace.entry import Entry
+from zkv.keyspace.entry import StoredEntry
 
 
-class Table(MutableMapping[str, Entry]):
+class Table(MutableMapping[str, StoredEntry]):
     """What both have in common."""
 
     __slots__ = ()
 
-    def pairs(self, keys: Sequence[str]) -> list[tuple[str, Entry]]:
+    def pairs(self, keys: Sequence[str]) -> list[tuple[str, StoredEntry]]:
         """Each of ``keys``, a list, with its entry. Raises KeyError."""
         return [(key, self[key]) for key in keys]
 
 
-class PlainTable(dict[str, Entry], Table):
+class PlainTable(dict[str, StoredEntry], Table):
     """In Python."""
 
     __slots__ = ()
@@ -40,7 +40,7 @@ if TYPE_CHECKING or compiled.COMPILED:
 
 def new_table() -> Table:
     """An empty table."""
-    return CompiledTable(Entry, os.urandom(16)) if compiled.COMPILED else PlainTable()
+    return CompiledTable(StoredEntry, os.urandom(16)) if compiled.COMPILED else PlainTable()
 
 
 def is_compiled(table: Table) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from zkv.keyspace.bounds import Range
-    from zkv.keyspace.entry import Entry
+    from zkv.keyspace.entry import StoredEntry
 
 CHUNK_DEADLINES: Final = 2_000
 """Deadlines looked at in one hold of the lock: about 0.3 ms."""
@@ -56,7 +56,7 @@ class Tally:
         if due:
             self.reached = due[-1]
 
-    def keep(self, key: str, old: Entry | None) -> None:
+    def keep(self, key: str, old: StoredEntry | None) -> None:
         """Count an entry that a write is about to replace, unless the walk has been there."""
         if old is None or old.expires is None or old.expires > self._now or self.complete:
             return

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec import Raw
 
-from zkv.errors import ConflictError, NotFoundError, WrongTypeError, shorten
-from zkv.keyspace.change import DELETE, PUT, TOUCH, Change, require_size
-from zkv.keyspace.entry import Entry
+from zkv.errors import Conflict, NotFound, WrongType, shorten
+from zkv.keyspace.change import DELETE, PUT, TOUCH, KeyChange, require_size
+from zkv.keyspace.entry import StoredEntry
 
 if TYPE_CHECKING:
     from zkv.keyspace.store import Keyspace
@@ -25,7 +25,7 @@ _encode = msgspec.msgpack.encode
 _decode = msgspec.msgpack.decode
 
 
-class Transaction:
+class StagedWrite:
     """Made by `Keyspace.begin`, with the lock held.
 
     Attributes:
@@ -40,8 +40,8 @@ class Transaction:
         self._store = store
         self._size = 0  # Of values staged one by one: TOUCHes may make a small request a large one.
         self.rev = rev
-        self.changes: list[Change] = []
-        self.staged: dict[str, Entry | None] = {}
+        self.changes: list[KeyChange] = []
+        self.staged: dict[str, StoredEntry | None] = {}
 
     @property
     def told_rev(self) -> int:
@@ -52,28 +52,28 @@ class Transaction:
         """Unix time in ms."""
         return self._store.now()
 
-    def find(self, key: str) -> Entry | None:
+    def find(self, key: str) -> StoredEntry | None:
         """The entry of ``key`` as this transaction sees it."""
         if key in self.staged:
             return self.staged[key]
         return self._store.live(key)
 
-    def get(self, key: str) -> Entry:
-        """`find`, or NotFoundError."""
+    def get(self, key: str) -> StoredEntry:
+        """`find`, or NotFound."""
         entry = self.find(key)
         if entry is None:
             raise self._store.no_such_key(key)
         return entry
 
-    def check(self, key: str, rev: int) -> Entry | None:
+    def check(self, key: str, rev: int) -> StoredEntry | None:
         """The entry of ``key``, whose revision must be ``rev``; 0 = it must be absent.
 
-        Raises ConflictError.
+        Raises Conflict.
         """
         entry = self.find(key)
         actual = 0 if entry is None else entry.rev
         if actual != rev:
-            raise ConflictError(
+            raise Conflict(
                 f"{shorten(key)} has revision {actual}, not {rev}",
                 key=key,
                 rev=actual,
@@ -83,54 +83,54 @@ class Transaction:
 
     def put(self, key: str, value: bytes, expires: int | None = None) -> None:
         """Write an entry; ``expires`` is Unix time in ms."""
-        self._stage(PUT, key, Entry(value, self.rev, expires))
+        self._stage(PUT, key, StoredEntry(value, self.rev, expires))
 
     def put_many(self, items: dict[str, bytes], expires: int | None = None) -> None:
         """Write many entries: `put` for each, with as few steps as can be."""
         rev = self.rev
         for key, value in items.items():
-            self.staged[key] = Entry(value, rev, expires)
-        self.changes += [Change(PUT, key, Raw(value), expires) for key, value in items.items()]
+            self.staged[key] = StoredEntry(value, rev, expires)
+        self.changes += [KeyChange(PUT, key, Raw(value), expires) for key, value in items.items()]
 
     def remove(self, key: str, op: str = DELETE) -> None:
         """Remove an entry that is there."""
         self.staged[key] = None
-        self.changes.append(Change(op, key))
+        self.changes.append(KeyChange(op, key))
 
     def touch(self, key: str, expires: int | None) -> None:
-        """Give an entry another expiry. Raises NotFoundError."""
-        self._stage(TOUCH, key, Entry(self.get(key).value, self.rev, expires))
+        """Give an entry another expiry. Raises NotFound."""
+        self._stage(TOUCH, key, StoredEntry(self.get(key).value, self.rev, expires))
 
     def increment(self, key: str, by: int) -> int:
         """Add to an int64, 0 where absent; returns the sum. The expiry stays.
 
-        Raises WrongTypeError: the value is no int64, or the sum would not be.
+        Raises WrongType: the value is no int64, or the sum would not be.
         """
         entry = self.find(key)
         total = by if entry is None else self._integer(key, entry) + by
         if not INT64_MIN <= total <= INT64_MAX:
-            raise WrongTypeError(
+            raise WrongType(
                 f"{shorten(key)} would become {total}, which does not fit into 64 bits with sign",
                 key=key,
                 seen_rev=0 if entry is None else entry.rev,
             )
         expires = None if entry is None else entry.expires
-        self._stage(PUT, key, Entry(_encode(total), self.rev, expires))
+        self._stage(PUT, key, StoredEntry(_encode(total), self.rev, expires))
         return total
 
-    def _stage(self, op: str, key: str, entry: Entry) -> None:
+    def _stage(self, op: str, key: str, entry: StoredEntry) -> None:
         self._size += len(entry.value)
         require_size(self._size)
         self.staged[key] = entry
-        self.changes.append(Change(op, key, Raw(entry.value), entry.expires))
+        self.changes.append(KeyChange(op, key, Raw(entry.value), entry.expires))
 
-    def _integer(self, key: str, entry: Entry) -> int:
+    def _integer(self, key: str, entry: StoredEntry) -> int:
         # The first byte tells: only an int is decoded, whatever else the value is.
         if entry.value[0] < 0x80 or entry.value[0] >= 0xE0 or 0xCC <= entry.value[0] <= 0xD3:
             value = _decode(entry.value)
             if isinstance(value, int) and INT64_MIN <= value <= INT64_MAX:
                 return value
-        raise WrongTypeError(
+        raise WrongType(
             f"the value of {shorten(key)} is {_type_of(entry.value[0])}; INCR needs an integer "
             f"(int) that fits into 64 bits with sign",
             key=key,
@@ -156,6 +156,6 @@ _TYPES: Final = {
 """The last byte of each range in msgpack's table of first bytes, without ext."""
 
 
-def not_found(key: str, seen_rev: int) -> NotFoundError:
+def not_found(key: str, seen_rev: int) -> NotFound:
     """The error for a key that is absent as of ``seen_rev``."""
-    return NotFoundError(f"no such key: {shorten(key)}", seen_rev=seen_rev)
+    return NotFound(f"no such key: {shorten(key)}", seen_rev=seen_rev)

@@ -14,7 +14,7 @@ import time
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
-from zkv.keyspace.entry import Entry
+from zkv.keyspace.entry import StoredEntry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ several points on the way of a request. A reader that gives way by itself costs 
 CHUNK_SESSIONS = 20
 """Sessions read in one hold of the lock."""
 
-Chunk = list[tuple[str, Entry]]
+Chunk = list[tuple[str, StoredEntry]]
 Step = TypeVar("Step")
 
 
@@ -52,9 +52,9 @@ class SnapshotView:
         self._keyspace = keyspace
         self._reached = ""  # Every key up to this one has been read; no key is empty.
         self._all_reached = False
-        self._kept: dict[str, Entry | None] = {}
+        self._kept: dict[str, StoredEntry | None] = {}
 
-    def keep(self, key: str, old: Entry | None) -> None:
+    def keep(self, key: str, old: StoredEntry | None) -> None:
         """Remember what ``key`` was, before a write replaces it. Call with the lock held."""
         if not self._all_reached and key > self._reached:
             self._kept.setdefault(key, old)

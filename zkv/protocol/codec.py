@@ -27,11 +27,11 @@ from msgspec import Raw
 
 from zkv.defaults import MAX_LEVELS, TOO_DEEP
 from zkv.errors import (
-    BadRequestError,
+    BadRequest,
     RequestError,
     RequestId,
-    TooLargeError,
-    UnknownOpError,
+    TooLarge,
+    UnknownOp,
     shorten,
 )
 from zkv.protocol.nesting import LEVELS_ABOVE, may_be_deep, measure
@@ -105,9 +105,9 @@ def decode(body: bytes) -> AnyRequest:
     """Unpack a request body.
 
     Raises:
-        BadRequestError: not msgpack, not a map, a missing, wrong or unknown field, or one that is
+        BadRequest: not msgpack, not a map, a missing, wrong or unknown field, or one that is
             nested too deeply.
-        UnknownOpError: there is no such op.
+        UnknownOp: there is no such op.
     """
     if may_be_deep(body):
         _require_shallow(body)
@@ -149,10 +149,10 @@ def _check_session(request: Request) -> None:
     if request.session is None or request.seq is None:
         missing = "session" if request.session is None else "seq"
         error = f"missing field `{missing}`: session and seq belong together"
-        raise BadRequestError(error, request_id=request.id)
+        raise BadRequest(error, request_id=request.id)
     if len(request.session.encode()) > MAX_SESSION_BYTES:
         error = f"field `session` is longer than {MAX_SESSION_BYTES} bytes"
-        raise BadRequestError(error, request_id=request.id)
+        raise BadRequest(error, request_id=request.id)
 
 
 def _decode_again(body: bytes) -> AnyRequest:
@@ -169,19 +169,19 @@ def _decode_again(body: bytes) -> AnyRequest:
         error.request_id = request_id
         raise
     except msgspec.ValidationError as error:
-        raise BadRequestError(_explain(op, error, repaired), request_id=request_id) from None
+        raise BadRequest(_explain(op, error, repaired), request_id=request_id) from None
 
 
 def _split(body: bytes) -> dict[str, Raw]:
-    """The body's fields, each still packed. Raises BadRequestError where there are none."""
+    """The body's fields, each still packed. Raises BadRequest where there are none."""
     try:
         packed = _fields.decode(body)
         return {_text(name, "a field name"): raw for name, raw in packed.items()}
-    except BadRequestError as error:
+    except BadRequest as error:
         error.request_id = _salvage_id(body)
         raise
     except _DECODE_ERRORS as error:
-        raise BadRequestError(_why_no_map(error), request_id=_salvage_id(body)) from None
+        raise BadRequest(_why_no_map(error), request_id=_salvage_id(body)) from None
 
 
 def _why_no_map(error: Exception) -> str:
@@ -197,13 +197,13 @@ def _why_no_map(error: Exception) -> str:
 
 
 def _require_shallow(body: bytes) -> None:
-    """Raise BadRequestError where a field has more levels than it may."""
+    """Raise BadRequest where a field has more levels than it may."""
     if not _is_map(body):
-        raise BadRequestError("the body is not a msgpack map")
+        raise BadRequest("the body is not a msgpack map")
     for name, _, levels in _walk(body):
         if levels > MAX_LEVELS + LEVELS_ABOVE.get(name, 0):
             what = f"field `{name}`" if name else "a field"
-            raise BadRequestError(f"{what} {TOO_DEEP}", request_id=_salvage_id(body))
+            raise BadRequest(f"{what} {TOO_DEEP}", request_id=_salvage_id(body))
 
 
 def _salvage_id(body: bytes) -> RequestId | None:
@@ -241,7 +241,7 @@ def _name_of(packed: bytes) -> str:
     """A field's name; empty if it is no text."""
     try:
         return _text(_untyped.decode(packed), "a field name")
-    except (*_DECODE_ERRORS, BadRequestError):
+    except (*_DECODE_ERRORS, BadRequest):
         return ""
 
 
@@ -256,18 +256,18 @@ def _readable_id(fields: dict[str, Raw]) -> RequestId | None:
     try:
         value = _unpack("id", fields["id"], _untyped)
         return _text(value, "id") if isinstance(value, str | bytes) else _int_or_none(value)
-    except BadRequestError:
+    except BadRequest:
         return None
 
 
 def _read_op(fields: dict[str, Raw]) -> str:
     if "op" not in fields:
-        raise BadRequestError("missing field `op`")
+        raise BadRequest("missing field `op`")
     op = _text(_unpack("op", fields["op"], _untyped), "field `op`")
     if op not in REQUEST_TYPES:
         known = op.upper() in REQUEST_TYPES
         hint = f"did you mean {op.upper()}?" if known else f"there are {', '.join(REQUEST_TYPES)}"
-        raise UnknownOpError(f"no such op: {shorten(op)}; {hint}")
+        raise UnknownOp(f"no such op: {shorten(op)}; {hint}")
     return op
 
 
@@ -314,9 +314,9 @@ def _unpack(name: str, raw: Raw, decoder: msgspec.msgpack.Decoder[_T]) -> _T:
     try:
         return decoder.decode(raw)
     except UnicodeDecodeError:
-        raise BadRequestError(f"field `{name}` is not valid UTF-8") from None
+        raise BadRequest(f"field `{name}` is not valid UTF-8") from None
     except (msgspec.DecodeError, TypeError) as error:
-        raise BadRequestError(f"field `{name}`: {_expected(str(error))}{_got(raw)}") from None
+        raise BadRequest(f"field `{name}`: {_expected(str(error))}{_got(raw)}") from None
 
 
 def _as_text(value: object, name: str) -> object:
@@ -329,9 +329,9 @@ def _text(value: object, what: str) -> str:
         try:
             return value.decode()
         except UnicodeDecodeError:
-            raise BadRequestError(f"{what} is not valid UTF-8") from None
+            raise BadRequest(f"{what} is not valid UTF-8") from None
     if not isinstance(value, str):
-        raise BadRequestError(f"{what} is not a str")
+        raise BadRequest(f"{what} is not a str")
     return value
 
 
@@ -444,23 +444,23 @@ class KeyLimits:
         self._surely_short = max_key_bytes // 4
 
     def check_key(self, key: str) -> None:
-        """Raise BadRequestError or TooLargeError unless ``key`` may be a key."""
+        """Raise BadRequest or TooLarge unless ``key`` may be a key."""
         if key >= "\x01" and len(key) <= self._surely_short:
             return
         if not key:
-            raise BadRequestError("the key is empty")
+            raise BadRequest("the key is empty")
         if key[0] == "\0":
-            raise BadRequestError(f"the key {shorten(key)} begins with U+0000, which is reserved")
+            raise BadRequest(f"the key {shorten(key)} begins with U+0000, which is reserved")
         size = len(key.encode())
         if size > self.max_key_bytes:
-            raise TooLargeError(
+            raise TooLarge(
                 f"the key {shorten(key)} has {size} bytes; max_key_bytes is {self.max_key_bytes}"
             )
 
     def check_batch(self, size: int, field: str) -> None:
-        """Raise TooLargeError if one request may not hold ``size`` of what is in ``field``."""
+        """Raise TooLarge if one request may not hold ``size`` of what is in ``field``."""
         if size > self.max_batch:
-            raise TooLargeError(f"{size} in field `{field}`; max_batch is {self.max_batch}")
+            raise TooLarge(f"{size} in field `{field}`; max_batch is {self.max_batch}")
 
     def check_keys(self, keys: list[str] | dict[str, Raw]) -> None:
         """`check_key` for a batch, and the batch's own limit."""
@@ -479,10 +479,10 @@ class KeyLimits:
         return values
 
     def value(self, key: str, raw: Raw) -> bytes:
-        """The packed bytes of ``raw``, in memory of their own. Raises TooLargeError."""
+        """The packed bytes of ``raw``, in memory of their own. Raises TooLarge."""
         value = bytes(raw)
         if len(value) > self.max_value_bytes:
-            raise TooLargeError(
+            raise TooLarge(
                 f"the value of {shorten(key)} has {len(value)} bytes; "
                 f"max_value_bytes is {self.max_value_bytes}"
             )

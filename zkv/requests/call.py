@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from zkv.durability.committer import A_BUG
 from zkv.errors import (
-    BadRequestError,
-    DeadlineError,
-    InternalError,
-    ReadOnlyError,
+    BadRequest,
+    Deadline,
+    Internal,
+    ReadOnly,
     RequestError,
-    ShuttingDownError,
+    ShuttingDown,
 )
 from zkv.protocol.codec import decode, encode_repeat, encode_reply
 from zkv.protocol.replies import CommitReply, Failure, Reply, failure
@@ -105,7 +105,7 @@ class Caller:
         self._account.failures[_op_of(request), reply.code] += 1
         return encode_reply(reply)
 
-    def run_again(self, call: Call, refusal: ReadOnlyError) -> Reply | Failure:
+    def run_again(self, call: Call, refusal: ReadOnly) -> Reply | Failure:
         """What to answer after commits that ``call`` made or saw have been rolled back."""
         if call.request is None or call.request.writes:
             return fail(refusal, call.request)
@@ -116,7 +116,7 @@ class Caller:
             return fail(refusal, call.request)
         return call.result
 
-    def run_instead(self, body: bytes, started: float, refusal: ReadOnlyError) -> bytes:
+    def run_instead(self, body: bytes, started: float, refusal: ReadOnly) -> bytes:
         """The reply to a request that a lane has answered, and whose answer was rolled back."""
         call = Call(len(body), started)
         call.request = decode(body)
@@ -158,11 +158,11 @@ class Caller:
 
     def _require_permission(self, request: AnyRequest) -> None:
         if self._stopping():
-            raise ShuttingDownError("the server is stopping")
+            raise ShuttingDown("the server is stopping")
         if request.deadline is not None and time.time() * 1000 > request.deadline:
-            raise DeadlineError("the deadline had passed when the request would have run")
+            raise Deadline("the deadline had passed when the request would have run")
         if request.durable and request.writes and not self.engine.lasting:
-            raise BadRequestError("field `durable`: this server keeps its data in memory alone")
+            raise BadRequest("field `durable`: this server keeps its data in memory alone")
 
     def _execute(self, call: Call, request: AnyRequest) -> None:
         try:
@@ -195,5 +195,5 @@ def fail(error: BaseException, request: AnyRequest | None) -> Failure:
     """The reply to a request that raised ``error``; logs what is a bug."""
     if not isinstance(error, RequestError):
         _log.error("a command failed: this is a bug in zkv", exc_info=error)
-        error = InternalError(A_BUG, applied=None)
+        error = Internal(A_BUG, applied=None)
     return failure(error, None if request is None else request.id)

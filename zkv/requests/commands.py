@@ -1,7 +1,7 @@
 """What each op does: two tables from request class to function, one of reads and one of writes.
 
 A read takes the `Node` it runs on and a request that the protocol has checked. A write takes also a
-`Transaction`: it runs with the keyspace's lock held, inside `execute`, which commits what it staged
+`StagedWrite`: it runs with the keyspace's lock held, inside `execute`, which commits what it staged
 and makes it exactly-once where the request asks for that. So each write is described once, whether
 it comes alone or in a TXN.
 
@@ -22,9 +22,9 @@ from typing import Any, Final
 from msgspec import Raw, Struct
 
 from zkv import __version__
-from zkv.engine import AnyEngine
-from zkv.errors import BadRequestError, RequestError, TooLargeError
-from zkv.keyspace import Entry, Once, Remembered, Transaction
+from zkv.engine import Engine
+from zkv.errors import BadRequest, RequestError, TooLarge
+from zkv.keyspace import Once, Remembered, StagedWrite, StoredEntry
 from zkv.keyspace.bounds import key_range
 from zkv.protocol import requests
 from zkv.protocol.codec import PROTOCOL_VERSION, KeyLimits, digest, encode_reply, pack_array
@@ -87,7 +87,7 @@ class Node:
         stop: begins the orderly end; the future gives the revision that was saved last.
     """
 
-    engine: AnyEngine
+    engine: Engine
     limits: KeyLimits
     max_reply_bytes: int
     facts: Callable[[], dict[str, Any]]
@@ -130,7 +130,7 @@ def _execute_once(
             reply = failure(error, None)
         packed = encode_reply(reply)
         if len(packed) > MAX_REMEMBERED_REPLY:
-            raise TooLargeError(
+            raise TooLarge(
                 f"the reply has {len(packed)} bytes; one that is remembered for a repeat may have "
                 f"{MAX_REMEMBERED_REPLY}: ask for less, or without session"
             )
@@ -181,7 +181,7 @@ def scan(node: Node, request: requests.Scan) -> Done:
     keys = key_range(request.prefix, request.start, request.end, request.after, request.reverse)
     page = node.engine.keyspace.scan(keys, most, request.reverse)
     if page.following is not None and len(page.items) == most < request.limit:
-        raise TooLargeError(
+        raise TooLarge(
             f"there are more than {most} keys, which is max_batch; ask with a limit up to that, "
             f"and go on behind `next`"
         )
@@ -245,7 +245,7 @@ def end(node: Node, _request: requests.End) -> Answer:
 # --- Writes: with the keyspace's lock held
 
 
-def put(node: Node, transaction: Transaction, request: requests.Put) -> WriteReply:
+def put(node: Node, transaction: StagedWrite, request: requests.Put) -> WriteReply:
     """Write an entry."""
     key = request.key
     node.limits.check_key(key)
@@ -261,7 +261,7 @@ def put(node: Node, transaction: Transaction, request: requests.Put) -> WriteRep
     return _with_previous(reply, previous) if request.prev else reply
 
 
-def delete(node: Node, transaction: Transaction, request: requests.Delete) -> WriteReply:
+def delete(node: Node, transaction: StagedWrite, request: requests.Delete) -> WriteReply:
     """Remove an entry."""
     node.limits.check_key(request.key)
     if request.if_rev is not None:
@@ -272,7 +272,7 @@ def delete(node: Node, transaction: Transaction, request: requests.Delete) -> Wr
     return _with_previous(reply, previous) if request.prev else reply
 
 
-def touch(node: Node, transaction: Transaction, request: requests.Touch) -> WriteReply:
+def touch(node: Node, transaction: StagedWrite, request: requests.Touch) -> WriteReply:
     """Give an entry another time to live."""
     node.limits.check_key(request.key)
     expires = None if request.ttl is None else _expires(transaction, request.ttl)
@@ -280,13 +280,13 @@ def touch(node: Node, transaction: Transaction, request: requests.Touch) -> Writ
     return WriteReply(rev=transaction.rev)
 
 
-def incr(node: Node, transaction: Transaction, request: requests.Incr) -> IncrReply:
+def incr(node: Node, transaction: StagedWrite, request: requests.Incr) -> IncrReply:
     """Add to an int64."""
     node.limits.check_key(request.key)
     return IncrReply(value=transaction.increment(request.key, request.by), rev=transaction.rev)
 
 
-def mput(node: Node, transaction: Transaction, request: requests.MPut) -> WriteReply:
+def mput(node: Node, transaction: StagedWrite, request: requests.MPut) -> WriteReply:
     """Write many entries as one revision."""
     node.limits.check_keys(request.items)
     expires = None if request.ttl is None else _expires(transaction, request.ttl)
@@ -294,7 +294,7 @@ def mput(node: Node, transaction: Transaction, request: requests.MPut) -> WriteR
     return WriteReply(rev=transaction.told_rev)
 
 
-def mdelete(node: Node, transaction: Transaction, request: requests.MDelete) -> MDeleteReply:
+def mdelete(node: Node, transaction: StagedWrite, request: requests.MDelete) -> MDeleteReply:
     """Remove many entries as one revision."""
     node.limits.check_keys(request.keys)
     present = [key for key in dict.fromkeys(request.keys) if transaction.find(key) is not None]
@@ -303,7 +303,7 @@ def mdelete(node: Node, transaction: Transaction, request: requests.MDelete) -> 
     return MDeleteReply(deleted=len(present), rev=transaction.told_rev)
 
 
-def txn(node: Node, transaction: Transaction, request: requests.Txn) -> TxnReply:
+def txn(node: Node, transaction: StagedWrite, request: requests.Txn) -> TxnReply:
     """Check conditions, then run ops that see each other's effects; all or nothing."""
     node.limits.check_batch(len(request.ops), "ops")
     node.limits.check_batch(len(request.conditions), "if")
@@ -323,18 +323,18 @@ def txn(node: Node, transaction: Transaction, request: requests.Txn) -> TxnReply
     return TxnReply(results=results, rev=transaction.told_rev)
 
 
-def _run_in_txn(node: Node, transaction: Transaction, op: requests.SubRequest) -> Reply:
+def _run_in_txn(node: Node, transaction: StagedWrite, op: requests.SubRequest) -> Reply:
     for name in ("id", "session", "seq", "deadline"):
         if getattr(op, name) is not None:
-            raise BadRequestError(f"field `{name}` belongs to the TXN, not to an op in it")
+            raise BadRequest(f"field `{name}` belongs to the TXN, not to an op in it")
     if op.durable:
-        raise BadRequestError("field `durable` belongs to the TXN, not to an op in it")
+        raise BadRequest("field `durable` belongs to the TXN, not to an op in it")
     if isinstance(op, requests.Get):
         return _get_in_txn(node, transaction, op)
     return WRITES[type(op)](node, transaction, op)
 
 
-def _get_in_txn(node: Node, transaction: Transaction, op: requests.Get) -> GetReply:
+def _get_in_txn(node: Node, transaction: StagedWrite, op: requests.Get) -> GetReply:
     node.limits.check_key(op.key)
     entry = transaction.find(op.key)
     if entry is None:
@@ -367,20 +367,20 @@ class _Failing:
 # --- Helpers
 
 
-def _get_reply(entry: Entry, now: Callable[[], int]) -> GetReply:
+def _get_reply(entry: StoredEntry, now: Callable[[], int]) -> GetReply:
     reply = GetReply(value=Raw(entry.value), rev=entry.rev)
     if entry.expires is not None:
         reply.ttl = max(0, entry.expires - now()) / 1000
     return reply
 
 
-def _with_previous(reply: WriteReply, previous: Entry | None) -> WriteReply:
+def _with_previous(reply: WriteReply, previous: StoredEntry | None) -> WriteReply:
     reply.prev = NIL if previous is None else Raw(previous.value)
     reply.prev_rev = 0 if previous is None else previous.rev
     return reply
 
 
-def _expires(transaction: Transaction, ttl: float) -> int:
+def _expires(transaction: StagedWrite, ttl: float) -> int:
     """When an entry that is written now expires, in ms; a ttl below a millisecond is one."""
     return transaction.now() + max(1, round(ttl * 1000))
 
@@ -396,7 +396,7 @@ def _values_size(reply: Reply) -> int:
 
 def _check_size(node: Node, size: int, what: str, advice: str) -> None:
     if size > node.max_reply_bytes:
-        raise TooLargeError(
+        raise TooLarge(
             f"{what} would take {size} bytes; max_reply_bytes is {node.max_reply_bytes}: {advice}"
         )
 
@@ -415,7 +415,7 @@ def _revision_reply(revision: Future[int]) -> Future[Reply]:
     return reply
 
 
-Write = Callable[[Node, Transaction, Any], CommitReply]
+Write = Callable[[Node, StagedWrite, Any], CommitReply]
 
 READS: Final[dict[type[requests.Request], Callable[[Node, Any], Answer]]] = {
     requests.Ping: ping,
