@@ -379,7 +379,6 @@ def test_the_timeout_takes_units() -> None:
         ("zkv.bench.main", ["--timeout", "2x"], "--timeout"),
         ("zkv.bench.main", ["--ceiling", "2x"], "--ceiling"),
         ("zkv.bench.main", ["sweep", "--duration", "2x"], "--duration"),
-        ("zkv.bench.main", ["peers", "--seconds", "2x"], "--seconds"),
         ("zkv.cli.main", ["doctor", "--timeout", "2x"], "--timeout"),
     ],
 )

@@ -7,6 +7,7 @@ here is skipped, and named; `make clients-deps` installs them all.
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import subprocess
 import threading
@@ -66,6 +67,20 @@ def test_its_files_are_as_the_page_says(language: Language) -> None:
     assert "\n## Install" in readme
     assert "\n## In a shell\n" in readme
     assert "\n## In a program\n" in readme or language.name == "bash"
+
+
+@pytest.mark.parametrize("language", LANGUAGES, ids=repr)
+def test_its_commands_take_paths_with_spaces(language: Language) -> None:
+    settings = (language.directory / "client.toml").read_text(encoding="utf-8")
+
+    assert re.findall(r"(?<!\")\$\{?(?:OUT|PYTHON)\b", settings) == []
+
+
+def test_python_is_always_there() -> None:
+    """It needs what the tests need themselves."""
+    (python,) = (language for language in LANGUAGES if language.name == "Python")
+
+    assert python.is_present
 
 
 def test_there_is_a_directory_for_each_language_that_the_table_names() -> None:
