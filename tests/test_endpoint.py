@@ -73,6 +73,8 @@ WRONG = {
     "no IPv6 address": ("tcp://[::g]:5555", "IPv6"),
     "empty label": ("tcp://a..b:5555", "no host"),
     "space in a name": ("tcp://local host:5555", "no host"),
+    "hyphen before a name": ("tcp://-a.b:5555", "no host"),
+    "underscore before a name": ("tcp://_a.b:5555", "no host"),
     "label too long": (f"tcp://{'a' * 64}:5555", "no host"),
     "name too long": (f"tcp://{'a.' * 130}b:5555", "no host"),
     "name that is not ASCII": ("tcp://b\u00fccher:5555", "Punycode"),

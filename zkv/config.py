@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from zkv.defaults import DEFAULT_ENDPOINT
-from zkv.endpoint import check_to_bind
+from zkv.endpoint import check_to_bind, is_any
 from zkv.errors import ConfigError
 from zkv.reading import BadTextError, decode, read_file
 
@@ -147,15 +147,7 @@ def _check(settings: Settings, source: str) -> None:
             f"{source}: durability.data_dir: {directory!r} begins with ~, which is not expanded: "
             "write the whole path"
         )
-    server = settings.server
-    for name, endpoint in (
-        *(("server.endpoints", endpoint) for endpoint in server.endpoints),
-        *([("server.feed", server.feed)] if server.feed else []),
-    ):
-        try:
-            check_to_bind(endpoint)
-        except ValueError as error:
-            raise ConfigError(f"{source}: {name}: {error}") from None
+    _check_endpoints(settings.server, source)
     limits = settings.limits
     if limits.max_message_bytes < limits.max_value_bytes + limits.max_key_bytes:
         raise ConfigError(
@@ -167,6 +159,24 @@ def _check(settings: Settings, source: str) -> None:
             f"{source}: limits.max_reply_bytes ({limits.max_reply_bytes}) is smaller than "
             f"limits.max_value_bytes plus {REPLY_OVERHEAD}: such a value could never be read"
         )
+
+
+def _check_endpoints(server: ServerSettings, source: str) -> None:
+    """Each is one where a server may listen, and no place is there twice."""
+    places: dict[str, str] = {}
+    for name, endpoint in (
+        *(("server.endpoints", endpoint) for endpoint in server.endpoints),
+        *([("server.feed", server.feed)] if server.feed else []),
+    ):
+        try:
+            check_to_bind(endpoint)
+        except ValueError as error:
+            raise ConfigError(f"{source}: {name}: {error}") from None
+        # The system would say that it is in use, and that sounds as if somebody else had it.
+        if endpoint in places and not is_any(endpoint):
+            where = "there twice" if places[endpoint] == name else f"one of {places[endpoint]}, too"
+            raise ConfigError(f"{source}: {name}: {endpoint!r} is {where}")
+        places[endpoint] = name
 
 
 def _explain(error: msgspec.ValidationError, table: dict[str, Any]) -> str:

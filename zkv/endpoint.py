@@ -84,6 +84,13 @@ def check_option(endpoint: str) -> None:
         raise ValueError(f"{where}: {error}") from None
 
 
+def is_any(endpoint: str) -> bool:
+    """Whether an endpoint to bind that has been checked stands for another place each time."""
+    return endpoint == "ipc://*" or (
+        endpoint.startswith("tcp://") and endpoint[-2:] in {":*", ":0"}
+    )
+
+
 def is_name(endpoint: str) -> bool:
     """Whether an endpoint that has been checked has a host that must be looked up."""
     return endpoint.startswith("tcp://") and not is_address(host_of(endpoint))
@@ -172,8 +179,10 @@ def _check_host(endpoint: str, host: str) -> None:
             raise _wrong(endpoint, f"{host!r} is no IPv4 address: four numbers to 255") from None
     elif not host.isascii():
         raise _wrong(endpoint, "a host's name is ASCII; others are written in Punycode: xn--...")
-    elif len(host) > LONGEST_NAME or not all(
-        map(_LABEL.fullmatch, host.removesuffix(".").split("."))
+    elif (
+        len(host) > LONGEST_NAME
+        or not host[0].isalnum()  # libzmq knows no name that begins otherwise.
+        or not all(map(_LABEL.fullmatch, host.removesuffix(".").split(".")))
     ):
         raise _wrong(endpoint, f"{host[:80]!r} is no host: neither an address nor a name")
 

@@ -127,7 +127,8 @@ def _flush() -> None:
 
 def _print(text: str) -> None:
     try:
-        sys.stdout.write(text)
+        if text:  # To write nothing fails, too, where a device is full.
+            sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         raise

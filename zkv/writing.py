@@ -44,6 +44,8 @@ class Target:
         self.name = str(name)
         if "\0" in self.name:
             raise OSError(errno.EINVAL, "the name holds a NUL character", self.name)
+        if not self.name:  # The system says so, too, but not where it leads: to where we are.
+            raise FileNotFoundError(errno.ENOENT, "the name is empty", "''")
         self._descriptor, is_opened = _descriptor(self.name)
         self._status = self._look()
         is_file = self._status is None or stat.S_ISREG(self._status.st_mode)

@@ -418,6 +418,8 @@ STREAMS: Final = [
     ("zkv-cli -e {0} bogus 2>/dev/full", {2}, ""),
     ("zkv-cli -e {0} count >/dev/full", {2}, "zkv-cli: cannot print: No space left on device\n"),
     ("zkv-cli -e {0} watch --since 0 --limit 1 >/dev/full", {2}, None),
+    ("f=$(mktemp) && zkv-cli -e {0} export $f >/dev/full; s=$?; rm $f; exit $s", {0}, None),
+    ("zkv serve --config nowhere >/dev/full", {2}, "zkv: nowhere: No such file or directory\n"),
     ("zkv-cli -e {0} import <&-", {2}, "zkv-cli: standard input is closed\n"),
     ("zkv-cli -e {0} import 0>/dev/null", {2}, None),
     ("zkv-cli -e {0} 0>/dev/null", {2}, "zkv-cli: standard input: Bad file descriptor\n"),

@@ -199,6 +199,18 @@ def test_a_directory_is_an_error(writer: Write, tmp_path: Path) -> None:
     assert names(tmp_path / "dir.svg") == []
 
 
+def test_no_name_is_an_error(
+    shared: ServerInProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not stand for the directory that we are in, beside which a part would be left."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    assert export_here(shared, "") == 2
+
+    assert names(tmp_path) == ["here"]
+
+
 def test_links_in_a_circle_are_an_error(writer: Write, tmp_path: Path) -> None:
     link = tmp_path / "link.svg"
     link.symlink_to(link)
@@ -216,6 +228,7 @@ def ordinary_user() -> Iterator[Path]:
         file.chmod(0o666)
         directory.chmod(0o555)
         before = os.geteuid()
+        "".encode("idna")  # Python's own files may be in a place that is not nobody's to read.
         if before == 0:
             os.seteuid(65534)
         try:

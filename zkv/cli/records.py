@@ -122,7 +122,7 @@ def _read_packed(file: IO[bytes], longest: int, number: int, offset: int) -> Ite
     reader = msgpack.Unpacker(
         strict_map_key=False, unicode_errors=STR_ERRORS, max_buffer_size=longest + CHUNK
     )
-    fed = 0
+    fed = whole = 0
     while chunk := file.read1(CHUNK) if hasattr(file, "read1") else file.read(CHUNK):
         try:
             reader.feed(chunk)
@@ -138,9 +138,9 @@ def _read_packed(file: IO[bytes], longest: int, number: int, offset: int) -> Ite
                 raise BadRecordError(f"it {TOO_DEEP}") from None
             except (ValueError, TypeError) as error:
                 raise BadRecordError(f"it is no msgpack: {_said(error)}") from None
-            number += 1
-            yield Place(number, offset + reader.tell(), _record(fields))
-    if reader.tell() != fed:
+            number, whole = number + 1, reader.tell()
+            yield Place(number, offset + whole, _record(fields))
+    if whole != fed:  # Not where the reader is by now: it counts what it has seen of the next one.
         raise CutOffError("it is cut off: the file ends within it")
 
 
