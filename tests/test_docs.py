@@ -10,8 +10,9 @@ stand in a document; a ``text`` block that follows with nothing in between is wh
 
 The documents show the default ports; here, free ones take their place in what is run and printed.
 
-Examples. What stands in PROTOCOL.md and README.md between a line ``<!-- generated: NAME -->`` and
-the next ``<!-- end -->`` is rendered from a run. ``ZKV_UPDATE_DOCS=1`` writes it anew.
+Examples. What stands in PROTOCOL.md and docs/terminal.md between a line
+``<!-- generated: NAME -->`` and the next ``<!-- end -->`` is rendered from a run.
+``ZKV_UPDATE_DOCS=1`` writes it anew.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ DOCUMENTS: Final = sorted(
 WITH_SESSIONS: Final = (
     "README.md", "PROTOCOL.md", "DURABILITY.md",
     "docs/tutorial.md", "docs/howto.md", "docs/python.md", "docs/terminal.md",
+    "docs/benchmarking.md",
 )  # fmt: skip
 UPDATING: Final = bool(os.environ.get("ZKV_UPDATE_DOCS"))
 
@@ -419,7 +421,7 @@ def test_the_commands_of_zkv_cli_are_listed() -> None:
     commands = printed.partition("commands, each with an example:\n")[2].partition("\n\n")[0]
     lines = [line[2:].rstrip() for line in commands.splitlines() if "$ zkv-cli" not in line]
     assert lines, printed
-    check_generated("README.md", {"zkv-cli": "\n".join(["```text", *lines, "```"])})
+    check_generated("docs/terminal.md", {"zkv-cli": "\n".join(["```text", *lines, "```"])})
 
 
 def run_module(*arguments: str) -> str:
