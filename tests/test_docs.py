@@ -456,16 +456,16 @@ def test_settings_in_documents_load() -> None:
                 config.build(tomllib.loads(block.text), source=f"{document}, line {block.line}")
 
 
-# --- The rooms in ARCHITECTURE.md ------------------------------------------------------------
+# --- The packages in ARCHITECTURE.md ---------------------------------------------------------
 
 
-def test_rooms_stand_in_the_order_of_the_import_contract() -> None:
+def test_packages_stand_in_the_order_of_the_import_contract() -> None:
     contracts = tomllib.loads(text_of("pyproject.toml"))["tool"]["importlinter"]["contracts"]
     names = [name for layer in contracts[0]["layers"] for name in re.findall(r"\w+", layer)]
     built = [
         name for name in names if any(ROOT.glob(f"zkv/{name}/")) or any(ROOT.glob(f"zkv/{name}.py"))
     ]
-    table = re.findall(r"^\| `(\w+)` \|", section("ARCHITECTURE.md", "## Rooms"), re.M)
+    table = re.findall(r"^\| `(\w+)` \|", section("ARCHITECTURE.md", "## Packages"), re.M)
     assert table == built
 
 
