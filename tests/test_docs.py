@@ -321,7 +321,7 @@ def render_feed(client: Raw) -> str:
         change = follower.recv_multipart()
         while change[0] == b"\0":  # Heartbeats also come by the clock.
             change = follower.recv_multipart()
-        return protocol_examples.render_frames(change=change, heartbeat=follower.recv_multipart())
+        return protocol_examples.render_feed(change=change, heartbeat=follower.recv_multipart())
 
 
 def render_wire(endpoint: str) -> str:
@@ -467,6 +467,14 @@ def test_packages_stand_in_the_order_of_the_import_contract() -> None:
     ]
     table = re.findall(r"^\| `(\w+)` \|", section("ARCHITECTURE.md", "## Packages"), re.M)
     assert table == built
+
+
+# --- Length ----------------------------------------------------------------------------------
+
+
+def test_pages_that_are_read_first_stay_short() -> None:
+    assert len(text_of("README.md").splitlines()) <= 150
+    assert len(text_of("ARCHITECTURE.md").encode()) <= 16 * 1024
 
 
 # --- Links and names -------------------------------------------------------------------------
