@@ -298,7 +298,7 @@ def check_exposure(_client: Client, info: Info) -> Iterator[Diagnosis]:
     if exposed:
         yield Diagnosis(
             TELL, "exposure",
-            f"other machines can reach {', '.join(exposed)}: anyone there can read, write and stop it",
+            f"other machines can reach {', '.join(exposed)}: anyone can read, write and stop it",
         )  # fmt: skip
     else:
         yield Diagnosis(FINE, "exposure", "only this machine reaches it")

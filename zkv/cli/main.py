@@ -29,7 +29,7 @@ from zkv.streams import complain, guarded
 _log = logging.getLogger("zkv.server")
 
 SIGNALS = (
-    "Signals: SIGTERM or SIGINT saves everything and stops the server, a second one ends it at once; "
+    "Signals: SIGTERM or SIGINT saves everything and stops the server, a second one kills it; "
     "SIGHUP reopens the log file; SIGUSR1 writes the stack of each thread to the log."
 )
 FAILED = 1

@@ -202,7 +202,7 @@ IF_REV: Final = option(
     "--if-rev", "N", "only if the key's revision is N; 0 = only if there is no such key", whole
 )
 TTL: Final = option(
-    "--ttl", "TIME", "time until the key expires: seconds, or such as 90s, 5m, 1d12h; default: never",
+    "--ttl", "TIME", "time until it expires: seconds, or such as 90s, 5m, 1d12h; default: never",
     durations.argument,
 )  # fmt: skip
 LIMIT: Final = option("--limit", "N", "how many to print at most; default: all", whole)
@@ -324,7 +324,8 @@ _TABLE: Final = (
     ),
     Command("ping", "check that the server answers", "ping", text=text.ping),
     Command(
-        "info", "print everything that the server reports about itself", "info", text=text.info, view=_info_view,
+        "info", "print what the server reports about itself", "info",
+        text=text.info, view=_info_view,
     ),
     Command("snapshot", "write a snapshot now, and wait for it", "snapshot", text=text.saved),
     Command(
