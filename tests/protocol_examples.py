@@ -1,5 +1,8 @@
 """What PROTOCOL.md shows of the wire: real requests, and what a real server answers to them.
 
+One exchange, and a connection without a ZeroMQ library, are shown as bytes; all else is shown as
+maps, since `tests/conformance` has the bytes.
+
 To document an op, add its examples to `EXAMPLES` and run
 ``ZKV_UPDATE_DOCS=1 python -m pytest tests/test_docs.py``: it renders all of them anew, and says
 which section is still missing. Examples run from the top to the bottom, over one connection, on a
@@ -223,12 +226,6 @@ def _pin(reply: bytes, pinned: Fields) -> bytes:
 # --- Rendering -------------------------------------------------------------------------------
 
 WIDTH: Final = 92
-HEX_BYTES: Final = 24
-"""Bytes in a line of hex."""
-HEX_LINES: Final = 12
-"""Most lines of hex."""
-CUT_LINES: Final = 4
-"""Lines of hex that are shown of a body that would take more."""
 
 
 def render_examples(exchanges: list[Exchange]) -> str:
@@ -237,24 +234,28 @@ def render_examples(exchanges: list[Exchange]) -> str:
 
 
 def _render_one(exchange: Exchange) -> str:
-    lines = [*_render_body("request", exchange.request), *_render_body("reply", exchange.reply)]
+    lines = [*_render_body("request", exchange.request), *_render_body("reply  ", exchange.reply)]
     title = [exchange.example.title, ""] if exchange.example.title else []
     return "\n".join([*title, "```text", *lines, "```"])
 
 
 def _render_body(label: str, body: bytes) -> Iterator[str]:
-    for line in _wrap(notation(body), WIDTH - 9):
-        yield f"{label:9}{line}"
-        label = ""
-    lines = [body[at : at + HEX_BYTES].hex(" ") for at in range(0, len(body), HEX_BYTES)]
-    for line in lines if len(lines) <= HEX_LINES else lines[:CUT_LINES]:
-        yield f"{'':9}{line}"
-    if len(lines) > HEX_LINES:
-        yield f"{'':9}... {len(body)} bytes in all"
+    for line in _wrap(notation(body), WIDTH - len(label) - 2):
+        yield f"{label}  {line}"
+        label = " " * len(label)
 
 
 def _wrap(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, subsequent_indent=" ", break_on_hyphens=False)
+
+
+def render_feed(**messages: Frames) -> str:
+    """Named messages of the feed: the topic and the body of each."""
+    lines: list[str] = []
+    for name, (topic, body) in messages.items():
+        lines.append(f"{name}: topic  {_quote(topic.decode())}")
+        lines += _render_body(" " * len(name) + "  body ", body)
+    return "\n".join(["```text", *lines, "```"])
 
 
 def render_frames(**messages: Frames) -> str:
@@ -271,9 +272,7 @@ def render_frames(**messages: Frames) -> str:
 def _render_frame(name: str, frame: bytes, *, is_last: bool) -> Iterator[str]:
     size = f"{len(frame)} byte{'' if len(frame) == 1 else 's'}"
     if not is_last:
-        yield f"{name}: {size}, {'the topic' if frame else 'the delimiter'}"
-        if frame:
-            yield f"    {frame.hex(' '):<44} {_quote(frame.decode())}"
+        yield f"{name}: {size}, the delimiter"
         return
     yield f"{name}: {size}, the body"
     for packed, depth, meaning in dissect(frame):

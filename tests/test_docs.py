@@ -10,8 +10,9 @@ stand in a document; a ``text`` block that follows with nothing in between is wh
 
 The documents show the default ports; here, free ones take their place in what is run and printed.
 
-Examples. What stands in PROTOCOL.md and README.md between a line ``<!-- generated: NAME -->`` and
-the next ``<!-- end -->`` is rendered from a run. ``ZKV_UPDATE_DOCS=1`` writes it anew.
+Examples. What stands in PROTOCOL.md and docs/terminal.md between a line
+``<!-- generated: NAME -->`` and the next ``<!-- end -->`` is rendered from a run.
+``ZKV_UPDATE_DOCS=1`` writes it anew.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ DOCUMENTS: Final = sorted(
 WITH_SESSIONS: Final = (
     "README.md", "PROTOCOL.md", "DURABILITY.md",
     "docs/tutorial.md", "docs/howto.md", "docs/python.md", "docs/terminal.md",
+    "docs/benchmarking.md",
 )  # fmt: skip
 UPDATING: Final = bool(os.environ.get("ZKV_UPDATE_DOCS"))
 
@@ -319,7 +321,7 @@ def render_feed(client: Raw) -> str:
         change = follower.recv_multipart()
         while change[0] == b"\0":  # Heartbeats also come by the clock.
             change = follower.recv_multipart()
-        return protocol_examples.render_frames(change=change, heartbeat=follower.recv_multipart())
+        return protocol_examples.render_feed(change=change, heartbeat=follower.recv_multipart())
 
 
 def render_wire(endpoint: str) -> str:
@@ -419,7 +421,7 @@ def test_the_commands_of_zkv_cli_are_listed() -> None:
     commands = printed.partition("commands, each with an example:\n")[2].partition("\n\n")[0]
     lines = [line[2:].rstrip() for line in commands.splitlines() if "$ zkv-cli" not in line]
     assert lines, printed
-    check_generated("README.md", {"zkv-cli": "\n".join(["```text", *lines, "```"])})
+    check_generated("docs/terminal.md", {"zkv-cli": "\n".join(["```text", *lines, "```"])})
 
 
 def run_module(*arguments: str) -> str:
@@ -454,17 +456,25 @@ def test_settings_in_documents_load() -> None:
                 config.build(tomllib.loads(block.text), source=f"{document}, line {block.line}")
 
 
-# --- The rooms in ARCHITECTURE.md ------------------------------------------------------------
+# --- The packages in ARCHITECTURE.md ---------------------------------------------------------
 
 
-def test_rooms_stand_in_the_order_of_the_import_contract() -> None:
+def test_packages_stand_in_the_order_of_the_import_contract() -> None:
     contracts = tomllib.loads(text_of("pyproject.toml"))["tool"]["importlinter"]["contracts"]
     names = [name for layer in contracts[0]["layers"] for name in re.findall(r"\w+", layer)]
     built = [
         name for name in names if any(ROOT.glob(f"zkv/{name}/")) or any(ROOT.glob(f"zkv/{name}.py"))
     ]
-    table = re.findall(r"^\| `(\w+)` \|", section("ARCHITECTURE.md", "## Rooms"), re.M)
+    table = re.findall(r"^\| `(\w+)` \|", section("ARCHITECTURE.md", "## Packages"), re.M)
     assert table == built
+
+
+# --- Length ----------------------------------------------------------------------------------
+
+
+def test_pages_that_are_read_first_stay_short() -> None:
+    assert len(text_of("README.md").splitlines()) <= 150
+    assert len(text_of("ARCHITECTURE.md").encode()) <= 16 * 1024
 
 
 # --- Links and names -------------------------------------------------------------------------

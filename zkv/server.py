@@ -253,4 +253,4 @@ def _warn_of_exposure(endpoints: list[str]) -> None:
             continue
         host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
         if not ipaddress.ip_address(host).is_loopback:
-            _log.warning("%s: whoever can reach it can read, write and stop the server", endpoint)
+            _log.warning("%s: anyone who reaches it can read, write and stop the server", endpoint)

@@ -506,7 +506,7 @@ def test_rename_replaces_only_where_that_is_meant(cli: Cli) -> None:
     cli("mput", "a", "1", "b", "2")
 
     printed = cli("rename", "a", "b", status=1)
-    assert_fails(printed, 1, "CONFLICT: b is there already, with revision 1; --force")
+    assert_fails(printed, 1, "CONFLICT: b exists, with revision 1; --force")
     assert cli("mget", "a", "b").stdout == b'"1"\n"2"\n'
     cli("rename", "a", "b", "--force")
     assert cli("mget", "a", "b").stdout == b'null\n"1"\n'
@@ -571,7 +571,7 @@ def test_history_says_where_it_begins(tmp_path: Path, kept: int) -> None:
 
     assert len(printed.stdout.splitlines()) == kept
     assert printed.returncode == 0
-    assert f"changes before revision {5 - kept} are not kept any more" in printed.stderr.decode()
+    assert f"no longer has changes before revision {5 - kept}" in printed.stderr.decode()
 
 
 class Watching:
@@ -625,7 +625,7 @@ def test_get_goes_on_with_what_comes(watch: Callable[..., Watching], client: Raw
 
 def test_get_waits_for_what_is_not_there_yet(watch: Callable[..., Watching], client: Raw) -> None:
     watching = watch("k", "-o", "json")
-    assert "k is not there yet" in watching.note()
+    assert "k does not exist yet" in watching.note()
     client.ok(op="PUT", key="k", value="1")
     assert watching.line() == '"1"'
 

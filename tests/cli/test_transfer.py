@@ -274,7 +274,7 @@ def test_a_bad_line_is_named_and_what_stands_before_it_is_stored(
 
     complaint = failed.stderr.decode()
     assert (failed.returncode, failed.stdout) == (2, b""), complaint
-    assert "zkv-cli: stored is all up to line 3\n" in complaint
+    assert "zkv-cli: imported lines 1-3\n" in complaint
     assert "zkv-cli: line 4: " in complaint
     assert why in complaint
     assert list(entries(client)) == ["first", "third"]
@@ -410,7 +410,7 @@ def test_the_state_of_another_import_is_refused(server: ServerInProcess, tmp_pat
     state.write_text(json.dumps({"source": "another", "number": 1, "offset": 1}))
     assert_fails(run(*command), 2, "another")
     state.write_text("nonsense")
-    assert_fails(run(*command), 2, "does not say")
+    assert_fails(run(*command), 2, "not the state of an import")
 
 
 def interrupted(server: ServerInProcess, tmp_path: Path, *words: str) -> tuple[Path, Path]:
@@ -443,7 +443,7 @@ def test_a_file_that_has_changed_is_not_gone_on_with(
     refused = run("-e", server.endpoint, "import", str(file), "--resume", str(state))
 
     assert refused.returncode == 2
-    assert f"{file} is another file" in refused.stderr.decode()
+    assert f"{file} is not the file whose import" in refused.stderr.decode()
     assert why in refused.stderr.decode()
     assert state.exists()
     assert client.ok(op="INFO")["rev"] == before
@@ -498,7 +498,7 @@ def test_a_state_that_somebody_has_written(
     file, state = interrupted(server, tmp_path)
     state.write_text(json.dumps(json.loads(state.read_bytes()) | fields))
     command = ["-e", server.endpoint, "import", str(file), "--resume", str(state)]
-    assert_fails_of(run(*command), "how far")
+    assert_fails_of(run(*command), str(state), "import")
 
 
 def test_a_state_is_kept_in_a_file_of_its_mode_behind_a_link(
@@ -568,7 +568,9 @@ def test_a_part_that_has_changed_is_not_gone_on_with(
     command = ["-e", server.endpoint, "export", str(tmp_path / f"file.{form}"), "--resume"]
     for keys in (["b1"], ["a3", "a2"], ["a1", "a1"], ["a1", "b", "a2"]):
         part.write_bytes(b"".join(map(one, keys)))
-        assert_fails_of(run(*command, "--prefix", "a"), "no export that could be gone on with")
+        assert_fails_of(
+            run(*command, "--prefix", "a"), "is not an export that --resume can continue"
+        )
     part.write_bytes(one("a1"))
     assert run(*command, "--prefix", "a").returncode == 0
     assert names(tmp_path) == ["data", f"file.{form}"]
@@ -630,7 +632,7 @@ def test_what_is_no_export_is_not_gone_on_with(server: ServerInProcess, tmp_path
 
     refused = run("-e", server.endpoint, "export", str(tmp_path / "file"), "--resume")
 
-    assert_fails(refused, 2, "is no export")
+    assert_fails(refused, 2, "is not an export")
     assert part.read_text() == "a letter\nthat somebody wrote\n"
 
 
@@ -651,7 +653,7 @@ def test_a_server_that_goes_away_is_no_answer_in_time(
         _, complaint = process.communicate(lines(*numbered(10)), timeout=LIMIT)
 
     assert process.returncode == 3
-    assert b"stored is all up to line 1000" in complaint
+    assert b"imported lines 1-1000" in complaint
 
 
 def test_from_one_server_to_another_in_a_pipe(

@@ -57,7 +57,7 @@ OPTIONS: Final = (
             "action": "store_true",
             "default": False,
             "dest": "json_flag",
-            "help": "VALUE is JSON and not text; where a command takes no VALUE, -o json",
+            "help": "VALUE is JSON, not text; for a command without a VALUE: -o json",
         },
     ),
 )
@@ -68,29 +68,29 @@ OPTION_LIKE: Final = re.compile(r"-[^\d.]")
 
 NOTES: Final = """\
 without a command:
-  a shell: it takes commands as they stand here, one a line, and remembers them; help tells more.
-  Where standard input is no terminal, its lines are carried out.
+  a shell: it takes these commands, one per line, and has a history; help says more.
+  If standard input is not a terminal, the shell runs its lines.
 
 every write that is one request:
   takes --durable, --deadline, and --session NAME with --seq N: see zkv-cli put --help. With a
-  session, the same command may be given again after exit status 3: it is carried out once.
+  session you may repeat the same command after exit status 3: the server applies it once.
 
 values:
   A VALUE is text: put n 1 stores the text "1", put n 1 --json the number 1. - reads it from
-  standard input, to the end. Where a word begins with a dash, -- stands before it:
+  standard input, to the end. Put -- before a word that begins with a dash:
   zkv-cli put key -- -value
-  get prints text as a line, bin just as it is, anything else as JSON. On a terminal, text that
-  reads like JSON or cannot be shown has quotes, and bin is shown as below; get --type tells what
-  a value is. What JSON lacks is shown as {"$bin": "<base64>"}, {"$ext": [<type>, "<base64>"]},
+  get prints text as a line, bin unchanged, anything else as JSON. On a terminal, text that looks
+  like JSON or is not printable has quotes, and bin is shown as below; get --type prints the type.
+  Types that JSON lacks are shown as {"$bin": "<base64>"}, {"$ext": [<type>, "<base64>"]},
   {"$time": "<UTC>"}, {"$float": "NaN"} and {"$map": [[<key>, <value>], ...]}. In a line with other
-  things a value is JSON; a key is text, or JSON where it begins with a quotation mark or holds
-  what cannot be printed.
+  fields a value is JSON; a key is text, or JSON if it begins with a quotation mark or is not
+  printable.
 
 times:
   A TIME is a number of seconds, or numbers with units: 500ms, 90s, 5m, 1h30m, 7d, 2w.
 
 answers:
-  -o json prints every answer as JSON: for get the value alone, else an object a line.
+  -o json prints every answer as JSON: get prints the value, others one object per line.
 
 exit status:
   0 done; 1 a negative answer (NOT_FOUND, CONFLICT); 2 wrong usage, or refused by the server;
@@ -168,7 +168,7 @@ def _main_parser() -> _Parser:
     parser = _Parser(
         prog="zkv-cli",
         usage=f"zkv-cli {_synopsis(OPTIONS)} [COMMAND ...]",
-        description="Ask a zkv server for something. COMMAND is taken in either case.",
+        description="Send commands to a zkv server. COMMAND may be in upper or lower case.",
         epilog=f"{list_commands()}\n\n{NOTES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -48,7 +48,10 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser = _add(verbs, "dump", _dump, "print a data directory as JSON lines", DUMP)
     _add_directory(parser)
     parser.add_argument(
-        "--at-rev", type=_revision, metavar="N", help="as it was at revision N; the log up to it"
+        "--at-rev",
+        type=_revision,
+        metavar="N",
+        help="the entries as of revision N; with --log, the changes up to it",
     )
     parser.add_argument("--log", action="store_true", help="the log instead of the entries")
 
@@ -61,8 +64,8 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("directory", type=_path, metavar="DIR", help="absent or empty")
     parser.add_argument(
         "--above", type=_revision, default=0, metavar="REV",
-        help="a revision that clients may have seen, where that is higher than the backup's: such "
-        "as the newest of a store that was restored from the same backup before",
+        help="the newest revision that clients may have seen, if it is above the backup's, such as "
+        "that of a store that was restored from the same backup before",
     )  # fmt: skip
 
 
@@ -250,13 +253,13 @@ def _say_plan(plan: Plan, layout: Layout, name: str) -> None:
     _say(f"lost   {plan.loss()}")
     if plan.forgets:
         _say(
-            "note   answers to exactly-once requests that changed nothing are forgotten, if there "
-            "were any in what cannot be read"
+            "note   if the unreadable part had answers to exactly-once requests that changed "
+            "nothing, they are forgotten"
         )
     if plan.loses:
         _say(
             f"then   the store as it was at revision {plan.reach}; it gets revision {plan.rev}, "
-            f"so that none of the lost comes again"
+            f"so that no lost revision is used again"
         )
     else:
         _say(f"then   the store as it was, at revision {plan.rev}")

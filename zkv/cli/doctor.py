@@ -84,8 +84,8 @@ def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="check a running server, and say what to do",
         description="Check a running server from the outside in: endpoint, round trips, versions, "
         "clocks, durability, limits, change feed, and on the same machine its disk. Nothing is "
-        "changed. The exit status is 0 where nothing has to be done, 1 where something should be, "
-        "3 where no answer comes in time.",
+        "changed. The exit status is 0 if there is nothing to do, 1 if there is, 3 if no answer "
+        "comes in time.",
     )
     parser.add_argument(
         "-e", "--endpoint", metavar="ENDPOINT",
@@ -165,7 +165,7 @@ def check_clock(client: Client) -> Iterator[Diagnosis]:
         ahead = "ahead of" if apart > 0 else "behind"
         yield Diagnosis(
             ACT, "clock", f"the server's is {duration(abs(apart))} {ahead} the one here",
-            "have both machines' clocks set by NTP: a `deadline` means another moment there",
+            "set both machines' clocks by NTP: the server applies a `deadline` by its own clock",
         )  # fmt: skip
     else:
         yield Diagnosis(FINE, "clock", f"apart by less than {duration(abs(apart) + unsure)}")
@@ -193,14 +193,14 @@ def check_durability(_client: Client, info: Info) -> Iterator[Diagnosis]:
             lost = duration(settings["fsync_interval"])
             yield Diagnosis(
                 TELL, "durability",
-                f"fsync = interval: a crash of the machine may take the writes of about {lost}; "
-                f"one that must not be lost says `durable`",
+                f"fsync = interval: a crash of the machine may lose the writes of about {lost}; "
+                f"use `durable` for a write that must not be lost",
             )  # fmt: skip
         case policy:
             yield Diagnosis(
                 TELL, "durability",
-                f"fsync = {policy}: a crash of the machine may take everything since the last "
-                f"snapshot; a write that must not be lost says `durable`",
+                f"fsync = {policy}: a crash of the machine may lose everything since the last "
+                f"snapshot; use `durable` for a write that must not be lost",
             )  # fmt: skip
 
 
@@ -209,7 +209,7 @@ def check_refusal(_client: Client, info: Info) -> Iterator[Diagnosis]:
     if refusal := info["durability"].get("refusal"):
         yield Diagnosis(
             ACT, "writes", f"refused now: {refusal}",
-            "see DURABILITY.md; reads go on, so zkv-cli export saves what it holds",
+            "see DURABILITY.md; reads continue, so zkv-cli export can save the data",
         )  # fmt: skip
 
 
@@ -267,7 +267,7 @@ def check_feed(client: Client, info: Info) -> Iterator[Diagnosis]:
         return
     if feed is None:
         yield Diagnosis(
-            TELL, "feed", "off: changes can be asked for, with CHANGES, and not followed"
+            TELL, "feed", "off: clients can request changes with CHANGES, but not subscribe"
         )
         return
     try:
@@ -298,7 +298,7 @@ def check_exposure(_client: Client, info: Info) -> Iterator[Diagnosis]:
     if exposed:
         yield Diagnosis(
             TELL, "exposure",
-            f"other machines reach {', '.join(exposed)}: whoever does can read, write and end it",
+            f"other machines can reach {', '.join(exposed)}: anyone can read, write and stop it",
         )  # fmt: skip
     else:
         yield Diagnosis(FINE, "exposure", "only this machine reaches it")

@@ -210,12 +210,11 @@ def _part(
     except FileExistsError:
         raise CommandError(
             FAILED,
-            f"{part} is there, from an export that was not finished: --resume goes on with it; "
-            f"to begin anew, remove it",
+            f"an unfinished export left {part}: --resume continues it; to start again, remove it",
         ) from None
     except BadRecordError as error:
         raise CommandError(
-            FAILED, f"{part} is no export that could be gone on with: {error}"
+            FAILED, f"{part} is not an export that --resume can continue: {error}"
         ) from error
 
 
@@ -268,8 +267,8 @@ class _Asked:
         if (rev := rev_of(self._client)) < kept["rev"]:
             raise CommandError(
                 FAILED,
-                f"{self._part} is from another store: that had revision {kept['rev']}, and the one "
-                f"at {self._client.endpoint} has {rev}",
+                f"{self._part} is from another store, which had revision {kept['rev']}; the one at "
+                f"{self._client.endpoint} has {rev}",
             )
 
     def remove(self) -> None:

@@ -56,7 +56,7 @@ def _watch(client: Client, options: argparse.Namespace) -> int:
     except RefusedError as error:
         if error.code != "NOT_FOUND":
             raise
-        note(f"{text.word(key)} is not there yet; waiting for it")
+        note(f"{text.word(key)} does not exist yet; waiting for it")
     else:
         with reading("GET"):
             # A change of this key that came after the answer is above both.
@@ -65,7 +65,7 @@ def _watch(client: Client, options: argparse.Namespace) -> int:
     with client.watch(key, since=since) as watch:
         for change in watch:
             if change.op == "RESET":
-                note("some changes are not known any more; going on with the value as it is now")
+                note("the server no longer has some changes; continuing with the present value")
             elif change.key == key and change.op in text.GONE:
                 note(f"{text.word(key)} is gone: {change.op}, revision {change.rev}")
             elif change.key == key and change.op == "PUT":

@@ -45,7 +45,7 @@ def _pages(client: Client, key: str) -> Iterator[list[Any]]:
             oldest = error.details.get("oldest")
             if error.code != "COMPACTED" or not isinstance(oldest, int) or oldest - 1 <= since:
                 raise
-            note(f"changes before revision {oldest} are not kept any more")
+            note(f"the server no longer has changes before revision {oldest}")
             since = oldest - 1
             newest = max(newest, oldest)
             continue

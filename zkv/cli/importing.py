@@ -61,7 +61,7 @@ def run(session: CommandSession, options: argparse.Namespace) -> int:
                     progress.show(batch[-1].number, batch[-1].end)
         except (CommandError, KeyboardInterrupt):
             reached = writer.reached or state.number
-            note(f"stored is {f'all up to {source.unit} {reached}' if reached else 'nothing'}")
+            note(f"imported {f'{source.unit}s 1-{reached}' if reached else 'nothing'}")
             raise
         except OSError as error:
             raise CommandError(FAILED, f"{source.name}: {error.strerror}") from error
@@ -353,15 +353,15 @@ class _State:
         except BadTextError:
             found = None
         if not isinstance(found, dict) or "source" not in found:
-            raise CommandError(FAILED, f"{name} does not say how far an import has got")
+            raise CommandError(FAILED, f"{name} is not the state of an import")
         for field, value in self._of.items():
             if found.get(field) != value:
                 was = found.get(field)
                 what = "" if field == "source" else f"{field} "
                 raise CommandError(
                     FAILED,
-                    f"{name} says how far another import has got: of {what}{was!r:.80}, and not of "
-                    f"{value!r:.80}; to begin anew, remove it",
+                    f"{name} is the state of another import, of {what}{was!r:.80} instead of "
+                    f"{value!r:.80}; to start again, remove it",
                 )
         self._take(name, found)
 
@@ -369,20 +369,20 @@ class _State:
         """Begin where the state says. Raises CommandError."""
         numbers = [found.get(field) for field in ("number", "offset", "rev")]
         if not all(type(number) is int and 0 <= number <= LATEST for number in numbers):
-            raise CommandError(FAILED, f"{name} does not say how far an import has got")
+            raise CommandError(FAILED, f"{name} is not the state of an import")
         self.number, self.offset, self._rev = found["number"], found["offset"], found["rev"]
         self._digest = str(found.get("digest"))
         if (rev := rev_of(self._client)) < self._rev:
             raise CommandError(
                 FAILED,
-                f"{name} says how far an import to another store has got: that had revision "
-                f"{self._rev}, and the one at {self._client.endpoint} has {rev}; to begin anew, "
+                f"{name} is the state of an import to another store, which had revision "
+                f"{self._rev}; the one at {self._client.endpoint} has {rev}; to start again, "
                 f"remove it",
             )
 
     def _other(self, why: str) -> CommandError:
         return CommandError(
             FAILED,
-            f"{self._source.name} is another file than the one of which {self._name} says how far "
-            f"its import has got: {why}; to begin anew, remove {self._name}",
+            f"{self._source.name} is not the file whose import {self._name} records: {why}; "
+            f"to start again, remove {self._name}",
         )

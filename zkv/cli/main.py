@@ -29,8 +29,8 @@ from zkv.streams import complain, guarded
 _log = logging.getLogger("zkv.server")
 
 SIGNALS = (
-    "Signals: SIGTERM or SIGINT saves everything and ends the server, a second one ends it now; "
-    "SIGHUP opens the log file anew; SIGUSR1 writes to the log where each thread is."
+    "Signals: SIGTERM or SIGINT saves everything and stops the server, a second one kills it; "
+    "SIGHUP reopens the log file; SIGUSR1 writes the stack of each thread to the log."
 )
 FAILED = 1
 NOT_STARTED = 2
@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     run.add_argument(
         "--feed", metavar="E",
-        help="where to publish changes; empty = nowhere; with --endpoint alone, a free port",
+        help="where to publish changes; empty = nowhere; default with --endpoint: a free port",
     )  # fmt: skip
     run.add_argument("--data-dir", metavar="DIR", help="where data is kept")
     run.add_argument(

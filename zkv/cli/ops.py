@@ -139,7 +139,7 @@ VALUE: Final = Argument(
     ("value",),
     {
         "metavar": "VALUE",
-        "help": "text; with --json, JSON: 1 is then a number; - reads it from standard input",
+        "help": "text; with --json it is JSON, and 1 a number; - reads it from standard input",
     },
 )
 PAIRS: Final = Argument(
@@ -152,8 +152,7 @@ TIME: Final = Argument(
     ("ttl",),
     {
         "metavar": "TIME",
-        "help": "how long the key stays: seconds, or such as 90s, 5m, 1d12h; "
-        "none or - = until it is deleted",
+        "help": "time until the key expires: seconds, or such as 90s, 5m, 1d12h; none or -: never",
     },
 )
 BY: Final = Argument(
@@ -163,13 +162,13 @@ BY: Final = Argument(
         "metavar": "BY",
         "nargs": "?",
         "type": whole,
-        "help": "what to add, maybe less than 0; else 1",
+        "help": "what to add, may be negative; default: 1",
     },
 )
 PREFIX: Final = Argument(
     "[PREFIX]",
     ("prefix",),
-    {"metavar": "PREFIX", "nargs": "?", "help": "only keys that begin so"},
+    {"metavar": "PREFIX", "nargs": "?", "help": "only keys with this prefix"},
 )
 SINCE: Final = Argument(
     "SINCE",
@@ -198,43 +197,43 @@ def flag(name: str, help: str) -> Argument:
     return Argument(f"[{name}]", (name,), {"action": "store_true", "help": help})
 
 
-PREV: Final = flag("--prev", "tell the value before, too")
+PREV: Final = flag("--prev", "also print the previous value")
 IF_REV: Final = option(
     "--if-rev", "N", "only if the key's revision is N; 0 = only if there is no such key", whole
 )
 TTL: Final = option(
-    "--ttl", "TIME", "how long the key stays: seconds, or such as 90s, 5m, 1d12h; else for ever",
+    "--ttl", "TIME", "time until it expires: seconds, or such as 90s, 5m, 1d12h; default: never",
     durations.argument,
 )  # fmt: skip
-LIMIT: Final = option("--limit", "N", "how many to print at most; else all", whole)
+LIMIT: Final = option("--limit", "N", "how many to print at most; default: all", whole)
 BOUNDS: Final = (
-    option("--start", "KEY", "begin with this key, or behind it"),
+    option("--start", "KEY", "begin at this key"),
     option("--end", "KEY", "stop before this key"),
-    option("--after", "KEY", "go on behind this key, where the page before ended"),
+    option("--after", "KEY", "begin after this key, at which the previous page ended"),
 )
 TYPE: Final = flag("--type", "print the type of the value instead: str, int, map ...")
-META: Final = flag("--meta", "print value, type, revision and time to live, a line each")
-WATCH: Final = flag("--watch", "go on, and print each value that the key gets")
+META: Final = flag("--meta", "print value, type, revision and time to live, one per line")
+WATCH: Final = flag("--watch", "continue, and print each new value of the key")
 DELETED_PREFIX: Final = option(
     "--prefix", "PREFIX",
-    "delete all keys that begin so, page by page: not all or nothing. Asks at a terminal",
+    "delete all keys with this prefix, page by page: not all or nothing. Asks on a terminal",
 )  # fmt: skip
 YES: Final = flag("--yes", "with --prefix: do not ask")
-SCAN_META: Final = flag("--meta", "print type, revision and time to live, too, in this order")
+SCAN_META: Final = flag("--meta", "also print type, revision and time to live, in this order")
 KEYS_ONLY: Final = flag("--keys-only", "do not print values")
 REVERSE: Final = flag("--reverse", "from the last key to the first")
-CHANGED_PREFIX: Final = option("--prefix", "PREFIX", "only keys that begin so")
-CHANGES_LIMIT: Final = option("--limit", "N", "about how many to print; else 1000", whole)
+CHANGED_PREFIX: Final = option("--prefix", "PREFIX", "only keys with this prefix")
+CHANGES_LIMIT: Final = option("--limit", "N", "about how many to print; default: 1000", whole)
 
-DURABLE: Final = flag("--durable", "wait until it is on disk, whatever the server is set to")
+DURABLE: Final = flag("--durable", "wait until the write is on disk, whatever the server's policy")
 EVERY_WRITE: Final = tuple(
     argument._replace(synopsis="")  # The help says once that every write takes them.
     for argument in (
         DURABLE,
-        flag("--deadline", "not to be carried out any more once --timeout has passed"),
+        flag("--deadline", "do not run once --timeout has passed"),
         option(
             "--session", "NAME",
-            "with --seq: carried out once, however often it is sent; a random name for the script",
+            "with --seq: applied once, however often it is sent; a random name for the script",
         ),
         option("--seq", "N", "number of the write in the session: 1, 2, 3 ...", whole),
     )
@@ -280,7 +279,7 @@ _TABLE: Final = (
         more=("put visits 1 --json", "put lock me --if-rev 0 --ttl 30s", "put page - <page.html"),
     ),
     Command(
-        "get", "print a value alone", "get greeting", (KEY, TYPE, META, WATCH),
+        "get", "print only the value", "get greeting", (KEY, TYPE, META, WATCH),
         run=program("getting"), more=("get visits --type", "get lock --meta", "get lock --watch"),
     ),
     _write(
@@ -288,12 +287,12 @@ _TABLE: Final = (
         fields.touch, more=("touch greeting 1h30m", "touch greeting none"),
     ),
     _write(
-        "delete", "delete a key, or all keys that begin alike", "delete greeting",
+        "delete", "delete a key, or all keys with a prefix", "delete greeting",
         (KEY_OR_NONE, PREV, IF_REV, DELETED_PREFIX, YES), given("key", "prev", "if_rev"),
         run=program("deleting"), more=("delete --prefix user/ --yes",),
     ),
     _write(
-        "incr", "add to a number, and print the sum alone", "incr visits", (KEY, BY),
+        "incr", "add to a number, and print only the sum", "incr visits", (KEY, BY),
         given("key", "by"), text.number("value"),
     ),
     _write(
@@ -301,7 +300,7 @@ _TABLE: Final = (
         fields.mput,
     ),
     Command(
-        "mget", "print many values as JSON, a line each; null for none", "mget a b", (KEYS,),
+        "mget", "print many values as JSON, one per line; null if absent", "mget a b", (KEYS,),
         given("keys"), text.values,
     ),
     Command(
@@ -314,22 +313,23 @@ _TABLE: Final = (
     ),
     _write("mdelete", "delete many keys", "mdelete a b", (KEYS,), given("keys")),
     _write(
-        "txn", "carry out many ops, all or nothing",
+        "txn", "run many ops, all or nothing",
         """txn - <<< '{"if": [["a", 0]], "ops": [{"op": "PUT", "key": "a", "value": 1}]}'""",
         (TRANSACTION,), fields.txn, text.transaction,
     ),
     Command(
-        "changes", "print what has changed: revision, op, key, value as JSON", "changes 0",
+        "changes", "print changes: revision, op, key, value as JSON", "changes 0",
         (SINCE, CHANGED_PREFIX, CHANGES_LIMIT),
         given("since", "prefix", "limit"), text.changes, note=text.after_changes,
     ),
-    Command("ping", "tell whether the server is there", "ping", text=text.ping),
+    Command("ping", "check that the server answers", "ping", text=text.ping),
     Command(
-        "info", "what the server is, holds and has done", "info", text=text.info, view=_info_view,
+        "info", "print what the server reports about itself", "info",
+        text=text.info, view=_info_view,
     ),
     Command("snapshot", "write a snapshot now, and wait for it", "snapshot", text=text.saved),
     Command(
-        "end", "save everything and end the server", "end --timeout 60", (END_AGAIN,),
+        "end", "save everything and stop the server", "end --timeout 60", (END_AGAIN,),
         text=text.ended,
     ),
 )  # fmt: skip

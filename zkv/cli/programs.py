@@ -25,7 +25,7 @@ FILE: Final = Argument(
         "metavar": "FILE",
         "nargs": "?",
         "default": "-",
-        "help": "its name; - or nothing = standard input or output",
+        "help": "its name; - or nothing: standard input or output",
     },
 )
 FORMAT: Final = Argument(
@@ -34,39 +34,39 @@ FORMAT: Final = Argument(
     {
         "metavar": "FORMAT",
         "choices": ("json", "msgpack"),
-        "help": "json: an object a line; msgpack: a map behind the other; else msgpack where the "
-        "name of FILE ends in .msgpack, and json elsewhere",
+        "help": "json: one object per line; msgpack: one map after the other; default: msgpack if "
+        "the name of FILE ends in .msgpack, else json",
     },
 )
 WATCH_SINCE: Final = option(
-    "--since", "REV", "begin behind this revision; else with what is new", whole
+    "--since", "REV", "begin after this revision; default: only new changes", whole
 )
-WATCH_LIMIT: Final = option("--limit", "N", "end after so many changes; else go on for ever", whole)
-AFTER: Final = option("--after", "KEY", "begin behind this key")
-GO_ON: Final = flag("--resume", "go on with the FILE.part that an export left unfinished")
+WATCH_LIMIT: Final = option("--limit", "N", "stop after so many changes; default: never", whole)
+AFTER: Final = option("--after", "KEY", "begin after this key")
+GO_ON: Final = flag("--resume", "continue with the FILE.part of an unfinished export")
 STATE: Final = option(
     "--resume",
     "STATE",
-    "a file that keeps how far it has got: the same command once more goes on from there",
+    "a file for the progress: the same command, run again, continues from there",
 )
 INTERVAL: Final = option(
-    "--interval", "TIME", "from one view to the next: seconds, or such as 500ms; else 1",
+    "--interval", "TIME", "between two views: seconds, or such as 500ms; default: 1",
     durations.argument,
 )  # fmt: skip
-VIEWS: Final = option("--limit", "N", "end after so many views; else go on for ever", whole)
+VIEWS: Final = option("--limit", "N", "stop after so many views; default: never", whole)
 SHELL: Final = Argument(
     "SHELL",
     ("shell",),
     {"metavar": "SHELL", "choices": ("bash", "zsh", "fish"), "help": "bash, zsh or fish"},
 )
 
-OLD: Final = Argument("OLD", ("old",), {"metavar": "OLD", "help": "the key that there is"})
-NEW: Final = Argument("NEW", ("new",), {"metavar": "NEW", "help": "the key that it gets"})
-FORCE: Final = flag("--force", "replace NEW where it is there; else that is a CONFLICT")
+OLD: Final = Argument("OLD", ("old",), {"metavar": "OLD", "help": "the present key"})
+NEW: Final = Argument("NEW", ("new",), {"metavar": "NEW", "help": "the new key"})
+FORCE: Final = flag("--force", "replace an existing NEW; without it that is a CONFLICT")
 
 _TABLE: Final = (
     Command(
-        "rename", "give an entry another key, all or nothing; its time to live goes with it",
+        "rename", "give an entry another key, all or nothing; it keeps its time to live",
         "rename a alpha", (OLD, NEW, FORCE, DURABLE), run=program("renaming"),
         more=("rename alpha a --force",),
     ),
@@ -75,12 +75,12 @@ _TABLE: Final = (
         "history visits", (KEY,), run=program("history"),
     ),
     Command(
-        "watch", "print changes as they come: revision, op, key, value as JSON",
+        "watch", "print changes as they happen: revision, op, key, value as JSON",
         "watch --since 0 --limit 1",
         (PREFIX, WATCH_SINCE, WATCH_LIMIT), run=program("watch"),
     ),
     Command(
-        "export", "write entries to a file, to be imported again", "export entries.jsonl",
+        "export", "write entries to a file, for import", "export entries.jsonl",
         (FILE, CHANGED_PREFIX, AFTER, FORMAT, GO_ON), run=program("exporting"),
     ),
     Command(
@@ -88,11 +88,11 @@ _TABLE: Final = (
         run=program("importing"),
     ),
     Command(
-        "top", "show what the server does, as it does it", "top --limit 2 --interval 0.1",
+        "top", "show live what the server does", "top --limit 2 --interval 0.1",
         (INTERVAL, VIEWS), run=program("top"),
     ),
     Command(
-        "completion", "print a script for the shell to complete words", "completion bash",
+        "completion", "print a completion script for your shell", "completion bash",
         (SHELL,), run=program("completion"),
     ),
 )  # fmt: skip

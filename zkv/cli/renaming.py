@@ -63,8 +63,7 @@ def _attempt(client: Client, transaction: dict[str, Any], new: str) -> dict[str,
             rev = error.details.get("rev")
             raise CommandError(
                 NEGATIVE,
-                f"CONFLICT: {text.word(new)} is there already, with revision {rev}; "
-                f"--force replaces it",
+                f"CONFLICT: {text.word(new)} exists, with revision {rev}; --force replaces it",
             ) from error
         return None
     except (ValueError, TypeError, OverflowError) as error:

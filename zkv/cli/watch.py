@@ -59,8 +59,8 @@ def _changes(watch: Watch, endpoint: str) -> Iterator[Change]:
             if change.rev < seen:
                 what = f"the store has gone back from revision {seen} to {change.rev}"
             else:
-                what = f"the changes behind revision {seen} are not kept any more"
-            advice = "read the store anew, then watch from its revision"
+                what = f"the server no longer has the changes after revision {seen}"
+            advice = "read the store again, then watch from its revision"
             raise CommandError(FAILED, f"{what}: {advice}")
         if away != (watch.trouble is not None):
             away = not away
