@@ -10,6 +10,7 @@ import contextlib
 import csv
 import io
 import json
+import multiprocessing
 import os
 import pty
 import random
@@ -34,7 +35,7 @@ from hypothesis import strategies as st
 
 from tests.support import LIMIT, ROOT, Message, Raw, ServerProcess, environment, pack, unpack
 from tests.test_docs import free_ports
-from zkv.bench import result, sweep
+from zkv.bench import generator, result, sweep
 from zkv.bench.generator import LoadJob, LoadTarget, make_source
 from zkv.bench.histogram import Histogram, bucket, upper_end
 from zkv.bench.keys import DISTRIBUTIONS, Keys
@@ -624,3 +625,19 @@ def test_the_help_names_every_workload_and_command() -> None:
     for word in ("sweep", "compare", *(f"  {name}  " for name in YCSB)):
         assert word in text
     assert (ROOT / "zkv/bench/floor.c").exists()
+
+
+def test_a_process_of_the_load_ends_when_whoever_started_it_has_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while nobody answers yet: a Ctrl-C may come before the process is known to be killed."""
+    monkeypatch.setattr(generator, "CONNECT_LIMIT", 1e9)
+    ours, theirs = multiprocessing.Pipe()
+    job = LoadJob(target=LoadTarget(endpoint=f"ipc://{tmp_path / 'nobody'}"), clients=1)
+    process = threading.Thread(target=generator._work, args=(job, 0, theirs), daemon=True)
+    process.start()
+
+    ours.close()
+
+    process.join(LIMIT)
+    assert not process.is_alive()

@@ -144,6 +144,8 @@ class Target:
         """What is not whole yet, and where it is; None where it has no name."""
         beside = self.path.with_name(name or f".zkv-{secrets.token_hex(8)}")
         if resume:
+            if not stat.S_ISREG(os.lstat(beside).st_mode):
+                raise OSError(errno.EINVAL, "this is no regular file", str(beside))
             return os.fdopen(os.open(beside, os.O_RDWR | os.O_NOFOLLOW), "r+b"), beside
         # Whoever may not read the old file may not read the new one either, at no moment.
         mode = 0o666 if self._status is None else 0o600

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -451,3 +452,34 @@ def test_standard_streams(
     assert done.returncode in statuses, complaint
     assert said is None or complaint == said
     assert not PYTHON_SAYS.search(complaint), complaint
+
+
+INTERRUPTED_IMPORT: Final = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "zkv.streams":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+"""
+INTERRUPTED_END: Final = """
+import atexit, os, signal
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
+"""
+
+
+@pytest.mark.parametrize("moment", [INTERRUPTED_IMPORT, INTERRUPTED_END], ids=["import", "end"])
+@pytest.mark.parametrize("program", ["zkv", "zkv-cli", "zkv-bench"])
+def test_ctrl_c_outside_of_the_command(program: str, moment: str, tmp_path: Path) -> None:
+    """Most of the time that a short command takes, it imports what it needs."""
+    (tmp_path / "sitecustomize.py").write_text(moment)
+
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name(program)), "--help"],
+        env=environment() | {"PYTHONPATH": str(tmp_path)}, stdin=subprocess.DEVNULL,
+        capture_output=True, timeout=LIMIT, check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == b""

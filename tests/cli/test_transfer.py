@@ -626,6 +626,23 @@ def first_packed(data: bytes) -> bytes:
     return data[: reader.tell()]
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link", "directory"])
+def test_an_export_goes_on_with_a_regular_file_alone(
+    server: ServerInProcess, tmp_path: Path, kind: str
+) -> None:
+    part = tmp_path / "file.part"
+    if kind == "pipe":
+        os.mkfifo(part)
+    elif kind == "link":
+        part.symlink_to(tmp_path / "elsewhere")
+    else:
+        part.mkdir()
+
+    refused = run("-e", server.endpoint, "export", str(tmp_path / "file"), "--resume")
+
+    assert_fails(refused, 2, f"{part}: this is no regular file")
+
+
 def test_what_is_no_export_is_not_gone_on_with(server: ServerInProcess, tmp_path: Path) -> None:
     part = tmp_path / "file.part"
     part.write_text("a letter\nthat somebody wrote\n")

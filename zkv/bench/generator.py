@@ -247,7 +247,7 @@ def _tell(pipe: Connection, error: BenchError) -> None:
 def _drive(job: LoadJob, process: int, pipe: Connection, connections: Connections) -> None:
     clients = job.share(job.clients, process)
     source = make_source(job, process)
-    _greet(job, connections, clients)
+    _greet(job, connections, clients, pipe.poll)
     pipe.send(source.kinds)
     begin: int = pipe.recv()
     offset = round(process / job.rate * 1e9) if job.rate else 0  # Their schedules interleave.
@@ -298,8 +298,13 @@ def make_source(job: LoadJob, process: int) -> Source:
     return Mix(job.workload, requests, process, job.processes)
 
 
-def _greet(job: LoadJob, connections: Connections, clients: int) -> None:
-    """Have one request answered on each connection, so that all of them are up."""
+def _greet(
+    job: LoadJob, connections: Connections, clients: int, is_over: Callable[[], bool]
+) -> None:
+    """Have one request answered on each connection, so that all of them are up.
+
+    Or until it is over: whoever started this says nothing yet, and so has gone.
+    """
     request = b"\x81\xa2op\xa4PING" if job.pipeline == 1 else b"\x82\xa2op\xa4PING\xa2id"
     waiting = set()
     for client in range(clients):
@@ -307,7 +312,7 @@ def _greet(job: LoadJob, connections: Connections, clients: int) -> None:
         waiting.add(client * job.pipeline)
     connections.flush()
     deadline = time.monotonic() + CONNECT_LIMIT
-    while waiting:
+    while waiting and not is_over():
         for slot, _ in connections.receive(0.05):
             waiting.discard(slot)
         if time.monotonic() > deadline:
