@@ -40,7 +40,7 @@ def test_each_server_is_asked_what_it_understands(program: str, contender: Any) 
     """Nothing fails; what has not been written is missing, and afterwards nothing is."""
     with contender.start() as server:
         if server is None:
-            pytest.skip("not installed")
+            pytest.skip(f"{contender.name} is not installed here")
         if contender.name != "floor" and server.protocol in {"redis", "memcached", "nats"}:
             assert run(program, server, "get")["missing"] > 0
         for size in (16, 9_000 if server.protocol == "etcd" else 70_000):

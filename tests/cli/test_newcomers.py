@@ -103,6 +103,8 @@ def cli(server: ServerInProcess) -> Cli:
         ("put k v PX 60", "did you mean --ttl 60ms?"),
         ("put k v NX", "did you mean --if-rev 0?"),
         ("put k hello world", "quote a VALUE that has blanks"),
+        ("put k v ''", "quote a VALUE that has blanks"),
+        ("put k v ' '", "quote a VALUE that has blanks"),
         ("get a b", "zkv-cli mget a b"),
         ("delete a b", "zkv-cli mdelete a b"),
         ("scan 0 MATCH u", "zkv-cli scan PREFIX --limit N"),
@@ -122,7 +124,7 @@ def cli(server: ServerInProcess) -> Cli:
     ],
 )
 def test_the_words_of_others_are_told_ours(typed: str, meant: str) -> None:
-    assert_fails(run(*typed.split(), env={"ZKV_ENDPOINT": NOWHERE}), 2, meant)
+    assert_fails(run(*shlex.split(typed), env={"ZKV_ENDPOINT": NOWHERE}), 2, meant)
 
 
 def test_nonsense_is_not_taken_for_something() -> None:

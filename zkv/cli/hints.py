@@ -179,6 +179,6 @@ def _behind_value(words: list[str]) -> str:
     """What Redis takes behind the value."""
     if len(words) == 2 and words[0] in _UNITS:
         return f"did you mean --ttl {words[1]}{_UNITS[words[0]]}?"
-    if words[0] == "nx":
+    if words[:1] == ["nx"]:  # There is none where what stands there is empty.
         return "did you mean --if-rev 0?"
     return "quote a VALUE that has blanks; for many keys: zkv-cli mput KEY VALUE KEY VALUE"
