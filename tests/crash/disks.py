@@ -138,7 +138,14 @@ class PowerCutMount(Mount):
     def power_on(self) -> None:
         """After a cut: have what the disk holds. No process may have a file open there."""
         self.unmount()
+        # A process with mounts of its own, as other tests start them, may hold a copy: as long as
+        # it does, mounting gives the one that was cut off.
+        eventually(lambda: not self._has_loop_device(), "that nobody has the disk")
         self.mount()
+
+    def _has_loop_device(self) -> bool:
+        words = ["losetup", "--noheadings", "--associated", str(self.image)]
+        return bool(subprocess.run(words, capture_output=True, check=True).stdout)
 
     def _be_sure(self, descriptor: int) -> None:
         """Fail unless ``descriptor`` is on our own image: a cut of any other disk is a disaster."""
