@@ -183,7 +183,7 @@ def test_arguments_of_zkv(
     def never(*_: object) -> NoReturn:
         raise StartupError("the settings are good")
 
-    monkeypatch.setattr(server_tool, "Server", never)
+    monkeypatch.setattr(server_tool, "ServerCore", never)
     monkeypatch.setattr(server_tool, "raise_file_limit", lambda: None)
     more = data.draw(st.lists(words | st.sampled_from(SERVER_VERBS[name] or [""]), max_size=4))
     if name == "doctor":
@@ -351,7 +351,7 @@ def test_configurations(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     def never(*_: object) -> NoReturn:
         raise StartupError("the settings are good")
 
-    monkeypatch.setattr(server_tool, "Server", never)
+    monkeypatch.setattr(server_tool, "ServerCore", never)
     monkeypatch.setattr(server_tool, "raise_file_limit", lambda: None)
     Path("config.toml").write_bytes(data)
     done = Done(server_tool.main, ["serve", "--config", "config.toml"])

@@ -185,7 +185,7 @@ def test_watch_of_the_command_line(store: Restorable, running: bool) -> None:
         watch.kill()
         watch.communicate()
     assert watch.returncode == FAILED
-    assert b"read the store anew" in said
+    assert b"read the store again" in said
 
 
 def test_feed_tells_of_it(store: Restorable) -> None:
