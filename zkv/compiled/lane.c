@@ -495,7 +495,7 @@ static int take(Lane *self, run *r, PyObject *body)
 
 /* run(bodies, first, rev, removed_rev, now, writes, replies, told, ops, subjects)
  *     -> (taken, newest, rev, commits, changes, bytes, replaced)
- * See zkv/keyspace/lane.py. */
+ * See zkv/requests/lane.py. */
 static PyObject *lane_run(Lane *self, PyObject *arguments)
 {
     PyObject *bodies;
