@@ -60,8 +60,8 @@ torture: $(VENV)/dev.stamp ## Break it for half an hour: kills, power cuts, fail
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 fuzz: $(VENV)/dev.stamp ## Compare C with Python on inputs that a fuzzer makes (needs clang): ARGS=-max_total_time=600
-	$(BIN)/python -m tests.fuzz lane $(ARGS)
-	$(BIN)/python -m tests.fuzz mailbox $(ARGS)
+	$(BIN)/python -m tests.compiled.fuzz lane $(ARGS)
+	$(BIN)/python -m tests.compiled.fuzz mailbox $(ARGS)
 
 generate: $(VENV)/dev.stamp ## Make what is made from other sources: the client for threads, names in C
 	$(BIN)/python tools/mirror.py

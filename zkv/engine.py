@@ -17,7 +17,7 @@ import msgspec
 from zkv.clock import Clock
 from zkv.durability.committer import CommitGroup, Committer, settle
 from zkv.durability.files import Files
-from zkv.durability.persistence import Persistence
+from zkv.durability.snapshotter import Snapshotter
 from zkv.durability.storage import Storage
 from zkv.durability.wal import Wal
 from zkv.errors import BadRequest, DataDirError
@@ -75,7 +75,7 @@ class _OnDisk:
         settings = self._settings
         interval = settings.fsync_interval if settings.fsync == "interval" else None
         self.committer = Committer(self.wal, interval)
-        self.persistence = Persistence(
+        self.snapshotter = Snapshotter(
             keyspace, self.storage, self.wal, saved_rev, settings.snapshot_interval
         )
 
@@ -142,7 +142,7 @@ class Engine:
         self._started = True
         if self._disk is not None:
             self._disk.committer.start()
-            self._disk.persistence.start()
+            self._disk.snapshotter.start()
         self._expirer.start()
 
     @property
@@ -177,7 +177,7 @@ class Engine:
     @property
     def syncs_quickly(self) -> bool:
         """Whether a sync may well take next to no time: recent ones did, and the disk is free."""
-        busy = self._disk is not None and self._disk.persistence.writing
+        busy = self._disk is not None and self._disk.snapshotter.writing
         return self._log.syncs_quickly and not busy
 
     def secure(self, patient: bool = True) -> None:
@@ -226,7 +226,7 @@ class Engine:
         """
         if self._disk is None:
             raise BadRequest("this server keeps its data in memory alone: it has no snapshots")
-        return self._disk.persistence.snapshot()
+        return self._disk.snapshotter.snapshot()
 
     def save(self) -> int:
         """Refuse writes from now on and write the final snapshot; returns the last revision.
@@ -235,7 +235,7 @@ class Engine:
         """
         rev = self.keyspace.seal()
         self._expirer.close()
-        return rev if self._disk is None else self._disk.persistence.close()
+        return rev if self._disk is None else self._disk.snapshotter.close()
 
     def close(self) -> None:
         """Let go of the directory. Nobody may use the engine any more."""
@@ -252,7 +252,7 @@ class Engine:
         settings: dict[str, Any] = msgspec.to_builtins(self.settings)
         wal = self._disk.wal
         log = {"log_bytes": wal.bytes_written, "syncs": wal.syncs, "refusal": wal.refusal}
-        return settings | log | self._disk.persistence.statistics()
+        return settings | log | self._disk.snapshotter.statistics()
 
 
 def _absolute(directory: str) -> Path:

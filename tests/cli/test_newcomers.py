@@ -21,7 +21,7 @@ from tests.peer import Peer, reply
 from tests.support import LIMIT, ROOT, Raw, ServerInProcess, ServerProcess, environment, read_line
 from zkv import durations
 from zkv.cli.arguments import COMMANDS, parse
-from zkv.cli.words import split
+from zkv.cli.lexer import split
 
 WRITTEN = reply(ok=True, rev=7, durable=True)
 

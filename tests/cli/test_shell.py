@@ -12,7 +12,7 @@ import pytest
 from tests.cli.terminal import Terminal
 from tests.cli.test_commands import NOWHERE, run
 from tests.support import Raw, ServerInProcess
-from zkv.cli.words import split
+from zkv.cli.lexer import split
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from tests.support import (
 )
 from zkv.cli.output import FAILED
 from zkv.client import Change, Client
-from zkv.client.following import RESET
-from zkv.durability.copying import RESTORED_ABOVE
+from zkv.client.follower import RESET
+from zkv.durability.backup import RESTORED_ABOVE
 
 CONFIG = "[durability]\nsnapshot_interval = 0.2\n[log]\nrequests = false\n"
 

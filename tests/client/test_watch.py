@@ -24,7 +24,7 @@ from tests.client.blocking import AnyClient, Kind
 from tests.client.proxy import Proxy
 from tests.support import FREE_PORT, LIMIT, ServerProcess, environment, eventually
 from zkv.client import AsyncClient, Change, Client, ClientError, ClosedError, NoReplyError
-from zkv.client.following import RESET
+from zkv.client.follower import RESET
 
 QUIET: Final = "[durability]\nsnapshot_interval = 3600.0\n[log]\nrequests = false\n"
 """Every change stays in the log, and so in the history that a restarted server has."""

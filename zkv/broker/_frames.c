@@ -106,7 +106,7 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     end front, behind;          /* behind: whom to hand over to; there may be none */
-    int bell;                   /* the descriptor whose readability ends a wait */
+    int waker;                   /* the descriptor whose readability ends a wait */
     PyObject *stands_for[KINDS]; /* what is given in place of the body of a bad message */
     PyObject *error;            /* makes an exception from an error number */
     unsigned long long unroutable;
@@ -276,7 +276,7 @@ static int pass_on(Frames *self)
 
 /* What a receive is to do: see `Frames` in frames.py. */
 typedef struct {
-    int wait, take, room;
+    int wait, take, capacity;
 } wish;
 
 /* Wait for any news. 0, or an error number; `told` is set where the caller has to look at it. */
@@ -284,7 +284,7 @@ static int wait_for_news(Frames *self, const wish *w, int *told)
 {
     int events = 0;
     size_t size = sizeof events;
-    if (w->room) { /* To look at this comes last: any call may use up the signal of it. */
+    if (w->capacity) { /* To look at this comes last: any call may use up the signal of it. */
         if (zmq.getsockopt(self->behind.socket, OPTION_EVENTS, &events, &size) < 0)
             return zmq.last_error();
         *told = (events & EVENT_OUT) != 0;
@@ -292,7 +292,7 @@ static int wait_for_news(Frames *self, const wish *w, int *told)
             return 0;
     }
     struct pollfd any[] = {
-        {self->bell, POLLIN, 0},
+        {self->waker, POLLIN, 0},
         {w->take ? self->front.signal : -1, POLLIN, 0},
         {self->behind.socket != NULL ? self->behind.signal : -1, POLLIN, 0},
     };
@@ -409,9 +409,9 @@ static PyObject *frames_receive(Frames *self, PyObject *arguments)
 {
     wish w = {0, 1, 0};
     int number;
-    if (!PyArg_ParseTuple(arguments, "p|pp", &w.wait, &w.take, &w.room) || is_closed(self))
+    if (!PyArg_ParseTuple(arguments, "p|pp", &w.wait, &w.take, &w.capacity) || is_closed(self))
         return NULL;
-    w.room = w.room && self->behind.socket != NULL;
+    w.capacity = w.capacity && self->behind.socket != NULL;
     do {
         Py_BEGIN_ALLOW_THREADS
         number = take_or_wait(self, &w, &self->taken);
@@ -634,9 +634,9 @@ static int open_end(end *to, PyObject *owner)
 static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
     PyObject *front, *no_delimiter, *no_body, *two_bodies, *no_memory, *error, *behind = Py_None;
-    int bell;
+    int waker;
     Py_ssize_t most, most_bytes;
-    if (!PyArg_ParseTuple(arguments, "OinnOOOOO|O", &front, &bell, &most, &most_bytes, &no_delimiter,
+    if (!PyArg_ParseTuple(arguments, "OinnOOOOO|O", &front, &waker, &most, &most_bytes, &no_delimiter,
                           &no_body, &two_bodies, &no_memory, &error, &behind))
         return NULL;
     if (zmq.version == NULL || most < 1 || most_bytes < 1)
@@ -644,7 +644,7 @@ static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *k
     Frames *self = (Frames *)PyType_GenericAlloc(type, 0);
     if (self == NULL)
         return NULL;
-    self->bell = bell;
+    self->waker = waker;
     self->stands_for[NO_DELIMITER] = Py_NewRef(no_delimiter);
     self->stands_for[NO_BODY] = Py_NewRef(no_body);
     self->stands_for[TWO_BODIES] = Py_NewRef(two_bodies);

@@ -12,7 +12,7 @@ class Frames:
     def __new__(
         cls,
         socket: zmq.Socket[bytes],
-        bell: int,
+        waker: int,
         most: int,
         most_bytes: int,
         no_delimiter: BadEnvelope,
@@ -26,7 +26,7 @@ class Frames:
     @property
     def unroutable(self) -> int: ...
     def receive(
-        self, wait: bool, take: bool = True, room: bool = False, /
+        self, wait: bool, take: bool = True, capacity: bool = False, /
     ) -> tuple[list[list[bytes]], list[bytes | BadEnvelope]]: ...
     def send(self, envelopes: list[list[bytes]], bodies: Sequence[bytes | None], /) -> None: ...
     def hand_over(

@@ -159,7 +159,7 @@ class Broker:
     def commits_are_safe(self) -> None:
         """There may be changes to publish. Any thread."""
         if self._feed is not None:
-            self._feed.ring()
+            self._feed.wake()
 
     def statistics(self) -> dict[str, object]:
         """Requests and times by op, failures by code, and by op, and what became of workers.

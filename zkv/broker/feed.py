@@ -7,7 +7,7 @@ publish, and after every burst.
 
 The thread reads the history with a cursor, up to the newest safe revision; nobody hands changes
 over, and nobody waits for it. The cursor is placed before anything can be written, so the feed
-begins with the first change of all. As long as nobody follows, nobody rings, the history keeps
+begins with the first change of all. As long as nobody follows, nobody wakes it, the history keeps
 nothing for the feed, and the cursor is moved on once a second: an unused feed costs nothing.
 
 A follower can always see that it has missed something: each message tells its place among those of
@@ -16,7 +16,7 @@ something, both counted for INFO, and what was missed can be asked for with CHAN
 reads too slowly has a bounded queue, and what does not fit is dropped for that follower. And where
 writers are faster than this thread for long, what the history cannot keep is skipped for all.
 
-The socket is made, used and closed in this thread. Others ring its bell, and read its counters.
+The socket is made, used and closed in this thread. Others wake it, and read its counters.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ import zmq
 from msgspec import Raw, Struct
 from msgspec.msgpack import encode
 
-from zkv.broker.bell import Bell
 from zkv.broker.frames import copied
 from zkv.broker.sockets import bind, close
+from zkv.broker.waker import Waker
 from zkv.errors import EndpointError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Feed:
         self._rev = 0
         self._heartbeat_at = 0.0  # When the next one is due.
         self._topics: set[bytes] = set()  # What anybody follows.
-        self._bell = Bell()
+        self._waker = Waker()
         self._bound: Future[str] = Future()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="zkv-feed")
@@ -118,23 +118,23 @@ class Feed:
         self._rev = self._cursor.rev
         self._followed.set_result(keyspace)
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """There may be something to publish. Any thread.
 
         Who comes to follow at this very moment misses nothing: the topic is noted first, and then
         it is looked up what is safe.
         """
         if self._topics:
-            self._bell.ring()
+            self._waker.wake()
 
     def close(self) -> None:
         """Publish what is left, close the socket and end the thread."""
         self._closing = True
         if not self._followed.done():
             self._followed.set_result(None)
-        self._bell.ring()
+        self._waker.wake()
         self._thread.join()
-        self._bell.close()
+        self._waker.close()
 
     def statistics(self) -> dict[str, int]:
         """What has been published, and what could not be.
@@ -180,7 +180,7 @@ class Feed:
     def _serve(self, socket: zmq.Socket[bytes]) -> None:
         poller = zmq.Poller()
         poller.register(socket, zmq.POLLIN)
-        poller.register(self._bell, zmq.POLLIN)
+        poller.register(self._waker, zmq.POLLIN)
         while True:
             closing = self._closing  # Looked at before publishing, so that nothing is left out.
             try:
@@ -191,7 +191,7 @@ class Feed:
             if closing:
                 return
             poller.poll(HEARTBEAT_MS)
-            self._bell.hush()
+            self._waker.clear()
 
     def _go_on(self, socket: zmq.Socket[bytes]) -> None:
         """Publish what there is to publish, with a heartbeat behind it."""

@@ -70,17 +70,17 @@ class Frames(Protocol):
         """How many messages had nobody to reply to, or nobody to take them."""
 
     def receive(
-        self, wait: bool, take: bool = True, room: bool = False, /
+        self, wait: bool, take: bool = True, capacity: bool = False, /
     ) -> tuple[list[Envelope], list[bytes | BadEnvelope]]:
         """Take what is there, within the bounds: the envelopes, and what is to be answered.
 
         What those behind have answered is passed on, as it is.
 
         Args:
-            wait: where nothing is there, wait for a message, the bell, or something to pass on.
+            wait: where nothing is there, wait for a message, the waker, or something to pass on.
                 There may be nothing after any of them.
             take: whether anything is taken at all.
-            room: whether room for those behind ends the wait, too.
+            capacity: whether capacity for those behind ends the wait, too.
 
         Where there is no memory for a body, `NO_MEMORY` stands in its place. Where there is none
         for anything else, MemoryError is raised; what has been taken is returned next time.
@@ -110,7 +110,7 @@ class MakeFrames(Protocol):
     """Makes `Frames`; see `PlainFrames` for what of."""
 
     def __call__(
-        self, socket: zmq.Socket[bytes], bell: int, behind: zmq.Socket[bytes] | None = None
+        self, socket: zmq.Socket[bytes], waker: int, behind: zmq.Socket[bytes] | None = None
     ) -> Frames:
         """The frames, which own the sockets."""
 
@@ -120,29 +120,29 @@ class PlainFrames:
 
     Args:
         socket: where messages come from and replies go to; belongs to this object from now on.
-        bell: the descriptor whose readability ends a wait.
+        waker: the descriptor whose readability ends a wait.
         behind: where messages are handed over to, likewise; None where nobody is.
     """
 
     def __init__(
-        self, socket: zmq.Socket[bytes], bell: int, behind: zmq.Socket[bytes] | None = None
+        self, socket: zmq.Socket[bytes], waker: int, behind: zmq.Socket[bytes] | None = None
     ) -> None:
         self._socket = socket
         self._behind = behind
-        self._bell = bell
-        self._poller = self._make_poller(take=True, room=False)
+        self._waker = waker
+        self._poller = self._make_poller(take=True, capacity=False)
         self._taken: tuple[list[Envelope], list[bytes | BadEnvelope]] = [], []
         self.unroutable = 0
 
     def receive(
-        self, wait: bool, take: bool = True, room: bool = False, /
+        self, wait: bool, take: bool = True, capacity: bool = False, /
     ) -> tuple[list[Envelope], list[bytes | BadEnvelope]]:
         """As in `Frames`."""
         self._pass_on()
         envelopes, bodies = self._taken
         if wait and not bodies and not (take and self.readable()):
-            usual = take and not room
-            (self._poller if usual else self._make_poller(take, room)).poll()
+            usual = take and not capacity
+            (self._poller if usual else self._make_poller(take, capacity)).poll()
             self._pass_on()
         # Three plain calls of recv and a look at EVENTS are the cheapest way in pyzmq:
         # `recv_multipart`, and exceptions where nothing is there, cost more than a whole request.
@@ -189,13 +189,13 @@ class PlainFrames:
         if self._behind is not None:
             self._behind.close()
 
-    def _make_poller(self, take: bool, room: bool) -> zmq.Poller:
+    def _make_poller(self, take: bool, capacity: bool) -> zmq.Poller:
         poller = zmq.Poller()
-        poller.register(self._bell, zmq.POLLIN)
+        poller.register(self._waker, zmq.POLLIN)
         if take:
             poller.register(self._socket, zmq.POLLIN)
         if self._behind is not None:
-            poller.register(self._behind, zmq.POLLIN | zmq.POLLOUT if room else zmq.POLLIN)
+            poller.register(self._behind, zmq.POLLIN | zmq.POLLOUT if capacity else zmq.POLLIN)
         return poller
 
     def _pass_on(self) -> None:
@@ -292,10 +292,10 @@ def _find_compiled() -> MakeFrames | None:
         return None
 
     def compiled(
-        socket: zmq.Socket[bytes], bell: int, behind: zmq.Socket[bytes] | None = None
+        socket: zmq.Socket[bytes], waker: int, behind: zmq.Socket[bytes] | None = None
     ) -> Frames:
         stand_ins = NO_DELIMITER, NO_BODY, TWO_BODIES, NO_MEMORY
-        return _frames.Frames(socket, bell, BATCH, BATCH_BYTES, *stand_ins, _error, behind)
+        return _frames.Frames(socket, waker, BATCH, BATCH_BYTES, *stand_ins, _error, behind)
 
     return compiled
 

@@ -9,7 +9,7 @@ for, and what a large request does to the others stands in ARCHITECTURE.md.
 When the workers have no more room, nothing is taken from clients until they have; what a batch then
 has left waits here. Where the store is not compiled there is no lane, and all is handed over.
 
-Both sockets are made, used and closed in this thread. Others set a flag and ring its bell.
+Both sockets are made, used and closed in this thread. Others set a flag and wake it.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ class FrontHandler:
     ) -> None:
         """Take out of a batch what may not leave yet."""
         engine = self._engine
-        told = Safe(answers.newest, 0)
-        safe, answered.refusal = what_is_safe(engine, epoch, told, patient=False)
+        revealed = Safe(answers.newest, 0)
+        safe, answered.refusal = what_is_safe(engine, epoch, revealed, patient=False)
         if answers.newest <= safe.rev:
             return
         # No lane takes a write that asks for the disk where the policy does not.

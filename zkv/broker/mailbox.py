@@ -6,8 +6,8 @@ all. The envelope of each message, of any depth, stays in here and goes out agai
 who serves sees only bodies. What touches the socket is in `zkv.broker.frames`, once in Python and
 once compiled.
 
-A reply may also be pending: its envelope is parked, and whichever thread completes it rings this
-mailbox's bell, which then sends it. So no thread that serves blocks on an op that waits for
+A reply may also be pending: its envelope is parked, and whichever thread completes it wakes the
+mailbox's thread, which then sends it. So no thread that serves blocks on an op that waits for
 something else.
 
 Invariants: a mailbox is made, used and closed in one thread; only `stop` and what
@@ -24,8 +24,8 @@ from typing import Final, Protocol
 
 import zmq
 
-from zkv.broker.bell import Bell
 from zkv.broker.frames import BadEnvelope, Envelope, Frames
+from zkv.broker.waker import Waker
 
 QUEUED_PER_WORKER: Final = 64
 """Bound on requests that wait for one worker, on each side of its pipe.
@@ -65,12 +65,12 @@ class Mailbox:
     """Made in the worker's own thread.
 
     Args:
-        open_frames: makes what takes and sends batches, given the descriptor of the bell.
+        open_frames: makes what takes and sends batches, given the descriptor of the waker.
     """
 
     def __init__(self, open_frames: Callable[[int], Frames]) -> None:
-        self._bell = Bell()
-        self._frames = open_frames(self._bell.fileno())
+        self._waker = Waker()
+        self._frames = open_frames(self._waker.fileno())
         self._envelopes: list[Envelope] = []  # Of what has been received, and not answered.
         self._bodies: list[bytes | BadEnvelope] = []  # Likewise.
         self._outbox: deque[tuple[list[Envelope], Pending]] = deque()
@@ -99,7 +99,7 @@ class Mailbox:
             self._envelopes, self._bodies = self._frames.receive(not ending)
             if self._bodies or ending:
                 return self._bodies
-            self._bell.hush()  # Before the outbox is read: what comes later rings again.
+            self._waker.clear()  # Before the outbox is read: what comes later wakes it again.
 
     def reply(
         self,
@@ -138,12 +138,12 @@ class Mailbox:
     def stop(self) -> None:
         """Have `receive` return nothing once all that is queued is answered. Any thread."""
         self._stopping = True
-        self._bell.ring()
+        self._waker.wake()
 
     def close(self) -> None:
         """Close every descriptor. Replies that have been sent are in the front's hands."""
         self._frames.close()
-        self._bell.close()
+        self._waker.close()
 
     def _take_envelopes(self) -> list[Envelope]:
         """Of what was received last, which counts as answered from now on."""
@@ -184,7 +184,7 @@ class Mailbox:
         # In this thread `receive` comes next, and looks into the outbox first: a write that waits
         # for the disk here would pay for three system calls, and a turn of its loop, in vain.
         if threading.get_ident() != self._thread:
-            self._bell.ring()
+            self._waker.wake()
 
 
 class FrontMailbox(Mailbox):
@@ -206,7 +206,7 @@ class FrontMailbox(Mailbox):
     def drain(self) -> None:
         """Have no more taken than what has arrived. Any thread."""
         self._draining = True
-        self._bell.ring()
+        self._waker.wake()
 
     def receive(self) -> list[bytes | BadEnvelope]:
         """As in `Mailbox`. After `stop` nothing more is taken, and what the workers have sent goes.
@@ -226,7 +226,7 @@ class FrontMailbox(Mailbox):
             if last:
                 self.drained.set()  # Nothing else had arrived.
             else:
-                self._bell.hush()  # Before the outbox and the flags are read: see `Mailbox`.
+                self._waker.clear()  # Before the outbox and the flags are read: see `Mailbox`.
         return []
 
     def _is_over(self) -> bool:

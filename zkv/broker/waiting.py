@@ -70,7 +70,7 @@ class Answered:
 
 
 def what_is_safe(
-    engine: Engine, epoch: int, told: Safe, patient: bool
+    engine: Engine, epoch: int, revealed: Safe, patient: bool
 ) -> tuple[Safe, ReadOnly | None]:
     """What of a batch may be told now, and why the rest can never be.
 
@@ -79,12 +79,12 @@ def what_is_safe(
     Args:
         engine: the store.
         epoch: read before the batch was run.
-        told: the newest that any of its replies tells of.
+        revealed: the newest that any of its replies reveals.
         patient: whether others who write to the log may be waited for.
     """
     refusal: ReadOnly | None = None
     safe = Safe(engine.safe_rev, engine.safe_lsn)
-    if told.rev > safe.rev or told.lsn > safe.lsn:
+    if revealed.rev > safe.rev or revealed.lsn > safe.lsn:
         try:
             engine.secure(patient)
         except ReadOnly as error:
@@ -241,11 +241,11 @@ class PendingRun:
         self._account = account
         self._group = group
         self._started = started
-        told, ops = answers.told, answers.ops
-        places = [place for place, rev in enumerate(told) if rev > safe_rev and ops[place]]
+        reveals, ops = answers.reveals, answers.ops
+        places = [place for place, rev in enumerate(reveals) if rev > safe_rev and ops[place]]
         self.places = places
         self._requests = cast("list[bytes]", [bodies[place] for place in places])
-        self._told = [told[place] for place in places]
+        self._reveals = [reveals[place] for place in places]
         self._answers = answers.take_out(places)
 
     def notify(self, ready: Callable[[], None]) -> None:
@@ -269,8 +269,8 @@ class PendingRun:
     def _replace_what_was_rolled_back(self, bodies: list[bytes], error: ReadOnly) -> None:
         """See `PendingCalls`."""
         survived_rev, _ = self._caller.engine.survived(self._group.epoch)
-        for number, told in enumerate(self._told):
-            if told > survived_rev:
+        for number, revealed in enumerate(self._reveals):
+            if revealed > survived_rev:
                 self._answers.strike(number)
                 bodies[number] = self._caller.run_instead(
                     self._requests[number], self._started, error

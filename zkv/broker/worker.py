@@ -81,8 +81,8 @@ class WorkerHandler:
         engine, caller = self._engine, self._caller
         epoch = engine.epoch
         calls = [self._run(body) for body in bodies]
-        told = Safe(max([call.rev for call in calls]), max([call.lsn for call in calls]))
-        safe, refusal = what_is_safe(engine, epoch, told, patient=True)
+        revealed = Safe(max([call.rev for call in calls]), max([call.lsn for call in calls]))
+        safe, refusal = what_is_safe(engine, epoch, revealed, patient=True)
         answered = Answered([None] * len(calls), refusal=refusal)
         waiting = PendingCalls(caller, CommitGroup(epoch))
         for place, call in enumerate(calls):

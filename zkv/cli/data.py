@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zkv.cli.values import packed_to_json, to_bytes, to_json
-from zkv.durability import copying, dump, repair
+from zkv.durability import backup, dump, repair
 from zkv.durability.check import Finding, Level, Survey, count, survey
 from zkv.durability.files import Files
+from zkv.durability.frozen_view import FrozenView, require_data
 from zkv.durability.layout import Layout
-from zkv.durability.picture import Picture, require_data
 from zkv.errors import ZkvError
 from zkv.keyspace.change import REMOVALS
 from zkv.streams import complain, forget
@@ -183,10 +183,10 @@ def _complain(message: str) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    with Picture(Files(), options.directory) as picture:
-        if picture.holder is not None:
-            _say_finding(Finding(Level.NOTE, options.directory, _running(picture.holder)))
-        found = survey(picture, _say_finding)
+    with FrozenView(Files(), options.directory) as view:
+        if view.holder is not None:
+            _say_finding(Finding(Level.NOTE, options.directory, _running(view.holder)))
+        found = survey(view, _say_finding)
     _say(_summary(found))
     return FAULT if found.faults else 0
 
@@ -218,8 +218,8 @@ def _repair(options: argparse.Namespace) -> int:
     files, layout = Files(), Layout(options.directory)
     require_data(files, layout)
     with closing(files.lock(layout.lock)):
-        with Picture(files, layout.directory) as picture:
-            found = survey(picture)
+        with FrozenView(files, layout.directory) as view:
+            found = survey(view)
         plan = repair.make_plan(layout, found)
         if plan is None:
             _say(f"nothing to repair: {_summary(found)}")
@@ -232,8 +232,8 @@ def _repair(options: argparse.Namespace) -> int:
         if not options.yes and not _ask("Carry this out? [y/N] "):
             return _complain("nothing has been done")
         aside = repair.carry_out(files, layout, plan, name, now)
-        with Picture(files, layout.directory) as picture:
-            found = survey(picture)
+        with FrozenView(files, layout.directory) as view:
+            found = survey(view)
     if found.faults or found.rev != plan.rev:
         return _complain(f"{layout.directory}: repaired, but not as planned; see `zkv check`")
     _say(f"repaired: {_summary(found)}; lost: {plan.loss()}; the originals are in {aside}")
@@ -281,15 +281,15 @@ def _ask(question: str) -> bool:
 
 
 def _dump(options: argparse.Namespace) -> int:
-    with Picture(Files(), options.directory) as picture:
+    with FrozenView(Files(), options.directory) as view:
         if options.log:
-            for commit in dump.log(picture, options.at_rev):
+            for commit in dump.log(view, options.at_rev):
                 _print(_commit_line(commit))
             return 0
         if options.at_rev is None:
-            entries = dump.newest_state(picture)
+            entries = dump.newest_state(view)
         else:
-            entries = dump.state_at(picture, options.at_rev)
+            entries = dump.state_at(view, options.at_rev)
     for key, entry in sorted(entries.items()):
         _print(_entry_line(key, entry))
     return 0
@@ -330,12 +330,12 @@ def _object(**fields: str) -> str:
 
 
 def _backup(options: argparse.Namespace) -> int:
-    found = copying.copy(Files(), options.directory, options.target)
+    found = backup.create(Files(), options.directory, options.target)
     _say(f"backed up to {options.target}: {_summary(found)}")
     return 0
 
 
 def _restore(options: argparse.Namespace) -> int:
-    found = copying.restore(Files(), options.source, options.directory, options.above)
+    found = backup.restore(Files(), options.source, options.directory, options.above)
     _say(f"restored to {options.directory}: {_summary(found)}")
     return 0

@@ -257,7 +257,7 @@ def check_sessions(_client: Client, info: Info) -> Iterator[Diagnosis]:
 def check_feed(client: Client, info: Info) -> Iterator[Diagnosis]:
     """Can changes be followed from here?"""
     from zkv.client.feed import hear
-    from zkv.client.following import feed_endpoint
+    from zkv.client.follower import feed_endpoint
 
     advice = "set server.feed to what can be reached from here"
     try:

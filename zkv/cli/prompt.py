@@ -30,9 +30,9 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.styles import Style
 
 from zkv.cli.arguments import COMMANDS, OPTIONS
+from zkv.cli.lexer import Word, split
 from zkv.cli.ops import Argument, Command
 from zkv.cli.text import word
-from zkv.cli.words import Word, split
 from zkv.client import Client, ClientError, RetryPolicy
 
 PATIENCE: Final = 0.5

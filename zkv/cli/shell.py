@@ -15,9 +15,9 @@ from typing import Final
 
 from zkv.cli.arguments import COMMANDS, UsageError, parse
 from zkv.cli.asking import CommandSession, carry_out
+from zkv.cli.lexer import split
 from zkv.cli.output import FAILED, CommandError, complain, is_terminal, paint, print_result, write
 from zkv.cli.view import duration
-from zkv.cli.words import split
 from zkv.endpoint import check_option
 from zkv.reading import MARK
 

@@ -49,7 +49,7 @@ def _changes(watch: Watch, endpoint: str) -> Iterator[Change]:
     Raises:
         CommandError: there is a gap. Everything would be told anew, and be no change.
     """
-    from zkv.client.following import RESET
+    from zkv.client.follower import RESET
 
     away = False
     while True:

@@ -10,7 +10,7 @@ from typing import Final
 import zmq
 
 from zkv.client.connection import SocketContext, addresses, explain
-from zkv.client.following import HEARTBEAT_TOPIC, Batch, Follower
+from zkv.client.follower import HEARTBEAT_TOPIC, Batch, Follower
 from zkv.client.operations import Change
 
 QUEUED: Final = 100_000

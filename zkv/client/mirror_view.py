@@ -19,7 +19,7 @@ from typing import Any
 
 from zkv.client.connection import refuse_to_pickle
 from zkv.client.errors import ClientError, ClosedError, NoReplyError
-from zkv.client.following import RESET, Batch, Follower
+from zkv.client.follower import RESET, Batch, Follower
 from zkv.client.operations import Change, Entry
 
 _log = logging.getLogger("zkv.client")

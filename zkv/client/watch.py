@@ -21,7 +21,7 @@ from zkv.client import operations
 from zkv.client.connection import refuse_to_pickle
 from zkv.client.errors import ClientError, ClosedError, NoReplyError, RefusedError
 from zkv.client.feed import drain, join
-from zkv.client.following import (
+from zkv.client.follower import (
     FIRST_PATIENCE,
     Batch,
     Follower,
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class Subscription:
-    """Batches of changes, one after the other: `zkv.client.following` with a socket and a clock.
+    """Batches of changes, one after the other: `zkv.client.follower` with a socket and a clock.
 
     Args:
         keyspace: what to follow.

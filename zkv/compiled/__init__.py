@@ -3,7 +3,7 @@
 It is built where a C compiler and Python's headers are there when zkv is installed; elsewhere, and
 for whatever is out of the ordinary, Python does the same, and is the specification: a `dict` for
 `Table`, `zkv.requests.commands` for `Lane`, `zkv.durability.segment` for `pack_frames`. Tests run
-against both, and compare them (tests/test_compiled.py). What it gains is in BENCHMARKS.md.
+against both, and compare them (tests/compiled/test_compiled.py). What it gains is in BENCHMARKS.md.
 
 `module.c` is the way in; `store.h` tells what all files share, `lane.h` what those of the lane
 share. It needs nothing but Python, and one binary fits every version from 3.11 on.

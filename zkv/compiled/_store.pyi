@@ -47,7 +47,7 @@ class Lane:
         now: int,
         writes: bool,
         replies: list[bytes | None],
-        told: list[int],
+        reveals: list[int],
         ops: list[str],
         subjects: list[tuple[str | int, int, int] | None] | None,
     ) -> tuple[int, int, int, list[Packed], int, int, Replaced | None]: ...

@@ -1,4 +1,4 @@
-/* BLAKE2b without a key, as RFC 7693 has it. Tested by its vectors: tests/test_hashes.py. */
+/* BLAKE2b without a key, as RFC 7693 has it. Tested by its vectors: tests/compiled/test_hashes.py. */
 
 #include "store.h"
 

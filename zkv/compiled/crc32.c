@@ -1,6 +1,6 @@
 /* CRC-32 as in zlib, eight bytes at a time: M. E. Kounavis and F. L. Berry, "Novel Table
  * Lookup-Based Algorithms for High-Performance CRC Generation", IEEE Trans. Computers, 2008.
- * Tested by its published check value: tests/test_hashes.py. */
+ * Tested by its published check value: tests/compiled/test_hashes.py. */
 
 #include "store.h"
 

@@ -34,25 +34,25 @@ static record *find(const Lane *self, const step *of)
     return table_find(self->table, of->hash, of->key.at, of->key.size);
 }
 
-static void tell(run *r, int64_t *told, int64_t rev)
+static void reveal(run *r, int64_t *reveals, int64_t rev)
 {
-    if (rev > *told)
-        *told = rev;
+    if (rev > *reveals)
+        *reveals = rev;
     if (rev > r->newest)
         r->newest = rev;
 }
 
-static PyObject *do_get(Lane *self, run *r, const request *from, int64_t *told)
+static PyObject *do_get(Lane *self, run *r, const request *from, int64_t *reveals)
 {
     record *found = find(self, from->steps.at);
     if (!is_live(r, found))
         return NULL;
     from->steps.at->there = found;
-    tell(r, told, found->rev);
+    reveal(r, reveals, found->rev);
     return to_reply(self, r, from, 0);
 }
 
-static PyObject *do_mget(Lane *self, run *r, const request *from, int64_t *told)
+static PyObject *do_mget(Lane *self, run *r, const request *from, int64_t *reveals)
 {
     size_t values = 0;
     int64_t newest = 0;
@@ -69,7 +69,7 @@ static PyObject *do_mget(Lane *self, run *r, const request *from, int64_t *told)
     }
     if (values > (size_t)self->max_reply)
         return NULL;
-    tell(r, told, newest);
+    reveal(r, reveals, newest);
     return to_reply(self, r, from, 0);
 }
 
@@ -400,7 +400,7 @@ static PyObject *do_reads(Lane *self, run *r, const request *from)
     return self->durable && !is_once(from) ? to_reply(self, r, from, 0) : NULL;
 }
 
-static PyObject *do_write(Lane *self, run *r, request *from, int64_t *told)
+static PyObject *do_write(Lane *self, run *r, request *from, int64_t *reveals)
 {
     if (!r->writes || (r->replaced == NULL && (r->replaced = replaced_new(self->table)) == NULL) ||
         !replaced_reserve(r->replaced, from->steps.count))
@@ -412,19 +412,19 @@ static PyObject *do_write(Lane *self, run *r, request *from, int64_t *told)
     if (reply == NULL)
         take_back(self, r, first);
     else
-        tell(r, told, r->rev);
+        reveal(r, reveals, r->rev);
     return reply;
 }
 
-static PyObject *do_request(Lane *self, run *r, request *from, int64_t *told)
+static PyObject *do_request(Lane *self, run *r, request *from, int64_t *reveals)
 {
     switch (from->op) {
     case GET:
-        return do_get(self, r, from, told);
+        return do_get(self, r, from, reveals);
     case MGET:
-        return do_mget(self, r, from, told);
+        return do_mget(self, r, from, reveals);
     default:
-        return do_write(self, r, from, told);
+        return do_write(self, r, from, reveals);
     }
 }
 
@@ -481,19 +481,19 @@ static int take(Lane *self, run *r, PyObject *body)
 {
     Py_ssize_t size;
     request from;
-    int64_t told = 0;
+    int64_t reveals = 0;
     if (!read_body(self, body, LARGE_BODY, &from, &size))
         return 0;
-    PyObject *reply = do_request(self, r, &from, &told);
+    PyObject *reply = do_request(self, r, &from, &reveals);
     if (reply == NULL)
         return PyErr_Clear(), 0;
     int well = add_subject(r, &from, size, reply) && append(r->replies, reply) &&
-               append(r->told, PyLong_FromLongLong(told)) &&
+               append(r->reveals, PyLong_FromLongLong(reveals)) &&
                PyList_Append(r->ops, self->names[from.op]) == 0;
     return well ? 1 : -1;
 }
 
-/* run(bodies, first, rev, removed_rev, now, writes, replies, told, ops, subjects)
+/* run(bodies, first, rev, removed_rev, now, writes, replies, reveals, ops, subjects)
  *     -> (taken, newest, rev, commits, changes, bytes, replaced)
  * See zkv/requests/lane.py. */
 static PyObject *lane_run(Lane *self, PyObject *arguments)
@@ -503,7 +503,7 @@ static PyObject *lane_run(Lane *self, PyObject *arguments)
     long long rev, removed_rev, now;
     run r = {0};
     if (!PyArg_ParseTuple(arguments, "OnLLLpOOOO", &bodies, &first, &rev, &removed_rev, &now,
-                          &r.writes, &r.replies, &r.told, &r.ops, &r.subjects))
+                          &r.writes, &r.replies, &r.reveals, &r.ops, &r.subjects))
         return NULL;
     r.rev = rev;
     r.removed_rev = removed_rev;

@@ -48,7 +48,7 @@ typedef struct {
 typedef struct {
     int64_t rev, removed_rev, now;
     int writes;
-    PyObject *replies, *told, *ops, *subjects;  /* LISTS; subjects may be None */
+    PyObject *replies, *reveals, *ops, *subjects;  /* LISTS; subjects may be None */
     PyObject *commits;                          /* a list */
     Replaced *replaced;
     size_t changes, bytes;

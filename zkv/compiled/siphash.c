@@ -1,6 +1,6 @@
 /* SipHash-1-3: Aumasson and Bernstein, "SipHash: a fast short-input PRF", INDOCRYPT 2012, with one
  * round for each word and three at the end, as Python hashes text.
- * Tested by published vectors: tests/test_hashes.py. */
+ * Tested by published vectors: tests/compiled/test_hashes.py. */
 
 #include "store.h"
 

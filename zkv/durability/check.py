@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from zkv.durability.picture import Picture
+    from zkv.durability.frozen_view import FrozenView
     from zkv.keyspace import Commit
 
 
@@ -100,17 +100,17 @@ class Survey(NamedTuple):
         return reached
 
 
-def survey(picture: Picture, report: Callable[[Finding], None] = lambda finding: None) -> Survey:
-    """Look at everything in ``picture``; each finding is reported as soon as it is made."""
-    return _Surveyor(picture, report).run()
+def survey(view: FrozenView, report: Callable[[Finding], None] = lambda finding: None) -> Survey:
+    """Look at everything in ``view``; each finding is reported as soon as it is made."""
+    return _Surveyor(view, report).run()
 
 
 class _Surveyor:
-    def __init__(self, picture: Picture, report: Callable[[Finding], None]) -> None:
-        self._picture = picture
-        self._layout = picture.layout
+    def __init__(self, view: FrozenView, report: Callable[[Finding], None]) -> None:
+        self._view = view
+        self._layout = view.layout
         self._report = report
-        self._newest = picture.snapshots[-1] if picture.snapshots else 0
+        self._newest = view.snapshots[-1] if view.snapshots else 0
         self._failed_log = self._newest > 0 and not self._logged(self._newest)
         """Whether the log had failed when the newest snapshot was written."""
         self._changed: dict[str, bool] = {}
@@ -119,12 +119,12 @@ class _Surveyor:
         self._faults: list[Finding] = []
 
     def run(self) -> Survey:
-        firsts = self._picture.segments
+        firsts = self._view.segments
         segments = [
             self._segment(first, successor)
             for first, successor in itertools.zip_longest(firsts, firsts[1:])
         ]
-        snapshots = [self._snapshot(rev) for rev in self._picture.snapshots]
+        snapshots = [self._snapshot(rev) for rev in self._view.snapshots]
         self._join(snapshots, segments)
         self._leftovers()
         whole = not snapshots or snapshots[-1].fault is None
@@ -146,7 +146,7 @@ class _Surveyor:
 
     def _segment(self, first: int, successor: int | None) -> SegmentState:
         path = self._layout.segment(first)
-        scan = SegmentScan(self._picture, path)
+        scan = SegmentScan(self._view, path)
         progress = recovery.RecoveryProgress(f"reading {path}")
         try:
             for commit in scan.commits():
@@ -163,7 +163,7 @@ class _Surveyor:
             runs += scan.behind
         unread = 0
         if fault is not None and successor is None:
-            unread = segment.most_frames(self._picture, path, runs[-1].end)
+            unread = segment.most_frames(self._view, path, runs[-1].end)
         state = SegmentState(
             path, first, successor, scan.size, tuple(runs), last, fault, torn, unread
         )
@@ -190,7 +190,7 @@ class _Surveyor:
     def _logged(self, rev: int) -> bool:
         """Whether the log was on disk when the snapshot at ``rev`` was written."""
         try:
-            return snapshot.read_header(self._picture, self._layout.snapshot(rev)).logged
+            return snapshot.read_header(self._view, self._layout.snapshot(rev)).logged
         except (DamageError, OSError):
             return True  # What is wrong with it is found when all of it is read.
 
@@ -202,7 +202,7 @@ class _Surveyor:
         text = f"{revisions(state.first_rev, state.last_rev)}, {_size(state.size)}"
         if state.fault is not None:
             self._say(Level.FAULT, state.path, _explain(state, scan))
-        elif state.torn and self._picture.holder is not None:
+        elif state.torn and self._view.holder is not None:
             self._say(Level.OK, state.path, f"{text}; more is just being written")
         elif state.torn:
             self._say(
@@ -224,7 +224,7 @@ class _Surveyor:
         entries = 0
         fault = None
         try:
-            for chunk in snapshot.chunks(self._picture, path, progress.report):
+            for chunk in snapshot.chunks(self._view, path, progress.report):
                 entries += len(chunk)
                 if rev == self._newest:
                     self._entries += sum(key not in self._changed for key, _ in chunk)
@@ -236,7 +236,7 @@ class _Surveyor:
             self._say(
                 Level.OK,
                 path,
-                f"{count(entries, 'entry', 'entries')}, {_size(self._picture.size(path))}",
+                f"{count(entries, 'entry', 'entries')}, {_size(self._view.size(path))}",
             )
         else:
             self._say(Level.FAULT, path, fault)
@@ -265,12 +265,12 @@ class _Surveyor:
             self._say(Level.FAULT, segments[-1].path, f"missing behind it: {missing}")
 
     def _leftovers(self) -> None:
-        layout, running = self._layout, self._picture.holder is not None
-        for name in self._picture.names(layout.directory):
+        layout, running = self._layout, self._view.holder is not None
+        for name in self._view.names(layout.directory):
             if name.startswith("damaged-"):
                 self._say(Level.NOTE, layout.directory / name, "a repair has moved this aside")
         for directory in (layout.snapshots, layout.wal):
-            for name in self._picture.names(directory):
+            for name in self._view.names(directory):
                 path = directory / name
                 if name.endswith(snapshot.UNFINISHED):
                     text = "is just being written" if running else "unfinished; not looked at"
@@ -282,9 +282,9 @@ class _Surveyor:
 
     def _is_data(self, directory: Path, name: str) -> bool:
         path = directory / name
-        layout, picture = self._layout, self._picture
-        return path in map(layout.snapshot, picture.snapshots) or path in map(
-            layout.segment, picture.segments
+        layout, view = self._layout, self._view
+        return path in map(layout.snapshot, view.snapshots) or path in map(
+            layout.segment, view.segments
         )
 
 

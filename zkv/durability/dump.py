@@ -12,49 +12,49 @@ from zkv.errors import DamageError, DataDirError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from zkv.durability.picture import Picture
+    from zkv.durability.frozen_view import FrozenView
     from zkv.keyspace import Commit
     from zkv.keyspace.table import Table
 
 
-def newest_state(picture: Picture) -> Table:
+def newest_state(view: FrozenView) -> Table:
     """The entries that a server would start with. Raises DamageError, DataDirError."""
-    layout = picture.layout
-    return recovery.recover(picture, layout.snapshots, layout.wal).entries
+    layout = view.layout
+    return recovery.recover(view, layout.snapshots, layout.wal).entries
 
 
-def state_at(picture: Picture, rev: int) -> Table:
+def state_at(view: FrozenView, rev: int) -> Table:
     """The entries as they were at ``rev``, from the newest snapshot before it that is whole.
 
     Raises:
         DamageError: what leads to it is damaged.
         DataDirError: it is not there yet, or cannot be reconstructed any more.
     """
-    bases = [base for base in reversed(picture.snapshots) if base <= rev]
-    if picture.segments[:1] == [1] or not picture.snapshots:
+    bases = [base for base in reversed(view.snapshots) if base <= rev]
+    if view.segments[:1] == [1] or not view.snapshots:
         bases.append(0)
     if not bases:
         raise DataDirError(
-            f"{picture.layout.directory}: revision {rev} cannot be reconstructed any more: the "
-            f"oldest that can is {picture.snapshots[0]}"
+            f"{view.layout.directory}: revision {rev} cannot be reconstructed any more: the "
+            f"oldest that can is {view.snapshots[0]}"
         )
     damages: list[DamageError] = []
     for base in bases:
         try:
-            return _replay(picture, base, rev)
+            return _replay(view, base, rev)
         except DamageError as error:
             damages.append(error)
     raise damages[0]
 
 
-def _replay(picture: Picture, base: int, rev: int) -> Table:
+def _replay(view: FrozenView, base: int, rev: int) -> Table:
     """The entries at ``rev``, from the snapshot at ``base``. Raises DamageError, DataDirError."""
-    layout = picture.layout
+    layout = view.layout
     loaded = snapshot.Loaded()
     if base:
         path = layout.snapshot(base)
-        loaded = snapshot.read(picture, path, recovery.RecoveryProgress(f"loading {path}").report)
-    replay = Replay(picture, layout.wal, loaded)
+        loaded = snapshot.read(view, path, recovery.RecoveryProgress(f"loading {path}").report)
+    replay = Replay(view, layout.wal, loaded)
     replay.run(until=rev)
     if replay.rev != rev:
         raise DataDirError(
@@ -63,13 +63,13 @@ def _replay(picture: Picture, base: int, rev: int) -> Table:
     return replay.entries
 
 
-def log(picture: Picture, until: int | None) -> Iterator[Commit]:
+def log(view: FrozenView, until: int | None) -> Iterator[Commit]:
     """Every commit that is still in the log, up to a revision, one in memory at a time.
 
     Raises DamageError, DataDirError, OSError; what came before stands.
     """
-    first = picture.segments[0] if picture.segments else 1
-    reader = LogReader(picture, picture.layout.wal, first - 1)
+    first = view.segments[0] if view.segments else 1
+    reader = LogReader(view, view.layout.wal, first - 1)
     if until is None or until >= first:
         for commit in reader.commits():
             yield commit
@@ -78,5 +78,5 @@ def log(picture: Picture, until: int | None) -> Iterator[Commit]:
     if until is not None:
         there = revisions(first, reader.rev)
         raise DataDirError(
-            f"{picture.layout.wal}: revision {until} is not in the log: it holds {there}"
+            f"{view.layout.wal}: revision {until} is not in the log: it holds {there}"
         )

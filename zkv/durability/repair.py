@@ -28,13 +28,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from zkv.durability import recovery, segment, snapshot
-from zkv.durability.check import revisions
-from zkv.durability.copying import (
+from zkv.durability.backup import (
     begin_log,
     copy_file,
     make_directories,
     write_state,
 )
+from zkv.durability.check import revisions
 from zkv.errors import DamageError
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ the log is that of the revisions. `commit` is called outside of it, and is where
 a log decides by itself what it takes to make a commit last: `zkv.durability.wal.Wal` writes files,
 `MemoryLog` does nothing.
 
-Invariants, which `tests/test_commit_log.py` holds every log to: numbers go up by one, from 1; what
-is safe never goes back within an epoch; what a rollback left is told by `survived`; `on_safe` is
-called, in any thread, once there are commits that have become safe.
+`tests/keyspace/test_commit_log.py` holds every log to these invariants: numbers go up by one, from
+1; what is safe never goes back within an epoch; what a rollback left is told by `survived`;
+`on_safe` is called, in any thread, once there are commits that have become safe.
 """
 
 from __future__ import annotations

@@ -285,7 +285,7 @@ class Keyspace:
         if not changes and once is None:
             return 0
         now = self.now()
-        commit = Commit(transaction.told_rev, now, tuple(changes), once).pack()
+        commit = Commit(transaction.reply_rev, now, tuple(changes), once).pack()
         lsn = self._log.append(commit)
         rev = self._rev
         if changes:

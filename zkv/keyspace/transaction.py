@@ -44,8 +44,8 @@ class StagedWrite:
         self.staged: dict[str, StoredEntry | None] = {}
 
     @property
-    def told_rev(self) -> int:
-        """The revision that the reply tells: the transaction's, or the store's if it is empty."""
+    def reply_rev(self) -> int:
+        """The revision in the reply: the transaction's, or the store's if it is empty."""
         return self.rev if self.changes else self.rev - 1
 
     def now(self) -> int:

@@ -106,7 +106,7 @@ def execute(node: Node, request: requests.AnyRequest) -> Answer:
         transaction = keyspace.begin()
         reply = write(node, transaction, request)
         lsn = keyspace.commit(transaction)
-        return Done(reply, transaction.told_rev, lsn)
+        return Done(reply, transaction.reply_rev, lsn)
 
 
 def _execute_once(
@@ -136,7 +136,7 @@ def _execute_once(
             )
         keyspace.sessions.require_room(session, seq, len(packed))
         lsn = keyspace.commit(transaction, Once(session, seq, content, packed))
-        return Done(reply, transaction.told_rev, lsn)
+        return Done(reply, transaction.reply_rev, lsn)
 
 
 def _repeat(known: Remembered) -> Done:
@@ -291,7 +291,7 @@ def mput(node: Node, transaction: StagedWrite, request: requests.MPut) -> WriteR
     node.limits.check_keys(request.items)
     expires = None if request.ttl is None else _expires(transaction, request.ttl)
     transaction.put_many(node.limits.values(request.items), expires)
-    return WriteReply(rev=transaction.told_rev)
+    return WriteReply(rev=transaction.reply_rev)
 
 
 def mdelete(node: Node, transaction: StagedWrite, request: requests.MDelete) -> MDeleteReply:
@@ -300,7 +300,7 @@ def mdelete(node: Node, transaction: StagedWrite, request: requests.MDelete) -> 
     present = [key for key in dict.fromkeys(request.keys) if transaction.find(key) is not None]
     for key in present:
         transaction.remove(key)
-    return MDeleteReply(deleted=len(present), rev=transaction.told_rev)
+    return MDeleteReply(deleted=len(present), rev=transaction.reply_rev)
 
 
 def txn(node: Node, transaction: StagedWrite, request: requests.Txn) -> TxnReply:
@@ -320,7 +320,7 @@ def txn(node: Node, transaction: StagedWrite, request: requests.Txn) -> TxnReply
             size += _values_size(result)
             _check_size(node, size, "the results", "ask for less in one TXN")
             results.append(result)
-    return TxnReply(results=results, rev=transaction.told_rev)
+    return TxnReply(results=results, rev=transaction.reply_rev)
 
 
 def _run_in_txn(node: Node, transaction: StagedWrite, op: requests.SubRequest) -> Reply:

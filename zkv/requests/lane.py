@@ -3,7 +3,7 @@
 What is plain stands in ARCHITECTURE.md. What the front takes from its mailbox is offered to the
 lane, which carries out what it knows, and stops at the first request that it leaves to the command
 of its op: one with any further field, one that fails, one out of the ordinary in any way. The
-commands are the specification; tests compare the two (tests/test_compiled.py). All that a run has
+commands are the specification; tests compare the two (`tests/compiled`). All that a run has
 committed enters log, history and the way back at once, so that what Python costs is paid for a run,
 and not for each request.
 
@@ -36,17 +36,17 @@ class Answers:
 
     Attributes:
         replies: the body of each reply; None where the request was left out.
-        told: the newest revision that it tells of.
+        reveals: the newest revision that it reveals.
         ops: the op's name; empty where the request was left out.
         subjects: for the request log; None where it does not want any.
-        newest: the newest revision of all that are told.
+        newest: the newest revision of all that replies reveal.
     """
 
-    __slots__ = ("newest", "ops", "replies", "subjects", "told")
+    __slots__ = ("newest", "ops", "replies", "reveals", "subjects")
 
     def __init__(self, subjects: list[Subject | None] | None = None) -> None:
         self.replies: list[bytes | None] = []
-        self.told: list[int] = []
+        self.reveals: list[int] = []
         self.ops: list[str] = []
         self.subjects = subjects
         self.newest = 0
@@ -54,7 +54,7 @@ class Answers:
     def leave_out(self, reply: bytes | None = None) -> None:
         """The next request is answered otherwise: with ``reply``, or by others."""
         self.replies.append(reply)
-        self.told.append(0)
+        self.reveals.append(0)
         self.ops.append("")
         if self.subjects is not None:
             self.subjects.append(None)
@@ -116,7 +116,7 @@ class Lane:
                 keyspace.now(),
                 keyspace.takes_writes,
                 answers.replies,
-                answers.told,
+                answers.reveals,
                 answers.ops,
                 answers.subjects,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from zkv.client.following import RESET
+from zkv.client.follower import RESET
 from zkv.client.recipes.async_lock import AsyncLock
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from zkv.client.errors import (
     NotFoundError,
     RefusedError,
 )
-from zkv.client.following import RESET
+from zkv.client.follower import RESET
 from zkv.client.tasks import AsyncBackground, AsyncCondition, AsyncMutex, complete
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from zkv.client.errors import ClientError, LockLostError, NotFoundError
-from zkv.client.following import RESET
+from zkv.client.follower import RESET
 from zkv.client.recipes.async_lock import AsyncLock
 
 if TYPE_CHECKING:

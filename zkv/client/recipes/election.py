@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from zkv.client.following import RESET
+from zkv.client.follower import RESET
 from zkv.client.recipes.lock import Lock
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from zkv.client.errors import (
     NotFoundError,
     RefusedError,
 )
-from zkv.client.following import RESET
+from zkv.client.follower import RESET
 from zkv.client.threads import Background, Condition, Mutex, complete
 
 if TYPE_CHECKING:

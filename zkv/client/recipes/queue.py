@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from zkv.client.errors import ClientError, LockLostError, NotFoundError
-from zkv.client.following import RESET
+from zkv.client.follower import RESET
 from zkv.client.recipes.lock import Lock
 
 if TYPE_CHECKING:

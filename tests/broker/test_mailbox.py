@@ -1,0 +1,802 @@
+"""One contract for a mailbox and its two ways to its socket: in Python, and compiled.
+
+`Mailbox` and `Frames` have their peer, the front's DEALER, in the test's own hands. The compiled
+twin must do in every case what the plain one does, also with messages that no client should send;
+the long form runs all of this with a twin that is watched by AddressSanitizer.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.compiled.sanitizer import COMPILER, run_under_address_sanitizer
+from tests.conftest import Connect
+from tests.support import LIMIT, ROOT, Frames, ServerInProcess, eventually, terminate
+from zkv.broker import frames
+from zkv.broker.frames import (
+    BATCH,
+    BATCH_BYTES,
+    COMPILED,
+    NO_BODY,
+    NO_DELIMITER,
+    NO_MEMORY,
+    TWO_BODIES,
+    BadEnvelope,
+    PlainFrames,
+)
+from zkv.broker.mailbox import FrontMailbox, Mailbox, ReplyFailedError, connect_worker
+
+Socket = zmq.Socket[bytes]
+Context = zmq.Context[Socket]
+Make = frames.MakeFrames
+
+WAYS = {"plain": PlainFrames, "compiled": COMPILED}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> Make:
+    """Each of the two ways."""
+    make: Make | None = WAYS[request.param]
+    if make is None:
+        pytest.skip("zkv was installed without a C compiler")
+    return make
+
+
+class Peer:
+    """A mailbox, and the socket at the other end of its pipe."""
+
+    def __init__(self, context: Context, way: Make) -> None:
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.linger = 0
+        self.socket.sndhwm = self.socket.rcvhwm = 0
+        self.socket.rcvtimeo = round(LIMIT * 1000)
+        backend = f"inproc://{id(self)}"
+        self.socket.bind(backend)
+        self.inner: Socket
+        self.frames: frames.Frames
+
+        def make(inner: Socket, waker: int) -> frames.Frames:
+            self.inner, self.frames = inner, way(inner, waker)
+            return self.frames
+
+        self.mailbox = Mailbox(partial(make, connect_worker(context, backend)))
+
+    def send(self, *messages: Frames) -> None:
+        """Put messages into the mailbox."""
+        for message in messages:
+            self.socket.send_multipart(message)
+
+    def receive(self) -> Frames:
+        """The next message that the mailbox has sent."""
+        return self.socket.recv_multipart()
+
+    def waiting(self) -> list[Frames]:
+        """What the mailbox has sent and nobody has taken."""
+        waiting = []
+        while self.socket.poll(0):
+            waiting.append(self.receive())
+        return waiting
+
+
+@pytest.fixture
+def peer(context: Context, way: Make) -> Iterator[Peer]:
+    """A mailbox of each way."""
+    peer = Peer(context, way)
+    yield peer
+    peer.mailbox.close()
+    peer.socket.close()
+
+
+# --- What is a message
+
+
+LONG = bytes(range(256)) * 5_000
+GOOD = {
+    "client": [b"\0client", b"", b"body"],
+    "behind a broker": [b"a", b"b", b"", b"body"],
+    "behind many": [*[b"%d" % number for number in range(40)], b"", b"body"],
+    "long ids": [b"i" * 255, b"j" * 10_000, b"", b"body"],
+    "empty body": [b"a", b"", b""],
+    "long body": [b"a", b"", LONG],
+    "nobody's id": [b"", b"", b"body"],
+}
+BAD = {
+    "no delimiter": ([b"a", b"body"], NO_DELIMITER, [b"a", b""]),
+    "no delimiter, many frames": ([b"a", b"b", b"c", LONG], NO_DELIMITER, [b"a", b""]),
+    "no body": ([b"a", b""], NO_BODY, [b"a", b""]),
+    "no body, behind a broker": ([b"a", b"b", b""], NO_BODY, [b"a", b"b", b""]),
+    "two bodies": ([b"a", b"", b"1", b"2"], TWO_BODIES, [b"a", b""]),
+    "many bodies": ([b"a", b"", *[b"%d" % n for n in range(600)]], TWO_BODIES, [b"a", b""]),
+    "empty bodies": ([b"a", b"", b"", b"", b""], TWO_BODIES, [b"a", b""]),
+}
+
+
+@pytest.mark.parametrize("message", GOOD.values(), ids=GOOD)
+def test_body_comes_in_and_reply_goes_to_the_sender(peer: Peer, message: Frames) -> None:
+    peer.send(message)
+    assert peer.mailbox.receive() == [message[-1]]
+    peer.mailbox.reply([b"reply"])
+    assert peer.receive() == [*message[:-1], b"reply"]
+
+
+@pytest.mark.parametrize(("message", "stands_for", "envelope"), BAD.values(), ids=BAD)
+def test_bad_message_is_told_and_answered(
+    peer: Peer, message: Frames, stands_for: BadEnvelope, envelope: Frames
+) -> None:
+    peer.send(message, [b"other", b"", b"good"])
+    bodies = peer.mailbox.receive()
+    assert bodies[0] is stands_for
+    assert bodies[1:] == [b"good"]
+    peer.mailbox.reply([b"bad", b"well"])
+    assert peer.receive() == [*envelope, b"bad"]
+    assert peer.receive() == [b"other", b"", b"well"]
+    assert peer.mailbox.unroutable == 0
+
+
+def test_message_without_a_sender_is_counted(peer: Peer) -> None:
+    peer.send([b"alone"], [b""], [LONG], [b"a", b"", b"body"])
+    assert peer.mailbox.receive() == [b"body"]
+    assert peer.mailbox.unroutable == 3
+    peer.mailbox.reply([b"reply"])
+    assert peer.waiting() == [[b"a", b"", b"reply"]]
+
+
+def test_many_frames_of_many_messages(peer: Peer) -> None:
+    """More than is reserved for a batch, and good messages before and behind."""
+    deep = [b"%d" % number for number in range(9_000)]
+    messages = [[b"a", b"", b"1"], [*deep, b"", b"2"], [*deep, b"3"], [b"d", b"", b"4"]]
+    for _ in range(2):
+        peer.send(*messages)
+        assert peer.mailbox.receive() == [b"1", b"2", NO_DELIMITER, b"4"]
+        peer.mailbox.reply([b"5", b"6", b"7", b"8"])
+        assert peer.waiting() == [
+            [b"a", b"", b"5"], [*deep, b"", b"6"], [b"0", b"", b"7"], [b"d", b"", b"8"],
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [0, 1, 29, 30, 33, 34, 255, 256, 65_535, 65_536, 3_000_000])
+def test_replies_of_every_size(peer: Peer, size: int) -> None:
+    """libzmq keeps short, long and shared contents in different ways."""
+    reply = os.urandom(size)
+    peer.send([b"a" * (size % 250 + 1), b"", reply])
+    assert peer.mailbox.receive() == [reply]
+    peer.mailbox.reply([reply])
+    assert peer.receive()[-1] == reply
+
+
+# --- Batches
+
+
+def test_everything_is_answered_in_order_in_bounded_batches(peer: Peer) -> None:
+    count = 1_000
+    peer.send(*[[b"%d" % number, b"", b"body %d" % number] for number in range(count)])
+    sizes, answered = [], 0
+    while answered < count:
+        bodies = peer.mailbox.receive()
+        assert bodies == [b"body %d" % (answered + i) for i in range(len(bodies))]
+        peer.mailbox.reply([b"reply %d" % (answered + i) for i in range(len(bodies))])
+        answered += len(bodies)
+        sizes.append(len(bodies))
+    assert max(sizes) == BATCH
+    assert peer.waiting() == [
+        [b"%d" % number, b"", b"reply %d" % number] for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("large", [0, -1], ids=["envelopes", "bodies"])
+def test_a_batch_is_bounded_by_its_bytes_too(peer: Peer, large: int) -> None:
+    message = [b"a", b"b", b"", b"body"]
+    message[large] = bytes(BATCH_BYTES // 3)
+    peer.send(*[message] * 7)
+    sizes: list[int] = []
+    while sum(sizes) < 7:
+        sizes.append(len(peer.mailbox.receive()))
+        peer.mailbox.reply([b"reply"] * sizes[-1])
+    assert sizes == [3, 3, 1]
+
+
+def test_idle_means_that_nothing_is_queued(peer: Peer) -> None:
+    assert peer.mailbox.is_idle()
+    peer.send([b"a", b"", b"1"])
+    eventually(lambda: not peer.mailbox.is_idle(), "a message is there")
+    peer.mailbox.receive()
+    assert peer.mailbox.is_idle()
+    assert peer.mailbox.unanswered == 1
+    peer.mailbox.reply([b"2"])
+    assert peer.mailbox.unanswered == 0
+
+
+def test_as_many_replies_as_bodies(peer: Peer) -> None:
+    peer.send([b"a", b"", b"1"])
+    peer.mailbox.receive()
+    with pytest.raises(ValueError, match=r"bodies for|shorter"):
+        peer.mailbox.reply([])
+
+
+class Later:
+    """Replies that are made when the test says so."""
+
+    complete: Callable[[], None]
+
+    def __init__(self, *bodies: bytes) -> None:
+        self._bodies = list(bodies)
+
+    def notify(self, ready: Callable[[], None]) -> None:
+        self.complete = ready
+
+    def bodies(self) -> list[bytes]:
+        return self._bodies
+
+    def give_up(self, error: BaseException) -> list[bytes]:
+        return [repr(error).encode() for _ in self._bodies]
+
+
+def test_pending_reply_leaves_when_it_is_completed(peer: Peer) -> None:
+    """Another thread completes it while the mailbox waits; others are answered before."""
+    later = Later(b"later", b"as well")
+    peer.send([b"a", b"x", b"", b"1"], [b"b", b"", b"2"], [b"c", b"", b"3"])
+    assert peer.mailbox.receive() == [b"1", b"2", b"3"]
+    peer.mailbox.reply([None, b"at once", None], [([0, 2], later)])
+    assert peer.receive() == [b"b", b"", b"at once"]
+    assert peer.waiting() == []
+
+    def complete_and_go_on() -> None:
+        later.complete()
+        assert peer.receive() == [b"a", b"x", b"", b"later"]
+        assert peer.receive() == [b"c", b"", b"as well"]
+        peer.send([b"d", b"", b"4"])
+
+    thread = threading.Thread(target=complete_and_go_on)
+    thread.start()
+    assert peer.mailbox.receive() == [b"4"]
+    thread.join()
+    peer.mailbox.reply([b"done"])
+
+
+def test_end_waits_for_what_is_queued_and_pending(peer: Peer) -> None:
+    later = Later(b"later")
+    peer.send([b"a", b"", b"1"])
+    peer.mailbox.receive()
+    peer.mailbox.reply([None], [([0], later)])
+    peer.send([b"b", b"", b"2"])
+    peer.mailbox.stop()
+    assert peer.mailbox.receive() == [b"2"]
+    peer.mailbox.reply([b"two"])
+    thread = threading.Thread(target=later.complete)
+    thread.start()
+    assert peer.mailbox.receive() == []
+    thread.join()
+    assert peer.waiting() == [[b"b", b"", b"two"], [b"a", b"", b"later"]]
+
+
+# --- Waiting
+
+
+def test_others_run_while_it_waits(peer: Peer) -> None:
+    """Python's lock is free meanwhile: else this thread could never stop it."""
+    thread = threading.Timer(0, peer.mailbox.stop)
+    thread.start()
+    assert peer.mailbox.receive() == []
+    thread.join()
+
+
+def test_signal_while_it_waits(peer: Peer) -> None:
+    """In the main thread the handler runs, and waiting goes on; what it raises ends it.
+
+    Signals come until one is noticed: one that comes just before the waiting begins wakes nobody.
+    """
+    happened = []
+    raises = False
+
+    class HandlerError(Exception):
+        pass
+
+    def handler(*_: object) -> None:
+        happened.append("signal")
+        if raises:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise HandlerError
+        if len(happened) == 1:
+            peer.send([b"a", b"", b"body"])
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+        assert peer.mailbox.receive() == [b"body"]
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        peer.mailbox.reply([b"reply"])
+        raises = True
+        with pytest.raises(HandlerError):  # noqa: PT012  a signal may come before it waits
+            signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+            peer.mailbox.receive()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert happened
+
+
+def test_context_ends_while_it_waits(way: Make) -> None:
+    context: Context = zmq.Context()
+    peer = Peer(context, way)
+    peer.socket.close()
+    thread = threading.Thread(target=terminate, args=(context,))
+    thread.start()
+    with pytest.raises(zmq.ContextTerminated):
+        peer.mailbox.receive()
+    peer.mailbox.close()
+    thread.join()
+
+
+# --- The end of a socket
+
+
+def test_what_was_sent_before_the_end_arrives(context: Context, way: Make) -> None:
+    peer = Peer(context, way)
+    peer.send(*[[b"%d" % number, b"", b"body"] for number in range(BATCH)])
+    count = len(peer.mailbox.receive())
+    peer.mailbox.reply([b"reply"] * count)
+    peer.mailbox.close()
+    assert [peer.receive()[0] for _ in range(count)] == [b"%d" % number for number in range(count)]
+    peer.socket.close()
+
+
+def test_reply_to_a_front_that_is_gone(context: Context, way: Make) -> None:
+    peer = Peer(context, way)
+    peer.send([b"a", b"", b"1"], [b"b", b"", b"2"])
+    assert peer.mailbox.receive() == [b"1", b"2"]
+    peer.socket.close()
+    eventually(
+        lambda: not int(peer.inner.getsockopt(zmq.EVENTS)) & zmq.POLLOUT, "it has seen the end"
+    )
+    peer.mailbox.reply([b"reply", b"reply"])
+    assert peer.mailbox.unroutable == 2
+    peer.mailbox.close()
+
+
+def test_closed_socket_is_never_touched(context: Context, way: Make) -> None:
+    peer = Peer(context, way)
+    peer.frames.close()
+    peer.frames.close()
+    uses: list[Callable[[], object]] = [
+        lambda: peer.frames.receive(False),
+        lambda: peer.frames.receive(True),
+        lambda: peer.frames.send([[b"a", b""]], [b"reply"]),
+        lambda: peer.frames.receive(True, True, True),
+        peer.frames.readable,
+    ]
+    for use in uses:
+        with pytest.raises(zmq.ZMQError) as caught:
+            use()
+        assert caught.value.errno == zmq.ENOTSOCK
+    peer.mailbox.close()
+    peer.socket.close()
+
+
+@pytest.mark.parametrize("message", [[b"a", b"", "text"], [b"a", None, b"b"], [b"a", b"", 1]])
+def test_only_bytes_are_sent(peer: Peer, message: list[Any]) -> None:
+    with pytest.raises(TypeError):
+        peer.frames.send([message[:-1]], [message[-1]])
+
+
+def test_what_has_no_body_is_not_sent(peer: Peer) -> None:
+    peer.frames.send([[b"a", b""], [b"b", b""], [b"c", b""]], [None, b"reply", None])
+    assert peer.receive() == [b"b", b"", b"reply"]
+    assert peer.waiting() == []
+
+
+END_OF_MEMORY = """
+import resource, sys
+import zmq
+from tests.broker.test_mailbox import WAYS
+
+context = zmq.Context()
+server, client = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
+client.routing_id = b"a"
+server.bind("inproc://x")
+client.connect("inproc://x")
+client.send(b"hello")
+frames = WAYS[sys.argv[1]](server, 0)
+assert frames.receive(True)[0] == [[b"a", b""]]
+large = bytes(300_000_000)
+with open("/proc/self/statm") as file:
+    room = int(file.read().split()[0]) * resource.getpagesize() + 100_000_000
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+try:
+    frames.send([[b"a", b""]], [large])
+except (MemoryError, zmq.ZMQError):
+    frames.send([[b"b", b""], [b"a", b""]], [b"not for a", b"for a"])
+    print([frame.decode() for frame in client.recv_multipart()])
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+@pytest.mark.parametrize("name", WAYS)
+def test_a_reply_that_memory_does_not_hold_goes_to_nobody(name: str) -> None:
+    """And the next one goes to its own client, and not behind half of that."""
+    if WAYS[name] is None:
+        pytest.skip("zkv was installed without a C compiler")
+    command = [sys.executable, "-c", END_OF_MEMORY, name]
+    run = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=LIMIT, cwd=ROOT
+    )
+    assert run.stdout == "['', 'for a']\n"
+
+
+END_OF_MEMORY_FOR_A_REQUEST = """
+import resource, sys
+import zmq
+from tests.broker.test_mailbox import WAYS
+
+context = zmq.Context()
+server, client = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
+client.routing_id = b"a"
+server.bind("inproc://x")
+client.connect("inproc://x")
+frames = WAYS[sys.argv[1]](server, 0)
+client.send_multipart([b"", b"small"])
+client.send_multipart([b"", bytes(300_000_000)])
+client.send_multipart([b"", b"two", bytes(300_000_000)])
+client.send_multipart([b"", b"another"])
+with open("/proc/self/statm") as file:
+    room = int(file.read().split()[0]) * resource.getpagesize() + 100_000_000
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+answers = []
+while len(answers) < 4:
+    envelopes, bodies = frames.receive(True)
+    assert all(envelope == [b"a", b""] for envelope in envelopes)
+    answers += [getattr(body, "reason", body) for body in bodies]
+print(answers)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+@pytest.mark.parametrize("name", WAYS)
+def test_a_request_that_memory_does_not_hold_is_answered(name: str) -> None:
+    """And those before and behind it are what they are."""
+    if WAYS[name] is None:
+        pytest.skip("zkv was installed without a C compiler")
+    command = [sys.executable, "-c", END_OF_MEMORY_FOR_A_REQUEST, name]
+    run = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=LIMIT, cwd=ROOT
+    )
+    expected = [b"small", NO_MEMORY.reason, TWO_BODIES.reason, b"another"]
+    assert run.stdout == f"{expected}\n"
+
+
+class Failing(Later):
+    """Replies that nobody can make."""
+
+    def bodies(self) -> list[bytes]:
+        raise KeyError("a bug")
+
+
+def test_a_pending_reply_that_cannot_be_made_is_answered_otherwise(peer: Peer) -> None:
+    later, failing = Later(b"later"), Failing(b"")
+    peer.send([b"a", b"", b"1"], [b"b", b"", b"2"])
+    assert peer.mailbox.receive() == [b"1", b"2"]
+    peer.mailbox.reply([None, None], [([0], failing), ([1], later)])
+    failing.complete()
+    later.complete()
+    with pytest.raises(ReplyFailedError) as raised:
+        peer.mailbox.receive()
+    assert isinstance(raised.value.__cause__, KeyError)
+    peer.mailbox.stop()
+    assert peer.mailbox.receive() == []
+    assert peer.receive() == [b"a", b"", b"KeyError('a bug')"]
+    assert peer.receive() == [b"b", b"", b"later"]
+
+
+# --- With others behind
+
+
+class Middle:
+    """What stands between clients and workers: a client in front of it, two workers behind."""
+
+    def __init__(self, context: Context, way: Make, room: int = 1_000) -> None:
+        self._context = context
+        self.clients, self.behind = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
+        self.behind.sndhwm = room
+        for socket in (self.clients, self.behind):
+            socket.linger = 0
+            socket.bind(f"inproc://{id(socket)}")
+        self.mailbox = FrontMailbox(partial(self._make, way))
+        self.client = self._connect(self.clients)
+
+    def _make(self, way: Make, waker: int) -> frames.Frames:
+        self.frames = way(self.clients, waker, self.behind)
+        return self.frames
+
+    def _connect(self, to: Socket) -> Socket:
+        socket = self._context.socket(zmq.DEALER)
+        socket.linger, socket.rcvtimeo = 0, round(LIMIT * 1000)
+        socket.rcvhwm = 1
+        socket.connect(f"inproc://{id(to)}")
+        return socket
+
+    def add_worker(self) -> Socket:
+        """One more who is behind."""
+        return self._connect(self.behind)
+
+    def ask(self, *bodies: bytes) -> None:
+        """Have the client send requests."""
+        for body in bodies:
+            self.client.send_multipart([b"", body])
+
+    def take(self, count: int) -> list[bytes | BadEnvelope]:
+        """So many requests at once."""
+        eventually(self.frames.readable, "a message is there")
+        bodies = self.mailbox.receive()
+        assert len(bodies) == count
+        return bodies
+
+
+@pytest.fixture
+def middle(context: Context, way: Make) -> Iterator[Middle]:
+    """One of each way."""
+    middle = Middle(context, way)
+    yield middle
+    middle.mailbox.close()
+    middle.client.close()
+
+
+def test_what_is_left_goes_to_those_behind_and_their_reply_to_the_client(middle: Middle) -> None:
+    worker = middle.add_worker()
+    middle.ask(b"1", b"2", b"3")
+    assert middle.take(3) == [b"1", b"2", b"3"]
+    middle.mailbox.reply([None, b"two", None], [], [0, 2])
+    assert middle.client.recv_multipart() == [b"", b"two"]
+    for number in (b"1", b"3"):
+        *envelope, delimiter, body = worker.recv_multipart()
+        assert (delimiter, body) == (b"", number)
+        worker.send_multipart([*envelope, b"", b"reply", b"of", LONG])  # Whatever it is made of.
+    worker.send_multipart([b"nobody", b"", b"reply"])
+    worker.close()
+    assert middle.frames.receive(False) == ([], [])
+    assert middle.client.recv_multipart() == [b"", b"reply", b"of", LONG]
+    assert middle.client.recv_multipart() == [b"", b"reply", b"of", LONG]
+    assert not middle.client.poll(0)
+
+
+def test_replies_pass_while_it_waits_for_requests(middle: Middle) -> None:
+    def answer_and_ask() -> None:
+        with middle.add_worker() as worker:
+            *envelope, _ = worker.recv_multipart()
+            worker.send_multipart([*envelope, b"one"])
+            assert middle.client.recv_multipart() == [b"", b"one"]
+        middle.ask(b"2")
+
+    middle.ask(b"1")
+    assert middle.take(1) == [b"1"]
+    middle.mailbox.reply([None], [], [0])
+    thread = threading.Thread(target=answer_and_ask)
+    thread.start()
+    assert middle.mailbox.receive() == [b"2"]
+    thread.join()
+    middle.mailbox.reply([b"two"])
+
+
+def test_nothing_is_taken_while_those_behind_have_no_room(context: Context, way: Make) -> None:
+    middle = Middle(context, way, room=1)
+    count = 40
+    bodies = [b"%d" % number for number in range(count)]
+    middle.ask(*bodies)
+    assert middle.take(count) == bodies
+    middle.mailbox.reply([None] * count, [], list(range(count)))  # Nobody is there at all.
+    middle.ask(b"later")
+    assert middle.frames.receive(False, False) == ([], [])
+    taken = []
+
+    def work() -> None:
+        with middle.add_worker() as worker:
+            for _ in range(count):
+                *_, body = worker.recv_multipart()
+                taken.append(body)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert middle.mailbox.receive() == [b"later"]
+    thread.join()
+    assert taken == bodies
+    middle.mailbox.reply([b"reply"])
+    middle.mailbox.close()
+    middle.client.close()
+
+
+def test_replies_pass_while_it_waits_for_room(context: Context, way: Make) -> None:
+    """Whenever they come: one of a pair comes while what the other one brought is looked at."""
+    middle = Middle(context, way, room=1)
+    worker = middle.add_worker()
+    count = 20
+    middle.ask(*[b"%d" % number for number in range(count)])
+    middle.take(count)
+    middle.mailbox.reply([None] * count, [], list(range(count)))
+    thread = threading.Thread(target=middle.mailbox.receive)
+    thread.start()
+    *envelope, _ = worker.recv_multipart()
+    try:
+        for number in range(10_000):
+            for _ in range(2):
+                worker.send_multipart([*envelope, b"reply"])
+                deque(range(number % 500), maxlen=0)  # Takes a moment, some 10 us at most.
+            for _ in range(2):
+                assert middle.client.recv_multipart() == [b"", b"reply"]
+    finally:
+        middle.mailbox.stop()
+        thread.join()
+        worker.close()
+        middle.mailbox.close()
+        middle.client.close()
+
+
+def test_only_what_had_arrived_is_taken_at_the_end(middle: Middle) -> None:
+    """A client that goes on asking is not waited for; what is pending, and behind, is."""
+    worker, later = middle.add_worker(), Later(b"later")
+    middle.ask(b"1", b"2", b"3")
+    middle.take(3)
+    middle.mailbox.reply([b"one", None, None], [([1], later)], [2])
+    middle.ask(b"4")
+    eventually(middle.frames.readable, "a message is there")
+    middle.mailbox.drain()
+    assert middle.mailbox.receive() == [b"4"]
+    middle.mailbox.reply([b"four"])
+    thread = threading.Thread(target=end, args=(middle, worker, later))
+    thread.start()
+    assert middle.mailbox.receive() == []
+    thread.join()
+    replies = [middle.client.recv_multipart()[1] for _ in range(4)]
+    assert sorted(replies) == [b"four", b"later", b"one", b"three"]
+
+
+def end(middle: Middle, worker: Socket, later: Later) -> None:
+    """What happens while the front waits for its end."""
+    assert middle.mailbox.drained.wait(LIMIT)
+    middle.ask(b"too late")
+    *envelope, _ = worker.recv_multipart()
+    worker.send_multipart([*envelope, b"three"])
+    worker.close()
+    middle.mailbox.stop()
+    later.complete()
+
+
+# --- Nothing leaks
+
+
+def test_memory_stays_flat(peer: Peer) -> None:
+    """Good and bad messages, 200 MB in all."""
+    large = bytes(20_000)
+    batch = [[b"a", b"", large], [b"a", large], [b"a", b"", large, large], [large], [b"a", b""]]
+
+    def exchange(rounds: int) -> None:
+        for _ in range(rounds):
+            peer.send(*batch)
+            left = 4
+            while left:
+                bodies = peer.mailbox.receive()
+                peer.mailbox.reply([large] * len(bodies))
+                left -= len(bodies)
+            peer.waiting()
+
+    exchange(100)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    references = sys.getrefcount(large)
+    exchange(2_000)
+    assert sys.getrefcount(large) == references
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000
+
+
+# --- Both do the same, whatever comes
+
+
+frame = st.one_of(st.just(b""), st.binary(max_size=40), st.integers(1, 300).map(bytes))
+message = st.lists(frame, min_size=1, max_size=8)
+
+
+@settings(max_examples=150)
+@given(batches=st.lists(st.lists(message, max_size=10), max_size=5))
+def test_both_ways_do_the_same(batches: list[list[Frames]]) -> None:
+    """Whatever frames come, in batches: the same bodies, and the same frames in reply."""
+    if COMPILED is None:
+        pytest.skip("zkv was installed without a C compiler")
+    outcomes = []
+    context: Context = zmq.Context()
+    for way in (PlainFrames, COMPILED):
+        peer = Peer(context, way)
+        outcome: list[Any] = []
+        for batch in batches:
+            peer.send(*batch)
+            peer.mailbox.stop()  # So that it does not wait where nothing can be answered.
+            while bodies := peer.mailbox.receive():
+                outcome.append(bodies)
+                peer.mailbox.reply([b"reply %d" % number for number in range(len(bodies))])
+        outcomes.append((outcome, peer.waiting(), peer.mailbox.unroutable))
+        peer.mailbox.close()
+        peer.socket.close()
+    terminate(context)
+    assert outcomes[0] == outcomes[1]
+
+
+# --- Which one runs
+
+
+def test_info_tells_which_one_runs(tmp_path: Path, connect: Connect) -> None:
+    with ServerInProcess(tmp_path / "data") as server:
+        expected = "plain" if COMPILED is None else "compiled"
+        assert connect(server.endpoint).ok(op="INFO")["stats"]["mailbox"] == expected
+
+
+def test_server_runs_with_the_plain_one(
+    tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zkv.broker.broker.FRAMES", PlainFrames)
+    with ServerInProcess(tmp_path / "data") as server:
+        client = connect(server.endpoint)
+        client.ok(op="PUT", key="k", value=1)
+        assert client.ok(op="INFO")["stats"]["mailbox"] == "plain"
+
+
+def test_libzmq_is_looked_for_in_what_is_loaded() -> None:
+    if COMPILED is None:
+        pytest.skip("zkv was installed without a C compiler")
+    from zkv.broker import _frames
+
+    with pytest.raises(ImportError):
+        _frames.attach("/nowhere/lib.so")
+    with pytest.raises(ImportError, match="zmq_version"):
+        _frames.attach(str(sys.modules["msgspec._core"].__file__))
+
+
+def test_another_libzmq_is_not_used() -> None:
+    assert not frames._attach(lambda _: (4, 0, 9))
+
+
+@pytest.mark.parametrize("compiler", [COMPILER, "/nowhere/cc"], ids=["compiler", "no compiler"])
+def test_installs_with_and_without_a_compiler(tmp_path: Path, compiler: str | None) -> None:
+    if compiler is None or not os.path.exists(sysconfig.get_path("include") + "/Python.h"):
+        pytest.skip("needs a C compiler and Python's headers")
+    source, target = copy_of_sources(tmp_path), tmp_path / "installed"
+    install = [
+        sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install",
+        "--no-deps", "--no-build-isolation", "--target", str(target), str(source),
+    ]  # fmt: skip
+    subprocess.run(install, check=True, timeout=60, env=os.environ | {"CC": compiler})
+    program = "from zkv.broker.frames import COMPILED; print(COMPILED is not None)"
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(target)},
+        capture_output=True, text=True, check=True, timeout=LIMIT,
+    )  # fmt: skip
+    assert run.stdout == f"{compiler == COMPILER}\n"
+
+
+def copy_of_sources(directory: Path) -> Path:
+    """What zkv is installed from, and nothing that was built."""
+    source = directory / "source"
+    shutil.copytree(ROOT / "zkv", source / "zkv", ignore=shutil.ignore_patterns("*.so", "__*__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    return source
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_contract_under_address_sanitizer(tmp_path: Path) -> None:
+    """All of the above with a twin that is watched at each access to memory."""
+    arguments = "tests/broker/test_mailbox.py", "-k", "not installs and not memory_does_not_hold"
+    printed = run_under_address_sanitizer(tmp_path, "zkv/broker/_frames", *arguments)
+    assert "skipped" not in printed

@@ -1,0 +1,145 @@
+"""An engine whose threads a test does by hand, and the two roads from a request to it.
+
+`Roads` is what stands between a mailbox and the engine: the front takes a whole batch, and what it
+leaves goes to a worker. `SteppedEngine` starts no thread: a test does the rounds of the committer
+and of the snapshotter one by one. What is reached into of the engine's is in here, and
+nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+
+from zkv.broker.front import FrontHandler
+from zkv.broker.mailbox import Later
+from zkv.broker.waiting import Answered
+from zkv.broker.worker import Handler, WorkerHandler
+from zkv.config import Settings
+from zkv.durability.committer import CommitGroup, settle
+from zkv.durability.files import Files
+from zkv.durability.snapshotter import Snapshotter
+from zkv.durability.storage import Storage
+from zkv.durability.wal import Wal
+from zkv.engine import Engine
+from zkv.errors import ReadOnly
+from zkv.requests.account import Account
+from zkv.requests.commands import Node
+from zkv.requests.lane import open_lane
+
+
+class SteppedEngine(Engine):
+    """An engine whose threads are never started: a test does their rounds one by one."""
+
+    def __init__(
+        self, settings: Settings, files: Files, now: Callable[[], int] | None = None
+    ) -> None:
+        self._submitted: list[CommitGroup] = []
+        self._committing = threading.Lock()
+        super().__init__(settings.durability, settings.limits, files, now)
+
+    @property
+    def wal(self) -> Wal:
+        """The log."""
+        assert self._disk is not None
+        return self._disk.wal
+
+    @property
+    def snapshotter(self) -> Snapshotter:
+        """What takes snapshots."""
+        assert self._disk is not None
+        return self._disk.snapshotter
+
+    def submit(self, group: CommitGroup) -> None:
+        self._submitted.append(group)
+
+    @property
+    def storage(self) -> Storage:
+        """The data directory."""
+        assert self._disk is not None
+        return self._disk.storage
+
+    def commit_round(self) -> None:
+        """What the committer does with everything that was submitted."""
+        with self._committing:  # Some tests have several threads; there is one committer.
+            groups, self._submitted = self._submitted, []
+            settle(self.wal, groups)
+
+    def sync_round(self) -> None:
+        """What the committer does once per interval."""
+        with contextlib.suppress(ReadOnly):
+            self.wal.commit(self.wal.written_lsn, durable=True)
+
+    def snapshotter_round(self) -> None:
+        """What the snapshotter does once the interval has passed, or when it was asked."""
+        snapshotter = self.snapshotter
+        asked = [] if snapshotter._inbox.empty() else snapshotter._wait()
+        outcome = snapshotter._save_changes()
+        for future in asked:
+            assert future is not None
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+    def save_at_end(self) -> int:
+        """`Engine.save`, with the snapshotter's last round done here."""
+        self.keyspace.seal()
+        self.snapshotter._inbox.put(None)
+        self.snapshotter._run()
+        return self.snapshotter._final.result(timeout=0)
+
+
+class Roads:
+    """The front and a worker, as the product has them, without their sockets.
+
+    Args:
+        node: what requests run on.
+    """
+
+    def __init__(self, node: Node) -> None:
+        engine = node.engine
+        lane = open_lane(engine.keyspace, node.limits, node.max_reply_bytes, engine.syncs_each)
+        self._front = FrontHandler(node, lane, Account(), lambda: False)
+        self._worker = WorkerHandler(node, Account(), lambda: False)
+        self._answered: list[tuple[Handler, Answered]] = []
+
+    def answer(
+        self,
+        bodies: Sequence[bytes],
+        take: Callable[[dict[int, bytes]], None],
+        leave: Callable[[list[int]], None] = lambda places: None,
+    ) -> list[Later]:
+        """Run a batch; the replies that must wait, with their places in it.
+
+        Args:
+            bodies: the batch.
+            take: takes replies that may leave, by their places.
+            leave: told the places of those that the front leaves, before the worker runs them.
+        """
+        front = self._front.answer(list(bodies))
+        self._answered = [(self._front, front)]
+        take(_made(front.replies, range(len(bodies))))
+        leave(front.left)
+        if not front.left:
+            return front.later
+        worker = self._worker.answer([bodies[place] for place in front.left])
+        self._answered.append((self._worker, worker))
+        take(_made(worker.replies, front.left))
+        behind = [([front.left[n] for n in places], what) for places, what in worker.later]
+        return front.later + behind
+
+    def commit(self, idle: bool) -> None:
+        """See to it that what waits is committed: by the committer's next round, or before.
+
+        Args:
+            idle: whether nothing else is there to be done.
+        """
+        answered, self._answered = self._answered, []
+        for handler, batch in answered:
+            handler.commit(batch, lambda: idle)
+
+
+def _made(replies: Sequence[bytes | None], places: Sequence[int]) -> dict[int, bytes]:
+    return {place: reply for place, reply in zip(places, replies, strict=True) if reply is not None}

@@ -1,0 +1,290 @@
+"""Makes a data directory from another: `zkv backup` copies it, `zkv restore` raises its revision.
+
+A copy may be made beside a running server. It holds the newest snapshot and the segments behind
+it, the last as far as it is whole. So it gives the state at one revision, which no write that was
+acknowledged before the copy began is missing from.
+
+The file on which all else depends (the snapshot; the first segment where there is none) is put in
+last. Until then an empty file has its name, which is damage to whoever looks: a copy that was
+interrupted is refused, and never taken for an older or an empty store.
+
+What is restored is one snapshot, with the entries and the remembered answers as they were, and a
+revision that is higher by `RESTORED_ABOVE`. Between the backup and its restoring other revisions
+may have been taken, and told to clients: these are lost, and must not come again with other
+contents. No store takes so many in between. Whoever has followed the changes finds that those since
+are not kept, and reads the store anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from os import SEEK_END
+from typing import TYPE_CHECKING, Final
+
+from zkv.durability import recovery, segment, snapshot
+from zkv.durability.check import survey
+from zkv.durability.frozen_view import FrozenView
+from zkv.durability.layout import Layout, explain
+from zkv.durability.segment import SegmentScan
+from zkv.errors import DamageError, DataDirError
+from zkv.keyspace.sessions import Sessions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from zkv.durability.check import Finding, Survey
+    from zkv.durability.files import Files
+    from zkv.durability.lock import DirectoryLock
+    from zkv.keyspace.table import Table
+
+RESTORED_ABOVE: Final = 2**32
+"""How far the revision of a restored store is above all that may have been taken before."""
+MOST_REV: Final = 2**62
+"""The highest revision that a store is restored at: as many are left to be taken."""
+
+_CHUNK_ENTRIES: Final = 500
+_COPY_BYTES: Final = 1 << 20
+
+
+def create(files: Files, source: Path, target: Path) -> Survey:
+    """Copy the state in ``source``; returns what was found in the copy, once it is on disk.
+
+    Args:
+        files: the door to the file system.
+        source: a data directory. A server may go on with it.
+        target: where to; absent or empty. Where the copy fails, it is left as it was.
+
+    Raises:
+        DamageError: the source is damaged.
+        DataDirError: something cannot be read or written, or ``target`` is not empty.
+        LockedError: somebody else has just begun to use ``target``.
+    """
+    with FrozenView(files, source) as view, _Copy(files, view, target) as made:
+        return made.write()
+
+
+def restore(files: Files, source: Path, target: Path, above: int = 0) -> Survey:
+    """Make a store from a backup, with a revision that nobody can have seen; returns what is there.
+
+    Args:
+        files: the door to the file system.
+        source: the backup.
+        target: where to; absent or empty. Where this fails, it is left as it was.
+        above: a revision that may have been seen, too.
+
+    Raises:
+        DamageError: anything in the backup is damaged.
+        DataDirError: something cannot be read or written, ``target`` is not empty, or no higher
+            revision is left.
+        LockedError: somebody else has just begun to use ``target``.
+    """
+    with FrozenView(files, source) as view:
+        _refuse(survey(view).faults)
+        with _Restored(files, view, target, above) as made:
+            return made.write()
+
+
+def _refuse(faults: list[Finding]) -> None:
+    if faults:
+        raise DamageError(f"{faults[0].path}: {faults[0].text}; see `zkv check` and `zkv repair`")
+
+
+def _why(view: FrozenView, found: Survey) -> DataDirError:
+    """The error of a copy that is not whole: as a rule, the source is not either."""
+    path, text = found.faults[0].path, found.faults[0].text
+    _refuse([fault for fault in survey(view).faults if fault.path.name == path.name])
+    return DataDirError(f"{path}: not as it has been written: {text}")
+
+
+class _Copy:
+    """A copy in the making; what was made is removed at the end, unless all went well."""
+
+    def __init__(self, files: Files, view: FrozenView, target: Path) -> None:
+        self._files = files
+        self._view = view
+        self._layout = Layout(target)
+        self._lock: DirectoryLock | None = None
+        self._made: list[Path] = []
+        self._directories: list[Path] = []
+
+    def __enter__(self) -> _Copy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._remove()
+        if self._lock is not None:
+            self._lock.close()
+
+    def write(self) -> Survey:
+        """Make everything; returns what is there then. Raises DataDirError, LockedError."""
+        try:
+            self._take_target()
+            self._fill()
+        except OSError as error:
+            raise DataDirError(explain(error, self._layout.directory)) from error
+        with FrozenView(self._files, self._layout.directory) as written:
+            found = survey(written)
+        if found.faults:
+            raise _why(self._view, found)
+        self._made.clear()  # It stays.
+        self._directories.clear()
+        return found
+
+    def _take_target(self) -> None:
+        """Make the target and lock it. Raises OSError, DataDirError, LockedError."""
+        files, layout = self._files, self._layout
+        self._directories += make_directories(files, layout.directory)
+        self._require_empty([])
+        self._lock = files.lock(layout.lock)
+        self._made.append(layout.lock)
+        self._require_empty([layout.lock.name])
+        for inner in (layout.snapshots, layout.wal):
+            self._directories += make_directories(files, inner)
+
+    def _require_empty(self, but_for: list[str]) -> None:
+        if self._files.names(self._layout.directory) != but_for:
+            raise DataDirError(f"{self._layout.directory}: not empty; nothing has been copied")
+
+    def _stand_in(self, key: Path) -> None:
+        """Have an empty file at ``key``, on which all else depends, until all else is there."""
+        self._made.append(key)
+        self._files.create(key).close()
+        self._files.sync_directory(key.parent)
+
+    def _fill(self) -> None:
+        files, sources = self._files, _needed(self._view)
+        if not sources:
+            return
+        key = self._target(sources[0])
+        self._stand_in(key)
+        for source in sources[1:]:
+            self._copy_to(source, self._target(source))
+        for inner in (self._layout.wal, self._layout.snapshots):
+            files.sync_directory(inner)
+        beside = key.with_name(key.name + snapshot.UNFINISHED)
+        self._copy_to(sources[0], beside)
+        files.rename(beside, key)
+        files.sync_directory(key.parent)
+
+    def _target(self, source: Path) -> Path:
+        return self._layout.directory / source.relative_to(self._view.layout.directory)
+
+    def _copy_to(self, source: Path, target: Path) -> None:
+        self._made.append(target)
+        newest = self._view.segments and self._view.layout.segment(self._view.segments[-1])
+        end = _whole_end(self._view, source) if source == newest else None
+        copy_file(self._view, source, self._files, target, end)
+
+    def _remove(self) -> None:
+        """Remove what was made, that which makes it count as damaged last."""
+        for path in reversed(self._made):
+            with contextlib.suppress(OSError):
+                self._files.remove(path)
+        for path in reversed(self._directories):
+            with contextlib.suppress(OSError):
+                self._files.remove_directory(path)
+
+
+class _Restored(_Copy):
+    """A restored store in the making."""
+
+    def __init__(self, files: Files, view: FrozenView, target: Path, above: int) -> None:
+        super().__init__(files, view, target)
+        self._above = above
+
+    def _fill(self) -> None:
+        files, layout, there = self._files, self._layout, self._view.layout
+        sessions = Sessions()
+        state = recovery.recover(self._view, there.snapshots, there.wal, sessions)
+        rev = max(state.rev, self._above) + RESTORED_ABOVE
+        if rev > MOST_REV:
+            raise DataDirError(
+                f"{there.directory}: cannot be restored: its revision would be {rev}, and "
+                f"{MOST_REV} is the highest that a store is restored at"
+            )
+        self._stand_in(layout.snapshot(rev))
+        self._made.append(layout.segment(rev + 1))
+        begin_log(files, layout, rev + 1)
+        write_state(files, layout, rev, state.time, state.entries, sessions)
+
+
+def write_state(
+    files: Files, layout: Layout, rev: int, created: int, entries: Table, sessions: Sessions
+) -> None:
+    """Write a snapshot of a whole store. Raises OSError."""
+    with snapshot.Writer(files, layout.snapshots, rev, created) as writer:
+        items = iter(sorted(entries.items()))
+        while chunk := list(itertools.islice(items, _CHUNK_ENTRIES)):
+            writer.add(chunk)
+        states = [sessions.state(name, rev) for name in sessions.names()]
+        writer.add_sessions([state for state in states if state is not None])
+        writer.finish()
+
+
+def begin_log(files: Files, layout: Layout, first_rev: int) -> None:
+    """Have an empty segment, so that the newest is never missing. Raises OSError."""
+    path = layout.segment(first_rev)
+    beside = path.with_name(path.name + snapshot.UNFINISHED)
+    with files.create(beside) as file:
+        files.write(file, segment.pack_header(first_rev, segment.new_salt()))
+        files.sync(file)
+    files.rename(beside, path)
+    files.sync_directory(layout.wal)
+
+
+def _needed(view: FrozenView) -> list[Path]:
+    """The files that give the newest state; on the first all others depend."""
+    newest = view.snapshots[-1:]
+    rev = newest[0] if newest else 0
+    firsts = view.segments
+    return [view.layout.snapshot(rev) for rev in newest] + [
+        view.layout.segment(first)
+        for first, successor in itertools.zip_longest(firsts, firsts[1:])
+        if successor is None or successor > rev  # The answers at the very revision count, too.
+    ]
+
+
+def _whole_end(view: FrozenView, path: Path) -> int | None:
+    """Where the newest segment's torn tail begins; None where it has none, or is damaged."""
+    scan = SegmentScan(view, path)
+    for _ in scan.commits():
+        pass
+    return None if scan.damaged or scan.end == 0 else scan.end
+
+
+def copy_file(source: Files, path: Path, files: Files, target: Path, end: int | None) -> None:
+    """Copy a file, or its first ``end`` bytes; its bytes are on disk then, its name may not be.
+
+    Args:
+        source: the door through which to read.
+        path: what to copy.
+        files: the door through which to write.
+        target: what the copy is called.
+        end: how much to copy; None = all there is now.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    progress = recovery.RecoveryProgress(f"copying {path}")
+    with source.open_read(path) as reader, files.create(target) as writer:
+        rest = total = reader.seek(0, SEEK_END) if end is None else end
+        reader.seek(0)
+        while rest and (data := reader.read(min(rest, _COPY_BYTES))):
+            files.write(writer, data)
+            rest -= len(data)
+            progress.report(total - rest, total)
+        files.sync(writer)
+
+
+def make_directories(files: Files, path: Path) -> list[Path]:
+    """Make ``path`` and what it stands in, each on disk; returns those that were not there.
+
+    Raises OSError.
+    """
+    made = []
+    for directory in [*reversed(path.parents), path]:
+        if files.make_directory(directory):
+            files.sync_directory(directory.parent)
+            made.append(directory)
+    return made
