@@ -382,7 +382,7 @@ LONG = "n" * 300
         ("file", "Not a directory"),
         ("file/below", "Not a directory"),
         ("file/deep/below", "Not a directory"),
-        ("dangling", "a link to nowhere, which is not there"),
+        ("dangling", "a link to nowhere, which does not exist"),
         ("loop", "Too many levels of symbolic links"),
         ("link-to-file", "Not a directory"),
         (LONG, "File name too long"),
