@@ -90,7 +90,7 @@ def test_a_comparison_is_recorded_and_reported(tmp_path: Path) -> None:
     ("words", "complaint"),
     [
         (["--only", "nobody"], "--only: unknown: nobody"),
-        (["--shape", "round"], "no title has 'round' in it"),
+        (["--shape", "round"], "no title contains 'round'"),
         (["--rounds", "0"], "above 0"),
     ],
 )

@@ -321,7 +321,9 @@ def test_removed_lock_lets_nobody_in(server: ServerProcess) -> None:
                 assert done.returncode != 0
                 assert "another server" in done.stderr
             client.call(op="SNAPSHOT")
-        assert "holds this data directory" in run_zkv("check", "data", cwd=server.directory).stdout
+        assert (
+            "is using this data directory" in run_zkv("check", "data", cwd=server.directory).stdout
+        )
         assert str(server.process.pid) in (server.data_dir / "LOCK").read_text()
 
 

@@ -647,7 +647,7 @@ def test_repair_asks(data: Path) -> None:
         done = answer(text)
         assert done.returncode == 1
         assert f"lost   revisions 50 to {LAST_REV}" in done.stdout
-        assert done.stderr == "zkv: nothing has been done\n"
+        assert done.stderr == "zkv: nothing was done\n"
         assert files_in(data) == before
     assert answer("y\n").returncode == 0
     assert check(data).status == 0
@@ -672,7 +672,8 @@ def test_verbs_beside_a_server(data: Path, recorded: Recorded) -> None:
         findings = check(data)
         assert findings.status == 0
         assert (
-            f"{data}: process {server.process.pid} holds this data directory" in findings.notes[0]
+            f"{data}: process {server.process.pid} is using this data directory"
+            in findings.notes[0]
         )
         line = refusal("repair", "--yes", data)
         assert line == (
@@ -692,7 +693,7 @@ def test_frames_in_flight_are_no_fault(data: Path) -> None:
         findings = check(data)
     assert findings.status == 0
     assert len(findings.notes) == 1
-    assert "holds this data directory" in findings.notes[0]
+    assert "is using this data directory" in findings.notes[0]
 
 
 # --- dump --------------------------------------------------------------------------------------
