@@ -139,7 +139,7 @@ static uint32_t greatest_divisor(uint32_t a, uint32_t b)
     return a;
 }
 
-/* Keys: drawn alone, or in a walk that comes to each of them before it comes to one again. */
+/* Keys: random ones for single requests; for batches, a walk that visits each key once per round. */
 static struct {
     uint32_t at, step, filled;
 } walk;
@@ -446,7 +446,7 @@ static void redis_request(connection *c, enum op op, int count)
     }
 }
 
-/* Where the line at `from` ends, behind its newline; NULL where it does not. */
+/* The end of the line at `from`, after its newline; NULL if the line is incomplete. */
 static const unsigned char *end_of_line(const unsigned char *from, const unsigned char *end)
 {
     const unsigned char *newline = memchr(from, '\n', (size_t)(end - from));
@@ -509,7 +509,7 @@ static size_t memcached_reply(connection *c, const unsigned char *from, size_t s
     return whole;
 }
 
-/* --- NATS: a KV bucket, as its own clients use it ----------------------------------------------- */
+/* --- NATS: a KV bucket, used like NATS's own clients do ----------------------------------------- */
 
 static void nats_greet(connection *c)
 {
@@ -553,13 +553,13 @@ static size_t nats_reply(connection *c, const unsigned char *from, size_t size, 
             stop("nats refused a message");
         return head;
     }
-    const unsigned char *word = line - 2; /* the last one is how long what follows is */
+    const unsigned char *word = line - 2; /* the last word is the length of the payload */
     while (word[-1] != ' ')
         word--;
     size_t length = strtoul((const char *)word, NULL, 10);
     if (head + length + 2 > size)
         return 0;
-    if (from[0] == 'H') /* "NATS/1.0 404 ..." where there is none */
+    if (from[0] == 'H') /* "NATS/1.0 404 ...": the key is absent */
         missing += length > 9 && !memcmp(line, "NATS/1.0 ", 9);
     else
         failed += memmem(line, length, "\"error\"", 7) != NULL;
@@ -571,7 +571,7 @@ static size_t nats_reply(connection *c, const unsigned char *from, size_t size, 
 enum { DATA, HEADERS, RST_STREAM = 3, SETTINGS, PING_FRAME = 6, GOAWAY, WINDOW_UPDATE };
 enum { END_STREAM = 1, ACK = 1, END_HEADERS = 4 };
 static const uint32_t WINDOW = 0x7fff0000;
-static const size_t RING = 1024; /* Of the streams in flight, one may be answered as much too late. */
+static const size_t RING = 1024; /* One of the streams in flight may be answered later than this many others. */
 
 static void put_frame(buffer *b, int kind, int flags, uint32_t stream, const void *of, size_t size)
 {
@@ -653,7 +653,7 @@ static size_t etcd_reply(connection *c, const unsigned char *from, size_t size, 
         put_frame(&c->out, kind, ACK, 0, from + 9, kind == PING_FRAME ? length : 0);
     } else if (kind == GOAWAY || kind == RST_STREAM) {
         stop("etcd closed a stream");
-    } else if (*is_reply) { /* A call that failed has no message, only a status. */
+    } else if (*is_reply) { /* A failed call has no message, only a status. */
         failed += *filled != stream;
     }
     if (c->received > WINDOW / 2) {
@@ -726,12 +726,12 @@ static void open_connection(connection *c, int number, int port, int epoll)
 }
 
 static struct {
-    uint64_t sent, answered, most; /* requests; so many are sent at most */
+    uint64_t sent, answered, most; /* requests; `most` is the limit of `sent` */
     double began, server_cpu, own_cpu;
     int measuring;
 } run;
 
-/* Take what has come on a connection, and send a request for each reply. */
+/* Read from a connection, and send a request for each reply. */
 static void take(connection *c, double now)
 {
     int is_reply;

@@ -249,8 +249,8 @@ def print_summary(tallies: Sequence[Tally], total: int, duration: float) -> None
     errors: Counter[str] = Counter()
     for tally in tallies:
         errors += tally.put_off + tally.refused
-    told = "".join(f", {code} {count:,}" for code, count in errors.most_common())
-    print(f"errors {errors.total():,}{told}; wrong answers {sum(t.wrong for t in tallies):,}")
+    codes = "".join(f", {code} {count:,}" for code, count in errors.most_common())
+    print(f"errors {errors.total():,}{codes}; wrong answers {sum(t.wrong for t in tallies):,}")
     print("latency, us       count       p50       p90       p99       max")
     for op in WEIGHTS:
         ordered = sorted(value for tally in tallies for value in tally.latencies[op])

@@ -151,8 +151,8 @@ def zkv_cli(endpoint: str, *words: str, status: int = 0) -> str:
         command, capture_output=True, encoding="utf-8", timeout=2 * TIMEOUT, check=False
     )
     if result.returncode != status:
-        told = f"exit status {result.returncode} instead of {status}: {result.stderr.strip()}"
-        raise Failure(f"zkv-cli {' '.join(words)}: {told}")
+        fault = f"exit status {result.returncode} instead of {status}: {result.stderr.strip()}"
+        raise Failure(f"zkv-cli {' '.join(words)}: {fault}")
     return result.stdout.strip()
 
 

@@ -106,7 +106,11 @@ EXAMPLES: Final[dict[str, list[Example]]] = {
     "DELETE": [
         Example("", {"key": "logo", "prev": True}),
         Example("An absent key:", {"key": "logo"}, "NOT_FOUND"),
-        Example("A key that has changed since it was read:", {"key": "greeting", "if_rev": 1}, "CONFLICT"),
+        Example(
+            "A key that has changed since it was read:",
+            {"key": "greeting", "if_rev": 1},
+            "CONFLICT",
+        ),
     ],
     "TOUCH": [
         Example("", {"key": "greeting", "ttl": 3600}),
@@ -175,7 +179,11 @@ EXAMPLES: Final[dict[str, list[Example]]] = {
         Example("A field of the wrong type:", {"op": "GET", "key": 7, "id": 8}, "BAD_REQUEST"),
         Example("No such op:", {"op": "get", "key": "a"}, "UNKNOWN_OP"),
         Example("A key that is too long:", {"op": "GET", "key": "k" * 1_025}, "TOO_LARGE"),
-        Example("A request that runs after its deadline:", {"op": "GET", "key": "a", "deadline": 1_767_225_600_000}, "DEADLINE"),
+        Example(
+            "A request that runs after its deadline:",
+            {"op": "GET", "key": "a", "deadline": 1_767_225_600_000},
+            "DEADLINE",
+        ),
     ],
     "END": [Example("", {"id": 9})],
 }

@@ -38,8 +38,8 @@ def run(session: CommandSession, options: argparse.Namespace) -> int:
         _require_consent(options, count)
     elif hint := text.wildcard(options.prefix):
         note(hint)
-    told = _delete(client, options.prefix, **given("durable")(options))
-    print_result(to_json(told) if options.json else text.deleted(told))
+    result = _delete(client, options.prefix, **given("durable")(options))
+    print_result(to_json(result) if options.json else text.deleted(result))
     return 0
 
 
@@ -59,7 +59,7 @@ def _require_consent(options: argparse.Namespace, count: int) -> None:
 
 def _delete(client: Client, prefix: str, **durable: Any) -> dict[str, Any]:
     """Delete page by page; returns the fields of the result."""
-    told: dict[str, Any] = {"ok": True, "deleted": 0}
+    result: dict[str, Any] = {"ok": True, "deleted": 0}
     try:
         for page in pages(client, None, prefix=prefix, values=False):
             keys = [key for key, _, _ in page["items"]]
@@ -67,9 +67,9 @@ def _delete(client: Client, prefix: str, **durable: Any) -> dict[str, Any]:
                 continue
             reply = client.call("MDELETE", keys=keys, **durable)
             with reading("MDELETE"):
-                count = told["deleted"] + reply["deleted"]
-                told |= {"deleted": count, "rev": reply["rev"], "durable": reply["durable"]}
+                count = result["deleted"] + reply["deleted"]
+                result |= {"deleted": count, "rev": reply["rev"], "durable": reply["durable"]}
     except (ZkvError, CommandError, KeyboardInterrupt):
-        note(f"deleted {told['deleted']:,} keys, then stopped")
+        note(f"deleted {result['deleted']:,} keys, then stopped")
         raise
-    return told
+    return result

@@ -30,8 +30,8 @@ def run(session: CommandSession, options: argparse.Namespace) -> int:
         reply = _attempt(client, transaction, options.new)
         if reply is not None:
             with reading("TXN"):
-                told = {name: reply[name] for name in ("ok", "rev", "durable")}
-                print_result(to_json(told) if options.json else text.written(told))
+                result = {name: reply[name] for name in ("ok", "rev", "durable")}
+                print_result(to_json(result) if options.json else text.written(result))
             return 0
     raise CommandError(
         NEGATIVE, f"{text.word(options.old)} is changing too often: it was not renamed"

@@ -124,7 +124,7 @@ class DirectoryLock:
         return file
 
     def _refused(self, file: BinaryIO | None) -> LockedError:
-        holder = "" if file is None else _told_in(file)
+        holder = "" if file is None else _pid_in(file)
         by = f" (process {holder})" if holder else ""
         return LockedError(f"{self._path.parent}: another server{by} holds this data directory")
 
@@ -148,7 +148,7 @@ def holder(path: Path) -> str | None:
     """
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         if _is_locked(file.fileno()):
-            return _told_in(file)
+            return _pid_in(file)
     descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         return "" if _is_locked(descriptor) else None
@@ -187,6 +187,6 @@ def _is_locked(descriptor: int) -> bool:
     return False
 
 
-def _told_in(file: BinaryIO) -> str:
+def _pid_in(file: BinaryIO) -> str:
     file.seek(0)
     return file.read(32).decode("ascii", "replace").strip()

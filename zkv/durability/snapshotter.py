@@ -127,7 +127,7 @@ class Snapshotter:
                 if not self._is_time(bool(asked)):
                     continue
                 outcome = self._save_changes()
-            except BaseException:  # A bug; the thread goes on.
+            except BaseException:  # A bug; the thread continues.
                 _log.critical("the snapshot failed", exc_info=True)
                 outcome = ReadOnly("the snapshot failed; see the server's log")
             for future in asked:
@@ -240,8 +240,8 @@ class Snapshotter:
 
     def _failed(self, why: str) -> ReadOnly:
         reason = f"the snapshot cannot be written: {why}"
-        told, self._failing = self._failing, True
-        if not told and self._found is None:  # Log it once, not for every attempt.
+        reported, self._failing = self._failing, True
+        if not reported and self._found is None:  # Log it once, not for every attempt.
             _log.error("%s; trying again every %g s", reason, self._interval)
         return ReadOnly(reason)
 

@@ -111,7 +111,7 @@ class Wal:
         self._refusal: ReadOnly | None = None
         self._retry_at = 0.0
         self._broken = False
-        self._told: str | None = None
+        self._reported: str | None = None
         self._roll_back: Callable[[int], None] = lambda lsn: None
         self.require_place: Callable[[], None] = lambda: None
         """Raises OSError if ``directory`` was replaced or removed: no file may be made in it."""
@@ -463,9 +463,9 @@ class Wal:
             if self._sync_each:
                 self.written_rev = self.durable_rev
                 self.written_lsn = self.durable_lsn
-        if reason != self._told:  # Log it once, not for each request.
-            self._told = reason
-            _log.error("%s; writes are refused, reads go on", reason)
+        if reason != self._reported:  # Log it once, not for each request.
+            self._reported = reason
+            _log.error("%s; writes are refused, reads continue", reason)
         return ReadOnly(reason, applied=applied)
 
     def _refused(self) -> ReadOnly:
@@ -476,7 +476,7 @@ class Wal:
     def _resume(self) -> None:
         with self._keyspace_lock:
             self._refusal = None
-        self._told = None
+        self._reported = None
         _log.warning("the log can be written again")
 
 
