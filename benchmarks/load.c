@@ -139,7 +139,7 @@ static uint32_t greatest_divisor(uint32_t a, uint32_t b)
     return a;
 }
 
-/* Keys: random ones for single requests; for batches, a walk that visits each key once per round. */
+/* Keys: random ones for single requests; for batches, a walk that visits each key once a round. */
 static struct {
     uint32_t at, step, filled;
 } walk;
@@ -571,7 +571,7 @@ static size_t nats_reply(connection *c, const unsigned char *from, size_t size, 
 enum { DATA, HEADERS, RST_STREAM = 3, SETTINGS, PING_FRAME = 6, GOAWAY, WINDOW_UPDATE };
 enum { END_STREAM = 1, ACK = 1, END_HEADERS = 4 };
 static const uint32_t WINDOW = 0x7fff0000;
-static const size_t RING = 1024; /* One of the streams in flight may be answered later than this many others. */
+static const size_t RING = 1024; /* A reply may come this many streams later than it should. */
 
 static void put_frame(buffer *b, int kind, int flags, uint32_t stream, const void *of, size_t size)
 {
