@@ -375,10 +375,10 @@ def test_closed_socket_is_never_touched(context: Context, way: Make) -> None:
     peer.frames.close()
     peer.frames.close()
     uses: list[Callable[[], object]] = [
-        lambda: peer.frames.receive(False),
-        lambda: peer.frames.receive(True),
+        lambda: peer.frames.receive(wait=False),
+        lambda: peer.frames.receive(wait=True),
         lambda: peer.frames.send([[b"a", b""]], [b"reply"]),
-        lambda: peer.frames.receive(True, True, True),
+        lambda: peer.frames.receive(wait=True, take=True, capacity=True),
         peer.frames.readable,
     ]
     for use in uses:
@@ -413,7 +413,7 @@ server.bind("inproc://x")
 client.connect("inproc://x")
 client.send(b"hello")
 frames = WAYS[sys.argv[1]](server, 0)
-assert frames.receive(True)[0] == [[b"a", b""]]
+assert frames.receive(wait=True)[0] == [[b"a", b""]]
 large = bytes(300_000_000)
 with open("/proc/self/statm") as file:
     room = int(file.read().split()[0]) * resource.getpagesize() + 100_000_000
@@ -459,7 +459,7 @@ with open("/proc/self/statm") as file:
 resource.setrlimit(resource.RLIMIT_AS, (room, room))
 answers = []
 while len(answers) < 4:
-    envelopes, bodies = frames.receive(True)
+    envelopes, bodies = frames.receive(wait=True)
     assert all(envelope == [b"a", b""] for envelope in envelopes)
     answers += [getattr(body, "reason", body) for body in bodies]
 print(answers)
@@ -568,7 +568,7 @@ def test_what_is_left_goes_to_those_behind_and_their_reply_to_the_client(middle:
         worker.send_multipart([*envelope, b"", b"reply", b"of", LONG])  # Whatever it is made of.
     worker.send_multipart([b"nobody", b"", b"reply"])
     worker.close()
-    assert middle.frames.receive(False) == ([], [])
+    assert middle.frames.receive(wait=False) == ([], [])
     assert middle.client.recv_multipart() == [b"", b"reply", b"of", LONG]
     assert middle.client.recv_multipart() == [b"", b"reply", b"of", LONG]
     assert not middle.client.poll(0)
@@ -600,7 +600,7 @@ def test_nothing_is_taken_while_those_behind_have_no_room(context: Context, way:
     assert middle.take(count) == bodies
     middle.mailbox.reply([None] * count, [], list(range(count)))  # Nobody is there at all.
     middle.ask(b"later")
-    assert middle.frames.receive(False, False) == ([], [])
+    assert middle.frames.receive(wait=False, take=False) == ([], [])
     taken = []
 
     def work() -> None:

@@ -405,11 +405,30 @@ static void drop_letters(Frames *self)
     }
 }
 
-static PyObject *frames_receive(Frames *self, PyObject *arguments)
+/* Read one keyword argument of `frames_receive`. 0, with an exception, if it has none so named. */
+static int read_wish(wish *w, PyObject *name, PyObject *value)
+{
+    static const char *const names[] = {"wait", "take", "capacity"};
+    int *const flags[] = {&w->wait, &w->take, &w->capacity};
+    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
+        if (PyUnicode_CompareWithASCIIString(name, names[i]) == 0)
+            return (*flags[i] = PyObject_IsTrue(value)) >= 0;
+    return PyErr_Format(PyExc_TypeError, "receive() has no argument %R", name), 0;
+}
+
+/* receive(*, wait, take=True, capacity=False): see _frames.pyi. The arguments are read here:
+ * PyArg_ParseTupleAndKeywords takes longer than all the rest if nothing is queued. */
+static PyObject *frames_receive(Frames *self, PyObject *const *arguments, Py_ssize_t count,
+                                PyObject *names)
 {
     wish w = {0, 1, 0};
     int number;
-    if (!PyArg_ParseTuple(arguments, "p|pp", &w.wait, &w.take, &w.capacity) || is_closed(self))
+    if (count != 0 || names == NULL)
+        return PyErr_Format(PyExc_TypeError, "receive() takes its arguments by name"), NULL;
+    for (Py_ssize_t i = 0; i < PyTuple_Size(names); i++)
+        if (!read_wish(&w, PyTuple_GetItem(names, i), arguments[i]))
+            return NULL;
+    if (is_closed(self))
         return NULL;
     w.capacity = w.capacity && self->behind.socket != NULL;
     do {
@@ -634,10 +653,13 @@ static int open_end(end *to, PyObject *owner)
 static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
     PyObject *front, *no_delimiter, *no_body, *two_bodies, *no_memory, *error, *behind = Py_None;
+    static char *names[] = {"socket", "waker", "most", "most_bytes", "no_delimiter", "no_body",
+                            "two_bodies", "no_memory", "error", "behind", NULL};
     int waker;
     Py_ssize_t most, most_bytes;
-    if (!PyArg_ParseTuple(arguments, "OinnOOOOO|O", &front, &waker, &most, &most_bytes, &no_delimiter,
-                          &no_body, &two_bodies, &no_memory, &error, &behind))
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OinnOOOOO|O", names, &front, &waker,
+                                     &most, &most_bytes, &no_delimiter, &no_body, &two_bodies,
+                                     &no_memory, &error, &behind))
         return NULL;
     if (zmq.version == NULL || most < 1 || most_bytes < 1)
         return PyErr_Format(PyExc_ValueError, "attach to libzmq first; bounds must be positive");
@@ -677,7 +699,7 @@ static void frames_dealloc(Frames *self)
 }
 
 static PyMethodDef frames_methods[] = {
-    {"receive", (PyCFunction)frames_receive, METH_VARARGS, NULL},
+    {"receive", (PyCFunction)(void (*)(void))frames_receive, METH_FASTCALL | METH_KEYWORDS, NULL},
     {"send", (PyCFunction)frames_send, METH_VARARGS, NULL},
     {"hand_over", (PyCFunction)frames_hand_over, METH_VARARGS, NULL},
     {"readable", (PyCFunction)frames_readable, METH_NOARGS, NULL},

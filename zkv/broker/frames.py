@@ -70,7 +70,7 @@ class Frames(Protocol):
         """How many messages had nobody to reply to, or nobody to take them."""
 
     def receive(
-        self, wait: bool, take: bool = True, capacity: bool = False, /
+        self, *, wait: bool, take: bool = True, capacity: bool = False
     ) -> tuple[list[Envelope], list[bytes | BadEnvelope]]:
         """Take what is there, within the bounds: the envelopes, and what is to be answered.
 
@@ -135,7 +135,7 @@ class PlainFrames:
         self.unroutable = 0
 
     def receive(
-        self, wait: bool, take: bool = True, capacity: bool = False, /
+        self, *, wait: bool, take: bool = True, capacity: bool = False
     ) -> tuple[list[Envelope], list[bytes | BadEnvelope]]:
         """As in `Frames`."""
         self._pass_on()
@@ -294,8 +294,18 @@ def _find_compiled() -> MakeFrames | None:
     def compiled(
         socket: zmq.Socket[bytes], waker: int, behind: zmq.Socket[bytes] | None = None
     ) -> Frames:
-        stand_ins = NO_DELIMITER, NO_BODY, TWO_BODIES, NO_MEMORY
-        return _frames.Frames(socket, waker, BATCH, BATCH_BYTES, *stand_ins, _error, behind)
+        return _frames.Frames(
+            socket=socket,
+            waker=waker,
+            most=BATCH,
+            most_bytes=BATCH_BYTES,
+            no_delimiter=NO_DELIMITER,
+            no_body=NO_BODY,
+            two_bodies=TWO_BODIES,
+            no_memory=NO_MEMORY,
+            error=_error,
+            behind=behind,
+        )
 
     return compiled
 

@@ -96,7 +96,7 @@ class Mailbox:
         while True:
             self._send_completed()
             ending = self._stopping and not self._parked
-            self._envelopes, self._bodies = self._frames.receive(not ending)
+            self._envelopes, self._bodies = self._frames.receive(wait=not ending)
             if self._bodies or ending:
                 return self._bodies
             self._waker.clear()  # Before the outbox is read: what comes later wakes it again.
@@ -213,13 +213,21 @@ class FrontMailbox(Mailbox):
 
         `drain` comes first, and the workers have ended before `stop`.
         """
-        while not self._is_over():
+        while True:
+            stopping = self._stopping  # Read before the replies: the last ones come before `stop`.
+            self._send_completed()
+            self._hand_over()
+            if stopping and not self._parked:
+                self._frames.receive(wait=False, take=False)  # Sends the workers' last replies.
+                return []
             full = bool(self._left[0])
             if self._still_to_take <= 0 and not full:
                 self.drained.set()
             taking = not full and not self.drained.is_set()
             last = taking and self._draining  # Read before the sockets are looked at.
-            self._envelopes, self._bodies = self._frames.receive(not last, taking, full)
+            self._envelopes, self._bodies = self._frames.receive(
+                wait=not last, take=taking, capacity=full
+            )
             if self._bodies:
                 self._still_to_take -= len(self._bodies) if last else 0
                 return self._bodies
@@ -227,17 +235,6 @@ class FrontMailbox(Mailbox):
                 self.drained.set()  # Nothing else had arrived.
             else:
                 self._waker.clear()  # Before the outbox and the flags are read: see `Mailbox`.
-        return []
-
-    def _is_over(self) -> bool:
-        """Send what has become ready; whether there is nothing more to wait for."""
-        stopping = self._stopping
-        self._send_completed()
-        self._hand_over()
-        if not stopping or self._parked:
-            return False
-        self._frames.receive(False, False)  # Passes on the last replies of the workers.
-        return True
 
     def reply(
         self,

@@ -236,7 +236,7 @@ static int tell_others(const Lane *self, const run *r, size_t first)
         const replacement *pair = &r->replaced->pairs[i];
         span key = {pair->now->bytes, pair->now->key_size};
         if (watched && !was_own(r, pair) &&
-            !call(self->tell_watchers, to_str(&key), record_entry(self->table, pair->before)))
+            !call(self->notify_watchers, to_str(&key), record_entry(self->table, pair->before)))
             return 0;
         if (pair->before == NULL && !call(self->add_key, to_str(&key), NULL))
             return 0;
@@ -402,7 +402,7 @@ static PyObject *do_reads(Lane *self, run *r, const request *from)
 
 static PyObject *do_write(Lane *self, run *r, request *from, int64_t *reveals)
 {
-    if (!r->writes || (r->replaced == NULL && (r->replaced = replaced_new(self->table)) == NULL) ||
+    if (!r->takes_writes || (r->replaced == NULL && (r->replaced = replaced_new(self->table)) == NULL) ||
         !replaced_reserve(r->replaced, from->steps.count))
         return NULL;
     size_t first = r->replaced->count;
@@ -493,46 +493,148 @@ static int take(Lane *self, run *r, PyObject *body)
     return well ? 1 : -1;
 }
 
-/* run(bodies, first, rev, removed_rev, now, writes, replies, reveals, ops, subjects)
- *     -> (taken, newest, rev, commits, changes, bytes, replaced)
- * See zkv/requests/lane.py. */
-static PyObject *lane_run(Lane *self, PyObject *arguments)
+/* The fields of zkv.compiled._store.Run, in their order: the result of Lane.run. */
+enum { TAKEN, NEWEST, REV, COMMITS, CHANGES, BYTES, REPLACED, RUN_FIELDS };
+
+static PyStructSequence_Field run_fields[] = {
+    [TAKEN] = {"taken", "number of requests answered"},
+    [NEWEST] = {"newest", "newest revision that a reply reveals"},
+    [REV] = {"rev", "revision of the store after the run"},
+    [COMMITS] = {"commits", "list of commits, in order"},
+    [CHANGES] = {"changes", "number of changes in the commits"},
+    [BYTES] = {"bytes", "size of the commits' payloads"},
+    [REPLACED] = {"replaced", "undo information; None if the run wrote nothing"},
+    [RUN_FIELDS] = {NULL, NULL},
+};
+
+static PyStructSequence_Desc run_description = {
+    .name = "zkv.compiled._store.Run",
+    .fields = run_fields,
+    .n_in_sequence = RUN_FIELDS,
+};
+
+PyTypeObject *run_type;
+
+PyTypeObject *new_run_type(void) { return PyStructSequence_NewType(&run_description); }
+
+/* Move the results of a run into a Run. NULL, with an exception, if memory runs out. */
+static PyObject *to_result(const run *r, Py_ssize_t taken)
 {
-    PyObject *bodies;
-    Py_ssize_t first, taken;
-    long long rev, removed_rev, now;
-    run r = {0};
-    if (!PyArg_ParseTuple(arguments, "OnLLLpOOOO", &bodies, &first, &rev, &removed_rev, &now,
-                          &r.writes, &r.replies, &r.reveals, &r.ops, &r.subjects))
+    PyObject *result = PyStructSequence_New(run_type);
+    PyObject *fields[RUN_FIELDS] = {
+        [TAKEN] = PyLong_FromSsize_t(taken),
+        [NEWEST] = PyLong_FromLongLong(r->newest),
+        [REV] = PyLong_FromLongLong(r->rev),
+        [COMMITS] = r->commits,
+        [CHANGES] = PyLong_FromSize_t(r->changes),
+        [BYTES] = PyLong_FromSize_t(r->bytes),
+        [REPLACED] = r->replaced == NULL ? Py_NewRef(Py_None) : (PyObject *)r->replaced,
+    };
+    int complete = result != NULL;
+    for (int field = 0; field < RUN_FIELDS; field++) {
+        complete = complete && fields[field] != NULL;
+        if (result != NULL)
+            PyStructSequence_SetItem(result, field, fields[field]); /* takes the reference */
+        else
+            Py_XDECREF(fields[field]);
+    }
+    if (!complete)
+        Py_CLEAR(result);
+    return result;
+}
+
+/* Get the lists of an `Answers`, which the caller releases. 0, with an exception, if one is missing. */
+static int get_lists(const Lane *self, PyObject *answers, run *r)
+{
+    return (r->replies = PyObject_GetAttr(answers, self->list_names[REPLIES])) != NULL &&
+           (r->reveals = PyObject_GetAttr(answers, self->list_names[REVEALS])) != NULL &&
+           (r->ops = PyObject_GetAttr(answers, self->list_names[OP_NAMES])) != NULL &&
+           (r->subjects = PyObject_GetAttr(answers, self->list_names[SUBJECTS])) != NULL;
+}
+
+static void release_lists(run *r)
+{
+    Py_XDECREF(r->replies);
+    Py_XDECREF(r->reveals);
+    Py_XDECREF(r->ops);
+    Py_XDECREF(r->subjects);
+}
+
+/* Run the requests in `bodies` from `first` on, up to the first that is left to Python. */
+static PyObject *run_bodies(Lane *self, run *r, PyObject *bodies)
+{
+    int result = 1;
+    Py_ssize_t first = PyList_Size(r->replies), count = PyList_Size(bodies), next;
+    if (first < 0 || count < 0 || (r->commits = PyList_New(0)) == NULL)
         return NULL;
-    r.rev = rev;
-    r.removed_rev = removed_rev;
-    r.now = now;
-    r.commits = PyList_New(0);
-    if (r.commits == NULL)
-        return NULL;
-    int well = 1;
-    Py_ssize_t count = PyList_Size(bodies);
     fetch_ahead(self, bodies, first);
-    for (taken = first; taken < count; taken++)
-        if ((well = take(self, &r, PyList_GetItem(bodies, taken))) <= 0)
+    for (next = first; next < count; next++)
+        if ((result = take(self, r, PyList_GetItem(bodies, next))) <= 0)
             break;
-    if (well < 0)
-        Py_FatalError("zkv: out of memory behind a commit"); /* as in `commit` */
-    PyObject *replaced = r.replaced == NULL ? Py_NewRef(Py_None) : (PyObject *)r.replaced;
-    return Py_BuildValue("(nLLNnnN)", taken - first, (long long)r.newest, (long long)r.rev,
-                         r.commits, (Py_ssize_t)r.changes, (Py_ssize_t)r.bytes, replaced);
+    PyObject *results = result < 0 ? NULL : to_result(r, next - first);
+    if (results == NULL)
+        Py_FatalError("zkv: out of memory after a commit"); /* as in `commit` */
+    return results;
+}
+
+/* Read one keyword argument of `lane_run`. 0, with an exception, if it has none of that name. */
+static int read_state(run *r, PyObject *name, PyObject *value)
+{
+    static const char *const names[] = {"rev", "removed_rev", "now", "takes_writes"};
+    int64_t *const fields[] = {&r->rev, &r->removed_rev, &r->now, &r->takes_writes};
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+        if (PyUnicode_CompareWithASCIIString(name, names[i]) == 0) {
+            *fields[i] = PyLong_AsLongLong(value);
+            return !PyErr_Occurred();
+        }
+    return PyErr_Format(PyExc_TypeError, "run() has no argument %R", name), 0;
+}
+
+/* run(bodies, answers, *, rev, removed_rev, now, takes_writes) -> Run: see _store.pyi. The arguments
+ * are read here: PyArg_ParseTupleAndKeywords takes as long as half of a GET. */
+static PyObject *lane_run(Lane *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
+{
+    run r = {0};
+    if (count != 2 || names == NULL || PyTuple_Size(names) != 4)
+        return PyErr_Format(PyExc_TypeError, "run() takes 2 arguments, and 4 by name"), NULL;
+    for (Py_ssize_t i = 0; i < 4; i++)
+        if (!read_state(&r, PyTuple_GetItem(names, i), arguments[count + i]))
+            return NULL;
+    PyObject *result = NULL;
+    if (get_lists(self, arguments[1], &r))
+        result = run_bodies(self, &r, arguments[0]);
+    release_lists(&r);
+    return result;
+}
+
+/* Intern the strings that a lane uses again and again. 0, with an exception, if memory runs out. */
+static int intern_names(Lane *self)
+{
+    static const char *const lists[] = {
+        [REPLIES] = "replies", [REVEALS] = "reveals", [OP_NAMES] = "ops", [SUBJECTS] = "subjects"};
+    for (int list = 0; list < LISTS; list++)
+        if ((self->list_names[list] = PyUnicode_InternFromString(lists[list])) == NULL)
+            return 0;
+    for (int op = 0; op < OPS; op++)
+        if ((self->names[op] = PyUnicode_InternFromString(op_name((enum op)op))) == NULL)
+            return 0;
+    return 1;
 }
 
 static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
-    PyObject *table, *commit_type, *add_key, *forget_deadline, *tell_watchers, *watchers;
+    static char *names[] = {
+        "table", "commit_type", "max_key_bytes", "max_value_bytes", "max_batch", "max_reply_bytes",
+        "max_levels", "durable", "add_key", "forget_deadline", "notify_watchers", "watchers",
+        "may_run", "remember", NULL};
+    PyObject *table, *commit_type, *add_key, *forget_deadline, *notify_watchers, *watchers;
     PyObject *may_run, *remember;
     Py_ssize_t max_key, max_value, max_batch, max_reply, max_levels;
     int durable;
-    if (!PyArg_ParseTuple(arguments, "OOnnnnnpOOOOOO", &table, &commit_type, &max_key, &max_value,
-                          &max_batch, &max_reply, &max_levels, &durable, &add_key, &forget_deadline,
-                          &tell_watchers, &watchers, &may_run, &remember))
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOnnnnnpOOOOOO", names, &table,
+                                     &commit_type, &max_key, &max_value, &max_batch, &max_reply,
+                                     &max_levels, &durable, &add_key, &forget_deadline,
+                                     &notify_watchers, &watchers, &may_run, &remember))
         return NULL;
     Lane *self = (Lane *)PyType_GenericAlloc(type, 0);
     if (self == NULL)
@@ -547,15 +649,12 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     self->durable = durable;
     self->add_key = Py_NewRef(add_key);
     self->forget_deadline = Py_NewRef(forget_deadline);
-    self->tell_watchers = Py_NewRef(tell_watchers);
+    self->notify_watchers = Py_NewRef(notify_watchers);
     self->watchers = Py_NewRef(watchers);
     self->may_run = Py_NewRef(may_run);
     self->remember = Py_NewRef(remember);
-    for (int op = 0; op < OPS; op++)
-        if ((self->names[op] = PyUnicode_InternFromString(op_name((enum op)op))) == NULL) {
-            Py_DECREF(self);
-            return NULL;
-        }
+    if (!intern_names(self))
+        Py_CLEAR(self);
     return (PyObject *)self;
 }
 
@@ -566,9 +665,11 @@ static void lane_dealloc(Lane *self)
     free(self->conditions.at);
     for (int op = 0; op < OPS; op++)
         Py_XDECREF(self->names[op]);
+    for (int list = 0; list < LISTS; list++)
+        Py_XDECREF(self->list_names[list]);
     Py_XDECREF(self->add_key);
     Py_XDECREF(self->forget_deadline);
-    Py_XDECREF(self->tell_watchers);
+    Py_XDECREF(self->notify_watchers);
     Py_XDECREF(self->watchers);
     Py_XDECREF(self->may_run);
     Py_XDECREF(self->remember);
@@ -579,7 +680,7 @@ static void lane_dealloc(Lane *self)
 }
 
 static PyMethodDef lane_methods[] = {
-    {"run", (PyCFunction)lane_run, METH_VARARGS, NULL},
+    {"run", (PyCFunction)(void (*)(void))lane_run, METH_FASTCALL | METH_KEYWORDS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

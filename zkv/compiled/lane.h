@@ -31,23 +31,25 @@ typedef struct {
     step_list steps, conditions; /* that one; one of the lane's, until it reads another request */
 } request;
 
+/* The lists of an `Answers` in zkv/requests/lane.py. */
+enum { REPLIES, REVEALS, OP_NAMES, SUBJECTS, LISTS };
+
 typedef struct {
     PyObject_HEAD
     Table *table;
     PyObject *commit_type;
     Py_ssize_t max_key, max_value, max_batch, max_reply, max_levels;
     int durable;
-    PyObject *add_key, *forget_deadline, *tell_watchers; /* callables: see store.py */
-    PyObject *watchers;                                  /* a list */
-    PyObject *may_run, *remember;                        /* callables, likewise */
-    PyObject *names[OPS];
+    /* The fields of `WriteHooks` in zkv/keyspace/store.py: `watchers` is a list, the others are
+     * callables. */
+    PyObject *add_key, *forget_deadline, *notify_watchers, *watchers, *may_run, *remember;
+    PyObject *names[OPS], *list_names[LISTS]; /* interned strings */
     step_list steps, conditions; /* room for so many */
 } Lane;
 
 /* A run in the making. What stands in capitals in its comments is Python's, and borrowed. */
 typedef struct {
-    int64_t rev, removed_rev, now;
-    int writes;
+    int64_t rev, removed_rev, now, takes_writes;
     PyObject *replies, *reveals, *ops, *subjects;  /* LISTS; subjects may be None */
     PyObject *commits;                          /* a list */
     Replaced *replaced;

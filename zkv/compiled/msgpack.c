@@ -198,7 +198,7 @@ int measure_value(reader *r, int *levels)
     }
 }
 
-/* measure(packed, at) -> (end, levels): see zkv/protocol/nesting.py. */
+/* measure(packed, at) -> (end, levels): see zkv/nesting.py. */
 PyObject *measure(PyObject *module, PyObject *arguments)
 {
     Py_buffer packed;

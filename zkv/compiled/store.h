@@ -134,5 +134,7 @@ PyObject *pack_frames(PyObject *module, PyObject *arguments);
 /* --- Requests: lane.c, and see lane.h --------------------------------------------------------- */
 
 extern PyType_Spec lane_spec;
+extern PyTypeObject *run_type; /* of the results of Lane.run */
+PyTypeObject *new_run_type(void);
 
 #endif
