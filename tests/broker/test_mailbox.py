@@ -39,7 +39,7 @@ from zkv.broker.frames import (
     NO_MEMORY,
     TWO_BODIES,
     BadEnvelope,
-    PlainFrames,
+    PythonFrames,
 )
 from zkv.broker.mailbox import FrontMailbox, Mailbox, ReplyFailedError, connect_worker
 
@@ -47,7 +47,7 @@ Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
 Make = frames.MakeFrames
 
-WAYS = {"plain": PlainFrames, "compiled": COMPILED}
+WAYS = {"plain": PythonFrames, "compiled": COMPILED}
 
 
 @pytest.fixture(params=WAYS)
@@ -716,7 +716,7 @@ def test_both_ways_do_the_same(batches: list[list[Frames]]) -> None:
         pytest.skip("zkv was installed without a C compiler")
     outcomes = []
     context: Context = zmq.Context()
-    for way in (PlainFrames, COMPILED):
+    for way in (PythonFrames, COMPILED):
         peer = Peer(context, way)
         outcome: list[Any] = []
         for batch in batches:
@@ -744,7 +744,7 @@ def test_info_tells_which_one_runs(tmp_path: Path, connect: Connect) -> None:
 def test_server_runs_with_the_plain_one(
     tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zkv.broker.broker.FRAMES", PlainFrames)
+    monkeypatch.setattr("zkv.broker.broker.FRAMES", PythonFrames)
     with ServerInProcess(tmp_path / "data") as server:
         client = connect(server.endpoint)
         client.ok(op="PUT", key="k", value=1)

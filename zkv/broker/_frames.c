@@ -1,4 +1,4 @@
-/* Batches of messages off and onto a socket, compiled: the twin of `PlainFrames` in frames.py.
+/* Batches of messages off and onto a socket, compiled: the twin of `PythonFrames` in frames.py.
  *
  * Strategy: what costs a worker is each call on a socket and each turn of Python's lock. So waiting
  * for messages and taking a whole batch is one call without the lock, sending a batch of replies is
@@ -10,7 +10,7 @@
  * its stable ABI since 4.1: the functions below, the numbers of options, and that a `zmq_msg_t` has
  * 64 bytes.
  *
- * Invariants: what `PlainFrames` does is the specification; tests run against both. An object is
+ * Invariants: what `PythonFrames` does is the specification; tests run against both. An object is
  * used in one thread. Every zmq_msg_t that was initialised is closed, and every Python object that
  * is looked at without the lock is held by a reference of our own meanwhile.
  */
@@ -592,7 +592,7 @@ static PyObject *frames_send(Frames *self, PyObject *arguments)
     return send_lists(self, arguments, self->front.socket, 1) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-static PyObject *frames_hand_over(Frames *self, PyObject *arguments)
+static PyObject *frames_forward(Frames *self, PyObject *arguments)
 {
     Py_ssize_t sent = send_lists(self, arguments, self->behind.socket, 0);
     return sent < 0 ? NULL : PyLong_FromSsize_t(sent);
@@ -701,7 +701,7 @@ static void frames_dealloc(Frames *self)
 static PyMethodDef frames_methods[] = {
     {"receive", (PyCFunction)(void (*)(void))frames_receive, METH_FASTCALL | METH_KEYWORDS, NULL},
     {"send", (PyCFunction)frames_send, METH_VARARGS, NULL},
-    {"hand_over", (PyCFunction)frames_hand_over, METH_VARARGS, NULL},
+    {"forward", (PyCFunction)frames_forward, METH_VARARGS, NULL},
     {"readable", (PyCFunction)frames_readable, METH_NOARGS, NULL},
     {"close", (PyCFunction)frames_close, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
@@ -713,7 +713,7 @@ static PyGetSetDef frames_attributes[] = {
 };
 
 static PyType_Slot frames_slots[] = {
-    {Py_tp_doc, "See PlainFrames in frames.py."},
+    {Py_tp_doc, "See PythonFrames in frames.py."},
     {Py_tp_new, frames_new},
     {Py_tp_dealloc, frames_dealloc},
     {Py_tp_methods, frames_methods},

@@ -1,4 +1,4 @@
-"""The compiled twin of `zkv.broker.frames.PlainFrames`."""
+"""The compiled twin of `zkv.broker.frames.PythonFrames`."""
 
 from collections.abc import Callable, Sequence
 
@@ -29,7 +29,7 @@ class Frames:
         self, *, wait: bool, take: bool = True, capacity: bool = False
     ) -> tuple[list[list[bytes]], list[bytes | BadEnvelope]]: ...
     def send(self, envelopes: list[list[bytes]], bodies: Sequence[bytes | None], /) -> None: ...
-    def hand_over(
+    def forward(
         self, envelopes: list[list[bytes]], bodies: Sequence[bytes | BadEnvelope], /
     ) -> int: ...
     def readable(self) -> bool: ...

@@ -24,7 +24,7 @@ class Table(MutableMapping[str, StoredEntry]):
         return [(key, self[key]) for key in keys]
 
 
-class PlainTable(dict[str, StoredEntry], Table):
+class PythonTable(dict[str, StoredEntry], Table):
     """The table in pure Python."""
 
     __slots__ = ()
@@ -40,7 +40,7 @@ if TYPE_CHECKING or compiled.COMPILED:
 
 def new_table() -> Table:
     """Return an empty table."""
-    return CompiledTable(StoredEntry, os.urandom(16)) if compiled.COMPILED else PlainTable()
+    return CompiledTable(StoredEntry, os.urandom(16)) if compiled.COMPILED else PythonTable()
 
 
 def is_compiled(table: Table) -> bool:
