@@ -8,12 +8,12 @@ changes can be followed as a feed. The parts, from the outside in:
   it lists, are those of this package, too: ``from zkv import Client``.
 - ``zkv.Server``, in ``zkv.embed``: a server inside a program; ``zkv.testing``: fixtures for pytest.
 - ``zkv.server``: builds a server from its configuration, starts it and stops it.
-- ``zkv.broker``: the sockets, and the threads that serve them.
-- ``zkv.protocol``: requests and replies, and how they become bytes.
-- ``zkv.keyspace``: keys, values and revisions in memory, with no I/O.
+- ``zkv.broker``: the sockets and the threads that use them.
+- ``zkv.protocol``: request and reply classes, and their encoding.
+- ``zkv.keyspace``: keys, values and revisions in memory, without I/O.
 - ``zkv.durability``: the write-ahead log, snapshots and recovery.
 
-Which part may import which is written down in ``pyproject.toml`` and checked by ``make lint``.
+``pyproject.toml`` says which part may import which, and ``make lint`` checks it.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
-"""Fixtures for pytest: a server of the test's own, and a client of it.
+"""Fixtures for pytest: a server for one test, and a client connected to it.
 
-They come with this line in the ``conftest.py`` at the root of the tests::
+This line in the ``conftest.py`` at the root of the tests makes them available::
 
     pytest_plugins = ["zkv.testing"]
 
 - ``zkv_server``: a `zkv.Server` on a free port of 127.0.0.1, with a data directory below
-  ``tmp_path``. Nothing in it outlives the test. ``zkv_server.stop()`` and ``zkv_server.start()``
-  restart it at the same port, with what it held.
-- ``zkv_client``: a `zkv.Client` of that server.
+  ``tmp_path``. It ends with the test. ``zkv_server.stop()`` and ``zkv_server.start()`` restart it
+  on the same port, with its data.
+- ``zkv_client``: a `zkv.Client` connected to that server.
 
 Example::
 
     def test_counting(zkv_client):
         assert zkv_client.incr("visits") == 1
 
-They are asked for in this way, and not found by pytest wherever zkv is installed: that would import
-server and client in every run of tests, also in those that need neither.
+They are not registered with pytest wherever zkv is installed: then every test run would import the
+server and the client, even those that need neither.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ __all__ = ["zkv_client", "zkv_server"]
 
 @pytest.fixture
 def zkv_server(tmp_path: Path) -> Iterator[Server]:
-    """A server on a free port, with its data on disk. It does not wait for the disk (`never`)."""
+    """A server on a free port, with its data on disk; writes do not wait for the disk (`never`)."""
     with Server("tcp://127.0.0.1:*", data_dir=tmp_path / "zkv", fsync="never") as server:
         yield server
 
 
 @pytest.fixture
 def zkv_client(zkv_server: Server) -> Iterator[Client]:
-    """A client of `zkv_server`."""
+    """A client connected to `zkv_server`."""
     with Client(zkv_server.endpoint) as client:
         yield client
