@@ -88,7 +88,7 @@ class Engine:
         settings: the durability settings; without a ``data_dir``, data is only in memory.
         limits: bounds of sessions and history.
         files: access to the file system.
-        now: the clock, Unix time in ms; by default one that never goes back behind the data.
+        now: the clock, Unix time in ms; by default one that is never earlier than the data.
 
     Raises:
         LockedError: another server uses the data directory.

@@ -1,7 +1,7 @@
 """The server's own log. One thread writes it, so that no other waits for a terminal or a disk.
 
 It takes two kinds of records. Records of the standard library's logging come through the root
-logger and a queue. For each request there is another record, a plain tuple, which the broker's
+logger and a queue. For each request there is another record, a mere tuple, which the broker's
 threads pass on a batch at a time: formatting a line costs as much as a small request, so the
 writer does it.
 

@@ -1,6 +1,6 @@
 """Writes files under names that users give, which may be links, devices or pipes.
 
-What is not a regular file (a device, a pipe, a descriptor such as ``/dev/stdout``) is written to
+A device, a pipe or a descriptor such as ``/dev/stdout`` is not a regular file: it is written to
 directly. A symbolic link is followed, even to a file that does not exist yet. A regular file is
 replaced as a whole, once the new content is on disk: until then, and if that fails, the old content
 stays. Mode, owner and extended attributes are kept. If a new file cannot replace the old one

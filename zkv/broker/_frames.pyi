@@ -1,4 +1,4 @@
-"""The compiled twin of `zkv.broker.frames.PythonFrames`."""
+"""`zkv.broker.frames.PythonFrames` in C."""
 
 from collections.abc import Callable, Sequence
 

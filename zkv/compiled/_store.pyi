@@ -1,4 +1,4 @@
-"""See the C sources beside this file."""
+"""The types of the C part: see the C sources beside this file."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -9,7 +9,7 @@ from zkv.keyspace.store import Watcher
 
 class Table:
     def __new__(cls, entry_type: type[StoredEntry], seed: bytes) -> Table: ...
-    # `get` is there, too, and typed as that of any mapping.
+    # `get` has the type of any mapping's.
     def __getitem__(self, key: str) -> StoredEntry: ...
     def __setitem__(self, key: str, entry: StoredEntry) -> None: ...
     def __delitem__(self, key: str) -> None: ...

@@ -183,7 +183,7 @@ def scan(node: Node, request: requests.Scan) -> Done:
     if page.following is not None and len(page.items) == most < request.limit:
         raise TooLarge(
             f"there are more than {most} keys, which is max_batch; ask with a limit up to that, "
-            f"and go on behind `next`"
+            f"and continue after `next`"
         )
     values = request.values
     size = sum([len(key) + (len(entry.value) if values else 0) for key, entry in page.items])
