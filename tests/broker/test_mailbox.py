@@ -370,6 +370,18 @@ def test_reply_to_a_front_that_is_gone(context: Context, way: Make) -> None:
     peer.mailbox.close()
 
 
+def test_frames_take_flags_by_name_alone(peer: Peer) -> None:
+    receive: Callable[..., object] = peer.frames.receive
+    peer.send([b"a", b"", b"1"])
+    for positional, named in (((True,), {}), ((), {}), ((), {"take": True})):
+        with pytest.raises(TypeError):
+            receive(*positional, **named)
+    with pytest.raises(TypeError):
+        receive(wait=True, block=True)
+    assert peer.mailbox.receive() == [b"1"]
+    peer.mailbox.reply([b"reply"])
+
+
 def test_closed_socket_is_never_touched(context: Context, way: Make) -> None:
     peer = Peer(context, way)
     peer.frames.close()

@@ -420,13 +420,13 @@ static int read_wish(wish *w, PyObject *name, PyObject *value)
 static PyObject *frames_receive(Frames *self, PyObject *const *arguments, Py_ssize_t count,
                                 PyObject *names)
 {
-    wish w = {0, 1, 0};
+    wish w = {-1, 1, 0};
     int number;
-    if (count != 0 || names == NULL)
-        return PyErr_Format(PyExc_TypeError, "receive() takes its arguments by name"), NULL;
-    for (Py_ssize_t i = 0; i < PyTuple_Size(names); i++)
-        if (!read_wish(&w, PyTuple_GetItem(names, i), arguments[i]))
+    for (Py_ssize_t i = 0; names != NULL && i < PyTuple_Size(names); i++)
+        if (!read_wish(&w, PyTuple_GetItem(names, i), arguments[count + i]))
             return NULL;
+    if (count != 0 || w.wait < 0)
+        return PyErr_Format(PyExc_TypeError, "receive() takes arguments by name: `wait`, ...");
     if (is_closed(self))
         return NULL;
     w.capacity = w.capacity && self->behind.socket != NULL;
