@@ -336,7 +336,7 @@ def test_times_have_units(text: str, seconds: float) -> None:
     "text", ["", " ", "m", "5x", "5M", "1h1h", "1m1h", "-5m", "5 m", "nan", "inf", "1e999", "soon"]
 )
 def test_what_is_no_time(text: str) -> None:
-    with pytest.raises(ValueError, match="no length of time: give seconds, or for example 500ms"):
+    with pytest.raises(ValueError, match="is not a duration: give seconds, or for example 500ms"):
         durations.seconds(text)
 
 
@@ -367,7 +367,7 @@ def test_every_time_to_live_takes_units(words: list[str], ttl: float) -> None:
     ids=_id,
 )  # fmt: skip
 def test_a_bad_time_is_told_with_an_example(words: list[str]) -> None:
-    assert_fails(run("-e", NOWHERE, *words), 2, "'2x' is no length of time", "1h30m")
+    assert_fails(run("-e", NOWHERE, *words), 2, "'2x' is not a duration", "1h30m")
 
 
 def test_the_timeout_takes_units() -> None:
@@ -391,7 +391,7 @@ def test_every_program_takes_the_same_times(program: str, words: list[str], name
     )  # fmt: skip
 
     assert done.returncode == 2
-    assert f"{named}: '2x' is no length of time: give seconds, or for example" in done.stderr
+    assert f"{named}: '2x' is not a duration: give seconds, or for example" in done.stderr
 
 
 # More than one key.

@@ -46,7 +46,7 @@ from zkv.errors import DamageError
 from zkv.keyspace.entry import StoredEntry
 from zkv.keyspace.sessions import SessionState
 from zkv.keyspace.table import Table, new_table
-from zkv.protocol.nesting import parts
+from zkv.nesting import parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
