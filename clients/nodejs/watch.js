@@ -9,7 +9,8 @@
  */
 
 import { Subscriber } from "zeromq";
-import { Client, unpack } from "./client.js";
+import { Client } from "./client.js";
+import { toJson, unpack } from "./msgpack.js";
 
 const SILENCE = 5; // seconds without a heartbeat after which the connection is taken to be dead
 const HEARTBEAT = "\0";
@@ -37,8 +38,7 @@ async function printChanges(client, since, prefix) {
     const page = await changes(client, since, prefix);
     for (const [rev, op, key, value] of page.changes) {
       const gone = op === "DELETE" || op === "EXPIRE";
-      const json = JSON.stringify(value, (_, item) => (typeof item === "bigint" ? `${item}` : item));
-      console.log([rev, op, key, ...(gone ? [] : [json])].join("\t"));
+      console.log([rev, op, key, ...(gone ? [] : [toJson(value)])].join("\t"));
     }
     since = page.next;
     if (since >= page.rev) return since;
