@@ -50,6 +50,7 @@ const client = new Client(endpoint);
 const { feed } = await client.call("INFO");
 if (feed === null) throw new Error("the server publishes nothing");
 let socket = listen(feed);
+let beat = null; // the revision of the last heartbeat: CHANGES may be ahead of it
 let seen = null;
 for (;;) {
   let body;
@@ -62,9 +63,10 @@ for (;;) {
     continue;
   }
   const { rev } = unpack(body);
-  if (seen === null || rev < seen) {
-    console.error(seen === null ? `following ${feed} from revision ${rev}` : `the store went back to revision ${rev}`);
+  if (beat === null || rev < beat) {
+    console.error(beat === null ? `following ${feed} from revision ${rev}` : `the store went back to revision ${rev}`);
     seen = rev;
   }
+  beat = rev;
   if (rev > seen) seen = await printChanges(client, seen, prefix);
 }

@@ -43,7 +43,7 @@ prefix = ARGV[1] || ""
 feed = client.call("INFO")["feed"] or abort "the server publishes nothing"
 context = ZMQ::Context.new
 socket = listen(context, feed)
-seen = nil
+beat = seen = nil # the revision of the last heartbeat; CHANGES may be ahead of it
 $stdout.sync = true
 begin
   loop do
@@ -54,10 +54,11 @@ begin
       next
     end
     rev = Zkv::Msgpack.unpack(frames[1])["rev"]
-    if seen.nil? || rev < seen
-      warn seen ? "the store went back to revision #{rev}" : "following #{feed} from revision #{rev}"
+    if beat.nil? || rev < beat
+      warn beat ? "the store went back to revision #{rev}" : "following #{feed} from revision #{rev}"
       seen = rev
     end
+    beat = rev
     seen = print_changes(client, seen, prefix) if rev > seen
   end
 rescue Interrupt

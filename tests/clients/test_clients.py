@@ -327,7 +327,7 @@ ODD: Final = {
 }  # fmt: skip
 """Key -> value. They are stored without the client, and read with it."""
 HOLD_NONE: Final = LACKS - {"float32", "whole_float"}
-"""Words of ``lacks`` for values that a client has to refuse. The other two change a number's type."""
+"""Words of ``lacks`` for what a client has to refuse; the other two change a number's type."""
 
 
 def test_odd_values_come_back_or_fail_alone(language: Language, tmp_path: Path) -> None:
@@ -440,9 +440,17 @@ def test_its_watcher_tells_of_changes(watcher: Language, tmp_path: Path) -> None
             raw.ok(op="PUT", key="users/ü", value=[1, "x"])
             raw.ok(op="PUT", key="others", value=1)
             raw.ok(op="TXN", ops=[{"op": "DELETE", "key": "users/ü"}])
-            lines = [read_line(process.stdout).decode().rstrip("\n") for _ in range(2)]
+            for key, value in ODD.items():
+                put = mapping({"op": text("PUT"), "key": text(f"users/{key}"), "value": value})
+                raw.exchange(encode(put))
+            lines = [
+                read_line(process.stdout).decode(errors="replace").rstrip("\n")
+                for _ in range(2 + len(ODD))
+            ]
         finally:
             process.kill()
 
     assert lines[0].replace(" ", "") == '1\tPUT\tusers/ü\t[1,"x"]'
     assert lines[1] == "3\tDELETE\tusers/ü"
+    assert [line.split("\t")[2] for line in lines[2:]] == [f"users/{key}" for key in ODD]
+    assert all(line.split("\t")[3] for line in lines[2:])
