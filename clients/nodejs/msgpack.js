@@ -89,7 +89,11 @@ function writeHead(kind, size, out) {
 
 function writeBytes(kind, bytes, out, type) {
   writeHead(kind, bytes.length, out);
-  if (type !== undefined) out.push(Buffer.of(type & 0xff));
+  if (type !== undefined) {
+    const code = Buffer.alloc(1);
+    code.writeInt8(type); // throws RangeError for what is no type
+    out.push(code);
+  }
   out.push(bytes);
 }
 
