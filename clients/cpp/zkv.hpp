@@ -65,17 +65,17 @@ struct error : std::runtime_error {
 };
 
 /* Whether a map in the value has a key twice: a std::map would keep one of them, and lose the other. */
-inline bool has_twins(const msgpack::object &value) {
+inline bool has_duplicate_keys(const msgpack::object &value) {
     std::set<std::string> keys;
     const auto &array = value.via.array;
     const auto &map = value.via.map;
     for (std::uint32_t i = 0; value.type == msgpack::type::ARRAY && i < array.size; i++)
-        if (has_twins(array.ptr[i])) return true;
+        if (has_duplicate_keys(array.ptr[i])) return true;
     for (std::uint32_t i = 0; value.type == msgpack::type::MAP && i < map.size; i++) {
         msgpack::sbuffer key; /* in which 1 and 1.0 are the same, as in a map of double */
         msgpack::pack(key, map.ptr[i].key);
         if (!keys.emplace(key.data(), key.size()).second) return true;
-        if (has_twins(map.ptr[i].key) || has_twins(map.ptr[i].val)) return true;
+        if (has_duplicate_keys(map.ptr[i].key) || has_duplicate_keys(map.ptr[i].val)) return true;
     }
     return false;
 }
@@ -91,7 +91,7 @@ template <typename Value> struct entry {
     Value value() const {
         std::string reason = "it is of another type";
         try {
-            if (!has_twins(packed)) return packed.as<Value>();
+            if (!has_duplicate_keys(packed)) return packed.as<Value>();
             reason = "a map has a key twice";
         } catch (const std::bad_cast &) {
         }

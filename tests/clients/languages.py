@@ -28,8 +28,8 @@ CACHE: Final = ROOT / ".cache" / "clients"
 LACKS: Final = frozenset(
     {
         "bin", "utf8", "int64", "uint64", "float32", "whole_float", "nan", "nil", "empty_map",
-        "map_keys", "array_keys", "map_in_key", "twin_keys", "ext", "reserved_ext", "timestamp",
-        "bad_timestamp", "deep", "large",
+        "map_keys", "array_keys", "map_in_key", "duplicate_keys", "ext", "reserved_ext",
+        "timestamp", "bad_timestamp", "deep", "large",
     }
 )  # fmt: skip
 """What the msgpack library of a language may not be capable of: see clients/README.md."""

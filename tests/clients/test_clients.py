@@ -326,7 +326,7 @@ ODD: Final = {
     if (value := case.request.get("value")) is not None
 }  # fmt: skip
 """Key -> value. They are stored without the client, and read with it."""
-HOLD_NONE: Final = LACKS - {"float32", "whole_float"}
+REFUSED: Final = LACKS - {"float32", "whole_float"}
 """Words of ``lacks`` for what a client has to refuse; the other two change a number's type."""
 
 
@@ -367,7 +367,7 @@ def test_odd_values_are_printed_or_fail(language: Language, tmp_path: Path) -> N
             put = mapping({"op": text("PUT"), "key": text(key), "value": value})
             raw.exchange(encode(put))
             got = language.run(server.endpoint, "get", key)
-            if needs_of(value) & language.lacks & HOLD_NONE:
+            if needs_of(value) & language.lacks & REFUSED:
                 assert (got.returncode, got.stdout) == (2, b""), key
                 assert b"BAD_VALUE" in got.stderr
                 assert key.encode() in got.stderr
@@ -392,7 +392,7 @@ def _values_in(reply: Node) -> Iterator[Node]:
 
 def _fault(language: Language, key: str, found: Node) -> str:
     """What is wrong with a value that a client has read; "" if nothing is."""
-    if not needs_of(ODD[key]) & language.lacks & HOLD_NONE:
+    if not needs_of(ODD[key]) & language.lacks & REFUSED:
         expected = _whole(ODD[key]) if "whole_float" in language.lacks else ODD[key]
         return difference(expected, found, 0, exact=False)
     code, message = found.get("code"), found.get("message")

@@ -177,7 +177,7 @@ def _needed_for(part: Node) -> Iterator[str]:  # noqa: PLR0912  one branch for e
             if any(inner.kind == "map" for key in keys for inner in walk(key)):
                 yield "map_in_key"
             if len({_as_python_compares(key) for key in keys}) < len(keys):
-                yield "twin_keys"
+                yield "duplicate_keys"
             if not value:
                 yield "empty_map"
         case "ext", (-1, data):
