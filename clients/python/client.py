@@ -66,6 +66,119 @@ class NoReply(ZkvError):
         super().__init__("NO_REPLY", message, {"retry": True})
 
 
+class BadValue(ZkvError):
+    """A value that the server holds and Python cannot. `packed` is its msgpack.
+
+    A map whose keys are equal in Python (the same twice; 1, 1.0 and True), or are maps; an
+    ext of a type below -1, or of type -1 that is no timestamp.
+    """
+
+    def __init__(self, reason: str, packed: bytes) -> None:
+        super().__init__("BAD_VALUE", reason)
+        self.packed = packed
+
+    def name(self, key: str) -> None:
+        """Say in the message whose value it is."""
+        reason, self.message = self.message, f"{key!r} has a value that Python cannot hold"
+        self.message += f": {reason}"
+        self.args = (f"{self.code}: {self.message}",)
+
+
+# ------------------------------------------------------------------------------- msgpack
+
+
+def pack(value: Any) -> bytes:
+    """Return a value as msgpack. Raises TypeError, ValueError or OverflowError."""
+    packed: bytes = msgpack.packb(value, unicode_errors=STR_ERRORS)
+    return packed
+
+
+def unpack(packed: bytes) -> Any:
+    """Return the value in these bytes. Raises ValueError for what Python cannot hold."""
+    try:
+        return msgpack.unpackb(
+            packed, strict_map_key=False, unicode_errors=STR_ERRORS, object_pairs_hook=to_dict
+        )
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
+def to_dict(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Return a map as a dict, with tuples for arrays in its keys."""
+    found = {as_key(key): value for key, value in pairs}
+    if len(found) < len(pairs):
+        raise ValueError("two keys of a map are equal in Python")
+    return found
+
+
+def as_key(value: Any) -> Any:
+    """Return what a dict takes for a key."""
+    return tuple(map(as_key, value)) if isinstance(value, list) else value
+
+
+def unpack_reply(packed: bytes) -> dict[str, Any]:
+    """Return a reply, with a BadValue for each value in it that Python cannot hold."""
+    try:
+        reply = unpack(packed)
+    except ValueError:
+        names_and_values = parts(packed)
+        reply = {}
+        for name, value in zip(names_and_values[::2], names_and_values[1::2], strict=True):
+            reply[unpack(name)] = unpack_field(unpack(name), value)
+    if not isinstance(reply, dict):
+        raise TypeError("it is no map")
+    return reply
+
+
+def unpack_field(name: str, packed: bytes) -> Any:
+    """Return a field of a reply; `unpack_reply`."""
+    if name == "results":
+        return [unpack_reply(result) for result in parts(packed)]
+    return unpack_values(packed, {"values": 1, "items": 2, "changes": 2}.get(name, 0))
+
+
+def unpack_values(packed: bytes, levels: int) -> Any:
+    """Return a value, or so many levels of arrays of them."""
+    if levels:
+        return [unpack_values(part, levels - 1) for part in parts(packed)]
+    try:
+        return unpack(packed)
+    except ValueError as error:
+        return BadValue(str(error), packed)
+
+
+def parts(packed: bytes) -> list[bytes]:
+    """Return what is in an array, or the keys and values of a map, each still packed."""
+    reader = msgpack.Unpacker(max_buffer_size=0)
+    reader.feed(packed)
+    is_map = 0x80 <= packed[0] < 0x90 or packed[0] in (0xDE, 0xDF)
+    size = reader.read_map_header() * 2 if is_map else reader.read_array_header()
+    found = []
+    for _ in range(size):
+        start = reader.tell()
+        reader.skip()
+        found.append(packed[start : reader.tell()])
+    return found
+
+
+def name_keys(request: Mapping[str, Any], reply: Mapping[str, Any]) -> None:
+    """Tell every BadValue in a reply whose value it is."""
+    for part, result in zip(request.get("ops", ()), reply.get("results", ()), strict=False):
+        name_keys(part, result)
+    for key, value in [
+        (request.get("key"), reply.get("value")),
+        (request.get("key"), reply.get("prev")),
+        *zip(request.get("keys", ()), reply.get("values", ()), strict=False),
+        *((item[0], item[1]) for item in reply.get("items", ())),
+        *((change[2], change[3]) for change in reply.get("changes", ())),
+    ]:
+        if isinstance(value, BadValue):
+            value.name(key)
+
+
+# -------------------------------------------------------------------------------- client
+
+
 class Client:
     """One connection to a server, with one request at a time. Do not share it by threads.
 
@@ -98,7 +211,10 @@ class Client:
             self._socket = None
 
     def call(self, op: str, /, **fields: Any) -> dict[str, Any]:
-        """Send any op with its fields and return the reply, a map."""
+        """Send any op with its fields and return the reply, a map.
+
+        A BadValue replaces each value that Python cannot hold.
+        """
         request = {"op": op, **fields}
         if "id" not in request:
             self._last_id += 1
@@ -106,7 +222,7 @@ class Client:
         if op in WRITES and "session" not in request:
             self._last_seq += 1
             request |= {"session": self._session, "seq": self._last_seq}
-        body: bytes = msgpack.packb(request, unicode_errors=STR_ERRORS)
+        body = pack(request)
         lost, refused = False, {}
         for _ in range(self._attempts if op != "END" else 1):
             frames = self._exchange(body)
@@ -115,6 +231,7 @@ class Client:
                 continue
             reply = self._read(frames, request["id"])
             if reply["ok"]:
+                name_keys(request, reply)
                 return reply
             # If an earlier reply was lost, DEADLINE does not tell if that attempt was applied.
             if not (reply.get("retry") or (lost and reply.get("code") == "DEADLINE")):
@@ -126,8 +243,11 @@ class Client:
         raise ZkvError(str(refused.get("code")), str(refused.get("message")), refused)
 
     def get(self, key: str) -> Any:
-        """Return the value; raises NOT_FOUND if the key is absent."""
-        return self.call("GET", key=key)["value"]
+        """Return the value; raises NOT_FOUND if the key is absent, BadValue if it is unreadable."""
+        value = self.call("GET", key=key)["value"]
+        if isinstance(value, BadValue):
+            raise value
+        return value
 
     def put(self, key: str, value: Any, **options: Any) -> int:
         """Store a value and return its revision. Options: ttl (seconds), if_rev, durable."""
@@ -138,7 +258,10 @@ class Client:
         return int(self.call("DELETE", key=key, **options)["rev"])
 
     def mget(self, keys: Iterable[str]) -> list[Any]:
-        """Return the values of many keys in order, None for an absent one."""
+        """Return the values of many keys in order, None for an absent one.
+
+        As in `scan`, a BadValue replaces each value that Python cannot hold.
+        """
         return list(self.call("MGET", keys=list(keys))["values"])
 
     def mput(self, items: Mapping[str, Any], **options: Any) -> int:
@@ -200,9 +323,7 @@ class Client:
         """Return the reply in `frames`; raises ZkvError if it violates the protocol."""
         try:
             (body,) = frames
-            reply = msgpack.unpackb(body, strict_map_key=False, unicode_errors=STR_ERRORS)
-            if not isinstance(reply, dict):
-                raise TypeError("it is not a map")
+            reply = unpack_reply(body)
         except (ValueError, TypeError) as error:
             self.close()
             raise ZkvError("BAD_REPLY", f"cannot read the reply: {error!r:.80}") from error
@@ -266,15 +387,20 @@ def plain(value: Any) -> str:
 def call_each(client: Client, lines: Iterable[str]) -> None:
     """Send the request in each line, and print its reply; both are msgpack in hex."""
     for line in lines:
-        request = msgpack.unpackb(
-            bytes.fromhex(line), strict_map_key=False, unicode_errors=STR_ERRORS
-        )
+        request = unpack(bytes.fromhex(line))
         try:
             reply = client.call(request.pop("op"), **request)
         except ZkvError as error:
-            reply = error.reply if "code" in error.reply else vars(error) | {"ok": False}
-            reply.pop("reply", None)
-        print(msgpack.packb(reply, unicode_errors=STR_ERRORS).hex(), flush=True)
+            reply = told(error)
+        packed = msgpack.packb(reply, unicode_errors=STR_ERRORS, default=told)
+        print(packed.hex(), flush=True)
+
+
+def told(error: ZkvError) -> dict[str, Any]:
+    """Return a failure as a map: the server's, or one of the same fields."""
+    if "code" in error.reply:
+        return error.reply
+    return {name: value for name, value in vars(error).items() if name != "reply"} | {"ok": False}
 
 
 def run(client: Client, words: Sequence[str]) -> bool:
