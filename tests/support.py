@@ -92,14 +92,6 @@ def zkv_command(*arguments: str) -> list[str]:
     return [sys.executable, "-W", "always::ResourceWarning", "-m", "zkv.cli.main", *arguments]
 
 
-def run_zkv(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a ``zkv`` that is expected to end by itself."""
-    return subprocess.run(
-        zkv_command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True,
-        timeout=LIMIT, check=False,
-    )  # fmt: skip
-
-
 class ServerProcess:
     """A real ``zkv serve`` with a data directory of its own. Use as a context manager.
 

@@ -10,16 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.support import (
-    FREE_PORT,
-    LIMIT,
-    Raw,
-    ServerProcess,
-    environment,
-    eventually,
-    read_line,
-    run_zkv,
-)
+from tests.forking import run_zkv
+from tests.support import FREE_PORT, LIMIT, Raw, ServerProcess, environment, eventually, read_line
 from zkv.cli.output import FAILED
 from zkv.client import Change, Client
 from zkv.client.follower import RESET

@@ -14,16 +14,9 @@ from typing import Any, BinaryIO
 import pytest
 
 import zkv
+from tests.forking import run_zkv
 from tests.requests.contract_stores import DurableStore, FakeClock
-from tests.support import (
-    FREE_PORT,
-    Message,
-    Raw,
-    ServerInProcess,
-    ServerProcess,
-    eventually,
-    run_zkv,
-)
+from tests.support import FREE_PORT, Message, Raw, ServerInProcess, ServerProcess, eventually
 from zkv.durability.files import Files
 from zkv.durability.segment import SUFFIX
 

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 import msgpack
 import pytest
 
+from tests.forking import run_zkv
 from tests.support import (
     LIMIT,
     Raw,
@@ -30,7 +31,6 @@ from tests.support import (
     environment,
     eventually,
     pack,
-    run_zkv,
     unpack,
     zkv_command,
 )
