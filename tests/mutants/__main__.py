@@ -28,7 +28,8 @@ COPIED: Final = (
 )  # fmt: skip
 FAILED: Final = 1
 """Exit status of pytest where a test has failed."""
-LONGEST_SECONDS: Final = 600
+LONGEST_SECONDS: Final = 300
+"""After that a test counts as hung, and so as failed."""
 
 
 class Checkout:
@@ -65,17 +66,14 @@ class Checkout:
     def _test(self, arguments: tuple[str, ...]) -> tuple[str, str]:
         command = [
             sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider",
-            *arguments,
+            "--timeout", str(LONGEST_SECONDS), *arguments,
         ]  # fmt: skip
         # No byte code: two bugs of one size within a second would be taken for one.
-        variables = os.environ | {
-            "PYTHONPATH": str(self._directory),
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
+        code = {"PYTHONPATH": str(self._directory), "PYTHONDONTWRITEBYTECODE": "1"}
         try:
             done = subprocess.run(
-                command, cwd=self._directory, env=variables, capture_output=True, text=True,
-                timeout=LONGEST_SECONDS, check=False,
+                command, cwd=self._directory, env=os.environ | code, capture_output=True, text=True,
+                timeout=2 * LONGEST_SECONDS, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return "caught", "the tests hang"

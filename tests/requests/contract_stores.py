@@ -358,6 +358,15 @@ class DurableStore(Store):
         self.engine.close()
         self.open()
 
+    @property
+    def data_dir(self) -> Path:
+        """Where its files are."""
+        return Path(self._directory.name)
+
+    def look(self) -> None:
+        """Do what the snapshotter does in each interval: look whether all is in its place."""
+        self.engine.snapshotter._look()
+
     def snapshot(self) -> int | ReadOnly:
         """Do what the snapshotter does when it is asked for a snapshot."""
         return self.engine.snapshotter._save_changes()
