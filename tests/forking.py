@@ -140,9 +140,9 @@ def run_forked(
         return subprocess.CompletedProcess(arguments, status, out.read(), err.read())
 
 
-def run_zkv(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run_zkv(*arguments: str, cwd: Path, input: str = "") -> subprocess.CompletedProcess[str]:
     """Run a ``zkv`` that is expected to end by itself."""
-    done = run_forked(ZKV, arguments, cwd=cwd)
+    done = run_forked(ZKV, arguments, input.encode(), cwd=cwd)
     return subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
     )

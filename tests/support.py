@@ -12,6 +12,7 @@ import gc
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -90,6 +91,13 @@ def environment() -> dict[str, str]:
 def zkv_command(*arguments: str) -> list[str]:
     """The command line of ``zkv``, with the interpreter that runs the tests."""
     return [sys.executable, "-W", "always::ResourceWarning", "-m", "zkv.cli.main", *arguments]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [probe.getsockname()[1] for probe in probes]
 
 
 class ServerProcess:

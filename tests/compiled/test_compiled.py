@@ -16,10 +16,9 @@ from unittest import mock
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec import Raw
-from msgspec.msgpack import encode
 
-from tests.compiled.lane_requests import LIMITS, bodies, nested
+from tests.compiled.alike import check_alike, told
+from tests.compiled.lane_requests import LIMITS, bodies, items_twice, nested
 from tests.compiled.sanitizer import run_under_address_sanitizer
 from tests.requests.contract_stores import (
     DurableStore,
@@ -27,7 +26,6 @@ from tests.requests.contract_stores import (
     MemoryStore,
     PureMemoryStore,
     PureStore,
-    Worker,
     op,
     request,
 )
@@ -157,20 +155,6 @@ def test_frames_are_made_of_bytes(payloads: Any) -> None:
 # --- The lane: the commands -------------------------------------------------------------------
 
 
-def told(worker: Worker, batch: list[bytes]) -> list[Any]:
-    """The fields of the replies to one batch, in their order; msgpack may pack some otherwise."""
-    answers = worker.send(*batch)
-    worker.settle()
-    return [list(unpack(answer.body).items()) for answer in answers]
-
-
-def check_alike(fast: Worker, plain: Worker, batch: list[bytes]) -> None:
-    """Run a batch on two stores, in the order in which it is run on the first; replies agree."""
-    replies = told(fast, batch)
-    order = sorted(range(len(batch)), key=lambda place: (place in fast.left, place))
-    assert [replies[place] for place in order] == told(plain, [batch[place] for place in order])
-
-
 def all_of(view: SnapshotView) -> dict[str, StoredEntry]:
     return {key: entry for chunk in view.chunks() for key, entry in chunk}
 
@@ -248,12 +232,6 @@ def in_lane(store: MemoryStore, body: bytes) -> bool:
     lane = open_lane(node.engine.keyspace, node.limits, node.max_reply_bytes, False)
     assert lane is not None
     return lane.run([body], Answers()) == 1
-
-
-def items_twice(*keys: str) -> Raw:
-    """Items with such keys, in this order, and 0, 1, 2 ... as their values."""
-    packed = b"".join(encode(part) for item in enumerate(keys) for part in reversed(item))
-    return Raw(b"\xdf" + len(keys).to_bytes(4) + packed)
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from typing import Any
 
 import zmq
 
-from tests.broker.test_mailbox import Context, Peer
+from tests.broker.mailboxes import Context, Peer
+from tests.compiled.alike import check_alike
 from tests.compiled.lane_requests import LIMITS
-from tests.compiled.test_compiled import check_alike
 from tests.requests.contract_stores import FakeClock, MemoryStore, PureMemoryStore
 from zkv.broker.frames import COMPILED, PlainFrames
 
