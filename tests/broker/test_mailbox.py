@@ -360,83 +360,72 @@ def test_what_has_no_body_is_not_sent(peer: Peer) -> None:
     assert peer.waiting() == []
 
 
-END_OF_MEMORY = """
+LITTLE_MEMORY = """
 import resource, sys
 import zmq
 from tests.broker.mailboxes import WAYS
+
+def end_memory():
+    with open("/proc/self/statm") as file:
+        room = int(file.read().split()[0]) * resource.getpagesize() + 100_000_000
+    resource.setrlimit(resource.RLIMIT_AS, (room, room))
 
 context = zmq.Context()
 server, client = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
 client.routing_id = b"a"
 server.bind("inproc://x")
 client.connect("inproc://x")
-client.send(b"hello")
 frames = WAYS[sys.argv[1]](server, 0)
-assert frames.receive(True)[0] == [[b"a", b""]]
-large = bytes(300_000_000)
-with open("/proc/self/statm") as file:
-    room = int(file.read().split()[0]) * resource.getpagesize() + 100_000_000
-resource.setrlimit(resource.RLIMIT_AS, (room, room))
-try:
-    frames.send([[b"a", b""]], [large])
-except (MemoryError, zmq.ZMQError):
-    frames.send([[b"b", b""], [b"a", b""]], [b"not for a", b"for a"])
-    print([frame.decode() for frame in client.recv_multipart()])
 """
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+def run_with_little_memory(name: str, script: str) -> str:
+    """What a script prints that has ``frames`` of a way, their ``client``, and ``end_memory``."""
+    if WAYS[name] is None:
+        pytest.skip("zkv was installed without a C compiler")
+    if not os.path.exists("/proc/self/statm"):
+        pytest.skip("needs /proc")
+    command = [sys.executable, "-c", LITTLE_MEMORY + script, name]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=LIMIT, cwd=ROOT
+    ).stdout
+
+
 @pytest.mark.parametrize("name", WAYS)
 def test_a_reply_that_memory_does_not_hold_goes_to_nobody(name: str) -> None:
     """And the next one goes to its own client, and not behind half of that."""
-    if WAYS[name] is None:
-        pytest.skip("zkv was installed without a C compiler")
-    command = [sys.executable, "-c", END_OF_MEMORY, name]
-    run = subprocess.run(
-        command, capture_output=True, text=True, check=True, timeout=LIMIT, cwd=ROOT
-    )
-    assert run.stdout == "['', 'for a']\n"
+    script = """if True:
+        client.send(b"hello")
+        assert frames.receive(True)[0] == [[b"a", b""]]
+        large = bytes(300_000_000)
+        end_memory()
+        try:
+            frames.send([[b"a", b""]], [large])
+        except (MemoryError, zmq.ZMQError):
+            frames.send([[b"b", b""], [b"a", b""]], [b"not for a", b"for a"])
+            print([frame.decode() for frame in client.recv_multipart()])
+    """
+    assert run_with_little_memory(name, script) == "['', 'for a']\n"
 
 
-END_OF_MEMORY_FOR_A_REQUEST = """
-import resource, sys
-import zmq
-from tests.broker.mailboxes import WAYS
-
-context = zmq.Context()
-server, client = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
-client.routing_id = b"a"
-server.bind("inproc://x")
-client.connect("inproc://x")
-frames = WAYS[sys.argv[1]](server, 0)
-client.send_multipart([b"", b"small"])
-client.send_multipart([b"", bytes(300_000_000)])
-client.send_multipart([b"", b"two", bytes(300_000_000)])
-client.send_multipart([b"", b"another"])
-with open("/proc/self/statm") as file:
-    room = int(file.read().split()[0]) * resource.getpagesize() + 100_000_000
-resource.setrlimit(resource.RLIMIT_AS, (room, room))
-answers = []
-while len(answers) < 4:
-    envelopes, bodies = frames.receive(True)
-    assert all(envelope == [b"a", b""] for envelope in envelopes)
-    answers += [getattr(body, "reason", body) for body in bodies]
-print(answers)
-"""
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
 @pytest.mark.parametrize("name", WAYS)
 def test_a_request_that_memory_does_not_hold_is_answered(name: str) -> None:
     """And those before and behind it are what they are."""
-    if WAYS[name] is None:
-        pytest.skip("zkv was installed without a C compiler")
-    command = [sys.executable, "-c", END_OF_MEMORY_FOR_A_REQUEST, name]
-    run = subprocess.run(
-        command, capture_output=True, text=True, check=True, timeout=LIMIT, cwd=ROOT
-    )
+    script = """if True:
+        client.send_multipart([b"", b"small"])
+        client.send_multipart([b"", bytes(300_000_000)])
+        client.send_multipart([b"", b"two", bytes(300_000_000)])
+        client.send_multipart([b"", b"another"])
+        end_memory()
+        answers = []
+        while len(answers) < 4:
+            envelopes, bodies = frames.receive(True)
+            assert all(envelope == [b"a", b""] for envelope in envelopes)
+            answers += [getattr(body, "reason", body) for body in bodies]
+        print(answers)
+    """
     expected = [b"small", NO_MEMORY.reason, TWO_BODIES.reason, b"another"]
-    assert run.stdout == f"{expected}\n"
+    assert run_with_little_memory(name, script) == f"{expected}\n"
 
 
 class Failing(Later):

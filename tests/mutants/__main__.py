@@ -22,6 +22,7 @@ from tests.mutants.table import MUTANTS, Mutant
 from tests.support import ROOT
 
 IN_C: Final = "zkv/compiled/_store.abi3.so"
+UNOPTIMISED: Final = "-O0"
 COPIED: Final = (
     "zkv", "tests", "tools", "docs", "clients", "benchmarks", "pyproject.toml", "config.toml",
     "README.md", "PROTOCOL.md", "DURABILITY.md",
@@ -42,7 +43,9 @@ class Checkout:
                 shutil.copytree(ROOT / name, directory / name)
             else:
                 shutil.copy(ROOT / name, directory)
-        compile_part(directory / IN_C)
+        self._part = directory / IN_C
+        compile_part(self._part, UNOPTIMISED)
+        self._compiled = self._part.read_bytes()
 
     def run(self, mutant: Mutant | None, arguments: tuple[str, ...]) -> tuple[str, str]:
         """Run tests with a bug planted; what became of it, and the output."""
@@ -53,15 +56,13 @@ class Checkout:
         if good.count(mutant.old) != 1:
             return "not applied", ""
         try:
-            self._write(path, good.replace(mutant.old, mutant.new))
+            path.write_text(good.replace(mutant.old, mutant.new), encoding="utf-8")
+            if path.suffix == ".c":
+                compile_part(self._part, UNOPTIMISED)
             return self._test(arguments)
         finally:
-            self._write(path, good)
-
-    def _write(self, path: Path, text: str) -> None:
-        path.write_text(text, encoding="utf-8")
-        if path.suffix == ".c":
-            compile_part(self._directory / IN_C)
+            path.write_text(good, encoding="utf-8")
+            self._part.write_bytes(self._compiled)
 
     def _test(self, arguments: tuple[str, ...]) -> tuple[str, str]:
         command = [
