@@ -95,7 +95,7 @@ IN_C: Final = [
         LANE,
         "while (replaced->count > first) {",
         "while (replaced->count > first + 1) {",
-        ("tests/compiled/test_compiled.py", "-k", "leaves_nothing_behind"),
+        ("tests/requests/test_txn.py", "-k", "last_one_fails"),
     ),
     Mutant(
         "a new key is missing in scans",

@@ -127,6 +127,22 @@ def test_a_txn_of_which_one_op_fails_leaves_nothing_behind(
     assert store.put("next") == 3
 
 
+@pytest.mark.parametrize("first", [["a"], ["new"], ["a", "new", "n"]], ids=",".join)
+def test_a_txn_of_plain_ops_whose_last_one_fails_leaves_nothing_behind(
+    store: Store, first: list[str]
+) -> None:
+    """The lane begins with it, and leaves it to the commands as it was."""
+    store.ok("MPUT", items={"a": 1, "n": 1, "text": "text"})
+    before = store.items()
+
+    ops = [op("INCR", key=key) for key in first]
+    reply = store.refused("WRONG_TYPE", "TXN", ops=[*ops, op("INCR", key="text")])
+
+    assert reply["index"] == len(first)
+    assert store.items() == before
+    assert store.ok("COUNT")["count"] == 3
+
+
 def test_a_txn_fails_with_the_first_thing_that_does_not_hold(store: Store) -> None:
     a, b = store.put("a", 1), store.put("b", 2)
 
