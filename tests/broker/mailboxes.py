@@ -8,14 +8,14 @@ import zmq
 
 from tests.support import LIMIT, Frames, eventually
 from zkv.broker import frames
-from zkv.broker.frames import COMPILED, BadEnvelope, PlainFrames
+from zkv.broker.frames import COMPILED, BadEnvelope, PythonFrames
 from zkv.broker.mailbox import FrontMailbox, Mailbox, connect_worker
 
 Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
 Make = frames.MakeFrames
 
-WAYS = {"plain": PlainFrames, "compiled": COMPILED}
+WAYS = {"plain": PythonFrames, "compiled": COMPILED}
 
 
 class Peer:
