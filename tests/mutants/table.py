@@ -161,20 +161,6 @@ IN_C: Final = [
         ("tests/requests/test_sessions.py", "-k", "half_a_session"),
     ),
     Mutant(
-        "a condition on a negative revision is taken",
-        REQUEST,
-        "read_int(r, &to->number) && to->number >= 0;",
-        "read_int(r, &to->number);",
-        ("tests/requests/test_put_get_delete.py", "-k", "makes_no_sense"),
-    ),
-    Mutant(
-        "a field may come twice",
-        REQUEST,
-        "if (!field || seen & field)",
-        "if (!field)",
-        ("tests/compiled/test_compiled.py", "-k", "does_what_the_commands_do"),
-    ),
-    Mutant(
         "another value under a remembered number is taken for a repeat",
         REQUEST,
         "        hash_add(&h, each->value.at, each->value.size);\n",
@@ -384,13 +370,6 @@ LOG: Final = [
         ("tests/durability/test_offline.py", "tests/durability/crash/test_every_byte.py"),
     ),
     Mutant(
-        "a gap between revisions is passed over",
-        SEGMENT,
-        "if commit.rev != expected:",
-        "if False:",
-        ("tests/durability/crash/test_every_byte.py",),
-    ),
-    Mutant(
         "damage is taken for a torn tail",
         SEGMENT,
         "return self.fault is not None and self.vouched > self.end",
@@ -412,13 +391,6 @@ LOG: Final = [
         ("tests/durability/crash/test_every_byte.py", "-k", "older_segments"),
     ),
     Mutant(
-        "a snapshot may be newer than the log",
-        "zkv/durability/recovery.py",
-        "if scan.next_rev <= self._snapshot_rev:",
-        "if False:",
-        ("tests/durability/crash/test_every_byte.py", "-k", "missing_files or some_of_every"),
-    ),
-    Mutant(
         "what is replayed expires never",
         "zkv/durability/recovery.py",
         "bytes(change.value), commit.rev, change.expires",
@@ -434,13 +406,6 @@ WAITING: Final = [
         "any(group.durable for group in current)",
         "False",
         ("tests/requests/test_safe_replies.py", "-k", "durable_asks"),
-    ),
-    Mutant(
-        "what waits is told of a failure that came after its epoch",
-        "zkv/durability/committer.py",
-        "group.complete(error if group.epoch == epoch else _unknown())",
-        "group.complete(error)",
-        ("tests/requests/test_model.py",),
     ),
     Mutant(
         "what another epoch made safe is told",

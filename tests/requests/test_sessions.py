@@ -105,6 +105,9 @@ def test_other_content_under_a_remembered_number_is_refused(store: Store) -> Non
     ]
     for more in same:
         assert store.ok(**(first | more))["replayed"] is True
+    store.ok("INCR", key="n", session="s", seq=2)
+    assert store.ok("INCR", key="n", session="s", seq=2, deadline=2**53)["replayed"] is True
+    store.ok("DELETE", key="n")
     assert store.items() == [["k", 1, 1]]
 
 
