@@ -34,8 +34,8 @@ $(PIP) install --log $(VENV)/build.log --no-deps --no-build-isolation -e .
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: again help run test test-python test-clients clients-deps torture fuzz benchmark generate \
-        lint docs demo lock clean
+.PHONY: again help run test test-python test-clients clients-deps torture fuzz mutants benchmark \
+        generate lint docs demo lock clean
 
 help: ## Show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -62,6 +62,9 @@ torture: $(VENV)/dev.stamp ## Break it for half an hour: kills, power cuts, fail
 fuzz: $(VENV)/dev.stamp ## Compare C with Python on inputs that a fuzzer makes (needs clang): ARGS=-max_total_time=600
 	$(BIN)/python -m tests.compiled.fuzz lane $(ARGS)
 	$(BIN)/python -m tests.compiled.fuzz mailbox $(ARGS)
+
+mutants: $(VENV)/dev.stamp ## Plant bugs one at a time, and see that tests catch them (needs a C compiler): ARGS=lane.c picks some
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 generate: $(VENV)/dev.stamp ## Make what is made from other sources: the client for threads, names in C
 	$(BIN)/python tools/mirror.py

@@ -12,6 +12,7 @@ import gc
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -92,12 +93,11 @@ def zkv_command(*arguments: str) -> list[str]:
     return [sys.executable, "-W", "always::ResourceWarning", "-m", "zkv.cli.main", *arguments]
 
 
-def run_zkv(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a ``zkv`` that is expected to end by itself."""
-    return subprocess.run(
-        zkv_command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True,
-        timeout=LIMIT, check=False,
-    )  # fmt: skip
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [probe.getsockname()[1] for probe in probes]
 
 
 class ServerProcess:

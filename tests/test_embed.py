@@ -18,7 +18,8 @@ import pytest
 import zmq
 
 import zkv
-from tests.support import LIMIT, ROOT, Raw, environment, eventually, pack, run_zkv, unpack
+from tests.forking import run_zkv
+from tests.support import LIMIT, ROOT, Raw, environment, eventually, pack, unpack
 from zkv import config
 from zkv.broker import sockets
 from zkv.errors import (

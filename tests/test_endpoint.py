@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import zkv
-from tests.support import LIMIT, ROOT, environment, run_zkv
+from tests.forking import run_zkv
+from tests.support import LIMIT, ROOT, environment
 from zkv.endpoint import LONGEST_PATH, check_option, check_to_bind, check_to_connect
 from zkv.errors import ConfigError
 

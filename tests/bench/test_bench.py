@@ -33,8 +33,17 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.docs.test_docs import free_ports
-from tests.support import LIMIT, ROOT, Message, Raw, ServerProcess, environment, pack, unpack
+from tests.support import (
+    LIMIT,
+    ROOT,
+    Message,
+    Raw,
+    ServerProcess,
+    environment,
+    free_ports,
+    pack,
+    unpack,
+)
 from zkv.bench import generator, result, sweep
 from zkv.bench.generator import LoadJob, LoadTarget, make_source
 from zkv.bench.histogram import Histogram, bucket, upper_end

@@ -18,6 +18,7 @@ import pytest
 import zmq
 
 from tests.conftest import Connect
+from tests.forking import run_zkv
 from tests.support import (
     FREE_PORT,
     LIMIT,
@@ -29,7 +30,6 @@ from tests.support import (
     eventually,
     pack,
     raw_fields,
-    run_zkv,
     unpack,
 )
 from zkv.durability.files import Files

@@ -7,6 +7,7 @@ the long form runs all of this with a twin that is watched by AddressSanitizer.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -17,7 +18,6 @@ import sysconfig
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.broker.mailboxes import WAYS, Context, Make, Middle, Peer, Socket
 from tests.compiled.sanitizer import COMPILER, run_under_address_sanitizer
 from tests.conftest import Connect
 from tests.support import LIMIT, ROOT, Frames, ServerInProcess, eventually, terminate
@@ -41,13 +42,7 @@ from zkv.broker.frames import (
     BadEnvelope,
     PythonFrames,
 )
-from zkv.broker.mailbox import FrontMailbox, Mailbox, ReplyFailedError, connect_worker
-
-Socket = zmq.Socket[bytes]
-Context = zmq.Context[Socket]
-Make = frames.MakeFrames
-
-WAYS = {"plain": PythonFrames, "compiled": COMPILED}
+from zkv.broker.mailbox import ReplyFailedError
 
 
 @pytest.fixture(params=WAYS)
@@ -57,42 +52,6 @@ def way(request: pytest.FixtureRequest) -> Make:
     if make is None:
         pytest.skip("zkv was installed without a C compiler")
     return make
-
-
-class Peer:
-    """A mailbox, and the socket at the other end of its pipe."""
-
-    def __init__(self, context: Context, way: Make) -> None:
-        self.socket = context.socket(zmq.DEALER)
-        self.socket.linger = 0
-        self.socket.sndhwm = self.socket.rcvhwm = 0
-        self.socket.rcvtimeo = round(LIMIT * 1000)
-        backend = f"inproc://{id(self)}"
-        self.socket.bind(backend)
-        self.inner: Socket
-        self.frames: frames.Frames
-
-        def make(inner: Socket, waker: int) -> frames.Frames:
-            self.inner, self.frames = inner, way(inner, waker)
-            return self.frames
-
-        self.mailbox = Mailbox(partial(make, connect_worker(context, backend)))
-
-    def send(self, *messages: Frames) -> None:
-        """Put messages into the mailbox."""
-        for message in messages:
-            self.socket.send_multipart(message)
-
-    def receive(self) -> Frames:
-        """The next message that the mailbox has sent."""
-        return self.socket.recv_multipart()
-
-    def waiting(self) -> list[Frames]:
-        """What the mailbox has sent and nobody has taken."""
-        waiting = []
-        while self.socket.poll(0):
-            waiting.append(self.receive())
-        return waiting
 
 
 @pytest.fixture
@@ -413,83 +372,72 @@ def test_what_has_no_body_is_not_sent(peer: Peer) -> None:
     assert peer.waiting() == []
 
 
-END_OF_MEMORY = """
+LITTLE_MEMORY = """
 import resource, sys
 import zmq
-from tests.broker.test_mailbox import WAYS
+from tests.broker.mailboxes import WAYS
+
+def end_memory():
+    with open("/proc/self/statm") as file:
+        room = int(file.read().split()[0]) * resource.getpagesize() + 100_000_000
+    resource.setrlimit(resource.RLIMIT_AS, (room, room))
 
 context = zmq.Context()
 server, client = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
 client.routing_id = b"a"
 server.bind("inproc://x")
 client.connect("inproc://x")
-client.send(b"hello")
 frames = WAYS[sys.argv[1]](server, 0)
-assert frames.receive(wait=True)[0] == [[b"a", b""]]
-large = bytes(300_000_000)
-with open("/proc/self/statm") as file:
-    room = int(file.read().split()[0]) * resource.getpagesize() + 100_000_000
-resource.setrlimit(resource.RLIMIT_AS, (room, room))
-try:
-    frames.send([[b"a", b""]], [large])
-except (MemoryError, zmq.ZMQError):
-    frames.send([[b"b", b""], [b"a", b""]], [b"not for a", b"for a"])
-    print([frame.decode() for frame in client.recv_multipart()])
 """
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+def run_with_little_memory(name: str, script: str) -> str:
+    """What a script prints that has ``frames`` of a way, their ``client``, and ``end_memory``."""
+    if WAYS[name] is None:
+        pytest.skip("zkv was installed without a C compiler")
+    if not os.path.exists("/proc/self/statm"):
+        pytest.skip("needs /proc")
+    command = [sys.executable, "-c", LITTLE_MEMORY + script, name]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=LIMIT, cwd=ROOT
+    ).stdout
+
+
 @pytest.mark.parametrize("name", WAYS)
 def test_a_reply_that_memory_does_not_hold_goes_to_nobody(name: str) -> None:
     """And the next one goes to its own client, and not behind half of that."""
-    if WAYS[name] is None:
-        pytest.skip("zkv was installed without a C compiler")
-    command = [sys.executable, "-c", END_OF_MEMORY, name]
-    run = subprocess.run(
-        command, capture_output=True, text=True, check=True, timeout=LIMIT, cwd=ROOT
-    )
-    assert run.stdout == "['', 'for a']\n"
+    script = """if True:
+        client.send(b"hello")
+        assert frames.receive(wait=True)[0] == [[b"a", b""]]
+        large = bytes(300_000_000)
+        end_memory()
+        try:
+            frames.send([[b"a", b""]], [large])
+        except (MemoryError, zmq.ZMQError):
+            frames.send([[b"b", b""], [b"a", b""]], [b"not for a", b"for a"])
+            print([frame.decode() for frame in client.recv_multipart()])
+    """
+    assert run_with_little_memory(name, script) == "['', 'for a']\n"
 
 
-END_OF_MEMORY_FOR_A_REQUEST = """
-import resource, sys
-import zmq
-from tests.broker.test_mailbox import WAYS
-
-context = zmq.Context()
-server, client = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
-client.routing_id = b"a"
-server.bind("inproc://x")
-client.connect("inproc://x")
-frames = WAYS[sys.argv[1]](server, 0)
-client.send_multipart([b"", b"small"])
-client.send_multipart([b"", bytes(300_000_000)])
-client.send_multipart([b"", b"two", bytes(300_000_000)])
-client.send_multipart([b"", b"another"])
-with open("/proc/self/statm") as file:
-    room = int(file.read().split()[0]) * resource.getpagesize() + 100_000_000
-resource.setrlimit(resource.RLIMIT_AS, (room, room))
-answers = []
-while len(answers) < 4:
-    envelopes, bodies = frames.receive(wait=True)
-    assert all(envelope == [b"a", b""] for envelope in envelopes)
-    answers += [getattr(body, "reason", body) for body in bodies]
-print(answers)
-"""
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
 @pytest.mark.parametrize("name", WAYS)
 def test_a_request_that_memory_does_not_hold_is_answered(name: str) -> None:
     """And those before and behind it are what they are."""
-    if WAYS[name] is None:
-        pytest.skip("zkv was installed without a C compiler")
-    command = [sys.executable, "-c", END_OF_MEMORY_FOR_A_REQUEST, name]
-    run = subprocess.run(
-        command, capture_output=True, text=True, check=True, timeout=LIMIT, cwd=ROOT
-    )
+    script = """if True:
+        client.send_multipart([b"", b"small"])
+        client.send_multipart([b"", bytes(300_000_000)])
+        client.send_multipart([b"", b"two", bytes(300_000_000)])
+        client.send_multipart([b"", b"another"])
+        end_memory()
+        answers = []
+        while len(answers) < 4:
+            envelopes, bodies = frames.receive(wait=True)
+            assert all(envelope == [b"a", b""] for envelope in envelopes)
+            answers += [getattr(body, "reason", body) for body in bodies]
+        print(answers)
+    """
     expected = [b"small", NO_MEMORY.reason, TWO_BODIES.reason, b"another"]
-    assert run.stdout == f"{expected}\n"
+    assert run_with_little_memory(name, script) == f"{expected}\n"
 
 
 class Failing(Later):
@@ -518,54 +466,18 @@ def test_a_pending_reply_that_cannot_be_made_is_answered_otherwise(peer: Peer) -
 # --- With others behind
 
 
-class Middle:
-    """What stands between clients and workers: a client in front of it, two workers behind."""
-
-    def __init__(self, context: Context, way: Make, room: int = 1_000) -> None:
-        self._context = context
-        self.clients, self.behind = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
-        self.behind.sndhwm = room
-        for socket in (self.clients, self.behind):
-            socket.linger = 0
-            socket.bind(f"inproc://{id(socket)}")
-        self.mailbox = FrontMailbox(partial(self._make, way))
-        self.client = self._connect(self.clients)
-
-    def _make(self, way: Make, waker: int) -> frames.Frames:
-        self.frames = way(self.clients, waker, self.behind)
-        return self.frames
-
-    def _connect(self, to: Socket) -> Socket:
-        socket = self._context.socket(zmq.DEALER)
-        socket.linger, socket.rcvtimeo = 0, round(LIMIT * 1000)
-        socket.rcvhwm = 1
-        socket.connect(f"inproc://{id(to)}")
-        return socket
-
-    def add_worker(self) -> Socket:
-        """One more who is behind."""
-        return self._connect(self.behind)
-
-    def ask(self, *bodies: bytes) -> None:
-        """Have the client send requests."""
-        for body in bodies:
-            self.client.send_multipart([b"", body])
-
-    def take(self, count: int) -> list[bytes | BadEnvelope]:
-        """So many requests at once."""
-        eventually(self.frames.readable, "a message is there")
-        bodies = self.mailbox.receive()
-        assert len(bodies) == count
-        return bodies
-
-
 @pytest.fixture
 def middle(context: Context, way: Make) -> Iterator[Middle]:
     """One of each way."""
-    middle = Middle(context, way)
-    yield middle
-    middle.mailbox.close()
-    middle.client.close()
+    with contextlib.closing(Middle(context, way)) as middle:
+        yield middle
+
+
+@pytest.fixture
+def narrow(context: Context, way: Make) -> Iterator[Middle]:
+    """One of each way, which has room for one request to those behind."""
+    with contextlib.closing(Middle(context, way, room=1)) as middle:
+        yield middle
 
 
 def test_what_is_left_goes_to_those_behind_and_their_reply_to_the_client(middle: Middle) -> None:
@@ -604,42 +516,38 @@ def test_replies_pass_while_it_waits_for_requests(middle: Middle) -> None:
     middle.mailbox.reply([b"two"])
 
 
-def test_nothing_is_taken_while_those_behind_have_no_room(context: Context, way: Make) -> None:
-    middle = Middle(context, way, room=1)
+def test_nothing_is_taken_while_those_behind_have_no_room(narrow: Middle) -> None:
     count = 40
     bodies = [b"%d" % number for number in range(count)]
-    middle.ask(*bodies)
-    assert middle.take(count) == bodies
-    middle.mailbox.reply([None] * count, [], list(range(count)))  # Nobody is there at all.
-    middle.ask(b"later")
-    assert middle.frames.receive(wait=False, take=False) == ([], [])
+    narrow.ask(*bodies)
+    assert narrow.take(count) == bodies
+    narrow.mailbox.reply([None] * count, [], list(range(count)))  # Nobody is there at all.
+    narrow.ask(b"later")
+    assert narrow.frames.receive(wait=False, take=False) == ([], [])
     taken = []
 
     def work() -> None:
-        with middle.add_worker() as worker:
+        with narrow.add_worker() as worker:
             for _ in range(count):
                 *_, body = worker.recv_multipart()
                 taken.append(body)
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert middle.mailbox.receive() == [b"later"]
+    assert narrow.mailbox.receive() == [b"later"]
     thread.join()
     assert taken == bodies
-    middle.mailbox.reply([b"reply"])
-    middle.mailbox.close()
-    middle.client.close()
+    narrow.mailbox.reply([b"reply"])
 
 
-def test_replies_pass_while_it_waits_for_room(context: Context, way: Make) -> None:
+def test_replies_pass_while_it_waits_for_room(narrow: Middle) -> None:
     """Whenever they come: one of a pair comes while what the other one brought is looked at."""
-    middle = Middle(context, way, room=1)
-    worker = middle.add_worker()
+    worker = narrow.add_worker()
     count = 20
-    middle.ask(*[b"%d" % number for number in range(count)])
-    middle.take(count)
-    middle.mailbox.reply([None] * count, [], list(range(count)))
-    thread = threading.Thread(target=middle.mailbox.receive)
+    narrow.ask(*[b"%d" % number for number in range(count)])
+    narrow.take(count)
+    narrow.mailbox.reply([None] * count, [], list(range(count)))
+    thread = threading.Thread(target=narrow.mailbox.receive)
     thread.start()
     *envelope, _ = worker.recv_multipart()
     try:
@@ -648,13 +556,11 @@ def test_replies_pass_while_it_waits_for_room(context: Context, way: Make) -> No
                 worker.send_multipart([*envelope, b"reply"])
                 deque(range(number % 500), maxlen=0)  # Takes a moment, some 10 us at most.
             for _ in range(2):
-                assert middle.client.recv_multipart() == [b"", b"reply"]
+                assert narrow.client.recv_multipart() == [b"", b"reply"]
     finally:
-        middle.mailbox.stop()
+        narrow.mailbox.stop()
         thread.join()
         worker.close()
-        middle.mailbox.close()
-        middle.client.close()
 
 
 def test_only_what_had_arrived_is_taken_at_the_end(middle: Middle) -> None:

@@ -8,7 +8,7 @@ from typing import Self
 
 import pexpect
 
-from tests.cli.test_commands import COMMAND
+from tests.cli.running import COMMAND
 from tests.support import LIMIT, ROOT, environment
 
 CONTROL = re.compile(r"\x1b(\[[0-9;?>=]*[a-zA-Z]|[=>]|\][^\x07]*\x07)")

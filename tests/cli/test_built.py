@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import LIMIT, ROOT, ServerProcess, environment, eventually, run_zkv
+from tests.forking import run_zkv
+from tests.support import LIMIT, ROOT, ServerProcess, environment, eventually
 from zkv import compiled
 from zkv.cli import built
 

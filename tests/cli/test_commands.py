@@ -9,61 +9,21 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 from msgpack import ExtType, Timestamp
 
-from tests.cli.forking import run_forked
+from tests.cli.running import COMMAND, NOWHERE, Cli, assert_fails, run, run_in_bash
 from tests.conftest import Connect
 from tests.peer import Answer, Peer, body, reply, swallow
-from tests.support import LIMIT, ROOT, Raw, ServerInProcess, ServerProcess, environment, read_line
+from tests.support import LIMIT, ROOT, Raw, ServerInProcess, environment, read_line
 
-COMMAND = [sys.executable, "-m", "zkv.cli.client"]
-
-
-def refused_port() -> int:
-    """A port that is bound, for as long as this process lives, and never listened at.
-
-    Whoever connects is refused, and nobody else gets it.
-    """
-    nobody = socket.socket()
-    nobody.bind(("127.0.0.1", 0))
-    port: int = nobody.getsockname()[1]
-    nobody.detach()
-    return port
-
-
-NOWHERE = f"tcp://127.0.0.1:{refused_port()}"
-"""An endpoint where nobody listens."""
 SOON = "0.2"
-
-Result = subprocess.CompletedProcess[bytes]
-Cli = Callable[..., Result]
-
-
-def run(
-    *words: str | bytes,
-    input: bytes = b"",
-    stdout: int | IO[bytes] = subprocess.PIPE,
-    env: dict[str, str] | None = None,
-) -> Result:
-    """Run zkv-cli with ``words``; ``env`` is what it has beside what the tests have."""
-    return run_forked(words, input, stdout, env)
-
-
-def run_in_bash(script: str, **env: str) -> Result:
-    """Run a script in which zkv-cli is a command."""
-    define = f'zkv-cli() {{ {shlex.join(COMMAND)} "$@"; }}\n'
-    return subprocess.run(
-        ["bash", "-c", define + script], cwd=ROOT, env=environment() | env, capture_output=True,
-        timeout=LIMIT, check=False,
-    )  # fmt: skip
 
 
 def modules_after(*words: str) -> set[str]:
@@ -78,35 +38,6 @@ def modules_after(*words: str) -> set[str]:
     """
     command = [sys.executable, "-c", code, *words]
     return set(subprocess.check_output(command, cwd=ROOT, env=environment(), text=True).split())
-
-
-def assert_fails(result: Result, status: int, *words: str) -> None:
-    """Exit status ``status``, nothing printed, one line of complaint that holds ``words``."""
-    complaint = result.stderr.decode()
-    assert result.returncode == status, complaint
-    assert result.stdout == b""
-    assert re.fullmatch(r"zkv-cli: .+\n", complaint), complaint
-    for word in words:
-        assert word in complaint
-
-
-@pytest.fixture
-def cli(server: ServerInProcess) -> Cli:
-    """Runs zkv-cli against `server`, and checks the exit status: 0, or ``status``."""
-
-    def run_here(*words: str | bytes, status: int = 0, **keywords: Any) -> Result:
-        result = run("-e", server.endpoint, *words, **keywords)
-        assert result.returncode == status, result.stderr
-        return result
-
-    return run_here
-
-
-@pytest.fixture(scope="module")
-def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """One server for the rows of a table, where a row leaves nothing behind that counts."""
-    with ServerProcess(tmp_path_factory.mktemp("shared")) as process:
-        yield process
 
 
 # Commands.
@@ -263,7 +194,7 @@ def test_a_word_that_begins_with_a_dash(cli: Cli) -> None:
 )
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8", "en_US.ISO-8859-1"])
 def test_put_stores_text_or_json(
-    shared_server: ServerProcess, connect: Connect, words: list[str], stdin: bytes, stored: Any,
+    shared_server: ServerInProcess, connect: Connect, words: list[str], stdin: bytes, stored: Any,
     locale: str,
 ) -> None:  # fmt: skip
     result = run(
@@ -303,7 +234,7 @@ def test_put_stores_text_or_json(
     ids=repr,
 )
 def test_get_prints_the_value_alone(
-    shared_server: ServerProcess,
+    shared_server: ServerInProcess,
     connect: Connect,
     value: Any,
     plain: str | bytes,
@@ -381,7 +312,7 @@ def test_bytes_go_through_unchanged(cli: Cli) -> None:
     ids=lambda part: repr(part)[:60],
 )
 def test_what_fails_says_why_in_one_line(
-    shared_server: ServerProcess, words: list[str | bytes], status: int, complaint: str
+    shared_server: ServerInProcess, words: list[str | bytes], status: int, complaint: str
 ) -> None:
     result = run(*words, env={"ZKV_ENDPOINT": shared_server.endpoint})
 

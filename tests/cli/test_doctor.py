@@ -13,17 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_commands import NOWHERE
+from tests.cli.running import NOWHERE
+from tests.forking import run_zkv
 from tests.peer import Peer, body
-from tests.support import (
-    LIMIT,
-    ROOT,
-    Message,
-    ServerInProcess,
-    environment,
-    run_zkv,
-    zkv_command,
-)
+from tests.support import LIMIT, ROOT, Message, ServerInProcess, environment, zkv_command
 from zkv import compiled
 from zkv.cli import doctor
 from zkv.cli.main import main

@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from tests.cli.test_commands import COMMAND, assert_fails, run, run_in_bash
+from tests.cli.running import COMMAND, assert_fails, run, run_in_bash
 from tests.support import FREE_PORT, LIMIT, ROOT, Raw, ServerInProcess, environment, eventually
 from zkv.bench.main import main as bench_main
 from zkv.cli import prompt

@@ -10,8 +10,9 @@ from typing import Any
 import msgpack
 import pytest
 
-from tests.cli.test_commands import Result, run
-from tests.support import LIMIT, Raw, ServerInProcess, ServerProcess, pack, run_zkv
+from tests.cli.running import Result, run
+from tests.forking import run_zkv
+from tests.support import LIMIT, Raw, ServerInProcess, ServerProcess, pack
 from zkv import Client
 from zkv.cli.values import from_json, packed_to_json, to_json
 

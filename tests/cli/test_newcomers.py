@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from msgpack import ExtType, Timestamp
 
+from tests.cli.running import COMMAND, NOWHERE, Cli, assert_fails, run
 from tests.cli.terminal import CONTROL, Terminal
-from tests.cli.test_commands import COMMAND, NOWHERE, Cli, Result, assert_fails, run
 from tests.peer import Peer, reply
 from tests.support import LIMIT, ROOT, Raw, ServerInProcess, ServerProcess, environment, read_line
 from zkv import durations
@@ -28,18 +28,6 @@ WRITTEN = reply(ok=True, rev=7, durable=True)
 
 def _id(part: object) -> str:
     return " ".join(part) if isinstance(part, list) else repr(part)
-
-
-@pytest.fixture
-def cli(server: ServerInProcess) -> Cli:
-    """Runs zkv-cli against `server`, and checks the exit status: 0, or ``status``."""
-
-    def run_here(*words: str | bytes, status: int = 0, **keywords: Any) -> Result:
-        result = run("-e", server.endpoint, *words, **keywords)
-        assert result.returncode == status, result.stderr
-        return result
-
-    return run_here
 
 
 # The words of others.

@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from msgpack import ExtType
 
-from tests.cli.test_commands import Result, assert_fails, run, run_in_bash
+from tests.cli.running import Cli, Result, assert_fails, run, run_in_bash
 from tests.conftest import Connect
 from tests.peer import Answer, Peer, reply
 from tests.support import LIMIT, ROOT, Raw, ServerInProcess, ServerProcess, environment
 from zkv.cli.ops import OPS
 from zkv.protocol.requests import REQUEST_TYPES
-
-Cli = Callable[..., Result]
 
 WRITES = ["put", "touch", "delete", "incr", "mput", "mdelete", "txn"]
 EVERY_WRITE = ["--durable", "--deadline", "--session", "--seq"]
@@ -47,25 +44,6 @@ ODD_KEYS = sorted(
     ],
     key=str.encode,
 )
-
-
-@pytest.fixture
-def cli(server: ServerInProcess) -> Cli:
-    """Runs zkv-cli against `server`, and checks the exit status: 0, or ``status``."""
-
-    def run_here(*words: str | bytes, status: int = 0, **keywords: Any) -> Result:
-        result = run("-e", server.endpoint, *words, **keywords)
-        assert result.returncode == status, result.stderr
-        return result
-
-    return run_here
-
-
-@pytest.fixture(scope="module")
-def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """One server for the rows of a table, none of which changes anything."""
-    with ServerProcess(tmp_path_factory.mktemp("shared")) as process:
-        yield process
 
 
 def sent(*words: str, answer: Answer, input: bytes = b"") -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.running import NOWHERE, run
 from tests.cli.terminal import Terminal
-from tests.cli.test_commands import NOWHERE, run
 from tests.support import Raw, ServerInProcess
 from zkv.cli.lexer import split
 

@@ -14,8 +14,8 @@ from typing import Any
 import pexpect
 import pytest
 
+from tests.cli.running import COMMAND, NOWHERE, assert_fails, run
 from tests.cli.terminal import CONTROL, Terminal
-from tests.cli.test_commands import COMMAND, NOWHERE, assert_fails, run
 from tests.support import LIMIT, ROOT, Raw, ServerInProcess, ServerProcess, environment
 from zkv.cli.view import duration, percentile, size
 

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,8 +14,9 @@ import msgpack
 import pytest
 from msgpack import ExtType, Timestamp
 
-from tests.cli.test_commands import COMMAND, Result, assert_fails, run, run_in_bash
+from tests.cli.running import COMMAND, Result, assert_fails, run, run_in_bash
 from tests.conftest import Connect
+from tests.forking import run_zkv
 from tests.support import (
     LIMIT,
     ROOT,
@@ -26,7 +26,6 @@ from tests.support import (
     environment,
     eventually,
     pack,
-    run_zkv,
 )
 
 VALUES: dict[str, Any] = {
@@ -47,13 +46,6 @@ VALUES: dict[str, Any] = {
     "deep": [[[[[[[[{"x": [[[]]]}]]]]]]]],
 }
 FORMATS = ["json", "msgpack"]
-
-
-@pytest.fixture(scope="module")
-def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """One server for the rows of a table, where a row has a key of its own."""
-    with ServerProcess(tmp_path_factory.mktemp("shared")) as process:
-        yield process
 
 
 def entries(client: Raw) -> dict[str, bytes]:
@@ -263,7 +255,7 @@ def test_nothing_comes_from_nothing(server: ServerInProcess, form: str) -> None:
     ids=lambda part: repr(part)[:50],
 )
 def test_a_bad_line_is_named_and_what_stands_before_it_is_stored(
-    shared_server: ServerProcess, connect: Connect, bad: bytes, why: str
+    shared_server: ServerInProcess, connect: Connect, bad: bytes, why: str
 ) -> None:
     client = connect(shared_server.endpoint)
     empty(client)
@@ -322,7 +314,7 @@ def test_a_stream_that_is_cut_off(server: ServerInProcess, client: Raw, missing:
 
 @pytest.mark.parametrize("garbage", [b"\xc1", b"\x01", b"\xa1a", b"\x81\xa3key\xa1a", b"\x80"])
 def test_garbage_in_a_stream(
-    shared_server: ServerProcess, connect: Connect, garbage: bytes
+    shared_server: ServerInProcess, connect: Connect, garbage: bytes
 ) -> None:
     client = connect(shared_server.endpoint)
     empty(client)
@@ -348,7 +340,7 @@ def test_garbage_in_a_stream(
     ],
 )
 def test_files_that_cannot_be_used(
-    shared_server: ServerProcess, words: list[str], why: str
+    shared_server: ServerInProcess, words: list[str], why: str
 ) -> None:
     data = lines({"key": "a", "value": 1})
 

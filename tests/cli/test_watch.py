@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import pytest
 
-from tests.cli.test_commands import COMMAND, NOWHERE, assert_fails, run
+from tests.cli.running import COMMAND, NOWHERE, assert_fails, run
 from tests.conftest import Connect
 from tests.support import LIMIT, ROOT, Raw, ServerInProcess, ServerProcess, environment, read_line
 

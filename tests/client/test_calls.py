@@ -11,7 +11,7 @@ import pytest
 from msgpack import ExtType, Timestamp
 
 from tests.peer import Answer, Peer, body, reply, swallow
-from tests.support import LIMIT, ServerProcess, pack
+from tests.support import LIMIT, ServerInProcess, pack
 from zkv.client import BadReplyError, Client, NoReplyError, RefusedError
 
 SOON = 0.2
@@ -56,8 +56,8 @@ def nested(levels: int) -> list[Any]:
 # With a real server.
 
 
-def test_a_call_gives_the_reply_with_its_fields(server: ServerProcess) -> None:
-    with Client(server.endpoint) as client:
+def test_a_call_gives_the_reply_with_its_fields(near: ServerInProcess) -> None:
+    with Client(near.endpoint) as client:
         reply = client.call("PING")
 
         assert reply["ok"] is True
@@ -65,8 +65,8 @@ def test_a_call_gives_the_reply_with_its_fields(server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
-def test_a_value_comes_back_as_it_was_sent(server: ServerProcess, value: Any) -> None:
-    with Client(server.endpoint) as client:
+def test_a_value_comes_back_as_it_was_sent(near: ServerInProcess, value: Any) -> None:
+    with Client(near.endpoint) as client:
         client.call("PUT", key="k", value=value)
         stored = client.call("GET", key="k")["value"]
 
@@ -74,15 +74,15 @@ def test_a_value_comes_back_as_it_was_sent(server: ServerProcess, value: Any) ->
         assert type(stored) is type(value)
 
 
-def test_a_value_nested_500_levels_deep_comes_back(server: ServerProcess) -> None:
-    with Client(server.endpoint) as client:
+def test_a_value_nested_500_levels_deep_comes_back(near: ServerInProcess) -> None:
+    with Client(near.endpoint) as client:
         client.call("PUT", key="k", value=nested(500))
 
         assert pack(client.call("GET", key="k")["value"]) == pack(nested(500))
 
 
-def test_a_refusal_carries_what_the_reply_said(server: ServerProcess) -> None:
-    with Client(server.endpoint) as client:
+def test_a_refusal_carries_what_the_reply_said(near: ServerInProcess) -> None:
+    with Client(near.endpoint) as client:
         with pytest.raises(RefusedError) as caught:
             client.call("GET", key="nowhere")
 
@@ -97,9 +97,9 @@ def test_a_refusal_carries_what_the_reply_said(server: ServerProcess) -> None:
     ("value", "error"), [(object(), TypeError), (2**64, OverflowError), ("\ud800", ValueError)]
 )
 def test_what_msgpack_cannot_hold_is_refused_before_it_is_sent(
-    server: ServerProcess, value: object, error: type[Exception]
+    near: ServerInProcess, value: object, error: type[Exception]
 ) -> None:
-    with Client(server.endpoint) as client:
+    with Client(near.endpoint) as client:
         with pytest.raises(error):
             client.call("PUT", key="k", value=value)
 
@@ -107,18 +107,18 @@ def test_what_msgpack_cannot_hold_is_refused_before_it_is_sent(
 
 
 @pytest.mark.parametrize("name", ["op", "id"])
-def test_op_and_id_are_no_fields(server: ServerProcess, name: str) -> None:
-    with Client(server.endpoint) as client, pytest.raises(TypeError, match=name):
+def test_op_and_id_are_no_fields(near: ServerInProcess, name: str) -> None:
+    with Client(near.endpoint) as client, pytest.raises(TypeError, match=name):
         client.call("PING", **{name: 1})
 
 
-def test_the_reply_to_end_arrives(server: ServerProcess) -> None:
-    with Client(server.endpoint) as client:
+def test_the_reply_to_end_arrives(near: ServerInProcess) -> None:
+    with Client(near.endpoint) as client:
         client.call("PUT", key="k", value="v")
 
         assert client.call("END")["rev"] == 1
 
-    assert server.wait() == 0
+    assert near.wait()
 
 
 def test_a_call_made_before_the_server_starts_is_answered(
@@ -132,7 +132,7 @@ def test_a_call_made_before_the_server_starts_is_answered(
 
     thread = threading.Thread(target=call)
     thread.start()
-    with ServerProcess(tmp_path, "--endpoint", free_endpoint):
+    with ServerInProcess(tmp_path / "late", server={"endpoints": [free_endpoint]}):
         thread.join()
 
     assert [reply["ok"] for reply in replies] == [True]

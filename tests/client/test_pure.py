@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,8 +22,40 @@ from zkv import (
     StaleSeqError,
     UnavailableError,
 )
+from zkv.client.follower import RESET, Batch
+from zkv.client.mirror_view import MirrorView
+from zkv.client.operations import Change
 from zkv.client.retry import Attempts
 from zkv.client.session import WINDOW, WriteSession, WriteSessions
+
+# --- What a mirror shows
+
+
+class Shown(MirrorView):
+    """What a mirror shows, without what follows the changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settling = False
+        self._follower = cast("Any", self)
+
+    def take(self, *changes: Change, rev: int, settling: bool = False) -> dict[str, Any]:
+        """Have it take changes; what it shows then."""
+        self.settling = settling
+        self._apply(Batch([*changes], rev))
+        return self.copy()
+
+
+def test_a_mirror_shows_no_store_half_read() -> None:
+    mirror, reset = Shown(), Change(1, RESET, "", None)
+    before = mirror.take(reset, Change(1, "PUT", "a", 1), rev=1)
+    assert before == {"a": 1}
+    assert mirror.take(reset, Change(3, "PUT", "b", 2), rev=0, settling=True) == before
+    assert mirror.take(Change(4, "PUT", "c", 3), rev=3, settling=True) == before
+    assert mirror.rev == 1
+    assert mirror.take(Change(5, "DELETE", "b", None), rev=5) == {"c": 3}
+    assert mirror.rev == 5
+
 
 # --- Sessions
 

@@ -4,62 +4,71 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from tests.support import (
-    FREE_PORT,
-    LIMIT,
-    Raw,
-    ServerProcess,
-    environment,
-    eventually,
-    read_line,
-    run_zkv,
-)
+from tests.forking import run_zkv
+from tests.support import FREE_PORT, LIMIT, Raw, ServerInProcess, environment, eventually, read_line
 from zkv.cli.output import FAILED
 from zkv.client import Change, Client
 from zkv.client.follower import RESET
 from zkv.durability.backup import RESTORED_ABOVE
 
-CONFIG = "[durability]\nsnapshot_interval = 0.2\n[log]\nrequests = false\n"
 
-
-class Restorable(NamedTuple):
-    """A server with a backup of its first five revisions, which is at revision 10.
+class Restorable:
+    """A server that is found again where it was, with data that can be replaced.
 
     Args:
-        server: with ipc endpoints, so that it is found again where it was.
-        replace: puts what is restored from the backup, with these flags, in its data's place.
+        directory: for its data, a backup of them, and its socket.
     """
 
-    server: ServerProcess
-    replace: Callable[..., None]
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.data_dir = directory / "data"
+        self.endpoint = f"ipc://{directory}/socket"
+        self._replaced = 0
+        self._start()
+
+    def _start(self) -> None:
+        self._server = ServerInProcess(
+            self.data_dir,
+            server={"endpoints": [self.endpoint], "feed": FREE_PORT},
+            durability={"snapshot_interval": 0.2},
+        )
+        self._server.__enter__()
+
+    def stop(self) -> None:
+        """Stop the server, with everything saved."""
+        assert self._server.stop()
+
+    def replace(self, *flags: str) -> None:
+        """Put what is restored from the backup, with these flags, in the place of the data."""
+        self.stop()
+        self._replaced += 1
+        self.data_dir.rename(self._directory / f"old {self._replaced}")
+        zkv("restore", *flags, self._directory / "backup", self.data_dir)
+        self._start()
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Restorable]:
-    flags = ["--endpoint", f"ipc://{tmp_path}/socket", "--feed", FREE_PORT]
-    with ServerProcess(tmp_path / "server", *flags, config=CONFIG) as server:
-        with Raw(server.endpoint) as client:
+    """A server with a backup of its first five revisions, which is at revision 10."""
+    store = Restorable(tmp_path)
+    try:
+        with Raw(store.endpoint) as client:
             for number in range(1, 6):
                 client.ok(op="PUT", key=f"kept {number}", value=number)
-            zkv("backup", server.data_dir, tmp_path / "backup")
+            zkv("backup", store.data_dir, tmp_path / "backup")
             client.ok(op="PUT", key="kept 1", value="changed and lost")
             client.ok(op="DELETE", key="kept 2")
             for number in range(8, 11):
                 client.ok(op="PUT", key=f"lost {number}", value=number)
-
-        def replace(*flags: str) -> None:
-            assert server.stop() == 0
-            server.data_dir.rename(tmp_path / f"old {server.process.pid}")
-            zkv("restore", *flags, tmp_path / "backup", server.data_dir)
-            server.start()
-
-        yield Restorable(server, replace)
+        yield store
+    finally:
+        store.stop()
 
 
 def zkv(*arguments: str | Path) -> None:
@@ -79,10 +88,10 @@ def write_as_many(client: Raw) -> None:
 
 
 def test_a_mirror_that_was_running(store: Restorable) -> None:
-    with Client(store.server.endpoint) as kv, kv.mirror() as mirror:
+    with Client(store.endpoint) as kv, kv.mirror() as mirror:
         mirror.wait_for(10, LIMIT)
         store.replace()
-        with Raw(store.server.endpoint) as client:
+        with Raw(store.endpoint) as client:
             write_as_many(client)
             rev = client.ok(op="INFO")["rev"]
             mirror.wait_for(rev, LIMIT)
@@ -94,10 +103,10 @@ def test_a_mirror_that_was_running(store: Restorable) -> None:
 def test_a_watch_that_goes_on(store: Restorable, since: int) -> None:
     """Also one that had seen nothing of what is lost, or that asks for what was never there."""
     store.replace()
-    with Raw(store.server.endpoint) as client:
+    with Raw(store.endpoint) as client:
         write_as_many(client)
         now = contents(client)
-    with Client(store.server.endpoint) as kv, kv.watch(since=since) as watch:
+    with Client(store.endpoint) as kv, kv.watch(since=since) as watch:
         told: list[Change | None] = [watch.next(LIMIT)]
         assert told[0] is not None
         assert told[0].op == RESET
@@ -113,9 +122,9 @@ def test_no_revision_means_two_things(store: Restorable) -> None:
     """Of all that a watch is told, before and after, a revision and a key have one value."""
     seen: dict[tuple[int, str], Any] = {}
     resets = 0
-    with Client(store.server.endpoint) as kv, kv.watch(since=0) as watch:
+    with Client(store.endpoint) as kv, kv.watch(since=0) as watch:
         for flags in ([], ["--above", str(5 + RESTORED_ABOVE + 8)]):
-            with Raw(store.server.endpoint) as client:
+            with Raw(store.endpoint) as client:
                 write_as_many(client)
                 rev = client.ok(op="INFO")["rev"]
             while watch.rev < rev:
@@ -133,7 +142,7 @@ def test_no_revision_means_two_things(store: Restorable) -> None:
 
 def test_changes_and_conditions_from_the_lost_future(store: Restorable) -> None:
     store.replace()
-    with Raw(store.server.endpoint) as client:
+    with Raw(store.endpoint) as client:
         assert client.ok(op="INFO")["rev"] == 5 + RESTORED_ABOVE
         write_as_many(client)
         for since in (0, 5, 10, 2**32, 4 + RESTORED_ABOVE):
@@ -148,16 +157,16 @@ def test_changes_and_conditions_from_the_lost_future(store: Restorable) -> None:
 
 def test_writes_of_a_session(store: Restorable, tmp_path: Path) -> None:
     """Answers in the backup are remembered; what is lost is carried out when it is repeated."""
-    with Raw(store.server.endpoint) as client:
+    with Raw(store.endpoint) as client:
         kept: dict[str, Any] = {"op": "INCR", "key": "n", "session": "s", "seq": 1}
         lost = kept | {"seq": 2}
         assert client.ok(**kept)["value"] == 1
-        zkv("backup", store.server.data_dir, tmp_path / "later")
+        zkv("backup", store.data_dir, tmp_path / "later")
         assert client.ok(**lost)["value"] == 2
     (tmp_path / "backup").rename(tmp_path / "earlier")
     (tmp_path / "later").rename(tmp_path / "backup")
     store.replace()
-    with Raw(store.server.endpoint) as client:
+    with Raw(store.endpoint) as client:
         reply = client.ok(**kept)
         assert (reply["value"], reply["rev"], reply["replayed"]) == (1, 11, True)
         reply = client.ok(**lost)
@@ -168,7 +177,7 @@ def test_writes_of_a_session(store: Restorable, tmp_path: Path) -> None:
 @pytest.mark.parametrize("running", [False, True])
 def test_watch_of_the_command_line(store: Restorable, running: bool) -> None:
     """It ends, and says why: what it has printed is not to be gone on with."""
-    command = [sys.executable, "-m", "zkv.cli.client", "-e", store.server.endpoint]
+    command = [sys.executable, "-m", "zkv.cli.client", "-e", store.endpoint]
     command += ["watch", "--since", "9" if running else "10"]
     if not running:
         store.replace()
@@ -190,7 +199,7 @@ def test_watch_of_the_command_line(store: Restorable, running: bool) -> None:
 
 def test_feed_tells_of_it(store: Restorable) -> None:
     """A mirror of a prefix that nobody writes to notices, too: by the heartbeat."""
-    with Client(store.server.endpoint) as kv, kv.mirror("lost") as mirror:
+    with Client(store.endpoint) as kv, kv.mirror("lost") as mirror:
         assert len(mirror) == 3
         store.replace()
         eventually(lambda: len(mirror) == 0, "what is lost is gone")

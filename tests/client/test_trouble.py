@@ -21,6 +21,7 @@ import zmq
 
 import zkv
 from tests.client.blocking import Kind
+from tests.forking import ZKV_CLI, run_forked
 from tests.peer import Peer, reply
 from tests.support import LIMIT, ROOT, ServerInProcess, ServerProcess, environment, eventually
 from zkv import (
@@ -90,6 +91,14 @@ OTHERS = {
     "ssh": (ssh, "SSH-2.0-OpenSSH_9.2"),
     "TLS": (tls, "no zkv server listens there"),
 }
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that is expected to end by itself."""
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=2 * LIMIT,
+        check=False,
+    )  # fmt: skip
 
 
 def reason_of(kind: Kind, endpoint: Any, error: type[UnavailableError], **keywords: Any) -> str:
@@ -251,10 +260,7 @@ def test_a_path_that_is_not_permitted_is_told(tmp_path: Path, what: str) -> None
     try:
         with zkv.Server(f"ipc://{place}/zkv", feed=""):
             os.chmod(place / "zkv" if what == "socket" else place, 0o700)
-            done = subprocess.run(
-                [sys.executable, "-c", PERMITTED, f"ipc://{place}/zkv"], cwd=ROOT,
-                env=environment(), capture_output=True, text=True, timeout=LIMIT, check=False,
-            )  # fmt: skip
+            done = run(sys.executable, "-c", PERMITTED, f"ipc://{place}/zkv")
     finally:
         shutil.rmtree(place)
 
@@ -360,10 +366,7 @@ def in_a_world_with_names(tmp_path: Path, *command: str) -> subprocess.Completed
     """Run a command for which a file of the test's own is /etc/hosts."""
     (tmp_path / "hosts").write_text(HOSTS)
     script = 'mount --bind "$0" /etc/hosts && exec "$@"'
-    return subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, f"{tmp_path}/hosts", *command], cwd=ROOT,
-        env=environment(), capture_output=True, text=True, timeout=2 * LIMIT, check=False,
-    )  # fmt: skip
+    return run("unshare", "--mount", "sh", "-c", script, f"{tmp_path}/hosts", *command)
 
 
 def may_unshare() -> bool:
@@ -418,24 +421,30 @@ def test_tools_reach_a_server_by_its_name(tmp_path: Path, words: list[str], name
         assert "is heard after" in done.stdout
 
 
-@pytest.mark.parametrize("feed", [5, "tcp://127.0.0.1:71092", "nonsense", b"tcp://127.0.0.1:1"])
+FEEDS_THAT_ARE_NONE = [5, "tcp://127.0.0.1:71092", "nonsense", b"tcp://127.0.0.1:1"]
+
+
+@pytest.mark.parametrize("feed", FEEDS_THAT_ARE_NONE)
 def test_a_feed_that_is_none_is_told(kind: Kind, feed: object) -> None:
-    info = reply(ok=True, rev=1, feed=feed)
-    with Peer(afterwards=info) as peer:
-        with kind(peer.endpoint) as kv:
-            if kind.loop is None:
-                with pytest.raises(BadReplyError, match="feed"):
-                    kv.watch()
-            with pytest.raises((ValueError, TypeError), match="endpoint"):
-                kv.watch(feed=feed)
-        done = subprocess.run(
-            [sys.executable, "-m", "zkv.cli.client", "-e", peer.endpoint, "watch"], cwd=ROOT,
-            env=environment(), capture_output=True, text=True, timeout=LIMIT, check=False,
-        )  # fmt: skip
+    with (
+        Peer(afterwards=reply(ok=True, rev=1, feed=feed)) as peer,
+        kind(peer.endpoint) as kv,
+    ):
+        if kind.loop is None:
+            with pytest.raises(BadReplyError, match="feed"):
+                kv.watch()
+        with pytest.raises((ValueError, TypeError), match="endpoint"):
+            kv.watch(feed=feed)
+
+
+@pytest.mark.parametrize("feed", FEEDS_THAT_ARE_NONE)
+def test_a_feed_that_is_none_is_told_on_the_command_line(feed: object) -> None:
+    with Peer(afterwards=reply(ok=True, rev=1, feed=feed)) as peer:
+        done = run_forked(ZKV_CLI, ("-e", peer.endpoint, "watch"))
 
     assert done.returncode == 2
-    assert "endpoint" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert b"endpoint" in done.stderr
+    assert b"Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(not may_unshare(), reason="no mount namespace, or no IPv6, to be had")

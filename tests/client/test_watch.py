@@ -773,16 +773,20 @@ def test_a_mirror_that_was_away_too_long_tells_the_differences() -> None:
         kv["gone"] = 1
         kv["kept"] = 2
         kv["other"] = 3
-        mirror.wait_for(3, LIMIT)
+        kv["changed"] = 1
+        mirror.wait_for(4, LIMIT)
         mirror.subscribe(told.append)
         server.stop()  # In memory alone: its data are gone.
         server.start()
         kv["new"] = 1
         kv["kept"] = 2
-        eventually(lambda: mirror == {"new": 1, "kept": 2}, "it shows the new store")
-        eventually(lambda: len(told) >= 3, "the differences are told")
+        kv["changed"] = 2
+        shown = {"new": 1, "kept": 2, "changed": 2}
+        eventually(lambda: mirror == shown, "it shows the new store")
+        eventually(lambda: len(told) >= 4, "the differences are told")
     assert told[:2] == [Change(told[0].rev, "DELETE", key, None) for key in ("gone", "other")]
     assert Change(1, "PUT", "new", 1) in told
+    assert Change(3, "PUT", "changed", 2) in told
 
 
 def test_an_async_mirror(memory: zkv.Server, kv: Client) -> None:

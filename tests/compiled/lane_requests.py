@@ -31,6 +31,12 @@ def nested(levels: int) -> Raw:
     return Raw(b"\x91" * levels + b"\x01")
 
 
+def items_twice(*keys: str) -> Raw:
+    """Items with such keys, in this order, and 0, 1, 2 ... as their values."""
+    packed = b"".join(encode(part) for item in enumerate(keys) for part in reversed(item))
+    return Raw(b"\xdf" + len(keys).to_bytes(4) + packed)
+
+
 # --- What stands in the fields
 
 KEYS = ["a", "b", "ab", "", "\0", "\x01", "k" * 12, "k" * 13, "é", "é" * 6, "\U0010ffff"]

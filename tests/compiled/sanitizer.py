@@ -17,6 +17,16 @@ from tests.support import ROOT
 COMPILER: Final = shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0])
 
 
+def compile_part(part: Path, *flags: str) -> None:
+    """Compile a part anew, of all C sources beside it. Needs `COMPILER`."""
+    assert COMPILER is not None
+    build = [
+        COMPILER, "-O1", "-fPIC", "-shared", *flags, "-I", sysconfig.get_path("include"),
+        *map(str, part.parent.glob("*.c")), "-o", str(part),
+    ]  # fmt: skip
+    subprocess.run(build, check=True)
+
+
 def run_under_address_sanitizer(directory: Path, module: str, *arguments: str) -> str:
     """What pytest prints, which must succeed.
 
@@ -34,13 +44,8 @@ def run_under_address_sanitizer(directory: Path, module: str, *arguments: str) -
     for name in ("zkv", "tests"):
         shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("*.so"))
     shutil.copy(ROOT / "pyproject.toml", directory)
-    built = directory / module
-    build = [
-        COMPILER, "-g", "-O1", "-fPIC", "-shared", "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all", "-I", sysconfig.get_path("include"),
-        *map(str, built.parent.glob("*.c")), "-o", f"{built}.abi3.so",
-    ]  # fmt: skip
-    subprocess.run(build, check=True)
+    watch = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    compile_part(directory / f"{module}.abi3.so", *watch)
     watched = os.environ | {
         "LD_PRELOAD": library,
         # Python leaves much behind at its end; what is freed is to be given back soon, since

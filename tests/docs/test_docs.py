@@ -17,7 +17,6 @@ Examples. What stands in PROTOCOL.md and docs/terminal.md between a line
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import re
@@ -38,7 +37,17 @@ import zmq
 
 from tests.conftest import Connect
 from tests.protocol import protocol_examples
-from tests.support import LIMIT, ROOT, Raw, ServerProcess, environment, pack, read_line, unpack
+from tests.support import (
+    LIMIT,
+    ROOT,
+    Raw,
+    ServerProcess,
+    environment,
+    free_ports,
+    pack,
+    read_line,
+    unpack,
+)
 from zkv import __version__, config, errors
 from zkv.defaults import DEFAULT_ENDPOINT
 from zkv.protocol.requests import REQUEST_TYPES
@@ -111,13 +120,6 @@ def test_blocks_are_of_a_known_kind(document: str) -> None:
 SERVER: Final = re.compile(r"^(make run|zkv serve)\b")
 DEFAULT_PORTS: Final = (5555, 5556)
 """Of requests and of the feed."""
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
 
 
 class Sandbox:

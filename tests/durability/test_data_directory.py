@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,18 +14,12 @@ from typing import Any, BinaryIO
 import pytest
 
 import zkv
+from tests.forking import run_zkv
 from tests.requests.contract_stores import DurableStore, FakeClock
-from tests.support import (
-    FREE_PORT,
-    Message,
-    Raw,
-    ServerInProcess,
-    ServerProcess,
-    eventually,
-    run_zkv,
-)
+from tests.support import FREE_PORT, Message, Raw, ServerInProcess, ServerProcess, eventually
 from zkv.durability.files import Files
 from zkv.durability.segment import SUFFIX
+from zkv.durability.storage import Storage
 
 CONFIG = """
 [durability]
@@ -42,13 +36,18 @@ def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ServerPro
     config = CONFIG.format(fsync=request.param).replace("1024", "10_000_000")
     with ServerProcess(tmp_path / "server", config=config) as server:
         with Raw(server.endpoint) as client:
-            for number in range(30):
-                client.ok(op="PUT", key=f"k{number}", value="x" * 100)
-            client.ok(op="SNAPSHOT")
-            client.ok(op="PUT", key="k", value=0)
-            client.ok(op="SNAPSHOT")
-            client.ok(op="PUT", key="k", value=1)
+            fill(client)
         yield server
+
+
+def fill(client: Raw) -> None:
+    """Have 31 keys in two snapshots, and a log behind them."""
+    for number in range(30):
+        client.ok(op="PUT", key=f"k{number}", value="x" * 100)
+    client.ok(op="SNAPSHOT")
+    client.ok(op="PUT", key="k", value=0)
+    client.ok(op="SNAPSHOT")
+    client.ok(op="PUT", key="k", value=1)
 
 
 def refused(client: Raw) -> Message:
@@ -110,14 +109,34 @@ TAKEN = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("fsync", ["always", "never"])
 @pytest.mark.parametrize("take", TAKEN)
-def test_directory_that_is_taken_away(server: ServerProcess, take: Callable[[Path], None]) -> None:
-    data = server.data_dir
-    log = server._log_path.open(encoding="utf-8")  # It may be moved, too.
-    with log, Raw(server.endpoint) as client:
+def test_directory_that_is_taken_away(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    take: Callable[[Path], None],
+    fsync: str,
+) -> None:
+    taking, look = threading.Lock(), Storage.disorder
+
+    def look_once_it_is_taken(storage: Storage) -> str | None:
+        with taking:
+            return look(storage)
+
+    monkeypatch.setattr(Storage, "disorder", look_once_it_is_taken)
+    data = tmp_path / "server" / "data"
+    data.parent.mkdir()
+    durability = {"snapshot_interval": 0.05, "fsync": fsync}
+    with (
+        ServerInProcess(data, durability=durability) as server,
+        Raw(server.endpoint) as client,
+    ):
+        fill(client)
         before = client.ok(op="GET", key="k")
-        take(data)
-        there = tree(data)
+        with taking:
+            take(data)
+            there = tree(data)
         reply = refused(client)
         assert (reply["code"], reply["retry"]) == ("READ_ONLY", True)
         assert str(data) in reply["message"]
@@ -130,12 +149,14 @@ def test_directory_that_is_taken_away(server: ServerProcess, take: Callable[[Pat
         snapshot = client.call(op="SNAPSHOT")
         assert (snapshot["code"], str(data) in snapshot["message"]) == ("READ_ONLY", True)
         assert not client.call(op="PUT", key="k", value=2)["ok"], "it stays so"
-        server.signal(signal.SIGTERM)
-        assert server.wait() == 1
-        assert tree(data) == there, "nothing was written into what has its place"
-        lines = log.read().splitlines()
-        assert len([line for line in lines if str(data) in line and " ERROR " in line]) == 1
-        assert any("CRITICAL not everything is saved" in line for line in lines)
+        assert server.stop() is False
+    assert tree(data) == there, "nothing was written into what has its place"
+    errors = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert len([each for each in errors if str(data) in each.getMessage()]) == 1
+    assert any(
+        each.levelname == "CRITICAL" and "not everything is saved" in each.getMessage()
+        for each in caplog.records
+    )
 
 
 def tree(directory: Path) -> dict[str, bytes | None]:
@@ -287,8 +308,43 @@ CHANGED = [
 
 
 @pytest.mark.parametrize("change", CHANGED)
-def test_what_is_removed_is_written_anew(tmp_path: Path, change: Callable[[Path], None]) -> None:
+def test_what_is_removed_is_written_anew(
+    caplog: pytest.LogCaptureFixture, change: Callable[[Path], None]
+) -> None:
     """Writes are refused for a while, and then go on; nothing that was answered is lost."""
+    with contextlib.closing(DurableStore(FakeClock(), segment_bytes=1024)) as store:
+        for key in ("one", "two"):
+            for number in range(15):
+                store.put(f"{key} {number}", "x" * 100)
+            assert isinstance(store.snapshot(), int)
+        for number in range(15):
+            store.put(f"one {number}", "x" * 100)
+        store.put("k", 0)
+        change(store.data_dir)
+        store.look()
+        told = store.refused("READ_ONLY", "PUT", key="k", value=1)
+        assert str(store.data_dir) in told["message"]
+        assert store.engine.wal.refusal == told["message"]
+
+        assert isinstance(store.snapshot(), int)
+        assert store.engine.wal.refusal is None
+        rev = store.put("k", "again", durable=True)
+        before = store.items()
+        assert len(before) == 31
+        for _ in range(2):
+            store.look()
+            store.crash()
+            assert store.items() == before
+        assert store.put("k", "once more") == rev + 1
+        refusals = [each for each in caplog.records if "writes are refused" in each.getMessage()]
+        assert len(refusals) == 1
+
+
+@pytest.mark.parametrize("change", [remove_newest_segment, cut_snapshot, replace_lock, empty])
+def test_a_server_writes_anew_what_is_removed(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    """As its thread looks around by itself, and a kill then takes nothing back."""
     config = CONFIG.format(fsync="always").replace("0.3", "1.0")
     with ServerProcess(tmp_path / "server", config=config) as server:
         with Raw(server.endpoint) as client:

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 import msgpack
 import pytest
 
+from tests.forking import run_zkv
 from tests.support import (
     LIMIT,
     Raw,
@@ -30,7 +31,6 @@ from tests.support import (
     environment,
     eventually,
     pack,
-    run_zkv,
     unpack,
     zkv_command,
 )
@@ -637,19 +637,13 @@ def test_repair_asks(data: Path) -> None:
     flip_revision(data, 50)
     before = files_in(data)
 
-    def answer(text: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            zkv_command("repair", str(data)), env=environment(), input=text,
-            capture_output=True, text=True, timeout=LIMIT, check=False,
-        )  # fmt: skip
-
     for text in ("n\n", "", "\n"):
-        done = answer(text)
+        done = run_zkv("repair", str(data), cwd=Path("/"), input=text)
         assert done.returncode == 1
         assert f"lost   revisions 50 to {LAST_REV}" in done.stdout
         assert done.stderr == "zkv: nothing was done\n"
         assert files_in(data) == before
-    assert answer("y\n").returncode == 0
+    assert run_zkv("repair", str(data), cwd=Path("/"), input="y\n").returncode == 0
     assert check(data).status == 0
 
 

@@ -18,15 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support import (
-    FREE_PORT,
-    Raw,
-    ServerInProcess,
-    ServerProcess,
-    eventually,
-    pack,
-    run_zkv,
-)
+from tests.forking import run_zkv
+from tests.support import FREE_PORT, Raw, ServerInProcess, ServerProcess, eventually, pack
 from zkv.config import DurabilitySettings, LimitSettings
 from zkv.durability.files import Files
 from zkv.durability.snapshot import Loaded, Writer, file_name, read, revision_of

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Final
 from unittest import mock
 
 import msgspec
+import pytest
 
 from tests.requests.roads import Roads, SteppedEngine
 from tests.support import Message, unpack
@@ -357,6 +358,15 @@ class DurableStore(Store):
         self.engine.close()
         self.open()
 
+    @property
+    def data_dir(self) -> Path:
+        """Where its files are."""
+        return Path(self._directory.name)
+
+    def look(self) -> None:
+        """Do what the snapshotter does in each interval: look whether all is in its place."""
+        self.engine.snapshotter._look()
+
     def snapshot(self) -> int | ReadOnly:
         """Do what the snapshotter does when it is asked for a snapshot."""
         return self.engine.snapshotter._save_changes()
@@ -390,7 +400,7 @@ class SnapshottedStore(ReopenedStore):
         super().crash()
 
 
-class PlainMemoryStore(MemoryStore):
+class PureMemoryStore(MemoryStore):
     """The keyspace alone, without what is compiled."""
 
     def __init__(self, clock: FakeClock, **limits: Any) -> None:
@@ -398,7 +408,7 @@ class PlainMemoryStore(MemoryStore):
             super().__init__(clock, **limits)
 
 
-class PlainStore(ReopenedStore):
+class PureStore(ReopenedStore):
     """A store that crashes after every request, and does without what is compiled."""
 
     def open(self) -> None:
@@ -412,14 +422,24 @@ def _lazy(clock: FakeClock, **limits: Any) -> Store:
 
 STORES: dict[str, Callable[..., Store]] = {
     "memory": MemoryStore,
-    "memory, plain": PlainMemoryStore,
+    "memory, pure Python": PureMemoryStore,
     "log, always": DurableStore,
     "log, never": _lazy,
     "log, reopened": ReopenedStore,
-    "log, reopened, plain": PlainStore,
+    "log, reopened, pure Python": PureStore,
     "snapshot, reopened": SnapshottedStore,
 }
 """Name -> makes an empty store, of a clock and limits."""
+
+on_two_stores: Final = pytest.mark.parametrize(
+    "make_store", ["memory", "log, reopened, pure Python"], indirect=True
+)
+"""For tests of fields, limits and conditions with many cases.
+
+These are checked before the log and the snapshots come in, once in C and once in Python, so that
+the other stores would repeat what these two have shown. They differ in all else, too: one answers
+from memory, the other from what it has replayed from its log.
+"""
 
 MakeStore = Callable[..., Store]
 

@@ -22,6 +22,7 @@ import pytest
 import zmq
 
 from tests.conftest import Connect
+from tests.forking import run_zkv
 from tests.support import (
     FREE_PORT,
     LIMIT,
@@ -35,7 +36,6 @@ from tests.support import (
     eventually,
     new_garbage,
     pack,
-    run_zkv,
     terminate,
     unpack,
 )

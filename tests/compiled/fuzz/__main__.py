@@ -18,8 +18,7 @@ from pathlib import Path
 import msgspec
 
 from tests.compiled.fuzz.targets import APART, BETWEEN
-from tests.compiled.lane_requests import nested
-from tests.compiled.test_compiled import items_twice
+from tests.compiled.lane_requests import items_twice, nested
 from tests.support import ROOT
 
 DIRECTORY = ROOT / "build" / "fuzz"

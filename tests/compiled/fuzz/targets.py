@@ -6,10 +6,10 @@ from typing import Any
 
 import zmq
 
-from tests.broker.test_mailbox import Context, Peer
+from tests.broker.mailboxes import Context, Peer
+from tests.compiled.alike import check_alike
 from tests.compiled.lane_requests import LIMITS
-from tests.compiled.test_compiled import check_alike
-from tests.requests.contract_stores import FakeClock, MemoryStore, PlainMemoryStore
+from tests.requests.contract_stores import FakeClock, MemoryStore, PureMemoryStore
 from zkv.broker.frames import COMPILED, PythonFrames
 
 BETWEEN = b"\xc1\xc1"
@@ -22,7 +22,7 @@ HELD = [(b"a", 1), (b"b", 2**63 - 1), (b"ab", "text"), (b"k" * 12, b"bytes")]
 def lane(data: bytes) -> None:
     """Batches of bodies, by the lane and by the commands, on stores that hold something."""
     clock = FakeClock()
-    fast, plain = MemoryStore(clock, **LIMITS), PlainMemoryStore(clock, **LIMITS)
+    fast, plain = MemoryStore(clock, **LIMITS), PureMemoryStore(clock, **LIMITS)
     for store in (fast, plain):
         for key, value in HELD:
             store.ok("PUT", key=key.decode(), value=value)
@@ -37,7 +37,7 @@ def lane(data: bytes) -> None:
     assert _held(fast) == _held(plain)
 
 
-def _held(store: MemoryStore | PlainMemoryStore) -> list[Any]:
+def _held(store: MemoryStore | PureMemoryStore) -> list[Any]:
     """What a store holds, has committed and remembers, as bytes."""
     keyspace = store.node.engine.keyspace
     commits, rev = keyspace.changes_since(0, 1_000_000)

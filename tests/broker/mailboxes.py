@@ -1,0 +1,100 @@
+"""Mailboxes of both ways to their socket, with what is at the other ends of their pipes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import zmq
+
+from tests.support import LIMIT, Frames, eventually
+from zkv.broker import frames
+from zkv.broker.frames import COMPILED, BadEnvelope, PythonFrames
+from zkv.broker.mailbox import FrontMailbox, Mailbox, connect_worker
+
+Socket = zmq.Socket[bytes]
+Context = zmq.Context[Socket]
+Make = frames.MakeFrames
+
+WAYS = {"plain": PythonFrames, "compiled": COMPILED}
+
+
+class Peer:
+    """A mailbox, and the socket at the other end of its pipe."""
+
+    def __init__(self, context: Context, way: Make) -> None:
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.linger = 0
+        self.socket.sndhwm = self.socket.rcvhwm = 0
+        self.socket.rcvtimeo = round(LIMIT * 1000)
+        backend = f"inproc://{id(self)}"
+        self.socket.bind(backend)
+        self.inner: Socket
+        self.frames: frames.Frames
+
+        def make(inner: Socket, waker: int) -> frames.Frames:
+            self.inner, self.frames = inner, way(inner, waker)
+            return self.frames
+
+        self.mailbox = Mailbox(partial(make, connect_worker(context, backend)))
+
+    def send(self, *messages: Frames) -> None:
+        """Put messages into the mailbox."""
+        for message in messages:
+            self.socket.send_multipart(message)
+
+    def receive(self) -> Frames:
+        """The next message that the mailbox has sent."""
+        return self.socket.recv_multipart()
+
+    def waiting(self) -> list[Frames]:
+        """What the mailbox has sent and nobody has taken."""
+        waiting = []
+        while self.socket.poll(0):
+            waiting.append(self.receive())
+        return waiting
+
+
+class Middle:
+    """What stands between clients and workers: a client in front of it, two workers behind."""
+
+    def __init__(self, context: Context, way: Make, room: int = 1_000) -> None:
+        self._context = context
+        self.clients, self.behind = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
+        self.behind.sndhwm = room
+        for socket in (self.clients, self.behind):
+            socket.linger = 0
+            socket.bind(f"inproc://{id(socket)}")
+        self.mailbox = FrontMailbox(partial(self._make, way))
+        self.client = self._connect(self.clients)
+
+    def _make(self, way: Make, waker: int) -> frames.Frames:
+        self.frames = way(self.clients, waker, self.behind)
+        return self.frames
+
+    def _connect(self, to: Socket) -> Socket:
+        socket = self._context.socket(zmq.DEALER)
+        socket.linger, socket.rcvtimeo = 0, round(LIMIT * 1000)
+        socket.rcvhwm = 1
+        socket.connect(f"inproc://{id(to)}")
+        return socket
+
+    def add_worker(self) -> Socket:
+        """One more who is behind."""
+        return self._connect(self.behind)
+
+    def ask(self, *bodies: bytes) -> None:
+        """Have the client send requests."""
+        for body in bodies:
+            self.client.send_multipart([b"", body])
+
+    def take(self, count: int) -> list[bytes | BadEnvelope]:
+        """So many requests at once."""
+        eventually(self.frames.readable, "a message is there")
+        bodies = self.mailbox.receive()
+        assert len(bodies) == count
+        return bodies
+
+    def close(self) -> None:
+        """Let go of all but the workers."""
+        self.mailbox.close()
+        self.client.close()

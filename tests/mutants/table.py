@@ -1,0 +1,623 @@
+"""Bugs that tests must catch: each a replacement of one place in the code, and the tests.
+
+A line of the table says what the bug does. `old` stands in its file exactly once, and is code: a
+comment may be worded anew at any time. `tests` are arguments of pytest, of which one test at least
+must fail.
+
+A change that nothing can tell from the code as it is does not belong here.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Mutant(NamedTuple):
+    """One bug.
+
+    Args:
+        name: what it does wrong.
+        path: of the file, from the root of the repository.
+        old: what stands there.
+        new: what takes its place.
+        tests: arguments of pytest: files, and what chooses some of their tests.
+    """
+
+    name: str
+    path: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+FOLLOWER: Final = ("tests/client/test_follower.py",)
+PURE: Final = ("tests/client/test_pure.py", "-k", "not pipeline")
+
+LANE: Final = "zkv/compiled/lane.c"
+REQUEST: Final = "zkv/compiled/request.c"
+CODEC: Final = "zkv/protocol/codec.py"
+WAL: Final = "zkv/durability/wal.py"
+SEGMENT: Final = "zkv/durability/segment.py"
+STORE: Final = "zkv/keyspace/store.py"
+
+IN_C: Final = [
+    Mutant(
+        "an entry is there in the millisecond in which it expires",
+        LANE,
+        "(!found->expires || found->expires > r->now)",
+        "(!found->expires || found->expires >= r->now)",
+        ("tests/requests/test_ttl.py", "-k", "very_millisecond"),
+    ),
+    Mutant(
+        "an absence in an MGET does not wait for the removal",
+        LANE,
+        "if (!live && rev < r->removed_rev)",
+        "if (0)",
+        ("tests/requests/test_safe_replies.py", "-k", "crash_could_take_back"),
+    ),
+    Mutant(
+        "INCR makes an entry stay for ever",
+        LANE,
+        "return stage(self, r, of, (span){value, size}, live ? found->expires : 0);",
+        "return stage(self, r, of, (span){value, size}, 0);",
+        ("tests/requests/test_incr.py", "-k", "time_to_live"),
+    ),
+    Mutant(
+        "INCR wraps around",
+        LANE,
+        "return read_int(&r, &number) && !__builtin_add_overflow(number, *sum, sum);",
+        "return read_int(&r, &number) && (__builtin_add_overflow(number, *sum, sum), 1);",
+        ("tests/requests/test_incr.py", "-k", "past_the_range"),
+    ),
+    Mutant(
+        "a condition holds for an entry that has expired",
+        LANE,
+        "return condition->number == (is_live(r, found) ? found->rev : 0);",
+        "return condition->number == (found != NULL ? found->rev : 0);",
+        ("tests/requests/test_ttl.py", "-k", "every_op_sees"),
+    ),
+    Mutant(
+        "the conditions of a TXN are not looked at",
+        LANE,
+        "if (!holds(self, r, &from->conditions.at[i]))",
+        "if (0)",
+        ("tests/requests/test_txn.py", "-k", "before_the_ops"),
+    ),
+    Mutant(
+        "an item of an MPUT that is there twice is logged twice",
+        LANE,
+        "    items->count = kept;\n",
+        "",
+        ("tests/compiled/test_compiled.py", "-k", "items_that_are_there_twice"),
+    ),
+    Mutant(
+        "what a TXN did first stays where the rest fails",
+        LANE,
+        "while (replaced->count > first) {",
+        "while (replaced->count > first + 1) {",
+        ("tests/requests/test_txn.py", "-k", "last_one_fails"),
+    ),
+    Mutant(
+        "a new key is missing in scans",
+        LANE,
+        "if (pair->before == NULL && !call(self->add_key, to_str(&key), NULL))",
+        "if (0)",
+        ("tests/requests/test_batches.py", "-k", "one_revision"),
+    ),
+    Mutant(
+        "a deadline outlives the entry that had it",
+        LANE,
+        "if (pair->before != NULL && pair->before->expires && !pair->now->expires &&",
+        "if (0 &&",
+        ("tests/requests/test_ttl.py", "-k", "let_a_key_stay or old_ones"),
+    ),
+    Mutant(
+        "a snapshot is not told of what is replaced while it is written",
+        LANE,
+        "int watched = PyList_Size(self->watchers) > 0;",
+        "int watched = 0;",
+        ("tests/compiled/test_compiled.py", "-k", "does_what_the_commands_do"),
+    ),
+    Mutant(
+        "a repeat runs again",
+        LANE,
+        "PyBytes_Size(o->reply) <= MAX_REMEMBERED_REPLY && is_new(self, r, o);",
+        "PyBytes_Size(o->reply) <= MAX_REMEMBERED_REPLY;",
+        ("tests/requests/test_sessions.py", "-k", "repeat_is_answered"),
+    ),
+    Mutant(
+        "a reply is remembered with the revision before",
+        LANE,
+        "(long long)r->rev + 1, place, (long long)r->now);",
+        "(long long)r->rev, place, (long long)r->now);",
+        ("tests/compiled/test_compiled.py", "-k", "does_what_the_commands_do"),
+    ),
+    Mutant(
+        "a TXN that reads is durable whatever the policy",
+        LANE,
+        "return self->durable && !is_once(from) ? to_reply(self, r, from, 0) : NULL;",
+        "return !is_once(from) ? to_reply(self, r, from, 0) : NULL;",
+        ("tests/compiled/test_compiled.py", "-k", "knows_what_is_durable"),
+    ),
+    Mutant(
+        "a store that stops takes writes",
+        LANE,
+        "if (!r->takes_writes ||",
+        "if (",
+        ("tests/compiled/test_compiled.py", "-k", "sealed"),
+    ),
+    Mutant(
+        "the values of an MGET have no bound together",
+        LANE,
+        "if (values > (size_t)self->max_reply)",
+        "if (0)",
+        ("tests/requests/test_limits.py", "-k", "reply_that_is_too_large"),
+    ),
+    Mutant(
+        "a session without a number is taken",
+        REQUEST,
+        "(once == 0 || once == ONCE);",
+        "1;",
+        ("tests/requests/test_sessions.py", "-k", "half_a_session"),
+    ),
+    Mutant(
+        "another value under a remembered number is taken for a repeat",
+        REQUEST,
+        "        hash_add(&h, each->value.at, each->value.size);\n",
+        "",
+        ("tests/requests/test_sessions.py", "-k", "other_content"),
+    ),
+    Mutant(
+        "the checksum of a frame does not depend on its segment",
+        "zkv/compiled/frames.c",
+        "crc32(crc32(salt, checked, sizeof checked), bytes, size)",
+        "crc32(crc32(0, checked, sizeof checked), bytes, size)",
+        ("tests/compiled/test_compiled.py", "-k", "frames_are_packed_alike"),
+    ),
+]
+
+CODEC_AND_EXACTLY_ONCE: Final = [
+    Mutant(
+        "a session's name is measured in characters",
+        CODEC,
+        "if len(request.session.encode()) > MAX_SESSION_BYTES:",
+        "if len(request.session) > MAX_SESSION_BYTES:",
+        ("tests/requests/test_sessions.py", "-k", "half_a_session"),
+    ),
+    Mutant(
+        "a key is measured in characters",
+        CODEC,
+        "size = len(key.encode())",
+        "size = len(key)",
+        ("tests/requests/test_limits.py", "-k", "utf8"),
+    ),
+    Mutant(
+        "one level less may be nested",
+        CODEC,
+        "if levels > MAX_LEVELS + LEVELS_ABOVE.get(name, 0):",
+        "if levels >= MAX_LEVELS + LEVELS_ABOVE.get(name, 0):",
+        ("tests/protocol/test_protocol.py", "-k", "levels"),
+    ),
+    Mutant(
+        "a large map is taken for none",
+        CODEC,
+        "return 0x80 <= first <= 0x8F or first in {0xDE, 0xDF}",
+        "return 0x80 <= first <= 0x8F or first in {0xDE}",
+        ("tests/protocol/test_protocol.py", "-k", "levels or second_look or both_looks"),
+    ),
+    Mutant(
+        "an array of 16 values has a short head",
+        CODEC,
+        "if size < 16:",
+        "if size < 17:",
+        ("tests/protocol/test_protocol.py", "-k", "array_of_packed"),
+    ),
+    Mutant(
+        "two puts with other keys have one digest",
+        CODEC,
+        'packed = b"".join((op, _encoder.encode(key), value))',
+        'packed = b"".join((op, value))',
+        ("tests/requests/test_sessions.py", "-k", "other_content"),
+    ),
+    Mutant(
+        "a deadline is part of what tells two requests apart",
+        CODEC,
+        "request, id=None, session=None, seq=None, deadline=None, durable=False",
+        "request, id=None, session=None, seq=None, durable=False",
+        ("tests/requests/test_sessions.py", "-k", "other_content"),
+    ),
+    Mutant(
+        "another request under a remembered number is answered",
+        "zkv/keyspace/sessions.py",
+        "if known.digest != digest:",
+        "if False:",
+        ("tests/requests/test_sessions.py", "-k", "other_content"),
+    ),
+    Mutant(
+        "the window has one number more",
+        "zkv/keyspace/sessions.py",
+        "            if seq <= session.newest - self._window:\n",
+        "            if seq < session.newest - self._window:\n",
+        ("tests/requests/test_sessions.py", "-k", "window_ends or set_of_the_newest"),
+    ),
+    Mutant(
+        "a rollback leaves the window where it was moved to",
+        "zkv/keyspace/sessions.py",
+        "        session.newest = window.newest\n",
+        "",
+        ("tests/keyspace/test_keyspace.py", "-k", "window_as_it_was"),
+    ),
+    Mutant(
+        "a repeat is no sign of life",
+        "zkv/keyspace/sessions.py",
+        "        session.used = now\n",
+        "",
+        ("tests/requests/test_sessions.py", "-k", "repeats_is_not_forgotten"),
+    ),
+    Mutant(
+        "large replies take the room of small ones",
+        "zkv/keyspace/sessions.py",
+        "self._most_bytes if small else self._most_bytes - self._most_bytes // KEPT_SHARE",
+        "self._most_bytes",
+        ("tests/requests/test_sessions.py", "-k", "small_replies or remembered_may_take"),
+    ),
+]
+
+EXPIRY: Final = [
+    Mutant(
+        "an entry is there in the millisecond in which it expires",
+        STORE,
+        "entry.expires is not None and entry.expires <= self.now():",
+        "entry.expires is not None and entry.expires < self.now():",
+        ("tests/requests/test_ttl.py", "-k", "very_millisecond"),
+    ),
+    Mutant(
+        "a removal is told as a DELETE",
+        STORE,
+        "transaction.remove(key, EXPIRE)",
+        "transaction.remove(key)",
+        ("tests/requests/test_ttl.py", "-k", "revision_of_its_own"),
+    ),
+    Mutant(
+        "an earlier deadline does not wake the expiry thread",
+        STORE,
+        "if self._deadlines[0] == deadline:",
+        "if False:",
+        ("tests/broker/test_feed.py", "-k", "every_op_makes"),
+    ),
+    Mutant(
+        "a count forgets what is replaced where it has not been",
+        "zkv/keyspace/tally.py",
+        "if (old.expires, key) > self.reached and self._keys.holds(key):",
+        "if False:",
+        ("tests/keyspace/test_keyspace.py", "-k", "count"),
+    ),
+    Mutant(
+        "an absence does not wait for the write that set the deadline",
+        STORE,
+        "return self._removed_rev if entry is None else max(self._removed_rev, entry.rev)",
+        "return self._removed_rev",
+        ("tests/requests/test_safe_replies.py", "-k", "expiry_that_a_crash"),
+    ),
+    Mutant(
+        "the order of the index forgets a key that is gone",
+        STORE,
+        "                index.remove(key)\n",
+        "                pass\n",
+        ("tests/requests/test_ttl.py", "-k", "every_op_sees"),
+    ),
+]
+
+LOG: Final = [
+    Mutant(
+        "what is written is safe",
+        WAL,
+        "self.safe_rev = self.durable_rev if self._sync_each else self.written_rev",
+        "self.safe_rev = self.written_rev",
+        ("tests/requests/test_safe_replies.py", "-k", "not_before"),
+    ),
+    Mutant(
+        "half a frame stays after a failed write",
+        WAL,
+        "            self._files.truncate(self._file, self._offset)\n",
+        "",
+        ("tests/durability/crash/test_full_disk.py", "-k", "what_fits_is_taken"),
+    ),
+    Mutant(
+        "a segment is followed by another one before it is on disk",
+        WAL,
+        "        self._sync()\n        old, path, size = self._file, self._path, self._offset\n",
+        "        old, path, size = self._file, self._path, self._offset\n",
+        (
+            "tests/durability/crash/test_nth_call.py",
+            "tests/durability/crash/test_reordered_writes.py",
+        ),
+    ),
+    Mutant(
+        "what is queued when the log fails is written later",
+        WAL,
+        "            self._queue.clear()\n",
+        "",
+        ("tests/requests/test_refused_writes.py", "-k", "undone_together"),
+    ),
+    Mutant(
+        "the name of a segment is not on disk",
+        WAL,
+        "            self._files.rename(beside, path)\n"
+        "            self._files.sync_directory(self._directory)\n",
+        "            self._files.rename(beside, path)\n",
+        ("tests/durability/crash/test_reordered_writes.py",),
+    ),
+    Mutant(
+        "after a failed sync the log asks again",
+        WAL,
+        "    def _sync_failed(self, error: Exception) -> ReadOnly:\n        self._broken = True\n",
+        "    def _sync_failed(self, error: Exception) -> ReadOnly:\n",
+        ("tests/durability/crash/test_full_disk.py", "-k", "failed_sync_acknowledges"),
+    ),
+    Mutant(
+        "who waits for a number finds no commit behind it",
+        WAL,
+        "        self._queue.append((lsn, commits))\n        self.last_lsn = lsn\n",
+        "        self.last_lsn = lsn\n        self._queue.append((lsn, commits))\n",
+        ("tests/requests/test_safe_replies.py", "-k", "finds_it_queued"),
+    ),
+    Mutant(
+        "every segment has the same salt",
+        SEGMENT,
+        "return secrets.randbits(32)",
+        "return 0",
+        ("tests/durability/test_offline.py", "tests/durability/crash/test_every_byte.py"),
+    ),
+    Mutant(
+        "damage is taken for a torn tail",
+        SEGMENT,
+        "return self.fault is not None and self.vouched > self.end",
+        "return False",
+        ("tests/durability/crash/test_every_byte.py", "-k", "missing_files or one_bit"),
+    ),
+    Mutant(
+        "a frame vouches for nothing",
+        SEGMENT,
+        "crc = _checksum(length, synced, payload, salt)",
+        "synced, crc = 0, _checksum(length, 0, payload, salt)",
+        ("tests/compiled/test_compiled.py", "-k", "frames_are_packed_alike"),
+    ),
+    Mutant(
+        "an older segment may end too early",
+        "zkv/durability/recovery.py",
+        "elif self.rev < successor - 1:",
+        "elif False:",
+        ("tests/durability/crash/test_every_byte.py", "-k", "older_segments"),
+    ),
+    Mutant(
+        "what is replayed expires never",
+        "zkv/durability/recovery.py",
+        "bytes(change.value), commit.rev, change.expires",
+        "bytes(change.value), commit.rev, None",
+        ("tests/requests/test_ttl.py", "-k", "very_millisecond"),
+    ),
+]
+
+WAITING: Final = [
+    Mutant(
+        "who asks for the disk is answered without",
+        "zkv/durability/committer.py",
+        "any(group.durable for group in current)",
+        "False",
+        ("tests/requests/test_safe_replies.py", "-k", "durable_asks"),
+    ),
+    Mutant(
+        "what another epoch made safe is told",
+        "zkv/broker/waiting.py",
+        "return (safe if engine.epoch == epoch else NOTHING_SAFE), refusal",
+        "return safe, refusal",
+        ("tests/requests/test_safe_replies.py", "-k", "got_its_revision"),
+    ),
+    Mutant(
+        "a remembered refusal does not wait for its frame",
+        "zkv/broker/waiting.py",
+        "return call.rev <= self.rev and call.lsn <= self.lsn",
+        "return call.rev <= self.rev",
+        ("tests/requests/test_safe_replies.py", "-k", "not_before"),
+    ),
+    Mutant(
+        "a durable write that may be lost is answered as done",
+        "zkv/broker/waiting.py",
+        "if caller.must_sync(call):",
+        "if False:",
+        ("tests/requests/test_refused_writes.py", "-k", "what_is_written"),
+    ),
+    Mutant(
+        "what is on disk is refused for what could not follow",
+        "zkv/broker/waiting.py",
+        "            if revealed > survived_rev:\n",
+        "            if True:\n",
+        ("tests/requests/test_refused_writes.py", "-k", "what_is_on_disk"),
+    ),
+    Mutant(
+        "what was rolled back is answered as done",
+        "zkv/broker/waiting.py",
+        "            if revealed > survived_rev:\n",
+        "            if False:\n",
+        ("tests/requests/test_refused_writes.py", "-k", "undone_together"),
+    ),
+]
+
+IN_FEED: Final = [
+    Mutant(
+        "a heartbeat tells what is not published",
+        "zkv/broker/feed.py",
+        "encode(Heartbeat(self._rev))",
+        "encode(Heartbeat(self._keyspace.rev))",
+        ("tests/broker/test_feed.py", "-k", "tells_no_more"),
+    ),
+    Mutant(
+        "nothing is kept for a new follower",
+        "zkv/broker/feed.py",
+        "                self._keyspace.hold_for(self._cursor)\n",
+        "",
+        ("tests/broker/test_feed.py", "-k", "until_the_feed_has_read or late_joiner"),
+    ),
+    Mutant(
+        "the parts of a revision are counted from 0",
+        "zkv/broker/feed.py",
+        "for part, change in enumerate(commit.changes, 1):",
+        "for part, change in enumerate(commit.changes):",
+        ("tests/broker/test_feed.py", "-k", "its_place"),
+    ),
+    Mutant(
+        "what is lost is not noticed",
+        "zkv/broker/feed.py",
+        "            self.dropped += 1\n",
+        "",
+        ("tests/broker/test_feed.py", "-k", "does_not_read"),
+    ),
+    Mutant(
+        "a follower whose queue is full keeps out all others",
+        "zkv/broker/feed.py",
+        "            socket.xpub_nodrop = False\n",
+        "",
+        ("tests/broker/test_feed.py", "-k", "does_not_read"),
+    ),
+    Mutant(
+        "a change is published before it is safe",
+        STORE,
+        "return self.history.read(cursor, most, self._safe_rev())",
+        "return self.history.read(cursor, most, self._rev)",
+        ("tests/broker/test_feed.py", "-k", "before_it_is_on_disk"),
+    ),
+    Mutant(
+        "the history lets go of what the feed has not read",
+        "zkv/keyspace/history.py",
+        "if oldest > read and changes <= UNREAD_CHANGES and size <= UNREAD_BYTES:",
+        "if False:",
+        ("tests/keyspace/test_keyspace.py", "-k", "cursor"),
+    ),
+]
+
+CLIENT: Final = [
+    Mutant(
+        "a gap in the feed is passed over",
+        "zkv/client/follower.py",
+        'if rev > self.rev + 1 or message.get("part") != len(self._parts) + 1:',
+        'if message.get("part") != len(self._parts) + 1:',
+        FOLLOWER,
+    ),
+    Mutant(
+        "a lost part is passed over",
+        "zkv/client/follower.py",
+        'if rev > self.rev + 1 or message.get("part") != len(self._parts) + 1:',
+        "if rev > self.rev + 1:",
+        FOLLOWER,
+    ),
+    Mutant(
+        "an older store is followed as if it were the same",
+        "zkv/client/follower.py",
+        "        if rev < self.rev:\n",
+        "        if False:\n",
+        FOLLOWER,
+    ),
+    Mutant(
+        "what a scan has shown is told once more",
+        "zkv/client/follower.py",
+        "if change.rev > scanned.get(change.key, 0)]",
+        "]",
+        FOLLOWER,
+    ),
+    Mutant(
+        "a heartbeat further on is no reason to ask",
+        "zkv/client/follower.py",
+        "if rev == self.rev and not self._asking:",
+        "if rev >= self.rev and not self._asking:",
+        FOLLOWER,
+    ),
+    Mutant(
+        "a doubt ends with the next attempt",
+        "zkv/client/retry.py",
+        "self._in_doubt |= connected",
+        "self._in_doubt = connected",
+        PURE,
+    ),
+    Mutant(
+        "a refusal speaks for the attempts before",
+        "zkv/client/retry.py",
+        "if self._in_doubt and error.code not in DEFINITE:",
+        "if False:",
+        PURE,
+    ),
+    Mutant(
+        "a write is repeated when its session is forgotten",
+        "zkv/client/retry.py",
+        "return self._policy.now() - self._began < self._policy.repeat_for",
+        "return True",
+        PURE,
+    ),
+    Mutant(
+        "a write in flight falls out of its window",
+        "zkv/client/session.py",
+        "self._newest + 1 - next(iter(self.in_flight)) < WINDOW",
+        "self._newest + 1 - next(iter(self.in_flight)) <= WINDOW",
+        PURE,
+    ),
+    Mutant(
+        "a mirror shows a store half read",
+        "zkv/client/mirror_view.py",
+        "            if self._follower.settling:\n",
+        "            if False:\n",
+        ("tests/client/test_pure.py", "-k", "half_read"),
+    ),
+    Mutant(
+        "a callback is not told what has changed while it was away",
+        "zkv/client/mirror_view.py",
+        "if self.revs.get(key) != at:",
+        "if key not in self.revs:",
+        ("tests/client/test_watch.py", "-k", "differences"),
+    ),
+    Mutant(
+        "a lock whose holder has died is waited for",
+        "zkv/client/recipes/async_lock.py",
+        'GONE: Final = frozenset({"DELETE", "EXPIRE"})',
+        'GONE: Final = frozenset({"DELETE"})',
+        ("tests/client/test_recipes.py", "-k", "holder_that_dies and asyncio"),
+    ),
+    Mutant(
+        "a lock does not guard what its former holder writes",
+        "zkv/client/recipes/async_lock.py",
+        "            txn.check(self._key, self._lease_rev)\n            try:\n",
+        "            try:\n",
+        ("tests/client/test_recipes.py", "-k", "lost_is_told and asyncio"),
+    ),
+    Mutant(
+        "a renewal whose reply is lost loses the lock",
+        "zkv/client/recipes/async_lock.py",
+        "                    self._lease_rev = entry.rev\n",
+        "                    pass\n",
+        ("tests/client/test_recipes.py", "-k", "reply_is_lost and asyncio"),
+    ),
+    Mutant(
+        "a limiter allows one less",
+        "zkv/client/recipes/async_limiter.py",
+        "allowed = used <= self._limit",
+        "allowed = used < self._limit",
+        ("tests/client/test_recipes.py", "-k", "in_a_period and asyncio"),
+    ),
+    Mutant(
+        "a value is computed by everybody who waited for the lock",
+        "zkv/client/recipes/async_cache.py",
+        "            if kept is _MISSING:\n",
+        "            if True:\n",
+        ("tests/client/test_recipes.py", "-k", "computed_once and asyncio"),
+    ),
+    Mutant(
+        "a job is done although others have it",
+        "zkv/client/recipes/async_queue.py",
+        "async with self._lock.txn() as txn:",
+        "async with self._lock._keyspace.txn() as txn:",
+        ("tests/client/test_recipes.py", "-k", "thought_dead and asyncio"),
+    ),
+]
+
+MUTANTS: Final = [
+    *IN_C, *CODEC_AND_EXACTLY_ONCE, *EXPIRY, *LOG, *WAITING, *IN_FEED, *CLIENT,
+]  # fmt: skip

@@ -1,0 +1,300 @@
+"""Writes that the disk refuses leave nothing behind, and what is safe stays."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+from unittest import mock
+
+import pytest
+
+from tests.requests.contract_stores import (
+    MAX_INT64,
+    Disk,
+    DurableStore,
+    FakeClock,
+    Store,
+    op,
+    request,
+)
+from tests.support import LIMIT
+from zkv.errors import BadRequest
+from zkv.requests.lane import Answers
+
+
+def everything(store: Store, sessions: dict[str, int]) -> dict[str, Any]:
+    """All that a client can find out about a store; ``sessions``: name -> seq to repeat."""
+    items = store.items()
+    return {
+        "items": items,
+        "ttls": [store.ok("GET", key=key).get("ttl") for key, _, _ in items],
+        "count": store.ok("COUNT")["count"],
+        "changes": store.ok("CHANGES", since=0),
+        "rev": store.rev,
+        "stats": store.ok("INFO")["stats"],
+        "replies": [
+            store.ok("INCR", key="n", session=name, seq=seq) | {"durable": None}
+            for name, seq in sessions.items()
+        ],
+    }
+
+
+LOST_WRITES: dict[str, dict[str, Any]] = {
+    "PUT": op("PUT", key="a", value="lost"),
+    "PUT ttl": op("PUT", key="a", value="lost", ttl=1),
+    "PUT new": op("PUT", key="new", value="lost", ttl=1),
+    "PUT over ttl": op("PUT", key="t", value="lost"),
+    "DELETE": op("DELETE", key="a"),
+    "DELETE ttl": op("DELETE", key="t"),
+    "TOUCH": op("TOUCH", key="t", ttl=None),
+    "TOUCH shorter": op("TOUCH", key="t", ttl=1),
+    "INCR": op("INCR", key="n"),
+    "MPUT": op("MPUT", items={"a": 1, "t": 1, "new": 1}, ttl=1),
+    "MDELETE": op("MDELETE", keys=["a", "t", "n"]),
+    "TXN": op(
+        "TXN",
+        ops=[
+            op("DELETE", key="a"),
+            op("PUT", key="a", value=1, ttl=1),
+            op("TOUCH", key="t", ttl=1),
+            op("INCR", key="new"),
+            op("DELETE", key="n"),
+        ],
+    ),
+    "once": op("INCR", key="n", session="s", seq=2),
+    "once, refused": op("DELETE", key="x", session="s", seq=2),
+}
+
+
+@pytest.mark.usefixtures("impatient_log")
+@pytest.mark.parametrize("fsync", ["always", "never"])
+@pytest.mark.parametrize("write", LOST_WRITES)
+def test_a_write_that_the_disk_refuses_leaves_nothing_behind(fsync: str, write: str) -> None:
+    with contextlib.closing(DurableStore(FakeClock(), fsync=fsync)) as store:
+        store.ok("MPUT", items={"a": 1, "n": 1})
+        store.put("t", 2, ttl=10)
+        store.ok("INCR", key="n", session="s", seq=1)
+        before = everything(store, {"s": 1})
+
+        store.disk.full = True
+        reply = store.call(**LOST_WRITES[write])
+        assert (reply["ok"], reply["code"]) == (False, "READ_ONLY"), reply
+        assert (reply["retry"], reply["applied"]) == (True, False)
+        assert everything(store, {"s": 1}) == before
+        store.clock.advance(5_000)
+        assert len(store.items()) == 3
+
+        store.disk.full = False
+        reply = store.call(**LOST_WRITES[write])
+        assert reply.get("code") == ("NOT_FOUND" if "refused" in write else None)
+        assert "replayed" not in reply
+        after = everything(store, {"s": 1})
+        assert after["rev"] == before["rev"] + ("refused" not in write)
+        store.crash()
+        assert everything(store, {"s": 1}) == after
+
+
+@pytest.mark.usefixtures("impatient_log")
+@pytest.mark.parametrize("fsync", ["always", "never"])
+def test_a_write_for_which_memory_ends_is_refused_and_leaves_no_gap(fsync: str) -> None:
+    """What a batch commits is put together for the log, which may take a lot of memory at once."""
+    with contextlib.closing(DurableStore(FakeClock(), fsync=fsync)) as store:
+        store.put("k", 1)
+        with mock.patch("zkv.durability.segment.pack_frames", side_effect=MemoryError):
+            reply = store.call("PUT", key="k", value=2)
+        assert (reply["code"], reply["applied"]) == ("READ_ONLY", False)
+        assert reply["message"] == "the log cannot be written: out of memory"
+        assert store.put("k", 3) == 2
+        store.crash()
+        assert store.ok("GET", key="k")["value"] == 3
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        op("TXN", ops=[op("TOUCH", key="k", ttl=1)] * 3),
+        op("TXN", ops=[op("TOUCH", key="k", ttl=1), op("PUT", key="j", value="x" * 450)]),
+        op("MPUT", items={"k": "x" * 500, "j": "x" * 500}, ttl=1),
+    ],
+    ids=["touches", "put", "items"],
+)
+def test_what_no_frame_of_the_log_holds_is_too_large(
+    durable_store: DurableStore, write: dict[str, Any]
+) -> None:
+    """A TXN writes much more than it says: each TOUCH of a large entry logs its value once more."""
+    store = durable_store
+    with mock.patch("zkv.keyspace.change.MOST_PAYLOAD_BYTES", 900):
+        store.put("k", "x" * 440)
+        message = store.refused("TOO_LARGE", **write)["message"]
+        assert message.endswith("the log takes 900 at most: write less in one request")
+        store.refused("TOO_LARGE", **write, session="s", seq=1)
+        store.put("j", 1)
+    store.crash()
+    assert [key for key, *_ in store.items()] == ["j", "k"]
+
+
+@pytest.mark.usefixtures("impatient_log")
+def test_several_writes_that_the_disk_refuses_are_undone_together() -> None:
+    with contextlib.closing(DurableStore(FakeClock())) as store:
+        store.put("a", 1, ttl=10)
+        store.ok("INCR", key="n", session="s", seq=1)
+        before = everything(store, {"s": 1})
+
+        one, other = store.workers
+        answers = one.send(
+            request("PUT", key="a", value=2),
+            request("INCR", key="n", session="s", seq=2),
+            request("GET", key="a"),
+            request("MDELETE", keys=["a", "n"]),
+        )
+        answers += other.send(
+            request("PUT", key="a", value=3, if_rev=0, ttl=99),
+            request("COUNT"),
+            request("INCR", key="n", session="s", seq=2),
+        )
+        assert not any(answer.left for answer in answers)
+        store.disk.full = True
+        one.settle()
+        other.settle()
+
+        replies = [answer.read() for answer in answers]
+        for index in (0, 1, 3, 4, 6):
+            assert (replies[index]["code"], replies[index]["retry"]) == ("READ_ONLY", True)
+            assert replies[index]["applied"] is (False if index < 4 else None)
+        assert (replies[2]["value"], replies[2]["rev"]) == (1, 1)
+        assert replies[5]["count"] == 2
+        assert everything(store, {"s": 1}) == before
+        store.disk.full = False
+        assert store.ok("INCR", key="n", session="s", seq=2)["value"] == 2
+
+
+class StuckDisk(Disk):
+    """Its syncs take until it is let go on, once it is told so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sticks = False
+        self.stuck, self.go_on = threading.Event(), threading.Event()
+
+    def sync(self, file: BinaryIO) -> None:
+        super().sync(file)
+        if self.sticks:
+            self.stuck.set()
+            assert self.go_on.wait(LIMIT)
+
+
+@contextlib.contextmanager
+def between(store: DurableStore, do: Callable[[], None]) -> Iterator[dict[str, Any]]:
+    """A request that the front leaves, and a worker refuses; ``do`` is done when it comes there.
+
+    What is plain before and behind it is run by the front, one part before and one after that.
+    """
+    leave_out = Answers.leave_out
+
+    def do_and_refuse() -> None:
+        do()
+        raise BadRequest("this is no snapshot")
+
+    def do_and_leave_out(answers: Answers) -> None:
+        if any(answers.ops):
+            do()
+        leave_out(answers)
+
+    with (
+        mock.patch.object(Answers, "leave_out", do_and_leave_out),
+        mock.patch.object(store.engine, "snapshot", do_and_refuse),
+    ):
+        yield op("SNAPSHOT")
+
+
+def once(do: Callable[[], None]) -> Callable[[], None]:
+    """``do``, the first time that it is called."""
+    waiting = [do]
+    return lambda: waiting.pop()() if waiting else None
+
+
+@pytest.mark.usefixtures("impatient_log")
+@pytest.mark.parametrize(
+    ("put", "get"),
+    [
+        (op("PUT"), op("GET")),
+        (op("PUT", prev=True), op("GET", deadline=MAX_INT64)),
+        (op("PUT", ttl=9), op("GET", deadline=MAX_INT64)),
+    ],
+    ids=["the front's", "a worker's", "a worker's, with ttl"],
+)
+def test_what_is_on_disk_is_not_refused_for_what_could_not_follow(
+    put: dict[str, Any], get: dict[str, Any]
+) -> None:
+    """Another thread has begun to sync the first half of a batch; the disk refuses the rest."""
+    disk = StuckDisk()
+    with contextlib.closing(DurableStore(FakeClock(), disk)) as store:
+        log = store.engine.wal
+        syncing = threading.Thread(target=log.flush)
+
+        def sync() -> None:
+            disk.sticks = True
+            syncing.start()
+            assert disk.stuck.wait(LIMIT)
+
+        worker = store.workers[0]
+        with between(store, once(sync)) as pause:
+            answers = worker.send(
+                request(**put, key="a", value=1, session="s", seq=1, id=1),
+                request(**get, key="a", id=2),
+                request(**pause, id=3),
+                request(**get, key="a", id=4),
+                request(**put, key="b", value=2, session="s", seq=2, id=5),
+                request(**get, key="b", id=6),
+                request("COUNT", id=7),
+            )
+        disk.go_on.set()
+        syncing.join()
+        disk.full = True
+        worker.settle()
+        disk.full = False
+
+        first, read, _, again, second, absent, count = [answer.read() for answer in answers]
+        assert [first["id"], read["id"], again["id"]] == [1, 2, 4]
+        assert (first["rev"], first["durable"]) == (1, True)
+        assert (read["value"], again["value"]) == (1, 1)
+        assert (second["code"], second["applied"], second["id"]) == ("READ_ONLY", False, 5)
+        assert (absent["code"], absent["id"]) == ("NOT_FOUND", 6)
+        assert (count["count"], count["id"]) == (1, 7)
+        assert store.ok(**put, key="a", value=1, session="s", seq=1)["replayed"] is True
+        assert store.ok(**put, key="b", value=2, session="s", seq=2)["rev"] == 2
+
+
+@pytest.mark.usefixtures("impatient_log")
+@pytest.mark.parametrize(
+    "put", [op("PUT"), op("PUT", prev=True)], ids=["the front's", "a worker's"]
+)
+def test_what_is_written_is_not_refused_for_what_could_not_follow(put: dict[str, Any]) -> None:
+    """It is safe, and stays. That it is on disk, too, is what nobody can tell."""
+    with contextlib.closing(DurableStore(FakeClock(), fsync="never")) as store:
+
+        def write() -> None:
+            store.engine.secure()
+            store.disk.full = True
+
+        worker = store.workers[0]
+        durable_put = op("PUT", key="b", value=2, durable=True)
+        behind = [] if put == op("PUT") else [durable_put]
+        with between(store, once(write)) as pause:
+            answers = worker.send(
+                request(**put, key="a", value=1),
+                *[request(**each) for each in behind],
+                request(**pause),
+                request(**put, key="c", value=3),
+            )
+        worker.settle()
+        store.disk.full = False
+
+        first, *durable, _, second = [answer.read() for answer in answers]
+        assert (first["ok"], first["rev"]) == (True, 1)
+        for reply in durable:
+            assert (reply["code"], reply["applied"]) == ("READ_ONLY", None)
+        assert (second["code"], second["applied"]) == ("READ_ONLY", False)
+        assert [key for key, *_ in store.items()] == ["a", *["b" for _ in behind]]
