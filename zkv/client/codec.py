@@ -13,7 +13,7 @@ its own, so that clients in other languages can tell it, and clients without the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from msgpack import ExtType
 
@@ -84,5 +84,27 @@ class Codec:
         return ExtType(code, data) if known is None else known.unpack(data)
 
 
-PLAIN = Codec()
+PLAIN: Final = Codec()
 """The types of msgpack, and no other."""
+
+
+class Packed(bytes):
+    """A value that stays packed: the msgpack bytes that the server holds. See `PACKED`."""
+
+
+PACKED: Final = Codec()
+"""Values pass through a client as they are packed, byte for byte, and so without loss.
+
+For tools that copy or show whatever a store holds, not for programs::
+
+    with Client(endpoint, codec=PACKED) as kv:
+        packed = kv.get("a")          # a `Packed`, which is bytes
+        kv.put("b", packed)           # the same bytes are stored
+        kv.put("c", Packed(b"\\xc0"))  # nil
+
+All that reads values gives each as a `Packed`: `get`, `get_entry`, `get_many`, `scan`, `changes`,
+watches, mirrors, pipelines and so on; None stands where there is no value: the default for an
+absent key, a change that removes, a scan without values. `incr` gives an int. All that writes takes
+a `Packed`, and other values, which are packed as without a codec. A `Packed` that is not one whole
+value of msgpack is a ValueError. Recipes (locks, queues, caches) do not work with it.
+"""

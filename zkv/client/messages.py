@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import msgpack
 
-from zkv.client.codec import PLAIN, Codec
+from zkv.client.codec import PACKED, PLAIN, Codec, Packed
 from zkv.client.errors import REFUSALS, BadReplyError, RefusedError, TooLargeError
+from zkv.client.slicing import is_one_value, sliced
 from zkv.defaults import TOO_DEEP
 
 READ_OPS: Final = frozenset({"PING", "GET", "MGET", "SCAN", "COUNT", "CHANGES", "INFO"})
@@ -49,9 +50,38 @@ def pack_request(
         TooLargeError: there would be no reply to such a large request.
     """
     request = dict(op=op, id=request_id, **fields)
-    body = pack(request, codec)
+    body = pack(request, codec) if codec is not PACKED else _pack_around(request)
     check_size(body)
     return body
+
+
+def _pack_around(fields: Mapping[str, Any]) -> bytes:
+    """A request, or an op in one, whose values are packed already where they are `Packed`."""
+    parts = [_map_header(len(fields))]
+    for name, field in fields.items():
+        parts.append(pack(name))
+        if name == "items":
+            parts.append(_map_header(len(field)))
+            parts += [part for key, value in field.items() for part in (pack(key), _packed(value))]
+        elif name == "ops":
+            parts.append(_array_header(len(field)))
+            parts += map(_pack_around, field)
+        else:
+            parts.append(_packed(field))
+    return b"".join(parts)
+
+
+def _packed(value: Any) -> bytes:
+    """A value, packed, unless it is already. Raises ValueError where that is no value."""
+    if type(value) is not Packed:
+        return pack(value)
+    if not is_one_value(value):
+        raise ValueError("a Packed is not one whole msgpack value")
+    return value
+
+
+_map_header: Final = msgpack.Packer().pack_map_header
+_array_header: Final = msgpack.Packer().pack_array_header
 
 
 def pack(value: Any, codec: Codec = PLAIN) -> bytes:
@@ -115,6 +145,11 @@ def check_reply(op: str, reply: Mapping[str, Any]) -> None:
 
 def unpack_reply(op: str, body: bytes, codec: Codec = PLAIN) -> dict[str, Any]:
     """The map in ``body``. Raises BadReplyError."""
+    if codec is PACKED:
+        try:
+            return sliced(op, body)
+        except ValueError as error:
+            raise bad_reply(op, f"its values cannot be told apart: {error}") from error
     try:
         reply = msgpack.unpackb(
             body, strict_map_key=False, unicode_errors=STR_ERRORS, ext_hook=codec.ext_hook

@@ -294,7 +294,10 @@ class ScanPages:
 
     def _read(self, reply: Reply) -> list[Entry]:
         strip, following = self._strip, reply["next"]
-        page = [Entry(key[strip:], value, rev) for key, value, rev in reply["items"]]
+        if self._fields["values"]:
+            page = [Entry(key[strip:], value, rev) for key, value, rev in reply["items"]]
+        else:
+            page = [Entry(key[strip:], None, rev) for key, _, rev in reply["items"]]
         if following is not None and not (page and isinstance(following, str)):
             raise ValueError("there is another page, and nobody knows behind which key")
         if self._left is not None:

@@ -16,10 +16,12 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, Final, cast
 
+import msgpack
 from msgspec import UNSET
 
 from zkv.client.errors import ClientError, RefusedError
 from zkv.client.operations import RAISE, Operation, Reply, condition
+from zkv.client.slicing import Sliced
 from zkv.client.steps import (
     DeleteStep,
     GetStep,
@@ -239,12 +241,19 @@ def _txn(steps: Sequence[Step], defaults: Defaults) -> Operation[list[Any]]:
     def read(reply: Reply) -> list[Any]:
         told = reply["results"]
         results = [result[step.told] for step, result in zip(steps, told, strict=True)]
+        if type(reply) is Sliced:
+            results = list(map(_sum, steps, results))
         for place, default in defaults.items():
             if 0 <= place < len(steps) and not told[place]["rev"]:
                 results[place] = default
         return results
 
     return Operation("TXN", {"ops": steps}, read, pack=pack_steps, unpack=unpack_quickly)
+
+
+def _sum(step: Step, result: Any) -> Any:
+    """The sum that an INCR gave, where it is still packed; other results as they are."""
+    return msgpack.unpackb(result) if type(step) is IncrStep else result
 
 
 class TransactionOps(WrittenOps):

@@ -18,8 +18,8 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.msgpack import Decoder, Encoder
 from msgspec.structs import asdict, replace
 
-from zkv.client.codec import PLAIN, Codec
-from zkv.client.messages import check_size, explained, pack_request, unpack_reply
+from zkv.client.codec import PACKED, PLAIN, Codec
+from zkv.client.messages import bad_reply, check_size, explained, pack_request, unpack_reply
 from zkv.client.operations import RAISE
 
 
@@ -103,6 +103,8 @@ _encode = Encoder().encode
 def pack_steps(op: str, request_id: int, fields: dict[str, Any], codec: Codec = PLAIN) -> bytes:
     """`pack_request` for fields in which ``ops`` are steps."""
     steps: list[Step] = fields["ops"]
+    if codec is PACKED:
+        return _pack_as_maps(op, request_id, fields, codec)
     request = dict(op=op, id=request_id, **fields)
     try:
         if not _packed_alike(steps):
@@ -110,12 +112,16 @@ def pack_steps(op: str, request_id: int, fields: dict[str, Any], codec: Codec = 
             request["ops"] = [_with_packed_value(step, pack) for step in steps]
         body = _encode(request)
     except UnicodeEncodeError:  # With surrogates.
-        ops = [{"op": name_of(step), **fields_of(step)} for step in steps]
-        return pack_request(op, request_id, {**fields, "ops": ops}, codec)
+        return _pack_as_maps(op, request_id, fields, codec)
     except ValueError as error:
         raise explained(error) from None
     check_size(body)
     return body
+
+
+def _pack_as_maps(op: str, request_id: int, fields: dict[str, Any], codec: Codec) -> bytes:
+    ops = [{"op": name_of(step), **fields_of(step)} for step in fields["ops"]]
+    return pack_request(op, request_id, {**fields, "ops": ops}, codec)
 
 
 def _packed_alike(steps: list[Step]) -> bool:
@@ -145,6 +151,21 @@ def unpack_quickly(op: str, body: bytes, codec: Codec = PLAIN) -> dict[str, Any]
             if type(reply) is dict:
                 return reply
     return unpack_reply(op, body, codec)
+
+
+def id_of(body: bytes) -> Any:
+    """The ``id`` in a reply, of which nothing else is decoded. Raises BadReplyError."""
+    try:
+        return _decode_head(body).id
+    except (ValueError, TypeError, RecursionError) as error:
+        raise bad_reply("-", f"it is not one msgpack map: {error}") from error
+
+
+class _Head(Struct, gc=False):
+    id: Any = None
+
+
+_decode_head = Decoder(_Head).decode
 
 
 _TIMESTAMP: Final = b"\xff"
