@@ -23,8 +23,7 @@ from zkv.client.errors import (
     TooLargeError,
 )
 from zkv.client.slicing import Sliced, is_one_value, sliced
-from zkv.client.values import FLAT, pack, unpack
-from zkv.defaults import MAX_LEVELS
+from zkv.client.values import FLAT, check_levels, pack, unpack
 
 READ_OPS: Final = frozenset({"PING", "GET", "MGET", "SCAN", "COUNT", "CHANGES", "INFO"})
 """Ops that change nothing, whatever becomes of the request."""
@@ -35,8 +34,8 @@ WRITE_OPS: Final = frozenset({"PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE
 LARGEST_MESSAGE: Final = 64 * 1024 * 1024
 """Bytes of a request. ZeroMQ closes the connection of a larger one, and nobody answers."""
 
-LEVELS_ABOVE: Final = {"PUT": 1, "MPUT": 2, "TXN": 3}
-"""Levels of a request around its values."""
+LEVELS_ABOVE: Final = {"MPUT": 2, "TXN": 3}
+"""Levels of a request around its values, where it is not one."""
 
 LARGE: Final = 2_000
 """Bytes of a reply that is worth importing msgspec for."""
@@ -72,10 +71,10 @@ def pack_request(
 
 
 def _pack_fields(request: dict[str, Any], codec: Codec) -> bytes:
-    levels = LEVELS_ABOVE.get(request["op"])
-    if levels is None or type(request.get("value", request)) in FLAT:
-        return pack(request, codec)
-    return pack(request, codec, MAX_LEVELS + levels)
+    body = pack(request, codec)
+    if type(request.get("value", request)) not in FLAT:
+        check_levels(body, LEVELS_ABOVE.get(request["op"], 1))
+    return body
 
 
 def _pack_around(fields: Mapping[str, Any]) -> bytes:

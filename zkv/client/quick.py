@@ -47,7 +47,9 @@ def _is_flat(reply: dict[str, Any]) -> bool:
         if type(field) in FLAT:
             continue
         values_in = _LISTS.get(name)
-        if values_in is None or not FLAT.issuperset(map(type, values_in(field))):
+        if values_in is None or type(field) is not list:
+            return False
+        if not FLAT.issuperset(map(type, values_in(field))):
             return False
     return True
 

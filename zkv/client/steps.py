@@ -19,8 +19,7 @@ from zkv.client.codec import PACKED, PLAIN, Codec
 from zkv.client.errors import BadValueError
 from zkv.client.messages import check_size, pack_request
 from zkv.client.operations import RAISE
-from zkv.client.values import FLAT, explained, pack
-from zkv.defaults import MAX_LEVELS
+from zkv.client.values import FLAT, check_levels, explained, pack
 
 
 class Step(Struct, tag_field="op", gc=False):
@@ -134,7 +133,8 @@ def _with_packed_value(step: Step, codec: Codec) -> Step:
     if not isinstance(step, PutStep) or type(step.value) in FLAT:
         return step
     try:
-        packed = pack(step.value, codec, MAX_LEVELS)
+        packed = pack(step.value, codec)
+        check_levels(b"\x91" + packed, 1)  # In an array, since one level is always around it.
     except BadValueError as error:
         raise error.of(step.key) from error.__cause__
     return replace(step, value=Raw(packed))

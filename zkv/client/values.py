@@ -16,28 +16,24 @@ import msgpack
 
 from zkv.client.codec import PLAIN, Codec, Inexact, described
 from zkv.client.errors import BadValueError
-from zkv.defaults import TOO_DEEP
+from zkv.defaults import MAX_LEVELS, TOO_DEEP
 
 STR_ERRORS: Final = "surrogateescape"
-
-PACKABLE: Final = 512
-"""Levels of arrays and maps in each other that msgpack packs."""
 
 FLAT: Final = frozenset({type(None), bool, int, float, str, bytes})
 """Types of values in which there are no others."""
 
 
-def pack(value: Any, codec: Codec = PLAIN, most: int = PACKABLE) -> bytes:
-    """A value, packed. Raises as `pack_request` does.
+def pack(value: Any, codec: Codec = PLAIN) -> bytes:
+    """A value, packed.
 
-    Args:
-        value: anything.
-        codec: types beside those of msgpack.
-        most: levels of arrays and maps in each other that there may be.
+    Raises:
+        TypeError: it holds something that neither msgpack nor the codec has a type for, or that
+            Python could not get back.
+        OverflowError: an int needs more than 64 bits.
+        ValueError: a str holds a surrogate, or it is nested deeper than msgpack packs.
+        BadValueError: a function of the codec failed.
     """
-    around = PACKABLE - most
-    for _ in range(around):
-        value = [value]  # Each is one byte, and one level less that msgpack takes.
     packed: bytes
     try:
         packed = msgpack.packb(value, default=codec.exact, strict_types=True)
@@ -47,7 +43,7 @@ def pack(value: Any, codec: Codec = PLAIN, most: int = PACKABLE) -> bytes:
         packed = _pack_surrogates(value, codec)
     except ValueError as error:
         raise explained(error) from None
-    return packed[around:] if around else packed
+    return packed
 
 
 def _pack_inexact(value: Any, codec: Codec, unicode_errors: str = "strict") -> bytes:
@@ -81,6 +77,21 @@ def _pack_surrogates(value: Any, codec: Codec) -> bytes:
         raise ValueError(
             f"a str holds U+{code:04X}: surrogates are no characters, and cannot be stored"
         ) from None
+
+
+def check_levels(packed: bytes, above: int) -> None:
+    """Raise ValueError where a value is nested more deeply than the server takes.
+
+    Args:
+        packed: a request, or an array of the value.
+        above: levels of arrays and maps around the value; 1 or more.
+    """
+    if len(packed) <= MAX_LEVELS:  # Each level takes a byte.
+        return
+    from zkv.protocol.nesting import may_be_deep, measure  # Rarely needed.
+
+    if may_be_deep(packed) and measure(packed, 0)[1] > MAX_LEVELS + above:
+        raise ValueError(f"a value {TOO_DEEP}")
 
 
 def explained(error: ValueError) -> ValueError:
