@@ -37,7 +37,7 @@ LARGEST_MESSAGE: Final = 64 * 1024 * 1024
 LEVELS_ABOVE: Final = {"MPUT": 2, "TXN": 3}
 """Levels of a request around its values, where it is not one."""
 
-LARGE: Final = 2_000
+LARGE: Final = 4_000
 """Bytes of a reply that is worth importing msgspec for."""
 
 REFUSAL_FIELDS: Final = frozenset({"ok", "id", "code", "message", "retry", "applied"})
