@@ -35,7 +35,7 @@ from zkv import (
     ValueType,
 )
 from zkv.client.codec import PACKED, PLAIN, Packed
-from zkv.client.messages import unpack_surely
+from zkv.client.messages import unpack_reply
 from zkv.client.quick import unpack_quickly
 from zkv.client.slicing import Sliced, name_errors
 
@@ -211,8 +211,8 @@ def test_msgpack_and_msgspec_decode_alike(packed: list[bytes]) -> None:
     expected = [shown(value) for value in packed]
     for op, fields, body, values_in in bodies(packed):
         wanted = expected if op != "feed" else expected[:1]
-        for unpack_reply in (unpack_surely, unpack_quickly):
-            reply = unpack_reply(op, body, PLAIN)
+        for unpack in (unpack_reply, unpack_quickly):
+            reply = unpack(op, body, PLAIN)
             if isinstance(reply, Sliced):
                 name_errors(op, fields, reply)
             values = values_in(reply)
@@ -230,9 +230,9 @@ def test_all_replies_of_the_vectors_decode_alike() -> None:
         for text in [case.get("request_hex"), case.get("reply_hex")]:
             body = notation.stretch(text) if text else b"\x80"
             told = []
-            for unpack_reply in (unpack_surely, unpack_quickly):
+            for unpack in (unpack_reply, unpack_quickly):
                 try:
-                    told.append(repr(unpack_reply("INFO", body, PLAIN)))
+                    told.append(repr(unpack("INFO", body, PLAIN)))
                 except ClientError as error:
                     told.append(str(error))
             assert told[0] == told[1]

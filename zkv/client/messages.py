@@ -37,9 +37,6 @@ LARGEST_MESSAGE: Final = 64 * 1024 * 1024
 LEVELS_ABOVE: Final = {"MPUT": 2, "TXN": 3}
 """Levels of a request around its values, where it is not one."""
 
-LARGE: Final = 4_000
-"""Bytes of a reply that is worth importing msgspec for."""
-
 REFUSAL_FIELDS: Final = frozenset({"ok", "id", "code", "message", "retry", "applied"})
 
 
@@ -150,23 +147,13 @@ def check_reply(op: str, reply: Mapping[str, Any]) -> None:
 
 
 def unpack_reply(op: str, body: bytes, codec: Codec = PLAIN) -> dict[str, Any]:
-    """The map in ``body``; a large one is read by `zkv.client.quick`.
+    """The map in ``body``.
+
+    One with values that cannot be decoded is a `Sliced` with a `BadValueError` in the place of
+    each; with `PACKED`, a `Sliced` in which each value is `Packed`.
 
     Raises:
         BadReplyError: it is not one map, or its values cannot be told apart.
-    """
-    if len(body) < LARGE:
-        return unpack_surely(op, body, codec)
-    from zkv.client.quick import unpack_quickly  # Imports msgspec, which takes a while.
-
-    return unpack_quickly(op, body, codec)
-
-
-def unpack_surely(op: str, body: bytes, codec: Codec = PLAIN) -> dict[str, Any]:
-    """`unpack_reply`, by msgpack alone.
-
-    A reply with values that cannot be decoded is a `Sliced` that holds a `BadValueError` in the
-    place of each.
     """
     if codec is PACKED:
         return _slice(op, body, Packed)

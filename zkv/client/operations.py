@@ -20,6 +20,9 @@ T = TypeVar("T")
 
 Reply = dict[str, Any]
 
+LARGE: Final = 4_000
+"""Bytes of a reply for which importing msgspec, which takes a while, is worth it."""
+
 PAGE: Final = 1_000
 """Keys or changes that are asked for at once."""
 
@@ -57,6 +60,15 @@ class Change(NamedTuple):
     value: Any
 
 
+def unpack_by_size(op: str, body: bytes, codec: Codec) -> Reply:
+    """`unpack_reply`, or `zkv.client.quick` for a body that is worth importing msgspec."""
+    if len(body) < LARGE:
+        return unpack_reply(op, body, codec)
+    from zkv.client.quick import unpack_quickly
+
+    return unpack_quickly(op, body, codec)
+
+
 class Operation(Generic[T]):
     """One request, and how its reply is read.
 
@@ -79,7 +91,7 @@ class Operation(Generic[T]):
         absent: Any = ...,
         *,
         pack: Callable[[str, int, dict[str, Any], Codec], bytes] = pack_request,
-        unpack: Callable[[str, bytes, Codec], Reply] = unpack_reply,
+        unpack: Callable[[str, bytes, Codec], Reply] = unpack_by_size,
     ) -> None:
         self.op = op
         self.fields = fields

@@ -36,7 +36,7 @@ def pack(value: Any, codec: Codec = PLAIN) -> bytes:
     """
     packed: bytes
     try:
-        packed = msgpack.packb(value, default=codec.exact, strict_types=True)
+        packed = msgpack.Packer(default=codec.exact, strict_types=True).pack(value)
     except Inexact:
         packed = _pack_inexact(value, codec)
     except UnicodeEncodeError:  # With surrogates, which takes twice the time for every str.
