@@ -88,7 +88,7 @@ def check_levels(packed: bytes, above: int) -> None:
     """
     if len(packed) <= MAX_LEVELS:  # Each level takes a byte.
         return
-    from zkv.protocol.nesting import may_be_deep, measure  # Rarely needed.
+    from zkv.nesting import may_be_deep, measure  # Rarely needed.
 
     if may_be_deep(packed) and measure(packed, 0)[1] > MAX_LEVELS + above:
         raise ValueError(f"a value {TOO_DEEP}")
