@@ -23,7 +23,7 @@ from typing import IO, Any, Final, NamedTuple
 import msgpack
 
 from zkv.cli.values import STR_ERRORS, from_json, to_json
-from zkv.client.messages import pack
+from zkv.client.values import pack
 from zkv.defaults import TOO_DEEP
 from zkv.reading import BadTextError, decode
 

@@ -2,7 +2,8 @@
 
 Strategy: a request takes one of a bounded number of places, is sent at once, and a future waits for
 the reply with its id. Whoever is cancelled takes the future away; a reply that nobody waits for is
-dropped. So cancellation costs nothing but the reply.
+dropped. So cancellation costs nothing but the reply. Of a reply only the id is read where it comes
+in; the task that asked decodes it, so that an error of its codec is its own.
 
 A reply that does not come in time discredits its link, the socket: the request is sent again over a
 fresh one, and so is whatever comes after. Requests that wait at the old link may still get their
@@ -41,13 +42,13 @@ from zkv.client.errors import (
 from zkv.client.messages import (
     READ_OPS,
     WRITE_OPS,
-    check_reply,
+    check_answer,
     lost,
 )
 from zkv.client.operations import Operation, Reply
+from zkv.client.quick import id_of, unpack_quickly
 from zkv.client.retry import DEFAULT_POLICY, REASON_SECONDS, Attempts, RetryPolicy, Trouble
 from zkv.client.session import WriteSessions
-from zkv.client.steps import unpack_quickly
 from zkv.defaults import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class AsyncClient(AsyncClientOps):
         request_id = next(self._ids)
         body = operation.pack(operation.op, request_id, fields, codec)
         while True:
-            reply = await self._attempt(operation.op, request_id, body, codec, attempts)
+            reply = await self._attempt(operation, request_id, body, codec, attempts)
             if reply is None:
                 continue
             if reply["ok"] or operation.tolerates(reply):
@@ -167,28 +168,37 @@ class AsyncClient(AsyncClientOps):
             await asyncio.sleep(attempts.refused(reply))
 
     async def _attempt(
-        self, op: str, request_id: int, body: bytes, codec: Codec, attempts: Attempts
+        self,
+        operation: Operation[Any],
+        request_id: int,
+        body: bytes,
+        codec: Codec,
+        attempts: Attempts,
     ) -> Reply | None:
         """Send a request once; None = no reply, and it may be sent again."""
-        link = self._send(op, request_id, body, codec, attempts)
+        op = operation.op
+        link = self._send(op, request_id, body, attempts)
         waiting = link.waiting[request_id]
         patience = attempts.patience()
         timer = waiting.future.get_loop().call_later(patience, _resolve, waiting.future, None)
         try:
-            reply = await waiting.future
+            received = await waiting.future
         finally:
             timer.cancel()
             del link.waiting[request_id]
             if link is not self._link and not link.waiting:
                 self._close(link)
-        if reply is None:
-            self._retire(link)
-            if link.was_connected():
-                attempts.no_reply(link.endpoint, connected=True)
-                await asyncio.sleep(attempts.pause() if link.over else 0)
-            else:
-                await self._no_connection(link, attempts)
-        return reply
+        if received is not None:
+            reply = unpack_quickly(op, received, codec)
+            check_answer(op, request_id, reply)
+            return reply
+        self._retire(link)
+        if link.was_connected():
+            attempts.no_reply(link.endpoint, connected=True)
+            await asyncio.sleep(attempts.pause() if link.over else 0)
+        else:
+            await self._no_connection(link, attempts)
+        return None
 
     async def _no_connection(self, link: _Link, attempts: Attempts) -> None:
         """Return when to try again. Raises UnavailableError where it is to be given up."""
@@ -221,14 +231,12 @@ class AsyncClient(AsyncClientOps):
         except TimeoutError:
             raise attempts.give_up(self.endpoint) from None
 
-    def _send(
-        self, op: str, request_id: int, body: bytes, codec: Codec, attempts: Attempts
-    ) -> _Link:
+    def _send(self, op: str, request_id: int, body: bytes, attempts: Attempts) -> _Link:
         """Send a body over the current link, which is returned, or over a fresh one."""
         if self._closed:
             raise ClosedError("the client is closed", attempts.applied())
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(loop.create_future(), op, codec)
+        waiting = _Waiting(loop.create_future(), op)
         if self._link is not None:
             if not attempts.repeatable:
                 self._link.look()  # Its loss could not be made good.
@@ -237,7 +245,7 @@ class AsyncClient(AsyncClientOps):
             # Full of requests whose senders were cancelled, or its connection is no more.
             self._retire(self._link)
         connection = self._connect(attempts.applied())
-        self._link = _Link(connection, loop, self._codec, self._endpoints, attempts)
+        self._link = _Link(connection, loop, self._endpoints, attempts)
         self._links.add(self._link)
         self._link.send(request_id, body, waiting)
         return self._link
@@ -264,11 +272,10 @@ class AsyncClient(AsyncClientOps):
 
 
 class _Waiting(NamedTuple):
-    """Who waits for a reply, and how it is to be read."""
+    """Who waits for a reply to an op: its body, which nobody but who waits decodes."""
 
-    future: asyncio.Future[Reply | None]
+    future: asyncio.Future[bytes | None]
     op: str
-    codec: Codec
 
 
 class _Link:
@@ -277,7 +284,6 @@ class _Link:
     Args:
         connection: the socket.
         loop: tells when there is something to receive.
-        codec: by which replies are read, unless who waits has another one.
         endpoints: are told when there is a connection.
         attempts: at the request that it is made for; tell how long to wait for a connection.
     """
@@ -286,7 +292,6 @@ class _Link:
         self,
         connection: Connection,
         loop: asyncio.AbstractEventLoop,
-        codec: Codec,
         endpoints: Endpoints,
         attempts: Attempts,
     ) -> None:
@@ -296,7 +301,6 @@ class _Link:
         self._connection = connection
         self._socket = connection.socket
         self._loop = loop
-        self._codec = codec
         self._endpoints = endpoints
         self._looking = False
         self._trouble: asyncio.Future[Trouble | None] | None = None
@@ -407,23 +411,15 @@ class _Link:
             self.look()
 
     def _hand_out(self, body: bytes) -> None:
+        """Give a body to who waits for it, and who decodes it: a codec may raise anything."""
         try:
-            reply = unpack_quickly("-", body, self._codec)
+            request_id = id_of(body)
         except BadReplyError as error:
             self._fail_the_only_one(error)
             return
-        request_id = reply.get("id")
         waiting = self.waiting.get(request_id) if type(request_id) is int else None
-        if waiting is None:
-            return  # Nobody waits for it any more.
-        try:
-            if waiting.codec is not self._codec:
-                reply = unpack_quickly(waiting.op, body, waiting.codec)
-            check_reply(waiting.op, reply)
-        except BadReplyError as error:
-            _fail(waiting.future, error)
-            return
-        _resolve(waiting.future, reply)
+        if waiting is not None:  # Else nobody waits for it any more.
+            _resolve(waiting.future, body)
 
     def _fail_the_only_one(self, error: BadReplyError) -> None:
         """Nobody knows whose reply it is, unless only one waits; the others will ask again."""
@@ -437,6 +433,6 @@ def _resolve(future: asyncio.Future[T], result: T) -> None:
         future.set_result(result)
 
 
-def _fail(future: asyncio.Future[Reply | None], error: Exception) -> None:
+def _fail(future: asyncio.Future[bytes | None], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
