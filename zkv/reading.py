@@ -58,19 +58,18 @@ def decode(data: bytes) -> str:
         raise BadTextError(f"it is no UTF-8 at byte {begin + error.start + 1}") from None
 
 
-def parse_json(text: str, finite: Callable[[str], Any] = float, **hooks: Any) -> Any:
-    """The value that JSON stands for; as `json.loads`, but for its errors.
+def parse_json(text: str, decode: Callable[[str], Any] = json.loads) -> Any:
+    """The value that JSON stands for.
 
     Args:
         text: the JSON.
-        finite: makes a number of what has a point, an exponent or a name, such as NaN.
-        **hooks: as `json.loads` takes them. They raise BadTextError.
+        decode: parses it, as `json.loads` does. Its hooks raise BadTextError.
 
     Raises:
         BadTextError: it is no JSON, or a hook says so.
     """
     try:
-        return json.loads(text, parse_float=finite, parse_constant=finite, **hooks)
+        return decode(text)
     except json.JSONDecodeError as error:
         what = SAID.get(error.msg.removesuffix(":"), "something else is expected")
         line = f"line {error.lineno}, " if error.lineno > 1 else ""

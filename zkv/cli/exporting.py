@@ -26,7 +26,7 @@ from zkv.cli.output import FAILED, CommandError, is_terminal, note, write
 from zkv.cli.paging import pages
 from zkv.cli.progress import TransferProgress
 from zkv.cli.records import BadRecordError, Record, last_key, written
-from zkv.errors import ZkvError, shorten
+from zkv.errors import ZkvError
 from zkv.reading import BadTextError, decode, parse_json, read_file
 from zkv.writing import Target
 
@@ -50,18 +50,11 @@ def run(session: CommandSession, options: argparse.Namespace) -> int:
         with TransferProgress("export", "entries", _expected(client, prefix), hidden) as progress:
             asked: dict[str, Any] = {"prefix": prefix, "after": after, "values": False}
             for entries in records(client, clock, pages(client, None, **asked)):
-                put(b"".join([_written(record, packed) for record in entries]))
+                put(b"".join([written(record, packed) for record in entries]))
                 count += len(entries)
                 progress.show(count)
     note(f"{count} {'entry' if count == 1 else 'entries'} written")
     return 0
-
-
-def _written(record: Record, packed: bool) -> bytes:
-    try:
-        return written(record, packed)
-    except ValueError as error:
-        raise CommandError(FAILED, f"{shorten(record.key)}: {error}: JSON can hold it") from error
 
 
 def is_packed(options: argparse.Namespace) -> bool:
@@ -139,9 +132,11 @@ def records(
 def _get(client: Client, clock: ServerClock, keys: list[str]) -> tuple[list[Record] | None, int]:
     """The entries of some keys, without those that are gone, and about how large they are."""
     from zkv.client import RefusedError
+    from zkv.client.codec import Packed
+    from zkv.client.messages import pack
 
     try:
-        reply = client.call("TXN", ops=[{"op": "GET", "key": key} for key in keys])
+        reply = client.call("TXN", ops=Packed(pack([{"op": "GET", "key": key} for key in keys])))
     except RefusedError as error:
         if error.code != "TOO_LARGE" or len(keys) == 1:
             raise
@@ -156,7 +151,7 @@ def _get(client: Client, clock: ServerClock, keys: list[str]) -> tuple[list[Reco
             ttl, value = found.get("ttl"), found["value"]
             expires = None if ttl is None else round((now + ttl) * 1000)
             entries.append(Record(key, value, found["rev"], expires))
-            size += len(value) if isinstance(value, str | bytes) else 100
+            size += len(value)
     return entries, size
 
 

@@ -22,12 +22,15 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
+import msgpack
+
 from zkv.cli.asking import CommandSession, failure, reading
 from zkv.cli.exporting import ServerClock, is_packed, limits_of, rev_of
 from zkv.cli.output import FAILED, CommandError, note, print_result
 from zkv.cli.progress import TransferProgress
 from zkv.cli.records import CHUNK, LATEST, BadRecordError, Place, Record, read
 from zkv.cli.values import to_json
+from zkv.client.codec import PACKED, Packed
 from zkv.client.messages import pack_request
 from zkv.reading import BadTextError, decode, open_file, parse_json, read_file
 from zkv.writing import Target
@@ -247,7 +250,7 @@ class _Writer:
 
 def _check_size(op: str, fields: dict[str, Any], most: int) -> None:
     """Raise ValueError where a request of these fields would have more than ``most`` bytes."""
-    taken = len(pack_request(op, 0, fields)) + REQUEST_OVERHEAD
+    taken = len(pack_request(op, 0, fields, PACKED)) + REQUEST_OVERHEAD
     if taken > most:
         raise ValueError(f"it takes {taken} bytes to send; max_message_bytes is {most}")
 
@@ -262,11 +265,22 @@ def _lasting(record: Record, now: float) -> Record:
 def _request(entries: list[Record]) -> tuple[str, dict[str, Any]]:
     """The op and the fields that store entries: MPUT, or, since that has one ttl for all, TXN."""
     if all(entry.ttl is None for entry in entries):
-        return "MPUT", {"items": {entry.key: entry.value for entry in entries}}
-    puts = [
-        {"op": "PUT", "key": entry.key, "value": entry.value, "ttl": entry.ttl} for entry in entries
-    ]
-    return "TXN", {"ops": puts}
+        items = {entry.key: entry.value for entry in entries}  # Of two with one key, the later.
+        parts = [_packer.pack_map_header(len(items))]
+        for key, value in items.items():
+            parts += [_pack(key), value]
+        return "MPUT", {"items": Packed(b"".join(parts))}
+    parts = [_packer.pack_array_header(len(entries))]
+    for entry in entries:
+        parts += [_PUT, _pack(entry.key), _TTL, _pack(entry.ttl), _VALUE, entry.value]
+    return "TXN", {"ops": Packed(b"".join(parts))}
+
+
+_packer: Final = msgpack.Packer()
+_pack: Final = _packer.pack
+_PUT: Final = b"\x84\xa2op\xa3PUT\xa3key"
+_TTL: Final = b"\xa3ttl"
+_VALUE: Final = b"\xa5value"
 
 
 class _State:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from zkv.client import operations
-from zkv.client.codec import PLAIN, Codec
+from zkv.client.codec import PACKED, PLAIN, Codec
 from zkv.client.errors import ConflictError, NotFoundError, TooLargeError
 from zkv.client.mapping import Dictionary
 from zkv.client.operations import RAISE, Change, Entry, Operation, Reply
@@ -465,6 +465,7 @@ class ClientOps(KeyOps):
 
     timeout: float
     _prefix = ""
+    _codec: Codec
     _policy: RetryPolicy
 
     @property
@@ -522,7 +523,7 @@ class ClientOps(KeyOps):
     def call(self, op: str, /, **fields: Any) -> Reply:
         """Send a request as it is, once, and return the reply as it comes.
 
-        There is no codec, no session, no repeat: what the protocol page says is what happens.
+        There is no codec but `PACKED`, no session, no repeat: the protocol page says what happens.
 
         Args:
             op: an op of the protocol, upper case.
@@ -535,4 +536,5 @@ class ClientOps(KeyOps):
             TypeError, ValueError, OverflowError: msgpack cannot hold a field; nothing was sent.
         """
         attempts = Attempts(self._policy, op, False, self.timeout)
-        return self._ask(operations.plain(op, fields), fields, PLAIN, attempts)
+        codec = PACKED if self._codec is PACKED else PLAIN
+        return self._ask(operations.plain(op, fields), fields, codec, attempts)

@@ -294,7 +294,7 @@ class ScanPages:
 
     def _read(self, reply: Reply) -> list[Entry]:
         strip, following = self._strip, reply["next"]
-        if self._fields["values"]:
+        if self._fields.get("values", True):
             page = [Entry(key[strip:], value, rev) for key, value, rev in reply["items"]]
         else:
             page = [Entry(key[strip:], None, rev) for key, _, rev in reply["items"]]
