@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 KEYS_AT_ONCE: Final = 500
 BYTES_AT_ONCE: Final = 4 * 1024 * 1024
 """About what one reply may have; keys with large values are asked for in smaller groups."""
+TEXT_GROWTH: Final = 11
+"""More than a byte of a packed value becomes in JSON: maps of false to maps of false and so on,
+two bytes each, are ``{"$map": [[false, `` and ``]]}``, 21 characters."""
 
 
 def run(session: CommandSession, options: argparse.Namespace) -> int:
@@ -95,7 +98,8 @@ def limits_of(client: Client) -> Limits:
     info = client.call("INFO")
     with reading("INFO"):
         limits = info["limits"]
-        return Limits(6 * int(limits["max_value_bytes"]) + 65_536, int(limits["max_message_bytes"]))
+        longest = TEXT_GROWTH * int(limits["max_value_bytes"]) + 65_536
+        return Limits(longest, int(limits["max_message_bytes"]))
 
 
 def rev_of(client: Client) -> int:

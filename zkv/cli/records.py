@@ -164,7 +164,9 @@ def _ends(file: IO[bytes], kept: bytearray, longest: int, offset: int) -> Iterat
 def _from_map(record: bytes) -> Record:
     try:
         fields = {name: _field(name, packed) for name, packed in _decode(record).items()}
-    except (ValueError, TypeError, RecursionError):
+    except RecursionError:
+        raise BadRecordError(f"it {TOO_DEEP}") from None
+    except (ValueError, TypeError):
         is_map = head_at(record, 0).kind == "map"
         why = "has a field that cannot be read" if is_map else "is no map with key and value"
         raise BadRecordError(f"it {why}") from None
