@@ -1,4 +1,4 @@
-"""The text form of values: nothing that msgpack can hold is lost in it, whichever command prints it."""
+"""The text form of values: it loses nothing that msgpack can hold, whichever command prints it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ ODD: Final[dict[str, bytes]] = {
     "1 and true": mapping((ONE, A), (TRUE, B)),
     "1 and 1.0": mapping((ONE, A), (pack(1.0), B)),
     "ext of each type": array(*(ext(code, bytes([code & 255])) for code in range(-128, 128))),
-    "ext of each size": array(*(ext(7, bytes(size)) for size in (0, 1, 2, 3, 4, 8, 9, 16, 17, 300))),
+    "ext of each size": array(*(ext(7, bytes(n)) for n in (0, 1, 2, 3, 4, 8, 9, 16, 17, 300))),
     "spoilt times": array(*(ext(-1, bytes(size)) for size in (0, 1, 3, 5, 7, 9, 11, 13, 16))),
     "too many nanoseconds": ext(-1, (10**9).to_bytes(4) + bytes(8)),
     "too many in 8 bytes": ext(-1, b"\xff" * 8),
@@ -66,9 +66,10 @@ ODD: Final[dict[str, bytes]] = {
         ext(-1, bytes(4) + (-62_135_596_800).to_bytes(8, signed=True)),
         ext(-1, bytes(4) + (-30_000_000_000).to_bytes(8, signed=True)),
     ),
-    "floats": array(*map(pack, (float("inf"), float("-inf"), -0.0, 0.0, 1e300, 5e-324, 0.1))), "nan": NAN,
+    "floats": array(*map(pack, (float("inf"), float("-inf"), -0.0, 0.0, 1e300, 5e-324, 0.1))),
+    "nan": NAN,
     "ints": array(*map(pack, (2**64 - 1, -(2**63), 2**53 + 1, 0, -1, -33, 128))),
-    "no UTF-8": array(text(b"\xff"), text(b"\xed\xb3\xbf"), text("\ud7ff\ue000ü\U0001f600".encode())),
+    "no UTF-8": array(text(b"\xff"), text(b"\xed\xb3\xbf"), pack("\ud7ff\ue000ü\U0001f600")),
     "no UTF-8 as key": mapping((text(b"$\xff"), text(b"\xc3"))),
     "empty": array(array(), mapping(), text(b""), pack(b"")),
     "looks like tags": array(*(
@@ -161,21 +162,16 @@ def meaning(node: Node) -> Any:
             return kind, value
 
 
-def vector_values() -> dict[str, bytes]:
+def vector_values() -> list[bytes]:
     """All values in the requests of the conformance vectors."""
-    found: dict[str, bytes] = {}
-    for sequence in load():
-        for case in sequence.cases:
-            for node in walk(case.request):
-                if node.kind == "map":
-                    for name, value in node.value:
-                        if name.value == b"value" and not {"raw", "rev"} & {
-                            n.kind for n in walk(value)
-                        }:
-                            found[f"{sequence.name} {case.name} {len(found)}"] = notation.encode(
-                                value, 0
-                            )
-    return found
+    requests = [case.request for sequence in load() for case in sequence.cases]
+    maps = [node for request in requests for node in walk(request) if node.kind == "map"]
+    found = [value for each in maps for name, value in each.value if name.value == b"value"]
+    return [
+        notation.encode(value)
+        for value in found
+        if not {"raw", "rev"} & {part.kind for part in walk(value)}
+    ]
 
 
 VECTORS: Final = vector_values()
@@ -197,11 +193,13 @@ def test_widths_alone_are_lost() -> None:
         "ext(-1, h'000000000000000000000001')",
         "ext(5, h'00')_32",
     ]
-    for packed in [*VECTORS.values(), *(notation.encode(notation.parse(each)) for each in wide)]:
-        if len(packed) < 100_000:
-            again = read(write(packed))
+    for packed in [*VECTORS, *(notation.encode(notation.parse(each)) for each in wide)]:
+        again = read(write(packed))
+        assert read(write(again)) == again
+        if notation.depth(notation.decode(packed)) < 50:
             assert meaning(notation.decode(again)) == meaning(notation.decode(packed))
-            assert read(write(again)) == again
+        else:
+            assert again == packed
 
 
 @pytest.mark.parametrize(
@@ -234,12 +232,10 @@ def test_what_is_wrong_is_named_with_its_place(typed: str, why: str) -> None:
     ("typed", "packed"),
     [
         ('{"$time": "2026-01-31T12:00:00Z"}', pack(msgpack.Timestamp(1_769_860_800, 0))),
-        ('{"$time": "2026-01-31T12:00:00.5Z"}', pack(msgpack.Timestamp(1_769_860_800, 500_000_000))),
+        ('{"$time": "2026-01-31T12:00:00.5Z"}', pack(msgpack.Timestamp(1_769_860_800, 5 * 10**8))),
         ('{"$time": "1-01-01T00:00:00.000000000Z"}', pack(msgpack.Timestamp(-62_135_596_800, 0))),
         ('{ "\\u0024bin" :"AP8="}', pack(b"\x00\xff")),
-        ('{"$msgpack": "yj+AAAA="}', None),
         ('{"$msgpack": "yj+AAAA"}', None),
-        ('{"$msgpack": "yj+AAAB="}', None),
         ('{"$msgpack": "yj+AAA=="}', None),
         ('{"$msgpack": "zAE="}', b"\xcc\x01"),
     ],
@@ -272,6 +268,7 @@ def test_every_odd_value_gets_to_another_server(
     with Raw(server.endpoint) as raw:
         for key, packed in ODD.items():
             put(raw, key, packed)
+    lines: list[bytes] = []
     if way == "dump":
         server.stop()
         data = run_zkv("dump", str(tmp_path / "data"), cwd=tmp_path).stdout.encode()
