@@ -85,8 +85,9 @@ revision above theirs, so that every client that follows the changes notices, an
 
 DUMP = """\
 Print the entries of a data directory, in the order of their keys, or its log: a JSON object a line.
-What JSON lacks is shown as zkv-cli shows it, such as {"$bin": "<base64>"}. It may be run beside a
-server, and then shows also what that has written and not yet acknowledged."""
+What JSON lacks is shown as zkv-cli shows it, such as {"$bin": "<base64>"}; zkv-cli import reads the
+entries. It may be run beside a server, and then shows also what that has written and not yet
+acknowledged."""
 
 BACKUP = """\
 Copy the data in DIR to TARGET, also while a server runs. The copy is the store at one revision,

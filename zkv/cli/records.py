@@ -67,8 +67,8 @@ class Place(NamedTuple):
 
     Args:
         number: of the line, or of the map in a msgpack stream, from 1.
-        end: the byte behind it.
-        record: what stands there; None in an empty line.
+        end: the offset of the byte after it.
+        record: the record; None for an empty line.
     """
 
     number: int
@@ -204,20 +204,20 @@ def _record(fields: Any) -> Record:
 def last_key(
     file: IO[bytes], packed: bool, longest: int, prefix: str, after: str | None
 ) -> tuple[str | None, int]:
-    """What stands in a file that was not written to its end.
+    """Where an unfinished export ends.
 
     Args:
         file: at its beginning.
         packed: whether it is a msgpack stream.
         longest: bytes of the longest record.
-        prefix: what all keys have to begin with.
-        after: what they have to be behind; None = nothing.
+        prefix: with which all keys have to begin.
+        after: a key that all of them have to follow; None = none.
 
     Returns:
-        The key of its last whole record, None if there is none; and the byte behind that.
+        The key of the last complete record, None if there is none; and the offset after it.
 
     Raises:
-        BadRecordError: it holds something else.
+        BadRecordError: it is not an export of such keys.
         OSError: it cannot be read.
     """
     whole = file.seek(0, 2) if packed else _whole_lines(file)
@@ -242,7 +242,7 @@ def last_key(
 
 
 def _whole_lines(file: IO[bytes]) -> int:
-    """Where the last line that is ended ends."""
+    """The offset after the last complete line."""
     begin = file.seek(0, 2)
     while begin > 0:
         at = max(0, begin - CHUNK)
