@@ -813,9 +813,9 @@ def test_json_forms_of_what_python_cannot_hold() -> None:
     """Maps with a list for a key or a key twice, deep nesting, a timestamp that is none."""
     assert write(bytes.fromhex("81 91 01 02")) == '{"$map": [[[1], 2]]}'
     assert write(bytes.fromhex("82 01 02 01 03")) == '{"$map": [[1, 2], [1, 3]]}'
-    for packed in (b"\x91" * 5000 + b"\xc0", b"\xc7\x03\xffabc"):
-        form = json.loads(write(packed))
-        assert base64.b64decode(form["$msgpack"]) == packed
+    assert write(b"\xc7\x03\xffabc") == '{"$ext": [-1, "YWJj"]}'
+    packed = b"\x91" * 5000 + b"\xc0"
+    assert base64.b64decode(json.loads(write(packed))["$msgpack"]) == packed
 
 
 # --- backup and restore ------------------------------------------------------------------------
