@@ -137,7 +137,7 @@ def _get(client: Client, clock: ServerClock, keys: list[str]) -> tuple[list[Reco
     """The entries of keys, without absent ones, and their size in bytes; None if too large."""
     from zkv.client import RefusedError
     from zkv.client.codec import Packed
-    from zkv.client.messages import pack
+    from zkv.client.values import pack
 
     try:
         reply = client.call("TXN", ops=Packed(pack([{"op": "GET", "key": key} for key in keys])))

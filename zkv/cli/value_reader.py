@@ -18,8 +18,8 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from zkv.cli.value_writer import EPOCH, MAX_JSON_LEVELS, encode
-from zkv.client.messages import pack
 from zkv.client.slicing import is_one_value
+from zkv.client.values import pack
 from zkv.defaults import TOO_DEEP
 from zkv.reading import BadTextError, parse_json
 

@@ -29,6 +29,7 @@ from zkv.client.codec import Codec, ValueType
 from zkv.client.errors import (
     BadReplyError,
     BadRequestError,
+    BadValueError,
     BusyError,
     ClientError,
     ClosedError,
@@ -92,6 +93,7 @@ __all__ = [
     "AsyncWatch",
     "BadReplyError",
     "BadRequestError",
+    "BadValueError",
     "BusyError",
     "Cache",
     "CachedFunction",

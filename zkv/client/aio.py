@@ -46,9 +46,9 @@ from zkv.client.messages import (
     lost,
 )
 from zkv.client.operations import Operation, Reply
+from zkv.client.quick import id_of, unpack_quickly
 from zkv.client.retry import DEFAULT_POLICY, REASON_SECONDS, Attempts, RetryPolicy, Trouble
 from zkv.client.session import WriteSessions
-from zkv.client.steps import id_of
 from zkv.defaults import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class AsyncClient(AsyncClientOps):
             if link is not self._link and not link.waiting:
                 self._close(link)
         if received is not None:
-            reply = operation.unpack(op, received, codec)
+            reply = unpack_quickly(op, received, codec)
             check_answer(op, request_id, reply)
             return reply
         self._retire(link)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
-from zkv.client.errors import ClientError, RefusedError
+from zkv.client.errors import BadValueError, ClientError, RefusedError
 from zkv.client.operations import Operation
 from zkv.client.packing import Packing, TransactionOps, WrittenOps
 
@@ -31,8 +31,10 @@ class AsyncPipeline(WrittenOps):
 
         Raises:
             ClientError: an op failed; all others have had their try.
-            TypeError, ValueError, OverflowError: a value cannot be packed. Its message and those
-                behind it were not sent; earlier ones, of a thousand ops at most, were.
+            BadValueError: a value that was read cannot be decoded; all others have had their try.
+            BadValueError, TypeError, ValueError, OverflowError: a value cannot be packed. Its
+                message and those behind it were not sent; earlier ones, of a thousand ops at most,
+                were.
         """
         packing = Packing(*self._take())
         while (message := packing.next_message()) is not None:
@@ -40,6 +42,10 @@ class AsyncPipeline(WrittenOps):
                 packing.succeeded(await self._perform(message))
             except RefusedError as error:
                 packing.refused(error)
+            except BadValueError as error:
+                if error.packed is None:  # It was to be sent.
+                    raise
+                packing.unreadable(error)
             except ClientError as error:
                 packing.failed(error)
         self.results = packing.results

@@ -23,7 +23,7 @@ from itertools import islice
 from typing import Any, Self, TypeVar
 
 from zkv.client import operations
-from zkv.client.errors import ConflictError, TooLargeError
+from zkv.client.errors import BadValueError, ConflictError, TooLargeError
 from zkv.client.operations import RAISE, Entry, Operation, ScanPages, scan_fields
 
 T = TypeVar("T")
@@ -97,11 +97,14 @@ class Dictionary(MutableMapping[str, Any]):
 
         Raises:
             KeyError: there is none.
+            BadValueError: its value cannot be decoded; it stays.
         """
         while True:
             entry = next(self._entries(1, reverse=True), None)
             if entry is None:
                 raise KeyError("popitem(): there are no keys")
+            if isinstance(entry.value, BadValueError):
+                raise entry.value
             try:
                 self._run(operations.delete(self._prefix + entry.key, entry.rev))
                 return entry.key, entry.value

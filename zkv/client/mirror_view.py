@@ -18,7 +18,7 @@ from operator import itemgetter
 from typing import Any
 
 from zkv.client.connection import refuse_to_pickle
-from zkv.client.errors import ClientError, ClosedError, NoReplyError
+from zkv.client.errors import BadValueError, ClientError, ClosedError, NoReplyError
 from zkv.client.follower import RESET, Batch, Follower
 from zkv.client.operations import Change, Entry
 
@@ -75,11 +75,22 @@ class MirrorView(Mapping[str, Any]):
     # --- Reading
 
     def __getitem__(self, key: str) -> Any:
-        return self._values[key]
+        value = self._values[key]
+        if type(value) is BadValueError:
+            raise _again(value)
+        return value
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key, or ``default`` where it is not there."""
-        return self._values.get(key, default)
+        """The value of a key, or ``default`` where it is not there.
+
+        Raises:
+            BadValueError: it cannot be decoded; so do ``[]`` and `get_entry`. Where all values are
+                read, the error stands in its place.
+        """
+        value = self._values.get(key, default)
+        if type(value) is BadValueError:
+            raise _again(value)
+        return value
 
     def __contains__(self, key: object) -> bool:
         return key in self._values
@@ -120,9 +131,13 @@ class MirrorView(Mapping[str, Any]):
 
         Raises:
             KeyError: the key is not there.
+            BadValueError: its value cannot be decoded.
         """
         with self._lock:
-            return Entry(key, self._shown.values[key], self._shown.revs[key])
+            entry = Entry(key, self._shown.values[key], self._shown.revs[key])
+        if type(entry.value) is BadValueError:
+            raise _again(entry.value)
+        return entry
 
     # --- How new it is
 
@@ -208,6 +223,11 @@ class MirrorView(Mapping[str, Any]):
 
     def _too_late(self, rev: int, timeout: float | None) -> NoReplyError:
         return NoReplyError(f"the mirror is not at revision {rev} within {timeout} s", False)
+
+
+def _again(error: BadValueError) -> BadValueError:
+    """An error to be raised: one that is raised many times would collect tracebacks."""
+    return error.of(error.key)
 
 
 def log_end(error: ClientError) -> None:

@@ -45,7 +45,13 @@ class KeyOps(Dictionary):
     # --- One key
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key, or ``default`` where it is not there."""
+        """The value of a key, or ``default`` where it is not there.
+
+        Raises:
+            BadValueError: the value cannot be decoded. Whatever reads a single value raises this;
+                where values come together, as from `get_many`, `scan`, `changes`, `watch` and
+                transactions, the error stands in the place of the value.
+        """
         return self._run(operations.get(self._prefix + key, default))
 
     def get_entry(self, key: str) -> Entry:
@@ -53,6 +59,7 @@ class KeyOps(Dictionary):
 
         Raises:
             NotFoundError: the key is not there.
+            BadValueError: the value cannot be decoded.
         """
         return self._run(operations.get_entry(self._prefix + key, key))
 
@@ -87,6 +94,9 @@ class KeyOps(Dictionary):
         Raises:
             ConflictError: the condition does not hold; ``rev`` is the actual revision.
             TooLargeError: key or value are over their limit.
+            TypeError, ValueError, OverflowError: the value cannot be stored, or would not come back
+                as it was; nothing was sent.
+            BadValueError: a function of the codec failed; nothing was sent.
         """
         return self._run(operations.put(self._prefix + key, value, ttl, if_rev, create))
 
@@ -129,17 +139,15 @@ class KeyOps(Dictionary):
         return self._run(operations.touch(self._prefix + key, ttl))
 
     def pop(self, key: str, default: Any = RAISE) -> Any:
-        """Remove a key and return its value, in one step.
+        """Remove a key and return its value: the one that was read, or nothing is removed.
+
+        It takes two requests, and more while others write to the key. So a value that cannot be
+        returned is never lost.
 
         Raises:
             NotFoundError: the key is not there, and no default was given.
+            BadValueError: the value cannot be decoded; it stays.
         """
-        try:
-            return self._run(operations.pop(self._prefix + key, default))
-        except TooLargeError:  # The server does not keep such a value for the case of a repeat.
-            return self._pop_large(key, default)
-
-    def _pop_large(self, key: str, default: Any) -> Any:
         while True:
             try:
                 entry = self.get_entry(key)
@@ -533,8 +541,11 @@ class ClientOps(KeyOps):
             RefusedError: the server answered that the request failed.
             NoReplyError: no reply came in time.
             BadReplyError: a reply came, and breaks the protocol.
+            BadValueError: the value of a single key cannot be decoded.
             TypeError, ValueError, OverflowError: msgpack cannot hold a field; nothing was sent.
         """
         attempts = Attempts(self._policy, op, False, self.timeout)
-        codec = PACKED if self._codec is PACKED else PLAIN
-        return self._ask(operations.plain(op, fields), fields, codec, attempts)
+        operation = operations.plain(op, fields)
+        if self._codec is PACKED:  # Nothing is decoded, so there is no error to name a key in.
+            return self._ask(operation, fields, PACKED, attempts)
+        return operation.result(self._ask(operation, fields, PLAIN, attempts))

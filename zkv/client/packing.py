@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, Final, cast
 
-import msgpack
 from msgspec import UNSET
 
-from zkv.client.errors import ClientError, RefusedError
+from zkv.client.codec import Packed
+from zkv.client.errors import BadValueError, ClientError, RefusedError
 from zkv.client.operations import RAISE, Operation, Reply, condition
+from zkv.client.quick import unpack_quickly
 from zkv.client.slicing import Sliced
 from zkv.client.steps import (
     DeleteStep,
@@ -33,8 +34,8 @@ from zkv.client.steps import (
     fields_of,
     name_of,
     pack_steps,
-    unpack_quickly,
 )
+from zkv.client.values import unpack
 
 MOST: Final = 1_000
 """Ops in one message."""
@@ -145,7 +146,9 @@ class Packing:
         return message
 
     def succeeded(self, results: list[Any]) -> None:
-        """The message's ops have run."""
+        """The message's ops have run. A value that cannot be decoded is an error of its op."""
+        if self.first_error is None and BadValueError in map(type, results):
+            self.first_error = next(each for each in results if type(each) is BadValueError)
         self._settle(results)
         self._size = min(2 * self._size, MOST)
 
@@ -164,6 +167,10 @@ class Packing:
             return
         self._size = max(1, self._sent // 2)
         self._planned = [] if type(index) is not int or index >= self._sent else [1, index]
+
+    def unreadable(self, error: BadValueError) -> None:
+        """The message's only op has read a value that cannot be decoded."""
+        self._settle_failed(error, 1)
 
     def failed(self, error: ClientError) -> None:
         """Nothing more can be sent: the message had this error, and the rest has it, too."""
@@ -242,7 +249,7 @@ def _txn(steps: Sequence[Step], defaults: Defaults) -> Operation[list[Any]]:
         told = reply["results"]
         results = [result[step.told] for step, result in zip(steps, told, strict=True)]
         if type(reply) is Sliced:
-            results = list(map(_sum, steps, results))
+            results = list(map(_unpacked_sum, steps, results))
         for place, default in defaults.items():
             if 0 <= place < len(steps) and not told[place]["rev"]:
                 results[place] = default
@@ -251,9 +258,9 @@ def _txn(steps: Sequence[Step], defaults: Defaults) -> Operation[list[Any]]:
     return Operation("TXN", {"ops": steps}, read, pack=pack_steps, unpack=unpack_quickly)
 
 
-def _sum(step: Step, result: Any) -> Any:
-    """The sum that an INCR gave, where it is still packed; other results as they are."""
-    return msgpack.unpackb(result) if type(step) is IncrStep else result
+def _unpacked_sum(step: Step, result: Any) -> Any:
+    """The sum that an INCR gave, which has been cut out like a value; other results as they are."""
+    return unpack(result) if type(step) is IncrStep and type(result) is Packed else result
 
 
 class TransactionOps(WrittenOps):

@@ -2,17 +2,21 @@
 
 A value that is missing is computed by one of those who want it, under a lock; the others wait for
 it. So a value that is costly to make is made once, however many want it at that moment.
+
+A value that is there and cannot be decoded counts as missing: it is computed anew and overwritten.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Awaitable, Callable
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
 import msgpack
 
+from zkv.client.errors import BadValueError
 from zkv.client.recipes.async_lock import AsyncLock
 
 if TYPE_CHECKING:
@@ -22,6 +26,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _MISSING: Final = object()
+
+_log = logging.getLogger("zkv.client")
 
 
 class AsyncCache:
@@ -80,23 +86,31 @@ class AsyncCachedFunction(Generic[P, R]):
         """What is kept for these arguments; else what the function returns, which is then kept.
 
         Raises:
-            ClientError: the store cannot be asked.
+            ClientError: the store cannot be asked, or the codec cannot pack the result.
             TypeError: an argument or the result cannot be stored.
         """
         key = _key(args, kwargs)
         result: R
-        kept: Any = await self._kept.get(key, _MISSING)
+        kept: Any = await self._find(key)
         if kept is not _MISSING:
             result = kept
             return result
         async with AsyncLock(self._kept, f"{key}/lock", self._lease) as lock:
-            kept = await self._kept.get(key, _MISSING)
+            kept = await self._find(key)
             if kept is _MISSING:
                 kept = await self._function(*args, **kwargs)
                 async with lock.txn() as txn:
                     txn.put(key, kept, ttl=self._ttl)
             result = kept
         return result
+
+    async def _find(self, key: str) -> Any:
+        """The value that is kept, if there is one that can be decoded."""
+        try:
+            return await self._kept.get(key, _MISSING)
+        except BadValueError as error:
+            _log.warning("a cached value is computed anew: %s", error)
+            return _MISSING
 
     async def forget(self, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Have the next call with these arguments compute anew; whether anything was kept."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+from zkv.client.errors import BadValueError
 from zkv.client.follower import RESET
 from zkv.client.recipes.async_lock import AsyncLock
 
@@ -50,4 +51,6 @@ class AsyncElection(AsyncLock):
 
 
 def _name(value: Any) -> str | None:
+    if isinstance(value, BadValueError):
+        raise value
     return None if value is None else str(value["owner"])

@@ -7,6 +7,9 @@ job whose worker has crashed is free again when the lease runs out.
 
 Taking looks at the jobs in order, so it costs more the more are taken at one time: this is a queue
 for dozens of workers, not for thousands.
+
+A job whose value cannot be decoded stays in the queue, and free. Each queue object that meets it
+raises the error once, and passes it over from then on: another worker may have the codec for it.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from zkv.client.errors import ClientError, LockLostError, NotFoundError
+from zkv.client.errors import BadValueError, ClientError, LockLostError, NotFoundError
 from zkv.client.follower import RESET
 from zkv.client.recipes.async_lock import AsyncLock
 
@@ -82,6 +85,7 @@ class AsyncQueue:
     def __init__(self, keyspace: AsyncKeyOps, prefix: str, lease: float) -> None:
         self._kept = keyspace.namespace(f"{prefix}/")
         self._lease = lease
+        self._undecodable = set[str]()
 
     async def count(self) -> int:  # sync: def __len__(self) -> int:
         """How many are not done."""
@@ -100,6 +104,11 @@ class AsyncQueue:
 
         Returns:
             None if there was none in time.
+
+        Raises:
+            BadValueError: the value of a job cannot be decoded. The job stays, for workers with
+                another codec, until its ``key`` is deleted; this queue object passes it over from
+                now on.
         """
         end = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -112,13 +121,13 @@ class AsyncQueue:
                 return None
 
     async def _free(self) -> AsyncIterator[str]:
-        """Keys of jobs that nobody seems to have taken."""
+        """Keys of jobs that nobody seems to have taken, and that can be."""
         taken = {
             entry.key.removeprefix("taken/")
             async for entry in self._kept.scan("taken/", values=False)
         }
         async for entry in self._kept.scan("jobs/", values=False):
-            if entry.key not in taken:
+            if entry.key not in taken and entry.key not in self._undecodable:
                 yield entry.key
 
     async def _try(self, key: str) -> AsyncJob | None:
@@ -130,7 +139,9 @@ class AsyncQueue:
         except NotFoundError:  # It was done in the meantime.
             await lock.release()
             return None
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, BadValueError):
+                self._undecodable.add(key)
             with contextlib.suppress(ClientError):  # What went wrong first matters more.
                 await lock.release()
             raise

@@ -3,17 +3,21 @@
 
 A value that is missing is computed by one of those who want it, under a lock; the others wait for
 it. So a value that is costly to make is made once, however many want it at that moment.
+
+A value that is there and cannot be decoded counts as missing: it is computed anew and overwritten.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
 import msgpack
 
+from zkv.client.errors import BadValueError
 from zkv.client.recipes.lock import Lock
 
 if TYPE_CHECKING:
@@ -23,6 +27,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _MISSING: Final = object()
+
+_log = logging.getLogger("zkv.client")
 
 
 class Cache:
@@ -79,23 +85,31 @@ class CachedFunction(Generic[P, R]):
         """What is kept for these arguments; else what the function returns, which is then kept.
 
         Raises:
-            ClientError: the store cannot be asked.
+            ClientError: the store cannot be asked, or the codec cannot pack the result.
             TypeError: an argument or the result cannot be stored.
         """
         key = _key(args, kwargs)
         result: R
-        kept: Any = self._kept.get(key, _MISSING)
+        kept: Any = self._find(key)
         if kept is not _MISSING:
             result = kept
             return result
         with Lock(self._kept, f"{key}/lock", self._lease) as lock:
-            kept = self._kept.get(key, _MISSING)
+            kept = self._find(key)
             if kept is _MISSING:
                 kept = self._function(*args, **kwargs)
                 with lock.txn() as txn:
                     txn.put(key, kept, ttl=self._ttl)
             result = kept
         return result
+
+    def _find(self, key: str) -> Any:
+        """The value that is kept, if there is one that can be decoded."""
+        try:
+            return self._kept.get(key, _MISSING)
+        except BadValueError as error:
+            _log.warning("a cached value is computed anew: %s", error)
+            return _MISSING
 
     def forget(self, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Have the next call with these arguments compute anew; whether anything was kept."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from zkv.client.errors import BadValueError
 from zkv.client.follower import RESET
 from zkv.client.recipes.lock import Lock
 
@@ -51,4 +52,6 @@ class Election(Lock):
 
 
 def _name(value: Any) -> str | None:
+    if isinstance(value, BadValueError):
+        raise value
     return None if value is None else str(value["owner"])
