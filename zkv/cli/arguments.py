@@ -81,10 +81,10 @@ values:
   zkv-cli put key -- -value
   get prints text as a line, bin unchanged, anything else as JSON. On a terminal, text that looks
   like JSON or is not printable has quotes, and bin is shown as below; get --type prints the type.
-  Types that JSON lacks are shown as {"$bin": "<base64>"}, {"$ext": [<type>, "<base64>"]},
-  {"$time": "<UTC>"}, {"$float": "NaN"} and {"$map": [[<key>, <value>], ...]}. In a line with other
-  fields a value is JSON; a key is text, or JSON if it begins with a quotation mark or is not
-  printable.
+  Types that JSON lacks are {"$bin": "<base64>"}, {"$ext": [<type>, "<base64>"]},
+  {"$time": "<UTC>"}, {"$float": "NaN"} and {"$map": [[<key>, <value>], ...]}, also in a VALUE that
+  is JSON. In a line with other fields a value is JSON; a key is text, or JSON if it begins with a
+  quotation mark or is not printable.
 
 times:
   A TIME is a number of seconds, or numbers with units: 500ms, 90s, 5m, 1h30m, 7d, 2w.

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from zkv.client import operations
-from zkv.client.codec import PLAIN, Codec
+from zkv.client.codec import PACKED, PLAIN, Codec
 from zkv.client.errors import ConflictError, NotFoundError, TooLargeError
 from zkv.client.operations import RAISE, Change, Entry, Operation, Reply
 from zkv.client.retry import Attempts, RetryPolicy
@@ -485,6 +485,7 @@ class AsyncClientOps(AsyncKeyOps):
 
     timeout: float
     _prefix = ""
+    _codec: Codec
     _policy: RetryPolicy
 
     @property
@@ -542,7 +543,7 @@ class AsyncClientOps(AsyncKeyOps):
     async def call(self, op: str, /, **fields: Any) -> Reply:
         """Send a request as it is, once, and return the reply as it comes.
 
-        There is no codec, no session, no repeat: what the protocol page says is what happens.
+        There is no codec but `PACKED`, no session, no repeat: the protocol page says what happens.
 
         Args:
             op: an op of the protocol, upper case.
@@ -557,4 +558,6 @@ class AsyncClientOps(AsyncKeyOps):
         """
         attempts = Attempts(self._policy, op, False, self.timeout)
         operation = operations.plain(op, fields)
+        if self._codec is PACKED:  # Nothing is decoded, so there is no error to name a key in.
+            return await self._ask(operation, fields, PACKED, attempts)
         return operation.result(await self._ask(operation, fields, PLAIN, attempts))

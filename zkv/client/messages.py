@@ -79,7 +79,9 @@ def _pack_around(fields: Mapping[str, Any]) -> bytes:
     parts = [_map_header(len(fields))]
     for name, field in fields.items():
         parts.append(pack(name))
-        if name == "items":
+        if type(field) is Packed:
+            parts.append(_packed(field))
+        elif name == "items":
             parts.append(_map_header(len(field)))
             parts += [part for key, value in field.items() for part in (pack(key), _packed(value))]
         elif name == "ops":

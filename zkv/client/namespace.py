@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from zkv.client import operations
-from zkv.client.codec import PLAIN, Codec
+from zkv.client.codec import PACKED, PLAIN, Codec
 from zkv.client.errors import ConflictError, NotFoundError, TooLargeError
 from zkv.client.mapping import Dictionary
 from zkv.client.operations import RAISE, Change, Entry, Operation, Reply
@@ -473,6 +473,7 @@ class ClientOps(KeyOps):
 
     timeout: float
     _prefix = ""
+    _codec: Codec
     _policy: RetryPolicy
 
     @property
@@ -530,7 +531,7 @@ class ClientOps(KeyOps):
     def call(self, op: str, /, **fields: Any) -> Reply:
         """Send a request as it is, once, and return the reply as it comes.
 
-        There is no codec, no session, no repeat: what the protocol page says is what happens.
+        There is no codec but `PACKED`, no session, no repeat: the protocol page says what happens.
 
         Args:
             op: an op of the protocol, upper case.
@@ -545,4 +546,6 @@ class ClientOps(KeyOps):
         """
         attempts = Attempts(self._policy, op, False, self.timeout)
         operation = operations.plain(op, fields)
+        if self._codec is PACKED:  # Nothing is decoded, so there is no error to name a key in.
+            return self._ask(operation, fields, PACKED, attempts)
         return operation.result(self._ask(operation, fields, PLAIN, attempts))
