@@ -48,8 +48,10 @@ class CommandSession:
         if self._client is None or self._made_for != wanted:
             self.close()
             try:
-                check_option(options.endpoint)
-                self._client = Client(*wanted, retry=RetryPolicy(wait_for_start=False))
+                endpoints = check_option(options.endpoint)
+                self._client = Client(
+                    endpoints, options.timeout, retry=RetryPolicy(wait_for_start=False)
+                )
             except ValueError as error:
                 raise CommandError(FAILED, str(error)) from error
             self._made_for = wanted

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from msgpack import ExtType
 
+from zkv import checks
+
 
 class ValueType(NamedTuple):
     """How one type is stored.
@@ -34,6 +36,10 @@ class ValueType(NamedTuple):
     unpack: Callable[[bytes], Any]
 
 
+class IntTooLargeError(OverflowError, ValueError):
+    """An int has more than 64 bits."""
+
+
 class Codec:
     """Types that may be stored beside those of msgpack.
 
@@ -42,6 +48,7 @@ class Codec:
 
     Raises:
         ValueError: a code is out of range, or there twice.
+        TypeError: a type is no `ValueType`, or one of its fields is of another type.
 
     Example:
         >>> from datetime import datetime
@@ -55,33 +62,45 @@ class Codec:
     """
 
     def __init__(self, *types: ValueType) -> None:
+        for each in types:
+            _check(each)
         self._by_code = {each.code: each for each in types}
         self._by_type = {each.type: each for each in types}
         if len(self._by_code) < len(types) or len(self._by_type) < len(types):
             raise ValueError("each type needs a code of its own")
-        for code in self._by_code:
-            if not 0 <= code <= 127:
-                raise ValueError(f"type code {code}: 0 to 127")
+
+    def __repr__(self) -> str:
+        types = [f"{each.code}: {each.type.__qualname__}" for each in self._by_code.values()]
+        return f"<Codec of {', '.join(types)}>" if types else "<Codec of msgpack's own types>"
 
     def default(self, value: Any) -> ExtType:
         """What is packed in the place of ``value``.
 
         Raises:
             TypeError: no type fits.
-            OverflowError: it is an int of more than 64 bits.
+            IntTooLargeError: it is an int of more than 64 bits.
         """
         for cls in type(value).__mro__:
             known = self._by_type.get(cls)
             if known is not None:
                 return ExtType(known.code, known.pack(value))
         if isinstance(value, int):
-            raise OverflowError("an int has more than 64 bits")
+            raise IntTooLargeError("an int has more than 64 bits")
         raise TypeError(f"cannot store a {type(value).__qualname__}: msgpack has no type for it")
 
     def ext_hook(self, code: int, data: bytes) -> Any:
         """The value that an ext stands for."""
         known = self._by_code.get(code)
         return ExtType(code, data) if known is None else known.unpack(data)
+
+
+def _check(value_type: object) -> None:
+    """See that a `ValueType` is one. Raises TypeError and ValueError."""
+    given = checks.instance("type", value_type, ValueType)
+    checks.integer("code", given.code, 0, 127)
+    checks.instance("type", given.type, type)
+    checks.function("pack", given.pack)
+    checks.function("unpack", given.unpack)
 
 
 PLAIN = Codec()

@@ -17,8 +17,9 @@ from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Va
 from operator import itemgetter
 from typing import Any
 
+from zkv import checks
 from zkv.client.connection import refuse_to_pickle
-from zkv.client.errors import ClientError, ClosedError, NoReplyError
+from zkv.client.errors import ClientError, ClosedError, NoReplyError, NotFoundError
 from zkv.client.follower import RESET, Batch, Follower
 from zkv.client.operations import Change, Entry
 
@@ -75,7 +76,10 @@ class MirrorView(Mapping[str, Any]):
     # --- Reading
 
     def __getitem__(self, key: str) -> Any:
-        return self._values[key]
+        try:
+            return self._values[key]
+        except KeyError:
+            raise _absent(key) from None
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key, or ``default`` where it is not there."""
@@ -119,9 +123,11 @@ class MirrorView(Mapping[str, Any]):
         """A key's value with its revision, for a write on that condition; ``ttl`` is not told.
 
         Raises:
-            KeyError: the key is not there.
+            NotFoundError: the key is not there.
         """
         with self._lock:
+            if key not in self._shown.values:
+                raise _absent(key)
             return Entry(key, self._shown.values[key], self._shown.revs[key])
 
     # --- How new it is
@@ -150,6 +156,7 @@ class MirrorView(Mapping[str, Any]):
         Returns:
             A function that ends this.
         """
+        checks.function("callback", callback)
         with self._lock:
             self._callbacks += (callback,)
 
@@ -208,6 +215,10 @@ class MirrorView(Mapping[str, Any]):
 
     def _too_late(self, rev: int, timeout: float | None) -> NoReplyError:
         return NoReplyError(f"the mirror is not at revision {rev} within {timeout} s", False)
+
+
+def _absent(key: object) -> NotFoundError:
+    return NotFoundError("NOT_FOUND", f"no such key: {key!r}", False, False, {})
 
 
 def log_end(error: ClientError) -> None:

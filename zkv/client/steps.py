@@ -18,7 +18,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.msgpack import Decoder, Encoder
 from msgspec.structs import asdict, replace
 
-from zkv.client.codec import PLAIN, Codec
+from zkv.client.codec import PLAIN, Codec, IntTooLargeError
 from zkv.client.messages import check_size, explained, pack_request, unpack_reply
 from zkv.client.operations import RAISE
 
@@ -114,6 +114,8 @@ def pack_steps(op: str, request_id: int, fields: dict[str, Any], codec: Codec = 
         return pack_request(op, request_id, {**fields, "ops": ops}, codec)
     except ValueError as error:
         raise explained(error) from None
+    except OverflowError:
+        raise IntTooLargeError("an int has more than 64 bits") from None
     check_size(body)
     return body
 
