@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.cli.running import run
 from tests.cli.test_any_input import Done
-from tests.cli.test_commands import run
 from tests.conformance import notation
 from tests.conformance.notation import Node
 from tests.conformance.vectors import load, walk
-from tests.support import Raw, ServerInProcess, ServerProcess, pack, run_zkv
+from tests.forking import run_zkv
+from tests.support import Raw, ServerInProcess, ServerProcess, pack
 from zkv.cli import client as cli
 from zkv.cli.value_reader import read
 from zkv.cli.value_writer import write

@@ -7,7 +7,6 @@ words after it. So options may be on both sides, and no parser is built for the 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Iterable
 from itertools import islice
@@ -17,6 +16,7 @@ from zkv import __version__, durations
 from zkv.cli.ops import OPS, Argument, Command
 from zkv.cli.programs import PROGRAMS
 from zkv.defaults import DEFAULT_ENDPOINT
+from zkv.endpoint import named_by_environment
 
 DEFAULT_TIMEOUT: Final = 5.0
 
@@ -176,7 +176,7 @@ def _main_parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"zkv-cli {__version__}")
     for option in OPTIONS:
         parser.add_argument(*option.names, **option.settings)
-    parser.set_defaults(endpoint=os.environ.get("ZKV_ENDPOINT") or DEFAULT_ENDPOINT)
+    parser.set_defaults(endpoint=named_by_environment())
     return parser
 
 

@@ -49,9 +49,9 @@ class CommandSession:
         if self._client is None or self._made_for != wanted:
             self.close()
             try:
-                check_option(options.endpoint)
+                endpoints = check_option(options.endpoint)
                 retry = RetryPolicy(wait_for_start=False)
-                self._client = Client(*wanted, codec=PACKED, retry=retry)
+                self._client = Client(endpoints, options.timeout, codec=PACKED, retry=retry)
             except ValueError as error:
                 raise CommandError(FAILED, str(error)) from error
             self._made_for = wanted

@@ -61,7 +61,7 @@ def run(session: CommandSession, options: argparse.Namespace) -> int:
 
 
 def is_packed(options: argparse.Namespace) -> bool:
-    """Whether the file is a msgpack stream."""
+    """True if the file is a msgpack stream."""
     if options.format is not None:
         return bool(options.format == "msgpack")
     return str(options.file).endswith(".msgpack")

@@ -131,7 +131,7 @@ def _from_line(line: bytes) -> Record:
 
 def _read_packed(file: IO[bytes], longest: int, number: int, offset: int) -> Iterator[Place]:
     kept = bytearray()
-    """What has been read and belongs to no record yet; ``offset`` is where it begins."""
+    """The bytes read that belong to no record yet; ``offset`` is where they begin."""
     for end in _ends(file, kept, longest, offset):
         record = bytes(kept[: end - offset])
         del kept[: end - offset]

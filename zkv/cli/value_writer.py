@@ -49,7 +49,7 @@ EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 SECOND_NS: Final = 1_000_000_000
 
 encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False).encode
-"""What has no JSON, such as bytes and a float that is not finite, is a TypeError or ValueError."""
+"""Raises TypeError or ValueError for values without JSON, such as bytes and nan."""
 
 
 def write(packed: bytes) -> str:

@@ -76,7 +76,7 @@ def read_fields(name: str) -> dict[str, Packed] | None:
 
 
 def _read_source(name: str) -> tuple[bytes, str]:
-    """What is in a file of JSON, and what messages call it."""
+    """The value in a file of JSON, and its name in messages."""
     if name == "-":
         return _read_input(), "standard input"
     if name.startswith("{"):

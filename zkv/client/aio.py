@@ -26,18 +26,22 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import zmq
 
+from zkv import checks
 from zkv.client.async_namespace import AsyncClientOps
 from zkv.client.codec import PLAIN, Codec
 from zkv.client.connection import (
+    CLOSED,
+    ENVIRONMENT,
     Connection,
     Endpoints,
     SocketContext,
-    check_timeout,
+    check_context,
     refuse_to_pickle,
 )
 from zkv.client.errors import (
     BadReplyError,
     ClosedError,
+    RefusedError,
 )
 from zkv.client.messages import (
     READ_OPS,
@@ -49,10 +53,11 @@ from zkv.client.operations import Operation, Reply
 from zkv.client.quick import id_of, unpack_quickly
 from zkv.client.retry import DEFAULT_POLICY, REASON_SECONDS, Attempts, RetryPolicy, Trouble
 from zkv.client.session import WriteSessions
-from zkv.defaults import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+    from zkv.checks import Seconds
 
 
 T = TypeVar("T")
@@ -72,7 +77,7 @@ class AsyncClient(AsyncClientOps):
 
     Args:
         endpoint: as for `Client`.
-        timeout: seconds for each request, with waiting for its turn and all its repeats.
+        timeout: as for `Client`; waiting for its turn counts, too.
         codec: types of values beside those of msgpack.
         durable: have each write on disk before it is answered, whatever the server's policy.
         retry: how patient to be within the timeout.
@@ -80,25 +85,25 @@ class AsyncClient(AsyncClientOps):
 
     Raises:
         ValueError: an endpoint is malformed, or the timeout out of range.
-        TypeError: an endpoint is no str.
+        TypeError: an argument is of another type.
     """
 
     def __init__(
         self,
-        endpoint: str | Sequence[str] = DEFAULT_ENDPOINT,
-        timeout: float = 5.0,
+        endpoint: str | Sequence[str] = ENVIRONMENT,
+        timeout: Seconds = 5.0,
         *,
         codec: Codec = PLAIN,
         durable: bool = False,
         retry: RetryPolicy = DEFAULT_POLICY,
         context: SocketContext | None = None,
     ) -> None:
-        self.timeout = check_timeout(timeout)
+        self.timeout = checks.timeout(timeout)
         self._endpoints = Endpoints(endpoint)
-        self._codec = codec
-        self._durable = {"durable": True} if durable else {}
-        self._policy = retry
-        self._context = context
+        self._codec = checks.instance("codec", codec, Codec)
+        self._durable = {"durable": True} if checks.flag("durable", durable) else {}
+        self._policy = checks.instance("retry", retry, RetryPolicy)
+        self._context = check_context(context)
         self._ids = itertools.count(1)
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -112,6 +117,15 @@ class AsyncClient(AsyncClientOps):
         return f"<AsyncClient {self.endpoint}{' closed' if self._closed else ''}>"
 
     __reduce__ = refuse_to_pickle
+
+    @property
+    def timeout(self) -> float:
+        """Seconds for each request, with all its repeats; may be set to others."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, seconds: Seconds) -> None:
+        self._timeout = checks.timeout(seconds)
 
     @property
     def endpoint(self) -> str:
@@ -128,10 +142,10 @@ class AsyncClient(AsyncClientOps):
     async def _run(
         self,
         operation: Operation[T],
-        timeout: float | None = None,  # noqa: ASYNC109  of the request
+        timeout: Seconds | None = None,  # noqa: ASYNC109  of the request
     ) -> T:
         op = operation.op
-        wait = self.timeout if timeout is None else check_timeout(timeout)
+        wait = self._timeout if timeout is None else checks.timeout(timeout)
         attempts = Attempts(self._policy, op, op in READ_OPS or op in WRITE_OPS, wait)
         reply = await self._ask(operation, operation.fields, self._codec, attempts)
         return operation.result(reply)
@@ -165,7 +179,12 @@ class AsyncClient(AsyncClientOps):
                 continue
             if reply["ok"] or operation.tolerates(reply):
                 return reply
-            await asyncio.sleep(attempts.refused(reply))
+            try:
+                pause = attempts.refused(reply)
+            except RefusedError as error:
+                await self._name_old_server(operation.op, error)
+                raise
+            await asyncio.sleep(pause)
 
     async def _attempt(
         self,
@@ -234,7 +253,7 @@ class AsyncClient(AsyncClientOps):
     def _send(self, op: str, request_id: int, body: bytes, attempts: Attempts) -> _Link:
         """Send a body over the current link, which is returned, or over a fresh one."""
         if self._closed:
-            raise ClosedError("the client is closed", attempts.applied())
+            raise ClosedError(CLOSED, attempts.applied())
         loop = asyncio.get_running_loop()
         waiting = _Waiting(loop.create_future(), op)
         if self._link is not None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
+from zkv import checks
 from zkv.client.async_watch import AsyncSubscription
 from zkv.client.errors import ClientError, ClosedError
 from zkv.client.mirror_view import MirrorView, log_end
 from zkv.client.tasks import AsyncBackground, AsyncCondition
 
 if TYPE_CHECKING:
+    from zkv.checks import Seconds
     from zkv.client.async_namespace import AsyncKeyOps
 
 
@@ -25,10 +27,10 @@ class AsyncMirror(MirrorView):
     """
 
     def __init__(
-        self, keyspace: AsyncKeyOps, prefix: str, timeout: float | None, feed: str | None
+        self, keyspace: AsyncKeyOps, prefix: str, timeout: Seconds | None, feed: str | None
     ) -> None:
         super().__init__()
-        self._timeout = timeout
+        self._timeout = checks.wait(timeout)
         self._subscription = AsyncSubscription(keyspace, prefix, None, False, feed)
         self._moved = AsyncCondition()
         self._worker: AsyncBackground | None = None
@@ -51,22 +53,23 @@ class AsyncMirror(MirrorView):
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def wait_for(self, rev: int, timeout: float | None = None) -> None:  # noqa: ASYNC109
+    async def wait_for(self, rev: int, timeout: Seconds | None = None) -> None:  # noqa: ASYNC109
         """Wait until it shows this revision, or a newer one; the server is asked at once.
 
         Args:
             rev: such as `AsyncClient.put` returns it.
-            timeout: seconds to wait; None = as long as it takes.
+            timeout: seconds to wait, up to a year, or a `timedelta`; None = as long as it takes.
 
         Raises:
             NoReplyError: it does not in time.
             ClientError: it does not follow any more, for this reason.
         """
+        rev, wait = checks.revision("rev", rev), checks.wait(timeout)
         if self._rev >= rev:
             return
         self._subscription.want(rev)
-        if not await self._moved.wait_for(lambda: self._is_at(rev), timeout):
-            raise self._too_late(rev, timeout)
+        if not await self._moved.wait_for(lambda: self._is_at(rev), wait):
+            raise self._too_late(rev, wait)
 
     async def aclose(self) -> None:
         """Follow no more. What it shows stays. May be called again, and by any task."""

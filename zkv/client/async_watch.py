@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 import zmq
 
+from zkv import checks
 from zkv.client import operations
 from zkv.client.connection import refuse_to_pickle
 from zkv.client.errors import ClientError, ClosedError, NoReplyError, RefusedError
@@ -34,6 +35,7 @@ from zkv.client.tasks import AsyncWaiter
 from zkv.endpoint import check_to_connect
 
 if TYPE_CHECKING:
+    from zkv.checks import Seconds
     from zkv.client.async_namespace import AsyncKeyOps
 
 T = TypeVar("T")
@@ -58,10 +60,10 @@ class AsyncSubscription:
     ) -> None:
         self._client = keyspace._client
         self._namespace = keyspace._prefix
-        self._prefix = prefix
-        self._since = since
+        self._prefix = checks.text("prefix", prefix)
+        self._since = None if since is None else checks.revision("since", since)
         self._now = now
-        self._feed = None if feed is None else check_to_connect(feed)
+        self._feed = None if feed is None else _checked_feed(feed)
         self._joined = 0
         self._endpoint: str | None = None
         self._process = os.getpid()
@@ -74,6 +76,11 @@ class AsyncSubscription:
         self.closed = False
         self.trouble: ClientError | None = None
 
+    @property
+    def prefix(self) -> str:
+        """Of the keys, as they are stored."""
+        return self._namespace + self._prefix
+
     async def open(self) -> Follower:
         """Ask the server where the feed is, and join it. May be called again.
 
@@ -82,10 +89,10 @@ class AsyncSubscription:
             ValueError: the feed's endpoint is malformed.
         """
         if self._follower is None:
-            info = await self._client.info()
-            self._endpoint = self._feed or feed_endpoint(info["feed"], self._client.endpoint)
+            rev, feed = await self._client._run(operations.place())
+            self._endpoint = self._feed or feed_endpoint(feed, self._client.endpoint)
             follower = Follower(
-                self._namespace, self._prefix, info["rev"] if self._now else self._since,
+                self._namespace, self._prefix, rev if self._now else self._since,
                 self._client._codec, self._endpoint is not None, time.monotonic(),
             )  # fmt: skip
             self._join(follower)
@@ -199,9 +206,9 @@ class AsyncSubscription:
 
     async def _look_up(self, follower: Follower, end: float | None) -> None:
         """Find the feed anew: the server may have been restarted, and have it elsewhere."""
-        info = await self._ask(operations.info(), end)
-        if info is not None:
-            self._endpoint = self._feed or feed_endpoint(info["feed"], self._client.endpoint)
+        place = await self._ask(operations.place(), end)
+        if place is not None:
+            self._endpoint = self._feed or feed_endpoint(place[1], self._client.endpoint)
             self._join(follower)
             follower.joined(self._endpoint is not None, time.monotonic())
 
@@ -227,6 +234,14 @@ class AsyncSubscription:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def _checked_feed(feed: str) -> str:
+    """An endpoint that a program names. Raises TypeError and ValueError."""
+    try:
+        return check_to_connect(feed)
+    except (TypeError, ValueError) as error:
+        raise checks.named("feed", error) from None
 
 
 _inherited: list[AsyncSubscription] = []
@@ -266,6 +281,10 @@ class AsyncWatch(AsyncIterator[Change]):
         if hasattr(self, "_subscription"):
             self._subscription.close()
 
+    def __repr__(self) -> str:
+        keys = f"{self._subscription.prefix!r} at revision {self._rev}"
+        return f"<{type(self).__name__} {keys}{' closed' if self.closed else ''}>"
+
     @property
     def rev(self) -> int | None:  # sync: def rev(self) -> int:
         """The revision up to which everything has been told: ``since`` of a watch that goes on.
@@ -293,11 +312,12 @@ class AsyncWatch(AsyncIterator[Change]):
             raise StopAsyncIteration
         return change
 
-    async def next(self, timeout: float | None = None) -> Change | None:  # noqa: ASYNC109
+    async def next(self, timeout: Seconds | None = None) -> Change | None:  # noqa: ASYNC109
         """The next change.
 
         Args:
-            timeout: seconds to wait for one; None = as long as it takes.
+            timeout: seconds to wait for one, up to a year, or a `timedelta`; None = as long as it
+                takes.
 
         Returns:
             None if no change has come in time, or the watch was closed.
@@ -305,9 +325,10 @@ class AsyncWatch(AsyncIterator[Change]):
         Raises:
             ClosedError: the client was closed.
         """
+        wait = checks.wait(timeout)
         if not self.closed:
             await self._open()
-        end = None if timeout is None else time.monotonic() + timeout
+        end = None if wait is None else time.monotonic() + wait
         while not self._queue:
             batch = await self._subscription.next_batch(end)
             if batch is None:

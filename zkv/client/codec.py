@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from msgpack import ExtType, Timestamp
 
+from zkv import checks
 from zkv.client.errors import BadValueError
 
 
@@ -43,6 +44,10 @@ class Inexact(Exception):
     """A value holds an object that msgpack packs as one of another type: a tuple, a subclass."""
 
 
+class IntTooLargeError(OverflowError, ValueError):
+    """An int has more than 64 bits."""
+
+
 class Codec:
     """Types that may be stored beside those of msgpack.
 
@@ -54,7 +59,7 @@ class Codec:
 
     Raises:
         ValueError: a code is out of range, or there twice, or msgpack packs a type itself.
-        TypeError: a type is no class, or a function cannot be called.
+        TypeError: a type is no `ValueType`, or one of its fields is of another type.
 
     Example:
         >>> from datetime import datetime
@@ -75,6 +80,10 @@ class Codec:
         if len(self._by_code) < len(types) or len(self._by_type) < len(types):
             raise ValueError("each type needs a code of its own")
 
+    def __repr__(self) -> str:
+        types = [f"{each.code}: {each.type.__qualname__}" for each in self._by_code.values()]
+        return f"<Codec of {', '.join(types)}>" if types else "<Codec of msgpack's own types>"
+
     @property
     def has_types(self) -> bool:
         """Whether it adds any."""
@@ -85,7 +94,7 @@ class Codec:
 
         Raises:
             Inexact: msgpack packs it as another type.
-            TypeError, OverflowError, BadValueError: as `default` does.
+            TypeError, IntTooLargeError, BadValueError: as `default` does.
         """
         known = self._known(value)
         if known is not None:
@@ -99,7 +108,7 @@ class Codec:
 
         Raises:
             TypeError: no type fits.
-            OverflowError: it is an int of more than 64 bits.
+            IntTooLargeError: it is an int of more than 64 bits.
             BadValueError: a function of the codec failed.
         """
         known = self._known(value)
@@ -166,20 +175,16 @@ def described(error: Exception) -> str:
         return type(error).__name__
 
 
-def _check(each: ValueType) -> None:
-    """Raise ValueError or TypeError unless a type may be one of a codec's."""
-    if not isinstance(each.type, type):
-        raise TypeError(f"type {each.type!r}: a class is needed")
-    name = each.type.__qualname__
-    if each.type in NATIVE or each.type is object:
+def _check(value_type: object) -> None:
+    """Raise TypeError or ValueError unless a `ValueType` may be one of a codec's."""
+    given = checks.instance("type", value_type, ValueType)
+    checks.integer("code", given.code, 0, 127)
+    kind = checks.instance("type", given.type, type)
+    if kind in NATIVE or kind is object:
+        name = kind.__qualname__
         raise ValueError(f"type {name}: msgpack packs it itself; a subclass of it is possible")
-    if type(each.code) is not int:
-        raise TypeError(f"type code {each.code!r}: an int is needed")
-    if not 0 <= each.code <= 127:
-        raise ValueError(f"type code {each.code}: 0 to 127")
-    for function in (each.pack, each.unpack):
-        if not callable(function):
-            raise TypeError(f"type {name}: {function!r} is no function")
+    checks.function("pack", given.pack)
+    checks.function("unpack", given.unpack)
 
 
 def _ext(known: ValueType, value: Any) -> ExtType:
@@ -197,7 +202,7 @@ def _ext(known: ValueType, value: Any) -> ExtType:
 
 def _unknown(value: Any) -> Exception:
     if isinstance(value, int):
-        return OverflowError("an int has more than 64 bits")
+        return IntTooLargeError("an int has more than 64 bits")
     return TypeError(f"cannot store a {type(value).__qualname__}: msgpack has no type for it")
 
 

@@ -24,11 +24,9 @@ from typing import Final, NamedTuple, NoReturn
 
 import zmq
 
+from zkv import checks
 from zkv.client.errors import ClosedError
-from zkv.endpoint import check_to_connect, is_name
-
-LONGEST_TIMEOUT: Final = 86_400.0
-"""Seconds. A limit there must be, since ZeroMQ counts milliseconds in a C int."""
+from zkv.endpoint import check_to_connect, from_environment, is_name
 
 MONITORED: Final = ("tcp://", "ipc://")
 """Transports that tell whether there is a connection."""
@@ -211,11 +209,25 @@ def _monitor(context: SocketContext, socket: zmq.Socket[bytes]) -> zmq.Socket[by
     return monitor
 
 
+class _Environment(tuple[str, ...]):
+    """The type of `ENVIRONMENT`, for signatures."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "ZKV_ENDPOINT"
+
+
+ENVIRONMENT: Final = _Environment()
+"""In the place of endpoints: those that the environment names. None would be taken by mistake."""
+
+
 class Endpoints:
     """Where a server may be reached; one place is in use until it fails.
 
     Args:
-        endpoints: one or more of the same server: a write is repeated at any of them.
+        endpoints: one or more of the same server: a write is repeated at any of them; `ENVIRONMENT`
+            = those that it names.
 
     Attributes:
         met: whether there has been a connection to any of them.
@@ -226,6 +238,8 @@ class Endpoints:
     """
 
     def __init__(self, endpoints: object) -> None:
+        if endpoints is ENVIRONMENT:
+            endpoints = from_environment()
         if isinstance(endpoints, (str, bytes)) or not isinstance(endpoints, Iterable):
             endpoints = [endpoints]
         self._endpoints = [check_to_connect(each) for each in endpoints]
@@ -259,8 +273,16 @@ def refuse_to_pickle(self: object) -> NoReturn:
     )
 
 
-def check_timeout(timeout: float) -> float:
-    """``timeout`` in seconds. Raises ValueError where it is out of range."""
-    if not 0 < timeout <= LONGEST_TIMEOUT:
-        raise ValueError(f"timeout {timeout:g}: seconds, above 0 and up to {LONGEST_TIMEOUT:g}")
-    return timeout
+CLOSED: Final = "the client is closed, as at the end of its with block: make a new one"
+
+
+def check_context(context: SocketContext | None) -> SocketContext | None:
+    """A context in which sockets wait as ZeroMQ has them wait. Raises TypeError."""
+    if context is not None:
+        checks.instance("context", context, zmq.Context)
+        if type(context).__module__ == "zmq.asyncio":
+            raise TypeError(
+                "context: a zmq.Context; not one of zmq.asyncio, whose sockets are awaited. "
+                "zmq.Context(context) shares its sockets' threads"
+            )
+    return context

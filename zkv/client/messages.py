@@ -8,6 +8,7 @@ the bytes that are none, and packed as the same bytes again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -53,8 +54,8 @@ def pack_request(
     Raises:
         TypeError: a field holds something that neither msgpack nor the codec has a type for, or
             that Python could not get back, or is ``op`` or ``id``.
-        OverflowError: an int needs more than 64 bits.
-        ValueError: a str holds a surrogate, or a value is nested too deeply.
+        ValueError: a str holds a surrogate, an int needs more than 64 bits, or a value is nested
+            too deeply.
         BadValueError: a function of the codec failed.
         TooLargeError: there would be no reply to such a large request.
     """
@@ -189,11 +190,24 @@ def refusal(op: str, reply: Mapping[str, Any]) -> RefusedError:
     code = reply["code"]
     return REFUSALS.get(code, RefusedError)(
         code,
-        reply["message"],
+        _in_words(reply["message"]) if code == "CONFLICT" else reply["message"],
         retry=reply.get("retry") is True,
         applied=False if reply.get("applied") is False else lost(op),
         details={name: value for name, value in reply.items() if name not in REFUSAL_FIELDS},
     )
+
+
+_CONFLICT: Final = re.compile(r"(.*) has revision (\d+), not (\d+)", re.DOTALL)
+
+
+def _in_words(message: str) -> str:
+    """What the server says of a conflict, without 0 for a key that is not there."""
+    found = _CONFLICT.fullmatch(message)
+    if found is None or "0" not in {found[2], found[3]}:
+        return message
+    if found[3] == "0":
+        return f"{found[1]} is there already, at revision {found[2]}, and was to be created"
+    return f"{found[1]} is not there, and was to be at revision {found[3]}"
 
 
 def bad_reply(op: str, why: str) -> BadReplyError:

@@ -17,8 +17,15 @@ from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Va
 from operator import itemgetter
 from typing import Any
 
+from zkv import checks
 from zkv.client.connection import refuse_to_pickle
-from zkv.client.errors import BadValueError, ClientError, ClosedError, NoReplyError
+from zkv.client.errors import (
+    BadValueError,
+    ClientError,
+    ClosedError,
+    NoReplyError,
+    NotFoundError,
+)
 from zkv.client.follower import RESET, Batch, Follower
 from zkv.client.operations import Change, Entry
 
@@ -75,7 +82,10 @@ class MirrorView(Mapping[str, Any]):
     # --- Reading
 
     def __getitem__(self, key: str) -> Any:
-        value = self._values[key]
+        try:
+            value = self._values[key]
+        except KeyError:
+            raise _absent(key) from None
         if type(value) is BadValueError:
             raise _again(value)
         return value
@@ -130,10 +140,12 @@ class MirrorView(Mapping[str, Any]):
         """A key's value with its revision, for a write on that condition; ``ttl`` is not told.
 
         Raises:
-            KeyError: the key is not there.
+            NotFoundError: the key is not there.
             BadValueError: its value cannot be decoded.
         """
         with self._lock:
+            if key not in self._shown.values:
+                raise _absent(key)
             entry = Entry(key, self._shown.values[key], self._shown.revs[key])
         if type(entry.value) is BadValueError:
             raise _again(entry.value)
@@ -165,6 +177,7 @@ class MirrorView(Mapping[str, Any]):
         Returns:
             A function that ends this.
         """
+        checks.function("callback", callback)
         with self._lock:
             self._callbacks += (callback,)
 
@@ -228,6 +241,10 @@ class MirrorView(Mapping[str, Any]):
 def _again(error: BadValueError) -> BadValueError:
     """An error to be raised: one that is raised many times would collect tracebacks."""
     return error.of(error.key)
+
+
+def _absent(key: object) -> NotFoundError:
+    return NotFoundError("NOT_FOUND", f"no such key: {key!r}", False, False, {})
 
 
 def log_end(error: ClientError) -> None:

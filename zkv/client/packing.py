@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from msgspec import UNSET
 
+from zkv import checks
 from zkv.client.codec import Packed
 from zkv.client.errors import BadValueError, ClientError, RefusedError
-from zkv.client.operations import RAISE, Operation, Reply, condition
+from zkv.client.operations import RAISE, Operation, Reply, addend, condition
 from zkv.client.quick import unpack_quickly
 from zkv.client.slicing import Sliced
 from zkv.client.steps import (
@@ -36,6 +37,9 @@ from zkv.client.steps import (
     pack_steps,
 )
 from zkv.client.values import unpack
+
+if TYPE_CHECKING:
+    from zkv.checks import Seconds
 
 MOST: Final = 1_000
 """Ops in one message."""
@@ -68,47 +72,55 @@ class WrittenOps:
     def __len__(self) -> int:
         return len(self._steps)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} ops that have not been sent>"
+
     def get(self, key: str, default: Any = None) -> None:
         """Read a value; the default where there is none."""
-        step = GetStep(self._prefix + key)
+        get = GetStep(checks.key(self._prefix, key))
         if default is not None:
             self._defaults[len(self._steps)] = default
-        self._steps.append(step)
+        self._steps.append(get)
 
     def put(
         self,
         key: str,
         value: Any,
         *,
-        ttl: float | None = None,
+        ttl: Seconds | None = None,
         if_rev: int | None = None,
         create: bool = False,
     ) -> None:
         """Write a value; gives its revision."""
-        if ttl is if_rev is None and not create:
-            self._steps.append(PutStep(self._prefix + key, value))
+        stored = checks.key(self._prefix, key)
+        if ttl is if_rev is None and create is False:
+            self._steps.append(PutStep(stored, value))
             return
         expected = condition(if_rev, create)
+        lives = checks.ttl(ttl)
         self._steps.append(
             PutIfStep(
-                self._prefix + key,
+                stored,
                 value,
-                UNSET if ttl is None else ttl,
+                UNSET if lives is None else lives,
                 UNSET if expected is None else expected,
             )
         )
 
     def delete(self, key: str, *, if_rev: int | None = None) -> None:
         """Remove an entry; gives whether there was one. In a transaction there has to be one."""
-        self._steps.append(DeleteStep(self._prefix + key, UNSET if if_rev is None else if_rev))
+        expected = condition(if_rev, False)
+        self._steps.append(
+            DeleteStep(checks.key(self._prefix, key), UNSET if expected is None else expected)
+        )
 
-    def touch(self, key: str, ttl: float | None) -> None:
+    def touch(self, key: str, ttl: Seconds | None) -> None:
         """Give an entry another time to live; gives the revision of that."""
-        self._steps.append(TouchStep(self._prefix + key, ttl))
+        self._steps.append(TouchStep(checks.key(self._prefix, key), checks.ttl(ttl)))
 
     def incr(self, key: str, by: int = 1) -> None:
         """Add to a number; gives the sum."""
-        self._steps.append(IncrStep(self._prefix + key, by))
+        self._steps.append(IncrStep(checks.key(self._prefix, key), addend(by)))
 
     def _take(self) -> tuple[list[Step], Defaults]:
         written = self._steps, self._defaults
@@ -274,7 +286,7 @@ class TransactionOps(WrittenOps):
 
     def check(self, key: str, rev: int) -> None:
         """Go on only if the key is at this revision; 0 = if it is absent."""
-        self._conditions.append((self._prefix + key, rev))
+        self._conditions.append((checks.key(self._prefix, key), checks.revision("rev", rev)))
 
     def _message(self) -> Operation[list[Any]]:
         message = _txn(*self._take())

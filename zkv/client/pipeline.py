@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Self
 
+from zkv import checks
 from zkv.client.errors import BadValueError, ClientError, RefusedError
 from zkv.client.operations import Operation
 from zkv.client.packing import Packing, TransactionOps, WrittenOps
@@ -33,10 +34,10 @@ class Pipeline(WrittenOps):
         Raises:
             ClientError: an op failed; all others have had their try.
             BadValueError: a value that was read cannot be decoded; all others have had their try.
-            BadValueError, TypeError, ValueError, OverflowError: a value cannot be packed. Its
-                message and those behind it were not sent; earlier ones, of a thousand ops at most,
-                were.
+            BadValueError, TypeError, ValueError: a value cannot be packed. Its message and those
+                after it were not sent; earlier ones, of a thousand ops at most, were.
         """
+        checks.flag("return_exceptions", return_exceptions)
         packing = Packing(*self._take())
         while (message := packing.next_message()) is not None:
             try:

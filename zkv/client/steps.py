@@ -15,7 +15,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.msgpack import Encoder
 from msgspec.structs import asdict, replace
 
-from zkv.client.codec import PACKED, PLAIN, Codec
+from zkv.client.codec import PACKED, PLAIN, Codec, IntTooLargeError
 from zkv.client.errors import BadValueError
 from zkv.client.messages import check_size, pack_request
 from zkv.client.operations import RAISE
@@ -110,6 +110,8 @@ def pack_steps(op: str, request_id: int, fields: dict[str, Any], codec: Codec = 
         return _pack_as_maps(op, request_id, fields, codec)
     except ValueError as error:
         raise explained(error) from None
+    except OverflowError:
+        raise IntTooLargeError("an int has more than 64 bits") from None
     check_size(body)
     return body
 

@@ -27,26 +27,31 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import zmq
 
+from zkv import checks
 from zkv.client.codec import PLAIN, Codec
 from zkv.client.connection import (
+    CLOSED,
+    ENVIRONMENT,
     Address,
     Connection,
     Endpoints,
     SocketContext,
-    check_timeout,
+    check_context,
     refuse_to_pickle,
 )
-from zkv.client.errors import ClosedError
+from zkv.client.errors import ClosedError, RefusedError
 from zkv.client.messages import READ_OPS, WRITE_OPS, bad_reply, check_answer
 from zkv.client.namespace import ClientOps
 from zkv.client.operations import Operation, Reply
 from zkv.client.retry import DEFAULT_POLICY, REASON_SECONDS, Attempts, RetryPolicy
 from zkv.client.session import WriteSessions
-from zkv.defaults import DEFAULT_ENDPOINT
+
+if TYPE_CHECKING:
+    from zkv.checks import Seconds
 
 T = TypeVar("T")
 
@@ -64,8 +69,11 @@ class Client(ClientOps):
 
     Args:
         endpoint: where the server listens: ``tcp://HOST:PORT`` or ``ipc://PATH``. Several may be
-            given for the same server: where no reply comes from one, the next is tried.
-        timeout: seconds for each request, with all its repeats; above 0, a day at most.
+            given for the same server: where no reply comes from one, the next is tried. By
+            default those that the variable ``ZKV_ENDPOINT`` lists, with commas between them; where
+            it is not set, ``tcp://127.0.0.1:5555``.
+        timeout: seconds for each request, with all its repeats; above 0, up to a day, or a
+            `timedelta`.
         codec: types of values beside those of msgpack.
         durable: have each write on disk before it is answered, whatever the server's policy.
         retry: how patient to be within the timeout.
@@ -73,31 +81,37 @@ class Client(ClientOps):
 
     Raises:
         ValueError: an endpoint is malformed, or the timeout out of range.
-        TypeError: an endpoint is no str.
+        TypeError: an argument is of another type.
 
     Example:
-        >>> with Client("tcp://127.0.0.1:5555") as kv:  # doctest: +SKIP
-        ...     kv["greeting"] = "hello"
-        ...     kv.get_entry("greeting")
+        >>> kv = Client()  # doctest: +SKIP
+        >>> kv["greeting"] = "hello"  # doctest: +SKIP
+        >>> kv.get_entry("greeting")  # doctest: +SKIP
         Entry(key='greeting', value='hello', rev=1, ttl=None)
+        >>> kv.close()  # doctest: +SKIP
+
+        In a program, a ``with`` block closes it at its end, also where an error is raised:
+
+        >>> with Client() as kv:  # doctest: +SKIP
+        ...     kv["greeting"] = "hello"
     """
 
     def __init__(
         self,
-        endpoint: str | Sequence[str] = DEFAULT_ENDPOINT,
-        timeout: float = 5.0,
+        endpoint: str | Sequence[str] = ENVIRONMENT,
+        timeout: Seconds = 5.0,
         *,
         codec: Codec = PLAIN,
         durable: bool = False,
         retry: RetryPolicy = DEFAULT_POLICY,
         context: SocketContext | None = None,
     ) -> None:
-        self.timeout = check_timeout(timeout)
+        self.timeout = checks.timeout(timeout)
         self._endpoints = Endpoints(endpoint)
-        self._codec = codec
-        self._durable = {"durable": True} if durable else {}
-        self._policy = retry
-        self._context = context
+        self._codec = checks.instance("codec", codec, Codec)
+        self._durable = {"durable": True} if checks.flag("durable", durable) else {}
+        self._policy = checks.instance("retry", retry, RetryPolicy)
+        self._context = check_context(context)
         self._ids = itertools.count(1)
         self._closed = False
         self._begin()
@@ -124,6 +138,15 @@ class Client(ClientOps):
     __reduce__ = refuse_to_pickle
 
     @property
+    def timeout(self) -> float:
+        """Seconds for each request, with all its repeats; may be set to others."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, seconds: Seconds) -> None:
+        self._timeout = checks.timeout(seconds)
+
+    @property
     def endpoint(self) -> str:
         """The endpoint in use."""
         return self._endpoints.current.endpoint
@@ -137,9 +160,9 @@ class Client(ClientOps):
             while True:
                 self._drop(self._idle.pop())
 
-    def _run(self, operation: Operation[T], timeout: float | None = None) -> T:
+    def _run(self, operation: Operation[T], timeout: Seconds | None = None) -> T:
         op = operation.op
-        wait = self.timeout if timeout is None else check_timeout(timeout)
+        wait = self._timeout if timeout is None else checks.timeout(timeout)
         if op not in WRITE_OPS:
             attempts = Attempts(self._policy, op, op in READ_OPS, wait)
             reply = self._ask(operation, operation.fields, self._codec, attempts)
@@ -167,7 +190,12 @@ class Client(ClientOps):
                 continue
             if reply["ok"] or operation.tolerates(reply):
                 return reply
-            time.sleep(attempts.refused(reply))
+            try:
+                pause = attempts.refused(reply)
+            except RefusedError as error:
+                self._name_old_server(operation.op, error)
+                raise
+            time.sleep(pause)
 
     def _attempt(
         self,
@@ -245,7 +273,7 @@ class Client(ClientOps):
         try:
             waiter.gate.acquire(timeout=max(0.0, attempts.left()))
             if self._closed:
-                raise ClosedError("the client is closed", attempts.applied())
+                raise ClosedError(CLOSED, attempts.applied())
             if not waiter.served or attempts.left() <= 0:
                 raise attempts.give_up(self.endpoint)  # Nothing is sent any more.
         except BaseException:

@@ -30,8 +30,8 @@ def pack(value: Any, codec: Codec = PLAIN) -> bytes:
     Raises:
         TypeError: it holds something that neither msgpack nor the codec has a type for, or that
             Python could not get back.
-        OverflowError: an int needs more than 64 bits.
-        ValueError: a str holds a surrogate, or it is nested deeper than msgpack packs.
+        ValueError: a str holds a surrogate, an int needs more than 64 bits, or it is nested deeper
+            than msgpack packs.
         BadValueError: a function of the codec failed.
     """
     packed: bytes

@@ -14,12 +14,14 @@ from collections.abc import Awaitable, Callable
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
-import msgpack
-
+from zkv import checks
 from zkv.client.errors import BadValueError
 from zkv.client.recipes.async_lock import AsyncLock
+from zkv.client.recipes.cacheable import check_function, name_of
+from zkv.client.values import pack
 
 if TYPE_CHECKING:
+    from zkv.checks import Seconds
     from zkv.client.async_namespace import AsyncKeyOps
 
 P = ParamSpec("P")
@@ -35,24 +37,34 @@ class AsyncCache:
 
     Args:
         keyspace: where the values are kept.
-        ttl: seconds for which a value is kept; None = until it is forgotten.
+        ttl: seconds for which a value is kept, as for `AsyncClient.put`; None = until it is
+            forgotten.
         prefix: of the keys; None = ``cache/``, the function's module and its name.
         lease: seconds after which somebody else computes the value, if who does it has crashed.
     """
 
     def __init__(
-        self, keyspace: AsyncKeyOps, ttl: float | None, prefix: str | None, lease: float
+        self, keyspace: AsyncKeyOps, ttl: Seconds | None, prefix: str | None, lease: Seconds
     ) -> None:
         self._keyspace = keyspace
-        self._ttl = ttl
-        self._prefix = prefix
-        self._lease = lease
+        self._ttl = checks.ttl(ttl)
+        self._prefix = checks.text_or_none("prefix", prefix)
+        self._lease = checks.lease("lease", lease)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} prefix={self._prefix!r} ttl={self._ttl!r}>"
 
     def __call__(self, function: Callable[P, Awaitable[R]]) -> AsyncCachedFunction[P, R]:
-        """Cache what ``function`` returns."""
+        """Cache what ``function`` returns.
+
+        Raises:
+            TypeError: it is no function that can be cached, see `AsyncClient.cache`, or has no name
+                and no prefix was given.
+        """
+        check_function(function, is_async=True)  # sync: check_function(function, is_async=False)
         prefix = self._prefix
         if prefix is None:
-            prefix = f"cache/{function.__module__}.{function.__qualname__}/"
+            prefix = f"cache/{name_of(function)}/"
         return AsyncCachedFunction(
             function, self._keyspace.namespace(prefix), self._ttl, self._lease
         )
@@ -82,14 +94,17 @@ class AsyncCachedFunction(Generic[P, R]):
         self._lease = lease
         update_wrapper(self, function)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._kept._prefix!r} of {self._function!r}>"
+
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """What is kept for these arguments; else what the function returns, which is then kept.
 
         Raises:
             ClientError: the store cannot be asked, or the codec cannot pack the result.
-            TypeError: an argument or the result cannot be stored.
+            TypeError, ValueError: an argument or the result cannot be stored.
         """
-        key = _key(args, kwargs)
+        key = self._key(args, kwargs)
         result: R
         kept: Any = await self._find(key)
         if kept is not _MISSING:
@@ -114,10 +129,13 @@ class AsyncCachedFunction(Generic[P, R]):
 
     async def forget(self, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Have the next call with these arguments compute anew; whether anything was kept."""
-        return await self._kept.delete(_key(args, kwargs))
+        return await self._kept.delete(self._key(args, kwargs))
 
-
-def _key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """A short key for arguments. Raises TypeError."""
-    packed = msgpack.packb([args, sorted(kwargs.items())])
-    return hashlib.blake2b(packed, digest_size=16).hexdigest()
+    def _key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """A short key for arguments. Raises TypeError and ValueError."""
+        try:
+            packed = pack([args, sorted(kwargs.items())], self._kept._client._codec)
+        except (TypeError, ValueError) as error:
+            name = getattr(self._function, "__qualname__", repr(self._function))
+            raise checks.named(f"an argument of {name} cannot be part of a key", error) from error
+        return hashlib.blake2b(packed, digest_size=16).hexdigest()

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+from zkv import checks
 from zkv.client.errors import BadValueError
 from zkv.client.follower import RESET
 from zkv.client.recipes.async_lock import AsyncLock
 
 if TYPE_CHECKING:
+    from zkv.checks import Seconds
     from zkv.client.async_namespace import AsyncKeyOps
 
 
@@ -24,10 +26,13 @@ class AsyncElection(AsyncLock):
         keyspace: where the key is.
         key: of the election, the same for all candidates.
         candidate: the name of this one; None = the machine's name and the process's id.
-        ttl: seconds after which a leader that has crashed is replaced.
+        ttl: seconds after which a leader that has crashed is replaced; as for a lock.
     """
 
-    def __init__(self, keyspace: AsyncKeyOps, key: str, candidate: str | None, ttl: float) -> None:
+    def __init__(
+        self, keyspace: AsyncKeyOps, key: str, candidate: str | None, ttl: Seconds
+    ) -> None:
+        checks.text_or_none("candidate", candidate)
         super().__init__(keyspace, key, ttl, candidate)
 
     async def leader(self) -> str | None:

@@ -22,6 +22,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final, Self
 
+from zkv import checks
 from zkv.client.errors import (
     ClientError,
     ConflictError,
@@ -34,6 +35,7 @@ from zkv.client.follower import RESET
 from zkv.client.tasks import AsyncBackground, AsyncCondition, AsyncMutex, complete
 
 if TYPE_CHECKING:
+    from zkv.checks import Seconds
     from zkv.client.async_namespace import AsyncKeyOps
     from zkv.client.async_pipeline import AsyncTransaction
 
@@ -53,18 +55,19 @@ class AsyncLock:
     Args:
         keyspace: where the key is.
         key: of the lock.
-        ttl: seconds after which a holder that has crashed loses it.
+        ttl: seconds after which a holder that has crashed loses it; above 0, up to 10^10, or a
+            `timedelta`.
         owner: who holds it, for people to read; None = the machine's name and the process's id.
     """
 
     def __init__(
-        self, keyspace: AsyncKeyOps, key: str, ttl: float, owner: str | None = None
+        self, keyspace: AsyncKeyOps, key: str, ttl: Seconds, owner: str | None = None
     ) -> None:
-        if ttl <= 0:
-            raise ValueError(f"ttl {ttl:g}: seconds, above 0")
+        checks.key(keyspace._prefix, key)
         self._keyspace = keyspace
         self._key = key
-        self._ttl = ttl
+        self._ttl = checks.lease("ttl", ttl)
+        checks.text_or_none("owner", owner)
         self._owner = f"{socket.gethostname()}:{os.getpid()}" if owner is None else owner
         self._value = {"owner": self._owner, "token": secrets.token_hex(8)}
         self._lease = AsyncMutex()  # Guards the three below: nobody renews meanwhile.
@@ -89,12 +92,12 @@ class AsyncLock:
         """Whether the lease is known to run still."""
         return self._renewer is not None and time.monotonic() < self._until
 
-    async def acquire(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109
+    async def acquire(self, timeout: Seconds | None = None) -> bool:  # noqa: ASYNC109
         """Take the lock, or wait for it.
 
         Args:
-            timeout: seconds to wait while somebody else holds it; None = as long as it takes, 0 =
-                not at all.
+            timeout: seconds to wait while somebody else holds it, up to a year, or a `timedelta`;
+                None = as long as it takes, 0 = not at all.
 
         Returns:
             Whether it is held now.
@@ -103,9 +106,10 @@ class AsyncLock:
             RuntimeError: it has been acquired already.
             ClientError: the server cannot be asked. If it had taken the lock, that runs out.
         """
+        wait = checks.wait(timeout)
         if self._renewer is not None:
             raise RuntimeError(f"the lock {self._key!r} has been acquired already")
-        end = None if timeout is None else time.monotonic() + timeout
+        end = None if wait is None else time.monotonic() + wait
         while True:
             began = time.monotonic()
             try:
@@ -206,7 +210,7 @@ class AsyncLock:
             return False
         async with self._keyspace.watch(self._key, since=since) as watch:
             while (
-                change := await watch.next(None if end is None else end - time.monotonic())
+                change := await watch.next(None if end is None else max(0, end - time.monotonic()))
             ) is not None:
                 if change.op == RESET or (change.key == self._key and change.op in GONE):
                     return True

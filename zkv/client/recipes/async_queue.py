@@ -19,11 +19,13 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from zkv import checks
 from zkv.client.errors import BadValueError, ClientError, LockLostError, NotFoundError
 from zkv.client.follower import RESET
 from zkv.client.recipes.async_lock import AsyncLock
 
 if TYPE_CHECKING:
+    from zkv.checks import Seconds
     from zkv.client.async_namespace import AsyncKeyOps
 
 NUMBER: Final = "jobs/{:020d}"
@@ -43,6 +45,9 @@ class AsyncJob:
         self.value = value
         self._key = key
         self._lock = lock
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._key!r} {checks.shown(self.value)}>"
 
     async def __aenter__(self) -> Self:
         return self
@@ -79,13 +84,17 @@ class AsyncQueue:
     Args:
         keyspace: where they are kept.
         prefix: of their keys.
-        lease: seconds after which a job is free again if its worker has crashed.
+        lease: seconds after which a job is free again if its worker has crashed; above 0, up to
+            10^10, or a `timedelta`.
     """
 
-    def __init__(self, keyspace: AsyncKeyOps, prefix: str, lease: float) -> None:
-        self._kept = keyspace.namespace(f"{prefix}/")
-        self._lease = lease
+    def __init__(self, keyspace: AsyncKeyOps, prefix: str, lease: Seconds) -> None:
+        self._kept = keyspace.namespace(f"{checks.text('prefix', prefix)}/")
+        self._lease = checks.lease("lease", lease)
         self._undecodable = set[str]()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._kept._prefix!r}>"
 
     async def count(self) -> int:  # sync: def __len__(self) -> int:
         """How many are not done."""
@@ -96,11 +105,12 @@ class AsyncQueue:
         number = await self._kept.incr("last")
         await self._kept.put(NUMBER.format(number), value)
 
-    async def take(self, timeout: float | None = None) -> AsyncJob | None:  # noqa: ASYNC109
+    async def take(self, timeout: Seconds | None = None) -> AsyncJob | None:  # noqa: ASYNC109
         """The first job that nobody has taken.
 
         Args:
-            timeout: seconds to wait for one; None = as long as it takes, 0 = not at all.
+            timeout: seconds to wait for one, up to a year, or a `timedelta`; None = as long as it
+                takes, 0 = not at all.
 
         Returns:
             None if there was none in time.
@@ -110,7 +120,8 @@ class AsyncQueue:
                 another codec, until its ``key`` is deleted; this queue object passes it over from
                 now on.
         """
-        end = None if timeout is None else time.monotonic() + timeout
+        wait = checks.wait(timeout)
+        end = None if wait is None else time.monotonic() + wait
         while True:
             since: int = (await self._kept._client.info())["rev"]
             async for key in self._free():
@@ -153,7 +164,7 @@ class AsyncQueue:
             return False
         async with self._kept.watch(since=since) as watch:
             while (
-                change := await watch.next(None if end is None else end - time.monotonic())
+                change := await watch.next(None if end is None else max(0, end - time.monotonic()))
             ) is not None:
                 added = change.op == "PUT" and change.key.startswith("jobs/")
                 freed = change.op in {"DELETE", "EXPIRE"} and change.key.startswith("taken/")

@@ -20,11 +20,13 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from zkv import checks
 from zkv.client.errors import BadValueError, ClientError, LockLostError, NotFoundError
 from zkv.client.follower import RESET
 from zkv.client.recipes.lock import Lock
 
 if TYPE_CHECKING:
+    from zkv.checks import Seconds
     from zkv.client.namespace import KeyOps
 
 NUMBER: Final = "jobs/{:020d}"
@@ -44,6 +46,9 @@ class Job:
         self.value = value
         self._key = key
         self._lock = lock
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._key!r} {checks.shown(self.value)}>"
 
     def __enter__(self) -> Self:
         return self
@@ -80,13 +85,17 @@ class Queue:
     Args:
         keyspace: where they are kept.
         prefix: of their keys.
-        lease: seconds after which a job is free again if its worker has crashed.
+        lease: seconds after which a job is free again if its worker has crashed; above 0, up to
+            10^10, or a `timedelta`.
     """
 
-    def __init__(self, keyspace: KeyOps, prefix: str, lease: float) -> None:
-        self._kept = keyspace.namespace(f"{prefix}/")
-        self._lease = lease
+    def __init__(self, keyspace: KeyOps, prefix: str, lease: Seconds) -> None:
+        self._kept = keyspace.namespace(f"{checks.text('prefix', prefix)}/")
+        self._lease = checks.lease("lease", lease)
         self._undecodable = set[str]()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._kept._prefix!r}>"
 
     def __len__(self) -> int:
         """How many are not done."""
@@ -97,11 +106,12 @@ class Queue:
         number = self._kept.incr("last")
         self._kept.put(NUMBER.format(number), value)
 
-    def take(self, timeout: float | None = None) -> Job | None:
+    def take(self, timeout: Seconds | None = None) -> Job | None:
         """The first job that nobody has taken.
 
         Args:
-            timeout: seconds to wait for one; None = as long as it takes, 0 = not at all.
+            timeout: seconds to wait for one, up to a year, or a `timedelta`; None = as long as it
+                takes, 0 = not at all.
 
         Returns:
             None if there was none in time.
@@ -111,7 +121,8 @@ class Queue:
                 another codec, until its ``key`` is deleted; this queue object passes it over from
                 now on.
         """
-        end = None if timeout is None else time.monotonic() + timeout
+        wait = checks.wait(timeout)
+        end = None if wait is None else time.monotonic() + wait
         while True:
             since: int = self._kept._client.info()["rev"]
             for key in self._free():
@@ -153,7 +164,7 @@ class Queue:
             return False
         with self._kept.watch(since=since) as watch:
             while (
-                change := watch.next(None if end is None else end - time.monotonic())
+                change := watch.next(None if end is None else max(0, end - time.monotonic()))
             ) is not None:
                 added = change.op == "PUT" and change.key.startswith("jobs/")
                 freed = change.op in {"DELETE", "EXPIRE"} and change.key.startswith("taken/")
