@@ -14,6 +14,7 @@ from zkv.client import operations
 from zkv.client.codec import PLAIN, Codec
 from zkv.client.errors import ConflictError, NotFoundError, TooLargeError
 from zkv.client.operations import RAISE, Change, Entry, Operation, Reply
+from zkv.client.process import ReadAhead
 from zkv.client.retry import Attempts, RetryPolicy
 
 # sync: from zkv.client.mapping import Dictionary
@@ -233,10 +234,12 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
                 yield entry  # sync:
 
     async def _pages(self, scan: operations.ScanPages) -> AsyncIterator[list[Entry]]:
+        ahead = ReadAhead()
         while (page := scan.next_page()) is not None:
             try:
                 if entries := await self._run(page):
-                    yield entries
+                    yield ahead.page(entries)
+                    ahead.check()
             except TooLargeError as error:
                 scan.too_large(error)
 
@@ -255,9 +258,12 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
             CompactedError: changes after ``since`` are not kept any more.
         """
         pages = operations.ChangePages(self._prefix, prefix, since)
+        ahead = ReadAhead()
         while (page := pages.next_page()) is not None:
-            for change in await self._run(page):  # sync: yield from self._run(page)
+            changes = ahead.page(await self._run(page))
+            for change in changes:  # sync: yield from changes
                 yield change  # sync:
+            ahead.check()
 
     def watch(
         self, prefix: str = "", *, since: int | None = None, feed: str | None = None

@@ -18,8 +18,10 @@ from typing import Any, Final, cast
 
 from msgspec import UNSET
 
+from zkv.client.connection import refuse_to_pickle
 from zkv.client.errors import ClientError, RefusedError
 from zkv.client.operations import RAISE, Operation, Reply, condition
+from zkv.client.process import check_process, generation
 from zkv.client.steps import (
     DeleteStep,
     GetStep,
@@ -61,6 +63,9 @@ class WrittenOps:
         self._defaults: Defaults = {}
         self.results: list[Any] = []
         """What the ops returned, in their order, once they have run."""
+        self._made_in = generation()
+
+    __reduce__ = refuse_to_pickle
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -108,9 +113,18 @@ class WrittenOps:
         self._steps.append(IncrStep(self._prefix + key, by))
 
     def _take(self) -> tuple[list[Step], Defaults]:
+        """What has been written down, which is forgotten. Raises ClosedError in a child by fork.
+
+        The parent runs it. If the child ran its copy, too, all would happen twice.
+        """
+        check_process(self._made_in)
         written = self._steps, self._defaults
-        self._steps, self._defaults = [], {}
+        self._discard()
         return written
+
+    def _discard(self) -> None:
+        """Forget what has been written down."""
+        self._steps, self._defaults = [], {}
 
 
 class Packing:
@@ -260,11 +274,15 @@ class TransactionOps(WrittenOps):
         """Go on only if the key is at this revision; 0 = if it is absent."""
         self._conditions.append((self._prefix + key, rev))
 
+    def _discard(self) -> None:
+        super()._discard()
+        self._conditions = []
+
     def _message(self) -> Operation[list[Any]]:
+        conditions = self._conditions
         message = _txn(*self._take())
-        if self._conditions:
-            message.fields["if"] = self._conditions
-            self._conditions = []
+        if conditions:
+            message.fields["if"] = conditions
         read_results = message.read
 
         def read(reply: Reply) -> list[Any]:
