@@ -1,1 +1,1 @@
-"""How zkv is compared with other servers: what BENCHMARKS.md is made with. Not shipped."""
+"""Compares zkv with other servers, and writes BENCHMARKS.md. Not part of the package."""

@@ -1,16 +1,16 @@
-"""zkv beside the servers that do the same work: one load, one run, in turn.
+"""Compares zkv with other servers: measures all of them in turn with the same load.
 
     python -m benchmarks.compare --json benchmarks/peers.json
 
-All servers are started first. Then every round measures each of them once, for each shape of load,
-in an order that rotates from round to round. So whatever else the machine does meanwhile falls upon
-all alike, and ratios are taken within a round. Idle servers cost next to nothing.
+All servers are started first. Then, for each shape of load, every round measures each server once,
+in an order that rotates from round to round. So other activity of the machine affects all servers
+alike. Ratios are computed within a round. Idle servers cost almost nothing.
 
-One program in C makes the load for all of them (`load.c`): the same keys, preloaded everywhere, the
-same values, and no library of any server's on its path. What a request costs the server is taken
-from the scheduler's counters, which move less than rates do on a shared machine.
+One C program makes the load for all servers (`load.c`): the same preloaded keys and the same
+values, without the client library of any server. The CPU cost of a request in the server comes from
+the scheduler's counters, which vary less than rates on a shared machine.
 
-The **floor** is what libzmq by itself costs (`floor.c`).
+The **floor** is the cost of libzmq alone (`floor.c`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ OPEN_FILES: Final = 20_000
 
 
 class Shape(Struct, frozen=True):
-    """A shape of load; ``op`` is one of the load's. Writes, if it is about the disk."""
+    """A shape of load. ``op`` is an op of `load.c`; ``writes`` is True to measure disk writes."""
 
     title: str
     connections: int
@@ -51,7 +51,7 @@ class Shape(Struct, frozen=True):
 
     @property
     def batch(self) -> bool:
-        """Whether its requests have many keys."""
+        """True if its requests have many keys."""
         return ":" in self.op
 
 
@@ -77,7 +77,7 @@ SHAPES: Final = (
 
 
 class Cell(Struct):
-    """A contender under a shape of load; a figure for each round. CPU and latency in us."""
+    """The figures of a contender under a shape of load, one per round. Times are in us."""
 
     shape: str
     contender: str
@@ -92,7 +92,7 @@ class Cell(Struct):
 
 
 class Present(Struct):
-    """A contender that took part; ``name`` is what it is called in ``cells``."""
+    """A contender that took part. ``name`` is its name in ``cells``."""
 
     name: str
     label: str
@@ -114,7 +114,7 @@ class Record(Struct):
     cells: list[Cell]
 
     def cell(self, shape: str, contender: str) -> Cell | None:
-        """What a contender did under a shape of load."""
+        """The figures of a contender under a shape of load; None if it was not measured."""
         for cell in self.cells:
             if (cell.shape, cell.contender) == (shape, contender):
                 return cell
@@ -122,35 +122,38 @@ class Record(Struct):
 
 
 def main(words: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compare",
-        description="Measure zkv with each policy, Redis, Valkey, memcached, NATS KV, etcd and the "
-        "floor, in turn, as far as they are installed.",
-    )
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="else 5")
-    parser.add_argument(
-        "--seconds", type=float, default=1.0, metavar="S", help="of each measurement; else 1"
+        description="Measure zkv with each fsync policy, the floor, and those of Redis, Valkey, "
+        "memcached, NATS KV and etcd that are installed, in turn.",
     )
     parser.add_argument(
-        "--only", metavar="NAME,...",
-        help="only these: " + ", ".join(each.name for each in CONTENDERS),
+        "--rounds", type=int, default=5, metavar="N", help="the number of rounds; default: 5"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, metavar="S",
+        help="the length of each measurement; default: 1",
     )  # fmt: skip
     parser.add_argument(
-        "--shape", metavar="WORDS", default="", help="only shapes whose title has these words"
+        "--only", metavar="NAME,...",
+        help="measure only these: " + ", ".join(each.name for each in CONTENDERS),
+    )  # fmt: skip
+    parser.add_argument(
+        "--shape", metavar="WORDS", default="", help="only shapes with these words in their title"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record to FILE")
     options = parser.parse_args(words)
     if options.rounds < 1 or options.seconds <= 0:
-        parser.error("--rounds and --seconds are above 0")
+        parser.error("--rounds and --seconds must be above 0")
     names = options.only.split(",") if options.only else [each.name for each in CONTENDERS]
     chosen = [each for each in CONTENDERS if each.name in names]
     unknown = set(names) - {each.name for each in chosen}
     if unknown:
-        parser.error(f"--only: nobody is called {', '.join(sorted(unknown))}")
+        parser.error(f"--only: unknown: {', '.join(sorted(unknown))}")
     shapes = [shape for shape in SHAPES if options.shape in shape.title]
     if not shapes:
-        parser.error(f"--shape: no title has {options.shape!r} in it")
+        parser.error(f"--shape: no title contains {options.shape!r}")
     try:
         record = compete(chosen, shapes, options.rounds, options.seconds)
         if options.json:
@@ -169,14 +172,14 @@ def load(path: Path) -> Record:
     except OSError as error:
         raise BenchError(f"{path}: {error.strerror}") from error
     except msgspec.DecodeError as error:
-        raise BenchError(f"{path} is no record of a comparison: {error}") from error
+        raise BenchError(f"{path} is not a record of a comparison: {error}") from error
 
 
 # --- Measuring -------------------------------------------------------------------------------
 
 
 def compete(chosen: list[Contender], shapes: list[Shape], rounds: int, seconds: float) -> Record:
-    """Start those who are there, and measure them in turn."""
+    """Start the contenders that are installed, and measure them in turn."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES, most), most))
     record = Record(
@@ -209,7 +212,7 @@ def compete(chosen: list[Contender], shapes: list[Shape], rounds: int, seconds: 
 
 def _takes_part(contender: Contender, shape: Shape) -> bool:
     if contender.promise != PROMISES[0] and not shape.writes:
-        return False  # How soon a write is on disk makes a difference to writes.
+        return False  # The fsync policy matters only for writes.
     if shape.batch and not contender.batches:
         return False
     return contender.counts or shape.op != "incr"
@@ -222,11 +225,11 @@ def _say(what: str) -> None:
 
 
 class Driver:
-    """Runs the load, and sees to it that its keys are there.
+    """Runs the load program, and stores its keys first if needed.
 
     Args:
-        program: the load, compiled.
-        seconds: how long each measurement takes.
+        program: the path of the compiled load program.
+        seconds: the length of each measurement.
     """
 
     def __init__(self, program: str, seconds: float) -> None:
@@ -235,7 +238,7 @@ class Driver:
         self._filled: dict[int, tuple[int, int]] = {}
 
     def measure(self, server: Server, shape: Shape, seed: int) -> dict[str, float]:
-        """One measurement. Raises BenchError."""
+        """Make one measurement. Raises BenchError."""
         content = shape.keys, shape.value_bytes
         if self._filled.get(server.pid) != content:
             self._run(server, msgspec.structs.replace(shape, connections=1, in_flight=8, op="fill"))
@@ -266,7 +269,7 @@ def _note(record: Record, shape: Shape, contender: Contender, found: dict[str, f
         cell.missing += int(found["missing"])
 
 
-# --- Telling ---------------------------------------------------------------------------------
+# --- Reports ---------------------------------------------------------------------------------
 
 HEAD: Final = (
     "", "requests/s", "spread", "p50", "p99", "server CPU", "client CPU", "zkv to it: rate", "CPU",
@@ -274,9 +277,10 @@ HEAD: Final = (
 
 
 def rows(record: Record, shape: str) -> list[tuple[str, list[list[str]]]]:
-    """For each promise, the lines of those who make it; medians of the rounds.
+    """The rows for each promise; figures are medians of the rounds.
 
-    The last two are zkv's ratio to the others, taken round by round: median, least and most.
+    The last two columns are ratios of zkv to the other server, computed round by round: median,
+    minimum and maximum.
     """
     found = []
     for promise in PROMISES:
@@ -319,17 +323,17 @@ def _ratio(mine: Cell | None, other: Cell, what: str) -> str:
 
 
 def limited(record: Record, shape: str) -> str:
-    """A line that names those whose rate the load may have limited; or nothing."""
+    """A line that names the servers whose rate the load may have limited; or empty."""
     names = [
         each.label
         for each in record.present
         if (cell := record.cell(shape, each.name)) and statistics.median(cell.busy) > result.BUSY
     ]
-    return f"The load may have been the limit for: {', '.join(names)}." if names else ""
+    return f"The load generator may have been the limit for: {', '.join(names)}." if names else ""
 
 
 def render(record: Record) -> str:
-    """Everything as text."""
+    """The whole record as text."""
     machine = record.machine
     lines = [
         f"{machine.cpu}, {machine.cores} cores, load {machine.load:g} before; {machine.system}",

@@ -1,9 +1,9 @@
-/* The floor: a ROUTER alone, which answers every request with a constant without looking at it.
+/* The floor: a single ROUTER that answers every request with a constant, without reading it.
  *
- * That is the least that libzmq allows a server in one thread to cost. A request that ends in an
- * `id` of four bytes, as the load sends it with several in flight, gets that back. Takes up to 64
- * requests before it answers, as zkv does. Prints "READY ENDPOINT" when it serves, and ends with its
- * standard input, so that none is ever left behind.
+ * This is the lowest cost that libzmq allows for a server in one thread. If a request ends in an
+ * `id` of four bytes, as the load sends it with several in flight, the reply contains it. Like zkv,
+ * the program takes up to 64 requests before it answers. It prints "READY ENDPOINT" when it serves,
+ * and ends when its standard input ends, so that it never outlives its parent.
  *
  *     cc -O2 floor.c -o floor -lzmq -lpthread && ./floor 'tcp://127.0.0.1:*'
  */
@@ -12,7 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* What is needed of <zmq.h>: pyzmq's wheel has the library, and no headers. */
+/* The required parts of <zmq.h>: pyzmq's wheel has the library, but no headers. */
 typedef struct {
     _Alignas(8) unsigned char bytes[64];
 } zmq_msg_t;

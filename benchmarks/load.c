@@ -1,23 +1,24 @@
-/* The load of the benchmarks: one client for every server, so that the client costs all the same.
+/* The load of the benchmarks: one client for all servers, so that its cost is the same for all.
  *
  *     cc -O2 load.c -o load
  *     ./load PROTOCOL PORT PID CONNECTIONS IN_FLIGHT SECONDS OP[:N] KEYS VALUE_BYTES SEED
  *
  * One thread drives all connections to 127.0.0.1 under one epoll. It speaks zkv's ZMTP 3.0, RESP,
  * memcached's meta commands, NATS's client protocol with the subjects of a KV bucket, and gRPC over
- * HTTP/2 for etcd, each with nothing but sockets. All servers get the same keys and the same bytes
- * as values; what they answer is walked to its end, and every failure and every absent value is
- * counted. The keys of one batch are all different, as those of a client's map are.
+ * HTTP/2 for etcd, each directly on sockets. All servers get the same keys and the same bytes as
+ * values. Replies are parsed completely, and every failure and every absent value is counted. The
+ * keys of one batch are all different, like those of a map.
  *
  * OP is fill, get, put, mix (half get, half put), incr, mget:N or mput:N; fill writes every key
- * once and ends. A quarter of a second at the start, or of SECONDS where that is less, is not
- * measured. SEED chooses the keys.
+ * once and ends. The first quarter of a second, or of SECONDS if that is less, is not measured.
+ * SEED chooses the keys.
  *
- * A reply is taken for that of the oldest request on its connection. Where a server answers in
- * another order, a latency may be exchanged with that of a neighbour.
+ * A reply is assigned to the oldest request on its connection. If a server answers in another
+ * order, two requests of a connection may exchange their latencies.
  *
- * Prints one JSON object: requests per second; p50 and p99 in us; CPU of the server PID and of this
- * program in us a request; the share of its time that this program was busy; failed and missing.
+ * Prints one JSON object: requests per second; p50 and p99 in us; CPU time of the server PID and of
+ * this program per request, in us; the share of its time that this program was busy; the numbers of
+ * failures and of missing values.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -55,13 +56,12 @@ typedef struct {
     size_t received;       /* HTTP/2: since the window was last opened */
 } connection;
 
-/* What a protocol has to say. `reply` looks at `size` bytes: how many of them make the next thing
- * that the server has sent, 0 where it is not there whole; `is_reply` is cleared where that is no
- * reply to a request. */
+/* A protocol. `reply` parses the next message of the server in `size` bytes; it returns the length
+ * of that, or 0 if it is incomplete, and clears `is_reply` if the message is not a reply. */
 typedef struct {
     const char *name;
-    int batches;     /* whether it has a request for many keys */
-    int value_bytes; /* of the largest value that this program can send to it */
+    int batches;     /* 1 if it has requests for many keys */
+    int value_bytes; /* the largest value that this program can send to it */
     void (*greet)(connection *);
     void (*request)(connection *, enum op, int count);
     size_t (*reply)(connection *, const unsigned char *, size_t size, int *is_reply);
@@ -139,7 +139,7 @@ static uint32_t greatest_divisor(uint32_t a, uint32_t b)
     return a;
 }
 
-/* Keys: drawn alone, or in a walk that comes to each of them before it comes to one again. */
+/* Keys: random ones for single requests; for batches, a walk that visits each key once a round. */
 static struct {
     uint32_t at, step, filled;
 } walk;
@@ -254,7 +254,7 @@ static void read_exactly(int fd, void *to, size_t size)
     for (size_t have = 0; have < size;) {
         ssize_t count = read(fd, (char *)to + have, size - have);
         if (count <= 0)
-            stop("the server ends the handshake");
+            stop("the server closed the connection during the handshake");
         have += (size_t)count;
     }
 }
@@ -446,7 +446,7 @@ static void redis_request(connection *c, enum op op, int count)
     }
 }
 
-/* Where the line at `from` ends, behind its newline; NULL where it does not. */
+/* The end of the line at `from`, after its newline; NULL if the line is incomplete. */
 static const unsigned char *end_of_line(const unsigned char *from, const unsigned char *end)
 {
     const unsigned char *newline = memchr(from, '\n', (size_t)(end - from));
@@ -509,7 +509,7 @@ static size_t memcached_reply(connection *c, const unsigned char *from, size_t s
     return whole;
 }
 
-/* --- NATS: a KV bucket, as its own clients use it ----------------------------------------------- */
+/* --- NATS: a KV bucket, used like NATS's own clients do ----------------------------------------- */
 
 static void nats_greet(connection *c)
 {
@@ -550,16 +550,16 @@ static size_t nats_reply(connection *c, const unsigned char *from, size_t size, 
         if (!memcmp(from, "PING", 4))
             PUT_TEXT(&c->out, "PONG\r\n");
         else if (from[0] == '-')
-            stop("nats refuses what is sent");
+            stop("nats refused a message");
         return head;
     }
-    const unsigned char *word = line - 2; /* the last one is how long what follows is */
+    const unsigned char *word = line - 2; /* the last word is the length of the payload */
     while (word[-1] != ' ')
         word--;
     size_t length = strtoul((const char *)word, NULL, 10);
     if (head + length + 2 > size)
         return 0;
-    if (from[0] == 'H') /* "NATS/1.0 404 ..." where there is none */
+    if (from[0] == 'H') /* "NATS/1.0 404 ...": the key is absent */
         missing += length > 9 && !memcmp(line, "NATS/1.0 ", 9);
     else
         failed += memmem(line, length, "\"error\"", 7) != NULL;
@@ -571,7 +571,7 @@ static size_t nats_reply(connection *c, const unsigned char *from, size_t size, 
 enum { DATA, HEADERS, RST_STREAM = 3, SETTINGS, PING_FRAME = 6, GOAWAY, WINDOW_UPDATE };
 enum { END_STREAM = 1, ACK = 1, END_HEADERS = 4 };
 static const uint32_t WINDOW = 0x7fff0000;
-static const size_t RING = 1024; /* Of the streams in flight, one may be answered as much too late. */
+static const size_t RING = 1024; /* A reply may come this many streams later than it should. */
 
 static void put_frame(buffer *b, int kind, int flags, uint32_t stream, const void *of, size_t size)
 {
@@ -652,8 +652,8 @@ static size_t etcd_reply(connection *c, const unsigned char *from, size_t size, 
     } else if ((kind == SETTINGS || kind == PING_FRAME) && !(flags & ACK)) {
         put_frame(&c->out, kind, ACK, 0, from + 9, kind == PING_FRAME ? length : 0);
     } else if (kind == GOAWAY || kind == RST_STREAM) {
-        stop("etcd ends a stream");
-    } else if (*is_reply) { /* A call that failed has no message, only a status. */
+        stop("etcd closed a stream");
+    } else if (*is_reply) { /* A failed call has no message, only a status. */
         failed += *filled != stream;
     }
     if (c->received > WINDOW / 2) {
@@ -726,12 +726,12 @@ static void open_connection(connection *c, int number, int port, int epoll)
 }
 
 static struct {
-    uint64_t sent, answered, most; /* requests; so many are sent at most */
+    uint64_t sent, answered, most; /* requests; `most` is the limit of `sent` */
     double began, server_cpu, own_cpu;
     int measuring;
 } run;
 
-/* Take what has come on a connection, and send a request for each reply. */
+/* Read from a connection, and send a request for each reply. */
 static void take(connection *c, double now)
 {
     int is_reply;
@@ -760,7 +760,7 @@ static void receive(connection *c)
     make_room(&c->in, READ_BYTES);
     ssize_t count = recv(c->fd, c->in.bytes + c->in.end, READ_BYTES, 0);
     if (count == 0 || (count < 0 && errno != EAGAIN))
-        stop("the server closes a connection");
+        stop("the server closed a connection");
     if (count > 0)
         c->in.end += (size_t)count;
     take(c, seconds_of(CLOCK_MONOTONIC));
@@ -795,7 +795,7 @@ static void drive(connection *connections, int epoll, int pid, double seconds)
             return;
         int count = epoll_wait(epoll, events, EVENTS, (int)(STALLED * 1000));
         if (count == 0)
-            stop("the server does not answer any more");
+            stop("the server no longer answers");
         for (int i = 0; i < count; i++) {
             connection *c = events[i].data.ptr;
             if (events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR))
@@ -835,13 +835,13 @@ static void read_arguments(char **arguments)
     if (job.protocol == NULL || job.op == OPS)
         stop("unknown protocol or op");
     if (job.connections < 1 || job.in_flight < 1 || job.keys < 1 || job.value_bytes < 1)
-        stop("numbers are above 0");
+        stop("numbers must be above 0");
     if (job.value_bytes > job.protocol->value_bytes)
         stop("a value does not fit into one message, or frame, of this protocol");
     if (job.batch < 1 || job.batch > job.keys || job.batch > 65535)
-        stop("a batch has at least one key, and none twice");
+        stop("a batch must have at least one key, and no key twice");
     if (job.op >= INCR && !job.protocol->batches)
-        stop("this server has no such request");
+        stop("this server does not have this op");
 }
 
 int main(int count, char **arguments)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.report benchmarks/peers.json BENCHMARKS.md
 
-What stands in the document between ``<!-- generated: NAME -->`` and the next ``<!-- end -->`` is
-replaced; everything else was written by people, and stays. The plot lies beside the record.
+It replaces the text of the document between each ``<!-- generated: NAME -->`` and the next
+``<!-- end -->``; everything else is written by hand, and stays. The plot is put beside the record.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BLOCK: Final = re.compile(
 
 
 def main(words: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.report",
         description="Write tables and plots into a document, from the record of a comparison.",
@@ -47,7 +47,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def write(source: Path, document: Path) -> None:
-    """Fill in the document's blocks, and draw the picture. Raises BenchError, OSError."""
+    """Fill the document's blocks, and draw the picture. Raises BenchError, OSError."""
     picture = source.with_suffix(".svg")
     plot.check(picture)
     record = compare.load(source)
@@ -58,22 +58,22 @@ def write(source: Path, document: Path) -> None:
     with Target(document).open() as file:
         file.write(filled.encode())
     bars(panels(record), picture)
-    print(f"{document} and {picture} are written")
+    print(f"wrote {document} and {picture}")
 
 
 def fill(text: str, blocks: dict[str, str], document: str) -> str:
-    """``text`` with its blocks filled. Raises BenchError where one has no place there."""
+    """``text`` with its blocks filled. Raises BenchError if a block has no place in it."""
     places = {match["name"] for match in BLOCK.finditer(text)}
     if places != blocks.keys():
         wanted = ", ".join(f"<!-- generated: {name} -->" for name in blocks)
-        raise BenchError(f"{document} has to have these, each with an <!-- end -->: {wanted}")
+        raise BenchError(f"{document} must contain these, each with an <!-- end -->: {wanted}")
     return BLOCK.sub(
         lambda match: f"{match['begin']}\n{blocks[match['name']]}\n\n{match['end']}", text
     )
 
 
 def machine(record: Record) -> str:
-    """Where and how it was measured."""
+    """The list of machine, versions and settings."""
     its = record.machine
     lines = [
         f"- {its.cpu}, {its.cores} cores, {its.memory / 2**30:.0f} GiB; {its.system}; "
@@ -88,7 +88,7 @@ def machine(record: Record) -> str:
 
 
 def tables(record: Record, picture: str) -> str:
-    """A table for each shape of load."""
+    """The picture, and a table for each shape of load."""
     parts = [f"![requests per second]({picture})"]
     for shape in record.shapes:
         parts.append(f"### {shape}")
@@ -105,7 +105,7 @@ def _row(cells: list[str]) -> str:
 
 
 def panels(record: Record) -> list[tuple[str, list[tuple[str, float, float, float]]]]:
-    """For each shape of load, the bars of all who took part."""
+    """For each shape of load, a bar for each server: label, median, minimum, maximum."""
     found = []
     for shape in record.shapes:
         cells = [(each, record.cell(shape, each.name)) for each in record.present]
@@ -121,7 +121,7 @@ def panels(record: Record) -> list[tuple[str, list[tuple[str, float, float, floa
 def bars(
     panels: Sequence[tuple[str, Sequence[tuple[str, float, float, float]]]], path: Path
 ) -> None:
-    """A panel of bars for each title: a name, a median, and the least and most of the rounds."""
+    """Draw a panel of bars for each title. A bar has name, median, minimum and maximum."""
     columns = 2
     rows = (len(panels) + columns - 1) // columns
     most = max(len(entries) for _, entries in panels)

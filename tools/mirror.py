@@ -1,10 +1,10 @@
-"""Makes `zkv/compiled/names.h` from the classes of requests and replies.
+"""Generates `zkv/compiled/names.h` from the classes of requests and replies.
 
-    python tools/mirror.py            # writes it
-    python tools/mirror.py --check    # exit status 1 where it is not as it would be written
+    python tools/mirror.py            # writes the file
+    python tools/mirror.py --check    # exit status 1 if the file is outdated
 
-What C and Python must agree on is said once, in Python: the ops of the lane with the fields that
-they must and may have, the names of all fields as msgpack packs them, and limits.
+The header has the facts that C and Python share, which are defined in Python: the ops of the lane
+with their required and optional fields, the field names as msgpack packs them, and limits.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ TARGET: Final = Path(__file__).parents[1] / "zkv/compiled/names.h"
 OPS: Final = (
     requests.Get, requests.Put, requests.Incr, requests.MGet, requests.MPut, requests.Txn,
 )  # fmt: skip
-"""What the lane carries out."""
+"""The requests that the lane runs."""
 OPTIONAL: Final = ("by", "id", "session", "seq", "if")
-"""The fields without which a request is plain, too; any other leaves it to the commands."""
+"""The optional fields that the lane handles; it leaves a request with any other to the commands."""
 REPLIES: Final = (
     replies.GetReply, replies.WriteReply, replies.IncrReply, replies.MGetReply, replies.TxnReply,
 )  # fmt: skip
@@ -43,7 +43,7 @@ HEAD: Final = """\
 
 
 def fields_of(request: type[Struct]) -> tuple[list[str], list[str]]:
-    """The fields that a plain request must have, and those that it may have."""
+    """The fields that a request of the lane must have, and those that it may have."""
     must, may = ["op"], []
     for each in msgspec.structs.fields(request):
         if each.required:
@@ -56,17 +56,17 @@ def fields_of(request: type[Struct]) -> tuple[list[str], list[str]]:
 
 
 def packed(name: str) -> str:
-    """A C string of a name as msgpack packs it."""
+    """The C string literal for a name as msgpack packs it."""
     return f'"\\x{0xA0 + len(name):x}" "{name}"'
 
 
 def bits(names: list[str]) -> str:
-    """The bits of fields."""
+    """The C expression for a set of fields."""
     return " | ".join(f"FIELD_{name.upper()}" for name in names) or "0"
 
 
 def render() -> str:
-    """The header."""
+    """The text of the header."""
     known = {request: fields_of(request) for request in OPS}
     fields = list(dict.fromkeys(name for must, may in known.values() for name in (*must, *may)))
     answered = {each.encode_name for reply in REPLIES for each in msgspec.structs.fields(reply)}
@@ -90,12 +90,12 @@ def render() -> str:
 
 
 def main(words: list[str]) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line; returns the exit status."""
     text = render()
     if words != ["--check"]:
         TARGET.write_text(text, encoding="utf-8")
     elif TARGET.read_text(encoding="utf-8") != text:
-        print(f"{TARGET} is not as {__file__} makes it: make generate", file=sys.stderr)
+        print(f"{TARGET} is outdated: run make generate", file=sys.stderr)
         return 1
     return 0
 

@@ -1,16 +1,16 @@
-"""Makes the modules for threads from those for asyncio: ``async_NAME.py`` becomes ``NAME.py``.
+"""Generates the modules for threads from those for asyncio: ``async_NAME.py`` gives ``NAME.py``.
 
-The two halves of the client do the same, but for ``await``. So people write one of them, and this
-program the other. A line that has to differ ends in a comment, which says what it becomes; where
-the comment is empty, the line goes::
+The two halves of the client differ only in ``await``, so only one of them is written by hand. A
+line that must differ ends in a comment with its replacement; if the comment is empty, the line is
+removed::
 
     async def count(self) -> int:  # sync: def __len__(self) -> int:
 
-What really differs is written twice, by people, and has the same face in both: ``tasks.py`` and
+Parts that differ more are written twice by hand, with the same interface: ``tasks.py`` and
 ``threads.py``, ``aio.py`` and ``sync.py``.
 
-Run it as ``make generate``. With ``--check``, as in ``make lint``, it writes nothing, and fails
-where a module is not what it would write.
+Run it as ``make generate``. With ``--check``, as in ``make lint``, it writes nothing, and its exit
+status is 1 if a module is outdated.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MARK: Final = "async_"
 HEADER: Final = "# Generated from {} by tools/unasync.py. Change that file, then: make generate"
 
 INSTEAD: Final = re.compile(r"^( *)(?:.*  )?# sync:(?: (.*))?\n", re.MULTILINE)
-"""A line, and in its comment the one that takes its place."""
+"""A line with its replacement in a comment."""
 
 RULES: Final = [
     (re.compile(pattern, re.MULTILINE), replacement)
@@ -52,7 +52,7 @@ LEFT_OVER: Final = re.compile(r"(?i)\b(async\w*|await)\b")
 
 
 def generated(source: Path) -> str:
-    """The module for threads that is made of the one for asyncio. Raises ValueError."""
+    """The text of the module for threads for a module for asyncio. Raises ValueError."""
     text = INSTEAD.sub(_instead, source.read_text(encoding="utf-8"))
     for pattern, replacement in RULES:
         text = pattern.sub(replacement, text)
@@ -65,7 +65,7 @@ def generated(source: Path) -> str:
 
 
 def target(source: Path) -> Path:
-    """Where the module for threads stands."""
+    """The path of the module for threads."""
     return source.with_name(source.name.removeprefix(MARK))
 
 
@@ -75,7 +75,7 @@ def sources() -> list[Path]:
 
 
 def outdated() -> Iterator[tuple[Path, str]]:
-    """The modules for threads that are not as they should be, and what they should be."""
+    """The outdated modules for threads, and the texts that they should have."""
     for source in sources():
         text, path = generated(source), target(source)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -87,7 +87,7 @@ def _instead(line: re.Match[str]) -> str:
 
 
 def _ruff(text: str, command: str, *options: object) -> str:
-    """What ruff makes of ``text``: shorter lines may fit into one, imports sort anew."""
+    """``text`` after a run of ruff: lines may become shorter, and imports change their order."""
     ruff = str(Path(sysconfig.get_path("scripts"), "ruff"))
     *flags, path = map(str, options)
     done = subprocess.run(
@@ -98,13 +98,13 @@ def _ruff(text: str, command: str, *options: object) -> str:
 
 
 def main() -> int:
-    """Write what is outdated, or tell of it."""
+    """Write the outdated modules, or only report them; returns the exit status."""
     check = sys.argv[1:] == ["--check"]
     status = 0
     for path, text in outdated():
         name = path.relative_to(ROOT)
         if check:
-            print(f"{name} is not what {MARK}{path.name} makes: run make generate", file=sys.stderr)
+            print(f"{name} is outdated: run make generate", file=sys.stderr)
             status = 1
         else:
             path.write_text(text, encoding="utf-8")

@@ -1,19 +1,23 @@
 """zkv: a durable key-value store that speaks msgpack over ZeroMQ.
 
-Every acknowledged write is on disk as its fsync policy says, every change has a revision, and all
-changes can be followed as a feed. The parts, from the outside in:
+The server writes each change to disk according to its fsync policy, gives each change a revision,
+and publishes all changes in a feed. The packages, from the outside in:
 
 - ``zkv.cli``: the commands ``zkv`` and ``zkv-cli``.
-- ``zkv.client``: the client for Python. It imports nothing of the server. Its public names, which
-  it lists, are those of this package, too: ``from zkv import Client``.
-- ``zkv.Server``, in ``zkv.embed``: a server inside a program; ``zkv.testing``: fixtures for pytest.
-- ``zkv.server``: builds a server from its configuration, starts it and stops it.
-- ``zkv.broker``: the sockets, and the threads that serve them.
-- ``zkv.protocol``: requests and replies, and how they become bytes.
-- ``zkv.keyspace``: keys, values and revisions in memory, with no I/O.
-- ``zkv.durability``: the write-ahead log, snapshots and recovery.
+- ``zkv.bench``: the load generator ``zkv-bench``.
+- ``zkv.client``: the Python client, which is independent of the server. All its public names are
+  also names of this package: ``from zkv import Client``.
+- ``zkv.embed``: ``zkv.Server``, a server inside a program; ``zkv.testing``: fixtures for pytest.
+- ``zkv.server``: builds a server from its settings, starts it and stops it.
+- ``zkv.broker``: the server's sockets, and the threads that serve them.
+- ``zkv.requests``: runs requests, from body to reply.
+- ``zkv.engine``: combines keyspace, log and snapshots.
+- ``zkv.durability``: the write-ahead log, snapshots, recovery and offline tools.
+- ``zkv.keyspace``: keys, values and revisions in memory, without I/O.
+- ``zkv.protocol``: the classes of requests and replies, and their codec.
 
-Which part may import which is written down in ``pyproject.toml`` and checked by ``make lint``.
+ARCHITECTURE.md describes all of them. ``make lint`` checks which package may import which
+(contracts in ``pyproject.toml``).
 """
 
 from __future__ import annotations
@@ -34,8 +38,8 @@ _HOMES = {
     "ServerFailedError": "zkv.errors",
     "ZkvError": "zkv.errors",
 }
-"""Where a public name comes from; ``zkv.client`` has the rest. It is imported when one of them is
-asked for: ``import zkv`` alone is quick."""
+"""The modules of public names; all others are in ``zkv.client``. A module is imported when one of
+its names is used, so that ``import zkv`` alone is quick."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,9 @@
 """The clock by which keys expire.
 
-It shows Unix time in milliseconds, but once begun it runs by the machine's uptime: stepping the
-system clock, in either direction, neither kills keys nor keeps them alive while the server runs. At
-a restart it begins at the system clock, or where it had been when the last commit was logged,
-whichever is later: so what has been seen to expire never comes back.
+It returns Unix time in milliseconds, but after its start it follows the machine's uptime: a step of
+the system clock, in either direction, changes no expiry while the server runs. After a restart it
+begins at the system clock or at the time of the last logged commit, whichever is later: a key that
+has been seen to expire never comes back.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from __future__ import annotations
 import time
 
 _UPTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-"""Goes on while the machine sleeps, where there is such a clock."""
+"""Includes the time for which the machine sleeps, if there is such a clock."""
 _NS_PER_MS = 1_000_000
 
 
 class Clock:
-    """Call it to get the time in ms.
+    """Returns the time in ms when called.
 
     Args:
-        not_before: in ms; the earliest time that it may show.
+        not_before: the earliest time to return, in ms.
     """
 
     def __init__(self, not_before: int = 0) -> None:
@@ -27,5 +27,5 @@ class Clock:
         self._base = max(time.time_ns() // _NS_PER_MS, not_before) - uptime
 
     def __call__(self) -> int:
-        """Unix time in milliseconds; never goes back."""
+        """Return the Unix time in ms; never less than before."""
         return self._base + time.clock_gettime_ns(_UPTIME) // _NS_PER_MS

@@ -1,14 +1,14 @@
-"""The garbage collector's part in a process that holds millions of objects for weeks.
+"""Runs the garbage collector in a process that holds millions of objects for weeks.
 
-Python's own schedule goes over everything at once, now and then: with a million keys that stalls
-all threads for 20 to 80 ms, and for longer the more there are. A store is no garbage, though. So
-what has survived a collection is frozen, and never looked at again, and each round, four times a
-second, goes over what has come since the last. The memory of entries, replies and requests does
-not depend on this: they are freed when the last reference goes, and nothing on the way of a request
-is cyclic. What the collector would find is what an error or a library leaves, and it does, unless
-that has lived for longer than a round.
+Python's own schedule now and then examines all objects at once: with a million keys this stops all
+threads for 20 to 80 ms, and longer with more keys. But a store is no garbage. So objects that have
+survived a collection are frozen, which excludes them from later ones. Four times a second, a thread
+collects the objects that have been made since the last time. The memory of entries, replies and
+requests does not depend on this: they are freed with their last reference, and requests make no
+reference cycles. The collector finds cycles that errors and libraries leave, unless they have
+lived for longer than one round.
 
-This is for a process that is a server and nothing else: it changes the collector for all of it.
+Only for a process that runs nothing but a server, since the collector belongs to the whole process.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 ROUND_SECONDS: Final = 0.25
 NEVER: Final = 2**30
-"""As a threshold of the oldest generation: its collection is up to the thread."""
+"""Threshold of the oldest generation: only the thread collects it."""
 
 
 @contextlib.contextmanager
 def collecting() -> Iterator[None]:
-    """Within, a thread collects and freezes. To be entered once the store is loaded."""
+    """Let a thread collect and freeze within the block. Enter it once the store is loaded."""
     usual = young, middle, _ = gc.get_threshold()
     gc.set_threshold(young, middle, NEVER)
     closing = threading.Event()

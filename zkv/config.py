@@ -1,7 +1,7 @@
-"""Settings: what config.toml may hold, checked as a whole before anything is touched.
+"""Settings: the schema of config.toml, checked as a whole before anything is touched.
 
-The classes are the schema: a key that they do not have, a wrong type or a value out of range is a
-`ConfigError` that names file and key. Command line flags override the file by `override`.
+The classes are the schema: an unknown key, a wrong type or a value out of range is a `ConfigError`
+that names the file and the key. Command line options override the file by `override`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Positive = Annotated[int, Meta(ge=1, le=2**62)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 
 REPLY_OVERHEAD = 1_024
-"""More than a reply takes beside the values in it."""
+"""Upper bound on the bytes of a reply besides the values in it."""
 LONGEST_SHOWN: Final = 60
-"""Characters of a wrong setting that an error shows."""
+"""Characters of a wrong setting that an error message shows."""
 
 
 class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the server listens and how many threads work."""
+    """Where the server listens, and its number of threads."""
 
     endpoints: Annotated[list[str], Meta(min_length=1)] = field(
         default_factory=lambda: [DEFAULT_ENDPOINT]
@@ -45,7 +45,7 @@ class DurabilitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Where data is kept and how often it is saved."""
 
     data_dir: Annotated[str, Meta(min_length=1)] | None = "var"
-    """None, which a file cannot say: nothing is kept on disk."""
+    """None: data is only in memory. A file cannot set this."""
     fsync: Literal["always", "interval", "never"] = "always"
     fsync_interval: Seconds = 1.0
     segment_bytes: Annotated[int, Meta(ge=1_024, le=2**62)] = 64 * 1024 * 1024
@@ -53,7 +53,7 @@ class DurabilitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one request may cost."""
+    """Limits of requests, sessions and history."""
 
     max_key_bytes: Annotated[int, Meta(ge=1, le=65_536)] = 1_024
     max_value_bytes: Positive = 16 * 1024 * 1024
@@ -69,7 +69,7 @@ class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is logged, how, and where."""
+    """What the server logs, in which format, and where."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     format: Literal["text", "json"] = "text"
@@ -90,7 +90,7 @@ def load(path: Path) -> Settings:
     """Read settings from a TOML file.
 
     Raises:
-        ConfigError: the file cannot be read, is no TOML, or holds a bad setting.
+        ConfigError: the file cannot be read, is not TOML, or has a bad setting.
     """
     try:
         table = tomllib.loads(decode(read_file(path)))
@@ -100,13 +100,13 @@ def load(path: Path) -> Settings:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     except RecursionError:
         raise ConfigError(f"{path}: not TOML: it is nested too deeply") from None
-    except ValueError:  # Of a number with thousands of digits, which Python does not read.
+    except ValueError:  # A number with thousands of digits, which Python refuses to convert.
         raise ConfigError(f"{path}: not TOML: an int has more than 64 bits") from None
     return build(table, source=str(path))
 
 
 def build(table: dict[str, Any], source: str = "settings") -> Settings:
-    """Settings from nested tables; what is absent takes its default.
+    """Make settings from nested tables; missing keys get their defaults.
 
     Raises:
         ConfigError: a key is unknown, of the wrong type or out of range.
@@ -120,7 +120,7 @@ def build(table: dict[str, Any], source: str = "settings") -> Settings:
 
 
 def override(settings: Settings, **tables: dict[str, Any]) -> Settings:
-    """``settings`` with some keys replaced: ``override(s, server={"workers": 4})``.
+    """Return ``settings`` with some keys replaced: ``override(s, server={"workers": 4})``.
 
     Raises:
         ConfigError: as `build` does.
@@ -132,7 +132,7 @@ def override(settings: Settings, **tables: dict[str, Any]) -> Settings:
 
 
 def _check(settings: Settings, source: str) -> None:
-    """Rules that tie one key to another, or that a type cannot say."""
+    """Check rules that relate several keys, or that a type cannot express."""
     for name, text in (
         ("durability.data_dir", settings.durability.data_dir or ""),
         ("log.file", settings.log.file),
@@ -162,7 +162,7 @@ def _check(settings: Settings, source: str) -> None:
 
 
 def _check_endpoints(server: ServerSettings, source: str) -> None:
-    """Each is one where a server may listen, and no place is there twice."""
+    """Check that every endpoint can be bound, and that none occurs twice."""
     places: dict[str, str] = {}
     for name, endpoint in (
         *(("server.endpoints", endpoint) for endpoint in server.endpoints),
@@ -172,7 +172,7 @@ def _check_endpoints(server: ServerSettings, source: str) -> None:
             check_to_bind(endpoint)
         except ValueError as error:
             raise ConfigError(f"{source}: {name}: {error}") from None
-        # The system would say that it is in use, and that sounds as if somebody else had it.
+        # Otherwise the system would report that it is in use, as if by another program.
         if endpoint in places and not is_any(endpoint):
             where = "there twice" if places[endpoint] == name else f"one of {places[endpoint]}, too"
             raise ConfigError(f"{source}: {name}: {endpoint!r} is {where}")
@@ -180,7 +180,7 @@ def _check_endpoints(server: ServerSettings, source: str) -> None:
 
 
 def _explain(error: msgspec.ValidationError, table: dict[str, Any]) -> str:
-    """What is wrong with which setting, what it may be, and what it is."""
+    """Explain an error: the setting, what it may be, and what it is."""
     text, _, place = str(error).partition(" - at `")
     path = re.findall(r"\w+|\[\d+\]", place.rstrip("`").removeprefix("$"))
     name = "".join(f".{part}" if part[0] != "[" else part for part in path).removeprefix(".")
@@ -213,10 +213,10 @@ def _explain_unknown(where: str, name: str, table: type[Struct]) -> str:
 
 
 def _describe(kind: Any, name: str, default: Any) -> str:
-    """What a setting may be, in words, with an example where the words may not be enough."""
+    """Describe the values that a setting may have, with an example where that helps."""
     if isinstance(kind, type) and issubclass(kind, Struct):
         return f"a table, that is, a line [{name}] with its settings below"
-    if get_origin(kind) is Union or isinstance(kind, UnionType):  # Of None, which no file can say.
+    if get_origin(kind) is Union or isinstance(kind, UnionType):  # With None: not in a file.
         kind = get_args(kind)[0]
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(json.dumps, get_args(kind)))

@@ -1,14 +1,14 @@
-"""Defaults that the server and its clients have in common. Imports nothing, to cost nothing."""
+"""Constants that the server and its clients share. Imports nothing, so that it costs nothing."""
 
 from __future__ import annotations
 
 from typing import Final
 
 DEFAULT_ENDPOINT: Final = "tcp://127.0.0.1:5555"
-"""Where a server listens, and where a client looks for it, unless told otherwise."""
+"""The endpoint of servers and clients by default."""
 
 MAX_LEVELS: Final = 500
-"""Arrays and maps that may be in each other in a value, however the value is sent."""
+"""Levels of nested arrays and maps that a value may have, in every request."""
 
 TOO_DEEP: Final = f"is nested deeper than {MAX_LEVELS} levels"
-"""What is said of something that has more."""
+"""What an error says about a value that has more."""

@@ -1,4 +1,4 @@
-"""Lengths of time on a command line: plain seconds, or with units: ``500ms``, ``5m``, ``1d12h``."""
+"""Durations on a command line: seconds, or numbers with units: ``500ms``, ``5m``, ``1d12h``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import re
 from typing import Final
 
 UNITS: Final = {"w": 604_800.0, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-"""Name -> seconds, the longest first: in this order they may stand behind each other."""
+"""Unit -> seconds. In a duration, larger units come first, as here."""
 _PART: Final = r"(?:([0-9]+(?:\.[0-9]+)?)%s)?"
 _WITH_UNITS: Final = re.compile("".join(_PART % unit for unit in UNITS))
 
 
 def seconds(text: str) -> float:
-    """The seconds that ``text`` stands for; whether so many are allowed is the caller's to judge.
+    """Return the seconds that ``text`` means; the caller checks their range.
 
     Raises ValueError.
     """
@@ -28,13 +28,13 @@ def seconds(text: str) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(
-            f"{text!r} is no length of time: give seconds, or for example 500ms, 90s, 5m, 1h30m, 7d"
+            f"{text!r} is not a duration: give seconds, or for example 500ms, 90s, 5m, 1h30m, 7d"
         )
     return number
 
 
 def argument(text: str) -> float:
-    """`seconds`, as a ``type`` of argparse."""
+    """Parse a duration, as a ``type`` of argparse."""
     try:
         return seconds(text)
     except ValueError as error:
@@ -42,7 +42,7 @@ def argument(text: str) -> float:
 
 
 def positive_argument(text: str) -> float:
-    """`argument`, of more than 0 seconds."""
+    """Parse a duration of more than 0 seconds."""
     number = argument(text)
     if number <= 0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")

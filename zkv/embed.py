@@ -1,13 +1,13 @@
-"""A server inside a program: the very same one as `zkv serve` runs, without a process of its own.
+"""A server inside a program: the same as `zkv serve` runs, without a process of its own.
 
-The server of `zkv.server` is built from keyword arguments and supervised by a thread. Nothing of
-the process is touched: no signal handler is installed, no logging is set up (the loggers are named
-``zkv...``), its limits stay, and without a ``data_dir`` no file is made.
+A thread supervises the `zkv.server.ServerCore`, which is built from keyword arguments. The process
+itself is not changed: no signal handlers, no logging setup (the loggers are named ``zkv...``), no
+limits, and no files without a ``data_dir``.
 
-Invariants: between `Server.start` and the end the thread ``zkv-server`` runs, and it alone starts
-and stops what is inside. After `Server.stop` no thread and no socket is left. A child made by fork
-has none of the threads: there, the object does nothing, and endpoints, connections and the data
-directory are let go (`zkv.broker.sockets`, `zkv.durability.files`).
+Invariants: from `Server.start` to the end the thread ``zkv-server`` runs, and only it starts and
+stops the server's parts. After `Server.stop` no thread and no socket is left. A child made by fork
+has none of the threads: there the object does nothing, and the endpoints, connections and the data
+directory are released (`zkv.broker.sockets`, `zkv.durability.files`).
 """
 
 from __future__ import annotations
@@ -32,33 +32,34 @@ _numbers = itertools.count(1)
 class Server:
     """A zkv server in this process; a context manager.
 
-    Without arguments it listens at an inproc endpoint, where only this process finds it, and keeps
-    its data in memory alone: they are gone when it stops. With a ``data_dir`` it keeps them as
-    `zkv serve` does, and a write that was answered outlives the process and the machine's power.
-    In memory alone, writes with ``durable`` and SNAPSHOT are refused as ``BAD_REQUEST``.
+    By default it listens on an inproc endpoint, which only this process can reach, and keeps its
+    data only in memory: they are gone when it stops. With a ``data_dir`` it stores them as
+    `zkv serve` does, and an acknowledged write survives a crash of the process or the machine.
+    Without one, it refuses writes with ``durable``, and SNAPSHOT, as ``BAD_REQUEST``.
 
     A client in the same process connects to it as to any other server. Example::
 
         with zkv.Server("tcp://127.0.0.1:*", data_dir="var") as server:
             print(server.endpoint)
-            ...  # at the end of the block everything is saved, and all is closed
+            ...  # at the end of the block everything is saved and closed
 
-    It may be started and stopped from any thread, and started again: it then has the ports that it
-    had before. Many may run in one process, each with a data directory of its own. One that is not
-    stopped stops when the main thread ends. A client's END stops it, too.
+    It may be started and stopped from any thread, and started again, on the same ports as before.
+    A process may run several, each with a data directory of its own. A server that is not stopped
+    stops when the main thread ends, or when a client sends END.
 
-    Each client takes an open file. `zkv serve` raises the limit on them as far as it may; here it
-    is the program's own, often 1,024, and so the program's to raise (`resource.setrlimit`).
+    Each client takes an open file. `zkv serve` raises the limit of open files as far as it may;
+    here the limit is the program's, often 1,024, and the program may raise it
+    (`resource.setrlimit`).
 
     Args:
         *endpoints: where to listen: ``tcp://HOST:PORT`` (``*`` = a free port), ``ipc://PATH`` or
             ``inproc://NAME``.
-        data_dir: the directory that holds everything; None = memory alone.
+        data_dir: the data directory; None = data is only in memory.
         feed: where to publish changes; None = beside the first endpoint, "" = nowhere.
         fsync: when a write reaches the disk: ``always``, ``interval`` or ``never``.
-        workers: threads that execute what is not plain; None = 1 in memory alone, else 2.
-        **settings: whatever else the tables ``server``, ``durability`` and ``limits`` of
-            config.toml have, by the name there: ``max_value_bytes=1_000_000``.
+        workers: threads for requests that are not simple; None = 1 without a ``data_dir``, else 2.
+        **settings: other settings of the tables ``server``, ``durability`` and ``limits`` of
+            config.toml, by their names there: ``max_value_bytes=1_000_000``.
 
     Raises:
         ConfigError: a setting is unknown, of the wrong type or out of range.
@@ -83,7 +84,7 @@ class Server:
         directory = None if data_dir is None else os.fspath(data_dir)
         tables["durability"] |= {"data_dir": directory, "fsync": fsync}
         self._settings = config.build(tables, source="zkv.Server")
-        self._lock = threading.Lock()  # Guards all below.
+        self._lock = threading.Lock()  # Protects `_running`.
         self._running: _Running | None = None
 
     def __enter__(self) -> Self:
@@ -101,7 +102,7 @@ class Server:
         except ServerFailedError as failure:
             if error is None:
                 raise
-            error.add_note(str(failure))  # What went wrong first matters more.
+            error.add_note(str(failure))  # The first error matters more.
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -115,37 +116,37 @@ class Server:
 
     @property
     def endpoint(self) -> str:
-        """Where clients connect: the first endpoint, once started with its real port."""
+        """The first endpoint; once the server has been started, with its real port number."""
         return self._settings.server.endpoints[0]
 
     @property
     def endpoints(self) -> list[str]:
-        """All of them."""
+        """All endpoints, likewise."""
         return list(self._settings.server.endpoints)
 
     @property
     def feed(self) -> str | None:
-        """Where followers of changes connect; None = there is no feed."""
+        """The endpoint that publishes changes; None = there is no feed."""
         return self._settings.server.feed or None
 
     @property
     def running(self) -> bool:
-        """Whether it has been started and has not stopped."""
+        """True from `start` until the server has stopped."""
         running = self._here()
         return running is not None and not running.outcome.done()
 
     def start(self) -> None:
-        """Start to serve; returns once clients are served.
+        """Start the server; return once it serves clients.
 
         Raises:
-            EndpointError: an endpoint cannot be bound; the data directory has not been touched.
-            LockedError: another server holds the data directory.
-            DataDirError: the data directory cannot be used. In all cases nothing is left running.
-            RuntimeError: it runs already.
+            EndpointError: an endpoint cannot be bound; the data directory is untouched.
+            LockedError: another server uses the data directory.
+            DataDirError: the data directory cannot be used. In all cases no thread is left.
+            RuntimeError: it is running already.
         """
         with self._lock:
             if self._running is not None and not self._running.outcome.done():
-                raise RuntimeError("the server runs already")
+                raise RuntimeError("the server is running already")
             self._running = running = _Running(self._settings)
             self._settings = config.override(
                 self._settings,
@@ -153,9 +154,9 @@ class Server:
             )
 
     def stop(self) -> None:
-        """Refuse what comes from now on, answer what had come, save everything, and close all.
+        """Refuse new requests, answer those that have arrived, save everything, and close.
 
-        Returns once that is done. It may be called again, and by many threads at once.
+        Returns once that is done. It may be called again, and by several threads at once.
 
         Raises:
             ServerFailedError: it is closed, but not everything could be saved.
@@ -165,13 +166,13 @@ class Server:
             running.stop()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the server to stop, as a client's END makes it.
+        """Wait until the server has stopped, for instance because a client sent END.
 
         Args:
-            timeout: seconds to wait at most; None = as long as it takes.
+            timeout: longest time to wait in seconds; None = forever.
 
         Returns:
-            Whether it has stopped, or was never started.
+            True if it has stopped, or was never started.
 
         Raises:
             ServerFailedError: it has stopped, but not everything could be saved.
@@ -180,7 +181,7 @@ class Server:
         return running is None or running.wait(timeout)
 
     def _here(self) -> _Running | None:
-        """What was started last, unless that was in the process that this one was forked from."""
+        """Return the last started server, unless a process that forked this one started it."""
         with self._lock:
             running = self._running
         return running if running is not None and running.pid == os.getpid() else None
@@ -189,7 +190,7 @@ class Server:
 class _Running:
     """A started server and the thread that supervises it.
 
-    Raises what `zkv.server.ServerCore.start` does.
+    Raises the errors of `zkv.server.ServerCore.start`.
     """
 
     def __init__(self, settings: config.Settings) -> None:
@@ -231,7 +232,7 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
 
 
 def _sorted_into_tables(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """``settings`` as config.toml has them. No name stands in two tables."""
+    """Arrange ``settings`` by the tables of config.toml. Names of settings are unique."""
     table_of = {name: table for table, cls in _TABLES.items() for name in cls.__struct_fields__}
     tables: dict[str, dict[str, Any]] = {table: {} for table in _TABLES}
     for name, value in settings.items():
@@ -242,7 +243,7 @@ def _sorted_into_tables(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _beside(endpoint: str) -> str:
-    """Where the feed goes that belongs to ``endpoint``."""
+    """Return the feed's endpoint for ``endpoint``."""
     transport, _, address = endpoint.partition("://")
     match transport:
         case "tcp":

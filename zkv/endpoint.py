@@ -1,11 +1,11 @@
-"""What an endpoint may look like: the one check of the server, the clients and all tools.
+"""Checks endpoints, for the server, the clients and all tools.
 
-libzmq takes much that can never connect, and some that connects elsewhere: it cuts a port to 16
-bits. So whatever is not certain to mean one place is refused here, with the reason. Imports nothing
-of zkv.
+libzmq accepts many endpoints that can never connect, and some that connect elsewhere: it cuts port
+numbers to 16 bits. So an endpoint that does not certainly mean one place is refused here, with the
+reason. Imports nothing of zkv.
 
 An endpoint is ``tcp://HOST:PORT``, ``ipc://PATH`` or ``inproc://NAME``. HOST is an IPv4 address, an
-IPv6 address in brackets, or a name; a server may have the name of a network interface there.
+IPv6 address in brackets, or a name; for a server, also the name of a network interface.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Final
 
 VARIABLE: Final = "ZKV_ENDPOINT"
-"""Tells tools where the server is."""
+"""The environment variable that names the server for tools."""
 TRANSPORTS: Final = ("tcp://", "ipc://", "inproc://")
 LONGEST_PATH: Final = 107
-"""Bytes: the system's structure for the address of a Unix socket has no room for more."""
+"""Bytes of a path: the system's address structure of Unix sockets holds no more."""
 LONGEST_NAME: Final = 253
 HIGHEST_PORT: Final = 65_535
 SHOWN: Final = 300
@@ -31,9 +31,9 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def check_to_bind(endpoint: str) -> None:
-    """See that a server may listen there. Raises ValueError with what is wrong.
+    """Check that a server can listen on an endpoint. Raises ValueError, which says what is wrong.
 
-    Port ``*``, or 0, stands for a free one; host ``*`` for every address.
+    The port ``*``, or 0, means a free one; the host ``*`` means all addresses.
     """
     address = _address(endpoint)
     if endpoint.startswith("tcp://"):
@@ -45,85 +45,85 @@ def check_to_bind(endpoint: str) -> None:
 
 
 def check_to_connect(endpoint: object) -> str:
-    """See that a client may connect there, and return it.
+    """Check that a client can connect to an endpoint, and return it.
 
     Raises:
-        TypeError: it is no text.
-        ValueError: it is no endpoint, or none that a client can connect to.
+        TypeError: it is not a str.
+        ValueError: it is not an endpoint, or not one for clients.
     """
     if not isinstance(endpoint, str):
         raise TypeError(f"an endpoint is a str, not {type(endpoint).__name__}: {_shown(endpoint)}")
     address = _address(endpoint)
     if address == "*":
-        raise _wrong(endpoint, "* is for servers: a client names the place")
+        raise _wrong(endpoint, "* is for servers: a client must name the path")
     if endpoint.startswith("tcp://"):
         host, port = _host_and_port(endpoint, address)
         if host == "*":
-            raise _wrong(endpoint, "the host * is for servers: a client names one")
+            raise _wrong(endpoint, "the host * is for servers: a client must name one")
         _check_host(endpoint, host)
         if port in {"*", "0"}:
-            raise _wrong(endpoint, f"the port {port} is for servers: a client names one")
+            raise _wrong(endpoint, f"the port {port} is for servers: a client must name one")
         _check_port(endpoint, port)
     return endpoint
 
 
 def check_option(endpoint: str) -> None:
-    """See that a tool may connect to a server in another process.
+    """Check that a tool can connect to a server in another process.
 
     Args:
-        endpoint: that of its option ``--endpoint``, or of the variable `VARIABLE`.
+        endpoint: from the option ``--endpoint``, or the variable `VARIABLE`.
 
     Raises:
-        ValueError: with what is wrong, and where it was said.
+        ValueError: says what is wrong, and where the endpoint came from.
     """
     try:
         if check_to_connect(endpoint).startswith("inproc://"):
-            raise _wrong(endpoint, "inproc:// is found only inside the program that has the server")
+            raise _wrong(endpoint, "only the program that runs the server can use inproc://")
     except ValueError as error:
         where = VARIABLE if endpoint == os.environ.get(VARIABLE) else "--endpoint"
         raise ValueError(f"{where}: {error}") from None
 
 
 def is_any(endpoint: str) -> bool:
-    """Whether an endpoint to bind that has been checked stands for another place each time."""
+    """Return True if a checked endpoint to bind means another place each time."""
     return endpoint == "ipc://*" or (
         endpoint.startswith("tcp://") and endpoint[-2:] in {":*", ":0"}
     )
 
 
 def is_name(endpoint: str) -> bool:
-    """Whether an endpoint that has been checked has a host that must be looked up."""
+    """Return True if a checked endpoint has a host name, which must be resolved."""
     return endpoint.startswith("tcp://") and not is_address(host_of(endpoint))
 
 
 def host_of(endpoint: str) -> str:
-    """The host of a tcp endpoint that has been checked, without brackets."""
+    """Return the host of a checked tcp endpoint, without brackets."""
     return endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
 
 
 def is_address(host: str) -> bool:
-    """Whether this is the address of a host, and no name."""
+    """Return True if a host is an address and not a name."""
     return ":" in host or _ends_in_number(host)
 
 
 def _address(endpoint: str) -> str:
-    """What stands behind the transport."""
+    """Return the part after the transport."""
     transport = next((each for each in TRANSPORTS if endpoint.startswith(each)), None)
     if transport is None and endpoint.strip().lower().startswith(TRANSPORTS):
-        raise _wrong(endpoint, "tcp://, ipc:// or inproc:// is what it begins with, in lower case")
+        raise _wrong(endpoint, "it must begin with tcp://, ipc:// or inproc:// in lower case")
     if transport is None or endpoint == transport:
         raise _wrong(endpoint, "expected tcp://HOST:PORT, ipc://PATH or inproc://NAME")
     if "\0" in endpoint:
-        raise _wrong(endpoint, "it holds a NUL character")
+        raise _wrong(endpoint, "it contains a NUL character")
     if _CONTROL.search(endpoint):
-        raise _wrong(endpoint, "it holds a control character, such as the end of a line")
+        raise _wrong(endpoint, "it contains a control character, such as a line break")
     if endpoint != endpoint.strip():
         raise _wrong(endpoint, "it ends in white space")
     address = endpoint.removeprefix(transport)
     try:
         encoded = address.encode()
     except UnicodeEncodeError:
-        raise _wrong(endpoint, "it holds bytes that are no UTF-8") from None
+        raise _wrong(endpoint, "it is not valid UTF-8") from None
     if transport == "ipc://":
         _check_path(endpoint, encoded)
     return address
@@ -133,19 +133,19 @@ def _check_path(endpoint: str, path: bytes) -> None:
     if len(path) > LONGEST_PATH:
         raise _wrong(endpoint, f"the path has {len(path)} bytes, over {LONGEST_PATH}")
     if path == b"@":
-        raise _wrong(endpoint, "a name is missing behind the @")
+        raise _wrong(endpoint, "the name after the @ is missing")
 
 
 def _host_and_port(endpoint: str, address: str) -> tuple[str, str]:
     if "@" in address:
-        raise _wrong(endpoint, "a user or password has no place in it: zkv asks for none")
+        raise _wrong(endpoint, "it contains a user or password, which zkv does not use")
     if found := re.search(r"[/?#;]", address):
-        raise _wrong(endpoint, f"{found[0]} has no place in it; expected tcp://HOST:PORT")
+        raise _wrong(endpoint, f"it must not contain {found[0]}; expected tcp://HOST:PORT")
     bare = address.strip("[]")
     if bare.count(":") > 1 and (not address.startswith("[") or address.endswith("]")):
         if address != bare:
             raise _wrong(endpoint, "it needs a host and a port: a port is missing")
-        raise _wrong(endpoint, "an IPv6 address stands in brackets: tcp://[::1]:5555")
+        raise _wrong(endpoint, "an IPv6 address needs brackets: tcp://[::1]:5555")
     host, colon, port = address.rpartition(":")
     if not colon or not port:
         raise _wrong(endpoint, "it needs a host and a port: a port is missing")
@@ -156,7 +156,7 @@ def _host_and_port(endpoint: str, address: str) -> tuple[str, str]:
 
 def _check_port(endpoint: str, port: str) -> None:
     if not (port.isascii() and port.isdigit()):
-        raise _wrong(endpoint, f"{port!r} is no port: it is a number, 1 to {HIGHEST_PORT}")
+        raise _wrong(endpoint, f"{port!r} is not a port number from 1 to {HIGHEST_PORT}")
     if len(port) > 1 and port.startswith("0"):
         raise _wrong(endpoint, f"the port {port[:20]} begins with 0")
     if len(port) > len(str(HIGHEST_PORT)) or int(port) > HIGHEST_PORT:
@@ -171,24 +171,24 @@ def _check_host(endpoint: str, host: str) -> None:
             IPv6Address(host[1:-1])
         except AddressValueError:
             host = host[:40]
-            raise _wrong(endpoint, f"{host!r} is no IPv6 address, as brackets mean one") from None
+            raise _wrong(endpoint, f"{host!r} is in brackets, but no IPv6 address") from None
     elif _ends_in_number(host):
         try:
             IPv4Address(host)
         except AddressValueError:
             raise _wrong(endpoint, f"{host!r} is no IPv4 address: four numbers to 255") from None
     elif not host.isascii():
-        raise _wrong(endpoint, "a host's name is ASCII; others are written in Punycode: xn--...")
+        raise _wrong(endpoint, "a host name must be ASCII; write others in Punycode: xn--...")
     elif (
         len(host) > LONGEST_NAME
-        or not host[0].isalnum()  # libzmq knows no name that begins otherwise.
+        or not host[0].isalnum()  # libzmq refuses other names.
         or not all(map(_LABEL.fullmatch, host.removesuffix(".").split(".")))
     ):
-        raise _wrong(endpoint, f"{host[:80]!r} is no host: neither an address nor a name")
+        raise _wrong(endpoint, f"{host[:80]!r} is neither an address nor a host name")
 
 
 def _ends_in_number(host: str) -> bool:
-    """Whether it is an IPv4 address, or what some programs take for one: 127.1, 0x7f.1, 5555."""
+    """Return True for IPv4 addresses, and what some programs accept as one: 127.1, 0x7f.1."""
     return _NUMBER.fullmatch(host.removesuffix(".").rpartition(".")[2]) is not None
 
 

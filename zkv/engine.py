@@ -1,10 +1,10 @@
-"""The engine: a store and the log that makes it last, without any socket.
+"""The engine: a keyspace, its log and its snapshots, without any socket.
 
-Opening it takes the data directory's lock and recovers what is there; closing it saves everything.
-In between it is the one place that knows when a revision may be told to a client (`safe_rev`).
+Opening it locks the data directory and recovers the data; closing it saves everything. In between
+it is the only place that knows which revisions are safe to reveal to clients (`safe_rev`).
 
-There is one engine, over any log (`zkv.keyspace.log.CommitLog`). Without a data directory that is a
-`MemoryLog`, and there is nothing to recover, to commit in another thread, or to take snapshots of.
+The same engine works with any log (`zkv.keyspace.log.CommitLog`). Without a data directory the log
+is a `MemoryLog`, and there are no recovery, no committer and no snapshots.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ if TYPE_CHECKING:
 
 
 class _OnDisk:
-    """What a data directory needs besides a log of its own: files, and threads that write them.
+    """The parts that a data directory needs: files, the log, and the threads that write them.
 
     Args:
-        settings: where and how data is kept; with a ``data_dir``.
-        files: the door to the file system.
+        settings: the durability settings, with a ``data_dir``.
+        data_dir: the directory.
+        files: access to the file system.
 
     Raises:
-        LockedError: another server holds the data directory.
-        DamageError: what is there is damaged.
+        LockedError: another server uses the data directory.
+        DamageError: the data is damaged.
         DataDirError: the directory cannot be used.
     """
 
@@ -51,7 +52,7 @@ class _OnDisk:
         self.storage = Storage(_absolute(data_dir), files)
 
     def recover(self, sessions: Sessions, history: History) -> Recovered:
-        """What is there; the log goes on behind it."""
+        """Load the data, and open the log after it."""
         recovered = self.storage.load(sessions, history)
         settings = self._settings
         try:
@@ -71,7 +72,7 @@ class _OnDisk:
         return recovered
 
     def prepare(self, keyspace: Keyspace, saved_rev: int) -> None:
-        """Make the threads."""
+        """Create the threads."""
         settings = self._settings
         interval = settings.fsync_interval if settings.fsync == "interval" else None
         self.committer = Committer(self.wal, interval)
@@ -81,17 +82,17 @@ class _OnDisk:
 
 
 class Engine:
-    """A keyspace and what makes it last.
+    """A keyspace with its log and snapshots.
 
     Args:
-        settings: where and how data is kept; without a ``data_dir``, in memory alone.
-        limits: how much is remembered of sessions and changes.
-        files: the door to the file system.
-        now: the clock, Unix time in ms; by default one that goes on where the data ends.
+        settings: the durability settings; without a ``data_dir``, data is only in memory.
+        limits: bounds of sessions and history.
+        files: access to the file system.
+        now: the clock, Unix time in ms; by default one that is never earlier than the data.
 
     Raises:
-        LockedError: another server holds the data directory.
-        DamageError: what is there is damaged.
+        LockedError: another server uses the data directory.
+        DamageError: the data is damaged.
         DataDirError: the directory cannot be used.
     """
 
@@ -105,9 +106,9 @@ class Engine:
         self.settings = settings
         self._started = False
         self.lasting = settings.data_dir is not None
-        """Whether a write can be on disk."""
+        """True if there is a disk that writes can be on."""
         self.syncs_each = self.lasting and settings.fsync == "always"
-        """Whether what is safe is on disk."""
+        """True if safe means on disk: the policy is `always`."""
         self._log: CommitLog = MemoryLog()
         self._disk: _OnDisk | None = None
         sessions, history = _remembering(limits)
@@ -147,68 +148,68 @@ class Engine:
 
     @property
     def safe_rev(self) -> int:
-        """The newest revision that may be told to a client, and will not be rolled back."""
+        """The newest safe revision: it may be revealed, and will not be rolled back."""
         return self._log.safe_rev
 
     @property
     def safe_lsn(self) -> int:
-        """The log's number of the newest commit that will not be rolled back."""
+        """The log number of the newest safe commit."""
         return self._log.safe_lsn
 
     @property
     def last_lsn(self) -> int:
-        """The log's number of the newest commit."""
+        """The log number of the newest commit."""
         return self._log.last_lsn
 
     @property
     def durable_rev(self) -> int:
-        """The newest revision that is on disk."""
+        """The newest revision on disk."""
         return self._log.durable_rev
 
     @property
     def epoch(self) -> int:
-        """How often something has been rolled back."""
+        """The number of rollbacks so far."""
         return self._log.epoch
 
     def survived(self, epoch: int) -> tuple[int, int]:
-        """What was not rolled back when ``epoch`` ended: see `Wal.survived`."""
+        """Return the revision and log number that survived the end of ``epoch``: see `Wal`."""
         return self._log.survived(epoch)
 
     @property
     def syncs_quickly(self) -> bool:
-        """Whether a sync may well take next to no time: recent ones did, and the disk is free."""
+        """True if recent syncs were quick, and no snapshot is being written."""
         busy = self._disk is not None and self._disk.snapshotter.writing
         return self._log.syncs_quickly and not busy
 
     def secure(self, patient: bool = True) -> None:
-        """Make all commits safe where that takes no sync; else do nothing.
+        """Make all commits safe, if the policy requires no sync for that; otherwise do nothing.
 
         Args:
-            patient: whether it waits for others, who may be waiting for the disk: see `Wal.commit`.
+            patient: wait for other threads, which may wait for the disk: see `Wal.commit`.
 
-        Raises ReadOnly where it cannot be: every commit that is not safe is rolled back.
+        Raises ReadOnly if they cannot be made safe, and have been rolled back.
         """
         if not self.syncs_each:
             self._log.commit(self._log.last_lsn, durable=False, patient=patient)
 
     def submit(self, group: CommitGroup) -> None:
-        """Have ``group`` completed once its revision is on disk, or safe, by another thread."""
+        """Make another thread complete ``group`` once its commits are safe, or on disk."""
         if self._disk is None:
             self.settle(group)
         else:
             self._disk.committer.submit(group)
 
     def settle(self, group: CommitGroup, patient: bool = True) -> bool:
-        """Complete ``group`` in this thread, which waits for the disk; whether it is completed.
+        """Complete ``group`` in this thread, which may wait for the disk; return True if done.
 
         Args:
-            group: what waits.
-            patient: whether others are waited for, too. It is always completed then.
+            group: the group.
+            patient: wait for other threads that write, too; then it is always completed.
         """
         return settle(self._log, [group], patient)
 
     def _secure_removals(self) -> None:
-        """Have commits that no client waits for become safe, too. Raises ReadOnly."""
+        """Make commits safe that no client waits for. Raises ReadOnly."""
         group = CommitGroup(self.epoch)
         self.secure()
         if self._log.safe_lsn < self._log.last_lsn:
@@ -220,25 +221,25 @@ class Engine:
         self._log.on_safe = callback
 
     def snapshot(self) -> Future[int]:
-        """Have a snapshot on disk of everything committed so far; gives its revision.
+        """Order a snapshot of everything committed so far; the future gives its revision.
 
-        Raises BadRequest where there is nowhere to write one to.
+        Raises BadRequest if there is no data directory.
         """
         if self._disk is None:
             raise BadRequest("this server keeps its data in memory alone: it has no snapshots")
         return self._disk.snapshotter.snapshot()
 
     def save(self) -> int:
-        """Refuse writes from now on and write the final snapshot; returns the last revision.
+        """Refuse writes from now on, and write the final snapshot; return the last revision.
 
-        Raises ReadOnly where not everything could be saved.
+        Raises ReadOnly if not everything could be saved.
         """
         rev = self.keyspace.seal()
         self._expirer.close()
         return rev if self._disk is None else self._disk.snapshotter.close()
 
     def close(self) -> None:
-        """Let go of the directory. Nobody may use the engine any more."""
+        """Release the data directory. The engine must not be used any more."""
         if self._disk is not None and self._started:
             self._disk.committer.close()
         self._log.close()
@@ -246,7 +247,7 @@ class Engine:
             self._disk.storage.close()
 
     def statistics(self) -> dict[str, Any]:
-        """Settings, and counters and gauges of log and snapshots, for INFO."""
+        """Return INFO's ``durability``: settings, and figures of the log and snapshots."""
         if self._disk is None:
             return {"data_dir": None}
         settings: dict[str, Any] = msgspec.to_builtins(self.settings)
@@ -256,7 +257,7 @@ class Engine:
 
 
 def _absolute(directory: str) -> Path:
-    """The data directory, wherever the process goes. Raises DataDirError."""
+    """Make the path independent of the working directory. Raises DataDirError."""
     try:
         return Path(directory).absolute()
     except OSError as error:

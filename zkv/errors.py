@@ -1,17 +1,17 @@
-"""Every error that zkv raises on purpose, in one tree, with the codes that travel on the wire.
+"""All errors that zkv raises on purpose, in one tree, with the codes of the protocol.
 
     ZkvError
     |-- StartupError             the server does not start: one line on standard error, exit 2
     |   |-- ConfigError          a setting is unknown, of the wrong type or out of range
     |   |-- EndpointError        an endpoint is malformed, busy or not permitted
     |   `-- DataDirError         the data directory cannot be used
-    |       |-- LockedError      another server holds it
-    |       `-- DamageError      a file in it is damaged and is not served
+    |       |-- LockedError      another server uses it
+    |       `-- DamageError      a file in it is damaged
     |-- ServerFailedError        an embedded server stopped, and not everything is saved
     `-- RequestError             a request fails: becomes a reply ``{"ok": false, "code": ...}``
         |-- BadRequest           BAD_REQUEST    malformed frame, missing, wrong or unknown field
         |-- UnknownOp            UNKNOWN_OP     no such op
-        |-- NotFound             NOT_FOUND      the key is not there
+        |-- NotFound         NOT_FOUND      the key is absent
         |-- Conflict             CONFLICT       an expected revision is not the actual one
         |-- WrongType            WRONG_TYPE     INCR on what is no int64, or past its range
         |-- TooLarge             TOO_LARGE      key, value, batch or reply over its limit
@@ -23,8 +23,8 @@
         |-- ShuttingDown         SHUTTING_DOWN  END or a signal has been received, not run
         `-- Internal             INTERNAL       a bug; logged with a traceback
 
-Invariant: a ``RequestError`` other than ``Internal`` is raised before anything was changed, so
-its reply may say ``applied: false``; where that is not so, the raiser passes ``applied=None``.
+Invariant: a ``RequestError`` other than ``Internal`` is raised before anything has been changed, so
+its reply may say ``applied: false``. Code that cannot ensure this passes ``applied=None``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 RequestId = int | str
-"""What a client may send as ``id``: echoed in the reply, never interpreted."""
+"""The ``id`` of a request, which the reply echoes. It has no meaning for the server."""
 
 
 class ZkvError(Exception):
@@ -40,7 +40,7 @@ class ZkvError(Exception):
 
 
 class StartupError(ZkvError):
-    """The server cannot start. The message is one line that names the culprit."""
+    """The server cannot start. The message is one line that names the cause."""
 
 
 class ConfigError(StartupError):
@@ -56,25 +56,25 @@ class DataDirError(StartupError):
 
 
 class LockedError(DataDirError):
-    """Another server holds the data directory."""
+    """Another server uses the data directory."""
 
 
 class DamageError(DataDirError):
-    """A file holds something that zkv did not write; the message names file and place."""
+    """A file has content that zkv did not write; the message names the file and the place."""
 
 
 class ServerFailedError(ZkvError):
-    """An embedded server has stopped, and not everything is saved. Its log says why."""
+    """An embedded server has stopped, but not everything is saved. Its log says why."""
 
 
 class RequestError(ZkvError):
-    """A request fails; carries what its reply says.
+    """A request fails. Carries the fields of the reply.
 
     Args:
         message: for people; names the field, key or limit.
-        applied: ``False`` where the write has certainly not been applied, ``None`` where unknown.
-        request_id: the ``id`` of the request, where it could be read although decoding failed.
-        seen_rev: the newest revision that the error tells of; 0 where it tells of none.
+        applied: False if the write has certainly not been applied, None if that is unknown.
+        request_id: the ``id`` of the request, if decoding failed but the ``id`` could be read.
+        seen_rev: the newest revision that the error reveals; 0 if it reveals none.
         **details: further fields of the reply, such as ``rev`` of a conflict.
     """
 
@@ -111,7 +111,7 @@ class UnknownOp(RequestError):
 
 
 class NotFound(RequestError):
-    """The key is not there."""
+    """The key is absent."""
 
     code = "NOT_FOUND"
 
@@ -123,62 +123,62 @@ class Conflict(RequestError):
 
 
 class WrongType(RequestError):
-    """INCR on something that is no int64, or past its range."""
+    """INCR on a value that is not an int64, or with a sum that is not one."""
 
     code = "WRONG_TYPE"
 
 
 class Compacted(RequestError):
-    """The changes asked for are not kept any more; the reply carries ``oldest``."""
+    """The requested changes are no longer kept; the reply carries ``oldest``."""
 
     code = "COMPACTED"
 
 
 class StaleSeq(RequestError):
-    """The sequence number is older than what its session remembers; never run."""
+    """The sequence number is older than those that its session remembers; not run."""
 
     code = "STALE_SEQ"
 
 
 class Deadline(RequestError):
-    """The request's deadline had passed when it would have run."""
+    """The request's deadline has passed; not run."""
 
     code = "DEADLINE"
 
 
 class Busy(RequestError):
-    """Over a load limit; the request was not run."""
+    """A load limit is exceeded; not run."""
 
     code = "BUSY"
     retry = True
 
 
 class TooLarge(RequestError):
-    """A key, value, batch or reply is over its limit."""
+    """A key, value, batch or reply exceeds its limit."""
 
     code = "TOO_LARGE"
 
 
 class ReadOnly(RequestError):
-    """Data cannot be written to disk now; the message says why."""
+    """Data cannot be written to disk at the moment; the message says why."""
 
     code = "READ_ONLY"
     retry = True
 
 
 class ShuttingDown(RequestError):
-    """END or a signal has been received; the request was not run."""
+    """The server has received END or a signal; not run."""
 
     code = "SHUTTING_DOWN"
     retry = True
 
 
 class Internal(RequestError):
-    """A bug in the server. Whether a write was applied is not known."""
+    """A bug in the server. A write may or may not have been applied."""
 
     code = "INTERNAL"
 
 
 def shorten(text: str, most: int = 40) -> str:
-    """``text`` from a client as a message may show it: quoted, escaped, cut where it is long."""
+    """Show a client's ``text`` in a message: quoted, escaped, and cut if it is long."""
     return repr(text if len(text) <= most else text[: most - 3] + "...")

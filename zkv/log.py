@@ -1,16 +1,17 @@
-"""The server's log: one thread writes it, so that nobody waits for a terminal or a disk.
+"""The server's own log. One thread writes it, so that no other waits for a terminal or a disk.
 
-Two kinds of things come in. Log records of the standard library's logging, through the root logger
-and a queue; and a record for each request, which workers hand over a batch at a time as plain
-tuples: formatting a line costs as much as a small request, so it is done here, behind their back.
+It takes two kinds of records. Records of the standard library's logging come through the root
+logger and a queue. For each request there is another record, a mere tuple, which the broker's
+threads pass on a batch at a time: formatting a line costs as much as a small request, so the
+writer does it.
 
-If the writer cannot keep up (a terminal that is held, a slow disk), request records are dropped,
+If the writer cannot keep up (a stopped terminal, a slow disk), request records are dropped and
 counted, and the count is logged. Other records are never dropped.
 
-Lines are written with single system calls on the descriptor: a buffered stream would be left locked
-by a writer that is stuck, and then hang the end of the process.
+Lines are written by direct system calls: a writer that hangs would leave a buffered stream locked,
+and the process could not end.
 
-Lines never hold a value. Keys are escaped: whatever a client sends stays on one line.
+Lines never contain a value. Keys are escaped, so that nothing a client sends can begin a new line.
 """
 
 from __future__ import annotations
@@ -34,54 +35,54 @@ if TYPE_CHECKING:
 _log = logging.getLogger("zkv.log")
 
 MOST_WAITING: Final = 10_000
-"""Batches of request records that may wait for the writer before more are dropped."""
+"""Batches of request records that wait for the writer; if there are more, they are dropped."""
 
 
 PAUSE_SECONDS: Final = 0.01
-"""How long lines are gathered before they are written together. Measured with 50 clients: half the
-time that the log takes, and two thirds of that of which it robs the workers."""
+"""How long the writer gathers lines before it writes them together. Measured with 50 clients: this
+halves the log's CPU time, and takes a third off the time for which it delays the workers."""
 
 CLOSE_SECONDS: Final = 2.0
-"""How long the end waits for what is still to be written, if nobody reads it."""
+"""How long the end waits for the remaining lines, if they cannot be written."""
 STDERR: Final = 2
 
 
 class RequestRecord(NamedTuple):
-    """What is logged of one request."""
+    """The log record of one request."""
 
     time: float
-    """Unix time in seconds, when it was answered."""
+    """Unix time in seconds of the reply."""
     op: str
     subject: str | int | None
-    """The key, or how many keys; None where the op has none."""
+    """The key, or the number of keys; None if the op has neither."""
     result: str
-    """``ok`` or the code of the failure, as the client sees it."""
+    """``ok``, ``replayed`` or the error code, as in the reply."""
     bytes_in: int
     bytes_out: int
     duration: float
-    """Seconds from decoding to the reply's encoding."""
+    """Seconds from decoding the request to encoding the reply."""
 
 
 Subject = tuple[str | int, int, int]
-"""Of a request: its key, or how many keys it has; the bytes of its body, and of its reply's."""
+"""Of a request: its key or number of keys, the bytes of its body, the bytes of the reply's."""
 
 
 class RunRecord(NamedTuple):
-    """What is logged of requests that were answered together, all of them with success.
+    """The log record of requests that were answered together, all successfully.
 
-    A line for each costs a quarter of what it does where each comes as a `RequestRecord`.
+    A line costs a quarter of what it costs as a `RequestRecord`.
     """
 
     time: float
-    """Unix time in seconds, when they were answered."""
+    """Unix time in seconds of the replies."""
     duration: float
-    """Seconds from when the first was taken up."""
+    """Seconds since the first request was taken up."""
     ops: list[str]
     subjects: list[Subject | None]
-    """As many; None for a request that was answered otherwise."""
+    """As many as `ops`; None for a request that this record does not cover."""
 
     def requests(self) -> list[RequestRecord]:
-        """The same, a record for each."""
+        """Return one record for each request."""
         time, duration = self.time, self.duration
         return [
             RequestRecord(time, op, subject[0], "ok", subject[1], subject[2], duration)
@@ -94,16 +95,16 @@ AnyRecord = RequestRecord | RunRecord
 
 
 class LoggingFilter(logging.Filter):
-    """Lets zkv's records pass, and of other libraries' only warnings and worse."""
+    """Passes all of zkv's records, and other libraries' warnings and errors."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether ``record`` passes."""
+        """Return True if ``record`` is logged."""
         ours = record.name == "zkv" or record.name.startswith("zkv.")
         return ours or record.levelno >= logging.WARNING
 
 
 class _Reopen:
-    """Asks the writer to open its file anew: the old one may have been renamed by rotation."""
+    """Asks the writer to reopen its file, which log rotation may have renamed."""
 
 
 _Item = logging.LogRecord | list[AnyRecord] | _Reopen | None
@@ -113,7 +114,7 @@ class Log:
     """The log of one server process. `start` installs it as the process's logging.
 
     Args:
-        settings: level, format, file (standard error where empty), and whether to log requests.
+        settings: level, format, file (empty = standard error), and whether to log requests.
 
     Raises:
         ConfigError: the file cannot be opened.
@@ -125,7 +126,7 @@ class Log:
         self._dropped = 0
         self._closing = threading.Event()
         self._descriptor = self._open()
-        self._dump_on: int | None = None  # The signal, if there is one.
+        self._dump_on: int | None = None  # The signal that dumps stacks.
         self._format = _FORMATS[settings.format]
         self._thread = threading.Thread(target=self._write_all, name="zkv-log", daemon=True)
         self._handler = QueueHandler(self._queue)
@@ -133,16 +134,16 @@ class Log:
         self.requests = settings.requests and settings.level in {"DEBUG", "INFO"}
 
     def start(self) -> None:
-        """Take over the process's logging and start the writer."""
+        """Install the log as the process's logging, and start the writer."""
         root = logging.getLogger()
         root.addHandler(self._handler)
         root.setLevel(self._settings.level)
         self._thread.start()
 
     def dump_stacks_on(self, number: int) -> None:
-        """Have signal ``number`` write where each thread is, then do what it does otherwise.
+        """Write the stacks of all threads on signal ``number``, then run its usual handler.
 
-        The interpreter writes that by itself, at once and as it is, whatever its threads wait for.
+        The interpreter does this itself and at once, whatever its threads are waiting for.
         """
         self._dump_on = number
         self._register_dump()
@@ -152,7 +153,7 @@ class Log:
             faulthandler.register(self._dump_on, self._descriptor, all_threads=True, chain=True)
 
     def close(self) -> None:
-        """Give logging back, write what waits, and end the writer."""
+        """Uninstall the log, write the remaining lines, and end the writer."""
         if self._dump_on is not None:
             faulthandler.unregister(self._dump_on)
             self._dump_on = None
@@ -162,20 +163,20 @@ class Log:
         self._thread.join(CLOSE_SECONDS)
 
     def reopen(self) -> None:
-        """Open the log file anew, once what came before is written."""
+        """Reopen the log file, after the lines so far have been written."""
         self._queue.put(_Reopen())
 
     def write_requests(self, records: list[AnyRecord]) -> None:
-        """Log some requests. Never waits; drops them where too many batches wait already."""
+        """Log some requests. Never waits: drops them if too many batches are waiting."""
         if self._queue.qsize() < MOST_WAITING:
             self._queue.put(records)
-        else:  # Approximate under threads: it is a symptom, no bill.
+        else:  # Not exact with several threads, and need not be.
             self._dropped += sum(
                 len(record.requests()) if isinstance(record, RunRecord) else 1 for record in records
             )
 
     def _open(self) -> int:
-        """The descriptor to write to."""
+        """Open the file, and return its descriptor. Raises ConfigError."""
         if not self._settings.file:
             return STDERR
         try:
@@ -188,15 +189,15 @@ class Log:
     def _write_all(self) -> None:
         closing = False
         while not closing:
-            # Whatever is there goes out together, and what comes within a moment waits for it: each
-            # time that this thread is woken costs the workers as much as a request.
+            # Lines that are there, and those that come within a moment, are written together: each
+            # wake-up of this thread costs the workers as much as a request.
             items = [self._queue.get()]
             items += [self._queue.get() for _ in range(self._queue.qsize())]
             closing = None in items
             try:
                 self._write(items)
             except OSError:
-                pass  # The log itself cannot be written: there is nowhere left to say so.
+                pass  # The log cannot be written, so nothing can report it.
             except Exception:
                 _log.critical("lines of the log are lost", exc_info=True)
             if not closing:
@@ -236,7 +237,7 @@ class Log:
         try:
             new = self._open()
         except ConfigError as error:
-            _log.error("%s; going on with the old file", error)
+            _log.error("%s; the old file stays in use", error)
             return
         old, self._descriptor = self._descriptor, new
         self._register_dump()
@@ -253,13 +254,13 @@ def _timestamp(seconds: float) -> str:
     return f"{_whole_second(whole)}.{int((seconds - whole) * 1000):03d}Z"
 
 
-@functools.lru_cache(maxsize=2)  # Else it would be half of the work of a line.
+@functools.lru_cache(maxsize=2)  # Without the cache this is half of the cost of a line.
 def _whole_second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 class _Text:
-    """Lines for people: time, level, then what happened."""
+    """Lines for people: time, level, and text."""
 
     @staticmethod
     def record(record: logging.LogRecord) -> str:
@@ -293,7 +294,7 @@ class _Text:
 
 
 class _Json:
-    """One JSON object a line, for machines."""
+    """Lines for programs: one JSON object each."""
 
     @staticmethod
     def run(run: RunRecord) -> list[str]:
@@ -306,7 +307,7 @@ class _Json:
                 "time": _timestamp(record.created),
                 "level": record.levelname,
                 "logger": record.name,
-                "message": record.getMessage(),  # With the traceback, if there is one.
+                "message": record.getMessage(),  # With the traceback, if any.
             }
         )
 

@@ -1,6 +1,6 @@
-"""Texts that users write, in files and elsewhere: what is wrong with one is said in plain words.
+"""Reads texts that users write, in files and elsewhere, and explains what is wrong with them.
 
-All of them are UTF-8, with or without the byte order mark that some editors begin a file with.
+All are UTF-8, with or without the byte order mark with which some editors begin a file.
 """
 
 from __future__ import annotations
@@ -16,41 +16,41 @@ from zkv.defaults import TOO_DEEP
 MARK: Final = b"\xef\xbb\xbf"
 """The byte order mark."""
 
-SAID: Final = {
-    "Expecting value": "what stands in the place of a value is none",
+EXPLANATIONS: Final = {
+    "Expecting value": "a value is missing or malformed",
     "Expecting property name enclosed in double quotes": 'a name in "..." is missing',
     "Expecting ':' delimiter": "a colon is missing",
     "Expecting ',' delimiter": "a comma, or the end of a list or an object, is missing",
-    "Unterminated string starting at": "a text is not ended",
-    "Invalid control character at": "a text holds a control character that is not escaped",
-    "Invalid \\escape": "a text has a backslash before what is none of its escapes",
-    "Invalid \\uXXXX escape": "a text has a \\u without four hexadecimal digits",
-    "Extra data": "more stands behind the end",
-    "Illegal trailing comma before end of object": "a comma stands before the end of an object",
-    "Illegal trailing comma before end of array": "a comma stands before the end of a list",
+    "Unterminated string starting at": "a string does not end",
+    "Invalid control character at": "a string contains a control character that is not escaped",
+    "Invalid \\escape": "a string contains an invalid escape after a backslash",
+    "Invalid \\uXXXX escape": "a string contains \\u without four hexadecimal digits",
+    "Extra data": "there is more text after the end",
+    "Illegal trailing comma before end of object": "there is a comma before the end of an object",
+    "Illegal trailing comma before end of array": "there is a comma before the end of a list",
 }
-"""What the standard library's decoder says, and what is said here."""
+"""Messages of the standard library's decoder, and ours."""
 
 
 class BadTextError(ValueError):
-    """A text is not what it should be: says why, beginning with ``it``."""
+    """A text is invalid. The message begins with ``it``."""
 
 
 def open_file(name: str | Path) -> BinaryIO:
-    """A file to read. Raises OSError."""
+    """Open a file for reading. Raises OSError."""
     if "\0" in str(name):
         raise OSError(errno.EINVAL, "the name holds a NUL character", str(name))
     return open(name, "rb")
 
 
 def read_file(name: str | Path) -> bytes:
-    """All that is in a file, without a byte order mark. Raises OSError."""
+    """Return the content of a file, without a byte order mark. Raises OSError."""
     with open_file(name) as file:
         return file.read().removeprefix(MARK)
 
 
 def decode(data: bytes) -> str:
-    """The text in ``data``. Raises BadTextError."""
+    """Decode UTF-8. Raises BadTextError."""
     begin = len(MARK) if data.startswith(MARK) else 0
     try:
         return data[begin:].decode("utf-8")
@@ -59,25 +59,25 @@ def decode(data: bytes) -> str:
 
 
 def parse_json(text: str, finite: Callable[[str], Any] = float, **hooks: Any) -> Any:
-    """The value that JSON stands for; as `json.loads`, but for its errors.
+    """Parse JSON as `json.loads` does, but with other errors.
 
     Args:
         text: the JSON.
-        finite: makes a number of what has a point, an exponent or a name, such as NaN.
-        **hooks: as `json.loads` takes them. They raise BadTextError.
+        finite: parses numbers with a point or an exponent, and names such as NaN.
+        **hooks: of `json.loads`. They may raise BadTextError.
 
     Raises:
-        BadTextError: it is no JSON, or a hook says so.
+        BadTextError: it is not JSON, or a hook refuses it.
     """
     try:
         return json.loads(text, parse_float=finite, parse_constant=finite, **hooks)
     except json.JSONDecodeError as error:
-        what = SAID.get(error.msg.removesuffix(":"), "something else is expected")
+        what = EXPLANATIONS.get(error.msg.removesuffix(":"), "something else is expected")
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise BadTextError(f"it is no JSON: {what}, at {line}character {error.colno}") from None
     except RecursionError:
         raise BadTextError(f"it {TOO_DEEP}") from None
     except BadTextError:
         raise
-    except ValueError:  # Of a number with thousands of digits, which Python does not read.
+    except ValueError:  # A number with thousands of digits, which Python refuses to convert.
         raise BadTextError("an int has more than 64 bits") from None

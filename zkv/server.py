@@ -1,13 +1,12 @@
 """A whole server: built from settings, started and stopped in order.
 
-Start: endpoints are bound, the engine is opened (lock, load), workers begin, then READY; a request
-that comes too early waits. Stop, whoever asks for it: new
-requests are refused, the store is sealed and saved, whoever sent END is answered, the broker drains
-and closes. What fails on the way up is undone on the way out.
+Start: endpoints are bound, the engine is opened (lock, recovery), workers start. Requests that come
+before that wait. Stop, whatever its cause: new requests are refused, the keyspace is sealed and
+saved, a client that sent END gets its reply, the broker drains and closes. If a step of the start
+fails, the steps before it are undone.
 
-The thread that calls `ServerCore.wait` is the supervisor: everything that must be acted upon - END,
-a signal, a dead worker, a dead front - is put into one queue by whoever notices, and acted upon
-there.
+The thread that calls `ServerCore.wait` is the supervisor. Other threads put events into its queue:
+END, a signal, a dead worker, a dead front. The supervisor handles them.
 """
 
 from __future__ import annotations
@@ -47,11 +46,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("zkv.server")
 
 LOOK_SECONDS: Final = 1.0
-"""How often it is looked whether the main thread runs, and a worker is still to be replaced."""
+"""Interval of checks that the main thread runs, and that all dead workers have been replaced."""
 
 
 class Event(enum.Enum):
-    """What the supervisor acts upon."""
+    """Events that the supervisor handles."""
 
     STOP = enum.auto()
     WORKER_DIED = enum.auto()
@@ -60,13 +59,13 @@ class Event(enum.Enum):
 
 
 class ServerCore:
-    """A server that is not started yet.
+    """A server, not started yet.
 
     Args:
-        settings: all of it.
-        write_log: takes the records of requests; None where they are not logged.
-        reopen_log: what SIGHUP does.
-        files: the door to the file system.
+        settings: all settings.
+        write_log: takes request records; None if requests are not logged.
+        reopen_log: called on SIGHUP.
+        files: access to the file system.
     """
 
     def __init__(
@@ -80,7 +79,7 @@ class ServerCore:
         self._reopen_log = reopen_log
         self._files = files
         self._events: SimpleQueue[Event] = SimpleQueue()
-        self._ending = threading.Lock()  # Guards the two below.
+        self._ending = threading.Lock()  # Protects the two attributes below.
         self._stopping = False
         self._ended: Future[int] | None = None
         self._failed = False
@@ -97,20 +96,20 @@ class ServerCore:
 
     @property
     def endpoints(self) -> list[str]:
-        """Where clients connect, with real port numbers; empty before `start`."""
+        """Endpoints of clients, with real port numbers; empty before `start`."""
         return self._broker.endpoints
 
     @property
     def feed(self) -> str:
-        """Where followers connect, likewise; empty where there is no feed."""
+        """Endpoint of followers, likewise; empty if there is no feed."""
         return self._broker.feed or ""
 
     def start(self) -> None:
-        """Serve requests.
+        """Start to serve requests.
 
         Raises:
-            EndpointError: an endpoint cannot be bound; the data directory has not been touched.
-            DataDirError: the data directory cannot be used. In both cases nothing is left running.
+            EndpointError: an endpoint cannot be bound; the data directory is untouched.
+            DataDirError: the data directory cannot be used. In both cases no thread is left.
         """
         self._broker.bind()
         _warn_of_exposure([*self._broker.endpoints, self._broker.feed or ""])
@@ -125,14 +124,14 @@ class ServerCore:
             _log.info("built %s: %s", slow, compiled.ADVICE)
 
     def post(self, event: Event) -> None:
-        """Tell the supervisor. From any thread, and from a signal handler."""
+        """Send an event to the supervisor. From any thread, or a signal handler."""
         self._events.put(event)
 
     def wait(self) -> bool:
-        """Supervise until the server has stopped; whether all went well and everything is saved.
+        """Supervise until the server has stopped; return True if everything has been saved.
 
-        In another thread than the main one it stops the server, too, once that has ended: the
-        interpreter waits for the server's threads, and nobody would be left to ask for the end.
+        If this is not the main thread, it also stops the server when the main thread has ended: the
+        interpreter waits for the server's threads, and nothing else would ever stop them.
         """
         while (event := self._next_event()) is not Event.STOP:
             if event is Event.FRONT_DIED:
@@ -140,19 +139,19 @@ class ServerCore:
                 break
             try:
                 self._act(event)
-            except BaseException:  # A bug, or the end of memory: nobody else could end the server.
-                _log.critical("the supervisor failed, and goes on", exc_info=True)
+            except BaseException:  # A bug, or no memory. Only this thread can stop the server.
+                _log.critical("the supervisor failed; it continues", exc_info=True)
         self._stop()
         return not self._failed
 
     def _act(self, event: Event | None) -> None:
         if event is Event.REOPEN_LOG:
             self._reopen_log()
-        else:  # Also when nothing has happened: it may have failed the last time.
+        else:  # Also without an event: an earlier replacement may have failed.
             self._broker.replace_dead_workers()
 
     def _next_event(self) -> Event | None:
-        """What is to be acted upon; None where nothing has happened for a while."""
+        """Return the next event; None if there was none for a while."""
         if not threading.main_thread().is_alive():
             return Event.STOP
         with contextlib.suppress(Empty):
@@ -198,7 +197,7 @@ class ServerCore:
         _log.info("stopped")
 
     def _end(self) -> Future[int]:
-        """END: have the server stop; the future gives the revision once everything is saved."""
+        """Stop the server for END; the future gives the revision once everything is saved."""
         with self._ending:
             if self._stopping:
                 raise ShuttingDown("the server is stopping")
@@ -231,7 +230,7 @@ class ServerCore:
 
 
 def _process() -> dict[str, int | float]:
-    """What the process takes of the machine, as far as the system tells."""
+    """Return INFO's ``stats.process``, as far as the system provides it."""
     process: dict[str, int | float] = {
         "pid": os.getpid(),
         "cpu_seconds": round(time.process_time(), 3),
@@ -242,12 +241,12 @@ def _process() -> dict[str, int | float]:
             process["rss"] = int(file.read().split()[1]) * resource.getpagesize()
         process["open_files"] = len(os.listdir("/proc/self/fd"))
     except OSError:
-        pass  # Such as where the last file that may be open is open already.
+        pass  # There is no /proc, or the process cannot open another file.
     return process
 
 
 def _warn_of_exposure(endpoints: list[str]) -> None:
-    """Say so where others than this machine can reach an endpoint: nobody is asked who they are."""
+    """Warn if other machines can reach an endpoint: the server does not authenticate clients."""
     for endpoint in endpoints:
         if not endpoint.startswith("tcp://"):
             continue

@@ -1,7 +1,7 @@
-"""Where the commands begin: before what they need is imported, which takes longer than many run.
+"""Entry points of the commands. They import a command's modules, which may take most of its time.
 
-Ctrl-C meanwhile ends the process at once and in silence, as the system does it; so it does again
-while the interpreter ends. In between the command sees to it, as `zkv.streams` says.
+During these imports, and while the interpreter ends, Ctrl-C ends the process at once and silently,
+which is the system's default. In between the command handles it, as described in `zkv.streams`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any
 
 
 def server() -> int:
-    """``zkv``."""
+    """Run ``zkv``."""
     return _run("zkv.cli.main")
 
 
 def client() -> int:
-    """``zkv-cli``."""
+    """Run ``zkv-cli``."""
     return _run("zkv.cli.client")
 
 
 def bench() -> int:
-    """``zkv-bench``."""
+    """Run ``zkv-bench``."""
     return _run("zkv.bench.main")
 
 
@@ -38,6 +38,6 @@ def _run(module: str) -> int:
 
 
 def _replace(old: Any, new: Any) -> None:
-    """Have Ctrl-C do something else; not where it does nothing, or the command handles it."""
+    """Change what Ctrl-C does, unless it is ignored or the command handles it."""
     if signal.getsignal(signal.SIGINT) is old:
         signal.signal(signal.SIGINT, new)

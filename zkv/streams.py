@@ -1,7 +1,7 @@
-"""The standard streams of a tool: each may be closed, full or gone, and so may whoever reads it.
+"""The standard streams of a tool. Each may be closed or full, or its reader may have ended.
 
-`guarded` is the outermost frame of every tool. What can be foreseen has its own message long before
-it comes to this; here is what may happen anywhere, and what nobody has thought of.
+`guarded` is the outermost call of every tool. Foreseeable errors get their own messages long before
+they reach it; it handles those that may occur anywhere, and bugs.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from pathlib import Path
 from typing import Final, TextIO
 
 INTERRUPTED: Final = 130
-NOBODY_READS: Final = 141
+NO_READER: Final = 141
 
 
 class OutputError(OSError):
-    """Standard output takes nothing; ``strerror`` says why."""
+    """Standard output cannot be written; ``strerror`` says why."""
 
 
 def guarded(tool: str, failed: int, main: Callable[[], int]) -> int:
-    """Run a tool; whatever happens becomes an exit status, and a line on standard error at most.
+    """Run a tool. Any error becomes an exit status and at most one line on standard error.
 
     Args:
         tool: its name, for messages.
-        failed: the exit status where it could not do its work.
-        main: does it, and gives its exit status.
+        failed: its exit status if it cannot do its work.
+        main: runs the tool, and returns its exit status.
 
     Raises:
-        SystemExit: as ``main`` does, with everything printed.
+        SystemExit: if ``main`` raises it; everything has been printed.
     """
     _prepare()
     try:
         return _printed(main)
     except BrokenPipeError:
         forget(sys.stdout)
-        return NOBODY_READS
+        return NO_READER
     except KeyboardInterrupt:
         return INTERRUPTED
     except OutputError as error:
@@ -57,11 +57,11 @@ def guarded(tool: str, failed: int, main: Callable[[], int]) -> int:
 
 
 def _printed(main: Callable[[], int]) -> int:
-    """The exit status of ``main``, with everything printed."""
+    """Run ``main``, print what is buffered, and return the exit status."""
     try:
         status = main()
     except SystemExit:
-        error_text("")  # What argparse has not got rid of.
+        error_text("")  # Flushes what argparse could not print.
         _flush()
         raise
     _flush()
@@ -69,36 +69,36 @@ def _printed(main: Callable[[], int]) -> int:
 
 
 def bug(error: Exception) -> str:
-    """What nobody has thought of, in a line that can be reported."""
+    """Describe an unexpected exception in one line, for a bug report."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(frame.filename).name}:{frame.lineno}"
     return f"a bug, please report it: {type(error).__name__} at {place}: {error!s:.200}"
 
 
 def _prepare() -> None:
-    """Have a closed standard stream lead nowhere.
+    """Connect closed standard streams to the null device.
 
-    Else what is opened next would get its descriptor: whoever writes to descriptor 2, as the log
-    does, would write into a file or a socket.
+    Otherwise the next file or socket would get such a descriptor, and output to descriptor 2, such
+    as the log's, would go there.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # It gets the lowest that is free: this one.
-    if isinstance(sys.stdout, io.TextIOWrapper):  # A name that no terminal can show is no fault.
-        with contextlib.suppress(OSError):  # It looks where a file is; a pipe has no such place.
+            os.open(os.devnull, os.O_RDWR)  # Gets the lowest free descriptor, which is this one.
+    if isinstance(sys.stdout, io.TextIOWrapper):  # Show names that the terminal cannot display.
+        with contextlib.suppress(OSError):  # It asks for the position, which a pipe does not have.
             sys.stdout.reconfigure(errors="backslashreplace")
-    if sys.stderr is None:  # Not everything that complains looks.
+    if sys.stderr is None:  # Some libraries write to it without checking.
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="replace", closefd=False)
 
 
 def write(data: bytes) -> None:
-    """Write to standard output, behind what has been printed.
+    """Write to standard output, after what has been printed.
 
     Raises:
-        BrokenPipeError: nobody reads it.
-        OutputError: it is closed, or takes no more.
+        BrokenPipeError: its reader has ended.
+        OutputError: it is closed or full.
     """
     if sys.stdout is None:
         raise OutputError(None, "standard output is closed")
@@ -120,14 +120,14 @@ def say(text: str) -> None:
 
 
 def _flush() -> None:
-    """Print what is still buffered. Raises as `write` does."""
+    """Print what is buffered. Raises as `write` does."""
     if sys.stdout is not None and not sys.stdout.closed:
         _print("")
 
 
 def _print(text: str) -> None:
     try:
-        if text:  # To write nothing fails, too, where a device is full.
+        if text:  # On a full device even an empty write fails.
             sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -137,7 +137,7 @@ def _print(text: str) -> None:
 
 
 def forget(stream: TextIO | None) -> None:
-    """Send what is still buffered nowhere: the interpreter would try once more, and complain."""
+    """Discard a stream's buffer, which the interpreter would otherwise print again, and fail."""
     if stream is None or stream.closed:
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -146,12 +146,12 @@ def forget(stream: TextIO | None) -> None:
 
 
 def complain(tool: str, message: str) -> None:
-    """Print one line to standard error, if that takes any."""
+    """Print one line to standard error, if that is possible."""
     error_text(" ".join([f"{tool}:", *message.splitlines()]) + "\n")
 
 
 def error_text(text: str) -> None:
-    """Print text to standard error as it is, if that takes any; the exit status still tells."""
+    """Print text to standard error unchanged, if that is possible; there is still the status."""
     try:
         sys.stderr.write(text)
         sys.stderr.flush()

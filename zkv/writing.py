@@ -1,11 +1,11 @@
-"""Files that are written for a user, wherever the name that the user gives leads.
+"""Writes files under names that users give, which may be links, devices or pipes.
 
-What is no regular file (a device, a pipe, a descriptor such as ``/dev/stdout``) is written straight
-through. A symbolic link is followed, also one to what is not there yet. A regular file is replaced
-as a whole, once all is on disk: until then, and where it fails, the old one is what it was. Its
-mode, owner and extended attributes stay. Where another file cannot take its place without a loss
-(it has more than one name, its directory is not ours to write in, its owner is not ours to give, it
-is a mount point), the bytes are written into it, but not before there are all of them.
+A device, a pipe or a descriptor such as ``/dev/stdout`` is not a regular file: it is written to
+directly. A symbolic link is followed, even to a file that does not exist yet. A regular file is
+replaced as a whole, once the new content is on disk: until then, and if that fails, the old content
+stays. Mode, owner and extended attributes are kept. If a new file cannot replace the old one
+without a loss (it has several names, its directory is not writable, its owner cannot be set, it is
+a mount point), the content is copied into the old file, but not before all of it is on disk.
 """
 
 from __future__ import annotations
@@ -24,39 +24,40 @@ from typing import BinaryIO, Final
 
 MOST_LINKS: Final = 40
 DESCRIPTORS: Final = re.compile(r"/dev/fd|/proc/(\d+)(?:/task/\d+)?/fd")
-"""Directories whose names are open files of a process: no other file can take their place."""
+"""Directories whose entries are open files of a process, which no other file can replace."""
 NOT_BESIDE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG})
-"""Why there may be no file beside one that can be written."""
+"""Errors that prevent a new file beside one that is writable."""
 NOT_REPLACED: Final = frozenset({errno.EBUSY, errno.EXDEV, *NOT_BESIDE})
+"""Errors that prevent a new file from replacing the old one."""
 
 
 class Target:
-    """Where something is to be written. Nothing is opened, made or changed yet.
+    """A place to write to. The constructor only checks: it opens, creates and changes nothing.
 
     Args:
         name: as the user gives it.
 
     Raises:
-        OSError: it cannot be written; ``filename`` says which.
+        OSError: it cannot be written; ``filename`` names the cause.
     """
 
     def __init__(self, name: str | Path) -> None:
         self.name = str(name)
         if "\0" in self.name:
             raise OSError(errno.EINVAL, "the name holds a NUL character", self.name)
-        if not self.name:  # The system says so, too, but not where it leads: to where we are.
+        if not self.name:  # The system's error has no name, and realpath gives the directory.
             raise FileNotFoundError(errno.ENOENT, "the name is empty", "''")
         self._descriptor, is_opened = _descriptor(self.name)
         self._status = self._look()
         is_file = self._status is None or stat.S_ISREG(self._status.st_mode)
         self.is_file = is_file and not is_opened
-        """Whether it is a regular file, or is going to be one."""
+        """True if it is a regular file, or will be one."""
         self.path = Path(os.path.realpath(self.name)) if self.is_file else Path(self.name)
-        """Where the links lead."""
+        """The path after following all links."""
         self._check()
 
     def _look(self) -> os.stat_result | None:
-        """What is there now."""
+        """Return the status of what is there; None if nothing is."""
         try:
             return os.stat(self.name if self._descriptor is None else self._descriptor)
         except FileNotFoundError:
@@ -65,7 +66,7 @@ class Target:
             raise OSError(error.errno, error.strerror, self.name) from None
 
     def _check(self) -> None:
-        """See that it can be written, before any work is done for it."""
+        """Check that it can be written. Raises OSError."""
         status = self._status
         if self.name.endswith("/") or (status is not None and stat.S_ISDIR(status.st_mode)):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.name)
@@ -73,7 +74,7 @@ class Target:
             os.close(os.open(self.path, os.O_WRONLY))
 
     def require_directory(self) -> None:
-        """Raise OSError where the file is not there, and no file could be made."""
+        """Raise OSError if the file does not exist and cannot be created."""
         if self._status is None:
             parent = self.path.parent
             os.stat(parent)
@@ -82,16 +83,16 @@ class Target:
 
     @contextmanager
     def open(self, part: str | None = None, resume: bool = False) -> Iterator[BinaryIO]:
-        """A file to write; what is written counts once the block ends well.
+        """Open a file for writing. The target gets its content when the block ends without error.
 
         Args:
-            part: the name, beside the target, of what is not whole yet. It stays where the block
-                fails, and where it is there already that is an error. None = any, and it goes.
-            resume: whether to go on with the part that is there.
+            part: name, beside the target, of the incomplete file. It is kept if the block fails,
+                and must not exist already. None = a random name, and it is removed.
+            resume: continue with the part, which must exist.
 
         Raises:
-            FileExistsError: the part is there.
-            FileNotFoundError: it is not there, and ``resume`` wants it.
+            FileExistsError: the part exists.
+            FileNotFoundError: the part does not exist, and ``resume`` is true.
             OSError: it cannot be written.
         """
         if not self.is_file:
@@ -113,7 +114,7 @@ class Target:
 
     @contextmanager
     def append(self) -> Iterator[BinaryIO]:
-        """A file to write at its end; a regular one is what it was where the block fails."""
+        """Open a file for writing at its end; a regular file is restored if the block fails."""
         if self._descriptor is not None:
             with self._open_through() as file:
                 yield file
@@ -131,23 +132,23 @@ class Target:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing in it yet, as far as that can be said."""
+        """True if the target is empty or does not exist, as far as that is known."""
         return self._status is None or self._status.st_size == 0
 
     def _open_through(self) -> BinaryIO:
-        """What is no regular file: opened, or where the process has it open, that."""
+        """Open what is not a regular file; duplicate a descriptor of this process."""
         if self._descriptor is not None:
             return os.fdopen(os.dup(self._descriptor), "wb")
         return os.fdopen(os.open(self.path, os.O_WRONLY | os.O_TRUNC | os.O_NOCTTY), "wb")
 
     def _open_part(self, name: str | None, resume: bool) -> tuple[BinaryIO, Path | None]:
-        """What is not whole yet, and where it is; None where it has no name."""
+        """Open the incomplete file; return it with its path, None if it has no name."""
         beside = self.path.with_name(name or f".zkv-{secrets.token_hex(8)}")
         if resume:
             if not stat.S_ISREG(os.lstat(beside).st_mode):
                 raise OSError(errno.EINVAL, "this is no regular file", str(beside))
             return os.fdopen(os.open(beside, os.O_RDWR | os.O_NOFOLLOW), "r+b"), beside
-        # Whoever may not read the old file may not read the new one either, at no moment.
+        # Users who may not read the old file must never be able to read the new one.
         mode = 0o666 if self._status is None else 0o600
         try:
             opened = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
@@ -158,7 +159,7 @@ class Target:
         return os.fdopen(opened, "w+b"), beside
 
     def _put(self, file: BinaryIO, beside: Path | None) -> None:
-        """Have the target hold what is in ``file``."""
+        """Give the target the content of ``file``."""
         if beside is not None and self._may_be_replaced(file):
             try:
                 os.replace(beside, self.path)
@@ -178,7 +179,7 @@ class Target:
             beside.unlink()
 
     def _may_be_replaced(self, file: BinaryIO) -> bool:
-        """Give ``file`` what the old one has; whether all of it could be given."""
+        """Copy the old file's owner, attributes and mode; return False if that is impossible."""
         old, new = self._status, file.fileno()
         if old is None:
             return True
@@ -197,7 +198,7 @@ class Target:
 
 
 def _attributes(path: Path) -> dict[str, bytes]:
-    """Extended attributes, access lists among them. Raises OSError."""
+    """Return the extended attributes, including access control lists. Raises OSError."""
     if not hasattr(os, "listxattr"):
         return {}
     try:
@@ -210,7 +211,7 @@ def _attributes(path: Path) -> dict[str, bytes]:
 
 
 def _descriptor(name: str) -> tuple[int | None, bool]:
-    """The descriptor of this process that a name stands for; and whether it is one of any."""
+    """Return this process's descriptor that a name means, and True if it means any process's."""
     for _ in range(MOST_LINKS):
         directory, last = os.path.split(name)
         directory = os.path.realpath(directory)

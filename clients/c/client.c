@@ -62,6 +62,104 @@ msgpack_object zkv_find(msgpack_object map, const char *name) { /* nil if it is 
     return nil;
 }
 
+/* ---- reading msgpack: the library reads 32 levels of arrays and maps, this as many as a value may have ---- */
+
+enum { MOST_LEVELS = 600 }; /* 500 of a value, and those of a reply around it */
+
+typedef struct {
+    const unsigned char *at, *end;
+    msgpack_zone *zone;
+    int levels;
+} zkv_reader;
+
+static bool read_uint(zkv_reader *r, size_t size, uint64_t *n) {
+    if ((size_t)(r->end - r->at) < size) return false;
+    for (*n = 0; size > 0; size--) *n = *n << 8 | *r->at++;
+    return true;
+}
+
+static bool read_value(zkv_reader *r, msgpack_object *o);
+
+static bool read_data(zkv_reader *r, msgpack_object_type type, uint64_t size, msgpack_object *o) {
+    bool ext = type == MSGPACK_OBJECT_EXT;
+    if ((uint64_t)(r->end - r->at) < size + ext) return false;
+    o->type = type;
+    if (ext) {
+        o->via.ext.type = (int8_t)*r->at++;
+        o->via.ext.ptr = (const char *)r->at, o->via.ext.size = (uint32_t)size;
+    } else { /* bin is laid out like str */
+        o->via.str.ptr = (const char *)r->at, o->via.str.size = (uint32_t)size;
+    }
+    r->at += size;
+    return true;
+}
+
+/* A map is 2 * count values, its keys and values in turn. */
+static bool read_items(zkv_reader *r, msgpack_object_type type, uint64_t count, msgpack_object *o) {
+    uint64_t values = type == MSGPACK_OBJECT_MAP ? 2 * count : count;
+    if ((uint64_t)(r->end - r->at) < values || r->levels == MOST_LEVELS) return false;
+    msgpack_object *items = msgpack_zone_malloc(r->zone, (values + 1) * sizeof *items);
+    if (!items) return false;
+    r->levels++;
+    for (uint64_t i = 0; i < values; i++)
+        if (!read_value(r, &items[i])) return false;
+    r->levels--;
+    o->type = type;
+    if (type == MSGPACK_OBJECT_MAP)
+        o->via.map.ptr = (msgpack_object_kv *)items, o->via.map.size = (uint32_t)count;
+    else
+        o->via.array.ptr = items, o->via.array.size = (uint32_t)count;
+    return true;
+}
+
+static bool read_float(zkv_reader *r, unsigned tag, msgpack_object *o) {
+    uint64_t bits;
+    uint32_t half;
+    float single;
+    if (!read_uint(r, tag == 0xca ? 4 : 8, &bits)) return false;
+    o->type = tag == 0xca ? MSGPACK_OBJECT_FLOAT32 : MSGPACK_OBJECT_FLOAT64;
+    if (tag == 0xca) {
+        half = (uint32_t)bits, memcpy(&single, &half, sizeof single), o->via.f64 = single;
+    } else {
+        memcpy(&o->via.f64, &bits, sizeof bits);
+    }
+    return true;
+}
+
+static bool read_value(zkv_reader *r, msgpack_object *o) {
+    uint64_t n, tag;
+    if (!read_uint(r, 1, &tag)) return false;
+    if (tag < 0x80) return *o = zkv_int((int64_t)tag), true;
+    if (tag < 0x90) return read_items(r, MSGPACK_OBJECT_MAP, tag & 0x0f, o);
+    if (tag < 0xa0) return read_items(r, MSGPACK_OBJECT_ARRAY, tag & 0x0f, o);
+    if (tag < 0xc0) return read_data(r, MSGPACK_OBJECT_STR, tag & 0x1f, o);
+    if (tag >= 0xe0) return *o = zkv_int((int64_t)tag - 0x100), true;
+    if (tag == 0xc0) return o->type = MSGPACK_OBJECT_NIL, true;
+    if (tag == 0xc1) return false;
+    if (tag <= 0xc3) return o->type = MSGPACK_OBJECT_BOOLEAN, o->via.boolean = tag == 0xc3, true;
+    if (tag == 0xca || tag == 0xcb) return read_float(r, (unsigned)tag, o);
+    if (tag >= 0xd4 && tag <= 0xd8) return read_data(r, MSGPACK_OBJECT_EXT, 1u << (tag - 0xd4), o);
+    /* The rest has a size, or a number, of 1, 2, 4 or 8 bytes. */
+    unsigned first = tag <= 0xc6 ? 0xc4 : tag <= 0xc9 ? 0xc7 : tag <= 0xcf ? 0xcc : tag <= 0xd3 ? 0xd0
+                     : tag <= 0xdb ? 0xd9 : tag <= 0xdd ? 0xdb : 0xdd;
+    size_t size = (size_t)1 << (tag - first);
+    if (!read_uint(r, size, &n)) return false;
+    switch (first) {
+    case 0xc4: return read_data(r, MSGPACK_OBJECT_BIN, n, o);
+    case 0xc7: return read_data(r, MSGPACK_OBJECT_EXT, n, o);
+    case 0xcc: return o->type = MSGPACK_OBJECT_POSITIVE_INTEGER, o->via.u64 = n, true;
+    case 0xd0: return *o = zkv_int((int64_t)(n << (64 - 8 * size)) >> (64 - 8 * size)), true;
+    case 0xd9: return read_data(r, MSGPACK_OBJECT_STR, n, o);
+    }
+    return read_items(r, first == 0xdb ? MSGPACK_OBJECT_ARRAY : MSGPACK_OBJECT_MAP, n, o);
+}
+
+/* Whether the bytes are one value, which then points to them and to the zone. */
+bool zkv_unpack(const void *data, size_t size, msgpack_zone *zone, msgpack_object *value) {
+    zkv_reader r = {data, (const unsigned char *)data + size, zone, 0};
+    return read_value(&r, value) && r.at == r.end;
+}
+
 /* ---- the connection ---- */
 
 static double now(void) {
@@ -123,7 +221,6 @@ enum outcome { NONE, BROKEN, REPLY };
 /* Sends a body, and unpacks the reply if one comes in time. */
 static enum outcome exchange(zkv *z, const msgpack_sbuffer *body) {
     double end = now() + z->timeout, left;
-    size_t offset = 0;
     int ready = 0;
     if (open_socket(z)) return NONE;
     if (zmq_send(z->socket, body->data, body->size, ZMQ_DONTWAIT) < 0) return NONE;
@@ -134,9 +231,9 @@ static enum outcome exchange(zkv *z, const msgpack_sbuffer *body) {
     if (ready <= 0 || zmq_msg_recv(&z->frame, z->socket, ZMQ_DONTWAIT) < 0) return NONE;
     msgpack_zone_clear(z->zone);
     z->reply.type = MSGPACK_OBJECT_NIL;
-    int status = msgpack_unpack(zmq_msg_data(&z->frame), zmq_msg_size(&z->frame), &offset, z->zone,
-                                &z->reply);
-    bool sound = status == MSGPACK_UNPACK_SUCCESS && !zmq_msg_more(&z->frame);
+    bool sound = !zmq_msg_more(&z->frame) &&
+                 zkv_unpack(zmq_msg_data(&z->frame), zmq_msg_size(&z->frame), z->zone, &z->reply);
+    if (!sound) z->reply.type = MSGPACK_OBJECT_NIL;
     return sound && zkv_find(z->reply, "ok").type == MSGPACK_OBJECT_BOOLEAN ? REPLY : BROKEN;
 }
 

@@ -17,7 +17,7 @@ static bool is_utf8(const char *text, size_t size) {
     return true;
 }
 
-static msgpack_object read_value(const char *word) {
+static msgpack_object value_of(const char *word) {
     static msgpack_sbuffer in;
     size_t got;
     char buffer[65536];
@@ -65,16 +65,16 @@ static int call_each(zkv *z) {
     char *line = NULL, names[32][32], op[64];
     size_t room = 0;
     while (getline(&line, &room, stdin) > 0) {
-        msgpack_unpacked request;
+        msgpack_zone *zone = msgpack_zone_new(MSGPACK_ZONE_CHUNK_SIZE);
+        msgpack_object request;
         msgpack_sbuffer out;
         msgpack_packer packer;
         zkv_field fields[32];
-        size_t count = 0, offset = 0, size = from_hex(line);
-        msgpack_unpacked_init(&request);
-        if (msgpack_unpack_next(&request, line, size, &offset) != MSGPACK_UNPACK_SUCCESS)
+        size_t count = 0, size = from_hex(line);
+        if (!zone || !zkv_unpack(line, size, zone, &request) || request.type != MSGPACK_OBJECT_MAP)
             return fail(z, "USAGE", "a line is no msgpack in hex");
-        for (uint32_t i = 0; i < request.data.via.map.size && count < 32; i++) {
-            msgpack_object_kv pair = request.data.via.map.ptr[i];
+        for (uint32_t i = 0; i < request.via.map.size && count < 32; i++) {
+            msgpack_object_kv pair = request.via.map.ptr[i];
             copy_text(pair.key, names[count], sizeof names[count]);
             if (!strcmp(names[count], "op")) {
                 copy_text(pair.val, op, sizeof op);
@@ -95,7 +95,7 @@ static int call_each(zkv *z) {
         putchar('\n');
         fflush(stdout);
         msgpack_sbuffer_destroy(&out);
-        msgpack_unpacked_destroy(&request);
+        msgpack_zone_free(zone);
     }
     free(line);
     return 0;
@@ -106,7 +106,7 @@ static int run(zkv *z, int count, char **words) {
     int64_t rev = -1, sum;
     int status;
     if (!strcasecmp(command, "put") && count == 3) {
-        status = zkv_put(z, words[1], read_value(words[2]), &rev);
+        status = zkv_put(z, words[1], value_of(words[2]), &rev);
     } else if (!strcasecmp(command, "get") && count == 2) {
         msgpack_object value;
         if ((status = zkv_get(z, words[1], &value)) == 0) print_value(value);

@@ -68,7 +68,7 @@ int main(int argc, char **argv) {
     const char *endpoint = argc > 1 ? argv[1] : "tcp://127.0.0.1:5555", *prefix = argc > 2 ? argv[2] : "";
     zkv *z = zkv_connect(endpoint, 5);
     char feed[256];
-    int64_t seen = -1, rev;
+    int64_t beat = -1, seen = -1, rev; /* beat: the last heartbeat's; CHANGES may be ahead of it */
     if (!z || zkv_call(z, "INFO", NULL, 0)) return fprintf(stderr, "watch: %s: no answer\n", endpoint), 3;
     msgpack_object found = zkv_find(z->reply, "feed");
     if (found.type != MSGPACK_OBJECT_STR) return fprintf(stderr, "watch: it publishes nothing\n"), 2;
@@ -81,9 +81,10 @@ int main(int argc, char **argv) {
             socket = listen_to(z->context, feed);
             continue;
         }
-        if (seen < 0) fprintf(stderr, "following %s from revision %lld\n", feed, (long long)rev);
-        if (rev < seen) fprintf(stderr, "the store went back to revision %lld\n", (long long)rev);
-        if (seen < 0 || rev < seen) seen = rev;
+        if (beat < 0) fprintf(stderr, "following %s from revision %lld\n", feed, (long long)rev);
+        if (rev < beat) fprintf(stderr, "the store went back to revision %lld\n", (long long)rev);
+        if (beat < 0 || rev < beat) seen = rev;
+        beat = rev;
         if (rev > seen && (seen = print_changes(z, seen, prefix)) < 0) return 2;
     }
 }

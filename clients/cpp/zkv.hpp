@@ -49,8 +49,9 @@ struct answer {
     }
 };
 
-/* A request that was not answered with success. The code is one of the protocol's, NO_REPLY, or
- * BAD_REPLY; of these two the reply is empty. */
+/* A request that was not answered with success. The code is one of the protocol's, or NO_REPLY,
+ * BAD_REPLY, and BAD_VALUE, of a value that is none of the type asked for; of these three the reply
+ * is empty. */
 struct error : std::runtime_error {
     error(std::string code, const std::string &message, answer reply = {})
         : std::runtime_error(code + ": " + message), code(code), reply(reply) {}
@@ -63,10 +64,39 @@ struct error : std::runtime_error {
     bool not_applied() const { return reply.is("applied", false); }
 };
 
+/* Whether a map in the value has a key twice: a std::map would keep one of them, and lose the other. */
+inline bool has_duplicate_keys(const msgpack::object &value) {
+    std::set<std::string> keys;
+    const auto &array = value.via.array;
+    const auto &map = value.via.map;
+    for (std::uint32_t i = 0; value.type == msgpack::type::ARRAY && i < array.size; i++)
+        if (has_duplicate_keys(array.ptr[i])) return true;
+    for (std::uint32_t i = 0; value.type == msgpack::type::MAP && i < map.size; i++) {
+        msgpack::sbuffer key; /* in which 1 and 1.0 are the same, as in a map of double */
+        msgpack::pack(key, map.ptr[i].key);
+        if (!keys.emplace(key.data(), key.size()).second) return true;
+        if (has_duplicate_keys(map.ptr[i].key) || has_duplicate_keys(map.ptr[i].val)) return true;
+    }
+    return false;
+}
+
+/* A key with its value and the revision of its last write; 0 = there is none. */
 template <typename Value> struct entry {
     std::string key;
-    Value value;
     std::int64_t rev;
+    answer owner;
+    msgpack::object packed; /* any value, with all that msgpack has; as long as the entry lives */
+
+    /* The value. BAD_VALUE where it is no Value: so one entry fails, and the others do not. */
+    Value value() const {
+        std::string reason = "it is of another type";
+        try {
+            if (!has_duplicate_keys(packed)) return packed.as<Value>();
+            reason = "a map has a key twice";
+        } catch (const std::bad_cast &) {
+        }
+        throw error("BAD_VALUE", "the value of '" + key + "': " + reason);
+    }
 };
 
 class client {
@@ -114,7 +144,8 @@ public:
     }
 
     template <typename Value> Value get(const std::string &key) {
-        return call("GET", {{"key", text(key)}})["value"].as<Value>();
+        answer reply = call("GET", {{"key", text(key)}});
+        return entry<Value>{key, rev(reply), reply, reply["value"]}.value();
     }
     /* Stores a value and gives its revision. */
     template <typename Value> std::int64_t put(const std::string &key, const Value &value) {
@@ -134,18 +165,16 @@ public:
     std::int64_t incr(const std::string &key, std::int64_t by = 1) {
         return call("INCR", {{"key", text(key)}, {"by", msgpack::object(by)}})["value"].as<std::int64_t>();
     }
-    /* The values of many keys, none where a key is absent. */
-    template <typename Value>
-    std::vector<std::optional<Value>> mget(const std::vector<std::string> &keys) {
+    /* The entries of many keys in their order; their revision is 0 where there is none. */
+    template <typename Value> std::vector<entry<Value>> mget(const std::vector<std::string> &keys) {
         msgpack::zone zone;
         answer reply = call("MGET", {{"keys", msgpack::object(keys, zone)}});
         auto revs = reply["revs"].as<std::vector<std::int64_t>>();
-        auto found = reply["values"].as<std::vector<msgpack::object>>();
-        std::vector<std::optional<Value>> values(found.size());
-        for (std::size_t i = 0; i < found.size(); i++) {
-            if (revs[i]) values[i] = found[i].as<Value>();
+        std::vector<entry<Value>> found;
+        for (std::size_t i = 0; i < keys.size(); i++) {
+            found.push_back({keys[i], revs.at(i), reply, reply["values"].via.array.ptr[i]});
         }
-        return values;
+        return found;
     }
     /* Stores many values, all or nothing. */
     template <typename Value> std::int64_t mput(const std::map<std::string, Value> &items) {
@@ -159,7 +188,7 @@ public:
         do {
             page = call("SCAN", {{"prefix", text(prefix)}, {"after", after}});
             for (const auto &item : page["items"].as<std::vector<std::vector<msgpack::object>>>()) {
-                each(entry<Value>{item[0].as<std::string>(), item[1].as<Value>(), item[2].as<std::int64_t>()});
+                each(entry<Value>{item[0].as<std::string>(), item[2].as<std::int64_t>(), page, item[1]});
             }
             after = page["next"];
         } while (!after.is_nil());

@@ -27,24 +27,27 @@ import "C"
 import (
 	"bytes"
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"reflect"
 	"strings"
 	"time"
 	"unsafe"
 
 	"github.com/vmihailenco/msgpack/v5"
+	"github.com/vmihailenco/msgpack/v5/msgpcode"
 )
 
 // Fields of a request or a reply.
 type Fields = map[string]interface{}
 
-// Ext is a msgpack ext value of any type but -1, which is a time.Time.
+// Ext is a msgpack ext value. A timestamp, type -1, is a time.Time where that can hold it.
 type Ext struct {
 	Type int8
-	Data []byte
+	Data Bin
 }
 
 // Error is a request that was not answered with success. Code is one of the protocol's, NO_REPLY, or
@@ -265,7 +268,7 @@ func judge(body []byte, id interface{}) (Fields, *Error) {
 	reply, isMap := value.(Fields)
 	ok, isBool := reply["ok"].(bool)
 	echo := reply["id"]
-	ours := echo == id || fmt.Sprint(echo) == fmt.Sprint(id) || (echo == nil && !ok)
+	ours := reflect.DeepEqual(echo, id) || fmt.Sprint(echo) == fmt.Sprint(id) || (echo == nil && !ok)
 	switch {
 	case err != nil || !isMap || !isBool || !ours:
 		return nil, &Error{Code: "BAD_REPLY", Message: "it is no map, or has no ok, or another id", Unknown: true}
@@ -296,39 +299,150 @@ func pack(value interface{}) ([]byte, error) {
 
 func unpack(body []byte) (interface{}, error) {
 	rest := bytes.NewReader(body)
-	decoder := msgpack.NewDecoder(rest)
-	decoder.SetMapDecoder(decodeMap)
-	value, err := decoder.DecodeInterface()
+	value, err := decode(msgpack.NewDecoder(rest))
 	if err == nil && rest.Len() > 0 {
 		err = errors.New("something stands behind it")
 	}
 	return value, err
 }
 
-// decodeMap gives a map[string]interface{} where all keys are text, as they mostly are.
+func decode(d *msgpack.Decoder) (interface{}, error) {
+	code, err := d.PeekCode()
+	switch {
+	case err != nil:
+		return nil, err
+	case msgpcode.IsFixedArray(code) || code == msgpcode.Array16 || code == msgpcode.Array32:
+		return decodeArray(d)
+	case msgpcode.IsFixedMap(code) || code == msgpcode.Map16 || code == msgpcode.Map32:
+		return decodeMap(d)
+	case msgpcode.IsExt(code):
+		return decodeExt(d)
+	}
+	return d.DecodeInterface()
+}
+
+func decodeArray(d *msgpack.Decoder) (interface{}, error) {
+	size, err := d.DecodeArrayLen()
+	items := []interface{}{}
+	for ; size > 0 && err == nil; size-- {
+		var item interface{}
+		item, err = decode(d)
+		items = append(items, item)
+	}
+	return items, err
+}
+
+// decodeMap gives the first of these types that can hold the map: Fields, where all keys are text,
+// map[interface{}]interface{}, and Pairs.
 func decodeMap(d *msgpack.Decoder) (interface{}, error) {
 	size, err := d.DecodeMapLen()
-	texts, others := Fields{}, map[interface{}]interface{}{}
+	var pairs Pairs
+	texts, others, fits := Fields{}, map[interface{}]interface{}{}, true
 	for ; size > 0 && err == nil; size-- {
-		var key, value interface{}
-		if key, err = d.DecodeInterface(); err == nil {
-			value, err = d.DecodeInterface()
+		var pair Pair
+		if pair.Key, err = decode(d); err == nil {
+			pair.Value, err = decode(d)
 		}
-		if text, ok := key.(string); ok {
-			texts[text] = value
-		} else if bin, ok := key.([]byte); ok {
-			others[Bin(bin)] = value
+		pairs = append(pairs, pair)
+		if key, ok := asKey(pair.Key); !ok {
+			fits = false
+		} else if text, ok := key.(string); ok {
+			texts[text], others[text] = pair.Value, pair.Value
 		} else {
-			others[key] = value
+			others[key] = pair.Value
 		}
 	}
-	if len(others) == 0 {
+	switch len(pairs) {
+	case len(texts):
 		return texts, err
+	case len(others):
+		if fits {
+			return others, err
+		}
 	}
-	for key, value := range texts {
-		others[key] = value
+	return pairs, err
+}
+
+// asKey gives a value as Go's maps have it as a key: an int as an int64 (uint64 beyond that), a bin as
+// a Bin, an array of n items as an [n]interface{}. False: it is a map or a NaN, or has one in it.
+func asKey(value interface{}) (interface{}, bool) {
+	switch value := value.(type) {
+	case int8, int16, int32, uint8, uint16, uint32:
+		return integer(value), true
+	case uint64:
+		if value <= math.MaxInt64 {
+			return int64(value), true
+		}
+	case float32:
+		return value, value == value
+	case float64:
+		return value, value == value
+	case []byte:
+		return Bin(value), true
+	case []interface{}:
+		array := reflect.New(reflect.ArrayOf(len(value), reflect.TypeOf(value).Elem())).Elem()
+		for i, item := range value {
+			key, ok := asKey(item)
+			if !ok {
+				return nil, false
+			}
+			if key != nil {
+				array.Index(i).Set(reflect.ValueOf(key))
+			}
+		}
+		return array.Interface(), true
+	case Fields, map[interface{}]interface{}, Pairs:
+		return nil, false
 	}
-	return others, err
+	return value, true
+}
+
+// decodeExt gives a time.Time for a timestamp, and an Ext for any other ext.
+func decodeExt(d *msgpack.Decoder) (interface{}, error) {
+	kind, size, err := d.DecodeExtHeader()
+	if err != nil {
+		return nil, err
+	}
+	data := make([]byte, size)
+	if err := d.ReadFull(data); err != nil {
+		return nil, err
+	}
+	var seconds, nanoseconds uint64
+	switch {
+	case kind == -1 && size == 4:
+		seconds = uint64(binary.BigEndian.Uint32(data))
+	case kind == -1 && size == 8:
+		both := binary.BigEndian.Uint64(data)
+		seconds, nanoseconds = both&(1<<34-1), both>>34
+	case kind == -1 && size == 12:
+		seconds, nanoseconds = binary.BigEndian.Uint64(data[4:]), uint64(binary.BigEndian.Uint32(data))
+	default:
+		return Ext{kind, Bin(data)}, nil
+	}
+	if nanoseconds > 999_999_999 { // time.Unix would make seconds of them
+		return Ext{kind, Bin(data)}, nil
+	}
+	return time.Unix(int64(seconds), int64(nanoseconds)), nil
+}
+
+// Pair is a key of a map and its value.
+type Pair struct{ Key, Value interface{} }
+
+// Pairs is a map that Go's maps cannot hold: a key stands in it twice, or is a map or a NaN.
+type Pairs []Pair
+
+// EncodeMsgpack is how msgpack packs Pairs.
+func (p Pairs) EncodeMsgpack(e *msgpack.Encoder) error {
+	err := e.EncodeMapLen(len(p))
+	for _, pair := range p {
+		if err == nil {
+			err = e.Encode(pair.Key)
+		}
+		if err == nil {
+			err = e.Encode(pair.Value)
+		}
+	}
+	return err
 }
 
 // Bin is a bin as the key of a map, which a []byte cannot be.
@@ -342,17 +456,6 @@ func (x Ext) EncodeMsgpack(e *msgpack.Encoder) error {
 	if err := e.EncodeExtHeader(x.Type, len(x.Data)); err != nil {
 		return err
 	}
-	_, err := e.Writer().Write(x.Data)
+	_, err := e.Writer().Write([]byte(x.Data))
 	return err
-}
-
-func init() {
-	for id := 0; id < 128; id++ {
-		kind := int8(id)
-		msgpack.RegisterExtDecoder(kind, Ext{}, func(d *msgpack.Decoder, v reflect.Value, size int) error {
-			data := make([]byte, size)
-			v.Set(reflect.ValueOf(Ext{kind, data}))
-			return d.ReadFull(data)
-		})
-	}
 }

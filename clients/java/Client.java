@@ -1,5 +1,7 @@
 import java.io.IOException;
+import java.nio.ByteBuffer;
 import java.security.SecureRandom;
+import java.time.Instant;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.LinkedHashMap;
@@ -7,6 +9,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.function.Consumer;
+import org.msgpack.core.ExtensionTypeHeader;
 import org.msgpack.core.MessageBufferPacker;
 import org.msgpack.core.MessagePack;
 import org.msgpack.core.MessagePackException;
@@ -286,7 +289,7 @@ public final class Client implements AutoCloseable {
 
     static Map<String, Value> unpack(byte[] body) throws IOException {
         try (MessageUnpacker unpacker = MessagePack.newDefaultUnpacker(body)) {
-            Value value = unpacker.unpackValue();
+            Value value = read(unpacker);
             if (!value.isMapValue() || unpacker.hasNext()) {
                 throw new IOException("it is no map, or something stands behind it");
             }
@@ -294,5 +297,48 @@ public final class Client implements AutoCloseable {
             value.asMapValue().map().forEach((name, field) -> fields.put(name.toString(), field));
             return fields;
         }
+    }
+
+    /** Like unpackValue(), which takes for a timestamp what is none, or fails on it. */
+    private static Value read(MessageUnpacker unpacker) throws IOException {
+        switch (unpacker.getNextFormat().getValueType()) {
+            case ARRAY:
+                return ValueFactory.newArray(read(unpacker, unpacker.unpackArrayHeader()), true);
+            case MAP:
+                return ValueFactory.newMap(read(unpacker, 2 * unpacker.unpackMapHeader()), true);
+            case EXTENSION:
+                ExtensionTypeHeader header = unpacker.unpackExtensionTypeHeader();
+                return extension(header.getType(), unpacker.readPayload(header.getLength()));
+            default:
+                return unpacker.unpackValue();
+        }
+    }
+
+    private static Value[] read(MessageUnpacker unpacker, int count) throws IOException {
+        Value[] values = new Value[count];
+        for (int at = 0; at < count; at++) {
+            values[at] = read(unpacker);
+        }
+        return values;
+    }
+
+    private static Value extension(byte type, byte[] data) {
+        ByteBuffer buffer = ByteBuffer.wrap(data);
+        long seconds;
+        long nanos = 0;
+        if (type == -1 && data.length == 4) {
+            seconds = buffer.getInt() & 0xffffffffL;
+        } else if (type == -1 && data.length == 8) {
+            seconds = buffer.getLong(0) & 0x3ffffffffL;
+            nanos = buffer.getLong(0) >>> 34;
+        } else if (type == -1 && data.length == 12) {
+            nanos = buffer.getInt() & 0xffffffffL;
+            seconds = buffer.getLong();
+        } else {
+            return ValueFactory.newExtension(type, data);
+        }
+        boolean early = seconds < Instant.MIN.getEpochSecond();
+        boolean holds = nanos < 1_000_000_000 && !early && seconds <= Instant.MAX.getEpochSecond();
+        return holds ? ValueFactory.newTimestamp(seconds, (int) nanos) : ValueFactory.newExtension(type, data);
     }
 }

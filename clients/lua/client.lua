@@ -218,18 +218,24 @@ if not is_main then return zkv end
 local USAGE = "Usage: client.lua [-e ENDPOINT] [--timeout S] "
   .. "put KEY VALUE | get KEY | delete KEY | incr KEY [BY] | end | call"
 
+local function to_hex(char) return ("%02x"):format(char:byte()) end
+
 local function to_json(value)
   local kind, parts = type(value), {}
   if value == msgpack.null or value ~= value then return "null" end
   if kind == "string" or msgpack.is_bin(value) then
     return '"' .. tostring(value):gsub('[%c"\\]', function(char) return ("\\u%04x"):format(char:byte()) end) .. '"'
   end
+  if msgpack.is_packed(value) then return to_json((value.bytes:gsub(".", to_hex))) end
   if kind ~= "table" then return (tostring(value):gsub("U?LL$", "")) end
   if not msgpack.is_map(value) then
     for i, item in ipairs(value) do parts[i] = to_json(item) end
     return "[" .. table.concat(parts, ",") .. "]"
   end
-  for key, item in pairs(value) do parts[#parts + 1] = to_json(tostring(key)) .. ":" .. to_json(item) end
+  for key, item in pairs(value) do
+    local name = type(key) == "string" and key or to_json(key)
+    parts[#parts + 1] = to_json(name) .. ":" .. to_json(item)
+  end
   return "{" .. table.concat(parts, ",") .. "}"
 end
 
@@ -245,7 +251,7 @@ local function drive(client)
     local request = msgpack.unpack((line:gsub("%x%x", function(hex) return string.char(tonumber(hex, 16)) end)))
     local well, reply = pcall(client.call, client, request.op, request)
     if not well then reply = zkv.is_error(reply) and reply.reply or error(reply, 0) end
-    io.write((msgpack.pack(reply):gsub(".", function(char) return ("%02x"):format(char:byte()) end)), "\n")
+    io.write((msgpack.pack(reply):gsub(".", to_hex)), "\n")
     io.flush()
   end
 end

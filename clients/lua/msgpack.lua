@@ -10,14 +10,18 @@
 --   msgpack.null             nil, in both directions: Lua's own nil would leave no trace in a table
 --   table                    array if its keys are 1, 2 ... n, else map
 --   msgpack.map(t)           map, whatever its keys are; maps are read as such
---   msgpack.packed(bytes)    what Lua has no type for, as it was packed: ext, timestamps among them
+--   msgpack.pairs(t)         any other map that is read, as { { key, value }, ... }: two of its keys are
+--                            the same in Lua (the same twice; 1 and 1.0), or one is NaN, or something
+--                            that Lua would compare by identity (array, bin, int beyond 2^53)
+--   msgpack.packed(bytes)    what Lua has no type for, as it was packed: ext, timestamps among them, and
+--                            a str that is not UTF-8
 
 local bit = require "bit"
 local ffi = require "ffi"
 
 local msgpack = {}
 
-local Bin, Map, Packed, Null = {}, {}, {}, {}
+local Bin, Map, Pairs, Packed, Null = {}, {}, {}, {}, {}
 Bin.__index, Packed.__index = Bin, Packed
 Bin.__tostring = function(bin) return bin.bytes end
 Bin.__eq = function(a, b) return a.bytes == b.bytes end
@@ -26,9 +30,11 @@ Null.__tostring = function() return "null" end
 msgpack.null = setmetatable({}, Null)
 function msgpack.bin(bytes) return setmetatable({ bytes = bytes }, Bin) end
 function msgpack.map(entries) return setmetatable(entries or {}, Map) end
+function msgpack.pairs(list) return setmetatable(list, Pairs) end
 function msgpack.packed(bytes) return setmetatable({ bytes = bytes }, Packed) end
 function msgpack.is_bin(value) return getmetatable(value) == Bin end
 function msgpack.is_map(value) return getmetatable(value) == Map end
+function msgpack.is_packed(value) return getmetatable(value) == Packed end
 
 -- ------------------------------------------------------------------------- packing
 
@@ -74,6 +80,12 @@ local function pack_table(value)
   return head(0x80, 16, 0xdf, size) .. table.concat(parts)
 end
 
+local function pack_pairs(value)
+  local parts = { head(0x80, 16, 0xdf, #value) }
+  for _, pair in ipairs(value) do parts[#parts + 1] = pack(pair[1]) .. pack(pair[2]) end
+  return table.concat(parts)
+end
+
 local PACKERS = {
   ["nil"] = function() return "\xc0" end,
   boolean = function(value) return value and "\xc3" or "\xc2" end,
@@ -81,7 +93,8 @@ local PACKERS = {
     return is_utf8(value) and head(0xa0, 32, 0xdb, #value) .. value or pack(msgpack.bin(value))
   end,
   number = function(value)
-    if value > -2 ^ 53 and value < 2 ^ 53 and value == math.floor(value) then
+    local is_whole = value == math.floor(value) and (value ~= 0 or 1 / value > 0) -- -0 is a float
+    if value > -2 ^ 53 and value < 2 ^ 53 and is_whole then
       if value >= -32 and value < 128 then return string.char(value % 256) end
       return "\xd3" .. number("int64_t", value)
     end
@@ -96,6 +109,7 @@ local PACKERS = {
     local kind = getmetatable(value)
     if kind == Null then return "\xc0" end
     if kind == Packed then return value.bytes end
+    if kind == Pairs then return pack_pairs(value) end
     if kind == Bin then return head(0, 0, 0xc6, #value.bytes) .. value.bytes end
     return pack_table(value)
   end,
@@ -143,14 +157,24 @@ local function reader(data)
     return items
   end
 
+  local function is_key(value)
+    return value == msgpack.null or type(value) ~= "table" and type(value) ~= "cdata" and value == value
+  end
+
   local function map(count)
-    local entries = msgpack.map()
-    for _ = 1, count do
-      local key = read()
-      if key ~= key then error("a map with the key NaN", 0) end
-      entries[key] = read()
+    local list, entries, fits = {}, {}, true
+    for i = 1, count do
+      local key, value = read(), read()
+      list[i] = { key, value }
+      fits = fits and is_key(key) and entries[key] == nil
+      if fits then entries[key] = value end
     end
-    return entries
+    return fits and msgpack.map(entries) or msgpack.pairs(list)
+  end
+
+  local function text(start, count)
+    local bytes = take(count)
+    return is_utf8(bytes) and bytes or msgpack.packed(data:sub(start, at - 1))
   end
 
   local function ext(start, count)
@@ -164,7 +188,7 @@ local function reader(data)
     if tag < 0x80 then return tag end
     if tag < 0x90 then return map(tag - 0x80) end
     if tag < 0xa0 then return array(tag - 0x90) end
-    if tag < 0xc0 then return take(tag - 0xa0) end
+    if tag < 0xc0 then return text(start, tag - 0xa0) end
     if tag >= 0xe0 then return tag - 0x100 end
     if tag == 0xc0 then return msgpack.null end
     if tag == 0xc1 then error("no msgpack", 0) end
@@ -180,7 +204,7 @@ local function reader(data)
     if tag == 0xd2 then return take_number "int32_t" end
     if tag == 0xd3 then return take_long "int64_t" end
     if tag <= 0xd8 then return ext(start, bit.lshift(1, tag - 0xd4)) end
-    if tag <= 0xdb then return take(size(tag - 0xd8)) end
+    if tag <= 0xdb then return text(start, size(tag - 0xd8)) end
     if tag <= 0xdd then return array(size(tag - 0xda)) end
     return map(size(tag - 0xdc))
   end

@@ -8,6 +8,8 @@
  * write still runs once. A REQ socket that is owed a reply takes no further request, so a lost reply
  * costs the socket, and the next attempt opens a fresh one. Linger is 0, so that what a server never
  * took goes with its socket, instead of holding up the end of the process.
+ *
+ * It needs msgpack.js beside it, and the package zeromq.
  */
 
 import { randomBytes } from "node:crypto";
@@ -15,8 +17,8 @@ import { realpathSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import * as msgpack from "@msgpack/msgpack";
 import { Request } from "zeromq";
+import { pack, RawString, toJson, unpack } from "./msgpack.js";
 
 export const DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555";
 const WRITES = new Set(["PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", "TXN"]);
@@ -35,38 +37,6 @@ export class ZkvError extends Error {
     this.reply = reply;
   }
 }
-
-// ------------------------------------------------------------------------- values
-
-const extensions = new msgpack.ExtensionCodec();
-extensions.register({
-  type: msgpack.EXT_TIMESTAMP,
-  encode: msgpack.encodeTimestampExtension,
-  decode(data) { // to a Date if that can hold it, since it holds whole milliseconds
-    const { sec, nsec } = msgpack.decodeTimestampToTimeSpec(data);
-    const date = new Date(sec * 1e3 + nsec / 1e6);
-    return nsec % 1e6 === 0 && !Number.isNaN(date.getTime()) ? date : new msgpack.ExtData(-1, data);
-  },
-});
-const OPTIONS = { extensionCodec: extensions, useBigInt64: true, maxDepth: 10_000, mapKeyConverter: String };
-
-const isPlain = (value) => Object.getPrototypeOf(value) === Object.prototype || Array.isArray(value);
-
-/** Puts change(leaf) in the place of each leaf of arrays and objects. */
-function mapLeaves(value, change) {
-  if (value instanceof Map) return mapLeaves(Object.fromEntries(value), change);
-  if (typeof value !== "object" || value === null || !isPlain(value)) return change(value);
-  if (Array.isArray(value)) return value.map((item) => mapLeaves(item, change));
-  return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, mapLeaves(item, change)]));
-}
-
-/** The library packs numbers of more than 32 bits as floats, and BigInts as ints. */
-export const pack = (value) => msgpack.encode(
-  mapLeaves(value, (leaf) => (Number.isSafeInteger(leaf) && Math.abs(leaf) > 2 ** 31 ? BigInt(leaf) : leaf)), OPTIONS);
-
-/** The library unpacks ints of 64 bits as BigInts, which are for those beyond 2^53 only. */
-export const unpack = (bytes) => mapLeaves(msgpack.decode(bytes, OPTIONS), (leaf) =>
-  typeof leaf === "bigint" && Number.isSafeInteger(Number(leaf)) ? Number(leaf) : leaf);
 
 // ------------------------------------------------------------------------- client
 
@@ -227,8 +197,8 @@ function readInt(word) {
 }
 
 function show(value) {
-  const plain = (_, item) => (typeof item === "bigint" ? `${item}` : item);
-  process.stdout.write(typeof value === "string" || value instanceof Uint8Array ? value : JSON.stringify(value, plain));
+  const text = value instanceof RawString ? value.bytes : value;
+  process.stdout.write(typeof text === "string" || text instanceof Uint8Array ? text : toJson(value));
   process.stdout.write("\n");
 }
 

@@ -9,7 +9,8 @@
  */
 
 import { Subscriber } from "zeromq";
-import { Client, unpack } from "./client.js";
+import { Client } from "./client.js";
+import { toJson, unpack } from "./msgpack.js";
 
 const SILENCE = 5; // seconds without a heartbeat after which the connection is taken to be dead
 const HEARTBEAT = "\0";
@@ -37,8 +38,7 @@ async function printChanges(client, since, prefix) {
     const page = await changes(client, since, prefix);
     for (const [rev, op, key, value] of page.changes) {
       const gone = op === "DELETE" || op === "EXPIRE";
-      const json = JSON.stringify(value, (_, item) => (typeof item === "bigint" ? `${item}` : item));
-      console.log([rev, op, key, ...(gone ? [] : [json])].join("\t"));
+      console.log([rev, op, key, ...(gone ? [] : [toJson(value)])].join("\t"));
     }
     since = page.next;
     if (since >= page.rev) return since;
@@ -50,6 +50,7 @@ const client = new Client(endpoint);
 const { feed } = await client.call("INFO");
 if (feed === null) throw new Error("the server publishes nothing");
 let socket = listen(feed);
+let beat = null; // the revision of the last heartbeat: CHANGES may be ahead of it
 let seen = null;
 for (;;) {
   let body;
@@ -62,9 +63,10 @@ for (;;) {
     continue;
   }
   const { rev } = unpack(body);
-  if (seen === null || rev < seen) {
-    console.error(seen === null ? `following ${feed} from revision ${rev}` : `the store went back to revision ${rev}`);
+  if (beat === null || rev < beat) {
+    console.error(beat === null ? `following ${feed} from revision ${rev}` : `the store went back to revision ${rev}`);
     seen = rev;
   }
+  beat = rev;
   if (rev > seen) seen = await printChanges(client, seen, prefix);
 }

@@ -61,7 +61,7 @@ my $client  = Zkv::Client->new($endpoint);
 my $feed    = $client->call('INFO')->{feed} // die "the server publishes nothing\n";
 my $context = ZMQ::FFI->new;
 my $socket  = listen_to($context, $feed);
-my $seen;
+my ($beat, $seen);    # the revision of the last heartbeat; CHANGES may be ahead of it
 while (1) {
     my ($topic, $body) = $socket->recv_multipart;
     if ($socket->has_error) {
@@ -71,9 +71,10 @@ while (1) {
         next;
     }
     my $rev = Zkv::Msgpack::decode($body)->{rev};
-    if (!defined $seen || $rev < $seen) {
-        warn defined $seen ? "the store went back to revision $rev\n" : "following $feed from revision $rev\n";
+    if (!defined $beat || $rev < $beat) {
+        warn defined $beat ? "the store went back to revision $rev\n" : "following $feed from revision $rev\n";
         $seen = $rev;
     }
+    $beat = $rev;
     if ($rev > $seen) { $seen = print_changes($client, $seen, $prefix) }
 }

@@ -10,8 +10,10 @@
  *   string                     str if it is UTF-8, else bin; a str is read as a string
  *   Bin                        bin, in both directions; (string) gives its bytes
  *   array that is a list       array, in both directions
- *   stdClass, any other array  map; a map is read as stdClass, its keys as text
- *   Packed                     what PHP has no type for, as it was packed: ext, ints above PHP_INT_MAX
+ *   stdClass, any other array  map; one whose keys are text, each of them once, is read as stdClass
+ *   Pairs                      any other map
+ *   Packed                     what PHP has no type for, as it was packed: ext, ints above PHP_INT_MAX,
+ *                              and a str that is not UTF-8
  */
 
 declare(strict_types=1);
@@ -25,10 +27,18 @@ final class Bin
     public function __toString(): string { return $this->bytes; }
 }
 
-/** What PHP has no type for, as it is packed: ext values, timestamps, ints above PHP_INT_MAX. */
-final class Packed
+/** What PHP has no type for, as it is packed: ext values, timestamps, ints above PHP_INT_MAX, a str that is not UTF-8. */
+final class Packed implements \JsonSerializable
 {
     public function __construct(public readonly string $bytes) {}
+    public function jsonSerialize(): string { return bin2hex($this->bytes); }
+}
+
+/** A map that no object can hold: a list of [key, value]. */
+final class Pairs implements \JsonSerializable
+{
+    public function __construct(public readonly array $pairs) {}
+    public function jsonSerialize(): array { return $this->pairs; }
 }
 
 /** Values to msgpack and back. A map is an object, and may be given as an array that is no list. */
@@ -52,6 +62,7 @@ final class Msgpack
             is_array($value) => self::packMap(array_keys($value), $value),
             // PHP makes an int of the name '1', but an object's names are text.
             $value instanceof \stdClass => self::packMap(array_map(strval(...), array_keys((array) $value)), (array) $value),
+            $value instanceof Pairs => self::packMap(array_column($value->pairs, 0), array_column($value->pairs, 1)),
             $value instanceof Packed => $value->bytes,
             default => throw new \InvalidArgumentException('cannot pack ' . get_debug_type($value)),
         };
@@ -84,7 +95,7 @@ final class Msgpack
             $tag < 0x80 => $tag,
             $tag < 0x90 => $this->map($tag & 0x0f),
             $tag < 0xa0 => $this->list($tag & 0x0f),
-            $tag < 0xc0 => $this->take($tag & 0x1f),
+            $tag < 0xc0 => $this->text($start, $tag & 0x1f),
             $tag >= 0xe0 => $tag - 0x100,
             $tag === 0xc0 => null,
             $tag === 0xc1 => throw new \UnexpectedValueException('no msgpack'),
@@ -95,7 +106,7 @@ final class Msgpack
             $tag <= 0xcf => ($int = $this->uint($tag - 0xcc)) < 0 ? $this->packed($start, 0) : $int,
             $tag <= 0xd3 => $this->uint($tag - 0xd0) << ($spare = 64 - (8 << $tag - 0xd0)) >> $spare, // signed
             $tag <= 0xd8 => $this->packed($start, (1 << $tag - 0xd4) + 1),
-            $tag <= 0xdb => $this->take($this->uint($tag - 0xd9)),
+            $tag <= 0xdb => $this->text($start, $this->uint($tag - 0xd9)),
             $tag <= 0xdd => $this->list($this->uint($tag - 0xdb)),
             default => $this->map($this->uint($tag - 0xdd)),
         };
@@ -128,15 +139,24 @@ final class Msgpack
         return $list;
     }
 
-    private function map(int $size): \stdClass
+    private function text(int $start, int $size): string|Packed
     {
-        for ($map = []; $size > 0; $size--) {
-            $key = $this->next();
-            if (!is_int($key) && !is_string($key) && !$key instanceof Bin) {
-                throw new \UnexpectedValueException('a key that is a ' . get_debug_type($key));
+        $text = $this->take($size);
+        return preg_match('//u', $text) ? $text : $this->packed($start, 0);
+    }
+
+    private function map(int $size): \stdClass|Pairs
+    {
+        $pairs = $map = [];
+        $fits = true;
+        for ($left = $size; $left > 0; $left--) {
+            $pairs[] = [$key, $value] = [$this->next(), $this->next()];
+            if (!is_string($key) || str_starts_with($key, "\0")) { // PHP reads no property with such a name
+                $fits = false;
+            } else {
+                $map[$key] = $value;
             }
-            $map[is_int($key) ? $key : "$key"] = $this->next();
         }
-        return (object) $map;
+        return $fits && count($map) === $size ? (object) $map : new Pairs($pairs);
     }
 }

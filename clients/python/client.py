@@ -2,19 +2,19 @@
 """A client for a zkv server in one file, with a command line: copy it into your program.
 
 A request is one msgpack map in one frame on a REQ socket, and so is its reply. This file
-needs pyzmq and msgpack, and is the model of the clients in other languages. What makes a
-client dependable:
+needs pyzmq and msgpack, and is the model of the clients in other languages. These rules
+make a client reliable:
 
-1. Never wait without a limit: send without blocking, poll before receiving.
-2. A REQ socket that still owes a reply refuses the next request for ever. After a lost
-   reply it is closed, and the next attempt opens a fresh one.
-3. LINGER is 0. A request to a server that is down then goes with its socket, instead of
-   holding up the end of the process, or being run when nobody waits for it any more.
-   (The option IMMEDIATE does so too, but it may drop a reply after which the server
-   closes the connection at once. That is what the reply to END looks like.)
-4. Every request carries a new `id`, and a reply counts only with the same `id`.
-5. Every write carries `session` and `seq`. So after a lost reply the same bytes can be
-   sent again: the write runs once, and the repeat is answered as the first one was.
+1. It never waits without a limit: it sends without blocking, and polls before receiving.
+2. A REQ socket refuses to send while it waits for a reply. So after a lost reply the
+   client closes the socket, and the next attempt opens a new one.
+3. LINGER is 0. When the socket is closed, a request that was not sent is dropped. It
+   does not delay the end of the process, and does not run later, when nobody waits for
+   it. (The option IMMEDIATE prevents that, too, but may drop a reply if the server closes
+   the connection directly after it, as after END.)
+4. Every request has a new `id`, and a reply counts only if it has the same `id`.
+5. Every write has `session` and `seq`. So after a lost reply the client can send the same
+   bytes again: the write runs once, and the repeat gets the same reply.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ import zmq
 
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
 WRITES = frozenset({"PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", "TXN"})
-PAUSE = 0.1  # seconds to leave a server alone that has asked for it (`retry`)
-LONGEST_TIMEOUT = 86_400.0  # seconds; what poll takes as milliseconds is bounded
-# Some languages send bytes that are no UTF-8 as a str. They come through unharmed so.
+PAUSE = 0.1  # seconds before the next attempt after a failure with `retry`
+LONGEST_TIMEOUT = 86_400.0  # seconds; poll accepts a limited number of milliseconds
+# Some languages send a str that is not UTF-8. This error handler preserves its bytes.
 STR_ERRORS = "surrogateescape"
 
 
 class ZkvError(Exception):
-    """A request that was not answered with success.
+    """A request that failed.
 
-    `code` is one of the protocol's, or BAD_REPLY for a reply that breaks the protocol.
+    `code` is one of the protocol's, or BAD_REPLY for a reply that violates the protocol.
     `retry`: the same request may succeed later. `applied`, for a write: False = certainly
-    not applied, None = unknown. `reply` is the server's whole answer, with what else some
-    codes carry (CONFLICT: `key` and `rev`).
+    not applied, None = unknown. `reply` is the server's whole reply, which has further
+    fields for some codes (CONFLICT: `key` and `rev`).
     """
 
     def __init__(self, code: str, message: str, reply: Mapping[str, Any] | None = None) -> None:
@@ -60,18 +60,131 @@ class ZkvError(Exception):
 
 
 class NoReply(ZkvError):
-    """No reply came in time: a write may have been applied, or may yet be."""
+    """No reply came in time. A write may have been applied, or may be applied later."""
 
     def __init__(self, message: str) -> None:
         super().__init__("NO_REPLY", message, {"retry": True})
 
 
-class Client:
-    """One connection to a server, one request at a time; not to be shared by threads.
+class BadValue(ZkvError):
+    """A value that the server holds and Python cannot. `packed` is its msgpack.
 
-    `timeout` is in seconds and counts for each of the `attempts`. Every method raises
-    NoReply, or ZkvError for a refusal, and TypeError, ValueError or OverflowError for a
-    value that msgpack cannot hold.
+    A map whose keys are equal in Python (the same twice; 1, 1.0 and True), or are maps; an
+    ext of a type below -1, or of type -1 that is no timestamp.
+    """
+
+    def __init__(self, reason: str, packed: bytes) -> None:
+        super().__init__("BAD_VALUE", reason)
+        self.packed = packed
+
+    def name(self, key: str) -> None:
+        """Say in the message whose value it is."""
+        reason, self.message = self.message, f"{key!r} has a value that Python cannot hold"
+        self.message += f": {reason}"
+        self.args = (f"{self.code}: {self.message}",)
+
+
+# ------------------------------------------------------------------------------- msgpack
+
+
+def pack(value: Any) -> bytes:
+    """Return a value as msgpack. Raises TypeError, ValueError or OverflowError."""
+    packed: bytes = msgpack.packb(value, unicode_errors=STR_ERRORS)
+    return packed
+
+
+def unpack(packed: bytes) -> Any:
+    """Return the value in these bytes. Raises ValueError for what Python cannot hold."""
+    try:
+        return msgpack.unpackb(
+            packed, strict_map_key=False, unicode_errors=STR_ERRORS, object_pairs_hook=to_dict
+        )
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
+def to_dict(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Return a map as a dict, with tuples for arrays in its keys."""
+    found = {as_key(key): value for key, value in pairs}
+    if len(found) < len(pairs):
+        raise ValueError("two keys of a map are equal in Python")
+    return found
+
+
+def as_key(value: Any) -> Any:
+    """Return what a dict takes for a key."""
+    return tuple(map(as_key, value)) if isinstance(value, list) else value
+
+
+def unpack_reply(packed: bytes) -> dict[str, Any]:
+    """Return a reply, with a BadValue for each value in it that Python cannot hold."""
+    try:
+        reply = unpack(packed)
+    except ValueError:
+        names_and_values = parts(packed)
+        reply = {}
+        for name, value in zip(names_and_values[::2], names_and_values[1::2], strict=True):
+            reply[unpack(name)] = unpack_field(unpack(name), value)
+    if not isinstance(reply, dict):
+        raise TypeError("it is no map")
+    return reply
+
+
+def unpack_field(name: str, packed: bytes) -> Any:
+    """Return a field of a reply; `unpack_reply`."""
+    if name == "results":
+        return [unpack_reply(result) for result in parts(packed)]
+    return unpack_values(packed, {"values": 1, "items": 2, "changes": 2}.get(name, 0))
+
+
+def unpack_values(packed: bytes, levels: int) -> Any:
+    """Return a value, or so many levels of arrays of them."""
+    if levels:
+        return [unpack_values(part, levels - 1) for part in parts(packed)]
+    try:
+        return unpack(packed)
+    except ValueError as error:
+        return BadValue(str(error), packed)
+
+
+def parts(packed: bytes) -> list[bytes]:
+    """Return what is in an array, or the keys and values of a map, each still packed."""
+    reader = msgpack.Unpacker(max_buffer_size=0)
+    reader.feed(packed)
+    is_map = 0x80 <= packed[0] < 0x90 or packed[0] in (0xDE, 0xDF)
+    size = reader.read_map_header() * 2 if is_map else reader.read_array_header()
+    found = []
+    for _ in range(size):
+        start = reader.tell()
+        reader.skip()
+        found.append(packed[start : reader.tell()])
+    return found
+
+
+def name_keys(request: Mapping[str, Any], reply: Mapping[str, Any]) -> None:
+    """Tell every BadValue in a reply whose value it is."""
+    for part, result in zip(request.get("ops", ()), reply.get("results", ()), strict=False):
+        name_keys(part, result)
+    for key, value in [
+        (request.get("key"), reply.get("value")),
+        (request.get("key"), reply.get("prev")),
+        *zip(request.get("keys", ()), reply.get("values", ()), strict=False),
+        *((item[0], item[1]) for item in reply.get("items", ())),
+        *((change[2], change[3]) for change in reply.get("changes", ())),
+    ]:
+        if isinstance(value, BadValue):
+            value.name(key)
+
+
+# -------------------------------------------------------------------------------- client
+
+
+class Client:
+    """One connection to a server, with one request at a time. Do not share it by threads.
+
+    `timeout` is in seconds and applies to each of the `attempts`. Every method raises
+    NoReply, ZkvError for a refusal, and TypeError, ValueError or OverflowError for a value
+    that msgpack cannot pack.
     """
 
     def __init__(
@@ -92,13 +205,16 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Drop the socket and whatever it owes; the next request opens a fresh one."""
+        """Close the socket; the next request opens a new one."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
     def call(self, op: str, /, **fields: Any) -> dict[str, Any]:
-        """Send any operation with its fields and return the reply, a map."""
+        """Send any op with its fields and return the reply, a map.
+
+        A BadValue replaces each value that Python cannot hold.
+        """
         request = {"op": op, **fields}
         if "id" not in request:
             self._last_id += 1
@@ -106,7 +222,7 @@ class Client:
         if op in WRITES and "session" not in request:
             self._last_seq += 1
             request |= {"session": self._session, "seq": self._last_seq}
-        body: bytes = msgpack.packb(request, unicode_errors=STR_ERRORS)
+        body = pack(request)
         lost, refused = False, {}
         for _ in range(self._attempts if op != "END" else 1):
             frames = self._exchange(body)
@@ -115,30 +231,37 @@ class Client:
                 continue
             reply = self._read(frames, request["id"])
             if reply["ok"]:
+                name_keys(request, reply)
                 return reply
-            # Refused now; but what became of an attempt before, whose reply was lost?
+            # If an earlier reply was lost, DEADLINE does not tell if that attempt was applied.
             if not (reply.get("retry") or (lost and reply.get("code") == "DEADLINE")):
                 raise ZkvError(str(reply.get("code")), str(reply.get("message")), reply)
             refused = reply
             time.sleep(PAUSE)
         if lost:
-            raise NoReply(f"none from {self.endpoint} within {self.timeout:g} s")
+            raise NoReply(f"no reply from {self.endpoint} within {self.timeout:g} s")
         raise ZkvError(str(refused.get("code")), str(refused.get("message")), refused)
 
     def get(self, key: str) -> Any:
-        """Return the value; NOT_FOUND is raised where there is none."""
-        return self.call("GET", key=key)["value"]
+        """Return the value; raises NOT_FOUND if the key is absent, BadValue if it is unreadable."""
+        value = self.call("GET", key=key)["value"]
+        if isinstance(value, BadValue):
+            raise value
+        return value
 
     def put(self, key: str, value: Any, **options: Any) -> int:
         """Store a value and return its revision. Options: ttl (seconds), if_rev, durable."""
         return int(self.call("PUT", key=key, value=value, **options)["rev"])
 
     def delete(self, key: str, **options: Any) -> int:
-        """Delete a key and return the revision of that; NOT_FOUND where there is none."""
+        """Delete a key and return the revision; raises NOT_FOUND if the key is absent."""
         return int(self.call("DELETE", key=key, **options)["rev"])
 
     def mget(self, keys: Iterable[str]) -> list[Any]:
-        """Return the values of many keys in their order, None where there is none."""
+        """Return the values of many keys in order, None for an absent one.
+
+        As in `scan`, a BadValue replaces each value that Python cannot hold.
+        """
         return list(self.call("MGET", keys=list(keys))["values"])
 
     def mput(self, items: Mapping[str, Any], **options: Any) -> int:
@@ -150,11 +273,11 @@ class Client:
         return int(self.call("INCR", key=key, by=by)["value"])
 
     def cas(self, key: str, value: Any, rev: int) -> int:
-        """Store a value only if the key has this revision, 0 = none; CONFLICT is raised."""
+        """Store a value if the key has revision `rev` (0 = absent); else raise CONFLICT."""
         return self.put(key, value, if_rev=rev)
 
     def scan(self, prefix: str = "") -> Iterator[list[Any]]:
-        """Yield [key, value, revision] of each key that begins so, a page at a time."""
+        """Yield [key, value, revision] for each key with this prefix, page by page."""
         after = None
         while True:
             page = self.call("SCAN", prefix=prefix, after=after)
@@ -164,17 +287,17 @@ class Client:
                 return
 
     def end(self) -> int:
-        """Have everything saved and the server ended; return the last revision."""
+        """Save everything and stop the server; return the last revision."""
         return int(self.call("END")["rev"])
 
     def _connect(self) -> zmq.Socket[bytes]:
         """Return the open socket, or open one. A malformed endpoint raises ValueError.
 
-        The server need not be up: ZeroMQ connects in the background, now or later.
+        The server need not be running: ZeroMQ connects in the background.
         """
         if self._socket is None:
             socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REQ)
-            self._socket = socket  # before connect, which may raise: close() must find it
+            self._socket = socket  # before connect, which may raise: close() needs it
             socket.linger = 0
             try:
                 socket.connect(self.endpoint)
@@ -190,19 +313,17 @@ class Client:
             socket.send(body, zmq.NOBLOCK)
             if socket.poll(math.ceil(self.timeout * 1000)):
                 return socket.recv_multipart(zmq.NOBLOCK)
-        except BaseException:  # Ctrl-C too must not leave a socket that is owed a reply
+        except BaseException:  # also after Ctrl-C: the socket waits for a reply
             self.close()
             raise
         self.close()
         return None
 
     def _read(self, frames: Sequence[bytes], sent_id: Any) -> dict[str, Any]:
-        """Return the reply in `frames`, or raise if it breaks the protocol."""
+        """Return the reply in `frames`; raises ZkvError if it violates the protocol."""
         try:
             (body,) = frames
-            reply = msgpack.unpackb(body, strict_map_key=False, unicode_errors=STR_ERRORS)
-            if not isinstance(reply, dict):
-                raise TypeError("it is no map")
+            reply = unpack_reply(body)
         except (ValueError, TypeError) as error:
             self.close()
             raise ZkvError("BAD_REPLY", f"cannot read the reply: {error!r:.80}") from error
@@ -219,16 +340,16 @@ USAGE = """%(prog)s [-e ENDPOINT] [--timeout S] COMMAND ...
 
   put KEY VALUE    get KEY    delete KEY    incr KEY [BY]    end    call
 
-Commands in either case. A VALUE is text; - reads it from standard input; behind -- it may
-begin with a dash. get prints the value alone. call reads requests, a msgpack map in hex in
-each line, and prints the replies likewise.
+Commands may be in upper or lower case. A VALUE is text; - reads it from standard input;
+after -- it may begin with a dash. get prints only the value. call reads requests, one per
+line, each a msgpack map in hex, and prints the replies in the same form.
 
-Exit status: 0 done; 1 a negative answer (NOT_FOUND, CONFLICT); 2 usage, or any other
+Exit status: 0 done; 1 a negative answer (NOT_FOUND, CONFLICT); 2 wrong usage, or any other
 refusal by the server; 3 no answer in time."""
 
 
 def seconds(text: str) -> float:
-    """Read a timeout, above 0 and a day at most."""
+    """Parse a timeout, above 0 and at most a day."""
     value = float(text)
     if not 0 < value <= LONGEST_TIMEOUT:
         raise ValueError(text)
@@ -236,22 +357,22 @@ def seconds(text: str) -> float:
 
 
 def read_value(word: str) -> str | bytes:
-    """Return what a VALUE on the command line stands for."""
+    """Return the value for a VALUE on the command line."""
     if word != "-":
         return word
     data = sys.stdin.buffer.read()
     try:
         return data.decode()
     except UnicodeDecodeError:
-        return data  # no text at all: stored as bin
+        return data  # not UTF-8: stored as bin
 
 
 def write_value(value: Any) -> None:
-    """Print text and bin as they are, anything else as JSON."""
+    """Print text and bin unchanged, anything else as JSON."""
     if not isinstance(value, str | bytes):
         try:
             value = json.dumps(value, ensure_ascii=False, default=plain)
-        except TypeError:  # a map whose keys JSON does not know
+        except TypeError:  # a map with keys that JSON lacks
             value = repr(value)
     data = value.encode("utf-8", STR_ERRORS) if isinstance(value, str) else value
     sys.stdout.buffer.write(data + b"\n")
@@ -259,26 +380,31 @@ def write_value(value: Any) -> None:
 
 
 def plain(value: Any) -> str:
-    """Stand in for what JSON does not know: bin as base64, other types as text."""
+    """Replace a value of a type that JSON lacks: bin by base64, others by text."""
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def call_each(client: Client, lines: Iterable[str]) -> None:
     """Send the request in each line, and print its reply; both are msgpack in hex."""
     for line in lines:
-        request = msgpack.unpackb(
-            bytes.fromhex(line), strict_map_key=False, unicode_errors=STR_ERRORS
-        )
+        request = unpack(bytes.fromhex(line))
         try:
             reply = client.call(request.pop("op"), **request)
         except ZkvError as error:
-            reply = error.reply if "code" in error.reply else vars(error) | {"ok": False}
-            reply.pop("reply", None)
-        print(msgpack.packb(reply, unicode_errors=STR_ERRORS).hex(), flush=True)
+            reply = told(error)
+        packed = msgpack.packb(reply, unicode_errors=STR_ERRORS, default=told)
+        print(packed.hex(), flush=True)
+
+
+def told(error: ZkvError) -> dict[str, Any]:
+    """Return a failure as a map: the server's, or one of the same fields."""
+    if "code" in error.reply:
+        return error.reply
+    return {name: value for name, value in vars(error).items() if name != "reply"} | {"ok": False}
 
 
 def run(client: Client, words: Sequence[str]) -> bool:
-    """Carry out one command; False if there is no such command, or not with these words."""
+    """Carry out one command; return False if there is no command with these words."""
     match [words[0].lower(), *words[1:]]:
         case ["put", key, value]:
             done(client.put(key, read_value(value)))
@@ -298,7 +424,7 @@ def run(client: Client, words: Sequence[str]) -> bool:
 
 
 def done(rev: int) -> None:
-    """Tell a person that a write is done; standard output stays free for values."""
+    """Report a write on standard error; standard output is only for values."""
     print(f"OK, revision {rev}", file=sys.stderr)
 
 
@@ -314,20 +440,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with Client(options.endpoint, timeout=options.timeout) as client:
             if not run(client, [options.command, *options.words]):
-                parser.error(f"cannot do: {' '.join([options.command, *options.words])}")
+                parser.error(f"unknown command: {' '.join([options.command, *options.words])}")
         return 0
     except NoReply as error:
-        return fail(3, f"{error}; if it was a write, it may have been applied, or may yet be")
+        return fail(3, f"{error}; a write may have been applied, or may be applied later")
     except ZkvError as error:
         return fail(1 if error.code in {"NOT_FOUND", "CONFLICT"} else 2, str(error))
     except (zmq.ZMQError, OSError, ValueError, OverflowError, RecursionError) as error:
-        return fail(2, f"{options.command}: {error}")  # the endpoint, VALUE or output is no good
+        return fail(2, f"{options.command}: {error}")  # a bad endpoint, VALUE or output
     except KeyboardInterrupt:
         return fail(130, "interrupted")
 
 
 def fail(status: int, message: str) -> int:
-    """Print the message and return the exit status that goes with it."""
+    """Print the message and return the exit status."""
     print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr)
     return status
 

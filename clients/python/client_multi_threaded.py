@@ -1,22 +1,22 @@
 #!/usr/bin/env python3
-"""Parallel client for a zkv server that checks every answer it gets.
+"""Load a zkv server from many threads, and check every answer.
 
-Each thread has a connection of its own and keys that nobody else writes. So it knows at
-every moment what the server must answer: the value and revision of its last PUT, or
-NOT_FOUND after a DELETE. It also holds the server to revisions that only grow. At the end
-each thread reads all its keys once more, deletes them, and checks the count.
+Each thread has its own connection and keys that no other thread writes. So it always knows
+what the server must answer: the value and revision of its last PUT, or NOT_FOUND after a
+DELETE. It also checks that revisions only increase. At the end each thread reads all its
+keys once more, deletes them, and checks the count.
 
-A write that got no reply leaves its key in doubt: it may have been applied, or not, or may
-be applied later, when the server comes round to it. The key is read back, and must hold
-the old state or the new one. Then it is left alone, because a late write could still
-change it, and a fresh key takes its place.
+If a write gets no reply, the state of its key is unknown: the write may have been applied,
+or not, or may be applied later. The thread reads the key, which must have the old state or
+the new one. From then on it uses a new key instead, because a late write could still change
+the old one.
 
-If the server is killed and started again during the run, a write it had acknowledged before
-it was on disk (`durable` false) may be gone. That too is counted as a wrong answer.
+If the server is killed and restarted during the run, a write that it had acknowledged
+before it was on disk (`durable` false) may be lost. That counts as a wrong answer, too.
 
-Progress goes to standard error, the summary to standard output. Exit status: 0 all is
-well; 1 a wrong answer; 2 usage, or a refusal for good (such as TOO_LARGE); 3 no answer in
-time, or a request put off (such as BUSY).
+Progress goes to standard error, the summary to standard output. Exit status: 0 no errors;
+1 a wrong answer; 2 wrong usage, or a permanent refusal (such as TOO_LARGE); 3 no answer in
+time, or a temporary refusal (such as BUSY).
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from typing import Any, TextIO
 from client import DEFAULT_ENDPOINT, Client, NoReply, ZkvError, seconds
 
 WEIGHTS = {"GET": 50, "PUT": 40, "DELETE": 10}  # of a hundred requests
-GIVE_UP_AFTER = 3  # requests in a row without a reply: nobody is there any more
-READ_BACKS = 10  # attempts to read a key in doubt
-PAUSE = 0.05  # seconds to leave a server alone that has asked for it (`retry`)
+GIVE_UP_AFTER = 3  # requests in a row without a reply: the server is gone
+READ_BACKS = 10  # attempts to read a key whose state is unknown
+PAUSE = 0.05  # seconds before the next request after a failure with `retry`
 BATCH = 100  # keys in one MGET or MDELETE at the end
-SHOWN = 10  # faults that are told in full; all are counted
+SHOWN = 10  # faults that are printed; all are counted
 MOST_THREADS = 1000  # ZeroMQ's default limit is 1,023 sockets
 REDRAW = {True: 0.2, False: 2.0}  # seconds between two lines of progress: terminal, pipe
 
@@ -49,37 +49,37 @@ Entry = tuple[Any, Any]  # value and revision
 
 
 class Tally:
-    """What one thread has seen; written by that thread alone, read by others at any time."""
+    """The results of one thread; only that thread writes them, others may read them."""
 
     def __init__(self) -> None:
-        self.done = 0  # requests of the mix, whatever became of them
+        self.done = 0  # requests of the mix, successful or not
         self.wrong = 0
-        self.put_off: Counter[str] = Counter()  # by code, NO_REPLY among them
+        self.put_off: Counter[str] = Counter()  # temporary failures by code, with NO_REPLY
         self.refused: Counter[str] = Counter()
-        self.notes: list[str] = []  # the first faults, in words
+        self.notes: list[str] = []  # descriptions of the first faults
         self.latencies: dict[str, list[float]] = {op: [] for op in WEIGHTS}  # microseconds
 
 
 class Worker:
-    """One thread's connection, its keys, and what they must hold."""
+    """The connection of one thread, its keys, and their expected states."""
 
     def __init__(self, name: str, options: argparse.Namespace, stop: threading.Event) -> None:
         self.tally = Tally()
         self._options = options
         self._stop = stop
-        # Not secret: the same seed is to give the same requests.
+        # Not for secrets: the same seed must give the same requests.
         self._random = random.Random(f"{options.seed}/{name}")  # noqa: S311
         self._client: Client
         self._keys = [f"parallel/{options.run}/{name}/{slot}" for slot in range(options.keys)]
         self._known: dict[str, Entry | None] = dict.fromkeys(self._keys)  # None: absent
         self._retired: list[str] = []
-        self._newest = 0  # the highest revision that a write of ours got
+        self._newest = 0  # the highest revision of this thread's writes
         self._unanswered = 0  # requests in a row without a reply
 
     def run(self) -> None:
-        """Send the whole mix, then check all keys; return early if nobody answers."""
+        """Send the whole mix, then check all keys; return early if the server is gone."""
         options = self._options
-        # One attempt: what is repeated in silence would spoil the latencies.
+        # One attempt, because repeats inside the client would distort the latencies.
         with Client(options.endpoint, timeout=options.timeout, attempts=1) as self._client:
             while self.tally.done < self._options.requests and self._going():
                 self._step()
@@ -140,12 +140,12 @@ class Worker:
         return reply
 
     def _grown(self, op: str, key: str, reply: dict[str, Any]) -> Any:
-        """Return the revision of a write; each is above all that this thread got before."""
+        """Return the revision of a write; it must be above all earlier ones of the thread."""
         rev = reply.get("rev")
         if isinstance(rev, int) and rev > self._newest:
             self._newest = rev
         else:
-            self._wrong(f"{op} {key}: reply {reply}, but revision {self._newest} was before")
+            self._wrong(f"{op} {key}: reply {reply} after revision {self._newest}")
         return rev
 
     def _expect(self, op: str, key: str, found: Entry | None) -> None:
@@ -154,7 +154,7 @@ class Worker:
             self._wrong(f"{op} {key}: found {found!r:.60}, known {known!r:.60}")
 
     def _settle(self, slot: int, value: Any) -> None:
-        """Read back a key whose last write is in doubt, then replace it by a fresh one."""
+        """Read a key whose last write has an unknown result, then replace it by a new one."""
         key = self._keys[slot]
         old = self._known.pop(key)
         for _ in range(READ_BACKS):
@@ -199,7 +199,7 @@ class Worker:
         self._note(f"WRONG {note}")
 
     def _fault(self, what: str, error: ZkvError) -> None:
-        """Count a request that failed; what breaks the protocol counts as a wrong answer."""
+        """Count a failed request; a violation of the protocol counts as a wrong answer."""
         if error.code in {"BAD_REPLY", "INTERNAL", "NOT_FOUND"}:
             self._wrong(f"{what}: {error}")
             return
@@ -215,7 +215,7 @@ class Worker:
 
 
 def show_progress(futures: Sequence[Future[None]], tallies: Sequence[Tally], total: int) -> None:
-    """Tell how far it is until all threads are done: on one line, or line by line in a pipe."""
+    """Print the progress until all threads are done: on one line, or on many in a pipe."""
     out: TextIO = sys.stderr
     live = out.isatty()
     started = time.perf_counter()
@@ -235,7 +235,7 @@ def show_progress(futures: Sequence[Future[None]], tallies: Sequence[Tally], tot
 
 
 def percentile(ordered: Sequence[float], percent: int) -> float:
-    """Return the smallest value that so many percent of the ordered values do not exceed."""
+    """Return a percentile of the ordered values."""
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
@@ -249,8 +249,8 @@ def print_summary(tallies: Sequence[Tally], total: int, duration: float) -> None
     errors: Counter[str] = Counter()
     for tally in tallies:
         errors += tally.put_off + tally.refused
-    told = "".join(f", {code} {count:,}" for code, count in errors.most_common())
-    print(f"errors {errors.total():,}{told}; wrong answers {sum(t.wrong for t in tallies):,}")
+    codes = "".join(f", {code} {count:,}" for code, count in errors.most_common())
+    print(f"errors {errors.total():,}{codes}; wrong answers {sum(t.wrong for t in tallies):,}")
     print("latency, us       count       p50       p90       p99       max")
     for op in WEIGHTS:
         ordered = sorted(value for tally in tallies for value in tally.latencies[op])
@@ -260,7 +260,7 @@ def print_summary(tallies: Sequence[Tally], total: int, duration: float) -> None
 
 
 def exit_status(tallies: Sequence[Tally]) -> int:
-    """Return the status for the worst that any thread has seen."""
+    """Return the exit status for the most serious fault of all threads."""
     if any(tally.wrong for tally in tallies):
         return 1
     if any(tally.put_off for tally in tallies):
@@ -269,7 +269,7 @@ def exit_status(tallies: Sequence[Tally]) -> int:
 
 
 def count(text: str) -> int:
-    """Read a number of things, at least one."""
+    """Parse a number of at least 1."""
     value = int(text)
     if value < 1:
         raise ValueError(text)
@@ -280,12 +280,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options, with a seed and a name for this run; exits on wrong usage."""
     parser = argparse.ArgumentParser(
         description="Load a zkv server from many threads and check every answer.",
-        epilog="Exit status: 0 all is well; 1 a wrong answer; 2 usage, or a refusal for good; "
-        "3 no answer in time, or a request put off.",
+        epilog="Exit status: 0 no errors; 1 a wrong answer; 2 wrong usage, or a permanent "
+        "refusal; 3 no answer in time, or a temporary refusal.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     endpoint = os.environ.get("ZKV_ENDPOINT") or DEFAULT_ENDPOINT
-    parser.add_argument("-e", "--endpoint", default=endpoint, help="where the server is")
+    parser.add_argument("-e", "--endpoint", default=endpoint, help="of the server")
     parser.add_argument("--threads", type=count, default=8, metavar="N", help="threads")
     parser.add_argument("--requests", type=count, default=1000, metavar="N", help="per thread")
     parser.add_argument("--keys", type=count, default=100, metavar="N", help="keys per thread")
@@ -306,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
         with Client(options.endpoint, timeout=options.timeout) as client:
-            client.call("PING")  # if nobody is there, say it at once, and only once
+            client.call("PING")  # reports a missing server at once, and only once
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -327,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stop.set()
     print_summary(tallies, total, time.perf_counter() - started)
     for future in futures:
-        future.result()  # raises what a thread died of
+        future.result()  # raises the error of a thread that died
     return 130 if stop.is_set() else exit_status(tallies)
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Show a zkv server at work: store every named Unicode character, and get it back.
+"""Show a zkv server at work: store every named Unicode character, and read it back.
 
-Starts a server of its own on a free port and an empty data directory, loads the Unicode
-table of Python's standard library in batches, reads everything back and compares, asks
-the command line client for a few characters, ends the server, starts it again on the same
-directory, compares everything once more, and ends it for good. Nothing is left behind.
+Starts a temporary server on a free port with an empty data directory, loads the Unicode
+table of Python's standard library in batches, reads everything back and compares it, gets a
+few characters with the command line client, stops the server, restarts it on the same
+directory, compares everything again, and stops it. Finally it removes the directory.
 
-Exit status: 0 if every entry came back as it went in; 1 on any difference or failure.
+Exit status: 0 if every entry was read back unchanged; 1 on any difference or failure.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ REDRAW = {True: 0.1, False: 1.0}  # seconds between two drawings: terminal, pipe
 
 
 class Failure(Exception):
-    """The demonstration cannot go on: something differs, or did not start or end."""
+    """The demonstration failed: a value differs, or the server did not start or stop."""
 
 
 class Progress:
-    """A bar that redraws itself on a terminal, and a line now and then in a pipe."""
+    """A progress bar on a terminal, or a line now and then in a pipe."""
 
     def __init__(self, label: str, total: int) -> None:
         self._label = label
@@ -48,7 +48,7 @@ class Progress:
         self._done = 0
 
     def advance(self, count: int) -> None:
-        """Add what has been done; draws if it is time to, and always at the end."""
+        """Add to the count; draw if it is time to, and always at the end."""
         self._done += count
         now = time.perf_counter()
         if self._done >= self._total or now - self._drawn >= REDRAW[self._live]:
@@ -94,8 +94,8 @@ class Server:
         """Return the endpoint from the line `READY endpoint...` on standard output."""
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         output = self.process.stdout
-        # A thread, because a pipe has no read with a timeout. It reads to the end, so that
-        # the server can never be held up by a full pipe.
+        # A thread, because a pipe cannot be read with a timeout. It reads to the end, so that
+        # a full pipe never blocks the server.
         threading.Thread(target=self._read_lines, args=(output, lines), daemon=True).start()
         try:
             line = lines.get(timeout=TIMEOUT)
@@ -114,27 +114,27 @@ class Server:
         with output:
             for line in output:
                 lines.put(line)
-        lines.put("")  # the end, for one who still waits for READY
+        lines.put("")  # the end, in case READY has not come
 
     def end(self) -> None:
-        """End it by the command line client; both must exit with status 0."""
+        """Stop it with the command line client; both must exit with status 0."""
         zkv_cli(self.endpoint, "end")
         try:
             status = self.process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
-            raise Failure(f"the server still runs {TIMEOUT:g} s after END") from None
+            raise Failure(f"the server is still running {TIMEOUT:g} s after END") from None
         if status:
             raise Failure(f"the server exited with status {status} after END")
 
     def kill(self) -> None:
-        """Make sure that it is gone, whatever happened."""
+        """Make sure that the process is gone."""
         self.process.kill()
         self.process.wait()
 
 
 @contextmanager
 def running(directory: Path) -> Iterator[Server]:
-    """Start a server, and leave none behind; what it logged last explains a lost reply."""
+    """Start a server, and stop it at the end; its log is shown if a reply is lost."""
     server = Server(directory)
     try:
         yield server
@@ -145,14 +145,14 @@ def running(directory: Path) -> Iterator[Server]:
 
 
 def zkv_cli(endpoint: str, *words: str, status: int = 0) -> str:
-    """Run `zkv-cli`, check its exit status and return what it printed."""
+    """Run `zkv-cli`, check its exit status and return its output."""
     command = [str(BIN / "zkv-cli"), "-e", endpoint, "--timeout", f"{TIMEOUT:g}", *words]
     result = subprocess.run(
         command, capture_output=True, encoding="utf-8", timeout=2 * TIMEOUT, check=False
     )
     if result.returncode != status:
-        told = f"exit status {result.returncode} instead of {status}: {result.stderr.strip()}"
-        raise Failure(f"zkv-cli {' '.join(words)}: {told}")
+        fault = f"exit status {result.returncode} instead of {status}: {result.stderr.strip()}"
+        raise Failure(f"zkv-cli {' '.join(words)}: {fault}")
     return result.stdout.strip()
 
 
@@ -165,7 +165,7 @@ def unicode_table() -> dict[str, dict[str, Any]]:
 
 
 def describe(char: str) -> dict[str, Any]:
-    """Return a map with a bit of everything msgpack has: str, bin, int, float, bool."""
+    """Return a map with values of many types: str, bin, int, float, bool, array."""
     value: dict[str, Any] = {
         "character": char,
         "name": unicodedata.name(char),
@@ -205,14 +205,14 @@ def load(client: Client, table: Mapping[str, Any]) -> float:
 
 
 def compare(client: Client, table: Mapping[str, Any], label: str) -> float:
-    """Read everything, hold it against the table, return the rate in entries per second."""
+    """Read everything, compare it with the table, return the rate in entries per second."""
     progress = Progress(label, len(table))
     for keys in batches(list(table)):
         values = client.mget(keys)
         if len(values) != len(keys):
             raise Failure(f"{len(values)} values came for {len(keys)} keys")
         for key, value in zip(keys, values, strict=True):
-            # Not by ==, which takes 1, 1.0 and True for the same.
+            # Not with ==, for which 1, 1.0 and True are equal.
             if repr(value) != repr(table[key]):
                 raise Failure(f"{key} is {value!r} instead of {table[key]!r}")
         progress.advance(len(keys))
@@ -223,7 +223,7 @@ def compare(client: Client, table: Mapping[str, Any], label: str) -> float:
 
 
 def look_up(endpoint: str, table: Mapping[str, Any]) -> None:
-    """Ask the command line client for a few entries, and for one that is not there."""
+    """Get a few entries, and one that does not exist, with the command line client."""
     for key in LOOKED_UP:
         printed = zkv_cli(endpoint, "get", key)
         name = table[key]["name"]
@@ -235,7 +235,7 @@ def look_up(endpoint: str, table: Mapping[str, Any]) -> None:
 
 
 def demonstrate(directory: Path, table: Mapping[str, Any]) -> None:
-    """Run both lives of the server and print what was measured."""
+    """Run the server twice, and print the figures."""
     with running(directory) as server:
         print(f"  server ready in {server.start_time:.2f} s at {server.endpoint}")
         with Client(server.endpoint, timeout=TIMEOUT, attempts=1) as client:
@@ -253,13 +253,13 @@ def demonstrate(directory: Path, table: Mapping[str, Any]) -> None:
     print(f"load     {load_rate:>10,.0f} entries/s")
     print(f"read     {read_rate:>10,.0f} entries/s, {again_rate:,.0f} after the restart")
     print(f"restart  {server.start_time:>10.2f} s with {len(table):,} entries")
-    print("every entry came back as it went in, twice")
+    print("every entry was read back unchanged, twice")
 
 
 def main() -> int:
     """Run the demonstration and return the exit status."""
     if not (BIN / "zkv").exists():
-        print(f"demo.py: there is no zkv in {BIN}; is it installed?", file=sys.stderr)
+        print(f"demo.py: no zkv in {BIN}; is it installed?", file=sys.stderr)
         return 1
     table = unicode_table()
     print(f"{len(table):,} named characters of Unicode {unicodedata.unidata_version}")

@@ -8,21 +8,18 @@
 # write still runs once. A REQ socket that is owed a reply takes no further request, so a lost reply
 # costs the socket, and the next attempt opens a fresh one. LINGER is 0, so that what a server never
 # took goes with its socket, instead of holding up the end of the program.
+#
+# It needs msgpack.rb beside it, and the gems ffi-rzmq and msgpack.
 
 require "ffi-rzmq"
-require "msgpack"
 require "securerandom"
+require_relative "msgpack"
 
 module Zkv
   DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
   WRITES = %w[PUT DELETE TOUCH INCR MPUT MDELETE TXN].freeze
   ATTEMPTS = 3
   PAUSE = 0.1 # seconds before a request that was refused for now is sent again
-
-  # Timestamps are Ruby's Time, in both directions; other ext values are MessagePack::ExtensionValue.
-  FACTORY = MessagePack::Factory.new
-  FACTORY.register_type(-1, Time, packer: MessagePack::Time::Packer,
-                                  unpacker: MessagePack::Time::Unpacker)
 
   # A request that was not answered with success. The codes are the protocol's, and two more:
   # NO_REPLY, and BAD_REPLY for an answer that breaks the protocol.
@@ -91,7 +88,7 @@ module Zkv
       if WRITES.include?(op) && request["session"].nil?
         request.update("session" => @session, "seq" => @last_seq += 1)
       end
-      send_until_answered(op, request["id"], FACTORY.dump(request))
+      send_until_answered(op, request["id"], Msgpack.pack(request))
     end
 
     def close
@@ -146,13 +143,13 @@ module Zkv
 
     # The reply, if it is one to the request with this id.
     def judge(frames, id)
-      reply = FACTORY.load(frames.join, allow_unknown_ext: true)
+      reply = Msgpack.unpack(frames.join)
       ok, echo = reply.values_at("ok", "id") if reply.is_a?(Hash)
       # A refusal has no id where the server could not read it.
       return reply if [true, false].include?(ok) && (echo == id || (!ok && echo.nil?))
 
       bad_reply("to id #{id}: #{reply.inspect[0, 80]}")
-    rescue MessagePack::UnpackError, EOFError => e
+    rescue MessagePack::UnpackError => e
       bad_reply(e.message)
     end
 
@@ -177,7 +174,6 @@ end
 # ------------------------------------------------------------------------- command line
 
 if $PROGRAM_NAME == __FILE__
-  require "json"
   require "optparse"
 
   def run(client, command, *words)
@@ -197,21 +193,17 @@ if $PROGRAM_NAME == __FILE__
     text.valid_encoding? ? text : text.b
   end
 
-  def show(value)
-    value.is_a?(String) ? value : JSON.generate(value)
-  rescue JSON::GeneratorError # bin within something else, or no finite number
-    value.inspect
-  end
+  def show(value) = value.is_a?(String) ? value : Zkv::Msgpack.to_json(value)
 
   # For tests: one request in hex, one reply in hex.
   def drive(client, line)
-    request = Zkv::FACTORY.load([line.chomp].pack("H*"), allow_unknown_ext: true)
+    request = Zkv::Msgpack.unpack([line.chomp].pack("H*"))
     reply = begin
       client.call(request.delete("op"), request)
     rescue Zkv::Error => e
       e.reply
     end
-    puts Zkv::FACTORY.dump(reply).unpack1("H*")
+    puts Zkv::Msgpack.pack(reply).unpack1("H*")
     $stdout.flush
   end
 

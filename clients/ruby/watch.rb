@@ -7,7 +7,6 @@
 # and once a second, and tells the newest revision. The changes themselves are asked for with
 # CHANGES. So each is printed once and in order, whatever becomes of connections in between.
 
-require "json"
 require_relative "client"
 
 SILENCE = 5 # seconds without a heartbeat after which the connection is taken to be dead
@@ -26,7 +25,7 @@ def print_changes(client, since, prefix)
   loop do
     page = client.call("CHANGES", since: since, prefix: prefix)
     page["changes"].each do |rev, op, key, value|
-      puts [rev, op, key, *(JSON.generate(value) unless %w[DELETE EXPIRE].include?(op))].join("\t")
+      puts [rev, op, key, *(Zkv::Msgpack.to_json(value) unless %w[DELETE EXPIRE].include?(op))].join("\t")
     end
     since = page["next"]
     return since if since >= page["rev"]
@@ -44,7 +43,7 @@ prefix = ARGV[1] || ""
 feed = client.call("INFO")["feed"] or abort "the server publishes nothing"
 context = ZMQ::Context.new
 socket = listen(context, feed)
-seen = nil
+beat = seen = nil # the revision of the last heartbeat; CHANGES may be ahead of it
 $stdout.sync = true
 begin
   loop do
@@ -54,11 +53,12 @@ begin
       socket = listen(context, feed)
       next
     end
-    rev = Zkv::FACTORY.load(frames[1])["rev"]
-    if seen.nil? || rev < seen
-      warn seen ? "the store went back to revision #{rev}" : "following #{feed} from revision #{rev}"
+    rev = Zkv::Msgpack.unpack(frames[1])["rev"]
+    if beat.nil? || rev < beat
+      warn beat ? "the store went back to revision #{rev}" : "following #{feed} from revision #{rev}"
       seen = rev
     end
+    beat = rev
     seen = print_changes(client, seen, prefix) if rev > seen
   end
 rescue Interrupt

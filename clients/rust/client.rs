@@ -15,7 +15,7 @@ const ATTEMPTS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(100);
 const WRITES: [&str; 7] = ["PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", "TXN"];
 
-/// A msgpack value. A str that is not UTF-8 is read as `Bin`.
+/// A msgpack value: all that msgpack has.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
     Nil,
@@ -25,6 +25,7 @@ pub enum Value {
     F32(f32),
     F64(f64),
     Str(String),
+    RawStr(Vec<u8>), // a str that is not UTF-8
     Bin(Vec<u8>),
     Array(Vec<Value>),
     Map(Vec<(Value, Value)>),
@@ -300,6 +301,10 @@ impl Value {
             Value::F32(value) => encode::write_f32(out, *value).expect(fine),
             Value::F64(value) => encode::write_f64(out, *value).expect(fine),
             Value::Str(value) => encode::write_str(out, value).expect(fine),
+            Value::RawStr(value) => {
+                encode::write_str_len(out, value.len() as u32).expect(fine);
+                out.write_all(value).expect(fine);
+            }
             Value::Bin(value) => encode::write_bin(out, value).expect(fine),
             Value::Array(items) => {
                 encode::write_array_len(out, items.len() as u32).expect(fine);
@@ -391,7 +396,7 @@ fn unsigned(value: u64) -> Value {
     i64::try_from(value).map_or(Value::Uint(value), Value::Int)
 }
 fn text(bytes: &[u8]) -> Value {
-    String::from_utf8(bytes.to_vec()).map_or_else(|error| Value::Bin(error.into_bytes()), Value::Str)
+    String::from_utf8(bytes.to_vec()).map_or_else(|error| Value::RawStr(error.into_bytes()), Value::Str)
 }
 fn array(bytes: &mut &[u8], size: usize) -> io::Result<Value> {
     (0..size).map(|_| read(bytes)).collect::<io::Result<_>>().map(Value::Array)

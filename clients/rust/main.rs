@@ -40,7 +40,7 @@ fn describe(value: &Value) -> String {
 fn print_value(value: &Value) -> io::Result<()> {
     let mut out = match value {
         Value::Str(text) => text.clone().into_bytes(),
-        Value::Bin(data) => data.clone(),
+        Value::Bin(data) | Value::RawStr(data) => data.clone(),
         other => describe(other).into_bytes(),
     };
     out.push(b'\n');

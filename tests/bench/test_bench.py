@@ -200,7 +200,7 @@ def test_says_when_the_generator_is_what_is_measured(tmp_path: Path) -> None:
     path.write_text(json.dumps(record))
     loaded = result.load(path)
     result.judge_generator(loaded)
-    assert "100% of what this load reaches" in loaded.generator.limits[-1]
+    assert "100% of this load's rate against a server" in loaded.generator.limits[-1]
 
 
 # --- what comes out --------------------------------------------------------------------------
@@ -325,12 +325,12 @@ def test_plots_say_how_to_install_matplotlib(tmp_path: Path) -> None:
         (["--clients", "2", "--processes", "3"], "2 clients are too few for 3 processes"),
         (["--operations", "2", "--processes", "3"], "2 operations are too few for 3 processes"),
         (["--reads", "1.5"], "1.5 is not from 0 to 1"),
-        (["--ycsb", "a", "--batch", "2"], "--batch is decided by --ycsb"),
-        (["--fields", "2"], "--fields is for --ycsb"),
-        (["--verify", "--reads", "1"], "--reads has no part in --verify"),
+        (["--ycsb", "a", "--batch", "2"], "--batch cannot be used with --ycsb"),
+        (["--fields", "2"], "--fields needs --ycsb"),
+        (["--verify", "--reads", "1"], "--reads cannot be used with --verify"),
         (["--fsync", "never"], "--start"),
         (["--json", "/nowhere/at/all.json"], "/nowhere/at/all.json: there is no such directory"),
-        (["--plot", "x.pdf"], "pictures are .png or .svg"),
+        (["--plot", "x.pdf"], "the name of a picture must end in .png or .svg"),
         (["--start", "inproc", "--processes", "2"], "--processes 1"),
         (["-e", "tcp://nowhere"], "tcp://nowhere"),
         (["compare", "nothing.json", "nothing.json"], "nothing.json: No such file"),
@@ -521,7 +521,7 @@ def test_verify_finds_an_increment_that_was_lost(endpoint: str, tmp_path: Path) 
         record = measured(
             tmp_path, "-e", liar.endpoint, "--verify", *CHECKED, "--operations", "300", status=1
         )
-    assert re.match(r"counter bench:verify:.*: \d+ is there, \d+ was added", record["wrong"][0])
+    assert re.match(r"counter bench:verify:.*: it is \d+, but \d+ was added", record["wrong"][0])
 
 
 # --- a server that dies ----------------------------------------------------------------------

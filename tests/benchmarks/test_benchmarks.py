@@ -89,8 +89,8 @@ def test_a_comparison_is_recorded_and_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--only", "nobody"], "nobody is called nobody"),
-        (["--shape", "round"], "no title has 'round' in it"),
+        (["--only", "nobody"], "--only: unknown: nobody"),
+        (["--shape", "round"], "no title contains 'round'"),
         (["--rounds", "0"], "above 0"),
     ],
 )

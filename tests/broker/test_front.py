@@ -299,7 +299,7 @@ class NobodyBehind:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._frames, name)
 
-    def hand_over(self, *_: object) -> int:
+    def forward(self, *_: object) -> int:
         raise MemoryError
 
 

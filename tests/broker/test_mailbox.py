@@ -39,7 +39,7 @@ from zkv.broker.frames import (
     NO_MEMORY,
     TWO_BODIES,
     BadEnvelope,
-    PlainFrames,
+    PythonFrames,
 )
 from zkv.broker.mailbox import FrontMailbox, Mailbox, ReplyFailedError, connect_worker
 
@@ -47,7 +47,7 @@ Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
 Make = frames.MakeFrames
 
-WAYS = {"plain": PlainFrames, "compiled": COMPILED}
+WAYS = {"plain": PythonFrames, "compiled": COMPILED}
 
 
 @pytest.fixture(params=WAYS)
@@ -370,15 +370,27 @@ def test_reply_to_a_front_that_is_gone(context: Context, way: Make) -> None:
     peer.mailbox.close()
 
 
+def test_frames_take_flags_by_name_alone(peer: Peer) -> None:
+    receive: Callable[..., object] = peer.frames.receive
+    peer.send([b"a", b"", b"1"])
+    for positional, named in (((True,), {}), ((), {}), ((), {"take": True})):
+        with pytest.raises(TypeError):
+            receive(*positional, **named)
+    with pytest.raises(TypeError):
+        receive(wait=True, block=True)
+    assert peer.mailbox.receive() == [b"1"]
+    peer.mailbox.reply([b"reply"])
+
+
 def test_closed_socket_is_never_touched(context: Context, way: Make) -> None:
     peer = Peer(context, way)
     peer.frames.close()
     peer.frames.close()
     uses: list[Callable[[], object]] = [
-        lambda: peer.frames.receive(False),
-        lambda: peer.frames.receive(True),
+        lambda: peer.frames.receive(wait=False),
+        lambda: peer.frames.receive(wait=True),
         lambda: peer.frames.send([[b"a", b""]], [b"reply"]),
-        lambda: peer.frames.receive(True, True, True),
+        lambda: peer.frames.receive(wait=True, take=True, capacity=True),
         peer.frames.readable,
     ]
     for use in uses:
@@ -413,7 +425,7 @@ server.bind("inproc://x")
 client.connect("inproc://x")
 client.send(b"hello")
 frames = WAYS[sys.argv[1]](server, 0)
-assert frames.receive(True)[0] == [[b"a", b""]]
+assert frames.receive(wait=True)[0] == [[b"a", b""]]
 large = bytes(300_000_000)
 with open("/proc/self/statm") as file:
     room = int(file.read().split()[0]) * resource.getpagesize() + 100_000_000
@@ -459,7 +471,7 @@ with open("/proc/self/statm") as file:
 resource.setrlimit(resource.RLIMIT_AS, (room, room))
 answers = []
 while len(answers) < 4:
-    envelopes, bodies = frames.receive(True)
+    envelopes, bodies = frames.receive(wait=True)
     assert all(envelope == [b"a", b""] for envelope in envelopes)
     answers += [getattr(body, "reason", body) for body in bodies]
 print(answers)
@@ -568,7 +580,7 @@ def test_what_is_left_goes_to_those_behind_and_their_reply_to_the_client(middle:
         worker.send_multipart([*envelope, b"", b"reply", b"of", LONG])  # Whatever it is made of.
     worker.send_multipart([b"nobody", b"", b"reply"])
     worker.close()
-    assert middle.frames.receive(False) == ([], [])
+    assert middle.frames.receive(wait=False) == ([], [])
     assert middle.client.recv_multipart() == [b"", b"reply", b"of", LONG]
     assert middle.client.recv_multipart() == [b"", b"reply", b"of", LONG]
     assert not middle.client.poll(0)
@@ -600,7 +612,7 @@ def test_nothing_is_taken_while_those_behind_have_no_room(context: Context, way:
     assert middle.take(count) == bodies
     middle.mailbox.reply([None] * count, [], list(range(count)))  # Nobody is there at all.
     middle.ask(b"later")
-    assert middle.frames.receive(False, False) == ([], [])
+    assert middle.frames.receive(wait=False, take=False) == ([], [])
     taken = []
 
     def work() -> None:
@@ -716,7 +728,7 @@ def test_both_ways_do_the_same(batches: list[list[Frames]]) -> None:
         pytest.skip("zkv was installed without a C compiler")
     outcomes = []
     context: Context = zmq.Context()
-    for way in (PlainFrames, COMPILED):
+    for way in (PythonFrames, COMPILED):
         peer = Peer(context, way)
         outcome: list[Any] = []
         for batch in batches:
@@ -744,7 +756,7 @@ def test_info_tells_which_one_runs(tmp_path: Path, connect: Connect) -> None:
 def test_server_runs_with_the_plain_one(
     tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zkv.broker.broker.FRAMES", PlainFrames)
+    monkeypatch.setattr("zkv.broker.broker.FRAMES", PythonFrames)
     with ServerInProcess(tmp_path / "data") as server:
         client = connect(server.endpoint)
         client.ok(op="PUT", key="k", value=1)

@@ -142,7 +142,7 @@ def test_prev_tells_what_was_before(cli: Cli) -> None:
 
     assert b'before: "old", revision 1' in cli("put", "k", "new", "--prev").stdout
     assert b'before: "new", revision 2' in cli("delete", "--prev", "k").stdout
-    assert b"none before" in cli("put", "--prev", "k", "newer").stdout
+    assert b"no such key before" in cli("put", "--prev", "k", "newer").stdout
     assert json.loads(cli("-o", "json", "put", "k", "1", "--prev").stdout)["prev"] == "newer"
 
 
@@ -409,7 +409,7 @@ def test_a_lost_reply_is_no_answer_in_time(words: list[str], uncertain: bool) ->
         result = run("-e", peer.endpoint, "--timeout", "1", *words)
 
     assert_fails(result, 3, "no reply", peer.endpoint)
-    assert (b"may have been carried out" in result.stderr) is uncertain
+    assert (b"may have been applied" in result.stderr) is uncertain
 
 
 @pytest.mark.parametrize(
@@ -458,7 +458,7 @@ def test_an_end_that_does_not_save_does_not_invite_a_repeat() -> None:
     with Peer(refuse) as peer:
         result = run("-e", peer.endpoint, "end")
 
-    assert_fails(result, 2, "READ_ONLY", "the server ends all the same")
+    assert_fails(result, 2, "READ_ONLY", "the server ends nevertheless")
     assert b"later" not in result.stderr
 
 

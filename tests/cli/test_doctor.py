@@ -72,8 +72,10 @@ def test_lines_for_people(server: ServerInProcess) -> None:
 
     lines = done.stdout.splitlines()
     assert all(line[:6] in {"ok    ", "note  ", "todo  ", " " * 6} for line in lines), done.stdout
+    subjects = [line.split()[1] for line in lines if line[0] != " "]
+    assert len(subjects) == len(set(subjects)), "a check was made twice"
     assert done.returncode == int(any(line.startswith("todo") for line in lines))
-    assert "ok    durability  fsync = always: what is answered is on disk" in lines
+    assert "ok    durability  fsync = always: answered writes are on disk" in lines
 
 
 def test_the_endpoint_comes_from_the_environment(server: ServerInProcess) -> None:
@@ -133,7 +135,7 @@ def test_somebody_else_is_there(well: Examine) -> None:
         status, found = well("-e", peer.endpoint, "--timeout", "5")
 
     assert status == 1
-    assert "no zkv server" in found["answers"]["advice"]
+    assert "not that of a zkv server" in found["answers"]["advice"]
 
 
 @pytest.mark.parametrize("words", [["-e", "nonsense"], ["--timeout", "0"], ["--bogus"], ["x"]])
@@ -169,14 +171,14 @@ def put(path: str, value: Any) -> Change:
         (put("protocol", 2), "version", "protocol 2", "same release"),
         (put("stats.failures", {"READ_ONLY": 7}), "writes", "7 were refused", "disk"),
         (put("stats.failures_by_op", {"SNAPSHOT": {"READ_ONLY": 2}}), "snapshots", "2", "disk"),
-        (put("stats.failures", {"INTERNAL": 1}), "bugs", "met 1", "log"),
-        (put("stats.workers_replaced", 2), "bugs", "met 2", "log"),
+        (put("stats.failures", {"INTERNAL": 1}), "bugs", "1 unexpected", "log"),
+        (put("stats.workers_replaced", 2), "bugs", "2 unexpected", "log"),
         (put("stats.sessions.sessions", 90_000), "sessions", "90,000 of 100,000", "max_sessions"),
         (put("stats.sessions.bytes", 200 * 2**20), "sessions", "of 256.0 MiB", "session_bytes"),
-        pytest.param(put("feed", NOWHERE), "feed", "not heard", "server.feed", id="silent feed"),
+        pytest.param(put("feed", NOWHERE), "feed", "no message", "server.feed", id="silent feed"),
         (put("stats.process.open_files", 10**7), "files", "10,000,000", "ulimit -n"),
         (put("stats.process.max_open_files", 1024), "files", "1,024", "ulimit -n"),
-        (put("durability.snapshot_bytes", 2**60), "disk", "free", "make room"),
+        (put("durability.snapshot_bytes", 2**60), "disk", "free", "free space"),
     ],
     ids=lambda part: part if isinstance(part, str) else "",
 )
@@ -198,11 +200,11 @@ def test_what_should_be_done_is_said(
 @pytest.mark.parametrize(
     ("change", "subject", "text"),
     [
-        (put("version", "0.0.9"), "version", "understand each other"),
+        (put("version", "0.0.9"), "version", "work together"),
         (put("durability.fsync", "never"), "durability", "fsync = never"),
         (put("endpoints", ["tcp://0.0.0.0:5555"]), "exposure", "tcp://0.0.0.0:5555"),
-        (put("durability.data_dir", "/nowhere"), "disk", "not looked at"),
-        (put("stats.process", {}), "files", "not told"),
+        (put("durability.data_dir", "/nowhere"), "disk", "not checked"),
+        (put("stats.process", {}), "files", "not in the server's INFO"),
         (put("stats.feed.dropped", 5), "feed", "5 messages"),
     ],
     ids=lambda part: part if isinstance(part, str) else "",

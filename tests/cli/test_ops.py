@@ -322,7 +322,7 @@ def test_scan_says_how_to_go_on_whatever_the_keys(
             eval "zkv-cli scan --limit 1 {backwards} $hint" 2>hint
             grep -q . hint || break
             [ "$(wc -l <hint)" = 1 ] || exit 1
-            hint=$(sed 's/.*the same again with //' hint)
+            hint=$(sed 's/.*to continue, add //' hint)
         done
     """
 
@@ -495,7 +495,7 @@ def test_a_lost_reply_to_a_new_write_may_have_been_carried_out(connect: Connect)
             result = run("-e", peer.endpoint, "--timeout", "2", *words)
 
             assert_fails(result, 3, "no reply")
-            assert (b"may have been carried out" in result.stderr) is uncertain
+            assert (b"may have been applied" in result.stderr) is uncertain
 
 
 # Help and completion.

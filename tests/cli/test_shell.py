@@ -192,7 +192,7 @@ def test_the_first_failure_is_the_status(server: ServerInProcess) -> None:
     assert run("-e", server.endpoint, input=b"ping\nbogus\nget x\nping\n").returncode == 2
     unfinished = run("-e", server.endpoint, input=b"put --json a {\n")
     assert unfinished.returncode == 2
-    assert b"not ended" in unfinished.stderr
+    assert b"not closed" in unfinished.stderr
 
 
 # Words.

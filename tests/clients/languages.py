@@ -7,6 +7,7 @@ into ``.cache/clients``.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import select
@@ -27,7 +28,8 @@ CACHE: Final = ROOT / ".cache" / "clients"
 LACKS: Final = frozenset(
     {
         "bin", "utf8", "int64", "uint64", "float32", "whole_float", "nan", "nil", "empty_map",
-        "map_keys", "ext", "timestamp", "deep", "large",
+        "map_keys", "array_keys", "map_in_key", "duplicate_keys", "ext", "reserved_ext",
+        "timestamp", "bad_timestamp", "deep", "large",
     }
 )  # fmt: skip
 """What the msgpack library of a language may not be capable of: see clients/README.md."""
@@ -93,7 +95,8 @@ class Language:
                 done = self.shell(self._build, out=Path(scratch, "out"), check=False)
                 if done.returncode:
                     raise BuildError(f"{self._build}:\n{done.stdout}")
-                os.replace(Path(scratch, "out"), out)
+                with contextlib.suppress(OSError):  # another process has built it meanwhile
+                    os.replace(Path(scratch, "out"), out)
         return out
 
     def build(self) -> None:

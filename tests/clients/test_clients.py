@@ -7,6 +7,7 @@ here is skipped, and named; `make clients-deps` installs them all.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import socket
 import subprocess
@@ -19,7 +20,17 @@ import pytest
 import zmq
 
 from tests.clients.languages import LACKS, Driver, Language, languages
-from tests.conformance.notation import decode, difference, encode, parse
+from tests.conformance.notation import (
+    Node,
+    decode,
+    depth,
+    difference,
+    encode,
+    mapping,
+    parse,
+    render,
+    text,
+)  # fmt: skip
 from tests.conformance.runner import Driven, run
 from tests.conformance.vectors import LAST, load, needs_of
 from tests.support import FREE_PORT, LIMIT, Raw, ServerProcess, pack, read_line, unpack
@@ -31,7 +42,7 @@ SEQUENCES: Final = [
 """What a client is driven through. The rest is of messages that are too large to pass on so."""
 SOON: Final = 0.3
 """A timeout in seconds for a reply that is lost."""
-RESTART: Final = 9.0
+RESTART: Final = 18.0
 """Seconds that a client keeps asking while the server starts anew: three attempts together."""
 
 
@@ -306,6 +317,103 @@ def _driven(
         yield [stack.enter_context(Driver(language, endpoint, timeout)) for language in present]
 
 
+# --- Values that few languages can hold -----------------------------------------------------------
+
+ODD: Final = {
+    f"odd/{number:02}/é": value
+    for sequence in SEQUENCES if sequence.name == "odd"
+    for number, case in enumerate(sequence.cases)
+    if (value := case.request.get("value")) is not None
+}  # fmt: skip
+"""Key -> value. They are stored without the client, and read with it."""
+REFUSED: Final = LACKS - {"float32", "whole_float"}
+"""Words of ``lacks`` for what a client has to refuse; the other two change a number's type."""
+
+
+def test_odd_values_come_back_or_fail_alone(language: Language, tmp_path: Path) -> None:
+    """In every op that gives values: one that cannot be held takes no other with it."""
+    keys = [text(key) for key in ODD]
+    gets = [mapping({"op": text("GET"), "key": key}) for key in keys]
+    requests = [
+        *gets,
+        mapping({"op": text("MGET"), "keys": Node("array", tuple(keys))}),
+        mapping({"op": text("SCAN"), "prefix": text("odd/")}),
+        mapping({"op": text("CHANGES"), "since": Node("int", 0)}),
+        mapping({"op": text("TXN"), "ops": Node("array", tuple(gets))}),
+    ]
+    with (
+        ServerProcess(tmp_path, "--fsync", "never") as server,
+        Raw(server.endpoint) as raw,
+        Driver(language, server.endpoint) as driver,
+    ):
+        for key, value in ODD.items():
+            put = mapping({"op": text("PUT"), "key": text(key), "value": value})
+            assert decode(raw.exchange(encode(put))).get("rev")
+        replies = [decode(driver.exchange(encode(request))) for request in requests]
+
+    found = [value for reply in replies for value in _values_in(reply)]
+    assert len(found) == 5 * len(ODD)
+    faults = [
+        f"{key}: {render(ODD[key]):.80}: {fault}"
+        for key, value in zip([*ODD] * 5, found, strict=True)
+        if (fault := _fault(language, key, value))
+    ]
+    assert faults == []
+
+
+def test_odd_values_are_printed_or_fail(language: Language, tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, "--fsync", "never") as server, Raw(server.endpoint) as raw:
+        for key, value in list(ODD.items())[::3]:
+            put = mapping({"op": text("PUT"), "key": text(key), "value": value})
+            raw.exchange(encode(put))
+            got = language.run(server.endpoint, "get", key)
+            if needs_of(value) & language.lacks & REFUSED:
+                assert (got.returncode, got.stdout) == (2, b""), key
+                assert b"BAD_VALUE" in got.stderr
+                assert key.encode() in got.stderr
+            else:
+                assert (got.returncode, got.stderr) == (0, b""), key
+                assert len(got.stdout) > 1 or value.value == b"", key
+
+
+def _values_in(reply: Node) -> Iterator[Node]:
+    """All values in a reply, in their order."""
+    for name, value in ((key.value, value) for key, value in reply.value):
+        parts = value.value
+        if name == b"value":
+            yield value
+        elif name == b"values":
+            yield from parts
+        elif name in (b"items", b"changes"):
+            yield from (item.value[1 if name == b"items" else 3] for item in parts)
+        elif name == b"results":
+            yield from (value for part in parts for value in _values_in(part))
+
+
+def _fault(language: Language, key: str, found: Node) -> str:
+    """What is wrong with a value that a client has read; "" if nothing is."""
+    if not needs_of(ODD[key]) & language.lacks & REFUSED:
+        expected = _whole(ODD[key]) if "whole_float" in language.lacks else ODD[key]
+        return difference(expected, found, 0, exact=False)
+    code, message = found.get("code"), found.get("message")
+    if code == text("BAD_VALUE") and message is not None and key.encode() in message.value:
+        return ""
+    return f"BAD_VALUE that names the key expected, got {render(found):.200}"
+
+
+def _whole(node: Node) -> Node:
+    """A value as languages have it that do not tell 1.0 from 1."""
+    match node.kind, node.value:
+        case "float", value if math.isfinite(value) and value == int(value):
+            return Node("int", int(value))
+        case "array", parts if depth(node) < 100:
+            return node._replace(value=tuple(map(_whole, parts)))
+        case "map", parts if depth(node) < 100:
+            return node._replace(value=tuple((_whole(key), _whole(item)) for key, item in parts))
+        case _:
+            return node
+
+
 # --- Watching ----------------------------------------------------------------------------------
 
 
@@ -332,9 +440,17 @@ def test_its_watcher_tells_of_changes(watcher: Language, tmp_path: Path) -> None
             raw.ok(op="PUT", key="users/ü", value=[1, "x"])
             raw.ok(op="PUT", key="others", value=1)
             raw.ok(op="TXN", ops=[{"op": "DELETE", "key": "users/ü"}])
-            lines = [read_line(process.stdout).decode().rstrip("\n") for _ in range(2)]
+            for key, value in ODD.items():
+                put = mapping({"op": text("PUT"), "key": text(f"users/{key}"), "value": value})
+                raw.exchange(encode(put))
+            lines = [
+                read_line(process.stdout).decode(errors="replace").rstrip("\n")
+                for _ in range(2 + len(ODD))
+            ]
         finally:
             process.kill()
 
     assert lines[0].replace(" ", "") == '1\tPUT\tusers/ü\t[1,"x"]'
     assert lines[1] == "3\tDELETE\tusers/ü"
+    assert [line.split("\t")[2] for line in lines[2:]] == [f"users/{key}" for key in ODD]
+    assert all(line.split("\t")[3] for line in lines[2:])

@@ -35,7 +35,7 @@ from tests.support import unpack
 from zkv import compiled
 from zkv.durability.segment import pack_frames
 from zkv.keyspace import SnapshotView, StoredEntry
-from zkv.keyspace.table import PlainTable, Table, new_table
+from zkv.keyspace.table import PythonTable, Table, new_table
 from zkv.requests.lane import Answers, open_lane
 
 ROOT = Path(__file__).parents[2]
@@ -71,8 +71,8 @@ def test_a_table_is_a_dict(steps: list[tuple[str, str, StoredEntry]]) -> None:
         assert (key in table, table.get(key)) == (key in model, model.get(key))
         assert (len(table), dict(table)) == (len(model), model)
     assert sorted(table) == sorted(model)
-    assert table.pairs(list(model)) == PlainTable(model).pairs(list(model))
-    for each in (table, PlainTable(model)):
+    assert table.pairs(list(model)) == PythonTable(model).pairs(list(model))
+    for each in (table, PythonTable(model)):
         with pytest.raises(KeyError, match="not there"):
             each.pairs([*model, "not there"])
 

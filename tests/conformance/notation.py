@@ -526,7 +526,8 @@ def _parts(left: Node, right: Node, at: str, in_order: bool) -> list[Pair] | Non
     parts = []
     found = list(right.value)
     for key, value in left.value:
-        index = 0 if in_order else next((i for i, (k, _) in enumerate(found) if _same(key, k)), 0)
+        same = (i for i, (k, _) in enumerate(found) if not difference(key, k, 0, exact=False))
+        index = 0 if in_order else next(same, 0)
         their_key, theirs = found.pop(index)
         inner = f"{at}.{render(key)}"
         parts += [(key, their_key, f"the name of {inner}"), (value, theirs, inner)]

@@ -15,14 +15,16 @@ from tests.conformance.notation import (
     decode,
     difference,
     encode,
+    mapping,
     parse,
     render,
     squeeze,
     stretch,
+    text,
 )  # fmt: skip
 from tests.conformance.runner import NotFreshError, run
 from tests.conformance.vectors import GENERATED, LAST, generated, load, walk
-from tests.support import LIMIT, ROOT, Raw, ServerProcess, environment, unpack
+from tests.support import LIMIT, ROOT, Raw, ServerProcess, environment, raw_fields, unpack
 from zkv import errors
 from zkv.protocol.requests import REQUEST_TYPES
 
@@ -38,6 +40,18 @@ def test_the_server_keeps_the_protocol(tmp_path: Path) -> None:
             f"{outcome.case.name}: {outcome.fault}" for outcome in outcomes if outcome.fault
         ] == []
         assert server.wait() == 0  # The last sequence ends it.
+
+
+def test_odd_values_are_stored_byte_for_byte(server: ServerProcess) -> None:
+    (odd,) = (sequence for sequence in SEQUENCES if sequence.name == "odd")
+    with Raw(server.endpoint) as raw:
+        for case in odd.cases:
+            value = case.request.get("value")
+            if value is not None:
+                put = mapping({"op": text("PUT"), "key": text("k"), "value": value})
+                raw.exchange(encode(put))
+                reply = raw.exchange(encode(mapping({"op": text("GET"), "key": text("k")})))
+                assert raw_fields(reply)["value"] == encode(value), case.name
 
 
 def test_the_command_tells_what_is_wrong(tmp_path: Path) -> None:
@@ -80,6 +94,8 @@ def test_what_is_sent_means_the_same_to_a_msgpack_library() -> None:
         kinds = {part.kind for part in walk(case.request)}
         if kinds & {"raw", "rev"} or case.direct or len(encode(case.request)) > 10_000:
             continue
+        if case.needs & {"array_keys", "map_in_key", "duplicate_keys"}:
+            continue  # msgpack for Python cannot, without a hook.
         packed = encode(case.request)
         plain = {part.width for part in walk(case.request) if part.kind != "float"} == {""}
         if plain and "ext" not in kinds and "_32" not in render(case.request):
@@ -128,20 +144,20 @@ SAME_BYTES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("text", SAME_BYTES)
-def test_text_to_bytes_and_back(text: str) -> None:
-    node = parse(text)
+@pytest.mark.parametrize("source", SAME_BYTES)
+def test_text_to_bytes_and_back(source: str) -> None:
+    node = parse(source)
 
-    assert encode(node).hex() == SAME_BYTES[text]
+    assert encode(node).hex() == SAME_BYTES[source]
     assert stretch(squeeze(encode(node))) == encode(node)
     if node.kind not in ("wildcard", "rev", "raw"):
         assert encode(decode(encode(node))) == encode(node)
 
 
-@pytest.mark.parametrize("text", ["", "[1", "{1}", "frob", "1 2", "'a'", "h'0'", "]"])
-def test_what_is_no_notation_is_refused(text: str) -> None:
+@pytest.mark.parametrize("source", ["", "[1", "{1}", "frob", "1 2", "'a'", "h'0'", "]"])
+def test_what_is_no_notation_is_refused(source: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  NotationError, or of the hex
-        parse(text)
+        parse(source)
 
 
 @pytest.mark.parametrize("packed", ["", "c1", "92", "a261", "0101", "ddffffffff", "d4"])

@@ -21,6 +21,7 @@ GENERATED: Final = HERE / "vectors.json"
 LARGE: Final = 200_000
 HUGE: Final = 4_000_000
 """Bytes: more than a slow client is given, and more than any."""
+MOST_NS: Final = 999_999_999
 LAST: Final = "end"
 """The sequence that ends the server."""
 
@@ -168,12 +169,33 @@ def _needed_for(part: Node) -> Iterator[str]:  # noqa: PLR0912  one branch for e
         case "map", value:
             if any(item.kind == "nil" for _, item in value):
                 yield "nil"
-            if any(key.kind != "str" for key, _ in value):
+            keys = [key for key, _ in value]
+            if any(key.kind != "str" for key in keys):
                 yield "map_keys"
+            if any(key.kind == "array" for key in keys):
+                yield "array_keys"
+            if any(inner.kind == "map" for key in keys for inner in walk(key)):
+                yield "map_in_key"
+            if len({_as_python_compares(key) for key in keys}) < len(keys):
+                yield "duplicate_keys"
             if not value:
                 yield "empty_map"
+        case "ext", (-1, data):
+            yield "timestamp" if _is_timestamp(data) else "bad_timestamp"
         case "ext", (kind, _):
-            yield "timestamp" if kind == -1 else "ext"
+            yield "ext" if kind >= 0 else "reserved_ext"
+
+
+def _as_python_compares(key: Node) -> object:
+    """Something that is equal for two keys that are equal in Python, as 1, 1.0 and true are."""
+    return key.value if key.kind in ("bool", "int", "float") else encode(key)
+
+
+def _is_timestamp(data: bytes) -> bool:
+    """Whether the data of an ext of type -1 has one of the three forms, and a second's ns."""
+    if len(data) == 8:
+        return int.from_bytes(data) >> 34 <= MOST_NS
+    return len(data) == 4 or (len(data) == 12 and int.from_bytes(data[:4]) <= MOST_NS)
 
 
 # --- What is generated -----------------------------------------------------------------------

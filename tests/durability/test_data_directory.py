@@ -321,7 +321,9 @@ def test_removed_lock_lets_nobody_in(server: ServerProcess) -> None:
                 assert done.returncode != 0
                 assert "another server" in done.stderr
             client.call(op="SNAPSHOT")
-        assert "holds this data directory" in run_zkv("check", "data", cwd=server.directory).stdout
+        assert (
+            "is using this data directory" in run_zkv("check", "data", cwd=server.directory).stdout
+        )
         assert str(server.process.pid) in (server.data_dir / "LOCK").read_text()
 
 
@@ -382,7 +384,7 @@ LONG = "n" * 300
         ("file", "Not a directory"),
         ("file/below", "Not a directory"),
         ("file/deep/below", "Not a directory"),
-        ("dangling", "a link to nowhere, which is not there"),
+        ("dangling", "a link to nowhere, which does not exist"),
         ("loop", "Too many levels of symbolic links"),
         ("link-to-file", "Not a directory"),
         (LONG, "File name too long"),

@@ -378,7 +378,7 @@ def test_check_of_a_missing_first_segment(data: Path) -> None:
     segments(data)[0].unlink()
     missing = revisions(SNAPSHOT_REVS[0] + 1, first_revision(segments(data)[0]) - 1)
     (fault,) = check(data).faults
-    assert fault == f"{snapshots(data)[0]}: missing behind it: {missing}"
+    assert fault == f"{snapshots(data)[0]}: missing after it: {missing}"
 
 
 def test_check_of_a_log_that_ends_before_the_snapshot(data: Path) -> None:
@@ -387,20 +387,20 @@ def test_check_of_a_log_that_ends_before_the_snapshot(data: Path) -> None:
             path.unlink()
     (fault,) = check(data).faults
     newest = segments(data)[-1]
-    assert re.fullmatch(f"{newest}: missing behind it: revisions .* to {SNAPSHOT_REVS[1]}", fault)
+    assert re.fullmatch(f"{newest}: missing after it: revisions .* to {SNAPSHOT_REVS[1]}", fault)
 
 
 def test_check_without_any_segment(data: Path) -> None:
     shutil.rmtree(data / "wal")
     (fault,) = check(data).faults
-    assert fault == f"{data / 'wal'}: there is no segment; what was in it is not known"
+    assert fault == f"{data / 'wal'}: there is no segment; its contents are unknown"
 
 
 def test_check_of_leftovers(data: Path) -> None:
     leftovers = {
         data / "snapshot" / "00000000000000000099.snapshot.tmp": "unfinished",
-        data / "wal" / "00000000000000000001.wal.torn-20": "cut off a segment as its torn tail",
-        data / "wal" / "notes.txt": "not a file of zkv's",
+        data / "wal" / "00000000000000000001.wal.torn-20": "a torn tail that was cut off a segment",
+        data / "wal" / "notes.txt": "not a file of zkv",
     }
     for path in leftovers:
         path.write_bytes(b"")
@@ -429,10 +429,11 @@ def test_no_data_directory(tmp_path: Path, verb: str) -> None:
     assert refusal(verb, directory, *more) == f"zkv: {directory}: No such file or directory"
     directory.mkdir()
     assert (
-        refusal(verb, directory, *more) == f"zkv: {directory}: there is no data here: it is empty"
+        refusal(verb, directory, *more)
+        == f"zkv: {directory}: there is no data here: the directory is empty"
     )
     (directory / "readme").write_text("")
-    assert refusal(verb, directory, *more).startswith(f"zkv: {directory}: no zkv data directory")
+    assert refusal(verb, directory, *more).startswith(f"zkv: {directory}: not a zkv data directory")
     assert refusal(verb, directory / "readme", *more).endswith("readme: Not a directory")
     assert [path.name for path in directory.iterdir()] == ["readme"]
     assert not target.exists()
@@ -592,9 +593,7 @@ def test_repair_counts_what_left_nothing_readable(data: Path, recorded: Recorded
     newest.write_bytes(b"\xff" * size)
     lines = ok("repair", "--yes", data)
     (lost,) = [line for line in lines if line.startswith("lost ")]
-    found = re.fullmatch(
-        r"lost   up to (\d+) behind revision (\d+) that left nothing readable", lost
-    )
+    found = re.fullmatch(r"lost   up to (\d+) unreadable revisions after revision (\d+)", lost)
     assert found, lost
     most, known = map(int, found.groups())
     assert known == first - 1
@@ -648,7 +647,7 @@ def test_repair_asks(data: Path) -> None:
         done = answer(text)
         assert done.returncode == 1
         assert f"lost   revisions 50 to {LAST_REV}" in done.stdout
-        assert done.stderr == "zkv: nothing has been done\n"
+        assert done.stderr == "zkv: nothing was done\n"
         assert files_in(data) == before
     assert answer("y\n").returncode == 0
     assert check(data).status == 0
@@ -673,7 +672,8 @@ def test_verbs_beside_a_server(data: Path, recorded: Recorded) -> None:
         findings = check(data)
         assert findings.status == 0
         assert (
-            f"{data}: process {server.process.pid} holds this data directory" in findings.notes[0]
+            f"{data}: process {server.process.pid} is using this data directory"
+            in findings.notes[0]
         )
         line = refusal("repair", "--yes", data)
         assert line == (
@@ -693,7 +693,7 @@ def test_frames_in_flight_are_no_fault(data: Path) -> None:
         findings = check(data)
     assert findings.status == 0
     assert len(findings.notes) == 1
-    assert "holds this data directory" in findings.notes[0]
+    assert "is using this data directory" in findings.notes[0]
 
 
 # --- dump --------------------------------------------------------------------------------------
@@ -890,7 +890,7 @@ def test_target_that_is_not_empty(data: Path, tmp_path: Path) -> None:
     (target / "mine").write_text("mine")
     for verb in ("backup", "restore"):
         line = refusal(verb, data, target)
-        assert line == f"zkv: {target}: not empty; nothing has been copied"
+        assert line == f"zkv: {target}: not empty; nothing was copied"
         assert [path.name for path in target.iterdir()] == ["mine"]
         assert refusal(verb, data, target / "mine").startswith(f"zkv: {target / 'mine'}: ")
         assert (target / "mine").read_text() == "mine"

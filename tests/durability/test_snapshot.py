@@ -33,7 +33,7 @@ from zkv.durability.snapshot import Loaded, Writer, file_name, read, revision_of
 from zkv.engine import Engine
 from zkv.errors import DamageError, ReadOnly
 from zkv.keyspace import StoredEntry
-from zkv.keyspace.table import PlainTable
+from zkv.keyspace.table import PythonTable
 
 REV = 42
 CREATED = 1
@@ -127,13 +127,13 @@ def frames_of(path: Path) -> list[Frame]:
 
 def test_round_trip(tmp_path: Path) -> None:
     path = write_usual(tmp_path)
-    assert read(Files(), path) == Loaded(REV, PlainTable(ENTRIES), [], CREATED)
+    assert read(Files(), path) == Loaded(REV, PythonTable(ENTRIES), [], CREATED)
     assert os.listdir(tmp_path) == [file_name(REV)], "nothing is left beside it"
 
 
 def test_empty_store(tmp_path: Path) -> None:
-    assert read(Files(), write(tmp_path, [])) == Loaded(REV, PlainTable(), [], CREATED)
-    assert read(Files(), write(tmp_path, [{}, {}], rev=0)) == Loaded(0, PlainTable(), [], CREATED)
+    assert read(Files(), write(tmp_path, [])) == Loaded(REV, PythonTable(), [], CREATED)
+    assert read(Files(), write(tmp_path, [{}, {}], rev=0)) == Loaded(0, PythonTable(), [], CREATED)
 
 
 @given(
@@ -151,7 +151,7 @@ def test_any_entries(
     pairs = list(entries_.items())
     chunks = [dict(pairs[first : first + size]) for first in range(0, len(pairs), size)]
     assert read(Files(), write(directory, chunks, rev)) == Loaded(
-        rev, PlainTable(entries_), [], CREATED
+        rev, PythonTable(entries_), [], CREATED
     )
 
 
@@ -174,7 +174,7 @@ def test_the_format_is_as_documented(tmp_path: Path) -> None:
         "b": StoredEntry(b"\xc0", 3),
         "c": StoredEntry(b"\xa1x", 4),
     }
-    assert read(Files(), path) == Loaded(REV, PlainTable(expected), [], CREATED)
+    assert read(Files(), path) == Loaded(REV, PythonTable(expected), [], CREATED)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
             flipped[place] ^= 1 << bit
             damaged(path, bytes(flipped))
     path.write_bytes(good)
-    assert read(Files(), path) == Loaded(REV, PlainTable(ENTRIES), [], CREATED)
+    assert read(Files(), path) == Loaded(REV, PythonTable(ENTRIES), [], CREATED)
 
 
 def test_every_byte_overwritten_is_noticed(tmp_path: Path) -> None:

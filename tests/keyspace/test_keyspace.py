@@ -43,7 +43,7 @@ from zkv.keyspace import (
     view,
 )
 from zkv.keyspace.bounds import key_range
-from zkv.keyspace.sessions import room
+from zkv.keyspace.sessions import counted_size
 
 Model = dict[str, StoredEntry]
 
@@ -192,7 +192,11 @@ def test_a_write_that_is_rolled_back_leaves_the_window_as_it_was() -> None:
         assert known is not None
         assert known.rev == seq
     assert sessions.recall("s", 9, b"digest", 0) is None
-    assert sessions.statistics() == {"sessions": 1, "replies": 3, "bytes": 3 * room(len(b"reply"))}
+    assert sessions.statistics() == {
+        "sessions": 1,
+        "replies": 3,
+        "bytes": 3 * counted_size(len(b"reply")),
+    }
 
 
 # --- What has expired, and is not removed yet ------------------------------------------------

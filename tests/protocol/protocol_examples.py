@@ -79,17 +79,17 @@ PINNED_INFO: Final[Fields] = {
 EXAMPLES: Final[dict[str, list[Example]]] = {
     "PING": [Example("", {"id": 1}, pinned={"time": 1_767_225_600_000})],
     "PUT": [
-        Example("A new key:", {"key": "greeting", "value": "hello"}),
+        Example("Store a new key:", {"key": "greeting", "value": "hello"}),
         Example(
-            "Another value, with the old one asked for:",
+            "Another value; the reply includes the previous one:",
             {"key": "greeting", "value": {"en": "hello", "fr": "bonjour"}, "prev": True},
         ),
         Example(
-            "Any value, here a bin; on disk before it is answered, whatever the server's policy:",
+            "A bin, which must be on disk before the reply, whatever the server's policy:",
             {"key": "logo", "value": b"\x89PNG", "durable": True, "id": "put-3"},
         ),
         Example(
-            "Only if there is none yet, and for half a minute: a lock.",
+            "A lock: stored only if the key is absent, and for half a minute:",
             {"key": "lock", "value": "worker 7", "if_rev": 0, "ttl": 30},
         ),
         Example(
@@ -101,21 +101,25 @@ EXAMPLES: Final[dict[str, list[Example]]] = {
     "GET": [
         Example("", {"key": "greeting", "id": 4}),
         Example("A key that expires:", {"key": "lock"}, pinned={"ttl": 29.5}),
-        Example("A key that is not there:", {"key": "nobody", "id": 5}, "NOT_FOUND"),
+        Example("An absent key:", {"key": "nobody", "id": 5}, "NOT_FOUND"),
     ],
     "DELETE": [
         Example("", {"key": "logo", "prev": True}),
-        Example("A key that is not there:", {"key": "logo"}, "NOT_FOUND"),
-        Example("A key that has changed meanwhile:", {"key": "greeting", "if_rev": 1}, "CONFLICT"),
+        Example("An absent key:", {"key": "logo"}, "NOT_FOUND"),
+        Example(
+            "A key that has changed since it was read:",
+            {"key": "greeting", "if_rev": 1},
+            "CONFLICT",
+        ),
     ],
     "TOUCH": [
         Example("", {"key": "greeting", "ttl": 3600}),
-        Example("It stays after all:", {"key": "greeting", "ttl": None}),
+        Example("Remove the expiry:", {"key": "greeting", "ttl": None}),
     ],
     "INCR": [
         Example("", {"key": "visits"}),
         Example("", {"key": "visits", "by": -3}),
-        Example("What is no int64:", {"key": "greeting"}, "WRONG_TYPE"),
+        Example("A value that is not an int:", {"key": "greeting"}, "WRONG_TYPE"),
     ],
     "MGET": [
         Example("`nobody` is absent, as its revision says:", {"keys": ["visits", "nobody"]}),
@@ -123,11 +127,11 @@ EXAMPLES: Final[dict[str, list[Example]]] = {
     "MPUT": [Example("", {"items": {"a": 1, "b": 2.5, "c": None}})],
     "MDELETE": [
         Example("", {"keys": ["a", "b", "x"]}),
-        Example("Nothing to delete, so no new revision:", {"keys": ["x"]}),
+        Example("No key is present, so there is no new revision:", {"keys": ["x"]}),
     ],
     "TXN": [
         Example(
-            "If `visits` is as we know it, take it over and remove `c`; all or nothing:",
+            "If `visits` still has revision 9, copy it and remove `c`; all or nothing:",
             {
                 "if": [["visits", 9]],
                 "ops": [
@@ -147,7 +151,7 @@ EXAMPLES: Final[dict[str, list[Example]]] = {
     "exactly-once": [
         Example("", {"op": "INCR", "key": "visits", "session": "kV9w2", "seq": 1, "id": 30}),
         Example(
-            "The reply was lost; the same again, with a new `id`:",
+            "The reply was lost, so the client sends the same write again, with a new `id`:",
             {"op": "INCR", "key": "visits", "session": "kV9w2", "seq": 1, "id": 31},
         ),
     ],
@@ -174,8 +178,12 @@ EXAMPLES: Final[dict[str, list[Example]]] = {
         Example("A field that the op does not know:", {"op": "GET", "kye": "a"}, "BAD_REQUEST"),
         Example("A field of the wrong type:", {"op": "GET", "key": 7, "id": 8}, "BAD_REQUEST"),
         Example("No such op:", {"op": "get", "key": "a"}, "UNKNOWN_OP"),
-        Example("Too long a key:", {"op": "GET", "key": "k" * 1_025}, "TOO_LARGE"),
-        Example("Too late:", {"op": "GET", "key": "a", "deadline": 1_767_225_600_000}, "DEADLINE"),
+        Example("A key that is too long:", {"op": "GET", "key": "k" * 1_025}, "TOO_LARGE"),
+        Example(
+            "A request that runs after its deadline:",
+            {"op": "GET", "key": "a", "deadline": 1_767_225_600_000},
+            "DEADLINE",
+        ),
     ],
     "END": [Example("", {"id": 9})],
 }

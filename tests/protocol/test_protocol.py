@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from tests.support import pack, unpack
-from zkv import compiled
+from zkv import compiled, nesting
 from zkv.errors import (
     BadRequest,
     Internal,
@@ -25,7 +25,7 @@ from zkv.errors import (
     TooLarge,
     UnknownOp,
 )
-from zkv.protocol import nesting, replies, requests
+from zkv.protocol import replies, requests
 from zkv.protocol.codec import KeyLimits, decode, encode_reply, pack_array
 
 NOT_UTF8 = b"\xa3a\xffb"

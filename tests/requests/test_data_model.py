@@ -1881,7 +1881,7 @@ def test_what_no_frame_of_the_log_holds_is_too_large(
     with mock.patch("zkv.keyspace.change.MOST_PAYLOAD_BYTES", 900):
         store.put("k", "x" * 440)
         message = store.refused("TOO_LARGE", **write)["message"]
-        assert message.endswith("the log takes 900 at once: write less in one request")
+        assert message.endswith("the log takes 900 at most: write less in one request")
         store.refused("TOO_LARGE", **write, session="s", seq=1)
         store.put("j", 1)
     store.crash()

@@ -29,7 +29,7 @@ from tests.requests.contract_stores import Disk, DurableStore, FakeClock, Parked
 from tests.support import Message, pack, unpack
 from zkv.errors import ReadOnly
 from zkv.keyspace.bounds import key_range
-from zkv.keyspace.sessions import room
+from zkv.keyspace.sessions import counted_size
 
 WINDOW: Final = 3
 SESSION_TTL: Final = 31_536_000
@@ -769,7 +769,12 @@ class StoreMachine(RuleBasedStateMachine):
             "replies": (statistics["sessions"]["replies"], len(replies)),
             "bytes of replies": (
                 statistics["sessions"]["bytes"],
-                sum(room(len(reply)) for state in states if state for *_, reply, _ in state[2]),
+                sum(
+                    counted_size(len(reply))
+                    for state in states
+                    if state
+                    for *_, reply, _ in state[2]
+                ),
             ),
         }
         return [

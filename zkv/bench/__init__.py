@@ -1,20 +1,21 @@
 """``zkv-bench``: measures a server under load.
 
-The way of a run, and the module for each step:
+The steps of a run and their modules:
 
-    main         command line -> `Job`
-    servers      starts the server to be measured, where asked
-    generator    processes that make the load, started and stopped together, their figures merged
-      drive        the loop of one such process: when to send, what to record
-        workload     what to send, and whether the answer is right; `verify` knows the whole answer
-          keys         which key comes next
-        connections  how it travels: many connections over one ZeroMQ socket
-    result       figures, settings and machine as one record, which is also the JSON file
+    main         parses the command line into a `LoadJob`
+    measure      makes the run from end to end
+    servers      starts the server to measure, if asked to
+    generator    the processes that make the load: starts and stops them, merges their figures
+      drive        the loop of one process: when to send, what to record
+        workload     the requests, and the check of replies; `verify` checks their contents
+          keys         the distribution of keys
+        connections  many connections over one ZeroMQ socket
+    result       figures, settings and machine in one record, which is also the JSON file
     show, plot   the record as text, CSV and pictures
 
-`sweep` makes many runs of this kind. How zkv is compared with others is in `benchmarks/`.
+`sweep` makes many runs at rising rates. `benchmarks/` compares zkv with other servers.
 
-The generator must not be what is measured. So a process has one loop and one thread of Python, the
-requests are templates, and each run is set beside what the same loop reaches against a server that
-answers a constant (`floor.c`).
+The result must not be limited by the generator. So a process has one loop in one Python thread,
+requests are made from templates, and before each run the same load is measured against a server
+that answers a constant (`floor.c`).
 """

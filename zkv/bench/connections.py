@@ -1,17 +1,17 @@
-"""How requests travel: many connections, driven by one thread without polling each of them.
+"""Many connections to a server, driven by one thread without polling each of them.
 
-A **slot** is a place for one request in flight; connection c has the slots c * pipeline up to
+A **slot** is a place for one request in flight. Connection c has the slots c * pipeline up to
 (c + 1) * pipeline - 1.
 
-ZeroMQ: one ROUTER socket makes all the connections, each under a routing id of our choice. So a
-request goes out on just the connection that it is meant for, and one blocking receive waits for
-all of them. On the wire, each connection is what a REQ client's is (lock-step: one in flight), or
-that of a DEALER with an empty delimiter (several in flight). Compared with a socket for each client
-and a poller around them this costs a third to a half of the CPU per operation, in trials with 50
-and 500 connections: 2.1 and 2.6 microseconds instead of 4.3 and 7.5.
+One ROUTER socket makes all connections, each with a routing id that this module chooses. So it can
+send a request on a given connection, and one blocking receive waits for all of them. On the wire, a
+connection looks like that of a REQ client (lock-step: one request in flight), or that of a DEALER
+with an empty delimiter (several in flight). Compared with one socket per client and a poller, this
+costs a third to a half of the CPU per operation: in trials with 50 and 500 connections, 2.1 and 2.6
+microseconds instead of 4.3 and 7.5.
 
-With several in flight a request carries an ``id``, by which the reply finds its slot: workers may
-finish in another order. A lock-step request carries none.
+If several requests are in flight, each has an ``id``, which gives the slot of the reply, since
+workers may finish in another order. A lock-step request has none.
 """
 
 from __future__ import annotations
@@ -28,49 +28,49 @@ import zmq
 from zkv.errors import ZkvError
 
 FIRST_ID: Final = 1 << 16
-"""Ids from here on take four bytes in msgpack: found in a reply without decoding it."""
+"""Ids from this one on take four bytes in msgpack, so they are found without decoding a reply."""
 
 SNDMORE: Final = int(zmq.SNDMORE)
 NOBLOCK: Final = int(zmq.NOBLOCK)
-"""Plain ints, which pyzmq takes faster than its enums."""
+"""Plain ints, which pyzmq accepts faster than its enums."""
 
 SELECTABLE: Final = 1024
-"""The file descriptors that select can take; only it waits for less than a millisecond."""
+"""select accepts file descriptors below this. Only select can wait for less than a millisecond."""
 
 Replies = list[tuple[int, bytes]]
 
 
 class BenchError(ZkvError):
-    """The run cannot go on, or cannot be made as asked; one line that says why."""
+    """The run cannot continue, or cannot be made as requested; the message is one line."""
 
 
 class Connections(Protocol):
-    """Connections of one process to one server. Made, used and closed in one thread."""
+    """Connections of one process to one server. Create, use and close them in one thread."""
 
     def send(self, slot: int, request: bytes) -> None:
         """Queue a request."""
 
     def flush(self) -> None:
-        """Let go what is queued."""
+        """Send what is queued."""
 
     def receive(self, seconds: float) -> Replies:
-        """Some replies, each with its slot; none where none came in time."""
+        """Some replies, each with its slot; empty if none arrives in time."""
 
     def renew(self) -> None:
-        """Drop all connections, and with them what is in flight, and connect anew."""
+        """Close all connections, drop the requests in flight, and connect again."""
 
     def close(self) -> None:
-        """Drop everything."""
+        """Close all connections."""
 
 
 class ZmqConnections:
     """Connections to a zkv server.
 
     Args:
-        context: to make the socket in.
-        endpoint: of the server.
-        clients: how many connections.
-        pipeline: requests in flight on each.
+        context: the ZeroMQ context of the socket.
+        endpoint: the server's endpoint.
+        clients: the number of connections.
+        pipeline: the number of requests in flight on each.
     """
 
     def __init__(
@@ -88,19 +88,19 @@ class ZmqConnections:
         self._connect()
 
     def send(self, slot: int, request: bytes) -> None:
-        """Send at once."""
+        """Send the request at once."""
         send = self._send
         send(self._names[slot], SNDMORE)
         send(b"", SNDMORE)
         send(request + self._tails[slot])
 
     def flush(self) -> None:
-        """Nothing is queued here."""
+        """Do nothing, since nothing is queued."""
 
     def receive(self, seconds: float) -> Replies:
-        """The next reply, and what else is there already.
+        """The next reply, and the others that have arrived already.
 
-        What is taken together is answered together, and so leaves in few system calls.
+        The loop sends the next requests for these replies together, which saves system calls.
         """
         if seconds < self._patience and not self._await(seconds):
             return []
@@ -124,7 +124,7 @@ class ZmqConnections:
         return replies
 
     def renew(self) -> None:
-        """Make a new socket."""
+        """Replace the socket by a new one."""
         self._socket.close()
         self._connect()
 
@@ -133,9 +133,9 @@ class ZmqConnections:
         self._socket.close()
 
     _most: Final = 32
-    """Replies taken at once: bounds how long the first of them waits for the last."""
+    """The largest number of replies taken at once: bounds how long the first waits for the last."""
     _patience: Final = 0.05
-    """Seconds that a receive waits by itself, without looking whether there is anything."""
+    """The timeout of the socket's receive, in seconds; shorter waits use `_await`."""
 
     def _connect(self) -> None:
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
@@ -150,15 +150,15 @@ class ZmqConnections:
         except zmq.ZMQError as error:
             self._socket.close()
             raise BenchError(f"{self._endpoint}: {error.strerror}") from error
-        # The compiled methods, without the layer of Python over them that looks at options which
-        # are of no use here: 3.6 to 4.1 us per operation, not 4.2 to 4.7, at 50 x 16 in flight.
+        # The compiled methods, without pyzmq's Python methods around them, whose options are not
+        # needed: 3.6 to 4.1 us per operation instead of 4.2 to 4.7, at 50 x 16 in flight.
         compiled: Any = super(zmq.Socket, self._socket)
         self._send: Callable[..., None] = compiled.send
         self._receive: Callable[..., bytes] = compiled.recv
         self._fd = int(self._socket.getsockopt(zmq.FD))
 
     def _await(self, seconds: float) -> bool:
-        """Wait for less than a poll's millisecond, if need be: open loops are that precise."""
+        """Wait with a precision below the millisecond of a poll, which open loops need."""
         deadline = time.perf_counter() + seconds
         while not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             left = deadline - time.perf_counter()
@@ -172,7 +172,7 @@ class ZmqConnections:
 
 
 def _id_of(reply: bytes) -> int:
-    """The id of a reply whose fields stand in another order."""
+    """The id of a reply with another order of fields."""
     try:
         return int(msgspec.msgpack.decode(reply)["id"])
     except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:

@@ -1,16 +1,16 @@
-"""The loop of one process: when to send, and what to record.
+"""The loop of one process of the generator: when to send, and what to record.
 
-Closed loop: each slot sends its next operation when the last one is done; the server sets the pace.
-A latency runs from sending to the reply.
+Closed loop: each slot sends its next operation when the previous one is done, so the server sets
+the pace. The latency is the time from sending to the reply.
 
-Open loop: operation k is due at begin + k / rate, whatever the server does, and goes out as soon as
-a slot is free. Its latency runs from when it was due. So a stall counts for everything that should
-have been sent meanwhile, not for one operation only (what wrk2 calls coordinated omission, and
-avoids in the same way).
+Open loop: operation k is due at begin + k / rate, whatever the server does, and is sent as soon as
+a slot is free. The latency is the time from when it was due to the reply. So a stall counts for all
+operations that should have been sent meanwhile, not only for one. (wrk2 avoids this error, which it
+calls coordinated omission, in the same way.)
 
-When a reply has not come for ``timeout``, its connections are given up and made anew with all that
-was in flight: such an operation counts as lost, or is sent again where the source says so. So a run
-goes on across a restart of the server, and tells how long nothing came: the gap.
+If a reply does not arrive within ``timeout``, the loop closes all connections and connects again.
+The operations in flight count as lost, or are sent again if the source wants that. So a run
+continues across a restart of the server, and reports the longest time without any reply: the gap.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from zkv.bench.histogram import Counts
 from zkv.bench.workload import Source
 
 INTERVAL: Final = 250_000_000
-"""Nanoseconds. Figures are collected for each of these by itself: for progress and rate plots."""
+"""Nanoseconds. Figures are collected per interval of this length, for progress and plots."""
 CHECK: Final = 50_000_000
-"""Nanoseconds from one look at timeouts, intervals and stop requests to the next."""
+"""Nanoseconds between checks for timeouts, ends of intervals and stop requests."""
 GAP: Final = 100_000_000
-"""Nanoseconds without any reply that count as a gap."""
+"""A time without any reply counts as a gap if it is longer than this, in nanoseconds."""
 PATIENCE: Final = 30_000_000_000
-"""Nanoseconds behind the end after which what is in flight is given up for good."""
+"""Nanoseconds after the end, beyond the timeout, until operations in flight count as lost."""
 
 clock: Final = time.perf_counter_ns
-"""The same in all processes of a machine."""
+"""A clock that all processes of a machine share."""
 
 
 class Pace(Struct, frozen=True, kw_only=True):
-    """When to send and when to stop; times in nanoseconds.
+    """When to send and when to stop; times are in nanoseconds.
 
-    ``rate`` is in operations per second, 0 = closed loop. The end comes after ``duration`` or after
+    ``rate`` is in operations per second, 0 = closed loop. The run ends after ``duration`` or after
     ``operations``, whichever is not 0.
     """
 
@@ -55,7 +55,7 @@ class Pace(Struct, frozen=True, kw_only=True):
 
 
 class Interval(Struct):
-    """What happened in one interval: latencies by kind, and the number of failed operations."""
+    """The figures of one interval: latencies by kind, and the number of failed operations."""
 
     number: int
     counts: list[dict[int, int]]
@@ -63,7 +63,7 @@ class Interval(Struct):
 
 
 class Totals(Struct):
-    """What a whole run adds up to, besides its intervals; nanoseconds."""
+    """The totals of a run, in addition to its intervals; times are in nanoseconds."""
 
     elapsed: int = 0
     lost: int = 0
@@ -72,19 +72,19 @@ class Totals(Struct):
     gap: int = 0
     gap_at: int = 0
     behind: int = 0
-    """How much later than due an operation was sent at worst although a slot was free."""
+    """The longest time that an operation was sent too late although a slot was free."""
 
 
 class Loop:
-    """Drives a source over connections.
+    """Sends the requests of a source over connections, and records the replies.
 
     Args:
-        connections: with as many slots as ``slots``.
-        source: what to send.
-        slots: how many operations may be in flight.
-        pace: when to send.
-        report: takes each interval when it is over.
-        stopped: asked now and then whether to end early.
+        connections: connections with ``slots`` slots.
+        source: makes the requests.
+        slots: the number of operations that may be in flight.
+        pace: when to send and to stop.
+        report: called with each interval when it is over.
+        stopped: called now and then; a result of True ends the run early.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Loop:
         self.totals = Totals()
 
     def run(self) -> Totals:
-        """Until the end, and until everything in flight has been answered or given up."""
+        """Run until the end, and until every operation in flight is answered or counts as lost."""
         while clock() < self._pace.begin:
             time.sleep(max(0.0, min(0.01, (self._pace.begin - clock()) / 1e9)))
         if self._period:
@@ -136,7 +136,7 @@ class Loop:
         receive, flush = self._connections.receive, self._connections.flush
         take, launch, free = self._take, self._launch, self._free
         now = clock()
-        while True:  # At least once: a process may be late for the whole of a very short run.
+        while True:  # At least once, since a very short run may be over before a process begins.
             while free and self._launched < self._most:
                 launch(free.pop(), now)
             flush()
@@ -171,7 +171,7 @@ class Loop:
                 self._look_around(now)
 
     def _drain(self) -> None:
-        """Take what is in flight, and send nothing more."""
+        """Wait for the replies in flight, and begin no new operation."""
         self._connections.flush()
         give_up = clock() + self._pace.timeout + PATIENCE
         while any(self._sent):
@@ -198,7 +198,7 @@ class Loop:
         self._connections.send(slot, request)
 
     def _count_unsent(self) -> None:
-        """What was due before the end and was never sent, as no slot was free."""
+        """Count the operations that were due before the end and never sent: no slot was free."""
         if self._period and self._end:
             due = int((self._end - self._pace.begin) / self._period)
             self.totals.unsent = max(0, due - self._launched)
@@ -212,7 +212,7 @@ class Loop:
             self.totals.gap_at = self._last_reply - self._pace.begin
         self._last_reply = now
         if verdict is True:
-            # `histogram.bucket`, in line: a call would cost as much as all of it.
+            # `histogram.bucket`, inlined: a call would double the cost.
             value = now - self._started[slot]
             shift = value.bit_length() - 11
             self._counts[self._kind[slot]][
@@ -228,7 +228,7 @@ class Loop:
         self._free.append(slot)
 
     def _look_around(self, now: int) -> None:
-        """Whatever need not be done for each reply."""
+        """Do the work that is not needed for each reply: timeouts, intervals, stop requests."""
         self._checked = now
         number = (now - self._pace.begin) // INTERVAL
         if number > self._interval:
@@ -240,7 +240,7 @@ class Loop:
             self._end = now
 
     def _start_over(self, now: int) -> None:
-        """A reply has not come in time: connect anew; what was in flight is lost or sent again."""
+        """Connect again after a timeout; operations in flight are lost or sent again."""
         self._connections.renew()
         for slot, sent in enumerate(self._sent):
             if not sent:

@@ -1,9 +1,9 @@
-/* The floor: what libzmq itself costs in the shape of a zkv server.
+/* The floor: the cost of libzmq alone, in a server with the structure of zkv.
  *
- * ROUTER in front, libzmq's own proxy, DEALER inside, and one worker that answers every request
- * with a constant. A request that ends in an id of four bytes, as zkv-bench sends it with several
- * requests in flight, gets the same id back. Prints "READY ENDPOINT" when it serves; ends with
- * its standard input, so that none is ever left behind.
+ * It has a ROUTER, libzmq's own proxy, a DEALER inside, and one worker that answers every request
+ * with a constant. If a request ends in an id of four bytes, as zkv-bench sends it with several
+ * requests in flight, the reply contains it. The program prints "READY ENDPOINT" when it serves,
+ * and ends when its standard input ends, so that it never outlives its parent.
  *
  *     cc -O2 floor.c -o floor -lzmq -lpthread && ./floor 'tcp://127.0.0.1:*'
  */

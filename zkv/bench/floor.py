@@ -1,6 +1,6 @@
-"""The floor where no compiler is: the proxy of ``floor.c``, with its worker in Python.
+"""The floor in Python, for machines without a C compiler; it does the same as ``floor.c``.
 
-Runs as a program: ``python -m zkv.bench.floor ENDPOINT``.
+It is a program: ``python -m zkv.bench.floor ENDPOINT``.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The processes that make the load: started together, stopped together, their figures merged.
+"""The processes that make the load: starts and stops them together, and merges their figures.
 
-Each process has connections, a source and a loop of its own, and sends what happened in each
-interval through a pipe. The parent only adds up, and shows progress; it takes part in nothing that
-is measured. Processes come from multiprocessing's fork server, which has imported everything and
-has no socket open: so one is there in milliseconds, and inherits no state of ZeroMQ.
+Each process has its own connections, source and loop, and sends the figures of each interval
+through a pipe. The parent only adds them up and shows progress; it sends no requests. Processes are
+forked by multiprocessing's fork server, which has imported everything and has no socket open. So
+they start in milliseconds, and inherit no state of ZeroMQ.
 
-For ``inproc://`` the load is made by a thread of the server's own process, since that is where the
-endpoint is.
+For ``inproc://`` a thread in the server's own process makes the load, since the endpoint exists
+only there.
 """
 
 from __future__ import annotations
@@ -34,22 +34,23 @@ from zkv.bench.workload import Mix, Requests, Source, Workload
 from zkv.streams import bug
 
 CONNECT_LIMIT: Final = 20.0
-"""Seconds within which every connection has to be there."""
+"""Seconds within which the server must have answered on every connection."""
 HEAD_START: Final = 0.05
-"""Seconds from the moment when all processes are ready to the begin of the run."""
+"""Seconds from the moment when all processes are ready to the beginning of the run."""
 
 
 class LoadTarget(Struct, frozen=True, kw_only=True):
-    """Where the load goes."""
+    """The server that gets the load."""
 
     endpoint: str = ""
 
 
 class LoadJob(Struct, frozen=True, kw_only=True):
-    """A run: what to send where, from how many processes over how many connections.
+    """The settings of a run: target, workload, processes, connections, duration.
 
-    ``clients`` is the number of connections of all processes together; ``rate`` and ``operations``
-    are those of all, too, 0 = no such bound. ``verify`` names the run whose answers are checked.
+    ``clients``, ``rate`` and ``operations`` are totals of all processes. A ``rate`` of 0 is a
+    closed loop; ``operations`` of 0 is no limit. If ``verify`` is not empty, replies are checked;
+    it is then a unique name for the run.
     """
 
     target: LoadTarget
@@ -64,21 +65,21 @@ class LoadJob(Struct, frozen=True, kw_only=True):
     verify: str = ""
 
     def share(self, amount: int, process: int) -> int:
-        """What falls to a process of an amount that is dealt out evenly."""
+        """The share of a process, if ``amount`` is divided evenly among all processes."""
         return amount // self.processes + (process < amount % self.processes)
 
 
 def check(processes: int, clients: int, operations: int, is_inside: bool) -> None:
-    """Raises BenchError where a job cannot be dealt out to its processes."""
+    """Raise BenchError if a job cannot be divided among its processes."""
     if is_inside and processes > 1:
-        raise BenchError("inproc: the load comes from the server's own process: --processes 1")
+        raise BenchError("with inproc, the load comes from the server's process: --processes 1")
     for name, count in (("clients", clients), ("operations", operations)):
         if 0 < count < processes:
             raise BenchError(f"{count} {name} are too few for {processes} processes")
 
 
 class ProcessReport(Struct):
-    """What a process says at its end. Seconds, and nanoseconds in ``totals``."""
+    """The report of a process at its end. Times are in seconds, in ``totals`` in nanoseconds."""
 
     totals: Totals
     cpu: float
@@ -91,7 +92,7 @@ class ProcessReport(Struct):
 
 
 class Measured(Struct):
-    """What all processes together have measured."""
+    """The figures of all processes together."""
 
     kinds: list[str]
     latencies: dict[str, Histogram]
@@ -100,7 +101,7 @@ class Measured(Struct):
     reports: list[ProcessReport] = field(default_factory=list)
 
     def add(self, interval: Interval) -> None:
-        """Add what a process did in an interval."""
+        """Add the figures of a process for an interval."""
         known, failed = self.intervals.get(interval.number, (Histogram(), 0))
         self.failed += interval.failed
         self.intervals[interval.number] = (known, failed + interval.failed)
@@ -110,14 +111,14 @@ class Measured(Struct):
 
 
 Watch = Callable[[Measured, int], None]
-"""Told now and then what there is so far, and how many nanoseconds of the run have passed."""
+"""Called now and then with the figures so far, and the nanoseconds since the beginning."""
 
 
 def run(job: LoadJob, watch: Watch = lambda _measured, _elapsed: None) -> Measured:
-    """Make the load and wait for its end. An interrupt ends it early, a second one at once.
+    """Make the load and wait for its end. Ctrl-C ends it early; a second one aborts it.
 
     Raises:
-        BenchError: the run cannot go on.
+        BenchError: the run cannot continue.
     """
     is_inside = job.target.endpoint.startswith("inproc:")
     start = _start_thread if is_inside else _start_process
@@ -138,7 +139,7 @@ def run(job: LoadJob, watch: Watch = lambda _measured, _elapsed: None) -> Measur
 
 
 def _collect(pipes: list[Connection], measured: Measured, begin: int, watch: Watch) -> None:
-    """Add up what the processes say until all have ended; have them end when interrupted."""
+    """Add up the figures until all processes have ended; stop the processes on an interrupt."""
     running: list[Any] = list(pipes)
     with _interrupt_noted() as interrupted:
         while running:
@@ -152,21 +153,21 @@ def _collect(pipes: list[Connection], measured: Measured, begin: int, watch: Wat
             watch(measured, clock() - begin)
             if interrupted():
                 for pipe in running:
-                    with contextlib.suppress(OSError):  # That one has just ended.
+                    with contextlib.suppress(OSError):  # The process may just have ended.
                         pipe.send("stop")
 
 
 @contextlib.contextmanager
 def _interrupt_noted() -> Iterator[Callable[[], bool]]:
-    """Have the first interrupt only noted: raised, it would tear a message that is being read.
+    """Record the first interrupt instead of raising it, which could break the read of a message.
 
-    Gives whether one has come since it was last asked.
+    Gives a function that returns True once after an interrupt.
     """
     notes: list[int] = []
 
     def note(number: int, _frame: object) -> None:
         notes.append(number)
-        signal.signal(signal.SIGINT, before)  # The second one is as always.
+        signal.signal(signal.SIGINT, before)  # A second interrupt is raised as usual.
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -179,7 +180,7 @@ def _interrupt_noted() -> Iterator[Callable[[], bool]]:
 
 
 def _take(pipe: Any) -> Any:
-    """What a process says next. Raises BenchError where that is an error, or its end."""
+    """The next message of a process. Raises BenchError if that is an error, or if it has died."""
     try:
         message = pipe.recv()
     except (EOFError, OSError):
@@ -214,17 +215,17 @@ def _start_thread(job: LoadJob, process: int) -> tuple[Connection, Callable[[], 
 
 
 def _member(job: LoadJob, process: int, pipe: Connection) -> None:
-    """The main function of a process. An interrupt is the parent's to handle."""
+    """The main function of a process. The parent handles interrupts."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    gc.disable()  # Nothing here makes cycles, and a collection would show as a latency.
+    gc.disable()  # This code makes no reference cycles, and a collection would add to a latency.
     _work(job, process, pipe)
 
 
 def _work(job: LoadJob, process: int, pipe: Connection) -> None:
-    """Make a process's share of the load; tell everything through the pipe."""
+    """Make the share of a process, and send the figures through the pipe."""
     try:
         connections = connect(job, job.share(job.clients, process))
         try:
@@ -240,7 +241,7 @@ def _work(job: LoadJob, process: int, pipe: Connection) -> None:
 
 
 def _tell(pipe: Connection, error: BenchError) -> None:
-    with contextlib.suppress(OSError):  # The parent may have gone: nobody is there to be told.
+    with contextlib.suppress(OSError):  # The parent may have ended.
         pipe.send(error)
 
 
@@ -280,13 +281,13 @@ def _drive(job: LoadJob, process: int, pipe: Connection, connections: Connection
 
 
 def connect(job: LoadJob, clients: int) -> Connections:
-    """So many connections to the target."""
+    """Make ``clients`` connections to the target."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
     return ZmqConnections(context, job.target.endpoint, clients, job.pipeline)
 
 
 def make_source(job: LoadJob, process: int) -> Source:
-    """What a process sends."""
+    """The source of requests of a process."""
     open_ended = job.pipeline > 1
     if job.verify:
         slots = job.share(job.clients, process) * job.pipeline
@@ -301,9 +302,10 @@ def make_source(job: LoadJob, process: int) -> Source:
 def _greet(
     job: LoadJob, connections: Connections, clients: int, is_over: Callable[[], bool]
 ) -> None:
-    """Have one request answered on each connection, so that all of them are up.
+    """Wait for the reply to a PING on each connection, so that all of them are established.
 
-    Or until it is over: whoever started this says nothing yet, and so has gone.
+    Stop early if ``is_over``: the parent sends nothing at this stage, so its pipe is readable only
+    if it has ended.
     """
     request = b"\x81\xa2op\xa4PING" if job.pipeline == 1 else b"\x82\xa2op\xa4PING\xa2id"
     waiting = set()

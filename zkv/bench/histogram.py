@@ -1,9 +1,8 @@
-"""Latencies in buckets of about 0.1%, as HdrHistogram has them: mergeable, sparse, cheap to fill.
+"""A histogram of latencies like HdrHistogram, with buckets 0.1% wide: mergeable, sparse, fast.
 
-Below 2,048 ns every nanosecond has a bucket; above, each doubling is cut into 1,024. So three
-digits of any percentile are right, whatever the range. A package for it exists (hdrhistogram), but
-brings a build tool along at run time, and a call per value; here the loop that records does it in
-line:
+Below 2,048 ns every nanosecond has a bucket; above, each doubling has 1,024 buckets. So percentiles
+are exact to three digits over any range. The package hdrhistogram needs a build tool at run time
+and a call per value; the loop in `drive` does the same inline:
 
     counts[bucket(nanoseconds)] += 1
 """
@@ -16,10 +15,10 @@ from typing import Final
 
 SUB_BITS: Final = 10
 FIRST: Final = 2 << SUB_BITS
-"""Values below are buckets of their own."""
+"""Each value below this has a bucket of its own."""
 
 Counts = defaultdict[int, int]
-"""How many values fell into each bucket."""
+"""The number of values in each bucket."""
 
 
 def bucket(nanoseconds: int) -> int:
@@ -29,7 +28,7 @@ def bucket(nanoseconds: int) -> int:
 
 
 def upper_end(number: int) -> int:
-    """The largest value that falls into a bucket: what a percentile reports."""
+    """The largest value in a bucket, which a percentile reports."""
     if number < FIRST:
         return number
     shift = (number >> SUB_BITS) - 1
@@ -51,14 +50,14 @@ class Histogram:
         self.counts[bucket(max(0, nanoseconds))] += 1
 
     def merge(self, counts: Mapping[int, int]) -> None:
-        """Count all that another has counted."""
+        """Add the counts of another histogram."""
         for number, count in counts.items():
             self.counts[number] += count
 
     def percentiles(self, shares: Iterable[float]) -> list[int]:
-        """For each share from 0 to 1, in ascending order: what so many values do not exceed.
+        """The percentiles, in nanoseconds, for ``shares`` from 0 to 1 in ascending order.
 
-        Nanoseconds; 0 where nothing was counted.
+        0 if the histogram is empty.
         """
         total = len(self)
         numbers = sorted(self.counts)
@@ -72,6 +71,6 @@ class Histogram:
         return found
 
     def mean(self) -> float:
-        """Nanoseconds; 0 where nothing was counted."""
+        """The mean in nanoseconds; 0 if the histogram is empty."""
         total = sum(upper_end(number) * count for number, count in self.counts.items())
         return total / max(1, len(self))

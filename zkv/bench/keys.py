@@ -1,8 +1,8 @@
-"""Which key comes next: the distributions of YCSB's core workloads, under a seed.
+"""Draws keys from the distributions of YCSB's core workloads, reproducibly from a seed.
 
-Zipfian: rank r is drawn with a probability in proportion to 1 / r**0.99, by the method of Gray et
-al., "Quickly generating billion-record synthetic databases" (SIGMOD 1994), which YCSB uses as well;
-a hash then scatters the ranks over the keys, so that hot keys are not neighbours.
+Zipfian: the probability of rank r is proportional to 1 / r**0.99. The method is that of Gray et
+al., "Quickly generating billion-record synthetic databases" (SIGMOD 1994), which YCSB also uses. A
+hash then scatters the ranks over the keys, so that hot keys are not neighbours.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DISTRIBUTIONS: Final = ("uniform", "zipfian", "latest", "sequential")
 Draw = Callable[[], int]
 
 _EXACT: Final = 100_000
-"""So many terms of the zeta sum are added up; an integral stands for the rest."""
+"""The number of terms of the zeta sum that are added; an integral approximates the rest."""
 
 
 class Zipf:
@@ -34,7 +34,7 @@ class Zipf:
             self._eta = (1 - (2 / count) ** (1 - THETA)) / (1 - _zeta(2) / self._zeta)
 
     def __call__(self) -> int:
-        """Draw one."""
+        """Draw a rank."""
         drawn = self._random()
         scaled = drawn * self._zeta
         if scaled < 1 or self._count == 1:
@@ -54,17 +54,17 @@ def scatter(number: int) -> int:
 
 
 class Keys:
-    """Numbers of keys: ``count`` that were loaded, and those that this process inserts.
+    """Draws numbers of keys: from the ``count`` loaded ones, and those that this process inserts.
 
-    Each of ``processes`` inserts every so-manieth number behind the loaded ones, and reads only
-    those of its own that it has inserted.
+    The numbers after the loaded ones are divided among the ``processes``, in turn. A process reads
+    only the inserted keys that it has inserted itself.
 
     Args:
         distribution: one of `DISTRIBUTIONS`.
-        count: how many were loaded, at least 1.
-        random_: where chance comes from.
-        process: number of this process, from 0.
-        processes: how many there are.
+        count: the number of loaded keys, at least 1.
+        random_: the random generator.
+        process: the number of this process, from 0.
+        processes: the number of processes.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class Keys:
         self._process = process
         self._processes = processes
         self._inserting = 0
-        self._inserted = 0  # So many of the own are known to be there, without a gap,
-        self._ahead: set[int] = set()  # and these behind a gap.
+        self._inserted = 0  # This many inserted keys are confirmed without a gap,
+        self._ahead: set[int] = set()  # and these after a gap.
         zipf: Draw = Zipf(count, random_) if distribution in {"zipfian", "latest"} else lambda: 0
         self.draw: Draw = {
             "uniform": lambda: int(random_.random() * count),
@@ -85,12 +85,12 @@ class Keys:
         }[distribution]
 
     def insert(self) -> int:
-        """A number that nobody has had. It is drawn only once it is `confirm`-ed."""
+        """A new number. It can be drawn once it is confirmed (`confirm`)."""
         self._inserting += 1
         return self._own(self._inserting - 1)
 
     def confirm(self, number: int) -> None:
-        """Take note that an inserted key is there."""
+        """Note that an inserted key is stored."""
         self._ahead.add((number - self._count) // self._processes)
         while self._inserted in self._ahead:
             self._ahead.remove(self._inserted)
@@ -100,7 +100,7 @@ class Keys:
         return self._count + number * self._processes + self._process
 
     def _latest(self, back: int) -> int:
-        """What was inserted ``back`` keys ago."""
+        """The key that was inserted ``back`` keys before the newest."""
         if back < self._inserted:
             return self._own(self._inserted - 1 - back)
         return max(0, self._count - 1 - (back - self._inserted))

@@ -1,6 +1,6 @@
-"""``zkv-bench``: the command line.
+"""The command line of ``zkv-bench``.
 
-Exit status: 0 done; 1 a wrong answer under ``--verify``; 2 wrong usage, or it could not be done.
+Exit status: 0 done; 1 a wrong answer with ``--verify``; 2 wrong usage, or the run failed.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ COMMANDS: Final = ("run", "sweep", "compare")
 PLAIN_FIELDS: Final = ("value_bytes", "reads", "batch", "distribution")
 FIELDS_OF_YCSB: Final = ("fields", "field_bytes")
 LONGEST: Final = 31_536_000
-"""Seconds."""
+"""The longest duration, in seconds."""
 MOST_BYTES: Final = 48 * 1024 * 1024
-"""Of what is stored at once: a server takes no more in a request unless it is told to."""
+"""The most bytes in one request: with default settings a server accepts not much more."""
 LIMITS: Final = {
     "processes": (1, 1_024),
     "clients": (1, 65_536),
@@ -55,14 +55,14 @@ PRODUCTS: Final = {
     ("fields", "field_bytes"): MOST_BYTES,
 }
 NOT_VERIFIED: Final = ("keys", "reads", "batch", "distribution", "ycsb", *FIELDS_OF_YCSB)
-"""What one way of making the load decides by itself."""
+"""Options that do not apply to ``--verify``."""
 
 EPILOG: Final = f"""\
 commands:
-  run      measure a server; what zkv-bench does where no command is named
-  sweep    measure it at rising rates, and find the one that it can just serve
-  compare  put two results of --json beside each other
-  zkv-bench COMMAND --help says more.
+  run      measure a server; the default command
+  sweep    measure it at rising rates, and find the highest that it can serve
+  compare  compare two results of --json
+  zkv-bench COMMAND --help describes a command.
 
 YCSB's core workloads:
 {show.ycsb_list()}
@@ -70,9 +70,9 @@ YCSB's core workloads:
 examples:
   zkv-bench                                  50 lock-step clients for 10 s, half GET half PUT
   zkv-bench --pipeline 16 --processes 2      16 requests in flight on each of 50 connections
-  zkv-bench --rate 5000 --plot five.svg      open loop: latency at a rate that is not the server's
+  zkv-bench --rate 5000 --plot five.svg      open loop: latencies at a fixed rate
   zkv-bench --ycsb b --keys 100000           a core workload of YCSB
-  zkv-bench --start tcp --fsync never        a server of its own, in a temporary directory
+  zkv-bench --start tcp --fsync never        start a server in a temporary directory
   zkv-bench --verify                         check every answer
 """
 
@@ -97,10 +97,10 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells an error in one line."""
+    """Reports errors in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Say it, and exit."""
+        """Print the message and exit."""
         self.exit(NOT_DONE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
@@ -108,7 +108,7 @@ def _run(words: list[str]) -> int:
     parser = Parser(
         prog="zkv-bench",
         usage="zkv-bench [COMMAND] [OPTION ...]",
-        description="Measure a zkv server. Keys that it writes begin with bench:",
+        description="Measure a zkv server. All keys that this program writes begin with bench:",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -117,13 +117,13 @@ def _run(words: list[str]) -> int:
     _add_options(parser)
     parser.add_argument(
         "--rate", type=_positive_float, default=0.0, metavar="R",
-        help="open loop at R operations per second, latencies from when each was due; "
-        "else closed loop: as fast as the server answers",
+        help="open loop: R operations per second, latencies counted from when each was due; "
+        "default: closed loop, as fast as the server answers",
     )  # fmt: skip
     parser.add_argument(
         "--verify", action="store_true",
-        help="check every answer instead: read your writes, exact counters, growing revisions; "
-        "exit 1 on a wrong one",
+        help="check every answer: reads see writes, counters are exact, revisions increase; "
+        "exit status 1 after a wrong answer",
     )  # fmt: skip
     options = parser.parse_args(words)
     _check(parser, options)
@@ -148,8 +148,8 @@ def _sweep(words: list[str]) -> int:
         prog="zkv-bench sweep",
         usage="zkv-bench sweep [OPTION ...]",
         description="Measure at rising rates, open loop, and find the highest that is served: the "
-        f"saturation point. Served means: at least {sweep.SERVED:.0%} of what was due by the end "
-        f"could be sent by then, in one of {sweep.TRIES} tries.",
+        f"saturation point. A rate is served if at least {sweep.SERVED:.0%} of the operations due "
+        f"by the end could be sent by then, in one of {sweep.TRIES} attempts.",
         allow_abbrev=False,
     )
     _add_options(parser)
@@ -157,7 +157,7 @@ def _sweep(words: list[str]) -> int:
         "--rates",
         type=_rates,
         metavar="R,R,...",
-        help="the rates; else shares of what a closed loop reaches, and on until one is not served",
+        help="the rates; default: from a tenth of a closed loop's rate up to one not served",
     )
     options = parser.parse_args(words)
     _check(parser, options)
@@ -183,8 +183,8 @@ def _sweep(words: list[str]) -> int:
 def _compare(words: list[str]) -> int:
     parser = Parser(
         prog="zkv-bench compare",
-        description="Put two results of --json beside each other. They say little unless both come "
-        "from one machine and one hour: better repeat them in turn.",
+        description="Compare two results of --json. The comparison means little unless both come "
+        "from the same machine at about the same time; better repeat both several times in turn.",
     )
     parser.add_argument("a", type=Path, metavar="A.json")
     parser.add_argument("b", type=Path, metavar="B.json")
@@ -204,76 +204,96 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where")
     where.add_argument(
         "-e", "--endpoint", default=os.environ.get("ZKV_ENDPOINT") or DEFAULT_ENDPOINT,
-        metavar="E", help=f"of the server; else ZKV_ENDPOINT, else {DEFAULT_ENDPOINT}",
+        metavar="E",
+        help=f"the server's endpoint; default: ZKV_ENDPOINT, or else {DEFAULT_ENDPOINT}",
     )  # fmt: skip
     where.add_argument(
         "--start", choices=TRANSPORTS, default="",
-        help="start a server instead, in a temporary directory, and reach it this way; "
+        help="start a server in a temporary directory, and connect to it in this way; "
         "inproc = within this process",
     )  # fmt: skip
-    where.add_argument("--fsync", choices=POLICIES, help="with --start: its policy; else always")
+    where.add_argument(
+        "--fsync", choices=POLICIES, help="with --start: the fsync policy; default: always"
+    )
 
-    load = parser.add_argument_group("how much at a time")
+    load = parser.add_argument_group("load")
     for name, default, text in (
-        ("processes", 1, "that make the load; one drives about 100,000 operations per second"),
-        ("clients", 50, "connections, of all processes together"),
-        ("pipeline", 1, "requests in flight on each; 1 = lock-step, as a REQ socket"),
+        ("processes", 1, "processes that make the load; each can reach about 100,000 ops/s"),
+        ("clients", 50, "connections of all processes together"),
+        ("pipeline", 1, "requests in flight on each connection; 1 = lock-step, like a REQ socket"),
     ):
         load.add_argument(
             f"--{name}",
             type=_positive,
             default=default,
             metavar="N",
-            help=f"{text}; else {default}",
+            help=f"{text}; default: {default}",
         )
     load.add_argument(
         "--batch", type=_positive, metavar="N",
-        help="keys in a request: above 1, MGET and MPUT take the place of GET and PUT; else 1",
+        help="keys per request: above 1, MGET and MPUT replace GET and PUT; default: 1",
     )  # fmt: skip
     load.add_argument(
         "--duration", type=durations.positive_argument, default=10.0, metavar="TIME",
-        help="how long: seconds, or such as 500ms, 2m; else 10",
+        help="length of the run: seconds, or such as 500ms, 2m; default: 10",
     )  # fmt: skip
     load.add_argument(
-        "--operations", type=_positive, default=0, metavar="N", help="end after so many instead"
-    )
+        "--operations", type=_positive, default=0, metavar="N",
+        help="end after N operations, instead of after --duration",
+    )  # fmt: skip
     load.add_argument(
         "--timeout", type=durations.positive_argument, default=5.0, metavar="TIME",
-        help="after this time without a reply, connect anew: seconds, or such as 500ms; else 5",
+        help="reconnect after this time without a reply: seconds, or such as 500ms; default: 5",
     )  # fmt: skip
 
-    what = parser.add_argument_group("what")
+    what = parser.add_argument_group("workload")
     what.add_argument(
         "--ycsb", choices=tuple(YCSB), default="", help="a core workload of YCSB, see below"
     )
     what.add_argument(
         "--phase", choices=("both", "load", "run"), default="both",
-        help="load stores all keys, run measures; else both",
+        help="load stores all keys, run measures; default: both",
     )  # fmt: skip
-    what.add_argument("--keys", type=_positive, metavar="N", help="else 10000")
-    what.add_argument("--value-bytes", type=_positive, metavar="N", help="of each value; else 16")
-    what.add_argument("--reads", type=_share, metavar="P", help="share of reads, 0 to 1; else 0.5")
-    what.add_argument("--distribution", choices=DISTRIBUTIONS, help="of keys; else uniform")
-    what.add_argument("--seed", type=whole, default=1, metavar="N", help="of all chance; else 1")
-    what.add_argument("--fields", type=_positive, metavar="N", help="of a YCSB record; else 10")
-    what.add_argument("--field-bytes", type=_positive, metavar="N", help="of each field; else 100")
+    what.add_argument("--keys", type=_positive, metavar="N", help="number of keys; default: 10000")
+    what.add_argument(
+        "--value-bytes", type=_positive, metavar="N", help="size of each value; default: 16"
+    )
+    what.add_argument(
+        "--reads", type=_share, metavar="P", help="share of reads, 0 to 1; default: 0.5"
+    )
+    what.add_argument(
+        "--distribution", choices=DISTRIBUTIONS, help="distribution of keys; default: uniform"
+    )
+    what.add_argument(
+        "--seed", type=whole, default=1, metavar="N", help="random seed; default: 1"
+    )  # fmt: skip
+    what.add_argument(
+        "--fields", type=_positive, metavar="N", help="fields of a YCSB record; default: 10"
+    )
+    what.add_argument(
+        "--field-bytes", type=_positive, metavar="N", help="size of each field; default: 100"
+    )
 
-    out = parser.add_argument_group("what to make of it")
-    out.add_argument("--name", default="zkv", help="of this run, in tables and plots; else zkv")
-    out.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
-    out.add_argument("--csv", type=Path, metavar="FILE", help="add a line for each kind there")
+    out = parser.add_argument_group("results")
+    out.add_argument(
+        "--name", default="zkv", help="name of the run in tables and plots; default: zkv"
+    )
+    out.add_argument("--json", type=Path, metavar="FILE", help="write the full record to FILE")
+    out.add_argument(
+        "--csv", type=Path, metavar="FILE", help="append a line for each kind of op to FILE"
+    )
     out.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw latencies and rate: PNG or SVG"
     )
     out.add_argument(
         "--ceiling", type=durations.argument, default=1.0, metavar="TIME",
-        help="for how long the generator is measured by itself first, against a server that "
-        "answers a constant; 0 = not; else 1",
+        help="first measure the generator for this time against a server that answers a "
+        "constant; 0 = do not; default: 1",
     )  # fmt: skip
 
 
 def _check(parser: Parser, options: argparse.Namespace) -> None:
-    """What one option cannot know by itself."""
+    """Check options that depend on each other, and files. Raises BenchError."""
     if not options.start:
         try:
             check_option(options.endpoint)
@@ -287,20 +307,20 @@ def _check(parser: Parser, options: argparse.Namespace) -> None:
     is_inside = options.start == "inproc"
     generator.check(options.processes, options.clients, options.operations, is_inside)
     if options.fsync and not options.start:
-        parser.error("--fsync is for a server that is started: --start")
+        parser.error("--fsync needs --start")
     decided: tuple[str, ...] = FIELDS_OF_YCSB
-    why = "is for --ycsb"
+    why = "needs --ycsb"
     if options.ycsb:
-        decided, why = PLAIN_FIELDS, "is decided by --ycsb"
+        decided, why = PLAIN_FIELDS, "cannot be used with --ycsb, which determines it"
     if getattr(options, "verify", False):
-        decided, why = NOT_VERIFIED, "has no part in --verify"
+        decided, why = NOT_VERIFIED, "cannot be used with --verify"
     for name in decided:
         if getattr(options, name) not in {None, ""}:
             parser.error(f"--{name.replace('_', '-')} {why}")
 
 
 def _check_limits(parser: Parser, options: argparse.Namespace) -> None:
-    """What is more than could be measured, or than fits into a request or into memory."""
+    """Check numbers that are out of range, or too large for a request or for memory."""
     given = vars(options)
     for name, (least, most) in LIMITS.items():
         number = given.get(name)
@@ -315,7 +335,7 @@ def _check_limits(parser: Parser, options: argparse.Namespace) -> None:
     try:
         options.name.encode()
     except UnicodeEncodeError:
-        parser.error(f"--name: {options.name!r} is no UTF-8")
+        parser.error(f"--name: {options.name!r} is not valid UTF-8")
 
 
 def _job(options: argparse.Namespace, running: Running, rate: float = 0.0) -> LoadJob:
@@ -336,7 +356,7 @@ def _job(options: argparse.Namespace, running: Running, rate: float = 0.0) -> Lo
 
 
 def _load(options: argparse.Namespace, job: LoadJob) -> bool:
-    """The load phase, where it is asked for or needed; whether a run is to follow."""
+    """Run the load phase if it is needed; returns True if a run must follow."""
     if options.phase == "load" or (
         options.phase == "both" and job.workload.is_read() and not job.verify
     ):
@@ -387,14 +407,14 @@ def whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:60]!r} is no whole number") from None
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a whole number") from None
 
 
 def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:60]!r} is no number") from None
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a number") from None
 
 
 def _rates(text: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""One run from end to end: server, load phase, ceiling, run phase, record."""
+"""Makes a run from end to end: server, load phase, ceiling, run phase, record."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from zkv.client import Client, ClientError
 from zkv.endpoint import host_of, is_name
 
 LOAD_BYTES: Final = 1 << 20
-"""About so much goes into one request of the load phase."""
+"""The approximate size of a request of the load phase."""
 
 
 def load_phase(endpoint: str, workload: Workload) -> float:
-    """Store all keys, in large batches; the seconds that it took. Raises BenchError."""
+    """Store all keys in large batches; returns the seconds that it took. Raises BenchError."""
     values = [msgspec.msgpack.decode(value) for value in workload.make_values()]
     batch = max(1, min(1000, LOAD_BYTES // (workload.size() + 32)))
     begin = time.perf_counter()
@@ -37,13 +37,13 @@ def load_phase(endpoint: str, workload: Workload) -> float:
                     "MPUT", items={key_name(key): values[key % len(values)] for key in keys}
                 )
             except ClientError as error:
-                raise BenchError(f"the load phase fails: {error}") from error
+                raise BenchError(f"the load phase failed: {error}") from error
     return time.perf_counter() - begin
 
 
 @contextlib.contextmanager
 def target(endpoint: str, start: str, policy: str) -> Iterator[Running]:
-    """The server to be measured: the one at ``endpoint``, or one that is started here."""
+    """The server to measure: the one at ``endpoint``, or a new one if ``start`` is not empty."""
     if start:
         with servers.zkv(policy, start) as running:
             yield running
@@ -52,7 +52,7 @@ def target(endpoint: str, start: str, policy: str) -> Iterator[Running]:
 
 
 def _numeric(endpoint: str) -> str:
-    """With the address at which a name's host accepts connections, IPv4 or IPv6."""
+    """``endpoint`` with the address, IPv4 or IPv6, at which its host accepts connections."""
     if not is_name(endpoint):
         return endpoint
     port = int(endpoint.rpartition(":")[2])
@@ -60,12 +60,12 @@ def _numeric(endpoint: str) -> str:
         with socket.create_connection((host_of(endpoint), port), result.ASK_LIMIT) as probe:
             host = probe.getpeername()[0]
     except OSError:
-        return endpoint  # Whoever asks there says why.
+        return endpoint  # The first request there reports the reason.
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 def ceiling(job: LoadJob, seconds: float) -> tuple[float, str]:
-    """What the load of ``job`` reaches against the floor, closed loop; and what that is."""
+    """The rate of the load of ``job`` against the floor in a closed loop; and the floor's kind."""
     transport = "ipc" if job.target.endpoint.startswith("ipc:") else "tcp"
     plain = msgspec.structs.replace(job.workload, ycsb="", batch=1)
     with servers.floor(transport) as floor:
@@ -80,9 +80,9 @@ def ceiling(job: LoadJob, seconds: float) -> tuple[float, str]:
 def measure(
     name: str, running: Running, job: LoadJob, watch: Watch, ceiling_seconds: float
 ) -> Result:
-    """A run against a zkv server that is there, with its keys loaded. Raises BenchError."""
+    """Measure a running zkv server, whose keys are loaded. Raises BenchError."""
     facts = result.ask(running.target.endpoint)
-    is_inside = job.target.endpoint.startswith("inproc:")  # No floor could be in there, too.
+    is_inside = job.target.endpoint.startswith("inproc:")  # The floor cannot use inproc.
     limit, limit_is = 0.0, ""
     if ceiling_seconds and not is_inside:
         limit, limit_is = ceiling(job, ceiling_seconds)
@@ -100,7 +100,7 @@ def measure(
 
 
 def _check_shared_counters(job: LoadJob, measured: Measured, made: Result) -> None:
-    """What all processes have added has to be what is there."""
+    """Check that the shared counters have the sums that all processes have added."""
     with result.connect(job.target.endpoint) as client:
         for number in range(SHARED_COUNTERS):
             key = shared_counter(job.verify, number)
@@ -108,8 +108,8 @@ def _check_shared_counters(job: LoadJob, measured: Measured, made: Result) -> No
             (there,) = client.call("MGET", keys=[key])["values"]
             if (there or 0) != added:
                 made.wrong_count += 1
-                made.wrong.append(f"counter {key}: {there} is there, {added} was added")
-        if not made.wrong_count:  # Else they are left to be looked at.
+                made.wrong.append(f"counter {key}: it is {there}, but {added} was added")
+        if not made.wrong_count:  # After a wrong answer, the keys remain for inspection.
             _remove(client, keys_of(job.verify))
 
 

@@ -1,4 +1,4 @@
-"""Pictures, by matplotlib; it is imported only here and only when a picture is asked for."""
+"""Draws pictures with matplotlib, which is imported only when a picture is requested."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TICKS: Final = (0.0, 0.9, 0.99, 0.999, 0.9999, 0.99999)
 
 
 def check(path: Path) -> None:
-    """See that a picture can be made, before anything is measured. Raises BenchError."""
+    """Check that a picture can be made, before the run. Raises BenchError."""
     if path.suffix not in SUFFIXES:
-        raise BenchError(f"{path}: pictures are {' or '.join(SUFFIXES)}")
+        raise BenchError(f"{path}: the name of a picture must end in {' or '.join(SUFFIXES)}")
     figure(1)
 
 
 def figure(rows: int, columns: int = 1, size: tuple[float, float] = (8, 7)) -> tuple[Figure, Any]:
-    """A picture with so many panels, of so many inches. Raises BenchError without matplotlib."""
+    """A picture with ``rows`` by ``columns`` panels; ``size`` is in inches. Raises BenchError."""
     try:
         import matplotlib as mpl
 
@@ -37,16 +37,16 @@ def figure(rows: int, columns: int = 1, size: tuple[float, float] = (8, 7)) -> t
     except ImportError as error:
         pip = f"{shlex.quote(sys.executable)} -m pip"
         raise BenchError(f"pictures need matplotlib: {pip} install matplotlib") from error
-    mpl.rcParams["svg.hashsalt"] = "zkv"  # The same figures make the same file,
-    mpl.rcParams["svg.fonttype"] = "none"  # and text stays text,
-    mpl.rcParams["text.parse_math"] = False  # whatever a run is called.
+    mpl.rcParams["svg.hashsalt"] = "zkv"  # The same figures give the same file,
+    mpl.rcParams["svg.fonttype"] = "none"  # text remains text,
+    mpl.rcParams["text.parse_math"] = False  # and a $ in a name is not mathematics.
     plt.close("all")
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     return figure, axes
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a picture; the same figures make the same file. Raises OSError."""
+    """Write a picture; the same figures give the same file. Raises OSError."""
     form = path.suffix.removeprefix(".")
     metadata = {"Date": None} if form == "svg" else None
     with Target(path).open() as file:
@@ -54,11 +54,11 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def runs(results: Sequence[Result], path: Path) -> None:
-    """Latency by percentile, and rate and latency over time, of one run or several."""
+    """Draw latency by percentile, and rate and latency over time, of one or more runs."""
     drawn, axes = figure(3)
     percentiles, rates, over_time = (row[0] for row in axes)
     for result in results:
-        known = [  # A share that is less than one operation off the whole says nothing new.
+        known = [  # Only shares that leave out at least one operation.
             (1 / (1 - share), value / 1e3)
             for share, value in zip(CURVE, result.curve, strict=True)
             if (1 - share) * result.operations >= 1
@@ -75,7 +75,7 @@ def runs(results: Sequence[Result], path: Path) -> None:
     percentiles.set_xticks([1 / (1 - share) for share in TICKS])
     percentiles.set_xticklabels([f"{share * 100:.10g}%" for share in TICKS])
     percentiles.minorticks_off()
-    percentiles.set_xlabel("share of operations that are not slower")
+    percentiles.set_xlabel("percentile")
     _milliseconds(percentiles)
     _milliseconds(over_time)
     rates.set_ylabel("operations per second")
@@ -87,7 +87,7 @@ def runs(results: Sequence[Result], path: Path) -> None:
 
 
 def sweep(results: Sequence[Result], path: Path) -> None:
-    """Latency, and the rate that was reached, over the rate that was offered."""
+    """Draw latency and the achieved rate over the offered rate."""
     drawn, axes = figure(2)
     latency, reached = (row[0] for row in axes)
     offered = [result.job.rate for result in results]
@@ -101,7 +101,7 @@ def sweep(results: Sequence[Result], path: Path) -> None:
     reached.plot(offered, [result.rate for result in results], "o-")
     reached.plot(offered, offered, ":", color="grey", label="as offered")
     reached.set_xlabel("offered, operations per second")
-    reached.set_ylabel("reached, operations per second")
+    reached.set_ylabel("achieved, operations per second")
     reached.legend()
     save(drawn, path)
 
@@ -113,5 +113,5 @@ def _milliseconds(axis: Axes) -> None:
 
 
 def _or_gap(microseconds: float) -> float:
-    """In milliseconds; nothing is drawn where nothing was answered."""
+    """The value in milliseconds; NaN, which is not drawn, if there were no replies."""
     return microseconds / 1e3 if microseconds else float("nan")

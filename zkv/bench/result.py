@@ -1,6 +1,7 @@
-"""The record of a run: what was asked, on which machine, and what came out. It is the JSON file.
+"""The record of a run: settings, machine and figures. It is also the contents of the JSON file.
 
-Latencies are in microseconds, sizes in bytes, rates in operations per second, all else in seconds.
+Latencies are in microseconds, sizes in bytes, rates in operations per second, other times in
+seconds.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ T = TypeVar("T", bound=Struct)
 SHARES: Final = (0.5, 0.9, 0.95, 0.99, 0.999, 0.9999, 1.0)
 NAMES: Final = ("p50", "p90", "p95", "p99", "p99.9", "p99.99", "max")
 CURVE: Final = tuple(1 - 10 ** (-number / 10) for number in range(51))
-"""Shares for the plot of percentiles: each ten of them are a nine more."""
+"""Shares for the plot of percentiles: ten of them for each further nine."""
 BUSY: Final = 0.9
-"""The share of its time in which a process's loop computes, from which on it may be the limit."""
+"""If a loop computes for more than this share of its time, the generator may be the limit."""
 ASK_LIMIT: Final = 5.0
-"""Seconds that a server may take to answer what is not measured."""
+"""The timeout in seconds for requests that are not measured."""
 NEAR_CEILING: Final = 0.8
-"""The share of the echo ceiling from which on the generator may be the limit."""
+"""If the rate is above this share of the ceiling, the generator may be the limit."""
 
 
 class Latency(Struct):
@@ -52,7 +53,7 @@ class Latency(Struct):
 
 
 class Moment(Struct):
-    """One interval of a run: ``at`` is where it ends, in seconds from the begin."""
+    """One interval of a run. ``at`` is its end, in seconds since the beginning."""
 
     at: float
     rate: float
@@ -62,34 +63,34 @@ class Moment(Struct):
 
 
 class Machine(Struct):
-    """Where it ran."""
+    """The machine of the run."""
 
     cpu: str
     cores: int
     memory: int
     system: str
     load: float
-    """The load average of the last minute before the run: what else was going on."""
+    """The load average of the last minute, from all programs."""
 
 
 class Generator(Struct):
-    """What making the load took."""
+    """The figures of the load generator."""
 
     cpu_per_op: float
-    """Microseconds, all threads of all processes."""
+    """CPU microseconds per operation, of all threads of all processes."""
     busy: float
     """The share of the run in which the busiest process's loop computed."""
     ceiling: float = 0.0
-    """What the same load reaches against a server that answers a constant; 0 = not measured."""
+    """The rate of the same load against a server that answers a constant; 0 = not measured."""
     ceiling_is: str = ""
     behind: float = 0.0
-    """Open loop: how much later than due the generator itself sent at worst, in microseconds."""
+    """Open loop: the longest time that the generator itself sent too late, in microseconds."""
     limits: list[str] = field(default_factory=list)
-    """Why the generator, and not the server, may be what was measured; empty = it is not."""
+    """Reasons why the generator may have limited the result; empty = it has not."""
 
 
 class Result(Struct, kw_only=True):
-    """A run."""
+    """The record of a run."""
 
     name: str
     when: str
@@ -109,13 +110,13 @@ class Result(Struct, kw_only=True):
     gap_at: float
     latencies: list[Latency]
     curve: list[float]
-    """Latency at each of `CURVE`."""
+    """The latency at each share in `CURVE`."""
     timeline: list[Moment]
     generator: Generator
     server_cpu_per_op: float | None = None
-    """Microseconds; None where the server is not ours to look at."""
+    """CPU microseconds per operation; None if the server was not started by this program."""
     wrong: list[str] = field(default_factory=list)
-    """With verify: wrong answers, in words."""
+    """With ``--verify``: descriptions of wrong answers."""
     wrong_count: int = 0
     verified: bool = False
 
@@ -125,7 +126,7 @@ class Result(Struct, kw_only=True):
 
 
 def make(name: str, job: LoadJob, measured: Measured, server: dict[str, Any]) -> Result:
-    """Put together what a run has measured."""
+    """Make the record of a run from its figures."""
     totals = [report.totals for report in measured.reports]
     merged = Histogram()
     for histogram in measured.latencies.values():
@@ -167,7 +168,7 @@ def make(name: str, job: LoadJob, measured: Measured, server: dict[str, Any]) ->
 
 
 def judge_generator(result: Result) -> None:
-    """Say so where the generator may be what was measured."""
+    """Note the reasons why the generator may have limited the result."""
     generator = result.generator
     if generator.busy > BUSY:
         generator.limits.append(
@@ -176,13 +177,13 @@ def judge_generator(result: Result) -> None:
         )
     if generator.ceiling and result.rate > NEAR_CEILING * generator.ceiling:
         generator.limits.append(
-            f"the rate is {result.rate / generator.ceiling:.0%} of what this load reaches against "
-            f"a server that answers a constant ({generator.ceiling:,.0f} ops/s)"
+            f"the rate is {result.rate / generator.ceiling:.0%} of this load's rate against a "
+            f"server that answers a constant ({generator.ceiling:,.0f} ops/s)"
         )
 
 
 def now() -> str:
-    """The date and time, for people."""
+    """The present date and time as text."""
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
@@ -202,7 +203,7 @@ def _timeline(measured: Measured, elapsed: float) -> list[Moment]:
     for number in range(max(measured.intervals, default=-1) + 1):
         histogram, failed = measured.intervals.get(number, (Histogram(), 0))
         begin = number * seconds
-        if begin >= elapsed:  # Replies that were waited for behind the end.
+        if begin >= elapsed:  # Replies that arrived after the end.
             break
         length = min(seconds, elapsed - begin)
         p50, p99 = histogram.percentiles((0.5, 0.99))
@@ -213,7 +214,7 @@ def _timeline(measured: Measured, elapsed: float) -> list[Moment]:
 
 
 def machine() -> Machine:
-    """This one."""
+    """Describe this machine."""
     cpu = platform.processor()
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -221,7 +222,7 @@ def machine() -> Machine:
                 cpu = line.partition(":")[2].strip()
                 break
     except OSError:
-        pass  # Not Linux: what Python knows must do.
+        pass  # Not Linux: use the name that Python reports.
     return Machine(
         cpu=cpu,
         cores=os.cpu_count() or 1,
@@ -232,7 +233,7 @@ def machine() -> Machine:
 
 
 def versions() -> dict[str, str]:
-    """Of what takes part on the client's side."""
+    """The versions of the software on the client's side."""
     return {
         "zkv-bench": __version__,
         "Python": platform.python_version(),
@@ -244,7 +245,7 @@ def versions() -> dict[str, str]:
 
 
 def ask(endpoint: str) -> dict[str, Any]:
-    """What a zkv server says of itself. Raises BenchError."""
+    """Version and settings of a zkv server. Raises BenchError."""
     with connect(endpoint) as client:
         try:
             facts = client.call("INFO")
@@ -260,7 +261,7 @@ def ask(endpoint: str) -> dict[str, Any]:
 
 
 def connect(endpoint: str) -> Client:
-    """A client for what is not measured. Raises BenchError."""
+    """A client for requests that are not measured. Raises BenchError."""
     try:
         return Client(endpoint, ASK_LIMIT, retry=RetryPolicy(wait_for_start=False))
     except ValueError as error:
@@ -274,17 +275,17 @@ def save(result: Struct, path: Path) -> None:
 
 
 def check_target(path: Path) -> None:
-    """See that a file can be written: now, and not when everything is measured."""
+    """Check before the run that a file can be written. Raises BenchError."""
     try:
         Target(path).require_directory()
     except FileNotFoundError:
         raise BenchError(f"{path}: there is no such directory") from None
     except OSError as error:
-        raise BenchError(f"{path}: it cannot be written: {error.strerror}") from error
+        raise BenchError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def read(path: Path, kind: type[T], option: str) -> T:
-    """A record that an option has written. Raises BenchError."""
+    """Read a record that was written by ``option``. Raises BenchError."""
     try:
         return msgspec.json.decode(decode(read_file(path)), type=kind)
     except OSError as error:
@@ -304,18 +305,18 @@ def load(path: Path) -> Result:
 
 
 def _fault(result: Result) -> str:
-    """What no run could have recorded; empty = nothing."""
+    """A fault that no record of a run can have; empty = none."""
     if not result.latencies:
         return "`latencies` is empty"
     if any(each.percentiles.keys() != set(NAMES) for each in result.latencies):
-        return f"`percentiles` are {', '.join(NAMES)}"
+        return f"`percentiles` must be {', '.join(NAMES)}"
     if len(result.curve) != len(CURVE):
-        return f"`curve` has {len(result.curve)} values, and not {len(CURVE)}"
+        return f"`curve` has {len(result.curve)} values instead of {len(CURVE)}"
     if result.job.workload.ycsb not in {"", *YCSB}:
-        return f"`ycsb` is none of {', '.join(YCSB)}"
+        return f"`ycsb` must be one of {', '.join(YCSB)}"
     return ""
 
 
 def unique_name() -> str:
-    """A name for a run that no other has."""
+    """A unique name for a run."""
     return f"{time.time_ns():x}"

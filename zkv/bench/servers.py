@@ -1,6 +1,6 @@
-"""Starts what is to be measured, each on a free port with a temporary directory, and ends it.
+"""Starts the servers to measure, each on a free port with a temporary directory, and stops them.
 
-A child is told of its parent's death, so none is left behind.
+The kernel stops a child when its parent dies, so no server is left running.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ POLICIES: Final = ("always", "interval", "never")
 TRANSPORTS: Final = ("tcp", "ipc", "inproc")
 
 QUIET: Final = '[server]\nfeed = ""\n[log]\nrequests = false\n'
-"""How zkv is run here beside its defaults: without a line for each request, as its peers are."""
+"""The settings of a zkv server: no feed, and no log line for each request."""
 
 
 class Running(Struct):
-    """A server that serves; ``pid`` is 0 where it is in this process."""
+    """A running server. ``pid`` is 0 if it is in this process, or was not started here."""
 
     name: str
     version: str
@@ -42,12 +42,12 @@ class Running(Struct):
     pid: int = 0
 
     def cpu(self) -> float:
-        """Seconds of CPU that it has used, user and system."""
+        """The CPU seconds that it has used, user and system."""
         return cpu_of(self.pid) if self.pid else time.process_time()
 
 
 def cpu_of(pid: int) -> float:
-    """Seconds of CPU that a process has used."""
+    """The CPU seconds that a process has used, user and system."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -57,7 +57,7 @@ def cpu_of(pid: int) -> float:
 
 @contextlib.contextmanager
 def zkv(policy: str, transport: str = "tcp") -> Iterator[Running]:
-    """A zkv server with an fsync policy."""
+    """Start a zkv server with an fsync policy."""
     with tempfile.TemporaryDirectory(prefix="zkv-bench-") as directory:
         if transport == "inproc":
             yield from _zkv_inside(policy, directory)
@@ -100,7 +100,7 @@ def _zkv_inside(policy: str, directory: str) -> Iterator[Running]:
 
 @contextlib.contextmanager
 def floor(transport: str = "tcp") -> Iterator[Running]:
-    """ROUTER, libzmq's proxy and DEALER, with a worker that answers a constant."""
+    """Start the floor: ROUTER, libzmq's proxy and DEALER, with a worker that answers a constant."""
     with tempfile.TemporaryDirectory(prefix="zkv-bench-") as directory:
         compiled = _compile_floor(directory)
         command = [compiled] if compiled else [sys.executable, "-m", "zkv.bench.floor"]
@@ -112,7 +112,7 @@ def floor(transport: str = "tcp") -> Iterator[Running]:
 
 
 def _compile_floor(directory: str) -> str | None:
-    """The path of the floor in C; None where a compiler or libzmq's headers are missing."""
+    """Compile the floor; returns its path, or None without a compiler or libzmq's headers."""
     compiler = shutil.which("cc")
     if compiler is None:
         return None
@@ -130,10 +130,10 @@ def _compile_floor(directory: str) -> str | None:
 def child(
     command: list[str], directory: str, announces: bool = True
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A child process that ends with this block, and with this process at the latest.
+    """A child process that ends with the ``with`` block, or when this process dies.
 
-    What it writes goes to a file in ``directory``; standard output to a pipe if it ``announces``
-    there that it is ready.
+    Its output goes to a file in ``directory``. If it ``announces`` on standard output that it is
+    ready, standard output is a pipe instead.
     """
     with open(f"{directory}/output.txt", "wb") as output:
         process = subprocess.Popen(
@@ -157,13 +157,13 @@ def child(
 
 
 def _end_with_parent() -> None:
-    """Linux: be sent SIGTERM when the parent dies; and leave Ctrl-C to it."""
+    """In the child: get SIGTERM when the parent dies (Linux only); get no Ctrl-C."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     os.setsid()
 
 
 def ready(process: subprocess.Popen[bytes], directory: str) -> list[str]:
-    """The endpoints on the line READY."""
+    """Wait for the READY line; returns its endpoints. Raises BenchError."""
     words = process.stdout.readline().decode().split() if process.stdout else []
     if words[:1] != ["READY"]:
         raise BenchError(f"the server does not start: {last_line(directory)}")
@@ -171,13 +171,13 @@ def ready(process: subprocess.Popen[bytes], directory: str) -> list[str]:
 
 
 def last_line(directory: str) -> str:
-    """The last line that a child has written."""
+    """The last line of a child's output."""
     lines = (Path(directory) / "output.txt").read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else "no message"
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
+    """A port that is not in use."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port

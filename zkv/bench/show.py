@@ -1,4 +1,4 @@
-"""A record as text: progress while it is made, a table at its end, CSV, two beside each other."""
+"""Shows records as text: progress during a run, a table at its end, CSV, and comparisons."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from zkv.bench.workload import YCSB
 from zkv.writing import Target
 
 WINDOW: Final = 4
-"""Intervals that the progress line looks back."""
+"""The number of intervals that the progress line covers."""
 SHOWN_GAP: Final = 0.5
-"""Seconds without a reply from which on it is worth a line."""
+"""A time without any reply is reported from this length on, in seconds."""
 ROW: Final = [
     "name", "when", "workload", "policy", "clients", "pipeline", "batch", "offered_rate", "kind",
     "count", "rate", "mean_us", *(f"{name}_us" for name in NAMES), "failed", "lost",
@@ -28,7 +28,7 @@ ROW: Final = [
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], indent: str = "  ") -> str:
-    """Columns, the first to the left and all others to the right."""
+    """A table as text; the first column is aligned to the left, all others to the right."""
     lines = [list(head), *(list(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     return "\n".join(
@@ -44,7 +44,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], indent: str = "  "
 
 
 def duration(microseconds: float) -> str:
-    """Three digits with a unit."""
+    """A duration as text: three digits with a unit."""
     if microseconds < 999.5:
         return f"{microseconds:.3g} us"
     if microseconds < 999_500:
@@ -53,15 +53,15 @@ def duration(microseconds: float) -> str:
 
 
 def rate(per_second: float) -> str:
-    """Operations per second."""
+    """A rate as text, without its unit."""
     return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
 
 
 def workload(job: LoadJob) -> str:
-    """What is sent, in words."""
+    """The workload of a job as text."""
     work = job.workload
     if job.verify:
-        return "every answer checked: GET, PUT, DELETE, INCR, MGET, MPUT"
+        return "GET, PUT, DELETE, INCR, MGET, MPUT; every answer is checked"
     if work.ycsb:
         kinds = ", ".join(f"{share:.0%} {kind}" for kind, share in work.shares())
         record = f"records of {work.fields} x {work.field_bytes} bytes"
@@ -72,14 +72,14 @@ def workload(job: LoadJob) -> str:
 
 
 def shape(job: LoadJob) -> str:
-    """How it is sent, in words."""
+    """The connections and rate of a job as text."""
     loop = f"open loop at {rate(job.rate)} ops/s" if job.rate else "closed loop"
     processes = f" from {job.processes} processes" if job.processes > 1 else ""
     return f"{loop}, {job.clients} connections{processes}, {job.pipeline} in flight on each"
 
 
 class RunProgress:
-    """One line on a terminal that is written anew; nothing where there is none."""
+    """A progress line on a terminal, which is rewritten; nothing if there is no terminal."""
 
     def __init__(self, job: LoadJob, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -88,7 +88,7 @@ class RunProgress:
         self._on = self._stream.isatty()
 
     def __call__(self, measured: Measured, elapsed: int) -> None:
-        """Show what there is so far."""
+        """Show the figures so far."""
         if not self._on or time.monotonic() - self._shown < INTERVAL / 1e9 * 0.8:
             return
         self._shown = time.monotonic()
@@ -113,7 +113,7 @@ class RunProgress:
         )
 
     def close(self) -> None:
-        """Take the line away."""
+        """Erase the line."""
         if self._on:
             self._write("")
 
@@ -123,7 +123,7 @@ class RunProgress:
 
 
 def render(result: Result) -> str:
-    """The final table, and whatever the reader has to know beside it."""
+    """The final table, with settings, costs, warnings and versions."""
     job, generator = result.job, result.generator
     facts = [f"{key} {value}" for key, value in result.server.items() if value is not None]
     who = "generator"
@@ -150,7 +150,7 @@ def render(result: Result) -> str:
         )
     if job.rate and generator.behind > 1000:
         lines.append(f"  the generator itself was late by up to {duration(generator.behind)}")
-    lines += [f"  MIND: {limit}" for limit in generator.limits]
+    lines += [f"  NOTE: {limit}" for limit in generator.limits]
     lines += troubles(result)
     machine = result.machine
     lines += [
@@ -161,7 +161,7 @@ def render(result: Result) -> str:
 
 
 def latencies(result: Result) -> str:
-    """Counts and percentiles by kind of operation."""
+    """The table of counts and percentiles by kind of operation."""
     shown = result.latencies if len(result.latencies) > 2 else result.latencies[-1:]
     rows = [
         [
@@ -174,7 +174,7 @@ def latencies(result: Result) -> str:
 
 
 def troubles(result: Result) -> list[str]:
-    """What did not go well; and with verify, whether all answers were right."""
+    """Lines about failures, timeouts, gaps and operations never sent; and about ``--verify``."""
     lines = []
     if result.failed:
         codes = ", ".join(f"{count:,} {code}" for code, count in result.errors.items())
@@ -190,7 +190,7 @@ def troubles(result: Result) -> list[str]:
         )
     if result.unsent:
         lines.append(
-            f"  {result.unsent:,} operations were due and never sent: all connections were waiting"
+            f"  {result.unsent:,} operations were due but never sent: all connections were waiting"
         )
     if result.verified:
         if result.wrong_count:
@@ -202,7 +202,7 @@ def troubles(result: Result) -> list[str]:
 
 
 def write_csv(result: Result, path: Path) -> None:
-    """A line for each kind of operation, and one for all; with a head where the file is new."""
+    """Append a line for each kind of operation, and one for all; first a header, if needed."""
     job = result.job
     offered = f"{job.rate:g}" if job.rate else ""
     target = Target(path)
@@ -222,7 +222,7 @@ def write_csv(result: Result, path: Path) -> None:
 
 
 def compare(a: Result, b: Result) -> str:
-    """Two runs beside each other, and what differs in how they were made."""
+    """The comparison of two runs as text, with the differences in their settings."""
 
     def row(name: str, first: float, second: float, text: str, other: str) -> list[str]:
         return [name, text, other, f"{second / first:.2f}" if first else "-"]
@@ -246,7 +246,7 @@ def compare(a: Result, b: Result) -> str:
     lines = [table(["", f"A: {a.name}", f"B: {b.name}", "B / A"], rows)]
     differences = _differences(a, b)
     if differences:
-        lines += ["", "  They differ in more than what was measured:"]
+        lines += ["", "  The runs also differ in:"]
         lines += [f"    {name}: {first} / {second}" for name, first, second in differences]
     return "\n".join(lines)
 
@@ -273,7 +273,7 @@ def _differences(a: Result, b: Result) -> list[tuple[str, str, str]]:
 
 
 def ycsb_list() -> str:
-    """The core workloads, a line each."""
+    """The core workloads as text, one line each."""
     rows = [
         [name, each.is_about, ", ".join(f"{share:.0%} {kind}" for kind, share in each.shares)]
         for name, each in YCSB.items()

@@ -1,4 +1,4 @@
-"""Rising rates, open loop: where latency begins to climb, and the most that is served."""
+"""Measures at rising rates, open loop, and finds the saturation point."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from zkv.bench.generator import LoadJob
 from zkv.bench.result import Result
 
 SERVED: Final = 0.98
-"""A rate is served if so much of what was due before the end could be sent by then.
+"""A rate is served if at least this share of the operations due by the end could be sent by then.
 
-With a rate that is too high, more and more operations wait for a free connection.
+If the rate is too high, more and more operations wait for a free connection.
 """
 STEPS: Final = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.1)
-"""Shares of what the closed loop reaches."""
+"""The rates to begin with, as shares of the closed loop's rate."""
 FURTHER: Final = 1.2
-"""From one rate to the next where all of these are served: a busy moment made the loop slow."""
+"""The factor for further rates if all of `STEPS` are served: the closed loop was disturbed."""
 MOST: Final = 30
-"""So many rates are enough, whatever the server serves."""
+"""The largest number of rates."""
 TRIES: Final = 3
-"""A saturated server fails each of them, a machine that was busy with something else does not."""
+"""Attempts per rate. A saturated server fails all; a machine that was briefly busy does not."""
 
 
 class Sweep(Struct):
-    """The record of a sweep, by rising rate."""
+    """The record of a sweep: one result for each rate, in ascending order."""
 
     results: list[Result]
 
@@ -36,10 +36,10 @@ class Sweep(Struct):
 def sweep(
     job: LoadJob, rates: list[float] | None, measure: Callable[[LoadJob, str], Result]
 ) -> list[Result]:
-    """Measure at each rate; where none are given, at rising ones until one is not served.
+    """Measure at each of ``rates``; None = at rising rates until one is not served.
 
-    They begin with shares of what a closed loop reaches. Up to the saturation point a rate that is
-    not served is tried again.
+    The rising rates begin with shares of a closed loop's rate. Up to the saturation point, a rate
+    that is not served is tried again.
     """
     results: list[Result] = []
 
@@ -72,13 +72,13 @@ def _rounded(rate: float, most: float) -> float:
 
 
 def is_served(result: Result) -> bool:
-    """Whether the server kept up."""
+    """True if the server kept up with the rate; see `SERVED`."""
     due = result.operations + result.unsent
     return result.operations >= SERVED * due and not result.failed and not result.lost
 
 
 def saturation(results: list[Result]) -> float | None:
-    """The highest rate up to which every one is served; None where the first is not."""
+    """The highest rate up to which all rates are served; None if the first is not."""
     found = None
     for result in results:
         if not is_served(result):
@@ -88,7 +88,7 @@ def saturation(results: list[Result]) -> float | None:
 
 
 def render(results: list[Result]) -> str:
-    """A line for each rate, and the saturation point."""
+    """The results as text: a line for each rate, and the saturation point."""
     names = ("p50", "p99", "p99.9", "max")
     rows = []
     for result in results:
@@ -106,8 +106,8 @@ def render(results: list[Result]) -> str:
     if found is None:
         lines.append("  Not even the lowest rate is served.")
     elif found == results[-1].job.rate:
-        lines.append(f"  All rates are served: the saturation point lies above {show.rate(found)}.")
+        lines.append(f"  All rates are served: the saturation point is above {show.rate(found)}.")
     else:
-        lines.append(f"  Saturation point: {show.rate(found)} ops/s are served, the next is not.")
-    lines += sorted({f"  MIND: {limit}" for result in results for limit in result.generator.limits})
+        lines.append(f"  Saturation point: {show.rate(found)} ops/s; the next rate is not served.")
+    lines += sorted({f"  NOTE: {limit}" for result in results for limit in result.generator.limits})
     return "\n".join(lines)

@@ -1,13 +1,13 @@
-"""A source that knows what each answer has to be.
+"""A source that checks every reply against its own model of the data.
 
-Each slot has keys of its own, and remembers what it has written there: read your writes. Its INCRs
-go to a counter of its own, whose every sum it knows, and to some that all share, whose final sums
-are checked behind the run. Revisions have to grow from each of its writes to the next, and a read
-has to show just the revision that the last write had.
+Each slot has its own keys and remembers what it has written to them, so it checks that reads see
+its writes. Its INCRs go to its own counter, where it checks each sum, and to counters that all
+slots share, whose final sums are checked after the run. The revisions of its writes must increase,
+and a read must show the revision of the last write.
 
-Writes carry ``session`` and ``seq``, and are sent again until they are answered. So the outcome of
-each is known, whatever happens to server and connections in between; a write that is lost, done
-twice or done late is a wrong answer.
+Writes have ``session`` and ``seq``, and are sent again until they are answered. So the outcome of
+each write is known even if the server or a connection fails in between. A write that is lost,
+applied twice or applied late shows as a wrong answer.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ import msgspec
 from zkv.bench.workload import PREFIX, encode
 
 OWN_KEYS: Final = 8
-"""Keys of each slot: few, so that it often reads what it has just written."""
+"""The number of keys of each slot: few, so that it often reads what it has just written."""
 SHARED_COUNTERS: Final = 3
 KEPT: Final = 20
-"""So many complaints are kept in words; the rest are counted."""
+"""The number of wrong answers that are kept as text; the rest are only counted."""
 
 OPS: Final = ("GET", "PUT", "DELETE", "INCR", "INCR shared", "MGET", "MPUT")
 WEIGHTS: Final = (30, 25, 8, 15, 10, 6, 6)
 
 
 class WrongAnswerError(Exception):
-    """A reply says something that cannot be."""
+    """A reply is wrong."""
 
 
 class _Slot:
-    """What one slot knows."""
+    """The state of one slot."""
 
     def __init__(self, name: str, session: str) -> None:
         self.session = session
         self.seq = 0
-        self.rev = 0  # Of its newest write.
+        self.rev = 0  # The revision of its newest write.
         self.keys = [f"{name}:{number}" for number in range(OWN_KEYS)]
-        self.entries: dict[str, tuple[Any, int]] = {}  # Value and revision of what is there.
+        self.entries: dict[str, tuple[Any, int]] = {}  # Value and revision of each present key.
         self.counter = f"{name}:counter"
         self.sum = 0
         self.op = ""
@@ -55,12 +55,12 @@ class Verifier:
     """A `Source` that checks everything.
 
     Args:
-        run: a name that no other run uses: parts its keys from theirs.
-        seed: of what is drawn.
-        slots: how many of this process.
-        process: number of this process.
+        run: a unique name, part of all its keys.
+        seed: the seed of the random generator.
+        slots: the number of slots of this process.
+        process: the number of this process.
         open_ended: as for `Requests`.
-        value_bytes: of what is written.
+        value_bytes: the size of the values that are written.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class Verifier:
         self.kinds = list(OPS)
         self.errors: Counter[str] = Counter()
         self.wrong: list[str] = []
-        """The first complaints, in words."""
+        """Descriptions of the first wrong answers."""
         self.wrong_count = 0
         self.shared: Counter[str] = Counter()
-        """What this process has added to each shared counter."""
+        """The sum that this process has added to each shared counter."""
         self._random = random.Random(seed * 1_000_003 + process)  # noqa: S311  load, not secrets
         self._run = run
         self._value_bytes = value_bytes
@@ -82,7 +82,7 @@ class Verifier:
         ]
 
     def next(self, slot: int) -> tuple[int, bytes]:
-        """Draw an op, and what it is about."""
+        """Draw an op and its fields."""
         state, chance = self._slots[slot], self._random
         (kind,) = chance.choices(range(len(OPS)), WEIGHTS)
         state.op = OPS[kind]
@@ -115,7 +115,7 @@ class Verifier:
         return kind, packed
 
     def reply(self, slot: int, reply: bytes) -> bytes | bool:
-        """Check the answer, and learn from it. What may succeed later is sent again."""
+        """Check the reply and update the model. A failure with ``retry`` is sent again."""
         state = self._slots[slot]
         try:
             fields = msgspec.msgpack.decode(reply)
@@ -132,7 +132,7 @@ class Verifier:
         return True
 
     def lost(self, slot: int) -> bytes:
-        """The same again: a read for its answer, a write to learn what has become of it."""
+        """The same request again; for a write, the reply tells if it was applied."""
         return self._slots[slot].request
 
     def _value(self) -> bytes:
@@ -165,7 +165,7 @@ class Verifier:
                 state.entries[fields["key"]] = (fields["value"], rev)
             case "DELETE":
                 if state.entries.pop(fields["key"], None) is None:
-                    raise WrongAnswerError("deleted what was not there")
+                    raise WrongAnswerError("deleted a key that did not exist")
             case "MPUT":
                 for key, value in fields["items"].items():
                     state.entries[key] = (value, rev)
@@ -177,12 +177,12 @@ class Verifier:
 
 
 def keys_of(run: str) -> str:
-    """What all keys of a run begin with."""
+    """The prefix of all keys of a run."""
     return f"{PREFIX}verify:{run}:"
 
 
 def shared_counter(run: str, number: int) -> str:
-    """The key of a counter that all share."""
+    """The key of a counter that all slots share."""
     return f"{keys_of(run)}shared:{number}"
 
 

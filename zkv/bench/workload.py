@@ -1,14 +1,13 @@
-"""What to send, and whether the answer is right.
+"""Makes requests, and checks that replies report success.
 
-A `Workload` says what the load consists of; it is data, so that it can be sent to processes and be
-written into reports. A `Source` makes the requests of one process from it, for the loop in `drive`.
-The requests of a zkv server are made here from templates, which cost a third of encoding each
-anew.
+A `Workload` describes the load. It is plain data, so it can be sent to processes and written into
+reports. A `Source` makes the requests of one process from it, for the loop in `drive`. Requests are
+made from templates, which costs a third of encoding each one.
 
 YCSB: the six core workloads with their mixes, distributions and record shape (10 fields of 100
-bytes). A record is one value, a map; so UPDATE writes the whole record, as YCSB's bindings for
-other stores without fields do, and a read reads all fields. F reads, and then writes what it has
-read back with a changed field, as one operation with one latency.
+bytes). A record is one value, a map. So UPDATE writes the whole record, like YCSB's bindings for
+other stores without fields, and a read returns all fields. F reads a record, then writes it back
+with one field changed, as one operation with one latency.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ from msgspec import Struct
 from zkv.bench.keys import Keys
 
 PREFIX: Final = "bench:"
-"""Begins every key that this program writes."""
+"""The prefix of every key that this program writes."""
 KEY_DIGITS: Final = 12
 LONGEST_SCAN: Final = 100
 """YCSB's maxscanlength for E."""
 VALUES: Final = 64
 VALUES_BYTES: Final = 1 << 22
-"""So many different values are made beforehand at most, and written in turn."""
+"""`VALUES` values, of at most these bytes together, are made beforehand and written in turn."""
 
 encode: Final = msgspec.msgpack.Encoder().encode
 Share = tuple[str, float]
 
 
 class Ycsb(Struct, frozen=True):
-    """A core workload: the shares of its kinds of operation, and its distribution."""
+    """A core workload of YCSB: the shares of its kinds of operation, and its distribution."""
 
     shares: tuple[Share, ...]
     distribution: str
@@ -56,10 +55,10 @@ YCSB: Final = {
 
 
 class Workload(Struct, frozen=True, kw_only=True):
-    """What the load consists of.
+    """The description of a load.
 
-    ``ycsb`` names a core workload, which then decides shares and distribution; a value is a record
-    of ``fields`` fields of ``field_bytes`` then, else ``value_bytes`` of bin.
+    If ``ycsb`` names a core workload, that determines shares and distribution, and a value is a
+    record of ``fields`` fields of ``field_bytes``. Otherwise a value is ``value_bytes`` of bin.
     """
 
     keys: int = 10_000
@@ -73,7 +72,7 @@ class Workload(Struct, frozen=True, kw_only=True):
     field_bytes: int = 100
 
     def shares(self) -> tuple[Share, ...]:
-        """Each kind of operation that occurs, with its share."""
+        """The kinds of operation with their shares, without those that do not occur."""
         if self.ycsb:
             return YCSB[self.ycsb].shares
         read, write = ("GET", "PUT") if self.batch == 1 else ("MGET", "MPUT")
@@ -81,19 +80,19 @@ class Workload(Struct, frozen=True, kw_only=True):
         return tuple((kind, share) for kind, share in both if share)
 
     def is_read(self) -> bool:
-        """Whether keys have to be there before it."""
+        """True if the keys must be loaded first."""
         return bool(self.ycsb) or self.reads > 0
 
     def draw_from(self) -> str:
-        """The distribution that is used."""
+        """The distribution of keys."""
         return YCSB[self.ycsb].distribution if self.ycsb else self.distribution
 
     def size(self) -> int:
-        """Bytes of a value, without what packing adds."""
+        """The bytes of a value before it is packed."""
         return self.fields * self.field_bytes if self.ycsb else self.value_bytes
 
     def make_values(self) -> list[bytes]:
-        """Packed values, random under the seed."""
+        """Packed random values, which depend on the seed."""
         draw = random.Random(self.seed).randbytes  # noqa: S311  load, not secrets
         count = max(1, min(VALUES, VALUES_BYTES // self.size()))
         if not self.ycsb:
@@ -108,16 +107,16 @@ class Source(Protocol):
     kinds: list[str]
     """The kinds of operation; `next` refers to them by number."""
     errors: Counter[str]
-    """How many operations failed, by code."""
+    """The number of failed operations by code."""
 
     def next(self, slot: int) -> tuple[int, bytes]:
         """The kind and the request of the slot's next operation."""
 
     def reply(self, slot: int, reply: bytes) -> bytes | bool:
-        """Whether the operation went well; or a further request that belongs to it."""
+        """True if the operation succeeded, False if it failed; or its next request."""
 
     def lost(self, slot: int) -> bytes | None:
-        """The request to send again after no reply came; None = give the operation up."""
+        """The request to send again after a timeout; None = the operation is lost."""
 
 
 def key_name(number: int) -> str:
@@ -129,8 +128,9 @@ class Requests:
     """The requests of zkv's protocol.
 
     Args:
-        values: packed, to be written in turn.
-        open_ended: whether ``id`` stands last in each request, and its value is to be appended.
+        values: packed values, which are written in turn.
+        open_ended: True if each request must end with the key ``id``, so that the caller can append
+            its value.
     """
 
     def __init__(self, values: list[bytes], open_ended: bool) -> None:
@@ -144,15 +144,15 @@ class Requests:
         self._key = packed_key
 
     def get(self, key: int) -> bytes:
-        """GET."""
+        """A GET."""
         return self._get % key
 
     def put(self, key: int) -> bytes:
-        """PUT."""
+        """A PUT."""
         return self._put % key + self._value() + self._tail
 
     def mget(self, keys: list[int]) -> bytes:
-        """MGET."""
+        """An MGET."""
         packed = b"".join([self._key % key for key in keys])
         count = len(keys).to_bytes(4)
         return b"%c\xa2op\xa4MGET\xa4keys\xdd%b%b%b" % (
@@ -160,7 +160,7 @@ class Requests:
         )  # fmt: skip
 
     def mput(self, keys: list[int]) -> bytes:
-        """MPUT: one value for all; of a key that was drawn twice, one."""
+        """An MPUT with the same value for all keys; a key that was drawn twice is in it once."""
         item = self._key + self._value().replace(b"%", b"%%")
         packed = b"".join([item % key for key in dict.fromkeys(keys)])
         count = len(dict.fromkeys(keys)).to_bytes(4)
@@ -169,20 +169,20 @@ class Requests:
         )  # fmt: skip
 
     def scan(self, key: int, limit: int) -> bytes:
-        """SCAN."""
+        """A SCAN."""
         fields = {"op": "SCAN", "prefix": PREFIX, "start": key_name(key), "limit": limit}
         packed = encode(fields)
         return b"%c%b%b" % (packed[0] + self._more, packed[1:], self._tail)
 
     def modify(self, key: int, reply: bytes) -> bytes:
-        """PUT of the record that was read, with the first field replaced."""
+        """A PUT of the record in ``reply``, with the first field changed."""
         record = msgspec.msgpack.decode(reply)["value"]
         record["field0"] = record["field0"][::-1]
         return self._put % key + encode(record) + self._tail
 
     def failure(self, reply: bytes) -> str:
-        """The code of a failure."""
-        if reply[1:5] == b"\xa2ok\xc3":  # Replies begin so; the protocol does not promise it.
+        """The code of a failure; empty for a success."""
+        if reply[1:5] == b"\xa2ok\xc3":  # True for all successes; the protocol does not promise it.
             return ""
         fields = msgspec.msgpack.decode(reply)
         return "" if fields["ok"] is True else str(fields["code"])
@@ -193,13 +193,13 @@ class Requests:
 
 
 class Mix:
-    """A `Source` that draws operations by their shares.
+    """A `Source` that draws operations at random, according to their shares.
 
     Args:
-        workload: what to draw.
-        requests: how to say it.
-        process: number of this process, from 0.
-        processes: how many there are; each has its own chance.
+        workload: the description of the load.
+        requests: makes the requests.
+        process: the number of this process, from 0; each has its own random numbers.
+        processes: the number of processes.
     """
 
     def __init__(
@@ -212,14 +212,14 @@ class Mix:
         self._batch = workload.batch
         self._keys = Keys(workload.draw_from(), workload.keys, chance, process, processes)
         self._draw = self._keys.draw
-        self._inserting: dict[int, int] = {}  # By slot: the key that is on its way.
-        self._modifying: dict[int, int] = {}  # By slot: the key whose value is to come.
+        self._inserting: dict[int, int] = {}  # By slot: the key that is being inserted.
+        self._modifying: dict[int, int] = {}  # By slot: the key that is read and then written.
         self.kinds = [kind for kind, _ in workload.shares()]
         self._limits = list(accumulate(share for _, share in workload.shares()))[:-1]
         self._make: list[Callable[[int], bytes]] = [self._maker(kind) for kind in self.kinds]
 
     def next(self, slot: int) -> tuple[int, bytes]:
-        """Draw one."""
+        """Draw an operation."""
         kind = 0
         if self._limits:
             drawn = self._random()
@@ -229,7 +229,7 @@ class Mix:
         return kind, self._make[kind](slot)
 
     def reply(self, slot: int, reply: bytes) -> bytes | bool:
-        """Check that it is a success; go on with the second half of a read-modify-write."""
+        """Check for success; returns the second request of a read-modify-write, if it is one."""
         code = self._requests.failure(reply)
         if code:
             self.errors[code] += 1
@@ -242,12 +242,12 @@ class Mix:
         return True
 
     def lost(self, slot: int) -> None:
-        """Give it up."""
+        """Count the operation as lost."""
         self._inserting.pop(slot, None)
         self._modifying.pop(slot, None)
 
     def _maker(self, kind: str) -> Callable[[int], bytes]:
-        """From a slot to a request of this kind."""
+        """The function that makes a request of this kind for a slot."""
         requests, draw, batch = self._requests, self._draw, self._batch
         get, put = requests.get, requests.put
         makers: dict[str, Callable[[int], bytes]] = {

@@ -1,19 +1,18 @@
-/* Batches of messages off and onto a socket, compiled: the twin of `PlainFrames` in frames.py.
+/* Receives and sends batches of messages in C, as `PythonFrames` in frames.py does in Python.
  *
- * Strategy: what costs a worker is each call on a socket and each turn of Python's lock. So waiting
- * for messages and taking a whole batch is one call without the lock, sending a batch of replies is
- * another, and Python objects are made and read before and after, with the lock held. Where there
- * are others behind, what they answer is passed on during the wait, and never becomes an object.
+ * Strategy: the cost of a thread is in socket calls and in switches of Python's lock. So waiting
+ * for messages and receiving a whole batch is one call without the lock, and sending a batch of
+ * replies is another. Python objects are made and read before and after that, with the lock
+ * held. Replies of workers are sent on during the wait, and never become Python objects.
  *
- * Nothing is linked. The socket is pyzmq's own, so the functions of libzmq must be those of the
- * library that pyzmq has loaded; `attach` looks them up in it. What is assumed of libzmq is part of
- * its stable ABI since 4.1: the functions below, the numbers of options, and that a `zmq_msg_t` has
- * 64 bytes.
+ * Nothing is linked. The socket belongs to pyzmq, so libzmq's functions must be those of the
+ * library that pyzmq has loaded; `attach` looks them up there. This file relies only on libzmq's
+ * stable ABI since 4.1: the functions below, the numbers of options, and a `zmq_msg_t` of 64
+ * bytes.
  *
- * Invariants: what `PlainFrames` does is the specification; tests run against both. An object is
- * used in one thread. Every zmq_msg_t that was initialised is closed, and every Python object that
- * is looked at without the lock is held by a reference of our own meanwhile.
- */
+ * Invariants: `PythonFrames` specifies the behaviour; tests run with both. An object is used in
+ * one thread. Every zmq_msg_t that was initialised is closed. A Python object that is read
+ * without the lock is kept alive by a reference. */
 
 #define Py_LIMITED_API 0x030B0000 /* one binary for Python 3.11 and everything newer */
 #include <Python.h>
@@ -33,7 +32,7 @@ typedef union {
 
 enum { DONTWAIT = 1, SNDMORE = 2 };           /* flags */
 enum { OPTION_FD = 14, OPTION_EVENTS = 15 };  /* options */
-enum { EVENT_IN = 1, EVENT_OUT = 2 };         /* what OPTION_EVENTS tells */
+enum { EVENT_IN = 1, EVENT_OUT = 2 };         /* bits of OPTION_EVENTS */
 
 static struct {
     void (*version)(int *major, int *minor, int *patch);
@@ -64,15 +63,15 @@ static const struct {
     {"zmq_msg_init_size", &zmq.msg_init_size},
 };
 
-/* attach(path): find libzmq's functions in a loaded extension module of pyzmq, or in what it
- * depends on; returns the library's version. */
+/* attach(path): find libzmq's functions in a loaded extension module of pyzmq, or in a library that
+ * it depends on; returns libzmq's version. */
 static PyObject *attach(PyObject *module, PyObject *arguments)
 {
     PyObject *path;
     int major, minor, patch;
     if (!PyArg_ParseTuple(arguments, "O&", PyUnicode_FSConverter, &path))
         return NULL;
-    void *library = dlopen(PyBytes_AsString(path), RTLD_LAZY | RTLD_NOLOAD); /* for good */
+    void *library = dlopen(PyBytes_AsString(path), RTLD_LAZY | RTLD_NOLOAD); /* never closed */
     Py_DECREF(path);
     if (library == NULL)
         return PyErr_Format(PyExc_ImportError, "this library is not loaded");
@@ -90,38 +89,38 @@ static PyObject *attach(PyObject *module, PyObject *arguments)
 
 enum kind { COMPLETE, NO_DELIMITER, NO_BODY, TWO_BODIES, NO_MEMORY, KINDS };
 
-/* One message received: its envelope, then its body if it is complete, in `Frames.frames`. */
+/* A received message: its envelope, and its body if it is complete, in `Frames.frames`. */
 typedef struct {
     size_t first, end;
     enum kind kind;
 } letter;
 
-/* A socket of pyzmq's. */
+/* A socket of pyzmq. */
 typedef struct {
     PyObject *owner;
-    void *socket; /* the same to libzmq; NULL where there is none, or it is closed */
-    int signal;   /* readable once there is something new since a call that found nothing */
+    void *socket; /* libzmq's pointer to it; NULL if there is none, or it is closed */
+    int signal;   /* becomes readable after something has changed since the last look */
 } end;
 
 typedef struct {
     PyObject_HEAD
-    end front, behind;          /* behind: whom to hand over to; there may be none */
-    int waker;                   /* the descriptor whose readability ends a wait */
-    PyObject *stands_for[KINDS]; /* what is given in place of the body of a bad message */
-    PyObject *error;            /* makes an exception from an error number */
+    end front, behind;           /* behind: the workers' socket; may be absent */
+    int waker;                   /* descriptor that ends a wait when it becomes readable */
+    PyObject *stands_for[KINDS]; /* BadEnvelopes, in place of the body of a malformed message */
+    PyObject *error;             /* makes an exception from an error number */
     unsigned long long unroutable;
-    zmq_msg_t *frames;          /* of the batch that is being received; each is initialised */
+    zmq_msg_t *frames;          /* of the current batch; each is initialised */
     size_t count, room;
     letter *letters;
-    size_t taken;            /* of them, and not given away yet */
+    size_t taken;            /* letters that have not been returned yet */
     size_t most, most_bytes; /* of a batch */
 } Frames;
 
-enum { ROOM = 256, KEPT_ROOM = 4096 }; /* frames: at first, and kept from one batch to the next */
+enum { ROOM = 256, KEPT_ROOM = 4096 }; /* capacity in frames: at first, and kept between batches */
 
 static int is_error(int number) { return number != 0 && number != EAGAIN; }
 
-/* A further frame, initialised; NULL where memory ends. libzmq must move messages itself. */
+/* Add an initialised frame. NULL if there is no memory. Only libzmq may move a zmq_msg_t. */
 static zmq_msg_t *add_frame(Frames *self)
 {
     if (self->count == self->room) {
@@ -149,7 +148,7 @@ static void drop_frames(Frames *self, size_t keep)
         zmq.msg_close(&self->frames[--self->count]);
 }
 
-/* 0, or an error number. */
+/* Receive a frame. 0, or an error number. */
 static int receive_frame(zmq_msg_t *frame, void *socket)
 {
     while (zmq.msg_recv(frame, socket, DONTWAIT) < 0)
@@ -166,7 +165,7 @@ static int send_frame(zmq_msg_t *frame, void *socket, int more)
     return 0;
 }
 
-/* The next frame, if there is one: 0, or an error number. */
+/* Receive the next frame into the batch. 0, or an error number. */
 static int take_frame(Frames *self)
 {
     zmq_msg_t *frame = add_frame(self);
@@ -178,7 +177,7 @@ static int take_frame(Frames *self)
     return number;
 }
 
-/* Take the frames that a message still has, of which no more than the first have been kept. */
+/* Receive and discard the rest of a message of which at least one frame has been received. */
 static void skip_rest(Frames *self)
 {
     zmq_msg_t frame;
@@ -189,13 +188,12 @@ static void skip_rest(Frames *self)
     zmq.msg_close(&frame);
 }
 
-/* The next message, if there is one: 0, or an error number; EAGAIN where there is none.
- * One that has nowhere to reply to is counted, and leaves nothing in `to`; so is one that there is
- * no memory for. */
+/* Receive the next message. 0, or an error number; EAGAIN if there is none. A message without a
+ * sender to reply to, or without memory, is counted as unroutable and leaves nothing in `to`. */
 static int take_letter(Frames *self, letter *to, int *routable)
 {
     size_t first = self->count;
-    size_t delimiter = 0; /* its place; never that of the first frame, which is the sender's id */
+    size_t delimiter = 0; /* its place; never the first frame, which is the sender's address */
     int more = 1;
     while (more) {
         int number = take_frame(self);
@@ -227,8 +225,8 @@ static int take_letter(Frames *self, letter *to, int *routable)
     return 0;
 }
 
-/* Whatever is there, up to `most` letters, and none more where they have `most_bytes`. 0, or an error
- * number; EAGAIN where there is nothing. */
+/* Receive queued messages, up to `most`, and none after `most_bytes`. 0, or an error number; EAGAIN
+ * if there is none. */
 static int take_batch(Frames *self, size_t *taken)
 {
     int number = EAGAIN, routable, any = 0;
@@ -245,7 +243,7 @@ static int take_batch(Frames *self, size_t *taken)
     return any ? 0 : number;
 }
 
-/* One message from behind to the front, if there is one: 0, or an error number. */
+/* Send one message from the workers' socket on to the front's. 0, or an error number. */
 static int pass_message(Frames *self)
 {
     zmq_msg_t frame;
@@ -256,7 +254,7 @@ static int pass_message(Frames *self)
         more = !number && zmq.msg_more(&frame);
         if (!number && !lost) {
             number = send_frame(&frame, self->front.socket, more);
-            lost = number == EAGAIN; /* Nobody is there to take it. */
+            lost = number == EAGAIN; /* The receiver has gone. */
             number = lost ? 0 : number;
         }
     }
@@ -265,7 +263,7 @@ static int pass_message(Frames *self)
     return number;
 }
 
-/* All that those behind have answered: 0, or an error number. */
+/* Send all replies of the workers on. 0, or an error number. */
 static int pass_on(Frames *self)
 {
     int number = 0;
@@ -274,21 +272,21 @@ static int pass_on(Frames *self)
     return number == EAGAIN ? 0 : number;
 }
 
-/* What a receive is to do: see `Frames` in frames.py. */
+/* The arguments of `frames_receive`: see `Frames` in frames.py. */
 typedef struct {
     int wait, take, capacity;
 } wish;
 
-/* Wait for any news. 0, or an error number; `told` is set where the caller has to look at it. */
-static int wait_for_news(Frames *self, const wish *w, int *told)
+/* Wait. 0, or an error number; sets `told` if the caller must return, even without a message. */
+static int wait_for_signal(Frames *self, const wish *w, int *told)
 {
     int events = 0;
     size_t size = sizeof events;
-    if (w->capacity) { /* To look at this comes last: any call may use up the signal of it. */
+    if (w->capacity) { /* Read the events last, since any other call may reset the signal. */
         if (zmq.getsockopt(self->behind.socket, OPTION_EVENTS, &events, &size) < 0)
             return zmq.last_error();
         *told = (events & EVENT_OUT) != 0;
-        if (events) /* Of what is to be passed on, too: that look has used up its signal. */
+        if (events) /* Also if replies have come: reading the events has reset their signal. */
             return 0;
     }
     struct pollfd any[] = {
@@ -302,8 +300,9 @@ static int wait_for_news(Frames *self, const wish *w, int *told)
     return 0;
 }
 
-/* `take_batch`, unless something is there from last time; where there is nothing, and that is wished, again after news. What comes from behind
- * is passed on. Without Python's lock. EINTR where a signal has come meanwhile. */
+/* Return the letters left over from the last call, or receive a batch; if none is queued and the
+ * caller wants to wait, wait and try again. Sends the workers' replies on. Runs without Python's
+ * lock. EINTR if a signal has arrived. */
 static int take_or_wait(Frames *self, const wish *w, size_t *taken)
 {
     int number, told = !w->wait;
@@ -313,7 +312,7 @@ static int take_or_wait(Frames *self, const wish *w, size_t *taken)
             number = w->take ? take_batch(self, taken) : EAGAIN;
         if (number != EAGAIN || told)
             return number;
-        number = wait_for_news(self, w, &told);
+        number = wait_for_signal(self, w, &told);
         if (number)
             return number;
     }
@@ -343,7 +342,7 @@ static PyObject *to_bytes(zmq_msg_t *frame)
     return PyBytes_FromStringAndSize(zmq.msg_data(frame), (Py_ssize_t)zmq.msg_size(frame));
 }
 
-/* Append a new reference, which may be NULL, and let go of it; whether that went well. */
+/* Append a new reference, which may be NULL, and release it. 0 if that failed. */
 static int append(PyObject *list, PyObject *item)
 {
     int well = item != NULL && PyList_Append(list, item) == 0;
@@ -351,7 +350,7 @@ static int append(PyObject *list, PyObject *item)
     return well;
 }
 
-/* The envelope of a letter, as a list of bytes. */
+/* Make a list of bytes from the envelope of a letter. */
 static PyObject *to_envelope(Frames *self, const letter *from)
 {
     size_t end = from->end - (from->kind == COMPLETE);
@@ -377,8 +376,8 @@ static PyObject *to_body(Frames *self, const letter *from)
     return body != NULL ? body : Py_NewRef(self->stands_for[kind]);
 }
 
-/* (envelopes, bodies) of the letters that were taken; without memory they stay. Lists are made by appending: one with gaps
- * could be seen by whoever looks through the garbage collector's objects. */
+/* Make (envelopes, bodies) from the received letters, which are kept if there is no memory. The
+ * lists are appended to: one with gaps would be visible through the garbage collector. */
 static PyObject *to_lists(Frames *self)
 {
     PyObject *envelopes = PyList_New(0), *bodies = PyList_New(0), *lists = NULL;
@@ -393,7 +392,7 @@ static PyObject *to_lists(Frames *self)
     return lists;
 }
 
-/* Let go of what has been given away. */
+/* Release the letters that have been returned. */
 static void drop_letters(Frames *self)
 {
     self->taken = 0;
@@ -405,11 +404,30 @@ static void drop_letters(Frames *self)
     }
 }
 
-static PyObject *frames_receive(Frames *self, PyObject *arguments)
+/* Read one keyword argument of `frames_receive`. 0, with an exception, if it has none so named. */
+static int read_wish(wish *w, PyObject *name, PyObject *value)
 {
-    wish w = {0, 1, 0};
+    static const char *const names[] = {"wait", "take", "capacity"};
+    int *const flags[] = {&w->wait, &w->take, &w->capacity};
+    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
+        if (PyUnicode_CompareWithASCIIString(name, names[i]) == 0)
+            return (*flags[i] = PyObject_IsTrue(value)) >= 0;
+    return PyErr_Format(PyExc_TypeError, "receive() has no argument %R", name), 0;
+}
+
+/* receive(*, wait, take=True, capacity=False): see _frames.pyi. The arguments are read here:
+ * PyArg_ParseTupleAndKeywords takes longer than all the rest if nothing is queued. */
+static PyObject *frames_receive(Frames *self, PyObject *const *arguments, Py_ssize_t count,
+                                PyObject *names)
+{
+    wish w = {-1, 1, 0};
     int number;
-    if (!PyArg_ParseTuple(arguments, "p|pp", &w.wait, &w.take, &w.capacity) || is_closed(self))
+    for (Py_ssize_t i = 0; names != NULL && i < PyTuple_Size(names); i++)
+        if (!read_wish(&w, PyTuple_GetItem(names, i), arguments[count + i]))
+            return NULL;
+    if (count != 0 || w.wait < 0)
+        return PyErr_Format(PyExc_TypeError, "receive() takes arguments by name: `wait`, ...");
+    if (is_closed(self))
         return NULL;
     w.capacity = w.capacity && self->behind.socket != NULL;
     do {
@@ -425,9 +443,9 @@ static PyObject *frames_receive(Frames *self, PyObject *arguments)
     return lists;
 }
 
-/* --- Sending */
+/* --- Sending --------------------------------------------------------------------------------- */
 
-/* One frame of a message to be sent; `data` stays as it is as long as `object` is held. */
+/* A frame to send; `data` is valid as long as there is a reference to `object`. */
 typedef struct {
     PyObject *object;
     const char *data;
@@ -435,7 +453,8 @@ typedef struct {
     int more;
 } outgoing;
 
-/* How many frames there are in a list of envelopes, with a body for each; -1 with an exception. */
+/* Count the frames of all envelopes and bodies. -1, with an exception, if the lists do not
+ * match. */
 static Py_ssize_t count_frames(PyObject *envelopes, PyObject *bodies)
 {
     Py_ssize_t total = 0, size = PyList_Size(envelopes), others = PyList_Size(bodies);
@@ -452,8 +471,8 @@ static Py_ssize_t count_frames(PyObject *envelopes, PyObject *bodies)
     return total;
 }
 
-/* Hold one frame; whether it is bytes. */
-static int hold(outgoing *to, PyObject *frame, int more)
+/* Take a reference to one frame. 0, with an exception, if it is not bytes. */
+static int take_reference(outgoing *to, PyObject *frame, int more)
 {
     Py_ssize_t size;
     char *data;
@@ -466,8 +485,8 @@ static int hold(outgoing *to, PyObject *frame, int more)
     return 1;
 }
 
-/* Hold every frame of every message that has a body; how many there are, or -1. */
-static Py_ssize_t hold_all(PyObject *envelopes, PyObject *bodies, outgoing **held)
+/* Take references to all frames of the messages with a body; return their number, or -1. */
+static Py_ssize_t take_references(PyObject *envelopes, PyObject *bodies, outgoing **held)
 {
     Py_ssize_t count = 0, total = count_frames(envelopes, bodies), size = PyList_Size(envelopes);
     if (total < 0)
@@ -479,22 +498,22 @@ static Py_ssize_t hold_all(PyObject *envelopes, PyObject *bodies, outgoing **hel
         PyObject *envelope = PyList_GetItem(envelopes, i), *body = PyList_GetItem(bodies, i);
         Py_ssize_t frames = body == Py_None ? 0 : PyList_Size(envelope);
         for (Py_ssize_t j = 0; j < frames; j++)
-            if (!hold(&(*held)[count++], PyList_GetItem(envelope, j), 1))
+            if (!take_reference(&(*held)[count++], PyList_GetItem(envelope, j), 1))
                 return -1;
-        if (body != Py_None && !hold(&(*held)[count++], body, 0))
+        if (body != Py_None && !take_reference(&(*held)[count++], body, 0))
             return -1;
     }
     return count;
 }
 
-static void let_go(outgoing *held)
+static void release(outgoing *held)
 {
     for (outgoing *frame = held; frame != NULL && frame->object != NULL; frame++)
         Py_DECREF(frame->object);
     PyMem_Free(held);
 }
 
-/* Send all frames of a message but the last one. 0, or an error number. */
+/* Send all frames of a message except the last. 0, or an error number. */
 static int send_envelope(void *socket, const outgoing *frame)
 {
     for (; frame->more; frame++)
@@ -504,9 +523,9 @@ static int send_envelope(void *socket, const outgoing *frame)
     return 0;
 }
 
-/* Send a message. 0, or an error number; EAGAIN where nobody is there to take it. The last frame is
- * made first: where memory ended behind the others, what is sent next would go on with this one, and
- * so to its receiver. */
+/* Send a message. 0, or an error number; EAGAIN if there is no receiver, or it has no capacity. The
+ * last frame is made first: if memory ran out after the others were sent, the next message would
+ * become part of this one. */
 static int send_message(void *socket, const outgoing *frame)
 {
     const outgoing *last = frame;
@@ -524,9 +543,9 @@ static int send_message(void *socket, const outgoing *frame)
     return number;
 }
 
-/* Send all messages that are held, without Python's lock. Where nobody is there to take one: pass it
- * over and count it, or, if not `skip`, end with EAGAIN. Where there is no memory for one: likewise,
- * with ENOMEM in the end. 0, or an error number. */
+/* Send all messages, without Python's lock. A message without a receiver is skipped and counted or,
+ * if not `skip`, ends the call with EAGAIN. One without memory is skipped, and the result is ENOMEM
+ * or, if not `skip`, ends the call with ENOMEM. 0, or an error number. */
 static int send_all(Frames *self, void *socket, int skip, const outgoing *frame,
                     const outgoing *end, Py_ssize_t *sent)
 {
@@ -545,7 +564,7 @@ static int send_all(Frames *self, void *socket, int skip, const outgoing *frame,
     return failed;
 }
 
-/* Send messages, given as lists of envelopes and of bodies; how many, or -1. */
+/* Send messages, given as lists of envelopes and of bodies; return how many were sent, or -1. */
 static Py_ssize_t send_lists(Frames *self, PyObject *arguments, void *socket, int skip)
 {
     PyObject *envelopes, *bodies;
@@ -554,15 +573,15 @@ static Py_ssize_t send_lists(Frames *self, PyObject *arguments, void *socket, in
     Py_ssize_t sent = 0;
     if (!PyArg_ParseTuple(arguments, "OO", &envelopes, &bodies) || is_closed(self))
         return -1;
-    Py_ssize_t count = hold_all(envelopes, bodies, &held);
+    Py_ssize_t count = take_references(envelopes, bodies, &held);
     if (count >= 0) {
         Py_BEGIN_ALLOW_THREADS
         number = send_all(self, socket, skip, held, held + count, &sent);
         Py_END_ALLOW_THREADS
     }
-    let_go(held);
+    release(held);
     if (number == ENOMEM && sent > 0 && !skip)
-        number = EAGAIN; /* For the rest there may be memory next time. */
+        number = EAGAIN; /* There may be memory for the rest next time. */
     if (is_error(number))
         fail(self, number);
     return count < 0 || is_error(number) ? -1 : sent;
@@ -573,13 +592,13 @@ static PyObject *frames_send(Frames *self, PyObject *arguments)
     return send_lists(self, arguments, self->front.socket, 1) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-static PyObject *frames_hand_over(Frames *self, PyObject *arguments)
+static PyObject *frames_forward(Frames *self, PyObject *arguments)
 {
     Py_ssize_t sent = send_lists(self, arguments, self->behind.socket, 0);
     return sent < 0 ? NULL : PyLong_FromSsize_t(sent);
 }
 
-/* --- The rest */
+/* --- Other methods --------------------------------------------------------------------------- */
 
 static PyObject *frames_readable(Frames *self, PyObject *unused)
 {
@@ -614,7 +633,7 @@ static PyObject *frames_unroutable(Frames *self, void *unused)
     return PyLong_FromUnsignedLongLong(self->unroutable);
 }
 
-/* Take over a socket of pyzmq's; None is none. Whether that went well. */
+/* Take over a socket of pyzmq; None = there is none. 0, with an exception, if that failed. */
 static int open_end(end *to, PyObject *owner)
 {
     size_t size = sizeof to->signal;
@@ -634,10 +653,13 @@ static int open_end(end *to, PyObject *owner)
 static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
     PyObject *front, *no_delimiter, *no_body, *two_bodies, *no_memory, *error, *behind = Py_None;
+    static char *names[] = {"socket", "waker", "most", "most_bytes", "no_delimiter", "no_body",
+                            "two_bodies", "no_memory", "error", "behind", NULL};
     int waker;
     Py_ssize_t most, most_bytes;
-    if (!PyArg_ParseTuple(arguments, "OinnOOOOO|O", &front, &waker, &most, &most_bytes, &no_delimiter,
-                          &no_body, &two_bodies, &no_memory, &error, &behind))
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OinnOOOOO|O", names, &front, &waker,
+                                     &most, &most_bytes, &no_delimiter, &no_body, &two_bodies,
+                                     &no_memory, &error, &behind))
         return NULL;
     if (zmq.version == NULL || most < 1 || most_bytes < 1)
         return PyErr_Format(PyExc_ValueError, "attach to libzmq first; bounds must be positive");
@@ -677,9 +699,9 @@ static void frames_dealloc(Frames *self)
 }
 
 static PyMethodDef frames_methods[] = {
-    {"receive", (PyCFunction)frames_receive, METH_VARARGS, NULL},
+    {"receive", (PyCFunction)(void (*)(void))frames_receive, METH_FASTCALL | METH_KEYWORDS, NULL},
     {"send", (PyCFunction)frames_send, METH_VARARGS, NULL},
-    {"hand_over", (PyCFunction)frames_hand_over, METH_VARARGS, NULL},
+    {"forward", (PyCFunction)frames_forward, METH_VARARGS, NULL},
     {"readable", (PyCFunction)frames_readable, METH_NOARGS, NULL},
     {"close", (PyCFunction)frames_close, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
@@ -691,7 +713,7 @@ static PyGetSetDef frames_attributes[] = {
 };
 
 static PyType_Slot frames_slots[] = {
-    {Py_tp_doc, "See PlainFrames in frames.py."},
+    {Py_tp_doc, "See PythonFrames in frames.py."},
     {Py_tp_new, frames_new},
     {Py_tp_dealloc, frames_dealloc},
     {Py_tp_methods, frames_methods},

@@ -1,4 +1,4 @@
-"""The compiled twin of `zkv.broker.frames.PlainFrames`."""
+"""`zkv.broker.frames.PythonFrames` in C."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,6 +11,7 @@ def attach(path: str, /) -> tuple[int, int, int]: ...
 class Frames:
     def __new__(
         cls,
+        *,
         socket: zmq.Socket[bytes],
         waker: int,
         most: int,
@@ -21,15 +22,14 @@ class Frames:
         no_memory: BadEnvelope,
         error: Callable[[int], Exception],
         behind: zmq.Socket[bytes] | None = None,
-        /,
     ) -> Frames: ...
     @property
     def unroutable(self) -> int: ...
     def receive(
-        self, wait: bool, take: bool = True, capacity: bool = False, /
+        self, *, wait: bool, take: bool = True, capacity: bool = False
     ) -> tuple[list[list[bytes]], list[bytes | BadEnvelope]]: ...
     def send(self, envelopes: list[list[bytes]], bodies: Sequence[bytes | None], /) -> None: ...
-    def hand_over(
+    def forward(
         self, envelopes: list[list[bytes]], bodies: Sequence[bytes | BadEnvelope], /
     ) -> int: ...
     def readable(self) -> bool: ...

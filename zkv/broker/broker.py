@@ -1,11 +1,11 @@
-"""The broker: a front, and a pool of workers behind it, started and stopped in order.
+"""The broker: a front and a pool of workers, started and stopped in order.
 
-Start: endpoints are bound, then workers connect; requests that come in between wait.
-Stop: what had arrived is answered, the last replies leave, threads are joined, sockets closed.
+Start: endpoints are bound, then workers connect; requests that arrive in between wait.
+Stop: arrived requests are answered, the last replies are sent, threads joined, sockets closed.
 
-An inproc endpoint is found only by sockets of the same ZeroMQ context. So a broker with one lives
-in the process's shared context, where clients are; any other has a context of its own, which it
-terminates at the end, and so waits until the last replies have left.
+Only sockets of the same ZeroMQ context can reach an inproc endpoint. So a broker with such an
+endpoint uses the process's shared context, as the clients there do. Any other broker has a context
+of its own and terminates it at the end, which waits until the last replies have been sent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from zkv.broker.feed import Feed
-from zkv.broker.frames import FRAMES, PlainFrames
+from zkv.broker.frames import FRAMES, PythonFrames
 from zkv.broker.front import Front
 from zkv.broker.mailbox import Mailbox, connect_worker
 from zkv.broker.sockets import INPROC
@@ -40,7 +40,7 @@ _numbers = itertools.count()
 
 
 def trimmed(counts: list[int]) -> list[int]:
-    """``counts`` without the zeros at the end."""
+    """Return ``counts`` without the zeros at the end."""
     while counts and not counts[-1]:
         counts.pop()
     return counts
@@ -50,12 +50,12 @@ class Broker:
     """Serves requests at endpoints with a front and a pool of worker threads.
 
     Args:
-        endpoints: where to bind.
-        feed: where to publish changes; empty = nowhere.
+        endpoints: endpoints to bind.
+        feed: endpoint on which to publish changes; empty = none.
         max_message_bytes: a larger message ends its connection.
-        worker_died: told when a worker died; in that worker's thread, so it must only take note.
-        front_died: told when nothing is taken any more; likewise.
-        write_log: takes the records of requests; None where they are not logged.
+        worker_died: called in the thread of a worker that dies, so it must return at once.
+        front_died: called in the thread of the front if that dies, likewise.
+        write_log: takes request records; None if requests are not logged.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Broker:
         )
         self._backend = f"inproc://zkv-workers-{next(_numbers)}"
         self._accounts = [Account(write_log)]
-        """Those of the front, and of each worker; who takes a dead one's place goes on with it."""
+        """The front's and each worker's; the replacement of a dead worker continues its account."""
         self._front = Front(
             self._context,
             endpoints,
@@ -88,25 +88,25 @@ class Broker:
         self._write_log = write_log
         self._worker_died = worker_died
         self._names = (f"zkv-worker-{number}" for number in itertools.count(1))
-        self._lock = threading.Lock()  # Guards the two lists below.
+        self._lock = threading.Lock()  # Protects the two lists below.
         self._workers: list[Worker] = []
         self._retired: list[Worker] = []  # Dead, and not yet replaced.
         self.endpoints: list[str] = []
         self.feed: str | None = None
 
     def bind(self) -> None:
-        """Bind all endpoints. Raises EndpointError, and then nothing is left running."""
+        """Bind all endpoints. Raises EndpointError; then no thread is left running."""
         try:
             if self._feed is not None:
                 self.feed = self._feed.start()
             self.endpoints = self._front.start()
         except BaseException:
             self._close_feed()
-            self._let_go_of_context()
+            self._term_context()
             raise
 
     def publish(self, keyspace: Keyspace) -> None:
-        """Publish the changes of ``keyspace``, which nobody has begun to write to."""
+        """Publish the changes of ``keyspace``. Call this before the first write."""
         if self._feed is not None:
             self._feed.follow(keyspace)
 
@@ -116,12 +116,12 @@ class Broker:
         make_handler: Callable[[Account], WorkerHandler],
         make_front_handler: Callable[[Account], FrontHandler],
     ) -> None:
-        """Start the workers, and have the front take requests.
+        """Start the workers, and let the front receive requests.
 
         Args:
-            workers: how many threads.
-            make_handler: makes what answers requests in a worker, given its account.
-            make_front_handler: likewise, of the front.
+            workers: number of worker threads.
+            make_handler: makes a worker's handler, given its account.
+            make_front_handler: makes the front's handler, likewise.
         """
         self._make_handler = make_handler
         self._accounts += [Account(self._write_log) for _ in range(workers)]
@@ -131,9 +131,9 @@ class Broker:
         self._front.serve(make_front_handler(front))
 
     def replace_dead_workers(self) -> None:
-        """Put a new worker in the place of each one that has died, with its account.
+        """Replace each worker that has died; the new one continues its account.
 
-        Raises whatever keeps that from being done, such as the end of memory. Then call it again.
+        Raises any error that prevents this, such as MemoryError; it may then be called again.
         """
         for _ in range(len(self._retired)):
             self._add_worker(self._retired[0].account)
@@ -144,7 +144,7 @@ class Broker:
             worker.join()
 
     def stop(self) -> None:
-        """Answer what has arrived, then close everything."""
+        """Answer the requests that have arrived, then close everything."""
         with self._lock:
             workers = [worker for worker in self._workers if worker.is_alive()]
         self._front.drain(lambda: any(worker.is_alive() for worker in workers))
@@ -154,19 +154,17 @@ class Broker:
             worker.join()
         self._front.stop()
         self._close_feed()
-        self._let_go_of_context()
+        self._term_context()
 
     def commits_are_safe(self) -> None:
-        """There may be changes to publish. Any thread."""
+        """Tell the feed that there may be changes to publish. Any thread."""
         if self._feed is not None:
             self._feed.wake()
 
     def statistics(self) -> dict[str, object]:
-        """Requests and times by op, failures by code, and by op, and what became of workers.
+        """Return INFO's fields about requests, latencies, failures and workers since the start.
 
-        All since the start.
-
-        A time counts to the reply, with what it waited for the disk: see `Account`.
+        A latency includes the time for which the reply waited for the disk: see `Account`.
         """
         latencies: dict[str, list[int]] = {}
         failures: Counter[str] = Counter()
@@ -188,7 +186,7 @@ class Broker:
             "failures_by_op": by_op,
             "unroutable": unroutable,
             "workers_replaced": sum(account.deaths for account in self._accounts),
-            "mailbox": "plain" if FRAMES is PlainFrames else "compiled",
+            "mailbox": "plain" if FRAMES is PythonFrames else "compiled",
             "feed": {} if self._feed is None else self._feed.statistics(),
         }
 
@@ -196,8 +194,8 @@ class Broker:
         if self._feed is not None:
             self._feed.close()
 
-    def _let_go_of_context(self) -> None:
-        """Wait until the last messages have left, unless others use the context, too."""
+    def _term_context(self) -> None:
+        """Wait until the last messages have been sent, unless the context is shared."""
         if not self._shares_context:
             self._context.term()
 
@@ -215,5 +213,5 @@ class Broker:
         worker.account.deaths += 1
         with self._lock:
             self._retired.append(worker)
-        if worker.served:  # Else the next one would fare no better at once.
+        if worker.served:  # Otherwise a replacement would fail at once, too.
             self._worker_died()

@@ -1,22 +1,23 @@
 """The change feed: a thread that publishes every change once it is safe.
 
 Each change is a message of two frames: the key as topic, so that a SUB socket's own filter selects
-a prefix, and a msgpack map (`ChangeMessage`). A heartbeat, topic U+0000 (no key begins so), tells
-the revision up to which everything has been published: once a second, however much there is to
-publish, and after every burst.
+a prefix, and a msgpack map (`ChangeMessage`). A heartbeat has the topic U+0000, with which no key
+begins, and the revision up to which everything has been published. It is sent once a second, even
+during a burst, and after every burst.
 
-The thread reads the history with a cursor, up to the newest safe revision; nobody hands changes
-over, and nobody waits for it. The cursor is placed before anything can be written, so the feed
-begins with the first change of all. As long as nobody follows, nobody wakes it, the history keeps
-nothing for the feed, and the cursor is moved on once a second: an unused feed costs nothing.
+The thread reads the history with a cursor, up to the newest safe revision. No other thread passes
+changes to it, and none waits for it. The cursor is placed before the first write, so the feed
+begins with the first change. An unused feed costs nothing: while there are no followers, nothing
+wakes the thread, the history keeps nothing for it, and the cursor moves on once a second.
 
-A follower can always see that it has missed something: each message tells its place among those of
-its revision, revisions have no gaps, and the heartbeat tells the newest. There are two ways to miss
-something, both counted for INFO, and what was missed can be asked for with CHANGES. A follower that
-reads too slowly has a bounded queue, and what does not fit is dropped for that follower. And where
-writers are faster than this thread for long, what the history cannot keep is skipped for all.
+A follower can always detect that it has missed changes: each message has its place among those of
+its revision, revisions are contiguous, and the heartbeat has the newest. Changes are missed in two
+cases, both counted for INFO; the follower can ask for them with CHANGES. The queue of a follower
+that reads too slowly is bounded, and messages that do not fit are dropped for that follower. If
+writers are faster than this thread for long, changes that the history cannot keep are skipped for
+all followers.
 
-The socket is made, used and closed in this thread. Others wake it, and read its counters.
+The socket is created, used and closed in this thread. Other threads wake it and read its counters.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ _log = logging.getLogger("zkv.broker")
 
 HEARTBEAT_TOPIC: Final = b"\0"
 HEARTBEAT_MS: Final = 1_000
-"""Time between heartbeats, at most."""
+"""Longest time between heartbeats."""
 MESSAGES_PER_FOLLOWER: Final = 100_000
-"""Messages that may wait for a follower that does not keep up; others are dropped for it."""
+"""Messages that wait for a follower that does not keep up; further ones to it are dropped."""
 COMMITS_AT_ONCE: Final = 500
-"""Commits taken from the history in one hold of the keyspace's lock."""
+"""Commits read from the history in one hold of the keyspace's lock."""
 LINGER_MS: Final = 1_000
 _SUBSCRIBE: Final = b"\x01"
 
@@ -56,12 +57,12 @@ class ChangeMessage(Struct, frozen=True, gc=False):
     """The second frame of a change.
 
     Args:
-        rev: the revision that made it.
-        part: its place among the changes of that revision, from 1.
-        parts: how many changes the revision has.
-        op: see `zkv.keyspace.Change`, and so for the others.
-        key: which entry.
-        value: the packed value; nil where the key is gone.
+        rev: the revision of the change.
+        part: place of the change among those of its revision, from 1.
+        parts: number of changes of the revision.
+        op: op of the change; see `zkv.keyspace.change.KeyChange`.
+        key: the key.
+        value: the packed value; nil if the key was removed.
     """
 
     rev: int
@@ -82,7 +83,7 @@ class Feed:
     """Publishes the changes of a keyspace.
 
     Args:
-        context: the server's.
+        context: the server's ZeroMQ context.
         endpoint: where followers connect.
     """
 
@@ -93,8 +94,8 @@ class Feed:
         self._keyspace: Keyspace
         self._cursor: Cursor
         self._rev = 0
-        self._heartbeat_at = 0.0  # When the next one is due.
-        self._topics: set[bytes] = set()  # What anybody follows.
+        self._heartbeat_at = 0.0  # Time of the next heartbeat.
+        self._topics: set[bytes] = set()  # Prefixes that have followers.
         self._waker = Waker()
         self._bound: Future[str] = Future()
         self._closing = False
@@ -104,31 +105,31 @@ class Feed:
         self.skipped = 0
 
     def start(self) -> str:
-        """Start the thread; the endpoint as bound. Raises EndpointError."""
+        """Start the thread, and return the endpoint as bound. Raises EndpointError."""
         self._thread.start()
         return self._bound.result()
 
     def follow(self, keyspace: Keyspace) -> None:
-        """Publish the changes of ``keyspace`` from its present revision on.
+        """Publish the changes of ``keyspace`` after its current revision.
 
-        To be called before anything is written: here, and not in the feed's thread, it is settled
-        which change is the first.
+        Call this before the first write. The cursor is placed here, and not in the feed's thread,
+        so that the feed certainly begins with the first change.
         """
         self._cursor = keyspace.place_cursor()
         self._rev = self._cursor.rev
         self._followed.set_result(keyspace)
 
     def wake(self) -> None:
-        """There may be something to publish. Any thread.
+        """Wake the feed, since there may be changes to publish. Any thread.
 
-        Who comes to follow at this very moment misses nothing: the topic is noted first, and then
-        it is looked up what is safe.
+        A follower that subscribes at this moment misses nothing: the feed's thread first adds the
+        topic, and then reads which changes are safe.
         """
         if self._topics:
             self._waker.wake()
 
     def close(self) -> None:
-        """Publish what is left, close the socket and end the thread."""
+        """Publish the remaining changes, close the socket, and end the thread."""
         self._closing = True
         if not self._followed.done():
             self._followed.set_result(None)
@@ -137,10 +138,10 @@ class Feed:
         self._waker.close()
 
     def statistics(self) -> dict[str, int]:
-        """What has been published, and what could not be.
+        """Return INFO's ``stats.feed``.
 
-        Messages published; how often a follower's queue was found full; revisions that were gone
-        before they could be published; and the revision published last.
+        Messages published; messages for which a follower's queue was full; revisions that were
+        skipped; the revision published last.
         """
         return {
             "published": self.published,
@@ -155,8 +156,8 @@ class Feed:
             socket = self._context.socket(zmq.XPUB)
             socket.linger = LINGER_MS
             socket.sndhwm = MESSAGES_PER_FOLLOWER
-            socket.xpub_nodrop = True  # So that a full queue is noticed; see `_send`.
-            socket.xpub_verbose = True  # So that every follower gets a heartbeat as it comes.
+            socket.xpub_nodrop = True  # A full queue raises zmq.Again: see `_send`.
+            socket.xpub_verbose = True  # Every new follower wakes the thread, and gets a heartbeat.
             try:
                 self._bound.set_result(bind(socket, self._endpoint, "server.feed"))
             except EndpointError as error:
@@ -170,7 +171,7 @@ class Feed:
                 finally:
                     keyspace.remove_cursor()
         except BaseException as error:
-            _log.critical("the change feed died; followers see its heartbeat stop", exc_info=True)
+            _log.critical("the change feed died: its heartbeats end", exc_info=True)
             if not self._bound.done():
                 self._bound.set_exception(error)
         finally:
@@ -182,19 +183,19 @@ class Feed:
         poller.register(socket, zmq.POLLIN)
         poller.register(self._waker, zmq.POLLIN)
         while True:
-            closing = self._closing  # Looked at before publishing, so that nothing is left out.
+            closing = self._closing  # Read before publishing, so that no change is left out.
             try:
                 self._go_on(socket)
             except MemoryError:
-                # What was read and not sent is missing for all, and they notice by the next.
-                _log.critical("the change feed has no memory, and goes on", exc_info=True)
+                # Changes that were read and not sent are missing for all; the next one shows it.
+                _log.critical("the change feed has no memory; it continues", exc_info=True)
             if closing:
                 return
             poller.poll(HEARTBEAT_MS)
             self._waker.clear()
 
     def _go_on(self, socket: zmq.Socket[bytes]) -> None:
-        """Publish what there is to publish, with a heartbeat behind it."""
+        """Publish new changes, then a heartbeat."""
         self._take_subscriptions(socket)
         if self._topics:
             self._publish(socket)
@@ -203,17 +204,17 @@ class Feed:
         self._heartbeat(socket)
 
     def _take_subscriptions(self, socket: zmq.Socket[bytes]) -> None:
-        """Take the news of who follows what: libzmq has acted upon them already."""
+        """Note which topics have followers; libzmq has applied the subscriptions already."""
         while int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             news = socket.recv()
             if news[:1] == _SUBSCRIBE:
                 self._topics.add(news[1:])
                 self._keyspace.hold_for(self._cursor)
             else:
-                self._topics.discard(news[1:])  # It was the last one who followed that.
+                self._topics.discard(news[1:])  # Its last follower has left.
 
     def _publish(self, socket: zmq.Socket[bytes]) -> None:
-        """Publish everything that has become safe, and heartbeats when they are due."""
+        """Publish all safe changes, and heartbeats when they are due."""
         while commits := self._keyspace.read(self._cursor, COMMITS_AT_ONCE):
             for commit in commits:
                 self._publish_commit(socket, commit)
@@ -233,15 +234,15 @@ class Feed:
         self._heartbeat_at = time.monotonic() + HEARTBEAT_MS / 1000
         skipped, self.skipped = self._cursor.missed - self.skipped, self._cursor.missed
         if skipped:
-            _log.warning("the change feed is behind: %d revisions were not published", skipped)
+            _log.warning("the change feed is too slow: it skipped %d revisions", skipped)
 
     def _send(self, socket: zmq.Socket[bytes], topic: bytes, body: bytes) -> None:
-        """Send to every follower that has room; count where one has not."""
+        """Send to every follower whose queue is not full; count it if one is."""
         last = copied(body)
         try:
             socket.send(topic, zmq.SNDMORE | zmq.NOBLOCK)
         except zmq.Again:
-            # At least one follower's queue is full. Once more, and it goes without.
+            # At least one follower's queue is full: send again, and let libzmq drop for that one.
             self.dropped += 1
             socket.xpub_nodrop = False
             socket.send(topic, zmq.SNDMORE)

@@ -1,12 +1,12 @@
-"""Batches of messages off and onto a mailbox's socket: in Python, and compiled.
+"""Receives and sends batches of messages: in pure Python, and in C.
 
-What a thread that serves pays for is calls on sockets, not bytes. `PlainFrames` makes as few of
-them as pyzmq allows, and says what is to be done. Its twin in C, `_frames.c`, does the same with
-one call for a batch, without Python's lock meanwhile. It is built where a C compiler and Python's
-headers are there when zkv is installed; `FRAMES` is the one that runs, and INFO tells which.
+The cost of a thread of the broker is in socket calls, not in bytes. `PythonFrames` makes as few of
+them as pyzmq allows, and specifies the behaviour. `_frames.c` does the same with one call for each
+batch, and without holding Python's lock. It is built if a C compiler and Python's headers are there
+when zkv is installed. `FRAMES` is the class in use; INFO names it.
 
-The twin is not linked with libzmq: it looks its functions up in the library that pyzmq has loaded,
-so one binary fits every pyzmq, and there is never a second libzmq in the process.
+The C part is not linked with libzmq. It looks the functions up in the library that pyzmq has
+loaded, so one binary works with every pyzmq, and the process never has a second libzmq.
 """
 
 from __future__ import annotations
@@ -23,25 +23,24 @@ from zkv.errors import BadRequest, Internal, RequestError
 _log = logging.getLogger("zkv.broker")
 
 BATCH: Final = 64
-"""Most requests taken at once: bounds how long the first of them waits for the last."""
+"""Requests in a batch at most: bounds how long the first of them waits for the last."""
 
 COPIED: Final = 4_096
-"""A larger body is copied before the envelope is sent."""
+"""Bytes of a body above which it is copied before its envelope is sent."""
 
 BATCH_BYTES: Final = 4 * 1024 * 1024
-"""Bytes after which no further request is taken: bounds the memory for a batch beside that of its
-largest message."""
+"""Bytes after which a batch ends: bounds its memory, apart from that of its largest message."""
 
 Envelope = list[bytes]
-"""Every frame before the body."""
+"""All frames before the body."""
 
 
 class BadEnvelope:
-    """Stands in a batch for a message that has no body where it should be.
+    """Takes the place of a body in a batch, for a message that has none or is malformed.
 
     Args:
         reason: what is wrong with the message.
-        error: what it is to be answered.
+        error: class of the error with which it is answered.
     """
 
     def __init__(self, reason: str, error: type[RequestError] = BadRequest) -> None:
@@ -49,7 +48,7 @@ class BadEnvelope:
         self.error = error
 
     def __len__(self) -> int:
-        """It holds no body."""
+        """Return 0: it has no bytes."""
         return 0
 
 
@@ -60,68 +59,69 @@ NO_MEMORY: Final = BadEnvelope("the server has no memory for this request", Inte
 
 
 class Frames(Protocol):
-    """What a mailbox needs of its socket, and of one to those behind, if it has one.
+    """The sockets of a mailbox: one to clients and, in the front, one to the workers behind it.
 
-    Used in one thread.
+    Must be used in one thread.
     """
 
     @property
     def unroutable(self) -> int:
-        """How many messages had nobody to reply to, or nobody to take them."""
+        """Number of messages without a receiver."""
 
     def receive(
-        self, wait: bool, take: bool = True, capacity: bool = False, /
+        self, *, wait: bool, take: bool = True, capacity: bool = False
     ) -> tuple[list[Envelope], list[bytes | BadEnvelope]]:
-        """Take what is there, within the bounds: the envelopes, and what is to be answered.
+        """Receive the messages that are queued, within the bounds: their envelopes and bodies.
 
-        What those behind have answered is passed on, as it is.
+        Replies of the workers are sent on unchanged.
 
         Args:
-            wait: where nothing is there, wait for a message, the waker, or something to pass on.
-                There may be nothing after any of them.
-            take: whether anything is taken at all.
-            capacity: whether capacity for those behind ends the wait, too.
+            wait: if nothing is queued, wait for a message, the waker, or a worker's reply. The
+                result may be empty after each of them.
+            take: receive messages; if false, only send the workers' replies on.
+            capacity: end the wait also when the workers have capacity.
 
-        Where there is no memory for a body, `NO_MEMORY` stands in its place. Where there is none
-        for anything else, MemoryError is raised; what has been taken is returned next time.
+        If there is no memory for a body, `NO_MEMORY` takes its place. If there is none for anything
+        else, MemoryError is raised, and the next call returns what has been received.
         """
 
     def send(self, envelopes: list[Envelope], bodies: Sequence[bytes | None], /) -> None:
-        """Send each body in its envelope; none where it is None. As many of both.
+        """Send each body that is not None in its envelope; both lists have the same length.
 
-        Raises MemoryError where there was none for some of them, once the others are sent.
+        Raises MemoryError if there was none for some of them; the others have been sent.
         """
 
-    def hand_over(self, envelopes: list[Envelope], bodies: Sequence[bytes | BadEnvelope], /) -> int:
-        """Send to those behind as many as there is room for, from the first; how many.
+    def forward(self, envelopes: list[Envelope], bodies: Sequence[bytes | BadEnvelope], /) -> int:
+        """Forward messages to the workers as long as they have capacity; return how many.
 
-        The bodies are bytes; raises TypeError. Raises MemoryError where there is none for the first
-        of them; for others there may be next time.
+        Raises TypeError if a body is not bytes, and MemoryError if there is none for the first
+        message. A lack of memory for a later one only ends the call.
         """
 
     def readable(self) -> bool:
-        """Whether anything is queued at this moment."""
+        """Return True if a message is queued."""
 
     def close(self) -> None:
-        """Close what it was given. Nothing but closing again may follow."""
+        """Close the sockets. Only `close` may be called afterwards."""
 
 
 class MakeFrames(Protocol):
-    """Makes `Frames`; see `PlainFrames` for what of."""
+    """Makes `Frames`. The arguments are those of `PythonFrames`."""
 
     def __call__(
         self, socket: zmq.Socket[bytes], waker: int, behind: zmq.Socket[bytes] | None = None
     ) -> Frames:
-        """The frames, which own the sockets."""
+        """Return `Frames`, which own the sockets from now on."""
 
 
-class PlainFrames:
-    """`Frames` with nothing but pyzmq.
+class PythonFrames:
+    """`Frames` by means of pyzmq.
 
     Args:
-        socket: where messages come from and replies go to; belongs to this object from now on.
-        waker: the descriptor whose readability ends a wait.
-        behind: where messages are handed over to, likewise; None where nobody is.
+        socket: receives messages and sends replies. This object closes it.
+        waker: descriptor that ends a wait when it becomes readable.
+        behind: forwards messages to workers and receives their replies, likewise; None if there
+            are none.
     """
 
     def __init__(
@@ -135,17 +135,17 @@ class PlainFrames:
         self.unroutable = 0
 
     def receive(
-        self, wait: bool, take: bool = True, capacity: bool = False, /
+        self, *, wait: bool, take: bool = True, capacity: bool = False
     ) -> tuple[list[Envelope], list[bytes | BadEnvelope]]:
-        """As in `Frames`."""
+        """See `Frames`."""
         self._pass_on()
         envelopes, bodies = self._taken
         if wait and not bodies and not (take and self.readable()):
             usual = take and not capacity
             (self._poller if usual else self._make_poller(take, capacity)).poll()
             self._pass_on()
-        # Three plain calls of recv and a look at EVENTS are the cheapest way in pyzmq:
-        # `recv_multipart`, and exceptions where nothing is there, cost more than a whole request.
+        # Three calls of recv and a look at EVENTS are the cheapest way in pyzmq: `recv_multipart`,
+        # and exceptions if nothing is queued, cost more than a whole request.
         size = 0
         while take and len(bodies) < BATCH and size < BATCH_BYTES and self.readable():
             taken = len(bodies)
@@ -156,7 +156,7 @@ class PlainFrames:
         return envelopes, bodies
 
     def send(self, envelopes: list[Envelope], bodies: Sequence[bytes | None], /) -> None:
-        """As in `Frames`."""
+        """See `Frames`."""
         failed: MemoryError | None = None
         for envelope, body in zip(envelopes, bodies, strict=True):
             try:
@@ -167,8 +167,8 @@ class PlainFrames:
         if failed is not None:
             raise failed
 
-    def hand_over(self, envelopes: list[Envelope], bodies: Sequence[bytes | BadEnvelope], /) -> int:
-        """As in `Frames`."""
+    def forward(self, envelopes: list[Envelope], bodies: Sequence[bytes | BadEnvelope], /) -> int:
+        """See `Frames`."""
         for place, (envelope, body) in enumerate(zip(envelopes, bodies, strict=True)):
             try:
                 if self._behind is None or not _send(self._behind, [*envelope, body]):
@@ -180,11 +180,11 @@ class PlainFrames:
         return len(bodies)
 
     def readable(self) -> bool:
-        """As in `Frames`."""
+        """See `Frames`."""
         return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
     def close(self) -> None:
-        """As in `Frames`."""
+        """See `Frames`."""
         self._socket.close()
         if self._behind is not None:
             self._behind.close()
@@ -199,14 +199,14 @@ class PlainFrames:
         return poller
 
     def _pass_on(self) -> None:
-        """Pass on all that those behind have answered."""
+        """Send all replies of the workers on."""
         behind = self._behind
         while behind is not None and int(behind.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             if not _send(self._socket, behind.recv_multipart()):
                 self.unroutable += 1
 
     def _take(self, envelopes: list[Envelope], bodies: list[bytes | BadEnvelope]) -> None:
-        """Take one message. Where there is no memory for its envelope, nobody gets it."""
+        """Receive one message. It is discarded if there is no memory for its envelope."""
         try:
             self._take_frames(envelopes, bodies)
         except MemoryError:
@@ -215,7 +215,7 @@ class PlainFrames:
             raise
 
     def _take_frames(self, envelopes: list[Envelope], bodies: list[bytes | BadEnvelope]) -> None:
-        """Take one message. The first frame is the sender's address, the ROUTER's work."""
+        """Receive one message. Its first frame is the sender's address, which the ROUTER adds."""
         recv, option = self._socket.recv, self._socket.getsockopt
         envelope = [recv()]
         while option(zmq.RCVMORE):
@@ -247,13 +247,13 @@ class PlainFrames:
         return TWO_BODIES
 
     def _skip_rest(self) -> None:
-        """Take the frames that a message still has."""
+        """Receive and discard the remaining frames of a message."""
         while self._socket.getsockopt(zmq.RCVMORE):
             self._socket.recv(copy=False)
 
 
 def _send(socket: zmq.Socket[bytes], message: list[Any]) -> bool:
-    """Send a message; whether anybody is there to take it."""
+    """Send a message; return False if there is no receiver, or it has no capacity."""
     send, last = socket.send, message.pop()
     last = copied(last)
     try:
@@ -266,45 +266,55 @@ def _send(socket: zmq.Socket[bytes], message: list[Any]) -> bool:
 
 
 def copied(frame: bytes) -> bytes | zmq.Frame:
-    """A last frame, made before those in front of it are sent, where it is large.
+    """Copy a large last frame before the frames in front of it are sent. Raises MemoryError.
 
-    If memory ended behind those, what is sent next would go on with them. Raises MemoryError.
+    If memory ran out after those were sent, the next message would become part of this one.
     """
     if len(frame) <= COPIED:
         return frame
     try:
         return zmq.Frame(frame, copy=True)
     except zmq.ZMQError as error:
-        raise MemoryError from error  # Nothing else can fail there.
+        raise MemoryError from error  # The only possible cause.
 
 
 def _find_compiled() -> MakeFrames | None:
-    """The compiled twin, attached to pyzmq's libzmq; None where there is none, or it does not fit.
+    """Return the C part, attached to pyzmq's libzmq; None if it is not built or does not fit.
 
-    Measured against `PlainFrames` on two cores: see BENCHMARKS.md.
+    BENCHMARKS.md compares it with `PythonFrames`.
     """
     try:
         from zkv.broker import _frames
     except ImportError:
         return None
     if not _attach(_frames.attach):
-        _log.warning("the compiled mailbox does not find pyzmq's libzmq; the plain one runs")
+        _log.warning("the compiled mailbox does not find pyzmq's libzmq; using pure Python")
         return None
 
     def compiled(
         socket: zmq.Socket[bytes], waker: int, behind: zmq.Socket[bytes] | None = None
     ) -> Frames:
-        stand_ins = NO_DELIMITER, NO_BODY, TWO_BODIES, NO_MEMORY
-        return _frames.Frames(socket, waker, BATCH, BATCH_BYTES, *stand_ins, _error, behind)
+        return _frames.Frames(
+            socket=socket,
+            waker=waker,
+            most=BATCH,
+            most_bytes=BATCH_BYTES,
+            no_delimiter=NO_DELIMITER,
+            no_body=NO_BODY,
+            two_bodies=TWO_BODIES,
+            no_memory=NO_MEMORY,
+            error=_error,
+            behind=behind,
+        )
 
     return compiled
 
 
 def _attach(attach: Callable[[str], tuple[int, int, int]]) -> bool:
-    """Find libzmq through pyzmq's own extension module, whichever of its backends that is."""
+    """Find libzmq through pyzmq's own extension module, whichever of its backends is in use."""
     wanted = zmq.zmq_version_info()
     if not (4, 1) <= wanted < (5,):
-        return False  # Another ABI than the one that the twin was written for.
+        return False  # The C part was written for another ABI.
     for name, module in list(sys.modules.items()):
         path = getattr(module, "__file__", None)
         if name.startswith("zmq.") and path and not path.endswith(".py"):
@@ -312,14 +322,14 @@ def _attach(attach: Callable[[str], tuple[int, int, int]]) -> bool:
                 if attach(path) == wanted:
                     return True
             except ImportError:
-                continue  # An extension module of pyzmq that does without libzmq.
+                continue  # An extension module of pyzmq that does not use libzmq.
     return False
 
 
 def _error(number: int) -> zmq.ZMQError:
-    """What pyzmq raises for an error number of libzmq."""
+    """Return the exception that pyzmq raises for an error number of libzmq."""
     return zmq.ContextTerminated(number) if number == zmq.ETERM else zmq.ZMQError(number)
 
 
 COMPILED: Final = _find_compiled()
-FRAMES: Final[MakeFrames] = COMPILED or PlainFrames
+FRAMES: Final[MakeFrames] = COMPILED or PythonFrames

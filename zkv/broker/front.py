@@ -1,15 +1,15 @@
-"""The front: the thread that owns the ROUTER, and answers what is plain.
+"""The front: the thread that owns the ROUTER and answers simple requests.
 
-Strategy: a thread that is woken costs as much as a plain request. So the front lets the lane answer
-what that can (`zkv.requests.lane`), all that waits in one turn, and hands everything else over to
-the workers, through a DEALER, as it came; what they answer it passes on. What blocks is theirs: the
-front waits for nothing but news, and for a disk that is quick. What is plain, what exactly it waits
-for, and what a large request does to the others stands in ARCHITECTURE.md.
+Strategy: waking a thread costs as much as a simple request. So the front passes all waiting
+requests to the lane (`zkv.requests.lane`) in one turn, and forwards those that the lane leaves,
+unchanged, through a DEALER to the workers. It sends the workers' replies on. The front must not
+block, since every client waits for it: it waits only for messages, and for a disk that is quick.
+ARCHITECTURE.md says which requests are simple, what the front may wait for, and how a large request
+affects others.
 
-When the workers have no more room, nothing is taken from clients until they have; what a batch then
-has left waits here. Where the store is not compiled there is no lane, and all is handed over.
-
-Both sockets are made, used and closed in this thread. Others set a flag and wake it.
+While the workers have no capacity, the front takes no requests from clients; those that are left of
+the last batch wait here. Without the compiled store there is no lane: all requests are forwarded.
+Both sockets are created, used and closed in this thread. Other threads set a flag and wake it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import zmq
 from zkv.broker.frames import BadEnvelope
 from zkv.broker.mailbox import QUEUED_PER_WORKER, FrontMailbox
 from zkv.broker.sockets import bind, close
-from zkv.broker.waiting import Answered, PendingRun, Safe, commit, what_is_safe
+from zkv.broker.waiting import Answered, PendingRun, Safe, commit, make_safe
 from zkv.broker.worker import serve
 from zkv.durability.committer import CommitGroup
 from zkv.errors import EndpointError
@@ -44,33 +44,33 @@ if TYPE_CHECKING:
 _log = logging.getLogger("zkv.broker")
 
 REPLIES_PER_CLIENT: Final = 100_000
-"""Replies that may wait for one client that does not read; further ones to it are dropped."""
+"""Replies that wait for one client that does not read; further ones to it are dropped."""
 LINGER_MS: Final = 5_000
-"""How long the end waits for clients to take their last replies."""
+"""How long the broker waits at its end for clients to take their last replies."""
 HEARTBEAT_MS: Final = 10_000
-"""A connection that stays silent this long is asked whether its peer lives."""
+"""Silence on a connection after which libzmq checks that the peer still answers."""
 
 LIVENESS_SECONDS: Final = 1.0
-"""How often the end looks whether the workers are still there."""
+"""Interval at which `Front.drain` checks that workers are still alive."""
 
-CONNECTING: Final = 4_096
-"""Connections that may wait to be taken. With libzmq's 100, of 500 clients that came at once, as
-after a restart, many waited a second for the system to try again."""
+BACKLOG: Final = 4_096
+"""Connections that may wait to be accepted. With libzmq's default of 100, many of 500 clients that
+connected at once, as after a restart, waited a second for a retry of the operating system."""
 
 _Socket = zmq.Socket[bytes]
 
 
 class FrontHandler:
-    """Answers what is plain, and leaves the rest to the workers.
+    """Answers simple requests, and leaves the others to the workers.
 
-    All clients wait for the front, and so it waits for a quick disk alone. Where a sync takes
-    0.2 ms, that saves a sixth of a write's time: two threads fewer to wake.
+    Every client waits for the front, so it waits for the disk only if that is quick. With syncs of
+    0.2 ms this saves a sixth of a write's latency: two threads fewer have to be woken.
 
     Args:
-        node: what requests run on.
-        lane: answers what is plain; None where the store is not compiled, and all is left.
-        account: of the front's thread.
-        stopping: true once new requests are to be refused, which the workers do.
+        node: the commands' environment.
+        lane: runs simple requests; None if the store is not compiled.
+        account: the front's account.
+        stopping: returns true once new requests must be refused, which the workers do.
     """
 
     def __init__(
@@ -83,13 +83,13 @@ class FrontHandler:
         self._caller = Caller(node, account, stopping)
 
     def answer(self, bodies: Sequence[bytes | BadEnvelope]) -> Answered:
-        """As in `Handler`."""
+        """See `Handler`."""
         started = time.perf_counter()
         engine = self._engine
         epoch = engine.epoch
         answers, left = self._run(bodies)
         answered = Answered(answers.replies, [], left)
-        # In this order: see `zkv.broker.waiting`. Most batches are safe, and end here.
+        # The order matters: see `zkv.broker.waiting`. Most batches are safe, and end here.
         if answers.newest > engine.safe_rev or engine.epoch != epoch:
             self._hold(answered, answers, bodies, epoch, started)
         self._account.add_run(answers.ops, answers.subjects, started)
@@ -104,13 +104,13 @@ class FrontHandler:
         epoch: int,
         started: float,
     ) -> None:
-        """Take out of a batch what may not leave yet."""
+        """Move the replies that are not safe into a commit group."""
         engine = self._engine
         revealed = Safe(answers.newest, 0)
-        safe, answered.refusal = what_is_safe(engine, epoch, revealed, patient=False)
+        safe, answered.refusal = make_safe(engine, epoch, revealed, patient=False)
         if answers.newest <= safe.rev:
             return
-        # No lane takes a write that asks for the disk where the policy does not.
+        # Not for `durable` under other policies: the lane takes no request with that field.
         group = CommitGroup(epoch, durable=engine.syncs_each)
         run = PendingRun(self._caller, self._account, group, bodies, answers, safe.rev, started)
         if run.places:
@@ -119,7 +119,7 @@ class FrontHandler:
             answered.later.append((run.places, run))
 
     def commit(self, answered: Answered, is_idle: Callable[[], bool]) -> None:
-        """As in `Handler`; an idle front waits for a quick disk itself, and for nobody else."""
+        """See `Handler`. An idle front waits for a quick disk, but not for other threads."""
         if answered.group is None:
             return
         engine = self._engine
@@ -131,11 +131,11 @@ class FrontHandler:
         )
 
     def give_up(self, body: bytes | BadEnvelope, error: BaseException) -> bytes:
-        """As in `Handler`."""
+        """See `Handler`."""
         return self._caller.give_up(None if isinstance(body, BadEnvelope) else body, error)
 
     def _run(self, bodies: Sequence[bytes | BadEnvelope]) -> tuple[Answers, list[int]]:
-        """What the lane answered, and the places of what it left."""
+        """Return the lane's answers, and the places of the requests that it left."""
         answers = Answers(subjects=[] if self._account.logs_requests else None)
         left: list[int] = []
         lane = None if self._stopping() else self._lane
@@ -156,16 +156,16 @@ class FrontHandler:
 
 
 class Front:
-    """Binds the endpoints, and stands between clients and workers.
+    """Binds the endpoints; the thread between clients and workers.
 
     Args:
-        context: the server's.
+        context: the server's ZeroMQ context.
         endpoints: where clients connect.
         backend: inproc address where workers connect.
-        max_message_bytes: a larger frame ends the connection it came on.
-        frames: what takes and sends batches.
-        account: of the thread.
-        died: told, in the front's thread, when that ends without having been asked to.
+        max_message_bytes: a larger frame ends its connection.
+        frames: makes what receives and sends batches.
+        account: the front's account.
+        died: called, in the front's thread, if the thread ends unexpectedly.
     """
 
     def __init__(
@@ -191,27 +191,27 @@ class Front:
         self._thread = threading.Thread(target=self._run, name="zkv-front")
 
     def start(self) -> list[str]:
-        """Start the thread; the endpoints as bound, with real port numbers.
+        """Start the thread, and return the endpoints with their real port numbers.
 
-        Requests wait until `serve`. Raises EndpointError.
+        Requests wait until `serve` is called. Raises EndpointError.
         """
         self._thread.start()
         return self._bound.result()
 
     def serve(self, handler: FrontHandler) -> None:
-        """Begin to take requests, which ``handler`` answers or leaves."""
+        """Begin to receive requests."""
         self._handler.set_result(handler)
 
     @property
     def unroutable(self) -> int:
-        """Messages that had nowhere to reply to."""
+        """Number of messages without a receiver."""
         return 0 if self._mailbox is None else self._mailbox.unroutable
 
     def drain(self, workers_alive: Callable[[], bool]) -> None:
-        """Take no more requests; return once all that had arrived is with the workers.
+        """Receive no more requests; return once the workers have all that had arrived.
 
         Args:
-            workers_alive: whether any worker still runs.
+            workers_alive: returns true while any worker runs.
         """
         mailbox = self._mailbox
         if not self._handler.done():
@@ -223,7 +223,7 @@ class Front:
                     return
 
     def stop(self) -> None:
-        """Pass on what the workers have answered, who have ended, and end. After `drain`."""
+        """Send the workers' last replies, and end. Call this after `drain`, and after their end."""
         if self._mailbox is not None:
             self._mailbox.stop()
         self._thread.join()
@@ -255,13 +255,13 @@ class Front:
         sockets += [clients, workers]
         clients.linger = LINGER_MS
         clients.sndhwm = REPLIES_PER_CLIENT
-        clients.backlog = CONNECTING
+        clients.backlog = BACKLOG
         clients.maxmsgsize = self._max_message_bytes
         clients.heartbeat_ivl = HEARTBEAT_MS
         clients.heartbeat_timeout = 3 * HEARTBEAT_MS
         clients.tcp_keepalive = 1
         workers.linger = 0
-        workers.rcvhwm = 0  # Bounded by the requests in the workers' hands.
+        workers.rcvhwm = 0  # The requests that the workers hold bound the replies.
         workers.sndhwm = QUEUED_PER_WORKER
         workers.bind(self._backend)
         return clients, workers

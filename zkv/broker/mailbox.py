@@ -1,18 +1,18 @@
-"""A mailbox: takes every request that is queued, and sends the replies all together.
+"""A mailbox receives all requests that are queued, and sends their replies together.
 
-Strategy: what a thread that serves pays for is calls on sockets, not bytes. So it waits for the
-first message, takes the rest without waiting (bounded), works on the whole batch, and replies to
-all. The envelope of each message, of any depth, stays in here and goes out again before its reply;
-who serves sees only bodies. What touches the socket is in `zkv.broker.frames`, once in Python and
-once compiled.
+Strategy: the cost of a thread of the broker is in socket calls, not in bytes. So the thread waits
+for the first message, receives the others without waiting (up to a bound), runs the whole batch,
+and replies to all. The mailbox keeps the envelope of each message, of any length, and puts it
+before the reply; the handlers see only bodies. `zkv.broker.frames` does the socket calls, in Python
+or in C.
 
-A reply may also be pending: its envelope is parked, and whichever thread completes it wakes the
-mailbox's thread, which then sends it. So no thread that serves blocks on an op that waits for
-something else.
+A reply may also be pending: its envelope is parked. The thread that completes it wakes the
+mailbox's thread, which then sends it. So no thread of the broker blocks on an op that waits for
+something.
 
-Invariants: a mailbox is made, used and closed in one thread; only `stop` and what
-completes a pending reply may be called from another. Each received message gets exactly one reply,
-also where making one fails: then from `give_up`.
+Invariants: a mailbox is created, used and closed in one thread; other threads may only call `stop`
+and complete pending replies. Each received message gets exactly one reply: if making it fails, the
+one of `give_up`.
 """
 
 from __future__ import annotations
@@ -28,78 +28,78 @@ from zkv.broker.frames import BadEnvelope, Envelope, Frames
 from zkv.broker.waker import Waker
 
 QUEUED_PER_WORKER: Final = 64
-"""Bound on requests that wait for one worker, on each side of its pipe.
+"""Requests that wait for one worker at most, on each side of its pipe.
 
-DEALER deals them out blindly, so what waits here waits behind whatever that worker is busy with;
-the rest waits in the front for whoever is free. Measured with 50 clients x 16 in flight and one
-worker: 1 gives 0.35 of the throughput of 1,000, 8 gives 0.7, 32 gives 0.85, 128 all of it.
+DEALER assigns requests in turn, so those here wait for whatever that worker is busy with; the
+others wait in the front for any worker. Measured with 50 clients x 16 in flight and one worker: 1
+gives 0.35 of the throughput of 1,000, 8 gives 0.7, 32 gives 0.85, 128 all of it.
 """
 
 
 TAKEN_AT_THE_END: Final = 10_000
-"""Messages that are still taken at the end: a client that never stops is not waited for."""
+"""Messages that the front still receives while it stops, since a client may never stop sending."""
 
 
 class Pending(Protocol):
-    """Replies that may not leave yet."""
+    """Replies that may not be sent yet."""
 
     def notify(self, ready: Callable[[], None]) -> None:
-        """Have ``ready`` called once, in any thread, when `bodies` has the replies."""
+        """Call ``ready`` once, in any thread, when `bodies` can return the replies."""
 
     def bodies(self) -> list[bytes]:
-        """The replies; called once, in the mailbox's thread, after they became ready."""
+        """Return the replies; called once, in the mailbox's thread, after ``ready``."""
 
     def give_up(self, error: BaseException) -> list[bytes]:
-        """As many replies where `bodies` has raised ``error``."""
+        """Return as many error replies after `bodies` raised ``error``."""
 
 
 class ReplyFailedError(Exception):
-    """A pending reply could not be made, as the cause says; who waited for it has been told."""
+    """A pending reply could not be made: see the cause. The client got an error reply."""
 
 
 Later = tuple[list[int], Pending]
-"""The places of some requests in their batch, and the replies that they will get."""
+"""The places of some requests in their batch, and the object that will make their replies."""
 
 
 class Mailbox:
-    """Made in the worker's own thread.
+    """The mailbox of a worker. Created in the worker's thread.
 
     Args:
-        open_frames: makes what takes and sends batches, given the descriptor of the waker.
+        open_frames: makes the `Frames`, given the descriptor of the waker.
     """
 
     def __init__(self, open_frames: Callable[[int], Frames]) -> None:
         self._waker = Waker()
         self._frames = open_frames(self._waker.fileno())
-        self._envelopes: list[Envelope] = []  # Of what has been received, and not answered.
+        self._envelopes: list[Envelope] = []  # Of the requests of the batch, until `reply`.
         self._bodies: list[bytes | BadEnvelope] = []  # Likewise.
         self._outbox: deque[tuple[list[Envelope], Pending]] = deque()
-        self._parked = 0  # Groups of replies that are pending and have not been sent.
+        self._parked = 0  # Number of pending objects of which the replies are not sent yet.
         self._stopping = False
         self._thread = threading.get_ident()
 
     @property
     def unroutable(self) -> int:
-        """Messages that had nobody to reply to, and replies that nobody was there to take."""
+        """Number of messages and replies without a receiver."""
         return self._frames.unroutable
 
     def receive(self) -> list[bytes | BadEnvelope]:
-        """Wait for requests and return their bodies.
+        """Wait for requests, and return their bodies.
 
-        Nothing is returned once `stop` was called and all that was queued has been answered.
-        Every body must be answered by `reply`, or `give_up`, before the next call.
+        The result is empty once `stop` was called and all queued requests have been answered.
+        `reply` or `give_up` must be called before the next call.
 
         Raises:
-            ReplyFailedError: a bug in what makes replies; the mailbox goes on.
-            MemoryError: it may be called again, and loses nothing.
+            ReplyFailedError: a bug in what makes pending replies; the mailbox can still be used.
+            MemoryError: nothing is lost, and it may be called again.
         """
         while True:
             self._send_completed()
             ending = self._stopping and not self._parked
-            self._envelopes, self._bodies = self._frames.receive(not ending)
+            self._envelopes, self._bodies = self._frames.receive(wait=not ending)
             if self._bodies or ending:
                 return self._bodies
-            self._waker.clear()  # Before the outbox is read: what comes later wakes it again.
+            self._waker.clear()  # Before the outbox is read: a later entry wakes it again.
 
     def reply(
         self,
@@ -107,46 +107,46 @@ class Mailbox:
         later: Sequence[Later] = (),
         left: Sequence[int] = (),
     ) -> None:
-        """Answer the batch received last.
+        """Answer the batch.
 
         Args:
-            replies: in its order; None where a reply is pending, or made by others.
-            later: those that are pending.
-            left: the places of those that others are to make; only `FrontMailbox` has any.
+            replies: in the batch's order; None if the reply is pending or made by a worker.
+            later: the pending replies.
+            left: places of the requests to forward; only for `FrontMailbox`.
         """
         self._reply(self._take_envelopes(), replies, later)
 
     @property
     def unanswered(self) -> int:
-        """How many requests of the batch received last have not been answered."""
+        """Number of requests in the batch that have not been answered."""
         return len(self._envelopes)
 
     def give_up(self, reply_to: Callable[[bytes | BadEnvelope], bytes]) -> None:
-        """Answer what has been received and not answered, where that has failed.
+        """Answer the rest of the batch after an error.
 
         Args:
-            reply_to: makes a reply to a body.
+            reply_to: makes the reply to a body.
         """
         bodies = self._bodies
         envelopes = self._take_envelopes()
         self._frames.send(envelopes, [reply_to(body) for body in bodies])
 
     def is_idle(self) -> bool:
-        """Whether nothing is queued at this moment."""
+        """Return True if no request is queued."""
         return not self._frames.readable()
 
     def stop(self) -> None:
-        """Have `receive` return nothing once all that is queued is answered. Any thread."""
+        """Make `receive` return nothing once all queued requests are answered. Any thread."""
         self._stopping = True
         self._waker.wake()
 
     def close(self) -> None:
-        """Close every descriptor. Replies that have been sent are in the front's hands."""
+        """Close all descriptors. The front has the replies that have been sent."""
         self._frames.close()
         self._waker.close()
 
     def _take_envelopes(self) -> list[Envelope]:
-        """Of what was received last, which counts as answered from now on."""
+        """Return the envelopes of the batch, which counts as answered from now on."""
         envelopes = self._envelopes
         self._envelopes, self._bodies = [], []
         return envelopes
@@ -181,63 +181,65 @@ class Mailbox:
         pending.notify(ready)
 
     def _wake(self) -> None:
-        # In this thread `receive` comes next, and looks into the outbox first: a write that waits
-        # for the disk here would pay for three system calls, and a turn of its loop, in vain.
+        # In this thread `receive` comes next, and reads the outbox first. So a write that waits for
+        # the disk in this thread need not pay for three system calls and a turn of the loop.
         if threading.get_ident() != self._thread:
             self._waker.wake()
 
 
 class FrontMailbox(Mailbox):
-    """The mailbox of the front, which hands over to the workers what is left of a batch.
+    """The mailbox of the front, which forwards to the workers the requests that are left.
 
     Args:
-        open_frames: as for any mailbox; of both sockets.
+        open_frames: as for `Mailbox`, with both sockets.
     """
 
     def __init__(self, open_frames: Callable[[int], Frames]) -> None:
         super().__init__(open_frames)
-        # There was no room for these.
+        # Requests that the workers had no capacity for.
         self._left: tuple[list[Envelope], list[bytes | BadEnvelope]] = [], []
         self._still_to_take = TAKEN_AT_THE_END
         self._draining = False
         self.drained = threading.Event()
-        """Set once the workers have all that had arrived when `drain` was called, or at the end."""
+        """Set once the workers have all requests that had arrived at `drain`, and at the end."""
 
     def drain(self) -> None:
-        """Have no more taken than what has arrived. Any thread."""
+        """Receive only requests that have already arrived. Any thread."""
         self._draining = True
         self._waker.wake()
 
     def receive(self) -> list[bytes | BadEnvelope]:
-        """As in `Mailbox`. After `stop` nothing more is taken, and what the workers have sent goes.
+        """See `Mailbox`. After `stop` it only sends the last replies of the workers.
 
-        `drain` comes first, and the workers have ended before `stop`.
+        `drain` must be called first, and the workers must have ended before `stop`.
         """
-        while not self._is_over():
-            full = bool(self._left[0])
-            if self._still_to_take <= 0 and not full:
-                self.drained.set()
-            taking = not full and not self.drained.is_set()
-            last = taking and self._draining  # Read before the sockets are looked at.
-            self._envelopes, self._bodies = self._frames.receive(not last, taking, full)
-            if self._bodies:
-                self._still_to_take -= len(self._bodies) if last else 0
+        while True:
+            stopping = self._stopping  # Read before the replies: the last ones come before `stop`.
+            self._send_completed()
+            self._forward()
+            if stopping and not self._parked:
+                self._frames.receive(wait=False, take=False)  # Sends the workers' last replies.
+                return []
+            if self._receive_batch():
                 return self._bodies
-            if last:
-                self.drained.set()  # Nothing else had arrived.
-            else:
-                self._waker.clear()  # Before the outbox and the flags are read: see `Mailbox`.
-        return []
 
-    def _is_over(self) -> bool:
-        """Send what has become ready; whether there is nothing more to wait for."""
-        stopping = self._stopping
-        self._send_completed()
-        self._hand_over()
-        if not stopping or self._parked:
-            return False
-        self._frames.receive(False, False)  # Passes on the last replies of the workers.
-        return True
+    def _receive_batch(self) -> bool:
+        """Wait for requests, or for something else to do; return True if there are requests."""
+        full = bool(self._left[0])
+        if self._still_to_take <= 0 and not full:
+            self.drained.set()
+        taking = not full and not self.drained.is_set()
+        last = taking and self._draining  # Read before the sockets are.
+        self._envelopes, self._bodies = self._frames.receive(
+            wait=not last, take=taking, capacity=full
+        )
+        if self._bodies:
+            self._still_to_take -= len(self._bodies) if last else 0
+        elif last:
+            self.drained.set()  # No other request had arrived.
+        else:
+            self._waker.clear()  # Before the outbox and the flags are read: see `Mailbox`.
+        return bool(self._bodies)
 
     def reply(
         self,
@@ -245,25 +247,25 @@ class FrontMailbox(Mailbox):
         later: Sequence[Later] = (),
         left: Sequence[int] = (),
     ) -> None:
-        """As in `Mailbox`; what is left goes first, since a worker is still to be woken."""
+        """See `Mailbox`. The requests that are left go first, since a worker has to be woken."""
         bodies, envelopes = self._bodies, self._take_envelopes()
         for place in left:
             self._left[0].append(envelopes[place])
             self._left[1].append(bodies[place])
         try:
             if left:
-                self._hand_over()
+                self._forward()
         finally:
             self._reply(envelopes, replies, later)
 
-    def _hand_over(self) -> None:
+    def _forward(self) -> None:
         envelopes, bodies = self._left
         if not envelopes:
             return
         try:
-            count = self._frames.hand_over(envelopes, bodies)
+            count = self._frames.forward(envelopes, bodies)
         except BaseException:
-            # None has gone, because of the first: that is to be given up. The others wait on.
+            # None was sent, because of the first: `give_up` will answer that. The others wait.
             self._envelopes, self._bodies = envelopes[:1], bodies[:1]
             self._left = envelopes[1:], bodies[1:]
             raise
@@ -271,15 +273,15 @@ class FrontMailbox(Mailbox):
 
 
 def connect_worker(context: zmq.Context[zmq.Socket[bytes]], backend: str) -> zmq.Socket[bytes]:
-    """The socket of a worker's mailbox.
+    """Return the socket for a worker's mailbox.
 
     Args:
-        context: the server's.
+        context: the server's ZeroMQ context.
         backend: inproc address of the front's DEALER.
     """
     socket = context.socket(zmq.DEALER)
-    socket.linger = 0  # A reply is in the front's hands as soon as it is sent: inproc.
-    # Replies are bounded by the requests taken; a bound here could block the front's peer.
+    socket.linger = 0  # The transport is inproc: a reply is in the front once it is sent.
+    # The requests that were received bound the replies; a bound here could block the front.
     socket.sndhwm = 0
     socket.rcvhwm = QUEUED_PER_WORKER
     socket.connect(backend)

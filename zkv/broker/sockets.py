@@ -1,9 +1,9 @@
-"""Binding endpoints, and letting go of them.
+"""Binds and releases endpoints.
 
-A child made by fork lets go of them at once: it has the descriptors of whatever listens here, and
-of each client's connection, but none of the threads that serve them. As long as it lived, nobody
-else could listen there, and clients would never learn that the server has ended. A program that is
-run by a child gets none of them to begin with: ZeroMQ has them closed then.
+A child made by fork releases them at once. It inherits the listening sockets and the connections of
+all clients, but not the threads that serve them. As long as it held them, nobody else could listen
+there, and clients would not notice the server's end. Programs that a child executes do not inherit
+them: ZeroMQ marks its sockets as close-on-exec.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ import zmq
 from zkv.errors import EndpointError
 
 INPROC: Final = "inproc://"
-LETTING_GO_SECONDS: Final = 1.0
-"""How long a fork waits at most until the child has let go."""
+CHILD_CLOSE_SECONDS: Final = 1.0
+"""How long a fork waits at most for the child to close the sockets."""
 
 _bound: WeakKeyDictionary[zmq.Socket[bytes], list[str]] = WeakKeyDictionary()
-"""Sockets that are open, and the endpoints that they are bound to, with real ports."""
+"""Open sockets, and the endpoints that they are bound to, with real port numbers."""
 
 ADVICE: Final = {
-    "server.endpoints": "; a second server takes --endpoint and --data-dir of its own",
-    "server.feed": "; the change feed wants it: --feed gives it another place, or none with ''",
+    "server.endpoints": "; a second server needs its own --endpoint and --data-dir",
+    "server.feed": "; choose another endpoint for the change feed with --feed, or none with ''",
 }
-"""For an endpoint that is taken, by the setting that names it."""
+"""What to do if an endpoint is in use, by the setting that names it."""
 
 
 def bind(socket: zmq.Socket[bytes], endpoint: str, setting: str) -> str:
-    """Bind, and return the endpoint with its real port.
+    """Bind a socket, and return the endpoint with its real port number.
 
     Args:
-        socket: to bind.
-        endpoint: where.
-        setting: that names the endpoint: ``server.endpoints`` or ``server.feed``.
+        socket: the socket.
+        endpoint: the endpoint.
+        setting: the setting that names it: ``server.endpoints`` or ``server.feed``.
 
     Raises:
-        EndpointError: it cannot be bound; with the setting and what to do.
+        EndpointError: it cannot be bound; names the setting, and says what to do.
     """
     try:
         _refuse_live_ipc(endpoint)
-        socket.ipv6 = "[" in endpoint  # Else tcp://* would open IPv6, too, unasked.
+        socket.ipv6 = "[" in endpoint  # Otherwise tcp://* would also bind IPv6.
         socket.bind(endpoint)
     except zmq.ZMQError as error:
         reason = _reason(endpoint, error.errno or 0) or error.strerror
@@ -63,10 +63,10 @@ def bind(socket: zmq.Socket[bytes], endpoint: str, setting: str) -> str:
 
 
 def close(socket: zmq.Socket[bytes], endpoints: list[str]) -> None:
-    """Close, and have inproc names free at once: libzmq closes behind the caller's back."""
+    """Close a socket. Its inproc names are free at once: libzmq closes in the background."""
     for endpoint in endpoints:
         if endpoint.startswith(INPROC):
-            with contextlib.suppress(zmq.ZMQError):  # It was not bound here.
+            with contextlib.suppress(zmq.ZMQError):  # It was never bound.
                 socket.unbind(endpoint)
     socket.close()
     _bound.pop(socket, None)
@@ -78,60 +78,60 @@ def _refusal(endpoint: str, setting: str, reason: object, number: int | None) ->
 
 
 def _reason(endpoint: str, number: int) -> str:
-    """Why it cannot be bound, where there is more to say than the system's words."""
+    """Explain why an endpoint cannot be bound; empty if the system's text suffices."""
     reason = ""
     match number:
         case errno.EADDRINUSE:
-            reason = os.strerror(number)  # ZeroMQ's text for inproc is another.
+            reason = os.strerror(number)  # ZeroMQ has another text for inproc.
             if _is_left_over(endpoint):
                 reason += ", by a file that this user may not replace"
         case errno.EACCES | errno.EPERM:
             reason = f"{os.strerror(number)}: "
             if endpoint.startswith("tcp://"):
-                reason += "low ports, mostly those below 1024, are for root"
+                reason += "ports below 1024 usually need root"
             else:
                 reason += "the directory must be writable"
         case errno.EADDRNOTAVAIL:
             reason = "this machine does not have this address"
         case errno.ENODEV:
             reason = "the host is neither an address nor a network interface of this machine; "
-            reason += "a server looks up no other names"
+            reason += "host names are not resolved here"
         case errno.ENOENT | errno.ENOTDIR:
             reason = "there is no such directory"
     return reason
 
 
 def _is_left_over(endpoint: str) -> bool:
-    """Whether a path is in the way: a server that runs there has been told from it before."""
+    """Return True if a file has the path; a running server there has been detected before."""
     path = endpoint.removeprefix("ipc://")
     return path != endpoint and os.path.lexists(path)
 
 
 def _refuse_live_ipc(endpoint: str) -> None:
-    """Raise if an ipc path is taken: libzmq would remove whatever stands there."""
+    """Raise OSError if an ipc path is in use: libzmq would remove what is there."""
     path = endpoint.removeprefix("ipc://")
     if path in {endpoint, "*"} or not os.path.lexists(path):
         return
     if not stat.S_ISSOCK(os.stat(path).st_mode):
-        raise OSError(errno.EEXIST, "something that is no socket has this path")
+        raise OSError(errno.EEXIST, "a file that is not a socket has this path")
     with posix.socket(posix.AF_UNIX, posix.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # It would wait at a server that hangs.
+        probe.setblocking(False)  # Do not wait for a server that hangs.
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            return  # Left over by a server that is gone.
+            return  # A socket file that a dead server has left behind.
         except BlockingIOError:
             pass
-        raise OSError(errno.EADDRINUSE, f"{os.strerror(errno.EADDRINUSE)}, by a server that runs")
+        raise OSError(errno.EADDRINUSE, f"{os.strerror(errno.EADDRINUSE)}, by a running server")
 
 
-def _let_go_in_child() -> None:
-    """Close the descriptors of all that listens or has been accepted at a bound endpoint."""
+def _close_in_child() -> None:
+    """Close all sockets that listen, or were accepted, at a bound endpoint."""
     endpoints = [endpoint for bound in list(_bound.values()) for endpoint in bound]
     _bound.clear()
     if not endpoints:
         return
-    with contextlib.suppress(OSError):  # Only without /proc.
+    with contextlib.suppress(OSError):  # There is no /proc.
         for name in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):
                 if any(_is_at(endpoint, _address(int(name))) for endpoint in endpoints):
@@ -139,7 +139,7 @@ def _let_go_in_child() -> None:
 
 
 def _address(descriptor: int) -> object:
-    """The local address of a socket. Raises OSError where that is none."""
+    """Return the local address of a socket. Raises OSError if it is not a socket."""
     socket = posix.socket(fileno=descriptor)
     try:
         return socket.getsockname()
@@ -148,13 +148,11 @@ def _address(descriptor: int) -> object:
 
 
 def _is_at(endpoint: str, address: object) -> bool:
-    """Whether ``address``, as the system tells it, belongs to ``endpoint``."""
+    """Return True if ``address``, as the system returns it, belongs to ``endpoint``."""
     transport, _, place = endpoint.partition("://")
     if transport == "ipc":
-        return address in {
-            place,
-            b"\0" + os.fsencode(place[1:]),
-        }  # The latter is one without a file.
+        # The second form is an abstract address, which has no file.
+        return address in {place, b"\0" + os.fsencode(place[1:])}
     if transport != "tcp" or not isinstance(address, tuple) or len(address) < 2:
         return False
     host, _, port = place.rpartition(":")
@@ -167,19 +165,19 @@ def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 
 class _Fork(threading.local):
-    """Has the parent wait until the child has let go: it may be about to stop its server.
+    """Makes the parent wait until the child has closed the sockets, since it may stop its server.
 
-    The child's end of a pipe is closed then.
+    The child closes its end of a pipe when it is done.
     """
 
     ends: tuple[int, int] | None = None
 
     def before(self) -> None:
-        with contextlib.suppress(OSError):  # As where no more files can be opened.
+        with contextlib.suppress(OSError):  # For instance, too many open files.
             self.ends = os.pipe() if _bound else None
 
     def in_child(self) -> None:
-        _let_go_in_child()
+        _close_in_child()
         self._close()
 
     def in_parent(self) -> None:
@@ -187,7 +185,7 @@ class _Fork(threading.local):
             os.close(self.ends[1])
             poll = select.poll()
             poll.register(self.ends[0], select.POLLIN)
-            poll.poll(LETTING_GO_SECONDS * 1000)
+            poll.poll(CHILD_CLOSE_SECONDS * 1000)
             os.close(self.ends[0])
             self.ends = None
 

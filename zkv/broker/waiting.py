@@ -1,16 +1,22 @@
-"""Replies until they are safe: what may leave now, what waits for the disk, and what comes of it.
+"""Holds replies until they are safe.
 
-A batch is run, and every reply names the newest revision that it tells of. What is safe by then
-(see `zkv.engine`) is answered at once. The rest of the batch shares one commit group: its replies
-are parked in the mailbox, and leave when the group's commits are on disk. So the thread goes on
-meanwhile, and a batch, or many, cost one sync.
+After a batch has run, each reply knows the newest revision that it reveals. Replies that are safe
+by then (see `zkv.engine`) are sent at once. The others form one commit group: they are parked in
+the mailbox, and sent when the group's commits are on disk. Meanwhile the thread continues, so one
+sync serves a whole batch, or many.
 
-The order of the steps is what makes that right. The epoch is read before the batch is run. What is
-safe is read after it, and only then whether the epoch is still the same: what is safe, and was not
-rolled back before, cannot be rolled back later. Where the epoch has changed nothing counts as safe,
-since what becomes safe from then on may be commits of others, with revisions that came free again.
+The order of the steps is essential:
 
-Invariant: no reply tells of a revision that is not safe.
+1. Read the epoch.
+2. Run the batch.
+3. Read what is safe, after making commits safe as far as that takes no waiting.
+4. Read the epoch again. If it has changed, nothing counts as safe.
+
+A commit that is safe, and was not rolled back before step 3, cannot be rolled back later. After a
+rollback, however, other commits may reuse the revisions that it freed and become safe, so the
+comparison of revisions in step 3 proves nothing about this batch. That is why step 4 comes last.
+
+Invariant: no reply is sent that reveals a revision which is not safe.
 """
 
 from __future__ import annotations
@@ -36,30 +42,30 @@ if TYPE_CHECKING:
 
 
 class Safe(NamedTuple):
-    """The newest revision, and the newest number in the log, that were safe at one moment."""
+    """The newest revision and the newest log number that were safe at one moment."""
 
     rev: int
     lsn: int
 
     def covers(self, call: Call) -> bool:
-        """Whether what a call's reply tells of was safe then."""
+        """Return True if all that the call's reply reveals was safe then."""
         return call.rev <= self.rev and call.lsn <= self.lsn
 
 
 NOTHING_SAFE: Final = Safe(-1, -1)
-"""Not even a reply that tells of nothing in the store."""
+"""Covers no call, not even one that reveals nothing."""
 
 
 @dataclass(slots=True)
 class Answered:
-    """What came of a batch.
+    """The results of a batch.
 
     Args:
-        replies: in its order; None where a reply is pending, or made by others.
-        later: the places of those that are pending, and what they wait for.
-        left: the places of those that others are to make.
-        group: what is still to be committed; None where nothing waits for the disk.
-        refusal: why that can never be.
+        replies: in the batch's order; None if the reply is pending or made by a worker.
+        later: the places of pending replies, and the objects that will make them.
+        left: the places of requests that are left to the workers.
+        group: the commits that the pending replies wait for; None if none waits for the disk.
+        refusal: the log's error, if these commits cannot be made safe.
     """
 
     replies: list[bytes | None]
@@ -69,18 +75,19 @@ class Answered:
     refusal: ReadOnly | None = None
 
 
-def what_is_safe(
+def make_safe(
     engine: Engine, epoch: int, revealed: Safe, patient: bool
 ) -> tuple[Safe, ReadOnly | None]:
-    """What of a batch may be told now, and why the rest can never be.
-
-    All commits are made safe as far as that takes no waiting for the disk.
+    """Make commits safe if that takes no waiting for the disk.
 
     Args:
-        engine: the store.
-        epoch: read before the batch was run.
-        revealed: the newest that any of its replies reveals.
-        patient: whether others who write to the log may be waited for.
+        engine: the engine.
+        epoch: the epoch before the batch ran.
+        revealed: the newest that any reply of the batch reveals.
+        patient: wait for other threads that write to the log.
+
+    Returns:
+        What is safe now, and the log's error if the rest cannot be made safe.
     """
     refusal: ReadOnly | None = None
     safe = Safe(engine.safe_rev, engine.safe_lsn)
@@ -96,14 +103,14 @@ def what_is_safe(
 def commit(
     engine: Engine, answered: Answered, wait: Callable[[], bool], patient: bool = True
 ) -> None:
-    """See to it that what waits for the disk is completed. Once its replies are parked.
+    """Have a batch's commit group completed. Call this after its replies have been parked.
 
     Args:
-        engine: the store.
-        answered: a batch.
-        wait: asked only if something waits: whether this thread is to wait for the disk itself,
-            which saves the way through the committer's thread and back.
-        patient: whether it then waits for others who write to the log, too.
+        engine: the engine.
+        answered: the batch.
+        wait: called if there is a group; returns true if this thread may wait for the disk itself,
+            which saves two switches to the committer's thread and back.
+        patient: in that case, wait for other threads that write to the log, too.
     """
     group = answered.group
     if group is None:
@@ -114,13 +121,13 @@ def commit(
         elif not (wait() and engine.settle(group, patient)):
             engine.submit(group)
     except BaseException:
-        # A bug. The thread goes on with the next batch; those who wait are not to wait for ever.
+        # A bug. The thread continues with the next batch, but these clients must get a reply.
         group.complete(ReadOnly(A_BUG, applied=None))
         raise
 
 
 class PendingReply:
-    """A reply that another thread makes; encoded in the worker's own."""
+    """A reply that another thread makes; encoded in the mailbox's thread."""
 
     def __init__(self, caller: Caller, call: Call, reply: Future[Reply]) -> None:
         self._caller = caller
@@ -128,7 +135,7 @@ class PendingReply:
         self._reply = reply
 
     def notify(self, ready: Callable[[], None]) -> None:
-        """Have ``ready`` called once the reply is there."""
+        """Call ``ready`` once the reply is there."""
 
         def settled(_: Future[Reply]) -> None:
             ready()
@@ -136,10 +143,10 @@ class PendingReply:
         self._reply.add_done_callback(settled)
 
     def bodies(self) -> list[bytes]:
-        """The encoded reply. To be called once."""
+        """Return the encoded reply. Call this once."""
         future = self._reply
-        del self._reply  # It refers back to what delivers this, and so does the call's result:
-        self._call.result = None  # no cycle is to stay.
+        del self._reply  # The future refers to the callback that refers to this object, and so
+        self._call.result = None  # does the call's result: break the cycles.
         error = future.exception()
         reply = future.result() if error is None else fail(error, self._call.request)
         body = self._caller.finish(self._call, reply)
@@ -147,19 +154,19 @@ class PendingReply:
         return [body]
 
     def give_up(self, error: BaseException) -> list[bytes]:
-        """The reply where that failed."""
+        """Return an error reply after `bodies` raised ``error``."""
         return [self._caller.give_up(self._call.request, error)]
 
 
 class PendingCalls:
-    """Replies of a worker that may leave once what they tell of is on disk.
+    """Replies of a worker that wait for a commit group.
 
     Args:
-        caller: whose they are.
-        group: what they wait for.
+        caller: the worker's caller.
+        group: the group.
 
     Attributes:
-        places: of their requests in the batch.
+        places: places of the requests in the batch.
     """
 
     def __init__(self, caller: Caller, group: CommitGroup) -> None:
@@ -169,16 +176,16 @@ class PendingCalls:
         self._calls: list[tuple[Call, Reply | Failure | None]] = []
 
     def take(self, place: int, call: Call, reply: Reply | Failure | None) -> None:
-        """Take a call and its result."""
+        """Add a call and its result."""
         self.places.append(place)
         self._calls.append((call, reply))
 
     def notify(self, ready: Callable[[], None]) -> None:
-        """Have ``ready`` called once the group is completed."""
+        """Call ``ready`` once the group is complete."""
         self.group.on_completion(ready)
 
     def bodies(self) -> list[bytes]:
-        """The encoded replies: what was done, or that it could not be made safe."""
+        """Return the encoded replies; after a rollback, those that `_after_rollback` makes."""
         caller, error = self._caller, self.group.error
         if error is None:
             bodies = [caller.finish(call, reply) for call, reply in self._calls]
@@ -189,16 +196,16 @@ class PendingCalls:
         return bodies
 
     def give_up(self, error: BaseException) -> list[bytes]:
-        """The replies where that failed."""
+        """Return error replies after `bodies` raised ``error``."""
         return [self._caller.give_up(call.request, error) for call, _ in self._calls]
 
     def _after_rollback(
         self, call: Call, was: Reply | Failure | None, survived: Safe, error: ReadOnly
     ) -> bytes:
-        """The reply after others' commits, or this one, have been rolled back.
+        """Return the reply to a call after a rollback.
 
-        The group waited for whatever had been queued by then. Of that, some may have become safe
-        before the rest could not be written, and that stays.
+        The group waited for all commits that were queued when it was made. Some of them may have
+        become safe before writing the others failed; replies that reveal only those are sent.
         """
         caller = self._caller
         if not survived.covers(call):
@@ -210,21 +217,19 @@ class PendingCalls:
 
 
 class PendingRun:
-    """Replies of the lane that may leave once the revisions that they tell of are on disk.
-
-    They are taken out of what the lane has answered.
+    """Replies of the lane that wait for a commit group. Removes them from the lane's answers.
 
     Args:
-        caller: runs again what has been rolled back.
-        account: where they count once they leave.
-        group: what they wait for.
+        caller: runs reads again after a rollback.
+        account: counts the replies when they are sent.
+        group: the group.
         bodies: the batch.
-        answers: what the lane has answered of it.
-        safe_rev: the newest revision that is safe.
-        started: when the batch was taken up.
+        answers: the lane's answers to it.
+        safe_rev: the newest safe revision.
+        started: when the front took up the batch, by `time.perf_counter`.
 
     Attributes:
-        places: of their requests in the batch.
+        places: places of the requests in the batch.
     """
 
     def __init__(
@@ -249,11 +254,11 @@ class PendingRun:
         self._answers = answers.take_out(places)
 
     def notify(self, ready: Callable[[], None]) -> None:
-        """Have ``ready`` called once the group is completed."""
+        """Call ``ready`` once the group is complete."""
         self._group.on_completion(ready)
 
     def bodies(self) -> list[bytes]:
-        """The encoded replies: what was done, or that it could not be made safe."""
+        """Return the encoded replies; after a rollback, new ones for those that did not survive."""
         error = self._group.error
         bodies = [reply for reply in self._answers.replies if reply is not None]
         if error is not None:
@@ -263,11 +268,11 @@ class PendingRun:
         return bodies
 
     def give_up(self, error: BaseException) -> list[bytes]:
-        """The replies where that failed."""
+        """Return error replies after `bodies` raised ``error``."""
         return [self._caller.give_up(body, error) for body in self._requests]
 
     def _replace_what_was_rolled_back(self, bodies: list[bytes], error: ReadOnly) -> None:
-        """See `PendingCalls`."""
+        """Run requests again of which the commits did not survive; see `PendingCalls`."""
         survived_rev, _ = self._caller.engine.survived(self._group.epoch)
         for number, revealed in enumerate(self._reveals):
             if revealed > survived_rev:

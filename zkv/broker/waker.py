@@ -1,4 +1,4 @@
-"""A waker: how other threads wake one that waits in a poll."""
+"""A waker wakes a thread that waits in a poll."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import socket
 
 
 class Waker:
-    """Register it with a poller; it is readable from a `wake` until the next `clear`.
+    """A descriptor to poll: readable after `wake`, until `clear`.
 
-    A pair of connected sockets, since it can be polled beside ZeroMQ's sockets and, unlike them,
-    may be written to from any thread.
+    It is a pair of connected sockets. A poller accepts it beside ZeroMQ's sockets, and unlike them,
+    any thread may write to it.
     """
 
     def __init__(self) -> None:
@@ -23,14 +23,14 @@ class Waker:
         return self._reader.fileno()
 
     def wake(self) -> None:
-        """Wake whoever waits. Any thread."""
+        """Wake the thread that waits. Any thread."""
         if not self._awake:
             self._awake = True
-            with contextlib.suppress(OSError):  # It is being closed: nobody waits any more.
+            with contextlib.suppress(OSError):  # It is being closed: no thread waits any more.
                 self._writer.send(b"\0")
 
     def clear(self) -> None:
-        """Forget the wake-ups so far. Call this before looking at what they were for."""
+        """Reset the waker. Call this before reading the state that `wake` announced."""
         try:
             self._reader.recv(4096)
         except BlockingIOError:
@@ -38,7 +38,7 @@ class Waker:
         self._awake = False
 
     def close(self) -> None:
-        """Close both ends. `wake` does nothing from now on."""
+        """Close both ends. From now on `wake` does nothing."""
         self._awake = True
         self._reader.close()
         self._writer.close()

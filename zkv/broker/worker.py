@@ -1,10 +1,10 @@
-"""A worker thread: a loop over batches from its mailbox.
+"""A worker thread: a loop that answers batches from its mailbox.
 
-A command that fails is answered by the caller and harms nobody. What gets past that ends the batch:
-`INTERNAL` is answered to all of it, or to those whose pending replies could not be made, the log
-says so with a traceback, it is counted, and the thread goes on with the next batch, since nothing
-is kept from one to the other. So it is where memory ends while requests are received. If the
-mailbox itself fails, the thread ends, and the broker puts another worker in its place.
+A command that fails is answered by the caller and affects no other request. Any other exception
+ends the batch: the rest of it is answered `INTERNAL`, or, if pending replies could not be made,
+those. The exception is logged with its traceback and counted, and the thread continues with the
+next batch, since it keeps no state between batches. The same happens if memory runs out while it
+receives. If the mailbox itself fails, the thread ends, and the broker starts another worker.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import zmq
 
 from zkv.broker.frames import BadEnvelope
 from zkv.broker.mailbox import ReplyFailedError
-from zkv.broker.waiting import Answered, PendingCalls, PendingReply, Safe, commit, what_is_safe
+from zkv.broker.waiting import Answered, PendingCalls, PendingReply, Safe, commit, make_safe
 from zkv.durability.committer import CommitGroup
 from zkv.requests.call import Caller
 
@@ -36,40 +36,40 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("zkv.broker")
 
-MOST_IN_VAIN: Final = 100
-"""After so many failures to receive in a row the mailbox itself counts as failed."""
+MOST_FAILURES: Final = 100
+"""After so many failures to receive in a row, the mailbox itself counts as failed."""
 PAUSE_SECONDS: Final = 0.01
-"""After each: where memory ends, it may be there again a moment later."""
+"""Pause after each of them: there may be memory again a moment later."""
 
 
-GOES_ON: Final = "the thread goes on with the next one"
+CONTINUES: Final = "the thread continues with the next batch"
 
 
 class Handler(Protocol):
-    """What a thread that serves does with a batch. It keeps nothing from one to the next."""
+    """Answers batches for the front or a worker. It keeps no state from one batch to the next."""
 
     def answer(self, bodies: Sequence[bytes | BadEnvelope]) -> Answered:
-        """What comes of a batch. `commit` follows, once that is in the mailbox."""
+        """Run a batch. After the results are in the mailbox, `commit` must be called."""
 
     def commit(self, answered: Answered, is_idle: Callable[[], bool]) -> None:
-        """See to it that what waits for the disk is completed.
+        """Have the batch's commit group completed, if there is one.
 
         Args:
-            answered: what came of the batch.
-            is_idle: whether nothing else is there to be done.
+            answered: the results of the batch.
+            is_idle: returns true if no other request is waiting.
         """
 
     def give_up(self, body: bytes | BadEnvelope, error: BaseException) -> bytes:
-        """The reply to a request whose batch was ended by ``error``."""
+        """Return the reply to a request whose batch ended with ``error``."""
 
 
 class WorkerHandler:
-    """Runs a batch request by request.
+    """Runs a batch, one request after the other.
 
     Args:
-        node: what requests run on.
-        account: of the thread.
-        stopping: true once new requests are to be refused.
+        node: the commands' environment.
+        account: the worker's account.
+        stopping: returns true once new requests must be refused.
     """
 
     def __init__(self, node: Node, account: Account, stopping: Callable[[], bool]) -> None:
@@ -77,12 +77,12 @@ class WorkerHandler:
         self._caller = Caller(node, account, stopping)
 
     def answer(self, bodies: Sequence[bytes | BadEnvelope]) -> Answered:
-        """As in `Handler`."""
+        """See `Handler`."""
         engine, caller = self._engine, self._caller
         epoch = engine.epoch
         calls = [self._run(body) for body in bodies]
         revealed = Safe(max([call.rev for call in calls]), max([call.lsn for call in calls]))
-        safe, refusal = what_is_safe(engine, epoch, revealed, patient=True)
+        safe, refusal = make_safe(engine, epoch, revealed, patient=True)
         answered = Answered([None] * len(calls), refusal=refusal)
         waiting = PendingCalls(caller, CommitGroup(epoch))
         for place, call in enumerate(calls):
@@ -101,11 +101,11 @@ class WorkerHandler:
         return answered
 
     def commit(self, answered: Answered, is_idle: Callable[[], bool]) -> None:
-        """As in `Handler`; an idle worker waits for the disk itself."""
+        """See `Handler`. An idle worker waits for the disk itself."""
         commit(self._engine, answered, is_idle)
 
     def give_up(self, body: bytes | BadEnvelope, error: BaseException) -> bytes:
-        """As in `Handler`."""
+        """See `Handler`."""
         return self._caller.give_up(None if isinstance(body, BadEnvelope) else body, error)
 
     def _run(self, body: bytes | BadEnvelope) -> Call:
@@ -115,14 +115,14 @@ class WorkerHandler:
 
 
 class Worker:
-    """One worker thread, with a mailbox of its own.
+    """One worker thread, and its mailbox.
 
     Args:
-        name: of the thread.
+        name: name of the thread.
         handler: answers the requests.
-        account: of the thread.
+        account: the worker's account.
         open_mailbox: makes the mailbox; called in the thread.
-        died: told, in the thread, when the worker ends without having been asked to.
+        died: called, in the thread, if the worker ends unexpectedly.
     """
 
     def __init__(
@@ -143,21 +143,21 @@ class Worker:
 
     @property
     def served(self) -> bool:
-        """Whether it has ever been able to receive."""
+        """True if its mailbox could be opened."""
         return self._mailbox is not None
 
     @property
     def unroutable(self) -> int:
-        """Messages that had nowhere to reply to."""
+        """Number of messages without a receiver."""
         return 0 if self._mailbox is None else self._mailbox.unroutable
 
     def start(self) -> None:
-        """Start the thread and wait until it can receive."""
+        """Start the thread, and wait until it can receive."""
         self._thread.start()
         self._ready.wait()
 
     def stop(self) -> None:
-        """Have the worker end once it has answered all that is queued."""
+        """Make the worker end once it has answered all queued requests."""
         if self._mailbox is not None:
             self._mailbox.stop()
 
@@ -166,7 +166,7 @@ class Worker:
         self._thread.join()
 
     def is_alive(self) -> bool:
-        """Whether the thread runs."""
+        """Return True while the thread runs."""
         return self._thread.is_alive()
 
     def _run(self) -> None:
@@ -178,44 +178,44 @@ class Worker:
             finally:
                 mailbox.close()
         except BaseException:
-            _log.critical("%s ended; another takes its place", self._thread.name, exc_info=True)
+            _log.critical("%s died; a new worker replaces it", self._thread.name, exc_info=True)
             self._died(self)
         finally:
             self._ready.set()
 
 
 def serve(mailbox: Mailbox, handler: Handler, account: Account, name: str) -> None:
-    """Answer batches until the mailbox has no more.
+    """Answer batches until the mailbox returns none.
 
     Args:
-        mailbox: where they come from.
+        mailbox: receives the batches.
         handler: answers them.
-        account: of the thread.
-        name: of the thread, for the log.
+        account: the thread's account.
+        name: the thread's name, for the log.
     """
-    in_vain = 0
+    failures = 0
     while True:
         bodies = None
         try:
             bodies = mailbox.receive()
             if not bodies:
                 return
-            in_vain = 0
+            failures = 0
             _answer(mailbox, handler, bodies)
         except ReplyFailedError as failure:
             account.deaths += 1
             cause = failure.__cause__
-            _log.critical("a reply of %s ended in a bug; %s", name, GOES_ON, exc_info=cause)
+            _log.critical("a reply of %s failed with a bug; %s", name, CONTINUES, exc_info=cause)
         except BaseException as error:
             if bodies is None:
-                in_vain += 1
-                if isinstance(error, zmq.ZMQError) or in_vain == MOST_IN_VAIN:
+                failures += 1
+                if isinstance(error, zmq.ZMQError) or failures == MOST_FAILURES:
                     raise
                 time.sleep(PAUSE_SECONDS)
             account.deaths += 1
-            _log.critical("a batch of %s ended in a bug; %s", name, GOES_ON, exc_info=True)
+            _log.critical("a batch of %s failed with a bug; %s", name, CONTINUES, exc_info=True)
             if mailbox.unanswered:
-                with contextlib.suppress(MemoryError):  # Then not even that can be said.
+                with contextlib.suppress(MemoryError):  # No memory even for an error reply.
                     mailbox.give_up(partial(handler.give_up, error=error))
 
 
@@ -223,5 +223,5 @@ def _answer(mailbox: Mailbox, handler: Handler, bodies: list[bytes | BadEnvelope
     answered = handler.answer(bodies)
     try:
         mailbox.reply(answered.replies, answered.later, answered.left)
-    finally:  # Whatever could not be sent: what waits for the disk waits for this.
+    finally:  # Even if sending failed: parked replies, and others in the group, wait for this.
         handler.commit(answered, mailbox.is_idle)

@@ -1,1 +1,1 @@
-"""The commands ``zkv`` (the server and its data) and ``zkv-cli`` (a client)."""
+"""The commands ``zkv`` (for the server and its data) and ``zkv-cli`` (a client)."""

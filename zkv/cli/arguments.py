@@ -1,7 +1,7 @@
-"""From the words of a ``zkv-cli`` command line to a command and its options.
+"""Parses the words of a ``zkv-cli`` command line into a command and its options.
 
-Two parsers share the work: one for what stands before the command, one, made for the command, for
-what stands behind it. So only the one that is needed is made, and options may stand on both sides.
+One parser takes the options before the command; another, built for that command only, takes the
+words after it. So options may be on both sides, and no parser is built for the other commands.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DEFAULT_TIMEOUT: Final = 5.0
 
 
 class UsageError(Exception):
-    """The command line cannot be understood: one line that says why."""
+    """The command line is invalid; the message is one line."""
 
 
 OPTIONS: Final = (
@@ -57,14 +57,14 @@ OPTIONS: Final = (
             "action": "store_true",
             "default": False,
             "dest": "json_flag",
-            "help": "VALUE is JSON, not text; for a command without a VALUE: -o json",
+            "help": "VALUE is JSON, not text; with a command without a VALUE, the same as -o json",
         },
     ),
 )
-"""What stands before the command or behind it."""
+"""Options that are allowed before and after the command."""
 
 OPTION_LIKE: Final = re.compile(r"-[^\d.]")
-"""Neither ``-``, which is standard input, nor a number below 0."""
+"""A word that looks like an option: not ``-``, which is standard input, and no negative number."""
 
 NOTES: Final = """\
 without a command:
@@ -99,27 +99,27 @@ exit status:
 _OF_THE_SERVER: Final = frozenset({"ping", "info", "snapshot", "end", "completion"})
 _ALL: Final = {**OPS, **PROGRAMS}
 COMMANDS: Final = {name: _ALL[name] for name in sorted(_ALL, key=_OF_THE_SERVER.__contains__)}
-"""Name, lower case -> command, in the order of the help: what is about entries comes first."""
+"""Lower-case name -> command, in the order of the help: commands for entries come first."""
 
 
 def parse(
     arguments: list[str], given: argparse.Namespace | None = None
 ) -> tuple[Command | None, argparse.Namespace]:
-    """The command, if there is one, and all that was said with it.
+    """Parse a command line; returns the command, if there is one, and the options.
 
     Args:
-        arguments: the words.
-        given: what holds unless the words say otherwise, as a parse without a command gave it.
+        arguments: the words of the command line.
+        given: the default options, as an earlier parse without a command returned them.
 
     Raises:
-        UsageError: the words cannot be understood.
+        UsageError: the command line is invalid.
         SystemExit: help, or the version, has been printed.
     """
     parser = _main_parser()
     parser.typed = arguments
     ahead, words = _split(arguments)
     if ahead[-1:] == ["-h"] and words and words[0].lower() not in COMMANDS:
-        parser.error("-h is short for --help")  # Of Redis' tools it names the host.
+        parser.error("-h is short for --help")  # In Redis' tools it gives the host.
     if words and words[0].lower() == "help":
         ahead, words = ["--help"][: 2 - len(words[:2])], [*words[1:2], "--help"]
     options = parser.parse_args(ahead, given and argparse.Namespace(**vars(given)))
@@ -139,7 +139,7 @@ def parse(
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells an error in one line, with what was meant where that can be guessed."""
+    """Reports an error in one line, with a hint if there is one (`zkv.cli.hints`)."""
 
     typed: list[str]
     synopsis = ""
@@ -152,7 +152,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{self._plain(message)}; {hint or f'see {self.prog} --help'}")
 
     def _plain(self, message: str) -> str:
-        """What argparse says, in words for whoever has typed it."""
+        """The message of argparse in the words of the help."""
         missing = message.removeprefix("the following arguments are required: ")
         if missing != message:
             return f"missing {missing}: zkv-cli {self.synopsis}"
@@ -164,7 +164,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _main_parser() -> _Parser:
-    """Takes what stands before the command."""
+    """The parser for the words before the command."""
     parser = _Parser(
         prog="zkv-cli",
         usage=f"zkv-cli {_synopsis(OPTIONS)} [COMMAND ...]",
@@ -181,7 +181,7 @@ def _main_parser() -> _Parser:
 
 
 def _command_parser(command: Command) -> _Parser:
-    """Takes what stands behind the command. Options given there win over those before it."""
+    """The parser for the words after the command. Its options override those before it."""
     parser = _Parser(
         prog=f"zkv-cli {command.name}",
         usage=f"zkv-cli {command.synopsis} {_synopsis(OPTIONS)}",
@@ -201,7 +201,7 @@ def _command_parser(command: Command) -> _Parser:
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before the command; the command and what stands behind it."""
+    """The words before the command; the command and the words after it."""
     takes_value = _taking_value(OPTIONS)
     at = 0
     while at < len(arguments) and OPTION_LIKE.match(arguments[at]):
@@ -212,9 +212,9 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _options_first(command: Command, words: list[str]) -> list[str]:
-    """``words`` with the options in front, then ``--``, then the rest: argparse cannot mix them.
+    """``words`` with the options first, then ``--``, then the rest: argparse cannot mix them.
 
-    (It can: `parse_intermixed_args`. But then words behind a ``--`` are taken for options, too.)
+    (`parse_intermixed_args` can, but it also takes words after a ``--`` for options.)
     """
     options: list[str] = []
     rest: list[str] = []
@@ -227,13 +227,13 @@ def _options_first(command: Command, words: list[str]) -> list[str]:
             options += [word, *islice(following, 1)] if word in takes_value else [word]
         else:
             rest.append(word)
-    if "--" in rest:  # argparse takes any of them away.
-        raise UsageError("a word cannot be -- itself, except from standard input")
+    if "--" in rest:  # argparse removes every one of them.
+        raise UsageError("a key or value cannot be --, except from standard input")
     return [*options, "--", *rest] if rest else options
 
 
 def _taking_value(arguments: Iterable[Argument]) -> set[str]:
-    """The names of those that take the word behind them."""
+    """The names of the options that take a value."""
     return {name for each in arguments if "metavar" in each.settings for name in each.names}
 
 

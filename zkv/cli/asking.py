@@ -1,7 +1,7 @@
-"""From a command to requests, and from what comes back to what is printed or raised.
+"""Carries out a command: sends its requests, then prints the reply or raises an error.
 
-A command that is one op of the protocol is carried out by `ask`. Those that are more have a module
-of their own, and use the same connection and the same errors.
+`ask` carries out a command that is one op of the protocol. Commands that need more requests have
+modules of their own, which use the same connection and the same errors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NEGATIVE_CODES: Final = frozenset({"NOT_FOUND", "CONFLICT"})
 
 
 class CommandSession:
-    """The connection that one command has, or all the commands of a shell. A context manager."""
+    """The connection of one command, or of all commands of a shell. A context manager."""
 
     def __init__(self) -> None:
         self._client: Client | None = None
@@ -73,7 +73,7 @@ def carry_out(command: Command, session: CommandSession, options: argparse.Names
 
 
 def ask(command: Command, session: CommandSession, options: argparse.Namespace) -> int:
-    """Send the request of a command that is one op, and print what is answered."""
+    """Send the request of a command that is one op, and print the reply; the exit status."""
     client = session.client(options)
     try:
         fields = command.fields(options)
@@ -97,18 +97,18 @@ def ask(command: Command, session: CommandSession, options: argparse.Namespace) 
 
 @contextmanager
 def reading(op: str) -> Iterator[None]:
-    """Where a reply is taken apart: one that lacks something becomes a CommandError."""
+    """Turn the errors of code that reads a reply into CommandError: the reply is invalid."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        message = f"bad reply to {op}: it is not as the protocol says: {error!r}"
+        message = f"bad reply to {op}: it does not follow the protocol: {error!r}"
         raise CommandError(FAILED, message) from error
     except RecursionError as error:
-        raise CommandError(FAILED, "the value is nested too deeply to be printed") from error
+        raise CommandError(FAILED, "the value is nested too deeply to print") from error
 
 
 def failure(error: ZkvError, op: str = "") -> CommandError:
-    """The exit status for ``error`` of an op, and what to know before trying again."""
+    """The CommandError for ``error`` of an op: exit status, and a hint on trying again."""
     from zkv.client import ClientError, NoReplyError, RefusedError
 
     status, hint = FAILED, ""
@@ -120,20 +120,20 @@ def failure(error: ZkvError, op: str = "") -> CommandError:
             if "index" in error.details:
                 hint = f"; at index {error.details['index']} of the transaction"
             if op == "END":
-                hint += "; the server ends all the same"
+                hint += "; the server ends nevertheless"
             elif error.retry:
                 hint += "; it may succeed later"
             if error.code == "WRONG_TYPE" and "(str)" in str(error):
                 hint += "; to store a number: zkv-cli put KEY 1 --json"
     if isinstance(error, ClientError) and error.applied is None:
-        hint = "; the request may have been carried out, or may yet be"
+        hint = "; the request may have been applied, or may be applied later"
     return CommandError(status, f"{error}{hint}")
 
 
 def _answer(
     command: Command, options: argparse.Namespace, all_fields: dict[str, Any], reply: dict[str, Any]
 ) -> tuple[str | bytes, str]:
-    """What to print, and what to say beside it."""
+    """The text for standard output, and the note for standard error."""
     beside = command.note(all_fields)
     if options.json:
         return to_json(command.result(reply)), beside

@@ -1,8 +1,9 @@
-"""What `make` asks of an installation: is all of it compiled, and if not, why?
+"""Tells `make` if the C parts of the installation are built, and if not, why.
 
-``python -m zkv.cli.built LOG`` says so in one line where something is not, and what helps; LOG is
-pip's of the build. The exit status is 1 where the build failed although there was what it takes.
-``python -m zkv.cli.built --possible`` prints nothing: 0 = there is what it takes.
+``python -m zkv.cli.built LOG`` prints nothing if they are built; otherwise one line with the reason
+and the remedy. LOG is pip's log of the build. The exit status is 1 if the build failed although
+compiler and headers are installed. ``python -m zkv.cli.built --possible`` prints nothing; its exit
+status is 0 if compiler and headers are installed, otherwise 1.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ def main(arguments: list[str]) -> int:
     if is_compiled():
         return 0
     (log,) = arguments
-    why = lacking or f"{complaint(Path(log))} (all of it: {log})"
+    why = lacking or f"{complaint(Path(log))} (full log: {log})"
     print(f"zkv: built without C, up to 7 times slower: {why}", file=sys.stderr)
     return 0 if lacking else 1
 
 
 def is_compiled() -> bool:
-    """Whether all that can be compiled is, for this Python."""
+    """True if all C parts are built for this Python."""
     try:
         for name in EXTENSIONS:
             importlib.import_module(name)
@@ -45,7 +46,7 @@ def is_compiled() -> bool:
 
 
 def what_is_lacking() -> str:
-    """What it would take to compile, and how to come by it; empty where nothing is lacking."""
+    """The tool that is missing for a build, and how to install it; empty if nothing is missing."""
     compiler, *_ = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     header = Path(sysconfig.get_path("include"), "Python.h")
     if shutil.which(compiler) is None:
@@ -56,9 +57,9 @@ def what_is_lacking() -> str:
 
 
 def complaint(log: Path) -> str:
-    """The first thing that the compiler, or whoever was to call it, complained about."""
+    """The first error in the log of a build."""
     found = COMPLAINT.search(log.read_text(encoding="utf-8", errors="replace"))
-    return (found[1] or found[0]) if found else "nobody says why"
+    return (found[1] or found[0]) if found else "the reason is not known"
 
 
 if __name__ == "__main__":

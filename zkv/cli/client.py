@@ -1,14 +1,15 @@
-"""``zkv-cli``: asks a server for one thing, and prints the answer.
+"""``zkv-cli``: sends a command to a server, and prints the answer.
 
 Results go to standard output, messages to standard error. Exit status: 0 done; 1 a negative answer
-(NOT_FOUND, CONFLICT); 2 usage, any other refusal by the server, or an answer that cannot be read
-or printed; 3 no answer in time; as usual in a shell, 130 after Ctrl-C, and 141 where nobody reads
-the output any more.
+(NOT_FOUND, CONFLICT); 2 wrong usage, any other refusal by the server, or an answer that cannot be
+read or printed; 3 no answer in time; as usual in a shell, 130 after Ctrl-C, and 141 if standard
+output was closed by its reader.
 
 Without a command it is a shell (`zkv.cli.shell`).
 
-Starting is most of what a command costs. So ZeroMQ is imported only once there is something to
-send, what draws on a terminal only where it draws, and of the server's modules none.
+Most of the time of a command is the start of the interpreter and its imports. So ZeroMQ is imported
+only when there is something to send, libraries for terminals only when they draw, and the server's
+modules never.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def _parse(arguments: list[str]) -> tuple[Command | None, argparse.Namespace]:
-    """`parse`, with its errors as this module tells them."""
+    """Like `parse`, but raises CommandError."""
     try:
         return parse(arguments)
     except UsageError as error:
         raise CommandError(FAILED, str(error)) from error
-    except SystemExit:  # Help is printed, as far as Python's own buffer.
+    except SystemExit:  # Help has been printed into Python's buffer: flush it.
         write(b"")
         raise
 

@@ -1,6 +1,6 @@
-"""Scripts with which a shell completes the words of a ``zkv-cli`` command line.
+"""``zkv-cli completion``: prints a completion script for bash, zsh or fish.
 
-They are made from the table of commands and do not run zkv-cli, so a press of the key is quick.
+The script is made from the table of commands and does not run zkv-cli, so completion is quick.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def script(shell: str, commands: Mapping[str, Command], options: Sequence[Argume
 
     Args:
         shell: its name.
-        commands: all there are, by name.
-        options: what may stand with any of them.
+        commands: all commands by name.
+        options: the options that every command takes.
     """
     if shell == "fish":
         return "\n".join(_fish(commands, options))
@@ -87,14 +87,14 @@ def _bash(commands: Mapping[str, Command], options: Sequence[Argument]) -> str:
 
 
 def _taking_value(commands: Mapping[str, Command], options: Sequence[Argument]) -> list[str]:
-    """The names of all options behind which a word of the person's own stands."""
+    """The names of all options that take a value of free text."""
     own = [option for command in commands.values() for option in _own_options(command)]
     taking = [option.names for option in (*options, *own) if "metavar" in option.settings]
     return list(dict.fromkeys(name for names in taking for name in names))
 
 
 def _having_choices(commands: Mapping[str, Command], options: Sequence[Argument]) -> list[Argument]:
-    """All options whose value is one of a few words; each once."""
+    """All options with a fixed list of values, each once."""
     own = [option for command in commands.values() for option in _own_options(command)]
     having = [option for option in (*options, *own) if "choices" in option.settings]
     return list({option.names: option for option in having}.values())
@@ -130,7 +130,7 @@ def _takes_file(command: Command) -> bool:
 
 
 def _choices(command: Command) -> list[str]:
-    """The words that what stands behind ``command`` has to be one of."""
+    """The values allowed for the positional arguments of ``command``."""
     return [
         word
         for argument in command.arguments

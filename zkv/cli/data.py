@@ -1,8 +1,8 @@
-"""``zkv``'s verbs for data directories: check, repair, dump, backup and restore.
+"""The commands of ``zkv`` for data directories: check, repair, dump, backup and restore.
 
-Results go to standard output; messages, and how far long work has got, to standard error. Exit
-status: 0 fine; 1 a fault was found, or nothing was done; 2 usage; as usual in a shell, 130 after
-Ctrl-C, and 141 where nobody reads the output any more.
+Results go to standard output; messages and progress go to standard error. Exit status: 0 no fault;
+1 a fault was found, or nothing was done; 2 wrong usage; as usual in a shell, 130 after Ctrl-C, and
+141 if standard output was closed by its reader.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ LONGEST_ANSWER = 100
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the verbs to the command line; each sets ``run``, a function of the parsed options."""
+    """Add the commands to a parser; each sets ``run``, a function of the parsed options."""
     parser = _add(verbs, "check", _check, "look for faults in a data directory", CHECK)
     _add_directory(parser)
 
-    parser = _add(verbs, "repair", _repair, "make a damaged data directory serve again", REPAIR)
+    parser = _add(verbs, "repair", _repair, "repair a damaged data directory", REPAIR)
     _add_directory(parser)
     parser.add_argument("--yes", action="store_true", help="do not ask")
 
@@ -64,39 +64,40 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("directory", type=_path, metavar="DIR", help="absent or empty")
     parser.add_argument(
         "--above", type=_revision, default=0, metavar="REV",
-        help="the newest revision that clients may have seen, if it is above the backup's, such as "
-        "that of a store that was restored from the same backup before",
+        help="the newest revision that clients may have seen, if it is above the backup's: for "
+        "example that of a store that was restored from the same backup before",
     )  # fmt: skip
 
 
 CHECK = """\
-Read every file of a data directory, say all that is found, and change nothing. The exit status is 1
-where anything is damaged or missing, also what a server does without. What a crash leaves behind
-is no fault: a torn tail, which the next start cuts off, or a file that was not finished. It may be
-run beside a server: what that is just writing is no fault either."""
+Read every file of a data directory, report all findings, and change nothing. The exit status is 1
+if anything is damaged or missing, even if a server starts without it. The traces of a crash are not
+faults: a torn tail, which the next start cuts off, or an unfinished file. The command may run while
+a server uses the directory: data that the server is writing is not a fault either."""
 
 REPAIR = """\
-Make a damaged data directory one that a server starts with. What is going to be done, and which
-revisions are lost, is said first, and asked for. Where the newest snapshot is damaged and the log
-is whole, nothing is lost. Where the log is damaged, the store becomes what it was before. The
-originals are kept, in DIR/damaged-TIME. Lost revisions do not come again: the repaired store has a
-revision above theirs, so that every client that follows the changes notices, and reads it anew."""
+Repair a damaged data directory so that a server starts with it. The command shows its plan and the
+revisions that will be lost, and asks before it does anything. If only a snapshot is damaged and the
+log is intact, nothing is lost. If the log is damaged, the store goes back to its state before the
+damage. The originals are kept in DIR/damaged-TIME. Lost revisions are not used again: the repaired
+store gets a revision above them, so clients that follow the changes notice, and read it again."""
 
 DUMP = """\
-Print the entries of a data directory, in the order of their keys, or its log: a JSON object a line.
-What JSON lacks is shown as zkv-cli shows it, such as {"$bin": "<base64>"}. It may be run beside a
-server, and then shows also what that has written and not yet acknowledged."""
+Print the entries of a data directory, ordered by key, or its log: one JSON object per line. Types
+that JSON lacks are shown as zkv-cli shows them, such as {"$bin": "<base64>"}. The command may run
+while a server uses the directory, and then also shows writes that are not acknowledged yet."""
 
 BACKUP = """\
-Copy the data in DIR to TARGET, also while a server runs. The copy is the store at one revision,
-with every write that was acknowledged before the backup began. It is on disk, and checked, when
-this ends. It is a data directory itself: check it, dump it, and restore it to serve it again."""
+Copy the data in DIR to TARGET; a server may be using it. The copy is the store at one revision,
+with every write that was acknowledged before the backup began. When the command ends, the copy is
+on disk and has been checked. It is a data directory itself: check it, dump it, and restore it to
+serve it again."""
 
 RESTORE = """\
 Check a backup and make a data directory from it, with the same entries and the same remembered
-answers of exactly-once writes. The store's revision is raised by 2^32, so that none that was taken
-after the backup, and is lost, comes again: clients that follow the changes notice, and read the
-store anew. All of the store is held in memory, as a server holds it."""
+replies to exactly-once writes. The store's revision becomes 2^32 higher, so that no revision that
+was taken after the backup, and is lost, is used again: clients that follow the changes notice, and
+read the store again. The command holds the whole store in memory, as a server does."""
 
 
 def _add(
@@ -119,18 +120,18 @@ def _path(word: str) -> Path:
     if not word:
         raise argparse.ArgumentTypeError("the name of a directory must not be empty")
     if "\0" in word:
-        raise argparse.ArgumentTypeError(f"{word!r} holds a NUL character")
+        raise argparse.ArgumentTypeError(f"{word!r} contains a NUL character")
     return Path(word)
 
 
 def _revision(word: str) -> int:
     if not (word.isascii() and word.isdigit() and len(word) < 20):
-        raise argparse.ArgumentTypeError(f"{word[:40]!r} is no revision")
+        raise argparse.ArgumentTypeError(f"{word[:40]!r} is not a revision")
     return int(word)
 
 
 def _run(action: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
-    """Run a verb; every error becomes a line and an exit status."""
+    """Run a command; every error becomes a line and an exit status."""
     if sys.stdout is None:
         return _complain("standard output is closed")
     _show_progress()
@@ -150,7 +151,7 @@ def _run(action: Callable[[argparse.Namespace], int], options: argparse.Namespac
 
 
 def _show_progress() -> None:
-    """Have the package's log, which says how far long readings are, on standard error."""
+    """Write the package's log, which reports the progress of long operations, to standard error."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("zkv: %(message)s"))
     log = logging.getLogger("zkv")
@@ -159,7 +160,7 @@ def _show_progress() -> None:
 
 
 def _allow_open_files() -> None:
-    """Allow as many open files as may be: every segment is opened at once."""
+    """Raise the limit of open files as far as allowed: every segment is open at once."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -193,7 +194,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _running(holder: str) -> str:
     process = f"process {holder}" if holder else "a process"
-    return f"{process} holds this data directory: read while a server goes on with it"
+    return f"{process} is using this data directory; it is checked as it is now"
 
 
 def _say_finding(finding: Finding) -> None:
@@ -207,7 +208,7 @@ def _summary(found: Survey) -> str:
     if not found.serves:
         return f"{line}: a server does not start with this; see `zkv repair`"
     if found.faults:
-        return f"{line}: a server starts with this, but what a repair needs is not whole"
+        return f"{line}: a server starts with this, but a later repair may lack data"
     return line
 
 
@@ -230,7 +231,7 @@ def _repair(options: argparse.Namespace) -> int:
         name = _aside_name(files.names(layout.directory), now)
         _say_plan(plan, layout, name)
         if not options.yes and not _ask("Carry this out? [y/N] "):
-            return _complain("nothing has been done")
+            return _complain("nothing was done")
         aside = repair.carry_out(files, layout, plan, name, now)
         with FrozenView(files, layout.directory) as view:
             found = survey(view)
@@ -241,7 +242,7 @@ def _repair(options: argparse.Namespace) -> int:
 
 
 def _aside_name(taken: list[str], now: float) -> str:
-    """A name for a directory that is not there yet."""
+    """The name of a new directory for the originals."""
     name = time.strftime("damaged-%Y%m%dT%H%M%SZ", time.gmtime(now))
     others = sum(each.startswith(name) for each in taken)
     return f"{name}-{others + 1}" if others else name
@@ -253,8 +254,8 @@ def _say_plan(plan: Plan, layout: Layout, name: str) -> None:
     _say(f"lost   {plan.loss()}")
     if plan.forgets:
         _say(
-            "note   if the unreadable part had answers to exactly-once requests that changed "
-            "nothing, they are forgotten"
+            "note   if the unreadable part had replies to exactly-once requests that changed "
+            "nothing, they are lost"
         )
     if plan.loses:
         _say(
@@ -272,7 +273,7 @@ def _ask(question: str) -> bool:
         return False
     try:
         answer = sys.stdin.buffer.readline(LONGEST_ANSWER)
-    except OSError:  # It cannot be read: nobody has said yes.
+    except OSError:  # Standard input cannot be read, so nobody has agreed.
         return False
     return answer.strip().lower() in {b"y", b"yes"}
 
@@ -322,7 +323,7 @@ def _change(change: KeyChange) -> str:
 
 
 def _object(**fields: str) -> str:
-    """A JSON object of fields that are JSON already."""
+    """A JSON object with these fields, whose values are JSON already."""
     return "{" + ", ".join(f'"{name}": {text}' for name, text in fields.items()) + "}"
 
 

@@ -1,4 +1,4 @@
-"""``zkv-cli delete``: one key, or all that begin with a prefix, page after page."""
+"""``zkv-cli delete``: deletes one key, or all keys with a prefix, page by page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def run(session: CommandSession, options: argparse.Namespace) -> int:
-    """Delete what was asked for, and say how much that was."""
+    """Delete the key, or the keys, and print how many were deleted."""
     if (options.key is None) == (options.prefix is None):
         raise CommandError(FAILED, "delete takes either a KEY or --prefix PREFIX")
     if options.prefix is None:
@@ -29,7 +29,7 @@ def run(session: CommandSession, options: argparse.Namespace) -> int:
         value = getattr(options, name)
         if value is not None and value is not False:  # By identity: 0 is a revision.
             flag = f"--{name.replace('_', '-')}"
-            raise CommandError(FAILED, f"{flag} goes with a KEY, and not with --prefix")
+            raise CommandError(FAILED, f"{flag} needs a KEY; it does not go with --prefix")
     client = session.client(options)
     reply = client.call("COUNT", prefix=options.prefix)
     with reading("COUNT"):
@@ -38,18 +38,18 @@ def run(session: CommandSession, options: argparse.Namespace) -> int:
         _require_consent(options, count)
     elif hint := text.wildcard(options.prefix):
         note(hint)
-    told = _delete(client, options.prefix, **given("durable")(options))
-    print_result(to_json(told) if options.json else text.deleted(told))
+    result = _delete(client, options.prefix, **given("durable")(options))
+    print_result(to_json(result) if options.json else text.deleted(result))
     return 0
 
 
 def _require_consent(options: argparse.Namespace, count: int) -> None:
-    """Raise CommandError where somebody at a terminal does not agree."""
+    """Ask the user at a terminal, unless ``--yes`` was given. Raises CommandError."""
     if options.yes:
         return
     what = f"{count:,} {'key' if count == 1 else 'keys'}"
     if is_terminal(sys.stdin):
-        begin = f"that begin with {text.word(options.prefix)}" if options.prefix else "(all)"
+        begin = f"with the prefix {text.word(options.prefix)}" if options.prefix else "(all)"
         print(f"Delete {what} {begin}? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
             raise CommandError(NEGATIVE, "nothing was deleted")
@@ -58,8 +58,8 @@ def _require_consent(options: argparse.Namespace, count: int) -> None:
 
 
 def _delete(client: Client, prefix: str, **durable: Any) -> dict[str, Any]:
-    """Delete page after page; what became of it."""
-    told: dict[str, Any] = {"ok": True, "deleted": 0}
+    """Delete page by page; returns the fields of the result."""
+    result: dict[str, Any] = {"ok": True, "deleted": 0}
     try:
         for page in pages(client, None, prefix=prefix, values=False):
             keys = [key for key, _, _ in page["items"]]
@@ -67,9 +67,9 @@ def _delete(client: Client, prefix: str, **durable: Any) -> dict[str, Any]:
                 continue
             reply = client.call("MDELETE", keys=keys, **durable)
             with reading("MDELETE"):
-                count = told["deleted"] + reply["deleted"]
-                told |= {"deleted": count, "rev": reply["rev"], "durable": reply["durable"]}
+                count = result["deleted"] + reply["deleted"]
+                result |= {"deleted": count, "rev": reply["rev"], "durable": reply["durable"]}
     except (ZkvError, CommandError, KeyboardInterrupt):
-        note(f"deleted {told['deleted']:,} keys, then stopped")
+        note(f"deleted {result['deleted']:,} keys, then stopped")
         raise
-    return told
+    return result

@@ -1,11 +1,11 @@
-"""``zkv doctor``: is a server well, and does it do what one expects of it?
+"""``zkv doctor``: checks a running server, and advises on what should be changed.
 
-Checks go from the outside in: the endpoint, then what PING and INFO tell, then what only the same
-machine can see. Each gives findings, a line each: what is so, and where something should be done,
-what. A check never writes to the store.
+The checks go from the outside in: the endpoint, then the replies to PING and INFO, then facts that
+only the same machine can see. Each check yields findings, one line each: a fact and, if something
+should be done, advice. A check never writes to the store.
 
-Exit status: 0 nothing to be done; 1 something should be; 2 usage, or what was found
-cannot be printed; 3 no answer in time.
+Exit status: 0 nothing to do; 1 something to do; 2 wrong usage, or the findings cannot be printed; 3
+no answer in time.
 """
 
 from __future__ import annotations
@@ -40,18 +40,19 @@ NO_ANSWER: Final = 3
 PROTOCOL: Final = 1
 PINGS: Final = 5
 SLOW: Final = 0.020
-"""Seconds; a lock-step client does 50 requests a second then."""
+"""A slow round trip, in seconds: with it a client that waits for each reply makes 50 per second."""
 CLOCKS_APART: Final = 1.0
 FEED_PATIENCE: Final = 3.0
 FEW_FILES: Final = 4_096
 MAX_SOCKETS: Final = 1_023
-"""What ZeroMQ allows a context unless told otherwise. Each takes a file; none left is a crash."""
+"""ZeroMQ's default limit of sockets per context. Each takes a file; if none is left, ZeroMQ aborts
+the process."""
 FULL: Final = 0.8
-"""The share of a limit from which on it is time to act."""
+"""The share of a limit at which the doctor advises to act."""
 LARGE_SHARE: Final = 0.75
-"""Of session_bytes: what there is for replies that are not small."""
+"""The share of session_bytes that replies which are not small may use."""
 SPACE: Final = 1024**3
-"""Bytes that should be free beside what the next snapshot and segment take."""
+"""Bytes that should be free in addition to the space for the next snapshot and segment."""
 LOCAL: Final = ("tcp://127.", "tcp://localhost:", "tcp://[::1]:", "ipc://")
 VOLATILE: Final = frozenset({"tmpfs", "ramfs"})
 REMOTE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"})
@@ -59,13 +60,13 @@ COLOURS: Final = {FINE: "\x1b[32m", TELL: "\x1b[36m", ACT: "\x1b[31m"}
 
 
 class Diagnosis(NamedTuple):
-    """What a check found.
+    """A finding of a check.
 
     Args:
         level: `FINE`, `TELL` or `ACT`.
-        subject: what was looked at.
-        text: what is so.
-        advice: what to do; empty = nothing.
+        subject: the part that was checked.
+        text: the finding.
+        advice: the remedy; empty = nothing to do.
     """
 
     level: str
@@ -81,7 +82,7 @@ def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     """Add ``zkv doctor`` to the command line."""
     parser = verbs.add_parser(
         "doctor",
-        help="check a running server, and say what to do",
+        help="check a running server, and advise what to do",
         description="Check a running server from the outside in: endpoint, round trips, versions, "
         "clocks, durability, limits, change feed, and on the same machine its disk. Nothing is "
         "changed. The exit status is 0 if there is nothing to do, 1 if there is, 3 if no answer "
@@ -101,7 +102,7 @@ def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 
 def run(options: argparse.Namespace) -> int:
-    """Carry out all checks, and print what they find as they find it."""
+    """Carry out all checks, and print each finding at once; returns the exit status."""
     status = 0
     try:
         check_option(options.endpoint)
@@ -114,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
         _print(_no_reply(error), options.json)
         return NO_ANSWER
     except ClientError as error:
-        advice = "what listens there is no zkv server, or it ends: look at its log"
+        advice = "the endpoint is not that of a zkv server, or the server is stopping: see its log"
         _print(Diagnosis(ACT, "answers", str(error), advice), options.json)
         return WRONG
     except ValueError as error:
@@ -131,12 +132,13 @@ def examine(client: Client) -> Iterator[Diagnosis]:
     for check in CHECKS:
         try:
             yield from check(client, info)
-        except (KeyError, TypeError) as error:  # Another version, which tells other things.
-            yield Diagnosis(TELL, check.__name__.removeprefix("check_"), f"not told: {error}")
+        except (KeyError, TypeError) as error:  # INFO of another version has other fields.
+            subject = check.__name__.removeprefix("check_")
+            yield Diagnosis(TELL, subject, f"not in the server's INFO: {error}")
 
 
 def check_round_trips(client: Client) -> Iterator[Diagnosis]:
-    """Is the endpoint answered, and how soon?"""
+    """Does the server answer, and how soon?"""
     client.call("PING")  # The first one also connects.
     times = []
     for _ in range(PINGS):
@@ -148,14 +150,14 @@ def check_round_trips(client: Client) -> Iterator[Diagnosis]:
         f"{client.endpoint} answers in {duration(half)}; the slowest of {PINGS}: {duration(most)}"
     )
     if half > SLOW:
-        advice = "put many keys in one request (MGET, MPUT), or have many in flight (DEALER)"
+        advice = "send many keys in one request (MGET, MPUT), or many requests at once (DEALER)"
         yield Diagnosis(ACT, "endpoint", text, advice)
     else:
         yield Diagnosis(FINE, "endpoint", text)
 
 
 def check_clock(client: Client) -> Iterator[Diagnosis]:
-    """Do the two clocks agree? `deadline` goes by them."""
+    """Do the two clocks agree? The server applies a `deadline` by its own clock."""
     begin = time.time()
     reply = client.call("PING")
     end = time.time()
@@ -164,31 +166,32 @@ def check_clock(client: Client) -> Iterator[Diagnosis]:
     if abs(apart) - unsure > CLOCKS_APART:
         ahead = "ahead of" if apart > 0 else "behind"
         yield Diagnosis(
-            ACT, "clock", f"the server's is {duration(abs(apart))} {ahead} the one here",
+            ACT, "clock", f"the server's clock is {duration(abs(apart))} {ahead} the one here",
             "set both machines' clocks by NTP: the server applies a `deadline` by its own clock",
         )  # fmt: skip
     else:
-        yield Diagnosis(FINE, "clock", f"apart by less than {duration(abs(apart) + unsure)}")
+        difference = duration(abs(apart) + unsure)
+        yield Diagnosis(FINE, "clock", f"the clocks differ by less than {difference}")
 
 
 def check_version(_client: Client, info: Info) -> Iterator[Diagnosis]:
-    """Do server and client speak of the same things?"""
+    """Do server and client have the same version?"""
     version, protocol = info["version"], info["protocol"]
     text = f"server {version}, protocol {protocol}; here {__version__}, protocol {PROTOCOL}"
     if protocol != PROTOCOL:
         yield Diagnosis(ACT, "version", text, "install the same release on both sides")
     elif version != __version__:
-        yield Diagnosis(TELL, "version", f"{text}: they understand each other")
+        yield Diagnosis(TELL, "version", f"{text}: they work together")
     else:
         yield Diagnosis(FINE, "version", text)
 
 
 def check_durability(_client: Client, info: Info) -> Iterator[Diagnosis]:
-    """What does an answered write mean?"""
+    """Is an answered write on disk?"""
     settings = info["durability"]
     match settings["fsync"]:
         case "always":
-            yield Diagnosis(FINE, "durability", "fsync = always: what is answered is on disk")
+            yield Diagnosis(FINE, "durability", "fsync = always: answered writes are on disk")
         case "interval":
             lost = duration(settings["fsync_interval"])
             yield Diagnosis(
@@ -205,7 +208,7 @@ def check_durability(_client: Client, info: Info) -> Iterator[Diagnosis]:
 
 
 def check_refusal(_client: Client, info: Info) -> Iterator[Diagnosis]:
-    """Does it take writes?"""
+    """Does the server accept writes?"""
     if refusal := info["durability"].get("refusal"):
         yield Diagnosis(
             ACT, "writes", f"refused now: {refusal}",
@@ -214,15 +217,15 @@ def check_refusal(_client: Client, info: Info) -> Iterator[Diagnosis]:
 
 
 def check_failures(_client: Client, info: Info) -> Iterator[Diagnosis]:
-    """Has it met what it should not?"""
+    """Has the server refused writes, failed to write snapshots, or met bugs?"""
     stats = info["stats"]
     failures = stats["failures"]
-    advice = "the server's log says why: the disk, the memory, or the data directory"
+    advice = "the server's log has the reason: the disk, the memory, or the data directory"
     by_op = stats.get("failures_by_op", {})
     unsaved = sum(by_op.get(op, {}).get("READ_ONLY", 0) for op in ("SNAPSHOT", "END"))
     if unsaved:
         yield Diagnosis(
-            ACT, "snapshots", f"{unsaved:,} could not be written when asked for", advice
+            ACT, "snapshots", f"{unsaved:,} requested snapshots could not be written", advice
         )
     if refused := failures.get("READ_ONLY", 0) - unsaved:
         yield Diagnosis(
@@ -231,9 +234,9 @@ def check_failures(_client: Client, info: Info) -> Iterator[Diagnosis]:
     bugs = failures.get("INTERNAL", 0) + stats["workers_replaced"]
     if bugs:
         advice = "the server's log has tracebacks: report them"
-        yield Diagnosis(ACT, "bugs", f"it has met {bugs:,} since its start", advice)
+        yield Diagnosis(ACT, "bugs", f"{bugs:,} unexpected errors since the start", advice)
     if not refused and not unsaved and not bugs:
-        yield Diagnosis(FINE, "failures", "no write refused for the disk, no bug met")
+        yield Diagnosis(FINE, "failures", "no write was refused, no unexpected error")
 
 
 def check_sessions(_client: Client, info: Info) -> Iterator[Diagnosis]:
@@ -255,11 +258,11 @@ def check_sessions(_client: Client, info: Info) -> Iterator[Diagnosis]:
 
 
 def check_feed(client: Client, info: Info) -> Iterator[Diagnosis]:
-    """Can changes be followed from here?"""
+    """Can a client here follow the changes?"""
     from zkv.client.feed import hear
     from zkv.client.follower import feed_endpoint
 
-    advice = "set server.feed to what can be reached from here"
+    advice = "set server.feed to an endpoint that can be reached from here"
     try:
         feed = feed_endpoint(info["feed"], client.endpoint)
     except ClientError as error:
@@ -278,20 +281,20 @@ def check_feed(client: Client, info: Info) -> Iterator[Diagnosis]:
     dropped = info["stats"]["feed"].get("dropped", 0)
     if took is None:
         yield Diagnosis(
-            ACT, "feed", f"{feed} is not heard within {duration(FEED_PATIENCE)}",
+            ACT, "feed", f"no message from {feed} within {duration(FEED_PATIENCE)}",
             "set server.feed to an address and a port that can be reached from here",
         )  # fmt: skip
     elif dropped:
         yield Diagnosis(
             TELL, "feed",
-            f"{feed} is heard; {dropped:,} messages were dropped for followers too slow for them",
+            f"{feed} is working; {dropped:,} messages were dropped because followers were too slow",
         )  # fmt: skip
     else:
-        yield Diagnosis(FINE, "feed", f"{feed} is heard after {duration(took)}")
+        yield Diagnosis(FINE, "feed", f"a message from {feed} after {duration(took)}")
 
 
 def check_exposure(_client: Client, info: Info) -> Iterator[Diagnosis]:
-    """Who can reach it? Nobody is asked for a name."""
+    """Who can reach the server? It has no users and passwords."""
     listening = [*info["endpoints"], info["feed"] or ""]
     exposed = [each for each in listening if each.startswith("tcp://")]
     exposed = [each for each in exposed if not each.startswith(LOCAL)]
@@ -301,11 +304,11 @@ def check_exposure(_client: Client, info: Info) -> Iterator[Diagnosis]:
             f"other machines can reach {', '.join(exposed)}: anyone can read, write and stop it",
         )  # fmt: skip
     else:
-        yield Diagnosis(FINE, "exposure", "only this machine reaches it")
+        yield Diagnosis(FINE, "exposure", "only this machine can reach the server")
 
 
 def check_files(_client: Client, info: Info) -> Iterator[Diagnosis]:
-    """May it, and may a client here, open as many files as connections take?"""
+    """Can the server, and a client here, open enough files for their connections?"""
     process = info["stats"]["process"]
     used, most = process.get("open_files", 0), process["max_open_files"]
     text = f"the server has {used:,} of {most:,} open; each client takes one"
@@ -314,40 +317,41 @@ def check_files(_client: Client, info: Info) -> Iterator[Diagnosis]:
     yield Diagnosis(level, "files", text, advice if level == ACT else "")
     here, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if here < MAX_SOCKETS:
-        text = f"a process here may open {here:,}, and {MAX_SOCKETS:,} sockets of ZeroMQ"
+        text = f"a process here may open {here:,} files, but {MAX_SOCKETS:,} ZeroMQ sockets"
         yield Diagnosis(ACT, "files here", text, advice)
 
 
 def check_disk(client: Client, info: Info) -> Iterator[Diagnosis]:
-    """Is there room for what will be written, and does it stay? On the same machine only."""
+    """Is there enough space, on a disk that keeps the data? On the same machine only."""
     settings = info["durability"]
     directory = _data_dir(client.endpoint, info)
     if directory is None:
         yield Diagnosis(
-            TELL, "disk", f"not looked at: {settings['data_dir']!r} is not seen from here"
+            TELL, "disk", f"not checked: {settings['data_dir']!r} cannot be seen from here"
         )
         return
     kind = _file_system(directory)
     if kind in VOLATILE:
         advice = "set durability.data_dir to a directory on a disk"
-        yield Diagnosis(ACT, "disk", f"{directory} is in memory ({kind}), gone at a reboot", advice)
+        text = f"{directory} is in memory ({kind}): a reboot deletes it"
+        yield Diagnosis(ACT, "disk", text, advice)
     elif kind in REMOTE:
         advice = "set durability.data_dir to a directory on a local disk"
         yield Diagnosis(
-            ACT, "disk", f"{directory} is on a network ({kind}): few keep fsync", advice
+            ACT, "disk", f"{directory} is on a network ({kind}): fsync may not be reliable", advice
         )
     free = shutil.disk_usage(directory).free
     wanted = SPACE + 2 * settings["snapshot_bytes"] + 2 * settings["segment_bytes"]
     text = f"{size(free)} free at {directory}"
     if free < wanted:
-        advice = f"make room, up to {size(wanted)}: a full disk refuses writes"
+        advice = f"free space, up to {size(wanted)}: on a full disk, writes are refused"
         yield Diagnosis(ACT, "disk", text, advice)
     else:
         yield Diagnosis(FINE, "disk", text)
 
 
 def check_build(_client: Client, info: Info) -> Iterator[Diagnosis]:
-    """Is it as quick as it could be?"""
+    """Are the C parts of the server built?"""
     if slow := compiled.what_is_slow(info["stats"]):
         yield Diagnosis(TELL, "build", slow, f"on the server's machine: {compiled.ADVICE}")
     else:
@@ -355,24 +359,22 @@ def check_build(_client: Client, info: Info) -> Iterator[Diagnosis]:
 
 
 CHECKS: Final[tuple[Callable[[Client, Info], Iterable[Diagnosis]], ...]] = (
-    check_version, check_durability, check_failures, check_sessions, check_feed, check_exposure,
-    check_files, check_disk, check_build,
     check_version, check_durability, check_refusal, check_failures, check_sessions, check_feed,
-    check_exposure, check_files, check_disk,
+    check_exposure, check_files, check_disk, check_build,
 )  # fmt: skip
 
 
 def _no_reply(error: NoReplyError) -> Diagnosis:
-    """What to do where there was none: the error says whether there was a connection, and why."""
+    """The finding for a missing reply. The error says if there was a connection."""
     if isinstance(error, UnavailableError):
-        advice = "start a server with zkv serve, or name its endpoint with -e or ZKV_ENDPOINT"
+        advice = "start a server with zkv serve, or give its endpoint with -e or ZKV_ENDPOINT"
     else:
-        advice = "what listens there is no zkv server, or it hangs: look at its log"
+        advice = "the endpoint is not that of a zkv server, or the server hangs: see its log"
     return Diagnosis(ACT, "endpoint", str(error), advice)
 
 
 def _data_dir(endpoint: str, info: Info) -> Path | None:
-    """The server's data directory, where it can be seen from here."""
+    """The server's data directory; None if it cannot be seen from here."""
     if not endpoint.startswith(LOCAL):
         return None
     directory = Path("/proc", str(info["stats"]["process"]["pid"]), "cwd")
@@ -384,7 +386,7 @@ def _data_dir(endpoint: str, info: Info) -> Path | None:
 
 
 def _file_system(directory: Path) -> str:
-    """The kind of file system that a directory is on; empty where nobody tells."""
+    """The type of the file system of a directory; empty if it is unknown."""
     found = ("", "")
     try:
         mounts = Path("/proc/mounts").read_text(encoding="utf-8").splitlines()

@@ -1,7 +1,7 @@
-"""From the parsed arguments of a command to the fields of its request.
+"""Makes the fields of a request from the parsed arguments of a command.
 
-What an op takes is the server's to judge. Here only that is refused which could not be sent, or
-which the server could not see, such as the same KEY twice.
+The server validates requests. This module refuses only what cannot be sent, or what the server
+would not see, such as the same KEY twice.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ TXN_FIELDS: Final = frozenset({"if", "ops"})
 
 
 def given(*names: str) -> ToFields:
-    """Makes fields of the arguments of these names, without those that were not given."""
+    """Return a function that makes fields of the named arguments; absent ones are omitted."""
 
     def fields(options: argparse.Namespace) -> Fields:
         values = {name: getattr(options, name) for name in names}
-        # By identity: 0 is something to be sent.
+        # By identity, because 0 must be sent.
         return {
             name: value for name, value in values.items() if not (value is None or value is False)
         }
@@ -35,12 +35,12 @@ def given(*names: str) -> ToFields:
 
 
 def write(fields: ToFields) -> ToFields:
-    """Adds to ``fields`` what may stand with every write."""
+    """Return a function that adds the fields of every write to those that ``fields`` makes."""
     common = given("session", "seq", "durable")
 
     def both(options: argparse.Namespace) -> Fields:
         found = fields(options) | common(options)
-        if options.deadline:  # Looked at last: reading standard input may have taken long.
+        if options.deadline:  # Computed last, since reading standard input may have taken long.
             found["deadline"] = int((time.time() + options.timeout) * 1000)
         return found
 
@@ -48,13 +48,13 @@ def write(fields: ToFields) -> ToFields:
 
 
 def put(options: argparse.Namespace) -> Fields:
-    """Of PUT."""
+    """The fields of PUT."""
     value = read_value(options.value, options.json_value)
     return given("key", "prev", "if_rev", "ttl")(options) | {"value": value}
 
 
 def mput(options: argparse.Namespace) -> Fields:
-    """Of MPUT. Raises ValueError."""
+    """The fields of MPUT. Raises ValueError."""
     keys, values = options.pairs[::2], options.pairs[1::2]
     if len(keys) != len(values):
         raise ValueError(f"the last KEY has no VALUE: {keys[-1]!r}")
@@ -69,24 +69,26 @@ def mput(options: argparse.Namespace) -> Fields:
 
 
 def touch(options: argparse.Namespace) -> Fields:
-    """Of TOUCH. Raises ValueError."""
+    """The fields of TOUCH. Raises ValueError."""
     if options.ttl.lower() in NO_EXPIRY:
         return {"key": options.key, "ttl": None}
     try:
         return {"key": options.key, "ttl": durations.seconds(options.ttl)}
     except ValueError as error:
-        raise ValueError(f"TIME: {error}; or none, for a key that stays") from None
+        raise ValueError(f"TIME: {error}; or none, for a key that does not expire") from None
 
 
 def scan(options: argparse.Namespace) -> Fields:
-    """Of SCAN, but for the limit, which is that of a page."""
+    """The fields of SCAN, without the limit."""
     fields = given("prefix", "start", "end", "after", "reverse")(options)
     return fields | {"values": False} if options.keys_only or options.meta else fields
 
 
 def txn(options: argparse.Namespace) -> Fields:
-    """Of TXN. Raises ValueError and OSError."""
+    """The fields of TXN. Raises ValueError and OSError."""
     fields = read_json_file(options.file)
     if not isinstance(fields, dict) or not fields.keys() <= TXN_FIELDS:
-        raise ValueError(f'{options.file} is no {{"if": [[KEY, REV], ...], "ops": [{{...}}, ...]}}')
+        raise ValueError(
+            f'{options.file} must be {{"if": [[KEY, REV], ...], "ops": [{{...}}, ...]}}'
+        )
     return fields

@@ -1,4 +1,4 @@
-"""``zkv-cli get``: a value, its type, what is known of it, or each value that it gets."""
+"""``zkv-cli get``: prints a value, its type or its metadata, or follows its changes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def run(session: CommandSession, options: argparse.Namespace) -> int:
-    """Print what was asked for."""
+    """Print the value, or what the options ask for."""
     if options.type + options.meta + options.watch > 1:
-        raise CommandError(FAILED, "--type, --meta and --watch do not go together: give one")
+        raise CommandError(FAILED, "give only one of --type, --meta and --watch")
     client = session.client(options)
     if options.watch:
         return _watch(client, options)
@@ -45,7 +45,7 @@ def _answer(reply: Reply, options: argparse.Namespace) -> str | bytes:
 
 
 def _watch(client: Client, options: argparse.Namespace) -> int:
-    """Print the value there is, and each one that comes after it; for ever."""
+    """Print the present value, and each new one, for ever."""
     from zkv.client import RefusedError
 
     key = options.key
@@ -59,13 +59,13 @@ def _watch(client: Client, options: argparse.Namespace) -> int:
         note(f"{text.word(key)} does not exist yet; waiting for it")
     else:
         with reading("GET"):
-            # A change of this key that came after the answer is above both.
+            # Any change of this key after this reply has a higher revision than both.
             since = max(since, reply["rev"])
             print_result(_answer(reply, options))
     with client.watch(key, since=since) as watch:
         for change in watch:
             if change.op == "RESET":
-                note("the server no longer has some changes; continuing with the present value")
+                note("the server no longer keeps some changes; continuing with the present value")
             elif change.key == key and change.op in text.GONE:
                 note(f"{text.word(key)} is gone: {change.op}, revision {change.rev}")
             elif change.key == key and change.op == "PUT":

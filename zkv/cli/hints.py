@@ -1,8 +1,7 @@
-"""What somebody may have meant whose command line is not understood.
+"""Hints for command lines that are invalid: "did you mean ...?".
 
-People come with the words of Redis, etcd, memcached and Unix in their fingers: whoever uses one is
-told the command that does the same here, in the line that tells the error. A word with a slip is
-told its neighbour.
+Users know the commands of Redis, etcd, memcached and Unix. If a word is one of those, the hint
+names the command of zkv-cli that does the same. For a misspelt word it names the most similar one.
 """
 
 from __future__ import annotations
@@ -50,46 +49,46 @@ _SAME_AS: Final = {
     "ping": "echo hello health time",
     "--version": "version",
 }
-"""What stands behind zkv-cli here -> commands of others that do the same."""
+"""Command line of zkv-cli -> commands of other tools that do the same."""
 _MAP: Final = 'a value may be a map or a list: zkv-cli put KEY --json \'{"name": "Ada"}\''
 _OTHERWISE: Final = {
     "that is a command of zkv: zkv {} --help": "serve doctor check repair dump backup restore",
-    "that is a program of its own: zkv-bench --help": "bench benchmark",
-    "that is a program of its own: zkv serve --help": "server start run",
+    "that is another program: zkv-bench --help": "bench benchmark",
+    "that is another program: zkv serve --help": "server start run",
     "one key at a time: zkv-cli rename OLD NEW, or zkv-cli get OLD | zkv-cli put NEW -": "cp copy",
     _MAP: "hset hget hgetall hmset hmget hdel hincrby lpush rpush lpop rpop lrange llen "
     "sadd srem smembers zadd zrange zscore json.set json.get",
     "values are stored whole: get it, change it, and put it with --if-rev": "append prepend "
     "incrbyfloat setrange getrange setbit",
-    "a number in the name of a database is a prefix of keys here: zkv-cli scan 1/": "select",
+    "there is one keyspace; use a prefix instead of a database: zkv-cli scan 1/": "select",
     "zkv has no users and no passwords: see README.md": "auth user role acl",
 }
-"""What to say instead, with the word in the place of {} -> commands of others."""
+"""Hint, in which {} stands for the word -> commands of other tools."""
 
 _OPTIONS: Final = {
-    "-e tcp://HOST:PORT names the server": "-p --port --host -u --uri --url "
+    "-e tcp://HOST:PORT gives the server": "-p --port --host -u --uri --url "
     "--endpoints -s --socket",
-    "a number in the name of a database is a prefix of keys here": "-n --db",
+    "there is one keyspace; use a prefix instead of a database": "-n --db",
     "zkv has no users and no passwords": "-a --pass --user --password --auth --askpass",
-    "- in the place of VALUE reads it from standard input": "-x --stdin",
+    "- instead of VALUE reads it from standard input": "-x --stdin",
     "-o json prints answers as JSON": "-w --write-out --format",
     "--ttl TIME lets the key expire": "--ex --px --expire --expires --expiry --lease -t",
-    "--if-rev 0 stores only what is not there": "--nx --if-absent",
-    "zkv-cli scan PREFIX prints what begins with it": "--scan --pattern --match --from-key -r",
-    "get prints a value alone": "--print-value-only --value-only --raw --no-raw",
+    "--if-rev 0 stores the key only if it does not exist": "--nx --if-absent",
+    "zkv-cli scan PREFIX prints the keys with a prefix": "--scan --pattern --match --from-key -r",
+    "get prints only the value": "--print-value-only --value-only --raw --no-raw",
     "--yes does not ask": "-y --force -f",
     "--version prints the version": "-v -V",
 }
-"""What to say -> options of others."""
+"""Hint -> options of other tools."""
 
 
 def find(message: str, typed: list[str], commands: Mapping[str, Command]) -> str:
-    """A hint, or nothing.
+    """A hint for an invalid command line; empty if there is none.
 
     Args:
-        message: the error, in the words of argparse or of `zkv.cli.arguments`.
+        message: the error message of argparse or `zkv.cli.arguments`.
         typed: the whole command line.
-        commands: all that there are, by name.
+        commands: all commands by name.
     """
     if message.startswith("no such command: "):
         return _command(message.partition("'")[2].rstrip("'"), commands)
@@ -122,7 +121,7 @@ def _command(word: str, commands: Mapping[str, Command]) -> str:
 
 
 def _address(typed: list[str]) -> str:
-    """The same command line, with the server named as it is here."""
+    """The same command line, with host and port as an endpoint."""
     found = {"h": "127.0.0.1", "p": "5555"}
     rest: list[str] = []
     words = iter(typed)
@@ -137,7 +136,7 @@ def _address(typed: list[str]) -> str:
 
 
 def _dashed(typed: list[str], command: Command | None) -> str:
-    """A word that looks like an option, and is none."""
+    """The first word that looks like an option, but is not one of the command's."""
     own = () if command is None else command.arguments
     known = {name for each in own for name in each.names} | COMMON
     return next((word for word in typed if word[0:1] == "-" and word not in known), "")
@@ -151,34 +150,34 @@ def _option(option: str, command: Command | None) -> str:
             )
         own = [name for each in command.arguments if each.is_option for name in each.names]
         if option in own:
-            return f"it stands behind the command: zkv-cli {command.name} {option}"
+            return f"it goes after the command: zkv-cli {command.name} {option}"
         if near := get_close_matches(option, own, 1):
             return f"did you mean {near[0]}?"
     return next((text for text, names in _OPTIONS.items() if option in names.split()), "")
 
 
 _MANY_KEYS: Final = {"get": "mget", "delete": "mdelete"}
-"""Commands that take one key -> those that take many."""
+"""Command that takes one key -> the one that takes many."""
 _UNITS: Final = {"ex": "s", "px": "ms"}
 
 
 def _too_much(name: str, typed: list[str], leftover: str) -> str:
-    """Where a word stands behind a command that the command has no place for."""
+    """The hint for words that a command does not take."""
     if name == "put":
         return _behind_value(leftover.lower().split())
     if name in _MANY_KEYS:
         line = [_MANY_KEYS[name] if word.lower() == name else word for word in typed]
-        return f"did you mean: {join(['zkv-cli', *line])}? A KEY that has blanks is quoted"
+        return f"did you mean: {join(['zkv-cli', *line])}? Quote a KEY that contains spaces"
     return {
         "scan": "did you mean: zkv-cli scan PREFIX --limit N?",
-        "info": "info tells all: zkv-cli info | grep WORD",
+        "info": "info prints everything: zkv-cli info | grep WORD",
     }.get(name, "")
 
 
 def _behind_value(words: list[str]) -> str:
-    """What Redis takes behind the value."""
+    """The hint for words after a VALUE, where Redis takes options."""
     if len(words) == 2 and words[0] in _UNITS:
         return f"did you mean --ttl {words[1]}{_UNITS[words[0]]}?"
-    if words[:1] == ["nx"]:  # There is none where what stands there is empty.
+    if words[:1] == ["nx"]:
         return "did you mean --if-rev 0?"
-    return "quote a VALUE that has blanks; for many keys: zkv-cli mput KEY VALUE KEY VALUE"
+    return "quote a VALUE that contains spaces; for many keys: zkv-cli mput KEY VALUE KEY VALUE"

@@ -1,4 +1,4 @@
-"""``zkv-cli history``: what became of one key, as far back as the server keeps changes."""
+"""``zkv-cli history``: prints the changes of one key that the server still keeps."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def run(session: CommandSession, options: argparse.Namespace) -> int:
                 print_result(text.changes({"changes": ours}))
         count += len(ours)
     if not count:
-        raise CommandError(NEGATIVE, f"no change of {text.word(options.key)} is kept")
+        raise CommandError(NEGATIVE, f"the server keeps no change of {text.word(options.key)}")
     return 0
 
 
 def _pages(client: Client, key: str) -> Iterator[list[Any]]:
-    """The changes of keys that begin so, oldest first, up to the newest one."""
+    """The changes of all keys with the prefix ``key``, oldest first, in pages."""
     from zkv.client import RefusedError
 
     since, newest = 0, 1
@@ -45,7 +45,7 @@ def _pages(client: Client, key: str) -> Iterator[list[Any]]:
             oldest = error.details.get("oldest")
             if error.code != "COMPACTED" or not isinstance(oldest, int) or oldest - 1 <= since:
                 raise
-            note(f"the server no longer has changes before revision {oldest}")
+            note(f"the server no longer keeps changes before revision {oldest}")
             since = oldest - 1
             newest = max(newest, oldest)
             continue

@@ -1,4 +1,4 @@
-"""Keys, as they are pressed, while a view stays on the terminal."""
+"""Reads key presses while a view is on the terminal."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import Final, NoReturn
 from zkv.cli.output import is_terminal
 
 ENDING: Final = frozenset({b"q", b"Q", b""})
-"""What ends a view; nothing at all is what a terminal gives that is gone."""
+"""Input that ends a view. A terminal that is gone gives empty input."""
 
 
 class Keyboard:
-    """Waits, and takes keys meanwhile where standard input is a terminal.
+    """Waits, and reads key presses meanwhile if standard input is a terminal.
 
     Args:
-        file: standard input's number; None where it is no terminal.
+        file: the file descriptor of standard input; None if it is not a terminal.
     """
 
     def __init__(self, file: int | None) -> None:
@@ -31,11 +31,11 @@ class Keyboard:
 
     @property
     def is_there(self) -> bool:
-        """Whether keys can be pressed."""
+        """True if standard input is a terminal."""
         return self._file is not None
 
     def wait(self, seconds: float) -> bool:
-        """Wait; False, at once, where somebody presses q."""
+        """Wait; returns False at once if the user presses q."""
         if self._file is None:
             time.sleep(seconds)
             return True
@@ -48,9 +48,9 @@ class Keyboard:
 
 @contextlib.contextmanager
 def keyboard() -> Iterator[Keyboard]:
-    """Have keys come one by one, and unseen; at the end the terminal is what it was before.
+    """Read keys one by one, without echo; restore the terminal at the end.
 
-    That is so also after SIGTERM and SIGHUP, which then end the program in the usual way.
+    SIGTERM and SIGHUP restore it, too, and then end the program in the usual way.
     """
     if not is_terminal(sys.stdin):
         yield Keyboard(None)

@@ -1,10 +1,10 @@
-r"""From a line of the shell to its words.
+r"""Splits a line of the shell into words.
 
-A word ends at a blank. Quotes are those of Unix shells: ``'...'`` is taken as it is, in ``"..."`` a
-backslash takes the meaning from a quote or another backslash, and ``$'...'`` has ``\xHH`` and
-``\n`` for what cannot be printed. A word that begins with a brace or a bracket is JSON: it goes on
-to the closing one, over blanks, quotes and lines, so that JSON is typed without quoting; as a
-value it is stored as what it says, and not as text.
+A word ends at white space. Quotes are those of Unix shells: ``'...'`` is literal; in ``"..."`` a
+backslash escapes a quote or another backslash; ``$'...'`` has ``\xHH`` and ``\n`` for characters
+that cannot be printed. A word that begins with a brace or a bracket is JSON: it extends to the
+closing one, across white space, quotes and lines, so JSON needs no quoting. As a VALUE it is stored
+as JSON, not as text.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Word(NamedTuple):
     """A word of a line.
 
     Args:
-        text: what it means.
-        begin: where it begins in the line.
+        text: the word without its quotes.
+        begin: its offset in the line.
     """
 
     text: str
@@ -38,11 +38,11 @@ class Word(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line, taken apart.
+    """The words of a line.
 
     Args:
-        words: in their order.
-        is_whole: False where a quotation or a piece of JSON has not been ended.
+        words: the words in order.
+        is_whole: False if a quotation or JSON is not closed.
     """
 
     words: list[Word]
@@ -50,7 +50,7 @@ class Line(NamedTuple):
 
 
 def split(line: str) -> Line:
-    """Take a line apart. One that begins with ``#`` is a comment, and has no words."""
+    """Split a line. A line that begins with ``#`` is a comment, and has no words."""
     words: list[Word] = []
     if line.lstrip().startswith("#"):
         return Line(words, True)
@@ -68,11 +68,11 @@ def split(line: str) -> Line:
 
 
 def _json(line: str, begin: int) -> tuple[str, int, bool]:
-    """A word of JSON, the place behind it, and whether it has been ended."""
+    """A word of JSON, the offset after it, and True if it is closed."""
     depth = 0
     for token in JSON_TOKEN.finditer(line, begin):
         if token[0] == '"':
-            break  # A string that has not been ended.
+            break  # A string that is not closed.
         if token[0] in {"{", "["}:
             depth += 1
         elif token[0] in {"}", "]"}:
@@ -85,7 +85,7 @@ def _json(line: str, begin: int) -> tuple[str, int, bool]:
 
 
 def _word(line: str, at: int) -> tuple[str, int, bool]:
-    """Any other word; likewise."""
+    """The same for any other word."""
     text = ""
     while at < len(line) and not line[at].isspace():
         if plain := PLAIN.match(line, at):

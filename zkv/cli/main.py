@@ -1,7 +1,7 @@
-"""``zkv``: runs the server; `zkv.cli.doctor` examines it, `zkv.cli.data` its data directory.
+"""``zkv``: runs the server. `zkv.cli.doctor` checks a server, `zkv.cli.data` a data directory.
 
-Exit status: 0 after END, SIGTERM or SIGINT with everything saved; 1 where something was not; 2
-where the server did not start.
+Exit status of ``zkv serve``: 0 after END, SIGTERM or SIGINT if everything was saved; 1 if not; 2 if
+the server did not start.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def serve(options: argparse.Namespace) -> int:
-    """Run a server until it is told to stop. Raises StartupError."""
+    """Run a server until END or a signal stops it. Raises StartupError."""
     settings = _settings(options)
     raise_file_limit()
     log = Log(settings.log)
@@ -77,7 +77,7 @@ def _serve(server: ServerCore) -> int:
         server.wait()
         raise StartupError(f"standard output: {error.strerror or error}") from error
     saved = server.wait()
-    # All is done: from here to the end of the interpreter a signal must not spoil the exit status.
+    # The server has stopped. A signal must not change the exit status while the interpreter ends.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     return 0 if saved else FAILED
@@ -90,10 +90,10 @@ def announce(line: str) -> None:
 
 
 def raise_file_limit() -> None:
-    """Let the process open as many files as it may: each client's connection takes one."""
+    """Raise the soft limit of open files to the hard one: each connection takes one file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        with contextlib.suppress(ValueError, OSError):  # Not everywhere may it be as high as said.
+        with contextlib.suppress(ValueError, OSError):  # Some systems refuse their own hard limit.
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
@@ -101,7 +101,7 @@ def _settings(options: argparse.Namespace) -> config.Settings:
     settings = config.load(options.config) if options.config else config.Settings()
     feed = options.feed
     if feed is None and options.endpoint and settings.server.feed:
-        feed = BESIDE  # A second server must not want the port of the configured one.
+        feed = BESIDE  # A second server must not use the feed port of the configured one.
     server: dict[str, Any] = {
         "endpoints": options.endpoint,
         "feed": feed,
@@ -116,20 +116,20 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def _handle_signals_of_operators(server: ServerCore, log: Log) -> None:
-    """SIGHUP: a new log file. SIGUSR1: where each thread is. Also while much is being loaded."""
+    """SIGHUP reopens the log, SIGUSR1 dumps the threads' stacks; also while data is loaded."""
     signal.signal(signal.SIGHUP, lambda _number, _frame: server.post(Event.REOPEN_LOG))
     signal.signal(signal.SIGUSR1, lambda _number, _frame: _log_names())
     log.dump_stacks_on(signal.SIGUSR1)
 
 
 def _log_names() -> None:
-    """The names of all threads: their stacks, which the interpreter has written, have numbers."""
+    """Log the names of all threads, since the dump of their stacks shows only numbers."""
     threads = [f"{thread.ident or 0:#018x} is {thread.name}" for thread in threading.enumerate()]
     _log.warning("SIGUSR1: the stacks of all threads are above; thread %s", ", ".join(threads))
 
 
 def _handle_signals_to_stop(server: ServerCore) -> None:
-    """First SIGTERM or SIGINT: an orderly stop. Second: the end, now."""
+    """The first SIGTERM or SIGINT saves everything and stops; the second ends the process."""
 
     def stop(number: int, _frame: object) -> None:
         for signal_number in (signal.SIGTERM, signal.SIGINT):
@@ -158,11 +158,11 @@ def _parser() -> argparse.ArgumentParser:
         "--feed", metavar="E",
         help="where to publish changes; empty = nowhere; default with --endpoint: a free port",
     )  # fmt: skip
-    run.add_argument("--data-dir", metavar="DIR", help="where data is kept")
+    run.add_argument("--data-dir", metavar="DIR", help="the data directory")
     run.add_argument(
         "--fsync", choices=("always", "interval", "never"), help="when writes are made durable"
     )
-    run.add_argument("--workers", type=int, metavar="N", help="how many worker threads")
+    run.add_argument("--workers", type=int, metavar="N", help="the number of worker threads")
     run.set_defaults(run=serve)
     doctor.add_verb(verbs)
     data.add_verbs(verbs)

@@ -1,9 +1,10 @@
-"""The commands of ``zkv-cli`` that are ops of the protocol: a table, one entry for each.
+"""The commands of ``zkv-cli`` that are ops of the protocol: a table with one entry for each.
 
-An entry says what the command takes, how that becomes the fields of a request (`zkv.cli.fields`),
-and how the reply reads for a person (`zkv.cli.text`). Parsing, help and shell completion all follow
-from the table. What is more than one request is carried out by a module of its own, which is
-imported when it is wanted; `zkv.cli.programs` has those that are no op.
+An entry gives the command's arguments, the function that makes the fields of the request from them
+(`zkv.cli.fields`), and the one that formats the reply (`zkv.cli.text`). Parsing, help and shell
+completion are all derived from the table. A command that needs several requests has a module of its
+own, which is imported only when the command runs. `zkv.cli.programs` has the commands that are not
+ops.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ if TYPE_CHECKING:
     from zkv.cli.asking import CommandSession
 
 Run = Callable[["CommandSession", argparse.Namespace], int]
-"""Carries a command out, and gives its exit status."""
+"""Carries out a command, and returns its exit status."""
 
 
 class Argument(NamedTuple):
     """A positional argument or an option of a command.
 
     Args:
-        synopsis: how the command's one line shows it; empty where it does not.
-        names: as `argparse` takes them; they begin with a dash for an option.
-        settings: what else `argparse.ArgumentParser.add_argument` takes.
+        synopsis: its form in the synopsis of the command; empty = not shown there.
+        names: the names for `argparse`; those of an option begin with a dash.
+        settings: the keyword arguments of `argparse.ArgumentParser.add_argument`.
     """
 
     synopsis: str
@@ -40,17 +41,17 @@ class Argument(NamedTuple):
 
     @property
     def is_option(self) -> bool:
-        """Whether it begins with a dash."""
+        """True for an option, False for a positional argument."""
         return self.names[0].startswith("-")
 
     @property
     def is_file(self) -> bool:
-        """Whether it is the name of a file."""
+        """True if it is the name of a file."""
         return self.settings.get("metavar") == "FILE"
 
     @property
     def is_value(self) -> bool:
-        """Whether it is a value to be stored, or holds some."""
+        """True if it is a value to store, or contains some."""
         return self.settings.get("metavar") in {"VALUE", "KEY VALUE"}
 
 
@@ -58,19 +59,18 @@ class Command(NamedTuple):
     """One command.
 
     Args:
-        name: lower case. That of an op is the op's.
-        summary: what it does, in a line.
-        example: a command line that works, without ``zkv-cli``.
-        arguments: what stands behind the name.
+        name: the name in lower case; for an op, the op's name.
+        summary: one line of help.
+        example: a valid command line, without ``zkv-cli``.
+        arguments: the arguments and options after the name.
         fields: makes the request's fields from the parsed arguments; raises ValueError or OSError.
-        text: the reply for a person: a str, to be printed as lines, or bytes, to be printed as
-            they are. Beside the reply's fields it is given those of the request.
+        text: formats the reply: a str is printed as lines, bytes are printed unchanged. It gets the
+            fields of the reply and of the request.
         result: the part of the reply that ``--output json`` prints.
-        note: what to say on standard error beside the answer; empty = nothing. It is given what
-            ``text`` is.
-        view: the reply for a person at a terminal, where that is more than ``text``.
-        run: carries out what is more than one request; the fields before are then not used.
-        more: further command lines that work, for the command's own help.
+        note: makes the remark for standard error; empty = none. It gets the same as ``text``.
+        view: formats the reply for a terminal, if that differs from ``text``.
+        run: carries out a command that needs several requests, instead of the functions above.
+        more: further valid command lines, for the command's own help.
     """
 
     name: str
@@ -92,17 +92,17 @@ class Command(NamedTuple):
 
     @property
     def takes_value(self) -> bool:
-        """Whether a value to be stored stands behind it."""
+        """True if the command takes a value to store."""
         return any(each.is_value for each in self.arguments)
 
     @property
     def synopsis(self) -> str:
-        """The name and what stands behind it."""
+        """The name and the arguments, as the help shows them."""
         return " ".join([self.name, *(each.synopsis for each in self.arguments if each.synopsis)])
 
 
 def program(module: str) -> Run:
-    """The function `run` of a module in here, imported when it is called."""
+    """The function `run` of a module of this package, imported when it is called."""
 
     def run(session: CommandSession, options: argparse.Namespace) -> int:
         status: int = import_module(f"zkv.cli.{module}").run(session, options)
@@ -116,16 +116,16 @@ def whole(text: str) -> int:
     try:
         number = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:60]!r} is no whole number") from None
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a whole number") from None
     if not -(2**63) <= number < 2**64:
         raise argparse.ArgumentTypeError(f"{text[:60]} has more than 64 bits")
     return number
 
 
 def _end(text: str) -> str:
-    """What may stand behind ``end``, as a ``type`` of argparse: an old spelling, `END end`."""
+    """The word allowed after ``end``, as a ``type`` of argparse: an old spelling is `END end`."""
     if text.lower() != "end":
-        raise argparse.ArgumentTypeError(f"end takes no word behind it, and not {text!r}")
+        raise argparse.ArgumentTypeError(f"end takes no argument: {text!r}")
     return text
 
 
@@ -139,7 +139,7 @@ VALUE: Final = Argument(
     ("value",),
     {
         "metavar": "VALUE",
-        "help": "text; with --json it is JSON, and 1 a number; - reads it from standard input",
+        "help": "text; with --json it is JSON, so 1 is a number; - reads it from standard input",
     },
 )
 PAIRS: Final = Argument(
@@ -180,7 +180,7 @@ TRANSACTION: Final = Argument(
     ("file",),
     {
         "metavar": "FILE",
-        "help": 'holds JSON: {"if": [[KEY, REV], ...], "ops": [{"op": "PUT", ...}, ...]}; '
+        "help": 'a file with JSON: {"if": [[KEY, REV], ...], "ops": [{"op": "PUT", ...}, ...]}; '
         "- reads it from standard input; a word that begins with { is the JSON itself",
     },
 )
@@ -193,7 +193,7 @@ def option(name: str, metavar: str, help: str, kind: Callable[[str], object] = s
 
 
 def flag(name: str, help: str) -> Argument:
-    """An option without one."""
+    """An option without a value."""
     return Argument(f"[{name}]", (name,), {"action": "store_true", "help": help})
 
 
@@ -227,15 +227,15 @@ CHANGES_LIMIT: Final = option("--limit", "N", "about how many to print; default:
 
 DURABLE: Final = flag("--durable", "wait until the write is on disk, whatever the server's policy")
 EVERY_WRITE: Final = tuple(
-    argument._replace(synopsis="")  # The help says once that every write takes them.
+    argument._replace(synopsis="")  # The help mentions them once for all writes.
     for argument in (
         DURABLE,
-        flag("--deadline", "do not run once --timeout has passed"),
+        flag("--deadline", "the server must not run it once --timeout has passed"),
         option(
             "--session", "NAME",
-            "with --seq: applied once, however often it is sent; a random name for the script",
+            "with --seq: applied once, however often it is sent; choose a random name per script",
         ),
-        option("--seq", "N", "number of the write in the session: 1, 2, 3 ...", whole),
+        option("--seq", "N", "the number of the write in the session: 1, 2, 3 ...", whole),
     )
 )  # fmt: skip
 END_AGAIN: Final = Argument(
@@ -259,7 +259,7 @@ def _write(
     to_text: Callable[[Reply], str | bytes] = text.written,
     **others: Any,
 ) -> Command:
-    """A command that changes something."""
+    """A command that writes."""
     arguments = (*arguments, *EVERY_WRITE)
     return Command(
         name, summary, example, arguments, fields.write(to_fields), to_text, **others
@@ -335,4 +335,4 @@ _TABLE: Final = (
 )  # fmt: skip
 
 OPS: Final = {command.name: command for command in _TABLE}
-"""Name, lower case -> command."""
+"""Lower-case name -> command."""

@@ -1,7 +1,7 @@
-"""What commands print: results to standard output, messages to standard error.
+"""The output of commands: results go to standard output, messages to standard error.
 
-Bytes, not text, are written, so that what is printed does not depend on the locale. On a terminal
-some parts have colours, unless ``NO_COLOR`` is set; a pipe or a file gets none.
+The output is written as bytes, so it does not depend on the locale. On a terminal it has colours,
+unless ``NO_COLOR`` is set; in a pipe or a file it has none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STYLES: Final = {"key": "\x1b[36m", "op": "\x1b[33m", "dim": "\x1b[2m", "bad": "
 
 
 class CommandError(Exception):
-    """The command failed: one line for standard error, and an exit status."""
+    """The command failed: a line for standard error, and an exit status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -28,38 +28,38 @@ class CommandError(Exception):
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether somebody looks at what is written there."""
+    """True if the stream is a terminal."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:
-        return False  # It has been closed.
+        return False  # It is closed.
 
 
 def has_colours(stream: TextIO | None) -> bool:
-    """Whether colours may be written there; see https://no-color.org for the variable."""
+    """True if the stream may get colours; see https://no-color.org for the variable."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
     return is_terminal(stream)
 
 
 def paint(text: str, style: str, stream: TextIO | None) -> str:
-    """``text`` in a style of `STYLES` where the stream may have colours, else as it is."""
+    """``text`` in a style of `STYLES` if the stream may have colours, else unchanged."""
     return f"{STYLES[style]}{text}{RESET}" if has_colours(stream) else text
 
 
 def print_result(output: str | bytes) -> None:
-    """Print lines of text, or bytes as they are. Raises as `write` does."""
+    """Print lines of text, or bytes unchanged. Raises the errors of `write`."""
     if sys.stdout is None:
         raise CommandError(FAILED, "cannot print: standard output is closed")
     write(to_bytes(output) if isinstance(output, str) else output)
 
 
 def write(data: bytes) -> None:
-    """Write all of ``data`` to standard output, if there is any, behind what has been printed.
+    """Write ``data`` to standard output, after what has been printed; nothing if it is closed.
 
     Raises:
-        BrokenPipeError: nobody reads it.
-        CommandError: it takes no more.
+        BrokenPipeError: the reader of the pipe is gone.
+        CommandError: writing failed, for example because the disk is full.
     """
     if sys.stdout is None:
         return
@@ -71,12 +71,12 @@ def write(data: bytes) -> None:
 
 
 def complain(message: str) -> None:
-    """Print one line to standard error, if that takes any."""
+    """Print an error message as one line to standard error, if that can be written."""
     name = paint("zkv-cli:", "bad", sys.stderr)
     streams.error_text(" ".join([name, *message.splitlines()]) + "\n")
 
 
 def note(message: str) -> None:
-    """Print to standard error what is no fault: `complain`, without alarm."""
+    """Print a remark that is not an error as one line to standard error."""
     line = " ".join(["zkv-cli:", *message.splitlines()])
     streams.error_text(paint(line, "dim", sys.stderr) + "\n")

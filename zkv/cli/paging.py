@@ -1,4 +1,4 @@
-"""Pages of keys, as the client reads them."""
+"""Reads entries page by page, with the client's paging."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 
 def pages(client: Client, limit: int | None, **asked: Any) -> Iterator[Reply]:
-    """The pages of a SCAN that have entries, up to ``limit`` of them in all.
+    """The pages of a SCAN, without empty ones, up to ``limit`` entries in all.
 
-    The last one has a ``next`` where the limit ended it.
+    Only a last page that ended at the limit has a ``next``.
 
     Raises:
-        ClientError: the server cannot be asked, or refuses.
-        CommandError: there is nothing to ask for.
+        ClientError: there is no reply, or the server refuses.
+        CommandError: ``limit`` is below 1.
     """
     from zkv.client.operations import ScanPages
 
     if limit is not None and limit < 1:
-        raise CommandError(FAILED, f"--limit is a number from 1, and not {limit}")
+        raise CommandError(FAILED, f"--limit must be at least 1, not {limit}")
     given = {name: value for name, value in asked.items() if value is not None}
     scan = ScanPages("", given, limit)
     for page in client._pages(scan):

@@ -1,4 +1,4 @@
-"""The commands of ``zkv-cli`` that are no op of the protocol: a table, as `zkv.cli.ops` has one."""
+"""The commands of ``zkv-cli`` that are not ops: a table like that of `zkv.cli.ops`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILE: Final = Argument(
         "metavar": "FILE",
         "nargs": "?",
         "default": "-",
-        "help": "its name; - or nothing: standard input or output",
+        "help": "the file; - or nothing: standard input or output",
     },
 )
 FORMAT: Final = Argument(
@@ -41,7 +41,7 @@ FORMAT: Final = Argument(
 WATCH_SINCE: Final = option(
     "--since", "REV", "begin after this revision; default: only new changes", whole
 )
-WATCH_LIMIT: Final = option("--limit", "N", "stop after so many changes; default: never", whole)
+WATCH_LIMIT: Final = option("--limit", "N", "stop after N changes; default: never", whole)
 AFTER: Final = option("--after", "KEY", "begin after this key")
 GO_ON: Final = flag("--resume", "continue with the FILE.part of an unfinished export")
 STATE: Final = option(
@@ -53,7 +53,7 @@ INTERVAL: Final = option(
     "--interval", "TIME", "between two views: seconds, or such as 500ms; default: 1",
     durations.argument,
 )  # fmt: skip
-VIEWS: Final = option("--limit", "N", "stop after so many views; default: never", whole)
+VIEWS: Final = option("--limit", "N", "stop after N views; default: never", whole)
 SHELL: Final = Argument(
     "SHELL",
     ("shell",),
@@ -62,7 +62,7 @@ SHELL: Final = Argument(
 
 OLD: Final = Argument("OLD", ("old",), {"metavar": "OLD", "help": "the present key"})
 NEW: Final = Argument("NEW", ("new",), {"metavar": "NEW", "help": "the new key"})
-FORCE: Final = flag("--force", "replace an existing NEW; without it that is a CONFLICT")
+FORCE: Final = flag("--force", "replace an existing NEW; default: CONFLICT if NEW exists")
 
 _TABLE: Final = (
     Command(
@@ -88,7 +88,7 @@ _TABLE: Final = (
         run=program("importing"),
     ),
     Command(
-        "top", "show live what the server does", "top --limit 2 --interval 0.1",
+        "top", "show the server's activity live", "top --limit 2 --interval 0.1",
         (INTERVAL, VIEWS), run=program("top"),
     ),
     Command(
@@ -98,4 +98,4 @@ _TABLE: Final = (
 )  # fmt: skip
 
 PROGRAMS: Final = {command.name: command for command in _TABLE}
-"""Name, lower case -> command."""
+"""Lower-case name -> command."""

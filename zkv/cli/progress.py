@@ -1,4 +1,4 @@
-"""How far something long has got, on standard error where that is a terminal; else nothing."""
+"""A progress bar on standard error for long operations, if that is a terminal."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 class TransferProgress:
-    """A bar with a count and a rate. Use as a context manager.
+    """A bar with a count and a rate. Use it as a context manager.
 
     Args:
-        what: is being done, in a word.
-        unit: of what is counted.
-        total: how much there is of what `show` is told as ``part``; None = nobody knows.
-        hidden: whether not to show it, since something else is printed meanwhile.
+        what: the operation, in a word.
+        unit: the unit of the count.
+        total: the value of ``part`` at the end; None = unknown.
+        hidden: True to show nothing, because something else is printed meanwhile.
     """
 
     def __init__(self, what: str, unit: str, total: int | None, hidden: bool = False) -> None:
@@ -38,11 +38,11 @@ class TransferProgress:
             self._bar.stop()
 
     def show(self, count: int, part: int | None = None) -> None:
-        """Say how far it is.
+        """Update the bar.
 
         Args:
-            count: how many there have been.
-            part: how much of the total that is; None = the count.
+            count: the number of units done.
+            part: the share of ``total`` that is done; None = the count.
         """
         if self._bar is None:
             return

@@ -1,7 +1,7 @@
-"""The prompt of the shell: a line, or more of them, with history and completion.
+"""The prompt of the shell: reads commands of one or more lines, with history and completion.
 
-Keys are completed by asking the server, with a short patience, in a thread of its own: so a press
-of Tab never holds up typing, and where no server answers there is nothing to choose from.
+To complete keys, a separate thread asks the server, with a short timeout. So Tab never delays
+typing, and if no server answers, no keys are offered.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ PATIENCE: Final = 0.5
 """Seconds to wait for keys."""
 IMPATIENT: Final = RetryPolicy(wait_for_start=False)
 OFFERED: Final = 100
-"""Most keys to choose from."""
+"""The largest number of keys offered."""
 KEY_NAMES: Final = frozenset({"KEY", "PREFIX", "KEY VALUE", "OLD", "NEW"})
-"""What stands for a key, or the beginning of one, in the help."""
+"""The names of arguments that are a key, or the beginning of one."""
 STYLE: Final = Style.from_dict({"endpoint": "ansicyan", "more": "ansibrightblack"})
 
 
 class Prompt:
-    """Asks for lines, and remembers them."""
+    """Reads lines from the terminal, and keeps a history of them."""
 
     def __init__(self) -> None:
         self._completer = WordCompleter()
@@ -61,27 +61,27 @@ class Prompt:
         )
 
     def ask(self, options: argparse.Namespace) -> str:
-        """The next line. Raises EOFError after Ctrl-D, and KeyboardInterrupt after Ctrl-C."""
+        """Read the next line. Raises EOFError after Ctrl-D, KeyboardInterrupt after Ctrl-C."""
         self._completer.endpoint = options.endpoint
         return self._session.prompt([("class:endpoint", options.endpoint), ("", "> ")])
 
 
 class _History(FileHistory):
-    """A history that does without its file where that takes no more."""
+    """A history that ignores errors when it writes its file."""
 
     def store_string(self, string: str) -> None:
-        """Keep a line."""
+        """Append a line to the file, if that is possible."""
         with suppress(OSError, UnicodeError):
             super().store_string(string)
 
 
 class WordCompleter(Completer):
-    """Completes commands, their options and choices, names of files, and keys."""
+    """Completes commands, options and their values, file names, and keys."""
 
     endpoint = ""
 
     def get_completions(self, document: Document, event: CompleteEvent) -> Iterator[Completion]:
-        """What the word before the cursor may become."""
+        """The completions of the word before the cursor."""
         before = document.text_before_cursor
         words = split(before).words
         if not words or (before[-1:].isspace() and split(before).is_whole):
@@ -114,7 +114,7 @@ class WordCompleter(Completer):
             yield from _completions(argument.settings.get("choices", ()), typed.text, back)
 
     def _keys(self, prefix: str) -> list[str]:
-        """Keys that begin so, as far as the server tells soon."""
+        """Keys with this prefix; none if the server does not answer in time."""
         try:
             with Client(self.endpoint, PATIENCE, retry=IMPATIENT) as client:
                 page = client.call("SCAN", prefix=prefix, limit=OFFERED, values=False)
@@ -133,7 +133,7 @@ def _completions(choices: Iterable[str], typed: str, back: int) -> Iterator[Comp
 
 
 def _argument(command: Command, words: list[str]) -> Argument | None:
-    """The argument whose value comes behind ``words``, which stand behind the command."""
+    """The argument that the next word belongs to, if ``words`` follow the command."""
     options = {
         name: each for each in (*OPTIONS, *command.arguments) if each.is_option
         for name in each.names
@@ -161,7 +161,7 @@ def _argument(command: Command, words: list[str]) -> Argument | None:
 
 
 def _history() -> History:
-    """What was typed before, in a file that nobody else reads; where that cannot be, in memory."""
+    """The history, in a file that only the user can read, or in memory if that is impossible."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     path = Path(state) / "zkv" / "history"
     with suppress(OSError, RuntimeError, ValueError):
@@ -169,7 +169,7 @@ def _history() -> History:
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NONBLOCK, 0o600)
         try:
             is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
-            if is_file:  # Else it may be the way to a device, which is everybody's.
+            if is_file:  # It may be a link to a device, whose mode must not change.
                 os.fchmod(descriptor, 0o600)
         finally:
             os.close(descriptor)

@@ -1,4 +1,4 @@
-"""``zkv-cli rename``: an entry under another key, in one transaction."""
+"""``zkv-cli rename``: gives an entry another key, in one transaction."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from zkv.client import Client
 
 ATTEMPTS: Final = 20
-"""How often somebody else may change the entry between reading it and moving it."""
+"""The number of attempts. One fails if another client changes the entry after it was read."""
 
 
 def run(session: CommandSession, options: argparse.Namespace) -> int:
-    """Move the entry, with what is left of its time to live."""
+    """Rename the entry; it keeps its remaining time to live."""
     if options.old == options.new:
         raise CommandError(FAILED, "OLD and NEW are the same key")
     client = session.client(options)
@@ -30,16 +30,16 @@ def run(session: CommandSession, options: argparse.Namespace) -> int:
         reply = _attempt(client, transaction, options.new)
         if reply is not None:
             with reading("TXN"):
-                told = {name: reply[name] for name in ("ok", "rev", "durable")}
-                print_result(to_json(told) if options.json else text.written(told))
+                result = {name: reply[name] for name in ("ok", "rev", "durable")}
+                print_result(to_json(result) if options.json else text.written(result))
             return 0
     raise CommandError(
-        NEGATIVE, f"{text.word(options.old)} is changed all the time: it was not renamed"
+        NEGATIVE, f"{text.word(options.old)} is changing too often: it was not renamed"
     )
 
 
 def _transaction(found: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of the TXN that moves the entry that a GET has found."""
+    """The fields of the TXN that renames the entry in the reply to a GET."""
     put = {"op": "PUT", "key": options.new, "value": found["value"]}
     if "ttl" in found:
         put["ttl"] = found["ttl"]
@@ -51,7 +51,7 @@ def _transaction(found: dict[str, Any], options: argparse.Namespace) -> dict[str
 
 
 def _attempt(client: Client, transaction: dict[str, Any], new: str) -> dict[str, Any] | None:
-    """The reply; None where the old entry is not what it was."""
+    """The reply; None if the old entry has changed since it was read."""
     from zkv.client import RefusedError
 
     try:
@@ -67,4 +67,4 @@ def _attempt(client: Client, transaction: dict[str, Any], new: str) -> dict[str,
             ) from error
         return None
     except (ValueError, TypeError, OverflowError) as error:
-        raise CommandError(FAILED, f"the value cannot be moved: {error}") from error
+        raise CommandError(FAILED, f"the value cannot be sent: {error}") from error

@@ -1,4 +1,4 @@
-"""``zkv-cli scan``: keys in order, page after page, printed as they come."""
+"""``zkv-cli scan``: prints keys in order, each page as it arrives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def run(session: CommandSession, options: argparse.Namespace) -> int:
-    """Print the entries that were asked for."""
+    """Print the entries, and a note if there are more."""
     client = session.client(options)
     asked = fields.scan(options)
     following, is_empty = None, True
@@ -40,7 +40,7 @@ def run(session: CommandSession, options: argparse.Namespace) -> int:
 
 
 def _print_meta(client: Client, page: Reply, options: argparse.Namespace) -> None:
-    """Print a page with what only GET tells of an entry."""
+    """Print a page with metadata, which needs a GET for each entry."""
     from zkv.cli.exporting import ServerClock, records
 
     clock = ServerClock(client)
@@ -51,7 +51,7 @@ def _print_meta(client: Client, page: Reply, options: argparse.Namespace) -> Non
 
 
 def _facts(entry: Record, now: float, keys_only: bool) -> dict[str, Any]:
-    """What is known of an entry, in the order in which it is printed."""
+    """The fields of an entry, in the order in which they are printed."""
     ttl = None if entry.expires is None else max(0.0, round(entry.expires / 1000 - now, 3))
     value = {} if keys_only else {"value": entry.value, "type": type_name(entry.value)}
     return {"key": entry.key, **value, "rev": entry.rev, "ttl": ttl}

@@ -1,8 +1,8 @@
-"""The shell of ``zkv-cli``: commands, a line each, over one connection.
+"""The shell of ``zkv-cli``: runs commands, one per line, over one connection.
 
-At a terminal it has a prompt (`zkv.cli.prompt`), says how long each command took, and goes on
-whatever becomes of it: Ctrl-C stops a command and not the shell. Elsewhere it carries out the lines
-of standard input, all of them, and its exit status is that of the first one that failed.
+At a terminal it has a prompt (`zkv.cli.prompt`), shows the time that each command took, and
+continues after errors; Ctrl-C stops the command, not the shell. Otherwise it runs all lines of
+standard input, and its exit status is that of the first command that failed.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ INTERRUPTED: Final = 130
 GREETING_SECONDS: Final = 1.0
 LEAVING: Final = frozenset({"exit", "quit"})
 HELP: Final = """\
-help COMMAND, or COMMAND --help, tells all about one command. Tab completes commands, options and
-keys. A word that begins with { or [ is JSON up to the closing bracket, over as many lines as it
-takes, and is stored as JSON; other words are text, quoted as in a Unix shell (put n 1 --json stores
-a number). Options alone, such as -o json or -e ENDPOINT, hold from then on. Ctrl-C stops a command;
-exit, quit or Ctrl-D ends the shell."""
+help COMMAND, or COMMAND --help, describes one command. Tab completes commands, options and keys.
+A word that begins with { or [ is JSON up to the closing bracket, even over several lines, and is
+stored as JSON; other words are text, quoted as in a Unix shell (put n 1 --json stores a number).
+A line with only options, such as -o json or -e ENDPOINT, sets them for all later lines. Ctrl-C
+stops a command; exit, quit or Ctrl-D ends the shell."""
 
 
 class Shell:
-    """A shell that has not begun yet.
+    """A shell.
 
     Args:
-        session: the connection of all commands.
-        options: what stood on the command line; it holds for every command.
+        session: the connection for all commands.
+        options: the options of the command line, which apply to every command.
     """
 
     def __init__(self, session: CommandSession, options: argparse.Namespace) -> None:
@@ -46,7 +46,7 @@ class Shell:
         self._is_over = False
 
     def run(self) -> int:
-        """Take commands until there are no more; the exit status."""
+        """Run commands until the end of the input; the exit status."""
         if is_terminal(sys.stdin) and is_terminal(sys.stdout):
             return self._converse()
         return self._read()
@@ -60,7 +60,7 @@ class Shell:
             try:
                 line = prompt.ask(self._options)
             except KeyboardInterrupt:
-                continue  # What had been typed is dropped.
+                continue  # Discard the unfinished line.
             except EOFError:
                 break
             begin = time.monotonic()
@@ -80,14 +80,14 @@ class Shell:
                 if self._is_over:
                     break
         if text.strip() and not self._is_over:
-            complain(f"the last line is not ended: {text.strip()[:60]}")
+            complain(f"a quote or bracket is not closed: {text.strip()[:60]}")
             first_failure = first_failure or FAILED
         return first_failure
 
     def _carry_out(self, line: str) -> int | None:
-        """Carry out a line; its exit status, and None where nothing was to be carried out."""
+        """Carry out a line; returns its exit status, or None if it has no command."""
         words = [word.text for word in split(line).words]
-        if words[:1] == ["zkv-cli"]:  # As it stands in the help, and in documents.
+        if words[:1] == ["zkv-cli"]:  # Pasted from the help or from documents.
             del words[0]
         if not words:
             return None
@@ -110,7 +110,7 @@ class Shell:
             return INTERRUPTED
 
     def _command(self, words: list[str]) -> int | None:
-        """Raises CommandError."""
+        """Run a command, or set options for later ones. Raises CommandError."""
         try:
             command, options = parse(words, self._options)
         except UsageError as error:
@@ -125,7 +125,7 @@ class Shell:
 
 
 def _greet(endpoint: str) -> None:
-    """Say so where no server is found. Raises CommandError where none ever will be."""
+    """Print a warning if the server is unreachable. Raises CommandError for a bad endpoint."""
     from zkv.client.trouble import find_trouble
 
     try:

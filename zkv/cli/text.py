@@ -1,10 +1,10 @@
-"""Replies as a person reads them, and as a shell script takes them apart.
+"""Formats replies as text, for people to read and for shell scripts to parse.
 
-What lists things gives a line for each. A value in a line is JSON, so that it is one line and that
-the text "1" is told from the number. A key in a line is text; only one that holds what cannot be
-printed, or that begins with a quotation mark, is JSON, too.
+Lists have one item per line. A value in a line is JSON, so that it takes one line and the text "1"
+differs from the number. A key in a line is text; if it has characters that are not printable, or
+begins with a quotation mark, it is JSON, too.
 
-On a terminal keys and ops have colours.
+On a terminal, keys and ops have colours.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from zkv.cli.output import RESET, STYLES, has_colours
 from zkv.cli.values import to_json
 
 Reply = dict[str, Any]
-"""A reply's fields, and with them the request's."""
+"""The fields of a reply and of its request."""
 
 GONE: Final = frozenset({"DELETE", "EXPIRE"})
 """Ops after which a key is gone."""
 _LINES: Final = str.maketrans("\n\t", "  ")
-"""Takes away what is not printable, and yet no harm to a terminal."""
+"""Removes the characters that are not printable, but harmless to a terminal."""
 
 
 def value(reply: Reply) -> str | bytes:
-    """A value alone: text and bin as they are."""
+    """A single value: text and bin unchanged, others as JSON."""
     found = reply["value"]
     return found if isinstance(found, str | bytes) else to_json(found)
 
 
 def value_shown(reply: Reply) -> str:
-    """A value alone, at a terminal: nobody takes it for another one, and it does nothing to it.
+    """A single value for a terminal: unambiguous, and without control characters.
 
-    Text that reads like JSON has quotes, so that "1" is told from 1; text with control characters
-    has, too; bin is JSON. What else there is stands as it is.
+    Text that looks like JSON is quoted, so that "1" differs from 1, and so is text with control
+    characters. bin is JSON. Other text is unchanged.
     """
     found = reply["value"]
     if isinstance(found, str) and not _is_misread(found):
@@ -56,23 +56,23 @@ def _is_misread(found: str) -> bool:
 
 
 def meta(facts: Mapping[str, Any]) -> str:
-    """What is known of an entry: a line ``name: fact`` for each; the value is JSON."""
+    """The metadata of an entry: lines ``name: fact``; the value is JSON."""
     lines = {name: _fact(fact) for name, fact in facts.items()} | {"value": to_json(facts["value"])}
     return "\n".join(f"{name}: {fact}" for name, fact in lines.items())
 
 
 def number(name: str) -> Callable[[Reply], str]:
-    """Prints the number that has this name in the reply."""
+    """Return a function that formats the number of this name in a reply."""
     return lambda reply: to_json(reply[name])
 
 
 def values(reply: Reply) -> str | bytes:
-    """Of MGET."""
+    """The reply to MGET."""
     return _lines(map(to_json, reply["values"]))
 
 
 def written(reply: Reply) -> str:
-    """Of a write."""
+    """The reply to a write."""
     deleted = f" {reply['deleted']} deleted," if "deleted" in reply else ""
     on_disk = "on disk" if reply["durable"] else "not yet on disk"
     again = ", answered before" if reply.get("replayed") else ""
@@ -80,25 +80,25 @@ def written(reply: Reply) -> str:
 
 
 def after_put(reply: Reply) -> str:
-    """Of PUT: some tools read a file whose name stands behind an @."""
+    """The note after PUT, if the value looks like ``@FILE``: other tools would read that file."""
     value = reply["value"]
     if not isinstance(value, str) or not value.startswith("@") or not isfile(value[1:]):
         return ""
-    return f"stored is the text {value[:60]}; what the file holds: zkv-cli put KEY - <FILE"
+    return f"stored the text {value[:60]}; to store the file's contents: zkv-cli put KEY - <FILE"
 
 
 def deleted(reply: Reply) -> str:
-    """Of many requests that delete: they may have found nothing, and so have no revision."""
+    """The result of delete --prefix, which has no revision if there was nothing to delete."""
     return written(reply) if "rev" in reply else "OK, 0 deleted"
 
 
 def transaction(reply: Reply) -> str:
-    """Of TXN."""
+    """The reply to TXN."""
     return "\n".join([written(reply), *map(to_json, reply["results"])])
 
 
 def page(reply: Reply) -> str | bytes:
-    """Of SCAN: key and value, or keys alone where no values were asked for."""
+    """A page of SCAN: keys and values, or only keys if the request excluded values."""
     key = _painter("key", _key)
     if not reply.get("values", True):
         return _lines(key(name) for name, _, _ in reply["items"])
@@ -106,7 +106,7 @@ def page(reply: Reply) -> str | bytes:
 
 
 def entries(items: Iterable[Mapping[str, Any]]) -> str | bytes:
-    """Of SCAN with what is known of each entry: key, value, type, revision, time to live."""
+    """A page of SCAN with metadata: key, value, type, revision, time to live."""
     key = _painter("key", _key)
     return _lines(
         "\t".join(
@@ -118,24 +118,24 @@ def entries(items: Iterable[Mapping[str, Any]]) -> str | bytes:
 
 
 def wildcard(prefix: str) -> str:
-    """What to say where no key begins with ``prefix``; empty = nothing."""
+    """The hint if no key begins with ``prefix`` and it ends with a ``*``; otherwise empty."""
     if not prefix.endswith("*"):
         return ""
-    return f"no key begins with {word(prefix)}; a PREFIX is taken as it is, * and all"
+    return f"no key begins with {word(prefix)}; a * in a PREFIX is not a wildcard"
 
 
 def after_count(reply: Reply) -> str:
-    """Of COUNT."""
+    """The note after COUNT."""
     return "" if reply["count"] else wildcard(reply.get("prefix", ""))
 
 
 def after_page(following: str) -> str:
-    """How to go on where a scan ended at its limit."""
-    return f"there is more: the same again with --after={word(following)}"
+    """The note after a scan that ended at its limit."""
+    return f"there is more; to continue, add --after={word(following)}"
 
 
 def changes(reply: Reply) -> str | bytes:
-    """Of CHANGES: revision, op, key and value; none where the key is gone."""
+    """The reply to CHANGES: revision, op, key and, unless the key is gone, value."""
     key, verb = _painter("key", _key), _painter("op", str)
     return _lines(
         "\t".join([to_json(rev), verb(op), key(name), *([] if op in GONE else [to_json(found)])])
@@ -150,40 +150,40 @@ def change_fields(rev: int, op: str, key: str, value: Any) -> dict[str, Any]:
 
 
 def after_changes(reply: Reply) -> str:
-    """How to go on after CHANGES."""
+    """The note after CHANGES: how to continue."""
     following, newest = reply["next"], reply["rev"]
     if following > newest:
-        return f"the newest revision is {newest}: there is nothing behind {following} yet"
-    return f"up to revision {following} of {newest}; to go on: the same with SINCE {following}"
+        return f"the newest revision is {newest}: there is nothing after {following} yet"
+    return f"up to revision {following} of {newest}; to continue: SINCE {following}"
 
 
 def ping(reply: Reply) -> str:
-    """Of PING."""
+    """The reply to PING."""
     return f"zkv {reply['version']}, protocol {reply['protocol']}"
 
 
 def info(reply: Reply) -> str:
-    """Of INFO: a line ``name: value`` for each fact; a map within gives ``map.name: value``."""
+    """The reply to INFO: lines ``name: value``; facts in a nested map are ``map.name: value``."""
     return "\n".join(_facts({name: reply[name] for name in reply if name not in {"ok", "id"}}))
 
 
 def saved(reply: Reply) -> str:
-    """Of SNAPSHOT."""
+    """The reply to SNAPSHOT."""
     return f"OK, revision {reply['rev']} is on disk"
 
 
 def ended(reply: Reply) -> str:
-    """Of END."""
+    """The reply to END."""
     return f"{saved(reply)}, and the server ends"
 
 
 def _lines(lines: Iterable[str]) -> str | bytes:
-    """Lines to be printed; where there is none, nothing, and not an empty line."""
+    """The lines to print; without any, bytes, so that not even an empty line is printed."""
     return "\n".join(lines) or b""
 
 
 def _painter(style: str, form: Callable[[str], str]) -> Callable[[str], str]:
-    """``form`` in a style, where standard output may have colours."""
+    """``form`` with a style, if standard output may have colours."""
     if not has_colours(sys.stdout):
         return form
     return lambda text: f"{STYLES[style]}{form(text)}{RESET}"
@@ -194,7 +194,7 @@ def _key(key: str) -> str:
 
 
 def word(key: str) -> str:
-    """``key`` as a word for a shell such as bash, or for that of zkv-cli, in one line."""
+    """``key`` quoted as one word for a shell such as bash, or for zkv-cli's, in one line."""
     from shlex import quote
 
     if key.isprintable():
@@ -208,7 +208,7 @@ def _before(reply: Reply) -> str:
     if "prev_rev" not in reply:
         return ""
     if reply["prev_rev"] == 0:
-        return "; there was none before"
+        return "; there was no such key before"
     return f"; before: {to_json(reply['prev'])}, revision {reply['prev_rev']}"
 
 

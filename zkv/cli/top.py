@@ -1,8 +1,8 @@
-"""``zkv-cli top``: what a server does, as it does it.
+"""``zkv-cli top``: shows the activity of a server live.
 
-INFO is asked once an interval; what has changed in between is shown as rates, latencies are those
-of the interval. On a terminal it is a view that stays; elsewhere a line for each interval, or an
-object with ``--json``.
+It sends INFO once per interval, and shows the differences as rates, and the latencies of the
+requests in the interval. On a terminal the view stays in place; otherwise each interval gives one
+line, or one object with ``--json``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 INTERVAL: Final = 1.0
 PAUSE: Final = 0.5
-"""Seconds before a server that did not answer is asked again."""
+"""Seconds before the next attempt after a server did not answer."""
 HEADINGS: Final = (
     "requests/s", "reads/s", "writes/s", "failures/s", "p50 ms", "p99 ms", "cpu %", "rss MiB",
     "keys", "revision", "log MiB/s", "syncs/s", "sessions",
@@ -36,11 +36,11 @@ WRITES: Final = frozenset({"PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", 
 
 
 class Sample(NamedTuple):
-    """One answer to INFO.
+    """One reply to INFO.
 
     Args:
-        at: when it came, by the monotonic clock.
-        took: seconds from question to answer.
+        at: when it arrived, by the monotonic clock, in seconds.
+        took: seconds from request to reply.
         info: the reply.
     """
 
@@ -50,16 +50,16 @@ class Sample(NamedTuple):
 
 
 class RatesBetween(NamedTuple):
-    """What happened between two samples. Rates are per second, times in seconds.
+    """The activity between two samples. Rates are per second.
 
     Args:
-        requests: the rate of each op.
-        failures: the rate of each code.
-        latencies: of each op, how many requests took how long; see `zkv.cli.view.percentile`.
-        cpu: how many processors were busy with it.
-        log_bytes: written to the log.
-        syncs: of the log.
-        published: messages of the feed.
+        requests: the rate for each op.
+        failures: the rate for each code.
+        latencies: a histogram for each op; see `zkv.cli.view.percentile`.
+        cpu: CPU seconds per second.
+        log_bytes: the rate of bytes written to the log.
+        syncs: the rate of syncs of the log.
+        published: the rate of feed messages.
     """
 
     requests: dict[str, float]
@@ -72,19 +72,19 @@ class RatesBetween(NamedTuple):
 
     @property
     def all_latencies(self) -> list[int]:
-        """Of all ops together."""
+        """The histogram of all ops together."""
         longest = max(map(len, self.latencies.values()), default=0)
         padded = [[*counts, *[0] * (longest - len(counts))] for counts in self.latencies.values()]
         return [sum(step) for step in zip(*padded, strict=True)]
 
 
 def run(session: CommandSession, options: argparse.Namespace) -> int:
-    """Show views until there were as many as asked for."""
+    """Show views, until there were ``--limit`` of them."""
     interval = INTERVAL if options.interval is None else options.interval
     if not 0 < interval <= 86_400:
-        raise CommandError(FAILED, f"--interval is above 0 and at most 1d, and not {interval:g}")
+        raise CommandError(FAILED, f"--interval must be above 0 and at most 1d, not {interval:g}")
     if options.limit is not None and options.limit < 1:
-        raise CommandError(FAILED, f"--limit is a number from 1, and not {options.limit}")
+        raise CommandError(FAILED, f"--limit must be at least 1, not {options.limit}")
     client = session.client(options)
     if is_terminal(sys.stdout) and not options.json:
         _live(client, interval, options.limit)
@@ -106,7 +106,7 @@ def run(session: CommandSession, options: argparse.Namespace) -> int:
 
 
 def _live(client: Client, interval: float, limit: int | None) -> None:
-    """A view that stays where it is, until q or Ctrl-C. A server that is away is waited for."""
+    """Show a view that stays in place, until q or Ctrl-C. Waits for a server that is away."""
     from rich.console import Console
     from rich.live import Live
 
@@ -141,9 +141,9 @@ def _sleep(seconds: float) -> bool:
 def _intervals(
     client: Client, interval: float, limit: int | None, wait: Callable[[float], bool] = _sleep
 ) -> Iterator[tuple[Sample, RatesBetween]]:
-    """What happens, interval by interval, until ``wait`` says that it is enough.
+    """The activity in each interval, until ``wait`` returns False.
 
-    The first one is short, to show something soon.
+    The first interval is short, to show something soon.
     """
     before, number = _sample(client), 0
     while limit is None or number < limit:
@@ -164,7 +164,7 @@ def _sample(client: Client) -> Sample:
 
 
 def _between(before: Sample, now: Sample) -> RatesBetween:
-    if now.info["uptime"] < before.info["uptime"]:  # It has started anew, and counts from 0.
+    if now.info["uptime"] < before.info["uptime"]:  # It was restarted, so it counts from 0 again.
         before = Sample(now.at - now.info["uptime"], 0.0, {"stats": {}, "durability": {}})
     seconds = max(now.at - before.at, 1e-6)
     was, stats = before.info["stats"], now.info["stats"]
@@ -208,9 +208,9 @@ def _numbers(sample: Sample, happened: RatesBetween) -> list[float]:
 
 
 def _slow(info: Mapping[str, Any]) -> str:
-    """What to say of how the server was built; empty where it is as quick as it could be."""
+    """The warning if C parts of the server are not built; otherwise empty."""
     slow = compiled.what_is_slow(info["stats"])
-    return f"the server was built {slow}: zkv doctor says what to do" if slow else ""
+    return f"the server was built {slow}: see zkv doctor" if slow else ""
 
 
 def _rss(info: Mapping[str, Any]) -> float:
@@ -232,7 +232,7 @@ def _view(endpoint: str, ends: str, sample: Sample, happened: RatesBetween) -> R
 
 
 def _ops(happened: RatesBetween) -> RenderableType:
-    """A line for each op, with rate and latencies."""
+    """A table with rate and latencies of each op, and the rates of failures."""
     from rich.table import Table
 
     table = Table("op", box=None, pad_edge=False, header_style="dim")
@@ -250,7 +250,7 @@ def _ops(happened: RatesBetween) -> RenderableType:
 
 
 def _groups(sample: Sample, happened: RatesBetween) -> dict[str, dict[str, str]]:
-    """Headings, and below each the facts that change."""
+    """The groups of facts below the table, by heading."""
     info = sample.info
     stats, log = info["stats"], info["durability"]
     process, feed = stats.get("process", {}), stats.get("feed", {})

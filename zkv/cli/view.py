@@ -1,4 +1,4 @@
-"""What a person at a terminal is shown of a server: INFO, and its numbers made readable."""
+"""Shows INFO on a terminal, with readable numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def info(reply: Reply) -> str:
-    """Of INFO: a table in groups."""
+    """The reply to INFO as a table in groups."""
     server = {name: fact for name, fact in reply.items() if not isinstance(fact, dict)}
     groups = {"server": {n: f for n, f in server.items() if n not in {"ok", "id"}}}
     groups |= {name: dict(fact) for name, fact in reply.items() if isinstance(fact, dict)}
@@ -32,7 +32,7 @@ def info(reply: Reply) -> str:
 
 
 def boxes(groups: Mapping[str, Mapping[str, str]]) -> RenderableType:
-    """Groups of facts, each below its heading, side by side as far as there is room."""
+    """Groups of facts, each below its heading, in as many columns as fit."""
     from rich.columns import Columns
     from rich.table import Table
     from rich.text import Text
@@ -58,7 +58,7 @@ def _rendered(groups: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def readable(name: str, fact: Any) -> str:
-    """A fact of INFO in the units that people think in. ``name`` says what it is."""
+    """A fact of INFO in readable units, which depend on its ``name``."""
     if isinstance(fact, list):
         return "  ".join(readable(name, each) for each in fact)
     if isinstance(fact, int | float) and not isinstance(fact, bool):
@@ -77,7 +77,7 @@ def _number(name: str, number: float) -> str:
 
 
 def size(number: float) -> str:
-    """Bytes, in powers of 1024."""
+    """A number of bytes with a unit, in powers of 1024."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(number) < 1024:
             return f"{number:,.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
@@ -86,7 +86,7 @@ def size(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds, in the units that suit them."""
+    """A number of seconds in a suitable unit."""
     if seconds == 0:
         return "0 s"
     for limit, factor, unit in ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms"), (120.0, 1.0, "s")):
@@ -99,19 +99,19 @@ def duration(seconds: float) -> str:
 
 
 def latency(counts: Iterable[int]) -> str:
-    """Half of the requests took less than the first time, 99 of 100 less than the second."""
+    """Median and 99th percentile of a histogram; see `percentile`."""
     counts = list(counts)
     half, most = percentile(counts, 0.5), percentile(counts, 0.99)
     return f"p50 {duration(half)}, p99 {duration(most)}" if sum(counts) else "none"
 
 
 def percentile(counts: list[int], share: float) -> float:
-    """The time, in seconds, within which ``share`` of the requests were done.
+    """The time, in seconds, within which a share of the requests was done.
 
     Args:
-        counts: how many took less than 1 µs, 2 µs, 4 µs and so on, but not less than the one
-            before, as INFO tells them.
-        share: from 0 to 1. Within a step, requests are taken to be spread evenly.
+        counts: a histogram from INFO: the number of requests that took less than 1 µs, from 1 to
+            2 µs, from 2 to 4 µs and so on. They are assumed to be spread evenly in each step.
+        share: from 0 to 1.
     """
     wanted, below = share * sum(counts), 0
     for step, count in enumerate(counts):

@@ -1,4 +1,4 @@
-"""``zkv-cli watch``: changes as they come, each a line."""
+"""``zkv-cli watch``: prints changes as they happen, one per line."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ if TYPE_CHECKING:
     from zkv.client import Change, Watch
 
 LOOK_SECONDS: Final = 0.5
-"""How often to look whether the server is away, while there are no changes."""
+"""How often to check if the server is away, while there are no changes."""
 
 
 def run(session: CommandSession, options: argparse.Namespace) -> int:
-    """Print changes until there were as many as asked for."""
+    """Print changes, until there were ``--limit`` of them."""
     left = options.limit
     if left is not None and left < 1:
-        raise CommandError(FAILED, f"--limit is a number from 1, and not {left}")
+        raise CommandError(FAILED, f"--limit must be at least 1, not {left}")
     if options.since is not None and not 0 <= options.since < 2**63:
-        raise CommandError(
-            FAILED, f"--since is a revision, from 0, and not {str(options.since)[:40]}"
-        )
+        raise CommandError(FAILED, f"--since must be a revision, not {str(options.since)[:40]}")
     client = session.client(options)
     with client.watch(options.prefix or "", since=options.since) as watch:
         note(f"watching from revision {watch.rev} on")
@@ -44,10 +42,10 @@ def run(session: CommandSession, options: argparse.Namespace) -> int:
 
 
 def _changes(watch: Watch, endpoint: str) -> Iterator[Change]:
-    """What the watch tells, for ever; a server that is away is told of.
+    """The changes of ``watch``, for ever; prints a note when the server is away or back.
 
     Raises:
-        CommandError: there is a gap. Everything would be told anew, and be no change.
+        CommandError: there is a gap. The watch would report the whole contents, not changes.
     """
     from zkv.client.follower import RESET
 
@@ -59,7 +57,7 @@ def _changes(watch: Watch, endpoint: str) -> Iterator[Change]:
             if change.rev < seen:
                 what = f"the store has gone back from revision {seen} to {change.rev}"
             else:
-                what = f"the server no longer has the changes after revision {seen}"
+                what = f"the server no longer keeps the changes after revision {seen}"
             advice = "read the store again, then watch from its revision"
             raise CommandError(FAILED, f"{what}: {advice}")
         if away != (watch.trouble is not None):

@@ -1,12 +1,12 @@
-"""The hot path in C: the table of entries, plain requests from body to reply, the log's frames.
+"""The hot path in C: the table of entries, simple requests from body to reply, the log's frames.
 
-It is built where a C compiler and Python's headers are there when zkv is installed; elsewhere, and
-for whatever is out of the ordinary, Python does the same, and is the specification: a `dict` for
-`Table`, `zkv.requests.commands` for `Lane`, `zkv.durability.segment` for `pack_frames`. Tests run
-against both, and compare them (tests/compiled/test_compiled.py). What it gains is in BENCHMARKS.md.
+It is built if a C compiler and Python's headers are there when zkv is installed. Elsewhere, and for
+everything unusual, Python does the same, and specifies the behaviour: `dict` for `Table`,
+`zkv.requests.commands` for `Lane`, `zkv.durability.segment` for `pack_frames`. Tests run with both
+and compare them (tests/compiled/test_compiled.py). BENCHMARKS.md shows the gain.
 
-`module.c` is the way in; `store.h` tells what all files share, `lane.h` what those of the lane
-share. It needs nothing but Python, and one binary fits every version from 3.11 on.
+`module.c` defines the module. `store.h` declares what all files share, `lane.h` what those of the
+lane share. It needs only Python, and one binary works with every version from 3.11 on.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ except ImportError:
     store = None  # type: ignore[assignment]
 
 COMPILED: bool = store is not None
-"""Whether it is there, and used by what is made from now on. INFO tells (``stats.store``)."""
+"""True if it is there; new objects then use it. INFO shows it (``stats.store``)."""
 
-ADVICE: Final = "apt install gcc python3-dev, then install zkv anew (in a checkout: make run)"
+ADVICE: Final = "apt install gcc python3-dev, then reinstall zkv (in a checkout: make run)"
 
 
 def what_is_slow(stats: Mapping[str, Any]) -> str:
-    """How a server with these ``stats`` in its INFO was built; empty where all is compiled."""
+    """Say which parts a server with these ``stats`` has not compiled; empty if it has all."""
     plain = [part for part in ("store", "mailbox") if stats.get(part) == "plain"]
     return f"without C ({', '.join(plain)}), up to 7 times slower" if plain else ""

@@ -1,6 +1,7 @@
-"""See the C sources beside this file."""
+"""The types of the C part: see the C sources beside this file."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 from zkv.keyspace.change import Packed
 from zkv.keyspace.entry import StoredEntry
@@ -8,7 +9,7 @@ from zkv.keyspace.store import Watcher
 
 class Table:
     def __new__(cls, entry_type: type[StoredEntry], seed: bytes) -> Table: ...
-    # `get` is there, too, and typed as that of any mapping.
+    # `get` has the type of any mapping's.
     def __getitem__(self, key: str) -> StoredEntry: ...
     def __setitem__(self, key: str, entry: StoredEntry) -> None: ...
     def __delitem__(self, key: str) -> None: ...
@@ -20,9 +21,39 @@ class Table:
 class Replaced:
     def entries(self) -> dict[str, StoredEntry | None]: ...
 
+class Answers(Protocol):
+    """The lists that `Lane.run` appends to: see `zkv.requests.lane.Answers`."""
+
+    replies: list[bytes | None]
+    reveals: list[int]
+    ops: list[str]
+    subjects: list[tuple[str | int, int, int] | None] | None
+
+class Run(NamedTuple):
+    """The results of `Lane.run`.
+
+    Attributes:
+        taken: number of requests answered.
+        newest: newest revision that one of their replies reveals; 0 if none does.
+        rev: revision of the store after the run.
+        commits: the commits that the run made, in order.
+        changes: number of changes in the commits.
+        bytes: size of the commits' payloads.
+        replaced: undo information; None if the run wrote nothing.
+    """
+
+    taken: int
+    newest: int
+    rev: int
+    commits: list[Packed]
+    changes: int
+    bytes: int
+    replaced: Replaced | None
+
 class Lane:
     def __new__(
         cls,
+        *,
         table: Table,
         commit_type: type[Packed],
         max_key_bytes: int,
@@ -33,7 +64,7 @@ class Lane:
         durable: bool,
         add_key: Callable[[str], None],
         forget_deadline: Callable[[int, str], None],
-        tell_watchers: Callable[[str, StoredEntry | None], None],
+        notify_watchers: Callable[[str, StoredEntry | None], None],
         watchers: list[Watcher],
         may_run: Callable[[str, int, bytes, int, int], bool],
         remember: Callable[[str, int, bytes, bytes, int, int, int], None],
@@ -41,16 +72,13 @@ class Lane:
     def run(
         self,
         bodies: Sequence[object],
-        first: int,
+        answers: Answers,
+        *,
         rev: int,
         removed_rev: int,
         now: int,
-        writes: bool,
-        replies: list[bytes | None],
-        reveals: list[int],
-        ops: list[str],
-        subjects: list[tuple[str | int, int, int] | None] | None,
-    ) -> tuple[int, int, int, list[Packed], int, int, Replaced | None]: ...
+        takes_writes: bool,
+    ) -> Run: ...
 
 def measure(packed: bytes, at: int) -> tuple[int, int]: ...
 def pack_frames(payloads: list[bytes], synced: int, salt: int) -> bytes: ...

@@ -1,4 +1,4 @@
-/* BLAKE2b without a key, as RFC 7693 has it. Tested by its vectors: tests/compiled/test_hashes.py. */
+/* BLAKE2b without a key, as in RFC 7693. Tested with its vectors: tests/compiled/test_hashes.py. */
 
 #include "store.h"
 
@@ -41,7 +41,7 @@ static void compress(hasher *self, int last)
         for (int byte = 7; byte >= 0; byte--)
             m[i] = m[i] << 8 | self->block[8 * i + byte];
     }
-    v[12] ^= self->total; /* of at most 2^64 bytes */
+    v[12] ^= self->total; /* the low word of the length; the high one is 0 */
     if (last)
         v[14] = ~v[14];
     for (int round = 0; round < 12; round++) {
@@ -70,7 +70,7 @@ void hash_add(hasher *self, const void *from, size_t size)
 {
     const unsigned char *at = from;
     while (size) {
-        if (self->held == BLOCK) { /* Only once more comes: the last block is another one. */
+        if (self->held == BLOCK) { /* Only if more follows: the last block is marked. */
             compress(self, 0);
             self->held = 0;
         }
@@ -87,10 +87,10 @@ uint64_t hash_end(hasher *self)
 {
     memset(self->block + self->held, 0, BLOCK - self->held);
     compress(self, 1);
-    return self->h[0]; /* whose first byte is the lowest */
+    return self->h[0]; /* little-endian */
 }
 
-/* blake2b(data, size): its digest of at most 64 bytes. For tests. */
+/* blake2b(data, size): a digest of at most 64 bytes. For tests. */
 PyObject *py_blake2b(PyObject *module, PyObject *arguments)
 {
     PyObject *data;

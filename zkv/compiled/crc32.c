@@ -36,7 +36,7 @@ uint32_t crc32(uint32_t crc, const unsigned char *at, size_t size)
     return ~crc;
 }
 
-/* crc32(data, crc): as zlib's. For tests. */
+/* crc32(data, crc): as in zlib. For tests. */
 PyObject *py_crc32(PyObject *module, PyObject *arguments)
 {
     PyObject *data;

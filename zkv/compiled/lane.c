@@ -1,28 +1,28 @@
-/* The fast lane: plain requests about entries, from their body to that of the reply.
+/* The lane: simple requests about entries, from the request's body to the reply's.
  *
- * Strategy: a body is read once (request.c), carried out on the table at once, and answered
- * (reply.c). Anything out of the ordinary (a further field, an absent key, a limit, a wrong type,
- * text that came as bin, a value that is nested too deeply) is no error here: the request is
- * left to Python, which is the specification, and the table is as it was before.
+ * Strategy: a body is read once (request.c), applied to the table at once, and answered
+ * (reply.c). Anything unusual (a further field, an absent key, a limit, a wrong type, text
+ * packed as bin, a value that nests too deeply) is not an error here: the request is left to
+ * Python, which specifies the behaviour, and the table is as it was before.
  *
- * Invariants: Python's lock and the keyspace's are held throughout. A request is carried out whole
- * or not at all: what it has changed so far is taken back where it cannot go on. */
+ * Invariants: Python's lock and the keyspace's are held throughout. A request runs as a whole or
+ * not at all: if it cannot be completed, the changes that it has made are undone. */
 
 #include "lane.h"
 
 #include <stdlib.h>
 
-enum { LARGE_BODY = 1 << 20 }; /* bytes: Python lets go of its lock while it hashes as much */
-enum { NEAR_ENTRIES = 1 << 16 }; /* so many the processor may well keep near */
+enum { LARGE_BODY = 1 << 20 }; /* bytes: Python releases its lock while it hashes so many */
+enum { NEAR_ENTRIES = 1 << 16 }; /* a table of so many may well fit into the processor's caches */
 enum { SMALL_BODY = 512, MOST_AHEAD = 64 }; /* bytes; requests */
 
-/* What is remembered of an exactly-once request; `session` is NULL where it is none. */
+/* The parts of an exactly-once request to remember; `session` is NULL if it is not one. */
 typedef struct {
     PyObject *session, *digest, *reply;
     uint64_t seq;
 } once;
 
-/* --- Reading entries. A reply; NULL where the request is left to Python ----------------------- */
+/* --- Reads. They return a reply; NULL if the request is left to Python ------------------------ */
 
 static int is_live(const run *r, const record *found)
 {
@@ -60,7 +60,7 @@ static PyObject *do_mget(Lane *self, run *r, const request *from, int64_t *revea
         record *found = find(self, &from->steps.at[i]);
         int live = is_live(r, found);
         int64_t rev = found == NULL ? 0 : found->rev;
-        /* That one has expired depends on the write that set its time. */
+        /* The absence of an expired entry depends on the write that set its expiry. */
         if (!live && rev < r->removed_rev)
             rev = r->removed_rev;
         newest = newest > rev ? newest : rev;
@@ -73,21 +73,21 @@ static PyObject *do_mget(Lane *self, run *r, const request *from, int64_t *revea
     return to_reply(self, r, from, 0);
 }
 
-/* --- Staging: in the table, with a note of what was there ------------------------------------- */
+/* --- Staging: changes are made in the table, and what they replace is kept -------------------- */
 
-/* Put a record in place, for which `replaced` has room; NULL where memory ends. */
+/* Put a record into the table; `replaced` has the capacity. NULL if there is no memory. */
 static record *stage(Lane *self, run *r, const step *of, span value, int64_t expires)
 {
     record *now = record_new(of->hash, of->key.at, of->key.size, value.at, value.size, r->rev + 1);
     if (now != NULL) {
         now->expires = expires;
-        now->refs++; /* The table's, and that of `replaced`. */
+        now->refs++; /* One for the table, one for `replaced`. */
         r->replaced->pairs[r->replaced->count++] = (replacement){now, table_put(self->table, now)};
     }
     return now;
 }
 
-/* Add to the int of an entry; whether it is one, and the sum, too. */
+/* Add the int in an entry to `sum`. 0 if it is not an int, or the sum overflows. */
 static int add_to(const record *found, int64_t *sum)
 {
     reader r = {record_value(found), record_value(found) + found->value_size};
@@ -95,7 +95,7 @@ static int add_to(const record *found, int64_t *sum)
     return read_int(&r, &number) && !__builtin_add_overflow(number, *sum, sum);
 }
 
-/* The expiry of what is there stays. */
+/* Stage an INCR, which keeps the expiry. NULL if it is left to Python. */
 static record *increment(Lane *self, run *r, const step *of)
 {
     unsigned char value[MOST_HEAD];
@@ -108,7 +108,7 @@ static record *increment(Lane *self, run *r, const step *of)
     return stage(self, r, of, (span){value, size}, live ? found->expires : 0);
 }
 
-/* Whether it replaced something of this very request. */
+/* 1 if it replaced a record that this same request had staged. */
 static int was_own(const run *r, const replacement *pair)
 {
     return pair->before != NULL && pair->before->rev > r->rev;
@@ -120,7 +120,7 @@ static int holds(const Lane *self, const run *r, const step *condition)
     return condition->number == (is_live(r, found) ? found->rev : 0);
 }
 
-/* Carry out a step, which sees what those before it did; whether that went well. */
+/* Stage an op of a TXN, which sees the ops before it. 0 if the request is left to Python. */
 static int stage_step(Lane *self, run *r, step *of)
 {
     switch (of->op) {
@@ -136,9 +136,9 @@ static int stage_step(Lane *self, run *r, step *of)
     }
 }
 
-/* Put the items of an MPUT in place; whether that went well. One that is there again is dropped: it
- * has the place of the first and the value of the last, as in a dict. To find the first takes no
- * search: until all are in place, a record's revision tells which it is. */
+/* Stage the items of an MPUT; 0 if there is no memory. A key that occurs again keeps the place
+ * of its first item and gets the value of its last, as in a dict. To find the first takes no
+ * search: until all are staged, a record's revision encodes its place. */
 static int stage_items(Lane *self, run *r, request *from)
 {
     step_list *items = &from->steps;
@@ -153,7 +153,7 @@ static int stage_items(Lane *self, run *r, request *from)
         if (was_own(r, &pairs[kept])) {
             size_t place = (size_t)(before->rev - r->rev - 1);
             now->rev = before->rev;
-            record_release(before); /* The table's, and that of `replaced`. */
+            record_release(before); /* The table's reference, and that of `replaced`. */
             record_release(before);
             pairs[place].now = now;
             items->at[place] = *each;
@@ -169,11 +169,11 @@ static int stage_items(Lane *self, run *r, request *from)
     return 1;
 }
 
-/* Carry out all of a request; whether all went well. */
+/* Check the conditions and stage all steps. 0 if the request is left to Python. */
 static int stage_all(Lane *self, run *r, request *from)
 {
     size_t read = 0; /* bytes of values */
-    /* All at once: of a large table most has to come from afar, and each change waits for its own. */
+    /* Prefetch all together: in a large table each change would wait for memory of its own. */
     for (size_t i = 0; from->steps.count > 1 && i < from->steps.count; i++)
         table_fetch(self->table, from->steps.at[i].hash);
     if (from->op == MPUT)
@@ -191,7 +191,7 @@ static int stage_all(Lane *self, run *r, request *from)
     return read <= (size_t)self->max_reply;
 }
 
-static void take_back(Lane *self, run *r, size_t first)
+static void undo(Lane *self, run *r, size_t first)
 {
     Replaced *replaced = r->replaced;
     while (replaced->count > first) {
@@ -205,15 +205,15 @@ static void take_back(Lane *self, run *r, size_t first)
     }
 }
 
-/* --- What else has to know -------------------------------------------------------------------- */
+/* --- Other parts of the keyspace that follow writes ------------------------------------------- */
 
 static PyObject *to_str(const span *key)
 {
     return PyUnicode_FromStringAndSize((const char *)key->at, (Py_ssize_t)key->size);
 }
 
-/* Call, and let go of the arguments, which may be NULL; whether that went well. What went wrong is
- * for Python's way to meet again, and to tell. */
+/* Call a hook and release the arguments, which may be NULL. 0 if it raised: the exception is
+ * dropped, since the request is left to Python, which will meet it again and report it. */
 static int call(PyObject *callable, PyObject *first, PyObject *second)
 {
     PyObject *result = NULL;
@@ -227,16 +227,16 @@ static int call(PyObject *callable, PyObject *first, PyObject *second)
     return result != NULL;
 }
 
-/* Tell the watchers what has been replaced since `first`, the ordered index what is new, and the
- * deadlines which are off. Of what a key was meanwhile, within a TXN, nobody else learns. */
-static int tell_others(const Lane *self, const run *r, size_t first)
+/* Call the hooks for what has been replaced since `first`: the watchers, the ordered index for new
+ * keys, and the deadlines that no longer apply. They see no state from within a TXN. */
+static int call_hooks(const Lane *self, const run *r, size_t first)
 {
     int watched = PyList_Size(self->watchers) > 0;
     for (size_t i = first; i < r->replaced->count; i++) {
         const replacement *pair = &r->replaced->pairs[i];
         span key = {pair->now->bytes, pair->now->key_size};
         if (watched && !was_own(r, pair) &&
-            !call(self->tell_watchers, to_str(&key), record_entry(self->table, pair->before)))
+            !call(self->notify_watchers, to_str(&key), record_entry(self->table, pair->before)))
             return 0;
         if (pair->before == NULL && !call(self->add_key, to_str(&key), NULL))
             return 0;
@@ -257,7 +257,7 @@ static PyObject *digest_bytes(uint64_t digest)
     return PyBytes_FromStringAndSize(bytes, sizeof bytes);
 }
 
-/* Whether the request is new to its session; if not, or not certainly, it is left to Python. */
+/* 1 if the request is certainly new to its session; otherwise it is left to Python. */
 static int is_new(const Lane *self, const run *r, const once *o)
 {
     PyObject *answer = PyObject_CallFunction(self->may_run, "OKOnL", o->session,
@@ -280,14 +280,14 @@ static int remember(const Lane *self, const run *r, const once *o)
     return done != NULL;
 }
 
-static void let_go(once *o)
+static void release_once(once *o)
 {
     Py_CLEAR(o->session);
     Py_CLEAR(o->digest);
     Py_CLEAR(o->reply);
 }
 
-/* What is to be remembered of an exactly-once request; whether it is to run. */
+/* Prepare what is remembered of an exactly-once request. 0 if the request is left to Python. */
 static int begin_once(const Lane *self, const run *r, const request *from, once *o)
 {
     o->seq = from->seq;
@@ -334,8 +334,8 @@ static size_t payload_size(const run *r, size_t first, const request *from, cons
     return size;
 }
 
-/* The payload of a commit of what has been staged since `first`; NULL where memory ends, or it is
- * more than the log takes, or nearly. */
+/* Pack a commit of the changes staged since `first`. NULL if there is no memory, or if it might
+ * exceed the largest commit. */
 static PyObject *to_payload(const run *r, size_t first, const request *from, const once *o)
 {
     size_t size = payload_size(r, first, from, o);
@@ -364,20 +364,20 @@ static PyObject *to_commit(const Lane *self, const run *r, size_t changes, PyObj
     return commit;
 }
 
-/* Commit what has been staged since `first`. A reply; NULL where it is to be taken back. */
+/* Commit the changes staged since `first`. Returns a reply; NULL if they must be undone. */
 static PyObject *commit(Lane *self, run *r, size_t first, const request *from)
 {
     once o = {0};
     size_t changes = r->replaced->count - first;
     PyObject *reply = NULL, *payload = NULL, *commit = NULL;
-    /* What may fail comes first, and what cannot be taken back last. */
+    /* Steps that may fail come first, and those that cannot be undone last. */
     if ((!is_once(from) || begin_once(self, r, from, &o)) &&
         (reply = to_reply(self, r, from, 0)) != NULL &&
         (payload = to_payload(r, first, from, &o)) != NULL &&
         (commit = to_commit(self, r, changes, payload)) != NULL &&
         (!is_once(from) || remember(self, r, &o))) {
-        /* A restart is right again: nobody has been told of this yet. */
-        if (PyList_Append(r->commits, commit) < 0 || !tell_others(self, r, first))
+        /* Half a commit cannot be undone, but no reply has revealed it: a restart recovers. */
+        if (PyList_Append(r->commits, commit) < 0 || !call_hooks(self, r, first))
             Py_FatalError("zkv: out of memory in the middle of a commit");
         r->rev++;
         r->changes += changes;
@@ -387,14 +387,14 @@ static PyObject *commit(Lane *self, run *r, size_t first, const request *from)
     }
     Py_XDECREF(commit);
     Py_XDECREF(payload);
-    let_go(&o);
+    release_once(&o);
     return reply;
 }
 
-/* --- Requests. A reply; NULL where one is left to Python -------------------------------------- */
+/* --- Requests. They return a reply; NULL if the request is left to Python --------------------- */
 
-/* Answer a TXN that only read. Whether that is on disk is certain where all is that is safe, and to
- * remember it without a commit is left to Python. */
+/* Answer a TXN that only reads. Its reply has `durable`, which is certain only if safe means on
+ * disk. An exactly-once one must be remembered without a commit, which is left to Python. */
 static PyObject *do_reads(Lane *self, run *r, const request *from)
 {
     return self->durable && !is_once(from) ? to_reply(self, r, from, 0) : NULL;
@@ -402,7 +402,8 @@ static PyObject *do_reads(Lane *self, run *r, const request *from)
 
 static PyObject *do_write(Lane *self, run *r, request *from, int64_t *reveals)
 {
-    if (!r->writes || (r->replaced == NULL && (r->replaced = replaced_new(self->table)) == NULL) ||
+    if (!r->takes_writes ||
+        (r->replaced == NULL && (r->replaced = replaced_new(self->table)) == NULL) ||
         !replaced_reserve(r->replaced, from->steps.count))
         return NULL;
     size_t first = r->replaced->count;
@@ -410,7 +411,7 @@ static PyObject *do_write(Lane *self, run *r, request *from, int64_t *reveals)
     if (stage_all(self, r, from))
         reply = r->replaced->count > first ? commit(self, r, first, from) : do_reads(self, r, from);
     if (reply == NULL)
-        take_back(self, r, first);
+        undo(self, r, first);
     else
         reveal(r, reveals, r->rev);
     return reply;
@@ -437,7 +438,7 @@ static int append(PyObject *list, PyObject *item)
     return well;
 }
 
-/* What the request log says of a request, if it is asked. */
+/* Add the subject of a request for the request log, if requests are logged. */
 static int add_subject(const run *r, const request *from, Py_ssize_t size, PyObject *reply)
 {
     if (r->subjects == Py_None)
@@ -449,7 +450,7 @@ static int add_subject(const run *r, const request *from, Py_ssize_t size, PyObj
     return append(r->subjects, Py_BuildValue("(Nnn)", subject, size, PyBytes_Size(reply)));
 }
 
-/* Whether a body is a request for a lane, of so many bytes at most. */
+/* Read a body of at most `most` bytes. 0 if it is not a request for the lane. */
 static int read_body(Lane *self, PyObject *body, Py_ssize_t most, request *to, Py_ssize_t *size)
 {
     char *bytes;
@@ -458,9 +459,9 @@ static int read_body(Lane *self, PyObject *body, Py_ssize_t most, request *to, P
            read_request(self, (unsigned char *)bytes, (size_t)*size, to);
 }
 
-/* Have what a run is about fetched at once, where the table is large. To read small requests twice
- * takes less than to wait for one entry after the other: with 4,000,000, a GET of 64 takes 0.5 us
- * instead of 1.2. */
+/* Prefetch the entries of a run, if the table is large. Reading small requests twice takes less
+ * time than waiting for the entries one after the other: with 4,000,000 entries, each of 64 GETs
+ * takes 0.5 us instead of 1.2. */
 static void fetch_ahead(Lane *self, PyObject *bodies, Py_ssize_t first)
 {
     uint32_t hashes[MOST_AHEAD];
@@ -476,7 +477,7 @@ static void fetch_ahead(Lane *self, PyObject *bodies, Py_ssize_t first)
         table_fetch(self->table, hashes[i]);
 }
 
-/* Carry out one body: 1, or 0 where it is left to Python, or -1 with an exception. */
+/* Run one request: 1; 0 if it is left to Python; -1, with an exception, if memory ran out. */
 static int take(Lane *self, run *r, PyObject *body)
 {
     Py_ssize_t size;
@@ -493,46 +494,149 @@ static int take(Lane *self, run *r, PyObject *body)
     return well ? 1 : -1;
 }
 
-/* run(bodies, first, rev, removed_rev, now, writes, replies, reveals, ops, subjects)
- *     -> (taken, newest, rev, commits, changes, bytes, replaced)
- * See zkv/requests/lane.py. */
-static PyObject *lane_run(Lane *self, PyObject *arguments)
+/* The fields of zkv.compiled._store.Run, in their order: the result of Lane.run. */
+enum { TAKEN, NEWEST, REV, COMMITS, CHANGES, BYTES, REPLACED, RUN_FIELDS };
+
+static PyStructSequence_Field run_fields[] = {
+    [TAKEN] = {"taken", "number of requests answered"},
+    [NEWEST] = {"newest", "newest revision that a reply reveals"},
+    [REV] = {"rev", "revision of the store after the run"},
+    [COMMITS] = {"commits", "list of commits, in order"},
+    [CHANGES] = {"changes", "number of changes in the commits"},
+    [BYTES] = {"bytes", "size of the commits' payloads"},
+    [REPLACED] = {"replaced", "undo information; None if the run wrote nothing"},
+    [RUN_FIELDS] = {NULL, NULL},
+};
+
+static PyStructSequence_Desc run_description = {
+    .name = "zkv.compiled._store.Run",
+    .fields = run_fields,
+    .n_in_sequence = RUN_FIELDS,
+};
+
+PyTypeObject *run_type;
+
+PyTypeObject *new_run_type(void) { return PyStructSequence_NewType(&run_description); }
+
+/* Move the results of a run into a Run. NULL, with an exception, if memory runs out. */
+static PyObject *to_result(const run *r, Py_ssize_t taken)
 {
-    PyObject *bodies;
-    Py_ssize_t first, taken;
-    long long rev, removed_rev, now;
-    run r = {0};
-    if (!PyArg_ParseTuple(arguments, "OnLLLpOOOO", &bodies, &first, &rev, &removed_rev, &now,
-                          &r.writes, &r.replies, &r.reveals, &r.ops, &r.subjects))
+    PyObject *result = PyStructSequence_New(run_type);
+    PyObject *fields[RUN_FIELDS] = {
+        [TAKEN] = PyLong_FromSsize_t(taken),
+        [NEWEST] = PyLong_FromLongLong(r->newest),
+        [REV] = PyLong_FromLongLong(r->rev),
+        [COMMITS] = r->commits,
+        [CHANGES] = PyLong_FromSize_t(r->changes),
+        [BYTES] = PyLong_FromSize_t(r->bytes),
+        [REPLACED] = r->replaced == NULL ? Py_NewRef(Py_None) : (PyObject *)r->replaced,
+    };
+    int complete = result != NULL;
+    for (int field = 0; field < RUN_FIELDS; field++) {
+        complete = complete && fields[field] != NULL;
+        if (result != NULL)
+            PyStructSequence_SetItem(result, field, fields[field]); /* takes the reference */
+        else
+            Py_XDECREF(fields[field]);
+    }
+    if (!complete)
+        Py_CLEAR(result);
+    return result;
+}
+
+/* Get the lists of an `Answers`, which the caller releases. 0, with an exception, if one is
+ * missing. */
+static int get_lists(const Lane *self, PyObject *answers, run *r)
+{
+    return (r->replies = PyObject_GetAttr(answers, self->list_names[REPLIES])) != NULL &&
+           (r->reveals = PyObject_GetAttr(answers, self->list_names[REVEALS])) != NULL &&
+           (r->ops = PyObject_GetAttr(answers, self->list_names[OP_NAMES])) != NULL &&
+           (r->subjects = PyObject_GetAttr(answers, self->list_names[SUBJECTS])) != NULL;
+}
+
+static void release_lists(run *r)
+{
+    Py_XDECREF(r->replies);
+    Py_XDECREF(r->reveals);
+    Py_XDECREF(r->ops);
+    Py_XDECREF(r->subjects);
+}
+
+/* Run the requests in `bodies` from `first` on, up to the first that is left to Python. */
+static PyObject *run_bodies(Lane *self, run *r, PyObject *bodies)
+{
+    int result = 1;
+    Py_ssize_t first = PyList_Size(r->replies), count = PyList_Size(bodies), next;
+    if (first < 0 || count < 0 || (r->commits = PyList_New(0)) == NULL)
         return NULL;
-    r.rev = rev;
-    r.removed_rev = removed_rev;
-    r.now = now;
-    r.commits = PyList_New(0);
-    if (r.commits == NULL)
-        return NULL;
-    int well = 1;
-    Py_ssize_t count = PyList_Size(bodies);
     fetch_ahead(self, bodies, first);
-    for (taken = first; taken < count; taken++)
-        if ((well = take(self, &r, PyList_GetItem(bodies, taken))) <= 0)
+    for (next = first; next < count; next++)
+        if ((result = take(self, r, PyList_GetItem(bodies, next))) <= 0)
             break;
-    if (well < 0)
-        Py_FatalError("zkv: out of memory behind a commit"); /* as in `commit` */
-    PyObject *replaced = r.replaced == NULL ? Py_NewRef(Py_None) : (PyObject *)r.replaced;
-    return Py_BuildValue("(nLLNnnN)", taken - first, (long long)r.newest, (long long)r.rev,
-                         r.commits, (Py_ssize_t)r.changes, (Py_ssize_t)r.bytes, replaced);
+    PyObject *results = result < 0 ? NULL : to_result(r, next - first);
+    if (results == NULL)
+        Py_FatalError("zkv: out of memory after a commit"); /* as in `commit` */
+    return results;
+}
+
+/* Read one keyword argument of `lane_run`. 0, with an exception, if it has none of that name. */
+static int read_state(run *r, PyObject *name, PyObject *value)
+{
+    static const char *const names[] = {"rev", "removed_rev", "now", "takes_writes"};
+    int64_t *const fields[] = {&r->rev, &r->removed_rev, &r->now, &r->takes_writes};
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+        if (PyUnicode_CompareWithASCIIString(name, names[i]) == 0) {
+            *fields[i] = PyLong_AsLongLong(value);
+            return !PyErr_Occurred();
+        }
+    return PyErr_Format(PyExc_TypeError, "run() has no argument %R", name), 0;
+}
+
+/* run(bodies, answers, *, rev, removed_rev, now, takes_writes) -> Run: see _store.pyi. The
+ * arguments are read here: PyArg_ParseTupleAndKeywords takes as long as half of a GET. */
+static PyObject *lane_run(Lane *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
+{
+    run r = {0};
+    if (count != 2 || names == NULL || PyTuple_Size(names) != 4)
+        return PyErr_Format(PyExc_TypeError, "run() takes 2 arguments, and 4 by name"), NULL;
+    for (Py_ssize_t i = 0; i < 4; i++)
+        if (!read_state(&r, PyTuple_GetItem(names, i), arguments[count + i]))
+            return NULL;
+    PyObject *result = NULL;
+    if (get_lists(self, arguments[1], &r))
+        result = run_bodies(self, &r, arguments[0]);
+    release_lists(&r);
+    return result;
+}
+
+/* Intern the strings that a lane uses again and again. 0, with an exception, if memory runs out. */
+static int intern_names(Lane *self)
+{
+    static const char *const lists[] = {
+        [REPLIES] = "replies", [REVEALS] = "reveals", [OP_NAMES] = "ops", [SUBJECTS] = "subjects"};
+    for (int list = 0; list < LISTS; list++)
+        if ((self->list_names[list] = PyUnicode_InternFromString(lists[list])) == NULL)
+            return 0;
+    for (int op = 0; op < OPS; op++)
+        if ((self->names[op] = PyUnicode_InternFromString(op_name((enum op)op))) == NULL)
+            return 0;
+    return 1;
 }
 
 static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
-    PyObject *table, *commit_type, *add_key, *forget_deadline, *tell_watchers, *watchers;
+    static char *names[] = {
+        "table", "commit_type", "max_key_bytes", "max_value_bytes", "max_batch", "max_reply_bytes",
+        "max_levels", "durable", "add_key", "forget_deadline", "notify_watchers", "watchers",
+        "may_run", "remember", NULL};
+    PyObject *table, *commit_type, *add_key, *forget_deadline, *notify_watchers, *watchers;
     PyObject *may_run, *remember;
     Py_ssize_t max_key, max_value, max_batch, max_reply, max_levels;
     int durable;
-    if (!PyArg_ParseTuple(arguments, "OOnnnnnpOOOOOO", &table, &commit_type, &max_key, &max_value,
-                          &max_batch, &max_reply, &max_levels, &durable, &add_key, &forget_deadline,
-                          &tell_watchers, &watchers, &may_run, &remember))
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOnnnnnpOOOOOO", names, &table,
+                                     &commit_type, &max_key, &max_value, &max_batch, &max_reply,
+                                     &max_levels, &durable, &add_key, &forget_deadline,
+                                     &notify_watchers, &watchers, &may_run, &remember))
         return NULL;
     Lane *self = (Lane *)PyType_GenericAlloc(type, 0);
     if (self == NULL)
@@ -547,15 +651,12 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     self->durable = durable;
     self->add_key = Py_NewRef(add_key);
     self->forget_deadline = Py_NewRef(forget_deadline);
-    self->tell_watchers = Py_NewRef(tell_watchers);
+    self->notify_watchers = Py_NewRef(notify_watchers);
     self->watchers = Py_NewRef(watchers);
     self->may_run = Py_NewRef(may_run);
     self->remember = Py_NewRef(remember);
-    for (int op = 0; op < OPS; op++)
-        if ((self->names[op] = PyUnicode_InternFromString(op_name((enum op)op))) == NULL) {
-            Py_DECREF(self);
-            return NULL;
-        }
+    if (!intern_names(self))
+        Py_CLEAR(self);
     return (PyObject *)self;
 }
 
@@ -566,9 +667,11 @@ static void lane_dealloc(Lane *self)
     free(self->conditions.at);
     for (int op = 0; op < OPS; op++)
         Py_XDECREF(self->names[op]);
+    for (int list = 0; list < LISTS; list++)
+        Py_XDECREF(self->list_names[list]);
     Py_XDECREF(self->add_key);
     Py_XDECREF(self->forget_deadline);
-    Py_XDECREF(self->tell_watchers);
+    Py_XDECREF(self->notify_watchers);
     Py_XDECREF(self->watchers);
     Py_XDECREF(self->may_run);
     Py_XDECREF(self->remember);
@@ -579,7 +682,7 @@ static void lane_dealloc(Lane *self)
 }
 
 static PyMethodDef lane_methods[] = {
-    {"run", (PyCFunction)lane_run, METH_VARARGS, NULL},
+    {"run", (PyCFunction)(void (*)(void))lane_run, METH_FASTCALL | METH_KEYWORDS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,4 +1,4 @@
-/* What the parts of the lane share: a request as it is read, and the run that carries it out. */
+/* Declarations that the files of the lane share: a request after reading it, and a run. */
 
 #ifndef ZKV_LANE_H
 #define ZKV_LANE_H
@@ -9,13 +9,14 @@
 #define NAME_OF_OP(op, ...) op,
 enum op { NONE, LANE_OPS(NAME_OF_OP) OPS };
 
-/* What a request asks for of one key: all of it, or one of its keys, items, ops or conditions. */
+/* What a request does with one key: the request itself, or one of its keys, items, ops,
+ * conditions. */
 typedef struct {
     enum op op; /* GET, PUT or INCR; NONE = a condition */
     span key, value;
-    int64_t number; /* what an INCR adds; the revision that a condition wants */
+    int64_t number; /* of an INCR: what to add; of a condition: the revision */
     uint32_t hash;
-    record *there; /* what it has found, or has put there; NULL = nothing */
+    record *there; /* the record that it has found or staged; NULL = none */
 } step;
 
 typedef struct {
@@ -25,11 +26,14 @@ typedef struct {
 
 typedef struct {
     enum op op;
-    span id, session; /* packed; text. `at` is NULL where it has none */
+    span id, session; /* packed; text. `at` is NULL if the request has none */
     uint64_t seq;
-    step one;                    /* its own fields */
-    step_list steps, conditions; /* that one; one of the lane's, until it reads another request */
+    step one;                    /* the request's own fields */
+    step_list steps, conditions; /* `one`, or the lane's list, which the next request reuses */
 } request;
+
+/* The lists of an `Answers` in zkv/requests/lane.py. */
+enum { REPLIES, REVEALS, OP_NAMES, SUBJECTS, LISTS };
 
 typedef struct {
     PyObject_HEAD
@@ -37,43 +41,43 @@ typedef struct {
     PyObject *commit_type;
     Py_ssize_t max_key, max_value, max_batch, max_reply, max_levels;
     int durable;
-    PyObject *add_key, *forget_deadline, *tell_watchers; /* callables: see store.py */
-    PyObject *watchers;                                  /* a list */
-    PyObject *may_run, *remember;                        /* callables, likewise */
-    PyObject *names[OPS];
-    step_list steps, conditions; /* room for so many */
+    /* The fields of `WriteHooks` in zkv/keyspace/store.py: `watchers` is a list, the others are
+     * callables. */
+    PyObject *add_key, *forget_deadline, *notify_watchers, *watchers, *may_run, *remember;
+    PyObject *names[OPS], *list_names[LISTS]; /* interned strings */
+    step_list steps, conditions; /* their counts are capacities */
 } Lane;
 
-/* A run in the making. What stands in capitals in its comments is Python's, and borrowed. */
+/* A run in progress. The lists of `Answers` and `commits` are Python's. */
 typedef struct {
-    int64_t rev, removed_rev, now;
-    int writes;
-    PyObject *replies, *reveals, *ops, *subjects;  /* LISTS; subjects may be None */
-    PyObject *commits;                          /* a list */
+    int64_t rev, removed_rev, now, takes_writes;
+    PyObject *replies, *reveals, *ops, *subjects; /* lists; subjects may be None */
+    PyObject *commits;                            /* a list */
     Replaced *replaced;
     size_t changes, bytes;
-    int64_t newest; /* the newest revision that any reply tells of */
+    int64_t newest; /* the newest revision that a reply reveals */
 } run;
 
 /* --- From a body to a request: request.c ------------------------------------------------------ */
 
-int read_request(Lane *, const unsigned char *body, size_t size, request *); /* whether it is one */
-uint64_t to_digest(const request *); /* what tells it from another one with its seq */
+/* 0 if the body is not a request for the lane. */
+int read_request(Lane *, const unsigned char *body, size_t size, request *);
+uint64_t to_digest(const request *); /* see zkv/keyspace/change.py */
 const char *op_name(enum op);
 
 static inline int is_once(const request *r) { return r->session.at != NULL; }
 
-/* --- From what came of it to a reply: reply.c ------------------------------------------------- */
+/* --- From the results to a reply: reply.c ----------------------------------------------------- */
 
-/* Bytes in the making; most are few enough for no memory of their own. */
+/* A buffer for packing. Most need few bytes and allocate no memory. */
 typedef struct {
     unsigned char *start, few[1024];
 } draft;
 
-unsigned char *draft_begin(draft *, size_t most);       /* NULL where memory ends */
-PyObject *draft_end(draft *, const unsigned char *end); /* as bytes; likewise */
+unsigned char *draft_begin(draft *, size_t most);       /* NULL if there is no memory */
+PyObject *draft_end(draft *, const unsigned char *end); /* as bytes; NULL likewise */
 
-/* As it is sent, or as it is remembered: without an id, and on no disk yet. NULL as above. */
+/* The reply to send, or the one to remember: that has no id, and is not durable. NULL as above. */
 PyObject *to_reply(const Lane *, const run *, const request *, int remembered);
 
 #endif

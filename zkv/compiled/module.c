@@ -2,13 +2,13 @@
 
 #include "store.h"
 
-static int add_type(PyObject *module, const char *name, PyType_Spec *spec, PyTypeObject **keep)
+/* Add a type, of which this consumes the reference: `keep`, if not NULL, holds it for good. */
+static int add_type(PyObject *module, const char *name, PyObject *type, PyTypeObject **keep)
 {
-    PyObject *type = PyType_FromSpec(spec);
     if (type == NULL || PyModule_AddObjectRef(module, name, type) < 0)
         return 0;
     if (keep != NULL)
-        *keep = (PyTypeObject *)type; /* for good, and with our reference */
+        *keep = (PyTypeObject *)type;
     else
         Py_DECREF(type);
     return 1;
@@ -16,14 +16,16 @@ static int add_type(PyObject *module, const char *name, PyType_Spec *spec, PyTyp
 
 static int execute(PyObject *module)
 {
-    int well = add_type(module, "Table", &table_spec, NULL) &&
-               add_type(module, "Replaced", &replaced_spec, &replaced_type) &&
-               add_type(module, "Lane", &lane_spec, NULL);
-    return well ? 0 : -1;
+    int complete =
+        add_type(module, "Table", PyType_FromSpec(&table_spec), NULL) &&
+        add_type(module, "Replaced", PyType_FromSpec(&replaced_spec), &replaced_type) &&
+        add_type(module, "Lane", PyType_FromSpec(&lane_spec), NULL) &&
+        add_type(module, "Run", (PyObject *)new_run_type(), &run_type);
+    return complete ? 0 : -1;
 }
 
 static PyMethodDef functions[] = {
-    {"measure", measure, METH_VARARGS, "See zkv/protocol/nesting.py."},
+    {"measure", measure, METH_VARARGS, "See zkv/nesting.py."},
     {"pack_frames", pack_frames, METH_VARARGS, "See zkv/durability/segment.py."},
     {"siphash13", py_siphash13, METH_VARARGS, "For tests."},
     {"crc32", py_crc32, METH_VARARGS, "For tests."},

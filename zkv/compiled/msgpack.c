@@ -1,6 +1,6 @@
-/* As much of msgpack as simple requests and their replies need.
+/* The part of msgpack that simple requests and their replies need.
  *
- * Whatever the bytes: reading never looks behind the end, and never nests. */
+ * For any bytes: reading never goes beyond the end, and never recurses. */
 
 #include "store.h"
 
@@ -14,8 +14,8 @@ static uint64_t big_endian(const unsigned char *from, int size)
 
 static size_t left(const reader *r) { return (size_t)(r->end - r->at); }
 
-/* A head: a `fixed` one, whose byte less `first` is the number, or `wide` with 2 bytes of number and
- * the next byte with 4. */
+/* Read a head: one byte from `first` to `last`, which contains the number, or `wide` followed by a
+ * number of 2 bytes, or `wide` + 1 followed by one of 4 bytes. */
 static int read_head(reader *r, int first, int last, int wide, uint32_t *number)
 {
     if (r->at == r->end)
@@ -36,7 +36,7 @@ int read_map(reader *r, uint32_t *count) { return read_head(r, 0x80, 0x8f, 0xde,
 
 int read_array(reader *r, uint32_t *count) { return read_head(r, 0x90, 0x9f, 0xdc, count); }
 
-/* Whether these bytes are UTF-8 as Unicode defines it: shortest form, no surrogates. */
+/* 1 if the bytes are UTF-8 as Unicode defines it: shortest form, no surrogates. */
 static int is_utf8(const unsigned char *at, size_t size)
 {
     const unsigned char *end = at + size;
@@ -112,7 +112,7 @@ int read_int(reader *r, int64_t *number)
     return 1;
 }
 
-/* By the first byte from 0xc0: how many bytes of number follow, and bytes besides, and what the
+/* By first byte, from 0xc0: bytes of the number that follows, bytes in addition, and what the
  * number counts. */
 enum { NOTHING, BYTES, ITEMS, PAIRS };
 static const struct {
@@ -129,7 +129,7 @@ static const struct {
     {2, 0, ITEMS, 0}, {4, 0, ITEMS, 0}, {2, 0, PAIRS, 0}, {4, 0, PAIRS, 0}, /* array, map */
 };
 
-/* Pass over a head and its bytes, and tell how many values are in it; whether it is whole. */
+/* Skip a head and its bytes, and return how many values are inside. 0 if it is incomplete. */
 static inline int skip_head(reader *r, uint64_t *inside)
 {
     *inside = 0;
@@ -165,7 +165,7 @@ static inline int skip_head(reader *r, uint64_t *inside)
 
 int skip_value(reader *r)
 {
-    uint64_t inside, wanted = 1; /* values; each takes a byte at least, so this cannot run over */
+    uint64_t inside, wanted = 1; /* values; each takes at least a byte: no overflow */
     while (wanted--) {
         if (!skip_head(r, &inside))
             return 0;
@@ -194,11 +194,11 @@ int measure_value(reader *r, int *levels)
             wanted = 0;
             *levels = level > *levels ? level : *levels;
         }
-        wanted += inside; /* Of what is deeper than that, all counts as one level. */
+        wanted += inside; /* Below the last counted level, all values count as one level. */
     }
 }
 
-/* measure(packed, at) -> (end, levels): see zkv/protocol/nesting.py. */
+/* measure(packed, at) -> (end, levels): see zkv/nesting.py. */
 PyObject *measure(PyObject *module, PyObject *arguments)
 {
     Py_buffer packed;
@@ -208,7 +208,7 @@ PyObject *measure(PyObject *module, PyObject *arguments)
     const unsigned char *begin = packed.buf;
     if (at < 0 || at > packed.len) {
         PyBuffer_Release(&packed);
-        return PyErr_Format(PyExc_ValueError, "a place within the bytes");
+        return PyErr_Format(PyExc_ValueError, "the place is outside of the bytes");
     }
     reader r = {begin + at, begin + packed.len};
     int levels;
@@ -217,7 +217,7 @@ PyObject *measure(PyObject *module, PyObject *arguments)
     return Py_BuildValue("(ni)", end, levels);
 }
 
-/* --- Writing: there has to be room ------------------------------------------------------------ */
+/* --- Writing. The buffer must have the capacity ----------------------------------------------- */
 
 unsigned char *write_fixed(unsigned char *to, uint64_t number, int size)
 {

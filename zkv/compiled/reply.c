@@ -1,5 +1,4 @@
-/* From what came of a request to the body of its reply: the fields of zkv/protocol/replies.py, in
- * their order. */
+/* Packs replies. Their fields have the order of the classes in zkv/protocol/replies.py. */
 
 #include "lane.h"
 
@@ -7,7 +6,7 @@
 
 #define WRITE(to, literal) write_bytes(to, literal, sizeof(literal) - 1)
 
-enum { MOST_ANSWER = 64 }; /* bytes of a reply about one key, without id and value */
+enum { MOST_ANSWER = 64 }; /* bytes of the reply to one step, without id and value */
 
 unsigned char *draft_begin(draft *self, size_t most)
 {
@@ -22,9 +21,9 @@ PyObject *draft_end(draft *self, const unsigned char *end)
     return bytes;
 }
 
-/* --- Fields: there has to be room; each gives the end ----------------------------------------- */
+/* --- Fields. The buffer must have the capacity; each function returns the end ----------------- */
 
-/* {"ok": true, and the id, and as many more fields. */
+/* {"ok": true and the id, in a map with as many more fields. */
 static unsigned char *write_head(unsigned char *to, const span *id, int more)
 {
     *to++ = (unsigned char)(0x81 + more + (id->at != NULL));
@@ -64,7 +63,7 @@ static unsigned char *write_got(unsigned char *to, const run *r, const record *t
     return there->expires ? write_ttl(to, there->expires - r->now) : to;
 }
 
-/* And as many more fields. */
+/* The reply to a write, in a map with as many more fields. */
 static unsigned char *write_written(unsigned char *to, int64_t rev, int more, const span *id,
                                     int durable)
 {
@@ -72,7 +71,7 @@ static unsigned char *write_written(unsigned char *to, int64_t rev, int more, co
     return durable ? WRITE(to, PACKED_DURABLE "\xc3") : WRITE(to, PACKED_DURABLE "\xc2");
 }
 
-/* The reply to one step; for all that an MPUT puts, to any of them. */
+/* The reply to one step. That to any step of an MPUT is the reply to all of it. */
 static unsigned char *write_answer(unsigned char *to, const run *r, const step *of, const span *id,
                                    int durable)
 {
@@ -120,7 +119,7 @@ static size_t answer_size(const step *of)
 static PyObject *txn_reply(const run *r, const request *from, const span *id, int durable)
 {
     static const span no_id;
-    int64_t rev = r->rev; /* where it changes nothing */
+    int64_t rev = r->rev; /* if it changes nothing */
     size_t most = MOST_ANSWER + MOST_HEAD + id->size;
     for (size_t i = 0; i < from->steps.count; i++) {
         const step *each = &from->steps.at[i];

@@ -1,7 +1,7 @@
-/* From the body of a request to what it asks for, or that it is none for the lane.
+/* Reads the body of a request, or finds that it is not one for the lane.
  *
- * Strategy: a body is read once, and checked on the way. A field that is unknown here, or there
- * twice, or has an odd type or size, ends that. */
+ * Strategy: a body is read once, and checked on the way. A field that is unknown here, occurs
+ * twice, or has an unusual type or size ends the reading. */
 
 #include "lane.h"
 
@@ -21,7 +21,7 @@ enum {
 
 #define NAME(text) text, sizeof text - 1
 
-/* Each op, which fields it must have, and which it may have besides. */
+/* The ops, and which fields each must have, and which it may have in addition. */
 static const struct {
     const char *name;
     size_t size;
@@ -39,7 +39,7 @@ static int is(const span *text, const char *what, size_t size)
     return text->size == size && memcmp(text->at, what, size) == 0;
 }
 
-/* One by one, for comparing with what is known here takes no call. */
+/* A chain of comparisons, since memcmp with a constant size compiles to no call. */
 static unsigned to_field(const span *name)
 {
 #define IF_FIELD(field, known) \
@@ -57,7 +57,7 @@ static enum op to_op(const span *name)
     return NONE;
 }
 
-/* --- Fields. Whether there is a good one; so for all below ------------------------------------ */
+/* --- Fields. 0 if the field is not one for the lane; likewise for all below ------------------- */
 
 static int read_op(reader *r, enum op *op)
 {
@@ -76,12 +76,12 @@ static int read_key(const Lane *self, reader *r, step *to)
     return 1;
 }
 
-/* Whether a value has no more levels than it may. */
+/* 1 if a value does not nest too deeply. */
 static int is_shallow(const Lane *self, const span *value)
 {
     int levels;
     reader r = {value->at, value->at + value->size};
-    if (value->size <= (size_t)self->max_levels || !nests(*value->at)) /* Each takes a byte. */
+    if (value->size <= (size_t)self->max_levels || !nests(*value->at)) /* A level takes a byte. */
         return 1;
     return measure_value(&r, &levels) && levels <= self->max_levels;
 }
@@ -129,7 +129,7 @@ static int read_field_of_step(const Lane *self, reader *r, enum field field, ste
 
 /* --- Requests, and the ops of a TXN ----------------------------------------------------------- */
 
-/* Whether an op has what it must have, and nothing else than what it may have. */
+/* 1 if an op has all fields that it must have, and no others than it may have. */
 static int fits(enum op op, unsigned seen)
 {
     unsigned once = seen & ONCE;
@@ -139,7 +139,7 @@ static int fits(enum op op, unsigned seen)
 
 static int read_field_of_request(Lane *, reader *, enum field, request *);
 
-/* The fields of a request; those of an op in a TXN where `whole` is NULL. */
+/* Read the fields of a request, or, if `whole` is NULL, those of an op in a TXN. */
 static int read_fields(Lane *self, reader *r, step *to, request *whole)
 {
     uint32_t count;
@@ -170,7 +170,7 @@ static int read_condition(const Lane *self, reader *r, step *to)
 static int read_step(Lane *self, reader *r, enum field list, step *to)
 {
     to->op = list == FIELD_KEYS ? GET : list == FIELD_ITEMS ? PUT : NONE;
-    to->number = 1; /* An INCR adds that. */
+    to->number = 1; /* The default of `by`. */
     switch (list) {
     case FIELD_KEYS:
         return read_key(self, r, to);
@@ -198,7 +198,8 @@ static int read_list(Lane *self, reader *r, enum field list, step_list *room, st
 {
     uint32_t count;
     if (!(list == FIELD_ITEMS ? read_map(r, &count) : read_array(r, &count)) ||
-        (count == 0 && list != FIELD_IF) || count > (size_t)self->max_batch || !reserve(room, count))
+        (count == 0 && list != FIELD_IF) || count > (size_t)self->max_batch ||
+        !reserve(room, count))
         return 0;
     *to = (step_list){room->at, count};
     for (uint32_t i = 0; i < count; i++)
@@ -226,7 +227,7 @@ int read_request(Lane *self, const unsigned char *body, size_t size, request *to
     return 1;
 }
 
-/* --- What tells two requests of one session apart: `digest` in zkv/protocol/codec.py ---------- */
+/* --- The digest of a request: see zkv/keyspace/change.py -------------------------------------- */
 
 static void hash_text(hasher *h, const span *text)
 {
@@ -249,7 +250,7 @@ static void hash_array_head(hasher *h, size_t count)
     hash_add(h, head, (size_t)(write_array_head(head, count) - head));
 }
 
-/* A step as msgspec packs it: without what is as by default. */
+/* Hash a step as msgspec packs it: without fields that have their default value. */
 static void hash_step(hasher *h, const step *of)
 {
     switch (of->op) {
@@ -308,7 +309,7 @@ static uint64_t packed_digest(const request *from)
     return hash_end(&h);
 }
 
-/* The order of an MPUT's items is no part of it. */
+/* The digest of a PUT or an MPUT. It does not depend on the order of the items. */
 static uint64_t puts_digest(const request *from)
 {
     uint64_t total = 0;

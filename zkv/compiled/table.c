@@ -1,10 +1,11 @@
-/* The table of entries: from key to record, and what it looks like from Python.
+/* The table of entries: from key to record, and its interface in Python.
  *
- * Strategy: an entry is one piece of memory, found through one bucket. Python's objects for key,
- * value and revision would be four, and are made only where Python code asks for an entry.
+ * Strategy: an entry is one piece of memory, found through one bucket. In Python, key, value,
+ * revision and entry would be four objects; they are made only if Python code asks for an entry.
  *
- * Invariants: Python's lock is held throughout, and the keyspace's by whoever calls. A table holds a
- * reference to each of its records; what a write replaces is handed to the writer. */
+ * Invariants: Python's lock is held throughout, and the keyspace's by the caller. A table holds
+ * a reference to each of its records; a write passes the replaced record's reference to its
+ * caller. */
 
 #include "store.h"
 
@@ -13,7 +14,7 @@
 
 enum { FIRST_BUCKETS = 64, MOVED_AT_ONCE = 16, CACHE_LINE = 64 };
 
-/* --- Hashing ----------------------------------------------------------------------------------- */
+/* --- Hashing ---------------------------------------------------------------------------------- */
 
 uint32_t table_hash(const Table *self, const unsigned char *key, size_t size)
 {
@@ -21,7 +22,7 @@ uint32_t table_hash(const Table *self, const unsigned char *key, size_t size)
     return (uint32_t)(hash ^ hash >> 32);
 }
 
-/* --- Records ----------------------------------------------------------------------------------- */
+/* --- Records ---------------------------------------------------------------------------------- */
 
 record *record_new(uint32_t hash, const unsigned char *key, size_t key_size,
                    const unsigned char *value, size_t value_size, int64_t rev)
@@ -51,7 +52,7 @@ PyObject *record_entry(const Table *self, const record *r)
     PyObject *rev = PyLong_FromLongLong((long long)r->rev);
     PyObject *expires = r->expires ? PyLong_FromLongLong((long long)r->expires) : NULL;
     PyObject *entry = NULL;
-    if (value != NULL && rev != NULL && (expires != NULL || !r->expires)) /* NULL ends it. */
+    if (value != NULL && rev != NULL && (expires != NULL || !r->expires)) /* NULL ends the list. */
         entry = PyObject_CallFunctionObjArgs(self->entry_type, value, rev, expires, NULL);
     Py_XDECREF(value);
     Py_XDECREF(rev);
@@ -59,7 +60,7 @@ PyObject *record_entry(const Table *self, const record *r)
     return entry;
 }
 
-/* --- The table --------------------------------------------------------------------------------- */
+/* --- The table -------------------------------------------------------------------------------- */
 
 record **table_bucket(const Table *self, uint32_t hash)
 {
@@ -69,7 +70,7 @@ record **table_bucket(const Table *self, uint32_t hash)
     return &self->now.buckets[hash & self->now.mask];
 }
 
-/* Where the chain refers to a key's record; where it ends, if there is none. */
+/* Find the link in the chain that refers to a key's record, or the end of the chain. */
 static record **find_link(const Table *self, uint32_t hash, const unsigned char *key, size_t size)
 {
     record **link = table_bucket(self, hash);
@@ -95,7 +96,7 @@ void table_fetch(const Table *self, uint32_t hash)
     }
 }
 
-/* Begin to grow. Where memory ends it is tried again later: longer chains do no harm. */
+/* Begin to grow. Without memory it tries again later: until then, chains are only longer. */
 static void grow(Table *self)
 {
     size_t count = 2 * (self->now.mask + 1);
@@ -147,7 +148,7 @@ record *table_remove(Table *self, uint32_t hash, const unsigned char *key, size_
     return r;
 }
 
-/* --- From Python: a mapping from str to Entry ---------------------------------------------------- */
+/* --- Its interface in Python: a mapping from str to StoredEntry ------------------------------- */
 
 typedef struct {
     uint32_t hash;
@@ -155,7 +156,7 @@ typedef struct {
     size_t size;
 } name;
 
-/* A str as a key; whether it is one. As long as the str lives. */
+/* Read a str as a key; valid while the str lives. 0, with an exception, if it is not one. */
 static int to_name(const Table *self, PyObject *key, name *to)
 {
     Py_ssize_t size;
@@ -188,8 +189,8 @@ static PyObject *table_get(Table *self, PyObject *arguments)
     return r == NULL ? Py_NewRef(otherwise) : record_entry(self, r);
 }
 
-/* Fetch what lies behind each name ahead of its use: in a large table, waiting for memory is most of
- * what a page costs. */
+/* Prefetch the records of all names: with a large table, most of the time of a page is spent
+ * waiting for memory. */
 static void fetch_ahead(const Table *self, const name *names, Py_ssize_t count)
 {
     for (Py_ssize_t i = 0; i < count; i++)
@@ -209,7 +210,7 @@ static PyObject *to_pair(const Table *self, PyObject *key, const name *n)
     return pair;
 }
 
-/* A list of each key with its entry, for a list of keys. */
+/* pairs(keys): a list of tuples of key and entry, for a list of keys. */
 static PyObject *table_pairs(Table *self, PyObject *keys)
 {
     Py_ssize_t count = PyList_Size(keys);
@@ -232,7 +233,7 @@ static PyObject *table_pairs(Table *self, PyObject *keys)
     return pairs;
 }
 
-/* An attribute of an Entry that is an int, or None: 0. Whether that went well. */
+/* Read an attribute of an entry that is an int, or None, which counts as 0. 0 with an exception. */
 static int to_number(PyObject *entry, const char *attribute, int64_t *number)
 {
     PyObject *value = PyObject_GetAttrString(entry, attribute);
@@ -241,10 +242,10 @@ static int to_number(PyObject *entry, const char *attribute, int64_t *number)
     return !PyErr_Occurred();
 }
 
-/* A new record for an Entry; NULL, with an exception, where it is none.
+/* Make a record of an entry. NULL, with an exception, if it is not one.
  *
- * Whoever puts one is applying or undoing a commit. Where memory ends that cannot be left half done,
- * and a restart is right again: log and table would differ for good. */
+ * The caller is applying or undoing a commit, which cannot stop half-way if memory runs out: log
+ * and table would differ for good. A restart recovers from the log. */
 static record *to_record(const name *key, PyObject *entry)
 {
     PyObject *value = PyObject_GetAttrString(entry, "value");
@@ -307,7 +308,7 @@ static int append_keys(PyObject *keys, const array *from)
     return 1;
 }
 
-/* An iterator over the keys as they are now. */
+/* Return an iterator over the present keys. */
 static PyObject *table_iter(Table *self)
 {
     PyObject *keys = PyList_New(0), *iterator = NULL;
@@ -329,7 +330,7 @@ static PyObject *table_new(PyTypeObject *type, PyObject *arguments, PyObject *ke
     self->now = (array){calloc(FIRST_BUCKETS, sizeof(record *)), FIRST_BUCKETS - 1};
     if (self->now.buckets == NULL || PyBytes_Size(seed) != sizeof self->seed) {
         Py_DECREF(self);
-        return PyErr_Format(PyExc_ValueError, "a seed of 16 bytes, and some memory");
+        return PyErr_Format(PyExc_ValueError, "needs a seed of 16 bytes, and memory");
     }
     memcpy(self->seed, PyBytes_AsString(seed), sizeof self->seed);
     return (PyObject *)self;
@@ -381,7 +382,7 @@ PyType_Spec table_spec = {
     .slots = table_slots,
 };
 
-/* --- What has been replaced ---------------------------------------------------------------------- */
+/* --- Replaced records ------------------------------------------------------------------------- */
 
 PyTypeObject *replaced_type;
 
@@ -408,8 +409,8 @@ int replaced_reserve(Replaced *self, size_t more)
     return 1;
 }
 
-/* What each key had before the first of its changes: a dict, None where there was nothing. It is
- * what takes a run back; as for a commit, a restart is right again where memory ends. */
+/* entries(): a dict of the entry that each key had before its first change in the run, or None.
+ * It is used to undo the run, which, like a commit, cannot stop half-way: a restart recovers. */
 static PyObject *replaced_entries(Replaced *self, PyObject *unused)
 {
     PyObject *entries = PyDict_New();

@@ -1,1 +1,1 @@
-"""What makes data outlive the process; `zkv.durability.files` is its door to the file system."""
+"""Log, snapshots, recovery and offline tools. All writes go through `zkv.durability.files`."""

@@ -1,18 +1,18 @@
 """Makes a data directory from another: `zkv backup` copies it, `zkv restore` raises its revision.
 
-A copy may be made beside a running server. It holds the newest snapshot and the segments behind
-it, the last as far as it is whole. So it gives the state at one revision, which no write that was
-acknowledged before the copy began is missing from.
+`create` may run while a server uses the source. It copies the newest snapshot and the segments
+after it, the last one up to its last good frame. So the copy has the state at one revision, with
+every write that was acknowledged before the copy began.
 
-The file on which all else depends (the snapshot; the first segment where there is none) is put in
-last. Until then an empty file has its name, which is damage to whoever looks: a copy that was
-interrupted is refused, and never taken for an older or an empty store.
+The file on which all others depend (the snapshot, or the first segment if there is no snapshot)
+gets its contents last. Until then an empty file has its name, which counts as damage. So an
+interrupted copy is refused, and never mistaken for an older or an empty store.
 
-What is restored is one snapshot, with the entries and the remembered answers as they were, and a
-revision that is higher by `RESTORED_ABOVE`. Between the backup and its restoring other revisions
-may have been taken, and told to clients: these are lost, and must not come again with other
-contents. No store takes so many in between. Whoever has followed the changes finds that those since
-are not kept, and reads the store anew.
+`restore` makes one snapshot, with the entries and the remembered replies of the backup, and a
+revision that is higher by `RESTORED_ABOVE`. The original store may have taken further revisions
+after the backup, and clients may have seen them. These are lost, and must not be used again for
+other contents; no store takes as many as `RESTORED_ABOVE` in between. Followers find that the
+changes since their last revision are not kept, and read the store again.
 """
 
 from __future__ import annotations
@@ -39,45 +39,45 @@ if TYPE_CHECKING:
     from zkv.keyspace.table import Table
 
 RESTORED_ABOVE: Final = 2**32
-"""How far the revision of a restored store is above all that may have been taken before."""
+"""The number by which restoring raises the revision."""
 MOST_REV: Final = 2**62
-"""The highest revision that a store is restored at: as many are left to be taken."""
+"""The highest revision of a restored store. As many again are left for new writes."""
 
 _CHUNK_ENTRIES: Final = 500
 _COPY_BYTES: Final = 1 << 20
 
 
 def create(files: Files, source: Path, target: Path) -> Survey:
-    """Copy the state in ``source``; returns what was found in the copy, once it is on disk.
+    """Copy the state in ``source``; returns a survey of the copy, which is on disk then.
 
     Args:
-        files: the door to the file system.
-        source: a data directory. A server may go on with it.
-        target: where to; absent or empty. Where the copy fails, it is left as it was.
+        files: the file operations.
+        source: a data directory. A server may be using it.
+        target: the new directory; absent or empty. If the copy fails, it is left as it was.
 
     Raises:
         DamageError: the source is damaged.
         DataDirError: something cannot be read or written, or ``target`` is not empty.
-        LockedError: somebody else has just begun to use ``target``.
+        LockedError: another process has just begun to use ``target``.
     """
     with FrozenView(files, source) as view, _Copy(files, view, target) as made:
         return made.write()
 
 
 def restore(files: Files, source: Path, target: Path, above: int = 0) -> Survey:
-    """Make a store from a backup, with a revision that nobody can have seen; returns what is there.
+    """Make a store from a backup, at a revision that no client can have seen; returns a survey.
 
     Args:
-        files: the door to the file system.
+        files: the file operations.
         source: the backup.
-        target: where to; absent or empty. Where this fails, it is left as it was.
-        above: a revision that may have been seen, too.
+        target: the new directory; absent or empty. If restoring fails, it is left as it was.
+        above: the newest revision that clients may have seen, if it is above the backup's.
 
     Raises:
         DamageError: anything in the backup is damaged.
-        DataDirError: something cannot be read or written, ``target`` is not empty, or no higher
-            revision is left.
-        LockedError: somebody else has just begun to use ``target``.
+        DataDirError: something cannot be read or written, ``target`` is not empty, or the new
+            revision would be above `MOST_REV`.
+        LockedError: another process has just begun to use ``target``.
     """
     with FrozenView(files, source) as view:
         _refuse(survey(view).faults)
@@ -91,14 +91,14 @@ def _refuse(faults: list[Finding]) -> None:
 
 
 def _why(view: FrozenView, found: Survey) -> DataDirError:
-    """The error of a copy that is not whole: as a rule, the source is not either."""
+    """The error for a faulty copy. Usually the source has the same fault: then that is reported."""
     path, text = found.faults[0].path, found.faults[0].text
     _refuse([fault for fault in survey(view).faults if fault.path.name == path.name])
-    return DataDirError(f"{path}: not as it has been written: {text}")
+    return DataDirError(f"{path}: differs from what was written to it: {text}")
 
 
 class _Copy:
-    """A copy in the making; what was made is removed at the end, unless all went well."""
+    """Makes a copy. A context manager: on exit it removes the files, unless `write` succeeded."""
 
     def __init__(self, files: Files, view: FrozenView, target: Path) -> None:
         self._files = files
@@ -117,7 +117,7 @@ class _Copy:
             self._lock.close()
 
     def write(self) -> Survey:
-        """Make everything; returns what is there then. Raises DataDirError, LockedError."""
+        """Make the copy; returns a survey of it. Raises DataDirError, LockedError."""
         try:
             self._take_target()
             self._fill()
@@ -127,7 +127,7 @@ class _Copy:
             found = survey(written)
         if found.faults:
             raise _why(self._view, found)
-        self._made.clear()  # It stays.
+        self._made.clear()  # So that nothing is removed on exit.
         self._directories.clear()
         return found
 
@@ -144,10 +144,10 @@ class _Copy:
 
     def _require_empty(self, but_for: list[str]) -> None:
         if self._files.names(self._layout.directory) != but_for:
-            raise DataDirError(f"{self._layout.directory}: not empty; nothing has been copied")
+            raise DataDirError(f"{self._layout.directory}: not empty; nothing was copied")
 
-    def _stand_in(self, key: Path) -> None:
-        """Have an empty file at ``key``, on which all else depends, until all else is there."""
+    def _begin_with(self, key: Path) -> None:
+        """Create the file ``key``, on which all others depend, empty until all others exist."""
         self._made.append(key)
         self._files.create(key).close()
         self._files.sync_directory(key.parent)
@@ -157,7 +157,7 @@ class _Copy:
         if not sources:
             return
         key = self._target(sources[0])
-        self._stand_in(key)
+        self._begin_with(key)
         for source in sources[1:]:
             self._copy_to(source, self._target(source))
         for inner in (self._layout.wal, self._layout.snapshots):
@@ -177,7 +177,7 @@ class _Copy:
         copy_file(self._view, source, self._files, target, end)
 
     def _remove(self) -> None:
-        """Remove what was made, that which makes it count as damaged last."""
+        """Remove what was made. The empty file that makes it count as damaged goes last."""
         for path in reversed(self._made):
             with contextlib.suppress(OSError):
                 self._files.remove(path)
@@ -187,7 +187,7 @@ class _Copy:
 
 
 class _Restored(_Copy):
-    """A restored store in the making."""
+    """Makes a restored store."""
 
     def __init__(self, files: Files, view: FrozenView, target: Path, above: int) -> None:
         super().__init__(files, view, target)
@@ -200,10 +200,10 @@ class _Restored(_Copy):
         rev = max(state.rev, self._above) + RESTORED_ABOVE
         if rev > MOST_REV:
             raise DataDirError(
-                f"{there.directory}: cannot be restored: its revision would be {rev}, and "
-                f"{MOST_REV} is the highest that a store is restored at"
+                f"{there.directory}: cannot be restored: its revision would be {rev}; "
+                f"the highest possible one is {MOST_REV}"
             )
-        self._stand_in(layout.snapshot(rev))
+        self._begin_with(layout.snapshot(rev))
         self._made.append(layout.segment(rev + 1))
         begin_log(files, layout, rev + 1)
         write_state(files, layout, rev, state.time, state.entries, sessions)
@@ -223,7 +223,7 @@ def write_state(
 
 
 def begin_log(files: Files, layout: Layout, first_rev: int) -> None:
-    """Have an empty segment, so that the newest is never missing. Raises OSError."""
+    """Write an empty segment, since a directory without a newest one is damaged. Raises OSError."""
     path = layout.segment(first_rev)
     beside = path.with_name(path.name + snapshot.UNFINISHED)
     with files.create(beside) as file:
@@ -234,19 +234,21 @@ def begin_log(files: Files, layout: Layout, first_rev: int) -> None:
 
 
 def _needed(view: FrozenView) -> list[Path]:
-    """The files that give the newest state; on the first all others depend."""
+    """The files that give the newest state. All others depend on the first."""
     newest = view.snapshots[-1:]
     rev = newest[0] if newest else 0
     firsts = view.segments
     return [view.layout.snapshot(rev) for rev in newest] + [
         view.layout.segment(first)
         for first, successor in itertools.zip_longest(firsts, firsts[1:])
-        if successor is None or successor > rev  # The answers at the very revision count, too.
+        # The segment that ends at `rev` is needed, too: it may have replies to later requests that
+        # changed nothing, and so have revision `rev`.
+        if successor is None or successor > rev
     ]
 
 
 def _whole_end(view: FrozenView, path: Path) -> int | None:
-    """Where the newest segment's torn tail begins; None where it has none, or is damaged."""
+    """The end of the newest segment's good frames; None if it is damaged: then copy all of it."""
     scan = SegmentScan(view, path)
     for _ in scan.commits():
         pass
@@ -254,17 +256,17 @@ def _whole_end(view: FrozenView, path: Path) -> int | None:
 
 
 def copy_file(source: Files, path: Path, files: Files, target: Path, end: int | None) -> None:
-    """Copy a file, or its first ``end`` bytes; its bytes are on disk then, its name may not be.
+    """Copy a file, or its first ``end`` bytes. Syncs the file, but not its directory.
 
     Args:
-        source: the door through which to read.
-        path: what to copy.
-        files: the door through which to write.
-        target: what the copy is called.
-        end: how much to copy; None = all there is now.
+        source: the file operations for reading.
+        path: the file to copy.
+        files: the file operations for writing.
+        target: the path of the copy.
+        end: the number of bytes to copy; None = all that the file has now.
 
     Raises:
-        OSError: it cannot be read or written.
+        OSError: a file cannot be read or written.
     """
     progress = recovery.RecoveryProgress(f"copying {path}")
     with source.open_read(path) as reader, files.create(target) as writer:
@@ -278,7 +280,7 @@ def copy_file(source: Files, path: Path, files: Files, target: Path, end: int | 
 
 
 def make_directories(files: Files, path: Path) -> list[Path]:
-    """Make ``path`` and what it stands in, each on disk; returns those that were not there.
+    """Create ``path`` and its parents, and sync their names; returns those that were created.
 
     Raises OSError.
     """

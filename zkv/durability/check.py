@@ -1,8 +1,9 @@
-"""Looks at every file of a data directory, and says all that it finds; changes nothing.
+"""Reads every file of a data directory, and reports all that it finds; changes nothing.
 
-`recovery` stops at the first thing that keeps the server from starting, and passes over what it
-does not need. A survey reads everything, also what is only a way back, and goes on behind a fault.
-It takes the same evidence: `SegmentScan` tells a torn tail from damage.
+`recovery` stops at the first fault that keeps the server from starting, and skips files that it
+does not need. A survey reads everything, including the older snapshot and its segments, and
+continues after a fault. Both use the same rule to distinguish damage from a torn tail
+(`SegmentScan`).
 
 Memory: one frame at a time, and the keys that have changed since the newest snapshot.
 """
@@ -27,16 +28,16 @@ if TYPE_CHECKING:
 
 
 class Level(enum.Enum):
-    """What a finding means to an operator."""
+    """The severity of a finding."""
 
     OK = "ok"
     NOTE = "note"
-    """Nothing is wrong, but it is good to know."""
+    """Not a fault, but worth knowing."""
     FAULT = "fault"
 
 
 class Finding(NamedTuple):
-    """One thing to be said of one file."""
+    """A remark about one file."""
 
     level: Level
     path: Path
@@ -44,7 +45,7 @@ class Finding(NamedTuple):
 
 
 class SnapshotState(NamedTuple):
-    """What a snapshot file is worth."""
+    """The result of reading a snapshot."""
 
     path: Path
     rev: int
@@ -53,44 +54,44 @@ class SnapshotState(NamedTuple):
 
 
 class SegmentState(NamedTuple):
-    """What a segment is worth."""
+    """The result of reading a segment."""
 
     path: Path
     first_rev: int
     successor: int | None
-    """The first revision of the next segment, which counts from there on."""
+    """The first revision of the next segment, which takes precedence from there on."""
     size: int
     runs: tuple[Run, ...]
-    """The commits that can be read: those up to a fault, then those behind it. (What a torn tail
-    may hold was never acknowledged, and is none of them.)"""
+    """The readable commits: those up to a fault, then those after it. Commits in a torn tail were
+    never acknowledged, and are not included."""
     last_rev: int
-    """The last revision up to which it is whole."""
+    """The last revision up to which the segment is intact."""
     fault: str | None
     torn: bool
     unread: int
-    """How many commits there may have been, at most, behind the last that can be read."""
+    """The largest number of commits that may have been after the last readable one."""
 
     @property
     def last_read(self) -> int:
-        """The revision of the last commit that can be read."""
+        """The revision of the last readable commit."""
         return max(run.last_rev for run in self.runs)
 
 
 class Survey(NamedTuple):
-    """All that was found in a data directory."""
+    """The result of checking a data directory."""
 
     snapshots: list[SnapshotState]
     segments: list[SegmentState]
     rev: int
-    """The newest revision that anything in the directory tells of."""
+    """The newest revision that any file in the directory mentions."""
     entries: int | None
-    """How many entries there are at `rev`; None where that cannot be told."""
+    """The number of entries at `rev`; None if it is unknown."""
     serves: bool
-    """Whether a server starts with what is there."""
+    """True if a server starts with these files."""
     faults: list[Finding]
 
     def reach(self, base: int) -> int | None:
-        """The revision that recovery gets to from ``base``; None where the log is not whole."""
+        """The revision that recovery reaches from ``base``; None if the log has a gap or fault."""
         reached = base
         for each in self.segments:
             if each.successor is None or each.successor > base + 1:
@@ -101,7 +102,7 @@ class Survey(NamedTuple):
 
 
 def survey(view: FrozenView, report: Callable[[Finding], None] = lambda finding: None) -> Survey:
-    """Look at everything in ``view``; each finding is reported as soon as it is made."""
+    """Check every file in ``view``; calls ``report`` with each finding as soon as it is made."""
     return _Surveyor(view, report).run()
 
 
@@ -112,9 +113,9 @@ class _Surveyor:
         self._report = report
         self._newest = view.snapshots[-1] if view.snapshots else 0
         self._failed_log = self._newest > 0 and not self._logged(self._newest)
-        """Whether the log had failed when the newest snapshot was written."""
+        """True if the log had failed when the newest snapshot was written."""
         self._changed: dict[str, bool] = {}
-        """Keys changed behind the newest snapshot, and whether they are there now."""
+        """Keys changed after the newest snapshot; True if they exist now."""
         self._entries = 0
         self._faults: list[Finding] = []
 
@@ -176,7 +177,7 @@ class _Surveyor:
                 self._changed[change.key] = change.op not in REMOVALS
 
     def _judge(self, scan: SegmentScan, successor: int | None) -> tuple[str | None, bool]:
-        """What is wrong with a segment, as recovery would see it; and whether its tail is torn."""
+        """The fault of a segment, as recovery would see it; and True if its tail is torn."""
         fault = scan.fault and f"damaged at offset {scan.end}: {scan.fault}"
         if successor is not None:
             if scan.next_rev >= successor:
@@ -188,14 +189,14 @@ class _Surveyor:
         return (fault, False) if damaged else (None, True)
 
     def _logged(self, rev: int) -> bool:
-        """Whether the log was on disk when the snapshot at ``rev`` was written."""
+        """True if the log was on disk when the snapshot at ``rev`` was written."""
         try:
             return snapshot.read_header(self._view, self._layout.snapshot(rev)).logged
         except (DamageError, OSError):
-            return True  # What is wrong with it is found when all of it is read.
+            return True  # Its fault is found when all of it is read.
 
     def _is_left_behind(self, first_rev: int) -> bool:
-        """Whether the newest segment, which begins so, had failed, and the snapshot has it all."""
+        """True if the newest segment failed, and the newest snapshot has all its valid commits."""
         return self._failed_log and first_rev <= self._newest
 
     def _say_segment(self, state: SegmentState, scan: SegmentScan) -> None:
@@ -203,16 +204,17 @@ class _Surveyor:
         if state.fault is not None:
             self._say(Level.FAULT, state.path, _explain(state, scan))
         elif state.torn and self._view.holder is not None:
-            self._say(Level.OK, state.path, f"{text}; more is just being written")
+            self._say(Level.OK, state.path, f"{text}; more is being written")
         elif state.torn:
             self._say(
                 Level.NOTE, state.path,
                 f"{text}; torn tail: the {state.size - scan.end} bytes from offset {scan.end} on "
-                f"did not reach the disk before a crash ({scan.fault}); the next start cuts them",
+                f"did not reach the disk before a crash ({scan.fault}); "
+                f"the next start cuts them off",
             )  # fmt: skip
         elif state.successor is not None and scan.next_rev > state.successor:
             rest = revisions(state.successor, scan.next_rev - 1)
-            self._say(Level.NOTE, state.path, f"{text}; and {rest}, taken back since")
+            self._say(Level.NOTE, state.path, f"{text}; and {rest}, rolled back since")
         else:
             self._say(Level.OK, state.path, text)
 
@@ -245,11 +247,11 @@ class _Surveyor:
     # How they fit together. -----------------------------------------------------------------
 
     def _join(self, snapshots: list[SnapshotState], segments: list[SegmentState]) -> None:
-        """Find what is missing between one file and another."""
+        """Find revisions that are missing between files."""
         wal = self._layout.wal
         if not segments:
             if snapshots:
-                self._say(Level.FAULT, wal, "there is no segment; what was in it is not known")
+                self._say(Level.FAULT, wal, "there is no segment; its contents are unknown")
             return
         first, last = segments[0].first_rev, segments[-1].last_rev
         if not snapshots and first > 1:
@@ -258,27 +260,27 @@ class _Surveyor:
         for each in snapshots:
             if each.rev + 1 < first and each.fault is None:
                 missing = revisions(each.rev + 1, first - 1)
-                self._say(Level.FAULT, each.path, f"missing behind it: {missing}")
+                self._say(Level.FAULT, each.path, f"missing after it: {missing}")
         left_behind = self._is_left_behind(segments[-1].first_rev)
         if last < self._newest and segments[-1].fault is None and not left_behind:
             missing = revisions(last + 1, self._newest)
-            self._say(Level.FAULT, segments[-1].path, f"missing behind it: {missing}")
+            self._say(Level.FAULT, segments[-1].path, f"missing after it: {missing}")
 
     def _leftovers(self) -> None:
         layout, running = self._layout, self._view.holder is not None
         for name in self._view.names(layout.directory):
             if name.startswith("damaged-"):
-                self._say(Level.NOTE, layout.directory / name, "a repair has moved this aside")
+                self._say(Level.NOTE, layout.directory / name, "moved aside by a repair")
         for directory in (layout.snapshots, layout.wal):
             for name in self._view.names(directory):
                 path = directory / name
                 if name.endswith(snapshot.UNFINISHED):
-                    text = "is just being written" if running else "unfinished; not looked at"
+                    text = "being written" if running else "unfinished; ignored"
                     self._say(Level.OK if running else Level.NOTE, path, text)
                 elif ".torn-" in name:
-                    self._say(Level.NOTE, path, "what was cut off a segment as its torn tail")
+                    self._say(Level.NOTE, path, "a torn tail that was cut off a segment")
                 elif not self._is_data(directory, name):
-                    self._say(Level.NOTE, path, "not a file of zkv's")
+                    self._say(Level.NOTE, path, "not a file of zkv")
 
     def _is_data(self, directory: Path, name: str) -> bool:
         path = directory / name
@@ -305,19 +307,19 @@ def _explain(state: SegmentState, scan: SegmentScan) -> str:
         for run in state.runs[1:]
         if run.first_rev <= run.last_rev
     ]
-    but = f"; behind that, {', '.join(behind)} can be read" if behind else ""
+    but = f"; {', '.join(behind)} after that can be read" if behind else ""
     return f"{state.fault}; {hit} affected{but}"
 
 
 def revisions(first: int, last: int) -> str:
-    """Such as "revision 7", "revisions 7 to 9" or "no revisions", for a message."""
+    """Text such as "revision 7", "revisions 7 to 9" or "no revisions"."""
     if last < first:
         return "no revisions"
     return f"revision {first}" if first == last else f"revisions {first} to {last}"
 
 
 def count(number: int, one: str, many: str) -> str:
-    """``number`` with the word that fits, for a message."""
+    """Text such as "1 entry" or "2 entries"."""
     return f"{number} {one if number == 1 else many}"
 
 

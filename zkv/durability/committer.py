@@ -1,11 +1,11 @@
-"""Group commit off the request path: a thread that makes commits durable and tells who waits.
+"""Group commit outside the serving threads: makes commits durable and then completes their groups.
 
-Who serves hands over the replies of a batch that may not leave before their revisions are on disk,
-and goes on with the next batch; one who has nothing else to do may wait for the disk by itself
-(`settle`). While the thread waits for one fdatasync, further groups queue up; the next fdatasync
-serves them all. So the busier the server, the more commits share a sync.
+The front or a worker submits the replies of a batch that must wait for the disk as one group, and
+continues with its next batch. If it is idle, it may instead wait for the disk itself (`settle`).
+While the committer waits for one fdatasync, further groups queue up, and the next fdatasync covers
+them all. So the busier the server, the more commits share a sync.
 
-With the policy ``interval`` the thread also makes durable what was written, once per interval.
+Under the policy ``interval`` the committer also syncs the log once per interval.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("zkv.durability")
 
-A_BUG: Final = "a bug in the server; its log says more"
-"""What is said of commits of which nobody knows what became, for no known reason."""
+A_BUG: Final = "a bug in the server; see its log"
+"""The message for commits whose outcome is unknown because of an unexpected error."""
 
 
 class CommitGroup:
-    """Replies that wait for commits to be on disk.
+    """Replies that wait for commits to be safe or on disk.
 
     Args:
-        epoch: the log's when the first of their requests began to run.
-        durable: whether it has to be on disk, and not only written.
+        epoch: the log's epoch before the first of their requests ran.
+        durable: True if the commits must be on disk, False if written is enough.
     """
 
     __slots__ = ("_completed", "durable", "epoch", "error", "lsn")
@@ -45,18 +45,18 @@ class CommitGroup:
         self.epoch = epoch
         self.durable = durable
         self.lsn: int | None = None
-        """The newest commit to wait for; None as long as nothing waits."""
+        """The LSN of the newest commit to wait for; None while nothing waits."""
         self.error: ReadOnly | None = None
-        """Once completed: None, or why the commits are not on disk."""
+        """After completion: None, or the reason why the commits are not on disk."""
         self._completed: Callable[[], None] | None = _nothing
 
     def on_completion(self, completed: Callable[[], None]) -> None:
-        """Have ``completed`` called. Once, and before the group is submitted."""
+        """Set the callback. Call this once, before the group is submitted."""
         self._completed = completed
 
     def complete(self, error: ReadOnly | None) -> None:
-        """Let the replies leave, or tell why they cannot. Only the first time counts."""
-        # What is called refers to this group: kept here, it would be garbage in a cycle.
+        """Release the replies, or report why they cannot be sent. Only the first call counts."""
+        # The callback refers to this group. Dropping it here avoids a reference cycle.
         completed, self._completed = self._completed, None
         if completed is not None:
             self.error = error
@@ -72,7 +72,7 @@ class Committer:
 
     Args:
         wal: the log.
-        interval: seconds between syncs of what has been written; None = only when groups ask.
+        interval: seconds between syncs of the log; None = sync only for groups.
     """
 
     def __init__(self, wal: Wal, interval: float | None) -> None:
@@ -87,12 +87,12 @@ class Committer:
         self._thread.start()
 
     def close(self) -> None:
-        """Commit what waits and end the thread."""
+        """Commit the submitted groups and end the thread."""
         self._inbox.put(None)
         self._thread.join()
 
     def submit(self, group: CommitGroup) -> None:
-        """Have ``group`` completed by the thread."""
+        """Hand ``group`` to the thread, which completes it."""
         self._inbox.put(group)
 
     def _run(self) -> None:
@@ -104,8 +104,8 @@ class Committer:
                 settle(self._wal, waiting)
                 self._sync_if_due()
             except BaseException:
-                # A bug. Those who wait are not to wait for ever, nor those who come later.
-                _log.critical("the committer failed, and goes on", exc_info=True)
+                # A bug. The waiting groups must not wait for ever, and later ones must be served.
+                _log.critical("the committer failed and continues", exc_info=True)
                 for group in waiting:
                     group.complete(ReadOnly(A_BUG, applied=None))
 
@@ -126,18 +126,18 @@ class Committer:
 
 
 def settle(log: CommitLog, groups: list[CommitGroup], patient: bool = True) -> bool:
-    """Make ``groups`` durable, or safe, with one sync at most, and complete them.
+    """Make the commits of ``groups`` durable, or written, with at most one sync; complete them.
 
-    A group whose epoch is over is told that nobody knows: its commits may have been rolled back,
-    and their revisions may by now be those of others.
+    A group from an earlier epoch is completed with ``applied`` = None: its commits may have been
+    rolled back, and their revisions may belong to other commits now.
 
     Args:
-        log: what they wait for.
-        groups: not completed yet.
+        log: the log of the commits.
+        groups: groups that are not completed yet.
         patient: see `CommitLog.commit`.
 
     Returns:
-        Whether they are completed. Always, where it is patient.
+        True if they are completed; always True if ``patient``.
     """
     epoch = log.epoch
     current = [group for group in groups if group.epoch == epoch]

@@ -1,11 +1,11 @@
-"""The only door through which zkv writes to the file system.
+"""File operations: all of zkv's durable writes go through this module.
 
-Everything durable goes through an instance of `Files`, which is passed in: tests hand over one
-that fails, records or reorders. Each method is one system call or a fixed short run of them, so
-that a fault can be placed before any of them.
+An instance of `Files` is passed to whatever writes. Tests pass one that fails, records or reorders
+calls. Each method makes one system call, or a short fixed sequence of them, so that a test can
+inject a fault before any of them.
 
-What the methods promise is what POSIX promises: data is on disk after `sync`, a name is on disk
-after `sync_directory`. See Pillai et al., "All File Systems Are Not Created Equal" (OSDI 2014).
+The methods promise what POSIX promises: data is on disk after `sync`, a name is on disk after
+`sync_directory`. See Pillai et al., "All File Systems Are Not Created Equal" (OSDI 2014).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from zkv.durability.lock import DirectoryLock
 _PIECE_BYTES: Final = 1 << 20
 
 _written: WeakSet[BinaryIO] = WeakSet()
-"""What is open for writing, or to hold a lock. A child made by fork closes it: it would hold the
-lock as long as it lives, and the room of files that are removed."""
+"""Files that are open for writing. A child made by fork closes them: while it lived, it would keep
+the space of files that the parent removes."""
 
 
 def _ours_alone(file: BinaryIO) -> BinaryIO:
@@ -34,7 +34,7 @@ def _ours_alone(file: BinaryIO) -> BinaryIO:
 
 def _close_in_child() -> None:
     for file in list(_written):
-        file.close()  # Without a word to the system about the lock: that is the parent's, too.
+        file.close()
 
 
 os.register_at_fork(after_in_child=_close_in_child)
@@ -44,7 +44,7 @@ class Files:
     """The real file system."""
 
     def make_directory(self, path: Path) -> bool:
-        """Make ``path``; False if it was there. Raises OSError."""
+        """Make the directory ``path``; returns False if it exists already. Raises OSError."""
         try:
             path.mkdir()
         except FileExistsError:
@@ -53,20 +53,20 @@ class Files:
         return True
 
     def names(self, directory: Path) -> list[str]:
-        """Names in ``directory``, sorted. Raises OSError."""
+        """The names in ``directory``, sorted. Raises OSError."""
         return sorted(os.listdir(directory))
 
     def create(self, path: Path) -> BinaryIO:
-        """A new empty file to write; what had the name is replaced. Raises OSError."""
+        """Create an empty file to write; an existing file is emptied. Raises OSError."""
         return _ours_alone(open(path, "wb", buffering=0))
 
     def open_append(self, path: Path) -> tuple[BinaryIO, int]:
-        """A file to read, and to go on writing at its end; and its size. Raises OSError."""
+        """Open a file for reading and for writing at its end; and its size. Raises OSError."""
         file = open(path, "r+b", buffering=0)  # noqa: SIM115  the caller closes it
         return _ours_alone(file), file.seek(0, os.SEEK_END)
 
     def open_read(self, path: Path) -> BinaryIO:
-        """A file to read. Raises OSError."""
+        """Open a file for reading. Raises OSError."""
         return open(path, "rb")
 
     def write(self, file: BinaryIO, data: bytes) -> None:
@@ -76,23 +76,23 @@ class Files:
             rest = rest[os.write(file.fileno(), rest) :]
 
     def sync(self, file: BinaryIO) -> None:
-        """Return once what was written to ``file`` is on disk. Raises OSError."""
+        """Wait until all that was written to ``file`` is on disk. Raises OSError."""
         os.fdatasync(file.fileno())
 
     def truncate(self, file: BinaryIO, size: int) -> None:
-        """Cut ``file`` to ``size`` bytes and go on writing there. Raises OSError."""
+        """Truncate ``file`` to ``size`` bytes; the next write is there. Raises OSError."""
         os.ftruncate(file.fileno(), size)
         os.lseek(file.fileno(), size, os.SEEK_SET)
 
     def rewrite(self, file: BinaryIO, offset: int) -> None:
-        """Write once more, in place, what ``file`` holds from ``offset`` on. Raises OSError."""
+        """Read ``file`` from ``offset`` on and write the same bytes again. Raises OSError."""
         while data := os.pread(file.fileno(), _PIECE_BYTES, offset):
             os.lseek(file.fileno(), offset, os.SEEK_SET)
             self.write(file, data)
             offset += len(data)
 
     def rename(self, old: Path, new: Path) -> None:
-        """Give ``old`` the name ``new``, in one step. Raises OSError."""
+        """Rename ``old`` to ``new`` atomically, replacing a file of that name. Raises OSError."""
         os.replace(old, new)
 
     def remove(self, path: Path) -> None:
@@ -104,7 +104,7 @@ class Files:
         path.rmdir()
 
     def sync_directory(self, path: Path) -> None:
-        """Return once the names in ``path`` are on disk. Raises OSError."""
+        """Wait until the names in the directory ``path`` are on disk. Raises OSError."""
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
@@ -112,20 +112,20 @@ class Files:
             os.close(descriptor)
 
     def lock(self, path: Path) -> DirectoryLock:
-        """Hold a data directory, whose lock file this is. Raises LockedError, OSError."""
+        """Lock the data directory whose lock file is ``path``. Raises LockedError, OSError."""
         return DirectoryLock(path)
 
     def lock_holder(self, path: Path) -> str | None:
-        """Who holds a data directory: see `zkv.durability.lock.holder`. Raises OSError."""
+        """The process that locks a data directory: see `zkv.durability.lock`. Raises OSError."""
         return lock.holder(path)
 
 
 def _require_directory(path: Path) -> None:
-    """Raise OSError where there is something else at ``path``; it says what."""
+    """Raise OSError if ``path`` is not a directory; the error says what it is."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        why = f"a link to {os.readlink(path)}, which is not there"
+        why = f"a link to {os.readlink(path)}, which does not exist"
         raise FileNotFoundError(errno.ENOENT, why, str(path)) from None
     if not stat.S_ISDIR(mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))

@@ -1,11 +1,11 @@
-"""A data directory as it was at one moment, to be read while a server goes on with it.
+"""A data directory as it was at one moment, which can be read while a server uses it.
 
-A running server only appends to its newest segment, gives whole files their names, and removes
-snapshots and segments that are no longer needed. So a frozen view opens every one of them at once,
-and looks again whether they are still all there is: what is read later is read from the open files,
-wherever their names have gone. Nothing is locked and nothing is written.
+A running server only appends to its newest segment, renames complete files into place, and removes
+snapshots and segments that are no longer needed. So a frozen view opens all of them, then lists
+them again, and starts over if the list has changed. From then on it reads the open files, even if
+they are removed meanwhile. It locks nothing and writes nothing.
 
-The newest segment may grow while it is read; its last frame may be in flight and look torn.
+The newest segment may grow while it is read; its last frame may be incomplete and look torn.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ MOST_TRIES: Final = 1000
 
 
 class FrozenView(Files):
-    """The files of a data directory, as a door through which to read them. A context manager.
+    """The open files of a data directory, behind the interface of `Files`. A context manager.
 
-    Only `names` and `open_read` show the frozen view. One file is to be read at a time.
+    Only `names` and `open_read` show the frozen view. Read one file at a time.
 
     Args:
-        files: the door to the file system.
+        files: the file operations.
         directory: the data directory.
 
     Raises:
-        DataDirError: it is none, it is empty, or a file in it cannot be opened.
+        DataDirError: it is not a data directory, is empty, or a file in it cannot be opened.
     """
 
     def __init__(self, files: Files, directory: Path) -> None:
@@ -46,7 +46,7 @@ class FrozenView(Files):
         try:
             require_data(files, self.layout)
             self.holder = files.lock_holder(self.layout.lock)
-            """The process id of a server that holds the directory; None = there is none."""
+            """The process id of the server that uses the directory; None = there is none."""
             self._take()
         except OSError as error:
             self.close()
@@ -69,17 +69,17 @@ class FrozenView(Files):
             file.close()
 
     def names(self, directory: Path) -> list[str]:
-        """Names in ``directory`` when the view was taken; none where it was not there."""
+        """The names in ``directory`` when the view was taken; empty if it did not exist."""
         return self._names.get(directory, [])
 
     def open_read(self, path: Path) -> BinaryIO:
-        """A snapshot or segment of the view, to read from its beginning. Raises OSError."""
+        """Open a snapshot or segment of the view, at its beginning. Raises OSError."""
         file = os.fdopen(os.dup(self._open[path].fileno()), "rb")
         file.seek(0)
         return file
 
     def size(self, path: Path) -> int:
-        """How many bytes a snapshot or segment of the view has now. Raises OSError."""
+        """The size in bytes that a snapshot or segment of the view has now. Raises OSError."""
         return os.fstat(self._open[path].fileno()).st_size
 
     def _take(self) -> None:
@@ -87,13 +87,13 @@ class FrozenView(Files):
             self._names = self._list()
             try:
                 self._open_all()
-            except FileNotFoundError:  # It has just been removed.
+            except FileNotFoundError:  # The server has just removed a file.
                 self.close()
                 continue
             if self._data_paths(self._list()) == list(self._open):
                 return
             self.close()
-        raise DataDirError(f"{self.layout.directory}: changes too fast to be read; try again")
+        raise DataDirError(f"{self.layout.directory}: its files change too fast; try again")
 
     def _list(self) -> dict[Path, list[str]]:
         layout = self.layout
@@ -124,13 +124,13 @@ class FrozenView(Files):
 
 
 def require_data(files: Files, layout: Layout) -> None:
-    """Raise DataDirError unless this is a data directory, OSError where it cannot be listed."""
+    """Raise DataDirError if this is not a data directory, OSError if it cannot be listed."""
     names = files.names(layout.directory)
     if not names:
-        raise DataDirError(f"{layout.directory}: there is no data here: it is empty")
+        raise DataDirError(f"{layout.directory}: there is no data here: the directory is empty")
     parts = [layout.lock.name, layout.snapshots.name, layout.wal.name]
     if not set(parts) & set(names):
         raise DataDirError(
-            f"{layout.directory}: no zkv data directory: neither {', '.join(parts[:-1])} nor "
-            f"{parts[-1]} is in it"
+            f"{layout.directory}: not a zkv data directory: it contains neither "
+            f"{', '.join(parts[:-1])} nor {parts[-1]}"
         )

@@ -1,4 +1,4 @@
-"""Where things are in a data directory. See `zkv.durability.storage` for what they are."""
+"""The paths in a data directory. `zkv.durability.storage` describes the files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Layout:
         return self.snapshots / snapshot.file_name(rev)
 
     def segment(self, first_rev: int) -> Path:
-        """The segment that begins with ``first_rev``."""
+        """The segment whose first revision is ``first_rev``."""
         return self.wal / segment.file_name(first_rev)
 
 
 def explain(error: OSError, directory: Path) -> str:
-    """What went wrong in or on the way to a data directory, for a message that names it once."""
+    """Text for an error in a data directory, or on the path to it, that names the place once."""
     place, why = error.filename, error.strerror or str(error)
     if place is None or Path(place) == directory:
         return f"{directory}: {why}"

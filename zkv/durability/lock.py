@@ -1,9 +1,11 @@
-"""The lock on a data directory: its file ``LOCK`` says who holds it, and is locked itself.
+"""The lock on a data directory: an OS lock on its file ``LOCK`` and on the directory itself.
 
-The directory is locked as well, by an open descriptor: so a ``LOCK`` that somebody removes does not
-let another server in, and the directory can be told from any other that comes to have its name.
+``LOCK`` contains the process id of the holder. Because the directory is locked as well, a second
+server stays out even if somebody removes ``LOCK``. The open descriptor of the directory also shows
+if another directory has taken its name.
 
-A child made by fork closes both at once: as long as it lived, it would hold the lock as well.
+A child made by fork closes both descriptors at once. Otherwise it would hold the lock, too, for as
+long as it lived.
 """
 
 from __future__ import annotations
@@ -22,15 +24,15 @@ if TYPE_CHECKING:
 
 
 class DirectoryLock:
-    """An exclusive OS lock, held until `close`, or until the process ends, however that ends.
+    """An exclusive OS lock, held until `close` or until the process ends for any reason.
 
     A context manager.
 
     Args:
-        path: of the file; it is made if it is not there. Its directory is locked, too.
+        path: the lock file; it is created if needed. Its directory is locked, too.
 
     Raises:
-        LockedError: another process (or this one) holds it.
+        LockedError: another process (or this one) holds the lock.
         OSError: the file cannot be opened for writing.
     """
 
@@ -53,23 +55,24 @@ class DirectoryLock:
         self.close()
 
     def close(self) -> None:
-        """Let go. May be called again."""
+        """Release the lock. May be called again."""
         if self._closed:
             return
         self._closed = True
         for descriptor in (self._file.fileno(), self._directory):
-            with contextlib.suppress(OSError):  # Explicitly: whatever has it open, too.
+            # Explicitly, since the lock would otherwise remain while a child has the file open.
+            with contextlib.suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
         self._close_files()
 
     def forget(self) -> None:
-        """Close the files without a word to the system: in a child, the lock is the parent's."""
+        """Close the files without unlocking them: in a child, the lock belongs to the parent."""
         if not self._closed:
             self._closed = True
             self._close_files()
 
     def lost_directory(self) -> str | None:
-        """What has become of the directory, in words; None = it is where it was."""
+        """Describe what has happened to the directory; None = it is in its place."""
         directory = self._path.parent
         try:
             there = os.stat(directory)
@@ -79,17 +82,17 @@ class DirectoryLock:
         except OSError as error:
             return f"{directory}: the data directory cannot be reached: {error.strerror}"
         if not os.path.samestat(there, os.fstat(self._directory)):
-            return f"{directory}: something else has taken the place of the data directory"
+            return f"{directory}: the data directory was replaced by something else"
         return None
 
     def lost_file(self) -> str | None:
-        """What has become of the file, in words; None = it is where it was."""
+        """Describe what has happened to the file; None = it is in its place."""
         return changed(self._path, self._file)
 
     def renew(self) -> None:
-        """Lock the file that has the name now; it is made if it is not there.
+        """Lock the file that has the name now; it is created if needed.
 
-        Raises LockedError, OSError; the lock stays as it was.
+        Raises LockedError, OSError; then the lock stays as it was.
         """
         old, self._file = self._file, self._take()
         old.close()
@@ -106,7 +109,7 @@ class DirectoryLock:
                 raise self._refused(file) from None
             raise self._refused(None) from None
         except OSError:
-            pass  # Some file systems lock files only: then the file alone has to do.
+            pass  # Some file systems can only lock files. Then the lock on the file must suffice.
 
     def _take(self) -> BinaryIO:
         file = open(self._path, "a+b", buffering=0)  # noqa: SIM115  open as long as it is held
@@ -115,13 +118,13 @@ class DirectoryLock:
         except BlockingIOError:
             with file:
                 raise self._refused(file) from None
-        with contextlib.suppress(OSError):  # It only helps people: a full disk is no obstacle.
+        with contextlib.suppress(OSError):  # The process id is only information: ignore errors.
             file.truncate(0)
             file.write(f"{os.getpid()}\n".encode())
         return file
 
     def _refused(self, file: BinaryIO | None) -> LockedError:
-        holder = "" if file is None else _told_in(file)
+        holder = "" if file is None else _pid_in(file)
         by = f" (process {holder})" if holder else ""
         return LockedError(f"{self._path.parent}: another server{by} holds this data directory")
 
@@ -138,14 +141,14 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def holder(path: Path) -> str | None:
-    """The process id of who holds the lock at ``path``, "" if it is not told; None = nobody.
+    """The process id of the lock's holder, "" if it is unknown; None = the lock is free.
 
-    Nothing is written or made. To find out, a shared lock is taken for a moment: a `DirectoryLock`
-    of somebody else in that very moment is refused. Raises OSError.
+    Nothing is written or created. The check takes a shared lock for a moment; if another process
+    creates a `DirectoryLock` at that very moment, it is refused. Raises OSError.
     """
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         if _is_locked(file.fileno()):
-            return _told_in(file)
+            return _pid_in(file)
     descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         return "" if _is_locked(descriptor) else None
@@ -154,12 +157,12 @@ def holder(path: Path) -> str | None:
 
 
 def changed(path: Path, file: BinaryIO, size: int | None = None) -> str | None:
-    """What others have done to ``path``, in words, which is open as ``file``; None = nothing.
+    """Describe what others have done to the file at ``path``; None = nothing.
 
     Args:
-        path: of the file.
-        file: the same, as it was opened.
-        size: how many bytes it should have; None = any.
+        path: where the file should be.
+        file: the file, open.
+        size: the number of bytes that it should have; None = any.
     """
     try:
         there = os.stat(path)
@@ -180,10 +183,10 @@ def _is_locked(descriptor: int) -> bool:
     except BlockingIOError:
         return True
     except OSError:
-        return False  # It cannot be locked.
+        return False  # This file system cannot lock it.
     return False
 
 
-def _told_in(file: BinaryIO) -> str:
+def _pid_in(file: BinaryIO) -> str:
     file.seek(0)
     return file.read(32).decode("ascii", "replace").strip()

@@ -1,17 +1,16 @@
-"""Recovery: from the files of a data directory to the state they hold, or to a refusal.
+"""Recovery: reads the state from the files of a data directory, or refuses to.
 
-The newest snapshot is loaded, and every commit of the log behind its revision is applied in order.
-Every revision in between must be there: a gap is damage. What the newest segment holds behind its
-last good frame is judged by `SegmentScan`: damage refuses, a torn tail is reported, and cut by the
-caller.
+Recovery loads the newest snapshot and applies every later commit of the log in order. A missing
+revision is damage. `SegmentScan` judges the bytes after the last good frame of the newest segment:
+recovery refuses damage, and reports a torn tail, which the caller cuts off.
 
-A snapshot that was written because the log had failed says so in its header: what the newest
-segment then holds is in it, as far as it counts, and is not looked at.
+If the log had failed when the snapshot was written, the snapshot's header says so. Then the
+snapshot contains everything valid in the newest segment, and recovery does not read that segment.
 
-A segment whose successor begins at or before the snapshot's revision + 1 has nothing to add to the
-state; it is read for the history alone, and a fault in it only makes that shorter. Where a segment
-reaches beyond its successor's beginning, the successor counts: the rest was never acknowledged, or
-is in the snapshot behind which the successor was begun.
+A segment whose successor begins at or before the snapshot's revision + 1 adds nothing to the state.
+Recovery reads it only for the history, and a fault in it only makes the history shorter. If a
+segment has revisions that its successor has, too, those in the successor count: the others were
+never acknowledged, or are in the snapshot after which the successor was begun.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ PROGRESS_SECONDS: Final = 5.0
 
 
 class TornTail(NamedTuple):
-    """What stands behind the last good frame of the newest segment, and was never acknowledged."""
+    """The bytes after the last good frame of the newest segment, which were never acknowledged."""
 
     path: Path
     offset: int
@@ -59,10 +58,10 @@ class Recovered(NamedTuple):
     snapshot_rev: int
     replayed: int
     time: int
-    """The latest time that a snapshot or commit tells, Unix time in ms."""
+    """The latest time in the snapshot or a commit, Unix time in ms."""
     torn: TornTail | None
     end: SegmentEnd | None
-    """Where the log can be gone on with; None where it must be begun anew."""
+    """Where the log can be continued; None = it must begin a new segment."""
 
 
 def snapshots(files: Files, directory: Path) -> list[int]:
@@ -84,17 +83,17 @@ def recover(
     sessions: Sessions | None = None,
     history: History | None = None,
 ) -> Recovered:
-    """The state in these directories. Nothing is written.
+    """Read the state in these directories. Nothing is written.
 
     Args:
-        files: the door to the file system.
+        files: the file operations.
         snapshot_directory: where snapshots are.
         wal_directory: where segments are.
-        sessions: empty; takes what exactly-once requests were answered, if it is wanted.
-        history: empty; takes the newest commits, if they are wanted.
+        sessions: empty; is filled with the replies to exactly-once requests. None = discard them.
+        history: empty; is filled with the newest commits. None = discard them.
 
     Raises:
-        DamageError: something that had been acknowledged cannot be read; nothing is passed over.
+        DamageError: acknowledged data cannot be read. Recovery never skips any of it.
         DataDirError: a file cannot be read.
     """
     try:
@@ -122,14 +121,15 @@ def _load_newest(files: Files, directory: Path) -> snapshot.Loaded:
 
 
 class Replay:
-    """Applies the log to what a snapshot held.
+    """Applies the log to the contents of a snapshot.
 
     Args:
-        files: the door to the file system.
+        files: the file operations.
         directory: where the segments are.
-        loaded: what to begin with; its entries are changed in place.
-        sessions: takes what exactly-once requests were answered; by default, all of it.
-        history: takes the newest commits; by default, none is wanted.
+        loaded: the contents of the snapshot; its entries are changed in place.
+        sessions: is filled with the replies to exactly-once requests; None = a new one without
+            limits.
+        history: is filled with the newest commits; None = discard them.
     """
 
     def __init__(
@@ -154,11 +154,11 @@ class Replay:
 
     @property
     def end(self) -> SegmentEnd | None:
-        """Once all is replayed: where the log can be gone on with, if it can."""
+        """After the replay: where the log can be continued, if it can."""
         return self._log.end
 
     def run(self, until: int | None = None) -> TornTail | None:
-        """Replay everything, or up to a revision; returns the torn tail, if one has been met.
+        """Replay everything, or up to a revision; returns the torn tail if there is one.
 
         Raises DamageError, OSError.
         """
@@ -172,7 +172,7 @@ class Replay:
         return self._log.torn
 
     def apply(self, commit: Commit) -> None:
-        """Take a commit; of one that the snapshot covers, only what is told in the history."""
+        """Apply a commit. One that the snapshot covers is only added to the history."""
         self.time = max(self.time, commit.time)
         if commit.once is not None and self._is_behind_the_snapshot(commit):
             self.sessions.remember(commit.once, commit.rev, 0, commit.time)
@@ -191,10 +191,10 @@ class Replay:
         self.replayed += 1
 
     def _is_behind_the_snapshot(self, commit: Commit) -> bool:
-        """Whether the snapshot's sessions do not know of it, if it is of a session at all.
+        """True if the commit came after the snapshot, so the snapshot lacks its remembered reply.
 
-        Those that it knows may be forgotten by now. One that changed nothing has the revision of
-        what was before it, and only its time tells.
+        A reply that the snapshot covers must not be added: the session may have forgotten it since.
+        A commit that changed nothing has the revision of the commit before it, so its time decides.
         """
         loaded = self._loaded
         if commit.changes or commit.rev != loaded.rev:
@@ -209,13 +209,13 @@ class Replay:
 
 
 class LogReader:
-    """Reads the log behind a revision: every commit once, in order, with nothing left out.
+    """Reads the log after a revision: every commit once, in order, without gaps.
 
     Args:
-        files: the door to the file system.
+        files: the file operations.
         directory: where the segments are.
-        rev: the revision to begin behind.
-        logged: whether it had been on disk, and all before it.
+        rev: the revision after which to begin: that of the snapshot.
+        logged: True if the log was on disk up to ``rev`` when the snapshot was written.
     """
 
     def __init__(self, files: Files, directory: Path, rev: int, logged: bool = True) -> None:
@@ -224,14 +224,14 @@ class LogReader:
         self._snapshot_rev = rev
         self._logged = logged
         self.rev = rev
-        """The revision that has been reached."""
+        """The newest revision read so far."""
         self.torn: TornTail | None = None
-        """Once all is read: the torn tail, if there is one."""
+        """After everything is read: the torn tail, if there is one."""
         self.end: SegmentEnd | None = None
-        """Once all is read: the end of the newest segment that can be gone on with."""
+        """After everything is read: the end of the newest segment, if it can be continued."""
 
     def commits(self, older: bool = False) -> Iterator[Commit]:
-        """Every commit up to the end; if ``older``, also what is there of those before.
+        """Every commit up to the end; if ``older``, also the earlier ones that are still there.
 
         Raises DamageError, OSError.
         """
@@ -239,20 +239,21 @@ class LogReader:
         for first, follower in itertools.zip_longest(firsts, firsts[1:]):
             successor = follower
             if successor is None and first <= self._snapshot_rev and not self._logged:
-                successor = self._snapshot_rev + 1  # It failed, and was to get this one.
+                # The log failed in this segment. Its successor was to begin after the snapshot.
+                successor = self._snapshot_rev + 1
             if successor is None or successor > self._snapshot_rev + 1:
                 yield from self._read_segment(first, successor, older)
             elif older:
                 yield from self._read_covered(first, successor)
 
     def _read_covered(self, first: int, successor: int) -> Iterator[Commit]:
-        """A segment that the state does not need: a fault ends it, and is no reason to refuse."""
+        """The commits of a segment that the state does not need. A fault only ends the reading."""
         scan = SegmentScan(self._files, self._directory / segment.file_name(first))
         for commit in scan.commits():
             if commit.rev < successor:
                 yield commit
         if scan.fault is not None:
-            _log.warning("%s; a snapshot covers it, and it is left out", scan.damage())
+            _log.warning("%s; ignored, since a snapshot covers it", scan.damage())
 
     def _read_segment(self, first: int, successor: int | None, older: bool) -> Iterator[Commit]:
         path = self._directory / segment.file_name(first)
@@ -274,9 +275,10 @@ class LogReader:
             raise self._incomplete(scan, successor)
 
     def _judge_end(self, scan: SegmentScan) -> TornTail | None:
-        """Whether the newest segment's end is clean, torn or damaged."""
-        # A header is on disk before the segment has its name, and a snapshot is only written once
-        # the log up to its revision is on disk: both vouch.
+        """The torn tail of the newest segment, if it has one. Raises DamageError for damage."""
+        # The header is on disk before the segment gets its name, and the log up to a snapshot's
+        # revision is on disk before the snapshot gets its name. If either is unreadable now, it is
+        # damaged, not torn.
         if scan.next_rev <= self._snapshot_rev:
             raise self._incomplete(scan, self._snapshot_rev + 1)
         if scan.fault is None:
@@ -301,10 +303,10 @@ class LogReader:
 
 
 class RecoveryProgress:
-    """Says in the log how far a long reading is, every few seconds.
+    """Logs the progress of a long operation every `PROGRESS_SECONDS`.
 
     Args:
-        what: what is being done.
+        what: the operation, for the log.
         now: a clock in seconds.
     """
 
@@ -314,7 +316,7 @@ class RecoveryProgress:
         self._next = now() + PROGRESS_SECONDS
 
     def report(self, done: int, total: int) -> None:
-        """``done`` of ``total`` bytes have been read."""
+        """Report that ``done`` of ``total`` bytes are done."""
         if self._now() >= self._next:
             self._next = self._now() + PROGRESS_SECONDS
             _log.info("%s: %d %%", self._what, 100 * done // max(total, 1))

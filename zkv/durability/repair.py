@@ -1,26 +1,26 @@
-"""Makes a damaged data directory one that a server starts with, and loses as little as can be.
+"""Repairs a damaged data directory so that a server starts with it, with the least possible loss.
 
-A plan is made from a survey, shown, and only then carried out. Where a whole snapshot has a whole
-log behind it, up to the newest revision that anything tells of, what is damaged is only moved
-aside. Otherwise the state is built anew, from the snapshot that gets furthest and every commit of
-the log that follows without a gap - also those behind a damaged frame, if that frame's revision is
-in the snapshot - and becomes the directory's one snapshot.
+A plan is made from a survey, shown to the user, and only then carried out. If an intact snapshot
+and an intact log after it lead to the newest known revision, the repair only moves the damaged
+files aside. Otherwise it rebuilds the state from the snapshot that leads furthest and from every
+commit of the log that follows without a gap. These include commits after a damaged frame if the
+snapshot has that frame's revision. The result becomes the directory's only snapshot.
 
-Originals are never deleted: they go to ``damaged-<time>/``, which is itself laid out as a data
+Originals are never deleted. They are moved to ``damaged-<time>/``, which has the layout of a data
 directory.
 
-Revisions do not come again. Where revisions up to N are lost, the repair takes revision N + 1: the
-snapshot has that revision, though the state in it is that of before the loss. So an ``if_rev`` of
-a client that saw a lost revision never holds by chance, and whoever follows the changes and has
-seen N is behind, asks for what is no longer kept, and reads the store anew. If the newest segment
-ends with bytes that cannot be read, as many revisions as could have been in them are skipped, too.
+Revisions are never reused. If revisions up to N are lost, the new snapshot gets revision N + 1,
+although its state is that before the loss. So the ``if_rev`` of a client that saw a lost revision
+never holds by chance. A follower that has seen N asks for changes that are no longer kept, and
+therefore reads the store again. If the newest segment ends with unreadable bytes, the repair also
+skips as many revisions as they could have contained.
 
-What exactly-once requests were answered is kept as the writes are. An answer to a request that
-changed nothing has no revision of its own: that one was lost cannot be told from what is left, and
-is said of every repair that reads past a damaged frame.
+Replies to exactly-once requests are kept or lost together with the writes. The reply to a request
+that changed nothing has no revision of its own, so the remaining data does not show if one was
+lost. Therefore every repair that reads past a damaged frame warns of that.
 
-Order on disk: the new snapshot is there before anything is moved, and it is newer than all else.
-So at any moment the directory either gives the repaired state or is refused.
+Order on disk: the new snapshot is complete before any file is moved, and it is the newest. So at
+any moment the directory either gives the repaired state or is refused.
 """
 
 from __future__ import annotations
@@ -48,47 +48,47 @@ if TYPE_CHECKING:
 
 
 class Plan(NamedTuple):
-    """What a repair is going to do."""
+    """The steps of a repair."""
 
     base: SnapshotState | None
-    """The snapshot that it begins with; None = an empty store."""
+    """The snapshot to begin with; None = an empty store."""
     reach: int
-    """The revision whose state there will be."""
+    """The revision whose state the repair restores."""
     known_rev: int
-    """The newest revision that anything in the directory tells of."""
+    """The newest revision that any file in the directory mentions."""
     uncounted: int
-    """How many more there may have been, at most."""
+    """The largest number of later revisions that there may have been."""
     builds: bool
-    """Whether a new snapshot takes the place of all that is there."""
+    """True if a new snapshot replaces all files."""
     aside: list[Path]
-    """What is moved aside."""
+    """The files to move aside."""
     segments: list[SegmentState]
 
     @property
     def loses(self) -> bool:
-        """Whether revisions are lost, or may be."""
+        """True if revisions are lost, or may be."""
         return self.reach < self.known_rev or self.uncounted > 0
 
     @property
     def forgets(self) -> bool:
-        """Whether answers to exactly-once requests that changed nothing may be lost."""
+        """True if replies to exactly-once requests that changed nothing may be lost."""
         return self.builds and any(each.fault is not None for each in self.segments)
 
     @property
     def rev(self) -> int:
-        """The revision that the directory has afterwards."""
+        """The revision of the repaired directory."""
         return self.known_rev + self.uncounted + 1 if self.loses else self.reach
 
     @property
     def writes(self) -> bool:
-        """Whether a new snapshot has to be written: none is what the directory is to hold."""
+        """True if a snapshot must be written, because no existing one has the repaired state."""
         return self.builds and self.rev > 0 and (self.base is None or self.base.rev != self.rev)
 
     def loss(self) -> str:
-        """What is lost, for a message."""
+        """Text that lists the lost revisions."""
         lost = revisions(self.reach + 1, self.known_rev)
         more = (
-            f"up to {self.uncounted} behind revision {self.known_rev} that left nothing readable"
+            f"up to {self.uncounted} unreadable revisions after revision {self.known_rev}"
             if self.uncounted
             else ""
         )
@@ -98,9 +98,9 @@ class Plan(NamedTuple):
 
 
 def make_plan(layout: Layout, found: Survey) -> Plan | None:
-    """How to repair what a survey found; None where nothing needs it.
+    """Plan the repair of the faults in a survey; None = there are none.
 
-    Raises DamageError where nothing can be saved.
+    Raises DamageError if nothing can be saved.
     """
     if not found.faults:
         return None
@@ -108,7 +108,7 @@ def make_plan(layout: Layout, found: Survey) -> Plan | None:
 
 
 def _plan_to_keep(found: Survey) -> Plan | None:
-    """Move aside what is damaged, if what stays is all there ever was."""
+    """The plan to move damaged files aside, if the remaining files contain everything."""
     log_end = found.segments[-1].last_rev if found.segments else 0
     if log_end < found.rev:
         return None
@@ -129,7 +129,7 @@ def _plan_to_keep(found: Survey) -> Plan | None:
 
 
 def _plan_to_build(layout: Layout, found: Survey) -> Plan:
-    """Build the furthest state that there is."""
+    """The plan to rebuild the newest state that can be reached."""
     whole = [each for each in found.snapshots if each.fault is None]
     bases: list[SnapshotState | None] = [None, *whole]
     reaches = [_reach(base.rev if base else 0, found.segments) for base in bases]
@@ -138,15 +138,15 @@ def _plan_to_build(layout: Layout, found: Survey) -> Plan:
     plan = Plan(base, reach, found.rev, _uncounted(found), True, [], found.segments)
     if reach == 0 and plan.loses:
         raise DamageError(
-            f"{layout.directory}: nothing in it can be saved: no snapshot is whole, and no log "
-            f"goes back to revision 1; see `zkv restore`"
+            f"{layout.directory}: nothing in it can be saved: no snapshot is intact, and the log "
+            f"does not go back to revision 1; see `zkv restore`"
         )
     aside = [each.path for each in found.snapshots if each is not base or plan.writes]
     return plan._replace(aside=aside + [each.path for each in found.segments])
 
 
 def _reach(base: int, segments: list[SegmentState]) -> int:
-    """The revision that everything readable behind ``base`` leads to without a gap."""
+    """The revision to which the readable commits after ``base`` lead without a gap."""
     reached = base
     for each in segments:
         limit = each.successor - 1 if each.successor else None
@@ -158,7 +158,7 @@ def _reach(base: int, segments: list[SegmentState]) -> int:
 
 
 def _uncounted(found: Survey) -> int:
-    """How many commits behind the newest known revision the log may have held."""
+    """The largest number of commits after the newest known revision that the log may have had."""
     if not found.segments:
         return 0
     newest = found.segments[-1]
@@ -166,17 +166,17 @@ def _uncounted(found: Survey) -> int:
 
 
 def carry_out(files: Files, layout: Layout, plan: Plan, name: str, now: float) -> Path:
-    """Do what ``plan`` says, and return where the originals are. The lock must be held.
+    """Carry out ``plan``; returns the directory with the originals. The lock must be held.
 
     Args:
-        files: the door to the file system.
-        layout: of the data directory.
-        plan: what to do.
-        name: of the directory, in the data directory, that takes the originals.
+        files: the file operations.
+        layout: the paths of the data directory.
+        plan: the plan.
+        name: the name, within the data directory, of the directory for the originals.
         now: Unix time in seconds.
 
     Raises:
-        DamageError: what could be read for the plan cannot be read now.
+        DamageError: data that was readable when the plan was made cannot be read now.
         OSError: something cannot be read or written. The repair may be tried again.
     """
     aside = layout.directory / name
@@ -199,7 +199,7 @@ def carry_out(files: Files, layout: Layout, plan: Plan, name: str, now: float) -
 
 
 def _keep_copy(files: Files, path: Path, plan: Plan, aside: Path) -> None:
-    """Copy aside a damaged snapshot whose name the new one takes."""
+    """If the new snapshot takes the name of a damaged one, copy that one aside."""
     if path in plan.aside:
         copy_file(files, path, files, aside / path.parent.name / path.name, None)
 
@@ -214,15 +214,15 @@ def _write_snapshot(files: Files, layout: Layout, plan: Plan, now: float) -> Non
             replay.apply(commit)
     if replay.rev != plan.reach:
         raise DamageError(
-            f"{layout.directory}: revision {plan.reach} could be reached before, and now only "
-            f"{replay.rev}"
+            f"{layout.directory}: the files have changed: they lead to revision {replay.rev} now, "
+            f"not to {plan.reach}"
         )
     created = max(int(now * 1000), replay.time)  # The clock must not go back.
     write_state(files, layout, plan.rev, created, replay.entries, replay.sessions)
 
 
 def _commits(files: Files, plan: Plan) -> Iterator[Commit]:
-    """Every commit that can be read, in order, as far as its segment counts."""
+    """Every readable commit in order. Where two segments overlap, the later one counts."""
     for each in plan.segments:
         for run in each.runs:
             for commit in segment.read_run(files, each.path, run):

@@ -1,26 +1,27 @@
-"""Log segments: the file format of the write-ahead log, and reading it.
+"""Log segments: the file format of the write-ahead log, and how it is read.
 
 A segment is ``wal/<first revision, 20 digits>.wal``::
 
     header   "zkv-wal" 0x01 | first revision: 8 | salt: 4 | check: 4             24 bytes
     frame    length: 4 | crc: 4 | synced: 8 | payload: length bytes             any number of these
 
-Integers are unsigned, big end first. ``salt`` is random, another one in each segment; ``check`` is
-the CRC-32 of the 16 bytes before the salt, exclusive-or the salt: so the salt can be told from
-either. A frame's ``crc`` is the CRC-32 of its length, synced and payload, begun with the salt as
-the CRC so far: no value that a client sends can pass for a frame. ``synced`` is the offset in this
-file up to which everything was known to be on disk when the frame was written: it vouches for what
-stands before that offset. A payload is one commit, see `zkv.keyspace.change`.
+Integers are unsigned and big-endian. ``salt`` is random and differs in each segment. ``check`` is
+the CRC-32 of the 16 bytes before the salt, XORed with the salt, so the salt can be computed from
+either field if the other is damaged. A frame's ``crc`` is the CRC-32 of its length, synced and
+payload, with the salt as the initial CRC: no value that a client sends can pass for a frame.
+``synced`` is the offset in this file up to which everything was known to be on disk when the frame
+was written: the frame proves that the bytes before that offset had reached the disk. A payload is
+one commit, see `zkv.keyspace.change`.
 
-Revisions in a segment go up by one from frame to frame; a payload without changes, which only
-remembers the reply to an exactly-once request that was refused, repeats the one before. A segment
-is synced whole before the next is made, and the next one's name says where it ended: only the
-newest segment can have a torn tail.
+Revisions in a segment increase by one from frame to frame. A payload without changes, which only
+remembers the reply to an exactly-once request that was refused, repeats the revision before it. A
+segment is completely synced before the next is created, and the next one's name says where it
+ended. So only the newest segment can have a torn tail.
 
-How a bad frame is judged (`SegmentScan`): everything before it stands. If any frame that can be
-found behind it says that the file was synced beyond the bad frame's beginning, the bad frame had
-been acknowledged: that is damage. If not, it is a torn tail: bytes that a crash kept from reaching
-the disk, and that nobody was told were there.
+How a bad frame is judged (`SegmentScan`): the frames before it are good. If any frame found after
+it says that the file was synced beyond the beginning of the bad frame, the bad frame had been on
+disk and may have been acknowledged: that is damage. Otherwise it is a torn tail: bytes that did not
+reach the disk before a crash, and that nobody was told of.
 """
 
 from __future__ import annotations
@@ -57,11 +58,12 @@ _CHECKED: Final = struct.Struct(">IQ")
 LEAST_FRAME_BYTES: Final = _HEAD.size + LEAST_PAYLOAD_BYTES
 _SEARCH_BYTES: Final = 1 << 20
 LARGE_BYTES: Final = 4 << 20
-"""So much is packed in Python, which lets go of its lock while it makes checksums: about 3 ms."""
+"""From this size on, Python packs the frames, since it releases the GIL while it computes the
+checksums, which takes about 3 ms for this size."""
 
 
 class Frame(NamedTuple):
-    """A frame as it stands in a file."""
+    """A good frame, and its place in the file."""
 
     offset: int
     end: int
@@ -70,7 +72,7 @@ class Frame(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Good frames that follow each other in a file, as their revisions do."""
+    """Good frames that are contiguous, in the file and in their revisions."""
 
     first_rev: int
     """The revision of the first commit that changes something; ``last_rev`` + 1 if none does."""
@@ -81,17 +83,17 @@ class Run(NamedTuple):
 
 
 class SegmentEnd(NamedTuple):
-    """Where a segment can be gone on with: behind its last good frame."""
+    """The place where a segment can be continued: after its last good frame."""
 
     first_rev: int
     offset: int
     synced: int
-    """The offset up to which it is known to be on disk, whatever the system's cache holds."""
+    """The offset up to which the file is known to be on disk, not only in the system's cache."""
     salt: int
 
 
 def file_name(first_rev: int) -> str:
-    """The name of the segment that begins with ``first_rev``; names sort as revisions do."""
+    """The name of the segment that begins with ``first_rev``; names sort like revisions."""
     return f"{first_rev:020d}{SUFFIX}"
 
 
@@ -103,7 +105,7 @@ def first_revision(name: str) -> int | None:
 
 
 def new_salt() -> int:
-    """A salt that nobody can guess, for `pack_header`."""
+    """An unpredictable salt for `pack_header`."""
     return secrets.randbits(32)
 
 
@@ -113,12 +115,12 @@ def pack_header(first_rev: int, salt: int) -> bytes:
 
 
 def _mask(first_rev: int) -> int:
-    """What ``salt`` and ``check`` of a header differ by."""
+    """The XOR of a header's ``salt`` and ``check``."""
     return zlib.crc32(_HEADER.pack(MAGIC, first_rev, 0, 0)[:-8])
 
 
 def pack_frames(payloads: list[bytes], synced: int, salt: int) -> bytes:
-    """Commits as frames, written when the file was on disk up to ``synced``."""
+    """The frames for commits that are written while the file is on disk up to ``synced``."""
     if compiled.COMPILED and sum(map(len, payloads)) < LARGE_BYTES:
         return compiled.store.pack_frames(payloads, synced, salt)
     frames: list[bytes] = []
@@ -134,14 +136,14 @@ def _checksum(length: int, synced: int, payload: bytes, salt: int) -> int:
 
 
 class SegmentScan:
-    """Reads one segment from its beginning, and judges what it finds at the end.
+    """Reads one segment from its beginning, and judges its end.
 
-    Iterate over `commits` first; then `end` is the offset behind the last good frame, `next_rev`
-    the revision that would come next, and `fault` what stopped the reading, or None.
+    Iterate over `commits` first. Then `end` is the offset after the last good frame, `next_rev` the
+    revision that would come next, and `fault` the reason why reading stopped, or None.
 
     Args:
-        files: the door to the file system.
-        path: of the segment.
+        files: the file operations.
+        path: the segment.
 
     Raises:
         OSError: the file cannot be opened.
@@ -154,14 +156,14 @@ class SegmentScan:
         self.next_rev = 0
         self.salt = 0
         self.synced = 0
-        """The furthest offset that a good frame before the fault says was on disk."""
+        """The largest offset that a good frame before the fault proves to have been on disk."""
         self.fault: str | None = None
         self.vouched = 0
-        """The furthest offset that a good frame behind the fault says was on disk."""
+        """The largest offset that a good frame after the fault proves to have been on disk."""
         self.vouched_rev = 0
-        """The newest revision in a good frame behind the fault; 0 if there is none."""
+        """The newest revision in a good frame after the fault; 0 if there is none."""
         self.behind: list[Run] = []
-        """The good frames that were found behind the fault."""
+        """The good frames that were found after the fault."""
         self._file = files.open_read(path)
 
     def commits(self) -> Iterator[Commit]:
@@ -192,7 +194,7 @@ class SegmentScan:
 
     @property
     def damaged(self) -> bool:
-        """Whether the fault is damage of what had been on disk, and no torn tail."""
+        """True if the fault is damage to data that had been on disk, False if it is a torn tail."""
         return self.fault is not None and self.vouched > self.end
 
     def damage(self) -> DamageError:
@@ -212,7 +214,7 @@ class SegmentScan:
         *_, salt, check = _HEADER.unpack(header)
         self.salt = salt
         if header != pack_header(self.next_rev, salt):
-            # What is behind it is looked through with the salt that makes sense of a frame.
+            # Either copy of the salt may be damaged: use the one that fits the first frame.
             other = check ^ _mask(self.next_rev)
             if isinstance(_frame_at(file, HEADER_BYTES, self.size, other), Frame):
                 self.salt = other
@@ -221,7 +223,7 @@ class SegmentScan:
         return None
 
     def _read_frame(self, file: BinaryIO) -> Frame | None:
-        """The frame at `end`; None, and `fault` set, where there is no good one."""
+        """The frame at `end`. If there is no good one, set `fault` and return None."""
         frame = _frame_at(file, self.end, self.size, self.salt)
         if isinstance(frame, str):
             self.fault = frame
@@ -229,7 +231,7 @@ class SegmentScan:
         return frame
 
     def _search_evidence(self, file: BinaryIO) -> None:
-        """Look behind the fault for good frames, and for what they vouch for."""
+        """Look for good frames after the fault, and for what they prove to have been on disk."""
         position = self.end + 1
         while (found := _find_payload(file, position)) is not None:
             offset = found - _HEAD.size
@@ -246,7 +248,7 @@ class SegmentScan:
 
     def _note_behind(self, frame: Frame) -> None:
         rev = revision_in(frame.payload)
-        # A commit that changes nothing repeats the revision before it, and does not stand for it.
+        # A commit that changes nothing repeats the revision before it, which it does not contain.
         first = rev if changes_something(frame.payload) else rev + 1
         run = self.behind[-1] if self.behind else None
         if run is not None and (run.end, run.last_rev + 1) == (frame.offset, first):
@@ -271,9 +273,9 @@ def read_run(files: Files, path: Path, run: Run) -> Iterator[Commit]:
 
 
 def most_frames(files: Files, path: Path, offset: int) -> int:
-    """How many frames there may have been from ``offset`` to the end, where none can be read.
+    """The largest number of frames that may have been from ``offset`` to the end, all unreadable.
 
-    Exact where only payloads are damaged: the lengths then lead to the end. Raises OSError.
+    It is exact if only payloads are damaged: then the lengths lead to the end. Raises OSError.
     """
     with files.open_read(path) as file:
         size = file.seek(0, SEEK_END)
@@ -289,7 +291,7 @@ def most_frames(files: Files, path: Path, offset: int) -> int:
 
 
 def _frame_at(file: BinaryIO, offset: int, size: int, salt: int) -> Frame | str:
-    """The good frame at ``offset``, where ``file`` stands, or what is wrong there."""
+    """The good frame at ``offset``, the file's position, or a text that says what is wrong."""
     head = file.read(_HEAD.size)
     if len(head) < _HEAD.size:
         return "the file ends within a frame"
@@ -303,7 +305,7 @@ def _frame_at(file: BinaryIO, offset: int, size: int, salt: int) -> Frame | str:
 
 
 def _find_payload(file: BinaryIO, position: int) -> int | None:
-    """The offset of the next beginning of a payload at or behind ``position``."""
+    """The offset of the next possible beginning of a payload, from ``position`` on."""
     while True:
         file.seek(position)
         data = file.read(_SEARCH_BYTES)

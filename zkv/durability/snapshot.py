@@ -10,23 +10,25 @@ A file is ``<revision, 20 digits>.snapshot`` and a stream of msgpack arrays, its
     kind 4  sessions [[name, used, [[seq, digest, reply, rev], ...]], ...]         likewise
     kind 3  footer   {"rev": int, "entries": int, "frames": int, "crc": int}
 
-A payload is itself packed msgpack. The integers of a frame are packed in their widest form, so the
-head of a frame is always 16 bytes. ``crc`` is the CRC-32 of kind, payload length (both 4 bytes, big
-end first) and payload. The footer counts the entries and the frames before it, and its ``crc`` is
-the CRC-32 of the ``crc`` fields (4 bytes each, big end first) of all frames before it. ``created``
-is Unix time in milliseconds. An entry without ``expires`` stays; ``expires`` and ``used`` are Unix
-time in milliseconds. Sessions are what exactly-once requests were answered, see
-`zkv.keyspace.sessions`. Nothing follows the footer.
+A payload is itself packed msgpack. The integers of a frame are packed in the given width, so the
+head of a frame always has 16 bytes. ``crc`` is the CRC-32 of kind, payload length (both 4 bytes,
+big-endian) and payload. The footer counts the entries and the frames before it, and its ``crc`` is
+the CRC-32 of the ``crc`` fields (4 bytes each, big-endian) of all frames before it. ``created``,
+``expires`` and ``used`` are Unix times in milliseconds. An entry without ``expires`` does not
+expire. Sessions are the remembered replies to exactly-once requests, see `zkv.keyspace.sessions`.
+The footer ends the file.
 
-``logged`` says whether the log was on disk up to the snapshot's revision when that was written: as
-a rule it was, and the snapshot vouches for it. It was not where the log had failed before.
+``logged`` says if the log was on disk up to the snapshot's revision when the snapshot was written.
+Normally it was, and so the snapshot proves that any part of the log that is missing now was lost
+later. It was not if the log had failed before.
 
-A reader is satisfied only if every count and checksum holds, the revision is the same in header,
-footer and name, and the file ends with the footer: so one flipped bit, a missing byte or a frame
-out of place is noticed, and a file that was not finished never counts.
+A reader accepts a file only if every count and checksum matches, if header, footer and name have
+the same revision, and if the file ends with the footer. So it notices a flipped bit, a missing byte
+or a misplaced frame, and never accepts an unfinished file.
 
-Writing: beside (``.tmp``), synced, renamed, directory synced. A crash leaves either the whole file
-or a ``.tmp`` that is not looked at, and removed at the next start.
+A file is written under a temporary name (``.tmp``), synced and renamed; then the directory is
+synced. A crash leaves either the complete file or a ``.tmp``, which recovery ignores and the next
+start removes.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from zkv.errors import DamageError
 from zkv.keyspace.entry import StoredEntry
 from zkv.keyspace.sessions import SessionState
 from zkv.keyspace.table import Table, new_table
-from zkv.protocol.nesting import parts
+from zkv.nesting import parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,10 +58,11 @@ FORMAT: Final = "zkv-snapshot"
 FORMAT_VERSION: Final = 1
 SUFFIX: Final = ".snapshot"
 FRAME_BYTES: Final = 4 * 1024 * 1024
-"""A frame of entries ends behind the one with which its values pass this."""
+"""A frame of entries ends once its values together are larger than this."""
 UNFINISHED: Final = ".tmp"
 KEPT_SNAPSHOTS: Final = 2
-"""The newest is loaded; the one before is the way back when that is damaged."""
+"""The newest snapshot is loaded; the one before it serves to repair a directory if the newest is
+damaged."""
 
 _HEAD: Final = struct.Struct(">BBIBIBI")
 """A frame up to its payload: array of 3, uint32 kind, uint32 crc, bin32 length."""
@@ -107,7 +110,7 @@ _decode_footer = msgspec.msgpack.Decoder(Footer).decode
 def _decode_entries(payload: bytes) -> list[_PackedEntry]:
     try:
         return _decode_quickly(payload)
-    except RecursionError:  # A value that another Python has taken.
+    except RecursionError:  # A nested value that another Python, with another limit, has accepted.
         return list(map(_deep_entry, parts(payload)))
 
 
@@ -118,14 +121,14 @@ def _deep_entry(packed: bytes) -> _PackedEntry:
 
 
 class Loaded(Struct):
-    """What a snapshot held; what it holds without one, by default: nothing, at revision 0.
+    """The contents of a snapshot. The defaults are those of an empty store at revision 0.
 
     Args:
-        rev: the revision of its entries.
+        rev: the revision of the snapshot.
         entries: by key.
-        sessions: what exactly-once requests were answered.
+        sessions: the remembered replies to exactly-once requests.
         created: Unix time in ms.
-        logged: whether the log had been on disk up to ``rev``.
+        logged: True if the log was on disk up to ``rev`` when the snapshot was written.
     """
 
     rev: int = 0
@@ -136,7 +139,7 @@ class Loaded(Struct):
 
 
 def file_name(rev: int) -> str:
-    """The name of the snapshot at ``rev``; names sort as revisions do."""
+    """The name of the snapshot at ``rev``; names sort like revisions."""
     return f"{rev:020d}{SUFFIX}"
 
 
@@ -148,17 +151,17 @@ def revision_of(name: str) -> int | None:
 
 
 class Writer:
-    """Writes one snapshot file, frame by frame, and gives it its name only when it is whole.
+    """Writes one snapshot file frame by frame, and gives it its name only when it is complete.
 
-    Use as a context manager; leaving it without `finish` removes what was written. Every method
-    raises OSError where the file system does.
+    Use it as a context manager: leaving it without `finish` removes the file. Every method may
+    raise OSError.
 
     Args:
-        files: the door to the file system.
-        directory: where snapshots live.
-        rev: the revision that the entries belong to.
+        files: the file operations.
+        directory: where snapshots are.
+        rev: the revision of the snapshot.
         created: Unix time in milliseconds.
-        logged: whether the log is on disk up to ``rev`` before `finish` is called.
+        logged: True if the log will be on disk up to ``rev`` before `finish` is called.
     """
 
     def __init__(
@@ -193,7 +196,7 @@ class Writer:
             self._files.remove(self._beside)
 
     def add(self, chunk: list[tuple[str, StoredEntry]]) -> None:
-        """Write some entries, as one frame if they are not too large for that."""
+        """Write some entries, in one frame unless they are larger than `FRAME_BYTES`."""
         packed: list[tuple[object, ...]] = []
         size = 0
         for key, entry in chunk:
@@ -215,7 +218,7 @@ class Writer:
             self._frame(_SESSIONS, _encode(sessions))
 
     def finish(self) -> Path:
-        """Make the file durable under its name, which is returned."""
+        """Write the footer, make the file durable and give it its name; returns its path."""
         footer = Footer(self._rev, self._entries, self._frames, self._crc)
         self._frame(_FOOTER, _encode(footer))
         self._files.sync(self._file)
@@ -236,15 +239,15 @@ class Writer:
 def read(
     files: Files, path: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Loaded:
-    """Read a snapshot file whole and check all of it.
+    """Read a whole snapshot file and check all of it.
 
     Args:
-        files: the door to the file system.
-        path: of the file.
-        progress: told now and then how many bytes of how many have been read.
+        files: the file operations.
+        path: the file.
+        progress: called now and then with the bytes that have been read, and the file's size.
 
     Raises:
-        DamageError: anything in it is not as it was written; names file, place and reason.
+        DamageError: the file is damaged; the message gives file, offset and reason.
         OSError: the file cannot be read.
     """
     loaded = Loaded()
@@ -253,7 +256,7 @@ def read(
         loaded.entries.update(chunk)
         count += len(chunk)
     if len(loaded.entries) != count:
-        raise DamageError(f"{path}: damaged: {count - len(loaded.entries)} keys are there twice")
+        raise DamageError(f"{path}: damaged: {count - len(loaded.entries)} keys occur twice")
     return loaded
 
 
@@ -269,18 +272,18 @@ def chunks(
     progress: Callable[[int, int], None] = lambda done, total: None,
     beside: Loaded | None = None,
 ) -> Iterator[list[tuple[str, StoredEntry]]]:
-    """The entries of a snapshot file, a frame at a time, so that it need not fit into memory.
+    """Iterate over the entries of a snapshot file by frames, so that it need not fit into memory.
 
-    Each frame is checked before it is given out, and the file as a whole once all have been: only
-    then is it known that nothing is missing. Arguments and errors are those of `read`; ``beside``
-    takes all that the file holds beside entries.
+    Each frame is checked before it is yielded, and the file as a whole after the last one: only
+    then is it certain that nothing is missing. Arguments and errors are those of `read`; ``beside``
+    is filled with everything but the entries.
     """
     beside = beside or Loaded()
     with files.open_read(path) as file:
         reader = _Reader(file, path)
         header = reader.header()
         if header.rev != revision_of(path.name):
-            raise reader.damage(f"the header says revision {header.rev}, the name another")
+            raise reader.damage(f"the header has revision {header.rev}, the file name another")
         beside.rev, beside.created, beside.logged = header.rev, header.created, header.logged
         count = 0
         for kind, payload in reader.frames():
@@ -305,14 +308,14 @@ def _pack_entry(key: str, entry: StoredEntry) -> tuple[object, ...]:
 
 
 class _Reader:
-    """Takes a snapshot file apart into frames, and says where one is wrong."""
+    """Reads and checks the frames of a snapshot file."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file = file
         self._path = path
         self.size = file.seek(0, SEEK_END)
         file.seek(0)
-        self.offset = 0  # Where the frame read last begins.
+        self.offset = 0  # The beginning of the newest frame read.
         self._next = 0
         self._frames = 0
         self._crc = 0
@@ -324,7 +327,7 @@ class _Reader:
     def header(self) -> Header:
         kind, payload = self._frame()
         if kind != _HEADER:
-            raise self.damage("this is no zkv snapshot")
+            raise self.damage("this is not a zkv snapshot")
         header = self.decode(_decode_header, payload)
         if (header.format, header.version) != (FORMAT, FORMAT_VERSION):
             raise self.damage(
@@ -334,7 +337,7 @@ class _Reader:
         return header
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
-        """Kind and payload of every frame up to the footer, which `check_end` looks at."""
+        """Kind and payload of every frame before the footer, which `check_end` checks."""
         while True:
             crc, frames = self._crc, self._frames
             kind, payload = self._frame()
@@ -342,21 +345,21 @@ class _Reader:
                 self._crc, self._frames, self._footer = crc, frames, payload
                 return
             if kind not in {_ENTRIES, _SESSIONS}:
-                raise self.damage(f"unknown kind of frame {kind}")
+                raise self.damage(f"unknown frame kind {kind}")
             yield kind, payload
 
     def check_end(self, rev: int, entries: int) -> None:
         footer = self.decode(_decode_footer, self._footer)
         if footer != Footer(rev, entries, self._frames, self._crc):
-            raise self.damage("the footer does not match what stands before it")
+            raise self.damage("the footer does not match the frames before it")
         if self._file.read(1):
-            raise self.damage("something follows the footer")
+            raise self.damage("there is more data after the footer")
 
     def decode(self, decoder: Callable[[bytes], _T], payload: bytes) -> _T:
         try:
             return decoder(payload)
         except ValueError as error:
-            raise self.damage(f"not what a snapshot holds: {error}") from None
+            raise self.damage(f"invalid contents: {error}") from None
 
     def _frame(self) -> tuple[int, bytes]:
         self.offset = self._next

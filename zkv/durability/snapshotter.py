@@ -1,18 +1,18 @@
-"""The persistence thread: writes snapshots, so that no request waits for one it did not ask for.
+"""The snapshotter: a thread that writes snapshots, so that only SNAPSHOT requests wait for them.
 
-A snapshot is written when something changed since the last one and the interval has passed, when
-SNAPSHOT asks, and at the end. Its cost is bounded: after one that took t seconds the next periodic
-one waits for ten times t, and for a hundred times t as long as little has been logged since,
-compared with the snapshot's size. So saving takes a tenth of the time at most, and what a restart
-must replay stays in proportion to what it must load.
+It writes a snapshot when the interval has passed and something has changed since the last one, when
+a client asks for one with SNAPSHOT, and at the end. The cost is bounded: after a snapshot that took
+t seconds, the next periodic one waits for at least 10 t, or for 100 t while the log since then is
+small compared with the snapshot. So snapshots take at most a tenth of the time, and the log that a
+restart replays stays in proportion to the snapshot that it loads.
 
-A few times in each interval, or every few seconds, it also looks whether the data directory still
-is as this server left it. If somebody has removed, replaced or changed something, the log takes no
-more writes; an interval later, when whoever did that may be done, all is written anew: a snapshot,
-and a log behind it. Where the directory itself is gone there is nowhere to write that to, unless
-it comes back.
+Every `LOOK_SECONDS`, or at each periodic snapshot if that is more often, the thread also checks
+that nobody else has changed the data directory. If somebody has removed, replaced or changed
+something, the log refuses writes. One interval later, when the change is probably complete, the
+thread writes a new snapshot and begins a new log. If the directory itself is gone, it cannot do
+that until the directory is back.
 
-Other threads talk to this one through its inbox only, and hear back through futures.
+Other threads put their requests into the inbox and wait for futures.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ if TYPE_CHECKING:
 _log = logging.getLogger("zkv.durability")
 
 REST_FACTOR: Final = 10
-"""After a snapshot that took t seconds, the next periodic one waits at least this many times t."""
+"""After a snapshot that took t seconds, the next periodic one waits for this many times t."""
 IDLE_FACTOR: Final = 10
-"""And this many times longer as long as the log since then is small beside the snapshot."""
+"""It waits this many times longer while the log since then is small."""
 LOOK_SECONDS: Final = 2.0
-"""The data directory is looked at so often, and at least with each periodic snapshot."""
+"""How often the data directory is checked, unless periodic snapshots are more frequent."""
 SMALL_SHARE: Final = 0.1
 """The log is small while it has less than this share of the snapshot's bytes."""
 
 
 class Snapshotter:
-    """Saves a keyspace into a storage from a thread of its own.
+    """Writes snapshots of a keyspace in its own thread.
 
     Args:
-        keyspace: what to save.
-        storage: where to; used by the thread alone between `start` and `close`.
+        keyspace: the keyspace to save.
+        storage: the data directory; between `start` and `close` only the thread uses it.
         wal: the log of the same keyspace.
         saved_rev: the revision of the newest snapshot.
         interval: seconds between snapshots, while there are changes.
@@ -69,9 +69,8 @@ class Snapshotter:
         self._inbox: SimpleQueue[Future[int] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="zkv-snapshotter")
         self._final: Future[int] = Future()
-        self._closing = (
-            threading.Lock()
-        )  # Guards `_closed`: after it nothing is put into the inbox.
+        self._closing = threading.Lock()
+        """Guards `_closed`. Once that is set, nothing is put into the inbox."""
         self._closed = False
         self._saved_rev = saved_rev
         self._saved_at = time.monotonic()
@@ -79,19 +78,20 @@ class Snapshotter:
         self._size = 0
         self._took = 0.0
         self._failing = False
-        self._found: str | None = None  # What is not in its place.
+        self._found: str | None = None  # The last change found in the data directory.
         self._written = 0
         self.writing = False
-        """Whether a snapshot is being written, and so the disk busy."""
+        """True while a snapshot is being written, which keeps the disk busy."""
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
     def snapshot(self) -> Future[int]:
-        """Have a snapshot on disk of everything committed so far; the future gives its revision.
+        """Request a snapshot of everything committed so far; the future gives its revision.
 
-        The future fails with ReadOnly where it cannot be written. Raises ShuttingDown.
+        The future completes once the snapshot is on disk, or with ReadOnly if it cannot be written.
+        Raises ShuttingDown.
         """
         future: Future[int] = Future()
         with self._closing:
@@ -101,16 +101,16 @@ class Snapshotter:
         return future
 
     def close(self) -> int:
-        """Write the final snapshot, end the thread and return the revision that is saved.
+        """Write the final snapshot and end the thread; returns the saved revision.
 
-        The keyspace must be sealed before. Raises ReadOnly where it cannot be written.
+        Seal the keyspace first. Raises ReadOnly if the snapshot cannot be written.
         """
         self._inbox.put(None)
         self._thread.join()
         return self._final.result()
 
     def statistics(self) -> dict[str, int | float]:
-        """Snapshots written, revision of the last, seconds that it took, and its bytes."""
+        """The number of snapshots; the last one's revision, duration in seconds, and bytes."""
         return {
             "snapshots": self._written,
             "snapshot_rev": self._saved_rev,
@@ -127,15 +127,15 @@ class Snapshotter:
                 if not self._is_time(bool(asked)):
                     continue
                 outcome = self._save_changes()
-            except BaseException:  # A bug; the thread goes on.
+            except BaseException:  # A bug; the thread continues.
                 _log.critical("the snapshot failed", exc_info=True)
-                outcome = ReadOnly("the snapshot failed; the server's log says why")
+                outcome = ReadOnly("the snapshot failed; see the server's log")
             for future in asked:
                 _settle(self._final if future is None else future, outcome)
         self._refuse_the_rest()
 
     def _wait(self) -> list[Future[int] | None]:
-        """What other threads have asked for; empty once it is time to look around."""
+        """The requests of other threads; empty when it is time to check the directory."""
         asked: list[Future[int] | None] = []
         left = max(0.0, self._due_at - time.monotonic())
         with contextlib.suppress(Empty):
@@ -145,7 +145,7 @@ class Snapshotter:
         return asked
 
     def _is_time(self, asked: bool) -> bool:
-        """Whether a snapshot is to be written now: because it was asked for, or by itself."""
+        """True if a snapshot must be written now: it was asked for, or a periodic one is due."""
         news = self._look()
         due = time.monotonic() >= self._due_at
         if asked or news or due:
@@ -153,7 +153,7 @@ class Snapshotter:
         return asked or (due and not news and self._has_rested())
 
     def _has_rested(self) -> bool:
-        """Whether a periodic snapshot would not take too much of the time."""
+        """True if enough time has passed since the last snapshot, given what that cost."""
         if self._wal.broken:
             return True
         rest = REST_FACTOR * self._took
@@ -162,7 +162,7 @@ class Snapshotter:
         return time.monotonic() - self._saved_at >= rest
 
     def _look(self) -> bool:
-        """Look whether all is in its place; whether something is not, and that is news."""
+        """Check the data directory; returns True if somebody has changed it since the last look."""
         found = self._storage.disorder() or self._wal.disorder()
         news = found is not None and found != self._found
         self._found = found
@@ -171,19 +171,19 @@ class Snapshotter:
         return news
 
     def _save_changes(self) -> int | ReadOnly:
-        """Save if anything changed; the revision saved, or why it could not be."""
+        """Save if anything changed; returns the saved revision, or the error."""
         try:
             if self._wal.broken:
                 self._storage.put_in_order()
             if self._keyspace.rev == self._saved_rev and not self._wal.broken:
-                self._wal.flush()  # Answers that changed nothing may be in it.
+                self._wal.flush()  # It may hold replies to requests that changed nothing.
                 return self._saved_rev
             try:
                 self._save()
             except OSError as error:
                 if error.errno != errno.ENOSPC or not self._storage.make_room(self._saved_rev):
                     raise
-                self._save()  # At once, before the log takes the room.
+                self._save()  # At once, before the log uses up the space.
         except OSError as error:
             return self._failed(error.strerror or str(error))
         except ReadOnly as error:
@@ -213,7 +213,7 @@ class Snapshotter:
         _log.info("wrote %s: %d entries in %.2f s", path, count, self._took)
 
     def _write(self) -> tuple[Path, int, int, int]:
-        """The same; its path, bytes, revision, and how many entries it has."""
+        """Write it; returns its path, bytes, revision and number of entries."""
         self._wal.begin_snapshot()
         whole = not self._wal.broken
         view = self._keyspace.view()
@@ -226,10 +226,12 @@ class Snapshotter:
         return path, size, view.rev, view.count
 
     def _await_log(self, view: SnapshotView, whole: bool) -> None:
-        """Have the log on disk up to ``view``, so that a snapshot vouches for what is in the log.
+        """Wait until the log is on disk up to ``view``.
 
-        One that was not ``whole`` before the view was taken cannot be waited for, and need not be:
-        what it may have lost was rolled back or is in the snapshot, which says so.
+        Only then may the snapshot get its name, since recovery takes any part of the log up to its
+        revision that is missing for damage. If the log had failed before the view was taken
+        (``whole`` is False), it cannot be synced, and need not be: commits that it may have lost
+        were rolled back or are in the snapshot, whose header then says ``logged``: False.
         """
         if whole:
             self._wal.flush()
@@ -238,8 +240,8 @@ class Snapshotter:
 
     def _failed(self, why: str) -> ReadOnly:
         reason = f"the snapshot cannot be written: {why}"
-        told, self._failing = self._failing, True
-        if not told and self._found is None:  # Said once, not at every try.
+        reported, self._failing = self._failing, True
+        if not reported and self._found is None:  # Log it once, not for every attempt.
             _log.error("%s; trying again every %g s", reason, self._interval)
         return ReadOnly(reason)
 

@@ -1,14 +1,14 @@
-"""A data directory held by this process: its lock, what it holds, and what is written to it next.
+"""The data directory of this process: locks it, loads it, and saves snapshots to it.
 
-Layout below the data directory::
+Layout of the data directory::
 
-    LOCK                                    held as long as a server runs
+    LOCK                                    locked while a server runs
     snapshot/<revision>.snapshot            the newest two, see `zkv.durability.snapshot`
     wal/<first revision>.wal                the log, see `zkv.durability.segment`
-    wal/<first revision>.wal.torn-<offset>  what was cut off a segment as its torn tail
+    wal/<first revision>.wal.torn-<offset>  the torn tail that was cut off a segment
 
-Invariant: the newest snapshot and the segments behind it give the exact state; so do the snapshot
-before it and the segments behind that. A segment goes only when neither needs it.
+Invariant: the newest snapshot and the segments after it give the exact state. So do the older
+snapshot and the segments after that one. A segment is removed only when neither snapshot needs it.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _log = logging.getLogger("zkv.durability")
 
 
 class Storage:
-    """The data directory, for one thread at a time.
+    """The data directory. Only one thread at a time may use it, except for `expect`.
 
     Args:
-        directory: where data is kept; made if it is not there.
-        files: the door to the file system.
+        directory: the data directory; it is created if needed.
+        files: the file operations.
 
     Raises:
-        LockedError: another server holds the directory.
-        DataDirError: the directory cannot be made, read or written.
+        LockedError: another server uses the directory.
+        DataDirError: the directory cannot be created, read or written.
     """
 
     def __init__(self, directory: Path, files: Files) -> None:
@@ -56,7 +56,7 @@ class Storage:
         self._snapshots = layout.snapshots
         self.wal_directory = layout.wal
         self._lock: DirectoryLock | None = None
-        self._sizes: dict[Path, int] = {}  # Files that are to stay, as they were when first seen.
+        self._sizes: dict[Path, int] = {}  # Complete files, which must keep these sizes.
         try:
             self._make_directory(directory)
             self._lock = files.lock(layout.lock)
@@ -70,22 +70,23 @@ class Storage:
             raise DataDirError(explain(error, directory)) from error
 
     def close(self) -> None:
-        """Let go of the directory. May be called again."""
+        """Release the directory. May be called again."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def load(self, sessions: Sessions, history: History) -> Recovered:
-        """Everything the directory holds; a torn tail is cut off, and kept as a file of its own.
+        """Load everything in the directory. A torn tail is cut off and kept in a file of its own.
 
-        All of it is on disk then: after a kill, what was read may have been in the cache only.
+        Afterwards all of it is on disk. Before, it may be only in the system's cache, if the server
+        was killed.
 
         Args:
-            sessions: empty; takes what exactly-once requests were answered.
-            history: empty; takes the newest commits.
+            sessions: empty; is filled with the replies to exactly-once requests.
+            history: empty; is filled with the newest commits.
 
         Raises:
-            DamageError: something is damaged. It is never passed over in silence.
+            DamageError: something is damaged. Damage is never ignored silently.
             DataDirError: something cannot be read or written.
         """
         started = time.perf_counter()
@@ -94,7 +95,7 @@ class Storage:
         )
         if recovered.end is not None:
             self._settle_end(recovered.end, recovered.torn, recovered.rev)
-        self.disorder()  # What is there now is to stay.
+        self.disorder()  # Notes which files are there now, and their sizes.
         _log.info(
             "recovered revision %d: %d entries; snapshot at %d, %d commits replayed, %.2f s",
             recovered.rev, len(recovered.entries), recovered.snapshot_rev, recovered.replayed,
@@ -105,16 +106,17 @@ class Storage:
     def save(
         self, view: SnapshotView, logged: bool, before_publishing: Callable[[], None]
     ) -> tuple[Path, int]:
-        """Write ``view`` as a snapshot; return its path and size once it is on disk.
+        """Write ``view`` as a snapshot; returns its path and size once it is on disk.
 
         Args:
-            view: what to write.
-            logged: whether the log is on disk up to its revision once the next has been called.
-            before_publishing: called once all is written, before the file gets its name; what it
-                raises ends the matter.
+            view: the state to write.
+            logged: True if the log is on disk up to the view's revision once ``before_publishing``
+                has returned.
+            before_publishing: called after everything is written, before the file gets its name. If
+                it raises, the file is removed.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the snapshot cannot be written.
         """
         directory = self._snapshots
         self.require_place()
@@ -130,27 +132,27 @@ class Storage:
         self.expect(path, writer.size)
         try:
             self._drop_covered(snapshot.KEPT_SNAPSHOTS, view.rev)
-        except OSError as error:  # The snapshot stands: what is too much costs only space.
-            _log.warning("cannot remove what is no longer needed: %s", error)
+        except OSError as error:  # The snapshot is good; files that remain only take space.
+            _log.warning("cannot remove files that are no longer needed: %s", error)
         return path, writer.size
 
     def require_place(self) -> None:
-        """Raise OSError where another directory, or none, has the name of this one."""
+        """Raise OSError if the directory was removed, renamed or replaced."""
         lost = self._lock and self._lock.lost_directory()
         if lost:
             raise FileNotFoundError(errno.ENOENT, lost)
 
     def disorder(self) -> str | None:
-        """What others have done to the directory while it is held, in words; None = nothing.
+        """Describe what others have done to the directory while it was in use; None = nothing.
 
-        The newest segment may grow, and is left to whoever writes it.
+        The newest segment, which may grow, is not checked: `Wal.disorder` does that.
         """
         if self._lock is None:
             return None
         lost = self._lock.lost_directory() or self._lock.lost_file()
         if lost:
             return lost
-        # Before the directory is read: what the log closes meanwhile may or may not be in it.
+        # Copied before the directory is read: the log may close a segment in between.
         expected = dict(self._sizes)
         try:
             found = self._closed_files()
@@ -166,13 +168,14 @@ class Storage:
         return None
 
     def expect(self, path: Path, size: int) -> None:
-        """Take note of a file that is to stay as it is. Any thread."""
+        """Note a complete file and its size, which must not change. Any thread."""
         self._sizes[path] = size
 
     def put_in_order(self) -> None:
-        """Make anew what may be made anew. What is in the files, a new snapshot has to say.
+        """Recreate the lock file and the subdirectories, and accept the files as they are now.
 
-        Raises OSError, LockedError where the directory cannot be gone on with.
+        The caller then writes a new snapshot, since files may be missing. Raises OSError,
+        LockedError if the directory cannot be used.
         """
         self.require_place()
         if self._lock is not None and self._lock.lost_file():
@@ -182,7 +185,7 @@ class Storage:
         self._sizes.clear()
 
     def _closed_files(self) -> dict[Path, int]:
-        """Snapshots, and segments but for the newest, with their sizes."""
+        """The sizes of all snapshots, and of all segments except the newest."""
         paths = [
             self._layout.snapshot(rev) for rev in recovery.snapshots(self._files, self._snapshots)
         ]
@@ -191,28 +194,29 @@ class Storage:
         return {path: os.stat(path).st_size for path in paths}
 
     def make_room(self, saved_rev: int) -> bool:
-        """Give up what only the snapshot before the newest needs; whether that was anything.
+        """Remove the older snapshot and the segments that only it needs; returns True if any.
 
-        For when the disk is full: a log that has filled it by itself would otherwise keep out the
-        very snapshot that lets go of it. A snapshot gives room for about one of its size.
+        This is for a full disk. If the log has filled it, there would be no space for the snapshot
+        that allows the log to be removed. Removing the older snapshot makes space for about one new
+        snapshot.
 
         Args:
-            saved_rev: of the newest snapshot that is known to be on disk.
+            saved_rev: the revision of the newest snapshot that is known to be on disk.
         """
         try:
             dropped = self._drop_covered(kept=1, saved_rev=saved_rev)
         except OSError as error:
-            _log.warning("the disk is full, and cannot be made room on: %s", error)
+            _log.warning("the disk is full, and removing old files failed: %s", error)
             return False
         if dropped:
             _log.warning(
-                "the disk is full: gave up what only the way back behind the newest snapshot "
-                "needs: %d files", len(dropped),
+                "the disk is full: removed %d files that only the older snapshot needed",
+                len(dropped),
             )  # fmt: skip
         return bool(dropped)
 
     def _drop_covered(self, kept: int, saved_rev: int) -> list[Path]:
-        """Remove what the newest ``kept`` snapshots do not need; returns what was removed."""
+        """Remove the files that the newest ``kept`` snapshots do not need; returns their paths."""
         found = recovery.snapshots(self._files, self._snapshots)
         revisions = [rev for rev in found if rev <= saved_rev]
         covered = [self._snapshots / snapshot.file_name(rev) for rev in revisions[:-kept]]
@@ -221,7 +225,9 @@ class Storage:
         covered += [
             self.wal_directory / segment.file_name(first)
             for first, successor in itertools.pairwise(firsts)
-            if successor <= needed_from  # The answers at that very revision count, too.
+            # The segment that ends at `needed_from` stays: it may have replies to later requests
+            # that changed nothing, and so have that revision.
+            if successor <= needed_from
         ]
         for path in covered:
             self._files.remove(path)
@@ -233,22 +239,24 @@ class Storage:
             self._files.make_directory(inner)
 
     def _make_directory(self, directory: Path) -> None:
-        """Make the directory and what it stands in, and have their names on disk.
+        """Create the directory and its parents, and sync their names.
 
-        Who came before may have made them and been killed; its lock file came after that.
+        If there is no lock file yet, the names are synced even if all directories exist: an earlier
+        process may have created them and been killed before it synced them.
         """
         ways = [*reversed(directory.parents), directory]
         made = [path for path in ways if self._files.make_directory(path)]
         if made or self._layout.lock.name not in self._files.names(directory):
             for path in directory.parents:
-                with contextlib.suppress(PermissionError):  # Then it is none that zkv has made.
+                with contextlib.suppress(PermissionError):  # Then zkv has not created this one.
                     self._files.sync_directory(path)
 
     def _settle_end(self, end: SegmentEnd, torn: TornTail | None, rev: int) -> None:
-        """Have the newest segment end with its last good frame, on disk.
+        """Cut off the torn tail of the newest segment, and put the rest on disk.
 
-        What is behind ``end.synced`` may be in the system's cache only, even if an fdatasync says
-        that it is not: one that had failed may have left it there as clean. So it is written again.
+        The bytes after ``end.synced`` may be only in the system's cache. An fdatasync alone might
+        not write them, since an earlier one that failed may have marked them as clean. So they are
+        written again.
         """
         path = self._layout.segment(end.first_rev)
         try:
@@ -262,14 +270,14 @@ class Storage:
             raise DataDirError(f"{path}: {error.strerror or error}") from error
 
     def _cut(self, file: BinaryIO, torn: TornTail, rev: int) -> None:
-        """Cut a torn tail off the segment in ``file``, once a copy of it is on disk.
+        """Cut a torn tail off the segment in ``file``, after a copy of it is on disk.
 
-        A full disk has no room for the copy, and is no reason not to start.
+        If the disk is full, there is no copy: a full disk must not keep the server from starting.
         """
         copy = torn.path.with_name(f"{torn.path.name}.torn-{torn.offset}")
         file.seek(torn.offset)
         tail = file.read()
-        what_became_of_it = f"what was there is kept as {copy.name}"
+        what_became_of_it = f"a copy of them is in {copy.name}"
         try:
             self._keep_tail(copy, tail)
         except OSError as error:
@@ -277,16 +285,16 @@ class Storage:
                 raise
             with contextlib.suppress(OSError):
                 self._files.remove(copy)
-            what_became_of_it = "the disk is full, and no copy of it is kept"
+            what_became_of_it = "the disk is full, so there is no copy"
         self._files.truncate(file, torn.offset)
         _log.warning(
-            "%s: cut %d bytes at offset %d that a crash left half written (%s); "
-            "the log is whole up to revision %d; %s",
+            "%s: cut off %d bytes at offset %d, an incomplete write before a crash (%s); "
+            "the log is complete up to revision %d; %s",
             torn.path, len(tail), torn.offset, torn.reason, rev, what_became_of_it,
         )  # fmt: skip
 
     def _keep_tail(self, copy: Path, tail: bytes) -> None:
-        """Have ``tail`` on disk as a file of its own. Raises OSError."""
+        """Write ``tail`` to a file of its own, on disk. Raises OSError."""
         with self._files.create(copy) as kept:
             self._files.write(kept, tail)
             self._files.sync(kept)

@@ -1,28 +1,44 @@
-"""The write-ahead log: commits go in in revision order, and are on disk before anyone is told.
+"""The write-ahead log: takes commits in revision order, and writes them before they are revealed.
 
-Strategy: `append` is called under the keyspace's lock and only puts a commit into a queue, so log
-order is revision order; each commit gets the next log number (LSN), which starts at 1 in each run
-of the server and, unlike the revision, also counts commits that change nothing. `commit` is called
-outside that lock: whoever gets the file first takes all that is queued, writes it with one system
-call and, where asked, makes it durable with one fdatasync; whoever waited for the file finds its
-own revision already done (group commit, as in DeWitt et al., "Implementation Techniques for Main
-Memory Database Systems", SIGMOD 1984).
+Strategy: `append` is called with the keyspace's lock held and only queues a commit, so the log's
+order is the order of revisions. Each commit gets the next log number (LSN). LSNs start at 1 in each
+run of the server; unlike revisions, they also count commits that change nothing. `commit` is called
+without that lock. The first thread that gets the file takes the whole queue, writes it with one
+system call and, if asked to, makes it durable with one fdatasync. Threads that waited for the file
+then find their own commits done (group commit, as in DeWitt et al., "Implementation Techniques for
+Main Memory Database Systems", SIGMOD 1984).
 
-When a write fails (disk full, I/O error), nothing of it was acknowledged: the file is cut back to
-where it was good, the keyspace is rolled back to what is safe, and writes are refused; after a
-moment the next write tries again. When an fdatasync fails, nobody knows what is on disk, and asking
-again would not tell (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC
-2020): the log takes no more writes until a snapshot holds all that it held (`restart`), or the
-server has been restarted, has read it back and has written it once more. The same is done where
-somebody else has removed or changed what it had written (`distrust`).
+What may be revealed, and when: a commit is first queued, then written, then durable. Under the
+policy ``always`` it is *safe* once it is durable, otherwise once it is written. The keyspace
+applies a commit as soon as it is queued, so later commands see it at once. Their replies, like the
+reply to the write itself, must wait until `safe_rev` has reached the newest revision that they
+reveal. Therefore nothing that a rollback undoes has ever been revealed.
 
-At a start the newest segment is gone on with. A new one is begun when that is full, and when a
-snapshot is about to be taken: the snapshot covers the old one, which goes as soon as nothing needs
-it. So the log is as long as what was written since the snapshot before the last.
+When a write fails (disk full, I/O error), the log truncates the file to its last good frame, rolls
+the keyspace back to `safe_lsn`, and refuses writes; after `RETRY_SECONDS` the next write tries
+again. When an fdatasync fails, nobody knows what is on disk, and a second fdatasync would not tell
+(Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020). The log also
+rolls back, and takes no write until a snapshot holds everything that the log held (`restart`), or
+until a restarted server has read the log back and written its end again. The same happens if
+somebody else has removed or changed the log's files (`distrust`).
 
-Locks: `_io` guards the file, the offsets and the revisions written; it is taken before the
-keyspace's lock, never under it. What refuses appends (`_refusal`) changes under the keyspace's
-lock.
+A rollback (`_refuse`) is one step under both locks. `_io` stops all writes and syncs, so `safe_lsn`
+cannot move meanwhile; the keyspace's lock stops all commands. In that step the log starts to refuse
+appends, empties the queue, records what survives the epoch, ends the epoch, and has the keyspace
+undo every commit after `safe_lsn`. So a command runs either before the whole rollback or after it.
+Revisions are reused afterwards; LSNs are not. A later `commit` may pass the LSN of a commit that
+was rolled back, and from then on `commit` succeeds for that LSN, too. So a caller must compare
+`epoch` as it was before its commands ran with `epoch` as it is now. If they differ, neither
+`safe_rev` nor `safe_lsn` nor a successful `commit` says anything about those commands. `survived`
+says what was safe when an epoch ended, and therefore remains safe.
+
+At a start the log continues in the newest segment. It begins a new one when that is full, and
+before a snapshot: the snapshot covers the old segment, which is removed once nothing needs it. So
+the log holds about what was written since the snapshot before the last.
+
+Locks: `_io` guards the file, the offsets and the written revisions. It is taken before the
+keyspace's lock, never while holding it. `_refusal`, which makes appends fail, changes only with the
+keyspace's lock held.
 """
 
 from __future__ import annotations
@@ -52,13 +68,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger("zkv.durability")
 
 LEAST_SHARE: Final = 2
-"""A segment that has this share of its full size is worth being dropped with the next snapshot."""
+"""A snapshot begins a new segment if the current one has 1/LEAST_SHARE of its full size."""
 QUICK_SYNC_SECONDS: Final = 0.001
-"""What a sync may take for a thread to wait for it that others wait for."""
+"""A thread that others wait for waits for a sync only if recent syncs took less than this."""
 EPOCHS_KNOWN: Final = 100
-"""Of so many of the last epochs it is known what was left when they ended."""
+"""For this many of the last epochs, `survived` knows what was safe when they ended."""
 RETRY_SECONDS: Final = 0.5
-"""How long writes are refused after the disk refused one, before another may try."""
+"""After a failed write, writes are refused for this long; then the next one tries the disk."""
 
 
 class Wal:
@@ -66,12 +82,12 @@ class Wal:
 
     Args:
         files: the door to the file system.
-        directory: where segments live; there is nothing newer than ``rev`` in it.
-        rev: the revision of what has been recovered; all of it is on disk.
-        end: where the newest segment is gone on with; None = a new one is begun.
-        segment_bytes: size at which a new segment is begun.
-        sync_each: whether a revision is safe only once it is durable (policy ``always``), and not
-            as soon as it is written.
+        directory: where segments are; it holds nothing newer than ``rev``.
+        rev: the recovered revision; all of it is on disk.
+        end: where to continue the newest segment; None = begin a new one.
+        segment_bytes: the size at which a new segment is begun.
+        sync_each: True if a revision is safe only once it is durable (policy ``always``), False if
+            it is safe as soon as it is written.
 
     Raises:
         OSError: the segment cannot be opened or created.
@@ -95,31 +111,31 @@ class Wal:
         self._refusal: ReadOnly | None = None
         self._retry_at = 0.0
         self._broken = False
-        self._told: str | None = None
+        self._reported: str | None = None
         self._roll_back: Callable[[int], None] = lambda lsn: None
         self.require_place: Callable[[], None] = lambda: None
-        """Raises OSError where ``directory`` is not what it was, and no file may be made in it."""
+        """Raises OSError if ``directory`` was replaced or removed: no file may be made in it."""
         self.on_closed: Callable[[Path, int], None] = lambda path, size: None
-        """Called with each segment that is full, and the bytes that it is to keep."""
+        """Called with the path of each segment that is complete, and its final size in bytes."""
         self.on_safe: Callable[[], None] = lambda: None
         """Called, in any thread, when commits have become safe."""
         self._keyspace_lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         self.last_lsn = 0
-        """Number of the commit appended last; changes under the keyspace's lock."""
+        """The LSN of the newest commit; changes with the keyspace's lock held."""
         self.written_lsn = 0
         self.durable_lsn = 0
         self.written_rev = rev
         self.durable_rev = rev
         self.safe_lsn = 0
-        """The newest commit, by its number, that will not be rolled back."""
+        """The LSN of the newest commit that is safe: it will not be rolled back."""
         self.safe_rev = rev
-        """The newest revision that may be told to anyone, and will not be rolled back."""
+        """The newest revision that is safe: it may be revealed, and will not be rolled back."""
         self.epoch = 0
-        """How often commits have been rolled back."""
+        """The number of rollbacks so far."""
         self._survived: dict[int, tuple[int, int]] = {}
         self.bytes_written = 0
         self.syncs = 0
-        self._sync_seconds = 0.0  # Of a recent one: the slower, the longer it is remembered.
+        self._sync_seconds = 0.0  # The slowest recent sync; each later one lowers it by a tenth.
         self._offset = 0
         self._synced = 0
         self._first_rev = 0
@@ -131,40 +147,41 @@ class Wal:
         keyspace_lock: contextlib.AbstractContextManager[object],
         roll_back: Callable[[int], None],
     ) -> None:
-        """Say what the log belongs to.
+        """Connect the log to its keyspace.
 
         Args:
-            keyspace_lock: the lock under which commits are appended.
-            roll_back: ``roll_back(lsn)`` undoes every commit after ``lsn``; called with that lock.
+            keyspace_lock: the lock that is held when commits are appended.
+            roll_back: ``roll_back(lsn)`` undoes every commit after ``lsn``; called with that lock
+                held.
         """
         self._keyspace_lock = keyspace_lock
         self._roll_back = roll_back
 
     @property
     def broken(self) -> bool:
-        """Whether an fdatasync failed: no write is taken before `restart`."""
+        """True if the log takes no write before `restart`: after a failed sync, or `distrust`."""
         return self._broken
 
     @property
     def refusal(self) -> str | None:
-        """Why writes are refused; None = they are taken, as far as is known."""
+        """The reason why writes are refused; None = no error is known."""
         refusal = self._refusal
         return None if refusal is None else refusal.message
 
     @property
     def syncs_quickly(self) -> bool:
-        """Whether recent syncs took next to no time. That is no promise for the next one."""
+        """True if recent syncs took less than `QUICK_SYNC_SECONDS`. The next may take longer."""
         return self._sync_seconds < QUICK_SYNC_SECONDS
 
     def survived(self, epoch: int) -> tuple[int, int]:
-        """The newest revision, and the newest number, that were left when ``epoch`` ended.
+        """The newest revision and LSN that were safe when ``epoch`` ended; they remain safe.
 
-        `NOTHING` if that is not known, or it has not ended.
+        `NOTHING` if ``epoch`` has not ended, or was more than `EPOCHS_KNOWN` epochs ago.
         """
         return self._survived.get(epoch, NOTHING)
 
     def append(self, commit: Packed) -> int:
-        """Queue a commit; returns its number. Call with the keyspace's lock held.
+        """Queue a commit; returns its LSN. Call with the keyspace's lock held.
 
         Raises:
             ReadOnly: the log cannot be written now; nothing was queued.
@@ -175,44 +192,49 @@ class Wal:
 
     @property
     def takes_commits(self) -> bool:
-        """Whether nothing is wrong, and commits are taken. Call with the keyspace's lock held."""
+        """True if `extend` may be called: no error is known. Keyspace's lock held."""
         return self._refusal is None
 
     def extend(self, commits: list[Packed]) -> int:
-        """Queue commits in one step, so that one write takes all; the number of the last one.
+        """Queue commits in one step, so that one write takes them all; returns the last one's LSN.
 
-        Call with the keyspace's lock held, and where commits are taken.
+        Call with the keyspace's lock held, and only if `takes_commits`.
         """
-        # All of them at once, for whoever writes takes what is there. And then the number, for who
-        # waits for it takes an empty queue for a rollback.
+        # In one step, because a writer takes whatever is queued. `last_lsn` changes afterwards: a
+        # thread that sees it first and finds the queue empty would conclude that the commits have
+        # been rolled back.
         lsn = self.last_lsn + len(commits)
         self._queue.append((lsn, commits))
         self.last_lsn = lsn
         return lsn
 
     def commit(self, lsn: int, durable: bool, patient: bool = True) -> bool:
-        """Return once every commit up to ``lsn`` is written and, if ``durable``, on disk.
+        """Write every commit up to ``lsn`` and, if ``durable``, wait until they are on disk.
+
+        A result of True counts only if `epoch` has not changed since the commits were queued: see
+        the paragraph on rollback at the top of this module.
 
         Args:
-            lsn: number of the newest commit that it is about.
-            durable: whether it has to be on disk.
-            patient: whether it waits for others who have the file, for the beginning of a segment,
-                and for a disk that is known to be slow. Else it waits for one write and one sync of
-                its own, and `QUICK_SYNC_SECONDS` for the file.
+            lsn: the LSN of the newest commit concerned.
+            durable: True to wait until the commits are on disk.
+            patient: True to wait as long as needed: for another thread that has the file, for a new
+                segment, for a slow disk. If False, the call waits at most `QUICK_SYNC_SECONDS` for
+                the file, then for one write, and for one sync if recent ones were quick.
 
         Returns:
-            Whether that is so. Always, where it is patient; else nothing may have been done.
+            True if it is done; always True if ``patient``. False if it would have to wait; then
+            nothing was done.
 
         Raises:
-            ReadOnly: it cannot be; every commit that is not safe has been rolled back, and
-                ``applied`` says whether it may be on disk all the same.
+            ReadOnly: writing failed. Every commit that is not safe has been rolled back, and
+                ``applied`` says whether such a commit may be on disk nevertheless.
         """
         if lsn <= (self.durable_lsn if durable else self.written_lsn):
             return True
         if not self._io.acquire(timeout=-1 if patient else QUICK_SYNC_SECONDS):
             return False
         try:
-            # Looked up with the file in hand: others may have filled the segment meanwhile.
+            # Checked with the lock held: before, another thread may fill the segment.
             if not (patient or self._is_quick(lsn, durable)):
                 return False
             if lsn > self.written_lsn:
@@ -225,10 +247,7 @@ class Wal:
         return True
 
     def flush(self) -> None:
-        """Return once everything that was appended, and not rolled back, is on disk.
-
-        Raises ReadOnly where it cannot be.
-        """
+        """Write and sync everything that was appended and not rolled back. Raises ReadOnly."""
         with self._io:
             if self._queue:
                 self._write_queued()
@@ -237,9 +256,10 @@ class Wal:
         self.on_safe()
 
     def begin_snapshot(self) -> None:
-        """Begin a new segment, so that a snapshot can let go of the old one, if that is worth it.
+        """Begin a new segment if the current one is large enough (`LEAST_SHARE`).
 
-        Raises ReadOnly where the old one cannot be made durable.
+        The coming snapshot then covers the old segment, so that it can be removed. Raises ReadOnly
+        if the old segment cannot be made durable.
         """
         with self._io:
             worth_it = self._offset >= self._segment_bytes // LEAST_SHARE
@@ -250,16 +270,17 @@ class Wal:
             except OSError as error:
                 if self._broken:
                     raise self._refuse(_cannot_write(error), None) from error
-                # A full disk: the old segment is as good as before, and the snapshot may make room.
+                # The disk is full. The old segment is still good, and the snapshot may free space.
 
     def restart(self, rev: int) -> None:
-        """Begin anew behind a snapshot at ``rev``, after which no write was taken.
+        """Begin a new segment after a snapshot at ``rev``, and take writes again.
 
-        This is the way out after a failed fdatasync: nothing is assumed of the old segment, since
-        the snapshot holds all that it held.
+        No write may have been taken since the snapshot. This is how the server recovers from a
+        failed fdatasync: the snapshot holds everything that the old segment held, so the state of
+        that segment on disk no longer matters.
 
         Raises:
-            OSError: no new segment can be begun either; the log stays as it is.
+            OSError: the segment cannot be created; the log stays as it is.
         """
         with self._io:
             old = self._file
@@ -272,28 +293,28 @@ class Wal:
             self._resume()
 
     def disorder(self) -> str | None:
-        """What others have done to the newest segment, in words; None = nothing."""
+        """Describe what others have done to the newest segment's file; None = nothing."""
         with self._io:
             return None if self._broken else changed(self._path, self._file, self._offset)
 
     def distrust(self, reason: str) -> None:
-        """Take no more writes before `restart`: what was written may not be there any more."""
+        """Refuse writes until `restart`, because files of the log may be missing or changed."""
         with self._io:
             self._broken = True
             self._refuse(reason, None)
 
     def close(self) -> None:
-        """Close the file; what is queued is lost."""
+        """Close the file. Queued commits are lost."""
         with self._io:
             self._file.close()
 
     def _write_queued(self) -> None:
-        """Write all that is queued with one call."""
+        """Write the whole queue with one system call."""
         queue = self._queue
         try:
             runs = [queue.popleft() for _ in range(len(queue))]
             if not runs:
-                # Somebody rolled it back; where a sync failed, it may be on disk all the same.
+                # A rollback emptied the queue. After a failed sync the commits may be on disk.
                 raise self._refused()
             if self._segment_is_full():
                 self._rotate(self.written_rev + 1)
@@ -302,10 +323,10 @@ class Wal:
             data = segment.pack_frames(payloads, synced, salt)
             self._files.write(self._file, data)
         except ReadOnly:
-            raise  # All has been rolled back.
+            raise  # Everything has been rolled back already.
         except Exception as error:
-            # What has left the queue is written or rolled back, whatever happens: else the log
-            # would have a gap.
+            # Commits that left the queue must be written or rolled back, whatever the error is.
+            # Otherwise the log would have a gap.
             if not isinstance(error, OSError | MemoryError):
                 _log.error("this is a bug in zkv", exc_info=error)
             raise self._write_failed(error) from error
@@ -319,20 +340,20 @@ class Wal:
 
     @property
     def _path(self) -> Path:
-        """Of the newest segment."""
+        """The path of the newest segment."""
         return self._directory / segment.file_name(self._first_rev)
 
     def _is_quick(self, lsn: int, durable: bool) -> bool:
-        """Whether a `commit` needs no more than one write, and a sync only of a quick disk."""
+        """True if `commit` needs only one write and, if ``durable``, the disk syncs quickly."""
         begins_segment = lsn > self.written_lsn and self._segment_is_full()
         return not begins_segment and (self.syncs_quickly or not durable)
 
     def _segment_is_full(self) -> bool:
-        """Whether the next write begins a new segment, once the old one is on disk."""
+        """True if the next write must sync this segment and begin a new one."""
         return self._offset >= self._segment_bytes and self.written_rev >= self._first_rev
 
     def _sync(self) -> None:
-        if self._broken:  # Asked again, the system may well say that all is on disk.
+        if self._broken:  # After a failed sync, another one may succeed although data is lost.
             raise self._refused()
         lsn, rev, offset = self.written_lsn, self.written_rev, self._offset
         began = time.monotonic()
@@ -350,12 +371,12 @@ class Wal:
         self._note_safe()
 
     def _note_safe(self) -> None:
-        """What is written or on disk has changed, and so may be what is safe."""
+        """Update what is safe, after what is written or durable has changed."""
         self.safe_lsn = self.durable_lsn if self._sync_each else self.written_lsn
         self.safe_rev = self.durable_rev if self._sync_each else self.written_rev
 
     def _rotate(self, first_rev: int) -> None:
-        """Begin a new segment. The old one is on disk whole before the new one exists."""
+        """Begin a new segment, after the old one is completely on disk."""
         self._sync()
         old, path, size = self._file, self._path, self._offset
         lost = changed(path, old, size)
@@ -367,7 +388,7 @@ class Wal:
         old.close()
 
     def _open_segment(self, end: segment.SegmentEnd) -> BinaryIO:
-        """Go on with a segment: that takes no space, and so is done even where the disk is full."""
+        """Continue a segment. That takes no space, so it also succeeds on a full disk."""
         name = segment.file_name(end.first_rev)
         file, self._offset = self._files.open_append(self._directory / name)
         _only_append(file)
@@ -397,9 +418,10 @@ class Wal:
         return file
 
     def _remove_failed(self, path: Path) -> None:
-        """Remove what a failed beginning left, for good.
+        """Remove a file that `_begin_segment` failed to complete, and sync the directory.
 
-        A segment that stays, or comes back after a power cut, would end the old one for recovery.
+        If the new segment remained, or reappeared after a power cut, recovery would take its first
+        revision for the end of the old segment, and ignore what is written there from now on.
         """
         try:
             self._files.remove(path)
@@ -410,14 +432,15 @@ class Wal:
             self._broken = True
 
     def _write_failed(self, error: Exception) -> ReadOnly:
-        """Cut the file back to its good part, undo what was not written, and refuse for a while."""
+        """Truncate the file to its last good frame, roll back, and refuse writes for a while."""
         applied: bool | None = False
         try:
             self._files.truncate(self._file, self._offset)
-            # Whole frames may have stood there, and would after a power cut, which are refused now.
+            # The failed write may have put complete frames into the file. Clients are told that
+            # these were not applied, so they must not reappear after a power cut: sync.
             self._files.sync(self._file)
         except Exception:
-            self._broken = True  # Half a frame may stand there: nothing can be written behind it.
+            self._broken = True  # The file may end with half a frame: never append after that.
             applied = None
         return self._refuse(_cannot_write(error), applied)
 
@@ -426,6 +449,9 @@ class Wal:
         return self._refuse(f"the log could not be made durable: {_reason(error)}", None)
 
     def _refuse(self, reason: str, applied: bool | None) -> ReadOnly:
+        """Refuse writes and roll back to what is safe; returns the error to raise. `_io` held."""
+        # Commands see the steps as one, since they need the lock. But `epoch` and `survived` are
+        # read without it, so what survives an epoch is recorded before the epoch ends.
         with self._keyspace_lock:
             self._refusal = ReadOnly(reason)
             self._retry_at = time.monotonic() + RETRY_SECONDS
@@ -437,27 +463,28 @@ class Wal:
             if self._sync_each:
                 self.written_rev = self.durable_rev
                 self.written_lsn = self.durable_lsn
-        if reason != self._told:  # Said once, not for each request.
-            self._told = reason
-            _log.error("%s; writes are refused, reads go on", reason)
+        if reason != self._reported:  # Log it once, not for each request.
+            self._reported = reason
+            _log.error("%s; writes are refused, reads continue", reason)
         return ReadOnly(reason, applied=applied)
 
     def _refused(self) -> ReadOnly:
-        """What becomes of a commit that was taken before the log failed."""
+        """The error for a commit that was queued before the log failed."""
         reason = self._refusal.message if self._refusal else "the log cannot be written"
         return ReadOnly(reason, applied=None if self._broken else False)
 
     def _resume(self) -> None:
         with self._keyspace_lock:
             self._refusal = None
-        self._told = None
+        self._reported = None
         _log.warning("the log can be written again")
 
 
 def _only_append(file: BinaryIO) -> None:
-    """Have whatever is written go to the end of ``file``.
+    """Make every write to ``file`` append at its end.
 
-    So one that somebody else has cut gets no hole instead, and is told by its size.
+    If somebody else truncates the file, a write then leaves no hole in it, and the file's size
+    reveals the change.
     """
     fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_APPEND)
 

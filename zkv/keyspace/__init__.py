@@ -1,4 +1,4 @@
-"""The store: entries under one lock, in pure memory. See `zkv.keyspace.store`."""
+"""The keyspace: entries in memory, under one lock. See `zkv.keyspace.store`."""
 
 from zkv.keyspace.change import DELETE, EXPIRE, PUT, TOUCH, Commit, KeyChange, Once, Packed
 from zkv.keyspace.entry import ABSENT, StoredEntry

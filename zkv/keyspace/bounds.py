@@ -10,11 +10,11 @@ _AFTER_SURROGATES = 0xE000
 
 
 class Range(NamedTuple):
-    """Keys from ``low`` to ``high``.
+    """The keys between ``low`` and ``high``.
 
     Args:
-        low: the first key may be this one, or the next if not ``low_included``.
-        high: keys are before this one; None = no bound.
+        low: the lower bound.
+        high: the upper bound, which is not included; None = no bound.
         low_included: whether ``low`` itself belongs to the range.
     """
 
@@ -24,17 +24,17 @@ class Range(NamedTuple):
 
     @property
     def empty(self) -> bool:
-        """Whether no key can be in it."""
+        """True if no key can be in the range."""
         return self.high is not None and self.low >= self.high
 
     def holds(self, key: str) -> bool:
-        """Whether ``key`` is in it."""
+        """Return True if ``key`` is in the range."""
         above = key >= self.low if self.low_included else key > self.low
         return above and (self.high is None or key < self.high)
 
 
 def after_prefix(prefix: str) -> str | None:
-    """The first string behind all that begin with ``prefix``; None where there is none."""
+    """Return the first string after all that begin with ``prefix``; None if there is none."""
     for index in range(len(prefix) - 1, -1, -1):
         code = ord(prefix[index])
         if code < _LAST:
@@ -50,7 +50,7 @@ def key_range(
     after: str | None = None,
     reverse: bool = False,
 ) -> Range:
-    """The range of a SCAN: ``after`` continues in the direction of the scan."""
+    """Return the range of a SCAN; ``after`` is exclusive, in the direction of the scan."""
     low, included = max(prefix, start or ""), True
     highs = [bound for bound in (after_prefix(prefix), end) if bound is not None]
     if after is not None and reverse:

@@ -1,31 +1,31 @@
-"""What a commit does, key by key: the unit of the log, of replay, of history and of the feed.
+"""Commits and their changes: the unit of the log, of replay, of the history and of the feed.
 
-Each commit is packed once, when it is made. Its payload, a msgpack array, is what the log's frames
-hold (`zkv.durability.segment`), and what the history keeps::
+Each commit is packed once, when it is made. Its payload is a msgpack array, which the log's frames
+hold (`zkv.durability.segment`) and the history keeps::
 
     [rev: uint64, time: uint64, changes: [[op, key, value, expires], ...]]
 
 ``rev`` and ``time`` (Unix time in milliseconds) are packed in their widest form, so every payload
-begins with the same two bytes: after damage, frames further on can be found again. ``op`` is "PUT",
-"TOUCH", "DELETE" or "EXPIRE"; the value is nil where the key is gone, and ``expires`` is
-nil where the entry stays. Values are absolute, so a commit may be applied
-again. The payload of an exactly-once request has further elements: ``session, seq, digest, reply``
-(str, int, bin, bin), what a repeat is answered from.
+begins with the same two bytes: after damage, later frames can be found by them. ``op`` is "PUT",
+"TOUCH", "DELETE" or "EXPIRE". The value is nil if the key is removed; ``expires`` is nil if the
+entry never expires. Values are absolute, so a commit may be applied more than once. The payload of
+an exactly-once request has further elements, from which a repeat is answered:
+``session, seq, digest, reply`` (str, int, bin, bin).
 
-The digest tells a request from another one under the same number. It has 8 bytes, and is made with
-BLAKE2b of that digest size (RFC 7693), without a key. H(x) is its 8 bytes over x, as a number with
-the lowest byte first; ``+`` puts bytes behind each other:
+The digest distinguishes a request from another one with the same sequence number. It has 8 bytes
+and is made with BLAKE2b of that digest size (RFC 7693), without a key. H(x) is the digest of x as
+a little-endian number; ``+`` concatenates:
 
-- PUT with no further field than key and value: H("PUT" + key + value).
-- MPUT with no further field than its items: the sum of H("MPUT" + key + value) over the items,
-  modulo 2^64, so that their order does not count.
-- Any other: H(fields), where fields is a msgpack map of ``op`` and what the request asks for, in
-  the order of the fields in `zkv.protocol.requests`; a field that is as by default is left out, and
-  the keys of an MPUT's items are in their own order. What is not asked for, but says how, is left
-  out: ``id``, ``session``, ``seq``, ``deadline``, ``durable``.
+- PUT without fields other than key and value: H("PUT" + key + value).
+- MPUT without fields other than items: the sum of H("MPUT" + key + value) over the items, modulo
+  2^64, so that their order does not matter.
+- Any other: H(fields), where fields is a msgpack map of ``op`` and the fields that say what to do,
+  in the order of the classes in `zkv.protocol.requests`. Fields with their default value are left
+  out, and the items of an MPUT are sorted by key. Fields that say how to do it are left out:
+  ``id``, ``session``, ``seq``, ``deadline``, ``durable``.
 
-Keys and texts are packed as msgpack str with the shortest head, numbers likewise; values stand as
-the client has packed them. `zkv.protocol.codec.digest` and zkv/compiled/request.c make it.
+Keys and texts are packed as msgpack str with the shortest head, numbers likewise; values are those
+that the client has packed. `zkv.protocol.codec.digest` and zkv/compiled/request.c compute it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from zkv.errors import TooLarge
-from zkv.protocol.nesting import parts
+from zkv.nesting import parts
 
 PUT: Final = "PUT"
 DELETE: Final = "DELETE"
@@ -46,33 +46,33 @@ EXPIRE: Final = "EXPIRE"
 
 OPS: Final = frozenset({PUT, DELETE, TOUCH, EXPIRE})
 REMOVALS: Final = frozenset({DELETE, EXPIRE})
-"""Ops after which the key is gone."""
+"""Ops that remove the key."""
 
 _HEAD: Final = struct.Struct(">BBQBQ")
 _ARRAY3, _ARRAY7, _UINT64 = 0x93, 0x97, 0xCF
 _NO_CHANGES: Final = 0x90
 PAYLOAD_MARKS: Final = (bytes((_ARRAY3, _UINT64)), bytes((_ARRAY7, _UINT64)))
-"""One of these every payload begins with."""
+"""Every payload begins with one of these."""
 LEAST_PAYLOAD_BYTES: Final = _HEAD.size + 1
 
 MOST_PAYLOAD_BYTES: Final = 2**32 - 1
-"""Bytes of the largest commit: a frame of the log holds no more."""
+"""Bytes of the largest commit, which is the largest frame of the log."""
 
 GONE: Final = Raw(b"\xc0")
-"""The value where a key is gone: msgpack nil."""
+"""The value of a removed key: msgpack nil."""
 
 
 class KeyChange(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """One key's new state, absolute: applying it twice does no harm.
+    """The new state of one key. It is absolute: to apply it twice does no harm.
 
-    A packable array, so that the log and the feed pack many without a Python step for each; and no
-    object of the garbage collector's, since the history holds a great number of them.
+    It is packed as an array, so that the log and the feed pack many without a Python step for each.
+    The garbage collector ignores it, since the history holds a great number of them.
 
     Args:
-        op: `PUT` (INCR, too), `DELETE`, `TOUCH` or `EXPIRE`.
-        key: which entry.
-        value: the packed value; `GONE` where the key is gone.
-        expires: when the entry expires, Unix time in ms; None = never.
+        op: `PUT` (also for INCR), `DELETE`, `TOUCH` or `EXPIRE`.
+        key: the key.
+        value: the packed value; `GONE` if the key is removed.
+        expires: expiry time, Unix time in ms; None = never.
     """
 
     op: str
@@ -82,12 +82,12 @@ class KeyChange(Struct, frozen=True, array_like=True, forbid_unknown_fields=True
 
 
 class Once(NamedTuple):
-    """What is remembered of one exactly-once request.
+    """One remembered exactly-once request.
 
     Args:
-        session: the client's random name for itself.
-        seq: the request's number in the session.
-        digest: of what was asked for, to notice another request under the same number.
+        session: the session's name, which the client chose at random.
+        seq: its sequence number.
+        digest: its digest, to detect another request with the same number.
         reply: the packed reply.
     """
 
@@ -98,14 +98,14 @@ class Once(NamedTuple):
 
 
 class Commit(Struct, frozen=True, gc=False):
-    """One write request's effect, as it is logged.
+    """The effect of one write request, as it is logged.
 
     Args:
-        rev: its revision; where it changes nothing, the revision at which it found that out.
+        rev: its revision; the store's current revision if it changes nothing.
         time: Unix time in ms.
-        changes: in the order in which they were made; empty where only a reply is remembered.
-        once: what is remembered of an exactly-once request.
-        payload: all of that, packed, where it has been.
+        changes: in the order of the request; empty if only a reply is remembered.
+        once: the exactly-once request to remember, if it is one.
+        payload: the packed commit, if it came from a log.
     """
 
     rev: int
@@ -115,7 +115,7 @@ class Commit(Struct, frozen=True, gc=False):
     payload: bytes = b""
 
     def pack(self) -> Packed:
-        """The same, packed. Raises TooLarge."""
+        """Pack the commit. Raises TooLarge."""
         array = _ARRAY3 if self.once is None else _ARRAY7
         payload = _HEAD.pack(array, _UINT64, self.rev, _UINT64, self.time) + _encode(self.changes)
         if self.once is not None:
@@ -125,21 +125,21 @@ class Commit(Struct, frozen=True, gc=False):
 
 
 def require_size(size: int) -> None:
-    """Raise TooLarge unless a commit of ``size`` bytes fits into the log."""
+    """Raise TooLarge if a commit of ``size`` bytes does not fit into the log."""
     if size > MOST_PAYLOAD_BYTES:
         raise TooLarge(
-            f"what this would write takes {size} bytes or more; the log takes {MOST_PAYLOAD_BYTES} "
-            f"at once: write less in one request"
+            f"the commit would take {size} bytes or more; the log takes {MOST_PAYLOAD_BYTES} at "
+            f"most: write less in one request"
         )
 
 
 class Packed(Struct, frozen=True, gc=False):
-    """A commit as it stands in the log. History and feed keep it so, too: it is packed once.
+    """A packed commit, as the log, the history and the feed use it.
 
     Args:
         rev: its revision.
-        count: how many changes it has.
-        payload: what `unpack` reads.
+        count: its number of changes.
+        payload: the bytes that `unpack` reads.
     """
 
     rev: int
@@ -148,7 +148,7 @@ class Packed(Struct, frozen=True, gc=False):
 
     @property
     def changes(self) -> tuple[KeyChange, ...]:
-        """What it changes."""
+        """Its changes, unpacked."""
         return _decode(self.payload).changes
 
 
@@ -168,10 +168,10 @@ _decode_change = msgspec.msgpack.Decoder(KeyChange).decode
 
 
 def _decode(payload: bytes) -> _Payload:
-    """The parts of a payload. Raises what msgspec does, and ValueError."""
+    """Decode a payload. Raises msgspec's errors, and ValueError."""
     try:
         return _decode_quickly(payload)
-    except RecursionError:  # A value that another Python has taken.
+    except RecursionError:  # A value with more levels than this Python decodes.
         rev, time, changes, *once = parts(payload)
         packed = _decode_quickly(b"".join([bytes([0x93 + len(once)]), rev, time, b"\x90", *once]))
         return msgspec.structs.replace(packed, changes=tuple(map(_deep_change, parts(changes))))
@@ -184,13 +184,13 @@ def _deep_change(packed: bytes) -> KeyChange:
 
 
 def unpack(payload: bytes) -> Commit:
-    """The commit in a payload. Raises ValueError where it is none."""
+    """Return the commit in a payload. Raises ValueError if it is not a commit."""
     try:
         packed = _decode(payload)
     except ValueError as error:
-        raise ValueError(f"not what a log holds: {error}") from None
+        raise ValueError(f"not a commit: {error}") from None
     if not OPS.issuperset([change.op for change in packed.changes]):
-        raise ValueError("an op that no log holds")
+        raise ValueError("unknown op in a commit")
     once = None
     if packed.session is not None:
         once = Once(packed.session, packed.seq, packed.digest, packed.reply)
@@ -198,10 +198,10 @@ def unpack(payload: bytes) -> Commit:
 
 
 def revision_in(payload: bytes) -> int:
-    """The revision of the commit in a payload."""
+    """Return the revision in a payload, without decoding the rest."""
     return int.from_bytes(payload[2:10], "big")
 
 
 def changes_something(payload: bytes) -> bool:
-    """Whether the commit in a payload does more than remember a reply."""
+    """Return True if a payload has changes; False if it only remembers a reply."""
     return payload[_HEAD.size] != _NO_CHANGES

@@ -1,4 +1,4 @@
-"""What the store keeps for each key."""
+"""The entry that the keyspace stores for each key."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from msgspec import Struct
 
 
 class StoredEntry(Struct, frozen=True, gc=False):
-    """A value, and which revision wrote it. Never changed, only replaced.
+    """A value and the revision that wrote it. Never changed, only replaced.
 
     ``gc=False`` because it refers to nothing that could refer back: a store of millions of entries
     then costs the garbage collector nothing.
 
     Args:
-        value: one msgpack value, packed as the client packed it.
-        rev: the revision that wrote it (TOUCH and INCR write it, too).
-        expires: Unix time in ms from which on it is gone; None = never.
+        value: one msgpack value, packed by the client.
+        rev: the revision that wrote it, also by TOUCH or INCR.
+        expires: expiry time, Unix time in ms; None = never.
     """
 
     value: bytes
@@ -25,4 +25,4 @@ class StoredEntry(Struct, frozen=True, gc=False):
 
 
 ABSENT: Final = StoredEntry(b"\xc0", 0)
-"""Stands for the entry of a key that is not there: nil, written by no revision."""
+"""The entry of an absent key: nil, at revision 0."""

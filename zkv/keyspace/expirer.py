@@ -1,7 +1,7 @@
-"""The expiry thread: removes entries when their time has come, in small steps.
+"""The expiry thread: removes expired entries in small steps.
 
-It sleeps until the earliest deadline, and is woken when an earlier one is set. That readers do not
-see what has expired does not depend on it: it frees memory, and makes each removal a logged change.
+It sleeps until the earliest deadline, and is woken when an earlier one is set. Readers do not
+depend on it: they never see an expired entry. It frees memory, and logs each removal as a change.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _log = logging.getLogger("zkv.keyspace")
 STEP: Final = 50
 """Entries removed in one hold of the lock: about 0.3 ms."""
 PAUSE_SECONDS: Final = 0.0005
-"""Between steps, so that a flood of deadlines leaves others their turn at the lock."""
+"""Pause between steps, so that other threads get the lock when many entries expire together."""
 RETRY_SECONDS: Final = 1.0
-"""After the log refused a removal, or it failed otherwise."""
+"""Pause after the log refused a removal, or after a bug."""
 
 
 class Expirer:
-    """Removes expired entries of a keyspace from a thread of its own.
+    """Removes expired entries in a thread of its own.
 
     Args:
-        keyspace: whose entries.
-        removed: called after a step that may have removed some, to have the log make them safe.
+        keyspace: holds the entries.
+        removed: called after each step, to make the removals safe.
     """
 
     def __init__(self, keyspace: Keyspace, removed: Callable[[], None]) -> None:
@@ -49,7 +49,7 @@ class Expirer:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread, and wait for its end."""
         self._closing = True
         self._alarm.set()
         self._thread.join()
@@ -60,16 +60,16 @@ class Expirer:
             self._alarm.clear()
 
     def _step(self) -> float | None:
-        """Remove some; returns the seconds until the next step, None = until the alarm."""
+        """Remove some; return the seconds until the next step, None = until the alarm."""
         try:
             rest = self._keyspace.expire(STEP)
             self._removed()
         except ReadOnly:
-            return RETRY_SECONDS  # The log says so itself; readers see nothing expired anyway.
+            return RETRY_SECONDS  # The log reports it; readers see no expired entry anyway.
         except ShuttingDown:
             return None
-        except BaseException:  # A bug, or the end of memory; the thread goes on.
-            if not self._failing:  # Said once, not at every try.
+        except BaseException:  # A bug, or no memory; the thread goes on.
+            if not self._failing:  # Logged once, not at every attempt.
                 self._failing = True
                 _log.critical("expired keys cannot be removed; trying again", exc_info=True)
             return RETRY_SECONDS

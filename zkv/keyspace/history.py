@@ -1,15 +1,14 @@
-"""The last commits, in memory: what CHANGES and the change feed are answered from.
+"""The newest commits, in memory. CHANGES and the feed read them.
 
-Revisions in it are contiguous. It is bounded by the number of changes and by their bytes, and the
-oldest commits go first. Three things stay beyond these bounds:
+Revisions in the history are contiguous. It is bounded by the number of changes and by their bytes;
+the oldest commits are dropped first. Three kinds of commits are kept beyond these bounds:
 
 - the newest commit;
-- what is not safe yet: nobody can have been told of it. It is bounded by what is in flight;
-- what a `Cursor` has not read yet, up to bounds of its own. Beyond them its reader misses
-  something, and the cursor counts it: a reader that is slower than the writers for long costs a
-  bounded amount of memory, and is told.
+- commits that are not safe yet, since nobody can have seen them. The requests in flight bound them;
+- commits that a `Cursor` has not read yet, up to bounds of its own. Beyond those the cursor counts
+  what it misses: a reader that stays slower than the writers costs a bounded amount of memory.
 
-Everything here is guarded by the keyspace's lock.
+Protected by the keyspace's lock.
 """
 
 from __future__ import annotations
@@ -19,26 +18,26 @@ from typing import Final
 from zkv.keyspace.change import Packed
 
 UNREAD_CHANGES: Final = 100_000
-"""Changes that are kept for a cursor, however small the history is."""
+"""Changes that are kept for a cursor, even if the history is smaller."""
 UNREAD_BYTES: Final = 64 * 1024 * 1024
-"""Bytes of commits that are kept for a cursor."""
+"""Bytes of commits that are kept for a cursor, likewise."""
 
 _TRIM: Final = 1_024
-"""Places that may be empty before the list is moved: moving costs by the list's length."""
+"""Unused places at the start of the list before it is moved: moving takes time for each item."""
 _DROPPED: Final = Packed(0, 0, b"")
-"""In the place of a commit that is gone: its memory is freed at once, and not that of thousands
-together, which would take many milliseconds."""
+"""Replaces a dropped commit in the list. So its memory is freed at once: to free thousands of
+commits together takes many milliseconds."""
 
 
 class Cursor:
-    """How far a reader of the history has come that is to see every commit.
+    """The position of a reader that must see every commit.
 
     Args:
-        rev: the revision that it begins behind.
+        rev: the revision after which it begins.
 
     Attributes:
-        rev: the newest revision read, or missed.
-        missed: how many revisions were gone before they were read.
+        rev: the newest revision that was read or missed.
+        missed: number of revisions that were dropped before they were read.
     """
 
     __slots__ = ("missed", "rev")
@@ -49,19 +48,19 @@ class Cursor:
 
 
 class History:
-    """The newest commits up to ``rev``.
+    """The history of a keyspace.
 
     Args:
-        most_changes: how many changes are kept.
-        most_bytes: how many bytes of commits, as they are packed.
-        rev: the revision before the first commit that will be added.
+        most_changes: bound on the changes kept.
+        most_bytes: bound on the bytes of packed commits kept.
+        rev: the revision before the first commit.
     """
 
     def __init__(self, most_changes: int, most_bytes: int, rev: int = 0) -> None:
         self._most_changes = most_changes
         self._most_bytes = most_bytes
         self._commits: list[Packed] = []
-        self._begin = 0  # Commits before this index are gone.
+        self._begin = 0  # Index of the oldest commit; those before it are dropped.
         self._changes = 0
         self._bytes = 0
         self._rev = rev
@@ -69,20 +68,20 @@ class History:
 
     @property
     def newest(self) -> int:
-        """The newest revision, whether or not it is kept."""
+        """The newest revision, even if its commit is not kept."""
         return self._rev
 
     @property
     def oldest(self) -> int:
-        """The oldest revision kept, or the next one where none is."""
+        """The oldest revision kept; the next revision if none is kept."""
         return self._rev - (len(self._commits) - self._begin) + 1
 
     def add(self, commit: Packed, safe_rev: int) -> None:
-        """Take the next commit; those after ``safe_rev`` stay."""
+        """Add the next commit; do not drop commits after ``safe_rev``."""
         self.extend([commit], commit.count, len(commit.payload), safe_rev)
 
     def extend(self, commits: list[Packed], changes: int, size: int, safe_rev: int) -> None:
-        """Take the next commits, with so many changes and bytes; those after ``safe_rev`` stay."""
+        """Add the next commits, of so many changes and bytes; keep those after ``safe_rev``."""
         self._rev = commits[-1].rev
         self._commits += commits
         self._changes += changes
@@ -91,13 +90,13 @@ class History:
             self._trim(min(safe_rev, self._rev - 1))
 
     def restart(self, rev: int) -> None:
-        """Forget everything; the next commit has revision ``rev`` + 1."""
+        """Drop everything; the next commit has revision ``rev`` + 1."""
         self._commits.clear()
         self._begin = self._changes = self._bytes = 0
         self._rev = rev
 
     def roll_back(self, rev: int) -> None:
-        """Forget the commits after ``rev``."""
+        """Drop the commits after ``rev``."""
         while self._rev > rev and len(self._commits) > self._begin:
             commit = self._commits.pop()
             self._changes -= commit.count
@@ -106,27 +105,27 @@ class History:
         self._rev = min(self._rev, rev)
 
     def since(self, rev: int, most: int) -> list[Packed]:
-        """At most ``most`` commits after ``rev``, which is from `oldest` - 1 to `newest`."""
+        """Return at most ``most`` commits after ``rev``, which is in `oldest` - 1 ... `newest`."""
         first = self._begin + rev + 1 - self.oldest
         return self._commits[first : first + most]
 
     def place_cursor(self) -> Cursor:
-        """A cursor behind the newest commit. There is one at most: it takes the former's place."""
+        """Place a cursor after the newest commit. It replaces the previous one."""
         self._cursor = Cursor(self._rev)
         return self._cursor
 
     def hold_for(self, cursor: Cursor) -> None:
-        """Keep what is behind ``cursor`` again; what has gone meanwhile was not for it."""
+        """Keep commits for ``cursor`` again, from the oldest that is still there."""
         if self._cursor is not cursor:
             self._cursor = cursor
             cursor.rev = max(cursor.rev, self.oldest - 1)
 
     def remove_cursor(self) -> None:
-        """Nobody reads on."""
+        """Keep no commits for a cursor any more."""
         self._cursor = None
 
     def read(self, cursor: Cursor, most: int, safe_rev: int) -> list[Packed]:
-        """At most ``most`` commits up to ``safe_rev`` behind the cursor, which moves over them."""
+        """Return at most ``most`` commits up to ``safe_rev``, and move the cursor past them."""
         missed = self.oldest - 1 - cursor.rev
         if missed > 0:
             cursor.missed += missed
@@ -136,13 +135,13 @@ class History:
         return commits
 
     def statistics(self) -> dict[str, int]:
-        """How much is kept."""
+        """Return the fields of INFO's ``stats.history``."""
         return {"changes": self._changes, "bytes": self._bytes, "oldest": self.oldest}
 
     def _trim(self, last: int) -> None:
-        """Let go of the oldest commits up to ``last``, as far as the bounds ask for it.
+        """Drop the oldest commits, up to ``last``, until the bounds are met.
 
-        One loop without a call in it, since each write comes here: 0.1 us a commit.
+        One loop without calls, since every write runs it: 0.1 us for a commit.
         """
         commits, place, oldest = self._commits, self._begin, self.oldest
         changes, size = self._changes, self._bytes

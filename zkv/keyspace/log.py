@@ -1,13 +1,12 @@
-"""The face of a log of commits: where they go before they are applied, and when they are safe.
+"""The interface of a log: it takes commits before they are applied, and knows which are safe.
 
-Strategy: `append` and `extend` are called under the store's lock and only queue, so the order of
-the log is that of the revisions. `commit` is called outside of it, and is where a thread waits. So
-a log decides by itself what it takes to make a commit last: `zkv.durability.wal.Wal` writes files,
-`MemoryLog` does nothing.
+Strategy: `append` and `extend` are called under the keyspace's lock and only queue, so commits are
+logged in the order of their revisions. `commit` is called without that lock, and may wait. Each log
+decides what makes a commit safe: `zkv.durability.wal.Wal` writes files, `MemoryLog` does nothing.
 
-`tests/keyspace/test_commit_log.py` holds every log to these invariants: numbers go up by one, from
-1; what is safe never goes back within an epoch; what a rollback left is told by `survived`;
-`on_safe` is called, in any thread, once there are commits that have become safe.
+`tests/keyspace/test_commit_log.py` tests every log for these invariants: log numbers increase by
+one, from 1; `safe_lsn` and `safe_rev` never decrease within an epoch; `survived` tells what a
+rollback left; `on_safe` is called, in any thread, after commits have become safe.
 """
 
 from __future__ import annotations
@@ -21,99 +20,99 @@ if TYPE_CHECKING:
     from zkv.keyspace.change import Packed
 
 NOTHING: Final = (-1, -1)
-"""Older than any commit: a revision, and a number in the log."""
+"""A revision and a log number, both lower than those of any commit."""
 
 
 class ChangeLog(Protocol):
-    """What the store asks of a log. Each commit gets a log sequence number, 1, 2, 3 ..."""
+    """A log, as the keyspace uses it. Commits have log sequence numbers (LSN) 1, 2, 3 ..."""
 
     @property
     def safe_lsn(self) -> int:
-        """The newest commit, by its number, that will not be rolled back."""
+        """The number of the newest safe commit: it will not be rolled back."""
 
     @property
     def safe_rev(self) -> int:
-        """The newest revision that may be told to anyone, and will not be rolled back."""
+        """The newest safe revision: it may be revealed, and will not be rolled back."""
 
     @property
     def last_lsn(self) -> int:
-        """The number of the newest commit. Changes under the store's lock."""
+        """The number of the newest commit. Changes under the keyspace's lock."""
 
     @property
     def takes_commits(self) -> bool:
-        """Whether nothing is wrong: commits would be taken. Store's lock held."""
+        """True unless the log refuses commits. Keyspace's lock held."""
 
     def append(self, commit: Packed) -> int:
-        """Take a commit, store's lock held; returns its number.
+        """Queue a commit, and return its number. Keyspace's lock held.
 
-        Raises ReadOnly where it is not taken.
+        Raises ReadOnly if the log refuses commits.
         """
 
     def extend(self, commits: list[Packed]) -> int:
-        """Take commits in one step; the number of the last one.
+        """Queue commits in one step, and return the number of the last one.
 
-        Store's lock held, and while commits are taken.
+        Keyspace's lock held, and `takes_commits` must be true.
         """
 
 
 class CommitLog(ChangeLog, Protocol):
-    """What the engine asks of a log, besides.
+    """A log, as the engine uses it.
 
     Attributes:
-        on_safe: called, in any thread, when commits have become safe.
+        on_safe: called, in any thread, after commits have become safe.
     """
 
     on_safe: Callable[[], None]
 
     @property
     def durable_rev(self) -> int:
-        """The newest revision that is on disk."""
+        """The newest revision on disk."""
 
     @property
     def epoch(self) -> int:
-        """How often commits have been rolled back."""
+        """The number of rollbacks so far."""
 
     @property
     def syncs_quickly(self) -> bool:
-        """Whether a thread for which others wait may wait for a commit to last."""
+        """True if recent syncs were so quick that the front may wait for one."""
 
     def attach(
         self, lock: AbstractContextManager[object], roll_back: Callable[[int], None], /
     ) -> None:
-        """Say what the log belongs to.
+        """Connect the log to its keyspace.
 
         Args:
-            lock: the store's, under which commits are appended.
+            lock: the keyspace's lock, held during `append` and `extend`.
             roll_back: ``roll_back(lsn)`` undoes every commit after ``lsn``; called with that lock.
         """
 
     def commit(self, lsn: int, durable: bool, patient: bool = True) -> bool:
-        """Return once every commit up to ``lsn`` is written and, if ``durable``, lasts.
+        """Return once every commit up to ``lsn`` is written and, if ``durable``, on disk.
 
         Args:
-            lsn: number of the newest commit that it is about.
-            durable: whether it has to last whatever happens to the machine.
-            patient: whether others are waited for; see `zkv.durability.wal.Wal.commit`.
+            lsn: a log number.
+            durable: sync the disk, too.
+            patient: wait for other threads that write; see `zkv.durability.wal.Wal.commit`.
 
         Returns:
-            Whether that is so. Always, where it is patient.
+            True if that is done; always if ``patient``.
 
         Raises:
-            ReadOnly: it cannot be; what is not safe has been rolled back.
+            ReadOnly: it failed; the commits that are not safe have been rolled back.
         """
 
     def survived(self, epoch: int) -> tuple[int, int]:
-        """The newest revision, and the newest number, that were left when ``epoch`` ended.
+        """Return the newest revision and log number that survived the end of ``epoch``.
 
-        `NOTHING` if that is not known, or it has not ended.
+        `NOTHING` if the epoch has not ended, or its end is not remembered.
         """
 
     def close(self) -> None:
-        """Let go of everything; what is queued is lost."""
+        """Release all resources; queued commits are lost."""
 
 
 class MemoryLog:
-    """The log of a store that is gone with its process: it forgets commits, and all are safe."""
+    """The log of a store without files: it discards commits, and all count as safe."""
 
     safe_lsn: Final = 2**63
     safe_rev: Final = 2**63
@@ -129,28 +128,28 @@ class MemoryLog:
     def attach(
         self, lock: AbstractContextManager[object], roll_back: Callable[[int], None], /
     ) -> None:
-        """Nothing is ever rolled back."""
+        """Do nothing: nothing is ever rolled back."""
 
     def append(self, commit: Packed) -> int:
-        """Forget the commit; returns its number."""
+        """Discard a commit, and return its number."""
         return self.extend([commit])
 
     def extend(self, commits: list[Packed]) -> int:
-        """Forget the commits; the number of the last one.
+        """Discard commits, and return the number of the last one.
 
-        Whoever is told of it waits for the store's lock, and so finds them applied.
+        `on_safe` is called before they are applied: those who react wait for the keyspace's lock.
         """
         self.last_lsn += len(commits)
         self.on_safe()
         return self.last_lsn
 
     def commit(self, lsn: int, durable: bool, patient: bool = True) -> bool:
-        """There is nothing to wait for."""
+        """Return at once: there is nothing to wait for."""
         return True
 
     def survived(self, epoch: int) -> tuple[int, int]:
-        """No epoch ends."""
+        """Return `NOTHING`: no epoch ever ends."""
         return NOTHING
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there are no resources."""

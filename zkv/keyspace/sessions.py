@@ -1,18 +1,18 @@
-"""Which exactly-once requests have run, and what they were answered.
+"""Remembers the exactly-once requests that have run, and their replies.
 
 This is the completion record of RIFL (Lee et al., "Implementing Linearizability at Large Scale and
-Low Latency", SOSP 2015): the reply is made durable in the same log frame as the write, and a repeat
-finds it before anything runs. We differ where RIFL asks for more of clients than a REQ socket has:
-a session is a random name and not a lease from a coordinator; it is forgotten after a time of
-silence; and instead of acknowledging replies, a client is promised that the last so many are kept.
+Low Latency", SOSP 2015): the reply is stored in the same log frame as the write, and a repeat finds
+it before anything runs. Three things differ, because RIFL asks more of clients than a REQ socket
+has. A session is a random name, not a lease from a coordinator. It is forgotten after it has been
+silent for some time. Clients do not acknowledge replies; the last ones, a fixed number, are kept.
 
-Repeats are signs of life, but are not logged: after a restart, silence counts from the last write.
+Repeats end the silence, but are not logged: after a restart, silence counts from the last write.
 
-What all replies take together is bounded, too. Nothing that was promised to be remembered is
-forgotten for that: a new write is refused instead. One whose reply is large is refused earlier, so
-that a few clients with large replies do not keep out all the others, whose replies are small.
+The memory of all replies is bounded, too. No reply is forgotten early because of that: new writes
+are refused instead. Those with large replies are refused sooner, so that a few clients with large
+replies do not block all the others, which have small ones.
 
-Everything here is guarded by the keyspace's lock.
+Protected by the keyspace's lock.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from zkv.errors import BadRequest, Busy, StaleSeq, shorten
 from zkv.keyspace.change import Once
 
 REPLY_OVERHEAD: Final = 256
-"""Bytes that a remembered reply takes besides itself."""
+"""Bytes that a remembered reply takes in addition to its body."""
 REPLY_STEP: Final = 64
-"""Replies are counted in steps of so many bytes. The common ones are smaller than that, and so one
-takes the place of another also where a revision or a sum has become a byte longer.
+"""Sizes of replies are rounded up to a multiple of this. Common replies are smaller, so a new one
+fits in place of an old one even if its revision or sum has become a byte longer.
 """
 SMALL_REPLY: Final = 1_024
-"""Bytes of a reply that may take the room that is kept for small ones."""
+"""Bytes of the largest reply that may use the part reserved for small replies."""
 KEPT_SHARE: Final = 4
-"""This share of the room is kept for small replies."""
+"""One part in this many of the capacity is reserved for small replies."""
 FORGOTTEN_AT_ONCE: Final = 20
-"""Silent sessions that one request forgets at most: about 0.2 ms, however many there are."""
+"""Silent sessions that one request removes at most: about 0.2 ms, however many there are."""
 
 
 class Remembered(Struct, frozen=True, gc=False):
-    """One reply that a repeat gets again.
+    """One remembered reply.
 
     Args:
-        digest: of the request.
-        reply: packed.
-        rev: the newest revision that it tells of.
-        lsn: the log's number of its frame; 0 after a restart, when it is on disk anyway.
+        digest: digest of the request.
+        reply: the packed reply.
+        rev: the newest revision that it reveals.
+        lsn: log number of its frame; 0 after a restart, when it is on disk.
     """
 
     digest: bytes
@@ -56,11 +56,11 @@ class Remembered(Struct, frozen=True, gc=False):
 
 
 class Window(Struct, frozen=True, gc=False):
-    """What a session's window was before a reply was remembered.
+    """The state of a session's window before a reply was added, for `Sessions.undo`.
 
     Args:
-        newest: the highest number then.
-        dropped: what has fallen out of it since.
+        newest: the highest sequence number.
+        dropped: the replies that the new one has pushed out of the window, by sequence number.
     """
 
     newest: int
@@ -68,16 +68,16 @@ class Window(Struct, frozen=True, gc=False):
 
 
 SessionState = tuple[str, int, list[tuple[int, bytes, bytes, int]]]
-"""Name, when last used, and for each remembered reply: seq, digest, reply and revision."""
+"""Name, time of last use, and for each remembered reply: seq, digest, reply and revision."""
 
 
 class ClientSession(Struct, gc=False):
     """The remembered replies of one client.
 
     Args:
-        used: when it was last heard of, Unix time in ms.
-        newest: the highest number so far.
-        replies: by their number.
+        used: time of its last request, Unix time in ms.
+        newest: highest sequence number so far.
+        replies: by sequence number.
     """
 
     used: int
@@ -86,13 +86,15 @@ class ClientSession(Struct, gc=False):
 
 
 class Sessions:
-    """All sessions, the one that was silent for longest first.
+    """All sessions, in order of their last use, the oldest first.
 
     Args:
-        window: how many of the newest sequence numbers of a session are remembered.
-        ttl: silence in ms after which a session is forgotten.
-        most: how many sessions there may be. By default, nothing is forgotten.
-        most_bytes: what all replies may take together.
+        window: number of newest sequence numbers that each session remembers.
+        ttl: ms of silence after which a session is forgotten.
+        most: largest number of sessions.
+        most_bytes: largest size of all replies together.
+
+    By default nothing is bounded and nothing is forgotten.
     """
 
     def __init__(
@@ -114,12 +116,12 @@ class Sessions:
         return len(self._sessions)
 
     def recall(self, name: str, seq: int, digest: bytes, now: int) -> Remembered | None:
-        """What this request was answered before; None where it is new, and may run.
+        """Return the remembered reply of a repeat; None for a new request, which may run.
 
         Raises:
-            BadRequest: another request had this number.
-            StaleSeq: the number is older than what is remembered.
-            Busy: there are as many sessions as there may be, and this would be one more.
+            BadRequest: another request had this sequence number.
+            StaleSeq: the sequence number is older than the window.
+            Busy: the request would begin a session, and there are as many as allowed.
         """
         self.forget_silent(now)
         session = self._sessions.get(name)
@@ -144,20 +146,20 @@ class Sessions:
             raise BadRequest(f"seq {seq} of session {shorten(name)} was another request before")
         return known
 
-    def require_room(self, name: str, seq: int, size: int) -> None:
-        """Raise Busy where a reply of ``size`` bytes to a new request is too much.
+    def require_capacity(self, name: str, seq: int, size: int) -> None:
+        """Raise Busy if there is no capacity for a reply of ``size`` bytes to a new request.
 
-        One that takes no more than what it drives out of its session's window never is.
+        A reply that is no larger than those that it pushes out of its window is always taken.
         """
         small = size <= SMALL_REPLY
         most = self._most_bytes if small else self._most_bytes - self._most_bytes // KEPT_SHARE
-        more = room(size)
+        more = counted_size(size)
         if self._bytes + more <= most:
             return
         session = self._sessions.get(name)
         if session is not None and seq > session.newest:
             edge = seq - self._window
-            more -= sum([_room_of(known) for old, known in session.replies.items() if old <= edge])
+            more -= sum([_size_of(known) for old, known in session.replies.items() if old <= edge])
         if more > 0 and self._bytes + more > most:
             raise Busy(
                 f"the replies that are remembered take {self._bytes} bytes, and one of {size} more "
@@ -166,15 +168,15 @@ class Sessions:
             )
 
     def remember(self, once: Once, rev: int, lsn: int, now: int) -> Window:
-        """Keep a reply, and let go of those that fall out of the session's window.
+        """Remember a reply, and drop those that it pushes out of the session's window.
 
-        Returns what `undo` needs.
+        Returns the window's previous state, for `undo`.
         """
         session = self._sessions.get(once.session)
         anew = session is not None and once.seq <= session.newest
         if session is not None and anew and self._is_silent(session, now):
-            # Only replay comes here: it was forgotten back then, too. Where the numbers go on it
-            # was kept alive by repeats, which are in no log.
+            # Only during replay: the session was forgotten at that time, too. If the sequence
+            # numbers continue, repeats had kept it alive, which are not in the log.
             self._forget(once.session)
             session = None
         if session is None:
@@ -183,12 +185,12 @@ class Sessions:
         self._sessions.move_to_end(once.session)
         before = session.newest
         if once.seq <= before - self._window:
-            return Window(before, ())  # Only replay of an old log comes here: it is known no more.
+            return Window(before, ())  # Only during replay of an old log: outside the window.
         self._drop(session, once.seq)
         known = Remembered(once.digest, once.reply, rev, lsn)
         session.replies[once.seq] = known
         self._replies += 1
-        self._bytes += _room_of(known)
+        self._bytes += _size_of(known)
         if once.seq <= before:
             return Window(before, ())
         session.newest = once.seq
@@ -198,7 +200,7 @@ class Sessions:
         return Window(before, tuple([(seq, known) for seq, known in dropped if known is not None]))
 
     def undo(self, once: Once, window: Window) -> None:
-        """Forget a reply whose commit has been rolled back; ``window`` is how it was before."""
+        """Forget the reply of a rolled-back commit; ``window`` is the state to return to."""
         session = self._sessions.get(once.session)
         if session is None:
             return
@@ -207,10 +209,10 @@ class Sessions:
         for seq, known in window.dropped:
             session.replies[seq] = known
             self._replies += 1
-            self._bytes += _room_of(known)
+            self._bytes += _size_of(known)
 
     def forget_silent(self, now: int) -> None:
-        """Forget sessions that have been silent for too long, some of them at a time."""
+        """Forget sessions that have been silent for longer than the ttl, a few at a time."""
         for _ in range(FORGOTTEN_AT_ONCE):
             name = next(iter(self._sessions), None)
             if name is None or not self._is_silent(self._sessions[name], now):
@@ -218,11 +220,11 @@ class Sessions:
             self._forget(name)
 
     def names(self) -> list[str]:
-        """The names of all sessions."""
+        """Return the names of all sessions."""
         return list(self._sessions)
 
     def state(self, name: str, rev: int) -> SessionState | None:
-        """A session for a snapshot, with its replies up to ``rev``; None if it is forgotten."""
+        """Return a session with its replies up to ``rev``, for a snapshot; None if it is gone."""
         session = self._sessions.get(name)
         if session is None:
             return None
@@ -234,13 +236,13 @@ class Sessions:
         return name, session.used, replies
 
     def restore(self, state: SessionState) -> None:
-        """Take a session back from a snapshot."""
+        """Load a session from a snapshot."""
         name, used, replies = state
         for seq, digest, reply, rev in replies:
             self.remember(Once(name, seq, digest, reply), rev, 0, used)
 
     def statistics(self) -> dict[str, int]:
-        """How many there are, and what they take."""
+        """Return the fields of INFO's ``stats.sessions``."""
         return {"sessions": len(self._sessions), "replies": self._replies, "bytes": self._bytes}
 
     def _is_silent(self, session: ClientSession, now: int) -> bool:
@@ -249,20 +251,20 @@ class Sessions:
     def _forget(self, name: str) -> None:
         session = self._sessions.pop(name)
         self._replies -= len(session.replies)
-        self._bytes -= sum(map(_room_of, session.replies.values()))
+        self._bytes -= sum(map(_size_of, session.replies.values()))
 
     def _drop(self, session: ClientSession, seq: int) -> Remembered | None:
         known = session.replies.pop(seq, None)
         if known is not None:
             self._replies -= 1
-            self._bytes -= _room_of(known)
+            self._bytes -= _size_of(known)
         return known
 
 
-def room(size: int) -> int:
-    """What a reply of ``size`` bytes takes of what all may take together."""
+def counted_size(size: int) -> int:
+    """Return the bytes that a reply of ``size`` bytes counts as."""
     return REPLY_OVERHEAD + size + -size % REPLY_STEP
 
 
-def _room_of(known: Remembered) -> int:
-    return room(len(known.reply))
+def _size_of(known: Remembered) -> int:
+    return counted_size(len(known.reply))

@@ -1,16 +1,16 @@
-"""The store: every entry, the ordered index of keys, and the revision, under one lock.
+"""The keyspace: all entries, the ordered index of keys, and the revision, under one lock.
 
 Invariants:
-- `Keyspace.lock` guards every attribute here, every `Watcher`, the sessions and the history.
-  Methods whose text says "lock held" expect the caller to hold it; the others take it themselves.
-- Every change goes through `commit`: it takes the next revision, logs the changes ahead, and
-  applies all of them or none.
-- `entries` and the index hold the same keys. Python orders str by code point, and UTF-8 keeps that
-  order in its bytes, so the index is in the protocol's order.
-- An entry past its deadline is gone for every method, whether or not it has been removed yet.
-- Until the log says that a commit is safe, what it replaced is kept, and `roll_back` can undo it.
+- `Keyspace.lock` protects every attribute here, every `Watcher`, the sessions and the history.
+  Methods documented as "Lock held" expect the caller to hold it; the others take it themselves.
+- Every write goes through `commit`, or `add_run` for those of the lane. It takes the next revision,
+  queues the changes for the log, and applies all of them or none.
+- `entries` and the index have the same keys. Python orders str by code point, which is also the
+  order of their bytes in UTF-8, and so the protocol's order.
+- An entry whose deadline has passed is absent for every method, even before it is removed.
+- Until the log says that a commit is safe, its undo information is kept for `roll_back`.
 
-No file and no socket is touched here; the clock is passed in.
+This package uses no files and no sockets; the clock is passed in.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from zkv.compiled._store import Replaced
+    from zkv.compiled._store import Run as LaneRun
     from zkv.keyspace.bounds import Range
     from zkv.keyspace.history import Cursor, History
     from zkv.keyspace.log import ChangeLog
@@ -45,31 +46,31 @@ if TYPE_CHECKING:
 
 
 PASSED_OVER: Final = 2_000
-"""Expired keys that one page of a scan passes over at most: about 0.5 ms."""
+"""Expired keys that one page of a scan skips at most: about 0.5 ms."""
 
 
 class Watcher(Protocol):
-    """Reads the store in small steps, and is told of what changes ahead of it. Lock held."""
+    """Reads the keyspace in small steps, and follows the writes in the meantime. Lock held."""
 
     def keep(self, key: str, old: StoredEntry | None) -> None:
-        """Learn what ``key`` was, before a write replaces it."""
+        """Take the entry of ``key``, which a write is about to replace."""
 
     def rolled_back(self, rev: int) -> None:
-        """Learn that the commits after ``rev`` have been undone."""
+        """Note that the commits after ``rev`` have been undone."""
 
 
 Remembering = list[tuple[Once, Window]]
-"""What is remembered of exactly-once requests, and how to forget it."""
+"""Remembered exactly-once requests, each with the previous state of its session's window."""
 
 
 class Undo(Struct, frozen=True, gc=False):
-    """How to take a commit back, or a run of them.
+    """How to undo a commit, or all commits of a run.
 
     Args:
-        lsn: its number in the log; that of the last one.
+        lsn: log number of the (last) commit.
         rev: the revision before.
-        replaced: what its keys had before.
-        remembered: what is remembered with it, and what the window of each session was before.
+        replaced: the replaced entries.
+        remembered: the exactly-once requests that were remembered with it.
     """
 
     lsn: int
@@ -78,38 +79,44 @@ class Undo(Struct, frozen=True, gc=False):
     remembered: Remembering = []
 
 
-FollowersOfWrites = tuple[
-    "Callable[[str], None]",
-    "Callable[[int, str], None]",
-    "Callable[[str, StoredEntry | None], None]",
-    "list[Watcher]",
-    "Callable[[str, int, bytes, int, int], bool]",
-    "Callable[[str, int, bytes, bytes, int, int, int], None]",
-]
-"""To be called, with the store's lock held: with each new key; with the deadline and the key of an
-entry that was to expire and is replaced; and, while the fourth is not empty, with each key and the
-entry that is replaced. And for exactly-once requests: whether one is to run, and what is to be
-remembered of one."""
+class WriteHooks(NamedTuple):
+    """The functions that a lane must call, since it writes to the table itself. Lock held.
+
+    Attributes:
+        add_key: for each key that the table did not have.
+        forget_deadline: with the deadline and the key of each replaced entry that would expire.
+        notify_watchers: with each key and the entry that is replaced, while `watchers` has any.
+        watchers: the list of those who follow the writes.
+        may_run: before an exactly-once request; see `Keyspace._may_run_once`.
+        remember: after an exactly-once request; see `Keyspace._remember_in_run`.
+    """
+
+    add_key: Callable[[str], None]
+    forget_deadline: Callable[[int, str], None]
+    notify_watchers: Callable[[str, StoredEntry | None], None]
+    watchers: list[Watcher]
+    may_run: Callable[[str, int, bytes, int, int], bool]
+    remember: Callable[[str, int, bytes, bytes, int, int, int], None]
 
 
 class Page(NamedTuple):
-    """A part of a scan."""
+    """A page of a scan."""
 
     items: list[tuple[str, StoredEntry]]
     following: str | None
-    """Behind which key to go on; None where there are no further ones in the range."""
+    """The next page begins after this key; None if the range has no more keys."""
     rev: int
 
 
 class Keyspace:
-    """The locked store that all workers share.
+    """All data of a server, shared by its threads.
 
     Args:
-        now: the clock, Unix time in ms; must not go back.
-        sessions: what exactly-once requests have been answered.
+        now: the clock, Unix time in ms; must never go back.
+        sessions: the remembered exactly-once requests.
         history: the newest commits, up to ``rev``.
-        entries: what the store holds at first.
-        rev: the revision of that.
+        entries: the initial entries.
+        rev: their revision.
         log: takes every commit before it is applied.
     """
 
@@ -128,7 +135,7 @@ class Keyspace:
         self.history = history
         self.entries: Table = new_table() if entries is None else entries
         self.alarm: Callable[[], None] = lambda: None
-        """Called, lock held, when an entry will expire sooner than any other."""
+        """Called, lock held, when an entry is going to expire before all others."""
         self._index: SortedList[str] = SortedList(self.entries)
         self._deadlines: SortedList[tuple[int, str]] = SortedList(
             (entry.expires, key) for key, entry in self.entries.items() if entry.expires is not None
@@ -137,10 +144,10 @@ class Keyspace:
         self._removed_rev = rev
         self._log: ChangeLog = MemoryLog() if log is None else log
         self._undo: deque[Undo] = deque()
-        self._remembered_in_run: Remembering = []  # In the run that is going on.
+        self._remembered_in_run: Remembering = []  # During a run of the lane.
         self._watchers: list[Watcher] = []
         self.sealed = False
-        """Whether writes are refused, since the server is stopping."""
+        """True once writes are refused because the server stops."""
 
     @property
     def rev(self) -> int:
@@ -159,14 +166,14 @@ class Keyspace:
     # --- Reading
 
     def live(self, key: str) -> StoredEntry | None:
-        """The entry of ``key`` unless it has expired. Lock held."""
+        """The entry of ``key``; None if it is absent or has expired. Lock held."""
         entry = self.entries.get(key)
         if entry is not None and entry.expires is not None and entry.expires <= self.now():
             return None
         return entry
 
     def get(self, key: str) -> StoredEntry:
-        """The entry of ``key``. Raises NotFound."""
+        """Return the entry of ``key``. Raises NotFound."""
         with self.lock:
             entry = self.live(key)
             if entry is None:
@@ -174,9 +181,9 @@ class Keyspace:
             return entry
 
     def get_many(self, keys: Sequence[str]) -> tuple[list[StoredEntry], int]:
-        """The entries of ``keys`` at one revision, `ABSENT` where there is none.
+        """Return the entries of ``keys`` at one revision; `ABSENT` for keys without one.
 
-        The second value is the newest revision that an absence among them depends on, or a later.
+        The second value is a revision at or after the newest one that the absences depend on.
         """
         with self.lock:
             if self._due_count():
@@ -186,9 +193,9 @@ class Keyspace:
             return list(map(self.entries.get, keys, repeat(ABSENT))), self._removed_rev
 
     def scan(self, keys: Range, limit: int, reverse: bool) -> Page:
-        """The first ``limit`` entries of a range, or the last ones, backwards.
+        """Return the first ``limit`` entries of a range; if ``reverse``, the last, backwards.
 
-        Fewer, where it would have to pass over many that have expired.
+        A page may have fewer, to bound the number of expired entries that are skipped.
         """
         with self.lock:
             found = self._walk(keys, reverse)
@@ -198,10 +205,10 @@ class Keyspace:
             return self._page(names[:limit], names[limit - 1] if len(names) > limit else None)
 
     def count(self, keys: Range) -> tuple[int, int]:
-        """How many keys are in a range, and at which revision; logarithmic in their number.
+        """Count the keys of a range, and return the revision; logarithmic in their number.
 
-        While many expired keys wait for their removal it takes as long as looking at those takes,
-        but not with the lock held.
+        While expired keys wait for their removal, it also takes the time to look at all of them,
+        but in small steps, without holding the lock in between.
         """
         while True:
             with self.lock:
@@ -223,9 +230,9 @@ class Keyspace:
                 return there - tally.count, rev
 
     def changes_since(self, rev: int, most: int) -> tuple[list[Packed], int]:
-        """At most ``most`` commits after ``rev`` that are safe, and the newest safe revision.
+        """Return at most ``most`` safe commits after ``rev``, and the newest safe revision.
 
-        Raises Compacted: they are not kept any more.
+        Raises Compacted if some are no longer kept.
         """
         with self.lock:
             safe_rev = self._safe_rev()
@@ -239,31 +246,31 @@ class Keyspace:
             return commits, safe_rev
 
     def place_cursor(self) -> Cursor:
-        """A cursor behind the newest commit, to `read` with. The store keeps one at a time."""
+        """Place a cursor after the newest commit. It replaces the previous one."""
         with self.lock:
             return self.history.place_cursor()
 
     def pass_over(self, cursor: Cursor) -> int:
-        """Move the cursor behind all that is safe, and keep nothing for it; where it is now."""
+        """Move the cursor past all safe commits, stop keeping any; return its revision."""
         with self.lock:
             self.history.remove_cursor()
             cursor.rev = max(cursor.rev, self._safe_rev())
             return cursor.rev
 
     def hold_for(self, cursor: Cursor) -> None:
-        """Keep for the cursor what comes behind it, from now on."""
+        """Keep commits after the cursor again."""
         with self.lock:
             self.history.hold_for(cursor)
 
     def remove_cursor(self) -> None:
-        """Keep nothing for the cursor any more."""
+        """Keep no commits for a cursor any more."""
         with self.lock:
             self.history.remove_cursor()
 
     def read(self, cursor: Cursor, most: int) -> list[Packed]:
-        """The next commits behind the cursor, at most ``most``, as far as they are safe.
+        """Return at most ``most`` safe commits after the cursor, and move it past them.
 
-        What is gone already is passed over, and counted in `Cursor.missed`.
+        Revisions that are no longer kept are skipped and counted in `Cursor.missed`.
         """
         with self.lock:
             return self.history.read(cursor, most, self._safe_rev())
@@ -271,15 +278,16 @@ class Keyspace:
     # --- Writing
 
     def begin(self) -> StagedWrite:
-        """A new transaction. Lock held. Raises ShuttingDown."""
+        """Begin a transaction. Lock held. Raises ShuttingDown."""
         if self.sealed:
             raise ShuttingDown("the server is stopping")
         return StagedWrite(self, self._rev + 1)
 
     def commit(self, transaction: StagedWrite, once: Once | None = None) -> int:
-        """Apply a transaction; returns its number in the log, 0 if there was nothing to log.
+        """Log and apply a transaction; return its log number, 0 if there is nothing to log.
 
-        Lock held, since `begin`. Raises ReadOnly, TooLarge, and then nothing is applied.
+        The lock must have been held since `begin`. Raises ReadOnly or TooLarge, and then nothing
+        is applied.
         """
         changes = transaction.changes
         if not changes and once is None:
@@ -300,62 +308,55 @@ class Keyspace:
         self._keep(Undo(lsn, rev, replaced, remembered))
         return lsn
 
-    def add_run(
-        self, commits: list[Packed], rev: int, changes: int, size: int, replaced: Replaced
-    ) -> None:
-        """Log and remember commits that a `Lane` has made, and has applied. Lock held.
+    def add_run(self, run: LaneRun, replaced: Replaced) -> None:
+        """Log and remember the commits of a run, which the lane has already applied. Lock held.
 
-        Args:
-            commits: what it has made; the store takes commits.
-            rev: of the last one.
-            changes: how many they have.
-            size: the bytes of their payloads.
-            replaced: how to take them back.
+        There is at least one commit, and `takes_writes` was true before the run.
         """
-        lsn = self._log.extend(commits)
-        before, self._rev = self._rev, rev
-        self.history.extend(commits, changes, size, self._log.safe_rev)
+        lsn = self._log.extend(run.commits)
+        before, self._rev = self._rev, run.rev
+        self.history.extend(run.commits, run.changes, run.bytes, self._log.safe_rev)
         remembered, self._remembered_in_run = self._remembered_in_run, []
         self._keep(Undo(lsn, before, replaced, remembered))
 
     @property
     def takes_writes(self) -> bool:
-        """Whether nothing is wrong: writes would be taken. Lock held."""
+        """True unless the log or a stopping server refuses writes. Lock held."""
         return not self.sealed and self._log.takes_commits
 
-    def followers_of_writes(self) -> FollowersOfWrites:
-        """What a lane, which applies its writes to the table itself, has to ask and to tell."""
-        return (
-            self._index.add,
-            self._forget_deadline,
-            self._tell_watchers,
-            self._watchers,
-            self._may_run_once,
-            self._remember_in_run,
+    def write_hooks(self) -> WriteHooks:
+        """Return the functions that a lane must call for its writes."""
+        return WriteHooks(
+            add_key=self._index.add,
+            forget_deadline=self._forget_deadline,
+            notify_watchers=self._notify_watchers,
+            watchers=self._watchers,
+            may_run=self._may_run_once,
+            remember=self._remember_in_run,
         )
 
     def _may_run_once(self, session: str, seq: int, digest: bytes, size: int, now: int) -> bool:
-        """Whether an exactly-once request, whose reply has ``size`` bytes, is new.
+        """Return True if an exactly-once request whose reply has ``size`` bytes is new.
 
-        Raises RequestError where it must not run, as `Sessions.recall` and `require_room`.
+        Raises RequestError if it must not run: see `Sessions.recall` and `require_capacity`.
         """
         if self.sessions.recall(session, seq, digest, now) is not None:
             return False
-        self.sessions.require_room(session, seq, size)
+        self.sessions.require_capacity(session, seq, size)
         return True
 
     def _remember_in_run(
         self, session: str, seq: int, digest: bytes, reply: bytes, rev: int, place: int, now: int
     ) -> None:
-        """Remember the reply to an exactly-once request of a run, whose commits come before log."""
+        """Remember a reply during a run; its commit has place ``place`` in the run."""
         once = Once(session, seq, digest, reply)
         lsn = self._log.last_lsn + 1 + place
         self._remembered_in_run.append((once, self.sessions.remember(once, rev, lsn, now)))
 
     def expire(self, most: int) -> int | None:
-        """Remove up to ``most`` entries that are past their deadline, each with a revision.
+        """Remove up to ``most`` expired entries, each with a revision of its own.
 
-        Returns the ms until there is more to do, 0 if there is now; None if nothing will expire.
+        Returns the ms until the next entry expires, 0 if one has; None if none ever will.
         Raises ReadOnly, ShuttingDown.
         """
         with self.lock:
@@ -369,13 +370,13 @@ class Keyspace:
             return max(0, self._deadlines[0][0] - self.now()) if self._deadlines else None
 
     def seal(self) -> int:
-        """Refuse every write from now on; returns the last revision there will be."""
+        """Refuse all writes from now on; return the last revision."""
         with self.lock:
             self.sealed = True
             return self._rev
 
     def roll_back(self, lsn: int) -> None:
-        """Undo every commit after ``lsn``, none of which is safe. Lock held."""
+        """Undo every commit after ``lsn``; none of them is safe. Lock held."""
         while self._undo and self._undo[-1].lsn > lsn:
             undo = self._undo.pop()
             replaced = undo.replaced
@@ -391,23 +392,23 @@ class Keyspace:
     # --- Views
 
     def view(self) -> SnapshotView:
-        """The store as it is now, to be read in small steps while writes go on."""
+        """Return a view of the current revision, to be read in small steps during writes."""
         with self.lock:
             view = SnapshotView(self, self._rev, len(self.entries), self.now())
             self._watchers.append(view)
             return view
 
     def release_view(self, view: SnapshotView) -> None:
-        """Forget ``view``, which nobody will ask any more. Lock held."""
+        """Stop notifying ``view`` of writes. Lock held."""
         if view in self._watchers:
             self._watchers.remove(view)
 
     def keys_after(self, key: str) -> Iterator[str]:
-        """Keys behind ``key`` in order. Lock held, as long as it is read."""
+        """Iterate over the keys after ``key``, in order. Lock held during the iteration."""
         return self._index.irange(minimum=key, inclusive=(False, True))
 
     def statistics(self) -> Mapping[str, object]:
-        """What the sessions and the history take, and how many entries will expire."""
+        """Return INFO's fields about sessions, history and expiry."""
         with self.lock:
             self.sessions.forget_silent(self.now())
             return {
@@ -417,13 +418,13 @@ class Keyspace:
             }
 
     def no_such_key(self, key: str) -> NotFound:
-        """The error for a key that is not there. Lock held."""
+        """Return the error for an absent key. Lock held."""
         return not_found(key, self.absent_rev(key))
 
     def absent_rev(self, key: str) -> int:
-        """What the absence of ``key`` depends on: a revision at or after its removal. Lock held.
+        """Return a revision that the absence of ``key`` depends on, or a later one. Lock held.
 
-        Or at or after the write that set the time of which it died: without it, it may be there.
+        That is its removal or, if it expired and is not removed yet, the write that set its expiry.
         """
         entry = self.entries.get(key)
         return self._removed_rev if entry is None else max(self._removed_rev, entry.rev)
@@ -438,7 +439,7 @@ class Keyspace:
         return self._index.irange(keys.low, keys.high, inclusive=included, reverse=reverse)
 
     def _scan_live(self, found: Iterator[str], limit: int) -> Page:
-        """A page of ``found``, past those that have expired, but not past very many."""
+        """Return a page of the live keys in ``found``; skip a bounded number of expired ones."""
         names: list[str] = []
         for looked_at, key in enumerate(found):
             if self.live(key) is None:
@@ -454,7 +455,7 @@ class Keyspace:
         return Page(self.entries.pairs(names), following, self._rev)
 
     def _complete(self, tally: Tally) -> None:
-        """Complete a tally in small steps. Without the lock held."""
+        """Complete a tally in small steps. The lock must not be held."""
         try:
             while not tally.complete and not tally.lost:
                 time.sleep(PAUSE_SECONDS)
@@ -469,24 +470,24 @@ class Keyspace:
         tally.step(behind)
 
     def _due_count(self) -> int:
-        """How many entries have expired and are still to be removed."""
+        """Return the number of expired entries that are still to be removed."""
         if not self._deadlines or self._deadlines[0][0] > self.now():
             return 0
         return self._deadlines.bisect_left((self.now() + 1, ""))
 
     def _keep(self, undo: Undo) -> None:
-        """Keep a way back for as long as it may be needed."""
+        """Keep undo information, and drop that of commits which are safe now."""
         self._undo.append(undo)
         safe_lsn = self._log.safe_lsn
         while self._undo and self._undo[0].lsn <= safe_lsn:
             self._undo.popleft()
 
-    def _tell_watchers(self, key: str, old: StoredEntry | None) -> None:
+    def _notify_watchers(self, key: str, old: StoredEntry | None) -> None:
         for watcher in self._watchers:
             watcher.keep(key, old)
 
     def _apply(self, staged: dict[str, StoredEntry | None]) -> dict[str, StoredEntry | None]:
-        """Have these entries under these keys, None = nothing; returns what was there before."""
+        """Set these entries, None = remove; return the entries that they replace."""
         entries, index, watchers = self.entries, self._index, self._watchers
         replaced: dict[str, StoredEntry | None] = {}
         for key, entry in staged.items():

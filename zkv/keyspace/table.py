@@ -1,7 +1,7 @@
-"""The table of entries: a mapping from key to `StoredEntry`, guarded by the store's lock.
+"""The table of entries: a mapping from key to `StoredEntry`, protected by the keyspace's lock.
 
-A `dict`, or its compiled twin, which keeps an entry in one piece of memory instead of five objects,
-and in which a `Lane` finds it without a step of Python.
+It is a `dict` in pure Python. In C it keeps an entry in one piece of memory instead of five
+objects, and the lane finds entries without running any Python.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from zkv.keyspace.entry import StoredEntry
 
 
 class Table(MutableMapping[str, StoredEntry]):
-    """What both have in common."""
+    """The interface of both."""
 
     __slots__ = ()
 
     def pairs(self, keys: Sequence[str]) -> list[tuple[str, StoredEntry]]:
-        """Each of ``keys``, a list, with its entry. Raises KeyError."""
+        """Return each of ``keys``, a list, with its entry. Raises KeyError."""
         return [(key, self[key]) for key in keys]
 
 
-class PlainTable(dict[str, StoredEntry], Table):
-    """In Python."""
+class PythonTable(dict[str, StoredEntry], Table):
+    """The table in pure Python."""
 
     __slots__ = ()
 
@@ -33,16 +33,16 @@ class PlainTable(dict[str, StoredEntry], Table):
 if TYPE_CHECKING or compiled.COMPILED:
 
     class CompiledTable(compiled.store.Table, Table):
-        """Compiled. What is not there in C, such as `items`, is made of what is."""
+        """The table in C. `MutableMapping` adds methods that C lacks, such as `items`."""
 
         __slots__ = ()
 
 
 def new_table() -> Table:
-    """An empty table."""
-    return CompiledTable(StoredEntry, os.urandom(16)) if compiled.COMPILED else PlainTable()
+    """Return an empty table."""
+    return CompiledTable(StoredEntry, os.urandom(16)) if compiled.COMPILED else PythonTable()
 
 
 def is_compiled(table: Table) -> bool:
-    """Whether a `Lane` can work on it."""
+    """Return True if a lane can use the table."""
     return compiled.COMPILED and isinstance(table, compiled.store.Table)

@@ -1,10 +1,10 @@
-"""How many keys of a range have expired and are still to be removed, counted in small steps.
+"""Counts the keys of a range that have expired and are still to be removed, in small steps.
 
-A million keys may expire at once, and their removal takes a while: COUNT must leave them out all
-that time, and must not hold the lock for as long as it takes to look at all of them. So the tally
-walks the deadlines up to one moment a chunk at a time. A write to an entry that the walk has not
-reached yet first tells the tally (`keep`). What comes out is exact for the moment at which the
-tally was made.
+A million keys may expire at once, and their removal takes a while. Meanwhile COUNT must not count
+them, and must not hold the lock while it looks at all of them. So the tally walks the deadlines up
+to the time of its creation, one chunk at a time. A write to an entry ahead of the walk first calls
+`keep`, which counts the replaced entry if it has expired. The result is exact for the time of the
+tally's creation.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from zkv.keyspace.entry import StoredEntry
 
 CHUNK_DEADLINES: Final = 2_000
-"""Deadlines looked at in one hold of the lock: about 0.3 ms."""
+"""Deadlines read in one hold of the lock: about 0.3 ms."""
 PAUSE_SECONDS: Final = 0.0001
-"""Between chunks, so that whoever waits for the lock gets it."""
+"""Pause between chunks, so that threads waiting for the lock get it."""
 
 
 class Tally:
-    """Guarded by the store's lock.
+    """A count in progress. Protected by the keyspace's lock.
 
     Args:
         keys: the range.
-        now: Unix time in ms; what expires later is not counted.
+        now: Unix time in ms; keys that expire later do not count.
 
     Attributes:
-        count: how many have been found.
-        reached: every deadline up to this one has been looked at.
-        complete: whether all have been.
-        lost: whether commits have been rolled back meanwhile: it must be begun anew.
+        count: keys counted so far.
+        reached: the last deadline that has been read.
+        complete: all deadlines have been read.
+        lost: commits were rolled back meanwhile, so the count must start again.
     """
 
     def __init__(self, keys: Range, now: int) -> None:
@@ -47,7 +47,7 @@ class Tally:
         self.lost = False
 
     def step(self, deadlines: Iterable[tuple[int, str]]) -> None:
-        """Look at some of the deadlines behind `reached`, which are given in order."""
+        """Read the next deadlines after `reached`, given in order."""
         chunk = list(islice(deadlines, CHUNK_DEADLINES))
         due = [deadline for deadline in chunk if deadline[0] <= self._now]
         holds = self._keys.holds
@@ -57,12 +57,12 @@ class Tally:
             self.reached = due[-1]
 
     def keep(self, key: str, old: StoredEntry | None) -> None:
-        """Count an entry that a write is about to replace, unless the walk has been there."""
+        """Count an entry that a write replaces, unless the walk has already passed it."""
         if old is None or old.expires is None or old.expires > self._now or self.complete:
             return
         if (old.expires, key) > self.reached and self._keys.holds(key):
             self.count += 1
 
     def rolled_back(self, _rev: int) -> None:
-        """Learn that the commits after a revision have been undone."""
+        """Note that commits were rolled back."""
         self.lost = True

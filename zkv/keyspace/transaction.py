@@ -1,7 +1,7 @@
-"""A transaction: ops that see each other's effects, and are then committed together or not at all.
+"""A transaction: ops that see each other's effects and are committed together, or not at all.
 
-Every write is one, also a single PUT. It is made and used with the keyspace's lock held, changes
-nothing until it is committed, and is simply dropped when an op fails: that is the rollback.
+Every write is one, even a single PUT. A transaction is made and used with the keyspace's lock held.
+It changes nothing before it is committed. If an op fails it is discarded, which is the rollback.
 """
 
 from __future__ import annotations
@@ -26,47 +26,47 @@ _decode = msgspec.msgpack.decode
 
 
 class StagedWrite:
-    """Made by `Keyspace.begin`, with the lock held.
+    """The staged changes of a transaction. Made by `Keyspace.begin`; lock held.
 
     Attributes:
-        changes: what has been asked for so far, in order.
-        staged: the state that each changed key will have; None where it is gone.
-        rev: the revision that it will have if it changes anything.
+        changes: the changes so far, in order.
+        staged: the new entry of each changed key; None if it is removed.
+        rev: the revision that the transaction will have if it changes anything.
     """
 
     __slots__ = ("_size", "_store", "changes", "rev", "staged")
 
     def __init__(self, store: Keyspace, rev: int) -> None:
         self._store = store
-        self._size = 0  # Of values staged one by one: TOUCHes may make a small request a large one.
+        self._size = 0  # Bytes of single values: many TOUCHes make a large commit of a small TXN.
         self.rev = rev
         self.changes: list[KeyChange] = []
         self.staged: dict[str, StoredEntry | None] = {}
 
     @property
     def reply_rev(self) -> int:
-        """The revision in the reply: the transaction's, or the store's if it is empty."""
+        """The revision for the reply: the transaction's, or the store's if nothing changes."""
         return self.rev if self.changes else self.rev - 1
 
     def now(self) -> int:
-        """Unix time in ms."""
+        """Return the Unix time in ms."""
         return self._store.now()
 
     def find(self, key: str) -> StoredEntry | None:
-        """The entry of ``key`` as this transaction sees it."""
+        """Return the entry of ``key`` as this transaction sees it; None if absent."""
         if key in self.staged:
             return self.staged[key]
         return self._store.live(key)
 
     def get(self, key: str) -> StoredEntry:
-        """`find`, or NotFound."""
+        """Return the entry of ``key``. Raises NotFound."""
         entry = self.find(key)
         if entry is None:
             raise self._store.no_such_key(key)
         return entry
 
     def check(self, key: str, rev: int) -> StoredEntry | None:
-        """The entry of ``key``, whose revision must be ``rev``; 0 = it must be absent.
+        """Return the entry of ``key``, which must have revision ``rev``; 0 = must be absent.
 
         Raises Conflict.
         """
@@ -82,29 +82,29 @@ class StagedWrite:
         return entry
 
     def put(self, key: str, value: bytes, expires: int | None = None) -> None:
-        """Write an entry; ``expires`` is Unix time in ms."""
+        """Write an entry; ``expires`` is Unix time in ms, None = never."""
         self._stage(PUT, key, StoredEntry(value, self.rev, expires))
 
     def put_many(self, items: dict[str, bytes], expires: int | None = None) -> None:
-        """Write many entries: `put` for each, with as few steps as can be."""
+        """Write many entries, in fewer steps than by `put`."""
         rev = self.rev
         for key, value in items.items():
             self.staged[key] = StoredEntry(value, rev, expires)
         self.changes += [KeyChange(PUT, key, Raw(value), expires) for key, value in items.items()]
 
     def remove(self, key: str, op: str = DELETE) -> None:
-        """Remove an entry that is there."""
+        """Remove an entry, which must exist."""
         self.staged[key] = None
         self.changes.append(KeyChange(op, key))
 
     def touch(self, key: str, expires: int | None) -> None:
-        """Give an entry another expiry. Raises NotFound."""
+        """Set the expiry of an entry. Raises NotFound."""
         self._stage(TOUCH, key, StoredEntry(self.get(key).value, self.rev, expires))
 
     def increment(self, key: str, by: int) -> int:
-        """Add to an int64, 0 where absent; returns the sum. The expiry stays.
+        """Add to an int64, and return the sum. An absent entry counts as 0; the expiry is kept.
 
-        Raises WrongType: the value is no int64, or the sum would not be.
+        Raises WrongType if the value or the sum is not an int64.
         """
         entry = self.find(key)
         total = by if entry is None else self._integer(key, entry) + by
@@ -125,7 +125,7 @@ class StagedWrite:
         self.changes.append(KeyChange(op, key, Raw(entry.value), entry.expires))
 
     def _integer(self, key: str, entry: StoredEntry) -> int:
-        # The first byte tells: only an int is decoded, whatever else the value is.
+        # The first byte shows the type: only an int is decoded.
         if entry.value[0] < 0x80 or entry.value[0] >= 0xE0 or 0xCC <= entry.value[0] <= 0xD3:
             value = _decode(entry.value)
             if isinstance(value, int) and INT64_MIN <= value <= INT64_MAX:
@@ -139,7 +139,7 @@ class StagedWrite:
 
 
 def _type_of(first: int) -> str:
-    """What the first byte of a packed value says of its type."""
+    """Return the type of a packed value from its first byte, with an article."""
     if 0xC7 <= first <= 0xC9 or 0xD4 <= first <= 0xD8:
         return "an ext"
     for last, name in _TYPES.items():
@@ -153,9 +153,9 @@ _TYPES: Final = {
     0xC3: "a bool", 0xC6: "binary data (bin)", 0xCB: "a float", 0xD8: "an int",
     0xDB: "text (str)", 0xDD: "an array", 0xDF: "a map",
 }  # fmt: skip
-"""The last byte of each range in msgpack's table of first bytes, without ext."""
+"""The last first byte of each type, in msgpack's order; ext is not included."""
 
 
 def not_found(key: str, seen_rev: int) -> NotFound:
-    """The error for a key that is absent as of ``seen_rev``."""
+    """Return the error for an absent key; ``seen_rev``: the revision that its absence reveals."""
     return NotFound(f"no such key: {shorten(key)}", seen_rev=seen_rev)

@@ -1,11 +1,11 @@
-"""A point-in-time view of a store that goes on changing: copy on write, read in small steps.
+"""A view of the keyspace at one revision, while writes go on: copy on write, in small steps.
 
-Strategy: the view walks the ordered index from the first key to the last, a chunk at a time, each
-under the store's lock and for no longer than the chunk takes. A write to a key that the walk has
-not reached yet first hands the entry that it replaces to the view (`keep`). So the view gives the
-store exactly as it was at its revision, without a copy of it and without a pause.
+Strategy: the view walks the ordered index from the first key to the last, one chunk at a time. It
+holds the keyspace's lock only while it reads a chunk. A write to a key ahead of the walk first
+hands the replaced entry to the view (`keep`). So the view yields the entries exactly as they were
+at its revision, without a copy of all and without a pause.
 
-The memory it takes is one replaced entry for each key that is written ahead of the walk.
+It takes memory for one replaced entry for each key that is written ahead of the walk.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ CHUNK_ENTRIES = 500
 """Entries read in one hold of the lock: about 0.1 ms."""
 
 REST_FACTOR = 1.0
-"""After each chunk the reader rests for this many times the CPU time that it took for it. Python
-runs one thread at a time, and whoever waits while another computes may wait for 5 ms: at each of
-several points on the way of a request. A reader that gives way by itself costs them a chunk's time.
+"""After each chunk the reader sleeps for this many times the CPU time that the chunk took. Python
+runs one thread at a time, and a thread that waits for a busy one may wait for 5 ms, at several
+points of a request. A reader that yields by itself costs them only the time of a chunk.
 """
 
 CHUNK_SESSIONS = 20
@@ -39,32 +39,32 @@ Step = TypeVar("Step")
 
 
 class SnapshotView:
-    """The store as it was at ``rev``. Made by `Keyspace.view`, and to be closed.
+    """The entries at revision ``rev``. Made by `Keyspace.view`; must be closed.
 
-    Its attributes are guarded by the store's lock.
+    Its attributes are protected by the keyspace's lock.
     """
 
     def __init__(self, keyspace: Keyspace, rev: int, count: int, time: int) -> None:
         self.rev = rev
         self.count = count
         self.time = time  # Unix time in ms.
-        self.lost = False  # Whether commits that it shows have been rolled back; until `close`.
+        self.lost = False  # True if commits that it contains were rolled back before `close`.
         self._keyspace = keyspace
-        self._reached = ""  # Every key up to this one has been read; no key is empty.
+        self._reached = ""  # The last key that has been read; no key is empty.
         self._all_reached = False
         self._kept: dict[str, StoredEntry | None] = {}
 
     def keep(self, key: str, old: StoredEntry | None) -> None:
-        """Remember what ``key`` was, before a write replaces it. Call with the lock held."""
+        """Keep the entry that a write replaces, if the walk is not there yet. Lock held."""
         if not self._all_reached and key > self._reached:
             self._kept.setdefault(key, old)
 
     def rolled_back(self, rev: int) -> None:
-        """Learn that the commits after ``rev`` have been undone. Call with the lock held."""
+        """Note that the commits after ``rev`` have been undone. Lock held."""
         self.lost = self.lost or self.rev > rev
 
     def chunks(self) -> Iterator[Chunk]:
-        """All entries, each once; in key order but for keys removed since ``rev``, which end it."""
+        """Yield all entries in chunks: in key order, then those removed since ``rev``."""
         return self._resting(self._chunks())
 
     def _chunks(self) -> Iterator[Chunk]:
@@ -76,10 +76,10 @@ class SnapshotView:
             yield removed[first : first + CHUNK_ENTRIES]
 
     def sessions(self) -> Iterator[list[SessionState]]:
-        """The exactly-once replies that tell of nothing newer than ``rev``, in parts.
+        """Yield the sessions in parts, with the replies that reveal nothing newer than ``rev``.
 
-        Read as they are, not as they were: what has been remembered since is left out, and what a
-        session has let go of since is not needed by a client that has gone on.
+        They are read in their current state, not in that of ``rev``: newer replies are left out,
+        and a reply that its session has dropped since is one that the client no longer needs.
         """
         return self._resting(self._sessions())
 
@@ -95,11 +95,11 @@ class SnapshotView:
             yield [state for state in found if state is not None]
 
     def _resting(self, steps: Iterator[Step]) -> Iterator[Step]:
-        """The same, with a rest behind each, which is in proportion to what the caller did."""
+        """Yield the same, and sleep after each step, in proportion to the CPU time it took."""
         began = time.thread_time()
         for step in steps:
             yield step
-            if not self._keyspace.sealed:  # Else nobody waits but for this.
+            if not self._keyspace.sealed:  # Else all are waiting for this very snapshot.
                 time.sleep(REST_FACTOR * (time.thread_time() - began))
             began = time.thread_time()
 
@@ -119,9 +119,9 @@ class SnapshotView:
         return chunk
 
     def close(self) -> None:
-        """Be done with it. The store knows the view until then, also when all of it has been read.
+        """Detach the view from the keyspace.
 
-        For `lost` may still come true.
+        Until then `lost` may still become true, even if all entries have been read.
         """
         with self._keyspace.lock:
             self._all_reached = True

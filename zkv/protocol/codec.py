@@ -1,17 +1,17 @@
-"""Request bodies in, typed requests out; replies in, reply bodies out.
+"""Decodes request bodies into typed requests, and encodes replies.
 
-Strategy: msgspec decodes the body straight into the class of its op and checks every field on the
-way, leaving values as the bytes they came in. That is the road of nearly every request. A body
-that it refuses is looked at again, field by field: what some languages pack otherwise (bin where
-text is meant) is put right and decoded again by the same classes, so there is one schema; what is
-wrong gets an error that names the field, and carries the ``id`` wherever that can be read.
+Strategy: msgspec decodes the body straight into the class of its op. It checks every field on the
+way and keeps values as the packed bytes of the client. This is enough for nearly every request. If
+msgspec refuses the body, a second pass decodes it field by field: it turns bin into str where some
+languages pack text as bin, and decodes the result by the same classes, so there is only one schema.
+Errors name the field that is wrong, and carry the ``id`` if it can be read.
 
-Invariant: whatever the bytes, `Codec.decode` returns a request or raises a `RequestError`.
+Invariant: for any bytes, `decode` returns a request or raises a `RequestError`.
 
-Why msgspec and not msgpack here: it validates while it decodes, at half the cost of msgpack's
-untyped decode, and ``Raw`` is what keeps values byte for byte. Its traps are covered: how deep it
-goes depends on the Python, so what is nested too deeply is refused before it sees it; and it
-refuses bin map keys, which ends in the second look.
+msgspec is used here, and not msgpack, because it validates while it decodes, takes half the time of
+msgpack's untyped decoding, and keeps values byte for byte as ``Raw``. It has two pitfalls. The
+depth that it can decode depends on the Python version, so bodies that nest too deeply are refused
+before it sees them. It refuses bin as map keys, which the second pass handles.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from zkv.errors import (
     UnknownOp,
     shorten,
 )
-from zkv.protocol.nesting import LEVELS_ABOVE, may_be_deep, measure
+from zkv.nesting import LEVELS_ABOVE, may_be_deep, measure
 from zkv.protocol.replies import Failure, Reply
 from zkv.protocol.requests import (
     CONDITION_FIELDS,
@@ -65,7 +65,7 @@ _encoder = msgspec.msgpack.Encoder()
 _in_order = msgspec.msgpack.Encoder(order="deterministic")
 
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, TypeError)
-"""What msgspec raises on bytes it does not accept. TypeError: an unhashable map key."""
+"""Exceptions of msgspec for bytes that it does not accept. TypeError: an unhashable map key."""
 
 
 def encode_reply(reply: Reply | Failure) -> bytes:
@@ -74,7 +74,7 @@ def encode_reply(reply: Reply | Failure) -> bytes:
 
 
 def pack_array(packed: list[bytes]) -> Raw:
-    """An array of values that are packed already."""
+    """Pack an array of values that are packed already."""
     size = len(packed)
     if size < 16:
         head = bytes([0x90 | size])
@@ -86,7 +86,7 @@ def pack_array(packed: list[bytes]) -> Raw:
 
 
 def encode_repeat(packed: bytes, request_id: RequestId | None, durable: bool) -> bytes:
-    """Pack a remembered reply again, as the reply to a repeat of its request."""
+    """Encode a remembered reply as the reply to a repeat of its request."""
     reply: dict[str, Any] = _fields.decode(packed)
     if request_id is not None:
         reply["id"] = request_id
@@ -121,11 +121,12 @@ def decode(body: bytes) -> AnyRequest:
 
 
 def digest(request: AnyRequest) -> bytes:
-    """What tells two requests of one session apart: 8 bytes over all that they ask for.
+    """Return the digest of a request: 8 bytes that depend on everything that it asks for.
 
-    The order of an MPUT's items is no part of that: in some languages, maps have another order each
-    time that they are packed. Plain PUTs and MPUTs have digests that can be told without packing
-    them anew. zkv/compiled/request.c makes the same, also of an INCR or a TXN with all its fields.
+    `zkv.keyspace.change` specifies it. It does not depend on the order of an MPUT's items: in some
+    languages, a map has another order each time that it is packed. A PUT or MPUT without further
+    fields is hashed without packing it again. zkv/compiled/request.c computes the same digests, and
+    those of INCR and TXN.
     """
     match request:
         case Put(key=key, value=value, ttl=None, if_rev=None, prev=False):
@@ -156,7 +157,7 @@ def _check_session(request: Request) -> None:
 
 
 def _decode_again(body: bytes) -> AnyRequest:
-    """The second look, field by field. Raises as `decode` does."""
+    """Decode a body in the second pass, field by field. Raises as `decode` does."""
     fields = _split(body)
     request_id = _readable_id(fields)
     op = ""
@@ -173,7 +174,7 @@ def _decode_again(body: bytes) -> AnyRequest:
 
 
 def _split(body: bytes) -> dict[str, Raw]:
-    """The body's fields, each still packed. Raises BadRequest where there are none."""
+    """Return the body's fields, each still packed. Raises BadRequest if it is not a map."""
     try:
         packed = _fields.decode(body)
         return {_text(name, "a field name"): raw for name, raw in packed.items()}
@@ -197,7 +198,7 @@ def _why_no_map(error: Exception) -> str:
 
 
 def _require_shallow(body: bytes) -> None:
-    """Raise BadRequest where a field has more levels than it may."""
+    """Raise BadRequest if a field nests too deeply."""
     if not _is_map(body):
         raise BadRequest("the body is not a msgpack map")
     for name, _, levels in _walk(body):
@@ -207,7 +208,7 @@ def _require_shallow(body: bytes) -> None:
 
 
 def _salvage_id(body: bytes) -> RequestId | None:
-    """The ``id`` of a body that is no whole map, or nested too deeply, as far as it can be read."""
+    """Return the ``id``, if readable, of a body that nests too deeply or is not a whole map."""
     for name, value, levels in _walk(body):
         if name == "id":
             return None if levels else _readable_id({"id": Raw(value)})
@@ -215,9 +216,9 @@ def _salvage_id(body: bytes) -> RequestId | None:
 
 
 def _walk(body: bytes) -> Iterator[tuple[str, bytes, int]]:
-    """The fields of a body one by one: name, empty if it is no text; packed value; its levels.
+    """Yield the fields of a body: name (empty if it is not text), packed value, levels of nesting.
 
-    As far as they are whole; but the levels of the one that is not are told, too.
+    It ends at the first field that is incomplete, of which it still yields the levels.
     """
     reader = msgpack.Unpacker()
     try:
@@ -238,7 +239,7 @@ def _walk(body: bytes) -> Iterator[tuple[str, bytes, int]]:
 
 
 def _name_of(packed: bytes) -> str:
-    """A field's name; empty if it is no text."""
+    """Return a field's name; empty if it is not text."""
     try:
         return _text(_untyped.decode(packed), "a field name")
     except (*_DECODE_ERRORS, BadRequest):
@@ -250,7 +251,7 @@ def _int_or_none(value: object) -> int | None:
 
 
 def _readable_id(fields: dict[str, Raw]) -> RequestId | None:
-    """The ``id``, if it is there and is an int or text."""
+    """Return the ``id`` if there is one and it is an int or text."""
     if "id" not in fields:
         return None
     try:
@@ -276,7 +277,7 @@ def _repair_all(fields: dict[str, Raw]) -> dict[str, object]:
 
 
 def _repair(name: str, raw: Raw) -> object:
-    """``raw`` with bin turned into str wherever the field ``name`` holds text."""
+    """Return ``raw``, with bin turned into str if the field ``name`` holds text."""
     if name in TEXT_FIELDS:
         return _as_text(_unpack(name, raw, _untyped), name)
     if name in TEXT_LIST_FIELDS:
@@ -298,7 +299,7 @@ def _repair_condition(condition: object) -> object:
 
 
 def _repair_request(name: str, raw: Raw) -> object:
-    """One of several requests in a field; what is no map is left to the typed decoder."""
+    """Repair one request in an array of requests; the typed decoder refuses what is not a map."""
     if not _is_map(raw):
         return raw
     fields = _unpack(name, raw, _fields)
@@ -320,7 +321,7 @@ def _unpack(name: str, raw: Raw, decoder: msgspec.msgpack.Decoder[_T]) -> _T:
 
 
 def _as_text(value: object, name: str) -> object:
-    """Bin as str; anything else as it is, for the typed decoder to judge."""
+    """Turn bin into str; the typed decoder judges all other values."""
     return _text(value, f"field `{name}`") if isinstance(value, bytes) else value
 
 
@@ -336,11 +337,11 @@ def _text(value: object, what: str) -> str:
 
 
 _TYPES: Final = {"object": "map", "null": "nil", "bytes": "bin", "float": "number"}
-"""Of msgspec's names for types, those that the protocol calls otherwise."""
+"""msgspec's names of types that have another name in the protocol."""
 
 
 def _explain(op: str, error: Exception, fields: dict[str, object]) -> str:
-    """msgspec's message in the terms of a request: which field, what it may be, what came."""
+    """Explain msgspec's error in the protocol's terms: the field, what it may be, what it is."""
     text, at, place = str(error).rpartition(" - at `")
     text, place = (text, place) if at else (place, "")
     place = place.rstrip("`").removeprefix("key` in `").removeprefix("$").removeprefix(".")
@@ -350,7 +351,7 @@ def _explain(op: str, error: Exception, fields: dict[str, object]) -> str:
         return f"{op}: unknown field {_cut(text[30:])}{_in(place)}; {inside or op} takes {taken}"
     if text.startswith("Object missing required field"):
         return f"{op}: missing field{text[29:]}{_in(place)}"
-    if text.startswith("Invalid value"):  # What chooses the class of one of several requests.
+    if text.startswith("Invalid value"):  # The op of one of several requests.
         parts = ", ".join(str(cls.__struct_config__.tag) for cls in get_args(SubRequest))
         return f"{op}: field `{place}`: expected one of {parts}{_got(found)}"
     return f"{op}: {f'field `{place}`: ' if place else ''}{_expected(text)}{_got(found)}"
@@ -365,16 +366,16 @@ def _in(place: str) -> str:
 
 
 def _own_fields(op: str) -> str:
-    """The fields of an op beside those that every request has."""
+    """List the fields that an op has besides the common ones."""
     cls = REQUEST_TYPES.get(op, Request)
     own = [name for name in cls.__struct_encode_fields__ if name not in Request.__struct_fields__]
     return ", ".join(f"`{name}`" for name in own) or "no fields of its own"
 
 
 def _follow(place: str, fields: dict[str, object]) -> tuple[str, object]:
-    """What stands at a place such as ``ops[1].key``, and the op of the request around it, if any.
+    """Return the op of the request around a place such as ``ops[1].key``, and the value there.
 
-    `msgspec.UNSET` where that is not known.
+    The op is empty if there is no such request; the value is `msgspec.UNSET` if it is unknown.
     """
     op, found = "", cast("Any", fields)
     try:
@@ -388,7 +389,7 @@ def _follow(place: str, fields: dict[str, object]) -> tuple[str, object]:
 
 
 def _expected(text: str) -> str:
-    """What was expected, in the protocol's names for types."""
+    """Return what msgspec expected, with the protocol's names of types."""
     expected = text.partition(", got ")[0]
     if not expected.startswith("Expected "):
         return expected
@@ -401,7 +402,7 @@ def _type(name: str) -> str:
 
 
 def _got(found: object) -> str:
-    """What came instead, as far as that can be shown in a few words."""
+    """Describe the value that came, if a few words can."""
     if isinstance(found, Raw):
         try:
             found = _untyped.decode(found)
@@ -428,23 +429,23 @@ def _got(found: object) -> str:
 
 
 class KeyLimits:
-    """Checks of keys and values that depend on settings.
+    """Checks keys and values against the configured limits.
 
     Args:
-        max_key_bytes: longest key, in bytes of UTF-8.
-        max_value_bytes: longest value, in bytes as packed.
-        max_batch: most keys in one request.
+        max_key_bytes: bytes of the longest key, in UTF-8.
+        max_value_bytes: bytes of the largest packed value.
+        max_batch: number of keys in the largest request.
     """
 
     def __init__(self, max_key_bytes: int, max_value_bytes: int, max_batch: int) -> None:
         self.max_key_bytes = max_key_bytes
         self.max_value_bytes = max_value_bytes
         self.max_batch = max_batch
-        # A character is at most 4 bytes of UTF-8: shorter keys need not be encoded to be measured.
+        # A character has at most 4 bytes in UTF-8: most keys are measured without encoding them.
         self._surely_short = max_key_bytes // 4
 
     def check_key(self, key: str) -> None:
-        """Raise BadRequest or TooLarge unless ``key`` may be a key."""
+        """Check a key. Raises BadRequest, TooLarge."""
         if key >= "\x01" and len(key) <= self._surely_short:
             return
         if not key:
@@ -458,20 +459,20 @@ class KeyLimits:
             )
 
     def check_batch(self, size: int, field: str) -> None:
-        """Raise TooLarge if one request may not hold ``size`` of what is in ``field``."""
+        """Raise TooLarge if ``field`` may not have ``size`` items."""
         if size > self.max_batch:
             raise TooLarge(f"{size} in field `{field}`; max_batch is {self.max_batch}")
 
     def check_keys(self, keys: list[str] | dict[str, Raw]) -> None:
-        """`check_key` for a batch, and the batch's own limit."""
+        """Check all keys of a request, and their number. Raises BadRequest, TooLarge."""
         self.check_batch(len(keys), "items" if isinstance(keys, dict) else "keys")
-        # min and max run in C: a batch of good keys costs no Python step per key.
+        # min and max run in C: a batch of valid keys costs no Python step for each key.
         if keys and (min(keys) < "\x01" or max(map(len, keys)) > self._surely_short):
             for key in keys:
                 self.check_key(key)
 
     def values(self, items: dict[str, Raw]) -> dict[str, bytes]:
-        """`value` for a batch."""
+        """Return the packed bytes of all values. Raises TooLarge."""
         values = dict(zip(items, map(bytes, items.values()), strict=True))
         if values and max(map(len, values.values())) > self.max_value_bytes:
             for key, raw in items.items():
@@ -479,7 +480,7 @@ class KeyLimits:
         return values
 
     def value(self, key: str, raw: Raw) -> bytes:
-        """The packed bytes of ``raw``, in memory of their own. Raises TooLarge."""
+        """Return a copy of the packed bytes of ``raw``. Raises TooLarge."""
         value = bytes(raw)
         if len(value) > self.max_value_bytes:
             raise TooLarge(

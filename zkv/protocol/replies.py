@@ -1,6 +1,6 @@
-"""One class per kind of reply, in the order in which its fields are packed.
+"""One class per kind of reply. Fields are packed in the order of their declaration.
 
-A reply carries ``id`` only where the request did. Values are ``Raw``: they are packed already.
+A reply has an ``id`` only if the request had one. Values are ``Raw``: they are packed already.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from zkv.errors import RequestError, RequestId
 
 NIL = Raw(b"\xc0")
-"""msgpack nil: stands for the value of an absent key."""
+"""msgpack nil, the value of an absent key."""
 
 
 class Reply(Struct, kw_only=True):
-    """What every successful reply carries."""
+    """The fields of every successful reply."""
 
     ok: bool = True
     id: RequestId | UnsetType = UNSET
 
 
 class PingReply(Reply, kw_only=True):
-    """``time`` is Unix time in milliseconds."""
+    """Reply to PING; ``time`` is Unix time in milliseconds."""
 
     protocol: int
     version: str
@@ -31,7 +31,7 @@ class PingReply(Reply, kw_only=True):
 
 
 class GetReply(Reply, kw_only=True):
-    """The value as it was packed, the revision that wrote it, and the seconds it has left."""
+    """Reply to GET: the packed value, the revision that wrote it, the remaining seconds to live."""
 
     value: Raw
     rev: int
@@ -39,51 +39,51 @@ class GetReply(Reply, kw_only=True):
 
 
 class CommitReply(Reply, kw_only=True):
-    """What every reply to a write carries; ``durable``: is it on disk now?"""
+    """The fields of every reply to a write. ``durable``: it was on disk when this was packed."""
 
     rev: int
     durable: bool = False
 
-    def tell_durable(self, durable_rev: int) -> None:
-        """Say whether it is on disk, everything up to ``durable_rev`` being there."""
+    def set_durable(self, durable_rev: int) -> None:
+        """Set ``durable``, given the newest revision on disk."""
         self.durable = self.rev <= durable_rev
 
 
 class WriteReply(CommitReply, kw_only=True):
-    """A committed write; ``prev`` and ``prev_rev`` only where they were asked for."""
+    """Reply to a write; ``prev`` and ``prev_rev`` only if the request asked for them."""
 
     prev: Raw | UnsetType = UNSET
     prev_rev: int | UnsetType = UNSET
 
 
 class MGetReply(Reply, kw_only=True):
-    """``values``: an array, packed. Nil and 0 stand where a key is absent."""
+    """Reply to MGET. ``values`` is a packed array; absent keys have value nil and revision 0."""
 
     values: Raw
     revs: list[int]
 
 
 class IncrReply(CommitReply, kw_only=True):
-    """The sum."""
+    """Reply to INCR: the sum."""
 
     value: int
 
 
 class TxnReply(CommitReply, kw_only=True):
-    """What each op would have replied."""
+    """Reply to TXN: the reply of each op."""
 
     results: list[Reply]
 
-    def tell_durable(self, durable_rev: int) -> None:
-        """Say so of the whole and of each write in it."""
-        super().tell_durable(durable_rev)
+    def set_durable(self, durable_rev: int) -> None:
+        """Set ``durable`` in this reply and in the reply of each write in it."""
+        super().set_durable(durable_rev)
         for result in self.results:
             if isinstance(result, CommitReply):
                 result.durable = self.durable
 
 
 class ScanReply(Reply, kw_only=True):
-    """``items``: [key, value, rev] each; ``next``: the ``after`` of the next page, or nil."""
+    """Reply to SCAN. ``items``: [key, value, rev] each; ``next``: ``after`` of the next page."""
 
     items: list[tuple[str, Raw, int]]
     next: str | None
@@ -91,13 +91,13 @@ class ScanReply(Reply, kw_only=True):
 
 
 class CountReply(Reply, kw_only=True):
-    """How many keys."""
+    """Reply to COUNT: the number of keys."""
 
     count: int
 
 
 class ChangesReply(Reply, kw_only=True):
-    """``changes``: [rev, op, key, value] each; ``next``: the ``since`` to continue from."""
+    """Reply to CHANGES. ``changes``: [rev, op, key, value] each; ``next``: the next ``since``."""
 
     changes: list[tuple[int, str, str, Raw]]
     next: int
@@ -105,19 +105,19 @@ class ChangesReply(Reply, kw_only=True):
 
 
 class MDeleteReply(CommitReply, kw_only=True):
-    """How many of the keys were there."""
+    """Reply to MDELETE: the number of keys that were removed."""
 
     deleted: int
 
 
 class RevisionReply(Reply, kw_only=True):
-    """SNAPSHOT and END: the revision that is saved."""
+    """Reply to SNAPSHOT and END: the revision that was saved."""
 
     rev: int
 
 
 class InfoReply(Reply, kw_only=True):
-    """See the op INFO; ``limits``, ``durability`` and ``stats`` are maps."""
+    """Reply to INFO; ``limits``, ``durability`` and ``stats`` are maps."""
 
     version: str
     protocol: int
@@ -133,7 +133,7 @@ class InfoReply(Reply, kw_only=True):
 
 
 class Failure(Struct, kw_only=True, omit_defaults=False):
-    """A request that was refused or failed."""
+    """Reply to a request that was refused or that failed."""
 
     ok: bool = False
     id: RequestId | UnsetType = UNSET
@@ -149,7 +149,7 @@ class Failure(Struct, kw_only=True, omit_defaults=False):
 
 
 def failure(error: RequestError, request_id: RequestId | None) -> Failure:
-    """The reply that tells ``error`` to the client."""
+    """Return the reply for ``error``."""
     echoed = error.request_id if request_id is None else request_id
     return Failure(
         id=UNSET if echoed is None else echoed,

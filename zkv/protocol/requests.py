@@ -1,10 +1,10 @@
-"""One class per op: the schema of what a client may send.
+"""One class per op: the schema of requests.
 
-A request body is a msgpack map. Its ``op`` chooses the class here, and the class's fields are the
-map's other fields: a field that the class does not have is refused, a field without a default is
-required. Values stay ``Raw``: the bytes the client packed, neither decoded nor changed.
+A request body is a msgpack map. Its ``op`` selects the class; the other fields of the map are the
+fields of the class. Unknown fields are refused. Fields without a default are required. Values stay
+``Raw``: the bytes that the client packed, neither decoded nor changed.
 
-Fields are listed in `TEXT_FIELDS` and its neighbours where a msgpack bin that holds UTF-8 is taken
+`TEXT_FIELDS` and the sets after it name the fields in which a msgpack bin that holds UTF-8 counts
 as str.
 """
 
@@ -20,7 +20,7 @@ Revision = Annotated[int, Meta(ge=0)]
 Limit = Annotated[int, Meta(ge=1)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Ttl = Annotated[float, Meta(gt=0, le=1e10)]
-"""Seconds; a whole number may come as an int."""
+"""Seconds, as a float or an int."""
 
 
 class Request(
@@ -29,17 +29,17 @@ class Request(
     kw_only=True,
     tag_field="op",
     forbid_unknown_fields=True,
-    omit_defaults=True,  # Packed anew, for its digest, it says no more than the client did.
+    omit_defaults=True,  # The digest must not depend on defaults that the client sent.
 ):
-    """What every request may carry beside its ``op``.
+    """The fields that every request may have, besides ``op``.
 
     Attributes:
         id: echoed in the reply.
-        session: with ``seq``, makes a write exactly-once.
-        seq: number of the logical write in its session.
+        session: makes a write exactly-once, together with ``seq``.
+        seq: number of the write in its session.
         deadline: Unix time in ms after which the request must not run.
-        durable: whether a write is to be answered only once it is on disk.
-        writes: whether the op may change something.
+        durable: answer a write only once it is on disk.
+        writes: the op may change something.
     """
 
     writes: ClassVar[bool] = False
@@ -51,7 +51,7 @@ class Request(
     durable: bool = False
 
     def subject(self) -> str | int | None:
-        """What the request is about, for the log: a key, how many keys, or nothing."""
+        """Return the key, or the number of keys, for the request log; None if there is neither."""
         return None
 
 
@@ -61,7 +61,7 @@ class KeyRequest(Request, frozen=True, kw_only=True):
     key: str
 
     def subject(self) -> str:
-        """The key."""
+        """Return the key."""
         return self.key
 
 
@@ -71,12 +71,12 @@ class KeysRequest(Request, frozen=True, kw_only=True):
     keys: list[str]
 
     def subject(self) -> int:
-        """How many keys."""
+        """Return the number of keys."""
         return len(self.keys)
 
 
 class Ping(Request, frozen=True, kw_only=True, tag="PING"):
-    """Is the server there, and which protocol does it speak?"""
+    """Check that the server answers, and ask for its protocol version and clock."""
 
 
 class Get(KeyRequest, frozen=True, kw_only=True, tag="GET"):
@@ -84,7 +84,7 @@ class Get(KeyRequest, frozen=True, kw_only=True, tag="GET"):
 
 
 class Put(KeyRequest, frozen=True, kw_only=True, tag="PUT"):
-    """Write one entry; ``prev`` asks for what it replaced."""
+    """Write one entry; ``prev`` asks for the replaced value and revision."""
 
     writes = True
 
@@ -95,7 +95,7 @@ class Put(KeyRequest, frozen=True, kw_only=True, tag="PUT"):
 
 
 class Delete(KeyRequest, frozen=True, kw_only=True, tag="DELETE"):
-    """Remove one entry; ``prev`` asks for what it was."""
+    """Remove one entry; ``prev`` asks for its value and revision."""
 
     writes = True
 
@@ -104,7 +104,7 @@ class Delete(KeyRequest, frozen=True, kw_only=True, tag="DELETE"):
 
 
 class Touch(KeyRequest, frozen=True, kw_only=True, tag="TOUCH"):
-    """Give an entry another time to live; nil = it stays."""
+    """Set the time to live of an entry; nil = it never expires."""
 
     writes = True
 
@@ -112,7 +112,7 @@ class Touch(KeyRequest, frozen=True, kw_only=True, tag="TOUCH"):
 
 
 class Incr(KeyRequest, frozen=True, kw_only=True, tag="INCR"):
-    """Add to an int64; an absent one starts at 0."""
+    """Add to an int64; an absent entry counts as 0."""
 
     writes = True
 
@@ -132,12 +132,12 @@ class MPut(Request, frozen=True, kw_only=True, tag="MPUT"):
     ttl: Ttl | None = None
 
     def subject(self) -> int:
-        """How many keys."""
+        """Return the number of keys."""
         return len(self.items)
 
 
 class MDelete(KeysRequest, frozen=True, kw_only=True, tag="MDELETE"):
-    """Remove many entries with one revision, all or nothing; absent keys are passed over."""
+    """Remove many entries with one revision, all or nothing; absent keys are ignored."""
 
     writes = True
 
@@ -146,7 +146,7 @@ SubRequest = Union[Put, Get, Delete, Touch, Incr]  # noqa: UP007  evaluated by m
 
 
 class Txn(Request, frozen=True, kw_only=True, tag="TXN"):
-    """Conditions and ops that are committed with one revision, all or nothing."""
+    """Check conditions and run ops, committed with one revision, all or nothing."""
 
     writes = True
 
@@ -154,12 +154,12 @@ class Txn(Request, frozen=True, kw_only=True, tag="TXN"):
     ops: list[SubRequest]
 
     def subject(self) -> int:
-        """How many ops."""
+        """Return the number of ops."""
         return len(self.ops)
 
 
 class Scan(Request, frozen=True, kw_only=True, tag="SCAN"):
-    """Read entries in the order of their keys, a page at a time."""
+    """Read entries in key order, one page at a time."""
 
     prefix: str = ""
     start: str | None = None
@@ -171,13 +171,13 @@ class Scan(Request, frozen=True, kw_only=True, tag="SCAN"):
 
 
 class Count(Request, frozen=True, kw_only=True, tag="COUNT"):
-    """How many keys begin with a prefix?"""
+    """Count the keys that begin with a prefix."""
 
     prefix: str = ""
 
 
 class Changes(Request, frozen=True, kw_only=True, tag="CHANGES"):
-    """What has changed after a revision."""
+    """Read the changes after a revision."""
 
     since: Revision
     prefix: str = ""
@@ -185,11 +185,11 @@ class Changes(Request, frozen=True, kw_only=True, tag="CHANGES"):
 
 
 class Info(Request, frozen=True, kw_only=True, tag="INFO"):
-    """What the server is, holds and has done."""
+    """Ask for version, limits, settings and statistics."""
 
 
 class Snapshot(Request, frozen=True, kw_only=True, tag="SNAPSHOT"):
-    """Have a snapshot on disk that holds every write answered before."""
+    """Write a snapshot that holds every write answered before."""
 
 
 class End(Request, frozen=True, kw_only=True, tag="END"):
@@ -204,18 +204,18 @@ AnyRequest = Union[  # noqa: UP007  evaluated by msgspec
 REQUEST_TYPES: dict[str, type[Request]] = {
     str(cls.__struct_config__.tag): cls for cls in get_args(AnyRequest)
 }
-"""Op name -> its class. Nothing is ever called by a name that came from the wire."""
+"""Op name -> class. No function is ever looked up by a name that came from a client."""
 
 OP_NAMES: dict[type[Request], str] = {cls: op for op, cls in REQUEST_TYPES.items()}
-"""A class -> the name of its op."""
+"""Class -> op name."""
 
 TEXT_FIELDS = frozenset({"op", "id", "key", "session", "prefix", "start", "end", "after"})
-"""Fields that hold text: a bin that holds UTF-8 is taken as str."""
+"""Fields that hold text: a bin that holds UTF-8 counts as str."""
 TEXT_LIST_FIELDS = frozenset({"keys"})
 """Fields that hold an array of texts."""
 TEXT_MAP_FIELDS = frozenset({"items"})
-"""Fields that hold a map with texts as keys, and raw values."""
+"""Fields that hold a map from text to packed values."""
 CONDITION_FIELDS = frozenset({"if"})
-"""Fields that hold an array of pairs, each beginning with a text."""
+"""Fields that hold an array of pairs of which the first item is text."""
 REQUEST_LIST_FIELDS = frozenset({"ops"})
 """Fields that hold an array of requests."""

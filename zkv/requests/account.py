@@ -1,8 +1,8 @@
-"""What one thread has answered: counters and times for INFO, and lines for the request log.
+"""The account of one thread: counters and latencies for INFO, and lines for the request log.
 
-Each thread that serves has one account of its own, for as long as the server runs: who takes the
-place of a thread that died goes on with it. Nobody else writes to it; INFO reads it at any moment,
-and so may miss what is being counted just then.
+Each thread of the broker has one account for as long as the server runs: the thread that replaces a
+dead one continues its account. Only that thread writes to it. INFO reads it without a lock, and so
+may miss requests that are being counted at that moment.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from zkv.log import AnyRecord, Subject
 
 UNREADABLE: Final = "-"
-"""Stands for the op of a request that could not be decoded."""
+"""The op of a request that could not be decoded, in the statistics and the log."""
 
 LATENCY_STEPS: Final = 64
-"""Steps by which times are counted: less than 1 µs, 2 µs, 4 µs ... None is past the last one."""
+"""Buckets of a latency histogram: below 1 µs, 2 µs, 4 µs ... No latency exceeds the last one."""
 
 
 class Account:
     """The account of one thread.
 
     Args:
-        write_log: takes request records; None where requests are not logged.
+        write_log: takes request records; None if requests are not logged.
 
     Attributes:
-        latencies: op -> how many requests took how long, in `LATENCY_STEPS`, from when they were
-            taken up to their reply; those of a run from when the run was.
-        failures: (op, code) -> how many requests failed so.
-        deaths: how often a bug, or the end of memory, ended a batch or the thread.
-        unroutable: messages that had nowhere to reply to, of threads that have died.
+        latencies: op -> number of requests per bucket of `LATENCY_STEPS`. A latency is measured
+            from when a worker takes up the request, or the front the batch, up to the reply.
+        failures: (op, code) -> number of requests that failed with that code.
+        deaths: how often a bug, or a lack of memory, ended a batch or the thread.
+        unroutable: messages without a receiver, counted by mailboxes of threads that have died.
     """
 
     def __init__(self, write_log: Callable[[list[AnyRecord]], None] | None = None) -> None:
@@ -49,7 +49,7 @@ class Account:
 
     @property
     def logs_requests(self) -> bool:
-        """Whether a line is to be logged for each request."""
+        """True if a line is logged for each request."""
         return self._write_log is not None
 
     def add_call(
@@ -61,15 +61,15 @@ class Account:
         bytes_out: int,
         started: float,
     ) -> None:
-        """Count a request that is being answered, and note it for the log.
+        """Count a request, and record it for the request log.
 
         Args:
             op: its name.
-            subject: its key, or how many keys it has.
-            result: ``ok``, ``replayed``, or the code of its failure.
-            bytes_in: of its body.
-            bytes_out: of the reply's.
-            started: when it was taken up, by `time.perf_counter`.
+            subject: its key, or its number of keys.
+            result: ``ok``, ``replayed``, or the error code.
+            bytes_in: size of the request body.
+            bytes_out: size of the reply body.
+            started: when the thread took it up, by `time.perf_counter`.
         """
         took = time.perf_counter() - started
         self.latencies[op][_step(took)] += 1
@@ -81,7 +81,7 @@ class Account:
     def add_run(
         self, ops: list[str], subjects: list[Subject | None] | None, started: float
     ) -> None:
-        """Count what a lane has answered and is leaving now, likewise. Not where an op is empty."""
+        """Count and record the lane's answers that are sent now; an empty op does not count."""
         took = time.perf_counter() - started
         for op in set(ops):
             if op:
@@ -90,12 +90,12 @@ class Account:
             self._records.append(RunRecord(time.time(), took, ops, subjects))
 
     def flush(self) -> None:
-        """Hand over what is to be logged."""
+        """Pass the records to the request log."""
         if self._records and self._write_log is not None:
             self._write_log(self._records)
             self._records = []
 
 
 def _step(seconds: float) -> int:
-    """Which of the `LATENCY_STEPS` a time belongs to: how many bits its µs take."""
+    """Return the bucket of a latency: the number of bits of its µs."""
     return int(seconds * 1e6).bit_length()

@@ -1,10 +1,10 @@
-"""One request: decode it, see whether it may run, run its command, encode the reply.
+"""One request: decode it, check that it may run, run its command, encode the reply.
 
-This is the road of whatever the lane leaves, and the specification of the lane's. A `Call` is one
-request on its way, and what came of it; a `Caller` runs calls for one thread.
+All requests that the lane leaves take this path, which also specifies how the lane must behave. A
+`Call` holds one request and its result; a `Caller` runs calls for one thread.
 
-Invariants: every body gets a reply, whatever is in it and whatever a command raises. What a command
-raises unexpectedly is a bug: it is logged with its traceback, and answered `INTERNAL`.
+Invariant: every body gets a reply, whatever it holds and whatever a command raises. An unexpected
+exception is a bug: it is logged with its traceback, and answered `INTERNAL`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _log = logging.getLogger("zkv.requests")
 
 
 class Call:
-    """One request on its way, and what came of it.
+    """One request and its result.
 
     Args:
-        bytes_in: of its body.
-        started: when that was taken up.
+        bytes_in: size of its body.
+        started: when the thread took it up, by `time.perf_counter`.
     """
 
     __slots__ = ("bytes_in", "lsn", "remembered", "request", "result", "rev", "started")
@@ -53,20 +53,20 @@ class Call:
     def __init__(self, bytes_in: int, started: float) -> None:
         self.started = started
         self.bytes_in = bytes_in
-        self.request: AnyRequest | None = None  # None as long as it could not be decoded.
-        self.result: Reply | Failure | Future[Reply] | None = None
-        self.remembered = b""  # The packed reply to answer again, where there is no result.
-        self.rev = 0  # The newest revision that the reply tells of.
-        self.lsn = 0  # The log's number of what it committed.
+        self.request: AnyRequest | None = None  # None if it cannot be decoded.
+        self.result: Reply | Failure | Future[Reply] | None = None  # None for a repeat.
+        self.remembered = b""  # The packed reply to the original request, for a repeat.
+        self.rev = 0  # The newest revision that the reply reveals.
+        self.lsn = 0  # The log number of its commit; 0 = none.
 
 
 class Caller:
     """Runs requests one by one, in one thread.
 
     Args:
-        node: what commands work on.
-        account: the thread's.
-        stopping: true once new requests are to be refused.
+        node: the commands' environment.
+        account: the thread's account.
+        stopping: returns true once new requests must be refused.
     """
 
     def __init__(self, node: Node, account: Account, stopping: Callable[[], bool]) -> None:
@@ -88,17 +88,19 @@ class Caller:
         return call
 
     def refuse(self, error: RequestError) -> tuple[Call, Failure]:
-        """What comes of a message without a body, and the same as its result."""
+        """Return the call, and its result, for a message without a body."""
         call = Call(0, time.perf_counter())
         call.result = refusal = failure(error, None)
         return call, refusal
 
     def give_up(self, asked: bytes | AnyRequest | None, error: BaseException) -> bytes:
-        """The reply to a request that was ended by ``error``, before or after it ran; counted.
+        """Count, and encode, the reply to a request during which ``error`` was raised.
+
+        The request may or may not have run.
 
         Args:
-            asked: the request, or its body; None where it has none.
-            error: what nobody had thought of.
+            asked: the request, or its body; None if it has none.
+            error: an exception that no command should raise.
         """
         request = _request_in(asked) if isinstance(asked, bytes) else asked
         reply = fail(error, request)
@@ -106,7 +108,10 @@ class Caller:
         return encode_reply(reply)
 
     def run_again(self, call: Call, refusal: ReadOnly) -> Reply | Failure:
-        """What to answer after commits that ``call`` made or saw have been rolled back."""
+        """Return the reply to a call after commits that it made or saw were rolled back.
+
+        A write is refused. A read runs again, and is refused if it sees unsafe commits again.
+        """
         if call.request is None or call.request.writes:
             return fail(refusal, call.request)
         epoch = self.engine.epoch
@@ -117,20 +122,20 @@ class Caller:
         return call.result
 
     def run_instead(self, body: bytes, started: float, refusal: ReadOnly) -> bytes:
-        """The reply to a request that a lane has answered, and whose answer was rolled back."""
+        """Return the reply to a request that the lane answered, after a rollback."""
         call = Call(len(body), started)
         call.request = decode(body)
         return self.finish(call, self.run_again(call, refusal))
 
     def must_sync(self, call: Call) -> bool:
-        """Whether a write must be on disk first because its client asked for that."""
+        """True if the client wants its write on disk before the reply, and it is not there yet."""
         request = call.request
         if request is None or not (request.durable and request.writes):
             return False
         return call.rev > self.engine.durable_rev
 
     def finish(self, call: Call, reply: Reply | Failure | None) -> bytes:
-        """Encode ``reply``, or the one that is remembered, and account for the call."""
+        """Encode ``reply``, or the remembered one if it is None, and count the call."""
         request, result = call.request, "ok"
         op = _op_of(request)
         if reply is None:
@@ -141,7 +146,7 @@ class Caller:
             if request is not None and request.id is not None:
                 reply.id = request.id
             if isinstance(reply, CommitReply):
-                reply.tell_durable(self.engine.durable_rev)
+                reply.set_durable(self.engine.durable_rev)
             body = encode_reply(reply)
             if isinstance(reply, Failure):
                 result = reply.code
@@ -153,7 +158,7 @@ class Caller:
         return body
 
     def flush(self) -> None:
-        """Hand over what is to be logged."""
+        """Pass the records to the request log."""
         self._account.flush()
 
     def _require_permission(self, request: AnyRequest) -> None:
@@ -181,7 +186,7 @@ class Caller:
 
 
 def _request_in(body: bytes) -> AnyRequest | None:
-    """What is in ``body``, as far as that can be told now, when something has failed."""
+    """Decode ``body`` if that is still possible, after something has failed."""
     with contextlib.suppress(RequestError, MemoryError):
         return decode(body)
     return None
@@ -192,7 +197,7 @@ def _op_of(request: AnyRequest | None) -> str:
 
 
 def fail(error: BaseException, request: AnyRequest | None) -> Failure:
-    """The reply to a request that raised ``error``; logs what is a bug."""
+    """Return the reply to a request that raised ``error``; log it if it is a bug."""
     if not isinstance(error, RequestError):
         _log.error("a command failed: this is a bug in zkv", exc_info=error)
         error = Internal(A_BUG, applied=None)

@@ -1,14 +1,13 @@
-"""What each op does: two tables from request class to function, one of reads and one of writes.
+"""The commands: two tables from request class to function, one of reads and one of writes.
 
-A read takes the `Node` it runs on and a request that the protocol has checked. A write takes also a
-`StagedWrite`: it runs with the keyspace's lock held, inside `execute`, which commits what it staged
-and makes it exactly-once where the request asks for that. So each write is described once, whether
-it comes alone or in a TXN.
+A read takes the `Node` and a decoded request. A write also takes a `StagedWrite`: `execute` calls
+it with the keyspace's lock held, then commits what it staged, exactly-once if the request asks for
+that. So each write is implemented once, for use alone and in a TXN.
 
-Each gives its reply and the newest revision that the reply tells of, or a future of a reply that
-must wait for the disk. It raises a `RequestError` where the request cannot be done. Commands run in
-worker threads, many at a time; all that they share is behind the keyspace's lock or the inbox of
-another thread.
+A command returns the reply and the newest revision that it reveals, or a future of a reply that
+waits for the disk. It raises a `RequestError` if it refuses the request. Commands run in several
+worker threads at once; all that they share is protected by the keyspace's lock or is sent through
+another thread's queue.
 """
 
 from __future__ import annotations
@@ -49,21 +48,22 @@ from zkv.protocol.replies import (
 )
 
 MAX_REMEMBERED_REPLY: Final = 1024 * 1024
-"""Bytes of the largest reply that is kept for a repeat: a session holds many of them."""
+"""Bytes of the largest reply that is remembered for a repeat: a session remembers many of them."""
 SCANNED_COMMITS: Final = 10_000
-"""Most commits that one CHANGES looks at: one with a rare prefix returns early, and goes on."""
+"""Commits that one CHANGES reads at most: with a rare prefix it returns early, and the client goes
+on from ``next``."""
 REMEMBERED_FAILURES: Final = frozenset({"NOT_FOUND", "CONFLICT", "WRONG_TYPE"})
-"""What an exactly-once request that ran may be refused for: a repeat is refused likewise."""
+"""Errors that an exactly-once request remembers: a repeat gets the same error."""
 
 
 class Done(Struct, frozen=True, gc=False):
-    """What came of a request.
+    """The result of a command.
 
     Args:
-        reply: what to answer; None where ``remembered`` is to be answered again.
-        rev: the newest revision that the reply tells of: it may not leave before that is safe.
-        lsn: the log's number of the commit, likewise; 0 = there is none to wait for.
-        remembered: the packed reply of a repeated exactly-once request.
+        reply: the reply; None for a repeat.
+        rev: the newest revision that the reply reveals: it is sent once that is safe.
+        lsn: log number of the commit that must be safe before the reply is sent; 0 = none.
+        remembered: for a repeat, the packed reply to the original request.
     """
 
     reply: Reply | Failure | None
@@ -77,14 +77,14 @@ Answer = Done | Future[Reply]
 
 @dataclass(frozen=True)
 class Node:
-    """What commands work on: one server's engine, limits and facts.
+    """The environment of the commands: one server's engine, limits and statistics.
 
     Args:
-        engine: the store.
-        limits: what keys and values are held to.
-        max_reply_bytes: largest reply body.
-        facts: what INFO says of the server around the engine.
-        stop: begins the orderly end; the future gives the revision that was saved last.
+        engine: the engine.
+        limits: limits of keys and values.
+        max_reply_bytes: bytes of the largest reply body.
+        facts: returns the fields of INFO that do not come from the engine.
+        stop: begins to stop the server; its future gives the last saved revision.
     """
 
     engine: Engine
@@ -112,7 +112,7 @@ def execute(node: Node, request: requests.AnyRequest) -> Answer:
 def _execute_once(
     node: Node, request: requests.AnyRequest, write: Write, session: str, seq: int
 ) -> Answer:
-    """Run a write unless it has run before. The reply is logged with what it changes."""
+    """Run a write, unless it is a repeat. The reply is logged in the same commit as the changes."""
     keyspace = node.engine.keyspace
     content = digest(request)
     with keyspace.lock:
@@ -126,7 +126,7 @@ def _execute_once(
         except RequestError as error:
             if error.code not in REMEMBERED_FAILURES:
                 raise
-            transaction = keyspace.begin()  # Without whatever the failed one had staged.
+            transaction = keyspace.begin()  # Discards what the failed command had staged.
             reply = failure(error, None)
         packed = encode_reply(reply)
         if len(packed) > MAX_REMEMBERED_REPLY:
@@ -134,7 +134,7 @@ def _execute_once(
                 f"the reply has {len(packed)} bytes; one that is remembered for a repeat may have "
                 f"{MAX_REMEMBERED_REPLY}: ask for less, or without session"
             )
-        keyspace.sessions.require_room(session, seq, len(packed))
+        keyspace.sessions.require_capacity(session, seq, len(packed))
         lsn = keyspace.commit(transaction, Once(session, seq, content, packed))
         return Done(reply, transaction.reply_rev, lsn)
 
@@ -147,22 +147,22 @@ def _repeat(known: Remembered) -> Done:
 
 
 def ping(_node: Node, _request: requests.Ping) -> Done:
-    """Answer with the protocol's version and the server's clock."""
+    """Return the protocol version and the server's clock."""
     now = int(time.time() * 1000)
     return Done(PingReply(protocol=PROTOCOL_VERSION, version=__version__, time=now), 0)
 
 
 def get(node: Node, request: requests.Get) -> Done:
-    """The entry of a key."""
+    """Return the entry of a key."""
     node.limits.check_key(request.key)
     entry = node.engine.keyspace.get(request.key)
     return Done(_get_reply(entry, node.engine.keyspace.now), entry.rev)
 
 
 def mget(node: Node, request: requests.MGet) -> Done:
-    """Many entries at one revision; TOO_LARGE where they would not fit into one reply.
+    """Return many entries at one revision. Raises TooLarge if they exceed one reply.
 
-    Each step is one call for all keys: 1,000 of them take 0.25 ms instead of 0.37 ms.
+    Each step is one call for all keys: for 1,000 keys 0.25 ms instead of 0.37 ms.
     """
     keys = request.keys
     node.limits.check_keys(keys)
@@ -176,14 +176,14 @@ def mget(node: Node, request: requests.MGet) -> Done:
 
 
 def scan(node: Node, request: requests.Scan) -> Done:
-    """Entries in order of their keys, a page at a time."""
+    """Return one page of entries in key order."""
     most = min(request.limit, node.limits.max_batch)
     keys = key_range(request.prefix, request.start, request.end, request.after, request.reverse)
     page = node.engine.keyspace.scan(keys, most, request.reverse)
     if page.following is not None and len(page.items) == most < request.limit:
         raise TooLarge(
             f"there are more than {most} keys, which is max_batch; ask with a limit up to that, "
-            f"and go on behind `next`"
+            f"and continue after `next`"
         )
     values = request.values
     size = sum([len(key) + (len(entry.value) if values else 0) for key, entry in page.items])
@@ -193,13 +193,13 @@ def scan(node: Node, request: requests.Scan) -> Done:
 
 
 def count(node: Node, request: requests.Count) -> Done:
-    """How many keys begin with a prefix."""
+    """Count the keys that begin with a prefix."""
     number, rev = node.engine.keyspace.count(key_range(request.prefix))
     return Done(CountReply(count=number), rev)
 
 
 def changes(node: Node, request: requests.Changes) -> Done:
-    """What has changed after a revision, oldest first. The changes of a revision stay together."""
+    """Return changes after a revision, oldest first, and all changes of a revision together."""
     keyspace = node.engine.keyspace
     most = min(max(request.limit, 1), SCANNED_COMMITS) if not request.prefix else SCANNED_COMMITS
     commits, rev = keyspace.changes_since(request.since, most)
@@ -217,10 +217,10 @@ def changes(node: Node, request: requests.Changes) -> Done:
 
 
 def info(node: Node, _request: requests.Info) -> Done:
-    """What the server is, holds and has done."""
+    """Return version, limits, settings and statistics."""
     keyspace = node.engine.keyspace
     keys = len(keyspace)
-    rev = keyspace.rev  # Afterwards: it is what the reply tells of.
+    rev = keyspace.rev  # Read last: the reply reveals no newer revision.
     reply = InfoReply(
         version=__version__,
         protocol=PROTOCOL_VERSION,
@@ -233,7 +233,7 @@ def info(node: Node, _request: requests.Info) -> Done:
 
 
 def snapshot(node: Node, _request: requests.Snapshot) -> Answer:
-    """Have a snapshot on disk; the reply waits for it."""
+    """Order a snapshot; the reply waits until it is on disk."""
     return _revision_reply(node.engine.snapshot())
 
 
@@ -273,7 +273,7 @@ def delete(node: Node, transaction: StagedWrite, request: requests.Delete) -> Wr
 
 
 def touch(node: Node, transaction: StagedWrite, request: requests.Touch) -> WriteReply:
-    """Give an entry another time to live."""
+    """Set the time to live of an entry."""
     node.limits.check_key(request.key)
     expires = None if request.ttl is None else _expires(transaction, request.ttl)
     transaction.touch(request.key, expires)
@@ -287,7 +287,7 @@ def incr(node: Node, transaction: StagedWrite, request: requests.Incr) -> IncrRe
 
 
 def mput(node: Node, transaction: StagedWrite, request: requests.MPut) -> WriteReply:
-    """Write many entries as one revision."""
+    """Write many entries with one revision."""
     node.limits.check_keys(request.items)
     expires = None if request.ttl is None else _expires(transaction, request.ttl)
     transaction.put_many(node.limits.values(request.items), expires)
@@ -295,7 +295,7 @@ def mput(node: Node, transaction: StagedWrite, request: requests.MPut) -> WriteR
 
 
 def mdelete(node: Node, transaction: StagedWrite, request: requests.MDelete) -> MDeleteReply:
-    """Remove many entries as one revision."""
+    """Remove many entries with one revision."""
     node.limits.check_keys(request.keys)
     present = [key for key in dict.fromkeys(request.keys) if transaction.find(key) is not None]
     for key in present:
@@ -304,7 +304,7 @@ def mdelete(node: Node, transaction: StagedWrite, request: requests.MDelete) -> 
 
 
 def txn(node: Node, transaction: StagedWrite, request: requests.Txn) -> TxnReply:
-    """Check conditions, then run ops that see each other's effects; all or nothing."""
+    """Check the conditions, then run the ops, each seeing those before; all or nothing."""
     node.limits.check_batch(len(request.ops), "ops")
     node.limits.check_batch(len(request.conditions), "if")
     seen = transaction.rev - 1
@@ -343,10 +343,11 @@ def _get_in_txn(node: Node, transaction: StagedWrite, op: requests.Get) -> GetRe
 
 
 class _Failing:
-    """Adds to a `RequestError` which condition or op of a TXN it comes from.
+    """Adds the failing condition or op of a TXN to a `RequestError`.
 
-    Such a failure also tells that everything before it did not fail, and so of any revision of the
-    store; and never of the TXN's own, which nobody will ever write.
+    The failure reveals that everything before it succeeded, and so may depend on any revision up to
+    the newest; but not on the revision that the TXN would have had, which is never written.
+    newest one; but not on the revision that the TXN would have had, which is never written.
     """
 
     def __init__(self, field: str, index: int, seen_rev: int) -> None:
@@ -381,12 +382,12 @@ def _with_previous(reply: WriteReply, previous: StoredEntry | None) -> WriteRepl
 
 
 def _expires(transaction: StagedWrite, ttl: float) -> int:
-    """When an entry that is written now expires, in ms; a ttl below a millisecond is one."""
+    """Return the expiry time in ms of an entry written now; a ttl below 1 ms counts as 1 ms."""
     return transaction.now() + max(1, round(ttl * 1000))
 
 
 def _values_size(reply: Reply) -> int:
-    """Bytes of the values in the reply of one op."""
+    """Return the bytes of the values in the reply of one op."""
     if isinstance(reply, GetReply):
         return len(memoryview(reply.value))
     if isinstance(reply, WriteReply) and isinstance(reply.prev, Raw):

@@ -1,14 +1,13 @@
-"""The fast lane: plain requests, carried out by the compiled store, many at a time.
+"""The lane: simple requests, run in C, many at a time. See "Simple requests" in ARCHITECTURE.md.
 
-What is plain stands in ARCHITECTURE.md. What the front takes from its mailbox is offered to the
-lane, which carries out what it knows, and stops at the first request that it leaves to the command
-of its op: one with any further field, one that fails, one out of the ordinary in any way. The
-commands are the specification; tests compare the two (`tests/compiled`). All that a run has
-committed enters log, history and the way back at once, so that what Python costs is paid for a run,
-and not for each request.
+The front offers each batch to the lane. The lane runs requests up to the first that it does not
+handle, which it leaves to the command of its op: one with a further field, one that fails, one that
+is unusual in any way. The commands specify the behaviour; tests compare the two (`tests/compiled`).
+The commits of a run are passed to the log, the history and the undo list in one step, so Python's
+cost is paid once for a run and not for each request.
 
-Invariants: a run is one hold of the store's lock. What it commits is appended to the log's queue in
-one step, and so is written, made safe or rolled back as a whole.
+Invariants: a run is one hold of the keyspace's lock. Its commits are appended to the log's queue in
+one step, and so are written, made safe or rolled back together.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ if TYPE_CHECKING:
 
 
 class Answers:
-    """The answers to a batch of requests, as far as a lane gave them; its lists go in step.
+    """The answers to a batch. An index into any of its lists is the request's place in the batch.
 
     Args:
-        subjects: a list, if the request log wants to know.
+        subjects: an empty list if requests are logged; None otherwise.
 
     Attributes:
-        replies: the body of each reply; None where the request was left out.
-        reveals: the newest revision that it reveals.
-        ops: the op's name; empty where the request was left out.
-        subjects: for the request log; None where it does not want any.
-        newest: the newest revision of all that replies reveal.
+        replies: reply bodies; None if the lane did not answer the request.
+        reveals: the newest revision that each reply reveals.
+        ops: op names; empty if the lane did not answer the request.
+        subjects: subjects for the request log; None if requests are not logged.
+        newest: the newest revision that any of the lane's replies reveals.
     """
 
     __slots__ = ("newest", "ops", "replies", "reveals", "subjects")
@@ -52,7 +51,7 @@ class Answers:
         self.newest = 0
 
     def leave_out(self, reply: bytes | None = None) -> None:
-        """The next request is answered otherwise: with ``reply``, or by others."""
+        """Append a request that the lane does not answer; ``reply`` is None if a worker will."""
         self.replies.append(reply)
         self.reveals.append(0)
         self.ops.append("")
@@ -60,7 +59,7 @@ class Answers:
             self.subjects.append(None)
 
     def take_out(self, places: list[int]) -> Answers:
-        """Some of the answers, which are left out here."""
+        """Move the answers at ``places`` into an object of their own."""
         taken = Answers()
         taken.replies = [self.replies[place] for place in places]
         taken.ops = [self.ops[place] for place in places]
@@ -72,20 +71,20 @@ class Answers:
         return taken
 
     def strike(self, place: int) -> None:
-        """Have an answer not counted: it is not the one that is given."""
+        """Do not count or log the answer at ``place``, since another one replaces it."""
         self.ops[place] = ""
         if self.subjects is not None:
             self.subjects[place] = None
 
 
 class Lane:
-    """The lane of one store.
+    """The lane of a keyspace.
 
     Args:
-        keyspace: the store.
-        limits: what keys and values are held to.
-        max_reply_bytes: the most bytes of values in a reply.
-        durable: whether a write is on disk when its reply leaves.
+        keyspace: the keyspace.
+        limits: limits of keys and values.
+        max_reply_bytes: bytes of values that a reply may have.
+        durable: a write is on disk when its reply is sent.
     """
 
     def __init__(
@@ -93,43 +92,39 @@ class Lane:
     ) -> None:
         self._keyspace = keyspace
         self._compiled = compiled.store.Lane(
-            keyspace.entries,  # type: ignore[arg-type]
-            Packed,
-            limits.max_key_bytes,
-            limits.max_value_bytes,
-            limits.max_batch,
-            max_reply_bytes,
-            MAX_LEVELS,
-            durable,
-            *keyspace.followers_of_writes(),
+            table=keyspace.entries,  # type: ignore[arg-type]
+            commit_type=Packed,
+            max_key_bytes=limits.max_key_bytes,
+            max_value_bytes=limits.max_value_bytes,
+            max_batch=limits.max_batch,
+            max_reply_bytes=max_reply_bytes,
+            max_levels=MAX_LEVELS,
+            durable=durable,
+            **keyspace.write_hooks()._asdict(),
         )
 
     def run(self, bodies: Sequence[object], answers: Answers) -> int:
-        """Answer requests, from the first that has no place in ``answers``; how many."""
+        """Run the requests after those that ``answers`` has; return how many were answered."""
         keyspace = self._keyspace
         with keyspace.lock:
-            taken, newest, rev, commits, changes, size, replaced = self._compiled.run(
+            run = self._compiled.run(
                 bodies,
-                len(answers.replies),
-                keyspace.rev,
-                keyspace.removed_rev,
-                keyspace.now(),
-                keyspace.takes_writes,
-                answers.replies,
-                answers.reveals,
-                answers.ops,
-                answers.subjects,
+                answers,
+                rev=keyspace.rev,
+                removed_rev=keyspace.removed_rev,
+                now=keyspace.now(),
+                takes_writes=keyspace.takes_writes,
             )
-            if replaced is not None and commits:
-                keyspace.add_run(commits, rev, changes, size, replaced)
-        answers.newest = max(answers.newest, newest)
-        return taken
+            if run.commits and run.replaced is not None:
+                keyspace.add_run(run, run.replaced)
+        answers.newest = max(answers.newest, run.newest)
+        return run.taken
 
 
 def open_lane(
     keyspace: Keyspace, limits: KeyLimits, max_reply_bytes: int, durable: bool
 ) -> Lane | None:
-    """The lane of a store; None where its table is not compiled."""
+    """Return the lane of a keyspace; None if its table is not compiled."""
     if not is_compiled(keyspace.entries):
         return None
     return Lane(keyspace, limits, max_reply_bytes, durable)

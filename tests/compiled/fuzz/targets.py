@@ -10,7 +10,7 @@ from tests.broker.test_mailbox import Context, Peer
 from tests.compiled.lane_requests import LIMITS
 from tests.compiled.test_compiled import check_alike
 from tests.requests.contract_stores import FakeClock, MemoryStore, PlainMemoryStore
-from zkv.broker.frames import COMPILED, PlainFrames
+from zkv.broker.frames import COMPILED, PythonFrames
 
 BETWEEN = b"\xc1\xc1"
 """Between two bodies, or two frames: bytes that no msgpack has."""
@@ -54,7 +54,7 @@ class _Ways:
     def __init__(self) -> None:
         context: Context = zmq.Context()
         assert COMPILED is not None
-        self.peers = [Peer(context, way) for way in (PlainFrames, COMPILED)]
+        self.peers = [Peer(context, way) for way in (PythonFrames, COMPILED)]
 
 
 _ways: list[_Ways] = []

@@ -1,8 +1,8 @@
-"""How deep arrays and maps stand in each other, told without unpacking them.
+"""Measures how deeply arrays and maps nest in a packed value, without unpacking it.
 
-A decoder that calls itself for each level has a limit, and Pythons differ in it: 1,000 levels, or
-170,000. So the protocol has one of its own (`zkv.defaults.MAX_LEVELS`), and what is nested deeper
-is found here before any decoder sees it.
+A recursive decoder has a depth limit that depends on the Python version: 1,000 levels, or 170,000.
+So the protocol has a limit of its own (`zkv.defaults.MAX_LEVELS`), and what nests more deeply is
+found here before any decoder sees it.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from zkv import compiled
 from zkv.defaults import MAX_LEVELS
 
 LEVELS_ABOVE: Final = {"items": 1, "ops": 2}
-"""Levels of a field's own, around the values in it."""
+"""Levels that a field itself adds around the values in it."""
 _MOST: Final = MAX_LEVELS + 1
-"""Levels that a body may have which has no such field: its own, and those of a value."""
+"""Levels that a body without such a field may have: its own, and those of a value."""
 _COUNTED: Final = 504
-"""Levels that are told apart: one more than any request may have."""
+"""Levels that are counted at most: one more than any request may have."""
 
 _FIXED: Final = {0xCA: 4, 0xCB: 8, **{0xCC + n: 1 << n % 4 for n in range(8)}} | {
     0xD4 + n: 1 + (1 << n) for n in range(5)
 }
-"""First byte -> how many more there are, where it is not 0."""
+"""First byte -> number of bytes that follow, if any: numbers and ext of fixed size."""
 _SIZED: Final = {
     **{0xC4 + n: (1 << n, 0) for n in range(3)},
     **{0xC7 + n: (1 << n, 1) for n in range(3)},
     **{0xD9 + n: (1 << n, 0) for n in range(3)},
 }
-"""First byte -> bytes of the size behind it, and bytes besides: bin, ext, str."""
+"""First byte -> bytes of the size that follows, and bytes in addition: bin, ext, str."""
 _COUNTING: Final = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
-"""First byte -> bytes of the count behind it, and values for each: array, map."""
+"""First byte -> bytes of the count that follows, and values per item: array, map."""
 
 
 def may_be_deep(body: bytes) -> bool:
-    """Whether a body has more levels than most may have, or might have them."""
+    """Return False if a body certainly has no more levels than `_MOST`."""
     if len(body) <= MAX_LEVELS:  # Each level takes a byte.
         return False
     if not compiled.COMPILED and _AROUND and _is_skipped(_AROUND + body):
@@ -45,7 +45,7 @@ def may_be_deep(body: bytes) -> bool:
 
 
 def _is_skipped(packed: bytes) -> bool:
-    """Whether msgpack's reader gets over a value, which it does much faster than `_measure`."""
+    """Return True if msgpack's reader can skip a value. It is much faster than `_measure`."""
     reader = msgpack.Unpacker(max_buffer_size=len(packed))
     reader.feed(packed)
     try:
@@ -56,10 +56,10 @@ def _is_skipped(packed: bytes) -> bool:
 
 
 def _levels_around() -> bytes:
-    """So many levels that what is skipped within them has no more than `_MOST`.
+    """Return so many levels that a value which can be skipped inside them has at most `_MOST`.
 
-    Empty where the reader does not take just as many levels as it did when this was written. The
-    innermost level is not counted by it where that is empty.
+    Empty if the reader's own limit is not the one that is known: it skips 1,024 levels, without
+    counting the innermost if that is empty.
     """
     taken = 1_024
     knows = _is_skipped(b"\x91" * taken + b"\xc0")
@@ -71,10 +71,10 @@ _AROUND: Final = _levels_around()
 
 
 def measure(packed: bytes, at: int) -> tuple[int, int]:
-    """Where the value at ``at`` ends, and how many arrays and maps are in each other there.
+    """Return the end of the value at ``at``, and the levels of arrays and maps in it.
 
-    The end is -1 where it is no whole value; the levels are those up to there then. More than 504
-    levels are told as 504.
+    The end is -1 if the value is incomplete; the levels are then those before its end. More than
+    504 levels count as 504.
     """
     if compiled.COMPILED:
         return compiled.store.measure(packed, at)
@@ -82,7 +82,7 @@ def measure(packed: bytes, at: int) -> tuple[int, int]:
 
 
 def _measure(packed: bytes, at: int) -> tuple[int, int]:
-    above: list[int] = []  # What is still to come of the levels around this one.
+    above: list[int] = []  # Numbers of values still to come in the levels around this one.
     wanted, levels, end = 1, 0, len(packed)
     while True:
         while not wanted:
@@ -100,13 +100,13 @@ def _measure(packed: bytes, at: int) -> tuple[int, int]:
             above.append(wanted)
             wanted = 0
             levels = max(levels, len(above))
-        wanted += inside  # Of what is deeper than that, all counts as one level.
+        wanted += inside  # Below the last counted level, all values count as one level.
 
 
 def parts(packed: bytes) -> list[bytes]:
-    """The items of an array, each packed, however deep they nest. Raises ValueError.
+    """Return the items of an array, each packed, at any depth. Raises ValueError.
 
-    For what was stored before there was a limit, or by a Python that decodes deeper than this one.
+    For data that was stored before there was a limit, or by a Python that decodes more levels.
     """
     reader = msgpack.Unpacker()
     reader.feed(packed[:5])
@@ -115,19 +115,19 @@ def parts(packed: bytes) -> list[bytes]:
     for _ in range(count):
         end, _ = measure(packed, at)
         if end < 0:
-            raise ValueError("an array that is not whole")
+            raise ValueError("an incomplete array")
         found.append(packed[at:end])
         at = end
     return found
 
 
 def is_container(first: int) -> bool:
-    """Whether an array or a map begins with this byte."""
+    """Return True if an array or a map begins with this byte."""
     return 0x80 <= first <= 0x9F or 0xDC <= first <= 0xDF
 
 
 def _skip_head(packed: bytes, at: int) -> tuple[int, int]:
-    """Behind a head and its bytes, and how many values are in it; -1 where there is none."""
+    """Return the end of a head and its bytes, and the number of values inside; -1 if incomplete."""
     first = packed[at]
     at += 1
     if first < 0x80 or first >= 0xE0:
