@@ -256,7 +256,9 @@ class AsyncClient(AsyncClientOps):
         connection = self._connect(attempts.applied())
         self._link = _Link(connection, loop, self._codec, self._endpoints, attempts)
         self._links.add(self._link)
-        self._link.send(request_id, body, waiting)
+        if not self._link.send(request_id, body, waiting):  # It was refused in this very moment.
+            self._link.waiting[request_id] = waiting
+            _resolve(waiting.future, None)
         return self._link
 
     def _retire(self, link: _Link) -> None:
