@@ -13,7 +13,8 @@ lost lets all that wait there go at once.
 ZeroMQ tells through a file descriptor that *something* has happened since somebody last looked, and
 sending is looking, too. So after something was sent the socket is looked at once more.
 
-A client belongs to the event loop in which it was first used.
+A client belongs to the event loop in which it was first used. In a child by fork it begins anew, in
+another loop.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from zkv.client.connection import (
 from zkv.client.errors import (
     BadReplyError,
     ClosedError,
+    MisuseError,
     RefusedError,
 )
 from zkv.client.messages import (
@@ -50,6 +52,7 @@ from zkv.client.messages import (
     lost,
 )
 from zkv.client.operations import Operation, Reply
+from zkv.client.process import leave_alone, tell_of_forks
 from zkv.client.quick import id_of, unpack_quickly
 from zkv.client.retry import DEFAULT_POLICY, REASON_SECONDS, Attempts, RetryPolicy, Trouble
 from zkv.client.session import WriteSessions
@@ -112,6 +115,15 @@ class AsyncClient(AsyncClientOps):
         self._link: _Link | None = None
         self._links: set[_Link] = set()
         self._connect().close()  # What cannot be is told now.
+        tell_of_forks(self)
+
+    def _after_fork(self) -> None:
+        """Begin anew, in an event loop that is not the parent's."""
+        leave_alone((self._loop, self._link, self._links))
+        if self._loop is not None:
+            _inherited_loops.add(self._loop)
+        self._context = self._loop = self._link = None
+        self._links = set()
 
     def __repr__(self) -> str:
         return f"<AsyncClient {self.endpoint}{' closed' if self._closed else ''}>"
@@ -196,6 +208,7 @@ class AsyncClient(AsyncClientOps):
     ) -> Reply | None:
         """Send a request once; None = no reply, and it may be sent again."""
         op = operation.op
+        attempts.check_process()
         link = self._send(op, request_id, body, attempts)
         waiting = link.waiting[request_id]
         patience = attempts.patience()
@@ -230,14 +243,18 @@ class AsyncClient(AsyncClientOps):
     # --- Places and links
 
     def _bind(self) -> None:
-        """Belong to the running loop from now on. Raises RuntimeError where it is another one."""
+        """Belong to the running loop from now on. Raises MisuseError where it is another one."""
         loop = asyncio.get_running_loop()
         if self._loop is None:
+            if loop in _inherited_loops:
+                text = "this event loop belongs to the parent process: make one in each"
+                raise MisuseError(text, applied=False)
             self._loop = loop
             self._sessions = WriteSessions()
             self._places = asyncio.Semaphore(MOST_IN_FLIGHT)
         elif self._loop is not loop:
-            raise RuntimeError("this AsyncClient was used in another event loop: make one in each")
+            text = "this AsyncClient was used in another event loop: make one in each"
+            raise MisuseError(text, applied=False)
 
     async def _take_place(self, attempts: Attempts) -> None:
         """Wait for one's turn. Raises NoReplyError where that takes too long."""
@@ -266,7 +283,9 @@ class AsyncClient(AsyncClientOps):
         connection = self._connect(attempts.applied())
         self._link = _Link(connection, loop, self._endpoints, attempts)
         self._links.add(self._link)
-        self._link.send(request_id, body, waiting)
+        if not self._link.send(request_id, body, waiting):  # It was refused in this very moment.
+            self._link.waiting[request_id] = waiting
+            _resolve(waiting.future, None)
         return self._link
 
     def _retire(self, link: _Link) -> None:
@@ -288,6 +307,10 @@ class AsyncClient(AsyncClientOps):
             return Connection(context, zmq.DEALER, self._endpoints.current)
         except ClosedError as error:
             raise ClosedError(error.message, applied) from error
+
+
+_inherited_loops: Final[set[asyncio.AbstractEventLoop]] = set()
+"""Of the process that this one was forked from. The two would share what the loop waits for."""
 
 
 class _Waiting(NamedTuple):

@@ -16,6 +16,7 @@ from zkv.client import operations
 from zkv.client.codec import PACKED, PLAIN, Codec
 from zkv.client.errors import ClientError, ConflictError, NotFoundError, RefusedError, TooLargeError
 from zkv.client.operations import RAISE, Change, Entry, Operation, Reply
+from zkv.client.process import ReadAhead
 from zkv.client.retry import Attempts, RetryPolicy
 
 # sync: from zkv.client.mapping import Dictionary
@@ -261,10 +262,12 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
                 yield entry  # sync:
 
     async def _pages(self, scan: operations.ScanPages) -> AsyncIterator[list[Entry]]:
+        ahead = ReadAhead()
         while (page := scan.next_page()) is not None:
             try:
                 if entries := await self._run(page):
-                    yield entries
+                    yield ahead.page(entries)
+                    ahead.check()
             except TooLargeError as error:
                 scan.too_large(error)
 
@@ -285,9 +288,12 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
         return self._each_change(operations.ChangePages(self._prefix, prefix, since))
 
     async def _each_change(self, pages: operations.ChangePages) -> AsyncIterator[Change]:
+        ahead = ReadAhead()
         while (page := pages.next_page()) is not None:
-            for change in await self._run(page):  # sync: yield from self._run(page)
+            changes = ahead.page(await self._run(page))
+            for change in changes:  # sync: yield from changes
                 yield change  # sync:
+            ahead.check()
 
     def watch(
         self, prefix: str = "", *, since: int | None = None, feed: str | None = None

@@ -60,6 +60,8 @@ class AsyncPipeline(WrittenOps):
     async def __aexit__(self, failed: type[BaseException] | None, *_: object) -> None:
         if failed is None:
             await self.execute()
+        else:
+            self._discard()
 
 
 class AsyncTransaction(TransactionOps):
@@ -88,3 +90,5 @@ class AsyncTransaction(TransactionOps):
     async def __aexit__(self, failed: type[BaseException] | None, *_: object) -> None:
         if failed is None:
             await self.commit()
+        else:
+            self._discard()

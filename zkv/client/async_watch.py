@@ -7,19 +7,19 @@ it, or tell it of a revision that it should have by now, and wakes it for that.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Self, TypeVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import zmq
 
 from zkv import checks
 from zkv.client import operations
 from zkv.client.connection import refuse_to_pickle
-from zkv.client.errors import ClientError, ClosedError, NoReplyError, RefusedError
+from zkv.client.errors import ClientError, MisuseError, NoReplyError, RefusedError
 from zkv.client.feed import drain, join
 from zkv.client.follower import (
     FIRST_PATIENCE,
@@ -31,6 +31,7 @@ from zkv.client.follower import (
     pause_after,
 )
 from zkv.client.operations import Change, Operation
+from zkv.client.process import check_process, generation, is_foreign, leave_alone
 from zkv.client.tasks import AsyncWaiter
 from zkv.endpoint import check_to_connect
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from zkv.client.async_namespace import AsyncKeyOps
 
 T = TypeVar("T")
+
+ONE_AT_A_TIME: Final = "another task waits for the next change: only one at a time may"
 
 
 class AsyncSubscription:
@@ -66,7 +69,7 @@ class AsyncSubscription:
         self._feed = None if feed is None else _checked_feed(feed)
         self._joined = 0
         self._endpoint: str | None = None
-        self._process = os.getpid()
+        self._made_in = generation()
         self._waiter = AsyncWaiter()
         self._inside = threading.Lock()  # Held by whoever is in `next_batch`. Nobody waits for it.
         self._wanted: deque[int] = deque()
@@ -111,13 +114,13 @@ class AsyncSubscription:
         Raises:
             ClosedError: the client was closed, or this is a child by fork of who began.
             ClientError: the server answers what it should not.
-            RuntimeError: another task is in here.
+            MisuseError: another task is in here.
         """
-        self._check_process()
+        self.check_process()
         if not self._inside.acquire(blocking=False):
             if self.closed:
                 return None
-            raise RuntimeError("another task waits for the next change: only one at a time may")
+            raise MisuseError(ONE_AT_A_TIME, applied=False)
         try:
             while not self.closed:
                 follower = await self.open()
@@ -138,7 +141,7 @@ class AsyncSubscription:
 
     def want(self, rev: int) -> None:
         """Have this revision asked for, unless it has come. Any task. Raises ClosedError."""
-        self._check_process()
+        self.check_process()
         self._wanted.append(rev)
         self._waiter.wake()
 
@@ -148,8 +151,8 @@ class AsyncSubscription:
         Where another task is in `next_batch` it closes the socket, and this does not wait.
         """
         self.closed = True
-        if os.getpid() != self._process:
-            _inherited.append(self)
+        if is_foreign(self._made_in):
+            leave_alone(self)
             return
         self._waiter.wake()
         if self._inside.acquire(blocking=False):
@@ -159,9 +162,9 @@ class AsyncSubscription:
             finally:
                 self._inside.release()
 
-    def _check_process(self) -> None:
-        if os.getpid() != self._process:
-            raise ClosedError("it belongs to the process that this one was forked from", False)
+    def check_process(self) -> None:
+        """Raise ClosedError in a child by fork of who began."""
+        check_process(self._made_in)
 
     async def _step(self, follower: Follower, end: float | None) -> Batch | None:
         now = time.monotonic()
@@ -237,15 +240,11 @@ class AsyncSubscription:
 
 
 def _checked_feed(feed: str) -> str:
-    """An endpoint that a program names. Raises TypeError and ValueError."""
+    """Return an endpoint that a program names. Raises TypeError and ValueError."""
     try:
         return check_to_connect(feed)
     except (TypeError, ValueError) as error:
         raise checks.named("feed", error) from None
-
-
-_inherited: list[AsyncSubscription] = []
-"""Of the process that this one was forked from: not to be used, nor to be closed."""
 
 
 class AsyncWatch(AsyncIterator[Change]):
@@ -323,13 +322,18 @@ class AsyncWatch(AsyncIterator[Change]):
             None if no change has come in time, or the watch was closed.
 
         Raises:
-            ClosedError: the client was closed.
+            ClosedError: the client was closed, or this is a child by fork of who began.
+            MisuseError: another task waits for the next change.
         """
         wait = checks.wait(timeout)
+        self._subscription.check_process()
         if not self.closed:
             await self._open()
         end = None if wait is None else time.monotonic() + wait
-        while not self._queue:
+        while True:
+            with suppress(IndexError):
+                told = self._queue.popleft()
+                break
             batch = await self._subscription.next_batch(end)
             if batch is None:
                 return None
@@ -338,7 +342,7 @@ class AsyncWatch(AsyncIterator[Change]):
                 self._rev = batch.rev
         if self.closed:
             return None
-        change, self._rev = self._queue.popleft()
+        change, self._rev = told
         return change
 
     async def aclose(self) -> None:

@@ -8,6 +8,9 @@
 - libzmq does not connect anew by itself: a socket is one connection, and when it has failed or was
   lost, the monitor says so, and whoever uses it takes another. So it is known at once that there is
   nobody, and another endpoint is tried without waiting.
+- A connection that nobody has any more is closed in the same order as by `Connection.close`: if
+  its monitor's socket went first, libzmq would wait in its I/O thread for somebody to read events,
+  and nothing in the process would be sent or received any more.
 - For a name libzmq looks up one kind of address, IPv4 or IPv6, by an option of the socket. A server
   may listen at either, so a name is two places to try.
 """
@@ -19,6 +22,7 @@ import itertools
 import math
 import sys
 import time
+import weakref
 from collections.abc import Iterable
 from typing import Final, NamedTuple, NoReturn
 
@@ -26,6 +30,7 @@ import zmq
 
 from zkv import checks
 from zkv.client.errors import ClosedError
+from zkv.client.process import generation, is_foreign
 from zkv.endpoint import check_to_connect, from_environment, is_name
 
 MONITORED: Final = ("tcp://", "ipc://")
@@ -90,7 +95,10 @@ class Connection:
         ClosedError: the context has been terminated.
     """
 
-    __slots__ = ("_looked", "_milliseconds", "_monitor", "address", "connected", "over", "socket")
+    __slots__ = (
+        "__weakref__", "_looked", "_milliseconds", "_monitor", "address", "connected", "over",
+        "socket",
+    )  # fmt: skip
 
     def __init__(self, context: SocketContext, kind: int, address: Address) -> None:
         self.address = address
@@ -112,6 +120,8 @@ class Connection:
         except zmq.ZMQError as error:
             self.close()
             raise explain(address.endpoint, error) from error
+        # It has the sockets, so they do not go before it.
+        weakref.finalize(self, _close, self.socket, self._monitor, generation()).atexit = False
 
     @property
     def endpoint(self) -> str:
@@ -169,12 +179,18 @@ class Connection:
 
     def close(self) -> None:
         """Drop the socket and all that waits in it. May be called again."""
-        if self._monitor is not None:
-            if not self.socket.closed:  # As by the end of its context.
-                self.socket.monitor(None, 0)
-            self._monitor.close()
-            self._monitor = None
-        self.socket.close()
+        _close(self.socket, self._monitor, generation())
+        self._monitor = None
+
+
+def _close(socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes] | None, made_in: int) -> None:
+    if is_foreign(made_in):
+        return  # They are the parent's.
+    if monitor is not None and not monitor.closed:
+        if not socket.closed:  # As by the end of its context.
+            socket.monitor(None, 0)
+        monitor.close()
+    socket.close()
 
 
 def _open(context: SocketContext, kind: int) -> zmq.Socket[bytes]:

@@ -24,8 +24,9 @@ The tree::
         |       `-- UnknownHostError    the host's name cannot be looked up
         |-- BadReplyError           a reply came, and breaks the protocol
         |-- BadValueError           a value cannot be decoded, or its codec cannot pack it
-        |-- ClosedError             the client has been closed
-        `-- LockLostError           a lock is not held any more
+        |-- ClosedError             the client, or what it has made, has been closed
+        |-- LockLostError           a lock is not held any more
+        `-- MisuseError             the object cannot do this now; also a RuntimeError
 
 What every caller needs to know before it repeats a write stands on each of them: ``applied``.
 A code that is not known here is a plain `RefusedError`.
@@ -237,11 +238,22 @@ class BadValueError(ClientError):
 
 
 class ClosedError(ClientError):
-    """The client has been closed, before the request or while it was under way."""
+    """The client has been closed, before the request or while it was under way.
+
+    Or the process was forked, and the object belongs to the parent.
+    """
 
 
 class LockLostError(ClientError):
     """The lock is not held any more: its lease ran out before it could be renewed."""
+
+
+class MisuseError(ClientError, RuntimeError):
+    """The object cannot do this now, and nothing was sent.
+
+    As where a lock is released or used that was not acquired, or was acquired by the process that
+    this one was forked from; and where a second thread waits at a watch.
+    """
 
 
 REFUSALS: Final[Mapping[str, type[RefusedError]]] = {

@@ -6,8 +6,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from zkv import checks
-from zkv.client.errors import ClientError, ClosedError
-from zkv.client.mirror_view import MirrorView, log_end
+from zkv.client.errors import ClosedError
+from zkv.client.mirror_view import MirrorView
+from zkv.client.process import check_process
 from zkv.client.threads import Background, Condition
 from zkv.client.watch import Subscription
 
@@ -65,6 +66,7 @@ class Mirror(MirrorView):
             NoReplyError: it does not in time.
             ClientError: it does not follow any more, for this reason.
         """
+        check_process(self._made_in)
         rev, wait = checks.revision("rev", rev), checks.wait(timeout)
         if self._rev >= rev:
             return
@@ -79,16 +81,17 @@ class Mirror(MirrorView):
             self._worker.join()
 
     def _follow(self) -> None:
-        error: ClientError = ClosedError("the mirror is closed", applied=False)
         try:
             while (batch := self._subscription.next_batch()) is not None:
                 shown = self._apply(batch)
                 self._moved.wake()
                 self._tell(shown)
-        except ClientError as failure:
-            error = failure
-            log_end(failure)
+            self._end(ClosedError("the mirror is closed", applied=False))
+        except Exception as failure:
+            self._end(failure)
+        except BaseException as failure:  # Which ends this thread, or was raised in it.
+            self._end(failure)
+            raise
         finally:
             self._subscription.close()
-            self._error = error
             self._moved.wake()

@@ -18,6 +18,7 @@ from zkv.client.codec import PACKED, PLAIN, Codec
 from zkv.client.errors import ClientError, ConflictError, NotFoundError, RefusedError, TooLargeError
 from zkv.client.mapping import Dictionary
 from zkv.client.operations import RAISE, Change, Entry, Operation, Reply
+from zkv.client.process import ReadAhead
 from zkv.client.retry import Attempts, RetryPolicy
 
 if TYPE_CHECKING:
@@ -258,10 +259,12 @@ class KeyOps(Dictionary):
             yield from page
 
     def _pages(self, scan: operations.ScanPages) -> Iterator[list[Entry]]:
+        ahead = ReadAhead()
         while (page := scan.next_page()) is not None:
             try:
                 if entries := self._run(page):
-                    yield entries
+                    yield ahead.page(entries)
+                    ahead.check()
             except TooLargeError as error:
                 scan.too_large(error)
 
@@ -282,8 +285,11 @@ class KeyOps(Dictionary):
         return self._each_change(operations.ChangePages(self._prefix, prefix, since))
 
     def _each_change(self, pages: operations.ChangePages) -> Iterator[Change]:
+        ahead = ReadAhead()
         while (page := pages.next_page()) is not None:
-            yield from self._run(page)
+            changes = ahead.page(self._run(page))
+            yield from changes
+            ahead.check()
 
     def watch(
         self, prefix: str = "", *, since: int | None = None, feed: str | None = None

@@ -20,8 +20,10 @@ from msgspec import UNSET
 
 from zkv import checks
 from zkv.client.codec import Packed
+from zkv.client.connection import refuse_to_pickle
 from zkv.client.errors import BadValueError, ClientError, RefusedError
 from zkv.client.operations import RAISE, Operation, Reply, addend, condition
+from zkv.client.process import check_process, generation
 from zkv.client.quick import unpack_quickly
 from zkv.client.slicing import Sliced
 from zkv.client.steps import (
@@ -68,6 +70,9 @@ class WrittenOps:
         self._defaults: Defaults = {}
         self.results: list[Any] = []
         """What the ops returned, in their order, once they have run."""
+        self._made_in = generation()
+
+    __reduce__ = refuse_to_pickle
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -123,9 +128,18 @@ class WrittenOps:
         self._steps.append(IncrStep(checks.key(self._prefix, key), addend(by)))
 
     def _take(self) -> tuple[list[Step], Defaults]:
+        """What has been written down, which is forgotten. Raises ClosedError in a child by fork.
+
+        The parent runs it. If the child ran its copy, too, all would happen twice.
+        """
+        check_process(self._made_in)
         written = self._steps, self._defaults
-        self._steps, self._defaults = [], {}
+        self._discard()
         return written
+
+    def _discard(self) -> None:
+        """Forget what has been written down."""
+        self._steps, self._defaults = [], {}
 
 
 class Packing:
@@ -288,11 +302,15 @@ class TransactionOps(WrittenOps):
         """Go on only if the key is at this revision; 0 = if it is absent."""
         self._conditions.append((checks.key(self._prefix, key), checks.revision("rev", rev)))
 
+    def _discard(self) -> None:
+        super()._discard()
+        self._conditions = []
+
     def _message(self) -> Operation[list[Any]]:
+        conditions = self._conditions
         message = _txn(*self._take())
-        if self._conditions:
-            message.fields["if"] = self._conditions
-            self._conditions = []
+        if conditions:
+            message.fields["if"] = conditions
         read_results = message.read
 
         def read(reply: Reply) -> list[Any]:

@@ -61,6 +61,8 @@ class Pipeline(WrittenOps):
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
         if failed is None:
             self.execute()
+        else:
+            self._discard()
 
 
 class Transaction(TransactionOps):
@@ -89,3 +91,5 @@ class Transaction(TransactionOps):
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
         if failed is None:
             self.commit()
+        else:
+            self._discard()

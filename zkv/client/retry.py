@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from zkv import checks
-from zkv.client.errors import NoReplyError, UnavailableError, UnknownHostError
+from zkv.client.errors import ClosedError, NoReplyError, UnavailableError, UnknownHostError
 from zkv.client.messages import lost, refusal
+from zkv.client.process import generation, is_foreign
 
 if TYPE_CHECKING:
     from zkv.checks import Seconds
@@ -136,8 +137,8 @@ class Attempts:
     """
 
     __slots__ = (
-        "_absent", "_asked", "_began", "_in_doubt", "_lost", "_op", "_policy", "_refused",
-        "_troubles", "end", "repeatable",
+        "_absent", "_asked", "_began", "_in_doubt", "_lost", "_made_in", "_op", "_policy",
+        "_refused", "_troubles", "end", "repeatable",
     )  # fmt: skip
 
     def __init__(self, policy: RetryPolicy, op: str, repeatable: bool, timeout: float) -> None:
@@ -151,7 +152,16 @@ class Attempts:
         self._in_doubt = False
         self._asked: dict[str, float] = {}
         self._troubles: dict[str, Trouble | None] = {}
+        self._made_in = generation()
         self.end = self._began + timeout
+
+    def check_process(self) -> None:
+        """Raise ClosedError in a child that was forked since: the parent goes on with it.
+
+        If the child sent the request, too, both would use the same number of the same session.
+        """
+        if is_foreign(self._made_in):
+            raise ClosedError("the process was forked during the request", self.applied())
 
     def left(self) -> float:
         """Seconds until the request is given up; 0 or below: it is time."""

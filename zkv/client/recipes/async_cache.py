@@ -3,7 +3,10 @@
 A value that is missing is computed by one of those who want it, under a lock; the others wait for
 it. So a value that is costly to make is made once, however many want it at that moment.
 
-A value that is there and cannot be decoded counts as missing: it is computed anew and overwritten.
+If a function asks for the value that it is computing, as one that calls itself or a signal handler
+may do, the cache calls the function directly: otherwise it would wait for itself.
+
+A value that cannot be decoded counts as missing: it is computed anew and overwritten.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
@@ -30,6 +34,23 @@ R = TypeVar("R")
 _MISSING: Final = object()
 
 _log = logging.getLogger("zkv.client")
+
+
+class _Computation:
+    """A value that is being computed.
+
+    Attributes:
+        key: of it, as it is stored.
+        over: whether it is done. What has been started meanwhile may still know of it.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.over = False
+
+
+_computations: ContextVar[tuple[_Computation, ...]] = ContextVar("computations", default=())
+"""Those that this code is part of, also in tasks that they have started."""
 
 
 class AsyncCache:
@@ -74,7 +95,7 @@ class AsyncCachedFunction(Generic[P, R]):
     """A function whose results are kept in the store, by its arguments.
 
     Arguments and results may be whatever the store takes; a result that is kept comes back as the
-    store gives it, a tuple as a list. What the function raises is not kept.
+    store gives it, a tuple as a list. What the function raises comes as it is, and is not kept.
     """
 
     __name__: str
@@ -110,10 +131,13 @@ class AsyncCachedFunction(Generic[P, R]):
         if kept is not _MISSING:
             result = kept
             return result
+        stored = self._kept._prefix + key
+        if any(each.key == stored and not each.over for each in _computations.get()):
+            return await self._function(*args, **kwargs)
         async with AsyncLock(self._kept, f"{key}/lock", self._lease) as lock:
             kept = await self._find(key)
             if kept is _MISSING:
-                kept = await self._function(*args, **kwargs)
+                kept = await self._compute(stored, args, kwargs)
                 async with lock.txn() as txn:
                     txn.put(key, kept, ttl=self._ttl)
             result = kept
@@ -126,6 +150,15 @@ class AsyncCachedFunction(Generic[P, R]):
         except BadValueError as error:
             _log.warning("a cached value is computed anew: %s", error)
             return _MISSING
+
+    async def _compute(self, stored: str, args: Any, kwargs: Any) -> R:
+        computation = _Computation(stored)
+        outer = _computations.set((*_computations.get(), computation))
+        try:
+            return await self._function(*args, **kwargs)
+        finally:
+            computation.over = True
+            _computations.reset(outer)
 
     async def forget(self, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Have the next call with these arguments compute anew; whether anything was kept."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from zkv import checks
 from zkv.client.errors import BadValueError
 from zkv.client.follower import RESET
+from zkv.client.process import ReadAhead
 from zkv.client.recipes.async_lock import AsyncLock
 
 if TYPE_CHECKING:
@@ -41,11 +42,13 @@ class AsyncElection(AsyncLock):
 
     async def leaders(self) -> AsyncIterator[str | None]:
         """Who leads, now and whenever that changes; None = nobody. Goes on for ever."""
+        ahead = ReadAhead()
         last: str | None = None
         entry = await anext(self._keyspace.scan(self._key, limit=1), None)
         if entry is not None and entry.key == self._key:
             last = _name(entry.value)
         yield last
+        ahead.check()
         since = 0 if entry is None else entry.rev
         async with self._keyspace.watch(self._key, since=since) as watch:
             async for change in watch:

@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from zkv import checks
+from zkv.client.connection import refuse_to_pickle
 from zkv.client.errors import BadValueError, ClientError, LockLostError, NotFoundError
 from zkv.client.follower import RESET
 from zkv.client.recipes.async_lock import AsyncLock
@@ -35,7 +36,8 @@ NUMBER: Final = "jobs/{:020d}"
 class AsyncJob:
     """A job that this worker has taken.
 
-    As a context manager it is `done` at the end, or given back by `release` if an error was raised.
+    As a context manager it is `done` at the end, or given back by `release` if an error was raised;
+    unless the block has done either already.
 
     Attributes:
         value: as it was put.
@@ -49,29 +51,36 @@ class AsyncJob:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._key!r} {checks.shown(self.value)}>"
 
+    __reduce__ = refuse_to_pickle
+
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: object, *_: object) -> None:
-        if kind is None:
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if self._lock._hold is None:
+            return
+        if error is None:
             await self.done()
         else:
-            await self.release()
+            await self._lock.__aexit__(kind, error, traceback)
 
     async def done(self) -> None:
         """Remove it: it need not be done again.
 
         Raises:
             LockLostError: the lease had run out, and others may do it, or have done it.
+            MisuseError: it has been done or given back already, or the process that this one was
+                forked from has taken it.
         """
+        txn = self._lock.txn()
+        txn.delete(self._key)
         try:
-            async with self._lock.txn() as txn:
-                txn.delete(self._key)
+            await txn.commit()
         finally:
             await self.release()
 
     async def release(self) -> None:
-        """Give it back undone."""
+        """Give it back undone. Raises MisuseError as `done` does."""
         try:
             await self._lock.release()
         except LockLostError:

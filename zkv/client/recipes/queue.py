@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from zkv import checks
+from zkv.client.connection import refuse_to_pickle
 from zkv.client.errors import BadValueError, ClientError, LockLostError, NotFoundError
 from zkv.client.follower import RESET
 from zkv.client.recipes.lock import Lock
@@ -36,7 +37,8 @@ NUMBER: Final = "jobs/{:020d}"
 class Job:
     """A job that this worker has taken.
 
-    As a context manager it is `done` at the end, or given back by `release` if an error was raised.
+    As a context manager it is `done` at the end, or given back by `release` if an error was raised;
+    unless the block has done either already.
 
     Attributes:
         value: as it was put.
@@ -50,29 +52,36 @@ class Job:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._key!r} {checks.shown(self.value)}>"
 
+    __reduce__ = refuse_to_pickle
+
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if self._lock._hold is None:
+            return
+        if error is None:
             self.done()
         else:
-            self.release()
+            self._lock.__exit__(kind, error, traceback)
 
     def done(self) -> None:
         """Remove it: it need not be done again.
 
         Raises:
             LockLostError: the lease had run out, and others may do it, or have done it.
+            MisuseError: it has been done or given back already, or the process that this one was
+                forked from has taken it.
         """
+        txn = self._lock.txn()
+        txn.delete(self._key)
         try:
-            with self._lock.txn() as txn:
-                txn.delete(self._key)
+            txn.commit()
         finally:
             self.release()
 
     def release(self) -> None:
-        """Give it back undone."""
+        """Give it back undone. Raises MisuseError as `done` does."""
         try:
             self._lock.release()
         except LockLostError:
