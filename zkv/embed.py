@@ -248,9 +248,9 @@ def _sorted_into_tables(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _path(directory: str | os.PathLike[str]) -> str:
-    """A path as text. Raises TypeError."""
+    """A path as text; the setting judges its characters. Raises TypeError."""
     path = os.fspath(directory) if isinstance(directory, os.PathLike) else directory
-    return checks.text("data_dir", path)
+    return checks.instance("data_dir", path, str)
 
 
 def _beside(endpoint: str) -> str:

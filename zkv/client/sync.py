@@ -30,6 +30,7 @@ import zmq
 from zkv import checks
 from zkv.client.codec import PLAIN, Codec
 from zkv.client.connection import (
+    CLOSED,
     ENVIRONMENT,
     Address,
     Connection,
@@ -233,7 +234,7 @@ class Client(ClientOps):
             raise attempts.give_up(self.endpoint) from None  # Nothing is sent any more.
         if pool.closed:
             pool.give_back(connection)
-            raise ClosedError("the client is closed", attempts.applied())
+            raise ClosedError(CLOSED, attempts.applied())
         try:
             if connection is not None:
                 surely = not attempts.repeatable  # Another loss could not be made good.
