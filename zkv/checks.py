@@ -181,7 +181,7 @@ def _check_characters(name: str, value: str) -> None:
     except UnicodeEncodeError as error:
         code = ord(value[error.start])
         raise ValueError(
-            f"{name}: a str without surrogates, which are no characters; not one with U+{code:04X}"
+            f"{name}: a str without surrogates, which are not characters; it has U+{code:04X}"
         ) from None
 
 

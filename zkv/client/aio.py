@@ -249,13 +249,13 @@ class AsyncClient(AsyncClientOps):
         loop = asyncio.get_running_loop()
         if self._loop is None:
             if loop in _inherited_loops:
-                text = "this event loop belongs to the parent process: make one in each"
+                text = "this event loop belongs to the parent process: create one in each process"
                 raise MisuseError(text, applied=False)
             self._loop = loop
             self._sessions = WriteSessions()
             self._places = asyncio.Semaphore(MOST_IN_FLIGHT)
         elif self._loop is not loop:
-            text = "this AsyncClient was used in another event loop: make one in each"
+            text = "this AsyncClient belongs to another event loop: create one in each loop"
             raise MisuseError(text, applied=False)
 
     async def _take_place(self, attempts: Attempts) -> None:

@@ -621,7 +621,7 @@ class AsyncClientOps(AsyncKeyOps):
         """
         checks.text("op", op)
         if own := {"op", "id"} & fields.keys():
-            raise TypeError(f"{min(own)}: no field to be given: the client sets it")
+            raise TypeError(f"{min(own)}: not allowed as a field, since the client sets it")
         attempts = Attempts(self._policy, op, False, self.timeout)
         operation = operations.plain(op, fields)
         if self._codec is PACKED:  # Nothing is decoded, so no error needs the name of a key.

@@ -78,7 +78,7 @@ class Codec:
         self._by_code = {each.code: each for each in types}
         self._by_type = {each.type: each for each in types}
         if len(self._by_code) < len(types) or len(self._by_type) < len(types):
-            raise ValueError("each type needs a code of its own")
+            raise ValueError("each type needs its own code, and may occur only once")
 
     def __repr__(self) -> str:
         types = [f"{each.code}: {each.type.__qualname__}" for each in self._by_code.values()]
@@ -182,7 +182,7 @@ def _check(value_type: object) -> None:
     kind = checks.instance("type", given.type, type)
     if kind in NATIVE or kind is object:
         name = kind.__qualname__
-        raise ValueError(f"type {name}: msgpack packs it itself; a subclass of it is possible")
+        raise ValueError(f"type {name}: msgpack packs it itself; only its subclasses are allowed")
     checks.function("pack", given.pack)
     checks.function("unpack", given.unpack)
 
@@ -196,7 +196,7 @@ def _ext(known: ValueType, value: Any) -> ExtType:
         raise BadValueError(f"the codec's pack for {name} raised {described(error)}") from error
     if not issubclass(type(data), bytes):
         kind = type(data).__qualname__
-        raise BadValueError(f"the codec's pack for {name} returned a {kind}, and no bytes")
+        raise BadValueError(f"the codec's pack for {name} returned a {kind} instead of bytes")
     return ExtType(known.code, data)
 
 

@@ -212,7 +212,7 @@ def explain(endpoint: str, error: zmq.ZMQError) -> Exception:
 
 CONTEXT_GONE: Final = frozenset({zmq.ETERM, zmq.ENOTSOCK, zmq.ENOTSUP, errno.EFAULT})
 """The error numbers of a context that was terminated or destroyed."""
-TERMINATED: Final = "the ZeroMQ context of the client has been terminated: make a new client"
+TERMINATED: Final = "the ZeroMQ context of the client has been terminated: create a new client"
 
 _monitors = itertools.count()
 
@@ -285,12 +285,12 @@ class Endpoints:
 def refuse_to_pickle(self: object) -> NoReturn:
     """The ``__reduce__`` of objects that have connections: they cannot be pickled or copied."""
     raise TypeError(
-        f"{type(self).__name__} cannot be pickled or copied, since it has connections: send the "
-        f"endpoint, and make a client of its own in the other process"
+        f"{type(self).__name__} cannot be pickled or copied, since it has connections: pass the "
+        f"endpoint, and create a client in the other process"
     )
 
 
-CLOSED: Final = "the client is closed, as at the end of its with block: make a new one"
+CLOSED: Final = "the client is closed, for instance by the end of its with block: create a new one"
 
 
 def check_context(context: SocketContext | None) -> SocketContext | None:
@@ -299,7 +299,7 @@ def check_context(context: SocketContext | None) -> SocketContext | None:
         checks.instance("context", context, zmq.Context)
         if type(context).__module__ == "zmq.asyncio":
             raise TypeError(
-                "context: a zmq.Context; not one of zmq.asyncio, whose sockets are awaited. "
-                "zmq.Context(context) shares its sockets' threads"
+                "context: a zmq.Context; not one of zmq.asyncio, whose sockets must be awaited. "
+                "zmq.Context(context) makes one that shares its I/O threads"
             )
     return context

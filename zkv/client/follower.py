@@ -281,7 +281,7 @@ def feed_endpoint(told: object, endpoint: str) -> str | None:
     try:
         told = check_to_connect(told)
     except (TypeError, ValueError) as error:
-        raise bad_reply("INFO", f"the feed that it tells of: {error}") from error
+        raise bad_reply("INFO", f"its field feed: {error}") from error
     if told.startswith("tcp://") and endpoint.startswith("tcp://"):
         host, _, port = told.rpartition(":")
         if host in {"tcp://0.0.0.0", "tcp://[::]"}:

@@ -124,7 +124,7 @@ def _key_of_bad(fields: Mapping[str, Any], codec: Codec) -> str | None:
 def check_size(body: bytes) -> None:
     """Raise TooLargeError if the request is so large that the server could not answer it."""
     if len(body) > LARGEST_MESSAGE:
-        message = f"the request would have {len(body)} bytes; {LARGEST_MESSAGE} are possible"
+        message = f"the request has {len(body)} bytes; the maximum is {LARGEST_MESSAGE}"
         raise TooLargeError("TOO_LARGE", message, retry=False, applied=False, details={})
 
 
@@ -146,7 +146,7 @@ def check_reply(op: str, reply: Mapping[str, Any]) -> None:
         return
     if ok is False and type(reply.get("code")) is str and type(reply.get("message")) is str:
         return
-    raise bad_reply(op, "it tells neither success nor what failed")
+    raise bad_reply(op, "it reports neither success nor an error with code and message")
 
 
 def unpack_reply(op: str, body: bytes, codec: Codec = PLAIN) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _slice(op: str, body: bytes, make: Callable[[bytes], Any]) -> Sliced:
     try:
         return sliced(op, body, make)
     except msgpack.StackError as error:
-        raise bad_reply(op, "it is nested deeper than msgpack reads") from error
+        raise bad_reply(op, "it is nested too deeply for msgpack") from error
     except (ValueError, TypeError) as error:
         raise bad_reply(op, f"it is not one msgpack map: {error}") from error
 
@@ -206,8 +206,8 @@ def _in_words(message: str) -> str:
     if found is None or "0" not in {found[2], found[3]}:
         return message
     if found[3] == "0":
-        return f"{found[1]} is there already, at revision {found[2]}, and was to be created"
-    return f"{found[1]} is not there, and was to be at revision {found[3]}"
+        return f"{found[1]} already exists, at revision {found[2]}; expected: absent"
+    return f"{found[1]} is absent; expected: revision {found[3]}"
 
 
 def bad_reply(op: str, why: str) -> BadReplyError:

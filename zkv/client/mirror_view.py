@@ -318,7 +318,7 @@ class MirrorView(Mapping[str, Any]):
         return False
 
     def _too_late(self, rev: int, timeout: float | None) -> NoReplyError:
-        return NoReplyError(f"the mirror is not at revision {rev} within {timeout} s", False)
+        return NoReplyError(f"the mirror did not reach revision {rev} within {timeout} s", False)
 
     def _end(self, failure: BaseException) -> None:
         """Record why the mirror stops following, for those that wait for a revision."""
@@ -343,4 +343,4 @@ def _absent(key: object) -> NotFoundError:
 def log_end(error: ClientError) -> None:
     """Log why a mirror stops following changes, unless it was closed."""
     if not isinstance(error, ClosedError):
-        _log.error("a mirror does not follow any more: %s", error)
+        _log.error("a mirror has stopped following changes: %s", error)

@@ -139,7 +139,7 @@ class Operation(Generic[T]):
                 name_errors(self.op, self.fields, reply)
             return self.read(reply)
         except (LookupError, TypeError, ValueError) as error:
-            raise bad_reply(self.op, f"it is not as the protocol says: {error!r}") from error
+            raise bad_reply(self.op, f"it violates the protocol: {error!r}") from error
 
 
 def read_nothing(_reply: Reply) -> bool:
@@ -190,7 +190,7 @@ def condition(if_rev: int | None, create: bool) -> int | None:
     checks.flag("create", create)
     expected = None if if_rev is None else checks.revision("if_rev", if_rev)
     if create and expected:
-        raise ValueError("create=True means if_rev=0: give one of them")
+        raise ValueError("create=True means if_rev=0: pass only one of them")
     return 0 if create else expected
 
 
@@ -326,7 +326,7 @@ class ScanPages:
         else:
             page = [Entry(key[strip:], None, rev) for key, _, rev in reply["items"]]
         if following is not None and not (page and isinstance(following, str)):
-            raise ValueError("there is another page, and nobody knows behind which key")
+            raise ValueError("the key after which the next page begins is missing")
         if self._left is not None:
             self._left -= len(page)
         self._done = following is None or self._left == 0

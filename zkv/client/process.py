@@ -22,7 +22,7 @@ from zkv.client.errors import ClosedError
 
 T = TypeVar("T")
 
-FOREIGN = "it belongs to the process that this one was forked from: make another one here"
+FOREIGN = "the object belongs to the process from which this one was forked: create another here"
 
 
 class _Forked(Protocol):

@@ -50,7 +50,7 @@ class Slicer:
     def end(self) -> None:
         """Raise ValueError unless this is the end of the body."""
         if self._reader.tell() != len(self._body):
-            raise ValueError("there are bytes behind it")
+            raise ValueError("more bytes follow it")
 
     def other(self) -> Any:
         """Read anything that is not a value of an entry."""
@@ -87,7 +87,7 @@ class Slicer:
         for _ in range(self._reader.read_map_header()):
             name = self._reader.unpack()
             if type(name) is not str:
-                raise ValueError("the name of a field is no str")
+                raise ValueError("the name of a field is not a str")
             read[name] = readers.get(name, Slicer.other)(self)
         return read
 

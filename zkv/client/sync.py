@@ -280,6 +280,6 @@ def _exchange(connection: Connection, op: str, body: bytes, seconds: float) -> b
             except zmq.Again:
                 return None
         if socket.getsockopt(zmq.RCVMORE):
-            raise bad_reply(op, "it has more than one body")
+            raise bad_reply(op, "it has more than one frame")
         return received
     return None

@@ -157,7 +157,7 @@ async def _settle(work: asyncio.Future[Any], undo: Callable[[], Awaitable[object
         try:
             await undo()
         except ClientError as error:
-            _log.warning("what was cancelled could not be undone: %s", error)
+            _log.warning("cancelled work could not be undone: %s", error)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

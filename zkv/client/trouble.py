@@ -105,9 +105,9 @@ def _of_path(path: str, deadline: float) -> Trouble | None:
         return _of_place(socket.AF_UNIX, f"\0{path[1:]}", deadline)
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return Trouble(f"{path} is no socket", True)
+            return Trouble(f"{path} is not a socket", True)
     except FileNotFoundError:
-        return Trouble(f"there is no {path}: no server listens there")
+        return Trouble(f"{path} does not exist: no server listens there")
     except OSError as error:
         return Trouble(f"{path}: {_words(error)}", True)
     return _of_place(socket.AF_UNIX, path, deadline)
@@ -146,9 +146,9 @@ def _greet(peer: socket.socket, deadline: float) -> Trouble | None:
     except ConnectionError:
         received = b""
     if received is None:
-        return Trouble("something listens there and says nothing: no zkv server, or one that hangs")
+        return Trouble("the listener there sends nothing: it hangs, or is not a zkv server")
     if not received:
-        return Trouble("the connection is closed at once: no zkv server, or a proxy without one")
+        return Trouble("the listener there closes connections: not a zkv server, or an idle proxy")
     return _understand(received)
 
 
@@ -183,16 +183,19 @@ def _speaks_zmtp(begin: bytes) -> bool:
 def _understand(received: bytes) -> Trouble | None:
     if not _speaks_zmtp(received[:SIGNATURE]):
         line = received.split(b"\n")[0].rstrip()[:60].decode("ascii", "replace")
-        return Trouble(f"no zkv server listens there, but something that says {line!r}", True)
+        return Trouble(f"the listener there is not a zkv server: it sends {line!r}", True)
     kind = _socket_type(received[GREETING_BYTES + 2 :])
     if kind in FEEDS:
         return Trouble(
-            f"a change feed listens there (a socket of type {kind}), and answers no requests", True
+            f"a change feed (a socket of type {kind}) listens there, which answers no requests",
+            True,
         )
     if not kind:
-        return Trouble("what listens there begins as ZeroMQ does, and does not go on")
+        return Trouble("the listener there does not finish its ZeroMQ greeting")
     if kind not in SERVERS:
-        return Trouble(f"no zkv server listens there, but a ZeroMQ socket of type {kind}", True)
+        return Trouble(
+            f"the listener there is not a zkv server, but a ZeroMQ socket of type {kind}", True
+        )
     return None
 
 

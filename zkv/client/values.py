@@ -65,7 +65,7 @@ def _pack_inexact(value: Any, codec: Codec, unicode_errors: str = "strict") -> b
     try:
         _unpack(packed, PLAIN)
     except _CannotHold as error:
-        raise TypeError(f"cannot store a value that would not come back: {error}") from None
+        raise TypeError(f"cannot store a value that could not be read back: {error}") from None
     return packed
 
 
@@ -76,7 +76,7 @@ def _pack_surrogates(value: Any, codec: Codec) -> bytes:
     except UnicodeEncodeError as error:
         code = ord(error.object[error.start])
         raise ValueError(
-            f"a str holds U+{code:04X}: surrogates are no characters, and cannot be stored"
+            f"a str holds U+{code:04X}: surrogates are not characters, and cannot be stored"
         ) from None
 
 
@@ -148,7 +148,7 @@ def _with_tuples(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     try:
         return {_as_key(key): value for key, value in pairs}
     except TypeError as error:
-        raise _CannotHold(f"a key of a map cannot be one of a dict: {error}") from None
+        raise _CannotHold(f"a key of a map cannot be a key of a dict: {error}") from None
 
 
 def _as_key(key: Any) -> Any:

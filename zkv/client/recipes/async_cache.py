@@ -149,7 +149,7 @@ class AsyncCachedFunction(Generic[P, R]):
         try:
             return await self._kept.get(key, _MISSING)
         except BadValueError as error:
-            _log.warning("a cached value is computed anew: %s", error)
+            _log.warning("computing a cached result again: %s", error)
             return _MISSING
 
     async def _compute(self, stored: str, args: Any, kwargs: Any) -> R:

@@ -148,7 +148,7 @@ class CachedFunction(Generic[P, R]):
         try:
             return self._kept.get(key, _MISSING)
         except BadValueError as error:
-            _log.warning("a cached value is computed anew: %s", error)
+            _log.warning("computing a cached result again: %s", error)
             return _MISSING
 
     def _compute(self, stored: str, args: Any, kwargs: Any) -> R:

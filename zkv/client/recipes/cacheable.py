@@ -15,7 +15,7 @@ from typing import Final
 BOUND: Final = frozenset({"self", "cls"})
 """First parameters of methods."""
 IS_METHOD: Final = (
-    "its result depends on its object, which is no part of a key: cache a function, or put "
+    "its result depends on its object, which is not part of the key: cache a function, or put "
     "@staticmethod above the cache"
 )
 
@@ -31,7 +31,7 @@ def check_function(function: object, *, is_async: bool) -> None:
         TypeError: it is not such a function.
     """
     if reason := _unfit(function, is_async):
-        raise TypeError(f"a cache is for functions; not for {_described(function)}: {reason}")
+        raise TypeError(f"a cache is for functions, not for {_described(function)}: {reason}")
 
 
 def _unfit(function: object, is_async: bool) -> str:
@@ -41,7 +41,7 @@ def _unfit(function: object, is_async: bool) -> str:
         IS_METHOD: isinstance(function, (classmethod, property)) or _is_method(function),
         "it cannot be called": not callable(function),
         "its objects cannot be stored": isinstance(function, type),
-        "it gives one thing after the other: return a list": _is_generator(function),
+        "it is a generator: return a list instead": _is_generator(function),
     }
     for reason, is_so in reasons.items():
         if is_so:
@@ -91,5 +91,5 @@ def name_of(function: object) -> str:
     is_bound = owner is not None and not isinstance(owner, ModuleType)
     if is_bound or not (isinstance(module, str) and isinstance(name, str)) or "<lambda>" in name:
         kind = "partial" if isinstance(function, partial) else _described(function)
-        raise TypeError(f"prefix: needed for {kind}, which has no name of its own")
+        raise TypeError(f"prefix: required for {kind}, which has no name of its own")
     return f"{module}.{name}"

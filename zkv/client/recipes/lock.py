@@ -147,7 +147,7 @@ class Lock:
         """
         wait = checks.wait(timeout)
         if self._acquiring == generation():
-            raise MisuseError(f"the lock {self._key!r} is being acquired by this object", False)
+            raise MisuseError(f"this object is already acquiring the lock {self._key!r}", False)
         self._acquiring = generation()
         try:
             return self._acquire(None if wait is None else time.monotonic() + wait)
@@ -208,8 +208,8 @@ class Lock:
         if hold is None:
             raise MisuseError(f"the lock {self._key!r} has not been acquired", applied=False)
         if hold.is_foreign:
-            text = "was acquired by the process that this one was forked from"
-            raise MisuseError(f"the lock {self._key!r} {text}, and is held by that", applied=False)
+            text = "was acquired, and is held, by the process from which this one was forked"
+            raise MisuseError(f"the lock {self._key!r} {text}", applied=False)
         return hold
 
     # --- Acquiring and releasing
@@ -217,7 +217,7 @@ class Lock:
     def _acquire(self, end: float | None) -> bool:
         while True:
             if self._hold is not None and not self._hold.is_foreign:
-                raise MisuseError(f"the lock {self._key!r} has been acquired already", False)
+                raise MisuseError(f"this object has already acquired the lock {self._key!r}", False)
             name = self._owner
             if name is None:
                 name = f"{socket.gethostname()}:{os.getpid()}"
@@ -336,4 +336,4 @@ class Lock:
         raise self._lost()
 
     def _lost(self) -> LockLostError:
-        return LockLostError(f"the lock {self._key!r} is not held any more", applied=False)
+        return LockLostError(f"the lock {self._key!r} is no longer held", applied=False)
