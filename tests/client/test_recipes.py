@@ -63,7 +63,7 @@ def test_one_holds_it_and_its_token_grows(kv: AnyClient, plain: Client) -> None:
     assert (first.held, plain["l"]["owner"]) == (True, "me")
     assert not second.acquire(0)
     assert not second.acquire(0.01)
-    with pytest.raises(RuntimeError, match="acquired already"):
+    with pytest.raises(RuntimeError, match="already acquired"):
         first.acquire()
     first.release()
     assert (first.held, "l" in plain) == (False, False)
