@@ -74,7 +74,7 @@ class AsyncMirror(MirrorView):
             raise self._too_late(rev, wait)
 
     async def aclose(self) -> None:
-        """Stop following changes; the entries stay readable. Any task may call this again."""
+        """Stop following changes; the entries stay readable. Any task may call this."""
         self._subscription.close()
         if self._worker is not None:
             await self._worker.join()

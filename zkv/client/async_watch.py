@@ -153,7 +153,7 @@ class AsyncSubscription:
         self._waiter.wake()
 
     def close(self) -> None:
-        """End `next_batch`, and close the socket. Any task may call this, also again.
+        """End `next_batch`, and close the socket. Any task may call this, repeatedly.
 
         This does not wait: if another task is in `next_batch`, that one closes the socket.
         """

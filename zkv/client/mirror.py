@@ -75,7 +75,7 @@ class Mirror(MirrorView):
             raise self._too_late(rev, wait)
 
     def close(self) -> None:
-        """Stop following changes; the entries stay readable. Any thread may call this again."""
+        """Stop following changes; the entries stay readable. Any thread may call this."""
         self._subscription.close()
         if self._worker is not None:
             self._worker.join()

@@ -154,7 +154,7 @@ class Subscription:
         self._waiter.wake()
 
     def close(self) -> None:
-        """End `next_batch`, and close the socket. Any thread may call this, also again.
+        """End `next_batch`, and close the socket. Any thread may call this, repeatedly.
 
         This does not wait: if another thread is in `next_batch`, that one closes the socket.
         """
