@@ -245,7 +245,7 @@ CODEC_AND_EXACTLY_ONCE: Final = [
         "zkv/keyspace/sessions.py",
         "        session.newest = window.newest\n",
         "",
-        ("tests/keyspace/test_keyspace.py", "-k", "window_as_it_was"),
+        ("tests/requests/test_refused_writes.py", "-k", "move_the_window"),
     ),
     Mutant(
         "a repeat is no sign of life",
@@ -324,6 +324,13 @@ LOG: Final = [
         ("tests/durability/crash/test_full_disk.py", "-k", "what_fits_is_taken"),
     ),
     Mutant(
+        "what was written and is rolled back stays in the file",
+        WAL,
+        "self._offset = self._synced if self._sync_each else self._offset",
+        "pass",
+        ("tests/requests/test_refused_writes.py", "-k", "leaves_the_log"),
+    ),
+    Mutant(
         "a segment is followed by another one before it is on disk",
         WAL,
         "        self._sync()\n        old, path, size = self._file, self._path, self._offset\n",
@@ -377,6 +384,20 @@ LOG: Final = [
         ("tests/durability/crash/test_every_byte.py", "-k", "missing_files or one_bit"),
     ),
     Mutant(
+        "a good frame may stand where another one should be",
+        SEGMENT,
+        "if commit.rev != expected:",
+        "if False:",
+        ("tests/durability/crash/test_every_byte.py", "-k", "missing_whole"),
+    ),
+    Mutant(
+        "a good frame where another one should be proves nothing",
+        SEGMENT,
+        "if offset < self.end:",
+        "if offset <= self.end:",
+        ("tests/durability/crash/test_every_byte.py", "-k", "missing_whole"),
+    ),
+    Mutant(
         "a frame vouches for nothing",
         SEGMENT,
         "crc = _checksum(length, synced, payload, salt)",
@@ -389,6 +410,13 @@ LOG: Final = [
         "elif self.rev < successor - 1:",
         "elif False:",
         ("tests/durability/crash/test_every_byte.py", "-k", "older_segments"),
+    ),
+    Mutant(
+        "the newest segment may end before the snapshot",
+        "zkv/durability/recovery.py",
+        "if scan.next_rev <= self._snapshot_rev:",
+        "if False:",
+        ("tests/durability/crash/test_every_byte.py", "-k", "ends_before_the_snapshot"),
     ),
     Mutant(
         "what is replayed expires never",
@@ -408,11 +436,25 @@ WAITING: Final = [
         ("tests/requests/test_safe_replies.py", "-k", "durable_asks"),
     ),
     Mutant(
+        "what was rolled back before its turn is answered as done",
+        "zkv/durability/committer.py",
+        "group.complete(error if group.epoch == epoch else _unknown())",
+        "group.complete(error)",
+        ("tests/requests/test_refused_writes.py", "-k", "undone_together"),
+    ),
+    Mutant(
+        "what was rolled back while it waited for the log is answered as done",
+        "zkv/durability/committer.py",
+        "error = None if log.epoch == epoch else _unknown()",
+        "error = None",
+        ("tests/requests/test_safe_replies.py", "-k", "passed_its_number"),
+    ),
+    Mutant(
         "what another epoch made safe is told",
         "zkv/broker/waiting.py",
         "return (safe if engine.epoch == epoch else NOTHING_SAFE), refusal",
         "return safe, refusal",
-        ("tests/requests/test_safe_replies.py", "-k", "got_its_revision"),
+        ("tests/requests/test_safe_replies.py", "-k", "another_one_with_its_revision"),
     ),
     Mutant(
         "a remembered refusal does not wait for its frame",
@@ -531,6 +573,28 @@ CLIENT: Final = [
         "if rev == self.rev and not self._asking:",
         "if rev >= self.rev and not self._asking:",
         FOLLOWER,
+    ),
+    Mutant(
+        "an old heartbeat is taken for an older store",
+        "zkv/client/follower.py",
+        "        elif math.isinf(self._check):\n",
+        "        elif rev < self.rev:\n            self._begin_scan()\n"
+        "        elif math.isinf(self._check):\n",
+        FOLLOWER,
+    ),
+    Mutant(
+        "a page without keys is the last one",
+        "zkv/client/operations.py",
+        "self._done = following is None or self._left == 0",
+        "self._done = following is None or not page or self._left == 0",
+        ("tests/client/test_contract.py", "-k", "expired_keys"),
+    ),
+    Mutant(
+        "a scan may go round in a circle",
+        "zkv/client/operations.py",
+        "if following is not None and not self._is_further_on(following):",
+        "if following is not None and not isinstance(following, str):",
+        ("tests/client/test_contract.py", "-k", "does_not_advance"),
     ),
     Mutant(
         "a doubt ends with the next attempt",

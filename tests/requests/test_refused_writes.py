@@ -170,6 +170,44 @@ def test_several_writes_that_the_disk_refuses_are_undone_together() -> None:
         assert store.ok("INCR", key="n", session="s", seq=2)["value"] == 2
 
 
+@pytest.mark.usefixtures("impatient_log")
+@pytest.mark.parametrize("fsync", ["always", "never"])
+def test_a_refused_write_does_not_move_the_window_of_its_session(fsync: str) -> None:
+    """Its number may be far ahead; those in between have not run yet."""
+    with contextlib.closing(DurableStore(FakeClock(), fsync=fsync, session_window=3)) as store:
+        store.ok("INCR", key="n", session="s", seq=1)
+        store.disk.full = True
+        assert store.call("INCR", key="n", session="s", seq=9)["code"] == "READ_ONLY"
+        store.disk.full = False
+
+        assert store.ok("INCR", key="n", session="s", seq=2)["value"] == 2
+        assert store.ok("INCR", key="n", session="s", seq=1)["replayed"] is True
+
+
+@pytest.mark.usefixtures("impatient_log")
+@pytest.mark.parametrize("fsync", ["always", "never"])
+def test_what_is_rolled_back_after_it_was_written_leaves_the_log(fsync: str) -> None:
+    """A commit may be in the file, and not on disk yet, when the next one does not fit."""
+    with contextlib.closing(DurableStore(FakeClock(), fsync=fsync)) as store:
+        wal = store.engine.wal
+        worker, other = store.workers
+        (written,) = worker.send(request("PUT", key="a", value=1))
+        wal.commit(wal.last_lsn, durable=False)
+        store.disk.full = True
+        assert other.send(request("PUT", key="b", value=2))
+        other.settle()
+        worker.settle()
+        store.disk.full = False
+
+        stays = fsync == "never"
+        assert written.read()["ok"] is stays
+        store.put("c", 3)
+        found = store.items()
+        assert [key for key, *_ in found] == [*(["a"] if stays else []), "c"]
+        store.crash()
+        assert store.items() == found
+
+
 class StuckDisk(Disk):
     """Its syncs take until it is let go on, once it is told so."""
 

@@ -226,6 +226,67 @@ def test_a_write_is_not_taken_for_another_one_that_got_its_revision(
     assert store.call("GET", key="n")["code"] == "NOT_FOUND"
 
 
+@pytest.mark.usefixtures("impatient_log")
+def test_a_group_is_not_safe_because_the_log_has_passed_its_number(
+    durable_store: DurableStore,
+) -> None:
+    """While the committer comes to the log, that refuses the group's write, and takes another."""
+    store, wal = durable_store, durable_store.engine.wal
+    worker, other = store.workers
+    (answer,) = worker.send(request("PUT", key="k", value="lost"))
+    commit = wal.commit
+
+    def commit_late(lsn: int, durable: bool, patient: bool = True) -> bool:
+        patch.stop()
+        store.disk.full = True
+        with pytest.raises(ReadOnly):
+            wal.flush()
+        store.disk.full = False
+        other.send(request("PUT", key="other", value=1))
+        wal.flush()
+        assert wal.durable_lsn >= lsn
+        return commit(lsn, durable, patient)
+
+    patch = mock.patch.object(wal, "commit", commit_late)
+    patch.start()
+    worker.settle()
+
+    assert (answer.read()["code"], answer.read()["applied"]) == ("READ_ONLY", None)
+    assert [key for key, *_ in store.items()] == ["other"]
+
+
+@pytest.mark.usefixtures("impatient_log")
+@pytest.mark.parametrize(
+    "put", [op("PUT"), op("PUT", prev=True)], ids=["the front's", "a worker's"]
+)
+def test_a_write_is_not_safe_because_another_one_with_its_revision_is(
+    durable_store: DurableStore, put: dict[str, Any]
+) -> None:
+    """Between the write and the look at what is safe, the disk refuses it, and takes another."""
+    store, engine = durable_store, durable_store.engine
+    worker, other = store.workers
+    secure = engine.secure
+
+    def secure_late(patient: bool = True) -> None:
+        patch.stop()
+        store.disk.full = True
+        with pytest.raises(ReadOnly):
+            engine.wal.flush()
+        store.disk.full = False
+        other.send(request("PUT", key="other", value=1))
+        engine.wal.flush()
+        assert engine.safe_rev == 1
+        secure(patient)
+
+    patch = mock.patch.object(engine, "secure", secure_late)
+    patch.start()
+    (answer,) = worker.send(request(**put, key="k", value="lost"))
+    worker.settle()
+
+    assert (answer.read()["code"], answer.read()["applied"]) == ("READ_ONLY", None)
+    assert [key for key, *_ in store.items()] == ["other"]
+
+
 @pytest.mark.parametrize("write", WRITES)
 def test_durable_asks_for_the_disk_whatever_the_policy(write: str) -> None:
     with contextlib.closing(DurableStore(FakeClock(), fsync="never")) as store:
