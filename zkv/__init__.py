@@ -1,23 +1,31 @@
 """zkv: a durable key-value store that speaks msgpack over ZeroMQ.
 
-The server writes each change to disk according to its fsync policy, gives each change a revision,
-and publishes all changes in a feed. The packages, from the outside in:
+A client works like a dict that all programs share. With a server that runs (``zkv serve``)::
 
-- ``zkv.cli``: the commands ``zkv`` and ``zkv-cli``.
-- ``zkv.bench``: the load generator ``zkv-bench``.
-- ``zkv.client``: the Python client, which is independent of the server. All its public names are
-  also names of this package: ``from zkv import Client``.
-- ``zkv.embed``: ``zkv.Server``, a server inside a program; ``zkv.testing``: fixtures for pytest.
-- ``zkv.server``: builds a server from its settings, starts it and stops it.
-- ``zkv.broker``: the server's sockets, and the threads that serve them.
-- ``zkv.requests``: runs requests, from body to reply.
-- ``zkv.engine``: combines keyspace, log and snapshots.
-- ``zkv.durability``: the write-ahead log, snapshots, recovery and offline tools.
-- ``zkv.keyspace``: keys, values and revisions in memory, without I/O.
-- ``zkv.protocol``: the classes of requests and replies, and their codec.
+    >>> import zkv
+    >>> kv = zkv.Client()               # or zkv.Client("tcp://HOST:PORT"), or set ZKV_ENDPOINT
+    >>> kv["greeting"] = "hello"
+    >>> kv["greeting"], "parting" in kv, kv.get("parting", "bye")
+    ('hello', False, 'bye')
+    >>> dict(kv)
+    {'greeting': 'hello'}
+    >>> kv.close()                      # in programs: with zkv.Client() as kv: ...
 
-ARCHITECTURE.md describes all of them. ``make lint`` checks which package may import which
-(contracts in ``pyproject.toml``).
+``help(zkv.Client)`` has all that it can do. By kind:
+
+- `Client`: for threads; `AsyncClient`: for asyncio. `Namespace`: the keys under one prefix.
+- `Transaction`, `Pipeline`: many ops as a whole; many ops in few messages.
+- `Watch`: changes as they come; `Mirror`: a live copy.
+- `Lock`, `Election`, `Queue`, `RateLimiter`, `Cache`: what programs often build on a store.
+- `Entry`, `Change`, `Verdict`: what calls return. `Codec`, `ValueType`: values of more types.
+- `ClientError`: the base of all that can go wrong with a request. An argument that is not allowed
+  is a TypeError or a ValueError, before anything is sent.
+- `Server`: a server inside this program; ``zkv.testing``: fixtures for pytest.
+
+A client makes most of these, such as ``kv.lock("report")``. What an `AsyncClient` makes is called
+the same, but for ``Async``: `AsyncLock`. The names are there to be used in annotations.
+
+ARCHITECTURE.md describes the packages below.
 """
 
 from __future__ import annotations
@@ -56,4 +64,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__getattr__("__all__")})
+    """The public names alone."""
+    return list(__getattr__("__all__"))

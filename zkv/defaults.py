@@ -7,6 +7,9 @@ from typing import Final
 DEFAULT_ENDPOINT: Final = "tcp://127.0.0.1:5555"
 """The endpoint of servers and clients by default."""
 
+LONGEST_TTL: Final = 1e10
+"""Seconds for which an entry may live, at most."""
+
 MAX_LEVELS: Final = 500
 """Levels of nested arrays and maps that a value may have, in every request."""
 

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import msgspec
 
-from zkv import config, server
+from zkv import checks, config, server
 from zkv.errors import ConfigError, ServerFailedError
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from zkv.checks import Seconds
 
 _numbers = itertools.count(1)
 
@@ -62,7 +64,8 @@ class Server:
             config.toml, by their names there: ``max_value_bytes=1_000_000``.
 
     Raises:
-        ConfigError: a setting is unknown, of the wrong type or out of range.
+        ConfigError: a setting is unknown, of the wrong type or out of range; also a ValueError.
+        TypeError: ``data_dir`` is no path.
     """
 
     def __init__(
@@ -79,9 +82,9 @@ class Server:
         tables["server"] |= {
             "endpoints": listed,
             "feed": _beside(str(listed[0])) if feed is None else feed,
-            "workers": workers or (1 if data_dir is None else 2),
+            "workers": (1 if data_dir is None else 2) if workers is None else workers,
         }
-        directory = None if data_dir is None else os.fspath(data_dir)
+        directory = None if data_dir is None else _path(data_dir)
         tables["durability"] |= {"data_dir": directory, "fsync": fsync}
         self._settings = config.build(tables, source="zkv.Server")
         self._lock = threading.Lock()  # Protects `_running`.
@@ -165,20 +168,22 @@ class Server:
         if running is not None:
             running.stop()
 
-    def wait(self, timeout: float | None = None) -> bool:
+    def wait(self, timeout: Seconds | None = None) -> bool:
         """Wait until the server has stopped, for instance because a client sent END.
 
         Args:
-            timeout: longest time to wait in seconds; None = forever.
+            timeout: longest time to wait: seconds up to a year, or a `timedelta`; None = forever.
 
         Returns:
             True if it has stopped, or was never started.
 
         Raises:
             ServerFailedError: it has stopped, but not everything could be saved.
+            TypeError, ValueError: the timeout is none.
         """
+        seconds = checks.wait(timeout)
         running = self._here()
-        return running is None or running.wait(timeout)
+        return running is None or running.wait(seconds)
 
     def _here(self) -> _Running | None:
         """Return the last started server, unless a process that forked this one started it."""
@@ -240,6 +245,12 @@ def _sorted_into_tables(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
             raise ConfigError(f"zkv.Server: unknown setting `{name}`")
         tables[table_of[name]][name] = value
     return tables
+
+
+def _path(directory: str | os.PathLike[str]) -> str:
+    """A path as text; the setting judges its characters. Raises TypeError."""
+    path = os.fspath(directory) if isinstance(directory, os.PathLike) else directory
+    return checks.instance("data_dir", path, str)
 
 
 def _beside(endpoint: str) -> str:

@@ -2,7 +2,7 @@
 
 libzmq accepts many endpoints that can never connect, and some that connect elsewhere: it cuts port
 numbers to 16 bits. So an endpoint that does not certainly mean one place is refused here, with the
-reason. Imports nothing of zkv.
+reason.
 
 An endpoint is ``tcp://HOST:PORT``, ``ipc://PATH`` or ``inproc://NAME``. HOST is an IPv4 address, an
 IPv6 address in brackets, or a name; for a server, also the name of a network interface.
@@ -14,6 +14,8 @@ import os
 import re
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Final
+
+from zkv.defaults import DEFAULT_ENDPOINT
 
 VARIABLE: Final = "ZKV_ENDPOINT"
 """The environment variable that names the server for tools."""
@@ -67,21 +69,45 @@ def check_to_connect(endpoint: object) -> str:
     return endpoint
 
 
-def check_option(endpoint: str) -> None:
+def named_by_environment() -> str:
+    """Return the value of `VARIABLE`, or else the default endpoint."""
+    return os.environ.get(VARIABLE) or DEFAULT_ENDPOINT
+
+
+def listed(endpoints: str) -> list[str]:
+    """Return the endpoints of one server in a text, where commas separate them."""
+    return [endpoint.strip() for endpoint in endpoints.split(",")]
+
+
+def from_environment() -> list[str]:
+    """Return the endpoints of `named_by_environment`. Raises ValueError if one is malformed."""
+    try:
+        return [check_to_connect(endpoint) for endpoint in listed(named_by_environment())]
+    except ValueError as error:
+        raise ValueError(f"{VARIABLE}: {error}") from None
+
+
+def check_option(endpoints: str) -> list[str]:
     """Check that a tool can connect to a server in another process.
 
     Args:
-        endpoint: from the option ``--endpoint``, or the variable `VARIABLE`.
+        endpoints: from the option ``--endpoint``, or the variable `VARIABLE`; commas separate them.
+
+    Returns:
+        The endpoints.
 
     Raises:
         ValueError: says what is wrong, and where the endpoint came from.
     """
     try:
-        if check_to_connect(endpoint).startswith("inproc://"):
-            raise _wrong(endpoint, "only the program that runs the server can use inproc://")
+        for endpoint in listed(endpoints):
+            if check_to_connect(endpoint).startswith("inproc://"):
+                raise _wrong(endpoint, "only the program that runs the server can use inproc://")
     except ValueError as error:
-        where = VARIABLE if endpoint == os.environ.get(VARIABLE) else "--endpoint"
+        named = os.environ.get(VARIABLE, "")
+        where = VARIABLE if endpoints in {named, listed(named)[0]} else "--endpoint"
         raise ValueError(f"{where}: {error}") from None
+    return listed(endpoints)
 
 
 def is_any(endpoint: str) -> bool:

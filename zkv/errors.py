@@ -43,7 +43,7 @@ class StartupError(ZkvError):
     """The server cannot start. The message is one line that names the cause."""
 
 
-class ConfigError(StartupError):
+class ConfigError(StartupError, ValueError):
     """A setting is unknown, of the wrong type or out of range; the message names it."""
 
 

@@ -33,7 +33,7 @@ from tests.support import (
     unpack,
 )
 from zkv.durability.files import Files
-from zkv.keyspace import Cursor, Packed
+from zkv.keyspace import Cursor, PackedCommit
 
 HEARTBEAT = b"\0"
 NEVER_MS = 10_000_000
@@ -596,7 +596,7 @@ def test_heartbeats_come_while_the_feed_never_catches_up(
     read = keyspace.read
     asking, going = threading.Lock(), True
 
-    def never_all(cursor: Cursor, _most: int) -> list[Packed]:
+    def never_all(cursor: Cursor, _most: int) -> list[PackedCommit]:
         with asking:
             if going:
                 client.ok(op="PUT", key="k", value=1)
@@ -1008,7 +1008,7 @@ def test_a_feed_that_is_behind_for_too_long_says_so(
         mirror = Mirror(client, follow(feed_of(client)).joined())
         read, reading = node.server._engine.keyspace.read, threading.Lock()
 
-        def read_when_told(cursor: Cursor, most: int) -> list[Packed]:
+        def read_when_told(cursor: Cursor, most: int) -> list[PackedCommit]:
             with reading:
                 return read(cursor, most)
 

@@ -14,7 +14,10 @@ from tests.cli.running import Result, run
 from tests.forking import run_zkv
 from tests.support import LIMIT, Raw, ServerInProcess, ServerProcess, pack
 from zkv import Client
-from zkv.cli.values import from_json, packed_to_json, to_json
+from zkv.cli.value_reader import read
+from zkv.cli.value_writer import write
+from zkv.cli.values import to_json
+from zkv.client.codec import Packed
 
 WORDS = "is nested deeper than 500 levels"
 
@@ -53,19 +56,20 @@ def stored(server: ServerInProcess | ServerProcess, key: str = "k") -> bytes:
 def test_what_is_printed_of_the_deepest_value_is_read_again(shape: Any) -> None:
     for levels in (1, 100, 170, 171, 172, 499, 500):
         packed = msgpack.packb(shape(levels))
-        for text in (packed_to_json(packed), to_json({"results": [{"value": shape(levels)}]})):
-            read = from_json(text)
-            if text.startswith('{"results'):
-                read = read["results"][0]["value"]
-            assert msgpack.packb(read) == packed
-            assert text.count("[") + text.count("{") < 600
+        text = write(packed)
+        assert read(text) == packed
+        around = to_json({"results": [{"value": Packed(packed)}]})
+        assert read(around) == b"\x81\xa7results\x91\x81\xa5value" + packed
+        assert around.count("[") + around.count("{") < 600
 
 
 def test_a_map_with_odd_keys_is_printed_however_deep_it_stands() -> None:
     packed = b"\x91" * 499 + b"\x81\x91\x01\x02"
-    assert json.loads(packed_to_json(packed))
+    assert json.loads(write(packed))
+    assert read(write(packed)) == packed
     packed = b"\x81\x01" * 490 + b"\x81\x91\x01\x02"
-    assert json.loads(packed_to_json(packed)) == {"$msgpack": base64.b64encode(packed).decode()}
+    assert json.loads(write(packed)) == {"$msgpack": base64.b64encode(packed).decode()}
+    assert read(write(packed)) == packed
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -93,7 +97,7 @@ def test_every_command_has_the_deepest_value(
             txn.get("j")
         assert msgpack.packb(txn.results[1]) == packed
 
-    shown = to_json(value).encode()
+    shown = write(packed).encode()
     for words in (
         ["get", "k"], ["mget", "k"], ["scan"], ["changes", "0"],
         ["watch", "--since", "0", "--limit", "1"],
@@ -101,7 +105,7 @@ def test_every_command_has_the_deepest_value(
     ):  # fmt: skip
         printed = cli(*words).stdout
         assert shown in printed or b'{"$msgpack": ' in printed, words
-        assert from_json(cli("--json", *words).stdout.decode().splitlines()[0])
+        assert read(cli("--json", *words).stdout.decode().splitlines()[0])
     for name in ("entries.json", "entries.msgpack"):
         cli("export", str(tmp_path / name))
         cli("delete", "k")
@@ -114,8 +118,8 @@ def test_every_command_has_the_deepest_value(
     assert server.wait() == 0
     dumped = run_zkv("dump", str(server.data_dir), cwd=tmp_path)
     assert dumped.returncode == 0
-    values = [from_json(line) for line in dumped.stdout.splitlines()]
-    assert msgpack.packb({each["key"]: each["value"] for each in values}["k"]) == packed
+    (line,) = [line for line in dumped.stdout.splitlines() if '"key": "k"' in line]
+    assert b"\xa5value" + packed in read(line)
 
 
 @pytest.mark.parametrize("levels", [501, 600, 1_000, 1_400, 5_000, 30_000, 100_000])

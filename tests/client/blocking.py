@@ -146,7 +146,7 @@ class Kind:
     def __init__(self, loop: Loop | None) -> None:
         self.loop = loop
 
-    def __call__(self, endpoint: Any, timeout: float = LIMIT, **keywords: Any) -> AnyClient:
+    def __call__(self, endpoint: Any, timeout: Any = LIMIT, **keywords: Any) -> AnyClient:
         if self.loop is None:
             return Client(endpoint, timeout, **keywords)
         return Blocking(self.loop, AsyncClient(endpoint, timeout, **keywords))

@@ -613,7 +613,7 @@ def test_a_type_that_cannot_come_back_is_not_stored(kv: AnyClient) -> None:
 
 @pytest.mark.parametrize("codes", [(1, 1), (-1,), (128,)])
 def test_a_codec_needs_codes_in_range_and_apart(codes: tuple[int, ...]) -> None:
-    types = [int, float]
+    types = [datetime, Point]
     with pytest.raises(ValueError, match="code"):
         Codec(*[ValueType(code, types[at], bytes, bytes) for at, code in enumerate(codes)])
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, MutableMapping
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 from tests.support import ServerInProcess
 from zkv import Client, Namespace, NotFoundError
+from zkv.client import mapping
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +69,13 @@ STEPS = st.lists(
 )
 
 
-def outcome(mapping: MutableMapping[str, Any], name: str, arguments: tuple[Any, ...]) -> Any:
+def outcome(store: MutableMapping[str, Any], name: str, arguments: tuple[Any, ...]) -> Any:
     """What a method returns, or the kind of error that it raises."""
     try:
-        result = getattr(mapping, name)(*arguments)
+        result = getattr(store, name)(*arguments)
     except KeyError:
         return KeyError
-    return "itself" if result is mapping else result
+    return "itself" if result is store else result
 
 
 def ordered(items: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -141,13 +145,13 @@ def test_what_is_absent_is_a_key_error(kv: Namespace) -> None:
 
 
 def test_keys_are_text(kv: Namespace) -> None:
-    mapping: Any = kv
-    for use in (mapping.__getitem__, mapping.__delitem__, mapping.pop, mapping.get):
-        with pytest.raises(TypeError):
+    other: Any = kv
+    for use in (other.__getitem__, other.__delitem__, other.pop, other.get):
+        with pytest.raises(TypeError, match="key"):
             use(1)
-    with pytest.raises(TypeError):
-        mapping[b"k"] = 1
-    assert 1 not in mapping
+    with pytest.raises(TypeError, match="key"):
+        other[b"k"] = 1
+    assert 1 not in other
     assert kv != 1
 
 
@@ -177,3 +181,121 @@ def test_a_prefix_may_be_any_text(store: Client) -> None:
 
     assert dict(kv) == {"ü": 1}
     assert repr(kv) == "<Namespace 'ü\U0001f600/'>"
+
+
+# --- dict(kv) reads pages, as dict(kv.items()) does
+
+
+def requests(store: Client, copy: Callable[[], object]) -> int:
+    """How many requests it takes."""
+    before = sum(store.info()["stats"]["requests"].values())
+    copy()
+    after = sum(store.info()["stats"]["requests"].values())
+    return int(after - before - 1)
+
+
+def as_keywords(**keywords: Any) -> dict[str, Any]:
+    return keywords
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "dict": dict,
+    "literal": lambda kv: {**kv},
+    "keywords": lambda kv: as_keywords(**kv),
+    "update": lambda kv: [copy := {}, copy.update(kv)][0],
+    "OrderedDict": lambda kv: dict(OrderedDict(kv)),
+    "map": lambda kv: next(map(dict, [kv])),
+    "items": lambda kv: dict(kv.items()),
+}
+
+
+@pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES.keys())
+def test_a_copy_takes_pages(copy: Callable[[Any], Any], kv: Namespace, store: Client) -> None:
+    items = {f"{number:05}": [number, None] for number in range(2_500)}
+    kv.update(items)
+    kv["none"] = None
+
+    assert copy(kv) == items | {"none": None}
+    assert list(copy(kv)) == sorted([*items, "none"])
+    assert requests(store, lambda: copy(kv)) == 3
+
+
+def test_a_loop_over_the_keys_reads_values_as_they_are_then(kv: Namespace) -> None:
+    kv.update(a=1, b=2, c=3)
+    seen = {}
+    for key in kv.keys():  # noqa: SIM118  the view is what is tested
+        kv["c"] = key
+        seen[key] = kv[key]
+    assert seen == {"a": 1, "b": 2, "c": "c"}
+    keys = kv.keys()
+    assert {key: (kv.put("b", key), kv[key])[1] for key in keys} == {"a": 1, "b": "b", "c": "c"}
+    listed = list(kv.keys())
+    kv["a"] = "new"
+    assert list(map(kv.__getitem__, listed)) == ["new", "c", "c"]
+
+
+def test_a_copy_that_is_interrupted_leaves_nothing_behind(
+    kv: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kv.update({f"{number:05}": number for number in range(1_500)})
+    pages = type(kv)._pages
+
+    def interrupted(self: Any, scan: Any) -> Any:
+        yield next(pages(self, scan))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(kv), "_pages", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            dict(kv)
+    assert not mapping._copies
+    kv["00000"] = "new"
+    assert kv["00000"] == "new"
+    assert dict(kv)["00000"] == "new"
+    assert not mapping._copies
+
+
+def test_copies_of_many_threads_and_namespaces_do_not_mix(store: Client) -> None:
+    spaces = [store.namespace(f"{next(numbers)}/") for _ in range(4)]
+    for place, space in enumerate(spaces):
+        space.update({f"{number:04}": place for number in range(1_200)})
+
+    def copies(place: int) -> list[set[int]]:
+        return [set(dict(spaces[(place + turn) % 4]).values()) for turn in range(8)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for place, values in enumerate(pool.map(copies, range(4))):
+            assert values == [{(place + turn) % 4} for turn in range(8)]
+
+
+def test_a_copy_of_nothing_leaves_nothing_behind(kv: Namespace) -> None:
+    assert dict(kv) == {}
+    kv["a"] = 1
+    assert OrderedDict(kv) == {"a": 1}
+    assert not mapping._copies
+
+
+def test_a_view_does_not_keep_its_maker_alive(kv: Namespace) -> None:
+    class Local:
+        pass
+
+    def make() -> tuple[Any, weakref.ref[Local]]:
+        local = Local()
+        return kv.keys(), weakref.ref(local)
+
+    keys, local = make()
+    assert local() is None
+    assert list(keys) == []
+
+
+def test_what_is_no_item_is_not_in_the_items(kv: Namespace) -> None:
+    kv["a"] = 1
+    items: Any = kv.items()
+    assert ("a", 1) in items
+    for other in (5, None, "ab", (1, 1), ("a",), ("a", 1, 2), [["a", 1]]):
+        assert other not in items
+
+
+def test_there_is_no_last_item_in_nothing(kv: Namespace) -> None:
+    with pytest.raises(NotFoundError):
+        kv.popitem()

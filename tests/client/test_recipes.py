@@ -158,7 +158,7 @@ def test_what_its_holder_writes_is_guarded(kv: AnyClient, plain: Client) -> None
         def renew() -> int:
             times = 0
             while not stop.is_set():
-                lock._renew()
+                lock._renew(lock._hold)
                 times += 1
             return times
 
@@ -189,24 +189,24 @@ def test_a_renewal_whose_reply_is_lost_does_not_lose_the_lock(kv: AnyClient, pla
 
     client._run = lose_the_reply if client is kv else lose_it_later
     with pytest.raises(NoReplyError):
-        lock._renew()
+        lock._renew(lock._hold)
     client._run = run
     with lock.txn() as txn:
         txn.put("data", 1)
-    lock._renew()
+    lock._renew(lock._hold)
     lock.release()
     assert "l" not in plain
 
 
 def test_an_acquire_that_is_interrupted_leaves_no_lock(plain: Client) -> None:
     lock = plain.lock("l", ttl=LONG)
-    put = lock._put
+    take = lock._take
 
-    def interrupted() -> int:
-        put()
+    def interrupted(value: dict[str, str]) -> None:
+        take(value)
         raise KeyboardInterrupt
 
-    lock._put = interrupted  # type: ignore[method-assign]
+    lock._take = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         lock.acquire()
     assert not lock.held

@@ -25,7 +25,7 @@ from tests.support import (
     read_line,
 )
 from zkv import Client, ClosedError, NoReplyError
-from zkv.client.sync import MOST_CONNECTIONS
+from zkv.client.pool import MOST_CONNECTIONS
 
 THREADS = 200
 

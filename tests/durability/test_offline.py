@@ -34,7 +34,7 @@ from tests.support import (
     unpack,
     zkv_command,
 )
-from zkv.cli.values import packed_to_json
+from zkv.cli.value_writer import write
 from zkv.durability import backup, dump, recovery, repair, segment
 from zkv.durability.backup import MOST_REV, RESTORED_ABOVE
 from zkv.durability.check import Survey, revisions, survey
@@ -797,7 +797,7 @@ FORMS: dict[str, Callable[[Any], Any]] = {
     ],
 )  # fmt: skip
 def test_json_form_gives_the_value_back(value: Any) -> None:
-    text = packed_to_json(pack(value))
+    text = write(pack(value))
     assert "\n" not in text
     text.encode("utf-8")
     assert from_form(json.loads(text)) == value
@@ -805,11 +805,11 @@ def test_json_form_gives_the_value_back(value: Any) -> None:
 
 def test_json_forms_of_what_python_cannot_hold() -> None:
     """Maps with a list for a key or a key twice, deep nesting, a timestamp that is none."""
-    assert packed_to_json(bytes.fromhex("81 91 01 02")) == '{"$map": [[[1], 2]]}'
-    assert packed_to_json(bytes.fromhex("82 01 02 01 03")) == '{"$map": [[1, 2], [1, 3]]}'
-    for packed in (b"\x91" * 5000 + b"\xc0", b"\xc7\x03\xffabc"):
-        form = json.loads(packed_to_json(packed))
-        assert base64.b64decode(form["$msgpack"]) == packed
+    assert write(bytes.fromhex("81 91 01 02")) == '{"$map": [[[1], 2]]}'
+    assert write(bytes.fromhex("82 01 02 01 03")) == '{"$map": [[1, 2], [1, 3]]}'
+    assert write(b"\xc7\x03\xffabc") == '{"$ext": [-1, "YWJj"]}'
+    packed = b"\x91" * 5000 + b"\xc0"
+    assert base64.b64decode(json.loads(write(packed))["$msgpack"]) == packed
 
 
 # --- backup and restore ------------------------------------------------------------------------

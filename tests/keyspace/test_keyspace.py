@@ -33,7 +33,7 @@ from zkv.errors import (
 from zkv.keyspace import (
     ABSENT,
     Once,
-    Packed,
+    PackedCommit,
     Sessions,
     SnapshotView,
     StoredEntry,
@@ -476,7 +476,7 @@ class FakeLog:
         """Here, a commit's number is its revision."""
         return self.safe_rev
 
-    def append(self, commit: Packed) -> int:
+    def append(self, commit: PackedCommit) -> int:
         if self.broken:
             raise ReadOnly("no")
         return commit.rev
@@ -485,7 +485,7 @@ class FakeLog:
     def takes_commits(self) -> bool:
         return not self.broken
 
-    def extend(self, commits: list[Packed]) -> int:
+    def extend(self, commits: list[PackedCommit]) -> int:
         return commits[-1].rev
 
 

@@ -314,7 +314,7 @@ LOG: Final = [
         WAL,
         "self.safe_rev = self.durable_rev if self._sync_each else self.written_rev",
         "self.safe_rev = self.written_rev",
-        ("tests/requests/test_safe_replies.py", "-k", "not_before"),
+        ("tests/requests/test_safe_replies.py", "-k", "only_written"),
     ),
     Mutant(
         "half a frame stays after a failed write",
@@ -345,7 +345,7 @@ LOG: Final = [
         WAL,
         "            self._queue.clear()\n",
         "",
-        ("tests/requests/test_refused_writes.py", "-k", "undone_together"),
+        ("tests/requests/test_refused_writes.py", "-k", "not_written_later"),
     ),
     Mutant(
         "the name of a segment is not on disk",

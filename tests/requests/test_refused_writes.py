@@ -16,6 +16,7 @@ from tests.requests.contract_stores import (
     DurableStore,
     FakeClock,
     Store,
+    StuckDisk,
     op,
     request,
 )
@@ -184,6 +185,39 @@ def test_a_refused_write_does_not_move_the_window_of_its_session(fsync: str) -> 
         assert store.ok("INCR", key="n", session="s", seq=1)["replayed"] is True
 
 
+class BusyDisk(Disk):
+    """Something else happens, once, before it refuses a write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: list[Callable[[], object]] = []
+
+    def write(self, file: BinaryIO, data: bytes) -> None:
+        while self.full and self.meanwhile:
+            self.meanwhile.pop()()
+        super().write(file, data)
+
+
+@pytest.mark.usefixtures("impatient_log")
+def test_what_is_queued_while_the_disk_refuses_is_not_written_later() -> None:
+    disk = BusyDisk()
+    with contextlib.closing(DurableStore(FakeClock(), disk)) as store:
+        one, other = store.workers
+        one.send(request("PUT", key="a", value=1))
+        queued = []
+        disk.meanwhile = [lambda: queued.extend(other.send(request("PUT", key="b", value=2)))]
+        disk.full = True
+        one.settle()
+        other.settle()
+        disk.full = False
+
+        (answer,) = queued
+        assert answer.read()["code"] == "READ_ONLY"
+        assert store.put("c", 3) == 1
+        store.crash()
+        assert store.items() == [["c", 3, 1]]
+
+
 @pytest.mark.usefixtures("impatient_log")
 @pytest.mark.parametrize("fsync", ["always", "never"])
 def test_what_is_rolled_back_after_it_was_written_leaves_the_log(fsync: str) -> None:
@@ -206,21 +240,6 @@ def test_what_is_rolled_back_after_it_was_written_leaves_the_log(fsync: str) -> 
         assert [key for key, *_ in found] == [*(["a"] if stays else []), "c"]
         store.crash()
         assert store.items() == found
-
-
-class StuckDisk(Disk):
-    """Its syncs take until it is let go on, once it is told so."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sticks = False
-        self.stuck, self.go_on = threading.Event(), threading.Event()
-
-    def sync(self, file: BinaryIO) -> None:
-        super().sync(file)
-        if self.sticks:
-            self.stuck.set()
-            assert self.go_on.wait(LIMIT)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +16,12 @@ from tests.requests.contract_stores import (
     MAX_INT64,
     DurableStore,
     FakeClock,
+    StuckDisk,
     op,
     request,
 )
 from tests.requests.once import ONCE, fill_for_once
+from tests.support import LIMIT
 from zkv.errors import ReadOnly
 from zkv.keyspace.change import Commit, KeyChange
 from zkv.requests.call import Caller
@@ -65,6 +68,27 @@ READERS: dict[str, dict[str, Any]] = {
     "condition": op("TXN", **{"if": [["k", 0]]}, ops=[]),
     "nothing to do": op("MDELETE", keys=["gone"]),
 }
+
+
+@pytest.mark.parametrize("reader", ["GET", "SCAN"], ids=["the front's", "a worker's"])
+def test_nobody_is_told_what_is_only_written(reader: str) -> None:
+    """Between the write and the end of its sync, a crash can take it back."""
+    disk = StuckDisk()
+    with contextlib.closing(DurableStore(FakeClock(), disk)) as store:
+        writer, worker = store.workers
+        (written,) = writer.send(request("PUT", key="k", value=1))
+        disk.sticks = True
+        syncing = threading.Thread(target=writer.settle)
+        syncing.start()
+        assert disk.stuck.wait(LIMIT)
+        try:
+            (answer,) = worker.send(request(**READERS[reader]))
+            assert (written.left, answer.left) == (False, False)
+        finally:
+            disk.go_on.set()
+            syncing.join()
+        worker.settle()
+        assert (written.left, answer.left) == (True, True)
 
 
 @pytest.mark.parametrize("reader", READERS)

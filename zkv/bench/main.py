@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from zkv.bench.result import Result
 from zkv.bench.servers import POLICIES, TRANSPORTS, Running
 from zkv.bench.workload import YCSB, Workload
 from zkv.defaults import DEFAULT_ENDPOINT
-from zkv.endpoint import check_option
+from zkv.endpoint import check_option, listed, named_by_environment
 from zkv.streams import complain, guarded, say
 
 WRONG: Final = 1
@@ -203,7 +202,7 @@ def _compare(words: list[str]) -> int:
 def _add_options(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where")
     where.add_argument(
-        "-e", "--endpoint", default=os.environ.get("ZKV_ENDPOINT") or DEFAULT_ENDPOINT,
+        "-e", "--endpoint", default=listed(named_by_environment())[0],
         metavar="E",
         help=f"the server's endpoint; default: ZKV_ENDPOINT, or else {DEFAULT_ENDPOINT}",
     )  # fmt: skip

@@ -38,7 +38,7 @@ from zkv.broker.waker import Waker
 from zkv.errors import EndpointError
 
 if TYPE_CHECKING:
-    from zkv.keyspace import Cursor, Keyspace, Packed
+    from zkv.keyspace import Cursor, Keyspace, PackedCommit
 
 _log = logging.getLogger("zkv.broker")
 
@@ -222,7 +222,7 @@ class Feed:
                 if time.monotonic() >= self._heartbeat_at:
                     self._heartbeat(socket)
 
-    def _publish_commit(self, socket: zmq.Socket[bytes], commit: Packed) -> None:
+    def _publish_commit(self, socket: zmq.Socket[bytes], commit: PackedCommit) -> None:
         parts = commit.count
         for part, change in enumerate(commit.changes, 1):
             message = ChangeMessage(commit.rev, part, parts, change.op, change.key, change.value)

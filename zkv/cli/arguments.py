@@ -7,7 +7,6 @@ words after it. So options may be on both sides, and no parser is built for the 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Iterable
 from itertools import islice
@@ -17,6 +16,7 @@ from zkv import __version__, durations
 from zkv.cli.ops import OPS, Argument, Command
 from zkv.cli.programs import PROGRAMS
 from zkv.defaults import DEFAULT_ENDPOINT
+from zkv.endpoint import named_by_environment
 
 DEFAULT_TIMEOUT: Final = 5.0
 
@@ -81,10 +81,10 @@ values:
   zkv-cli put key -- -value
   get prints text as a line, bin unchanged, anything else as JSON. On a terminal, text that looks
   like JSON or is not printable has quotes, and bin is shown as below; get --type prints the type.
-  Types that JSON lacks are shown as {"$bin": "<base64>"}, {"$ext": [<type>, "<base64>"]},
-  {"$time": "<UTC>"}, {"$float": "NaN"} and {"$map": [[<key>, <value>], ...]}. In a line with other
-  fields a value is JSON; a key is text, or JSON if it begins with a quotation mark or is not
-  printable.
+  Types that JSON lacks are {"$bin": "<base64>"}, {"$ext": [<type>, "<base64>"]},
+  {"$time": "<UTC>"}, {"$float": "NaN"} and {"$map": [[<key>, <value>], ...]}, also in a VALUE that
+  is JSON. In a line with other fields a value is JSON; a key is text, or JSON if it begins with a
+  quotation mark or is not printable.
 
 times:
   A TIME is a number of seconds, or numbers with units: 500ms, 90s, 5m, 1h30m, 7d, 2w.
@@ -176,7 +176,7 @@ def _main_parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"zkv-cli {__version__}")
     for option in OPTIONS:
         parser.add_argument(*option.names, **option.settings)
-    parser.set_defaults(endpoint=os.environ.get("ZKV_ENDPOINT") or DEFAULT_ENDPOINT)
+    parser.set_defaults(endpoint=named_by_environment())
     return parser
 
 

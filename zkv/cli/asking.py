@@ -43,13 +43,15 @@ class CommandSession:
     def client(self, options: argparse.Namespace) -> Client:
         """A client for the endpoint and the timeout in ``options``. Raises CommandError."""
         from zkv.client import Client, RetryPolicy
+        from zkv.client.codec import PACKED
 
         wanted = (options.endpoint, options.timeout)
         if self._client is None or self._made_for != wanted:
             self.close()
             try:
-                check_option(options.endpoint)
-                self._client = Client(*wanted, retry=RetryPolicy(wait_for_start=False))
+                endpoints = check_option(options.endpoint)
+                retry = RetryPolicy(wait_for_start=False)
+                self._client = Client(endpoints, options.timeout, codec=PACKED, retry=retry)
             except ValueError as error:
                 raise CommandError(FAILED, str(error)) from error
             self._made_for = wanted

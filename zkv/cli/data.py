@@ -16,7 +16,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zkv.cli.values import packed_to_json, to_bytes, to_json
+from zkv.cli import value_writer
+from zkv.cli.values import to_bytes, to_json, to_object
 from zkv.durability import backup, dump, repair
 from zkv.durability.check import Finding, Level, Survey, count, survey
 from zkv.durability.files import Files
@@ -84,8 +85,9 @@ store gets a revision above them, so clients that follow the changes notice, and
 
 DUMP = """\
 Print the entries of a data directory, ordered by key, or its log: one JSON object per line. Types
-that JSON lacks are shown as zkv-cli shows them, such as {"$bin": "<base64>"}. The command may run
-while a server uses the directory, and then also shows writes that are not acknowledged yet."""
+that JSON lacks are shown as zkv-cli shows them, such as {"$bin": "<base64>"}; zkv-cli import reads
+the entries. The command may run while a server uses the directory, and then also shows writes that
+are not acknowledged yet."""
 
 BACKUP = """\
 Copy the data in DIR to TARGET; a server may be using it. The copy is the store at one revision,
@@ -297,10 +299,11 @@ def _dump(options: argparse.Namespace) -> int:
 
 
 def _entry_line(key: str, entry: StoredEntry) -> str:
-    fields = {"key": to_json(key), "value": packed_to_json(entry.value), "rev": to_json(entry.rev)}
+    value = value_writer.write(entry.value)
+    fields = {"key": to_json(key), "value": value, "rev": to_json(entry.rev)}
     if entry.expires is not None:
         fields["expires"] = to_json(entry.expires)
-    return _object(**fields)
+    return to_object(fields)
 
 
 def _commit_line(commit: Commit) -> str:
@@ -309,22 +312,17 @@ def _commit_line(commit: Commit) -> str:
     if commit.once is not None:
         fields["session"] = to_json(commit.once.session)
         fields["seq"] = to_json(commit.once.seq)
-        fields["reply"] = packed_to_json(commit.once.reply)
-    return _object(**fields)
+        fields["reply"] = value_writer.write(commit.once.reply)
+    return to_object(fields)
 
 
 def _change(change: KeyChange) -> str:
     fields = {"op": to_json(change.op), "key": to_json(change.key)}
     if change.op not in REMOVALS:
-        fields["value"] = packed_to_json(bytes(change.value))
+        fields["value"] = value_writer.write(bytes(change.value))
     if change.expires is not None:
         fields["expires"] = to_json(change.expires)
-    return _object(**fields)
-
-
-def _object(**fields: str) -> str:
-    """A JSON object with these fields, whose values are JSON already."""
-    return "{" + ", ".join(f'"{name}": {text}' for name, text in fields.items()) + "}"
+    return to_object(fields)
 
 
 # backup and restore. ------------------------------------------------------------------------

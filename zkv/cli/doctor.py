@@ -11,7 +11,6 @@ no answer in time.
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import shutil
 import sys
@@ -26,7 +25,7 @@ from zkv.cli.values import to_bytes, to_json
 from zkv.cli.view import duration, size
 from zkv.client import Client, ClientError, NoReplyError, RetryPolicy, UnavailableError
 from zkv.defaults import DEFAULT_ENDPOINT
-from zkv.endpoint import check_option
+from zkv.endpoint import check_option, named_by_environment
 from zkv.streams import complain, write
 
 FINE: Final = "ok"
@@ -90,7 +89,7 @@ def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     parser.add_argument(
         "-e", "--endpoint", metavar="ENDPOINT",
-        default=os.environ.get("ZKV_ENDPOINT") or DEFAULT_ENDPOINT,
+        default=named_by_environment(),
         help=f"where the server listens; else ZKV_ENDPOINT, else {DEFAULT_ENDPOINT}",
     )  # fmt: skip
     parser.add_argument(
@@ -105,9 +104,9 @@ def run(options: argparse.Namespace) -> int:
     """Carry out all checks, and print each finding at once; returns the exit status."""
     status = 0
     try:
-        check_option(options.endpoint)
+        endpoints = check_option(options.endpoint)
         policy = RetryPolicy(wait_for_start=False)
-        with Client(options.endpoint, options.timeout, retry=policy) as client:
+        with Client(endpoints, options.timeout, retry=policy) as client:
             for finding in examine(client):
                 _print(finding, options.json)
                 status = WRONG if finding.level == ACT else status

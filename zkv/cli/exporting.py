@@ -1,13 +1,13 @@
-"""``zkv-cli export``: entries, page by page, to a file that can be imported again.
+"""``zkv-cli export``: writes entries, page by page, to a file that ``import`` reads.
 
-The keys of a page come from SCAN, their values and what is left of their lives from one TXN of
-GETs: so a page shows one moment, but two pages may show two. (``zkv backup`` gives a whole store at
-one revision.) Times to live are written as the time at which they end, by the server's clock.
+Strategy: SCAN returns the keys of a page, and one TXN of GETs their values and remaining times to
+live. So a page shows one moment, and two pages may show two; ``zkv backup`` copies a whole store at
+one revision. A time to live is written as the time at which it ends, by the server's clock. Values
+stay packed from the reply to the file (`zkv.cli.records`).
 
-A file is written as FILE.part and gets its name once it is whole and on disk. One that was not
-finished is gone on with: the key that it ends with says where. FILE.part.state says what was asked
-for, and of whom: with anything else it is not gone on with. What is no regular file is written
-straight through (`zkv.writing`).
+A file is written as FILE.part, and gets its name once it is complete and on disk. ``--resume``
+continues an unfinished one after its last key. FILE.part.state has the server and the options; with
+others the export is not continued. Anything but a regular file is written directly (`zkv.writing`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from zkv.cli.output import FAILED, CommandError, is_terminal, note, write
 from zkv.cli.paging import pages
 from zkv.cli.progress import TransferProgress
 from zkv.cli.records import BadRecordError, Record, last_key, written
-from zkv.errors import ZkvError, shorten
+from zkv.errors import ZkvError
 from zkv.reading import BadTextError, decode, parse_json, read_file
 from zkv.writing import Target
 
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 KEYS_AT_ONCE: Final = 500
 BYTES_AT_ONCE: Final = 4 * 1024 * 1024
 """About what one reply may have; keys with large values are asked for in smaller groups."""
+TEXT_GROWTH: Final = 11
+"""More than a byte of a packed value becomes in JSON: maps of false to maps of false and so on,
+two bytes each, are ``{"$map": [[false, `` and ``]]}``, 21 characters."""
 
 
 def run(session: CommandSession, options: argparse.Namespace) -> int:
@@ -50,29 +53,22 @@ def run(session: CommandSession, options: argparse.Namespace) -> int:
         with TransferProgress("export", "entries", _expected(client, prefix), hidden) as progress:
             asked: dict[str, Any] = {"prefix": prefix, "after": after, "values": False}
             for entries in records(client, clock, pages(client, None, **asked)):
-                put(b"".join([_written(record, packed) for record in entries]))
+                put(b"".join([written(record, packed) for record in entries]))
                 count += len(entries)
                 progress.show(count)
     note(f"{count} {'entry' if count == 1 else 'entries'} written")
     return 0
 
 
-def _written(record: Record, packed: bool) -> bytes:
-    try:
-        return written(record, packed)
-    except ValueError as error:
-        raise CommandError(FAILED, f"{shorten(record.key)}: {error}: JSON can hold it") from error
-
-
 def is_packed(options: argparse.Namespace) -> bool:
-    """Whether the file is a msgpack stream."""
+    """True if the file is a msgpack stream."""
     if options.format is not None:
         return bool(options.format == "msgpack")
     return str(options.file).endswith(".msgpack")
 
 
 class ServerClock:
-    """The server's clock, which need not be that of this machine; asked for once."""
+    """The server's clock, which may differ from that of this machine; asked for once."""
 
     def __init__(self, client: Client) -> None:
         before = time.monotonic()
@@ -86,11 +82,11 @@ class ServerClock:
 
 
 class Limits(NamedTuple):
-    """What a server takes, in bytes.
+    """The limits of a server, in bytes.
 
     Args:
-        record: the longest in a file; JSON is longer than msgpack.
-        message: the longest request.
+        record: of a record in a file; JSON is longer than msgpack.
+        message: of a request.
     """
 
     record: int
@@ -102,11 +98,12 @@ def limits_of(client: Client) -> Limits:
     info = client.call("INFO")
     with reading("INFO"):
         limits = info["limits"]
-        return Limits(6 * int(limits["max_value_bytes"]) + 65_536, int(limits["max_message_bytes"]))
+        longest = TEXT_GROWTH * int(limits["max_value_bytes"]) + 65_536
+        return Limits(longest, int(limits["max_message_bytes"]))
 
 
 def rev_of(client: Client) -> int:
-    """The revision that a store has now."""
+    """The present revision of a store."""
     info = client.call("INFO")
     with reading("INFO"):
         return int(info["rev"])
@@ -121,7 +118,7 @@ def _expected(client: Client, prefix: str) -> int:
 def records(
     client: Client, clock: ServerClock, found: Iterable[dict[str, Any]]
 ) -> Iterator[list[Record]]:
-    """The entries whose keys are in some pages of a SCAN, with what is left of their lives."""
+    """The entries whose keys are in pages of a SCAN, with the times at which they expire."""
     at_once = KEYS_AT_ONCE
     for page in found:
         keys = [key for key, _, _ in page["items"]]
@@ -137,11 +134,13 @@ def records(
 
 
 def _get(client: Client, clock: ServerClock, keys: list[str]) -> tuple[list[Record] | None, int]:
-    """The entries of some keys, without those that are gone, and about how large they are."""
+    """The entries of keys, without absent ones, and their size in bytes; None if too large."""
     from zkv.client import RefusedError
+    from zkv.client.codec import Packed
+    from zkv.client.values import pack
 
     try:
-        reply = client.call("TXN", ops=[{"op": "GET", "key": key} for key in keys])
+        reply = client.call("TXN", ops=Packed(pack([{"op": "GET", "key": key} for key in keys])))
     except RefusedError as error:
         if error.code != "TOO_LARGE" or len(keys) == 1:
             raise
@@ -156,16 +155,16 @@ def _get(client: Client, clock: ServerClock, keys: list[str]) -> tuple[list[Reco
             ttl, value = found.get("ttl"), found["value"]
             expires = None if ttl is None else round((now + ttl) * 1000)
             entries.append(Record(key, value, found["rev"], expires))
-            size += len(value) if isinstance(value, str | bytes) else 100
+            size += len(value)
     return entries, size
 
 
 @contextmanager
 def _target(client: Client, options: argparse.Namespace, packed: bool) -> Iterator[Any]:
-    """Where to write, and the key behind which to begin."""
+    """A function that writes, and the key after which to begin."""
     if options.file == "-":
         if options.resume:
-            raise CommandError(FAILED, "--resume goes on with a file; elsewhere --after does")
+            raise CommandError(FAILED, "--resume continues a file; for other output use --after")
         if sys.stdout is None:
             raise CommandError(FAILED, "cannot print: standard output is closed")
         yield write, options.after
@@ -176,7 +175,7 @@ def _target(client: Client, options: argparse.Namespace, packed: bool) -> Iterat
             with _part(client, options, packed, target) as (file, after):
                 yield file.write, after
         elif options.resume:
-            raise CommandError(FAILED, f"--resume goes on with a file, which {target.name} is not")
+            raise CommandError(FAILED, f"--resume continues a file, which {target.name} is not")
         else:
             with target.open() as file:
                 yield file.write, options.after
@@ -190,7 +189,7 @@ def _target(client: Client, options: argparse.Namespace, packed: bool) -> Iterat
 def _part(
     client: Client, options: argparse.Namespace, packed: bool, target: Target
 ) -> Iterator[tuple[BinaryIO, str | None]]:
-    """What gets the name of the file at the end, and the key behind which to go on."""
+    """The file that gets its name at the end, and the key after which to continue."""
     part = target.path.with_name(f"{target.path.name}.part")
     asked = _Asked(part, client, options, packed)
     try:
@@ -219,13 +218,13 @@ def _part(
 
 
 class _Asked:
-    """What an export was asked for, in a file beside the part that it has left.
+    """The server and the options of an export, in a file beside its part.
 
     Args:
-        part: what is not whole yet.
+        part: the unfinished file.
         client: of the server.
-        options: what is asked for now.
-        packed: whether it is a msgpack stream.
+        options: of this command.
+        packed: whether the file is a msgpack stream.
     """
 
     def __init__(
@@ -242,17 +241,17 @@ class _Asked:
         }
 
     def keep(self) -> None:
-        """An export begins."""
+        """Write the file, as an export begins."""
         fields = self._fields | {"rev": rev_of(self._client)}
         with Target(self._path).open() as file:
             file.write(json.dumps(fields).encode() + b"\n")
 
     def check(self) -> None:
-        """Raise CommandError where the export that is gone on with was another one."""
+        """Raise CommandError if the part is from another export."""
         try:
             kept = parse_json(decode(read_file(self._path)))
         except FileNotFoundError:
-            return  # Nothing is known but what the part itself says.
+            return  # The part alone has to do.
         except BadTextError as error:
             raise CommandError(FAILED, f"{self._path}: {error}") from None
         if not isinstance(kept, dict) or type(kept.get("rev")) is not int:
@@ -272,6 +271,6 @@ class _Asked:
             )
 
     def remove(self) -> None:
-        """The export is whole."""
+        """Remove the file, as the export is complete."""
         with suppress(OSError):
             self._path.unlink()

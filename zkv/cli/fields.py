@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from zkv import durations
-from zkv.cli.values import read_json_file, read_value
+from zkv.cli.values import read_fields, read_value
 
 Fields = dict[str, Any]
 ToFields = Callable[[argparse.Namespace], Fields]
@@ -86,9 +86,9 @@ def scan(options: argparse.Namespace) -> Fields:
 
 def txn(options: argparse.Namespace) -> Fields:
     """The fields of TXN. Raises ValueError and OSError."""
-    fields = read_json_file(options.file)
-    if not isinstance(fields, dict) or not fields.keys() <= TXN_FIELDS:
+    fields = read_fields(options.file)
+    if fields is None or not fields.keys() <= TXN_FIELDS:
         raise ValueError(
             f'{options.file} must be {{"if": [[KEY, REV], ...], "ops": [{{...}}, ...]}}'
         )
-    return fields
+    return dict(fields)

@@ -1,12 +1,14 @@
-"""``zkv-cli import``: the entries of a file, stored in batches.
+"""``zkv-cli import``: stores the entries of a file in batches.
 
-A batch is one request, and so all of it or nothing is stored; batches follow each other in the
-order of the file, so that of two records with one key the later counts. Memory is bounded by one
-batch. Storing an entry twice is the same as storing it once: so what was interrupted may simply be
-done again, or, with ``--resume``, gone on with behind the last batch that was answered.
+Strategy: a batch is one request, which stores all of it or nothing. Batches are sent in the order
+of the file, so that of two records with one key the later counts. Storing an entry twice is the
+same as storing it once: an interrupted import may be repeated, or continued after the last batch
+that was answered (``--resume``).
 
-What the server refuses is tried again in halves, until the one record is known that is to blame:
-all before it is stored, its number and the reason are told, and nothing behind it is looked at.
+If the server refuses a batch, its halves are sent, until the record at fault is known. Everything
+before that is stored, its number and the reason are printed, and nothing after it is read.
+
+Invariants: memory is bounded by one batch. Values are packed when they are read, and stay so.
 """
 
 from __future__ import annotations
@@ -22,12 +24,15 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
+import msgpack
+
 from zkv.cli.asking import CommandSession, failure, reading
 from zkv.cli.exporting import ServerClock, is_packed, limits_of, rev_of
 from zkv.cli.output import FAILED, CommandError, note, print_result
 from zkv.cli.progress import TransferProgress
 from zkv.cli.records import CHUNK, LATEST, BadRecordError, Place, Record, read
 from zkv.cli.values import to_json
+from zkv.client.codec import PACKED, Packed
 from zkv.client.messages import pack_request
 from zkv.reading import BadTextError, decode, open_file, parse_json, read_file
 from zkv.writing import Target
@@ -37,7 +42,7 @@ if TYPE_CHECKING:
 
 AT_ONCE: Final = 1_000
 BYTES_AT_ONCE: Final = 1024 * 1024
-"""Bytes of the file, after which a batch is sent; one record may have more."""
+"""Bytes of the file after which a batch is sent; one record may have more."""
 GROWTH: Final = 3
 """More than a byte of a file becomes in a request: ``1e9,``, four bytes, is a float of nine."""
 REQUEST_OVERHEAD: Final = 256
@@ -45,7 +50,7 @@ REQUEST_OVERHEAD: Final = 256
 
 
 def run(session: CommandSession, options: argparse.Namespace) -> int:
-    """Store the entries, and say how many there were."""
+    """Store the entries, and print how many there were."""
     client = session.client(options)
     began = time.monotonic()
     limits = limits_of(client)
@@ -82,7 +87,7 @@ def _summarise(options: argparse.Namespace, writer: _Writer, seconds: float) -> 
 
 
 class _Source:
-    """What is imported. Use as a context manager.
+    """The file to import. Use as a context manager.
 
     Args:
         options: of the command.
@@ -119,12 +124,12 @@ class _Source:
             raise CommandError(FAILED, f"{name}: {error.strerror}") from error
 
     def digest(self, size: int) -> str:
-        """Of all that has been read, up to ``size`` bytes behind where the last one ended."""
+        """The digest of what has been read, up to ``size`` bytes after the previous digest."""
         return self._passed.digest(size)
 
 
 class _Passed(io.RawIOBase):
-    """A file to read, which keeps what has been read of it until a digest has taken it."""
+    """A file to read that keeps what has been read until that is part of the digest."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -136,7 +141,7 @@ class _Passed(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read what is there, at least a byte unless it is at its end."""
+        """Read what is available: at least a byte, unless the file is at its end."""
         data = self._file.read1(len(buffer))  # type: ignore[attr-defined]
         self._kept += data
         buffer[: len(data)] = data
@@ -150,9 +155,9 @@ class _Passed(io.RawIOBase):
 
 
 def _batches(source: _Source, state: _State) -> Iterator[list[Place]]:
-    """The records of the source behind the state, as many together as are sent together.
+    """The records after the state, in batches.
 
-    Raises CommandError where one cannot be read, after those before it have been given.
+    Raises CommandError if a record cannot be read, after all before it have been returned.
     """
     batch: list[Place] = []
     bad: BadRecordError | None = None
@@ -183,7 +188,7 @@ class _Writer:
     Args:
         client: of the server.
         unit: what a record is called: a line, or a record.
-        most: bytes that a request may have; a larger one would get no reply.
+        most: bytes of the largest request; a larger one would get no reply.
     """
 
     def __init__(self, client: Client, unit: str, most: int) -> None:
@@ -195,14 +200,14 @@ class _Writer:
         self.expired = 0
         self.rev = 0
         self.reached = 0
-        """Number of the last record that is stored, with all before it."""
+        """Number of the last record of those that are stored without a gap."""
 
     def store(self, batch: list[Place], size: int) -> None:
         """Store a batch.
 
         Args:
             batch: the records.
-            size: bytes that they have in the file.
+            size: their bytes in the file.
 
         Raises:
             CommandError: one of them cannot be stored; all before it are.
@@ -224,7 +229,7 @@ class _Writer:
             raise CommandError(FAILED, f"{self._unit} {batch[0].number}: {text}") from error
 
     def _send(self, entries: list[Record], size: int) -> Exception | None:
-        """Send a batch; what is wrong with it, if anything is."""
+        """Send a batch; returns the error if it is at fault itself, else None."""
         from zkv.client import ClientError, RefusedError
 
         op, fields = _request(entries)
@@ -246,14 +251,14 @@ class _Writer:
 
 
 def _check_size(op: str, fields: dict[str, Any], most: int) -> None:
-    """Raise ValueError where a request of these fields would have more than ``most`` bytes."""
-    taken = len(pack_request(op, 0, fields)) + REQUEST_OVERHEAD
+    """Raise ValueError if a request with these fields would have more than ``most`` bytes."""
+    taken = len(pack_request(op, 0, fields, PACKED)) + REQUEST_OVERHEAD
     if taken > most:
         raise ValueError(f"it takes {taken} bytes to send; max_message_bytes is {most}")
 
 
 def _lasting(record: Record, now: float) -> Record:
-    """``record`` with a ``ttl`` where it has an end."""
+    """``record``, with a ``ttl`` if it expires."""
     if record.expires is None:
         return record
     return record._replace(ttl=record.expires / 1000 - now)
@@ -262,22 +267,33 @@ def _lasting(record: Record, now: float) -> Record:
 def _request(entries: list[Record]) -> tuple[str, dict[str, Any]]:
     """The op and the fields that store entries: MPUT, or, since that has one ttl for all, TXN."""
     if all(entry.ttl is None for entry in entries):
-        return "MPUT", {"items": {entry.key: entry.value for entry in entries}}
-    puts = [
-        {"op": "PUT", "key": entry.key, "value": entry.value, "ttl": entry.ttl} for entry in entries
-    ]
-    return "TXN", {"ops": puts}
+        items = {entry.key: entry.value for entry in entries}  # Of two with one key, the later.
+        parts = [_packer.pack_map_header(len(items))]
+        for key, value in items.items():
+            parts += [_pack(key), value]
+        return "MPUT", {"items": Packed(b"".join(parts))}
+    parts = [_packer.pack_array_header(len(entries))]
+    for entry in entries:
+        parts += [_PUT, _pack(entry.key), _TTL, _pack(entry.ttl), _VALUE, entry.value]
+    return "TXN", {"ops": Packed(b"".join(parts))}
+
+
+_packer: Final = msgpack.Packer()
+_pack: Final = _packer.pack
+_PUT: Final = b"\x84\xa2op\xa3PUT\xa3key"
+_TTL: Final = b"\xa3ttl"
+_VALUE: Final = b"\xa5value"
 
 
 class _State:
-    """How far an import has got, in a file of its own, so that it outlives even a power cut.
+    """The progress of an import, in a file that is on disk before the next batch.
 
-    With it stands what it is true of: the beginning of the source, by its size and a digest, and
-    the store. Of anything else it would leave out what is not stored there.
+    The file also identifies the source, by the size and digest of what has been imported, and the
+    store: with others, an import that continues would leave entries out.
 
     Args:
-        name: of the file; None = it is kept nowhere.
-        source: what is imported.
+        name: of the file; None = there is none.
+        source: the file to import.
         client: of the store.
     """
 
@@ -298,7 +314,7 @@ class _State:
             self._read(name)
 
     def go_on(self) -> None:
-        """Go on in the source behind what is done. Raises CommandError where that is not in it."""
+        """Skip what is imported in the source. Raises CommandError if that is not there."""
         left = self.offset
         while left and (data := self._source.file.read(min(left, BYTES_AT_ONCE))):
             left -= len(data)
@@ -309,7 +325,7 @@ class _State:
             raise self._other(f"it ends before byte {self.offset}, up to which it was imported")
 
     def keep(self, place: Place, rev: int) -> None:
-        """Everything up to ``place`` is stored, and the store has revision ``rev``."""
+        """Record that all up to ``place`` is stored, and that the store has revision ``rev``."""
         size = place.end - self.offset
         self.number, self.offset = place.number, place.end
         if self._name is None:
@@ -324,7 +340,7 @@ class _State:
             raise CommandError(FAILED, f"{self._name}: {error.strerror}") from error
 
     def remove(self) -> None:
-        """All is done: the next import begins anew."""
+        """Remove the file: the next import begins anew."""
         if self._name is None:
             return
         with contextlib.suppress(OSError):
@@ -333,7 +349,7 @@ class _State:
                 target.path.unlink()
             except FileNotFoundError:
                 pass
-            except OSError:  # Its directory may not be changed. An empty one says as much.
+            except OSError:  # The directory is read-only. An empty file means the same.
                 with target.open():
                     pass
 
@@ -366,7 +382,7 @@ class _State:
         self._take(name, found)
 
     def _take(self, name: str, found: dict[str, Any]) -> None:
-        """Begin where the state says. Raises CommandError."""
+        """Continue from the state. Raises CommandError."""
         numbers = [found.get(field) for field in ("number", "offset", "rev")]
         if not all(type(number) is int and 0 <= number <= LATEST for number in numbers):
             raise CommandError(FAILED, f"{name} is not the state of an import")

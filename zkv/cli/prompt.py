@@ -34,6 +34,7 @@ from zkv.cli.lexer import Word, split
 from zkv.cli.ops import Argument, Command
 from zkv.cli.text import word
 from zkv.client import Client, ClientError, RetryPolicy
+from zkv.endpoint import listed
 
 PATIENCE: Final = 0.5
 """Seconds to wait for keys."""
@@ -116,7 +117,7 @@ class WordCompleter(Completer):
     def _keys(self, prefix: str) -> list[str]:
         """Keys with this prefix; none if the server does not answer in time."""
         try:
-            with Client(self.endpoint, PATIENCE, retry=IMPATIENT) as client:
+            with Client(listed(self.endpoint), PATIENCE, retry=IMPATIENT) as client:
                 page = client.call("SCAN", prefix=prefix, limit=OFFERED, values=False)
             return [key for key, _, _ in page["items"]]
         except (ClientError, ValueError, TypeError, KeyError):

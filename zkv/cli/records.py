@@ -2,16 +2,16 @@ r"""Entries in a file, as ``zkv-cli export`` writes and ``zkv-cli import`` reads
 
 Two formats, with the same fields:
 
-    json      one object a line: {"key": "a", "value": [1, {"$bin": "AP8="}], "rev": 7}
-    msgpack   one map behind the other, with nothing between them
+    json      one object per line: {"key": "a", "value": [1, {"$bin": "AP8="}], "rev": 7}
+    msgpack   one map after the other, with nothing between them
 
-``key`` is text, ``value`` anything. ``rev`` is told and not read. An entry that expires has either
+``key`` is text, ``value`` any value. ``rev`` is written and not read. An entry that expires has
 ``expires``, Unix time in milliseconds, which is what is written, or ``ttl``, seconds from when it
-is stored. What JSON lacks has the forms of `zkv.cli.values`, which are read here, too.
-``zkv dump`` prints the same lines, so a data directory can be moved entry by entry as well.
+is stored. In JSON a value has the text form of `zkv.cli.value_writer`; in msgpack it is as the
+server holds it, byte for byte. ``zkv dump`` prints the same lines.
 
-Reading takes bounded memory, whatever a file holds: a record that is longer than any that a server
-takes is refused as soon as that is known.
+Invariant: reading takes bounded memory, whatever a file holds. A record that is longer than any
+that the server takes is refused as soon as that is known.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from collections.abc import Iterator
 from typing import IO, Any, Final, NamedTuple
 
 import msgpack
+import msgspec
 
-from zkv.cli.values import STR_ERRORS, from_json, to_json
-from zkv.client.messages import pack
+from zkv.cli.value_reader import pack_parsed, parse
+from zkv.cli.value_writer import head_at, write
+from zkv.cli.values import to_json
+from zkv.client.codec import Packed
 from zkv.defaults import TOO_DEEP
 from zkv.reading import BadTextError, decode
 
@@ -39,20 +42,20 @@ class Record(NamedTuple):
     Args:
         key: its key.
         value: its value.
-        rev: its revision; None where the file does not say.
-        expires: Unix time in milliseconds; None = it stays, unless there is a ``ttl``.
+        rev: its revision; None if the file does not have it.
+        expires: Unix time in milliseconds; None = it does not expire, unless there is a ``ttl``.
         ttl: seconds from the moment at which it is stored; None likewise.
     """
 
     key: str
-    value: Any
+    value: Packed
     rev: int | None = None
     expires: int | None = None
     ttl: float | None = None
 
 
 class BadRecordError(Exception):
-    """What stands in a file is no entry: says why."""
+    """Something in a file is not an entry: says why."""
 
 
 class CutOffError(BadRecordError):
@@ -64,8 +67,8 @@ class Place(NamedTuple):
 
     Args:
         number: of the line, or of the map in a msgpack stream, from 1.
-        end: the byte behind it.
-        record: what stands there; None in an empty line.
+        end: the offset of the byte after it.
+        record: the record; None for an empty line.
     """
 
     number: int
@@ -74,12 +77,17 @@ class Place(NamedTuple):
 
 
 def written(record: Record, packed: bool) -> bytes:
-    """A record as it stands in a file. Raises ValueError where it nests too deeply for msgpack."""
-    fields: dict[str, Any] = {"key": record.key, "value": record.value}
-    for name, field in zip(Record._fields[2:], record[2:], strict=True):
-        if field is not None:
-            fields[name] = field
-    return pack(fields) if packed else to_json(fields).encode() + b"\n"
+    """A record as it is in a file; it has a ``rev``, and no ``ttl``."""
+    key, value, rev, expires, _ = record
+    if packed:
+        first = b"\x83\xa3key" if expires is None else b"\x84\xa3key"
+        last = b"" if expires is None else b"\xa7expires" + _pack(expires)
+        return b"".join((first, _pack(key), b"\xa5value", value, b"\xa3rev", _pack(rev), last))
+    last_text = "" if expires is None else f', "expires": {expires}'
+    return f'{{"key": {to_json(key)}, "value": {write(value)}, "rev": {rev}{last_text}}}\n'.encode()
+
+
+_pack: Final = msgpack.Packer().pack
 
 
 def read(
@@ -91,11 +99,11 @@ def read(
         file: open at ``offset``.
         packed: whether it is a msgpack stream.
         longest: bytes of the longest record.
-        number: how many records stand before.
+        number: how many records are before that.
         offset: how many bytes they take.
 
     Raises:
-        BadRecordError: one cannot be read; it is the one behind the last that was given.
+        BadRecordError: one cannot be read; it is the one after the last that was returned.
         OSError: the file cannot be read.
     """
     records = _read_packed if packed else _read_lines
@@ -112,53 +120,69 @@ def _read_lines(file: IO[bytes], longest: int, number: int, offset: int) -> Iter
 
 def _from_line(line: bytes) -> Record:
     try:
-        fields = from_json(decode(line))
+        text = decode(line)
+        fields = parse(text)
+        if isinstance(fields, dict) and "value" in fields:
+            fields["value"] = Packed(pack_parsed(fields["value"], text, "value"))
     except BadTextError as error:
         raise BadRecordError(str(error)) from None
     return _record(fields)
 
 
 def _read_packed(file: IO[bytes], longest: int, number: int, offset: int) -> Iterator[Place]:
-    reader = msgpack.Unpacker(
-        strict_map_key=False, unicode_errors=STR_ERRORS, max_buffer_size=longest + CHUNK
-    )
-    fed = whole = 0
-    while chunk := file.read1(CHUNK) if hasattr(file, "read1") else file.read(CHUNK):
-        try:
-            reader.feed(chunk)
-        except msgpack.BufferFull:
-            raise BadRecordError(f"it has more than {longest} bytes") from None
-        fed += len(chunk)
-        while True:
-            try:
-                fields = reader.unpack()
-            except msgpack.OutOfData:
-                break
-            except msgpack.StackError:
-                raise BadRecordError(f"it {TOO_DEEP}") from None
-            except (ValueError, TypeError) as error:
-                raise BadRecordError(f"it is no msgpack: {_said(error)}") from None
-            number, whole = number + 1, reader.tell()
-            yield Place(number, offset + whole, _record(fields))
-    if whole != fed:  # Not where the reader is by now: it counts what it has seen of the next one.
+    kept = bytearray()
+    """The bytes read that belong to no record yet; ``offset`` is where they begin."""
+    for end in _ends(file, kept, longest, offset):
+        record = bytes(kept[: end - offset])
+        del kept[: end - offset]
+        number, offset = number + 1, end
+        yield Place(number, offset, _from_map(record))
+    if kept:
         raise CutOffError("it is cut off: the file ends within it")
 
 
-def _said(error: Exception) -> str:
-    """What msgpack has met, in our words."""
-    if isinstance(error, RecursionError | msgpack.StackError):
-        return f"it {TOO_DEEP}"
-    if isinstance(error, msgpack.FormatError):
-        return "it has a byte with which no value begins"
-    if isinstance(error, TypeError):
-        return "it has a map with a key that is a list or a map"
-    if "exceeds" in str(error):
-        return "it has a list or a map with more in it than there could be"
-    return "it has an ext or a timestamp that is malformed"
+def _ends(file: IO[bytes], kept: bytearray, longest: int, offset: int) -> Iterator[int]:
+    """Where each msgpack value in a file ends. Its bytes are added to ``kept`` before that."""
+    reader = msgpack.Unpacker(max_buffer_size=longest + CHUNK)
+    while chunk := file.read1(CHUNK) if hasattr(file, "read1") else file.read(CHUNK):
+        kept += chunk
+        try:
+            reader.feed(chunk)
+            while True:
+                reader.skip()
+                yield offset + reader.tell()
+        except msgpack.OutOfData:
+            pass
+        except msgpack.BufferFull:
+            raise BadRecordError(f"it has more than {longest} bytes") from None
+        except msgpack.StackError:
+            raise BadRecordError(f"it {TOO_DEEP}") from None
+        except ValueError:
+            raise BadRecordError("it is no msgpack: no value begins with its byte") from None
+
+
+def _from_map(record: bytes) -> Record:
+    try:
+        fields = {name: _field(name, packed) for name, packed in _decode(record).items()}
+    except RecursionError:
+        raise BadRecordError(f"it {TOO_DEEP}") from None
+    except (ValueError, TypeError):
+        is_map = head_at(record, 0).kind == "map"
+        why = "has a field that cannot be read" if is_map else "is no map with key and value"
+        raise BadRecordError(f"it {why}") from None
+    return _record(fields)
+
+
+_decode: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
+_decode_field: Final = msgspec.msgpack.Decoder().decode
+
+
+def _field(name: str, packed: msgspec.Raw) -> Any:
+    return Packed(packed) if name == "value" else _decode_field(packed)
 
 
 def _record(fields: Any) -> Record:
-    """The record that a map stands for. Raises BadRecordError."""
+    """The record in a map, of which the value is packed. Raises BadRecordError."""
     if not isinstance(fields, dict):
         raise BadRecordError("it is no map with key and value")
     if unknown := fields.keys() - FIELDS:
@@ -180,20 +204,20 @@ def _record(fields: Any) -> Record:
 def last_key(
     file: IO[bytes], packed: bool, longest: int, prefix: str, after: str | None
 ) -> tuple[str | None, int]:
-    """What stands in a file that was not written to its end.
+    """Where an unfinished export ends.
 
     Args:
         file: at its beginning.
         packed: whether it is a msgpack stream.
         longest: bytes of the longest record.
-        prefix: what all keys have to begin with.
-        after: what they have to be behind; None = nothing.
+        prefix: with which all keys have to begin.
+        after: a key that all of them have to follow; None = none.
 
     Returns:
-        The key of its last whole record, None if there is none; and the byte behind that.
+        The key of the last complete record, None if there is none; and the offset after it.
 
     Raises:
-        BadRecordError: it holds something else.
+        BadRecordError: it is not an export of such keys.
         OSError: it cannot be read.
     """
     whole = file.seek(0, 2) if packed else _whole_lines(file)
@@ -218,7 +242,7 @@ def last_key(
 
 
 def _whole_lines(file: IO[bytes]) -> int:
-    """Where the last line that is ended ends."""
+    """The offset after the last complete line."""
     begin = file.seek(0, 2)
     while begin > 0:
         at = max(0, begin - CHUNK)

@@ -129,11 +129,13 @@ def _greet(endpoint: str) -> None:
     from zkv.client.trouble import find_trouble
 
     try:
-        check_option(endpoint)
+        endpoints = check_option(endpoint)
     except ValueError as error:
         raise CommandError(FAILED, str(error)) from error
-    if trouble := find_trouble(endpoint, GREETING_SECONDS):
-        complain(f"no connection to {endpoint}: {trouble.reason}")
+    found = [find_trouble(each, GREETING_SECONDS) for each in endpoints]
+    if all(found):
+        for each, trouble in zip(endpoints, filter(None, found), strict=True):
+            complain(f"no connection to {each}: {trouble.reason}")
 
 
 def _lines() -> Iterator[str]:

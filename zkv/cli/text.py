@@ -16,7 +16,7 @@ from os.path import isfile
 from typing import Any, Final
 
 from zkv.cli.output import RESET, STYLES, has_colours
-from zkv.cli.values import to_json
+from zkv.cli.values import to_json, unquoted
 
 Reply = dict[str, Any]
 """The fields of a reply and of its request."""
@@ -29,8 +29,8 @@ _LINES: Final = str.maketrans("\n\t", "  ")
 
 def value(reply: Reply) -> str | bytes:
     """A single value: text and bin unchanged, others as JSON."""
-    found = reply["value"]
-    return found if isinstance(found, str | bytes) else to_json(found)
+    content = unquoted(reply["value"])
+    return to_json(reply["value"]) if content is None else content
 
 
 def value_shown(reply: Reply) -> str:
@@ -39,10 +39,10 @@ def value_shown(reply: Reply) -> str:
     Text that looks like JSON is quoted, so that "1" differs from 1, and so is text with control
     characters. bin is JSON. Other text is unchanged.
     """
-    found = reply["value"]
-    if isinstance(found, str) and not _is_misread(found):
-        return found
-    return to_json(found)
+    content = unquoted(reply["value"])
+    if isinstance(content, str) and not _is_misread(content):
+        return content
+    return to_json(reply["value"])
 
 
 def _is_misread(found: str) -> bool:

@@ -1,150 +1,90 @@
-r"""Values between the command line and msgpack.
+"""Values between the command line and the client, which takes and returns them packed.
 
-In: text, or JSON. Out: text and bin as they are, or JSON. msgpack holds more than JSON does; what
-JSON lacks is shown as an object with one name that begins with a dollar sign:
+In: text, or JSON with the tags of `zkv.cli.value_writer`. Out: text and bin as they are, or JSON
+with tags.
 
-    bin                                {"$bin": "<base64>"}
-    ext                                {"$ext": [<type>, "<base64>"]}
-    timestamp                          {"$time": "2026-01-31T12:00:00.000000000Z"}; outside of the
-                                       years 1 to 9999 {"$time": "@<seconds>.<nanoseconds>"}
-    float that is no finite number     {"$float": "NaN"}, "Infinity" or "-Infinity"
-    map with a key that is no str, or that is there twice, or with one name only, that begins with
-    a dollar sign                      {"$map": [[<key>, <value>], ...]}
-    what cannot be taken apart, and what would make JSON of more than some 500 levels
-                                       {"$msgpack": "<base64>"}
-
-So no two values look the same in JSON, but for the widths of their ints and floats. A str that is
-no UTF-8 has, in JSON, "\udcXX" in the place of a byte XX, and is read so too.
-
-On the command line these forms are for reading: what comes in there is plain JSON, where such an
-object is but an object. In a file that is imported they are read back (`from_json`).
+`zkv` imports this, too, so the client is imported only where JSON is read.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import sys
-from collections.abc import Callable
-from itertools import repeat
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
-from zkv.defaults import MAX_LEVELS
-from zkv.reading import BadTextError, decode, parse_json, read_file
+from zkv.cli import value_writer
+from zkv.cli.value_writer import head_at
+from zkv.reading import BadTextError, decode, read_file
 
-STR_ERRORS: Final = "surrogateescape"
-"""How a str that is no UTF-8 is taken from msgpack, and packed again."""
-
-MOST_LEVELS: Final = MAX_LEVELS + 10
-"""Levels of JSON that are written: less than any Python reads. A value has no more, with what is
-told around it, unless its maps take the form of several levels."""
-PLAIN: Final = frozenset({str, int, bool, type(None)})
-"""Types that JSON has as they are."""
-NOT_FINITE: Final = {math.inf: "Infinity", -math.inf: "-Infinity"}
+if TYPE_CHECKING:
+    from zkv.client.codec import Packed
 
 
 class Json(str):
-    """A word that is JSON and not text: whoever typed it, in the shell, began it with a brace."""
+    """A word that is JSON and not text, because it began with a brace in the shell."""
 
     __slots__ = ()
 
 
-def read_value(word: str, as_json: bool) -> Any:
-    """What a VALUE on the command line stands for; ``-`` reads it from standard input, to its end.
+# --- In
 
-    Text that is no UTF-8 becomes bytes. Raises ValueError for bad JSON, OSError for bad input.
+
+def read_value(word: str, as_json: bool) -> str | bytes | Packed:
+    """The value that a VALUE on the command line stands for; ``-`` is all of standard input.
+
+    Text that is not UTF-8 becomes bytes, JSON a `Packed`. Raises ValueError for bad JSON, OSError
+    for bad input.
     """
     if isinstance(word, Json) and not as_json:
         try:
-            return _read_json(word.encode("utf-8", "surrogateescape"), "VALUE")
+            return _packed(word.encode("utf-8", "surrogateescape"), "VALUE")
         except ValueError as error:
             raise ValueError(f"{error}; if it is text, put it in quotes") from None
-    # Bytes that are no UTF-8 come as surrogates, whatever the locale; this gives them back.
+    # Bytes that are not UTF-8 come as surrogates, whatever the locale; this gives them back.
     data = _read_input() if word == "-" else word.encode("utf-8", "surrogateescape")
     if as_json:
-        return _read_json(data, "standard input" if word == "-" else "VALUE")
+        return _packed(data, "standard input" if word == "-" else "VALUE")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         return data
 
 
-def read_json_file(name: str) -> Any:
-    """The JSON value in a file; ``-`` is standard input. Raises ValueError and OSError.
+def read_fields(name: str) -> dict[str, Packed] | None:
+    """The fields of the JSON object in a file, each packed; None if it is not an object.
 
-    What begins with a brace is no name, but the JSON itself.
+    Args:
+        name: of the file; ``-`` is standard input. A name that begins with a brace is the JSON.
+
+    Raises:
+        ValueError: it is not JSON, or a tag in it is wrong.
+        OSError: it cannot be read.
     """
-    if name == "-":
-        return _read_json(_read_input(), "standard input")
-    if name.startswith("{"):
-        return _read_json(name.encode("utf-8", "surrogateescape"), "the argument")
+    from zkv.cli.value_reader import pack_parsed
+    from zkv.client.codec import Packed
+
+    data, source = _read_source(name)
+    text, parsed = _parse(data, source)
+    if not isinstance(parsed, dict):
+        return None
     try:
-        data = read_file(name)
+        return {field: Packed(pack_parsed(value, text, field)) for field, value in parsed.items()}
+    except BadTextError as error:
+        raise BadTextError(f"{source}: {error}") from None
+
+
+def _read_source(name: str) -> tuple[bytes, str]:
+    """The value in a file of JSON, and its name in messages."""
+    if name == "-":
+        return _read_input(), "standard input"
+    if name.startswith("{"):
+        return name.encode("utf-8", "surrogateescape"), "the argument"
+    try:
+        return read_file(name), name
     except OSError as error:
         raise OSError(f"{name}: {error.strerror or error}") from error
-    return _read_json(data, name)
-
-
-def type_name(value: Any) -> str:
-    """What the protocol calls the type of ``value``."""
-    if isinstance(value, msgpack.Timestamp | msgpack.ExtType):  # An ExtType is a tuple.
-        return "timestamp" if isinstance(value, msgpack.Timestamp) else "ext"
-    return _TYPES[type(value)]
-
-
-_TYPES: Final = {
-    type(None): "nil", bool: "bool", int: "int", float: "float", str: "str", bytes: "bin",
-    list: "array", dict: "map",
-}  # fmt: skip
-
-_encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
-
-
-class Pairs(list[tuple[Any, Any]]):
-    """A map that a dict cannot hold: with a key that is a list or a map, or is there twice."""
-
-
-def packed_to_json(packed: bytes) -> str:
-    """The value that is packed in ``packed`` as JSON in one line, in the forms above."""
-    try:
-        return to_json(
-            msgpack.unpackb(
-                packed,
-                strict_map_key=False,
-                unicode_errors="surrogateescape",
-                object_pairs_hook=_map,
-            )
-        )
-    except (ValueError, TypeError, RecursionError):
-        return json.dumps({"$msgpack": _base64(packed)})
-
-
-def _map(pairs: list[tuple[Any, Any]]) -> dict[Any, Any] | Pairs:
-    try:
-        as_dict = dict(pairs)
-    except TypeError:
-        return Pairs(pairs)
-    return as_dict if len(as_dict) == len(pairs) else Pairs(pairs)
-
-
-def to_json(value: Any) -> str:
-    """``value`` as JSON in one line, in the forms above."""
-    text = _encode(_json_form(value, MOST_LEVELS))
-    # What is left of surrogates cannot be printed. In JSON their escape means the same.
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def from_json(text: str) -> Any:
-    """The value that `to_json` wrote so. Raises BadTextError."""
-    return parse_json(text, _finite, object_hook=_from_form)
-
-
-def to_bytes(text: str) -> bytes:
-    """A line of text as it is printed; a str that was no UTF-8 gives its bytes back."""
-    return text.encode("utf-8", "surrogateescape") + b"\n"
 
 
 def _read_input() -> bytes:
@@ -156,9 +96,24 @@ def _read_input() -> bytes:
         raise OSError(f"standard input: {error.strerror or error}") from error
 
 
-def _read_json(data: bytes, source: str) -> Any:
+def _packed(data: bytes, source: str) -> Packed:
+    from zkv.cli.value_reader import pack_parsed
+    from zkv.client.codec import Packed
+
+    text, parsed = _parse(data, source)
     try:
-        return parse_json(decode(data), _finite)
+        return Packed(pack_parsed(parsed, text))
+    except BadTextError as error:
+        raise BadTextError(f"{source}: {error}") from None
+
+
+def _parse(data: bytes, source: str) -> tuple[str, Any]:
+    """JSON as text, and as `zkv.cli.value_reader.parse` returns it."""
+    from zkv.cli.value_reader import parse
+
+    try:
+        text = decode(data)
+        return text, parse(text)
     except BadTextError as error:
         reason = str(error).removeprefix("it is no JSON: ")
         hint = ""
@@ -167,136 +122,55 @@ def _read_json(data: bytes, source: str) -> Any:
         raise BadTextError(f"{source} is not JSON: {reason}{hint}") from None
 
 
-def _finite(number: str) -> float:
-    """``number`` as a float; one that JSON does not have, or a float cannot hold, is refused."""
-    value = float(number)
-    if not math.isfinite(value):
-        raise BadTextError(f"it holds {number[:40]}, which is no finite number")
-    return value
+# --- Out
 
 
-def _from_form(found: dict[str, Any]) -> Any:
-    """What an object of JSON stands for: one of the forms above, or a map."""
-    if len(found) != 1:
-        return found
-    ((name, content),) = found.items()
-    if not name.startswith("$"):
-        return found
-    form = _FORMS.get(name)
-    if form is None:
-        raise BadTextError(
-            f'{{"{name}": ...}} is none of the forms for what JSON lacks; as a map it is written '
-            f'{{"$map": [["{name}", ...]]}}'
-        )
-    read, takes = form
-    try:
-        return read(content)
-    except (ValueError, TypeError, KeyError, OverflowError, AttributeError):
-        raise BadTextError(f'{{"{name}": ...}} does not take that, but {takes}') from None
+def to_json(value: Any) -> str:
+    """A value, or what holds several and is told with them, as JSON in one line.
+
+    Args:
+        value: a `Packed`, or a dict, list or scalar that may have some in it.
+    """
+    if isinstance(value, bytes) and type(value) is not bytes:  # A `Packed`, and not a bin.
+        return value_writer.write(value)
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return to_object({name: to_json(field) for name, field in value.items()})
+    if type(value) in {list, tuple}:
+        return f"[{', '.join(map(to_json, value))}]"
+    if isinstance(value, str):
+        return _quoted(value)
+    return value_writer.write(msgpack.packb(value))
 
 
-def _read_base64(text: str) -> bytes:
-    import base64
-
-    return base64.b64decode(text, validate=True)
-
-
-def _read_packed(text: str) -> Any:
-    return msgpack.unpackb(_read_base64(text), strict_map_key=False, unicode_errors=STR_ERRORS)
+def to_object(fields: dict[str, str]) -> str:
+    """A JSON object of fields that are JSON already."""
+    return f"{{{', '.join(f'{_quoted(name)}: {text}' for name, text in fields.items())}}}"
 
 
-def _read_ext(parts: list[Any]) -> msgpack.ExtType:
-    kind, data = parts
-    return msgpack.ExtType(kind, _read_base64(data))
+def _quoted(text: str) -> str:
+    return value_writer.printable(value_writer.encode(text))
 
 
-def _read_time(text: str) -> msgpack.Timestamp:
-    from datetime import datetime
-
-    second, _, nanoseconds = text.removesuffix("Z").rpartition(".")
-    if text.startswith("@"):
-        return msgpack.Timestamp(int(second[1:]), int(nanoseconds))
-    whole = datetime.fromisoformat(f"{second}+00:00")
-    return msgpack.Timestamp(round(whole.timestamp()), int(nanoseconds))
+def to_bytes(text: str) -> bytes:
+    """A line of text as it is printed; a str that was not UTF-8 gives its bytes back."""
+    return text.encode("utf-8", "surrogateescape") + b"\n"
 
 
-def _read_map(pairs: list[list[Any]]) -> dict[Any, Any]:
-    found = dict(pairs)  # A key that is a list or a map is a TypeError.
-    if len(found) != len(pairs):
-        raise ValueError("a key is there twice")
-    return found
+def unquoted(packed: bytes) -> str | bytes | None:
+    """The content of a str or a bin; None for any other value."""
+    kind, begin, _ = head_at(packed, 0)
+    content = packed[begin:]
+    if kind == "str":
+        return value_writer.text_of(content)
+    return content if kind == "bin" else None
 
 
-_FORMS: Final[dict[str, tuple[Callable[[Any], Any], str]]] = {
-    "$bin": (_read_base64, "base64"),
-    "$ext": (_read_ext, "[TYPE, BASE64], the type from 0 to 127"),
-    "$time": (_read_time, '"2026-01-31T12:00:00.000000000Z", or "@SECONDS.NANOSECONDS"'),
-    "$float": (
-        {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}.__getitem__,
-        '"NaN", "Infinity" or "-Infinity"',
-    ),
-    "$map": (_read_map, "[[KEY, VALUE], ...], no key twice, and no list or map for a key"),
-    "$msgpack": (_read_packed, "base64 of one msgpack value"),
-}
+def type_name(packed: bytes) -> str:
+    """The protocol's name for the type of a value."""
+    kind, begin, _ = head_at(packed, 0)
+    if kind == "ext":
+        return "ext" if value_writer.timestamp_of(packed[begin:]) is None else "timestamp"
+    return _TYPES.get(kind, kind)
 
 
-def _json_form(value: Any, levels: int) -> Any:
-    """``value`` with JSON's own types only, in about so many levels."""
-    if type(value) in PLAIN:  # Most are, and long exports are made of them.
-        return value
-    match value:
-        case list() | dict() if levels <= 0:
-            return {"$msgpack": _base64(_pack(value))}
-        case list() if type(value) is not Pairs:
-            return list(map(_json_form, value, repeat(levels - 1)))
-        case dict() if all(isinstance(key, str) for key in value) and not _is_form(value):
-            forms = map(_json_form, value.values(), repeat(levels - 1))
-            return dict(zip(value, forms, strict=True))
-        case dict() | Pairs():
-            pairs = value.items() if isinstance(value, dict) else value
-            return {"$map": [list(map(_json_form, pair, repeat(levels - 3))) for pair in pairs]}
-        case _:
-            return _leaf_form(value)
-
-
-def _pack(value: Any) -> bytes:
-    """``value`` packed. Raises TypeError where it has maps that are no dict."""
-    packed: bytes = msgpack.packb(value, strict_types=True, unicode_errors=STR_ERRORS)
-    return packed
-
-
-def _is_form(value: dict[str, Any]) -> bool:
-    """Whether a map could be taken for one of the forms above."""
-    return len(value) == 1 and next(iter(value)).startswith("$")
-
-
-def _leaf_form(value: Any) -> Any:
-    """`_json_form` of what holds no other values."""
-    match value:
-        case float() if not math.isfinite(value):
-            return {"$float": NOT_FINITE.get(value, "NaN")}
-        case bytes():
-            return {"$bin": _base64(value)}
-        case msgpack.ExtType():
-            return {"$ext": [value.code, _base64(value.data)]}
-        case msgpack.Timestamp():
-            return {"$time": _time(value)}
-        case _:
-            return value
-
-
-def _base64(data: bytes) -> str:
-    import base64
-
-    return base64.b64encode(data).decode("ascii")
-
-
-def _time(time: msgpack.Timestamp) -> str:
-    from datetime import UTC, datetime, timedelta
-
-    seconds, nanoseconds = divmod(time.to_unix_nano(), 1_000_000_000)
-    try:
-        second = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
-    except OverflowError:
-        return f"@{seconds}.{nanoseconds:09}"
-    return f"{second:%Y-%m-%dT%H:%M:%S}.{nanoseconds:09}Z"
+_TYPES: Final = {"uint": "int", "false": "bool", "true": "bool"}

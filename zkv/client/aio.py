@@ -2,7 +2,8 @@
 
 Strategy: a request takes one of a bounded number of places, is sent at once, and a future waits for
 the reply with its id. Whoever is cancelled takes the future away; a reply that nobody waits for is
-dropped. So cancellation costs nothing but the reply.
+dropped. So cancellation costs nothing but the reply. Of a reply only the id is read where it comes
+in; the task that asked decodes it, so that an error of its codec is its own.
 
 A reply that does not come in time discredits its link, the socket: the request is sent again over a
 fresh one, and so is whatever comes after. Requests that wait at the old link may still get their
@@ -12,7 +13,8 @@ lost lets all that wait there go at once.
 ZeroMQ tells through a file descriptor that *something* has happened since somebody last looked, and
 sending is looking, too. So after something was sent the socket is looked at once more.
 
-A client belongs to the event loop in which it was first used.
+A client belongs to the event loop in which it was first used. In a child by fork it begins anew, in
+another loop.
 """
 
 from __future__ import annotations
@@ -25,33 +27,40 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import zmq
 
+from zkv import checks
 from zkv.client.async_namespace import AsyncClientOps
 from zkv.client.codec import PLAIN, Codec
 from zkv.client.connection import (
+    CLOSED,
+    ENVIRONMENT,
     Connection,
     Endpoints,
     SocketContext,
-    check_timeout,
+    check_context,
     refuse_to_pickle,
 )
 from zkv.client.errors import (
     BadReplyError,
     ClosedError,
+    MisuseError,
+    RefusedError,
 )
 from zkv.client.messages import (
     READ_OPS,
     WRITE_OPS,
-    check_reply,
+    check_answer,
     lost,
 )
 from zkv.client.operations import Operation, Reply
+from zkv.client.process import leave_alone, tell_of_forks
+from zkv.client.quick import id_of, unpack_quickly
 from zkv.client.retry import DEFAULT_POLICY, REASON_SECONDS, Attempts, RetryPolicy, Trouble
 from zkv.client.session import WriteSessions
-from zkv.client.steps import unpack_quickly
-from zkv.defaults import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+    from zkv.checks import Seconds
 
 
 T = TypeVar("T")
@@ -71,7 +80,7 @@ class AsyncClient(AsyncClientOps):
 
     Args:
         endpoint: as for `Client`.
-        timeout: seconds for each request, with waiting for its turn and all its repeats.
+        timeout: as for `Client`; waiting for its turn counts, too.
         codec: types of values beside those of msgpack.
         durable: have each write on disk before it is answered, whatever the server's policy.
         retry: how patient to be within the timeout.
@@ -79,25 +88,25 @@ class AsyncClient(AsyncClientOps):
 
     Raises:
         ValueError: an endpoint is malformed, or the timeout out of range.
-        TypeError: an endpoint is no str.
+        TypeError: an argument is of another type.
     """
 
     def __init__(
         self,
-        endpoint: str | Sequence[str] = DEFAULT_ENDPOINT,
-        timeout: float = 5.0,
+        endpoint: str | Sequence[str] = ENVIRONMENT,
+        timeout: Seconds = 5.0,
         *,
         codec: Codec = PLAIN,
         durable: bool = False,
         retry: RetryPolicy = DEFAULT_POLICY,
         context: SocketContext | None = None,
     ) -> None:
-        self.timeout = check_timeout(timeout)
+        self.timeout = checks.timeout(timeout)
         self._endpoints = Endpoints(endpoint)
-        self._codec = codec
-        self._durable = {"durable": True} if durable else {}
-        self._policy = retry
-        self._context = context
+        self._codec = checks.instance("codec", codec, Codec)
+        self._durable = {"durable": True} if checks.flag("durable", durable) else {}
+        self._policy = checks.instance("retry", retry, RetryPolicy)
+        self._context = check_context(context)
         self._ids = itertools.count(1)
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -106,11 +115,29 @@ class AsyncClient(AsyncClientOps):
         self._link: _Link | None = None
         self._links: set[_Link] = set()
         self._connect().close()  # What cannot be is told now.
+        tell_of_forks(self)
+
+    def _after_fork(self) -> None:
+        """Begin anew, in an event loop that is not the parent's."""
+        leave_alone((self._loop, self._link, self._links))
+        if self._loop is not None:
+            _inherited_loops.add(self._loop)
+        self._context = self._loop = self._link = None
+        self._links = set()
 
     def __repr__(self) -> str:
         return f"<AsyncClient {self.endpoint}{' closed' if self._closed else ''}>"
 
     __reduce__ = refuse_to_pickle
+
+    @property
+    def timeout(self) -> float:
+        """Seconds for each request, with all its repeats; may be set to others."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, seconds: Seconds) -> None:
+        self._timeout = checks.timeout(seconds)
 
     @property
     def endpoint(self) -> str:
@@ -127,10 +154,10 @@ class AsyncClient(AsyncClientOps):
     async def _run(
         self,
         operation: Operation[T],
-        timeout: float | None = None,  # noqa: ASYNC109  of the request
+        timeout: Seconds | None = None,  # noqa: ASYNC109  of the request
     ) -> T:
         op = operation.op
-        wait = self.timeout if timeout is None else check_timeout(timeout)
+        wait = self._timeout if timeout is None else checks.timeout(timeout)
         attempts = Attempts(self._policy, op, op in READ_OPS or op in WRITE_OPS, wait)
         reply = await self._ask(operation, operation.fields, self._codec, attempts)
         return operation.result(reply)
@@ -159,36 +186,51 @@ class AsyncClient(AsyncClientOps):
         request_id = next(self._ids)
         body = operation.pack(operation.op, request_id, fields, codec)
         while True:
-            reply = await self._attempt(operation.op, request_id, body, codec, attempts)
+            reply = await self._attempt(operation, request_id, body, codec, attempts)
             if reply is None:
                 continue
             if reply["ok"] or operation.tolerates(reply):
                 return reply
-            await asyncio.sleep(attempts.refused(reply))
+            try:
+                pause = attempts.refused(reply)
+            except RefusedError as error:
+                await self._name_old_server(operation.op, error)
+                raise
+            await asyncio.sleep(pause)
 
     async def _attempt(
-        self, op: str, request_id: int, body: bytes, codec: Codec, attempts: Attempts
+        self,
+        operation: Operation[Any],
+        request_id: int,
+        body: bytes,
+        codec: Codec,
+        attempts: Attempts,
     ) -> Reply | None:
         """Send a request once; None = no reply, and it may be sent again."""
-        link = self._send(op, request_id, body, codec, attempts)
+        op = operation.op
+        attempts.check_process()
+        link = self._send(op, request_id, body, attempts)
         waiting = link.waiting[request_id]
         patience = attempts.patience()
         timer = waiting.future.get_loop().call_later(patience, _resolve, waiting.future, None)
         try:
-            reply = await waiting.future
+            received = await waiting.future
         finally:
             timer.cancel()
             del link.waiting[request_id]
             if link is not self._link and not link.waiting:
                 self._close(link)
-        if reply is None:
-            self._retire(link)
-            if link.was_connected():
-                attempts.no_reply(link.endpoint, connected=True)
-                await asyncio.sleep(attempts.pause() if link.over else 0)
-            else:
-                await self._no_connection(link, attempts)
-        return reply
+        if received is not None:
+            reply = unpack_quickly(op, received, codec)
+            check_answer(op, request_id, reply)
+            return reply
+        self._retire(link)
+        if link.was_connected():
+            attempts.no_reply(link.endpoint, connected=True)
+            await asyncio.sleep(attempts.pause() if link.over else 0)
+        else:
+            await self._no_connection(link, attempts)
+        return None
 
     async def _no_connection(self, link: _Link, attempts: Attempts) -> None:
         """Return when to try again. Raises UnavailableError where it is to be given up."""
@@ -201,14 +243,18 @@ class AsyncClient(AsyncClientOps):
     # --- Places and links
 
     def _bind(self) -> None:
-        """Belong to the running loop from now on. Raises RuntimeError where it is another one."""
+        """Belong to the running loop from now on. Raises MisuseError where it is another one."""
         loop = asyncio.get_running_loop()
         if self._loop is None:
+            if loop in _inherited_loops:
+                text = "this event loop belongs to the parent process: make one in each"
+                raise MisuseError(text, applied=False)
             self._loop = loop
             self._sessions = WriteSessions()
             self._places = asyncio.Semaphore(MOST_IN_FLIGHT)
         elif self._loop is not loop:
-            raise RuntimeError("this AsyncClient was used in another event loop: make one in each")
+            text = "this AsyncClient was used in another event loop: make one in each"
+            raise MisuseError(text, applied=False)
 
     async def _take_place(self, attempts: Attempts) -> None:
         """Wait for one's turn. Raises NoReplyError where that takes too long."""
@@ -221,14 +267,12 @@ class AsyncClient(AsyncClientOps):
         except TimeoutError:
             raise attempts.give_up(self.endpoint) from None
 
-    def _send(
-        self, op: str, request_id: int, body: bytes, codec: Codec, attempts: Attempts
-    ) -> _Link:
+    def _send(self, op: str, request_id: int, body: bytes, attempts: Attempts) -> _Link:
         """Send a body over the current link, which is returned, or over a fresh one."""
         if self._closed:
-            raise ClosedError("the client is closed", attempts.applied())
+            raise ClosedError(CLOSED, attempts.applied())
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(loop.create_future(), op, codec)
+        waiting = _Waiting(loop.create_future(), op)
         if self._link is not None:
             if not attempts.repeatable:
                 self._link.look()  # Its loss could not be made good.
@@ -237,9 +281,11 @@ class AsyncClient(AsyncClientOps):
             # Full of requests whose senders were cancelled, or its connection is no more.
             self._retire(self._link)
         connection = self._connect(attempts.applied())
-        self._link = _Link(connection, loop, self._codec, self._endpoints, attempts)
+        self._link = _Link(connection, loop, self._endpoints, attempts)
         self._links.add(self._link)
-        self._link.send(request_id, body, waiting)
+        if not self._link.send(request_id, body, waiting):  # It was refused in this very moment.
+            self._link.waiting[request_id] = waiting
+            _resolve(waiting.future, None)
         return self._link
 
     def _retire(self, link: _Link) -> None:
@@ -263,12 +309,15 @@ class AsyncClient(AsyncClientOps):
             raise ClosedError(error.message, applied) from error
 
 
-class _Waiting(NamedTuple):
-    """Who waits for a reply, and how it is to be read."""
+_inherited_loops: Final[set[asyncio.AbstractEventLoop]] = set()
+"""Of the process that this one was forked from. The two would share what the loop waits for."""
 
-    future: asyncio.Future[Reply | None]
+
+class _Waiting(NamedTuple):
+    """Who waits for a reply to an op: its body, which nobody but who waits decodes."""
+
+    future: asyncio.Future[bytes | None]
     op: str
-    codec: Codec
 
 
 class _Link:
@@ -277,7 +326,6 @@ class _Link:
     Args:
         connection: the socket.
         loop: tells when there is something to receive.
-        codec: by which replies are read, unless who waits has another one.
         endpoints: are told when there is a connection.
         attempts: at the request that it is made for; tell how long to wait for a connection.
     """
@@ -286,7 +334,6 @@ class _Link:
         self,
         connection: Connection,
         loop: asyncio.AbstractEventLoop,
-        codec: Codec,
         endpoints: Endpoints,
         attempts: Attempts,
     ) -> None:
@@ -296,7 +343,6 @@ class _Link:
         self._connection = connection
         self._socket = connection.socket
         self._loop = loop
-        self._codec = codec
         self._endpoints = endpoints
         self._looking = False
         self._trouble: asyncio.Future[Trouble | None] | None = None
@@ -407,23 +453,15 @@ class _Link:
             self.look()
 
     def _hand_out(self, body: bytes) -> None:
+        """Give a body to who waits for it, and who decodes it: a codec may raise anything."""
         try:
-            reply = unpack_quickly("-", body, self._codec)
+            request_id = id_of(body)
         except BadReplyError as error:
             self._fail_the_only_one(error)
             return
-        request_id = reply.get("id")
         waiting = self.waiting.get(request_id) if type(request_id) is int else None
-        if waiting is None:
-            return  # Nobody waits for it any more.
-        try:
-            if waiting.codec is not self._codec:
-                reply = unpack_quickly(waiting.op, body, waiting.codec)
-            check_reply(waiting.op, reply)
-        except BadReplyError as error:
-            _fail(waiting.future, error)
-            return
-        _resolve(waiting.future, reply)
+        if waiting is not None:  # Else nobody waits for it any more.
+            _resolve(waiting.future, body)
 
     def _fail_the_only_one(self, error: BadReplyError) -> None:
         """Nobody knows whose reply it is, unless only one waits; the others will ask again."""
@@ -437,6 +475,6 @@ def _resolve(future: asyncio.Future[T], result: T) -> None:
         future.set_result(result)
 
 
-def _fail(future: asyncio.Future[Reply | None], error: Exception) -> None:
+def _fail(future: asyncio.Future[bytes | None], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)

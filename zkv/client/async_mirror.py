@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
+from zkv import checks
 from zkv.client.async_watch import AsyncSubscription
-from zkv.client.errors import ClientError, ClosedError
-from zkv.client.mirror_view import MirrorView, log_end
+from zkv.client.errors import ClosedError
+from zkv.client.mirror_view import MirrorView
+from zkv.client.process import check_process
 from zkv.client.tasks import AsyncBackground, AsyncCondition
 
 if TYPE_CHECKING:
+    from zkv.checks import Seconds
     from zkv.client.async_namespace import AsyncKeyOps
 
 
@@ -25,10 +28,10 @@ class AsyncMirror(MirrorView):
     """
 
     def __init__(
-        self, keyspace: AsyncKeyOps, prefix: str, timeout: float | None, feed: str | None
+        self, keyspace: AsyncKeyOps, prefix: str, timeout: Seconds | None, feed: str | None
     ) -> None:
         super().__init__()
-        self._timeout = timeout
+        self._timeout = checks.wait(timeout)
         self._subscription = AsyncSubscription(keyspace, prefix, None, False, feed)
         self._moved = AsyncCondition()
         self._worker: AsyncBackground | None = None
@@ -51,22 +54,24 @@ class AsyncMirror(MirrorView):
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def wait_for(self, rev: int, timeout: float | None = None) -> None:  # noqa: ASYNC109
+    async def wait_for(self, rev: int, timeout: Seconds | None = None) -> None:  # noqa: ASYNC109
         """Wait until it shows this revision, or a newer one; the server is asked at once.
 
         Args:
             rev: such as `AsyncClient.put` returns it.
-            timeout: seconds to wait; None = as long as it takes.
+            timeout: seconds to wait, up to a year, or a `timedelta`; None = as long as it takes.
 
         Raises:
             NoReplyError: it does not in time.
             ClientError: it does not follow any more, for this reason.
         """
+        check_process(self._made_in)
+        rev, wait = checks.revision("rev", rev), checks.wait(timeout)
         if self._rev >= rev:
             return
         self._subscription.want(rev)
-        if not await self._moved.wait_for(lambda: self._is_at(rev), timeout):
-            raise self._too_late(rev, timeout)
+        if not await self._moved.wait_for(lambda: self._is_at(rev), wait):
+            raise self._too_late(rev, wait)
 
     async def aclose(self) -> None:
         """Follow no more. What it shows stays. May be called again, and by any task."""
@@ -75,16 +80,17 @@ class AsyncMirror(MirrorView):
             await self._worker.join()
 
     async def _follow(self) -> None:
-        error: ClientError = ClosedError("the mirror is closed", applied=False)
         try:
             while (batch := await self._subscription.next_batch()) is not None:
                 shown = self._apply(batch)
                 self._moved.wake()
                 self._tell(shown)
-        except ClientError as failure:
-            error = failure
-            log_end(failure)
+            self._end(ClosedError("the mirror is closed", applied=False))
+        except Exception as failure:
+            self._end(failure)
+        except BaseException as failure:  # Which ends this task, or was raised in it.
+            self._end(failure)
+            raise
         finally:
             self._subscription.close()
-            self._error = error
             self._moved.wake()

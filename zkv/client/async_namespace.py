@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
+from zkv import checks
 from zkv.client import operations
-from zkv.client.codec import PLAIN, Codec
-from zkv.client.errors import ConflictError, NotFoundError, TooLargeError
+from zkv.client.codec import PACKED, PLAIN, Codec
+from zkv.client.errors import ClientError, ConflictError, NotFoundError, RefusedError, TooLargeError
 from zkv.client.operations import RAISE, Change, Entry, Operation, Reply
+from zkv.client.process import ReadAhead
 from zkv.client.retry import Attempts, RetryPolicy
 
 # sync: from zkv.client.mapping import Dictionary
 
 if TYPE_CHECKING:
+    from zkv.checks import Seconds
     from zkv.client.aio import AsyncClient  # sync: from zkv.client.sync import Client
     from zkv.client.async_mirror import AsyncMirror
     from zkv.client.async_pipeline import AsyncPipeline, AsyncTransaction
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
     from zkv.client.recipes.async_queue import AsyncQueue
 
 T = TypeVar("T")
+
+VERSION_SECONDS: Final = 1.0
+"""How long a server may take to tell its version, where it refuses something."""
 
 
 class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
@@ -45,16 +52,23 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
     # --- One key
 
     async def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key, or ``default`` where it is not there."""
-        return await self._run(operations.get(self._prefix + key, default))
+        """Return the value of a key, or ``default`` if the key is absent.
+
+        Raises:
+            BadValueError: the value cannot be decoded. Calls that read a single value raise this.
+                Where values come together, as from `get_many`, `scan`, `changes`, `watch` and
+                transactions, the error replaces the value.
+        """
+        return await self._run(operations.get(checks.key(self._prefix, key), default))
 
     async def get_entry(self, key: str) -> Entry:
         """A key's value with its revision, and the seconds that it has left.
 
         Raises:
             NotFoundError: the key is not there.
+            BadValueError: the value cannot be decoded.
         """
-        return await self._run(operations.get_entry(self._prefix + key, key))
+        return await self._run(operations.get_entry(checks.key(self._prefix, key), key))
 
     async def contains(  # sync: def __contains__(
         self,
@@ -62,7 +76,7 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
     ) -> bool:
         """Whether a key is there."""
         return await self._run(  # sync: return isinstance(key, str) and self._run(
-            operations.contains(self._prefix + key)
+            operations.contains(checks.key(self._prefix, key))
         )
 
     async def put(
@@ -70,7 +84,7 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
         key: str,
         value: Any,
         *,
-        ttl: float | None = None,
+        ttl: Seconds | None = None,
         if_rev: int | None = None,
         create: bool = False,
     ) -> int:
@@ -79,7 +93,8 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
         Args:
             key: non-empty text, 1,024 bytes at most.
             value: anything that msgpack holds, and what the client's codec adds.
-            ttl: seconds after which the key is gone; None = it stays.
+            ttl: seconds after which the key is gone, above 0 and up to 10^10, or a `timedelta`;
+                None = it stays.
             if_rev: write only if the entry has this revision; 0 = only if it is absent.
             create: write only if the key is absent.
 
@@ -89,8 +104,13 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
         Raises:
             ConflictError: the condition does not hold; ``rev`` is the actual revision.
             TooLargeError: key or value are over their limit.
+            TypeError, ValueError: an argument is not allowed, or the value cannot be stored or
+                would not come back as it was; nothing was sent. So it is in all methods.
+            BadValueError: a function of the codec failed; nothing was sent.
         """
-        return await self._run(operations.put(self._prefix + key, value, ttl, if_rev, create))
+        return await self._run(
+            operations.put(checks.key(self._prefix, key), value, ttl, if_rev, create)
+        )
 
     async def delete(self, key: str, *, if_rev: int | None = None) -> bool:
         """Remove a key; `pop` also gives its value, and ``del`` insists that it was there.
@@ -105,22 +125,26 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
         Raises:
             ConflictError: the entry has another revision; 0 = it is absent.
         """
-        return await self._run(operations.delete(self._prefix + key, if_rev))
+        return await self._run(operations.delete(checks.key(self._prefix, key), if_rev))
 
     async def incr(self, key: str, by: int = 1) -> int:
         """Add to an int of 64 bits; an absent key counts as 0. Returns the sum.
 
+        Args:
+            key: of the number.
+            by: an int of 64 bits; may be negative.
+
         Raises:
             WrongTypeError: the value is no int, or would leave its range.
         """
-        return await self._run(operations.incr(self._prefix + key, by))
+        return await self._run(operations.incr(checks.key(self._prefix, key), by))
 
-    async def touch(self, key: str, ttl: float | None) -> int:
+    async def touch(self, key: str, ttl: Seconds | None) -> int:
         """Give a key another time to live, and leave its value.
 
         Args:
             key: to keep.
-            ttl: seconds from now; None = it does not expire.
+            ttl: seconds from now, as for `put`; None = it does not expire.
 
         Returns:
             The revision of this change.
@@ -128,20 +152,18 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
         Raises:
             NotFoundError: the key is not there.
         """
-        return await self._run(operations.touch(self._prefix + key, ttl))
+        return await self._run(operations.touch(checks.key(self._prefix, key), ttl))
 
     async def pop(self, key: str, default: Any = RAISE) -> Any:
-        """Remove a key and return its value, in one step.
+        """Remove a key and return its value: the one that was read, or nothing is removed.
+
+        It takes two requests, and more while others write to the key. So a value that cannot be
+        returned is never lost.
 
         Raises:
             NotFoundError: the key is not there, and no default was given.
+            BadValueError: the value cannot be decoded; it stays.
         """
-        try:
-            return await self._run(operations.pop(self._prefix + key, default))
-        except TooLargeError:  # The server does not keep such a value for the case of a repeat.
-            return await self._pop_large(key, default)
-
-    async def _pop_large(self, key: str, default: Any) -> Any:
         while True:
             try:
                 entry = await self.get_entry(key)
@@ -158,7 +180,7 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
         """The value of a key; where it is not there, write ``default`` and return that."""
         while True:
             try:
-                return await self._run(operations.get(self._prefix + key, RAISE))
+                return await self._run(operations.get(checks.key(self._prefix, key), RAISE))
             except NotFoundError:
                 pass
             try:
@@ -181,8 +203,12 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
         """Like `get_many`, with revisions; ``ttl`` is not told."""
         return await self._run(operations.get_entries(self._prefix, keys))
 
-    async def put_many(self, items: Mapping[str, Any], *, ttl: float | None = None) -> int:
+    async def put_many(self, items: Mapping[str, Any], *, ttl: Seconds | None = None) -> int:
         """Write many values, all or nothing, and return the revision that they all have.
+
+        Args:
+            items: a mapping of keys to values.
+            ttl: as for `put`, of all of them.
 
         Raises:
             TooLargeError: more than the server takes at once; nothing is written.
@@ -203,7 +229,7 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
         async for page in self._pages(operations.ScanPages(self._prefix, fields, None)):
             await self.delete_many([entry.key for entry in page])
 
-    async def scan(
+    def scan(
         self,
         prefix: str = "",
         *,
@@ -221,43 +247,53 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
             start: the first key that may come.
             end: the first key that may not.
             after: begin behind this key (with ``reverse``: before it).
-            limit: entries at most; None = all.
+            limit: entries at most, from 0; None = all.
             values: whether values are wanted; without, they are None and do not travel.
             reverse: from the last key to the first.
         """
         fields = operations.scan_fields(
             self._prefix, prefix, start=start, end=end, after=after, values=values, reverse=reverse
         )
-        async for page in self._pages(operations.ScanPages(self._prefix, fields, limit)):
+        return self._each_entry(operations.ScanPages(self._prefix, fields, limit))
+
+    async def _each_entry(self, scan: operations.ScanPages) -> AsyncIterator[Entry]:
+        async for page in self._pages(scan):
             for entry in page:  # sync: yield from page
                 yield entry  # sync:
 
     async def _pages(self, scan: operations.ScanPages) -> AsyncIterator[list[Entry]]:
+        ahead = ReadAhead()
         while (page := scan.next_page()) is not None:
             try:
                 if entries := await self._run(page):
-                    yield entries
+                    yield ahead.page(entries)
+                    ahead.check()
             except TooLargeError as error:
                 scan.too_large(error)
 
     async def count(self, prefix: str = "") -> int:
         """How many keys there are that begin with ``prefix``."""
-        return await self._run(operations.count(self._prefix + prefix))
+        return await self._run(operations.count(self._prefix + checks.text("prefix", prefix)))
 
-    async def changes(self, since: int, prefix: str = "") -> AsyncIterator[Change]:
+    def changes(self, since: int, prefix: str = "") -> AsyncIterator[Change]:
         """What has changed after a revision, oldest first, up to now.
 
         Args:
-            since: a revision, such as that of an entry, or ``info()["rev"]``.
+            since: a revision from 0, such as that of an entry, or ``info()["rev"]``.
             prefix: of the keys.
 
         Raises:
             CompactedError: changes after ``since`` are not kept any more.
         """
-        pages = operations.ChangePages(self._prefix, prefix, since)
+        return self._each_change(operations.ChangePages(self._prefix, prefix, since))
+
+    async def _each_change(self, pages: operations.ChangePages) -> AsyncIterator[Change]:
+        ahead = ReadAhead()
         while (page := pages.next_page()) is not None:
-            for change in await self._run(page):  # sync: yield from self._run(page)
+            changes = ahead.page(await self._run(page))
+            for change in changes:  # sync: yield from changes
                 yield change  # sync:
+            ahead.check()
 
     def watch(
         self, prefix: str = "", *, since: int | None = None, feed: str | None = None
@@ -298,7 +334,7 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
         )
 
     def mirror(
-        self, prefix: str = "", *, timeout: float | None = None, feed: str | None = None
+        self, prefix: str = "", *, timeout: Seconds | None = None, feed: str | None = None
     ) -> AsyncMirror:
         """A copy of the entries in this process's memory, that follows every change.
 
@@ -310,7 +346,8 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
 
         Args:
             prefix: of the keys. Unlike that of a namespace it stays on the keys.
-            timeout: seconds for reading everything first; None = as long as it takes.
+            timeout: seconds for reading everything first, up to a year, or a `timedelta`; None = as
+                long as it takes.
             feed: as for `watch`.
 
         Raises:
@@ -323,7 +360,7 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
             # sync: ._open()
         )
 
-    def lock(self, key: str, *, ttl: float = 30.0, owner: str | None = None) -> AsyncLock:
+    def lock(self, key: str, *, ttl: Seconds = 30.0, owner: str | None = None) -> AsyncLock:
         """Mutual exclusion for programs on many machines, see `zkv.client.recipes.lock`.
 
         Like this::
@@ -335,7 +372,8 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
 
         Args:
             key: of the lock; its entry is there while somebody holds it.
-            ttl: seconds after which a holder that has crashed loses it. Who lives keeps it.
+            ttl: seconds after which a holder that has crashed loses it, as for `put`. Who lives
+                keeps it.
             owner: who holds it, for people to read; None = the machine and the process.
         """
         from zkv.client.recipes.async_lock import AsyncLock
@@ -343,7 +381,7 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
         return AsyncLock(self, key, ttl, owner)
 
     def election(
-        self, key: str, candidate: str | None = None, *, ttl: float = 30.0
+        self, key: str, candidate: str | None = None, *, ttl: Seconds = 30.0
     ) -> AsyncElection:
         """One leader among many, see `zkv.client.recipes.election`.
 
@@ -356,31 +394,49 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
         Args:
             key: of the election, the same for all candidates.
             candidate: the name of this one; None = the machine and the process.
-            ttl: seconds after which a leader that has crashed is replaced.
+            ttl: seconds after which a leader that has crashed is replaced, as for `put`.
         """
         from zkv.client.recipes.async_election import AsyncElection
 
         return AsyncElection(self, key, candidate, ttl)
 
     def cache(
-        self, *, ttl: float | None = None, prefix: str | None = None, lease: float = 30.0
+        self,
+        function: None = None,
+        /,
+        *,
+        ttl: Seconds | None = None,
+        prefix: str | None = None,
+        lease: Seconds = 30.0,
     ) -> AsyncCache:
         """A decorator: what a function returns is kept, and computed once for all programs.
+
+        Like this::
 
             @kv.cache(ttl=60)
             async def exchange_rate(currency: str) -> float: ...
 
+        It takes functions, and not methods, generators and classes. What has no name of its own, a
+        lambda or a ``partial``, needs a prefix. Arguments and result are what the client can store.
+
         Args:
-            ttl: seconds for which a value is kept; None = until the function's ``forget``, such as
-                ``await exchange_rate.forget("EUR")``.
+            function: is not given here: the decorator needs its parentheses.
+            ttl: seconds for which a value is kept, as for `put`; None = until the function's
+                ``forget``, such as ``await exchange_rate.forget("EUR")``.
             prefix: of the keys; None = ``cache/``, the function's module and its name.
             lease: seconds until somebody else computes it, if who does has crashed.
+
+        Raises:
+            TypeError, ValueError: an argument is none of these. The decorator raises TypeError,
+                too, where it gets something else than such a function.
         """
         from zkv.client.recipes.async_cache import AsyncCache
 
+        if function is not None:
+            raise TypeError("cache: write @kv.cache() or @kv.cache(ttl=60), with parentheses")
         return AsyncCache(self, ttl, prefix, lease)
 
-    def rate_limiter(self, prefix: str, *, limit: int, period: float) -> AsyncRateLimiter:
+    def rate_limiter(self, prefix: str, *, limit: int, period: Seconds) -> AsyncRateLimiter:
         """So many per period, for all programs together, see `zkv.client.recipes.limiter`.
 
         Like this::
@@ -391,14 +447,14 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
 
         Args:
             prefix: of the counters' keys.
-            limit: how many in each period.
-            period: in seconds.
+            limit: how many in each period, from 1 to 2^53.
+            period: in seconds, from 0.001 to 5 * 10^9, or a `timedelta`.
         """
         from zkv.client.recipes.async_limiter import AsyncRateLimiter
 
         return AsyncRateLimiter(self, prefix, limit, period)
 
-    def queue(self, prefix: str, *, lease: float = 30.0) -> AsyncQueue:
+    def queue(self, prefix: str, *, lease: Seconds = 30.0) -> AsyncQueue:
         """Jobs that are each done at least once, see `zkv.client.recipes.queue`.
 
         Like this::
@@ -411,7 +467,8 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
 
         Args:
             prefix: of the keys.
-            lease: seconds after which a job is free again if its worker has crashed.
+            lease: seconds after which a job is free again if its worker has crashed, as the ttl of
+                `put`.
         """
         from zkv.client.recipes.async_queue import AsyncQueue
 
@@ -462,7 +519,7 @@ class AsyncNamespace(AsyncKeyOps):
 
     def __init__(self, parent: AsyncKeyOps, prefix: str) -> None:
         self._parent = parent
-        self._prefix = parent._prefix + prefix
+        self._prefix = parent._prefix + checks.text("prefix", prefix)
         self._client = parent._client
 
     def __repr__(self) -> str:
@@ -477,6 +534,7 @@ class AsyncClientOps(AsyncKeyOps):
 
     timeout: float
     _prefix = ""
+    _codec: Codec
     _policy: RetryPolicy
 
     @property
@@ -487,7 +545,7 @@ class AsyncClientOps(AsyncKeyOps):
     async def _run(
         self,
         operation: Operation[T],
-        timeout: float | None = None,  # noqa: ASYNC109  of the request
+        timeout: Seconds | None = None,  # noqa: ASYNC109  of the request
     ) -> T:
         """Carry out an operation, with retries, within the client's timeout or this one."""
 
@@ -496,6 +554,13 @@ class AsyncClientOps(AsyncKeyOps):
         self, operation: Operation[Any], fields: dict[str, Any], codec: Codec, attempts: Attempts
     ) -> Reply:
         """Send a request until there is an answer to it, or no time left."""
+
+    async def _name_old_server(self, op: str, error: RefusedError) -> None:
+        """Say so in ``error``, where the server does not know what it was asked for."""
+        if op != "INFO" and operations.is_unknown_to_server(error):
+            with suppress(ClientError):  # The first error matters more.
+                facts = await self._run(operations.info(), min(self.timeout, VERSION_SECONDS))
+                error.message += operations.older_than_client(facts)
 
     @abstractmethod
     async def aclose(self) -> None:
@@ -515,26 +580,26 @@ class AsyncClientOps(AsyncKeyOps):
         """What the server is, holds and has done, as the protocol's INFO tells it."""
         return await self._run(operations.info())
 
-    async def snapshot(self, timeout: float | None = None) -> int:  # noqa: ASYNC109  of the request
+    async def snapshot(self, timeout: Seconds | None = None) -> int:  # noqa: ASYNC109  of the request
         """Have a snapshot written that holds every write answered before; its revision.
 
         Args:
-            timeout: seconds to wait for it; None = as for any request.
+            timeout: seconds to wait for it, as for `AsyncClient`; None = as for any request.
         """
         return await self._run(operations.snapshot(), timeout)
 
-    async def end(self, timeout: float | None = None) -> int:  # noqa: ASYNC109  of the request
+    async def end(self, timeout: Seconds | None = None) -> int:  # noqa: ASYNC109  of the request
         """Have the server save everything and end; the revision that was saved last.
 
         Args:
-            timeout: seconds to wait for it; None = as for any request.
+            timeout: seconds to wait for it, as for `AsyncClient`; None = as for any request.
         """
         return await self._run(operations.end(), timeout)
 
     async def call(self, op: str, /, **fields: Any) -> Reply:
         """Send a request as it is, once, and return the reply as it comes.
 
-        There is no codec, no session, no repeat: what the protocol page says is what happens.
+        There is no codec but `PACKED`, no session, no repeat: the protocol page says what happens.
 
         Args:
             op: an op of the protocol, upper case.
@@ -544,7 +609,14 @@ class AsyncClientOps(AsyncKeyOps):
             RefusedError: the server answered that the request failed.
             NoReplyError: no reply came in time.
             BadReplyError: a reply came, and breaks the protocol.
-            TypeError, ValueError, OverflowError: msgpack cannot hold a field; nothing was sent.
+            BadValueError: the value of a single key cannot be decoded.
+            TypeError, ValueError: msgpack cannot hold a field; nothing was sent.
         """
+        checks.text("op", op)
+        if own := {"op", "id"} & fields.keys():
+            raise TypeError(f"{min(own)}: no field to be given: the client sets it")
         attempts = Attempts(self._policy, op, False, self.timeout)
-        return await self._ask(operations.plain(op, fields), fields, PLAIN, attempts)
+        operation = operations.plain(op, fields)
+        if self._codec is PACKED:  # Nothing is decoded, so there is no error to name a key in.
+            return await self._ask(operation, fields, PACKED, attempts)
+        return operation.result(await self._ask(operation, fields, PLAIN, attempts))

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
-from zkv.client.errors import ClientError, RefusedError
+from zkv import checks
+from zkv.client.errors import BadValueError, ClientError, RefusedError
 from zkv.client.operations import Operation
 from zkv.client.packing import Packing, TransactionOps, WrittenOps
 
@@ -31,15 +32,21 @@ class AsyncPipeline(WrittenOps):
 
         Raises:
             ClientError: an op failed; all others have had their try.
-            TypeError, ValueError, OverflowError: a value cannot be packed. Its message and those
-                behind it were not sent; earlier ones, of a thousand ops at most, were.
+            BadValueError: a value that was read cannot be decoded; all others have had their try.
+            BadValueError, TypeError, ValueError: a value cannot be packed. Its message and those
+                after it were not sent; earlier ones, of a thousand ops at most, were.
         """
+        checks.flag("return_exceptions", return_exceptions)
         packing = Packing(*self._take())
         while (message := packing.next_message()) is not None:
             try:
                 packing.succeeded(await self._perform(message))
             except RefusedError as error:
                 packing.refused(error)
+            except BadValueError as error:
+                if error.packed is None:  # It was to be sent.
+                    raise
+                packing.unreadable(error)
             except ClientError as error:
                 packing.failed(error)
         self.results = packing.results
@@ -53,6 +60,8 @@ class AsyncPipeline(WrittenOps):
     async def __aexit__(self, failed: type[BaseException] | None, *_: object) -> None:
         if failed is None:
             await self.execute()
+        else:
+            self._discard()
 
 
 class AsyncTransaction(TransactionOps):
@@ -81,3 +90,5 @@ class AsyncTransaction(TransactionOps):
     async def __aexit__(self, failed: type[BaseException] | None, *_: object) -> None:
         if failed is None:
             await self.commit()
+        else:
+            self._discard()

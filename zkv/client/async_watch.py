@@ -7,18 +7,19 @@ it, or tell it of a revision that it should have by now, and wakes it for that.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Self, TypeVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import zmq
 
+from zkv import checks
 from zkv.client import operations
 from zkv.client.connection import refuse_to_pickle
-from zkv.client.errors import ClientError, ClosedError, NoReplyError, RefusedError
+from zkv.client.errors import ClientError, MisuseError, NoReplyError, RefusedError
 from zkv.client.feed import drain, join
 from zkv.client.follower import (
     FIRST_PATIENCE,
@@ -30,13 +31,17 @@ from zkv.client.follower import (
     pause_after,
 )
 from zkv.client.operations import Change, Operation
+from zkv.client.process import check_process, generation, is_foreign, leave_alone
 from zkv.client.tasks import AsyncWaiter
 from zkv.endpoint import check_to_connect
 
 if TYPE_CHECKING:
+    from zkv.checks import Seconds
     from zkv.client.async_namespace import AsyncKeyOps
 
 T = TypeVar("T")
+
+ONE_AT_A_TIME: Final = "another task waits for the next change: only one at a time may"
 
 
 class AsyncSubscription:
@@ -58,13 +63,13 @@ class AsyncSubscription:
     ) -> None:
         self._client = keyspace._client
         self._namespace = keyspace._prefix
-        self._prefix = prefix
-        self._since = since
+        self._prefix = checks.text("prefix", prefix)
+        self._since = None if since is None else checks.revision("since", since)
         self._now = now
-        self._feed = None if feed is None else check_to_connect(feed)
+        self._feed = None if feed is None else _checked_feed(feed)
         self._joined = 0
         self._endpoint: str | None = None
-        self._process = os.getpid()
+        self._made_in = generation()
         self._waiter = AsyncWaiter()
         self._inside = threading.Lock()  # Held by whoever is in `next_batch`. Nobody waits for it.
         self._wanted: deque[int] = deque()
@@ -74,6 +79,11 @@ class AsyncSubscription:
         self.closed = False
         self.trouble: ClientError | None = None
 
+    @property
+    def prefix(self) -> str:
+        """Of the keys, as they are stored."""
+        return self._namespace + self._prefix
+
     async def open(self) -> Follower:
         """Ask the server where the feed is, and join it. May be called again.
 
@@ -82,10 +92,10 @@ class AsyncSubscription:
             ValueError: the feed's endpoint is malformed.
         """
         if self._follower is None:
-            info = await self._client.info()
-            self._endpoint = self._feed or feed_endpoint(info["feed"], self._client.endpoint)
+            rev, feed = await self._client._run(operations.place())
+            self._endpoint = self._feed or feed_endpoint(feed, self._client.endpoint)
             follower = Follower(
-                self._namespace, self._prefix, info["rev"] if self._now else self._since,
+                self._namespace, self._prefix, rev if self._now else self._since,
                 self._client._codec, self._endpoint is not None, time.monotonic(),
             )  # fmt: skip
             self._join(follower)
@@ -104,13 +114,13 @@ class AsyncSubscription:
         Raises:
             ClosedError: the client was closed, or this is a child by fork of who began.
             ClientError: the server answers what it should not.
-            RuntimeError: another task is in here.
+            MisuseError: another task is in here.
         """
-        self._check_process()
+        self.check_process()
         if not self._inside.acquire(blocking=False):
             if self.closed:
                 return None
-            raise RuntimeError("another task waits for the next change: only one at a time may")
+            raise MisuseError(ONE_AT_A_TIME, applied=False)
         try:
             while not self.closed:
                 follower = await self.open()
@@ -131,7 +141,7 @@ class AsyncSubscription:
 
     def want(self, rev: int) -> None:
         """Have this revision asked for, unless it has come. Any task. Raises ClosedError."""
-        self._check_process()
+        self.check_process()
         self._wanted.append(rev)
         self._waiter.wake()
 
@@ -141,8 +151,8 @@ class AsyncSubscription:
         Where another task is in `next_batch` it closes the socket, and this does not wait.
         """
         self.closed = True
-        if os.getpid() != self._process:
-            _inherited.append(self)
+        if is_foreign(self._made_in):
+            leave_alone(self)
             return
         self._waiter.wake()
         if self._inside.acquire(blocking=False):
@@ -152,9 +162,9 @@ class AsyncSubscription:
             finally:
                 self._inside.release()
 
-    def _check_process(self) -> None:
-        if os.getpid() != self._process:
-            raise ClosedError("it belongs to the process that this one was forked from", False)
+    def check_process(self) -> None:
+        """Raise ClosedError in a child by fork of who began."""
+        check_process(self._made_in)
 
     async def _step(self, follower: Follower, end: float | None) -> Batch | None:
         now = time.monotonic()
@@ -199,9 +209,9 @@ class AsyncSubscription:
 
     async def _look_up(self, follower: Follower, end: float | None) -> None:
         """Find the feed anew: the server may have been restarted, and have it elsewhere."""
-        info = await self._ask(operations.info(), end)
-        if info is not None:
-            self._endpoint = self._feed or feed_endpoint(info["feed"], self._client.endpoint)
+        place = await self._ask(operations.place(), end)
+        if place is not None:
+            self._endpoint = self._feed or feed_endpoint(place[1], self._client.endpoint)
             self._join(follower)
             follower.joined(self._endpoint is not None, time.monotonic())
 
@@ -229,8 +239,12 @@ class AsyncSubscription:
             self._socket = None
 
 
-_inherited: list[AsyncSubscription] = []
-"""Of the process that this one was forked from: not to be used, nor to be closed."""
+def _checked_feed(feed: str) -> str:
+    """Return an endpoint that a program names. Raises TypeError and ValueError."""
+    try:
+        return check_to_connect(feed)
+    except (TypeError, ValueError) as error:
+        raise checks.named("feed", error) from None
 
 
 class AsyncWatch(AsyncIterator[Change]):
@@ -266,6 +280,10 @@ class AsyncWatch(AsyncIterator[Change]):
         if hasattr(self, "_subscription"):
             self._subscription.close()
 
+    def __repr__(self) -> str:
+        keys = f"{self._subscription.prefix!r} at revision {self._rev}"
+        return f"<{type(self).__name__} {keys}{' closed' if self.closed else ''}>"
+
     @property
     def rev(self) -> int | None:  # sync: def rev(self) -> int:
         """The revision up to which everything has been told: ``since`` of a watch that goes on.
@@ -293,22 +311,29 @@ class AsyncWatch(AsyncIterator[Change]):
             raise StopAsyncIteration
         return change
 
-    async def next(self, timeout: float | None = None) -> Change | None:  # noqa: ASYNC109
+    async def next(self, timeout: Seconds | None = None) -> Change | None:  # noqa: ASYNC109
         """The next change.
 
         Args:
-            timeout: seconds to wait for one; None = as long as it takes.
+            timeout: seconds to wait for one, up to a year, or a `timedelta`; None = as long as it
+                takes.
 
         Returns:
             None if no change has come in time, or the watch was closed.
 
         Raises:
-            ClosedError: the client was closed.
+            ClosedError: the client was closed, or this is a child by fork of who began.
+            MisuseError: another task waits for the next change.
         """
+        wait = checks.wait(timeout)
+        self._subscription.check_process()
         if not self.closed:
             await self._open()
-        end = None if timeout is None else time.monotonic() + timeout
-        while not self._queue:
+        end = None if wait is None else time.monotonic() + wait
+        while True:
+            with suppress(IndexError):
+                told = self._queue.popleft()
+                break
             batch = await self._subscription.next_batch(end)
             if batch is None:
                 return None
@@ -317,7 +342,7 @@ class AsyncWatch(AsyncIterator[Change]):
                 self._rev = batch.rev
         if self.closed:
             return None
-        change, self._rev = self._queue.popleft()
+        change, self._rev = told
         return change
 
     async def aclose(self) -> None:

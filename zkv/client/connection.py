@@ -8,6 +8,9 @@
 - libzmq does not connect anew by itself: a socket is one connection, and when it has failed or was
   lost, the monitor says so, and whoever uses it takes another. So it is known at once that there is
   nobody, and another endpoint is tried without waiting.
+- A connection that nobody has any more is closed in the same order as by `Connection.close`: if
+  its monitor's socket went first, libzmq would wait in its I/O thread for somebody to read events,
+  and nothing in the process would be sent or received any more.
 - For a name libzmq looks up one kind of address, IPv4 or IPv6, by an option of the socket. A server
   may listen at either, so a name is two places to try.
 """
@@ -19,16 +22,16 @@ import itertools
 import math
 import sys
 import time
+import weakref
 from collections.abc import Iterable
 from typing import Final, NamedTuple, NoReturn
 
 import zmq
 
+from zkv import checks
 from zkv.client.errors import ClosedError
-from zkv.endpoint import check_to_connect, is_name
-
-LONGEST_TIMEOUT: Final = 86_400.0
-"""Seconds. A limit there must be, since ZeroMQ counts milliseconds in a C int."""
+from zkv.client.process import generation, is_foreign
+from zkv.endpoint import check_to_connect, from_environment, is_name
 
 MONITORED: Final = ("tcp://", "ipc://")
 """Transports that tell whether there is a connection."""
@@ -92,7 +95,10 @@ class Connection:
         ClosedError: the context has been terminated.
     """
 
-    __slots__ = ("_looked", "_milliseconds", "_monitor", "address", "connected", "over", "socket")
+    __slots__ = (
+        "__weakref__", "_looked", "_milliseconds", "_monitor", "address", "connected", "over",
+        "socket",
+    )  # fmt: skip
 
     def __init__(self, context: SocketContext, kind: int, address: Address) -> None:
         self.address = address
@@ -114,6 +120,8 @@ class Connection:
         except zmq.ZMQError as error:
             self.close()
             raise explain(address.endpoint, error) from error
+        # It has the sockets, so they do not go before it.
+        weakref.finalize(self, _close, self.socket, self._monitor, generation()).atexit = False
 
     @property
     def endpoint(self) -> str:
@@ -171,12 +179,18 @@ class Connection:
 
     def close(self) -> None:
         """Drop the socket and all that waits in it. May be called again."""
-        if self._monitor is not None:
-            if not self.socket.closed:  # As by the end of its context.
-                self.socket.monitor(None, 0)
-            self._monitor.close()
-            self._monitor = None
-        self.socket.close()
+        _close(self.socket, self._monitor, generation())
+        self._monitor = None
+
+
+def _close(socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes] | None, made_in: int) -> None:
+    if is_foreign(made_in):
+        return  # They are the parent's.
+    if monitor is not None and not monitor.closed:
+        if not socket.closed:  # As by the end of its context.
+            socket.monitor(None, 0)
+        monitor.close()
+    socket.close()
 
 
 def _open(context: SocketContext, kind: int) -> zmq.Socket[bytes]:
@@ -211,11 +225,25 @@ def _monitor(context: SocketContext, socket: zmq.Socket[bytes]) -> zmq.Socket[by
     return monitor
 
 
+class _Environment(tuple[str, ...]):
+    """The type of `ENVIRONMENT`, for signatures."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "ZKV_ENDPOINT"
+
+
+ENVIRONMENT: Final = _Environment()
+"""In the place of endpoints: those that the environment names. None would be taken by mistake."""
+
+
 class Endpoints:
     """Where a server may be reached; one place is in use until it fails.
 
     Args:
-        endpoints: one or more of the same server: a write is repeated at any of them.
+        endpoints: one or more of the same server: a write is repeated at any of them; `ENVIRONMENT`
+            = those that it names.
 
     Attributes:
         met: whether there has been a connection to any of them.
@@ -226,6 +254,8 @@ class Endpoints:
     """
 
     def __init__(self, endpoints: object) -> None:
+        if endpoints is ENVIRONMENT:
+            endpoints = from_environment()
         if isinstance(endpoints, (str, bytes)) or not isinstance(endpoints, Iterable):
             endpoints = [endpoints]
         self._endpoints = [check_to_connect(each) for each in endpoints]
@@ -259,8 +289,16 @@ def refuse_to_pickle(self: object) -> NoReturn:
     )
 
 
-def check_timeout(timeout: float) -> float:
-    """``timeout`` in seconds. Raises ValueError where it is out of range."""
-    if not 0 < timeout <= LONGEST_TIMEOUT:
-        raise ValueError(f"timeout {timeout:g}: seconds, above 0 and up to {LONGEST_TIMEOUT:g}")
-    return timeout
+CLOSED: Final = "the client is closed, as at the end of its with block: make a new one"
+
+
+def check_context(context: SocketContext | None) -> SocketContext | None:
+    """A context in which sockets wait as ZeroMQ has them wait. Raises TypeError."""
+    if context is not None:
+        checks.instance("context", context, zmq.Context)
+        if type(context).__module__ == "zmq.asyncio":
+            raise TypeError(
+                "context: a zmq.Context; not one of zmq.asyncio, whose sockets are awaited. "
+                "zmq.Context(context) shares its sockets' threads"
+            )
+    return context

@@ -23,8 +23,10 @@ The tree::
         |   `-- UnavailableError    there was not even a connection: nothing has been sent
         |       `-- UnknownHostError    the host's name cannot be looked up
         |-- BadReplyError           a reply came, and breaks the protocol
-        |-- ClosedError             the client has been closed
-        `-- LockLostError           a lock is not held any more
+        |-- BadValueError           a value cannot be decoded, or its codec cannot pack it
+        |-- ClosedError             the client, or what it has made, has been closed
+        |-- LockLostError           a lock is not held any more
+        `-- MisuseError             the object cannot do this now; also a RuntimeError
 
 What every caller needs to know before it repeats a write stands on each of them: ``applied``.
 A code that is not known here is a plain `RefusedError`.
@@ -196,12 +198,62 @@ class BadReplyError(ClientError):
     """A reply came that cannot be read, or that does not belong to the request."""
 
 
+class BadValueError(ClientError):
+    """A value that cannot be decoded, or that the codec failed to pack.
+
+    The server holds values that Python cannot: a map with a map as key, or with the keys 1 and
+    true; a timestamp of more than 999,999,999 ns. Or a function of the codec raised an error, which
+    is the ``__cause__``. The entry is still there, and so is what stands beside it.
+
+    Args:
+        reason: what is wrong, in a few words.
+        applied: as for `ClientError`.
+        key: of the entry, as it is stored: with the prefix of its namespace. None: not known.
+        packed: the value as msgpack; None where it was to be packed.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        applied: bool | None = False,
+        key: str | None = None,
+        packed: bytes | None = None,
+    ) -> None:
+        what = "a value" if key is None else f"the value of {key!r}"
+        super().__init__(
+            f"{what} cannot be {'packed' if packed is None else 'decoded'}: {reason}", applied
+        )
+        self.reason = reason
+        self.key = key
+        self.packed = packed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason, self.applied, self.key, self.packed)
+
+    def of(self, key: str | None, applied: bool | None = False) -> BadValueError:
+        """The same error, not yet raised, for the entry of ``key``."""
+        error = BadValueError(self.reason, applied, key, self.packed)
+        error.__cause__ = self.__cause__
+        return error
+
+
 class ClosedError(ClientError):
-    """The client has been closed, before the request or while it was under way."""
+    """The client has been closed, before the request or while it was under way.
+
+    Or the process was forked, and the object belongs to the parent.
+    """
 
 
 class LockLostError(ClientError):
     """The lock is not held any more: its lease ran out before it could be renewed."""
+
+
+class MisuseError(ClientError, RuntimeError):
+    """The object cannot do this now, and nothing was sent.
+
+    As where a lock is released or used that was not acquired, or was acquired by the process that
+    this one was forked from; and where a second thread waits at a watch.
+    """
 
 
 REFUSALS: Final[Mapping[str, type[RefusedError]]] = {

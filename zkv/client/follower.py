@@ -32,6 +32,7 @@ from zkv.client.codec import Codec
 from zkv.client.errors import BadReplyError, CompactedError, RefusedError, TooLargeError
 from zkv.client.messages import bad_reply, unpack_reply
 from zkv.client.operations import PAGE, Change, Entry, Operation, Reply, ScanPages, scan_fields
+from zkv.client.slicing import Sliced, name_errors
 from zkv.endpoint import check_to_connect
 
 RESET: Final = "RESET"
@@ -130,6 +131,8 @@ class Follower:
         try:
             topic, body = frames
             message = unpack_reply("feed", body, self._codec)
+            if type(message) is Sliced:
+                name_errors("feed", {}, message)
             rev = int(message["rev"])
             if topic == HEARTBEAT_TOPIC:
                 self._heartbeat(rev, now)

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from zkv.client.errors import ClientError, ClosedError
-from zkv.client.mirror_view import MirrorView, log_end
+from zkv import checks
+from zkv.client.errors import ClosedError
+from zkv.client.mirror_view import MirrorView
+from zkv.client.process import check_process
 from zkv.client.threads import Background, Condition
 from zkv.client.watch import Subscription
 
 if TYPE_CHECKING:
+    from zkv.checks import Seconds
     from zkv.client.namespace import KeyOps
 
 
@@ -26,10 +29,10 @@ class Mirror(MirrorView):
     """
 
     def __init__(
-        self, keyspace: KeyOps, prefix: str, timeout: float | None, feed: str | None
+        self, keyspace: KeyOps, prefix: str, timeout: Seconds | None, feed: str | None
     ) -> None:
         super().__init__()
-        self._timeout = timeout
+        self._timeout = checks.wait(timeout)
         self._subscription = Subscription(keyspace, prefix, None, False, feed)
         self._moved = Condition()
         self._worker: Background | None = None
@@ -52,22 +55,24 @@ class Mirror(MirrorView):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def wait_for(self, rev: int, timeout: float | None = None) -> None:
+    def wait_for(self, rev: int, timeout: Seconds | None = None) -> None:
         """Wait until it shows this revision, or a newer one; the server is asked at once.
 
         Args:
             rev: such as `Client.put` returns it.
-            timeout: seconds to wait; None = as long as it takes.
+            timeout: seconds to wait, up to a year, or a `timedelta`; None = as long as it takes.
 
         Raises:
             NoReplyError: it does not in time.
             ClientError: it does not follow any more, for this reason.
         """
+        check_process(self._made_in)
+        rev, wait = checks.revision("rev", rev), checks.wait(timeout)
         if self._rev >= rev:
             return
         self._subscription.want(rev)
-        if not self._moved.wait_for(lambda: self._is_at(rev), timeout):
-            raise self._too_late(rev, timeout)
+        if not self._moved.wait_for(lambda: self._is_at(rev), wait):
+            raise self._too_late(rev, wait)
 
     def close(self) -> None:
         """Follow no more. What it shows stays. May be called again, and by any thread."""
@@ -76,16 +81,17 @@ class Mirror(MirrorView):
             self._worker.join()
 
     def _follow(self) -> None:
-        error: ClientError = ClosedError("the mirror is closed", applied=False)
         try:
             while (batch := self._subscription.next_batch()) is not None:
                 shown = self._apply(batch)
                 self._moved.wake()
                 self._tell(shown)
-        except ClientError as failure:
-            error = failure
-            log_end(failure)
+            self._end(ClosedError("the mirror is closed", applied=False))
+        except Exception as failure:
+            self._end(failure)
+        except BaseException as failure:  # Which ends this thread, or was raised in it.
+            self._end(failure)
+            raise
         finally:
             self._subscription.close()
-            self._error = error
             self._moved.wake()

@@ -2,10 +2,14 @@
 
 A thread, or a task of asyncio, follows the changes and has them applied here. Reading one key is
 reading a dict, without a lock: each step that changes it is one that Python makes whole. What spans
-several keys is read under the lock that a revision is applied under, and so shows one revision.
+several keys is read between two batches of changes: whoever reads looks before and after, and reads
+again if something was applied meanwhile. So nobody holds a lock, which a signal's handler that has
+interrupted its holder would wait for in vain.
 
 After a `RESET` the entries are collected in new dicts, which take the place of the old ones only
 once they show one moment: readers never see a store half read.
+
+In a child by fork nobody follows, so all reading raises there: see `_OfParent`.
 """
 
 from __future__ import annotations
@@ -15,12 +19,22 @@ import threading
 import time
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from operator import itemgetter
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
+from zkv import checks
 from zkv.client.connection import refuse_to_pickle
-from zkv.client.errors import ClientError, ClosedError, NoReplyError
+from zkv.client.errors import (
+    BadValueError,
+    ClientError,
+    ClosedError,
+    NoReplyError,
+    NotFoundError,
+)
 from zkv.client.follower import RESET, Batch, Follower
 from zkv.client.operations import Change, Entry
+from zkv.client.process import FOREIGN, check_process, generation, is_foreign, tell_of_forks
+
+T = TypeVar("T")
 
 _log = logging.getLogger("zkv.client")
 
@@ -53,6 +67,30 @@ class _Entries:
                 yield Change(at, "PUT", key, newer.values[key])
 
 
+class _Applying:
+    """A batch of changes that is being applied.
+
+    Args:
+        changes: of it.
+    """
+
+    def __init__(self, changes: list[Change]) -> None:
+        self.changes = changes
+        self.thread = threading.get_ident()
+
+
+class _OfParent(dict[str, Any]):
+    """Takes the place of a mirror's dicts in a child by fork: reading it raises a `ClosedError`.
+
+    So reading a key costs nothing for the check.
+    """
+
+    def _raise(self, *_: object) -> NoReturn:
+        raise ClosedError(FOREIGN, applied=False)
+
+    __getitem__ = __contains__ = __len__ = get = copy = _raise
+
+
 class MirrorView(Mapping[str, Any]):
     """What a `Mirror` and an `AsyncMirror` show: a read-only dict with its keys in order."""
 
@@ -63,23 +101,48 @@ class MirrorView(Mapping[str, Any]):
         self._shown = _Entries()
         self._collecting: _Entries | None = None
         self._rev = -1
-        self._callbacks: tuple[Callable[[Change], object], ...] = ()
+        self._callbacks: dict[object, Callable[[Change], object]] = {}
         self._error: ClientError | None = None
-        self._lock = threading.Lock()  # Guards all above, but for reads of one key.
+        self._applying: _Applying | None = None
+        self._applied = 0  # Batches. What spans several keys is read at one of these.
+        self._made_in = generation()
+        tell_of_forks(self)
+
+    def _after_fork(self) -> None:
+        self._shown = _Entries()
+        self._values = self._shown.values = _OfParent()
+        self._applying = None
+        self._rev = -1
 
     __reduce__ = refuse_to_pickle
 
     def __repr__(self) -> str:
+        if is_foreign(self._made_in):
+            return f"<{type(self).__name__} of another process>"
         return f"<{type(self).__name__} of {len(self)} entries at revision {self._rev}>"
 
     # --- Reading
 
     def __getitem__(self, key: str) -> Any:
-        return self._values[key]
+        try:
+            value = self._values[key]
+        except KeyError:
+            raise _absent(key) from None
+        if type(value) is BadValueError:
+            raise _again(value)
+        return value
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key, or ``default`` where it is not there."""
-        return self._values.get(key, default)
+        """The value of a key, or ``default`` where it is not there.
+
+        Raises:
+            BadValueError: it cannot be decoded; so do ``[]`` and `get_entry`. Where all values are
+                read, the error stands in its place.
+        """
+        value = self._values.get(key, default)
+        if type(value) is BadValueError:
+            raise _again(value)
+        return value
 
     def __contains__(self, key: object) -> bool:
         return key in self._values
@@ -111,24 +174,54 @@ class MirrorView(Mapping[str, Any]):
 
     def copy(self) -> dict[str, Any]:
         """Everything, as it is at one revision, in the order of the keys."""
-        with self._lock:
-            values = self._shown.values.copy()
+        values = self._between_batches(lambda shown: shown.values.copy())
         return dict(sorted(values.items(), key=itemgetter(0)))
 
     def get_entry(self, key: str) -> Entry:
         """A key's value with its revision, for a write on that condition; ``ttl`` is not told.
 
         Raises:
-            KeyError: the key is not there.
+            NotFoundError: the key is not there.
+            BadValueError: its value cannot be decoded.
         """
-        with self._lock:
-            return Entry(key, self._shown.values[key], self._shown.revs[key])
+        try:
+            entry = self._between_batches(
+                lambda shown: Entry(key, shown.values[key], shown.revs[key])
+            )
+        except KeyError:
+            raise _absent(key) from None
+        if type(entry.value) is BadValueError:
+            raise _again(entry.value)
+        return entry
+
+    def _between_batches(self, read: Callable[[_Entries], T]) -> T:
+        """Return what ``read`` returns while no batch is being applied."""
+        while True:
+            before, applying = self._applied, self._applying
+            if applying is not None and applying.thread == threading.get_ident():
+                # This call has interrupted it. It may be repeated: the last change of a key wins.
+                self._apply_shown(applying.changes)
+                return read(self._shown)
+            try:
+                result = read(self._shown)
+            except KeyError:
+                if self._is_between(before):
+                    raise
+            else:
+                if self._is_between(before):
+                    return result
+            time.sleep(0)  # Another thread applies a batch: it is its turn.
+
+    def _is_between(self, applied: int) -> bool:
+        """True if no batch is being applied, nor has been since there were so many."""
+        return self._applying is None and self._applied == applied
 
     # --- How new it is
 
     @property
     def rev(self) -> int:
         """The revision that it shows. Under a prefix it may be an older one that looks the same."""
+        check_process(self._made_in)
         return self._rev
 
     @property
@@ -138,24 +231,27 @@ class MirrorView(Mapping[str, Any]):
         Below about 2 while all is well: a heartbeat or a question to the server proves it each
         second. It grows while the server is away, or more changes than can be followed.
         """
+        check_process(self._made_in)
         return time.monotonic() - self._follower.confirmed
 
     def subscribe(self, callback: Callable[[Change], object]) -> Callable[[], None]:
         """Have ``callback`` called with each change, once it is shown.
 
         It is called by whoever follows the changes, one at a time and in order; meanwhile the
-        mirror stands still. What it raises is logged. After a time away it gets the differences
+        mirror stands still. Whatever it raises is logged, be it a `SystemExit`, and all goes on.
+        After a time away it gets the differences
         between what was shown and what is, as ``PUT`` and ``DELETE``.
 
         Returns:
             A function that ends this.
         """
-        with self._lock:
-            self._callbacks += (callback,)
+        check_process(self._made_in)
+        checks.function("callback", callback)
+        ticket = object()
+        self._callbacks[ticket] = callback
 
         def unsubscribe() -> None:
-            with self._lock:
-                self._callbacks = tuple(one for one in self._callbacks if one is not callback)
+            self._callbacks.pop(ticket, None)
 
         return unsubscribe
 
@@ -163,8 +259,13 @@ class MirrorView(Mapping[str, Any]):
 
     def _apply(self, batch: Batch) -> list[Change]:
         """Show what is in a batch; the changes of what is shown."""
-        with self._lock:
+        applying = _Applying([] if self._collecting is not None else batch.changes)
+        self._applying = applying
+        try:
             return self._apply_all(batch)
+        finally:
+            self._applied += 1
+            self._applying = None
 
     def _apply_all(self, batch: Batch) -> list[Change]:
         shown: list[Change] = []
@@ -183,6 +284,13 @@ class MirrorView(Mapping[str, Any]):
         self._rev = batch.rev
         return shown
 
+    def _apply_shown(self, changes: list[Change]) -> None:
+        """Apply changes of what is shown, not those behind a `RESET`."""
+        for change in changes:
+            if change.op == RESET:
+                return
+            self._shown.apply(change)
+
     def _show(self, collected: _Entries, rev: int) -> list[Change]:
         """Have what was collected take the place of what is shown; how they differ."""
         before, self._shown = self._shown, collected
@@ -192,10 +300,10 @@ class MirrorView(Mapping[str, Any]):
 
     def _tell(self, changes: list[Change]) -> None:
         for change in changes:
-            for callback in self._callbacks:
+            for callback in list(self._callbacks.values()):
                 try:
                     callback(change)
-                except Exception:
+                except BaseException:  # Also what ends a thread or a task, which is not its own.
                     _log.exception("a callback of a mirror failed for %r", change.key)
 
     def _is_at(self, rev: int) -> bool:
@@ -208,6 +316,25 @@ class MirrorView(Mapping[str, Any]):
 
     def _too_late(self, rev: int, timeout: float | None) -> NoReplyError:
         return NoReplyError(f"the mirror is not at revision {rev} within {timeout} s", False)
+
+    def _end(self, failure: BaseException) -> None:
+        """It follows no more, for this reason: tell those who wait for a revision."""
+        if isinstance(failure, ClientError):
+            self._error = failure
+        else:
+            kind = ClientError if isinstance(failure, Exception) else ClosedError
+            self._error = kind(f"the mirror was ended by {failure!r}", applied=False)
+            self._error.__cause__ = failure
+        log_end(self._error)
+
+
+def _again(error: BadValueError) -> BadValueError:
+    """An error to be raised: one that is raised many times would collect tracebacks."""
+    return error.of(error.key)
+
+
+def _absent(key: object) -> NotFoundError:
+    return NotFoundError("NOT_FOUND", f"no such key: {key!r}", False, False, {})
 
 
 def log_end(error: ClientError) -> None:

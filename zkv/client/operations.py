@@ -7,20 +7,43 @@ methods of `zkv.client.namespace.Namespace`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from operator import itemgetter
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
+from zkv import __version__, checks
 from zkv.client.codec import Codec
-from zkv.client.errors import TooLargeError
+from zkv.client.errors import BadRequestError, RefusedError, TooLargeError, UnknownOpError
 from zkv.client.messages import bad_reply, pack_request, unpack_reply
+from zkv.client.slicing import Sliced, name_errors
+
+if TYPE_CHECKING:
+    from zkv.checks import Seconds
 
 T = TypeVar("T")
 
 Reply = dict[str, Any]
 
+LARGE: Final = 4_000
+"""Bytes of a reply for which importing msgspec, which takes a while, is worth it."""
+
+PROTOCOL: Final = 1
+"""The version that this client speaks."""
+
 PAGE: Final = 1_000
 """Keys or changes that are asked for at once."""
+
+
+class _Raise:
+    """The type of `RAISE`."""
+
+    def __repr__(self) -> str:
+        return "RAISE"
+
+
+RAISE: Final = _Raise()
+"""In the place of a default: there is none, an absent key is an error."""
 
 
 class Entry(NamedTuple):
@@ -56,6 +79,15 @@ class Change(NamedTuple):
     value: Any
 
 
+def unpack_by_size(op: str, body: bytes, codec: Codec) -> Reply:
+    """`unpack_reply`, or `zkv.client.quick` for a body that is worth importing msgspec."""
+    if len(body) < LARGE:
+        return unpack_reply(op, body, codec)
+    from zkv.client.quick import unpack_quickly
+
+    return unpack_quickly(op, body, codec)
+
+
 class Operation(Generic[T]):
     """One request, and how its reply is read.
 
@@ -75,10 +107,10 @@ class Operation(Generic[T]):
         op: str,
         fields: dict[str, Any],
         read: Callable[[Reply], T],
-        absent: Any = ...,
+        absent: Any = RAISE,
         *,
         pack: Callable[[str, int, dict[str, Any], Codec], bytes] = pack_request,
-        unpack: Callable[[str, bytes, Codec], Reply] = unpack_reply,
+        unpack: Callable[[str, bytes, Codec], Reply] = unpack_by_size,
     ) -> None:
         self.op = op
         self.fields = fields
@@ -92,11 +124,19 @@ class Operation(Generic[T]):
         return self.absent is not RAISE and reply["code"] == "NOT_FOUND"
 
     def result(self, reply: Reply) -> T:
-        """What a reply means. Raises BadReplyError where it lacks something."""
+        """What a reply means.
+
+        Raises:
+            BadReplyError: it lacks something.
+            BadValueError: the value of a single key cannot be decoded. Where there are others, the
+                error stands in the place of the value.
+        """
         if not reply["ok"]:
             absent: T = self.absent
             return absent
         try:
+            if type(reply) is Sliced:
+                name_errors(self.op, self.fields, reply)
             return self.read(reply)
         except (LookupError, TypeError, ValueError) as error:
             raise bad_reply(self.op, f"it is not as the protocol says: {error!r}") from error
@@ -106,9 +146,6 @@ def read_nothing(_reply: Reply) -> bool:
     """That there was a reply of success is all."""
     return True
 
-
-RAISE: Final = ...
-"""In the place of a default: there is none, an absent key is an error."""
 
 read_value: Final = itemgetter("value")
 read_rev: Final[Callable[[Reply], int]] = itemgetter("rev")
@@ -134,12 +171,12 @@ def get_entry(key: str, shown: str) -> Operation[Entry]:
 
 
 def put(
-    key: str, value: Any, ttl: float | None, if_rev: int | None, create: bool
+    key: str, value: Any, ttl: Seconds | None, if_rev: int | None, create: bool
 ) -> Operation[int]:
     """Write a value."""
     fields = {"key": key, "value": value}
     if ttl is not None:
-        fields["ttl"] = ttl
+        fields["ttl"] = checks.ttl(ttl)
     expected = condition(if_rev, create)
     if expected is not None:
         fields["if_rev"] = expected
@@ -148,16 +185,20 @@ def put(
 
 def condition(if_rev: int | None, create: bool) -> int | None:
     """The revision that a PUT expects. Raises ValueError where there would have to be two."""
-    if create and if_rev:
+    if create is False and if_rev is None:
+        return None
+    checks.flag("create", create)
+    expected = None if if_rev is None else checks.revision("if_rev", if_rev)
+    if create and expected:
         raise ValueError("create=True means if_rev=0: give one of them")
-    return 0 if create else if_rev
+    return 0 if create else expected
 
 
 def delete(key: str, if_rev: int | None) -> Operation[bool]:
     """Remove an entry; False: there was none."""
     fields: dict[str, Any] = {"key": key}
     if if_rev is not None:
-        fields["if_rev"] = if_rev
+        fields["if_rev"] = checks.revision("if_rev", if_rev)
     return Operation("DELETE", fields, read_nothing, False)
 
 
@@ -166,19 +207,19 @@ def remove(key: str) -> Operation[int]:
     return Operation("DELETE", {"key": key}, read_rev)
 
 
-def pop(key: str, default: Any) -> Operation[Any]:
-    """Remove an entry and return its value."""
-    return Operation("DELETE", {"key": key, "prev": True}, itemgetter("prev"), default)
-
-
-def touch(key: str, ttl: float | None) -> Operation[int]:
+def touch(key: str, ttl: Seconds | None) -> Operation[int]:
     """Give an entry another time to live."""
-    return Operation("TOUCH", {"key": key, "ttl": ttl}, read_rev)
+    return Operation("TOUCH", {"key": key, "ttl": checks.ttl(ttl)}, read_rev)
 
 
 def incr(key: str, by: int) -> Operation[int]:
     """Add to a number."""
-    return Operation("INCR", {"key": key, "by": by}, read_value)
+    return Operation("INCR", {"key": key, "by": addend(by)}, read_value)
+
+
+def addend(by: int) -> int:
+    """A number that INCR adds."""
+    return checks.integer("by", by, -(2**63), 2**63 - 1)
 
 
 def contains(key: str) -> Operation[bool]:
@@ -195,7 +236,7 @@ def contains(key: str) -> Operation[bool]:
 
 def get_many(prefix: str, keys: Iterable[str]) -> Operation[dict[str, Any]]:
     """Read many values at one revision; absent keys are left out."""
-    names = list(keys)
+    names, stored = checks.keys(prefix, keys)
 
     def read(reply: Reply) -> dict[str, Any]:
         values, revs = reply["values"], reply["revs"]
@@ -204,55 +245,41 @@ def get_many(prefix: str, keys: Iterable[str]) -> Operation[dict[str, Any]]:
         found = zip(names, values, revs, strict=True)
         return {name: value for name, value, rev in found if rev}
 
-    return Operation("MGET", {"keys": prefixed(prefix, names)}, read)
+    return Operation("MGET", {"keys": stored}, read)
 
 
 def get_entries(prefix: str, keys: Iterable[str]) -> Operation[dict[str, Entry]]:
     """Read many entries at one revision; absent keys are left out."""
-    names = list(keys)
+    names, stored = checks.keys(prefix, keys)
 
     def read(reply: Reply) -> dict[str, Entry]:
         found = zip(names, reply["values"], reply["revs"], strict=True)
         return {name: Entry(name, value, rev) for name, value, rev in found if rev}
 
-    return Operation("MGET", {"keys": prefixed(prefix, names)}, read)
+    return Operation("MGET", {"keys": stored}, read)
 
 
-def put_many(prefix: str, items: Mapping[str, Any], ttl: float | None) -> Operation[int]:
+def put_many(prefix: str, items: Mapping[str, Any], ttl: Seconds | None) -> Operation[int]:
     """Write many values as one revision."""
-    if prefix:
-        stored = {prefix + key: value for key, value in items.items()}
-    else:
-        stored = dict(items)
-        check_text(stored)
-    fields: dict[str, Any] = {"items": stored}
+    checks.instance("items", items, Mapping)  # type: ignore[type-abstract]
+    keys = list(items)
+    checks.all_text("keys of items", keys)
+    fields: dict[str, Any] = {
+        "items": dict(zip(checks.stored(prefix, keys), items.values(), strict=True))
+    }
     if ttl is not None:
-        fields["ttl"] = ttl
+        fields["ttl"] = checks.ttl(ttl)
     return Operation("MPUT", fields, read_rev)
 
 
 def delete_many(prefix: str, keys: Iterable[str]) -> Operation[int]:
     """Remove many entries as one revision; how many were there."""
-    return Operation("MDELETE", {"keys": prefixed(prefix, keys)}, _deleted)
+    return Operation("MDELETE", {"keys": checks.keys(prefix, keys)[1]}, _deleted)
 
 
 def count(prefix: str) -> Operation[int]:
     """How many keys there are."""
     return Operation("COUNT", {"prefix": prefix}, _count)
-
-
-def prefixed(prefix: str, keys: Iterable[str]) -> list[str]:
-    """Keys as they are stored. Raises TypeError where one is no text."""
-    if prefix:
-        return [prefix + key for key in keys]
-    stored = list(keys)
-    check_text(stored)
-    return stored
-
-
-def check_text(keys: Iterable[str]) -> None:
-    """Raise TypeError where a key is no text, in a fifth of the time that a prefix takes."""
-    "".join(keys)
 
 
 class ScanPages:
@@ -270,8 +297,8 @@ class ScanPages:
     """
 
     def __init__(self, namespace: str, fields: dict[str, Any], limit: int | None) -> None:
-        if limit is not None and limit < 0:
-            raise ValueError(f"limit {limit}: 0 or more")
+        if limit is not None:
+            limit = checks.integer("limit", limit, 0, checks.MOST_REVISION)
         self._strip = len(namespace)
         self._fields = fields
         self._left = limit
@@ -294,7 +321,10 @@ class ScanPages:
 
     def _read(self, reply: Reply) -> list[Entry]:
         strip, following = self._strip, reply["next"]
-        page = [Entry(key[strip:], value, rev) for key, value, rev in reply["items"]]
+        if self._fields.get("values", True):
+            page = [Entry(key[strip:], value, rev) for key, value, rev in reply["items"]]
+        else:
+            page = [Entry(key[strip:], None, rev) for key, _, rev in reply["items"]]
         if following is not None and not self._is_further_on(following):
             raise ValueError(f"the next page is after {following!r}, which is not further on")
         if self._left is not None:
@@ -327,10 +357,14 @@ def scan_fields(
     reverse: bool = False,
 ) -> dict[str, Any]:
     """The fields of a SCAN, with keys as they are stored."""
-    fields: dict[str, Any] = {"prefix": namespace + prefix, "values": values, "reverse": reverse}
+    fields: dict[str, Any] = {
+        "prefix": namespace + checks.text("prefix", prefix),
+        "values": checks.flag("values", values),
+        "reverse": checks.flag("reverse", reverse),
+    }
     for name, key in (("start", start), ("end", end), ("after", after)):
         if key is not None:
-            fields[name] = namespace + key
+            fields[name] = namespace + checks.text(name, key)
     return fields
 
 
@@ -345,9 +379,9 @@ class ChangePages:
 
     def __init__(self, namespace: str, prefix: str, since: int) -> None:
         self._strip = len(namespace)
-        self._prefix = namespace + prefix
+        self._prefix = namespace + checks.text("prefix", prefix)
         self._done = False
-        self.since = since
+        self.since = checks.revision("since", since)
 
     def next_page(self) -> Operation[list[Change]] | None:
         """The request for the next page; None: that was all."""
@@ -375,6 +409,39 @@ def ping() -> Operation[dict[str, Any]]:
 def info() -> Operation[dict[str, Any]]:
     """What the server is, holds and has done."""
     return Operation("INFO", {}, _facts)
+
+
+def place() -> Operation[tuple[int, object]]:
+    """The store's revision, and where its changes are published, as INFO tells."""
+    return Operation("INFO", {}, itemgetter("rev", "feed"))
+
+
+def is_unknown_to_server(error: RefusedError) -> bool:
+    """Whether the server may know less than this client."""
+    return isinstance(error, UnknownOpError) or (
+        isinstance(error, BadRequestError) and "unknown" in error.message
+    )
+
+
+def older_than_client(facts: Mapping[str, Any]) -> str:
+    """What to add to an error of a server that is older than this client; else nothing.
+
+    Args:
+        facts: what INFO tells.
+    """
+    protocol, version = facts.get("protocol"), facts.get("version")
+    if type(protocol) is not int or type(version) is not str:
+        return ""
+    if (protocol, _parts(version)) >= (PROTOCOL, _parts(__version__)):
+        return ""
+    return (
+        f"; the server is older than this client: "
+        f"zkv {version}, protocol {protocol}, not zkv {__version__}, protocol {PROTOCOL}"
+    )
+
+
+def _parts(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)[:3]]
 
 
 def snapshot() -> Operation[int]:

@@ -14,12 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from msgspec import UNSET
 
-from zkv.client.errors import ClientError, RefusedError
-from zkv.client.operations import RAISE, Operation, Reply, condition
+from zkv import checks
+from zkv.client.codec import Packed
+from zkv.client.connection import refuse_to_pickle
+from zkv.client.errors import BadValueError, ClientError, RefusedError
+from zkv.client.operations import RAISE, Operation, Reply, addend, condition
+from zkv.client.process import check_process, generation
+from zkv.client.quick import unpack_quickly
+from zkv.client.slicing import Sliced
 from zkv.client.steps import (
     DeleteStep,
     GetStep,
@@ -31,8 +37,11 @@ from zkv.client.steps import (
     fields_of,
     name_of,
     pack_steps,
-    unpack_quickly,
 )
+from zkv.client.values import unpack
+
+if TYPE_CHECKING:
+    from zkv.checks import Seconds
 
 MOST: Final = 1_000
 """Ops in one message."""
@@ -61,56 +70,76 @@ class WrittenOps:
         self._defaults: Defaults = {}
         self.results: list[Any] = []
         """What the ops returned, in their order, once they have run."""
+        self._made_in = generation()
+
+    __reduce__ = refuse_to_pickle
 
     def __len__(self) -> int:
         return len(self._steps)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} ops that have not been sent>"
+
     def get(self, key: str, default: Any = None) -> None:
         """Read a value; the default where there is none."""
-        step = GetStep(self._prefix + key)
+        get = GetStep(checks.key(self._prefix, key))
         if default is not None:
             self._defaults[len(self._steps)] = default
-        self._steps.append(step)
+        self._steps.append(get)
 
     def put(
         self,
         key: str,
         value: Any,
         *,
-        ttl: float | None = None,
+        ttl: Seconds | None = None,
         if_rev: int | None = None,
         create: bool = False,
     ) -> None:
         """Write a value; gives its revision."""
-        if ttl is if_rev is None and not create:
-            self._steps.append(PutStep(self._prefix + key, value))
+        stored = checks.key(self._prefix, key)
+        if ttl is if_rev is None and create is False:
+            self._steps.append(PutStep(stored, value))
             return
         expected = condition(if_rev, create)
+        lives = checks.ttl(ttl)
         self._steps.append(
             PutIfStep(
-                self._prefix + key,
+                stored,
                 value,
-                UNSET if ttl is None else ttl,
+                UNSET if lives is None else lives,
                 UNSET if expected is None else expected,
             )
         )
 
     def delete(self, key: str, *, if_rev: int | None = None) -> None:
         """Remove an entry; gives whether there was one. In a transaction there has to be one."""
-        self._steps.append(DeleteStep(self._prefix + key, UNSET if if_rev is None else if_rev))
+        expected = condition(if_rev, False)
+        self._steps.append(
+            DeleteStep(checks.key(self._prefix, key), UNSET if expected is None else expected)
+        )
 
-    def touch(self, key: str, ttl: float | None) -> None:
+    def touch(self, key: str, ttl: Seconds | None) -> None:
         """Give an entry another time to live; gives the revision of that."""
-        self._steps.append(TouchStep(self._prefix + key, ttl))
+        self._steps.append(TouchStep(checks.key(self._prefix, key), checks.ttl(ttl)))
 
     def incr(self, key: str, by: int = 1) -> None:
         """Add to a number; gives the sum."""
-        self._steps.append(IncrStep(self._prefix + key, by))
+        self._steps.append(IncrStep(checks.key(self._prefix, key), addend(by)))
 
     def _take(self) -> tuple[list[Step], Defaults]:
+        """What has been written down, which is forgotten. Raises ClosedError in a child by fork.
+
+        The parent runs it. If the child ran its copy, too, all would happen twice.
+        """
+        check_process(self._made_in)
         written = self._steps, self._defaults
-        self._steps, self._defaults = [], {}
+        self._discard()
         return written
+
+    def _discard(self) -> None:
+        """Forget what has been written down."""
+        self._steps, self._defaults = [], {}
 
 
 class Packing:
@@ -143,7 +172,9 @@ class Packing:
         return message
 
     def succeeded(self, results: list[Any]) -> None:
-        """The message's ops have run."""
+        """The message's ops have run. A value that cannot be decoded is an error of its op."""
+        if self.first_error is None and BadValueError in map(type, results):
+            self.first_error = next(each for each in results if type(each) is BadValueError)
         self._settle(results)
         self._size = min(2 * self._size, MOST)
 
@@ -162,6 +193,10 @@ class Packing:
             return
         self._size = max(1, self._sent // 2)
         self._planned = [] if type(index) is not int or index >= self._sent else [1, index]
+
+    def unreadable(self, error: BadValueError) -> None:
+        """The message's only op has read a value that cannot be decoded."""
+        self._settle_failed(error, 1)
 
     def failed(self, error: ClientError) -> None:
         """Nothing more can be sent: the message had this error, and the rest has it, too."""
@@ -239,12 +274,19 @@ def _txn(steps: Sequence[Step], defaults: Defaults) -> Operation[list[Any]]:
     def read(reply: Reply) -> list[Any]:
         told = reply["results"]
         results = [result[step.told] for step, result in zip(steps, told, strict=True)]
+        if type(reply) is Sliced:
+            results = list(map(_unpacked_sum, steps, results))
         for place, default in defaults.items():
             if 0 <= place < len(steps) and not told[place]["rev"]:
                 results[place] = default
         return results
 
     return Operation("TXN", {"ops": steps}, read, pack=pack_steps, unpack=unpack_quickly)
+
+
+def _unpacked_sum(step: Step, result: Any) -> Any:
+    """The sum that an INCR gave, which has been cut out like a value; other results as they are."""
+    return unpack(result) if type(step) is IncrStep and type(result) is Packed else result
 
 
 class TransactionOps(WrittenOps):
@@ -258,13 +300,17 @@ class TransactionOps(WrittenOps):
 
     def check(self, key: str, rev: int) -> None:
         """Go on only if the key is at this revision; 0 = if it is absent."""
-        self._conditions.append((self._prefix + key, rev))
+        self._conditions.append((checks.key(self._prefix, key), checks.revision("rev", rev)))
+
+    def _discard(self) -> None:
+        super()._discard()
+        self._conditions = []
 
     def _message(self) -> Operation[list[Any]]:
+        conditions = self._conditions
         message = _txn(*self._take())
-        if self._conditions:
-            message.fields["if"] = self._conditions
-            self._conditions = []
+        if conditions:
+            message.fields["if"] = conditions
         read_results = message.read
 
         def read(reply: Reply) -> list[Any]:

@@ -14,11 +14,16 @@ No clock, no randomness and no socket of its own: they are passed in.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
-from zkv.client.errors import NoReplyError, UnavailableError, UnknownHostError
+from zkv import checks
+from zkv.client.errors import ClosedError, NoReplyError, UnavailableError, UnknownHostError
 from zkv.client.messages import lost, refusal
+from zkv.client.process import generation, is_foreign
+
+if TYPE_CHECKING:
+    from zkv.checks import Seconds
 
 DEFINITE: Final = frozenset({"NOT_FOUND", "CONFLICT", "WRONG_TYPE", "BAD_REQUEST", "UNKNOWN_OP"})
 """Refusals of a repeat that tell of the first attempt, too: the server remembers them, or they do
@@ -38,29 +43,69 @@ def random_fraction() -> float:
     return random()  # noqa: S311  it spreads load, and guards nothing
 
 
-class RetryPolicy(NamedTuple):
-    """How patient a client is. All times are in seconds.
+class _Fields(NamedTuple):
+    patience: float
+    pause: float
+    longest_pause: float
+    repeat_for: float
+    now: Callable[[], float]
+    jitter: Callable[[], float]
+    wait_for_start: bool
+
+
+class RetryPolicy(_Fields):
+    """How patient a client is. All times are in seconds, up to a day, or a `timedelta`.
 
     Args:
-        patience: for the first reply; doubled with each further attempt.
+        patience: for the first reply, from 0.001; doubled with each further attempt.
         pause: after the first refusal; doubled with each further one.
         longest_pause: where that ends.
         repeat_for: how long a write is repeated at most: a server forgets a session after an hour
             of silence, and would then run the write again.
         now: the clock.
-        jitter: random numbers from 0 to 1.
+        jitter: random numbers from 0 to 1; None = those of Python.
         wait_for_start: whether a server that nobody has reached yet is waited for, up to the
             timeout. Else the first request fails at once where the connection is refused. Once
             there has been a connection, a server that is away is always waited for.
+
+    Raises:
+        TypeError: an argument is of another type.
+        ValueError: a time is out of range.
     """
 
-    patience: float = 1.0
-    pause: float = 0.02
-    longest_pause: float = 1.0
-    repeat_for: float = 1_800.0
-    now: Callable[[], float] = time.monotonic
-    jitter: Callable[[], float] = random_fraction
-    wait_for_start: bool = True
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        patience: Seconds = 1.0,
+        pause: Seconds = 0.02,
+        longest_pause: Seconds = 1.0,
+        repeat_for: Seconds = 1_800.0,
+        now: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] | None = None,
+        wait_for_start: bool = True,
+    ) -> Self:
+        """Check all, and make one."""
+        return super().__new__(
+            cls,
+            checks.seconds("patience", patience, 0.001, checks.LONGEST_TIMEOUT),
+            checks.seconds("pause", pause, 0, checks.LONGEST_TIMEOUT),
+            checks.seconds("longest_pause", longest_pause, 0, checks.LONGEST_TIMEOUT),
+            checks.seconds("repeat_for", repeat_for, 0, checks.LONGEST_TIMEOUT),
+            checks.function("now", now),
+            random_fraction if jitter is None else checks.function("jitter", jitter),
+            checks.flag("wait_for_start", wait_for_start),
+        )
+
+    @classmethod
+    def _make(cls, iterable: Iterable[Any]) -> Self:  # type: ignore[override]  # it is one
+        """As `_replace` makes one."""
+        return cls(*iterable)
+
+    def __repr__(self) -> str:
+        fields = zip(self._fields, self, DEFAULT_POLICY, strict=True)
+        given = [f"{name}={value!r}" for name, value, usual in fields if value != usual]
+        return f"RetryPolicy({', '.join(given)})"
 
 
 DEFAULT_POLICY: Final = RetryPolicy()
@@ -92,8 +137,8 @@ class Attempts:
     """
 
     __slots__ = (
-        "_absent", "_asked", "_began", "_in_doubt", "_lost", "_op", "_policy", "_refused",
-        "_troubles", "end", "repeatable",
+        "_absent", "_asked", "_began", "_in_doubt", "_lost", "_made_in", "_op", "_policy",
+        "_refused", "_troubles", "end", "repeatable",
     )  # fmt: skip
 
     def __init__(self, policy: RetryPolicy, op: str, repeatable: bool, timeout: float) -> None:
@@ -107,7 +152,16 @@ class Attempts:
         self._in_doubt = False
         self._asked: dict[str, float] = {}
         self._troubles: dict[str, Trouble | None] = {}
+        self._made_in = generation()
         self.end = self._began + timeout
+
+    def check_process(self) -> None:
+        """Raise ClosedError in a child that was forked since: the parent goes on with it.
+
+        If the child sent the request, too, both would use the same number of the same session.
+        """
+        if is_foreign(self._made_in):
+            raise ClosedError("the process was forked during the request", self.applied())
 
     def left(self) -> float:
         """Seconds until the request is given up; 0 or below: it is time."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -44,7 +45,12 @@ class WriteSession:
 
     def has_room(self) -> bool:
         """Whether another number leaves all that are in flight inside the window."""
-        return not self.in_flight or self._newest + 1 - next(iter(self.in_flight)) < WINDOW
+        while True:
+            try:
+                oldest = next(iter(self.in_flight), None)
+            except RuntimeError:  # Another thread has just given one back.
+                continue
+            return oldest is None or self._newest + 1 - oldest < WINDOW
 
     def take(self) -> int:
         """The next number."""
@@ -54,7 +60,10 @@ class WriteSession:
 
 
 class WriteSessions:
-    """All sessions of a client. Not to be shared by threads.
+    """All sessions of a client, for any number of threads.
+
+    Whoever takes a number has the session for itself for that moment; others take another one. So
+    nobody waits, nor does a signal's handler that has interrupted somebody in here.
 
     Args:
         name: makes up names.
@@ -62,26 +71,30 @@ class WriteSessions:
 
     def __init__(self, name: Callable[[], str] = random_name) -> None:
         self._name = name
-        self._current = WriteSession(name())
-        self._others: list[WriteSession] = []
+        self._sessions = deque([WriteSession(name())])  # The one to use next is the last.
 
     def __len__(self) -> int:
-        return 1 + len(self._others)
+        return len(self._sessions)
 
     def take(self) -> tuple[WriteSession, int]:
         """Session and number for one write; to be given back once it is not repeated any more."""
-        if not self._current.has_room():
-            self._change()
-        return self._current, self._current.take()
+        session = self._with_room()
+        seq = session.take()
+        self._sessions.append(session)
+        return session, seq
 
     def give_back(self, session: WriteSession, seq: int) -> None:
         """The write by this number has been answered, or given up."""
         del session.in_flight[seq]
 
-    def _change(self) -> None:
-        self._others.append(self._current)
-        for index, session in enumerate(self._others):
+    def _with_room(self) -> WriteSession:
+        """A session that takes another number, and that nobody else has at this moment."""
+        for _ in range(len(self._sessions)):
+            try:
+                session = self._sessions.pop()
+            except IndexError:  # Others have them all.
+                break
             if session.has_room():
-                self._current = self._others.pop(index)
-                return
-        self._current = WriteSession(self._name())
+                return session
+            self._sessions.appendleft(session)
+        return WriteSession(self._name())

@@ -1,26 +1,25 @@
-"""The ops of pipelines and transactions, as they are written down, packed and answered.
+"""The ops of pipelines and transactions, as they are written down and packed.
 
 Each is one small object of msgspec, which packs a hundred of them in less time than it would take
-to make dicts of them, and reads their results in a third of the time that msgpack takes. What it
-would pack or read in another way than msgpack is left to msgpack: values of types that are none of
-msgpack's own or hold others, ext, timestamps, and text that is no UTF-8.
+to make dicts of them. What it would pack in another way than msgpack is left to msgpack: values of
+types that are none of msgpack's own or hold others, and text that is no UTF-8.
 
 A module of its own, imported when it is needed: importing msgspec takes a while.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar, Final, cast
 
-import msgpack
 from msgspec import UNSET, Raw, Struct, UnsetType
-from msgspec.msgpack import Decoder, Encoder
+from msgspec.msgpack import Encoder
 from msgspec.structs import asdict, replace
 
-from zkv.client.codec import PLAIN, Codec
-from zkv.client.messages import check_size, explained, pack_request, unpack_reply
+from zkv.client.codec import PACKED, PLAIN, Codec, IntTooLargeError
+from zkv.client.errors import BadValueError
+from zkv.client.messages import check_size, pack_request
 from zkv.client.operations import RAISE
+from zkv.client.values import FLAT, check_levels, explained, pack
 
 
 class Step(Struct, tag_field="op", gc=False):
@@ -94,65 +93,50 @@ def fields_of(step: Step) -> dict[str, Any]:
     return {name: value for name, value in asdict(step).items() if value is not UNSET}
 
 
-PACKED_ALIKE: Final = frozenset({type(None), bool, int, float, str, bytes})
-"""Types that msgspec packs as msgpack does. Others, such as sets, only msgspec would take."""
-
 _encode = Encoder().encode
 
 
 def pack_steps(op: str, request_id: int, fields: dict[str, Any], codec: Codec = PLAIN) -> bytes:
     """`pack_request` for fields in which ``ops`` are steps."""
     steps: list[Step] = fields["ops"]
+    if codec is PACKED:
+        return _pack_as_maps(op, request_id, fields, codec)
     request = dict(op=op, id=request_id, **fields)
     try:
         if not _packed_alike(steps):
-            pack = msgpack.Packer(default=codec.default).pack
-            request["ops"] = [_with_packed_value(step, pack) for step in steps]
+            request["ops"] = [_with_packed_value(step, codec) for step in steps]
         body = _encode(request)
     except UnicodeEncodeError:  # With surrogates.
-        ops = [{"op": name_of(step), **fields_of(step)} for step in steps]
-        return pack_request(op, request_id, {**fields, "ops": ops}, codec)
+        return _pack_as_maps(op, request_id, fields, codec)
     except ValueError as error:
         raise explained(error) from None
+    except OverflowError:
+        raise IntTooLargeError("an int has more than 64 bits") from None
     check_size(body)
     return body
+
+
+def _pack_as_maps(op: str, request_id: int, fields: dict[str, Any], codec: Codec) -> bytes:
+    ops = [{"op": name_of(step), **fields_of(step)} for step in fields["ops"]]
+    return pack_request(op, request_id, {**fields, "ops": ops}, codec)
 
 
 def _packed_alike(steps: list[Step]) -> bool:
     """Whether all values are of types that msgspec packs as msgpack does."""
     if not _WRITES & set(map(type, steps)):  # In C, where there is nothing to look at.
         return True
-    return {type(step.value) for step in steps if isinstance(step, PutStep)} <= PACKED_ALIKE
+    return {type(step.value) for step in steps if isinstance(step, PutStep)} <= FLAT
 
 
 _WRITES: Final = frozenset({PutStep, PutIfStep})
 
 
-def _with_packed_value(step: Step, pack: Callable[[Any], bytes]) -> Step:
-    if not isinstance(step, PutStep) or type(step.value) in PACKED_ALIKE:
+def _with_packed_value(step: Step, codec: Codec) -> Step:
+    if not isinstance(step, PutStep) or type(step.value) in FLAT:
         return step
-    return replace(step, value=Raw(pack(step.value)))
-
-
-def unpack_quickly(op: str, body: bytes, codec: Codec = PLAIN) -> dict[str, Any]:
-    """`unpack_reply`, in a third of the time where there are many maps."""
-    if codec is PLAIN and _TIMESTAMP not in body:
-        try:
-            reply = _decode(body)
-        except (ValueError, TypeError, RecursionError):
-            pass  # An ext, or something wrong, which is explained below.
-        else:
-            if type(reply) is dict:
-                return reply
-    return unpack_reply(op, body, codec)
-
-
-_TIMESTAMP: Final = b"\xff"
-"""The type code of a timestamp, of which msgspec would make a datetime."""
-
-
-def _refuse(code: int, _data: memoryview) -> Any:
-    raise ValueError(f"ext {code}")
-
-
-_decode = Decoder(ext_hook=_refuse).decode
+    try:
+        packed = pack(step.value, codec)
+        check_levels(b"\x91" + packed, 1)  # In an array, since one level is always around it.
+    except BadValueError as error:
+        raise error.of(step.key) from error.__cause__
+    return replace(step, value=Raw(packed))

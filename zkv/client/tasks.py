@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from asyncio import Lock as AsyncMutex
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
@@ -17,7 +16,7 @@ import zmq
 
 from zkv.client.errors import ClientError
 
-__all__ = ["AsyncBackground", "AsyncCondition", "AsyncMutex", "AsyncWaiter", "complete"]
+__all__ = ["AsyncBackground", "AsyncCondition", "AsyncWaiter", "complete"]
 
 TURN_SECONDS: Final = 0.005
 """How long messages may come one after the other before other tasks have their turn."""
@@ -108,8 +107,12 @@ class AsyncBackground:
         self._task = asyncio.create_task(work(), name=name)
 
     async def join(self) -> None:
-        """Wait until it is done, unless it is the worker itself that asks."""
-        if self._task is not asyncio.current_task():
+        """Wait until it is done, unless it is the worker itself that asks.
+
+        Nor in another event loop, such as that of a child by fork: there it does not go on.
+        """
+        here = self._task.get_loop() is asyncio.get_running_loop()
+        if here and self._task is not asyncio.current_task():
             await asyncio.wait([self._task])
 
 

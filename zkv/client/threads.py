@@ -2,6 +2,9 @@
 
 `zkv.client.tasks` has the same for asyncio. All that watches, mirrors and recipes need to know of
 the difference is in these two modules.
+
+A signal's handler or a finalizer may interrupt any of this, and call it again in the same thread.
+So nothing here waits for a lock that an interrupted thread may hold.
 """
 
 from __future__ import annotations
@@ -10,17 +13,21 @@ import contextlib
 import math
 import socket as posix
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
-from threading import Lock as Mutex
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import zmq
 
 from zkv.client.errors import ClientError
 
-__all__ = ["Background", "Condition", "Mutex", "Waiter", "complete"]
+__all__ = ["Background", "Condition", "Waiter", "complete"]
 
 T = TypeVar("T")
+
+JOIN_SECONDS: Final = 1.0
+"""How long the end of work in the background is waited for."""
 
 
 class Waiter:
@@ -59,17 +66,31 @@ class Condition:
     """Lets threads wait until something is so, and be woken to look."""
 
     def __init__(self) -> None:
-        self._condition = threading.Condition()
+        self._gates: deque[threading.Lock] = deque()  # Each is locked until its thread is woken.
 
     def wait_for(self, is_so: Callable[[], bool], seconds: float | None) -> bool:
         """Wait until it is so; False = not in time. Raises what ``is_so`` raises."""
-        with self._condition:
-            return self._condition.wait_for(is_so, seconds)
+        end = math.inf if seconds is None else time.monotonic() + seconds
+        while True:
+            gate = threading.Lock()
+            gate.acquire()
+            self._gates.append(gate)  # Before looking: who changes something later opens it.
+            try:
+                if is_so():
+                    return True
+                left = end - time.monotonic()
+                if left <= 0:
+                    return False
+                gate.acquire(timeout=min(left, threading.TIMEOUT_MAX))
+            finally:
+                with contextlib.suppress(ValueError):  # Woken: it has been taken away.
+                    self._gates.remove(gate)
 
     def wake(self) -> None:
         """Have all who wait look again."""
-        with self._condition:
-            self._condition.notify_all()
+        for _ in range(len(self._gates)):
+            with contextlib.suppress(IndexError):
+                self._gates.popleft().release()
 
 
 class Background:
@@ -85,9 +106,13 @@ class Background:
         self._thread.start()
 
     def join(self) -> None:
-        """Wait until it is done, unless it is the worker itself that asks."""
+        """Wait until it is done, or for a second; not at all if it is the worker itself that asks.
+
+        It ends by itself, but not before it gets its reply. Nor while it waits for a lock, such as
+        one of `logging`, of a thread that was interrupted by the very handler that waits here.
+        """
         if self._thread is not threading.current_thread():
-            self._thread.join()  # In a child by fork it is not there, and not waited for.
+            self._thread.join(JOIN_SECONDS)  # In a child by fork it is not there.
 
 
 def complete(work: Callable[[], T], undo: Callable[[], object] | None = None) -> T:
@@ -95,11 +120,12 @@ def complete(work: Callable[[], T], undo: Callable[[], object] | None = None) ->
 
     Args:
         work: what to do.
-        undo: what to do after it where it was interrupted, as by Ctrl-C.
+        undo: what to do after it where it was interrupted, as by Ctrl-C or a signal's handler that
+            raises. A `ClientError` is an answer.
     """
     try:
         return work()
-    except Exception:
+    except ClientError:
         raise
     except BaseException:
         if undo is not None:

@@ -8,18 +8,19 @@ it, or tell it of a revision that it should have by now, and wakes it for that.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Self, TypeVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import zmq
 
+from zkv import checks
 from zkv.client import operations
 from zkv.client.connection import refuse_to_pickle
-from zkv.client.errors import ClientError, ClosedError, NoReplyError, RefusedError
+from zkv.client.errors import ClientError, MisuseError, NoReplyError, RefusedError
 from zkv.client.feed import drain, join
 from zkv.client.follower import (
     FIRST_PATIENCE,
@@ -31,13 +32,17 @@ from zkv.client.follower import (
     pause_after,
 )
 from zkv.client.operations import Change, Operation
+from zkv.client.process import check_process, generation, is_foreign, leave_alone
 from zkv.client.threads import Waiter
 from zkv.endpoint import check_to_connect
 
 if TYPE_CHECKING:
+    from zkv.checks import Seconds
     from zkv.client.namespace import KeyOps
 
 T = TypeVar("T")
+
+ONE_AT_A_TIME: Final = "another thread waits for the next change: only one at a time may"
 
 
 class Subscription:
@@ -59,13 +64,13 @@ class Subscription:
     ) -> None:
         self._client = keyspace._client
         self._namespace = keyspace._prefix
-        self._prefix = prefix
-        self._since = since
+        self._prefix = checks.text("prefix", prefix)
+        self._since = None if since is None else checks.revision("since", since)
         self._now = now
-        self._feed = None if feed is None else check_to_connect(feed)
+        self._feed = None if feed is None else _checked_feed(feed)
         self._joined = 0
         self._endpoint: str | None = None
-        self._process = os.getpid()
+        self._made_in = generation()
         self._waiter = Waiter()
         self._inside = threading.Lock()  # Held by whoever is in `next_batch`. Nobody waits for it.
         self._wanted: deque[int] = deque()
@@ -75,6 +80,11 @@ class Subscription:
         self.closed = False
         self.trouble: ClientError | None = None
 
+    @property
+    def prefix(self) -> str:
+        """Of the keys, as they are stored."""
+        return self._namespace + self._prefix
+
     def open(self) -> Follower:
         """Ask the server where the feed is, and join it. May be called again.
 
@@ -83,10 +93,10 @@ class Subscription:
             ValueError: the feed's endpoint is malformed.
         """
         if self._follower is None:
-            info = self._client.info()
-            self._endpoint = self._feed or feed_endpoint(info["feed"], self._client.endpoint)
+            rev, feed = self._client._run(operations.place())
+            self._endpoint = self._feed or feed_endpoint(feed, self._client.endpoint)
             follower = Follower(
-                self._namespace, self._prefix, info["rev"] if self._now else self._since,
+                self._namespace, self._prefix, rev if self._now else self._since,
                 self._client._codec, self._endpoint is not None, time.monotonic(),
             )  # fmt: skip
             self._join(follower)
@@ -105,13 +115,13 @@ class Subscription:
         Raises:
             ClosedError: the client was closed, or this is a child by fork of who began.
             ClientError: the server answers what it should not.
-            RuntimeError: another thread is in here.
+            MisuseError: another thread is in here.
         """
-        self._check_process()
+        self.check_process()
         if not self._inside.acquire(blocking=False):
             if self.closed:
                 return None
-            raise RuntimeError("another thread waits for the next change: only one at a time may")
+            raise MisuseError(ONE_AT_A_TIME, applied=False)
         try:
             while not self.closed:
                 follower = self.open()
@@ -132,7 +142,7 @@ class Subscription:
 
     def want(self, rev: int) -> None:
         """Have this revision asked for, unless it has come. Any thread. Raises ClosedError."""
-        self._check_process()
+        self.check_process()
         self._wanted.append(rev)
         self._waiter.wake()
 
@@ -142,8 +152,8 @@ class Subscription:
         Where another thread is in `next_batch` it closes the socket, and this does not wait.
         """
         self.closed = True
-        if os.getpid() != self._process:
-            _inherited.append(self)
+        if is_foreign(self._made_in):
+            leave_alone(self)
             return
         self._waiter.wake()
         if self._inside.acquire(blocking=False):
@@ -153,9 +163,9 @@ class Subscription:
             finally:
                 self._inside.release()
 
-    def _check_process(self) -> None:
-        if os.getpid() != self._process:
-            raise ClosedError("it belongs to the process that this one was forked from", False)
+    def check_process(self) -> None:
+        """Raise ClosedError in a child by fork of who began."""
+        check_process(self._made_in)
 
     def _step(self, follower: Follower, end: float | None) -> Batch | None:
         now = time.monotonic()
@@ -200,9 +210,9 @@ class Subscription:
 
     def _look_up(self, follower: Follower, end: float | None) -> None:
         """Find the feed anew: the server may have been restarted, and have it elsewhere."""
-        info = self._ask(operations.info(), end)
-        if info is not None:
-            self._endpoint = self._feed or feed_endpoint(info["feed"], self._client.endpoint)
+        place = self._ask(operations.place(), end)
+        if place is not None:
+            self._endpoint = self._feed or feed_endpoint(place[1], self._client.endpoint)
             self._join(follower)
             follower.joined(self._endpoint is not None, time.monotonic())
 
@@ -228,8 +238,12 @@ class Subscription:
             self._socket = None
 
 
-_inherited: list[Subscription] = []
-"""Of the process that this one was forked from: not to be used, nor to be closed."""
+def _checked_feed(feed: str) -> str:
+    """Return an endpoint that a program names. Raises TypeError and ValueError."""
+    try:
+        return check_to_connect(feed)
+    except (TypeError, ValueError) as error:
+        raise checks.named("feed", error) from None
 
 
 class Watch(Iterator[Change]):
@@ -263,6 +277,10 @@ class Watch(Iterator[Change]):
         if hasattr(self, "_subscription"):
             self._subscription.close()
 
+    def __repr__(self) -> str:
+        keys = f"{self._subscription.prefix!r} at revision {self._rev}"
+        return f"<{type(self).__name__} {keys}{' closed' if self.closed else ''}>"
+
     @property
     def rev(self) -> int:
         """The revision up to which everything has been told: ``since`` of a watch that goes on.
@@ -290,22 +308,29 @@ class Watch(Iterator[Change]):
             raise StopIteration
         return change
 
-    def next(self, timeout: float | None = None) -> Change | None:
+    def next(self, timeout: Seconds | None = None) -> Change | None:
         """The next change.
 
         Args:
-            timeout: seconds to wait for one; None = as long as it takes.
+            timeout: seconds to wait for one, up to a year, or a `timedelta`; None = as long as it
+                takes.
 
         Returns:
             None if no change has come in time, or the watch was closed.
 
         Raises:
-            ClosedError: the client was closed.
+            ClosedError: the client was closed, or this is a child by fork of who began.
+            MisuseError: another thread waits for the next change.
         """
+        wait = checks.wait(timeout)
+        self._subscription.check_process()
         if not self.closed:
             self._open()
-        end = None if timeout is None else time.monotonic() + timeout
-        while not self._queue:
+        end = None if wait is None else time.monotonic() + wait
+        while True:
+            with suppress(IndexError):
+                told = self._queue.popleft()
+                break
             batch = self._subscription.next_batch(end)
             if batch is None:
                 return None
@@ -314,7 +339,7 @@ class Watch(Iterator[Change]):
                 self._rev = batch.rev
         if self.closed:
             return None
-        change, self._rev = self._queue.popleft()
+        change, self._rev = told
         return change
 
     def close(self) -> None:

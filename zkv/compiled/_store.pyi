@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from zkv.keyspace.change import Packed
+from zkv.keyspace.change import PackedCommit
 from zkv.keyspace.entry import StoredEntry
 from zkv.keyspace.store import Watcher
 
@@ -45,7 +45,7 @@ class Run(NamedTuple):
     taken: int
     newest: int
     rev: int
-    commits: list[Packed]
+    commits: list[PackedCommit]
     changes: int
     bytes: int
     replaced: Replaced | None
@@ -55,7 +55,7 @@ class Lane:
         cls,
         *,
         table: Table,
-        commit_type: type[Packed],
+        commit_type: type[PackedCommit],
         max_key_bytes: int,
         max_value_bytes: int,
         max_batch: int,

@@ -1,4 +1,7 @@
-"""The state of a data directory at a revision, and its log, for `zkv dump`."""
+"""Reads the entries of a data directory at a revision, and its log, for `zkv dump`.
+
+Values stay packed: no value can stop a dump.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,11 @@ def newest_state(view: FrozenView) -> Table:
 
 
 def state_at(view: FrozenView, rev: int) -> Table:
-    """The entries as they were at ``rev``, from the newest snapshot before it that is whole.
+    """The entries at revision ``rev``, from the newest intact snapshot before it and the log.
 
     Raises:
-        DamageError: what leads to it is damaged.
-        DataDirError: it is not there yet, or cannot be reconstructed any more.
+        DamageError: every snapshot before it, or the log after them, is damaged.
+        DataDirError: the store has not reached it, or its snapshot and log have been removed.
     """
     bases = [base for base in reversed(view.snapshots) if base <= rev]
     if view.segments[:1] == [1] or not view.snapshots:
@@ -64,9 +67,9 @@ def _replay(view: FrozenView, base: int, rev: int) -> Table:
 
 
 def log(view: FrozenView, until: int | None) -> Iterator[Commit]:
-    """Every commit that is still in the log, up to a revision, one in memory at a time.
+    """The commits that are still in the log, up to revision ``until``, one in memory at a time.
 
-    Raises DamageError, DataDirError, OSError; what came before stands.
+    Raises DamageError, DataDirError or OSError, after all commits before that.
     """
     first = view.segments[0] if view.segments else 1
     reader = LogReader(view, view.layout.wal, first - 1)

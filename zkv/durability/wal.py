@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from zkv.durability.files import Files
-    from zkv.keyspace import Packed
+    from zkv.keyspace import PackedCommit
 
 _log = logging.getLogger("zkv.durability")
 
@@ -106,7 +106,7 @@ class Wal:
         self._directory = directory
         self._segment_bytes = segment_bytes
         self._sync_each = sync_each
-        self._queue: deque[tuple[int, list[Packed]]] = deque()
+        self._queue: deque[tuple[int, list[PackedCommit]]] = deque()
         self._io = threading.Lock()
         self._refusal: ReadOnly | None = None
         self._retry_at = 0.0
@@ -180,7 +180,7 @@ class Wal:
         """
         return self._survived.get(epoch, NOTHING)
 
-    def append(self, commit: Packed) -> int:
+    def append(self, commit: PackedCommit) -> int:
         """Queue a commit; returns its LSN. Call with the keyspace's lock held.
 
         Raises:
@@ -195,7 +195,7 @@ class Wal:
         """True if `extend` may be called: no error is known. Keyspace's lock held."""
         return self._refusal is None
 
-    def extend(self, commits: list[Packed]) -> int:
+    def extend(self, commits: list[PackedCommit]) -> int:
         """Queue commits in one step, so that one write takes them all; returns the last one's LSN.
 
         Call with the keyspace's lock held, and only if `takes_commits`.

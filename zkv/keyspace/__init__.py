@@ -1,6 +1,6 @@
 """The keyspace: entries in memory, under one lock. See `zkv.keyspace.store`."""
 
-from zkv.keyspace.change import DELETE, EXPIRE, PUT, TOUCH, Commit, KeyChange, Once, Packed
+from zkv.keyspace.change import DELETE, EXPIRE, PUT, TOUCH, Commit, KeyChange, Once, PackedCommit
 from zkv.keyspace.entry import ABSENT, StoredEntry
 from zkv.keyspace.expirer import Expirer
 from zkv.keyspace.history import Cursor, History
@@ -25,7 +25,7 @@ __all__ = [
     "Keyspace",
     "MemoryLog",
     "Once",
-    "Packed",
+    "PackedCommit",
     "Remembered",
     "Sessions",
     "SnapshotView",

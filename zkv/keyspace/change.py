@@ -114,14 +114,14 @@ class Commit(Struct, frozen=True, gc=False):
     once: Once | None = None
     payload: bytes = b""
 
-    def pack(self) -> Packed:
+    def pack(self) -> PackedCommit:
         """Pack the commit. Raises TooLarge."""
         array = _ARRAY3 if self.once is None else _ARRAY7
         payload = _HEAD.pack(array, _UINT64, self.rev, _UINT64, self.time) + _encode(self.changes)
         if self.once is not None:
             payload += b"".join([_encode(part) for part in self.once])
         require_size(len(payload))
-        return Packed(self.rev, len(self.changes), payload)
+        return PackedCommit(self.rev, len(self.changes), payload)
 
 
 def require_size(size: int) -> None:
@@ -133,7 +133,7 @@ def require_size(size: int) -> None:
         )
 
 
-class Packed(Struct, frozen=True, gc=False):
+class PackedCommit(Struct, frozen=True, gc=False):
     """A packed commit, as the log, the history and the feed use it.
 
     Args:

@@ -23,6 +23,8 @@ STEP: Final = 50
 """Entries removed in one hold of the lock: about 0.3 ms."""
 PAUSE_SECONDS: Final = 0.0005
 """Pause between steps, so that other threads get the lock when many entries expire together."""
+LONGEST_SLEEP: Final = 86_400.0
+"""Seconds. A time to live may be longer than Python can wait."""
 RETRY_SECONDS: Final = 1.0
 """Pause after the log refused a removal, or after a bug."""
 
@@ -74,4 +76,4 @@ class Expirer:
                 _log.critical("expired keys cannot be removed; trying again", exc_info=True)
             return RETRY_SECONDS
         self._failing = False
-        return None if rest is None else max(rest / 1000, PAUSE_SECONDS)
+        return None if rest is None else min(max(rest / 1000, PAUSE_SECONDS), LONGEST_SLEEP)

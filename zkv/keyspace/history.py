@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from zkv.keyspace.change import Packed
+from zkv.keyspace.change import PackedCommit
 
 UNREAD_CHANGES: Final = 100_000
 """Changes that are kept for a cursor, even if the history is smaller."""
@@ -24,7 +24,7 @@ UNREAD_BYTES: Final = 64 * 1024 * 1024
 
 _TRIM: Final = 1_024
 """Unused places at the start of the list before it is moved: moving takes time for each item."""
-_DROPPED: Final = Packed(0, 0, b"")
+_DROPPED: Final = PackedCommit(0, 0, b"")
 """Replaces a dropped commit in the list. So its memory is freed at once: to free thousands of
 commits together takes many milliseconds."""
 
@@ -59,7 +59,7 @@ class History:
     def __init__(self, most_changes: int, most_bytes: int, rev: int = 0) -> None:
         self._most_changes = most_changes
         self._most_bytes = most_bytes
-        self._commits: list[Packed] = []
+        self._commits: list[PackedCommit] = []
         self._begin = 0  # Index of the oldest commit; those before it are dropped.
         self._changes = 0
         self._bytes = 0
@@ -76,11 +76,11 @@ class History:
         """The oldest revision kept; the next revision if none is kept."""
         return self._rev - (len(self._commits) - self._begin) + 1
 
-    def add(self, commit: Packed, safe_rev: int) -> None:
+    def add(self, commit: PackedCommit, safe_rev: int) -> None:
         """Add the next commit; do not drop commits after ``safe_rev``."""
         self.extend([commit], commit.count, len(commit.payload), safe_rev)
 
-    def extend(self, commits: list[Packed], changes: int, size: int, safe_rev: int) -> None:
+    def extend(self, commits: list[PackedCommit], changes: int, size: int, safe_rev: int) -> None:
         """Add the next commits, of so many changes and bytes; keep those after ``safe_rev``."""
         self._rev = commits[-1].rev
         self._commits += commits
@@ -104,7 +104,7 @@ class History:
             self._rev -= 1
         self._rev = min(self._rev, rev)
 
-    def since(self, rev: int, most: int) -> list[Packed]:
+    def since(self, rev: int, most: int) -> list[PackedCommit]:
         """Return at most ``most`` commits after ``rev``, which is in `oldest` - 1 ... `newest`."""
         first = self._begin + rev + 1 - self.oldest
         return self._commits[first : first + most]
@@ -124,7 +124,7 @@ class History:
         """Keep no commits for a cursor any more."""
         self._cursor = None
 
-    def read(self, cursor: Cursor, most: int, safe_rev: int) -> list[Packed]:
+    def read(self, cursor: Cursor, most: int, safe_rev: int) -> list[PackedCommit]:
         """Return at most ``most`` commits up to ``safe_rev``, and move the cursor past them."""
         missed = self.oldest - 1 - cursor.rev
         if missed > 0:

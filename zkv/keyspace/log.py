@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from zkv.keyspace.change import Packed
+    from zkv.keyspace.change import PackedCommit
 
 NOTHING: Final = (-1, -1)
 """A revision and a log number, both lower than those of any commit."""
@@ -42,13 +42,13 @@ class ChangeLog(Protocol):
     def takes_commits(self) -> bool:
         """True unless the log refuses commits. Keyspace's lock held."""
 
-    def append(self, commit: Packed) -> int:
+    def append(self, commit: PackedCommit) -> int:
         """Queue a commit, and return its number. Keyspace's lock held.
 
         Raises ReadOnly if the log refuses commits.
         """
 
-    def extend(self, commits: list[Packed]) -> int:
+    def extend(self, commits: list[PackedCommit]) -> int:
         """Queue commits in one step, and return the number of the last one.
 
         Keyspace's lock held, and `takes_commits` must be true.
@@ -130,11 +130,11 @@ class MemoryLog:
     ) -> None:
         """Do nothing: nothing is ever rolled back."""
 
-    def append(self, commit: Packed) -> int:
+    def append(self, commit: PackedCommit) -> int:
         """Discard a commit, and return its number."""
         return self.extend([commit])
 
-    def extend(self, commits: list[Packed]) -> int:
+    def extend(self, commits: list[PackedCommit]) -> int:
         """Discard commits, and return the number of the last one.
 
         `on_safe` is called before they are applied: those who react wait for the keyspace's lock.

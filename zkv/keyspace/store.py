@@ -25,7 +25,7 @@ from msgspec import Struct
 from sortedcontainers import SortedList
 
 from zkv.errors import Compacted, NotFound, ShuttingDown
-from zkv.keyspace.change import EXPIRE, Commit, Once, Packed
+from zkv.keyspace.change import EXPIRE, Commit, Once, PackedCommit
 from zkv.keyspace.entry import ABSENT, StoredEntry
 from zkv.keyspace.log import MemoryLog
 from zkv.keyspace.sessions import Window
@@ -229,7 +229,7 @@ class Keyspace:
             if not tally.lost:
                 return there - tally.count, rev
 
-    def changes_since(self, rev: int, most: int) -> tuple[list[Packed], int]:
+    def changes_since(self, rev: int, most: int) -> tuple[list[PackedCommit], int]:
         """Return at most ``most`` safe commits after ``rev``, and the newest safe revision.
 
         Raises Compacted if some are no longer kept.
@@ -267,7 +267,7 @@ class Keyspace:
         with self.lock:
             self.history.remove_cursor()
 
-    def read(self, cursor: Cursor, most: int) -> list[Packed]:
+    def read(self, cursor: Cursor, most: int) -> list[PackedCommit]:
         """Return at most ``most`` safe commits after the cursor, and move it past them.
 
         Revisions that are no longer kept are skipped and counted in `Cursor.missed`.

@@ -14,12 +14,13 @@ from typing import Annotated, ClassVar, Union, get_args
 
 from msgspec import Meta, Raw, Struct, field
 
+from zkv.defaults import LONGEST_TTL
 from zkv.errors import RequestId
 
 Revision = Annotated[int, Meta(ge=0)]
 Limit = Annotated[int, Meta(ge=1)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-Ttl = Annotated[float, Meta(gt=0, le=1e10)]
+Ttl = Annotated[float, Meta(gt=0, le=LONGEST_TTL)]
 """Seconds, as a float or an int."""
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from zkv import compiled
 from zkv.defaults import MAX_LEVELS
-from zkv.keyspace.change import Packed
+from zkv.keyspace.change import PackedCommit
 from zkv.keyspace.table import is_compiled
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Lane:
         self._keyspace = keyspace
         self._compiled = compiled.store.Lane(
             table=keyspace.entries,  # type: ignore[arg-type]
-            commit_type=Packed,
+            commit_type=PackedCommit,
             max_key_bytes=limits.max_key_bytes,
             max_value_bytes=limits.max_value_bytes,
             max_batch=limits.max_batch,

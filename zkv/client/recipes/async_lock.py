@@ -9,6 +9,14 @@ between looking and acting (Kleppmann, "How to do distributed locking", 2016). W
 where the action happens. For data in the same store that is `AsyncLock.txn`, which commits only
 while the lock is held. For anything else it is the fencing token `AsyncLock.rev`: it grows from
 holder to holder, so that a resource that remembers the largest one can refuse a former holder.
+
+Who holds it, is the object that acquired it, in the process that did. A child by fork has a copy of
+the object and holds nothing: what it is asked to release or to write is a `MisuseError`.
+
+Each renewal gives the entry another revision, and a reply to it may be lost. So whatever has to
+happen while the lock is held is sent on the condition that the entry has the revision last known;
+where it has another one, the entry is read, and if it is still that of this holder, the request is
+sent again with its revision. So nobody waits for a renewal, and no lock is held in this process.
 """
 
 from __future__ import annotations
@@ -19,29 +27,65 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Final, Self
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
+from zkv import checks
+from zkv.client.async_pipeline import AsyncTransaction  # Not at first use, as in a handler.
+from zkv.client.connection import refuse_to_pickle
 from zkv.client.errors import (
     ClientError,
     ConflictError,
     LockLostError,
-    NoReplyError,
+    MisuseError,
     NotFoundError,
     RefusedError,
 )
 from zkv.client.follower import RESET
-from zkv.client.tasks import AsyncBackground, AsyncCondition, AsyncMutex, complete
+from zkv.client.process import generation, is_foreign
+from zkv.client.tasks import AsyncBackground, AsyncCondition, complete
 
 if TYPE_CHECKING:
+    from zkv.checks import Seconds
     from zkv.client.async_namespace import AsyncKeyOps
-    from zkv.client.async_pipeline import AsyncTransaction
+    from zkv.client.operations import Operation
+
+T = TypeVar("T")
 
 _log = logging.getLogger("zkv.client")
 
 RENEWALS: Final = 4
 """Attempts to renew within one time to live."""
 GONE: Final = frozenset({"DELETE", "EXPIRE"})
+
+
+class _Hold:
+    """One time of holding a lock, from `AsyncLock.acquire` to `AsyncLock.release`.
+
+    Attributes:
+        value: of the entry; no other time of holding has the same.
+        rev: the fencing token.
+        lease_rev: of the entry, since it was renewed last, as far as that is known.
+        until: when the lease runs out, by the monotonic clock.
+        over: whether it has been released.
+        made_in: the generation of the process that holds it.
+        renewer: what renews it in the background.
+    """
+
+    renewer: AsyncBackground
+
+    def __init__(self, value: dict[str, str], rev: int, until: float) -> None:
+        self.value = value
+        self.rev = self.lease_rev = rev
+        self.until = until
+        self.over = False
+        self.made_in = generation()
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is the parent, or its parent, that holds the lock."""
+        return is_foreign(self.made_in)
 
 
 class AsyncLock:
@@ -53,28 +97,25 @@ class AsyncLock:
     Args:
         keyspace: where the key is.
         key: of the lock.
-        ttl: seconds after which a holder that has crashed loses it.
+        ttl: seconds after which a holder that has crashed loses it; above 0, up to 10^10, or a
+            `timedelta`.
         owner: who holds it, for people to read; None = the machine's name and the process's id.
     """
 
     def __init__(
-        self, keyspace: AsyncKeyOps, key: str, ttl: float, owner: str | None = None
+        self, keyspace: AsyncKeyOps, key: str, ttl: Seconds, owner: str | None = None
     ) -> None:
-        if ttl <= 0:
-            raise ValueError(f"ttl {ttl:g}: seconds, above 0")
+        checks.key(keyspace._prefix, key)
         self._keyspace = keyspace
         self._key = key
-        self._ttl = ttl
-        self._owner = f"{socket.gethostname()}:{os.getpid()}" if owner is None else owner
-        self._value = {"owner": self._owner, "token": secrets.token_hex(8)}
-        self._lease = AsyncMutex()  # Guards the three below: nobody renews meanwhile.
-        self._lease_rev = 0  # Of the entry, since it was renewed last.
-        self._in_doubt = False  # Whether it has been renewed since, and nobody knows.
-        self._until = 0.0
-        self._released = False
+        self._ttl = checks.lease("ttl", ttl)
+        self._owner = checks.text_or_none("owner", owner)
+        self._hold: _Hold | None = None
+        self._acquiring: int | None = None  # The generation of the process that acquires it now.
         self._changed = AsyncCondition()
-        self._renewer: AsyncBackground | None = None
         self._rev = 0
+
+    __reduce__ = refuse_to_pickle
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._key!r}{' held' if self.held else ''}>"
@@ -87,45 +128,40 @@ class AsyncLock:
     @property
     def held(self) -> bool:
         """Whether the lease is known to run still."""
-        return self._renewer is not None and time.monotonic() < self._until
+        hold = self._hold
+        return hold is not None and not hold.is_foreign and time.monotonic() < hold.until
 
-    async def acquire(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109
+    async def acquire(self, timeout: Seconds | None = None) -> bool:  # noqa: ASYNC109
         """Take the lock, or wait for it.
 
         Args:
-            timeout: seconds to wait while somebody else holds it; None = as long as it takes, 0 =
-                not at all.
+            timeout: seconds to wait while somebody else holds it, up to a year, or a `timedelta`;
+                None = as long as it takes, 0 = not at all.
 
         Returns:
             Whether it is held now.
 
         Raises:
-            RuntimeError: it has been acquired already.
+            MisuseError: it has been acquired already, or somebody acquires it by this object now.
             ClientError: the server cannot be asked. If it had taken the lock, that runs out.
         """
-        if self._renewer is not None:
-            raise RuntimeError(f"the lock {self._key!r} has been acquired already")
-        end = None if timeout is None else time.monotonic() + timeout
-        while True:
-            began = time.monotonic()
-            try:
-                rev = await complete(self._put, self._withdraw)
-            except ConflictError as conflict:
-                if not await self._wait(conflict.rev, end):
-                    return False
-            else:
-                self._hold(rev, began)
-                return True
+        wait = checks.wait(timeout)
+        if self._acquiring == generation():
+            raise MisuseError(f"the lock {self._key!r} is being acquired by this object", False)
+        self._acquiring = generation()
+        try:
+            return await self._acquire(None if wait is None else time.monotonic() + wait)
+        finally:
+            self._acquiring = None
 
     async def release(self) -> None:
         """Let it go.
 
         Raises:
             LockLostError: it had been lost before; somebody else may have held it meanwhile.
-            RuntimeError: it has not been acquired.
+            MisuseError: it has not been acquired, or by the process that this one was forked from.
         """
-        if self._renewer is None:
-            raise RuntimeError(f"the lock {self._key!r} has not been acquired")
+        self._held_here()
         await complete(self._release)
 
     def check(self) -> None:
@@ -133,8 +169,7 @@ class AsyncLock:
         if not self.held:
             raise self._lost()
 
-    @contextlib.asynccontextmanager
-    async def txn(self) -> AsyncIterator[AsyncTransaction]:
+    def txn(self) -> AsyncTransaction:
         """A transaction that is committed only while the lock is held: the server checks it.
 
         Like this::
@@ -144,22 +179,14 @@ class AsyncLock:
                 async with lock.txn() as txn:
                     txn.put("report/today", report)
 
-        Keep the block short: the lease is not renewed meanwhile.
+        Its end, or ``commit``, raises a `LockLostError` if the lock is not held any more; nothing
+        has been written then. Conditions of the program's own count from index 1.
 
         Raises:
-            LockLostError: it is not held any more; nothing has been written.
+            MisuseError: it has not been acquired, or by the process that this one was forked from.
         """
-        async with self._lease:
-            await self._settle_doubt()
-            txn = self._keyspace.txn()
-            txn.check(self._key, self._lease_rev)
-            try:
-                async with txn:
-                    yield txn
-            except ConflictError as conflict:
-                if conflict.key == self._keyspace._prefix + self._key:
-                    raise self._lost() from conflict
-                raise
+        hold = self._held_here()
+        return AsyncTransaction(self._keyspace._prefix, partial(self._commit, hold))
 
     async def __aenter__(self) -> Self:
         await self.acquire()
@@ -175,30 +202,63 @@ class AsyncLock:
                 raise
             error.add_note(str(failure))  # What went wrong first matters more.
 
-    async def _put(self) -> int:
-        return await self._keyspace.put(self._key, self._value, ttl=self._ttl, create=True)
+    def _held_here(self) -> _Hold:
+        """How it is held. Raises MisuseError where it was not acquired here, in this process."""
+        hold = self._hold
+        if hold is None:
+            raise MisuseError(f"the lock {self._key!r} has not been acquired", applied=False)
+        if hold.is_foreign:
+            text = "was acquired by the process that this one was forked from"
+            raise MisuseError(f"the lock {self._key!r} {text}, and is held by that", applied=False)
+        return hold
 
-    async def _withdraw(self) -> None:
+    # --- Taking and leaving it
+
+    async def _acquire(self, end: float | None) -> bool:
+        while True:
+            if self._hold is not None and not self._hold.is_foreign:
+                raise MisuseError(f"the lock {self._key!r} has been acquired already", False)
+            name = self._owner
+            if name is None:
+                name = f"{socket.gethostname()}:{os.getpid()}"
+            value = {"owner": name, "token": secrets.token_hex(8)}
+            try:
+                await complete(partial(self._take, value), partial(self._withdraw, value))
+            except ConflictError as conflict:
+                if not await self._wait(conflict.rev, end):
+                    return False
+            else:
+                return True
+
+    async def _take(self, value: dict[str, str]) -> None:
+        began = time.monotonic()
+        rev = await self._keyspace.put(self._key, value, ttl=self._ttl, create=True)
+        hold = _Hold(value, rev, began + self._ttl)
+        hold.renewer = AsyncBackground(partial(self._keep_renewing, hold), "zkv-lock")
+        self._hold, self._rev = hold, rev
+
+    async def _withdraw(self, value: dict[str, str]) -> None:
         """Remove the entry if it was made for somebody who does not wait for it any more."""
-        try:
+        hold = self._hold
+        if hold is not None and hold.value == value:
+            await self._release()
+            return
+        with contextlib.suppress(NotFoundError, ConflictError):  # It is gone.
             entry = await self._keyspace.get_entry(self._key)
-            if entry.value == self._value and self._renewer is None:
+            if entry.value == value:
                 await self._keyspace.delete(self._key, if_rev=entry.rev)
-        except (NotFoundError, ConflictError):
-            pass  # It is gone.
 
     async def _release(self) -> None:
-        renewer, self._renewer = self._renewer, None
-        if renewer is None:
+        hold, self._hold = self._hold, None
+        if hold is None:
             return  # Somebody else has been quicker.
-        self._released = True
+        hold.over = True
         self._changed.wake()
-        await renewer.join()
-        try:
-            await self._settle_doubt()
-            await self._keyspace.delete(self._key, if_rev=self._lease_rev)
-        except ConflictError:
-            raise self._lost() from None
+        await self._while_held(hold, self._remove)
+        await hold.renewer.join()
+
+    async def _remove(self, rev: int) -> bool:
+        return await self._keyspace.delete(self._key, if_rev=rev)
 
     async def _wait(self, since: int, end: float | None) -> bool:
         """Wait until the entry at revision ``since`` is gone; False = not in time."""
@@ -206,56 +266,74 @@ class AsyncLock:
             return False
         async with self._keyspace.watch(self._key, since=since) as watch:
             while (
-                change := await watch.next(None if end is None else end - time.monotonic())
+                change := await watch.next(None if end is None else max(0, end - time.monotonic()))
             ) is not None:
                 if change.op == RESET or (change.key == self._key and change.op in GONE):
                     return True
         return False
 
-    def _hold(self, rev: int, began: float) -> None:
-        self._rev = self._lease_rev = rev
-        self._in_doubt = False
-        self._until = began + self._ttl
-        self._released = False
-        self._renewer = AsyncBackground(self._renew_it, "zkv-lock")
+    # --- While it is held
 
-    async def _renew_it(self) -> None:
-        while not await self._changed.wait_for(lambda: self._released, self._ttl / RENEWALS):
+    async def _keep_renewing(self, hold: _Hold) -> None:
+        while not await self._changed.wait_for(lambda: hold.over, self._ttl / RENEWALS):
             try:
-                await self._renew()
-            except NoReplyError:
-                continue  # There may be time for another try.
+                await self._renew(hold)
+            except OSError:  # No reply, or too many open files: there may be time for another try.
+                continue
             except ClientError as error:
                 if isinstance(error, RefusedError) and error.retry:
                     continue
-                self._until = 0.0
-                _log.warning("the lock %r is lost: %s", self._key, error)
+                hold.until = 0.0
+                if not hold.over:
+                    _log.warning("the lock %r is lost: %s", self._key, error)
                 return
 
-    async def _renew(self) -> None:
-        async with self._lease:
-            began = time.monotonic()
-            await self._settle_doubt()
-            txn = self._keyspace.txn()
-            txn.check(self._key, self._lease_rev)
-            txn.touch(self._key, self._ttl)
-            self._in_doubt = True
-            await txn.commit()
-            self._in_doubt = False
-            self._lease_rev = txn.rev
-            self._until = began + self._ttl
+    async def _renew(self, hold: _Hold) -> None:
+        began = time.monotonic()
+        hold.lease_rev = await self._while_held(hold, self._touch)
+        hold.until = began + self._ttl
 
-    async def _settle_doubt(self) -> None:
-        """If nobody knows what was carried out last, look. Raises ClientError."""
-        if self._in_doubt:
+    async def _touch(self, rev: int) -> int:
+        txn = self._keyspace.txn()
+        txn.check(self._key, rev)
+        txn.touch(self._key, self._ttl)
+        await txn.commit()
+        return txn.rev
+
+    async def _commit(self, hold: _Hold, message: Operation[list[Any]]) -> list[Any]:
+        """Run a transaction on the further condition that the lock is held."""
+        if hold.over or hold.is_foreign:
+            raise self._lost()
+        conditions = message.fields.get("if", [])
+        key = self._keyspace._prefix + self._key
+
+        async def run(rev: int) -> list[Any]:
+            message.fields["if"] = [(key, rev), *conditions]
+            return await self._keyspace._run(message)
+
+        return await self._while_held(hold, run)
+
+    async def _while_held(self, hold: _Hold, work: Callable[[int], Awaitable[T]]) -> T:
+        """What ``work`` gives, which is a request on the condition that the entry has a revision.
+
+        Raises:
+            LockLostError: the entry is not that of this holder any more.
+        """
+        while True:
             try:
-                entry = await self._keyspace.get_entry(self._key)
-            except NotFoundError:
-                pass
-            else:
-                if entry.value == self._value:
-                    self._lease_rev = entry.rev
-            self._in_doubt = False
+                return await work(hold.lease_rev)
+            except ConflictError as conflict:
+                if conflict.key != self._keyspace._prefix + self._key:
+                    raise
+                hold.lease_rev = await self._current_rev(hold)
+
+    async def _current_rev(self, hold: _Hold) -> int:
+        """The revision of the entry. Raises LockLostError where it is not that of this holder."""
+        with contextlib.suppress(NotFoundError):
+            entry = await self._keyspace.get_entry(self._key)
+            if entry.value == hold.value:
+                return entry.rev
+        raise self._lost()
 
     def _lost(self) -> LockLostError:
         return LockLostError(f"the lock {self._key!r} is not held any more", applied=False)

@@ -7,6 +7,9 @@ job whose worker has crashed is free again when the lease runs out.
 
 Taking looks at the jobs in order, so it costs more the more are taken at one time: this is a queue
 for dozens of workers, not for thousands.
+
+A job whose value cannot be decoded stays in the queue, and free. Each queue object that meets it
+raises the error once, and passes it over from then on: another worker may have the codec for it.
 """
 
 from __future__ import annotations
@@ -16,11 +19,14 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from zkv.client.errors import ClientError, LockLostError, NotFoundError
+from zkv import checks
+from zkv.client.connection import refuse_to_pickle
+from zkv.client.errors import BadValueError, ClientError, LockLostError, NotFoundError
 from zkv.client.follower import RESET
 from zkv.client.recipes.async_lock import AsyncLock
 
 if TYPE_CHECKING:
+    from zkv.checks import Seconds
     from zkv.client.async_namespace import AsyncKeyOps
 
 NUMBER: Final = "jobs/{:020d}"
@@ -30,7 +36,8 @@ NUMBER: Final = "jobs/{:020d}"
 class AsyncJob:
     """A job that this worker has taken.
 
-    As a context manager it is `done` at the end, or given back by `release` if an error was raised.
+    As a context manager it is `done` at the end, or given back by `release` if an error was raised;
+    unless the block has done either already.
 
     Attributes:
         value: as it was put.
@@ -41,29 +48,39 @@ class AsyncJob:
         self._key = key
         self._lock = lock
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._key!r} {checks.shown(self.value)}>"
+
+    __reduce__ = refuse_to_pickle
+
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: object, *_: object) -> None:
-        if kind is None:
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if self._lock._hold is None:
+            return
+        if error is None:
             await self.done()
         else:
-            await self.release()
+            await self._lock.__aexit__(kind, error, traceback)
 
     async def done(self) -> None:
         """Remove it: it need not be done again.
 
         Raises:
             LockLostError: the lease had run out, and others may do it, or have done it.
+            MisuseError: it has been done or given back already, or the process that this one was
+                forked from has taken it.
         """
+        txn = self._lock.txn()
+        txn.delete(self._key)
         try:
-            async with self._lock.txn() as txn:
-                txn.delete(self._key)
+            await txn.commit()
         finally:
             await self.release()
 
     async def release(self) -> None:
-        """Give it back undone."""
+        """Give it back undone. Raises MisuseError as `done` does."""
         try:
             await self._lock.release()
         except LockLostError:
@@ -76,12 +93,17 @@ class AsyncQueue:
     Args:
         keyspace: where they are kept.
         prefix: of their keys.
-        lease: seconds after which a job is free again if its worker has crashed.
+        lease: seconds after which a job is free again if its worker has crashed; above 0, up to
+            10^10, or a `timedelta`.
     """
 
-    def __init__(self, keyspace: AsyncKeyOps, prefix: str, lease: float) -> None:
-        self._kept = keyspace.namespace(f"{prefix}/")
-        self._lease = lease
+    def __init__(self, keyspace: AsyncKeyOps, prefix: str, lease: Seconds) -> None:
+        self._kept = keyspace.namespace(f"{checks.text('prefix', prefix)}/")
+        self._lease = checks.lease("lease", lease)
+        self._undecodable = set[str]()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._kept._prefix!r}>"
 
     async def count(self) -> int:  # sync: def __len__(self) -> int:
         """How many are not done."""
@@ -92,16 +114,23 @@ class AsyncQueue:
         number = await self._kept.incr("last")
         await self._kept.put(NUMBER.format(number), value)
 
-    async def take(self, timeout: float | None = None) -> AsyncJob | None:  # noqa: ASYNC109
+    async def take(self, timeout: Seconds | None = None) -> AsyncJob | None:  # noqa: ASYNC109
         """The first job that nobody has taken.
 
         Args:
-            timeout: seconds to wait for one; None = as long as it takes, 0 = not at all.
+            timeout: seconds to wait for one, up to a year, or a `timedelta`; None = as long as it
+                takes, 0 = not at all.
 
         Returns:
             None if there was none in time.
+
+        Raises:
+            BadValueError: the value of a job cannot be decoded. The job stays, for workers with
+                another codec, until its ``key`` is deleted; this queue object passes it over from
+                now on.
         """
-        end = None if timeout is None else time.monotonic() + timeout
+        wait = checks.wait(timeout)
+        end = None if wait is None else time.monotonic() + wait
         while True:
             since: int = (await self._kept._client.info())["rev"]
             async for key in self._free():
@@ -112,13 +141,13 @@ class AsyncQueue:
                 return None
 
     async def _free(self) -> AsyncIterator[str]:
-        """Keys of jobs that nobody seems to have taken."""
+        """Keys of jobs that nobody seems to have taken, and that can be."""
         taken = {
             entry.key.removeprefix("taken/")
             async for entry in self._kept.scan("taken/", values=False)
         }
         async for entry in self._kept.scan("jobs/", values=False):
-            if entry.key not in taken:
+            if entry.key not in taken and entry.key not in self._undecodable:
                 yield entry.key
 
     async def _try(self, key: str) -> AsyncJob | None:
@@ -130,7 +159,9 @@ class AsyncQueue:
         except NotFoundError:  # It was done in the meantime.
             await lock.release()
             return None
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, BadValueError):
+                self._undecodable.add(key)
             with contextlib.suppress(ClientError):  # What went wrong first matters more.
                 await lock.release()
             raise
@@ -142,7 +173,7 @@ class AsyncQueue:
             return False
         async with self._kept.watch(since=since) as watch:
             while (
-                change := await watch.next(None if end is None else end - time.monotonic())
+                change := await watch.next(None if end is None else max(0, end - time.monotonic()))
             ) is not None:
                 added = change.op == "PUT" and change.key.startswith("jobs/")
                 freed = change.op in {"DELETE", "EXPIRE"} and change.key.startswith("taken/")

@@ -6,10 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from zkv import checks
+from zkv.client.errors import BadValueError
 from zkv.client.follower import RESET
+from zkv.client.process import ReadAhead
 from zkv.client.recipes.lock import Lock
 
 if TYPE_CHECKING:
+    from zkv.checks import Seconds
     from zkv.client.namespace import KeyOps
 
 
@@ -24,10 +28,11 @@ class Election(Lock):
         keyspace: where the key is.
         key: of the election, the same for all candidates.
         candidate: the name of this one; None = the machine's name and the process's id.
-        ttl: seconds after which a leader that has crashed is replaced.
+        ttl: seconds after which a leader that has crashed is replaced; as for a lock.
     """
 
-    def __init__(self, keyspace: KeyOps, key: str, candidate: str | None, ttl: float) -> None:
+    def __init__(self, keyspace: KeyOps, key: str, candidate: str | None, ttl: Seconds) -> None:
+        checks.text_or_none("candidate", candidate)
         super().__init__(keyspace, key, ttl, candidate)
 
     def leader(self) -> str | None:
@@ -36,11 +41,13 @@ class Election(Lock):
 
     def leaders(self) -> Iterator[str | None]:
         """Who leads, now and whenever that changes; None = nobody. Goes on for ever."""
+        ahead = ReadAhead()
         last: str | None = None
         entry = next(self._keyspace.scan(self._key, limit=1), None)
         if entry is not None and entry.key == self._key:
             last = _name(entry.value)
         yield last
+        ahead.check()
         since = 0 if entry is None else entry.rev
         with self._keyspace.watch(self._key, since=since) as watch:
             for change in watch:
@@ -51,4 +58,6 @@ class Election(Lock):
 
 
 def _name(value: Any) -> str | None:
+    if isinstance(value, BadValueError):
+        raise value
     return None if value is None else str(value["owner"])

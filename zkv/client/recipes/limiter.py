@@ -11,12 +11,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from zkv import checks
 from zkv.client.recipes.verdict import Verdict
+from zkv.defaults import LONGEST_TTL
 
 if TYPE_CHECKING:
+    from zkv.checks import Seconds
     from zkv.client.namespace import KeyOps
+
+
+MOST: Final = 2**53
+"""Of a limit, and of a count: a thousand counts fit into a counter."""
+SHORTEST: Final = 0.001
+LONGEST: Final = LONGEST_TTL / 2
+"""Seconds of a period: a counter lives for two."""
 
 
 class RateLimiter:
@@ -25,8 +35,8 @@ class RateLimiter:
     Args:
         keyspace: where the counters are.
         prefix: of their keys.
-        limit: how many in each period.
-        period: in seconds.
+        limit: how many in each period, from 1 to 2^53.
+        period: in seconds, from 0.001 to 5 * 10^9, or a `timedelta`.
         now: Unix time in seconds.
     """
 
@@ -35,23 +45,27 @@ class RateLimiter:
         keyspace: KeyOps,
         prefix: str,
         limit: int,
-        period: float,
+        period: Seconds,
         now: Callable[[], float] = time.time,
     ) -> None:
-        if limit < 1 or period <= 0:
-            raise ValueError(f"limit {limit}, period {period:g}: a limit from 1, a period above 0")
-        self._counters = keyspace.namespace(f"{prefix}/")
-        self._limit = limit
-        self._period = period
-        self._now = now
+        self._limit = checks.integer("limit", limit, 1, MOST)
+        self._period = checks.seconds("period of the limit", period, SHORTEST, LONGEST)
+        self._now = checks.function("now", now)
+        self._counters = keyspace.namespace(f"{checks.text('prefix', prefix)}/")
+
+    def __repr__(self) -> str:
+        where = self._counters._prefix
+        return f"<{type(self).__name__} {where!r} of {self._limit} per {self._period:g} s>"
 
     def allow(self, who: str = "", count: int = 1) -> Verdict:
         """Count one more, or several, and tell whether that is within the limit.
 
         Args:
             who: a user, an address; each has a limit of its own.
-            count: how many at once. What is refused counts, too.
+            count: how many at once, from 1 to 2^53. What is refused counts, too.
         """
+        checks.text("who", who)
+        count = checks.integer("count", count, 1, MOST)
         now = self._now()
         window = int(now // self._period)
         key = f"{who}/{window}"
