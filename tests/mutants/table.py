@@ -620,8 +620,8 @@ CLIENT: Final = [
     Mutant(
         "a write in flight falls out of its window",
         "zkv/client/session.py",
-        "self._newest + 1 - next(iter(self.in_flight)) < WINDOW",
-        "self._newest + 1 - next(iter(self.in_flight)) <= WINDOW",
+        "self._newest + 1 - oldest < WINDOW",
+        "self._newest + 1 - oldest <= WINDOW",
         PURE,
     ),
     Mutant(
@@ -648,15 +648,15 @@ CLIENT: Final = [
     Mutant(
         "a lock does not guard what its former holder writes",
         "zkv/client/recipes/async_lock.py",
-        "            txn.check(self._key, self._lease_rev)\n            try:\n",
-        "            try:\n",
+        'message.fields["if"] = [(key, rev), *conditions]',
+        'message.fields["if"] = [*conditions]',
         ("tests/client/test_recipes.py", "-k", "lost_is_told and asyncio"),
     ),
     Mutant(
         "a renewal whose reply is lost loses the lock",
         "zkv/client/recipes/async_lock.py",
-        "                    self._lease_rev = entry.rev\n",
-        "                    pass\n",
+        "hold.lease_rev = await self._current_rev(hold)",
+        "raise self._lost()",
         ("tests/client/test_recipes.py", "-k", "reply_is_lost and asyncio"),
     ),
     Mutant(
@@ -676,8 +676,8 @@ CLIENT: Final = [
     Mutant(
         "a job is done although others have it",
         "zkv/client/recipes/async_queue.py",
-        "async with self._lock.txn() as txn:",
-        "async with self._lock._keyspace.txn() as txn:",
+        "txn = self._lock.txn()",
+        "txn = self._lock._keyspace.txn()",
         ("tests/client/test_recipes.py", "-k", "thought_dead and asyncio"),
     ),
 ]
