@@ -538,8 +538,9 @@ def test_changes_come_in_the_order_of_their_revisions_and_each_of_them_once(
 
 
 def test_a_heartbeat_tells_no_more_than_what_has_been_published(
-    node: ServerInProcess, feed: str, follow: Follow
+    node: ServerInProcess, feed: str, follow: Follow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("zkv.broker.feed.HEARTBEAT_MS", 0)  # One behind each revision.
     follower = follow(feed).joined()
     put_all(node.endpoint, ({"op": "PUT", "key": "k", "value": index} for index in range(500)))
 
