@@ -794,7 +794,8 @@ def test_sighup_when_the_file_cannot_be_opened(tmp_path: Path) -> None:
             eventually(lambda: "before" in path.read_text(), "the first line")
             directory.rename(moved)
             server.signal(signal.SIGHUP)
-            eventually(lambda: "the old file stays in use" in (moved / "zkv.log").read_text(), "a complaint")
+            told = "the old file stays in use"
+            eventually(lambda: told in (moved / "zkv.log").read_text(), "a complaint")
             client.ok(op="PUT", key="behind", value=0)
         assert server.stop() == 0
     assert "behind" in (moved / "zkv.log").read_text()
