@@ -350,14 +350,17 @@ int zkv_mput(zkv *z, msgpack_object_kv *items, size_t count, int64_t *rev) {
 /* Calls each(context, [key, value, revision]) for all keys that begin with the prefix. */
 int zkv_scan(zkv *z, const char *prefix, void (*each)(void *, const msgpack_object *),
              void *context) {
-    char after[4096] = "";
+    char after[65536] = ""; /* the longest key that a server can be set to take */
     zkv_field fields[] = {{"prefix", zkv_str(prefix)}, {"after", {MSGPACK_OBJECT_NIL, {0}}}};
     for (;;) {
         if (zkv_call(z, "SCAN", fields, 2)) return -1;
         msgpack_object next = zkv_find(z->reply, "next");
         msgpack_object_array items = zkv_find(z->reply, "items").via.array;
-        if (next.type == MSGPACK_OBJECT_STR && next.via.str.size <= sizeof after)
+        if (next.type == MSGPACK_OBJECT_STR) {
+            if (next.via.str.size > sizeof after)
+                return fail(z, "BAD_REPLY", "its next is longer than any key");
             memcpy(after, next.via.str.ptr, next.via.str.size);
+        }
         for (uint32_t i = 0; i < items.size; i++) each(context, items.ptr[i].via.array.ptr);
         if (next.type != MSGPACK_OBJECT_STR) return 0;
         fields[1].value = zkv_data(MSGPACK_OBJECT_STR, after, next.via.str.size);

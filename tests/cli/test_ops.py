@@ -276,6 +276,21 @@ def test_scan_goes_on_from_page_to_page(cli: Cli, client: Raw) -> None:
     assert cli("scan", "--limit", "2500").stderr == b""
 
 
+@pytest.mark.parametrize("more", [[], ["--limit", "2"]])
+def test_scan_promises_nothing_behind_its_last_key(more: list[str]) -> None:
+    """The server passes over expired keys, so a last page may be empty."""
+    pages = [[["a", 1, 1]], [], []]
+    answers = [
+        reply(ok=True, rev=1, items=items, next=following)
+        for items, following in zip(pages, ["a", "b", None], strict=True)
+    ]
+    with Peer(*answers) as peer:
+        printed = run("-e", peer.endpoint, "scan", *more)
+
+    assert (printed.returncode, printed.stdout, printed.stderr) == (0, b"a\t1\n", b"")
+    assert [request.get("after") for request in peer.requests] == [None, "a", "b"]
+
+
 def test_scan_asks_for_less_where_values_are_large(tmp_path: Path, connect: Connect) -> None:
     limits = "[limits]\nmax_value_bytes = 4096\nmax_reply_bytes = 8192\n"
     with ServerProcess(tmp_path, config=limits) as server:

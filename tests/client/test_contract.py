@@ -16,7 +16,7 @@ import zmq
 
 from tests.client.blocking import AnyClient, Kind
 from tests.peer import Peer, body, reply, swallow
-from tests.support import LIMIT, ServerInProcess, ServerProcess, pack
+from tests.support import LIMIT, Raw, ServerInProcess, ServerProcess, eventually, pack
 from zkv import (
     BadReplyError,
     Change,
@@ -38,7 +38,9 @@ from zkv import (
     WrongTypeError,
     ZkvError,
 )
+from zkv.client import operations
 from zkv.client.errors import REFUSALS
+from zkv.keyspace import store
 
 SOON = 0.3
 """A timeout in seconds for what is never answered."""
@@ -219,6 +221,44 @@ def test_a_scan_with_another_page_behind_nothing_ends(kind: Kind, following: obj
         pytest.raises(BadReplyError, match="SCAN"),
     ):
         list(kv.scan())
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_scan_whose_next_page_does_not_advance_ends(kind: Kind, reverse: bool) -> None:
+    there, back = ("k", "l") if reverse else ("k", "j")
+    first, second = (reply(ok=True, rev=1, items=[], next=key) for key in (there, back))
+    with Peer(HELLO, first, second) as peer, kind(peer.endpoint) as kv:
+        kv.ping()
+        with pytest.raises(BadReplyError, match="further on"):
+            list(kv.scan(reverse=reverse))
+
+
+@pytest.mark.parametrize("limit", [None, 4])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_scan_goes_on_behind_pages_of_expired_keys(
+    near: ServerInProcess,
+    kv: AnyClient,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: int | None,
+    reverse: bool,
+) -> None:
+    """Many keys have expired at once, and wait for their removal: some pages are empty."""
+    monkeypatch.setattr(store, "PASSED_OVER", 3)
+    monkeypatch.setattr(store.Keyspace, "expire", lambda *_: LIMIT)
+    monkeypatch.setattr(operations, "PAGE", 2)
+    keys = [f"{number:02}" for number in range(60)]
+    there = ["01", "17", "18", "40"]
+    kv.put_many(dict.fromkeys(keys, 0), ttl=0.001)
+    kv.put_many(dict.fromkeys(there, 1))
+    eventually(lambda: "59" not in kv, "the keys expire")
+    info = Raw(near.endpoint)
+    page = info.ok(op="SCAN", after="18", limit=2)
+    info.close()
+    assert page["items"] == []
+    assert page["next"] is not None
+
+    found = [entry.key for entry in kv.scan(reverse=reverse, limit=limit)]
+    assert found == sorted(there, reverse=reverse)
 
 
 def test_a_scan_of_large_values_asks_for_smaller_pages(kind: Kind, tmp_path: Any) -> None:

@@ -215,6 +215,26 @@ def test_whatever_happens_it_comes_to_the_state_of_the_store(
         assert world.told.resets == 0
 
 
+def test_a_heartbeat_older_than_what_was_told_changes_nothing() -> None:
+    """CHANGES may be ahead of the feed. What it has told is neither told again nor taken back."""
+    world = World(1, "", 10_000, 0, has_feed=True)
+    world.settle()
+    world.store.write()
+    world.store.heartbeat()
+    world.store.write()
+    late, world.store.feed = world.store.feed, []
+    world.follower.want(world.store.rev)
+    while world.ask():
+        pass
+    told = list(world.told.changes)
+    assert {change.rev for change in told} == {1, 2}
+
+    for frames in late:
+        world.told.take(world.follower.message(frames, world.now))
+    world.settle()
+    assert (world.told.changes, world.told.resets) == (told, 0)
+
+
 def test_a_whole_feed_is_believed_without_a_question() -> None:
     world = World(1, "", 10_000, 0, has_feed=True)
     world.settle()

@@ -209,7 +209,7 @@ def test_directory_that_is_mounted_over(server: ServerProcess) -> None:
         pytest.skip("nothing may be mounted here")
     try:
         with Raw(server.endpoint) as client:
-            assert "has taken the place" in refused(client)["message"]
+            assert "was replaced by something else" in refused(client)["message"]
             assert list(server.data_dir.iterdir()) == []
     finally:
         subprocess.run(["umount", server.data_dir], check=True)

@@ -245,7 +245,7 @@ CODEC_AND_EXACTLY_ONCE: Final = [
         "zkv/keyspace/sessions.py",
         "        session.newest = window.newest\n",
         "",
-        ("tests/keyspace/test_keyspace.py", "-k", "window_as_it_was"),
+        ("tests/requests/test_refused_writes.py", "-k", "move_the_window"),
     ),
     Mutant(
         "a repeat is no sign of life",
@@ -314,7 +314,7 @@ LOG: Final = [
         WAL,
         "self.safe_rev = self.durable_rev if self._sync_each else self.written_rev",
         "self.safe_rev = self.written_rev",
-        ("tests/requests/test_safe_replies.py", "-k", "not_before"),
+        ("tests/requests/test_safe_replies.py", "-k", "only_written"),
     ),
     Mutant(
         "half a frame stays after a failed write",
@@ -322,6 +322,13 @@ LOG: Final = [
         "            self._files.truncate(self._file, self._offset)\n",
         "",
         ("tests/durability/crash/test_full_disk.py", "-k", "what_fits_is_taken"),
+    ),
+    Mutant(
+        "what was written and is rolled back stays in the file",
+        WAL,
+        "self._offset = self._synced if self._sync_each else self._offset",
+        "pass",
+        ("tests/requests/test_refused_writes.py", "-k", "leaves_the_log"),
     ),
     Mutant(
         "a segment is followed by another one before it is on disk",
@@ -338,7 +345,7 @@ LOG: Final = [
         WAL,
         "            self._queue.clear()\n",
         "",
-        ("tests/requests/test_refused_writes.py", "-k", "undone_together"),
+        ("tests/requests/test_refused_writes.py", "-k", "not_written_later"),
     ),
     Mutant(
         "the name of a segment is not on disk",
@@ -377,6 +384,20 @@ LOG: Final = [
         ("tests/durability/crash/test_every_byte.py", "-k", "missing_files or one_bit"),
     ),
     Mutant(
+        "a good frame may stand where another one should be",
+        SEGMENT,
+        "if commit.rev != expected:",
+        "if False:",
+        ("tests/durability/crash/test_every_byte.py", "-k", "missing_whole"),
+    ),
+    Mutant(
+        "a good frame where another one should be proves nothing",
+        SEGMENT,
+        "if offset < self.end:",
+        "if offset <= self.end:",
+        ("tests/durability/crash/test_every_byte.py", "-k", "missing_whole"),
+    ),
+    Mutant(
         "a frame vouches for nothing",
         SEGMENT,
         "crc = _checksum(length, synced, payload, salt)",
@@ -389,6 +410,13 @@ LOG: Final = [
         "elif self.rev < successor - 1:",
         "elif False:",
         ("tests/durability/crash/test_every_byte.py", "-k", "older_segments"),
+    ),
+    Mutant(
+        "the newest segment may end before the snapshot",
+        "zkv/durability/recovery.py",
+        "if scan.next_rev <= self._snapshot_rev:",
+        "if False:",
+        ("tests/durability/crash/test_every_byte.py", "-k", "ends_before_the_snapshot"),
     ),
     Mutant(
         "what is replayed expires never",
@@ -408,11 +436,25 @@ WAITING: Final = [
         ("tests/requests/test_safe_replies.py", "-k", "durable_asks"),
     ),
     Mutant(
+        "what was rolled back before its turn is answered as done",
+        "zkv/durability/committer.py",
+        "group.complete(error if group.epoch == epoch else _unknown())",
+        "group.complete(error)",
+        ("tests/requests/test_refused_writes.py", "-k", "undone_together"),
+    ),
+    Mutant(
+        "what was rolled back while it waited for the log is answered as done",
+        "zkv/durability/committer.py",
+        "error = None if log.epoch == epoch else _unknown()",
+        "error = None",
+        ("tests/requests/test_safe_replies.py", "-k", "passed_its_number"),
+    ),
+    Mutant(
         "what another epoch made safe is told",
         "zkv/broker/waiting.py",
         "return (safe if engine.epoch == epoch else NOTHING_SAFE), refusal",
         "return safe, refusal",
-        ("tests/requests/test_safe_replies.py", "-k", "got_its_revision"),
+        ("tests/requests/test_safe_replies.py", "-k", "another_one_with_its_revision"),
     ),
     Mutant(
         "a remembered refusal does not wait for its frame",
@@ -533,6 +575,28 @@ CLIENT: Final = [
         FOLLOWER,
     ),
     Mutant(
+        "an old heartbeat is taken for an older store",
+        "zkv/client/follower.py",
+        "        elif math.isinf(self._check):\n",
+        "        elif rev < self.rev:\n            self._begin_scan()\n"
+        "        elif math.isinf(self._check):\n",
+        FOLLOWER,
+    ),
+    Mutant(
+        "a page without keys is the last one",
+        "zkv/client/operations.py",
+        "self._done = following is None or self._left == 0",
+        "self._done = following is None or not page or self._left == 0",
+        ("tests/client/test_contract.py", "-k", "expired_keys"),
+    ),
+    Mutant(
+        "a scan may go round in a circle",
+        "zkv/client/operations.py",
+        "if following is not None and not self._is_further_on(following):",
+        "if following is not None and not isinstance(following, str):",
+        ("tests/client/test_contract.py", "-k", "does_not_advance"),
+    ),
+    Mutant(
         "a doubt ends with the next attempt",
         "zkv/client/retry.py",
         "self._in_doubt |= connected",
@@ -556,8 +620,8 @@ CLIENT: Final = [
     Mutant(
         "a write in flight falls out of its window",
         "zkv/client/session.py",
-        "self._newest + 1 - next(iter(self.in_flight)) < WINDOW",
-        "self._newest + 1 - next(iter(self.in_flight)) <= WINDOW",
+        "self._newest + 1 - oldest < WINDOW",
+        "self._newest + 1 - oldest <= WINDOW",
         PURE,
     ),
     Mutant(
@@ -584,15 +648,15 @@ CLIENT: Final = [
     Mutant(
         "a lock does not guard what its former holder writes",
         "zkv/client/recipes/async_lock.py",
-        "            txn.check(self._key, self._lease_rev)\n            try:\n",
-        "            try:\n",
+        'message.fields["if"] = [(key, rev), *conditions]',
+        'message.fields["if"] = [*conditions]',
         ("tests/client/test_recipes.py", "-k", "lost_is_told and asyncio"),
     ),
     Mutant(
         "a renewal whose reply is lost loses the lock",
         "zkv/client/recipes/async_lock.py",
-        "                    self._lease_rev = entry.rev\n",
-        "                    pass\n",
+        "hold.lease_rev = await self._current_rev(hold)",
+        "raise self._lost()",
         ("tests/client/test_recipes.py", "-k", "reply_is_lost and asyncio"),
     ),
     Mutant(
@@ -612,8 +676,8 @@ CLIENT: Final = [
     Mutant(
         "a job is done although others have it",
         "zkv/client/recipes/async_queue.py",
-        "async with self._lock.txn() as txn:",
-        "async with self._lock._keyspace.txn() as txn:",
+        "txn = self._lock.txn()",
+        "txn = self._lock._keyspace.txn()",
         ("tests/client/test_recipes.py", "-k", "thought_dead and asyncio"),
     ),
 ]

@@ -10,6 +10,7 @@ import errno
 import functools
 import os
 import tempfile
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -22,7 +23,7 @@ import msgspec
 import pytest
 
 from tests.requests.roads import Roads, SteppedEngine
-from tests.support import Message, unpack
+from tests.support import LIMIT, Message, unpack
 from zkv.broker.mailbox import Pending
 from zkv.config import Settings, build, override
 from zkv.durability.files import Files
@@ -230,6 +231,21 @@ class Disk(Files):
 
     def sync_directory(self, path: Path) -> None:
         pass
+
+
+class StuckDisk(Disk):
+    """A disk whose syncs take until it is let go on, once it is told so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sticks = False
+        self.stuck, self.go_on = threading.Event(), threading.Event()
+
+    def sync(self, file: BinaryIO) -> None:
+        super().sync(file)
+        if self.sticks:
+            self.stuck.set()
+            assert self.go_on.wait(LIMIT)
 
 
 class Waiting:

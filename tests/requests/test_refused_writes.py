@@ -16,6 +16,7 @@ from tests.requests.contract_stores import (
     DurableStore,
     FakeClock,
     Store,
+    StuckDisk,
     op,
     request,
 )
@@ -170,19 +171,75 @@ def test_several_writes_that_the_disk_refuses_are_undone_together() -> None:
         assert store.ok("INCR", key="n", session="s", seq=2)["value"] == 2
 
 
-class StuckDisk(Disk):
-    """Its syncs take until it is let go on, once it is told so."""
+@pytest.mark.usefixtures("impatient_log")
+@pytest.mark.parametrize("fsync", ["always", "never"])
+def test_a_refused_write_does_not_move_the_window_of_its_session(fsync: str) -> None:
+    """Its number may be far ahead; those in between have not run yet."""
+    with contextlib.closing(DurableStore(FakeClock(), fsync=fsync, session_window=3)) as store:
+        store.ok("INCR", key="n", session="s", seq=1)
+        store.disk.full = True
+        assert store.call("INCR", key="n", session="s", seq=9)["code"] == "READ_ONLY"
+        store.disk.full = False
+
+        assert store.ok("INCR", key="n", session="s", seq=2)["value"] == 2
+        assert store.ok("INCR", key="n", session="s", seq=1)["replayed"] is True
+
+
+class BusyDisk(Disk):
+    """Something else happens, once, before it refuses a write."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.sticks = False
-        self.stuck, self.go_on = threading.Event(), threading.Event()
+        self.meanwhile: list[Callable[[], object]] = []
 
-    def sync(self, file: BinaryIO) -> None:
-        super().sync(file)
-        if self.sticks:
-            self.stuck.set()
-            assert self.go_on.wait(LIMIT)
+    def write(self, file: BinaryIO, data: bytes) -> None:
+        while self.full and self.meanwhile:
+            self.meanwhile.pop()()
+        super().write(file, data)
+
+
+@pytest.mark.usefixtures("impatient_log")
+def test_what_is_queued_while_the_disk_refuses_is_not_written_later() -> None:
+    disk = BusyDisk()
+    with contextlib.closing(DurableStore(FakeClock(), disk)) as store:
+        one, other = store.workers
+        one.send(request("PUT", key="a", value=1))
+        queued = []
+        disk.meanwhile = [lambda: queued.extend(other.send(request("PUT", key="b", value=2)))]
+        disk.full = True
+        one.settle()
+        other.settle()
+        disk.full = False
+
+        (answer,) = queued
+        assert answer.read()["code"] == "READ_ONLY"
+        assert store.put("c", 3) == 1
+        store.crash()
+        assert store.items() == [["c", 3, 1]]
+
+
+@pytest.mark.usefixtures("impatient_log")
+@pytest.mark.parametrize("fsync", ["always", "never"])
+def test_what_is_rolled_back_after_it_was_written_leaves_the_log(fsync: str) -> None:
+    """A commit may be in the file, and not on disk yet, when the next one does not fit."""
+    with contextlib.closing(DurableStore(FakeClock(), fsync=fsync)) as store:
+        wal = store.engine.wal
+        worker, other = store.workers
+        (written,) = worker.send(request("PUT", key="a", value=1))
+        wal.commit(wal.last_lsn, durable=False)
+        store.disk.full = True
+        assert other.send(request("PUT", key="b", value=2))
+        other.settle()
+        worker.settle()
+        store.disk.full = False
+
+        stays = fsync == "never"
+        assert written.read()["ok"] is stays
+        store.put("c", 3)
+        found = store.items()
+        assert [key for key, *_ in found] == [*(["a"] if stays else []), "c"]
+        store.crash()
+        assert store.items() == found
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +16,12 @@ from tests.requests.contract_stores import (
     MAX_INT64,
     DurableStore,
     FakeClock,
+    StuckDisk,
     op,
     request,
 )
 from tests.requests.once import ONCE, fill_for_once
+from tests.support import LIMIT
 from zkv.errors import ReadOnly
 from zkv.keyspace.change import Commit, KeyChange
 from zkv.requests.call import Caller
@@ -65,6 +68,27 @@ READERS: dict[str, dict[str, Any]] = {
     "condition": op("TXN", **{"if": [["k", 0]]}, ops=[]),
     "nothing to do": op("MDELETE", keys=["gone"]),
 }
+
+
+@pytest.mark.parametrize("reader", ["GET", "SCAN"], ids=["the front's", "a worker's"])
+def test_nobody_is_told_what_is_only_written(reader: str) -> None:
+    """Between the write and the end of its sync, a crash can take it back."""
+    disk = StuckDisk()
+    with contextlib.closing(DurableStore(FakeClock(), disk)) as store:
+        writer, worker = store.workers
+        (written,) = writer.send(request("PUT", key="k", value=1))
+        disk.sticks = True
+        syncing = threading.Thread(target=writer.settle)
+        syncing.start()
+        assert disk.stuck.wait(LIMIT)
+        try:
+            (answer,) = worker.send(request(**READERS[reader]))
+            assert (written.left, answer.left) == (False, False)
+        finally:
+            disk.go_on.set()
+            syncing.join()
+        worker.settle()
+        assert (written.left, answer.left) == (True, True)
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -224,6 +248,67 @@ def test_a_write_is_not_taken_for_another_one_that_got_its_revision(
     else:
         assert answer.read()["items"] == [["k", "old", 1], ["other", 1, 2]]
     assert store.call("GET", key="n")["code"] == "NOT_FOUND"
+
+
+@pytest.mark.usefixtures("impatient_log")
+def test_a_group_is_not_safe_because_the_log_has_passed_its_number(
+    durable_store: DurableStore,
+) -> None:
+    """While the committer comes to the log, that refuses the group's write, and takes another."""
+    store, wal = durable_store, durable_store.engine.wal
+    worker, other = store.workers
+    (answer,) = worker.send(request("PUT", key="k", value="lost"))
+    commit = wal.commit
+
+    def commit_late(lsn: int, durable: bool, patient: bool = True) -> bool:
+        patch.stop()
+        store.disk.full = True
+        with pytest.raises(ReadOnly):
+            wal.flush()
+        store.disk.full = False
+        other.send(request("PUT", key="other", value=1))
+        wal.flush()
+        assert wal.durable_lsn >= lsn
+        return commit(lsn, durable, patient)
+
+    patch = mock.patch.object(wal, "commit", commit_late)
+    patch.start()
+    worker.settle()
+
+    assert (answer.read()["code"], answer.read()["applied"]) == ("READ_ONLY", None)
+    assert [key for key, *_ in store.items()] == ["other"]
+
+
+@pytest.mark.usefixtures("impatient_log")
+@pytest.mark.parametrize(
+    "put", [op("PUT"), op("PUT", prev=True)], ids=["the front's", "a worker's"]
+)
+def test_a_write_is_not_safe_because_another_one_with_its_revision_is(
+    durable_store: DurableStore, put: dict[str, Any]
+) -> None:
+    """Between the write and the look at what is safe, the disk refuses it, and takes another."""
+    store, engine = durable_store, durable_store.engine
+    worker, other = store.workers
+    secure = engine.secure
+
+    def secure_late(patient: bool = True) -> None:
+        patch.stop()
+        store.disk.full = True
+        with pytest.raises(ReadOnly):
+            engine.wal.flush()
+        store.disk.full = False
+        other.send(request("PUT", key="other", value=1))
+        engine.wal.flush()
+        assert engine.safe_rev == 1
+        secure(patient)
+
+    patch = mock.patch.object(engine, "secure", secure_late)
+    patch.start()
+    (answer,) = worker.send(request(**put, key="k", value="lost"))
+    worker.settle()
+
+    assert (answer.read()["code"], answer.read()["applied"]) == ("READ_ONLY", None)
+    assert [key for key, *_ in store.items()] == ["other"]
 
 
 @pytest.mark.parametrize("write", WRITES)

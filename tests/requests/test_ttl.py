@@ -68,6 +68,9 @@ SEES_KEY: dict[str, Callable[[Store], bool]] = {
     "TXN if, with ops": lambda store: (
         not store.call("TXN", if_=[["k", 0]], ops=[op("INCR", key="n")])["ok"]
     ),
+    "TXN if it is the same, with ops": lambda store: store.call(
+        "TXN", if_=[["k", 1]], ops=[op("INCR", key="n")]
+    )["ok"],
     "TXN GET": lambda store: store.ok("TXN", ops=[op("GET", key="k")])["results"][0]["rev"] != 0,
     "TXN DELETE": lambda store: store.call("TXN", ops=[op("DELETE", key="k")])["ok"],
     "TXN TOUCH": lambda store: store.call("TXN", ops=[op("TOUCH", key="k", ttl=9)])["ok"],

@@ -437,7 +437,7 @@ def test_a_busy_feed_is_told_from_a_busy_endpoint(fresh: Path, busy_port: int) -
         ("tcp://no-such-interface:*", "network interface"),
         ("ipc://{}/no/such/zkv", "no such directory"),
         ("ipc://{}/file/zkv", "no such directory"),
-        ("ipc://{}/file", "no socket"),
+        ("ipc://{}/file", "not a socket"),
         ("ipc://{}/loop", "symbolic links"),
     ],
 )
@@ -472,14 +472,14 @@ def test_a_path_whose_server_hangs_is_busy(fresh: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "reason"),
     [
-        ("tcp://127.0.0.1:1", "low ports"),
+        ("tcp://127.0.0.1:1", "ports below 1024"),
         ("ipc://{}/closed/zkv", "must be writable"),
         ("ipc://{}/open/zkv", "in use, by a file that this user may not replace"),
     ],
 )
 def test_what_is_not_permitted_is_told(fresh: Path, place: str, reason: str) -> None:
     low = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
-    if reason == "low ports" and low.exists() and int(low.read_text()) <= 1:
+    if reason == "ports below 1024" and low.exists() and int(low.read_text()) <= 1:
         pytest.skip("here no port is low")
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
@@ -794,7 +794,8 @@ def test_sighup_when_the_file_cannot_be_opened(tmp_path: Path) -> None:
             eventually(lambda: "before" in path.read_text(), "the first line")
             directory.rename(moved)
             server.signal(signal.SIGHUP)
-            eventually(lambda: "going on" in (moved / "zkv.log").read_text(), "a complaint")
+            told = "the old file stays in use"
+            eventually(lambda: told in (moved / "zkv.log").read_text(), "a complaint")
             client.ok(op="PUT", key="behind", value=0)
         assert server.stop() == 0
     assert "behind" in (moved / "zkv.log").read_text()

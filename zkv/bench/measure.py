@@ -17,7 +17,7 @@ from zkv.bench.result import Result
 from zkv.bench.servers import Running
 from zkv.bench.verify import SHARED_COUNTERS, keys_of, shared_counter
 from zkv.bench.workload import Workload, key_name
-from zkv.client import Client, ClientError
+from zkv.client import ClientError
 from zkv.endpoint import host_of, is_name
 
 LOAD_BYTES: Final = 1 << 20
@@ -110,10 +110,4 @@ def _check_shared_counters(job: LoadJob, measured: Measured, made: Result) -> No
                 made.wrong_count += 1
                 made.wrong.append(f"counter {key}: it is {there}, but {added} was added")
         if not made.wrong_count:  # After a wrong answer, the keys remain for inspection.
-            _remove(client, keys_of(job.verify))
-
-
-def _remove(client: Client, prefix: str) -> None:
-    """Remove all keys with a prefix."""
-    while items := client.call("SCAN", prefix=prefix, limit=1000, values=False)["items"]:
-        client.call("MDELETE", keys=[key for key, *_ in items])
+            client.namespace(keys_of(job.verify)).clear()

@@ -28,4 +28,6 @@ def pages(client: Client, limit: int | None, **asked: Any) -> Iterator[Reply]:
     given = {name: value for name, value in asked.items() if value is not None}
     scan = ScanPages("", given, limit)
     for page in client._pages(scan):
-        yield {"items": [entry[:3] for entry in page], "next": scan.following}
+        # Before the limit only the server knows whether there is more: all of it may have expired.
+        following = scan.following if scan.next_page() is None else None
+        yield {"items": [entry[:3] for entry in page], "next": following}

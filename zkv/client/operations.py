@@ -325,13 +325,25 @@ class ScanPages:
             page = [Entry(key[strip:], value, rev) for key, value, rev in reply["items"]]
         else:
             page = [Entry(key[strip:], None, rev) for key, _, rev in reply["items"]]
-        if following is not None and not (page and isinstance(following, str)):
-            raise ValueError("the key after which the next page begins is missing")
+        if following is not None and not self._is_further_on(following):
+            raise ValueError(f"the next page begins after {following!r}, which is not further on")
         if self._left is not None:
             self._left -= len(page)
         self._done = following is None or self._left == 0
         self._fields["after"] = self.following = following
         return page
+
+    def _is_further_on(self, following: object) -> bool:
+        """True for a key beyond the one after which the page began.
+
+        The page itself may be empty: the server skips keys that have expired.
+        """
+        if not isinstance(following, str):
+            return False
+        after = self._fields.get("after")
+        if after is None:
+            return True
+        return bool(following < after if self._fields.get("reverse") else following > after)
 
 
 def scan_fields(

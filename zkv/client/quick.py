@@ -70,12 +70,8 @@ def _is_proven(reply: dict[str, Any], body: bytes) -> bool:
     return _encode(reply) == body
 
 
-_TIMESTAMPS: Final = [
-    b"\xd6\xff", b"\xd7\xff",
-    *[first + size.to_bytes(width) + b"\xff"
-      for first, width in ((b"\xc7", 1), (b"\xc8", 2), (b"\xc9", 4)) for size in (4, 8, 12)],
-]  # fmt: skip
-"""The first bytes of timestamps."""
+_TIMESTAMPS: Final = (b"\xd6\xff", b"\xd7\xff", b"\xc7\x0c\xff")
+"""The heads of timestamps as msgspec packs them. Timestamps with other heads pack differently."""
 
 
 class _Head(Struct, gc=False):

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-ONE_AT_A_TIME: Final = "another thread waits for the next change: only one may at a time"
+ONE_AT_A_TIME: Final = "another thread waits for the next change: only one at a time may"
 
 
 class Subscription:

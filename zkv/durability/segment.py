@@ -21,7 +21,8 @@ ended. So only the newest segment can have a torn tail.
 How a bad frame is judged (`SegmentScan`): the frames before it are good. If any frame found after
 it says that the file was synced beyond the beginning of the bad frame, the bad frame had been on
 disk and may have been acknowledged: that is damage. Otherwise it is a torn tail: bytes that did not
-reach the disk before a crash, and that nobody was told of.
+reach the disk before a crash, and that nobody was told of. A good frame with another revision than
+the next counts as found after the fault, since the frames before it are missing.
 """
 
 from __future__ import annotations
@@ -231,12 +232,15 @@ class SegmentScan:
         return frame
 
     def _search_evidence(self, file: BinaryIO) -> None:
-        """Look for good frames after the fault, and for what they prove to have been on disk."""
-        position = self.end + 1
+        """Look for good frames after the fault, and for what they prove to have been on disk.
+
+        A good frame at the fault itself, which is not the next one, proves as much.
+        """
+        position = self.end
         while (found := _find_payload(file, position)) is not None:
             offset = found - _HEAD.size
             position = found + 1
-            if offset <= self.end:
+            if offset < self.end:
                 continue
             file.seek(offset)
             frame = _frame_at(file, offset, self.size, self.salt)

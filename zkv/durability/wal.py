@@ -14,8 +14,8 @@ applies a commit as soon as it is queued, so later commands see it at once. Thei
 reply to the write itself, must wait until `safe_rev` has reached the newest revision that they
 reveal. Therefore nothing that a rollback undoes has ever been revealed.
 
-When a write fails (disk full, I/O error), the log truncates the file to its last good frame, rolls
-the keyspace back to `safe_lsn`, and refuses writes; after `RETRY_SECONDS` the next write tries
+When a write fails (disk full, I/O error), the log truncates the file behind `safe_lsn`, rolls
+the keyspace back to it, and refuses writes; after `RETRY_SECONDS` the next write tries
 again. When an fdatasync fails, nobody knows what is on disk, and a second fdatasync would not tell
 (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020). The log also
 rolls back, and takes no write until a snapshot holds everything that the log held (`restart`), or
@@ -432,8 +432,11 @@ class Wal:
             self._broken = True
 
     def _write_failed(self, error: Exception) -> ReadOnly:
-        """Truncate the file to its last good frame, roll back, and refuse writes for a while."""
+        """Truncate the file to what stays, roll back the rest, and refuse writes for a while."""
         applied: bool | None = False
+        # As far as `_refuse` does not roll back. Frames that stayed beyond that would have the
+        # revisions of later commits.
+        self._offset = self._synced if self._sync_each else self._offset
         try:
             self._files.truncate(self._file, self._offset)
             # The failed write may have put complete frames into the file. Clients are told that

@@ -149,10 +149,17 @@ SAMPLES: Final = {
 }
 
 
+OTHERS: Final = {
+    "segments": ("always", 7, 40, 0, 1),
+    "a snapshot within a segment": ("always", 8, 6, 1, 1),
+}
+"""For tests of one kind of damage."""
+
+
 @functools.cache
 def _sample(name: str) -> Sample:
     """One of the directories that are damaged here."""
-    return _make(*(SAMPLES | {"segments": ("always", 7, 40, 0, 1)})[name])
+    return _make(*(SAMPLES | OTHERS)[name])
 
 
 class Damage:
@@ -380,6 +387,39 @@ def test_older_segments_that_end_too_early() -> None:
         for piece in of.pieces[path]:
             damage = Damage(of, path, of.content(path)[: piece.begin])
             assert damage.check(thorough=False) == "refused"
+
+
+def test_a_newest_segment_that_ends_before_the_snapshot() -> None:
+    """Cut between two commits, too: what the snapshot holds was in the log, so that is damaged.
+
+    The state is all there. But the log could not go on where it ends: a revision would be missing.
+    """
+    of = _sample("a snapshot within a segment")
+    (path,), (snapshot,) = of.files(".wal"), of.files(".snapshot")
+    rev = int(snapshot.stem)
+    covered = [piece for piece in of.pieces[path] if piece.last <= rev]
+    assert covered
+    for piece in covered:
+        damage = Damage(of, path, of.content(path)[: piece.begin])
+        assert damage.check(thorough=False) == "refused"
+
+
+@pytest.mark.parametrize("name", ["one segment", "synced now and then"])
+def test_commits_that_are_missing_whole(name: str) -> None:
+    """Those behind them have good frames, which cannot be where they are."""
+    of = _sample(name)
+    (path,) = of.files(".wal")
+    data = of.content(path)
+    *pieces, last = of.pieces[path]
+    for piece in pieces:
+        with scratch() as root, explained(piece=piece):
+            write_tree(of.tree | {path: data[: piece.begin] + data[piece.end :]}, root)
+            state = _recovered(of, root)
+            if state is None:
+                assert last.synced > piece.begin, "nothing says that it was on disk"
+            else:
+                assert state == of.states[piece.first - 1]
+                assert last.synced <= piece.begin
 
 
 @pytest.mark.slow
