@@ -187,7 +187,7 @@ def _understand(received: bytes) -> Trouble | None:
     kind = _socket_type(received[GREETING_BYTES + 2 :])
     if kind in FEEDS:
         return Trouble(
-            f"a change feed (a socket of type {kind}) listens there, which answers no requests",
+            f"a change feed listens there (a socket of type {kind}); it answers no requests",
             True,
         )
     if not kind:
