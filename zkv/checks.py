@@ -1,13 +1,13 @@
-"""Checks of what programs pass to the client and to an embedded server.
+"""Checks the arguments of the client and of an embedded server.
 
 Each function checks one kind of argument, and returns it in the one type that the rest of the
-client works with. What is wrong is refused before anything is sent: a TypeError or a ValueError
-whose message names the argument and says what is allowed.
+client works with. A wrong argument is refused before anything is sent, with a TypeError or a
+ValueError whose message names the argument and the allowed values.
 
 The rules are the same everywhere:
 
 - Seconds are an int, a float or a ``timedelta``. nan and inf are refused.
-- A bool is an int to Python, and refused where a number is meant. A flag is a bool.
+- A bool is an int in Python, but is not accepted as a number. A flag must be a bool.
 - Text is a str without surrogates; bytes are not decoded.
 
 Values of the usual types pass after one or two comparisons.
@@ -25,13 +25,13 @@ Seconds = float | timedelta
 """A length of time, as arguments take it."""
 
 LONGEST_TIMEOUT: Final = 86_400.0
-"""Seconds for a request: a day. ZeroMQ counts milliseconds in a C int."""
+"""The longest timeout of a request: a day, in seconds. ZeroMQ counts milliseconds in a C int."""
 LONGEST_WAIT: Final = 31_536_000.0
-"""Seconds to wait for others: a year. Python's locks take 292."""
+"""The longest wait for others: a year, in seconds. Python's locks accept 292 years."""
 MOST_REVISION: Final = 2**63 - 1
 """Revisions, and other ints of the protocol, fit into 64 bits with sign."""
 SHOWN: Final = 60
-"""Characters of a value that a message shows."""
+"""The maximum number of characters of a value in a message."""
 
 T = TypeVar("T")
 
@@ -40,12 +40,12 @@ T = TypeVar("T")
 
 
 def ttl(value: Seconds | None) -> float | None:
-    """A time to live; None = it does not expire."""
+    """Check a time to live; None = the entry does not expire."""
     return None if value is None else lease("ttl", value)
 
 
 def lease(name: str, value: Seconds) -> float:
-    """A time to live that there must be."""
+    """Check a time to live that must not be None."""
     number = _seconds(name, value)
     if not 0 < number <= LONGEST_TTL:
         _refuse_seconds(name, "above 0", LONGEST_TTL, value)
@@ -53,7 +53,7 @@ def lease(name: str, value: Seconds) -> float:
 
 
 def timeout(value: Seconds) -> float:
-    """How long a request may take."""
+    """Check the timeout of a request."""
     number = _seconds("timeout", value)
     if not 0 < number <= LONGEST_TIMEOUT:
         _refuse_seconds("timeout", "above 0", LONGEST_TIMEOUT, value)
@@ -61,12 +61,12 @@ def timeout(value: Seconds) -> float:
 
 
 def wait(value: Seconds | None) -> float | None:
-    """How long to wait for something that others do; None = as long as it takes."""
+    """Check the timeout of a wait for others; None = no limit."""
     return None if value is None else seconds("timeout", value, 0, LONGEST_WAIT)
 
 
 def seconds(name: str, value: Seconds, low: float, most: float) -> float:
-    """A length of time from ``low`` to ``most`` seconds."""
+    """Check a length of time from ``low`` to ``most`` seconds."""
     number = _seconds(name, value)
     if not low <= number <= most:
         _refuse_seconds(name, f"from {low:g}", most, value)
@@ -91,7 +91,7 @@ def _refuse_seconds(name: str, low: str, most: float, value: Any) -> NoReturn:
 
 
 def integer(name: str, value: int, low: int, high: int) -> int:
-    """An int from ``low`` to ``high``."""
+    """Check an int from ``low`` to ``high``."""
     if type(value) is not int:
         if isinstance(value, bool) or not isinstance(value, int):
             _refuse_type(name, "an int", value)
@@ -102,7 +102,7 @@ def integer(name: str, value: int, low: int, high: int) -> int:
 
 
 def revision(name: str, value: int) -> int:
-    """A revision of the store, or of an entry."""
+    """Check a revision of the store or of an entry."""
     return integer(name, value, 0, MOST_REVISION)
 
 
@@ -113,7 +113,7 @@ def _range(low: int, high: int) -> str:
 
 
 def flag(name: str, value: bool) -> bool:
-    """True or False."""
+    """Check a bool."""
     if value is not True and value is not False:
         _refuse_type(name, "True or False", value)
     return value
@@ -123,9 +123,9 @@ def flag(name: str, value: bool) -> bool:
 
 
 def key(prefix: str, value: str) -> str:
-    """A key behind the prefix of its namespace, as it is stored.
+    """Check a key, and add the prefix of its namespace.
 
-    The server judges what is in it: it must not be empty, nor be too long.
+    The server checks the contents: a key must not be empty or too long.
     """
     if not isinstance(value, str):
         _refuse_type("key", "a str", value)
@@ -133,7 +133,7 @@ def key(prefix: str, value: str) -> str:
 
 
 def keys(prefix: str, values: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Keys as they were given, and as they are stored."""
+    """Check keys. Returns them as they were given, and as they are stored."""
     try:
         given = list(iter(values))
     except TypeError:
@@ -143,7 +143,7 @@ def keys(prefix: str, values: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def stored(prefix: str, given: list[str]) -> list[str]:
-    """Keys as they are stored: each a `str`, also where a subclass was given."""
+    """Return keys as they are stored, each of exactly the type `str`."""
     if prefix or not _TEXT.issuperset(map(type, given)):
         return [prefix + value for value in given]
     return given
@@ -153,7 +153,7 @@ _TEXT: Final = frozenset({str})
 
 
 def all_text(name: str, values: Collection[Any]) -> None:
-    """See that all are text, in a fifth of the time that it takes to look at each."""
+    """Check that all values are text, in a fifth of the time of checking each."""
     try:
         "".join(values)
     except TypeError:
@@ -162,7 +162,7 @@ def all_text(name: str, values: Collection[Any]) -> None:
 
 
 def text(name: str, value: str) -> str:
-    """Any text, as a prefix may be."""
+    """Check text, such as a prefix."""
     if not isinstance(value, str):
         _refuse_type(name, "a str", value)
     if not value.isascii():
@@ -171,7 +171,7 @@ def text(name: str, value: str) -> str:
 
 
 def text_or_none(name: str, value: str | None) -> str | None:
-    """Text, or None."""
+    """Check text or None."""
     return None if value is None else text(name, value)
 
 
@@ -181,7 +181,7 @@ def _check_characters(name: str, value: str) -> None:
     except UnicodeEncodeError as error:
         code = ord(value[error.start])
         raise ValueError(
-            f"{name}: a str without surrogates, which are no characters; not one with U+{code:04X}"
+            f"{name}: a str without surrogates, which are not characters; it has U+{code:04X}"
         ) from None
 
 
@@ -189,7 +189,7 @@ def _check_characters(name: str, value: str) -> None:
 
 
 def instance(name: str, value: object, kind: type[T]) -> T:
-    """An object of a class."""
+    """Check that an object is an instance of a class."""
     if not isinstance(value, kind):
         article = "an" if kind.__name__[0] in "AEIOU" else "a"
         _refuse_type(name, f"{article} {kind.__name__}", value)
@@ -197,23 +197,23 @@ def instance(name: str, value: object, kind: type[T]) -> T:
 
 
 def function(name: str, value: T) -> T:
-    """Something that can be called."""
+    """Check that a value is callable."""
     if not callable(value):
         _refuse_type(name, "a function", value)
     return value
 
 
 def named(name: str, error: Exception) -> TypeError | ValueError:
-    """A TypeError or ValueError that was raised for an argument, with its name."""
+    """Add the name of an argument to a TypeError or ValueError."""
     kind = TypeError if isinstance(error, TypeError) else ValueError
     return kind(f"{name}: {error}")
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it."""
+    """Return a value as messages show it."""
     try:
         text = repr(value)
-    except Exception:  # An int with thousands of digits, or whatever a class does.
+    except Exception:  # An int with thousands of digits, or a broken ``__repr__``.
         return f"this {type(value).__qualname__}"
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 

@@ -14,4 +14,4 @@ MAX_LEVELS: Final = 500
 """Levels of nested arrays and maps that a value may have, in every request."""
 
 TOO_DEEP: Final = f"is nested deeper than {MAX_LEVELS} levels"
-"""What an error says about a value that has more."""
+"""The end of the error message for a value with more levels."""

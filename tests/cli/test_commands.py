@@ -363,8 +363,8 @@ def test_nobody_there_is_no_answer_in_time(words: list[str]) -> None:
     [
         pytest.param(NOWHERE, "connection refused", id="nobody listens"),
         ("tcp://no-such-host.invalid:5555", "unknown host 'no-such-host.invalid'"),
-        ("ipc:///no/such/path", "there is no /no/such/path"),
-        ("ipc:///etc/hosts", "/etc/hosts is no socket"),
+        ("ipc:///no/such/path", "/no/such/path does not exist"),
+        ("ipc:///etc/hosts", "/etc/hosts is not a socket"),
     ],
 )
 def test_why_there_is_no_connection_is_said_at_once(

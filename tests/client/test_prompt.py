@@ -29,13 +29,13 @@ ANSWER = [
     ("kv", "<Client tcp://127.0.0.1:"),
     ("kv['a'] = 1", ""),
     ("kv.put(5, 1)", "TypeError: key: a str; not int: 5"),
-    ("kv.put('a', 1, create=True)", "'a' is there already, at revision 1"),
+    ("kv.put('a', 1, create=True)", "'a' already exists, at revision 1"),
     ("kv.get('a', timeout='5')", "TypeError"),
     ("zkv.Client(timeout='5')", "TypeError: timeout: a number of seconds or a timedelta; not str"),
     ("dict(kv)", "{'a': 1}"),
     ("kv.lock('x'), kv.queue('q')", "(<Lock 'x'>, <Queue 'q/'>)"),
     ("kv.close()", ""),
-    ("kv['a']", "ClosedError: the client is closed, as at the end of its with block"),
+    ("kv['a']", "ClosedError: the client is closed, for instance by the end of its with block"),
 ]
 
 
@@ -165,9 +165,9 @@ def test_conflicts_are_told_in_the_words_of_the_call(kv: AnyClient) -> None:
         lambda: run(kv.pipeline(), "there", "execute"),
     ]
     for call in calls:
-        with pytest.raises(ConflictError, match="'there' is there already, at revision 1, and was"):
+        with pytest.raises(ConflictError, match="'there' already exists, at revision 1; exp"):
             call()
-    with pytest.raises(ConflictError, match="'n/nobody' is not there, and was to be at revision 7"):
+    with pytest.raises(ConflictError, match="'n/nobody' is absent; expected: revision 7"):
         namespace.put("nobody", 1, if_rev=7)
     with pytest.raises(ConflictError, match="'there' has revision 1, not 7"):
         kv.put("there", 1, if_rev=7)

@@ -249,6 +249,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         ) as server,
         Client(server.endpoint) as client,
     ):
+        client.put("first", 0)  # Revision 1, which no entry of a test then has by chance.
         yield client
 
 

@@ -89,7 +89,7 @@ OTHERS = {
     "HTTP": (http, "HTTP/1.1 400 Bad Request"),
     "Redis": (redis, "-ERR unknown command"),
     "ssh": (ssh, "SSH-2.0-OpenSSH_9.2"),
-    "TLS": (tls, "no zkv server listens there"),
+    "TLS": (tls, "not a zkv server"),
 }
 
 
@@ -200,7 +200,7 @@ def test_each_of_many_endpoints_has_its_reason(
 
     assert f"{free_endpoint}: connection refused" in reason
     assert "unknown host" in reason
-    assert "is no socket" in reason
+    assert "is not a socket" in reason
 
 
 def test_many_endpoints_are_tried_before_any_is_given_up(kind: Kind, near: ServerInProcess) -> None:
@@ -233,12 +233,12 @@ def of_datagrams(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda path: None, "there is no"),
-        (a_file, "is no socket"),
-        (a_directory, "is no socket"),
+        (lambda path: None, "does not exist"),
+        (a_file, "is not a socket"),
+        (a_directory, "is not a socket"),
         (left_over, "connection refused"),
         (of_datagrams, ""),
-        (lambda path: path.symlink_to("nowhere"), "there is no"),
+        (lambda path: path.symlink_to("nowhere"), "does not exist"),
         (lambda path: path.symlink_to(path), "too many levels"),
     ],
     ids=["nothing", "file", "directory", "left over", "datagrams", "dangling", "loop"],
@@ -298,7 +298,7 @@ def test_a_hanging_server_is_waited_for_and_told(kind: Kind, server: ServerProce
     """The system accepts connections in its name."""
     stop(server)
     try:
-        assert "says nothing" in reason_of(kind, server.endpoint, UnavailableError, timeout=0.5)
+        assert "sends nothing" in reason_of(kind, server.endpoint, UnavailableError, timeout=0.5)
         with kind(server.endpoint) as kv:
             waker = threading.Timer(0.5, server.process.send_signal, [signal.SIGCONT])
             waker.start()

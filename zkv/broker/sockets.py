@@ -34,7 +34,7 @@ ADVICE: Final = {
     "server.endpoints": "; a second server needs its own --endpoint and --data-dir",
     "server.feed": "; choose another endpoint for the change feed with --feed, or none with ''",
 }
-"""What to do if an endpoint is in use, by the setting that names it."""
+"""Advice if an endpoint is in use, by the setting that names it."""
 
 
 def bind(socket: zmq.Socket[bytes], endpoint: str, setting: str) -> str:
@@ -108,7 +108,7 @@ def _is_left_over(endpoint: str) -> bool:
 
 
 def _refuse_live_ipc(endpoint: str) -> None:
-    """Raise OSError if an ipc path is in use: libzmq would remove what is there."""
+    """Raise OSError if an ipc path is in use: libzmq would remove the file."""
     path = endpoint.removeprefix("ipc://")
     if path in {endpoint, "*"} or not os.path.lexists(path):
         return

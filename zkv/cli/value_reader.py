@@ -1,8 +1,8 @@
-"""From text to packed values. `zkv.cli.value_writer` describes the text form.
+"""Converts text to packed values. `zkv.cli.value_writer` describes the text form.
 
-Strategy: most text has no tag, and is parsed and packed by the C code of json and msgpack. For the
-other, and for what that code refuses, the parsed JSON is packed value by value; only that knows
-where a value is, and says so in its errors.
+Strategy: most text has no tag, so the C code of json and msgpack parses and packs it. Otherwise, or
+if that code refuses a value, a loop packs the parsed JSON value by value. Only the loop knows the
+place of a value, which its errors name.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from zkv.reading import BadTextError, parse_json
 
 
 def read(text: str) -> bytes:
-    """The packed value that a text stands for. Raises BadTextError."""
+    """Return the packed value of a text. Raises BadTextError if the text is wrong."""
     return pack_parsed(parse(text), text)
 
 
 def parse(text: str) -> Any:
-    """JSON, with its tags as the objects that they look like. Raises BadTextError."""
+    """Parse JSON; tags stay JSON objects. Raises BadTextError if it is malformed."""
     return parse_json(text, _decode)
 
 
 def _finite(number: str) -> float:
-    """A JSON number. Raises BadTextError for one that a float cannot hold, and for NaN."""
+    """Convert a JSON number. Raises BadTextError if a float cannot hold it, and for NaN."""
     value = float(number)
     if not math.isfinite(value):
         hint = f'; as a value it is {{"$float": "{number}"}}' if number in FLOATS else ""
@@ -51,17 +51,17 @@ def pack_parsed(value: Any, text: str, *place: str) -> bytes:
 
     Args:
         value: the part.
-        text: all of the JSON.
-        *place: where the part is: the names of the objects that it is in.
+        text: the whole JSON.
+        *place: the names that lead to the part.
 
     Raises:
-        BadTextError: a tag does not hold what it should, an int has more than 64 bits, or the like.
+        BadTextError: for instance, a tag has wrong content, or an int has more than 64 bits.
     """
     if not _LOOKS_TAGGED(text):
         try:
             return _packer.pack(value)
         except (ValueError, OverflowError):
-            pass  # The packer below finds out where.
+            pass  # The packer below finds the place.
     return _Packer(place).packed(value)
 
 
@@ -73,7 +73,7 @@ class _Packer:
     """Packs one parsed value in one pass, with a stack of the containers around it.
 
     Args:
-        place: where the value is.
+        place: of the value.
     """
 
     def __init__(self, place: tuple[str, ...]) -> None:
@@ -83,7 +83,7 @@ class _Packer:
         """The items of each container that are still to be packed, with their places in it."""
 
     def packed(self, value: Any) -> bytes:
-        """The packed value. Raises BadTextError."""
+        """Return the packed value. Raises BadTextError if a part is wrong."""
         self._begin(value)
         while self._open:
             place, item = next(self._open[-1], (None, _END))
@@ -142,7 +142,7 @@ class _Packer:
             raise self._error(str(error)) from None
 
     def _error(self, message: str) -> BadTextError:
-        """An error that says where the value is that is being packed, in a path that jq takes."""
+        """Make an error with the place of the value that is being packed, as a path for jq."""
         steps = [step for place in self._place for step in _steps(place)]
         where = "".join(map(_step, steps))
         return BadTextError(f"at {where}: {message}" if where else message)
@@ -163,7 +163,7 @@ def _keys_and_values(pairs: list[list[Any]]) -> Iterator[tuple[Place, Any]]:
 
 
 Place = str | int | tuple[str, int, int] | None
-"""Where an item is in a container: its name, or its index, or several of them; None = nowhere."""
+"""The place of an item in a container: its name, its index, or several of these, or None."""
 
 
 def _steps(place: Place) -> tuple[str | int, ...]:
@@ -182,8 +182,9 @@ class Tag(NamedTuple):
     """One of the tags.
 
     Args:
-        takes: what has to be in it, for messages.
-        pack: packs that; of `$map` it packs the head alone. Raises ValueError, TypeError.
+        takes: the content that it must have, for messages.
+        pack: packs the content; for `$map`, only the head. Raises ValueError, TypeError or
+            KeyError if the content is wrong.
     """
 
     takes: str

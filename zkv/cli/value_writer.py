@@ -10,22 +10,22 @@ Every command prints values in this form, and every command that takes JSON read
     map that is not a JSON object      {"$map": [[<key>, <value>], ...]}
     value that is nested too deeply    {"$msgpack": "<base64 of the packed value>"}
 
-A map is not a JSON object if a key is not a str or occurs twice, or if it has one key only and that
-begins with a dollar sign: such an object is a tag. A timestamp whose bytes are malformed is an ext
-of type -1. A byte of a str that is not valid UTF-8 is written "\udcXX".
+A map is not a JSON object if a key is not a str or occurs twice, or if its only key begins with a
+dollar sign: such an object is a tag. A malformed timestamp is written as an ext of type -1. A byte
+of a str that is not valid UTF-8 is written "\udcXX".
 
-Strategy: text and packed msgpack become each other without an object between them that could not
-hold the value. Most values are plain JSON, and are translated by the C code of msgpack and json.
-That code refuses all others: a loop over the packed bytes writes them, and a loop over the parsed
-JSON packs them.
+Strategy: text and packed msgpack are converted directly into each other, since Python objects could
+not hold every value. Most values are plain JSON, which the C code of msgpack and json converts.
+That code refuses all other values: a loop over the packed bytes writes them, and a loop over the
+parsed JSON packs them.
 
 Invariants:
 
-- `write` writes one line, and `read` returns the same value for it. Widths are not part of a value:
-  ints, sizes and timestamps become as short as possible, floats get 64 bits, and a NaN loses its
-  sign and payload.
-- Two values with the same text differ in widths only. No map has the text of a tag.
-- `read` and `write` need a few of Python's stack frames, however deep a value is.
+- `write` returns one line, and `read` returns the same value for it. Widths are not part of a
+  value: ints, sizes and timestamps become as short as possible, floats get 64 bits, and a NaN loses
+  its sign and payload.
+- Two values with the same text differ only in widths. No map has the text of a tag.
+- `read` and `write` need only a few Python stack frames, however deeply a value is nested.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ import msgpack
 from zkv.defaults import MAX_LEVELS
 
 MAX_JSON_LEVELS: Final = MAX_LEVELS + 10
-"""Levels of a text: fewer than any supported Python reads, with those of the line around it."""
+"""The maximum levels of a text. With the levels of the line around it, they are fewer than any
+supported Python reads."""
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 SECOND_NS: Final = 1_000_000_000
@@ -53,7 +54,7 @@ encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circ
 
 
 def write(packed: bytes) -> str:
-    """The text of a packed value."""
+    """Return the text of a packed value."""
     try:
         return printable(encode(plain(packed)))
     except (ValueError, TypeError, RecursionError):
@@ -61,7 +62,7 @@ def write(packed: bytes) -> str:
 
 
 def plain(packed: bytes) -> Any:
-    """A value to be encoded as JSON. This or JSON's encoder refuses one that needs a tag.
+    """Unpack a value to encode it as JSON. If it needs a tag, this or the encoder raises an error.
 
     Raises:
         ValueError: a map looks like a tag or has a key twice, or the value cannot be unpacked.
@@ -82,7 +83,7 @@ def _refuse_ext(code: int, _data: bytes) -> Any:
 
 
 def printable(text: str) -> str:
-    r"""JSON that UTF-8 can encode: a surrogate becomes ``\udcXX``, which JSON reads as the same."""
+    r"""Return JSON that UTF-8 can encode: a surrogate becomes ``\udcXX``, its escape in JSON."""
     if text.isascii():
         return text
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -101,9 +102,9 @@ class Head(NamedTuple):
     Args:
         kind: its type: "nil", "false", "true", "uint", "int", "float", "str", "bin", "ext",
             "array" or "map".
-        begin: where its content begins.
-        size: bytes of the content of a scalar, in an ext with the type; of a container, how many
-            values it has, keys included.
+        begin: the offset of its content.
+        size: of a scalar, the bytes of its content (of an ext, including the type); of a
+            container, the number of its values, including keys.
     """
 
     kind: str
@@ -112,13 +113,13 @@ class Head(NamedTuple):
 
 
 def head_at(packed: bytes, at: int) -> Head:
-    """The head of the value at ``at``. Raises ValueError if no whole value is there."""
+    """Read the head of the value at ``at``. Raises ValueError if there is no whole value."""
     kind, skipped, width, size = _HEADS.get(packed[at] if at < len(packed) else 0xC1, _NO_HEAD)
     size_at = at + skipped
     begin = size_at + width
     if width:
         size += int.from_bytes(packed[size_at:begin]) * (2 if kind == "map" else 1)
-    if not kind or begin + size > len(packed):  # Each value in a container takes a byte at least.
+    if not kind or begin + size > len(packed):  # Each value in a container takes at least a byte.
         raise ValueError("this is not one whole msgpack value")
     return Head(kind, begin, size)
 
@@ -141,8 +142,8 @@ _HEADS: Final[dict[int, tuple[str, int, int, int]]] = {
     **{0xDE + n: ("map", 1, 2 << n, 0) for n in range(2)},
     **dict.fromkeys(range(0xE0, 0x100), ("int", 0, 0, 1)),
 }  # fmt: skip
-"""First byte -> kind; how many bytes of the head are before the size; bytes of the size; what to
-add to it."""
+"""First byte -> kind; the number of bytes in the head before the size; the number of bytes of the
+size; the number to add to the size."""
 
 
 class _Writer:
@@ -158,7 +159,7 @@ class _Writer:
         self._open: list[_Array] = []
 
     def text(self) -> str:
-        """The text. Raises ValueError if there is not one whole value, or it is too deep."""
+        """Return the text. Raises ValueError unless it is one whole value that is not too deep."""
         at = self._begin(0)
         while self._open:
             container = self._open[-1]
@@ -172,7 +173,7 @@ class _Writer:
         return "".join(self._out)
 
     def _begin(self, at: int) -> int:
-        """Write the scalar at ``at``, or begin the container there; returns where to go on."""
+        """Write the scalar at ``at``, or begin the container there. Returns the next offset."""
         kind, begin, size = head_at(self._packed, at)
         container = _CONTAINERS.get(kind)
         if container is None:
@@ -196,8 +197,8 @@ class _Array:
     """An array whose items are being written.
 
     Args:
-        size: how many values are in it.
-        out: where its text begins.
+        size: the number of its values.
+        out: the text so far; the array's text is appended.
     """
 
     def __init__(self, size: int, out: list[str]) -> None:
@@ -207,13 +208,13 @@ class _Array:
         out.append("[")
 
     def before_item(self, out: list[str], _packed: bytes, _at: int) -> None:
-        """An item is about to be written."""
+        """Prepare to write an item."""
         self.left -= 1
         out.append(self._separator)
         self._separator = ", "
 
     def end(self, out: list[str]) -> int:
-        """All items are written; returns how many levels the text has."""
+        """End the text of the array. Returns the number of its levels."""
         out.append("]")
         return self.levels_inside + 1
 
@@ -221,8 +222,8 @@ class _Array:
 class _Map(_Array):
     """A map whose keys and values are being written.
 
-    Only at the end is it known whether its keys are different strs, and so what has to stand around
-    them: until then, the text has gaps there.
+    Its punctuation depends on its keys: they must be strs, and each different. This is known only
+    at the end, so until then the text has gaps in place of the punctuation.
     """
 
     def __init__(self, size: int, out: list[str]) -> None:
@@ -230,10 +231,10 @@ class _Map(_Array):
         self._size = size
         self._names: set[bytes] = set()
         self._gaps = [len(out) - 1]
-        """Where in the text: before the first key, and then after each key and each value."""
+        """The places of the gaps: before the first key, then after each key and each value."""
 
     def before_item(self, out: list[str], packed: bytes, at: int) -> None:
-        """A key or a value is about to be written."""
+        """Prepare to write a key or a value."""
         if self.left < self._size:
             self._gaps.append(len(out))
             out.append("")
@@ -244,7 +245,7 @@ class _Map(_Array):
         self.left -= 1
 
     def end(self, out: list[str]) -> int:
-        """All keys and values are written; returns how many levels the text has."""
+        """Fill the gaps in the text. Returns the number of its levels."""
         is_object = self._is_object()
         opening, colon, comma, closing = _OBJECT if is_object else _PAIRS
         for gap in self._gaps[1::2]:
@@ -286,7 +287,7 @@ _FLOATS: Final = {4: Struct(">f"), 8: Struct(">d")}
 
 
 def text_of(content: bytes) -> str:
-    """The content of a str. A byte that is not UTF-8 becomes a surrogate."""
+    """Decode the content of a str. A byte that is not UTF-8 becomes a surrogate."""
     return content.decode("utf-8", "surrogateescape")
 
 
@@ -299,7 +300,7 @@ def _write_ext(content: bytes) -> str:
 
 
 def timestamp_of(content: bytes) -> tuple[int, int] | None:
-    """Seconds and nanoseconds of the timestamp in an ext; None if it is not a timestamp."""
+    """Return seconds and nanoseconds of the timestamp in an ext; None if it is not a timestamp."""
     match content[0], len(content) - 1:
         case 0xFF, 4:
             seconds, nanoseconds = int.from_bytes(content[1:]), 0

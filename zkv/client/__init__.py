@@ -1,23 +1,23 @@
-"""The client for Python. It imports nothing of the server.
+"""The Python client. It imports nothing of the server.
 
-- `Client`: for threads; `AsyncClient`: for asyncio. Each is also the namespace of all keys. What
-  one of them makes is called as what the other makes, but for ``Async``.
+- `Client` is for threads, `AsyncClient` for asyncio. Each is also the namespace of all keys. The
+  objects that an `AsyncClient` makes have the same names with ``Async`` in front.
 - `Namespace`: the keys under one prefix. `Transaction`, `Pipeline`: many ops in few messages.
-- `Entry` and `Change`: what reads tell.
-- `Watch`: changes as they come; `Mirror`: a live copy.
-- `Lock`, `Election`, `Cache`, `RateLimiter`, `Queue`: what programs often build on a store.
+- `Entry` and `Change`: the results of reads.
+- `Watch`: changes as they are made; `Mirror`: a live copy.
+- `Lock`, `Election`, `Cache`, `RateLimiter`, `Queue`: recipes built on the store.
 - `Codec` and `ValueType`: values of types that msgpack does not know.
-- `RetryPolicy`: how patient a client is.
-- `ClientError` and its kinds: a request that was not answered with success.
+- `RetryPolicy`: when requests are repeated.
+- `ClientError` and its subclasses: a request did not succeed.
 
 Modules, from the wire up: ``messages`` packs and reads bodies, ``session`` numbers writes,
-``retry`` decides what is sent again, ``connection`` holds sockets, ``trouble`` finds out why there
-is no connection; ``operations`` describes every
-op, ``packing`` packs many, which are ``steps``, and ``following`` decides how changes are followed,
-all without I/O. What does it is written for asyncio, in ``async_namespace``, ``async_pipeline``,
-``async_watch``, ``async_mirror`` and ``recipes/async_*``; the modules without ``async_`` are made
-from these. ``aio`` and ``sync`` send and receive, ``tasks`` and ``threads`` wait and wake: these
-are written twice.
+``retry`` decides when requests are repeated, ``connection`` holds sockets, ``trouble`` finds out
+why there is no connection. ``operations`` describes each op, ``packing`` packs many ops
+(``steps``), and ``follower`` decides how to follow changes; these do no I/O. The modules with I/O
+are written for asyncio, in ``async_namespace``, ``async_pipeline``, ``async_watch``,
+``async_mirror`` and ``recipes/async_*``; the modules without ``async_`` are generated from them.
+Two pairs are written by hand: ``aio`` and ``sync`` send and receive, ``tasks`` and ``threads`` wait
+and wake.
 """
 
 from __future__ import annotations
@@ -164,11 +164,11 @@ _HOMES = {
     "Verdict": "zkv.client.recipes.verdict",
     "Watch": "zkv.client.watch",
 }
-"""Where a name comes from that is imported when it is first asked for: many programs do without."""
+"""The modules of names that are imported at their first use, since many programs need none."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name of `_HOMES`: `Client` alone starts quicker."""
+    """Import a name of `_HOMES`. Without them `Client` starts faster."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,19 +1,19 @@
 """The client for asyncio: many requests in flight over one DEALER socket.
 
-Strategy: a request takes one of a bounded number of places, is sent at once, and a future waits for
-the reply with its id. Whoever is cancelled takes the future away; a reply that nobody waits for is
-dropped. So cancellation costs nothing but the reply. Of a reply only the id is read where it comes
-in; the task that asked decodes it, so that an error of its codec is its own.
+Strategy: a request takes one of a limited number of places and is sent at once; a future waits for
+the reply with its id. A cancelled task removes its future, and the client drops replies for which
+no future waits. So a cancellation loses only that reply. The receiver reads only the id of a reply;
+the task that sent the request decodes the rest, so that an error of the codec is raised there.
 
-A reply that does not come in time discredits its link, the socket: the request is sent again over a
-fresh one, and so is whatever comes after. Requests that wait at the old link may still get their
-replies there; it is closed when nobody waits at it any more. A link whose connection fails or is
-lost lets all that wait there go at once.
+If a reply does not arrive in time, the client no longer trusts its link (the socket): it sends the
+request again over a new link, and all later requests, too. Requests that wait at the old link may
+still get their replies there; the link is closed when no request waits at it. If the connection of
+a link fails or is lost, all requests that wait at it are sent again at once.
 
-ZeroMQ tells through a file descriptor that *something* has happened since somebody last looked, and
-sending is looking, too. So after something was sent the socket is looked at once more.
+ZeroMQ signals by a file descriptor that *something* has happened since the last look at the socket,
+and sending counts as a look. So the client looks at the socket again after it has sent something.
 
-A client belongs to the event loop in which it was first used. In a child by fork it begins anew, in
+A client belongs to the event loop in which it was first used. In a forked child it starts again, in
 another loop.
 """
 
@@ -66,29 +66,31 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MOST_IN_FLIGHT: Final = 128
-"""Requests of one client: two batches of a worker, so that one is ready when the other is done."""
+"""Requests of one client: two batches of a worker, so that one waits while the other runs."""
 
 DELIMITER: Final = b""
 
 
 class AsyncClient(AsyncClientOps):
-    """A client of a server, for the tasks of one event loop.
+    """A client for the tasks of one event loop.
 
-    The server need not be up yet: the first request connects, and waits for it up to the timeout.
-    Use as an async context manager, or `aclose` at the end. Any number of tasks may use it at once;
-    128 requests are in flight at most, others wait for their turn.
+    The server may still be down: the first request connects, and waits for the server up to the
+    timeout. Use the client as an async context manager, or call `aclose` at the end. Any number of
+    tasks may use it at once; at most 128 requests are in flight, and the others wait.
 
     Args:
         endpoint: as for `Client`.
-        timeout: as for `Client`; waiting for its turn counts, too.
-        codec: types of values beside those of msgpack.
-        durable: have each write on disk before it is answered, whatever the server's policy.
-        retry: how patient to be within the timeout.
-        context: to make sockets in, for ``inproc://`` endpoints; None = the process's own.
+        timeout: as for `Client`; includes the wait for a place among the 128.
+        codec: adds types of values to those of msgpack.
+        durable: True = the server answers each write only once it is on disk, whatever its fsync
+            policy.
+        retry: when requests are repeated within the timeout.
+        context: the ZeroMQ context of the sockets, for ``inproc://`` endpoints; None = the
+            process's own.
 
     Raises:
-        ValueError: an endpoint is malformed, or the timeout out of range.
-        TypeError: an argument is of another type.
+        ValueError: an endpoint is malformed, or the timeout is out of range.
+        TypeError: an argument has the wrong type.
     """
 
     def __init__(
@@ -114,11 +116,11 @@ class AsyncClient(AsyncClientOps):
         self._places: asyncio.Semaphore
         self._link: _Link | None = None
         self._links: set[_Link] = set()
-        self._connect().close()  # What cannot be is told now.
+        self._connect().close()  # An endpoint that libzmq refuses is reported now.
         tell_of_forks(self)
 
     def _after_fork(self) -> None:
-        """Begin anew, in an event loop that is not the parent's."""
+        """Start again, in an event loop that is not the parent's."""
         leave_alone((self._loop, self._link, self._links))
         if self._loop is not None:
             _inherited_loops.add(self._loop)
@@ -132,7 +134,7 @@ class AsyncClient(AsyncClientOps):
 
     @property
     def timeout(self) -> float:
-        """Seconds for each request, with all its repeats; may be set to others."""
+        """Seconds for each request, including all its repeats. You may set it."""
         return self._timeout
 
     @timeout.setter
@@ -145,7 +147,7 @@ class AsyncClient(AsyncClientOps):
         return self._endpoints.current.endpoint
 
     async def aclose(self) -> None:
-        """Close all sockets; requests under way end with a `ClosedError`."""
+        """Close all sockets; requests in flight raise a `ClosedError`."""
         self._closed = True
         self._link = None
         while self._links:
@@ -165,7 +167,7 @@ class AsyncClient(AsyncClientOps):
     async def _ask(
         self, operation: Operation[Any], fields: dict[str, Any], codec: Codec, attempts: Attempts
     ) -> Reply:
-        """Take a place and send a request until there is an answer to it, or no time left."""
+        """Take a place, and send a request until the server answers it or the time is up."""
         self._bind()
         await self._take_place(attempts)
         try:
@@ -206,7 +208,7 @@ class AsyncClient(AsyncClientOps):
         codec: Codec,
         attempts: Attempts,
     ) -> Reply | None:
-        """Send a request once; None = no reply, and it may be sent again."""
+        """Send a request once. Returns None if there is no reply and it may be sent again."""
         op = operation.op
         attempts.check_process()
         link = self._send(op, request_id, body, attempts)
@@ -233,7 +235,7 @@ class AsyncClient(AsyncClientOps):
         return None
 
     async def _no_connection(self, link: _Link, attempts: Attempts) -> None:
-        """Return when to try again. Raises UnavailableError where it is to be given up."""
+        """Wait until the next attempt is due. Raises UnavailableError to give up."""
         endpoint, endpoints = link.endpoint, self._endpoints
         if link.is_last_place or attempts.left() <= 0:
             trouble = await link.trouble(attempts.left()) if attempts.asks_why(endpoint) else None
@@ -243,21 +245,21 @@ class AsyncClient(AsyncClientOps):
     # --- Places and links
 
     def _bind(self) -> None:
-        """Belong to the running loop from now on. Raises MisuseError where it is another one."""
+        """Tie the client to the running loop. Raises MisuseError if it belongs to another one."""
         loop = asyncio.get_running_loop()
         if self._loop is None:
             if loop in _inherited_loops:
-                text = "this event loop belongs to the parent process: make one in each"
+                text = "this event loop belongs to the parent process: create one in each process"
                 raise MisuseError(text, applied=False)
             self._loop = loop
             self._sessions = WriteSessions()
             self._places = asyncio.Semaphore(MOST_IN_FLIGHT)
         elif self._loop is not loop:
-            text = "this AsyncClient was used in another event loop: make one in each"
+            text = "this AsyncClient belongs to another event loop: create one in each loop"
             raise MisuseError(text, applied=False)
 
     async def _take_place(self, attempts: Attempts) -> None:
-        """Wait for one's turn. Raises NoReplyError where that takes too long."""
+        """Wait for a place. Raises NoReplyError if that takes too long."""
         if not self._places.locked():
             await self._places.acquire()  # Does not wait.
             return
@@ -268,28 +270,28 @@ class AsyncClient(AsyncClientOps):
             raise attempts.give_up(self.endpoint) from None
 
     def _send(self, op: str, request_id: int, body: bytes, attempts: Attempts) -> _Link:
-        """Send a body over the current link, which is returned, or over a fresh one."""
+        """Send a body over the current link or a new one; returns the link."""
         if self._closed:
             raise ClosedError(CLOSED, attempts.applied())
         loop = asyncio.get_running_loop()
         waiting = _Waiting(loop.create_future(), op)
         if self._link is not None:
             if not attempts.repeatable:
-                self._link.look()  # Its loss could not be made good.
+                self._link.look()  # Such a request cannot be sent again.
             if self._link.send(request_id, body, waiting):
                 return self._link
-            # Full of requests whose senders were cancelled, or its connection is no more.
+            # It is full of requests whose tasks were cancelled, or its connection has ended.
             self._retire(self._link)
         connection = self._connect(attempts.applied())
         self._link = _Link(connection, loop, self._endpoints, attempts)
         self._links.add(self._link)
-        if not self._link.send(request_id, body, waiting):  # It was refused in this very moment.
+        if not self._link.send(request_id, body, waiting):  # The connection has just been refused.
             self._link.waiting[request_id] = waiting
             _resolve(waiting.future, None)
         return self._link
 
     def _retire(self, link: _Link) -> None:
-        """Send nothing more over ``link``; close it once nobody waits at it."""
+        """Send nothing more over ``link``; close it once no request waits at it."""
         if not link.was_connected() or not link.over:
             self._endpoints.failed(link.address)
         if link is self._link:
@@ -310,24 +312,24 @@ class AsyncClient(AsyncClientOps):
 
 
 _inherited_loops: Final[set[asyncio.AbstractEventLoop]] = set()
-"""Of the process that this one was forked from. The two would share what the loop waits for."""
+"""Event loops of the parent process. Parent and child would share the selector of such a loop."""
 
 
 class _Waiting(NamedTuple):
-    """Who waits for a reply to an op: its body, which nobody but who waits decodes."""
+    """The future of a request that waits for its reply. The result is the reply's packed body."""
 
     future: asyncio.Future[bytes | None]
     op: str
 
 
 class _Link:
-    """A DEALER socket, and those who wait for replies over it.
+    """A DEALER socket, and the requests that wait for replies over it.
 
     Args:
         connection: the socket.
-        loop: tells when there is something to receive.
-        endpoints: are told when there is a connection.
-        attempts: at the request that it is made for; tell how long to wait for a connection.
+        loop: the event loop, which signals that there is something to receive.
+        endpoints: of the client; the link records there that it has connected.
+        attempts: of the request for which the link is made; they limit the wait for a connection.
     """
 
     def __init__(
@@ -356,16 +358,16 @@ class _Link:
 
     @property
     def is_last_place(self) -> bool:
-        """Whether nothing else is to be tried for the same endpoint."""
+        """True if this is the last address to try for the endpoint."""
         return self.address.is_last
 
     @property
     def over(self) -> bool:
-        """Whether its connection has failed or was lost."""
+        """True if the connection has failed or was lost."""
         return self._connection.over
 
     def send(self, request_id: int, body: bytes, waiting: _Waiting) -> bool:
-        """Send a body; False = the socket takes no more."""
+        """Send a body. Returns False if the socket accepts no more."""
         if self.over:
             return False
         try:
@@ -383,18 +385,18 @@ class _Link:
         return True
 
     def was_connected(self) -> bool:
-        """Whether there may have been a connection that took what was sent."""
+        """Return True if there may have been a connection that received what was sent."""
         return self._connection.connected
 
     async def trouble(self, seconds: float) -> Trouble | None:
-        """Why there is no connection; all who ask share one answer."""
+        """Find out why there is no connection; all callers share one answer."""
         from zkv.client.trouble import find_trouble_meanwhile
 
         if self._trouble is None:
             self._trouble = future = self._loop.create_future()
 
             def tell(found: Future[Trouble | None]) -> None:
-                with suppress(RuntimeError):  # The loop has been closed: nobody asks any more.
+                with suppress(RuntimeError):  # The loop has been closed, so nothing waits.
                     self._loop.call_soon_threadsafe(_resolve, future, found.result())
 
             seconds = max(0.0, min(seconds, REASON_SECONDS))
@@ -402,10 +404,10 @@ class _Link:
         return await asyncio.shield(self._trouble)
 
     def close(self) -> None:
-        """Close the socket; whoever still waits gets a `ClosedError`. May be called again."""
+        """Close the socket; requests that wait get a `ClosedError`. May be called again."""
         if not self._descriptors:
             return
-        self.look()  # For the last time: it may have been connected meanwhile.
+        self.look()  # It may have connected meanwhile, which decides `applied` below.
         while self._descriptors:
             self._loop.remove_reader(self._descriptors.pop())
         self._timer.cancel()
@@ -415,7 +417,7 @@ class _Link:
             _fail(waiting.future, ClosedError("the client was closed", applied))
 
     def look(self) -> None:
-        """See what has become of the connection."""
+        """Update the state of the connection."""
         if not self._descriptors or self.over:
             return
         try:
@@ -424,11 +426,11 @@ class _Link:
             over = self._connection.over = True
         self._endpoints.met |= self.was_connected()
         if over:
-            self._receive()  # What came before the end.
+            self._receive()  # Replies that arrived before the end.
             self._let_go()
 
     def _too_late(self) -> None:
-        """There should be a connection by now."""
+        """End the wait for a connection if there is none by now."""
         self.look()
         if not self.was_connected():
             self._let_go()
@@ -442,7 +444,7 @@ class _Link:
         self._receive()
 
     def _receive(self) -> None:
-        """Hand out all replies that are there."""
+        """Give out all replies that have arrived."""
         socket = self._socket
         try:
             while not socket.closed and int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
@@ -453,18 +455,21 @@ class _Link:
             self.look()
 
     def _hand_out(self, body: bytes) -> None:
-        """Give a body to who waits for it, and who decodes it: a codec may raise anything."""
+        """Give a body to the task that waits, which decodes it: a codec may raise anything."""
         try:
             request_id = id_of(body)
         except BadReplyError as error:
             self._fail_the_only_one(error)
             return
         waiting = self.waiting.get(request_id) if type(request_id) is int else None
-        if waiting is not None:  # Else nobody waits for it any more.
+        if waiting is not None:  # Otherwise its task was cancelled.
             _resolve(waiting.future, body)
 
     def _fail_the_only_one(self, error: BadReplyError) -> None:
-        """Nobody knows whose reply it is, unless only one waits; the others will ask again."""
+        """Fail the only request that waits. With several, the reply could belong to any of them.
+
+        Those are sent again later.
+        """
         if len(self.waiting) == 1:
             (waiting,) = self.waiting.values()
             _fail(waiting.future, BadReplyError(error.message, lost(waiting.op)))

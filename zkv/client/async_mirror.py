@@ -1,4 +1,4 @@
-"""A live copy of part of the store: `zkv.client.mirror_view`, and what keeps it up to date."""
+"""A live copy of part of the store: `zkv.client.mirror_view`, and the task that updates it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 class AsyncMirror(MirrorView):
     """A live, read-only copy of the entries under a prefix; made by `AsyncClient.mirror`.
 
-    It behaves as a dict with its keys in order, and nothing has to be waited for to read it. One
-    key is read at the speed of a dict, and any number of threads may read. Iterating, ``keys``,
-    ``values``, ``items`` and comparing go by a copy that shows one revision.
+    It behaves like a dict with its keys in order, and reading it never waits. Reading one key is as
+    fast as with a dict, and any number of threads may read. Iteration, ``keys``, ``values``,
+    ``items`` and comparison use a copy that shows one revision.
 
-    While the server is away it keeps what it had; `staleness` tells for how long. Use as a context
-    manager, or `aclose` at the end.
+    While the server is unreachable the mirror keeps its entries; `staleness` says for how long. Use
+    it as a context manager, or call `aclose` at the end.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class AsyncMirror(MirrorView):
         self._worker: AsyncBackground | None = None
 
     async def _open(self) -> Self:
-        """Read everything, and begin to follow. May be called again."""
+        """Read all entries, and begin to follow changes. May be called again."""
         if self._worker is None:
             try:
                 self._follower = await self._subscription.open()
@@ -55,15 +55,15 @@ class AsyncMirror(MirrorView):
         await self.aclose()
 
     async def wait_for(self, rev: int, timeout: Seconds | None = None) -> None:  # noqa: ASYNC109
-        """Wait until it shows this revision, or a newer one; the server is asked at once.
+        """Wait until the mirror shows this revision or a newer one. It asks the server at once.
 
         Args:
-            rev: such as `AsyncClient.put` returns it.
-            timeout: seconds to wait, up to a year, or a `timedelta`; None = as long as it takes.
+            rev: a revision, such as `AsyncClient.put` returns.
+            timeout: seconds to wait, up to a year, or a `timedelta`; None = no limit.
 
         Raises:
-            NoReplyError: it does not in time.
-            ClientError: it does not follow any more, for this reason.
+            NoReplyError: the mirror does not show it in time.
+            ClientError: the mirror has stopped following changes, for this reason.
         """
         check_process(self._made_in)
         rev, wait = checks.revision("rev", rev), checks.wait(timeout)
@@ -74,7 +74,7 @@ class AsyncMirror(MirrorView):
             raise self._too_late(rev, wait)
 
     async def aclose(self) -> None:
-        """Follow no more. What it shows stays. May be called again, and by any task."""
+        """Stop following changes; the entries stay readable. Any task may call this."""
         self._subscription.close()
         if self._worker is not None:
             await self._worker.join()
@@ -88,7 +88,7 @@ class AsyncMirror(MirrorView):
             self._end(ClosedError("the mirror is closed", applied=False))
         except Exception as failure:
             self._end(failure)
-        except BaseException as failure:  # Which ends this task, or was raised in it.
+        except BaseException as failure:  # It ends this task, or was raised in it.
             self._end(failure)
             raise
         finally:

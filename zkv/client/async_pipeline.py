@@ -1,6 +1,7 @@
 """Many ops in few messages: pipelines, where each op succeeds or fails alone, and transactions.
 
-Both write down operations and send them at the end; `zkv.client.packing` tells how they are packed.
+Both collect operations and send them at the end; `zkv.client.packing` describes how they are
+packed.
 """
 
 from __future__ import annotations
@@ -15,26 +16,26 @@ from zkv.client.packing import Packing, TransactionOps, WrittenOps
 
 
 class AsyncPipeline(WrittenOps):
-    """Ops that are sent together, each of which succeeds or fails alone; see `Client.pipeline`."""
+    """Ops that are sent together; each succeeds or fails alone. See `Client.pipeline`."""
 
     def __init__(self, prefix: str, perform: Callable[[Operation[Any]], Awaitable[Any]]) -> None:
         super().__init__(prefix)
         self._perform = perform
 
     async def execute(self, *, return_exceptions: bool = False) -> list[Any]:
-        """Run what has been written down, and begin anew.
+        """Run the collected ops; the pipeline is then empty and can be used again.
 
         Args:
-            return_exceptions: give the errors among the results, instead of raising the first one.
+            return_exceptions: True = return errors among the results instead of raising the first.
 
         Returns:
-            What the ops returned, in their order; also in ``results``.
+            The results of the ops, in their order; also in ``results``.
 
         Raises:
-            ClientError: an op failed; all others have had their try.
-            BadValueError: a value that was read cannot be decoded; all others have had their try.
+            ClientError: an op failed; all other ops were tried.
+            BadValueError: a value that was read cannot be decoded; all other ops were tried.
             BadValueError, TypeError, ValueError: a value cannot be packed. Its message and those
-                after it were not sent; earlier ones, of a thousand ops at most, were.
+                after it were not sent; earlier messages, of up to a thousand ops each, were.
         """
         checks.flag("return_exceptions", return_exceptions)
         packing = Packing(*self._take())
@@ -65,21 +66,21 @@ class AsyncPipeline(WrittenOps):
 
 
 class AsyncTransaction(TransactionOps):
-    """Ops that happen as a whole or not at all; see `Client.txn`."""
+    """Ops that are all applied or none. See `Client.txn`."""
 
     def __init__(self, prefix: str, perform: Callable[[Operation[Any]], Awaitable[Any]]) -> None:
         super().__init__(prefix)
         self._perform = perform
 
     async def commit(self) -> list[Any]:
-        """Run what has been written down, and begin anew.
+        """Run the collected ops; the transaction is then empty and can be used again.
 
         Returns:
-            What the ops returned, in their order; also in ``results``.
+            The results of the ops, in their order; also in ``results``.
 
         Raises:
-            ConflictError: a condition does not hold.
-            RefusedError: an op failed. ``details["index"]`` tells which; nothing has happened.
+            ConflictError: a condition does not hold; nothing was applied.
+            RefusedError: an op failed, the one at ``details["index"]``; nothing was applied.
         """
         self.results = await self._perform(self._message())
         return self.results

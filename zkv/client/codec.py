@@ -1,15 +1,15 @@
 """Values of types that msgpack does not know.
 
-What msgpack knows goes through as it is, and without a codec that is all that may be stored:
-``None``, ``bool``, ``int`` of 64 bits, ``float``, ``str``, ``bytes``, ``list``, ``dict``,
-``msgpack.ExtType`` and ``msgpack.Timestamp``. A tuple comes back as a list, and as a tuple where it
-is a key of a dict; a ``bytearray`` or ``memoryview`` comes back as bytes. A subclass of these types
-(``IntEnum``, a named tuple, ``OrderedDict``) is packed as that type, and comes back as that type.
-Anything else is a TypeError before something is sent.
+Without a codec, the client stores only types that msgpack packs itself: ``None``, ``bool``, ``int``
+of 64 bits, ``float``, ``str``, ``bytes``, ``list``, ``dict``, ``msgpack.ExtType`` and
+``msgpack.Timestamp``. A tuple is read back as a list, or as a tuple if it is a key of a dict; a
+``bytearray`` or ``memoryview`` is read back as bytes. A subclass of these types (``IntEnum``, a
+named tuple, ``OrderedDict``) is packed as that type, and read back as that type. Any other type
+raises a TypeError before anything is sent.
 
-A codec adds types, wherever in a value they occur, also subclasses of those above. Each travels as
-a msgpack ext of a type code of its own, so that clients in other languages can tell it, and clients
-without the codec get a ``msgpack.ExtType``.
+A codec adds types, at any depth in a value, including subclasses of those above. Each is packed as
+a msgpack ext with its own type code. So clients in other languages can recognise it, and clients
+without the codec read a ``msgpack.ExtType``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class ValueType(NamedTuple):
     """How one type is stored.
 
     Args:
-        code: of the msgpack ext, 0 to 127; the same for all who share the store.
-        type: values of it, and of its subclasses, are packed by this. None that msgpack packs
-            itself, such as ``dict``; a subclass of one, such as an ``IntEnum``, is.
-        pack: value -> bytes.
-        unpack: these bytes -> value.
+        code: of the msgpack ext, 0 to 127; the same in all programs that share the store.
+        type: the type; values of its subclasses are packed likewise. Types that msgpack packs
+            itself, such as ``dict``, are not allowed; their subclasses are, such as an ``IntEnum``.
+        pack: converts a value to bytes.
+        unpack: converts these bytes to a value.
     """
 
     code: int
@@ -41,7 +41,7 @@ class ValueType(NamedTuple):
 
 
 class Inexact(Exception):
-    """A value holds an object that msgpack packs as one of another type: a tuple, a subclass."""
+    """A value contains an object that msgpack packs as another type: a tuple, a subclass."""
 
 
 class IntTooLargeError(OverflowError, ValueError):
@@ -49,17 +49,17 @@ class IntTooLargeError(OverflowError, ValueError):
 
 
 class Codec:
-    """Types that may be stored beside those of msgpack.
+    """Types that a client can store in addition to those of msgpack.
 
-    An error of ``pack`` or ``unpack``, whatever it is, is raised as a `BadValueError` with it as
-    its cause, where the value was to be written or read.
+    If ``pack`` or ``unpack`` raises any error, the call that writes or reads the value raises a
+    `BadValueError` with that error as its cause.
 
     Args:
-        *types: each with a code of its own.
+        *types: each with its own code.
 
     Raises:
-        ValueError: a code is out of range, or there twice, or msgpack packs a type itself.
-        TypeError: a type is no `ValueType`, or one of its fields is of another type.
+        ValueError: a code is out of range or occurs twice, or msgpack packs a type itself.
+        TypeError: a type is not a `ValueType`, or one of its fields has the wrong type.
 
     Example:
         >>> from datetime import datetime
@@ -78,7 +78,7 @@ class Codec:
         self._by_code = {each.code: each for each in types}
         self._by_type = {each.type: each for each in types}
         if len(self._by_code) < len(types) or len(self._by_type) < len(types):
-            raise ValueError("each type needs a code of its own")
+            raise ValueError("each type needs its own code, and may occur only once")
 
     def __repr__(self) -> str:
         types = [f"{each.code}: {each.type.__qualname__}" for each in self._by_code.values()]
@@ -86,14 +86,14 @@ class Codec:
 
     @property
     def has_types(self) -> bool:
-        """Whether it adds any."""
+        """True if it adds any types."""
         return bool(self._by_type)
 
     def exact(self, value: Any) -> ExtType:
-        """What is packed in the place of ``value``, which msgpack does not pack by its exact type.
+        """Return the ext to pack for ``value``, whose exact type msgpack does not pack.
 
         Raises:
-            Inexact: msgpack packs it as another type.
+            Inexact: msgpack would pack it as another type.
             TypeError, IntTooLargeError, BadValueError: as `default` does.
         """
         known = self._known(value)
@@ -104,10 +104,10 @@ class Codec:
         raise _unknown(value)
 
     def default(self, value: Any) -> Any:
-        """What is packed in the place of ``value``: an ext, or the value as a type of msgpack's.
+        """Return the replacement to pack for ``value``: an ext, or one of msgpack's types.
 
         Raises:
-            TypeError: no type fits.
+            TypeError: neither msgpack nor the codec has a type for it.
             IntTooLargeError: it is an int of more than 64 bits.
             BadValueError: a function of the codec failed.
         """
@@ -122,7 +122,7 @@ class Codec:
         raise _unknown(value)
 
     def ext_hook(self, code: int, data: bytes) -> Any:
-        """The value that an ext stands for. Raises BadValueError where ``unpack`` fails."""
+        """Return the value of an ext. Raises BadValueError if ``unpack`` fails."""
         known = self._by_code.get(code)
         if known is None:
             return any_ext(code, data)
@@ -133,7 +133,7 @@ class Codec:
             raise BadValueError(reason, packed=data) from error
 
     def _known(self, value: Any) -> ValueType | None:
-        """The type of the codec's that a value is of; the nearest to its own."""
+        """Return the codec's type for a value, the nearest base class of its own type; or None."""
         for cls in type(value).__mro__:
             known = self._by_type.get(cls)
             if known is not None:
@@ -159,16 +159,16 @@ CONVERTED: Final[dict[type, Callable[[Any], Any]]] = {
     list: list,
     dict: lambda items: dict(items.items()),
 }
-"""How a subclass becomes the type of msgpack's, whatever methods it has of its own."""
+"""Convert a subclass to its msgpack type, ignoring methods that the subclass overrides."""
 
 
 def any_ext(code: int, data: bytes) -> ExtType:
-    """An ext, also of a code below 0, which values may have, and the class itself refuses."""
+    """Make an ext of any code. Values may have negative codes, but `ExtType` refuses them."""
     return tuple.__new__(ExtType, (code, data))
 
 
 def described(error: Exception) -> str:
-    """An error in one line, also where it has no words for itself."""
+    """Describe an error in one line, even if its ``__str__`` fails."""
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:
@@ -176,19 +176,19 @@ def described(error: Exception) -> str:
 
 
 def _check(value_type: object) -> None:
-    """Raise TypeError or ValueError unless a `ValueType` may be one of a codec's."""
+    """Raise TypeError or ValueError unless a codec accepts a `ValueType`."""
     given = checks.instance("type", value_type, ValueType)
     checks.integer("code", given.code, 0, 127)
     kind = checks.instance("type", given.type, type)
     if kind in NATIVE or kind is object:
         name = kind.__qualname__
-        raise ValueError(f"type {name}: msgpack packs it itself; a subclass of it is possible")
+        raise ValueError(f"type {name}: msgpack packs it itself; only its subclasses are allowed")
     checks.function("pack", given.pack)
     checks.function("unpack", given.unpack)
 
 
 def _ext(known: ValueType, value: Any) -> ExtType:
-    """A value as the ext that stands for it."""
+    """Pack a value of a codec's type as an ext."""
     name = known.type.__qualname__
     try:
         data = known.pack(value)
@@ -196,7 +196,7 @@ def _ext(known: ValueType, value: Any) -> ExtType:
         raise BadValueError(f"the codec's pack for {name} raised {described(error)}") from error
     if not issubclass(type(data), bytes):
         kind = type(data).__qualname__
-        raise BadValueError(f"the codec's pack for {name} returned a {kind}, and no bytes")
+        raise BadValueError(f"the codec's pack for {name} returned a {kind} instead of bytes")
     return ExtType(known.code, data)
 
 
@@ -207,26 +207,26 @@ def _unknown(value: Any) -> Exception:
 
 
 PLAIN: Final = Codec()
-"""The types of msgpack, and no other."""
+"""The types of msgpack only."""
 
 
 class Packed(bytes):
-    """A value that stays packed: the msgpack bytes that the server holds. See `PACKED`."""
+    """A value that stays packed: the msgpack bytes that the server stores. See `PACKED`."""
 
 
 PACKED: Final = Codec()
-"""Values pass through a client as they are packed, byte for byte, and so without loss.
+"""With this codec values stay packed, byte for byte, so nothing is lost.
 
-For tools that copy or show whatever a store holds, not for programs::
+It is meant for tools that copy or show all values of a store, not for programs::
 
     with Client(endpoint, codec=PACKED) as kv:
         packed = kv.get("a")          # a `Packed`, which is bytes
         kv.put("b", packed)           # the same bytes are stored
         kv.put("c", Packed(b"\\xc0"))  # nil
 
-All that reads values gives each as a `Packed`: `get`, `get_entry`, `get_many`, `scan`, `changes`,
-watches, mirrors, pipelines and so on; None stands where there is no value: the default for an
-absent key, a change that removes, a scan without values. `incr` gives an int. All that writes takes
-a `Packed`, and other values, which are packed as without a codec. A `Packed` that is not one whole
-value of msgpack is a ValueError. Recipes (locks, queues, caches) do not work with it.
+All reads return each value as a `Packed`: `get`, `get_entry`, `get_many`, `scan`, `changes`,
+watches, mirrors, pipelines and so on. They return None if there is no value: as the default for an
+absent key, in a change that removes a key, in a scan without values. `incr` returns an int. Writes
+accept a `Packed`, and other values, which are packed as without a codec. A `Packed` that is not one
+whole msgpack value raises a ValueError. Recipes (locks, queues, caches) do not work with it.
 """

@@ -1,18 +1,18 @@
-"""Sockets as both clients use them, and which endpoint to try.
+"""The sockets of both clients, and the choice of the endpoint.
 
-- LINGER is 0: what was not sent yet goes with its socket. It neither holds up the end of the
-  process nor runs when nobody waits for it any more.
-- The option IMMEDIATE is left alone: with it, a reply may be lost after which the server closes
-  the connection, as after END. So a request may wait in its socket until there is a connection, and
-  a monitor tells whether there ever was one: if not, the request has not been sent.
-- libzmq does not connect anew by itself: a socket is one connection, and when it has failed or was
-  lost, the monitor says so, and whoever uses it takes another. So it is known at once that there is
-  nobody, and another endpoint is tried without waiting.
-- A connection that nobody has any more is closed in the same order as by `Connection.close`: if
-  its monitor's socket went first, libzmq would wait in its I/O thread for somebody to read events,
-  and nothing in the process would be sent or received any more.
-- For a name libzmq looks up one kind of address, IPv4 or IPv6, by an option of the socket. A server
-  may listen at either, so a name is two places to try.
+- LINGER is 0: closing a socket drops all that it has not sent. So unsent requests neither delay the
+  end of the process nor run after their callers have given up.
+- The option IMMEDIATE is not set: with it, the reply before the server closes the connection, as
+  after END, may be lost. So a request may wait in its socket until there is a connection. A monitor
+  reports if there ever was one; if not, the request has not been sent.
+- libzmq does not reconnect by itself: each socket is one connection. When it fails or is lost, the
+  monitor reports that, and the client opens another one. So the client knows at once that no server
+  is there, and tries another endpoint without waiting.
+- A connection that is garbage collected is closed in the same order as by `Connection.close`: if
+  the monitor's socket were closed first, libzmq would wait in its I/O thread for a reader of the
+  events, and all traffic of the process would stop.
+- libzmq resolves a name to one kind of address, IPv4 or IPv6, as an option of the socket says. A
+  server may listen at either, so a name has two addresses to try.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from zkv.client.process import generation, is_foreign
 from zkv.endpoint import check_to_connect, from_environment, is_name
 
 MONITORED: Final = ("tcp://", "ipc://")
-"""Transports that tell whether there is a connection."""
+"""Transports whose monitor reports connections."""
 
 SocketContext = zmq.Context[zmq.Socket[bytes]]
 
 
 LOOK_SECONDS: Final = 0.1
-"""How long a connection that was well is taken for well: to look costs as much as to send."""
+"""How long a check of a connection stays valid: a check costs as much as sending."""
 NEVER: Final = 2**31 - 1
-"""Milliseconds until libzmq connects anew: more than a socket lives for. With -1 it would not tell
-of all that fails."""
+"""Milliseconds until libzmq reconnects: longer than any socket lives. With -1, libzmq would not
+report every failure."""
 
 _FAILED: Final = (
     zmq.EVENT_CLOSED
@@ -56,12 +56,12 @@ _FAILED: Final = (
 
 
 class Address(NamedTuple):
-    """One place to try.
+    """One address to try.
 
     Args:
         endpoint: as it was given.
-        ipv6: whether the socket takes IPv6.
-        is_last: whether nothing else is to be tried for the same endpoint.
+        ipv6: True = the socket uses IPv6.
+        is_last: True if it is the last address of its endpoint.
     """
 
     endpoint: str
@@ -70,28 +70,29 @@ class Address(NamedTuple):
 
 
 def addresses(endpoint: str) -> list[Address]:
-    """The places to try for an endpoint that has been checked."""
+    """The addresses to try for an endpoint that has been checked."""
     if is_name(endpoint):
         return [Address(endpoint, False, False), Address(endpoint, True, True)]
     return [Address(endpoint, endpoint.startswith("tcp://["), True)]
 
 
 class Connection:
-    """One socket with one connection, and its monitor. To be used by one thread at a time.
+    """One socket with one connection, and its monitor. Only one thread at a time may use it.
 
     Args:
-        context: to make the socket in.
+        context: the ZeroMQ context of the socket.
         kind: ``zmq.REQ`` or ``zmq.DEALER``.
         address: of the server.
 
     Attributes:
-        connected: whether there has been a connection, which may have taken what was sent, as far
-            as `look` has seen.
-        over: whether it has failed or was lost, likewise: nothing is sent or received any more.
+        connected: True once there has been a connection, which may have received what was sent;
+            as of the last `look`.
+        over: True once the connection has failed or was lost, so that nothing can be sent or
+            received; as of the last `look`.
 
     Raises:
-        ValueError: libzmq does not take the endpoint.
-        OSError: the process may not have another socket.
+        ValueError: libzmq refuses the endpoint.
+        OSError: the process has too many open files.
         ClosedError: the context has been terminated.
     """
 
@@ -120,7 +121,7 @@ class Connection:
         except zmq.ZMQError as error:
             self.close()
             raise explain(address.endpoint, error) from error
-        # It has the sockets, so they do not go before it.
+        # The finalizer keeps the sockets alive until it runs.
         weakref.finalize(self, _close, self.socket, self._monitor, generation()).atexit = False
 
     @property
@@ -130,14 +131,14 @@ class Connection:
 
     @property
     def monitor_descriptor(self) -> int | None:
-        """A file descriptor that tells when to `look`; None = there is nothing to be seen."""
+        """A file descriptor that becomes readable when to `look`; None = there is no monitor."""
         return None if self._monitor is None else int(self._monitor.getsockopt(zmq.FD))
 
     def is_usable(self, surely: bool) -> bool:
-        """Whether a request may be sent.
+        """True if a request may be sent.
 
         Args:
-            surely: look now; else it may be known from a moment ago.
+            surely: True = check now; False = a check a moment ago suffices.
         """
         now = time.monotonic()
         if surely or now - self._looked > LOOK_SECONDS:
@@ -146,9 +147,9 @@ class Connection:
         return not self.over and not self.socket.closed
 
     def look(self) -> bool:
-        """See what has become of the connection; whether it is over."""
+        """Update the state of the connection; returns `over`."""
         monitor = self._monitor
-        if self.socket.closed:  # By the end of its context.
+        if self.socket.closed:  # Its context was destroyed.
             self.over = True
             return True
         while monitor is not None and int(monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
@@ -160,34 +161,34 @@ class Connection:
         return self.over
 
     def wait(self, seconds: float) -> bool:
-        """Wait until there is a connection; False = it has failed, or takes longer."""
+        """Wait until there is a connection. Returns False if it failed or the time is up."""
         end = time.monotonic() + seconds
         while not self.connected and not self.over and self._monitor is not None:
             left = end - time.monotonic()
             if left <= 0:
                 return False
-            # An interrupt that comes just before ZeroMQ waits is only seen after it.
+            # An interrupt that arrives just before ZeroMQ waits is handled only afterwards.
             self._monitor.poll(math.ceil(1000 * min(left, 1.0)))
             self.look()
         return not self.over
 
     def wait_at_most(self, seconds: float) -> None:
-        """Have the socket wait no longer than this for a message."""
+        """Limit how long the socket waits for a message."""
         milliseconds = math.ceil(seconds * 1000)
         if milliseconds != self._milliseconds:
             self.socket.rcvtimeo = self._milliseconds = milliseconds
 
     def close(self) -> None:
-        """Drop the socket and all that waits in it. May be called again."""
+        """Close the socket and drop all that waits in it. May be called again."""
         _close(self.socket, self._monitor, generation())
         self._monitor = None
 
 
 def _close(socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes] | None, made_in: int) -> None:
     if is_foreign(made_in):
-        return  # They are the parent's.
+        return  # The sockets belong to the parent process.
     if monitor is not None and not monitor.closed:
-        if not socket.closed:  # As by the end of its context.
+        if not socket.closed:  # The end of its context may have closed it.
             socket.monitor(None, 0)
         monitor.close()
     socket.close()
@@ -200,7 +201,7 @@ def _open(context: SocketContext, kind: int) -> zmq.Socket[bytes]:
 
 
 def explain(endpoint: str, error: zmq.ZMQError) -> Exception:
-    """The error to raise where a socket could not be made or connected."""
+    """The error to raise if a socket could not be created or connected."""
     reason = zmq.strerror(error.errno or 0)
     if error.errno == errno.EMFILE:
         return OSError(error.errno, f"no socket for {endpoint}: {reason}")
@@ -210,14 +211,14 @@ def explain(endpoint: str, error: zmq.ZMQError) -> Exception:
 
 
 CONTEXT_GONE: Final = frozenset({zmq.ETERM, zmq.ENOTSOCK, zmq.ENOTSUP, errno.EFAULT})
-"""What is said where a context was terminated or destroyed."""
-TERMINATED: Final = "the ZeroMQ context of the client has been terminated: make a new client"
+"""The error numbers of a context that was terminated or destroyed."""
+TERMINATED: Final = "the ZeroMQ context of the client has been terminated: create a new client"
 
 _monitors = itertools.count()
 
 
 def _monitor(context: SocketContext, socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
-    """A socket that becomes readable when something becomes of the connection of ``socket``."""
+    """A socket that receives the events of the connection of ``socket``."""
     address = f"inproc://zkv-client-{next(_monitors)}"
     socket.monitor(address, zmq.EVENT_HANDSHAKE_SUCCEEDED | _FAILED)
     monitor = _open(context, zmq.PAIR)
@@ -235,22 +236,22 @@ class _Environment(tuple[str, ...]):
 
 
 ENVIRONMENT: Final = _Environment()
-"""In the place of endpoints: those that the environment names. None would be taken by mistake."""
+"""The default of ``endpoint``: use the environment. None may be passed by mistake."""
 
 
 class Endpoints:
-    """Where a server may be reached; one place is in use until it fails.
+    """The endpoints of a server. One address is in use until it fails.
 
     Args:
-        endpoints: one or more of the same server: a write is repeated at any of them; `ENVIRONMENT`
-            = those that it names.
+        endpoints: one or more endpoints of the same server, since a write may be repeated at any
+            of them; `ENVIRONMENT` = those of the variable ``ZKV_ENDPOINT``.
 
     Attributes:
-        met: whether there has been a connection to any of them.
+        met: True once there has been a connection to any of them.
 
     Raises:
-        TypeError: one is no text.
-        ValueError: there is none, or one is malformed.
+        TypeError: an endpoint is not a str.
+        ValueError: the list is empty, or an endpoint is malformed.
     """
 
     def __init__(self, endpoints: object) -> None:
@@ -267,38 +268,38 @@ class Endpoints:
 
     @property
     def number(self) -> int:
-        """How many different ones there are."""
+        """The number of different endpoints."""
         return len(set(self._endpoints))
 
     @property
     def current(self) -> Address:
-        """The place to try now."""
+        """The address to try now."""
         return self._all[self._at]
 
     def failed(self, address: Address) -> None:
-        """Nothing came from ``address``: use the next one."""
+        """Use the next address, if ``address``, which has failed, is still the current one."""
         if address == self.current:
             self._at = (self._at + 1) % len(self._all)
 
 
 def refuse_to_pickle(self: object) -> NoReturn:
-    """The ``__reduce__`` of what has connections, and so is not copied, nor sent to a process."""
+    """The ``__reduce__`` of objects that have connections: they cannot be pickled or copied."""
     raise TypeError(
-        f"{type(self).__name__} cannot be pickled or copied, since it has connections: send the "
-        f"endpoint, and make a client of its own in the other process"
+        f"{type(self).__name__} cannot be pickled or copied, since it has connections: pass the "
+        f"endpoint, and create a client in the other process"
     )
 
 
-CLOSED: Final = "the client is closed, as at the end of its with block: make a new one"
+CLOSED: Final = "the client is closed, for instance by the end of its with block: create a new one"
 
 
 def check_context(context: SocketContext | None) -> SocketContext | None:
-    """A context in which sockets wait as ZeroMQ has them wait. Raises TypeError."""
+    """Check the ``context`` argument. Raises TypeError if its sockets have to be awaited."""
     if context is not None:
         checks.instance("context", context, zmq.Context)
         if type(context).__module__ == "zmq.asyncio":
             raise TypeError(
-                "context: a zmq.Context; not one of zmq.asyncio, whose sockets are awaited. "
-                "zmq.Context(context) shares its sockets' threads"
+                "context: a zmq.Context; not one of zmq.asyncio, whose sockets must be awaited. "
+                "zmq.Context(context) makes one that shares its I/O threads"
             )
     return context

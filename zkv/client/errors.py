@@ -1,35 +1,35 @@
-"""What a request may end in, other than success.
+"""The errors of requests.
 
 The tree::
 
     ZkvError
-    `-- ClientError                 a request that was not answered with success
+    `-- ClientError                 a request did not succeed
         |-- RefusedError            the server answered that it failed, and why
         |   |-- BadRequestError     BAD_REQUEST    a field is missing, wrong or unknown
         |   |-- UnknownOpError      UNKNOWN_OP     the server does not know the op
-        |   |-- NotFoundError       NOT_FOUND      the key is not there; also a KeyError
+        |   |-- NotFoundError       NOT_FOUND      the key is absent; also a KeyError
         |   |-- ConflictError       CONFLICT       an expected revision is not the actual one
-        |   |-- WrongTypeError      WRONG_TYPE     INCR on what is no int64, or past its range
-        |   |-- TooLargeError       TOO_LARGE      key, value, batch or reply over its limit
-        |   |-- CompactedError      COMPACTED      changes that are not kept any more
-        |   |-- StaleSeqError       STALE_SEQ      older than what the session remembers
+        |   |-- WrongTypeError      WRONG_TYPE     INCR of a value that is not an int64, or overflow
+        |   |-- TooLargeError       TOO_LARGE      key, value, batch or reply exceeds its limit
+        |   |-- CompactedError      COMPACTED      the changes are no longer kept
+        |   |-- StaleSeqError       STALE_SEQ      older than the session's window
         |   |-- DeadlineError       DEADLINE       too late, not run
         |   |-- DeniedError         DENIED         the client may not do this
-        |   |-- BusyError           BUSY           over a load limit, not run
-        |   |-- ReadOnlyError       READ_ONLY      data cannot be written to disk now
+        |   |-- BusyError           BUSY           a load limit is exceeded, not run
+        |   |-- ReadOnlyError       READ_ONLY      the server cannot write to its disk now
         |   |-- ShuttingDownError   SHUTTING_DOWN  the server is about to end, not run
         |   `-- InternalError       INTERNAL       a bug in the server
-        |-- NoReplyError            no reply came in time; also a TimeoutError
-        |   `-- UnavailableError    there was not even a connection: nothing has been sent
-        |       `-- UnknownHostError    the host's name cannot be looked up
-        |-- BadReplyError           a reply came, and breaks the protocol
-        |-- BadValueError           a value cannot be decoded, or its codec cannot pack it
-        |-- ClosedError             the client, or what it has made, has been closed
-        |-- LockLostError           a lock is not held any more
+        |-- NoReplyError            no reply arrived in time; also a TimeoutError
+        |   `-- UnavailableError    there was no connection: nothing has been sent
+        |       `-- UnknownHostError    the host name cannot be resolved
+        |-- BadReplyError           a reply arrived that violates the protocol
+        |-- BadValueError           a value cannot be decoded, or the codec cannot pack it
+        |-- ClosedError             the client, or an object that it made, has been closed
+        |-- LockLostError           a lock is no longer held
         `-- MisuseError             the object cannot do this now; also a RuntimeError
 
-What every caller needs to know before it repeats a write stands on each of them: ``applied``.
-A code that is not known here is a plain `RefusedError`.
+Each has ``applied``, which a caller needs to know before it repeats a write. An unknown code
+becomes a plain `RefusedError`.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from zkv.errors import ZkvError
 
 
 class ClientError(ZkvError):
-    """A request that was not answered with success.
+    """A request did not succeed.
 
     Args:
         message: one line, for people.
-        applied: ``False`` where nothing was changed by the request, and nothing will be; ``None``
-            where it may have been carried out, or may yet be.
+        applied: ``False`` if the request has changed nothing and never will; ``None`` if the
+            server may have applied it, or may still do so.
     """
 
     def __init__(self, message: str, applied: bool | None) -> None:
@@ -65,12 +65,12 @@ class RefusedError(ClientError):
     """The server answered that the request failed.
 
     Args:
-        code: what went wrong, one of the protocol's codes: ``NOT_FOUND``, ``CONFLICT`` and so on.
+        code: one of the protocol's error codes: ``NOT_FOUND``, ``CONFLICT`` and so on.
         message: for people; names the field, key or limit.
-        retry: whether the same request may succeed later.
+        retry: True if the same request may succeed later.
         applied: as for `ClientError`.
-        details: what else the reply says, such as ``rev`` of a ``CONFLICT``; in a transaction,
-            ``index`` tells which of its ops or conditions it was.
+        details: the reply's other fields, such as ``rev`` of a ``CONFLICT``; for a transaction,
+            ``index`` is the place of the op or condition that failed.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class RefusedError(ClientError):
         return type(self), (self.code, self.message, self.retry, self.applied, self.details)
 
     def but(self, applied: bool | None) -> Self:
-        """The same refusal, with something else known of ``applied``."""
+        """Return the same refusal with another ``applied``."""
         return type(self)(self.code, self.message, self.retry, applied, self.details)
 
 
@@ -106,7 +106,7 @@ class UnknownOpError(RefusedError):
 
 
 class NotFoundError(RefusedError, KeyError):
-    """The key is not there."""
+    """The key is absent."""
 
 
 class ConflictError(RefusedError):
@@ -114,25 +114,25 @@ class ConflictError(RefusedError):
 
     @property
     def key(self) -> str:
-        """The key whose revision was not as expected."""
+        """The key that does not have the expected revision."""
         return str(self.details["key"])
 
     @property
     def rev(self) -> int:
-        """Its actual revision; 0 = it is not there."""
+        """The actual revision of the key; 0 = it is absent."""
         return int(self.details["rev"])
 
 
 class WrongTypeError(RefusedError):
-    """INCR on something that is no int64, or past its range."""
+    """INCR of a value that is not a 64-bit int, or the sum would exceed 64 bits."""
 
 
 class TooLargeError(RefusedError):
-    """A key, value, batch or reply is over its limit."""
+    """A key, value, batch or reply exceeds its limit."""
 
 
 class CompactedError(RefusedError):
-    """The changes asked for are not kept any more."""
+    """The server no longer keeps the requested changes."""
 
     @property
     def oldest(self) -> int:
@@ -141,11 +141,11 @@ class CompactedError(RefusedError):
 
 
 class StaleSeqError(RefusedError):
-    """The sequence number is older than what its session remembers."""
+    """The sequence number is older than the window of its session."""
 
 
 class DeadlineError(RefusedError):
-    """The request's deadline had passed when it would have run."""
+    """The request's deadline had passed before the server could run it."""
 
 
 class DeniedError(RefusedError):
@@ -153,33 +153,33 @@ class DeniedError(RefusedError):
 
 
 class BusyError(RefusedError):
-    """Over a load limit; the request was not run."""
+    """A load limit is exceeded; the server did not run the request."""
 
 
 class ReadOnlyError(RefusedError):
-    """The server cannot write to its disk now: it is full, or failed."""
+    """The server cannot write to its disk now: it is full, or it failed."""
 
 
 class ShuttingDownError(RefusedError):
-    """The server is about to end; the request was not run."""
+    """The server is about to end; it did not run the request."""
 
 
 class InternalError(RefusedError):
-    """A bug in the server. Whether a write was applied is not known."""
+    """A bug in the server. A write may have been applied."""
 
 
 class NoReplyError(ClientError, TimeoutError):
-    """No reply came in time: the server is down, out of reach or busy, or the reply was lost."""
+    """No reply arrived in time: the server is down, unreachable or busy, or the reply was lost."""
 
 
 class UnavailableError(NoReplyError):
-    """There was no connection to a server: the request has not been sent.
+    """There was no connection to a server, so the request has not been sent.
 
     Args:
-        message: one line, for people; with the reason.
+        message: one line, for people; includes the reason.
         applied: ``False``.
-        reason: why there was none, such as ``connection refused``, without the endpoint; empty
-            where nobody knows.
+        reason: why there was no connection, such as ``connection refused``, without the endpoint;
+            empty if unknown.
     """
 
     def __init__(self, message: str, applied: bool | None = False, reason: str = "") -> None:
@@ -191,25 +191,25 @@ class UnavailableError(NoReplyError):
 
 
 class UnknownHostError(UnavailableError):
-    """The name of the server's host cannot be looked up; the message names it."""
+    """The server's host name cannot be resolved; the message names it."""
 
 
 class BadReplyError(ClientError):
-    """A reply came that cannot be read, or that does not belong to the request."""
+    """A reply arrived that cannot be read or does not belong to the request."""
 
 
 class BadValueError(ClientError):
-    """A value that cannot be decoded, or that the codec failed to pack.
+    """A value cannot be decoded, or the codec failed to pack it.
 
-    The server holds values that Python cannot: a map with a map as key, or with the keys 1 and
+    The server can hold values that Python cannot: a map with a map as key, or with the keys 1 and
     true; a timestamp of more than 999,999,999 ns. Or a function of the codec raised an error, which
-    is the ``__cause__``. The entry is still there, and so is what stands beside it.
+    is the ``__cause__``. The entry still exists, and the other values of the reply can be read.
 
     Args:
-        reason: what is wrong, in a few words.
+        reason: a few words.
         applied: as for `ClientError`.
-        key: of the entry, as it is stored: with the prefix of its namespace. None: not known.
-        packed: the value as msgpack; None where it was to be packed.
+        key: of the entry, as stored, with the prefix of its namespace; None = unknown.
+        packed: the value as msgpack; None if packing it failed.
     """
 
     def __init__(
@@ -231,28 +231,28 @@ class BadValueError(ClientError):
         return type(self), (self.reason, self.applied, self.key, self.packed)
 
     def of(self, key: str | None, applied: bool | None = False) -> BadValueError:
-        """The same error, not yet raised, for the entry of ``key``."""
+        """Return the same error for the entry of ``key``, not raised yet."""
         error = BadValueError(self.reason, applied, key, self.packed)
         error.__cause__ = self.__cause__
         return error
 
 
 class ClosedError(ClientError):
-    """The client has been closed, before the request or while it was under way.
+    """The client was closed before or during the request.
 
     Or the process was forked, and the object belongs to the parent.
     """
 
 
 class LockLostError(ClientError):
-    """The lock is not held any more: its lease ran out before it could be renewed."""
+    """The lock is no longer held: its lease expired before it could be renewed."""
 
 
 class MisuseError(ClientError, RuntimeError):
     """The object cannot do this now, and nothing was sent.
 
-    As where a lock is released or used that was not acquired, or was acquired by the process that
-    this one was forked from; and where a second thread waits at a watch.
+    Examples: releasing or using a lock that was not acquired, or that the parent process acquired
+    before a fork; a second thread that waits at one watch.
     """
 
 

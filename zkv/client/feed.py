@@ -1,4 +1,4 @@
-"""The change feed as a client hears it: one socket, and what has come over it."""
+"""The client's side of the change feed: a socket, and the messages that it receives."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from zkv.client.follower import HEARTBEAT_TOPIC, Batch, Follower
 from zkv.client.operations import Change
 
 QUEUED: Final = 100_000
-"""Messages of the feed that may wait here, as many as at the server."""
+"""Messages of the feed that may wait in the socket, as many as at the server."""
 AT_ONCE: Final = 1_000
-"""Messages that are taken before anything is told."""
+"""The maximum number of messages in one batch."""
 
 
 def join(
     context: SocketContext | None, topics: Iterable[bytes], endpoint: str, turn: int
 ) -> zmq.Socket[bytes]:
-    """A socket at the feed that hears of some topics.
+    """Return a socket that subscribes to some topics of the feed.
 
     Args:
-        context: to make it in; None = the process's own.
-        topics: what messages begin with.
-        endpoint: of the feed; one that has been checked.
-        turn: which kind of address to take for a name, IPv4 or IPv6: each in its turn.
+        context: the ZeroMQ context of the socket; None = the process's own.
+        topics: the beginnings of the messages to receive.
+        endpoint: of the feed; it has been checked.
+        turn: for a name, selects IPv4 or IPv6: count up to alternate between them.
 
     Raises:
-        ValueError: libzmq does not take the endpoint.
+        ValueError: libzmq refuses the endpoint.
         ClosedError: the context has been terminated.
     """
     places = addresses(endpoint)
@@ -53,7 +53,7 @@ def join(
 
 
 def drain(socket: zmq.Socket[bytes], follower: Follower) -> Batch | None:
-    """Hand over the messages that are there; None where they bring nothing new."""
+    """Pass the messages that have arrived to the follower; None = nothing new."""
     changes: list[Change] = []
     told = follower.rev
     for _ in range(AT_ONCE):
@@ -68,7 +68,7 @@ def drain(socket: zmq.Socket[bytes], follower: Follower) -> Batch | None:
 
 
 def hear(endpoint: str, seconds: float) -> float | None:
-    """How many seconds the feed's first heartbeat takes; None = none comes in time.
+    """Return the seconds until the feed's first heartbeat; None = none arrives in time.
 
     Raises:
         ValueError: the endpoint is malformed.
@@ -76,7 +76,7 @@ def hear(endpoint: str, seconds: float) -> float | None:
     begin = time.monotonic()
     poller = zmq.Poller()
     with ExitStack() as sockets:
-        for turn in range(len(addresses(endpoint))):  # Whichever is heard will do.
+        for turn in range(len(addresses(endpoint))):  # Either may be the server's.
             socket = sockets.enter_context(join(None, [HEARTBEAT_TOPIC], endpoint, turn))
             poller.register(socket, zmq.POLLIN)
         return time.monotonic() - begin if poller.poll(round(seconds * 1000)) else None

@@ -1,25 +1,25 @@
-"""How to follow changes without gaps or repeats, with no I/O.
+"""Follows changes without gaps or repeats. Does no I/O.
 
-A follower has two sources. The feed tells changes as they come, and may drop some; CHANGES tells
-all changes after a revision, as long as the server keeps them. So the feed is believed only as far
-as it proves to be whole: a change is told if its revision is the next one, and all parts of that
-revision have come. Whatever else comes (a revision further on, a part too few, a heartbeat that
-differs from what has been told) is a reason to ask CHANGES for what is behind the last revision
-told. Nothing that the feed says can make a follower skip something, and so connections may be cut,
-messages be lost, and servers restart at any time.
+A follower has two sources. The feed publishes changes as they are made, and may drop some; CHANGES
+returns all changes after a revision, as long as the server keeps them. So the follower accepts a
+change of the feed only if its revision is the next one and all parts of that revision have arrived.
+Anything else (a later revision, a missing part, a heartbeat with another revision) makes it ask
+CHANGES for what follows the last reported revision. Nothing in the feed can make a follower skip a
+change, so connections may be cut, messages lost and servers restarted at any time.
 
-A follower of a prefix does not see the revisions of other keys, and cannot tell them from lost
-messages. It asks when something under its prefix has changed, and once a second, if the store has
-moved on, to prove that it has missed nothing.
+A follower of a prefix does not see the revisions of other keys, and cannot distinguish them from
+lost messages. It asks CHANGES when a key under its prefix has changed, and once a second, if the
+store's revision has grown, to prove that it has missed nothing.
 
-Where CHANGES has no answer (`CompactedError`: too long away), or the store has less than had been
-told (an older copy of its data was put in its place), following begins anew: the change `RESET`,
-then every entry there is as a ``PUT``, then changes again. The pages of the scan show different
-moments, so the changes since its first page follow, but for those that the scan has shown already.
+If CHANGES cannot answer (`CompactedError`: the follower was away too long), or the store's revision
+is older than the follower's (older data were restored), following starts over: the follower reports
+the change `RESET`, then every entry as a ``PUT``, then changes again. The pages of the scan show
+different revisions, so the changes since its first page follow, except those that the scan has
+already shown.
 
-Invariants: changes come in the order of their revisions, those of one revision together; between a
-`RESET` and the end of its scan, each key's come in order. `Follower.rev` is the revision up to
-which everything has been told.
+Invariants: changes are reported in the order of their revisions, those of one revision together;
+between a `RESET` and the end of its scan, each key's changes are in order. `Follower.rev` is the
+revision up to which all changes have been reported.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ from zkv.client.slicing import Sliced, name_errors
 from zkv.endpoint import check_to_connect
 
 RESET: Final = "RESET"
-"""The ``op`` of a change that says: forget all that you know, it is told anew from here on."""
+"""The ``op`` of a change that means: discard your copy; all entries follow."""
 
 HEARTBEAT_TOPIC: Final = b"\0"
 CHECK_SECONDS: Final = 1.0
-"""How often it is proved, at most, that nothing under a prefix has been missed; without a feed,
-how often changes are asked for."""
+"""The shortest interval at which a follower of a prefix proves that it has missed nothing; without
+a feed, the interval at which it asks for changes."""
 SILENCE_SECONDS: Final = 3.0
-"""Without a message for this long, as heartbeats come every second, the feed is taken for dead."""
+"""The feed is considered dead after this long without a message: heartbeats come every second."""
 FIRST_PATIENCE: Final = 1.0
-"""Seconds for the first attempt at a request: closing waits as long at most, unless it drags on."""
+"""Timeout in seconds of the first attempt at a request; closing waits at most this long for it."""
 LONGEST_PAUSE: Final = 1.0
-"""Seconds between attempts while the server is away."""
+"""Longest pause in seconds between attempts while the server is unreachable."""
 
 
 class Batch(NamedTuple):
-    """Changes that have become known together.
+    """Changes that are reported together.
 
     Args:
-        changes: maybe none.
-        rev: up to where everything has been told once these have.
-        in_order: whether their revisions are in order; those of a scan are not.
+        changes: may be empty.
+        rev: the revision up to which all changes have been reported, with these.
+        in_order: True if their revisions are in order; those of a scan are not.
     """
 
     changes: list[Change]
@@ -65,19 +65,19 @@ class Batch(NamedTuple):
 
 
 class Follower:
-    """Decides what to ask, and what to tell.
+    """Decides which requests to send and which changes to report.
 
-    Whoever holds it receives messages of the feed and hands them to `message`; runs `request`
-    whenever there is one, and hands over what that gives or raises; and otherwise waits for a
-    message until `wait_until`.
+    The owner receives messages of the feed and passes them to `message`; runs `request` whenever it
+    returns one, and passes a refusal to `refused`; otherwise it waits for a message until
+    `wait_until`.
 
     Args:
-        namespace: is taken off the keys.
-        prefix: of the keys to follow, behind the namespace.
-        since: the revision behind which to begin; None = with a `RESET`.
-        codec: of values.
-        has_feed: whether there is one.
-        now: seconds on a clock that does not go back.
+        namespace: the prefix to remove from the keys.
+        prefix: of the keys to follow, after the namespace.
+        since: the revision after which to begin; None = begin with a `RESET`.
+        codec: of the values.
+        has_feed: True if there is a feed.
+        now: seconds of a monotonic clock.
     """
 
     def __init__(
@@ -95,39 +95,39 @@ class Follower:
         self._codec = codec
         self._has_feed = has_feed
         self.rev = since or 0
-        """Everything up to this revision has been told."""
+        """The revision up to which all changes have been reported."""
         self.confirmed = now
-        """When it was last known that this is all there is."""
-        self._parts: list[Change] = []  # What the feed has told of revision `rev` + 1.
+        """When this was last known to be all changes."""
+        self._parts: list[Change] = []  # The parts of revision `rev` + 1 from the feed.
         self._asking = True
         self._asked = -math.inf
-        self._check = math.inf  # When to ask although nothing is known to be missing.
+        self._check = math.inf  # When to ask CHANGES although nothing is known to be missing.
         self._heard = now
         self._scan: ScanPages | None = None
         self._scan_rev = 0  # The store's revision when the scan began.
-        self._scanned: dict[str, int] = {}  # What a scan has shown that is newer than that.
-        self._settled = 0  # The newest of it.
+        self._scanned: dict[str, int] = {}  # Revisions in the scan that are newer than that.
+        self._settled = 0  # The newest of them.
         self._reset_told = False
         if since is None:
             self._begin_scan()
 
     @property
     def topics(self) -> list[bytes]:
-        """What to subscribe to."""
+        """The topics to subscribe to."""
         return [self._full_prefix.encode(), HEARTBEAT_TOPIC]
 
     @property
     def settling(self) -> bool:
-        """Whether what has been told since a `RESET` is not the state of one moment yet."""
+        """True after a `RESET`, until the reported entries show one revision."""
         return self._scan is not None or bool(self._scanned)
 
-    # --- What the feed says
+    # --- Messages of the feed
 
     def message(self, frames: Sequence[bytes], now: float) -> Batch | None:
-        """A message of the feed has come; what there is to tell, if anything."""
+        """Process a message of the feed. Returns the changes to report, if any."""
         self._heard = now
         if self._scan is not None:
-            return None  # What it tells of comes by the scan, or by CHANGES behind it.
+            return None  # The scan, or CHANGES after it, returns this change, too.
         try:
             topic, body = frames
             message = unpack_reply("feed", body, self._codec)
@@ -139,15 +139,15 @@ class Follower:
                 return None
             return self._change(rev, message, now)
         except (BadReplyError, LookupError, TypeError, ValueError):
-            self._asking = True  # Whatever it was to say, CHANGES says it.
+            self._asking = True  # CHANGES returns whatever this message was about.
             return None
 
     def silent(self, now: float) -> bool:
-        """Whether the feed has been silent for too long: it should be looked up and joined anew."""
+        """True if the feed has been silent for too long: look up its endpoint and join it again."""
         return self._has_feed and now - self._heard >= SILENCE_SECONDS
 
     def joined(self, has_feed: bool, now: float) -> None:
-        """The feed has been looked up anew. What it had to say in between is asked for."""
+        """Record that the feed was joined again. CHANGES then returns what was missed meanwhile."""
         self._has_feed = has_feed
         self._heard = now
         self._asking = True
@@ -172,21 +172,21 @@ class Follower:
         changes, self._parts = self._parts, []
         return self._tell(changes, rev)
 
-    # --- What is asked
+    # --- Requests
 
     def wait_until(self, now: float) -> float:
-        """Until when to wait for a message, if there is no request."""
+        """Return until when to wait for a message if there is no request."""
         if not self._has_feed:
             return self._asked + CHECK_SECONDS
         return min(self._check, self._heard + SILENCE_SECONDS, now + CHECK_SECONDS)
 
     def want(self, rev: int) -> None:
-        """Somebody knows of this revision: ask for it, unless it has been told."""
+        """Ask CHANGES for this revision unless it has been reported."""
         if rev > self.rev:
             self._asking = True
 
     def request(self, now: float) -> Operation[Batch] | None:
-        """What is to be asked now; None = nothing."""
+        """Return the request to send now; None = there is none."""
         if self._scan is not None:
             return self._scan_page(self._scan)
         due = self._check if self._has_feed else self._asked + CHECK_SECONDS
@@ -196,7 +196,7 @@ class Follower:
         return Operation("CHANGES", fields, lambda reply: self._read_changes(reply, now))
 
     def refused(self, error: RefusedError) -> None:
-        """A request was refused. Raises ``error`` where nothing can be done about it."""
+        """React to a refused request. Raises ``error`` if no further request can succeed."""
         if isinstance(error, CompactedError):
             self._begin_scan()
         elif isinstance(error, TooLargeError) and self._scan is not None:
@@ -221,7 +221,7 @@ class Follower:
         return self._tell(changes, following)
 
     def _tell(self, changes: list[Change], rev: int) -> Batch:
-        """These are all changes up to ``rev``."""
+        """Report ``changes``, which are all changes up to ``rev``."""
         self.rev = rev
         if self._scanned:
             scanned = self._scanned
@@ -230,7 +230,7 @@ class Follower:
                 self._scanned = {}
         return Batch(changes, rev)
 
-    # --- Beginning anew
+    # --- Starting over
 
     def _begin_scan(self) -> None:
         fields = scan_fields(
@@ -245,7 +245,7 @@ class Follower:
     def _scan_page(self, scan: ScanPages) -> Operation[Batch] | None:
         page = scan.next_page()
         if page is None:
-            return None  # Never: a scan that is done is forgotten.
+            return None  # Never: `_scan` is None once the scan has ended.
         read = page.read
         return Operation(
             page.op, page.fields, lambda reply: self._read_page(scan, read(reply), reply)
@@ -269,19 +269,19 @@ class Follower:
 
 
 def feed_endpoint(told: object, endpoint: str) -> str | None:
-    """Where to join the feed that a server at ``endpoint`` has told of.
+    """Return where to join the feed that the server at ``endpoint`` reports.
 
-    One that is bound to all addresses of its machine is found at the address that the client uses.
+    If the feed is bound to all addresses of its machine, this is the address that the client uses.
 
     Raises:
-        BadReplyError: it is no endpoint.
+        BadReplyError: ``told`` is not an endpoint.
     """
     if told is None:
         return None
     try:
         told = check_to_connect(told)
     except (TypeError, ValueError) as error:
-        raise bad_reply("INFO", f"the feed that it tells of: {error}") from error
+        raise bad_reply("INFO", f"its field feed: {error}") from error
     if told.startswith("tcp://") and endpoint.startswith("tcp://"):
         host, _, port = told.rpartition(":")
         if host in {"tcp://0.0.0.0", "tcp://[::]"}:
@@ -290,21 +290,21 @@ def feed_endpoint(told: object, endpoint: str) -> str | None:
 
 
 def pause_after(failures: int) -> float:
-    """Seconds to wait after so many failures in a row."""
+    """Seconds to wait after a number of failures in a row."""
     return min(LONGEST_PAUSE, 0.02 * 2.0 ** min(failures, 10))
 
 
 def patience_after(failures: int, timeout: float) -> float:
-    """Seconds to wait for a reply after so many failures in a row, ``timeout`` at most."""
+    """Seconds to wait for a reply after a number of failures in a row, at most ``timeout``."""
     return min(timeout, FIRST_PATIENCE * 2.0 ** min(failures, 10))
 
 
 def marked(batch: Batch, told: int) -> Iterator[tuple[Change, int]]:
-    """Each change, with the revision up to which everything has been told once it is taken.
+    """Each change with the revision up to which all changes have been reported, including it.
 
     Args:
         batch: of changes.
-        told: the revision up to which everything has been told before them.
+        told: the revision up to which all changes were reported before the batch.
     """
     changes = batch.changes
     for index, change in enumerate(changes, 1):

@@ -1,16 +1,16 @@
-"""What a namespace does as a mapping of all its keys: the part that only threads have.
+"""A namespace as a mapping of all its keys. Only the client for threads has this.
 
-It behaves as a dict whose keys are text and stand in order. What is one op of the protocol is
-atomic: ``[]``, ``in``, ``len``, ``del``, `pop`, `update` within the server's limits. `setdefault`
-and `popitem` are made atomic by conditions. Iterating reads page after page: an entry that is there
-all the time comes once, others may.
+It behaves like a dict whose keys are text and in order. Methods that are one op of the protocol are
+atomic: ``[]``, ``in``, ``len``, ``del``, and `update` within the server's limits. `pop`,
+`setdefault` and `popitem` are atomic by conditions. Iteration reads page by page: it returns an
+entry that exists all the time exactly once, and may or may not return others.
 
-``dict(kv)`` reads pages, too, as ``dict(kv.items())`` does, and so do ``{**kv}`` and ``f(**kv)``.
-Python asks for the keys, and then for the value of each: a request for every entry. But it does so
-in one instruction, in which no code of the program runs. So where the iterator over ``keys()`` is
-made by the very instruction that called ``keys()``, it reads the values as well, and ``[]`` takes
-them from there as long as the same instruction goes on. A loop of the program over ``keys()``
-consists of many instructions, and reads each value when it asks for it.
+``dict(kv)`` also reads pages, like ``dict(kv.items())``, and so do ``{**kv}`` and ``f(**kv)``.
+Python asks for the keys, and then for the value of each key, which would be a request for every
+entry. But it does so in one instruction, during which no code of the program runs. So if the
+instruction that called ``keys()`` also makes the iterator over them, the iterator reads the values,
+too, and ``[]`` returns these as long as the same instruction runs. A loop over ``keys()`` in the
+program consists of many instructions, and reads each value when the program asks for it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class Dictionary(MutableMapping[str, Any]):
-    """What `KeyOps` is as a mapping."""
+    """The methods of a mapping, for `KeyOps`."""
 
     _prefix: str
 
@@ -94,23 +94,23 @@ class Dictionary(MutableMapping[str, Any]):
         return self
 
     def keys(self) -> KeysInOrder:
-        """The keys in order, as a view that reads them when it is asked."""
+        """Return a view of the keys in order. It reads them when it is used."""
         return KeysInOrder(self, _caller())
 
     def values(self) -> ValuesInOrder:
-        """The values in the order of their keys, as a view that reads them when it is asked."""
+        """Return a view of the values in the order of their keys. It reads them when it is used."""
         return ValuesInOrder(self)
 
     def items(self) -> ItemsInOrder:
-        """Keys and values in the order of the keys, as a view that reads them when it is asked."""
+        """Return a view of keys and values in key order. It reads them when it is used."""
         return ItemsInOrder(self)
 
     def popitem(self) -> tuple[str, Any]:
         """Remove the last key in order, and return it with its value.
 
         Raises:
-            NotFoundError: there is none.
-            BadValueError: its value cannot be decoded; it stays.
+            NotFoundError: there are no keys.
+            BadValueError: the value cannot be decoded; the entry is kept.
         """
         while True:
             entry = next(self._entries(1, reverse=True), None)
@@ -127,7 +127,7 @@ class Dictionary(MutableMapping[str, Any]):
     def update(  # type: ignore[override]  # the overloads of MutableMapping in one signature
         self, other: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **more: Any
     ) -> None:
-        """Write many values: at one moment, unless they are more than the server takes at once."""
+        """Write many values: as one change, or as several if a limit of the server requires it."""
         try:
             items = dict(other, **more)
         except (TypeError, ValueError) as error:
@@ -153,7 +153,7 @@ class KeysInOrder(KeysView[str]):
 
     def __init__(self, mapping: Dictionary, made_by: _Instruction | None = None) -> None:
         super().__init__(mapping)
-        # The frame itself would live, with all that is in it, as long as the view.
+        # A reference to the frame would keep it and its variables as long as the view.
         self._made_by = made_by and (id(made_by[0]), made_by[1])
 
     __reduce__ = refuse_to_pickle
@@ -203,11 +203,11 @@ class ItemsInOrder(ItemsView[str, Any]):
 # --- Copies by dict(), see above
 
 _Instruction = tuple[FrameType, int]
-"""Who calls: a frame, and where in its code it is."""
+"""A frame, and the place of the running instruction in its code."""
 
 
 def _caller() -> _Instruction | None:
-    """The instruction that has called a method of a mapping or a view, maybe by way of C."""
+    """Return the instruction that called a method of a mapping or a view, directly or from C."""
     try:
         frame = sys._getframe(2)
     except ValueError:  # A program in C.
@@ -216,10 +216,10 @@ def _caller() -> _Instruction | None:
 
 
 class _Copy:
-    """What one instruction reads of a mapping.
+    """The values of a mapping that one instruction reads.
 
     Args:
-        mapping: that is copied.
+        mapping: the mapping that is copied.
         made_by: the instruction.
     """
 
@@ -244,7 +244,7 @@ class _Copy:
             _copies.pop(get_ident(), None)
 
     def take(self, mapping: Dictionary, key: str, asked_by: _Instruction | None) -> Any:
-        """A value, once; `RAISE` where it is not kept, or the instruction is over."""
+        """Return a value, once; `RAISE` if it is not kept, or the instruction is over."""
         is_over = mapping is not self._mapping or asked_by != self._made_by
         value = RAISE if is_over else self._values.pop(key, RAISE)
         if is_over or (self._is_read and not self._values):
@@ -253,7 +253,7 @@ class _Copy:
 
 
 _copies: Final[dict[int, _Copy]] = {}
-"""By thread; as a rule, there are none."""
+"""By thread; usually empty."""
 
 
 def _copied(mapping: Dictionary, key: str, asked_by: _Instruction | None) -> Any:

@@ -1,9 +1,9 @@
-"""Request bodies and replies, without any socket.
+"""Packs request bodies and unpacks replies. Uses no sockets.
 
-A field of a request may hold whatever msgpack holds: nil, bool, int, float, str, bytes, list, map,
-``msgpack.ExtType`` and ``msgpack.Timestamp``, and what a codec adds; a reply gives the same back. A
-str that is no UTF-8, as some languages store their bytes, is read with surrogates in the place of
-the bytes that are none, and packed as the same bytes again.
+A field of a request may hold any msgpack value: nil, bool, int, float, str, bytes, list, map,
+``msgpack.ExtType`` and ``msgpack.Timestamp``, and the types that a codec adds; replies return the
+same. Some languages store bytes as a str that is not UTF-8. Such a str is read with surrogates in
+place of the invalid bytes, and packed as the same bytes again.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ from zkv.client.slicing import Sliced, is_one_value, sliced
 from zkv.client.values import FLAT, check_levels, pack, unpack
 
 READ_OPS: Final = frozenset({"PING", "GET", "MGET", "SCAN", "COUNT", "CHANGES", "INFO"})
-"""Ops that change nothing, whatever becomes of the request."""
+"""Ops that change nothing, even if their reply is lost."""
 
 WRITE_OPS: Final = frozenset({"PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", "TXN"})
-"""Ops that take ``session`` and ``seq``, and may then be repeated."""
+"""Ops that accept ``session`` and ``seq``, and may then be repeated."""
 
 LARGEST_MESSAGE: Final = 64 * 1024 * 1024
-"""Bytes of a request. ZeroMQ closes the connection of a larger one, and nobody answers."""
+"""Bytes of a request. After a larger one ZeroMQ closes the connection, without a reply."""
 
 LEVELS_ABOVE: Final = {"MPUT": 2, "TXN": 3}
-"""Levels of a request around its values, where it is not one."""
+"""Levels of arrays and maps around the values of a request, for ops with more than one."""
 
 REFUSAL_FIELDS: Final = frozenset({"ok", "id", "code", "message", "retry", "applied"})
 
 
 def lost(op: str) -> bool | None:
-    """What is known of ``op`` having been applied where its reply is not known."""
+    """Return ``applied`` for a request whose reply is lost: False for reads, None for writes."""
     return False if op in READ_OPS else None
 
 
 def pack_request(
     op: str, request_id: int, fields: Mapping[str, Any], codec: Codec = PLAIN
 ) -> bytes:
-    """The body of a request.
+    """Pack the body of a request.
 
     Raises:
-        TypeError: a field holds something that neither msgpack nor the codec has a type for, or
-            that Python could not get back, or is ``op`` or ``id``.
+        TypeError: a field holds an object that neither msgpack nor the codec has a type for, or
+            that Python could not read back; or a field is ``op`` or ``id``.
         ValueError: a str holds a surrogate, an int needs more than 64 bits, or a value is nested
             too deeply.
         BadValueError: a function of the codec failed.
-        TooLargeError: there would be no reply to such a large request.
+        TooLargeError: the request exceeds `LARGEST_MESSAGE`, so the server could not answer it.
     """
     request = dict(op=op, id=request_id, **fields)
     try:
@@ -76,7 +76,7 @@ def _pack_fields(request: dict[str, Any], codec: Codec) -> bytes:
 
 
 def _pack_around(fields: Mapping[str, Any]) -> bytes:
-    """A request, or an op in one, whose values are packed already where they are `Packed`."""
+    """Pack a request, or an op in one. Values that are `Packed` are copied unchanged."""
     parts = [_map_header(len(fields))]
     for name, field in fields.items():
         parts.append(pack(name))
@@ -94,7 +94,7 @@ def _pack_around(fields: Mapping[str, Any]) -> bytes:
 
 
 def _packed(value: Any) -> bytes:
-    """A value, packed, unless it is already. Raises ValueError where that is no value."""
+    """Pack a value unless it is `Packed`. Raises ValueError if that is not one whole value."""
     if type(value) is not Packed:
         return pack(value)
     if not is_one_value(value):
@@ -107,7 +107,7 @@ _array_header: Final = msgpack.Packer().pack_array_header
 
 
 def _key_of_bad(fields: Mapping[str, Any], codec: Codec) -> str | None:
-    """The key of the value that cannot be packed."""
+    """Return the key of the value that cannot be packed."""
     entries = [(fields.get("key"), fields.get("value"))]
     entries += dict(fields.get("items", {})).items()
     entries += [(op.get("key"), op.get("value")) for op in fields.get("ops", ())]
@@ -116,53 +116,53 @@ def _key_of_bad(fields: Mapping[str, Any], codec: Codec) -> str | None:
             pack(value, codec)
         except BadValueError:
             return key
-        except Exception:  # noqa: S112  Of another entry, which is not asked for.
+        except Exception:  # noqa: S112  This value is wrong in another way.
             continue
     return None
 
 
 def check_size(body: bytes) -> None:
-    """Raise TooLargeError where there would be no reply to such a large request."""
+    """Raise TooLargeError if the request is so large that the server could not answer it."""
     if len(body) > LARGEST_MESSAGE:
-        message = f"the request would have {len(body)} bytes; {LARGEST_MESSAGE} are possible"
+        message = f"the request has {len(body)} bytes; the maximum is {LARGEST_MESSAGE}"
         raise TooLargeError("TOO_LARGE", message, retry=False, applied=False, details={})
 
 
 def check_answer(op: str, request_id: int, reply: Mapping[str, Any]) -> None:
-    """Raise BadReplyError unless ``reply`` tells success or failure, and of this very request."""
+    """Raise BadReplyError unless ``reply`` reports success or failure of this request."""
     check_reply(op, reply)
     echoed = reply.get("id")
-    if type(echoed) is int and echoed == request_id:  # True == 1, and yet is no id
+    if type(echoed) is int and echoed == request_id:  # True == 1, but True is not an id.
         return
     if reply["ok"] is False and "id" not in reply:
-        return  # The server could not read the id, and says what is wrong.
+        return  # The server could not read the id; its message says why.
     raise bad_reply(op, f"its id is {echoed!r:.40}, the request's is {request_id}")
 
 
 def check_reply(op: str, reply: Mapping[str, Any]) -> None:
-    """Raise BadReplyError unless ``reply`` tells success, or what failed."""
+    """Raise BadReplyError unless ``reply`` reports success, or failure with code and message."""
     ok = reply.get("ok")
     if ok is True:
         return
     if ok is False and type(reply.get("code")) is str and type(reply.get("message")) is str:
         return
-    raise bad_reply(op, "it tells neither success nor what failed")
+    raise bad_reply(op, "it reports neither success nor an error with code and message")
 
 
 def unpack_reply(op: str, body: bytes, codec: Codec = PLAIN) -> dict[str, Any]:
-    """The map in ``body``.
+    """Unpack the map in ``body``.
 
-    One with values that cannot be decoded is a `Sliced` with a `BadValueError` in the place of
-    each; with `PACKED`, a `Sliced` in which each value is `Packed`.
+    If a value cannot be decoded, this is a `Sliced` with a `BadValueError` in place of each such
+    value; with `PACKED`, a `Sliced` in which each value is `Packed`.
 
     Raises:
-        BadReplyError: it is not one map, or its values cannot be told apart.
+        BadReplyError: the body is not one map, or it is impossible to find its values.
     """
     if codec is PACKED:
         return _slice(op, body, Packed)
     try:
         reply: dict[str, Any] = unpack(body, codec)
-    except BadValueError:  # One value is not to take others with it.
+    except BadValueError:  # Decode value by value, since the others must not fail.
         return _slice(op, body, partial(_value_or_error, codec))
     if type(reply) is not dict:
         raise bad_reply(op, "it is not a map")
@@ -173,7 +173,7 @@ def _slice(op: str, body: bytes, make: Callable[[bytes], Any]) -> Sliced:
     try:
         return sliced(op, body, make)
     except msgpack.StackError as error:
-        raise bad_reply(op, "it is nested deeper than msgpack reads") from error
+        raise bad_reply(op, "it is nested too deeply for msgpack") from error
     except (ValueError, TypeError) as error:
         raise bad_reply(op, f"it is not one msgpack map: {error}") from error
 
@@ -186,7 +186,7 @@ def _value_or_error(codec: Codec, packed: bytes) -> Any:
 
 
 def refusal(op: str, reply: Mapping[str, Any]) -> RefusedError:
-    """The error that ``reply``, a reply of failure, stands for."""
+    """Return the error for ``reply``, which reports a failure."""
     code = reply["code"]
     return REFUSALS.get(code, RefusedError)(
         code,
@@ -201,13 +201,13 @@ _CONFLICT: Final = re.compile(r"(.*) has revision (\d+), not (\d+)", re.DOTALL)
 
 
 def _in_words(message: str) -> str:
-    """What the server says of a conflict, without 0 for a key that is not there."""
+    """Rephrase the server's message about a conflict if revision 0 means an absent key."""
     found = _CONFLICT.fullmatch(message)
     if found is None or "0" not in {found[2], found[3]}:
         return message
     if found[3] == "0":
-        return f"{found[1]} is there already, at revision {found[2]}, and was to be created"
-    return f"{found[1]} is not there, and was to be at revision {found[3]}"
+        return f"{found[1]} already exists, at revision {found[2]}; expected: absent"
+    return f"{found[1]} is absent; expected: revision {found[3]}"
 
 
 def bad_reply(op: str, why: str) -> BadReplyError:

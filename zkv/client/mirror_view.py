@@ -1,15 +1,15 @@
-"""What a mirror shows: a copy of part of the store, to be read like a dict.
+"""The readable part of a mirror: a copy of part of the store that behaves like a dict.
 
-A thread, or a task of asyncio, follows the changes and has them applied here. Reading one key is
-reading a dict, without a lock: each step that changes it is one that Python makes whole. What spans
-several keys is read between two batches of changes: whoever reads looks before and after, and reads
-again if something was applied meanwhile. So nobody holds a lock, which a signal's handler that has
-interrupted its holder would wait for in vain.
+A thread or an asyncio task follows the changes and applies them here. Reading one key reads a dict,
+without a lock: each step that changes the dict is atomic in Python. Reads of several keys happen
+between two batches of changes: the reader checks before and after, and reads again if a batch was
+applied meanwhile. Nothing holds a lock, since a signal handler that has interrupted its holder
+would wait for it forever.
 
-After a `RESET` the entries are collected in new dicts, which take the place of the old ones only
-once they show one moment: readers never see a store half read.
+After a `RESET` the entries are collected in new dicts. These replace the old ones only once they
+show one revision, so readers never see a store that is half read.
 
-In a child by fork nobody follows, so all reading raises there: see `_OfParent`.
+In a forked child nothing follows the changes, so all reads raise an error: see `_OfParent`.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ T = TypeVar("T")
 _log = logging.getLogger("zkv.client")
 
 PRESENT = frozenset({"PUT", "TOUCH"})
-"""Changes after which the key is there, with their value."""
+"""Changes after which the key exists, with their value."""
 
 
 class _Entries:
-    """What a mirror holds."""
+    """The entries of a mirror."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
@@ -58,7 +58,7 @@ class _Entries:
             self.revs.pop(change.key, None)
 
     def differences(self, newer: _Entries, rev: int) -> Iterator[Change]:
-        """The changes that lead from here to ``newer``, which is the state at ``rev``."""
+        """The changes that lead from these entries to ``newer``, the state at ``rev``."""
         for key in self.revs:
             if key not in newer.revs:
                 yield Change(rev, "DELETE", key, None)
@@ -71,7 +71,7 @@ class _Applying:
     """A batch of changes that is being applied.
 
     Args:
-        changes: of it.
+        changes: those of the batch.
     """
 
     def __init__(self, changes: list[Change]) -> None:
@@ -80,9 +80,9 @@ class _Applying:
 
 
 class _OfParent(dict[str, Any]):
-    """Takes the place of a mirror's dicts in a child by fork: reading it raises a `ClosedError`.
+    """Replaces a mirror's dict in a forked child: reading it raises a `ClosedError`.
 
-    So reading a key costs nothing for the check.
+    So the check costs reads in the parent nothing.
     """
 
     def _raise(self, *_: object) -> NoReturn:
@@ -92,19 +92,19 @@ class _OfParent(dict[str, Any]):
 
 
 class MirrorView(Mapping[str, Any]):
-    """What a `Mirror` and an `AsyncMirror` show: a read-only dict with its keys in order."""
+    """The base of `Mirror` and `AsyncMirror`: a read-only dict with its keys in order."""
 
     _follower: Follower
 
     def __init__(self) -> None:
-        self._values: dict[str, Any] = {}  # That of `_shown`, one step nearer.
+        self._values: dict[str, Any] = {}  # The same as `_shown.values`: one lookup less.
         self._shown = _Entries()
         self._collecting: _Entries | None = None
         self._rev = -1
         self._callbacks: dict[object, Callable[[Change], object]] = {}
         self._error: ClientError | None = None
         self._applying: _Applying | None = None
-        self._applied = 0  # Batches. What spans several keys is read at one of these.
+        self._applied = 0  # The number of batches applied.
         self._made_in = generation()
         tell_of_forks(self)
 
@@ -133,11 +133,11 @@ class MirrorView(Mapping[str, Any]):
         return value
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key, or ``default`` where it is not there.
+        """Return the value of a key, or ``default`` if the key is absent.
 
         Raises:
-            BadValueError: it cannot be decoded; so do ``[]`` and `get_entry`. Where all values are
-                read, the error stands in its place.
+            BadValueError: the value cannot be decoded; ``[]`` and `get_entry` raise it, too. Reads
+                of all values return the error in place of the value.
         """
         value = self._values.get(key, default)
         if type(value) is BadValueError:
@@ -158,7 +158,7 @@ class MirrorView(Mapping[str, Any]):
             return NotImplemented
         return self.copy() == dict(other)
 
-    __hash__ = None  # type: ignore[assignment]  # it changes
+    __hash__ = None  # type: ignore[assignment]  # its contents change
 
     def keys(self) -> KeysView[str]:
         """The keys in order, at one revision."""
@@ -173,16 +173,16 @@ class MirrorView(Mapping[str, Any]):
         return self.copy().items()
 
     def copy(self) -> dict[str, Any]:
-        """Everything, as it is at one revision, in the order of the keys."""
+        """Return all entries at one revision, in the order of their keys."""
         values = self._between_batches(lambda shown: shown.values.copy())
         return dict(sorted(values.items(), key=itemgetter(0)))
 
     def get_entry(self, key: str) -> Entry:
-        """A key's value with its revision, for a write on that condition; ``ttl`` is not told.
+        """Return a key's value with its revision, for a conditional write; ``ttl`` is None.
 
         Raises:
-            NotFoundError: the key is not there.
-            BadValueError: its value cannot be decoded.
+            NotFoundError: the key is absent.
+            BadValueError: the value cannot be decoded.
         """
         try:
             entry = self._between_batches(
@@ -199,7 +199,7 @@ class MirrorView(Mapping[str, Any]):
         while True:
             before, applying = self._applied, self._applying
             if applying is not None and applying.thread == threading.get_ident():
-                # This call has interrupted it. It may be repeated: the last change of a key wins.
+                # This call has interrupted it. Applying twice is safe: a key's last change wins.
                 self._apply_shown(applying.changes)
                 return read(self._shown)
             try:
@@ -210,40 +210,43 @@ class MirrorView(Mapping[str, Any]):
             else:
                 if self._is_between(before):
                     return result
-            time.sleep(0)  # Another thread applies a batch: it is its turn.
+            time.sleep(0)  # Let the thread that applies a batch run.
 
     def _is_between(self, applied: int) -> bool:
-        """True if no batch is being applied, nor has been since there were so many."""
+        """True if no batch is being applied, and their number is still ``applied``."""
         return self._applying is None and self._applied == applied
 
     # --- How new it is
 
     @property
     def rev(self) -> int:
-        """The revision that it shows. Under a prefix it may be an older one that looks the same."""
+        """The revision that the mirror shows.
+
+        With a prefix, it may be older than the store's if no key under the prefix changed since.
+        """
         check_process(self._made_in)
         return self._rev
 
     @property
     def staleness(self) -> float:
-        """Seconds since it was last known to show all there is.
+        """Seconds since the mirror was last known to be complete.
 
-        Below about 2 while all is well: a heartbeat or a question to the server proves it each
-        second. It grows while the server is away, or more changes than can be followed.
+        Normally below about 2: each second a heartbeat or a request proves that it is complete. It
+        grows while the server is unreachable, or while the mirror cannot keep up with the changes.
         """
         check_process(self._made_in)
         return time.monotonic() - self._follower.confirmed
 
     def subscribe(self, callback: Callable[[Change], object]) -> Callable[[], None]:
-        """Have ``callback`` called with each change, once it is shown.
+        """Call ``callback`` with each change, once the mirror shows it.
 
-        It is called by whoever follows the changes, one at a time and in order; meanwhile the
-        mirror stands still. Whatever it raises is logged, be it a `SystemExit`, and all goes on.
-        After a time away it gets the differences
-        between what was shown and what is, as ``PUT`` and ``DELETE``.
+        The thread or task that follows the changes calls it, one call at a time and in order; the
+        mirror does not advance meanwhile. If it raises an error, even `SystemExit`, that is logged
+        and the mirror continues. After a `RESET` it gets the differences between the old and the
+        new entries, as ``PUT`` and ``DELETE``.
 
         Returns:
-            A function that ends this.
+            A function that ends the subscription.
         """
         check_process(self._made_in)
         checks.function("callback", callback)
@@ -258,7 +261,7 @@ class MirrorView(Mapping[str, Any]):
     # --- Following
 
     def _apply(self, batch: Batch) -> list[Change]:
-        """Show what is in a batch; the changes of what is shown."""
+        """Apply a batch. Returns the changes of the readable entries."""
         applying = _Applying([] if self._collecting is not None else batch.changes)
         self._applying = applying
         try:
@@ -285,14 +288,14 @@ class MirrorView(Mapping[str, Any]):
         return shown
 
     def _apply_shown(self, changes: list[Change]) -> None:
-        """Apply changes of what is shown, not those behind a `RESET`."""
+        """Apply changes to the readable entries, but none after a `RESET`."""
         for change in changes:
             if change.op == RESET:
                 return
             self._shown.apply(change)
 
     def _show(self, collected: _Entries, rev: int) -> list[Change]:
-        """Have what was collected take the place of what is shown; how they differ."""
+        """Replace the readable entries by the collected ones. Returns the differences."""
         before, self._shown = self._shown, collected
         self._values = collected.values
         self._collecting = None
@@ -303,11 +306,11 @@ class MirrorView(Mapping[str, Any]):
             for callback in list(self._callbacks.values()):
                 try:
                     callback(change)
-                except BaseException:  # Also what ends a thread or a task, which is not its own.
+                except BaseException:  # Also SystemExit: this thread or task is not the callback's.
                     _log.exception("a callback of a mirror failed for %r", change.key)
 
     def _is_at(self, rev: int) -> bool:
-        """Whether it shows this revision. Raises ClientError where it never will."""
+        """True if the mirror shows this revision. Raises ClientError if it never will."""
         if self._rev >= rev:
             return True
         if self._error is not None:
@@ -315,10 +318,10 @@ class MirrorView(Mapping[str, Any]):
         return False
 
     def _too_late(self, rev: int, timeout: float | None) -> NoReplyError:
-        return NoReplyError(f"the mirror is not at revision {rev} within {timeout} s", False)
+        return NoReplyError(f"the mirror did not reach revision {rev} within {timeout} s", False)
 
     def _end(self, failure: BaseException) -> None:
-        """It follows no more, for this reason: tell those who wait for a revision."""
+        """Record why the mirror stops following, for those that wait for a revision."""
         if isinstance(failure, ClientError):
             self._error = failure
         else:
@@ -329,7 +332,7 @@ class MirrorView(Mapping[str, Any]):
 
 
 def _again(error: BadValueError) -> BadValueError:
-    """An error to be raised: one that is raised many times would collect tracebacks."""
+    """A copy of an error to raise: raising the same one again would collect tracebacks."""
     return error.of(error.key)
 
 
@@ -338,6 +341,6 @@ def _absent(key: object) -> NotFoundError:
 
 
 def log_end(error: ClientError) -> None:
-    """Say why a mirror does not follow any more, unless somebody wanted that."""
+    """Log why a mirror stops following changes, unless it was closed."""
     if not isinstance(error, ClosedError):
-        _log.error("a mirror does not follow any more: %s", error)
+        _log.error("a mirror has stopped following changes: %s", error)

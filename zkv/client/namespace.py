@@ -1,8 +1,8 @@
 # Generated from async_namespace.py by tools/unasync.py. Change that file, then: make generate
-"""The keys under one prefix, with every op of the protocol and all that is built on them.
+"""The keys under one prefix, with every op of the protocol and everything built on them.
 
-A namespace does nothing but put its prefix before keys, take it off again, and have its client run
-the operations. The client itself is the namespace of all keys.
+A namespace only adds its prefix to keys, removes it from replies, and passes operations to its
+client. The client itself is the namespace of all keys.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 VERSION_SECONDS: Final = 1.0
-"""How long a server may take to tell its version, where it refuses something."""
+"""Longest wait for the version of a server that has refused a request."""
 
 
 class KeyOps(Dictionary):
-    """What a client and its namespaces have in common: all ops on keys."""
+    """All ops on keys; the base class of clients and their namespaces."""
 
     _prefix: str
     _client: Client
@@ -56,16 +56,16 @@ class KeyOps(Dictionary):
 
         Raises:
             BadValueError: the value cannot be decoded. Calls that read a single value raise this.
-                Where values come together, as from `get_many`, `scan`, `changes`, `watch` and
-                transactions, the error replaces the value.
+                Calls that return several values (`get_many`, `scan`, `changes`, `watch`,
+                transactions) return the error in place of the value.
         """
         return self._run(operations.get(checks.key(self._prefix, key), default))
 
     def get_entry(self, key: str) -> Entry:
-        """A key's value with its revision, and the seconds that it has left.
+        """Return the value of a key with its revision and remaining time to live.
 
         Raises:
-            NotFoundError: the key is not there.
+            NotFoundError: the key is absent.
             BadValueError: the value cannot be decoded.
         """
         return self._run(operations.get_entry(checks.key(self._prefix, key), key))
@@ -74,7 +74,7 @@ class KeyOps(Dictionary):
         self,
         key: object,
     ) -> bool:
-        """Whether a key is there."""
+        """Return True if the key exists."""
         return isinstance(key, str) and self._run(
             operations.contains(checks.key(self._prefix, key))
         )
@@ -88,79 +88,80 @@ class KeyOps(Dictionary):
         if_rev: int | None = None,
         create: bool = False,
     ) -> int:
-        """Write a value, whatever was there before, or on a condition.
+        """Write a value, replacing an existing one, or only on a condition.
 
         Args:
-            key: non-empty text, 1,024 bytes at most.
-            value: anything that msgpack holds, and what the client's codec adds.
-            ttl: seconds after which the key is gone, above 0 and up to 10^10, or a `timedelta`;
-                None = it stays.
+            key: non-empty text of at most 1,024 bytes.
+            value: anything that msgpack or the client's codec can pack.
+            ttl: seconds until the entry expires, above 0 and up to 10^10, or a `timedelta`;
+                None = it does not expire.
             if_rev: write only if the entry has this revision; 0 = only if it is absent.
             create: write only if the key is absent.
 
         Returns:
-            The revision of the store that this made; it is the entry's from now on.
+            The new revision of the store, which is also the entry's revision.
 
         Raises:
             ConflictError: the condition does not hold; ``rev`` is the actual revision.
-            TooLargeError: key or value are over their limit.
+            TooLargeError: the key or the value exceeds its limit.
             TypeError, ValueError: an argument is not allowed, or the value cannot be stored or
-                would not come back as it was; nothing was sent. So it is in all methods.
+                could not be read back; nothing was sent. All methods raise these.
             BadValueError: a function of the codec failed; nothing was sent.
         """
         return self._run(operations.put(checks.key(self._prefix, key), value, ttl, if_rev, create))
 
     def delete(self, key: str, *, if_rev: int | None = None) -> bool:
-        """Remove a key; `pop` also gives its value, and ``del`` insists that it was there.
+        """Remove a key. `pop` also returns its value; ``del`` raises an error if it is absent.
 
         Args:
-            key: to remove.
+            key: the key to remove.
             if_rev: remove only if the entry has this revision.
 
         Returns:
-            Whether it was there.
+            True if the key existed.
 
         Raises:
-            ConflictError: the entry has another revision; 0 = it is absent.
+            ConflictError: the entry has another revision, its ``rev``; 0 = it is absent.
         """
         return self._run(operations.delete(checks.key(self._prefix, key), if_rev))
 
     def incr(self, key: str, by: int = 1) -> int:
-        """Add to an int of 64 bits; an absent key counts as 0. Returns the sum.
+        """Add to a 64-bit int and return the sum; an absent key counts as 0.
 
         Args:
-            key: of the number.
+            key: the key of the number.
             by: an int of 64 bits; may be negative.
 
         Raises:
-            WrongTypeError: the value is no int, or would leave its range.
+            WrongTypeError: the value is not an int, or the sum would exceed 64 bits.
         """
         return self._run(operations.incr(checks.key(self._prefix, key), by))
 
     def touch(self, key: str, ttl: Seconds | None) -> int:
-        """Give a key another time to live, and leave its value.
+        """Set a new time to live for a key; the value is unchanged.
 
         Args:
-            key: to keep.
+            key: an existing key.
             ttl: seconds from now, as for `put`; None = it does not expire.
 
         Returns:
             The revision of this change.
 
         Raises:
-            NotFoundError: the key is not there.
+            NotFoundError: the key is absent.
         """
         return self._run(operations.touch(checks.key(self._prefix, key), ttl))
 
     def pop(self, key: str, default: Any = RAISE) -> Any:
-        """Remove a key and return its value: the one that was read, or nothing is removed.
+        """Remove a key and return its value, or ``default`` if the key is absent.
 
-        It takes two requests, and more while others write to the key. So a value that cannot be
-        returned is never lost.
+        This sends two requests: one reads the value, and one removes the entry only if it has not
+        changed since. While others write to the key, both are repeated. A value that cannot be
+        returned is therefore never lost.
 
         Raises:
-            NotFoundError: the key is not there, and no default was given.
-            BadValueError: the value cannot be decoded; it stays.
+            NotFoundError: the key is absent, and no default was given.
+            BadValueError: the value cannot be decoded; the entry is kept.
         """
         while True:
             try:
@@ -175,7 +176,7 @@ class KeyOps(Dictionary):
                 return default
 
     def setdefault(self, key: str, default: Any = None) -> Any:
-        """The value of a key; where it is not there, write ``default`` and return that."""
+        """Return the value of a key; if it is absent, write ``default`` and return that."""
         while True:
             try:
                 return self._run(operations.get(checks.key(self._prefix, key), RAISE))
@@ -190,39 +191,40 @@ class KeyOps(Dictionary):
     # --- Many keys
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
-        """The values of many keys at one moment; keys that are not there are left out.
+        """Return the values of many keys, all at one revision, without the absent keys.
 
         Raises:
-            TooLargeError: more keys, or larger values, than the server takes at once.
+            TooLargeError: there are more keys than the server's limit for a batch, or the reply
+                would exceed its limit.
         """
         return self._run(operations.get_many(self._prefix, keys))
 
     def get_entries(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """Like `get_many`, with revisions; ``ttl`` is not told."""
+        """Like `get_many`, but return entries with revisions; their ``ttl`` is always None."""
         return self._run(operations.get_entries(self._prefix, keys))
 
     def put_many(self, items: Mapping[str, Any], *, ttl: Seconds | None = None) -> int:
-        """Write many values, all or nothing, and return the revision that they all have.
+        """Write many values, all or none, and return the revision that they share.
 
         Args:
             items: a mapping of keys to values.
-            ttl: as for `put`, of all of them.
+            ttl: as for `put`; it applies to every entry.
 
         Raises:
-            TooLargeError: more than the server takes at once; nothing is written.
+            TooLargeError: the batch exceeds a limit of the server; nothing was written.
         """
         return self._run(operations.put_many(self._prefix, items, ttl))
 
     def delete_many(self, keys: Iterable[str]) -> int:
-        """Remove many keys at one moment; how many were there.
+        """Remove many keys as one change, and return how many of them existed.
 
         Raises:
-            TooLargeError: more than the server takes at once; nothing is removed.
+            TooLargeError: the batch exceeds a limit of the server; nothing was removed.
         """
         return self._run(operations.delete_many(self._prefix, keys))
 
     def clear(self) -> None:
-        """Remove all keys, page by page."""
+        """Remove all keys, page by page; other clients may see a part of them."""
         fields = operations.scan_fields(self._prefix, values=False)
         for page in self._pages(operations.ScanPages(self._prefix, fields, None)):
             self.delete_many([entry.key for entry in page])
@@ -238,16 +240,16 @@ class KeyOps(Dictionary):
         values: bool = True,
         reverse: bool = False,
     ) -> Iterator[Entry]:
-        """Entries in the order of their keys, read page by page as the iterator goes on.
+        """Iterate over entries in key order. The iterator reads them page by page.
 
         Args:
-            prefix: of the keys.
-            start: the first key that may come.
-            end: the first key that may not.
-            after: begin behind this key (with ``reverse``: before it).
-            limit: entries at most, from 0; None = all.
-            values: whether values are wanted; without, they are None and do not travel.
-            reverse: from the last key to the first.
+            prefix: only keys that begin with this text.
+            start: only keys from this one on.
+            end: only keys before this one.
+            after: begin after this key (with ``reverse``: before it).
+            limit: the maximum number of entries, from 0; None = all.
+            values: False = do not transfer the values; each ``value`` is then None.
+            reverse: True = from the last key to the first.
         """
         fields = operations.scan_fields(
             self._prefix, prefix, start=start, end=end, after=after, values=values, reverse=reverse
@@ -269,18 +271,18 @@ class KeyOps(Dictionary):
                 scan.too_large(error)
 
     def count(self, prefix: str = "") -> int:
-        """How many keys there are that begin with ``prefix``."""
+        """Return the number of keys that begin with ``prefix``."""
         return self._run(operations.count(self._prefix + checks.text("prefix", prefix)))
 
     def changes(self, since: int, prefix: str = "") -> Iterator[Change]:
-        """What has changed after a revision, oldest first, up to now.
+        """Iterate over the changes after a revision, oldest first, up to the present revision.
 
         Args:
             since: a revision from 0, such as that of an entry, or ``info()["rev"]``.
-            prefix: of the keys.
+            prefix: only changes of keys that begin with this text.
 
         Raises:
-            CompactedError: changes after ``since`` are not kept any more.
+            CompactedError: the server no longer keeps the changes after ``since``.
         """
         return self._each_change(operations.ChangePages(self._prefix, prefix, since))
 
@@ -294,14 +296,14 @@ class KeyOps(Dictionary):
     def watch(
         self, prefix: str = "", *, since: int | None = None, feed: str | None = None
     ) -> Watch:
-        """Changes as they come, for as long as one likes; an iterator.
+        """Follow changes as they are made. Returns an iterator that ends when it is closed.
 
-        Each change comes once, in the order of revisions, also when connections are cut, messages
-        are lost and the server is restarted; while it is away, the watch waits. What cannot be told
-        any more (it was away for more changes than the server keeps, or the store's data are older
-        than they were) is told anew: first a change with ``op`` ``RESET``, which says to forget
-        everything, then each entry there is as a ``PUT``, then changes again. It begins at once, or
-        where it is first waited for::
+        It yields each change once, in the order of revisions, even if connections are cut, messages
+        are lost or the server restarts. While the server is unreachable, the watch waits. If the
+        missed changes are no longer available (the watch missed more than the server keeps, or the
+        server now has older data), it starts over: first comes a change with the ``op`` ``RESET``,
+        which means that you must discard your copy, then a ``PUT`` for each entry, then new
+        changes. The watch begins when its block is entered, or when it is first waited for::
 
             with kv.watch("user/") as watch:
                 for change in watch:
@@ -313,13 +315,14 @@ class KeyOps(Dictionary):
                         users.pop(change.key, None)
 
         Args:
-            prefix: of the keys.
-            since: the revision behind which to begin, such as the ``rev`` of an earlier watch; None
-                = from where the store is when it begins.
-            feed: where the change feed is reached, if not where the server says: through a tunnel.
+            prefix: only changes of keys that begin with this text.
+            since: the revision after which to begin, such as the ``rev`` of an earlier watch;
+                None = the store's revision when the watch begins.
+            feed: the endpoint of the change feed, if it is not the one that the server reports,
+                for instance because of a tunnel.
 
         Raises:
-            NoReplyError: the server cannot be reached now.
+            NoReplyError: the server cannot be reached when the watch begins.
             ValueError: ``feed`` is malformed.
         """
         from zkv.client.watch import Watch
@@ -329,31 +332,32 @@ class KeyOps(Dictionary):
     def mirror(
         self, prefix: str = "", *, timeout: Seconds | None = None, feed: str | None = None
     ) -> Mirror:
-        """A copy of the entries in this process's memory, that follows every change.
+        """Return a copy of the entries in this process's memory that follows every change.
 
-        Reading from it is reading from a dict. It lags behind the store by a moment; `wait_for`
+        Reading from it is as fast as reading a dict. It lags slightly behind the store; `wait_for`
         waits until it shows a revision::
 
             with kv.mirror("config/") as settings:
                 settings["config/greeting"]
 
         Args:
-            prefix: of the keys. Unlike that of a namespace it stays on the keys.
-            timeout: seconds for reading everything first, up to a year, or a `timedelta`; None = as
-                long as it takes.
+            prefix: only keys that begin with this text. The mirror keeps it in its keys, unlike a
+                namespace.
+            timeout: seconds to read all entries at the start, up to a year, or a `timedelta`;
+                None = no limit.
             feed: as for `watch`.
 
         Raises:
-            NoReplyError: the server cannot be reached now, or not everything was read in time.
+            NoReplyError: the server cannot be reached, or not all entries were read in time.
         """
         from zkv.client.mirror import Mirror
 
         return Mirror(self, prefix, timeout, feed)._open()
 
     def lock(self, key: str, *, ttl: Seconds = 30.0, owner: str | None = None) -> Lock:
-        """Mutual exclusion for programs on many machines, see `zkv.client.recipes.lock`.
+        """Return a lock for programs on many machines; see `zkv.client.recipes.lock`.
 
-        Like this::
+        Example::
 
             with kv.lock("report") as lock:
                 report = make_report()
@@ -361,27 +365,27 @@ class KeyOps(Dictionary):
                     txn.put("report/today", report)
 
         Args:
-            key: of the lock; its entry is there while somebody holds it.
-            ttl: seconds after which a holder that has crashed loses it, as for `put`. Who lives
-                keeps it.
-            owner: who holds it, for people to read; None = the machine and the process.
+            key: the key of the lock; its entry exists while the lock is held.
+            ttl: seconds after which a holder that has crashed loses the lock, as for `put`. A
+                running holder renews it.
+            owner: the holder's name, for people to read; None = host name and process id.
         """
         from zkv.client.recipes.lock import Lock
 
         return Lock(self, key, ttl, owner)
 
     def election(self, key: str, candidate: str | None = None, *, ttl: Seconds = 30.0) -> Election:
-        """One leader among many, see `zkv.client.recipes.election`.
+        """Return a candidate for the election of one leader; see `zkv.client.recipes.election`.
 
-        Like this::
+        Example::
 
             with kv.election("scheduler", "node 7") as election:  # waits until elected
                 while election.held:
                     ...
 
         Args:
-            key: of the election, the same for all candidates.
-            candidate: the name of this one; None = the machine and the process.
+            key: the key of the election, the same for all candidates.
+            candidate: the name of this candidate; None = host name and process id.
             ttl: seconds after which a leader that has crashed is replaced, as for `put`.
         """
         from zkv.client.recipes.election import Election
@@ -397,26 +401,28 @@ class KeyOps(Dictionary):
         prefix: str | None = None,
         lease: Seconds = 30.0,
     ) -> Cache:
-        """A decorator: what a function returns is kept, and computed once for all programs.
+        """Return a decorator that stores a function's results and shares them with all programs.
 
-        Like this::
+        Example::
 
             @kv.cache(ttl=60)
             def exchange_rate(currency: str) -> float: ...
 
-        It takes functions, and not methods, generators and classes. What has no name of its own, a
-        lambda or a ``partial``, needs a prefix. Arguments and result are what the client can store.
+        It accepts functions, but not methods, generators or classes. A function without a name of
+        its own, that is, a lambda or a ``partial``, needs a prefix. The client must be able to
+        store arguments and results.
 
         Args:
-            function: is not given here: the decorator needs its parentheses.
-            ttl: seconds for which a value is kept, as for `put`; None = until the function's
-                ``forget``, such as ``exchange_rate.forget("EUR")``.
+            function: must be omitted: write the decorator with parentheses.
+            ttl: seconds for which a result is kept, as for `put`; None = until the function's
+                ``forget`` is called, such as ``exchange_rate.forget("EUR")``.
             prefix: of the keys; None = ``cache/``, the function's module and its name.
-            lease: seconds until somebody else computes it, if who does has crashed.
+            lease: seconds after which another program computes a result, if the one that
+                computes it has crashed.
 
         Raises:
-            TypeError, ValueError: an argument is none of these. The decorator raises TypeError,
-                too, where it gets something else than such a function.
+            TypeError, ValueError: an argument is not allowed. The decorator also raises TypeError
+                if it cannot accept the function.
         """
         from zkv.client.recipes.cache import Cache
 
@@ -425,9 +431,9 @@ class KeyOps(Dictionary):
         return Cache(self, ttl, prefix, lease)
 
     def rate_limiter(self, prefix: str, *, limit: int, period: Seconds) -> RateLimiter:
-        """So many per period, for all programs together, see `zkv.client.recipes.limiter`.
+        """Return a rate limiter shared by all programs; see `zkv.client.recipes.limiter`.
 
-        Like this::
+        Example::
 
             limiter = kv.rate_limiter("logins", limit=5, period=60)
             if not limiter.allow(user):
@@ -435,7 +441,7 @@ class KeyOps(Dictionary):
 
         Args:
             prefix: of the counters' keys.
-            limit: how many in each period, from 1 to 2^53.
+            limit: the maximum count in each period, from 1 to 2^53.
             period: in seconds, from 0.001 to 5 * 10^9, or a `timedelta`.
         """
         from zkv.client.recipes.limiter import RateLimiter
@@ -443,29 +449,29 @@ class KeyOps(Dictionary):
         return RateLimiter(self, prefix, limit, period)
 
     def queue(self, prefix: str, *, lease: Seconds = 30.0) -> Queue:
-        """Jobs that are each done at least once, see `zkv.client.recipes.queue`.
+        """Return a queue of jobs that are each done at least once; see `zkv.client.recipes.queue`.
 
-        Like this::
+        Example::
 
             jobs = kv.queue("mails")
             jobs.put({"to": "ann"})
             while (job := jobs.take()) is not None:
-                with job:  # done at the end, given back where an error is raised
+                with job:  # done at the end, returned to the queue after an error
                     send(job.value)
 
         Args:
             prefix: of the keys.
-            lease: seconds after which a job is free again if its worker has crashed, as the ttl of
-                `put`.
+            lease: seconds after which a job is free again if its worker has crashed; limits as
+                for the ttl of `put`.
         """
         from zkv.client.recipes.queue import Queue
 
         return Queue(self, prefix, lease)
 
     def txn(self) -> Transaction:
-        """Ops that happen as a whole or not at all, on conditions.
+        """Return a transaction: ops that are all applied or none, if its conditions hold.
 
-        They are written down, and run at the end of the ``with`` block, or by `commit`::
+        It collects ops, and runs them at the end of the ``with`` block or in `commit`::
 
             with kv.txn() as txn:
                 txn.check("account/a", rev)  # only if it has not changed since
@@ -478,10 +484,10 @@ class KeyOps(Dictionary):
         return Transaction(self._prefix, self._run)
 
     def pipeline(self) -> Pipeline:
-        """Ops that are sent in as few messages as possible, each of which may fail alone.
+        """Return a pipeline: ops in as few messages as possible, each of which may fail alone.
 
-        They are written down, and run in their order at the end of the ``with`` block, or by
-        `execute`. Other clients' ops may come in between::
+        It collects ops, and runs them in order at the end of the ``with`` block or in `execute`.
+        The server may run ops of other clients in between::
 
             with kv.pipeline() as pipe:
                 for name in names:
@@ -493,7 +499,7 @@ class KeyOps(Dictionary):
         return Pipeline(self._prefix, self._run)
 
     def namespace(self, prefix: str) -> Namespace:
-        """The keys that begin with ``prefix``, as a mapping of its own, without the prefix."""
+        """Return the keys that begin with ``prefix`` as a namespace that omits the prefix."""
         return Namespace(self, prefix)
 
 
@@ -502,7 +508,7 @@ class Namespace(KeyOps):
 
     Args:
         parent: a client, or another namespace.
-        prefix: stands before all keys, behind that of the parent.
+        prefix: added to all keys, after the prefix of the parent.
     """
 
     def __init__(self, parent: KeyOps, prefix: str) -> None:
@@ -518,7 +524,7 @@ class Namespace(KeyOps):
 
 
 class ClientOps(KeyOps):
-    """The namespace of all keys, and what concerns the server itself: what a client offers."""
+    """All methods of a client: those of the namespace of all keys, and those about the server."""
 
     timeout: float
     _prefix = ""
@@ -541,10 +547,10 @@ class ClientOps(KeyOps):
     def _ask(
         self, operation: Operation[Any], fields: dict[str, Any], codec: Codec, attempts: Attempts
     ) -> Reply:
-        """Send a request until there is an answer to it, or no time left."""
+        """Send a request until the server answers it or the time is up."""
 
     def _name_old_server(self, op: str, error: RefusedError) -> None:
-        """Say so in ``error``, where the server does not know what it was asked for."""
+        """Add the versions to ``error`` if it comes from a server older than the client."""
         if op != "INFO" and operations.is_unknown_to_server(error):
             with suppress(ClientError):  # The first error matters more.
                 facts = self._run(operations.info(), min(self.timeout, VERSION_SECONDS))
@@ -561,50 +567,51 @@ class ClientOps(KeyOps):
         self.close()
 
     def ping(self) -> dict[str, Any]:
-        """Whether the server is there: its ``protocol``, ``version`` and ``time`` (Unix, ms)."""
+        """Ask if the server is up; returns its ``protocol``, ``version``, ``time`` (Unix, ms)."""
         return self._run(operations.ping())
 
     def info(self) -> dict[str, Any]:
-        """What the server is, holds and has done, as the protocol's INFO tells it."""
+        """Return the server's settings, contents and counters, as in the protocol's INFO."""
         return self._run(operations.info())
 
     def snapshot(self, timeout: Seconds | None = None) -> int:
-        """Have a snapshot written that holds every write answered before; its revision.
+        """Make the server write a snapshot with every write answered before; return its revision.
 
         Args:
-            timeout: seconds to wait for it, as for `Client`; None = as for any request.
+            timeout: seconds to wait, as for `Client`; None = the client's timeout.
         """
         return self._run(operations.snapshot(), timeout)
 
     def end(self, timeout: Seconds | None = None) -> int:
-        """Have the server save everything and end; the revision that was saved last.
+        """Make the server save all data and end; return the last revision that it saved.
 
         Args:
-            timeout: seconds to wait for it, as for `Client`; None = as for any request.
+            timeout: seconds to wait, as for `Client`; None = the client's timeout.
         """
         return self._run(operations.end(), timeout)
 
     def call(self, op: str, /, **fields: Any) -> Reply:
-        """Send a request as it is, once, and return the reply as it comes.
+        """Send a request once, unchanged, and return the whole reply.
 
-        There is no codec but `PACKED`, no session, no repeat: the protocol page says what happens.
+        The client uses no session, does not repeat the request, and ignores its codec, except
+        `PACKED`. The protocol page describes the ops.
 
         Args:
-            op: an op of the protocol, upper case.
-            **fields: the request's other fields; ``id`` is set here.
+            op: an op of the protocol, in upper case.
+            **fields: the request's other fields. The client sets ``id``.
 
         Raises:
             RefusedError: the server answered that the request failed.
-            NoReplyError: no reply came in time.
-            BadReplyError: a reply came, and breaks the protocol.
+            NoReplyError: no reply arrived in time.
+            BadReplyError: the reply violates the protocol.
             BadValueError: the value of a single key cannot be decoded.
-            TypeError, ValueError: msgpack cannot hold a field; nothing was sent.
+            TypeError, ValueError: msgpack cannot pack a field; nothing was sent.
         """
         checks.text("op", op)
         if own := {"op", "id"} & fields.keys():
-            raise TypeError(f"{min(own)}: no field to be given: the client sets it")
+            raise TypeError(f"{min(own)}: not allowed as a field, since the client sets it")
         attempts = Attempts(self._policy, op, False, self.timeout)
         operation = operations.plain(op, fields)
-        if self._codec is PACKED:  # Nothing is decoded, so there is no error to name a key in.
+        if self._codec is PACKED:  # Nothing is decoded, so no error needs the name of a key.
             return self._ask(operation, fields, PACKED, attempts)
         return operation.result(self._ask(operation, fields, PLAIN, attempts))

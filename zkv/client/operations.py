@@ -1,8 +1,8 @@
-"""Every op of the protocol as a request and a way to read its reply, with no I/O.
+"""Every op of the protocol: its request, and how to read its reply. Does no I/O.
 
-Both clients, and namespaces, pipelines and all that is built on them, ask through these functions:
-each makes an `Operation`, which any client can run. What an op takes and gives is told by the
-methods of `zkv.client.namespace.Namespace`.
+Clients, namespaces, pipelines and everything built on them use these functions. Each makes an
+`Operation`, which any client can run. The methods of `zkv.client.namespace.Namespace` document the
+arguments and results of the ops.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ T = TypeVar("T")
 Reply = dict[str, Any]
 
 LARGE: Final = 4_000
-"""Bytes of a reply for which importing msgspec, which takes a while, is worth it."""
+"""Bytes of a reply from which on it is worth importing msgspec, which takes some time."""
 
 PROTOCOL: Final = 1
-"""The version that this client speaks."""
+"""The protocol version of this client."""
 
 PAGE: Final = 1_000
-"""Keys or changes that are asked for at once."""
+"""Keys or changes in one request."""
 
 
 class _Raise:
@@ -43,18 +43,18 @@ class _Raise:
 
 
 RAISE: Final = _Raise()
-"""In the place of a default: there is none, an absent key is an error."""
+"""In place of a default: an absent key raises an error."""
 
 
 class Entry(NamedTuple):
-    """What is stored under a key.
+    """A key with its value and revision.
 
     Args:
-        key: text; within a namespace, without its prefix.
-        value: as it was put; None where only keys were asked for.
-        rev: the revision of the store that wrote it.
-        ttl: seconds that it has left; None where it does not expire, and where only `get_entry`
-            would tell: in scans and `get_entries`.
+        key: text; in a namespace, without its prefix.
+        value: the stored value; None in a scan without values.
+        rev: the revision of the store that wrote the entry.
+        ttl: seconds until it expires; None if it does not expire. Only `get_entry` sets it: it is
+            always None in scans and `get_entries`.
     """
 
     key: str
@@ -67,10 +67,10 @@ class Change(NamedTuple):
     """One change of the store.
 
     Args:
-        rev: the revision that made it; changes of one transaction share it.
-        op: ``PUT`` (also for what INCR writes), ``DELETE``, ``TOUCH`` or ``EXPIRE``.
-        key: text; within a namespace, without its prefix.
-        value: the new one for ``PUT``, else None.
+        rev: the revision of the change; changes of one transaction share it.
+        op: ``PUT`` (also for INCR), ``DELETE``, ``TOUCH`` or ``EXPIRE``; in a watch also ``RESET``.
+        key: text; in a namespace, without its prefix.
+        value: the entry's value for ``PUT`` and ``TOUCH``, otherwise None.
     """
 
     rev: int
@@ -80,7 +80,7 @@ class Change(NamedTuple):
 
 
 def unpack_by_size(op: str, body: bytes, codec: Codec) -> Reply:
-    """`unpack_reply`, or `zkv.client.quick` for a body that is worth importing msgspec."""
+    """Unpack a reply by `unpack_reply`, or a large one by `zkv.client.quick`."""
     if len(body) < LARGE:
         return unpack_reply(op, body, codec)
     from zkv.client.quick import unpack_quickly
@@ -89,15 +89,15 @@ def unpack_by_size(op: str, body: bytes, codec: Codec) -> Reply:
 
 
 class Operation(Generic[T]):
-    """One request, and how its reply is read.
+    """One request, and how to read its reply.
 
     Attributes:
         op: of the protocol.
-        fields: of the request, but for those that the client adds.
-        read: what is returned for a reply of success.
-        absent: what is returned for ``NOT_FOUND``; `RAISE` = that is an error.
-        pack: makes its body.
-        unpack: reads that of its reply.
+        fields: of the request, except those that the client adds.
+        read: converts a reply that reports success to the result.
+        absent: the result for ``NOT_FOUND``; `RAISE` = raise an error.
+        pack: packs the body of the request.
+        unpack: unpacks the body of the reply.
     """
 
     __slots__ = ("absent", "fields", "op", "pack", "read", "unpack")
@@ -120,16 +120,16 @@ class Operation(Generic[T]):
         self.unpack = unpack
 
     def tolerates(self, reply: Reply) -> bool:
-        """Whether a refusal is no error, but has a meaning of its own."""
+        """True if a refusal is not an error: the key is absent, and `absent` is the result."""
         return self.absent is not RAISE and reply["code"] == "NOT_FOUND"
 
     def result(self, reply: Reply) -> T:
-        """What a reply means.
+        """Return the result of a reply.
 
         Raises:
-            BadReplyError: it lacks something.
-            BadValueError: the value of a single key cannot be decoded. Where there are others, the
-                error stands in the place of the value.
+            BadReplyError: a field is missing or malformed.
+            BadValueError: the value of a single key cannot be decoded. If the reply has several
+                values, the result contains the error in place of the value.
         """
         if not reply["ok"]:
             absent: T = self.absent
@@ -139,11 +139,11 @@ class Operation(Generic[T]):
                 name_errors(self.op, self.fields, reply)
             return self.read(reply)
         except (LookupError, TypeError, ValueError) as error:
-            raise bad_reply(self.op, f"it is not as the protocol says: {error!r}") from error
+            raise bad_reply(self.op, f"it violates the protocol: {error!r}") from error
 
 
 def read_nothing(_reply: Reply) -> bool:
-    """That there was a reply of success is all."""
+    """Return True: success is the whole result."""
     return True
 
 
@@ -162,7 +162,7 @@ def get(key: str, default: Any) -> Operation[Any]:
 
 
 def get_entry(key: str, shown: str) -> Operation[Entry]:
-    """Read an entry, that goes by the name ``shown``."""
+    """Read an entry; the result has the key ``shown``."""
 
     def read(reply: Reply) -> Entry:
         return Entry(shown, reply["value"], reply["rev"], reply.get("ttl"))
@@ -184,18 +184,18 @@ def put(
 
 
 def condition(if_rev: int | None, create: bool) -> int | None:
-    """The revision that a PUT expects. Raises ValueError where there would have to be two."""
+    """Return the revision that a PUT expects. Raises ValueError if the arguments contradict."""
     if create is False and if_rev is None:
         return None
     checks.flag("create", create)
     expected = None if if_rev is None else checks.revision("if_rev", if_rev)
     if create and expected:
-        raise ValueError("create=True means if_rev=0: give one of them")
+        raise ValueError("create=True means if_rev=0: pass only one of them")
     return 0 if create else expected
 
 
 def delete(key: str, if_rev: int | None) -> Operation[bool]:
-    """Remove an entry; False: there was none."""
+    """Remove an entry; the result is False if it was absent."""
     fields: dict[str, Any] = {"key": key}
     if if_rev is not None:
         fields["if_rev"] = checks.revision("if_rev", if_rev)
@@ -203,12 +203,12 @@ def delete(key: str, if_rev: int | None) -> Operation[bool]:
 
 
 def remove(key: str) -> Operation[int]:
-    """Remove an entry that has to be there."""
+    """Remove an entry; an absent key is an error."""
     return Operation("DELETE", {"key": key}, read_rev)
 
 
 def touch(key: str, ttl: Seconds | None) -> Operation[int]:
-    """Give an entry another time to live."""
+    """Set a new time to live for an entry."""
     return Operation("TOUCH", {"key": key, "ttl": checks.ttl(ttl)}, read_rev)
 
 
@@ -218,12 +218,12 @@ def incr(key: str, by: int) -> Operation[int]:
 
 
 def addend(by: int) -> int:
-    """A number that INCR adds."""
+    """Check the number that INCR adds."""
     return checks.integer("by", by, -(2**63), 2**63 - 1)
 
 
 def contains(key: str) -> Operation[bool]:
-    """Whether a key is there; its value does not travel."""
+    """Check that a key exists, without transferring its value."""
 
     def read(reply: Reply) -> bool:
         return any(item[0] == key for item in reply["items"])
@@ -240,7 +240,7 @@ def get_many(prefix: str, keys: Iterable[str]) -> Operation[dict[str, Any]]:
 
     def read(reply: Reply) -> dict[str, Any]:
         values, revs = reply["values"], reply["revs"]
-        if all(revs):  # As a rule; 3 us for 100 keys, instead of 10.
+        if all(revs):  # The usual case: 3 us for 100 keys, instead of 10.
             return dict(zip(names, values, strict=True))
         found = zip(names, values, revs, strict=True)
         return {name: value for name, value, rev in found if rev}
@@ -273,27 +273,27 @@ def put_many(prefix: str, items: Mapping[str, Any], ttl: Seconds | None) -> Oper
 
 
 def delete_many(prefix: str, keys: Iterable[str]) -> Operation[int]:
-    """Remove many entries as one revision; how many were there."""
+    """Remove many entries as one revision; the result is how many existed."""
     return Operation("MDELETE", {"keys": checks.keys(prefix, keys)[1]}, _deleted)
 
 
 def count(prefix: str) -> Operation[int]:
-    """How many keys there are."""
+    """Count the keys with a prefix."""
     return Operation("COUNT", {"prefix": prefix}, _count)
 
 
 class ScanPages:
-    """The pages of a scan: ask for `next_page` until it gives None, and hand it each reply.
+    """The pages of a scan: run `next_page` until it returns None.
 
-    A page that would be too large for a reply is asked for again with half as many keys.
+    If a page is too large for a reply, it is requested again with half as many keys.
 
     Args:
-        namespace: is taken off the keys that are found.
-        fields: of SCAN, but for ``limit``; keys in it are as they are stored.
-        limit: entries in all; None = as many as there are.
+        namespace: the prefix to remove from the keys that are found.
+        fields: of SCAN, except ``limit``; keys in them are as stored.
+        limit: the maximum number of entries; None = all.
 
     Attributes:
-        following: the key behind which there are more, as it is stored; None = there are none.
+        following: the key after which to continue, as stored; None = there are no more.
     """
 
     def __init__(self, namespace: str, fields: dict[str, Any], limit: int | None) -> None:
@@ -307,14 +307,14 @@ class ScanPages:
         self.following: str | None = None
 
     def next_page(self) -> Operation[list[Entry]] | None:
-        """The request for the next page; None: there is none."""
+        """Return the request for the next page; None = there are no more."""
         if self._done:
             return None
         most = self._page if self._left is None else min(self._page, self._left)
         return Operation("SCAN", {**self._fields, "limit": most}, self._read)
 
     def too_large(self, error: TooLargeError) -> None:
-        """The page was refused. Raises ``error`` where a smaller one would be, too."""
+        """Make the refused page smaller. Raises ``error`` if it has only one key."""
         if self._page == 1:
             raise error
         self._page = max(1, min(self._page, self._left or self._page) // 2)
@@ -326,7 +326,7 @@ class ScanPages:
         else:
             page = [Entry(key[strip:], None, rev) for key, _, rev in reply["items"]]
         if following is not None and not self._is_further_on(following):
-            raise ValueError(f"the next page is after {following!r}, which is not further on")
+            raise ValueError(f"the next page begins after {following!r}, which is not further on")
         if self._left is not None:
             self._left -= len(page)
         self._done = following is None or self._left == 0
@@ -334,9 +334,9 @@ class ScanPages:
         return page
 
     def _is_further_on(self, following: object) -> bool:
-        """True for a key behind the one after which the page began.
+        """True for a key beyond the one after which the page began.
 
-        The page itself may be empty: the server passes over keys that have expired.
+        The page itself may be empty: the server skips keys that have expired.
         """
         if not isinstance(following, str):
             return False
@@ -356,7 +356,7 @@ def scan_fields(
     values: bool = True,
     reverse: bool = False,
 ) -> dict[str, Any]:
-    """The fields of a SCAN, with keys as they are stored."""
+    """Return the fields of a SCAN, with keys as they are stored."""
     fields: dict[str, Any] = {
         "prefix": namespace + checks.text("prefix", prefix),
         "values": checks.flag("values", values),
@@ -369,11 +369,11 @@ def scan_fields(
 
 
 class ChangePages:
-    """The pages of what has changed, up to the store's revision as it is when they are read.
+    """The pages of changes, up to the store's revision when they are read.
 
     Args:
-        namespace: is taken off the keys that are found.
-        prefix: of the keys, behind the namespace.
+        namespace: the prefix to remove from the keys.
+        prefix: of the keys, after the namespace.
         since: the revision after which to begin.
     """
 
@@ -384,7 +384,7 @@ class ChangePages:
         self.since = checks.revision("since", since)
 
     def next_page(self) -> Operation[list[Change]] | None:
-        """The request for the next page; None: that was all."""
+        """Return the request for the next page; None = there are no more."""
         if self._done:
             return None
         fields = {"since": self.since, "prefix": self._prefix, "limit": PAGE}
@@ -402,32 +402,32 @@ class ChangePages:
 
 
 def ping() -> Operation[dict[str, Any]]:
-    """Whether the server is there."""
+    """Ask if the server is up."""
     return Operation("PING", {}, _facts)
 
 
 def info() -> Operation[dict[str, Any]]:
-    """What the server is, holds and has done."""
+    """Ask for the server's settings, contents and counters."""
     return Operation("INFO", {}, _facts)
 
 
 def place() -> Operation[tuple[int, object]]:
-    """The store's revision, and where its changes are published, as INFO tells."""
+    """Ask for the store's revision and the endpoint of its feed, by INFO."""
     return Operation("INFO", {}, itemgetter("rev", "feed"))
 
 
 def is_unknown_to_server(error: RefusedError) -> bool:
-    """Whether the server may know less than this client."""
+    """True if the server may be older than this client."""
     return isinstance(error, UnknownOpError) or (
         isinstance(error, BadRequestError) and "unknown" in error.message
     )
 
 
 def older_than_client(facts: Mapping[str, Any]) -> str:
-    """What to add to an error of a server that is older than this client; else nothing.
+    """Return text for an error of a server that is older than this client; otherwise empty.
 
     Args:
-        facts: what INFO tells.
+        facts: the reply to INFO.
     """
     protocol, version = facts.get("protocol"), facts.get("version")
     if type(protocol) is not int or type(version) is not str:
@@ -445,17 +445,17 @@ def _parts(version: str) -> list[int]:
 
 
 def snapshot() -> Operation[int]:
-    """Have a snapshot written."""
+    """Make the server write a snapshot."""
     return Operation("SNAPSHOT", {}, read_rev)
 
 
 def end() -> Operation[int]:
-    """Have the server save everything and end."""
+    """Make the server save all data and end."""
     return Operation("END", {}, read_rev)
 
 
 def plain(op: str, fields: dict[str, Any]) -> Operation[Reply]:
-    """Any op; the reply as it comes."""
+    """Run any op; the result is the whole reply."""
     return Operation(op, fields, _itself)
 
 

@@ -1,13 +1,12 @@
-"""How the ops of pipelines and transactions are written down, and packed into few messages.
+"""Collects the ops of pipelines and transactions, and packs them into few messages.
 
-A transaction is one TXN. A pipeline is packed
-into as few messages as it can be: reads into MGET, plain writes into MPUT, anything mixed into TXN.
-Its ops run in the order in which they were written down, one message after the other, so each sees
-what those before it did.
+A transaction is one TXN. A pipeline is packed into as few messages as possible: reads into MGET,
+writes without options into MPUT, mixed ops into TXN. Its ops run in the order in which they were
+added, one message after the other, so each op sees the effects of those before it.
 
-An op that fails takes a whole TXN with it, and nothing of that has happened. So the pipeline sends
-what stands before that op again, then the op alone, whose failure is then its own, then the rest,
-in smaller messages while failures go on. `Packing` decides all this, with no I/O.
+If an op of a TXN fails, none of its ops is applied. So the pipeline sends the ops before the failed
+one again, then the failed op alone, so that only this op fails, and then the rest, in smaller
+messages as long as ops fail. `Packing` decides all this, without I/O.
 """
 
 from __future__ import annotations
@@ -44,24 +43,24 @@ if TYPE_CHECKING:
     from zkv.checks import Seconds
 
 MOST: Final = 1_000
-"""Ops in one message."""
+"""The maximum number of ops in one message."""
 WORTH_IT: Final = 16
-"""Ops of one kind in a row for which a message of their own, cheaper per op, is worth its way."""
+"""From this many ops of one kind in a row, a separate message is worth its round trip."""
 
 OF_THE_OP: Final = frozenset(
     {"NOT_FOUND", "CONFLICT", "WRONG_TYPE", "TOO_LARGE", "BAD_REQUEST", "DENIED"}
 )
-"""Refusals that are about one op, or about the size of the message; others are about the server."""
+"""Refusals that concern one op, or the size of the message; others concern the server."""
 
 Defaults = dict[int, Any]
-"""What stands for an absent key, where that is not None: by the place of its GET."""
+"""The defaults of GETs other than None, by the place of the GET."""
 
 
 class WrittenOps:
-    """Ops that are written down, to be run later. Their methods are those of `Namespace`.
+    """Collects ops, to run them later. It has methods of the same names as `Namespace`.
 
     Args:
-        prefix: stands before all keys.
+        prefix: added to all keys.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -69,7 +68,7 @@ class WrittenOps:
         self._steps: list[Step] = []
         self._defaults: Defaults = {}
         self.results: list[Any] = []
-        """What the ops returned, in their order, once they have run."""
+        """The results of the ops, in their order, once they have run."""
         self._made_in = generation()
 
     __reduce__ = refuse_to_pickle
@@ -81,7 +80,7 @@ class WrittenOps:
         return f"<{type(self).__name__} of {len(self)} ops that have not been sent>"
 
     def get(self, key: str, default: Any = None) -> None:
-        """Read a value; the default where there is none."""
+        """Read a value. Its result is the value, or ``default`` if the key is absent."""
         get = GetStep(checks.key(self._prefix, key))
         if default is not None:
             self._defaults[len(self._steps)] = default
@@ -96,7 +95,7 @@ class WrittenOps:
         if_rev: int | None = None,
         create: bool = False,
     ) -> None:
-        """Write a value; gives its revision."""
+        """Write a value. Its result is the revision."""
         stored = checks.key(self._prefix, key)
         if ttl is if_rev is None and create is False:
             self._steps.append(PutStep(stored, value))
@@ -113,24 +112,27 @@ class WrittenOps:
         )
 
     def delete(self, key: str, *, if_rev: int | None = None) -> None:
-        """Remove an entry; gives whether there was one. In a transaction there has to be one."""
+        """Remove an entry. Its result is True if the key existed.
+
+        In a pipeline it is False for an absent key; a transaction fails.
+        """
         expected = condition(if_rev, False)
         self._steps.append(
             DeleteStep(checks.key(self._prefix, key), UNSET if expected is None else expected)
         )
 
     def touch(self, key: str, ttl: Seconds | None) -> None:
-        """Give an entry another time to live; gives the revision of that."""
+        """Set a new time to live for an entry. Its result is the revision of this change."""
         self._steps.append(TouchStep(checks.key(self._prefix, key), checks.ttl(ttl)))
 
     def incr(self, key: str, by: int = 1) -> None:
-        """Add to a number; gives the sum."""
+        """Add to a 64-bit int. Its result is the sum."""
         self._steps.append(IncrStep(checks.key(self._prefix, key), addend(by)))
 
     def _take(self) -> tuple[list[Step], Defaults]:
-        """What has been written down, which is forgotten. Raises ClosedError in a child by fork.
+        """Return the collected ops, and discard them here. Raises ClosedError in a forked child.
 
-        The parent runs it. If the child ran its copy, too, all would happen twice.
+        The parent runs them. If the child ran its copy, too, they would run twice.
         """
         check_process(self._made_in)
         written = self._steps, self._defaults
@@ -138,16 +140,16 @@ class WrittenOps:
         return written
 
     def _discard(self) -> None:
-        """Forget what has been written down."""
+        """Discard the collected ops."""
         self._steps, self._defaults = [], {}
 
 
 class Packing:
-    """The messages of a pipeline: ask for `next_message` until it gives None, and answer each.
+    """The messages of a pipeline: run `next_message` until it returns None; report each outcome.
 
     Args:
         steps: the ops in their order.
-        defaults: of GETs among them.
+        defaults: of the GETs among them.
     """
 
     def __init__(self, steps: Sequence[Step], defaults: Defaults) -> None:
@@ -161,7 +163,7 @@ class Packing:
         self.first_error: ClientError | None = None
 
     def next_message(self) -> Operation[list[Any]] | None:
-        """The next request; None where all ops have a result."""
+        """Return the next request; None = all ops have a result."""
         if self._at == len(self._steps):
             return None
         most = self._planned.pop() if self._planned else self._size
@@ -172,14 +174,14 @@ class Packing:
         return message
 
     def succeeded(self, results: list[Any]) -> None:
-        """The message's ops have run. A value that cannot be decoded is an error of its op."""
+        """Record the results of a message. A value that cannot be decoded is an error of its op."""
         if self.first_error is None and BadValueError in map(type, results):
             self.first_error = next(each for each in results if type(each) is BadValueError)
         self._settle(results)
         self._size = min(2 * self._size, MOST)
 
     def refused(self, error: RefusedError) -> None:
-        """The message was refused."""
+        """Record that the message was refused, and plan how to send its ops again."""
         if error.code not in OF_THE_OP:
             self.failed(error)
             return
@@ -195,11 +197,11 @@ class Packing:
         self._planned = [] if type(index) is not int or index >= self._sent else [1, index]
 
     def unreadable(self, error: BadValueError) -> None:
-        """The message's only op has read a value that cannot be decoded."""
+        """Record that the message's only op has read a value that cannot be decoded."""
         self._settle_failed(error, 1)
 
     def failed(self, error: ClientError) -> None:
-        """Nothing more can be sent: the message had this error, and the rest has it, too."""
+        """Record an error of the message, also for all later ops, which are not sent."""
         self._settle_failed(error, self._sent)
         self._settle_failed(unsent(error), len(self._steps) - self._at)
 
@@ -214,14 +216,14 @@ class Packing:
 
 
 def unsent(error: ClientError) -> ClientError:
-    """An error like ``error``, for what has not even been sent."""
+    """Return a copy of ``error`` for ops that were not sent."""
     if isinstance(error, RefusedError):
         return error.but(False)
     return type(error)(error.message, False)
 
 
 def _pack(chunk: Sequence[Step], defaults: Defaults) -> tuple[Operation[list[Any]], int]:
-    """One message for the first steps of ``chunk``, and how many these are."""
+    """Pack one message of the first steps of ``chunk``; also returns their number."""
     if len(chunk) == 1:
         return _alone(chunk[0]), 1
     kind, alike = next(groupby(chunk, type))
@@ -237,7 +239,7 @@ def _pack(chunk: Sequence[Step], defaults: Defaults) -> tuple[Operation[list[Any
 
 
 def _items(puts: Sequence[PutStep]) -> dict[str, Any]:
-    """What PUTs write, up to one that writes to the same key again."""
+    """Return the entries of PUTs, up to the first that writes a key again."""
     items = {step.key: step.value for step in puts}
     if len(items) < len(puts):
         items = {}
@@ -285,21 +287,21 @@ def _txn(steps: Sequence[Step], defaults: Defaults) -> Operation[list[Any]]:
 
 
 def _unpacked_sum(step: Step, result: Any) -> Any:
-    """The sum that an INCR gave, which has been cut out like a value; other results as they are."""
+    """Unpack the result of an INCR, which was cut out like a value; return others unchanged."""
     return unpack(result) if type(step) is IncrStep and type(result) is Packed else result
 
 
 class TransactionOps(WrittenOps):
-    """Ops that happen as a whole or not at all, on conditions."""
+    """Ops that are all applied or none, on conditions."""
 
     def __init__(self, prefix: str) -> None:
         super().__init__(prefix)
         self._conditions: list[tuple[str, int]] = []
         self.rev = 0
-        """The revision of the transaction, once it is committed; of the store, if it only read."""
+        """The revision of the committed transaction; if it only read, that of the store."""
 
     def check(self, key: str, rev: int) -> None:
-        """Go on only if the key is at this revision; 0 = if it is absent."""
+        """Add a condition: the key has this revision; 0 = it is absent."""
         self._conditions.append((checks.key(self._prefix, key), checks.revision("rev", rev)))
 
     def _discard(self) -> None:

@@ -1,13 +1,13 @@
-"""The connections of one `Client` in one process, which any number of threads share.
+"""The connections of one `Client` in one process, shared by any number of threads.
 
-There are so many places. A place is an idle connection or, where none has been opened yet, leave to
-open one. Who takes a place has it for itself until it is given back. Idle connections lie on a
-stack, so that one thread alone keeps using the same; where there is no place, threads wait for one
-in the order in which they came.
+The number of places is fixed. A place is an idle connection, or the permission to open one. A
+thread that takes a place owns it until it gives it back. Idle connections are on a stack, so a
+single thread keeps using the same one. If there is no free place, threads wait in the order in
+which they came.
 
-A signal's handler and a finalizer may run between any two steps, also in here, and use the same
-client. A lock that the interrupted thread holds would never be released then. So there is none:
-each step is one that Python makes whole, and the state is right between any two of them.
+Signal handlers and finalizers may run between any two steps, also in this module, and may use the
+same client. If the interrupted thread held a lock, it would never be released. So there are no
+locks: each step is atomic in Python, and the state is consistent between any two steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from zkv.client.connection import Connection
 from zkv.client.session import WriteSessions
 
 MOST_CONNECTIONS: Final = 32
-"""Of one client: more than a server can make use of, and sockets are not free."""
+"""The maximum for one client: more than a server can use, and sockets have a cost."""
 
 Place = Connection | None
 
@@ -30,11 +30,11 @@ class Pool:
     """Places for connections.
 
     Args:
-        closed: whether the client has been closed already.
+        closed: True if the client has been closed already.
 
     Attributes:
-        sessions: by which writes are numbered.
-        closed: whether the client has been closed.
+        sessions: the sessions that number writes.
+        closed: True once the client has been closed.
     """
 
     def __init__(self, closed: bool = False) -> None:
@@ -44,13 +44,13 @@ class Pool:
         self._waiters: deque[_Waiter] = deque()
 
     def take(self, seconds: float) -> Place:
-        """A place for the caller alone.
+        """Take a place for the caller alone.
 
         Args:
-            seconds: to wait for one at most.
+            seconds: the longest wait.
 
         Raises:
-            TimeoutError: none became free in time.
+            TimeoutError: no place became free in time.
         """
         if not self._waiters:
             try:
@@ -74,7 +74,7 @@ class Pool:
         return waiter.place
 
     def _gives_up(self, waiter: _Waiter) -> bool:
-        """Stand in line no longer; False = too late, it has been served."""
+        """Leave the line of waiters. Returns False if the waiter already has a place."""
         if not waiter.claim():
             return False
         with suppress(ValueError):
@@ -82,7 +82,7 @@ class Pool:
         return True
 
     def give_back(self, place: Place) -> None:
-        """A place may be taken by others."""
+        """Give back a place, so that others may take it."""
         self._put(place)
         if self._waiters:
             self._serve()
@@ -95,7 +95,7 @@ class Pool:
         self.give_back(None)
 
     def close(self) -> None:
-        """Close idle connections, and wake all who wait. May be called again."""
+        """Close idle connections, and wake all waiting threads. May be called again."""
         self.closed = True
         self._serve()
         with suppress(IndexError):
@@ -111,17 +111,17 @@ class Pool:
             self._free.append(place)
 
     def _serve(self) -> None:
-        """Give what is free to those who have waited longest."""
+        """Give free places to the threads that have waited longest."""
         while self._waiters and (self._free or self.closed):
             try:
                 place = None if self.closed else self._free.pop()
             except IndexError:
-                return  # Another thread was quicker, and serves when it gives its place back.
+                return  # Another thread took it, and serves when it gives its place back.
             if not self._hand_over(place):
                 self._put(place)
 
     def _hand_over(self, place: Place) -> bool:
-        """Give a place to the first in line; False = there is none, or it has left."""
+        """Give a place to the first waiter. Returns False if there is none, or it has left."""
         try:
             waiter = self._waiters.popleft()
         except IndexError:
@@ -137,8 +137,8 @@ class _Waiter:
     """A thread that waits for a place.
 
     Attributes:
-        gate: locked until its turn has come.
-        place: what it got.
+        gate: locked until the thread gets a place.
+        place: the place that it got.
     """
 
     __slots__ = ("_claims", "gate", "place")
@@ -150,7 +150,7 @@ class _Waiter:
         self._claims = deque((True,))
 
     def claim(self) -> bool:
-        """True for the first who asks: either somebody who serves it, or itself, to leave."""
+        """True for the first caller: another thread that serves it, or the waiter itself."""
         try:
             return self._claims.pop()
         except IndexError:

@@ -1,15 +1,15 @@
-"""Which process an object belongs to, and what a fork makes of it in the child.
+"""The process that an object belongs to, and its state in a child after a fork.
 
-A child by fork has a copy of all objects, but none of the threads that work for them, and it must
-not use their sockets, sessions and locks, since the parent goes on with these. So an object either
-begins anew in the child, or it belongs to its process and raises a `ClosedError` in any other:
+A forked child has copies of all objects, but not the threads that work for them. It must not use
+their sockets, sessions and locks, since the parent continues to use these. So an object either
+starts again in the child, or it belongs to its process and raises a `ClosedError` in any other:
 
-- An object that belongs to a process keeps the `generation` in which it was made, and calls
+- An object that belongs to a process stores the `generation` in which it was made, and calls
   `check_process` with it. That costs no system call.
-- An object that has to change in the child, since it is read without such a check or begins anew,
-  is given to `tell_of_forks`; its method ``_after_fork`` is called there.
+- An object that must change in the child, because it starts again or is read without such a check,
+  is passed to `tell_of_forks`; its method ``_after_fork`` is then called in the child.
 
-This is the only place where forks are noticed.
+Only this module detects forks.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from zkv.client.errors import ClosedError
 
 T = TypeVar("T")
 
-FOREIGN = "it belongs to the process that this one was forked from: make another one here"
+FOREIGN = "the object belongs to the process from which this one was forked: create another here"
 
 
 class _Forked(Protocol):
     def _after_fork(self) -> None:
-        """Become what it is to be in the child."""
+        """Change to the state for the child."""
 
 
 _generation = 0
@@ -36,33 +36,33 @@ _inherited: list[object] = []
 
 
 def generation() -> int:
-    """How many forks lie between the first process and this one."""
+    """Return the number of forks between the first process and this one."""
     return _generation
 
 
 def is_foreign(made_in: int) -> bool:
-    """Whether an object of this generation belongs to a process that this one descends from."""
+    """True if an object of this generation belongs to an ancestor of this process."""
     return made_in != _generation
 
 
 def check_process(made_in: int) -> None:
-    """Raise ClosedError where `is_foreign`."""
+    """Raise ClosedError if `is_foreign`."""
     if made_in != _generation:
         raise ClosedError(FOREIGN, applied=False)
 
 
 def tell_of_forks(thing: _Forked) -> None:
-    """Have its ``_after_fork`` called in every child by fork, as long as it lives."""
+    """Call the object's ``_after_fork`` in every forked child, as long as the object exists."""
     _told[id(thing)] = thing
 
 
 def leave_alone(thing: object) -> None:
-    """Keep what the parent has made: it is neither to be used here, nor to be closed."""
+    """Keep an object of the parent forever, so that this process neither uses nor closes it."""
     _inherited.append(thing)
 
 
 class ReadAhead:
-    """What an iterator has read and not given yet. A child by fork does not get the rest of it."""
+    """The entries that an iterator has read but not yielded. A forked child does not get them."""
 
     def __init__(self) -> None:
         self._made_in = _generation
@@ -70,16 +70,16 @@ class ReadAhead:
         tell_of_forks(self)
 
     def page(self, page: list[T]) -> list[T]:
-        """The next page: what the iterator gives now."""
+        """Record the page that the iterator yields now."""
         self._page = page
         return page
 
     def check(self) -> None:
-        """Raise ClosedError in a child by fork."""
+        """Raise ClosedError in a forked child."""
         check_process(self._made_in)
 
     def _after_fork(self) -> None:
-        self._page.clear()  # So who goes through it comes to its end, and then to `check`.
+        self._page.clear()  # So the loop over the page ends, and then calls `check`.
 
 
 def _after_fork() -> None:

@@ -1,11 +1,11 @@
-"""Replies read by msgspec, in a third of the time that msgpack takes where there are many maps.
+"""Unpacks replies by msgspec, in a third of the time of msgpack for replies with many maps.
 
-It reads some values otherwise than `zkv.client.messages` does, or loses a part of them: of two keys
-of a map that are equal in Python it keeps one; a timestamp becomes a datetime. So what it has read
-is believed where it holds no maps, or where it packs into the very same bytes again: then nothing
-was lost. All else is read once more by msgpack. Both ways give the same for all bodies.
+msgspec reads some values differently from `zkv.client.messages`, or loses a part of them: of two
+keys of a map that are equal in Python it keeps one; a timestamp becomes a datetime. So its result
+is used only if the values are of types without loss, or if it packs to exactly the same bytes
+again. Otherwise msgpack unpacks the reply once more. Both ways return the same for every body.
 
-A module of its own, imported when it is needed: importing msgspec takes a while.
+This is a separate module, imported when it is needed, because importing msgspec takes some time.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from zkv.client.values import FLAT
 
 
 def unpack_quickly(op: str, body: bytes, codec: Codec = PLAIN) -> dict[str, Any]:
-    """`zkv.client.messages.unpack_reply`."""
+    """Return the same as `zkv.client.messages.unpack_reply`, usually faster."""
     if codec is not PACKED:
         try:
             reply = _decode(body)
             if type(reply) is dict and (_is_flat(reply) or _is_proven(reply, body)):
                 return reply
-        except Exception:  # noqa: S110  An ext, or something wrong, which is explained below.
+        except Exception:  # noqa: S110  An ext, or an error, which the call below explains.
             pass
     return unpack_reply(op, body, codec)
 
 
 def id_of(body: bytes) -> Any:
-    """The ``id`` in a reply, of which nothing else is decoded. Raises BadReplyError."""
+    """Decode only the ``id`` of a reply. Raises BadReplyError if it is not one map."""
     try:
         return _decode_head(body).id
     except (ValueError, TypeError, RecursionError) as error:
@@ -42,7 +42,7 @@ def id_of(body: bytes) -> Any:
 
 
 def _is_flat(reply: dict[str, Any]) -> bool:
-    """Whether its values are surely of `FLAT` types, of which msgspec loses nothing."""
+    """True if all values are certainly of `FLAT` types, of which msgspec loses nothing."""
     for name, field in reply.items():
         if type(field) in FLAT:
             continue
@@ -60,18 +60,18 @@ _LISTS: Final[dict[str, Callable[[list[Any]], list[Any]]]] = {
     "items": lambda items: [item[1] for item in items],
     "changes": lambda changes: [change[3] for change in changes],
 }
-"""The values in fields that are arrays, by the name of the field."""
+"""Find the values in fields that are arrays, by the name of the field."""
 
 
 def _is_proven(reply: dict[str, Any], body: bytes) -> bool:
-    """Whether it packs into what it was unpacked from, and has no datetime, which does so, too."""
+    """True if the reply packs to the same bytes. Not for datetimes, whose bytes are equal, too."""
     if b"\xff" in body and any(head in body for head in _TIMESTAMPS):
         return False
     return _encode(reply) == body
 
 
 _TIMESTAMPS: Final = (b"\xd6\xff", b"\xd7\xff", b"\xc7\x0c\xff")
-"""The heads of timestamps as msgspec packs them. One with another head does not come out alike."""
+"""The heads of timestamps as msgspec packs them. Timestamps with other heads pack differently."""
 
 
 class _Head(Struct, gc=False):

@@ -1,14 +1,14 @@
-"""When a request is sent again, and when it is given up.
+"""Decides when a request is sent again, and when the client gives up.
 
-Strategy: within one deadline, whatever is known to be safe to repeat is repeated. A reply that does
-not come is waited for longer each time; after a refusal that invites it, the pause grows, with
-jitter, so that many clients do not come back at once (Brooker, "Exponential Backoff and Jitter",
-2015). Only a write without session, and what ends the server, is sent once.
+Strategy: within one deadline, the client repeats every request that is known to be safe to repeat.
+It waits longer for each further reply. After a refusal with ``retry``, it pauses, each time longer
+and with jitter, so that many clients do not return at once (Brooker, "Exponential Backoff and
+Jitter", 2015). Only writes without a session, SNAPSHOT and END are sent once.
 
-Where there is no connection nothing has been sent, so anything may be sent again. That ends when
-the time is up, or sooner where waiting will not help: see `Trouble`.
+Without a connection nothing has been sent, so any request may be sent again, until the time is up,
+or until waiting cannot help: see `Trouble`.
 
-No clock, no randomness and no socket of its own: they are passed in.
+This module has no clock, randomness or sockets: they are passed in.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from zkv.checks import Seconds
 
 DEFINITE: Final = frozenset({"NOT_FOUND", "CONFLICT", "WRONG_TYPE", "BAD_REQUEST", "UNKNOWN_OP"})
-"""Refusals of a repeat that tell of the first attempt, too: the server remembers them, or they do
-not depend on what is stored."""
+"""Refusals of a repeat that also hold for the first attempt: the server remembers them, or they do
+not depend on the stored data."""
 
 
 RECONNECT: Final = 0.1
-"""Seconds, up to twice as many, between two attempts to connect."""
+"""Seconds between two attempts to connect; jitter adds up to as many."""
 REASON_SECONDS: Final = 1.0
-"""How often it is looked why there is no connection, and for how long."""
+"""The interval and the timeout of checks why there is no connection."""
 
 
 def random_fraction() -> float:
@@ -54,22 +54,22 @@ class _Fields(NamedTuple):
 
 
 class RetryPolicy(_Fields):
-    """How patient a client is. All times are in seconds, up to a day, or a `timedelta`.
+    """When a client repeats requests. All times are in seconds, up to a day, or a `timedelta`.
 
     Args:
-        patience: for the first reply, from 0.001; doubled with each further attempt.
-        pause: after the first refusal; doubled with each further one.
-        longest_pause: where that ends.
-        repeat_for: how long a write is repeated at most: a server forgets a session after an hour
-            of silence, and would then run the write again.
+        patience: the wait for the first reply, from 0.001; doubled for each further attempt.
+        pause: the pause after the first refusal; doubled for each further one.
+        longest_pause: the limit of the pauses.
+        repeat_for: the longest time for which a write is repeated: a server forgets a session after
+            an hour without requests, and would then run the write again.
         now: the clock.
-        jitter: random numbers from 0 to 1; None = those of Python.
-        wait_for_start: whether a server that nobody has reached yet is waited for, up to the
-            timeout. Else the first request fails at once where the connection is refused. Once
-            there has been a connection, a server that is away is always waited for.
+        jitter: returns random numbers from 0 to 1; None = those of Python.
+        wait_for_start: True = a client that has not been connected yet waits for the server, up to
+            the timeout; False = it fails at once if the connection is refused. Once it has been
+            connected, it always waits for the server.
 
     Raises:
-        TypeError: an argument is of another type.
+        TypeError: an argument has the wrong type.
         ValueError: a time is out of range.
     """
 
@@ -85,7 +85,7 @@ class RetryPolicy(_Fields):
         jitter: Callable[[], float] | None = None,
         wait_for_start: bool = True,
     ) -> Self:
-        """Check all, and make one."""
+        """Check the arguments, and make a policy."""
         return super().__new__(
             cls,
             checks.seconds("patience", patience, 0.001, checks.LONGEST_TIMEOUT),
@@ -98,8 +98,8 @@ class RetryPolicy(_Fields):
         )
 
     @classmethod
-    def _make(cls, iterable: Iterable[Any]) -> Self:  # type: ignore[override]  # it is one
-        """As `_replace` makes one."""
+    def _make(cls, iterable: Iterable[Any]) -> Self:  # type: ignore[override]  # returns a subclass
+        """Make a policy, for `_replace`, with all checks."""
         return cls(*iterable)
 
     def __repr__(self) -> str:
@@ -116,9 +116,9 @@ class Trouble(NamedTuple):
 
     Args:
         reason: a few words.
-        is_lasting: whether it will be so until somebody changes something; else a server that
-            starts ends it.
-        is_unknown_host: whether the host's name cannot be looked up.
+        is_lasting: True if waiting cannot help, since somebody must change something; False if it
+            helps to start the server.
+        is_unknown_host: True if the host name cannot be resolved.
     """
 
     reason: str
@@ -130,9 +130,9 @@ class Attempts:
     """The attempts at one request.
 
     Args:
-        policy: how patient to be.
-        op: what is attempted.
-        repeatable: whether it may be sent again where a reply is lost.
+        policy: of the client.
+        op: of the request.
+        repeatable: True if the request may be sent again after its reply was lost.
         timeout: seconds for all attempts together.
     """
 
@@ -156,7 +156,7 @@ class Attempts:
         self.end = self._began + timeout
 
     def check_process(self) -> None:
-        """Raise ClosedError in a child that was forked since: the parent goes on with it.
+        """Raise ClosedError in a child forked during the request, which the parent continues.
 
         If the child sent the request, too, both would use the same number of the same session.
         """
@@ -164,28 +164,28 @@ class Attempts:
             raise ClosedError("the process was forked during the request", self.applied())
 
     def left(self) -> float:
-        """Seconds until the request is given up; 0 or below: it is time."""
+        """Return the seconds until the client gives up; 0 or less = the time is up."""
         return self.end - self._policy.now()
 
     def patience(self) -> float:
-        """Seconds to wait for the reply to the next attempt."""
+        """Return the seconds to wait for the reply to the next attempt."""
         if not self.repeatable:
             return self.left()
         return min(self.left(), self._policy.patience * 2.0 ** min(self._lost, 10))
 
     def time_to_connect(self) -> float:
-        """Seconds to wait for a connection; leaves some to find out why there is none."""
+        """Return the seconds to wait for a connection. The rest is to find out why it fails."""
         return max(0.0, min(self.left() / 2, self._policy.patience * 2.0 ** min(self._absent, 10)))
 
     def no_reply(self, endpoint: str, connected: bool) -> None:
-        """An attempt went without a reply. Returns where the request is to be sent again.
+        """Record an attempt without a reply. Returns if the request is to be sent again.
 
         Args:
             endpoint: that it was sent to.
-            connected: whether there may have been a connection that took it.
+            connected: True if there may have been a connection that received it.
 
         Raises:
-            NoReplyError: it is to be given up.
+            NoReplyError: the client gives up.
         """
         self._lost += 1
         self._in_doubt |= connected
@@ -194,11 +194,11 @@ class Attempts:
         raise self.give_up(endpoint)
 
     def pause(self) -> float:
-        """Seconds to wait after a connection was lost, before the request is sent again."""
+        """Return the seconds to wait after a lost connection before sending the request again."""
         return max(0.0, min(self.left(), self._backoff(self._lost - 1)))
 
     def asks_why(self, endpoint: str) -> bool:
-        """Whether it is to be looked now why there is no connection."""
+        """Return True if it is time to find out why there is no connection."""
         now = self._policy.now()
         if now - self._asked.get(endpoint, -REASON_SECONDS) < REASON_SECONDS:
             return False
@@ -208,16 +208,16 @@ class Attempts:
     def no_connection(
         self, endpoint: str, trouble: Trouble | None, endpoints: int, met: bool
     ) -> float:
-        """There was no connection. Returns the seconds after which to try again.
+        """Record that there was no connection. Returns the seconds after which to try again.
 
         Args:
-            endpoint: where there was none.
-            trouble: why; None = as before, or nobody knows.
-            endpoints: how many there are to try.
-            met: whether there has ever been a connection.
+            endpoint: that could not be connected.
+            trouble: the reason; None = unknown, or the same as before.
+            endpoints: the number of endpoints to try.
+            met: True if there has ever been a connection.
 
         Raises:
-            UnavailableError: it is to be given up.
+            UnavailableError: the client gives up.
         """
         self._absent += 1
         if trouble is not None or endpoint not in self._troubles:
@@ -232,7 +232,7 @@ class Attempts:
         return max(0.0, min(self.left(), RECONNECT * (1 + self._policy.jitter())))
 
     def give_up(self, endpoint: str) -> NoReplyError:
-        """The error that tells that there was no reply, or no connection, and why."""
+        """Return the error for a missing reply or connection, with the reason."""
         within = f" within {self._policy.now() - self._began:.3g} s" if self.left() <= 0 else ""
         known = {place: trouble for place, trouble in self._troubles.items() if trouble}
         reason = next((each.reason for each in known.values()), "")
@@ -247,14 +247,14 @@ class Attempts:
         return (UnknownHostError if unknown else UnavailableError)(text, False, reason)
 
     def refused(self, reply: Mapping[str, Any]) -> float:
-        """The server refused. Returns the seconds after which the request is to be sent again.
+        """Record a refusal. Returns the seconds after which to send the request again.
 
         Raises:
-            RefusedError: it is to be given up.
+            RefusedError: the client gives up.
         """
         error = refusal(self._op, reply)
         if self._in_doubt and error.code not in DEFINITE:
-            error = error.but(lost(self._op))  # It speaks of this attempt, not of earlier ones.
+            error = error.but(lost(self._op))  # The refusal says nothing about earlier attempts.
         pause = self._backoff(self._refused)
         if not (error.retry and self.repeatable and pause < self.left() and self._may_repeat()):
             raise error
@@ -267,7 +267,7 @@ class Attempts:
         return pause * (1 + policy.jitter()) / 2
 
     def applied(self) -> bool | None:
-        """What is known of the request having been applied."""
+        """Return ``applied`` for the errors of this request."""
         return lost(self._op) if self._in_doubt else False
 
     def _may_repeat(self) -> bool:

@@ -1,8 +1,9 @@
-"""Where the values of entries stand in a reply or a message of the feed, each cut out.
+"""Finds the values of entries in a reply or a message of the feed, and cuts each out.
 
-A body is read field by field; `VALUES` tells which fields hold values, and how. So a value that
-cannot be decoded does not stop those beside it, and one that need not be decoded stays packed. This
-is slower than decoding a body as a whole, and done where that has failed.
+It reads a body field by field; `VALUES` says which fields hold values, and in which form. So a
+value that cannot be decoded does not affect the others, and a value that need not be decoded stays
+packed. This is slower than decoding the whole body at once, so it is done only if that has failed,
+or if values are to stay packed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Reader = Callable[["Slicer"], Any]
 """Reads one field of a body."""
 
 GONE: Final = frozenset({"DELETE", "EXPIRE"})
-"""Changes that have no value, for which there is a nil in its place."""
+"""Changes without a value; their messages have nil in its place."""
 
 
 class Slicer:
@@ -26,11 +27,11 @@ class Slicer:
 
     Args:
         body: a reply, or a message of the feed.
-        make: what becomes of the bytes of each value.
+        make: converts the bytes of each value.
 
     Raises:
-        ValueError: of every method, where the body is not as the protocol says.
-        msgpack.OutOfData: likewise, where it ends too soon.
+        ValueError: by every method, if the body violates the protocol.
+        msgpack.OutOfData: by every method, if the body ends too soon.
     """
 
     def __init__(self, body: bytes, make: Callable[[bytes], Any]) -> None:
@@ -42,35 +43,35 @@ class Slicer:
         self._reader.feed(body)
 
     def fields(self, op: str) -> dict[str, Any]:
-        """All fields of the body, those that hold values with what has become of these."""
-        readers = {} if op == "INCR" else VALUES  # The value of INCR is no value but a sum.
+        """Read all fields of the body, with converted values."""
+        readers = {} if op == "INCR" else VALUES  # The ``value`` of INCR is a sum.
         return self._map(readers)
 
     def end(self) -> None:
         """Raise ValueError unless this is the end of the body."""
         if self._reader.tell() != len(self._body):
-            raise ValueError("there are bytes behind it")
+            raise ValueError("more bytes follow it")
 
     def other(self) -> Any:
-        """What is no value of an entry."""
+        """Read anything that is not a value of an entry."""
         return self._reader.unpack()
 
     def value(self) -> Any:
-        """One value."""
+        """Read one value."""
         start = self._reader.tell()
         self._reader.skip()
         return self._make(self._body[start : self._reader.tell()])
 
     def values(self) -> list[Any]:
-        """An array of them, as in the reply to MGET."""
+        """Read an array of values, as in the reply to MGET."""
         return [self.value() for _ in range(self._reader.read_array_header())]
 
     def items(self) -> list[list[Any]]:
-        """Arrays of key, value and revision, as in the reply to SCAN."""
+        """Read arrays of key, value and revision, as in the reply to SCAN."""
         return [self._array(1) for _ in range(self._reader.read_array_header())]
 
     def changes(self) -> list[list[Any]]:
-        """Arrays of revision, op, key and value, as in the reply to CHANGES."""
+        """Read arrays of revision, op, key and value, as in the reply to CHANGES."""
         changes = [self._array(3) for _ in range(self._reader.read_array_header())]
         for change in changes:
             if change[1] in GONE:
@@ -78,7 +79,7 @@ class Slicer:
         return changes
 
     def results(self) -> list[dict[str, Any]]:
-        """What the ops of a TXN gave."""
+        """Read the results of the ops of a TXN."""
         return [self._map(VALUES) for _ in range(self._reader.read_array_header())]
 
     def _map(self, readers: dict[str, Reader]) -> dict[str, Any]:
@@ -86,7 +87,7 @@ class Slicer:
         for _ in range(self._reader.read_map_header()):
             name = self._reader.unpack()
             if type(name) is not str:
-                raise ValueError("the name of a field is no str")
+                raise ValueError("the name of a field is not a str")
             read[name] = readers.get(name, Slicer.other)(self)
         return read
 
@@ -103,7 +104,7 @@ VALUES: Final[dict[str, Reader]] = {
     "changes": Slicer.changes,
     "results": Slicer.results,
 }
-"""The fields that hold values of entries, by name: a name has one meaning in all ops."""
+"""The readers of the fields with values of entries. A name has the same meaning in all ops."""
 
 
 class Sliced(dict[str, Any]):
@@ -111,15 +112,15 @@ class Sliced(dict[str, Any]):
 
 
 def sliced(op: str, body: bytes, make: Callable[[bytes], Any]) -> Sliced:
-    """The fields of a body.
+    """Read the fields of a body.
 
     Args:
         op: of the request; ``feed`` for a message of the feed.
         body: as it was received.
-        make: what becomes of the bytes of each value.
+        make: converts the bytes of each value.
 
     Raises:
-        ValueError, TypeError: it is no map, or not as the protocol says.
+        ValueError, TypeError: the body is not a map, or violates the protocol.
     """
     slicer = Slicer(body, make)
     try:
@@ -168,7 +169,7 @@ def name_errors(op: str, fields: Mapping[str, Any], reply: Sliced) -> None:
 
 
 def _named(value: Any, key: str, applied: bool | None = False) -> Any:
-    """A value; where it is an error, one that tells of the key, to be kept for long."""
+    """Return a value; if it is an error, return one with the key that can be kept for long."""
     if not isinstance(value, BadValueError):
         return value
     error = value.of(key, applied)
@@ -178,13 +179,13 @@ def _named(value: Any, key: str, applied: bool | None = False) -> Any:
 
 
 def _key_of(step: Any) -> str:
-    """The key of an op of a TXN: a map, or a `zkv.client.steps.Step`."""
+    """Return the key of an op of a TXN: a map, or a `zkv.client.steps.Step`."""
     key: str = step["key"] if isinstance(step, dict) else step.key
     return key
 
 
 def is_one_value(packed: bytes) -> bool:
-    """Whether these bytes are one value of msgpack, and nothing else."""
+    """Return True if the bytes are exactly one msgpack value."""
     reader = msgpack.Unpacker(max_buffer_size=len(packed) or 1)
     reader.feed(packed)
     try:

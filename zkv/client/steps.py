@@ -1,10 +1,10 @@
-"""The ops of pipelines and transactions, as they are written down and packed.
+"""The ops of pipelines and transactions, as they are collected and packed.
 
-Each is one small object of msgspec, which packs a hundred of them in less time than it would take
-to make dicts of them. What it would pack in another way than msgpack is left to msgpack: values of
-types that are none of msgpack's own or hold others, and text that is no UTF-8.
+Each is a small msgspec object: msgspec packs a hundred of them faster than dicts could be made of
+them. msgpack packs what msgspec would pack differently: values of types that are not msgpack's own
+or that hold others, and text that is not UTF-8.
 
-A module of its own, imported when it is needed: importing msgspec takes a while.
+This is a separate module, imported when it is needed, because importing msgspec takes some time.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Step(Struct, tag_field="op", gc=False):
     """One op of a pipeline or transaction.
 
     Attributes:
-        told: which field of its reply is its result.
-        absent: what stands for ``NOT_FOUND``; `RAISE` = that is an error.
+        told: the field of its reply that is its result.
+        absent: the result for ``NOT_FOUND``; `RAISE` = raise an error.
     """
 
     told: ClassVar[str]
@@ -52,7 +52,7 @@ class PutStep(Step, tag="PUT", gc=False):
 
 
 class PutIfStep(PutStep, tag="PUT", gc=False):
-    """Write a value on a condition, or for a time."""
+    """Write a value on a condition or with a time to live."""
 
     ttl: float | UnsetType = UNSET
     if_rev: int | UnsetType = UNSET
@@ -68,7 +68,7 @@ class DeleteStep(Step, tag="DELETE", gc=False):
 
 
 class TouchStep(Step, tag="TOUCH", gc=False):
-    """Give an entry another time to live."""
+    """Set a new time to live for an entry."""
 
     told = "rev"
 
@@ -84,12 +84,12 @@ class IncrStep(Step, tag="INCR", gc=False):
 
 
 def name_of(step: Step) -> str:
-    """Its op."""
+    """Return the op of a step."""
     return cast("str", step.__struct_config__.tag)
 
 
 def fields_of(step: Step) -> dict[str, Any]:
-    """Its fields without ``op``."""
+    """Return the fields of a step without ``op``."""
     return {name: value for name, value in asdict(step).items() if value is not UNSET}
 
 
@@ -97,7 +97,7 @@ _encode = Encoder().encode
 
 
 def pack_steps(op: str, request_id: int, fields: dict[str, Any], codec: Codec = PLAIN) -> bytes:
-    """`pack_request` for fields in which ``ops`` are steps."""
+    """Pack a request whose ``ops`` are steps. Raises the same errors as `pack_request`."""
     steps: list[Step] = fields["ops"]
     if codec is PACKED:
         return _pack_as_maps(op, request_id, fields, codec)
@@ -122,8 +122,8 @@ def _pack_as_maps(op: str, request_id: int, fields: dict[str, Any], codec: Codec
 
 
 def _packed_alike(steps: list[Step]) -> bool:
-    """Whether all values are of types that msgspec packs as msgpack does."""
-    if not _WRITES & set(map(type, steps)):  # In C, where there is nothing to look at.
+    """True if all values are of types that msgspec packs as msgpack does."""
+    if not _WRITES & set(map(type, steps)):  # The usual case of reads only, in C.
         return True
     return {type(step.value) for step in steps if isinstance(step, PutStep)} <= FLAT
 
@@ -136,7 +136,7 @@ def _with_packed_value(step: Step, codec: Codec) -> Step:
         return step
     try:
         packed = pack(step.value, codec)
-        check_levels(b"\x91" + packed, 1)  # In an array, since one level is always around it.
+        check_levels(b"\x91" + packed, 1)  # In an array, since `check_levels` expects a level.
     except BadValueError as error:
         raise error.of(step.key) from error.__cause__
     return replace(step, value=Raw(packed))

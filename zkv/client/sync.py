@@ -1,21 +1,20 @@
-"""The client for threads: any number of them may share one.
+"""The client for threads. Any number of threads may share one client.
 
-Strategy: a request takes a connection out of the pool (`zkv.client.pool`), and has it for itself
-until its reply is there. So a REQ socket is used by one thread at a time, which is what ZeroMQ
-asks.
+Strategy: a request takes a connection from the pool (`zkv.client.pool`) and keeps it until the
+reply has arrived. So only one thread at a time uses a REQ socket, as ZeroMQ requires.
 
-What makes it dependable:
+Invariants:
 
-- It never waits without a limit: a request is sent without waiting, a reply awaited in steps, since
-  an interrupt that comes just before ZeroMQ waits is only seen after it, as is a lost connection.
-- A REQ socket that is still owed a reply refuses the next request for ever. So a connection goes
-  with any request that was not answered well.
-- Every request has an id of its own, and only the reply with the same id counts.
-- Reads, and writes that carry session and seq, are sent again; see `zkv.client.retry`.
-- After a fork the child begins anew, with connections and sessions of its own: two processes that
-  used the same session would get each other's replies. A request that was under way belongs to the
-  parent.
-- No lock is held at any time, so a signal's handler and a finalizer may use the client, too.
+- The client never waits without a limit. It sends without waiting, and waits for a reply in steps:
+  an interrupt that arrives just before ZeroMQ waits is handled only afterwards, and so is the loss
+  of a connection.
+- A REQ socket whose reply is outstanding refuses all further requests. So the client closes the
+  connection of every request that did not get its reply.
+- Every request has its own id, and only a reply with the same id is accepted.
+- Reads, and writes with session and seq, are repeated; see `zkv.client.retry`.
+- After a fork the child starts with its own connections and sessions: two processes with the same
+  session would get each other's replies. A request in flight belongs to the parent.
+- The client never holds a lock, so signal handlers and finalizers may use it, too.
 """
 
 from __future__ import annotations
@@ -53,30 +52,32 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STEP: Final = 0.25
-"""Seconds to wait for a reply before it is looked whether the connection is still there."""
+"""Seconds to wait for a reply before checking that the connection still exists."""
 
 
 class Client(ClientOps):
-    """A client of a server, for any number of threads, and a mapping of all its keys.
+    """A client for any number of threads; also a mapping of all keys of the server.
 
-    The server need not be up yet: the first request connects, and waits for it up to the timeout.
-    Use as a context manager, or `close` at the end.
+    The server may still be down: the first request connects, and waits for the server up to the
+    timeout. Use the client as a context manager, or call `close` at the end.
 
     Args:
-        endpoint: where the server listens: ``tcp://HOST:PORT`` or ``ipc://PATH``. Several may be
-            given for the same server: where no reply comes from one, the next is tried. By
-            default those that the variable ``ZKV_ENDPOINT`` lists, with commas between them; where
-            it is not set, ``tcp://127.0.0.1:5555``.
-        timeout: seconds for each request, with all its repeats; above 0, up to a day, or a
+        endpoint: where the server listens: ``tcp://HOST:PORT`` or ``ipc://PATH``; or a list of
+            several endpoints of one server: if one does not answer, the client tries the next.
+            The default is the variable ``ZKV_ENDPOINT``, with commas between endpoints; if that is
+            not set, ``tcp://127.0.0.1:5555``.
+        timeout: seconds for each request, including all its repeats; above 0, up to a day, or a
             `timedelta`.
-        codec: types of values beside those of msgpack.
-        durable: have each write on disk before it is answered, whatever the server's policy.
-        retry: how patient to be within the timeout.
-        context: to make sockets in, for ``inproc://`` endpoints; None = the process's own.
+        codec: adds types of values to those of msgpack.
+        durable: True = the server answers each write only once it is on disk, whatever its fsync
+            policy.
+        retry: when requests are repeated within the timeout.
+        context: the ZeroMQ context of the sockets, for ``inproc://`` endpoints; None = the
+            process's own.
 
     Raises:
-        ValueError: an endpoint is malformed, or the timeout out of range.
-        TypeError: an argument is of another type.
+        ValueError: an endpoint is malformed, or the timeout is out of range.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> kv = Client()  # doctest: +SKIP
@@ -85,7 +86,7 @@ class Client(ClientOps):
         Entry(key='greeting', value='hello', rev=1, ttl=None)
         >>> kv.close()  # doctest: +SKIP
 
-        In a program, a ``with`` block closes it at its end, also where an error is raised:
+        In a program, a ``with`` block closes the client, also if an error is raised:
 
         >>> with Client() as kv:  # doctest: +SKIP
         ...     kv["greeting"] = "hello"
@@ -110,7 +111,7 @@ class Client(ClientOps):
         self._ids = itertools.count(1)
         self._pool = Pool()
         self._pool.take(0)
-        self._pool.give_back(self._open())  # What cannot be is told now.
+        self._pool.give_back(self._open())  # An endpoint that libzmq refuses is reported now.
         tell_of_forks(self)
 
     def _after_fork(self) -> None:
@@ -125,7 +126,7 @@ class Client(ClientOps):
 
     @property
     def timeout(self) -> float:
-        """Seconds for each request, with all its repeats; may be set to others."""
+        """Seconds for each request, including all its repeats. You may set it."""
         return self._timeout
 
     @timeout.setter
@@ -138,7 +139,7 @@ class Client(ClientOps):
         return self._endpoints.current.endpoint
 
     def close(self) -> None:
-        """Close all connections. Requests under way in other threads still get their replies."""
+        """Close all connections. Requests in flight in other threads still get their replies."""
         self._pool.close()
 
     def _run(self, operation: Operation[T], timeout: Seconds | None = None) -> T:
@@ -161,7 +162,7 @@ class Client(ClientOps):
     def _ask(
         self, operation: Operation[Any], fields: dict[str, Any], codec: Codec, attempts: Attempts
     ) -> Reply:
-        """Send a request until there is an answer to it, or no time left."""
+        """Send a request until the server answers it or the time is up."""
         request_id = next(self._ids)
         body = operation.pack(operation.op, request_id, fields, codec)
         while True:
@@ -185,7 +186,7 @@ class Client(ClientOps):
         codec: Codec,
         attempts: Attempts,
     ) -> Reply | None:
-        """Send a request once; None = no reply, and it may be sent again."""
+        """Send a request once. Returns None if there is no reply and it may be sent again."""
         op, pool = operation.op, self._pool
         attempts.check_process()
         connection = self._take(pool, attempts)
@@ -199,9 +200,9 @@ class Client(ClientOps):
                     check_answer(op, request_id, reply)
                     pool.give_back(connection)
                     return reply
-        except zmq.ZMQError:  # Its context was terminated: that ends a connection like any other.
+        except zmq.ZMQError:  # Its context was terminated, which also ends the connection.
             connection.over = True
-        except BaseException:  # Ctrl-C too must not leave a socket that is owed a reply.
+        except BaseException:  # Ctrl-C, too, must not leave a socket with an outstanding reply.
             pool.drop(connection)
             raise
         pool.drop(connection)
@@ -214,7 +215,7 @@ class Client(ClientOps):
         return None
 
     def _no_connection(self, address: Address, attempts: Attempts) -> None:
-        """Return when to try again. Raises UnavailableError where it is to be given up."""
+        """Wait until the next attempt is due. Raises UnavailableError to give up."""
         from zkv.client.trouble import find_trouble
 
         endpoint, endpoints = address.endpoint, self._endpoints
@@ -227,17 +228,17 @@ class Client(ClientOps):
     # --- Connections
 
     def _take(self, pool: Pool, attempts: Attempts) -> Connection:
-        """A connection of one's own. Raises NoReplyError where none becomes free in time."""
+        """Take a connection. Raises NoReplyError if none becomes free in time."""
         try:
             connection = pool.take(attempts.left())
         except TimeoutError:
-            raise attempts.give_up(self.endpoint) from None  # Nothing is sent any more.
+            raise attempts.give_up(self.endpoint) from None
         if pool.closed:
             pool.give_back(connection)
             raise ClosedError(CLOSED, attempts.applied())
         try:
             if connection is not None:
-                surely = not attempts.repeatable  # Another loss could not be made good.
+                surely = not attempts.repeatable  # Such a request cannot be sent again.
                 if connection.address == self._endpoints.current and connection.is_usable(surely):
                     return connection
                 connection.close()
@@ -255,16 +256,16 @@ class Client(ClientOps):
 
 
 def _exchange(connection: Connection, op: str, body: bytes, seconds: float) -> bytes | None:
-    """Send a body and return the one that comes back; None = there is none in time.
+    """Send a body and return that of the reply; None = no reply arrived in time.
 
     Raises:
-        BadReplyError: what comes back has more than one frame.
+        BadReplyError: the reply has more than one frame.
     """
     socket = connection.socket
     try:
         socket.send(body, zmq.NOBLOCK)
     except zmq.Again:
-        return None  # The server at an inproc endpoint has stopped: that cannot be reconnected to.
+        return None  # The server at an inproc endpoint has stopped: the socket cannot reconnect.
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         connection.wait_at_most(min(left, STEP))
@@ -275,10 +276,10 @@ def _exchange(connection: Connection, op: str, body: bytes, seconds: float) -> b
             if not connection.over:
                 continue
             try:
-                received = socket.recv(zmq.NOBLOCK)  # It may have come at the last moment.
+                received = socket.recv(zmq.NOBLOCK)  # It may have arrived at the last moment.
             except zmq.Again:
                 return None
         if socket.getsockopt(zmq.RCVMORE):
-            raise bad_reply(op, "it has more than one body")
+            raise bad_reply(op, "it has more than one frame")
         return received
     return None

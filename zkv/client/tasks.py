@@ -1,7 +1,7 @@
 """Waiting and waking, for the tasks of one event loop.
 
-`zkv.client.threads` has the same for threads. All that watches, mirrors and recipes need to know of
-the difference is in these two modules.
+`zkv.client.threads` has the same for threads. These two modules contain all differences between
+threads and asyncio that matter to watches, mirrors and recipes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from zkv.client.errors import ClientError
 __all__ = ["AsyncBackground", "AsyncCondition", "AsyncWaiter", "complete"]
 
 TURN_SECONDS: Final = 0.005
-"""How long messages may come one after the other before other tasks have their turn."""
+"""How long a task may process messages without a pause before other tasks get to run."""
 
 T = TypeVar("T")
 
@@ -27,16 +27,16 @@ _log = logging.getLogger("zkv.client")
 
 
 class AsyncWaiter:
-    """Lets one task wait for a socket, and others wake it."""
+    """One task waits for a socket, and other tasks can wake it."""
 
     def __init__(self) -> None:
         self._woken = False
         self._waiting: asyncio.Future[None] | None = None
-        self._waited = 0.0  # When other tasks had their turn.
+        self._waited = 0.0  # When other tasks last got to run.
 
     async def wait(self, seconds: float, socket: zmq.Socket[bytes] | None = None) -> None:
-        """Wait until there is something in ``socket``, or `wake`, but not for longer than this."""
-        # Looked at first: ZeroMQ tells by its descriptor only what has come since somebody looked.
+        """Wait until ``socket`` has a message or `wake` is called, at most ``seconds``."""
+        # Look at the socket first: its descriptor signals only what arrives after a look.
         is_there = socket is not None and int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN
         woken, self._woken = self._woken, False
         if not (woken or is_there):
@@ -63,24 +63,27 @@ class AsyncWaiter:
             self._waiting = None
 
     def wake(self) -> None:
-        """Wake who waits, or who will wait next."""
+        """Wake the task that waits; if none does, the next `wait` returns at once."""
         if self._waiting is None:
             self._woken = True
         else:
             _resolve(self._waiting)
 
     def close(self) -> None:
-        """May be called again."""
+        """Do nothing: unlike `zkv.client.threads.Waiter`, this holds no resources."""
 
 
 class AsyncCondition:
-    """Lets tasks wait until something is so, and be woken to look."""
+    """Tasks wait until a condition is true; `wake` makes them check it again."""
 
     def __init__(self) -> None:
         self._woken = asyncio.Event()
 
     async def wait_for(self, is_so: Callable[[], bool], seconds: float | None) -> bool:
-        """Wait until it is so; False = not in time. Raises what ``is_so`` raises."""
+        """Wait until ``is_so`` returns True. Returns False if the time is up.
+
+        Errors of ``is_so`` are raised.
+        """
         end = None if seconds is None else time.monotonic() + seconds
         while not is_so():
             left = None if end is None else end - time.monotonic()
@@ -90,26 +93,27 @@ class AsyncCondition:
         return True
 
     def wake(self) -> None:
-        """Have all who wait look again."""
+        """Make all waiting tasks check the condition again."""
         self._woken.set()
         self._woken = asyncio.Event()
 
 
 class AsyncBackground:
-    """Work that is done beside what started it.
+    """Work in the background.
 
     Args:
-        work: what to do.
-        name: for people who debug.
+        work: the coroutine function to run.
+        name: of the task, for debugging.
     """
 
     def __init__(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         self._task = asyncio.create_task(work(), name=name)
 
     async def join(self) -> None:
-        """Wait until it is done, unless it is the worker itself that asks.
+        """Wait until the work is done.
 
-        Nor in another event loop, such as that of a child by fork: there it does not go on.
+        This does not wait if the work itself calls it. Nor does it wait in another event loop, such
+        as that of a forked child, where the work does not continue.
         """
         here = self._task.get_loop() is asyncio.get_running_loop()
         if here and self._task is not asyncio.current_task():
@@ -117,7 +121,7 @@ class AsyncBackground:
 
 
 SETTLING_SECONDS: Final = 1.0
-"""How long who is cancelled waits for what it had begun."""
+"""How long a cancelled task waits until its work is done and undone."""
 
 _settling: Final = set[asyncio.Task[None]]()
 
@@ -125,14 +129,14 @@ _settling: Final = set[asyncio.Task[None]]()
 async def complete(
     work: Callable[[], Coroutine[Any, Any, T]], undo: Callable[[], Awaitable[object]] | None = None
 ) -> T:
-    """Do some work to its end, also where this task is cancelled meanwhile.
+    """Run some work to its end, even if this task is cancelled meanwhile.
 
-    The task is cancelled then, but not before the work is done, and undone; where the server is
-    away, that goes on in the background.
+    Then the cancellation takes effect once the work is done and undone, at most after
+    `SETTLING_SECONDS`; the rest is done in the background.
 
     Args:
-        work: what to do.
-        undo: what to do after it if nobody is there any more for whom it was done.
+        work: the coroutine function to run.
+        undo: run after the work if the task was cancelled.
     """
     task = asyncio.ensure_future(work())
     try:
@@ -148,12 +152,12 @@ async def complete(
 async def _settle(work: asyncio.Future[Any], undo: Callable[[], Awaitable[object]] | None) -> None:
     await asyncio.wait([work])
     if not work.cancelled():
-        work.exception()  # Nobody is there to be told.
+        work.exception()  # The caller is gone; otherwise asyncio would log the error.
     if undo is not None:
         try:
             await undo()
         except ClientError as error:
-            _log.warning("what was cancelled could not be undone: %s", error)
+            _log.warning("cancelled work could not be undone: %s", error)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -1,10 +1,10 @@
 """Waiting and waking, for threads.
 
-`zkv.client.tasks` has the same for asyncio. All that watches, mirrors and recipes need to know of
-the difference is in these two modules.
+`zkv.client.tasks` has the same for asyncio. These two modules contain all differences between
+threads and asyncio that matter to watches, mirrors and recipes.
 
-A signal's handler or a finalizer may interrupt any of this, and call it again in the same thread.
-So nothing here waits for a lock that an interrupted thread may hold.
+A signal handler or a finalizer may interrupt any of these methods, and call it again in the same
+thread. So no method waits for a lock that an interrupted thread may hold.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ __all__ = ["Background", "Condition", "Waiter", "complete"]
 T = TypeVar("T")
 
 JOIN_SECONDS: Final = 1.0
-"""How long the end of work in the background is waited for."""
+"""The longest wait for the end of background work."""
 
 
 class Waiter:
-    """Lets one thread wait for a socket, and others wake it."""
+    """One thread waits for a socket, and other threads can wake it."""
 
     def __init__(self) -> None:
         self._reader, self._writer = posix.socketpair()
@@ -39,9 +39,10 @@ class Waiter:
         self._writer.setblocking(False)
 
     def wait(self, seconds: float, socket: zmq.Socket[bytes] | None = None) -> None:
-        """Wait until there is something in ``socket``, or `wake`, but at most a second.
+        """Wait until ``socket`` has a message or `wake` is called, at most a second.
 
-        An interrupt that comes just before ZeroMQ waits is only seen after it.
+        The limit is for Ctrl-C: an interrupt that arrives just before ZeroMQ waits is handled only
+        afterwards.
         """
         poller = zmq.Poller()
         poller.register(self._reader, zmq.POLLIN)
@@ -52,29 +53,32 @@ class Waiter:
             self._reader.recv(4096)
 
     def wake(self) -> None:
-        """Wake who waits, or who will wait next. Any thread."""
+        """Wake the thread that waits; if none does, the next `wait` returns at once."""
         with contextlib.suppress(OSError):  # Closed, or woken often enough.
             self._writer.send(b"\0")
 
     def close(self) -> None:
-        """May be called again."""
+        """Close the sockets. May be called again."""
         self._reader.close()
         self._writer.close()
 
 
 class Condition:
-    """Lets threads wait until something is so, and be woken to look."""
+    """Threads wait until a condition is true; `wake` makes them check it again."""
 
     def __init__(self) -> None:
         self._gates: deque[threading.Lock] = deque()  # Each is locked until its thread is woken.
 
     def wait_for(self, is_so: Callable[[], bool], seconds: float | None) -> bool:
-        """Wait until it is so; False = not in time. Raises what ``is_so`` raises."""
+        """Wait until ``is_so`` returns True. Returns False if the time is up.
+
+        Errors of ``is_so`` are raised.
+        """
         end = math.inf if seconds is None else time.monotonic() + seconds
         while True:
             gate = threading.Lock()
             gate.acquire()
-            self._gates.append(gate)  # Before looking: who changes something later opens it.
+            self._gates.append(gate)  # Before the check: a later change opens the gate.
             try:
                 if is_so():
                     return True
@@ -83,22 +87,22 @@ class Condition:
                     return False
                 gate.acquire(timeout=min(left, threading.TIMEOUT_MAX))
             finally:
-                with contextlib.suppress(ValueError):  # Woken: it has been taken away.
+                with contextlib.suppress(ValueError):  # `wake` has removed it.
                     self._gates.remove(gate)
 
     def wake(self) -> None:
-        """Have all who wait look again."""
+        """Make all waiting threads check the condition again."""
         for _ in range(len(self._gates)):
             with contextlib.suppress(IndexError):
                 self._gates.popleft().release()
 
 
 class Background:
-    """Work that is done beside what started it.
+    """Work in the background.
 
     Args:
-        work: what to do.
-        name: for people who debug.
+        work: the function to run.
+        name: of the thread, for debugging.
     """
 
     def __init__(self, work: Callable[[], None], name: str) -> None:
@@ -106,22 +110,23 @@ class Background:
         self._thread.start()
 
     def join(self) -> None:
-        """Wait until it is done, or for a second; not at all if it is the worker itself that asks.
+        """Wait until the work is done, at most a second; not at all if the work itself calls this.
 
-        It ends by itself, but not before it gets its reply. Nor while it waits for a lock, such as
-        one of `logging`, of a thread that was interrupted by the very handler that waits here.
+        The work ends by itself, but only after its request is answered. If it waits for a lock,
+        such as one of `logging`, that is held by the thread that a signal handler has interrupted,
+        and the handler waits here, it can end only after the handler.
         """
         if self._thread is not threading.current_thread():
-            self._thread.join(JOIN_SECONDS)  # In a child by fork it is not there.
+            self._thread.join(JOIN_SECONDS)  # In a forked child the thread does not exist.
 
 
 def complete(work: Callable[[], T], undo: Callable[[], object] | None = None) -> T:
-    """Do some work.
+    """Run some work, and undo it if it is interrupted.
 
     Args:
-        work: what to do.
-        undo: what to do after it where it was interrupted, as by Ctrl-C or a signal's handler that
-            raises. A `ClientError` is an answer.
+        work: the function to run.
+        undo: run if the work was interrupted, by Ctrl-C or by a signal handler that raises; not
+            after a `ClientError`.
     """
     try:
         return work()

@@ -1,8 +1,8 @@
-"""Why there is no connection, in the words of whoever has to mend it.
+"""Finds out why there is no connection, and explains it to the person who has to fix it.
 
-libzmq tells that connecting failed, and not why. So once it has, the place is looked at with a
-socket of the system's: the name is looked up, the connection is made, and what listens there is
-greeted as ZeroMQ greets (ZMTP 3.1, https://rfc.zeromq.org/spec/37/), to see what it says.
+libzmq reports that a connection failed, but not why. So after a failure this module uses a plain
+socket: it resolves the name, connects, and sends a ZeroMQ greeting (ZMTP 3.1,
+https://rfc.zeromq.org/spec/37/) to find out what kind of service listens there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GREETING: Final = (
 SIGNATURE: Final = 10
 GREETING_BYTES: Final = 64
 ENDS_OF_LINES: Final = b"\r\n\r\n"
-"""Has those speak who wait for the end of a line, or of a header."""
+"""Makes services answer that wait for the end of a line or of a header."""
 MOST_BYTES: Final = 4_096
 SERVERS: Final = frozenset({"ROUTER", "REP"})
 FEEDS: Final = frozenset({"PUB", "XPUB"})
@@ -34,11 +34,11 @@ UNKNOWN: Final = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", soc
 
 
 def find_trouble(endpoint: str, seconds: float) -> Trouble | None:
-    """Look why there is no connection to an endpoint; None = now there may be one.
+    """Find out why there is no connection to an endpoint; None = there may be one now.
 
     Args:
-        endpoint: one that has been checked.
-        seconds: to take at most.
+        endpoint: it has been checked.
+        seconds: the longest time to take.
     """
     deadline = time.monotonic() + seconds
     if endpoint.startswith("ipc://"):
@@ -58,7 +58,7 @@ def find_trouble(endpoint: str, seconds: float) -> Trouble | None:
 
 
 def find_trouble_meanwhile(endpoint: str, seconds: float) -> Future[Trouble | None]:
-    """`find_trouble` in a thread of its own, which holds up nobody's end."""
+    """Run `find_trouble` in a daemon thread, which does not delay the end of the process."""
     future: Future[Trouble | None] = Future()
     _in_thread(future, find_trouble, endpoint, seconds)
     return future
@@ -80,14 +80,14 @@ Place = tuple[int, Any]
 
 
 def _look_up(endpoint: str, seconds: float) -> list[Place] | Trouble:
-    """The families and addresses of a tcp endpoint's host."""
+    """Resolve the host of a tcp endpoint to families and addresses."""
     host, port = host_of(endpoint), int(endpoint.rpartition(":")[2])
     future: Future[list[Any]] = Future()
     arguments = (host, port, socket.AF_UNSPEC, socket.SOCK_STREAM)
     try:
         if is_address(host):
             future.set_result(socket.getaddrinfo(*arguments))
-        else:  # Which may take longer than there is time, and cannot be interrupted.
+        else:  # A name may take longer than there is time, and cannot be interrupted.
             _in_thread(future, socket.getaddrinfo, *arguments)
         return [(family, place) for family, _, _, _, place in future.result(max(seconds, 0.01))]
     except TimeoutError:
@@ -105,9 +105,9 @@ def _of_path(path: str, deadline: float) -> Trouble | None:
         return _of_place(socket.AF_UNIX, f"\0{path[1:]}", deadline)
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return Trouble(f"{path} is no socket", True)
+            return Trouble(f"{path} is not a socket", True)
     except FileNotFoundError:
-        return Trouble(f"there is no {path}: no server listens there")
+        return Trouble(f"{path} does not exist: no server listens there")
     except OSError as error:
         return Trouble(f"{path}: {_words(error)}", True)
     return _of_place(socket.AF_UNIX, path, deadline)
@@ -135,7 +135,7 @@ def _words(error: OSError) -> str:
 
 
 def _greet(peer: socket.socket, deadline: float) -> Trouble | None:
-    """Speak ZMTP with whatever it is, up to where it tells what kind of socket it has."""
+    """Talk ZMTP to the service, until it reports the type of its socket."""
     peer.settimeout(max(0.01, deadline - time.monotonic()) / 2)
     try:
         peer.sendall(GREETING)
@@ -146,14 +146,14 @@ def _greet(peer: socket.socket, deadline: float) -> Trouble | None:
     except ConnectionError:
         received = b""
     if received is None:
-        return Trouble("something listens there and says nothing: no zkv server, or one that hangs")
+        return Trouble("the listener there sends nothing: it hangs, or is not a zkv server")
     if not received:
-        return Trouble("the connection is closed at once: no zkv server, or a proxy without one")
+        return Trouble("the listener there closes connections: not a zkv server, or an idle proxy")
     return _understand(received)
 
 
 def _receive(peer: socket.socket) -> bytes | None:
-    """What it says before it closes the connection or waits for more; None = it only waits."""
+    """Receive until the service closes the connection or waits; None = it has sent nothing."""
     received = b""
     while not _is_enough(received) and len(received) < MOST_BYTES:
         try:
@@ -183,21 +183,24 @@ def _speaks_zmtp(begin: bytes) -> bool:
 def _understand(received: bytes) -> Trouble | None:
     if not _speaks_zmtp(received[:SIGNATURE]):
         line = received.split(b"\n")[0].rstrip()[:60].decode("ascii", "replace")
-        return Trouble(f"no zkv server listens there, but something that says {line!r}", True)
+        return Trouble(f"the listener there is not a zkv server: it sends {line!r}", True)
     kind = _socket_type(received[GREETING_BYTES + 2 :])
     if kind in FEEDS:
         return Trouble(
-            f"a change feed listens there (a socket of type {kind}), and answers no requests", True
+            f"a change feed listens there (a socket of type {kind}); it answers no requests",
+            True,
         )
     if not kind:
-        return Trouble("what listens there begins as ZeroMQ does, and does not go on")
+        return Trouble("the listener there does not finish its ZeroMQ greeting")
     if kind not in SERVERS:
-        return Trouble(f"no zkv server listens there, but a ZeroMQ socket of type {kind}", True)
+        return Trouble(
+            f"the listener there is not a zkv server, but a ZeroMQ socket of type {kind}", True
+        )
     return None
 
 
 def _socket_type(ready: bytes) -> str:
-    """What a command READY tells; empty where it does not."""
+    """Return the socket type in a command READY; empty if there is none."""
     begin = ready.find(b"\x0bSocket-Type")
     if begin < 0:
         return ""

@@ -1,11 +1,12 @@
-"""Values as msgpack: what is packed is what comes back, or it is refused.
+"""Packs values as msgpack, and refuses values that could not be read back.
 
-Packing is done by msgpack with exact types, which costs nothing. A value that holds something else
-(a tuple, a subclass of one of msgpack's types) is packed once more as these types, and then looked
-at: as a dict it could have keys that are other keys, or none, when they come back.
+msgpack first packs a value with exact types, which costs nothing extra. If the value contains
+anything else (a tuple, a subclass of one of msgpack's types), it is packed again as msgpack's types
+and then checked: when it is read back, different keys of a dict could have become equal, or a key
+could be one that no dict can have.
 
-Unpacking has each map made here, of its pairs: the arrays among its keys become tuples, and a map
-that no dict can hold, since two keys are equal in Python, or one is a map, is an error.
+Unpacking makes each dict here, from pairs: arrays that are keys become tuples. A map that no dict
+can hold, since two keys are equal in Python, or a key is a map, raises an error.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from zkv.defaults import MAX_LEVELS, TOO_DEEP
 STR_ERRORS: Final = "surrogateescape"
 
 FLAT: Final = frozenset({type(None), bool, int, float, str, bytes})
-"""Types of values in which there are no others."""
+"""Types that contain no other values."""
 
 
 def pack(value: Any, codec: Codec = PLAIN) -> bytes:
-    """A value, packed.
+    """Pack a value.
 
     Raises:
-        TypeError: it holds something that neither msgpack nor the codec has a type for, or that
-            Python could not get back.
-        ValueError: a str holds a surrogate, an int needs more than 64 bits, or it is nested deeper
-            than msgpack packs.
+        TypeError: it contains an object that neither msgpack nor the codec has a type for, or that
+            Python could not read back.
+        ValueError: a str holds a surrogate, an int needs more than 64 bits, or the value is nested
+            more deeply than msgpack packs.
         BadValueError: a function of the codec failed.
     """
     packed: bytes
@@ -39,7 +40,7 @@ def pack(value: Any, codec: Codec = PLAIN) -> bytes:
         packed = msgpack.Packer(default=codec.exact, strict_types=True).pack(value)
     except Inexact:
         packed = _pack_inexact(value, codec)
-    except UnicodeEncodeError:  # With surrogates, which takes twice the time for every str.
+    except UnicodeEncodeError:  # Allowing surrogates takes twice the time for every str.
         packed = _pack_surrogates(value, codec)
     except ValueError as error:
         raise explained(error) from None
@@ -47,7 +48,7 @@ def pack(value: Any, codec: Codec = PLAIN) -> bytes:
 
 
 def _pack_inexact(value: Any, codec: Codec, unicode_errors: str = "strict") -> bytes:
-    """A value with tuples or subclasses, as which maps may have keys that cannot come back."""
+    """Pack a value with tuples or subclasses, and check that its maps can be read back."""
     try:
         packed: bytes = msgpack.packb(
             value,
@@ -64,29 +65,29 @@ def _pack_inexact(value: Any, codec: Codec, unicode_errors: str = "strict") -> b
     try:
         _unpack(packed, PLAIN)
     except _CannotHold as error:
-        raise TypeError(f"cannot store a value that would not come back: {error}") from None
+        raise TypeError(f"cannot store a value that could not be read back: {error}") from None
     return packed
 
 
 def _pack_surrogates(value: Any, codec: Codec) -> bytes:
-    """A value with surrogates, those of bytes that are no UTF-8. Raises ValueError for others."""
+    """Pack a value with surrogates that stand for bytes. Raises ValueError for others."""
     try:
         return _pack_inexact(value, codec, STR_ERRORS)
     except UnicodeEncodeError as error:
         code = ord(error.object[error.start])
         raise ValueError(
-            f"a str holds U+{code:04X}: surrogates are no characters, and cannot be stored"
+            f"a str holds U+{code:04X}: surrogates are not characters, and cannot be stored"
         ) from None
 
 
 def check_levels(packed: bytes, above: int) -> None:
-    """Raise ValueError where a value is nested more deeply than the server takes.
+    """Raise ValueError if a value is nested more deeply than the server accepts.
 
     Args:
         packed: a request, or an array of the value.
         above: levels of arrays and maps around the value; 1 or more.
     """
-    if len(packed) <= MAX_LEVELS:  # Each level takes a byte.
+    if len(packed) <= MAX_LEVELS:  # Each level takes at least a byte.
         return
     from zkv.nesting import may_be_deep, measure  # Rarely needed.
 
@@ -95,15 +96,15 @@ def check_levels(packed: bytes, above: int) -> None:
 
 
 def explained(error: ValueError) -> ValueError:
-    """What msgpack raises where it packs, in the terms of a request."""
+    """Convert an error of msgpack's packer to one about a value."""
     return ValueError(f"a value {TOO_DEEP}") if "recursion limit" in str(error) else error
 
 
 def unpack(packed: bytes, codec: Codec = PLAIN) -> Any:
-    """The value that is packed, with tuples for the arrays that are keys of maps.
+    """Unpack a value. Arrays that are keys of maps become tuples.
 
     Raises:
-        BadValueError: Python cannot hold it, or a function of the codec failed.
+        BadValueError: Python cannot hold the value, or a function of the codec failed.
     """
     try:
         return _unpack(packed, codec)
@@ -111,7 +112,7 @@ def unpack(packed: bytes, codec: Codec = PLAIN) -> Any:
         reason, cause = str(error), None
     except BadValueError as error:
         reason, cause = error.reason, error.__cause__
-    except Exception as error:  # Of msgpack; or of the codec's values, where they are keys.
+    except Exception as error:  # Of msgpack, or of hashing a value of the codec as a key.
         reason, cause = described(error), error
     raise BadValueError(reason, packed=bytes(packed)) from cause
 
@@ -131,12 +132,12 @@ def _unpack(packed: bytes, codec: Codec) -> Any:
 
 
 def _as_dict(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    """A map as a dict. Raises BadValueError where the dict would lack something."""
-    if type(pairs) is not list:  # From msgpack without C.
+    """Convert a map to a dict. Raises _CannotHold if the dict would lose an item."""
+    if type(pairs) is not list:  # The pure Python msgpack passes an iterator.
         pairs = list(pairs)
     try:
         made = dict(pairs)
-    except TypeError:  # An array is a key, or a map.
+    except TypeError:  # A key is an array or a map.
         made = _with_tuples(pairs)
     if len(made) < len(pairs):
         raise _CannotHold(f"two keys of a map are equal in Python: {_repeated(pairs)}")
@@ -147,7 +148,7 @@ def _with_tuples(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     try:
         return {_as_key(key): value for key, value in pairs}
     except TypeError as error:
-        raise _CannotHold(f"a key of a map cannot be one of a dict: {error}") from None
+        raise _CannotHold(f"a key of a map cannot be a key of a dict: {error}") from None
 
 
 def _as_key(key: Any) -> Any:
@@ -155,7 +156,7 @@ def _as_key(key: Any) -> Any:
 
 
 def _repeated(pairs: list[tuple[Any, Any]]) -> str:
-    """The second of two keys that are equal, for people."""
+    """Return the second of two equal keys, for a message."""
     seen = set()
     for key in [_as_key(key) for key, _ in pairs]:
         if key in seen:

@@ -1,9 +1,10 @@
 # Generated from async_watch.py by tools/unasync.py. Change that file, then: make generate
-"""Following changes: what `watch` gives, and what a mirror stands on.
+"""Watches, and the subscription that watches and mirrors use.
 
-There is nothing in the background: whoever asks for the next change also receives and asks the
-server. One thread at a time does so, and whoever interrupts it loses nothing. Any other may close
-it, or tell it of a revision that it should have by now, and wakes it for that.
+A watch does nothing in the background: the thread that asks for the next change also receives
+messages and sends requests. Only one thread at a time may do so, and nothing is lost if it is
+interrupted. Any other thread may close the watch, or request a revision that it knows of; both wake
+the first thread.
 """
 
 from __future__ import annotations
@@ -46,17 +47,18 @@ ONE_AT_A_TIME: Final = "another thread waits for the next change: only one at a 
 
 
 class Subscription:
-    """Batches of changes, one after the other: `zkv.client.follower` with a socket and a clock.
+    """Returns batches of changes: a `zkv.client.follower.Follower` with a socket and a clock.
 
     Args:
-        keyspace: what to follow.
-        prefix: of the keys, behind that of the keyspace.
-        since: the revision behind which to begin; None = with all entries there are.
-        now: begin behind the store's present revision instead.
-        feed: where the feed is to be found; None = where the server says.
+        keyspace: the client or namespace to follow.
+        prefix: of the keys, after that of the keyspace.
+        since: the revision after which to begin; None = begin with all entries.
+        now: True = begin after the store's present revision instead.
+        feed: the endpoint of the feed; None = the one that the server reports.
 
     Attributes:
-        trouble: why nothing comes at present; None while the server answers.
+        closed: True once it has been closed.
+        trouble: the error of the last request; None while the server answers.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class Subscription:
         self._endpoint: str | None = None
         self._made_in = generation()
         self._waiter = Waiter()
-        self._inside = threading.Lock()  # Held by whoever is in `next_batch`. Nobody waits for it.
+        self._inside = threading.Lock()  # Held while in `next_batch`. Never waited for.
         self._wanted: deque[int] = deque()
         self._failures = 0
         self._socket: zmq.Socket[bytes] | None = None
@@ -82,11 +84,11 @@ class Subscription:
 
     @property
     def prefix(self) -> str:
-        """Of the keys, as they are stored."""
+        """The prefix of the keys, as they are stored."""
         return self._namespace + self._prefix
 
     def open(self) -> Follower:
-        """Ask the server where the feed is, and join it. May be called again.
+        """Ask the server for the feed's endpoint, and join the feed. May be called again.
 
         Raises:
             NoReplyError: the server cannot be reached.
@@ -104,18 +106,19 @@ class Subscription:
         return self._follower
 
     def next_batch(self, end: float | None = None) -> Batch | None:
-        """What comes next, maybe nothing but a newer revision.
+        """Return the next batch, which may hold no changes but only a newer revision.
 
         Args:
-            end: until when to wait, by the monotonic clock; None = as long as it takes.
+            end: the end of the wait, by the monotonic clock; None = no limit.
 
         Returns:
-            None if it has been closed, or time is up.
+            None if the subscription has been closed, or the time is up.
 
         Raises:
-            ClosedError: the client was closed, or this is a child by fork of who began.
-            ClientError: the server answers what it should not.
-            MisuseError: another thread is in here.
+            ClosedError: the client was closed, or this is a forked child of the process that
+                made the subscription.
+            ClientError: the server refused a request for good, or violates the protocol.
+            MisuseError: another thread is in this method.
         """
         self.check_process()
         if not self._inside.acquire(blocking=False):
@@ -127,7 +130,7 @@ class Subscription:
                 follower = self.open()
                 try:
                     batch = self._step(follower, end)
-                except zmq.ZMQError:  # The socket has gone with its context.
+                except zmq.ZMQError:  # The socket was closed with its context.
                     self._join(follower)
                     continue
                 if batch is not None:
@@ -137,19 +140,23 @@ class Subscription:
             return None
         finally:
             self._inside.release()
-            if self.closed:  # By somebody who found this thread inside.
+            if self.closed:  # By another thread, which left the socket to this one.
                 self.close()
 
     def want(self, rev: int) -> None:
-        """Have this revision asked for, unless it has come. Any thread. Raises ClosedError."""
+        """Request this revision unless it has arrived. Any thread may call this.
+
+        Raises:
+            ClosedError: this is a forked child.
+        """
         self.check_process()
         self._wanted.append(rev)
         self._waiter.wake()
 
     def close(self) -> None:
-        """Have `next_batch` end, and let go of the socket. Any thread, and any number of times.
+        """End `next_batch`, and close the socket. Any thread may call this, repeatedly.
 
-        Where another thread is in `next_batch` it closes the socket, and this does not wait.
+        This does not wait: if another thread is in `next_batch`, that one closes the socket.
         """
         self.closed = True
         if is_foreign(self._made_in):
@@ -164,12 +171,12 @@ class Subscription:
                 self._inside.release()
 
     def check_process(self) -> None:
-        """Raise ClosedError in a child by fork of who began."""
+        """Raise ClosedError in a forked child of the process that made the subscription."""
         check_process(self._made_in)
 
     def _step(self, follower: Follower, end: float | None) -> Batch | None:
         now = time.monotonic()
-        if follower.silent(now):  # Or whoever asks was busy elsewhere.
+        if follower.silent(now):  # Or the caller was busy elsewhere, and messages wait.
             batch = None if self._socket is None else drain(self._socket, follower)
             if follower.silent(now):
                 self._look_up(follower, end)
@@ -189,7 +196,7 @@ class Subscription:
             return None
 
     def _ask(self, operation: Operation[T], end: float | None) -> T | None:
-        """Run an operation; None = there was no reply, and a pause has been made."""
+        """Run an operation. Returns None, after a pause, if there was no reply."""
         patience = patience_after(self._failures, self._client.timeout)
         if end is not None:
             patience = min(patience, max(FIRST_PATIENCE, end - time.monotonic()))
@@ -204,12 +211,12 @@ class Subscription:
         return result
 
     def _pause(self, end: float | None) -> None:
-        """Wait before the next attempt, unless it is closed meanwhile."""
+        """Wait before the next attempt, at most until the subscription is closed."""
         self._failures += 1
         self._wait(time.monotonic() + pause_after(self._failures), end, None)
 
     def _look_up(self, follower: Follower, end: float | None) -> None:
-        """Find the feed anew: the server may have been restarted, and have it elsewhere."""
+        """Ask for the feed's endpoint again: a restarted server may have another one."""
         place = self._ask(operations.place(), end)
         if place is not None:
             self._endpoint = self._feed or feed_endpoint(place[1], self._client.endpoint)
@@ -217,7 +224,7 @@ class Subscription:
             follower.joined(self._endpoint is not None, time.monotonic())
 
     def _receive(self, follower: Follower, end: float | None) -> Batch | None:
-        """Wait for messages, and take what is there."""
+        """Wait for messages, and process those that have arrived."""
         self._wait(follower.wait_until(time.monotonic()), end, self._socket)
         return None if self._socket is None else drain(self._socket, follower)
 
@@ -239,7 +246,7 @@ class Subscription:
 
 
 def _checked_feed(feed: str) -> str:
-    """Return an endpoint that a program names. Raises TypeError and ValueError."""
+    """Return an endpoint given by the program. Raises TypeError or ValueError if it is wrong."""
     try:
         return check_to_connect(feed)
     except (TypeError, ValueError) as error:
@@ -247,9 +254,10 @@ def _checked_feed(feed: str) -> str:
 
 
 class Watch(Iterator[Change]):
-    """Changes as they come; made by `Client.watch`. An iterator that ends when it is closed.
+    """An iterator over changes as they are made; made by `Client.watch`.
 
-    Use as a context manager, or `close` at the end. One thread at a time may iterate.
+    It ends when it is closed: use it as a context manager, or call `close`. Only one thread at a
+    time may iterate.
     """
 
     def __init__(self, keyspace: KeyOps, prefix: str, since: int | None, feed: str | None) -> None:
@@ -261,7 +269,7 @@ class Watch(Iterator[Change]):
     __reduce__ = refuse_to_pickle
 
     def _open(self) -> Self:
-        """Begin, if it has not begun yet. Raises NoReplyError and ValueError."""
+        """Begin, unless it has begun. Raises NoReplyError or ValueError if that fails."""
         if not self._begun:
             self._rev = self._subscription.open().rev
             self._begun = True
@@ -283,22 +291,23 @@ class Watch(Iterator[Change]):
 
     @property
     def rev(self) -> int:
-        """The revision up to which everything has been told: ``since`` of a watch that goes on.
+        """The revision up to which you have received all changes.
 
-        The changes of one revision belong together: it counts when the last of them was taken.
+        Pass it as ``since`` to a later watch to continue. If several changes share a revision, it
+        counts once you have received the last of them.
         """
         return self._rev
 
     @property
     def closed(self) -> bool:
-        """Whether it has been closed."""
+        """True if the watch has been closed."""
         return self._subscription.closed
 
     @property
     def trouble(self) -> ClientError | None:
-        """Why nothing comes at present: how the last question ended; None while all is well.
+        """The error of the last request, which explains why no changes arrive; None = no error.
 
-        There is nothing to be done about it: the watch asks again until the server answers.
+        You need not react to it: the watch repeats the request until the server answers.
         """
         return self._subscription.trouble
 
@@ -309,17 +318,14 @@ class Watch(Iterator[Change]):
         return change
 
     def next(self, timeout: Seconds | None = None) -> Change | None:
-        """The next change.
+        """Return the next change, or None if the time is up or the watch is closed.
 
         Args:
-            timeout: seconds to wait for one, up to a year, or a `timedelta`; None = as long as it
-                takes.
-
-        Returns:
-            None if no change has come in time, or the watch was closed.
+            timeout: seconds to wait, up to a year, or a `timedelta`; None = no limit.
 
         Raises:
-            ClosedError: the client was closed, or this is a child by fork of who began.
+            ClosedError: the client was closed, or this is a forked child of the process that made
+                the watch.
             MisuseError: another thread waits for the next change.
         """
         wait = checks.wait(timeout)
@@ -343,5 +349,5 @@ class Watch(Iterator[Change]):
         return change
 
     def close(self) -> None:
-        """End it: whoever waits for a change gets none any more. Any thread may call this."""
+        """End the watch, also for a thread that waits for a change. Any thread may call this."""
         self._subscription.close()

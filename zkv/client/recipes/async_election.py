@@ -1,4 +1,4 @@
-"""Leader election: among candidates for one key, whoever holds it as a lock leads."""
+"""Leader election: the candidate that holds the lock of a key is the leader."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 class AsyncElection(AsyncLock):
     """A candidate for leadership; made by `AsyncClient.election`.
 
-    `acquire` campaigns until elected, `release` resigns, and so do the two ends of a ``with``
-    block. A leader that is gone is replaced when its ``ttl`` has run out. While the block runs
-    `held` tells whether one still leads, and `txn` writes only if so.
+    `acquire`, or entering a ``with`` block, waits until this candidate is elected. `release`, or
+    leaving the block, resigns. If a leader crashes, it is replaced once its ``ttl`` has expired.
+    `held` is true while this candidate leads, and `txn` writes only then.
 
     Args:
-        keyspace: where the key is.
+        keyspace: the client or namespace with the key.
         key: of the election, the same for all candidates.
-        candidate: the name of this one; None = the machine's name and the process's id.
-        ttl: seconds after which a leader that has crashed is replaced; as for a lock.
+        candidate: the name of this candidate; None = host name and process id.
+        ttl: seconds after which a leader that has crashed is replaced, as for a lock.
     """
 
     def __init__(
@@ -37,11 +37,14 @@ class AsyncElection(AsyncLock):
         super().__init__(keyspace, key, ttl, candidate)
 
     async def leader(self) -> str | None:
-        """Who leads now; None = nobody."""
+        """Return the name of the present leader; None = there is no leader."""
         return _name(await self._keyspace.get(self._key))
 
     async def leaders(self) -> AsyncIterator[str | None]:
-        """Who leads, now and whenever that changes; None = nobody. Goes on for ever."""
+        """Iterate over the leaders: the present one, then each new one; None = no leader.
+
+        The iterator does not end.
+        """
         ahead = ReadAhead()
         last: str | None = None
         entry = await anext(self._keyspace.scan(self._key, limit=1), None)

@@ -1,9 +1,9 @@
-"""A rate limiter for all programs together: so many per period, counted in the store.
+"""A rate limiter for all programs together, which counts in the store.
 
-Time is cut into windows of one period, by the client's clock, and each window has a counter that
-goes by itself. Counting is one request, and no two clients ever wait for each other. What that
-costs in sharpness: at the turn of two windows there may be up to twice the limit within a period,
-and clocks that differ cut the windows at different moments.
+Time is divided into windows of one period, by the client's clock. Each window has a counter, which
+expires. Counting takes one request, and clients never wait for each other. The price is precision:
+around the boundary of two windows up to twice the limit may be allowed within one period, and
+clients whose clocks differ begin their windows at different moments.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 
 MOST: Final = 2**53
-"""Of a limit, and of a count: a thousand counts fit into a counter."""
+"""The largest limit and the largest count: a counter has room for a thousand such counts."""
 SHORTEST: Final = 0.001
 LONGEST: Final = LONGEST_TTL / 2
-"""Seconds of a period: a counter lives for two."""
+"""The longest period in seconds: a counter lives for two periods."""
 
 
 class AsyncRateLimiter:
-    """So many per period, for each of those who are told apart; made by `AsyncClient.rate_limiter`.
+    """Limits a rate, separately for each user or address; made by `AsyncClient.rate_limiter`.
 
     Args:
-        keyspace: where the counters are.
+        keyspace: the client or namespace with the counters.
         prefix: of their keys.
-        limit: how many in each period, from 1 to 2^53.
+        limit: the maximum count in each period, from 1 to 2^53.
         period: in seconds, from 0.001 to 5 * 10^9, or a `timedelta`.
-        now: Unix time in seconds.
+        now: returns the Unix time in seconds.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class AsyncRateLimiter:
         return f"<{type(self).__name__} {where!r} of {self._limit} per {self._period:g} s>"
 
     async def allow(self, who: str = "", count: int = 1) -> Verdict:
-        """Count one more, or several, and tell whether that is within the limit.
+        """Count one or several events, and check the limit. The verdict is true if allowed.
 
         Args:
-            who: a user, an address; each has a limit of its own.
-            count: how many at once, from 1 to 2^53. What is refused counts, too.
+            who: such as a user or an address; each has its own limit.
+            count: how many to count, from 1 to 2^53. Refused events count, too.
         """
         checks.text("who", who)
         count = checks.integer("count", count, 1, MOST)

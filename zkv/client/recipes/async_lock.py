@@ -1,22 +1,23 @@
-"""A lock for programs on many machines: who holds it has a lease, and renews it while it lives.
+"""A lock for programs on many machines. Its holder has a lease, and renews it while it runs.
 
-The lock is an entry with a time to live, made only where there is none. So it comes free by itself
-when its holder crashes. Something in the background of the holder gives it a longer life again and
-again.
+The lock is an entry with a time to live, which is created only if the key is absent. So the lock
+becomes free by itself if its holder crashes. In the background, the holder extends the time to live
+again and again.
 
-No lease can keep a holder from acting after it has lost the lock: it may be stopped for a while
-between looking and acting (Kleppmann, "How to do distributed locking", 2016). What helps is a check
-where the action happens. For data in the same store that is `AsyncLock.txn`, which commits only
-while the lock is held. For anything else it is the fencing token `AsyncLock.rev`: it grows from
-holder to holder, so that a resource that remembers the largest one can refuse a former holder.
+A lease alone cannot stop a holder from acting after it has lost the lock: the holder may be paused
+between its check and its action (Kleppmann, "How to do distributed locking", 2016). The check must
+be made where the action happens. For data in the same store, use `AsyncLock.txn`, which commits
+only while the lock is held. For anything else, use the fencing token `AsyncLock.rev`: it grows with
+each holder, so a resource that remembers the largest token can refuse former holders.
 
-Who holds it, is the object that acquired it, in the process that did. A child by fork has a copy of
-the object and holds nothing: what it is asked to release or to write is a `MisuseError`.
+The holder is the object that acquired the lock, in the process in which it did. A forked child has
+a copy of the object, but does not hold the lock: releasing or writing there raises a `MisuseError`.
 
-Each renewal gives the entry another revision, and a reply to it may be lost. So whatever has to
-happen while the lock is held is sent on the condition that the entry has the revision last known;
-where it has another one, the entry is read, and if it is still that of this holder, the request is
-sent again with its revision. So nobody waits for a renewal, and no lock is held in this process.
+Each renewal changes the revision of the entry, and its reply may be lost. So each request that
+requires the lock is sent on the condition that the entry has the last known revision. If the
+revision is another one, the holder reads the entry; if the entry is still its own, it sends the
+request again with the new revision. So no request waits for a renewal, and no lock is held in this
+process.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ T = TypeVar("T")
 _log = logging.getLogger("zkv.client")
 
 RENEWALS: Final = 4
-"""Attempts to renew within one time to live."""
+"""Number of attempts to renew within one time to live."""
 GONE: Final = frozenset({"DELETE", "EXPIRE"})
 
 
@@ -64,13 +65,13 @@ class _Hold:
     """One time of holding a lock, from `AsyncLock.acquire` to `AsyncLock.release`.
 
     Attributes:
-        value: of the entry; no other time of holding has the same.
+        value: of the entry, unique to this hold.
         rev: the fencing token.
-        lease_rev: of the entry, since it was renewed last, as far as that is known.
-        until: when the lease runs out, by the monotonic clock.
-        over: whether it has been released.
+        lease_rev: the last known revision of the entry; each renewal changes it.
+        until: when the lease expires, by the monotonic clock.
+        over: True once the lock has been released.
         made_in: the generation of the process that holds it.
-        renewer: what renews it in the background.
+        renewer: the background work that renews it.
     """
 
     renewer: AsyncBackground
@@ -84,22 +85,22 @@ class _Hold:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether it is the parent, or its parent, that holds the lock."""
+        """True if the lock was acquired in a process that this one was forked from."""
         return is_foreign(self.made_in)
 
 
 class AsyncLock:
     """Mutual exclusion by one key; made by `AsyncClient.lock`. Use as a context manager.
 
-    Not reentrant. One object stands for one holder at a time; tasks that exclude each other need
-    an object each.
+    It is not reentrant. One object is one holder at a time; each task that competes for the lock
+    needs its own object.
 
     Args:
-        keyspace: where the key is.
+        keyspace: the client or namespace with the key.
         key: of the lock.
-        ttl: seconds after which a holder that has crashed loses it; above 0, up to 10^10, or a
-            `timedelta`.
-        owner: who holds it, for people to read; None = the machine's name and the process's id.
+        ttl: seconds after which a holder that has crashed loses the lock; above 0, up to 10^10, or
+            a `timedelta`.
+        owner: the holder's name, for people to read; None = host name and process id.
     """
 
     def __init__(
@@ -122,32 +123,32 @@ class AsyncLock:
 
     @property
     def rev(self) -> int:
-        """The fencing token: a revision that is larger with each holder. 0: never held."""
+        """The fencing token: a revision that grows with each holder; 0 = never held."""
         return self._rev
 
     @property
     def held(self) -> bool:
-        """Whether the lease is known to run still."""
+        """True if the lease has certainly not expired."""
         hold = self._hold
         return hold is not None and not hold.is_foreign and time.monotonic() < hold.until
 
     async def acquire(self, timeout: Seconds | None = None) -> bool:  # noqa: ASYNC109
-        """Take the lock, or wait for it.
+        """Acquire the lock; wait for it if another holder has it.
 
         Args:
-            timeout: seconds to wait while somebody else holds it, up to a year, or a `timedelta`;
-                None = as long as it takes, 0 = not at all.
+            timeout: seconds to wait, up to a year, or a `timedelta`; None = no limit, 0 = do not
+                wait.
 
         Returns:
-            Whether it is held now.
+            True if the lock was acquired, False if the time is up.
 
         Raises:
-            MisuseError: it has been acquired already, or somebody acquires it by this object now.
-            ClientError: the server cannot be asked. If it had taken the lock, that runs out.
+            MisuseError: this object has acquired the lock already, or is acquiring it now.
+            ClientError: a request failed. If it had acquired the lock, its lease expires.
         """
         wait = checks.wait(timeout)
         if self._acquiring == generation():
-            raise MisuseError(f"the lock {self._key!r} is being acquired by this object", False)
+            raise MisuseError(f"this object is already acquiring the lock {self._key!r}", False)
         self._acquiring = generation()
         try:
             return await self._acquire(None if wait is None else time.monotonic() + wait)
@@ -155,35 +156,37 @@ class AsyncLock:
             self._acquiring = None
 
     async def release(self) -> None:
-        """Let it go.
+        """Release the lock.
 
         Raises:
-            LockLostError: it had been lost before; somebody else may have held it meanwhile.
-            MisuseError: it has not been acquired, or by the process that this one was forked from.
+            LockLostError: the lock had been lost; another holder may have had it meanwhile.
+            MisuseError: the lock has not been acquired, or the parent process acquired it before
+                a fork.
         """
         self._held_here()
         await complete(self._release)
 
     def check(self) -> None:
-        """Raise LockLostError unless the lease is known to run still."""
+        """Raise LockLostError unless the lease has certainly not expired."""
         if not self.held:
             raise self._lost()
 
     def txn(self) -> AsyncTransaction:
-        """A transaction that is committed only while the lock is held: the server checks it.
+        """Return a transaction that commits only while the lock is held: the server checks it.
 
-        Like this::
+        Example::
 
             async with kv.lock("report") as lock:
                 report = await make_report()
                 async with lock.txn() as txn:
                     txn.put("report/today", report)
 
-        Its end, or ``commit``, raises a `LockLostError` if the lock is not held any more; nothing
-        has been written then. Conditions of the program's own count from index 1.
+        The end of its block, or ``commit``, raises a `LockLostError` if the lock is no longer held;
+        then nothing has been written. Your own conditions have the indexes from 1 on.
 
         Raises:
-            MisuseError: it has not been acquired, or by the process that this one was forked from.
+            MisuseError: the lock has not been acquired, or the parent process acquired it before
+                a fork.
         """
         hold = self._held_here()
         return AsyncTransaction(self._keyspace._prefix, partial(self._commit, hold))
@@ -200,24 +203,24 @@ class AsyncLock:
         except ClientError as failure:
             if error is None:
                 raise
-            error.add_note(str(failure))  # What went wrong first matters more.
+            error.add_note(str(failure))  # The first error matters more.
 
     def _held_here(self) -> _Hold:
-        """How it is held. Raises MisuseError where it was not acquired here, in this process."""
+        """Return the hold. Raises MisuseError unless the lock was acquired in this process."""
         hold = self._hold
         if hold is None:
             raise MisuseError(f"the lock {self._key!r} has not been acquired", applied=False)
         if hold.is_foreign:
-            text = "was acquired by the process that this one was forked from"
-            raise MisuseError(f"the lock {self._key!r} {text}, and is held by that", applied=False)
+            text = "was acquired, and is held, by the process from which this one was forked"
+            raise MisuseError(f"the lock {self._key!r} {text}", applied=False)
         return hold
 
-    # --- Taking and leaving it
+    # --- Acquiring and releasing
 
     async def _acquire(self, end: float | None) -> bool:
         while True:
             if self._hold is not None and not self._hold.is_foreign:
-                raise MisuseError(f"the lock {self._key!r} has been acquired already", False)
+                raise MisuseError(f"this object has already acquired the lock {self._key!r}", False)
             name = self._owner
             if name is None:
                 name = f"{socket.gethostname()}:{os.getpid()}"
@@ -238,7 +241,7 @@ class AsyncLock:
         self._hold, self._rev = hold, rev
 
     async def _withdraw(self, value: dict[str, str]) -> None:
-        """Remove the entry if it was made for somebody who does not wait for it any more."""
+        """Remove the entry if it was made for a call that has been cancelled or interrupted."""
         hold = self._hold
         if hold is not None and hold.value == value:
             await self._release()
@@ -251,7 +254,7 @@ class AsyncLock:
     async def _release(self) -> None:
         hold, self._hold = self._hold, None
         if hold is None:
-            return  # Somebody else has been quicker.
+            return  # Another call has released it.
         hold.over = True
         self._changed.wake()
         await self._while_held(hold, self._remove)
@@ -261,7 +264,7 @@ class AsyncLock:
         return await self._keyspace.delete(self._key, if_rev=rev)
 
     async def _wait(self, since: int, end: float | None) -> bool:
-        """Wait until the entry at revision ``since`` is gone; False = not in time."""
+        """Wait until the entry of revision ``since`` is removed. Returns False if time is up."""
         if end is not None and time.monotonic() >= end:
             return False
         async with self._keyspace.watch(self._key, since=since) as watch:
@@ -272,13 +275,13 @@ class AsyncLock:
                     return True
         return False
 
-    # --- While it is held
+    # --- While the lock is held
 
     async def _keep_renewing(self, hold: _Hold) -> None:
         while not await self._changed.wait_for(lambda: hold.over, self._ttl / RENEWALS):
             try:
                 await self._renew(hold)
-            except OSError:  # No reply, or too many open files: there may be time for another try.
+            except OSError:  # No reply, or too many open files: there may be time to try again.
                 continue
             except ClientError as error:
                 if isinstance(error, RefusedError) and error.retry:
@@ -314,10 +317,10 @@ class AsyncLock:
         return await self._while_held(hold, run)
 
     async def _while_held(self, hold: _Hold, work: Callable[[int], Awaitable[T]]) -> T:
-        """What ``work`` gives, which is a request on the condition that the entry has a revision.
+        """Run ``work``, a request on the condition that the entry has the given revision.
 
         Raises:
-            LockLostError: the entry is not that of this holder any more.
+            LockLostError: the entry is no longer that of this holder.
         """
         while True:
             try:
@@ -328,7 +331,7 @@ class AsyncLock:
                 hold.lease_rev = await self._current_rev(hold)
 
     async def _current_rev(self, hold: _Hold) -> int:
-        """The revision of the entry. Raises LockLostError where it is not that of this holder."""
+        """Read the entry's revision. Raises LockLostError if the entry is not this holder's."""
         with contextlib.suppress(NotFoundError):
             entry = await self._keyspace.get_entry(self._key)
             if entry.value == hold.value:
@@ -336,4 +339,4 @@ class AsyncLock:
         raise self._lost()
 
     def _lost(self) -> LockLostError:
-        return LockLostError(f"the lock {self._key!r} is not held any more", applied=False)
+        return LockLostError(f"the lock {self._key!r} is no longer held", applied=False)

@@ -1,15 +1,15 @@
-"""A queue of jobs: each is done at least once, also when workers crash.
+"""A queue of jobs. Each job is done at least once, even if workers crash.
 
-A job is an entry under ``jobs/``, its key a number that grows. Who takes it holds a lock under
-``taken/`` by the same number, with a lease that lives as long as the worker. Doing it removes both,
-in one transaction that the lock guards: a worker that was thought dead cannot do it once more. A
-job whose worker has crashed is free again when the lease runs out.
+A job is an entry under ``jobs/`` whose key is a growing number. A worker that takes a job holds a
+lock under ``taken/`` with the same number, and renews its lease while it runs. `AsyncJob.done`
+removes the job in a transaction that requires the lock, so a worker that has lost its lease cannot
+finish the job a second time. If a worker crashes, its job is free again once the lease has expired.
 
-Taking looks at the jobs in order, so it costs more the more are taken at one time: this is a queue
-for dozens of workers, not for thousands.
+`AsyncQueue.take` looks at the jobs in order, so it is slower the more jobs are taken at a time:
+this queue is meant for dozens of workers, not for thousands.
 
-A job whose value cannot be decoded stays in the queue, and free. Each queue object that meets it
-raises the error once, and passes it over from then on: another worker may have the codec for it.
+A job whose value cannot be decoded stays in the queue and stays free. Each queue object that meets
+it raises the error once, and then skips it: another worker may have the codec for it.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from zkv.client.async_namespace import AsyncKeyOps
 
 NUMBER: Final = "jobs/{:020d}"
-"""Keys order as numbers do."""
+"""Zero-padded, so that keys are in the order of the numbers."""
 
 
 class AsyncJob:
     """A job that this worker has taken.
 
-    As a context manager it is `done` at the end, or given back by `release` if an error was raised;
-    unless the block has done either already.
+    As a context manager it calls `done` at the end of the block, or `release` if an error was
+    raised; neither if the block has called one of them itself.
 
     Attributes:
-        value: as it was put.
+        value: the value passed to `AsyncQueue.put`.
     """
 
     def __init__(self, value: Any, key: str, lock: AsyncLock) -> None:
@@ -65,12 +65,12 @@ class AsyncJob:
             await self._lock.__aexit__(kind, error, traceback)
 
     async def done(self) -> None:
-        """Remove it: it need not be done again.
+        """Remove the job from the queue: it is done.
 
         Raises:
-            LockLostError: the lease had run out, and others may do it, or have done it.
-            MisuseError: it has been done or given back already, or the process that this one was
-                forked from has taken it.
+            LockLostError: the lease had expired; another worker may do the job, or has done it.
+            MisuseError: `done` or `release` has been called already, or the parent process took
+                the job before a fork.
         """
         txn = self._lock.txn()
         txn.delete(self._key)
@@ -80,18 +80,18 @@ class AsyncJob:
             await self.release()
 
     async def release(self) -> None:
-        """Give it back undone. Raises MisuseError as `done` does."""
+        """Return the job to the queue. Raises MisuseError as `done` does."""
         try:
             await self._lock.release()
         except LockLostError:
-            pass  # So others have it already.
+            pass  # The job is free already.
 
 
 class AsyncQueue:
-    """Jobs in the order in which they were put; made by `AsyncClient.queue`.
+    """Gives out jobs in the order in which they were put; made by `AsyncClient.queue`.
 
     Args:
-        keyspace: where they are kept.
+        keyspace: the client or namespace that keeps the jobs.
         prefix: of their keys.
         lease: seconds after which a job is free again if its worker has crashed; above 0, up to
             10^10, or a `timedelta`.
@@ -106,7 +106,7 @@ class AsyncQueue:
         return f"<{type(self).__name__} {self._kept._prefix!r}>"
 
     async def count(self) -> int:  # sync: def __len__(self) -> int:
-        """How many are not done."""
+        """Return the number of jobs that are not done."""
         return await self._kept.count("jobs/")
 
     async def put(self, value: Any) -> None:
@@ -115,19 +115,16 @@ class AsyncQueue:
         await self._kept.put(NUMBER.format(number), value)
 
     async def take(self, timeout: Seconds | None = None) -> AsyncJob | None:  # noqa: ASYNC109
-        """The first job that nobody has taken.
+        """Take the first free job, or wait for one. Returns None if the time is up.
 
         Args:
-            timeout: seconds to wait for one, up to a year, or a `timedelta`; None = as long as it
-                takes, 0 = not at all.
-
-        Returns:
-            None if there was none in time.
+            timeout: seconds to wait, up to a year, or a `timedelta`; None = no limit, 0 = do not
+                wait.
 
         Raises:
-            BadValueError: the value of a job cannot be decoded. The job stays, for workers with
-                another codec, until its ``key`` is deleted; this queue object passes it over from
-                now on.
+            BadValueError: the value of a job cannot be decoded. The job stays in the queue, for
+                workers with another codec, until you delete its ``key``; this queue object skips
+                it from now on.
         """
         wait = checks.wait(timeout)
         end = None if wait is None else time.monotonic() + wait
@@ -141,7 +138,7 @@ class AsyncQueue:
                 return None
 
     async def _free(self) -> AsyncIterator[str]:
-        """Keys of jobs that nobody seems to have taken, and that can be."""
+        """Iterate over the keys of jobs that seem free and may be decoded."""
         taken = {
             entry.key.removeprefix("taken/")
             async for entry in self._kept.scan("taken/", values=False)
@@ -156,19 +153,19 @@ class AsyncQueue:
             return None
         try:
             value = (await self._kept.get_entry(key)).value
-        except NotFoundError:  # It was done in the meantime.
+        except NotFoundError:  # Another worker has done it meanwhile.
             await lock.release()
             return None
         except BaseException as error:
             if isinstance(error, BadValueError):
                 self._undecodable.add(key)
-            with contextlib.suppress(ClientError):  # What went wrong first matters more.
+            with contextlib.suppress(ClientError):  # The first error matters more.
                 await lock.release()
             raise
         return AsyncJob(value, key, lock)
 
     async def _wait(self, since: int, end: float | None) -> bool:
-        """Wait until a job may be free that was not at revision ``since``; False = not in time."""
+        """Wait until another job may be free than at ``since``. Returns False if time is up."""
         if end is not None and time.monotonic() >= end:
             return False
         async with self._kept.watch(since=since) as watch:

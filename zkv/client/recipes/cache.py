@@ -1,13 +1,13 @@
 # Generated from async_cache.py by tools/unasync.py. Change that file, then: make generate
-"""A cache of what functions return, shared by all programs that use the store.
+"""A cache of function results, shared by all programs that use the store.
 
-A value that is missing is computed by one of those who want it, under a lock; the others wait for
-it. So a value that is costly to make is made once, however many want it at that moment.
+If a result is missing, one of the callers computes it under a lock, and the others wait. So an
+expensive result is computed once, however many callers need it at that moment.
 
-If a function asks for the value that it is computing, as one that calls itself or a signal handler
-may do, the cache calls the function directly: otherwise it would wait for itself.
+If a function asks for the result that it is computing (a recursive function or a signal handler may
+do so), the cache calls the function directly: otherwise it would wait for itself.
 
-A value that cannot be decoded counts as missing: it is computed anew and overwritten.
+A result that cannot be decoded counts as missing: it is computed again and overwritten.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _log = logging.getLogger("zkv.client")
 
 
 class _Computation:
-    """A value that is being computed.
+    """A result that is being computed.
 
     Attributes:
-        key: of it, as it is stored.
-        over: whether it is done. What has been started meanwhile may still know of it.
+        key: of the result, as it is stored.
+        over: True once it has been computed. Tasks started meanwhile may still refer to this.
     """
 
     def __init__(self, key: str) -> None:
@@ -51,18 +51,19 @@ class _Computation:
 
 
 _computations: ContextVar[tuple[_Computation, ...]] = ContextVar("computations", default=())
-"""Those that this code is part of, also in threads that they have started."""
+"""The computations that the current code is part of; threads inherit those of their creator."""
 
 
 class Cache:
     """A decorator; made by `Client.cache`.
 
     Args:
-        keyspace: where the values are kept.
-        ttl: seconds for which a value is kept, as for `Client.put`; None = until it is
-            forgotten.
+        keyspace: the client or namespace that keeps the results.
+        ttl: seconds for which a result is kept, as for `Client.put`; None = until
+            `CachedFunction.forget` is called.
         prefix: of the keys; None = ``cache/``, the function's module and its name.
-        lease: seconds after which somebody else computes the value, if who does it has crashed.
+        lease: seconds after which another program computes a result, if the one that computes it
+            has crashed.
     """
 
     def __init__(
@@ -77,10 +78,10 @@ class Cache:
         return f"<{type(self).__name__} prefix={self._prefix!r} ttl={self._ttl!r}>"
 
     def __call__(self, function: Callable[P, R]) -> CachedFunction[P, R]:
-        """Cache what ``function`` returns.
+        """Cache the results of ``function``.
 
         Raises:
-            TypeError: it is no function that can be cached, see `Client.cache`, or has no name
+            TypeError: the function cannot be cached (see `Client.cache`), or it has no name
                 and no prefix was given.
         """
         check_function(function, is_async=False)
@@ -91,10 +92,10 @@ class Cache:
 
 
 class CachedFunction(Generic[P, R]):
-    """A function whose results are kept in the store, by its arguments.
+    """A function whose results are kept in the store, one for each set of arguments.
 
-    Arguments and results may be whatever the store takes; a result that is kept comes back as the
-    store gives it, a tuple as a list. What the function raises comes as it is, and is not kept.
+    The client must be able to store arguments and results. A stored result is returned as it is
+    read: a tuple becomes a list. Errors of the function are raised unchanged and not stored.
     """
 
     __name__: str
@@ -118,10 +119,10 @@ class CachedFunction(Generic[P, R]):
         return f"<{type(self).__name__} {self._kept._prefix!r} of {self._function!r}>"
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """What is kept for these arguments; else what the function returns, which is then kept.
+        """Return the stored result for these arguments; if there is none, compute and store it.
 
         Raises:
-            ClientError: the store cannot be asked, or the codec cannot pack the result.
+            ClientError: a request failed, or the codec cannot pack the result.
             TypeError, ValueError: an argument or the result cannot be stored.
         """
         key = self._key(args, kwargs)
@@ -143,11 +144,11 @@ class CachedFunction(Generic[P, R]):
         return result
 
     def _find(self, key: str) -> Any:
-        """The value that is kept, if there is one that can be decoded."""
+        """Return the stored result, or `_MISSING` if there is none that can be decoded."""
         try:
             return self._kept.get(key, _MISSING)
         except BadValueError as error:
-            _log.warning("a cached value is computed anew: %s", error)
+            _log.warning("computing a cached result again: %s", error)
             return _MISSING
 
     def _compute(self, stored: str, args: Any, kwargs: Any) -> R:
@@ -160,11 +161,11 @@ class CachedFunction(Generic[P, R]):
             _computations.reset(outer)
 
     def forget(self, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Have the next call with these arguments compute anew; whether anything was kept."""
+        """Remove the result for these arguments. Returns True if there was one."""
         return self._kept.delete(self._key(args, kwargs))
 
     def _key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        """A short key for arguments. Raises TypeError and ValueError."""
+        """Make a short key of arguments. Raises TypeError or ValueError for unsuitable ones."""
         try:
             packed = pack([args, sorted(kwargs.items())], self._kept._client._codec)
         except (TypeError, ValueError) as error:

@@ -1,7 +1,8 @@
-"""Which functions a cache takes, and what it calls them.
+"""Decides which functions a cache accepts, and names them.
 
-A result is kept by the function's name and its arguments. So a function needs a name that means the
-same in every program, its result may depend on nothing but its arguments, and it is returned whole.
+A result is stored under the function's name and its arguments. So the function needs a name that
+means the same in every program, its result may depend only on its arguments, and it must return
+the result as a whole.
 """
 
 from __future__ import annotations
@@ -14,33 +15,33 @@ from typing import Final
 BOUND: Final = frozenset({"self", "cls"})
 """First parameters of methods."""
 IS_METHOD: Final = (
-    "its result depends on its object, which is no part of a key: cache a function, or put "
+    "its result depends on its object, which is not part of the key: cache a function, or put "
     "@staticmethod above the cache"
 )
 
 
 def check_function(function: object, *, is_async: bool) -> None:
-    """See that results of a function can be kept.
+    """Check that the results of a function can be cached.
 
     Args:
-        function: what was decorated.
-        is_async: whether it is to be a coroutine function.
+        function: the decorated object.
+        is_async: True = it must be a coroutine function; False = it must not.
 
     Raises:
-        TypeError: it is none, or of another kind.
+        TypeError: it is not such a function.
     """
     if reason := _unfit(function, is_async):
-        raise TypeError(f"a cache is for functions; not for {_described(function)}: {reason}")
+        raise TypeError(f"a cache is for functions, not for {_described(function)}: {reason}")
 
 
 def _unfit(function: object, is_async: bool) -> str:
-    """Why a function cannot be cached; empty where it can be."""
+    """Explain why a function cannot be cached; empty if it can."""
     reasons = {
         "put @staticmethod above the cache": isinstance(function, staticmethod),
         IS_METHOD: isinstance(function, (classmethod, property)) or _is_method(function),
         "it cannot be called": not callable(function),
         "its objects cannot be stored": isinstance(function, type),
-        "it gives one thing after the other: return a list": _is_generator(function),
+        "it is a generator: return a list instead": _is_generator(function),
     }
     for reason, is_so in reasons.items():
         if is_so:
@@ -59,13 +60,13 @@ def _is_generator(function: object) -> bool:
 
 
 def _is(kind: object, function: object) -> bool:
-    """Whether a function, or what a callable object does, is of a kind."""
+    """True if a function, or the ``__call__`` of an object, is of a kind."""
     call = getattr(type(function), "__call__", None)  # noqa: B004  the function, not whether
     return bool(kind(function) or kind(call))  # type: ignore[operator]
 
 
 def _is_method(function: object) -> bool:
-    """Whether a function stands in a class, and takes an object of it first."""
+    """True if a function is defined in a class, and its first parameter is the object or class."""
     scope = getattr(function, "__qualname__", "").rpartition(".")[0]
     if not inspect.isfunction(function) or not scope or scope.endswith("<locals>"):
         return False
@@ -79,10 +80,10 @@ def _described(function: object) -> str:
 
 
 def name_of(function: object) -> str:
-    """Module and name of a function, the same in every program that has it.
+    """Return the module and name of a function, the same in every program that has it.
 
     Raises:
-        TypeError: it has none.
+        TypeError: it has no name.
     """
     module = getattr(function, "__module__", None)
     name = getattr(function, "__qualname__", None)
@@ -90,5 +91,5 @@ def name_of(function: object) -> str:
     is_bound = owner is not None and not isinstance(owner, ModuleType)
     if is_bound or not (isinstance(module, str) and isinstance(name, str)) or "<lambda>" in name:
         kind = "partial" if isinstance(function, partial) else _described(function)
-        raise TypeError(f"prefix: needed for {kind}, which has no name of its own")
+        raise TypeError(f"prefix: required for {kind}, which has no name of its own")
     return f"{module}.{name}"

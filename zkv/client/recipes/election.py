@@ -1,5 +1,5 @@
 # Generated from async_election.py by tools/unasync.py. Change that file, then: make generate
-"""Leader election: among candidates for one key, whoever holds it as a lock leads."""
+"""Leader election: the candidate that holds the lock of a key is the leader."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 class Election(Lock):
     """A candidate for leadership; made by `Client.election`.
 
-    `acquire` campaigns until elected, `release` resigns, and so do the two ends of a ``with``
-    block. A leader that is gone is replaced when its ``ttl`` has run out. While the block runs
-    `held` tells whether one still leads, and `txn` writes only if so.
+    `acquire`, or entering a ``with`` block, waits until this candidate is elected. `release`, or
+    leaving the block, resigns. If a leader crashes, it is replaced once its ``ttl`` has expired.
+    `held` is true while this candidate leads, and `txn` writes only then.
 
     Args:
-        keyspace: where the key is.
+        keyspace: the client or namespace with the key.
         key: of the election, the same for all candidates.
-        candidate: the name of this one; None = the machine's name and the process's id.
-        ttl: seconds after which a leader that has crashed is replaced; as for a lock.
+        candidate: the name of this candidate; None = host name and process id.
+        ttl: seconds after which a leader that has crashed is replaced, as for a lock.
     """
 
     def __init__(self, keyspace: KeyOps, key: str, candidate: str | None, ttl: Seconds) -> None:
@@ -36,11 +36,14 @@ class Election(Lock):
         super().__init__(keyspace, key, ttl, candidate)
 
     def leader(self) -> str | None:
-        """Who leads now; None = nobody."""
+        """Return the name of the present leader; None = there is no leader."""
         return _name(self._keyspace.get(self._key))
 
     def leaders(self) -> Iterator[str | None]:
-        """Who leads, now and whenever that changes; None = nobody. Goes on for ever."""
+        """Iterate over the leaders: the present one, then each new one; None = no leader.
+
+        The iterator does not end.
+        """
         ahead = ReadAhead()
         last: str | None = None
         entry = next(self._keyspace.scan(self._key, limit=1), None)

@@ -1,16 +1,16 @@
 # Generated from async_queue.py by tools/unasync.py. Change that file, then: make generate
-"""A queue of jobs: each is done at least once, also when workers crash.
+"""A queue of jobs. Each job is done at least once, even if workers crash.
 
-A job is an entry under ``jobs/``, its key a number that grows. Who takes it holds a lock under
-``taken/`` by the same number, with a lease that lives as long as the worker. Doing it removes both,
-in one transaction that the lock guards: a worker that was thought dead cannot do it once more. A
-job whose worker has crashed is free again when the lease runs out.
+A job is an entry under ``jobs/`` whose key is a growing number. A worker that takes a job holds a
+lock under ``taken/`` with the same number, and renews its lease while it runs. `Job.done`
+removes the job in a transaction that requires the lock, so a worker that has lost its lease cannot
+finish the job a second time. If a worker crashes, its job is free again once the lease has expired.
 
-Taking looks at the jobs in order, so it costs more the more are taken at one time: this is a queue
-for dozens of workers, not for thousands.
+`Queue.take` looks at the jobs in order, so it is slower the more jobs are taken at a time:
+this queue is meant for dozens of workers, not for thousands.
 
-A job whose value cannot be decoded stays in the queue, and free. Each queue object that meets it
-raises the error once, and passes it over from then on: another worker may have the codec for it.
+A job whose value cannot be decoded stays in the queue and stays free. Each queue object that meets
+it raises the error once, and then skips it: another worker may have the codec for it.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from zkv.client.namespace import KeyOps
 
 NUMBER: Final = "jobs/{:020d}"
-"""Keys order as numbers do."""
+"""Zero-padded, so that keys are in the order of the numbers."""
 
 
 class Job:
     """A job that this worker has taken.
 
-    As a context manager it is `done` at the end, or given back by `release` if an error was raised;
-    unless the block has done either already.
+    As a context manager it calls `done` at the end of the block, or `release` if an error was
+    raised; neither if the block has called one of them itself.
 
     Attributes:
-        value: as it was put.
+        value: the value passed to `Queue.put`.
     """
 
     def __init__(self, value: Any, key: str, lock: Lock) -> None:
@@ -66,12 +66,12 @@ class Job:
             self._lock.__exit__(kind, error, traceback)
 
     def done(self) -> None:
-        """Remove it: it need not be done again.
+        """Remove the job from the queue: it is done.
 
         Raises:
-            LockLostError: the lease had run out, and others may do it, or have done it.
-            MisuseError: it has been done or given back already, or the process that this one was
-                forked from has taken it.
+            LockLostError: the lease had expired; another worker may do the job, or has done it.
+            MisuseError: `done` or `release` has been called already, or the parent process took
+                the job before a fork.
         """
         txn = self._lock.txn()
         txn.delete(self._key)
@@ -81,18 +81,18 @@ class Job:
             self.release()
 
     def release(self) -> None:
-        """Give it back undone. Raises MisuseError as `done` does."""
+        """Return the job to the queue. Raises MisuseError as `done` does."""
         try:
             self._lock.release()
         except LockLostError:
-            pass  # So others have it already.
+            pass  # The job is free already.
 
 
 class Queue:
-    """Jobs in the order in which they were put; made by `Client.queue`.
+    """Gives out jobs in the order in which they were put; made by `Client.queue`.
 
     Args:
-        keyspace: where they are kept.
+        keyspace: the client or namespace that keeps the jobs.
         prefix: of their keys.
         lease: seconds after which a job is free again if its worker has crashed; above 0, up to
             10^10, or a `timedelta`.
@@ -107,7 +107,7 @@ class Queue:
         return f"<{type(self).__name__} {self._kept._prefix!r}>"
 
     def __len__(self) -> int:
-        """How many are not done."""
+        """Return the number of jobs that are not done."""
         return self._kept.count("jobs/")
 
     def put(self, value: Any) -> None:
@@ -116,19 +116,16 @@ class Queue:
         self._kept.put(NUMBER.format(number), value)
 
     def take(self, timeout: Seconds | None = None) -> Job | None:
-        """The first job that nobody has taken.
+        """Take the first free job, or wait for one. Returns None if the time is up.
 
         Args:
-            timeout: seconds to wait for one, up to a year, or a `timedelta`; None = as long as it
-                takes, 0 = not at all.
-
-        Returns:
-            None if there was none in time.
+            timeout: seconds to wait, up to a year, or a `timedelta`; None = no limit, 0 = do not
+                wait.
 
         Raises:
-            BadValueError: the value of a job cannot be decoded. The job stays, for workers with
-                another codec, until its ``key`` is deleted; this queue object passes it over from
-                now on.
+            BadValueError: the value of a job cannot be decoded. The job stays in the queue, for
+                workers with another codec, until you delete its ``key``; this queue object skips
+                it from now on.
         """
         wait = checks.wait(timeout)
         end = None if wait is None else time.monotonic() + wait
@@ -142,7 +139,7 @@ class Queue:
                 return None
 
     def _free(self) -> Iterator[str]:
-        """Keys of jobs that nobody seems to have taken, and that can be."""
+        """Iterate over the keys of jobs that seem free and may be decoded."""
         taken = {
             entry.key.removeprefix("taken/") for entry in self._kept.scan("taken/", values=False)
         }
@@ -156,19 +153,19 @@ class Queue:
             return None
         try:
             value = (self._kept.get_entry(key)).value
-        except NotFoundError:  # It was done in the meantime.
+        except NotFoundError:  # Another worker has done it meanwhile.
             lock.release()
             return None
         except BaseException as error:
             if isinstance(error, BadValueError):
                 self._undecodable.add(key)
-            with contextlib.suppress(ClientError):  # What went wrong first matters more.
+            with contextlib.suppress(ClientError):  # The first error matters more.
                 lock.release()
             raise
         return Job(value, key, lock)
 
     def _wait(self, since: int, end: float | None) -> bool:
-        """Wait until a job may be free that was not at revision ``since``; False = not in time."""
+        """Wait until another job may be free than at ``since``. Returns False if time is up."""
         if end is not None and time.monotonic() >= end:
             return False
         with self._kept.watch(since=since) as watch:

@@ -1,4 +1,4 @@
-"""What a rate limiter says."""
+"""The result of a rate limiter."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 
 class Verdict(NamedTuple):
-    """What a `RateLimiter` says. True where it is allowed.
+    """The result of `RateLimiter.allow`; true if allowed.
 
     Args:
-        allowed: whether it may be done.
-        remaining: how often more in this window.
-        retry_after: seconds until the next window, if it is not allowed; else 0.
+        allowed: True if the count is within the limit.
+        remaining: how many more are allowed in this window.
+        retry_after: seconds until the next window if not allowed, otherwise 0.
     """
 
     allowed: bool
