@@ -51,6 +51,7 @@ def endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def _nothing_left_over() -> Iterator[None]:
     """No thread, and no descriptor but those of ZeroMQ's shared context, outlives a server."""
     zmq.Context.instance().socket(zmq.REQ).close()  # Makes the context's own threads and files.
+    run_zkv("--version", cwd=ROOT)  # Starts the process that forks it, whose pipes stay.
     threads = set(threading.enumerate())
     files = open_files()
     yield

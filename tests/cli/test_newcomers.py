@@ -427,7 +427,8 @@ def test_delete_that_fails_on_the_way_says_how_far_it_got() -> None:
     full = reply(ok=False, code="READ_ONLY", message="no space", retry=True, applied=False)
     page = reply(ok=True, items=[["a", None, 1]], next="a", rev=1)
     deleted = reply(ok=True, rev=2, durable=True, deleted=1)
-    with Peer(reply(ok=True, count=2), page, deleted, page, full) as peer:
+    second = reply(ok=True, items=[["ab", None, 1]], next="ab", rev=1)
+    with Peer(reply(ok=True, count=2), page, deleted, second, full) as peer:
         printed = run("-e", peer.endpoint, "delete", "--prefix", "a")
 
     assert printed.returncode == 2

@@ -188,7 +188,7 @@ def test_a_log_that_fills_the_disk_by_itself_makes_room(
     tmp_path: Path, disk: SmallDisk, policy: str
 ) -> None:
     """However much is written: the store is small, and so is what snapshots leave of the log."""
-    settings = {"segment_bytes": 65536, "snapshot_interval": 0.2}
+    settings = {"segment_bytes": 65536, "snapshot_interval": 1.0}
     with (
         make_server(tmp_path, disk, policy, **settings) as server,
         Raw(server.endpoint) as client,
@@ -198,7 +198,7 @@ def test_a_log_that_fills_the_disk_by_itself_makes_room(
             client.ok(op="PUT", key="key", value=f"{number}{BIG}")
         client.ok(op="SNAPSHOT")
         written = refused = 0
-        while written < 16 << 20:
+        while written < 8 << 20:
             reply = client.call(op="PUT", key="key", value=f"{written}{BIG}")
             if reply["ok"]:
                 written += len(BIG)
