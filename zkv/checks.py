@@ -15,7 +15,7 @@ Values of the usual types pass after one or two comparisons.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -138,27 +138,23 @@ def keys(prefix: str, values: Iterable[str]) -> tuple[list[str], list[str]]:
         given = list(iter(values))
     except TypeError:
         _refuse_type("keys", "an iterable of str", values)
-    all_text("keys", given)
-    return given, stored(prefix, given)
+    return given, stored("keys", prefix, given)
 
 
-def stored(prefix: str, given: list[str]) -> list[str]:
-    """Return keys as they are stored, each of exactly the type `str`."""
-    if prefix or not _TEXT.issuperset(map(type, given)):
-        return [prefix + value for value in given]
-    return given
+def stored(name: str, prefix: str, given: list[str]) -> list[str]:
+    """Check keys, and return them as they are stored, each of exactly the type `str`.
+
+    The result is ``given`` itself if the keys are stored as they are.
+    """
+    if _TEXT.issuperset(map(type, given)):  # In C: a fifth of the time of checking each.
+        return [prefix + value for value in given] if prefix else given
+    for at, value in enumerate(given):
+        if not isinstance(value, str):
+            _refuse_type(f"{name}[{at}]", "a str", value)
+    return [prefix + value for value in given]
 
 
 _TEXT: Final = frozenset({str})
-
-
-def all_text(name: str, values: Collection[Any]) -> None:
-    """Check that all values are text, in a fifth of the time of checking each."""
-    try:
-        "".join(values)
-    except TypeError:
-        at, value = next(each for each in enumerate(values) if not isinstance(each[1], str))
-        _refuse_type(f"{name}[{at}]", "a str", value)
 
 
 def text(name: str, value: str) -> str:

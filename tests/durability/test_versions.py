@@ -19,7 +19,8 @@ import pytest
 import zmq
 
 from tests.durability.versions.make import HERE, read_back
-from tests.support import Raw, ServerInProcess, raw_fields, run_zkv
+from tests.forking import run_zkv
+from tests.support import Raw, ServerInProcess, raw_fields
 from zkv import clock
 
 CASES: Final = sorted(path.parent for path in HERE.glob("*/*/expected.json"))

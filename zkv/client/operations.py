@@ -262,11 +262,10 @@ def get_entries(prefix: str, keys: Iterable[str]) -> Operation[dict[str, Entry]]
 def put_many(prefix: str, items: Mapping[str, Any], ttl: Seconds | None) -> Operation[int]:
     """Write many values as one revision."""
     checks.instance("items", items, Mapping)  # type: ignore[type-abstract]
-    keys = list(items)
-    checks.all_text("keys of items", keys)
-    fields: dict[str, Any] = {
-        "items": dict(zip(checks.stored(prefix, keys), items.values(), strict=True))
-    }
+    given = list(items)
+    keys = checks.stored("keys of items", prefix, given)
+    entries = dict(items) if keys is given else dict(zip(keys, items.values(), strict=True))
+    fields: dict[str, Any] = {"items": entries}
     if ttl is not None:
         fields["ttl"] = checks.ttl(ttl)
     return Operation("MPUT", fields, read_rev)

@@ -59,6 +59,7 @@ _LISTS: Final[dict[str, Callable[[list[Any]], list[Any]]]] = {
     "values": lambda values: values,
     "items": lambda items: [item[1] for item in items],
     "changes": lambda changes: [change[3] for change in changes],
+    "results": lambda results: [value for result in results for value in result.values()],
 }
 """Find the values in fields that are arrays, by the name of the field."""
 

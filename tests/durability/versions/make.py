@@ -26,7 +26,8 @@ from msgpack import packb
 
 from tests.conformance import vectors
 from tests.conformance.notation import encode
-from tests.support import ROOT, Raw, ServerProcess, eventually, raw_fields, run_zkv, unpack
+from tests.forking import run_zkv
+from tests.support import ROOT, Raw, ServerProcess, eventually, raw_fields, unpack
 
 HERE: Final = Path(__file__).resolve().parent
 LARGEST: Final = 2_000
