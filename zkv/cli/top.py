@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from zkv.client import Client
 
 INTERVAL: Final = 1.0
-PAUSE: Final = 0.5
-"""Seconds before the next attempt after a server did not answer."""
 HEADINGS: Final = (
     "requests/s", "reads/s", "writes/s", "failures/s", "p50 ms", "p99 ms", "cpu %", "rss MiB",
     "keys", "revision", "log MiB/s", "syncs/s", "sessions",
