@@ -28,7 +28,7 @@ from tests.support import (
     unpack,
 )
 from zkv.broker.frames import FRAMES
-from zkv.broker.mailbox import FrontMailbox, Mailbox, connect_worker
+from zkv.broker.mailbox import WORKERS_BATCH, FrontMailbox, Mailbox, connect_worker
 from zkv.broker.waiting import PendingCalls, PendingReply
 from zkv.engine import Engine
 from zkv.protocol import requests
@@ -463,9 +463,10 @@ def test_mailbox_may_be_rung_after_its_end(context: zmq.Context[Any]) -> None:
     with context.socket(zmq.DEALER) as backend:
         backend.linger = 0
         backend.bind("inproc://backend")
-        mailbox = Mailbox(partial(FRAMES, connect_worker(context, "inproc://backend")))
+        socket = connect_worker(context, "inproc://backend")
+        mailbox = Mailbox(partial(FRAMES, socket, bounds=WORKERS_BATCH))
         mailbox.stop()
-        assert mailbox.receive() == []
+        assert len(mailbox.receive()) == 0
         mailbox.close()
         mailbox.stop()
 

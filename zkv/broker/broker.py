@@ -23,7 +23,7 @@ import zmq
 from zkv.broker.feed import Feed
 from zkv.broker.frames import FRAMES, PythonFrames
 from zkv.broker.front import Front
-from zkv.broker.mailbox import Mailbox, connect_worker
+from zkv.broker.mailbox import WORKERS_BATCH, Mailbox, connect_worker
 from zkv.broker.sockets import INPROC
 from zkv.broker.worker import Worker
 from zkv.requests.account import Account
@@ -207,7 +207,8 @@ class Broker:
             self._workers.append(worker)
 
     def _open_mailbox(self) -> Mailbox:
-        return Mailbox(partial(FRAMES, connect_worker(self._context, self._backend)))
+        socket = connect_worker(self._context, self._backend)
+        return Mailbox(partial(FRAMES, socket, bounds=WORKERS_BATCH))
 
     def _died(self, worker: Worker) -> None:
         worker.account.deaths += 1
