@@ -186,6 +186,7 @@ typedef struct {
     PyObject *stands_for[KINDS]; /* BadEnvelopes, in place of the body of a malformed message */
     PyObject *error;             /* makes an exception from an error number */
     unsigned long long unroutable;
+    int forwarded; /* The workers' socket has been used: its signal may have been reset. */
     size_t most, most_bytes; /* of a batch */
     size_t *order;           /* of sending: `most` places */
 } Frames;
@@ -350,11 +351,13 @@ typedef struct {
     int wait, take, capacity;
 } wish;
 
-/* Wait. 0, or an error number; sets `told` if the caller must return, even without a message. */
-static int wait_for_signal(Frames *self, const wish *w, int *told)
+/* Wait. 0, or an error number; sets `told` if the caller must return, even without a message, and
+ * `replies` if the workers may have sent some. */
+static int wait_for_signal(Frames *self, const wish *w, int *told, int *replies)
 {
     int events = 0;
     size_t size = sizeof events;
+    *replies = w->capacity;
     if (w->capacity) { /* Read the events last, since any other call may reset the signal. */
         if (zmq.getsockopt(self->behind.socket, OPTION_EVENTS, &events, &size) < 0)
             return zmq.last_error();
@@ -370,24 +373,32 @@ static int wait_for_signal(Frames *self, const wish *w, int *told)
     if (poll(any, 3, -1) < 0)
         return errno;
     *told = any[0].revents != 0;
+    *replies |= any[2].revents != 0;
     return 0;
 }
 
 /* Receive a batch; if no message is queued and the caller wants to wait, wait and try again. Sends
- * the workers' replies on. Runs without Python's lock. EINTR if a signal has arrived. */
+ * the workers' replies on. Runs without Python's lock. EINTR if a signal has arrived.
+ *
+ * A look at a socket takes a system call. While nobody uses the workers' socket, its signal tells
+ * of replies, and the wait looks at that anyway. So it is looked at once in each call. */
 static int take_or_wait(Frames *self, const wish *w, Batch *to)
 {
-    int number, told = !w->wait;
-    for (;;) {
-        number = pass_on(self);
-        if (!number)
-            number = w->take ? take_batch(self, to) : EAGAIN;
-        if (number != EAGAIN || told)
-            return number;
-        number = wait_for_signal(self, w, &told);
-        if (number)
-            return number;
+    int told = !w->wait, replies = 1, passed = 0;
+    int number = w->take ? take_batch(self, to) : EAGAIN;
+    if (number != EAGAIN || told || self->forwarded) {
+        self->forwarded = 0;
+        passed = pass_on(self);
     }
+    while (!passed && number == EAGAIN && !told) {
+        passed = wait_for_signal(self, w, &told, &replies);
+        if (!passed && replies)
+            passed = pass_on(self);
+        /* After `pass_on`, which may reset the signal of this socket. */
+        if (!passed && w->take)
+            number = take_batch(self, to);
+    }
+    return passed ? passed : number;
 }
 
 static PyObject *fail(Frames *self, int number)
@@ -598,6 +609,7 @@ static PyObject *frames_forward(Frames *self, PyObject *arguments)
     if (!PyArg_ParseTuple(arguments, "OO", &batch, &places) || to_batch(self, batch) == NULL)
         return NULL;
     int number = forward_all(self, (Batch *)batch, places, &sent);
+    self->forwarded = 1;
     return number ? fail(self, number) : PyLong_FromSsize_t(sent);
 }
 

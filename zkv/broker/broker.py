@@ -52,6 +52,7 @@ class Broker:
     Args:
         endpoints: endpoints to bind.
         feed: endpoint on which to publish changes; empty = none.
+        io_threads: libzmq's threads for the connections.
         max_message_bytes: a larger message ends its connection.
         worker_died: called in the thread of a worker that dies, so it must return at once.
         front_died: called in the thread of the front if that dies, likewise.
@@ -62,6 +63,7 @@ class Broker:
         self,
         endpoints: list[str],
         feed: str,
+        io_threads: int,
         max_message_bytes: int,
         worker_died: Callable[[], None],
         front_died: Callable[[], None],
@@ -69,7 +71,7 @@ class Broker:
     ) -> None:
         self._shares_context = any(name.startswith(INPROC) for name in (*endpoints, feed))
         self._context: zmq.Context[zmq.Socket[bytes]] = (
-            zmq.Context.instance() if self._shares_context else zmq.Context()
+            zmq.Context.instance() if self._shares_context else zmq.Context(io_threads)
         )
         self._backend = f"inproc://zkv-workers-{next(_numbers)}"
         self._accounts = [Account(write_log)]

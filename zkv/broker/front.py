@@ -28,7 +28,7 @@ from zkv.broker.sockets import bind, close
 from zkv.broker.waiting import Answered, PendingRun, Safe, commit, make_safe
 from zkv.broker.worker import serve
 from zkv.durability.committer import CommitGroup
-from zkv.errors import EndpointError
+from zkv.errors import EndpointError, ReadOnly
 from zkv.requests.batch import ALL, BadEnvelope
 from zkv.requests.call import Caller
 
@@ -113,12 +113,29 @@ class FrontHandler:
         # Not for `durable` under other policies: the lane takes no request with that field.
         group = CommitGroup(epoch, durable=engine.syncs_each)
         places = batch.places(safe.rev, ALL)
+        if len(places) == len(batch) and self._sync(answered, epoch):
+            return ALL
         if places:
             group.lsn = engine.last_lsn
             answered.group = group
             run = PendingRun(self._caller, self._account, group, started)
-            answered.later.append((places, run))
+            answered.later = [(places, run)]
         return safe.rev
+
+    def _sync(self, answered: Answered, epoch: int) -> bool:
+        """Wait for a quick disk; return True if all commits are on it now.
+
+        With one sync of its own for a batch that only writes, the front is quicker than with the
+        committer, with which it would compete for Python's lock.
+        """
+        engine = self._engine
+        if not (engine.syncs_each and engine.syncs_quickly):
+            return False
+        try:
+            return engine.sync() and engine.epoch == epoch
+        except ReadOnly as error:
+            answered.refusal = error
+            return False
 
     def commit(self, answered: Answered, is_idle: Callable[[], bool]) -> None:
         """See `Handler`. An idle front waits for a quick disk, but not for other threads."""

@@ -101,7 +101,8 @@ class Mailbox:
         """
         batch = self._batch
         while True:
-            self._send_completed()
+            if self._outbox:
+                self._send_completed()
             ending = self._stopping and not self._parked
             self._frames.receive(batch, wait=not ending)
             if len(batch) or ending:
@@ -209,8 +210,10 @@ class FrontMailbox(Mailbox):
         """
         while True:
             stopping = self._stopping  # Read before the replies: the last ones come before `stop`.
-            self._send_completed()
-            self._forward()
+            if self._outbox:
+                self._send_completed()
+            if self._left:
+                self._forward()
             if stopping and not self._parked:
                 # Sends the workers' last replies.
                 self._frames.receive(self._batch, wait=False, take=False)
@@ -240,17 +243,15 @@ class FrontMailbox(Mailbox):
     def reply(self, later: Sequence[Later] = (), left: Sequence[int] = ()) -> None:
         """See `Mailbox`. The requests that are left go first, since a worker has to be woken."""
         self._unanswered = ()
-        self._left = list(left)
         try:
             if left:
+                self._left = list(left)
                 self._forward()
         finally:
             self._reply(later)
 
     def _forward(self) -> None:
         left = self._left
-        if not left:
-            return
         try:
             count = self._frames.forward(self._batch, left)
         except BaseException:

@@ -22,7 +22,7 @@ Invariant: no reply is sent that reveals a revision which is not safe.
 from __future__ import annotations
 
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zkv.durability.committer import A_BUG, CommitGroup
@@ -31,7 +31,7 @@ from zkv.requests.batch import ALL
 from zkv.requests.call import fail
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from zkv.broker.mailbox import Later
     from zkv.engine import Engine
@@ -67,8 +67,8 @@ class Answered:
         refusal: the log's error, if these commits cannot be made safe.
     """
 
-    later: list[Later] = field(default_factory=list)
-    left: list[int] = field(default_factory=list)
+    later: Sequence[Later] = ()
+    left: Sequence[int] = ()
     group: CommitGroup | None = None
     refusal: ReadOnly | None = None
 

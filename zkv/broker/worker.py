@@ -28,7 +28,7 @@ from zkv.requests.call import Caller
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from zkv.broker.mailbox import Mailbox
+    from zkv.broker.mailbox import Later, Mailbox
     from zkv.requests.account import Account
     from zkv.requests.batch import Batch
     from zkv.requests.call import Call
@@ -86,12 +86,13 @@ class WorkerHandler:
         calls = [self._run(body) for body in batch]
         revealed = Safe(max([call.rev for call in calls]), max([call.lsn for call in calls]))
         safe, refusal = make_safe(engine, epoch, revealed, patient=True)
-        answered = Answered(refusal=refusal)
+        later: list[Later] = []
+        answered = Answered(later, refusal=refusal)
         waiting = PendingCalls(caller, CommitGroup(epoch))
         for place, call in enumerate(calls):
             result = call.result
             if isinstance(result, Future):
-                answered.later.append(([place], PendingReply(caller, call, result)))
+                later.append(([place], PendingReply(caller, call, result)))
             elif safe.covers(call) and not caller.must_sync(call):
                 batch.set_reply(place, caller.finish(call, result))
             else:
@@ -99,7 +100,7 @@ class WorkerHandler:
         if waiting.places:
             answered.group = waiting.group
             waiting.group.lsn = engine.last_lsn
-            answered.later.append((waiting.places, waiting))
+            later.append((waiting.places, waiting))
         caller.flush()
         return answered
 

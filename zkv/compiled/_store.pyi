@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from zkv.keyspace.change import PackedCommit
 from zkv.keyspace.entry import StoredEntry
 from zkv.keyspace.store import Watcher
 from zkv.requests.batch import BadEnvelope
@@ -48,7 +47,7 @@ class Run(NamedTuple):
         left: places of the requests that have not been answered.
         newest: newest revision that one of their replies reveals; 0 if none does.
         rev: revision of the store after the run.
-        commits: the commits that the run made, in order.
+        payloads: the commits that the run made, packed, in order.
         changes: number of changes in the commits.
         bytes: size of the commits' payloads.
         replaced: undo information; None if the run wrote nothing.
@@ -57,7 +56,7 @@ class Run(NamedTuple):
     left: list[int]
     newest: int
     rev: int
-    commits: list[PackedCommit]
+    payloads: list[bytes]
     changes: int
     bytes: int
     replaced: Replaced | None
@@ -67,7 +66,6 @@ class Lane:
         cls,
         *,
         table: Table,
-        commit_type: type[PackedCommit],
         max_key_bytes: int,
         max_value_bytes: int,
         max_batch: int,

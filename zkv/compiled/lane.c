@@ -273,7 +273,7 @@ static int is_new(const Lane *self, const run *r, const once *o)
 
 static int remember(const Lane *self, const run *r, const once *o)
 {
-    Py_ssize_t place = PyList_Size(r->commits);
+    Py_ssize_t place = PyList_Size(r->payloads);
     PyObject *done = PyObject_CallFunction(self->remember, "OKOOLnL", o->session,
                                            (unsigned long long)o->seq, o->digest, o->reply,
                                            (long long)r->rev + 1, place, (long long)r->now);
@@ -365,32 +365,20 @@ static PyObject *to_payload(const run *r, size_t first, const request *from, con
     return draft_end(&d, to);
 }
 
-static PyObject *to_commit(const Lane *self, const run *r, size_t changes, PyObject *payload)
-{
-    PyObject *rev = PyLong_FromLongLong(r->rev + 1), *count = PyLong_FromSize_t(changes);
-    PyObject *commit = NULL;
-    if (rev != NULL && count != NULL)
-        commit = PyObject_CallFunctionObjArgs(self->commit_type, rev, count, payload, NULL);
-    Py_XDECREF(rev);
-    Py_XDECREF(count);
-    return commit;
-}
-
 /* Commit the changes staged since `first`. Returns a reply; `no_reply` if they must be undone. */
 static span commit(Lane *self, run *r, size_t first, const request *from)
 {
     once o = {0};
     size_t changes = r->replaced->count - first;
-    PyObject *payload = NULL, *commit = NULL;
+    PyObject *payload = NULL;
     span reply = no_reply;
     /* Steps that may fail come first, and those that cannot be undone last. */
     if ((!is_once(from) || begin_once(self, r, from, &o)) &&
         (reply = to_reply(self, r, from, 0)).at != NULL &&
         (payload = to_payload(r, first, from, &o)) != NULL &&
-        (commit = to_commit(self, r, changes, payload)) != NULL &&
         (!is_once(from) || remember(self, r, &o))) {
         /* Half a commit cannot be undone, but no reply has revealed it: a restart recovers. */
-        if (PyList_Append(r->commits, commit) < 0 || !call_hooks(self, r, first))
+        if (PyList_Append(r->payloads, payload) < 0 || !call_hooks(self, r, first))
             Py_FatalError("zkv: out of memory in the middle of a commit");
         r->rev++;
         r->changes += changes;
@@ -399,7 +387,6 @@ static span commit(Lane *self, run *r, size_t first, const request *from)
         batch_drop_reply(r->batch, (unsigned char *)reply.at);
         reply = no_reply;
     }
-    Py_XDECREF(commit);
     Py_XDECREF(payload);
     release_once(&o);
     return reply;
@@ -506,13 +493,13 @@ static int take(Lane *self, run *r, size_t place)
 }
 
 /* The fields of zkv.compiled._store.Run, in their order: the result of Lane.run. */
-enum { LEFT, NEWEST, REV, COMMITS, CHANGES, BYTES, REPLACED, RUN_FIELDS };
+enum { LEFT, NEWEST, REV, PAYLOADS, CHANGES, BYTES, REPLACED, RUN_FIELDS };
 
 static PyStructSequence_Field run_fields[] = {
     [LEFT] = {"left", "list of the places of the requests that have not been answered"},
     [NEWEST] = {"newest", "newest revision that a reply reveals"},
     [REV] = {"rev", "revision of the store after the run"},
-    [COMMITS] = {"commits", "list of commits, in order"},
+    [PAYLOADS] = {"payloads", "list of packed commits, in order"},
     [CHANGES] = {"changes", "number of changes in the commits"},
     [BYTES] = {"bytes", "size of the commits' payloads"},
     [REPLACED] = {"replaced", "undo information; None if the run wrote nothing"},
@@ -537,7 +524,7 @@ static PyObject *to_result(const run *r)
         [LEFT] = r->left,
         [NEWEST] = PyLong_FromLongLong(r->newest),
         [REV] = PyLong_FromLongLong(r->rev),
-        [COMMITS] = r->commits,
+        [PAYLOADS] = r->payloads,
         [CHANGES] = PyLong_FromSize_t(r->changes),
         [BYTES] = PyLong_FromSize_t(r->bytes),
         [REPLACED] = r->replaced == NULL ? Py_NewRef(Py_None) : (PyObject *)r->replaced,
@@ -560,7 +547,7 @@ static PyObject *run_batch(Lane *self, run *r)
 {
     if ((r->left = PyList_New(0)) == NULL)
         return NULL;
-    if ((r->commits = PyList_New(0)) == NULL)
+    if ((r->payloads = PyList_New(0)) == NULL)
         return Py_DECREF(r->left), NULL;
     int well = 1;
     for (size_t i = 0; well && i < r->batch->count; i++) {
@@ -606,15 +593,14 @@ static PyObject *lane_run(Lane *self, PyObject *const *arguments, Py_ssize_t cou
 static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
     static char *names[] = {
-        "table", "commit_type", "max_key_bytes", "max_value_bytes", "max_batch", "max_reply_bytes",
+        "table", "max_key_bytes", "max_value_bytes", "max_batch", "max_reply_bytes",
         "max_levels", "durable", "add_key", "forget_deadline", "notify_watchers", "watchers",
         "may_run", "remember", NULL};
-    PyObject *table, *commit_type, *add_key, *forget_deadline, *notify_watchers, *watchers;
+    PyObject *table, *add_key, *forget_deadline, *notify_watchers, *watchers;
     PyObject *may_run, *remember;
     Py_ssize_t max_key, max_value, max_batch, max_reply, max_levels;
     int durable;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOnnnnnpOOOOOO", names, &table,
-                                     &commit_type, &max_key, &max_value, &max_batch, &max_reply,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OnnnnnpOOOOOO", names, &table, &max_key, &max_value, &max_batch, &max_reply,
                                      &max_levels, &durable, &add_key, &forget_deadline,
                                      &notify_watchers, &watchers, &may_run, &remember))
         return NULL;
@@ -622,7 +608,6 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     if (self == NULL)
         return NULL;
     self->table = (Table *)Py_NewRef(table);
-    self->commit_type = Py_NewRef(commit_type);
     self->max_key = max_key;
     self->max_value = max_value;
     self->max_batch = max_batch;
@@ -649,7 +634,6 @@ static void lane_dealloc(Lane *self)
     Py_XDECREF(self->watchers);
     Py_XDECREF(self->may_run);
     Py_XDECREF(self->remember);
-    Py_XDECREF(self->commit_type);
     Py_XDECREF((PyObject *)self->table);
     PyObject_Free(self);
     Py_DECREF(type);

@@ -36,7 +36,6 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     Table *table;
-    PyObject *commit_type;
     Py_ssize_t max_key, max_value, max_batch, max_reply, max_levels;
     int durable;
     /* The fields of `WriteHooks` in zkv/keyspace/store.py: `watchers` is a list, the others are
@@ -49,7 +48,7 @@ typedef struct {
 typedef struct {
     int64_t rev, removed_rev, now, takes_writes, logs;
     Batch *batch;
-    PyObject *left, *commits; /* lists */
+    PyObject *left, *payloads; /* lists */
     Replaced *replaced;
     size_t changes, bytes;
     int64_t newest; /* the newest revision that a reply reveals */

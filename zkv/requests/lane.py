@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from zkv import compiled
 from zkv.defaults import MAX_LEVELS
-from zkv.keyspace.change import PackedCommit
 from zkv.keyspace.table import is_compiled
 
 if TYPE_CHECKING:
@@ -41,7 +40,6 @@ class Lane:
         self._keyspace = keyspace
         self._compiled = compiled.store.Lane(
             table=keyspace.entries,  # type: ignore[arg-type]
-            commit_type=PackedCommit,
             max_key_bytes=limits.max_key_bytes,
             max_value_bytes=limits.max_value_bytes,
             max_batch=limits.max_batch,
@@ -72,7 +70,7 @@ class Lane:
                 takes_writes=keyspace.takes_writes,
                 logs=logs,
             )
-            if run.commits and run.replaced is not None:
+            if run.payloads and run.replaced is not None:
                 keyspace.add_run(run, run.replaced)
         return run.left, run.newest
 
