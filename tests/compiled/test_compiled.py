@@ -340,7 +340,7 @@ def test_items_that_are_there_twice_are_logged_and_counted_once() -> None:
 
 def test_a_lane_leaves_what_is_large(store: MemoryStore) -> None:
     """It holds up everybody for as long as it takes."""
-    body = request("PUT", key="k", value=b"x" * 1_100_000)
+    body = request("PUT", key="k", value=b"x" * 2_100_000)
     assert not in_lane(store, body)
     assert unpack(store.exchange(body))["ok"]
 

@@ -75,14 +75,6 @@ static inline int is_once(const request *r) { return r->session.at != NULL; }
 
 /* --- From the results to a reply: reply.c ----------------------------------------------------- */
 
-/* A buffer for packing. Most need few bytes and allocate no memory. */
-typedef struct {
-    unsigned char *start, few[1024];
-} draft;
-
-unsigned char *draft_begin(draft *, size_t most);       /* NULL if there is no memory */
-PyObject *draft_end(draft *, const unsigned char *end); /* as bytes; NULL likewise */
-
 /* The reply to send, or the one to remember: that has no id, and is not durable. In memory of
  * `batch_begin_reply`; `at` is NULL if there is none. */
 span to_reply(const Lane *, const run *, const request *, int remembered);

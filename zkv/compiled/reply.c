@@ -2,24 +2,9 @@
 
 #include "lane.h"
 
-#include <stdlib.h>
-
 #define WRITE(to, literal) write_bytes(to, literal, sizeof(literal) - 1)
 
 enum { MOST_ANSWER = 64 }; /* bytes of the reply to one step, without id and value */
-
-unsigned char *draft_begin(draft *self, size_t most)
-{
-    return self->start = most <= sizeof self->few ? self->few : malloc(most);
-}
-
-PyObject *draft_end(draft *self, const unsigned char *end)
-{
-    PyObject *bytes = PyBytes_FromStringAndSize((char *)self->start, end - self->start);
-    if (self->start != self->few)
-        free(self->start);
-    return bytes;
-}
 
 /* --- Fields. The buffer must have the capacity; each function returns the end ----------------- */
 
