@@ -38,6 +38,8 @@ class SteppedEngine(Engine):
         self, settings: Settings, files: Files, now: Callable[[], int] | None = None
     ) -> None:
         self._submitted: list[CommitGroup] = []
+        self.front_syncs = False
+        """Whether the front may sync a batch that only writes, before it answers."""
         self._committing = threading.Lock()
         super().__init__(settings.durability, settings.limits, files, now)
 
@@ -55,6 +57,9 @@ class SteppedEngine(Engine):
 
     def submit(self, group: CommitGroup) -> None:
         self._submitted.append(group)
+
+    def sync(self) -> bool:
+        return self.front_syncs and super().sync()
 
     @property
     def storage(self) -> Storage:

@@ -220,6 +220,7 @@ class Driver:
             leave([batch[place] for place in places])
 
         bodies = [msgpack.packb(request) for request in batch]
+        self.engine.front_syncs = idle
         for later in roads.answer(bodies, run.take, put_off):
 
             def deliver(later: Delayed = later) -> None:
