@@ -655,7 +655,8 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     self->watchers = Py_NewRef(watchers);
     self->may_run = Py_NewRef(may_run);
     self->remember = Py_NewRef(remember);
-    if (!intern_names(self))
+    /* From now on new keys enter the index one by one: no client waits until all are sorted. */
+    if (!intern_names(self) || (!index_build(self->table) && PyErr_NoMemory() == NULL))
         Py_CLEAR(self);
     return (PyObject *)self;
 }

@@ -180,7 +180,7 @@ static int add(Table *self, uint32_t hash, record *now)
     uint32_t number = take_slot(self, hash, now);
     if (number == 0)
         return 0;
-    if (!index_insert(self, number))
+    if (self->index.count > 0 && !index_insert(self, number))
         return free_slot(self, number), 0;
     uint32_t *bucket = table_bucket(self, hash);
     table_slot(self, number)->next = *bucket;
@@ -209,7 +209,8 @@ record *table_remove(Table *self, uint32_t hash, const unsigned char *key, size_
     if (number == 0)
         return NULL;
     record *before = table_slot(self, number)->at;
-    index_remove(self, key, size);
+    if (self->index.count > 0)
+        index_remove(self, key, size);
     *link = table_slot(self, number)->next;
     free_slot(self, number);
     self->count--;
@@ -295,15 +296,18 @@ static PyObject *to_pairs(const Table *self, const uint32_t *numbers, size_t cou
     return pairs;
 }
 
+/* Build the index if it is not there. 0, with an exception, if memory ends. */
+static int is_ordered(Table *self) { return index_build(self) || (PyErr_NoMemory(), 0); }
+
 /* Read the arguments `low, high, low_included` of a Range: the positions of its first key and
  * behind its last. 0 with an exception. */
-static int to_range(const Table *self, PyObject *range, position *first, position *end)
+static int to_range(Table *self, PyObject *range, position *first, position *end)
 {
     PyObject *low, *high;
     int included;
     Py_ssize_t size;
     const char *key;
-    if (!PyArg_ParseTuple(range, "OOp", &low, &high, &included) ||
+    if (!is_ordered(self) || !PyArg_ParseTuple(range, "OOp", &low, &high, &included) ||
         (key = PyUnicode_AsUTF8AndSize(low, &size)) == NULL)
         return 0;
     *first = index_seek(self, (const unsigned char *)key, (size_t)size, !included);
@@ -425,6 +429,8 @@ static Py_ssize_t table_length(Table *self) { return (Py_ssize_t)self->count; }
 /* Return an iterator over the present keys, in order. */
 static PyObject *table_iter(Table *self)
 {
+    if (!is_ordered(self))
+        return NULL;
     position at = {0, 0}, end = index_last(self);
     PyObject *keys = PyList_New(0), *iterator = NULL;
     int well = keys != NULL;
@@ -447,7 +453,7 @@ static PyObject *table_new(PyTypeObject *type, PyObject *arguments, PyObject *ke
     self->entry_type = Py_NewRef(entry_type);
     self->used = 1; /* 0 is none */
     self->now = (array){calloc(FIRST_BUCKETS, sizeof(uint32_t)), FIRST_BUCKETS - 1};
-    if (self->now.buckets == NULL || !index_begin(&self->index) || !add_chunk(self) ||
+    if (self->now.buckets == NULL || !add_chunk(self) ||
         PyBytes_Size(seed) != sizeof self->seed) {
         Py_DECREF(self);
         return PyErr_Format(PyExc_ValueError, "needs a seed of 16 bytes, and memory");
