@@ -40,7 +40,7 @@ typedef struct {
     int durable;
     /* The fields of `WriteHooks` in zkv/keyspace/store.py: `watchers` is a list, the others are
      * callables. */
-    PyObject *add_key, *forget_deadline, *notify_watchers, *watchers, *may_run, *remember;
+    PyObject *forget_deadline, *notify_watchers, *watchers, *may_run, *remember;
     step_list steps, conditions; /* their counts are capacities */
 } Lane;
 
