@@ -21,9 +21,18 @@ import zmq
 
 from zkv.broker.frames import BadEnvelope
 from zkv.broker.mailbox import ReplyFailedError
-from zkv.broker.waiting import Answered, PendingCalls, PendingReply, Safe, commit, make_safe
+from zkv.broker.waiting import (
+    Answered,
+    PendingCalls,
+    PendingReply,
+    PendingRun,
+    Safe,
+    commit,
+    make_safe,
+)
 from zkv.durability.committer import CommitGroup
 from zkv.requests.call import Caller
+from zkv.requests.lane import Answers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,6 +42,7 @@ if TYPE_CHECKING:
     from zkv.requests.account import Account
     from zkv.requests.call import Call
     from zkv.requests.commands import Node
+    from zkv.requests.lane import WorkerLane
 
 _log = logging.getLogger("zkv.broker")
 
@@ -66,26 +76,44 @@ class Handler(Protocol):
 class WorkerHandler:
     """Runs a batch, one request after the other.
 
+    Its lane runs those that the front has left because they are long, or because the lock was held
+    for a long one. The commands run the others.
+
     Args:
         node: the commands' environment.
+        lane: a lane of its own; None if the store is not compiled.
         account: the worker's account.
         stopping: returns true once new requests must be refused.
     """
 
-    def __init__(self, node: Node, account: Account, stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        lane: WorkerLane | None,
+        account: Account,
+        stopping: Callable[[], bool],
+    ) -> None:
         self._engine = node.engine
+        self._lane = lane
+        self._account = account
+        self._stopping = stopping
         self._caller = Caller(node, account, stopping)
 
     def answer(self, bodies: Sequence[bytes | BadEnvelope]) -> Answered:
         """See `Handler`."""
-        engine, caller = self._engine, self._caller
+        started = time.perf_counter()
+        engine, caller, account = self._engine, self._caller, self._account
         epoch = engine.epoch
-        calls = [self._run(body) for body in bodies]
-        revealed = Safe(max([call.rev for call in calls]), max([call.lsn for call in calls]))
+        answers, calls = self._run_all(bodies)
+        revealed = Safe(
+            max([answers.newest, *[call.rev for call in calls.values()]]),
+            max([call.lsn for call in calls.values()], default=0),
+        )
         safe, refusal = make_safe(engine, epoch, revealed, patient=True)
-        answered = Answered([None] * len(calls), refusal=refusal)
-        waiting = PendingCalls(caller, CommitGroup(epoch))
-        for place, call in enumerate(calls):
+        answered = Answered(answers.replies, refusal=refusal)
+        group = CommitGroup(epoch)
+        waiting = PendingCalls(caller, group)
+        for place, call in calls.items():
             result = call.result
             if isinstance(result, Future):
                 answered.later.append(([place], PendingReply(caller, call, result)))
@@ -93,10 +121,13 @@ class WorkerHandler:
                 answered.replies[place] = caller.finish(call, result)
             else:
                 waiting.take(place, call, result)
-        if waiting.places:
-            answered.group = waiting.group
-            waiting.group.lsn = engine.last_lsn
-            answered.later.append((waiting.places, waiting))
+        run = PendingRun(caller, account, group, bodies, answers, safe.rev, started)
+        for pending in (waiting, run):
+            if pending.places:
+                group.lsn = engine.last_lsn
+                answered.group = group
+                answered.later.append((pending.places, pending))
+        account.add_run(answers.ops, answers.subjects, started)
         caller.flush()
         return answered
 
@@ -107,6 +138,17 @@ class WorkerHandler:
     def give_up(self, body: bytes | BadEnvelope, error: BaseException) -> bytes:
         """See `Handler`."""
         return self._caller.give_up(None if isinstance(body, BadEnvelope) else body, error)
+
+    def _run_all(self, bodies: Sequence[bytes | BadEnvelope]) -> tuple[Answers, dict[int, Call]]:
+        """Return the lane's answers, and the calls of the requests that it left, by place."""
+        answers = Answers(subjects=[] if self._account.logs_requests else None)
+        calls: dict[int, Call] = {}
+        for place, body in enumerate(bodies):
+            lane = None if self._stopping() else self._lane
+            if lane is None or not lane.run(bodies, answers):
+                calls[place] = self._run(body)
+                answers.leave_out()
+        return answers, calls
 
     def _run(self, body: bytes | BadEnvelope) -> Call:
         if isinstance(body, BadEnvelope):

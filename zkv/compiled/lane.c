@@ -12,13 +12,16 @@
 
 #include <stdlib.h>
 
-enum { LARGE_BODY = 1 << 20 }; /* bytes: Python releases its lock while it hashes so many */
 enum { NEAR_ENTRIES = 1 << 16 }; /* a table of so many may well fit into the processor's caches */
 enum { SMALL_BODY = 512, MOST_AHEAD = 64 }; /* bytes; requests */
+enum { NEAR = 16, FAR = 32 }; /* steps ahead whose records, and whose buckets, are prefetched */
+enum { HOOK_STEPS = 8 }; /* A call of Python takes as long as so many steps. */
+enum { RELEASED_AT_ONCE = 16 }; /* records, by each run, of those that a long run has replaced */
 
 /* The parts of an exactly-once request to remember; `session` is NULL if it is not one. */
 typedef struct {
     PyObject *session, *digest, *reply;
+    size_t reply_size;
     uint64_t seq;
 } once;
 
@@ -29,9 +32,10 @@ static int is_live(const run *r, const record *found)
     return found != NULL && (!found->expires || found->expires > r->now);
 }
 
-static record *find(const Lane *self, const step *of)
+static record *find(const Lane *self, const run *r, const step *of)
 {
-    return table_find(self->table, of->hash, of->key.at, of->key.size);
+    record *found = table_find(self->table, of->hash, of->key.at, of->key.size);
+    return r->past == NULL ? found : past_of(r, found);
 }
 
 static void reveal(run *r, int64_t *reveals, int64_t rev)
@@ -44,7 +48,7 @@ static void reveal(run *r, int64_t *reveals, int64_t rev)
 
 static PyObject *do_get(Lane *self, run *r, const request *from, int64_t *reveals)
 {
-    record *found = find(self, from->steps.at);
+    record *found = find(self, r, from->steps.at);
     if (!is_live(r, found))
         return NULL;
     from->steps.at->there = found;
@@ -52,12 +56,24 @@ static PyObject *do_get(Lane *self, run *r, const request *from, int64_t *reveal
     return to_reply(self, r, from, 0);
 }
 
+/* Prefetch what later steps need: in a large table each would wait for memory of its own. */
+static void fetch_steps(const Lane *self, const step_list *steps, size_t at)
+{
+    for (size_t i = 0; at == 0 && i < NEAR && i < steps->count; i++)
+        table_fetch(self->table, steps->at[i].hash);
+    if (at + FAR < steps->count)
+        __builtin_prefetch(table_bucket(self->table, steps->at[at + FAR].hash));
+    if (at + NEAR < steps->count)
+        table_fetch(self->table, steps->at[at + NEAR].hash);
+}
+
 static PyObject *do_mget(Lane *self, run *r, const request *from, int64_t *reveals)
 {
     size_t values = 0;
     int64_t newest = 0;
     for (size_t i = 0; i < from->steps.count; i++) {
-        record *found = find(self, &from->steps.at[i]);
+        fetch_steps(self, &from->steps, i);
+        record *found = find(self, r, &from->steps.at[i]);
         int live = is_live(r, found);
         int64_t rev = found == NULL ? 0 : found->rev;
         /* The absence of an expired entry depends on the write that set its expiry. */
@@ -66,6 +82,7 @@ static PyObject *do_mget(Lane *self, run *r, const request *from, int64_t *revea
         newest = newest > rev ? newest : rev;
         values += live ? found->value_size : 1;
         from->steps.at[i].there = live ? found : NULL;
+        pace(self, 1);
     }
     if (values > (size_t)self->max_reply)
         return NULL;
@@ -78,7 +95,8 @@ static PyObject *do_mget(Lane *self, run *r, const request *from, int64_t *revea
 /* Put a record into the table; `replaced` has the capacity. NULL if there is no memory. */
 static record *stage(Lane *self, run *r, const step *of, span value, int64_t expires)
 {
-    record *now = record_new(of->hash, of->key.at, of->key.size, value.at, value.size, r->rev + 1);
+    int64_t rev = r->rev + 1 + (int64_t)(r->replaced->count - r->first); /* See `rev_of`. */
+    record *now = record_new(of->hash, of->key.at, of->key.size, value.at, value.size, rev);
     if (now != NULL) {
         now->expires = expires;
         now->refs++; /* One for the table, one for `replaced`. */
@@ -100,7 +118,7 @@ static record *increment(Lane *self, run *r, const step *of)
 {
     unsigned char value[MOST_HEAD];
     int64_t sum = of->number;
-    const record *found = find(self, of);
+    const record *found = find(self, r, of);
     int live = is_live(r, found);
     if (live && !add_to(found, &sum))
         return NULL;
@@ -116,7 +134,7 @@ static int was_own(const run *r, const replacement *pair)
 
 static int holds(const Lane *self, const run *r, const step *condition)
 {
-    const record *found = find(self, condition);
+    const record *found = find(self, r, condition);
     return condition->number == (is_live(r, found) ? found->rev : 0);
 }
 
@@ -125,7 +143,7 @@ static int stage_step(Lane *self, run *r, step *of)
 {
     switch (of->op) {
     case GET:
-        of->there = find(self, of);
+        of->there = find(self, r, of);
         if (!is_live(r, of->there))
             of->there = NULL;
         return 1;
@@ -138,14 +156,15 @@ static int stage_step(Lane *self, run *r, step *of)
 
 /* Stage the items of an MPUT; 0 if there is no memory. A key that occurs again keeps the place
  * of its first item and gets the value of its last, as in a dict. To find the first takes no
- * search: until all are staged, a record's revision encodes its place. */
+ * search: see `rev_of`. */
 static int stage_items(Lane *self, run *r, request *from)
 {
     step_list *items = &from->steps;
-    replacement *pairs = r->replaced->pairs + r->replaced->count;
+    replacement *pairs = r->replaced->pairs + r->first;
     size_t kept = 0;
     for (size_t i = 0; i < items->count; i++) {
         step *each = &items->at[i];
+        fetch_steps(self, items, i);
         record *now = each->there = stage(self, r, each, each->value, 0);
         if (now == NULL)
             return 0;
@@ -159,13 +178,11 @@ static int stage_items(Lane *self, run *r, request *from)
             items->at[place] = *each;
             r->replaced->count--;
         } else {
-            now->rev += (int64_t)kept;
             items->at[kept++] = *each;
         }
+        pace(self, 1);
     }
     items->count = kept;
-    for (size_t i = 0; i < kept; i++)
-        pairs[i].now->rev = r->rev + 1;
     return 1;
 }
 
@@ -173,16 +190,15 @@ static int stage_items(Lane *self, run *r, request *from)
 static int stage_all(Lane *self, run *r, request *from)
 {
     size_t read = 0; /* bytes of values */
-    /* Prefetch all together: in a large table each change would wait for memory of its own. */
-    for (size_t i = 0; from->steps.count > 1 && i < from->steps.count; i++)
-        table_fetch(self->table, from->steps.at[i].hash);
     if (from->op == MPUT)
         return stage_items(self, r, from);
-    for (size_t i = 0; i < from->conditions.count; i++)
+    for (size_t i = 0; i < from->conditions.count; i++, pace(self, 1))
         if (!holds(self, r, &from->conditions.at[i]))
             return 0;
-    for (size_t i = 0; i < from->steps.count; i++) {
+    for (size_t i = 0; i < from->steps.count; i++, pace(self, 1)) {
         step *each = &from->steps.at[i];
+        if (from->op == TXN)
+            fetch_steps(self, &from->steps, i);
         if (!stage_step(self, r, each))
             return 0;
         if (each->op == GET)
@@ -191,10 +207,10 @@ static int stage_all(Lane *self, run *r, request *from)
     return read <= (size_t)self->max_reply;
 }
 
-static void undo(Lane *self, run *r, size_t first)
+static void undo(Lane *self, run *r)
 {
     Replaced *replaced = r->replaced;
-    while (replaced->count > first) {
+    while (replaced->count > r->first) {
         replacement pair = replaced->pairs[--replaced->count];
         const record *now = pair.now;
         if (pair.before == NULL)
@@ -202,6 +218,7 @@ static void undo(Lane *self, run *r, size_t first)
         else
             record_release(table_put(self->table, pair.before));
         record_release(pair.now);
+        pace(self, 1);
     }
 }
 
@@ -227,14 +244,15 @@ static int call(PyObject *callable, PyObject *first, PyObject *second)
     return result != NULL;
 }
 
-/* Call the hooks for what has been replaced since `first`: the watchers, the ordered index for new
- * keys, and the deadlines that no longer apply. They see no state from within a TXN. */
-static int call_hooks(const Lane *self, const run *r, size_t first)
+/* Call the hooks for what the request has replaced: the watchers, the ordered index for new keys,
+ * and the deadlines that no longer apply. They see no state from within a TXN. */
+static int call_hooks(Lane *self, run *r)
 {
     int watched = PyList_Size(self->watchers) > 0;
-    for (size_t i = first; i < r->replaced->count; i++) {
+    for (size_t i = r->first; i < r->replaced->count; i++) {
         const replacement *pair = &r->replaced->pairs[i];
         span key = {pair->now->bytes, pair->now->key_size};
+        int calls = watched || pair->before == NULL || pair->before->expires;
         if (watched && !was_own(r, pair) &&
             !call(self->notify_watchers, to_str(&key), record_entry(self->table, pair->before)))
             return 0;
@@ -243,6 +261,7 @@ static int call_hooks(const Lane *self, const run *r, size_t first)
         if (pair->before != NULL && pair->before->expires && !pair->now->expires &&
             !call(self->forget_deadline, PyLong_FromLongLong(pair->before->expires), to_str(&key)))
             return 0;
+        pace(self, calls ? HOOK_STEPS : 0);
     }
     return 1;
 }
@@ -290,12 +309,16 @@ static void release_once(once *o)
 /* Prepare what is remembered of an exactly-once request. 0 if the request is left to Python. */
 static int begin_once(const Lane *self, const run *r, const request *from, once *o)
 {
+    PyThreadState *left = leave_python(self, from->steps.count);
+    uint64_t digest = to_digest(from);
+    return_to_python(left);
     o->seq = from->seq;
     o->session = to_str(&from->session);
-    o->digest = digest_bytes(to_digest(from));
+    o->digest = digest_bytes(digest);
     o->reply = to_reply(self, r, from, 1);
+    o->reply_size = o->reply == NULL ? 0 : (size_t)PyBytes_Size(o->reply);
     return o->session != NULL && o->digest != NULL && o->reply != NULL &&
-           PyBytes_Size(o->reply) <= MAX_REMEMBERED_REPLY && is_new(self, r, o);
+           o->reply_size <= MAX_REMEMBERED_REPLY && is_new(self, r, o);
 }
 
 /* --- The commit: zkv/keyspace/change.py ------------------------------------------------------- */
@@ -305,8 +328,8 @@ static unsigned char *write_once(unsigned char *to, const request *from, const o
     to = write_bytes(write_text_head(to, from->session.size), from->session.at, from->session.size);
     to = write_bin_head(write_uint(to, o->seq), 8);
     to = write_bytes(to, PyBytes_AsString(o->digest), 8);
-    size_t size = (size_t)PyBytes_Size(o->reply);
-    return write_bytes(write_bin_head(to, size), PyBytes_AsString(o->reply), size);
+    to = write_bin_head(to, o->reply_size);
+    return write_bytes(to, PyBytes_AsString(o->reply), o->reply_size);
 }
 
 static unsigned char *write_wide(unsigned char *to, uint64_t number)
@@ -322,35 +345,44 @@ static unsigned char *write_change(unsigned char *to, const record *now)
     return now->expires ? write_uint(to, (uint64_t)now->expires) : (*to = 0xc0, to + 1);
 }
 
-static size_t payload_size(const run *r, size_t first, const request *from, const once *o)
+static size_t payload_size(const run *r, const request *from, const once *o)
 {
     size_t size = 4 * MOST_HEAD;
     if (o->session != NULL)
-        size += from->session.size + 8 + (size_t)PyBytes_Size(o->reply) + 4 * MOST_HEAD;
-    for (size_t i = first; i < r->replaced->count; i++) {
+        size += from->session.size + 8 + o->reply_size + 4 * MOST_HEAD;
+    for (size_t i = r->first; i < r->replaced->count; i++) {
         const record *now = r->replaced->pairs[i].now;
         size += 5 + MOST_HEAD + now->key_size + now->value_size + MOST_HEAD;
     }
     return size;
 }
 
-/* Pack a commit of the changes staged since `first`. NULL if there is no memory, or if it might
- * exceed the largest commit. */
-static PyObject *to_payload(const run *r, size_t first, const request *from, const once *o)
+/* Pack the changes of a commit. NULL if there is no memory, or if it might exceed the largest
+ * commit. */
+static unsigned char *write_changes(const run *r, const request *from, const once *o, draft *d)
 {
-    size_t size = payload_size(r, first, from, o);
-    draft d;
+    size_t size = payload_size(r, from, o);
     unsigned char *to;
-    if (size > UINT32_MAX || (to = draft_begin(&d, size)) == NULL)
+    if (size > UINT32_MAX || (to = draft_begin(d, size)) == NULL)
         return NULL;
     *to++ = o->session == NULL ? 0x93 : 0x97;
     to = write_wide(write_wide(to, (uint64_t)r->rev + 1), (uint64_t)r->now);
-    to = write_array_head(to, r->replaced->count - first);
-    for (size_t i = first; i < r->replaced->count; i++)
+    to = write_array_head(to, r->replaced->count - r->first);
+    for (size_t i = r->first; i < r->replaced->count; i++)
         to = write_change(to, r->replaced->pairs[i].now);
-    if (o->session != NULL)
+    return to;
+}
+
+/* Pack a commit of what the request has staged. NULL likewise. */
+static PyObject *to_payload(const Lane *self, const run *r, const request *from, const once *o)
+{
+    draft d;
+    PyThreadState *left = leave_python(self, r->replaced->count - r->first);
+    unsigned char *to = write_changes(r, from, o, &d);
+    return_to_python(left);
+    if (to != NULL && o->session != NULL)
         to = write_once(to, from, o);
-    return draft_end(&d, to);
+    return to == NULL ? NULL : draft_end(&d, to);
 }
 
 static PyObject *to_commit(const Lane *self, const run *r, size_t changes, PyObject *payload)
@@ -364,21 +396,24 @@ static PyObject *to_commit(const Lane *self, const run *r, size_t changes, PyObj
     return commit;
 }
 
-/* Commit the changes staged since `first`. Returns a reply; NULL if they must be undone. */
-static PyObject *commit(Lane *self, run *r, size_t first, const request *from)
+/* Commit what the request has staged. Returns a reply; NULL if it must be undone. */
+static PyObject *commit(Lane *self, run *r, const request *from)
 {
     once o = {0};
-    size_t changes = r->replaced->count - first;
+    size_t changes = r->replaced->count - r->first;
     PyObject *reply = NULL, *payload = NULL, *commit = NULL;
     /* Steps that may fail come first, and those that cannot be undone last. */
     if ((!is_once(from) || begin_once(self, r, from, &o)) &&
         (reply = to_reply(self, r, from, 0)) != NULL &&
-        (payload = to_payload(r, first, from, &o)) != NULL &&
+        (payload = to_payload(self, r, from, &o)) != NULL &&
         (commit = to_commit(self, r, changes, payload)) != NULL &&
         (!is_once(from) || remember(self, r, &o))) {
+        pace(self, self->slice); /* What follows the hooks is done in one slice. */
         /* Half a commit cannot be undone, but no reply has revealed it: a restart recovers. */
-        if (PyList_Append(r->commits, commit) < 0 || !call_hooks(self, r, first))
+        if (PyList_Append(r->commits, commit) < 0 || !call_hooks(self, r))
             Py_FatalError("zkv: out of memory in the middle of a commit");
+        for (size_t i = r->first; i < r->replaced->count; i++)
+            r->replaced->pairs[i].now->rev = r->rev + 1;
         r->rev++;
         r->changes += changes;
         r->bytes += (size_t)PyBytes_Size(payload);
@@ -406,12 +441,12 @@ static PyObject *do_write(Lane *self, run *r, request *from, int64_t *reveals)
         (r->replaced == NULL && (r->replaced = replaced_new(self->table)) == NULL) ||
         !replaced_reserve(r->replaced, from->steps.count))
         return NULL;
-    size_t first = r->replaced->count;
+    r->first = r->replaced->count;
     PyObject *reply = NULL;
     if (stage_all(self, r, from))
-        reply = r->replaced->count > first ? commit(self, r, first, from) : do_reads(self, r, from);
+        reply = r->replaced->count > r->first ? commit(self, r, from) : do_reads(self, r, from);
     if (reply == NULL)
-        undo(self, r, first);
+        undo(self, r);
     else
         reveal(r, reveals, r->rev);
     return reply;
@@ -419,6 +454,8 @@ static PyObject *do_write(Lane *self, run *r, request *from, int64_t *reveals)
 
 static PyObject *do_request(Lane *self, run *r, request *from, int64_t *reveals)
 {
+    if (r->aside && !look_aside(self, r))
+        return NULL;
     switch (from->op) {
     case GET:
         return do_get(self, r, from, reveals);
@@ -481,16 +518,18 @@ static void fetch_ahead(Lane *self, PyObject *bodies, Py_ssize_t first)
 static int take(Lane *self, run *r, PyObject *body)
 {
     Py_ssize_t size;
-    request from;
+    request own, *from = &own;
     int64_t reveals = 0;
-    if (!read_body(self, body, LARGE_BODY, &from, &size))
+    if (body == self->body)
+        from = &self->ahead, size = PyBytes_Size(body);
+    else if (!read_body(self, body, self->max_body, &own, &size))
         return 0;
-    PyObject *reply = do_request(self, r, &from, &reveals);
+    PyObject *reply = do_request(self, r, from, &reveals);
     if (reply == NULL)
         return PyErr_Clear(), 0;
-    int well = add_subject(r, &from, size, reply) && append(r->replies, reply) &&
+    int well = add_subject(r, from, size, reply) && append(r->replies, reply) &&
                append(r->reveals, PyLong_FromLongLong(reveals)) &&
-               PyList_Append(r->ops, self->names[from.op]) == 0;
+               PyList_Append(r->ops, self->names[from->op]) == 0;
     return well ? 1 : -1;
 }
 
@@ -582,8 +621,8 @@ static PyObject *run_bodies(Lane *self, run *r, PyObject *bodies)
 /* Read one keyword argument of `lane_run`. 0, with an exception, if it has none of that name. */
 static int read_state(run *r, PyObject *name, PyObject *value)
 {
-    static const char *const names[] = {"rev", "removed_rev", "now", "takes_writes"};
-    int64_t *const fields[] = {&r->rev, &r->removed_rev, &r->now, &r->takes_writes};
+    static const char *const names[] = {"rev", "removed_rev", "now", "takes_writes", "aside"};
+    int64_t *const fields[] = {&r->rev, &r->removed_rev, &r->now, &r->takes_writes, &r->aside};
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         if (PyUnicode_CompareWithASCIIString(name, names[i]) == 0) {
             *fields[i] = PyLong_AsLongLong(value);
@@ -592,19 +631,25 @@ static int read_state(run *r, PyObject *name, PyObject *value)
     return PyErr_Format(PyExc_TypeError, "run() has no argument %R", name), 0;
 }
 
-/* run(bodies, answers, *, rev, removed_rev, now, takes_writes) -> Run: see _store.pyi. The
+/* run(bodies, answers, *, rev, removed_rev, now, takes_writes, aside) -> Run: see _store.pyi. The
  * arguments are read here: PyArg_ParseTupleAndKeywords takes as long as half of a GET. */
 static PyObject *lane_run(Lane *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
 {
     run r = {0};
-    if (count != 2 || names == NULL || PyTuple_Size(names) != 4)
-        return PyErr_Format(PyExc_TypeError, "run() takes 2 arguments, and 4 by name"), NULL;
-    for (Py_ssize_t i = 0; i < 4; i++)
+    if (count != 2 || names == NULL || PyTuple_Size(names) != 5)
+        return PyErr_Format(PyExc_TypeError, "run() takes 2 arguments, and 5 by name"), NULL;
+    for (Py_ssize_t i = 0; i < 5; i++)
         if (!read_state(&r, PyTuple_GetItem(names, i), arguments[count + i]))
             return NULL;
     PyObject *result = NULL;
+    if (self->rest != NULL)
+        self->table->long_run = &r;
     if (get_lists(self, arguments[1], &r))
         result = run_bodies(self, &r, arguments[0]);
+    if (self->rest != NULL)
+        self->table->long_run = NULL;
+    release_dropped(self->table, RELEASED_AT_ONCE);
+    Py_CLEAR(self->body);
     release_lists(&r);
     return result;
 }
@@ -627,16 +672,17 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
 {
     static char *names[] = {
         "table", "commit_type", "max_key_bytes", "max_value_bytes", "max_batch", "max_reply_bytes",
-        "max_levels", "durable", "add_key", "forget_deadline", "notify_watchers", "watchers",
-        "may_run", "remember", NULL};
+        "max_levels", "max_body_bytes", "durable", "rest", "slice_steps", "add_key",
+        "forget_deadline", "notify_watchers", "watchers", "may_run", "remember", NULL};
     PyObject *table, *commit_type, *add_key, *forget_deadline, *notify_watchers, *watchers;
-    PyObject *may_run, *remember;
-    Py_ssize_t max_key, max_value, max_batch, max_reply, max_levels;
+    PyObject *may_run, *remember, *rest;
+    Py_ssize_t max_key, max_value, max_batch, max_reply, max_levels, max_body, slice;
     int durable;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOnnnnnpOOOOOO", names, &table,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOnnnnnnpOnOOOOOO", names, &table,
                                      &commit_type, &max_key, &max_value, &max_batch, &max_reply,
-                                     &max_levels, &durable, &add_key, &forget_deadline,
-                                     &notify_watchers, &watchers, &may_run, &remember))
+                                     &max_levels, &max_body, &durable, &rest, &slice, &add_key,
+                                     &forget_deadline, &notify_watchers, &watchers, &may_run,
+                                     &remember))
         return NULL;
     Lane *self = (Lane *)PyType_GenericAlloc(type, 0);
     if (self == NULL)
@@ -648,7 +694,10 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     self->max_batch = max_batch;
     self->max_reply = max_reply;
     self->max_levels = max_levels;
+    self->max_body = max_body;
     self->durable = durable;
+    self->rest = rest == Py_None ? NULL : Py_NewRef(rest);
+    self->slice = slice;
     self->add_key = Py_NewRef(add_key);
     self->forget_deadline = Py_NewRef(forget_deadline);
     self->notify_watchers = Py_NewRef(notify_watchers);
@@ -669,6 +718,8 @@ static void lane_dealloc(Lane *self)
         Py_XDECREF(self->names[op]);
     for (int list = 0; list < LISTS; list++)
         Py_XDECREF(self->list_names[list]);
+    Py_XDECREF(self->rest);
+    Py_XDECREF(self->body);
     Py_XDECREF(self->add_key);
     Py_XDECREF(self->forget_deadline);
     Py_XDECREF(self->notify_watchers);
@@ -681,7 +732,18 @@ static void lane_dealloc(Lane *self)
     Py_DECREF(type);
 }
 
+static PyObject *lane_beside_long_run(Lane *self, void *unused)
+{
+    return PyBool_FromLong(self->table->long_run != NULL);
+}
+
+static PyGetSetDef lane_attributes[] = {
+    {"beside_long_run", (getter)lane_beside_long_run, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyMethodDef lane_methods[] = {
+    {"read", (PyCFunction)lane_read, METH_O, NULL},
     {"run", (PyCFunction)(void (*)(void))lane_run, METH_FASTCALL | METH_KEYWORDS, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -690,6 +752,7 @@ static PyType_Slot lane_slots[] = {
     {Py_tp_new, lane_new},
     {Py_tp_dealloc, lane_dealloc},
     {Py_tp_methods, lane_methods},
+    {Py_tp_getset, lane_attributes},
     {0, NULL},
 };
 

@@ -46,17 +46,33 @@ typedef struct {
     PyObject *add_key, *forget_deadline, *notify_watchers, *watchers, *may_run, *remember;
     PyObject *names[OPS], *list_names[LISTS]; /* interned strings */
     step_list steps, conditions; /* their counts are capacities */
+    Py_ssize_t max_body;
+    /* Only of the lane of a worker: see long.c. `rest` is NULL if it is the front's. */
+    PyObject *rest;
+    Py_ssize_t slice; /* steps between two calls of `rest` */
+    Py_ssize_t taken; /* steps since the last one */
+    PyObject *body;   /* the body that `ahead` was read from; NULL = none */
+    request ahead;
 } Lane;
 
 /* A run in progress. The lists of `Answers` and `commits` are Python's. */
-typedef struct {
-    int64_t rev, removed_rev, now, takes_writes;
+typedef struct run {
+    int64_t rev, removed_rev, now, takes_writes, aside;
     PyObject *replies, *reveals, *ops, *subjects; /* lists; subjects may be None */
     PyObject *commits;                            /* a list */
     Replaced *replaced;
+    size_t first; /* where the changes of the current request begin in `replaced` */
     size_t changes, bytes;
     int64_t newest; /* the newest revision that a reply reveals */
+    const struct run *past; /* of a run aside: the long run whose changes it does not see */
 } run;
+
+/* The revision of a record. Until it is committed, that of one which the current request has put
+ * encodes its place in `replaced`: the first has the next revision, the second the one after. */
+static inline int64_t rev_of(const run *r, const record *there)
+{
+    return there->rev > r->rev ? r->rev + 1 : there->rev;
+}
 
 /* --- From a body to a request: request.c ------------------------------------------------------ */
 
@@ -66,6 +82,15 @@ uint64_t to_digest(const request *); /* see zkv/keyspace/change.py */
 const char *op_name(enum op);
 
 static inline int is_once(const request *r) { return r->session.at != NULL; }
+
+/* --- Long runs, and reads beside them: long.c ------------------------------------------------- */
+
+PyObject *lane_read(Lane *, PyObject *body);
+int look_aside(const Lane *, run *); /* 0 if there is no long run */
+record *past_of(const run *, record *);
+void pace(Lane *, Py_ssize_t steps); /* call it after so many steps */
+PyThreadState *leave_python(const Lane *, size_t steps); /* NULL if these steps are few */
+void return_to_python(PyThreadState *);
 
 /* --- From the results to a reply: reply.c ----------------------------------------------------- */
 

@@ -59,7 +59,7 @@ static unsigned char *write_got(unsigned char *to, const run *r, const record *t
     if (there == NULL)
         return WRITE(write_head(to, id, 2), PACKED_VALUE "\xc0" PACKED_REV "\x00");
     to = write_head(to, id, 2 + (there->expires != 0));
-    to = write_rev(write_value(to, there), there->rev);
+    to = write_rev(write_value(to, there), rev_of(r, there));
     return there->expires ? write_ttl(to, there->expires - r->now) : to;
 }
 
@@ -79,21 +79,20 @@ static unsigned char *write_answer(unsigned char *to, const run *r, const step *
     case GET:
         return write_got(to, r, of->there, id);
     case INCR:
-        return write_value(write_written(to, of->there->rev, 1, id, durable), of->there);
+        return write_value(write_written(to, r->rev + 1, 1, id, durable), of->there);
     default:
-        return write_written(to, of->there->rev, 0, id, durable);
+        return write_written(to, r->rev + 1, 0, id, durable);
     }
 }
 
-static PyObject *mget_reply(const request *from)
+static unsigned char *write_entries(const request *from, draft *d)
 {
     size_t most = MOST_ANSWER + from->id.size;
     for (size_t i = 0; i < from->steps.count; i++) {
         const record *there = from->steps.at[i].there;
         most += MOST_HEAD + (there == NULL ? 1 : there->value_size);
     }
-    draft d;
-    unsigned char *to = draft_begin(&d, most);
+    unsigned char *to = draft_begin(d, most);
     if (to == NULL)
         return NULL;
     to = write_head(to, &from->id, 2);
@@ -108,7 +107,7 @@ static PyObject *mget_reply(const request *from)
         const record *there = from->steps.at[i].there;
         to = write_uint(to, there == NULL ? 0 : (uint64_t)there->rev);
     }
-    return draft_end(&d, to);
+    return to;
 }
 
 static size_t answer_size(const step *of)
@@ -116,7 +115,8 @@ static size_t answer_size(const step *of)
     return MOST_ANSWER + (of->op == GET && of->there != NULL ? of->there->value_size : 0);
 }
 
-static PyObject *txn_reply(const run *r, const request *from, const span *id, int durable)
+static unsigned char *write_results(const run *r, const request *from, const span *id, int durable,
+                                    draft *d)
 {
     static const span no_id;
     int64_t rev = r->rev; /* if it changes nothing */
@@ -124,17 +124,16 @@ static PyObject *txn_reply(const run *r, const request *from, const span *id, in
     for (size_t i = 0; i < from->steps.count; i++) {
         const step *each = &from->steps.at[i];
         most += answer_size(each);
-        rev = each->op == GET ? rev : each->there->rev;
+        rev = each->op == GET ? rev : r->rev + 1;
     }
-    draft d;
-    unsigned char *to = draft_begin(&d, most);
+    unsigned char *to = draft_begin(d, most);
     if (to == NULL)
         return NULL;
     to = WRITE(write_written(to, rev, 1, id, durable), PACKED_RESULTS);
     to = write_array_head(to, from->steps.count);
     for (size_t i = 0; i < from->steps.count; i++)
         to = write_answer(to, r, &from->steps.at[i], &no_id, durable);
-    return draft_end(&d, to);
+    return to;
 }
 
 PyObject *to_reply(const Lane *self, const run *r, const request *from, int remembered)
@@ -142,13 +141,15 @@ PyObject *to_reply(const Lane *self, const run *r, const request *from, int reme
     static const span no_id;
     const span *id = remembered ? &no_id : &from->id;
     int durable = self->durable && !remembered;
-    if (from->op == MGET)
-        return mget_reply(from);
-    if (from->op == TXN)
-        return txn_reply(r, from, id, durable);
     draft d;
-    unsigned char *to = draft_begin(&d, answer_size(from->steps.at) + id->size);
-    if (to == NULL)
-        return NULL;
-    return draft_end(&d, write_answer(to, r, from->steps.at, id, durable));
+    unsigned char *to;
+    PyThreadState *left = leave_python(self, from->steps.count);
+    if (from->op == MGET)
+        to = write_entries(from, &d);
+    else if (from->op == TXN)
+        to = write_results(r, from, id, durable, &d);
+    else if ((to = draft_begin(&d, answer_size(from->steps.at) + id->size)) != NULL)
+        to = write_answer(to, r, from->steps.at, id, durable);
+    return_to_python(left);
+    return to == NULL ? NULL : draft_end(&d, to);
 }

@@ -33,6 +33,18 @@ typedef struct {
     size_t mask; /* number of buckets, a power of two, minus 1 */
 } array;
 
+/* The records that a run has replaced, in order to undo it. */
+typedef struct {
+    record *now, *before; /* the new record; the replaced one, NULL = none */
+} replacement;
+
+/* Replacements that need no undo any more, but of which the records are still to be released. */
+typedef struct dropped {
+    struct dropped *next;
+    replacement *pairs;
+    size_t count;
+} dropped;
+
 /* A hash table with chaining that grows in small steps, as in Redis. While it grows, the records in
  * the buckets of `old` before `moved` have been moved to `now`, and each write moves some more. */
 typedef struct {
@@ -42,6 +54,8 @@ typedef struct {
     size_t count;
     uint64_t seed[2]; /* random, so that clients cannot choose keys that share a bucket */
     PyObject *entry_type;
+    const struct run *long_run; /* one that lets others run between its slices: see long.c */
+    dropped *dropped;
 } Table;
 
 extern PyType_Spec table_spec;
@@ -57,11 +71,6 @@ record *record_new(uint32_t hash, const unsigned char *key, size_t key_size,
 void record_release(record *);
 PyObject *record_entry(const Table *, const record *); /* as a StoredEntry; None for NULL */
 
-/* The records that a run has replaced, in order to undo it. */
-typedef struct {
-    record *now, *before; /* the new record; the replaced one, NULL = none */
-} replacement;
-
 typedef struct {
     PyObject_HEAD
     Table *table;
@@ -74,6 +83,7 @@ extern PyTypeObject *replaced_type;
 
 Replaced *replaced_new(Table *);
 int replaced_reserve(Replaced *, size_t more); /* 0 if there is no memory */
+int release_dropped(Table *, size_t most); /* at most so many; 0 if none is left */
 
 /* --- msgpack: msgpack.c ----------------------------------------------------------------------- */
 

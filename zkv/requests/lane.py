@@ -12,7 +12,8 @@ one step, and so are written, made safe or rolled back together.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Final
 
 from zkv import compiled
 from zkv.defaults import MAX_LEVELS
@@ -20,11 +21,22 @@ from zkv.keyspace.change import PackedCommit
 from zkv.keyspace.table import is_compiled
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from zkv.keyspace.store import Keyspace
     from zkv.log import Subject
     from zkv.protocol.codec import KeyLimits
+
+LONG_STEPS: Final = 1_000
+"""Steps of the longest request that the front runs; longer ones are run by workers."""
+LARGE_BODY: Final = 1024 * 1024
+"""Bytes of the largest body that the front reads."""
+SLICE_STEPS: Final = 500
+"""Steps of a long run between two rests: about 0.1 ms."""
+REST_SECONDS: Final = 0.00005
+"""Length of a rest."""
+LOOK_SECONDS: Final = 0.0002
+"""How long the front waits for the lock before it looks whether a long run has it."""
 
 
 class Answers:
@@ -77,18 +89,28 @@ class Answers:
             self.subjects[place] = None
 
 
-class Lane:
-    """The lane of a keyspace.
+class _Lane:
+    """What the lanes of the front and of a worker share.
 
     Args:
         keyspace: the keyspace.
         limits: limits of keys and values.
         max_reply_bytes: bytes of values that a reply may have.
         durable: a write is on disk when its reply is sent.
+        max_batch: steps of the longest request that it takes.
+        max_body_bytes: bytes of the largest body that it takes.
+        rest: called between the slices of a run; None = a run is one slice.
     """
 
     def __init__(
-        self, keyspace: Keyspace, limits: KeyLimits, max_reply_bytes: int, durable: bool
+        self,
+        keyspace: Keyspace,
+        limits: KeyLimits,
+        max_reply_bytes: int,
+        durable: bool,
+        max_batch: int,
+        max_body_bytes: int,
+        rest: Callable[[], None] | None = None,
     ) -> None:
         self._keyspace = keyspace
         self._compiled = compiled.store.Lane(
@@ -96,35 +118,88 @@ class Lane:
             commit_type=PackedCommit,
             max_key_bytes=limits.max_key_bytes,
             max_value_bytes=limits.max_value_bytes,
-            max_batch=limits.max_batch,
+            max_batch=max_batch,
             max_reply_bytes=max_reply_bytes,
             max_levels=MAX_LEVELS,
+            max_body_bytes=max_body_bytes,
             durable=durable,
+            rest=rest,
+            slice_steps=SLICE_STEPS,
             **keyspace.write_hooks()._asdict(),
         )
 
-    def run(self, bodies: Sequence[object], answers: Answers) -> int:
-        """Run the requests after those that ``answers`` has; return how many were answered."""
+    def _run(self, bodies: Sequence[object], answers: Answers, aside: bool) -> int:
+        """Run requests; return how many were answered. Lock held unless ``aside``."""
         keyspace = self._keyspace
-        with keyspace.lock:
-            run = self._compiled.run(
-                bodies,
-                answers,
-                rev=keyspace.rev,
-                removed_rev=keyspace.removed_rev,
-                now=keyspace.now(),
-                takes_writes=keyspace.takes_writes,
-            )
-            if run.commits and run.replaced is not None:
-                keyspace.add_run(run, run.replaced)
+        run = self._compiled.run(
+            bodies,
+            answers,
+            rev=keyspace.rev,
+            removed_rev=keyspace.removed_rev,
+            now=keyspace.now(),
+            takes_writes=not aside and keyspace.takes_writes,
+            aside=aside,
+        )
+        if run.commits and run.replaced is not None:
+            keyspace.add_run(run, run.replaced)
         answers.newest = max(answers.newest, run.newest)
         return run.taken
+
+
+class Lane(_Lane):
+    """The lane of the front. Beside a long run it only reads: see `WorkerLane`."""
+
+    def run(self, bodies: Sequence[object], answers: Answers) -> int:
+        """Run the requests after those that ``answers`` has; return how many were answered."""
+        lock = self._keyspace.lock
+        while not self._compiled.beside_long_run:
+            if lock.acquire(timeout=LOOK_SECONDS):
+                try:
+                    return self._run(bodies, answers, aside=False)
+                finally:
+                    lock.release()
+        return self._run(bodies, answers, aside=True)
+
+
+class WorkerLane(_Lane):
+    """The lane of a worker: runs long requests in slices, and lets other threads run in between.
+
+    It must be used by one thread. Its body is read without Python's lock.
+    """
+
+    def run(self, bodies: Sequence[object], answers: Answers) -> bool:
+        """Run the request after those that ``answers`` has; return True if it was answered."""
+        place = len(answers.replies)
+        if not self._compiled.read(bodies[place]):
+            return False
+        with self._keyspace.lock:
+            return self._run(bodies[: place + 1], answers, aside=False) == 1
 
 
 def open_lane(
     keyspace: Keyspace, limits: KeyLimits, max_reply_bytes: int, durable: bool
 ) -> Lane | None:
-    """Return the lane of a keyspace; None if its table is not compiled."""
+    """Return the front's lane of a keyspace; None if its table is not compiled."""
     if not is_compiled(keyspace.entries):
         return None
-    return Lane(keyspace, limits, max_reply_bytes, durable)
+    most = min(limits.max_batch, LONG_STEPS)
+    return Lane(keyspace, limits, max_reply_bytes, durable, most, LARGE_BODY)
+
+
+def open_worker_lane(
+    keyspace: Keyspace, limits: KeyLimits, max_reply_bytes: int, durable: bool
+) -> WorkerLane | None:
+    """Return a lane for one worker; None if the table is not compiled."""
+    if not is_compiled(keyspace.entries):
+        return None
+    return WorkerLane(
+        keyspace, limits, max_reply_bytes, durable, limits.max_batch, 2**31, rest=_rest
+    )
+
+
+def _rest() -> None:
+    """Let the threads run that wait for Python's lock.
+
+    To release the lock is not enough: this thread would get it again before they have woken up.
+    """
+    time.sleep(REST_SECONDS)
