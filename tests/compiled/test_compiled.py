@@ -304,8 +304,8 @@ def test_items_that_are_there_twice_are_put_as_the_commands_put_them() -> None:
         once = request("MPUT", items=items_twice(*keys), session="s", seq=seq)
         other = request("MPUT", items=items_twice(*keys, "more"), session="s", seq=seq)
         check_alike(fast.worker, plain.worker, [once, once, other])
-        assert in_lane(fast, request("MPUT", items=items_twice(*keys)))
-        plain.ok("MPUT", items=items_twice(*keys))
+        assert in_lane(fast, request("MPUT", items=items_twice(*keys[:1_000])))
+        plain.ok("MPUT", items=items_twice(*keys[:1_000]))
     assert everything(fast) == everything(plain)
     assert watchers[0].kept == watchers[1].kept
 

@@ -442,6 +442,7 @@ static PyObject *do_write(Lane *self, run *r, request *from, int64_t *reveals)
         !replaced_reserve(r->replaced, from->steps.count))
         return NULL;
     r->first = r->replaced->count;
+    r->replaced->of_long_run = is_long(self, from->steps.count);
     PyObject *reply = NULL;
     if (stage_all(self, r, from))
         reply = r->replaced->count > r->first ? commit(self, r, from) : do_reads(self, r, from);

@@ -72,7 +72,7 @@ void pace(Lane *self, Py_ssize_t steps)
 
 PyThreadState *leave_python(const Lane *self, size_t steps)
 {
-    return self->rest != NULL && steps > (size_t)self->slice ? PyEval_SaveThread() : NULL;
+    return is_long(self, steps) ? PyEval_SaveThread() : NULL;
 }
 
 void return_to_python(PyThreadState *left)

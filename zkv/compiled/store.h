@@ -76,6 +76,7 @@ typedef struct {
     Table *table;
     replacement *pairs;
     size_t count, room;
+    int of_long_run;
 } Replaced;
 
 extern PyType_Spec replaced_spec;
@@ -84,6 +85,11 @@ extern PyTypeObject *replaced_type;
 Replaced *replaced_new(Table *);
 int replaced_reserve(Replaced *, size_t more); /* 0 if there is no memory */
 int release_dropped(Table *, size_t most); /* at most so many; 0 if none is left */
+
+/* --- Memory for records: pool.c --------------------------------------------------------------- */
+
+void *pool_take(size_t size); /* NULL if there is no memory */
+void pool_give(void *, size_t size); /* the size with which it was taken */
 
 /* --- msgpack: msgpack.c ----------------------------------------------------------------------- */
 

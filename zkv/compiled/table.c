@@ -13,7 +13,6 @@
 #include <stdlib.h>
 
 enum { FIRST_BUCKETS = 64, MOVED_AT_ONCE = 16, CACHE_LINE = 64 };
-enum { FEW = 1000 }; /* records that are released at once */
 
 /* --- Hashing ---------------------------------------------------------------------------------- */
 
@@ -30,7 +29,7 @@ record *record_new(uint32_t hash, const unsigned char *key, size_t key_size,
 {
     if (key_size > UINT32_MAX || value_size > UINT32_MAX)
         return NULL;
-    record *r = malloc(offsetof(record, bytes) + key_size + value_size);
+    record *r = pool_take(offsetof(record, bytes) + key_size + value_size);
     if (r == NULL)
         return NULL;
     *r = (record){NULL, rev, 0, hash, 1, (uint32_t)key_size, (uint32_t)value_size};
@@ -41,7 +40,7 @@ record *record_new(uint32_t hash, const unsigned char *key, size_t key_size,
 void record_release(record *r)
 {
     if (r != NULL && --r->refs == 0)
-        free(r);
+        pool_give(r, offsetof(record, bytes) + r->key_size + (size_t)r->value_size);
 }
 
 PyObject *record_entry(const Table *self, const record *r)
@@ -431,11 +430,11 @@ static PyObject *replaced_entries(Replaced *self, PyObject *unused)
     return entries;
 }
 
-/* Leave the records for later if they are many, since whoever drops this may hold up everybody: to
- * release 10,000 takes a ms. */
+/* Leave the records of a long run for later, since any thread may drop this, and to release 10,000
+ * takes a while. 0 if they are not left. */
 static int drop(Replaced *self)
 {
-    dropped *last = self->count > FEW ? malloc(sizeof *last) : NULL;
+    dropped *last = self->of_long_run ? malloc(sizeof *last) : NULL;
     if (last == NULL)
         return 0;
     *last = (dropped){self->table->dropped, self->pairs, self->count};

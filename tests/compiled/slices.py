@@ -1,0 +1,72 @@
+"""Has worker's lanes run every request of two steps and more in slices of one step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+from tests.requests.contract_stores import PureMemoryStore, Store, request
+from tests.support import unpack
+from zkv.requests.commands import Node
+from zkv.requests.lane import Answers, Lane, open_lane
+
+
+@contextlib.contextmanager
+def in_slices(rest: Callable[[], None]) -> Iterator[None]:
+    """Make the lanes that are opened meanwhile so; ``rest`` is called after each step."""
+    with (
+        mock.patch("zkv.requests.lane.LONG_STEPS", 1),
+        mock.patch("zkv.requests.lane.SLICE_STEPS", 1),
+        mock.patch("zkv.requests.lane._rest", rest),
+    ):
+        yield
+
+
+def open_front_lane(node: Node) -> Lane:
+    """A lane such as the front has."""
+    lane = open_lane(node.engine.keyspace, node.limits, node.max_reply_bytes, False)
+    assert lane is not None
+    return lane
+
+
+class Onlooker:
+    """Looks, in each rest, whether the front reads what was there before the long request.
+
+    Args:
+        keys: what it reads.
+    """
+
+    def __init__(self, keys: list[str]) -> None:
+        self.rests = 0
+        self._gets = [request("GET", key=key) for key in keys]
+        self._mget = request("MGET", keys=keys)
+        self._put = request("PUT", key=keys[0], value=0)
+        self._before: list[Any] = []
+        self._lane: Lane | None = None
+
+    def watch(self, node: Node) -> None:
+        """Read from this store."""
+        self._lane = open_front_lane(node)
+
+    def expect(self, plain: PureMemoryStore | Store) -> None:
+        """Expect what this store, which has not run the request yet, has."""
+        bodies = [*self._gets, self._mget]
+        self._before = [list(unpack(plain.exchange(body)).items()) for body in bodies]
+
+    def look(self) -> None:
+        """To be called in each rest."""
+        self.rests += 1
+        assert self._lane is not None
+        answers = Answers()
+        assert self._lane.run([self._mget], answers) == 1
+        assert list(unpack(answers.replies[0] or b"").items()) == self._before[-1]
+        for get, before in zip(self._gets, self._before, strict=False):
+            answers = Answers()
+            present = dict(before)["ok"]
+            assert self._lane.run([get, self._put], answers) == present, "a write is left"
+            if present:
+                assert list(unpack(answers.replies[0] or b"").items()) == before
+
+
