@@ -68,5 +68,3 @@ class Onlooker:
             assert self._lane.run([get, self._put], answers) == present, "a write is left"
             if present:
                 assert list(unpack(answers.replies[0] or b"").items()) == before
-
-

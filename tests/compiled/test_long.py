@@ -115,7 +115,7 @@ def test_the_front_reads_and_leaves_writes_beside_a_long_request(body: bytes) ->
 
 def test_expired_entries_are_absent_beside_a_long_request() -> None:
     clock = FakeClock()
-    seen = []
+    seen: list[tuple[Any, list[int]]] = []
 
     def look() -> None:
         answers = Answers()

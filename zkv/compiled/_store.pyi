@@ -61,7 +61,10 @@ class Lane:
         max_batch: int,
         max_reply_bytes: int,
         max_levels: int,
+        max_body_bytes: int,
         durable: bool,
+        rest: Callable[[], None] | None,
+        slice_steps: int,
         add_key: Callable[[str], None],
         forget_deadline: Callable[[int, str], None],
         notify_watchers: Callable[[str, StoredEntry | None], None],
@@ -78,7 +81,11 @@ class Lane:
         removed_rev: int,
         now: int,
         takes_writes: bool,
+        aside: bool,
     ) -> Run: ...
+    def read(self, body: object, /) -> bool: ...
+    @property
+    def beside_long_run(self) -> bool: ...
 
 def measure(packed: bytes, at: int) -> tuple[int, int]: ...
 def pack_frames(payloads: list[bytes], synced: int, salt: int) -> bytes: ...

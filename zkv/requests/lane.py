@@ -12,6 +12,7 @@ one step, and so are written, made safe or rolled back together.
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -90,7 +91,7 @@ class Answers:
 
 
 class _Lane:
-    """What the lanes of the front and of a worker share.
+    """The base of the lanes of the front and of a worker.
 
     Args:
         keyspace: the keyspace.
@@ -192,9 +193,8 @@ def open_worker_lane(
     """Return a lane for one worker; None if the table is not compiled."""
     if not is_compiled(keyspace.entries):
         return None
-    return WorkerLane(
-        keyspace, limits, max_reply_bytes, durable, limits.max_batch, 2**31, rest=_rest
-    )
+    most = limits.max_batch
+    return WorkerLane(keyspace, limits, max_reply_bytes, durable, most, sys.maxsize, rest=_rest)
 
 
 def _rest() -> None:

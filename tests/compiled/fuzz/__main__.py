@@ -1,9 +1,9 @@
 """Fuzz the compiled parts against Python: ``python -m tests.compiled.fuzz lane``.
 
-The targets are ``lane``, ``slices`` and ``mailbox``. It needs clang with libFuzzer, and Python as a shared
-library. Arguments behind the target are libFuzzer's. Inputs that reached something new are kept in
-``build/fuzz``, and gone on with; one that fails is written there, too: name it as an argument to
-repeat it.
+The targets are ``lane``, ``slices`` and ``mailbox``. It needs clang with libFuzzer, and Python as a
+shared library. Arguments behind the target are libFuzzer's. Inputs that reached something new are
+kept in ``build/fuzz``, and gone on with; one that fails is written there, too: name it as an
+argument to repeat it.
 """
 
 from __future__ import annotations
