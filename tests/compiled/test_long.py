@@ -71,6 +71,7 @@ def test_nobody_sees_half_of_a_long_request(
                 with store.node.engine.keyspace.lock:
                     store.node.engine.keyspace.release_view(view)
         clock.advance(data.draw(st.sampled_from([0, 700, 2_000])))
+    assert not onlooker.wrong
     assert held(fast) == held(plain)
 
 
@@ -109,6 +110,7 @@ def test_the_front_reads_and_leaves_writes_beside_a_long_request(body: bytes) ->
     onlooker.expect(plain)
     assert fast.exchange(body) == plain.exchange(body)
     assert onlooker.rests > 1
+    assert not onlooker.wrong
     assert held(fast) == held(plain)
     assert not fast.node.engine.keyspace.lock.locked()
 

@@ -309,7 +309,7 @@ static void release_once(once *o)
 /* Prepare what is remembered of an exactly-once request. 0 if the request is left to Python. */
 static int begin_once(const Lane *self, const run *r, const request *from, once *o)
 {
-    PyThreadState *left = leave_python(self, from->steps.count);
+    PyThreadState *left = leave_python(self);
     uint64_t digest = to_digest(from);
     return_to_python(left);
     o->seq = from->seq;
@@ -377,7 +377,7 @@ static unsigned char *write_changes(const run *r, const request *from, const onc
 static PyObject *to_payload(const Lane *self, const run *r, const request *from, const once *o)
 {
     draft d;
-    PyThreadState *left = leave_python(self, r->replaced->count - r->first);
+    PyThreadState *left = leave_python(self);
     unsigned char *to = write_changes(r, from, o, &d);
     return_to_python(left);
     if (to != NULL && o->session != NULL)
@@ -442,7 +442,7 @@ static PyObject *do_write(Lane *self, run *r, request *from, int64_t *reveals)
         !replaced_reserve(r->replaced, from->steps.count))
         return NULL;
     r->first = r->replaced->count;
-    r->replaced->of_long_run = is_long(self, from->steps.count);
+    r->replaced->of_long_run = self->rest != NULL;
     PyObject *reply = NULL;
     if (stage_all(self, r, from))
         reply = r->replaced->count > r->first ? commit(self, r, from) : do_reads(self, r, from);

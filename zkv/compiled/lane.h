@@ -85,17 +85,11 @@ static inline int is_once(const request *r) { return r->session.at != NULL; }
 
 /* --- Long runs, and reads beside them: long.c ------------------------------------------------- */
 
-/* 1 if a run of so many steps rests. */
-static inline int is_long(const Lane *self, size_t steps)
-{
-    return self->rest != NULL && steps > (size_t)self->slice;
-}
-
 PyObject *lane_read(Lane *, PyObject *body);
 int look_aside(const Lane *, run *); /* 0 if there is no long run */
 record *past_of(const run *, record *);
 void pace(Lane *, Py_ssize_t steps); /* call it after so many steps */
-PyThreadState *leave_python(const Lane *, size_t steps); /* NULL if these steps are few */
+PyThreadState *leave_python(const Lane *); /* NULL in the front */
 void return_to_python(PyThreadState *);
 
 /* --- From the results to a reply: reply.c ----------------------------------------------------- */

@@ -70,9 +70,9 @@ void pace(Lane *self, Py_ssize_t steps)
     self->taken = 0;
 }
 
-PyThreadState *leave_python(const Lane *self, size_t steps)
+PyThreadState *leave_python(const Lane *self)
 {
-    return is_long(self, steps) ? PyEval_SaveThread() : NULL;
+    return self->rest != NULL ? PyEval_SaveThread() : NULL;
 }
 
 void return_to_python(PyThreadState *left)

@@ -143,7 +143,7 @@ PyObject *to_reply(const Lane *self, const run *r, const request *from, int reme
     int durable = self->durable && !remembered;
     draft d;
     unsigned char *to;
-    PyThreadState *left = leave_python(self, from->steps.count);
+    PyThreadState *left = leave_python(self);
     if (from->op == MGET)
         to = write_entries(from, &d);
     else if (from->op == TXN)

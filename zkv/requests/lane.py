@@ -32,7 +32,7 @@ LONG_STEPS: Final = 1_000
 """Steps of the longest request that the front runs; longer ones are run by workers."""
 LARGE_BODY: Final = 1024 * 1024
 """Bytes of the largest body that the front reads."""
-SLICE_STEPS: Final = 500
+SLICE_STEPS: Final = 1_000
 """Steps of a long run between two rests: about 0.1 ms."""
 REST_SECONDS: Final = 0.00005
 """Length of a rest."""
@@ -153,13 +153,16 @@ class Lane(_Lane):
     def run(self, bodies: Sequence[object], answers: Answers) -> int:
         """Run the requests after those that ``answers`` has; return how many were answered."""
         lock = self._keyspace.lock
-        while not self._compiled.beside_long_run:
-            if lock.acquire(timeout=LOOK_SECONDS):
-                try:
-                    return self._run(bodies, answers, aside=False)
-                finally:
-                    lock.release()
-        return self._run(bodies, answers, aside=True)
+        # Without names for the arguments: that takes 0.3 us, a sixth of a run.
+        while not lock.acquire(False):
+            if self._compiled.beside_long_run:
+                return self._run(bodies, answers, True)
+            if lock.acquire(True, LOOK_SECONDS):
+                break
+        try:
+            return self._run(bodies, answers, False)
+        finally:
+            lock.release()
 
 
 class WorkerLane(_Lane):
@@ -174,7 +177,7 @@ class WorkerLane(_Lane):
         if not self._compiled.read(bodies[place]):
             return False
         with self._keyspace.lock:
-            return self._run(bodies[: place + 1], answers, aside=False) == 1
+            return self._run(bodies[: place + 1], answers, False) == 1
 
 
 def open_lane(
