@@ -33,7 +33,7 @@ from zkv.engine import Engine
 from zkv.errors import ReadOnly, ShuttingDown
 from zkv.protocol.codec import KeyLimits
 from zkv.requests.commands import Node
-from zkv.requests.lane import open_lane
+from zkv.requests.lane import open_lane, open_worker_lane
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -208,7 +208,12 @@ class ServerCore:
         return self._ended
 
     def _make_handler(self, account: Account) -> WorkerHandler:
-        return WorkerHandler(self._node, account, lambda: self._stopping)
+        node = self._node
+        engine = node.engine
+        lane = open_worker_lane(
+            engine.keyspace, node.limits, node.max_reply_bytes, engine.syncs_each
+        )
+        return WorkerHandler(node, lane, account, lambda: self._stopping)
 
     def _make_front_handler(self, account: Account) -> FrontHandler:
         return FrontHandler(self._node, self._lane, account, lambda: self._stopping)

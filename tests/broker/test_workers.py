@@ -48,8 +48,9 @@ class SimulatedDeath(BaseException):
 
 @pytest.fixture(autouse=True)
 def commands_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests put others in the place of commands, which a lane would pass by."""
-    monkeypatch.setattr("zkv.server.open_lane", lambda *_: None)
+    """The tests put others in the place of commands, which lanes would pass by."""
+    for name in ("open_lane", "open_worker_lane"):
+        monkeypatch.setattr(f"zkv.server.{name}", lambda *_: None)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tests.compiled.alike import check_alike, told
 from tests.compiled.lane_requests import LIMITS, bodies, items_twice, nested
 from tests.compiled.sanitizer import run_under_address_sanitizer
+from tests.compiled.slices import batch_of
 from tests.requests.contract_stores import (
     DurableStore,
     FakeClock,
@@ -34,7 +35,7 @@ from zkv import compiled
 from zkv.durability.segment import pack_frames
 from zkv.keyspace import SnapshotView, StoredEntry
 from zkv.keyspace.table import Table, new_table
-from zkv.requests.batch import ALL, Batch, new_batch
+from zkv.requests.batch import ALL
 from zkv.requests.lane import open_lane
 
 ROOT = Path(__file__).parents[2]
@@ -231,14 +232,6 @@ def in_lane(store: MemoryStore, body: bytes) -> bool:
     return lane.run(batch_of(body))[0] == []
 
 
-def batch_of(*bodies: bytes) -> Batch:
-    """A batch of requests that come from nobody."""
-    batch = new_batch()
-    for body in bodies:
-        batch.add([], body)
-    return batch
-
-
 @pytest.fixture
 def store() -> MemoryStore:
     store = MemoryStore(FakeClock())
@@ -309,8 +302,8 @@ def test_items_that_are_there_twice_are_put_as_the_commands_put_them() -> None:
         once = request("MPUT", items=items_twice(*keys), session="s", seq=seq)
         other = request("MPUT", items=items_twice(*keys, "more"), session="s", seq=seq)
         check_alike(fast.worker, plain.worker, [once, once, other])
-        assert in_lane(fast, request("MPUT", items=items_twice(*keys)))
-        plain.ok("MPUT", items=items_twice(*keys))
+        assert in_lane(fast, request("MPUT", items=items_twice(*keys[:1_000])))
+        plain.ok("MPUT", items=items_twice(*keys[:1_000]))
     assert everything(fast) == everything(plain)
     assert watchers[0].kept == watchers[1].kept
 

@@ -34,6 +34,7 @@ FOLLOWER: Final = ("tests/client/test_follower.py",)
 PURE: Final = ("tests/client/test_pure.py", "-k", "not pipeline")
 
 LANE: Final = "zkv/compiled/lane.c"
+LONG: Final = "zkv/compiled/long.c"
 REQUEST: Final = "zkv/compiled/request.c"
 CODEC: Final = "zkv/protocol/codec.py"
 WAL: Final = "zkv/durability/wal.py"
@@ -96,8 +97,8 @@ IN_C: Final = [
     Mutant(
         "what a TXN did first stays where the rest fails",
         LANE,
-        "while (replaced->count > first) {",
-        "while (replaced->count > first + 1) {",
+        "while (replaced->count > r->first) {",
+        "while (replaced->count > r->first + 1) {",
         ("tests/requests/test_txn.py", "-k", "last_one_fails"),
     ),
     Mutant(
@@ -152,8 +153,8 @@ IN_C: Final = [
     Mutant(
         "a repeat runs again",
         LANE,
-        "PyBytes_Size(o->reply) <= MAX_REMEMBERED_REPLY && is_new(self, r, o);",
-        "PyBytes_Size(o->reply) <= MAX_REMEMBERED_REPLY;",
+        "o->reply_size <= MAX_REMEMBERED_REPLY && is_new(self, r, o);",
+        "o->reply_size <= MAX_REMEMBERED_REPLY;",
         ("tests/requests/test_sessions.py", "-k", "repeat_is_answered"),
     ),
     Mutant(
@@ -183,6 +184,62 @@ IN_C: Final = [
         "if (values > (size_t)self->max_reply)",
         "if (0)",
         ("tests/requests/test_limits.py", "-k", "reply_that_is_too_large"),
+    ),
+    Mutant(
+        "the front sees half of a long write",
+        LONG,
+        "    while (found != NULL && found->rev > past->rev)",
+        "    while (0)",
+        ("tests/compiled/test_long.py", "-k", "beside_a_long_request"),
+    ),
+    Mutant(
+        "the front sees what an earlier step of a long TXN has written",
+        LONG,
+        "    while (found != NULL && found->rev > past->rev)",
+        "    if (found != NULL && found->rev > past->rev)",
+        ("tests/compiled/test_long.py", "-k", "beside_a_long_request or half"),
+    ),
+    Mutant(
+        "an absence beside a long write does not wait for the removal",
+        LONG,
+        "    r->removed_rev = r->past->removed_rev;\n",
+        "    r->removed_rev = 0;\n",
+        ("tests/compiled/test_long.py", "-k", "expired_entries"),
+    ),
+    Mutant(
+        "entries of a long write keep the revisions that encode their places",
+        LANE,
+        "            r->replaced->pairs[i].now->rev = r->rev + 1;\n",
+        "            ;\n",
+        ("tests/compiled/test_compiled.py", "-k", "items_that_are_there_twice_are_put"),
+    ),
+    Mutant(
+        "what a long write has replaced is never released",
+        "zkv/compiled/table.c",
+        "    while (self->dropped != NULL && most > 0) {",
+        "    while (0) {",
+        ("tests/compiled/test_long.py", "-k", "given_back"),
+    ),
+    Mutant(
+        "the front runs long requests",
+        "zkv/requests/lane.py",
+        "    most = min(limits.max_batch, LONG_STEPS)\n",
+        "    most = limits.max_batch\n",
+        ("tests/compiled/test_long.py", "-k", "left_to_a_worker"),
+    ),
+    Mutant(
+        "a piece of memory is given to two records",
+        "zkv/compiled/pool.c",
+        "        b->freed = taken->next;\n",
+        "",
+        ("tests/compiled/test_compiled.py", "-k", "grows_and_shrinks"),
+    ),
+    Mutant(
+        "a block that is full is used on",
+        "zkv/compiled/pool.c",
+        "    if (is_full(b))\n        unlink_block(b);\n",
+        "",
+        ("tests/compiled/test_compiled.py", "-k", "grows_and_shrinks"),
     ),
     Mutant(
         "a session without a number is taken",

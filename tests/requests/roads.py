@@ -28,7 +28,7 @@ from zkv.errors import ReadOnly
 from zkv.requests.account import Account
 from zkv.requests.batch import Batch, new_batch
 from zkv.requests.commands import Node
-from zkv.requests.lane import open_lane
+from zkv.requests.lane import open_lane, open_worker_lane
 
 
 class SteppedEngine(Engine):
@@ -109,7 +109,10 @@ class Roads:
         engine = node.engine
         lane = open_lane(engine.keyspace, node.limits, node.max_reply_bytes, engine.syncs_each)
         self._front = FrontHandler(node, lane, Account(), lambda: False)
-        self._worker = WorkerHandler(node, Account(), lambda: False)
+        behind = open_worker_lane(
+            engine.keyspace, node.limits, node.max_reply_bytes, engine.syncs_each
+        )
+        self._worker = WorkerHandler(node, behind, Account(), lambda: False)
         self._answered: list[tuple[Handler, Answered]] = []
 
     def answer(

@@ -20,9 +20,17 @@ from typing import TYPE_CHECKING, Final, Protocol
 import zmq
 
 from zkv.broker.mailbox import ReplyFailedError
-from zkv.broker.waiting import Answered, PendingCalls, PendingReply, Safe, commit, make_safe
+from zkv.broker.waiting import (
+    Answered,
+    PendingCalls,
+    PendingReply,
+    PendingRun,
+    Safe,
+    commit,
+    make_safe,
+)
 from zkv.durability.committer import CommitGroup
-from zkv.requests.batch import BadEnvelope
+from zkv.requests.batch import ALL, BadEnvelope
 from zkv.requests.call import Caller
 
 if TYPE_CHECKING:
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
     from zkv.requests.batch import Batch
     from zkv.requests.call import Call
     from zkv.requests.commands import Node
+    from zkv.requests.lane import WorkerLane
 
 _log = logging.getLogger("zkv.broker")
 
@@ -69,27 +78,45 @@ class Handler(Protocol):
 class WorkerHandler:
     """Runs a batch, one request after the other.
 
+    Its lane runs those that the front has left because they are long, or because the lock was held
+    for a long one. The commands run the others.
+
     Args:
         node: the commands' environment.
+        lane: a lane of its own; None if the store is not compiled.
         account: the worker's account.
         stopping: returns true once new requests must be refused.
     """
 
-    def __init__(self, node: Node, account: Account, stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        lane: WorkerLane | None,
+        account: Account,
+        stopping: Callable[[], bool],
+    ) -> None:
         self._engine = node.engine
+        self._lane = lane
+        self._account = account
+        self._stopping = stopping
         self._caller = Caller(node, account, stopping)
 
     def answer(self, batch: Batch) -> Answered:
         """See `Handler`."""
-        engine, caller = self._engine, self._caller
+        started = time.perf_counter()
+        engine, caller, account = self._engine, self._caller, self._account
         epoch = engine.epoch
-        calls = [self._run(body) for body in batch]
-        revealed = Safe(max([call.rev for call in calls]), max([call.lsn for call in calls]))
+        newest, calls = self._run_all(batch)
+        revealed = Safe(
+            max([newest, *[call.rev for call in calls.values()]]),
+            max([call.lsn for call in calls.values()], default=0),
+        )
         safe, refusal = make_safe(engine, epoch, revealed, patient=True)
         later: list[Later] = []
         answered = Answered(later, refusal=refusal)
-        waiting = PendingCalls(caller, CommitGroup(epoch))
-        for place, call in enumerate(calls):
+        group = CommitGroup(epoch)
+        waiting = PendingCalls(caller, group)
+        for place, call in calls.items():
             result = call.result
             if isinstance(result, Future):
                 later.append(([place], PendingReply(caller, call, result)))
@@ -97,10 +124,13 @@ class WorkerHandler:
                 batch.set_reply(place, caller.finish(call, result))
             else:
                 waiting.take(place, call, result)
-        if waiting.places:
-            answered.group = waiting.group
-            waiting.group.lsn = engine.last_lsn
-            later.append((waiting.places, waiting))
+        run = PendingRun(caller, account, group, started)
+        for places, pending in ((waiting.places, waiting), (batch.places(safe.rev, ALL), run)):
+            if places:
+                group.lsn = engine.last_lsn
+                answered.group = group
+                later.append((places, pending))
+        account.add_run(batch, -1, safe.rev, started)
         caller.flush()
         return answered
 
@@ -111,6 +141,24 @@ class WorkerHandler:
     def give_up(self, body: bytes | BadEnvelope, error: BaseException) -> bytes:
         """See `Handler`."""
         return self._caller.give_up(None if isinstance(body, BadEnvelope) else body, error)
+
+    def _run_all(self, batch: Batch) -> tuple[int, dict[int, Call]]:
+        """Run a batch.
+
+        Returns:
+            The newest revision that a reply of the lane reveals, and the calls of the requests that
+            the lane has left, by place.
+        """
+        newest = 0
+        calls: dict[int, Call] = {}
+        for place in range(len(batch)):
+            lane = None if self._stopping() else self._lane
+            rev = None if lane is None else lane.run(batch, place, self._account.logs_requests)
+            if rev is None:
+                calls[place] = self._run(batch[place])
+            else:
+                newest = max(newest, rev)
+        return newest, calls
 
     def _run(self, body: bytes | BadEnvelope) -> Call:
         if isinstance(body, BadEnvelope):

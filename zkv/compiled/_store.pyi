@@ -1,6 +1,6 @@
 """The types of the C part: see the C sources beside this file."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from zkv.keyspace.bounds import Range
@@ -76,7 +76,10 @@ class Lane:
         max_batch: int,
         max_reply_bytes: int,
         max_levels: int,
+        max_body_bytes: int,
         durable: bool,
+        rest: Callable[[], None] | None,
+        slice_steps: int,
         forget_deadline: Callable[[int, str], None],
         notify_watchers: Callable[[str, StoredEntry | None], None],
         watchers: list[Watcher],
@@ -86,14 +89,20 @@ class Lane:
     def run(
         self,
         batch: object,
+        first: int,
+        end: int,
         /,
         *,
         rev: int,
         removed_rev: int,
         now: int,
         takes_writes: bool,
+        aside: bool,
         logs: bool,
     ) -> Run: ...
+    def read(self, batch: object, place: int, /) -> bool: ...
+    @property
+    def beside_long_run(self) -> bool: ...
 
 def measure(packed: bytes, at: int) -> tuple[int, int]: ...
 def pack_frames(payloads: list[bytes], synced: int, salt: int) -> bytes: ...

@@ -16,6 +16,7 @@
 
 static uint32_t crcs[8][256];
 
+/* Called, by the first use, with Python's lock held. */
 static void make_crcs(void)
 {
     for (uint32_t i = 0; i < 256; i++) {

@@ -3,7 +3,9 @@
 #include "store.h"
 
 enum { FRAME_HEAD = 16 };
+enum { MANY_BYTES = 1 << 16 }; /* of a payload: they are packed without Python's lock */
 
+/* The payload must be referred to by others, who keep it. */
 static unsigned char *write_frame(unsigned char *to, PyObject *payload, uint64_t synced,
                                   uint32_t salt)
 {
@@ -11,9 +13,14 @@ static unsigned char *write_frame(unsigned char *to, PyObject *payload, uint64_t
     const unsigned char *bytes = (const unsigned char *)PyBytes_AsString(payload);
     size_t size = (size_t)PyBytes_Size(payload);
     write_fixed(write_fixed(checked, size, 4), synced, 8);
-    uint32_t crc = crc32(crc32(salt, checked, sizeof checked), bytes, size);
+    uint32_t crc = crc32(salt, checked, sizeof checked);
+    PyThreadState *left = size > MANY_BYTES ? PyEval_SaveThread() : NULL;
+    crc = crc32(crc, bytes, size);
     to = write_fixed(write_fixed(write_fixed(to, size, 4), crc, 4), synced, 8);
-    return write_bytes(to, bytes, size);
+    to = write_bytes(to, bytes, size);
+    if (left != NULL)
+        PyEval_RestoreThread(left);
+    return to;
 }
 
 /* pack_frames(payloads, synced, salt): see the function of that name in segment.py. */

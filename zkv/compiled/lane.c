@@ -12,13 +12,17 @@
 
 #include <stdlib.h>
 
-enum { LARGE_BODY = 1 << 21 }; /* bytes: takes about 1 ms */
 enum { NEAR_ENTRIES = 1 << 16 }; /* a table of so many may well fit into the processor's caches */
 enum { SMALL_BODY = 512, MOST_AHEAD = 64 }; /* bytes; requests */
+enum { NEAR = 16, FAR = 32 }; /* steps ahead whose records, and whose buckets, are prefetched */
+enum { HOOK_STEPS = 8 }; /* A call of Python takes as long as so many steps. */
+enum { STATES = 6 }; /* arguments by name of `lane_run` */
+enum { RELEASED_AT_ONCE = 16 }; /* records, by each run, of those that a long run has replaced */
 
 /* The parts of an exactly-once request to remember; `session` is NULL if it is not one. */
 typedef struct {
     PyObject *session, *digest, *reply;
+    size_t reply_size;
     uint64_t seq;
 } once;
 
@@ -31,9 +35,10 @@ static int is_live(const run *r, const record *found)
     return found != NULL && (!found->expiring || record_expires(found) > r->now);
 }
 
-static record *find(const Lane *self, const step *of)
+static record *find(const Lane *self, const run *r, const step *of)
 {
-    return table_find(self->table, of->hash, of->key.at, of->key.size);
+    record *found = table_find(self->table, of->hash, of->key.at, of->key.size);
+    return r->past == NULL ? found : past_of(r, found);
 }
 
 static void reveal(run *r, int64_t *reveals, int64_t rev)
@@ -46,7 +51,7 @@ static void reveal(run *r, int64_t *reveals, int64_t rev)
 
 static span do_get(Lane *self, run *r, const request *from, int64_t *reveals)
 {
-    record *found = find(self, from->steps.at);
+    record *found = find(self, r, from->steps.at);
     if (!is_live(r, found))
         return no_reply;
     from->steps.at->there = found;
@@ -54,12 +59,24 @@ static span do_get(Lane *self, run *r, const request *from, int64_t *reveals)
     return to_reply(self, r, from, 0);
 }
 
+/* Prefetch what later steps need: in a large table each would wait for memory of its own. */
+static void fetch_steps(const Lane *self, const step_list *steps, size_t at)
+{
+    for (size_t i = 0; at == 0 && i < NEAR && i < steps->count; i++)
+        table_fetch(self->table, steps->at[i].hash);
+    if (at + FAR < steps->count)
+        __builtin_prefetch(table_bucket(self->table, steps->at[at + FAR].hash));
+    if (at + NEAR < steps->count)
+        table_fetch(self->table, steps->at[at + NEAR].hash);
+}
+
 static span do_mget(Lane *self, run *r, const request *from, int64_t *reveals)
 {
     size_t values = 0;
     int64_t newest = 0;
     for (size_t i = 0; i < from->steps.count; i++) {
-        record *found = find(self, &from->steps.at[i]);
+        fetch_steps(self, &from->steps, i);
+        record *found = find(self, r, &from->steps.at[i]);
         int live = is_live(r, found);
         int64_t rev = found == NULL ? 0 : found->rev;
         /* The absence of an expired entry depends on the write that set its expiry. */
@@ -68,6 +85,7 @@ static span do_mget(Lane *self, run *r, const request *from, int64_t *reveals)
         newest = newest > rev ? newest : rev;
         values += live ? found->value_size : 1;
         from->steps.at[i].there = live ? found : NULL;
+        pace(self, 1);
     }
     if (values > (size_t)self->max_reply)
         return no_reply;
@@ -80,7 +98,8 @@ static span do_mget(Lane *self, run *r, const request *from, int64_t *reveals)
 /* Put a record into the table; `replaced` has the capacity. NULL if there is no memory. */
 static record *stage(Lane *self, run *r, const step *of, span value, int64_t expires)
 {
-    record *now = record_new(of->key.at, of->key.size, value.at, value.size, r->rev + 1, expires);
+    int64_t rev = r->rev + 1 + (int64_t)(r->replaced->count - r->first); /* See `rev_of`. */
+    record *now = record_new(of->key.at, of->key.size, value.at, value.size, rev, expires);
     record *before;
     if (now == NULL || !table_put(self->table, of->hash, now, &before))
         return record_release(now), NULL;
@@ -102,7 +121,7 @@ static record *increment(Lane *self, run *r, const step *of)
 {
     unsigned char value[MOST_HEAD];
     int64_t sum = of->number;
-    const record *found = find(self, of);
+    const record *found = find(self, r, of);
     int live = is_live(r, found);
     if (live && !add_to(found, &sum))
         return NULL;
@@ -118,7 +137,7 @@ static int was_own(const run *r, const replacement *pair)
 
 static int holds(const Lane *self, const run *r, const step *condition)
 {
-    const record *found = find(self, condition);
+    const record *found = find(self, r, condition);
     return condition->number == (is_live(r, found) ? found->rev : 0);
 }
 
@@ -127,7 +146,7 @@ static int stage_step(Lane *self, run *r, step *of)
 {
     switch (of->op) {
     case GET:
-        of->there = find(self, of);
+        of->there = find(self, r, of);
         if (!is_live(r, of->there))
             of->there = NULL;
         return 1;
@@ -140,14 +159,15 @@ static int stage_step(Lane *self, run *r, step *of)
 
 /* Stage the items of an MPUT; 0 if there is no memory. A key that occurs again keeps the place
  * of its first item and gets the value of its last, as in a dict. To find the first takes no
- * search: until all are staged, a record's revision encodes its place. */
+ * search: see `rev_of`. */
 static int stage_items(Lane *self, run *r, request *from)
 {
     step_list *items = &from->steps;
-    replacement *pairs = r->replaced->pairs + r->replaced->count;
+    replacement *pairs = r->replaced->pairs + r->first;
     size_t kept = 0;
     for (size_t i = 0; i < items->count; i++) {
         step *each = &items->at[i];
+        fetch_steps(self, items, i);
         record *now = each->there = stage(self, r, each, each->value, 0);
         if (now == NULL)
             return 0;
@@ -161,13 +181,11 @@ static int stage_items(Lane *self, run *r, request *from)
             items->at[place] = *each;
             r->replaced->count--;
         } else {
-            now->rev += (int64_t)kept;
             items->at[kept++] = *each;
         }
+        pace(self, 1);
     }
     items->count = kept;
-    for (size_t i = 0; i < kept; i++)
-        pairs[i].now->rev = r->rev + 1;
     return 1;
 }
 
@@ -175,16 +193,15 @@ static int stage_items(Lane *self, run *r, request *from)
 static int stage_all(Lane *self, run *r, request *from)
 {
     size_t read = 0; /* bytes of values */
-    /* Prefetch all together: in a large table each change would wait for memory of its own. */
-    for (size_t i = 0; from->steps.count > 1 && i < from->steps.count; i++)
-        table_fetch(self->table, from->steps.at[i].hash);
     if (from->op == MPUT)
         return stage_items(self, r, from);
-    for (size_t i = 0; i < from->conditions.count; i++)
+    for (size_t i = 0; i < from->conditions.count; i++, pace(self, 1))
         if (!holds(self, r, &from->conditions.at[i]))
             return 0;
-    for (size_t i = 0; i < from->steps.count; i++) {
+    for (size_t i = 0; i < from->steps.count; i++, pace(self, 1)) {
         step *each = &from->steps.at[i];
+        if (from->op == TXN)
+            fetch_steps(self, &from->steps, i);
         if (!stage_step(self, r, each))
             return 0;
         if (each->op == GET)
@@ -193,10 +210,10 @@ static int stage_all(Lane *self, run *r, request *from)
     return read <= (size_t)self->max_reply;
 }
 
-static void undo(Lane *self, run *r, size_t first)
+static void undo(Lane *self, run *r)
 {
     Replaced *replaced = r->replaced;
-    while (replaced->count > first) {
+    while (replaced->count > r->first) {
         replacement pair = replaced->pairs[--replaced->count];
         record *now = pair.now;
         uint32_t hash = table_hash(self->table, now->bytes, now->key_size);
@@ -206,6 +223,7 @@ static void undo(Lane *self, run *r, size_t first)
             table_put(self->table, hash, pair.before, &now); /* Its key is there. */
         record_release(now); /* The table's reference, and that of `replaced`. */
         record_release(now);
+        pace(self, 1);
     }
 }
 
@@ -231,14 +249,15 @@ static int call(PyObject *callable, PyObject *first, PyObject *second)
     return result != NULL;
 }
 
-/* Call the hooks for what has been replaced since `first`: the watchers, and the deadlines that no
- * longer apply. They see no state from within a TXN. */
-static int call_hooks(const Lane *self, const run *r, size_t first)
+/* Call the hooks for what the request has replaced: the watchers, and the deadlines that no longer
+ * apply. They see no state from within a TXN. */
+static int call_hooks(Lane *self, run *r)
 {
     int watched = PyList_Size(self->watchers) > 0;
-    for (size_t i = first; i < r->replaced->count; i++) {
+    for (size_t i = r->first; i < r->replaced->count; i++) {
         const replacement *pair = &r->replaced->pairs[i];
         span key = {pair->now->bytes, pair->now->key_size};
+        int calls = watched || (pair->before != NULL && pair->before->expiring);
         if (watched && !was_own(r, pair) &&
             !call(self->notify_watchers, to_str(&key), record_entry(self->table, pair->before)))
             return 0;
@@ -246,6 +265,7 @@ static int call_hooks(const Lane *self, const run *r, size_t first)
             !call(self->forget_deadline, PyLong_FromLongLong(record_expires(pair->before)),
                   to_str(&key)))
             return 0;
+        pace(self, calls ? HOOK_STEPS : 0);
     }
     return 1;
 }
@@ -303,12 +323,16 @@ static PyObject *remembered_reply(const Lane *self, const run *r, const request 
 /* Prepare what is remembered of an exactly-once request. 0 if the request is left to Python. */
 static int begin_once(const Lane *self, const run *r, const request *from, once *o)
 {
+    PyThreadState *left = leave_python(self);
+    uint64_t digest = to_digest(from);
+    return_to_python(left);
     o->seq = from->seq;
     o->session = to_str(&from->session);
-    o->digest = digest_bytes(to_digest(from));
+    o->digest = digest_bytes(digest);
     o->reply = remembered_reply(self, r, from);
+    o->reply_size = o->reply == NULL ? 0 : (size_t)PyBytes_Size(o->reply);
     return o->session != NULL && o->digest != NULL && o->reply != NULL &&
-           PyBytes_Size(o->reply) <= MAX_REMEMBERED_REPLY && is_new(self, r, o);
+           o->reply_size <= MAX_REMEMBERED_REPLY && is_new(self, r, o);
 }
 
 /* --- The commit: zkv/keyspace/change.py ------------------------------------------------------- */
@@ -318,8 +342,8 @@ static unsigned char *write_once(unsigned char *to, const request *from, const o
     to = write_bytes(write_text_head(to, from->session.size), from->session.at, from->session.size);
     to = write_bin_head(write_uint(to, o->seq), 8);
     to = write_bytes(to, PyBytes_AsString(o->digest), 8);
-    size_t size = (size_t)PyBytes_Size(o->reply);
-    return write_bytes(write_bin_head(to, size), PyBytes_AsString(o->reply), size);
+    to = write_bin_head(to, o->reply_size);
+    return write_bytes(to, PyBytes_AsString(o->reply), o->reply_size);
 }
 
 static unsigned char *write_wide(unsigned char *to, uint64_t number)
@@ -336,12 +360,12 @@ static unsigned char *write_change(unsigned char *to, const record *now)
 }
 
 /* The exact size of a payload: a large one is packed in its place, and not copied. */
-static size_t payload_size(const run *r, size_t first, const request *from, const once *o)
+static size_t payload_size(const run *r, const request *from, const once *o)
 {
     unsigned char head[MOST_HEAD];
     size_t size = 1 + 2 * 9; /* the array, two wide numbers */
-    size += (size_t)(write_array_head(head, r->replaced->count - first) - head);
-    for (size_t i = first; i < r->replaced->count; i++) {
+    size += (size_t)(write_array_head(head, r->replaced->count - r->first) - head);
+    for (size_t i = r->first; i < r->replaced->count; i++) {
         const record *now = r->replaced->pairs[i].now;
         size += 5 + (size_t)(write_text_head(head, now->key_size) - head);
         size += (size_t)now->key_size + now->value_size;
@@ -355,44 +379,55 @@ static size_t payload_size(const run *r, size_t first, const request *from, cons
     return size + (size_t)(write_bin_head(head, reply) - head) + reply;
 }
 
-static unsigned char *write_payload(unsigned char *to, const run *r, size_t first,
-                                    const request *from, const once *o)
+/* Pack all but the exactly-once request. */
+static unsigned char *write_changes(unsigned char *to, const run *r, const once *o)
 {
     *to++ = o->session == NULL ? 0x93 : 0x97;
     to = write_wide(write_wide(to, (uint64_t)r->rev + 1), (uint64_t)r->now);
-    to = write_array_head(to, r->replaced->count - first);
-    for (size_t i = first; i < r->replaced->count; i++)
+    to = write_array_head(to, r->replaced->count - r->first);
+    for (size_t i = r->first; i < r->replaced->count; i++)
         to = write_change(to, r->replaced->pairs[i].now);
-    return o->session == NULL ? to : write_once(to, from, o);
+    return to;
 }
 
-/* Pack a commit of the changes staged since `first`. NULL if there is no memory, or if it would
- * exceed the largest commit. */
-static PyObject *to_payload(const run *r, size_t first, const request *from, const once *o)
+/* Pack a commit of what the request has staged. NULL if there is no memory, or if it would exceed
+ * the largest commit. */
+static PyObject *to_payload(const Lane *self, const run *r, const request *from, const once *o)
 {
-    size_t size = payload_size(r, first, from, o);
+    PyThreadState *left = leave_python(self);
+    size_t size = payload_size(r, from, o);
+    return_to_python(left);
     PyObject *payload =
         size > UINT32_MAX ? NULL : PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
-    if (payload != NULL)
-        write_payload((unsigned char *)PyBytes_AsString(payload), r, first, from, o);
+    if (payload == NULL)
+        return NULL;
+    unsigned char *to = (unsigned char *)PyBytes_AsString(payload);
+    left = leave_python(self);
+    to = write_changes(to, r, o);
+    return_to_python(left);
+    if (o->session != NULL)
+        write_once(to, from, o);
     return payload;
 }
 
-/* Commit the changes staged since `first`. Returns a reply; `no_reply` if they must be undone. */
-static span commit(Lane *self, run *r, size_t first, const request *from)
+/* Commit what the request has staged. Returns a reply; `no_reply` if it must be undone. */
+static span commit(Lane *self, run *r, const request *from)
 {
     once o = {0};
-    size_t changes = r->replaced->count - first;
+    size_t changes = r->replaced->count - r->first;
     PyObject *payload = NULL;
     span reply = no_reply;
     /* Steps that may fail come first, and those that cannot be undone last. */
     if ((!is_once(from) || begin_once(self, r, from, &o)) &&
         (reply = to_reply(self, r, from, 0)).at != NULL &&
-        (payload = to_payload(r, first, from, &o)) != NULL &&
+        (payload = to_payload(self, r, from, &o)) != NULL &&
         (!is_once(from) || remember(self, r, &o))) {
+        pace(self, self->slice); /* What follows the hooks is done in one slice. */
         /* Half a commit cannot be undone, but no reply has revealed it: a restart recovers. */
-        if (PyList_Append(r->payloads, payload) < 0 || !call_hooks(self, r, first))
+        if (PyList_Append(r->payloads, payload) < 0 || !call_hooks(self, r))
             Py_FatalError("zkv: out of memory in the middle of a commit");
+        for (size_t i = r->first; i < r->replaced->count; i++)
+            r->replaced->pairs[i].now->rev = r->rev + 1;
         r->rev++;
         r->changes += changes;
         r->bytes += (size_t)PyBytes_Size(payload);
@@ -420,12 +455,13 @@ static span do_write(Lane *self, run *r, request *from, int64_t *reveals)
         (r->replaced == NULL && (r->replaced = replaced_new(self->table)) == NULL) ||
         !replaced_reserve(r->replaced, from->steps.count))
         return no_reply;
-    size_t first = r->replaced->count;
+    r->first = r->replaced->count;
+    r->replaced->of_long_run = self->rest != NULL;
     span reply = no_reply;
     if (stage_all(self, r, from))
-        reply = r->replaced->count > first ? commit(self, r, first, from) : do_reads(self, r, from);
+        reply = r->replaced->count > r->first ? commit(self, r, from) : do_reads(self, r, from);
     if (reply.at == NULL)
-        undo(self, r, first);
+        undo(self, r);
     else
         reveal(r, reveals, r->rev);
     return reply;
@@ -433,6 +469,8 @@ static span do_write(Lane *self, run *r, request *from, int64_t *reveals)
 
 static span do_request(Lane *self, run *r, request *from, int64_t *reveals)
 {
+    if (r->aside && !look_aside(self, r))
+        return no_reply;
     switch (from->op) {
     case GET:
         return do_get(self, r, from, reveals);
@@ -471,10 +509,10 @@ static int read_body(Lane *self, const item *of, size_t most, request *to)
 /* Prefetch the entries of a run, if the table is large. Reading small requests twice takes less
  * time than waiting for the entries one after the other: with 4,000,000 entries, each of 64 GETs
  * takes 0.5 us instead of 1.2. */
-static void fetch_ahead(Lane *self, const run *r, size_t first)
+static void fetch_ahead(Lane *self, const run *r, size_t first, size_t end)
 {
     uint32_t hashes[MOST_AHEAD];
-    size_t ahead = 0, end = r->batch->count;
+    size_t ahead = 0;
     request from;
     if (self->table->count <= NEAR_ENTRIES || end - first < 2)
         return;
@@ -492,16 +530,18 @@ static void fetch_ahead(Lane *self, const run *r, size_t first)
 static int take(Lane *self, run *r, size_t place)
 {
     item *of = &r->batch->items[place];
-    request from;
+    request own, *from = &own;
     int64_t reveals = 0;
-    if (!read_body(self, of, LARGE_BODY, &from))
+    if (self->body != NULL && of->body == self->body)
+        from = &self->ahead;
+    else if (!read_body(self, of, (size_t)self->max_body, &own))
         return 0;
-    span reply = do_request(self, r, &from, &reveals);
+    span reply = do_request(self, r, from, &reveals);
     if (reply.at == NULL)
         return PyErr_Clear(), 0;
-    batch_answer(r->batch, place, reply, from.op, reveals);
+    batch_answer(r->batch, place, reply, from->op, reveals);
     if (r->logs)
-        of->subject = to_subject(&from);
+        of->subject = to_subject(from);
     return 1;
 }
 
@@ -555,17 +595,17 @@ static PyObject *to_result(const run *r)
     return result;
 }
 
-/* Run all requests of the batch. */
-static PyObject *run_batch(Lane *self, run *r)
+/* Run the requests from `first` on and before `end`. */
+static PyObject *run_batch(Lane *self, run *r, size_t first, size_t end)
 {
     if ((r->left = PyList_New(0)) == NULL)
         return NULL;
     if ((r->payloads = PyList_New(0)) == NULL)
         return Py_DECREF(r->left), NULL;
     int well = 1;
-    for (size_t i = 0; well && i < r->batch->count; i++) {
-        if (i % MOST_AHEAD == 0)
-            fetch_ahead(self, r, i);
+    for (size_t i = first; well && i < end; i++) {
+        if ((i - first) % MOST_AHEAD == 0)
+            fetch_ahead(self, r, i, end);
         if (!take(self, r, i))
             well = append(r->left, PyLong_FromSize_t(i));
     }
@@ -578,8 +618,10 @@ static PyObject *run_batch(Lane *self, run *r)
 /* Read one keyword argument of `lane_run`. 0, with an exception, if it has none of that name. */
 static int read_state(run *r, PyObject *name, PyObject *value)
 {
-    static const char *const names[] = {"rev", "removed_rev", "now", "takes_writes", "logs"};
-    int64_t *const fields[] = {&r->rev, &r->removed_rev, &r->now, &r->takes_writes, &r->logs};
+    static const char *const names[] = {"rev",          "removed_rev", "now",
+                                        "takes_writes", "aside",       "logs"};
+    int64_t *const fields[] = {&r->rev,          &r->removed_rev, &r->now,
+                               &r->takes_writes, &r->aside,       &r->logs};
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         if (PyUnicode_CompareWithASCIIString(name, names[i]) == 0) {
             *fields[i] = PyLong_AsLongLong(value);
@@ -588,32 +630,44 @@ static int read_state(run *r, PyObject *name, PyObject *value)
     return PyErr_Format(PyExc_TypeError, "run() has no argument %R", name), 0;
 }
 
-/* run(batch, *, rev, removed_rev, now, takes_writes, logs) -> Run: see _store.pyi. The arguments
- * are read here: PyArg_ParseTupleAndKeywords takes as long as half of a GET. */
+/* run(batch, first, end, *, rev, removed_rev, now, takes_writes, aside, logs) -> Run: see
+ * _store.pyi. The arguments are read here: PyArg_ParseTupleAndKeywords takes as long as half of a
+ * GET. */
 static PyObject *lane_run(Lane *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
 {
     run r = {0};
-    if (count != 1 || names == NULL || PyTuple_Size(names) != 5 ||
+    if (count != 3 || names == NULL || PyTuple_Size(names) != STATES ||
         !PyObject_TypeCheck(arguments[0], batch_type))
-        return PyErr_Format(PyExc_TypeError, "run() takes a batch, and 5 arguments by name");
+        return PyErr_Format(PyExc_TypeError, "run() takes a batch, two places, and 6 by name");
     r.batch = (Batch *)arguments[0];
-    for (Py_ssize_t i = 0; i < 5; i++)
+    size_t first = PyLong_AsSize_t(arguments[1]), end = PyLong_AsSize_t(arguments[2]);
+    if (first > end || end > r.batch->count)
+        return PyErr_Format(PyExc_IndexError, "there are %zd requests", (Py_ssize_t)r.batch->count);
+    for (Py_ssize_t i = 0; i < STATES; i++)
         if (!read_state(&r, PyTuple_GetItem(names, i), arguments[count + i]))
             return NULL;
-    return run_batch(self, &r);
+    if (self->rest != NULL)
+        self->table->long_run = &r;
+    PyObject *result = run_batch(self, &r, first, end);
+    if (self->rest != NULL)
+        self->table->long_run = NULL;
+    release_dropped(self->table, RELEASED_AT_ONCE);
+    self->body = NULL;
+    return result;
 }
 
 static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
     static char *names[] = {
         "table", "max_key_bytes", "max_value_bytes", "max_batch", "max_reply_bytes",
-        "max_levels", "durable", "forget_deadline", "notify_watchers", "watchers", "may_run",
-        "remember", NULL};
-    PyObject *table, *forget_deadline, *notify_watchers, *watchers, *may_run, *remember;
-    Py_ssize_t max_key, max_value, max_batch, max_reply, max_levels;
+        "max_levels", "max_body_bytes", "durable", "rest", "slice_steps", "forget_deadline",
+        "notify_watchers", "watchers", "may_run", "remember", NULL};
+    PyObject *table, *forget_deadline, *notify_watchers, *watchers, *may_run, *remember, *rest;
+    Py_ssize_t max_key, max_value, max_batch, max_reply, max_levels, max_body, slice;
     int durable;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OnnnnnpOOOOO", names, &table, &max_key,
-                                     &max_value, &max_batch, &max_reply, &max_levels, &durable,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OnnnnnnpOnOOOOO", names, &table, &max_key,
+                                     &max_value, &max_batch, &max_reply, &max_levels, &max_body,
+                                     &durable, &rest, &slice,
                                      &forget_deadline, &notify_watchers, &watchers, &may_run,
                                      &remember))
         return NULL;
@@ -626,7 +680,10 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     self->max_batch = max_batch;
     self->max_reply = max_reply;
     self->max_levels = max_levels;
+    self->max_body = max_body;
     self->durable = durable;
+    self->rest = rest == Py_None ? NULL : Py_NewRef(rest);
+    self->slice = slice;
     self->forget_deadline = Py_NewRef(forget_deadline);
     self->notify_watchers = Py_NewRef(notify_watchers);
     self->watchers = Py_NewRef(watchers);
@@ -643,6 +700,7 @@ static void lane_dealloc(Lane *self)
     PyTypeObject *type = Py_TYPE((PyObject *)self);
     free(self->steps.at);
     free(self->conditions.at);
+    Py_XDECREF(self->rest);
     Py_XDECREF(self->forget_deadline);
     Py_XDECREF(self->notify_watchers);
     Py_XDECREF(self->watchers);
@@ -653,7 +711,18 @@ static void lane_dealloc(Lane *self)
     Py_DECREF(type);
 }
 
+static PyObject *lane_beside_long_run(Lane *self, void *unused)
+{
+    return PyBool_FromLong(self->table->long_run != NULL);
+}
+
+static PyGetSetDef lane_attributes[] = {
+    {"beside_long_run", (getter)lane_beside_long_run, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyMethodDef lane_methods[] = {
+    {"read", (PyCFunction)lane_read, METH_VARARGS, NULL},
     {"run", (PyCFunction)(void (*)(void))lane_run, METH_FASTCALL | METH_KEYWORDS, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -662,6 +731,7 @@ static PyType_Slot lane_slots[] = {
     {Py_tp_new, lane_new},
     {Py_tp_dealloc, lane_dealloc},
     {Py_tp_methods, lane_methods},
+    {Py_tp_getset, lane_attributes},
     {0, NULL},
 };
 

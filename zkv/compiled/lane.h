@@ -42,19 +42,35 @@ typedef struct {
      * callables. */
     PyObject *forget_deadline, *notify_watchers, *watchers, *may_run, *remember;
     step_list steps, conditions; /* their counts are capacities */
+    Py_ssize_t max_body;
+    /* Only of the lane of a worker: see long.c. `rest` is NULL if it is the front's. */
+    PyObject *rest;
+    Py_ssize_t slice; /* steps between two calls of `rest` */
+    Py_ssize_t taken; /* steps since the last one */
+    const unsigned char *body; /* the body that `ahead` was read from; NULL = none */
+    request ahead;
 } Lane;
 
 /* A run in progress. */
-typedef struct {
-    int64_t rev, removed_rev, now, takes_writes, logs;
+typedef struct run {
+    int64_t rev, removed_rev, now, takes_writes, aside, logs;
     Batch *batch;
     PyObject *left, *payloads; /* lists */
     Replaced *replaced;
+    size_t first; /* where the changes of the current request begin in `replaced` */
     size_t changes, bytes;
     int64_t newest; /* the newest revision that a reply reveals */
+    const struct run *past; /* of a run aside: the long run whose changes it does not see */
 } run;
 
 int append(PyObject *list, PyObject *item); /* takes the reference, which may be NULL; 0 = failed */
+
+/* The revision of a record. Until it is committed, that of one which the current request has put
+ * encodes its place in `replaced`: the first has the next revision, the second the one after. */
+static inline int64_t rev_of(const run *r, const record *there)
+{
+    return there->rev > r->rev ? r->rev + 1 : there->rev;
+}
 
 /* --- Batches: batch.c ------------------------------------------------------------------------- */
 
@@ -72,6 +88,15 @@ uint64_t to_digest(const request *); /* see zkv/keyspace/change.py */
 const char *op_name(enum op);
 
 static inline int is_once(const request *r) { return r->session.at != NULL; }
+
+/* --- Long runs, and reads beside them: long.c ------------------------------------------------- */
+
+PyObject *lane_read(Lane *, PyObject *arguments);
+int look_aside(const Lane *, run *); /* 0 if there is no long run */
+record *past_of(const run *, record *);
+void pace(Lane *, Py_ssize_t steps); /* call it after so many steps */
+PyThreadState *leave_python(const Lane *); /* NULL in the front */
+void return_to_python(PyThreadState *);
 
 /* --- From the results to a reply: reply.c ----------------------------------------------------- */
 

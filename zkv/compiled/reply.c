@@ -44,7 +44,7 @@ static unsigned char *write_got(unsigned char *to, const run *r, const record *t
     if (there == NULL)
         return WRITE(write_head(to, id, 2), PACKED_VALUE "\xc0" PACKED_REV "\x00");
     to = write_head(to, id, 2 + there->expiring);
-    to = write_rev(write_value(to, there), there->rev);
+    to = write_rev(write_value(to, there), rev_of(r, there));
     return there->expiring ? write_ttl(to, record_expires(there) - r->now) : to;
 }
 
@@ -64,9 +64,9 @@ static unsigned char *write_answer(unsigned char *to, const run *r, const step *
     case GET:
         return write_got(to, r, of->there, id);
     case INCR:
-        return write_value(write_written(to, of->there->rev, 1, id, durable), of->there);
+        return write_value(write_written(to, r->rev + 1, 1, id, durable), of->there);
     default:
-        return write_written(to, of->there->rev, 0, id, durable);
+        return write_written(to, r->rev + 1, 0, id, durable);
     }
 }
 
@@ -114,7 +114,7 @@ static span txn_reply(const run *r, const request *from, const span *id, int dur
     for (size_t i = 0; i < from->steps.count; i++) {
         const step *each = &from->steps.at[i];
         most += answer_size(each);
-        rev = each->op == GET ? rev : each->there->rev;
+        rev = each->op == GET ? rev : r->rev + 1;
     }
     unsigned char *start = batch_begin_reply(r->batch, most), *to = start;
     if (to == NULL)
@@ -131,13 +131,17 @@ span to_reply(const Lane *self, const run *r, const request *from, int remembere
     static const span no_id;
     const span *id = remembered ? &no_id : &from->id;
     int durable = self->durable && !remembered;
+    span reply;
+    unsigned char *start;
+    PyThreadState *left = leave_python(self);
     if (from->op == MGET)
-        return mget_reply(r, from);
-    if (from->op == TXN)
-        return txn_reply(r, from, id, durable);
-    unsigned char *start =
-        batch_begin_reply(r->batch, answer_size(from->steps.at) + id->size);
-    if (start == NULL)
-        return (span){NULL, 0};
-    return written(start, write_answer(start, r, from->steps.at, id, durable));
+        reply = mget_reply(r, from);
+    else if (from->op == TXN)
+        reply = txn_reply(r, from, id, durable);
+    else if ((start = batch_begin_reply(r->batch, answer_size(from->steps.at) + id->size)) != NULL)
+        reply = written(start, write_answer(start, r, from->steps.at, id, durable));
+    else
+        reply = (span){NULL, 0};
+    return_to_python(left);
+    return reply;
 }

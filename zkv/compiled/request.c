@@ -72,7 +72,8 @@ static int read_key(const Lane *self, reader *r, step *to)
         key->size > (size_t)self->max_key)
         return 0;
     to->hash = table_hash(self->table, key->at, key->size);
-    __builtin_prefetch(table_bucket(self->table, to->hash));
+    if (self->rest == NULL) /* A worker reads without Python's lock, which the table needs. */
+        __builtin_prefetch(table_bucket(self->table, to->hash));
     return 1;
 }
 

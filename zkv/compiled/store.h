@@ -74,6 +74,18 @@ typedef struct {
     uint32_t place;
 } position;
 
+/* The records that a run has replaced, in order to undo it. */
+typedef struct {
+    record *now, *before; /* the new record; the replaced one, NULL = none */
+} replacement;
+
+/* Replacements that need no undo any more, but of which the records are still to be released. */
+typedef struct dropped {
+    struct dropped *next;
+    replacement *pairs;
+    size_t count;
+} dropped;
+
 /* A hash table with chaining that grows in small steps, as in Redis. While it grows, the slots in
  * the buckets of `old` before `moved` have been moved to `now`, and each write moves some more. */
 typedef struct {
@@ -86,6 +98,8 @@ typedef struct {
     ordered index;
     uint64_t seed[2]; /* random, so that clients cannot choose keys that share a bucket */
     PyObject *entry_type;
+    const struct run *long_run; /* one that lets others run between its slices: see long.c */
+    dropped *dropped;
 } Table;
 
 static inline slot *table_slot(const Table *self, uint32_t number)
@@ -121,16 +135,12 @@ uint32_t index_previous(const Table *, position *);      /* steps back; the slot
 size_t index_rank(const Table *, const position *);      /* the number of keys before */
 int is_before(const position *, const position *);
 
-/* The records that a run has replaced, in order to undo it. */
-typedef struct {
-    record *now, *before; /* the new record; the replaced one, NULL = none */
-} replacement;
-
 typedef struct {
     PyObject_HEAD
     Table *table;
     replacement *pairs;
     size_t count, room;
+    int of_long_run;
 } Replaced;
 
 extern PyType_Spec replaced_spec;
@@ -138,6 +148,12 @@ extern PyTypeObject *replaced_type;
 
 Replaced *replaced_new(Table *);
 int replaced_reserve(Replaced *, size_t more); /* 0 if there is no memory */
+int release_dropped(Table *, size_t most); /* at most so many; 0 if none is left */
+
+/* --- Memory for records: pool.c --------------------------------------------------------------- */
+
+void *pool_take(size_t size); /* NULL if there is no memory */
+void pool_give(void *, size_t size); /* the size with which it was taken */
 
 /* --- msgpack: msgpack.c ----------------------------------------------------------------------- */
 

@@ -24,54 +24,6 @@ uint32_t table_hash(const Table *self, const unsigned char *key, size_t size)
     return (uint32_t)(hash ^ hash >> 32);
 }
 
-/* --- Memory of records ------------------------------------------------------------------------ */
-
-/* An overwritten entry leaves a block in which the next one often fits. So some blocks are kept, in
- * a list for each size: malloc would join and split them, which is a quarter of the time of an MPUT.
- * The sizes are those that malloc has anyway. */
-
-#ifndef KEPT_BYTES
-#define KEPT_BYTES (1 << 20) /* at most, in all lists; 0 lets a sanitizer see each use after free */
-#endif
-
-enum { SIZES = 32, SIZE_STEP = 16, FIRST_SIZE = 8 };
-
-typedef struct block {
-    struct block *next;
-} block;
-
-static block *kept[SIZES];
-static size_t kept_bytes;
-
-static size_t to_place(size_t size) { return (size - FIRST_SIZE + SIZE_STEP - 1) / SIZE_STEP; }
-
-static size_t block_size(size_t place) { return FIRST_SIZE + place * SIZE_STEP; }
-
-static void *take_block(size_t size)
-{
-    size_t place = to_place(size);
-    if (place >= SIZES)
-        return malloc(size);
-    block *first = kept[place];
-    if (first == NULL)
-        return malloc(block_size(place));
-    kept[place] = first->next;
-    kept_bytes -= block_size(place);
-    return first;
-}
-
-static void free_block(void *at, size_t size)
-{
-    size_t place = to_place(size);
-    if (place >= SIZES || kept_bytes + block_size(place) > KEPT_BYTES) {
-        free(at);
-        return;
-    }
-    *(block *)at = (block){kept[place]};
-    kept[place] = at;
-    kept_bytes += block_size(place);
-}
-
 /* --- Records ---------------------------------------------------------------------------------- */
 
 static size_t record_size(size_t key_size, size_t value_size, int expiring)
@@ -84,7 +36,7 @@ record *record_new(const unsigned char *key, size_t key_size, const unsigned cha
 {
     if (key_size >= 1 << 24 || value_size > UINT32_MAX)
         return NULL;
-    record *r = take_block(record_size(key_size, value_size, expires != 0));
+    record *r = pool_take(record_size(key_size, value_size, expires != 0));
     if (r == NULL)
         return NULL;
     *r = (record){rev, (uint32_t)value_size, (uint32_t)key_size, expires != 0, 1};
@@ -96,7 +48,7 @@ record *record_new(const unsigned char *key, size_t key_size, const unsigned cha
 void record_release(record *r)
 {
     if (r != NULL && --r->refs == 0)
-        free_block(r, record_size(r->key_size, r->value_size, r->expiring));
+        pool_give(r, record_size(r->key_size, r->value_size, r->expiring));
 }
 
 PyObject *record_entry(const Table *self, const record *r)
@@ -526,6 +478,7 @@ static void release_slots(Table *self)
 static void table_dealloc(Table *self)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
+    release_dropped(self, SIZE_MAX);
     release_slots(self);
     index_end(&self->index);
     free(self->old.buckets);
@@ -609,14 +562,47 @@ static PyObject *replaced_entries(Replaced *self, PyObject *unused)
     return entries;
 }
 
+/* Leave the records of a long run for later, since any thread may drop this, and to release 10,000
+ * takes a while. 0 if they are not left. */
+static int drop(Replaced *self)
+{
+    dropped *last = self->of_long_run ? malloc(sizeof *last) : NULL;
+    if (last == NULL)
+        return 0;
+    *last = (dropped){self->table->dropped, self->pairs, self->count};
+    self->table->dropped = last;
+    return 1;
+}
+
+static void release_pair(const replacement *pair)
+{
+    record_release(pair->now);
+    record_release(pair->before);
+}
+
+int release_dropped(Table *self, size_t most)
+{
+    while (self->dropped != NULL && most > 0) {
+        dropped *each = self->dropped;
+        for (; each->count > 0 && most > 0; most--)
+            release_pair(&each->pairs[--each->count]);
+        if (each->count == 0) {
+            self->dropped = each->next;
+            free(each->pairs);
+            free(each);
+        }
+    }
+    return self->dropped != NULL;
+}
+
 static void replaced_dealloc(Replaced *self)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
-    for (size_t i = 0; i < self->count; i++) {
-        record_release(self->pairs[i].now);
-        record_release(self->pairs[i].before);
+    if (!drop(self)) {
+        for (size_t i = 0; i < self->count; i++)
+            release_pair(&self->pairs[i]);
+        free(self->pairs);
     }
-    free(self->pairs);
     Py_XDECREF((PyObject *)self->table);
     PyObject_Free(self);
     Py_DECREF(type);

@@ -48,23 +48,20 @@ class CommitGroup:
         """The LSN of the newest commit to wait for; None while nothing waits."""
         self.error: ReadOnly | None = None
         """After completion: None, or the reason why the commits are not on disk."""
-        self._completed: Callable[[], None] | None = _nothing
+        self._completed: list[Callable[[], None]] = []
 
     def on_completion(self, completed: Callable[[], None]) -> None:
-        """Set the callback. Call this once, before the group is submitted."""
-        self._completed = completed
+        """Add a callback. Call this before the group is submitted."""
+        self._completed.append(completed)
 
     def complete(self, error: ReadOnly | None) -> None:
         """Release the replies, or report why they cannot be sent. Only the first call counts."""
-        # The callback refers to this group. Dropping it here avoids a reference cycle.
-        completed, self._completed = self._completed, None
-        if completed is not None:
+        # The callbacks refer to this group. Dropping them here avoids a reference cycle.
+        completed, self._completed = self._completed, []
+        if completed:
             self.error = error
-            completed()
-
-
-def _nothing() -> None:
-    pass
+        for call in completed:
+            call()
 
 
 class Committer:

@@ -113,8 +113,8 @@ class CommitLog(ChangeLog, Protocol):
 class MemoryLog:
     """The log of a store without files: it discards commits, and all count as safe."""
 
-    safe_lsn: Final = 2**63
-    safe_rev: Final = 2**63
+    safe_lsn: Final = 2**63 - 1
+    safe_rev: Final = 2**63 - 1
     durable_rev: Final = 0
     epoch: Final = 0
     takes_commits: Final = True

@@ -9,20 +9,42 @@ import zmq
 from tests.broker.mailboxes import Context, Peer
 from tests.compiled.alike import check_alike
 from tests.compiled.lane_requests import LIMITS
-from tests.requests.contract_stores import FakeClock, MemoryStore, PureMemoryStore
+from tests.compiled.slices import batch_of, in_slices, open_front_lane
+from tests.requests.contract_stores import FakeClock, MemoryStore, PureMemoryStore, request
 from zkv.broker.frames import COMPILED, PythonFrames
 
 BETWEEN = b"\xc1\xc1"
 """Between two bodies, or two frames: bytes that no msgpack has."""
 APART = b"\xc1\xc2"
 """Between two batches, or two messages."""
+KEYS = ["a", "b", "ab", "\x01", "n"]
 HELD = [(b"a", 1), (b"b", 2**63 - 1), (b"ab", "text"), (b"k" * 12, b"bytes")]
 
 
 def lane(data: bytes) -> None:
     """Batches of bodies, by the lane and by the commands, on stores that hold something."""
     clock = FakeClock()
-    fast, plain = MemoryStore(clock, **LIMITS), PureMemoryStore(clock, **LIMITS)
+    _compare(data, clock, MemoryStore(clock, **LIMITS))
+
+
+def slices(data: bytes) -> None:
+    """The same, with requests of two steps and more run in slices by a worker's lane.
+
+    After each step the front reads.
+    """
+
+    def look() -> None:
+        front.run(batch_of(request("MGET", keys=KEYS), request("GET", key="a")))
+
+    clock = FakeClock()
+    with in_slices(look):
+        fast = MemoryStore(clock, **LIMITS)
+    front = open_front_lane(fast.node)
+    _compare(data, clock, fast)
+
+
+def _compare(data: bytes, clock: FakeClock, fast: MemoryStore) -> None:
+    plain = PureMemoryStore(clock, **LIMITS)
     for store in (fast, plain):
         for key, value in HELD:
             store.ok("PUT", key=key.decode(), value=value)
