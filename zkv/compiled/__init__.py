@@ -1,7 +1,7 @@
 """The hot path in C: the table of entries, simple requests from body to reply, the log's frames.
 
 It is built if a C compiler and Python's headers are there when zkv is installed. Elsewhere, and for
-everything unusual, Python does the same, and specifies the behaviour: `dict` for `Table`,
+everything unusual, Python does the same, and specifies the behaviour: `PythonTable` for `Table`,
 `zkv.requests.commands` for `Lane`, `zkv.durability.segment` for `pack_frames`. Tests run with both
 and compare them (tests/compiled/test_compiled.py). BENCHMARKS.md shows the gain.
 

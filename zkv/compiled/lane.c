@@ -62,6 +62,8 @@ static span do_get(Lane *self, run *r, const request *from, int64_t *reveals)
 /* Prefetch what later steps need: in a large table each would wait for memory of its own. */
 static void fetch_steps(const Lane *self, const step_list *steps, size_t at)
 {
+    if (self->table->count <= NEAR_ENTRIES)
+        return;
     for (size_t i = 0; at == 0 && i < NEAR && i < steps->count; i++)
         table_fetch(self->table, steps->at[i].hash);
     if (at + FAR < steps->count)
