@@ -3,9 +3,9 @@
  * Strategy: an entry is one piece of memory, found through one bucket. In Python, key, value,
  * revision and entry would be four objects; they are made only if Python code asks for an entry.
  *
- * Invariants: Python's lock is held throughout, and the keyspace's by the caller. A table holds
- * a reference to each of its records; a write passes the replaced record's reference to its
- * caller. */
+ * Invariants: Python's lock is held throughout, and the keyspace's by the caller, unless it reads
+ * aside (long.c). A table holds a reference to each of its records; a write passes the replaced
+ * record's reference to its caller. */
 
 #include "store.h"
 
