@@ -5,8 +5,9 @@
  * packed as bin, a value that nests too deeply) is not an error here: the request is left to
  * Python, which specifies the behaviour, and the table is as it was before.
  *
- * Invariants: Python's lock and the keyspace's are held throughout. A request runs as a whole or
- * not at all: if it cannot be completed, the changes that it has made are undone. */
+ * Invariants: Python's lock and the keyspace's are held throughout; long.c says where the lane of a
+ * worker does without the first, and that of the front without the second. A request runs as a
+ * whole or not at all: if it cannot be completed, the changes that it has made are undone. */
 
 #include "lane.h"
 
@@ -424,10 +425,10 @@ static span commit(Lane *self, run *r, const request *from)
         (reply = to_reply(self, r, from, 0)).at != NULL &&
         (payload = to_payload(self, r, from, &o)) != NULL &&
         (!is_once(from) || remember(self, r, &o))) {
-        pace(self, self->slice); /* What follows the hooks is done in one slice. */
         /* Half a commit cannot be undone, but no reply has revealed it: a restart recovers. */
         if (PyList_Append(r->payloads, payload) < 0 || !call_hooks(self, r))
             Py_FatalError("zkv: out of memory in the middle of a commit");
+        pace(self, self->slice); /* The rest is the last slice. */
         for (size_t i = r->first; i < r->replaced->count; i++)
             r->replaced->pairs[i].now->rev = r->rev + 1;
         r->rev++;

@@ -4,10 +4,10 @@
  * value, revision and entry would be four objects; they are made only if Python code asks for an
  * entry. The keys' order is in index.c.
  *
- * Invariants: Python's lock is held throughout, and the keyspace's by the caller. A table holds
- * a reference to each of its records; a write passes the replaced record's reference to its
- * caller. Slots are used again but not given back: after many removals a table keeps 24 bytes for
- * each key that it once had at a time. */
+ * Invariants: Python's lock is held throughout, and the keyspace's by the caller, unless it reads
+ * aside (long.c). A table holds a reference to each of its records; a write passes the replaced
+ * record's reference to its caller. Slots are used again but not given back: after many removals a
+ * table keeps 24 bytes for each key that it once had at a time. */
 
 #include "store.h"
 

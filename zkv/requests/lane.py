@@ -6,8 +6,12 @@ unusual in any way. The commands specify the behaviour; tests compare the two (`
 The commits of a run are passed to the log, the history and the undo list in one step, so Python's
 cost is paid once for a run and not for each request.
 
-Invariants: a run is one hold of the keyspace's lock. Its commits are appended to the log's queue in
-one step, and so are written, made safe or rolled back together.
+A request of many steps would hold up everyone. The front leaves it to a worker, whose lane runs it
+in slices (zkv/compiled/long.c). Meanwhile the front only reads, aside.
+
+Invariants: a run is one hold of the keyspace's lock, except for a run aside, which holds none and
+writes nothing. A run's commits are appended to the log's queue in one step, and so are written,
+made safe or rolled back together.
 """
 
 from __future__ import annotations
