@@ -132,6 +132,11 @@ PyObject *py_blake2b(PyObject *module, PyObject *arguments);
 
 PyObject *pack_frames(PyObject *module, PyObject *arguments);
 
+/* --- Loading at the start: replay.c ----------------------------------------------------------- */
+
+PyObject *py_replay(PyObject *module, PyObject *arguments);
+PyObject *load_entries(PyObject *module, PyObject *arguments);
+
 /* --- Requests: lane.c, and see lane.h --------------------------------------------------------- */
 
 extern PyType_Spec lane_spec;
