@@ -7,11 +7,11 @@ recovery refuses damage, and reports a torn tail, which the caller cuts off.
 If the log had failed when the snapshot was written, the snapshot's header says so. Then the
 snapshot contains everything valid in the newest segment, and recovery does not read that segment.
 
-A segment whose successor begins at or before the snapshot's revision + 1 adds no entry to the state.
-Recovery reads it only for the history, and a fault in it only makes the history shorter. It does
-not read it at all if the history cannot keep anything of it (`LogReader.oldest`). If a segment has
-revisions that its successor has, too, those in the successor count: the others were never
-acknowledged, or are in the snapshot after which the successor was begun.
+A segment whose successor begins at or before the snapshot's revision + 1 changes no entry. Recovery
+reads it only for the history, and a fault in it only makes the history shorter. It does not read it
+at all if the history cannot keep anything of it (`LogReader.oldest`). If a segment has revisions
+that its successor has, too, those in the successor count: the others were never acknowledged, or
+are in the snapshot after which the successor was begun.
 
 In C, whole runs of usual commits are applied without an object for each (`Replay.take`,
 zkv/compiled/replay.c). C stops before anything else, such as a fault, and Python handles it.

@@ -355,7 +355,9 @@ class _Reader:
         """The entries in a frame."""
         packed = self.decode(_decode_entries, payload)
         self.entries += len(packed)
-        return [(each.key, StoredEntry(bytes(each.value), each.rev, each.expires)) for each in packed]
+        return [
+            (each.key, StoredEntry(bytes(each.value), each.rev, each.expires)) for each in packed
+        ]
 
     def load(self, payload: bytes, table: Table) -> int:
         """Put the entries in a frame into a table, and return their number."""
