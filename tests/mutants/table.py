@@ -39,13 +39,16 @@ CODEC: Final = "zkv/protocol/codec.py"
 WAL: Final = "zkv/durability/wal.py"
 SEGMENT: Final = "zkv/durability/segment.py"
 STORE: Final = "zkv/keyspace/store.py"
+TABLE: Final = "zkv/compiled/table.c"
+INDEX: Final = "zkv/compiled/index.c"
+IN_ORDER: Final = ("tests/keyspace/test_table.py", "-k", "large_table")
 
 IN_C: Final = [
     Mutant(
         "an entry is there in the millisecond in which it expires",
         LANE,
-        "(!found->expires || found->expires > r->now)",
-        "(!found->expires || found->expires >= r->now)",
+        "(!found->expiring || record_expires(found) > r->now)",
+        "(!found->expiring || record_expires(found) >= r->now)",
         ("tests/requests/test_ttl.py", "-k", "very_millisecond"),
     ),
     Mutant(
@@ -58,7 +61,7 @@ IN_C: Final = [
     Mutant(
         "INCR makes an entry stay for ever",
         LANE,
-        "return stage(self, r, of, (span){value, size}, live ? found->expires : 0);",
+        "return stage(self, r, of, (span){value, size}, live ? record_expires(found) : 0);",
         "return stage(self, r, of, (span){value, size}, 0);",
         ("tests/requests/test_incr.py", "-k", "time_to_live"),
     ),
@@ -99,15 +102,43 @@ IN_C: Final = [
     ),
     Mutant(
         "a new key is missing in scans",
-        LANE,
-        "if (pair->before == NULL && !call(self->add_key, to_str(&key), NULL))",
+        TABLE,
+        "if (!index_insert(self, number))",
         "if (0)",
         ("tests/requests/test_batches.py", "-k", "one_revision"),
     ),
     Mutant(
+        "a key that begins a part of the index is looked for in the part before",
+        INDEX,
+        "if (compare(each->low, each->low_size, key, size) <= 0)",
+        "if (compare(each->low, each->low_size, key, size) < 0)",
+        IN_ORDER,
+    ),
+    Mutant(
+        "a part of the index that becomes empty stays",
+        INDEX,
+        "if (small && one->count + other->count <= LEAF_SLOTS) {",
+        "if (small && one->count + other->count < LEAF_SLOTS && one->count && other->count) {",
+        IN_ORDER,
+    ),
+    Mutant(
+        "the memory of the index's parts is not freed",
+        INDEX,
+        "    free(gone->slots);\n",
+        "",
+        ("tests/keyspace/test_table.py", "-k", "used_again"),
+    ),
+    Mutant(
+        "the slot of a removed key is not used again",
+        TABLE,
+        "    self->free = number;\n",
+        "",
+        ("tests/keyspace/test_table.py", "-k", "used_again"),
+    ),
+    Mutant(
         "a deadline outlives the entry that had it",
         LANE,
-        "if (pair->before != NULL && pair->before->expires && !pair->now->expires &&",
+        "if (pair->before != NULL && pair->before->expiring && !pair->now->expiring &&",
         "if (0 &&",
         ("tests/requests/test_ttl.py", "-k", "let_a_key_stay or old_ones"),
     ),
@@ -267,8 +298,8 @@ EXPIRY: Final = [
     Mutant(
         "an entry is there in the millisecond in which it expires",
         STORE,
-        "entry.expires is not None and entry.expires <= self.now():",
-        "entry.expires is not None and entry.expires < self.now():",
+        "return entry.expires is not None and entry.expires <= self.now()",
+        "return entry.expires is not None and entry.expires < self.now()",
         ("tests/requests/test_ttl.py", "-k", "very_millisecond"),
     ),
     Mutant(
@@ -300,9 +331,9 @@ EXPIRY: Final = [
         ("tests/requests/test_safe_replies.py", "-k", "expiry_that_a_crash"),
     ),
     Mutant(
-        "the order of the index forgets a key that is gone",
+        "a removed entry stays where it has no successor",
         STORE,
-        "                index.remove(key)\n",
+        "                del entries[key]\n",
         "                pass\n",
         ("tests/requests/test_ttl.py", "-k", "every_op_sees"),
     ),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+from zkv.keyspace.bounds import Range
 from zkv.keyspace.change import PackedCommit
 from zkv.keyspace.entry import StoredEntry
 from zkv.keyspace.store import Watcher
@@ -16,7 +17,11 @@ class Table:
     def __contains__(self, key: object) -> bool: ...
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[str]: ...
-    def pairs(self, keys: Sequence[str]) -> list[tuple[str, StoredEntry]]: ...
+    def pairs(
+        self, keys: Range, most: int, reverse: bool = False, /
+    ) -> list[tuple[str, StoredEntry]]: ...
+    def count(self, keys: Range) -> int: ...
+    def deadlines(self) -> list[tuple[int, str]]: ...
 
 class Replaced:
     def entries(self) -> dict[str, StoredEntry | None]: ...
@@ -62,7 +67,6 @@ class Lane:
         max_reply_bytes: int,
         max_levels: int,
         durable: bool,
-        add_key: Callable[[str], None],
         forget_deadline: Callable[[int, str], None],
         notify_watchers: Callable[[str, StoredEntry | None], None],
         watchers: list[Watcher],

@@ -26,7 +26,7 @@ typedef struct {
 
 static int is_live(const run *r, const record *found)
 {
-    return found != NULL && (!found->expires || found->expires > r->now);
+    return found != NULL && (!found->expiring || record_expires(found) > r->now);
 }
 
 static record *find(const Lane *self, const step *of)
@@ -78,12 +78,12 @@ static PyObject *do_mget(Lane *self, run *r, const request *from, int64_t *revea
 /* Put a record into the table; `replaced` has the capacity. NULL if there is no memory. */
 static record *stage(Lane *self, run *r, const step *of, span value, int64_t expires)
 {
-    record *now = record_new(of->hash, of->key.at, of->key.size, value.at, value.size, r->rev + 1);
-    if (now != NULL) {
-        now->expires = expires;
-        now->refs++; /* One for the table, one for `replaced`. */
-        r->replaced->pairs[r->replaced->count++] = (replacement){now, table_put(self->table, now)};
-    }
+    record *now = record_new(of->key.at, of->key.size, value.at, value.size, r->rev + 1, expires);
+    record *before;
+    if (now == NULL || !table_put(self->table, of->hash, now, &before))
+        return record_release(now), NULL;
+    now->refs++; /* One for the table, one for `replaced`. */
+    r->replaced->pairs[r->replaced->count++] = (replacement){now, before};
     return now;
 }
 
@@ -105,7 +105,7 @@ static record *increment(Lane *self, run *r, const step *of)
     if (live && !add_to(found, &sum))
         return NULL;
     size_t size = (size_t)(write_int(value, sum) - value);
-    return stage(self, r, of, (span){value, size}, live ? found->expires : 0);
+    return stage(self, r, of, (span){value, size}, live ? record_expires(found) : 0);
 }
 
 /* 1 if it replaced a record that this same request had staged. */
@@ -196,12 +196,14 @@ static void undo(Lane *self, run *r, size_t first)
     Replaced *replaced = r->replaced;
     while (replaced->count > first) {
         replacement pair = replaced->pairs[--replaced->count];
-        const record *now = pair.now;
+        record *now = pair.now;
+        uint32_t hash = table_hash(self->table, now->bytes, now->key_size);
         if (pair.before == NULL)
-            record_release(table_remove(self->table, now->hash, now->bytes, now->key_size));
+            table_remove(self->table, hash, now->bytes, now->key_size);
         else
-            record_release(table_put(self->table, pair.before));
-        record_release(pair.now);
+            table_put(self->table, hash, pair.before, &now); /* Its key is there. */
+        record_release(now); /* The table's reference, and that of `replaced`. */
+        record_release(now);
     }
 }
 
@@ -227,8 +229,8 @@ static int call(PyObject *callable, PyObject *first, PyObject *second)
     return result != NULL;
 }
 
-/* Call the hooks for what has been replaced since `first`: the watchers, the ordered index for new
- * keys, and the deadlines that no longer apply. They see no state from within a TXN. */
+/* Call the hooks for what has been replaced since `first`: the watchers, and the deadlines that no
+ * longer apply. They see no state from within a TXN. */
 static int call_hooks(const Lane *self, const run *r, size_t first)
 {
     int watched = PyList_Size(self->watchers) > 0;
@@ -238,10 +240,9 @@ static int call_hooks(const Lane *self, const run *r, size_t first)
         if (watched && !was_own(r, pair) &&
             !call(self->notify_watchers, to_str(&key), record_entry(self->table, pair->before)))
             return 0;
-        if (pair->before == NULL && !call(self->add_key, to_str(&key), NULL))
-            return 0;
-        if (pair->before != NULL && pair->before->expires && !pair->now->expires &&
-            !call(self->forget_deadline, PyLong_FromLongLong(pair->before->expires), to_str(&key)))
+        if (pair->before != NULL && pair->before->expiring && !pair->now->expiring &&
+            !call(self->forget_deadline, PyLong_FromLongLong(record_expires(pair->before)),
+                  to_str(&key)))
             return 0;
     }
     return 1;
@@ -319,7 +320,7 @@ static unsigned char *write_change(unsigned char *to, const record *now)
 {
     to = write_text_head(write_bytes(to, "\x94\xa3PUT", 5), now->key_size);
     to = write_bytes(to, now->bytes, now->key_size + now->value_size);
-    return now->expires ? write_uint(to, (uint64_t)now->expires) : (*to = 0xc0, to + 1);
+    return now->expiring ? write_uint(to, (uint64_t)record_expires(now)) : (*to = 0xc0, to + 1);
 }
 
 static size_t payload_size(const run *r, size_t first, const request *from, const once *o)
@@ -627,16 +628,16 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
 {
     static char *names[] = {
         "table", "commit_type", "max_key_bytes", "max_value_bytes", "max_batch", "max_reply_bytes",
-        "max_levels", "durable", "add_key", "forget_deadline", "notify_watchers", "watchers",
-        "may_run", "remember", NULL};
-    PyObject *table, *commit_type, *add_key, *forget_deadline, *notify_watchers, *watchers;
+        "max_levels", "durable", "forget_deadline", "notify_watchers", "watchers", "may_run",
+        "remember", NULL};
+    PyObject *table, *commit_type, *forget_deadline, *notify_watchers, *watchers;
     PyObject *may_run, *remember;
     Py_ssize_t max_key, max_value, max_batch, max_reply, max_levels;
     int durable;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOnnnnnpOOOOOO", names, &table,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOnnnnnpOOOOO", names, &table,
                                      &commit_type, &max_key, &max_value, &max_batch, &max_reply,
-                                     &max_levels, &durable, &add_key, &forget_deadline,
-                                     &notify_watchers, &watchers, &may_run, &remember))
+                                     &max_levels, &durable, &forget_deadline, &notify_watchers,
+                                     &watchers, &may_run, &remember))
         return NULL;
     Lane *self = (Lane *)PyType_GenericAlloc(type, 0);
     if (self == NULL)
@@ -649,7 +650,6 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     self->max_reply = max_reply;
     self->max_levels = max_levels;
     self->durable = durable;
-    self->add_key = Py_NewRef(add_key);
     self->forget_deadline = Py_NewRef(forget_deadline);
     self->notify_watchers = Py_NewRef(notify_watchers);
     self->watchers = Py_NewRef(watchers);
@@ -669,7 +669,6 @@ static void lane_dealloc(Lane *self)
         Py_XDECREF(self->names[op]);
     for (int list = 0; list < LISTS; list++)
         Py_XDECREF(self->list_names[list]);
-    Py_XDECREF(self->add_key);
     Py_XDECREF(self->forget_deadline);
     Py_XDECREF(self->notify_watchers);
     Py_XDECREF(self->watchers);

@@ -43,7 +43,7 @@ typedef struct {
     int durable;
     /* The fields of `WriteHooks` in zkv/keyspace/store.py: `watchers` is a list, the others are
      * callables. */
-    PyObject *add_key, *forget_deadline, *notify_watchers, *watchers, *may_run, *remember;
+    PyObject *forget_deadline, *notify_watchers, *watchers, *may_run, *remember;
     PyObject *names[OPS], *list_names[LISTS]; /* interned strings */
     step_list steps, conditions; /* their counts are capacities */
 } Lane;

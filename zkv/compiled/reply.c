@@ -58,9 +58,9 @@ static unsigned char *write_got(unsigned char *to, const run *r, const record *t
 {
     if (there == NULL)
         return WRITE(write_head(to, id, 2), PACKED_VALUE "\xc0" PACKED_REV "\x00");
-    to = write_head(to, id, 2 + (there->expires != 0));
+    to = write_head(to, id, 2 + there->expiring);
     to = write_rev(write_value(to, there), there->rev);
-    return there->expires ? write_ttl(to, there->expires - r->now) : to;
+    return there->expiring ? write_ttl(to, record_expires(there) - r->now) : to;
 }
 
 /* The reply to a write, in a map with as many more fields. */

@@ -16,46 +16,109 @@
 
 /* --- Records and their table: table.c --------------------------------------------------------- */
 
-/* The state of one key. Never changed, only replaced, except for `next`, which the table uses. */
-typedef struct record {
-    struct record *next; /* in the chain of the bucket */
+/* The state of one key. Never changed, only replaced. */
+typedef struct {
     int64_t rev;
-    int64_t expires; /* Unix time in ms; 0 = never */
-    uint32_t hash, refs;
-    uint32_t key_size, value_size;
-    unsigned char bytes[]; /* the key, then the value */
+    uint32_t value_size;
+    /* At most three refer to it: the table, and of `replacement` one `now` and one `before`. */
+    uint32_t key_size : 24, expiring : 1, refs : 7;
+    unsigned char bytes[]; /* the key, the value, then, if `expiring`, when: an int64 */
 } record;
 
 static inline const unsigned char *record_value(const record *r) { return r->bytes + r->key_size; }
 
+/* Unix time in ms; 0 = never. */
+static inline int64_t record_expires(const record *r)
+{
+    int64_t expires = 0;
+    if (r->expiring)
+        memcpy(&expires, record_value(r) + r->value_size, sizeof expires);
+    return expires;
+}
+
+/* Where the table keeps the record of a key. Its number stays the same until the key is removed:
+ * chains and the ordered index use it instead of a pointer, of half the size, and a record is
+ * replaced without changing them. */
 typedef struct {
-    record **buckets;
-    size_t mask; /* number of buckets, a power of two, minus 1 */
+    record *at;    /* NULL = free */
+    uint32_t next; /* in the chain of the bucket, or of the free slots; 0 = none */
+    uint32_t hash;
+} slot;
+
+enum { SLOT_BITS = 12, SLOTS = 1 << SLOT_BITS }; /* slots are allocated so many at a time */
+
+typedef struct {
+    uint32_t *buckets; /* the first slot of each chain; 0 = none */
+    size_t mask;       /* number of buckets, a power of two, minus 1 */
 } array;
 
-/* A hash table with chaining that grows in small steps, as in Redis. While it grows, the records in
+/* --- The ordered index of a table: index.c ---------------------------------------------------- */
+
+enum { LEAF_SLOTS = 512 };
+
+/* Some slots that follow each other in the order of their keys. */
+typedef struct {
+    uint32_t *slots;
+    unsigned char *low; /* no key here is lower, and all before are; the first leaf has none */
+    uint32_t low_size, count;
+} leaf;
+
+typedef struct {
+    leaf *leaves;
+    size_t count, room; /* at least one leaf, and none is empty unless it is the only one */
+} ordered;
+
+/* A key's place; that behind the last key is behind the last slot of the last leaf. */
+typedef struct {
+    size_t leaf;
+    uint32_t place;
+} position;
+
+/* A hash table with chaining that grows in small steps, as in Redis. While it grows, the slots in
  * the buckets of `old` before `moved` have been moved to `now`, and each write moves some more. */
 typedef struct {
     PyObject_HEAD
     array now, old;
     size_t moved;
     size_t count;
+    slot **chunks;
+    uint32_t used, free; /* the first slot that was never used; the first free one, 0 = none */
+    ordered index;
     uint64_t seed[2]; /* random, so that clients cannot choose keys that share a bucket */
     PyObject *entry_type;
 } Table;
 
+static inline slot *table_slot(const Table *self, uint32_t number)
+{
+    return &self->chunks[number >> SLOT_BITS][number & (SLOTS - 1)];
+}
+
 extern PyType_Spec table_spec;
 
 uint32_t table_hash(const Table *, const unsigned char *key, size_t size);
-record **table_bucket(const Table *, uint32_t hash);
+uint32_t *table_bucket(const Table *, uint32_t hash);
 record *table_find(const Table *, uint32_t hash, const unsigned char *key, size_t size);
 void table_fetch(const Table *, uint32_t hash); /* prefetch its memory */
-record *table_put(Table *, record *); /* takes the reference; returns the replaced record's */
+/* Takes the reference, and passes on that of the replaced record, or NULL. 0 if there is no memory
+ * for a new key; then nothing has changed. */
+int table_put(Table *, uint32_t hash, record *, record **before);
 record *table_remove(Table *, uint32_t hash, const unsigned char *key, size_t size);
-record *record_new(uint32_t hash, const unsigned char *key, size_t key_size,
-                   const unsigned char *value, size_t value_size, int64_t rev);
+record *record_new(const unsigned char *key, size_t key_size, const unsigned char *value,
+                   size_t value_size, int64_t rev, int64_t expires);
 void record_release(record *);
 PyObject *record_entry(const Table *, const record *); /* as a StoredEntry; None for NULL */
+
+int index_begin(ordered *); /* 0 if there is no memory; likewise below */
+void index_end(ordered *);
+int index_insert(Table *, uint32_t number); /* a slot with a key that the index does not have */
+void index_remove(Table *, const unsigned char *key, size_t size);
+/* The first position of a key that is not lower; if `after`, of one that is higher. */
+position index_seek(const Table *, const unsigned char *key, size_t size, int after);
+position index_last(const Table *);                      /* behind the last key */
+uint32_t index_next(const Table *, position *);          /* the slot there; then steps on */
+uint32_t index_previous(const Table *, position *);      /* steps back; the slot there */
+size_t index_rank(const Table *, const position *);      /* the number of keys before */
+int is_before(const position *, const position *);
 
 /* The records that a run has replaced, in order to undo it. */
 typedef struct {

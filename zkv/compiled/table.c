@@ -1,11 +1,13 @@
 /* The table of entries: from key to record, and its interface in Python.
  *
- * Strategy: an entry is one piece of memory, found through one bucket. In Python, key, value,
- * revision and entry would be four objects; they are made only if Python code asks for an entry.
+ * Strategy: an entry is one piece of memory, found through one bucket and one slot. In Python, key,
+ * value, revision and entry would be four objects; they are made only if Python code asks for an
+ * entry. The keys' order is in index.c.
  *
  * Invariants: Python's lock is held throughout, and the keyspace's by the caller. A table holds
  * a reference to each of its records; a write passes the replaced record's reference to its
- * caller. */
+ * caller. Slots are used again but not given back: after many removals a table keeps 24 bytes for
+ * each key that it once had at a time. */
 
 #include "store.h"
 
@@ -24,16 +26,18 @@ uint32_t table_hash(const Table *self, const unsigned char *key, size_t size)
 
 /* --- Records ---------------------------------------------------------------------------------- */
 
-record *record_new(uint32_t hash, const unsigned char *key, size_t key_size,
-                   const unsigned char *value, size_t value_size, int64_t rev)
+record *record_new(const unsigned char *key, size_t key_size, const unsigned char *value,
+                   size_t value_size, int64_t rev, int64_t expires)
 {
-    if (key_size > UINT32_MAX || value_size > UINT32_MAX)
+    if (key_size >= 1 << 24 || value_size > UINT32_MAX)
         return NULL;
-    record *r = malloc(offsetof(record, bytes) + key_size + value_size);
+    size_t more = expires ? sizeof expires : 0;
+    record *r = malloc(offsetof(record, bytes) + key_size + value_size + more);
     if (r == NULL)
         return NULL;
-    *r = (record){NULL, rev, 0, hash, 1, (uint32_t)key_size, (uint32_t)value_size};
-    write_bytes(write_bytes(r->bytes, key, key_size), value, value_size);
+    *r = (record){rev, (uint32_t)value_size, (uint32_t)key_size, expires != 0, 1};
+    unsigned char *end = write_bytes(write_bytes(r->bytes, key, key_size), value, value_size);
+    write_bytes(end, &expires, more);
     return r;
 }
 
@@ -50,9 +54,9 @@ PyObject *record_entry(const Table *self, const record *r)
     const char *bytes = (const char *)record_value(r);
     PyObject *value = PyBytes_FromStringAndSize(bytes, (Py_ssize_t)r->value_size);
     PyObject *rev = PyLong_FromLongLong((long long)r->rev);
-    PyObject *expires = r->expires ? PyLong_FromLongLong((long long)r->expires) : NULL;
+    PyObject *expires = r->expiring ? PyLong_FromLongLong((long long)record_expires(r)) : NULL;
     PyObject *entry = NULL;
-    if (value != NULL && rev != NULL && (expires != NULL || !r->expires)) /* NULL ends the list. */
+    if (value != NULL && rev != NULL && (expires != NULL || !r->expiring)) /* NULL ends the list. */
         entry = PyObject_CallFunctionObjArgs(self->entry_type, value, rev, expires, NULL);
     Py_XDECREF(value);
     Py_XDECREF(rev);
@@ -62,7 +66,7 @@ PyObject *record_entry(const Table *self, const record *r)
 
 /* --- The table -------------------------------------------------------------------------------- */
 
-record **table_bucket(const Table *self, uint32_t hash)
+uint32_t *table_bucket(const Table *self, uint32_t hash)
 {
     size_t place = hash & self->old.mask;
     if (self->old.buckets != NULL && place >= self->moved)
@@ -70,37 +74,46 @@ record **table_bucket(const Table *self, uint32_t hash)
     return &self->now.buckets[hash & self->now.mask];
 }
 
-/* Find the link in the chain that refers to a key's record, or the end of the chain. */
-static record **find_link(const Table *self, uint32_t hash, const unsigned char *key, size_t size)
+/* Find the link in the chain that refers to a key's slot, or the end of the chain. */
+static uint32_t *find_link(const Table *self, uint32_t hash, const unsigned char *key, size_t size)
 {
-    record **link = table_bucket(self, hash);
-    for (; *link != NULL; link = &(*link)->next) {
-        record *r = *link;
-        if (r->hash == hash && r->key_size == size && memcmp(r->bytes, key, size) == 0)
+    uint32_t *link = table_bucket(self, hash);
+    while (*link != 0) {
+        slot *each = table_slot(self, *link);
+        if (each->hash == hash && each->at->key_size == size &&
+            memcmp(each->at->bytes, key, size) == 0)
             break;
+        link = &each->next;
     }
     return link;
 }
 
 record *table_find(const Table *self, uint32_t hash, const unsigned char *key, size_t size)
 {
-    return *find_link(self, hash, key, size);
+    uint32_t number = *find_link(self, hash, key, size);
+    return number == 0 ? NULL : table_slot(self, number)->at;
+}
+
+static void fetch_record(const record *r)
+{
+    __builtin_prefetch(r);
+    __builtin_prefetch((const char *)r + CACHE_LINE);
 }
 
 void table_fetch(const Table *self, uint32_t hash)
 {
-    const record *r = *table_bucket(self, hash);
-    if (r != NULL) {
-        __builtin_prefetch(r);
-        __builtin_prefetch((const char *)r + CACHE_LINE);
-    }
+    uint32_t number = *table_bucket(self, hash);
+    while (number != 0 && table_slot(self, number)->hash != hash)
+        number = table_slot(self, number)->next;
+    if (number != 0)
+        fetch_record(table_slot(self, number)->at);
 }
 
 /* Begin to grow. Without memory it tries again later: until then, chains are only longer. */
 static void grow(Table *self)
 {
     size_t count = 2 * (self->now.mask + 1);
-    record **buckets = calloc(count, sizeof *buckets);
+    uint32_t *buckets = calloc(count, sizeof *buckets);
     if (buckets == NULL)
         return;
     self->old = self->now;
@@ -111,13 +124,14 @@ static void grow(Table *self)
 static void move_some(Table *self)
 {
     for (int i = 0; i < MOVED_AT_ONCE && self->old.buckets != NULL; i++) {
-        record *r = self->old.buckets[self->moved], *next;
-        self->old.buckets[self->moved++] = NULL;
-        for (; r != NULL; r = next) {
-            record **bucket = &self->now.buckets[r->hash & self->now.mask];
-            next = r->next;
-            r->next = *bucket;
-            *bucket = r;
+        uint32_t number = self->old.buckets[self->moved], next;
+        self->old.buckets[self->moved++] = 0;
+        for (; number != 0; number = next) {
+            slot *each = table_slot(self, number);
+            uint32_t *bucket = &self->now.buckets[each->hash & self->now.mask];
+            next = each->next;
+            each->next = *bucket;
+            *bucket = number;
         }
         if (self->moved > self->old.mask) {
             free(self->old.buckets);
@@ -126,26 +140,80 @@ static void move_some(Table *self)
     }
 }
 
-record *table_put(Table *self, record *now)
+/* Allocate the slots from number `used` on. 0 if there is no memory; likewise below. */
+static int add_chunk(Table *self)
+{
+    size_t count = self->used >> SLOT_BITS;
+    if ((count & (count - 1)) == 0) { /* There is room for as many chunks as a power of two. */
+        slot **chunks = realloc(self->chunks, (count ? 2 * count : 1) * sizeof *chunks);
+        if (chunks == NULL)
+            return 0;
+        self->chunks = chunks;
+    }
+    return (self->chunks[count] = malloc(SLOTS * sizeof(slot))) != NULL;
+}
+
+/* Take a free slot for a record; returns its number. */
+static uint32_t take_slot(Table *self, uint32_t hash, record *at)
+{
+    uint32_t number = self->free;
+    if (number != 0) {
+        self->free = table_slot(self, number)->next;
+    } else {
+        if (self->used == UINT32_MAX || (self->used % SLOTS == 0 && !add_chunk(self)))
+            return 0;
+        number = self->used++;
+    }
+    *table_slot(self, number) = (slot){at, 0, hash};
+    return number;
+}
+
+static void free_slot(Table *self, uint32_t number)
+{
+    *table_slot(self, number) = (slot){NULL, self->free, 0};
+    self->free = number;
+}
+
+/* Put a record under a new key. */
+static int add(Table *self, uint32_t hash, record *now)
+{
+    uint32_t number = take_slot(self, hash, now);
+    if (number == 0)
+        return 0;
+    if (!index_insert(self, number))
+        return free_slot(self, number), 0;
+    uint32_t *bucket = table_bucket(self, hash);
+    table_slot(self, number)->next = *bucket;
+    *bucket = number;
+    if (++self->count > self->now.mask && self->old.buckets == NULL)
+        grow(self);
+    return 1;
+}
+
+int table_put(Table *self, uint32_t hash, record *now, record **before)
 {
     move_some(self);
-    record **link = find_link(self, now->hash, now->bytes, now->key_size), *before = *link;
-    now->next = before == NULL ? NULL : before->next;
-    *link = now;
-    if (before == NULL && ++self->count > self->now.mask && self->old.buckets == NULL)
-        grow(self);
-    return before;
+    uint32_t number = *find_link(self, hash, now->bytes, now->key_size);
+    if (number == 0)
+        return *before = NULL, add(self, hash, now);
+    slot *there = table_slot(self, number);
+    *before = there->at;
+    there->at = now;
+    return 1;
 }
 
 record *table_remove(Table *self, uint32_t hash, const unsigned char *key, size_t size)
 {
     move_some(self);
-    record **link = find_link(self, hash, key, size), *r = *link;
-    if (r != NULL) {
-        *link = r->next;
-        self->count--;
-    }
-    return r;
+    uint32_t *link = find_link(self, hash, key, size), number = *link;
+    if (number == 0)
+        return NULL;
+    record *before = table_slot(self, number)->at;
+    index_remove(self, key, size);
+    *link = table_slot(self, number)->next;
+    free_slot(self, number);
+    self->count--;
+    return before;
 }
 
 /* --- Its interface in Python: a mapping from str to StoredEntry ------------------------------- */
@@ -189,48 +257,106 @@ static PyObject *table_get(Table *self, PyObject *arguments)
     return r == NULL ? Py_NewRef(otherwise) : record_entry(self, r);
 }
 
-/* Prefetch the records of all names: with a large table, most of the time of a page is spent
- * waiting for memory. */
-static void fetch_ahead(const Table *self, const name *names, Py_ssize_t count)
+/* Return a record's key as a str; NULL, with an exception, if memory runs out. Likewise below. */
+static PyObject *to_key(const record *r)
 {
-    for (Py_ssize_t i = 0; i < count; i++)
-        __builtin_prefetch(table_bucket(self, names[i].hash));
-    for (Py_ssize_t i = 0; i < count; i++)
-        table_fetch(self, names[i].hash);
+    return PyUnicode_FromStringAndSize((const char *)r->bytes, (Py_ssize_t)r->key_size);
 }
 
-static PyObject *to_pair(const Table *self, PyObject *key, const name *n)
+static PyObject *to_pair(const Table *self, const record *r)
 {
-    record *r = table_find(self, n->hash, n->at, n->size);
-    if (r == NULL)
-        return PyErr_SetObject(PyExc_KeyError, key), NULL;
-    PyObject *entry = record_entry(self, r);
-    PyObject *pair = entry == NULL ? NULL : PyTuple_Pack(2, key, entry);
+    PyObject *key = to_key(r), *entry = record_entry(self, r);
+    PyObject *pair = key == NULL || entry == NULL ? NULL : PyTuple_Pack(2, key, entry);
+    Py_XDECREF(key);
     Py_XDECREF(entry);
     return pair;
 }
 
-/* pairs(keys): a list of tuples of key and entry, for a list of keys. */
-static PyObject *table_pairs(Table *self, PyObject *keys)
+/* Append an object to a list; releases it. 0, with an exception, if it is NULL or memory ends. */
+static int append(PyObject *list, PyObject *item)
 {
-    Py_ssize_t count = PyList_Size(keys);
-    if (count < 0)
-        return NULL;
-    name *names = PyMem_Calloc((size_t)count + 1, sizeof *names);
-    PyObject *pairs = names == NULL ? PyErr_NoMemory() : PyList_New(0);
-    for (Py_ssize_t i = 0; pairs != NULL && i < count; i++)
-        if (!to_name(self, PyList_GetItem(keys, i), &names[i]))
+    int well = item != NULL && PyList_Append(list, item) == 0;
+    Py_XDECREF(item);
+    return well;
+}
+
+/* Make a list of the pairs in these slots. All are prefetched together: with a large table, most
+ * of the time of a page is spent waiting for memory. */
+static PyObject *to_pairs(const Table *self, const uint32_t *numbers, size_t count)
+{
+    PyObject *pairs = PyList_New(0);
+    for (size_t i = 0; i < count; i++)
+        __builtin_prefetch(table_slot(self, numbers[i]));
+    for (size_t i = 0; i < count; i++)
+        fetch_record(table_slot(self, numbers[i])->at);
+    for (size_t i = 0; pairs != NULL && i < count; i++)
+        if (!append(pairs, to_pair(self, table_slot(self, numbers[i])->at)))
             Py_CLEAR(pairs);
-    if (pairs != NULL)
-        fetch_ahead(self, names, count);
-    for (Py_ssize_t i = 0; pairs != NULL && i < count; i++) {
-        PyObject *pair = to_pair(self, PyList_GetItem(keys, i), &names[i]);
-        if (pair == NULL || PyList_Append(pairs, pair) < 0)
-            Py_CLEAR(pairs);
-        Py_XDECREF(pair);
-    }
-    PyMem_Free(names);
     return pairs;
+}
+
+/* Read the arguments `low, high, low_included` of a Range: the positions of its first key and
+ * behind its last. 0 with an exception. */
+static int to_range(const Table *self, PyObject *range, position *first, position *end)
+{
+    PyObject *low, *high;
+    int included;
+    Py_ssize_t size;
+    const char *key;
+    if (!PyArg_ParseTuple(range, "OOp", &low, &high, &included) ||
+        (key = PyUnicode_AsUTF8AndSize(low, &size)) == NULL)
+        return 0;
+    *first = index_seek(self, (const unsigned char *)key, (size_t)size, !included);
+    if (high == Py_None)
+        return *end = index_last(self), 1;
+    if ((key = PyUnicode_AsUTF8AndSize(high, &size)) == NULL)
+        return 0;
+    *end = index_seek(self, (const unsigned char *)key, (size_t)size, 0);
+    return 1;
+}
+
+/* pairs(range, most, reverse): see zkv/keyspace/table.py, and for all with this interface. */
+static PyObject *table_pairs(Table *self, PyObject *arguments)
+{
+    PyObject *range;
+    Py_ssize_t most;
+    int reverse = 0;
+    position first, end;
+    if (!PyArg_ParseTuple(arguments, "On|p", &range, &most, &reverse) ||
+        !to_range(self, range, &first, &end))
+        return NULL;
+    size_t room = most < 0 ? 0 : (size_t)most < self->count ? (size_t)most : self->count, count = 0;
+    uint32_t *numbers = PyMem_Calloc(room + 1, sizeof *numbers);
+    if (numbers == NULL)
+        return PyErr_NoMemory();
+    while (count < room && is_before(&first, &end))
+        numbers[count++] = reverse ? index_previous(self, &end) : index_next(self, &first);
+    PyObject *pairs = to_pairs(self, numbers, count);
+    PyMem_Free(numbers);
+    return pairs;
+}
+
+/* count(range) */
+static PyObject *table_count(Table *self, PyObject *range)
+{
+    position first, end;
+    if (!to_range(self, range, &first, &end))
+        return NULL;
+    size_t low = index_rank(self, &first), high = index_rank(self, &end);
+    return PyLong_FromSize_t(high > low ? high - low : 0);
+}
+
+/* deadlines() */
+static PyObject *table_deadlines(Table *self, PyObject *unused)
+{
+    PyObject *deadlines = PyList_New(0);
+    for (uint32_t i = 1; deadlines != NULL && i < self->used; i++) {
+        const record *r = table_slot(self, i)->at;
+        if (r != NULL && r->expiring &&
+            !append(deadlines, Py_BuildValue("(LN)", (long long)record_expires(r), to_key(r))))
+            Py_CLEAR(deadlines);
+    }
+    return deadlines;
 }
 
 /* Read an attribute of an entry that is an int, or None, which counts as 0. 0 with an exception. */
@@ -241,6 +367,8 @@ static int to_number(PyObject *entry, const char *attribute, int64_t *number)
     Py_XDECREF(value);
     return !PyErr_Occurred();
 }
+
+static const char WITHOUT_MEMORY[] = "zkv: out of memory in the middle of a commit";
 
 /* Make a record of an entry. NULL, with an exception, if it is not one.
  *
@@ -255,10 +383,9 @@ static record *to_record(const name *key, PyObject *entry)
     record *r = NULL;
     if (value != NULL && PyBytes_AsStringAndSize(value, &bytes, &size) == 0 &&
         to_number(entry, "rev", &rev) && to_number(entry, "expires", &expires)) {
-        r = record_new(key->hash, key->at, key->size, (unsigned char *)bytes, (size_t)size, rev);
+        r = record_new(key->at, key->size, (unsigned char *)bytes, (size_t)size, rev, expires);
         if (r == NULL)
-            Py_FatalError("zkv: out of memory in the middle of a commit");
-        r->expires = expires;
+            Py_FatalError(WITHOUT_MEMORY);
     }
     Py_XDECREF(value);
     return r;
@@ -278,7 +405,8 @@ static int table_ass_subscript(Table *self, PyObject *key, PyObject *entry)
         record *now = to_record(&n, entry);
         if (now == NULL)
             return -1;
-        before = table_put(self, now);
+        if (!table_put(self, n.hash, now, &before))
+            Py_FatalError(WITHOUT_MEMORY);
     }
     record_release(before);
     return 0;
@@ -294,25 +422,15 @@ static int table_contains(Table *self, PyObject *key)
 
 static Py_ssize_t table_length(Table *self) { return (Py_ssize_t)self->count; }
 
-static int append_keys(PyObject *keys, const array *from)
-{
-    for (size_t i = 0; from->buckets != NULL && i <= from->mask; i++)
-        for (record *r = from->buckets[i]; r != NULL; r = r->next) {
-            PyObject *key =
-                PyUnicode_FromStringAndSize((const char *)r->bytes, (Py_ssize_t)r->key_size);
-            int failed = key == NULL || PyList_Append(keys, key) < 0;
-            Py_XDECREF(key);
-            if (failed)
-                return 0;
-        }
-    return 1;
-}
-
-/* Return an iterator over the present keys. */
+/* Return an iterator over the present keys, in order. */
 static PyObject *table_iter(Table *self)
 {
+    position at = {0, 0}, end = index_last(self);
     PyObject *keys = PyList_New(0), *iterator = NULL;
-    if (keys != NULL && append_keys(keys, &self->old) && append_keys(keys, &self->now))
+    int well = keys != NULL;
+    while (well && is_before(&at, &end))
+        well = append(keys, to_key(table_slot(self, index_next(self, &at))->at));
+    if (well)
         iterator = PyObject_GetIter(keys);
     Py_XDECREF(keys);
     return iterator;
@@ -327,8 +445,10 @@ static PyObject *table_new(PyTypeObject *type, PyObject *arguments, PyObject *ke
     if (self == NULL)
         return NULL;
     self->entry_type = Py_NewRef(entry_type);
-    self->now = (array){calloc(FIRST_BUCKETS, sizeof(record *)), FIRST_BUCKETS - 1};
-    if (self->now.buckets == NULL || PyBytes_Size(seed) != sizeof self->seed) {
+    self->used = 1; /* 0 is none */
+    self->now = (array){calloc(FIRST_BUCKETS, sizeof(uint32_t)), FIRST_BUCKETS - 1};
+    if (self->now.buckets == NULL || !index_begin(&self->index) || !add_chunk(self) ||
+        PyBytes_Size(seed) != sizeof self->seed) {
         Py_DECREF(self);
         return PyErr_Format(PyExc_ValueError, "needs a seed of 16 bytes, and memory");
     }
@@ -336,21 +456,22 @@ static PyObject *table_new(PyTypeObject *type, PyObject *arguments, PyObject *ke
     return (PyObject *)self;
 }
 
-static void release_all(array *from)
+static void release_slots(Table *self)
 {
-    for (size_t i = 0; from->buckets != NULL && i <= from->mask; i++)
-        for (record *r = from->buckets[i], *next; r != NULL; r = next) {
-            next = r->next;
-            record_release(r);
-        }
-    free(from->buckets);
+    for (uint32_t i = 1; i < self->used; i++)
+        record_release(table_slot(self, i)->at);
+    for (size_t i = 0; self->chunks != NULL && i << SLOT_BITS < self->used; i++)
+        free(self->chunks[i]);
+    free(self->chunks);
 }
 
 static void table_dealloc(Table *self)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
-    release_all(&self->old);
-    release_all(&self->now);
+    release_slots(self);
+    index_end(&self->index);
+    free(self->old.buckets);
+    free(self->now.buckets);
     Py_XDECREF(self->entry_type);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
     Py_DECREF(type);
@@ -358,7 +479,9 @@ static void table_dealloc(Table *self)
 
 static PyMethodDef table_methods[] = {
     {"get", (PyCFunction)table_get, METH_VARARGS, NULL},
-    {"pairs", (PyCFunction)table_pairs, METH_O, NULL},
+    {"pairs", (PyCFunction)table_pairs, METH_VARARGS, NULL},
+    {"count", (PyCFunction)table_count, METH_O, NULL},
+    {"deadlines", (PyCFunction)table_deadlines, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -416,8 +539,7 @@ static PyObject *replaced_entries(Replaced *self, PyObject *unused)
     PyObject *entries = PyDict_New();
     for (size_t i = self->count; entries != NULL && i > 0; i--) {
         const replacement *pair = &self->pairs[i - 1];
-        PyObject *key = PyUnicode_FromStringAndSize((const char *)pair->now->bytes,
-                                                    (Py_ssize_t)pair->now->key_size);
+        PyObject *key = to_key(pair->now);
         PyObject *entry = record_entry(self->table, pair->before);
         if (key == NULL || entry == NULL || PyDict_SetItem(entries, key, entry) < 0)
             Py_CLEAR(entries);

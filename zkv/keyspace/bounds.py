@@ -27,6 +27,10 @@ class Range(NamedTuple):
         """True if no key can be in the range."""
         return self.high is not None and self.low >= self.high
 
+    def beyond(self, key: str, reverse: bool) -> Range:
+        """Return what is left of the range after ``key``; if ``reverse``, before it."""
+        return self._replace(high=key) if reverse else self._replace(low=key, low_included=False)
+
     def holds(self, key: str) -> bool:
         """Return True if ``key`` is in the range."""
         above = key >= self.low if self.low_included else key > self.low

@@ -1,12 +1,10 @@
-"""The keyspace: all entries, the ordered index of keys, and the revision, under one lock.
+"""The keyspace: all entries, in the order of their keys, and the revision, under one lock.
 
 Invariants:
 - `Keyspace.lock` protects every attribute here, every `Watcher`, the sessions and the history.
   Methods documented as "Lock held" expect the caller to hold it; the others take it themselves.
 - Every write goes through `commit`, or `add_run` for those of the lane. It takes the next revision,
   queues the changes for the log, and applies all of them or none.
-- `entries` and the index have the same keys. Python orders str by code point, which is also the
-  order of their bytes in UTF-8, and so the protocol's order.
 - An entry whose deadline has passed is absent for every method, even before it is removed.
 - Until the log says that a commit is safe, its undo information is kept for `roll_back`.
 
@@ -18,7 +16,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from itertools import islice, repeat
+from itertools import repeat
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from msgspec import Struct
@@ -83,7 +81,6 @@ class WriteHooks(NamedTuple):
     """The functions that a lane must call, since it writes to the table itself. Lock held.
 
     Attributes:
-        add_key: for each key that the table did not have.
         forget_deadline: with the deadline and the key of each replaced entry that would expire.
         notify_watchers: with each key and the entry that is replaced, while `watchers` has any.
         watchers: the list of those who follow the writes.
@@ -91,7 +88,6 @@ class WriteHooks(NamedTuple):
         remember: after an exactly-once request; see `Keyspace._remember_in_run`.
     """
 
-    add_key: Callable[[str], None]
     forget_deadline: Callable[[int, str], None]
     notify_watchers: Callable[[str, StoredEntry | None], None]
     watchers: list[Watcher]
@@ -136,10 +132,7 @@ class Keyspace:
         self.entries: Table = new_table() if entries is None else entries
         self.alarm: Callable[[], None] = lambda: None
         """Called, lock held, when an entry is going to expire before all others."""
-        self._index: SortedList[str] = SortedList(self.entries)
-        self._deadlines: SortedList[tuple[int, str]] = SortedList(
-            (entry.expires, key) for key, entry in self.entries.items() if entry.expires is not None
-        )
+        self._deadlines: SortedList[tuple[int, str]] = SortedList(self.entries.deadlines())
         self._rev = rev
         self._removed_rev = rev
         self._log: ChangeLog = MemoryLog() if log is None else log
@@ -168,9 +161,7 @@ class Keyspace:
     def live(self, key: str) -> StoredEntry | None:
         """The entry of ``key``; None if it is absent or has expired. Lock held."""
         entry = self.entries.get(key)
-        if entry is not None and entry.expires is not None and entry.expires <= self.now():
-            return None
-        return entry
+        return None if entry is None or self._has_expired(entry) else entry
 
     def get(self, key: str) -> StoredEntry:
         """Return the entry of ``key``. Raises NotFound."""
@@ -198,27 +189,25 @@ class Keyspace:
         A page may have fewer, to bound the number of expired entries that are skipped.
         """
         with self.lock:
-            found = self._walk(keys, reverse)
             if self._due_count():
-                return self._scan_live(found, limit)
-            names = list(islice(found, limit + 1))
-            return self._page(names[:limit], names[limit - 1] if len(names) > limit else None)
+                return self._scan_live(keys, limit, reverse)
+            items = self.entries.pairs(keys, limit + 1, reverse)
+            following = items[limit - 1][0] if len(items) > limit else None
+            return Page(items[:limit], following, self._rev)
 
     def count(self, keys: Range) -> tuple[int, int]:
-        """Count the keys of a range, and return the revision; logarithmic in their number.
+        """Count the keys of a range, and return the revision; about 2 us for a million keys.
 
         While expired keys wait for their removal, it also takes the time to look at all of them,
         but in small steps, without holding the lock in between.
         """
         while True:
             with self.lock:
-                if keys.empty:
-                    return 0, self._rev
-                low = self._index.bisect_left(keys.low)
-                high = len(self._index) if keys.high is None else self._index.bisect_left(keys.high)
-                there, rev = high - low, self._rev
+                there, rev = self.entries.count(keys), self._rev
+                if not there:
+                    return 0, rev
                 due = self._due_count()
-                if not due or there == len(self._index):
+                if not due or there == len(self.entries):
                     return there - due, rev
                 tally = Tally(keys, self.now())
                 self._step(tally)
@@ -327,7 +316,6 @@ class Keyspace:
     def write_hooks(self) -> WriteHooks:
         """Return the functions that a lane must call for its writes."""
         return WriteHooks(
-            add_key=self._index.add,
             forget_deadline=self._forget_deadline,
             notify_watchers=self._notify_watchers,
             watchers=self._watchers,
@@ -403,10 +391,6 @@ class Keyspace:
         if view in self._watchers:
             self._watchers.remove(view)
 
-    def keys_after(self, key: str) -> Iterator[str]:
-        """Iterate over the keys after ``key``, in order. Lock held during the iteration."""
-        return self._index.irange(minimum=key, inclusive=(False, True))
-
     def statistics(self) -> Mapping[str, object]:
         """Return INFO's fields about sessions, history and expiry."""
         with self.lock:
@@ -432,27 +416,27 @@ class Keyspace:
     def _safe_rev(self) -> int:
         return min(self._rev, self._log.safe_rev)
 
-    def _walk(self, keys: Range, reverse: bool) -> Iterator[str]:
-        if keys.empty:
-            return iter(())
-        included = (keys.low_included, False)
-        return self._index.irange(keys.low, keys.high, inclusive=included, reverse=reverse)
+    def _has_expired(self, entry: StoredEntry) -> bool:
+        return entry.expires is not None and entry.expires <= self.now()
 
-    def _scan_live(self, found: Iterator[str], limit: int) -> Page:
-        """Return a page of the live keys in ``found``; skip a bounded number of expired ones."""
-        names: list[str] = []
-        for looked_at, key in enumerate(found):
-            if self.live(key) is None:
+    def _walk(self, keys: Range, step: int, reverse: bool) -> Iterator[tuple[str, StoredEntry]]:
+        """Iterate over the entries of a range; reads ``step`` of them at a time."""
+        while items := self.entries.pairs(keys, step, reverse):
+            yield from items
+            keys = keys.beyond(items[-1][0], reverse)
+
+    def _scan_live(self, keys: Range, limit: int, reverse: bool) -> Page:
+        """Return a page of the live entries; skip a bounded number of expired ones."""
+        items: list[tuple[str, StoredEntry]] = []
+        for looked_at, (key, entry) in enumerate(self._walk(keys, limit + 1, reverse)):
+            if self._has_expired(entry):
                 if looked_at >= limit + PASSED_OVER:
-                    return self._page(names, key)
-            elif len(names) == limit:
-                return self._page(names, names[-1])
+                    return Page(items, key, self._rev)
+            elif len(items) == limit:
+                return Page(items, items[-1][0], self._rev)
             else:
-                names.append(key)
-        return self._page(names, None)
-
-    def _page(self, names: list[str], following: str | None) -> Page:
-        return Page(self.entries.pairs(names), following, self._rev)
+                items.append((key, entry))
+        return Page(items, None, self._rev)
 
     def _complete(self, tally: Tally) -> None:
         """Complete a tally in small steps. The lock must not be held."""
@@ -488,7 +472,7 @@ class Keyspace:
 
     def _apply(self, staged: dict[str, StoredEntry | None]) -> dict[str, StoredEntry | None]:
         """Set these entries, None = remove; return the entries that they replace."""
-        entries, index, watchers = self.entries, self._index, self._watchers
+        entries, watchers = self.entries, self._watchers
         replaced: dict[str, StoredEntry | None] = {}
         for key, entry in staged.items():
             replaced[key] = old = entries.get(key)
@@ -498,13 +482,10 @@ class Keyspace:
                 self._forget_deadline(old.expires, key)
             if entry is not None:
                 entries[key] = entry
-                if old is None:
-                    index.add(key)
                 if entry.expires is not None:
                     self._set_deadline(entry.expires, key)
             elif old is not None:
                 del entries[key]
-                index.remove(key)
         return replaced
 
     def _forget_deadline(self, expires: int, key: str) -> None:

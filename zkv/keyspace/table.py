@@ -1,33 +1,71 @@
-"""The table of entries: a mapping from key to `StoredEntry`, protected by the keyspace's lock.
+"""The table of entries: a mapping from key to `StoredEntry`, in the order of the keys.
 
-It is a `dict` in pure Python. In C it keeps an entry in one piece of memory instead of five
-objects, and the lane finds entries without running any Python.
+In pure Python it is a `dict` with a sorted list of its keys. In C it keeps an entry in one piece of
+memory instead of five objects, and the lane finds entries without running any Python.
+
+Invariants: it is protected by the keyspace's lock. Python orders str by code point, which is also
+the order of their bytes in UTF-8, and so the protocol's order.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import MutableMapping, Sequence
+from abc import abstractmethod
+from collections.abc import MutableMapping
+from itertools import islice
 from typing import TYPE_CHECKING
+
+from sortedcontainers import SortedDict
 
 from zkv import compiled
 from zkv.keyspace.entry import StoredEntry
 
+if TYPE_CHECKING:
+    from zkv.keyspace.bounds import Range
+
 
 class Table(MutableMapping[str, StoredEntry]):
-    """The interface of both."""
+    """The interface of both. It iterates over the keys in order."""
 
     __slots__ = ()
 
-    def pairs(self, keys: Sequence[str]) -> list[tuple[str, StoredEntry]]:
-        """Return each of ``keys``, a list, with its entry. Raises KeyError."""
-        return [(key, self[key]) for key in keys]
+    @abstractmethod
+    def pairs(
+        self, keys: Range, most: int, reverse: bool = False, /
+    ) -> list[tuple[str, StoredEntry]]:
+        """Return the first ``most`` entries of a range; if ``reverse``, the last, backwards."""
+
+    @abstractmethod
+    def count(self, keys: Range) -> int:
+        """Return the number of keys in a range."""
+
+    @abstractmethod
+    def deadlines(self) -> list[tuple[int, str]]:
+        """Return expiry (Unix time in ms) and key of each entry that expires, in any order."""
 
 
-class PythonTable(dict[str, StoredEntry], Table):
+class PythonTable(SortedDict[str, StoredEntry], Table):
     """The table in pure Python."""
 
-    __slots__ = ()
+    def pairs(
+        self, keys: Range, most: int, reverse: bool = False, /
+    ) -> list[tuple[str, StoredEntry]]:
+        """See `Table`."""
+        if keys.empty:
+            return []
+        included = (keys.low_included, False)
+        found = self.irange(keys.low, keys.high, inclusive=included, reverse=reverse)
+        return [(key, self[key]) for key in islice(found, most)]
+
+    def count(self, keys: Range) -> int:
+        """See `Table`."""
+        bisect = self.bisect_left if keys.low_included else self.bisect_right
+        high = len(self) if keys.high is None else self.bisect_left(keys.high)
+        return max(0, high - bisect(keys.low))
+
+    def deadlines(self) -> list[tuple[int, str]]:
+        """See `Table`."""
+        return [(entry.expires, key) for key, entry in self.items() if entry.expires is not None]
 
 
 if TYPE_CHECKING or compiled.COMPILED:

@@ -11,9 +11,9 @@ It takes memory for one replaced entry for each key that is written ahead of the
 from __future__ import annotations
 
 import time
-from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
+from zkv.keyspace.bounds import Range
 from zkv.keyspace.entry import StoredEntry
 
 if TYPE_CHECKING:
@@ -104,18 +104,16 @@ class SnapshotView:
             began = time.thread_time()
 
     def _next_chunk(self) -> Chunk:
-        store = self._keyspace
-        with store.lock:
-            keys = list(islice(store.keys_after(self._reached), CHUNK_ENTRIES))
-            kept = {key: self._kept.pop(key) for key in keys if key in self._kept}
-            chunk = store.entries.pairs([key for key in keys if key not in kept])
-            if kept:
-                then = dict(chunk) | kept
-                chunk = [(key, entry) for key in keys if (entry := then[key]) is not None]
-            if len(keys) < CHUNK_ENTRIES:
+        with self._keyspace.lock:
+            rest = Range(self._reached, None, low_included=False)
+            chunk = self._keyspace.entries.pairs(rest, CHUNK_ENTRIES)
+            if len(chunk) < CHUNK_ENTRIES:
                 self._all_reached = True
             else:
-                self._reached = keys[-1]
+                self._reached = chunk[-1][0]
+            if self._kept:
+                then = [(key, self._kept.pop(key, entry)) for key, entry in chunk]
+                chunk = [(key, entry) for key, entry in then if entry is not None]
         return chunk
 
     def close(self) -> None:

@@ -44,8 +44,7 @@ def _held(store: MemoryStore | PureMemoryStore) -> list[Any]:
     sessions = keyspace.sessions
     states = [sessions.state(name, 2**62) for name in sessions.names()]
     remembered = [state for state in states if state and state[2]]
-    entries = sorted(keyspace.entries.items())
-    return [rev, entries, list(keyspace.keys_after("")), commits, remembered]
+    return [rev, list(keyspace.entries.items()), commits, remembered]
 
 
 class _Ways:

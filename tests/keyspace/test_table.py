@@ -1,0 +1,165 @@
+"""The table of entries, in C and in Python: a mapping in the order of its keys."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zkv.keyspace import StoredEntry
+from zkv.keyspace.bounds import Range
+from zkv.keyspace.table import PythonTable, Table, is_compiled, new_table
+
+TABLES = [PythonTable] if isinstance(new_table(), PythonTable) else [new_table, PythonTable]
+
+Model = dict[str, StoredEntry]
+
+# Many keys that begin alike, and characters whose UTF-8 has one to four bytes.
+keys = st.text("ab\0\x7f\x80\uffff\U00010000", max_size=4)
+entries = st.builds(
+    StoredEntry, st.binary(min_size=1), st.integers(0, 2**63 - 1), st.none() | st.integers(1, 99)
+)
+ranges = st.builds(Range, keys, st.none() | keys, st.booleans())
+everything = Range("", None)
+
+
+@pytest.fixture(params=TABLES, ids=lambda kind: kind.__name__)
+def table(request: pytest.FixtureRequest) -> Table:
+    empty: Table = request.param()
+    return empty
+
+
+def check(table: Table, model: Model, asked: Range, most: int) -> None:
+    """A table has what a model has, in order."""
+    items = sorted(model.items())
+    assert list(table.items()) == items
+    found = [(key, entry) for key, entry in items if asked.holds(key)]
+    assert table.count(asked) == len(found)
+    assert table.pairs(asked, most) == found[:most]
+    assert table.pairs(asked, most, True) == found[::-1][:most]
+    expiring = [(entry.expires, key) for key, entry in items if entry.expires is not None]
+    assert sorted(table.deadlines()) == sorted(expiring)
+
+
+@pytest.mark.parametrize("kind", TABLES)
+@given(steps=st.lists(st.tuples(keys, st.none() | entries)), asked=ranges, most=st.integers(0, 5))
+def test_a_table_is_in_order(
+    kind: type[Table], steps: list[tuple[str, StoredEntry | None]], asked: Range, most: int
+) -> None:
+    table, model = kind(), Model()
+    for key, entry in steps:
+        if entry is None:
+            assert table.pop(key, None) == model.pop(key, None)
+        else:
+            table[key] = model[key] = entry
+    check(table, model, asked, most)
+
+
+def names(count: int) -> list[str]:
+    """Keys of different sizes, in order."""
+    return sorted(f"{number:04}" + "x" * (number % 7) for number in range(count))
+
+
+def from_both_ends(keys: list[str]) -> list[str]:
+    pairs = zip(keys, keys[::-1], strict=True)
+    return [key for pair in pairs for key in pair][: len(keys)]
+
+
+ORDERS: dict[str, Callable[[list[str]], list[str]]] = {
+    "up": list,
+    "down": lambda keys: keys[::-1],
+    "random": lambda keys: random.Random(1).sample(keys, len(keys)),
+    "from both ends": from_both_ends,
+    "every other": lambda keys: keys[::2] + keys[1::2],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_large_table_is_in_order(table: Table, order: str) -> None:
+    """It stays so while it grows, while it shrinks in any order, and when it grows again."""
+    chance, model = random.Random(2), Model()
+    some = names(4_000)
+
+    def check_now_and_then(step: int) -> None:
+        if step % 500 == 0:
+            one, other = chance.sample([*some, "", "9"], 2)
+            first, last = sorted([one, other])
+            for asked in (Range(one, other), Range(first, last, False), everything):
+                check(table, model, asked, chance.choice([1, 700, 5_000]))
+
+    for step, key in enumerate(ORDERS[order](some)):
+        table[key] = model[key] = StoredEntry(b"%d" % step, step, step % 50 or None)
+        check_now_and_then(step)
+    for removal in ORDERS.values():
+        for step, key in enumerate(removal(some)):
+            if chance.random() < 0.9:
+                assert table.pop(key, None) == model.pop(key, None)
+                check_now_and_then(step)
+        for step, key in enumerate(ORDERS[order](some)):
+            if chance.random() < 0.9:
+                table[key] = model[key] = StoredEntry(b"%d" % step, step)
+                check_now_and_then(step)
+    check(table, model, everything, 5_000)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_walk_gives_what_stays_once_while_other_keys_come_and_go(
+    table: Table, reverse: bool
+) -> None:
+    chance = random.Random(3)
+    some = names(6_000)
+    stay = set(some[::3])
+    for key in chance.sample(some, 3_000) + list(stay):
+        table[key] = StoredEntry(b"1", 1)
+    rest, seen = everything, list[str]()
+    while page := table.pairs(rest, chance.randrange(1, 90), reverse):
+        seen += [key for key, _ in page]
+        rest = rest.beyond(seen[-1], reverse)
+        for key in chance.sample(some, 300):
+            if key in stay or chance.random() < 0.5:
+                table[key] = StoredEntry(b"2", 2)
+            else:
+                table.pop(key, None)
+    assert seen == sorted(set(seen), reverse=reverse)
+    assert stay <= set(seen)
+
+
+def test_an_entry_keeps_its_place_whichever_value_it_gets(table: Table) -> None:
+    some = names(2_000)
+    table.update({key: StoredEntry(b"1", 1) for key in some})
+    model = {key: StoredEntry(b"x" * size, 2, size % 3 or None) for size, key in enumerate(some)}
+    for key in random.Random(4).sample(some, len(some)):
+        table[key] = model[key]
+    check(table, model, everything, 3_000)
+
+
+def test_memory_is_used_again() -> None:
+    """Of entries that are removed, and of the index, whose parts are split and merged."""
+    table = new_table()
+    if not is_compiled(table):
+        pytest.skip("Python's own objects")
+    chance = random.Random(5)
+    some, entry = names(5_000), StoredEntry(b"x" * 40, 1, 1)
+
+    def fill_and_empty(rounds: int) -> None:
+        for _ in range(rounds):
+            for key in chance.sample(some, len(some)):
+                table[key] = entry
+            for key in chance.sample(some, len(some)):
+                del table[key]
+
+    fill_and_empty(20)
+    size = resident()
+    fill_and_empty(100)
+    assert resident() - size < 1_500_000
+    assert table.count(everything) == 0
+
+
+def resident() -> int:
+    """Bytes of memory that this process takes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
