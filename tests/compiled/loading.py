@@ -12,13 +12,15 @@ from random import Random
 from typing import Any, BinaryIO, Final
 from unittest import mock
 
+from msgspec import Raw
 from msgspec.msgpack import Ext, encode
 
 from zkv.durability import recovery, segment, snapshot
 from zkv.durability.files import Files
 from zkv.errors import DamageError
 from zkv.keyspace import History, Keyspace, Sessions
-from zkv.keyspace.change import DELETE, EXPIRE, PUT, TOUCH, Commit, KeyChange, Once, Raw
+from zkv.keyspace.bounds import Range
+from zkv.keyspace.change import DELETE, EXPIRE, PUT, TOUCH, Commit, KeyChange, Once
 
 WAL: Final = Path("wal")
 SNAPSHOTS: Final = Path("snapshot")
@@ -85,7 +87,7 @@ def _state(tree: Tree) -> list[Any]:
     commits = history.since(history.oldest - 1, KEPT_CHANGES)
     states = [sessions.state(name, 2**62) for name in sessions.names()]
     numbers = (found.rev, found.snapshot_rev, found.replayed, found.time)
-    index = list(keyspace.keys_after(""))
+    index = keyspace.scan(Range("", None), 2**62, reverse=True).items
     statistics = keyspace.statistics()
     return [entries, numbers, found.torn, found.end, states, commits, index, statistics]
 

@@ -30,15 +30,18 @@ typedef struct {
 /* 0, with an exception, if there is no memory. */
 static int apply(Table *table, const change *c)
 {
+    record *before = NULL, *now;
     if (c->removes) {
-        record_release(table_remove(table, c->hash, c->key.at, c->key.size));
-        return 1;
+        before = table_remove(table, c->hash, c->key.at, c->key.size);
+    } else {
+        now = record_new(c->key.at, c->key.size, c->value.at, c->value.size, c->rev, c->expires);
+        if (now == NULL || !table_put(table, c->hash, now, &before)) {
+            record_release(now);
+            PyErr_NoMemory();
+            return 0;
+        }
     }
-    record *now = record_new(c->hash, c->key.at, c->key.size, c->value.at, c->value.size, c->rev);
-    if (now == NULL)
-        return PyErr_NoMemory(), 0;
-    now->expires = c->expires;
-    record_release(table_put(table, now));
+    record_release(before);
     return 1;
 }
 
