@@ -62,6 +62,8 @@ torture: $(VENV)/dev.stamp ## Break it for half an hour: kills, power cuts, fail
 fuzz: $(VENV)/dev.stamp ## Compare C with Python on inputs that a fuzzer makes (needs clang): ARGS=-max_total_time=600
 	$(BIN)/python -m tests.compiled.fuzz lane $(ARGS)
 	$(BIN)/python -m tests.compiled.fuzz mailbox $(ARGS)
+	$(BIN)/python -m tests.compiled.fuzz log $(ARGS)
+	$(BIN)/python -m tests.compiled.fuzz snapshot $(ARGS)
 
 mutants: $(VENV)/dev.stamp ## Plant bugs one at a time, and see that tests catch them (needs a C compiler): ARGS=lane.c picks some
 	$(BIN)/python -m tests.mutants $(ARGS)

@@ -175,6 +175,16 @@ def random_commit(chance: Random, rev: int, now: int, seqs: dict[str, int]) -> t
     return payload, rev + 1
 
 
+def commits(chance: Random, count: int) -> list[bytes]:
+    """So many packed commits, from revision 1 on."""
+    found: list[bytes] = []
+    rev, seqs = 0, dict[str, int]()
+    for now in range(count):
+        payload, rev = random_commit(chance, rev, now, seqs)
+        found.append(payload)
+    return found
+
+
 def odd_commit(chance: Random, rev: int, now: int) -> bytes:
     """A commit that is packed in another way than zkv packs it, and means something."""
     head = b"\x93" + b"\xcf" + rev.to_bytes(8) + b"\xcf" + now.to_bytes(8)
@@ -200,6 +210,7 @@ def bad_commit(chance: Random, rev: int, now: int) -> bytes:
     good = Commit(rev, now, (KeyChange(PUT, "key"), KeyChange(PUT, "k"))).pack().payload
     return chance.choice([
         good + b"\0", good[:-1], b"\x94" + good[1:], b"\x92" + good[1:],
+        good[:3],
         good.replace(b"\xa3PUT\xa3", b"\xa3PUB\xa3"), good.replace(b"\xa3key", b"\xa3k\xff\xfe"),
         good.replace(b"\xa3key\xc0", b"\xa3key\xc1"), good.replace(b"\xa1k", b"\xc4\1k"),
         Commit(rev + 1, now, (KeyChange(PUT, "key"),)).pack().payload,
@@ -255,7 +266,12 @@ class Writing:
         self.tree[path] = data
 
     def _rotate(self) -> None:
+        """Begin a segment. The one before may go on with commits that were rolled back."""
         if self.rev >= self._first:
+            rev, seqs = self.rev, dict[str, int]()
+            for _ in range(self._chance.choice([0, 0, 3])):
+                payload, rev = random_commit(self._chance, rev, self._now, seqs)
+                self._append(payload)
             self._write()
             self._first, self._payloads, self._synced = self.rev + 1, [], 0
             self._write()
@@ -274,8 +290,11 @@ class Writing:
         count = sum(payload[0] - 0x90 for _, payload in frames)
         if states:
             frames.append((4, encode(states)))
-        path, data = snapshot_file(self.rev, self._now, frames, count)
+        logged = chance.random() < 0.8
+        path, data = snapshot_file(self.rev, self._now, frames, count, logged)
         self.tree[path] = data
+        if not logged:  # The log has failed. It goes on in a new segment, unless the server ends.
+            self._rotate()
 
 
 def _entries(chance: Random, entries: list[tuple[str, bytes, int, int | None]]) -> bytes:

@@ -45,19 +45,19 @@ def check_alike(tree: Tree) -> str:
 
 @pytest.mark.usefixtures("_pieces")
 def test_directories_are_loaded_alike() -> None:
-    outcomes = Counter(check_alike(Writing(Random(seed)).run(120)) for seed in range(60))
-    assert outcomes["loaded"] >= 30
+    outcomes = Counter(check_alike(Writing(Random(seed)).run(120)) for seed in range(30))
+    assert outcomes["loaded"] >= 15
     assert outcomes["cut"] + outcomes["refused"] >= 3
 
 
 @pytest.mark.usefixtures("_pieces")
 def test_damaged_directories_are_judged_alike() -> None:
     outcomes: Counter[str] = Counter()
-    for seed in range(25):
+    for seed in range(10):
         chance = Random(seed)
         tree = Writing(chance).run(100)
         outcomes.update(check_alike(damaged(chance, tree)) for _ in range(12))
-    assert min(outcomes[each] for each in ("loaded", "cut", "refused")) >= 20
+    assert min(outcomes[each] for each in ("loaded", "cut", "refused")) >= 8
 
 
 def test_what_is_usual_makes_no_object_for_each_key(monkeypatch: pytest.MonkeyPatch) -> None:

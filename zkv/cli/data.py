@@ -27,7 +27,6 @@ from zkv.keyspace.change import REMOVALS
 from zkv.streams import complain, forget
 
 if TYPE_CHECKING:
-
     from zkv.durability.repair import Plan
     from zkv.keyspace import Commit, KeyChange, StoredEntry
 

@@ -13,7 +13,7 @@ at all if the history cannot keep anything of it (`LogReader.oldest`). If a segm
 that its successor has, too, those in the successor count: the others were never acknowledged, or
 are in the snapshot after which the successor was begun.
 
-In C, whole runs of usual commits are applied without an object for each (`Replay.take`,
+In C, whole runs of usual commits are applied without an object for each (`Replay._take`,
 zkv/compiled/replay.c). C stops before anything else, such as a fault, and Python handles it.
 """
 
@@ -194,8 +194,8 @@ class Replay:
         Raises DamageError, OSError.
         """
         if until != self.rev:
-            take = self._taker(_NO_LIMIT if until is None else until)
-            for commit in self._log.commits(self._history.most_changes, take):
+            take = self._take if is_compiled(self.entries) else None
+            for commit in self._log.commits(self._history.most_changes, take, until):
                 self.apply(commit)
                 if commit.rev == until:
                     break
@@ -233,14 +233,6 @@ class Replay:
         if commit.changes or commit.rev != loaded.rev:
             return commit.rev > loaded.rev
         return commit.time >= loaded.created
-
-    def _taker(self, until: int) -> TakeBelow | None:
-        """A function that applies frames in C, up to ``until`` exclusively; None without C."""
-        if not is_compiled(self.entries):
-            return None
-        return lambda frames, at, salt, next_rev, limit: self._take(
-            frames, at, salt, next_rev, min(limit, until)
-        )
 
     def _take(self, frames: bytes, at: int, salt: int, next_rev: int, limit: int) -> Taken:
         """Apply frames in C as far as they are usual; does what `apply` does with each commit."""
@@ -291,17 +283,23 @@ class LogReader:
         """After everything is read: the torn tail, if there is one."""
         self.end: SegmentEnd | None = None
         """After everything is read: the end of the newest segment, if it can be continued."""
+        self._take: TakeBelow | None = None
+        self._until: int | None = None
 
-    def commits(self, kept: int = 0, take: TakeBelow | None = None) -> Iterator[Commit]:
+    def commits(
+        self, kept: int = 0, take: TakeBelow | None = None, until: int | None = None
+    ) -> Iterator[Commit]:
         """Every commit up to the end, except for those that ``take`` takes.
 
         Args:
             kept: the most changes that the history keeps. The earlier commits that it may keep are
                 read as well, as far as they are still there.
             take: applies usual commits in C; None = all are returned.
+            until: a revision that ``take`` must leave; None = none.
 
         Raises DamageError, OSError.
         """
+        self._take, self._until = take, until
         firsts = segments(self._files, self._directory)
         # Each revision has a change at least, and the log leads to `newest` at least, since it is
         # in the snapshot or before a segment. So commits before `oldest` have `kept` changes or
@@ -314,28 +312,28 @@ class LogReader:
                 # The log failed in this segment. Its successor was to begin after the snapshot.
                 successor = self._snapshot_rev + 1
             if successor is None or successor > self._snapshot_rev + 1:
-                yield from self._read_segment(first, successor, take)
+                yield from self._read_segment(first, successor)
             elif successor > self.oldest:
-                yield from self._read_covered(first, successor, take)
+                yield from self._read_covered(first, successor)
 
-    def _read_covered(self, first: int, successor: int, take: TakeBelow | None) -> Iterator[Commit]:
+    def _read_covered(self, first: int, successor: int) -> Iterator[Commit]:
         """The commits of a segment that the entries do not need. A fault only ends the reading."""
         scan = SegmentScan(self._files, self._directory / segment.file_name(first))
-        for commit in scan.commits(_bounded(take, successor)):
+        progress = RecoveryProgress(f"reading {scan.path}")
+        for commit in scan.commits(self._take_of(scan, successor, progress)):
             if commit.rev < successor:
                 yield commit
+                progress.report(scan.end, scan.size)
         if scan.fault is not None:
             _log.warning("%s; ignored, since a snapshot covers it", scan.damage())
 
-    def _read_segment(
-        self, first: int, successor: int | None, take: TakeBelow | None
-    ) -> Iterator[Commit]:
+    def _read_segment(self, first: int, successor: int | None) -> Iterator[Commit]:
         path = self._directory / segment.file_name(first)
         if first > self.rev + 1:
             raise self._gap(path, first)
         scan = SegmentScan(self._files, path)
         progress = RecoveryProgress(f"reading {path}")
-        for commit in scan.commits(_bounded(take, successor)):
+        for commit in scan.commits(self._take_of(scan, successor, progress)):
             self.rev = max(self.rev, scan.next_rev - 1)
             if successor is not None and commit.rev >= successor:
                 return
@@ -348,6 +346,21 @@ class LogReader:
             self.end = SegmentEnd(first, scan.end, scan.synced, scan.salt)
         elif self.rev < successor - 1:
             raise self._incomplete(scan, successor)
+
+    def _take_of(
+        self, scan: SegmentScan, successor: int | None, progress: RecoveryProgress
+    ) -> segment.Take | None:
+        """The function that takes commits of a segment, up to its successor, in C."""
+        take = self._take
+        if take is None:
+            return None
+        limit = min(rev for rev in (successor, self._until, _NO_LIMIT) if rev is not None)
+
+        def taking(frames: bytes, at: int, salt: int, next_rev: int) -> Taken:
+            progress.report(scan.end, scan.size)
+            return take(frames, at, salt, next_rev, limit)
+
+        return taking
 
     def _judge_end(self, scan: SegmentScan) -> TornTail | None:
         """The torn tail of the newest segment, if it has one. Raises DamageError for damage."""
@@ -375,14 +388,6 @@ class LogReader:
             f"{scan.next_rev} to {max(successor - 1, scan.vouched_rev)} are affected; "
             f"see `zkv check` and `zkv repair`"
         )
-
-
-def _bounded(take: TakeBelow | None, successor: int | None) -> segment.Take | None:
-    """``take`` for a segment: it stops before the revisions of the segment's successor."""
-    if take is None:
-        return None
-    limit = _NO_LIMIT if successor is None else successor
-    return lambda frames, at, salt, next_rev: take(frames, at, salt, next_rev, limit)
 
 
 class RecoveryProgress:

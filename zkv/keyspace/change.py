@@ -50,7 +50,7 @@ REMOVALS: Final = frozenset({DELETE, EXPIRE})
 
 _HEAD: Final = struct.Struct(">BBQBQ")
 _ARRAY3, _ARRAY7, _UINT64 = 0x93, 0x97, 0xCF
-_NO_CHANGES: Final = 0x90
+_NO_CHANGES: Final = b"\x90"
 PAYLOAD_MARKS: Final = (bytes((_ARRAY3, _UINT64)), bytes((_ARRAY7, _UINT64)))
 """Every payload begins with one of these."""
 LEAST_PAYLOAD_BYTES: Final = _HEAD.size + 1
@@ -204,4 +204,4 @@ def revision_in(payload: bytes) -> int:
 
 def changes_something(payload: bytes) -> bool:
     """Return True if a payload has changes; False if it only remembers a reply."""
-    return payload[_HEAD.size] != _NO_CHANGES
+    return payload[_HEAD.size : LEAST_PAYLOAD_BYTES] != _NO_CHANGES
