@@ -57,7 +57,7 @@ def test_damaged_directories_are_judged_alike() -> None:
         chance = Random(seed)
         tree = Writing(chance).run(100)
         outcomes.update(check_alike(damaged(chance, tree)) for _ in range(12))
-    assert min(outcomes[each] for each in ("loaded", "cut", "refused")) >= 8
+    assert min(outcomes[each] for each in ("loaded", "cut", "refused")) >= 4
 
 
 def test_what_is_usual_makes_no_object_for_each_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from zkv import compiled
 from zkv.durability import segment, snapshot
 from zkv.durability.segment import SegmentEnd, SegmentScan, Taken
 from zkv.errors import DamageError, DataDirError
-from zkv.keyspace.change import REMOVALS, Once, PackedCommit
+from zkv.keyspace.change import REMOVALS, PackedCommit
 from zkv.keyspace.entry import StoredEntry
 from zkv.keyspace.history import History
 from zkv.keyspace.sessions import Sessions
@@ -243,8 +243,7 @@ class Replay:
             )
         )  # fmt: skip
         self.time = max(self.time, done.time)
-        for session, seq, digest, reply, rev, when in done.once:
-            self.sessions.remember(Once(session, seq, digest, reply), rev, 0, when)
+        self.sessions.replay(done.once)
         if done.commits:
             self._add_history(done.commits, done.changes, done.size)
         rev = done.next_rev - 1
