@@ -44,7 +44,7 @@ def run_under_address_sanitizer(directory: Path, module: str, *arguments: str) -
     for name in ("zkv", "tests"):
         shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("*.so"))
     shutil.copy(ROOT / "pyproject.toml", directory)
-    watch = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    watch = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DKEPT_BYTES=0"]
     compile_part(directory / f"{module}.abi3.so", *watch)
     watched = os.environ | {
         "LD_PRELOAD": library,

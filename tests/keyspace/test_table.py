@@ -86,7 +86,7 @@ def test_a_large_table_is_in_order(table: Table, order: str) -> None:
     some = names(4_000)
 
     def check_now_and_then(step: int) -> None:
-        if step % 500 == 0:
+        if step % 1_000 == 0:
             one, other = chance.sample([*some, "", "9"], 2)
             first, last = sorted([one, other])
             for asked in (Range(one, other), Range(first, last, False), everything):
@@ -95,8 +95,8 @@ def test_a_large_table_is_in_order(table: Table, order: str) -> None:
     for step, key in enumerate(ORDERS[order](some)):
         table[key] = model[key] = StoredEntry(b"%d" % step, step, step % 50 or None)
         check_now_and_then(step)
-    for removal in ORDERS.values():
-        for step, key in enumerate(removal(some)):
+    for removed in ("up", "random", "from both ends"):
+        for step, key in enumerate(ORDERS[removed](some)):
             if chance.random() < 0.9:
                 assert table.pop(key, None) == model.pop(key, None)
                 check_now_and_then(step)

@@ -1,7 +1,7 @@
 """The hot path in C: the table of entries, simple requests from body to reply, log and loading.
 
 It is built if a C compiler and Python's headers are there when zkv is installed. Elsewhere, and for
-everything unusual, Python does the same, and specifies the behaviour: `dict` for `Table`,
+everything unusual, Python does the same, and specifies the behaviour: `PythonTable` for `Table`,
 `zkv.requests.commands` for `Lane`, `zkv.durability` for the log's frames and the loading. Tests run
 with both and compare them (tests/compiled). BENCHMARKS.md shows the gain.
 

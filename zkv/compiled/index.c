@@ -4,8 +4,9 @@
  * each with a lower bound of its keys. To find a key takes one binary search in the array and one
  * in a leaf. A leaf that is full is split; one that has become small is merged with its neighbour.
  * A key behind all others is appended, and fills the leaves completely: it costs one comparison.
+ * The keys that a table gets before the first use of its order are sorted together.
  *
- * Invariants: the index has the same keys as the table. It holds numbers of slots, not records, so
+ * Invariants: once it is built, the index has the same keys as the table. It holds numbers of slots, not records, so
  * it changes only with the set of keys. The lower bounds are copies, and stay true whichever keys
  * are removed. */
 
@@ -13,7 +14,7 @@
 
 #include <stdlib.h>
 
-enum { SMALL_LEAF = LEAF_SLOTS / 4 };
+enum { SMALL_LEAF = LEAF_SLOTS / 4, PROBES = 7 };
 
 /* --- Searching -------------------------------------------------------------------------------- */
 
@@ -44,17 +45,26 @@ static size_t find_leaf(const ordered *index, const unsigned char *key, size_t s
     return low - 1;
 }
 
+/* Find a place in a leaf. In a large table nearly each comparison waits for memory, so seven keys
+ * that divide the leaf are fetched at once: that is three waits instead of nine. */
 static uint32_t find_place(const Table *self, const leaf *in, const unsigned char *key, size_t size,
                            int after)
 {
-    uint32_t low = 0, high = in->count;
+    uint32_t low = 0, high = in->count, probes[PROBES];
     while (low < high) {
-        uint32_t middle = (low + high) / 2;
-        const record *each = record_at(self, in->slots[middle]);
-        if (compare(each->bytes, each->key_size, key, size) < after)
-            low = middle + 1;
-        else
-            high = middle;
+        for (uint32_t i = 0; i < PROBES; i++) {
+            probes[i] = low + (high - low) * (i + 1) / (PROBES + 1);
+            __builtin_prefetch(table_slot(self, in->slots[probes[i]]));
+        }
+        for (uint32_t i = 0; i < PROBES; i++)
+            __builtin_prefetch(record_at(self, in->slots[probes[i]]));
+        for (uint32_t i = 0; i < PROBES && probes[i] < high; i++) {
+            const record *each = record_at(self, in->slots[probes[i]]);
+            if (compare(each->bytes, each->key_size, key, size) < after)
+                low = probes[i] + 1;
+            else
+                high = probes[i];
+        }
     }
     return low;
 }
@@ -221,11 +231,93 @@ void index_remove(Table *self, const unsigned char *key, size_t size)
         merge(index, at.leaf - 1);
 }
 
-int index_begin(ordered *index) { return add_leaf(index, 0, NULL); }
+/* --- Building --------------------------------------------------------------------------------- */
+
+/* A key to sort: most comparisons look only at the first bytes in which keys differ. */
+typedef struct {
+    uint64_t head;
+    const record *key;
+    uint32_t number;
+} sortable;
+
+static int compare_sortable(const void *first, const void *second)
+{
+    const sortable *a = first, *b = second;
+    if (a->head != b->head)
+        return a->head < b->head ? -1 : 1;
+    return compare(a->key->bytes, a->key->key_size, b->key->bytes, b->key->key_size);
+}
+
+static size_t common_size(const record *a, const record *b, size_t most)
+{
+    size_t size = 0;
+    most = most < a->key_size ? most : a->key_size;
+    most = most < b->key_size ? most : b->key_size;
+    while (size < most && a->bytes[size] == b->bytes[size])
+        size++;
+    return size;
+}
+
+/* The eight bytes of a key after the first `skipped`, as a number; zeros follow its end. */
+static uint64_t to_head(const record *key, size_t skipped)
+{
+    uint64_t head = 0;
+    for (size_t i = skipped; i < skipped + 8; i++)
+        head = head << 8 | (i < key->key_size ? key->bytes[i] : 0);
+    return head;
+}
+
+/* List the keys of a table in order. Those of a snapshot have been put in order. */
+static void list_keys(const Table *self, sortable *to)
+{
+    size_t count = 0, common = SIZE_MAX;
+    int sorted = 1;
+    for (uint32_t number = 1; number < self->used; number++) {
+        const record *key = record_at(self, number);
+        if (key == NULL)
+            continue;
+        to[count] = (sortable){0, key, number};
+        common = common_size(to->key, key, common);
+        sorted = sorted && (count == 0 || compare_sortable(&to[count - 1], &to[count]) < 0);
+        count++;
+    }
+    for (size_t i = 0; i < count && !sorted; i++)
+        to[i].head = to_head(to[i].key, common);
+    if (!sorted)
+        qsort(to, count, sizeof *to, compare_sortable);
+}
+
+static int append(ordered *index, const sortable *key)
+{
+    if (index->leaves[index->count - 1].count == LEAF_SLOTS &&
+        !add_leaf(index, index->count, key->key))
+        return 0;
+    leaf *last = &index->leaves[index->count - 1];
+    last->slots[last->count++] = key->number;
+    return 1;
+}
+
+int index_build(Table *self)
+{
+    ordered *index = &self->index;
+    if (index->count > 0)
+        return 1;
+    sortable *keys = malloc((self->count + 1) * sizeof *keys);
+    int well = keys != NULL && add_leaf(index, 0, NULL);
+    if (well)
+        list_keys(self, keys);
+    for (size_t i = 0; well && i < self->count; i++)
+        well = append(index, &keys[i]);
+    free(keys);
+    if (!well)
+        index_end(index);
+    return well;
+}
 
 void index_end(ordered *index)
 {
     while (index->count > 0)
         remove_leaf(index, index->count - 1);
     free(index->leaves);
+    *index = (ordered){0};
 }

@@ -174,7 +174,7 @@ static int stage_all(Lane *self, run *r, request *from)
 {
     size_t read = 0; /* bytes of values */
     /* Prefetch all together: in a large table each change would wait for memory of its own. */
-    for (size_t i = 0; from->steps.count > 1 && i < from->steps.count; i++)
+    for (size_t i = 0; self->table->count > NEAR_ENTRIES && i < from->steps.count; i++)
         table_fetch(self->table, from->steps.at[i].hash);
     if (from->op == MPUT)
         return stage_items(self, r, from);
@@ -655,7 +655,8 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     self->watchers = Py_NewRef(watchers);
     self->may_run = Py_NewRef(may_run);
     self->remember = Py_NewRef(remember);
-    if (!intern_names(self))
+    /* From now on new keys enter the index one by one: no client waits until all are sorted. */
+    if (!intern_names(self) || (!index_build(self->table) && PyErr_NoMemory() == NULL))
         Py_CLEAR(self);
     return (PyObject *)self;
 }

@@ -65,7 +65,7 @@ typedef struct {
 
 typedef struct {
     leaf *leaves;
-    size_t count, room; /* at least one leaf, and none is empty unless it is the only one */
+    size_t count, room; /* 0 leaves = not built; none is empty unless it is the only one */
 } ordered;
 
 /* A key's place; that behind the last key is behind the last slot of the last leaf. */
@@ -108,9 +108,10 @@ record *record_new(const unsigned char *key, size_t key_size, const unsigned cha
 void record_release(record *);
 PyObject *record_entry(const Table *, const record *); /* as a StoredEntry; None for NULL */
 
-int index_begin(ordered *); /* 0 if there is no memory; likewise below */
+/* Build the index, unless it is there. All below needs it. 0 if there is no memory. */
+int index_build(Table *);
 void index_end(ordered *);
-int index_insert(Table *, uint32_t number); /* a slot with a key that the index does not have */
+int index_insert(Table *, uint32_t number); /* a slot with a new key; 0 likewise */
 void index_remove(Table *, const unsigned char *key, size_t size);
 /* The first position of a key that is not lower; if `after`, of one that is higher. */
 position index_seek(const Table *, const unsigned char *key, size_t size, int after);

@@ -39,6 +39,7 @@ def build(clang: str) -> Path:
     for part in PARTS:
         sources = sorted(map(str, (copy / part).parent.glob("*.c")))
         watched = ["-g", "-O1", "-fPIC", "-shared", "-fsanitize=fuzzer-no-link,address,undefined"]
+        watched.append("-DKEPT_BYTES=0")  # So that each entry's memory is watched.
         command = [clang, *watched, *include, *sources, "-o", f"{copy / part}.abi3.so"]
         subprocess.run(command, check=True)
     program = DIRECTORY / "fuzz"
