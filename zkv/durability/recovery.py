@@ -132,7 +132,7 @@ def _load_newest(files: Files, directory: Path) -> snapshot.Loaded:
 
 
 class _Replayed(NamedTuple):
-    """What C has done with some frames."""
+    """The result of applying some frames in C."""
 
     end: int
     """The offset in the bytes up to which it has taken the frames."""

@@ -67,7 +67,7 @@ checksums, which takes about 3 ms for this size."""
 
 
 class Taken(NamedTuple):
-    """What a `Take` has taken."""
+    """The frames that a `Take` has taken."""
 
     end: int
     """The offset in the bytes up to which it has taken the frames."""
