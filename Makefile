@@ -63,6 +63,8 @@ fuzz: $(VENV)/dev.stamp ## Compare C with Python on inputs that a fuzzer makes (
 	$(BIN)/python -m tests.compiled.fuzz lane $(ARGS)
 	$(BIN)/python -m tests.compiled.fuzz slices $(ARGS)
 	$(BIN)/python -m tests.compiled.fuzz mailbox $(ARGS)
+	$(BIN)/python -m tests.compiled.fuzz log $(ARGS)
+	$(BIN)/python -m tests.compiled.fuzz snapshot $(ARGS)
 
 mutants: $(VENV)/dev.stamp ## Plant bugs one at a time, and see that tests catch them (needs a C compiler): ARGS=lane.c picks some
 	$(BIN)/python -m tests.mutants $(ARGS)

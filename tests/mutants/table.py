@@ -42,6 +42,9 @@ SEGMENT: Final = "zkv/durability/segment.py"
 STORE: Final = "zkv/keyspace/store.py"
 TABLE: Final = "zkv/compiled/table.c"
 INDEX: Final = "zkv/compiled/index.c"
+REPLAY: Final = "zkv/compiled/replay.c"
+RECOVERY: Final = "zkv/durability/recovery.py"
+LOADED: Final = ("tests/compiled/test_replay.py",)
 IN_ORDER: Final = ("tests/keyspace/test_table.py", "-k", "in_order")
 
 IN_C: Final = [
@@ -254,6 +257,58 @@ IN_C: Final = [
         "crc32(crc32(salt, checked, sizeof checked), bytes, size)",
         "crc32(crc32(0, checked, sizeof checked), bytes, size)",
         ("tests/compiled/test_compiled.py", "-k", "frames_are_packed_alike"),
+    ),
+]
+
+AT_THE_START: Final = [
+    Mutant(
+        "a start takes frames whose checksum does not match",
+        REPLAY,
+        "f->size) == fixed(head + 4, 4);",
+        "f->size) != 0;",
+        (*LOADED, "-k", "damaged"),
+    ),
+    Mutant(
+        "a start takes any revision for the next one",
+        REPLAY,
+        "c.rev == p->next &&",
+        "",
+        (*LOADED, "-k", "directories_are_loaded"),
+    ),
+    Mutant(
+        "a start applies what the next segment replaces",
+        REPLAY,
+        "c.rev < p->limit) {",
+        "1) {",
+        (*LOADED, "-k", "directories_are_loaded"),
+    ),
+    Mutant(
+        "a commit that is not one is applied up to where it fails",
+        REPLAY,
+        "return c->count > 0 && (!once || read_once(&r, c)) && r.at == r.end;",
+        "return c->count > 0 && (!once || read_once(&r, c));",
+        (*LOADED, "-k", "directories_are_loaded"),
+    ),
+    Mutant(
+        "the last changes of some frames are never applied",
+        REPLAY,
+        "return apply_waiting(&p->into) ? end : NULL;",
+        "return end;",
+        (*LOADED, "-k", "no_object"),
+    ),
+    Mutant(
+        "refusals after the snapshot are forgotten if no history is kept",
+        RECOVERY,
+        "self.oldest = newest - max(kept, 1) + 1",
+        "self.oldest = newest - kept + 1",
+        ("tests/durability/test_recovery.py",),
+    ),
+    Mutant(
+        "a start reads log that nothing needs",
+        RECOVERY,
+        "elif successor > self.oldest:",
+        "else:",
+        ("tests/durability/test_recovery.py",),
     ),
 ]
 
@@ -764,5 +819,5 @@ CLIENT: Final = [
 ]
 
 MUTANTS: Final = [
-    *IN_C, *CODEC_AND_EXACTLY_ONCE, *EXPIRY, *LOG, *WAITING, *IN_FEED, *CLIENT,
+    *IN_C, *AT_THE_START, *CODEC_AND_EXACTLY_ONCE, *EXPIRY, *LOG, *WAITING, *IN_FEED, *CLIENT,
 ]  # fmt: skip

@@ -13,8 +13,7 @@ import resource
 import sys
 import time
 from contextlib import closing
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zkv.cli import value_writer
 from zkv.cli.values import to_bytes, to_json, to_object
@@ -28,8 +27,6 @@ from zkv.keyspace.change import REMOVALS
 from zkv.streams import complain, forget
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from zkv.durability.repair import Plan
     from zkv.keyspace import Commit, KeyChange, StoredEntry
 
@@ -37,109 +34,14 @@ FAULT = 1
 LONGEST_ANSWER = 100
 
 
-def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the commands to a parser; each sets ``run``, a function of the parsed options."""
-    parser = _add(verbs, "check", _check, "look for faults in a data directory", CHECK)
-    _add_directory(parser)
-
-    parser = _add(verbs, "repair", _repair, "repair a damaged data directory", REPAIR)
-    _add_directory(parser)
-    parser.add_argument("--yes", action="store_true", help="do not ask")
-
-    parser = _add(verbs, "dump", _dump, "print a data directory as JSON lines", DUMP)
-    _add_directory(parser)
-    parser.add_argument(
-        "--at-rev",
-        type=_revision,
-        metavar="N",
-        help="the entries as of revision N; with --log, the changes up to it",
-    )
-    parser.add_argument("--log", action="store_true", help="the log instead of the entries")
-
-    parser = _add(verbs, "backup", _backup, "copy the data of a server, running or not", BACKUP)
-    _add_directory(parser)
-    parser.add_argument("target", type=_path, metavar="TARGET", help="absent or empty")
-
-    parser = _add(verbs, "restore", _restore, "make a data directory from a backup", RESTORE)
-    parser.add_argument("source", type=_path, metavar="SOURCE", help="the backup")
-    parser.add_argument("directory", type=_path, metavar="DIR", help="absent or empty")
-    parser.add_argument(
-        "--above", type=_revision, default=0, metavar="REV",
-        help="the newest revision that clients may have seen, if it is above the backup's: for "
-        "example that of a store that was restored from the same backup before",
-    )  # fmt: skip
-
-
-CHECK = """\
-Read every file of a data directory, report all findings, and change nothing. The exit status is 1
-if anything is damaged or missing, even if a server starts without it. The traces of a crash are not
-faults: a torn tail, which the next start cuts off, or an unfinished file. The command may run while
-a server uses the directory: data that the server is writing is not a fault either."""
-
-REPAIR = """\
-Repair a damaged data directory so that a server starts with it. The command shows its plan and the
-revisions that will be lost, and asks before it does anything. If only a snapshot is damaged and the
-log is intact, nothing is lost. If the log is damaged, the store goes back to its state before the
-damage. The originals are kept in DIR/damaged-TIME. Lost revisions are not used again: the repaired
-store gets a revision above them, so clients that follow the changes notice, and read it again."""
-
-DUMP = """\
-Print the entries of a data directory, ordered by key, or its log: one JSON object per line. Types
-that JSON lacks are shown as zkv-cli shows them, such as {"$bin": "<base64>"}; zkv-cli import reads
-the entries. The command may run while a server uses the directory, and then also shows writes that
-are not acknowledged yet."""
-
-BACKUP = """\
-Copy the data in DIR to TARGET; a server may be using it. The copy is the store at one revision,
-with every write that was acknowledged before the backup began. When the command ends, the copy is
-on disk and has been checked. It is a data directory itself: check it, dump it, and restore it to
-serve it again."""
-
-RESTORE = """\
-Check a backup and make a data directory from it, with the same entries and the same remembered
-replies to exactly-once writes. The store's revision becomes 2^32 higher, so that no revision that
-was taken after the backup, and is lost, is used again: clients that follow the changes notice, and
-read the store again. The command holds the whole store in memory, as a server does."""
-
-
-def _add(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    action: Callable[[argparse.Namespace], int],
-    summary: str,
-    description: str,
-) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(name, help=summary, description=description)
-    parser.set_defaults(run=lambda options: _run(action, options))
-    return parser
-
-
-def _add_directory(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", type=_path, metavar="DIR", help="the data directory")
-
-
-def _path(word: str) -> Path:
-    if not word:
-        raise argparse.ArgumentTypeError("the name of a directory must not be empty")
-    if "\0" in word:
-        raise argparse.ArgumentTypeError(f"{word!r} contains a NUL character")
-    return Path(word)
-
-
-def _revision(word: str) -> int:
-    if not (word.isascii() and word.isdigit() and len(word) < 20):
-        raise argparse.ArgumentTypeError(f"{word[:40]!r} is not a revision")
-    return int(word)
-
-
-def _run(action: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
-    """Run a command; every error becomes a line and an exit status."""
+def run(options: argparse.Namespace) -> int:
+    """Run the command ``options.verb``; every error becomes a line and an exit status."""
     if sys.stdout is None:
         return _complain("standard output is closed")
     _show_progress()
     _allow_open_files()
     try:
-        status = action(options)
+        status = _ACTIONS[options.verb](options)
         sys.stdout.flush()
     except ZkvError as error:
         return _complain(str(error))
@@ -338,3 +240,8 @@ def _restore(options: argparse.Namespace) -> int:
     found = backup.restore(Files(), options.source, options.directory, options.above)
     _say(f"restored to {options.directory}: {_summary(found)}")
     return 0
+
+
+_ACTIONS: Final = {
+    "check": _check, "repair": _repair, "dump": _dump, "backup": _backup, "restore": _restore
+}  # fmt: skip

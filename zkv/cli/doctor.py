@@ -19,13 +19,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from zkv import __version__, compiled, durations
+from zkv import __version__, compiled
 from zkv.cli.output import has_colours
 from zkv.cli.values import to_bytes, to_json
 from zkv.cli.view import duration, size
 from zkv.client import Client, ClientError, NoReplyError, RetryPolicy, UnavailableError
-from zkv.defaults import DEFAULT_ENDPOINT
-from zkv.endpoint import check_option, named_by_environment
+from zkv.endpoint import check_option
 from zkv.streams import complain, write
 
 FINE: Final = "ok"
@@ -75,29 +74,6 @@ class Diagnosis(NamedTuple):
 
 
 Info = dict[str, Any]
-
-
-def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``zkv doctor`` to the command line."""
-    parser = verbs.add_parser(
-        "doctor",
-        help="check a running server, and advise what to do",
-        description="Check a running server from the outside in: endpoint, round trips, versions, "
-        "clocks, durability, limits, change feed, and on the same machine its disk. Nothing is "
-        "changed. The exit status is 0 if there is nothing to do, 1 if there is, 3 if no answer "
-        "comes in time.",
-    )
-    parser.add_argument(
-        "-e", "--endpoint", metavar="ENDPOINT",
-        default=named_by_environment(),
-        help=f"where the server listens; else ZKV_ENDPOINT, else {DEFAULT_ENDPOINT}",
-    )  # fmt: skip
-    parser.add_argument(
-        "--timeout", metavar="TIME", type=durations.argument, default=5.0,
-        help="how long to wait for an answer: seconds, or such as 500ms; else 5",
-    )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="an object for each finding")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

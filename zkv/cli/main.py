@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from zkv import __version__, config
-from zkv.cli import data, doctor
+from zkv.cli.verbs import add_data_verbs, add_doctor
 from zkv.collector import collecting
 from zkv.errors import StartupError
 from zkv.log import Log
@@ -164,8 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--workers", type=int, metavar="N", help="the number of worker threads")
     run.set_defaults(run=serve)
-    doctor.add_verb(verbs)
-    data.add_verbs(verbs)
+    add_doctor(verbs)
+    add_data_verbs(verbs)
     return parser
 
 

@@ -1,9 +1,9 @@
-"""The hot path in C: the table of entries, simple requests from body to reply, the log's frames.
+"""The hot path in C: the table of entries, simple requests from body to reply, log and loading.
 
 It is built if a C compiler and Python's headers are there when zkv is installed. Elsewhere, and for
 everything unusual, Python does the same, and specifies the behaviour: `PythonTable` for `Table`,
-`zkv.requests.commands` for `Lane`, `zkv.durability.segment` for `pack_frames`. Tests run with both
-and compare them (tests/compiled/test_compiled.py). BENCHMARKS.md shows the gain.
+`zkv.requests.commands` for `Lane`, `zkv.durability` for the log's frames and the loading. Tests run
+with both and compare them (tests/compiled). BENCHMARKS.md shows the gain.
 
 `module.c` defines the module. `store.h` declares what all files share, `lane.h` what those of the
 lane share. It needs only Python, and one binary works with every version from 3.11 on.

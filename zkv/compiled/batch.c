@@ -231,7 +231,7 @@ static PyObject *batch_places(Batch *self, PyObject *arguments)
         return NULL;
     PyObject *places = PyList_New(0);
     for (size_t i = 0; places != NULL && i < self->count; i++)
-        if (is_between(&self->items[i], after, up_to) && !append(places, PyLong_FromSize_t(i)))
+        if (is_between(&self->items[i], after, up_to) && !list_append(places, PyLong_FromSize_t(i)))
             Py_CLEAR(places);
     return places;
 }
@@ -263,7 +263,7 @@ static PyObject *batch_answered(Batch *self, PyObject *arguments)
     for (size_t i = 0; answered != NULL && i < self->count; i++) {
         const item *of = &self->items[i];
         if (is_between(of, after, up_to) && of->subject != NULL &&
-            !append(answered, Py_BuildValue("(sOnn)", op_name(of->op), of->subject,
+            !list_append(answered, Py_BuildValue("(sOnn)", op_name(of->op), of->subject,
                                             (Py_ssize_t)of->size, (Py_ssize_t)of->reply_size)))
             Py_CLEAR(answered);
     }

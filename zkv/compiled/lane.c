@@ -486,13 +486,6 @@ static span do_request(Lane *self, run *r, request *from, int64_t *reveals)
 
 /* --- A run ------------------------------------------------------------------------------------ */
 
-int append(PyObject *list, PyObject *item)
-{
-    int well = item != NULL && PyList_Append(list, item) == 0;
-    Py_XDECREF(item);
-    return well;
-}
-
 /* Make the subject of a request for the request log. NULL if there is no memory for it. */
 static PyObject *to_subject(const request *from)
 {
@@ -610,7 +603,7 @@ static PyObject *run_batch(Lane *self, run *r, size_t first, size_t end)
         if ((i - first) % MOST_AHEAD == 0)
             fetch_ahead(self, r, i, end);
         if (!take(self, r, i))
-            well = append(r->left, PyLong_FromSize_t(i));
+            well = list_append(r->left, PyLong_FromSize_t(i));
     }
     PyObject *results = well ? to_result(r) : NULL;
     if (results == NULL)

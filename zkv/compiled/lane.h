@@ -63,8 +63,6 @@ typedef struct run {
     const struct run *past; /* of a run aside: the long run whose changes it does not see */
 } run;
 
-int append(PyObject *list, PyObject *item); /* takes the reference, which may be NULL; 0 = failed */
-
 /* The revision of a record. Until it is committed, that of one which the current request has put
  * encodes its place in `replaced`: the first has the next revision, the second the one after. */
 static inline int64_t rev_of(const run *r, const record *there)

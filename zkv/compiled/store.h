@@ -150,6 +150,9 @@ Replaced *replaced_new(Table *);
 int replaced_reserve(Replaced *, size_t more); /* 0 if there is no memory */
 int release_dropped(Table *, size_t most); /* at most so many; 0 if none is left */
 
+/* Append an object to a list; releases it. 0, with an exception, if it is NULL or memory ends. */
+int list_append(PyObject *list, PyObject *item);
+
 /* --- Memory for records: pool.c --------------------------------------------------------------- */
 
 void *pool_take(size_t size); /* NULL if there is no memory */
@@ -211,6 +214,11 @@ PyObject *py_blake2b(PyObject *module, PyObject *arguments);
 /* --- The log's frames: frames.c --------------------------------------------------------------- */
 
 PyObject *pack_frames(PyObject *module, PyObject *arguments);
+
+/* --- Loading at the start: replay.c ----------------------------------------------------------- */
+
+PyObject *py_replay(PyObject *module, PyObject *arguments);
+PyObject *load_entries(PyObject *module, PyObject *arguments);
 
 /* --- Requests: lane.c, and see lane.h --------------------------------------------------------- */
 

@@ -277,8 +277,7 @@ static PyObject *to_pair(const Table *self, const record *r)
     return pair;
 }
 
-/* Append an object to a list; releases it. 0, with an exception, if it is NULL or memory ends. */
-static int append(PyObject *list, PyObject *item)
+int list_append(PyObject *list, PyObject *item)
 {
     int well = item != NULL && PyList_Append(list, item) == 0;
     Py_XDECREF(item);
@@ -295,7 +294,7 @@ static PyObject *to_pairs(const Table *self, const uint32_t *numbers, size_t cou
     for (size_t i = 0; i < count; i++)
         fetch_record(table_slot(self, numbers[i])->at);
     for (size_t i = 0; pairs != NULL && i < count; i++)
-        if (!append(pairs, to_pair(self, table_slot(self, numbers[i])->at)))
+        if (!list_append(pairs, to_pair(self, table_slot(self, numbers[i])->at)))
             Py_CLEAR(pairs);
     return pairs;
 }
@@ -361,7 +360,7 @@ static PyObject *table_deadlines(Table *self, PyObject *unused)
     for (uint32_t i = 1; deadlines != NULL && i < self->used; i++) {
         const record *r = table_slot(self, i)->at;
         if (r != NULL && r->expiring &&
-            !append(deadlines, Py_BuildValue("(LN)", (long long)record_expires(r), to_key(r))))
+            !list_append(deadlines, Py_BuildValue("(LN)", (long long)record_expires(r), to_key(r))))
             Py_CLEAR(deadlines);
     }
     return deadlines;
@@ -439,7 +438,7 @@ static PyObject *table_iter(Table *self)
     PyObject *keys = PyList_New(0), *iterator = NULL;
     int well = keys != NULL;
     while (well && is_before(&at, &end))
-        well = append(keys, to_key(table_slot(self, index_next(self, &at))->at));
+        well = list_append(keys, to_key(table_slot(self, index_next(self, &at))->at));
     if (well)
         iterator = PyObject_GetIter(keys);
     Py_XDECREF(keys);

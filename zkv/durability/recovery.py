@@ -7,10 +7,14 @@ recovery refuses damage, and reports a torn tail, which the caller cuts off.
 If the log had failed when the snapshot was written, the snapshot's header says so. Then the
 snapshot contains everything valid in the newest segment, and recovery does not read that segment.
 
-A segment whose successor begins at or before the snapshot's revision + 1 adds nothing to the state.
-Recovery reads it only for the history, and a fault in it only makes the history shorter. If a
-segment has revisions that its successor has, too, those in the successor count: the others were
-never acknowledged, or are in the snapshot after which the successor was begun.
+A segment whose successor begins at or before the snapshot's revision + 1 changes no entry. Recovery
+reads it only for the history, and a fault in it only makes the history shorter. It does not read it
+at all if the history cannot keep anything of it (`LogReader.oldest`). If a segment has revisions
+that its successor has, too, those in the successor count: the others were never acknowledged, or
+are in the snapshot after which the successor was begun.
+
+In C, whole runs of usual commits are applied without an object for each (`Replay._take`,
+zkv/compiled/replay.c). C stops before anything else, such as a fault, and Python handles it.
 """
 
 from __future__ import annotations
@@ -18,18 +22,21 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from zkv import compiled
 from zkv.durability import segment, snapshot
-from zkv.durability.segment import SegmentEnd, SegmentScan
+from zkv.durability.segment import SegmentEnd, SegmentScan, Taken
 from zkv.errors import DamageError, DataDirError
-from zkv.keyspace.change import REMOVALS
+from zkv.keyspace.change import REMOVALS, revision_in
 from zkv.keyspace.entry import StoredEntry
 from zkv.keyspace.history import History
 from zkv.keyspace.sessions import Sessions
+from zkv.keyspace.table import is_compiled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from zkv.durability.files import Files
@@ -39,6 +46,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger("zkv.durability")
 
 PROGRESS_SECONDS: Final = 5.0
+_NO_LIMIT: Final = 2**63 - 1
+
+TakeBelow = Callable[[bytes, int, int, int, int], Taken]
+"""A `segment.Take` that also gets a limit: it must stop before a commit of this revision."""
 
 
 class TornTail(NamedTuple):
@@ -120,6 +131,28 @@ def _load_newest(files: Files, directory: Path) -> snapshot.Loaded:
         raise DamageError(f"{error}; see `zkv check` and `zkv repair`") from None
 
 
+class _Replayed(NamedTuple):
+    """The result of applying some frames in C."""
+
+    end: int
+    """The offset in the bytes up to which it has taken the frames."""
+    next_rev: int
+    synced: int
+    """The largest ``synced`` of these frames."""
+    time: int
+    """The latest time in the commits; 0 if there are none."""
+    payloads: list[bytes]
+    """The commits for the history, packed."""
+    """Those for the history."""
+    changes: int
+    """The number of changes in ``payloads``."""
+    size: int
+    """The bytes of their payloads."""
+    once: list[tuple[str, int, bytes, bytes, int, int]]
+    """For each exactly-once request that is not in the snapshot: session, sequence number, digest,
+    reply, revision and time."""
+
+
 class Replay:
     """Applies the log to the contents of a snapshot.
 
@@ -143,7 +176,6 @@ class Replay:
         self._log = LogReader(files, directory, loaded.rev, loaded.logged)
         self.sessions = Sessions() if sessions is None else sessions
         self._history = History(0, 0) if history is None else history
-        self._wants_older = history is not None
         for state in loaded.sessions:
             self.sessions.restore(state)
         self._loaded = loaded
@@ -163,7 +195,8 @@ class Replay:
         Raises DamageError, OSError.
         """
         if until != self.rev:
-            for commit in self._log.commits(self._wants_older):
+            take = self._take if is_compiled(self.entries) else None
+            for commit in self._log.commits(self._history.most_changes, take, until):
                 self.apply(commit)
                 if commit.rev == until:
                     break
@@ -176,8 +209,8 @@ class Replay:
         self.time = max(self.time, commit.time)
         if commit.once is not None and self._is_behind_the_snapshot(commit):
             self.sessions.remember(commit.once, commit.rev, 0, commit.time)
-        if commit.changes:
-            self._add_history(commit)
+        if commit.changes and commit.rev >= self._log.oldest:
+            self._add_history([commit.payload], len(commit.changes), len(commit.payload))
         if commit.rev <= self.rev:
             return
         for change in commit.changes:
@@ -201,10 +234,29 @@ class Replay:
             return commit.rev > loaded.rev
         return commit.time >= loaded.created
 
-    def _add_history(self, commit: Commit) -> None:
-        if commit.rev != self._history.newest + 1:
-            self._history.restart(commit.rev - 1)
-        self._history.add(commit.payload, commit.rev)
+    def _take(self, frames: bytes, at: int, salt: int, next_rev: int, limit: int) -> Taken:
+        """Apply frames in C as far as they are usual; does what `apply` does with each commit."""
+        done = _Replayed(
+            *compiled.store.replay(
+                self.entries,  # type: ignore[arg-type]
+                frames, at, salt, next_rev, limit, self.rev, self._log.oldest,
+            )
+        )  # fmt: skip
+        self.time = max(self.time, done.time)
+        self.sessions.replay(done.once)
+        if done.payloads:
+            self._add_history(done.payloads, done.changes, done.size)
+        rev = done.next_rev - 1
+        if done.end > at and rev > self.rev:
+            self.replayed += rev - self.rev
+            self.rev = rev
+        return Taken(done.end, done.next_rev, done.synced)
+
+    def _add_history(self, payloads: list[bytes], changes: int, size: int) -> None:
+        first, last = revision_in(payloads[0]), revision_in(payloads[-1])
+        if first != self._history.newest + 1:
+            self._history.restart(first - 1)
+        self._history.extend(payloads, changes, size, last)
 
 
 class LogReader:
@@ -224,54 +276,90 @@ class LogReader:
         self._logged = logged
         self.rev = rev
         """The newest revision read so far."""
+        self.oldest = 0
+        """The history keeps no commit before this revision."""
         self.torn: TornTail | None = None
         """After everything is read: the torn tail, if there is one."""
         self.end: SegmentEnd | None = None
         """After everything is read: the end of the newest segment, if it can be continued."""
+        self._take: TakeBelow | None = None
+        self._until: int | None = None
 
-    def commits(self, older: bool = False) -> Iterator[Commit]:
-        """Every commit up to the end; if ``older``, also the earlier ones that are still there.
+    def commits(
+        self, kept: int = 0, take: TakeBelow | None = None, until: int | None = None
+    ) -> Iterator[Commit]:
+        """Every commit up to the end, except for those that ``take`` takes.
+
+        Args:
+            kept: the most changes that the history keeps. The earlier commits that it may keep are
+                read as well, as far as they are still there.
+            take: applies usual commits in C; None = all are returned.
+            until: a revision that ``take`` must leave; None = none.
 
         Raises DamageError, OSError.
         """
+        self._take, self._until = take, until
         firsts = segments(self._files, self._directory)
+        # Each revision has a change at least, and the log leads to `newest` at least, since it is
+        # in the snapshot or before a segment. So commits before `oldest` have `kept` changes or
+        # more behind them, and the history drops them. It always keeps the newest commit.
+        newest = max([self._snapshot_rev, *[first - 1 for first in firsts]])
+        self.oldest = newest - max(kept, 1) + 1
         for first, follower in itertools.zip_longest(firsts, firsts[1:]):
             successor = follower
             if successor is None and first <= self._snapshot_rev and not self._logged:
                 # The log failed in this segment. Its successor was to begin after the snapshot.
                 successor = self._snapshot_rev + 1
             if successor is None or successor > self._snapshot_rev + 1:
-                yield from self._read_segment(first, successor, older)
-            elif older:
+                yield from self._read_segment(first, successor)
+            elif successor > self.oldest:
                 yield from self._read_covered(first, successor)
 
     def _read_covered(self, first: int, successor: int) -> Iterator[Commit]:
-        """The commits of a segment that the state does not need. A fault only ends the reading."""
+        """The commits of a segment that the entries do not need. A fault only ends the reading."""
         scan = SegmentScan(self._files, self._directory / segment.file_name(first))
-        for commit in scan.commits():
+        progress = RecoveryProgress(f"reading {scan.path}")
+        for commit in scan.commits(self._take_of(scan, successor, progress)):
             if commit.rev < successor:
                 yield commit
+                progress.report(scan.end, scan.size)
         if scan.fault is not None:
             _log.warning("%s; ignored, since a snapshot covers it", scan.damage())
 
-    def _read_segment(self, first: int, successor: int | None, older: bool) -> Iterator[Commit]:
+    def _read_segment(self, first: int, successor: int | None) -> Iterator[Commit]:
         path = self._directory / segment.file_name(first)
         if first > self.rev + 1:
             raise self._gap(path, first)
         scan = SegmentScan(self._files, path)
         progress = RecoveryProgress(f"reading {path}")
-        for commit in scan.commits():
+        for commit in scan.commits(self._take_of(scan, successor, progress)):
+            self.rev = max(self.rev, scan.next_rev - 1)
             if successor is not None and commit.rev >= successor:
                 return
-            if commit.rev > self.rev or older or not commit.changes:
-                self.rev = max(self.rev, commit.rev)
-                yield commit
-                progress.report(scan.end, scan.size)
+            self.rev = max(self.rev, commit.rev)
+            yield commit
+            progress.report(scan.end, scan.size)
+        self.rev = max(self.rev, scan.next_rev - 1)
         if successor is None:
             self.torn = self._judge_end(scan)
             self.end = SegmentEnd(first, scan.end, scan.synced, scan.salt)
         elif self.rev < successor - 1:
             raise self._incomplete(scan, successor)
+
+    def _take_of(
+        self, scan: SegmentScan, successor: int | None, progress: RecoveryProgress
+    ) -> segment.Take | None:
+        """The function that takes commits of a segment, up to its successor, in C."""
+        take = self._take
+        if take is None:
+            return None
+        limit = min(rev for rev in (successor, self._until, _NO_LIMIT) if rev is not None)
+
+        def taking(frames: bytes, at: int, salt: int, next_rev: int) -> Taken:
+            progress.report(scan.end, scan.size)
+            return take(frames, at, salt, next_rev, limit)
+
+        return taking
 
     def _judge_end(self, scan: SegmentScan) -> TornTail | None:
         """The torn tail of the newest segment, if it has one. Raises DamageError for damage."""

@@ -30,6 +30,7 @@ from __future__ import annotations
 import secrets
 import struct
 import zlib
+from collections.abc import Callable
 from os import SEEK_END
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
@@ -58,9 +59,26 @@ _HEAD: Final = struct.Struct(">IIQ")
 _CHECKED: Final = struct.Struct(">IQ")
 LEAST_FRAME_BYTES: Final = _HEAD.size + LEAST_PAYLOAD_BYTES
 _SEARCH_BYTES: Final = 1 << 20
+_PIECE_BYTES: Final = 1 << 20
+"""Frames are read so many bytes at a time for a `Take`."""
 LARGE_BYTES: Final = 4 << 20
 """From this size on, Python packs the frames, since it releases the GIL while it computes the
 checksums, which takes about 3 ms for this size."""
+
+
+class Taken(NamedTuple):
+    """The frames that a `Take` has taken."""
+
+    end: int
+    """The offset in the bytes up to which it has taken the frames."""
+    next_rev: int
+    synced: int
+    """The largest ``synced`` of these frames."""
+
+
+Take = Callable[[bytes, int, int, int], Taken]
+"""Takes good frames in C: it gets bytes, the offset of a frame in them, the segment's salt and the
+next revision. It may stop before any frame, and must before one that is not good."""
 
 
 class Frame(NamedTuple):
@@ -166,14 +184,21 @@ class SegmentScan:
         self.behind: list[Run] = []
         """The good frames that were found after the fault."""
         self._file = files.open_read(path)
+        self._piece = b""
+        self._piece_begin = 0
 
-    def commits(self) -> Iterator[Commit]:
-        """Every commit up to the end or the first fault. Raises OSError."""
+    def commits(self, take: Take | None = None) -> Iterator[Commit]:
+        """Every commit up to the end or the first fault, except for those that ``take`` takes.
+
+        Raises OSError.
+        """
         with self._file as file:
             self.size = file.seek(0, SEEK_END)
             file.seek(0)
             self.fault = self._read_header(file)
             while self.fault is None and self.end < self.size:
+                if take is not None and self._offer(file, take):
+                    continue
                 frame = self._read_frame(file)
                 if frame is None:
                     break
@@ -222,6 +247,23 @@ class SegmentScan:
             return "the header is not that of this segment"
         self.end = self.synced = HEADER_BYTES
         return None
+
+    def _offer(self, file: BinaryIO, take: Take) -> bool:
+        """Offer the frames from `end` on to ``take``. If it takes none, leave the file there."""
+        at = self.end - self._piece_begin
+        if not _is_whole(self._piece, at):
+            file.seek(self.end)
+            self._piece = file.read(_PIECE_BYTES)
+            self._piece_begin, at = self.end, 0
+            if not _is_whole(self._piece, at):
+                self._piece += file.read(_length_at(self._piece, at))
+        taken = take(self._piece, at, self.salt, self.next_rev)
+        self.end = self._piece_begin + taken.end
+        self.next_rev = taken.next_rev
+        self.synced = max(self.synced, taken.synced)
+        if taken.end == at:
+            file.seek(self.end)
+        return taken.end > at
 
     def _read_frame(self, file: BinaryIO) -> Frame | None:
         """The frame at `end`. If there is no good one, set `fault` and return None."""
@@ -306,6 +348,16 @@ def _frame_at(file: BinaryIO, offset: int, size: int, salt: int) -> Frame | str:
     if _checksum(length, synced, payload, salt) != crc or not length:
         return "the checksum does not match"
     return Frame(offset, offset + _HEAD.size + length, synced, payload)
+
+
+def _length_at(data: bytes, offset: int) -> int:
+    """The payload length in the frame at ``offset``; 0 if its head is not complete."""
+    return _HEAD.unpack_from(data, offset)[0] if offset + _HEAD.size <= len(data) else 0
+
+
+def _is_whole(data: bytes, offset: int) -> bool:
+    """True if ``data`` has all of the frame at ``offset``."""
+    return offset + _HEAD.size + _length_at(data, offset) <= len(data)
 
 
 def _find_payload(file: BinaryIO, position: int) -> int | None:

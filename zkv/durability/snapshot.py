@@ -42,10 +42,11 @@ from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 import msgspec
 from msgspec import Raw, Struct, field
 
+from zkv import compiled
 from zkv.errors import DamageError
 from zkv.keyspace.entry import StoredEntry
 from zkv.keyspace.sessions import SessionState
-from zkv.keyspace.table import Table, new_table
+from zkv.keyspace.table import Table, is_compiled, new_table
 from zkv.nesting import parts
 
 if TYPE_CHECKING:
@@ -252,9 +253,8 @@ def read(
     """
     loaded = Loaded()
     count = 0
-    for chunk in chunks(files, path, progress, loaded):
-        loaded.entries.update(chunk)
-        count += len(chunk)
+    for reader, payload in _entry_frames(files, path, progress, loaded):
+        count += reader.load(payload, loaded.entries)
     if len(loaded.entries) != count:
         raise DamageError(f"{path}: damaged: {count - len(loaded.entries)} keys occur twice")
     return loaded
@@ -278,26 +278,27 @@ def chunks(
     then is it certain that nothing is missing. Arguments and errors are those of `read`; ``beside``
     is filled with everything but the entries.
     """
-    beside = beside or Loaded()
+    for reader, payload in _entry_frames(files, path, progress, beside or Loaded()):
+        yield reader.unpack(payload)
+
+
+def _entry_frames(
+    files: Files, path: Path, progress: Callable[[int, int], None], beside: Loaded
+) -> Iterator[tuple[_Reader, bytes]]:
+    """The payload of each frame of entries, to be passed to the reader; otherwise as `chunks`."""
     with files.open_read(path) as file:
         reader = _Reader(file, path)
         header = reader.header()
         if header.rev != revision_of(path.name):
             raise reader.damage(f"the header has revision {header.rev}, the file name another")
         beside.rev, beside.created, beside.logged = header.rev, header.created, header.logged
-        count = 0
         for kind, payload in reader.frames():
             if kind == _SESSIONS:
                 beside.sessions += reader.decode(_decode_sessions, payload)
                 continue
-            packed = reader.decode(_decode_entries, payload)
-            yield [
-                (each.key, StoredEntry(bytes(each.value), each.rev, each.expires))
-                for each in packed
-            ]
-            count += len(packed)
+            yield reader, payload
             progress(reader.offset, reader.size)
-        reader.check_end(header.rev, count)
+        reader.check_end(header.rev)
 
 
 def _pack_entry(key: str, entry: StoredEntry) -> tuple[object, ...]:
@@ -316,6 +317,8 @@ class _Reader:
         self.size = file.seek(0, SEEK_END)
         file.seek(0)
         self.offset = 0  # The beginning of the newest frame read.
+        self.entries = 0
+        """The number of entries in the frames so far."""
         self._next = 0
         self._frames = 0
         self._crc = 0
@@ -348,9 +351,28 @@ class _Reader:
                 raise self.damage(f"unknown frame kind {kind}")
             yield kind, payload
 
-    def check_end(self, rev: int, entries: int) -> None:
+    def unpack(self, payload: bytes) -> list[tuple[str, StoredEntry]]:
+        """The entries in a frame."""
+        packed = self.decode(_decode_entries, payload)
+        self.entries += len(packed)
+        return [
+            (each.key, StoredEntry(bytes(each.value), each.rev, each.expires)) for each in packed
+        ]
+
+    def load(self, payload: bytes, table: Table) -> int:
+        """Put the entries in a frame into a table, and return their number."""
+        if is_compiled(table):
+            count = compiled.store.load_entries(table, payload)  # type: ignore[arg-type]
+            if count is not None:  # None: not packed as usual.
+                self.entries += count
+                return count
+        entries = self.unpack(payload)
+        table.update(entries)
+        return len(entries)
+
+    def check_end(self, rev: int) -> None:
         footer = self.decode(_decode_footer, self._footer)
-        if footer != Footer(rev, entries, self._frames, self._crc):
+        if footer != Footer(rev, self.entries, self._frames, self._crc):
             raise self.damage("the footer does not match the frames before it")
         if self._file.read(1):
             raise self.damage("there is more data after the footer")

@@ -54,7 +54,7 @@ CHANGES_AT: Final = _HEAD.size
 """Place of the array of changes in a payload: a short one's head has its number of items."""
 ARRAY16: Final = 0xDC
 """The head of a longer array."""
-_NO_CHANGES: Final = 0x90
+_NO_CHANGES: Final = b"\x90"
 PAYLOAD_MARKS: Final = (bytes((_ARRAY3, _UINT64)), bytes((_ARRAY7, _UINT64)))
 """Every payload begins with one of these."""
 LEAST_PAYLOAD_BYTES: Final = _HEAD.size + 1
@@ -223,4 +223,4 @@ def count_in(payload: bytes) -> int:
 
 def changes_something(payload: bytes) -> bool:
     """Return True if a payload has changes; False if it only remembers a reply."""
-    return payload[CHANGES_AT] != _NO_CHANGES
+    return payload[CHANGES_AT:LEAST_PAYLOAD_BYTES] != _NO_CHANGES

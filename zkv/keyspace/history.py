@@ -67,6 +67,11 @@ class History:
         self._cursor: Cursor | None = None
 
     @property
+    def most_changes(self) -> int:
+        """The bound on the changes kept."""
+        return self._most_changes
+
+    @property
     def newest(self) -> int:
         """The newest revision, even if its commit is not kept."""
         return self._rev

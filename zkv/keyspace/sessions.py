@@ -199,6 +199,26 @@ class Sessions:
         dropped = [(seq, self._drop(session, seq)) for seq in gone]
         return Window(before, tuple([(seq, known) for seq, known in dropped if known is not None]))
 
+    def replay(self, run: list[tuple[str, int, bytes, bytes, int, int]]) -> None:
+        """Remember the replies of commits from the log, in order.
+
+        Args:
+            run: for each its session, sequence number, digest, reply, revision, and time in ms.
+        """
+        for name, seq, digest, reply, rev, now in run:
+            session = self._sessions.get(name)
+            if session is None or seq != session.newest + 1:
+                self.remember(Once(name, seq, digest, reply), rev, 0, now)
+                continue
+            # The usual case does the same as `remember`, in a third of the time.
+            session.used = max(session.used, now)
+            session.newest = seq
+            self._sessions.move_to_end(name)
+            session.replies[seq] = known = Remembered(digest, reply, rev, 0)
+            self._replies += 1
+            self._bytes += _size_of(known)
+            self._drop(session, seq - self._window)
+
     def undo(self, once: Once, window: Window) -> None:
         """Forget the reply of a rolled-back commit; ``window`` is the state to return to."""
         session = self._sessions.get(once.session)

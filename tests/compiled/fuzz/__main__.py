@@ -1,9 +1,9 @@
 """Fuzz the compiled parts against Python: ``python -m tests.compiled.fuzz lane``.
 
-The targets are ``lane``, ``slices`` and ``mailbox``. It needs clang with libFuzzer, and Python as a
-shared library. Arguments behind the target are libFuzzer's. Inputs that reached something new are
-kept in ``build/fuzz``, and gone on with; one that fails is written there, too: name it as an
-argument to repeat it.
+The targets are ``lane``, ``slices``, ``mailbox``, ``log`` and ``snapshot``. It needs clang with
+libFuzzer, and Python as a shared library. Arguments behind the target are libFuzzer's. Inputs that
+reached something new are kept in ``build/fuzz``, and gone on with; one that fails is written there,
+too: name it as an argument to repeat it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from random import Random
 
 import msgspec
 
 from tests.compiled.fuzz.targets import APART, BETWEEN
 from tests.compiled.lane_requests import items_twice, nested
+from tests.compiled.loading import commits
 from tests.support import ROOT
 
 DIRECTORY = ROOT / "build" / "fuzz"
@@ -54,6 +56,11 @@ def seeds(target: str) -> list[bytes]:
     encode = msgspec.msgpack.encode
     if target == "mailbox":
         return [BETWEEN.join([b"id", b"", b"body"]), APART.join([b"a", b"b"])]
+    if target == "log":
+        return [BETWEEN.join(commits(chance, 3)) for chance in map(Random, range(40))]
+    if target == "snapshot":
+        some: list[tuple[object, ...]] = [("a", 1, 2), ("b", [{}], 3, 4), ("ü", b"1", 2**40, None)]
+        return [encode(some), BETWEEN.join([encode(some[:1]), encode(some[1:])])]
     requests = [
         {"op": "GET", "key": "a"},
         {"op": "PUT", "key": "a", "value": 1, "id": 7},

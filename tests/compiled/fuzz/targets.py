@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgpack
 import zmq
 
 from tests.broker.mailboxes import Context, Peer
 from tests.compiled.alike import check_alike
 from tests.compiled.lane_requests import LIMITS
+from tests.compiled.loading import Tree, loaded, segment_file, snapshot_file
 from tests.compiled.slices import batch_of, in_slices, open_front_lane
 from tests.requests.contract_stores import FakeClock, MemoryStore, PureMemoryStore, request
 from zkv.broker.frames import COMPILED, PythonFrames
@@ -97,3 +99,34 @@ def mailbox(data: bytes) -> None:
             peer.reply([b"reply %d" % number for number in range(len(bodies))])
         outcomes.append((outcome, peer.waiting(), peer.mailbox.unroutable - before))
     assert outcomes[0] == outcomes[1]
+
+
+def log(data: bytes) -> None:
+    """Payloads of commits, in good frames of a segment; a snapshot covers the first."""
+    payloads = [(payload, 0) for payload in data.split(BETWEEN)]
+    _check_loaded_alike(dict([segment_file(1, payloads), snapshot_file(1, 1, [], 0)]))
+
+
+def snapshot(data: bytes) -> None:
+    """Payloads of entries, in good frames of a snapshot."""
+    payloads = data.split(BETWEEN)
+    frames = [(2, payload) for payload in payloads]
+    _check_loaded_alike(dict([snapshot_file(3, 5, frames, sum(map(_count, payloads)))]))
+
+
+def _count(payload: bytes) -> int:
+    """The number of entries that a payload says it has."""
+    reader = msgpack.Unpacker()
+    reader.feed(payload)
+    try:
+        return int(reader.read_array_header())
+    except (ValueError, msgpack.OutOfData):
+        return 0
+
+
+def _check_loaded_alike(tree: Tree) -> None:
+    try:
+        in_c = loaded(tree, in_c=True)
+    except OverflowError:
+        return  # A revision or deadline of 64 bits, which only Python's table holds.
+    assert in_c == loaded(tree, in_c=False)

@@ -1,0 +1,142 @@
+"""The verbs of ``zkv`` beside ``serve``, and their options.
+
+The module that carries out a verb is imported when the verb runs: the server needs none of them,
+and starts sooner without them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zkv import durations
+from zkv.defaults import DEFAULT_ENDPOINT
+from zkv.endpoint import named_by_environment
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def _late(module: str) -> Callable[[argparse.Namespace], int]:
+    """The function `run` of a module of this package, imported when it is called."""
+
+    def run(options: argparse.Namespace) -> int:
+        status: int = import_module(f"zkv.cli.{module}").run(options)
+        return status
+
+    return run
+
+
+def add_doctor(verbs: Verbs) -> None:
+    """Add ``zkv doctor``."""
+    parser = verbs.add_parser(
+        "doctor",
+        help="check a running server, and advise what to do",
+        description="Check a running server from the outside in: endpoint, round trips, versions, "
+        "clocks, durability, limits, change feed, and on the same machine its disk. Nothing is "
+        "changed. The exit status is 0 if there is nothing to do, 1 if there is, 3 if no answer "
+        "comes in time.",
+    )
+    parser.add_argument(
+        "-e", "--endpoint", metavar="ENDPOINT",
+        default=named_by_environment(),
+        help=f"where the server listens; else ZKV_ENDPOINT, else {DEFAULT_ENDPOINT}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--timeout", metavar="TIME", type=durations.argument, default=5.0,
+        help="how long to wait for an answer: seconds, or such as 500ms; else 5",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="an object for each finding")
+    parser.set_defaults(run=_late("doctor"))
+
+
+def add_data_verbs(verbs: Verbs) -> None:
+    """Add the commands for data directories."""
+    parser = _add(verbs, "check", "look for faults in a data directory", CHECK)
+    _add_directory(parser)
+
+    parser = _add(verbs, "repair", "repair a damaged data directory", REPAIR)
+    _add_directory(parser)
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+
+    parser = _add(verbs, "dump", "print a data directory as JSON lines", DUMP)
+    _add_directory(parser)
+    parser.add_argument(
+        "--at-rev",
+        type=_revision,
+        metavar="N",
+        help="the entries as of revision N; with --log, the changes up to it",
+    )
+    parser.add_argument("--log", action="store_true", help="the log instead of the entries")
+
+    parser = _add(verbs, "backup", "copy the data of a server, running or not", BACKUP)
+    _add_directory(parser)
+    parser.add_argument("target", type=_path, metavar="TARGET", help="absent or empty")
+
+    parser = _add(verbs, "restore", "make a data directory from a backup", RESTORE)
+    parser.add_argument("source", type=_path, metavar="SOURCE", help="the backup")
+    parser.add_argument("directory", type=_path, metavar="DIR", help="absent or empty")
+    parser.add_argument(
+        "--above", type=_revision, default=0, metavar="REV",
+        help="the newest revision that clients may have seen, if it is above the backup's: for "
+        "example that of a store that was restored from the same backup before",
+    )  # fmt: skip
+
+
+CHECK = """\
+Read every file of a data directory, report all findings, and change nothing. The exit status is 1
+if anything is damaged or missing, even if a server starts without it. The traces of a crash are not
+faults: a torn tail, which the next start cuts off, or an unfinished file. The command may run while
+a server uses the directory: data that the server is writing is not a fault either."""
+
+REPAIR = """\
+Repair a damaged data directory so that a server starts with it. The command shows its plan and the
+revisions that will be lost, and asks before it does anything. If only a snapshot is damaged and the
+log is intact, nothing is lost. If the log is damaged, the store goes back to its state before the
+damage. The originals are kept in DIR/damaged-TIME. Lost revisions are not used again: the repaired
+store gets a revision above them, so clients that follow the changes notice, and read it again."""
+
+DUMP = """\
+Print the entries of a data directory, ordered by key, or its log: one JSON object per line. Types
+that JSON lacks are shown as zkv-cli shows them, such as {"$bin": "<base64>"}; zkv-cli import reads
+the entries. The command may run while a server uses the directory, and then also shows writes that
+are not acknowledged yet."""
+
+BACKUP = """\
+Copy the data in DIR to TARGET; a server may be using it. The copy is the store at one revision,
+with every write that was acknowledged before the backup began. When the command ends, the copy is
+on disk and has been checked. It is a data directory itself: check it, dump it, and restore it to
+serve it again."""
+
+RESTORE = """\
+Check a backup and make a data directory from it, with the same entries and the same remembered
+replies to exactly-once writes. The store's revision becomes 2^32 higher, so that no revision that
+was taken after the backup, and is lost, is used again: clients that follow the changes notice, and
+read the store again. The command holds the whole store in memory, as a server does."""
+
+
+def _add(verbs: Verbs, name: str, summary: str, description: str) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=summary, description=description)
+    parser.set_defaults(run=_late("data"), verb=name)
+    return parser
+
+
+def _add_directory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", type=_path, metavar="DIR", help="the data directory")
+
+
+def _path(word: str) -> Path:
+    if not word:
+        raise argparse.ArgumentTypeError("the name of a directory must not be empty")
+    if "\0" in word:
+        raise argparse.ArgumentTypeError(f"{word!r} contains a NUL character")
+    return Path(word)
+
+
+def _revision(word: str) -> int:
+    if not (word.isascii() and word.isdigit() and len(word) < 20):
+        raise argparse.ArgumentTypeError(f"{word[:40]!r} is not a revision")
+    return int(word)
