@@ -91,7 +91,7 @@ def _timed(op: Op, batches: list[Keys], seconds: float) -> dict[str, float]:
     for keys in batches[: BATCHES // 10]:
         op(keys)
     used, began, count = time.process_time(), time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
+    while not count or time.perf_counter() - began < seconds:
         op(batches[count % BATCHES])
         count += 1
     return _figures(count, began, used)
@@ -209,7 +209,7 @@ async def _timed_tasks(op: AsyncOp, batches: list[Keys], seconds: float) -> dict
 
     async def send_until(end: float, number: int) -> None:
         nonlocal count
-        while time.perf_counter() < end:
+        while not count or time.perf_counter() < end:
             await op(batches[(count + number) % BATCHES])
             count += 1
 

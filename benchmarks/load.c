@@ -10,6 +10,7 @@
  * keys of one batch are all different, like those of a map.
  *
  * OP is one of these. The first quarter of a second, or of SECONDS if that is less, is not measured.
+ * At least one reply is.
  *
  *     get, put, incr    one key, chosen by chance
  *     mix               half get, half put
@@ -815,7 +816,8 @@ static void drive(connection *connections, int epoll, int pid, double seconds)
         double now = seconds_of(CLOCK_MONOTONIC);
         if (!run.measuring && now - started >= warm)
             begin_to_measure(pid, now);
-        int over = job.op == FILL ? run.answered >= run.most : now - run.began >= seconds;
+        int over = job.op == FILL ? run.answered >= run.most
+                                  : now - run.began >= seconds && run.answered > 0;
         if (run.measuring && over)
             return;
         int count = epoll_wait(epoll, events, EVENTS, (int)(STALLED * 1000));
