@@ -104,9 +104,10 @@ def text(record: Record) -> str:
 
 
 def markdown(of: Table) -> str:
-    """A table in Markdown; the first two columns are aligned to the left."""
+    """A table in Markdown; columns with a figure are aligned to the right."""
     head, rows = of
-    rule = ["---"] * 2 + ["--:"] * (len(head) - 2)
+    names = 2 if head[1] == "" else 1
+    rule = ["---"] * names + ["--:"] * (len(head) - names)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
 
@@ -115,7 +116,7 @@ def markdown(of: Table) -> str:
 
 def table(record: Record, name: str, section: Section) -> Table:
     """The table of a section: a line for each server of each row, zkv's first."""
-    durability = {each.name: each.durability for each in record.present}
+    places = {each.name: each.durability for each in record.present if section.durability}
     head = [
         "", "", *(HEADS[figure][0] for figure in section.figures),
         *(f"zkv / it: {HEADS[figure][0]}" for figure in section.ratios),
@@ -126,7 +127,7 @@ def table(record: Record, name: str, section: Section) -> Table:
         in_order = sorted(group, key=lambda cell: _place(cell.server))
         ours = next((cell for cell in in_order if cell.server.startswith("zkv")), None)
         for number, cell in enumerate(in_order):
-            where = durability.get(cell.server)
+            where = places.get(cell.server)
             server = f"{cell.server} ({where})" if where else cell.server
             lines.append([
                 "" if number else row, server,
@@ -137,7 +138,7 @@ def table(record: Record, name: str, section: Section) -> Table:
 
 
 def overview(record: Record) -> Table:
-    """A line for each main row: zkv's figures, and the ratio of its rate to each other server's."""
+    """A line for each main row: zkv's rate, and its ratio to that of each other server."""
     family = {each.name: each.family for each in CONTENDERS}
     measured = {cell.server for cell in record.cells}
     others = [each.family for each in CONTENDERS if each.name in measured and each.family != "zkv"]
@@ -149,12 +150,8 @@ def overview(record: Record) -> Table:
             ratios = (
                 _ratio(ours, cells[other], "rate") if other in cells else "" for other in others
             )
-            lines.append([
-                row.name, f"`{row.group}`", _figure(ours, "rate"), _figure(ours, "p99"),
-                _figure(ours, "server_cpu"), *ratios,
-            ])  # fmt: skip
-    head = ["load", "policy", "zkv: requests/s", "p99", "server's CPU"]
-    return [*head, *(f"zkv / {other}" for other in others)], lines
+            lines.append([row.name, _figure(ours, "rate"), *ratios])
+    return ["", "zkv: requests/s", *(f"zkv / {other}" for other in others)], lines
 
 
 def _place(server: str) -> int:
@@ -197,7 +194,7 @@ def machine(record: Record) -> str:
         f"{its.cpu}, {its.cores} cores, {its.memory / 2**30:.0f} GiB; {its.system}; {record.when}",
         ", ".join(servers),
         ", ".join(f"{name} {version}" for name, version in record.versions.items()),
-        f"{record.rounds} rounds of {record.seconds:g} s in each of {len(record.passes)} passes",
+        f"{record.rounds} rounds of {record.seconds:g} s in each pass",
     ]
     for number, each in enumerate(record.passes, 1):
         verdict = ": too busy for reliable figures" if each.disturbs else ""
@@ -209,7 +206,7 @@ def machine(record: Record) -> str:
     if record.absent:
         lines.append(f"not installed, so not run: {', '.join(record.absent)}")
     lines += [f"left out: {note}" for note in record.notes]
-    lines += [f"an answered write that is {place}: {DURABILITY[place]}" for place in places]
+    lines += [f"{place}: {DURABILITY[place]}" for place in places]
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -15,11 +15,19 @@ Group = Literal["never", "interval", "always"]
 
 
 class Section(Struct, frozen=True):
-    """A table. ``figures`` are its columns; ``ratios`` those for which zkv is compared."""
+    """A table.
+
+    Args:
+        title: its heading.
+        figures: its columns.
+        ratios: the figures in which zkv is compared.
+        durability: True if each server's durability is shown.
+    """
 
     title: str
     figures: tuple[str, ...] = ("rate", "p50", "p99", "server_cpu")
     ratios: tuple[str, ...] = ("rate", "server_cpu")
+    durability: bool = True
 
 
 class Row(Struct, frozen=True):
@@ -69,10 +77,20 @@ SECTIONS: Final = {
         "GET beside large writes", ("p50", "p99", "rate", "beside"), ("p99", "rate", "beside")
     ),
     "start": Section(
-        "Start with 1,000,000 keys", ("seconds", "cpu_seconds", "megabytes"), ("seconds",)
+        "Start with 1,000,000 keys",
+        ("seconds", "cpu_seconds", "megabytes"),
+        ("seconds", "cpu_seconds"),
+        durability=False,
     ),
-    "memory": Section("Memory for each of 1,000,000 keys", ("bytes_per_key",), ("bytes_per_key",)),
-    "python": Section("Python clients", ("rate", "client_cpu"), ("rate", "client_cpu")),
+    "memory": Section(
+        "Memory for each of 1,000,000 keys",
+        ("bytes_per_key",),
+        ("bytes_per_key",),
+        durability=False,
+    ),
+    "python": Section(
+        "Python clients", ("rate", "client_cpu"), ("rate", "client_cpu"), durability=False
+    ),
 }
 
 SIZES: Final = (("1 KiB", 50, 1_000, 1 << 10), ("16 KiB", 50, 1_000, 16 << 10),
@@ -91,18 +109,19 @@ ROWS: Final = (
     Row("1,000 clients, half GET half PUT", "one", 1_000, 1, "mix", main=True, floor=True),
     Row("4,000 clients, half GET half PUT", "one", 4_000, 1, "mix", floor=True),
     *(
-        Row(f"{op.upper()} of {count:,} keys", "many", 8, 1, f"{op}:{count}", main=count == 100)
+        Row(f"{op.upper()} of {count:,} keys", "many", 8, 1, f"{op}:{count}", main=main)
         for op in ("mget", "mput")
-        for count in (10, 100, 1_000)
+        for count, main in ((10, False), (100, True), (1_000, True))
     ),
     Row("MPUT of 100 keys, one of them twice", "many", 8, 1, "repeat:100"),
     Row("50 clients, PUT, synced soon", "interval", 50, 1, "put", group="interval"),
     Row("1 client, PUT, on disk", "always", 1, 1, "put", group="always", main=True),
     Row("50 clients, PUT, on disk", "always", 50, 1, "put", group="always", main=True),
-    Row("50 x 16 in flight, PUT, on disk", "always", 50, 16, "put", group="always"),
+    Row("50 x 16 in flight, PUT, on disk", "always", 50, 16, "put", group="always", main=True),
     Row("8 clients, MPUT of 100 keys, on disk", "always", 8, 1, "mput:100", group="always"),
     *(
-        Row(f"{op.upper()} of {name}, {clients} clients", "size", clients, 1, op, keys, size)
+        Row(f"{op.upper()} of {name}, {clients} clients", "size", clients, 1, op, keys, size,
+            main=name == "1 MiB")
         for name, clients, keys, size in SIZES
         for op in ("get", "put")
     ),

@@ -15,11 +15,13 @@ import contextlib
 import resource
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
 
+import zkv
 from benchmarks import clients, report
 from benchmarks.activity import Meter
 from benchmarks.load import Load
@@ -128,13 +130,21 @@ def _pass(record: Record, plan: Plan, load: Load, number: int) -> None:
             playing = [server for server in servers if server.contender.takes_part(row)]
             _measure(record, load, row, playing, plan.rounds, number)
     if plan.others:
-        try:
+        with _noting_failures(record):
             _say("starts")
             Starts(record, load).measure(STARTS)
+        with _noting_failures(record):
             _say("Python clients")
             clients.measure(record, load, plan.rounds, plan.seconds)
-        except BenchError as error:
-            record.notes.append(str(error))
+
+
+@contextlib.contextmanager
+def _noting_failures(record: Record) -> Iterator[None]:
+    """Note a failure, and continue with the rest of the comparison."""
+    try:
+        yield
+    except (BenchError, OSError, zkv.ClientError) as error:
+        record.notes.append(str(error))
 
 
 def _start_all(

@@ -222,6 +222,19 @@ def _make_bucket(port: int) -> None:
         raise BenchError(f"nats: {received!r}")
 
 
+def ask_redis(port: int, command: str) -> str:
+    """Send a command to Redis; returns the first part of its reply that arrives."""
+    with socket.create_connection(("127.0.0.1", port), START_LIMIT) as connection:
+        connection.sendall(f"{command}\r\n".encode())
+        return connection.recv(65_536).decode().strip()
+
+
+def _wait_for_data(port: int) -> None:
+    """Wait until Redis has loaded its data: it refuses requests before."""
+    while ask_redis(port, "PING").startswith("-LOADING"):
+        time.sleep(POLL)
+
+
 def _version(program: str, before: str) -> str:
     """The word that stands after ``before`` in the output of ``--version``."""
     command = [find(program) or program, "--version"]
@@ -237,14 +250,14 @@ DISK: Final = "on disk"
 FLOOR: Final = "bare ROUTER"
 
 DURABILITY: Final = {
-    MEMORY: "lost with the process",
-    SYSTEM: "lost with the machine's power; not with the process",
-    "on disk within 1 s": "lost with the machine's power if it is of the last second or two",
-    "on disk within 2 min": "lost with the machine's power if it is of the last two minutes",
-    DISK: "not lost",
-    "nothing is kept": "no store",
+    MEMORY: "an answered write is lost with the process",
+    SYSTEM: "an answered write is lost with the machine's power, not with the process",
+    "on disk within 1 s": "the writes of the last second or two are lost with the machine's power",
+    "on disk within 2 min": "the writes of two minutes are lost with the machine's power",
+    DISK: "no answered write is lost",
+    "nothing is kept": "it is no store",
 }
-"""An answered write, by the place where it is."""
+"""The meaning of each place where a write is when it is answered."""
 
 
 def _zkv_with(group: Group, durability: str) -> Contender:
@@ -259,7 +272,7 @@ def _redis_with(brand: str, policy: str, group: Group, durability: str) -> Conte
     return Contender(
         f"{brand}{log}", family, group, durability, "redis",
         partial(_redis, brand, policy), partial(_version, f"{brand.lower()}-server", "v="),
-        reads=policy != "no",
+        _wait_for_data, reads=policy != "no",
     )  # fmt: skip
 
 

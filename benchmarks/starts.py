@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from msgspec import Struct
 
 from benchmarks.load import Load
 from benchmarks.record import Record
-from benchmarks.servers import START_LIMIT, AbsentError, Server, named, running
+from benchmarks.servers import POLL, START_LIMIT, AbsentError, Server, ask_redis, named, running
 from zkv.bench.connections import BenchError
 from zkv.bench.servers import cpu_of
 
@@ -31,7 +30,6 @@ KEYS: Final = 1_000_000
 COMMITS: Final = 900_000
 VALUE_BYTES: Final = 16
 FIRST_KEY: Final = "k0000000"
-POLL: Final = 0.005
 MEMORY_ROW: Final = "keys of 8 bytes, values of 16 bytes"
 
 
@@ -101,7 +99,7 @@ class Starts:
     def _start(self, state: State, name: str, root: str) -> None:
         began = time.monotonic()
         with _killed(name, root) as server:
-            _wait_for_value(server)
+            _get(server)
             found = {
                 "seconds": time.monotonic() - began,
                 "cpu_seconds": cpu_of(server.pid),
@@ -138,10 +136,10 @@ def _snapshot(server: Server) -> None:
     if server.contender.protocol == "zkv":
         _ask_zkv(server, op="SNAPSHOT")
     elif server.contender.name == "Redis":
-        _ask_redis(server, "SAVE")
+        ask_redis(server.port, "SAVE")
     else:
-        _ask_redis(server, "BGREWRITEAOF")
-        while "aof_rewrite_in_progress:1" in _ask_redis(server, "INFO persistence"):
+        ask_redis(server.port, "BGREWRITEAOF")
+        while "aof_rewrite_in_progress:1" in ask_redis(server.port, "INFO persistence"):
             time.sleep(POLL)
 
 
@@ -158,23 +156,18 @@ def _memory_of(pid: int) -> int:
 # --- Questions -------------------------------------------------------------------------------
 
 
-def _wait_for_value(server: Server) -> None:
-    """Return as soon as a GET is answered with a value. Raises BenchError."""
-    deadline = time.monotonic() + START_LIMIT
-    while time.monotonic() < deadline:
-        if server.contender.protocol == "zkv":
-            _ask_zkv(server, op="GET", key=FIRST_KEY)
-            return
-        if _ask_redis(server, f"GET {FIRST_KEY}").startswith(f"${VALUE_BYTES}"):
-            return  # Before, it says that it is loading.
-        time.sleep(POLL)
-    raise BenchError(f"{server.contender.name} does not serve its data")
+def _get(server: Server) -> None:
+    """Read a key that is stored. Raises BenchError."""
+    if server.contender.protocol == "zkv":
+        _ask_zkv(server, op="GET", key=FIRST_KEY)
+    elif not ask_redis(server.port, f"GET {FIRST_KEY}").startswith(f"${VALUE_BYTES}"):
+        raise BenchError(f"{server.contender.name} has lost {FIRST_KEY}")
 
 
 def _count(server: Server) -> int:
     if server.contender.protocol == "zkv":
         return int(_ask_zkv(server, op="COUNT")["count"])
-    return int(_ask_redis(server, "DBSIZE").strip(":"))
+    return int(ask_redis(server.port, "DBSIZE").strip(":"))
 
 
 def _ask_zkv(server: Server, **request: Any) -> dict[str, Any]:
@@ -191,10 +184,3 @@ def _ask_zkv(server: Server, **request: Any) -> dict[str, Any]:
     if not reply["ok"]:
         raise BenchError(f"zkv: {request['op']}: {reply}")
     return reply
-
-
-def _ask_redis(server: Server, command: str) -> str:
-    """Send a command; returns the first read of its reply, which is short."""
-    with socket.create_connection(("127.0.0.1", server.port), START_LIMIT) as connection:
-        connection.sendall(f"{command}\r\n".encode())
-        return connection.recv(65_536).decode().strip()

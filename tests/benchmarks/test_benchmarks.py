@@ -339,7 +339,7 @@ def test_the_report_says_who_is_missing_and_how_busy_the_machine_was() -> None:
     assert "left out: Redis, some row: 3 failed, 0 missing" in text
     assert "pass 1: 0.0 min, load average 0 before and 0.5 after; other programs used 1%" in text
     assert text.count("too busy for reliable figures") == 1
-    assert "in memory: lost with the process" in text
+    assert "in memory: an answered write is lost with the process" in text
 
 
 def test_others_and_ours_are_told_apart() -> None:
