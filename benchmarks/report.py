@@ -15,7 +15,6 @@ import re
 import statistics
 import sys
 from collections.abc import Callable
-from itertools import groupby
 from pathlib import Path
 from typing import Final
 
@@ -123,7 +122,8 @@ def table(record: Record, name: str, section: Section) -> Table:
     ]  # fmt: skip
     lines = []
     cells = [cell for cell in record.cells if cell.section == name]
-    for row, group in groupby(cells, key=lambda cell: cell.row):
+    for row in dict.fromkeys(cell.row for cell in cells):
+        group = [cell for cell in cells if cell.row == row]
         in_order = sorted(group, key=lambda cell: _place(cell.server))
         ours = next((cell for cell in in_order if cell.server.startswith("zkv")), None)
         for number, cell in enumerate(in_order):
@@ -175,8 +175,10 @@ def _figure(cell: Cell, name: str) -> str:
 def _ratio(ours: Cell | None, other: Cell, name: str) -> str:
     if ours is None or other is ours:
         return ""
-    pairs = zip(ours.figures.get(name, ()), other.figures.get(name, ()), strict=False)
-    ratios = [mine / its for mine, its in pairs if its]
+    mine, theirs = ours.figures.get(name, []), other.figures.get(name, [])
+    if len(mine) != len(theirs) or not all(theirs):
+        return ""  # It missed a pass, or has no such figure.
+    ratios = [our / its for our, its in zip(mine, theirs, strict=True)]
     if not ratios:
         return ""
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})"

@@ -322,6 +322,17 @@ def test_ratios_are_taken_within_rounds() -> None:
     assert theirs[-2:] == ["0.25 (0.25 - 0.25)", "4.00 (4.00 - 4.00)"]
 
 
+def test_a_server_that_missed_a_pass_has_figures_and_no_ratio() -> None:
+    """Its rounds are not those of zkv."""
+    record = made_record()
+    row = record.cells[0].row
+    record.add("one", row, "Redis", {"rate": 5_000.0})
+    _, lines = report.table(record, "one", SECTIONS["one"])
+    (line,) = [line for line in lines if line[1] == "Redis"]
+    assert line[2] == "5,000 (5,000 - 5,000)"
+    assert line[-2:] == ["", ""]
+
+
 def test_the_overview_has_a_column_for_each_other_server() -> None:
     head, (line,) = report.overview(made_record())
     assert head[-1] == "zkv / memcached"
