@@ -47,7 +47,7 @@ static const char *const OP_NAMES[OPS] = {"fill", "get",  "put",  "mix",
                                           "incr", "mget", "mput", "repeat"};
 
 enum { KEY_BYTES = 8, BATCH_OF_FILL = 100, READ_BYTES = 1 << 18, EVENTS = 512 };
-static const double WARM_UP = 0.25, STALLED = 10.0;
+static const double WARM_UP = 0.25, STALLED = 30.0;
 
 typedef struct {
     unsigned char *bytes;

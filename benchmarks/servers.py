@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import msgpack
 import zmq
 from msgspec import Struct
 
@@ -222,6 +223,27 @@ def _make_bucket(port: int) -> None:
         raise BenchError(f"nats: {received!r}")
 
 
+def ask_zkv(port: int, **request: Any) -> dict[str, Any]:
+    """Send a request to zkv; returns the reply. Raises BenchError."""
+    with zmq.Context() as context, context.socket(zmq.REQ) as client:
+        client.linger = 0
+        client.rcvtimeo = int(START_LIMIT * 1000)
+        client.connect(f"tcp://127.0.0.1:{port}")
+        try:
+            client.send(msgpack.packb(request))
+            reply: dict[str, Any] = msgpack.unpackb(client.recv())
+        except zmq.Again:
+            raise BenchError(f"zkv does not answer {request['op']}") from None
+    if not reply["ok"]:
+        raise BenchError(f"zkv: {request['op']}: {reply}")
+    return reply
+
+
+def _wait_for_zkv(port: int) -> None:
+    """Wait until zkv has loaded its data: it answers nothing before."""
+    ask_zkv(port, op="PING")
+
+
 def ask_redis(port: int, command: str) -> str:
     """Send a command to Redis; returns the first part of its reply that arrives."""
     with socket.create_connection(("127.0.0.1", port), START_LIMIT) as connection:
@@ -229,7 +251,7 @@ def ask_redis(port: int, command: str) -> str:
         return connection.recv(65_536).decode().strip()
 
 
-def _wait_for_data(port: int) -> None:
+def _wait_for_redis(port: int) -> None:
     """Wait until Redis has loaded its data: it refuses requests before."""
     while ask_redis(port, "PING").startswith("-LOADING"):
         time.sleep(POLL)
@@ -262,7 +284,14 @@ DURABILITY: Final = {
 
 def _zkv_with(group: Group, durability: str) -> Contender:
     return Contender(
-        f"zkv {group}", "zkv", group, durability, "zkv", partial(_zkv, group), lambda: __version__
+        f"zkv {group}",
+        "zkv",
+        group,
+        durability,
+        "zkv",
+        partial(_zkv, group),
+        lambda: __version__,
+        _wait_for_zkv,
     )
 
 
@@ -272,7 +301,7 @@ def _redis_with(brand: str, policy: str, group: Group, durability: str) -> Conte
     return Contender(
         f"{brand}{log}", family, group, durability, "redis",
         partial(_redis, brand, policy), partial(_version, f"{brand.lower()}-server", "v="),
-        _wait_for_data, reads=policy != "no",
+        _wait_for_redis, reads=policy != "no",
     )  # fmt: skip
 
 

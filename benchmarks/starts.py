@@ -14,15 +14,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import msgpack
-import zmq
 from msgspec import Struct
 
 from benchmarks.load import Load
 from benchmarks.record import Record
-from benchmarks.servers import POLL, START_LIMIT, AbsentError, Server, ask_redis, named, running
+from benchmarks.servers import POLL, AbsentError, Server, ask_redis, ask_zkv, named, running
 from zkv.bench.connections import BenchError
 from zkv.bench.servers import cpu_of
 
@@ -134,7 +132,7 @@ def _killed(name: str, root: str) -> Iterator[Server]:
 
 def _snapshot(server: Server) -> None:
     if server.contender.protocol == "zkv":
-        _ask_zkv(server, op="SNAPSHOT")
+        ask_zkv(server.port, op="SNAPSHOT")
     elif server.contender.name == "Redis":
         ask_redis(server.port, "SAVE")
     else:
@@ -159,28 +157,12 @@ def _memory_of(pid: int) -> int:
 def _get(server: Server) -> None:
     """Read a key that is stored. Raises BenchError."""
     if server.contender.protocol == "zkv":
-        _ask_zkv(server, op="GET", key=FIRST_KEY)
+        ask_zkv(server.port, op="GET", key=FIRST_KEY)
     elif not ask_redis(server.port, f"GET {FIRST_KEY}").startswith(f"${VALUE_BYTES}"):
         raise BenchError(f"{server.contender.name} has lost {FIRST_KEY}")
 
 
 def _count(server: Server) -> int:
     if server.contender.protocol == "zkv":
-        return int(_ask_zkv(server, op="COUNT")["count"])
+        return int(ask_zkv(server.port, op="COUNT")["count"])
     return int(ask_redis(server.port, "DBSIZE").strip(":"))
-
-
-def _ask_zkv(server: Server, **request: Any) -> dict[str, Any]:
-    """Send a request; returns the reply. Raises BenchError."""
-    with zmq.Context() as context, context.socket(zmq.REQ) as client:
-        client.linger = 0
-        client.rcvtimeo = int(START_LIMIT * 1000)
-        client.connect(f"tcp://127.0.0.1:{server.port}")
-        try:
-            client.send(msgpack.packb(request))
-            reply: dict[str, Any] = msgpack.unpackb(client.recv())
-        except zmq.Again:
-            raise BenchError(f"zkv does not answer {request['op']}") from None
-    if not reply["ok"]:
-        raise BenchError(f"zkv: {request['op']}: {reply}")
-    return reply
