@@ -281,7 +281,7 @@ def copied(frame: bytes) -> bytes | zmq.Frame:
 def _find_compiled() -> MakeFrames | None:
     """Return the C part, attached to pyzmq's libzmq; None if it is not built or does not fit.
 
-    docs/tried.md compares it with `PythonFrames`.
+    BENCHMARKS.md compares it with `PythonFrames`.
     """
     try:
         from zkv.broker import _frames
