@@ -39,6 +39,7 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     )
     feed: str = "tcp://127.0.0.1:5556"
     workers: Annotated[int, Meta(ge=1, le=256)] = 2
+    io_threads: Annotated[int, Meta(ge=1, le=64)] = 1
 
 
 class DurabilitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -192,6 +192,13 @@ class Engine:
         if not self.syncs_each:
             self._log.commit(self._log.last_lsn, durable=False, patient=patient)
 
+    def sync(self) -> bool:
+        """Make all commits durable, unless that takes waiting; return True if it is done.
+
+        Raises ReadOnly if they cannot be made durable, and have been rolled back.
+        """
+        return self._log.commit(self._log.last_lsn, durable=True, patient=False)
+
     def submit(self, group: CommitGroup) -> None:
         """Make another thread complete ``group`` once its commits are safe, or on disk."""
         if self._disk is None:

@@ -63,8 +63,9 @@ class RequestRecord(NamedTuple):
     """Seconds from decoding the request to encoding the reply."""
 
 
-Subject = tuple[str | int, int, int]
-"""Of a request: its key or number of keys, the bytes of its body, the bytes of the reply's."""
+Answer = tuple[str, str | int, int, int]
+"""Of a request that the lane has answered: its op, its key or number of keys, the bytes of its
+body, and the bytes of its reply."""
 
 
 class RunRecord(NamedTuple):
@@ -77,17 +78,14 @@ class RunRecord(NamedTuple):
     """Unix time in seconds of the replies."""
     duration: float
     """Seconds since the first request was taken up."""
-    ops: list[str]
-    subjects: list[Subject | None]
-    """As many as `ops`; None for a request that this record does not cover."""
+    answers: list[Answer]
 
     def requests(self) -> list[RequestRecord]:
         """Return one record for each request."""
         time, duration = self.time, self.duration
         return [
-            RequestRecord(time, op, subject[0], "ok", subject[1], subject[2], duration)
-            for op, subject in zip(self.ops, self.subjects, strict=True)
-            if subject is not None
+            RequestRecord(time, op, subject, "ok", bytes_in, bytes_out, duration)
+            for op, subject, bytes_in, bytes_out in self.answers
         ]
 
 
@@ -172,7 +170,7 @@ class Log:
             self._queue.put(records)
         else:  # Not exact with several threads, and need not be.
             self._dropped += sum(
-                len(record.requests()) if isinstance(record, RunRecord) else 1 for record in records
+                len(record.answers) if isinstance(record, RunRecord) else 1 for record in records
             )
 
     def _open(self) -> int:
@@ -285,11 +283,10 @@ class _Text:
         begin = f"{_timestamp(run.time)} INFO "
         end = f" us={run.duration * 1e6:.0f}"
         return [
-            f"{begin}{op} key={subject[0]!r} ok in={subject[1]} out={subject[2]}{end}"
-            if isinstance(subject[0], str)
-            else f"{begin}{op} keys={subject[0]} ok in={subject[1]} out={subject[2]}{end}"
-            for op, subject in zip(run.ops, run.subjects, strict=True)
-            if subject is not None
+            f"{begin}{op} key={subject!r} ok in={bytes_in} out={bytes_out}{end}"
+            if isinstance(subject, str)
+            else f"{begin}{op} keys={subject} ok in={bytes_in} out={bytes_out}{end}"
+            for op, subject, bytes_in, bytes_out in run.answers
         ]
 
 

@@ -88,6 +88,7 @@ class ServerCore:
         self._broker = Broker(
             endpoints=settings.server.endpoints,
             feed=settings.server.feed,
+            io_threads=settings.server.io_threads,
             max_message_bytes=settings.limits.max_message_bytes,
             worker_died=lambda: self._events.put(Event.WORKER_DIED),
             front_died=lambda: self._events.put(Event.FRONT_DIED),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import zmq
 
 from tests.support import LIMIT, Frames, eventually
 from zkv.broker import frames
-from zkv.broker.frames import COMPILED, BadEnvelope, PythonFrames
-from zkv.broker.mailbox import FrontMailbox, Mailbox, connect_worker
+from zkv.broker.frames import COMPILED, Bounds, PythonFrames
+from zkv.broker.mailbox import WORKERS_BATCH, FrontMailbox, Later, Mailbox, connect_worker
+from zkv.requests.batch import BadEnvelope, Batch, new_batch
 
 Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
@@ -18,7 +20,40 @@ Make = frames.MakeFrames
 WAYS = {"plain": PythonFrames, "compiled": COMPILED}
 
 
-class Peer:
+Bodies = list[bytes | BadEnvelope]
+
+BOUNDS: Bounds = WORKERS_BATCH
+
+
+class Held:
+    """A mailbox in a test's hands."""
+
+    mailbox: Mailbox | FrontMailbox
+    frames: frames.Frames
+    _batch: Batch
+
+    def take(self) -> Bodies:
+        """The bodies of the next batch."""
+        self._batch = self.mailbox.receive()
+        return list(self._batch)
+
+    def reply(
+        self, replies: Sequence[bytes | None], later: Sequence[Later] = (), left: Sequence[int] = ()
+    ) -> None:
+        """Answer the batch; None where the reply is pending, or a worker's."""
+        for place, each in zip(range(len(self._batch)), replies, strict=True):
+            if each is not None:
+                self._batch.set_reply(place, each)
+        self.mailbox.reply(later, left)
+
+    def queued(self, **flags: bool) -> Bodies:
+        """What the frames receive without waiting."""
+        batch = new_batch()
+        self.frames.receive(batch, wait=False, **flags)
+        return list(batch)
+
+
+class Peer(Held):
     """A mailbox, and the socket at the other end of its pipe."""
 
     def __init__(self, context: Context, way: Make) -> None:
@@ -29,10 +64,9 @@ class Peer:
         backend = f"inproc://{id(self)}"
         self.socket.bind(backend)
         self.inner: Socket
-        self.frames: frames.Frames
 
         def make(inner: Socket, waker: int) -> frames.Frames:
-            self.inner, self.frames = inner, way(inner, waker)
+            self.inner, self.frames = inner, way(inner, waker, BOUNDS)
             return self.frames
 
         self.mailbox = Mailbox(partial(make, connect_worker(context, backend)))
@@ -54,8 +88,10 @@ class Peer:
         return waiting
 
 
-class Middle:
+class Middle(Held):
     """What stands between clients and workers: a client in front of it, two workers behind."""
+
+    mailbox: FrontMailbox
 
     def __init__(self, context: Context, way: Make, room: int = 1_000) -> None:
         self._context = context
@@ -64,11 +100,11 @@ class Middle:
         for socket in (self.clients, self.behind):
             socket.linger = 0
             socket.bind(f"inproc://{id(socket)}")
-        self.mailbox = FrontMailbox(partial(self._make, way))
+        self.mailbox: FrontMailbox = FrontMailbox(partial(self._make, way))
         self.client = self._connect(self.clients)
 
     def _make(self, way: Make, waker: int) -> frames.Frames:
-        self.frames = way(self.clients, waker, self.behind)
+        self.frames = way(self.clients, waker, BOUNDS, self.behind)
         return self.frames
 
     def _connect(self, to: Socket) -> Socket:
@@ -87,10 +123,10 @@ class Middle:
         for body in bodies:
             self.client.send_multipart([b"", body])
 
-    def take(self, count: int) -> list[bytes | BadEnvelope]:
+    def take_all(self, count: int) -> Bodies:
         """So many requests at once."""
         eventually(self.frames.readable, "a message is there")
-        bodies = self.mailbox.receive()
+        bodies = self.take()
         assert len(bodies) == count
         return bodies
 

@@ -19,6 +19,7 @@ from zkv.broker.front import FrontHandler
 from zkv.broker.waiting import PendingRun
 from zkv.durability.files import Files
 from zkv.durability.wal import QUICK_SYNC_SECONDS
+from zkv.engine import Engine
 from zkv.protocol import requests
 from zkv.requests import commands
 
@@ -243,7 +244,7 @@ def test_a_batch_that_ends_in_a_bug_is_answered_and_counted(
         client = connect(server.endpoint)
         client.ok(op="PUT", key="k", value=1)
         with monkeypatch.context() as patch:
-            patch.setattr(FrontHandler, "_run", raising)
+            patch.setattr(FrontHandler, "answer", raising)
             reply = client.call(op="PING", id=7)
         assert (reply["code"], reply["id"], reply["applied"]) == ("INTERNAL", 7, None)
         assert client.ok(op="GET", key="k")["value"] == 1
@@ -259,7 +260,8 @@ def test_a_pending_reply_of_the_front_that_cannot_be_made(
     with ServerInProcess(tmp_path / "data") as server:
         client = connect(server.endpoint)
         with monkeypatch.context() as patch:
-            patch.setattr(PendingRun, "bodies", raising)
+            patch.setattr(PendingRun, "complete", raising)
+            patch.setattr(Engine, "sync", lambda _: False)
             reply = client.call(op="PUT", key="k", value=1, id=7)
         assert (reply["code"], reply["id"], reply["applied"]) == ("INTERNAL", 7, None)
         assert client.ok(op="GET", key="k")["rev"] == 1

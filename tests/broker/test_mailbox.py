@@ -31,18 +31,19 @@ from tests.compiled.sanitizer import COMPILER, run_under_address_sanitizer
 from tests.conftest import Connect
 from tests.support import LIMIT, ROOT, Frames, ServerInProcess, eventually, terminate
 from zkv.broker import frames
-from zkv.broker.frames import (
-    BATCH,
-    BATCH_BYTES,
-    COMPILED,
+from zkv.broker.frames import COMPILED, PythonFrames
+from zkv.broker.mailbox import WORKERS_BATCH, ReplyFailedError
+from zkv.requests.batch import (
     NO_BODY,
     NO_DELIMITER,
     NO_MEMORY,
     TWO_BODIES,
     BadEnvelope,
-    PythonFrames,
+    Batch,
+    new_batch,
 )
-from zkv.broker.mailbox import ReplyFailedError
+
+BATCH, BATCH_BYTES = WORKERS_BATCH
 
 
 @pytest.fixture(params=WAYS)
@@ -90,8 +91,8 @@ BAD = {
 @pytest.mark.parametrize("message", GOOD.values(), ids=GOOD)
 def test_body_comes_in_and_reply_goes_to_the_sender(peer: Peer, message: Frames) -> None:
     peer.send(message)
-    assert peer.mailbox.receive() == [message[-1]]
-    peer.mailbox.reply([b"reply"])
+    assert peer.take() == [message[-1]]
+    peer.reply([b"reply"])
     assert peer.receive() == [*message[:-1], b"reply"]
 
 
@@ -100,10 +101,10 @@ def test_bad_message_is_told_and_answered(
     peer: Peer, message: Frames, stands_for: BadEnvelope, envelope: Frames
 ) -> None:
     peer.send(message, [b"other", b"", b"good"])
-    bodies = peer.mailbox.receive()
+    bodies = peer.take()
     assert bodies[0] is stands_for
     assert bodies[1:] == [b"good"]
-    peer.mailbox.reply([b"bad", b"well"])
+    peer.reply([b"bad", b"well"])
     assert peer.receive() == [*envelope, b"bad"]
     assert peer.receive() == [b"other", b"", b"well"]
     assert peer.mailbox.unroutable == 0
@@ -111,9 +112,9 @@ def test_bad_message_is_told_and_answered(
 
 def test_message_without_a_sender_is_counted(peer: Peer) -> None:
     peer.send([b"alone"], [b""], [LONG], [b"a", b"", b"body"])
-    assert peer.mailbox.receive() == [b"body"]
+    assert peer.take() == [b"body"]
     assert peer.mailbox.unroutable == 3
-    peer.mailbox.reply([b"reply"])
+    peer.reply([b"reply"])
     assert peer.waiting() == [[b"a", b"", b"reply"]]
 
 
@@ -123,8 +124,8 @@ def test_many_frames_of_many_messages(peer: Peer) -> None:
     messages = [[b"a", b"", b"1"], [*deep, b"", b"2"], [*deep, b"3"], [b"d", b"", b"4"]]
     for _ in range(2):
         peer.send(*messages)
-        assert peer.mailbox.receive() == [b"1", b"2", NO_DELIMITER, b"4"]
-        peer.mailbox.reply([b"5", b"6", b"7", b"8"])
+        assert peer.take() == [b"1", b"2", NO_DELIMITER, b"4"]
+        peer.reply([b"5", b"6", b"7", b"8"])
         assert peer.waiting() == [
             [b"a", b"", b"5"], [*deep, b"", b"6"], [b"0", b"", b"7"], [b"d", b"", b"8"],
         ]  # fmt: skip
@@ -135,8 +136,8 @@ def test_replies_of_every_size(peer: Peer, size: int) -> None:
     """libzmq keeps short, long and shared contents in different ways."""
     reply = os.urandom(size)
     peer.send([b"a" * (size % 250 + 1), b"", reply])
-    assert peer.mailbox.receive() == [reply]
-    peer.mailbox.reply([reply])
+    assert peer.take() == [reply]
+    peer.reply([reply])
     assert peer.receive()[-1] == reply
 
 
@@ -148,9 +149,9 @@ def test_everything_is_answered_in_order_in_bounded_batches(peer: Peer) -> None:
     peer.send(*[[b"%d" % number, b"", b"body %d" % number] for number in range(count)])
     sizes, answered = [], 0
     while answered < count:
-        bodies = peer.mailbox.receive()
+        bodies = peer.take()
         assert bodies == [b"body %d" % (answered + i) for i in range(len(bodies))]
-        peer.mailbox.reply([b"reply %d" % (answered + i) for i in range(len(bodies))])
+        peer.reply([b"reply %d" % (answered + i) for i in range(len(bodies))])
         answered += len(bodies)
         sizes.append(len(bodies))
     assert max(sizes) == BATCH
@@ -166,8 +167,8 @@ def test_a_batch_is_bounded_by_its_bytes_too(peer: Peer, large: int) -> None:
     peer.send(*[message] * 7)
     sizes: list[int] = []
     while sum(sizes) < 7:
-        sizes.append(len(peer.mailbox.receive()))
-        peer.mailbox.reply([b"reply"] * sizes[-1])
+        sizes.append(len(peer.take()))
+        peer.reply([b"reply"] * sizes[-1])
     assert sizes == [3, 3, 1]
 
 
@@ -175,72 +176,100 @@ def test_idle_means_that_nothing_is_queued(peer: Peer) -> None:
     assert peer.mailbox.is_idle()
     peer.send([b"a", b"", b"1"])
     eventually(lambda: not peer.mailbox.is_idle(), "a message is there")
-    peer.mailbox.receive()
+    peer.take()
     assert peer.mailbox.is_idle()
     assert peer.mailbox.unanswered == 1
-    peer.mailbox.reply([b"2"])
+    peer.reply([b"2"])
     assert peer.mailbox.unanswered == 0
 
 
-def test_as_many_replies_as_bodies(peer: Peer) -> None:
+@pytest.mark.parametrize("kept", [[], [0], [2, 0], [0, 1, 2]], ids=str)
+@pytest.mark.parametrize("size", [4, 5_000, 100_000])
+def test_a_batch_is_split(peer: Peer, kept: list[int], size: int) -> None:
+    """Requests go with their envelopes, bodies and replies, however libzmq keeps them."""
+    messages = [[b"%d" % number, b"", bytes([number]) * size] for number in range(3)]
+    peer.send(*messages)
+    peer.take()
+    batch = peer.mailbox._batch
+    for place in range(3):
+        batch.set_reply(place, b"reply %d" % place)
+    taken = batch.split(kept)
+    assert [taken[place] for place in range(len(taken))] == [messages[n][-1] for n in kept]
+    peer.mailbox.reply()
+    rest = [number for number in range(3) if number not in kept]
+    assert peer.waiting() == [[b"%d" % n, b"", b"reply %d" % n] for n in rest]
+    peer.frames.send(taken)
+    assert peer.waiting() == [[b"%d" % n, b"", b"reply %d" % n] for n in kept]
+    assert [taken.reply(place) for place in range(len(taken))] == [None] * len(taken)
+
+
+def test_places_that_a_batch_does_not_have(peer: Peer) -> None:
     peer.send([b"a", b"", b"1"])
-    peer.mailbox.receive()
-    with pytest.raises(ValueError, match=r"bodies for|shorter"):
-        peer.mailbox.reply([])
+    assert peer.take() == [b"1"]
+    batch: Any = peer.mailbox._batch
+    for use in (batch.reply, batch.envelope, batch.is_request, lambda n: batch.set_reply(n, b"")):
+        with pytest.raises(IndexError):
+            use(1)
+    with pytest.raises(TypeError):
+        batch.set_reply(0, "text")
+    peer.reply([b"2"])
+    assert peer.waiting() == [[b"a", b"", b"2"]]
 
 
 class Later:
     """Replies that are made when the test says so."""
 
-    complete: Callable[[], None]
+    ready: Callable[[], None]
 
     def __init__(self, *bodies: bytes) -> None:
         self._bodies = list(bodies)
 
     def notify(self, ready: Callable[[], None]) -> None:
-        self.complete = ready
+        self.ready = ready
 
-    def bodies(self) -> list[bytes]:
-        return self._bodies
+    def complete(self, batch: Batch) -> None:
+        for place, body in enumerate(self._bodies):
+            batch.set_reply(place, body)
 
-    def give_up(self, error: BaseException) -> list[bytes]:
-        return [repr(error).encode() for _ in self._bodies]
+    def give_up(self, batch: Batch, error: BaseException) -> None:
+        for place in range(len(batch)):
+            batch.set_reply(place, repr(error).encode())
 
 
 def test_pending_reply_leaves_when_it_is_completed(peer: Peer) -> None:
     """Another thread completes it while the mailbox waits; others are answered before."""
     later = Later(b"later", b"as well")
     peer.send([b"a", b"x", b"", b"1"], [b"b", b"", b"2"], [b"c", b"", b"3"])
-    assert peer.mailbox.receive() == [b"1", b"2", b"3"]
-    peer.mailbox.reply([None, b"at once", None], [([0, 2], later)])
+    assert peer.take() == [b"1", b"2", b"3"]
+    peer.reply([None, b"at once", None], [([0, 2], later)])
     assert peer.receive() == [b"b", b"", b"at once"]
     assert peer.waiting() == []
 
     def complete_and_go_on() -> None:
-        later.complete()
+        later.ready()
         assert peer.receive() == [b"a", b"x", b"", b"later"]
         assert peer.receive() == [b"c", b"", b"as well"]
         peer.send([b"d", b"", b"4"])
 
     thread = threading.Thread(target=complete_and_go_on)
     thread.start()
-    assert peer.mailbox.receive() == [b"4"]
+    assert peer.take() == [b"4"]
     thread.join()
-    peer.mailbox.reply([b"done"])
+    peer.reply([b"done"])
 
 
 def test_end_waits_for_what_is_queued_and_pending(peer: Peer) -> None:
     later = Later(b"later")
     peer.send([b"a", b"", b"1"])
-    peer.mailbox.receive()
-    peer.mailbox.reply([None], [([0], later)])
+    peer.take()
+    peer.reply([None], [([0], later)])
     peer.send([b"b", b"", b"2"])
     peer.mailbox.stop()
-    assert peer.mailbox.receive() == [b"2"]
-    peer.mailbox.reply([b"two"])
-    thread = threading.Thread(target=later.complete)
+    assert peer.take() == [b"2"]
+    peer.reply([b"two"])
+    thread = threading.Thread(target=later.ready)
     thread.start()
-    assert peer.mailbox.receive() == []
+    assert peer.take() == []
     thread.join()
     assert peer.waiting() == [[b"b", b"", b"two"], [b"a", b"", b"later"]]
 
@@ -252,7 +281,7 @@ def test_others_run_while_it_waits(peer: Peer) -> None:
     """Python's lock is free meanwhile: else this thread could never stop it."""
     thread = threading.Timer(0, peer.mailbox.stop)
     thread.start()
-    assert peer.mailbox.receive() == []
+    assert peer.take() == []
     thread.join()
 
 
@@ -278,13 +307,13 @@ def test_signal_while_it_waits(peer: Peer) -> None:
     before = signal.signal(signal.SIGALRM, handler)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
-        assert peer.mailbox.receive() == [b"body"]
+        assert peer.take() == [b"body"]
         signal.setitimer(signal.ITIMER_REAL, 0)
-        peer.mailbox.reply([b"reply"])
+        peer.reply([b"reply"])
         raises = True
         with pytest.raises(HandlerError):  # noqa: PT012  a signal may come before it waits
             signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
-            peer.mailbox.receive()
+            peer.take()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -298,7 +327,7 @@ def test_context_ends_while_it_waits(way: Make) -> None:
     thread = threading.Thread(target=terminate, args=(context,))
     thread.start()
     with pytest.raises(zmq.ContextTerminated):
-        peer.mailbox.receive()
+        peer.take()
     peer.mailbox.close()
     thread.join()
 
@@ -309,8 +338,8 @@ def test_context_ends_while_it_waits(way: Make) -> None:
 def test_what_was_sent_before_the_end_arrives(context: Context, way: Make) -> None:
     peer = Peer(context, way)
     peer.send(*[[b"%d" % number, b"", b"body"] for number in range(BATCH)])
-    count = len(peer.mailbox.receive())
-    peer.mailbox.reply([b"reply"] * count)
+    count = len(peer.take())
+    peer.reply([b"reply"] * count)
     peer.mailbox.close()
     assert [peer.receive()[0] for _ in range(count)] == [b"%d" % number for number in range(count)]
     peer.socket.close()
@@ -319,37 +348,43 @@ def test_what_was_sent_before_the_end_arrives(context: Context, way: Make) -> No
 def test_reply_to_a_front_that_is_gone(context: Context, way: Make) -> None:
     peer = Peer(context, way)
     peer.send([b"a", b"", b"1"], [b"b", b"", b"2"])
-    assert peer.mailbox.receive() == [b"1", b"2"]
+    assert peer.take() == [b"1", b"2"]
     peer.socket.close()
     eventually(
         lambda: not int(peer.inner.getsockopt(zmq.EVENTS)) & zmq.POLLOUT, "it has seen the end"
     )
-    peer.mailbox.reply([b"reply", b"reply"])
+    peer.reply([b"reply", b"reply"])
     assert peer.mailbox.unroutable == 2
     peer.mailbox.close()
 
 
 def test_frames_take_flags_by_name_alone(peer: Peer) -> None:
     receive: Callable[..., object] = peer.frames.receive
+    batch = new_batch()
     peer.send([b"a", b"", b"1"])
-    for positional, named in (((True,), {}), ((), {}), ((), {"take": True})):
+    for positional, named in (((batch, True), {}), ((batch,), {}), ((batch,), {"take": True})):
         with pytest.raises(TypeError):
             receive(*positional, **named)
     with pytest.raises(TypeError):
-        receive(wait=True, block=True)
-    assert peer.mailbox.receive() == [b"1"]
-    peer.mailbox.reply([b"reply"])
+        receive(batch, wait=True, block=True)
+    with pytest.raises(TypeError):
+        receive(wait=True)
+    assert peer.take() == [b"1"]
+    peer.reply([b"reply"])
 
 
 def test_closed_socket_is_never_touched(context: Context, way: Make) -> None:
     peer = Peer(context, way)
     peer.frames.close()
     peer.frames.close()
+    batch, other = new_batch(), new_batch()
+    other.add([b"a", b""], b"body")
+    other.set_reply(0, b"reply")
     uses: list[Callable[[], object]] = [
-        lambda: peer.frames.receive(wait=False),
-        lambda: peer.frames.receive(wait=True),
-        lambda: peer.frames.send([[b"a", b""]], [b"reply"]),
-        lambda: peer.frames.receive(wait=True, take=True, capacity=True),
+        lambda: peer.frames.receive(batch, wait=False),
+        lambda: peer.frames.receive(batch, wait=True),
+        lambda: peer.frames.send(other),
+        lambda: peer.frames.receive(batch, wait=True, take=True, capacity=True),
         peer.frames.readable,
     ]
     for use in uses:
@@ -360,14 +395,10 @@ def test_closed_socket_is_never_touched(context: Context, way: Make) -> None:
     peer.socket.close()
 
 
-@pytest.mark.parametrize("message", [[b"a", b"", "text"], [b"a", None, b"b"], [b"a", b"", 1]])
-def test_only_bytes_are_sent(peer: Peer, message: list[Any]) -> None:
-    with pytest.raises(TypeError):
-        peer.frames.send([message[:-1]], [message[-1]])
-
-
-def test_what_has_no_body_is_not_sent(peer: Peer) -> None:
-    peer.frames.send([[b"a", b""], [b"b", b""], [b"c", b""]], [None, b"reply", None])
+def test_only_what_has_a_reply_is_sent(peer: Peer) -> None:
+    peer.send([b"a", b"", b"1"], [b"b", b"", b"2"], [b"c", b"", b"3"])
+    assert peer.take() == [b"1", b"2", b"3"]
+    peer.reply([None, b"reply", None])
     assert peer.receive() == [b"b", b"", b"reply"]
     assert peer.waiting() == []
 
@@ -375,7 +406,8 @@ def test_what_has_no_body_is_not_sent(peer: Peer) -> None:
 LITTLE_MEMORY = """
 import resource, sys
 import zmq
-from tests.broker.mailboxes import WAYS
+from tests.broker.mailboxes import BOUNDS, WAYS
+from zkv.requests.batch import new_batch
 
 def end_memory():
     with open("/proc/self/statm") as file:
@@ -387,7 +419,8 @@ server, client = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
 client.routing_id = b"a"
 server.bind("inproc://x")
 client.connect("inproc://x")
-frames = WAYS[sys.argv[1]](server, 0)
+frames = WAYS[sys.argv[1]](server, 0, BOUNDS)
+batch = new_batch()
 """
 
 
@@ -407,14 +440,16 @@ def run_with_little_memory(name: str, script: str) -> str:
 def test_a_reply_that_memory_does_not_hold_goes_to_nobody(name: str) -> None:
     """And the next one goes to its own client, and not behind half of that."""
     script = """if True:
-        client.send(b"hello")
-        assert frames.receive(wait=True)[0] == [[b"a", b""]]
-        large = bytes(300_000_000)
+        for _ in range(2):
+            client.send_multipart([b"", b"hello"])
+        frames.receive(batch, wait=True)
+        assert len(batch) == 2
+        batch.set_reply(0, bytes(300_000_000))
+        batch.set_reply(1, b"for a")
         end_memory()
         try:
-            frames.send([[b"a", b""]], [large])
+            frames.send(batch)
         except (MemoryError, zmq.ZMQError):
-            frames.send([[b"b", b""], [b"a", b""]], [b"not for a", b"for a"])
             print([frame.decode() for frame in client.recv_multipart()])
     """
     assert run_with_little_memory(name, script) == "['', 'for a']\n"
@@ -431,9 +466,8 @@ def test_a_request_that_memory_does_not_hold_is_answered(name: str) -> None:
         end_memory()
         answers = []
         while len(answers) < 4:
-            envelopes, bodies = frames.receive(wait=True)
-            assert all(envelope == [b"a", b""] for envelope in envelopes)
-            answers += [getattr(body, "reason", body) for body in bodies]
+            frames.receive(batch, wait=True)
+            answers += [getattr(body, "reason", body) for body in batch]
         print(answers)
     """
     expected = [b"small", NO_MEMORY.reason, TWO_BODIES.reason, b"another"]
@@ -443,22 +477,22 @@ def test_a_request_that_memory_does_not_hold_is_answered(name: str) -> None:
 class Failing(Later):
     """Replies that nobody can make."""
 
-    def bodies(self) -> list[bytes]:
+    def complete(self, batch: Batch) -> None:
         raise KeyError("a bug")
 
 
 def test_a_pending_reply_that_cannot_be_made_is_answered_otherwise(peer: Peer) -> None:
     later, failing = Later(b"later"), Failing(b"")
     peer.send([b"a", b"", b"1"], [b"b", b"", b"2"])
-    assert peer.mailbox.receive() == [b"1", b"2"]
-    peer.mailbox.reply([None, None], [([0], failing), ([1], later)])
-    failing.complete()
-    later.complete()
+    assert peer.take() == [b"1", b"2"]
+    peer.reply([None, None], [([0], failing), ([1], later)])
+    failing.ready()
+    later.ready()
     with pytest.raises(ReplyFailedError) as raised:
-        peer.mailbox.receive()
+        peer.take()
     assert isinstance(raised.value.__cause__, KeyError)
     peer.mailbox.stop()
-    assert peer.mailbox.receive() == []
+    assert peer.take() == []
     assert peer.receive() == [b"a", b"", b"KeyError('a bug')"]
     assert peer.receive() == [b"b", b"", b"later"]
 
@@ -483,8 +517,8 @@ def narrow(context: Context, way: Make) -> Iterator[Middle]:
 def test_what_is_left_goes_to_those_behind_and_their_reply_to_the_client(middle: Middle) -> None:
     worker = middle.add_worker()
     middle.ask(b"1", b"2", b"3")
-    assert middle.take(3) == [b"1", b"2", b"3"]
-    middle.mailbox.reply([None, b"two", None], [], [0, 2])
+    assert middle.take_all(3) == [b"1", b"2", b"3"]
+    middle.reply([None, b"two", None], [], [0, 2])
     assert middle.client.recv_multipart() == [b"", b"two"]
     for number in (b"1", b"3"):
         *envelope, delimiter, body = worker.recv_multipart()
@@ -492,7 +526,7 @@ def test_what_is_left_goes_to_those_behind_and_their_reply_to_the_client(middle:
         worker.send_multipart([*envelope, b"", b"reply", b"of", LONG])  # Whatever it is made of.
     worker.send_multipart([b"nobody", b"", b"reply"])
     worker.close()
-    assert middle.frames.receive(wait=False) == ([], [])
+    assert middle.queued() == []
     assert middle.client.recv_multipart() == [b"", b"reply", b"of", LONG]
     assert middle.client.recv_multipart() == [b"", b"reply", b"of", LONG]
     assert not middle.client.poll(0)
@@ -507,23 +541,23 @@ def test_replies_pass_while_it_waits_for_requests(middle: Middle) -> None:
         middle.ask(b"2")
 
     middle.ask(b"1")
-    assert middle.take(1) == [b"1"]
-    middle.mailbox.reply([None], [], [0])
+    assert middle.take_all(1) == [b"1"]
+    middle.reply([None], [], [0])
     thread = threading.Thread(target=answer_and_ask)
     thread.start()
-    assert middle.mailbox.receive() == [b"2"]
+    assert middle.take() == [b"2"]
     thread.join()
-    middle.mailbox.reply([b"two"])
+    middle.reply([b"two"])
 
 
 def test_nothing_is_taken_while_those_behind_have_no_room(narrow: Middle) -> None:
     count = 40
     bodies = [b"%d" % number for number in range(count)]
     narrow.ask(*bodies)
-    assert narrow.take(count) == bodies
-    narrow.mailbox.reply([None] * count, [], list(range(count)))  # Nobody is there at all.
+    assert narrow.take_all(count) == bodies
+    narrow.reply([None] * count, [], list(range(count)))  # Nobody is there at all.
     narrow.ask(b"later")
-    assert narrow.frames.receive(wait=False, take=False) == ([], [])
+    assert narrow.queued(take=False) == []
     taken = []
 
     def work() -> None:
@@ -534,10 +568,10 @@ def test_nothing_is_taken_while_those_behind_have_no_room(narrow: Middle) -> Non
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert narrow.mailbox.receive() == [b"later"]
+    assert narrow.take() == [b"later"]
     thread.join()
     assert taken == bodies
-    narrow.mailbox.reply([b"reply"])
+    narrow.reply([b"reply"])
 
 
 def test_replies_pass_while_it_waits_for_room(narrow: Middle) -> None:
@@ -545,9 +579,9 @@ def test_replies_pass_while_it_waits_for_room(narrow: Middle) -> None:
     worker = narrow.add_worker()
     count = 20
     narrow.ask(*[b"%d" % number for number in range(count)])
-    narrow.take(count)
-    narrow.mailbox.reply([None] * count, [], list(range(count)))
-    thread = threading.Thread(target=narrow.mailbox.receive)
+    narrow.take_all(count)
+    narrow.reply([None] * count, [], list(range(count)))
+    thread = threading.Thread(target=narrow.take)
     thread.start()
     *envelope, _ = worker.recv_multipart()
     try:
@@ -567,16 +601,16 @@ def test_only_what_had_arrived_is_taken_at_the_end(middle: Middle) -> None:
     """A client that goes on asking is not waited for; what is pending, and behind, is."""
     worker, later = middle.add_worker(), Later(b"later")
     middle.ask(b"1", b"2", b"3")
-    middle.take(3)
-    middle.mailbox.reply([b"one", None, None], [([1], later)], [2])
+    middle.take_all(3)
+    middle.reply([b"one", None, None], [([1], later)], [2])
     middle.ask(b"4")
     eventually(middle.frames.readable, "a message is there")
     middle.mailbox.drain()
-    assert middle.mailbox.receive() == [b"4"]
-    middle.mailbox.reply([b"four"])
+    assert middle.take() == [b"4"]
+    middle.reply([b"four"])
     thread = threading.Thread(target=end, args=(middle, worker, later))
     thread.start()
-    assert middle.mailbox.receive() == []
+    assert middle.take() == []
     thread.join()
     replies = [middle.client.recv_multipart()[1] for _ in range(4)]
     assert sorted(replies) == [b"four", b"later", b"one", b"three"]
@@ -590,7 +624,7 @@ def end(middle: Middle, worker: Socket, later: Later) -> None:
     worker.send_multipart([*envelope, b"three"])
     worker.close()
     middle.mailbox.stop()
-    later.complete()
+    later.ready()
 
 
 # --- Nothing leaks
@@ -606,8 +640,8 @@ def test_memory_stays_flat(peer: Peer) -> None:
             peer.send(*batch)
             left = 4
             while left:
-                bodies = peer.mailbox.receive()
-                peer.mailbox.reply([large] * len(bodies))
+                bodies = peer.take()
+                peer.reply([large] * len(bodies))
                 left -= len(bodies)
             peer.waiting()
 
@@ -640,9 +674,9 @@ def test_both_ways_do_the_same(batches: list[list[Frames]]) -> None:
         for batch in batches:
             peer.send(*batch)
             peer.mailbox.stop()  # So that it does not wait where nothing can be answered.
-            while bodies := peer.mailbox.receive():
+            while bodies := peer.take():
                 outcome.append(bodies)
-                peer.mailbox.reply([b"reply %d" % number for number in range(len(bodies))])
+                peer.reply([b"reply %d" % number for number in range(len(bodies))])
         outcomes.append((outcome, peer.waiting(), peer.mailbox.unroutable))
         peer.mailbox.close()
         peer.socket.close()

@@ -28,7 +28,7 @@ from tests.support import (
     unpack,
 )
 from zkv.broker.frames import FRAMES
-from zkv.broker.mailbox import FrontMailbox, Mailbox, connect_worker
+from zkv.broker.mailbox import WORKERS_BATCH, FrontMailbox, Mailbox, connect_worker
 from zkv.broker.waiting import PendingCalls, PendingReply
 from zkv.engine import Engine
 from zkv.protocol import requests
@@ -162,10 +162,10 @@ def test_a_pending_reply_that_cannot_be_made(
     client, writer = connect(server.endpoint), connect(server.endpoint)
     client.ok(op="PUT", key="k", value=1)
     with monkeypatch.context() as patch:
-        patch.setattr(PendingReply, "bodies", raising(SimulatedDeath()))
+        patch.setattr(PendingReply, "complete", raising(SimulatedDeath()))
         reply = client.call(op="SNAPSHOT", id=4)
         assert (reply["code"], reply["id"], reply["applied"]) == ("INTERNAL", 4, None)
-        patch.setattr(PendingCalls, "bodies", raising(SimulatedDeath()))
+        patch.setattr(PendingCalls, "complete", raising(SimulatedDeath()))
         reply = writer.call(op="PUT", key="k", value=2, id=5)
         assert (reply["code"], reply["id"], reply["applied"]) == ("INTERNAL", 5, None)
     assert client.ok(op="SNAPSHOT")["rev"] == 2
@@ -279,6 +279,7 @@ def test_who_waits_for_the_disk_is_answered_where_a_batch_ends_in_a_bug(
         with monkeypatch.context() as patch:
             for name in ("submit", "settle"):
                 patch.setattr(Engine, name, raising(SimulatedDeath()))
+            patch.setattr(Engine, "sync", lambda _: False)
             reply = client.call(op="PUT", key="k", value=2, id=1)
         assert (reply["code"], reply["applied"], reply["id"]) == ("READ_ONLY", None, 1)
         assert client.ok(op="PUT", key="k", value=3)["rev"] == 3
@@ -463,9 +464,10 @@ def test_mailbox_may_be_rung_after_its_end(context: zmq.Context[Any]) -> None:
     with context.socket(zmq.DEALER) as backend:
         backend.linger = 0
         backend.bind("inproc://backend")
-        mailbox = Mailbox(partial(FRAMES, connect_worker(context, "inproc://backend")))
+        socket = connect_worker(context, "inproc://backend")
+        mailbox = Mailbox(partial(FRAMES, socket, bounds=WORKERS_BATCH))
         mailbox.stop()
-        assert mailbox.receive() == []
+        assert len(mailbox.receive()) == 0
         mailbox.close()
         mailbox.stop()
 

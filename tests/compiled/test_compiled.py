@@ -34,7 +34,8 @@ from zkv import compiled
 from zkv.durability.segment import pack_frames
 from zkv.keyspace import SnapshotView, StoredEntry
 from zkv.keyspace.table import PythonTable, Table, new_table
-from zkv.requests.lane import Answers, open_lane
+from zkv.requests.batch import ALL, Batch, new_batch
+from zkv.requests.lane import open_lane
 
 ROOT = Path(__file__).parents[2]
 
@@ -231,7 +232,15 @@ def in_lane(store: MemoryStore, body: bytes) -> bool:
     node = store.node
     lane = open_lane(node.engine.keyspace, node.limits, node.max_reply_bytes, False)
     assert lane is not None
-    return lane.run([body], Answers()) == 1
+    return lane.run(batch_of(body))[0] == []
+
+
+def batch_of(*bodies: bytes) -> Batch:
+    """A batch of requests that come from nobody."""
+    batch = new_batch()
+    for body in bodies:
+        batch.add([], body)
+    return batch
 
 
 @pytest.fixture
@@ -320,18 +329,18 @@ def test_items_that_are_there_twice_are_logged_and_counted_once() -> None:
         assert [(each.key, bytes(each.value)) for each in commit.changes] == [
             ("a", b"\x03"), ("b", b"\x01")
         ]  # fmt: skip
-        answers = Answers([])
         lane = open_lane(store.engine.keyspace, store.node.limits, 1_000, True)
         assert lane is not None
-        lane.run([body := request("MPUT", items=items_twice("a", "b", "a"))], answers)
-        assert answers.subjects == [(2, len(body), len(answers.replies[0] or b""))]
+        batch = batch_of(body := request("MPUT", items=items_twice("a", "b", "a")))
+        lane.run(batch, logs=True)
+        assert batch.answered(-1, ALL) == [("MPUT", 2, len(body), len(batch.reply(0) or b""))]
     finally:
         store.close()
 
 
 def test_a_lane_leaves_what_is_large(store: MemoryStore) -> None:
     """It holds up everybody for as long as it takes."""
-    body = request("PUT", key="k", value=b"x" * 1_100_000)
+    body = request("PUT", key="k", value=b"x" * 2_100_000)
     assert not in_lane(store, body)
     assert unpack(store.exchange(body))["ok"]
 

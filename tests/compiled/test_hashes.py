@@ -36,6 +36,15 @@ def test_crc32_is_that_of_zlib(data: bytes, crc: int) -> None:
     assert compiled.store.crc32(data, crc) == zlib.crc32(data, crc)
 
 
+def test_crc32_of_every_length_is_that_of_zlib() -> None:
+    """Long inputs are folded, 64 bytes at a time, and begin anywhere in memory."""
+    data = some_bytes(70_000)
+    for size in [*range(700), 65_535, 65_536, 69_000]:
+        for crc in (0, 0xFFFFFFFF, 0x12345678):
+            part = data[size % 16 : size % 16 + size]
+            assert compiled.store.crc32(part, crc) == zlib.crc32(part, crc)
+
+
 def test_blake2b_has_the_digest_that_its_rfc_shows() -> None:
     """RFC 7693, appendix A."""
     assert compiled.store.blake2b(b"abc", 64).hex() == (

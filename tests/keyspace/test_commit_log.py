@@ -10,7 +10,7 @@ import pytest
 
 from zkv.durability.files import Files
 from zkv.durability.wal import Wal
-from zkv.keyspace import CommitLog, MemoryLog, PackedCommit
+from zkv.keyspace import CommitLog, MemoryLog
 from zkv.keyspace.change import Commit, KeyChange
 from zkv.keyspace.log import NOTHING
 
@@ -28,7 +28,7 @@ def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CommitLog]:
     log.close()
 
 
-def commit(rev: int) -> PackedCommit:
+def commit(rev: int) -> bytes:
     return Commit(rev, 0, (KeyChange("DELETE", "k"),)).pack()
 
 

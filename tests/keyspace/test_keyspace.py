@@ -476,17 +476,17 @@ class FakeLog:
         """Here, a commit's number is its revision."""
         return self.safe_rev
 
-    def append(self, commit: PackedCommit) -> int:
+    def append(self, payload: bytes) -> int:
         if self.broken:
             raise ReadOnly("no")
-        return commit.rev
+        return PackedCommit(payload).rev
 
     @property
     def takes_commits(self) -> bool:
         return not self.broken
 
-    def extend(self, commits: list[PackedCommit]) -> int:
-        return commits[-1].rev
+    def extend(self, payloads: list[bytes]) -> int:
+        return PackedCommit(payloads[-1]).rev
 
 
 class OpenView:

@@ -22,9 +22,8 @@ from unittest import mock
 import msgspec
 import pytest
 
-from tests.requests.roads import Roads, SteppedEngine
+from tests.requests.roads import Delayed, Roads, SteppedEngine
 from tests.support import LIMIT, Message, unpack
-from zkv.broker.mailbox import Pending
 from zkv.config import Settings, build, override
 from zkv.durability.files import Files
 from zkv.engine import Engine
@@ -251,17 +250,17 @@ class StuckDisk(Disk):
 class Waiting:
     """Replies that wait for the disk."""
 
-    def __init__(self, pending: Pending) -> None:
+    def __init__(self, later: Delayed) -> None:
         self.ready = False
-        self._pending = pending
-        pending.notify(self._become_ready)
+        self._later = later
+        later.pending.notify(self._become_ready)
 
     def _become_ready(self) -> None:
         self.ready = True
 
     @functools.cached_property
     def bodies(self) -> list[bytes]:
-        return self._pending.bodies()
+        return self._later.bodies()
 
 
 @dataclass
@@ -280,10 +279,9 @@ class Parked:
     def body(self) -> bytes:
         """The reply, which must have left."""
         assert self.left, "the reply has not left"
-        if self.waiting is not None:
-            return self.waiting.bodies[self.place]
-        assert self.reply is not None
-        return self.reply
+        reply = self.reply if self.waiting is None else self.waiting.bodies[self.place]
+        assert reply is not None
+        return reply
 
     def read(self) -> Message:
         """The same, unpacked."""
@@ -308,9 +306,9 @@ class Worker:
         def take(replies: dict[int, bytes]) -> None:
             answers.update({place: Parked(reply) for place, reply in replies.items()})
 
-        for places, pending in self._roads.answer(bodies, take, self._leave):
-            waiting = Waiting(pending)
-            for number, place in enumerate(places):
+        for later in self._roads.answer(bodies, take, self._leave):
+            waiting = Waiting(later)
+            for number, place in enumerate(later.places):
                 answers[place] = Parked(None, waiting, number)
         return [answers[place] for place in range(len(bodies))]
 

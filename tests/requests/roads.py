@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from zkv.broker.front import FrontHandler
-from zkv.broker.mailbox import Later
+from zkv.broker.mailbox import Pending
 from zkv.broker.waiting import Answered
 from zkv.broker.worker import Handler, WorkerHandler
 from zkv.config import Settings
@@ -25,6 +26,7 @@ from zkv.durability.wal import Wal
 from zkv.engine import Engine
 from zkv.errors import ReadOnly
 from zkv.requests.account import Account
+from zkv.requests.batch import Batch, new_batch
 from zkv.requests.commands import Node
 from zkv.requests.lane import open_lane
 
@@ -36,6 +38,8 @@ class SteppedEngine(Engine):
         self, settings: Settings, files: Files, now: Callable[[], int] | None = None
     ) -> None:
         self._submitted: list[CommitGroup] = []
+        self.front_syncs = False
+        """Whether the front may sync a batch that only writes, before it answers."""
         self._committing = threading.Lock()
         super().__init__(settings.durability, settings.limits, files, now)
 
@@ -53,6 +57,9 @@ class SteppedEngine(Engine):
 
     def submit(self, group: CommitGroup) -> None:
         self._submitted.append(group)
+
+    def sync(self) -> bool:
+        return self.front_syncs and super().sync()
 
     @property
     def storage(self) -> Storage:
@@ -110,7 +117,7 @@ class Roads:
         bodies: Sequence[bytes],
         take: Callable[[dict[int, bytes]], None],
         leave: Callable[[list[int]], None] = lambda places: None,
-    ) -> list[Later]:
+    ) -> list[Delayed]:
         """Run a batch; the replies that must wait, with their places in it.
 
         Args:
@@ -118,17 +125,32 @@ class Roads:
             take: takes replies that may leave, by their places.
             leave: told the places of those that the front leaves, before the worker runs them.
         """
-        front = self._front.answer(list(bodies))
-        self._answered = [(self._front, front)]
-        take(_made(front.replies, range(len(bodies))))
-        leave(front.left)
-        if not front.left:
-            return front.later
-        worker = self._worker.answer([bodies[place] for place in front.left])
-        self._answered.append((self._worker, worker))
-        take(_made(worker.replies, front.left))
-        behind = [([front.left[n] for n in places], what) for places, what in worker.later]
-        return front.later + behind
+        places = list(range(len(bodies)))
+        left, later = self._run(self._front, bodies, places, take)
+        leave(left)
+        if left:
+            later += self._run(self._worker, bodies, left, take)[1]
+        return later
+
+    def _run(
+        self,
+        handler: Handler,
+        bodies: Sequence[bytes],
+        places: list[int],
+        take: Callable[[dict[int, bytes]], None],
+    ) -> tuple[list[int], list[Delayed]]:
+        """Have a handler run the requests at some places; what it leaves, and what must wait."""
+        batch = new_batch()
+        for place in places:
+            batch.add([], bodies[place])
+        answered = handler.answer(batch)
+        self._answered.append((handler, answered))
+        later = [
+            Delayed([places[n] for n in some], pending, batch.split(some))
+            for some, pending in answered.later
+        ]
+        take({places[n]: reply for n, reply in enumerate(replies_of(batch)) if reply is not None})
+        return [places[n] for n in answered.left], later
 
     def commit(self, idle: bool) -> None:
         """See to it that what waits is committed: by the committer's next round, or before.
@@ -141,5 +163,19 @@ class Roads:
             handler.commit(batch, lambda: idle)
 
 
-def _made(replies: Sequence[bytes | None], places: Sequence[int]) -> dict[int, bytes]:
-    return {place: reply for place, reply in zip(places, replies, strict=True) if reply is not None}
+class Delayed(NamedTuple):
+    """Replies that wait: their places, and what a mailbox does about them."""
+
+    places: list[int]
+    pending: Pending
+    batch: Batch
+
+    def bodies(self) -> list[bytes]:
+        """The replies, once they are complete."""
+        self.pending.complete(self.batch)
+        return [reply for reply in replies_of(self.batch) if reply is not None]
+
+
+def replies_of(batch: Batch) -> list[bytes | None]:
+    """The replies that wait to be sent."""
+    return [batch.reply(place) for place in range(len(batch))]

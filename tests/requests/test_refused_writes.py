@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, BinaryIO
 from unittest import mock
 
@@ -15,6 +15,7 @@ from tests.requests.contract_stores import (
     Disk,
     DurableStore,
     FakeClock,
+    Parked,
     Store,
     StuckDisk,
     op,
@@ -22,7 +23,6 @@ from tests.requests.contract_stores import (
 )
 from tests.support import LIMIT
 from zkv.errors import BadRequest
-from zkv.requests.lane import Answers
 
 
 def everything(store: Store, sessions: dict[str, int]) -> dict[str, Any]:
@@ -242,34 +242,32 @@ def test_what_is_rolled_back_after_it_was_written_leaves_the_log(fsync: str) -> 
         assert store.items() == found
 
 
-@contextlib.contextmanager
-def between(store: DurableStore, do: Callable[[], None]) -> Iterator[dict[str, Any]]:
-    """A request that the front leaves, and a worker refuses; ``do`` is done when it comes there.
+def send_with_a_pause(
+    store: DurableStore,
+    first: list[bytes],
+    do: Callable[[], None],
+    second: list[bytes],
+    in_front: bool,
+) -> list[Parked]:
+    """The answers to two series of requests; ``do`` is done between them.
 
-    What is plain before and behind it is run by the front, one part before and one after that.
+    The front runs each series as a batch of its own. A worker runs both in one batch, with a
+    request between them that it refuses once ``do`` is done.
     """
-    leave_out = Answers.leave_out
+    worker = store.workers[0]
+    if in_front:
+        answers = worker.send(*first)
+        do()
+        return answers + worker.send(*second)
 
     def do_and_refuse() -> None:
         do()
         raise BadRequest("this is no snapshot")
 
-    def do_and_leave_out(answers: Answers) -> None:
-        if any(answers.ops):
-            do()
-        leave_out(answers)
-
-    with (
-        mock.patch.object(Answers, "leave_out", do_and_leave_out),
-        mock.patch.object(store.engine, "snapshot", do_and_refuse),
-    ):
-        yield op("SNAPSHOT")
-
-
-def once(do: Callable[[], None]) -> Callable[[], None]:
-    """``do``, the first time that it is called."""
-    waiting = [do]
-    return lambda: waiting.pop()() if waiting else None
+    with mock.patch.object(store.engine, "snapshot", do_and_refuse):
+        answers = worker.send(*first, request("SNAPSHOT"), *second)
+    del answers[len(first)]
+    return answers
 
 
 @pytest.mark.usefixtures("impatient_log")
@@ -296,24 +294,24 @@ def test_what_is_on_disk_is_not_refused_for_what_could_not_follow(
             syncing.start()
             assert disk.stuck.wait(LIMIT)
 
-        worker = store.workers[0]
-        with between(store, once(sync)) as pause:
-            answers = worker.send(
-                request(**put, key="a", value=1, session="s", seq=1, id=1),
-                request(**get, key="a", id=2),
-                request(**pause, id=3),
-                request(**get, key="a", id=4),
-                request(**put, key="b", value=2, session="s", seq=2, id=5),
-                request(**get, key="b", id=6),
-                request("COUNT", id=7),
-            )
+        first_half = [
+            request(**put, key="a", value=1, session="s", seq=1, id=1),
+            request(**get, key="a", id=2),
+        ]
+        second_half = [
+            request(**get, key="a", id=4),
+            request(**put, key="b", value=2, session="s", seq=2, id=5),
+            request(**get, key="b", id=6),
+            request("COUNT", id=7),
+        ]
+        answers = send_with_a_pause(store, first_half, sync, second_half, put == op("PUT"))
         disk.go_on.set()
         syncing.join()
         disk.full = True
-        worker.settle()
+        store.workers[0].settle()
         disk.full = False
 
-        first, read, _, again, second, absent, count = [answer.read() for answer in answers]
+        first, read, again, second, absent, count = [answer.read() for answer in answers]
         assert [first["id"], read["id"], again["id"]] == [1, 2, 4]
         assert (first["rev"], first["durable"]) == (1, True)
         assert (read["value"], again["value"]) == (1, 1)
@@ -336,20 +334,16 @@ def test_what_is_written_is_not_refused_for_what_could_not_follow(put: dict[str,
             store.engine.secure()
             store.disk.full = True
 
-        worker = store.workers[0]
-        durable_put = op("PUT", key="b", value=2, durable=True)
-        behind = [] if put == op("PUT") else [durable_put]
-        with between(store, once(write)) as pause:
-            answers = worker.send(
-                request(**put, key="a", value=1),
-                *[request(**each) for each in behind],
-                request(**pause),
-                request(**put, key="c", value=3),
-            )
-        worker.settle()
+        in_front = put == op("PUT")
+        durable_put = request("PUT", key="b", value=2, durable=True)
+        behind = [] if in_front else [durable_put]
+        first_half = [request(**put, key="a", value=1), *behind]
+        second_half = [request(**put, key="c", value=3)]
+        answers = send_with_a_pause(store, first_half, write, second_half, in_front)
+        store.workers[0].settle()
         store.disk.full = False
 
-        first, *durable, _, second = [answer.read() for answer in answers]
+        first, *durable, second = [answer.read() for answer in answers]
         assert (first["ok"], first["rev"]) == (True, 1)
         for reply in durable:
             assert (reply["code"], reply["applied"]) == ("READ_ONLY", None)

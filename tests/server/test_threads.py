@@ -49,7 +49,8 @@ def failing(times: int, error: BaseException, function: Callable[..., Any]) -> C
 def test_the_committer_fails(
     tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    monkeypatch.setattr("zkv.engine.Engine.settle", lambda *_: False)
+    for by_the_front in ("settle", "sync"):
+        monkeypatch.setattr(f"zkv.engine.Engine.{by_the_front}", lambda *_: False)
     monkeypatch.setattr(committer, "settle", failing(1, error, committer.settle))
     with ServerInProcess(tmp_path / "data") as server:
         client = connect(server.endpoint)
@@ -202,3 +203,25 @@ def test_the_log_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     text = path.read_text(encoding="utf-8")
     assert "lines of the log are lost" in text
     assert "the second" in text
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_so_many_threads_serve_the_connections(
+    tmp_path: Path, connect: Connect, count: int
+) -> None:
+    settings = {"io_threads": count, "endpoints": ["tcp://127.0.0.1:*"]}
+    if not Path("/proc/self/task").exists():
+        pytest.skip("needs /proc")
+    connect("tcp://127.0.0.1:1")  # The clients have a thread, too; it names itself.
+    eventually(lambda: "ZMQbg/IO" in names_of_threads(), "the thread has its name")
+    before = names_of_threads().count("ZMQbg/IO")
+    with ServerInProcess(tmp_path / "data", server=settings) as server:
+        clients = [connect(server.endpoint) for _ in range(5)]
+        assert all(client.ok(op="PUT", key="k", value=1)["rev"] for client in clients)
+        assert names_of_threads().count("ZMQbg/IO") - before == count
+
+
+def names_of_threads() -> list[str]:
+    """The names of this process's threads, without their numbers."""
+    tasks = Path("/proc/self/task").glob("*/comm")
+    return [task.read_text().strip().rpartition("/")[0] for task in tasks]

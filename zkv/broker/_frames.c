@@ -2,8 +2,11 @@
  *
  * Strategy: the cost of a thread is in socket calls and in switches of Python's lock. So waiting
  * for messages and receiving a whole batch is one call without the lock, and sending a batch of
- * replies is another. Python objects are made and read before and after that, with the lock
- * held. Replies of workers are sent on during the wait, and never become Python objects.
+ * replies is another. A message stays in the `Batch` as libzmq brought it. Replies of workers are
+ * sent on during the wait, and never become Python objects.
+ *
+ * The front sends the replies of a batch in the order of their connections. libzmq's I/O thread
+ * writes what is there for a connection with one system call, and is woken once for it.
  *
  * Nothing is linked. The socket belongs to pyzmq, so libzmq's functions must be those of the
  * library that pyzmq has loaded; `attach` looks them up there. This file relies only on libzmq's
@@ -12,10 +15,9 @@
  *
  * Invariants: `PythonFrames` specifies the behaviour; tests run with both. An object is used in
  * one thread. Every zmq_msg_t that was initialised is closed. A Python object that is read
- * without the lock is kept alive by a reference. */
+ * without the lock is kept alive by a reference in the batch. */
 
-#define Py_LIMITED_API 0x030B0000 /* one binary for Python 3.11 and everything newer */
-#include <Python.h>
+#include "../compiled/batch.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -41,6 +43,8 @@ static struct {
     int (*send)(void *socket, const void *data, size_t size, int flags);
     int (*msg_init)(zmq_msg_t *);
     int (*msg_init_size)(zmq_msg_t *, size_t size);
+    int (*msg_init_data)(zmq_msg_t *, void *data, size_t size, void (*drop)(void *, void *),
+                         void *hint);
     int (*msg_recv)(zmq_msg_t *, void *socket, int flags);
     int (*msg_send)(zmq_msg_t *, void *socket, int flags);
     int (*msg_move)(zmq_msg_t *to, zmq_msg_t *from);
@@ -61,6 +65,7 @@ static const struct {
     {"zmq_msg_size", &zmq.msg_size},     {"zmq_msg_data", &zmq.msg_data},
     {"zmq_msg_send", &zmq.msg_send},     {"zmq_msg_close", &zmq.msg_close},
     {"zmq_msg_init_size", &zmq.msg_init_size},
+    {"zmq_msg_init_data", &zmq.msg_init_data},
 };
 
 /* attach(path): find libzmq's functions in a loaded extension module of pyzmq, or in a library that
@@ -85,15 +90,86 @@ static PyObject *attach(PyObject *module, PyObject *arguments)
     return Py_BuildValue("(iii)", major, minor, patch);
 }
 
+/* --- The frames of a batch -------------------------------------------------------------------- */
+
+enum { FIRST_FRAMES = 64, KEPT_FRAMES = 4096 }; /* capacity: at first, and kept between batches */
+
+static zmq_msg_t *frame_at(const Batch *of, size_t place) { return (zmq_msg_t *)of->frames + place; }
+
+/* Reserve capacity for more frames. 0 if there is no memory. Only libzmq may move a zmq_msg_t. */
+static int reserve_frames(Batch *to, size_t more)
+{
+    size_t room = to->frame_room ? to->frame_room : FIRST_FRAMES;
+    while (room < to->frame_count + more)
+        room *= 2;
+    if (room == to->frame_room)
+        return 1;
+    zmq_msg_t *frames = malloc(room * sizeof *frames);
+    if (frames == NULL)
+        return 0;
+    for (size_t i = 0; i < to->frame_count; i++) {
+        zmq.msg_init(&frames[i]);
+        zmq.msg_move(&frames[i], frame_at(to, i));
+        zmq.msg_close(frame_at(to, i));
+    }
+    free(to->frames);
+    to->frames = frames;
+    to->frame_room = room;
+    return 1;
+}
+
+/* Add an initialised frame. NULL if there is no memory. */
+static zmq_msg_t *add_frame(Batch *to)
+{
+    if (to->frame_count == to->frame_room && !reserve_frames(to, 1))
+        return NULL;
+    zmq_msg_t *frame = frame_at(to, to->frame_count++);
+    zmq.msg_init(frame);
+    return frame;
+}
+
+static void drop_frames(Batch *of, size_t keep)
+{
+    while (of->frame_count > keep)
+        zmq.msg_close(frame_at(of, --of->frame_count));
+}
+
+static void drop_all_frames(Batch *of)
+{
+    drop_frames(of, 0);
+    if (of->frame_room > KEPT_FRAMES) {
+        free(of->frames);
+        of->frames = NULL;
+        of->frame_room = 0;
+    }
+}
+
+/* Let the item's body point to its last frame. Frames must not move afterwards: libzmq keeps a
+ * small body in the zmq_msg_t itself. */
+static void find_body(Batch *in, item *of)
+{
+    of->body = zmq.msg_data(frame_at(in, of->end - 1));
+    of->size = zmq.msg_size(frame_at(in, of->end - 1));
+}
+
+/* Move the frames of an item that has been moved from one batch to another. */
+static void move_frames(Batch *from, Batch *to, item *of)
+{
+    size_t first = to->frame_count;
+    for (size_t i = of->first; i < of->end; i++)
+        zmq.msg_move(add_frame(to), frame_at(from, i));
+    to->calls = from->calls;
+    of->first = first;
+    of->end = to->frame_count;
+    if (of->body != NULL)
+        find_body(to, of);
+}
+
+static const frame_calls calls = {drop_all_frames, reserve_frames, move_frames};
+
 /* --- Frames ---------------------------------------------------------------------------------- */
 
-enum kind { COMPLETE, NO_DELIMITER, NO_BODY, TWO_BODIES, NO_MEMORY, KINDS };
-
-/* A received message: its envelope, and its body if it is complete, in `Frames.frames`. */
-typedef struct {
-    size_t first, end;
-    enum kind kind;
-} letter;
+enum kind { COMPLETE, NO_DELIMITER, NO_BODY, TWO_BODIES, KINDS };
 
 /* A socket of pyzmq. */
 typedef struct {
@@ -104,49 +180,18 @@ typedef struct {
 
 typedef struct {
     PyObject_HEAD
+    PyTypeObject *batch_type;
     end front, behind;           /* behind: the workers' socket; may be absent */
     int waker;                   /* descriptor that ends a wait when it becomes readable */
     PyObject *stands_for[KINDS]; /* BadEnvelopes, in place of the body of a malformed message */
     PyObject *error;             /* makes an exception from an error number */
     unsigned long long unroutable;
-    zmq_msg_t *frames;          /* of the current batch; each is initialised */
-    size_t count, room;
-    letter *letters;
-    size_t taken;            /* letters that have not been returned yet */
+    int forwarded; /* The workers' socket has been used: its signal may have been reset. */
     size_t most, most_bytes; /* of a batch */
+    size_t *order;           /* of sending: `most` places */
 } Frames;
 
-enum { ROOM = 256, KEPT_ROOM = 4096 }; /* capacity in frames: at first, and kept between batches */
-
 static int is_error(int number) { return number != 0 && number != EAGAIN; }
-
-/* Add an initialised frame. NULL if there is no memory. Only libzmq may move a zmq_msg_t. */
-static zmq_msg_t *add_frame(Frames *self)
-{
-    if (self->count == self->room) {
-        size_t room = self->room ? 2 * self->room : ROOM;
-        zmq_msg_t *frames = malloc(room * sizeof *frames);
-        if (frames == NULL)
-            return NULL;
-        for (size_t i = 0; i < self->count; i++) {
-            zmq.msg_init(&frames[i]);
-            zmq.msg_move(&frames[i], &self->frames[i]);
-            zmq.msg_close(&self->frames[i]);
-        }
-        free(self->frames);
-        self->frames = frames;
-        self->room = room;
-    }
-    zmq_msg_t *frame = &self->frames[self->count++];
-    zmq.msg_init(frame);
-    return frame;
-}
-
-static void drop_frames(Frames *self, size_t keep)
-{
-    while (self->count > keep)
-        zmq.msg_close(&self->frames[--self->count]);
-}
 
 /* Receive a frame. 0, or an error number. */
 static int receive_frame(zmq_msg_t *frame, void *socket)
@@ -166,14 +211,14 @@ static int send_frame(zmq_msg_t *frame, void *socket, int more)
 }
 
 /* Receive the next frame into the batch. 0, or an error number. */
-static int take_frame(Frames *self)
+static int take_frame(Frames *self, Batch *to)
 {
-    zmq_msg_t *frame = add_frame(self);
+    zmq_msg_t *frame = add_frame(to);
     if (frame == NULL)
         return ENOMEM;
     int number = receive_frame(frame, self->front.socket);
     if (number)
-        drop_frames(self, self->count - 1);
+        drop_frames(to, to->frame_count - 1);
     return number;
 }
 
@@ -188,59 +233,88 @@ static void skip_rest(Frames *self)
     zmq.msg_close(&frame);
 }
 
-/* Receive the next message. 0, or an error number; EAGAIN if there is none. A message without a
- * sender to reply to, or without memory, is counted as unroutable and leaves nothing in `to`. */
-static int take_letter(Frames *self, letter *to, int *routable)
+/* Receive the frames of the next message into the batch, and find out of which kind it is; of a
+ * malformed message only the envelope is kept. 0, or an error number; then nothing is kept. */
+static int take_frames(Frames *self, Batch *to, enum kind *kind)
 {
-    size_t first = self->count;
+    size_t first = to->frame_count;
     size_t delimiter = 0; /* its place; never the first frame, which is the sender's address */
     int more = 1;
+    *kind = NO_DELIMITER;
     while (more) {
-        int number = take_frame(self);
+        int number = take_frame(self, to);
         if (number) {
-            if (number == ENOMEM && self->count > first)
+            if (number == ENOMEM && to->frame_count > first)
                 skip_rest(self), self->unroutable++;
-            drop_frames(self, first);
+            drop_frames(to, first);
             return number;
         }
-        zmq_msg_t *frame = &self->frames[self->count - 1];
-        more = zmq.msg_more(frame);
-        if (delimiter && self->count > delimiter + 2)
-            drop_frames(self, self->count - 1), to->kind = TWO_BODIES;
+        size_t last = to->frame_count - 1;
+        more = zmq.msg_more(frame_at(to, last));
+        if (delimiter && last > delimiter + 1)
+            drop_frames(to, last), *kind = TWO_BODIES;
         else if (delimiter)
-            to->kind = COMPLETE;
-        else if (self->count - 1 > first && zmq.msg_size(frame) == 0)
-            delimiter = self->count - 1, to->kind = NO_BODY;
+            *kind = COMPLETE;
+        else if (last > first && zmq.msg_size(frame_at(to, last)) == 0)
+            delimiter = last, *kind = NO_BODY;
     }
-    *routable = self->count - first > 1;
-    if (!delimiter) {
-        to->kind = NO_DELIMITER;
-        drop_frames(self, *routable ? first + 1 : first);
-    } else if (to->kind == TWO_BODIES) {
-        drop_frames(self, delimiter + 1);
+    if (*kind == NO_DELIMITER)
+        drop_frames(to, to->frame_count - first > 1 ? first + 1 : first);
+    else if (*kind == TWO_BODIES)
+        drop_frames(to, delimiter + 1);
+    return 0;
+}
+
+/* Receive the next message into the batch. 0, or an error number; EAGAIN if there is none. One
+ * without a sender to reply to, or without memory, is counted as unroutable and not added. */
+static int take_message(Frames *self, Batch *to)
+{
+    enum kind kind;
+    size_t first = to->frame_count;
+    item *next = next_item(to);
+    int number = next == NULL ? ENOMEM : take_frames(self, to, &kind);
+    if (number)
+        return number;
+    if (to->frame_count == first) {
+        self->unroutable++;
+        return 0;
     }
-    self->unroutable += !*routable;
-    to->first = first;
-    to->end = self->count;
+    next->first = first;
+    next->end = to->frame_count;
+    if (kind != COMPLETE)
+        next->object = self->stands_for[kind]; /* The reference follows with Python's lock. */
+    to->count++;
     return 0;
 }
 
 /* Receive queued messages, up to `most`, and none after `most_bytes`. 0, or an error number; EAGAIN
  * if there is none. */
-static int take_batch(Frames *self, size_t *taken)
+static int take_batch(Frames *self, Batch *to)
 {
-    int number = EAGAIN, routable, any = 0;
-    size_t bytes = 0, counted = self->count;
-    while (*taken < self->most && bytes < self->most_bytes) {
-        number = take_letter(self, &self->letters[*taken], &routable);
+    int number = EAGAIN, any = 0;
+    size_t bytes = 0, counted = 0;
+    to->calls = &calls;
+    while (to->count < self->most && bytes < self->most_bytes) {
+        number = take_message(self, to);
         if (number)
             break;
         any = 1;
-        *taken += routable;
-        for (; counted < self->count; counted++)
-            bytes += zmq.msg_size(&self->frames[counted]);
+        for (; counted < to->frame_count; counted++)
+            bytes += zmq.msg_size(frame_at(to, counted));
     }
     return any ? 0 : number;
+}
+
+/* Complete the items of a batch that has been received. */
+static void complete(Batch *of)
+{
+    for (size_t i = 0; i < of->count; i++) {
+        item *each = &of->items[i];
+        if (each->object == NULL)
+            find_body(of, each);
+        else
+            Py_INCREF(each->object);
+    }
 }
 
 /* Send one message from the workers' socket on to the front's. 0, or an error number. */
@@ -277,11 +351,13 @@ typedef struct {
     int wait, take, capacity;
 } wish;
 
-/* Wait. 0, or an error number; sets `told` if the caller must return, even without a message. */
-static int wait_for_signal(Frames *self, const wish *w, int *told)
+/* Wait. 0, or an error number; sets `told` if the caller must return, even without a message, and
+ * `replies` if the workers may have sent some. */
+static int wait_for_signal(Frames *self, const wish *w, int *told, int *replies)
 {
     int events = 0;
     size_t size = sizeof events;
+    *replies = w->capacity;
     if (w->capacity) { /* Read the events last, since any other call may reset the signal. */
         if (zmq.getsockopt(self->behind.socket, OPTION_EVENTS, &events, &size) < 0)
             return zmq.last_error();
@@ -297,25 +373,32 @@ static int wait_for_signal(Frames *self, const wish *w, int *told)
     if (poll(any, 3, -1) < 0)
         return errno;
     *told = any[0].revents != 0;
+    *replies |= any[2].revents != 0;
     return 0;
 }
 
-/* Return the letters left over from the last call, or receive a batch; if none is queued and the
- * caller wants to wait, wait and try again. Sends the workers' replies on. Runs without Python's
- * lock. EINTR if a signal has arrived. */
-static int take_or_wait(Frames *self, const wish *w, size_t *taken)
+/* Receive a batch; if no message is queued and the caller wants to wait, wait and try again. Sends
+ * the workers' replies on. Runs without Python's lock. EINTR if a signal has arrived.
+ *
+ * A look at a socket takes a system call. While nobody uses the workers' socket, its signal tells
+ * of replies, and the wait looks at that anyway. So it is looked at once in each call. */
+static int take_or_wait(Frames *self, const wish *w, Batch *to)
 {
-    int number, told = !w->wait;
-    for (;;) {
-        number = pass_on(self);
-        if (!number && !*taken)
-            number = w->take ? take_batch(self, taken) : EAGAIN;
-        if (number != EAGAIN || told)
-            return number;
-        number = wait_for_signal(self, w, &told);
-        if (number)
-            return number;
+    int told = !w->wait, replies = 1, passed = 0;
+    int number = w->take ? take_batch(self, to) : EAGAIN;
+    if (number != EAGAIN || told || self->forwarded) {
+        self->forwarded = 0;
+        passed = pass_on(self);
     }
+    while (!passed && number == EAGAIN && !told) {
+        passed = wait_for_signal(self, w, &told, &replies);
+        if (!passed && replies)
+            passed = pass_on(self);
+        /* After `pass_on`, which may reset the signal of this socket. */
+        if (!passed && w->take)
+            number = take_batch(self, to);
+    }
+    return passed ? passed : number;
 }
 
 static PyObject *fail(Frames *self, int number)
@@ -337,73 +420,6 @@ static int is_closed(Frames *self)
     return self->front.socket == NULL;
 }
 
-static PyObject *to_bytes(zmq_msg_t *frame)
-{
-    return PyBytes_FromStringAndSize(zmq.msg_data(frame), (Py_ssize_t)zmq.msg_size(frame));
-}
-
-/* Append a new reference, which may be NULL, and release it. 0 if that failed. */
-static int append(PyObject *list, PyObject *item)
-{
-    int well = item != NULL && PyList_Append(list, item) == 0;
-    Py_XDECREF(item);
-    return well;
-}
-
-/* Make a list of bytes from the envelope of a letter. */
-static PyObject *to_envelope(Frames *self, const letter *from)
-{
-    size_t end = from->end - (from->kind == COMPLETE);
-    PyObject *envelope = PyList_New(0);
-    for (size_t i = from->first; envelope != NULL && i < end; i++)
-        if (!append(envelope, to_bytes(&self->frames[i])))
-            Py_CLEAR(envelope);
-    if (envelope != NULL && from->kind == NO_DELIMITER)
-        if (!append(envelope, PyBytes_FromStringAndSize(NULL, 0)))
-            Py_CLEAR(envelope);
-    return envelope;
-}
-
-static PyObject *to_body(Frames *self, const letter *from)
-{
-    PyObject *body = NULL;
-    if (from->kind == COMPLETE) {
-        body = to_bytes(&self->frames[from->end - 1]);
-        if (body == NULL)
-            PyErr_Clear();
-    }
-    enum kind kind = from->kind == COMPLETE ? NO_MEMORY : from->kind;
-    return body != NULL ? body : Py_NewRef(self->stands_for[kind]);
-}
-
-/* Make (envelopes, bodies) from the received letters, which are kept if there is no memory. The
- * lists are appended to: one with gaps would be visible through the garbage collector. */
-static PyObject *to_lists(Frames *self)
-{
-    PyObject *envelopes = PyList_New(0), *bodies = PyList_New(0), *lists = NULL;
-    int well = envelopes != NULL && bodies != NULL;
-    for (size_t i = 0; well && i < self->taken; i++)
-        well = append(envelopes, to_envelope(self, &self->letters[i])) &&
-               append(bodies, to_body(self, &self->letters[i]));
-    if (well)
-        lists = PyTuple_Pack(2, envelopes, bodies);
-    Py_XDECREF(envelopes);
-    Py_XDECREF(bodies);
-    return lists;
-}
-
-/* Release the letters that have been returned. */
-static void drop_letters(Frames *self)
-{
-    self->taken = 0;
-    drop_frames(self, 0);
-    if (self->room > KEPT_ROOM) {
-        free(self->frames);
-        self->frames = NULL;
-        self->room = 0;
-    }
-}
-
 /* Read one keyword argument of `frames_receive`. 0, with an exception, if it has none so named. */
 static int read_wish(wish *w, PyObject *name, PyObject *value)
 {
@@ -415,7 +431,16 @@ static int read_wish(wish *w, PyObject *name, PyObject *value)
     return PyErr_Format(PyExc_TypeError, "receive() has no argument %R", name), 0;
 }
 
-/* receive(*, wait, take=True, capacity=False): see _frames.pyi. The arguments are read here:
+/* The batch that is the first argument of a method. NULL, with an exception, if it is none, or if
+ * the sockets are closed. */
+static Batch *to_batch(Frames *self, PyObject *argument)
+{
+    if (!PyObject_TypeCheck(argument, self->batch_type))
+        return PyErr_Format(PyExc_TypeError, "this is not a batch"), NULL;
+    return is_closed(self) ? NULL : (Batch *)argument;
+}
+
+/* receive(batch, *, wait, take=True, capacity=False): see _frames.pyi. The arguments are read here:
  * PyArg_ParseTupleAndKeywords takes longer than all the rest if nothing is queued. */
 static PyObject *frames_receive(Frames *self, PyObject *const *arguments, Py_ssize_t count,
                                 PyObject *names)
@@ -425,177 +450,167 @@ static PyObject *frames_receive(Frames *self, PyObject *const *arguments, Py_ssi
     for (Py_ssize_t i = 0; names != NULL && i < PyTuple_Size(names); i++)
         if (!read_wish(&w, PyTuple_GetItem(names, i), arguments[count + i]))
             return NULL;
-    if (count != 0 || w.wait < 0)
-        return PyErr_Format(PyExc_TypeError, "receive() takes arguments by name: `wait`, ...");
-    if (is_closed(self))
+    if (count != 1 || w.wait < 0)
+        return PyErr_Format(PyExc_TypeError, "receive() takes a batch, and `wait` by name");
+    Batch *batch = to_batch(self, arguments[0]);
+    if (batch == NULL)
         return NULL;
+    clear_batch(batch);
     w.capacity = w.capacity && self->behind.socket != NULL;
     do {
         Py_BEGIN_ALLOW_THREADS
-        number = take_or_wait(self, &w, &self->taken);
+        number = take_or_wait(self, &w, batch);
         Py_END_ALLOW_THREADS
         if (number == EINTR && PyErr_CheckSignals() < 0)
             return NULL;
     } while (number == EINTR);
-    PyObject *lists = is_error(number) ? fail(self, number) : to_lists(self);
-    if (lists != NULL)
-        drop_letters(self);
-    return lists;
+    complete(batch);
+    return is_error(number) ? fail(self, number) : Py_NewRef(Py_None);
 }
 
 /* --- Sending --------------------------------------------------------------------------------- */
 
-/* A frame to send; `data` is valid as long as there is a reference to `object`. */
-typedef struct {
-    PyObject *object;
-    const char *data;
-    size_t size;
-    int more;
-} outgoing;
-
-/* Count the frames of all envelopes and bodies. -1, with an exception, if the lists do not
- * match. */
-static Py_ssize_t count_frames(PyObject *envelopes, PyObject *bodies)
+/* Send all frames of a message but the last. 0, or an error number. */
+static int send_envelope(void *socket, const Batch *batch, const item *of, size_t end)
 {
-    Py_ssize_t total = 0, size = PyList_Size(envelopes), others = PyList_Size(bodies);
-    if (size < 0 || others < 0)
-        return -1;
-    if (size != others)
-        return PyErr_Format(PyExc_ValueError, "%zd bodies for %zd envelopes", others, size), -1;
-    for (Py_ssize_t i = 0; i < size; i++) {
-        Py_ssize_t frames = PyList_Size(PyList_GetItem(envelopes, i));
-        if (frames < 0)
-            return -1;
-        total += frames + 1;
-    }
-    return total;
+    int number = 0;
+    for (size_t i = of->first; i < end && !number; i++)
+        number = send_frame(frame_at(batch, i), socket, 1);
+    return number;
 }
 
-/* Take a reference to one frame. 0, with an exception, if it is not bytes. */
-static int take_reference(outgoing *to, PyObject *frame, int more)
+static void drop_data(void *data, void *hint) { free(data); }
+
+/* Make the frame of a reply. A large one that belongs to no other object is not copied. 0, or an
+ * error number. */
+static int to_frame(const Batch *batch, item *of, zmq_msg_t *frame)
 {
-    Py_ssize_t size;
-    char *data;
-    to->object = Py_NewRef(frame);
-    if (PyBytes_AsStringAndSize(frame, &data, &size) < 0)
+    unsigned char *data = of->reply;
+    if (of->reply_owner == NULL && !in_arena(batch, data)) {
+        if (zmq.msg_init_data(frame, data, of->reply_size, drop_data, NULL) < 0)
+            return zmq.last_error();
+        of->reply = NULL; /* It is libzmq's. */
         return 0;
-    to->data = data;
-    to->size = (size_t)size;
-    to->more = more;
-    return 1;
-}
-
-/* Take references to all frames of the messages with a body; return their number, or -1. */
-static Py_ssize_t take_references(PyObject *envelopes, PyObject *bodies, outgoing **held)
-{
-    Py_ssize_t count = 0, total = count_frames(envelopes, bodies), size = PyList_Size(envelopes);
-    if (total < 0)
-        return -1;
-    *held = PyMem_Calloc((size_t)total + 1, sizeof **held);
-    if (*held == NULL)
-        return PyErr_NoMemory(), -1;
-    for (Py_ssize_t i = 0; i < size; i++) {
-        PyObject *envelope = PyList_GetItem(envelopes, i), *body = PyList_GetItem(bodies, i);
-        Py_ssize_t frames = body == Py_None ? 0 : PyList_Size(envelope);
-        for (Py_ssize_t j = 0; j < frames; j++)
-            if (!take_reference(&(*held)[count++], PyList_GetItem(envelope, j), 1))
-                return -1;
-        if (body != Py_None && !take_reference(&(*held)[count++], body, 0))
-            return -1;
     }
-    return count;
-}
-
-static void release(outgoing *held)
-{
-    for (outgoing *frame = held; frame != NULL && frame->object != NULL; frame++)
-        Py_DECREF(frame->object);
-    PyMem_Free(held);
-}
-
-/* Send all frames of a message except the last. 0, or an error number. */
-static int send_envelope(void *socket, const outgoing *frame)
-{
-    for (; frame->more; frame++)
-        while (zmq.send(socket, frame->data, frame->size, DONTWAIT | SNDMORE) < 0)
-            if (zmq.last_error() != EINTR)
-                return zmq.last_error();
+    if (zmq.msg_init_size(frame, of->reply_size) < 0)
+        return zmq.last_error();
+    memcpy(zmq.msg_data(frame), data, of->reply_size);
     return 0;
 }
 
-/* Send a message. 0, or an error number; EAGAIN if there is no receiver, or it has no capacity. The
+/* Send a reply. 0, or an error number; EAGAIN if there is no receiver, or it has no capacity. The
  * last frame is made first: if memory ran out after the others were sent, the next message would
  * become part of this one. */
-static int send_message(void *socket, const outgoing *frame)
+static int send_reply(Frames *self, Batch *batch, item *of)
 {
-    const outgoing *last = frame;
-    zmq_msg_t body;
-    int number;
-    while (last->more)
-        last++;
-    if (zmq.msg_init_size(&body, last->size) < 0)
-        return zmq.last_error();
-    memcpy(zmq.msg_data(&body), last->data, last->size);
-    number = send_envelope(socket, frame);
+    zmq_msg_t body, delimiter;
+    size_t end = of->end - (of->body != NULL);
+    int number = to_frame(batch, of, &body);
+    if (number)
+        return number;
+    number = send_envelope(self->front.socket, batch, of, end);
+    if (!number && end - of->first == 1) { /* A message that had no delimiter. */
+        zmq.msg_init(&delimiter);
+        number = send_frame(&delimiter, self->front.socket, 1);
+        zmq.msg_close(&delimiter);
+    }
     if (!number)
-        number = send_frame(&body, socket, 0);
+        number = send_frame(&body, self->front.socket, 0);
     zmq.msg_close(&body);
     return number;
 }
 
-/* Send all messages, without Python's lock. A message without a receiver is skipped and counted or,
- * if not `skip`, ends the call with EAGAIN. One without memory is skipped, and the result is ENOMEM
- * or, if not `skip`, ends the call with ENOMEM. 0, or an error number. */
-static int send_all(Frames *self, void *socket, int skip, const outgoing *frame,
-                    const outgoing *end, Py_ssize_t *sent)
+/* The last byte of the address of the connection; 0 if there is nothing to send. */
+static unsigned last_byte(const Batch *batch, const item *of)
 {
-    int failed = 0;
-    for (; frame < end; frame++) {
-        int number = send_message(socket, frame), lost = number == EAGAIN && skip;
-        if (number == ENOMEM && skip)
+    if (of->reply == NULL)
+        return 0;
+    zmq_msg_t *address = frame_at(batch, of->first);
+    size_t size = zmq.msg_size(address);
+    return size ? ((unsigned char *)zmq.msg_data(address))[size - 1] : 0;
+}
+
+/* Find the order in which to send: by the last byte of the connections' addresses, and otherwise
+ * that of the batch. */
+static void sort_by_connection(Frames *self, const Batch *batch)
+{
+    size_t starts[257] = {0};
+    for (size_t i = 0; i < batch->count; i++)
+        starts[1 + last_byte(batch, &batch->items[i])]++;
+    for (size_t i = 1; i < 257; i++)
+        starts[i] += starts[i - 1];
+    for (size_t i = 0; i < batch->count; i++)
+        self->order[starts[last_byte(batch, &batch->items[i])]++] = i;
+}
+
+/* Send all replies, without Python's lock. One without a receiver is skipped and counted, one
+ * without memory is skipped, and the result is ENOMEM. 0, or an error number. */
+static int send_all(Frames *self, Batch *batch)
+{
+    int failed = 0, sorted = self->behind.socket != NULL && batch->count <= self->most;
+    if (sorted)
+        sort_by_connection(self, batch);
+    for (size_t i = 0; i < batch->count; i++) {
+        item *of = &batch->items[sorted ? self->order[i] : i];
+        int number = of->reply == NULL ? 0 : send_reply(self, batch, of);
+        if (number == ENOMEM)
             failed = ENOMEM;
-        else if (number && !lost)
+        else if (number == EAGAIN)
+            self->unroutable++;
+        else if (number)
             return number;
-        self->unroutable += (unsigned)lost;
-        *sent += !number;
-        while (frame->more)
-            frame++;
     }
     return failed;
 }
 
-/* Send messages, given as lists of envelopes and of bodies; return how many were sent, or -1. */
-static Py_ssize_t send_lists(Frames *self, PyObject *arguments, void *socket, int skip)
+static PyObject *frames_send(Frames *self, PyObject *argument)
 {
-    PyObject *envelopes, *bodies;
-    outgoing *held = NULL;
-    int number = 0;
-    Py_ssize_t sent = 0;
-    if (!PyArg_ParseTuple(arguments, "OO", &envelopes, &bodies) || is_closed(self))
-        return -1;
-    Py_ssize_t count = take_references(envelopes, bodies, &held);
-    if (count >= 0) {
-        Py_BEGIN_ALLOW_THREADS
-        number = send_all(self, socket, skip, held, held + count, &sent);
-        Py_END_ALLOW_THREADS
-    }
-    release(held);
-    if (number == ENOMEM && sent > 0 && !skip)
-        number = EAGAIN; /* There may be memory for the rest next time. */
-    if (is_error(number))
-        fail(self, number);
-    return count < 0 || is_error(number) ? -1 : sent;
+    int number;
+    Batch *batch = to_batch(self, argument);
+    if (batch == NULL)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    number = send_all(self, batch);
+    Py_END_ALLOW_THREADS
+    for (size_t i = 0; i < batch->count; i++)
+        drop_reply(batch, &batch->items[i]);
+    return number ? fail(self, number) : Py_NewRef(Py_None);
 }
 
-static PyObject *frames_send(Frames *self, PyObject *arguments)
+/* Forward one message. 0, or an error number; EAGAIN if the workers have no capacity. */
+static int forward_message(Frames *self, Batch *batch, item *of)
 {
-    return send_lists(self, arguments, self->front.socket, 1) < 0 ? NULL : Py_NewRef(Py_None);
+    int number = 0;
+    for (size_t i = of->first; i < of->end && !number; i++)
+        number = send_frame(frame_at(batch, i), self->behind.socket, i + 1 < of->end);
+    if (!number) {
+        of->first = of->end; /* They are empty now. */
+        of->body = NULL;
+    }
+    return number;
+}
+
+/* Forward messages as long as the workers have capacity. 0, or an error number. */
+static int forward_all(Frames *self, Batch *batch, PyObject *places, Py_ssize_t *sent)
+{
+    for (; *sent < PyList_Size(places); ++*sent) {
+        size_t place = PyLong_AsSize_t(PyList_GetItem(places, *sent));
+        int number = place < batch->count ? forward_message(self, batch, &batch->items[place]) : EINVAL;
+        if (number)
+            return number == EAGAIN ? 0 : number;
+    }
+    return 0;
 }
 
 static PyObject *frames_forward(Frames *self, PyObject *arguments)
 {
-    Py_ssize_t sent = send_lists(self, arguments, self->behind.socket, 0);
-    return sent < 0 ? NULL : PyLong_FromSsize_t(sent);
+    PyObject *batch, *places;
+    Py_ssize_t sent = 0;
+    if (!PyArg_ParseTuple(arguments, "OO", &batch, &places) || to_batch(self, batch) == NULL)
+        return NULL;
+    int number = forward_all(self, (Batch *)batch, places, &sent);
+    self->forwarded = 1;
+    return number ? fail(self, number) : PyLong_FromSsize_t(sent);
 }
 
 /* --- Other methods --------------------------------------------------------------------------- */
@@ -650,19 +665,31 @@ static int open_end(end *to, PyObject *owner)
     return 1;
 }
 
+/* 1 if objects of this type have the memory that batch.h declares. */
+static int is_batch_type(PyObject *type)
+{
+    PyObject *size = PyObject_GetAttrString(type, "__basicsize__");
+    int matches = size != NULL && PyLong_AsSize_t(size) == sizeof(Batch);
+    Py_XDECREF(size);
+    PyErr_Clear();
+    return matches;
+}
+
 static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
-    PyObject *front, *no_delimiter, *no_body, *two_bodies, *no_memory, *error, *behind = Py_None;
-    static char *names[] = {"socket", "waker", "most", "most_bytes", "no_delimiter", "no_body",
-                            "two_bodies", "no_memory", "error", "behind", NULL};
+    PyObject *front, *batch_type, *no_delimiter, *no_body, *two_bodies, *error, *behind = Py_None;
+    static char *names[] = {"socket", "waker", "batch_type", "most", "most_bytes", "no_delimiter",
+                            "no_body", "two_bodies", "error", "behind", NULL};
     int waker;
     Py_ssize_t most, most_bytes;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OinnOOOOO|O", names, &front, &waker,
-                                     &most, &most_bytes, &no_delimiter, &no_body, &two_bodies,
-                                     &no_memory, &error, &behind))
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OiOnnOOOO|O", names, &front, &waker,
+                                     &batch_type, &most, &most_bytes, &no_delimiter, &no_body,
+                                     &two_bodies, &error, &behind))
         return NULL;
     if (zmq.version == NULL || most < 1 || most_bytes < 1)
         return PyErr_Format(PyExc_ValueError, "attach to libzmq first; bounds must be positive");
+    if (!is_batch_type(batch_type))
+        return PyErr_Format(PyExc_TypeError, "this is no type of batches");
     Frames *self = (Frames *)PyType_GenericAlloc(type, 0);
     if (self == NULL)
         return NULL;
@@ -670,12 +697,12 @@ static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *k
     self->stands_for[NO_DELIMITER] = Py_NewRef(no_delimiter);
     self->stands_for[NO_BODY] = Py_NewRef(no_body);
     self->stands_for[TWO_BODIES] = Py_NewRef(two_bodies);
-    self->stands_for[NO_MEMORY] = Py_NewRef(no_memory);
     self->error = Py_NewRef(error);
     self->most = (size_t)most;
     self->most_bytes = (size_t)most_bytes;
-    self->letters = calloc(self->most, sizeof *self->letters);
-    if (self->letters == NULL)
+    self->batch_type = (PyTypeObject *)Py_NewRef(batch_type);
+    self->order = calloc(self->most, sizeof *self->order);
+    if (self->order == NULL)
         PyErr_NoMemory();
     else if (open_end(&self->front, front) && open_end(&self->behind, behind))
         return (PyObject *)self;
@@ -686,9 +713,8 @@ static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *k
 static void frames_dealloc(Frames *self)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
-    drop_frames(self, 0);
-    free(self->frames);
-    free(self->letters);
+    free(self->order);
+    Py_XDECREF((PyObject *)self->batch_type);
     for (int kind = 0; kind < KINDS; kind++)
         Py_XDECREF(self->stands_for[kind]);
     Py_XDECREF(self->error);
@@ -700,7 +726,7 @@ static void frames_dealloc(Frames *self)
 
 static PyMethodDef frames_methods[] = {
     {"receive", (PyCFunction)(void (*)(void))frames_receive, METH_FASTCALL | METH_KEYWORDS, NULL},
-    {"send", (PyCFunction)frames_send, METH_VARARGS, NULL},
+    {"send", (PyCFunction)frames_send, METH_O, NULL},
     {"forward", (PyCFunction)frames_forward, METH_VARARGS, NULL},
     {"readable", (PyCFunction)frames_readable, METH_NOARGS, NULL},
     {"close", (PyCFunction)frames_close, METH_NOARGS, NULL},

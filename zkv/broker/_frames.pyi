@@ -1,10 +1,12 @@
 """`zkv.broker.frames.PythonFrames` in C."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import zmq
 
-from zkv.broker.frames import BadEnvelope
+from zkv.compiled._store import Batch
+from zkv.requests import batch
+from zkv.requests.batch import BadEnvelope
 
 def attach(path: str, /) -> tuple[int, int, int]: ...
 
@@ -14,23 +16,21 @@ class Frames:
         *,
         socket: zmq.Socket[bytes],
         waker: int,
+        batch_type: type[Batch],
         most: int,
         most_bytes: int,
         no_delimiter: BadEnvelope,
         no_body: BadEnvelope,
         two_bodies: BadEnvelope,
-        no_memory: BadEnvelope,
         error: Callable[[int], Exception],
         behind: zmq.Socket[bytes] | None = None,
     ) -> Frames: ...
     @property
     def unroutable(self) -> int: ...
     def receive(
-        self, *, wait: bool, take: bool = True, capacity: bool = False
-    ) -> tuple[list[list[bytes]], list[bytes | BadEnvelope]]: ...
-    def send(self, envelopes: list[list[bytes]], bodies: Sequence[bytes | None], /) -> None: ...
-    def forward(
-        self, envelopes: list[list[bytes]], bodies: Sequence[bytes | BadEnvelope], /
-    ) -> int: ...
+        self, batch: batch.Batch, /, *, wait: bool, take: bool = True, capacity: bool = False
+    ) -> None: ...
+    def send(self, batch: batch.Batch, /) -> None: ...
+    def forward(self, batch: batch.Batch, places: list[int], /) -> int: ...
     def readable(self) -> bool: ...
     def close(self) -> None: ...

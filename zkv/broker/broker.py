@@ -23,7 +23,7 @@ import zmq
 from zkv.broker.feed import Feed
 from zkv.broker.frames import FRAMES, PythonFrames
 from zkv.broker.front import Front
-from zkv.broker.mailbox import Mailbox, connect_worker
+from zkv.broker.mailbox import WORKERS_BATCH, Mailbox, connect_worker
 from zkv.broker.sockets import INPROC
 from zkv.broker.worker import Worker
 from zkv.requests.account import Account
@@ -52,6 +52,7 @@ class Broker:
     Args:
         endpoints: endpoints to bind.
         feed: endpoint on which to publish changes; empty = none.
+        io_threads: libzmq's threads for the connections.
         max_message_bytes: a larger message ends its connection.
         worker_died: called in the thread of a worker that dies, so it must return at once.
         front_died: called in the thread of the front if that dies, likewise.
@@ -62,6 +63,7 @@ class Broker:
         self,
         endpoints: list[str],
         feed: str,
+        io_threads: int,
         max_message_bytes: int,
         worker_died: Callable[[], None],
         front_died: Callable[[], None],
@@ -69,7 +71,7 @@ class Broker:
     ) -> None:
         self._shares_context = any(name.startswith(INPROC) for name in (*endpoints, feed))
         self._context: zmq.Context[zmq.Socket[bytes]] = (
-            zmq.Context.instance() if self._shares_context else zmq.Context()
+            zmq.Context.instance() if self._shares_context else zmq.Context(io_threads)
         )
         self._backend = f"inproc://zkv-workers-{next(_numbers)}"
         self._accounts = [Account(write_log)]
@@ -207,7 +209,8 @@ class Broker:
             self._workers.append(worker)
 
     def _open_mailbox(self) -> Mailbox:
-        return Mailbox(partial(FRAMES, connect_worker(self._context, self._backend)))
+        socket = connect_worker(self._context, self._backend)
+        return Mailbox(partial(FRAMES, socket, bounds=WORKERS_BATCH))
 
     def _died(self, worker: Worker) -> None:
         worker.account.deaths += 1

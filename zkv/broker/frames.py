@@ -13,49 +13,35 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, Protocol
 
 import zmq
 
-from zkv.errors import BadRequest, Internal, RequestError
+from zkv import compiled
+from zkv.requests.batch import (
+    NO_BODY,
+    NO_DELIMITER,
+    NO_MEMORY,
+    TWO_BODIES,
+    BadEnvelope,
+    Batch,
+)
 
 _log = logging.getLogger("zkv.broker")
 
-BATCH: Final = 64
-"""Requests in a batch at most: bounds how long the first of them waits for the last."""
+
+class Bounds(NamedTuple):
+    """Bounds of a batch, which bound how long its first request waits for its last."""
+
+    requests: int
+    """Requests at most."""
+    size: int
+    """Bytes after which a batch ends: its memory, apart from that of its largest message."""
+
 
 COPIED: Final = 4_096
 """Bytes of a body above which it is copied before its envelope is sent."""
-
-BATCH_BYTES: Final = 4 * 1024 * 1024
-"""Bytes after which a batch ends: bounds its memory, apart from that of its largest message."""
-
-Envelope = list[bytes]
-"""All frames before the body."""
-
-
-class BadEnvelope:
-    """Takes the place of a body in a batch, for a message that has none or is malformed.
-
-    Args:
-        reason: what is wrong with the message.
-        error: class of the error with which it is answered.
-    """
-
-    def __init__(self, reason: str, error: type[RequestError] = BadRequest) -> None:
-        self.reason = reason
-        self.error = error
-
-    def __len__(self) -> int:
-        """Return 0: it has no bytes."""
-        return 0
-
-
-NO_DELIMITER: Final = BadEnvelope("no empty delimiter frame before the body")
-NO_BODY: Final = BadEnvelope("no body frame behind the delimiter")
-TWO_BODIES: Final = BadEnvelope("more than one body frame behind the delimiter")
-NO_MEMORY: Final = BadEnvelope("the server has no memory for this request", Internal)
 
 
 class Frames(Protocol):
@@ -69,33 +55,34 @@ class Frames(Protocol):
         """Number of messages without a receiver."""
 
     def receive(
-        self, *, wait: bool, take: bool = True, capacity: bool = False
-    ) -> tuple[list[Envelope], list[bytes | BadEnvelope]]:
-        """Receive the messages that are queued, within the bounds: their envelopes and bodies.
+        self, batch: Batch, /, *, wait: bool, take: bool = True, capacity: bool = False
+    ) -> None:
+        """Empty the batch, and receive the messages that are queued into it, within the bounds.
 
         Replies of the workers are sent on unchanged.
 
         Args:
+            batch: takes the messages.
             wait: if nothing is queued, wait for a message, the waker, or a worker's reply. The
-                result may be empty after each of them.
+                batch may be empty after each of them.
             take: receive messages; if false, only send the workers' replies on.
             capacity: end the wait also when the workers have capacity.
 
         If there is no memory for a body, `NO_MEMORY` takes its place. If there is none for anything
-        else, MemoryError is raised, and the next call returns what has been received.
+        else, MemoryError is raised; the next call returns the messages that follow.
         """
 
-    def send(self, envelopes: list[Envelope], bodies: Sequence[bytes | None], /) -> None:
-        """Send each body that is not None in its envelope; both lists have the same length.
+    def send(self, batch: Batch, /) -> None:
+        """Send the replies that the batch has.
 
         Raises MemoryError if there was none for some of them; the others have been sent.
         """
 
-    def forward(self, envelopes: list[Envelope], bodies: Sequence[bytes | BadEnvelope], /) -> int:
-        """Forward messages to the workers as long as they have capacity; return how many.
+    def forward(self, batch: Batch, places: list[int], /) -> int:
+        """Forward requests to the workers as long as they have capacity; return how many.
 
-        Raises TypeError if a body is not bytes, and MemoryError if there is none for the first
-        message. A lack of memory for a later one only ends the call.
+        Raises MemoryError if there is none for the first message. A lack of memory for a later one
+        only ends the call.
         """
 
     def readable(self) -> bool:
@@ -109,7 +96,11 @@ class MakeFrames(Protocol):
     """Makes `Frames`. The arguments are those of `PythonFrames`."""
 
     def __call__(
-        self, socket: zmq.Socket[bytes], waker: int, behind: zmq.Socket[bytes] | None = None
+        self,
+        socket: zmq.Socket[bytes],
+        waker: int,
+        bounds: Bounds,
+        behind: zmq.Socket[bytes] | None = None,
     ) -> Frames:
         """Return `Frames`, which own the sockets from now on."""
 
@@ -120,64 +111,74 @@ class PythonFrames:
     Args:
         socket: receives messages and sends replies. This object closes it.
         waker: descriptor that ends a wait when it becomes readable.
+        bounds: bounds of a batch.
         behind: forwards messages to workers and receives their replies, likewise; None if there
             are none.
     """
 
     def __init__(
-        self, socket: zmq.Socket[bytes], waker: int, behind: zmq.Socket[bytes] | None = None
+        self,
+        socket: zmq.Socket[bytes],
+        waker: int,
+        bounds: Bounds,
+        behind: zmq.Socket[bytes] | None = None,
     ) -> None:
         self._socket = socket
         self._behind = behind
         self._waker = waker
+        self._bounds = bounds
         self._poller = self._make_poller(take=True, capacity=False)
-        self._taken: tuple[list[Envelope], list[bytes | BadEnvelope]] = [], []
         self.unroutable = 0
 
     def receive(
-        self, *, wait: bool, take: bool = True, capacity: bool = False
-    ) -> tuple[list[Envelope], list[bytes | BadEnvelope]]:
+        self, batch: Batch, /, *, wait: bool, take: bool = True, capacity: bool = False
+    ) -> None:
         """See `Frames`."""
+        batch.clear()
         self._pass_on()
-        envelopes, bodies = self._taken
-        if wait and not bodies and not (take and self.readable()):
+        if wait and not (take and self.readable()):
             usual = take and not capacity
             (self._poller if usual else self._make_poller(take, capacity)).poll()
             self._pass_on()
         # Three calls of recv and a look at EVENTS are the cheapest way in pyzmq: `recv_multipart`,
         # and exceptions if nothing is queued, cost more than a whole request.
         size = 0
-        while take and len(bodies) < BATCH and size < BATCH_BYTES and self.readable():
-            taken = len(bodies)
-            self._take(envelopes, bodies)
-            if len(bodies) > taken:
-                size += len(bodies[-1]) + sum(map(len, envelopes[-1]))
-        self._taken = [], []
-        return envelopes, bodies
+        while (
+            take
+            and len(batch) < self._bounds.requests
+            and size < self._bounds.size
+            and self.readable()
+        ):
+            size += self._take(batch)
 
-    def send(self, envelopes: list[Envelope], bodies: Sequence[bytes | None], /) -> None:
+    def send(self, batch: Batch, /) -> None:
         """See `Frames`."""
         failed: MemoryError | None = None
-        for envelope, body in zip(envelopes, bodies, strict=True):
+        for place in range(len(batch)):
+            reply = batch.reply(place)
+            if reply is None:
+                continue
             try:
-                if body is not None and not _send(self._socket, [*envelope, body]):
+                if not _send(self._socket, [*(batch.envelope(place) or []), reply]):
                     self.unroutable += 1
             except MemoryError as error:
                 failed = error
+            batch.sent(place)
         if failed is not None:
             raise failed
 
-    def forward(self, envelopes: list[Envelope], bodies: Sequence[bytes | BadEnvelope], /) -> int:
+    def forward(self, batch: Batch, places: list[int], /) -> int:
         """See `Frames`."""
-        for place, (envelope, body) in enumerate(zip(envelopes, bodies, strict=True)):
+        for number, place in enumerate(places):
             try:
-                if self._behind is None or not _send(self._behind, [*envelope, body]):
-                    return place
+                message = [*(batch.envelope(place) or []), batch[place]]
+                if self._behind is None or not _send(self._behind, message):
+                    return number
             except MemoryError:
-                if place:
-                    return place
+                if number:
+                    return number
                 raise
-        return len(bodies)
+        return len(places)
 
     def readable(self) -> bool:
         """See `Frames`."""
@@ -205,16 +206,16 @@ class PythonFrames:
             if not _send(self._socket, behind.recv_multipart()):
                 self.unroutable += 1
 
-    def _take(self, envelopes: list[Envelope], bodies: list[bytes | BadEnvelope]) -> None:
-        """Receive one message. It is discarded if there is no memory for its envelope."""
+    def _take(self, batch: Batch) -> int:
+        """Receive one message; return its size. It is discarded if there is no memory for it."""
         try:
-            self._take_frames(envelopes, bodies)
+            return self._take_frames(batch)
         except MemoryError:
             self._skip_rest()
             self.unroutable += 1
             raise
 
-    def _take_frames(self, envelopes: list[Envelope], bodies: list[bytes | BadEnvelope]) -> None:
+    def _take_frames(self, batch: Batch) -> int:
         """Receive one message. Its first frame is the sender's address, which the ROUTER adds."""
         recv, option = self._socket.recv, self._socket.getsockopt
         envelope = [recv()]
@@ -223,15 +224,14 @@ class PythonFrames:
             envelope.append(frame)
             if not frame:
                 body = self._take_body()
-                envelopes.append(envelope)
-                bodies.append(body)
-                return
+                batch.add(envelope, body)
+                return len(body) + sum(map(len, envelope))
         if len(envelope) < 2:
             self.unroutable += 1
-            return
+            return 0
         # Without a delimiter, only the first frame is known to be an address.
-        envelopes.append([envelope[0], b""])
-        bodies.append(NO_DELIMITER)
+        batch.add([envelope[0], b""], NO_DELIMITER)
+        return len(envelope[0])
 
     def _take_body(self) -> bytes | BadEnvelope:
         recv, option = self._socket.recv, self._socket.getsockopt
@@ -281,8 +281,10 @@ def copied(frame: bytes) -> bytes | zmq.Frame:
 def _find_compiled() -> MakeFrames | None:
     """Return the C part, attached to pyzmq's libzmq; None if it is not built or does not fit.
 
-    BENCHMARKS.md compares it with `PythonFrames`.
+    BENCHMARKS.md compares it with `PythonFrames`. It needs the compiled batches.
     """
+    if not compiled.COMPILED:
+        return None
     try:
         from zkv.broker import _frames
     except ImportError:
@@ -291,23 +293,26 @@ def _find_compiled() -> MakeFrames | None:
         _log.warning("the compiled mailbox does not find pyzmq's libzmq; using pure Python")
         return None
 
-    def compiled(
-        socket: zmq.Socket[bytes], waker: int, behind: zmq.Socket[bytes] | None = None
+    def make(
+        socket: zmq.Socket[bytes],
+        waker: int,
+        bounds: Bounds,
+        behind: zmq.Socket[bytes] | None = None,
     ) -> Frames:
         return _frames.Frames(
             socket=socket,
             waker=waker,
-            most=BATCH,
-            most_bytes=BATCH_BYTES,
+            batch_type=compiled.store.Batch,
+            most=bounds.requests,
+            most_bytes=bounds.size,
             no_delimiter=NO_DELIMITER,
             no_body=NO_BODY,
             two_bodies=TWO_BODIES,
-            no_memory=NO_MEMORY,
             error=_error,
             behind=behind,
         )
 
-    return compiled
+    return make
 
 
 def _attach(attach: Callable[[str], tuple[int, int, int]]) -> bool:

@@ -2,13 +2,13 @@
 
 Strategy: the cost of a thread of the broker is in socket calls, not in bytes. So the thread waits
 for the first message, receives the others without waiting (up to a bound), runs the whole batch,
-and replies to all. The mailbox keeps the envelope of each message, of any length, and puts it
-before the reply; the handlers see only bodies. `zkv.broker.frames` does the socket calls, in Python
+and replies to all. The batch (`zkv.requests.batch`) keeps the envelope of each message, of any
+length, and the handlers add the replies to it. `zkv.broker.frames` does the socket calls, in Python
 or in C.
 
-A reply may also be pending: its envelope is parked. The thread that completes it wakes the
-mailbox's thread, which then sends it. So no thread of the broker blocks on an op that waits for
-something.
+A reply may also be pending: its request is parked, in a batch of its own. The thread that completes
+it wakes the mailbox's thread, which then sends it. So no thread of the broker blocks on an op that
+waits for something.
 
 Invariants: a mailbox is created, used and closed in one thread; other threads may only call `stop`
 and complete pending replies. Each received message gets exactly one reply: if making it fails, the
@@ -24,8 +24,9 @@ from typing import Final, Protocol
 
 import zmq
 
-from zkv.broker.frames import BadEnvelope, Envelope, Frames
+from zkv.broker.frames import Bounds, Frames
 from zkv.broker.waker import Waker
+from zkv.requests.batch import BadEnvelope, Batch, new_batch
 
 QUEUED_PER_WORKER: Final = 64
 """Requests that wait for one worker at most, on each side of its pipe.
@@ -35,6 +36,11 @@ others wait in the front for any worker. Measured with 50 clients x 16 in flight
 gives 0.35 of the throughput of 1,000, 8 gives 0.7, 32 gives 0.85, 128 all of it.
 """
 
+WORKERS_BATCH: Final = Bounds(64, 4 * 1024 * 1024)
+"""Bounds of a worker's batch."""
+
+FRONTS_BATCH: Final = Bounds(256, 256 * 1024)
+"""Bounds of the front's batch. A simple request takes about 1 us."""
 
 TAKEN_AT_THE_END: Final = 10_000
 """Messages that the front still receives while it stops, since a client may never stop sending."""
@@ -44,13 +50,13 @@ class Pending(Protocol):
     """Replies that may not be sent yet."""
 
     def notify(self, ready: Callable[[], None]) -> None:
-        """Call ``ready`` once, in any thread, when `bodies` can return the replies."""
+        """Call ``ready`` once, in any thread, when `complete` can be called."""
 
-    def bodies(self) -> list[bytes]:
-        """Return the replies; called once, in the mailbox's thread, after ``ready``."""
+    def complete(self, batch: Batch) -> None:
+        """Add the replies to the parked batch; called once, in the mailbox's thread."""
 
-    def give_up(self, error: BaseException) -> list[bytes]:
-        """Return as many error replies after `bodies` raised ``error``."""
+    def give_up(self, batch: Batch, error: BaseException) -> None:
+        """Add error replies to the parked batch after `complete` raised ``error``."""
 
 
 class ReplyFailedError(Exception):
@@ -58,7 +64,7 @@ class ReplyFailedError(Exception):
 
 
 Later = tuple[list[int], Pending]
-"""The places of some requests in their batch, and the object that will make their replies."""
+"""The places of some requests in their batch, and the object that completes their replies."""
 
 
 class Mailbox:
@@ -71,9 +77,9 @@ class Mailbox:
     def __init__(self, open_frames: Callable[[int], Frames]) -> None:
         self._waker = Waker()
         self._frames = open_frames(self._waker.fileno())
-        self._envelopes: list[Envelope] = []  # Of the requests of the batch, until `reply`.
-        self._bodies: list[bytes | BadEnvelope] = []  # Likewise.
-        self._outbox: deque[tuple[list[Envelope], Pending]] = deque()
+        self._batch = new_batch()
+        self._unanswered: Sequence[int] = ()  # Places in the batch that `give_up` must answer.
+        self._outbox: deque[tuple[Batch, Pending]] = deque()
         self._parked = 0  # Number of pending objects of which the replies are not sent yet.
         self._stopping = False
         self._thread = threading.get_ident()
@@ -83,43 +89,41 @@ class Mailbox:
         """Number of messages and replies without a receiver."""
         return self._frames.unroutable
 
-    def receive(self) -> list[bytes | BadEnvelope]:
-        """Wait for requests, and return their bodies.
+    def receive(self) -> Batch:
+        """Wait for requests, and return them.
 
         The result is empty once `stop` was called and all queued requests have been answered.
-        `reply` or `give_up` must be called before the next call.
+        `reply` or `give_up` must be called before the next call, which may empty the batch.
 
         Raises:
             ReplyFailedError: a bug in what makes pending replies; the mailbox can still be used.
-            MemoryError: nothing is lost, and it may be called again.
+            MemoryError: it may be called again.
         """
+        batch = self._batch
         while True:
-            self._send_completed()
+            if self._outbox:
+                self._send_completed()
             ending = self._stopping and not self._parked
-            self._envelopes, self._bodies = self._frames.receive(wait=not ending)
-            if self._bodies or ending:
-                return self._bodies
+            self._frames.receive(batch, wait=not ending)
+            if len(batch) or ending:
+                self._unanswered = range(len(batch))
+                return batch
             self._waker.clear()  # Before the outbox is read: a later entry wakes it again.
 
-    def reply(
-        self,
-        replies: Sequence[bytes | None],
-        later: Sequence[Later] = (),
-        left: Sequence[int] = (),
-    ) -> None:
-        """Answer the batch.
+    def reply(self, later: Sequence[Later] = (), left: Sequence[int] = ()) -> None:
+        """Answer the batch: send the replies that it has.
 
         Args:
-            replies: in the batch's order; None if the reply is pending or made by a worker.
             later: the pending replies.
             left: places of the requests to forward; only for `FrontMailbox`.
         """
-        self._reply(self._take_envelopes(), replies, later)
+        self._unanswered = ()
+        self._reply(later)
 
     @property
     def unanswered(self) -> int:
         """Number of requests in the batch that have not been answered."""
-        return len(self._envelopes)
+        return len(self._unanswered)
 
     def give_up(self, reply_to: Callable[[bytes | BadEnvelope], bytes]) -> None:
         """Answer the rest of the batch after an error.
@@ -127,9 +131,10 @@ class Mailbox:
         Args:
             reply_to: makes the reply to a body.
         """
-        bodies = self._bodies
-        envelopes = self._take_envelopes()
-        self._frames.send(envelopes, [reply_to(body) for body in bodies])
+        unanswered, self._unanswered = self._unanswered, ()
+        for place in unanswered:
+            self._batch.set_reply(place, reply_to(self._batch[place]))
+        self._frames.send(self._batch)
 
     def is_idle(self) -> bool:
         """Return True if no request is queued."""
@@ -145,36 +150,26 @@ class Mailbox:
         self._frames.close()
         self._waker.close()
 
-    def _take_envelopes(self) -> list[Envelope]:
-        """Return the envelopes of the batch, which counts as answered from now on."""
-        envelopes = self._envelopes
-        self._envelopes, self._bodies = [], []
-        return envelopes
-
-    def _reply(
-        self,
-        envelopes: list[Envelope],
-        replies: Sequence[bytes | None],
-        later: Sequence[Later],
-    ) -> None:
+    def _reply(self, later: Sequence[Later]) -> None:
         for places, pending in later:
-            self._park([envelopes[place] for place in places], pending)
-        self._frames.send(envelopes, replies)
+            self._park(self._batch.split(places), pending)
+        self._frames.send(self._batch)
 
     def _send_completed(self) -> None:
         while self._outbox:
-            envelopes, pending = self._outbox.popleft()
+            batch, pending = self._outbox.popleft()
             self._parked -= 1
             try:
-                bodies = pending.bodies()
+                pending.complete(batch)
             except BaseException as error:
-                self._frames.send(envelopes, pending.give_up(error))
+                pending.give_up(batch, error)
+                self._frames.send(batch)
                 raise ReplyFailedError from error
-            self._frames.send(envelopes, bodies)
+            self._frames.send(batch)
 
-    def _park(self, envelopes: list[Envelope], pending: Pending) -> None:
+    def _park(self, batch: Batch, pending: Pending) -> None:
         def ready() -> None:
-            self._outbox.append((envelopes, pending))
+            self._outbox.append((batch, pending))
             self._wake()
 
         self._parked += 1
@@ -196,8 +191,8 @@ class FrontMailbox(Mailbox):
 
     def __init__(self, open_frames: Callable[[int], Frames]) -> None:
         super().__init__(open_frames)
-        # Requests that the workers had no capacity for.
-        self._left: tuple[list[Envelope], list[bytes | BadEnvelope]] = [], []
+        self._left: list[int] = []  # Places of requests that the workers had no capacity for.
+        self._nothing = new_batch()  # Stays empty: in its place while `_left` is not.
         self._still_to_take = TAKEN_AT_THE_END
         self._draining = False
         self.drained = threading.Event()
@@ -208,68 +203,62 @@ class FrontMailbox(Mailbox):
         self._draining = True
         self._waker.wake()
 
-    def receive(self) -> list[bytes | BadEnvelope]:
+    def receive(self) -> Batch:
         """See `Mailbox`. After `stop` it only sends the last replies of the workers.
 
         `drain` must be called first, and the workers must have ended before `stop`.
         """
         while True:
             stopping = self._stopping  # Read before the replies: the last ones come before `stop`.
-            self._send_completed()
-            self._forward()
+            if self._outbox:
+                self._send_completed()
+            if self._left:
+                self._forward()
             if stopping and not self._parked:
-                self._frames.receive(wait=False, take=False)  # Sends the workers' last replies.
-                return []
+                # Sends the workers' last replies.
+                self._frames.receive(self._batch, wait=False, take=False)
+                return self._batch
             if self._receive_batch():
-                return self._bodies
+                self._unanswered = range(len(self._batch))
+                return self._batch
 
     def _receive_batch(self) -> bool:
         """Wait for requests, or for something else to do; return True if there are requests."""
-        full = bool(self._left[0])
+        full = bool(self._left)
         if self._still_to_take <= 0 and not full:
             self.drained.set()
         taking = not full and not self.drained.is_set()
         last = taking and self._draining  # Read before the sockets are.
-        self._envelopes, self._bodies = self._frames.receive(
-            wait=not last, take=taking, capacity=full
-        )
-        if self._bodies:
-            self._still_to_take -= len(self._bodies) if last else 0
+        batch = self._nothing if full else self._batch
+        self._frames.receive(batch, wait=not last, take=taking, capacity=full)
+        received = len(batch)
+        if received:
+            self._still_to_take -= received if last else 0
         elif last:
             self.drained.set()  # No other request had arrived.
         else:
             self._waker.clear()  # Before the outbox and the flags are read: see `Mailbox`.
-        return bool(self._bodies)
+        return received > 0
 
-    def reply(
-        self,
-        replies: Sequence[bytes | None],
-        later: Sequence[Later] = (),
-        left: Sequence[int] = (),
-    ) -> None:
+    def reply(self, later: Sequence[Later] = (), left: Sequence[int] = ()) -> None:
         """See `Mailbox`. The requests that are left go first, since a worker has to be woken."""
-        bodies, envelopes = self._bodies, self._take_envelopes()
-        for place in left:
-            self._left[0].append(envelopes[place])
-            self._left[1].append(bodies[place])
+        self._unanswered = ()
         try:
             if left:
+                self._left = list(left)
                 self._forward()
         finally:
-            self._reply(envelopes, replies, later)
+            self._reply(later)
 
     def _forward(self) -> None:
-        envelopes, bodies = self._left
-        if not envelopes:
-            return
+        left = self._left
         try:
-            count = self._frames.forward(envelopes, bodies)
+            count = self._frames.forward(self._batch, left)
         except BaseException:
             # None was sent, because of the first: `give_up` will answer that. The others wait.
-            self._envelopes, self._bodies = envelopes[:1], bodies[:1]
-            self._left = envelopes[1:], bodies[1:]
+            self._unanswered, self._left = left[:1], left[1:]
             raise
-        self._left = envelopes[count:], bodies[count:]
+        self._left = left[count:]
 
 
 def connect_worker(context: zmq.Context[zmq.Socket[bytes]], backend: str) -> zmq.Socket[bytes]:

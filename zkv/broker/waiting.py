@@ -22,23 +22,23 @@ Invariant: no reply is sent that reveals a revision which is not safe.
 from __future__ import annotations
 
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zkv.durability.committer import A_BUG, CommitGroup
 from zkv.errors import ReadOnly
+from zkv.requests.batch import ALL
 from zkv.requests.call import fail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from zkv.broker.frames import BadEnvelope
     from zkv.broker.mailbox import Later
     from zkv.engine import Engine
     from zkv.protocol.replies import Failure, Reply
     from zkv.requests.account import Account
+    from zkv.requests.batch import Batch
     from zkv.requests.call import Call, Caller
-    from zkv.requests.lane import Answers
 
 
 class Safe(NamedTuple):
@@ -58,19 +58,17 @@ NOTHING_SAFE: Final = Safe(-1, -1)
 
 @dataclass(slots=True)
 class Answered:
-    """The results of a batch.
+    """The results of a batch, apart from the replies that it has.
 
     Args:
-        replies: in the batch's order; None if the reply is pending or made by a worker.
-        later: the places of pending replies, and the objects that will make them.
+        later: the places of pending replies, and the objects that will complete them.
         left: the places of requests that are left to the workers.
         group: the commits that the pending replies wait for; None if none waits for the disk.
         refusal: the log's error, if these commits cannot be made safe.
     """
 
-    replies: list[bytes | None]
-    later: list[Later] = field(default_factory=list)
-    left: list[int] = field(default_factory=list)
+    later: Sequence[Later] = ()
+    left: Sequence[int] = ()
     group: CommitGroup | None = None
     refusal: ReadOnly | None = None
 
@@ -142,20 +140,19 @@ class PendingReply:
 
         self._reply.add_done_callback(settled)
 
-    def bodies(self) -> list[bytes]:
-        """Return the encoded reply. Call this once."""
+    def complete(self, batch: Batch) -> None:
+        """Add the encoded reply. Call this once."""
         future = self._reply
         del self._reply  # The future refers to the callback that refers to this object, and so
         self._call.result = None  # does the call's result: break the cycles.
         error = future.exception()
         reply = future.result() if error is None else fail(error, self._call.request)
-        body = self._caller.finish(self._call, reply)
+        batch.set_reply(0, self._caller.finish(self._call, reply))
         self._caller.flush()
-        return [body]
 
-    def give_up(self, error: BaseException) -> list[bytes]:
-        """Return an error reply after `bodies` raised ``error``."""
-        return [self._caller.give_up(self._call.request, error)]
+    def give_up(self, batch: Batch, error: BaseException) -> None:
+        """Add an error reply after `complete` raised ``error``."""
+        batch.set_reply(0, self._caller.give_up(self._call.request, error))
 
 
 class PendingCalls:
@@ -184,20 +181,22 @@ class PendingCalls:
         """Call ``ready`` once the group is complete."""
         self.group.on_completion(ready)
 
-    def bodies(self) -> list[bytes]:
-        """Return the encoded replies; after a rollback, those that `_after_rollback` makes."""
+    def complete(self, batch: Batch) -> None:
+        """Add the encoded replies; after a rollback, those that `_after_rollback` makes."""
         caller, error = self._caller, self.group.error
         if error is None:
-            bodies = [caller.finish(call, reply) for call, reply in self._calls]
+            for place, (call, reply) in enumerate(self._calls):
+                batch.set_reply(place, caller.finish(call, reply))
         else:
             survived = Safe(*caller.engine.survived(self.group.epoch))
-            bodies = [self._after_rollback(call, was, survived, error) for call, was in self._calls]
+            for place, (call, was) in enumerate(self._calls):
+                batch.set_reply(place, self._after_rollback(call, was, survived, error))
         caller.flush()
-        return bodies
 
-    def give_up(self, error: BaseException) -> list[bytes]:
-        """Return error replies after `bodies` raised ``error``."""
-        return [self._caller.give_up(call.request, error) for call, _ in self._calls]
+    def give_up(self, batch: Batch, error: BaseException) -> None:
+        """Add error replies after `complete` raised ``error``."""
+        for place, (call, _) in enumerate(self._calls):
+            batch.set_reply(place, self._caller.give_up(call.request, error))
 
     def _after_rollback(
         self, call: Call, was: Reply | Failure | None, survived: Safe, error: ReadOnly
@@ -217,66 +216,48 @@ class PendingCalls:
 
 
 class PendingRun:
-    """Replies of the lane that wait for a commit group. Removes them from the lane's answers.
+    """Replies of the lane that wait for a commit group. They are in the parked batch already.
 
     Args:
         caller: runs reads again after a rollback.
         account: counts the replies when they are sent.
         group: the group.
-        bodies: the batch.
-        answers: the lane's answers to it.
-        safe_rev: the newest safe revision.
         started: when the front took up the batch, by `time.perf_counter`.
-
-    Attributes:
-        places: places of the requests in the batch.
     """
 
     def __init__(
-        self,
-        caller: Caller,
-        account: Account,
-        group: CommitGroup,
-        bodies: Sequence[bytes | BadEnvelope],
-        answers: Answers,
-        safe_rev: int,
-        started: float,
+        self, caller: Caller, account: Account, group: CommitGroup, started: float
     ) -> None:
         self._caller = caller
         self._account = account
         self._group = group
         self._started = started
-        reveals, ops = answers.reveals, answers.ops
-        places = [place for place, rev in enumerate(reveals) if rev > safe_rev and ops[place]]
-        self.places = places
-        self._requests = cast("list[bytes]", [bodies[place] for place in places])
-        self._reveals = [reveals[place] for place in places]
-        self._answers = answers.take_out(places)
 
     def notify(self, ready: Callable[[], None]) -> None:
         """Call ``ready`` once the group is complete."""
         self._group.on_completion(ready)
 
-    def bodies(self) -> list[bytes]:
-        """Return the encoded replies; after a rollback, new ones for those that did not survive."""
+    def complete(self, batch: Batch) -> None:
+        """After a rollback, replace the replies that did not survive. Count the others."""
         error = self._group.error
-        bodies = [reply for reply in self._answers.replies if reply is not None]
         if error is not None:
-            self._replace_what_was_rolled_back(bodies, error)
-        self._account.add_run(self._answers.ops, self._answers.subjects, self._started)
+            self._replace_what_was_rolled_back(batch, error)
+        self._account.add_run(batch, -1, ALL, self._started)
         self._account.flush()
-        return bodies
 
-    def give_up(self, error: BaseException) -> list[bytes]:
-        """Return error replies after `bodies` raised ``error``."""
-        return [self._caller.give_up(body, error) for body in self._requests]
+    def give_up(self, batch: Batch, error: BaseException) -> None:
+        """Replace all replies after `complete` raised ``error``."""
+        for place, body in enumerate(batch):
+            request = body if isinstance(body, bytes) else None
+            batch.set_reply(place, self._caller.give_up(request, error))
 
-    def _replace_what_was_rolled_back(self, bodies: list[bytes], error: ReadOnly) -> None:
+    def _replace_what_was_rolled_back(self, batch: Batch, error: ReadOnly) -> None:
         """Run requests again of which the commits did not survive; see `PendingCalls`."""
         survived_rev, _ = self._caller.engine.survived(self._group.epoch)
-        for number, revealed in enumerate(self._reveals):
-            if revealed > survived_rev:
-                self._answers.strike(number)
-                bodies[number] = self._caller.run_instead(
-                    self._requests[number], self._started, error
-                )
+        for place in batch.places(survived_rev, ALL):
+            body = batch[place]
+            if isinstance(body, bytes):
+                reply = self._caller.run_instead(body, self._started, error)
+            else:  # There is no memory for the body.
+                reply = self._caller.give_up(None, error)
+            batch.set_reply(place, reply)

@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import zmq
 
-from zkv.broker.frames import BadEnvelope
 from zkv.broker.mailbox import ReplyFailedError
 from zkv.broker.waiting import Answered, PendingCalls, PendingReply, Safe, commit, make_safe
 from zkv.durability.committer import CommitGroup
+from zkv.requests.batch import BadEnvelope
 from zkv.requests.call import Caller
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from zkv.broker.frames import BadEnvelope
-    from zkv.broker.mailbox import Mailbox
+    from zkv.broker.mailbox import Later, Mailbox
     from zkv.requests.account import Account
+    from zkv.requests.batch import Batch
     from zkv.requests.call import Call
     from zkv.requests.commands import Node
 
@@ -48,8 +48,11 @@ CONTINUES: Final = "the thread continues with the next batch"
 class Handler(Protocol):
     """Answers batches for the front or a worker. It keeps no state from one batch to the next."""
 
-    def answer(self, bodies: Sequence[bytes | BadEnvelope]) -> Answered:
-        """Run a batch. After the results are in the mailbox, `commit` must be called."""
+    def answer(self, batch: Batch) -> Answered:
+        """Run a batch, and add the replies that may be sent at once.
+
+        After the mailbox has taken the results, `commit` must be called.
+        """
 
     def commit(self, answered: Answered, is_idle: Callable[[], bool]) -> None:
         """Have the batch's commit group completed, if there is one.
@@ -76,27 +79,28 @@ class WorkerHandler:
         self._engine = node.engine
         self._caller = Caller(node, account, stopping)
 
-    def answer(self, bodies: Sequence[bytes | BadEnvelope]) -> Answered:
+    def answer(self, batch: Batch) -> Answered:
         """See `Handler`."""
         engine, caller = self._engine, self._caller
         epoch = engine.epoch
-        calls = [self._run(body) for body in bodies]
+        calls = [self._run(body) for body in batch]
         revealed = Safe(max([call.rev for call in calls]), max([call.lsn for call in calls]))
         safe, refusal = make_safe(engine, epoch, revealed, patient=True)
-        answered = Answered([None] * len(calls), refusal=refusal)
+        later: list[Later] = []
+        answered = Answered(later, refusal=refusal)
         waiting = PendingCalls(caller, CommitGroup(epoch))
         for place, call in enumerate(calls):
             result = call.result
             if isinstance(result, Future):
-                answered.later.append(([place], PendingReply(caller, call, result)))
+                later.append(([place], PendingReply(caller, call, result)))
             elif safe.covers(call) and not caller.must_sync(call):
-                answered.replies[place] = caller.finish(call, result)
+                batch.set_reply(place, caller.finish(call, result))
             else:
                 waiting.take(place, call, result)
         if waiting.places:
             answered.group = waiting.group
             waiting.group.lsn = engine.last_lsn
-            answered.later.append((waiting.places, waiting))
+            later.append((waiting.places, waiting))
         caller.flush()
         return answered
 
@@ -195,19 +199,19 @@ def serve(mailbox: Mailbox, handler: Handler, account: Account, name: str) -> No
     """
     failures = 0
     while True:
-        bodies = None
+        batch = None
         try:
-            bodies = mailbox.receive()
-            if not bodies:
+            batch = mailbox.receive()
+            if not batch:
                 return
             failures = 0
-            _answer(mailbox, handler, bodies)
+            _answer(mailbox, handler, batch)
         except ReplyFailedError as failure:
             account.deaths += 1
             cause = failure.__cause__
             _log.critical("a reply of %s failed with a bug; %s", name, CONTINUES, exc_info=cause)
         except BaseException as error:
-            if bodies is None:
+            if batch is None:
                 failures += 1
                 if isinstance(error, zmq.ZMQError) or failures == MOST_FAILURES:
                     raise
@@ -219,9 +223,9 @@ def serve(mailbox: Mailbox, handler: Handler, account: Account, name: str) -> No
                     mailbox.give_up(partial(handler.give_up, error=error))
 
 
-def _answer(mailbox: Mailbox, handler: Handler, bodies: list[bytes | BadEnvelope]) -> None:
-    answered = handler.answer(bodies)
+def _answer(mailbox: Mailbox, handler: Handler, batch: Batch) -> None:
+    answered = handler.answer(batch)
     try:
-        mailbox.reply(answered.replies, answered.later, answered.left)
+        mailbox.reply(answered.later, answered.left)
     finally:  # Even if sending failed: parked replies, and others in the group, wait for this.
         handler.commit(answered, mailbox.is_idle)

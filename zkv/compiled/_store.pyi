@@ -1,11 +1,11 @@
 """The types of the C part: see the C sources beside this file."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from zkv.keyspace.change import PackedCommit
 from zkv.keyspace.entry import StoredEntry
 from zkv.keyspace.store import Watcher
+from zkv.requests.batch import BadEnvelope
 
 class Table:
     def __new__(cls, entry_type: type[StoredEntry], seed: bytes) -> Table: ...
@@ -21,31 +21,42 @@ class Table:
 class Replaced:
     def entries(self) -> dict[str, StoredEntry | None]: ...
 
-class Answers(Protocol):
-    """The lists that `Lane.run` appends to: see `zkv.requests.lane.Answers`."""
+class Batch:
+    """See `zkv.requests.batch.Batch`."""
 
-    replies: list[bytes | None]
-    reveals: list[int]
-    ops: list[str]
-    subjects: list[tuple[str | int, int, int] | None] | None
+    def __new__(cls, *, no_memory: BadEnvelope) -> Batch: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, place: int, /) -> bytes | BadEnvelope: ...
+    def __iter__(self) -> Iterator[bytes | BadEnvelope]: ...  # By `__getitem__`.
+    def add(self, envelope: list[bytes], body: bytes | BadEnvelope, /) -> None: ...
+    def clear(self) -> None: ...
+    def is_request(self, place: int, /) -> bool: ...
+    def envelope(self, place: int, /) -> list[bytes] | None: ...
+    def reply(self, place: int, /) -> bytes | None: ...
+    def set_reply(self, place: int, reply: bytes, /) -> None: ...
+    def sent(self, place: int, /) -> None: ...
+    def split(self, places: list[int], /) -> Batch: ...
+    def places(self, after: int, up_to: int, /) -> list[int]: ...
+    def ops(self, after: int, up_to: int, /) -> dict[str, int]: ...
+    def answered(self, after: int, up_to: int, /) -> list[tuple[str, str | int, int, int]]: ...
 
 class Run(NamedTuple):
     """The results of `Lane.run`.
 
     Attributes:
-        taken: number of requests answered.
+        left: places of the requests that have not been answered.
         newest: newest revision that one of their replies reveals; 0 if none does.
         rev: revision of the store after the run.
-        commits: the commits that the run made, in order.
+        payloads: the commits that the run made, packed, in order.
         changes: number of changes in the commits.
         bytes: size of the commits' payloads.
         replaced: undo information; None if the run wrote nothing.
     """
 
-    taken: int
+    left: list[int]
     newest: int
     rev: int
-    commits: list[PackedCommit]
+    payloads: list[bytes]
     changes: int
     bytes: int
     replaced: Replaced | None
@@ -55,7 +66,6 @@ class Lane:
         cls,
         *,
         table: Table,
-        commit_type: type[PackedCommit],
         max_key_bytes: int,
         max_value_bytes: int,
         max_batch: int,
@@ -71,13 +81,14 @@ class Lane:
     ) -> Lane: ...
     def run(
         self,
-        bodies: Sequence[object],
-        answers: Answers,
+        batch: object,
+        /,
         *,
         rev: int,
         removed_rev: int,
         now: int,
         takes_writes: bool,
+        logs: bool,
     ) -> Run: ...
 
 def measure(packed: bytes, at: int) -> tuple[int, int]: ...

@@ -12,7 +12,7 @@
 
 #include <stdlib.h>
 
-enum { LARGE_BODY = 1 << 20 }; /* bytes: Python releases its lock while it hashes so many */
+enum { LARGE_BODY = 1 << 21 }; /* bytes: takes about 1 ms */
 enum { NEAR_ENTRIES = 1 << 16 }; /* a table of so many may well fit into the processor's caches */
 enum { SMALL_BODY = 512, MOST_AHEAD = 64 }; /* bytes; requests */
 
@@ -22,7 +22,9 @@ typedef struct {
     uint64_t seq;
 } once;
 
-/* --- Reads. They return a reply; NULL if the request is left to Python ------------------------ */
+static const span no_reply;
+
+/* --- Reads. They return a reply; `no_reply` if the request is left to Python ------------------ */
 
 static int is_live(const run *r, const record *found)
 {
@@ -42,17 +44,17 @@ static void reveal(run *r, int64_t *reveals, int64_t rev)
         r->newest = rev;
 }
 
-static PyObject *do_get(Lane *self, run *r, const request *from, int64_t *reveals)
+static span do_get(Lane *self, run *r, const request *from, int64_t *reveals)
 {
     record *found = find(self, from->steps.at);
     if (!is_live(r, found))
-        return NULL;
+        return no_reply;
     from->steps.at->there = found;
     reveal(r, reveals, found->rev);
     return to_reply(self, r, from, 0);
 }
 
-static PyObject *do_mget(Lane *self, run *r, const request *from, int64_t *reveals)
+static span do_mget(Lane *self, run *r, const request *from, int64_t *reveals)
 {
     size_t values = 0;
     int64_t newest = 0;
@@ -68,7 +70,7 @@ static PyObject *do_mget(Lane *self, run *r, const request *from, int64_t *revea
         from->steps.at[i].there = live ? found : NULL;
     }
     if (values > (size_t)self->max_reply)
-        return NULL;
+        return no_reply;
     reveal(r, reveals, newest);
     return to_reply(self, r, from, 0);
 }
@@ -271,7 +273,7 @@ static int is_new(const Lane *self, const run *r, const once *o)
 
 static int remember(const Lane *self, const run *r, const once *o)
 {
-    Py_ssize_t place = PyList_Size(r->commits);
+    Py_ssize_t place = PyList_Size(r->payloads);
     PyObject *done = PyObject_CallFunction(self->remember, "OKOOLnL", o->session,
                                            (unsigned long long)o->seq, o->digest, o->reply,
                                            (long long)r->rev + 1, place, (long long)r->now);
@@ -287,13 +289,23 @@ static void release_once(once *o)
     Py_CLEAR(o->reply);
 }
 
+static PyObject *remembered_reply(const Lane *self, const run *r, const request *from)
+{
+    span reply = to_reply(self, r, from, 1);
+    if (reply.at == NULL)
+        return NULL;
+    PyObject *bytes = PyBytes_FromStringAndSize((const char *)reply.at, (Py_ssize_t)reply.size);
+    batch_drop_reply(r->batch, (unsigned char *)reply.at);
+    return bytes;
+}
+
 /* Prepare what is remembered of an exactly-once request. 0 if the request is left to Python. */
 static int begin_once(const Lane *self, const run *r, const request *from, once *o)
 {
     o->seq = from->seq;
     o->session = to_str(&from->session);
     o->digest = digest_bytes(to_digest(from));
-    o->reply = to_reply(self, r, from, 1);
+    o->reply = remembered_reply(self, r, from);
     return o->session != NULL && o->digest != NULL && o->reply != NULL &&
            PyBytes_Size(o->reply) <= MAX_REMEMBERED_REPLY && is_new(self, r, o);
 }
@@ -322,102 +334,103 @@ static unsigned char *write_change(unsigned char *to, const record *now)
     return now->expires ? write_uint(to, (uint64_t)now->expires) : (*to = 0xc0, to + 1);
 }
 
+/* The exact size of a payload: a large one is packed in its place, and not copied. */
 static size_t payload_size(const run *r, size_t first, const request *from, const once *o)
 {
-    size_t size = 4 * MOST_HEAD;
-    if (o->session != NULL)
-        size += from->session.size + 8 + (size_t)PyBytes_Size(o->reply) + 4 * MOST_HEAD;
+    unsigned char head[MOST_HEAD];
+    size_t size = 1 + 2 * 9; /* the array, two wide numbers */
+    size += (size_t)(write_array_head(head, r->replaced->count - first) - head);
     for (size_t i = first; i < r->replaced->count; i++) {
         const record *now = r->replaced->pairs[i].now;
-        size += 5 + MOST_HEAD + now->key_size + now->value_size + MOST_HEAD;
+        size += 5 + (size_t)(write_text_head(head, now->key_size) - head);
+        size += (size_t)now->key_size + now->value_size;
+        size += now->expires ? (size_t)(write_uint(head, (uint64_t)now->expires) - head) : 1;
     }
-    return size;
+    if (o->session == NULL)
+        return size;
+    size_t reply = (size_t)PyBytes_Size(o->reply);
+    size += (size_t)(write_text_head(head, from->session.size) - head) + from->session.size;
+    size += (size_t)(write_uint(head, o->seq) - head) + 2 + 8;
+    return size + (size_t)(write_bin_head(head, reply) - head) + reply;
 }
 
-/* Pack a commit of the changes staged since `first`. NULL if there is no memory, or if it might
- * exceed the largest commit. */
-static PyObject *to_payload(const run *r, size_t first, const request *from, const once *o)
+static unsigned char *write_payload(unsigned char *to, const run *r, size_t first,
+                                    const request *from, const once *o)
 {
-    size_t size = payload_size(r, first, from, o);
-    draft d;
-    unsigned char *to;
-    if (size > UINT32_MAX || (to = draft_begin(&d, size)) == NULL)
-        return NULL;
     *to++ = o->session == NULL ? 0x93 : 0x97;
     to = write_wide(write_wide(to, (uint64_t)r->rev + 1), (uint64_t)r->now);
     to = write_array_head(to, r->replaced->count - first);
     for (size_t i = first; i < r->replaced->count; i++)
         to = write_change(to, r->replaced->pairs[i].now);
-    if (o->session != NULL)
-        to = write_once(to, from, o);
-    return draft_end(&d, to);
+    return o->session == NULL ? to : write_once(to, from, o);
 }
 
-static PyObject *to_commit(const Lane *self, const run *r, size_t changes, PyObject *payload)
+/* Pack a commit of the changes staged since `first`. NULL if there is no memory, or if it would
+ * exceed the largest commit. */
+static PyObject *to_payload(const run *r, size_t first, const request *from, const once *o)
 {
-    PyObject *rev = PyLong_FromLongLong(r->rev + 1), *count = PyLong_FromSize_t(changes);
-    PyObject *commit = NULL;
-    if (rev != NULL && count != NULL)
-        commit = PyObject_CallFunctionObjArgs(self->commit_type, rev, count, payload, NULL);
-    Py_XDECREF(rev);
-    Py_XDECREF(count);
-    return commit;
+    size_t size = payload_size(r, first, from, o);
+    PyObject *payload =
+        size > UINT32_MAX ? NULL : PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
+    if (payload != NULL)
+        write_payload((unsigned char *)PyBytes_AsString(payload), r, first, from, o);
+    return payload;
 }
 
-/* Commit the changes staged since `first`. Returns a reply; NULL if they must be undone. */
-static PyObject *commit(Lane *self, run *r, size_t first, const request *from)
+/* Commit the changes staged since `first`. Returns a reply; `no_reply` if they must be undone. */
+static span commit(Lane *self, run *r, size_t first, const request *from)
 {
     once o = {0};
     size_t changes = r->replaced->count - first;
-    PyObject *reply = NULL, *payload = NULL, *commit = NULL;
+    PyObject *payload = NULL;
+    span reply = no_reply;
     /* Steps that may fail come first, and those that cannot be undone last. */
     if ((!is_once(from) || begin_once(self, r, from, &o)) &&
-        (reply = to_reply(self, r, from, 0)) != NULL &&
+        (reply = to_reply(self, r, from, 0)).at != NULL &&
         (payload = to_payload(r, first, from, &o)) != NULL &&
-        (commit = to_commit(self, r, changes, payload)) != NULL &&
         (!is_once(from) || remember(self, r, &o))) {
         /* Half a commit cannot be undone, but no reply has revealed it: a restart recovers. */
-        if (PyList_Append(r->commits, commit) < 0 || !call_hooks(self, r, first))
+        if (PyList_Append(r->payloads, payload) < 0 || !call_hooks(self, r, first))
             Py_FatalError("zkv: out of memory in the middle of a commit");
         r->rev++;
         r->changes += changes;
         r->bytes += (size_t)PyBytes_Size(payload);
-    } else {
-        Py_CLEAR(reply);
+    } else if (reply.at != NULL) {
+        batch_drop_reply(r->batch, (unsigned char *)reply.at);
+        reply = no_reply;
     }
-    Py_XDECREF(commit);
     Py_XDECREF(payload);
     release_once(&o);
     return reply;
 }
 
-/* --- Requests. They return a reply; NULL if the request is left to Python --------------------- */
+/* --- Requests. They return a reply; `no_reply` if the request is left to Python --------------- */
 
 /* Answer a TXN that only reads. Its reply has `durable`, which is certain only if safe means on
  * disk. An exactly-once one must be remembered without a commit, which is left to Python. */
-static PyObject *do_reads(Lane *self, run *r, const request *from)
+static span do_reads(Lane *self, run *r, const request *from)
 {
-    return self->durable && !is_once(from) ? to_reply(self, r, from, 0) : NULL;
+    return self->durable && !is_once(from) ? to_reply(self, r, from, 0) : no_reply;
 }
 
-static PyObject *do_write(Lane *self, run *r, request *from, int64_t *reveals)
+static span do_write(Lane *self, run *r, request *from, int64_t *reveals)
 {
     if (!r->takes_writes ||
         (r->replaced == NULL && (r->replaced = replaced_new(self->table)) == NULL) ||
         !replaced_reserve(r->replaced, from->steps.count))
-        return NULL;
+        return no_reply;
     size_t first = r->replaced->count;
-    PyObject *reply = NULL;
+    span reply = no_reply;
     if (stage_all(self, r, from))
         reply = r->replaced->count > first ? commit(self, r, first, from) : do_reads(self, r, from);
-    if (reply == NULL)
+    if (reply.at == NULL)
         undo(self, r, first);
     else
         reveal(r, reveals, r->rev);
     return reply;
 }
 
-static PyObject *do_request(Lane *self, run *r, request *from, int64_t *reveals)
+static span do_request(Lane *self, run *r, request *from, int64_t *reveals)
 {
     switch (from->op) {
     case GET:
@@ -431,77 +444,74 @@ static PyObject *do_request(Lane *self, run *r, request *from, int64_t *reveals)
 
 /* --- A run ------------------------------------------------------------------------------------ */
 
-static int append(PyObject *list, PyObject *item)
+int append(PyObject *list, PyObject *item)
 {
     int well = item != NULL && PyList_Append(list, item) == 0;
     Py_XDECREF(item);
     return well;
 }
 
-/* Add the subject of a request for the request log, if requests are logged. */
-static int add_subject(const run *r, const request *from, Py_ssize_t size, PyObject *reply)
+/* Make the subject of a request for the request log. NULL if there is no memory for it. */
+static PyObject *to_subject(const request *from)
 {
-    if (r->subjects == Py_None)
-        return 1;
     int single = from->steps.at == &from->one;
     PyObject *subject = single ? to_str(&from->one.key) : PyLong_FromSize_t(from->steps.count);
     if (subject == NULL)
-        return 0;
-    return append(r->subjects, Py_BuildValue("(Nnn)", subject, size, PyBytes_Size(reply)));
+        PyErr_Clear();
+    return subject;
 }
 
 /* Read a body of at most `most` bytes. 0 if it is not a request for the lane. */
-static int read_body(Lane *self, PyObject *body, Py_ssize_t most, request *to, Py_ssize_t *size)
+static int read_body(Lane *self, const item *of, size_t most, request *to)
 {
-    char *bytes;
-    return PyObject_TypeCheck(body, &PyBytes_Type) &&
-           PyBytes_AsStringAndSize(body, &bytes, size) == 0 && *size <= most &&
-           read_request(self, (unsigned char *)bytes, (size_t)*size, to);
+    return of->body != NULL && of->size <= most && read_request(self, of->body, of->size, to);
 }
 
 /* Prefetch the entries of a run, if the table is large. Reading small requests twice takes less
  * time than waiting for the entries one after the other: with 4,000,000 entries, each of 64 GETs
  * takes 0.5 us instead of 1.2. */
-static void fetch_ahead(Lane *self, PyObject *bodies, Py_ssize_t first)
+static void fetch_ahead(Lane *self, const run *r, size_t first)
 {
     uint32_t hashes[MOST_AHEAD];
-    Py_ssize_t size, ahead = 0, count = PyList_Size(bodies);
+    size_t ahead = 0, end = r->batch->count;
     request from;
-    if (self->table->count <= NEAR_ENTRIES || count - first < 2)
+    if (self->table->count <= NEAR_ENTRIES || end - first < 2)
         return;
-    for (Py_ssize_t i = first; i < count && ahead < MOST_AHEAD; i++)
-        if (read_body(self, PyList_GetItem(bodies, i), SMALL_BODY, &from, &size) &&
+    if (end - first > MOST_AHEAD)
+        end = first + MOST_AHEAD;
+    for (size_t i = first; i < end; i++)
+        if (read_body(self, &r->batch->items[i], SMALL_BODY, &from) &&
             from.steps.at == &from.one)
             hashes[ahead++] = from.one.hash;
-    for (Py_ssize_t i = 0; i < ahead; i++)
+    for (size_t i = 0; i < ahead; i++)
         table_fetch(self->table, hashes[i]);
 }
 
-/* Run one request: 1; 0 if it is left to Python; -1, with an exception, if memory ran out. */
-static int take(Lane *self, run *r, PyObject *body)
+/* Run the request at a place. 0 if it is left to Python. */
+static int take(Lane *self, run *r, size_t place)
 {
-    Py_ssize_t size;
+    item *of = &r->batch->items[place];
     request from;
     int64_t reveals = 0;
-    if (!read_body(self, body, LARGE_BODY, &from, &size))
+    if (!read_body(self, of, LARGE_BODY, &from))
         return 0;
-    PyObject *reply = do_request(self, r, &from, &reveals);
-    if (reply == NULL)
+    span reply = do_request(self, r, &from, &reveals);
+    if (reply.at == NULL)
         return PyErr_Clear(), 0;
-    int well = add_subject(r, &from, size, reply) && append(r->replies, reply) &&
-               append(r->reveals, PyLong_FromLongLong(reveals)) &&
-               PyList_Append(r->ops, self->names[from.op]) == 0;
-    return well ? 1 : -1;
+    batch_answer(r->batch, place, reply, from.op, reveals);
+    if (r->logs)
+        of->subject = to_subject(&from);
+    return 1;
 }
 
 /* The fields of zkv.compiled._store.Run, in their order: the result of Lane.run. */
-enum { TAKEN, NEWEST, REV, COMMITS, CHANGES, BYTES, REPLACED, RUN_FIELDS };
+enum { LEFT, NEWEST, REV, PAYLOADS, CHANGES, BYTES, REPLACED, RUN_FIELDS };
 
 static PyStructSequence_Field run_fields[] = {
-    [TAKEN] = {"taken", "number of requests answered"},
+    [LEFT] = {"left", "list of the places of the requests that have not been answered"},
     [NEWEST] = {"newest", "newest revision that a reply reveals"},
     [REV] = {"rev", "revision of the store after the run"},
-    [COMMITS] = {"commits", "list of commits, in order"},
+    [PAYLOADS] = {"payloads", "list of packed commits, in order"},
     [CHANGES] = {"changes", "number of changes in the commits"},
     [BYTES] = {"bytes", "size of the commits' payloads"},
     [REPLACED] = {"replaced", "undo information; None if the run wrote nothing"},
@@ -519,14 +529,14 @@ PyTypeObject *run_type;
 PyTypeObject *new_run_type(void) { return PyStructSequence_NewType(&run_description); }
 
 /* Move the results of a run into a Run. NULL, with an exception, if memory runs out. */
-static PyObject *to_result(const run *r, Py_ssize_t taken)
+static PyObject *to_result(const run *r)
 {
     PyObject *result = PyStructSequence_New(run_type);
     PyObject *fields[RUN_FIELDS] = {
-        [TAKEN] = PyLong_FromSsize_t(taken),
+        [LEFT] = r->left,
         [NEWEST] = PyLong_FromLongLong(r->newest),
         [REV] = PyLong_FromLongLong(r->rev),
-        [COMMITS] = r->commits,
+        [PAYLOADS] = r->payloads,
         [CHANGES] = PyLong_FromSize_t(r->changes),
         [BYTES] = PyLong_FromSize_t(r->bytes),
         [REPLACED] = r->replaced == NULL ? Py_NewRef(Py_None) : (PyObject *)r->replaced,
@@ -544,36 +554,21 @@ static PyObject *to_result(const run *r, Py_ssize_t taken)
     return result;
 }
 
-/* Get the lists of an `Answers`, which the caller releases. 0, with an exception, if one is
- * missing. */
-static int get_lists(const Lane *self, PyObject *answers, run *r)
+/* Run all requests of the batch. */
+static PyObject *run_batch(Lane *self, run *r)
 {
-    return (r->replies = PyObject_GetAttr(answers, self->list_names[REPLIES])) != NULL &&
-           (r->reveals = PyObject_GetAttr(answers, self->list_names[REVEALS])) != NULL &&
-           (r->ops = PyObject_GetAttr(answers, self->list_names[OP_NAMES])) != NULL &&
-           (r->subjects = PyObject_GetAttr(answers, self->list_names[SUBJECTS])) != NULL;
-}
-
-static void release_lists(run *r)
-{
-    Py_XDECREF(r->replies);
-    Py_XDECREF(r->reveals);
-    Py_XDECREF(r->ops);
-    Py_XDECREF(r->subjects);
-}
-
-/* Run the requests in `bodies` from `first` on, up to the first that is left to Python. */
-static PyObject *run_bodies(Lane *self, run *r, PyObject *bodies)
-{
-    int result = 1;
-    Py_ssize_t first = PyList_Size(r->replies), count = PyList_Size(bodies), next;
-    if (first < 0 || count < 0 || (r->commits = PyList_New(0)) == NULL)
+    if ((r->left = PyList_New(0)) == NULL)
         return NULL;
-    fetch_ahead(self, bodies, first);
-    for (next = first; next < count; next++)
-        if ((result = take(self, r, PyList_GetItem(bodies, next))) <= 0)
-            break;
-    PyObject *results = result < 0 ? NULL : to_result(r, next - first);
+    if ((r->payloads = PyList_New(0)) == NULL)
+        return Py_DECREF(r->left), NULL;
+    int well = 1;
+    for (size_t i = 0; well && i < r->batch->count; i++) {
+        if (i % MOST_AHEAD == 0)
+            fetch_ahead(self, r, i);
+        if (!take(self, r, i))
+            well = append(r->left, PyLong_FromSize_t(i));
+    }
+    PyObject *results = well ? to_result(r) : NULL;
     if (results == NULL)
         Py_FatalError("zkv: out of memory after a commit"); /* as in `commit` */
     return results;
@@ -582,8 +577,8 @@ static PyObject *run_bodies(Lane *self, run *r, PyObject *bodies)
 /* Read one keyword argument of `lane_run`. 0, with an exception, if it has none of that name. */
 static int read_state(run *r, PyObject *name, PyObject *value)
 {
-    static const char *const names[] = {"rev", "removed_rev", "now", "takes_writes"};
-    int64_t *const fields[] = {&r->rev, &r->removed_rev, &r->now, &r->takes_writes};
+    static const char *const names[] = {"rev", "removed_rev", "now", "takes_writes", "logs"};
+    int64_t *const fields[] = {&r->rev, &r->removed_rev, &r->now, &r->takes_writes, &r->logs};
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         if (PyUnicode_CompareWithASCIIString(name, names[i]) == 0) {
             *fields[i] = PyLong_AsLongLong(value);
@@ -592,49 +587,32 @@ static int read_state(run *r, PyObject *name, PyObject *value)
     return PyErr_Format(PyExc_TypeError, "run() has no argument %R", name), 0;
 }
 
-/* run(bodies, answers, *, rev, removed_rev, now, takes_writes) -> Run: see _store.pyi. The
- * arguments are read here: PyArg_ParseTupleAndKeywords takes as long as half of a GET. */
+/* run(batch, *, rev, removed_rev, now, takes_writes, logs) -> Run: see _store.pyi. The arguments
+ * are read here: PyArg_ParseTupleAndKeywords takes as long as half of a GET. */
 static PyObject *lane_run(Lane *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
 {
     run r = {0};
-    if (count != 2 || names == NULL || PyTuple_Size(names) != 4)
-        return PyErr_Format(PyExc_TypeError, "run() takes 2 arguments, and 4 by name"), NULL;
-    for (Py_ssize_t i = 0; i < 4; i++)
+    if (count != 1 || names == NULL || PyTuple_Size(names) != 5 ||
+        !PyObject_TypeCheck(arguments[0], batch_type))
+        return PyErr_Format(PyExc_TypeError, "run() takes a batch, and 5 arguments by name");
+    r.batch = (Batch *)arguments[0];
+    for (Py_ssize_t i = 0; i < 5; i++)
         if (!read_state(&r, PyTuple_GetItem(names, i), arguments[count + i]))
             return NULL;
-    PyObject *result = NULL;
-    if (get_lists(self, arguments[1], &r))
-        result = run_bodies(self, &r, arguments[0]);
-    release_lists(&r);
-    return result;
-}
-
-/* Intern the strings that a lane uses again and again. 0, with an exception, if memory runs out. */
-static int intern_names(Lane *self)
-{
-    static const char *const lists[] = {
-        [REPLIES] = "replies", [REVEALS] = "reveals", [OP_NAMES] = "ops", [SUBJECTS] = "subjects"};
-    for (int list = 0; list < LISTS; list++)
-        if ((self->list_names[list] = PyUnicode_InternFromString(lists[list])) == NULL)
-            return 0;
-    for (int op = 0; op < OPS; op++)
-        if ((self->names[op] = PyUnicode_InternFromString(op_name((enum op)op))) == NULL)
-            return 0;
-    return 1;
+    return run_batch(self, &r);
 }
 
 static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
     static char *names[] = {
-        "table", "commit_type", "max_key_bytes", "max_value_bytes", "max_batch", "max_reply_bytes",
+        "table", "max_key_bytes", "max_value_bytes", "max_batch", "max_reply_bytes",
         "max_levels", "durable", "add_key", "forget_deadline", "notify_watchers", "watchers",
         "may_run", "remember", NULL};
-    PyObject *table, *commit_type, *add_key, *forget_deadline, *notify_watchers, *watchers;
+    PyObject *table, *add_key, *forget_deadline, *notify_watchers, *watchers;
     PyObject *may_run, *remember;
     Py_ssize_t max_key, max_value, max_batch, max_reply, max_levels;
     int durable;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOnnnnnpOOOOOO", names, &table,
-                                     &commit_type, &max_key, &max_value, &max_batch, &max_reply,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OnnnnnpOOOOOO", names, &table, &max_key, &max_value, &max_batch, &max_reply,
                                      &max_levels, &durable, &add_key, &forget_deadline,
                                      &notify_watchers, &watchers, &may_run, &remember))
         return NULL;
@@ -642,7 +620,6 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     if (self == NULL)
         return NULL;
     self->table = (Table *)Py_NewRef(table);
-    self->commit_type = Py_NewRef(commit_type);
     self->max_key = max_key;
     self->max_value = max_value;
     self->max_batch = max_batch;
@@ -655,8 +632,6 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     self->watchers = Py_NewRef(watchers);
     self->may_run = Py_NewRef(may_run);
     self->remember = Py_NewRef(remember);
-    if (!intern_names(self))
-        Py_CLEAR(self);
     return (PyObject *)self;
 }
 
@@ -665,17 +640,12 @@ static void lane_dealloc(Lane *self)
     PyTypeObject *type = Py_TYPE((PyObject *)self);
     free(self->steps.at);
     free(self->conditions.at);
-    for (int op = 0; op < OPS; op++)
-        Py_XDECREF(self->names[op]);
-    for (int list = 0; list < LISTS; list++)
-        Py_XDECREF(self->list_names[list]);
     Py_XDECREF(self->add_key);
     Py_XDECREF(self->forget_deadline);
     Py_XDECREF(self->notify_watchers);
     Py_XDECREF(self->watchers);
     Py_XDECREF(self->may_run);
     Py_XDECREF(self->remember);
-    Py_XDECREF(self->commit_type);
     Py_XDECREF((PyObject *)self->table);
     PyObject_Free(self);
     Py_DECREF(type);

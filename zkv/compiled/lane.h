@@ -3,6 +3,7 @@
 #ifndef ZKV_LANE_H
 #define ZKV_LANE_H
 
+#include "batch.h"
 #include "names.h"
 #include "store.h"
 
@@ -32,31 +33,36 @@ typedef struct {
     step_list steps, conditions; /* `one`, or the lane's list, which the next request reuses */
 } request;
 
-/* The lists of an `Answers` in zkv/requests/lane.py. */
-enum { REPLIES, REVEALS, OP_NAMES, SUBJECTS, LISTS };
-
 typedef struct {
     PyObject_HEAD
     Table *table;
-    PyObject *commit_type;
     Py_ssize_t max_key, max_value, max_batch, max_reply, max_levels;
     int durable;
     /* The fields of `WriteHooks` in zkv/keyspace/store.py: `watchers` is a list, the others are
      * callables. */
     PyObject *add_key, *forget_deadline, *notify_watchers, *watchers, *may_run, *remember;
-    PyObject *names[OPS], *list_names[LISTS]; /* interned strings */
     step_list steps, conditions; /* their counts are capacities */
 } Lane;
 
-/* A run in progress. The lists of `Answers` and `commits` are Python's. */
+/* A run in progress. */
 typedef struct {
-    int64_t rev, removed_rev, now, takes_writes;
-    PyObject *replies, *reveals, *ops, *subjects; /* lists; subjects may be None */
-    PyObject *commits;                            /* a list */
+    int64_t rev, removed_rev, now, takes_writes, logs;
+    Batch *batch;
+    PyObject *left, *payloads; /* lists */
     Replaced *replaced;
     size_t changes, bytes;
     int64_t newest; /* the newest revision that a reply reveals */
 } run;
+
+int append(PyObject *list, PyObject *item); /* takes the reference, which may be NULL; 0 = failed */
+
+/* --- Batches: batch.c ------------------------------------------------------------------------- */
+
+/* Memory for a reply of at most so many bytes. It is the same memory until `batch_answer` or
+ * `batch_drop_reply` has been called. NULL if there is none. */
+unsigned char *batch_begin_reply(Batch *, size_t most);
+void batch_drop_reply(Batch *, unsigned char *);
+void batch_answer(Batch *, size_t place, span reply, int op, int64_t reveals);
 
 /* --- From a body to a request: request.c ------------------------------------------------------ */
 
@@ -69,15 +75,8 @@ static inline int is_once(const request *r) { return r->session.at != NULL; }
 
 /* --- From the results to a reply: reply.c ----------------------------------------------------- */
 
-/* A buffer for packing. Most need few bytes and allocate no memory. */
-typedef struct {
-    unsigned char *start, few[1024];
-} draft;
-
-unsigned char *draft_begin(draft *, size_t most);       /* NULL if there is no memory */
-PyObject *draft_end(draft *, const unsigned char *end); /* as bytes; NULL likewise */
-
-/* The reply to send, or the one to remember: that has no id, and is not durable. NULL as above. */
-PyObject *to_reply(const Lane *, const run *, const request *, int remembered);
+/* The reply to send, or the one to remember: that has no id, and is not durable. In memory of
+ * `batch_begin_reply`; `at` is NULL if there is none. */
+span to_reply(const Lane *, const run *, const request *, int remembered);
 
 #endif

@@ -19,6 +19,7 @@ static int execute(PyObject *module)
     int complete =
         add_type(module, "Table", PyType_FromSpec(&table_spec), NULL) &&
         add_type(module, "Replaced", PyType_FromSpec(&replaced_spec), &replaced_type) &&
+        add_type(module, "Batch", PyType_FromSpec(&batch_spec), &batch_type) &&
         add_type(module, "Lane", PyType_FromSpec(&lane_spec), NULL) &&
         add_type(module, "Run", (PyObject *)new_run_type(), &run_type);
     return complete ? 0 : -1;

@@ -2,24 +2,9 @@
 
 #include "lane.h"
 
-#include <stdlib.h>
-
 #define WRITE(to, literal) write_bytes(to, literal, sizeof(literal) - 1)
 
 enum { MOST_ANSWER = 64 }; /* bytes of the reply to one step, without id and value */
-
-unsigned char *draft_begin(draft *self, size_t most)
-{
-    return self->start = most <= sizeof self->few ? self->few : malloc(most);
-}
-
-PyObject *draft_end(draft *self, const unsigned char *end)
-{
-    PyObject *bytes = PyBytes_FromStringAndSize((char *)self->start, end - self->start);
-    if (self->start != self->few)
-        free(self->start);
-    return bytes;
-}
 
 /* --- Fields. The buffer must have the capacity; each function returns the end ----------------- */
 
@@ -85,17 +70,22 @@ static unsigned char *write_answer(unsigned char *to, const run *r, const step *
     }
 }
 
-static PyObject *mget_reply(const request *from)
+/* The reply from `start`, in memory of `batch_begin_reply`, to `end`. */
+static span written(const unsigned char *start, const unsigned char *end)
+{
+    return (span){start, (size_t)(end - start)};
+}
+
+static span mget_reply(const run *r, const request *from)
 {
     size_t most = MOST_ANSWER + from->id.size;
     for (size_t i = 0; i < from->steps.count; i++) {
         const record *there = from->steps.at[i].there;
         most += MOST_HEAD + (there == NULL ? 1 : there->value_size);
     }
-    draft d;
-    unsigned char *to = draft_begin(&d, most);
+    unsigned char *start = batch_begin_reply(r->batch, most), *to = start;
     if (to == NULL)
-        return NULL;
+        return (span){NULL, 0};
     to = write_head(to, &from->id, 2);
     to = write_array_head(WRITE(to, PACKED_VALUES), from->steps.count);
     for (size_t i = 0; i < from->steps.count; i++) {
@@ -108,7 +98,7 @@ static PyObject *mget_reply(const request *from)
         const record *there = from->steps.at[i].there;
         to = write_uint(to, there == NULL ? 0 : (uint64_t)there->rev);
     }
-    return draft_end(&d, to);
+    return written(start, to);
 }
 
 static size_t answer_size(const step *of)
@@ -116,7 +106,7 @@ static size_t answer_size(const step *of)
     return MOST_ANSWER + (of->op == GET && of->there != NULL ? of->there->value_size : 0);
 }
 
-static PyObject *txn_reply(const run *r, const request *from, const span *id, int durable)
+static span txn_reply(const run *r, const request *from, const span *id, int durable)
 {
     static const span no_id;
     int64_t rev = r->rev; /* if it changes nothing */
@@ -126,29 +116,28 @@ static PyObject *txn_reply(const run *r, const request *from, const span *id, in
         most += answer_size(each);
         rev = each->op == GET ? rev : each->there->rev;
     }
-    draft d;
-    unsigned char *to = draft_begin(&d, most);
+    unsigned char *start = batch_begin_reply(r->batch, most), *to = start;
     if (to == NULL)
-        return NULL;
+        return (span){NULL, 0};
     to = WRITE(write_written(to, rev, 1, id, durable), PACKED_RESULTS);
     to = write_array_head(to, from->steps.count);
     for (size_t i = 0; i < from->steps.count; i++)
         to = write_answer(to, r, &from->steps.at[i], &no_id, durable);
-    return draft_end(&d, to);
+    return written(start, to);
 }
 
-PyObject *to_reply(const Lane *self, const run *r, const request *from, int remembered)
+span to_reply(const Lane *self, const run *r, const request *from, int remembered)
 {
     static const span no_id;
     const span *id = remembered ? &no_id : &from->id;
     int durable = self->durable && !remembered;
     if (from->op == MGET)
-        return mget_reply(from);
+        return mget_reply(r, from);
     if (from->op == TXN)
         return txn_reply(r, from, id, durable);
-    draft d;
-    unsigned char *to = draft_begin(&d, answer_size(from->steps.at) + id->size);
-    if (to == NULL)
-        return NULL;
-    return draft_end(&d, write_answer(to, r, from->steps.at, id, durable));
+    unsigned char *start =
+        batch_begin_reply(r->batch, answer_size(from->steps.at) + id->size);
+    if (start == NULL)
+        return (span){NULL, 0};
+    return written(start, write_answer(start, r, from->steps.at, id, durable));
 }

@@ -134,7 +134,8 @@ PyObject *pack_frames(PyObject *module, PyObject *arguments);
 
 /* --- Requests: lane.c, and see lane.h --------------------------------------------------------- */
 
-extern PyType_Spec lane_spec;
+extern PyType_Spec lane_spec, batch_spec;
+extern PyTypeObject *batch_type;
 extern PyTypeObject *run_type; /* of the results of Lane.run */
 PyTypeObject *new_run_type(void);
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from zkv.durability import segment, snapshot
 from zkv.durability.segment import SegmentEnd, SegmentScan
 from zkv.errors import DamageError, DataDirError
-from zkv.keyspace.change import REMOVALS, PackedCommit
+from zkv.keyspace.change import REMOVALS
 from zkv.keyspace.entry import StoredEntry
 from zkv.keyspace.history import History
 from zkv.keyspace.sessions import Sessions
@@ -204,8 +204,7 @@ class Replay:
     def _add_history(self, commit: Commit) -> None:
         if commit.rev != self._history.newest + 1:
             self._history.restart(commit.rev - 1)
-        packed = PackedCommit(commit.rev, len(commit.changes), commit.payload)
-        self._history.add(packed, commit.rev)
+        self._history.add(commit.payload, commit.rev)
 
 
 class LogReader:

@@ -56,6 +56,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from zkv.durability import segment
 from zkv.durability.lock import changed
 from zkv.errors import ReadOnly
+from zkv.keyspace.change import revision_in
 from zkv.keyspace.log import NOTHING
 
 if TYPE_CHECKING:
@@ -63,7 +64,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from zkv.durability.files import Files
-    from zkv.keyspace import PackedCommit
 
 _log = logging.getLogger("zkv.durability")
 
@@ -106,7 +106,7 @@ class Wal:
         self._directory = directory
         self._segment_bytes = segment_bytes
         self._sync_each = sync_each
-        self._queue: deque[tuple[int, list[PackedCommit]]] = deque()
+        self._queue: deque[tuple[int, list[bytes]]] = deque()
         self._io = threading.Lock()
         self._refusal: ReadOnly | None = None
         self._retry_at = 0.0
@@ -180,7 +180,7 @@ class Wal:
         """
         return self._survived.get(epoch, NOTHING)
 
-    def append(self, commit: PackedCommit) -> int:
+    def append(self, payload: bytes) -> int:
         """Queue a commit; returns its LSN. Call with the keyspace's lock held.
 
         Raises:
@@ -188,14 +188,14 @@ class Wal:
         """
         if self._refusal is not None and (self._broken or time.monotonic() < self._retry_at):
             raise ReadOnly(self._refusal.message)
-        return self.extend([commit])
+        return self.extend([payload])
 
     @property
     def takes_commits(self) -> bool:
         """True if `extend` may be called: no error is known. Keyspace's lock held."""
         return self._refusal is None
 
-    def extend(self, commits: list[PackedCommit]) -> int:
+    def extend(self, payloads: list[bytes]) -> int:
         """Queue commits in one step, so that one write takes them all; returns the last one's LSN.
 
         Call with the keyspace's lock held, and only if `takes_commits`.
@@ -203,8 +203,8 @@ class Wal:
         # In one step, because a writer takes whatever is queued. `last_lsn` changes afterwards: a
         # thread that sees it first and finds the queue empty would conclude that the commits have
         # been rolled back.
-        lsn = self.last_lsn + len(commits)
-        self._queue.append((lsn, commits))
+        lsn = self.last_lsn + len(payloads)
+        self._queue.append((lsn, payloads))
         self.last_lsn = lsn
         return lsn
 
@@ -319,7 +319,7 @@ class Wal:
             if self._segment_is_full():
                 self._rotate(self.written_rev + 1)
             synced, salt = self._synced, self._salt
-            payloads = [commit.payload for _, commits in runs for commit in commits]
+            payloads = [payload for _, run in runs for payload in run]
             data = segment.pack_frames(payloads, synced, salt)
             self._files.write(self._file, data)
         except ReadOnly:
@@ -333,7 +333,7 @@ class Wal:
         self._offset += len(data)
         self.bytes_written += len(data)
         self.written_lsn, newest = runs[-1]
-        self.written_rev = newest[-1].rev
+        self.written_rev = revision_in(newest[-1])
         self._note_safe()
         if self._refusal is not None:
             self._resume()

@@ -50,6 +50,10 @@ REMOVALS: Final = frozenset({DELETE, EXPIRE})
 
 _HEAD: Final = struct.Struct(">BBQBQ")
 _ARRAY3, _ARRAY7, _UINT64 = 0x93, 0x97, 0xCF
+CHANGES_AT: Final = _HEAD.size
+"""Place of the array of changes in a payload: a short one's head has its number of items."""
+ARRAY16: Final = 0xDC
+"""The head of a longer array."""
 _NO_CHANGES: Final = 0x90
 PAYLOAD_MARKS: Final = (bytes((_ARRAY3, _UINT64)), bytes((_ARRAY7, _UINT64)))
 """Every payload begins with one of these."""
@@ -114,14 +118,14 @@ class Commit(Struct, frozen=True, gc=False):
     once: Once | None = None
     payload: bytes = b""
 
-    def pack(self) -> PackedCommit:
-        """Pack the commit. Raises TooLarge."""
+    def pack(self) -> bytes:
+        """Return the payload. Raises TooLarge."""
         array = _ARRAY3 if self.once is None else _ARRAY7
         payload = _HEAD.pack(array, _UINT64, self.rev, _UINT64, self.time) + _encode(self.changes)
         if self.once is not None:
             payload += b"".join([_encode(part) for part in self.once])
         require_size(len(payload))
-        return PackedCommit(self.rev, len(self.changes), payload)
+        return payload
 
 
 def require_size(size: int) -> None:
@@ -134,17 +138,23 @@ def require_size(size: int) -> None:
 
 
 class PackedCommit(Struct, frozen=True, gc=False):
-    """A packed commit, as the log, the history and the feed use it.
+    """A commit of the history, for those who read it.
 
     Args:
-        rev: its revision.
-        count: its number of changes.
         payload: the bytes that `unpack` reads.
     """
 
-    rev: int
-    count: int
     payload: bytes
+
+    @property
+    def rev(self) -> int:
+        """Its revision."""
+        return revision_in(self.payload)
+
+    @property
+    def count(self) -> int:
+        """Its number of changes."""
+        return count_in(self.payload)
 
     @property
     def changes(self) -> tuple[KeyChange, ...]:
@@ -202,6 +212,15 @@ def revision_in(payload: bytes) -> int:
     return int.from_bytes(payload[2:10], "big")
 
 
+def count_in(payload: bytes) -> int:
+    """Return the number of changes in a payload, without decoding them."""
+    head = payload[CHANGES_AT]
+    if head < ARRAY16:
+        return head & 0x0F
+    size = 2 if head == ARRAY16 else 4
+    return int.from_bytes(payload[CHANGES_AT + 1 : CHANGES_AT + 1 + size], "big")
+
+
 def changes_something(payload: bytes) -> bool:
     """Return True if a payload has changes; False if it only remembers a reply."""
-    return payload[_HEAD.size] != _NO_CHANGES
+    return payload[CHANGES_AT] != _NO_CHANGES

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from zkv.keyspace.change import PackedCommit
 
 NOTHING: Final = (-1, -1)
 """A revision and a log number, both lower than those of any commit."""
@@ -42,13 +41,13 @@ class ChangeLog(Protocol):
     def takes_commits(self) -> bool:
         """True unless the log refuses commits. Keyspace's lock held."""
 
-    def append(self, commit: PackedCommit) -> int:
+    def append(self, payload: bytes) -> int:
         """Queue a commit, and return its number. Keyspace's lock held.
 
         Raises ReadOnly if the log refuses commits.
         """
 
-    def extend(self, commits: list[PackedCommit]) -> int:
+    def extend(self, payloads: list[bytes]) -> int:
         """Queue commits in one step, and return the number of the last one.
 
         Keyspace's lock held, and `takes_commits` must be true.
@@ -130,16 +129,16 @@ class MemoryLog:
     ) -> None:
         """Do nothing: nothing is ever rolled back."""
 
-    def append(self, commit: PackedCommit) -> int:
+    def append(self, payload: bytes) -> int:
         """Discard a commit, and return its number."""
-        return self.extend([commit])
+        return self.extend([payload])
 
-    def extend(self, commits: list[PackedCommit]) -> int:
+    def extend(self, payloads: list[bytes]) -> int:
         """Discard commits, and return the number of the last one.
 
         `on_safe` is called before they are applied: those who react wait for the keyspace's lock.
         """
-        self.last_lsn += len(commits)
+        self.last_lsn += len(payloads)
         self.on_safe()
         return self.last_lsn
 

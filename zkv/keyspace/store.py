@@ -140,24 +140,16 @@ class Keyspace:
         self._deadlines: SortedList[tuple[int, str]] = SortedList(
             (entry.expires, key) for key, entry in self.entries.items() if entry.expires is not None
         )
-        self._rev = rev
-        self._removed_rev = rev
+        self.rev = rev
+        """The revision of the last committed write, 0 at first."""
+        self.removed_rev = rev
+        """A revision at or after the last removal. Lock held."""
         self._log: ChangeLog = MemoryLog() if log is None else log
         self._undo: deque[Undo] = deque()
         self._remembered_in_run: Remembering = []  # During a run of the lane.
         self._watchers: list[Watcher] = []
         self.sealed = False
         """True once writes are refused because the server stops."""
-
-    @property
-    def rev(self) -> int:
-        """The revision of the last committed write, 0 at first."""
-        return self._rev
-
-    @property
-    def removed_rev(self) -> int:
-        """A revision at or after the last removal. Lock held."""
-        return self._removed_rev
 
     def __len__(self) -> int:
         with self.lock:
@@ -190,7 +182,7 @@ class Keyspace:
                 found = [self.live(key) or ABSENT for key in keys]
                 absent = [key for key, entry in zip(keys, found, strict=True) if entry is ABSENT]
                 return found, max(map(self.absent_rev, absent), default=0)
-            return list(map(self.entries.get, keys, repeat(ABSENT))), self._removed_rev
+            return list(map(self.entries.get, keys, repeat(ABSENT))), self.removed_rev
 
     def scan(self, keys: Range, limit: int, reverse: bool) -> Page:
         """Return the first ``limit`` entries of a range; if ``reverse``, the last, backwards.
@@ -213,10 +205,10 @@ class Keyspace:
         while True:
             with self.lock:
                 if keys.empty:
-                    return 0, self._rev
+                    return 0, self.rev
                 low = self._index.bisect_left(keys.low)
                 high = len(self._index) if keys.high is None else self._index.bisect_left(keys.high)
-                there, rev = high - low, self._rev
+                there, rev = high - low, self.rev
                 due = self._due_count()
                 if not due or there == len(self._index):
                     return there - due, rev
@@ -281,7 +273,7 @@ class Keyspace:
         """Begin a transaction. Lock held. Raises ShuttingDown."""
         if self.sealed:
             raise ShuttingDown("the server is stopping")
-        return StagedWrite(self, self._rev + 1)
+        return StagedWrite(self, self.rev + 1)
 
     def commit(self, transaction: StagedWrite, once: Once | None = None) -> int:
         """Log and apply a transaction; return its log number, 0 if there is nothing to log.
@@ -293,18 +285,18 @@ class Keyspace:
         if not changes and once is None:
             return 0
         now = self.now()
-        commit = Commit(transaction.reply_rev, now, tuple(changes), once).pack()
-        lsn = self._log.append(commit)
-        rev = self._rev
+        payload = Commit(transaction.reply_rev, now, tuple(changes), once).pack()
+        lsn = self._log.append(payload)
+        rev = self.rev
         if changes:
-            self._rev = transaction.rev
-            self.history.add(commit, self._log.safe_rev)
+            self.rev = transaction.rev
+            self.history.add(payload, self._log.safe_rev)
             if None in transaction.staged.values():
-                self._removed_rev = transaction.rev
+                self.removed_rev = transaction.rev
         replaced = self._apply(transaction.staged)
         remembered: Remembering = []
         if once is not None:
-            remembered.append((once, self.sessions.remember(once, self._rev, lsn, now)))
+            remembered.append((once, self.sessions.remember(once, self.rev, lsn, now)))
         self._keep(Undo(lsn, rev, replaced, remembered))
         return lsn
 
@@ -313,9 +305,9 @@ class Keyspace:
 
         There is at least one commit, and `takes_writes` was true before the run.
         """
-        lsn = self._log.extend(run.commits)
-        before, self._rev = self._rev, run.rev
-        self.history.extend(run.commits, run.changes, run.bytes, self._log.safe_rev)
+        lsn = self._log.extend(run.payloads)
+        before, self.rev = self.rev, run.rev
+        self.history.extend(run.payloads, run.changes, run.bytes, self._log.safe_rev)
         remembered, self._remembered_in_run = self._remembered_in_run, []
         self._keep(Undo(lsn, before, replaced, remembered))
 
@@ -373,7 +365,7 @@ class Keyspace:
         """Refuse all writes from now on; return the last revision."""
         with self.lock:
             self.sealed = True
-            return self._rev
+            return self.rev
 
     def roll_back(self, lsn: int) -> None:
         """Undo every commit after ``lsn``; none of them is safe. Lock held."""
@@ -383,18 +375,18 @@ class Keyspace:
             self._apply(replaced if isinstance(replaced, dict) else replaced.entries())
             for once, window in reversed(undo.remembered):
                 self.sessions.undo(once, window)
-            self._rev = undo.rev
-        self.history.roll_back(self._rev)
-        self._removed_rev = min(self._removed_rev, self._rev)
+            self.rev = undo.rev
+        self.history.roll_back(self.rev)
+        self.removed_rev = min(self.removed_rev, self.rev)
         for watcher in self._watchers:
-            watcher.rolled_back(self._rev)
+            watcher.rolled_back(self.rev)
 
     # --- Views
 
     def view(self) -> SnapshotView:
         """Return a view of the current revision, to be read in small steps during writes."""
         with self.lock:
-            view = SnapshotView(self, self._rev, len(self.entries), self.now())
+            view = SnapshotView(self, self.rev, len(self.entries), self.now())
             self._watchers.append(view)
             return view
 
@@ -427,10 +419,10 @@ class Keyspace:
         That is its removal or, if it expired and is not removed yet, the write that set its expiry.
         """
         entry = self.entries.get(key)
-        return self._removed_rev if entry is None else max(self._removed_rev, entry.rev)
+        return self.removed_rev if entry is None else max(self.removed_rev, entry.rev)
 
     def _safe_rev(self) -> int:
-        return min(self._rev, self._log.safe_rev)
+        return min(self.rev, self._log.safe_rev)
 
     def _walk(self, keys: Range, reverse: bool) -> Iterator[str]:
         if keys.empty:
@@ -452,7 +444,7 @@ class Keyspace:
         return self._page(names, None)
 
     def _page(self, names: list[str], following: str | None) -> Page:
-        return Page(self.entries.pairs(names), following, self._rev)
+        return Page(self.entries.pairs(names), following, self.rev)
 
     def _complete(self, tally: Tally) -> None:
         """Complete a tally in small steps. The lock must not be held."""

@@ -16,7 +16,8 @@ from zkv.log import RequestRecord, RunRecord
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from zkv.log import AnyRecord, Subject
+    from zkv.log import AnyRecord
+    from zkv.requests.batch import Batch
 
 UNREADABLE: Final = "-"
 """The op of a request that could not be decoded, in the statistics and the log."""
@@ -78,16 +79,21 @@ class Account:
                 RequestRecord(time.time(), op, subject, result, bytes_in, bytes_out, took)
             )
 
-    def add_run(
-        self, ops: list[str], subjects: list[Subject | None] | None, started: float
-    ) -> None:
-        """Count and record the lane's answers that are sent now; an empty op does not count."""
+    def add_run(self, batch: Batch, after: int, up_to: int, started: float) -> None:
+        """Count and record the lane's answers that reveal a revision in this range.
+
+        Args:
+            batch: the batch, before its replies are sent.
+            after: the range begins after this revision.
+            up_to: the last revision of the range.
+            started: when the front took up the batch, by `time.perf_counter`.
+        """
         took = time.perf_counter() - started
-        for op in set(ops):
-            if op:
-                self.latencies[op][_step(took)] += ops.count(op)
-        if subjects is not None and any(subjects):
-            self._records.append(RunRecord(time.time(), took, ops, subjects))
+        step = _step(took)
+        for op, count in batch.ops(after, up_to).items():
+            self.latencies[op][step] += count
+        if self._write_log is not None and (answers := batch.answered(after, up_to)):
+            self._records.append(RunRecord(time.time(), took, answers))
 
     def flush(self) -> None:
         """Pass the records to the request log."""

@@ -1,8 +1,8 @@
 """The lane: simple requests, run in C, many at a time. See "Simple requests" in ARCHITECTURE.md.
 
-The front offers each batch to the lane. The lane runs requests up to the first that it does not
-handle, which it leaves to the command of its op: one with a further field, one that fails, one that
-is unusual in any way. The commands specify the behaviour; tests compare the two (`tests/compiled`).
+The front offers each batch to the lane. The lane runs the requests that it can handle, and leaves
+the others to the commands of their ops: one with a further field, one that fails, one that is
+unusual in any way. The commands specify the behaviour; tests compare the two (`tests/compiled`).
 The commits of a run are passed to the log, the history and the undo list in one step, so Python's
 cost is paid once for a run and not for each request.
 
@@ -16,65 +16,12 @@ from typing import TYPE_CHECKING
 
 from zkv import compiled
 from zkv.defaults import MAX_LEVELS
-from zkv.keyspace.change import PackedCommit
 from zkv.keyspace.table import is_compiled
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from zkv.keyspace.store import Keyspace
-    from zkv.log import Subject
     from zkv.protocol.codec import KeyLimits
-
-
-class Answers:
-    """The answers to a batch. An index into any of its lists is the request's place in the batch.
-
-    Args:
-        subjects: an empty list if requests are logged; None otherwise.
-
-    Attributes:
-        replies: reply bodies; None if the lane did not answer the request.
-        reveals: the newest revision that each reply reveals.
-        ops: op names; empty if the lane did not answer the request.
-        subjects: subjects for the request log; None if requests are not logged.
-        newest: the newest revision that any of the lane's replies reveals.
-    """
-
-    __slots__ = ("newest", "ops", "replies", "reveals", "subjects")
-
-    def __init__(self, subjects: list[Subject | None] | None = None) -> None:
-        self.replies: list[bytes | None] = []
-        self.reveals: list[int] = []
-        self.ops: list[str] = []
-        self.subjects = subjects
-        self.newest = 0
-
-    def leave_out(self, reply: bytes | None = None) -> None:
-        """Append a request that the lane does not answer; ``reply`` is None if a worker will."""
-        self.replies.append(reply)
-        self.reveals.append(0)
-        self.ops.append("")
-        if self.subjects is not None:
-            self.subjects.append(None)
-
-    def take_out(self, places: list[int]) -> Answers:
-        """Move the answers at ``places`` into an object of their own."""
-        taken = Answers()
-        taken.replies = [self.replies[place] for place in places]
-        taken.ops = [self.ops[place] for place in places]
-        if self.subjects is not None:
-            taken.subjects = [self.subjects[place] for place in places]
-        for place in places:
-            self.replies[place] = None
-            self.strike(place)
-        return taken
-
-    def strike(self, place: int) -> None:
-        """Do not count or log the answer at ``place``, since another one replaces it."""
-        self.ops[place] = ""
-        if self.subjects is not None:
-            self.subjects[place] = None
+    from zkv.requests.batch import Batch
 
 
 class Lane:
@@ -93,7 +40,6 @@ class Lane:
         self._keyspace = keyspace
         self._compiled = compiled.store.Lane(
             table=keyspace.entries,  # type: ignore[arg-type]
-            commit_type=PackedCommit,
             max_key_bytes=limits.max_key_bytes,
             max_value_bytes=limits.max_value_bytes,
             max_batch=limits.max_batch,
@@ -103,22 +49,30 @@ class Lane:
             **keyspace.write_hooks()._asdict(),
         )
 
-    def run(self, bodies: Sequence[object], answers: Answers) -> int:
-        """Run the requests after those that ``answers`` has; return how many were answered."""
+    def run(self, batch: Batch, logs: bool = False) -> tuple[list[int], int]:
+        """Run the simple requests of a batch, and add their replies.
+
+        Args:
+            batch: the batch.
+            logs: keep what the request log needs.
+
+        Returns:
+            The places of the requests that are not answered, and the newest revision that a reply
+            reveals.
+        """
         keyspace = self._keyspace
         with keyspace.lock:
             run = self._compiled.run(
-                bodies,
-                answers,
+                batch,
                 rev=keyspace.rev,
                 removed_rev=keyspace.removed_rev,
                 now=keyspace.now(),
                 takes_writes=keyspace.takes_writes,
+                logs=logs,
             )
-            if run.commits and run.replaced is not None:
+            if run.payloads and run.replaced is not None:
                 keyspace.add_run(run, run.replaced)
-        answers.newest = max(answers.newest, run.newest)
-        return run.taken
+        return run.left, run.newest
 
 
 def open_lane(

@@ -71,8 +71,8 @@ def mailbox(data: bytes) -> None:
         peer.send(*messages)
         peer.mailbox.stop()  # So that it does not wait where nothing can be answered.
         outcome: list[Any] = []
-        while bodies := peer.mailbox.receive():
+        while bodies := peer.take():
             outcome.append(bodies)
-            peer.mailbox.reply([b"reply %d" % number for number in range(len(bodies))])
+            peer.reply([b"reply %d" % number for number in range(len(bodies))])
         outcomes.append((outcome, peer.waiting(), peer.mailbox.unroutable - before))
     assert outcomes[0] == outcomes[1]

@@ -21,8 +21,7 @@ from unittest import mock
 import msgpack
 
 from tests.durability.crash.ledger import Batch, Reply, Request, State
-from tests.requests.roads import Roads, SteppedEngine
-from zkv.broker.mailbox import Pending
+from tests.requests.roads import Delayed, Roads, SteppedEngine
 from zkv.config import build
 from zkv.durability import wal
 from zkv.durability.files import Files
@@ -221,12 +220,13 @@ class Driver:
             leave([batch[place] for place in places])
 
         bodies = [msgpack.packb(request) for request in batch]
-        for places, pending in roads.answer(bodies, run.take, put_off):
+        self.engine.front_syncs = idle
+        for later in roads.answer(bodies, run.take, put_off):
 
-            def deliver(places: list[int] = places, pending: Pending = pending) -> None:
-                run.take(dict(zip(places, pending.bodies(), strict=True)))
+            def deliver(later: Delayed = later) -> None:
+                run.take(dict(zip(later.places, later.bodies(), strict=True)))
 
-            pending.notify(deliver)
+            later.pending.notify(deliver)
         roads.commit(idle)
         return run
 

@@ -1,0 +1,331 @@
+/* A batch of requests and their replies, as `PythonBatch` in zkv/requests/batch.py is one.
+ *
+ * Strategy: between two calls of libzmq, a simple request is only bytes, from the message that
+ * brought it to the reply. Objects of Python are made only if Python asks for them. Small replies
+ * share one piece of memory, the arena.
+ *
+ * Invariants: one thread at a time uses a batch. A body is valid as long as the batch has the
+ * request. A reply is sent from the batch's memory, so it stays there until it has been sent. */
+
+#include "lane.h"
+
+/* --- Replies ---------------------------------------------------------------------------------- */
+
+unsigned char *batch_begin_reply(Batch *self, size_t most)
+{
+    if (self->arena == NULL && (self->arena = malloc(ARENA_BYTES)) == NULL)
+        return NULL;
+    return most < ARENA_BYTES - self->used ? self->arena + self->used : malloc(most);
+}
+
+void batch_drop_reply(Batch *self, unsigned char *reply)
+{
+    if (!in_arena(self, reply))
+        free(reply);
+}
+
+void batch_answer(Batch *self, size_t place, span reply, int op, int64_t reveals)
+{
+    item *of = &self->items[place];
+    of->reply = (unsigned char *)reply.at;
+    of->reply_size = reply.size;
+    of->op = op;
+    of->reveals = reveals;
+    if (in_arena(self, reply.at))
+        self->used += reply.size;
+}
+
+/* --- Requests --------------------------------------------------------------------------------- */
+
+/* add(envelope, body): see PythonBatch; likewise below. */
+static PyObject *batch_add(Batch *self, PyObject *arguments)
+{
+    PyObject *envelope, *body;
+    char *bytes = NULL;
+    Py_ssize_t size = 0;
+    if (!PyArg_ParseTuple(arguments, "OO", &envelope, &body))
+        return NULL;
+    if (PyObject_TypeCheck(body, &PyBytes_Type) && PyBytes_AsStringAndSize(body, &bytes, &size) < 0)
+        return NULL;
+    item *of = next_item(self);
+    if (of == NULL)
+        return PyErr_NoMemory();
+    of->envelope = Py_NewRef(envelope);
+    of->object = Py_NewRef(body);
+    of->body = (unsigned char *)bytes;
+    of->size = (size_t)size;
+    self->count++;
+    Py_RETURN_NONE;
+}
+
+static Py_ssize_t batch_length(Batch *self) { return (Py_ssize_t)self->count; }
+
+/* The item at a place that Python gives. NULL, with an exception, if there is none. */
+static item *item_at(Batch *self, PyObject *place)
+{
+    Py_ssize_t at = PyLong_AsSsize_t(place);
+    if (at >= 0 && (size_t)at < self->count)
+        return &self->items[at];
+    if (!PyErr_Occurred())
+        PyErr_Format(PyExc_IndexError, "no request at %zd", at);
+    return NULL;
+}
+
+static PyObject *body_of(const Batch *self, const item *of)
+{
+    if (of->object != NULL)
+        return Py_NewRef(of->object);
+    PyObject *body = PyBytes_FromStringAndSize((const char *)of->body, (Py_ssize_t)of->size);
+    if (body != NULL)
+        return body;
+    PyErr_Clear();
+    return Py_NewRef(self->no_memory);
+}
+
+static PyObject *batch_item(Batch *self, Py_ssize_t at)
+{
+    if (at < 0 || (size_t)at >= self->count)
+        return PyErr_Format(PyExc_IndexError, "no request at %zd", at);
+    return body_of(self, &self->items[at]);
+}
+
+static PyObject *batch_is_request(Batch *self, PyObject *place)
+{
+    const item *of = item_at(self, place);
+    return of == NULL ? NULL : PyBool_FromLong(of->body != NULL);
+}
+
+static PyObject *batch_envelope(Batch *self, PyObject *place)
+{
+    const item *of = item_at(self, place);
+    if (of == NULL)
+        return NULL;
+    return Py_NewRef(of->envelope == NULL ? Py_None : of->envelope);
+}
+
+static PyObject *batch_reply(Batch *self, PyObject *place)
+{
+    const item *of = item_at(self, place);
+    if (of == NULL)
+        return NULL;
+    if (of->reply == NULL)
+        Py_RETURN_NONE;
+    if (of->reply_owner != NULL)
+        return Py_NewRef(of->reply_owner);
+    return PyBytes_FromStringAndSize((const char *)of->reply, (Py_ssize_t)of->reply_size);
+}
+
+static PyObject *batch_set_reply(Batch *self, PyObject *arguments)
+{
+    PyObject *place, *reply;
+    char *bytes;
+    Py_ssize_t size;
+    if (!PyArg_ParseTuple(arguments, "OO", &place, &reply))
+        return NULL;
+    item *of = item_at(self, place);
+    if (of == NULL || PyBytes_AsStringAndSize(reply, &bytes, &size) < 0)
+        return NULL;
+    drop_reply(self, of);
+    of->reply_owner = Py_NewRef(reply);
+    of->reply = (unsigned char *)bytes;
+    of->reply_size = (size_t)size;
+    of->reveals = 0;
+    of->op = NONE;
+    Py_RETURN_NONE;
+}
+
+static PyObject *batch_sent(Batch *self, PyObject *place)
+{
+    item *of = item_at(self, place);
+    if (of == NULL)
+        return NULL;
+    drop_reply(self, of);
+    Py_RETURN_NONE;
+}
+
+static PyObject *batch_clear(Batch *self, PyObject *unused)
+{
+    clear_batch(self);
+    Py_RETURN_NONE;
+}
+
+/* --- Splitting -------------------------------------------------------------------------------- */
+
+/* Reserve in `to` what moving `count` requests there takes. 0 if there is no memory. */
+static int reserve(const Batch *self, Batch *to, size_t count)
+{
+    if (self->arena != NULL && (to->arena = malloc(ARENA_BYTES)) == NULL)
+        return 0;
+    return reserve_items(to, count) &&
+           (self->calls == NULL || self->calls->reserve(to, self->frame_count));
+}
+
+/* Move a request to the end of another batch, which has the capacity. */
+static void move_item(Batch *self, item *of, Batch *to)
+{
+    item *moved = &to->items[to->count++];
+    *moved = *of;
+    *of = (item){0};
+    if (moved->reply != NULL && in_arena(self, moved->reply)) {
+        moved->reply = memcpy(to->arena + to->used, moved->reply, moved->reply_size);
+        to->used += moved->reply_size;
+    }
+    if (self->calls != NULL)
+        self->calls->move(self, to, moved);
+}
+
+/* Move everything into an empty batch. */
+static void move_all(Batch *self, Batch *to)
+{
+    Batch moved = *self;
+    self->items = NULL, self->arena = NULL, self->frames = NULL, self->calls = NULL;
+    self->count = self->room = self->used = self->frame_count = self->frame_room = 0;
+    to->items = moved.items, to->count = moved.count, to->room = moved.room;
+    to->arena = moved.arena, to->used = moved.used, to->calls = moved.calls;
+    to->frames = moved.frames;
+    to->frame_count = moved.frame_count, to->frame_room = moved.frame_room;
+}
+
+static PyObject *batch_split(Batch *self, PyObject *places)
+{
+    Py_ssize_t count = PyList_Size(places);
+    Batch *to = count < 0 ? NULL : (Batch *)PyType_GenericAlloc(Py_TYPE((PyObject *)self), 0);
+    if (to == NULL)
+        return NULL;
+    to->no_memory = Py_NewRef(self->no_memory);
+    if ((size_t)count == self->count)
+        return move_all(self, to), (PyObject *)to;
+    if (!reserve(self, to, (size_t)count))
+        return Py_DECREF(to), PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < count; i++) {
+        item *of = item_at(self, PyList_GetItem(places, i));
+        if (of == NULL) /* A bug of the caller. */
+            return Py_DECREF(to), NULL;
+        move_item(self, of, to);
+    }
+    return (PyObject *)to;
+}
+
+/* --- The lane's answers ----------------------------------------------------------------------- */
+
+/* Read the bounds of a method's revisions. 0, with an exception, if they are not two ints. */
+static int read_bounds(PyObject *arguments, int64_t *after, int64_t *up_to)
+{
+    long long low, high;
+    if (!PyArg_ParseTuple(arguments, "LL", &low, &high))
+        return 0;
+    *after = low;
+    *up_to = high;
+    return 1;
+}
+
+static int is_between(const item *of, int64_t after, int64_t up_to)
+{
+    return of->op != NONE && of->reveals > after && of->reveals <= up_to;
+}
+
+static PyObject *batch_places(Batch *self, PyObject *arguments)
+{
+    int64_t after, up_to;
+    if (!read_bounds(arguments, &after, &up_to))
+        return NULL;
+    PyObject *places = PyList_New(0);
+    for (size_t i = 0; places != NULL && i < self->count; i++)
+        if (is_between(&self->items[i], after, up_to) && !append(places, PyLong_FromSize_t(i)))
+            Py_CLEAR(places);
+    return places;
+}
+
+static PyObject *batch_ops(Batch *self, PyObject *arguments)
+{
+    int64_t after, up_to;
+    size_t counts[OPS] = {0};
+    if (!read_bounds(arguments, &after, &up_to))
+        return NULL;
+    for (size_t i = 0; i < self->count; i++)
+        counts[self->items[i].op] += (size_t)is_between(&self->items[i], after, up_to);
+    PyObject *ops = PyDict_New();
+    for (int op = NONE + 1; ops != NULL && op < OPS; op++) {
+        PyObject *count = counts[op] ? PyLong_FromSize_t(counts[op]) : NULL;
+        if (counts[op] && (count == NULL || PyDict_SetItemString(ops, op_name(op), count) < 0))
+            Py_CLEAR(ops);
+        Py_XDECREF(count);
+    }
+    return ops;
+}
+
+static PyObject *batch_answered(Batch *self, PyObject *arguments)
+{
+    int64_t after, up_to;
+    if (!read_bounds(arguments, &after, &up_to))
+        return NULL;
+    PyObject *answered = PyList_New(0);
+    for (size_t i = 0; answered != NULL && i < self->count; i++) {
+        const item *of = &self->items[i];
+        if (is_between(of, after, up_to) && of->subject != NULL &&
+            !append(answered, Py_BuildValue("(sOnn)", op_name(of->op), of->subject,
+                                            (Py_ssize_t)of->size, (Py_ssize_t)of->reply_size)))
+            Py_CLEAR(answered);
+    }
+    return answered;
+}
+
+/* --- The type --------------------------------------------------------------------------------- */
+
+static PyObject *batch_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
+{
+    PyObject *no_memory;
+    static char *names[] = {"no_memory", NULL};
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O", names, &no_memory))
+        return NULL;
+    Batch *self = (Batch *)PyType_GenericAlloc(type, 0);
+    if (self != NULL)
+        self->no_memory = Py_NewRef(no_memory);
+    return (PyObject *)self;
+}
+
+static void batch_dealloc(Batch *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    clear_batch(self);
+    free(self->items);
+    free(self->arena);
+    free(self->frames);
+    Py_XDECREF(self->no_memory);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef batch_methods[] = {
+    {"add", (PyCFunction)batch_add, METH_VARARGS, NULL},
+    {"is_request", (PyCFunction)batch_is_request, METH_O, NULL},
+    {"envelope", (PyCFunction)batch_envelope, METH_O, NULL},
+    {"reply", (PyCFunction)batch_reply, METH_O, NULL},
+    {"set_reply", (PyCFunction)batch_set_reply, METH_VARARGS, NULL},
+    {"sent", (PyCFunction)batch_sent, METH_O, NULL},
+    {"clear", (PyCFunction)batch_clear, METH_NOARGS, NULL},
+    {"split", (PyCFunction)batch_split, METH_O, NULL},
+    {"places", (PyCFunction)batch_places, METH_VARARGS, NULL},
+    {"ops", (PyCFunction)batch_ops, METH_VARARGS, NULL},
+    {"answered", (PyCFunction)batch_answered, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot batch_slots[] = {
+    {Py_tp_doc, "See PythonBatch in zkv/requests/batch.py."},
+    {Py_tp_new, batch_new},
+    {Py_tp_dealloc, batch_dealloc},
+    {Py_tp_methods, batch_methods},
+    {Py_sq_length, batch_length},
+    {Py_sq_item, batch_item},
+    {0, NULL},
+};
+
+PyType_Spec batch_spec = {
+    .name = "zkv.compiled._store.Batch",
+    .basicsize = sizeof(Batch),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = batch_slots,
+};
+
+PyTypeObject *batch_type;
