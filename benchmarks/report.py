@@ -141,7 +141,7 @@ def overview(record: Record) -> Table:
     """A line for each main row: zkv's rate, and its ratio to that of each other server."""
     family = {each.name: each.family for each in CONTENDERS}
     measured = {cell.server for cell in record.cells}
-    others = [each.family for each in CONTENDERS if each.name in measured and each.family != "zkv"]
+    others = [each.family for each in CONTENDERS if each.name in measured and not each.is_zkv]
     others = list(dict.fromkeys(others))
     lines = []
     for row in (row for row in ROWS if row.main):

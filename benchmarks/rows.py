@@ -43,7 +43,7 @@ class Row(Struct, frozen=True):
         value_bytes: the size of a value.
         group: the servers that take part.
         main: True if it is part of the short form.
-        floor: True if the bare ROUTER takes part.
+        floor: True if the bare ROUTER takes part, and zkv with further I/O threads.
         beside: the number of further clients that send MPUTs of 10,000 keys meanwhile.
         times: how many times as long as others it is measured.
     """

@@ -72,6 +72,7 @@ class Contender(Struct, frozen=True):
         lacks: ops of load.c that it does not have.
         largest: bytes of the largest value that it, or load.c, can send.
         reads: False if another contender is the same program with the same GETs.
+        of_libzmq: True if it is there for what libzmq costs, and not as a store.
     """
 
     name: str
@@ -85,15 +86,21 @@ class Contender(Struct, frozen=True):
     lacks: frozenset[str] = frozenset()
     largest: int = 1 << 20
     reads: bool = True
+    of_libzmq: bool = False
 
     @property
     def is_floor(self) -> bool:
         """True if it is no store."""
         return self.family == FLOOR
 
+    @property
+    def is_zkv(self) -> bool:
+        """True if it is zkv, with any settings."""
+        return self.family.startswith("zkv")
+
     def takes_part(self, row: Row) -> bool:
         """True if it is measured in a row."""
-        if self.group != row.group or (self.is_floor and not row.floor):
+        if self.group != row.group or (self.of_libzmq and not row.floor):
             return False
         needs = {row.op.partition(":")[0]} | ({"mput"} if row.section == "beside" else set())
         return (
@@ -144,9 +151,11 @@ def _libzmq() -> list[str]:
     return [*link, "-lpthread"]
 
 
-def _zkv(policy: Group, port: int, directory: str) -> list[str]:
+def _zkv(policy: Group, io_threads: int, port: int, directory: str) -> list[str]:
     config = Path(directory, "config.toml")
-    config.write_text(f"{QUIET}[durability]\nsnapshot_interval = 1e6\n", encoding="utf-8")
+    threads = f"[server]\nio_threads = {io_threads}\n"
+    settings = QUIET.replace("[server]\n", threads) + "[durability]\nsnapshot_interval = 1e6\n"
+    config.write_text(settings, encoding="utf-8")
     return [
         sys.executable, "-m", "zkv.cli.main", "serve", "--config", str(config),
         "--data-dir", f"{directory}/data", "--fsync", policy,
@@ -282,17 +291,13 @@ DURABILITY: Final = {
 """The meaning of each place where a write is when it is answered."""
 
 
-def _zkv_with(group: Group, durability: str) -> Contender:
+def _zkv_with(group: Group, durability: str, io_threads: int = 1) -> Contender:
+    more = f" {io_threads} I/O threads" if io_threads > 1 else ""
     return Contender(
-        f"zkv {group}",
-        "zkv",
-        group,
-        durability,
-        "zkv",
-        partial(_zkv, group),
-        lambda: __version__,
-        _wait_for_zkv,
-    )
+        f"zkv {group}{more}", f"zkv{more}", group, durability, "zkv",
+        partial(_zkv, group, io_threads), lambda: __version__, _wait_for_zkv,
+        of_libzmq=io_threads > 1,
+    )  # fmt: skip
 
 
 def _redis_with(brand: str, policy: str, group: Group, durability: str) -> Contender:
@@ -314,6 +319,7 @@ def _nats_with(policy: str, group: Group, durability: str) -> Contender:
 
 CONTENDERS: Final = (
     _zkv_with("never", SYSTEM),
+    _zkv_with("never", SYSTEM, io_threads=2),
     _redis_with("Redis", "", "never", MEMORY),
     _redis_with("Redis", "no", "never", SYSTEM),
     _redis_with("Valkey", "", "never", MEMORY),
@@ -323,7 +329,7 @@ CONTENDERS: Final = (
     ),
     Contender(
         FLOOR, FLOOR, "never", "nothing is kept", "zkv", _floor,
-        lambda: f"of libzmq {zmq.zmq_version()}", lacks=BATCHES,
+        lambda: f"of libzmq {zmq.zmq_version()}", lacks=BATCHES, of_libzmq=True,
     ),
     _zkv_with("interval", "on disk within 1 s"),
     _redis_with("Redis", "everysec", "interval", "on disk within 1 s"),
