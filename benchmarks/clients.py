@@ -25,7 +25,7 @@ import zmq
 import zkv
 from benchmarks.load import Load
 from benchmarks.record import Record
-from benchmarks.servers import AbsentError, Server, named, running
+from benchmarks.servers import START_LIMIT, AbsentError, Server, named, running
 
 KEYS: Final = 10_000
 VALUE: Final = b"x" * 16
@@ -127,6 +127,7 @@ def loop_ops(port: int) -> Iterator[dict[str, Op]]:
     """The same for a REQ socket."""
     with zmq.Context() as context, context.socket(zmq.REQ) as socket:
         socket.linger = 0
+        socket.rcvtimeo = int(START_LIMIT * 1000)
         socket.connect(f"tcp://127.0.0.1:{port}")
 
         def op(**request: Any) -> Op:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import zmq
 from msgspec import Struct
 
 import zkv
@@ -143,7 +144,7 @@ def _noting_failures(record: Record) -> Iterator[None]:
     """Note a failure, and continue with the rest of the comparison."""
     try:
         yield
-    except (BenchError, OSError, zkv.ClientError) as error:
+    except (BenchError, OSError, zkv.ClientError, zmq.ZMQError) as error:
         record.notes.append(str(error))
 
 
