@@ -34,8 +34,8 @@ $(PIP) install --log $(VENV)/build.log --no-deps --no-build-isolation -e .
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: again help run test test-python test-clients clients-deps torture fuzz mutants benchmark \
-        generate lint docs demo lock clean
+.PHONY: again help run test test-python test-clients clients-deps torture fuzz mutants bench \
+        benchmark peers generate lint docs demo lock clean
 
 help: ## Show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -82,9 +82,15 @@ lint: $(VENV)/dev.stamp ## Check style, types and who imports whom
 	$(BIN)/python tools/names.py
 	$(BIN)/python tools/unasync.py --check
 
-benchmark: $(VENV)/benchmark.stamp ## Measure zkv beside other servers, and write BENCHMARKS.md (needs gcc): ARGS='--rounds 3'
-	$(BIN)/python -m benchmarks.compare --json benchmarks/peers.json $(ARGS)
-	$(BIN)/python -m benchmarks.report benchmarks/peers.json BENCHMARKS.md
+bench: $(VENV)/benchmark.stamp ## Measure the main loads beside other servers, in 2 minutes (needs gcc): ARGS='--rows MPUT'
+	$(BIN)/python -m benchmarks.run --short $(ARGS)
+
+benchmark: $(VENV)/benchmark.stamp ## Measure all of them in 15 minutes, and write BENCHMARKS.md
+	$(BIN)/python -m benchmarks.run --json benchmarks/results.json
+	$(BIN)/python -m benchmarks.report benchmarks/results.json BENCHMARKS.md
+
+peers: ## Install the servers to compare that Debian or Ubuntu has, as root; Valkey and NATS come as wheels
+	apt-get install --yes --quiet --no-install-recommends redis-server memcached etcd-server
 
 docs: $(VENV)/dev.stamp ## Build the guide: build/docs/index.html
 	$(BIN)/sphinx-build -W --keep-going -q -b html -c docs . '$(DOCS)'

@@ -29,7 +29,8 @@ extern int zmq_msg_close(zmq_msg_t *message);
 extern void *zmq_msg_data(zmq_msg_t *message);
 extern size_t zmq_msg_size(const zmq_msg_t *message);
 extern int zmq_send(void *socket, const void *bytes, size_t size, int flags);
-enum { ROUTER = 6, DONTWAIT = 1, SNDMORE = 2, SNDHWM = 23, RCVHWM = 24, LAST_ENDPOINT = 32 };
+enum { ROUTER = 6, DONTWAIT = 1, SNDMORE = 2 };
+enum { BACKLOG = 19, SNDHWM = 23, RCVHWM = 24, LAST_ENDPOINT = 32 };
 enum { MAX_SOCKETS = 2, BATCH = 64 };
 
 typedef struct {
@@ -74,7 +75,7 @@ int main(int count, char **arguments)
     static request batch[BATCH];
     char endpoint[256];
     size_t size = sizeof endpoint;
-    int unlimited = 0;
+    int unlimited = 0, backlog = 4096; /* so that thousands may connect at once, as to zkv */
     pthread_t thread;
     if (count != 2)
         return 2;
@@ -83,6 +84,7 @@ int main(int count, char **arguments)
     void *router = zmq_socket(context, ROUTER);
     zmq_setsockopt(router, SNDHWM, &unlimited, sizeof unlimited);
     zmq_setsockopt(router, RCVHWM, &unlimited, sizeof unlimited);
+    zmq_setsockopt(router, BACKLOG, &backlog, sizeof backlog);
     if (zmq_bind(router, arguments[1])) {
         fprintf(stderr, "floor: %s cannot be bound\n", arguments[1]);
         return 1;

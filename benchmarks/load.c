@@ -9,9 +9,16 @@
  * values. Replies are parsed completely, and every failure and every absent value is counted. The
  * keys of one batch are all different, like those of a map.
  *
- * OP is fill, get, put, mix (half get, half put), incr, mget:N or mput:N; fill writes every key
- * once and ends. The first quarter of a second, or of SECONDS if that is less, is not measured.
- * SEED chooses the keys.
+ * OP is one of these. The first quarter of a second, or of SECONDS if that is less, is not measured.
+ * At least one reply is.
+ *
+ *     get, put, incr    one key, chosen by chance
+ *     mix               half get, half put
+ *     mget:N, mput:N    N keys in each request
+ *     repeat:N          an mput of N keys whose last key is its first one
+ *     fill, fill:N      writes every key once, N in each request, and ends
+ *
+ * SEED chooses the keys; fill goes through them in order if it is 0.
  *
  * A reply is assigned to the oldest request on its connection. If a server answers in another
  * order, two requests of a connection may exchange their latencies.
@@ -35,11 +42,12 @@
 #include <time.h>
 #include <unistd.h>
 
-enum op { FILL, GET, PUT, MIX, INCR, MGET, MPUT, OPS };
-static const char *const OP_NAMES[OPS] = {"fill", "get", "put", "mix", "incr", "mget", "mput"};
+enum op { FILL, GET, PUT, MIX, INCR, MGET, MPUT, REPEAT, OPS };
+static const char *const OP_NAMES[OPS] = {"fill", "get",  "put",  "mix",
+                                          "incr", "mget", "mput", "repeat"};
 
 enum { KEY_BYTES = 8, BATCH_OF_FILL = 100, READ_BYTES = 1 << 18, EVENTS = 512 };
-static const double WARM_UP = 0.25, STALLED = 10.0;
+static const double WARM_UP = 0.25, STALLED = 30.0;
 
 typedef struct {
     unsigned char *bytes;
@@ -139,9 +147,9 @@ static uint32_t greatest_divisor(uint32_t a, uint32_t b)
     return a;
 }
 
-/* Keys: random ones for single requests; for batches, a walk that visits each key once a round. */
+/* Keys: random ones for single requests; for others, a walk that visits each key once a round. */
 static struct {
-    uint32_t at, step, filled;
+    uint32_t at, step, first, taken;
 } walk;
 
 static void begin_walk(void)
@@ -151,17 +159,18 @@ static void begin_walk(void)
     do
         walk.step = random_number() % keys;
     while (keys > 1 && greatest_divisor(walk.step, keys) != 1);
+    walk.taken = 0;
 }
 
-static uint32_t next_key(int of_batch)
+static uint32_t next_key(int of_walk)
 {
     uint32_t keys = (uint32_t)job.keys;
-    if (job.op == FILL)
-        return walk.filled++ % keys;
-    if (!of_batch)
+    if (!of_walk && job.op != FILL)
         return random_number() % keys;
     walk.at = (uint32_t)(((uint64_t)walk.at + walk.step) % keys);
-    return walk.at;
+    if (++walk.taken == 1)
+        walk.first = walk.at;
+    return job.op == REPEAT && walk.taken == (uint32_t)job.batch ? walk.first : walk.at;
 }
 
 /* Latencies: 32 steps for each power of two, in 1/16 us. */
@@ -229,8 +238,10 @@ static void put_number(buffer *b, uint64_t number, int width)
 
 static void put_key(buffer *b, char kind, int of_batch)
 {
-    char key[KEY_BYTES + 1];
-    snprintf(key, sizeof key, "%c%07u", kind, next_key(of_batch) % 10000000u);
+    char key[KEY_BYTES] = {kind};
+    uint32_t number = next_key(of_batch);
+    for (int i = KEY_BYTES - 1; i > 0; i--, number /= 10)
+        key[i] = (char)('0' + number % 10);
     put(b, key, KEY_BYTES);
 }
 
@@ -276,11 +287,15 @@ static void zkv_greet(connection *c)
 
 static void put_bin(buffer *b)
 {
+    static buffer packed;
     unsigned size = (unsigned)job.value_bytes;
     int width = size < 1 << 8 ? 1 : size < 1 << 16 ? 2 : 4;
-    put_number(b, width == 1 ? 0xc4 : width == 2 ? 0xc5 : 0xc6, 1);
-    put_number(b, size, width);
-    put_value(b);
+    if (packed.end == 0) {
+        put_number(&packed, width == 1 ? 0xc4 : width == 2 ? 0xc5 : 0xc6, 1);
+        put_number(&packed, size, width);
+        put_value(&packed);
+    }
+    put(b, packed.bytes, packed.end);
 }
 
 static void zkv_body(buffer *b, enum op op, int count)
@@ -315,14 +330,21 @@ static void zkv_body(buffer *b, enum op op, int count)
 
 static void zkv_request(connection *c, enum op op, int count)
 {
-    static buffer body;
-    body.begin = body.end = 0;
-    zkv_body(&body, op, count);
-    PUT_TEXT(&c->out, "\x01\x00"); /* the delimiter, and more to come */
-    int is_long = body.end > 255;
-    put_number(&c->out, is_long ? 2 : 0, 1);
-    put_number(&c->out, body.end, is_long ? 8 : 1);
-    put(&c->out, body.bytes, body.end);
+    buffer *b = &c->out;
+    PUT_TEXT(b, "\x01\x00"); /* the delimiter, and more to come */
+    size_t before = b->end - b->begin;
+    PUT_TEXT(b, "\x02........");
+    zkv_body(b, op, count);
+    unsigned char *frame = b->bytes + b->begin + before;
+    size_t size = b->end - b->begin - before - 9;
+    if (size > 255) {
+        for (int i = 0; i < 8; i++)
+            frame[1 + i] = (unsigned char)((uint64_t)size >> (56 - 8 * i));
+    } else {
+        frame[0] = 0, frame[1] = (unsigned char)size;
+        memmove(frame + 2, frame + 9, size);
+        b->end -= 7;
+    }
 }
 
 /* Walk one msgpack value, as a client that unpacks it would; count nils. */
@@ -416,9 +438,11 @@ static void redis_key(buffer *b, char kind, int of_batch)
 
 static void redis_value(buffer *b)
 {
-    put_text_number(b, "$", job.value_bytes);
-    put_value(b);
-    PUT_TEXT(b, "\r\n");
+    static buffer packed;
+    if (packed.end == 0)
+        put_text_number(&packed, "$", job.value_bytes), put_value(&packed),
+            PUT_TEXT(&packed, "\r\n");
+    put(b, packed.bytes, packed.end);
 }
 
 static void redis_request(connection *c, enum op op, int count)
@@ -681,8 +705,10 @@ static void send_one(connection *c, double now)
         op = random_number() & 1 ? GET : PUT;
     if (op == FILL)
         op = job.protocol->batches && count > 1 ? MPUT : PUT;
-    if (op >= MGET && job.op != FILL)
+    if (job.op >= MGET)
         begin_walk();
+    if (op == REPEAT)
+        op = MPUT;
     job.protocol->request(c, op, count);
     c->sent_at[c->sent++ % (size_t)job.in_flight] = now;
 }
@@ -790,7 +816,8 @@ static void drive(connection *connections, int epoll, int pid, double seconds)
         double now = seconds_of(CLOCK_MONOTONIC);
         if (!run.measuring && now - started >= warm)
             begin_to_measure(pid, now);
-        int over = job.op == FILL ? run.answered >= run.most : now - run.began >= seconds;
+        int over = job.op == FILL ? run.answered >= run.most
+                                  : now - run.began >= seconds && run.answered > 0;
         if (run.measuring && over)
             return;
         int count = epoll_wait(epoll, events, EVENTS, (int)(STALLED * 1000));
@@ -836,12 +863,18 @@ static void read_arguments(char **arguments)
         stop("unknown protocol or op");
     if (job.connections < 1 || job.in_flight < 1 || job.keys < 1 || job.value_bytes < 1)
         stop("numbers must be above 0");
+    if (job.keys > 10000000)
+        stop("a key has seven digits");
     if (job.value_bytes > job.protocol->value_bytes)
         stop("a value does not fit into one message, or frame, of this protocol");
     if (job.batch < 1 || job.batch > job.keys || job.batch > 65535)
         stop("a batch must have at least one key, and no key twice");
     if (job.op >= INCR && !job.protocol->batches)
         stop("this server does not have this op");
+    if (job.op == FILL && !colon) /* Larger values would make larger messages than allowed. */
+        job.batch = job.value_bytes <= 65536 && job.keys >= BATCH_OF_FILL ? BATCH_OF_FILL : 1;
+    if (!job.protocol->batches)
+        job.batch = 1;
 }
 
 int main(int count, char **arguments)
@@ -857,9 +890,10 @@ int main(int count, char **arguments)
     memset(job.value, 'x', (size_t)job.value_bytes);
     run.most = ~0ull;
     if (job.op == FILL) {
-        int small = job.value_bytes <= 65536 && job.keys >= BATCH_OF_FILL;
-        job.batch = job.protocol->batches && small ? BATCH_OF_FILL : 1;
         run.most = (uint64_t)((job.keys + job.batch - 1) / job.batch);
+        walk.at = (uint32_t)job.keys - 1, walk.step = 1; /* in order */
+        if (random_state != 0)
+            begin_walk();
     }
     connection *connections = calloc((size_t)job.connections, sizeof *connections);
     for (int i = 0; i < job.connections; i++)

@@ -1,7 +1,11 @@
-"""Starts the servers to compare, each on a free port of 127.0.0.1 with an empty directory.
+"""The servers to compare, as data, and how they are started.
 
-If a program is not installed, its function gives None, and the comparison continues without it. A
-child ends when its parent dies.
+Each gets a free port of 127.0.0.1 and a directory. A server that is not installed has no command,
+and the comparison continues without it. A child ends when its parent dies.
+
+Each server runs as it comes, with these exceptions. Nothing that works in the background is on:
+no snapshots, no rewriting of logs, no change feed, no log line for each request. memcached has one
+worker thread, since the others also run requests in one thread; NATS and etcd use all cores.
 """
 
 from __future__ import annotations
@@ -14,55 +18,99 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import msgpack
 import zmq
 from msgspec import Struct
 
+from benchmarks.rows import Group, Row
+from zkv import __version__
 from zkv.bench.connections import BenchError
-from zkv.bench.servers import child, free_port, last_line, ready
-from zkv.bench.servers import zkv as start_zkv
+from zkv.bench.servers import QUIET, child, free_port, last_line
 
 HERE: Final = Path(__file__).parent
-START_LIMIT: Final = 20.0
+START_LIMIT: Final = 60.0
 """Seconds within which a server must accept connections."""
+POLL: Final = 0.005
+"""Seconds between two looks whether it does: servers give no event to wait for."""
 BUCKET: Final = "bench"
 CONNECTIONS: Final = 9_000
 """The limit of connections for Redis and Valkey."""
+BATCHES: Final = frozenset({"mget", "mput", "repeat"})
+
+
+class AbsentError(BenchError):
+    """The server is not installed here."""
 
 
 class Server(Struct, frozen=True):
-    """A running server. ``protocol`` is one that `load.c` speaks."""
+    """A running server."""
 
-    label: str
-    version: str
-    protocol: str
+    contender: Contender
     port: int
     pid: int
 
 
 class Contender(Struct, frozen=True):
-    """A server that takes part: name, promise for writes, and the function that starts it."""
+    """A server that takes part.
+
+    Args:
+        name: unique, also shown.
+        family: the program, with its way to keep data if it has several.
+        group: the servers that it is compared with.
+        durability: where a write is when it is answered.
+        protocol: one that load.c speaks.
+        command: the command line for a port and a directory; None if it is not installed.
+        version: the version as text.
+        prepare: what must be done when it accepts connections, given the port.
+        lacks: ops of load.c that it does not have.
+        largest: bytes of the largest value that it, or load.c, can send.
+        reads: False if another contender is the same program with the same GETs.
+        of_libzmq: True if it is there for what libzmq costs, and not as a store.
+    """
 
     name: str
-    promise: str
-    start: Callable[[], AbstractContextManager[Server | None]]
-    batches: bool = True
-    """True if it has requests for many keys."""
-    counts: bool = True
-    """True if it has INCR."""
+    family: str
+    group: Group
+    durability: str
+    protocol: str
+    command: Callable[[int, str], list[str] | None]
+    version: Callable[[], str]
+    prepare: Callable[[int], None] | None = None
+    lacks: frozenset[str] = frozenset()
+    largest: int = 1 << 20
+    reads: bool = True
+    of_libzmq: bool = False
+
+    @property
+    def is_floor(self) -> bool:
+        """True if it is no store."""
+        return self.family == FLOOR
+
+    @property
+    def is_zkv(self) -> bool:
+        """True if it is zkv, with any settings."""
+        return self.family.startswith("zkv")
+
+    def takes_part(self, row: Row) -> bool:
+        """True if it is measured in a row."""
+        if self.group != row.group or (self.of_libzmq and not row.floor):
+            return False
+        needs = {row.op.partition(":")[0]} | ({"mput"} if row.section == "beside" else set())
+        return (
+            not needs & self.lacks
+            and row.value_bytes <= self.largest
+            and (self.reads or row.writes)
+        )
 
 
-MEMORY: Final = "in memory, or in the system's hands"
-SOON: Final = "on disk soon"
-DURABLE: Final = "on disk before it is answered"
-PROMISES: Final = (MEMORY, SOON, DURABLE)
+# --- Commands --------------------------------------------------------------------------------
 
 
 def find(program: str) -> str | None:
@@ -89,6 +137,10 @@ def compile_c(name: str, directory: Path, *options: str) -> str:
     return path
 
 
+def _floor(port: int, directory: str) -> list[str]:
+    return [compile_c("floor", Path(directory), *_libzmq()), f"tcp://127.0.0.1:{port}"]
+
+
 def _libzmq() -> list[str]:
     """The compiler options that link a program with zkv's libzmq, which is in pyzmq's wheel."""
     beside = Path(zmq.__file__).parent.parent / "pyzmq.libs"
@@ -99,150 +151,62 @@ def _libzmq() -> list[str]:
     return [*link, "-lpthread"]
 
 
-@contextlib.contextmanager
-def floor() -> Iterator[Server | None]:
-    """Start a ROUTER that answers a constant."""
-    with tempfile.TemporaryDirectory(prefix="zkv-bench-") as directory:
-        program = compile_c("floor", Path(directory), *_libzmq())
-        with child([program, "tcp://127.0.0.1:*"], directory) as process:
-            (endpoint,) = ready(process, directory)
-            yield Server("bare ROUTER", "in C", "zkv", _port(endpoint), process.pid)
+def _zkv(policy: Group, io_threads: int, port: int, directory: str) -> list[str]:
+    config = Path(directory, "config.toml")
+    threads = f"[server]\nio_threads = {io_threads}\n"
+    settings = QUIET.replace("[server]\n", threads) + "[durability]\nsnapshot_interval = 1e6\n"
+    config.write_text(settings, encoding="utf-8")
+    return [
+        sys.executable, "-m", "zkv.cli.main", "serve", "--config", str(config),
+        "--data-dir", f"{directory}/data", "--fsync", policy,
+        "--endpoint", f"tcp://127.0.0.1:{port}",
+    ]  # fmt: skip
 
 
-@contextlib.contextmanager
-def zkv(policy: str) -> Iterator[Server | None]:
-    """Start zkv with an fsync policy."""
-    from zkv import __version__
-
-    with start_zkv(policy) as running:
-        port = _port(running.target.endpoint)
-        yield Server(f"zkv {policy}", __version__, "zkv", port, running.pid)
-
-
-def _port(endpoint: str) -> int:
-    return int(endpoint.rpartition(":")[2])
-
-
-@contextlib.contextmanager
-def redis(brand: str, policy: str) -> Iterator[Server | None]:
-    """Start Valkey or Redis, without a log, or with one that syncs according to ``policy``."""
+def _redis(brand: str, policy: str, port: int, directory: str) -> list[str] | None:
     program = find(f"{brand.lower()}-server")
     if program is None:
-        yield None
-        return
-    log = ["--appendonly", "no"]
-    if policy != "no log":
-        log = ["--appendonly", "yes", "--appendfsync", policy, "--auto-aof-rewrite-percentage", "0"]
-    with _listening(
-        program,
-        lambda port, directory: [
-            program, "--port", str(port), "--bind", "127.0.0.1", "--dir", directory, "--save", "",
-            "--daemonize", "no", "--maxclients", str(CONNECTIONS), *log,
-        ],
-    ) as (port, pid):  # fmt: skip
-        label = f"{brand} {policy}" if policy == "no log" else f"{brand} AOF {policy}"
-        yield Server(label, _version([program, "--version"], "v="), "redis", port, pid)
+        return None
+    log = ["--appendonly", "yes", "--appendfsync", policy, "--auto-aof-rewrite-percentage", "0"]
+    return [
+        program, "--port", str(port), "--bind", "127.0.0.1", "--dir", directory, "--save", "",
+        "--daemonize", "no", "--maxclients", str(CONNECTIONS), *(log if policy else []),
+    ]  # fmt: skip
 
 
-@contextlib.contextmanager
-def memcached() -> Iterator[Server | None]:
-    """Start memcached with one worker thread, since the others also run requests in one thread."""
+def _memcached(port: int, _: str) -> list[str] | None:
     program = find("memcached")
     if program is None:
-        yield None
-        return
+        return None
     user = ["-u", "root"] if os.getuid() == 0 else []
-    with _listening(
-        program,
-        lambda port, _: [
-            program, "-l", "127.0.0.1", "-p", str(port), "-m", "1024", "-t", "1", "-U", "0", *user,
-        ],
-    ) as (port, pid):  # fmt: skip
-        version = _version([program, "--version"], "memcached ")
-        yield Server("memcached", version, "memcached", port, pid)
+    return [
+        program, "-l", "127.0.0.1", "-p", str(port), "-t", "1", "-U", "0", "-c", str(CONNECTIONS),
+        "-m", "1024", "-I", "2m", *user,
+    ]  # fmt: skip
 
 
-@contextlib.contextmanager
-def nats(policy: str) -> Iterator[Server | None]:
-    """Start NATS with JetStream and a KV bucket on disk; "default" syncs every two minutes."""
+def _nats(policy: str, port: int, directory: str) -> list[str] | None:
     program = find("nats-server")
     if program is None:
-        yield None
-        return
-
-    def command(port: int, directory: str) -> list[str]:
-        sync = "sync_interval: always\n" if policy == "always" else ""
-        text = f'jetstream {{\nstore_dir: "{directory}/store"\n{sync}}}\n'
-        config = Path(directory, "nats.conf")
-        config.write_text(text, encoding="utf-8")
-        return [program, "--addr", "127.0.0.1", "--port", str(port), "--config", str(config)]
-
-    with _listening(program, command) as (port, pid):
-        _make_bucket(port)
-        version = _version([program, "--version"], ": v")
-        yield Server(f"NATS KV {policy}", version, "nats", port, pid)
+        return None
+    sync = "sync_interval: always\n" if policy == "always" else ""
+    config = Path(directory, "nats.conf")
+    text = f'jetstream {{\nstore_dir: "{directory}/store"\n{sync}}}\n'
+    config.write_text(text, encoding="utf-8")
+    return [program, "--addr", "127.0.0.1", "--port", str(port), "--config", str(config)]
 
 
-@contextlib.contextmanager
-def etcd() -> Iterator[Server | None]:
-    """Start a single etcd, which syncs every write."""
+def _etcd(port: int, directory: str) -> list[str] | None:
     program = find("etcd")
     if program is None:
-        yield None
-        return
-
-    def command(port: int, directory: str) -> list[str]:
-        peer = f"http://127.0.0.1:{free_port()}"
-        client = f"http://127.0.0.1:{port}"
-        return [
-            program, "--data-dir", f"{directory}/etcd", "--listen-client-urls", client,
-            "--advertise-client-urls", client, "--listen-peer-urls", peer,
-            "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}",
-            "--log-level", "error",
-        ]  # fmt: skip
-
-    with _listening(program, command) as (port, pid):
-        version = _version([program, "--version"], "etcd Version: ")
-        yield Server("etcd", version, "etcd", port, pid)
-
-
-CONTENDERS: Final = (
-    Contender("floor", MEMORY, floor),
-    Contender("zkv never", MEMORY, lambda: zkv("never")),
-    Contender("redis", MEMORY, lambda: redis("Redis", "no log")),
-    Contender("redis no", MEMORY, lambda: redis("Redis", "no")),
-    Contender("valkey", MEMORY, lambda: redis("Valkey", "no log")),
-    Contender("memcached", MEMORY, memcached, batches=False, counts=False),
-    Contender("zkv interval", SOON, lambda: zkv("interval")),
-    Contender("valkey everysec", SOON, lambda: redis("Valkey", "everysec")),
-    Contender("nats", SOON, lambda: nats("default"), batches=False, counts=False),
-    Contender("zkv always", DURABLE, lambda: zkv("always")),
-    Contender("valkey always", DURABLE, lambda: redis("Valkey", "always")),
-    Contender("nats always", DURABLE, lambda: nats("always"), batches=False, counts=False),
-    Contender("etcd", DURABLE, etcd, batches=False, counts=False),
-)
-
-
-@contextlib.contextmanager
-def _listening(program: str, command: Callable[[int, str], list[str]]) -> Iterator[tuple[int, int]]:
-    """Start a server that prints nothing when it is ready; wait until it accepts connections."""
-    with tempfile.TemporaryDirectory(prefix="zkv-bench-") as directory:
-        port = free_port()
-        with child(command(port, directory), directory, announces=False) as process:
-            deadline = time.monotonic() + START_LIMIT
-            while not _accepts(port):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise BenchError(f"{program} does not start: {last_line(directory)}")
-                time.sleep(0.02)  # The server gives no event to wait for.
-            yield port, process.pid
-
-
-def _accepts(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
-    except OSError:
-        return False
-    return True
+        return None
+    peer, client = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{port}"
+    return [
+        program, "--data-dir", f"{directory}/etcd", "--listen-client-urls", client,
+        "--advertise-client-urls", client, "--listen-peer-urls", peer,
+        "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}",
+        "--log-level", "error",
+    ]  # fmt: skip
 
 
 def _make_bucket(port: int) -> None:
@@ -268,7 +232,149 @@ def _make_bucket(port: int) -> None:
         raise BenchError(f"nats: {received!r}")
 
 
-def _version(command: list[str], behind: str) -> str:
-    """The word after ``behind`` in a command's output."""
+def ask_zkv(port: int, **request: Any) -> dict[str, Any]:
+    """Send a request to zkv; returns the reply. Raises BenchError."""
+    with zmq.Context() as context, context.socket(zmq.REQ) as client:
+        client.linger = 0
+        client.rcvtimeo = int(START_LIMIT * 1000)
+        client.connect(f"tcp://127.0.0.1:{port}")
+        try:
+            client.send(msgpack.packb(request))
+            reply: dict[str, Any] = msgpack.unpackb(client.recv())
+        except zmq.Again:
+            raise BenchError(f"zkv does not answer {request['op']}") from None
+    if not reply["ok"]:
+        raise BenchError(f"zkv: {request['op']}: {reply}")
+    return reply
+
+
+def _wait_for_zkv(port: int) -> None:
+    """Wait until zkv has loaded its data: it answers nothing before."""
+    ask_zkv(port, op="PING")
+
+
+def ask_redis(port: int, command: str) -> str:
+    """Send a command to Redis; returns the first part of its reply that arrives."""
+    with socket.create_connection(("127.0.0.1", port), START_LIMIT) as connection:
+        connection.sendall(f"{command}\r\n".encode())
+        return connection.recv(65_536).decode().strip()
+
+
+def _wait_for_redis(port: int) -> None:
+    """Wait until Redis has loaded its data: it refuses requests before."""
+    while ask_redis(port, "PING").startswith("-LOADING"):
+        time.sleep(POLL)
+
+
+def _version(program: str, before: str) -> str:
+    """The word that stands after ``before`` in the output of ``--version``."""
+    command = [find(program) or program, "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=START_LIMIT)
-    return (done.stdout.partition(behind)[2].split() or [""])[0]
+    return (done.stdout.partition(before)[2].split() or [""])[0]
+
+
+# --- The contenders --------------------------------------------------------------------------
+
+MEMORY: Final = "in memory"
+SYSTEM: Final = "with the system"
+DISK: Final = "on disk"
+FLOOR: Final = "bare ROUTER"
+
+DURABILITY: Final = {
+    MEMORY: "an answered write is lost with the process",
+    SYSTEM: "an answered write is lost with the machine's power, not with the process",
+    "on disk within 1 s": "the writes of the last second or two are lost with the machine's power",
+    "on disk within 2 min": "the writes of two minutes are lost with the machine's power",
+    DISK: "no answered write is lost",
+    "nothing is kept": "it is no store",
+}
+"""The meaning of each place where a write is when it is answered."""
+
+
+def _zkv_with(group: Group, durability: str, io_threads: int = 1) -> Contender:
+    more = f" {io_threads} I/O threads" if io_threads > 1 else ""
+    return Contender(
+        f"zkv {group}{more}", f"zkv{more}", group, durability, "zkv",
+        partial(_zkv, group, io_threads), lambda: __version__, _wait_for_zkv,
+        of_libzmq=io_threads > 1,
+    )  # fmt: skip
+
+
+def _redis_with(brand: str, policy: str, group: Group, durability: str) -> Contender:
+    family = f"{brand} AOF" if policy == "no" else brand
+    log = {"": "", "no": " AOF no fsync"}.get(policy, f" AOF {policy}")
+    return Contender(
+        f"{brand}{log}", family, group, durability, "redis",
+        partial(_redis, brand, policy), partial(_version, f"{brand.lower()}-server", "v="),
+        _wait_for_redis, reads=policy != "no",
+    )  # fmt: skip
+
+
+def _nats_with(policy: str, group: Group, durability: str) -> Contender:
+    return Contender(
+        f"NATS KV {policy}", "NATS KV", group, durability, "nats", partial(_nats, policy),
+        partial(_version, "nats-server", ": v"), _make_bucket, BATCHES | {"incr"},
+    )  # fmt: skip
+
+
+CONTENDERS: Final = (
+    _zkv_with("never", SYSTEM),
+    _zkv_with("never", SYSTEM, io_threads=2),
+    _redis_with("Redis", "", "never", MEMORY),
+    _redis_with("Redis", "no", "never", SYSTEM),
+    _redis_with("Valkey", "", "never", MEMORY),
+    Contender(
+        "memcached", "memcached", "never", MEMORY, "memcached", _memcached,
+        partial(_version, "memcached", "memcached "), lacks=BATCHES | {"incr"},
+    ),
+    Contender(
+        FLOOR, FLOOR, "never", "nothing is kept", "zkv", _floor,
+        lambda: f"of libzmq {zmq.zmq_version()}", lacks=BATCHES, of_libzmq=True,
+    ),
+    _zkv_with("interval", "on disk within 1 s"),
+    _redis_with("Redis", "everysec", "interval", "on disk within 1 s"),
+    _redis_with("Valkey", "everysec", "interval", "on disk within 1 s"),
+    _nats_with("default", "interval", "on disk within 2 min"),
+    _zkv_with("always", DISK),
+    _redis_with("Redis", "always", "always", DISK),
+    _redis_with("Valkey", "always", "always", DISK),
+    _nats_with("always", "always", DISK),
+    Contender(
+        "etcd", "etcd", "always", DISK, "etcd", _etcd, partial(_version, "etcd", "etcd Version: "),
+        lacks=BATCHES | {"incr"}, largest=16_000,
+    ),
+)  # fmt: skip
+
+
+def named(name: str) -> Contender:
+    """The contender of that name."""
+    return next(each for each in CONTENDERS if each.name == name)
+
+
+@contextlib.contextmanager
+def running(contender: Contender, directory: str) -> Iterator[Server]:
+    """Start a server, and wait until it accepts connections.
+
+    Raises AbsentError if it is not installed, BenchError if it does not start.
+    """
+    port = free_port()
+    command = contender.command(port, directory)
+    if command is None:
+        raise AbsentError(f"{contender.name} is not installed")
+    with child(command, directory, announces=False) as process:
+        deadline = time.monotonic() + START_LIMIT
+        while not _accepts(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise BenchError(f"{contender.name} does not start: {last_line(directory)}")
+            time.sleep(POLL)
+        if contender.prepare is not None:
+            contender.prepare(port)
+        yield Server(contender, port, process.pid)
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True

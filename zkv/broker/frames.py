@@ -281,7 +281,7 @@ def copied(frame: bytes) -> bytes | zmq.Frame:
 def _find_compiled() -> MakeFrames | None:
     """Return the C part, attached to pyzmq's libzmq; None if it is not built or does not fit.
 
-    BENCHMARKS.md compares it with `PythonFrames`. It needs the compiled batches.
+    docs/tried.md compares it with `PythonFrames`. It needs the compiled batches.
     """
     if not compiled.COMPILED:
         return None
