@@ -43,6 +43,18 @@ class Pool:
         self._free: deque[Place] = deque([None] * MOST_CONNECTIONS)
         self._waiters: deque[_Waiter] = deque()
 
+    def idle(self) -> Connection | None:
+        """Take an idle connection for the caller alone; None = there is none, or others wait."""
+        if self._waiters or self.closed:
+            return None
+        try:
+            place = self._free.pop()
+        except IndexError:
+            return None
+        if place is None:
+            self._free.append(None)
+        return place
+
     def take(self, seconds: float) -> Place:
         """Take a place for the caller alone.
 
@@ -83,7 +95,10 @@ class Pool:
 
     def give_back(self, place: Place) -> None:
         """Give back a place, so that others may take it."""
-        self._put(place)
+        if place is None:
+            self._free.appendleft(None)
+        else:
+            self._free.append(place)
         if self._waiters:
             self._serve()
         if self.closed:
