@@ -21,7 +21,7 @@ from zkv.client.follower import (
     HEARTBEAT_TOPIC,
     RESET,
     SILENCE_SECONDS,
-    Batch,
+    ChangeBatch,
     Follower,
     feed_endpoint,
 )
@@ -106,7 +106,7 @@ class Told:
         self.entries: dict[str, tuple[int, Any]] = {}
         self.resets = 0
 
-    def take(self, batch: Batch | None) -> None:
+    def take(self, batch: ChangeBatch | None) -> None:
         for change in [] if batch is None else batch.changes:
             if change.op == RESET:
                 self.resets += 1

@@ -22,7 +22,7 @@ from zkv import (
     StaleSeqError,
     UnavailableError,
 )
-from zkv.client.follower import RESET, Batch
+from zkv.client.follower import RESET, ChangeBatch
 from zkv.client.mirror_view import MirrorView
 from zkv.client.operations import Change
 from zkv.client.retry import Attempts
@@ -42,7 +42,7 @@ class Shown(MirrorView):
     def take(self, *changes: Change, rev: int, settling: bool = False) -> dict[str, Any]:
         """Have it take changes; what it shows then."""
         self.settling = settling
-        self._apply(Batch([*changes], rev))
+        self._apply(ChangeBatch([*changes], rev))
         return self.copy()
 
 

@@ -10,7 +10,7 @@ from typing import Final
 import zmq
 
 from zkv.client.connection import SocketContext, addresses, explain
-from zkv.client.follower import HEARTBEAT_TOPIC, Batch, Follower
+from zkv.client.follower import HEARTBEAT_TOPIC, ChangeBatch, Follower
 from zkv.client.operations import Change
 
 QUEUED: Final = 100_000
@@ -52,7 +52,7 @@ def join(
     return socket
 
 
-def drain(socket: zmq.Socket[bytes], follower: Follower) -> Batch | None:
+def drain(socket: zmq.Socket[bytes], follower: Follower) -> ChangeBatch | None:
     """Pass the messages that have arrived to the follower; None = nothing new."""
     changes: list[Change] = []
     told = follower.rev
@@ -64,7 +64,7 @@ def drain(socket: zmq.Socket[bytes], follower: Follower) -> Batch | None:
         batch = follower.message(frames, time.monotonic())
         if batch is not None:
             changes += batch.changes
-    return Batch(changes, follower.rev) if follower.rev != told else None
+    return ChangeBatch(changes, follower.rev) if follower.rev != told else None
 
 
 def hear(endpoint: str, seconds: float) -> float | None:

@@ -50,7 +50,7 @@ LONGEST_PAUSE: Final = 1.0
 """Longest pause in seconds between attempts while the server is unreachable."""
 
 
-class Batch(NamedTuple):
+class ChangeBatch(NamedTuple):
     """Changes that are reported together.
 
     Args:
@@ -123,7 +123,7 @@ class Follower:
 
     # --- Messages of the feed
 
-    def message(self, frames: Sequence[bytes], now: float) -> Batch | None:
+    def message(self, frames: Sequence[bytes], now: float) -> ChangeBatch | None:
         """Process a message of the feed. Returns the changes to report, if any."""
         self._heard = now
         if self._scan is not None:
@@ -159,7 +159,7 @@ class Follower:
         elif math.isinf(self._check):
             self._check = max(now, self._asked + CHECK_SECONDS)
 
-    def _change(self, rev: int, message: dict[str, Any], now: float) -> Batch | None:
+    def _change(self, rev: int, message: dict[str, Any], now: float) -> ChangeBatch | None:
         if rev <= self.rev:
             return None
         if rev > self.rev + 1 or message.get("part") != len(self._parts) + 1:
@@ -185,7 +185,7 @@ class Follower:
         if rev > self.rev:
             self._asking = True
 
-    def request(self, now: float) -> Operation[Batch] | None:
+    def request(self, now: float) -> Operation[ChangeBatch] | None:
         """Return the request to send now; None = there is none."""
         if self._scan is not None:
             return self._scan_page(self._scan)
@@ -204,13 +204,13 @@ class Follower:
         elif not error.retry:
             raise error
 
-    def _read_changes(self, reply: Reply, asked: float) -> Batch:
+    def _read_changes(self, reply: Reply, asked: float) -> ChangeBatch:
         following, rev = reply["next"], reply["rev"]
         self._asked = asked
         self._check = math.inf
         if rev < self.rev:
             self._begin_scan()
-            return Batch([], self.rev)
+            return ChangeBatch([], self.rev)
         strip = len(self._namespace)
         changes = [Change(at, op, key[strip:], value) for at, op, key, value in reply["changes"]]
         self._asking = following < rev
@@ -220,7 +220,7 @@ class Follower:
             self._parts = []
         return self._tell(changes, following)
 
-    def _tell(self, changes: list[Change], rev: int) -> Batch:
+    def _tell(self, changes: list[Change], rev: int) -> ChangeBatch:
         """Report ``changes``, which are all changes up to ``rev``."""
         self.rev = rev
         if self._scanned:
@@ -228,7 +228,7 @@ class Follower:
             changes = [change for change in changes if change.rev > scanned.get(change.key, 0)]
             if rev >= self._settled:
                 self._scanned = {}
-        return Batch(changes, rev)
+        return ChangeBatch(changes, rev)
 
     # --- Starting over
 
@@ -242,7 +242,7 @@ class Follower:
         self._reset_told = False
         self._parts = []
 
-    def _scan_page(self, scan: ScanPages) -> Operation[Batch] | None:
+    def _scan_page(self, scan: ScanPages) -> Operation[ChangeBatch] | None:
         page = scan.next_page()
         if page is None:
             return None  # Never: `_scan` is None once the scan has ended.
@@ -251,7 +251,7 @@ class Follower:
             page.op, page.fields, lambda reply: self._read_page(scan, read(reply), reply)
         )
 
-    def _read_page(self, scan: ScanPages, page: list[Entry], reply: Reply) -> Batch:
+    def _read_page(self, scan: ScanPages, page: list[Entry], reply: Reply) -> ChangeBatch:
         changes = [Change(entry.rev, "PUT", entry.key, entry.value) for entry in page]
         if not self._reset_told:
             self._reset_told = True
@@ -265,7 +265,7 @@ class Follower:
             self._scan = None
             self.rev = self._scan_rev
             self._asking = True
-        return Batch(changes, self.rev, in_order=False)
+        return ChangeBatch(changes, self.rev, in_order=False)
 
 
 def feed_endpoint(told: object, endpoint: str) -> str | None:
@@ -299,7 +299,7 @@ def patience_after(failures: int, timeout: float) -> float:
     return min(timeout, FIRST_PATIENCE * 2.0 ** min(failures, 10))
 
 
-def marked(batch: Batch, told: int) -> Iterator[tuple[Change, int]]:
+def marked(batch: ChangeBatch, told: int) -> Iterator[tuple[Change, int]]:
     """Each change with the revision up to which all changes have been reported, including it.
 
     Args:

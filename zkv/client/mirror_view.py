@@ -30,7 +30,7 @@ from zkv.client.errors import (
     NoReplyError,
     NotFoundError,
 )
-from zkv.client.follower import RESET, Batch, Follower
+from zkv.client.follower import RESET, ChangeBatch, Follower
 from zkv.client.operations import Change, Entry
 from zkv.client.process import FOREIGN, check_process, generation, is_foreign, tell_of_forks
 
@@ -260,7 +260,7 @@ class MirrorView(Mapping[str, Any]):
 
     # --- Following
 
-    def _apply(self, batch: Batch) -> list[Change]:
+    def _apply(self, batch: ChangeBatch) -> list[Change]:
         """Apply a batch. Returns the changes of the readable entries."""
         applying = _Applying([] if self._collecting is not None else batch.changes)
         self._applying = applying
@@ -270,7 +270,7 @@ class MirrorView(Mapping[str, Any]):
             self._applied += 1
             self._applying = None
 
-    def _apply_all(self, batch: Batch) -> list[Change]:
+    def _apply_all(self, batch: ChangeBatch) -> list[Change]:
         shown: list[Change] = []
         for change in batch.changes:
             if change.op == RESET:

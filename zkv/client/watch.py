@@ -25,7 +25,7 @@ from zkv.client.errors import ClientError, MisuseError, NoReplyError, RefusedErr
 from zkv.client.feed import drain, join
 from zkv.client.follower import (
     FIRST_PATIENCE,
-    Batch,
+    ChangeBatch,
     Follower,
     feed_endpoint,
     marked,
@@ -105,7 +105,7 @@ class Subscription:
             self._follower = follower
         return self._follower
 
-    def next_batch(self, end: float | None = None) -> Batch | None:
+    def next_batch(self, end: float | None = None) -> ChangeBatch | None:
         """Return the next batch, which may hold no changes but only a newer revision.
 
         Args:
@@ -174,7 +174,7 @@ class Subscription:
         """Raise ClosedError in a forked child of the process that made the subscription."""
         check_process(self._made_in)
 
-    def _step(self, follower: Follower, end: float | None) -> Batch | None:
+    def _step(self, follower: Follower, end: float | None) -> ChangeBatch | None:
         now = time.monotonic()
         if follower.silent(now):  # Or the caller was busy elsewhere, and messages wait.
             batch = None if self._socket is None else drain(self._socket, follower)
@@ -223,7 +223,7 @@ class Subscription:
             self._join(follower)
             follower.joined(self._endpoint is not None, time.monotonic())
 
-    def _receive(self, follower: Follower, end: float | None) -> Batch | None:
+    def _receive(self, follower: Follower, end: float | None) -> ChangeBatch | None:
         """Wait for messages, and process those that have arrived."""
         self._wait(follower.wait_until(time.monotonic()), end, self._socket)
         return None if self._socket is None else drain(self._socket, follower)
