@@ -25,7 +25,9 @@ from tests.support import (
     read_line,
 )
 from zkv import Client, ClosedError, NoReplyError
+from zkv.client.connection import Connection
 from zkv.client.pool import MOST_CONNECTIONS
+from zkv.client.retry import Attempts
 
 THREADS = 200
 
@@ -88,6 +90,21 @@ def test_one_thread_needs_one_connection(near: ServerInProcess) -> None:
         assert descriptors() <= before
 
 
+def test_an_interrupted_look_at_a_connection_costs_no_place(
+    near: ServerInProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    with Client(near.endpoint, LIMIT) as kv:
+        for count in range(1, MOST_CONNECTIONS + 2):
+            assert kv.incr("n") == count
+            with monkeypatch.context() as patch:
+                patch.setattr(Connection, "is_usable", interrupt)
+                with pytest.raises(KeyboardInterrupt):
+                    kv.incr("n")
+
+
 def test_threads_that_wait_for_a_connection_give_up_in_time(router: zmq.Socket[bytes]) -> None:
     with (
         Client(str(router.get_string(zmq.LAST_ENDPOINT)), 0.5) as kv,
@@ -102,6 +119,18 @@ def fails(kv: Client) -> NoReplyError:
     with pytest.raises(NoReplyError) as caught:
         kv.incr("n")
     return caught.value
+
+
+def test_a_request_whose_time_is_up_before_it_is_sent_does_not_wait(
+    router: zmq.Socket[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For libzmq -1 ms means no limit."""
+    patience, calls = Attempts.patience, itertools.count()
+    monkeypatch.setattr(
+        Attempts, "patience", lambda self: patience(self) if next(calls) else -0.0015
+    )
+    with Client(str(router.get_string(zmq.LAST_ENDPOINT)), 0.2) as kv:
+        fails(kv)
 
 
 def test_closing_lets_requests_under_way_end_well() -> None:

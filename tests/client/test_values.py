@@ -7,8 +7,12 @@ import contextlib
 import json
 import pickle
 import struct
+import subprocess
+import sys
 from collections import OrderedDict, defaultdict, namedtuple
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
 from enum import IntEnum, StrEnum
 from functools import partial
 from pathlib import Path
@@ -22,7 +26,7 @@ from msgpack import ExtType, Timestamp
 
 from tests.client.blocking import AnyClient, Kind, Loop
 from tests.conformance import notation
-from tests.support import LIMIT, ServerInProcess, pack
+from tests.support import LIMIT, ROOT, ServerInProcess, environment, pack
 from zkv import (
     AsyncClient,
     BadValueError,
@@ -35,9 +39,11 @@ from zkv import (
     ValueType,
 )
 from zkv.client.codec import PACKED, PLAIN, Packed
-from zkv.client.messages import unpack_reply
-from zkv.client.quick import unpack_quickly
+from zkv.client.messages import pack_request, unpack_reply
+from zkv.client.quick import pack_quickly, unpack_quickly
 from zkv.client.slicing import Sliced, name_errors
+from zkv.client.steps import DeleteStep, GetStep, PutStep, Step, pack_steps
+from zkv.client.sync import MANY
 
 # --- All values of msgpack, and what Python makes of them
 
@@ -512,6 +518,122 @@ def test_what_would_not_come_back_is_not_sent(
         changed = {op for op in after if after[op] != before.get(op, 0)}
         assert changed <= {"INFO", "GET", "INCR"}
         assert not [entry for entry in kv.scan(values=False) if "jobs/" not in entry.key]
+
+
+class Level(IntEnum):
+    HIGH = 1
+
+
+PYTHON: Final = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**65), 2**65)
+    | st.floats()
+    | st.text(st.characters(), max_size=3)
+    | st.sampled_from(["\udcff", "\ud800", Unequal("a"), Level.HIGH, {1}, object(), Decimal(1)])
+    | st.sampled_from([ExtType(5, b"x"), Timestamp(1, 2), datetime(2024, 1, 1, tzinfo=UTC)])
+    | st.sampled_from(
+        [b"\xff", bytearray(b"x"), Packed(b"\xc0"), Packed(b"\xc1"), Packed(b"\x90")]
+    ),
+    lambda inside: (
+        st.lists(inside, max_size=3)
+        | st.lists(inside, max_size=3).map(tuple)
+        | st.dictionaries(st.sampled_from([1, True, "a", (1,), Hashed()]), inside, max_size=3)
+    ),
+    max_leaves=6,
+)
+SETS: Final = Codec(ValueType(1, set, bytes, set))
+
+
+def outcome(pack: Callable[..., bytes], *arguments: Any) -> Any:
+    """The bytes, or the error in words."""
+    try:
+        return pack(*arguments)
+    except Exception as error:
+        return type(error), str(error)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(PYTHON, min_size=1, max_size=3), st.sampled_from([PLAIN, PACKED, SETS]))
+def test_msgpack_and_msgspec_pack_alike(values: list[Any], codec: Codec) -> None:
+    entries = {f"k{at}": value for at, value in enumerate(values)}
+    put = {"key": "k0", "value": values[0], "session": "s", "seq": 1}
+    for op, fields in (("PUT", put), ("MPUT", {"items": entries}), ("INCR", {"key": "k", "by": 1})):
+        expected = outcome(pack_request, op, 7, fields, codec)
+        assert outcome(pack_quickly, op, 7, fields, codec) == expected
+
+    puts = [PutStep(key, value) for key, value in entries.items()]
+    steps: list[Step] = [*puts, GetStep("g"), DeleteStep("d")]
+    maps: list[Any] = [{"op": "PUT", "key": step.key, "value": step.value} for step in puts]
+    maps += [{"op": "GET", "key": "g"}, {"op": "DELETE", "key": "d"}]
+    expected = outcome(pack_request, "TXN", 7, {"ops": maps}, codec)
+    assert outcome(pack_steps, "TXN", 7, {"ops": steps}, codec) == expected
+
+
+def test_a_key_with_surrogates_is_packed_alike() -> None:
+    for key in ("\udcff", "\ud800"):
+        for fields in ({"key": key}, {"keys": ["a", key]}, {"items": {key: 1}}):
+            expected = outcome(pack_request, "GET", 7, fields, PLAIN)
+            assert outcome(pack_quickly, "GET", 7, fields, PLAIN) == expected
+
+
+def test_a_client_packs_and_decodes_later_requests_as_the_first(server: ServerInProcess) -> None:
+    """After many requests, and after a large reply, the client for threads uses msgspec."""
+    tricky = {"a": [1, 2.5, None, b"\xff"], "b": {"t": Timestamp(1, 2), "x": ExtType(5, b"")}}
+    with Client(server.endpoint) as first, Client(server.endpoint) as later:
+        for _ in range(MANY):
+            later.ping()
+        for kv, key in ((first, "first"), (later, "later")):
+            kv[key] = tricky
+            kv.put_many({f"{key}/1": 1, f"{key}/2": b"\xff", f"{key}/3": tricky})
+            assert first[key] == later[key] == tricky
+            assert [*first.namespace(key + "/").values()] == [1, b"\xff", tricky]
+            assert [*later.namespace(key + "/").values()] == [1, b"\xff", tricky]
+
+
+@pytest.mark.parametrize(
+    ("work", "uses"),
+    [
+        ("kv.get('k')", False),
+        ("[kv.get('k') for _ in range(MANY)]", True),
+        ("kv.put('k', 'x' * 5_000); kv.get('k')", True),
+    ],
+)
+def test_msgspec_is_imported_once_it_pays(server: ServerInProcess, work: str, uses: bool) -> None:
+    code = f"""
+import sys, zkv
+from zkv.client.sync import MANY
+with zkv.Client(sys.argv[1]) as kv:
+    {work}
+print("msgspec" in sys.modules)
+"""
+    told = subprocess.check_output(
+        [sys.executable, "-c", code, server.endpoint], env=environment(), cwd=ROOT, text=True
+    )
+    assert told.strip() == str(uses)
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_values_that_others_pack_unusually_decode_alike(size: int) -> None:
+    """Floats of 32 bits, and ints in more bytes than needed: also in replies of any size."""
+    values = [b"\xca\x3f\x80\x00\x00", b"\xcf" + (5).to_bytes(8), b"\xdb" + bytes(4), b"\xa1x"]
+    keys = [f"k{at}" for at in range(size)]
+    rest = pack({"ok": True, "id": 1, "revs": [1] * size})
+    packed = b"\xdd" + size.to_bytes(4) + b"".join(values[at % 4] for at in range(size))
+    body = bytes([rest[0] + 1]) + rest[1:] + pack("values") + packed
+    for unpack in (unpack_reply, unpack_quickly):
+        reply = unpack("MGET", body, PLAIN)
+        assert not isinstance(reply, Sliced)
+        assert dict(zip(keys, reply["values"], strict=True))["k4"] == 1.0
+        assert reply["values"][:4] == [1.0, 5, "", "x"]
+
+
+@pytest.mark.parametrize("time", [(5, 0), (5, 5_000), (2**34, 5_000)])
+def test_a_timestamp_among_many_bytes_is_no_datetime(time: tuple[int, int]) -> None:
+    for beside in (b"", b"\xff", b"\xff" * 200):
+        values = {"a": [beside, Timestamp(*time)], "b": beside}
+        body = pack({"ok": True, "id": 1, "value": values, "rev": 1})
+        assert unpack_quickly("GET", body)["value"] == values
 
 
 @pytest.mark.parametrize("make", [nested, in_maps, lambda levels: (nested(levels - 1),)])

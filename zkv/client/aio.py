@@ -53,7 +53,7 @@ from zkv.client.messages import (
 )
 from zkv.client.operations import Operation, Reply
 from zkv.client.process import leave_alone, tell_of_forks
-from zkv.client.quick import id_of, unpack_quickly
+from zkv.client.quick import id_of, pack_quickly, unpack_quickly
 from zkv.client.retry import DEFAULT_POLICY, REASON_SECONDS, Attempts, RetryPolicy, Trouble
 from zkv.client.session import WriteSessions
 
@@ -69,6 +69,8 @@ MOST_IN_FLIGHT: Final = 128
 """Requests of one client: two batches of a worker, so that one waits while the other runs."""
 
 DELIMITER: Final = b""
+NOBLOCK: Final = int(zmq.NOBLOCK)
+MORE: Final = int(zmq.SNDMORE | zmq.NOBLOCK)
 
 
 class AsyncClient(AsyncClientOps):
@@ -186,7 +188,8 @@ class AsyncClient(AsyncClientOps):
         self, operation: Operation[Any], fields: dict[str, Any], codec: Codec, attempts: Attempts
     ) -> Reply:
         request_id = next(self._ids)
-        body = operation.pack(operation.op, request_id, fields, codec)
+        pack = operation.pack or pack_quickly
+        body = pack(operation.op, request_id, fields, codec)
         while True:
             reply = await self._attempt(operation, request_id, body, codec, attempts)
             if reply is None:
@@ -371,8 +374,8 @@ class _Link:
         if self.over:
             return False
         try:
-            self._socket.send(DELIMITER, zmq.SNDMORE | zmq.NOBLOCK)
-            self._socket.send(body, zmq.NOBLOCK)
+            self._connection.send(DELIMITER, MORE)
+            self._connection.send(body, NOBLOCK)
         except zmq.Again:
             return False
         except zmq.ZMQError:  # Its context was terminated.
@@ -445,12 +448,16 @@ class _Link:
 
     def _receive(self) -> None:
         """Give out all replies that have arrived."""
-        socket = self._socket
+        receive = self._socket.recv
         try:
-            while not socket.closed and int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-                frames = socket.recv_multipart(zmq.NOBLOCK)
-                if len(frames) == 2 and not frames[0]:
-                    self._hand_out(frames[1])
+            while True:
+                frames = [receive(NOBLOCK, False)]
+                while frames[-1].more:
+                    frames.append(receive(NOBLOCK, False))
+                if len(frames) == 2 and not len(frames[0]):
+                    self._hand_out(frames[1].bytes)
+        except zmq.Again:
+            return
         except zmq.ZMQError:  # Its context was terminated.
             self.look()
 

@@ -89,6 +89,8 @@ class Connection:
             as of the last `look`.
         over: True once the connection has failed or was lost, so that nothing can be sent or
             received; as of the last `look`.
+        send: the socket's method, without the wrapper for options that the clients do not use.
+        step: the seconds that the socket waits at most for a message.
 
     Raises:
         ValueError: libzmq refuses the endpoint.
@@ -97,13 +99,13 @@ class Connection:
     """
 
     __slots__ = (
-        "__weakref__", "_looked", "_milliseconds", "_monitor", "address", "connected", "over",
-        "socket",
+        "__weakref__", "_looked", "_monitor", "address", "connected", "over", "send", "socket",
+        "step",
     )  # fmt: skip
 
     def __init__(self, context: SocketContext, kind: int, address: Address) -> None:
         self.address = address
-        self._milliseconds = -1
+        self.step = -1.0
         self.connected = not address.endpoint.startswith(MONITORED)
         self.over = False
         self._looked = 0.0
@@ -112,6 +114,8 @@ class Connection:
             self.socket = _open(context, kind)
         except zmq.ZMQError as error:
             raise explain(address.endpoint, error) from error
+        own = type(self.socket) is zmq.Socket  # A context of the program may make others.
+        self.send = super(zmq.Socket, self.socket).send if own else self.socket.send
         try:
             self.socket.ipv6 = address.ipv6
             self.socket.reconnect_ivl = NEVER
@@ -174,9 +178,8 @@ class Connection:
 
     def wait_at_most(self, seconds: float) -> None:
         """Limit how long the socket waits for a message."""
-        milliseconds = math.ceil(seconds * 1000)
-        if milliseconds != self._milliseconds:
-            self.socket.rcvtimeo = self._milliseconds = milliseconds
+        self.socket.rcvtimeo = math.ceil(seconds * 1000)
+        self.step = seconds
 
     def close(self) -> None:
         """Close the socket and drop all that waits in it. May be called again."""
@@ -247,6 +250,7 @@ class Endpoints:
             of them; `ENVIRONMENT` = those of the variable ``ZKV_ENDPOINT``.
 
     Attributes:
+        current: the address to try now.
         met: True once there has been a connection to any of them.
 
     Raises:
@@ -264,6 +268,7 @@ class Endpoints:
             raise ValueError("no endpoint given")
         self._all = [address for each in self._endpoints for address in addresses(each)]
         self._at = 0
+        self.current = self._all[0]
         self.met = False
 
     @property
@@ -271,15 +276,11 @@ class Endpoints:
         """The number of different endpoints."""
         return len(set(self._endpoints))
 
-    @property
-    def current(self) -> Address:
-        """The address to try now."""
-        return self._all[self._at]
-
     def failed(self, address: Address) -> None:
         """Use the next address, if ``address``, which has failed, is still the current one."""
         if address == self.current:
             self._at = (self._at + 1) % len(self._all)
+            self.current = self._all[self._at]
 
 
 def refuse_to_pickle(self: object) -> NoReturn:

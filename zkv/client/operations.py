@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 from zkv import __version__, checks
 from zkv.client.codec import Codec
 from zkv.client.errors import BadRequestError, RefusedError, TooLargeError, UnknownOpError
-from zkv.client.messages import bad_reply, pack_request, unpack_reply
+from zkv.client.messages import bad_reply, pack_request
 from zkv.client.slicing import Sliced, name_errors
 
 if TYPE_CHECKING:
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Reply = dict[str, Any]
-
-LARGE: Final = 4_000
-"""Bytes of a reply from which on it is worth importing msgspec, which takes some time."""
+Pack = Callable[[str, int, dict[str, Any], Codec], bytes]
+Unpack = Callable[[str, bytes, Codec], Reply]
 
 PROTOCOL: Final = 1
 """The protocol version of this client."""
@@ -79,15 +78,6 @@ class Change(NamedTuple):
     value: Any
 
 
-def unpack_by_size(op: str, body: bytes, codec: Codec) -> Reply:
-    """Unpack a reply by `unpack_reply`, or a large one by `zkv.client.quick`."""
-    if len(body) < LARGE:
-        return unpack_reply(op, body, codec)
-    from zkv.client.quick import unpack_quickly
-
-    return unpack_quickly(op, body, codec)
-
-
 class Operation(Generic[T]):
     """One request, and how to read its reply.
 
@@ -96,11 +86,10 @@ class Operation(Generic[T]):
         fields: of the request, except those that the client adds.
         read: converts a reply that reports success to the result.
         absent: the result for ``NOT_FOUND``; `RAISE` = raise an error.
-        pack: packs the body of the request.
-        unpack: unpacks the body of the reply.
+        pack: packs the body of the request; None = as the client packs any request.
     """
 
-    __slots__ = ("absent", "fields", "op", "pack", "read", "unpack")
+    __slots__ = ("absent", "fields", "op", "pack", "read")
 
     def __init__(
         self,
@@ -108,16 +97,13 @@ class Operation(Generic[T]):
         fields: dict[str, Any],
         read: Callable[[Reply], T],
         absent: Any = RAISE,
-        *,
-        pack: Callable[[str, int, dict[str, Any], Codec], bytes] = pack_request,
-        unpack: Callable[[str, bytes, Codec], Reply] = unpack_by_size,
+        pack: Pack | None = None,
     ) -> None:
         self.op = op
         self.fields = fields
         self.read = read
         self.absent = absent
         self.pack = pack
-        self.unpack = unpack
 
     def tolerates(self, reply: Reply) -> bool:
         """True if a refusal is not an error: the key is absent, and `absent` is the result."""
@@ -131,10 +117,10 @@ class Operation(Generic[T]):
             BadValueError: the value of a single key cannot be decoded. If the reply has several
                 values, the result contains the error in place of the value.
         """
-        if not reply["ok"]:
-            absent: T = self.absent
-            return absent
         try:
+            if not reply["ok"]:
+                absent: T = self.absent
+                return absent
             if type(reply) is Sliced:
                 name_errors(self.op, self.fields, reply)
             return self.read(reply)
@@ -177,16 +163,15 @@ def put(
     fields = {"key": key, "value": value}
     if ttl is not None:
         fields["ttl"] = checks.ttl(ttl)
-    expected = condition(if_rev, create)
-    if expected is not None:
-        fields["if_rev"] = expected
+    if if_rev is not None or create is not False:
+        expected = condition(if_rev, create)
+        if expected is not None:
+            fields["if_rev"] = expected
     return Operation("PUT", fields, read_rev)
 
 
 def condition(if_rev: int | None, create: bool) -> int | None:
     """Return the revision that a PUT expects. Raises ValueError if the arguments contradict."""
-    if create is False and if_rev is None:
-        return None
     checks.flag("create", create)
     expected = None if if_rev is None else checks.revision("if_rev", if_rev)
     if create and expected:
@@ -319,11 +304,12 @@ class ScanPages:
         self._page = max(1, min(self._page, self._left or self._page) // 2)
 
     def _read(self, reply: Reply) -> list[Entry]:
-        strip, following = self._strip, reply["next"]
+        strip, items, following = self._strip, reply["items"], reply["next"]
+        new = tuple.__new__  # The `__new__` of a named tuple is in Python, and takes longer.
         if self._fields.get("values", True):
-            page = [Entry(key[strip:], value, rev) for key, value, rev in reply["items"]]
+            page = [new(Entry, (key[strip:], value, rev, None)) for key, value, rev in items]
         else:
-            page = [Entry(key[strip:], None, rev) for key, _, rev in reply["items"]]
+            page = [new(Entry, (key[strip:], None, rev, None)) for key, _, rev in items]
         if following is not None and not self._is_further_on(following):
             raise ValueError(f"the next page begins after {following!r}, which is not further on")
         if self._left is not None:
@@ -455,7 +441,7 @@ def end() -> Operation[int]:
 
 def plain(op: str, fields: dict[str, Any]) -> Operation[Reply]:
     """Run any op; the result is the whole reply."""
-    return Operation(op, fields, _itself)
+    return Operation(op, fields, _itself, pack=pack_request)
 
 
 def _itself(reply: Reply) -> Reply:

@@ -23,7 +23,6 @@ from zkv.client.connection import refuse_to_pickle
 from zkv.client.errors import BadValueError, ClientError, RefusedError
 from zkv.client.operations import RAISE, Operation, Reply, addend, condition
 from zkv.client.process import check_process, generation
-from zkv.client.quick import unpack_quickly
 from zkv.client.slicing import Sliced
 from zkv.client.steps import (
     DeleteStep,
@@ -81,7 +80,9 @@ class WrittenOps:
 
     def get(self, key: str, default: Any = None) -> None:
         """Read a value. Its result is the value, or ``default`` if the key is absent."""
-        get = GetStep(checks.key(self._prefix, key))
+        if type(key) is not str:
+            key = checks.key("", key)
+        get = GetStep(self._prefix + key)
         if default is not None:
             self._defaults[len(self._steps)] = default
         self._steps.append(get)
@@ -96,7 +97,9 @@ class WrittenOps:
         create: bool = False,
     ) -> None:
         """Write a value. Its result is the revision."""
-        stored = checks.key(self._prefix, key)
+        if type(key) is not str:
+            key = checks.key("", key)
+        stored = self._prefix + key
         if ttl is if_rev is None and create is False:
             self._steps.append(PutStep(stored, value))
             return
@@ -283,7 +286,7 @@ def _txn(steps: Sequence[Step], defaults: Defaults) -> Operation[list[Any]]:
                 results[place] = default
         return results
 
-    return Operation("TXN", {"ops": steps}, read, pack=pack_steps, unpack=unpack_quickly)
+    return Operation("TXN", {"ops": steps}, read, pack=pack_steps)
 
 
 def _unpacked_sum(step: Step, result: Any) -> Any:

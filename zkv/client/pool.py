@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -43,11 +44,11 @@ class Pool:
         self._free: deque[Place] = deque([None] * MOST_CONNECTIONS)
         self._waiters: deque[_Waiter] = deque()
 
-    def take(self, seconds: float) -> Place:
+    def take(self, left: Callable[[], float]) -> Place:
         """Take a place for the caller alone.
 
         Args:
-            seconds: the longest wait.
+            left: returns the seconds to wait at most.
 
         Raises:
             TimeoutError: no place became free in time.
@@ -57,7 +58,7 @@ class Pool:
                 return self._free.pop()
             except IndexError:
                 pass
-        return self._wait(seconds)
+        return self._wait(left())
 
     def _wait(self, seconds: float) -> Place:
         waiter = _Waiter()
@@ -83,7 +84,10 @@ class Pool:
 
     def give_back(self, place: Place) -> None:
         """Give back a place, so that others may take it."""
-        self._put(place)
+        if place is None:
+            self._free.appendleft(None)
+        else:
+            self._free.append(place)
         if self._waiters:
             self._serve()
         if self.closed:

@@ -30,24 +30,26 @@ class _Forked(Protocol):
         """Change to the state for the child."""
 
 
-_generation = 0
+forks = 0
+"""The number of forks between the first process and this one. An import by name would keep the
+number of the parent."""
 _told: weakref.WeakValueDictionary[int, _Forked] = weakref.WeakValueDictionary()
 _inherited: list[object] = []
 
 
 def generation() -> int:
     """Return the number of forks between the first process and this one."""
-    return _generation
+    return forks
 
 
 def is_foreign(made_in: int) -> bool:
     """True if an object of this generation belongs to an ancestor of this process."""
-    return made_in != _generation
+    return made_in != forks
 
 
 def check_process(made_in: int) -> None:
     """Raise ClosedError if `is_foreign`."""
-    if made_in != _generation:
+    if made_in != forks:
         raise ClosedError(FOREIGN, applied=False)
 
 
@@ -65,7 +67,7 @@ class ReadAhead:
     """The entries that an iterator has read but not yielded. A forked child does not get them."""
 
     def __init__(self) -> None:
-        self._made_in = _generation
+        self._made_in = forks
         self._page: list[Any] = []
         tell_of_forks(self)
 
@@ -83,8 +85,8 @@ class ReadAhead:
 
 
 def _after_fork() -> None:
-    global _generation  # noqa: PLW0603  there is one process
-    _generation += 1
+    global forks  # noqa: PLW0603  there is one process
+    forks += 1
     for thing in list(_told.values()):
         thing._after_fork()
 

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from zkv import checks
+from zkv.client import process
 from zkv.client.errors import ClosedError, NoReplyError, UnavailableError, UnknownHostError
 from zkv.client.messages import lost, refusal
-from zkv.client.process import generation, is_foreign
 
 if TYPE_CHECKING:
     from zkv.checks import Seconds
@@ -136,31 +136,25 @@ class Attempts:
         timeout: seconds for all attempts together.
     """
 
-    __slots__ = (
-        "_absent", "_asked", "_began", "_in_doubt", "_lost", "_made_in", "_op", "_policy",
-        "_refused", "_troubles", "end", "repeatable",
-    )  # fmt: skip
+    _lost = _refused = _absent = 0
+    _in_doubt = False
 
     def __init__(self, policy: RetryPolicy, op: str, repeatable: bool, timeout: float) -> None:
         self._policy = policy
         self._op = op
         self.repeatable = repeatable
-        self._began = policy.now()
-        self._lost = 0
-        self._refused = 0
-        self._absent = 0
-        self._in_doubt = False
+        self._began = began = policy.now()
+        self.end = began + timeout
         self._asked: dict[str, float] = {}
         self._troubles: dict[str, Trouble | None] = {}
-        self._made_in = generation()
-        self.end = self._began + timeout
+        self._made_in = process.forks
 
     def check_process(self) -> None:
         """Raise ClosedError in a child forked during the request, which the parent continues.
 
         If the child sent the request, too, both would use the same number of the same session.
         """
-        if is_foreign(self._made_in):
+        if self._made_in != process.forks:
             raise ClosedError("the process was forked during the request", self.applied())
 
     def left(self) -> float:
@@ -169,9 +163,12 @@ class Attempts:
 
     def patience(self) -> float:
         """Return the seconds to wait for the reply to the next attempt."""
+        policy = self._policy
+        left = self.end - policy.now()
         if not self.repeatable:
-            return self.left()
-        return min(self.left(), self._policy.patience * 2.0 ** min(self._lost, 10))
+            return left
+        patience = policy.patience * 2.0 ** min(self._lost, 10) if self._lost else policy.patience
+        return patience if patience < left else left
 
     def time_to_connect(self) -> float:
         """Return the seconds to wait for a connection. The rest is to find out why it fails."""

@@ -94,7 +94,7 @@ class WriteSessions:
                 session = self._sessions.pop()
             except IndexError:  # Other threads own all of them.
                 break
-            if session.has_room():
+            if not session.in_flight or session.has_room():
                 return session
             self._sessions.appendleft(session)
         return WriteSession(self._name())

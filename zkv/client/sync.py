@@ -1,7 +1,8 @@
 """The client for threads. Any number of threads may share one client.
 
 Strategy: a request takes a connection from the pool (`zkv.client.pool`) and keeps it until the
-reply has arrived. So only one thread at a time uses a REQ socket, as ZeroMQ requires.
+reply has arrived. So only one thread at a time uses a REQ socket, as ZeroMQ requires. The usual
+case, an idle connection and a reply in time, takes few calls of functions.
 
 Invariants:
 
@@ -39,9 +40,16 @@ from zkv.client.connection import (
     refuse_to_pickle,
 )
 from zkv.client.errors import ClosedError, RefusedError
-from zkv.client.messages import READ_OPS, WRITE_OPS, bad_reply, check_answer
+from zkv.client.messages import (
+    READ_OPS,
+    WRITE_OPS,
+    bad_reply,
+    check_answer,
+    pack_request,
+    unpack_reply,
+)
 from zkv.client.namespace import ClientOps
-from zkv.client.operations import Operation, Reply
+from zkv.client.operations import Operation, Pack, Reply, Unpack
 from zkv.client.pool import Pool
 from zkv.client.process import leave_alone, tell_of_forks
 from zkv.client.retry import DEFAULT_POLICY, REASON_SECONDS, Attempts, RetryPolicy
@@ -50,6 +58,13 @@ if TYPE_CHECKING:
     from zkv.checks import Seconds
 
 T = TypeVar("T")
+
+NOBLOCK: Final = int(zmq.NOBLOCK)
+
+LARGE: Final = 4_000
+"""Bytes of a reply from which on it is worth importing msgspec, which takes some time."""
+MANY: Final = 200
+"""The request of a client from which on that is worth it, whatever the size of the replies."""
 
 STEP: Final = 0.25
 """Seconds to wait for a reply before checking that the connection still exists."""
@@ -109,8 +124,10 @@ class Client(ClientOps):
         self._policy = checks.instance("retry", retry, RetryPolicy)
         self._context = check_context(context)
         self._ids = itertools.count(1)
+        self._pack: Pack = pack_request
+        self._unpack: Unpack = unpack_reply
         self._pool = Pool()
-        self._pool.take(0)
+        self._pool.take(float)
         self._pool.give_back(self._open())  # An endpoint that libzmq refuses is reported now.
         tell_of_forks(self)
 
@@ -164,7 +181,8 @@ class Client(ClientOps):
     ) -> Reply:
         """Send a request until the server answers it or the time is up."""
         request_id = next(self._ids)
-        body = operation.pack(operation.op, request_id, fields, codec)
+        pack = operation.pack or self._pack
+        body = pack(operation.op, request_id, fields, codec)
         while True:
             reply = self._attempt(operation, request_id, body, codec, attempts)
             if reply is None:
@@ -192,15 +210,30 @@ class Client(ClientOps):
         connection = self._take(pool, attempts)
         sent = False
         try:
-            if connection.wait(attempts.time_to_connect()):
+            if connection.connected or connection.wait(attempts.time_to_connect()):
                 self._endpoints.met = sent = True
-                received = _exchange(connection, op, body, attempts.patience())
-                if received is not None:
-                    reply = operation.unpack(op, received, codec)
+                seconds = attempts.patience()
+                step = STEP if seconds > STEP else max(0.0, seconds)  # -1 ms would mean no limit.
+                if step != connection.step:
+                    connection.wait_at_most(step)
+                connection.send(body, NOBLOCK)
+                try:
+                    frame: zmq.Frame | None = connection.socket.recv(0, False)
+                except zmq.Again:
+                    frame = _receive(connection, seconds - step)
+                if frame is not None:
+                    if frame.more:
+                        raise bad_reply(op, "it has more than one frame")
+                    received = frame.bytes
+                    if len(received) >= LARGE or request_id == MANY:
+                        self._use_msgspec()
+                    reply = self._unpack(op, received, codec)
                     check_answer(op, request_id, reply)
                     pool.give_back(connection)
                     return reply
-        except zmq.ZMQError:  # Its context was terminated, which also ends the connection.
+        except (
+            zmq.ZMQError
+        ):  # Its context was terminated, or the server at an inproc endpoint ended.
             connection.over = True
         except BaseException:  # Ctrl-C, too, must not leave a socket with an outstanding reply.
             pool.drop(connection)
@@ -213,6 +246,12 @@ class Client(ClientOps):
         else:
             self._no_connection(connection.address, attempts)
         return None
+
+    def _use_msgspec(self) -> None:
+        """Pack and unpack by msgspec from now on, which is quicker once it has been imported."""
+        from zkv.client.quick import pack_quickly, unpack_quickly
+
+        self._pack, self._unpack = pack_quickly, unpack_quickly
 
     def _no_connection(self, address: Address, attempts: Attempts) -> None:
         """Wait until the next attempt is due. Raises UnavailableError to give up."""
@@ -230,7 +269,7 @@ class Client(ClientOps):
     def _take(self, pool: Pool, attempts: Attempts) -> Connection:
         """Take a connection. Raises NoReplyError if none becomes free in time."""
         try:
-            connection = pool.take(attempts.left())
+            connection = pool.take(attempts.left)
         except TimeoutError:
             raise attempts.give_up(self.endpoint) from None
         if pool.closed:
@@ -255,31 +294,19 @@ class Client(ClientOps):
             raise ClosedError(error.message, applied) from error
 
 
-def _exchange(connection: Connection, op: str, body: bytes, seconds: float) -> bytes | None:
-    """Send a body and return that of the reply; None = no reply arrived in time.
-
-    Raises:
-        BadReplyError: the reply has more than one frame.
-    """
-    socket = connection.socket
-    try:
-        socket.send(body, zmq.NOBLOCK)
-    except zmq.Again:
-        return None  # The server at an inproc endpoint has stopped: the socket cannot reconnect.
+def _receive(connection: Connection, seconds: float) -> zmq.Frame | None:
+    """Continue to wait for a reply; None = none arrived in time."""
     end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
+    while not connection.look():
+        left = end - time.monotonic()
+        if left <= 0:
+            return None
         connection.wait_at_most(min(left, STEP))
         try:
-            received = socket.recv()
+            return connection.socket.recv(0, False)
         except zmq.Again:
-            connection.look()
-            if not connection.over:
-                continue
-            try:
-                received = socket.recv(zmq.NOBLOCK)  # It may have arrived at the last moment.
-            except zmq.Again:
-                return None
-        if socket.getsockopt(zmq.RCVMORE):
-            raise bad_reply(op, "it has more than one frame")
-        return received
-    return None
+            continue
+    try:
+        return connection.socket.recv(NOBLOCK, False)  # It may have arrived at the last moment.
+    except zmq.Again:
+        return None

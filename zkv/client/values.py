@@ -11,6 +11,7 @@ can hold, since two keys are equal in Python, or a key is a map, raises an error
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 import msgpack
@@ -78,6 +79,23 @@ def _pack_surrogates(value: Any, codec: Codec) -> bytes:
         raise ValueError(
             f"a str holds U+{code:04X}: surrogates are not characters, and cannot be stored"
         ) from None
+
+
+def refuse_ext(code: int, _data: Any) -> Any:
+    """Raise ValueError, as the ``ext_hook`` of a decoder that must not meet an ext."""
+    raise ValueError(f"ext {code}")
+
+
+decode_fast: Final = partial(msgpack.unpackb, strict_map_key=False, ext_hook=refuse_ext)
+"""Decodes what `unpack` decodes, but loses a key of a map that equals another one in Python.
+
+Raises an error for an ext, and for a str that is not UTF-8.
+"""
+
+
+def gives_bytes(value: Any, packed: bytes) -> bool:
+    """Return True if a value packs to the same bytes. False for types that msgpack converts."""
+    return bool(msgpack.Packer(strict_types=True).pack(value) == packed)
 
 
 def check_levels(packed: bytes, above: int) -> None:
