@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -43,23 +44,11 @@ class Pool:
         self._free: deque[Place] = deque([None] * MOST_CONNECTIONS)
         self._waiters: deque[_Waiter] = deque()
 
-    def idle(self) -> Connection | None:
-        """Take an idle connection for the caller alone; None = there is none, or others wait."""
-        if self._waiters or self.closed:
-            return None
-        try:
-            place = self._free.pop()
-        except IndexError:
-            return None
-        if place is None:
-            self._free.append(None)
-        return place
-
-    def take(self, seconds: float) -> Place:
+    def take(self, left: Callable[[], float]) -> Place:
         """Take a place for the caller alone.
 
         Args:
-            seconds: the longest wait.
+            left: returns the seconds to wait at most.
 
         Raises:
             TimeoutError: no place became free in time.
@@ -69,7 +58,7 @@ class Pool:
                 return self._free.pop()
             except IndexError:
                 pass
-        return self._wait(seconds)
+        return self._wait(left())
 
     def _wait(self, seconds: float) -> Place:
         waiter = _Waiter()

@@ -50,7 +50,7 @@ from zkv.client.messages import (
 )
 from zkv.client.namespace import ClientOps
 from zkv.client.operations import Operation, Pack, Reply, Unpack
-from zkv.client.pool import Place, Pool
+from zkv.client.pool import Pool
 from zkv.client.process import leave_alone, tell_of_forks
 from zkv.client.retry import DEFAULT_POLICY, REASON_SECONDS, Attempts, RetryPolicy
 
@@ -127,7 +127,7 @@ class Client(ClientOps):
         self._pack: Pack = pack_request
         self._unpack: Unpack = unpack_reply
         self._pool = Pool()
-        self._pool.take(0)
+        self._pool.take(float)
         self._pool.give_back(self._open())  # An endpoint that libzmq refuses is reported now.
         tell_of_forks(self)
 
@@ -207,9 +207,7 @@ class Client(ClientOps):
         """Send a request once. Returns None if there is no reply and it may be sent again."""
         op, pool = operation.op, self._pool
         attempts.check_process()
-        connection = pool.idle()
-        if connection is None or not self._is_fit(pool, connection, attempts):
-            connection = self._take(pool, connection, attempts)
+        connection = self._take(pool, attempts)
         sent = False
         try:
             if connection.connected or connection.wait(attempts.time_to_connect()):
@@ -268,31 +266,20 @@ class Client(ClientOps):
 
     # --- Connections
 
-    def _is_fit(self, pool: Pool, connection: Connection, attempts: Attempts) -> bool:
-        """True if a request may be sent over a connection that was idle."""
-        surely = not attempts.repeatable  # Such a request cannot be sent again.
+    def _take(self, pool: Pool, attempts: Attempts) -> Connection:
+        """Take a connection. Raises NoReplyError if none becomes free in time."""
         try:
-            return connection.address == self._endpoints.current and connection.is_usable(surely)
-        except BaseException:
-            pool.drop(connection)
-            raise
-
-    def _take(self, pool: Pool, place: Place, attempts: Attempts) -> Connection:
-        """Take a place unless there is one, and connect there unless it is connected.
-
-        Raises NoReplyError if no place becomes free in time.
-        """
-        try:
-            connection = place or pool.take(attempts.left())
+            connection = pool.take(attempts.left)
         except TimeoutError:
             raise attempts.give_up(self.endpoint) from None
         if pool.closed:
             pool.give_back(connection)
             raise ClosedError(CLOSED, attempts.applied())
-        if connection is not None and self._is_fit(pool, connection, attempts):
-            return connection
         try:
             if connection is not None:
+                surely = not attempts.repeatable  # Such a request cannot be sent again.
+                if connection.address == self._endpoints.current and connection.is_usable(surely):
+                    return connection
                 connection.close()
             return self._open(attempts.applied())
         except BaseException:
