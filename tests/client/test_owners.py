@@ -749,7 +749,7 @@ def test_clients_that_nobody_closes_hold_up_nobody(plain: Client) -> None:
 
 def test_a_connection_that_nobody_has_closes_its_sockets(plain: Client) -> None:
     client = Client(plain.endpoint)
-    connection: Any = client._pool.take(0)
+    connection: Any = client._pool.take(lambda: 0.0)
     sockets = [connection.socket, connection._monitor]
     client.close()
     assert not any(each.closed for each in sockets)
