@@ -109,11 +109,12 @@ class Engine:
         """True if there is a disk that writes can be on."""
         self.syncs_each = self.lasting and settings.fsync == "always"
         """True if safe means on disk: the policy is `always`."""
-        self._log: CommitLog = MemoryLog()
+        self.log: CommitLog = MemoryLog()
+        """The log of the commits."""
         self._disk: _OnDisk | None = None
         sessions, history = _remembering(limits)
         if settings.data_dir is None:
-            self.keyspace = Keyspace(now or Clock(), sessions, history, log=self._log)
+            self.keyspace = Keyspace(now or Clock(), sessions, history, log=self.log)
             self._expirer = Expirer(self.keyspace, self._secure_removals)
             return
         self._disk = _OnDisk(settings, settings.data_dir, files or Files())
@@ -131,7 +132,7 @@ class Engine:
         now: Callable[[], int] | None,
     ) -> None:
         recovered = disk.recover(sessions, history)
-        self._log = log = disk.wal
+        self.log = log = disk.wal
         clock = now or Clock(recovered.time)
         self.keyspace = Keyspace(clock, sessions, history, recovered.entries, recovered.rev, log)
         log.attach(self.keyspace.lock, self.keyspace.roll_back)
@@ -149,37 +150,37 @@ class Engine:
     @property
     def safe_rev(self) -> int:
         """The newest safe revision: it may be revealed, and will not be rolled back."""
-        return self._log.safe_rev
+        return self.log.safe_rev
 
     @property
     def safe_lsn(self) -> int:
         """The log number of the newest safe commit."""
-        return self._log.safe_lsn
+        return self.log.safe_lsn
 
     @property
     def last_lsn(self) -> int:
         """The log number of the newest commit."""
-        return self._log.last_lsn
+        return self.log.last_lsn
 
     @property
     def durable_rev(self) -> int:
         """The newest revision on disk."""
-        return self._log.durable_rev
+        return self.log.durable_rev
 
     @property
     def epoch(self) -> int:
         """The number of rollbacks so far."""
-        return self._log.epoch
+        return self.log.epoch
 
     def survived(self, epoch: int) -> tuple[int, int]:
         """Return the revision and log number that survived the end of ``epoch``: see `Wal`."""
-        return self._log.survived(epoch)
+        return self.log.survived(epoch)
 
     @property
     def syncs_quickly(self) -> bool:
         """True if recent syncs were quick, and no snapshot is being written."""
         busy = self._disk is not None and self._disk.snapshotter.writing
-        return self._log.syncs_quickly and not busy
+        return self.log.syncs_quickly and not busy
 
     def secure(self, patient: bool = True) -> None:
         """Make all commits safe, if the policy requires no sync for that; otherwise do nothing.
@@ -190,14 +191,14 @@ class Engine:
         Raises ReadOnly if they cannot be made safe, and have been rolled back.
         """
         if not self.syncs_each:
-            self._log.commit(self._log.last_lsn, durable=False, patient=patient)
+            self.log.commit(self.log.last_lsn, durable=False, patient=patient)
 
     def sync(self) -> bool:
         """Make all commits durable, unless that takes waiting; return True if it is done.
 
         Raises ReadOnly if they cannot be made durable, and have been rolled back.
         """
-        return self._log.commit(self._log.last_lsn, durable=True, patient=False)
+        return self.log.commit(self.log.last_lsn, durable=True, patient=False)
 
     def submit(self, group: CommitGroup) -> None:
         """Make another thread complete ``group`` once its commits are safe, or on disk."""
@@ -213,19 +214,19 @@ class Engine:
             group: the group.
             patient: wait for other threads that write, too; then it is always completed.
         """
-        return settle(self._log, [group], patient)
+        return settle(self.log, [group], patient)
 
     def _secure_removals(self) -> None:
         """Make commits safe that no client waits for. Raises ReadOnly."""
         group = CommitGroup(self.epoch)
         self.secure()
-        if self._log.safe_lsn < self._log.last_lsn:
-            group.lsn = self._log.last_lsn
+        if self.log.safe_lsn < self.log.last_lsn:
+            group.lsn = self.log.last_lsn
             self.submit(group)
 
     def when_safe(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called, in any thread, whenever commits have become safe."""
-        self._log.on_safe = callback
+        self.log.on_safe = callback
 
     def snapshot(self) -> Future[int]:
         """Order a snapshot of everything committed so far; the future gives its revision.
@@ -249,7 +250,7 @@ class Engine:
         """Release the data directory. The engine must not be used any more."""
         if self._disk is not None and self._started:
             self._disk.committer.close()
-        self._log.close()
+        self.log.close()
         if self._disk is not None:
             self._disk.storage.close()
 

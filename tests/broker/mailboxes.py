@@ -114,6 +114,10 @@ class Middle(Held):
         socket.connect(f"inproc://{id(to)}")
         return socket
 
+    def connect_client(self) -> Socket:
+        """One more client."""
+        return self._connect(self.clients)
+
     def add_worker(self) -> Socket:
         """One more who is behind."""
         return self._connect(self.behind)

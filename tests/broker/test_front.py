@@ -292,6 +292,17 @@ def test_what_cannot_be_handed_over_is_answered_by_the_front(
         assert server.stop()
 
 
+def test_no_wake_is_lost_between_clients_and_workers(tmp_path: Path, connect: Connect) -> None:
+    """Replies and requests that come at any moment: to look at one socket resets signals."""
+    count = 300
+    with ServerInProcess(tmp_path / "data", server={"workers": 1}) as server:
+        client = connect(server.endpoint, zmq.DEALER, options={zmq.SNDHWM: 0, zmq.RCVHWM: 0})
+        for _ in range(100):
+            for number in range(count):
+                client.send(pack({"op": "PING", "id": number}))
+            assert {unpack(client.receive())["id"] for _ in range(count)} == set(range(count))
+
+
 class NobodyBehind:
     """Frames without memory for what is to be handed over."""
 

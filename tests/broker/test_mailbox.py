@@ -532,6 +532,26 @@ def test_what_is_left_goes_to_those_behind_and_their_reply_to_the_client(middle:
     assert not middle.client.poll(0)
 
 
+def test_replies_to_one_client_keep_their_order(middle: Middle) -> None:
+    """Those of a batch leave in the order of connections, of which there are several."""
+    count = 30
+    others = [middle.connect_client() for _ in range(3)]
+    clients = [middle.client, *others]
+    for number in range(count):
+        for client in clients:
+            client.send_multipart([b"", b"%d" % number])
+    answered = 0
+    while answered < count * len(clients):
+        bodies = middle.take()
+        middle.reply([body for body in bodies if isinstance(body, bytes)])
+        answered += len(bodies)
+    for client in clients:
+        replies = [client.recv_multipart()[1] for _ in range(count)]
+        assert replies == [b"%d" % number for number in range(count)]
+    for client in others:
+        client.close()
+
+
 def test_replies_pass_while_it_waits_for_requests(middle: Middle) -> None:
     def answer_and_ask() -> None:
         with middle.add_worker() as worker:

@@ -146,7 +146,7 @@ class Roads:
         batch = new_batch()
         for place in places:
             batch.add([], bodies[place])
-        answered = handler.answer(batch)
+        answered = handler.answer(batch) or Answered()
         self._answered.append((handler, answered))
         later = [
             Delayed([places[n] for n in some], pending, batch.split(some))

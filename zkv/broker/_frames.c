@@ -381,20 +381,22 @@ static int wait_for_signal(Frames *self, const wish *w, int *told, int *replies)
  * the workers' replies on. Runs without Python's lock. EINTR if a signal has arrived.
  *
  * A look at a socket takes a system call. While nobody uses the workers' socket, its signal tells
- * of replies, and the wait looks at that anyway. So it is looked at once in each call. */
+ * of replies, and the wait looks at that anyway. So it is looked at once in each call. Passing
+ * replies on uses the front's socket, and may reset its signal: messages are looked for after that,
+ * or else the wait might not end. */
 static int take_or_wait(Frames *self, const wish *w, Batch *to)
 {
-    int told = !w->wait, replies = 1, passed = 0;
-    int number = w->take ? take_batch(self, to) : EAGAIN;
-    if (number != EAGAIN || told || self->forwarded) {
-        self->forwarded = 0;
+    int told = !w->wait, replies = 1, passed = 0, number;
+    if (self->forwarded)
         passed = pass_on(self);
-    }
+    self->forwarded = 0;
+    number = w->take ? take_batch(self, to) : EAGAIN;
+    if (!passed && (number != EAGAIN || told))
+        passed = pass_on(self);
     while (!passed && number == EAGAIN && !told) {
         passed = wait_for_signal(self, w, &told, &replies);
         if (!passed && replies)
             passed = pass_on(self);
-        /* After `pass_on`, which may reset the signal of this socket. */
         if (!passed && w->take)
             number = take_batch(self, to);
     }

@@ -77,29 +77,30 @@ class FrontHandler:
         self, node: Node, lane: Lane | None, account: Account, stopping: Callable[[], bool]
     ) -> None:
         self._engine = node.engine
+        self._log = node.engine.log
         self._lane = lane
         self._account = account
         self._stopping = stopping
         self._caller = Caller(node, account, stopping)
 
-    def answer(self, batch: Batch) -> Answered:
+    def answer(self, batch: Batch) -> Answered | None:
         """See `Handler`."""
         started = time.perf_counter()
-        engine = self._engine
-        epoch = engine.epoch
-        answered = Answered()
+        log, account = self._log, self._account
+        epoch = log.epoch
         if self._lane is None or self._stopping():
-            answered.left = self._refuse_malformed(batch, range(len(batch)))
-            return answered
-        left, newest = self._lane.run(batch, self._account.logs_requests)
-        if left:
-            answered.left = self._refuse_malformed(batch, left)
+            return Answered(left=self._refuse_malformed(batch, range(len(batch))))
+        left, newest = self._lane.run(batch, account.logs_requests)
+        answered = Answered(left=self._refuse_malformed(batch, left)) if left else None
         safe_rev = ALL
         # The order matters: see `zkv.broker.waiting`. Most batches are safe, and end here.
-        if newest > engine.safe_rev or engine.epoch != epoch:
-            safe_rev = self._hold(answered, batch, newest, epoch, started)
-        self._account.add_run(batch, -1, safe_rev, started)
-        self._account.flush()
+        if newest > log.safe_rev or log.epoch != epoch:
+            held = answered or Answered()
+            safe_rev = self._hold(held, batch, newest, epoch, started)
+            answered = held if held.group is not None else answered
+        account.add_run(batch, -1, safe_rev, started)
+        if account.logs_requests:
+            account.flush()
         return answered
 
     def _hold(

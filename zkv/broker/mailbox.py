@@ -118,7 +118,8 @@ class Mailbox:
             left: places of the requests to forward; only for `FrontMailbox`.
         """
         self._unanswered = ()
-        self._reply(later)
+        self._park(later)
+        self._frames.send(self._batch)
 
     @property
     def unanswered(self) -> int:
@@ -150,11 +151,6 @@ class Mailbox:
         self._frames.close()
         self._waker.close()
 
-    def _reply(self, later: Sequence[Later]) -> None:
-        for places, pending in later:
-            self._park(self._batch.split(places), pending)
-        self._frames.send(self._batch)
-
     def _send_completed(self) -> None:
         while self._outbox:
             batch, pending = self._outbox.popleft()
@@ -167,7 +163,11 @@ class Mailbox:
                 raise ReplyFailedError from error
             self._frames.send(batch)
 
-    def _park(self, batch: Batch, pending: Pending) -> None:
+    def _park(self, later: Sequence[Later]) -> None:
+        for places, pending in later:
+            self._park_batch(self._batch.split(places), pending)
+
+    def _park_batch(self, batch: Batch, pending: Pending) -> None:
         def ready() -> None:
             self._outbox.append((batch, pending))
             self._wake()
@@ -208,6 +208,7 @@ class FrontMailbox(Mailbox):
 
         `drain` must be called first, and the workers must have ended before `stop`.
         """
+        batch = self._batch
         while True:
             stopping = self._stopping  # Read before the replies: the last ones come before `stop`.
             if self._outbox:
@@ -215,15 +216,19 @@ class FrontMailbox(Mailbox):
             if self._left:
                 self._forward()
             if stopping and not self._parked:
-                # Sends the workers' last replies.
-                self._frames.receive(self._batch, wait=False, take=False)
-                return self._batch
-            if self._receive_batch():
-                self._unanswered = range(len(self._batch))
-                return self._batch
+                self._frames.receive(batch, wait=False, take=False)  # The workers' last replies.
+                return batch
+            if self._left or self._draining:
+                self._receive_rest()
+            else:
+                self._frames.receive(batch, wait=True)
+            if len(batch) and not self._left:
+                self._unanswered = range(len(batch))
+                return batch
+            self._waker.clear()  # Before the outbox and the flags are read: see `Mailbox`.
 
-    def _receive_batch(self) -> bool:
-        """Wait for requests, or for something else to do; return True if there are requests."""
+    def _receive_rest(self) -> None:
+        """Receive while the workers have no capacity, or while the front is to stop."""
         full = bool(self._left)
         if self._still_to_take <= 0 and not full:
             self.drained.set()
@@ -231,14 +236,10 @@ class FrontMailbox(Mailbox):
         last = taking and self._draining  # Read before the sockets are.
         batch = self._nothing if full else self._batch
         self._frames.receive(batch, wait=not last, take=taking, capacity=full)
-        received = len(batch)
-        if received:
-            self._still_to_take -= received if last else 0
-        elif last:
-            self.drained.set()  # No other request had arrived.
-        else:
-            self._waker.clear()  # Before the outbox and the flags are read: see `Mailbox`.
-        return received > 0
+        if last:
+            self._still_to_take -= len(batch)
+            if not len(batch):
+                self.drained.set()  # No other request had arrived.
 
     def reply(self, later: Sequence[Later] = (), left: Sequence[int] = ()) -> None:
         """See `Mailbox`. The requests that are left go first, since a worker has to be woken."""
@@ -248,7 +249,9 @@ class FrontMailbox(Mailbox):
                 self._left = list(left)
                 self._forward()
         finally:
-            self._reply(later)
+            if later:
+                self._park(later)
+            self._frames.send(self._batch)
 
     def _forward(self) -> None:
         left = self._left

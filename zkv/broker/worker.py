@@ -57,10 +57,12 @@ CONTINUES: Final = "the thread continues with the next batch"
 class Handler(Protocol):
     """Answers batches for the front or a worker. It keeps no state from one batch to the next."""
 
-    def answer(self, batch: Batch) -> Answered:
+    def answer(self, batch: Batch) -> Answered | None:
         """Run a batch, and add the replies that may be sent at once.
 
-        After the mailbox has taken the results, `commit` must be called.
+        Returns:
+            What is not answered yet; None if everything is. After the mailbox has taken it,
+            `commit` must be called.
         """
 
     def commit(self, answered: Answered, is_idle: Callable[[], bool]) -> None:
@@ -273,6 +275,9 @@ def serve(mailbox: Mailbox, handler: Handler, account: Account, name: str) -> No
 
 def _answer(mailbox: Mailbox, handler: Handler, batch: Batch) -> None:
     answered = handler.answer(batch)
+    if answered is None:
+        mailbox.reply()
+        return
     try:
         mailbox.reply(answered.later, answered.left)
     finally:  # Even if sending failed: parked replies, and others in the group, wait for this.

@@ -109,6 +109,8 @@ class Wal:
         self._queue: deque[tuple[int, list[bytes]]] = deque()
         self._io = threading.Lock()
         self._refusal: ReadOnly | None = None
+        self.takes_commits = True
+        """True if `extend` may be called: `_refusal` is None. Keyspace's lock held."""
         self._retry_at = 0.0
         self._broken = False
         self._reported: str | None = None
@@ -189,11 +191,6 @@ class Wal:
         if self._refusal is not None and (self._broken or time.monotonic() < self._retry_at):
             raise ReadOnly(self._refusal.message)
         return self.extend([payload])
-
-    @property
-    def takes_commits(self) -> bool:
-        """True if `extend` may be called: no error is known. Keyspace's lock held."""
-        return self._refusal is None
 
     def extend(self, payloads: list[bytes]) -> int:
         """Queue commits in one step, so that one write takes them all; returns the last one's LSN.
@@ -457,6 +454,7 @@ class Wal:
         # read without it, so what survives an epoch is recorded before the epoch ends.
         with self._keyspace_lock:
             self._refusal = ReadOnly(reason)
+            self.takes_commits = False
             self._retry_at = time.monotonic() + RETRY_SECONDS
             self._queue.clear()
             self._survived[self.epoch] = self.safe_rev, self.safe_lsn
@@ -479,6 +477,7 @@ class Wal:
     def _resume(self) -> None:
         with self._keyspace_lock:
             self._refusal = None
+            self.takes_commits = True
         self._reported = None
         _log.warning("the log can be written again")
 

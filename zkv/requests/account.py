@@ -42,16 +42,13 @@ class Account:
 
     def __init__(self, write_log: Callable[[list[AnyRecord]], None] | None = None) -> None:
         self._write_log = write_log
+        self.logs_requests = write_log is not None
+        """True if a line is logged for each request."""
         self._records: list[AnyRecord] = []
         self.latencies: defaultdict[str, list[int]] = defaultdict(lambda: [0] * LATENCY_STEPS)
         self.failures: Counter[tuple[str, str]] = Counter()
         self.deaths = 0
         self.unroutable = 0
-
-    @property
-    def logs_requests(self) -> bool:
-        """True if a line is logged for each request."""
-        return self._write_log is not None
 
     def add_call(
         self,
@@ -92,7 +89,7 @@ class Account:
         step = _step(took)
         for op, count in batch.ops(after, up_to).items():
             self.latencies[op][step] += count
-        if self._write_log is not None and (answers := batch.answered(after, up_to)):
+        if self.logs_requests and (answers := batch.answered(after, up_to)):
             self._records.append(RunRecord(time.time(), took, answers))
 
     def flush(self) -> None:
