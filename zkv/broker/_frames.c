@@ -92,16 +92,14 @@ static PyObject *attach(PyObject *module, PyObject *arguments)
 
 /* --- The frames of a batch -------------------------------------------------------------------- */
 
-enum { FIRST_FRAMES = 64, KEPT_FRAMES = 4096 }; /* capacity: at first, and kept between batches */
+enum { KEPT_FRAMES = 4096 }; /* capacity that is kept between batches */
 
 static zmq_msg_t *frame_at(const Batch *of, size_t place) { return (zmq_msg_t *)of->frames + place; }
 
 /* Reserve capacity for more frames. 0 if there is no memory. Only libzmq may move a zmq_msg_t. */
 static int reserve_frames(Batch *to, size_t more)
 {
-    size_t room = to->frame_room ? to->frame_room : FIRST_FRAMES;
-    while (room < to->frame_count + more)
-        room *= 2;
+    size_t room = to_room(to->frame_room, to->frame_count + more);
     if (room == to->frame_room)
         return 1;
     zmq_msg_t *frames = malloc(room * sizeof *frames);

@@ -151,13 +151,23 @@ static PyObject *batch_clear(Batch *self, PyObject *unused)
 
 /* --- Splitting -------------------------------------------------------------------------------- */
 
-/* Reserve in `to` what moving `count` requests there takes. 0 if there is no memory. */
-static int reserve(const Batch *self, Batch *to, size_t count)
+/* Reserve in `to` what moving these requests there takes. 0, with an exception, if there is no
+ * memory, or no such request. */
+static int reserve(Batch *self, Batch *to, PyObject *places)
 {
-    if (self->arena != NULL && (to->arena = malloc(ARENA_BYTES)) == NULL)
-        return 0;
-    return reserve_items(to, count) &&
-           (self->calls == NULL || self->calls->reserve(to, self->frame_count));
+    size_t frames = 0, count = (size_t)PyList_Size(places);
+    int replies = 0;
+    for (size_t i = 0; i < count; i++) {
+        const item *of = item_at(self, PyList_GetItem(places, (Py_ssize_t)i));
+        if (of == NULL)
+            return 0;
+        frames += of->end - of->first;
+        replies = replies || in_arena(self, of->reply);
+    }
+    if ((replies && (to->arena = malloc(ARENA_BYTES)) == NULL) || !reserve_items(to, count) ||
+        (self->calls != NULL && !self->calls->reserve(to, frames)))
+        return PyErr_NoMemory(), 0;
+    return 1;
 }
 
 /* Move a request to the end of another batch, which has the capacity. */
@@ -195,14 +205,10 @@ static PyObject *batch_split(Batch *self, PyObject *places)
     to->no_memory = Py_NewRef(self->no_memory);
     if ((size_t)count == self->count)
         return move_all(self, to), (PyObject *)to;
-    if (!reserve(self, to, (size_t)count))
-        return Py_DECREF(to), PyErr_NoMemory();
-    for (Py_ssize_t i = 0; i < count; i++) {
-        item *of = item_at(self, PyList_GetItem(places, i));
-        if (of == NULL) /* A bug of the caller. */
-            return Py_DECREF(to), NULL;
-        move_item(self, of, to);
-    }
+    if (!reserve(self, to, places))
+        return Py_DECREF(to), NULL;
+    for (Py_ssize_t i = 0; i < count; i++)
+        move_item(self, item_at(self, PyList_GetItem(places, i)), to);
     return (PyObject *)to;
 }
 

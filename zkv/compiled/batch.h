@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ARENA_BYTES = 1 << 16, FIRST_ITEMS = 16 };
+enum { ARENA_BYTES = 1 << 16 };
 
 /* One request, and its reply. */
 typedef struct {
@@ -82,14 +82,18 @@ static inline void clear_batch(Batch *batch)
         batch->calls->drop(batch);
 }
 
+/* The capacity to which to grow: a batch that is split off takes no more than it needs. */
+static inline size_t to_room(size_t room, size_t needed)
+{
+    return needed <= room ? room : needed > 2 * room ? needed : 2 * room;
+}
+
 /* Reserve memory for more items. 0 if there is none. */
 static inline int reserve_items(Batch *batch, size_t more)
 {
-    size_t room = batch->room ? batch->room : FIRST_ITEMS;
-    while (room < batch->count + more)
-        room *= 2;
+    size_t room = to_room(batch->room, batch->count + more);
     item *items = room == batch->room ? batch->items : realloc(batch->items, room * sizeof *items);
-    if (items == NULL)
+    if (items == NULL && room > 0)
         return 0;
     batch->items = items;
     batch->room = room;
