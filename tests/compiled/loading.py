@@ -216,6 +216,7 @@ def bad_commit(chance: Random, rev: int, now: int) -> bytes:
         Commit(rev + 1, now, (KeyChange(PUT, "key"),)).pack(),
         Commit(rev - 1, now, (KeyChange(PUT, "key"),)).pack(),
         Commit(rev + 5, now, ()).pack(),
+        Commit(rev, now, (KeyChange(PUT, "key", expires=0),)).pack(),
     ])  # fmt: skip
 
 

@@ -44,6 +44,7 @@ from msgspec import Raw, Struct, field
 
 from zkv import compiled
 from zkv.errors import DamageError
+from zkv.keyspace.change import Expiry
 from zkv.keyspace.entry import StoredEntry
 from zkv.keyspace.sessions import SessionState
 from zkv.keyspace.table import Table, is_compiled, new_table
@@ -97,7 +98,7 @@ class _PackedEntry(Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     key: str
     value: Raw
     rev: int
-    expires: int | None = None
+    expires: Expiry | None = None
 
 
 _encode = msgspec.msgpack.encode

@@ -31,10 +31,10 @@ that the client has packed. `zkv.protocol.codec.digest` and zkv/compiled/request
 from __future__ import annotations
 
 import struct
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 from zkv.errors import TooLarge
 from zkv.nesting import parts
@@ -66,6 +66,10 @@ GONE: Final = Raw(b"\xc0")
 """The value of a removed key: msgpack nil."""
 
 
+Expiry = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+"""Unix time in ms. What is read from a file has to be in this range."""
+
+
 class KeyChange(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """The new state of one key. It is absolute: to apply it twice does no harm.
 
@@ -82,7 +86,7 @@ class KeyChange(Struct, frozen=True, array_like=True, forbid_unknown_fields=True
     op: str
     key: str
     value: Raw = GONE
-    expires: int | None = None
+    expires: Expiry | None = None
 
 
 class Once(NamedTuple):
