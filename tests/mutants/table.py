@@ -224,25 +224,11 @@ IN_C: Final = [
         ("tests/compiled/test_long.py", "-k", "left_to_a_worker"),
     ),
     Mutant(
-        "the replies to a client leave in the opposite order",
-        "zkv/broker/_frames.c",
-        "self->order[starts[last_byte(batch, &batch->items[i])]++] = i;",
-        "self->order[batch->count - 1 - starts[last_byte(batch, &batch->items[i])]++] = i;",
-        ("tests/broker/test_mailbox.py", "-k", "keep_their_order"),
-    ),
-    Mutant(
         "a parked reply loses its bytes",
         "zkv/compiled/batch.c",
         "        to->used += moved->reply_size;\n",
         "",
         ("tests/requests", "-x", "-k", "model or safe_replies"),
-    ),
-    Mutant(
-        "an answer that another one replaces is counted",
-        "zkv/compiled/batch.c",
-        "    of->op = NONE;\n",
-        "",
-        ("tests/broker/test_front.py", "-k", "cannot_be_made"),
     ),
     Mutant(
         "only the first batch of checksums is folded",
