@@ -418,10 +418,14 @@ def test_a_fork_in_the_midst_of_a_request_shares_nothing(plain: Client, where: s
     )
     if where == "pack":  # The request is the parent's: the child is told so.
         code = code.replace('kv["thing"] = Thing()\n', (
+            "reader, writer = os.pipe()\n"
             "try:\n"
             "    kv['thing'] = Thing()\n"
+            "    os.write(writer, b'.')\n"
             "except zkv.ClosedError as error:\n"
             "    assert child == 0 and 'forked' in str(error)\n"
+            "    os.close(writer)\n"
+            "    os.read(reader, 1)  # Until the parent's thing is there.\n"
         ))  # fmt: skip
     run(code, where, plain.endpoint)
     assert plain["n"] == 40
