@@ -84,10 +84,7 @@ class Pool:
 
     def give_back(self, place: Place) -> None:
         """Give back a place, so that others may take it."""
-        if place is None:
-            self._free.appendleft(None)
-        else:
-            self._free.append(place)
+        self._put(place)
         if self._waiters:
             self._serve()
         if self.closed:
