@@ -40,7 +40,6 @@ static struct {
     void (*version)(int *major, int *minor, int *patch);
     int (*last_error)(void);
     int (*getsockopt)(void *socket, int option, void *value, size_t *size);
-    int (*send)(void *socket, const void *data, size_t size, int flags);
     int (*msg_init)(zmq_msg_t *);
     int (*msg_init_size)(zmq_msg_t *, size_t size);
     int (*msg_init_data)(zmq_msg_t *, void *data, size_t size, void (*drop)(void *, void *),
@@ -59,12 +58,11 @@ static const struct {
     void *slot;
 } functions[] = {
     {"zmq_version", &zmq.version},       {"zmq_errno", &zmq.last_error},
-    {"zmq_getsockopt", &zmq.getsockopt}, {"zmq_send", &zmq.send},
-    {"zmq_msg_init", &zmq.msg_init},     {"zmq_msg_recv", &zmq.msg_recv},
-    {"zmq_msg_move", &zmq.msg_move},     {"zmq_msg_more", &zmq.msg_more},
-    {"zmq_msg_size", &zmq.msg_size},     {"zmq_msg_data", &zmq.msg_data},
-    {"zmq_msg_send", &zmq.msg_send},     {"zmq_msg_close", &zmq.msg_close},
-    {"zmq_msg_init_size", &zmq.msg_init_size},
+    {"zmq_getsockopt", &zmq.getsockopt}, {"zmq_msg_init", &zmq.msg_init},
+    {"zmq_msg_recv", &zmq.msg_recv},     {"zmq_msg_move", &zmq.msg_move},
+    {"zmq_msg_more", &zmq.msg_more},     {"zmq_msg_size", &zmq.msg_size},
+    {"zmq_msg_data", &zmq.msg_data},     {"zmq_msg_send", &zmq.msg_send},
+    {"zmq_msg_close", &zmq.msg_close},   {"zmq_msg_init_size", &zmq.msg_init_size},
     {"zmq_msg_init_data", &zmq.msg_init_data},
 };
 
@@ -384,7 +382,7 @@ static int wait_for_signal(Frames *self, const wish *w, int *told, int *replies)
  * or else the wait might not end. */
 static int take_or_wait(Frames *self, const wish *w, Batch *to)
 {
-    int told = !w->wait, replies = 1, passed = 0, number;
+    int told = !w->wait, passed = 0, replies, number;
     if (self->forwarded)
         passed = pass_on(self);
     self->forwarded = 0;

@@ -2,7 +2,6 @@
 
 #include "store.h"
 
-enum { FRAME_HEAD = 16 };
 enum { MANY_BYTES = 1 << 16 }; /* of a payload: they are packed without Python's lock */
 
 /* The payload must be referred to by others, who keep it. */

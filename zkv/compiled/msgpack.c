@@ -4,14 +4,6 @@
 
 #include "store.h"
 
-static uint64_t big_endian(const unsigned char *from, int size)
-{
-    uint64_t number = 0;
-    for (int i = 0; i < size; i++)
-        number = number << 8 | from[i];
-    return number;
-}
-
 static size_t left(const reader *r) { return (size_t)(r->end - r->at); }
 
 /* Read a head: one byte from `first` to `last`, which contains the number, or `wide` followed by a
@@ -172,6 +164,14 @@ int skip_value(reader *r)
         wanted += inside;
     }
     return 1;
+}
+
+int read_any(reader *r, span *value)
+{
+    value->at = r->at;
+    int well = skip_value(r);
+    value->size = (size_t)(r->at - value->at);
+    return well;
 }
 
 int nests(int byte) { return (byte >= 0x80 && byte <= 0x9f) || (byte >= 0xdc && byte <= 0xdf); }

@@ -9,7 +9,7 @@
 
 #include "store.h"
 
-enum { FRAME_HEAD = 16, WIDE = 0xcf, NIL = 0xc0 };
+enum { WIDE = 0xcf, NIL = 0xc0 };
 enum { MOST_WAITING = 64 };
 
 /* --- The changes that wait until their memory has been fetched -------------------------------- */
@@ -68,20 +68,11 @@ static int load(loading *l, change c)
 
 static int read_byte(reader *r, int byte) { return r->at < r->end && *r->at++ == byte; }
 
-/* A number of so many bytes that follows without a head, or behind the head of an uint64. */
-static uint64_t fixed(const unsigned char *from, int size)
-{
-    uint64_t number = 0;
-    for (int i = 0; i < size; i++)
-        number = number << 8 | from[i];
-    return number;
-}
-
 static int read_wide(reader *r, int64_t *number)
 {
     if (r->end - r->at < 9 || *r->at != WIDE || r->at[1] >= 0x80)
         return 0;
-    *number = (int64_t)fixed(r->at + 1, 8);
+    *number = (int64_t)big_endian(r->at + 1, 8);
     r->at += 9;
     return 1;
 }
@@ -101,14 +92,6 @@ static int read_expires(reader *r, int64_t *expires)
     if (r->at < r->end && *r->at == NIL)
         return r->at++, 1;
     return read_number(r, expires) && *expires > 0;
-}
-
-static int read_any(reader *r, span *value)
-{
-    value->at = r->at;
-    int good = skip_value(r);
-    value->size = (size_t)(r->at - value->at);
-    return good;
 }
 
 static int read_bin(reader *r, span *bytes)
@@ -173,15 +156,15 @@ static int read_frame(reader *r, uint32_t salt, frame *f)
     if (r->end - r->at < FRAME_HEAD)
         return 0;
     const unsigned char *head = r->at;
-    f->size = (size_t)fixed(head, 4);
-    f->synced = fixed(head + 8, 8);
+    f->size = (size_t)big_endian(head, 4);
+    f->synced = big_endian(head + 8, 8);
     f->at = head + FRAME_HEAD;
     if ((size_t)(r->end - f->at) < f->size)
         return 0;
     unsigned char checked[12];
     write_bytes(write_bytes(checked, head, 4), head + 8, 8);
     r->at = f->at + f->size;
-    return crc32(crc32(salt, checked, sizeof checked), f->at, f->size) == fixed(head + 4, 4);
+    return crc32(crc32(salt, checked, sizeof checked), f->at, f->size) == big_endian(head + 4, 4);
 }
 
 static int read_once(reader *r, commit *c)

@@ -89,11 +89,8 @@ static int is_shallow(const Lane *self, const span *value)
 
 static int read_value(const Lane *self, reader *r, span *value)
 {
-    value->at = r->at;
-    if (!skip_value(r))
-        return 0;
-    value->size = (size_t)(r->at - value->at);
-    return value->size <= (size_t)self->max_value && is_shallow(self, value);
+    return read_any(r, value) && value->size <= (size_t)self->max_value &&
+           is_shallow(self, value);
 }
 
 static int read_id(reader *r, span *id)

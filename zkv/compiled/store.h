@@ -169,10 +169,20 @@ typedef struct {
     size_t size;
 } span;
 
+/* A number of so many bytes without a head. */
+static inline uint64_t big_endian(const unsigned char *from, int size)
+{
+    uint64_t number = 0;
+    for (int i = 0; i < size; i++)
+        number = number << 8 | from[i];
+    return number;
+}
+
 int read_map(reader *, uint32_t *count);   /* 0 if there is none; likewise below */
 int read_array(reader *, uint32_t *count);
 int read_text(reader *, span *);           /* a str that is UTF-8 */
 int skip_value(reader *);                  /* one value of any type */
+int read_any(reader *, span *);            /* likewise, with its head */
 int measure_value(reader *, int *levels);  /* likewise; counts its levels up to MOST_COUNTED */
 int read_uint(reader *, uint64_t *number); /* an int >= 0 */
 int read_int(reader *, int64_t *number);   /* an int64 */
@@ -212,6 +222,8 @@ PyObject *py_crc32(PyObject *module, PyObject *arguments);
 PyObject *py_blake2b(PyObject *module, PyObject *arguments);
 
 /* --- The log's frames: frames.c --------------------------------------------------------------- */
+
+enum { FRAME_HEAD = 16 }; /* bytes: size, checksum, and the place up to which the file is on disk */
 
 PyObject *pack_frames(PyObject *module, PyObject *arguments);
 
