@@ -61,9 +61,6 @@ LEAST_FRAME_BYTES: Final = _HEAD.size + LEAST_PAYLOAD_BYTES
 _SEARCH_BYTES: Final = 1 << 20
 _PIECE_BYTES: Final = 1 << 20
 """Frames are read so many bytes at a time for a `Take`."""
-LARGE_BYTES: Final = 4 << 20
-"""From this size on, Python packs the frames, since it releases the GIL while it computes the
-checksums, which takes about 3 ms for this size."""
 
 
 class Taken(NamedTuple):
@@ -140,7 +137,7 @@ def _mask(first_rev: int) -> int:
 
 def pack_frames(payloads: list[bytes], synced: int, salt: int) -> bytes:
     """The frames for commits that are written while the file is on disk up to ``synced``."""
-    if compiled.COMPILED and sum(map(len, payloads)) < LARGE_BYTES:
+    if compiled.COMPILED:
         return compiled.store.pack_frames(payloads, synced, salt)
     frames: list[bytes] = []
     for payload in payloads:
