@@ -609,14 +609,14 @@ WAITING: Final = [
     Mutant(
         "what is on disk is refused for what could not follow",
         "zkv/broker/waiting.py",
-        "batch.places(survived_rev, ALL)",
-        "batch.places(-1, ALL)",
+        "batch.places(survived_rev)",
+        "batch.places(-1)",
         ("tests/requests/test_refused_writes.py", "-k", "what_is_on_disk"),
     ),
     Mutant(
         "what was rolled back is answered as done",
         "zkv/broker/waiting.py",
-        "batch.places(survived_rev, ALL)",
+        "batch.places(survived_rev)",
         "[]",
         ("tests/requests/test_refused_writes.py", "-k", "undone_together"),
     ),

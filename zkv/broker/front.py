@@ -98,7 +98,7 @@ class FrontHandler:
             held = answered or Answered()
             safe_rev = self._hold(held, batch, newest, epoch, started)
             answered = held if held.group is not None else answered
-        account.add_run(batch, -1, safe_rev, started)
+        account.add_run(batch, safe_rev, started)
         if account.logs_requests:
             account.flush()
         return answered
@@ -113,7 +113,7 @@ class FrontHandler:
             return ALL
         # Not for `durable` under other policies: the lane takes no request with that field.
         group = CommitGroup(epoch, durable=engine.syncs_each)
-        places = batch.places(safe.rev, ALL)
+        places = batch.places(safe.rev)
         if len(places) == len(batch) and self._sync(answered, epoch):
             return ALL
         if places:

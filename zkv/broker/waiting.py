@@ -242,7 +242,7 @@ class PendingRun:
         error = self._group.error
         if error is not None:
             self._replace_what_was_rolled_back(batch, error)
-        self._account.add_run(batch, -1, ALL, self._started)
+        self._account.add_run(batch, ALL, self._started)
         self._account.flush()
 
     def give_up(self, batch: Batch, error: BaseException) -> None:
@@ -254,7 +254,7 @@ class PendingRun:
     def _replace_what_was_rolled_back(self, batch: Batch, error: ReadOnly) -> None:
         """Run requests again of which the commits did not survive; see `PendingCalls`."""
         survived_rev, _ = self._caller.engine.survived(self._group.epoch)
-        for place in batch.places(survived_rev, ALL):
+        for place in batch.places(survived_rev):
             body = batch[place]
             if isinstance(body, bytes):
                 reply = self._caller.run_instead(body, self._started, error)

@@ -30,7 +30,7 @@ from zkv.broker.waiting import (
     make_safe,
 )
 from zkv.durability.committer import CommitGroup
-from zkv.requests.batch import ALL, BadEnvelope
+from zkv.requests.batch import BadEnvelope
 from zkv.requests.call import Caller
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class WorkerHandler:
         self._stopping = stopping
         self._caller = Caller(node, account, stopping)
 
-    def answer(self, batch: Batch) -> Answered:
+    def answer(self, batch: Batch) -> Answered | None:
         """See `Handler`."""
         started = time.perf_counter()
         engine, caller, account = self._engine, self._caller, self._account
@@ -127,14 +127,14 @@ class WorkerHandler:
             else:
                 waiting.take(place, call, result)
         run = PendingRun(caller, account, group, started)
-        for places, pending in ((waiting.places, waiting), (batch.places(safe.rev, ALL), run)):
+        for places, pending in ((waiting.places, waiting), (batch.places(safe.rev), run)):
             if places:
                 group.lsn = engine.last_lsn
                 answered.group = group
                 later.append((places, pending))
-        account.add_run(batch, -1, safe.rev, started)
+        account.add_run(batch, safe.rev, started)
         caller.flush()
-        return answered
+        return answered if later else None
 
     def commit(self, answered: Answered, is_idle: Callable[[], bool]) -> None:
         """See `Handler`. An idle worker waits for the disk itself."""

@@ -214,42 +214,27 @@ static PyObject *batch_split(Batch *self, PyObject *places)
 
 /* --- The lane's answers ----------------------------------------------------------------------- */
 
-/* Read the bounds of a method's revisions. 0, with an exception, if they are not two ints. */
-static int read_bounds(PyObject *arguments, int64_t *after, int64_t *up_to)
+static PyObject *batch_places(Batch *self, PyObject *revision)
 {
-    long long low, high;
-    if (!PyArg_ParseTuple(arguments, "LL", &low, &high))
-        return 0;
-    *after = low;
-    *up_to = high;
-    return 1;
-}
-
-static int is_between(const item *of, int64_t after, int64_t up_to)
-{
-    return of->op != NONE && of->reveals > after && of->reveals <= up_to;
-}
-
-static PyObject *batch_places(Batch *self, PyObject *arguments)
-{
-    int64_t after, up_to;
-    if (!read_bounds(arguments, &after, &up_to))
+    int64_t after = PyLong_AsLongLong(revision);
+    if (PyErr_Occurred())
         return NULL;
     PyObject *places = PyList_New(0);
     for (size_t i = 0; places != NULL && i < self->count; i++)
-        if (is_between(&self->items[i], after, up_to) && !list_append(places, PyLong_FromSize_t(i)))
+        if (self->items[i].op != NONE && self->items[i].reveals > after &&
+            !list_append(places, PyLong_FromSize_t(i)))
             Py_CLEAR(places);
     return places;
 }
 
-static PyObject *batch_ops(Batch *self, PyObject *arguments)
+static PyObject *batch_ops(Batch *self, PyObject *revision)
 {
-    int64_t after, up_to;
+    int64_t up_to = PyLong_AsLongLong(revision);
     size_t counts[OPS] = {0};
-    if (!read_bounds(arguments, &after, &up_to))
+    if (PyErr_Occurred())
         return NULL;
     for (size_t i = 0; i < self->count; i++)
-        counts[self->items[i].op] += (size_t)is_between(&self->items[i], after, up_to);
+        counts[self->items[i].op] += self->items[i].reveals <= up_to;
     PyObject *ops = PyDict_New();
     for (int op = NONE + 1; ops != NULL && op < OPS; op++) {
         PyObject *count = counts[op] ? PyLong_FromSize_t(counts[op]) : NULL;
@@ -260,15 +245,15 @@ static PyObject *batch_ops(Batch *self, PyObject *arguments)
     return ops;
 }
 
-static PyObject *batch_answered(Batch *self, PyObject *arguments)
+static PyObject *batch_answered(Batch *self, PyObject *revision)
 {
-    int64_t after, up_to;
-    if (!read_bounds(arguments, &after, &up_to))
+    int64_t up_to = PyLong_AsLongLong(revision);
+    if (PyErr_Occurred())
         return NULL;
     PyObject *answered = PyList_New(0);
     for (size_t i = 0; answered != NULL && i < self->count; i++) {
         const item *of = &self->items[i];
-        if (is_between(of, after, up_to) && of->subject != NULL &&
+        if (of->op != NONE && of->reveals <= up_to && of->subject != NULL &&
             !list_append(answered, Py_BuildValue("(sOnn)", op_name(of->op), of->subject,
                                             (Py_ssize_t)of->size, (Py_ssize_t)of->reply_size)))
             Py_CLEAR(answered);
@@ -311,9 +296,9 @@ static PyMethodDef batch_methods[] = {
     {"sent", (PyCFunction)batch_sent, METH_O, NULL},
     {"clear", (PyCFunction)batch_clear, METH_NOARGS, NULL},
     {"split", (PyCFunction)batch_split, METH_O, NULL},
-    {"places", (PyCFunction)batch_places, METH_VARARGS, NULL},
-    {"ops", (PyCFunction)batch_ops, METH_VARARGS, NULL},
-    {"answered", (PyCFunction)batch_answered, METH_VARARGS, NULL},
+    {"places", (PyCFunction)batch_places, METH_O, NULL},
+    {"ops", (PyCFunction)batch_ops, METH_O, NULL},
+    {"answered", (PyCFunction)batch_answered, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

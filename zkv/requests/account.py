@@ -76,20 +76,19 @@ class Account:
                 RequestRecord(time.time(), op, subject, result, bytes_in, bytes_out, took)
             )
 
-    def add_run(self, batch: Batch, after: int, up_to: int, started: float) -> None:
-        """Count and record the lane's answers that reveal a revision in this range.
+    def add_run(self, batch: Batch, up_to: int, started: float) -> None:
+        """Count and record the lane's answers that reveal no later revision than ``up_to``.
 
         Args:
             batch: the batch, before its replies are sent.
-            after: the range begins after this revision.
-            up_to: the last revision of the range.
+            up_to: the revision.
             started: when the front took up the batch, by `time.perf_counter`.
         """
         took = time.perf_counter() - started
         step = _step(took)
-        for op, count in batch.ops(after, up_to).items():
+        for op, count in batch.ops(up_to).items():
             self.latencies[op][step] += count
-        if self.logs_requests and (answers := batch.answered(after, up_to)):
+        if self.logs_requests and (answers := batch.answered(up_to)):
             self._records.append(RunRecord(time.time(), took, answers))
 
     def flush(self) -> None:

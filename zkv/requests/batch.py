@@ -24,7 +24,7 @@ Envelope = list[bytes]
 """All frames before the body."""
 
 ALL: Final = 2**63 - 1
-"""A revision that no reply reveals."""
+"""A revision that is later than any that a reply reveals."""
 
 
 class BadEnvelope:
@@ -89,14 +89,14 @@ class Batch(Protocol):
         Raises MemoryError; then nothing has been moved.
         """
 
-    def places(self, after: int, up_to: int, /) -> list[int]:
-        """Return the places of the lane's answers that reveal a revision in this range."""
+    def places(self, after: int, /) -> list[int]:
+        """Return the places of the lane's answers that reveal a later revision than this."""
 
-    def ops(self, after: int, up_to: int, /) -> dict[str, int]:
-        """Count the lane's answers that reveal a revision in this range, by op."""
+    def ops(self, up_to: int, /) -> dict[str, int]:
+        """Count the lane's answers that reveal no later revision than this, by op."""
 
-    def answered(self, after: int, up_to: int, /) -> list[Answer]:
-        """Return the log records of the lane's answers that reveal a revision in this range."""
+    def answered(self, up_to: int, /) -> list[Answer]:
+        """Return the log records of the lane's answers that reveal no later revision than this."""
 
 
 class PythonBatch:
@@ -161,15 +161,15 @@ class PythonBatch:
             self._replies[place] = None
         return taken
 
-    def places(self, after: int, up_to: int, /) -> list[int]:
+    def places(self, after: int, /) -> list[int]:
         """See `Batch`."""
         return []
 
-    def ops(self, after: int, up_to: int, /) -> dict[str, int]:
+    def ops(self, up_to: int, /) -> dict[str, int]:
         """See `Batch`."""
         return {}
 
-    def answered(self, after: int, up_to: int, /) -> list[Answer]:
+    def answered(self, up_to: int, /) -> list[Answer]:
         """See `Batch`."""
         return []
 
