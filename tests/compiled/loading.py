@@ -205,10 +205,10 @@ def odd_commit(chance: Random, rev: int, now: int) -> bytes:
     ])  # fmt: skip
 
 
-def bad_commit(chance: Random, rev: int, now: int) -> bytes:
-    """A payload that is no commit, or not the next one, in a frame that is good."""
+def bad_commits(rev: int, now: int) -> list[bytes]:
+    """Payloads that are no commit, or not the next one, in a frame that is good."""
     good = Commit(rev, now, (KeyChange(PUT, "key"), KeyChange(PUT, "k"))).pack()
-    return chance.choice([
+    return [
         good + b"\0", good[:-1], b"\x94" + good[1:], b"\x92" + good[1:],
         good[:3],
         good.replace(b"\xa3PUT\xa3", b"\xa3PUB\xa3"), good.replace(b"\xa3key", b"\xa3k\xff\xfe"),
@@ -217,7 +217,7 @@ def bad_commit(chance: Random, rev: int, now: int) -> bytes:
         Commit(rev - 1, now, (KeyChange(PUT, "key"),)).pack(),
         Commit(rev + 5, now, ()).pack(),
         Commit(rev, now, (KeyChange(PUT, "key", expires=0),)).pack(),
-    ])  # fmt: skip
+    ]  # fmt: skip
 
 
 # --- Directories --------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ class Writing:
                 payload, self.rev = random_commit(chance, self.rev, self._now, self._seqs)
                 self._append(payload)
         if chance.random() < 0.15:
-            self._append(bad_commit(chance, self.rev + 1, self._now))
+            self._append(chance.choice(bad_commits(self.rev + 1, self._now)))
             for _ in range(chance.randrange(3)):
                 payload, self.rev = random_commit(chance, self.rev, self._now, self._seqs)
                 self._append(payload)

@@ -327,6 +327,18 @@ def test_items_that_are_there_twice_are_logged_and_counted_once() -> None:
         store.close()
 
 
+def test_an_answer_that_another_one_replaces_does_not_count(store: MemoryStore) -> None:
+    node = store.node
+    lane = open_lane(node.engine.keyspace, node.limits, node.max_reply_bytes, False)
+    assert lane is not None
+    batch = batch_of(request("GET", key="k"), request("PUT", key="k", value=1))
+    assert lane.run(batch, logs=True)[0] == []
+    assert batch.ops(ALL) == {"GET": 1, "PUT": 1}
+    batch.set_reply(1, b"another")
+    assert (batch.ops(ALL), batch.places(-1)) == ({"GET": 1}, [0])
+    assert [op for op, *_ in batch.answered(ALL)] == ["GET"]
+
+
 def test_a_lane_leaves_what_is_large(store: MemoryStore) -> None:
     """It holds up everybody for as long as it takes."""
     body = request("PUT", key="k", value=b"x" * 2_100_000)

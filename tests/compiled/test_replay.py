@@ -13,6 +13,7 @@ from msgspec.msgpack import encode
 from tests.compiled.loading import (
     Tree,
     Writing,
+    bad_commits,
     damaged,
     loaded,
     segment_file,
@@ -48,6 +49,14 @@ def test_directories_are_loaded_alike() -> None:
     outcomes = Counter(check_alike(Writing(Random(seed)).run(120)) for seed in range(30))
     assert outcomes["loaded"] >= 15
     assert outcomes["cut"] + outcomes["refused"] >= 3
+
+
+@pytest.mark.parametrize("number", range(len(bad_commits(3, 1))))
+def test_each_bad_commit_is_judged_alike(number: int) -> None:
+    good = [Commit(rev, 1, (KeyChange(PUT, "key"),)).pack() for rev in (1, 2)]
+    payloads = [*good, bad_commits(3, 1)[number]]
+    tree = dict([segment_file(1, [(payload, 0) for payload in payloads])])
+    assert check_alike(tree) != "loaded"
 
 
 @pytest.mark.usefixtures("_pieces")

@@ -231,6 +231,13 @@ IN_C: Final = [
         ("tests/requests", "-x", "-k", "model or safe_replies"),
     ),
     Mutant(
+        "an answer that another one replaces is counted",
+        "zkv/compiled/batch.c",
+        "    of->op = NONE;\n",
+        "",
+        ("tests/compiled/test_compiled.py", "-k", "another_one_replaces"),
+    ),
+    Mutant(
         "only the first batch of checksums is folded",
         "zkv/compiled/crc32.c",
         "        lanes[i] = fold(lanes[i - 1], by_16, lanes[i]);\n",
@@ -264,7 +271,7 @@ AT_THE_START: Final = [
     Mutant(
         "a start takes frames whose checksum does not match",
         REPLAY,
-        "f->size) == fixed(head + 4, 4);",
+        "f->size) == big_endian(head + 4, 4);",
         "f->size) != 0;",
         (*LOADED, "-k", "damaged"),
     ),
@@ -273,7 +280,7 @@ AT_THE_START: Final = [
         REPLAY,
         "c.rev == p->next &&",
         "",
-        (*LOADED, "-k", "directories_are_loaded"),
+        (*LOADED, "-k", "each_bad_commit"),
     ),
     Mutant(
         "a start applies what the next segment replaces",
@@ -287,7 +294,7 @@ AT_THE_START: Final = [
         REPLAY,
         "return c->count > 0 && (!once || read_once(&r, c)) && r.at == r.end;",
         "return c->count > 0 && (!once || read_once(&r, c));",
-        (*LOADED, "-k", "directories_are_loaded"),
+        (*LOADED, "-k", "each_bad_commit"),
     ),
     Mutant(
         "the last changes of some frames are never applied",
