@@ -192,7 +192,7 @@ def test_replies_that_could_not_be_sent_hold_up_no_others(
     with monkeypatch.context() as patch:
         patch.setattr(Mailbox, "reply", reply_and_fail)
         assert client.ok(op="PUT", key="k", value=1)["rev"] == 1
-    assert client.ok(op="INFO")["stats"]["workers_replaced"] == 1
+    eventually(lambda: client.ok(op="INFO")["stats"]["workers_replaced"] == 1, "the failure")
     assert server.stop()
 
 

@@ -165,6 +165,8 @@ def test_a_worker_cannot_be_replaced_at_once(
             Mailbox, "receive", failing(1, zmq.ZMQError(zmq.ENOTSUP), Mailbox.receive)
         )
         client.ok(op="PING")  # The mailbox fails behind this.
+        # A worker that dies loses what is in its pipe, so nothing is sent to it before.
+        eventually(lambda: "died" in caplog.text, "the worker's end")
         assert client.ok(op="INFO")["stats"]["workers_replaced"] == 1
         failures = [r for r in caplog.records if "the supervisor failed" in r.getMessage()]
         assert len(failures) == 3

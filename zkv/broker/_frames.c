@@ -92,7 +92,10 @@ static PyObject *attach(PyObject *module, PyObject *arguments)
 
 enum { KEPT_FRAMES = 4096 }; /* capacity that is kept between batches */
 
-static zmq_msg_t *frame_at(const Batch *of, size_t place) { return (zmq_msg_t *)of->frames + place; }
+static zmq_msg_t *frame_at(const Batch *of, size_t place)
+{
+    return (zmq_msg_t *)of->frames + place;
+}
 
 /* Reserve capacity for more frames. 0 if there is no memory. Only libzmq may move a zmq_msg_t. */
 static int reserve_frames(Batch *to, size_t more)
@@ -593,7 +596,9 @@ static int forward_all(Frames *self, Batch *batch, PyObject *places, Py_ssize_t 
 {
     for (; *sent < PyList_Size(places); ++*sent) {
         size_t place = PyLong_AsSize_t(PyList_GetItem(places, *sent));
-        int number = place < batch->count ? forward_message(self, batch, &batch->items[place]) : EINVAL;
+        int number = EINVAL;
+        if (place < batch->count)
+            number = forward_message(self, batch, &batch->items[place]);
         if (number)
             return number == EAGAIN ? 0 : number;
     }

@@ -231,9 +231,8 @@ class Client(ClientOps):
                     check_answer(op, request_id, reply)
                     pool.give_back(connection)
                     return reply
-        except (
-            zmq.ZMQError
-        ):  # Its context was terminated, or the server at an inproc endpoint ended.
+        except zmq.ZMQError:
+            # Its context was terminated, or the server at an inproc endpoint ended.
             connection.over = True
         except BaseException:  # Ctrl-C, too, must not leave a socket with an outstanding reply.
             pool.drop(connection)

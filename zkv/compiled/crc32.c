@@ -2,8 +2,8 @@
  * Lookup-Based Algorithms for High-Performance CRC Generation", IEEE Trans. Computers, 2008.
  *
  * Where an x86 processor multiplies without carry, most of a long input is first folded into 16
- * bytes that have the same remainder: V. Gopal et al., "Fast CRC Computation for Generic Polynomials
- * Using PCLMULQDQ Instruction", Intel, 2009. That takes a tenth of the time.
+ * bytes that have the same remainder: V. Gopal et al., "Fast CRC Computation for Generic
+ * Polynomials Using PCLMULQDQ Instruction", Intel, 2009. That takes a tenth of the time.
  *
  * Tested by its published check value, and against zlib: tests/compiled/test_hashes.py. */
 
@@ -54,7 +54,7 @@ enum { LANE = 16, LANES = 4, LEAST_FOLDED = 2 * LANES * LANE };
 
 FOLDING static __m128i load(const unsigned char *at) { return _mm_loadu_si128((const void *)at); }
 
-/* Move a remainder forward by the distance that the two factors stand for, and add what is there. */
+/* Move a remainder forward by the distance that the factors stand for, and add what is there. */
 FOLDING static __m128i fold(__m128i from, __m128i factors, __m128i there)
 {
     __m128i low = _mm_clmulepi64_si128(from, factors, 0x00);
@@ -62,8 +62,8 @@ FOLDING static __m128i fold(__m128i from, __m128i factors, __m128i there)
     return _mm_xor_si128(_mm_xor_si128(low, high), there);
 }
 
-/* Continue with `crc`, which is inverted, over all but a short rest of a long input. The factors are
- * x^n modulo the polynomial, in reversed bit order, for the distances of 64 and of 16 bytes. */
+/* Continue with `crc`, which is inverted, over all but a short rest of a long input. The factors
+ * are x^n modulo the polynomial, in reversed bit order, for distances of 64 and of 16 bytes. */
 FOLDING static uint32_t fold_all(uint32_t crc, const unsigned char **at, size_t *size)
 {
     const __m128i by_64 = _mm_set_epi64x(0x01c6e41596, 0x0154442bd4);

@@ -6,9 +6,9 @@
  * A key behind all others is appended, and fills the leaves completely: it costs one comparison.
  * The keys that a table gets before the first use of its order are sorted together.
  *
- * Invariants: once it is built, the index has the same keys as the table. It holds numbers of slots, not records, so
- * it changes only with the set of keys. The lower bounds are copies, and stay true whichever keys
- * are removed. */
+ * Invariants: once it is built, the index has the same keys as the table. It holds numbers of
+ * slots, not records, so it changes only with the set of keys. The lower bounds are copies, and
+ * stay true whichever keys are removed. */
 
 #include "store.h"
 

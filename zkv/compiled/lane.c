@@ -372,7 +372,10 @@ static size_t payload_size(const run *r, const request *from, const once *o)
         const record *now = r->replaced->pairs[i].now;
         size += 5 + (size_t)(write_text_head(head, now->key_size) - head);
         size += (size_t)now->key_size + now->value_size;
-        size += now->expiring ? (size_t)(write_uint(head, (uint64_t)record_expires(now)) - head) : 1;
+        if (now->expiring)
+            size += (size_t)(write_uint(head, (uint64_t)record_expires(now)) - head);
+        else
+            size++;
     }
     if (o->session == NULL)
         return size;
@@ -661,9 +664,9 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     PyObject *table, *forget_deadline, *notify_watchers, *watchers, *may_run, *remember, *rest;
     Py_ssize_t max_key, max_value, max_batch, max_reply, max_levels, max_body, slice;
     int durable;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OnnnnnnpOnOOOOO", names, &table, &max_key,
-                                     &max_value, &max_batch, &max_reply, &max_levels, &max_body,
-                                     &durable, &rest, &slice,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OnnnnnnpOnOOOOO", names, &table,
+                                     &max_key, &max_value, &max_batch, &max_reply, &max_levels,
+                                     &max_body, &durable, &rest, &slice,
                                      &forget_deadline, &notify_watchers, &watchers, &may_run,
                                      &remember))
         return NULL;

@@ -64,7 +64,7 @@ static int load(loading *l, change c)
     return l->count < MOST_WAITING || apply_waiting(l);
 }
 
-/* --- Reading. 0 if it is not as zkv packs it; the reader is then nowhere in particular --------- */
+/* --- Reading. 0 if it is not as zkv packs it; the reader is then nowhere in particular -------- */
 
 static int read_byte(reader *r, int byte) { return r->at < r->end && *r->at++ == byte; }
 
