@@ -24,7 +24,7 @@ static const unsigned char sigma[10][16] = {
 
 static uint64_t rotate(uint64_t number, int bits) { return number >> bits | number << (64 - bits); }
 
-static void mix(uint64_t *v, int a, int b, int c, int d, uint64_t x, uint64_t y)
+static inline void mix(uint64_t *v, int a, int b, int c, int d, uint64_t x, uint64_t y)
 {
     v[a] += v[b] + x, v[d] = rotate(v[d] ^ v[a], 32);
     v[c] += v[d], v[b] = rotate(v[b] ^ v[c], 24);
@@ -44,6 +44,7 @@ static void compress(hasher *self, int last)
     v[12] ^= self->total; /* the low word of the length; the high one is 0 */
     if (last)
         v[14] = ~v[14];
+#pragma GCC unroll 12 /* The places in sigma are constants then: half the time. */
     for (int round = 0; round < 12; round++) {
         const unsigned char *s = sigma[round % 10];
         mix(v, 0, 4, 8, 12, m[s[0]], m[s[1]]);

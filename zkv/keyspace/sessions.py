@@ -173,6 +173,30 @@ class Sessions:
         Returns the window's previous state, for `undo`.
         """
         session = self._sessions.get(once.session)
+        if session is None or once.seq != session.newest + 1:
+            return self._remember_apart(session, once, rev, lsn, now)
+        known = Remembered(once.digest, once.reply, rev, lsn)
+        dropped = self._remember_next(session, once.session, once.seq, known, now)
+        gone = () if dropped is None else ((once.seq - self._window, dropped),)
+        return Window(once.seq - 1, gone)
+
+    def _remember_next(
+        self, session: ClientSession, name: str, seq: int, known: Remembered, now: int
+    ) -> Remembered | None:
+        """See `remember`: the usual case. Return the reply that was dropped, if there was one."""
+        session.newest = seq
+        if now > session.used:
+            session.used = now
+        self._sessions.move_to_end(name)
+        session.replies[seq] = known
+        self._replies += 1
+        self._bytes += _size_of(known)
+        return self._drop(session, seq - self._window)
+
+    def _remember_apart(
+        self, session: ClientSession | None, once: Once, rev: int, lsn: int, now: int
+    ) -> Window:
+        """See `remember`: a new session, or a sequence number that is not the next one."""
         anew = session is not None and once.seq <= session.newest
         if session is not None and anew and self._is_silent(session, now):
             # Only during replay: the session was forgotten at that time, too. If the sequence
@@ -195,7 +219,7 @@ class Sessions:
             return Window(before, ())
         session.newest = once.seq
         edge = once.seq - self._window
-        gone = [edge] if once.seq == before + 1 else [seq for seq in session.replies if seq <= edge]
+        gone = [seq for seq in session.replies if seq <= edge]
         dropped = [(seq, self._drop(session, seq)) for seq in gone]
         return Window(before, tuple([(seq, known) for seq, known in dropped if known is not None]))
 
@@ -209,15 +233,8 @@ class Sessions:
             session = self._sessions.get(name)
             if session is None or seq != session.newest + 1:
                 self.remember(Once(name, seq, digest, reply), rev, 0, now)
-                continue
-            # The usual case does the same as `remember`, in a third of the time.
-            session.used = max(session.used, now)
-            session.newest = seq
-            self._sessions.move_to_end(name)
-            session.replies[seq] = known = Remembered(digest, reply, rev, 0)
-            self._replies += 1
-            self._bytes += _size_of(known)
-            self._drop(session, seq - self._window)
+            else:
+                self._remember_next(session, name, seq, Remembered(digest, reply, rev, 0), now)
 
     def undo(self, once: Once, window: Window) -> None:
         """Forget the reply of a rolled-back commit; ``window`` is the state to return to."""
