@@ -1,14 +1,21 @@
-/* The floor: a single ROUTER that answers every request with a constant, without reading it.
+/* The floors: a single ROUTER that answers every request with a constant, without reading it.
  *
- * This is the lowest cost that libzmq allows for a server in one thread. If a request ends in an
- * `id` of four bytes, as the load sends it with several in flight, the reply contains it. Like zkv,
- * the program takes up to 64 requests before it answers. It prints "READY ENDPOINT" when it serves,
- * and ends when its standard input ends, so that it never outlives its parent.
+ * This is the lowest cost that libzmq allows for a server in one thread. With a second argument, a
+ * file, it also keeps each request as a store must keep a PUT: a copy in memory, and one in this
+ * log, which is written once for a batch and before the replies are sent. With a third argument,
+ * "sync", the log is then on disk, too. It has no keys, no checksums and no limits.
  *
- *     cc -O2 floor.c -o floor -lzmq -lpthread && ./floor 'tcp://127.0.0.1:*'
+ * If a request ends in an `id` of four bytes, as the load sends it with several in flight, the
+ * reply contains it. Like zkv, the program takes several requests before it answers. It prints
+ * "READY ENDPOINT" when it serves, and ends when its standard input ends, so that it never outlives
+ * its parent.
+ *
+ *     cc -O2 floor.c -o floor -lzmq -lpthread && ./floor 'tcp://127.0.0.1:*' [LOG [sync]]
  */
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -31,7 +38,7 @@ extern size_t zmq_msg_size(const zmq_msg_t *message);
 extern int zmq_send(void *socket, const void *bytes, size_t size, int flags);
 enum { ROUTER = 6, DONTWAIT = 1, SNDMORE = 2 };
 enum { BACKLOG = 19, SNDHWM = 23, RCVHWM = 24, LAST_ENDPOINT = 32 };
-enum { MAX_SOCKETS = 2, BATCH = 64 };
+enum { MAX_SOCKETS = 2, BATCH = 64, BATCH_BYTES = 1 << 18, KEPT = 1024 };
 
 typedef struct {
     zmq_msg_t address, delimiter, body;
@@ -61,6 +68,39 @@ static void answer(void *router, request *from)
     zmq_msg_close(&from->body);
 }
 
+/* Copy a request into memory in place of an older one, and into the log. The size of the log. */
+static size_t keep(request *from, char *log, size_t used)
+{
+    static struct {
+        char *at;
+        size_t size;
+    } kept[KEPT], *to;
+    static unsigned next;
+    size_t size = zmq_msg_size(&from->body);
+    to = &kept[next++ % KEPT];
+    if (to->size != size) {
+        free(to->at);
+        to->at = malloc(size);
+        to->size = size;
+    }
+    memcpy(to->at, zmq_msg_data(&from->body), size);
+    memcpy(log + used, zmq_msg_data(&from->body), size);
+    return used + size;
+}
+
+static void keep_all(request *batch, int count, size_t bytes, int file, int syncs)
+{
+    static char *log;
+    static size_t room;
+    size_t used = 0;
+    if (room < bytes)
+        log = realloc(log, room = bytes);
+    for (int i = 0; i < count; i++)
+        used = keep(&batch[i], log, used);
+    if (write(file, log, used) != (ssize_t)used || (syncs && fdatasync(file) < 0))
+        exit(1);
+}
+
 static void *wait_for_end(void *unused)
 {
     char byte;
@@ -77,8 +117,9 @@ int main(int count, char **arguments)
     size_t size = sizeof endpoint;
     int unlimited = 0, backlog = 4096; /* so that thousands may connect at once, as to zkv */
     pthread_t thread;
-    if (count != 2)
+    if (count < 2 || count > 4)
         return 2;
+    int file = count > 2 ? open(arguments[2], O_CREAT | O_WRONLY | O_APPEND, 0600) : -1;
     void *context = zmq_ctx_new();
     zmq_ctx_set(context, MAX_SOCKETS, 20000);
     void *router = zmq_socket(context, ROUTER);
@@ -95,8 +136,12 @@ int main(int count, char **arguments)
     fflush(stdout);
     for (;;) {
         int taken = 0;
-        while (taken < BATCH && take(router, &batch[taken], taken ? DONTWAIT : 0))
-            taken++;
+        size_t bytes = 0;
+        while (taken < BATCH && bytes < BATCH_BYTES &&
+               take(router, &batch[taken], taken ? DONTWAIT : 0))
+            bytes += zmq_msg_size(&batch[taken++].body);
+        if (count > 2)
+            keep_all(batch, taken, bytes, file, count > 3);
         for (int i = 0; i < taken; i++)
             answer(router, &batch[i]);
     }

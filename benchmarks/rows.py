@@ -12,6 +12,8 @@ from msgspec import Struct
 
 Group = Literal["never", "interval", "always"]
 """zkv's policy in that group."""
+Floor = Literal["", "bare", "log"]
+"""Which of the floors takes part."""
 
 
 class Section(Struct, frozen=True):
@@ -43,7 +45,8 @@ class Row(Struct, frozen=True):
         value_bytes: the size of a value.
         group: the servers that take part.
         main: True if it is part of the short form.
-        floor: True if the bare ROUTER takes part, and zkv with further I/O threads.
+        floor: ``bare`` if the bare ROUTER takes part, and zkv with further I/O threads; ``log`` if
+            the ROUTER with a log does.
         beside: the number of further clients that send MPUTs of 10,000 keys meanwhile.
         times: how many times as long as others it is measured.
     """
@@ -57,7 +60,7 @@ class Row(Struct, frozen=True):
     value_bytes: int = 16
     group: Group = "never"
     main: bool = False
-    floor: bool = False
+    floor: Floor = ""
     beside: int = 0
     times: int = 1
 
@@ -97,17 +100,22 @@ SIZES: Final = (("1 KiB", 50, 1_000, 1 << 10), ("16 KiB", 50, 1_000, 16 << 10),
                 ("1 MiB", 4, 20, 1 << 20))  # fmt: skip
 """Name, connections, keys, bytes."""
 
+DURABLE: Final = (("1 client, PUT", 1, 1, "put", True), ("50 clients, PUT", 50, 1, "put", True),
+                  ("50 x 16 in flight, PUT", 50, 16, "put", True),
+                  ("8 clients, MPUT of 100 keys", 8, 1, "mput:100", False))  # fmt: skip
+"""Name, connections, in flight, op, part of the short form."""
+
 ROWS: Final = (
-    Row("1 client, half GET half PUT", "one", 1, 1, "mix", main=True, floor=True),
-    Row("50 clients, half GET half PUT", "one", 50, 1, "mix", main=True, floor=True),
+    Row("1 client, half GET half PUT", "one", 1, 1, "mix", main=True, floor="bare"),
+    Row("50 clients, half GET half PUT", "one", 50, 1, "mix", main=True, floor="bare"),
     Row("50 clients, GET", "one", 50, 1, "get"),
-    Row("50 clients, PUT", "one", 50, 1, "put"),
+    Row("50 clients, PUT", "one", 50, 1, "put", floor="log"),
     Row("50 clients, INCR", "one", 50, 1, "incr"),
-    Row("50 x 16 in flight, half GET half PUT", "one", 50, 16, "mix", main=True, floor=True),
+    Row("50 x 16 in flight, half GET half PUT", "one", 50, 16, "mix", main=True, floor="bare"),
     Row("50 x 16 in flight, GET", "one", 50, 16, "get"),
     Row("500 clients, half GET half PUT", "one", 500, 1, "mix"),
-    Row("1,000 clients, half GET half PUT", "one", 1_000, 1, "mix", main=True, floor=True),
-    Row("4,000 clients, half GET half PUT", "one", 4_000, 1, "mix", floor=True),
+    Row("1,000 clients, half GET half PUT", "one", 1_000, 1, "mix", main=True, floor="bare"),
+    Row("4,000 clients, half GET half PUT", "one", 4_000, 1, "mix", floor="bare"),
     *(
         Row(f"{op.upper()} of {count:,} keys", "many", 8, 1, f"{op}:{count}", main=main)
         for op in ("mget", "mput")
@@ -115,13 +123,14 @@ ROWS: Final = (
     ),
     Row("MPUT of 100 keys, one of them twice", "many", 8, 1, "repeat:100"),
     Row("50 clients, PUT, synced soon", "interval", 50, 1, "put", group="interval"),
-    Row("1 client, PUT, on disk", "always", 1, 1, "put", group="always", main=True),
-    Row("50 clients, PUT, on disk", "always", 50, 1, "put", group="always", main=True),
-    Row("50 x 16 in flight, PUT, on disk", "always", 50, 16, "put", group="always", main=True),
-    Row("8 clients, MPUT of 100 keys, on disk", "always", 8, 1, "mput:100", group="always"),
+    *(
+        Row(f"{name}, on disk", "always", clients, in_flight, op, group="always", main=main,
+            floor="log")
+        for name, clients, in_flight, op, main in DURABLE
+    ),
     *(
         Row(f"{op.upper()} of {name}, {clients} clients", "size", clients, 1, op, keys, size,
-            main=name == "1 MiB")
+            main=name == "1 MiB", floor="log" if op == "put" else "")
         for name, clients, keys, size in SIZES
         for op in ("get", "put")
     ),

@@ -29,7 +29,7 @@ import msgpack
 import zmq
 from msgspec import Struct
 
-from benchmarks.rows import Group, Row
+from benchmarks.rows import Floor, Group, Row
 from zkv import __version__
 from zkv.bench.connections import BenchError
 from zkv.bench.servers import QUIET, child, free_port, last_line
@@ -72,7 +72,7 @@ class Contender(Struct, frozen=True):
         lacks: ops of load.c that it does not have.
         largest: bytes of the largest value that it, or load.c, can send.
         reads: False if another contender is the same program with the same GETs.
-        of_libzmq: True if it is there for what libzmq costs, and not as a store.
+        floor: it takes part only in rows with this one, for what libzmq costs; empty = in all.
     """
 
     name: str
@@ -86,12 +86,12 @@ class Contender(Struct, frozen=True):
     lacks: frozenset[str] = frozenset()
     largest: int = 1 << 20
     reads: bool = True
-    of_libzmq: bool = False
+    floor: Floor = ""
 
     @property
     def is_floor(self) -> bool:
         """True if it is no store."""
-        return self.family == FLOOR
+        return self.family in {FLOOR, LOGGED}
 
     @property
     def is_zkv(self) -> bool:
@@ -100,7 +100,7 @@ class Contender(Struct, frozen=True):
 
     def takes_part(self, row: Row) -> bool:
         """True if it is measured in a row."""
-        if self.group != row.group or (self.of_libzmq and not row.floor):
+        if self.group != row.group or (self.floor and self.floor != row.floor):
             return False
         needs = {row.op.partition(":")[0]} | ({"mput"} if row.section == "beside" else set())
         return (
@@ -139,6 +139,10 @@ def compile_c(name: str, directory: Path, *options: str) -> str:
 
 def _floor(port: int, directory: str) -> list[str]:
     return [compile_c("floor", Path(directory), *_libzmq()), f"tcp://127.0.0.1:{port}"]
+
+
+def _logged(group: Group, port: int, directory: str) -> list[str]:
+    return [*_floor(port, directory), f"{directory}/log", *(["sync"] if group == "always" else [])]
 
 
 def _libzmq() -> list[str]:
@@ -279,6 +283,7 @@ MEMORY: Final = "in memory"
 SYSTEM: Final = "with the system"
 DISK: Final = "on disk"
 FLOOR: Final = "bare ROUTER"
+LOGGED: Final = "ROUTER with a log"
 
 DURABILITY: Final = {
     MEMORY: "an answered write is lost with the process",
@@ -296,7 +301,7 @@ def _zkv_with(group: Group, durability: str, io_threads: int = 1) -> Contender:
     return Contender(
         f"zkv {group}{more}", f"zkv{more}", group, durability, "zkv",
         partial(_zkv, group, io_threads), lambda: __version__, _wait_for_zkv,
-        of_libzmq=io_threads > 1,
+        floor="bare" if io_threads > 1 else "",
     )  # fmt: skip
 
 
@@ -307,6 +312,18 @@ def _redis_with(brand: str, policy: str, group: Group, durability: str) -> Conte
         f"{brand}{log}", family, group, durability, "redis",
         partial(_redis, brand, policy), partial(_version, f"{brand.lower()}-server", "v="),
         _wait_for_redis, reads=policy != "no",
+    )  # fmt: skip
+
+
+def _version_of_libzmq() -> str:
+    return f"of libzmq {zmq.zmq_version()}"
+
+
+def _logged_with(group: Group, durability: str) -> Contender:
+    """A floor that keeps each request, but finds none again."""
+    return Contender(
+        f"{LOGGED} {group}", LOGGED, group, durability, "zkv", partial(_logged, group),
+        _version_of_libzmq, floor="log",
     )  # fmt: skip
 
 
@@ -328,9 +345,10 @@ CONTENDERS: Final = (
         partial(_version, "memcached", "memcached "), lacks=BATCHES | {"incr"},
     ),
     Contender(
-        FLOOR, FLOOR, "never", "nothing is kept", "zkv", _floor,
-        lambda: f"of libzmq {zmq.zmq_version()}", lacks=BATCHES, of_libzmq=True,
+        FLOOR, FLOOR, "never", "nothing is kept", "zkv", _floor, _version_of_libzmq, lacks=BATCHES,
+        floor="bare",
     ),
+    _logged_with("never", SYSTEM),
     _zkv_with("interval", "on disk within 1 s"),
     _redis_with("Redis", "everysec", "interval", "on disk within 1 s"),
     _redis_with("Valkey", "everysec", "interval", "on disk within 1 s"),
@@ -339,6 +357,7 @@ CONTENDERS: Final = (
     _redis_with("Redis", "always", "always", DISK),
     _redis_with("Valkey", "always", "always", DISK),
     _nats_with("always", "always", DISK),
+    _logged_with("always", DISK),
     Contender(
         "etcd", "etcd", "always", DISK, "etcd", _etcd, partial(_version, "etcd", "etcd Version: "),
         lacks=BATCHES | {"incr"}, largest=16_000,

@@ -165,7 +165,8 @@ def test_zkv_is_measured_in_every_row_and_others_only_beside_it() -> None:
         names = [each.name for each in CONTENDERS if each.takes_part(row)]
         assert names[0] == f"zkv {row.group}"
         assert len(names) > 1
-        assert ("bare ROUTER" in names) == row.floor
+        assert ("bare ROUTER" in names) == (row.floor == "bare")
+        assert (f"ROUTER with a log {row.group}" in names) == (row.floor == "log")
         lacking = {each.name for each in CONTENDERS if each.lacks & BATCHES}
         assert not (":" in row.op or row.beside) or not lacking & set(names)
 

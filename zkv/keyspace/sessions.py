@@ -185,8 +185,7 @@ class Sessions:
     ) -> Remembered | None:
         """See `remember`: the usual case. Return the reply that was dropped, if there was one."""
         session.newest = seq
-        if now > session.used:
-            session.used = now
+        session.used = max(session.used, now)
         self._sessions.move_to_end(name)
         session.replies[seq] = known
         self._replies += 1
