@@ -140,9 +140,11 @@ def run_forked(
         return subprocess.CompletedProcess(arguments, status, out.read(), err.read())
 
 
-def run_zkv(*arguments: str, cwd: Path, input: str = "") -> subprocess.CompletedProcess[str]:
+def run_zkv(
+    *arguments: str, cwd: Path, input: str = "", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a ``zkv`` that is expected to end by itself."""
-    done = run_forked(ZKV, arguments, input.encode(), cwd=cwd)
+    done = run_forked(ZKV, arguments, input.encode(), env=env, cwd=cwd)
     return subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
     )

@@ -110,10 +110,16 @@ class ServerProcess:
         *flags: further flags of ``zkv serve``; an ``--endpoint`` replaces the free port.
         config: the text of a config file.
         stderr: where the log goes instead of a file, as `subprocess.Popen` takes it.
+        env: variables beside those of the tests.
     """
 
     def __init__(
-        self, directory: Path, *flags: str, config: str | None = None, stderr: int | None = None
+        self,
+        directory: Path,
+        *flags: str,
+        config: str | None = None,
+        stderr: int | None = None,
+        env: dict[str, str] | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
@@ -122,6 +128,7 @@ class ServerProcess:
         self.process: subprocess.Popen[bytes]
         self._log_path = directory / "stderr.txt"
         self._stderr = stderr
+        self._env = environment() | (env or {})
         arguments = ["serve", "--data-dir", str(self.data_dir), *flags]
         if "--endpoint" not in flags:
             arguments += ["--endpoint", FREE_PORT]
@@ -152,7 +159,7 @@ class ServerProcess:
         """Start the process and wait for its READY line."""
         with open(self._log_path, "ab") as log:
             self.process = subprocess.Popen(
-                self._command, cwd=self.directory, env=environment(),
+                self._command, cwd=self.directory, env=self._env,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=log if self._stderr is None else self._stderr,
             )  # fmt: skip

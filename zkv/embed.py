@@ -61,7 +61,8 @@ class Server:
         fsync: when a write reaches the disk: ``always``, ``interval`` or ``never``.
         workers: threads for requests that are not simple; None = 1 without a ``data_dir``, else 2.
         **settings: other settings of the tables ``server``, ``durability`` and ``limits`` of
-            config.toml, by their names there: ``max_value_bytes=1_000_000``.
+            config.toml, by their names there: ``max_value_bytes=1_000_000``. The variables
+            ``ZKV_CFG_...`` are for `zkv serve`, and not read here.
 
     Raises:
         ConfigError: a setting is unknown, of the wrong type or out of range; also a ValueError.

@@ -112,7 +112,7 @@ class Log:
     """The log of one server process. `start` installs it as the process's logging.
 
     Args:
-        settings: level, format, file (empty = standard error), and whether to log requests.
+        settings: level, format and file (empty = standard error).
 
     Raises:
         ConfigError: the file cannot be opened.
@@ -129,14 +129,16 @@ class Log:
         self._thread = threading.Thread(target=self._write_all, name="zkv-log", daemon=True)
         self._handler = QueueHandler(self._queue)
         self._handler.addFilter(LoggingFilter())
-        self.requests = settings.requests and settings.level in {"DEBUG", "INFO"}
 
     def start(self) -> None:
         """Install the log as the process's logging, and start the writer."""
-        root = logging.getLogger()
-        root.addHandler(self._handler)
-        root.setLevel(self._settings.level)
+        logging.getLogger().addHandler(self._handler)
+        self.set_level(self._settings.level)
         self._thread.start()
+
+    def set_level(self, level: str) -> None:
+        """Log no records below ``level`` from now on."""
+        logging.getLogger().setLevel(level)
 
     def dump_stacks_on(self, number: int) -> None:
         """Write the stacks of all threads on signal ``number``, then run its usual handler.

@@ -6,7 +6,7 @@ saved, a client that sent END gets its reply, the broker drains and closes. If a
 fails, the steps before it are undone.
 
 The thread that calls `ServerCore.wait` is the supervisor. Other threads put events into its queue:
-END, a signal, a dead worker, a dead front. The supervisor handles them.
+END, a signal, a dead worker, a dead front, a function to run. The supervisor handles them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ class Event(enum.Enum):
     STOP = enum.auto()
     WORKER_DIED = enum.auto()
     FRONT_DIED = enum.auto()
-    REOPEN_LOG = enum.auto()
 
 
 class ServerCore:
@@ -63,8 +62,7 @@ class ServerCore:
 
     Args:
         settings: all settings.
-        write_log: takes request records; None if requests are not logged.
-        reopen_log: called on SIGHUP.
+        write_log: takes request records while the settings say so; None if it never does.
         files: access to the file system.
     """
 
@@ -72,13 +70,12 @@ class ServerCore:
         self,
         settings: Settings,
         write_log: Callable[[list[AnyRecord]], None] | None = None,
-        reopen_log: Callable[[], None] = lambda: None,
         files: Files | None = None,
     ) -> None:
         self._settings = settings
-        self._reopen_log = reopen_log
+        self._write_log = write_log
         self._files = files
-        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._events: SimpleQueue[Event | Callable[[], None]] = SimpleQueue()
         self._ending = threading.Lock()  # Protects the two attributes below.
         self._stopping = False
         self._ended: Future[int] | None = None
@@ -93,6 +90,7 @@ class ServerCore:
             worker_died=lambda: self._events.put(Event.WORKER_DIED),
             front_died=lambda: self._events.put(Event.FRONT_DIED),
             write_log=write_log,
+            logs_requests=self._logs_requests(),
         )
 
     @property
@@ -128,6 +126,18 @@ class ServerCore:
         """Send an event to the supervisor. From any thread, or a signal handler."""
         self._events.put(event)
 
+    def run_soon(self, function: Callable[[], None]) -> None:
+        """Have the supervisor run a function. From any thread, or a signal handler."""
+        self._events.put(function)
+
+    def apply(self, settings: Settings) -> None:
+        """Take over settings that differ from the present ones in live settings only.
+
+        Only the supervisor may call this.
+        """
+        self._settings = settings
+        self._broker.log_requests(self._logs_requests())
+
     def wait(self) -> bool:
         """Supervise until the server has stopped; return True if everything has been saved.
 
@@ -145,19 +155,22 @@ class ServerCore:
         self._stop()
         return not self._failed
 
-    def _act(self, event: Event | None) -> None:
-        if event is Event.REOPEN_LOG:
-            self._reopen_log()
+    def _act(self, event: Event | Callable[[], None] | None) -> None:
+        if callable(event):
+            event()
         else:  # Also without an event: an earlier replacement may have failed.
             self._broker.replace_dead_workers()
 
-    def _next_event(self) -> Event | None:
+    def _next_event(self) -> Event | Callable[[], None] | None:
         """Return the next event; None if there was none for a while."""
         if not threading.main_thread().is_alive():
             return Event.STOP
         with contextlib.suppress(Empty):
             return self._events.get(timeout=LOOK_SECONDS)
         return None
+
+    def _logs_requests(self) -> bool:
+        return self._write_log is not None and self._settings.log.shows_requests
 
     def _open(self) -> Engine:
         limits = self._settings.limits

@@ -357,6 +357,9 @@ def test_configurations(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     done = Done(server_tool.main, ["serve", "--config", "config.toml"])
     done.is_well()
     assert done.status == 2
+    checked = Done(server_tool.main, ["config", "check", "config.toml"])
+    checked.is_well()
+    assert checked.status == (0 if "the settings are good" in done.said else 1), checked.said
 
 
 @MANY
@@ -411,6 +414,7 @@ STREAMS: Final = [
     ("zkv --help >/dev/full", {0, 2}, None),
     ("zkv --help | true", {0}, ""),
     ("zkv --help >&- 2>&-", {0}, ""),
+    ("zkv config >/dev/full", {2}, "zkv: cannot print: No space left on device\n"),
     ("zkv check nowhere 2>/dev/full", {1}, ""),
     ("zkv check nowhere >&-", {1}, "zkv: standard output is closed\n"),
     ("zkv nonsense 2>/dev/full", {2}, ""),

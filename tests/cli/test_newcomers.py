@@ -73,6 +73,7 @@ def _id(part: object) -> str:
         ("auth secret", "no passwords"),
         ("serve", "zkv serve --help"),
         ("doctor", "zkv doctor --help"),
+        ("config get history", "zkv config --help"),
         ("backup a b", "zkv backup --help"),
         ("bench", "zkv-bench --help"),
         ("-h example.org get k", "zkv-cli -e tcp://example.org:5555 get k"),

@@ -10,8 +10,8 @@ stand in a document; a ``text`` block that follows with nothing in between is wh
 
 The documents show the default ports; here, free ones take their place in what is run and printed.
 
-Examples. What stands in PROTOCOL.md and docs/terminal.md between a line
-``<!-- generated: NAME -->`` and the next ``<!-- end -->`` is rendered from a run.
+Examples. What stands in PROTOCOL.md, docs/terminal.md and docs/settings.md between a line
+``<!-- generated: NAME -->`` and the next ``<!-- end -->`` is rendered from a run, or from the code.
 ``ZKV_UPDATE_DOCS=1`` writes it anew.
 """
 
@@ -58,7 +58,7 @@ DOCUMENTS: Final = sorted(
 WITH_SESSIONS: Final = (
     "README.md", "PROTOCOL.md", "DURABILITY.md",
     "docs/tutorial.md", "docs/howto.md", "docs/python.md", "docs/terminal.md",
-    "docs/benchmarking.md",
+    "docs/settings.md", "docs/benchmarking.md",
 )  # fmt: skip
 UPDATING: Final = bool(os.environ.get("ZKV_UPDATE_DOCS"))
 
@@ -441,7 +441,7 @@ def test_config_holds_every_setting_with_its_default() -> None:
 
 
 def test_config_loads() -> None:
-    assert config.load(ROOT / "config.toml") == config.Settings()
+    assert config.merge(config.from_file(ROOT / "config.toml")).settings == config.Settings()
 
 
 def test_config_explains_every_setting() -> None:
@@ -449,6 +449,21 @@ def test_config_explains_every_setting() -> None:
     for number, line in enumerate(lines):
         if re.match(r"\w+ = ", line):
             assert lines[number - 1].startswith("# "), line
+
+
+def test_config_tells_which_settings_sighup_changes() -> None:
+    explained = re.findall(r"((?:^#.*\n)+)(\w+) = ", text_of("config.toml"), re.MULTILINE)
+    changed = {name for comment, name in explained if "SIGHUP changes it." in comment}
+    assert changed == {setting.name for setting in config.SETTINGS.values() if setting.live}
+
+
+def test_the_settings_are_listed() -> None:
+    lines = ["| setting | variable | default | after a change |", "|---|---|---|---|"]
+    for name, setting in config.SETTINGS.items():
+        default = config.toml_value(setting.default)
+        when = "SIGHUP" if setting.live else "restart"
+        lines.append(f"| `{name}` | `{setting.variable}` | `{default}` | {when} |")
+    check_generated("docs/settings.md", {"settings": "\n".join(lines)})
 
 
 def test_settings_in_documents_load() -> None:

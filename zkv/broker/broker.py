@@ -56,7 +56,8 @@ class Broker:
         max_message_bytes: a larger message ends its connection.
         worker_died: called in the thread of a worker that dies, so it must return at once.
         front_died: called in the thread of the front if that dies, likewise.
-        write_log: takes request records; None if requests are not logged.
+        write_log: takes request records; None if requests are never logged.
+        logs_requests: log requests from the start.
     """
 
     def __init__(
@@ -68,13 +69,14 @@ class Broker:
         worker_died: Callable[[], None],
         front_died: Callable[[], None],
         write_log: Callable[[list[AnyRecord]], None] | None = None,
+        logs_requests: bool = False,
     ) -> None:
         self._shares_context = any(name.startswith(INPROC) for name in (*endpoints, feed))
         self._context: zmq.Context[zmq.Socket[bytes]] = (
             zmq.Context.instance() if self._shares_context else zmq.Context(io_threads)
         )
         self._backend = f"inproc://zkv-workers-{next(_numbers)}"
-        self._accounts = [Account(write_log)]
+        self._accounts = [Account(write_log, logs_requests)]
         """The front's and each worker's; the replacement of a dead worker continues its account."""
         self._front = Front(
             self._context,
@@ -88,6 +90,7 @@ class Broker:
         self._feed = Feed(self._context, feed) if feed else None
         self._make_handler: Callable[[Account], WorkerHandler]
         self._write_log = write_log
+        self._logs_requests = logs_requests
         self._worker_died = worker_died
         self._names = (f"zkv-worker-{number}" for number in itertools.count(1))
         self._lock = threading.Lock()  # Protects the two lists below.
@@ -126,11 +129,16 @@ class Broker:
             make_front_handler: makes the front's handler, likewise.
         """
         self._make_handler = make_handler
-        self._accounts += [Account(self._write_log) for _ in range(workers)]
+        self._accounts += [Account(self._write_log, self._logs_requests) for _ in range(workers)]
         front, *others = self._accounts
         for account in others:
             self._add_worker(account)
         self._front.serve(make_front_handler(front))
+
+    def log_requests(self, on: bool) -> None:
+        """Log requests from now on, or no longer. Call this after `serve`."""
+        for account in self._accounts:
+            account.logs_requests = on
 
     def replace_dead_workers(self) -> None:
         """Replace each worker that has died; the new one continues its account.

@@ -99,8 +99,7 @@ class FrontHandler:
             safe_rev = self._hold(held, batch, newest, epoch, started)
             answered = held if held.group is not None else answered
         account.add_run(batch, safe_rev, started)
-        if account.logs_requests:
-            account.flush()
+        account.flush()
         return answered
 
     def _hold(

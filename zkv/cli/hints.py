@@ -43,7 +43,7 @@ _SAME_AS: Final = {
     "history KEY": "log versions",
     "changes SINCE": "diff",
     "txn FILE": "multi exec eval transaction",
-    "info": "stats status config endpoint client memory slowlog",
+    "info": "stats status endpoint client memory slowlog",
     "snapshot": "save bgsave bgrewriteaof sync",
     "end": "shutdown stop",
     "ping": "echo hello health time",
@@ -52,7 +52,8 @@ _SAME_AS: Final = {
 """Command line of zkv-cli -> commands of other tools that do the same."""
 _MAP: Final = 'a value may be a map or a list: zkv-cli put KEY --json \'{"name": "Ada"}\''
 _OTHERWISE: Final = {
-    "that is a command of zkv: zkv {} --help": "serve doctor check repair dump backup restore",
+    "that is a command of zkv: zkv {} --help": "serve config doctor check repair dump backup "
+    "restore",
     "that is another program: zkv-bench --help": "bench benchmark",
     "that is another program: zkv serve --help": "server start run",
     "one key at a time: zkv-cli rename OLD NEW, or zkv-cli get OLD | zkv-cli put NEW -": "cp copy",

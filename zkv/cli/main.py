@@ -15,12 +15,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-from zkv import __version__, config
-from zkv.cli.verbs import add_data_verbs, add_doctor
+from zkv import __version__
+from zkv.cli.reload import Reloader
+from zkv.cli.settings import add_flags, read_settings
+from zkv.cli.verbs import add_config, add_data_verbs, add_doctor
 from zkv.collector import collecting
+from zkv.config import Settings
 from zkv.errors import StartupError
 from zkv.log import Log
 from zkv.server import Event, ServerCore
@@ -30,11 +31,11 @@ _log = logging.getLogger("zkv.server")
 
 SIGNALS = (
     "Signals: SIGTERM or SIGINT saves everything and stops the server, a second one kills it; "
-    "SIGHUP reopens the log file; SIGUSR1 writes the stack of each thread to the log."
+    "SIGHUP reopens the log file and reads the settings again; SIGUSR1 writes the stack of each "
+    "thread to the log."
 )
 FAILED = 1
 NOT_STARTED = 2
-BESIDE = "tcp://127.0.0.1:*"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,13 +55,16 @@ def _main(arguments: list[str] | None) -> int:
 
 def serve(options: argparse.Namespace) -> int:
     """Run a server until END or a signal stops it. Raises StartupError."""
-    settings = _settings(options)
+    settings = read_settings(options).settings
     raise_file_limit()
     log = Log(settings.log)
     log.start()
     try:
-        server = ServerCore(settings, log.write_requests if log.requests else None, log.reopen)
-        _handle_signals_of_operators(server, log)
+        server = ServerCore(settings, log.write_requests)
+        reloader = Reloader(
+            settings, lambda: read_settings(options).settings, lambda new: _apply(new, server, log)
+        )
+        _handle_signals_of_operators(server, log, reloader)
         server.start()
         _handle_signals_to_stop(server)
         with collecting():
@@ -97,27 +101,23 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _settings(options: argparse.Namespace) -> config.Settings:
-    settings = config.load(options.config) if options.config else config.Settings()
-    feed = options.feed
-    if feed is None and options.endpoint and settings.server.feed:
-        feed = BESIDE  # A second server must not use the feed port of the configured one.
-    server: dict[str, Any] = {
-        "endpoints": options.endpoint,
-        "feed": feed,
-        "workers": options.workers,
-    }
-    durability: dict[str, Any] = {"data_dir": options.data_dir, "fsync": options.fsync}
-    return config.override(settings, server=_given(server), durability=_given(durability))
+def _apply(settings: Settings, server: ServerCore, log: Log) -> None:
+    """Have a running server take over its live settings."""
+    log.set_level(settings.log.level)
+    server.apply(settings)
 
 
-def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flags.items() if value is not None}
+def _handle_signals_of_operators(server: ServerCore, log: Log, reloader: Reloader) -> None:
+    """SIGHUP reopens the log and reloads, SIGUSR1 dumps the threads' stacks; also during a start.
 
+    A server that is still starting reloads once it serves.
+    """
 
-def _handle_signals_of_operators(server: ServerCore, log: Log) -> None:
-    """SIGHUP reopens the log, SIGUSR1 dumps the threads' stacks; also while data is loaded."""
-    signal.signal(signal.SIGHUP, lambda _number, _frame: server.post(Event.REOPEN_LOG))
+    def hang_up(_number: int, _frame: object) -> None:
+        log.reopen()
+        server.run_soon(reloader.reload)
+
+    signal.signal(signal.SIGHUP, hang_up)
     signal.signal(signal.SIGUSR1, lambda _number, _frame: _log_names())
     log.dump_stacks_on(signal.SIGUSR1)
 
@@ -149,21 +149,9 @@ def _parser() -> argparse.ArgumentParser:
     run = verbs.add_parser(
         "serve", help="run a server", description="Run a server.", epilog=SIGNALS
     )
-    run.add_argument("--config", type=Path, metavar="FILE", help="settings; see config.toml")
-    run.add_argument(
-        "--endpoint", action="append", metavar="E",
-        help="where to listen: tcp://HOST:PORT (* = a free port) or ipc://PATH; may be repeated",
-    )  # fmt: skip
-    run.add_argument(
-        "--feed", metavar="E",
-        help="where to publish changes; empty = nowhere; default with --endpoint: a free port",
-    )  # fmt: skip
-    run.add_argument("--data-dir", metavar="DIR", help="the data directory")
-    run.add_argument(
-        "--fsync", choices=("always", "interval", "never"), help="when writes are made durable"
-    )
-    run.add_argument("--workers", type=int, metavar="N", help="the number of worker threads")
+    add_flags(run)
     run.set_defaults(run=serve)
+    add_config(verbs)
     add_doctor(verbs)
     add_data_verbs(verbs)
     return parser

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zkv import durations
+from zkv.cli.settings import add_flags
 from zkv.defaults import DEFAULT_ENDPOINT
 from zkv.endpoint import named_by_environment
 
@@ -53,6 +54,25 @@ def add_doctor(verbs: Verbs) -> None:
     parser.set_defaults(run=_late("doctor"))
 
 
+def add_config(verbs: Verbs) -> None:
+    """Add ``zkv config``."""
+    parser = verbs.add_parser(
+        "config",
+        help="show the settings in force and where they come from, or check a file",
+        description=CONFIG,
+    )
+    add_flags(parser)
+    parser.set_defaults(run=_late("config"), file=None)
+    checks = parser.add_subparsers(metavar="check", title="other command")
+    check = checks.add_parser(
+        "check",
+        help="say whether a file of settings is good",
+        description="Check a file of settings by itself, without the environment. The exit status "
+        "is 0 if it is good; otherwise 1, and each fault is a line.",
+    )
+    check.add_argument("file", type=Path, metavar="FILE", help="see config.toml")
+
+
 def add_data_verbs(verbs: Verbs) -> None:
     """Add the commands for data directories."""
     parser = _add(verbs, "check", "look for faults in a data directory", CHECK)
@@ -85,6 +105,12 @@ def add_data_verbs(verbs: Verbs) -> None:
         "example that of a store that was restored from the same backup before",
     )  # fmt: skip
 
+
+CONFIG = """\
+Show the settings with which zkv serve would start here, given the same flags, as a file like
+config.toml. A comment beside each says where it comes from: a line of the file, a variable, a flag
+or the default. Flags override the environment, and the environment overrides the file. The variable
+of a setting is ZKV_CFG_SECTION__NAME, such as ZKV_CFG_SERVER__WORKERS."""
 
 CHECK = """\
 Read every file of a data directory, report all findings, and change nothing. The exit status is 1

@@ -1,8 +1,8 @@
 """The account of one thread: counters and latencies for INFO, and lines for the request log.
 
 Each thread of the broker has one account for as long as the server runs: the thread that replaces a
-dead one continues its account. Only that thread writes to it. INFO reads it without a lock, and so
-may miss requests that are being counted at that moment.
+dead one continues its account. Only that thread writes to it, but for the switch of the request
+log. INFO reads it without a lock, and so may miss requests that are being counted at that moment.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ class Account:
     """The account of one thread.
 
     Args:
-        write_log: takes request records; None if requests are not logged.
+        write_log: takes request records; None if requests are never logged.
+        logs_requests: log requests from the start.
 
     Attributes:
+        logs_requests: true while a line is logged for each request. The supervisor changes it.
         latencies: op -> number of requests per bucket of `LATENCY_STEPS`. A latency is measured
             from when a worker takes up the request, or the front the batch, up to the reply.
         failures: (op, code) -> number of requests that failed with that code.
@@ -40,10 +42,13 @@ class Account:
         unroutable: messages without a receiver, counted by mailboxes of threads that have died.
     """
 
-    def __init__(self, write_log: Callable[[list[AnyRecord]], None] | None = None) -> None:
+    def __init__(
+        self,
+        write_log: Callable[[list[AnyRecord]], None] | None = None,
+        logs_requests: bool = False,
+    ) -> None:
         self._write_log = write_log
-        self.logs_requests = write_log is not None
-        """True if a line is logged for each request."""
+        self.logs_requests = logs_requests
         self._records: list[AnyRecord] = []
         self.latencies: defaultdict[str, list[int]] = defaultdict(lambda: [0] * LATENCY_STEPS)
         self.failures: Counter[tuple[str, str]] = Counter()
@@ -71,7 +76,7 @@ class Account:
         """
         took = time.perf_counter() - started
         self.latencies[op][_step(took)] += 1
-        if self._write_log is not None:
+        if self.logs_requests:
             self._records.append(
                 RequestRecord(time.time(), op, subject, result, bytes_in, bytes_out, took)
             )

@@ -1,0 +1,49 @@
+"""Settings: read from a file, the environment and flags, and checked as a whole.
+
+`zkv.config.schema` has the settings that there are, `zkv.config.layers` the sources.
+"""
+
+from zkv.config.layers import (
+    Layer,
+    MergedSettings,
+    build,
+    changes,
+    from_environment,
+    from_file,
+    merge,
+    override,
+    with_live,
+)
+from zkv.config.schema import (
+    SETTINGS,
+    DurabilitySettings,
+    LimitSettings,
+    LogSettings,
+    ServerSettings,
+    Setting,
+    Settings,
+    value_of,
+)
+from zkv.config.toml import toml_file, toml_value
+
+__all__ = [
+    "SETTINGS",
+    "DurabilitySettings",
+    "Layer",
+    "LimitSettings",
+    "LogSettings",
+    "MergedSettings",
+    "ServerSettings",
+    "Setting",
+    "Settings",
+    "build",
+    "changes",
+    "from_environment",
+    "from_file",
+    "merge",
+    "override",
+    "toml_file",
+    "toml_value",
+    "value_of",
+    "with_live",
+]

@@ -1,0 +1,251 @@
+"""Where settings come from: a file, the environment and flags, each a layer over the one before.
+
+A layer remembers for each of its settings where that was given, so that messages and `zkv config`
+can tell. Each layer is checked by itself, also where a later one replaces a setting; how settings
+relate is checked in the merged whole.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final, NamedTuple, get_origin
+
+import msgspec
+
+from zkv.config.schema import (
+    PREFIX,
+    SETTINGS,
+    TABLES,
+    Setting,
+    Settings,
+    contradictions,
+    fault_of,
+    fault_of_table,
+    plain,
+    value_of,
+)
+from zkv.errors import ConfigError
+from zkv.reading import BadTextError, decode, read_file
+
+DEFAULT: Final = "default"
+"""The place of a setting that is given nowhere."""
+
+_VARIABLES: Final = {setting.variable: name for name, setting in SETTINGS.items()}
+_CLOSES: Final = re.compile(r"[]}]|'''|\"\"\"")
+"""Text without which no statement of several lines ends."""
+
+
+class Given(NamedTuple):
+    """The value of a setting, and where it was given."""
+
+    value: Any
+    place: str
+    """As messages show it: ``config.toml:12``, the name of a variable, or a flag."""
+
+
+class Layer:
+    """The settings of one source.
+
+    Attributes:
+        given: the good ones, by full name.
+        faults: an explanation of each bad one, beginning with its place.
+    """
+
+    def __init__(self) -> None:
+        self.given: dict[str, Given] = {}
+        self.faults: list[str] = []
+
+    def add(self, name: str, value: Any, place: str) -> None:
+        """Check a setting, and add it or its fault."""
+        fault = fault_of(name, value)
+        if fault is None:
+            self.given[name] = Given(value, place)
+        else:
+            self.faults.append(f"{place}: {fault}")
+
+
+class MergedSettings(NamedTuple):
+    """Settings, and for each full name the place where its value comes from."""
+
+    settings: Settings
+    places: dict[str, str]
+
+
+def merge(*layers: Layer) -> MergedSettings:
+    """Merge layers: each overrides those before it. The defaults are below all of them.
+
+    Raises:
+        ConfigError: a layer has a fault, or settings contradict each other.
+    """
+    for layer in layers:
+        if layer.faults:
+            raise ConfigError(layer.faults[0])
+    given = {name: each for layer in layers for name, each in layer.given.items()}
+    tables: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
+    for name, each in given.items():
+        tables[SETTINGS[name].table][SETTINGS[name].name] = each.value
+    settings = msgspec.convert(tables, Settings)
+    for names, fault in contradictions(settings):
+        places = dict.fromkeys(given[name].place for name in names if name in given)
+        raise ConfigError(f"{', '.join(places)}: {fault}")
+    places_of = {name: given[name].place if name in given else DEFAULT for name in SETTINGS}
+    return MergedSettings(settings, places_of)
+
+
+def from_file(path: Path) -> Layer:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: it cannot be read, or is not TOML.
+    """
+    try:
+        text = decode(read_file(path))
+        table = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, BadTextError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{path}: not TOML: it is nested too deeply") from None
+    except ValueError:  # A number with thousands of digits, which Python refuses to convert.
+        raise ConfigError(f"{path}: not TOML: an int has more than 64 bits") from None
+    lines = _lines(text)
+    return _from_table(table, lambda name: f"{path}:{lines[name]}" if name in lines else str(path))
+
+
+def from_environment(variables: Mapping[str, str]) -> Layer:
+    """Take the variables ``ZKV_CFG_SECTION__NAME``, whose values are as `_parse` takes them."""
+    layer = Layer()
+    for variable, text in variables.items():
+        if variable in _VARIABLES:
+            name = _VARIABLES[variable]
+            layer.add(name, _parse(text, SETTINGS[name]), variable)
+        elif variable.startswith(PREFIX):
+            layer.faults.append(f"{variable}: {_advice(variable)}")
+    return layer
+
+
+def build(table: dict[str, Any], source: str = "settings") -> Settings:
+    """Make settings from nested tables; missing keys get their defaults.
+
+    Raises:
+        ConfigError: a key is unknown, of the wrong type or out of range.
+    """
+    return merge(_from_table(table, lambda _: source)).settings
+
+
+def override(settings: Settings, **tables: dict[str, Any]) -> Settings:
+    """Return ``settings`` with some keys replaced: ``override(s, server={"workers": 4})``.
+
+    Raises:
+        ConfigError: as `build` does.
+    """
+    table: dict[str, Any] = msgspec.to_builtins(settings)
+    for name, values in tables.items():
+        table[name] |= values
+    return build(table)
+
+
+def changes(old: Settings, new: Settings) -> list[str]:
+    """Return the full names of the settings that differ."""
+    return [name for name in SETTINGS if value_of(old, name) != value_of(new, name)]
+
+
+def with_live(old: Settings, new: Settings) -> Settings:
+    """Return ``old`` with the values that ``new`` has for the live settings.
+
+    Raises:
+        ConfigError: the two cannot be combined.
+    """
+    tables: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
+    for name, setting in SETTINGS.items():
+        if setting.live:
+            tables[setting.table][setting.name] = value_of(new, name)
+    return override(old, **tables)
+
+
+def _from_table(table: dict[str, Any], place: Callable[[str], str]) -> Layer:
+    """Make a layer of nested tables.
+
+    Args:
+        table: as a TOML file has it.
+        place: returns the place of a table, or of a setting by its full name.
+    """
+    layer = Layer()
+    for section, values in table.items():
+        fault = fault_of_table(section, values)
+        if fault is not None:
+            layer.faults.append(f"{place(section)}: {fault}")
+            continue
+        for key, value in values.items():
+            name = f"{section}.{key}"
+            layer.add(name, value, place(name))
+    return layer
+
+
+def _lines(text: str) -> dict[str, int]:
+    """Return the number of the line in which each table and setting of a valid TOML file begins.
+
+    A statement ends with the first line up to which it can be parsed.
+    """
+    lines: dict[str, int] = {}
+    header, statement, begin = "", "", 1
+    for number, line in enumerate(text.split("\n"), 1):
+        statement += f"{line}\n"
+        if number > begin and not _CLOSES.search(line):
+            continue
+        try:
+            table = tomllib.loads(statement)
+        except tomllib.TOMLDecodeError:
+            continue
+        names = _names(table)
+        if statement.lstrip().startswith("["):
+            header = names[-1] if names else ""
+        else:
+            names = [f"{header}.{name}" if header else name for name in names]
+        for name in names:
+            lines.setdefault(name, begin)
+        statement, begin = "", number + 1
+    return lines
+
+
+def _names(table: Any) -> list[str]:
+    """Return the dotted names in what one statement of TOML gives, to the second level."""
+    names = []
+    for name, value in table.items():
+        names.append(name)
+        inner = value[0] if isinstance(value, list) and value else value  # [[name]]
+        if isinstance(inner, dict):
+            names += [f"{name}.{key}" for key in inner]
+    return names
+
+
+def _parse(text: str, setting: Setting) -> Any:
+    """Return the value that a variable stands for; the text itself if it is no such value.
+
+    Text is taken as it is, without quotes. The items of a list have commas between them. Anything
+    else is written as in TOML.
+    """
+    base, _ = plain(setting.kind)
+    if get_origin(base) is list:
+        return [item.strip() for item in text.split(",")]
+    if base not in {bool, int, float}:
+        return text
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return table["value"] if len(table) == 1 else text
+
+
+def _advice(variable: str) -> str:
+    """Explain the fault of a variable that is no setting."""
+    known = [name.removeprefix(PREFIX) for name in _VARIABLES]
+    near = get_close_matches(variable.removeprefix(PREFIX).upper(), known, 1)
+    if near:
+        return f"unknown setting; did you mean {PREFIX}{near[0]}?"
+    return f"unknown setting; the names are {PREFIX}SECTION__NAME, as in config.toml"

@@ -1,0 +1,276 @@
+"""The schema of the settings: which there are, and the values that each may have.
+
+The classes are the schema: one for each table of config.toml. `SETTINGS` is derived from them, and
+from it the names of variables, the checks, and what SIGHUP applies.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from zkv.defaults import DEFAULT_ENDPOINT
+from zkv.endpoint import check_to_bind, is_any
+
+Positive = Annotated[int, Meta(ge=1, le=2**62)]
+Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
+LIVE: Final = Meta(extra={"live": True})
+"""Marks a setting that SIGHUP changes in a running server. All others take effect at its start."""
+
+REPLY_OVERHEAD = 1_024
+"""Upper bound on the bytes of a reply besides the values in it."""
+LONGEST_SHOWN: Final = 60
+"""Characters of a wrong setting that an error message shows."""
+
+
+class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the server listens, and its number of threads."""
+
+    endpoints: Annotated[list[str], Meta(min_length=1)] = field(
+        default_factory=lambda: [DEFAULT_ENDPOINT]
+    )
+    feed: str = "tcp://127.0.0.1:5556"
+    workers: Annotated[int, Meta(ge=1, le=256)] = 2
+    io_threads: Annotated[int, Meta(ge=1, le=64)] = 1
+
+
+class DurabilitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where data is kept and how often it is saved."""
+
+    data_dir: Annotated[str, Meta(min_length=1)] | None = "var"
+    """None: data is only in memory. A file cannot set this."""
+    fsync: Literal["always", "interval", "never"] = "always"
+    fsync_interval: Seconds = 1.0
+    segment_bytes: Annotated[int, Meta(ge=1_024, le=2**62)] = 64 * 1024 * 1024
+    snapshot_interval: Seconds = 5.0
+
+
+class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits of requests, sessions and history."""
+
+    max_key_bytes: Annotated[int, Meta(ge=1, le=65_536)] = 1_024
+    max_value_bytes: Positive = 16 * 1024 * 1024
+    max_batch: Positive = 10_000
+    max_reply_bytes: Positive = 64 * 1024 * 1024
+    max_message_bytes: Annotated[int, Meta(ge=1_024, le=2**62)] = 64 * 1024 * 1024
+    session_window: Annotated[int, Meta(ge=1, le=65_536)] = 128
+    session_ttl: Seconds = 3600.0
+    max_sessions: Positive = 100_000
+    session_bytes: Annotated[int, Meta(ge=2 * 1024 * 1024, le=2**62)] = 256 * 1024 * 1024
+    history: Annotated[int, Meta(ge=0, le=2**62)] = 100_000
+    history_bytes: Annotated[int, Meta(ge=0, le=2**62)] = 64 * 1024 * 1024
+
+
+class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The level, format and destination of the server's log."""
+
+    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], LIVE] = "INFO"
+    format: Literal["text", "json"] = "text"
+    requests: Annotated[bool, LIVE] = True
+    file: str = ""
+
+    @property
+    def shows_requests(self) -> bool:
+        """True if there is a line for each request. These lines have the level INFO."""
+        return self.requests and self.level in {"DEBUG", "INFO"}
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings, one field for each table of config.toml."""
+
+    server: ServerSettings = field(default_factory=ServerSettings)
+    durability: DurabilitySettings = field(default_factory=DurabilitySettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+
+
+class Setting(NamedTuple):
+    """One setting."""
+
+    table: str
+    name: str
+    kind: Any
+    """Its type, as msgspec takes it."""
+    default: Any
+    live: bool
+    """True if SIGHUP changes it in a running server."""
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets it."""
+        return f"{PREFIX}{self.table.upper()}__{self.name.upper()}"
+
+
+PREFIX: Final = "ZKV_CFG_"
+"""The beginning of the names of all variables that are settings."""
+
+TABLES: Final[dict[str, type[Struct]]] = {
+    each.name: each.type for each in msgspec.structs.fields(Settings)
+}
+"""The tables of config.toml."""
+
+
+def _settings() -> Iterator[Setting]:
+    for table, struct in TABLES.items():
+        for each in msgspec.structs.fields(struct):
+            default = getattr(struct(), each.name)
+            live = LIVE in get_args(each.type)
+            yield Setting(table, each.name, each.type, default, live)
+
+
+SETTINGS: Final[dict[str, Setting]] = {f"{each.table}.{each.name}": each for each in _settings()}
+"""All settings by their full name, such as ``server.workers``, in the order of config.toml."""
+
+
+def value_of(settings: Settings, name: str) -> Any:
+    """Return the value of the setting with this full name."""
+    setting = SETTINGS[name]
+    return getattr(getattr(settings, setting.table), setting.name)
+
+
+def plain(kind: Any) -> tuple[Any, Meta]:
+    """Return a type without None and annotations, and its bounds."""
+    if get_origin(kind) is Union or isinstance(kind, UnionType):  # With None: not in a file.
+        kind = get_args(kind)[0]
+    return get_args(kind)[:2] if get_origin(kind) is Annotated else (kind, Meta())
+
+
+# --- Faults
+
+
+def fault_of_table(table: str, values: Any) -> str | None:
+    """Explain the fault of a table of config.toml, apart from its settings; None if it has none."""
+    if table not in TABLES:
+        home = next((each.table for each in SETTINGS.values() if each.name == table), None)
+        if home is not None:
+            return f"unknown setting {table!r}: it belongs into the table [{home}]"
+        return _unknown(table, list(TABLES))
+    if not isinstance(values, dict):
+        expected = f"a table, that is, a line [{table}] with its settings below"
+        return f"{table}: expected {expected}, got {_shown(values)}"
+    return None
+
+
+def fault_of(name: str, value: Any) -> str | None:
+    """Explain the fault of a setting; None if it has none.
+
+    Args:
+        name: its full name.
+        value: its value, as TOML has it.
+    """
+    setting = SETTINGS.get(name)
+    if setting is None:
+        table, _, key = name.partition(".")
+        return f"{table}: {_unknown(key, list(TABLES[table].__struct_fields__))}"
+    try:
+        msgspec.convert(value, setting.kind)
+    except msgspec.ValidationError as error:
+        return _explain(name, setting, value, str(error))
+    fault = _RULES[name](value) if name in _RULES else None
+    return None if fault is None else f"{name}: {fault}"
+
+
+def contradictions(settings: Settings) -> Iterator[tuple[list[str], str]]:
+    """Yield each fault in how settings relate: their full names, and the explanation."""
+    server, limits = settings.server, settings.limits
+    if server.feed in server.endpoints and not is_any(server.feed):
+        yield (
+            ["server.feed", "server.endpoints"],
+            f"server.feed: {server.feed!r} is one of server.endpoints, too",
+        )
+    if limits.max_message_bytes < limits.max_value_bytes + limits.max_key_bytes:
+        yield (
+            ["limits.max_message_bytes", "limits.max_value_bytes", "limits.max_key_bytes"],
+            f"limits.max_message_bytes ({limits.max_message_bytes}) is smaller than "
+            "limits.max_value_bytes plus limits.max_key_bytes: such a value could never arrive",
+        )
+    if limits.max_reply_bytes < limits.max_value_bytes + REPLY_OVERHEAD:
+        yield (
+            ["limits.max_reply_bytes", "limits.max_value_bytes"],
+            f"limits.max_reply_bytes ({limits.max_reply_bytes}) is smaller than "
+            f"limits.max_value_bytes plus {REPLY_OVERHEAD}: such a value could never be read",
+        )
+
+
+def _fault_of_path(text: str | None) -> str | None:
+    text = text or ""
+    if "\0" in text:
+        return f"{text!r} holds a NUL character"
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return f"{text!r} is not UTF-8"
+    return None
+
+
+def _fault_of_directory(text: str | None) -> str | None:
+    if text is not None and text.startswith("~"):
+        return f"{text!r} begins with ~, which is not expanded: write the whole path"
+    return _fault_of_path(text)
+
+
+def _fault_of_endpoints(endpoints: list[str]) -> str | None:
+    for place, endpoint in enumerate(endpoints):
+        try:
+            check_to_bind(endpoint)
+        except ValueError as error:
+            return str(error)
+        # Otherwise the system would report that it is in use, as if by another program.
+        if endpoint in endpoints[:place] and not is_any(endpoint):
+            return f"{endpoint!r} is there twice"
+    return None
+
+
+_RULES: Final[dict[str, Callable[[Any], str | None]]] = {
+    "server.endpoints": _fault_of_endpoints,
+    "server.feed": lambda feed: _fault_of_endpoints([feed] if feed else []),
+    "durability.data_dir": _fault_of_directory,
+    "log.file": _fault_of_path,
+}
+"""Rules that a type cannot express."""
+
+
+def _explain(name: str, setting: Setting, value: Any, error: str) -> str:
+    """Explain an error of msgspec: the setting, what it may be, and what it is."""
+    found = re.search(r"\$\[(\d+)\]", error)
+    if found is None:
+        expected = _describe(setting.kind, setting.default, value)
+        return f"{name}: expected {expected}, got {_shown(value)}"
+    item = value[int(found[1])]
+    expected = _describe(str, DEFAULT_ENDPOINT, item)
+    return f"{name}[{found[1]}]: expected {expected}, got {_shown(item)}"
+
+
+def _unknown(name: str, names: list[str]) -> str:
+    near = get_close_matches(name, names, 1)
+    advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+    return f"unknown setting {name!r}; {advice}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def _describe(kind: Any, default: Any, value: Any) -> str:
+    """Describe the values that a setting may have, with an example where that helps."""
+    base, meta = plain(kind)
+    if get_origin(base) is Literal:
+        return "one of " + ", ".join(map(json.dumps, get_args(base)))
+    if get_origin(base) is list:
+        return f'a list with at least one text, such as ["{DEFAULT_ENDPOINT}"]'
+    if base is str:
+        what = "text that is not empty" if isinstance(value, str) else "text in quotes"
+        return f"{what}, such as {json.dumps(default)}" if default else what
+    if base is bool:
+        return "true or false"
+    noun = "a whole number" if base is int else "a number of seconds"
+    low = f"above {meta.gt}" if meta.ge is None else f"from {meta.ge}"
+    return (
+        f"{noun} {low} to {meta.le}" if meta.ge is not None else f"{noun} {low}, {meta.le} at most"
+    )
