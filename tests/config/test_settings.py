@@ -119,7 +119,7 @@ def test_every_setting_can_come_from_the_environment(tmp_path: Path, name: str) 
     ],
 )  # fmt: skip
 def test_a_bad_variable_is_named(tmp_path: Path, variable: str, text: str, why: str) -> None:
-    for command in ("serve", "config"):
+    for command in ("config", "serve"):
         done = run_zkv(command, cwd=tmp_path, env={f"ZKV_CFG_{variable}": text})
         assert done.returncode == 2
         assert done.stdout == ""

@@ -44,6 +44,7 @@ TABLE: Final = "zkv/compiled/table.c"
 INDEX: Final = "zkv/compiled/index.c"
 REPLAY: Final = "zkv/compiled/replay.c"
 RECOVERY: Final = "zkv/durability/recovery.py"
+IN_SETTINGS: Final = ("tests/config/test_settings.py",)
 LOADED: Final = ("tests/compiled/test_replay.py",)
 IN_ORDER: Final = ("tests/keyspace/test_table.py", "-k", "in_order")
 
@@ -825,6 +826,52 @@ CLIENT: Final = [
     ),
 ]
 
+SETTINGS: Final = [
+    Mutant(
+        "the file overrides the environment",
+        "zkv/cli/settings.py",
+        "config.merge(file, environment, flags)",
+        "config.merge(environment, file, flags)",
+        (*IN_SETTINGS, "-k", "flags_override"),
+    ),
+    Mutant(
+        "a bad setting passes where a later source replaces it",
+        "zkv/config/layers.py",
+        "    for layer in layers:\n        if layer.faults:\n",
+        "    for layer in layers[-1:]:\n        if layer.faults:\n",
+        (*IN_SETTINGS, "-k", "even_if_another_source"),
+    ),
+    Mutant(
+        "a variable sets more than one thing",
+        "zkv/config/layers.py",
+        'return table["value"] if len(table) == 1 else text',
+        'return table["value"]',
+        (*IN_SETTINGS, "-k", "bad_variable"),
+    ),
+    Mutant(
+        "a statement of several lines is told from its last line",
+        "zkv/config/layers.py",
+        "lines.setdefault(name, begin)",
+        "lines.setdefault(name, number)",
+        (*IN_SETTINGS, "-k", "line_of_each"),
+    ),
+    Mutant(
+        "SIGHUP takes over what needs a restart",
+        "zkv/config/layers.py",
+        "        if setting.live:\n",
+        "        if True:\n",
+        (*IN_SETTINGS, "-k", "needs_a_restart"),
+    ),
+    Mutant(
+        "the workers do not notice that the request log is switched",
+        "zkv/broker/broker.py",
+        "for account in self._accounts:\n            account.logs",
+        "for account in self._accounts[:1]:\n            account.logs",
+        (*IN_SETTINGS, "-k", "switches_the_request_log"),
+    ),
+]
+
 MUTANTS: Final = [
     *IN_C, *AT_THE_START, *CODEC_AND_EXACTLY_ONCE, *EXPIRY, *LOG, *WAITING, *IN_FEED, *CLIENT,
+    *SETTINGS,
 ]  # fmt: skip

@@ -22,7 +22,8 @@ from zkv.endpoint import check_to_bind, is_any
 Positive = Annotated[int, Meta(ge=1, le=2**62)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 LIVE: Final = Meta(extra={"live": True})
-"""Marks a setting that SIGHUP changes in a running server. All others take effect at its start."""
+"""Marks a setting that SIGHUP changes in a running server: `zkv.server.ServerCore.apply` or the log
+takes it over. All others take effect at the start."""
 
 REPLY_OVERHEAD = 1_024
 """Upper bound on the bytes of a reply besides the values in it."""
