@@ -263,6 +263,24 @@ class Engine:
         log = {"log_bytes": wal.bytes_written, "syncs": wal.syncs, "refusal": wal.refusal}
         return settings | log | self._disk.snapshotter.statistics()
 
+    def activity(self) -> dict[str, Any]:
+        """Return INFO's fields in ``stats`` about the lock, expiry, and log and snapshots."""
+        activity: dict[str, Any] = {
+            "lock_wait": self.keyspace.lock.waits.report(),
+            "expired": self.keyspace.expired,
+            "evicted": 0,
+        }
+        if self._disk is None:
+            return activity
+        wal, storage = self._disk.wal, self._disk.storage
+        return activity | {
+            "fsync": wal.sync_times.report(),
+            "group_commits": wal.commits_per_sync.report(),
+            "log_bytes": storage.closed_log_size() + wal.segment_size,
+            "read_only_since": wal.refused_since,
+            "snapshot": self._disk.snapshotter.condition(),
+        }
+
 
 def _absolute(directory: str) -> Path:
     """Make the path independent of the working directory. Raises DataDirError."""

@@ -241,6 +241,7 @@ class ServerCore:
             "stats": {
                 **self._broker.statistics(),
                 **self._engine.keyspace.statistics(),
+                **self._engine.activity(),
                 "store": "compiled" if self._lane else "plain",
                 "workers": self._settings.server.workers,
                 "process": _process(),

@@ -53,8 +53,8 @@ def test_a_server_that_is_well(well: Examine, server: ServerInProcess, tmp_path:
     status, found = well("-e", server.endpoint)
 
     assert {subject: each["level"] for subject, each in found.items()} == dict.fromkeys(
-        ["endpoint", "clock", "version", "durability", "failures", "sessions", "feed", "exposure",
-         "files", "disk", "build"], "ok",
+        ["endpoint", "clock", "version", "durability", "failures", "snapshots", "clients",
+         "sessions", "feed", "exposure", "files", "disk", "build"], "ok",
     )  # fmt: skip
     assert status == 0
     assert str(tmp_path / "data") in found["disk"]["text"]
@@ -164,6 +164,13 @@ def put(path: str, value: Any) -> Change:
         (put("protocol", 2), "version", "protocol 2", "same release"),
         (put("stats.failures", {"READ_ONLY": 7}), "writes", "7 were refused", "disk"),
         (put("stats.failures_by_op", {"SNAPSHOT": {"READ_ONLY": 2}}), "snapshots", "2", "disk"),
+        (
+            put("stats.snapshot", {"age": None, "failed_at": 1, "failure": "why"}),
+            "snapshots",
+            "why",
+            "log",
+        ),
+        (put("durability.refusal", "full"), "writes", "refused now: full", "export"),
         (put("stats.failures", {"INTERNAL": 1}), "bugs", "1 unexpected", "log"),
         (put("stats.workers_replaced", 2), "bugs", "2 unexpected", "log"),
         (put("stats.sessions.sessions", 90_000), "sessions", "90,000 of 100,000", "max_sessions"),
@@ -199,6 +206,8 @@ def test_what_should_be_done_is_said(
         (put("durability.data_dir", "/nowhere"), "disk", "not checked"),
         (put("stats.process", {}), "files", "not in the server's INFO"),
         (put("stats.feed.dropped", 5), "feed", "5 messages"),
+        (put("stats.replies_dropped", 6), "clients", "6 replies"),
+        (put("stats.handshakes_failed", {"auth": 3, "other": 4}), "clients", "7 more"),
     ],
     ids=lambda part: part if isinstance(part, str) else "",
 )

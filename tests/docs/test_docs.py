@@ -50,6 +50,7 @@ from tests.support import (
 )
 from zkv import __version__, config, errors
 from zkv.defaults import DEFAULT_ENDPOINT
+from zkv.figures import FIGURES, Figure
 from zkv.protocol.requests import REQUEST_TYPES
 
 DOCUMENTS: Final = sorted(
@@ -424,6 +425,26 @@ def test_the_commands_of_zkv_cli_are_listed() -> None:
     lines = [line[2:].rstrip() for line in commands.splitlines() if "$ zkv-cli" not in line]
     assert lines, printed
     check_generated("docs/terminal.md", {"zkv-cli": "\n".join(["```text", *lines, "```"])})
+
+
+def test_the_figures_are_listed() -> None:
+    lines = [
+        f"| `{figure.name}` | {figure.kind} | {places(figure)} | {figure.unit} | {figure.help} |"
+        for figure in FIGURES
+    ]
+    head = ["| metric | kind | INFO | unit | meaning |", "|---|---|---|---|---|"]
+    check_generated("docs/monitoring.md", {"figures": "\n".join([*head, *lines])})
+
+
+def places(figure: Figure) -> str:
+    return ", ".join(f"`{path}`" for path in figure.paths)
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
+def test_every_figure_of_info_is_explained(figure: Figure) -> None:
+    explained = prose("PROTOCOL.md", "### INFO")
+    for name in [*figure.paths, *figure.members]:
+        assert f"`{name.rpartition('.')[2]}`" in explained or name.startswith("limits."), name
 
 
 def run_module(*arguments: str) -> str:

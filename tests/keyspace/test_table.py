@@ -42,6 +42,8 @@ def check(table: Table, model: Model, asked: Range, most: int) -> None:
     assert table.count(asked) == len(found)
     assert table.pairs(asked, most) == found[:most]
     assert table.pairs(asked, most, True) == found[::-1][:most]
+    sizes = [(len(key.encode()), len(entry.value)) for key, entry in items]
+    assert table.sizes() == (sum(size for size, _ in sizes), sum(size for _, size in sizes))
     expiring = [(entry.expires, key) for key, entry in items if entry.expires is not None]
     assert sorted(table.deadlines()) == sorted(expiring)
 

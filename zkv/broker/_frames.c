@@ -184,13 +184,25 @@ typedef struct {
     int waker;                   /* descriptor that ends a wait when it becomes readable */
     PyObject *stands_for[KINDS]; /* BadEnvelopes, in place of the body of a malformed message */
     PyObject *error;             /* makes an exception from an error number */
-    unsigned long long unroutable;
+    unsigned long long unroutable, dropped;
     int forwarded; /* The workers' socket has been used: its signal may have been reset. */
     size_t most, most_bytes; /* of a batch */
     size_t *order;           /* of sending: `most` places */
 } Frames;
 
 static int is_error(int number) { return number != 0 && number != EAGAIN; }
+
+/* 1 if a message has no receiver, or that has no capacity: see `PythonFrames`. It is counted. */
+static int is_lost(Frames *self, int number)
+{
+    if (number == EHOSTUNREACH || (number == EAGAIN && self->behind.socket == NULL))
+        self->unroutable++;
+    else if (number == EAGAIN)
+        self->dropped++;
+    else
+        return 0;
+    return 1;
+}
 
 /* Receive a frame. 0, or an error number. */
 static int receive_frame(zmq_msg_t *frame, void *socket)
@@ -327,11 +339,10 @@ static int pass_message(Frames *self)
         more = !number && zmq.msg_more(&frame);
         if (!number && !lost) {
             number = send_frame(&frame, self->front.socket, more);
-            lost = number == EAGAIN; /* The receiver has gone. */
+            lost = is_lost(self, number);
             number = lost ? 0 : number;
         }
     }
-    self->unroutable += (unsigned)lost;
     zmq.msg_close(&frame);
     return number;
 }
@@ -499,9 +510,8 @@ static int to_frame(const Batch *batch, item *of, zmq_msg_t *frame)
     return 0;
 }
 
-/* Send a reply. 0, or an error number; EAGAIN if there is no receiver, or it has no capacity. The
- * last frame is made first: if memory ran out after the others were sent, the next message would
- * become part of this one. */
+/* Send a reply. 0, or an error number. The last frame is made first: if memory ran out after the
+ * others were sent, the next message would become part of this one. */
 static int send_reply(Frames *self, Batch *batch, item *of)
 {
     zmq_msg_t body, delimiter;
@@ -556,9 +566,7 @@ static int send_all(Frames *self, Batch *batch)
         int number = of->reply == NULL ? 0 : send_reply(self, batch, of);
         if (number == ENOMEM)
             failed = ENOMEM;
-        else if (number == EAGAIN)
-            self->unroutable++;
-        else if (number)
+        else if (number && !is_lost(self, number))
             return number;
     }
     return failed;
@@ -651,6 +659,11 @@ static PyObject *frames_unroutable(Frames *self, void *unused)
     return PyLong_FromUnsignedLongLong(self->unroutable);
 }
 
+static PyObject *frames_dropped(Frames *self, void *unused)
+{
+    return PyLong_FromUnsignedLongLong(self->dropped);
+}
+
 /* Take over a socket of pyzmq; None = there is none. 0, with an exception, if that failed. */
 static int open_end(end *to, PyObject *owner)
 {
@@ -738,6 +751,7 @@ static PyMethodDef frames_methods[] = {
 
 static PyGetSetDef frames_attributes[] = {
     {"unroutable", (getter)frames_unroutable, NULL, NULL, NULL},
+    {"dropped", (getter)frames_dropped, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -12,20 +12,21 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import partial
-from itertools import repeat
-from operator import add
 from typing import TYPE_CHECKING
 
 import zmq
 
+from zkv.broker.connections import Monitor
 from zkv.broker.feed import Feed
 from zkv.broker.frames import FRAMES, PythonFrames
 from zkv.broker.front import Front
 from zkv.broker.mailbox import WORKERS_BATCH, Mailbox, connect_worker
+from zkv.broker.queue_wait import QueueWait
 from zkv.broker.sockets import INPROC
 from zkv.broker.worker import Worker
+from zkv.figures import STEPS, rounded, trimmed
 from zkv.requests.account import Account
 
 if TYPE_CHECKING:
@@ -37,13 +38,6 @@ if TYPE_CHECKING:
     from zkv.log import AnyRecord
 
 _numbers = itertools.count()
-
-
-def trimmed(counts: list[int]) -> list[int]:
-    """Return ``counts`` without the zeros at the end."""
-    while counts and not counts[-1]:
-        counts.pop()
-    return counts
 
 
 class Broker:
@@ -78,16 +72,19 @@ class Broker:
         self._backend = f"inproc://zkv-workers-{next(_numbers)}"
         self._accounts = [Account(write_log, logs_requests)]
         """The front's and each worker's; the replacement of a dead worker continues its account."""
+        self._queue_wait = QueueWait()
+        self._monitor = Monitor(self._context)
         self._front = Front(
             self._context,
             endpoints,
             self._backend,
             max_message_bytes,
             FRAMES,
+            self._monitor,
             self._accounts[0],
             front_died,
         )
-        self._feed = Feed(self._context, feed) if feed else None
+        self._feed = Feed(self._context, feed, self._monitor) if feed else None
         self._make_handler: Callable[[Account], WorkerHandler]
         self._write_log = write_log
         self._logs_requests = logs_requests
@@ -105,8 +102,10 @@ class Broker:
             if self._feed is not None:
                 self.feed = self._feed.start()
             self.endpoints = self._front.start()
+            self._monitor.start()
         except BaseException:
             self._close_feed()
+            self._monitor.close()
             self._term_context()
             raise
 
@@ -164,6 +163,7 @@ class Broker:
             worker.join()
         self._front.stop()
         self._close_feed()
+        self._monitor.close()
         self._term_context()
 
     def commits_are_safe(self) -> None:
@@ -177,14 +177,17 @@ class Broker:
         A latency includes the time for which the reply waited for the disk: see `Account`.
         """
         latencies: dict[str, list[int]] = {}
+        seconds: defaultdict[str, float] = defaultdict(float)
         failures: Counter[str] = Counter()
         by_op: dict[str, dict[str, int]] = {}
         with self._lock:
             unroutable = self._front.unroutable + sum(each.unroutable for each in self._workers)
             unroutable += sum(account.unroutable for account in self._accounts)
         for account in self._accounts:
-            for op, counts in dict(account.latencies).items():
-                latencies[op] = list(map(add, latencies.get(op, repeat(0)), counts))
+            for op, times in dict(account.latencies).items():
+                known = latencies.setdefault(op, [0] * STEPS)
+                latencies[op] = [sum(each) for each in zip(known, times.counts, strict=True)]
+                seconds[op] += times.total
             for (op, code), count in dict(account.failures).items():
                 failures[code] += count
                 of_op = by_op.setdefault(op, {})
@@ -192,13 +195,28 @@ class Broker:
         return {
             "requests": {op: sum(counts) for op, counts in latencies.items()},
             "latencies": {op: trimmed(counts) for op, counts in latencies.items()},
+            "seconds": {op: rounded(total) for op, total in seconds.items()},
+            "queue_wait": self._queue_wait.report(self._accounts[0], self._accounts[1:]),
+            "bytes_in": sum(account.bytes_in for account in self._accounts),
+            "bytes_out": sum(account.bytes_out for account in self._accounts),
             "failures": dict(failures),
             "failures_by_op": by_op,
             "unroutable": unroutable,
+            "replies_dropped": self._front.dropped,
+            "connections": self._front.connections.open,
+            "followers": 0 if self._feed is None else self._feed.connections.open,
+            "handshakes_failed": self._failed_handshakes(),
             "workers_replaced": sum(account.deaths for account in self._accounts),
             "mailbox": "plain" if FRAMES is PythonFrames else "compiled",
             "feed": {} if self._feed is None else self._feed.statistics(),
         }
+
+    def _failed_handshakes(self) -> dict[str, int]:
+        """Return the number of failed handshakes of clients and followers, by reason."""
+        failed = Counter(self._front.connections.failed)
+        if self._feed is not None:
+            failed.update(self._feed.connections.failed)
+        return dict(failed)
 
     def _close_feed(self) -> None:
         if self._feed is not None:

@@ -32,12 +32,14 @@ import zmq
 from msgspec import Raw, Struct
 from msgspec.msgpack import encode
 
+from zkv.broker.connections import ConnectionCounter
 from zkv.broker.frames import copied
 from zkv.broker.sockets import bind, close
 from zkv.broker.waker import Waker
 from zkv.errors import EndpointError
 
 if TYPE_CHECKING:
+    from zkv.broker.connections import Monitor
     from zkv.keyspace import Cursor, Keyspace, PackedCommit
 
 _log = logging.getLogger("zkv.broker")
@@ -85,11 +87,17 @@ class Feed:
     Args:
         context: the server's ZeroMQ context.
         endpoint: where followers connect.
+        monitor: counts their connections.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, monitor: Monitor
+    ) -> None:
         self._context = context
         self._endpoint = endpoint
+        self._monitor = monitor
+        self.connections = ConnectionCounter()
+        """The connections of followers."""
         self._followed: Future[Keyspace | None] = Future()
         self._keyspace: Keyspace
         self._cursor: Cursor
@@ -158,6 +166,7 @@ class Feed:
             socket.sndhwm = MESSAGES_PER_FOLLOWER
             socket.xpub_nodrop = True  # A full queue raises zmq.Again: see `_send`.
             socket.xpub_verbose = True  # Every new follower wakes the thread, and gets a heartbeat.
+            self.connections = self._monitor.watch(socket)
             try:
                 self._bound.set_result(bind(socket, self._endpoint, "server.feed"))
             except EndpointError as error:

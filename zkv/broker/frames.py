@@ -54,6 +54,10 @@ class Frames(Protocol):
     def unroutable(self) -> int:
         """Number of messages without a receiver."""
 
+    @property
+    def dropped(self) -> int:
+        """Number of messages for which their receiver, a client, had no capacity."""
+
     def receive(
         self, batch: Batch, /, *, wait: bool, take: bool = True, capacity: bool = False
     ) -> None:
@@ -129,6 +133,7 @@ class PythonFrames:
         self._bounds = bounds
         self._poller = self._make_poller(take=True, capacity=False)
         self.unroutable = 0
+        self.dropped = 0
 
     def receive(
         self, batch: Batch, /, *, wait: bool, take: bool = True, capacity: bool = False
@@ -159,8 +164,7 @@ class PythonFrames:
             if reply is None:
                 continue
             try:
-                if not _send(self._socket, [*(batch.envelope(place) or []), reply]):
-                    self.unroutable += 1
+                self._send_back([*(batch.envelope(place) or []), reply])
             except MemoryError as error:
                 failed = error
             batch.sent(place)
@@ -172,7 +176,7 @@ class PythonFrames:
         for number, place in enumerate(places):
             try:
                 message = [*(batch.envelope(place) or []), batch[place]]
-                if self._behind is None or not _send(self._behind, message):
+                if self._behind is None or _send(self._behind, message):
                     return number
             except MemoryError:
                 if number:
@@ -203,8 +207,19 @@ class PythonFrames:
         """Send all replies of the workers on."""
         behind = self._behind
         while behind is not None and int(behind.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            if not _send(self._socket, behind.recv_multipart()):
-                self.unroutable += 1
+            self._send_back(behind.recv_multipart())
+
+    def _send_back(self, message: list[Any]) -> None:
+        """Send a message to where it belongs; count it if that fails.
+
+        Only the socket to clients, a ROUTER, tells one that has left from one that has no capacity.
+        A worker's has a capacity without bound.
+        """
+        number = _send(self._socket, message)
+        if number == zmq.EHOSTUNREACH or (number == zmq.EAGAIN and self._behind is None):
+            self.unroutable += 1
+        elif number == zmq.EAGAIN:
+            self.dropped += 1
 
     def _take(self, batch: Batch) -> int:
         """Receive one message; return its size. It is discarded if there is no memory for it."""
@@ -252,17 +267,19 @@ class PythonFrames:
             self._socket.recv(copy=False)
 
 
-def _send(socket: zmq.Socket[bytes], message: list[Any]) -> bool:
-    """Send a message; return False if there is no receiver, or it has no capacity."""
+def _send(socket: zmq.Socket[bytes], message: list[Any]) -> int:
+    """Send a message; return 0, or the error number if there is no receiver with capacity."""
     send, last = socket.send, message.pop()
     last = copied(last)
     try:
         for frame in message:
             send(frame, zmq.SNDMORE | zmq.NOBLOCK)
         send(last, zmq.NOBLOCK)
-    except zmq.Again:
-        return False
-    return True
+    except zmq.ZMQError as error:
+        if error.errno not in {zmq.EAGAIN, zmq.EHOSTUNREACH}:
+            raise
+        return error.errno
+    return 0
 
 
 def copied(frame: bytes) -> bytes | zmq.Frame:

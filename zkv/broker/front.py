@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 import zmq
 
+from zkv.broker.connections import ConnectionCounter
 from zkv.broker.mailbox import FRONTS_BATCH, QUEUED_PER_WORKER, FrontMailbox
 from zkv.broker.sockets import bind, close
 from zkv.broker.waiting import Answered, PendingRun, Safe, commit, make_safe
@@ -35,6 +36,7 @@ from zkv.requests.call import Caller
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from zkv.broker.connections import Monitor
     from zkv.broker.frames import MakeFrames
     from zkv.requests.account import Account
     from zkv.requests.batch import Batch
@@ -89,9 +91,9 @@ class FrontHandler:
         log, account = self._log, self._account
         epoch = log.epoch
         if self._lane is None or self._stopping():
-            return Answered(left=self._refuse_malformed(batch, range(len(batch))))
+            return self._leave(batch, range(len(batch)), started)
         left, newest = self._lane.run(batch, account.logs_requests)
-        answered = Answered(left=self._refuse_malformed(batch, left)) if left else None
+        answered = self._leave(batch, left, started) if left else None
         safe_rev = ALL
         # The order matters: see `zkv.broker.waiting`. Most batches are safe, and end here.
         if newest > log.safe_rev or log.epoch != epoch:
@@ -153,6 +155,12 @@ class FrontHandler:
         """See `Handler`."""
         return self._caller.give_up(None if isinstance(body, BadEnvelope) else body, error)
 
+    def _leave(self, batch: Batch, places: Sequence[int], started: float) -> Answered:
+        """Leave the requests at ``places`` to the workers, apart from malformed messages."""
+        left = self._refuse_malformed(batch, places)
+        self._account.forwarded = self._account.forwarded.plus(len(left), started)
+        return Answered(left=left)
+
     def _refuse_malformed(self, batch: Batch, places: Sequence[int]) -> list[int]:
         """Answer the malformed messages at ``places``; return the places of the others."""
         left: list[int] = []
@@ -175,6 +183,7 @@ class Front:
         backend: inproc address where workers connect.
         max_message_bytes: a larger frame ends its connection.
         frames: makes what receives and sends batches.
+        monitor: counts the connections of clients.
         account: the front's account.
         died: called, in the front's thread, if the thread ends unexpectedly.
     """
@@ -186,10 +195,14 @@ class Front:
         backend: str,
         max_message_bytes: int,
         frames: MakeFrames,
+        monitor: Monitor,
         account: Account,
         died: Callable[[], None],
     ) -> None:
         self._context = context
+        self._monitor = monitor
+        self.connections = ConnectionCounter()
+        """The connections of clients."""
         self._endpoints = endpoints
         self._backend = backend
         self._max_message_bytes = max_message_bytes
@@ -217,6 +230,11 @@ class Front:
     def unroutable(self) -> int:
         """Number of messages without a receiver."""
         return 0 if self._mailbox is None else self._mailbox.unroutable
+
+    @property
+    def dropped(self) -> int:
+        """Number of replies for which their client had no capacity."""
+        return 0 if self._mailbox is None else self._mailbox.dropped
 
     def drain(self, workers_alive: Callable[[], bool]) -> None:
         """Receive no more requests; return once the workers have all that had arrived.
@@ -268,11 +286,13 @@ class Front:
         sockets += [clients, workers]
         clients.linger = LINGER_MS
         clients.sndhwm = REPLIES_PER_CLIENT
+        clients.router_mandatory = True  # Else replies would be dropped unnoticed.
         clients.backlog = BACKLOG
         clients.maxmsgsize = self._max_message_bytes
         clients.heartbeat_ivl = HEARTBEAT_MS
         clients.heartbeat_timeout = 3 * HEARTBEAT_MS
         clients.tcp_keepalive = 1
+        self.connections = self._monitor.watch(clients)
         workers.linger = 0
         workers.rcvhwm = 0  # The requests that the workers hold bound the replies.
         workers.sndhwm = QUEUED_PER_WORKER

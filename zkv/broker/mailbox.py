@@ -89,6 +89,11 @@ class Mailbox:
         """Number of messages and replies without a receiver."""
         return self._frames.unroutable
 
+    @property
+    def dropped(self) -> int:
+        """Number of replies for which their client had no capacity."""
+        return self._frames.dropped
+
     def receive(self) -> Batch:
         """Wait for requests, and return them.
 

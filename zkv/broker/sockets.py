@@ -68,6 +68,8 @@ def close(socket: zmq.Socket[bytes], endpoints: list[str]) -> None:
         if endpoint.startswith(INPROC):
             with contextlib.suppress(zmq.ZMQError):  # It was never bound.
                 socket.unbind(endpoint)
+    if not socket.closed:
+        socket.disable_monitor()  # Else its last event would come only after it has lingered.
     socket.close()
     _bound.pop(socket, None)
 

@@ -152,7 +152,8 @@ class PendingReply:
 
     def give_up(self, batch: Batch, error: BaseException) -> None:
         """Add an error reply after `complete` raised ``error``."""
-        batch.set_reply(0, self._caller.give_up(self._call.request, error))
+        call = self._call
+        batch.set_reply(0, self._caller.give_up(call.request, error, call.started))
 
 
 class PendingCalls:
@@ -196,7 +197,7 @@ class PendingCalls:
     def give_up(self, batch: Batch, error: BaseException) -> None:
         """Add error replies after `complete` raised ``error``."""
         for place, (call, _) in enumerate(self._calls):
-            batch.set_reply(place, self._caller.give_up(call.request, error))
+            batch.set_reply(place, self._caller.give_up(call.request, error, call.started))
 
     def _after_rollback(
         self, call: Call, was: Reply | Failure | None, survived: Safe, error: ReadOnly
@@ -249,7 +250,7 @@ class PendingRun:
         """Replace all replies after `complete` raised ``error``."""
         for place, body in enumerate(batch):
             request = body if isinstance(body, bytes) else None
-            batch.set_reply(place, self._caller.give_up(request, error))
+            batch.set_reply(place, self._caller.give_up(request, error, self._started))
 
     def _replace_what_was_rolled_back(self, batch: Batch, error: ReadOnly) -> None:
         """Run requests again of which the commits did not survive; see `PendingCalls`."""
@@ -259,5 +260,5 @@ class PendingRun:
             if isinstance(body, bytes):
                 reply = self._caller.run_instead(body, self._started, error)
             else:  # There is no memory for the body.
-                reply = self._caller.give_up(None, error)
+                reply = self._caller.give_up(None, error, self._started)
             batch.set_reply(place, reply)

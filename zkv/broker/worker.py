@@ -107,6 +107,7 @@ class WorkerHandler:
         """See `Handler`."""
         started = time.perf_counter()
         engine, caller, account = self._engine, self._caller, self._account
+        account.taken = account.taken.plus(len(batch), started)
         epoch = engine.epoch
         newest, calls = self._run_all(batch)
         revealed = Safe(

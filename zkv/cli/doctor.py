@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from zkv import __version__, compiled
+from zkv import __version__, compiled, figures
 from zkv.cli.output import has_colours
 from zkv.cli.values import to_bytes, to_json
 from zkv.cli.view import duration, size
@@ -54,6 +54,7 @@ SPACE: Final = 1024**3
 LOCAL: Final = ("tcp://127.", "tcp://localhost:", "tcp://[::1]:", "ipc://")
 VOLATILE: Final = frozenset({"tmpfs", "ramfs"})
 REMOTE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"})
+REASONS: Final = "the server's log has the reason: the disk, the memory, or the data directory"
 COLOURS: Final = {FINE: "\x1b[32m", TELL: "\x1b[36m", ACT: "\x1b[31m"}
 
 
@@ -184,48 +185,78 @@ def check_durability(_client: Client, info: Info) -> Iterator[Diagnosis]:
 
 def check_refusal(_client: Client, info: Info) -> Iterator[Diagnosis]:
     """Does the server accept writes?"""
-    if refusal := info["durability"].get("refusal"):
+    if refusal := figures.READ_ONLY.of(info):
+        since = figures.READ_ONLY_SINCE.of(info)
+        how_long = "" if since is None else f", for {duration(max(0.0, time.time() - since))}"
         yield Diagnosis(
-            ACT, "writes", f"refused now: {refusal}",
+            ACT, "writes", f"refused now{how_long}: {refusal}",
             "see DURABILITY.md; reads continue, so zkv-cli export can save the data",
         )  # fmt: skip
 
 
 def check_failures(_client: Client, info: Info) -> Iterator[Diagnosis]:
-    """Has the server refused writes, failed to write snapshots, or met bugs?"""
-    stats = info["stats"]
-    failures = stats["failures"]
-    advice = "the server's log has the reason: the disk, the memory, or the data directory"
-    by_op = stats.get("failures_by_op", {})
-    unsaved = sum(by_op.get(op, {}).get("READ_ONLY", 0) for op in ("SNAPSHOT", "END"))
-    if unsaved:
+    """Has the server refused writes, or met bugs?"""
+    failures = figures.REQUESTS.need(info, 2)
+    if refused := failures.get("READ_ONLY", 0) - _unsaved(info):
         yield Diagnosis(
-            ACT, "snapshots", f"{unsaved:,} requested snapshots could not be written", advice
-        )
-    if refused := failures.get("READ_ONLY", 0) - unsaved:
-        yield Diagnosis(
-            ACT, "writes", f"{refused:,} were refused because the log could not be written", advice
+            ACT, "writes", f"{refused:,} were refused because the log could not be written", REASONS
         )  # fmt: skip
-    bugs = failures.get("INTERNAL", 0) + stats["workers_replaced"]
+    bugs = failures.get("INTERNAL", 0) + figures.BUGS.need(info)
     if bugs:
         advice = "the server's log has tracebacks: report them"
         yield Diagnosis(ACT, "bugs", f"{bugs:,} unexpected errors since the start", advice)
-    if not refused and not unsaved and not bugs:
+    if not refused and not bugs:
         yield Diagnosis(FINE, "failures", "no write was refused, no unexpected error")
+
+
+def check_snapshots(_client: Client, info: Info) -> Iterator[Diagnosis]:
+    """Have snapshots been written?"""
+    age, failed_at = figures.SNAPSHOT_AGE.of(info), figures.SNAPSHOT_FAILED_AT.of(info)
+    if failed_at is not None and (age is None or time.time() - failed_at < age):
+        yield Diagnosis(
+            ACT, "snapshots",
+            f"the last one could not be written: {figures.SNAPSHOT_FAILURES.of(info, 1)}",
+            "until one is written, the log grows, and a start takes longer",
+        )  # fmt: skip
+    elif unsaved := _unsaved(info):
+        yield Diagnosis(
+            ACT, "snapshots", f"{unsaved:,} requested snapshots could not be written", REASONS
+        )
+    else:
+        there = "none has been needed" if age is None else f"the newest is {duration(age)} old"
+        yield Diagnosis(FINE, "snapshots", there)
+
+
+def _unsaved(info: Info) -> int:
+    """How many requested snapshots could not be written."""
+    by_op = figures.REQUESTS.of(info, 1) or {}
+    return sum(by_op.get(op, {}).get("READ_ONLY", 0) for op in ("SNAPSHOT", "END"))
+
+
+def check_clients(_client: Client, info: Info) -> Iterator[Diagnosis]:
+    """Do clients read their replies, and get through the handshake?"""
+    dropped = figures.REPLIES_DROPPED.need(info)
+    failed = sum(figures.HANDSHAKES_FAILED.need(info).values())
+    text = f"{figures.CONNECTIONS.need(info):,} connections"
+    if dropped:
+        text += f"; {dropped:,} replies were dropped, for clients that do not read theirs"
+    if failed:
+        text += f"; {failed:,} more ended in the handshake, which is not always a client of zkv"
+    yield Diagnosis(TELL if dropped or failed else FINE, "clients", text)
 
 
 def check_sessions(_client: Client, info: Info) -> Iterator[Diagnosis]:
     """Is there room for more exactly-once clients?"""
-    stats, limits = info["stats"]["sessions"], info["limits"]
-    there, most = stats["sessions"], limits["max_sessions"]
+    limits, taken = info["limits"], figures.SESSION_BYTES.need(info)
+    there, most = figures.SESSIONS.need(info), figures.SESSIONS_LIMIT.need(info)
     text = f"{there:,} of {most:,}"
     if there > FULL * most:
         advice = "raise limits.max_sessions, shorten session_ttl, or keep sessions for longer"
         yield Diagnosis(ACT, "sessions", text, advice)
-    elif stats["bytes"] > FULL * LARGE_SHARE * limits["session_bytes"]:
+    elif taken > FULL * LARGE_SHARE * limits["session_bytes"]:
         yield Diagnosis(
             ACT, "sessions",
-            f"{text}; replies take {size(stats['bytes'])} of {size(limits['session_bytes'])}",
+            f"{text}; replies take {size(taken)} of {size(limits['session_bytes'])}",
             "raise limits.session_bytes, lower session_window, or ask for less in one write",
         )  # fmt: skip
     else:
@@ -253,7 +284,7 @@ def check_feed(client: Client, info: Info) -> Iterator[Diagnosis]:
     except (ValueError, ClientError) as error:
         yield Diagnosis(ACT, "feed", str(error), advice)
         return
-    dropped = info["stats"]["feed"].get("dropped", 0)
+    dropped = figures.FEED_DROPPED.of(info)
     if took is None:
         yield Diagnosis(
             ACT, "feed", f"no message from {feed} within {duration(FEED_PATIENCE)}",
@@ -284,8 +315,7 @@ def check_exposure(_client: Client, info: Info) -> Iterator[Diagnosis]:
 
 def check_files(_client: Client, info: Info) -> Iterator[Diagnosis]:
     """Can the server, and a client here, open enough files for their connections?"""
-    process = info["stats"]["process"]
-    used, most = process.get("open_files", 0), process["max_open_files"]
+    used, most = figures.OPEN_FILES.of(info) or 0, figures.MAX_FILES.need(info)
     text = f"the server has {used:,} of {most:,} open; each client takes one"
     advice = "raise it: ulimit -n, or LimitNOFILE= in a systemd unit"
     level = ACT if used > FULL * most or most < FEW_FILES else FINE
@@ -316,7 +346,7 @@ def check_disk(client: Client, info: Info) -> Iterator[Diagnosis]:
             ACT, "disk", f"{directory} is on a network ({kind}): fsync may not be reliable", advice
         )
     free = shutil.disk_usage(directory).free
-    wanted = SPACE + 2 * settings["snapshot_bytes"] + 2 * settings["segment_bytes"]
+    wanted = SPACE + 2 * figures.SNAPSHOT_BYTES.need(info) + 2 * settings["segment_bytes"]
     text = f"{size(free)} free at {directory}"
     if free < wanted:
         advice = f"free space, up to {size(wanted)}: on a full disk, writes are refused"
@@ -334,8 +364,8 @@ def check_build(_client: Client, info: Info) -> Iterator[Diagnosis]:
 
 
 CHECKS: Final[tuple[Callable[[Client, Info], Iterable[Diagnosis]], ...]] = (
-    check_version, check_durability, check_refusal, check_failures, check_sessions, check_feed,
-    check_exposure, check_files, check_disk, check_build,
+    check_version, check_durability, check_refusal, check_failures, check_snapshots, check_clients,
+    check_sessions, check_feed, check_exposure, check_files, check_disk, check_build,
 )  # fmt: skip
 
 

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from zkv import compiled
+from zkv import compiled, figures
 from zkv.cli.asking import CommandSession, failure, reading
 from zkv.cli.output import FAILED, CommandError, is_terminal, note, print_result
 from zkv.cli.values import to_json
-from zkv.cli.view import boxes, duration, percentile, size
+from zkv.cli.view import boxes, duration, percentile, shown
 from zkv.errors import ZkvError
+from zkv.figures import FIGURES, Figure
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -51,22 +52,24 @@ class RatesBetween(NamedTuple):
     """The activity between two samples. Rates are per second.
 
     Args:
+        before: the earlier reply to INFO.
+        seconds: the time between the two.
         requests: the rate for each op.
         failures: the rate for each code.
         latencies: a histogram for each op; see `zkv.cli.view.percentile`.
         cpu: CPU seconds per second.
         log_bytes: the rate of bytes written to the log.
         syncs: the rate of syncs of the log.
-        published: the rate of feed messages.
     """
 
+    before: dict[str, Any]
+    seconds: float
     requests: dict[str, float]
     failures: dict[str, float]
     latencies: dict[str, list[int]]
     cpu: float
     log_bytes: float
     syncs: float
-    published: float
 
     @property
     def all_latencies(self) -> list[int]:
@@ -165,30 +168,34 @@ def _between(before: Sample, now: Sample) -> RatesBetween:
     if now.info["uptime"] < before.info["uptime"]:  # It was restarted, so it counts from 0 again.
         before = Sample(now.at - now.info["uptime"], 0.0, {"stats": {}, "durability": {}})
     seconds = max(now.at - before.at, 1e-6)
-    was, stats = before.info["stats"], now.info["stats"]
 
-    def rate(then: Mapping[str, Any], since: Mapping[str, Any], name: str) -> float:
-        return float(since.get(name, 0) - then.get(name, 0)) / seconds
+    def rate(figure: Figure) -> float:
+        return float((figure.of(now.info) or 0) - (figure.of(before.info) or 0)) / seconds
 
-    def rates(name: str) -> dict[str, float]:
-        then, since = was.get(name, {}), stats.get(name, {})
-        return {each: found for each in since if (found := rate(then, since, each))}
+    def rates(path: int) -> dict[str, float]:
+        then = figures.REQUESTS.of(before.info, path) or {}
+        since = figures.REQUESTS.of(now.info, path) or {}
+        found = {each: float(since[each] - then.get(each, 0)) / seconds for each in since}
+        return {each: rate for each, rate in found.items() if rate}
 
-    latencies = {}
-    for op, counts in stats.get("latencies", {}).items():
-        old = was.get("latencies", {}).get(op, [])
-        old = [*old, *[0] * (len(counts) - len(old))]
-        latencies[op] = [new - known for new, known in zip(counts, old, strict=True)]
-    log_then, log = before.info["durability"], now.info["durability"]
+    then = figures.LATENCIES.of(before.info) or {}
+    since = figures.LATENCIES.of(now.info) or {}
     return RatesBetween(
-        requests=rates("requests"),
-        failures=rates("failures"),
-        latencies=latencies,
-        cpu=rate(was.get("process", {}), stats.get("process", {}), "cpu_seconds"),
-        log_bytes=rate(log_then, log, "log_bytes"),
-        syncs=rate(log_then, log, "syncs"),
-        published=rate(was.get("feed", {}), stats.get("feed", {}), "published"),
+        before=before.info,
+        seconds=seconds,
+        requests=rates(0),
+        failures=rates(2),
+        latencies={op: _added(counts, then.get(op, [])) for op, counts in since.items()},
+        cpu=rate(figures.CPU),
+        log_bytes=rate(figures.LOG_WRITTEN),
+        syncs=rate(figures.SYNCS),
     )
+
+
+def _added(counts: list[int], before: list[int]) -> list[int]:
+    """The counts that have been added to a histogram."""
+    before = [*before, *[0] * (len(counts) - len(before))]
+    return [new - known for new, known in zip(counts, before, strict=True)]
 
 
 def _numbers(sample: Sample, happened: RatesBetween) -> list[float]:
@@ -201,7 +208,7 @@ def _numbers(sample: Sample, happened: RatesBetween) -> list[float]:
         round(percentile(counts, 0.5) * 1e3, 3), round(percentile(counts, 0.99) * 1e3, 3),
         round(happened.cpu * 100), round(_rss(info) / 2**20, 1), info["keys"], info["rev"],
         round(happened.log_bytes / 2**20, 2), round(happened.syncs),
-        info["stats"].get("sessions", {}).get("sessions", 0),
+        figures.SESSIONS.of(info) or 0,
     ]  # fmt: skip
 
 
@@ -212,7 +219,7 @@ def _slow(info: Mapping[str, Any]) -> str:
 
 
 def _rss(info: Mapping[str, Any]) -> float:
-    return float(info["stats"].get("process", {}).get("rss", 0))
+    return float(figures.RSS.of(info) or 0)
 
 
 def _view(endpoint: str, ends: str, sample: Sample, happened: RatesBetween) -> RenderableType:
@@ -248,37 +255,52 @@ def _ops(happened: RatesBetween) -> RenderableType:
 
 
 def _groups(sample: Sample, happened: RatesBetween) -> dict[str, dict[str, str]]:
-    """The groups of facts below the table, by heading."""
-    info = sample.info
-    stats, log = info["stats"], info["durability"]
-    process, feed = stats.get("process", {}), stats.get("feed", {})
-    sessions, history = stats.get("sessions", {}), stats.get("history", {})
-    return {
-        "store": {
-            "keys": f"{info['keys']:,}",
-            "that expire": f"{stats.get('expiring', 0):,}",
-            "revision": f"{info['rev']:,}",
-            "not on disk yet": f"{info['rev'] - info['durable_rev']:,}",
-        },
-        "process": {
-            "memory": size(process.get("rss", 0)),
-            "cpu": f"{happened.cpu:.0%}",
-            "open files": f"{process.get('open_files', 0):,}",
-            "INFO takes": duration(sample.took),
-        },
-        f"log, fsync = {log['fsync']}": {
-            "written": f"{size(happened.log_bytes)}/s",
-            "syncs": f"{happened.syncs:,.0f}/s",
-            "last snapshot": f"revision {log['snapshot_rev']:,}",
-            "took": f"{duration(log['snapshot_seconds'])}, {size(log['snapshot_bytes'])}",
-        },
-        "sessions": {
-            "remembered": f"{sessions.get('sessions', 0):,}",
-            "replies": f"{sessions.get('replies', 0):,}, {size(sessions.get('bytes', 0))}",
-        },
-        "changes": {
-            "published": f"{happened.published:,.0f}/s",
-            "dropped": f"{feed.get('dropped', 0):,}",
-            "kept": f"{history.get('changes', 0):,}, {size(history.get('bytes', 0))}",
-        },
-    }
+    """The groups of figures below the table, by heading."""
+    groups: dict[str, dict[str, str]] = {}
+    for figure in FIGURES:
+        if figure.place is not None and figure.of(sample.info) is not None:
+            heading, name = figure.place
+            groups.setdefault(heading, {}).update(_rows(figure, name, sample.info, happened))
+    groups["process"]["INFO takes"] = duration(sample.took)
+    return groups
+
+
+def _rows(
+    figure: Figure, name: str, info: Mapping[str, Any], happened: RatesBetween
+) -> dict[str, str]:
+    """The text of a figure, by the name beside it; a gauge by part has a line for each."""
+    value, before = figure.of(info), figure.of(happened.before)
+    match figure.kind:
+        case figures.COUNTER:
+            return {name: _count(figure, value, before, happened.seconds)}
+        case figures.HISTOGRAM | figures.SUMMARY:
+            return {name: _spread(figure, value, before or {})}
+        case _ if figure.members:
+            return {part: shown(each, figure.unit) for part, each in value.items()}
+        case _:
+            return {name: shown(value, figure.unit)}
+
+
+def _count(figure: Figure, value: Any, before: Any, seconds: float) -> str:
+    """The rate of a counter, and how far it has come."""
+    if figure is figures.CPU:
+        return f"{(value - (before or 0)) / seconds:.0%}"
+    if isinstance(value, Mapping):
+        value, before = sum(value.values()), sum((before or {}).values())
+    rate = round((value - (before or 0)) / seconds)
+    in_all = shown(value, figure.unit)
+    return f"{in_all}, {shown(rate, figure.unit)}/s" if rate else in_all
+
+
+def _spread(figure: Figure, value: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    """The distribution of the times that were added; the mean, without buckets or of numbers."""
+    counts = _added(value.get("counts", []), before.get("counts", []))
+    number = sum(counts) if counts else value.get("count", 0) - before.get("count", 0)
+    if not number:
+        return "-"
+    mean = (value["sum"] - before.get("sum", 0)) / number
+    if figure.unit != figures.SECONDS:
+        return f"mean {mean:,.1f}"
+    if not counts:
+        return f"mean {duration(mean)}"
+    return f"p50 {duration(percentile(counts, 0.5))}, p99 {duration(percentile(counts, 0.99))}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from zkv import figures
 from zkv.cli.text import Reply
 from zkv.cli.values import to_json
 
@@ -22,6 +24,9 @@ def info(reply: Reply) -> str:
         groups[name] = stats.pop(name)
     if "latencies" in groups:
         groups["latencies"] = {op: latency(counts) for op, counts in groups["latencies"].items()}
+    for name in ("lock_wait", "fsync"):
+        if "counts" in groups.get(name, {}):
+            groups[name] |= {"counts": latency(groups[name]["counts"])}
     return _rendered(
         {
             heading: {name: readable(name, fact) for name, fact in facts.items()}
@@ -74,6 +79,22 @@ def _number(name: str, number: float) -> str:
     if name == "uptime" or name.endswith(("_seconds", "_interval", "_ttl")):
         return duration(number)
     return str(number) if name == "pid" else f"{number:,}"
+
+
+def shown(value: Any, unit: str) -> str:
+    """A figure in readable units.
+
+    Args:
+        value: its value in INFO.
+        unit: its unit; see `zkv.figures`.
+    """
+    if isinstance(value, str):
+        return value
+    if unit == figures.BYTES:
+        return size(value)
+    if unit == figures.TIME:
+        return f"{duration(max(0.0, time.time() - value))} ago"
+    return duration(value) if unit == figures.SECONDS else f"{value:,}"
 
 
 def size(number: float) -> str:

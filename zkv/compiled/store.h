@@ -93,6 +93,7 @@ typedef struct {
     array now, old;
     size_t moved;
     size_t count;
+    size_t key_bytes, value_bytes; /* of all records that are in the table */
     slot **chunks;
     uint32_t used, free; /* the first slot that was never used; the first free one, 0 = none */
     ordered index;

@@ -189,6 +189,8 @@ static int add(Table *self, uint32_t hash, record *now)
     uint32_t *bucket = table_bucket(self, hash);
     table_slot(self, number)->next = *bucket;
     *bucket = number;
+    self->key_bytes += now->key_size;
+    self->value_bytes += now->value_size;
     if (++self->count > self->now.mask && self->old.buckets == NULL)
         grow(self);
     return 1;
@@ -203,6 +205,7 @@ int table_put(Table *self, uint32_t hash, record *now, record **before)
     slot *there = table_slot(self, number);
     *before = there->at;
     there->at = now;
+    self->value_bytes += (size_t)now->value_size - (*before)->value_size;
     return 1;
 }
 
@@ -218,6 +221,8 @@ record *table_remove(Table *self, uint32_t hash, const unsigned char *key, size_
     *link = table_slot(self, number)->next;
     free_slot(self, number);
     self->count--;
+    self->key_bytes -= before->key_size;
+    self->value_bytes -= before->value_size;
     return before;
 }
 
@@ -366,6 +371,12 @@ static PyObject *table_deadlines(Table *self, PyObject *unused)
     return deadlines;
 }
 
+/* sizes() */
+static PyObject *table_sizes(Table *self, PyObject *unused)
+{
+    return Py_BuildValue("(nn)", (Py_ssize_t)self->key_bytes, (Py_ssize_t)self->value_bytes);
+}
+
 /* Read an attribute of an entry that is an int, or None, which counts as 0. 0 with an exception. */
 static int to_number(PyObject *entry, const char *attribute, int64_t *number)
 {
@@ -492,6 +503,7 @@ static PyMethodDef table_methods[] = {
     {"pairs", (PyCFunction)table_pairs, METH_VARARGS, NULL},
     {"count", (PyCFunction)table_count, METH_O, NULL},
     {"deadlines", (PyCFunction)table_deadlines, METH_NOARGS, NULL},
+    {"sizes", (PyCFunction)table_sizes, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

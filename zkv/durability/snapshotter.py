@@ -78,6 +78,9 @@ class Snapshotter:
         self._size = 0
         self._took = 0.0
         self._failing = False
+        self._newest_at = storage.snapshot_time(saved_rev)  # Unix time; None = there is none.
+        self._failures = 0
+        self._failure: tuple[float, str] | None = None  # The last one: Unix time, and reason.
         self._found: str | None = None  # The last change found in the data directory.
         self._written = 0
         self.writing = False
@@ -118,6 +121,20 @@ class Snapshotter:
             "snapshot_bytes": self._size,
         }
 
+    def condition(self) -> dict[str, float | str | None]:
+        """Return INFO's ``stats.snapshot``.
+
+        Seconds since the newest snapshot was written; failures to write one; time and reason of the
+        last failure.
+        """
+        newest, (failed_at, failure) = self._newest_at, self._failure or (None, None)
+        return {
+            "age": None if newest is None else round(max(0.0, time.time() - newest), 3),
+            "failures": self._failures,
+            "failed_at": failed_at,
+            "failure": failure,
+        }
+
     def _run(self) -> None:
         asked: list[Future[int] | None] = []
         while None not in asked:
@@ -129,7 +146,7 @@ class Snapshotter:
                 outcome = self._save_changes()
             except BaseException:  # A bug; the thread continues.
                 _log.critical("the snapshot failed", exc_info=True)
-                outcome = ReadOnly("the snapshot failed; see the server's log")
+                outcome = self._count_failure("the snapshot failed; see the server's log")
             for future in asked:
                 _settle(self._final if future is None else future, outcome)
         self._refuse_the_rest()
@@ -209,6 +226,7 @@ class Snapshotter:
             self._took = self._saved_at - started
         self._saved_rev = rev
         self._logged_before = bytes_before
+        self._newest_at = time.time()
         self._written += 1
         _log.info("wrote %s: %d entries in %.2f s", path, count, self._took)
 
@@ -243,6 +261,11 @@ class Snapshotter:
         reported, self._failing = self._failing, True
         if not reported and self._found is None:  # Log it once, not for every attempt.
             _log.error("%s; trying again every %g s", reason, self._interval)
+        return self._count_failure(reason)
+
+    def _count_failure(self, reason: str) -> ReadOnly:
+        self._failures += 1
+        self._failure = round(time.time(), 3), reason
         return ReadOnly(reason)
 
     def _refuse_the_rest(self) -> None:

@@ -171,6 +171,18 @@ class Storage:
         """Note a complete file and its size, which must not change. Any thread."""
         self._sizes[path] = size
 
+    def closed_log_size(self) -> int:
+        """Return the size of all segments except the newest. Any thread."""
+        sizes = dict(self._sizes).items()  # A copy, made in one step.
+        return sum(size for path, size in sizes if path.parent == self.wal_directory)
+
+    def snapshot_time(self, rev: int) -> float | None:
+        """Return the Unix time at which a snapshot was written; None if it is not there."""
+        try:
+            return os.stat(self._layout.snapshot(rev)).st_mtime
+        except OSError:
+            return None
+
     def put_in_order(self) -> None:
         """Recreate the lock file and the subdirectories, and accept the files as they are now.
 

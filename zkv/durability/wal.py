@@ -56,6 +56,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from zkv.durability import segment
 from zkv.durability.lock import changed
 from zkv.errors import ReadOnly
+from zkv.figures import Buckets
 from zkv.keyspace.change import revision_in
 from zkv.keyspace.log import NOTHING
 
@@ -137,6 +138,10 @@ class Wal:
         self._survived: dict[int, tuple[int, int]] = {}
         self.bytes_written = 0
         self.syncs = 0
+        self.sync_times = Buckets()
+        self.commits_per_sync = Buckets()
+        self.refused_since: float | None = None
+        """Unix time since which writes have been refused; None = they are not."""
         self._sync_seconds = 0.0  # The slowest recent sync; each later one lowers it by a tenth.
         self._offset = 0
         self._synced = 0
@@ -169,6 +174,11 @@ class Wal:
         """The reason why writes are refused; None = no error is known."""
         refusal = self._refusal
         return None if refusal is None else refusal.message
+
+    @property
+    def segment_size(self) -> int:
+        """The size of the newest segment, in bytes."""
+        return self._offset
 
     @property
     def syncs_quickly(self) -> bool:
@@ -360,8 +370,12 @@ class Wal:
             if not isinstance(error, OSError):
                 _log.error("this is a bug in zkv", exc_info=error)
             raise self._sync_failed(error) from error
-        self._sync_seconds = max(time.monotonic() - began, 0.9 * self._sync_seconds)
+        took = time.monotonic() - began
+        self._sync_seconds = max(took, 0.9 * self._sync_seconds)
         self.syncs += 1
+        self.sync_times.add_time(took)
+        commits = lsn - self.durable_lsn
+        self.commits_per_sync.add(commits.bit_length(), commits)
         self._synced = offset
         self.durable_rev = rev
         self.durable_lsn = lsn
@@ -455,6 +469,7 @@ class Wal:
         with self._keyspace_lock:
             self._refusal = ReadOnly(reason)
             self.takes_commits = False
+            self.refused_since = self.refused_since or round(time.time(), 3)
             self._retry_at = time.monotonic() + RETRY_SECONDS
             self._queue.clear()
             self._survived[self.epoch] = self.safe_rev, self.safe_lsn
@@ -478,6 +493,7 @@ class Wal:
         with self._keyspace_lock:
             self._refusal = None
             self.takes_commits = True
+            self.refused_since = None
         self._reported = None
         _log.warning("the log can be written again")
 

@@ -21,6 +21,8 @@ UNREAD_CHANGES: Final = 100_000
 """Changes that are kept for a cursor, even if the history is smaller."""
 UNREAD_BYTES: Final = 64 * 1024 * 1024
 """Bytes of commits that are kept for a cursor, likewise."""
+COMMIT_BYTES: Final = 48
+"""Memory that a commit takes in addition to its bytes."""
 
 _TRIM: Final = 1_024
 """Unused places at the start of the list before it is moved: moving takes time for each item."""
@@ -70,6 +72,11 @@ class History:
     def most_changes(self) -> int:
         """The bound on the changes kept."""
         return self._most_changes
+
+    @property
+    def memory(self) -> int:
+        """The memory that the commits take."""
+        return self._bytes + (len(self._payloads) - self._begin) * COMMIT_BYTES
 
     @property
     def newest(self) -> int:

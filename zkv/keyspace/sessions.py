@@ -31,6 +31,8 @@ REPLY_STEP: Final = 64
 """Sizes of replies are rounded up to a multiple of this. Common replies are smaller, so a new one
 fits in place of an old one even if its revision or sum has become a byte longer.
 """
+SESSION_BYTES: Final = 512
+"""Memory that a session takes in addition to its replies."""
 SMALL_REPLY: Final = 1_024
 """Bytes of the largest reply that may use the part reserved for small replies."""
 KEPT_SHARE: Final = 4
@@ -114,6 +116,11 @@ class Sessions:
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+    @property
+    def memory(self) -> int:
+        """The memory that the sessions take, with their replies."""
+        return self._bytes + len(self._sessions) * SESSION_BYTES
 
     def recall(self, name: str, seq: int, digest: bytes, now: int) -> Remembered | None:
         """Return the remembered reply of a repeat; None for a new request, which may run.

@@ -13,7 +13,6 @@ This package uses no files and no sockets; the clock is passed in.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from itertools import repeat
@@ -25,6 +24,7 @@ from sortedcontainers import SortedList
 from zkv.errors import Compacted, NotFound, ShuttingDown
 from zkv.keyspace.change import EXPIRE, Commit, Once, PackedCommit
 from zkv.keyspace.entry import ABSENT, StoredEntry
+from zkv.keyspace.lock import StoreLock
 from zkv.keyspace.log import MemoryLog
 from zkv.keyspace.sessions import Window
 from zkv.keyspace.table import Table, new_table
@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     from zkv.keyspace.sessions import Sessions
 
 
+ENTRY_BYTES: Final = 56
+"""Memory that an entry takes, beside its key and value, in the compiled table."""
+DEADLINE_BYTES: Final = 200
+"""Memory that an entry takes in addition if it expires."""
 PASSED_OVER: Final = 2_000
 """Expired keys that one page of a scan skips at most: about 0.5 ms."""
 
@@ -125,7 +129,7 @@ class Keyspace:
         rev: int = 0,
         log: ChangeLog | None = None,
     ) -> None:
-        self.lock = threading.Lock()
+        self.lock = StoreLock()
         self.now = now
         self.sessions = sessions
         self.history = history
@@ -141,6 +145,8 @@ class Keyspace:
         self._undo: deque[Undo] = deque()
         self._remembered_in_run: Remembering = []  # During a run of the lane.
         self._watchers: list[Watcher] = []
+        self.expired = 0
+        """Number of expired entries that have been removed. Lock held."""
         self.sealed = False
         """True once writes are refused because the server stops."""
 
@@ -347,6 +353,7 @@ class Keyspace:
                 key = self._deadlines[0][1]
                 transaction.remove(key, EXPIRE)
                 self.commit(transaction)
+                self.expired += 1
             return max(0, self._deadlines[0][0] - self.now()) if self._deadlines else None
 
     def seal(self) -> int:
@@ -384,14 +391,27 @@ class Keyspace:
             self._watchers.remove(view)
 
     def statistics(self) -> Mapping[str, object]:
-        """Return INFO's fields about sessions, history and expiry."""
+        """Return INFO's fields about sessions, history, expiry and memory."""
         with self.lock:
             self.sessions.forget_silent(self.now())
             return {
                 "sessions": self.sessions.statistics(),
                 "history": self.history.statistics(),
                 "expiring": len(self._deadlines),
+                "memory": self._memory(),
             }
+
+    def _memory(self) -> dict[str, int]:
+        """Return INFO's ``stats.memory``: bytes by part, and ``used``, their sum. Lock held."""
+        keys, values = self.entries.sizes()
+        parts = {
+            "keys": keys,
+            "values": values,
+            "index": len(self.entries) * ENTRY_BYTES + len(self._deadlines) * DEADLINE_BYTES,
+            "history": self.history.memory,
+            "sessions": self.sessions.memory,
+        }
+        return {"used": sum(parts.values()), **parts}
 
     def no_such_key(self, key: str) -> NotFound:
         """Return the error for an absent key. Lock held."""

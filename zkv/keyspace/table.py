@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -43,9 +43,58 @@ class Table(MutableMapping[str, StoredEntry]):
     def deadlines(self) -> list[tuple[int, str]]:
         """Return expiry (Unix time in ms) and key of each entry that expires, in any order."""
 
+    @abstractmethod
+    def sizes(self) -> tuple[int, int]:
+        """Return the bytes of all keys, and of all values."""
+
 
 class PythonTable(SortedDict[str, StoredEntry], Table):
-    """The table in pure Python."""
+    """The table in pure Python. It counts what assignment, `del`, `pop` and `update` do.
+
+    Args:
+        entries: the first entries.
+    """
+
+    def __init__(self, entries: Mapping[str, StoredEntry] | None = None) -> None:
+        super().__init__()
+        self._key_bytes = 0
+        self._value_bytes = 0
+        self.update(entries or {})
+
+    def __setitem__(self, key: str, entry: StoredEntry) -> None:
+        """See `Table`."""
+        self._count(key, -1)
+        super().__setitem__(key, entry)
+        self._count(key, 1)
+
+    def __delitem__(self, key: str) -> None:
+        """See `Table`."""
+        self._count(key, -1)
+        super().__delitem__(key)
+
+    pop = MutableMapping.pop  # type: ignore[assignment]
+
+    def update(  # type: ignore[override]
+        self, entries: Mapping[str, StoredEntry] | Iterable[tuple[str, StoredEntry]]
+    ) -> None:
+        """Set many entries; sorts their keys at once."""
+        new = dict(entries)
+        for key in new:
+            self._count(key, -1)
+        super().update(new)
+        for key in new:
+            self._count(key, 1)
+
+    def _count(self, key: str, sign: int) -> None:
+        """Add the sizes of an entry, if it is there, or subtract them."""
+        entry = self.get(key)
+        if entry is not None:
+            self._key_bytes += sign * len(key.encode())
+            self._value_bytes += sign * len(entry.value)
+
+    def sizes(self) -> tuple[int, int]:
+        """See `Table`."""
+        return self._key_bytes, self._value_bytes
 
     def pairs(
         self, keys: Range, most: int, reverse: bool = False, /

@@ -1,4 +1,4 @@
-"""The account of one thread: counters and latencies for INFO, and lines for the request log.
+"""The account of one thread: what INFO tells of its requests, and lines for the request log.
 
 Each thread of the broker has one account for as long as the server runs: the thread that replaces a
 dead one continues its account. Only that thread writes to it, but for the switch of the request
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from zkv.figures import Buckets, step_of
 from zkv.log import RequestRecord, RunRecord
 
 if TYPE_CHECKING:
@@ -22,8 +23,22 @@ if TYPE_CHECKING:
 UNREADABLE: Final = "-"
 """The op of a request that could not be decoded, in the statistics and the log."""
 
-LATENCY_STEPS: Final = 64
-"""Buckets of a latency histogram: below 1 µs, 2 µs, 4 µs ... No latency exceeds the last one."""
+
+class Passed(NamedTuple):
+    """Requests that have passed a point on their way.
+
+    Args:
+        number: how many.
+        times: the sum of the times at which they passed, in ns of `time.perf_counter`. As an int,
+            it stays exact.
+    """
+
+    number: int = 0
+    times: int = 0
+
+    def plus(self, number: int, at: float) -> Passed:
+        """Return the sum after ``number`` more, at the time ``at`` in seconds."""
+        return Passed(self.number + number, self.times + number * int(at * 1e9))
 
 
 class Account:
@@ -35,8 +50,12 @@ class Account:
 
     Attributes:
         logs_requests: true while a line is logged for each request. The supervisor changes it.
-        latencies: op -> number of requests per bucket of `LATENCY_STEPS`. A latency is measured
-            from when a worker takes up the request, or the front the batch, up to the reply.
+        latencies: by op. A latency is measured from when a worker takes up the request, or the
+            front the batch, up to the reply.
+        bytes_in: size of the bodies of all requests.
+        bytes_out: likewise of all replies.
+        forwarded: the requests that this thread has left to the workers, the front's account only.
+        taken: the requests that this thread has received, a worker's account only.
         failures: (op, code) -> number of requests that failed with that code.
         deaths: how often a bug, or a lack of memory, ended a batch or the thread.
         unroutable: messages without a receiver, counted by mailboxes of threads that have died.
@@ -50,7 +69,11 @@ class Account:
         self._write_log = write_log
         self.logs_requests = logs_requests
         self._records: list[AnyRecord] = []
-        self.latencies: defaultdict[str, list[int]] = defaultdict(lambda: [0] * LATENCY_STEPS)
+        self.latencies: defaultdict[str, Buckets] = defaultdict(Buckets)
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.forwarded = Passed()
+        self.taken = Passed()
         self.failures: Counter[tuple[str, str]] = Counter()
         self.deaths = 0
         self.unroutable = 0
@@ -75,7 +98,9 @@ class Account:
             started: when the thread took it up, by `time.perf_counter`.
         """
         took = time.perf_counter() - started
-        self.latencies[op][_step(took)] += 1
+        self.latencies[op].add_time(took)
+        self.bytes_in += bytes_in
+        self.bytes_out += bytes_out
         if self.logs_requests:
             self._records.append(
                 RequestRecord(time.time(), op, subject, result, bytes_in, bytes_out, took)
@@ -90,9 +115,12 @@ class Account:
             started: when the front took up the batch, by `time.perf_counter`.
         """
         took = time.perf_counter() - started
-        step = _step(took)
-        for op, count in batch.ops(up_to).items():
-            self.latencies[op][step] += count
+        step = step_of(took)
+        ops, bytes_in, bytes_out = batch.tally(up_to)
+        for op, count in ops.items():
+            self.latencies[op].add(step, took, count)
+        self.bytes_in += bytes_in
+        self.bytes_out += bytes_out
         if self.logs_requests and (answers := batch.answered(up_to)):
             self._records.append(RunRecord(time.time(), took, answers))
 
@@ -101,8 +129,3 @@ class Account:
         if self._records and self._write_log is not None:
             self._write_log(self._records)
             self._records = []
-
-
-def _step(seconds: float) -> int:
-    """Return the bucket of a latency: the number of bits of its µs."""
-    return int(seconds * 1e6).bit_length()

@@ -92,8 +92,11 @@ class Batch(Protocol):
     def places(self, after: int, /) -> list[int]:
         """Return the places of the lane's answers that reveal a later revision than this."""
 
-    def ops(self, up_to: int, /) -> dict[str, int]:
-        """Count the lane's answers that reveal no later revision than this, by op."""
+    def tally(self, up_to: int, /) -> tuple[dict[str, int], int, int]:
+        """Count the lane's answers that reveal no later revision than this, by op.
+
+        Returns the counts, and the sizes of the requests' bodies and of the replies.
+        """
 
     def answered(self, up_to: int, /) -> list[Answer]:
         """Return the log records of the lane's answers that reveal no later revision than this."""
@@ -165,9 +168,9 @@ class PythonBatch:
         """See `Batch`."""
         return []
 
-    def ops(self, up_to: int, /) -> dict[str, int]:
+    def tally(self, up_to: int, /) -> tuple[dict[str, int], int, int]:
         """See `Batch`."""
-        return {}
+        return {}, 0, 0
 
     def answered(self, up_to: int, /) -> list[Answer]:
         """See `Batch`."""

@@ -93,7 +93,12 @@ class Caller:
         call.result = refusal = failure(error, None)
         return call, refusal
 
-    def give_up(self, asked: bytes | AnyRequest | None, error: BaseException) -> bytes:
+    def give_up(
+        self,
+        asked: bytes | AnyRequest | None,
+        error: BaseException,
+        started: float | None = None,
+    ) -> bytes:
         """Count, and encode, the reply to a request during which ``error`` was raised.
 
         The request may or may not have run.
@@ -101,11 +106,13 @@ class Caller:
         Args:
             asked: the request, or its body; None if it has none.
             error: an exception that no command should raise.
+            started: when the request was taken up, by `time.perf_counter`; None = not known.
         """
         request = _request_in(asked) if isinstance(asked, bytes) else asked
-        reply = fail(error, request)
-        self._account.failures[_op_of(request), reply.code] += 1
-        return encode_reply(reply)
+        size = len(asked) if isinstance(asked, bytes) else 0
+        call = Call(size, time.perf_counter() if started is None else started)
+        call.request = request
+        return self.finish(call, fail(error, request))
 
     def run_again(self, call: Call, refusal: ReadOnly) -> Reply | Failure:
         """Return the reply to a call after commits that it made or saw were rolled back.
