@@ -373,6 +373,7 @@ def test_requests_that_a_bug_ends_are_counted(
         patch.setattr("zkv.broker.worker.WorkerHandler._run_all", fail)
         assert client.call(op="COUNT")["code"] == "INTERNAL"
     found = stats(client)
+    assert found["succeeded"] == {}
     assert found["requests"]["COUNT"] == found["failures_by_op"]["COUNT"]["INTERNAL"] == 1
 
 

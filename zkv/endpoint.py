@@ -20,6 +20,7 @@ from zkv.defaults import DEFAULT_ENDPOINT
 VARIABLE: Final = "ZKV_ENDPOINT"
 """The environment variable that names the server for tools."""
 TRANSPORTS: Final = ("tcp://", "ipc://", "inproc://")
+HTTP: Final = "http://"
 LONGEST_PATH: Final = 107
 """Bytes of a path: the system's address structure of Unix sockets holds no more."""
 LONGEST_NAME: Final = 253
@@ -44,6 +45,25 @@ def check_to_bind(endpoint: str) -> None:
             _check_host(endpoint, host)
         if port != "*":
             _check_port(endpoint, port)
+
+
+def split_http(endpoint: str) -> tuple[str, int]:
+    """Return host and port of an endpoint for HTTP, ``http://HOST:PORT``.
+
+    The port ``*`` is returned as 0, which means a free one, and the host ``*`` as 0.0.0.0. An IPv6
+    address is returned without brackets.
+
+    Raises ValueError, which says what is wrong.
+    """
+    if not endpoint.startswith(HTTP) or endpoint == HTTP or _CONTROL.search(endpoint):
+        raise _wrong(endpoint, "expected http://HOST:PORT")
+    host, port = _host_and_port(endpoint, endpoint.removeprefix(HTTP))
+    if host != "*":
+        _check_host(endpoint, host)
+    if port != "*":
+        _check_port(endpoint, port)
+    every = "0.0.0.0"  # noqa: S104  who writes * means it
+    return every if host == "*" else host.strip("[]"), 0 if port == "*" else int(port)
 
 
 def check_to_connect(endpoint: object) -> str:
@@ -166,7 +186,8 @@ def _host_and_port(endpoint: str, address: str) -> tuple[str, str]:
     if "@" in address:
         raise _wrong(endpoint, "it contains a user or password, which zkv does not use")
     if found := re.search(r"[/?#;]", address):
-        raise _wrong(endpoint, f"it must not contain {found[0]}; expected tcp://HOST:PORT")
+        expected = f"{endpoint.partition('://')[0]}://HOST:PORT"
+        raise _wrong(endpoint, f"it must not contain {found[0]}; expected {expected}")
     bare = address.strip("[]")
     if bare.count(":") > 1 and (not address.startswith("[") or address.endswith("]")):
         if address != bare:

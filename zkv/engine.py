@@ -177,6 +177,12 @@ class Engine:
         return self.log.survived(epoch)
 
     @property
+    def takes_writes(self) -> bool:
+        """True unless writes are refused, because the log cannot be written or the server stops."""
+        with self.keyspace.lock:
+            return self.keyspace.takes_writes
+
+    @property
     def syncs_quickly(self) -> bool:
         """True if recent syncs were quick, and no snapshot is being written."""
         busy = self._disk is not None and self._disk.snapshotter.writing

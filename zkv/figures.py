@@ -133,7 +133,7 @@ class Figure(NamedTuple):
 
 REQUESTS: Final = Figure(
     "zkv_requests_total", COUNTER,
-    ("stats.requests", "stats.failures_by_op", "stats.failures"),
+    ("stats.requests", "stats.succeeded", "stats.failures_by_op", "stats.failures"),
     "Requests by op, and by the code of the failure; OK if they succeeded.",
     labels=("op", "code"),
 )  # fmt: skip

@@ -3,7 +3,8 @@
 Start: endpoints are bound, the engine is opened (lock, recovery), workers start. Requests that come
 before that wait. Stop, whatever its cause: new requests are refused, the keyspace is sealed and
 saved, a client that sent END gets its reply, the broker drains and closes. If a step of the start
-fails, the steps before it are undone.
+fails, the steps before it are undone. The endpoint for monitoring answers from the binding to the
+end.
 
 The thread that calls `ServerCore.wait` is the supervisor. Other threads put events into its queue:
 END, a signal, a dead worker, a dead front, a function to run. The supervisor handles them.
@@ -31,8 +32,9 @@ from zkv.broker.front import FrontHandler
 from zkv.broker.worker import WorkerHandler
 from zkv.engine import Engine
 from zkv.errors import ReadOnly, ShuttingDown
+from zkv.metrics.endpoint import MetricsEndpoint
 from zkv.protocol.codec import KeyLimits
-from zkv.requests.commands import Node
+from zkv.requests.commands import Node, make_info
 from zkv.requests.lane import open_lane, open_worker_lane
 
 if TYPE_CHECKING:
@@ -82,6 +84,12 @@ class ServerCore:
         self._failed = False
         self._started = time.monotonic()
         self._engine: Engine
+        self._serving = False
+        """True once requests are answered."""
+        self.metrics = ""
+        """Where it tells its figures, with the real port; empty = nowhere, or not yet."""
+        endpoint = settings.metrics.endpoint
+        self._metrics = MetricsEndpoint(endpoint, "metrics.endpoint", self) if endpoint else None
         self._broker = Broker(
             endpoints=settings.server.endpoints,
             feed=settings.server.feed,
@@ -113,14 +121,36 @@ class ServerCore:
         self._broker.bind()
         _warn_of_exposure([*self._broker.endpoints, self._broker.feed or ""])
         try:
+            if self._metrics is not None:
+                self.metrics = self._metrics.start()
+                _log.info("metrics at %s/metrics", self.metrics)
             self._engine = self._open()
         except BaseException:
             self._broker.stop()
+            self._close_metrics()
             raise
         workers = self._settings.server.workers
         self._broker.serve(workers, self._make_handler, self._make_front_handler)
+        self._serving = True
         if slow := compiled.what_is_slow(self._facts()["stats"]):
             _log.info("built %s: %s", slow, compiled.ADVICE)
+
+    def info(self) -> dict[str, Any] | None:
+        """See `zkv.metrics.endpoint.Watched`. It does not wait for the disk, as a reply would."""
+        if not self._serving:
+            return None
+        reply: dict[str, Any] = msgspec.to_builtins(make_info(self._node))
+        return reply | {"rev": min(reply["rev"], self._engine.safe_rev)}
+
+    def unready(self, for_write: bool) -> str:
+        """See `zkv.metrics.endpoint.Watched`."""
+        if self._stopping or self._failed:
+            return "the server is stopping"
+        if not self._serving:
+            return "the server is loading its data"
+        if for_write and not self._engine.takes_writes:
+            return "writes are refused; INFO and the server's log say why"
+        return ""
 
     def post(self, event: Event) -> None:
         """Send an event to the supervisor. From any thread, or a signal handler."""
@@ -208,7 +238,12 @@ class ServerCore:
                 ended.set_result(rev)
         self._broker.stop()
         self._engine.close()
+        self._close_metrics()
         _log.info("stopped")
+
+    def _close_metrics(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
 
     def _end(self) -> Future[int]:
         """Stop the server for END; the future gives the revision once everything is saved."""

@@ -61,6 +61,7 @@ PINNED_INFO: Final[Fields] = {
         "GET": [0, 0, 0, 0, 0, 0, 2],
         "INFO": [0, 0, 0, 0, 0, 0, 0, 0, 1],
     },
+    "stats.succeeded": {"PING": 1, "PUT": 3, "GET": 1, "INFO": 1},
     "stats.seconds": {"PING": 0.000041, "PUT": 0.002731, "GET": 0.000066, "INFO": 0.000192},
     "stats.queue_wait": {"count": 5, "sum": 0.000512},
     "stats.bytes_in": 2350,

@@ -177,6 +177,7 @@ class Broker:
         A latency includes the time for which the reply waited for the disk: see `Account`.
         """
         latencies: dict[str, list[int]] = {}
+        succeeded: Counter[str] = Counter()
         seconds: defaultdict[str, float] = defaultdict(float)
         failures: Counter[str] = Counter()
         by_op: dict[str, dict[str, int]] = {}
@@ -188,6 +189,7 @@ class Broker:
                 known = latencies.setdefault(op, [0] * STEPS)
                 latencies[op] = [sum(each) for each in zip(known, times.counts, strict=True)]
                 seconds[op] += times.total
+            succeeded.update(dict(account.succeeded))
             for (op, code), count in dict(account.failures).items():
                 failures[code] += count
                 of_op = by_op.setdefault(op, {})
@@ -199,6 +201,7 @@ class Broker:
             "queue_wait": self._queue_wait.report(self._accounts[0], self._accounts[1:]),
             "bytes_in": sum(account.bytes_in for account in self._accounts),
             "bytes_out": sum(account.bytes_out for account in self._accounts),
+            "succeeded": dict(succeeded),
             "failures": dict(failures),
             "failures_by_op": by_op,
             "unroutable": unroutable,

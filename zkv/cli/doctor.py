@@ -196,7 +196,7 @@ def check_refusal(_client: Client, info: Info) -> Iterator[Diagnosis]:
 
 def check_failures(_client: Client, info: Info) -> Iterator[Diagnosis]:
     """Has the server refused writes, or met bugs?"""
-    failures = figures.REQUESTS.need(info, 2)
+    failures = figures.REQUESTS.need(info, 3)
     if refused := failures.get("READ_ONLY", 0) - _unsaved(info):
         yield Diagnosis(
             ACT, "writes", f"{refused:,} were refused because the log could not be written", REASONS
@@ -229,7 +229,7 @@ def check_snapshots(_client: Client, info: Info) -> Iterator[Diagnosis]:
 
 def _unsaved(info: Info) -> int:
     """How many requested snapshots could not be written."""
-    by_op = figures.REQUESTS.of(info, 1) or {}
+    by_op = figures.REQUESTS.of(info, 2) or {}
     return sum(by_op.get(op, {}).get("READ_ONLY", 0) for op in ("SNAPSHOT", "END"))
 
 

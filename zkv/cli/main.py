@@ -1,4 +1,4 @@
-"""``zkv``: runs the server. `zkv.cli.doctor` checks a server, `zkv.cli.data` a data directory.
+"""``zkv``: runs the server. The other verbs are in modules of their own: see `zkv.cli.verbs`.
 
 Exit status of ``zkv serve``: 0 after END, SIGTERM or SIGINT if everything was saved; 1 if not; 2 if
 the server did not start.
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from zkv import __version__
 from zkv.cli.reload import Reloader
 from zkv.cli.settings import add_flags, read_settings
-from zkv.cli.verbs import add_config, add_data_verbs, add_doctor
+from zkv.cli.verbs import add_config, add_data_verbs, add_doctor, add_metrics
 from zkv.collector import collecting
 from zkv.config import Settings
 from zkv.errors import StartupError
@@ -153,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(run=serve)
     add_config(verbs)
     add_doctor(verbs)
+    add_metrics(verbs)
     add_data_verbs(verbs)
     return parser
 

@@ -184,7 +184,7 @@ def _between(before: Sample, now: Sample) -> RatesBetween:
         before=before.info,
         seconds=seconds,
         requests=rates(0),
-        failures=rates(2),
+        failures=rates(3),
         latencies={op: _added(counts, then.get(op, [])) for op, counts in since.items()},
         cpu=rate(figures.CPU),
         log_bytes=rate(figures.LOG_WRITTEN),

@@ -41,6 +41,29 @@ def add_doctor(verbs: Verbs) -> None:
         "changed. The exit status is 0 if there is nothing to do, 1 if there is, 3 if no answer "
         "comes in time.",
     )
+    _add_endpoint(parser)
+    parser.add_argument("--json", action="store_true", help="an object for each finding")
+    parser.set_defaults(run=_late("doctor"))
+
+
+def add_metrics(verbs: Verbs) -> None:
+    """Add ``zkv metrics``."""
+    parser = verbs.add_parser(
+        "metrics",
+        help="serve the metrics of a running server by HTTP",
+        description="Serve /metrics, /healthz, /readyz and /readyz?for=write of a server that does "
+        "not do so itself. The server is asked for its figures at each request. The command runs "
+        "until SIGTERM or SIGINT. It needs the Python package prometheus-client.",
+    )
+    _add_endpoint(parser)
+    parser.add_argument(
+        "--listen", metavar="HOST:PORT", default="127.0.0.1:9555",
+        help="where to serve (port * = a free one); else 127.0.0.1:9555",
+    )  # fmt: skip
+    parser.set_defaults(run=_late("metrics"))
+
+
+def _add_endpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-e", "--endpoint", metavar="ENDPOINT",
         default=named_by_environment(),
@@ -50,8 +73,6 @@ def add_doctor(verbs: Verbs) -> None:
         "--timeout", metavar="TIME", type=durations.argument, default=5.0,
         help="how long to wait for an answer: seconds, or such as 500ms; else 5",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="an object for each finding")
-    parser.set_defaults(run=_late("doctor"))
 
 
 def add_config(verbs: Verbs) -> None:

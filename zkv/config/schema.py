@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from zkv.defaults import DEFAULT_ENDPOINT
-from zkv.endpoint import check_to_bind, is_any
+from zkv.endpoint import check_to_bind, is_any, split_http
 
 Positive = Annotated[int, Meta(ge=1, le=2**62)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
@@ -69,6 +69,12 @@ class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     history_bytes: Annotated[int, Meta(ge=0, le=2**62)] = 64 * 1024 * 1024
 
 
+class MetricsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The endpoint for monitoring."""
+
+    endpoint: str = ""
+
+
 class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The level, format and destination of the server's log."""
 
@@ -89,6 +95,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     server: ServerSettings = field(default_factory=ServerSettings)
     durability: DurabilitySettings = field(default_factory=DurabilitySettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     log: LogSettings = field(default_factory=LogSettings)
 
 
@@ -227,10 +234,20 @@ def _fault_of_endpoints(endpoints: list[str]) -> str | None:
     return None
 
 
+def _fault_of_http(endpoint: str) -> str | None:
+    try:
+        if endpoint:
+            split_http(endpoint)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 _RULES: Final[dict[str, Callable[[Any], str | None]]] = {
     "server.endpoints": _fault_of_endpoints,
     "server.feed": lambda feed: _fault_of_endpoints([feed] if feed else []),
     "durability.data_dir": _fault_of_directory,
+    "metrics.endpoint": _fault_of_http,
     "log.file": _fault_of_path,
 }
 """Rules that a type cannot express."""

@@ -7,7 +7,8 @@ small compared with the snapshot. So snapshots take at most a tenth of the time,
 restart replays stays in proportion to the snapshot that it loads.
 
 Every `LOOK_SECONDS`, or at each periodic snapshot if that is more often, the thread also checks
-that nobody else has changed the data directory. If somebody has removed, replaced or changed
+that nobody else has changed the data directory, and whether a disk that was full has space again.
+If somebody has removed, replaced or changed
 something, the log refuses writes. One interval later, when the change is probably complete, the
 thread writes a new snapshot and begins a new log. If the directory itself is gone, it cannot do
 that until the directory is back.
@@ -185,6 +186,8 @@ class Snapshotter:
         self._found = found
         if found is not None and (news or not self._wal.broken):
             self._wal.distrust(found)
+        if found is None:
+            self._wal.try_again()
         return news
 
     def _save_changes(self) -> int | ReadOnly:

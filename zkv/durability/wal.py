@@ -14,8 +14,8 @@ applies a commit as soon as it is queued, so later commands see it at once. Thei
 reply to the write itself, must wait until `safe_rev` has reached the newest revision that they
 reveal. Therefore nothing that a rollback undoes has ever been revealed.
 
-When a write fails (disk full, I/O error), the log truncates the file behind `safe_lsn`, rolls
-the keyspace back to it, and refuses writes; after `RETRY_SECONDS` the next write tries
+When a write fails (disk full, I/O error), the log truncates the file behind `safe_lsn`, rolls the
+keyspace back to it, and refuses writes; after `RETRY_SECONDS` the next write, or `try_again`, tries
 again. When an fdatasync fails, nobody knows what is on disk, and a second fdatasync would not tell
 (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020). The log also
 rolls back, and takes no write until a snapshot holds everything that the log held (`restart`), or
@@ -76,6 +76,10 @@ EPOCHS_KNOWN: Final = 100
 """For this many of the last epochs, `survived` knows what was safe when they ended."""
 RETRY_SECONDS: Final = 0.5
 """After a failed write, writes are refused for this long; then the next one tries the disk."""
+PROBE: Final = "probe.tmp"
+"""The file that `Wal.try_again` writes and removes. Recovery removes it, too."""
+PROBE_BYTES: Final = 64 * 1024
+"""Its size."""
 
 
 class Wal:
@@ -309,6 +313,28 @@ class Wal:
         with self._io:
             self._broken = True
             self._refuse(reason, None)
+
+    def try_again(self) -> None:
+        """Take writes again if they were refused and the disk has space now.
+
+        Otherwise only the next write would find that out. It may never come: who first asks whether
+        the server takes writes is told that it does not.
+        """
+        with self._io:
+            if self._refusal is None or self._broken or time.monotonic() < self._retry_at:
+                return
+            probe = self._directory / PROBE
+            try:
+                self.require_place()
+                with self._files.create(probe) as file:
+                    self._files.write(file, bytes(PROBE_BYTES))
+                    self._files.sync(file)
+                self._files.remove(probe)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._files.remove(probe)
+                return
+            self._resume()
 
     def close(self) -> None:
         """Close the file. Queued commits are lost."""

@@ -56,6 +56,7 @@ class Account:
         bytes_out: likewise of all replies.
         forwarded: the requests that this thread has left to the workers, the front's account only.
         taken: the requests that this thread has received, a worker's account only.
+        succeeded: number of requests that succeeded, by op.
         failures: (op, code) -> number of requests that failed with that code.
         deaths: how often a bug, or a lack of memory, ended a batch or the thread.
         unroutable: messages without a receiver, counted by mailboxes of threads that have died.
@@ -74,6 +75,7 @@ class Account:
         self.bytes_out = 0
         self.forwarded = Passed()
         self.taken = Passed()
+        self.succeeded: Counter[str] = Counter()
         self.failures: Counter[tuple[str, str]] = Counter()
         self.deaths = 0
         self.unroutable = 0
@@ -119,6 +121,7 @@ class Account:
         ops, bytes_in, bytes_out = batch.tally(up_to)
         for op, count in ops.items():
             self.latencies[op].add(step, took, count)
+            self.succeeded[op] += count
         self.bytes_in += bytes_in
         self.bytes_out += bytes_out
         if self.logs_requests and (answers := batch.answered(up_to)):

@@ -157,11 +157,14 @@ class Caller:
             body = encode_reply(reply)
             if isinstance(reply, Failure):
                 result = reply.code
-                self._account.failures[op, result] += 1
         subject = None
         if request is not None and self._account.logs_requests:
             subject = request.subject()
         self._account.add_call(op, subject, result, call.bytes_in, len(body), call.started)
+        if isinstance(reply, Failure):
+            self._account.failures[op, reply.code] += 1
+        else:
+            self._account.succeeded[op] += 1
         return body
 
     def flush(self) -> None:

@@ -218,10 +218,16 @@ def changes(node: Node, request: requests.Changes) -> Done:
 
 def info(node: Node, _request: requests.Info) -> Done:
     """Return version, limits, settings and statistics."""
+    reply = make_info(node)
+    return Done(reply, reply.rev)
+
+
+def make_info(node: Node) -> InfoReply:
+    """Return the reply to INFO. It reveals no newer revision than its own."""
     keyspace = node.engine.keyspace
     keys = len(keyspace)
-    rev = keyspace.rev  # Read last: the reply reveals no newer revision.
-    reply = InfoReply(
+    rev = keyspace.rev  # Read after what it is to cover.
+    return InfoReply(
         version=__version__,
         protocol=PROTOCOL_VERSION,
         rev=rev,
@@ -229,7 +235,6 @@ def info(node: Node, _request: requests.Info) -> Done:
         keys=keys,
         **node.facts(),
     )
-    return Done(reply, rev)
 
 
 def snapshot(node: Node, _request: requests.Snapshot) -> Answer:

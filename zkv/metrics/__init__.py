@@ -1,0 +1,1 @@
+"""The figures of a server for Prometheus: their text, and the HTTP endpoint that serves it."""
