@@ -34,8 +34,8 @@ $(PIP) install --log $(VENV)/build.log --no-deps --no-build-isolation -e .
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: again help run test test-python test-clients clients-deps torture fuzz mutants bench \
-        benchmark peers generate lint docs demo lock clean
+.PHONY: again help run test test-python test-clients clients-deps monitor-deps torture fuzz \
+        mutants bench benchmark peers generate lint docs demo lock clean
 
 help: ## Show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -55,6 +55,9 @@ test-clients: $(VENV)/dev.stamp ## Run the clients in all languages that are ins
 
 clients-deps: $(VENV)/dev.stamp ## Install the languages that the clients are written in: Debian or Ubuntu, as root
 	$(BIN)/python -m tests.clients install
+
+monitor-deps: ## Install Prometheus, which tests of the metrics run: Debian or Ubuntu, as root
+	apt-get install --yes --quiet --no-install-recommends prometheus
 
 torture: $(VENV)/dev.stamp ## Break it for half an hour: kills, power cuts, failing disks, retries
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -129,7 +129,7 @@ def test_who_does_not_ask_for_openmetrics_gets_the_classic_format(
 
 def test_promtool_finds_no_fault(server: ServerInProcess, client: Raw) -> None:
     if (promtool := shutil.which("promtool")) is None:
-        pytest.skip("NOT RUN: promtool is not installed here (make monitoring-deps)")
+        pytest.skip("NOT RUN: promtool is not installed here (make monitor-deps)")
     be_busy(client)
     text = ask(server.server.metrics, "/metrics").text
     done = subprocess.run(
