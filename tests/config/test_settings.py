@@ -63,6 +63,7 @@ def test_flags_override_the_environment_and_that_the_file(
 OTHER_TEXT: Final[dict[str, tuple[str, Any]]] = {
     "server.endpoints": ("ipc://a , ipc://b", ["ipc://a", "ipc://b"]),
     "server.feed": ("ipc://feed", "ipc://feed"),
+    "metrics.endpoint": ("http://127.0.0.1:1", "http://127.0.0.1:1"),
 }
 """Of settings for which not any text will do: the text of a variable, and the value."""
 
