@@ -107,13 +107,13 @@ def test_bad_message_is_told_and_answered(
     peer.reply([b"bad", b"well"])
     assert peer.receive() == [*envelope, b"bad"]
     assert peer.receive() == [b"other", b"", b"well"]
-    assert peer.mailbox.unroutable == 0
+    assert peer.mailbox.passed.unroutable == 0
 
 
 def test_message_without_a_sender_is_counted(peer: Peer) -> None:
     peer.send([b"alone"], [b""], [LONG], [b"a", b"", b"body"])
     assert peer.take() == [b"body"]
-    assert peer.mailbox.unroutable == 3
+    assert peer.mailbox.passed.unroutable == 3
     peer.reply([b"reply"])
     assert peer.waiting() == [[b"a", b"", b"reply"]]
 
@@ -354,7 +354,7 @@ def test_reply_to_a_front_that_is_gone(context: Context, way: Make) -> None:
         lambda: not int(peer.inner.getsockopt(zmq.EVENTS)) & zmq.POLLOUT, "it has seen the end"
     )
     peer.reply([b"reply", b"reply"])
-    assert peer.mailbox.unroutable == 2
+    assert peer.mailbox.passed.unroutable == 2
     peer.mailbox.close()
 
 
@@ -697,7 +697,7 @@ def test_both_ways_do_the_same(batches: list[list[Frames]]) -> None:
             while bodies := peer.take():
                 outcome.append(bodies)
                 peer.reply([b"reply %d" % number for number in range(len(bodies))])
-        outcomes.append((outcome, peer.waiting(), peer.mailbox.unroutable))
+        outcomes.append((outcome, peer.waiting(), peer.mailbox.passed.unroutable))
         peer.mailbox.close()
         peer.socket.close()
     terminate(context)

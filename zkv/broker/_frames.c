@@ -184,7 +184,7 @@ typedef struct {
     int waker;                   /* descriptor that ends a wait when it becomes readable */
     PyObject *stands_for[KINDS]; /* BadEnvelopes, in place of the body of a malformed message */
     PyObject *error;             /* makes an exception from an error number */
-    unsigned long long unroutable, dropped;
+    unsigned long long unroutable, dropped, bytes_in, bytes_out; /* see PassedMessages */
     int forwarded; /* The workers' socket has been used: its signal may have been reset. */
     size_t most, most_bytes; /* of a batch */
     size_t *order;           /* of sending: `most` places */
@@ -317,7 +317,7 @@ static int take_batch(Frames *self, Batch *to)
 }
 
 /* Complete the items of a batch that has been received. */
-static void complete(Batch *of)
+static void complete(Frames *self, Batch *of)
 {
     for (size_t i = 0; i < of->count; i++) {
         item *each = &of->items[i];
@@ -325,6 +325,7 @@ static void complete(Batch *of)
             find_body(of, each);
         else
             Py_INCREF(each->object);
+        self->bytes_in += each->size;
     }
 }
 
@@ -333,16 +334,20 @@ static int pass_message(Frames *self)
 {
     zmq_msg_t frame;
     int number = 0, more = 1, lost = 0;
+    size_t size = 0; /* of the body, the last frame */
     zmq.msg_init(&frame);
     while (more && !number) {
         number = receive_frame(&frame, self->behind.socket);
         more = !number && zmq.msg_more(&frame);
+        size = more || number ? 0 : zmq.msg_size(&frame);
         if (!number && !lost) {
             number = send_frame(&frame, self->front.socket, more);
             lost = is_lost(self, number);
             number = lost ? 0 : number;
         }
     }
+    if (!number && !lost)
+        self->bytes_out += size;
     zmq.msg_close(&frame);
     return number;
 }
@@ -476,7 +481,7 @@ static PyObject *frames_receive(Frames *self, PyObject *const *arguments, Py_ssi
         if (number == EINTR && PyErr_CheckSignals() < 0)
             return NULL;
     } while (number == EINTR);
-    complete(batch);
+    complete(self, batch);
     return is_error(number) ? fail(self, number) : Py_NewRef(Py_None);
 }
 
@@ -527,6 +532,8 @@ static int send_reply(Frames *self, Batch *batch, item *of)
     }
     if (!number)
         number = send_frame(&body, self->front.socket, 0);
+    if (!number)
+        self->bytes_out += of->reply_size;
     zmq.msg_close(&body);
     return number;
 }
@@ -654,14 +661,10 @@ static PyObject *frames_close(Frames *self, PyObject *unused)
     return close_end(&self->front) && close_end(&self->behind) ? Py_NewRef(Py_None) : NULL;
 }
 
-static PyObject *frames_unroutable(Frames *self, void *unused)
+static PyObject *frames_passed(Frames *self, void *unused)
 {
-    return PyLong_FromUnsignedLongLong(self->unroutable);
-}
-
-static PyObject *frames_dropped(Frames *self, void *unused)
-{
-    return PyLong_FromUnsignedLongLong(self->dropped);
+    return Py_BuildValue("(KKKK)", self->unroutable, self->dropped, self->bytes_in,
+                         self->bytes_out);
 }
 
 /* Take over a socket of pyzmq; None = there is none. 0, with an exception, if that failed. */
@@ -750,8 +753,7 @@ static PyMethodDef frames_methods[] = {
 };
 
 static PyGetSetDef frames_attributes[] = {
-    {"unroutable", (getter)frames_unroutable, NULL, NULL, NULL},
-    {"dropped", (getter)frames_dropped, NULL, NULL, NULL},
+    {"passed", (getter)frames_passed, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -14,6 +14,8 @@ import itertools
 import threading
 from collections import Counter, defaultdict
 from functools import partial
+from itertools import repeat
+from operator import add
 from typing import TYPE_CHECKING
 
 import zmq
@@ -26,7 +28,7 @@ from zkv.broker.mailbox import WORKERS_BATCH, Mailbox, connect_worker
 from zkv.broker.queue_wait import QueueWait
 from zkv.broker.sockets import INPROC
 from zkv.broker.worker import Worker
-from zkv.figures import STEPS, rounded, trimmed
+from zkv.figures import rounded, trimmed
 from zkv.requests.account import Account
 
 if TYPE_CHECKING:
@@ -72,7 +74,9 @@ class Broker:
         self._backend = f"inproc://zkv-workers-{next(_numbers)}"
         self._accounts = [Account(write_log, logs_requests)]
         """The front's and each worker's; the replacement of a dead worker continues its account."""
+        self._telling = threading.Lock()  # Protects the two below.
         self._queue_wait = QueueWait()
+        self._succeeded: Counter[str] = Counter()
         self._monitor = Monitor(self._context)
         self._front = Front(
             self._context,
@@ -172,46 +176,58 @@ class Broker:
             self._feed.wake()
 
     def statistics(self) -> dict[str, object]:
-        """Return INFO's fields about requests, latencies, failures and workers since the start.
+        """Return INFO's fields about requests, connections, the feed and workers since the start.
 
         A latency includes the time for which the reply waited for the disk: see `Account`.
         """
-        latencies: dict[str, list[int]] = {}
-        succeeded: Counter[str] = Counter()
-        seconds: defaultdict[str, float] = defaultdict(float)
-        failures: Counter[str] = Counter()
-        by_op: dict[str, dict[str, int]] = {}
         with self._lock:
-            unroutable = self._front.unroutable + sum(each.unroutable for each in self._workers)
+            unroutable = self._front.passed.unroutable + sum(
+                each.unroutable for each in self._workers
+            )
             unroutable += sum(account.unroutable for account in self._accounts)
-        for account in self._accounts:
-            for op, times in dict(account.latencies).items():
-                known = latencies.setdefault(op, [0] * STEPS)
-                latencies[op] = [sum(each) for each in zip(known, times.counts, strict=True)]
-                seconds[op] += times.total
-            succeeded.update(dict(account.succeeded))
-            for (op, code), count in dict(account.failures).items():
-                failures[code] += count
-                of_op = by_op.setdefault(op, {})
-                of_op[code] = of_op.get(code, 0) + count
-        return {
-            "requests": {op: sum(counts) for op, counts in latencies.items()},
-            "latencies": {op: trimmed(counts) for op, counts in latencies.items()},
-            "seconds": {op: rounded(total) for op, total in seconds.items()},
-            "queue_wait": self._queue_wait.report(self._accounts[0], self._accounts[1:]),
-            "bytes_in": sum(account.bytes_in for account in self._accounts),
-            "bytes_out": sum(account.bytes_out for account in self._accounts),
-            "succeeded": dict(succeeded),
-            "failures": dict(failures),
-            "failures_by_op": by_op,
+        with self._telling:
+            requests = self._requests()
+        return requests | {
             "unroutable": unroutable,
-            "replies_dropped": self._front.dropped,
+            "replies_dropped": self._front.passed.dropped,
+            "bytes_in": self._front.passed.bytes_in,
+            "bytes_out": self._front.passed.bytes_out,
             "connections": self._front.connections.open,
             "followers": 0 if self._feed is None else self._feed.connections.open,
             "handshakes_failed": self._failed_handshakes(),
             "workers_replaced": sum(account.deaths for account in self._accounts),
             "mailbox": "plain" if FRAMES is PythonFrames else "compiled",
             "feed": {} if self._feed is None else self._feed.statistics(),
+        }
+
+    def _requests(self) -> dict[str, object]:
+        """Return INFO's fields about requests."""
+        latencies: dict[str, list[int]] = {}
+        seconds: defaultdict[str, float] = defaultdict(float)
+        failures: Counter[str] = Counter()
+        by_op: dict[str, dict[str, int]] = {}
+        for account in self._accounts:
+            for op, times in dict(account.latencies).items():
+                known = latencies.get(op, repeat(0))
+                latencies[op] = list(map(add, known, times.counts))
+                seconds[op] += times.total
+            for (op, code), count in dict(account.failures).items():
+                failures[code] += count
+                of_op = by_op.setdefault(op, {})
+                of_op[code] = of_op.get(code, 0) + count
+        requests = {op: sum(counts) for op, counts in latencies.items()}
+        for op, count in requests.items():
+            succeeded = count - sum(by_op.get(op, {}).values())
+            # A failure that is being counted may seem to be a success. It must not decrease.
+            self._succeeded[op] = max(self._succeeded[op], succeeded)
+        return {
+            "requests": requests,
+            "latencies": {op: trimmed(counts) for op, counts in latencies.items()},
+            "seconds": {op: rounded(total) for op, total in seconds.items()},
+            "queue_wait": self._queue_wait.report(self._accounts[0], self._accounts[1:]),
+            "succeeded": {op: count for op, count in self._succeeded.items() if count},
+            "failures": dict(failures),
+            "failures_by_op": by_op,
         }
 
     def _failed_handshakes(self) -> dict[str, int]:

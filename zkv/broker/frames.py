@@ -40,6 +40,19 @@ class Bounds(NamedTuple):
     """Bytes after which a batch ends: its memory, apart from that of its largest message."""
 
 
+class PassedMessages(NamedTuple):
+    """The messages that a mailbox's socket has received and sent, and those that it could not."""
+
+    unroutable: int = 0
+    """Messages without a receiver, or without a sender to reply to."""
+    dropped: int = 0
+    """Replies for which a client had no capacity."""
+    bytes_in: int = 0
+    """Bytes of the bodies that were received."""
+    bytes_out: int = 0
+    """Bytes of the bodies that were sent."""
+
+
 COPIED: Final = 4_096
 """Bytes of a body above which it is copied before its envelope is sent."""
 
@@ -51,12 +64,8 @@ class Frames(Protocol):
     """
 
     @property
-    def unroutable(self) -> int:
-        """Number of messages without a receiver."""
-
-    @property
-    def dropped(self) -> int:
-        """Number of messages for which their receiver, a client, had no capacity."""
+    def passed(self) -> tuple[int, int, int, int]:
+        """The fields of `PassedMessages`."""
 
     def receive(
         self, batch: Batch, /, *, wait: bool, take: bool = True, capacity: bool = False
@@ -132,8 +141,12 @@ class PythonFrames:
         self._waker = waker
         self._bounds = bounds
         self._poller = self._make_poller(take=True, capacity=False)
-        self.unroutable = 0
-        self.dropped = 0
+        self._unroutable = self._dropped = self._bytes_in = self._bytes_out = 0
+
+    @property
+    def passed(self) -> tuple[int, int, int, int]:
+        """See `Frames`."""
+        return self._unroutable, self._dropped, self._bytes_in, self._bytes_out
 
     def receive(
         self, batch: Batch, /, *, wait: bool, take: bool = True, capacity: bool = False
@@ -155,6 +168,7 @@ class PythonFrames:
             and self.readable()
         ):
             size += self._take(batch)
+        self._bytes_in += sum(map(len, batch))
 
     def send(self, batch: Batch, /) -> None:
         """See `Frames`."""
@@ -215,11 +229,14 @@ class PythonFrames:
         Only the socket to clients, a ROUTER, tells one that has left from one that has no capacity.
         A worker's has a capacity without bound.
         """
+        size = len(message[-1])
         number = _send(self._socket, message)
         if number == zmq.EHOSTUNREACH or (number == zmq.EAGAIN and self._behind is None):
-            self.unroutable += 1
+            self._unroutable += 1
         elif number == zmq.EAGAIN:
-            self.dropped += 1
+            self._dropped += 1
+        else:
+            self._bytes_out += size
 
     def _take(self, batch: Batch) -> int:
         """Receive one message; return its size. It is discarded if there is no memory for it."""
@@ -227,7 +244,7 @@ class PythonFrames:
             return self._take_frames(batch)
         except MemoryError:
             self._skip_rest()
-            self.unroutable += 1
+            self._unroutable += 1
             raise
 
     def _take_frames(self, batch: Batch) -> int:
@@ -242,7 +259,7 @@ class PythonFrames:
                 batch.add(envelope, body)
                 return len(body) + sum(map(len, envelope))
         if len(envelope) < 2:
-            self.unroutable += 1
+            self._unroutable += 1
             return 0
         # Without a delimiter, only the first frame is known to be an address.
         batch.add([envelope[0], b""], NO_DELIMITER)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 import zmq
 
 from zkv.broker.connections import ConnectionCounter
+from zkv.broker.frames import PassedMessages
 from zkv.broker.mailbox import FRONTS_BATCH, QUEUED_PER_WORKER, FrontMailbox
 from zkv.broker.sockets import bind, close
 from zkv.broker.waiting import Answered, PendingRun, Safe, commit, make_safe
@@ -158,7 +159,7 @@ class FrontHandler:
     def _leave(self, batch: Batch, places: Sequence[int], started: float) -> Answered:
         """Leave the requests at ``places`` to the workers, apart from malformed messages."""
         left = self._refuse_malformed(batch, places)
-        self._account.forwarded = self._account.forwarded.plus(len(left), started)
+        self._account.add_passed(len(left), started)
         return Answered(left=left)
 
     def _refuse_malformed(self, batch: Batch, places: Sequence[int]) -> list[int]:
@@ -227,14 +228,9 @@ class Front:
         self._handler.set_result(handler)
 
     @property
-    def unroutable(self) -> int:
-        """Number of messages without a receiver."""
-        return 0 if self._mailbox is None else self._mailbox.unroutable
-
-    @property
-    def dropped(self) -> int:
-        """Number of replies for which their client had no capacity."""
-        return 0 if self._mailbox is None else self._mailbox.dropped
+    def passed(self) -> PassedMessages:
+        """The messages that have passed, and those that could not."""
+        return PassedMessages() if self._mailbox is None else self._mailbox.passed
 
     def drain(self, workers_alive: Callable[[], bool]) -> None:
         """Receive no more requests; return once the workers have all that had arrived.

@@ -24,7 +24,7 @@ from typing import Final, Protocol
 
 import zmq
 
-from zkv.broker.frames import Bounds, Frames
+from zkv.broker.frames import Bounds, Frames, PassedMessages
 from zkv.broker.waker import Waker
 from zkv.requests.batch import BadEnvelope, Batch, new_batch
 
@@ -85,14 +85,9 @@ class Mailbox:
         self._thread = threading.get_ident()
 
     @property
-    def unroutable(self) -> int:
-        """Number of messages and replies without a receiver."""
-        return self._frames.unroutable
-
-    @property
-    def dropped(self) -> int:
-        """Number of replies for which their client had no capacity."""
-        return self._frames.dropped
+    def passed(self) -> PassedMessages:
+        """The messages that have passed, and those that could not. Any thread."""
+        return PassedMessages(*self._frames.passed)
 
     def receive(self) -> Batch:
         """Wait for requests, and return them.

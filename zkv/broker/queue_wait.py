@@ -12,8 +12,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from zkv.requests.account import Passed
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -29,22 +27,24 @@ class QueueWait:
 
     def __init__(self) -> None:
         self._deaths = 0
-        self._lost = Passed()
+        self._lost = 0
+        self._lost_times = 0
         self._seconds = 0.0
 
     def report(self, front: Account, workers: Sequence[Account]) -> dict[str, float]:
         """Return how many requests the workers have taken, and the sum of their waits."""
         # In this order: what has been left meanwhile is not counted as taken.
-        sums = [worker.taken for worker in workers]
-        taken = Passed(sum(each.number for each in sums), sum(each.times for each in sums))
-        left, deaths = front.forwarded, sum(each.deaths for each in (front, *workers))
-        now = time.perf_counter()
-        waiting = left.number - taken.number - self._lost.number
+        taken, taken_times = map(sum, zip(*(worker.passed for worker in workers), strict=True))
+        left, left_times = front.passed
+        deaths = sum(each.deaths for each in (front, *workers))
+        now = int(time.perf_counter() * 1e9)
+        waiting = left - taken - self._lost
         if deaths != self._deaths or waiting < 0:
             self._deaths = deaths
-            self._lost = self._lost.plus(waiting, now)
+            self._lost += waiting
+            self._lost_times += waiting * now
             waiting = 0
-        waited = taken.times + self._lost.times + waiting * int(now * 1e9) - left.times
+        waited = taken_times + self._lost_times + waiting * now - left_times
         # Between the readings above, a little may be counted that the next one finds shorter.
         self._seconds = max(self._seconds, waited / 1e9)
-        return {"count": taken.number, "sum": round(self._seconds, 6)}
+        return {"count": taken, "sum": round(self._seconds, 6)}

@@ -107,7 +107,7 @@ class WorkerHandler:
         """See `Handler`."""
         started = time.perf_counter()
         engine, caller, account = self._engine, self._caller, self._account
-        account.taken = account.taken.plus(len(batch), started)
+        account.add_passed(len(batch), started)
         epoch = engine.epoch
         newest, calls = self._run_all(batch)
         revealed = Safe(
@@ -204,7 +204,7 @@ class Worker:
     @property
     def unroutable(self) -> int:
         """Number of messages without a receiver."""
-        return 0 if self._mailbox is None else self._mailbox.unroutable
+        return 0 if self._mailbox is None else self._mailbox.passed.unroutable
 
     def start(self) -> None:
         """Start the thread, and wait until it can receive."""

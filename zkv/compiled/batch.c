@@ -227,9 +227,14 @@ static PyObject *batch_places(Batch *self, PyObject *revision)
     return places;
 }
 
-/* Make a dict of the counts that are not 0, by the name of the op. */
-static PyObject *by_op(const size_t counts[OPS])
+static PyObject *batch_ops(Batch *self, PyObject *revision)
 {
+    int64_t up_to = PyLong_AsLongLong(revision);
+    size_t counts[OPS] = {0};
+    if (PyErr_Occurred())
+        return NULL;
+    for (size_t i = 0; i < self->count; i++)
+        counts[self->items[i].op] += self->items[i].reveals <= up_to;
     PyObject *ops = PyDict_New();
     for (int op = NONE + 1; ops != NULL && op < OPS; op++) {
         PyObject *count = counts[op] ? PyLong_FromSize_t(counts[op]) : NULL;
@@ -238,22 +243,6 @@ static PyObject *by_op(const size_t counts[OPS])
         Py_XDECREF(count);
     }
     return ops;
-}
-
-static PyObject *batch_tally(Batch *self, PyObject *revision)
-{
-    int64_t up_to = PyLong_AsLongLong(revision);
-    size_t counts[OPS] = {0}, in = 0, out = 0;
-    if (PyErr_Occurred())
-        return NULL;
-    for (size_t i = 0; i < self->count; i++) {
-        const item *of = &self->items[i];
-        int counted = of->op != NONE && of->reveals <= up_to;
-        counts[of->op] += (size_t)counted;
-        in += counted ? of->size : 0;
-        out += counted ? of->reply_size : 0;
-    }
-    return Py_BuildValue("(Nnn)", by_op(counts), (Py_ssize_t)in, (Py_ssize_t)out);
 }
 
 static PyObject *batch_answered(Batch *self, PyObject *revision)
@@ -308,7 +297,7 @@ static PyMethodDef batch_methods[] = {
     {"clear", (PyCFunction)batch_clear, METH_NOARGS, NULL},
     {"split", (PyCFunction)batch_split, METH_O, NULL},
     {"places", (PyCFunction)batch_places, METH_O, NULL},
-    {"tally", (PyCFunction)batch_tally, METH_O, NULL},
+    {"ops", (PyCFunction)batch_ops, METH_O, NULL},
     {"answered", (PyCFunction)batch_answered, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from zkv.figures import Buckets, step_of
 from zkv.log import RequestRecord, RunRecord
@@ -20,25 +20,15 @@ if TYPE_CHECKING:
     from zkv.log import AnyRecord
     from zkv.requests.batch import Batch
 
+SUCCESSES: Final = frozenset({"ok", "replayed"})
+"""The results of requests that succeed, in the request log."""
 UNREADABLE: Final = "-"
 """The op of a request that could not be decoded, in the statistics and the log."""
 
 
-class Passed(NamedTuple):
-    """Requests that have passed a point on their way.
-
-    Args:
-        number: how many.
-        times: the sum of the times at which they passed, in ns of `time.perf_counter`. As an int,
-            it stays exact.
-    """
-
-    number: int = 0
-    times: int = 0
-
-    def plus(self, number: int, at: float) -> Passed:
-        """Return the sum after ``number`` more, at the time ``at`` in seconds."""
-        return Passed(self.number + number, self.times + number * int(at * 1e9))
+Passed = tuple[int, int]
+"""Requests that have passed a point on their way: how many, and the sum of the times at which they
+did, in ns of `time.perf_counter`. As an int, the sum stays exact."""
 
 
 class Account:
@@ -52,11 +42,7 @@ class Account:
         logs_requests: true while a line is logged for each request. The supervisor changes it.
         latencies: by op. A latency is measured from when a worker takes up the request, or the
             front the batch, up to the reply.
-        bytes_in: size of the bodies of all requests.
-        bytes_out: likewise of all replies.
-        forwarded: the requests that this thread has left to the workers, the front's account only.
-        taken: the requests that this thread has received, a worker's account only.
-        succeeded: number of requests that succeeded, by op.
+        passed: the requests that the front has left to the workers, or that a worker has received.
         failures: (op, code) -> number of requests that failed with that code.
         deaths: how often a bug, or a lack of memory, ended a batch or the thread.
         unroutable: messages without a receiver, counted by mailboxes of threads that have died.
@@ -71,11 +57,7 @@ class Account:
         self.logs_requests = logs_requests
         self._records: list[AnyRecord] = []
         self.latencies: defaultdict[str, Buckets] = defaultdict(Buckets)
-        self.bytes_in = 0
-        self.bytes_out = 0
-        self.forwarded = Passed()
-        self.taken = Passed()
-        self.succeeded: Counter[str] = Counter()
+        self.passed: Passed = (0, 0)
         self.failures: Counter[tuple[str, str]] = Counter()
         self.deaths = 0
         self.unroutable = 0
@@ -94,15 +76,17 @@ class Account:
         Args:
             op: its name.
             subject: its key, or its number of keys.
-            result: ``ok``, ``replayed``, or the error code.
+            result: one of `SUCCESSES`, or the error code.
             bytes_in: size of the request body.
             bytes_out: size of the reply body.
             started: when the thread took it up, by `time.perf_counter`.
         """
         took = time.perf_counter() - started
-        self.latencies[op].add_time(took)
-        self.bytes_in += bytes_in
-        self.bytes_out += bytes_out
+        latencies = self.latencies[op]
+        latencies.counts[step_of(took)] += 1
+        latencies.total += took
+        if result not in SUCCESSES:
+            self.failures[op, result] += 1
         if self.logs_requests:
             self._records.append(
                 RequestRecord(time.time(), op, subject, result, bytes_in, bytes_out, took)
@@ -118,14 +102,17 @@ class Account:
         """
         took = time.perf_counter() - started
         step = step_of(took)
-        ops, bytes_in, bytes_out = batch.tally(up_to)
-        for op, count in ops.items():
-            self.latencies[op].add(step, took, count)
-            self.succeeded[op] += count
-        self.bytes_in += bytes_in
-        self.bytes_out += bytes_out
+        for op, count in batch.ops(up_to).items():
+            latencies = self.latencies[op]
+            latencies.counts[step] += count
+            latencies.total += took * count
         if self.logs_requests and (answers := batch.answered(up_to)):
             self._records.append(RunRecord(time.time(), took, answers))
+
+    def add_passed(self, number: int, at: float) -> None:
+        """Count requests that have passed, at a time by `time.perf_counter`."""
+        before, times = self.passed
+        self.passed = before + number, times + number * int(at * 1e9)  # Both at once, for readers.
 
     def flush(self) -> None:
         """Pass the records to the request log."""

@@ -92,11 +92,8 @@ class Batch(Protocol):
     def places(self, after: int, /) -> list[int]:
         """Return the places of the lane's answers that reveal a later revision than this."""
 
-    def tally(self, up_to: int, /) -> tuple[dict[str, int], int, int]:
-        """Count the lane's answers that reveal no later revision than this, by op.
-
-        Returns the counts, and the sizes of the requests' bodies and of the replies.
-        """
+    def ops(self, up_to: int, /) -> dict[str, int]:
+        """Count the lane's answers that reveal no later revision than this, by op."""
 
     def answered(self, up_to: int, /) -> list[Answer]:
         """Return the log records of the lane's answers that reveal no later revision than this."""
@@ -168,9 +165,9 @@ class PythonBatch:
         """See `Batch`."""
         return []
 
-    def tally(self, up_to: int, /) -> tuple[dict[str, int], int, int]:
+    def ops(self, up_to: int, /) -> dict[str, int]:
         """See `Batch`."""
-        return {}, 0, 0
+        return {}
 
     def answered(self, up_to: int, /) -> list[Answer]:
         """See `Batch`."""

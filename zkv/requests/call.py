@@ -161,10 +161,6 @@ class Caller:
         if request is not None and self._account.logs_requests:
             subject = request.subject()
         self._account.add_call(op, subject, result, call.bytes_in, len(body), call.started)
-        if isinstance(reply, Failure):
-            self._account.failures[op, reply.code] += 1
-        else:
-            self._account.succeeded[op] += 1
         return body
 
     def flush(self) -> None:

@@ -90,14 +90,14 @@ def mailbox(data: bytes) -> None:
     messages = [message.split(BETWEEN) for message in data.split(APART)]
     outcomes = []
     for peer in _ways[0].peers:
-        before = peer.mailbox.unroutable
+        before = peer.mailbox.passed.unroutable
         peer.send(*messages)
         peer.mailbox.stop()  # So that it does not wait where nothing can be answered.
         outcome: list[Any] = []
         while bodies := peer.take():
             outcome.append(bodies)
             peer.reply([b"reply %d" % number for number in range(len(bodies))])
-        outcomes.append((outcome, peer.waiting(), peer.mailbox.unroutable - before))
+        outcomes.append((outcome, peer.waiting(), peer.mailbox.passed.unroutable - before))
     assert outcomes[0] == outcomes[1]
 
 
