@@ -12,6 +12,7 @@ import zmq
 from tests.conftest import Connect
 from tests.support import FREE_PORT, Message, ServerInProcess, eventually, new_garbage, pack, unpack
 from zkv import collector
+from zkv.activity import Activity
 
 PUT: Message = {"op": "PUT", "key": "k", "value": "text"}
 REQUESTS: dict[str, list[Message]] = {
@@ -55,7 +56,7 @@ def _is_ours(each: object) -> bool:
 def test_what_stays_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collector, "ROUND_SECONDS", 0.001)
     usual = gc.get_threshold()
-    with collector.collecting():
+    with collector.collecting(Activity("collector")):
         kept: list[list[object]] = [[] for _ in range(1_000)]
         eventually(lambda: _is_frozen(kept), "that it is frozen")
         assert gc.get_threshold() != usual

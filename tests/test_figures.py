@@ -268,10 +268,11 @@ def test_replies_that_nobody_reads_are_counted(
 def test_replies_to_clients_that_have_left_are_counted(
     server: ServerInProcess, client: Raw, connect: Connect, disk: BadDisk
 ) -> None:
-    gate = threading.Event()
+    entered, gate = threading.Event(), threading.Event()
     write = disk.write
 
     def wait(file: BinaryIO, data: bytes) -> None:
+        entered.set()
         gate.wait(LIMIT)
         write(file, data)
 
@@ -280,7 +281,7 @@ def test_replies_to_clients_that_have_left_are_counted(
     leaver.send(pack({"op": "SNAPSHOT"}))
     leaver.send(pack({"op": "PUT", "key": "k", "value": 1}))
     leaver.send(pack({"op": "COUNT"}))
-    eventually(lambda: server.server._broker._accounts[0].passed[0], "it has arrived")
+    assert entered.wait(LIMIT)
     leaver.close()
     eventually(lambda: server.server._broker._front.connections.closed == 1, "it has left")
     gate.set()

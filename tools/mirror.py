@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from zkv.protocol import replies, requests
-from zkv.protocol.codec import MAX_SESSION_BYTES
+from zkv.protocol.codec import MAX_SESSION_BYTES, MAX_TRACE_BYTES
 from zkv.requests.commands import MAX_REMEMBERED_REPLY
 
 TARGET: Final = Path(__file__).parents[1] / "zkv/compiled/names.h"
@@ -25,7 +25,7 @@ OPS: Final = (
     requests.Get, requests.Put, requests.Incr, requests.MGet, requests.MPut, requests.Txn,
 )  # fmt: skip
 """The requests that the lane runs."""
-OPTIONAL: Final = ("by", "id", "session", "seq", "if")
+OPTIONAL: Final = ("by", "id", "session", "seq", "if", "timing", "trace")
 """The optional fields that the lane handles; it leaves a request with any other to the commands."""
 REPLIES: Final = (
     replies.GetReply, replies.WriteReply, replies.IncrReply, replies.MGetReply, replies.TxnReply,
@@ -82,6 +82,7 @@ def render() -> str:
     lines += [
         "",
         f"#define MAX_SESSION_BYTES {MAX_SESSION_BYTES}",
+        f"#define MAX_TRACE_BYTES {MAX_TRACE_BYTES}",
         f"#define MAX_REMEMBERED_REPLY {MAX_REMEMBERED_REPLY}",
         "",
         "#endif",

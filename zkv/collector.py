@@ -21,18 +21,24 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from zkv.activity import Activity
+
 ROUND_SECONDS: Final = 0.25
 NEVER: Final = 2**30
 """Threshold of the oldest generation: only the thread collects it."""
 
 
 @contextlib.contextmanager
-def collecting() -> Iterator[None]:
-    """Let a thread collect and freeze within the block. Enter it once the store is loaded."""
+def collecting(activity: Activity) -> Iterator[None]:
+    """Let a thread collect and freeze within the block. Enter it once the store is loaded.
+
+    Args:
+        activity: goes on while it collects.
+    """
     usual = young, middle, _ = gc.get_threshold()
     gc.set_threshold(young, middle, NEVER)
     closing = threading.Event()
-    thread = threading.Thread(target=_run, args=(closing,), name="zkv-collector")
+    thread = threading.Thread(target=_run, args=(closing, activity), name="zkv-collector")
     thread.start()
     try:
         yield
@@ -43,8 +49,9 @@ def collecting() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _run(closing: threading.Event) -> None:
+def _run(closing: threading.Event, activity: Activity) -> None:
     gc.freeze()
     while not closing.wait(ROUND_SECONDS):
-        gc.collect()
-        gc.freeze()
+        with activity:
+            gc.collect()
+            gc.freeze()

@@ -61,8 +61,8 @@ class Server:
         fsync: when a write reaches the disk: ``always``, ``interval`` or ``never``.
         workers: threads for requests that are not simple; None = 1 without a ``data_dir``, else 2.
         **settings: other settings of the tables ``server``, ``durability`` and ``limits`` of
-            config.toml, by their names there: ``max_value_bytes=1_000_000``. The variables
-            ``ZKV_CFG_...`` are for `zkv serve`, and not read here.
+            config.toml, by their names there: ``max_value_bytes=1_000_000``; and ``slow`` of the
+            table ``metrics``. The variables ``ZKV_CFG_...`` are for `zkv serve`, and not read here.
 
     Raises:
         ConfigError: a setting is unknown, of the wrong type or out of range; also a ValueError.
@@ -240,7 +240,8 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
 def _sorted_into_tables(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Arrange ``settings`` by the tables of config.toml. Names of settings are unique."""
     table_of = {name: table for table, cls in _TABLES.items() for name in cls.__struct_fields__}
-    tables: dict[str, dict[str, Any]] = {table: {} for table in _TABLES}
+    table_of["slow"] = "metrics"  # Not its endpoint: a program watches its own server itself.
+    tables: dict[str, dict[str, Any]] = {table: {} for table in set(table_of.values())}
     for name, value in settings.items():
         if name not in table_of:
             raise ConfigError(f"zkv.Server: unknown setting `{name}`")

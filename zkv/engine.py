@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from zkv.activity import Activities
 from zkv.clock import Clock
 from zkv.durability.committer import CommitGroup, Committer, settle
 from zkv.durability.files import Files
@@ -71,13 +72,19 @@ class _OnDisk:
         self.wal.on_closed = self.storage.expect
         return recovered
 
-    def prepare(self, keyspace: Keyspace, saved_rev: int) -> None:
+    def prepare(self, keyspace: Keyspace, saved_rev: int, activities: Activities) -> None:
         """Create the threads."""
+        self.wal.beginning_segment = activities.new("segment")
         settings = self._settings
         interval = settings.fsync_interval if settings.fsync == "interval" else None
         self.committer = Committer(self.wal, interval)
         self.snapshotter = Snapshotter(
-            keyspace, self.storage, self.wal, saved_rev, settings.snapshot_interval
+            keyspace,
+            self.storage,
+            self.wal,
+            saved_rev,
+            settings.snapshot_interval,
+            activities.new("snapshot"),
         )
 
 
@@ -89,6 +96,7 @@ class Engine:
         limits: bounds of sessions and history.
         files: access to the file system.
         now: the clock, Unix time in ms; by default one that is never earlier than the data.
+        activities: gets those of the log and of snapshots.
 
     Raises:
         LockedError: another server uses the data directory.
@@ -102,8 +110,10 @@ class Engine:
         limits: LimitSettings,
         files: Files | None = None,
         now: Callable[[], int] | None = None,
+        activities: Activities | None = None,
     ) -> None:
         self.settings = settings
+        self._activities = activities or Activities()
         self._started = False
         self.lasting = settings.data_dir is not None
         """True if there is a disk that writes can be on."""
@@ -137,7 +147,7 @@ class Engine:
         self.keyspace = Keyspace(clock, sessions, history, recovered.entries, recovered.rev, log)
         log.attach(self.keyspace.lock, self.keyspace.roll_back)
         self._expirer = Expirer(self.keyspace, self._secure_removals)
-        disk.prepare(self.keyspace, recovered.snapshot_rev)
+        disk.prepare(self.keyspace, recovered.snapshot_rev, self._activities)
 
     def start(self) -> None:
         """Start the threads."""
@@ -185,7 +195,7 @@ class Engine:
     @property
     def syncs_quickly(self) -> bool:
         """True if recent syncs were quick, and no snapshot is being written."""
-        busy = self._disk is not None and self._disk.snapshotter.writing
+        busy = self._disk is not None and self._disk.snapshotter.writing.since is not None
         return self.log.syncs_quickly and not busy
 
     def secure(self, patient: bool = True) -> None:

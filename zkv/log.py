@@ -61,11 +61,13 @@ class RequestRecord(NamedTuple):
     bytes_out: int
     duration: float
     """Seconds from decoding the request to encoding the reply."""
+    trace: str | None = None
+    """The field of that name in the request."""
 
 
-Answer = tuple[str, str | int, int, int]
+Answer = tuple[str, str | int, int, int, str | None]
 """Of a request that the lane has answered: its op, its key or number of keys, the bytes of its
-body, and the bytes of its reply."""
+body, the bytes of its reply, and its trace."""
 
 
 class RunRecord(NamedTuple):
@@ -84,8 +86,8 @@ class RunRecord(NamedTuple):
         """Return one record for each request."""
         time, duration = self.time, self.duration
         return [
-            RequestRecord(time, op, subject, "ok", bytes_in, bytes_out, duration)
-            for op, subject, bytes_in, bytes_out in self.answers
+            RequestRecord(time, op, subject, "ok", bytes_in, bytes_out, duration, trace)
+            for op, subject, bytes_in, bytes_out, trace in self.answers
         ]
 
 
@@ -259,6 +261,10 @@ def _whole_second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
+def _traced(trace: str | None) -> str:
+    return "" if trace is None else f" trace={trace!r}"
+
+
 class _Text:
     """Lines for people: time, level, and text."""
 
@@ -278,6 +284,7 @@ class _Text:
         return (
             f"{_timestamp(record.time)} INFO {record.op}{subject} {record.result}"
             f" in={record.bytes_in} out={record.bytes_out} us={record.duration * 1e6:.0f}"
+            f"{_traced(record.trace)}"
         )
 
     @staticmethod
@@ -285,10 +292,10 @@ class _Text:
         begin = f"{_timestamp(run.time)} INFO "
         end = f" us={run.duration * 1e6:.0f}"
         return [
-            f"{begin}{op} key={subject!r} ok in={bytes_in} out={bytes_out}{end}"
+            f"{begin}{op} key={subject!r} ok in={bytes_in} out={bytes_out}{end}{_traced(trace)}"
             if isinstance(subject, str)
-            else f"{begin}{op} keys={subject} ok in={bytes_in} out={bytes_out}{end}"
-            for op, subject, bytes_in, bytes_out in run.answers
+            else f"{begin}{op} keys={subject} ok in={bytes_in} out={bytes_out}{end}{_traced(trace)}"
+            for op, subject, bytes_in, bytes_out, trace in run.answers
         ]
 
 
@@ -325,6 +332,8 @@ class _Json:
             line["key"] = record.subject
         elif record.subject is not None:
             line["keys"] = record.subject
+        if record.trace is not None:
+            line["trace"] = record.trace
         return json.dumps(line)
 
 

@@ -21,12 +21,14 @@ import resource
 import threading
 import time
 from concurrent.futures import Future
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from zkv import compiled
+from zkv.activity import Activities
 from zkv.broker.broker import Broker
 from zkv.broker.front import FrontHandler
 from zkv.broker.worker import WorkerHandler
@@ -34,8 +36,10 @@ from zkv.engine import Engine
 from zkv.errors import ReadOnly, ShuttingDown
 from zkv.metrics.endpoint import MetricsEndpoint
 from zkv.protocol.codec import KeyLimits
+from zkv.requests.account import Account
 from zkv.requests.commands import Node, make_info
 from zkv.requests.lane import open_lane, open_worker_lane
+from zkv.requests.slow_log import SlowLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +47,6 @@ if TYPE_CHECKING:
     from zkv.config import Settings
     from zkv.durability.files import Files
     from zkv.log import AnyRecord
-    from zkv.requests.account import Account
 
 _log = logging.getLogger("zkv.server")
 
@@ -83,6 +86,9 @@ class ServerCore:
         self._ended: Future[int] | None = None
         self._failed = False
         self._started = time.monotonic()
+        self.activities = Activities()
+        """The activities beside requests."""
+        self._slow = SlowLog(settings.metrics.slow, self.activities)
         self._engine: Engine
         self._serving = False
         """True once requests are answered."""
@@ -97,8 +103,9 @@ class ServerCore:
             max_message_bytes=settings.limits.max_message_bytes,
             worker_died=lambda: self._events.put(Event.WORKER_DIED),
             front_died=lambda: self._events.put(Event.FRONT_DIED),
-            write_log=write_log,
-            logs_requests=self._logs_requests(),
+            new_account=partial(
+                Account, write_log, self._logs_requests(), self._slow, self.activities
+            ),
         )
 
     @property
@@ -167,6 +174,7 @@ class ServerCore:
         """
         self._settings = settings
         self._broker.log_requests(self._logs_requests())
+        self._slow.set_threshold(settings.metrics.slow)
 
     def wait(self) -> bool:
         """Supervise until the server has stopped; return True if everything has been saved.
@@ -204,7 +212,7 @@ class ServerCore:
 
     def _open(self) -> Engine:
         limits = self._settings.limits
-        engine = Engine(self._settings.durability, limits, self._files)
+        engine = Engine(self._settings.durability, limits, self._files, activities=self.activities)
         keys = KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch)
         self._node = Node(
             engine=engine,
@@ -212,6 +220,7 @@ class ServerCore:
             max_reply_bytes=limits.max_reply_bytes,
             facts=self._facts,
             stop=self._end,
+            slow=self._slow,
         )
         self._lane = open_lane(engine.keyspace, keys, limits.max_reply_bytes, engine.syncs_each)
         self._broker.publish(engine.keyspace)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ from tests.compiled.sanitizer import COMPILER, run_under_address_sanitizer
 from tests.conftest import Connect
 from tests.support import LIMIT, ROOT, Frames, ServerInProcess, eventually, terminate
 from zkv.broker import frames
-from zkv.broker.frames import COMPILED, PythonFrames
+from zkv.broker.frames import COMPILED, STAMP, PythonFrames
 from zkv.broker.mailbox import WORKERS_BATCH, ReplyFailedError
 from zkv.requests.batch import (
     NO_BODY,
@@ -514,6 +515,15 @@ def narrow(context: Context, way: Make) -> Iterator[Middle]:
         yield middle
 
 
+def requested(worker: Socket) -> list[bytes]:
+    """The frames of a request that was left, without the stamp in front of them."""
+    stamp, *frames = worker.recv_multipart()
+    arrived, waited = STAMP.unpack(stamp)
+    assert 0 < arrived <= time.perf_counter()
+    assert waited == 0
+    return frames
+
+
 def test_what_is_left_goes_to_those_behind_and_their_reply_to_the_client(middle: Middle) -> None:
     worker = middle.add_worker()
     middle.ask(b"1", b"2", b"3")
@@ -521,7 +531,7 @@ def test_what_is_left_goes_to_those_behind_and_their_reply_to_the_client(middle:
     middle.reply([None, b"two", None], [], [0, 2])
     assert middle.client.recv_multipart() == [b"", b"two"]
     for number in (b"1", b"3"):
-        *envelope, delimiter, body = worker.recv_multipart()
+        *envelope, delimiter, body = requested(worker)
         assert (delimiter, body) == (b"", number)
         worker.send_multipart([*envelope, b"", b"reply", b"of", LONG])  # Whatever it is made of.
     worker.send_multipart([b"nobody", b"", b"reply"])
@@ -555,7 +565,7 @@ def test_replies_to_one_client_keep_their_order(middle: Middle) -> None:
 def test_replies_pass_while_it_waits_for_requests(middle: Middle) -> None:
     def answer_and_ask() -> None:
         with middle.add_worker() as worker:
-            *envelope, _ = worker.recv_multipart()
+            *envelope, _ = requested(worker)
             worker.send_multipart([*envelope, b"one"])
             assert middle.client.recv_multipart() == [b"", b"one"]
         middle.ask(b"2")
@@ -583,7 +593,7 @@ def test_nothing_is_taken_while_those_behind_have_no_room(narrow: Middle) -> Non
     def work() -> None:
         with narrow.add_worker() as worker:
             for _ in range(count):
-                *_, body = worker.recv_multipart()
+                *_, body = requested(worker)
                 taken.append(body)
 
     thread = threading.Thread(target=work)
@@ -603,7 +613,7 @@ def test_replies_pass_while_it_waits_for_room(narrow: Middle) -> None:
     narrow.reply([None] * count, [], list(range(count)))
     thread = threading.Thread(target=narrow.take)
     thread.start()
-    *envelope, _ = worker.recv_multipart()
+    *envelope, _ = requested(worker)
     try:
         for number in range(10_000):
             for _ in range(2):
@@ -640,7 +650,7 @@ def end(middle: Middle, worker: Socket, later: Later) -> None:
     """What happens while the front waits for its end."""
     assert middle.mailbox.drained.wait(LIMIT)
     middle.ask(b"too late")
-    *envelope, _ = worker.recv_multipart()
+    *envelope, _ = requested(worker)
     worker.send_multipart([*envelope, b"three"])
     worker.close()
     middle.mailbox.stop()

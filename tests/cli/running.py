@@ -46,11 +46,11 @@ def run(
 
 
 def run_in_bash(script: str, **env: str) -> Result:
-    """Run a script in which zkv-cli is a command."""
+    """Run a script in which zkv-cli is a command, perhaps many times."""
     define = f'zkv-cli() {{ {shlex.join(COMMAND)} "$@"; }}\n'
     return subprocess.run(
         ["bash", "-c", define + script], cwd=ROOT, env=environment() | env, capture_output=True,
-        timeout=LIMIT, check=False,
+        timeout=3 * LIMIT, check=False,
     )  # fmt: skip
 
 

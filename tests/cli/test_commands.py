@@ -125,7 +125,7 @@ def test_the_help_lists_each_command_with_an_example_that_works(
     assert names == [
         "put", "get", "touch", "delete", "incr", "mput", "mget", "scan", "count", "mdelete",
         "txn", "changes", "rename", "history", "watch", "export", "import", "top", "ping",
-        "info", "snapshot", "end", "completion",
+        "info", "slow", "snapshot", "end", "completion",
     ]  # fmt: skip
     for name in names:
         assert f"\n  {name}" in helped

@@ -62,6 +62,14 @@ sessions = st.sampled_from(["s", "s", "é" * 32])
 odd_sessions = sessions | st.sampled_from(["x" * 65, "", b"s", None])
 seqs = st.sampled_from([1, 2, 3, 4, 5, 300])
 odd_seqs = seqs | st.sampled_from([2**62, 2**63, 0, -1, None])
+told: Values = st.sampled_from([
+    {}, {}, {}, {"timing": True}, {"timing": False}, {"trace": "t"},
+    {"timing": True, "trace": "é" * 32},
+])  # fmt: skip
+odd_told: Values = told | st.sampled_from([
+    {"timing": 1}, {"timing": None}, {"trace": None}, {"trace": ""}, {"trace": "x" * 65},
+    {"trace": b"t"}, {"trace": "é" * 33}, {"trace": 1},
+])  # fmt: skip
 names = st.sampled_from(
     ["op", "key", "keys", "value", "by", "items", "ops", "if", "id", "ttl", "prev", "session"]
 )
@@ -144,9 +152,10 @@ def bodies(draw: st.DrawFn) -> bytes:
     """The body of a request with its fields in any order."""
     if draw(st.sampled_from([True, True, True, False])):
         request = draw(draw(st.sampled_from(good)))
-        return encode(_in_any_order(draw, _complete(draw, request, ids, sessions, seqs)))
+        request = {**_complete(draw, request, ids, sessions, seqs), **draw(told)}
+        return encode(_in_any_order(draw, request))
     request = draw(draw(st.sampled_from(odd + good)))
-    request = _complete(draw, request, odd_ids, odd_sessions, odd_seqs)
+    request = {**_complete(draw, request, odd_ids, odd_sessions, odd_seqs), **draw(odd_told)}
     return _spoilt(draw, encode(_in_any_order(draw, request)))
 
 

@@ -630,6 +630,52 @@ WAITING: Final = [
     ),
 ]
 
+SLOW_LOG: Final = ("tests/server/test_slow_log.py",)
+IN_SLOW_LOG: Final = [
+    Mutant(
+        "the wait for the disk counts as running",
+        "zkv/requests/slow_log.py",
+        "self.executed - self.started - self.waited,",
+        "finished - self.started - self.waited,",
+        (*SLOW_LOG, "-k", "slow_disk"),
+    ),
+    Mutant(
+        "the front's wait for the lock counts as the queue",
+        "zkv/requests/slow_log.py",
+        "self.started - self.arrived - self.lock_wait,",
+        "self.started - self.arrived,",
+        (*SLOW_LOG, "-k", "held_lock"),
+    ),
+    Mutant(
+        "a parked reply of the lane says nothing of the disk",
+        "zkv/broker/waiting.py",
+        "self._account.add_run(batch, ALL, *self._times)",
+        "self._account.add_run(batch, ALL, *self._times[:2])",
+        (*SLOW_LOG, "-k", "slow_disk"),
+    ),
+    Mutant(
+        "a request arrives when a worker takes it up",
+        "zkv/broker/worker.py",
+        "return self._caller.run(body, batch.arrived(place), batch.lock_wait(place))",
+        "return self._caller.run(body, batch.taken, batch.lock_wait(place))",
+        (*SLOW_LOG, "-k", "busy_worker"),
+    ),
+    Mutant(
+        "a repeat must have the same trace",
+        "zkv/protocol/codec.py",
+        "                trace=None,\n",
+        "",
+        (*SLOW_LOG, "-k", "remembered"),
+    ),
+    Mutant(
+        "a request is beside itself",
+        "zkv/activity.py",
+        "own.overlaps(began, ended, before=started)",
+        "own.overlaps(began, ended)",
+        (*SLOW_LOG, "-k", "busy_worker"),
+    ),
+]
+
 IN_FEED: Final = [
     Mutant(
         "a heartbeat tells what is not published",
@@ -872,6 +918,6 @@ SETTINGS: Final = [
 ]
 
 MUTANTS: Final = [
-    *IN_C, *AT_THE_START, *CODEC_AND_EXACTLY_ONCE, *EXPIRY, *LOG, *WAITING, *IN_FEED, *CLIENT,
-    *SETTINGS,
+    *IN_C, *AT_THE_START, *CODEC_AND_EXACTLY_ONCE, *EXPIRY, *LOG, *WAITING, *IN_SLOW_LOG, *IN_FEED,
+    *CLIENT, *SETTINGS,
 ]  # fmt: skip

@@ -43,6 +43,21 @@ class Example(NamedTuple):
     pinned: Fields | None = None
 
 
+PINNED_SLOW: Final[Fields] = {
+    "entries": [
+        {
+            "time": 1_767_225_600_000,
+            "user": None,
+            "op": "PUT",
+            "key": "visits",
+            "bytes": 39,
+            "timing": {"queue": 0, "lock": 0, "execute": 29, "sync": 20_411, "total": 20_440},
+            "batch": 3,
+            "beside": ["snapshot"],
+            "trace": None,
+        }
+    ],
+}
 PINNED_INFO: Final[Fields] = {
     "uptime": 12.5,
     "endpoints": ["tcp://127.0.0.1:5555"],
@@ -183,6 +198,7 @@ EXAMPLES: Final[dict[str, list[Example]]] = {
         Example("", {"since": 11, "prefix": "visits", "limit": 100}),
     ],
     "INFO": [Example("", {}, pinned=PINNED_INFO)],
+    "SLOW": [Example("", {"limit": 1}, pinned=PINNED_SLOW)],
     "SNAPSHOT": [Example("", {})],
     "failures": [
         Example("A field that the op does not know:", {"op": "GET", "kye": "a"}, "BAD_REQUEST"),

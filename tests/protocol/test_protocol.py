@@ -66,6 +66,7 @@ WHOLE: list[tuple[str, Fields, requests.Request]] = [
     ("MPUT", {"items": pack({})}, requests.MPut(items={})),
     ("MDELETE", {"keys": pack(["a"])}, requests.MDelete(keys=["a"])),
     ("INFO", {}, requests.Info()),
+    ("SLOW", {}, requests.Slow()),
     ("SNAPSHOT", {}, requests.Snapshot()),
     ("END", {}, requests.End()),
 ]

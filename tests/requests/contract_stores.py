@@ -24,12 +24,14 @@ import pytest
 
 from tests.requests.roads import Delayed, Roads, SteppedEngine
 from tests.support import LIMIT, Message, unpack
+from zkv.activity import Activities
 from zkv.config import Settings, build, override
 from zkv.durability.files import Files
 from zkv.engine import Engine
 from zkv.errors import ReadOnly
 from zkv.protocol.codec import KeyLimits
 from zkv.requests.commands import Node
+from zkv.requests.slow_log import SlowLog
 
 RETRIED = {"BUSY", "READ_ONLY", "SHUTTING_DOWN"}
 """Codes with ``retry: true``."""
@@ -168,6 +170,7 @@ def node_for(engine: Engine, settings: Settings) -> Node:
         max_reply_bytes=limits.max_reply_bytes,
         facts=facts,
         stop=stop,
+        slow=SlowLog(0, Activities()),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -146,6 +147,7 @@ class Roads:
         batch = new_batch()
         for place in places:
             batch.add([], bodies[place])
+        batch.taken = time.perf_counter()
         answered = handler.answer(batch) or Answered()
         self._answered.append((handler, answered))
         later = [

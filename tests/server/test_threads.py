@@ -27,6 +27,7 @@ from zkv.durability.storage import Storage
 from zkv.engine import Engine
 from zkv.keyspace import Keyspace
 from zkv.log import Log
+from zkv.requests.account import Account
 
 
 class SimulatedDeath(BaseException):
@@ -215,6 +216,6 @@ def test_so_many_threads_serve_the_connections(
     with ServerInProcess(tmp_path / "data", server=settings) as server:
         clients = [connect(server.endpoint) for _ in range(5)]
         assert all(client.ok(op="PUT", key="k", value=1)["rev"] for client in clients)
-    broker = Broker(["tcp://127.0.0.1:*"], "", count, 1_024, lambda: None, lambda: None)
+    broker = Broker(["tcp://127.0.0.1:*"], "", count, 1_024, lambda: None, lambda: None, Account)
     assert broker._context.get(zmq.IO_THREADS) == count
     broker._context.term()

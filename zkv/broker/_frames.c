@@ -24,6 +24,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 /* --- libzmq ---------------------------------------------------------------------------------- */
 
@@ -186,6 +187,7 @@ typedef struct {
     PyObject *error;             /* makes an exception from an error number */
     unsigned long long unroutable, dropped, bytes_in, bytes_out; /* see PassedMessages */
     int forwarded; /* The workers' socket has been used: its signal may have been reset. */
+    int stamped;   /* each message begins with a frame of the front: when it was taken up */
     size_t most, most_bytes; /* of a batch */
     size_t *order;           /* of sending: `most` places */
 } Frames;
@@ -276,14 +278,52 @@ static int take_frames(Frames *self, Batch *to, enum kind *kind)
     return 0;
 }
 
+/* Seconds, by the clock of `time.perf_counter`. */
+static double clock_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+/* Receive the first frame of a stamped message. 0, or an error number. */
+static int take_stamp(Frames *self, stamp *to)
+{
+    zmq_msg_t frame;
+    *to = (stamp){0, 0};
+    if (!self->stamped)
+        return 0;
+    zmq.msg_init(&frame);
+    int number = receive_frame(&frame, self->front.socket);
+    if (!number && zmq.msg_size(&frame) == sizeof *to)
+        memcpy(to, zmq.msg_data(&frame), sizeof *to);
+    zmq.msg_close(&frame);
+    return number;
+}
+
+/* Send a stamp in front of a message that is forwarded. 0, or an error number. */
+static int send_stamp(Frames *self, stamp of)
+{
+    zmq_msg_t frame;
+    if (zmq.msg_init_size(&frame, sizeof of) < 0)
+        return zmq.last_error();
+    memcpy(zmq.msg_data(&frame), &of, sizeof of);
+    int number = send_frame(&frame, self->behind.socket, 1);
+    zmq.msg_close(&frame);
+    return number;
+}
+
 /* Receive the next message into the batch. 0, or an error number; EAGAIN if there is none. One
  * without a sender to reply to, or without memory, is counted as unroutable and not added. */
 static int take_message(Frames *self, Batch *to)
 {
     enum kind kind;
     size_t first = to->frame_count;
+    stamp from;
     item *next = next_item(to);
-    int number = next == NULL ? ENOMEM : take_frames(self, to, &kind);
+    int number = next == NULL ? ENOMEM : take_stamp(self, &from);
+    if (!number)
+        number = take_frames(self, to, &kind);
     if (number)
         return number;
     if (to->frame_count == first) {
@@ -292,6 +332,8 @@ static int take_message(Frames *self, Batch *to)
     }
     next->first = first;
     next->end = to->frame_count;
+    next->arrived = from.arrived;
+    next->waited = from.waited;
     if (kind != COMPLETE)
         next->object = self->stands_for[kind]; /* The reference follows with Python's lock. */
     to->count++;
@@ -313,6 +355,8 @@ static int take_batch(Frames *self, Batch *to)
         for (; counted < to->frame_count; counted++)
             bytes += zmq.msg_size(frame_at(to, counted));
     }
+    if (any)
+        to->taken = clock_now();
     return any ? 0 : number;
 }
 
@@ -596,7 +640,7 @@ static PyObject *frames_send(Frames *self, PyObject *argument)
 /* Forward one message. 0, or an error number; EAGAIN if the workers have no capacity. */
 static int forward_message(Frames *self, Batch *batch, item *of)
 {
-    int number = 0;
+    int number = send_stamp(self, (stamp){batch->taken, batch->waited});
     for (size_t i = of->first; i < of->end && !number; i++)
         number = send_frame(frame_at(batch, i), self->behind.socket, i + 1 < of->end);
     if (!number) {
@@ -697,13 +741,14 @@ static int is_batch_type(PyObject *type)
 static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
     PyObject *front, *batch_type, *no_delimiter, *no_body, *two_bodies, *error, *behind = Py_None;
+    int stamped = 0;
     static char *names[] = {"socket", "waker", "batch_type", "most", "most_bytes", "no_delimiter",
-                            "no_body", "two_bodies", "error", "behind", NULL};
+                            "no_body", "two_bodies", "error", "behind", "stamped", NULL};
     int waker;
     Py_ssize_t most, most_bytes;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OiOnnOOOO|O", names, &front, &waker,
-                                     &batch_type, &most, &most_bytes, &no_delimiter, &no_body,
-                                     &two_bodies, &error, &behind))
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OiOnnOOOO|Op", names, &front,
+                                     &waker, &batch_type, &most, &most_bytes, &no_delimiter,
+                                     &no_body, &two_bodies, &error, &behind, &stamped))
         return NULL;
     if (zmq.version == NULL || most < 1 || most_bytes < 1)
         return PyErr_Format(PyExc_ValueError, "attach to libzmq first; bounds must be positive");
@@ -713,6 +758,7 @@ static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *k
     if (self == NULL)
         return NULL;
     self->waker = waker;
+    self->stamped = stamped;
     self->stands_for[NO_DELIMITER] = Py_NewRef(no_delimiter);
     self->stands_for[NO_BODY] = Py_NewRef(no_body);
     self->stands_for[TWO_BODIES] = Py_NewRef(two_bodies);

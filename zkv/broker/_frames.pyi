@@ -24,6 +24,7 @@ class Frames:
         two_bodies: BadEnvelope,
         error: Callable[[int], Exception],
         behind: zmq.Socket[bytes] | None = None,
+        stamped: bool = False,
     ) -> Frames: ...
     @property
     def passed(self) -> tuple[int, int, int, int]: ...

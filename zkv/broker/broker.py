@@ -25,11 +25,9 @@ from zkv.broker.feed import Feed
 from zkv.broker.frames import FRAMES, PythonFrames
 from zkv.broker.front import Front
 from zkv.broker.mailbox import WORKERS_BATCH, Mailbox, connect_worker
-from zkv.broker.queue_wait import QueueWait
 from zkv.broker.sockets import INPROC
 from zkv.broker.worker import Worker
 from zkv.figures import rounded, trimmed
-from zkv.requests.account import Account
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
     from zkv.broker.front import FrontHandler
     from zkv.broker.worker import WorkerHandler
     from zkv.keyspace import Keyspace
-    from zkv.log import AnyRecord
+    from zkv.requests.account import Account
 
 _numbers = itertools.count()
 
@@ -52,8 +50,7 @@ class Broker:
         max_message_bytes: a larger message ends its connection.
         worker_died: called in the thread of a worker that dies, so it must return at once.
         front_died: called in the thread of the front if that dies, likewise.
-        write_log: takes request records; None if requests are never logged.
-        logs_requests: log requests from the start.
+        new_account: makes the account of a thread.
     """
 
     def __init__(
@@ -64,18 +61,16 @@ class Broker:
         max_message_bytes: int,
         worker_died: Callable[[], None],
         front_died: Callable[[], None],
-        write_log: Callable[[list[AnyRecord]], None] | None = None,
-        logs_requests: bool = False,
+        new_account: Callable[[], Account],
     ) -> None:
         self._shares_context = any(name.startswith(INPROC) for name in (*endpoints, feed))
         self._context: zmq.Context[zmq.Socket[bytes]] = (
             zmq.Context.instance() if self._shares_context else zmq.Context(io_threads)
         )
         self._backend = f"inproc://zkv-workers-{next(_numbers)}"
-        self._accounts = [Account(write_log, logs_requests)]
+        self._accounts = [new_account()]
         """The front's and each worker's; the replacement of a dead worker continues its account."""
-        self._telling = threading.Lock()  # Protects the two below.
-        self._queue_wait = QueueWait()
+        self._telling = threading.Lock()  # Protects what is below.
         self._succeeded: Counter[str] = Counter()
         self._monitor = Monitor(self._context)
         self._front = Front(
@@ -90,8 +85,7 @@ class Broker:
         )
         self._feed = Feed(self._context, feed, self._monitor) if feed else None
         self._make_handler: Callable[[Account], WorkerHandler]
-        self._write_log = write_log
-        self._logs_requests = logs_requests
+        self._new_account = new_account
         self._worker_died = worker_died
         self._names = (f"zkv-worker-{number}" for number in itertools.count(1))
         self._lock = threading.Lock()  # Protects the two lists below.
@@ -132,7 +126,7 @@ class Broker:
             make_front_handler: makes the front's handler, likewise.
         """
         self._make_handler = make_handler
-        self._accounts += [Account(self._write_log, self._logs_requests) for _ in range(workers)]
+        self._accounts += [self._new_account() for _ in range(workers)]
         front, *others = self._accounts
         for account in others:
             self._add_worker(account)
@@ -224,7 +218,10 @@ class Broker:
             "requests": requests,
             "latencies": {op: trimmed(counts) for op, counts in latencies.items()},
             "seconds": {op: rounded(total) for op, total in seconds.items()},
-            "queue_wait": self._queue_wait.report(self._accounts[0], self._accounts[1:]),
+            "queue_wait": {
+                "count": sum(account.taken for account in self._accounts),
+                "sum": rounded(sum(account.queued for account in self._accounts)),
+            },
             "succeeded": {op: count for op, count in self._succeeded.items() if count},
             "failures": dict(failures),
             "failures_by_op": by_op,
@@ -255,7 +252,7 @@ class Broker:
 
     def _open_mailbox(self) -> Mailbox:
         socket = connect_worker(self._context, self._backend)
-        return Mailbox(partial(FRAMES, socket, bounds=WORKERS_BATCH))
+        return Mailbox(partial(FRAMES, socket, bounds=WORKERS_BATCH, stamped=True))
 
     def _died(self, worker: Worker) -> None:
         worker.account.deaths += 1

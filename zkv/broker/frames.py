@@ -12,7 +12,9 @@ loaded, so one binary works with every pyzmq, and the process never has a second
 from __future__ import annotations
 
 import logging
+import struct
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -53,6 +55,9 @@ class PassedMessages(NamedTuple):
     """Bytes of the bodies that were sent."""
 
 
+STAMP: Final = struct.Struct("=dd")
+"""The first frame of a message to a worker: when the front took it up, by `time.perf_counter`, and
+for how many seconds the front has waited for the lock since then."""
 COPIED: Final = 4_096
 """Bytes of a body above which it is copied before its envelope is sent."""
 
@@ -114,6 +119,7 @@ class MakeFrames(Protocol):
         waker: int,
         bounds: Bounds,
         behind: zmq.Socket[bytes] | None = None,
+        stamped: bool = False,
     ) -> Frames:
         """Return `Frames`, which own the sockets from now on."""
 
@@ -127,6 +133,7 @@ class PythonFrames:
         bounds: bounds of a batch.
         behind: forwards messages to workers and receives their replies, likewise; None if there
             are none.
+        stamped: each message begins with a `STAMP`: those that `forward` sends.
     """
 
     def __init__(
@@ -135,8 +142,10 @@ class PythonFrames:
         waker: int,
         bounds: Bounds,
         behind: zmq.Socket[bytes] | None = None,
+        stamped: bool = False,
     ) -> None:
         self._socket = socket
+        self._stamped = stamped
         self._behind = behind
         self._waker = waker
         self._bounds = bounds
@@ -169,6 +178,7 @@ class PythonFrames:
         ):
             size += self._take(batch)
         self._bytes_in += sum(map(len, batch))
+        batch.taken = time.perf_counter()
 
     def send(self, batch: Batch, /) -> None:
         """See `Frames`."""
@@ -189,7 +199,8 @@ class PythonFrames:
         """See `Frames`."""
         for number, place in enumerate(places):
             try:
-                message = [*(batch.envelope(place) or []), batch[place]]
+                stamp = STAMP.pack(batch.taken, batch.waited)
+                message = [stamp, *(batch.envelope(place) or []), batch[place]]
                 if self._behind is None or _send(self._behind, message):
                     return number
             except MemoryError:
@@ -250,19 +261,20 @@ class PythonFrames:
     def _take_frames(self, batch: Batch) -> int:
         """Receive one message. Its first frame is the sender's address, which the ROUTER adds."""
         recv, option = self._socket.recv, self._socket.getsockopt
+        stamp = STAMP.unpack(recv()) if self._stamped else ()
         envelope = [recv()]
         while option(zmq.RCVMORE):
             frame = recv()
             envelope.append(frame)
             if not frame:
                 body = self._take_body()
-                batch.add(envelope, body)
+                batch.add(envelope, body, *stamp)
                 return len(body) + sum(map(len, envelope))
         if len(envelope) < 2:
             self._unroutable += 1
             return 0
         # Without a delimiter, only the first frame is known to be an address.
-        batch.add([envelope[0], b""], NO_DELIMITER)
+        batch.add([envelope[0], b""], NO_DELIMITER, *stamp)
         return len(envelope[0])
 
     def _take_body(self) -> bytes | BadEnvelope:
@@ -332,6 +344,7 @@ def _find_compiled() -> MakeFrames | None:
         waker: int,
         bounds: Bounds,
         behind: zmq.Socket[bytes] | None = None,
+        stamped: bool = False,
     ) -> Frames:
         return _frames.Frames(
             socket=socket,
@@ -344,6 +357,7 @@ def _find_compiled() -> MakeFrames | None:
             two_bodies=TWO_BODIES,
             error=_error,
             behind=behind,
+            stamped=stamped,
         )
 
     return make

@@ -88,25 +88,26 @@ class FrontHandler:
 
     def answer(self, batch: Batch) -> Answered | None:
         """See `Handler`."""
-        started = time.perf_counter()
+        started = batch.taken
         log, account = self._log, self._account
         epoch = log.epoch
         if self._lane is None or self._stopping():
-            return self._leave(batch, range(len(batch)), started)
+            return Answered(left=self._refuse_malformed(batch, range(len(batch))))
         left, newest = self._lane.run(batch, account.logs_requests)
-        answered = self._leave(batch, left, started) if left else None
-        safe_rev = ALL
+        answered = Answered(left=self._refuse_malformed(batch, left)) if left else None
+        safe_rev, executed = ALL, None
         # The order matters: see `zkv.broker.waiting`. Most batches are safe, and end here.
         if newest > log.safe_rev or log.epoch != epoch:
             held = answered or Answered()
-            safe_rev = self._hold(held, batch, newest, epoch, started)
+            executed = time.perf_counter()
+            safe_rev = self._hold(held, batch, newest, epoch, executed)
             answered = held if held.group is not None else answered
-        account.add_run(batch, safe_rev, started)
+        account.add_run(batch, safe_rev, started, batch.waited, executed)
         account.flush()
         return answered
 
     def _hold(
-        self, answered: Answered, batch: Batch, newest: int, epoch: int, started: float
+        self, answered: Answered, batch: Batch, newest: int, epoch: int, executed: float
     ) -> int:
         """Have the replies that are not safe wait for a commit group; return what is safe."""
         engine = self._engine
@@ -121,7 +122,8 @@ class FrontHandler:
         if places:
             group.lsn = engine.last_lsn
             answered.group = group
-            run = PendingRun(self._caller, self._account, group, started)
+            times = (batch.taken, batch.waited, executed)
+            run = PendingRun(self._caller, self._account, group, times)
             answered.later = [(places, run)]
         return safe.rev
 
@@ -155,12 +157,6 @@ class FrontHandler:
     def give_up(self, body: bytes | BadEnvelope, error: BaseException) -> bytes:
         """See `Handler`."""
         return self._caller.give_up(None if isinstance(body, BadEnvelope) else body, error)
-
-    def _leave(self, batch: Batch, places: Sequence[int], started: float) -> Answered:
-        """Leave the requests at ``places`` to the workers, apart from malformed messages."""
-        left = self._refuse_malformed(batch, places)
-        self._account.add_passed(len(left), started)
-        return Answered(left=left)
 
     def _refuse_malformed(self, batch: Batch, places: Sequence[int]) -> list[int]:
         """Answer the malformed messages at ``places``; return the places of the others."""

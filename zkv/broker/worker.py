@@ -107,9 +107,11 @@ class WorkerHandler:
         """See `Handler`."""
         started = time.perf_counter()
         engine, caller, account = self._engine, self._caller, self._account
-        account.add_passed(len(batch), started)
-        epoch = engine.epoch
+        account.taken += len(batch)
+        account.queued += batch.queued
+        epoch, waited = engine.epoch, engine.keyspace.lock.waited
         newest, calls = self._run_all(batch)
+        executed, waited = time.perf_counter(), engine.keyspace.lock.waited - waited
         revealed = Safe(
             max([newest, *[call.rev for call in calls.values()]]),
             max([call.lsn for call in calls.values()], default=0),
@@ -127,13 +129,14 @@ class WorkerHandler:
                 batch.set_reply(place, caller.finish(call, result))
             else:
                 waiting.take(place, call, result)
-        run = PendingRun(caller, account, group, started)
+        run = PendingRun(caller, account, group, (started, waited, executed))
         for places, pending in ((waiting.places, waiting), (batch.places(safe.rev), run)):
             if places:
                 group.lsn = engine.last_lsn
                 answered.group = group
                 later.append((places, pending))
-        account.add_run(batch, safe.rev, started)
+        if len(calls) < len(batch):
+            account.add_run(batch, safe.rev, started, waited, executed)
         caller.flush()
         return answered if later else None
 
@@ -156,17 +159,23 @@ class WorkerHandler:
         calls: dict[int, Call] = {}
         for place in range(len(batch)):
             lane = None if self._stopping() else self._lane
-            rev = None if lane is None else lane.run(batch, place, self._account.logs_requests)
+            rev = None if lane is None else self._run_in_lane(lane, batch, place)
             if rev is None:
-                calls[place] = self._run(batch[place])
+                calls[place] = call = self._run(batch, place)
+                call.batch = len(batch)
             else:
                 newest = max(newest, rev)
         return newest, calls
 
-    def _run(self, body: bytes | BadEnvelope) -> Call:
+    def _run_in_lane(self, lane: WorkerLane, batch: Batch, place: int) -> int | None:
+        with self._account.activity:
+            return lane.run(batch, place, self._account.logs_requests)
+
+    def _run(self, batch: Batch, place: int) -> Call:
+        body = batch[place]
         if isinstance(body, BadEnvelope):
             return self._caller.refuse(body.error(body.reason))[0]
-        return self._caller.run(body)
+        return self._caller.run(body, batch.arrived(place), batch.lock_wait(place))
 
 
 class Worker:

@@ -96,7 +96,7 @@ exit status:
   0 done; 1 a negative answer (NOT_FOUND, CONFLICT); 2 wrong usage, or refused by the server;
   3 no answer in time"""
 
-_OF_THE_SERVER: Final = frozenset({"ping", "info", "snapshot", "end", "completion"})
+_OF_THE_SERVER: Final = frozenset({"ping", "info", "slow", "snapshot", "end", "completion"})
 _ALL: Final = {**OPS, **PROGRAMS}
 COMMANDS: Final = {name: _ALL[name] for name in sorted(_ALL, key=_OF_THE_SERVER.__contains__)}
 """Lower-case name -> command, in the order of the help: commands for entries come first."""

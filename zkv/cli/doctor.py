@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
         endpoints = check_option(options.endpoint)
         policy = RetryPolicy(wait_for_start=False)
         with Client(endpoints, options.timeout, retry=policy) as client:
-            for finding in examine(client):
+            for finding in _findings(options.latency)(client):
                 _print(finding, options.json)
                 status = WRONG if finding.level == ACT else status
     except NoReplyError as error:
@@ -98,6 +98,15 @@ def run(options: argparse.Namespace) -> int:
         complain("zkv", str(error))
         return USAGE
     return status
+
+
+def _findings(of_latency: bool) -> Callable[[Client], Iterator[Diagnosis]]:
+    """The function that examines a server."""
+    if not of_latency:
+        return examine
+    from zkv.cli import latency
+
+    return latency.examine
 
 
 def examine(client: Client) -> Iterator[Diagnosis]:

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable
 
 from zkv import __version__
+from zkv.activity import SHORT_SECONDS
 from zkv.cli.reload import Reloader
 from zkv.cli.settings import add_flags, read_settings
 from zkv.cli.verbs import add_config, add_data_verbs, add_doctor, add_metrics
@@ -67,7 +68,7 @@ def serve(options: argparse.Namespace) -> int:
         _handle_signals_of_operators(server, log, reloader)
         server.start()
         _handle_signals_to_stop(server)
-        with collecting():
+        with collecting(server.activities.new("collector", SHORT_SECONDS)):
             return _serve(server)
     finally:
         log.close()

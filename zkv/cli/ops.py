@@ -223,6 +223,8 @@ SCAN_META: Final = flag("--meta", "also print type, revision and time to live, i
 KEYS_ONLY: Final = flag("--keys-only", "do not print values")
 REVERSE: Final = flag("--reverse", "from the last key to the first")
 CHANGED_PREFIX: Final = option("--prefix", "PREFIX", "only keys with this prefix")
+SLOW_LIMIT: Final = option("--limit", "N", "how many to print at most; default: 100", whole)
+RESET: Final = flag("--reset", "forget all slow requests afterwards")
 CHANGES_LIMIT: Final = option("--limit", "N", "about how many to print; default: 1000", whole)
 
 DURABLE: Final = flag("--durable", "wait until the write is on disk, whatever the server's policy")
@@ -326,6 +328,10 @@ _TABLE: Final = (
     Command(
         "info", "print what the server reports about itself", "info",
         text=text.info, view=_info_view,
+    ),
+    Command(
+        "slow", "print the newest slow requests: time, op, key, and where their time went", "slow",
+        (SLOW_LIMIT, RESET), given("limit", "reset"), text.slow, note=text.after_slow,
     ),
     Command("snapshot", "write a snapshot now, and wait for it", "snapshot", text=text.saved),
     Command(

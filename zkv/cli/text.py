@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from os.path import isfile
 from typing import Any, Final
 
@@ -157,6 +158,43 @@ def after_changes(reply: Reply) -> str:
     return f"up to revision {following} of {newest}; to continue: SINCE {following}"
 
 
+PARTS: Final = ("queue", "lock", "execute", "sync")
+"""The parts of a request's time, in their order."""
+
+
+def slow(reply: Reply) -> str | bytes:
+    """The reply to SLOW: a line for each request."""
+    return _lines(map(_slow, reply["entries"]))
+
+
+def _slow(entry: Mapping[str, Any]) -> str:
+    key, verb = _painter("key", _key), _painter("op", str)
+    timing = entry["timing"]
+    parts = [f"{name} {_ms(timing[name])}" for name in PARTS if timing[name]]
+    subject = key(entry["key"]) if "key" in entry else _number_of_keys(entry.get("keys"))
+    others = [f"batch of {entry['batch']}"] if entry["batch"] > 1 else []
+    others += [f"beside {', '.join(entry['beside'])}"] if entry["beside"] else []
+    others += [f"trace {word(entry['trace'])}"] if entry["trace"] is not None else []
+    others += [f"user {entry['user']}"] if entry["user"] is not None else []
+    when = datetime.fromtimestamp(entry["time"] / 1000, UTC).isoformat("T", "milliseconds")
+    fields = [when.replace("+00:00", "Z"), verb(entry["op"]), subject]
+    took = f"{_ms(timing['total'])}: {', '.join(parts) or 'less than 1 us'}"
+    return "\t".join([*fields, took, *others])
+
+
+def _number_of_keys(keys: int | None) -> str:
+    return "-" if keys is None else f"{keys} keys"
+
+
+def _ms(microseconds: int) -> str:
+    return f"{microseconds / 1000:g} ms"
+
+
+def after_slow(reply: Reply) -> str:
+    """The note after SLOW, if there is nothing."""
+    return "" if reply["entries"] else "no request has been slow; metrics.slow sets what is"
+
+
 def ping(reply: Reply) -> str:
     """The reply to PING."""
     return f"zkv {reply['version']}, protocol {reply['protocol']}"
@@ -229,6 +267,6 @@ def _fact(fact: Any) -> str:
         case None:
             return "none"
         case list():
-            return " ".join(map(_fact, fact))
+            return " ".join(map(_fact, fact)) or "none"
         case _:
             return to_json(fact)

@@ -42,6 +42,9 @@ def add_doctor(verbs: Verbs) -> None:
         "comes in time.",
     )
     _add_endpoint(parser)
+    parser.add_argument(
+        "--latency", action="store_true", help="instead: why requests were slow, from the slow log"
+    )
     parser.add_argument("--json", action="store_true", help="an object for each finding")
     parser.set_defaults(run=_late("doctor"))
 

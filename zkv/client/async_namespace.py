@@ -586,6 +586,15 @@ class AsyncClientOps(AsyncKeyOps):
         """Return the server's settings, contents and counters, as in the protocol's INFO."""
         return await self._run(operations.info())
 
+    async def slow(self, limit: int = 100, *, reset: bool = False) -> list[dict[str, Any]]:
+        """Return the newest slow requests, the newest first, as in the protocol's SLOW.
+
+        Args:
+            limit: how many at most.
+            reset: make the server forget them all afterwards.
+        """
+        return await self._run(operations.slow(limit, reset))
+
     async def snapshot(self, timeout: Seconds | None = None) -> int:  # noqa: ASYNC109  of the request
         """Make the server write a snapshot with every write answered before; return its revision.
 

@@ -574,6 +574,15 @@ class ClientOps(KeyOps):
         """Return the server's settings, contents and counters, as in the protocol's INFO."""
         return self._run(operations.info())
 
+    def slow(self, limit: int = 100, *, reset: bool = False) -> list[dict[str, Any]]:
+        """Return the newest slow requests, the newest first, as in the protocol's SLOW.
+
+        Args:
+            limit: how many at most.
+            reset: make the server forget them all afterwards.
+        """
+        return self._run(operations.slow(limit, reset))
+
     def snapshot(self, timeout: Seconds | None = None) -> int:
         """Make the server write a snapshot with every write answered before; return its revision.
 

@@ -396,6 +396,11 @@ def info() -> Operation[dict[str, Any]]:
     return Operation("INFO", {}, _facts)
 
 
+def slow(limit: int, reset: bool) -> Operation[list[dict[str, Any]]]:
+    """Ask for the newest slow requests."""
+    return Operation("SLOW", {"limit": limit, "reset": reset}, itemgetter("entries"))
+
+
 def place() -> Operation[tuple[int, object]]:
     """Ask for the store's revision and the endpoint of its feed, by INFO."""
     return Operation("INFO", {}, itemgetter("rev", "feed"))

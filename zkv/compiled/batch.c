@@ -37,13 +37,14 @@ void batch_answer(Batch *self, size_t place, span reply, int op, int64_t reveals
 
 /* --- Requests --------------------------------------------------------------------------------- */
 
-/* add(envelope, body): see PythonBatch; likewise below. */
+/* add(envelope, body, arrived, waited): see PythonBatch; likewise below. */
 static PyObject *batch_add(Batch *self, PyObject *arguments)
 {
     PyObject *envelope, *body;
     char *bytes = NULL;
     Py_ssize_t size = 0;
-    if (!PyArg_ParseTuple(arguments, "OO", &envelope, &body))
+    double arrived = 0, waited = 0;
+    if (!PyArg_ParseTuple(arguments, "OO|dd", &envelope, &body, &arrived, &waited))
         return NULL;
     if (PyObject_TypeCheck(body, &PyBytes_Type) && PyBytes_AsStringAndSize(body, &bytes, &size) < 0)
         return NULL;
@@ -54,6 +55,8 @@ static PyObject *batch_add(Batch *self, PyObject *arguments)
     of->object = Py_NewRef(body);
     of->body = (unsigned char *)bytes;
     of->size = (size_t)size;
+    of->arrived = arrived;
+    of->waited = waited;
     self->count++;
     Py_RETURN_NONE;
 }
@@ -103,6 +106,64 @@ static PyObject *batch_envelope(Batch *self, PyObject *place)
     return Py_NewRef(of->envelope == NULL ? Py_None : of->envelope);
 }
 
+static double arrival(const Batch *self, const item *of)
+{
+    return of->arrived > 0 ? of->arrived : self->taken;
+}
+
+static PyObject *batch_arrived(Batch *self, PyObject *place)
+{
+    const item *of = item_at(self, place);
+    return of == NULL ? NULL : PyFloat_FromDouble(arrival(self, of));
+}
+
+static PyObject *batch_oldest(Batch *self, void *unused)
+{
+    return PyFloat_FromDouble(self->count ? arrival(self, self->items) : self->taken);
+}
+
+static PyObject *batch_lock_wait(Batch *self, PyObject *place)
+{
+    const item *of = item_at(self, place);
+    return of == NULL ? NULL : PyFloat_FromDouble(of->waited);
+}
+
+static PyObject *batch_queued(Batch *self, void *unused)
+{
+    double seconds = 0;
+    for (size_t i = 0; i < self->count; i++)
+        seconds += self->taken - arrival(self, &self->items[i]) - self->items[i].waited;
+    return PyFloat_FromDouble(seconds);
+}
+
+static int set_seconds(double *to, PyObject *seconds)
+{
+    *to = seconds == NULL ? 0 : PyFloat_AsDouble(seconds);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static PyObject *batch_taken(Batch *self, void *unused)
+{
+    return PyFloat_FromDouble(self->taken);
+}
+
+static int batch_set_taken(Batch *self, PyObject *seconds, void *unused)
+{
+    return set_seconds(&self->taken, seconds);
+}
+
+static PyObject *batch_waited(Batch *self, void *unused)
+{
+    return PyFloat_FromDouble(self->waited);
+}
+
+static int batch_set_waited(Batch *self, PyObject *seconds, void *unused)
+{
+    return set_seconds(&self->waited, seconds);
+}
+
+static PyObject *batch_is_timed(Batch *self, void *unused) { return PyBool_FromLong(self->timed); }
+
 static PyObject *batch_reply(Batch *self, PyObject *place)
 {
     const item *of = item_at(self, place);
@@ -131,6 +192,32 @@ static PyObject *batch_set_reply(Batch *self, PyObject *arguments)
     of->reply_size = (size_t)size;
     of->reveals = 0;
     of->op = NONE;
+    of->timed = 0;
+    Py_RETURN_NONE;
+}
+
+/* Add a field, which is packed, at the end of a reply: a map with a head of one byte. */
+static PyObject *batch_add_field(Batch *self, PyObject *arguments)
+{
+    PyObject *place, *field;
+    if (!PyArg_ParseTuple(arguments, "OS", &place, &field))
+        return NULL;
+    item *of = item_at(self, place);
+    if (of == NULL)
+        return NULL;
+    if (of->reply == NULL || *of->reply < 0x80 || *of->reply > 0x8e)
+        return PyErr_Format(PyExc_ValueError, "this reply can take no further field");
+    size_t more = (size_t)PyBytes_Size(field);
+    PyObject *longer = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(of->reply_size + more));
+    if (longer == NULL)
+        return NULL;
+    unsigned char *to = (unsigned char *)PyBytes_AsString(longer);
+    write_bytes(write_bytes(to, of->reply, of->reply_size), PyBytes_AsString(field), more);
+    ++*to;
+    drop_reply(self, of);
+    of->reply_owner = longer;
+    of->reply = to;
+    of->reply_size += more;
     Py_RETURN_NONE;
 }
 
@@ -188,6 +275,10 @@ static void move_item(Batch *self, item *of, Batch *to)
 static void move_all(Batch *self, Batch *to)
 {
     Batch moved = *self;
+    to->taken = moved.taken;
+    to->waited = moved.waited;
+    to->timed = moved.timed;
+    self->timed = 0;
     self->items = NULL, self->arena = NULL, self->frames = NULL, self->calls = NULL;
     self->count = self->room = self->used = self->frame_count = self->frame_room = 0;
     to->items = moved.items, to->count = moved.count, to->room = moved.room;
@@ -207,6 +298,9 @@ static PyObject *batch_split(Batch *self, PyObject *places)
         return move_all(self, to), (PyObject *)to;
     if (!reserve(self, to, places))
         return Py_DECREF(to), NULL;
+    to->taken = self->taken;
+    to->waited = self->waited;
+    to->timed = self->timed;
     for (Py_ssize_t i = 0; i < count; i++)
         move_item(self, item_at(self, PyList_GetItem(places, i)), to);
     return (PyObject *)to;
@@ -222,6 +316,19 @@ static PyObject *batch_places(Batch *self, PyObject *revision)
     PyObject *places = PyList_New(0);
     for (size_t i = 0; places != NULL && i < self->count; i++)
         if (self->items[i].op != NONE && self->items[i].reveals > after &&
+            !list_append(places, PyLong_FromSize_t(i)))
+            Py_CLEAR(places);
+    return places;
+}
+
+static PyObject *batch_timed_places(Batch *self, PyObject *revision)
+{
+    int64_t up_to = PyLong_AsLongLong(revision);
+    if (PyErr_Occurred())
+        return NULL;
+    PyObject *places = PyList_New(0);
+    for (size_t i = 0; places != NULL && self->timed && i < self->count; i++)
+        if (self->items[i].timed && self->items[i].reveals <= up_to &&
             !list_append(places, PyLong_FromSize_t(i)))
             Py_CLEAR(places);
     return places;
@@ -254,8 +361,9 @@ static PyObject *batch_answered(Batch *self, PyObject *revision)
     for (size_t i = 0; answered != NULL && i < self->count; i++) {
         const item *of = &self->items[i];
         if (of->op != NONE && of->reveals <= up_to && of->subject != NULL &&
-            !list_append(answered, Py_BuildValue("(sOnn)", op_name(of->op), of->subject,
-                                            (Py_ssize_t)of->size, (Py_ssize_t)of->reply_size)))
+            !list_append(answered, Py_BuildValue("(sOnnO)", op_name(of->op), of->subject,
+                                            (Py_ssize_t)of->size, (Py_ssize_t)of->reply_size,
+                                            of->trace == NULL ? Py_None : of->trace)))
             Py_CLEAR(answered);
     }
     return answered;
@@ -299,7 +407,20 @@ static PyMethodDef batch_methods[] = {
     {"places", (PyCFunction)batch_places, METH_O, NULL},
     {"ops", (PyCFunction)batch_ops, METH_O, NULL},
     {"answered", (PyCFunction)batch_answered, METH_O, NULL},
+    {"timed_places", (PyCFunction)batch_timed_places, METH_O, NULL},
+    {"add_field", (PyCFunction)batch_add_field, METH_VARARGS, NULL},
+    {"arrived", (PyCFunction)batch_arrived, METH_O, NULL},
+    {"lock_wait", (PyCFunction)batch_lock_wait, METH_O, NULL},
     {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef batch_attributes[] = {
+    {"oldest", (getter)batch_oldest, NULL, NULL, NULL},
+    {"queued", (getter)batch_queued, NULL, NULL, NULL},
+    {"taken", (getter)batch_taken, (setter)batch_set_taken, NULL, NULL},
+    {"waited", (getter)batch_waited, (setter)batch_set_waited, NULL, NULL},
+    {"timed", (getter)batch_is_timed, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot batch_slots[] = {
@@ -307,6 +428,7 @@ static PyType_Slot batch_slots[] = {
     {Py_tp_new, batch_new},
     {Py_tp_dealloc, batch_dealloc},
     {Py_tp_methods, batch_methods},
+    {Py_tp_getset, batch_attributes},
     {Py_sq_length, batch_length},
     {Py_sq_item, batch_item},
     {0, NULL},

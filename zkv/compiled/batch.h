@@ -28,9 +28,18 @@ typedef struct {
     size_t reply_size;
     PyObject *reply_owner; /* the bytes object that holds the reply; else NULL */
     PyObject *subject;     /* for the request log, if the lane has answered; may be NULL */
+    PyObject *trace;       /* likewise */
     int64_t reveals;       /* the newest revision that the lane's reply reveals */
     int op;                /* `enum op` in lane.h, if the lane has answered; else NONE */
+    int timed;             /* the lane's reply is to say how long everything took */
+    double arrived, waited; /* of a request that the front has left: see `stamp` */
 } item;
+
+/* What the front tells a worker of a request that it leaves to it. */
+typedef struct {
+    double arrived; /* when the front took it up: seconds, by the clock of `time.perf_counter` */
+    double waited;  /* for how many seconds the front has waited for the lock since then */
+} stamp;
 
 typedef struct Batch Batch;
 
@@ -46,6 +55,8 @@ struct Batch {
     PyObject *no_memory; /* what Python sees if there is no memory for a body */
     item *items;
     size_t count, room;
+    double taken, waited; /* the same of the whole batch, in the thread that has received it */
+    int timed;    /* an item may be `timed` */
     unsigned char *arena; /* of small replies, ARENA_BYTES; NULL until it is needed */
     size_t used;
     void *frames;
@@ -76,8 +87,11 @@ static inline void clear_batch(Batch *batch)
         Py_XDECREF(of->object);
         Py_XDECREF(of->envelope);
         Py_XDECREF(of->subject);
+        Py_XDECREF(of->trace);
     }
     batch->count = batch->used = 0;
+    batch->timed = 0;
+    batch->waited = 0;
     if (batch->calls != NULL)
         batch->calls->drop(batch);
 }

@@ -539,8 +539,13 @@ static int take(Lane *self, run *r, size_t place)
     if (reply.at == NULL)
         return PyErr_Clear(), 0;
     batch_answer(r->batch, place, reply, from->op, reveals);
-    if (r->logs)
+    of->timed = from->timing;
+    r->batch->timed |= from->timing;
+    if (r->logs) {
         of->subject = to_subject(from);
+        of->trace = from->trace.at == NULL ? NULL : to_str(&from->trace);
+        PyErr_Clear();
+    }
     return 1;
 }
 

@@ -29,6 +29,8 @@ typedef struct {
     enum op op;
     span id, session; /* packed; text. `at` is NULL if the request has none */
     uint64_t seq;
+    int timing;                  /* the reply is to say how long everything took */
+    span trace;                  /* text, for the logs; `at` is NULL if there is none */
     step one;                    /* the request's own fields */
     step_list steps, conditions; /* `one`, or the lane's list, which the next request reuses */
 } request;

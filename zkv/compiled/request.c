@@ -112,6 +112,19 @@ static int read_session(reader *r, span *session)
     return read_text(r, session) && session->size > 0 && session->size <= MAX_SESSION_BYTES;
 }
 
+static int read_trace(reader *r, span *trace)
+{
+    return read_text(r, trace) && trace->size > 0 && trace->size <= MAX_TRACE_BYTES;
+}
+
+static int read_bool(reader *r, int *to)
+{
+    if (r->at == r->end || (*r->at & 0xfe) != 0xc2)
+        return 0;
+    *to = *r->at++ & 1;
+    return 1;
+}
+
 static int read_seq(reader *r, uint64_t *seq)
 {
     return read_uint(r, seq) && *seq > 0 && *seq <= MOST_SEQ;
@@ -211,6 +224,8 @@ static int read_field_of_request(Lane *self, reader *r, enum field field, reques
     return field == FIELD_ID        ? read_id(r, &to->id)
            : field == FIELD_SESSION ? read_session(r, &to->session)
            : field == FIELD_SEQ     ? read_seq(r, &to->seq)
+           : field == FIELD_TIMING  ? read_bool(r, &to->timing)
+           : field == FIELD_TRACE   ? read_trace(r, &to->trace)
            : field == FIELD_IF      ? read_list(self, r, field, &self->conditions, &to->conditions)
                               : read_list(self, r, field, &self->steps, &to->steps);
 }

@@ -70,9 +70,10 @@ class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class MetricsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The endpoint for monitoring."""
+    """How to look into the server."""
 
     endpoint: str = ""
+    slow: Annotated[float, Meta(ge=0, le=31_536_000), LIVE] = 0.01
 
 
 class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

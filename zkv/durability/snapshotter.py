@@ -32,6 +32,7 @@ from zkv.errors import LockedError, ReadOnly, ShuttingDown
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from zkv.activity import Activity
     from zkv.durability.storage import Storage
     from zkv.durability.wal import Wal
     from zkv.keyspace import Keyspace, SnapshotView
@@ -57,10 +58,17 @@ class Snapshotter:
         wal: the log of the same keyspace.
         saved_rev: the revision of the newest snapshot.
         interval: seconds between snapshots, while there are changes.
+        writing: goes on while a snapshot is being written.
     """
 
     def __init__(
-        self, keyspace: Keyspace, storage: Storage, wal: Wal, saved_rev: int, interval: float
+        self,
+        keyspace: Keyspace,
+        storage: Storage,
+        wal: Wal,
+        saved_rev: int,
+        interval: float,
+        writing: Activity,
     ) -> None:
         self._keyspace = keyspace
         self._storage = storage
@@ -84,8 +92,8 @@ class Snapshotter:
         self._failure: tuple[float, str] | None = None  # The last one: Unix time, and reason.
         self._found: str | None = None  # The last change found in the data directory.
         self._written = 0
-        self.writing = False
-        """True while a snapshot is being written, which keeps the disk busy."""
+        self.writing = writing
+        """Goes on while a snapshot is being written, which keeps the disk busy."""
 
     def start(self) -> None:
         """Start the thread."""
@@ -220,11 +228,10 @@ class Snapshotter:
         """Write a snapshot. Raises OSError, ReadOnly."""
         started = time.monotonic()
         bytes_before = self._wal.bytes_written
-        self.writing = True
         try:
-            path, self._size, rev, count = self._write()
+            with self.writing:
+                path, self._size, rev, count = self._write()
         finally:
-            self.writing = False
             self._saved_at = time.monotonic()
             self._took = self._saved_at - started
         self._saved_rev = rev

@@ -53,6 +53,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from zkv.activity import Activity
 from zkv.durability import segment
 from zkv.durability.lock import changed
 from zkv.errors import ReadOnly
@@ -124,6 +125,8 @@ class Wal:
         """Raises OSError if ``directory`` was replaced or removed: no file may be made in it."""
         self.on_closed: Callable[[Path, int], None] = lambda path, size: None
         """Called with the path of each segment that is complete, and its final size in bytes."""
+        self.beginning_segment = Activity("segment")
+        """Goes on while a new segment is begun."""
         self.on_safe: Callable[[], None] = lambda: None
         """Called, in any thread, when commits have become safe."""
         self._keyspace_lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
@@ -420,7 +423,8 @@ class Wal:
         if lost is not None:
             self._broken = True
             raise OSError(errno.EIO, lost)
-        self._file = self._begin_segment(first_rev)
+        with self.beginning_segment:
+            self._file = self._begin_segment(first_rev)
         self.on_closed(path, size)
         old.close()
 

@@ -22,7 +22,7 @@ a little-endian number; ``+`` concatenates:
 - Any other: H(fields), where fields is a msgpack map of ``op`` and the fields that say what to do,
   in the order of the classes in `zkv.protocol.requests`. Fields with their default value are left
   out, and the items of an MPUT are sorted by key. Fields that say how to do it are left out:
-  ``id``, ``session``, ``seq``, ``deadline``, ``durable``.
+  ``id``, ``session``, ``seq``, ``deadline``, ``durable``, ``timing``, ``trace``.
 
 Keys and texts are packed as msgpack str with the shortest head, numbers likewise; values are those
 that the client has packed. `zkv.protocol.codec.digest` and zkv/compiled/request.c compute it.

@@ -11,6 +11,12 @@ import time
 from zkv.figures import Buckets
 
 
+class _Own(threading.local):
+    """The part that belongs to each thread."""
+
+    waited = 0.0
+
+
 class StoreLock:
     """A lock, to be used with ``with``.
 
@@ -20,7 +26,7 @@ class StoreLock:
         waits: the times for which threads have waited. Lock held.
     """
 
-    __slots__ = ("acquire", "locked", "release", "waits")
+    __slots__ = ("_own", "acquire", "locked", "release", "waits")
 
     def __init__(self) -> None:
         lock = threading.Lock()
@@ -28,6 +34,7 @@ class StoreLock:
         self.release = lock.release
         self.locked = lock.locked
         self.waits = Buckets()
+        self._own = _Own()
 
     def __enter__(self) -> None:
         if not self.acquire(False):
@@ -38,6 +45,17 @@ class StoreLock:
     def __exit__(self, _kind: object, _error: object, _traceback: object) -> None:
         self.release()
 
-    def note(self, began: float) -> None:
-        """Count a wait that began then, by `time.perf_counter`, and has just ended. Lock held."""
-        self.waits.add_time(time.perf_counter() - began)
+    @property
+    def waited(self) -> float:
+        """Seconds for which the calling thread has waited so far."""
+        return self._own.waited
+
+    def note(self, began: float) -> float:
+        """Count a wait that began then, by `time.perf_counter`, and has just ended. Lock held.
+
+        Returns the seconds for which the thread has waited.
+        """
+        seconds = time.perf_counter() - began
+        self.waits.add_time(seconds)
+        self._own.waited += seconds
+        return seconds

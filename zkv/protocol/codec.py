@@ -52,6 +52,9 @@ from zkv.protocol.requests import (
 
 PROTOCOL_VERSION: Final = 1
 MAX_SESSION_BYTES: Final = 64
+MAX_TRACE_BYTES: Final = 64
+MAP15, MAP16 = 0x8F, 0xDE
+"""Heads of the largest map with a head of one byte, and of a larger one."""
 
 _T = TypeVar("_T")
 
@@ -117,7 +120,23 @@ def decode(body: bytes) -> AnyRequest:
         request = _decode_again(body)
     if request.session is not None or request.seq is not None:
         _check_session(request)
+    if request.trace is not None and len(request.trace.encode()) > MAX_TRACE_BYTES:
+        error = f"field `trace` is longer than {MAX_TRACE_BYTES} bytes"
+        raise BadRequest(error, request_id=request.id)
     return request
+
+
+def add_field(reply: bytes, packed: bytes) -> bytes:
+    """Return a reply with a further field, which is packed with its name, at its end."""
+    first = reply[0]
+    if first < MAP15:
+        return bytes((first + 1,)) + reply[1:] + packed
+    count, rest = (15, reply[1:]) if first == MAP15 else (_uint16(reply), reply[3:])
+    return bytes((MAP16, *(count + 1).to_bytes(2, "big"))) + rest + packed
+
+
+def _uint16(head: bytes) -> int:
+    return int.from_bytes(head[1:3], "big")
 
 
 def digest(request: AnyRequest) -> bytes:
@@ -136,7 +155,14 @@ def digest(request: AnyRequest) -> bytes:
             return (total % 2**64).to_bytes(8, "little")
         case _:
             asked = msgspec.structs.replace(
-                request, id=None, session=None, seq=None, deadline=None, durable=False
+                request,
+                id=None,
+                session=None,
+                seq=None,
+                deadline=None,
+                durable=False,
+                timing=False,
+                trace=None,
             )
             return hashlib.blake2b(_in_order.encode(asked), digest_size=8).digest()
 

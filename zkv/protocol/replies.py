@@ -110,6 +110,12 @@ class MDeleteReply(CommitReply, kw_only=True):
     deleted: int
 
 
+class SlowReply(Reply, kw_only=True):
+    """Reply to SLOW. ``entries``: maps with the fields of `zkv.requests.slow_log.SlowEntry`."""
+
+    entries: list[Any]
+
+
 class RevisionReply(Reply, kw_only=True):
     """Reply to SNAPSHOT and END: the revision that was saved."""
 

@@ -40,6 +40,8 @@ class Request(
         seq: number of the write in its session.
         deadline: Unix time in ms after which the request must not run.
         durable: answer a write only once it is on disk.
+        timing: add to the reply how long each part of the request took.
+        trace: the caller's name for what the request is part of, for the logs.
         writes: the op may change something.
     """
 
@@ -50,6 +52,8 @@ class Request(
     seq: Limit | None = None
     deadline: int | None = None
     durable: bool = False
+    timing: bool = False
+    trace: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
 
     def subject(self) -> str | int | None:
         """Return the key, or the number of keys, for the request log; None if there is neither."""
@@ -189,6 +193,13 @@ class Info(Request, frozen=True, kw_only=True, tag="INFO"):
     """Ask for version, limits, settings and statistics."""
 
 
+class Slow(Request, frozen=True, kw_only=True, tag="SLOW"):
+    """Ask for the newest slow requests; ``reset`` then forgets them all."""
+
+    limit: Limit = 100
+    reset: bool = False
+
+
 class Snapshot(Request, frozen=True, kw_only=True, tag="SNAPSHOT"):
     """Write a snapshot that holds every write answered before."""
 
@@ -199,7 +210,7 @@ class End(Request, frozen=True, kw_only=True, tag="END"):
 
 AnyRequest = Union[  # noqa: UP007  evaluated by msgspec
     Ping, Get, Put, Delete, Touch, Incr, MGet, MPut, MDelete, Txn, Scan, Count, Changes, Info,
-    Snapshot, End,
+    Slow, Snapshot, End,
 ]  # fmt: skip
 
 REQUEST_TYPES: dict[str, type[Request]] = {
@@ -210,7 +221,9 @@ REQUEST_TYPES: dict[str, type[Request]] = {
 OP_NAMES: dict[type[Request], str] = {cls: op for op, cls in REQUEST_TYPES.items()}
 """Class -> op name."""
 
-TEXT_FIELDS = frozenset({"op", "id", "key", "session", "prefix", "start", "end", "after"})
+TEXT_FIELDS = frozenset({
+    "op", "id", "key", "session", "prefix", "start", "end", "after", "trace",
+})  # fmt: skip
 """Fields that hold text: a bin that holds UTF-8 counts as str."""
 TEXT_LIST_FIELDS = frozenset({"keys"})
 """Fields that hold an array of texts."""

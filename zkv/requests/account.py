@@ -11,8 +11,10 @@ import time
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final
 
+from zkv.activity import SHORT_SECONDS, Activities
 from zkv.figures import Buckets, step_of
 from zkv.log import RequestRecord, RunRecord
+from zkv.requests.slow_log import Marks, SlowLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,13 +24,10 @@ if TYPE_CHECKING:
 
 SUCCESSES: Final = frozenset({"ok", "replayed"})
 """The results of requests that succeed, in the request log."""
+LARGE: Final = "large op"
+"""The name of the activity of a thread that runs a request which takes long."""
 UNREADABLE: Final = "-"
 """The op of a request that could not be decoded, in the statistics and the log."""
-
-
-Passed = tuple[int, int]
-"""Requests that have passed a point on their way: how many, and the sum of the times at which they
-did, in ns of `time.perf_counter`. As an int, the sum stays exact."""
 
 
 class Account:
@@ -37,12 +36,16 @@ class Account:
     Args:
         write_log: takes request records; None if requests are never logged.
         logs_requests: log requests from the start.
+        slow: takes the requests that were slow; None = nothing is.
+        activities: what goes on in the server, to which this thread's requests belong.
 
     Attributes:
         logs_requests: true while a line is logged for each request. The supervisor changes it.
+        activity: the thread runs a request.
         latencies: by op. A latency is measured from when a worker takes up the request, or the
             front the batch, up to the reply.
-        passed: the requests that the front has left to the workers, or that a worker has received.
+        taken: number of requests that this thread has received from the front.
+        queued: seconds for which these have waited in between.
         failures: (op, code) -> number of requests that failed with that code.
         deaths: how often a bug, or a lack of memory, ended a batch or the thread.
         unroutable: messages without a receiver, counted by mailboxes of threads that have died.
@@ -52,12 +55,18 @@ class Account:
         self,
         write_log: Callable[[list[AnyRecord]], None] | None = None,
         logs_requests: bool = False,
+        slow: SlowLog | None = None,
+        activities: Activities | None = None,
     ) -> None:
+        activities = activities or Activities()
+        self.slow = slow or SlowLog(0, activities)
+        self.activity = activities.new(LARGE, SHORT_SECONDS)
         self._write_log = write_log
         self.logs_requests = logs_requests
         self._records: list[AnyRecord] = []
         self.latencies: defaultdict[str, Buckets] = defaultdict(Buckets)
-        self.passed: Passed = (0, 0)
+        self.taken = 0
+        self.queued = 0.0
         self.failures: Counter[tuple[str, str]] = Counter()
         self.deaths = 0
         self.unroutable = 0
@@ -69,7 +78,8 @@ class Account:
         result: str,
         bytes_in: int,
         bytes_out: int,
-        started: float,
+        took: float,
+        trace: str | None = None,
     ) -> None:
         """Count a request, and record it for the request log.
 
@@ -79,9 +89,9 @@ class Account:
             result: one of `SUCCESSES`, or the error code.
             bytes_in: size of the request body.
             bytes_out: size of the reply body.
-            started: when the thread took it up, by `time.perf_counter`.
+            took: seconds since the thread took it up.
+            trace: the field of that name in the request.
         """
-        took = time.perf_counter() - started
         latencies = self.latencies[op]
         latencies.counts[step_of(took)] += 1
         latencies.total += took
@@ -89,18 +99,26 @@ class Account:
             self.failures[op, result] += 1
         if self.logs_requests:
             self._records.append(
-                RequestRecord(time.time(), op, subject, result, bytes_in, bytes_out, took)
+                RequestRecord(time.time(), op, subject, result, bytes_in, bytes_out, took, trace)
             )
 
-    def add_run(self, batch: Batch, up_to: int, started: float) -> None:
+    def add_run(
+        self, batch: Batch, up_to: int, started: float, waited: float, executed: float | None = None
+    ) -> None:
         """Count and record the lane's answers that reveal no later revision than ``up_to``.
 
         Args:
             batch: the batch, before its replies are sent.
             up_to: the revision.
-            started: when the front took up the batch, by `time.perf_counter`.
+            started: when the thread took up the batch, by `time.perf_counter`.
+            waited: seconds for which it waited for the lock.
+            executed: when the requests had run, likewise; None = now.
         """
-        took = time.perf_counter() - started
+        finished = time.perf_counter()
+        took = finished - started
+        if batch.timed or finished - batch.oldest >= self.slow.threshold:
+            marks = Marks(started, 0.0, started, waited, executed or finished)
+            self._explain(batch, up_to, marks, finished)
         step = step_of(took)
         for op, count in batch.ops(up_to).items():
             latencies = self.latencies[op]
@@ -109,10 +127,14 @@ class Account:
         if self.logs_requests and (answers := batch.answered(up_to)):
             self._records.append(RunRecord(time.time(), took, answers))
 
-    def add_passed(self, number: int, at: float) -> None:
-        """Count requests that have passed, at a time by `time.perf_counter`."""
-        before, times = self.passed
-        self.passed = before + number, times + number * int(at * 1e9)  # Both at once, for readers.
+    def _explain(self, batch: Batch, up_to: int, marks: Marks, finished: float) -> None:
+        """Tell the clients that ask for it, and the slow log, where the time went."""
+        for place in batch.timed_places(up_to):
+            timing = marks.of(batch, place).timing(finished)
+            batch.add_field(place, timing.packed())
+        waiting = set(batch.places(up_to))
+        answered = [place for place in batch.places(-1) if place not in waiting]
+        self.slow.add_run(batch, answered, marks, finished, self.activity)
 
     def flush(self) -> None:
         """Pass the records to the request log."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from zkv import compiled
 from zkv.errors import BadRequest, Internal, RequestError
+from zkv.protocol.codec import add_field
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +54,11 @@ NO_MEMORY: Final = BadEnvelope("the server has no memory for this request", Inte
 class Batch(Protocol):
     """Requests in the order of their arrival; a request's index is its place."""
 
+    taken: float
+    """When the requests were received, by `time.perf_counter`."""
+    waited: float
+    """Seconds for which the thread has waited for the lock, in order to run them."""
+
     def __len__(self) -> int:
         """Return the number of requests."""
 
@@ -62,8 +68,37 @@ class Batch(Protocol):
     def __iter__(self) -> Iterator[bytes | BadEnvelope]:
         """Iterate over the bodies."""
 
-    def add(self, envelope: Envelope, body: bytes | BadEnvelope, /) -> None:
-        """Add a request."""
+    @property
+    def oldest(self) -> float:
+        """When the front took up the first request, likewise."""
+
+    @property
+    def queued(self) -> float:
+        """Seconds for which all requests together have waited between the front and this thread.
+
+        The time for which the front waited for the lock is not part of it.
+        """
+
+    @property
+    def timed(self) -> bool:
+        """True if there may be `timed_places`."""
+
+    def add(
+        self,
+        envelope: Envelope,
+        body: bytes | BadEnvelope,
+        arrived: float = 0.0,
+        waited: float = 0.0,
+        /,
+    ) -> None:
+        """Add a request.
+
+        Args:
+            envelope: its envelope.
+            body: its body.
+            arrived: when the front took it up, by `time.perf_counter`; 0 = with the batch.
+            waited: for how many seconds the front has waited for the lock before it left it.
+        """
 
     def clear(self) -> None:
         """Remove everything."""
@@ -73,6 +108,12 @@ class Batch(Protocol):
 
     def envelope(self, place: int, /) -> Envelope | None:
         """Return the envelope that was added; None if libzmq has brought the request."""
+
+    def arrived(self, place: int, /) -> float:
+        """Return when the front took up the request, by `time.perf_counter`."""
+
+    def lock_wait(self, place: int, /) -> float:
+        """Return for how many seconds the front waited for the lock before it left the request."""
 
     def reply(self, place: int, /) -> bytes | None:
         """Return the reply that waits to be sent; None if there is none."""
@@ -98,13 +139,24 @@ class Batch(Protocol):
     def answered(self, up_to: int, /) -> list[Answer]:
         """Return the log records of the lane's answers that reveal no later revision than this."""
 
+    def timed_places(self, up_to: int, /) -> list[int]:
+        """Return the places of those of these answers that are to say how long they took."""
+
+    def add_field(self, place: int, packed: bytes, /) -> None:
+        """Add a field, with its name, at the end of a reply, a map of at most 14 fields."""
+
 
 class PythonBatch:
     """`Batch` in pure Python. There is no lane that could answer in it."""
 
+    timed = False
+
     def __init__(self) -> None:
+        self.taken = 0.0
+        self.waited: float
         self._bodies: list[bytes | BadEnvelope]
         self._envelopes: list[Envelope]
+        self._stamps: list[tuple[float, float]]
         self._replies: list[bytes | None]
         self.clear()
 
@@ -120,15 +172,35 @@ class PythonBatch:
         """See `Batch`."""
         return iter(self._bodies)
 
-    def add(self, envelope: Envelope, body: bytes | BadEnvelope, /) -> None:
+    @property
+    def oldest(self) -> float:
         """See `Batch`."""
+        return self.arrived(0) if self._bodies else self.taken
+
+    @property
+    def queued(self) -> float:
+        """See `Batch`."""
+        places = range(len(self))
+        return sum(self.taken - self.arrived(each) - self.lock_wait(each) for each in places)
+
+    def add(
+        self,
+        envelope: Envelope,
+        body: bytes | BadEnvelope,
+        arrived: float = 0.0,
+        waited: float = 0.0,
+        /,
+    ) -> None:
+        """See `Batch`."""
+        self._stamps.append((arrived, waited))
         self._bodies.append(body)
         self._envelopes.append(envelope)
         self._replies.append(None)
 
     def clear(self) -> None:
         """See `Batch`."""
-        self._bodies, self._envelopes, self._replies = [], [], []
+        self._bodies, self._envelopes, self._replies, self._stamps = [], [], [], []
+        self.waited = 0.0
 
     def is_request(self, place: int, /) -> bool:
         """See `Batch`."""
@@ -137,6 +209,14 @@ class PythonBatch:
     def envelope(self, place: int, /) -> Envelope:
         """See `Batch`."""
         return self._envelopes[place]
+
+    def arrived(self, place: int, /) -> float:
+        """See `Batch`."""
+        return self._stamps[place][0] or self.taken
+
+    def lock_wait(self, place: int, /) -> float:
+        """See `Batch`."""
+        return self._stamps[place][1]
 
     def reply(self, place: int, /) -> bytes | None:
         """See `Batch`."""
@@ -155,8 +235,9 @@ class PythonBatch:
     def split(self, places: list[int], /) -> PythonBatch:
         """See `Batch`."""
         taken = PythonBatch()
+        taken.taken, taken.waited = self.taken, self.waited
         for place in places:
-            taken.add(self._envelopes[place], self._bodies[place])
+            taken.add(self._envelopes[place], self._bodies[place], *self._stamps[place])
             taken._replies[-1] = self._replies[place]
             self._replies[place] = None
         return taken
@@ -172,6 +253,17 @@ class PythonBatch:
     def answered(self, up_to: int, /) -> list[Answer]:
         """See `Batch`."""
         return []
+
+    def timed_places(self, up_to: int, /) -> list[int]:
+        """See `Batch`."""
+        return []
+
+    def add_field(self, place: int, packed: bytes, /) -> None:
+        """See `Batch`."""
+        reply = self._replies[place]
+        if reply is None:
+            raise ValueError("there is no reply")
+        self._replies[place] = add_field(reply, packed)
 
 
 def new_batch() -> Batch:

@@ -24,11 +24,12 @@ from zkv.errors import (
     RequestError,
     ShuttingDown,
 )
-from zkv.protocol.codec import decode, encode_repeat, encode_reply
+from zkv.protocol.codec import add_field, decode, encode_repeat, encode_reply
 from zkv.protocol.replies import CommitReply, Failure, Reply, failure
 from zkv.protocol.requests import OP_NAMES
 from zkv.requests.account import UNREADABLE
 from zkv.requests.commands import execute
+from zkv.requests.slow_log import Marks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,13 +46,24 @@ class Call:
 
     Args:
         bytes_in: size of its body.
-        started: when the thread took it up, by `time.perf_counter`.
+        arrived: when the front took it up, by `time.perf_counter`.
+        started: when the thread took it up, likewise.
+        lock_wait: for how many seconds the front has waited for the lock in between.
     """
 
-    __slots__ = ("bytes_in", "lsn", "remembered", "request", "result", "rev", "started")
+    __slots__ = (
+        "arrived", "batch", "bytes_in", "executed", "lock_wait", "lsn", "remembered", "request",
+        "result", "rev", "started", "waited",
+    )  # fmt: skip
 
-    def __init__(self, bytes_in: int, started: float) -> None:
-        self.started = started
+    def __init__(
+        self, bytes_in: int, arrived: float, started: float, lock_wait: float = 0.0
+    ) -> None:
+        self.arrived = arrived
+        self.lock_wait = lock_wait
+        self.started = self.executed = started
+        self.waited = 0.0  # Seconds for which it waited for the lock.
+        self.batch = 1  # Number of requests that ran together.
         self.bytes_in = bytes_in
         self.request: AnyRequest | None = None  # None if it cannot be decoded.
         self.result: Reply | Failure | Future[Reply] | None = None  # None for a repeat.
@@ -74,10 +86,19 @@ class Caller:
         self.engine = node.engine
         self._account = account
         self._stopping = stopping
+        self._lock = node.engine.keyspace.lock
 
-    def run(self, body: bytes) -> Call:
-        """Run the request in ``body``."""
-        call = Call(len(body), time.perf_counter())
+    def run(self, body: bytes, arrived: float, lock_wait: float) -> Call:
+        """Run a request.
+
+        Args:
+            body: its body.
+            arrived: when the front took it up, by `time.perf_counter`.
+            lock_wait: for how many seconds the front then waited for the lock.
+        """
+        call = Call(len(body), arrived, time.perf_counter(), lock_wait)
+        waited = self._lock.waited
+        self._account.activity.since = call.started
         try:
             call.request = request = decode(body)
             self._require_permission(request)
@@ -85,11 +106,15 @@ class Caller:
             call.result = fail(error, call.request)
         else:
             self._execute(call, request)
+        call.executed = time.perf_counter()
+        call.waited = self._lock.waited - waited
+        self._account.activity.end(call.executed)
         return call
 
     def refuse(self, error: RequestError) -> tuple[Call, Failure]:
         """Return the call, and its result, for a message without a body."""
-        call = Call(0, time.perf_counter())
+        now = time.perf_counter()
+        call = Call(0, now, now)
         call.result = refusal = failure(error, None)
         return call, refusal
 
@@ -110,7 +135,8 @@ class Caller:
         """
         request = _request_in(asked) if isinstance(asked, bytes) else asked
         size = len(asked) if isinstance(asked, bytes) else 0
-        call = Call(size, time.perf_counter() if started is None else started)
+        started = started or time.perf_counter()
+        call = Call(size, started, started)
         call.request = request
         return self.finish(call, fail(error, request))
 
@@ -130,7 +156,7 @@ class Caller:
 
     def run_instead(self, body: bytes, started: float, refusal: ReadOnly) -> bytes:
         """Return the reply to a request that the lane answered, after a rollback."""
-        call = Call(len(body), started)
+        call = Call(len(body), started, started)
         call.request = decode(body)
         return self.finish(call, self.run_again(call, refusal))
 
@@ -157,11 +183,25 @@ class Caller:
             body = encode_reply(reply)
             if isinstance(reply, Failure):
                 result = reply.code
-        subject = None
+        finished = time.perf_counter()
+        took = finished - call.arrived
+        if request is not None and (request.timing or took >= self._account.slow.threshold):
+            body = self._explain(call, request, body, finished)
+        subject = trace = None
         if request is not None and self._account.logs_requests:
-            subject = request.subject()
-        self._account.add_call(op, subject, result, call.bytes_in, len(body), call.started)
+            subject, trace = request.subject(), request.trace
+        took = finished - call.started
+        self._account.add_call(op, subject, result, call.bytes_in, len(body), took, trace)
         return body
+
+    def _explain(self, call: Call, request: AnyRequest, body: bytes, finished: float) -> bytes:
+        """Tell the slow log, and the client if it asks for it, where the time went."""
+        marks = Marks(call.arrived, call.lock_wait, call.started, call.waited, call.executed)
+        slow = self._account.slow
+        if finished - call.arrived >= slow.threshold:
+            own = self._account.activity
+            slow.add(request, call.bytes_in, marks, finished, call.batch, own)
+        return add_field(body, marks.timing(finished).packed()) if request.timing else body
 
     def flush(self) -> None:
         """Pass the records to the request log."""

@@ -42,10 +42,12 @@ from zkv.protocol.replies import (
     Reply,
     RevisionReply,
     ScanReply,
+    SlowReply,
     TxnReply,
     WriteReply,
     failure,
 )
+from zkv.requests.slow_log import SlowLog
 
 MAX_REMEMBERED_REPLY: Final = 1024 * 1024
 """Bytes of the largest reply that is remembered for a repeat: a session remembers many of them."""
@@ -85,6 +87,7 @@ class Node:
         max_reply_bytes: bytes of the largest reply body.
         facts: returns the fields of INFO that do not come from the engine.
         stop: begins to stop the server; its future gives the last saved revision.
+        slow: the slow log.
     """
 
     engine: Engine
@@ -92,6 +95,7 @@ class Node:
     max_reply_bytes: int
     facts: Callable[[], dict[str, Any]]
     stop: Callable[[], Future[int]]
+    slow: SlowLog
 
 
 def execute(node: Node, request: requests.AnyRequest) -> Answer:
@@ -237,6 +241,14 @@ def make_info(node: Node) -> InfoReply:
     )
 
 
+def slow(node: Node, request: requests.Slow) -> Done:
+    """Return the newest slow requests, and forget them if the client wants that."""
+    entries = node.slow.newest(request.limit)
+    if request.reset:
+        node.slow.clear()
+    return Done(SlowReply(entries=entries), 0)
+
+
 def snapshot(node: Node, _request: requests.Snapshot) -> Answer:
     """Order a snapshot; the reply waits until it is on disk."""
     return _revision_reply(node.engine.snapshot())
@@ -329,11 +341,9 @@ def txn(node: Node, transaction: StagedWrite, request: requests.Txn) -> TxnReply
 
 
 def _run_in_txn(node: Node, transaction: StagedWrite, op: requests.SubRequest) -> Reply:
-    for name in ("id", "session", "seq", "deadline"):
-        if getattr(op, name) is not None:
+    for name in ("id", "session", "seq", "deadline", "durable", "timing", "trace"):
+        if getattr(op, name) not in {None, False}:
             raise BadRequest(f"field `{name}` belongs to the TXN, not to an op in it")
-    if op.durable:
-        raise BadRequest("field `durable` belongs to the TXN, not to an op in it")
     if isinstance(op, requests.Get):
         return _get_in_txn(node, transaction, op)
     return WRITES[type(op)](node, transaction, op)
@@ -431,6 +441,7 @@ READS: Final[dict[type[requests.Request], Callable[[Node, Any], Answer]]] = {
     requests.Count: count,
     requests.Changes: changes,
     requests.Info: info,
+    requests.Slow: slow,
     requests.Snapshot: snapshot,
     requests.End: end,
 }

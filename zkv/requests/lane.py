@@ -116,19 +116,19 @@ class Lane(_Lane):
         """
         lock = self._keyspace.lock
         # Without names for the arguments: that takes 0.3 us, a sixth of a run.
-        if not lock.acquire(False) and not self._wait_for_lock():
+        if not lock.acquire(False) and not self._wait_for_lock(batch):
             return self._run(batch, 0, len(batch), aside=True, logs=logs)
         try:
             return self._run(batch, 0, len(batch), aside=False, logs=logs)
         finally:
             lock.release()
 
-    def _wait_for_lock(self) -> bool:
-        """Wait for the lock; return False, without it, if a long run has it."""
+    def _wait_for_lock(self, batch: Batch) -> bool:
+        """Wait for the lock, and tell the batch; return False, without it, if a long run has it."""
         lock, began = self._keyspace.lock, time.perf_counter()
         while not self._compiled.beside_long_run:
             if lock.acquire(True, LOOK_SECONDS):
-                lock.note(began)
+                batch.waited = lock.note(began)
                 return True
         return False
 

@@ -62,7 +62,7 @@ def seeds(target: str) -> list[bytes]:
         some: list[tuple[object, ...]] = [("a", 1, 2), ("b", [{}], 3, 4), ("ü", b"1", 2**40, None)]
         return [encode(some), BETWEEN.join([encode(some[:1]), encode(some[1:])])]
     requests = [
-        {"op": "GET", "key": "a"},
+        {"op": "GET", "key": "a", "timing": True, "trace": "t"},
         {"op": "PUT", "key": "a", "value": 1, "id": 7},
         {"op": "MGET", "keys": ["a", "b", "none"]},
         {"op": "MPUT", "items": {"a": 1, "b": [1, {}]}},

@@ -22,6 +22,7 @@ import msgpack
 
 from tests.durability.crash.ledger import Batch, Reply, Request, State
 from tests.requests.roads import Delayed, Roads, SteppedEngine
+from zkv.activity import Activities
 from zkv.config import build
 from zkv.durability import wal
 from zkv.durability.files import Files
@@ -29,6 +30,7 @@ from zkv.errors import ReadOnly
 from zkv.keyspace import view
 from zkv.protocol.codec import KeyLimits
 from zkv.requests.commands import Node
+from zkv.requests.slow_log import SlowLog
 
 POLICIES: Final = ["always", "interval", "never"]
 FIRST_SEED: Final = int(os.environ.get("TORTURE_SEED", "0"))
@@ -120,6 +122,7 @@ class Driver:
                 "stats": self.engine.statistics(),
             },
             stop=self._end,
+            slow=SlowLog(0, Activities()),
         )  # fmt: skip
 
     def __enter__(self) -> Self:
