@@ -1,7 +1,8 @@
 """Write the data directories of this version: ``python -m tests.durability.versions.make 0.1``.
 
 Each later version opens them in tests (`tests/durability/test_versions.py`), so they are written
-once, before the format changes, and never again. A case is a directory:
+once, before the format changes, and never again. Names of cases after the version write only those.
+A case is a directory:
 
 - ``data/``: what a server of that version has left;
 - ``expected.json``: what the same version read from it.
@@ -16,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -33,6 +34,7 @@ HERE: Final = Path(__file__).resolve().parent
 LARGEST: Final = 2_000
 """Bytes of the largest value: the cases stay small."""
 YEAR: Final = 31_536_000.0
+DUE_SECONDS: Final = 2.0
 SMALL_SEGMENTS: Final = f"[durability]\nsegment_bytes = 1024\n[limits]\nsession_ttl = {YEAR}\n"
 KEPT_SESSIONS: Final = f"[limits]\nsession_ttl = {YEAR}\n"
 
@@ -136,7 +138,30 @@ def write_segments(client: Raw) -> Repeats:
     return [*repeats, (refused, client.exchange(refused))]
 
 
+def write_refusals(client: Raw) -> Repeats:
+    """Refusals at one revision, before and behind a snapshot of it; and an entry to expire later.
+
+    Only the snapshot has the ones before, only the log those behind.
+    """
+
+    def refuse(session: str, seq: int) -> tuple[bytes, bytes]:
+        request = packb({"op": "DELETE", "key": "never", "session": session, "seq": seq})
+        return request, client.exchange(request)
+
+    client.ok(op="PUT", key="there", value="text")
+    repeats = [refuse("both", 1), refuse("both", 2), refuse("before", 1)]
+    client.ok(op="SNAPSHOT")
+    repeats += [refuse("both", 3), refuse("behind", 1), refuse("behind", 2)]
+    client.ok(op="PUT", key="due", value=1, ttl=DUE_SECONDS)
+    return [*repeats, refuse("behind", 3)]
+
+
 # --- How it is left ----------------------------------------------------------------------------
+
+
+def let_expire(data: Path) -> None:
+    """Wait until the entry is due, which nobody has removed."""
+    time.sleep(2 * DUE_SECONDS)
 
 
 def tear(data: Path) -> None:
@@ -183,6 +208,7 @@ PLANS: Final = {
     "segments": Plan(write_segments, SMALL_SEGMENTS),
     "torn-tail": Plan(write_segments, SMALL_SEGMENTS, then=tear),
     "repaired": Plan(write_segments, then=damage_and_repair),
+    "refusals": Plan(write_refusals, then=let_expire),
 }
 
 
@@ -203,6 +229,11 @@ def read_back(client: Raw, now: int) -> dict[str, Any]:
         ttl = unpack(reply["ttl"]) if "ttl" in reply else None
         expires = None if ttl is None else round(now / 1000 + ttl)
         entries.append([key, reply["value"].hex(), rev, expires])
+    lasting = sum(expires is not None for *_, expires in entries)
+    eventually(
+        lambda: client.ok(op="INFO")["stats"]["expiring"] == lasting,
+        "that entries which are due are removed",
+    )
     info = client.ok(op="INFO")
     oldest = info["stats"]["history"]["oldest"]
     body = client.exchange(packb({"op": "CHANGES", "since": oldest - 1, "limit": 10_000}))
@@ -211,9 +242,10 @@ def read_back(client: Raw, now: int) -> dict[str, Any]:
     return {"rev": info["rev"], "entries": entries, "changes": changes}
 
 
-def make(version: str) -> None:
-    """Write every case."""
-    for name, plan in PLANS.items():
+def make(version: str, names: Collection[str]) -> None:
+    """Write the cases of these names."""
+    for name in names:
+        plan = PLANS[name]
         with tempfile.TemporaryDirectory() as directory:
             server = ServerProcess(Path(directory), config=plan.config)
             with server, Raw(server.endpoint, zmq.REQ) as client:
@@ -241,4 +273,4 @@ def _keep(case: Path, server: ServerProcess, repeats: Repeats) -> None:
 
 if __name__ == "__main__":
     assert Path.cwd() == ROOT
-    make(sys.argv[1])
+    make(sys.argv[1], sys.argv[2:] or PLANS)
