@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from zkv.errors import ServerFailedError as ServerFailedError
     from zkv.errors import ZkvError as ZkvError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _HOMES = {
     "Server": "zkv.embed",

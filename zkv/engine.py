@@ -16,6 +16,7 @@ import msgspec
 
 from zkv.activity import Activities
 from zkv.clock import Clock
+from zkv.durability import formats
 from zkv.durability.committer import CommitGroup, Committer, settle
 from zkv.durability.files import Files
 from zkv.durability.snapshotter import Snapshotter
@@ -61,6 +62,7 @@ class _OnDisk:
                 self._files,
                 self.storage.wal_directory,
                 recovered.rev,
+                recovered.lsn,
                 recovered.end,
                 settings.segment_bytes,
                 settings.fsync == "always",
@@ -276,7 +278,10 @@ class Engine:
             return {"data_dir": None}
         settings: dict[str, Any] = msgspec.to_builtins(self.settings)
         wal = self._disk.wal
-        log = {"log_bytes": wal.bytes_written, "syncs": wal.syncs, "refusal": wal.refusal}
+        log = {
+            "format": formats.CURRENT, "log_bytes": wal.bytes_written, "syncs": wal.syncs,
+            "refusal": wal.refusal,
+        }  # fmt: skip
         return settings | log | self._disk.snapshotter.statistics()
 
     def activity(self) -> dict[str, Any]:

@@ -59,6 +59,10 @@ class LockedError(DataDirError):
     """Another server uses the data directory."""
 
 
+class FormatError(DataDirError):
+    """A newer version of zkv has written a file; the message names the file and its version."""
+
+
 class DamageError(DataDirError):
     """A file has content that zkv did not write; the message names the file and the place."""
 

@@ -15,7 +15,7 @@ from unittest import mock
 from msgspec import Raw
 from msgspec.msgpack import Ext, encode
 
-from zkv.durability import recovery, segment, snapshot
+from zkv.durability import formats, recovery, segment, snapshot
 from zkv.durability.files import Files
 from zkv.errors import DamageError
 from zkv.keyspace import History, Keyspace, Sessions
@@ -86,7 +86,7 @@ def _state(tree: Tree) -> list[Any]:
     ]
     commits = history.since(history.oldest - 1, KEPT_CHANGES)
     states = [sessions.state(name, 2**62) for name in sessions.names()]
-    numbers = (found.rev, found.snapshot_rev, found.replayed, found.time)
+    numbers = (found.rev, found.lsn, found.snapshot_rev, found.replayed, found.time)
     index = keyspace.scan(Range("", None), 2**62, reverse=True).items
     statistics = keyspace.statistics()
     return [entries, numbers, found.torn, found.end, states, commits, index, statistics]
@@ -95,10 +95,18 @@ def _state(tree: Tree) -> list[Any]:
 # --- Files --------------------------------------------------------------------------------------
 
 
-def segment_file(first_rev: int, payloads: Sequence[tuple[bytes, int]]) -> tuple[Path, bytes]:
-    """A segment of these commits, each with the number of those before it known to be on disk."""
+def segment_file(
+    first_rev: int,
+    payloads: Sequence[tuple[bytes, int]],
+    first_lsn: int | None = None,
+    version: int = formats.CURRENT,
+) -> tuple[Path, bytes]:
+    """A segment of these commits, each with the number of those before it known to be on disk.
+
+    Without another one, the first log number is the first revision.
+    """
     salt = 0x5A17
-    data = segment.pack_header(first_rev, salt)
+    data = segment.Header(version, first_rev, first_lsn or first_rev, salt).pack()
     ends = [len(data)]
     for payload, synced in payloads:
         data += segment.pack_frames([payload], ends[synced], salt)
@@ -107,11 +115,21 @@ def segment_file(first_rev: int, payloads: Sequence[tuple[bytes, int]]) -> tuple
 
 
 def snapshot_file(
-    rev: int, created: int, frames: list[tuple[int, bytes]], entries: int, logged: bool = True
+    rev: int,
+    created: int,
+    frames: list[tuple[int, bytes]],
+    entries: int,
+    logged: bool = True,
+    lsn: int | None = None,
+    version: int = formats.CURRENT,
 ) -> tuple[Path, bytes]:
-    """A snapshot of these frames, each of a kind and a payload, that has so many entries."""
-    header = {"format": "zkv-snapshot", "version": 1, "rev": rev, "created": created}
-    all_frames = [(1, encode(header | {"logged": logged})), *frames]
+    """A snapshot of these frames, each of a kind and a payload, that has so many entries.
+
+    Without another one, its log number is its revision.
+    """
+    header = {"format": "zkv-snapshot", "version": version, "rev": rev, "created": created}
+    position = [] if version == formats.FIRST else [(5, encode({"lsn": lsn or rev}))]
+    all_frames = [(1, encode(header | {"logged": logged})), *position, *frames]
     data, chain = b"", 0
     for kind, payload in all_frames:
         frame, crc = _frame(kind, payload)
@@ -161,18 +179,28 @@ def random_once(chance: Random, seqs: dict[str, int]) -> Once:
     return Once(name, seqs[name], chance.randbytes(8), reply)
 
 
-def random_commit(chance: Random, rev: int, now: int, seqs: dict[str, int]) -> tuple[bytes, int]:
-    """A packed commit after ``rev``, and its revision. Some are packed as zkv never does."""
+def random_commit(
+    chance: Random, rev: int, lsn: int, now: int, seqs: dict[str, int]
+) -> tuple[bytes, int]:
+    """A packed commit after ``rev`` and ``lsn``, and its revision.
+
+    Some are packed as zkv never does.
+    """
     if chance.random() < 0.1:
-        refused = Commit(rev, now, (), random_once(chance, seqs))
+        refused = Commit(rev, now, lsn + 1, (), random_once(chance, seqs))
         return refused.pack(), rev
     many = 1 if chance.random() < 0.6 else chance.randrange(1, 30)
     changes = tuple(random_change(chance, now) for _ in range(many))
     once = random_once(chance, seqs) if chance.random() < 0.3 else None
-    payload = Commit(rev + 1, now, changes, once).pack()
+    payload = Commit(rev + 1, now, lsn + 1, changes, once).pack()
     if chance.random() < 0.15:
-        payload = odd_commit(chance, rev + 1, now)
+        payload = odd_commit(chance, rev + 1, lsn + 1, now)
     return payload, rev + 1
+
+
+def old(payload: bytes) -> bytes:
+    """A payload as format 1 has it, without its log number."""
+    return bytes([payload[0] - 1]) + payload[1:19] + payload[28:]
 
 
 def commits(chance: Random, count: int) -> list[bytes]:
@@ -180,14 +208,15 @@ def commits(chance: Random, count: int) -> list[bytes]:
     found: list[bytes] = []
     rev, seqs = 0, dict[str, int]()
     for now in range(count):
-        payload, rev = random_commit(chance, rev, now, seqs)
+        payload, rev = random_commit(chance, rev, now, now, seqs)
         found.append(payload)
     return found
 
 
-def odd_commit(chance: Random, rev: int, now: int) -> bytes:
+def odd_commit(chance: Random, rev: int, lsn: int, now: int) -> bytes:
     """A commit that is packed in another way than zkv packs it, and means something."""
-    head = b"\x93" + b"\xcf" + rev.to_bytes(8) + b"\xcf" + now.to_bytes(8)
+    wide = [b"\xcf" + number.to_bytes(8) for number in (rev, now, lsn)]
+    head = b"\x94" + b"".join(wide)
     put, key = encode(PUT), encode(random_key(chance))
     deep = b"\x91" * DEEP + b"\xc0"
     return chance.choice([
@@ -199,24 +228,25 @@ def odd_commit(chance: Random, rev: int, now: int) -> bytes:
         head + b"\x91" + b"\x94" + put + key + b"\1\xd3" + (now + 9).to_bytes(8),
         head + b"\x91" + b"\x94" + put + key + deep + b"\xc0",
         head + b"\x91" + b"\x94" + encode(DELETE) + key + b"\1" + encode(now),
-        b"\x93\xcf" + rev.to_bytes(8) + b"\xd3" + now.to_bytes(8) + head[19:] + b"\x91\x94" + put
-        + key + b"\1\xc0",
-        b"\x94" + head[1:] + b"\x91\x94" + put + key + b"\1\xc0\xc0",
+        head[:10] + b"\xd3" + head[11:] + b"\x91\x94" + put + key + b"\1\xc0",
+        head[:19] + b"\xd3" + head[20:] + b"\x91\x94" + put + key + b"\1\xc0",
+        b"\x98" + head[1:] + b"\x91\x94" + put + key + b"\1\xc0" + b"\xc0\0\xc4\0\xc4\0",
     ])  # fmt: skip
 
 
-def bad_commits(rev: int, now: int) -> list[bytes]:
+def bad_commits(rev: int, lsn: int, now: int) -> list[bytes]:
     """Payloads that are no commit, or not the next one, in a frame that is good."""
-    good = Commit(rev, now, (KeyChange(PUT, "key"), KeyChange(PUT, "k"))).pack()
+    good = Commit(rev, now, lsn, (KeyChange(PUT, "key"), KeyChange(PUT, "k"))).pack()
+    one = (KeyChange(PUT, "key"),)
     return [
-        good + b"\0", good[:-1], b"\x94" + good[1:], b"\x92" + good[1:],
-        good[:3],
+        good + b"\0", good[:-1], b"\x95" + good[1:], b"\x93" + good[1:], b"\x97" + good[1:],
+        b"\x98" + good[1:], b"\x92" + good[1:], good[:3], good[:12], good[:20],
         good.replace(b"\xa3PUT\xa3", b"\xa3PUB\xa3"), good.replace(b"\xa3key", b"\xa3k\xff\xfe"),
         good.replace(b"\xa3key\xc0", b"\xa3key\xc1"), good.replace(b"\xa1k", b"\xc4\1k"),
-        Commit(rev + 1, now, (KeyChange(PUT, "key"),)).pack(),
-        Commit(rev - 1, now, (KeyChange(PUT, "key"),)).pack(),
-        Commit(rev + 5, now, ()).pack(),
-        Commit(rev, now, (KeyChange(PUT, "key", expires=0),)).pack(),
+        Commit(rev + 1, now, lsn, one).pack(), Commit(rev - 1, now, lsn, one).pack(),
+        Commit(rev, now, lsn + 1, one).pack(), Commit(rev, now, lsn - 1, one).pack(),
+        Commit(rev + 5, now, lsn, ()).pack(), Commit(rev - 1, now, lsn + 1, ()).pack(),
+        Commit(rev, now, lsn, (KeyChange(PUT, "key", expires=0),)).pack(),
     ]  # fmt: skip
 
 
@@ -224,15 +254,23 @@ def bad_commits(rev: int, now: int) -> list[bytes]:
 
 
 class Writing:
-    """Writes a directory as a server does, in short steps."""
+    """Writes a directory as a server does, in short steps.
 
-    def __init__(self, chance: Random) -> None:
+    Args:
+        chance: decides what happens.
+        version: of the format at first; a later version may go on.
+    """
+
+    def __init__(self, chance: Random, version: int = formats.CURRENT) -> None:
         self._chance = chance
+        self._version = version
         self._seqs: dict[str, int] = {}
         self._now = 1_000_000
         self._payloads: list[tuple[bytes, int]] = []
         self._first = 1
+        self._first_lsn = 1
         self._synced = 0
+        self._lsn = 0
         self.rev = 0
         self.tree: Tree = {}
 
@@ -245,45 +283,66 @@ class Writing:
             if kind < 0.04:
                 self._rotate()
             elif kind < 0.06:
-                self._save()
+                self._save(self._version)
+            elif kind < 0.08 and self._version != formats.CURRENT:
+                self._upgrade()
             else:
-                payload, self.rev = random_commit(chance, self.rev, self._now, self._seqs)
-                self._append(payload)
+                self._commit()
         if chance.random() < 0.15:
-            self._append(chance.choice(bad_commits(self.rev + 1, self._now)))
+            self._append(chance.choice(bad_commits(self.rev + 1, self._lsn + 1, self._now)))
             for _ in range(chance.randrange(3)):
-                payload, self.rev = random_commit(chance, self.rev, self._now, self._seqs)
-                self._append(payload)
+                self._commit()
         self._write()
         return self.tree
+
+    def _commit(self) -> None:
+        payload, self.rev = random_commit(self._chance, self.rev, self._lsn, self._now, self._seqs)
+        self._lsn += 1
+        self._append(payload)
 
     def _append(self, payload: bytes) -> None:
         if self._chance.random() < 0.5:
             self._synced = len(self._payloads)
+        if self._version == formats.FIRST:
+            self._lsn = self.rev
+            payload = old(payload) if payload[:1] in {b"\x94", b"\x98"} else payload
         self._payloads.append((payload, self._synced))
 
     def _write(self) -> None:
-        path, data = segment_file(self._first, self._payloads)
+        path, data = segment_file(self._first, self._payloads, self._first_lsn, self._version)
         self.tree[path] = data
+
+    def _upgrade(self) -> None:
+        """Go on in the current format, after a snapshot."""
+        self._save(formats.CURRENT)
+        self._version = formats.CURRENT
+        self._begin()
+
+    def _begin(self) -> None:
+        self._first, self._first_lsn = self.rev + 1, self._lsn + 1
+        self._payloads, self._synced = [], 0
+        self._write()
 
     def _rotate(self) -> None:
         """Begin a segment. The one before may go on with commits that were rolled back."""
         if self.rev >= self._first:
-            rev, seqs = self.rev, dict[str, int]()
+            rev, lsn, seqs = self.rev, self._lsn, dict[str, int]()
             for _ in range(self._chance.choice([0, 0, 3])):
-                payload, rev = random_commit(self._chance, rev, self._now, seqs)
+                payload, rev = random_commit(self._chance, rev, lsn, self._now, seqs)
+                lsn = rev if self._version == formats.FIRST else lsn + 1
                 self._append(payload)
             self._write()
-            self._first, self._payloads, self._synced = self.rev + 1, [], 0
-            self._write()
+            self._begin()
 
-    def _save(self) -> None:
+    def _save(self, version: int) -> None:
         """Write a snapshot, in frames of a few entries."""
         if self.rev == 0:
             return
         self._write()
         chance = self._chance
-        entries, _, _, _, states, *_ = loaded(self.tree, in_c=False)
+        found = loaded(self.tree, in_c=False)
+        assert len(found) > 2, found
+        entries, _, _, _, states, *_ = found
         frames = []
         while entries:
             some, entries = entries[:5], entries[5:]
@@ -292,7 +351,7 @@ class Writing:
         if states:
             frames.append((4, encode(states)))
         logged = chance.random() < 0.8
-        path, data = snapshot_file(self.rev, self._now, frames, count, logged)
+        path, data = snapshot_file(self.rev, self._now, frames, count, logged, self._lsn, version)
         self.tree[path] = data
         if not logged:  # The log has failed. It goes on in a new segment, unless the server ends.
             self._rotate()

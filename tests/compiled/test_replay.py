@@ -46,15 +46,17 @@ def check_alike(tree: Tree) -> str:
 
 @pytest.mark.usefixtures("_pieces")
 def test_directories_are_loaded_alike() -> None:
-    outcomes = Counter(check_alike(Writing(Random(seed)).run(120)) for seed in range(30))
+    outcomes = Counter(
+        check_alike(Writing(Random(seed), 1 + seed % 2).run(120)) for seed in range(30)
+    )
     assert outcomes["loaded"] >= 15
     assert outcomes["cut"] + outcomes["refused"] >= 3
 
 
-@pytest.mark.parametrize("number", range(len(bad_commits(3, 1))))
+@pytest.mark.parametrize("number", range(len(bad_commits(3, 3, 1))))
 def test_each_bad_commit_is_judged_alike(number: int) -> None:
-    good = [Commit(rev, 1, (KeyChange(PUT, "key"),)).pack() for rev in (1, 2)]
-    payloads = [*good, bad_commits(3, 1)[number]]
+    good = [Commit(rev, 1, rev, (KeyChange(PUT, "key"),)).pack() for rev in (1, 2)]
+    payloads = [*good, bad_commits(3, 3, 1)[number]]
     tree = dict([segment_file(1, [(payload, 0) for payload in payloads])])
     assert check_alike(tree) != "loaded"
 
@@ -64,14 +66,16 @@ def test_damaged_directories_are_judged_alike() -> None:
     outcomes: Counter[str] = Counter()
     for seed in range(10):
         chance = Random(seed)
-        tree = Writing(chance).run(100)
+        tree = Writing(chance, 1 + seed % 2).run(100)
         outcomes.update(check_alike(damaged(chance, tree)) for _ in range(12))
     assert min(outcomes[each] for each in ("loaded", "cut", "refused")) >= 4
 
 
 def test_what_is_usual_makes_no_object_for_each_key(monkeypatch: pytest.MonkeyPatch) -> None:
     changes = tuple(KeyChange(PUT, f"key {number}") for number in range(70))
-    commits = [Commit(rev, 1, changes, once) for rev, once in [(8, None), (9, ONCE), (10, None)]]
+    commits = [
+        Commit(rev, 1, rev, changes, once) for rev, once in [(8, None), (9, ONCE), (10, None)]
+    ]
     entries = encode([("a", 1, 6), ("b", [2], 7, 2**50)])
     tree = dict([
         snapshot_file(7, 1, [(2, entries)], 2),

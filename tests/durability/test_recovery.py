@@ -7,15 +7,25 @@ from typing import Final
 
 import pytest
 
-from tests.compiled.loading import SNAPSHOTS, WAL, MemoryFiles, Tree, segment_file, snapshot_file
+from tests.compiled.loading import (
+    SNAPSHOTS,
+    WAL,
+    MemoryFiles,
+    Tree,
+    old,
+    segment_file,
+    snapshot_file,
+)
 from zkv import compiled
-from zkv.durability import recovery
+from zkv.durability import formats, recovery
+from zkv.errors import DamageError
 from zkv.keyspace import History, Sessions
 from zkv.keyspace.change import PUT, Commit, KeyChange, Once
 
 SAVED: Final = 40
 LAST: Final = 45
-FIRSTS: Final = (1, 11, 21, 31, SAVED + 1)
+Firsts = tuple[int, ...]
+FIRSTS: Final[Firsts] = (1, 11, 21, 31, SAVED + 1)
 
 
 @pytest.fixture(params=["C", "Python"], autouse=True)
@@ -25,33 +35,59 @@ def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(compiled, "COMPILED", request.param == "C")
 
 
-def put(rev: int, changes: int = 1) -> bytes:
-    """A commit."""
+def put(rev: int, changes: int = 1, lsn: int | None = None) -> bytes:
+    """A commit; without another one, its log number is its revision."""
     keys = [KeyChange(PUT, f"key {number}") for number in range(changes)]
-    return Commit(rev, rev, tuple(keys)).pack()
+    return Commit(rev, rev, lsn or rev, tuple(keys)).pack()
 
 
-def refused(rev: int, seq: int) -> bytes:
+def refused(rev: int, seq: int, lsn: int, time: int = SAVED) -> bytes:
     """The reply to a request that changed nothing."""
-    return Commit(rev, SAVED, (), Once("session", seq, b"digest", b"reply")).pack()
+    return Commit(rev, time, lsn, (), Once("session", seq, b"digest", b"reply")).pack()
 
 
-def directory(end: tuple[bytes, ...] = (), changes: int = 1) -> Tree:
-    """Five segments; the snapshot covers all but the last. ``end`` ends the fourth."""
+def directory(
+    end: tuple[bytes, ...] = (),
+    changes: int = 1,
+    follower: int = SAVED + 1,
+    firsts: Firsts = FIRSTS,
+) -> Tree:
+    """Five segments; the snapshot covers all but the last. ``end`` ends the fourth.
+
+    The first log number behind the fourth is ``follower``.
+    """
     tree = dict([snapshot_file(SAVED, SAVED, [], 0)])
-    for first, successor in zip(FIRSTS, (*FIRSTS[1:], LAST + 1), strict=True):
-        payloads = [put(rev, changes) for rev in range(first, successor)]
+    for first, successor in zip(firsts, (*firsts[1:], LAST + 1), strict=True):
+        more = follower - SAVED - 1 if first > SAVED else 0
+        payloads = [put(rev, changes, rev + more) for rev in range(first, successor)]
         payloads += end if successor == SAVED + 1 else ()
-        tree |= [segment_file(first, [(payload, 0) for payload in payloads])]
+        tree |= [segment_file(first, [(payload, 0) for payload in payloads], first + more)]
     return tree
 
 
+def old_directory(end: tuple[bytes, ...]) -> Tree:
+    """The same in format 1."""
+    tree = dict([snapshot_file(SAVED, SAVED, [], 0, version=formats.FIRST)])
+    for first, successor in zip(FIRSTS, (*FIRSTS[1:], LAST + 1), strict=True):
+        payloads = [put(rev) for rev in range(first, successor)]
+        payloads += end if successor == SAVED + 1 else ()
+        whole = [(old(payload), 0) for payload in payloads]
+        tree |= [segment_file(first, whole, version=formats.FIRST)]
+    return tree
+
+
+def remembered(sessions: Sessions) -> list[int]:
+    """The sequence numbers of the replies that are remembered."""
+    state = sessions.state("session", 2**62)
+    return [] if state is None else [seq for seq, *_ in state[2]]
+
+
 def start(tree: Tree, history: History, sessions: Sessions | None = None) -> list[int]:
-    """Recover; the first revisions of the segments that are read."""
+    """Recover; the first revisions of the segments that are read, or of which the header is."""
     files = MemoryFiles(tree)
     recovered = recovery.recover(files, SNAPSHOTS, WAL, sessions, history)
     assert recovered.rev == LAST
-    return [int(path.stem) for path in files.opened if path.parent == WAL]
+    return sorted({int(path.stem) for path in files.opened if path.parent == WAL})
 
 
 @pytest.mark.parametrize(
@@ -72,11 +108,48 @@ def test_commits_of_many_changes_are_read_as_if_they_had_one() -> None:
 
 def test_the_segment_up_to_the_snapshot_is_read_for_refusals_that_came_after_it() -> None:
     sessions = Sessions()
-    tree = directory((refused(SAVED, 1), refused(SAVED, 2)))
+    tree = directory((refused(SAVED, 1, SAVED + 1), refused(SAVED, 2, SAVED + 2)), 1, SAVED + 3)
     assert start(tree, History(0, 0), sessions) == [31, SAVED + 1]
-    state = sessions.state("session", LAST)
-    assert state is not None
-    assert [seq for seq, *_ in state[2]] == [1, 2]
+    assert remembered(sessions) == [1, 2]
+
+
+def test_log_numbers_decide_what_the_snapshot_covers_whatever_the_clock_says() -> None:
+    """The clock may have been set back between the snapshot and the refusals behind it."""
+    sessions = Sessions()
+    behind = (refused(SAVED, 1, SAVED + 1, time=SAVED - 30), refused(SAVED, 2, SAVED + 2, time=1))
+    start(directory(behind, 1, SAVED + 3), History(0, 0), sessions)
+    assert remembered(sessions) == [1, 2]
+
+
+def test_refusals_behind_the_snapshot_are_read_however_much_came_later() -> None:
+    sessions = Sessions()
+    end = (refused(SAVED, 1, SAVED + 1), refused(SAVED, 2, SAVED + 2))
+    tree = directory(end, 1, SAVED + 3)
+    tree |= [segment_file(LAST, [(put(LAST, 1, LAST + 2), 0)], LAST + 2)]
+    start(tree, History(0, 0), sessions)
+    assert remembered(sessions) == [1, 2]
+
+
+def test_refusals_that_the_next_segment_replaces_were_rolled_back() -> None:
+    sessions = Sessions()
+    end = (refused(SAVED, 1, SAVED + 1), refused(SAVED, 2, SAVED + 2))
+    start(directory(end, 1, SAVED + 2), History(0, 0), sessions)
+    assert remembered(sessions) == [1]
+
+
+def test_a_refusal_that_is_missing_is_missed() -> None:
+    with pytest.raises(DamageError, match="the segment ends too early"):
+        start(directory((refused(SAVED, 1, SAVED + 1),), 1, SAVED + 3), History(0, 0))
+    whole = directory(firsts=(SAVED + 1,), follower=SAVED + 2)
+    with pytest.raises(DamageError, match=f"log numbers {SAVED + 1} to {SAVED + 1} are missing"):
+        start(whole, History(0, 0))
+
+
+def test_without_log_numbers_times_decide_as_in_the_version_that_wrote_them() -> None:
+    sessions = Sessions()
+    end = (refused(SAVED, 1, 0, time=SAVED - 1), refused(SAVED, 2, 0), refused(SAVED, 3, 0))
+    start(old_directory(end), History(0, 0), sessions)
+    assert remembered(sessions) == [2, 3]
 
 
 def test_damage_in_a_segment_that_nothing_needs_is_left_to_the_check(

@@ -24,11 +24,12 @@ from zkv.config import DurabilitySettings, LimitSettings
 from zkv.durability.files import Files
 from zkv.durability.snapshot import Loaded, Writer, file_name, read, revision_of
 from zkv.engine import Engine
-from zkv.errors import DamageError, ReadOnly
+from zkv.errors import DamageError, FormatError, ReadOnly
 from zkv.keyspace import StoredEntry
 from zkv.keyspace.table import PythonTable
 
 REV = 42
+LSN = 49
 CREATED = 1
 ENTRIES = {
     "a": StoredEntry(b"\xc0", 1),
@@ -40,7 +41,7 @@ ENTRIES = {
 
 def write(directory: Path, chunks: list[dict[str, StoredEntry]], rev: int = REV) -> Path:
     """A snapshot file with a frame of entries for each chunk."""
-    with Writer(Files(), directory, rev, created=CREATED) as writer:
+    with Writer(Files(), directory, rev, LSN, created=CREATED) as writer:
         for chunk in chunks:
             writer.add(list(chunk.items()))
         path = writer.finish()
@@ -55,7 +56,7 @@ def write_usual(directory: Path) -> Path:
 
 # --- The documented format, written a second time ---------------------------------------------
 
-HEADER, ENTRY_FRAME, FOOTER = 1, 2, 3
+HEADER, ENTRY_FRAME, FOOTER, POSITION = 1, 2, 3, 5
 
 
 class Frame(NamedTuple):
@@ -74,8 +75,12 @@ class Frame(NamedTuple):
 
 
 def header(rev: int = REV, **other: Any) -> Frame:
-    fields = {"format": "zkv-snapshot", "version": 1, "rev": rev, "created": 1, "logged": True}
+    fields = {"format": "zkv-snapshot", "version": 2, "rev": rev, "created": 1, "logged": True}
     return Frame(HEADER, pack(fields | other))
+
+
+def position(lsn: int = LSN) -> Frame:
+    return Frame(POSITION, pack({"lsn": lsn}))
 
 
 def entries(*triples: Any) -> Frame:
@@ -100,7 +105,7 @@ def handmade(directory: Path, frames: list[Frame], rev: int = REV) -> Path:
 
 
 def whole(*frames: Frame, rev: int = REV) -> list[Frame]:
-    before = [header(rev), *frames]
+    before = [header(rev), position(), *frames]
     return [*before, footer(before, rev)]
 
 
@@ -120,13 +125,17 @@ def frames_of(path: Path) -> list[Frame]:
 
 def test_round_trip(tmp_path: Path) -> None:
     path = write_usual(tmp_path)
-    assert read(Files(), path) == Loaded(REV, PythonTable(ENTRIES), [], CREATED)
+    assert read(Files(), path) == Loaded(REV, PythonTable(ENTRIES), [], CREATED, lsn=LSN, version=2)
     assert os.listdir(tmp_path) == [file_name(REV)], "nothing is left beside it"
 
 
 def test_empty_store(tmp_path: Path) -> None:
-    assert read(Files(), write(tmp_path, [])) == Loaded(REV, PythonTable(), [], CREATED)
-    assert read(Files(), write(tmp_path, [{}, {}], rev=0)) == Loaded(0, PythonTable(), [], CREATED)
+    assert read(Files(), write(tmp_path, [])) == Loaded(
+        REV, PythonTable(), [], CREATED, lsn=LSN, version=2
+    )
+    assert read(Files(), write(tmp_path, [{}, {}], rev=0)) == Loaded(
+        0, PythonTable(), [], CREATED, lsn=LSN, version=2
+    )
 
 
 @given(
@@ -144,20 +153,20 @@ def test_any_entries(
     pairs = list(entries_.items())
     chunks = [dict(pairs[first : first + size]) for first in range(0, len(pairs), size)]
     assert read(Files(), write(directory, chunks, rev)) == Loaded(
-        rev, PythonTable(entries_), [], CREATED
+        rev, PythonTable(entries_), [], CREATED, lsn=LSN, version=2
     )
 
 
 def test_the_format_is_as_documented(tmp_path: Path) -> None:
     """Readable without zkv, and what is written without zkv is read."""
     frames = frames_of(write_usual(tmp_path))
-    assert [frame.kind for frame in frames] == [HEADER, ENTRY_FRAME, ENTRY_FRAME, FOOTER]
-    assert frames[0] == header()
+    assert [frame.kind for frame in frames] == [HEADER, POSITION, ENTRY_FRAME, ENTRY_FRAME, FOOTER]
+    assert frames[:2] == [header(), position()]
     assert frames[-1] == footer(frames[:-1])
     raw = msgspec.msgpack.Decoder(list[tuple[str, msgspec.Raw, int]])
     found = {
         key: StoredEntry(bytes(value), rev)
-        for frame in frames[1:-1]
+        for frame in frames[2:-1]
         for key, value, rev in raw.decode(frame.payload)
     }
     assert found == ENTRIES
@@ -167,7 +176,9 @@ def test_the_format_is_as_documented(tmp_path: Path) -> None:
         "b": StoredEntry(b"\xc0", 3),
         "c": StoredEntry(b"\xa1x", 4),
     }
-    assert read(Files(), path) == Loaded(REV, PythonTable(expected), [], CREATED)
+    assert read(Files(), path) == Loaded(
+        REV, PythonTable(expected), [], CREATED, lsn=LSN, version=2
+    )
 
 
 @pytest.mark.parametrize(
@@ -217,7 +228,7 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
             flipped[place] ^= 1 << bit
             damaged(path, bytes(flipped))
     path.write_bytes(good)
-    assert read(Files(), path) == Loaded(REV, PythonTable(ENTRIES), [], CREATED)
+    assert read(Files(), path) == Loaded(REV, PythonTable(ENTRIES), [], CREATED, lsn=LSN, version=2)
 
 
 def test_every_byte_overwritten_is_noticed(tmp_path: Path) -> None:
@@ -316,7 +327,7 @@ def test_good_checksums_around_nonsense(tmp_path: Path, frame: Frame) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        {"version": 2},
+        {"version": 0},
         {"version": "1"},
         {"format": "zkv-log"},
         {"format": None},
@@ -326,10 +337,22 @@ def test_good_checksums_around_nonsense(tmp_path: Path, frame: Frame) -> None:
     ],
 )
 def test_header_of_something_else(tmp_path: Path, other: dict[str, Any]) -> None:
-    before = [header(**other), entries(["a", 1, 1])]
-    message = damaged(handmade(tmp_path, [*before, footer(before)]))
-    if other == {"version": 2}:
-        assert "version 2" in message
+    before = [header(**other), position(), entries(["a", 1, 1])]
+    damaged(handmade(tmp_path, [*before, footer(before)]))
+
+
+def test_newer_version_is_refused_by_its_name(tmp_path: Path) -> None:
+    path = handmade(tmp_path, [header(version=3), Frame(9, b"whatever a later version writes")])
+    with pytest.raises(FormatError, match=r"its format is version 3, .* reads versions up to 2"):
+        read(Files(), path)
+
+
+def test_first_version_has_no_log_number(tmp_path: Path) -> None:
+    before = [header(version=1), entries(["a", 1, 1])]
+    loaded = read(Files(), handmade(tmp_path, [*before, footer(before)]))
+    assert (loaded.version, loaded.lsn, list(loaded.entries)) == (1, REV, ["a"])
+    before = [header(), entries(["a", 1, 1])]
+    assert "the log number is missing" in damaged(handmade(tmp_path, [*before, footer(before)]))
 
 
 @pytest.mark.parametrize(

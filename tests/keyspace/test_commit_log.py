@@ -22,14 +22,14 @@ def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CommitLog]:
     """An empty log that belongs to a store which cannot roll back."""
     log: CommitLog = MemoryLog()
     if request.param != "memory":
-        log = Wal(Files(), tmp_path, 0, None, 65_536, sync_each=request.param == "files, always")
+        log = Wal(Files(), tmp_path, 0, 0, None, 65_536, sync_each=request.param == "files, always")
     log.attach(threading.Lock(), lambda _: pytest.fail("nothing is to be rolled back"))
     yield log
     log.close()
 
 
 def commit(rev: int) -> bytes:
-    return Commit(rev, 0, (KeyChange("DELETE", "k"),)).pack()
+    return Commit(rev, 0, rev, (KeyChange("DELETE", "k"),)).pack()
 
 
 def test_numbers_go_up_by_one_from_one(log: CommitLog) -> None:

@@ -32,6 +32,7 @@ from zkv.errors import (
 )
 from zkv.keyspace import (
     ABSENT,
+    Keyspace,
     Once,
     PackedCommit,
     Sessions,
@@ -266,7 +267,8 @@ def test_a_count_leaves_out_what_has_expired(
 
 
 def test_a_count_begins_anew_when_commits_are_rolled_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    keyspace = Store(log=FakeLog(0))
+    log = FakeLog(0)
+    keyspace = Store(log=log)
     monkeypatch.setattr(tally, "CHUNK_DEADLINES", 3)
     expired(keyspace, [f"{letter}{number}" for number in range(10) for letter in "ab"])
     keyspace.put("a1", b"1")
@@ -276,7 +278,7 @@ def test_a_count_begins_anew_when_commits_are_rolled_back(monkeypatch: pytest.Mo
     def roll_back(_seconds: float) -> None:
         if next(going, False):
             with keyspace.lock:
-                keyspace.roll_back(keyspace.rev - 1)
+                log.roll_back(keyspace, keyspace.rev - 1)
 
     monkeypatch.setattr("time.sleep", roll_back)
     assert keyspace.count(key_range("a")) == (1, 21)
@@ -398,14 +400,15 @@ def test_store_forgets_a_view_that_is_closed(keyspace: Store, how: str) -> None:
 
 def test_a_view_of_what_is_rolled_back_once_it_has_been_read_is_lost() -> None:
     """Whoever saved it must learn that its revision is gone, and may be given to another write."""
-    keyspace = Store(log=FakeLog(0))
+    log = FakeLog(0)
+    keyspace = Store(log=log)
     keyspace.put("a", b"1")
     snapshot = keyspace.view()
     assert read(snapshot) == {"a": StoredEntry(b"1", 1)}
     assert not snapshot.lost
 
     with keyspace.lock:
-        keyspace.roll_back(0)
+        log.roll_back(keyspace, 0)
     keyspace.put("a", b"2")
 
     assert snapshot.lost
@@ -468,7 +471,7 @@ class FakeLog:
 
     def __init__(self, safe_rev: int) -> None:
         self.safe_rev = safe_rev
-        self.last_lsn = 0
+        self.last_lsn = safe_rev
         self.broken = False
 
     @property
@@ -479,14 +482,20 @@ class FakeLog:
     def append(self, payload: bytes) -> int:
         if self.broken:
             raise ReadOnly("no")
-        return PackedCommit(payload).rev
+        return self.extend([payload])
 
     @property
     def takes_commits(self) -> bool:
         return not self.broken
 
     def extend(self, payloads: list[bytes]) -> int:
-        return PackedCommit(payloads[-1]).rev
+        self.last_lsn = PackedCommit(payloads[-1]).rev
+        return self.last_lsn
+
+    def roll_back(self, keyspace: Keyspace, lsn: int) -> None:
+        """Have all commits after ``lsn`` undone."""
+        self.last_lsn = lsn
+        keyspace.roll_back(lsn)
 
 
 class OpenView:
@@ -592,7 +601,7 @@ class StoreMachine(RuleBasedStateMachine):
     def roll_back(self, data: st.DataObject) -> None:
         self.rev = data.draw(st.integers(self.log.safe_rev, self.rev))
         with self.keyspace.lock:
-            self.keyspace.roll_back(self.rev)
+            self.log.roll_back(self.keyspace, self.rev)
         self.model = dict(self.states[self.rev])
         self.states = {rev: state for rev, state in self.states.items() if rev <= self.rev}
 

@@ -102,18 +102,18 @@ def test_a_page_of_changes_has_1000_unless_told_otherwise(remembering: MakeStore
     assert (len(reply["changes"]), reply["next"], reply["rev"]) == (1_200, 2, 3)
 
 
-@pytest.mark.parametrize("limits", [{"history": 5}, {"history_bytes": 130}], ids=repr)
+@pytest.mark.parametrize("limits", [{"history": 5}, {"history_bytes": 165}], ids=repr)
 def test_changes_that_are_not_kept_are_compacted(
     remembering: MakeStore, limits: dict[str, int]
 ) -> None:
     store = remembering(**limits)
     for number in range(4):
-        store.put("k", number)  # 29 bytes each, as they stand in the log
+        store.put("k", number)  # 38 bytes each, as they stand in the log
     assert len(store.ok("CHANGES", since=0)["changes"]) == 4
     store.ok("MPUT", items={"k": 4, "j": 4})
     store.put("k", 5)
 
-    # 7 changes in 6 revisions; 5 changes or 130 bytes, in whole revisions, are kept.
+    # 7 changes in 6 revisions; 5 changes or 165 bytes, in whole revisions, are kept.
     for since in (0, 1):
         assert store.refused("COMPACTED", "CHANGES", since=since)["oldest"] == 3
     assert [change[0] for change in store.ok("CHANGES", since=2)["changes"]] == [3, 4, 5, 5, 6]

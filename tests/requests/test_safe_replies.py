@@ -198,7 +198,7 @@ def test_who_waits_for_the_newest_commit_finds_it_queued(durable_store: DurableS
 def test_what_is_queued_in_one_step_is_seen_whole(durable_store: DurableStore) -> None:
     """Also by what the garbage collector calls, and by who runs while that waits."""
     wal = durable_store.engine.wal
-    commits = [Commit(rev, 0, (KeyChange("DELETE", "k"),)).pack() for rev in range(1, 100)]
+    commits = [Commit(rev, 0, rev, (KeyChange("DELETE", "k"),)).pack() for rev in range(1, 100)]
     seen = set()
 
     def look(*_: object) -> None:

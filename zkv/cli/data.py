@@ -15,6 +15,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
+from zkv import __version__
 from zkv.cli import value_writer
 from zkv.cli.values import to_bytes, to_json, to_object
 from zkv.durability import backup, dump, repair
@@ -27,6 +28,8 @@ from zkv.keyspace.change import REMOVALS
 from zkv.streams import complain, forget
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from zkv.durability.repair import Plan
     from zkv.keyspace import Commit, KeyChange, StoredEntry
 
@@ -190,13 +193,16 @@ def _dump(options: argparse.Namespace) -> int:
         if options.log:
             for commit in dump.log(view, options.at_rev):
                 _print(_commit_line(commit))
-            return 0
-        if options.at_rev is None:
+            entries: Mapping[str, StoredEntry] = {}
+        elif options.at_rev is None:
             entries = dump.newest_state(view)
         else:
             entries = dump.state_at(view, options.at_rev)
     for key, entry in sorted(entries.items()):
         _print(_entry_line(key, entry))
+    # Not on standard output, where each line is an entry or a commit.
+    which = " and ".join(map(str, sorted(view.versions))) or "unknown"
+    complain("zkv", f"{options.directory}: format {which}; dumped by zkv {__version__}")
     return 0
 
 
@@ -210,7 +216,8 @@ def _entry_line(key: str, entry: StoredEntry) -> str:
 
 def _commit_line(commit: Commit) -> str:
     changes = ", ".join(map(_change, commit.changes))
-    fields = {"rev": to_json(commit.rev), "time": to_json(commit.time), "changes": f"[{changes}]"}
+    fields = {"rev": to_json(commit.rev), "lsn": to_json(commit.lsn), "time": to_json(commit.time)}
+    fields["changes"] = f"[{changes}]"
     if commit.once is not None:
         fields["session"] = to_json(commit.once.session)
         fields["seq"] = to_json(commit.once.seq)

@@ -114,6 +114,7 @@ class Lane:
         /,
         *,
         rev: int,
+        lsn: int,
         removed_rev: int,
         now: int,
         takes_writes: bool,
@@ -133,11 +134,21 @@ def replay(
     at: int,
     salt: int,
     next_rev: int,
+    next_lsn: int,
     limit: int,
-    rev: int,
+    lsn: int,
     oldest: int,
 ) -> tuple[
-    int, int, int, int, list[bytes], int, int, list[tuple[str, int, bytes, bytes, int, int]]
+    int,
+    int,
+    int,
+    int,
+    int,
+    int,
+    list[bytes],
+    int,
+    int,
+    list[tuple[str, int, bytes, bytes, int, int]],
 ]: ...
 def siphash13(data: bytes, k0: int, k1: int) -> int: ...
 def crc32(data: bytes, crc: int) -> int: ...

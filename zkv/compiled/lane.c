@@ -17,7 +17,7 @@ enum { NEAR_ENTRIES = 1 << 16 }; /* a table of so many may well fit into the pro
 enum { SMALL_BODY = 512, MOST_AHEAD = 64 }; /* bytes; requests */
 enum { NEAR = 16, FAR = 32 }; /* steps ahead whose records, and whose buckets, are prefetched */
 enum { HOOK_STEPS = 8 }; /* A call of Python takes as long as so many steps. */
-enum { STATES = 6 }; /* arguments by name of `lane_run` */
+enum { STATES = 7 }; /* arguments by name of `lane_run` */
 enum { RELEASED_AT_ONCE = 16 }; /* records, by each run, of those that a long run has replaced */
 
 /* The parts of an exactly-once request to remember; `session` is NULL if it is not one. */
@@ -297,10 +297,10 @@ static int is_new(const Lane *self, const run *r, const once *o)
 
 static int remember(const Lane *self, const run *r, const once *o)
 {
-    Py_ssize_t place = PyList_Size(r->payloads);
-    PyObject *done = PyObject_CallFunction(self->remember, "OKOOLnL", o->session,
+    PyObject *done = PyObject_CallFunction(self->remember, "OKOOLLL", o->session,
                                            (unsigned long long)o->seq, o->digest, o->reply,
-                                           (long long)r->rev + 1, place, (long long)r->now);
+                                           (long long)r->rev + 1, (long long)r->lsn + 1,
+                                           (long long)r->now);
     Py_XDECREF(done);
     PyErr_Clear();
     return done != NULL;
@@ -366,7 +366,7 @@ static unsigned char *write_change(unsigned char *to, const record *now)
 static size_t payload_size(const run *r, const request *from, const once *o)
 {
     unsigned char head[MOST_HEAD];
-    size_t size = 1 + 2 * 9; /* the array, two wide numbers */
+    size_t size = 1 + 3 * 9; /* the array, three wide numbers */
     size += (size_t)(write_array_head(head, r->replaced->count - r->first) - head);
     for (size_t i = r->first; i < r->replaced->count; i++) {
         const record *now = r->replaced->pairs[i].now;
@@ -388,8 +388,9 @@ static size_t payload_size(const run *r, const request *from, const once *o)
 /* Pack all but the exactly-once request. */
 static unsigned char *write_changes(unsigned char *to, const run *r, const once *o)
 {
-    *to++ = o->session == NULL ? 0x93 : 0x97;
+    *to++ = o->session == NULL ? 0x94 : 0x98;
     to = write_wide(write_wide(to, (uint64_t)r->rev + 1), (uint64_t)r->now);
+    to = write_wide(to, (uint64_t)r->lsn + 1);
     to = write_array_head(to, r->replaced->count - r->first);
     for (size_t i = r->first; i < r->replaced->count; i++)
         to = write_change(to, r->replaced->pairs[i].now);
@@ -435,6 +436,7 @@ static span commit(Lane *self, run *r, const request *from)
         for (size_t i = r->first; i < r->replaced->count; i++)
             r->replaced->pairs[i].now->rev = r->rev + 1;
         r->rev++;
+        r->lsn++;
         r->changes += changes;
         r->bytes += (size_t)PyBytes_Size(payload);
     } else if (reply.at != NULL) {
@@ -622,10 +624,10 @@ static PyObject *run_batch(Lane *self, run *r, size_t first, size_t end)
 /* Read one keyword argument of `lane_run`. 0, with an exception, if it has none of that name. */
 static int read_state(run *r, PyObject *name, PyObject *value)
 {
-    static const char *const names[] = {"rev",          "removed_rev", "now",
-                                        "takes_writes", "aside",       "logs"};
-    int64_t *const fields[] = {&r->rev,          &r->removed_rev, &r->now,
-                               &r->takes_writes, &r->aside,       &r->logs};
+    static const char *const names[] = {"rev",          "lsn",   "removed_rev", "now",
+                                        "takes_writes", "aside", "logs"};
+    int64_t *const fields[] = {&r->rev,          &r->lsn,   &r->removed_rev, &r->now,
+                               &r->takes_writes, &r->aside, &r->logs};
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         if (PyUnicode_CompareWithASCIIString(name, names[i]) == 0) {
             *fields[i] = PyLong_AsLongLong(value);
@@ -634,7 +636,7 @@ static int read_state(run *r, PyObject *name, PyObject *value)
     return PyErr_Format(PyExc_TypeError, "run() has no argument %R", name), 0;
 }
 
-/* run(batch, first, end, *, rev, removed_rev, now, takes_writes, aside, logs) -> Run: see
+/* run(batch, first, end, *, rev, lsn, removed_rev, now, takes_writes, aside, logs) -> Run: see
  * _store.pyi. The arguments are read here: PyArg_ParseTupleAndKeywords takes as long as half of a
  * GET. */
 static PyObject *lane_run(Lane *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
@@ -642,7 +644,7 @@ static PyObject *lane_run(Lane *self, PyObject *const *arguments, Py_ssize_t cou
     run r = {0};
     if (count != 3 || names == NULL || PyTuple_Size(names) != STATES ||
         !PyObject_TypeCheck(arguments[0], batch_type))
-        return PyErr_Format(PyExc_TypeError, "run() takes a batch, two places, and 6 by name");
+        return PyErr_Format(PyExc_TypeError, "run() takes a batch, two places, and 7 by name");
     r.batch = (Batch *)arguments[0];
     size_t first = PyLong_AsSize_t(arguments[1]), end = PyLong_AsSize_t(arguments[2]);
     if (first > end || end > r.batch->count)

@@ -55,7 +55,7 @@ typedef struct {
 
 /* A run in progress. */
 typedef struct run {
-    int64_t rev, removed_rev, now, takes_writes, aside, logs;
+    int64_t rev, lsn, removed_rev, now, takes_writes, aside, logs;
     Batch *batch;
     PyObject *left, *payloads; /* lists */
     Replaced *replaced;

@@ -10,6 +10,8 @@
 #include "store.h"
 
 enum { WIDE = 0xcf, NIL = 0xc0 };
+enum { WIDE_BYTES = 9 };
+enum { OLD = 0x93, OLD_ONCE = 0x97, NEW = 0x94, NEW_ONCE = 0x98 }; /* first bytes of payloads */
 enum { MOST_WAITING = 64 };
 
 /* --- The changes that wait until their memory has been fetched -------------------------------- */
@@ -70,10 +72,10 @@ static int read_byte(reader *r, int byte) { return r->at < r->end && *r->at++ ==
 
 static int read_wide(reader *r, int64_t *number)
 {
-    if (r->end - r->at < 9 || *r->at != WIDE || r->at[1] >= 0x80)
+    if (r->end - r->at < WIDE_BYTES || *r->at != WIDE || r->at[1] >= 0x80)
         return 0;
     *number = (int64_t)big_endian(r->at + 1, 8);
-    r->at += 9;
+    r->at += WIDE_BYTES;
     return 1;
 }
 
@@ -135,7 +137,8 @@ typedef struct {
 
 /* A commit that has been checked. `session.at` is NULL if no reply is remembered with it. */
 typedef struct {
-    int64_t rev, time, seq;
+    int64_t rev, time, lsn, seq;
+    int old; /* of format 1, which has no log numbers */
     uint32_t count;
     reader changes;
     span session, digest, reply;
@@ -145,9 +148,9 @@ typedef struct {
 typedef struct {
     loading into;
     PyObject *payloads, *once;
-    int64_t rev, oldest, next, limit, time;
+    int64_t lsn, oldest, next_rev, next_lsn, limit, time;
     uint64_t synced;
-    size_t changes, bytes;
+    size_t changes, bytes, applied;
 } replay;
 
 /* The frame at a place. 0 if it is not complete, or not good. */
@@ -178,10 +181,12 @@ static int read_commit(const frame *f, commit *c)
     reader r = {f->at, f->at + f->size};
     change each;
     *c = (commit){0};
-    if (f->size == 0 || (*r.at != 0x93 && *r.at != 0x97))
+    if (f->size == 0)
         return 0;
-    int once = *r.at++ == 0x97;
-    if (!read_wide(&r, &c->rev) || !read_wide(&r, &c->time) || !read_array(&r, &c->count))
+    int mark = *r.at++, once = mark == OLD_ONCE || mark == NEW_ONCE;
+    c->old = mark == OLD || mark == OLD_ONCE;
+    if (!(once || c->old || mark == NEW) || !read_wide(&r, &c->rev) || !read_wide(&r, &c->time) ||
+        !(c->old ? (c->lsn = c->rev, 1) : read_wide(&r, &c->lsn)) || !read_array(&r, &c->count))
         return 0;
     c->changes = r;
     for (uint32_t i = 0; i < c->count; i++)
@@ -195,11 +200,25 @@ static PyObject *to_bytes(const unsigned char *at, size_t size)
     return PyBytes_FromStringAndSize((const char *)at, (Py_ssize_t)size);
 }
 
+/* A payload of format 1 as it is today: its revision, packed, becomes its log number, too. */
+static PyObject *renewed(const frame *f)
+{
+    PyObject *made = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)f->size + WIDE_BYTES);
+    if (made == NULL)
+        return NULL;
+    const unsigned char *rev = f->at + 1, *rest = rev + 2 * WIDE_BYTES;
+    unsigned char *to = (unsigned char *)PyBytes_AsString(made);
+    *to++ = (unsigned char)(*f->at + 1);
+    to = write_bytes(write_bytes(to, rev, 2 * WIDE_BYTES), rev, WIDE_BYTES);
+    write_bytes(to, rest, (size_t)(f->at + f->size - rest));
+    return made;
+}
+
 static int keep_commit(replay *p, const frame *f, const commit *c)
 {
     p->changes += c->count;
-    p->bytes += f->size;
-    return list_append(p->payloads, to_bytes(f->at, f->size));
+    p->bytes += f->size + (c->old ? WIDE_BYTES : 0);
+    return list_append(p->payloads, c->old ? renewed(f) : to_bytes(f->at, f->size));
 }
 
 static int keep_once(replay *p, const commit *c)
@@ -222,6 +241,7 @@ static int apply_commit(replay *p, const commit *c)
         if (!load(&p->into, each))
             return 0;
     }
+    p->applied++;
     return c->session.at == NULL || keep_once(p, c);
 }
 
@@ -231,12 +251,13 @@ static const unsigned char *take_frames(replay *p, reader r, uint32_t salt)
     frame f;
     commit c;
     const unsigned char *end = r.at;
-    while (read_frame(&r, salt, &f) && read_commit(&f, &c) && c.rev == p->next &&
-           c.rev < p->limit) {
+    while (read_frame(&r, salt, &f) && read_commit(&f, &c) && c.rev == p->next_rev &&
+           c.lsn == p->next_lsn && c.rev < p->limit) {
         if ((c.rev >= p->oldest && !keep_commit(p, &f, &c)) ||
-            (c.rev > p->rev && !apply_commit(p, &c)))
+            (c.lsn > p->lsn && !apply_commit(p, &c)))
             return NULL;
-        p->next = c.rev + 1;
+        p->next_rev = c.rev + 1;
+        p->next_lsn = c.lsn + 1;
         p->time = c.time > p->time ? c.time : p->time;
         p->synced = f.synced > p->synced ? f.synced : p->synced;
         end = r.at;
@@ -244,22 +265,24 @@ static const unsigned char *take_frames(replay *p, reader r, uint32_t salt)
     return apply_waiting(&p->into) ? end : NULL;
 }
 
-/* replay(table, frames, at, salt, next_rev, limit, rev, oldest): see _Replayed in recovery.py. */
+/* replay(table, frames, at, salt, next_rev, next_lsn, limit, lsn, oldest): see _Replayed in
+ * recovery.py. */
 PyObject *py_replay(PyObject *module, PyObject *arguments)
 {
     PyObject *table, *frames;
     Py_ssize_t at;
     unsigned int salt;
-    long long next, limit, rev, oldest;
+    long long next_rev, next_lsn, limit, lsn, oldest;
     replay p = {0};
-    if (!PyArg_ParseTuple(arguments, "OSnILLLL", &table, &frames, &at, &salt, &next, &limit, &rev,
-                          &oldest))
+    if (!PyArg_ParseTuple(arguments, "OSnILLLLL", &table, &frames, &at, &salt, &next_rev,
+                          &next_lsn, &limit, &lsn, &oldest))
         return NULL;
     const unsigned char *begin = (const unsigned char *)PyBytes_AsString(frames);
     p.into.table = (Table *)table;
-    p.next = next;
+    p.next_rev = next_rev;
+    p.next_lsn = next_lsn;
     p.limit = limit;
-    p.rev = rev;
+    p.lsn = lsn;
     p.oldest = oldest;
     p.payloads = PyList_New(0);
     p.once = PyList_New(0);
@@ -271,9 +294,10 @@ PyObject *py_replay(PyObject *module, PyObject *arguments)
         Py_XDECREF(p.once);
         return NULL;
     }
-    return Py_BuildValue("nLKLNnnN", (Py_ssize_t)(end - begin), (long long)p.next,
-                         (unsigned long long)p.synced, (long long)p.time, p.payloads,
-                         (Py_ssize_t)p.changes, (Py_ssize_t)p.bytes, p.once);
+    return Py_BuildValue("nLLKLnNnnN", (Py_ssize_t)(end - begin), (long long)p.next_rev,
+                         (long long)p.next_lsn, (unsigned long long)p.synced, (long long)p.time,
+                         (Py_ssize_t)p.applied, p.payloads, (Py_ssize_t)p.changes,
+                         (Py_ssize_t)p.bytes, p.once);
 }
 
 /* --- Snapshots -------------------------------------------------------------------------------- */

@@ -9,10 +9,10 @@ gets its contents last. Until then an empty file has its name, which counts as d
 interrupted copy is refused, and never mistaken for an older or an empty store.
 
 `restore` makes one snapshot, with the entries and the remembered replies of the backup, and a
-revision that is higher by `RESTORED_ABOVE`. The original store may have taken further revisions
-after the backup, and clients may have seen them. These are lost, and must not be used again for
-other contents; no store takes as many as `RESTORED_ABOVE` in between. Followers find that the
-changes since their last revision are not kept, and read the store again.
+revision and a log number that are higher by `RESTORED_ABOVE`. The original store may have taken
+further revisions after the backup, and clients may have seen them. These are lost, and must not be
+used again for other contents; no store takes as many as `RESTORED_ABOVE` in between. Followers find
+that the changes since their last revision are not kept, and read the store again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from zkv.durability import recovery, segment, snapshot
 from zkv.durability.check import survey
 from zkv.durability.frozen_view import FrozenView
 from zkv.durability.layout import Layout, explain
-from zkv.durability.segment import SegmentScan
+from zkv.durability.segment import SegmentEnd, SegmentScan
 from zkv.errors import DamageError, DataDirError
 from zkv.keyspace.sessions import Sessions
 
@@ -203,34 +203,46 @@ class _Restored(_Copy):
                 f"{there.directory}: cannot be restored: its revision would be {rev}; "
                 f"the highest possible one is {MOST_REV}"
             )
+        lsn = state.lsn + rev - state.rev
         self._begin_with(layout.snapshot(rev))
         self._made.append(layout.segment(rev + 1))
-        begin_log(files, layout, rev + 1)
-        write_state(files, layout, rev, state.time, state.entries, sessions)
+        begin_log(files, layout, rev + 1, lsn + 1)
+        write_state(files, layout, rev, lsn, state.time, state.entries, sessions)
 
 
 def write_state(
-    files: Files, layout: Layout, rev: int, created: int, entries: Table, sessions: Sessions
+    files: Files,
+    layout: Layout,
+    rev: int,
+    lsn: int,
+    created: int,
+    entries: Table,
+    sessions: Sessions,
 ) -> None:
     """Write a snapshot of a whole store. Raises OSError."""
-    with snapshot.Writer(files, layout.snapshots, rev, created) as writer:
+    with snapshot.Writer(files, layout.snapshots, rev, lsn, created) as writer:
         items = iter(sorted(entries.items()))
         while chunk := list(itertools.islice(items, _CHUNK_ENTRIES)):
             writer.add(chunk)
-        states = [sessions.state(name, rev) for name in sessions.names()]
+        states = [sessions.state(name, lsn) for name in sessions.names()]
         writer.add_sessions([state for state in states if state is not None])
         writer.finish()
 
 
-def begin_log(files: Files, layout: Layout, first_rev: int) -> None:
-    """Write an empty segment, since a directory without a newest one is damaged. Raises OSError."""
+def begin_log(files: Files, layout: Layout, first_rev: int, first_lsn: int) -> SegmentEnd:
+    """Write an empty segment, since a directory without a newest one is damaged.
+
+    Returns the place where it can be continued. Raises OSError.
+    """
     path = layout.segment(first_rev)
     beside = path.with_name(path.name + snapshot.UNFINISHED)
+    header = segment.new_header(first_rev, first_lsn)
     with files.create(beside) as file:
-        files.write(file, segment.pack_header(first_rev, segment.new_salt()))
+        files.write(file, header.pack())
         files.sync(file)
     files.rename(beside, path)
     files.sync_directory(layout.wal)
+    return SegmentEnd(first_rev, header.size, header.size, header.salt, header.version)
 
 
 def _needed(view: FrozenView) -> list[Path]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zkv.durability import recovery, snapshot
+from zkv.durability import recovery, segment, snapshot
 from zkv.durability.check import revisions
 from zkv.durability.recovery import LogReader, Replay
 from zkv.errors import DamageError, DataDirError
@@ -72,7 +72,9 @@ def log(view: FrozenView, until: int | None) -> Iterator[Commit]:
     Raises DamageError, DataDirError or OSError, after all commits before that.
     """
     first = view.segments[0] if view.segments else 1
-    reader = LogReader(view, view.layout.wal, first - 1)
+    header = segment.read_header(view, view.layout.segment(first)) if view.segments else None
+    lsn = first - 1 if header is None else header.first_lsn - 1
+    reader = LogReader(view, view.layout.wal, snapshot.Loaded(rev=first - 1, lsn=lsn))
     if until is None or until >= first:
         for commit in reader.commits():
             yield commit

@@ -95,6 +95,10 @@ class Files:
         """Rename ``old`` to ``new`` atomically, replacing a file of that name. Raises OSError."""
         os.replace(old, new)
 
+    def link(self, old: Path, new: Path) -> None:
+        """Give the file ``old`` a second name. Raises OSError, also if ``new`` exists."""
+        os.link(old, new)
+
     def remove(self, path: Path) -> None:
         """Remove a file. Raises OSError."""
         path.unlink()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from zkv.durability import recovery, segment, snapshot
 from zkv.durability.files import Files
 from zkv.durability.layout import Layout, explain
-from zkv.errors import DataDirError
+from zkv.errors import DataDirError, FormatError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +36,7 @@ class FrozenView(Files):
 
     Raises:
         DataDirError: it is not a data directory, is empty, or a file in it cannot be opened.
+        FormatError: a newer zkv has written a file in it.
     """
 
     def __init__(self, files: Files, directory: Path) -> None:
@@ -55,6 +56,12 @@ class FrozenView(Files):
         """Revisions of the snapshots, oldest first."""
         self.segments = recovery.segments(self, self.layout.wal)
         """First revisions of the segments, oldest first."""
+        try:
+            self.versions = recovery.versions(self, self.layout.snapshots, self.layout.wal)
+            """The formats of these files, but for damaged ones."""
+        except FormatError:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

@@ -16,6 +16,10 @@ class Layout:
         self.snapshots = directory / "snapshot"
         self.wal = directory / "wal"
 
+    def beside(self, name: str) -> Layout:
+        """The paths of a directory ``name`` in this one that is laid out like it."""
+        return Layout(self.directory / name)
+
     def snapshot(self, rev: int) -> Path:
         """The snapshot at ``rev``."""
         return self.snapshots / snapshot.file_name(rev)

@@ -7,11 +7,18 @@ recovery refuses damage, and reports a torn tail, which the caller cuts off.
 If the log had failed when the snapshot was written, the snapshot's header says so. Then the
 snapshot contains everything valid in the newest segment, and recovery does not read that segment.
 
-A segment whose successor begins at or before the snapshot's revision + 1 changes no entry. Recovery
-reads it only for the history, and a fault in it only makes the history shorter. It does not read it
-at all if the history cannot keep anything of it (`LogReader.oldest`). If a segment has revisions
-that its successor has, too, those in the successor count: the others were never acknowledged, or
-are in the snapshot after which the successor was begun.
+Log numbers decide what the snapshot covers, and nothing else: a commit that changes nothing has no
+revision of its own, and clocks may be set back. A segment whose successor begins at or before the
+snapshot's log number + 1 is covered. Recovery reads it only for the history, and a fault in it only
+makes the history shorter. It does not read it at all if the history cannot keep anything of it
+(`LogReader.oldest`). If a segment has log numbers that its successor has, too, those in the
+successor count: the others were never acknowledged, or are in the snapshot after which the
+successor was begun.
+
+Files of format 1 have no log numbers: there a commit's number is its revision
+(`zkv.keyspace.change`), and a snapshot's, too. Whether a snapshot of that format covers a commit
+that changes nothing, and has the snapshot's revision, is decided by their times, as the version
+that wrote them did.
 
 In C, whole runs of usual commits are applied without an object for each (`Replay._take`,
 zkv/compiled/replay.c). C stops before anything else, such as a fault, and Python handles it.
@@ -19,6 +26,7 @@ zkv/compiled/replay.c). C stops before anything else, such as a fault, and Pytho
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import time
@@ -26,8 +34,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zkv import compiled
-from zkv.durability import segment, snapshot
-from zkv.durability.segment import SegmentEnd, SegmentScan, Taken
+from zkv.durability import formats, segment, snapshot
+from zkv.durability.segment import SegmentEnd, SegmentScan, Successor, Taken
 from zkv.errors import DamageError, DataDirError
 from zkv.keyspace.change import REMOVALS, revision_in
 from zkv.keyspace.entry import StoredEntry
@@ -48,7 +56,7 @@ _log = logging.getLogger("zkv.durability")
 PROGRESS_SECONDS: Final = 5.0
 _NO_LIMIT: Final = 2**63 - 1
 
-TakeBelow = Callable[[bytes, int, int, int, int], Taken]
+TakeBelow = Callable[[bytes, int, int, int, int, int], Taken]
 """A `segment.Take` that also gets a limit: it must stop before a commit of this revision."""
 
 
@@ -66,6 +74,8 @@ class Recovered(NamedTuple):
 
     entries: Table
     rev: int
+    lsn: int
+    """The log number of the newest commit."""
     snapshot_rev: int
     replayed: int
     time: int
@@ -85,6 +95,23 @@ def segments(files: Files, directory: Path) -> list[int]:
     """The first revisions of the segments in ``directory``, oldest first. Raises OSError."""
     names = files.names(directory)
     return [rev for name in names if (rev := segment.first_revision(name)) is not None]
+
+
+def versions(files: Files, snapshot_directory: Path, wal_directory: Path) -> set[int]:
+    """The formats of the snapshots and segments in these directories, but for damaged ones.
+
+    Raises FormatError if a newer zkv has written one, OSError.
+    """
+    found = set()
+    for rev in snapshots(files, snapshot_directory):
+        with contextlib.suppress(DamageError, OSError):
+            path = snapshot_directory / snapshot.file_name(rev)
+            found.add(snapshot.read_head(files, path).version)
+    for first in segments(files, wal_directory):
+        with contextlib.suppress(OSError):
+            header = segment.read_header(files, wal_directory / segment.file_name(first))
+            found |= set() if header is None else {header.version}
+    return found
 
 
 def recover(
@@ -115,8 +142,9 @@ def recover(
         place = error.filename or snapshot_directory.parent
         raise DataDirError(f"{place}: {error.strerror or error}") from error
     return Recovered(
-        replay.entries, replay.rev, loaded.rev, replay.replayed, replay.time, torn, replay.end
-    )
+        replay.entries, replay.rev, replay.lsn, loaded.rev, replay.replayed, replay.time, torn,
+        replay.end,
+    )  # fmt: skip
 
 
 def _load_newest(files: Files, directory: Path) -> snapshot.Loaded:
@@ -137,13 +165,15 @@ class _Replayed(NamedTuple):
     end: int
     """The offset in the bytes up to which it has taken the frames."""
     next_rev: int
+    next_lsn: int
     synced: int
     """The largest ``synced`` of these frames."""
     time: int
     """The latest time in the commits; 0 if there are none."""
+    applied: int
+    """The number of commits that are not in the snapshot."""
     payloads: list[bytes]
     """The commits for the history, packed."""
-    """Those for the history."""
     changes: int
     """The number of changes in ``payloads``."""
     size: int
@@ -173,7 +203,7 @@ class Replay:
         sessions: Sessions | None = None,
         history: History | None = None,
     ) -> None:
-        self._log = LogReader(files, directory, loaded.rev, loaded.logged)
+        self._log = LogReader(files, directory, loaded)
         self.sessions = Sessions() if sessions is None else sessions
         self._history = History(0, 0) if history is None else history
         for state in loaded.sessions:
@@ -183,6 +213,11 @@ class Replay:
         self.rev = loaded.rev
         self.time = loaded.created
         self.replayed = 0
+
+    @property
+    def lsn(self) -> int:
+        """The log number of the newest commit read so far."""
+        return self._log.lsn
 
     @property
     def end(self) -> SegmentEnd | None:
@@ -207,11 +242,13 @@ class Replay:
     def apply(self, commit: Commit) -> None:
         """Apply a commit. One that the snapshot covers is only added to the history."""
         self.time = max(self.time, commit.time)
-        if commit.once is not None and self._is_behind_the_snapshot(commit):
-            self.sessions.remember(commit.once, commit.rev, 0, commit.time)
         if commit.changes and commit.rev >= self._log.oldest:
             self._add_history([commit.payload], len(commit.changes), len(commit.payload))
-        if commit.rev <= self.rev:
+        if self._loaded.covers(commit):
+            return
+        if commit.once is not None:
+            self.sessions.remember(commit.once, commit.rev, 0, commit.time)
+        if not commit.changes:
             return
         for change in commit.changes:
             if change.op in REMOVALS:
@@ -220,37 +257,27 @@ class Replay:
                 self.entries[change.key] = StoredEntry(
                     bytes(change.value), commit.rev, change.expires
                 )
-        self.rev = commit.rev
+        self.rev = max(self.rev, commit.rev)
         self.replayed += 1
 
-    def _is_behind_the_snapshot(self, commit: Commit) -> bool:
-        """True if the commit came after the snapshot, so the snapshot lacks its remembered reply.
-
-        A reply that the snapshot covers must not be added: the session may have forgotten it since.
-        A commit that changed nothing has the revision of the commit before it, so its time decides.
-        """
-        loaded = self._loaded
-        if commit.changes or commit.rev != loaded.rev:
-            return commit.rev > loaded.rev
-        return commit.time >= loaded.created
-
-    def _take(self, frames: bytes, at: int, salt: int, next_rev: int, limit: int) -> Taken:
+    def _take(
+        self, frames: bytes, at: int, salt: int, next_rev: int, next_lsn: int, limit: int
+    ) -> Taken:
         """Apply frames in C as far as they are usual; does what `apply` does with each commit."""
         done = _Replayed(
             *compiled.store.replay(
                 self.entries,  # type: ignore[arg-type]
-                frames, at, salt, next_rev, limit, self.rev, self._log.oldest,
+                frames, at, salt, next_rev, next_lsn, limit, self._loaded.lsn, self._log.oldest,
             )
         )  # fmt: skip
         self.time = max(self.time, done.time)
         self.sessions.replay(done.once)
         if done.payloads:
             self._add_history(done.payloads, done.changes, done.size)
-        rev = done.next_rev - 1
-        if done.end > at and rev > self.rev:
-            self.replayed += rev - self.rev
-            self.rev = rev
-        return Taken(done.end, done.next_rev, done.synced)
+        if done.applied:
+            self.replayed += done.applied
+            self.rev = max(self.rev, done.next_rev - 1)
+        return Taken(done.end, done.next_rev, done.next_lsn, done.synced)
 
     def _add_history(self, payloads: list[bytes], changes: int, size: int) -> None:
         first, last = revision_in(payloads[0]), revision_in(payloads[-1])
@@ -260,22 +287,22 @@ class Replay:
 
 
 class LogReader:
-    """Reads the log after a revision: every commit once, in order, without gaps.
+    """Reads the log after a snapshot: every commit once, in order, without gaps.
 
     Args:
         files: the file operations.
         directory: where the segments are.
-        rev: the revision after which to begin: that of the snapshot.
-        logged: True if the log was on disk up to ``rev`` when the snapshot was written.
+        start: the snapshot after which to begin.
     """
 
-    def __init__(self, files: Files, directory: Path, rev: int, logged: bool = True) -> None:
+    def __init__(self, files: Files, directory: Path, start: snapshot.Loaded) -> None:
         self._files = files
         self._directory = directory
-        self._snapshot_rev = rev
-        self._logged = logged
-        self.rev = rev
+        self._start = start
+        self.rev = start.rev
         """The newest revision read so far."""
+        self.lsn = start.lsn
+        """The newest log number read so far."""
         self.oldest = 0
         """The history keeps no commit before this revision."""
         self.torn: TornTail | None = None
@@ -303,88 +330,119 @@ class LogReader:
         # Each revision has a change at least, and the log leads to `newest` at least, since it is
         # in the snapshot or before a segment. So commits before `oldest` have `kept` changes or
         # more behind them, and the history drops them. It always keeps the newest commit.
-        newest = max([self._snapshot_rev, *[first - 1 for first in firsts]])
+        newest = max([self._start.rev, *[first - 1 for first in firsts]])
         self.oldest = newest - max(kept, 1) + 1
         for first, follower in itertools.zip_longest(firsts, firsts[1:]):
-            successor = follower
-            if successor is None and first <= self._snapshot_rev and not self._logged:
-                # The log failed in this segment. Its successor was to begin after the snapshot.
-                successor = self._snapshot_rev + 1
-            if successor is None or successor > self._snapshot_rev + 1:
+            successor = self._successor(first, follower)
+            if successor is None or successor.needs_those_before(self._start):
                 yield from self._read_segment(first, successor)
-            elif successor > self.oldest:
+            elif successor.rev > self.oldest:
                 yield from self._read_covered(first, successor)
 
-    def _read_covered(self, first: int, successor: int) -> Iterator[Commit]:
+    def _successor(self, first: int, follower: int | None) -> Successor | None:
+        """The place where a segment's follower takes precedence; None if nothing does.
+
+        Raises FormatError, OSError.
+        """
+        start = self._start
+        if follower is None:
+            if first > start.rev or start.logged:
+                return None
+            # The log failed in this segment. Its follower was to begin after the snapshot.
+            return Successor(start.rev + 1, start.lsn + 1)
+        if follower <= start.rev:
+            return Successor(follower, 0)  # The snapshot covers all before it: it is not read.
+        return segment.successor(self._files, self._directory / segment.file_name(follower))
+
+    def _read_covered(self, first: int, successor: Successor) -> Iterator[Commit]:
         """The commits of a segment that the entries do not need. A fault only ends the reading."""
         scan = SegmentScan(self._files, self._directory / segment.file_name(first))
         progress = RecoveryProgress(f"reading {scan.path}")
         for commit in scan.commits(self._take_of(scan, successor, progress)):
-            if commit.rev < successor:
+            if commit.rev < successor.rev and (commit.changes or not self._start.numbered):
                 yield commit
                 progress.report(scan.end, scan.size)
         if scan.fault is not None:
             _log.warning("%s; ignored, since a snapshot covers it", scan.damage())
 
-    def _read_segment(self, first: int, successor: int | None) -> Iterator[Commit]:
+    def _read_segment(self, first: int, successor: Successor | None) -> Iterator[Commit]:
         path = self._directory / segment.file_name(first)
         if first > self.rev + 1:
-            raise self._gap(path, first)
+            raise self._gap(path, f"revisions {self.rev + 1} to {first - 1}")
         scan = SegmentScan(self._files, path)
         progress = RecoveryProgress(f"reading {path}")
+        before = self.lsn
         for commit in scan.commits(self._take_of(scan, successor, progress)):
-            self.rev = max(self.rev, scan.next_rev - 1)
-            if successor is not None and commit.rev >= successor:
-                return
-            self.rev = max(self.rev, commit.rev)
+            self._pass(scan.next_rev - 1, scan.next_lsn - 1)
+            if successor is not None and successor.replaces(commit):
+                break
+            self._pass(commit.rev, commit.lsn)
             yield commit
             progress.report(scan.end, scan.size)
-        self.rev = max(self.rev, scan.next_rev - 1)
-        if successor is None:
-            self.torn = self._judge_end(scan)
-            self.end = SegmentEnd(first, scan.end, scan.synced, scan.salt)
-        elif self.rev < successor - 1:
-            raise self._incomplete(scan, successor)
+        else:
+            self._pass(scan.next_rev - 1, scan.next_lsn - 1)
+            self._end_segment(scan, first, successor)
+        if scan.header is not None and scan.header.first_lsn > before + 1:
+            raise self._gap(path, f"log numbers {before + 1} to {scan.header.first_lsn - 1}")
+
+    def _pass(self, rev: int, lsn: int) -> None:
+        self.rev, self.lsn = max(self.rev, rev), max(self.lsn, lsn)
+
+    def _end_segment(self, scan: SegmentScan, first: int, successor: Successor | None) -> None:
+        """Judge a segment that has been read. Raises DamageError."""
+        if successor is not None:
+            if not successor.follows(scan):
+                raise self._incomplete(scan, successor.rev)
+            return
+        self.torn = self._judge_end(scan)
+        version = formats.CURRENT if scan.header is None else scan.header.version
+        self.end = SegmentEnd(first, scan.end, scan.synced, scan.salt, version)
 
     def _take_of(
-        self, scan: SegmentScan, successor: int | None, progress: RecoveryProgress
+        self, scan: SegmentScan, successor: Successor | None, progress: RecoveryProgress
     ) -> segment.Take | None:
         """The function that takes commits of a segment, up to its successor, in C."""
         take = self._take
         if take is None:
             return None
-        limit = min(rev for rev in (successor, self._until, _NO_LIMIT) if rev is not None)
+        first = None if successor is None else successor.rev
+        limit = min(rev for rev in (first, self._until, _NO_LIMIT) if rev is not None)
 
-        def taking(frames: bytes, at: int, salt: int, next_rev: int) -> Taken:
+        def taking(frames: bytes, at: int, salt: int, next_rev: int, next_lsn: int) -> Taken:
             progress.report(scan.end, scan.size)
-            return take(frames, at, salt, next_rev, limit)
+            return take(frames, at, salt, next_rev, next_lsn, limit)
 
         return taking
 
     def _judge_end(self, scan: SegmentScan) -> TornTail | None:
         """The torn tail of the newest segment, if it has one. Raises DamageError for damage."""
         # The header is on disk before the segment gets its name, and the log up to a snapshot's
-        # revision is on disk before the snapshot gets its name. If either is unreadable now, it is
-        # damaged, not torn.
-        if scan.next_rev <= self._snapshot_rev:
-            raise self._incomplete(scan, self._snapshot_rev + 1)
+        # log number is on disk before the snapshot gets its name. If either is unreadable now, it
+        # is damaged, not torn.
+        if scan.next_lsn <= self._start.lsn:
+            raise self._incomplete(scan, self._start.rev + 1)
         if scan.fault is None:
             return None
         if scan.damaged or scan.end == 0:
             raise DamageError(f"{scan.damage()}; see `zkv check` and `zkv repair`")
         return TornTail(scan.path, scan.end, scan.size, scan.fault)
 
-    def _gap(self, path: Path, first: int) -> DamageError:
+    def _gap(self, path: Path, missing: str) -> DamageError:
         return DamageError(
-            f"{path}: revisions {self.rev + 1} to {first - 1} are missing before this segment; "
-            f"see `zkv check` and `zkv repair`"
+            f"{path}: {missing} are missing before this segment; see `zkv check` and `zkv repair`"
         )
 
     def _incomplete(self, scan: SegmentScan, successor: int) -> DamageError:
         fault = scan.fault or "the segment ends too early"
+        last = max(successor - 1, scan.vouched_rev)
+        # Otherwise it is what is remembered of requests that changed nothing.
+        hit = (
+            f"revisions from {scan.next_rev} to {last} are affected; "
+            if last >= scan.next_rev
+            else ""
+        )
         return DamageError(
-            f"{scan.path}: damaged at offset {scan.end}: {fault}; revisions from "
-            f"{scan.next_rev} to {max(successor - 1, scan.vouched_rev)} are affected; "
+            f"{scan.path}: damaged at offset {scan.end}: {fault}; {hit}"
             f"see `zkv check` and `zkv repair`"
         )
 

@@ -9,15 +9,15 @@ snapshot has that frame's revision. The result becomes the directory's only snap
 Originals are never deleted. They are moved to ``damaged-<time>/``, which has the layout of a data
 directory.
 
-Revisions are never reused. If revisions up to N are lost, the new snapshot gets revision N + 1,
-although its state is that before the loss. So the ``if_rev`` of a client that saw a lost revision
-never holds by chance. A follower that has seen N asks for changes that are no longer kept, and
-therefore reads the store again. If the newest segment ends with unreadable bytes, the repair also
-skips as many revisions as they could have contained.
+Revisions and log numbers are never reused. If revisions up to N are lost, the new snapshot gets
+revision N + 1, although its state is that before the loss; likewise its log number. So the
+``if_rev`` of a client that saw a lost revision never holds by chance. A follower that has seen N
+asks for changes that are no longer kept, and therefore reads the store again. If the newest segment
+ends with unreadable bytes, the repair also skips as many revisions as they could have contained.
 
 Replies to exactly-once requests are kept or lost together with the writes. The reply to a request
-that changed nothing has no revision of its own, so the remaining data does not show if one was
-lost. Therefore every repair that reads past a damaged frame warns of that.
+that changed nothing has no revision of its own, and none is counted as lost. Therefore every repair
+that reads past a damaged frame warns of that.
 
 Order on disk: the new snapshot is complete before any file is moved, and it is the newest. So at
 any moment the directory either gives the repaired state or is refused.
@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from zkv.durability import recovery, segment, snapshot
+from zkv.durability import recovery, segment, snapshot, upgrade
 from zkv.durability.backup import (
     begin_log,
     copy_file,
@@ -56,6 +56,8 @@ class Plan(NamedTuple):
     """The revision whose state the repair restores."""
     known_rev: int
     """The newest revision that any file in the directory mentions."""
+    known_lsn: int
+    """The newest log number, likewise."""
     uncounted: int
     """The largest number of later revisions that there may have been."""
     builds: bool
@@ -80,9 +82,14 @@ class Plan(NamedTuple):
         return self.known_rev + self.uncounted + 1 if self.loses else self.reach
 
     @property
+    def lsn(self) -> int:
+        """The log number of the repaired directory."""
+        return self.known_lsn + self.uncounted + 1 if self.loses else self.known_lsn
+
+    @property
     def writes(self) -> bool:
         """True if a snapshot must be written, because no existing one has the repaired state."""
-        return self.builds and self.rev > 0 and (self.base is None or self.base.rev != self.rev)
+        return self.builds and self.rev > 0 and (self.base is None or self.base.lsn != self.lsn)
 
     def loss(self) -> str:
         """Text that lists the lost revisions."""
@@ -113,8 +120,8 @@ def _plan_to_keep(found: Survey) -> Plan | None:
     if log_end < found.rev:
         return None
     whole = [each for each in found.snapshots if each.fault is None]
-    kept = [each for each in whole if found.reach(each.rev) == found.rev]
-    if not kept and found.reach(0) != found.rev:
+    kept = [each for each in whole if found.reach(each) == found.rev]
+    if not kept and found.reach(None) != found.rev:
         return None
     oldest = kept[0].rev if kept else 0
     aside = [each.path for each in found.snapshots if each not in kept]
@@ -122,10 +129,10 @@ def _plan_to_keep(found: Survey) -> Plan | None:
         each.path
         for each in found.segments
         if each.successor is not None
-        and (each.successor <= oldest or (each.fault and each.successor == oldest + 1))
+        and (each.successor.rev <= oldest or (each.fault and each.successor.rev == oldest + 1))
     ]
     base = kept[-1] if kept else None
-    return Plan(base, found.rev, found.rev, 0, False, aside, found.segments)
+    return Plan(base, found.rev, found.rev, found.lsn, 0, False, aside, found.segments)
 
 
 def _plan_to_build(layout: Layout, found: Survey) -> Plan:
@@ -135,7 +142,7 @@ def _plan_to_build(layout: Layout, found: Survey) -> Plan:
     reaches = [_reach(base.rev if base else 0, found.segments) for base in bases]
     reach = max(reaches)
     base = [base for base, its in zip(bases, reaches, strict=True) if its == reach][-1]
-    plan = Plan(base, reach, found.rev, _uncounted(found), True, [], found.segments)
+    plan = Plan(base, reach, found.rev, found.lsn, _uncounted(found), True, [], found.segments)
     if reach == 0 and plan.loses:
         raise DamageError(
             f"{layout.directory}: nothing in it can be saved: no snapshot is intact, and the log "
@@ -149,7 +156,7 @@ def _reach(base: int, segments: list[SegmentState]) -> int:
     """The revision to which the readable commits after ``base`` lead without a gap."""
     reached = base
     for each in segments:
-        limit = each.successor - 1 if each.successor else None
+        limit = each.successor.rev - 1 if each.successor else None
         for run in each.runs:
             if run.first_rev <= reached + 1:
                 last = run.last_rev if limit is None else min(run.last_rev, limit)
@@ -179,6 +186,8 @@ def carry_out(files: Files, layout: Layout, plan: Plan, name: str, now: float) -
         DamageError: data that was readable when the plan was made cannot be read now.
         OSError: something cannot be read or written. The repair may be tried again.
     """
+    if plan.builds:
+        upgrade.keep_copy(files, layout)
     aside = layout.directory / name
     make_directories(files, aside / layout.snapshots.name)
     make_directories(files, aside / layout.wal.name)
@@ -194,7 +203,7 @@ def carry_out(files: Files, layout: Layout, plan: Plan, name: str, now: float) -
         files.sync_directory(aside / inner.name)
         files.sync_directory(inner)
     if plan.builds and plan.rev:
-        begin_log(files, layout, plan.rev + 1)
+        begin_log(files, layout, plan.rev + 1, plan.lsn + 1)
     return aside
 
 
@@ -218,7 +227,7 @@ def _write_snapshot(files: Files, layout: Layout, plan: Plan, now: float) -> Non
             f"not to {plan.reach}"
         )
     created = max(int(now * 1000), replay.time)  # The clock must not go back.
-    write_state(files, layout, plan.rev, created, replay.entries, replay.sessions)
+    write_state(files, layout, plan.rev, plan.lsn, created, replay.entries, replay.sessions)
 
 
 def _commits(files: Files, plan: Plan) -> Iterator[Commit]:
@@ -226,5 +235,5 @@ def _commits(files: Files, plan: Plan) -> Iterator[Commit]:
     for each in plan.segments:
         for run in each.runs:
             for commit in segment.read_run(files, each.path, run):
-                if each.successor is None or commit.rev < each.successor:
+                if each.successor is None or not each.successor.replaces(commit):
                     yield commit

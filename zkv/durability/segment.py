@@ -2,27 +2,29 @@
 
 A segment is ``wal/<first revision, 20 digits>.wal``::
 
-    header   "zkv-wal" 0x01 | first revision: 8 | salt: 4 | check: 4             24 bytes
+    header   "zkv-wal" | version: 1 | first revision: 8 | first log number: 8 | salt: 4 | check: 4
     frame    length: 4 | crc: 4 | synced: 8 | payload: length bytes             any number of these
 
-Integers are unsigned and big-endian. ``salt`` is random and differs in each segment. ``check`` is
-the CRC-32 of the 16 bytes before the salt, XORed with the salt, so the salt can be computed from
-either field if the other is damaged. A frame's ``crc`` is the CRC-32 of its length, synced and
-payload, with the salt as the initial CRC: no value that a client sends can pass for a frame.
-``synced`` is the offset in this file up to which everything was known to be on disk when the frame
-was written: the frame proves that the bytes before that offset had reached the disk. A payload is
-one commit, see `zkv.keyspace.change`.
+Integers are unsigned and big-endian. The header has 32 bytes, in every later version, too: so each
+version tells a newer file from a damaged one. In version 1 the first log number is absent, and the
+log number of a commit is its revision (`zkv.keyspace.change`). ``salt`` is random and differs in
+each segment. ``check`` is the CRC-32 of the bytes before the salt, XORed with the salt, so the salt
+can be computed from either field if the other is damaged. A frame's ``crc`` is the CRC-32 of its
+length, synced and payload, with the salt as the initial CRC: no value that a client sends can pass
+for a frame. ``synced`` is the offset in this file up to which everything was known to be on disk
+when the frame was written: the frame proves that the bytes before that offset had reached the disk.
+A payload is one commit, see `zkv.keyspace.change`.
 
-Revisions in a segment increase by one from frame to frame. A payload without changes, which only
-remembers the reply to an exactly-once request that was refused, repeats the revision before it. A
-segment is completely synced before the next is created, and the next one's name says where it
-ended. So only the newest segment can have a torn tail.
+Log numbers increase by one from frame to frame, and so do revisions, but for a payload without
+changes, which only remembers the reply to an exactly-once request that was refused: it repeats the
+revision before it. A segment is completely synced before the next is created, and the next one's
+name and header say where it ended. So only the newest segment can have a torn tail.
 
 How a bad frame is judged (`SegmentScan`): the frames before it are good. If any frame found after
 it says that the file was synced beyond the beginning of the bad frame, the bad frame had been on
 disk and may have been acknowledged: that is damage. Otherwise it is a torn tail: bytes that did not
-reach the disk before a crash, and that nobody was told of. A good frame with another revision than
-the next counts as found after the fault, since the frames before it are missing.
+reach the disk before a crash, and that nobody was told of. A good frame with another revision or
+log number than the next counts as found after the fault, since the frames before it are missing.
 """
 
 from __future__ import annotations
@@ -35,11 +37,13 @@ from os import SEEK_END
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
 from zkv import compiled
+from zkv.durability import formats
 from zkv.errors import DamageError
 from zkv.keyspace.change import (
     LEAST_PAYLOAD_BYTES,
     PAYLOAD_MARKS,
     changes_something,
+    number_in,
     revision_in,
     unpack,
 )
@@ -49,15 +53,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from zkv.durability.files import Files
+    from zkv.durability.snapshot import Loaded
     from zkv.keyspace.change import Commit
 
 SUFFIX: Final = ".wal"
-MAGIC: Final = b"zkv-wal\x01"
-_HEADER: Final = struct.Struct(">8sQII")
+MAGIC: Final = b"zkv-wal"
+_HEADER: Final = struct.Struct(">7sBQQII")
+_OLD_HEADER: Final = struct.Struct(">7sBQII")
 HEADER_BYTES: Final = _HEADER.size
+"""Bytes of the longest header."""
 _HEAD: Final = struct.Struct(">IIQ")
 _CHECKED: Final = struct.Struct(">IQ")
 LEAST_FRAME_BYTES: Final = _HEAD.size + LEAST_PAYLOAD_BYTES
+_NO_HEADER: Final = "the header is not that of this segment"
 _SEARCH_BYTES: Final = 1 << 20
 _PIECE_BYTES: Final = 1 << 20
 """Frames are read so many bytes at a time for a `Take`."""
@@ -69,13 +77,43 @@ class Taken(NamedTuple):
     end: int
     """The offset in the bytes up to which it has taken the frames."""
     next_rev: int
+    next_lsn: int
     synced: int
     """The largest ``synced`` of these frames."""
 
 
-Take = Callable[[bytes, int, int, int], Taken]
-"""Takes good frames in C: it gets bytes, the offset of a frame in them, the segment's salt and the
-next revision. It may stop before any frame, and must before one that is not good."""
+Take = Callable[[bytes, int, int, int, int], Taken]
+"""Takes good frames in C: it gets bytes, the offset of a frame in them, the segment's salt, the
+next revision and the next log number. It may stop before any frame, and must before one that is not
+good."""
+
+
+class Header(NamedTuple):
+    """The header of a segment."""
+
+    version: int
+    first_rev: int
+    first_lsn: int
+    salt: int
+
+    @property
+    def size(self) -> int:
+        """Its bytes in the file."""
+        return _OLD_HEADER.size if self.version == formats.FIRST else _HEADER.size
+
+    def pack(self) -> bytes:
+        """The first bytes of the segment."""
+        return self._checked() + struct.pack(">II", self.salt, self.salt ^ self.mask())
+
+    def mask(self) -> int:
+        """The XOR of the fields ``salt`` and ``check``."""
+        return zlib.crc32(self._checked())
+
+    def _checked(self) -> bytes:
+        """The fields before the salt."""
+        if self.version == formats.FIRST:
+            return _OLD_HEADER.pack(MAGIC, self.version, self.first_rev, 0, 0)[:-8]
+        return _HEADER.pack(MAGIC, self.version, self.first_rev, self.first_lsn, 0, 0)[:-8]
 
 
 class Frame(NamedTuple):
@@ -106,6 +144,30 @@ class SegmentEnd(NamedTuple):
     synced: int
     """The offset up to which the file is known to be on disk, not only in the system's cache."""
     salt: int
+    version: int
+
+
+class Successor(NamedTuple):
+    """The place where the next segment takes precedence."""
+
+    rev: int
+    """Its first revision."""
+    lsn: int | None
+    """Its first log number; None if its header is damaged, which is found when it is read."""
+
+    def replaces(self, commit: Commit) -> bool:
+        """True if a commit of the segment before does not count."""
+        return commit.rev >= self.rev or (self.lsn is not None and commit.lsn >= self.lsn)
+
+    def follows(self, scan: SegmentScan) -> bool:
+        """True if nothing is missing between the segment before and this place."""
+        return scan.next_rev >= self.rev and (self.lsn is None or scan.next_lsn >= self.lsn)
+
+    def needs_those_before(self, start: Loaded) -> bool:
+        """True if a snapshot does not cover all commits before this place."""
+        if self.lsn is None:
+            return self.rev > start.rev + 1
+        return self.lsn > start.lsn + 1
 
 
 def file_name(first_rev: int) -> str:
@@ -121,18 +183,46 @@ def first_revision(name: str) -> int | None:
 
 
 def new_salt() -> int:
-    """An unpredictable salt for `pack_header`."""
+    """An unpredictable salt."""
     return secrets.randbits(32)
 
 
-def pack_header(first_rev: int, salt: int) -> bytes:
-    """The first bytes of a segment."""
-    return _HEADER.pack(MAGIC, first_rev, salt, salt ^ _mask(first_rev))
+def new_header(first_rev: int, first_lsn: int) -> Header:
+    """The header of a new segment."""
+    return Header(formats.CURRENT, first_rev, first_lsn, new_salt())
 
 
-def _mask(first_rev: int) -> int:
-    """The XOR of a header's ``salt`` and ``check``."""
-    return zlib.crc32(_HEADER.pack(MAGIC, first_rev, 0, 0)[:-8])
+def read_header(files: Files, path: Path) -> Header | None:
+    """The header of a segment; None if it is not good. Raises FormatError, OSError."""
+    with files.open_read(path) as file:
+        return _header_in(path, file.read(HEADER_BYTES))
+
+
+def successor(files: Files, path: Path) -> Successor:
+    """The place where the segment ``path`` takes precedence. Raises FormatError, OSError."""
+    header = read_header(files, path)
+    return Successor(first_revision(path.name) or 0, None if header is None else header.first_lsn)
+
+
+def _header_in(path: Path, data: bytes) -> Header | None:
+    """The header in the first bytes of a segment. Raises FormatError."""
+    for found in _claimed(data):
+        if data.startswith(found.pack()) and found.first_rev == first_revision(path.name):
+            formats.require_known(path, found.version)
+            return found
+    return None
+
+
+def _claimed(data: bytes) -> list[Header]:
+    """The headers, of either size, that the first bytes of a segment may be; the likelier first."""
+    found = []
+    if len(data) >= _HEADER.size:
+        _, version, first_rev, first_lsn, salt, _ = _HEADER.unpack_from(data)
+        found.append(Header(max(version, formats.FIRST + 1), first_rev, first_lsn, salt))
+    if len(data) >= _OLD_HEADER.size:
+        _, version, first_rev, salt, _ = _OLD_HEADER.unpack_from(data)
+        found.insert(version != formats.FIRST, Header(formats.FIRST, first_rev, first_rev, salt))
+    return found
 
 
 def pack_frames(payloads: list[bytes], synced: int, salt: int) -> bytes:
@@ -154,8 +244,9 @@ def _checksum(length: int, synced: int, payload: bytes, salt: int) -> int:
 class SegmentScan:
     """Reads one segment from its beginning, and judges its end.
 
-    Iterate over `commits` first. Then `end` is the offset after the last good frame, `next_rev` the
-    revision that would come next, and `fault` the reason why reading stopped, or None.
+    Iterate over `commits` first. Then `end` is the offset after the last good frame, `next_rev` and
+    `next_lsn` the revision and the log number that would come next, and `fault` the reason why
+    reading stopped, or None.
 
     Args:
         files: the file operations.
@@ -170,6 +261,9 @@ class SegmentScan:
         self.size = 0
         self.end = 0
         self.next_rev = 0
+        self.header: Header | None = None
+        """The header; None if it is not good."""
+        self.next_lsn = 0
         self.salt = 0
         self.synced = 0
         """The largest offset that a good frame before the fault proves to have been on disk."""
@@ -178,6 +272,8 @@ class SegmentScan:
         """The largest offset that a good frame after the fault proves to have been on disk."""
         self.vouched_rev = 0
         """The newest revision in a good frame after the fault; 0 if there is none."""
+        self.vouched_lsn = 0
+        """The newest log number, likewise."""
         self.behind: list[Run] = []
         """The good frames that were found after the fault."""
         self._file = files.open_read(path)
@@ -187,7 +283,7 @@ class SegmentScan:
     def commits(self, take: Take | None = None) -> Iterator[Commit]:
         """Every commit up to the end or the first fault, except for those that ``take`` takes.
 
-        Raises OSError.
+        Raises FormatError, OSError.
         """
         with self._file as file:
             self.size = file.seek(0, SEEK_END)
@@ -208,8 +304,11 @@ class SegmentScan:
                 if commit.rev != expected:
                     self.fault = f"revision {commit.rev} where {expected} should be"
                     break
+                if commit.lsn != self.next_lsn and not self._lacks_numbers:
+                    self.fault = f"log number {commit.lsn} where {self.next_lsn} should be"
+                    break
                 yield commit
-                self.next_rev = commit.rev + 1
+                self.next_rev, self.next_lsn = commit.rev + 1, commit.lsn + 1
                 self.end = frame.end
                 self.synced = max(self.synced, frame.synced)
             if self.fault is not None:
@@ -229,21 +328,33 @@ class SegmentScan:
         )
 
     def _read_header(self, file: BinaryIO) -> str | None:
-        header = file.read(HEADER_BYTES)
-        name_rev = first_revision(self.path.name)
-        self.next_rev = name_rev or 0
-        if len(header) < HEADER_BYTES:
-            return "the file ends within its header"
-        *_, salt, check = _HEADER.unpack(header)
-        self.salt = salt
-        if header != pack_header(self.next_rev, salt):
-            # Either copy of the salt may be damaged: use the one that fits the first frame.
-            other = check ^ _mask(self.next_rev)
-            if isinstance(_frame_at(file, HEADER_BYTES, self.size, other), Frame):
-                self.salt = other
-            return "the header is not that of this segment"
-        self.end = self.synced = HEADER_BYTES
+        data = file.read(HEADER_BYTES)
+        self.next_rev = self.next_lsn = first_revision(self.path.name) or 0
+        self.header = header = _header_in(self.path, data)
+        if header is None:
+            self._guess_salt(file, data)
+            ends = len(data) < HEADER_BYTES
+            return "the file ends within its header" if ends else _NO_HEADER
+        self.next_lsn, self.salt = header.first_lsn, header.salt
+        self.end = self.synced = header.size
+        file.seek(self.end)
         return None
+
+    @property
+    def _lacks_numbers(self) -> bool:
+        return self.header is not None and self.header.version == formats.FIRST
+
+    def _guess_salt(self, file: BinaryIO, data: bytes) -> None:
+        """Use the salt that fits the first frame: either copy of it may be damaged."""
+        for claimed in _claimed(data):
+            header = claimed._replace(first_rev=self.next_rev)
+            (check,) = struct.unpack_from(">I", data, header.size - 4)
+            self.salt = self.salt or header.salt
+            for salt in (header.salt, check ^ header.mask()):
+                file.seek(header.size)
+                if isinstance(_frame_at(file, header.size, self.size, salt), Frame):
+                    self.salt = salt
+                    return
 
     def _offer(self, file: BinaryIO, take: Take) -> bool:
         """Offer the frames from `end` on to ``take``. If it takes none, leave the file there."""
@@ -254,9 +365,9 @@ class SegmentScan:
             self._piece_begin, at = self.end, 0
             if not _is_whole(self._piece, at):
                 self._piece += file.read(_length_at(self._piece, at))
-        taken = take(self._piece, at, self.salt, self.next_rev)
+        taken = take(self._piece, at, self.salt, self.next_rev, self.next_lsn)
         self.end = self._piece_begin + taken.end
-        self.next_rev = taken.next_rev
+        self.next_rev, self.next_lsn = taken.next_rev, taken.next_lsn
         self.synced = max(self.synced, taken.synced)
         if taken.end == at:
             file.seek(self.end)
@@ -286,6 +397,7 @@ class SegmentScan:
             if isinstance(frame, Frame):
                 self.vouched = max(self.vouched, frame.synced)
                 self.vouched_rev = max(self.vouched_rev, revision_in(frame.payload))
+                self.vouched_lsn = max(self.vouched_lsn, number_in(frame.payload))
                 self._note_behind(frame)
                 position = frame.end
 

@@ -4,8 +4,9 @@ A file is ``<revision, 20 digits>.snapshot`` and a stream of msgpack arrays, its
 
     [kind: uint32, crc: uint32, payload: bin32]
 
-    kind 1  header   {"format": "zkv-snapshot", "version": 1, "rev": int, "created": int,
+    kind 1  header   {"format": "zkv-snapshot", "version": int, "rev": int, "created": int,
                       "logged": bool}
+    kind 5  position {"lsn": int}
     kind 2  entries  [[key, value, rev, expires?], ...]               any number of these
     kind 4  sessions [[name, used, [[seq, digest, reply, rev], ...]], ...]         likewise
     kind 3  footer   {"rev": int, "entries": int, "frames": int, "crc": int}
@@ -17,6 +18,11 @@ the CRC-32 of the ``crc`` fields (4 bytes each, big-endian) of all frames before
 ``expires`` and ``used`` are Unix times in milliseconds. An entry without ``expires`` does not
 expire. Sessions are the remembered replies to exactly-once requests, see `zkv.keyspace.sessions`.
 The footer ends the file.
+
+The header is the same in every version, so that each tells a newer file from a damaged one.
+``lsn`` is the number of the newest commit that the snapshot covers: it has the entries, and what
+sessions remember, of all commits up to that number, and of none after it. A file of version 1 has
+no frame of kind 5: the snapshot's log number is its revision.
 
 ``logged`` says if the log was on disk up to the snapshot's revision when the snapshot was written.
 Normally it was, and so the snapshot proves that any part of the log that is missing now was lost
@@ -43,6 +49,7 @@ import msgspec
 from msgspec import Raw, Struct, field
 
 from zkv import compiled
+from zkv.durability import formats
 from zkv.errors import DamageError
 from zkv.keyspace.change import Expiry
 from zkv.keyspace.entry import StoredEntry
@@ -55,9 +62,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from zkv.durability.files import Files
+    from zkv.keyspace.change import Commit
 
 FORMAT: Final = "zkv-snapshot"
-FORMAT_VERSION: Final = 1
 SUFFIX: Final = ".snapshot"
 FRAME_BYTES: Final = 4 * 1024 * 1024
 """A frame of entries ends once its values together are larger than this."""
@@ -69,7 +76,7 @@ damaged."""
 _HEAD: Final = struct.Struct(">BBIBIBI")
 """A frame up to its payload: array of 3, uint32 kind, uint32 crc, bin32 length."""
 _ARRAY3, _UINT32, _BIN32 = 0x93, 0xCE, 0xC6
-_HEADER, _ENTRIES, _FOOTER, _SESSIONS = 1, 2, 3, 4
+_HEADER, _ENTRIES, _FOOTER, _SESSIONS, _POSITION = 1, 2, 3, 4, 5
 
 
 class Header(Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,6 +87,12 @@ class Header(Struct, frozen=True, forbid_unknown_fields=True):
     rev: int
     created: int
     logged: bool = True
+
+
+class Position(Struct, frozen=True, forbid_unknown_fields=True):
+    """The second value of a file, since version 2."""
+
+    lsn: int
 
 
 class Footer(Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,6 +119,7 @@ _decode_quickly = msgspec.msgpack.Decoder(list[_PackedEntry]).decode
 _decode_entry = msgspec.msgpack.Decoder(_PackedEntry).decode
 _decode_sessions = msgspec.msgpack.Decoder(list[SessionState]).decode
 _decode_header = msgspec.msgpack.Decoder(Header).decode
+_decode_position = msgspec.msgpack.Decoder(Position).decode
 _decode_footer = msgspec.msgpack.Decoder(Footer).decode
 
 
@@ -130,7 +144,9 @@ class Loaded(Struct):
         entries: by key.
         sessions: the remembered replies to exactly-once requests.
         created: Unix time in ms.
-        logged: True if the log was on disk up to ``rev`` when the snapshot was written.
+        logged: True if the log was on disk up to ``lsn`` when the snapshot was written.
+        lsn: the log number of the snapshot.
+        version: the version of the file; 0 = there is none.
     """
 
     rev: int = 0
@@ -138,6 +154,23 @@ class Loaded(Struct):
     sessions: list[SessionState] = field(default_factory=list)
     created: int = 0
     logged: bool = True
+    lsn: int = 0
+    version: int = 0
+
+    @property
+    def numbered(self) -> bool:
+        """True if the log number says exactly what the snapshot covers."""
+        return self.version > formats.FIRST
+
+    def covers(self, commit: Commit) -> bool:
+        """True if the snapshot has what a commit did.
+
+        It then has the remembered reply, too, which must not be added again: the session may have
+        forgotten it since.
+        """
+        if self.numbered or commit.changes or commit.rev != self.rev:
+            return commit.lsn <= self.lsn
+        return commit.time < self.created
 
 
 def file_name(rev: int) -> str:
@@ -162,12 +195,13 @@ class Writer:
         files: the file operations.
         directory: where snapshots are.
         rev: the revision of the snapshot.
+        lsn: its log number.
         created: Unix time in milliseconds.
-        logged: True if the log will be on disk up to ``rev`` before `finish` is called.
+        logged: True if the log will be on disk up to ``lsn`` before `finish` is called.
     """
 
     def __init__(
-        self, files: Files, directory: Path, rev: int, created: int, logged: bool = True
+        self, files: Files, directory: Path, rev: int, lsn: int, created: int, logged: bool = True
     ) -> None:
         self._files = files
         self._directory = directory
@@ -180,7 +214,9 @@ class Writer:
         self.size = 0
         self._file = files.create(self._beside)
         try:
-            self._frame(_HEADER, _encode(Header(FORMAT, FORMAT_VERSION, rev, created, logged)))
+            header = Header(FORMAT, formats.CURRENT, rev, created, logged)
+            self._frame(_HEADER, _encode(header))
+            self._frame(_POSITION, _encode(Position(lsn)))
         except BaseException:
             self._discard()
             raise
@@ -250,6 +286,7 @@ def read(
 
     Raises:
         DamageError: the file is damaged; the message gives file, offset and reason.
+        FormatError: a newer zkv has written it.
         OSError: the file cannot be read.
     """
     loaded = Loaded()
@@ -261,10 +298,12 @@ def read(
     return loaded
 
 
-def read_header(files: Files, path: Path) -> Header:
-    """The header of a snapshot file. Raises DamageError, OSError."""
+def read_head(files: Files, path: Path) -> Loaded:
+    """A snapshot without its contents. Raises DamageError, FormatError, OSError."""
     with files.open_read(path) as file:
-        return _Reader(file, path).header()
+        head = Loaded()
+        _Reader(file, path).read_head(head)
+        return head
 
 
 def chunks(
@@ -289,17 +328,16 @@ def _entry_frames(
     """The payload of each frame of entries, to be passed to the reader; otherwise as `chunks`."""
     with files.open_read(path) as file:
         reader = _Reader(file, path)
-        header = reader.header()
-        if header.rev != revision_of(path.name):
-            raise reader.damage(f"the header has revision {header.rev}, the file name another")
-        beside.rev, beside.created, beside.logged = header.rev, header.created, header.logged
+        reader.read_head(beside)
+        if beside.rev != revision_of(path.name):
+            raise reader.damage(f"the header has revision {beside.rev}, the file name another")
         for kind, payload in reader.frames():
             if kind == _SESSIONS:
                 beside.sessions += reader.decode(_decode_sessions, payload)
                 continue
             yield reader, payload
             progress(reader.offset, reader.size)
-        reader.check_end(header.rev)
+        reader.check_end(beside.rev)
 
 
 def _pack_entry(key: str, entry: StoredEntry) -> tuple[object, ...]:
@@ -328,17 +366,22 @@ class _Reader:
     def damage(self, reason: str) -> DamageError:
         return DamageError(f"{self._path}: damaged at offset {self.offset}: {reason}")
 
-    def header(self) -> Header:
+    def read_head(self, to: Loaded) -> None:
+        """Read what comes before the entries. Raises DamageError, FormatError."""
         kind, payload = self._frame()
         if kind != _HEADER:
             raise self.damage("this is not a zkv snapshot")
         header = self.decode(_decode_header, payload)
-        if (header.format, header.version) != (FORMAT, FORMAT_VERSION):
-            raise self.damage(
-                f"format {header.format!r} version {header.version}; "
-                f"this zkv reads {FORMAT!r} version {FORMAT_VERSION}"
-            )
-        return header
+        if header.format != FORMAT or header.version < formats.FIRST:
+            raise self.damage(f"format {header.format!r} version {header.version}")
+        formats.require_known(self._path, header.version)
+        to.version, to.rev, to.lsn = header.version, header.rev, header.rev
+        to.created, to.logged = header.created, header.logged
+        if to.numbered:
+            kind, payload = self._frame()
+            if kind != _POSITION:
+                raise self.damage("the log number is missing")
+            to.lsn = self.decode(_decode_position, payload).lsn
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
         """Kind and payload of every frame before the footer, which `check_end` checks."""

@@ -6,6 +6,8 @@ Layout of the data directory::
     snapshot/<revision>.snapshot            the newest two, see `zkv.durability.snapshot`
     wal/<first revision>.wal                the log, see `zkv.durability.segment`
     wal/<first revision>.wal.torn-<offset>  the torn tail that was cut off a segment
+    before-<version>/                       what an earlier version wrote, see
+                                            `zkv.durability.upgrade`
 
 Invariant: the newest snapshot and the segments after it give the exact state. So do the older
 snapshot and the segments after that one. A segment is removed only when neither snapshot needs it.
@@ -21,7 +23,7 @@ import os
 import time
 from typing import TYPE_CHECKING, BinaryIO
 
-from zkv.durability import recovery, segment, snapshot
+from zkv.durability import formats, recovery, segment, snapshot, upgrade
 from zkv.durability.layout import Layout, explain
 from zkv.errors import DataDirError
 
@@ -79,7 +81,7 @@ class Storage:
         """Load everything in the directory. A torn tail is cut off and kept in a file of its own.
 
         Afterwards all of it is on disk. Before, it may be only in the system's cache, if the server
-        was killed.
+        was killed. What an earlier version has written is in the current format then.
 
         Args:
             sessions: empty; is filled with the replies to exactly-once requests.
@@ -87,6 +89,7 @@ class Storage:
 
         Raises:
             DamageError: something is damaged. Damage is never ignored silently.
+            FormatError: a newer version has written something.
             DataDirError: something cannot be read or written.
         """
         started = time.perf_counter()
@@ -95,6 +98,7 @@ class Storage:
         )
         if recovered.end is not None:
             self._settle_end(recovered.end, recovered.torn, recovered.rev)
+        recovered = self._in_current_format(recovered, sessions)
         self.disorder()  # Notes which files are there now, and their sizes.
         _log.info(
             "recovered revision %d: %d entries; snapshot at %d, %d commits replayed, %.2f s",
@@ -110,8 +114,8 @@ class Storage:
 
         Args:
             view: the state to write.
-            logged: True if the log is on disk up to the view's revision once ``before_publishing``
-                has returned.
+            logged: True if the log is on disk up to the view's log number once
+                ``before_publishing`` has returned.
             before_publishing: called after everything is written, before the file gets its name. If
                 it raises, the file is removed.
 
@@ -120,7 +124,9 @@ class Storage:
         """
         directory = self._snapshots
         self.require_place()
-        with snapshot.Writer(self._files, directory, view.rev, view.time, logged) as writer:
+        with snapshot.Writer(
+            self._files, directory, view.rev, view.lsn, view.time, logged
+        ) as writer:
             for chunk in view.chunks():
                 writer.add(chunk)
             for sessions in view.sessions():
@@ -262,6 +268,17 @@ class Storage:
             for path in directory.parents:
                 with contextlib.suppress(PermissionError):  # Then zkv has not created this one.
                     self._files.sync_directory(path)
+
+    def _in_current_format(self, found: Recovered, sessions: Sessions) -> Recovered:
+        """Upgrade the directory if an earlier version has written it. Raises DataDirError."""
+        try:
+            upgrade.keep_copy(self._files, self._layout)
+            if found.end is None or found.end.version == formats.CURRENT:
+                return found
+            return upgrade.renew(self._files, self._layout, found, sessions)
+        except OSError as error:
+            what = explain(error, self._layout.directory)
+            raise DataDirError(f"cannot be upgraded to format {formats.CURRENT}: {what}") from error
 
     def _settle_end(self, end: SegmentEnd, torn: TornTail | None, rev: int) -> None:
         """Cut off the torn tail of the newest segment, and put the rest on disk.

@@ -1,12 +1,12 @@
 """The write-ahead log: takes commits in revision order, and writes them before they are revealed.
 
 Strategy: `append` is called with the keyspace's lock held and only queues a commit, so the log's
-order is the order of revisions. Each commit gets the next log number (LSN). LSNs start at 1 in each
-run of the server; unlike revisions, they also count commits that change nothing. `commit` is called
-without that lock. The first thread that gets the file takes the whole queue, writes it with one
-system call and, if asked to, makes it durable with one fdatasync. Threads that waited for the file
-then find their own commits done (group commit, as in DeWitt et al., "Implementation Techniques for
-Main Memory Database Systems", SIGMOD 1984).
+order is the order of revisions. Each commit has the next log number (LSN) in its payload. LSNs
+count on across restarts; unlike revisions, they also count commits that change nothing. `commit` is
+called without that lock. The first thread that gets the file takes the whole queue, writes it with
+one system call and, if asked to, makes it durable with one fdatasync. Threads that waited for the
+file then find their own commits done (group commit, as in DeWitt et al., "Implementation Techniques
+for Main Memory Database Systems", SIGMOD 1984).
 
 What may be revealed, and when: a commit is first queued, then written, then durable. Under the
 policy ``always`` it is *safe* once it is durable, otherwise once it is written. The keyspace
@@ -26,11 +26,11 @@ A rollback (`_refuse`) is one step under both locks. `_io` stops all writes and 
 cannot move meanwhile; the keyspace's lock stops all commands. In that step the log starts to refuse
 appends, empties the queue, records what survives the epoch, ends the epoch, and has the keyspace
 undo every commit after `safe_lsn`. So a command runs either before the whole rollback or after it.
-Revisions are reused afterwards; LSNs are not. A later `commit` may pass the LSN of a commit that
-was rolled back, and from then on `commit` succeeds for that LSN, too. So a caller must compare
-`epoch` as it was before its commands ran with `epoch` as it is now. If they differ, neither
-`safe_rev` nor `safe_lsn` nor a successful `commit` says anything about those commands. `survived`
-says what was safe when an epoch ended, and therefore remains safe.
+Revisions and LSNs are reused afterwards: in the files neither has gaps. A later `commit` may pass
+the LSN of a commit that was rolled back, and from then on `commit` succeeds for that LSN, too. So a
+caller must compare `epoch` as it was before its commands ran with `epoch` as it is now. If they
+differ, neither `safe_rev` nor `safe_lsn` nor a successful `commit` says anything about those
+commands. `survived` says what was safe when an epoch ended, and therefore remains safe.
 
 At a start the log continues in the newest segment. It begins a new one when that is full, and
 before a snapshot: the snapshot covers the old segment, which is removed once nothing needs it. So
@@ -90,6 +90,7 @@ class Wal:
         files: the door to the file system.
         directory: where segments are; it holds nothing newer than ``rev``.
         rev: the recovered revision; all of it is on disk.
+        lsn: the log number of the newest commit.
         end: where to continue the newest segment; None = begin a new one.
         segment_bytes: the size at which a new segment is begun.
         sync_each: True if a revision is safe only once it is durable (policy ``always``), False if
@@ -104,6 +105,7 @@ class Wal:
         files: Files,
         directory: Path,
         rev: int,
+        lsn: int,
         end: segment.SegmentEnd | None,
         segment_bytes: int,
         sync_each: bool,
@@ -130,13 +132,13 @@ class Wal:
         self.on_safe: Callable[[], None] = lambda: None
         """Called, in any thread, when commits have become safe."""
         self._keyspace_lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        self.last_lsn = 0
+        self.last_lsn = lsn
         """The LSN of the newest commit; changes with the keyspace's lock held."""
-        self.written_lsn = 0
-        self.durable_lsn = 0
+        self.written_lsn = lsn
+        self.durable_lsn = lsn
         self.written_rev = rev
         self.durable_rev = rev
-        self.safe_lsn = 0
+        self.safe_lsn = lsn
         """The LSN of the newest commit that is safe: it will not be rolled back."""
         self.safe_rev = rev
         """The newest revision that is safe: it may be revealed, and will not be rolled back."""
@@ -200,7 +202,7 @@ class Wal:
         return self._survived.get(epoch, NOTHING)
 
     def append(self, payload: bytes) -> int:
-        """Queue a commit; returns its LSN. Call with the keyspace's lock held.
+        """Queue a commit with the next LSN; returns that. Call with the keyspace's lock held.
 
         Raises:
             ReadOnly: the log cannot be written now; nothing was queued.
@@ -441,11 +443,11 @@ class Wal:
         self.require_place()
         path = self._directory / segment.file_name(first_rev)
         beside = path.with_name(path.name + ".tmp")
-        salt = segment.new_salt()
+        header = segment.new_header(first_rev, self.written_lsn + 1)
         file = self._files.create(beside)
         _only_append(file)
         try:
-            self._files.write(file, segment.pack_header(first_rev, salt))
+            self._files.write(file, header.pack())
             self._files.sync(file)
             self._files.rename(beside, path)
             self._files.sync_directory(self._directory)
@@ -454,8 +456,8 @@ class Wal:
             self._remove_failed(beside)
             self._remove_failed(path)
             raise
-        self._offset = self._synced = segment.HEADER_BYTES
-        self._first_rev, self._salt = first_rev, salt
+        self._offset = self._synced = header.size
+        self._first_rev, self._salt = first_rev, header.salt
         return file
 
     def _remove_failed(self, path: Path) -> None:
@@ -506,6 +508,7 @@ class Wal:
             self._survived.pop(self.epoch - EPOCHS_KNOWN, None)
             self.epoch += 1
             self._roll_back(self.safe_lsn)
+            self.last_lsn = self.safe_lsn
             if self._sync_each:
                 self.written_rev = self.durable_rev
                 self.written_lsn = self.durable_lsn

@@ -3,13 +3,18 @@
 Each commit is packed once, when it is made. Its payload is a msgpack array, which the log's frames
 hold (`zkv.durability.segment`) and the history keeps::
 
-    [rev: uint64, time: uint64, changes: [[op, key, value, expires], ...]]
+    [rev: uint64, time: uint64, lsn: uint64, changes: [[op, key, value, expires], ...]]
 
-``rev`` and ``time`` (Unix time in milliseconds) are packed in their widest form, so every payload
-begins with the same two bytes: after damage, later frames can be found by them. ``op`` is "PUT",
-"TOUCH", "DELETE" or "EXPIRE". The value is nil if the key is removed; ``expires`` is nil if the
-entry never expires. Values are absolute, so a commit may be applied more than once. The payload of
-an exactly-once request has further elements, from which a repeat is answered:
+``rev``, ``time`` (Unix time in milliseconds) and ``lsn`` (the log number) are packed in their
+widest form, so every payload begins with the same two bytes: after damage, later frames can be
+found by them. Log numbers count all commits of a store, one by one; unlike revisions, they also
+count those that change nothing. Payloads of format 1 (`zkv.durability.formats`) have no ``lsn``:
+there a commit's number is its revision, and one that changes nothing shares that of the commit
+before it.
+
+``op`` is "PUT", "TOUCH", "DELETE" or "EXPIRE". The value is nil if the key is removed; ``expires``
+is nil if the entry never expires. Values are absolute, so a commit may be applied more than once.
+The payload of an exactly-once request has further elements, from which a repeat is answered:
 ``session, seq, digest, reply`` (str, int, bin, bin).
 
 The digest distinguishes a request from another one with the same sequence number. It has 8 bytes
@@ -48,16 +53,21 @@ OPS: Final = frozenset({PUT, DELETE, TOUCH, EXPIRE})
 REMOVALS: Final = frozenset({DELETE, EXPIRE})
 """Ops that remove the key."""
 
-_HEAD: Final = struct.Struct(">BBQBQ")
-_ARRAY3, _ARRAY7, _UINT64 = 0x93, 0x97, 0xCF
+_HEAD: Final = struct.Struct(">BBQBQBQ")
+_ARRAY4, _ARRAY8, _UINT64 = 0x94, 0x98, 0xCF
+_OLD_ARRAYS: Final = (b"\x93", b"\x97")
+"""A payload of format 1 begins with one of these."""
+_OLD_HEAD_BYTES: Final = _HEAD.size - 9
 CHANGES_AT: Final = _HEAD.size
 """Place of the array of changes in a payload: a short one's head has its number of items."""
 ARRAY16: Final = 0xDC
 """The head of a longer array."""
 _NO_CHANGES: Final = b"\x90"
-PAYLOAD_MARKS: Final = (bytes((_ARRAY3, _UINT64)), bytes((_ARRAY7, _UINT64)))
+PAYLOAD_MARKS: Final = tuple(
+    array + bytes((_UINT64,)) for array in (*_OLD_ARRAYS, b"\x94", b"\x98")
+)
 """Every payload begins with one of these."""
-LEAST_PAYLOAD_BYTES: Final = _HEAD.size + 1
+LEAST_PAYLOAD_BYTES: Final = _OLD_HEAD_BYTES + 1
 
 MOST_PAYLOAD_BYTES: Final = 2**32 - 1
 """Bytes of the largest commit, which is the largest frame of the log."""
@@ -111,6 +121,7 @@ class Commit(Struct, frozen=True, gc=False):
     Args:
         rev: its revision; the store's current revision if it changes nothing.
         time: Unix time in ms.
+        lsn: its log number.
         changes: in the order of the request; empty if only a reply is remembered.
         once: the exactly-once request to remember, if it is one.
         payload: the packed commit, if it came from a log.
@@ -118,14 +129,16 @@ class Commit(Struct, frozen=True, gc=False):
 
     rev: int
     time: int
+    lsn: int
     changes: tuple[KeyChange, ...]
     once: Once | None = None
     payload: bytes = b""
 
     def pack(self) -> bytes:
         """Return the payload. Raises TooLarge."""
-        array = _ARRAY3 if self.once is None else _ARRAY7
-        payload = _HEAD.pack(array, _UINT64, self.rev, _UINT64, self.time) + _encode(self.changes)
+        array = _ARRAY4 if self.once is None else _ARRAY8
+        head = _HEAD.pack(array, _UINT64, self.rev, _UINT64, self.time, _UINT64, self.lsn)
+        payload = head + _encode(self.changes)
         if self.once is not None:
             payload += b"".join([_encode(part) for part in self.once])
         require_size(len(payload))
@@ -169,6 +182,7 @@ class PackedCommit(Struct, frozen=True, gc=False):
 class _Payload(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     rev: int
     time: int
+    lsn: int
     changes: tuple[KeyChange, ...]
     session: str | None = None
     seq: int = 0
@@ -186,8 +200,8 @@ def _decode(payload: bytes) -> _Payload:
     try:
         return _decode_quickly(payload)
     except RecursionError:  # A value with more levels than this Python decodes.
-        rev, time, changes, *once = parts(payload)
-        packed = _decode_quickly(b"".join([bytes([0x93 + len(once)]), rev, time, b"\x90", *once]))
+        rev, time, lsn, changes, *once = parts(payload)
+        packed = _decode_quickly(b"".join([payload[:1], rev, time, lsn, _NO_CHANGES, *once]))
         return msgspec.structs.replace(packed, changes=tuple(map(_deep_change, parts(changes))))
 
 
@@ -198,7 +212,8 @@ def _deep_change(packed: bytes) -> KeyChange:
 
 
 def unpack(payload: bytes) -> Commit:
-    """Return the commit in a payload. Raises ValueError if it is not a commit."""
+    """Return the commit in a payload of any format. Raises ValueError if it is not a commit."""
+    payload = _renewed(payload) if is_old(payload) else payload
     try:
         packed = _decode(payload)
     except ValueError as error:
@@ -208,11 +223,23 @@ def unpack(payload: bytes) -> Commit:
     once = None
     if packed.session is not None:
         once = Once(packed.session, packed.seq, packed.digest, packed.reply)
-    return Commit(packed.rev, packed.time, packed.changes, once, payload)
+    return Commit(packed.rev, packed.time, packed.lsn, packed.changes, once, payload)
+
+
+def is_old(payload: bytes) -> bool:
+    """Return True if a payload has format 1."""
+    return payload[:1] in _OLD_ARRAYS
+
+
+def _renewed(payload: bytes) -> bytes:
+    """Return a payload of format 1 as it is today."""
+    head, rest = payload[1:_OLD_HEAD_BYTES], payload[_OLD_HEAD_BYTES:]
+    number = payload[1:10]  # Its revision, packed.
+    return b"".join([bytes([payload[0] + 1]), head, number, rest])
 
 
 def revision_in(payload: bytes) -> int:
-    """Return the revision in a payload, without decoding the rest."""
+    """Return the revision in a payload of any format, without decoding the rest."""
     return int.from_bytes(payload[2:10], "big")
 
 
@@ -225,6 +252,14 @@ def count_in(payload: bytes) -> int:
     return int.from_bytes(payload[CHANGES_AT + 1 : CHANGES_AT + 1 + size], "big")
 
 
+def number_in(payload: bytes) -> int:
+    """Return the log number in a payload of any format, without decoding the rest."""
+    if is_old(payload):
+        return revision_in(payload)
+    return int.from_bytes(payload[CHANGES_AT - 8 : CHANGES_AT], "big")
+
+
 def changes_something(payload: bytes) -> bool:
-    """Return True if a payload has changes; False if it only remembers a reply."""
-    return payload[CHANGES_AT:LEAST_PAYLOAD_BYTES] != _NO_CHANGES
+    """Return True if a payload of any format has changes; False if it only remembers a reply."""
+    at = _OLD_HEAD_BYTES if is_old(payload) else CHANGES_AT
+    return payload[at : at + 1] != _NO_CHANGES

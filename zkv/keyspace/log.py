@@ -5,8 +5,9 @@ logged in the order of their revisions. `commit` is called without that lock, an
 decides what makes a commit safe: `zkv.durability.wal.Wal` writes files, `MemoryLog` does nothing.
 
 `tests/keyspace/test_commit_log.py` tests every log for these invariants: log numbers increase by
-one, from 1; `safe_lsn` and `safe_rev` never decrease within an epoch; `survived` tells what a
-rollback left; `on_safe` is called, in any thread, after commits have become safe.
+one; after a rollback they go on after the last commit that is left; `safe_lsn` and `safe_rev` never
+decrease within an epoch; `survived` tells what a rollback left; `on_safe` is called, in any thread,
+after commits have become safe.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ NOTHING: Final = (-1, -1)
 
 
 class ChangeLog(Protocol):
-    """A log, as the keyspace uses it. Commits have log sequence numbers (LSN) 1, 2, 3 ..."""
+    """A log, as the keyspace uses it. Commits have log sequence numbers (LSN) 1, 2, 3 ...
+
+    They count on across restarts. Each commit's payload has its number.
+    """
 
     @property
     def safe_lsn(self) -> int:

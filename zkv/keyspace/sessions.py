@@ -266,15 +266,15 @@ class Sessions:
         """Return the names of all sessions."""
         return list(self._sessions)
 
-    def state(self, name: str, rev: int) -> SessionState | None:
-        """Return a session with its replies up to ``rev``, for a snapshot; None if it is gone."""
+    def state(self, name: str, lsn: int) -> SessionState | None:
+        """Return a session with its replies up to ``lsn``, for a snapshot; None if it is gone."""
         session = self._sessions.get(name)
         if session is None:
             return None
         replies = [
             (seq, known.digest, known.reply, known.rev)
             for seq, known in session.replies.items()
-            if known.rev <= rev
+            if known.lsn <= lsn
         ]
         return name, session.used, replies
 

@@ -57,8 +57,8 @@ class Watcher(Protocol):
     def keep(self, key: str, old: StoredEntry | None) -> None:
         """Take the entry of ``key``, which a write is about to replace."""
 
-    def rolled_back(self, rev: int) -> None:
-        """Note that the commits after ``rev`` have been undone."""
+    def rolled_back(self, lsn: int) -> None:
+        """Note that the commits after ``lsn`` have been undone."""
 
 
 Remembering = list[tuple[Once, Window]]
@@ -280,8 +280,9 @@ class Keyspace:
         if not changes and once is None:
             return 0
         now = self.now()
-        payload = Commit(transaction.reply_rev, now, tuple(changes), once).pack()
-        lsn = self._log.append(payload)
+        lsn = self._log.last_lsn + 1
+        payload = Commit(transaction.reply_rev, now, lsn, tuple(changes), once).pack()
+        self._log.append(payload)
         rev = self.rev
         if changes:
             self.rev = transaction.rev
@@ -305,6 +306,11 @@ class Keyspace:
         self.history.extend(run.payloads, run.changes, run.bytes, self._log.safe_rev)
         remembered, self._remembered_in_run = self._remembered_in_run, []
         self._keep(Undo(lsn, before, replaced, remembered))
+
+    @property
+    def last_lsn(self) -> int:
+        """The log number of the newest commit. Lock held."""
+        return self._log.last_lsn
 
     @property
     def takes_writes(self) -> bool:
@@ -332,11 +338,10 @@ class Keyspace:
         return True
 
     def _remember_in_run(
-        self, session: str, seq: int, digest: bytes, reply: bytes, rev: int, place: int, now: int
+        self, session: str, seq: int, digest: bytes, reply: bytes, rev: int, lsn: int, now: int
     ) -> None:
-        """Remember a reply during a run; its commit has place ``place`` in the run."""
+        """Remember a reply during a run; its commit has the revision and the log number."""
         once = Once(session, seq, digest, reply)
-        lsn = self._log.last_lsn + 1 + place
         self._remembered_in_run.append((once, self.sessions.remember(once, rev, lsn, now)))
 
     def expire(self, most: int) -> int | None:
@@ -374,14 +379,15 @@ class Keyspace:
         self.history.roll_back(self.rev)
         self.removed_rev = min(self.removed_rev, self.rev)
         for watcher in self._watchers:
-            watcher.rolled_back(self.rev)
+            watcher.rolled_back(lsn)
 
     # --- Views
 
     def view(self) -> SnapshotView:
         """Return a view of the current revision, to be read in small steps during writes."""
         with self.lock:
-            view = SnapshotView(self, self.rev, len(self.entries), self.now())
+            lsn = self._log.last_lsn
+            view = SnapshotView(self, self.rev, lsn, len(self.entries), self.now())
             self._watchers.append(view)
             return view
 

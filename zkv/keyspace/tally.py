@@ -63,6 +63,6 @@ class Tally:
         if (old.expires, key) > self.reached and self._keys.holds(key):
             self.count += 1
 
-    def rolled_back(self, _rev: int) -> None:
+    def rolled_back(self, _lsn: int) -> None:
         """Note that commits were rolled back."""
         self.lost = True

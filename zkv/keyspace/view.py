@@ -41,11 +41,13 @@ Step = TypeVar("Step")
 class SnapshotView:
     """The entries at revision ``rev``. Made by `Keyspace.view`; must be closed.
 
+    It also has what sessions remember of the commits up to log number ``lsn``, the newest then.
     Its attributes are protected by the keyspace's lock.
     """
 
-    def __init__(self, keyspace: Keyspace, rev: int, count: int, time: int) -> None:
+    def __init__(self, keyspace: Keyspace, rev: int, lsn: int, count: int, time: int) -> None:
         self.rev = rev
+        self.lsn = lsn
         self.count = count
         self.time = time  # Unix time in ms.
         self.lost = False  # True if commits that it contains were rolled back before `close`.
@@ -59,9 +61,9 @@ class SnapshotView:
         if not self._all_reached and key > self._reached:
             self._kept.setdefault(key, old)
 
-    def rolled_back(self, rev: int) -> None:
-        """Note that the commits after ``rev`` have been undone. Lock held."""
-        self.lost = self.lost or self.rev > rev
+    def rolled_back(self, lsn: int) -> None:
+        """Note that the commits after ``lsn`` have been undone. Lock held."""
+        self.lost = self.lost or self.lsn > lsn
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield all entries in chunks: in key order, then those removed since ``rev``."""
@@ -76,9 +78,9 @@ class SnapshotView:
             yield removed[first : first + CHUNK_ENTRIES]
 
     def sessions(self) -> Iterator[list[SessionState]]:
-        """Yield the sessions in parts, with the replies that reveal nothing newer than ``rev``.
+        """Yield the sessions in parts, with the replies up to log number ``lsn``.
 
-        They are read in their current state, not in that of ``rev``: newer replies are left out,
+        They are read in their current state, not in that of ``lsn``: newer replies are left out,
         and a reply that its session has dropped since is one that the client no longer needs.
         """
         return self._resting(self._sessions())
@@ -89,7 +91,7 @@ class SnapshotView:
         for first in range(0, len(names), CHUNK_SESSIONS):
             with self._keyspace.lock:
                 found = [
-                    self._keyspace.sessions.state(name, self.rev)
+                    self._keyspace.sessions.state(name, self.lsn)
                     for name in names[first : first + CHUNK_SESSIONS]
                 ]
             yield [state for state in found if state is not None]

@@ -51,6 +51,8 @@ from zkv.protocol.requests import (
 )
 
 PROTOCOL_VERSION: Final = 1
+FEATURES: Final[tuple[str, ...]] = ()
+"""INFO's ``features``: ops and fields that this server takes and an earlier one may not."""
 MAX_SESSION_BYTES: Final = 64
 MAX_TRACE_BYTES: Final = 64
 MAP15, MAP16 = 0x8F, 0xDE

@@ -127,6 +127,7 @@ class InfoReply(Reply, kw_only=True):
 
     version: str
     protocol: int
+    features: tuple[str, ...]
     rev: int
     durable_rev: int
     keys: int

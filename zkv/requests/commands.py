@@ -26,7 +26,14 @@ from zkv.errors import BadRequest, RequestError, TooLarge
 from zkv.keyspace import Once, Remembered, StagedWrite, StoredEntry
 from zkv.keyspace.bounds import key_range
 from zkv.protocol import requests
-from zkv.protocol.codec import PROTOCOL_VERSION, KeyLimits, digest, encode_reply, pack_array
+from zkv.protocol.codec import (
+    FEATURES,
+    PROTOCOL_VERSION,
+    KeyLimits,
+    digest,
+    encode_reply,
+    pack_array,
+)
 from zkv.protocol.replies import (
     NIL,
     ChangesReply,
@@ -234,6 +241,7 @@ def make_info(node: Node) -> InfoReply:
     return InfoReply(
         version=__version__,
         protocol=PROTOCOL_VERSION,
+        features=FEATURES,
         rev=rev,
         durable_rev=node.engine.durable_rev,
         keys=keys,

@@ -93,6 +93,7 @@ class _Lane:
             first,
             end,
             rev=keyspace.rev,
+            lsn=keyspace.last_lsn,
             removed_rev=keyspace.removed_rev,
             now=keyspace.now(),
             takes_writes=not aside and keyspace.takes_writes,

@@ -14,6 +14,7 @@ from tests.compiled.loading import Tree, loaded, segment_file, snapshot_file
 from tests.compiled.slices import batch_of, in_slices, open_front_lane
 from tests.requests.contract_stores import FakeClock, MemoryStore, PureMemoryStore, request
 from zkv.broker.frames import COMPILED, PythonFrames
+from zkv.durability import formats
 
 BETWEEN = b"\xc1\xc1"
 """Between two bodies, or two frames: bytes that no msgpack has."""
@@ -102,9 +103,14 @@ def mailbox(data: bytes) -> None:
 
 
 def log(data: bytes) -> None:
-    """Payloads of commits, in good frames of a segment; a snapshot covers the first."""
+    """Payloads of commits, in good frames of a segment; a snapshot covers the first.
+
+    They are in segments of each format.
+    """
     payloads = [(payload, 0) for payload in data.split(BETWEEN)]
-    _check_loaded_alike(dict([segment_file(1, payloads), snapshot_file(1, 1, [], 0)]))
+    for version in (formats.FIRST, formats.CURRENT):
+        saved = snapshot_file(1, 1, [], 0, version=version)
+        _check_loaded_alike(dict([segment_file(1, payloads, version=version), saved]))
 
 
 def snapshot(data: bytes) -> None:

@@ -63,6 +63,11 @@ class Rename(NamedTuple):
     new: PurePath
 
 
+class Link(NamedTuple):
+    old: PurePath
+    new: PurePath
+
+
 class Remove(NamedTuple):
     path: PurePath
 
@@ -78,7 +83,7 @@ class Mark(NamedTuple):
 
 
 Operation = (
-    MakeDirectory | Create | Write | Truncate | Sync | FailedSync | Rename | Remove
+    MakeDirectory | Create | Write | Truncate | Sync | FailedSync | Rename | Link | Remove
     | SyncDirectory | Mark
 )  # fmt: skip
 
@@ -247,6 +252,8 @@ class Disk:
             case Rename(old, new):
                 assert old.parent == new.parent, "no model of renames between directories"
                 self._edit(old.parent, {old.name: None, new.name: self.inode(old)})
+            case Link(old, new):
+                self._edit(new.parent, {new.name: self.inode(old)})
             case Remove(path):
                 self._edit(path.parent, {path.name: None})
             case SyncDirectory(path):

@@ -21,6 +21,7 @@ from tests.durability.crash.disk_model import (
     Create,
     Disk,
     FailedSync,
+    Link,
     MakeDirectory,
     Mark,
     Operation,
@@ -120,6 +121,10 @@ class RecordingFiles(Files):
     def rename(self, old: Path, new: Path) -> None:
         super().rename(old, new)
         self._record(Rename(self._relative(old), self._relative(new)))
+
+    def link(self, old: Path, new: Path) -> None:
+        super().link(old, new)
+        self._record(Link(self._relative(old), self._relative(new)))
 
     def remove(self, path: Path) -> None:
         super().remove(path)
