@@ -106,7 +106,7 @@ def segment_file(
     Without another one, the first log number is the first revision.
     """
     salt = 0x5A17
-    data = segment.Header(version, first_rev, first_lsn or first_rev, salt).pack()
+    data = segment.SegmentHeader(version, first_rev, first_lsn or first_rev, salt).pack()
     ends = [len(data)]
     for payload, synced in payloads:
         data += segment.pack_frames([payload], ends[synced], salt)

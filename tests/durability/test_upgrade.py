@@ -204,7 +204,7 @@ def make_newer(path: Path) -> None:
     """Write a file as a later version may."""
     if path.suffix == ".wal":
         first = segment.first_revision(path.name) or 0
-        path.write_bytes(segment.Header(NEWER, first, first, 7).pack() + b"what is new")
+        path.write_bytes(segment.SegmentHeader(NEWER, first, first, 7).pack() + b"what is new")
         return
     with mock.patch.object(formats, "CURRENT", NEWER):
         rev = snapshot.revision_of(path.name) or 0

@@ -88,7 +88,7 @@ next revision and the next log number. It may stop before any frame, and must be
 good."""
 
 
-class Header(NamedTuple):
+class SegmentHeader(NamedTuple):
     """The header of a segment."""
 
     version: int
@@ -187,12 +187,12 @@ def new_salt() -> int:
     return secrets.randbits(32)
 
 
-def new_header(first_rev: int, first_lsn: int) -> Header:
+def new_header(first_rev: int, first_lsn: int) -> SegmentHeader:
     """The header of a new segment."""
-    return Header(formats.CURRENT, first_rev, first_lsn, new_salt())
+    return SegmentHeader(formats.CURRENT, first_rev, first_lsn, new_salt())
 
 
-def read_header(files: Files, path: Path) -> Header | None:
+def read_header(files: Files, path: Path) -> SegmentHeader | None:
     """The header of a segment; None if it is not good. Raises FormatError, OSError."""
     with files.open_read(path) as file:
         return _header_in(path, file.read(HEADER_BYTES))
@@ -204,7 +204,7 @@ def successor(files: Files, path: Path) -> Successor:
     return Successor(first_revision(path.name) or 0, None if header is None else header.first_lsn)
 
 
-def _header_in(path: Path, data: bytes) -> Header | None:
+def _header_in(path: Path, data: bytes) -> SegmentHeader | None:
     """The header in the first bytes of a segment. Raises FormatError."""
     for found in _claimed(data):
         if data.startswith(found.pack()) and found.first_rev == first_revision(path.name):
@@ -213,15 +213,17 @@ def _header_in(path: Path, data: bytes) -> Header | None:
     return None
 
 
-def _claimed(data: bytes) -> list[Header]:
+def _claimed(data: bytes) -> list[SegmentHeader]:
     """The headers, of either size, that the first bytes of a segment may be; the likelier first."""
     found = []
     if len(data) >= _HEADER.size:
         _, version, first_rev, first_lsn, salt, _ = _HEADER.unpack_from(data)
-        found.append(Header(max(version, formats.FIRST + 1), first_rev, first_lsn, salt))
+        found.append(SegmentHeader(max(version, formats.FIRST + 1), first_rev, first_lsn, salt))
     if len(data) >= _OLD_HEADER.size:
         _, version, first_rev, salt, _ = _OLD_HEADER.unpack_from(data)
-        found.insert(version != formats.FIRST, Header(formats.FIRST, first_rev, first_rev, salt))
+        found.insert(
+            version != formats.FIRST, SegmentHeader(formats.FIRST, first_rev, first_rev, salt)
+        )
     return found
 
 
@@ -261,7 +263,7 @@ class SegmentScan:
         self.size = 0
         self.end = 0
         self.next_rev = 0
-        self.header: Header | None = None
+        self.header: SegmentHeader | None = None
         """The header; None if it is not good."""
         self.next_lsn = 0
         self.salt = 0
