@@ -17,7 +17,7 @@ import zmq
 
 from tests.requests.contract_stores import HOUR, Disk, DurableStore, FakeClock
 from tests.support import Message, Raw, ServerProcess
-from zkv.durability import wal
+from zkv.durability import snapshot, wal
 from zkv.durability.check import survey
 from zkv.durability.files import Files
 from zkv.durability.frozen_view import FrozenView
@@ -89,17 +89,18 @@ def test_a_refusal_is_remembered_however_much_log_came_after_it(tmp_path: Path) 
         client.ok(op="PUT", key="a", value=1)
         client.ok(op="SNAPSHOT")
         first = client.call(**refused)
-        for seq in range(2, 9):  # Until the segment is full, which then ends at the snapshot's rev.
+        for seq in range(2, 15):  # Until the segment is full: it ends at the snapshot's revision.
             client.call(**refused | {"seq": seq})
         for number in range(60):
             client.ok(op="PUT", key=f"more {number}", value="x" * 60)
+        server.kill()
     with server, Raw(server.endpoint, zmq.REQ) as client:
         client.ok(op="PUT", key="later", value=1)
         assert client.call(**refused) == first | {"replayed": True}
 
 
 def test_a_snapshot_without_the_refusals_that_came_during_it(store: DurableStore) -> None:
-    """They are in the log alone, and are read from there."""
+    """They are in the log alone, and are read from there at a start."""
     store.put("a")
     refusal(store, 1)
 
@@ -108,6 +109,8 @@ def test_a_snapshot_without_the_refusals_that_came_during_it(store: DurableStore
 
     store.disk.before["create .snapshot.tmp"] = meanwhile
     assert store.snapshot() == 1
+    saved = snapshot.read(Files(), max(store.data_dir.glob("snapshot/*.snapshot")))
+    assert (saved.lsn, [seq for seq, *_ in saved.sessions[0][2]]) == (2, [1])
     lsn = store.engine.last_lsn
     store.crash()
     assert store.engine.last_lsn == lsn == 3

@@ -148,8 +148,13 @@ def test_a_refusal_that_is_missing_is_missed() -> None:
 def test_without_log_numbers_times_decide_as_in_the_version_that_wrote_them() -> None:
     sessions = Sessions()
     end = (refused(SAVED, 1, 0, time=SAVED - 1), refused(SAVED, 2, 0), refused(SAVED, 3, 0))
-    start(old_directory(end), History(0, 0), sessions)
+    tree = old_directory(end)
+    start(tree, History(0, 0), sessions)
     assert remembered(sessions) == [2, 3]
+    tree |= [segment_file(LAST, [(old(put(LAST)), 0)], version=formats.FIRST)]
+    sessions = Sessions()
+    start(tree, History(0, 0), sessions)
+    assert remembered(sessions) == [2, 3], "however much came later"
 
 
 def test_damage_in_a_segment_that_nothing_needs_is_left_to_the_check(

@@ -200,6 +200,7 @@ def _dump(options: argparse.Namespace) -> int:
             entries = dump.state_at(view, options.at_rev)
     for key, entry in sorted(entries.items()):
         _print(_entry_line(key, entry))
+    sys.stdout.flush()
     # Not on standard output, where each line is an entry or a commit.
     which = " and ".join(map(str, sorted(view.versions))) or "unknown"
     complain("zkv", f"{options.directory}: format {which}; dumped by zkv {__version__}")

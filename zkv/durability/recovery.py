@@ -336,7 +336,7 @@ class LogReader:
             successor = self._successor(first, follower)
             if successor is None or successor.needs_those_before(self._start):
                 yield from self._read_segment(first, successor)
-            elif successor.rev > self.oldest:
+            elif successor.rev > self.oldest or self._may_have_replies(successor):
                 yield from self._read_covered(first, successor)
 
     def _successor(self, first: int, follower: int | None) -> Successor | None:
@@ -353,6 +353,11 @@ class LogReader:
         if follower <= start.rev:
             return Successor(follower, 0)  # The snapshot covers all before it: it is not read.
         return segment.successor(self._files, self._directory / segment.file_name(follower))
+
+    def _may_have_replies(self, successor: Successor) -> bool:
+        """True if a segment may have refusals that the snapshot does not cover, by their times."""
+        start = self._start
+        return start.version == formats.FIRST and successor.rev == start.rev + 1
 
     def _read_covered(self, first: int, successor: Successor) -> Iterator[Commit]:
         """The commits of a segment that the entries do not need. A fault only ends the reading."""
