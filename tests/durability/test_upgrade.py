@@ -23,12 +23,15 @@ from tests.durability.crash.driver import DATA, scratch
 from tests.durability.crash.faults import RecordingFiles, UnsyncedFiles
 from tests.durability.versions.make import HERE
 from tests.forking import run_zkv
+from tests.requests.contract_stores import Disk as FullDisk
 from tests.requests.contract_stores import settings_for
 from tests.requests.roads import SteppedEngine
 from tests.support import Raw, ServerProcess
 from zkv.durability import formats, segment, snapshot
+from zkv.durability.backup import RESTORED_ABOVE
 from zkv.durability.files import Files
 from zkv.durability.upgrade import BEFORE
+from zkv.errors import DataDirError
 
 OLD: Final = sorted(path.parent / "data" for path in HERE.glob("0.1/*/expected.json"))
 YEAR: Final = 31_536_000.0
@@ -142,6 +145,48 @@ def test_the_server_says_it(data: Path, tmp_path: Path) -> None:
     assert f"{data / BEFORE}: kept by an upgrade" in checked.stdout
     dumped = run_zkv("dump", str(data), cwd=tmp_path)
     assert f"zkv: {data}: format 1 and 2; dumped by zkv " in dumped.stderr
+
+
+def test_a_full_disk_is_told_and_changes_nothing(data: Path) -> None:
+    disk = FullDisk()
+    disk.full = True
+    before = files_in(data)
+    with pytest.raises(DataDirError, match="cannot be upgraded to format 2: .*: No space left"):
+        start(data, disk)
+    assert files_in(data) == before
+    disk.full = False
+    start(data, disk)
+    assert files_in(data / BEFORE) == before
+
+
+def test_a_repair_keeps_what_was_there(data: Path, tmp_path: Path) -> None:
+    newest = max(data.glob("wal/*.wal"))
+    content = bytearray(newest.read_bytes())
+    content[60] ^= 0xFF
+    newest.write_bytes(content)
+    before = files_in(data)
+    done = run_zkv("repair", "--yes", str(data), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert files_in(data / BEFORE) == before
+    rev, lsn, *_ = start(data, UnsyncedFiles())
+    assert rev == lsn
+    checked = run_zkv("check", str(data), cwd=tmp_path)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_a_backup_is_copied_as_it_is_and_restored_in_the_current_format(
+    old: Path, tmp_path: Path
+) -> None:
+    backup, restored = tmp_path / "backup", tmp_path / "restored"
+    for words in (["backup", old, backup], ["restore", backup, restored]):
+        done = run_zkv(*map(str, words), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert {version_of(backup / name) for name in files_in(backup)} == {1}
+    assert {version_of(restored / name) for name in files_in(restored)} == {formats.CURRENT}
+    found, expected = start(restored, UnsyncedFiles()), start(backup, UnsyncedFiles())
+    assert found[:2] == [number + RESTORED_ABOVE for number in expected[:2]]
+    assert found[2] == expected[2]
+    assert [name for name, *_ in found[3]] == [name for name, *_ in expected[3]]
 
 
 # --- Crashes -----------------------------------------------------------------------------------
