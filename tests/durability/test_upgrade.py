@@ -23,7 +23,6 @@ from tests.durability.crash.driver import DATA, scratch
 from tests.durability.crash.faults import RecordingFiles, UnsyncedFiles
 from tests.durability.versions.make import HERE
 from tests.forking import run_zkv
-from tests.requests.contract_stores import Disk as FullDisk
 from tests.requests.contract_stores import settings_for
 from tests.requests.roads import SteppedEngine
 from tests.support import Raw, ServerProcess
@@ -148,14 +147,12 @@ def test_the_server_says_it(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_told_and_changes_nothing(data: Path) -> None:
-    disk = FullDisk()
-    disk.full = True
+    full = mock.patch.object(Files, "create", side_effect=OSError(errno.ENOSPC, "No space left"))
     before = files_in(data)
-    with pytest.raises(DataDirError, match="cannot be upgraded to format 2: .*: No space left"):
-        start(data, disk)
+    with full, pytest.raises(DataDirError, match=r"cannot be upgraded to format 2: .*: No space"):
+        start(data, UnsyncedFiles())
     assert files_in(data) == before
-    disk.full = False
-    start(data, disk)
+    start(data, UnsyncedFiles())
     assert files_in(data / BEFORE) == before
 
 
