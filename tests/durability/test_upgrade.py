@@ -106,6 +106,7 @@ def test_what_was_kept_is_what_the_earlier_version_would_find(old: Path, tmp_pat
 
 
 def test_files_are_kept_without_copies_of_their_contents(data: Path) -> None:
+    (data / "wal" / "not a file of zkv").mkdir()
     inodes = {path.name: path.stat().st_ino for path in data.glob("wal/*.wal")}
     start(data, UnsyncedFiles())
     assert {path.name: path.stat().st_ino for path in (data / BEFORE).glob("wal/*.wal")} == inodes

@@ -86,7 +86,8 @@ def _is_begun(files: Files, layout: Layout, copy: Layout) -> bool:
 
 def _missing(files: Files, source: Path, target: Path) -> list[str]:
     there = set(files.names(target))
-    return [name for name in files.names(source) if name not in there]
+    names = [name for name in files.names(source) if name not in there]
+    return [name for name in names if os.path.isfile(source / name)]
 
 
 def _link(files: Files, source: Path, target: Path) -> None:
