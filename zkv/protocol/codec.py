@@ -51,7 +51,7 @@ from zkv.protocol.requests import (
 )
 
 PROTOCOL_VERSION: Final = 1
-FEATURES: Final[tuple[str, ...]] = ()
+FEATURES: Final = ("timing", "trace", "SLOW")
 """INFO's ``features``: ops and fields that this server takes and an earlier one may not."""
 MAX_SESSION_BYTES: Final = 64
 MAX_TRACE_BYTES: Final = 64
