@@ -316,13 +316,20 @@ def test_a_server_that_loads_its_data_is_not_ready(
 # --- The endpoint
 
 
-def test_who_is_silent_keeps_nobody_out(server: ServerInProcess) -> None:
+def test_who_is_silent_keeps_nobody_out(
+    server: ServerInProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it cost a thread for ever, even if nobody loses patience."""
+    monkeypatch.setattr("zkv.metrics.endpoint._Handler.timeout", None)
     host, _, port = server.server.metrics.removeprefix("http://").rpartition(":")
+    address = (host, int(port))
     with contextlib.ExitStack() as stack:
-        for _ in range(3 * MOST_CONNECTIONS):
-            silent = stack.enter_context(socket.create_connection((host, int(port))))
-            silent.sendall(b"GET /metr")
+        oldest, *_ = [
+            stack.enter_context(socket.create_connection(address, LIMIT))
+            for _ in range(3 * MOST_CONNECTIONS)
+        ]
         assert status(server, "/metrics") == 200
+        assert oldest.recv(1) == b""
         assert server.stop()
 
 

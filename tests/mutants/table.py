@@ -928,6 +928,37 @@ CLIENT: Final = [
     ),
 ]
 
+IN_METRICS: Final = [
+    Mutant(
+        "a disk that has space again is not noticed before somebody writes",
+        "zkv/durability/snapshotter.py",
+        "self._wal.try_again()",
+        "pass",
+        ("tests/metrics/test_endpoint.py", "-k", "until_it_has_space"),
+    ),
+    Mutant(
+        "metrics reveal a revision that may be rolled back",
+        "zkv/server.py",
+        'min(reply["rev"], self._engine.safe_rev)',
+        'reply["rev"]',
+        ("tests/metrics/test_endpoint.py", "-k", "rolled_back"),
+    ),
+    Mutant(
+        "who is silent keeps others from the metrics",
+        "zkv/metrics/endpoint.py",
+        "            _end(oldest)",
+        "            pass",
+        ("tests/metrics/test_endpoint.py", "-k", "silent"),
+    ),
+    Mutant(
+        "a value that is replaced still counts as memory",
+        TABLE,
+        "self->value_bytes += (size_t)now->value_size - (*before)->value_size;",
+        "self->value_bytes += (size_t)now->value_size;",
+        ("tests/test_figures.py", "-k", "memory_follows"),
+    ),
+]
+
 SETTINGS: Final = [
     Mutant(
         "the file overrides the environment",
@@ -975,5 +1006,5 @@ SETTINGS: Final = [
 
 MUTANTS: Final = [
     *IN_C, *AT_THE_START, *CODEC_AND_EXACTLY_ONCE, *EXPIRY, *LOG, *WAITING, *IN_SLOW_LOG, *IN_FEED,
-    *CLIENT, *SETTINGS,
+    *CLIENT, *IN_METRICS, *SETTINGS,
 ]  # fmt: skip
