@@ -31,6 +31,7 @@ class Mutant(NamedTuple):
 
 
 FOLLOWER: Final = ("tests/client/test_follower.py",)
+TRACING: Final = ("tests/client/test_tracing.py", "-k")
 PURE: Final = ("tests/client/test_pure.py", "-k", "not pipeline")
 
 LANE: Final = "zkv/compiled/lane.c"
@@ -869,6 +870,41 @@ CLIENT: Final = [
         "self._newest + 1 - oldest < WINDOW",
         "self._newest + 1 - oldest <= WINDOW",
         PURE,
+    ),
+    Mutant(
+        "a trace is sent to a server that does not list it",
+        "zkv/client/async_namespace.py",
+        'isinstance(features, list) and "trace" in features',
+        "isinstance(features, list)",
+        (*TRACING, "not_told and asyncio"),
+    ),
+    Mutant(
+        "the server behind a new connection is not asked if it takes a trace",
+        "zkv/client/connection.py",
+        'loss of a connection."""\n        self.era = object()',
+        'loss of a connection."""',
+        (*TRACING, "takes_its_place"),
+    ),
+    Mutant(
+        "a trace that is refused is sent again",
+        "zkv/client/aio.py",
+        "                fields = plain\n",
+        "",
+        (*TRACING, "refuses_it and asyncio"),
+    ),
+    Mutant(
+        "each task asks if the server takes a trace",
+        "zkv/client/aio.py",
+        "if self._asking is None or self._asking.done():",
+        "if True:",
+        (*TRACING, "each_task"),
+    ),
+    Mutant(
+        "a child by fork ends the span of its parent",
+        "zkv/client/tracing.py",
+        "if is_foreign(self._made_in):",
+        "if False:",
+        (*TRACING, "fork"),
     ),
     Mutant(
         "a mirror shows a store half read",

@@ -23,6 +23,7 @@ import asyncio
 import itertools
 from collections.abc import Sequence
 from contextlib import suppress
+from sys import modules
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import zmq
@@ -56,6 +57,7 @@ from zkv.client.process import leave_alone, tell_of_forks
 from zkv.client.quick import id_of, pack_quickly, unpack_quickly
 from zkv.client.retry import DEFAULT_POLICY, REASON_SECONDS, Attempts, RetryPolicy, Trouble
 from zkv.client.session import WriteSessions
+from zkv.client.tracing import OPENTELEMETRY, begin
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -116,6 +118,7 @@ class AsyncClient(AsyncClientOps):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sessions: WriteSessions
         self._places: asyncio.Semaphore
+        self._asking: asyncio.Future[None] | None = None  # For all tasks that want to know.
         self._link: _Link | None = None
         self._links: set[_Link] = set()
         self._connect().close()  # An endpoint that libzmq refuses is reported now.
@@ -123,10 +126,11 @@ class AsyncClient(AsyncClientOps):
 
     def _after_fork(self) -> None:
         """Start again, in an event loop that is not the parent's."""
-        leave_alone((self._loop, self._link, self._links))
+        leave_alone((self._loop, self._link, self._links, self._asking))
         if self._loop is not None:
             _inherited_loops.add(self._loop)
-        self._context = self._loop = self._link = None
+        self._context = self._loop = self._link = self._asking = None
+        self._takes = None, False
         self._links = set()
 
     def __repr__(self) -> str:
@@ -170,6 +174,10 @@ class AsyncClient(AsyncClientOps):
         self, operation: Operation[Any], fields: dict[str, Any], codec: Codec, attempts: Attempts
     ) -> Reply:
         """Take a place, and send a request until the server answers it or the time is up."""
+        if OPENTELEMETRY in modules and not attempts.is_traced:
+            span = begin(operation.op, fields, self._endpoints)
+            if span is not None:
+                return await self._ask_traced(span, operation, fields, codec, attempts)
         self._bind()
         await self._take_place(attempts)
         try:
@@ -183,6 +191,14 @@ class AsyncClient(AsyncClientOps):
                 self._sessions.give_back(session, seq)
         finally:
             self._places.release()
+
+    async def _takes_trace(self, attempts: Attempts) -> bool:
+        self._bind()
+        if self._takes[0] is not self._endpoints.era:
+            if self._asking is None or self._asking.done():
+                self._asking = asyncio.ensure_future(self._ask_for_trace(attempts))
+            await asyncio.wait([self._asking], timeout=max(0.0, attempts.left()))
+        return self._takes[1]
 
     async def _repeat(
         self, operation: Operation[Any], fields: dict[str, Any], codec: Codec, attempts: Attempts
@@ -199,9 +215,14 @@ class AsyncClient(AsyncClientOps):
             try:
                 pause = attempts.refused(reply)
             except RefusedError as error:
-                await self._name_old_server(operation.op, error)
-                raise
-            await asyncio.sleep(pause)
+                plain = self._without_trace(fields, attempts, error)
+                if plain is None:
+                    await self._name_old_server(operation.op, error)
+                    raise
+                fields = plain
+                body = pack(operation.op, request_id, fields, codec)
+            else:
+                await asyncio.sleep(pause)
 
     async def _attempt(
         self,
@@ -299,6 +320,7 @@ class AsyncClient(AsyncClientOps):
             self._endpoints.failed(link.address)
         if link is self._link:
             self._link = None
+            self._endpoints.lost()
         if not link.waiting:
             self._close(link)
 
@@ -429,6 +451,7 @@ class _Link:
             over = self._connection.over = True
         self._endpoints.met |= self.was_connected()
         if over:
+            self._endpoints.lost()
             self._receive()  # Replies that arrived before the end.
             self._let_go()
 

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from zkv import checks
 from zkv.client import operations
 from zkv.client.codec import PACKED, PLAIN, Codec
-from zkv.client.errors import ClientError, ConflictError, NotFoundError, RefusedError, TooLargeError
+from zkv.client.errors import (
+    ClientError,
+    ConflictError,
+    NotFoundError,
+    RefusedError,
+    TooLargeError,
+    UnavailableError,
+)
 from zkv.client.operations import RAISE, Change, Entry, Operation, Reply
 from zkv.client.process import ReadAhead
 from zkv.client.retry import Attempts, RetryPolicy
@@ -27,16 +34,18 @@ if TYPE_CHECKING:
     from zkv.client.async_mirror import AsyncMirror
     from zkv.client.async_pipeline import AsyncPipeline, AsyncTransaction
     from zkv.client.async_watch import AsyncWatch
+    from zkv.client.connection import Endpoints
     from zkv.client.recipes.async_cache import AsyncCache
     from zkv.client.recipes.async_election import AsyncElection
     from zkv.client.recipes.async_limiter import AsyncRateLimiter
     from zkv.client.recipes.async_lock import AsyncLock
     from zkv.client.recipes.async_queue import AsyncQueue
+    from zkv.client.tracing import RequestSpan
 
 T = TypeVar("T")
 
-VERSION_SECONDS: Final = 1.0
-"""Longest wait for the version of a server that has refused a request."""
+INFO_SECONDS: Final = 1.0
+"""Longest wait for INFO on behalf of another request."""
 
 
 class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
@@ -542,6 +551,9 @@ class AsyncClientOps(AsyncKeyOps):
     _prefix = ""
     _codec: Codec
     _policy: RetryPolicy
+    _endpoints: Endpoints
+    _takes: tuple[object, bool] = None, False
+    """The last answer of a server that was asked for features, and the era that it belongs to."""
 
     @property
     def _client(self) -> AsyncClient:  # type: ignore[override]  # of a namespace, an attribute
@@ -561,11 +573,65 @@ class AsyncClientOps(AsyncKeyOps):
     ) -> Reply:
         """Send a request until the server answers it or the time is up."""
 
+    async def _ask_traced(
+        self,
+        span: RequestSpan,
+        operation: Operation[Any],
+        fields: dict[str, Any],
+        codec: Codec,
+        attempts: Attempts,
+    ) -> Reply:
+        """Do the same as `_ask` within a span, and tell its name to a server that can log it."""
+        attempts.span = span
+        attempts.is_traced = True
+        with span:
+            try:
+                if "trace" not in fields and await self._takes_trace(attempts):
+                    fields = {**fields, "trace": span.traceparent}
+                return await self._ask(operation, fields, codec, attempts)
+            finally:
+                span.sent_to(self._endpoints.current.endpoint)
+
+    @abstractmethod
+    async def _takes_trace(self, attempts: Attempts) -> bool:
+        """True if the server takes the field ``trace``; it is asked once in each era."""
+
+    async def _ask_for_trace(self, attempts: Attempts) -> None:
+        """Ask the server, on behalf of a request, if it takes the field ``trace``."""
+        seconds = min(attempts.left() / 2, INFO_SECONDS)
+        asking = Attempts(self._policy, "INFO", True, seconds)
+        asking.is_traced = True
+        try:
+            facts = await self._ask(operations.info(), {}, PLAIN, asking)
+        except UnavailableError:  # Nobody was asked, so the next request asks again.
+            self._takes = None, False
+            return
+        except (ClientError, OSError):
+            facts = {}
+        features = facts.get("features")
+        self._takes = self._endpoints.era, isinstance(features, list) and "trace" in features
+
+    def _without_trace(
+        self, fields: dict[str, Any], attempts: Attempts, error: RefusedError
+    ) -> dict[str, Any] | None:
+        """Return the fields to send instead if the server does not know the client's ``trace``.
+
+        An older server may have taken the place of the one that was asked.
+        """
+        span = attempts.span
+        if span is None or fields.get("trace") != span.traceparent:
+            return None
+        if not operations.is_unknown_field("trace", error):
+            return None
+        self._takes = self._endpoints.era, False
+        span.repeats(error.code)
+        return {name: field for name, field in fields.items() if name != "trace"}
+
     async def _name_old_server(self, op: str, error: RefusedError) -> None:
         """Add the versions to ``error`` if it comes from a server older than the client."""
         if op != "INFO" and operations.is_unknown_to_server(error):
             with suppress(ClientError):  # The first error matters more.
-                facts = await self._run(operations.info(), min(self.timeout, VERSION_SECONDS))
+                facts = await self._run(operations.info(), min(self.timeout, INFO_SECONDS))
                 error.message += operations.older_than_client(facts)
 
     @abstractmethod
@@ -619,7 +685,8 @@ class AsyncClientOps(AsyncKeyOps):
 
         Args:
             op: an op of the protocol, in upper case.
-            **fields: the request's other fields. The client sets ``id``.
+            **fields: the request's other fields. The client sets ``id``, and ``trace`` if it is not
+                given and OpenTelemetry records the request.
 
         Raises:
             RefusedError: the server answered that the request failed.

@@ -252,6 +252,7 @@ class Endpoints:
     Attributes:
         current: the address to try now.
         met: True once there has been a connection to any of them.
+        era: another object after each loss of a connection: another server may listen now.
 
     Raises:
         TypeError: an endpoint is not a str.
@@ -270,6 +271,7 @@ class Endpoints:
         self._at = 0
         self.current = self._all[0]
         self.met = False
+        self.era = object()
 
     @property
     def number(self) -> int:
@@ -281,6 +283,10 @@ class Endpoints:
         if address == self.current:
             self._at = (self._at + 1) % len(self._all)
             self.current = self._all[self._at]
+
+    def lost(self) -> None:
+        """Record the loss of a connection."""
+        self.era = object()
 
 
 def refuse_to_pickle(self: object) -> NoReturn:

@@ -413,6 +413,11 @@ def is_unknown_to_server(error: RefusedError) -> bool:
     )
 
 
+def is_unknown_field(name: str, error: RefusedError) -> bool:
+    """True if the server has refused the field because it does not know it."""
+    return isinstance(error, BadRequestError) and f"unknown field `{name}`" in error.message
+
+
 def older_than_client(facts: Mapping[str, Any]) -> str:
     """Return text for an error of a server that is older than this client; otherwise empty.
 

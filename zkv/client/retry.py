@@ -24,6 +24,7 @@ from zkv.client.messages import lost, refusal
 
 if TYPE_CHECKING:
     from zkv.checks import Seconds
+    from zkv.client.tracing import RequestSpan
 
 DEFINITE: Final = frozenset({"NOT_FOUND", "CONFLICT", "WRONG_TYPE", "BAD_REQUEST", "UNKNOWN_OP"})
 """Refusals of a repeat that also hold for the first attempt: the server remembers them, or they do
@@ -138,6 +139,10 @@ class Attempts:
 
     _lost = _refused = _absent = 0
     _in_doubt = False
+    span: RequestSpan | None = None
+    """Records the repeats; None = nobody does."""
+    is_traced = False
+    """True if there is a span already, or none is wanted."""
 
     def __init__(self, policy: RetryPolicy, op: str, repeatable: bool, timeout: float) -> None:
         self._policy = policy
@@ -187,6 +192,7 @@ class Attempts:
         self._lost += 1
         self._in_doubt |= connected
         if (self.repeatable or not connected) and self.left() > 0 and self._may_repeat():
+            self._repeats("NoReplyError")
             return
         raise self.give_up(endpoint)
 
@@ -222,10 +228,12 @@ class Attempts:
         if self.left() <= 0 or (self._in_doubt and not self._may_repeat()):
             raise self.give_up(endpoint)
         if len(self._troubles) < endpoints:
+            self._repeats("UnavailableError")
             return 0.0
         waits = met or self._policy.wait_for_start
         if all(each and (each.is_lasting or not waits) for each in self._troubles.values()):
             raise self.give_up(endpoint)
+        self._repeats("UnavailableError")
         return max(0.0, min(self.left(), RECONNECT * (1 + self._policy.jitter())))
 
     def give_up(self, endpoint: str) -> NoReplyError:
@@ -256,7 +264,12 @@ class Attempts:
         if not (error.retry and self.repeatable and pause < self.left() and self._may_repeat()):
             raise error
         self._refused += 1
+        self._repeats(error.code)
         return pause
+
+    def _repeats(self, reason: str) -> None:
+        if self.span is not None:
+            self.span.repeats(reason)
 
     def _backoff(self, times: int) -> float:
         policy = self._policy

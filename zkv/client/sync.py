@@ -23,6 +23,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from sys import modules
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import zmq
@@ -53,6 +54,7 @@ from zkv.client.operations import Operation, Pack, Reply, Unpack
 from zkv.client.pool import Pool
 from zkv.client.process import leave_alone, tell_of_forks
 from zkv.client.retry import DEFAULT_POLICY, REASON_SECONDS, Attempts, RetryPolicy
+from zkv.client.tracing import OPENTELEMETRY, begin
 
 if TYPE_CHECKING:
     from zkv.checks import Seconds
@@ -134,6 +136,7 @@ class Client(ClientOps):
     def _after_fork(self) -> None:
         leave_alone(self._pool)
         self._context = None
+        self._takes = None, False
         self._pool = Pool(self._pool.closed)
 
     def __repr__(self) -> str:
@@ -180,6 +183,10 @@ class Client(ClientOps):
         self, operation: Operation[Any], fields: dict[str, Any], codec: Codec, attempts: Attempts
     ) -> Reply:
         """Send a request until the server answers it or the time is up."""
+        if OPENTELEMETRY in modules and not attempts.is_traced:
+            span = begin(operation.op, fields, self._endpoints)
+            if span is not None:
+                return self._ask_traced(span, operation, fields, codec, attempts)
         request_id = next(self._ids)
         pack = operation.pack or self._pack
         body = pack(operation.op, request_id, fields, codec)
@@ -192,9 +199,19 @@ class Client(ClientOps):
             try:
                 pause = attempts.refused(reply)
             except RefusedError as error:
-                self._name_old_server(operation.op, error)
-                raise
-            time.sleep(pause)
+                plain = self._without_trace(fields, attempts, error)
+                if plain is None:
+                    self._name_old_server(operation.op, error)
+                    raise
+                fields = plain
+                body = pack(operation.op, request_id, fields, codec)
+            else:
+                time.sleep(pause)
+
+    def _takes_trace(self, attempts: Attempts) -> bool:
+        if self._takes[0] is not self._endpoints.era:
+            self._ask_for_trace(attempts)
+        return self._takes[1]
 
     def _attempt(
         self,
@@ -239,6 +256,7 @@ class Client(ClientOps):
             raise
         pool.drop(connection)
         self._endpoints.failed(connection.address)
+        self._endpoints.lost()
         if sent:
             attempts.no_reply(connection.endpoint, connected=True)
             time.sleep(attempts.pause() if connection.over else 0)
@@ -280,6 +298,7 @@ class Client(ClientOps):
                 if connection.address == self._endpoints.current and connection.is_usable(surely):
                     return connection
                 connection.close()
+                self._endpoints.lost()
             return self._open(attempts.applied())
         except BaseException:
             pool.give_back(None)
