@@ -104,16 +104,10 @@ FEATURES: Final = {"trace": True}
 """Those of the servers in this process, which a test may change."""
 
 
-class Featured(InfoReply, kw_only=True):
-    """The reply to INFO of a server that lists `FEATURES`."""
-
-    features: list[str]
-
-
 @pytest.fixture(autouse=True)
 def featured(monkeypatch: pytest.MonkeyPatch) -> None:
-    def info_reply(**fields: Any) -> Featured:
-        return Featured(**fields | {"features": list(FEATURES)})
+    def info_reply(**fields: Any) -> InfoReply:
+        return InfoReply(**fields | {"features": tuple(FEATURES)})
 
     monkeypatch.setattr(commands, "InfoReply", info_reply)
 
