@@ -13,7 +13,7 @@ from tests.cli.running import run
 from tests.forking import run_zkv
 from tests.support import ROOT, ServerInProcess
 from zkv.cli import latency
-from zkv.cli.doctor import Diagnosis
+from zkv.cli.diagnosis import Diagnosis
 
 
 @pytest.fixture

@@ -17,19 +17,16 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from zkv import __version__, compiled, figures
+from zkv.cli.diagnosis import ACT, FINE, TELL, Diagnosis
 from zkv.cli.output import has_colours
 from zkv.cli.values import to_bytes, to_json
 from zkv.cli.view import duration, size
 from zkv.client import Client, ClientError, NoReplyError, RetryPolicy, UnavailableError
 from zkv.endpoint import check_option
 from zkv.streams import complain, write
-
-FINE: Final = "ok"
-TELL: Final = "note"
-ACT: Final = "todo"
 
 WRONG: Final = 1
 USAGE: Final = 2
@@ -56,22 +53,6 @@ VOLATILE: Final = frozenset({"tmpfs", "ramfs"})
 REMOTE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"})
 REASONS: Final = "the server's log has the reason: the disk, the memory, or the data directory"
 COLOURS: Final = {FINE: "\x1b[32m", TELL: "\x1b[36m", ACT: "\x1b[31m"}
-
-
-class Diagnosis(NamedTuple):
-    """A finding of a check.
-
-    Args:
-        level: `FINE`, `TELL` or `ACT`.
-        subject: the part that was checked.
-        text: the finding.
-        advice: the remedy; empty = nothing to do.
-    """
-
-    level: str
-    subject: str
-    text: str
-    advice: str = ""
 
 
 Info = dict[str, Any]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from zkv.cli.doctor import ACT, FINE, TELL, Diagnosis
+from zkv.cli.diagnosis import ACT, FINE, TELL, Diagnosis
 from zkv.cli.text import PARTS
 from zkv.cli.view import duration
 from zkv.client import Client
