@@ -87,7 +87,8 @@ class StubClient:
         self._entries = entries
 
     def call(self, _op: str) -> dict[str, Any]:
-        return {"stats": {"workers": 2}, "durability": {"fsync": "always"}}
+        facts = {"stats": {"workers": 2}, "durability": {"fsync": "always"}, "version": "0.1.0"}
+        return facts | ({"features": ["SLOW"]} if self._entries else {})
 
     def slow(self, _limit: int) -> list[dict[str, Any]]:
         return self._entries
@@ -116,6 +117,11 @@ def test_each_part_has_a_conclusion(
     found = findings(slow)[subject]
     assert text in found.text
     assert advice in found.advice
+
+
+def test_an_older_server_has_no_slow_log() -> None:
+    """It has no features in INFO, and would refuse SLOW."""
+    assert findings()["latency"].text == "the server, zkv 0.1.0, has no slow log"
 
 
 def test_the_most_frequent_cause_comes_first_and_minutes_are_told() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +31,7 @@ from zkv import errors
 from zkv.protocol.requests import REQUEST_TYPES
 
 SEQUENCES = load()
+VERSIONS = sorted((Path(__file__).parent / "versions").glob("*.txt"))
 CASES = [case for sequence in SEQUENCES for case in sequence.cases]
 
 
@@ -40,6 +43,27 @@ def test_the_server_keeps_the_protocol(tmp_path: Path) -> None:
             f"{outcome.case.name}: {outcome.fault}" for outcome in outcomes if outcome.fault
         ] == []
         assert server.wait() == 0  # The last sequence ends it.
+
+
+def fingerprints(sequences: list[dict[str, Any]]) -> dict[str, str]:
+    """Of each case the bytes of request and reply, as a hash, by sequence and name."""
+    return {
+        f"{sequence['name']}: {case['name']}": hashlib.sha256(
+            f"{case['request_hex']} {case['reply_hex']}".encode()
+        ).hexdigest()[:16]
+        for sequence in sequences
+        for case in sequence["cases"]
+    }
+
+
+@pytest.mark.parametrize("path", VERSIONS, ids=lambda path: path.stem)
+def test_what_a_version_has_promised_is_still_promised(path: Path) -> None:
+    """Each of its cases is here with the same bytes. INFO is not: it may have more fields."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    then = {name: fingerprint for fingerprint, _, name in (line.partition(" ") for line in lines)}
+    now = fingerprints(json.loads(GENERATED.read_text(encoding="utf-8"))["sequences"])
+    assert len(then) > 500
+    assert {name: now.get(name) for name in then} == then
 
 
 def test_odd_values_are_stored_byte_for_byte(server: ServerProcess) -> None:

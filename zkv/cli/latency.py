@@ -34,6 +34,10 @@ Info = Mapping[str, Any]
 def examine(client: Client) -> Iterator[Diagnosis]:
     """All findings about a server's slow requests. Raises ClientError."""
     info = client.call("INFO")
+    if "SLOW" not in info.get("features", ()):
+        text = f"the server, zkv {info['version']}, has no slow log"
+        yield Diagnosis(TELL, "latency", text, "it comes with version 0.2")
+        return
     entries = client.slow(ASKED)
     if not entries:
         yield Diagnosis(FINE, "latency", "no request has been slow; metrics.slow sets what is")
