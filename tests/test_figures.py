@@ -82,7 +82,7 @@ def test_every_number_of_info_is_a_figure(client: Raw) -> None:
     known = {path for figure in FIGURES for path in figure.paths} | NO_FIGURES
     info = busy(client)
     settings = {f"durability.{name}" for name in (
-        "data_dir", "fsync", "fsync_interval", "segment_bytes", "snapshot_interval"
+        "data_dir", "format", "fsync", "fsync_interval", "segment_bytes", "snapshot_interval"
     )}  # fmt: skip
     for table in ("stats", "durability"):
         for path in leaves(info[table], table):

@@ -131,6 +131,7 @@ TABLE: dict[str, Row] = {
     "queue lease": ("lease", lambda kv, bad: kv.queue("q", lease=bad), [*NO_SPAN, None]),
     "queue take": ("timeout", lambda kv, bad: kv.queue("q").take(bad), NO_SECONDS),
     "namespace": ("prefix", lambda kv, bad: kv.namespace(bad), [*NO_TEXT, None]),
+    "slow": ("limit", lambda kv, bad: kv.slow(bad), [0, -1, 2**63, 1.5, "1", None, True]),
     "snapshot": ("timeout", lambda kv, bad: kv.snapshot(bad), [*NO_SPAN, 86_401]),
     "end": ("timeout", lambda kv, bad: kv.end(bad), [*NO_SPAN, 86_401]),
     "call": ("op", lambda kv, bad: kv.call(bad), [*NO_TEXT, None]),
@@ -414,7 +415,7 @@ def test_a_call_raises_nothing_else(
     name: str, which: str, clients: Mapping[str, AnyClient], data: st.DataObject
 ) -> None:
     kv = clients[which].namespace("generated/")
-    target = clients[which] if name in {"ping", "info", "snapshot", "call"} else kv
+    target = clients[which] if name in {"ping", "info", "slow", "snapshot", "call"} else kv
     function = getattr(target, name)
     try:
         made = call_with(function, data.draw, {"timeout"})

@@ -1060,3 +1060,10 @@ def test_what_is_no_whole_value_is_not_sent(
         with pytest.raises(ValueError, match="whole"):
             kv.put_many({"a": 1, "k": value})
         assert kv.count() == 0
+
+
+def test_a_view_with_gaps_has_no_bytes_to_store() -> None:
+    gaps = memoryview(b"abcd")[::2]
+    for value in (gaps, [gaps], (1, gaps)):
+        with pytest.raises(TypeError, match="gaps: store bytes"):
+            pack_request("PUT", 1, {"key": "k", "value": value}, PLAIN)

@@ -656,10 +656,14 @@ class AsyncClientOps(AsyncKeyOps):
         """Return the newest slow requests, the newest first, as in the protocol's SLOW.
 
         Args:
-            limit: how many at most.
+            limit: how many at most, from 1.
             reset: make the server forget them all afterwards.
         """
-        return await self._run(operations.slow(limit, reset))
+        return await self._run(
+            operations.slow(
+                checks.integer("limit", limit, 1, 2**63 - 1), checks.flag("reset", reset)
+            )
+        )
 
     async def snapshot(self, timeout: Seconds | None = None) -> int:  # noqa: ASYNC109  of the request
         """Make the server write a snapshot with every write answered before; return its revision.

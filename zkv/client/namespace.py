@@ -644,10 +644,14 @@ class ClientOps(KeyOps):
         """Return the newest slow requests, the newest first, as in the protocol's SLOW.
 
         Args:
-            limit: how many at most.
+            limit: how many at most, from 1.
             reset: make the server forget them all afterwards.
         """
-        return self._run(operations.slow(limit, reset))
+        return self._run(
+            operations.slow(
+                checks.integer("limit", limit, 1, 2**63 - 1), checks.flag("reset", reset)
+            )
+        )
 
     def snapshot(self, timeout: Seconds | None = None) -> int:
         """Make the server write a snapshot with every write answered before; return its revision.

@@ -45,6 +45,8 @@ def pack(value: Any, codec: Codec = PLAIN) -> bytes:
         packed = _pack_surrogates(value, codec)
     except ValueError as error:
         raise explained(error) from None
+    except BufferError as error:
+        raise _unpackable(error) from None
     return packed
 
 
@@ -63,11 +65,18 @@ def _pack_inexact(value: Any, codec: Codec, unicode_errors: str = "strict") -> b
         return _pack_surrogates(value, codec)
     except ValueError as error:
         raise explained(error) from None
+    except BufferError as error:
+        raise _unpackable(error) from None
     try:
         _unpack(packed, PLAIN)
     except _CannotHold as error:
         raise TypeError(f"cannot store a value that could not be read back: {error}") from None
     return packed
+
+
+def _unpackable(error: BufferError) -> TypeError:
+    """Return the error for an object whose bytes do not lie behind each other in memory."""
+    return TypeError(f"cannot store an object whose memory has gaps: store bytes() of it; {error}")
 
 
 def _pack_surrogates(value: Any, codec: Codec) -> bytes:
