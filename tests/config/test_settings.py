@@ -303,6 +303,18 @@ def test_sighup_switches_the_request_log(tmp_path: Path) -> None:
     assert log.count(" SCAN ") == 1
 
 
+def test_sighup_changes_what_is_slow(tmp_path: Path) -> None:
+    none, all_ = "[metrics]\nslow = 0\n", "[metrics]\nslow = 1e-9\n"
+    with ServerProcess(tmp_path, config=none) as server, Raw(server.endpoint) as client:
+        client.ok(op="PUT", key="before", value=0)
+        reload(server, all_, "INFO metrics.slow changed from 0.0 to 1e-09")
+        client.ok(op="PUT", key="between", value=0)
+        client.ok(op="COUNT")
+        reload(server, none, "INFO metrics.slow changed from 1e-09 to 0.0")
+        client.ok(op="PUT", key="behind", value=0)
+        assert [each["op"] for each in client.ok(op="SLOW")["entries"]] == ["COUNT", "PUT"]
+
+
 def test_sighup_changes_the_level(tmp_path: Path) -> None:
     high, low = '[log]\nlevel = "ERROR"\n', '[log]\nlevel = "DEBUG"\n'
     with ServerProcess(tmp_path, config=high) as server, Raw(server.endpoint) as client:
