@@ -196,6 +196,28 @@ def test_entries_are_the_newest_first(tmp_path: Path, connect: Connect) -> None:
             assert client.call(op="SLOW", **bad)["code"] == "BAD_REQUEST"
 
 
+def test_a_long_key_is_cut(tmp_path: Path, connect: Connect) -> None:
+    with slow_server(tmp_path) as server:
+        client = connect(server.endpoint)
+        client.ok(op="PUT", key="k" * 1_024, value=1)
+        assert entries(client)[0]["key"] == "k" * slow_log.KEPT_OF_A_KEY
+
+
+@pytest.mark.parametrize("fields", [{}, {"ttl": 60}])
+def test_a_reply_does_not_need_memory_for_an_entry(
+    tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    def no_memory(**_: object) -> None:
+        raise MemoryError
+
+    with slow_server(tmp_path) as server:
+        client = connect(server.endpoint)
+        with monkeypatch.context() as patch:
+            patch.setattr(slow_log, "SlowEntry", no_memory)
+            assert client.ok(op="PUT", key="k", value=1, **fields)["rev"] == 1
+        assert entries(client) == []
+
+
 def test_what_is_not_slow_leaves_no_entry(tmp_path: Path, connect: Connect) -> None:
     for slow in (0, 3600):
         with ServerInProcess(tmp_path / str(slow), metrics={"slow": slow}) as server:

@@ -9,6 +9,7 @@ The threads of the broker add entries, and any thread reads them. A deque needs 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -28,6 +29,10 @@ KEPT: Final = 1_000
 """Entries that are kept at most."""
 KEPT_OF_A_BATCH: Final = 16
 """Entries of requests that were answered together, at most: they took as long for one reason."""
+
+
+KEPT_OF_A_KEY: Final = 256
+"""Characters of a key that an entry has, at most."""
 
 
 class Timing(Struct, frozen=True):
@@ -84,7 +89,7 @@ class SlowEntry(Struct, frozen=True, kw_only=True):
         time: Unix time of its reply, in ms.
         user: the client's user; None = users are not known.
         op: its op.
-        key: its key.
+        key: its key, or the first `KEPT_OF_A_KEY` characters of it.
         keys: its number of keys, if it has not just one.
         bytes: size of its body.
         timing: how long each part took.
@@ -153,19 +158,20 @@ class SlowLog:
             own: the activity of the thread that ran it.
         """
         subject = request.subject()
-        self._entries.append(
-            SlowEntry(
-                time=int(time.time() * 1000),
-                op=OP_NAMES[type(request)],
-                key=subject if isinstance(subject, str) else UNSET,
-                keys=subject if isinstance(subject, int) else UNSET,
-                bytes=size,
-                timing=marks.timing(finished),
-                batch=batch,
-                beside=self._activities.beside(marks.arrived, finished, own, marks.started),
-                trace=request.trace,
+        with contextlib.suppress(MemoryError):  # The reply matters more.
+            self._entries.append(
+                SlowEntry(
+                    time=int(time.time() * 1000),
+                    op=OP_NAMES[type(request)],
+                    key=subject[:KEPT_OF_A_KEY] if isinstance(subject, str) else UNSET,
+                    keys=subject if isinstance(subject, int) else UNSET,
+                    bytes=size,
+                    timing=marks.timing(finished),
+                    batch=batch,
+                    beside=self._activities.beside(marks.arrived, finished, own, marks.started),
+                    trace=request.trace,
+                )
             )
-        )
 
     def add_run(
         self,
@@ -179,6 +185,8 @@ class SlowLog:
         slow = [each for each in places if finished - batch.arrived(each) >= self.threshold]
         for place in slow[:KEPT_OF_A_BATCH]:
             body = batch[place]
-            if isinstance(body, bytes):  # Otherwise there is no memory for it.
+            if not isinstance(body, bytes):
+                continue  # There is no memory for it.
+            with contextlib.suppress(MemoryError):
                 of = marks.of(batch, place)
                 self.add(decode(body), len(body), of, finished, len(batch), own)
