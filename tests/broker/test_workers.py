@@ -554,3 +554,18 @@ def test_snapshots_and_the_end_race(tmp_path: Path, context: zmq.Context[Any]) -
                 replies.append(unpack(client.receive()))
         assert {reply.get("id") for reply in replies} == ids | {"arrived", None}
         assert all(reply["ok"] or reply["code"] == "SHUTTING_DOWN" for reply in replies)
+
+
+def test_a_worker_does_not_wait_for_others_who_sync(tmp_path: Path, connect: Connect) -> None:
+    """They might begin anew each time before it gets its turn, as a lock is not fair."""
+    with ServerInProcess(tmp_path / "data", server={"workers": 1}) as server:
+        disk = server.server._engine._disk
+        assert disk is not None
+        client = connect(server.endpoint, zmq.DEALER)
+        with disk.wal._io:
+            client.send(pack({"op": "PUT", "key": "k", "value": 1, "id": 1}))
+            client.send(pack({"op": "COUNT", "id": 2}))  # It has seen the PUT.
+            worker = server.server._broker._accounts[1]
+            eventually(lambda: worker.taken, "the worker has taken it")
+            assert client.call(op="PING", id=3)["id"] == 3
+        assert {unpack(client.receive())["id"] for _ in range(2)} == {1, 2}

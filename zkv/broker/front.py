@@ -151,7 +151,6 @@ class FrontHandler:
             engine,
             answered,
             lambda: engine.syncs_each and engine.syncs_quickly and is_idle(),
-            patient=False,
         )
 
     def give_up(self, body: bytes | BadEnvelope, error: BaseException) -> bytes:

@@ -98,17 +98,17 @@ def make_safe(
     return (safe if engine.epoch == epoch else NOTHING_SAFE), refusal
 
 
-def commit(
-    engine: Engine, answered: Answered, wait: Callable[[], bool], patient: bool = True
-) -> None:
+def commit(engine: Engine, answered: Answered, wait: Callable[[], bool]) -> None:
     """Have a batch's commit group completed. Call this after its replies have been parked.
+
+    A thread that waited here for others, which sync again and again, could be overtaken each time:
+    a lock is not fair. The committer takes groups in their order.
 
     Args:
         engine: the engine.
         answered: the batch.
         wait: called if there is a group; returns true if this thread may wait for the disk itself,
-            which saves two switches to the committer's thread and back.
-        patient: in that case, wait for other threads that write to the log, too.
+            if that is quick, which saves two switches to the committer's thread and back.
     """
     group = answered.group
     if group is None:
@@ -116,7 +116,7 @@ def commit(
     try:
         if answered.refusal is not None:
             group.complete(answered.refusal)
-        elif not (wait() and engine.settle(group, patient)):
+        elif not (wait() and engine.settle(group, patient=False)):
             engine.submit(group)
     except BaseException:
         # A bug. The thread continues with the next batch, but these clients must get a reply.
