@@ -83,19 +83,20 @@ def entry(minute: int = 0, **changes: Any) -> dict[str, Any]:
 class StubClient:
     """Has these slow requests."""
 
-    def __init__(self, entries: list[dict[str, Any]]) -> None:
+    def __init__(self, entries: list[dict[str, Any]], minutes: list[dict[str, Any]]) -> None:
         self._entries = entries
+        self._minutes = minutes
 
-    def call(self, _op: str) -> dict[str, Any]:
-        facts = {"stats": {"workers": 2}, "durability": {"fsync": "always"}, "version": "0.1.0"}
+    def call(self, op: str, **_: int) -> dict[str, Any]:
+        if op == "SLOW":
+            return {"entries": self._entries, "minutes": self._minutes}
+        durability = {"fsync": "always", "data_dir": "var"}
+        facts = {"stats": {"workers": 2}, "durability": durability, "version": "0.1.0"}
         return facts | ({"features": ["SLOW"]} if self._entries else {})
 
-    def slow(self, _limit: int) -> list[dict[str, Any]]:
-        return self._entries
 
-
-def findings(*entries: dict[str, Any]) -> dict[str, Diagnosis]:
-    client: Any = StubClient(list(entries))
+def findings(*entries: dict[str, Any], minutes: Any = ()) -> dict[str, Diagnosis]:
+    client: Any = StubClient(list(entries), list(minutes))
     return {finding.subject: finding for finding in latency.examine(client)}
 
 
@@ -125,12 +126,24 @@ def test_an_older_server_has_no_slow_log() -> None:
 
 
 def test_the_most_frequent_cause_comes_first_and_minutes_are_told() -> None:
-    slow = [
-        entry(5, lock=30_000, execute=1), entry(3, sync=20_000), entry(3, sync=70_000),
+    slow = [entry(5, lock=30_000), entry(3, sync=20_000), entry(3, sync=70_000, key="worst")]
+    minutes = [
+        {**slow[0], "time": 300_000, "count": 1, "beside": {}, "slowest": slow[0]},
+        {**slow[2], "time": 180_000, "count": 20, "beside": {"snapshot": 2, "segment": 1},
+         "slowest": slow[2]},
     ]  # fmt: skip
-    found = list(findings(*slow))
-    assert found[:3] == ["latency", "sync", "lock"]
-    assert len(found) == 5
-    minutes = list(findings(*slow).values())[3:]
-    assert "2 requests were slow, up to 70 ms, most often for sync" in minutes[0].text
-    assert "1 request was slow, up to 30 ms, most often for lock" in minutes[1].text
+    found = list(findings(*slow, minutes=minutes).values())
+    assert [each.subject for each in found[:3]] == ["latency", "sync", "lock"]
+    third, fifth = (each.text for each in found[3:])
+    assert "20 slow, 100% of their time for sync, beside snapshot (2); the slowest" in third
+    assert "took 70 ms, most of it for sync: PUT 'worst' at" in third
+    assert "1 slow, 100% of their time for lock; the slowest took 30 ms" in fifth
+
+
+def test_the_minutes_with_the_slowest_requests_are_told() -> None:
+    """There may be 1,440 of them, and any may be the one that somebody asks about."""
+    slow = [entry(number, sync=number) for number in range(1, 30)]
+    minutes = [{**each, "count": 1, "beside": {}, "slowest": each} for each in slow]
+    found = list(findings(*slow, minutes=minutes[::-1]).values())[2:]
+    assert len(found) == latency.MINUTES
+    assert [text.text.count("29 µs") for text in found] == [0] * 9 + [1]

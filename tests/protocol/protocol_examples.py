@@ -57,6 +57,7 @@ PINNED_SLOW: Final[Fields] = {
             "trace": None,
         }
     ],
+    "minutes": [],
 }
 PINNED_INFO: Final[Fields] = {
     "uptime": 12.5,

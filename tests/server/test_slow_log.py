@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import pytest
@@ -236,6 +237,33 @@ def test_the_number_of_entries_is_bounded(
         for number in range(9):
             client.ok(op="PUT", key=str(number), value=1)
         assert [each["key"] for each in entries(client)] == ["8", "7", "6", "5", "4"]
+
+
+def test_a_minute_outlasts_its_entries(
+    tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slow_log, "KEPT", 2)
+    now = 1_000_000 * slow_log.MINUTE
+    monkeypatch.setattr(slow_log, "time", SimpleNamespace(time=lambda: now / 1000))
+    with slow_server(tmp_path, SlowDisk()) as server:
+        client = connect(server.endpoint)
+        client.ok(op="PUT", key="slowest", value=1)
+        for key in "abc":
+            client.ok(op="GET", key="slowest")
+            client.call(op="GET", key=key)
+        now += slow_log.MINUTE
+        client.ok(op="GET", key="slowest")
+        now -= slow_log.MINUTE  # A clock that is set back does not begin it again.
+        client.ok(op="GET", key="slowest")
+        found = client.ok(op="SLOW")
+        newest, minute = found["minutes"]
+        assert len(found["entries"]) == 2
+        assert (newest["time"] - minute["time"], newest["count"]) == (slow_log.MINUTE, 2)
+        assert (minute["count"], minute["slowest"]["key"]) == (7, "slowest")
+        assert minute["timing"]["sync"] >= DELAY * 1e6
+        assert minute["timing"]["total"] == sum(minute["timing"][part] for part in PARTS)
+        assert len(client.ok(op="SLOW", limit=1, reset=True)["minutes"]) == 1
+        assert len(client.ok(op="SLOW")["minutes"]) == 1
 
 
 def test_what_went_on_beside_it_is_told(tmp_path: Path, connect: Connect) -> None:

@@ -7,9 +7,10 @@ minutes in which most requests were slow: that tells why the server was slow at 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from operator import itemgetter
 from typing import Any, Final
 
 from zkv.cli.diagnosis import ACT, FINE, TELL, Diagnosis
@@ -26,6 +27,9 @@ LARGE_KEYS: Final = 1_000
 OFTEN: Final = 0.5
 """The share of the requests above which something that they have in common explains them."""
 
+RARELY: Final = 0.1
+"""The share of the requests below which something that they have in common is left out."""
+
 Entry = Mapping[str, Any]
 Entries = Sequence[Entry]
 Info = Mapping[str, Any]
@@ -38,19 +42,21 @@ def examine(client: Client) -> Iterator[Diagnosis]:
         text = f"the server, zkv {info['version']}, has no slow log"
         yield Diagnosis(TELL, "latency", text, "it comes with version 0.2")
         return
-    entries = client.slow(ASKED)
+    found = client.call("SLOW", limit=ASKED)
+    entries, minutes = found["entries"], found["minutes"]
     if not entries:
         yield Diagnosis(FINE, "latency", "no request has been slow; metrics.slow sets what is")
         return
     slowest = max(entries, key=_total)
+    full = "the newest that are kept; " if len(entries) == ASKED else ""
     yield Diagnosis(
         TELL, "latency",
-        f"{_requests(entries)} slow, from {_at(entries[-1])} to {_at(entries[0])}; the slowest "
-        f"took {duration(_total(slowest))}: {_named(slowest)} at {_at(slowest)}",
+        f"{_requests(entries)} slow, {full}from {_at(entries[-1])} to {_at(entries[0])}; the "
+        f"slowest took {duration(_total(slowest))}: {_named(slowest)} at {_at(slowest)}",
     )  # fmt: skip
     for cause, _ in Counter(map(_cause, entries)).most_common():
         yield CONCLUSIONS[cause]([each for each in entries if _cause(each) == cause], info)
-    yield from _minutes(entries)
+    yield from map(_minute, sorted(_worst(minutes), key=itemgetter("time")))
 
 
 def _on_queue(entries: Entries, info: Info) -> Diagnosis:
@@ -92,8 +98,8 @@ def _on_sync(entries: Entries, info: Info) -> Diagnosis:
         return Diagnosis(ACT, "sync", text, f"{advice}use a quicker disk")
     return Diagnosis(
         ACT, "sync", text,
-        "see what else uses the disk of the data directory; a quicker one helps, or fsync = "
-        "interval where the last second may be lost",
+        f"see what else uses the disk of {info['durability']['data_dir']} (iostat -x 1); a quicker "
+        "one helps, or fsync = interval where the last second may be lost",
     )  # fmt: skip
 
 
@@ -106,21 +112,27 @@ CONCLUSIONS: Final[dict[str, Callable[[Entries, Info], Diagnosis]]] = {
 """By the part that took most of the time."""
 
 
-def _minutes(entries: Entries) -> Iterator[Diagnosis]:
-    """A finding for each of the worst minutes, in their order."""
-    minutes: defaultdict[int, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        minutes[entry["time"] // 60_000].append(entry)
-    worst = sorted(minutes, key=lambda minute: len(minutes[minute]), reverse=True)[:MINUTES]
-    for minute in sorted(worst):
-        found = minutes[minute]
-        (cause, _), *_ = Counter(map(_cause, found)).most_common(1)
-        longest = duration(max(map(_total, found)))
-        when = datetime.fromtimestamp(minute * 60).astimezone().strftime("%Y-%m-%d %H:%M")
-        yield Diagnosis(
-            TELL, when,
-            f"{_requests(found)} slow, up to {longest}, most often for {cause}{_beside(found)}",
-        )  # fmt: skip
+def _worst(minutes: Entries) -> Entries:
+    """The minutes with the slowest requests."""
+    return sorted(minutes, key=lambda minute: _total(minute["slowest"]), reverse=True)[:MINUTES]
+
+
+def _minute(minute: Entry) -> Diagnosis:
+    """The finding for a minute, which has a timing as entries do."""
+    slowest, count, cause = minute["slowest"], minute["count"], _cause(minute)
+    share = minute["timing"][cause] / max(1, minute["timing"]["total"])
+    beside = [
+        f"{name} ({number:,})"
+        for name, number in minute["beside"].items()
+        if number >= RARELY * count
+    ]
+    return Diagnosis(
+        TELL, datetime.fromtimestamp(minute["time"] / 1000).astimezone().strftime("%m-%d %H:%M"),
+        f"{count:,} slow, {share:.0%} of their time for {cause}"
+        + (f", beside {', '.join(beside)}" if beside else "")
+        + f"; the slowest took {duration(_total(slowest))}, most of it for {_cause(slowest)}: "
+        f"{_named(slowest)} at {_at(slowest)}",
+    )  # fmt: skip
 
 
 def _cause(entry: Entry) -> str:
@@ -153,7 +165,9 @@ def _beside(entries: Entries) -> str:
     """Name what went on beside more than a few of the requests; empty if nothing did."""
     counts = Counter(activity for entry in entries for activity in entry["beside"])
     often = [
-        f"{name} ({count:,})" for name, count in counts.most_common() if count * 10 >= len(entries)
+        f"{name} ({count:,})"
+        for name, count in counts.most_common()
+        if count >= RARELY * len(entries)
     ]
     return f", beside {', '.join(often)}" if often else ""
 

@@ -111,9 +111,10 @@ class MDeleteReply(CommitReply, kw_only=True):
 
 
 class SlowReply(Reply, kw_only=True):
-    """Reply to SLOW. ``entries``: maps with the fields of `zkv.requests.slow_log.SlowEntry`."""
+    """Reply to SLOW: maps with the fields of `SlowEntry` and `SlowMinute`, the newest first."""
 
     entries: list[Any]
+    minutes: list[Any]
 
 
 class RevisionReply(Reply, kw_only=True):

@@ -251,10 +251,10 @@ def make_info(node: Node) -> InfoReply:
 
 def slow(node: Node, request: requests.Slow) -> Done:
     """Return the newest slow requests, and forget them if the client wants that."""
-    entries = node.slow.newest(request.limit)
+    entries, minutes = node.slow.newest(request.limit)
     if request.reset:
         node.slow.clear()
-    return Done(SlowReply(entries=entries), 0)
+    return Done(SlowReply(entries=entries, minutes=minutes), 0)
 
 
 def snapshot(node: Node, _request: requests.Snapshot) -> Answer:

@@ -4,16 +4,22 @@ A request goes through four parts: it waits for a thread (queue), for the lock o
 it runs (execute), and its reply waits until what it reveals is safe (sync). `Marks` are the times
 between them. Of requests that run together, the parts are those of the whole batch.
 
-The threads of the broker add entries, and any thread reads them. A deque needs no lock for that.
+Only the newest entries are kept; but of each minute of a day there is a summary, with its slowest
+request, which later ones do not displace. One lock guards both: nobody holds it for long, and only
+slow requests take it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import deque
+from copy import copy
+from operator import add
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgspec
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.msgpack import encode
 
@@ -27,6 +33,10 @@ if TYPE_CHECKING:
 
 KEPT: Final = 1_000
 """Entries that are kept at most."""
+MINUTES: Final = 24 * 60
+"""Minutes that are kept, of those in which a request was slow."""
+MINUTE: Final = 60_000
+"""Milliseconds."""
 KEPT_OF_A_BATCH: Final = 16
 """Entries of requests that were answered together, at most: they took as long for one reason."""
 
@@ -43,6 +53,9 @@ class Timing(Struct, frozen=True):
     execute: int
     sync: int
     total: int
+
+    def __add__(self, other: Timing) -> Timing:
+        return Timing(*map(add, msgspec.structs.astuple(self), msgspec.structs.astuple(other)))
 
     def packed(self) -> bytes:
         """Return the field `timing` of a reply, packed with its name."""
@@ -110,6 +123,33 @@ class SlowEntry(Struct, frozen=True, kw_only=True):
     trace: str | None
 
 
+class SlowMinute(Struct, kw_only=True):
+    """The slow requests of one minute.
+
+    Args:
+        time: when it began: Unix time in ms.
+        count: number of requests.
+        timing: the sums of their parts.
+        beside: how many of them were beside what.
+        slowest: the one that took longest.
+    """
+
+    time: int
+    count: int
+    timing: Timing
+    beside: dict[str, int]
+    slowest: SlowEntry
+
+    def add(self, entry: SlowEntry) -> None:
+        """Add another one."""
+        self.count += 1
+        self.timing += entry.timing
+        for name in entry.beside:
+            self.beside[name] = self.beside.get(name, 0) + 1
+        if entry.timing.total > self.slowest.timing.total:
+            self.slowest = entry
+
+
 class SlowLog:
     """The slow log of a server.
 
@@ -119,7 +159,9 @@ class SlowLog:
     """
 
     def __init__(self, seconds: float, activities: Activities) -> None:
+        self._lock = threading.Lock()  # Guards the two below.
         self._entries: deque[SlowEntry] = deque(maxlen=KEPT)
+        self._minutes: deque[SlowMinute] = deque(maxlen=MINUTES)
         self._activities = activities
         self.threshold: float
         """Seconds from which a request is slow; infinite = none is."""
@@ -129,14 +171,17 @@ class SlowLog:
         """Change what counts as slow; 0 = nothing does. Any thread."""
         self.threshold = seconds or float("inf")
 
-    def newest(self, limit: int) -> list[SlowEntry]:
-        """Return at most ``limit`` entries, the newest first."""
-        entries = list(self._entries)  # In one step, which others cannot interrupt.
-        return entries[::-1][:limit]
+    def newest(self, limit: int) -> tuple[list[SlowEntry], list[SlowMinute]]:
+        """Return at most ``limit`` entries, and at most as many minutes, the newest first."""
+        with self._lock:
+            entries, minutes = list(self._entries), [copy(each) for each in self._minutes]
+        return entries[::-1][:limit], minutes[::-1][:limit]
 
     def clear(self) -> None:
-        """Remove all entries."""
-        self._entries.clear()
+        """Remove everything."""
+        with self._lock:
+            self._entries.clear()
+            self._minutes.clear()
 
     def add(
         self,
@@ -159,18 +204,31 @@ class SlowLog:
         """
         subject = request.subject()
         with contextlib.suppress(MemoryError):  # The reply matters more.
-            self._entries.append(
-                SlowEntry(
-                    time=int(time.time() * 1000),
-                    op=OP_NAMES[type(request)],
-                    key=subject[:KEPT_OF_A_KEY] if isinstance(subject, str) else UNSET,
-                    keys=subject if isinstance(subject, int) else UNSET,
-                    bytes=size,
-                    timing=marks.timing(finished),
-                    batch=batch,
-                    beside=self._activities.beside(marks.arrived, finished, own, marks.started),
-                    trace=request.trace,
-                )
+            entry = SlowEntry(
+                time=int(time.time() * 1000),
+                op=OP_NAMES[type(request)],
+                key=subject[:KEPT_OF_A_KEY] if isinstance(subject, str) else UNSET,
+                keys=subject if isinstance(subject, int) else UNSET,
+                bytes=size,
+                timing=marks.timing(finished),
+                batch=batch,
+                beside=self._activities.beside(marks.arrived, finished, own, marks.started),
+                trace=request.trace,
+            )
+            with self._lock:
+                self._keep(entry)
+
+    def _keep(self, entry: SlowEntry) -> None:
+        """Keep an entry, and count it in its minute. Lock held."""
+        self._entries.append(entry)
+        began = entry.time // MINUTE * MINUTE
+        # A clock that was set back begins no minute again.
+        if self._minutes and self._minutes[-1].time >= began:
+            self._minutes[-1].add(entry)
+        else:
+            beside = dict.fromkeys(entry.beside, 1)
+            self._minutes.append(
+                SlowMinute(time=began, count=1, timing=entry.timing, beside=beside, slowest=entry)
             )
 
     def add_run(
