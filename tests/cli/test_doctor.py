@@ -52,6 +52,7 @@ def well(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[byt
 def test_a_server_that_is_well(well: Examine, server: ServerInProcess, tmp_path: Path) -> None:
     status, found = well("-e", server.endpoint)
 
+    assert found.pop("latency")["level"] in {"ok", "note"}  # This machine may be busy.
     assert {subject: each["level"] for subject, each in found.items()} == dict.fromkeys(
         ["endpoint", "clock", "version", "durability", "failures", "snapshots", "clients",
          "sessions", "feed", "exposure", "files", "disk", "build"], "ok",

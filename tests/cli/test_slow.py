@@ -61,6 +61,15 @@ def test_none_is_slow(tmp_path: Path) -> None:
         assert "no request has been slow" in doctor.stdout
 
 
+def test_the_doctor_says_that_requests_were_slow(
+    server: ServerInProcess, cli: Callable[..., str]
+) -> None:
+    cli("put", "k", "1")
+    done = run_zkv("doctor", "-e", server.endpoint, cwd=ROOT)
+    assert " slow requests within the last hour; the slowest took " in done.stdout
+    assert "zkv doctor --latency says why" in done.stdout
+
+
 def test_the_doctor_concludes(server: ServerInProcess, cli: Callable[..., str]) -> None:
     cli("put", "k", "1")
     done = run_zkv("doctor", "-e", server.endpoint, "--latency", "--json", cwd=ROOT)

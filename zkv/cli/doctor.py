@@ -36,6 +36,7 @@ PROTOCOL: Final = 1
 PINGS: Final = 5
 SLOW: Final = 0.020
 """A slow round trip, in seconds: with it a client that waits for each reply makes 50 per second."""
+RECENT_MINUTES: Final = 60
 CLOCKS_APART: Final = 1.0
 FEED_PATIENCE: Final = 3.0
 FEW_FILES: Final = 4_096
@@ -289,6 +290,25 @@ def check_feed(client: Client, info: Info) -> Iterator[Diagnosis]:
         yield Diagnosis(FINE, "feed", f"a message from {feed} after {duration(took)}")
 
 
+def check_latency(client: Client, info: Info) -> Iterator[Diagnosis]:
+    """Have requests been slow?"""
+    if "SLOW" not in info.get("features", ()):
+        return
+    minutes = client.call("SLOW", limit=RECENT_MINUTES)["minutes"]
+    since = (time.time() - 60 * RECENT_MINUTES) * 1000
+    recent = [minute for minute in minutes if minute["time"] >= since]
+    if not recent:
+        yield Diagnosis(FINE, "latency", "no request was slow within the last hour")
+        return
+    count = sum(minute["count"] for minute in recent)
+    slowest = max(minute["slowest"]["timing"]["total"] for minute in recent) / 1e6
+    yield Diagnosis(
+        TELL, "latency",
+        f"{count:,} slow requests within the last hour; the slowest took {duration(slowest)}",
+        "zkv doctor --latency says why",
+    )  # fmt: skip
+
+
 def check_exposure(_client: Client, info: Info) -> Iterator[Diagnosis]:
     """Who can reach the server? It has no users and passwords."""
     listening = [*info["endpoints"], info["feed"] or ""]
@@ -355,7 +375,7 @@ def check_build(_client: Client, info: Info) -> Iterator[Diagnosis]:
 
 CHECKS: Final[tuple[Callable[[Client, Info], Iterable[Diagnosis]], ...]] = (
     check_version, check_durability, check_refusal, check_failures, check_snapshots, check_clients,
-    check_sessions, check_feed, check_exposure, check_files, check_disk, check_build,
+    check_sessions, check_feed, check_latency, check_exposure, check_files, check_disk, check_build,
 )  # fmt: skip
 
 
