@@ -51,7 +51,7 @@ def test_the_committer_fails(
     tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     for by_the_front in ("settle", "sync"):
-        monkeypatch.setattr(f"zkv.engine.Engine.{by_the_front}", lambda *_: False)
+        monkeypatch.setattr(f"zkv.engine.Engine.{by_the_front}", lambda *_, **__: False)
     monkeypatch.setattr(committer, "settle", failing(1, error, committer.settle))
     with ServerInProcess(tmp_path / "data") as server:
         client = connect(server.endpoint)
