@@ -706,8 +706,8 @@ IN_SLOW_LOG: Final = [
     Mutant(
         "a parked reply of the lane says nothing of the disk",
         "zkv/broker/waiting.py",
-        "self._account.add_run(batch, ALL, *self._times)",
-        "self._account.add_run(batch, ALL, *self._times[:2])",
+        "self._account.add_run(batch, ALL, self._executed)",
+        "self._account.add_run(batch, ALL)",
         (*SLOW_LOG, "-k", "slow_disk"),
     ),
     Mutant(

@@ -88,7 +88,6 @@ class FrontHandler:
 
     def answer(self, batch: Batch) -> Answered | None:
         """See `Handler`."""
-        started = batch.taken
         log, account = self._log, self._account
         epoch = log.epoch
         if self._lane is None or self._stopping():
@@ -102,7 +101,7 @@ class FrontHandler:
             executed = time.perf_counter()
             safe_rev = self._hold(held, batch, newest, epoch, executed)
             answered = held if held.group is not None else answered
-        account.add_run(batch, safe_rev, started, batch.waited, executed)
+        account.add_run(batch, safe_rev, executed)
         account.flush()
         return answered
 
@@ -122,8 +121,7 @@ class FrontHandler:
         if places:
             group.lsn = engine.last_lsn
             answered.group = group
-            times = (batch.taken, batch.waited, executed)
-            run = PendingRun(self._caller, self._account, group, times)
+            run = PendingRun(self._caller, self._account, group, executed)
             answered.later = [(places, run)]
         return safe.rev
 

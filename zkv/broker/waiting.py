@@ -223,21 +223,16 @@ class PendingRun:
         caller: runs reads again after a rollback.
         account: counts the replies when they are sent.
         group: the group.
-        times: when the thread took up the batch, by `time.perf_counter`; for how many seconds it
-            waited for the lock; when the batch had run.
+        executed: when the batch had run, by `time.perf_counter`.
     """
 
     def __init__(
-        self,
-        caller: Caller,
-        account: Account,
-        group: CommitGroup,
-        times: tuple[float, float, float],
+        self, caller: Caller, account: Account, group: CommitGroup, executed: float
     ) -> None:
         self._caller = caller
         self._account = account
         self._group = group
-        self._times = times
+        self._executed = executed
 
     def notify(self, ready: Callable[[], None]) -> None:
         """Call ``ready`` once the group is complete."""
@@ -248,14 +243,14 @@ class PendingRun:
         error = self._group.error
         if error is not None:
             self._replace_what_was_rolled_back(batch, error)
-        self._account.add_run(batch, ALL, *self._times)
+        self._account.add_run(batch, ALL, self._executed)
         self._account.flush()
 
     def give_up(self, batch: Batch, error: BaseException) -> None:
         """Replace all replies after `complete` raised ``error``."""
         for place, body in enumerate(batch):
             request = body if isinstance(body, bytes) else None
-            batch.set_reply(place, self._caller.give_up(request, error, self._times[0]))
+            batch.set_reply(place, self._caller.give_up(request, error, batch.taken))
 
     def _replace_what_was_rolled_back(self, batch: Batch, error: ReadOnly) -> None:
         """Run requests again of which the commits did not survive; see `PendingCalls`."""
@@ -263,7 +258,7 @@ class PendingRun:
         for place in batch.places(survived_rev):
             body = batch[place]
             if isinstance(body, bytes):
-                reply = self._caller.run_instead(body, self._times[0], error)
+                reply = self._caller.run_instead(body, batch.taken, error)
             else:  # There is no memory for the body.
-                reply = self._caller.give_up(None, error, self._times[0])
+                reply = self._caller.give_up(None, error, batch.taken)
             batch.set_reply(place, reply)

@@ -105,13 +105,12 @@ class WorkerHandler:
 
     def answer(self, batch: Batch) -> Answered | None:
         """See `Handler`."""
-        started = time.perf_counter()
         engine, caller, account = self._engine, self._caller, self._account
         account.taken += len(batch)
         account.queued += batch.queued
         epoch, waited = engine.epoch, engine.keyspace.lock.waited
         newest, calls = self._run_all(batch)
-        executed, waited = time.perf_counter(), engine.keyspace.lock.waited - waited
+        executed, batch.waited = time.perf_counter(), engine.keyspace.lock.waited - waited
         revealed = Safe(
             max([newest, *[call.rev for call in calls.values()]]),
             max([call.lsn for call in calls.values()], default=0),
@@ -129,19 +128,19 @@ class WorkerHandler:
                 batch.set_reply(place, caller.finish(call, result))
             else:
                 waiting.take(place, call, result)
-        run = PendingRun(caller, account, group, (started, waited, executed))
+        run = PendingRun(caller, account, group, executed)
         for places, pending in ((waiting.places, waiting), (batch.places(safe.rev), run)):
             if places:
                 group.lsn = engine.last_lsn
                 answered.group = group
                 later.append((places, pending))
         if len(calls) < len(batch):
-            account.add_run(batch, safe.rev, started, waited, executed)
+            account.add_run(batch, safe.rev, executed)
         caller.flush()
         return answered if later else None
 
     def commit(self, answered: Answered, is_idle: Callable[[], bool]) -> None:
-        """See `Handler`. An idle worker waits for the disk itself."""
+        """See `Handler`. An idle worker waits for a quick disk, but not for other threads."""
         commit(self._engine, answered, is_idle)
 
     def give_up(self, body: bytes | BadEnvelope, error: BaseException) -> bytes:

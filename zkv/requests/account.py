@@ -92,7 +92,7 @@ class Account:
             took: seconds since the thread took it up.
             trace: the field of that name in the request.
         """
-        latencies = self.latencies[op]
+        latencies = self.latencies[op]  # Added to here, as a call would cost more; below, too.
         latencies.counts[step_of(took)] += 1
         latencies.total += took
         if result not in SUCCESSES:
@@ -102,22 +102,18 @@ class Account:
                 RequestRecord(time.time(), op, subject, result, bytes_in, bytes_out, took, trace)
             )
 
-    def add_run(
-        self, batch: Batch, up_to: int, started: float, waited: float, executed: float | None = None
-    ) -> None:
+    def add_run(self, batch: Batch, up_to: int, executed: float | None = None) -> None:
         """Count and record the lane's answers that reveal no later revision than ``up_to``.
 
         Args:
             batch: the batch, before its replies are sent.
             up_to: the revision.
-            started: when the thread took up the batch, by `time.perf_counter`.
-            waited: seconds for which it waited for the lock.
-            executed: when the requests had run, likewise; None = now.
+            executed: when the requests had run, by `time.perf_counter`; None = now.
         """
-        finished = time.perf_counter()
+        finished, started = time.perf_counter(), batch.taken
         took = finished - started
         if batch.timed or finished - batch.oldest >= self.slow.threshold:
-            marks = Marks(started, 0.0, started, waited, executed or finished)
+            marks = Marks(started, 0.0, started, batch.waited, executed or finished)
             self._explain(batch, up_to, marks, finished)
         step = step_of(took)
         for op, count in batch.ops(up_to).items():
