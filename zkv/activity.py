@@ -16,7 +16,7 @@ SHORT_SECONDS: Final = 0.001
 
 
 class Activity:
-    """One thing that goes on now and then. Use it with ``with``, or call `begin` and `end`.
+    """One thing that goes on now and then. Use it with ``with``, or set `since` and call `end`.
 
     Args:
         name: its name in the slow log.
@@ -33,7 +33,7 @@ class Activity:
         self._least = least
         self._last: tuple[tuple[float, float], ...] = ()
         self.since: float | None = None
-        """When it began; None = it does not go on."""
+        """When the present interval began; None = it does not go on."""
 
     def __enter__(self) -> None:
         self.since = time.perf_counter()

@@ -121,16 +121,10 @@ def _minute(minute: Entry) -> Diagnosis:
     """The finding for a minute, which has a timing as entries do."""
     slowest, count, cause = minute["slowest"], minute["count"], _cause(minute)
     share = minute["timing"][cause] / max(1, minute["timing"]["total"])
-    beside = [
-        f"{name} ({number:,})"
-        for name, number in minute["beside"].items()
-        if number >= RARELY * count
-    ]
     return Diagnosis(
         TELL, datetime.fromtimestamp(minute["time"] / 1000).astimezone().strftime("%m-%d %H:%M"),
-        f"{count:,} slow, {share:.0%} of their time for {cause}"
-        + (f", beside {', '.join(beside)}" if beside else "")
-        + f"; the slowest took {duration(_total(slowest))}, most of it for {_cause(slowest)}: "
+        f"{count:,} slow, {share:.0%} of their time for {cause}{_shown(minute['beside'], count)}; "
+        f"the slowest took {duration(_total(slowest))}, most of it for {_cause(slowest)}: "
         f"{_named(slowest)} at {_at(slowest)}",
     )  # fmt: skip
 
@@ -164,11 +158,12 @@ def _with(entries: Entries, activity: str) -> Entries:
 def _beside(entries: Entries) -> str:
     """Name what went on beside more than a few of the requests; empty if nothing did."""
     counts = Counter(activity for entry in entries for activity in entry["beside"])
-    often = [
-        f"{name} ({count:,})"
-        for name, count in counts.most_common()
-        if count >= RARELY * len(entries)
-    ]
+    return _shown(dict(counts.most_common()), len(entries))
+
+
+def _shown(beside: Mapping[str, int], count: int) -> str:
+    """The same, given how many of ``count`` requests were beside what."""
+    often = [f"{name} ({part:,})" for name, part in beside.items() if part >= RARELY * count]
     return f", beside {', '.join(often)}" if often else ""
 
 

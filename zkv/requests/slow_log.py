@@ -15,7 +15,6 @@ import contextlib
 import threading
 import time
 from collections import deque
-from copy import copy
 from operator import add
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -123,7 +122,7 @@ class SlowEntry(Struct, frozen=True, kw_only=True):
     trace: str | None
 
 
-class SlowMinute(Struct, kw_only=True):
+class SlowMinute(Struct, frozen=True, kw_only=True):
     """The slow requests of one minute.
 
     Args:
@@ -140,14 +139,15 @@ class SlowMinute(Struct, kw_only=True):
     beside: dict[str, int]
     slowest: SlowEntry
 
-    def add(self, entry: SlowEntry) -> None:
-        """Add another one."""
-        self.count += 1
-        self.timing += entry.timing
-        for name in entry.beside:
-            self.beside[name] = self.beside.get(name, 0) + 1
-        if entry.timing.total > self.slowest.timing.total:
-            self.slowest = entry
+    def plus(self, entry: SlowEntry) -> SlowMinute:
+        """Return the summary with another one."""
+        return SlowMinute(
+            time=self.time,
+            count=self.count + 1,
+            timing=self.timing + entry.timing,
+            beside=self.beside | {name: self.beside.get(name, 0) + 1 for name in entry.beside},
+            slowest=max(self.slowest, entry, key=lambda each: each.timing.total),
+        )
 
 
 class SlowLog:
@@ -174,7 +174,7 @@ class SlowLog:
     def newest(self, limit: int) -> tuple[list[SlowEntry], list[SlowMinute]]:
         """Return at most ``limit`` entries, and at most as many minutes, the newest first."""
         with self._lock:
-            entries, minutes = list(self._entries), [copy(each) for each in self._minutes]
+            entries, minutes = list(self._entries), list(self._minutes)
         return entries[::-1][:limit], minutes[::-1][:limit]
 
     def clear(self) -> None:
@@ -224,7 +224,7 @@ class SlowLog:
         began = entry.time // MINUTE * MINUTE
         # A clock that was set back begins no minute again.
         if self._minutes and self._minutes[-1].time >= began:
-            self._minutes[-1].add(entry)
+            self._minutes[-1] = self._minutes[-1].plus(entry)
         else:
             beside = dict.fromkeys(entry.beside, 1)
             self._minutes.append(
