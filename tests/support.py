@@ -7,6 +7,7 @@ are there only to turn a hang into a failure, and so they are generous.
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import gc
 import os
@@ -21,7 +22,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, BinaryIO, Self
 
 import msgpack
 import zmq
@@ -317,6 +318,46 @@ class Raw:
             except zmq.Again:
                 continue  # A REQ socket has dropped a reply that it does not wait for.
         raise NoReplyError(f"none within {self.timeout:g} s")
+
+
+class Load:
+    """Requests again and again, in a thread. Use as a context manager.
+
+    Args:
+        endpoint: where to send them.
+        ask: sends some of them.
+        pause: seconds between two calls of ``ask``.
+    """
+
+    def __init__(self, endpoint: str, ask: Callable[[Raw], None], pause: float = 0.0) -> None:
+        self._endpoint = endpoint
+        self._ask = ask
+        self._pause = pause
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with Raw(self._endpoint) as client:
+            while not self._over.wait(self._pause):
+                self._ask(client)
+
+
+class BadDisk(Files):
+    """A disk that is full as long as somebody wishes."""
+
+    full = False
+
+    def write(self, file: BinaryIO, data: bytes) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().write(file, data)
 
 
 class ServerInProcess:

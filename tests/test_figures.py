@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import socket
@@ -15,10 +14,9 @@ import pytest
 import zmq
 
 from tests.conftest import Connect
-from tests.support import FREE_PORT, LIMIT, Message, Raw, ServerInProcess, eventually, pack
+from tests.support import FREE_PORT, LIMIT, BadDisk, Message, Raw, ServerInProcess, eventually, pack
 from zkv.cli import top
 from zkv.client import Client
-from zkv.durability.files import Files
 from zkv.figures import FIGURES, Buckets, Figure
 
 NO_FIGURES: Final = {"stats.process.pid"}
@@ -28,17 +26,6 @@ AT_TIMES: Final = {
     "stats.snapshot.failure",
 }  # fmt: skip
 """Figures that are nil while all is well."""
-
-
-class BadDisk(Files):
-    """A disk that is full as long as somebody wishes."""
-
-    full = False
-
-    def write(self, file: BinaryIO, data: bytes) -> None:
-        if self.full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        super().write(file, data)
 
 
 @pytest.fixture

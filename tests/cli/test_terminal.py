@@ -7,7 +7,6 @@ import re
 import shlex
 import signal
 import termios
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 
 from tests.cli.running import COMMAND, NOWHERE, assert_fails, run
 from tests.cli.terminal import CONTROL, Terminal
-from tests.support import LIMIT, ROOT, Raw, ServerInProcess, ServerProcess, environment
+from tests.support import LIMIT, ROOT, Load, Raw, ServerInProcess, ServerProcess, environment
 from zkv.cli.view import duration, percentile, size
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9]m")
@@ -82,32 +81,16 @@ def test_progress_is_shown_at_a_terminal(server: ServerInProcess, tmp_path: Path
 # top.
 
 
-class Load:
-    """Requests without pause, in a thread. Use as a context manager."""
-
-    def __init__(self, endpoint: str) -> None:
-        self._endpoint = endpoint
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        with Raw(self._endpoint) as client:
-            while not self._over.is_set():
-                client.ok(op="PUT", key="k", value=1)
-                client.ok(op="GET", key="k")
-                client.call(op="GET", key="nobody")
+def ask(client: Raw) -> None:
+    """Send requests of some kinds."""
+    client.ok(op="PUT", key="k", value=1)
+    client.ok(op="GET", key="k")
+    client.call(op="GET", key="nobody")
 
 
 def test_top_tells_rates_and_latencies_in_lines(server: ServerInProcess) -> None:
     command = ["-e", server.endpoint, "top", "--limit", "2", "--interval", "0.2"]
-    with Load(server.endpoint):
+    with Load(server.endpoint, ask):
         heading, *lines = run(*command).stdout.decode().splitlines()
         objects = [json.loads(line) for line in run(*command, "--json").stdout.splitlines()]
 
@@ -123,7 +106,7 @@ def test_top_tells_rates_and_latencies_in_lines(server: ServerInProcess) -> None
 
 def test_top_at_a_terminal_stays_until_ctrl_c(server: ServerInProcess, tmp_path: Path) -> None:
     with (
-        Load(server.endpoint),
+        Load(server.endpoint, ask),
         Terminal(tmp_path, "-e", server.endpoint, "top", "--interval", "0.1") as terminal,
     ):
         terminal.expect("Ctrl-C ends")

@@ -10,7 +10,6 @@ import math
 import re
 import shutil
 import subprocess
-import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -24,6 +23,7 @@ from tests.support import (
     FREE_PORT,
     LIMIT,
     ROOT,
+    Load,
     Raw,
     ServerInProcess,
     eventually,
@@ -47,31 +47,13 @@ def queries() -> list[str]:
     return found + [re.sub(r" (==|>) ", r" \1 bool ", alert) for alert in alerts]
 
 
-class Load:
-    """Requests of many kinds without pause, in a thread. Use as a context manager."""
-
-    def __init__(self, endpoint: str) -> None:
-        self._endpoint = endpoint
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        with Raw(self._endpoint) as client:
-            client.ok(op="PUT", key="k", value=1, session="first", seq=1)
-            client.ok(op="SNAPSHOT")
-            while not self._over.wait(0.01):
-                client.ok(op="PUT", key="k", value=1)
-                client.ok(op="COUNT")
-                client.call(op="GET", key="nobody")
-                busy = client.call(op="PUT", key="k", value=1, session="second", seq=1)
-                assert busy["code"] == "BUSY"
+def ask(client: Raw) -> None:
+    """Send requests of many kinds."""
+    client.ok(op="PUT", key="k", value=1)
+    client.ok(op="COUNT")
+    client.call(op="GET", key="nobody")
+    busy = client.call(op="PUT", key="k", value=1, session="second", seq=1)
+    assert busy["code"] == "BUSY"
 
 
 class Prometheus:
@@ -143,8 +125,11 @@ def prometheus(tmp_path: Path) -> Iterator[Prometheus]:
         metrics={"endpoint": "http://127.0.0.1:*"},
     ) as server:  # fmt: skip
         target = server.server.metrics.removeprefix("http://")
+        with Raw(server.endpoint) as client:
+            client.ok(op="PUT", key="k", value=1, session="first", seq=1)
+            client.ok(op="SNAPSHOT")
         with (
-            Load(server.endpoint),
+            Load(server.endpoint, ask, pause=0.01),
             Prometheus(program, tmp_path / "prometheus", target) as prometheus,
         ):
             yield prometheus

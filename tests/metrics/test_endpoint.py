@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
-import os
 import re
 import shutil
 import socket
@@ -26,6 +24,7 @@ from tests.support import (
     FREE_PORT,
     LIMIT,
     ROOT,
+    BadDisk,
     Raw,
     ServerInProcess,
     ServerProcess,
@@ -45,17 +44,6 @@ FREE: Final = "http://127.0.0.1:*"
 NIL_WHILE_WELL: Final = {
     "zkv_read_only_since_timestamp_seconds", "zkv_snapshot_failed_timestamp_seconds",
 }  # fmt: skip
-
-
-class BadDisk(Files):
-    """A disk that is full as long as somebody wishes."""
-
-    full = False
-
-    def write(self, file: BinaryIO, data: bytes) -> None:
-        if self.full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        super().write(file, data)
 
 
 @pytest.fixture
