@@ -196,13 +196,17 @@ def test_a_txn_that_undoes_itself_takes_a_revision_all_the_same(remembering: Mak
 @pytest.mark.parametrize(
     "alien",
     [
+        {"id": 0},
         {"id": 1},
         {"id": "x"},
         {"session": "s", "seq": 1},
         {"session": "s"},
         {"seq": 1},
+        {"deadline": 0},
         {"deadline": 2**62},
         {"durable": True},
+        {"timing": True},
+        {"trace": "t"},
     ],
     ids=repr,
 )

@@ -350,7 +350,8 @@ def txn(node: Node, transaction: StagedWrite, request: requests.Txn) -> TxnReply
 
 def _run_in_txn(node: Node, transaction: StagedWrite, op: requests.SubRequest) -> Reply:
     for name in ("id", "session", "seq", "deadline", "durable", "timing", "trace"):
-        if getattr(op, name) not in {None, False}:
+        value = getattr(op, name)
+        if value is not None and value is not False:  # 0 is one that was given.
             raise BadRequest(f"field `{name}` belongs to the TXN, not to an op in it")
     if isinstance(op, requests.Get):
         return _get_in_txn(node, transaction, op)
