@@ -34,7 +34,7 @@ from zkv.broker.front import FrontHandler
 from zkv.broker.worker import WorkerHandler
 from zkv.engine import Engine
 from zkv.errors import ReadOnly, ShuttingDown
-from zkv.metrics.endpoint import MetricsEndpoint
+from zkv.metrics.endpoint import REFUSED, MetricsEndpoint
 from zkv.protocol.codec import KeyLimits
 from zkv.requests.account import Account
 from zkv.requests.commands import Node, make_info
@@ -156,7 +156,7 @@ class ServerCore:
         if not self._serving:
             return "the server is loading its data"
         if for_write and not self._engine.takes_writes:
-            return "writes are refused; INFO and the server's log say why"
+            return REFUSED
         return ""
 
     def post(self, event: Event) -> None:

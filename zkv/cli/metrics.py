@@ -16,7 +16,7 @@ from zkv import figures
 from zkv.cli.main import NOT_STARTED, announce
 from zkv.client import Client, ClientError, RetryPolicy
 from zkv.endpoint import check_option
-from zkv.metrics.endpoint import MetricsEndpoint
+from zkv.metrics.endpoint import REFUSED, MetricsEndpoint
 from zkv.streams import complain
 
 
@@ -39,7 +39,7 @@ class _Remote:
             if not for_write:
                 self._client.call("PING")
             elif figures.READ_ONLY.of(self._client.call("INFO")) is not None:
-                return "writes are refused; INFO and the server's log say why"
+                return REFUSED
         except ClientError as error:
             return str(error)
         return ""
