@@ -176,7 +176,9 @@ static PyObject *batch_reply(Batch *self, PyObject *place)
     return PyBytes_FromStringAndSize((const char *)of->reply, (Py_ssize_t)of->reply_size);
 }
 
-static PyObject *batch_set_reply(Batch *self, PyObject *arguments)
+/* The item at a place, with another reply. Arguments: place, reply. NULL, with an exception, if
+ * they are none. */
+static item *replace_reply(Batch *self, PyObject *arguments)
 {
     PyObject *place, *reply;
     char *bytes;
@@ -190,35 +192,23 @@ static PyObject *batch_set_reply(Batch *self, PyObject *arguments)
     of->reply_owner = Py_NewRef(reply);
     of->reply = (unsigned char *)bytes;
     of->reply_size = (size_t)size;
+    return of;
+}
+
+static PyObject *batch_set_reply(Batch *self, PyObject *arguments)
+{
+    item *of = replace_reply(self, arguments);
+    if (of == NULL)
+        return NULL;
     of->reveals = 0;
     of->op = NONE;
     of->timed = 0;
     Py_RETURN_NONE;
 }
 
-/* Add a field, which is packed, at the end of a reply: a map with a head of one byte. */
-static PyObject *batch_add_field(Batch *self, PyObject *arguments)
+static PyObject *batch_amend_reply(Batch *self, PyObject *arguments)
 {
-    PyObject *place, *field;
-    if (!PyArg_ParseTuple(arguments, "OS", &place, &field))
-        return NULL;
-    item *of = item_at(self, place);
-    if (of == NULL)
-        return NULL;
-    if (of->reply == NULL || *of->reply < 0x80 || *of->reply > 0x8e)
-        return PyErr_Format(PyExc_ValueError, "this reply can take no further field");
-    size_t more = (size_t)PyBytes_Size(field);
-    PyObject *longer = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(of->reply_size + more));
-    if (longer == NULL)
-        return NULL;
-    unsigned char *to = (unsigned char *)PyBytes_AsString(longer);
-    write_bytes(write_bytes(to, of->reply, of->reply_size), PyBytes_AsString(field), more);
-    ++*to;
-    drop_reply(self, of);
-    of->reply_owner = longer;
-    of->reply = to;
-    of->reply_size += more;
-    Py_RETURN_NONE;
+    return replace_reply(self, arguments) == NULL ? NULL : Py_NewRef(Py_None);
 }
 
 static PyObject *batch_sent(Batch *self, PyObject *place)
@@ -408,7 +398,7 @@ static PyMethodDef batch_methods[] = {
     {"ops", (PyCFunction)batch_ops, METH_O, NULL},
     {"answered", (PyCFunction)batch_answered, METH_O, NULL},
     {"timed_places", (PyCFunction)batch_timed_places, METH_O, NULL},
-    {"add_field", (PyCFunction)batch_add_field, METH_VARARGS, NULL},
+    {"amend_reply", (PyCFunction)batch_amend_reply, METH_VARARGS, NULL},
     {"arrived", (PyCFunction)batch_arrived, METH_O, NULL},
     {"lock_wait", (PyCFunction)batch_lock_wait, METH_O, NULL},
     {NULL, NULL, 0, NULL},

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from zkv.activity import SHORT_SECONDS, Activities
 from zkv.figures import Buckets, step_of
 from zkv.log import RequestRecord, RunRecord
+from zkv.protocol.codec import add_field
 from zkv.requests.slow_log import Marks, SlowLog
 
 if TYPE_CHECKING:
@@ -126,8 +127,9 @@ class Account:
     def _explain(self, batch: Batch, up_to: int, marks: Marks, finished: float) -> None:
         """Tell the clients that ask for it, and the slow log, where the time went."""
         for place in batch.timed_places(up_to):
-            timing = marks.of(batch, place).timing(finished)
-            batch.add_field(place, timing.packed())
+            timing, reply = marks.of(batch, place).timing(finished), batch.reply(place)
+            if reply is not None:
+                batch.amend_reply(place, add_field(reply, timing.packed()))
         waiting = set(batch.places(up_to))
         answered = [place for place in batch.places(-1) if place not in waiting]
         self.slow.add_run(batch, answered, marks, finished, self.activity)

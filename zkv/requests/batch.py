@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from zkv import compiled
 from zkv.errors import BadRequest, Internal, RequestError
-from zkv.protocol.codec import add_field
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,6 +120,9 @@ class Batch(Protocol):
     def set_reply(self, place: int, reply: bytes, /) -> None:
         """Add a reply. It replaces the lane's, which then no longer counts as an answer."""
 
+    def amend_reply(self, place: int, reply: bytes, /) -> None:
+        """Replace the lane's reply; it still counts as an answer."""
+
     def sent(self, place: int, /) -> None:
         """Drop the reply, since it has been sent."""
 
@@ -141,9 +143,6 @@ class Batch(Protocol):
 
     def timed_places(self, up_to: int, /) -> list[int]:
         """Return the places of those of these answers that are to say how long they took."""
-
-    def add_field(self, place: int, packed: bytes, /) -> None:
-        """Add a field, with its name, at the end of a reply, a map of at most 14 fields."""
 
 
 class PythonBatch:
@@ -228,6 +227,8 @@ class PythonBatch:
             raise TypeError(f"expected bytes, not {type(reply).__name__}")
         self._replies[place] = reply
 
+    amend_reply = set_reply
+
     def sent(self, place: int, /) -> None:
         """See `Batch`."""
         self._replies[place] = None
@@ -257,13 +258,6 @@ class PythonBatch:
     def timed_places(self, up_to: int, /) -> list[int]:
         """See `Batch`."""
         return []
-
-    def add_field(self, place: int, packed: bytes, /) -> None:
-        """See `Batch`."""
-        reply = self._replies[place]
-        if reply is None:
-            raise ValueError("there is no reply")
-        self._replies[place] = add_field(reply, packed)
 
 
 def new_batch() -> Batch:
