@@ -1,7 +1,7 @@
 """Group commit outside the serving threads: makes commits durable and then completes their groups.
 
 The front or a worker submits the replies of a batch that must wait for the disk as one group, and
-continues with its next batch. If it is idle, it may instead wait for the disk itself (`settle`).
+continues with its next batch. If it is idle and the disk is quick, it may wait for that itself.
 While the committer waits for one fdatasync, further groups queue up, and the next fdatasync covers
 them all. So the busier the server, the more commits share a sync.
 
