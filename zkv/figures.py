@@ -12,6 +12,7 @@ a reader may miss what is being added at that moment.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import add
 from typing import Any, Final, NamedTuple
 
 STEPS: Final = 64
@@ -28,9 +29,9 @@ class Buckets:
 
     __slots__ = ("counts", "total")
 
-    def __init__(self) -> None:
-        self.counts = [0] * STEPS
-        self.total: float = 0
+    def __init__(self, counts: list[int] | None = None, total: float = 0) -> None:
+        self.counts = counts or [0] * STEPS
+        self.total: float = total
 
     def add(self, step: int, value: float, count: int = 1) -> None:
         """Add ``value`` ``count`` times to bucket ``step``; for a time, that of `step_of`."""
@@ -40,6 +41,11 @@ class Buckets:
     def add_time(self, seconds: float) -> None:
         """Add a time."""
         self.add(step_of(seconds), seconds)
+
+    def merge(self, other: Buckets) -> None:
+        """Add all values of another one."""
+        self.counts = list(map(add, self.counts, other.counts))
+        self.total += other.total
 
     def report(self) -> dict[str, Any]:
         """Return the map that INFO has for it."""

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,9 +34,11 @@ from tests.requests.contract_stores import (
 from tests.support import unpack
 from zkv import compiled
 from zkv.durability.segment import pack_frames
+from zkv.figures import step_of
 from zkv.keyspace import SnapshotView, StoredEntry
 from zkv.keyspace.table import Table, new_table
-from zkv.requests.batch import ALL
+from zkv.requests.account import Account
+from zkv.requests.batch import ALL, Batch
 from zkv.requests.lane import open_lane
 
 ROOT = Path(__file__).parents[2]
@@ -327,16 +330,46 @@ def test_items_that_are_there_twice_are_logged_and_counted_once() -> None:
         store.close()
 
 
+def counted_ops(batch: Batch) -> dict[str, int]:
+    """The number of the lane's answers by op."""
+    account = Account()
+    account.add_run(batch, ALL)
+    return {op: sum(times.counts) for op, times in account.latencies().items()}
+
+
 def test_an_answer_that_another_one_replaces_does_not_count(store: MemoryStore) -> None:
     node = store.node
     lane = open_lane(node.engine.keyspace, node.limits, node.max_reply_bytes, False)
     assert lane is not None
     batch = batch_of(request("GET", key="k"), request("PUT", key="k", value=1))
     assert lane.run(batch, logs=True)[0] == []
-    assert batch.ops(ALL) == {"GET": 1, "PUT": 1}
+    assert counted_ops(batch) == {"GET": 1, "PUT": 1}
     batch.set_reply(1, b"another")
-    assert (batch.ops(ALL), batch.places(-1)) == ({"GET": 1}, [0])
+    assert (counted_ops(batch), batch.places(-1)) == ({"GET": 1}, [0])
     assert [op for op, *_ in batch.answered(ALL)] == ["GET"]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e-6, 3e-6, 0.001, 0.5, 20.0, 1e6])
+def test_a_latency_of_the_lane_is_counted_as_any_other(store: MemoryStore, seconds: float) -> None:
+    node = store.node
+    lane = open_lane(node.engine.keyspace, node.limits, node.max_reply_bytes, False)
+    assert lane is not None
+    batch = batch_of(request("GET", key="k"), request("PUT", key="k", value=1), request("PING"))
+    lane.run(batch)
+    latencies = compiled.store.Latencies()
+    began = time.perf_counter()
+    batch.taken = began - seconds
+    is_slow = latencies.add(batch, ALL, 0.4)
+    most = time.perf_counter() - began + seconds
+    report = latencies.report()
+    assert is_slow == (seconds >= 0.4)
+    assert set(report) == {"GET", "PUT"}
+    for counts, total in report.values():
+        assert sum(counts) == 1
+        assert seconds - 1e-9 <= total <= most
+        assert step_of(seconds) <= counts.index(1) <= step_of(most)
+    with pytest.raises(TypeError):
+        latencies.add(batch, ALL)  # type: ignore[call-arg]
 
 
 def test_a_lane_leaves_what_is_large(store: MemoryStore) -> None:

@@ -24,7 +24,6 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* --- libzmq ---------------------------------------------------------------------------------- */
 
@@ -276,14 +275,6 @@ static int take_frames(Frames *self, Batch *to, enum kind *kind)
     else if (*kind == TWO_BODIES)
         drop_frames(to, delimiter + 1);
     return 0;
-}
-
-/* Seconds, by the clock of `time.perf_counter`. */
-static double clock_now(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
 /* Receive the first frame of a stamped message. 0, or an error number. */

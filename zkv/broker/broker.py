@@ -14,8 +14,6 @@ import itertools
 import threading
 from collections import Counter, defaultdict
 from functools import partial
-from itertools import repeat
-from operator import add
 from typing import TYPE_CHECKING
 
 import zmq
@@ -27,7 +25,7 @@ from zkv.broker.front import Front
 from zkv.broker.mailbox import WORKERS_BATCH, Mailbox, connect_worker
 from zkv.broker.sockets import INPROC
 from zkv.broker.worker import Worker
-from zkv.figures import rounded, trimmed
+from zkv.figures import Buckets, rounded, trimmed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -196,28 +194,25 @@ class Broker:
 
     def _requests(self) -> dict[str, object]:
         """Return INFO's fields about requests."""
-        latencies: dict[str, list[int]] = {}
-        seconds: defaultdict[str, float] = defaultdict(float)
+        latencies: defaultdict[str, Buckets] = defaultdict(Buckets)
         failures: Counter[str] = Counter()
         by_op: dict[str, dict[str, int]] = {}
         for account in self._accounts:
-            for op, times in dict(account.latencies).items():
-                known = latencies.get(op, repeat(0))
-                latencies[op] = list(map(add, known, times.counts))
-                seconds[op] += times.total
+            for op, times in account.latencies().items():
+                latencies[op].merge(times)
             for (op, code), count in dict(account.failures).items():
                 failures[code] += count
                 of_op = by_op.setdefault(op, {})
                 of_op[code] = of_op.get(code, 0) + count
-        requests = {op: sum(counts) for op, counts in latencies.items()}
+        requests = {op: sum(times.counts) for op, times in latencies.items()}
         for op, count in requests.items():
             succeeded = count - sum(by_op.get(op, {}).values())
             # A failure that is being counted may seem to be a success. It must not decrease.
             self._succeeded[op] = max(self._succeeded[op], succeeded)
         return {
             "requests": requests,
-            "latencies": {op: trimmed(counts) for op, counts in latencies.items()},
-            "seconds": {op: rounded(total) for op, total in seconds.items()},
+            "latencies": {op: trimmed(times.counts) for op, times in latencies.items()},
+            "seconds": {op: rounded(times.total) for op, times in latencies.items()},
             "queue_wait": {
                 "count": sum(account.taken for account in self._accounts),
                 "sum": rounded(sum(account.queued for account in self._accounts)),

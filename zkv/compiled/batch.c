@@ -106,20 +106,10 @@ static PyObject *batch_envelope(Batch *self, PyObject *place)
     return Py_NewRef(of->envelope == NULL ? Py_None : of->envelope);
 }
 
-static double arrival(const Batch *self, const item *of)
-{
-    return of->arrived > 0 ? of->arrived : self->taken;
-}
-
 static PyObject *batch_arrived(Batch *self, PyObject *place)
 {
     const item *of = item_at(self, place);
     return of == NULL ? NULL : PyFloat_FromDouble(arrival(self, of));
-}
-
-static PyObject *batch_oldest(Batch *self, void *unused)
-{
-    return PyFloat_FromDouble(self->count ? arrival(self, self->items) : self->taken);
 }
 
 static PyObject *batch_lock_wait(Batch *self, PyObject *place)
@@ -161,8 +151,6 @@ static int batch_set_waited(Batch *self, PyObject *seconds, void *unused)
 {
     return set_seconds(&self->waited, seconds);
 }
-
-static PyObject *batch_is_timed(Batch *self, void *unused) { return PyBool_FromLong(self->timed); }
 
 static PyObject *batch_reply(Batch *self, PyObject *place)
 {
@@ -324,24 +312,6 @@ static PyObject *batch_timed_places(Batch *self, PyObject *revision)
     return places;
 }
 
-static PyObject *batch_ops(Batch *self, PyObject *revision)
-{
-    int64_t up_to = PyLong_AsLongLong(revision);
-    size_t counts[OPS] = {0};
-    if (PyErr_Occurred())
-        return NULL;
-    for (size_t i = 0; i < self->count; i++)
-        counts[self->items[i].op] += self->items[i].reveals <= up_to;
-    PyObject *ops = PyDict_New();
-    for (int op = NONE + 1; ops != NULL && op < OPS; op++) {
-        PyObject *count = counts[op] ? PyLong_FromSize_t(counts[op]) : NULL;
-        if (counts[op] && (count == NULL || PyDict_SetItemString(ops, op_name(op), count) < 0))
-            Py_CLEAR(ops);
-        Py_XDECREF(count);
-    }
-    return ops;
-}
-
 static PyObject *batch_answered(Batch *self, PyObject *revision)
 {
     int64_t up_to = PyLong_AsLongLong(revision);
@@ -395,7 +365,6 @@ static PyMethodDef batch_methods[] = {
     {"clear", (PyCFunction)batch_clear, METH_NOARGS, NULL},
     {"split", (PyCFunction)batch_split, METH_O, NULL},
     {"places", (PyCFunction)batch_places, METH_O, NULL},
-    {"ops", (PyCFunction)batch_ops, METH_O, NULL},
     {"answered", (PyCFunction)batch_answered, METH_O, NULL},
     {"timed_places", (PyCFunction)batch_timed_places, METH_O, NULL},
     {"amend_reply", (PyCFunction)batch_amend_reply, METH_VARARGS, NULL},
@@ -405,11 +374,9 @@ static PyMethodDef batch_methods[] = {
 };
 
 static PyGetSetDef batch_attributes[] = {
-    {"oldest", (getter)batch_oldest, NULL, NULL, NULL},
     {"queued", (getter)batch_queued, NULL, NULL, NULL},
     {"taken", (getter)batch_taken, (setter)batch_set_taken, NULL, NULL},
     {"waited", (getter)batch_waited, (setter)batch_set_waited, NULL, NULL},
-    {"timed", (getter)batch_is_timed, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

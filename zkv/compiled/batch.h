@@ -14,6 +14,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum { ARENA_BYTES = 1 << 16 };
 
@@ -63,6 +64,20 @@ struct Batch {
     size_t frame_count, frame_room;
     const frame_calls *calls; /* NULL if there are no frames */
 };
+
+/* Seconds, by the clock of `time.perf_counter`. */
+static inline double clock_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+/* When the front took up a request. */
+static inline double arrival(const Batch *batch, const item *of)
+{
+    return of->arrived > 0 ? of->arrived : batch->taken;
+}
 
 /* 1 if this memory is part of the arena. A reply without owner is either there or from malloc. */
 static inline int in_arena(const Batch *batch, const unsigned char *at)

@@ -11,8 +11,9 @@ import time
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final
 
+from zkv import compiled
 from zkv.activity import SHORT_SECONDS, Activities
-from zkv.figures import Buckets, step_of
+from zkv.figures import Buckets
 from zkv.log import RequestRecord, RunRecord
 from zkv.protocol.codec import add_field
 from zkv.requests.slow_log import Marks, SlowLog
@@ -43,8 +44,6 @@ class Account:
     Attributes:
         logs_requests: true while a line is logged for each request. The supervisor changes it.
         activity: the thread runs a request.
-        latencies: by op. A latency is measured from when a worker takes up the request, or the
-            front the batch, up to the reply.
         taken: number of requests that this thread has received from the front.
         queued: seconds for which these have waited in between.
         failures: (op, code) -> number of requests that failed with that code.
@@ -65,7 +64,9 @@ class Account:
         self._write_log = write_log
         self.logs_requests = logs_requests
         self._records: list[AnyRecord] = []
-        self.latencies: defaultdict[str, Buckets] = defaultdict(Buckets)
+        self._latencies: defaultdict[str, Buckets] = defaultdict(Buckets)
+        # Those of the lane. Without the compiled store there is no lane.
+        self._of_lane = compiled.store.Latencies() if compiled.COMPILED else None
         self.taken = 0
         self.queued = 0.0
         self.failures: Counter[tuple[str, str]] = Counter()
@@ -93,9 +94,7 @@ class Account:
             took: seconds since the thread took it up.
             trace: the field of that name in the request.
         """
-        latencies = self.latencies[op]  # Added to here, as a call would cost more; below, too.
-        latencies.counts[step_of(took)] += 1
-        latencies.total += took
+        self._latencies[op].add_time(took)
         if result not in SUCCESSES:
             self.failures[op, result] += 1
         if self.logs_requests:
@@ -111,21 +110,16 @@ class Account:
             up_to: the revision.
             executed: when the requests had run, by `time.perf_counter`; None = now.
         """
-        finished, started = time.perf_counter(), batch.taken
-        took = finished - started
-        if batch.timed or finished - batch.oldest >= self.slow.threshold:
-            marks = Marks(started, 0.0, started, batch.waited, executed or finished)
-            self._explain(batch, up_to, marks, finished)
-        step = step_of(took)
-        for op, count in batch.ops(up_to).items():
-            latencies = self.latencies[op]
-            latencies.counts[step] += count
-            latencies.total += took * count
+        if self._of_lane is not None and self._of_lane.add(batch, up_to, self.slow.threshold):
+            self._explain(batch, up_to, executed)
         if self.logs_requests and (answers := batch.answered(up_to)):
+            took = time.perf_counter() - batch.taken
             self._records.append(RunRecord(time.time(), took, answers))
 
-    def _explain(self, batch: Batch, up_to: int, marks: Marks, finished: float) -> None:
+    def _explain(self, batch: Batch, up_to: int, executed: float | None) -> None:
         """Tell the clients that ask for it, and the slow log, where the time went."""
+        finished, started = time.perf_counter(), batch.taken
+        marks = Marks(started, 0.0, started, batch.waited, executed or finished)
         for place in batch.timed_places(up_to):
             timing, reply = marks.of(batch, place).timing(finished), batch.reply(place)
             if reply is not None:
@@ -133,6 +127,18 @@ class Account:
         waiting = set(batch.places(up_to))
         answered = [place for place in batch.places(-1) if place not in waiting]
         self.slow.add_run(batch, answered, marks, finished, self.activity)
+
+    def latencies(self) -> dict[str, Buckets]:
+        """Return the latencies by op. Any thread.
+
+        A latency is measured from when a worker takes up the request, or the front the batch, up to
+        the reply.
+        """
+        known = {} if self._of_lane is None else self._of_lane.report()
+        latencies = {op: Buckets(*counted) for op, counted in known.items()}
+        for op, times in dict(self._latencies).items():
+            latencies.setdefault(op, Buckets()).merge(times)
+        return latencies
 
     def flush(self) -> None:
         """Pass the records to the request log."""

@@ -68,19 +68,11 @@ class Batch(Protocol):
         """Iterate over the bodies."""
 
     @property
-    def oldest(self) -> float:
-        """When the front took up the first request, likewise."""
-
-    @property
     def queued(self) -> float:
         """Seconds for which all requests together have waited between the front and this thread.
 
         The time for which the front waited for the lock is not part of it.
         """
-
-    @property
-    def timed(self) -> bool:
-        """True if there may be `timed_places`."""
 
     def add(
         self,
@@ -135,9 +127,6 @@ class Batch(Protocol):
     def places(self, after: int, /) -> list[int]:
         """Return the places of the lane's answers that reveal a later revision than this."""
 
-    def ops(self, up_to: int, /) -> dict[str, int]:
-        """Count the lane's answers that reveal no later revision than this, by op."""
-
     def answered(self, up_to: int, /) -> list[Answer]:
         """Return the log records of the lane's answers that reveal no later revision than this."""
 
@@ -147,8 +136,6 @@ class Batch(Protocol):
 
 class PythonBatch:
     """`Batch` in pure Python. There is no lane that could answer in it."""
-
-    timed = False
 
     def __init__(self) -> None:
         self.taken = 0.0
@@ -170,11 +157,6 @@ class PythonBatch:
     def __iter__(self) -> Iterator[bytes | BadEnvelope]:
         """See `Batch`."""
         return iter(self._bodies)
-
-    @property
-    def oldest(self) -> float:
-        """See `Batch`."""
-        return self.arrived(0) if self._bodies else self.taken
 
     @property
     def queued(self) -> float:
@@ -246,10 +228,6 @@ class PythonBatch:
     def places(self, after: int, /) -> list[int]:
         """See `Batch`."""
         return []
-
-    def ops(self, up_to: int, /) -> dict[str, int]:
-        """See `Batch`."""
-        return {}
 
     def answered(self, up_to: int, /) -> list[Answer]:
         """See `Batch`."""
