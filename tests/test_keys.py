@@ -1,0 +1,75 @@
+"""Key files."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import zmq
+
+from zkv.errors import ConfigError
+from zkv.keys import KeyPair, check_public_key, make_key_file, read_key_file
+
+
+def test_a_key_file_is_one_line_that_its_owner_alone_may_read(tmp_path: Path) -> None:
+    path = tmp_path / "ann.key"
+    before = os.umask(0o377)
+    try:
+        public = make_key_file(path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert len(path.read_bytes()) == 41
+    assert path.read_bytes().endswith(b"\n")
+    pair = read_key_file(path)
+    assert pair.public == public == check_public_key(public)
+    assert zmq.curve_public(pair.secret.encode()).decode() == public
+    assert pair.secret not in repr(pair)
+
+
+def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "ann.key"
+    make_key_file(path)
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=r"ann\.key: exists already"):
+        make_key_file(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644, 0o601])
+def test_a_file_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "ann.key"
+    make_key_file(path)
+    path.chmod(mode)
+    with pytest.raises(ConfigError, match=rf"ann.key: others may read it \(mode {mode:04o}\)"):
+        read_key_file(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"x" * 39, b"x" * 41, b"\xff" * 40, b"~" * 40, b"#" * 40, b"a b" * 13 + b"a"]
+)
+def test_what_is_no_key_is_refused_and_not_shown(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "ann.key"
+    path.touch(0o600)
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"ann\.key: not a key file") as caught:
+        read_key_file(path)
+    assert not content or content.decode("latin-1") not in str(caught.value)
+    with pytest.raises(ValueError, match="not a key"):
+        check_public_key(content.decode("latin-1"))
+
+
+@pytest.mark.parametrize("name", ["absent.key", "", "a\0b"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError):
+        read_key_file(tmp_path / name)
+    with pytest.raises(ConfigError):
+        make_key_file(tmp_path / "no" / "directory" / name)
+
+
+def test_a_key_is_text() -> None:
+    with pytest.raises(TypeError):
+        check_public_key(b"x" * 40)
+    assert "secret" not in repr(KeyPair("p", "s")).replace("secret=...", "")
