@@ -456,7 +456,7 @@ import os, sys, warnings, zkv
 warnings.simplefilter("ignore")  # Of Python, that forks with threads are no good idea.
 {FORKS[how]}
 place = {place!r} if {place!r} != "ipc" else "ipc://" + os.path.abspath("zkv.ipc")
-server = zkv.Server(place, data_dir="data")
+server = zkv.Server(place, data_dir="data", insecure=True)
 server.start()
 endpoint = server.endpoint.replace("0.0.0.0", "127.0.0.1")
 with zkv.Client(endpoint) as kv:
@@ -467,7 +467,7 @@ with zkv.Client(endpoint) as kv:
         server.start()
         assert kv["k"] == number
     server.stop()
-    other = zkv.Server(server.endpoint, data_dir="data", feed=server.feed)
+    other = zkv.Server(server.endpoint, data_dir="data", feed=server.feed, insecure=True)
     with other:
         assert kv["k"] == 2
 """

@@ -60,9 +60,10 @@ class Server:
         feed: where to publish changes; None = beside the first endpoint, "" = nowhere.
         fsync: when a write reaches the disk: ``always``, ``interval`` or ``never``.
         workers: threads for requests that are not simple; None = 1 without a ``data_dir``, else 2.
-        **settings: other settings of the tables ``server``, ``durability`` and ``limits`` of
-            config.toml, by their names there: ``max_value_bytes=1_000_000``; and ``slow`` of the
-            table ``metrics``. The variables ``ZKV_CFG_...`` are for `zkv serve`, and not read here.
+        **settings: other settings of the tables ``server``, ``security``, ``durability`` and
+            ``limits`` of config.toml, by their names there: ``max_value_bytes=1_000_000``; and
+            ``slow`` of the table ``metrics``. The variables ``ZKV_CFG_...`` are for `zkv serve`,
+            and not read here.
 
     Raises:
         ConfigError: a setting is unknown, of the wrong type or out of range; also a ValueError.
@@ -232,6 +233,7 @@ class _Running:
 
 _TABLES: dict[str, type[msgspec.Struct]] = {
     "server": config.ServerSettings,
+    "security": config.SecuritySettings,
     "durability": config.DurabilitySettings,
     "limits": config.LimitSettings,
 }

@@ -14,6 +14,7 @@
         |-- NotFound         NOT_FOUND      the key is absent
         |-- Conflict             CONFLICT       an expected revision is not the actual one
         |-- WrongType            WRONG_TYPE     INCR on what is no int64, or past its range
+        |-- Denied               DENIED         the user has no right to it
         |-- TooLarge             TOO_LARGE      key, value, batch or reply over its limit
         |-- Compacted            COMPACTED      changes that are not kept any more
         |-- StaleSeq             STALE_SEQ      older than what the session remembers
@@ -155,6 +156,12 @@ class Busy(RequestError):
 
     code = "BUSY"
     retry = True
+
+
+class Denied(RequestError):
+    """The user has no right to it; the reply carries ``key`` where one is meant. Not run."""
+
+    code = "DENIED"
 
 
 class TooLarge(RequestError):

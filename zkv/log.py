@@ -25,7 +25,7 @@ import threading
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from zkv.errors import ConfigError
 
@@ -63,11 +63,21 @@ class RequestRecord(NamedTuple):
     """Seconds from decoding the request to encoding the reply."""
     trace: str | None = None
     """The field of that name in the request."""
+    user: str | None = None
+    """The name of the user; None = users are not known."""
 
 
-Answer = tuple[str, str | int, int, int, str | None]
+class Named(Protocol):
+    """A user."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+
+Answer = tuple[str, str | int, int, int, str | None, Named | None]
 """Of a request that the lane has answered: its op, its key or number of keys, the bytes of its
-body, the bytes of its reply, and its trace."""
+body, the bytes of its reply, its trace, and its user."""
 
 
 class RunRecord(NamedTuple):
@@ -86,8 +96,18 @@ class RunRecord(NamedTuple):
         """Return one record for each request."""
         time, duration = self.time, self.duration
         return [
-            RequestRecord(time, op, subject, "ok", bytes_in, bytes_out, duration, trace)
-            for op, subject, bytes_in, bytes_out, trace in self.answers
+            RequestRecord(
+                time,
+                op,
+                subject,
+                "ok",
+                bytes_in,
+                bytes_out,
+                duration,
+                trace,
+                None if user is None else user.name,
+            )
+            for op, subject, bytes_in, bytes_out, trace, user in self.answers
         ]
 
 
@@ -261,8 +281,12 @@ def _whole_second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def _traced(trace: str | None) -> str:
-    return "" if trace is None else f" trace={trace!r}"
+def _subject(subject: str | int) -> str:
+    return f"key={subject!r}" if isinstance(subject, str) else f"keys={subject}"
+
+
+def _further(trace: str | None, user: str | None) -> str:
+    return ("" if not user else f" user={user}") + ("" if trace is None else f" trace={trace!r}")
 
 
 class _Text:
@@ -284,7 +308,7 @@ class _Text:
         return (
             f"{_timestamp(record.time)} INFO {record.op}{subject} {record.result}"
             f" in={record.bytes_in} out={record.bytes_out} us={record.duration * 1e6:.0f}"
-            f"{_traced(record.trace)}"
+            f"{_further(record.trace, record.user)}"
         )
 
     @staticmethod
@@ -292,10 +316,9 @@ class _Text:
         begin = f"{_timestamp(run.time)} INFO "
         end = f" us={run.duration * 1e6:.0f}"
         return [
-            f"{begin}{op} key={subject!r} ok in={bytes_in} out={bytes_out}{end}{_traced(trace)}"
-            if isinstance(subject, str)
-            else f"{begin}{op} keys={subject} ok in={bytes_in} out={bytes_out}{end}{_traced(trace)}"
-            for op, subject, bytes_in, bytes_out, trace in run.answers
+            f"{begin}{op} {_subject(subject)} ok in={bytes_in} out={bytes_out}{end}"
+            f"{_further(trace, None if user is None else user.name)}"
+            for op, subject, bytes_in, bytes_out, trace, user in run.answers
         ]
 
 
@@ -334,6 +357,8 @@ class _Json:
             line["keys"] = record.subject
         if record.trace is not None:
             line["trace"] = record.trace
+        if record.user:
+            line["user"] = record.user
         return json.dumps(line)
 
 

@@ -22,6 +22,7 @@ import threading
 import time
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,16 +31,19 @@ import msgspec
 from zkv import compiled
 from zkv.activity import Activities
 from zkv.broker.broker import Broker
+from zkv.broker.doors import Doors
 from zkv.broker.front import FrontHandler
 from zkv.broker.worker import WorkerHandler
 from zkv.engine import Engine
-from zkv.errors import ReadOnly, ShuttingDown
+from zkv.errors import ConfigError, EndpointError, ReadOnly, ShuttingDown
+from zkv.keys import read_key_file
 from zkv.metrics.endpoint import REFUSED, MetricsEndpoint
 from zkv.protocol.codec import KeyLimits
 from zkv.requests.account import Account
 from zkv.requests.commands import Node, make_info
 from zkv.requests.lane import open_lane, open_worker_lane
 from zkv.requests.slow_log import SlowLog
+from zkv.users.registry import Users
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +53,10 @@ if TYPE_CHECKING:
     from zkv.log import AnyRecord
 
 _log = logging.getLogger("zkv.server")
+_audit = logging.getLogger("zkv.audit")
+
+OPEN_MODE: Final = "0666"
+"""The mode of the sockets of ipc endpoints where there are users."""
 
 LOOK_SECONDS: Final = 1.0
 """Interval of checks that the main thread runs, and that all dead workers have been replaced."""
@@ -96,11 +104,13 @@ class ServerCore:
         """Where it tells its figures, with the real port; empty = nowhere, or not yet."""
         endpoint = settings.metrics.endpoint
         self._metrics = MetricsEndpoint(endpoint, "metrics.endpoint", self) if endpoint else None
+        self._doors = _make_doors(settings)
         self._broker = Broker(
             endpoints=settings.server.endpoints,
             feed=settings.server.feed,
             io_threads=settings.server.io_threads,
             max_message_bytes=settings.limits.max_message_bytes,
+            doors=self._doors,
             worker_died=lambda: self._events.put(Event.WORKER_DIED),
             front_died=lambda: self._events.put(Event.FRONT_DIED),
             new_account=partial(
@@ -126,8 +136,8 @@ class ServerCore:
             DataDirError: the data directory cannot be used. In both cases no thread is left.
         """
         self._broker.bind()
-        _warn_of_exposure([*self._broker.endpoints, self._broker.feed or ""])
         try:
+            self._look_at_exposure()
             if self._metrics is not None:
                 self.metrics = self._metrics.start()
                 _log.info("metrics at %s/metrics", self.metrics)
@@ -139,6 +149,8 @@ class ServerCore:
         workers = self._settings.server.workers
         self._broker.serve(workers, self._make_handler, self._make_front_handler)
         self._serving = True
+        if self._doors.users is not None:
+            _audit.info("users: %d in %s", len(self._doors.users), self._doors.users.path)
         if slow := compiled.what_is_slow(self._facts()["stats"]):
             _log.info("built %s: %s", slow, compiled.ADVICE)
 
@@ -175,6 +187,38 @@ class ServerCore:
         self._settings = settings
         self._broker.log_requests(self._logs_requests())
         self._slow.set_threshold(settings.metrics.slow)
+
+    def reload_users(self) -> None:
+        """Read the users file again. If it is bad, the log says so and all stays as it was.
+
+        Only the supervisor may call this.
+        """
+        users = self._doors.users
+        if users is None:
+            return
+        try:
+            changes = users.reload()
+        except ConfigError as error:
+            _log.error("%s; all users stay as they are", error)
+            return
+        for change in changes:
+            _audit.info("users: %s, by %s", change, users.path)
+        if changes:
+            self._broker.users_changed()
+
+    def _look_at_exposure(self) -> None:
+        """Refuse to serve where other machines can connect without CURVE, or warn of it."""
+        security = self._settings.security
+        for endpoint in [*self._broker.endpoints, self._broker.feed or ""]:
+            if security.key_files or not _is_exposed(endpoint):
+                continue
+            if not security.insecure:
+                raise EndpointError(
+                    f"{endpoint}: other machines can reach it, and anyone there could read, write "
+                    f"and stop the server: set security.secret_key_file, which asks for keys, or "
+                    f"security.insecure = true"
+                )
+            _log.warning("%s: anyone who reaches it can read, write and stop the server", endpoint)
 
     def wait(self) -> bool:
         """Supervise until the server has stopped; return True if everything has been saved.
@@ -213,6 +257,8 @@ class ServerCore:
     def _open(self) -> Engine:
         limits = self._settings.limits
         engine = Engine(self._settings.durability, limits, self._files, activities=self.activities)
+        if self._doors.users is not None:
+            engine.keyspace.sessions.share_among_users()
         keys = KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch)
         self._node = Node(
             engine=engine,
@@ -309,11 +355,19 @@ def _process() -> dict[str, int | float]:
     return process
 
 
-def _warn_of_exposure(endpoints: list[str]) -> None:
-    """Warn if other machines can reach an endpoint: the server does not authenticate clients."""
-    for endpoint in endpoints:
-        if not endpoint.startswith("tcp://"):
-            continue
-        host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-        if not ipaddress.ip_address(host).is_loopback:
-            _log.warning("%s: anyone who reaches it can read, write and stop the server", endpoint)
+def _make_doors(settings: Settings) -> Doors:
+    """Read keys and users. Raises ConfigError."""
+    security, mode = settings.security, settings.server.ipc_mode
+    users = Users(Path(security.users)) if security.users else None
+    keys = tuple(read_key_file(file) for file in security.key_files)
+    # With users a peer is known by its number: the mode need not keep others out.
+    mode = mode or ("" if users is None else OPEN_MODE)
+    return Doors(keys, users, int(mode, 8) if mode else None)
+
+
+def _is_exposed(endpoint: str) -> bool:
+    """Return True if other machines can reach an endpoint, with its real address."""
+    if not endpoint.startswith("tcp://"):
+        return False
+    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    return not ipaddress.ip_address(host.partition("%")[0]).is_loopback

@@ -278,7 +278,7 @@ def test_what_cannot_be_handed_over_is_answered_by_the_front(
     def frames(*arguments: Any, **others: Any) -> Any:
         return NobodyBehind(FRAMES(*arguments, **others))
 
-    monkeypatch.setattr("zkv.broker.broker.FRAMES", frames)
+    monkeypatch.setattr("zkv.broker.front.FRAMES", frames)
     with ServerInProcess(tmp_path / "data") as server:
         client = connect(server.endpoint, zmq.DEALER)
         for number in range(10):

@@ -325,7 +325,8 @@ def test_items_that_are_there_twice_are_logged_and_counted_once() -> None:
         assert lane is not None
         batch = batch_of(body := request("MPUT", items=items_twice("a", "b", "a")))
         lane.run(batch, logs=True)
-        assert batch.answered(ALL) == [("MPUT", 2, len(body), len(batch.reply(0) or b""), None)]
+        size = len(batch.reply(0) or b"")
+        assert batch.answered(ALL) == [("MPUT", 2, len(body), size, None, None)]
     finally:
         store.close()
 

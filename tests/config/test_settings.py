@@ -63,6 +63,8 @@ def test_flags_override_the_environment_and_that_the_file(
 OTHER_TEXT: Final[dict[str, tuple[str, Any]]] = {
     "server.endpoints": ("ipc://a , ipc://b", ["ipc://a", "ipc://b"]),
     "server.feed": ("ipc://feed", "ipc://feed"),
+    "server.ipc_mode": ("0660", "0660"),
+    "security.secret_key_file": ("a.key, b.key", ["a.key", "b.key"]),
     "metrics.endpoint": ("http://127.0.0.1:1", "http://127.0.0.1:1"),
 }
 """Of settings for which not any text will do: the text of a variable, and the value."""

@@ -51,6 +51,7 @@ static struct {
     size_t (*msg_size)(const zmq_msg_t *);
     void *(*msg_data)(zmq_msg_t *);
     int (*msg_close)(zmq_msg_t *);
+    const char *(*msg_gets)(const zmq_msg_t *, const char *property);
 } zmq;
 
 static const struct {
@@ -63,7 +64,7 @@ static const struct {
     {"zmq_msg_more", &zmq.msg_more},     {"zmq_msg_size", &zmq.msg_size},
     {"zmq_msg_data", &zmq.msg_data},     {"zmq_msg_send", &zmq.msg_send},
     {"zmq_msg_close", &zmq.msg_close},   {"zmq_msg_init_size", &zmq.msg_init_size},
-    {"zmq_msg_init_data", &zmq.msg_init_data},
+    {"zmq_msg_init_data", &zmq.msg_init_data}, {"zmq_msg_gets", &zmq.msg_gets},
 };
 
 /* attach(path): find libzmq's functions in a loaded extension module of pyzmq, or in a library that
@@ -184,6 +185,7 @@ typedef struct {
     int waker;                   /* descriptor that ends a wait when it becomes readable */
     PyObject *stands_for[KINDS]; /* BadEnvelopes, in place of the body of a malformed message */
     PyObject *error;             /* makes an exception from an error number */
+    PyObject *users;             /* `Users` in zkv/users/registry.py; NULL = not known */
     unsigned long long unroutable, dropped, bytes_in, bytes_out; /* see PassedMessages */
     int forwarded; /* The workers' socket has been used: its signal may have been reset. */
     int stamped;   /* each message begins with a frame of the front: when it was taken up */
@@ -277,28 +279,48 @@ static int take_frames(Frames *self, Batch *to, enum kind *kind)
     return 0;
 }
 
-/* Receive the first frame of a stamped message. 0, or an error number. */
-static int take_stamp(Frames *self, stamp *to)
+/* Receive the first frame of a stamped message, and move to the text in it, if users are known, the
+ * User-Id. 0, or an error number. */
+static int take_stamp(Frames *self, stamp *to, char **user_id)
 {
     zmq_msg_t frame;
     *to = (stamp){0, 0};
+    *user_id = NULL;
     if (!self->stamped)
         return 0;
     zmq.msg_init(&frame);
     int number = receive_frame(&frame, self->front.socket);
-    if (!number && zmq.msg_size(&frame) == sizeof *to)
-        memcpy(to, zmq.msg_data(&frame), sizeof *to);
+    size_t size = number ? 0 : zmq.msg_size(&frame);
+    if (size >= sizeof *to) {
+        const char *at = zmq.msg_data(&frame);
+        memcpy(to, at, sizeof *to);
+        if (self->users != NULL && (*user_id = malloc(size - sizeof *to + 1)) != NULL) {
+            memcpy(*user_id, at + sizeof *to, size - sizeof *to);
+            (*user_id)[size - sizeof *to] = 0;
+        }
+    }
     zmq.msg_close(&frame);
     return number;
 }
 
+/* What libzmq tells of the sender of a message, as far as it has been authenticated: of those that
+ * come by inproc nothing. */
+static const char *user_id_of(const Batch *batch, const item *of)
+{
+    const char *id = zmq.msg_gets(frame_at(batch, of->end - 1), "User-Id");
+    return id == NULL ? "" : id;
+}
+
 /* Send a stamp in front of a message that is forwarded. 0, or an error number. */
-static int send_stamp(Frames *self, stamp of)
+static int send_stamp(Frames *self, const Batch *batch, const item *about)
 {
     zmq_msg_t frame;
-    if (zmq.msg_init_size(&frame, sizeof of) < 0)
+    stamp of = {batch->taken, batch->waited};
+    const char *user_id = self->users == NULL ? "" : user_id_of(batch, about);
+    if (zmq.msg_init_size(&frame, sizeof of + strlen(user_id)) < 0)
         return zmq.last_error();
     memcpy(zmq.msg_data(&frame), &of, sizeof of);
+    memcpy((char *)zmq.msg_data(&frame) + sizeof of, user_id, strlen(user_id));
     int number = send_frame(&frame, self->behind.socket, 1);
     zmq.msg_close(&frame);
     return number;
@@ -312,15 +334,16 @@ static int take_message(Frames *self, Batch *to)
     size_t first = to->frame_count;
     stamp from;
     item *next = next_item(to);
-    int number = next == NULL ? ENOMEM : take_stamp(self, &from);
+    char *user_id = NULL;
+    int number = next == NULL ? ENOMEM : take_stamp(self, &from, &user_id);
     if (!number)
         number = take_frames(self, to, &kind);
-    if (number)
+    if (number || to->frame_count == first) {
+        self->unroutable += !number;
+        free(user_id);
         return number;
-    if (to->frame_count == first) {
-        self->unroutable++;
-        return 0;
     }
+    next->user_id = user_id;
     next->first = first;
     next->end = to->frame_count;
     next->arrived = from.arrived;
@@ -349,6 +372,36 @@ static int take_batch(Frames *self, Batch *to)
     if (any)
         to->taken = clock_now();
     return any ? 0 : number;
+}
+
+/* Find the user of a request. 0, with an exception, if that fails. */
+static int find_user(Frames *self, PyObject *by_id, const Batch *batch, item *of)
+{
+    const char *id = of->user_id;
+    if (id == NULL) /* Of a stamped message there is one, unless there was no memory for it. */
+        id = self->stamped ? "?" : user_id_of(batch, of);
+    PyObject *key = PyUnicode_DecodeUTF8(id, (Py_ssize_t)strlen(id), "replace");
+    PyObject *user = key == NULL ? NULL : PyDict_GetItemWithError(by_id, key);
+    Py_XDECREF(key);
+    if (user != NULL)
+        of->user = Py_NewRef(user);
+    else if (!PyErr_Occurred())
+        of->user = PyObject_GetAttrString(self->users, "nobody");
+    free(of->user_id);
+    of->user_id = NULL;
+    return of->user != NULL;
+}
+
+/* Find the users of all requests. 0, with an exception, if that fails. They are looked up for each
+ * message, so that a reload of the users counts at once. */
+static int find_users(Frames *self, Batch *of)
+{
+    PyObject *by_id = PyObject_GetAttrString(self->users, "by_id");
+    int well = by_id != NULL;
+    for (size_t i = 0; well && i < of->count; i++)
+        well = find_user(self, by_id, of, &of->items[i]);
+    Py_XDECREF(by_id);
+    return well;
 }
 
 /* Complete the items of a batch that has been received. */
@@ -517,6 +570,8 @@ static PyObject *frames_receive(Frames *self, PyObject *const *arguments, Py_ssi
             return NULL;
     } while (number == EINTR);
     complete(self, batch);
+    if (self->users != NULL && !find_users(self, batch))
+        return NULL;
     return is_error(number) ? fail(self, number) : Py_NewRef(Py_None);
 }
 
@@ -631,7 +686,7 @@ static PyObject *frames_send(Frames *self, PyObject *argument)
 /* Forward one message. 0, or an error number; EAGAIN if the workers have no capacity. */
 static int forward_message(Frames *self, Batch *batch, item *of)
 {
-    int number = send_stamp(self, (stamp){batch->taken, batch->waited});
+    int number = send_stamp(self, batch, of);
     for (size_t i = of->first; i < of->end && !number; i++)
         number = send_frame(frame_at(batch, i), self->behind.socket, i + 1 < of->end);
     if (!number) {
@@ -732,14 +787,16 @@ static int is_batch_type(PyObject *type)
 static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
     PyObject *front, *batch_type, *no_delimiter, *no_body, *two_bodies, *error, *behind = Py_None;
+    PyObject *users = Py_None;
     int stamped = 0;
     static char *names[] = {"socket", "waker", "batch_type", "most", "most_bytes", "no_delimiter",
-                            "no_body", "two_bodies", "error", "behind", "stamped", NULL};
+                            "no_body", "two_bodies", "error", "behind", "stamped", "users",
+                            NULL};
     int waker;
     Py_ssize_t most, most_bytes;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OiOnnOOOO|Op", names, &front,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OiOnnOOOO|OpO", names, &front,
                                      &waker, &batch_type, &most, &most_bytes, &no_delimiter,
-                                     &no_body, &two_bodies, &error, &behind, &stamped))
+                                     &no_body, &two_bodies, &error, &behind, &stamped, &users))
         return NULL;
     if (zmq.version == NULL || most < 1 || most_bytes < 1)
         return PyErr_Format(PyExc_ValueError, "attach to libzmq first; bounds must be positive");
@@ -750,6 +807,7 @@ static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *k
         return NULL;
     self->waker = waker;
     self->stamped = stamped;
+    self->users = users == Py_None ? NULL : Py_NewRef(users);
     self->stands_for[NO_DELIMITER] = Py_NewRef(no_delimiter);
     self->stands_for[NO_BODY] = Py_NewRef(no_body);
     self->stands_for[TWO_BODIES] = Py_NewRef(two_bodies);
@@ -774,6 +832,7 @@ static void frames_dealloc(Frames *self)
     for (int kind = 0; kind < KINDS; kind++)
         Py_XDECREF(self->stands_for[kind]);
     Py_XDECREF(self->error);
+    Py_XDECREF(self->users);
     Py_XDECREF(self->front.owner);
     Py_XDECREF(self->behind.owner);
     PyObject_Free(self);

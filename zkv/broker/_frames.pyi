@@ -7,6 +7,7 @@ import zmq
 from zkv.compiled._store import Batch
 from zkv.requests import batch
 from zkv.requests.batch import BadEnvelope
+from zkv.users.registry import Users
 
 def attach(path: str, /) -> tuple[int, int, int]: ...
 
@@ -25,6 +26,7 @@ class Frames:
         error: Callable[[int], Exception],
         behind: zmq.Socket[bytes] | None = None,
         stamped: bool = False,
+        users: Users | None = None,
     ) -> Frames: ...
     @property
     def passed(self) -> tuple[int, int, int, int]: ...

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from zkv.broker.connections import Monitor
+from zkv.broker.doors import Doors, Guard
 from zkv.broker.feed import Feed
 from zkv.broker.frames import FRAMES, PythonFrames
 from zkv.broker.front import Front
@@ -46,6 +47,7 @@ class Broker:
         feed: endpoint on which to publish changes; empty = none.
         io_threads: libzmq's threads for the connections.
         max_message_bytes: a larger message ends its connection.
+        doors: opens the endpoints.
         worker_died: called in the thread of a worker that dies, so it must return at once.
         front_died: called in the thread of the front if that dies, likewise.
         new_account: makes the account of a thread.
@@ -57,6 +59,7 @@ class Broker:
         feed: str,
         io_threads: int,
         max_message_bytes: int,
+        doors: Doors,
         worker_died: Callable[[], None],
         front_died: Callable[[], None],
         new_account: Callable[[], Account],
@@ -76,12 +79,14 @@ class Broker:
             endpoints,
             self._backend,
             max_message_bytes,
-            FRAMES,
             self._monitor,
+            doors,
             self._accounts[0],
             front_died,
         )
-        self._feed = Feed(self._context, feed, self._monitor) if feed else None
+        self._feed = Feed(self._context, feed, self._monitor, doors) if feed else None
+        self._users = doors.users
+        self._guard = None if doors.users is None else Guard(self._context, doors.users)
         self._make_handler: Callable[[Account], WorkerHandler]
         self._new_account = new_account
         self._worker_died = worker_died
@@ -95,12 +100,21 @@ class Broker:
     def bind(self) -> None:
         """Bind all endpoints. Raises EndpointError; then no thread is left running."""
         try:
+            if self._guard is not None:
+                self._guard.start()
+        except BaseException:
+            self._guard = None
+            self._monitor.close()
+            self._term_context()
+            raise
+        try:
             if self._feed is not None:
                 self.feed = self._feed.start()
             self.endpoints = self._front.start()
             self._monitor.start()
         except BaseException:
             self._close_feed()
+            self._close_guard()
             self._monitor.close()
             self._term_context()
             raise
@@ -159,8 +173,14 @@ class Broker:
             worker.join()
         self._front.stop()
         self._close_feed()
+        self._close_guard()
         self._monitor.close()
         self._term_context()
+
+    def users_changed(self) -> None:
+        """Have followers subscribe again, by the rights of today. Any thread."""
+        if self._feed is not None:
+            self._feed.reopen()
 
     def commits_are_safe(self) -> None:
         """Tell the feed that there may be changes to publish. Any thread."""
@@ -229,6 +249,10 @@ class Broker:
             failed.update(self._feed.connections.failed)
         return dict(failed)
 
+    def _close_guard(self) -> None:
+        if self._guard is not None:
+            self._guard.close()
+
     def _close_feed(self) -> None:
         if self._feed is not None:
             self._feed.close()
@@ -247,7 +271,9 @@ class Broker:
 
     def _open_mailbox(self) -> Mailbox:
         socket = connect_worker(self._context, self._backend)
-        return Mailbox(partial(FRAMES, socket, bounds=WORKERS_BATCH, stamped=True))
+        return Mailbox(
+            partial(FRAMES, socket, bounds=WORKERS_BATCH, stamped=True, users=self._users)
+        )
 
     def _died(self, worker: Worker) -> None:
         worker.account.deaths += 1

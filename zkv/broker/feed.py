@@ -17,11 +17,17 @@ that reads too slowly is bounded, and messages that do not fit are dropped for t
 writers are faster than this thread for long, changes that the history cannot keep are skipped for
 all followers.
 
+With users, a follower gets a topic only if it may read all keys that begin with it
+(`zkv.broker.subscriptions`). When users change, the endpoint is closed, and opened again once all
+subscriptions are gone: nothing is published in between, so none outlives the right to it. Followers
+connect and subscribe again, and find out what they have missed as after any loss.
+
 The socket is created, used and closed in this thread. Other threads wake it and read its counters.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -34,17 +40,18 @@ from msgspec.msgpack import encode
 
 from zkv.broker.connections import ConnectionCounter
 from zkv.broker.frames import copied
-from zkv.broker.sockets import bind, close
+from zkv.broker.sockets import INPROC, close
+from zkv.broker.subscriptions import HEARTBEAT_TOPIC, Subscriptions
 from zkv.broker.waker import Waker
 from zkv.errors import EndpointError
 
 if TYPE_CHECKING:
     from zkv.broker.connections import Monitor
+    from zkv.broker.doors import Doors
     from zkv.keyspace import Cursor, Keyspace, PackedCommit
 
 _log = logging.getLogger("zkv.broker")
 
-HEARTBEAT_TOPIC: Final = b"\0"
 HEARTBEAT_MS: Final = 1_000
 """Longest time between heartbeats."""
 MESSAGES_PER_FOLLOWER: Final = 100_000
@@ -52,7 +59,10 @@ MESSAGES_PER_FOLLOWER: Final = 100_000
 COMMITS_AT_ONCE: Final = 500
 """Commits read from the history in one hold of the keyspace's lock."""
 LINGER_MS: Final = 1_000
-_SUBSCRIBE: Final = b"\x01"
+AGAIN_MS: Final = 10
+"""Pause between attempts to open an endpoint that libzmq is still closing."""
+MANY_ATTEMPTS: Final = 500
+"""Failed attempts after which the log says so."""
 
 
 class ChangeMessage(Struct, frozen=True, gc=False):
@@ -88,12 +98,18 @@ class Feed:
         context: the server's ZeroMQ context.
         endpoint: where followers connect.
         monitor: counts their connections.
+        doors: opens the endpoint.
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, monitor: Monitor
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        monitor: Monitor,
+        doors: Doors,
     ) -> None:
         self._context = context
+        self._doors = doors
         self._endpoint = endpoint
         self._monitor = monitor
         self.connections = ConnectionCounter()
@@ -103,7 +119,8 @@ class Feed:
         self._cursor: Cursor
         self._rev = 0
         self._heartbeat_at = 0.0  # Time of the next heartbeat.
-        self._topics: set[bytes] = set()  # Prefixes that have followers.
+        self._subscriptions = Subscriptions(doors.users, self._hold)
+        self._reopening = False
         self._waker = Waker()
         self._bound: Future[str] = Future()
         self._closing = False
@@ -133,8 +150,13 @@ class Feed:
         A follower that subscribes at this moment misses nothing: the feed's thread first adds the
         topic, and then reads which changes are safe.
         """
-        if self._topics:
+        if self._subscriptions:
             self._waker.wake()
+
+    def reopen(self) -> None:
+        """Have all followers connect and subscribe again. Any thread."""
+        self._reopening = True
+        self._waker.wake()
 
     def close(self) -> None:
         """Publish the remaining changes, close the socket, and end the thread."""
@@ -161,14 +183,10 @@ class Feed:
     def _run(self) -> None:
         socket: zmq.Socket[bytes] | None = None
         try:
-            socket = self._context.socket(zmq.XPUB)
-            socket.linger = LINGER_MS
-            socket.sndhwm = MESSAGES_PER_FOLLOWER
-            socket.xpub_nodrop = True  # A full queue raises zmq.Again: see `_send`.
-            socket.xpub_verbose = True  # Every new follower wakes the thread, and gets a heartbeat.
+            socket = self._open()
             self.connections = self._monitor.watch(socket)
             try:
-                self._bound.set_result(bind(socket, self._endpoint, "server.feed"))
+                self._bound.set_result(self._doors.bind(socket, self._endpoint, "server.feed"))
             except EndpointError as error:
                 self._bound.set_exception(error)
                 return
@@ -186,6 +204,14 @@ class Feed:
         finally:
             if socket is not None:
                 close(socket, [self._endpoint])
+
+    def _open(self) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.XPUB)
+        socket.linger = LINGER_MS
+        socket.sndhwm = MESSAGES_PER_FOLLOWER
+        socket.xpub_nodrop = True  # A full queue raises zmq.Again: see `_send`.
+        self._subscriptions.prepare(socket)
+        return socket
 
     def _serve(self, socket: zmq.Socket[bytes]) -> None:
         poller = zmq.Poller()
@@ -205,22 +231,38 @@ class Feed:
 
     def _go_on(self, socket: zmq.Socket[bytes]) -> None:
         """Publish new changes, then a heartbeat."""
-        self._take_subscriptions(socket)
-        if self._topics:
+        self._subscriptions.take(socket)
+        if self._reopening:
+            self._reopen(socket)
+        if self._subscriptions:
             self._publish(socket)
         else:
             self._rev = self._keyspace.pass_over(self._cursor)
         self._heartbeat(socket)
 
-    def _take_subscriptions(self, socket: zmq.Socket[bytes]) -> None:
-        """Note which topics have followers; libzmq has applied the subscriptions already."""
-        while int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            news = socket.recv()
-            if news[:1] == _SUBSCRIBE:
-                self._topics.add(news[1:])
-                self._keyspace.hold_for(self._cursor)
-            else:
-                self._topics.discard(news[1:])  # Its last follower has left.
+    def _hold(self) -> None:
+        self._keyspace.hold_for(self._cursor)
+
+    def _reopen(self, socket: zmq.Socket[bytes]) -> None:
+        """Close the endpoint, wait until all subscriptions are gone, and open it again."""
+        self._reopening = False  # First: what changes from now on asks for it again.
+        bound = self._bound.result()
+        if bound.startswith(INPROC):
+            return  # The rights of the program itself do not change.
+        socket.unbind(bound)
+        while not self._subscriptions.all_left:
+            socket.poll()
+            self._subscriptions.take(socket)
+        for attempt in itertools.count(1):
+            try:
+                self._doors.bind(socket, bound, "server.feed")
+                return
+            except EndpointError as error:
+                if self._closing:
+                    return
+                if attempt == MANY_ATTEMPTS:
+                    _log.error("the feed cannot be opened again: %s", error)
+                socket.poll(AGAIN_MS)
 
     def _publish(self, socket: zmq.Socket[bytes]) -> None:
         """Publish all safe changes, and heartbeats when they are due."""

@@ -16,7 +16,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import zmq
 
@@ -29,6 +29,9 @@ from zkv.requests.batch import (
     BadEnvelope,
     Batch,
 )
+
+if TYPE_CHECKING:
+    from zkv.users.registry import Users
 
 _log = logging.getLogger("zkv.broker")
 
@@ -57,7 +60,8 @@ class PassedMessages(NamedTuple):
 
 STAMP: Final = struct.Struct("=dd")
 """The first frame of a message to a worker: when the front took it up, by `time.perf_counter`, and
-for how many seconds the front has waited for the lock since then."""
+for how many seconds the front has waited for the lock since then. If users are known, the User-Id
+follows, in UTF-8."""
 COPIED: Final = 4_096
 """Bytes of a body above which it is copied before its envelope is sent."""
 
@@ -120,6 +124,7 @@ class MakeFrames(Protocol):
         bounds: Bounds,
         behind: zmq.Socket[bytes] | None = None,
         stamped: bool = False,
+        users: Users | None = None,
     ) -> Frames:
         """Return `Frames`, which own the sockets from now on."""
 
@@ -134,6 +139,7 @@ class PythonFrames:
         behind: forwards messages to workers and receives their replies, likewise; None if there
             are none.
         stamped: each message begins with a `STAMP`: those that `forward` sends.
+        users: the users, looked up for each message; None = everybody may do everything.
     """
 
     def __init__(
@@ -143,9 +149,11 @@ class PythonFrames:
         bounds: Bounds,
         behind: zmq.Socket[bytes] | None = None,
         stamped: bool = False,
+        users: Users | None = None,
     ) -> None:
         self._socket = socket
         self._stamped = stamped
+        self._users = users
         self._behind = behind
         self._waker = waker
         self._bounds = bounds
@@ -200,7 +208,11 @@ class PythonFrames:
         for number, place in enumerate(places):
             try:
                 stamp = STAMP.pack(batch.taken, batch.waited)
-                message = [stamp, *(batch.envelope(place) or []), batch[place]]
+                message = [
+                    stamp + batch.user_id(place).encode(),
+                    *(batch.envelope(place) or []),
+                    batch[place],
+                ]
                 if self._behind is None or _send(self._behind, message):
                     return number
             except MemoryError:
@@ -261,21 +273,39 @@ class PythonFrames:
     def _take_frames(self, batch: Batch) -> int:
         """Receive one message. Its first frame is the sender's address, which the ROUTER adds."""
         recv, option = self._socket.recv, self._socket.getsockopt
-        stamp = STAMP.unpack(recv()) if self._stamped else ()
-        envelope = [recv()]
+        first = recv() if self._stamped else b""
+        self._stamp = STAMP.unpack(first[: STAMP.size]) if first else (0.0, 0.0)
+        self._user_id = first[STAMP.size :].decode(errors="replace")
+        envelope = [self._recv_address()]
         while option(zmq.RCVMORE):
             frame = recv()
             envelope.append(frame)
             if not frame:
                 body = self._take_body()
-                batch.add(envelope, body, *stamp)
+                self._add(batch, envelope, body)
                 return len(body) + sum(map(len, envelope))
         if len(envelope) < 2:
             self._unroutable += 1
             return 0
         # Without a delimiter, only the first frame is known to be an address.
-        batch.add([envelope[0], b""], NO_DELIMITER, *stamp)
+        self._add(batch, [envelope[0], b""], NO_DELIMITER)
         return len(envelope[0])
+
+    def _recv_address(self) -> bytes:
+        """Receive the first frame, and note the User-Id, if users are known."""
+        if self._users is None or self._stamped:
+            return self._socket.recv()
+        frame = self._socket.recv(copy=False)
+        try:
+            self._user_id = str(frame.get("User-Id"))
+        except zmq.ZMQError:
+            self._user_id = ""  # It came by inproc.
+        return frame.bytes
+
+    def _add(self, batch: Batch, envelope: list[bytes], body: bytes | BadEnvelope) -> None:
+        user = None if self._users is None else self._users.of(self._user_id)
+        arrived, waited = self._stamp
+        batch.add(envelope, body, arrived, waited, user, self._user_id)
 
     def _take_body(self) -> bytes | BadEnvelope:
         recv, option = self._socket.recv, self._socket.getsockopt
@@ -345,6 +375,7 @@ def _find_compiled() -> MakeFrames | None:
         bounds: Bounds,
         behind: zmq.Socket[bytes] | None = None,
         stamped: bool = False,
+        users: Users | None = None,
     ) -> Frames:
         return _frames.Frames(
             socket=socket,
@@ -358,6 +389,7 @@ def _find_compiled() -> MakeFrames | None:
             error=_error,
             behind=behind,
             stamped=stamped,
+            users=users,
         )
 
     return make

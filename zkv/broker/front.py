@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Final
 import zmq
 
 from zkv.broker.connections import ConnectionCounter
-from zkv.broker.frames import PassedMessages
+from zkv.broker.frames import FRAMES, PassedMessages
 from zkv.broker.mailbox import FRONTS_BATCH, QUEUED_PER_WORKER, FrontMailbox
-from zkv.broker.sockets import bind, close
+from zkv.broker.sockets import close
 from zkv.broker.waiting import Answered, PendingRun, Safe, commit, make_safe
 from zkv.broker.worker import serve
 from zkv.durability.committer import CommitGroup
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from zkv.broker.connections import Monitor
-    from zkv.broker.frames import MakeFrames
+    from zkv.broker.doors import Doors
     from zkv.requests.account import Account
     from zkv.requests.batch import Batch
     from zkv.requests.commands import Node
@@ -176,8 +176,8 @@ class Front:
         endpoints: where clients connect.
         backend: inproc address where workers connect.
         max_message_bytes: a larger frame ends its connection.
-        frames: makes what receives and sends batches.
         monitor: counts the connections of clients.
+        doors: opens the endpoints.
         account: the front's account.
         died: called, in the front's thread, if the thread ends unexpectedly.
     """
@@ -188,19 +188,19 @@ class Front:
         endpoints: list[str],
         backend: str,
         max_message_bytes: int,
-        frames: MakeFrames,
         monitor: Monitor,
+        doors: Doors,
         account: Account,
         died: Callable[[], None],
     ) -> None:
         self._context = context
         self._monitor = monitor
+        self._doors = doors
         self.connections = ConnectionCounter()
         """The connections of clients."""
         self._endpoints = endpoints
         self._backend = backend
         self._max_message_bytes = max_message_bytes
-        self._frames = frames
         self._account = account
         self._died = died
         self._bound: Future[list[str]] = Future()
@@ -251,12 +251,19 @@ class Front:
         try:
             clients, workers = self._open(sockets)
             try:
+                bind = self._doors.bind
                 bound = [bind(clients, each, "server.endpoints") for each in self._endpoints]
             except EndpointError as error:
                 self._bound.set_exception(error)
                 return
             self._mailbox = FrontMailbox(
-                partial(self._frames, clients, bounds=FRONTS_BATCH, behind=workers)
+                partial(
+                    FRAMES,
+                    clients,
+                    bounds=FRONTS_BATCH,
+                    behind=workers,
+                    users=self._doors.users,
+                )
             )
             self._bound.set_result(bound)
             handler = self._handler.result()

@@ -53,8 +53,7 @@ def bind(socket: zmq.Socket[bytes], endpoint: str, setting: str) -> str:
         socket.ipv6 = "[" in endpoint  # Otherwise tcp://* would also bind IPv6.
         socket.bind(endpoint)
     except zmq.ZMQError as error:
-        reason = _reason(endpoint, error.errno or 0) or error.strerror
-        raise _refusal(endpoint, setting, reason, error.errno) from None
+        raise refusal(endpoint, setting, error) from None
     except OSError as error:
         raise _refusal(endpoint, setting, error.strerror, error.errno) from None
     bound = socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
@@ -72,6 +71,12 @@ def close(socket: zmq.Socket[bytes], endpoints: list[str]) -> None:
         socket.disable_monitor()  # Else its last event would come only after it has lingered.
     socket.close()
     _bound.pop(socket, None)
+
+
+def refusal(endpoint: str, setting: str, error: zmq.ZMQError | OSError) -> EndpointError:
+    """Return the error that explains why an endpoint cannot be bound."""
+    reason = _reason(endpoint, error.errno or 0) or error.strerror
+    return _refusal(endpoint, setting, reason, error.errno)
 
 
 def _refusal(endpoint: str, setting: str, reason: object, number: int | None) -> EndpointError:

@@ -258,7 +258,8 @@ class PendingRun:
         for place in batch.places(survived_rev):
             body = batch[place]
             if isinstance(body, bytes):
-                reply = self._caller.run_instead(body, batch.taken, error)
+                user = batch.user(place)
+                reply = self._caller.run_instead(body, batch.taken, error, user)
             else:  # There is no memory for the body.
                 reply = self._caller.give_up(None, error, batch.taken)
             batch.set_reply(place, reply)

@@ -174,7 +174,8 @@ class WorkerHandler:
         body = batch[place]
         if isinstance(body, BadEnvelope):
             return self._caller.refuse(body.error(body.reason))[0]
-        return self._caller.run(body, batch.arrived(place), batch.lock_wait(place))
+        user = batch.user(place)
+        return self._caller.run(body, batch.arrived(place), batch.lock_wait(place), user)
 
 
 class Worker:

@@ -117,6 +117,7 @@ def _handle_signals_of_operators(server: ServerCore, log: Log, reloader: Reloade
     def hang_up(_number: int, _frame: object) -> None:
         log.reopen()
         server.run_soon(reloader.reload)
+        server.run_soon(server.reload_users)
 
     signal.signal(signal.SIGHUP, hang_up)
     signal.signal(signal.SIGUSR1, lambda _number, _frame: _log_names())

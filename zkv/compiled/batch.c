@@ -37,14 +37,16 @@ void batch_answer(Batch *self, size_t place, span reply, int op, int64_t reveals
 
 /* --- Requests --------------------------------------------------------------------------------- */
 
-/* add(envelope, body, arrived, waited): see PythonBatch; likewise below. */
+/* add(envelope, body, arrived, waited, user, user_id): see PythonBatch; likewise below. */
 static PyObject *batch_add(Batch *self, PyObject *arguments)
 {
-    PyObject *envelope, *body;
+    PyObject *envelope, *body, *user = Py_None;
     char *bytes = NULL;
     Py_ssize_t size = 0;
     double arrived = 0, waited = 0;
-    if (!PyArg_ParseTuple(arguments, "OO|dd", &envelope, &body, &arrived, &waited))
+    const char *user_id = NULL;
+    if (!PyArg_ParseTuple(arguments, "OO|ddOs", &envelope, &body, &arrived, &waited, &user,
+                          &user_id))
         return NULL;
     if (PyObject_TypeCheck(body, &PyBytes_Type) && PyBytes_AsStringAndSize(body, &bytes, &size) < 0)
         return NULL;
@@ -57,6 +59,8 @@ static PyObject *batch_add(Batch *self, PyObject *arguments)
     of->size = (size_t)size;
     of->arrived = arrived;
     of->waited = waited;
+    of->user = user == Py_None ? NULL : Py_NewRef(user);
+    of->user_id = user_id == NULL ? NULL : strdup(user_id);
     self->count++;
     Py_RETURN_NONE;
 }
@@ -104,6 +108,22 @@ static PyObject *batch_envelope(Batch *self, PyObject *place)
     if (of == NULL)
         return NULL;
     return Py_NewRef(of->envelope == NULL ? Py_None : of->envelope);
+}
+
+static PyObject *batch_user(Batch *self, PyObject *place)
+{
+    const item *of = item_at(self, place);
+    if (of == NULL)
+        return NULL;
+    return Py_NewRef(of->user == NULL ? Py_None : of->user);
+}
+
+static PyObject *batch_user_id(Batch *self, PyObject *place)
+{
+    const item *of = item_at(self, place);
+    if (of == NULL)
+        return NULL;
+    return PyUnicode_FromString(of->user_id == NULL ? "" : of->user_id);
 }
 
 static PyObject *batch_arrived(Batch *self, PyObject *place)
@@ -321,9 +341,10 @@ static PyObject *batch_answered(Batch *self, PyObject *revision)
     for (size_t i = 0; answered != NULL && i < self->count; i++) {
         const item *of = &self->items[i];
         if (of->op != NONE && of->reveals <= up_to && of->subject != NULL &&
-            !list_append(answered, Py_BuildValue("(sOnnO)", op_name(of->op), of->subject,
+            !list_append(answered, Py_BuildValue("(sOnnOO)", op_name(of->op), of->subject,
                                             (Py_ssize_t)of->size, (Py_ssize_t)of->reply_size,
-                                            of->trace == NULL ? Py_None : of->trace)))
+                                            of->trace == NULL ? Py_None : of->trace,
+                                            of->user == NULL ? Py_None : of->user)))
             Py_CLEAR(answered);
     }
     return answered;
@@ -368,6 +389,8 @@ static PyMethodDef batch_methods[] = {
     {"answered", (PyCFunction)batch_answered, METH_O, NULL},
     {"timed_places", (PyCFunction)batch_timed_places, METH_O, NULL},
     {"amend_reply", (PyCFunction)batch_amend_reply, METH_VARARGS, NULL},
+    {"user", (PyCFunction)batch_user, METH_O, NULL},
+    {"user_id", (PyCFunction)batch_user_id, METH_O, NULL},
     {"arrived", (PyCFunction)batch_arrived, METH_O, NULL},
     {"lock_wait", (PyCFunction)batch_lock_wait, METH_O, NULL},
     {NULL, NULL, 0, NULL},

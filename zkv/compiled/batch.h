@@ -34,9 +34,12 @@ typedef struct {
     int op;                /* `enum op` in lane.h, if the lane has answered; else NONE */
     int timed;             /* the lane's reply is to say how long everything took */
     double arrived, waited; /* of a request that the front has left: see `stamp` */
+    char *user_id;  /* what libzmq tells of the sender, if it is not in `frames`; NULL = nothing */
+    PyObject *user; /* a `User` of zkv/users/rights.py; NULL = everybody may do everything */
 } item;
 
-/* What the front tells a worker of a request that it leaves to it. */
+/* What the front tells a worker of a request that it leaves to it. The User-Id follows, if users
+ * are known. */
 typedef struct {
     double arrived; /* when the front took it up: seconds, by the clock of `time.perf_counter` */
     double waited;  /* for how many seconds the front has waited for the lock since then */
@@ -103,6 +106,8 @@ static inline void clear_batch(Batch *batch)
         Py_XDECREF(of->envelope);
         Py_XDECREF(of->subject);
         Py_XDECREF(of->trace);
+        Py_XDECREF(of->user);
+        free(of->user_id);
     }
     batch->count = batch->used = 0;
     batch->timed = 0;

@@ -12,6 +12,7 @@
 #include "lane.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 enum { NEAR_ENTRIES = 1 << 16 }; /* a table of so many may well fit into the processor's caches */
 enum { SMALL_BODY = 512, MOST_AHEAD = 64 }; /* bytes; requests */
@@ -23,6 +24,7 @@ enum { RELEASED_AT_ONCE = 16 }; /* records, by each run, of those that a long ru
 /* The parts of an exactly-once request to remember; `session` is NULL if it is not one. */
 typedef struct {
     PyObject *session, *digest, *reply;
+    span name; /* of the session, with its scope */
     size_t reply_size;
     uint64_t seq;
 } once;
@@ -323,6 +325,25 @@ static PyObject *remembered_reply(const Lane *self, const run *r, const request 
     return bytes;
 }
 
+/* The name under which a session is kept. NULL, with an exception, if there is no memory. */
+static PyObject *to_session(const request *from)
+{
+    PyObject *name = to_str(&from->session), *scoped;
+    if (from->scope == NULL || name == NULL)
+        return name;
+    scoped = PyUnicode_Concat(from->scope, name);
+    Py_DECREF(name);
+    return scoped;
+}
+
+/* The bytes of a str, which stay there as long as it does. `at` is NULL if there are none. */
+static span to_text(PyObject *str)
+{
+    Py_ssize_t size = 0;
+    const char *at = str == NULL ? NULL : PyUnicode_AsUTF8AndSize(str, &size);
+    return (span){(const unsigned char *)at, (size_t)size};
+}
+
 /* Prepare what is remembered of an exactly-once request. 0 if the request is left to Python. */
 static int begin_once(const Lane *self, const run *r, const request *from, once *o)
 {
@@ -330,19 +351,20 @@ static int begin_once(const Lane *self, const run *r, const request *from, once 
     uint64_t digest = to_digest(from);
     return_to_python(left);
     o->seq = from->seq;
-    o->session = to_str(&from->session);
+    o->session = to_session(from);
+    o->name = to_text(o->session);
     o->digest = digest_bytes(digest);
     o->reply = remembered_reply(self, r, from);
     o->reply_size = o->reply == NULL ? 0 : (size_t)PyBytes_Size(o->reply);
-    return o->session != NULL && o->digest != NULL && o->reply != NULL &&
+    return o->name.at != NULL && o->digest != NULL && o->reply != NULL &&
            o->reply_size <= MAX_REMEMBERED_REPLY && is_new(self, r, o);
 }
 
 /* --- The commit: zkv/keyspace/change.py ------------------------------------------------------- */
 
-static unsigned char *write_once(unsigned char *to, const request *from, const once *o)
+static unsigned char *write_once(unsigned char *to, const once *o)
 {
-    to = write_bytes(write_text_head(to, from->session.size), from->session.at, from->session.size);
+    to = write_bytes(write_text_head(to, o->name.size), o->name.at, o->name.size);
     to = write_bin_head(write_uint(to, o->seq), 8);
     to = write_bytes(to, PyBytes_AsString(o->digest), 8);
     to = write_bin_head(to, o->reply_size);
@@ -363,7 +385,7 @@ static unsigned char *write_change(unsigned char *to, const record *now)
 }
 
 /* The exact size of a payload: a large one is packed in its place, and not copied. */
-static size_t payload_size(const run *r, const request *from, const once *o)
+static size_t payload_size(const run *r, const once *o)
 {
     unsigned char head[MOST_HEAD];
     size_t size = 1 + 3 * 9; /* the array, three wide numbers */
@@ -380,7 +402,7 @@ static size_t payload_size(const run *r, const request *from, const once *o)
     if (o->session == NULL)
         return size;
     size_t reply = (size_t)PyBytes_Size(o->reply);
-    size += (size_t)(write_text_head(head, from->session.size) - head) + from->session.size;
+    size += (size_t)(write_text_head(head, o->name.size) - head) + o->name.size;
     size += (size_t)(write_uint(head, o->seq) - head) + 2 + 8;
     return size + (size_t)(write_bin_head(head, reply) - head) + reply;
 }
@@ -399,10 +421,10 @@ static unsigned char *write_changes(unsigned char *to, const run *r, const once 
 
 /* Pack a commit of what the request has staged. NULL if there is no memory, or if it would exceed
  * the largest commit. */
-static PyObject *to_payload(const Lane *self, const run *r, const request *from, const once *o)
+static PyObject *to_payload(const Lane *self, const run *r, const once *o)
 {
     PyThreadState *left = leave_python(self);
-    size_t size = payload_size(r, from, o);
+    size_t size = payload_size(r, o);
     return_to_python(left);
     PyObject *payload =
         size > UINT32_MAX ? NULL : PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
@@ -413,7 +435,7 @@ static PyObject *to_payload(const Lane *self, const run *r, const request *from,
     to = write_changes(to, r, o);
     return_to_python(left);
     if (o->session != NULL)
-        write_once(to, from, o);
+        write_once(to, o);
     return payload;
 }
 
@@ -427,7 +449,7 @@ static span commit(Lane *self, run *r, const request *from)
     /* Steps that may fail come first, and those that cannot be undone last. */
     if ((!is_once(from) || begin_once(self, r, from, &o)) &&
         (reply = to_reply(self, r, from, 0)).at != NULL &&
-        (payload = to_payload(self, r, from, &o)) != NULL &&
+        (payload = to_payload(self, r, &o)) != NULL &&
         (!is_once(from) || remember(self, r, &o))) {
         /* Half a commit cannot be undone, but no reply has revealed it: a restart recovers. */
         if (PyList_Append(r->payloads, payload) < 0 || !call_hooks(self, r))
@@ -527,6 +549,20 @@ static void fetch_ahead(Lane *self, const run *r, size_t first, size_t end)
         table_fetch(self->table, hashes[i]);
 }
 
+/* 1 if a user may do all of what a request asks for; see zkv/requests/permission.py. */
+static int is_permitted(const Prefixes *user, const request *from)
+{
+    for (size_t i = 0; i < from->conditions.count; i++)
+        if (!may_read(user, from->conditions.at[i].key))
+            return 0;
+    for (size_t i = 0; i < from->steps.count; i++) {
+        const step *each = &from->steps.at[i];
+        if (each->op == GET ? !may_read(user, each->key) : !may_write(user, each->key))
+            return 0;
+    }
+    return 1;
+}
+
 /* Run the request at a place. 0 if it is left to Python. */
 static int take(Lane *self, run *r, size_t place)
 {
@@ -537,6 +573,16 @@ static int take(Lane *self, run *r, size_t place)
         from = &self->ahead;
     else if (!read_body(self, of, (size_t)self->max_body, &own))
         return 0;
+    from->scope = NULL;
+    if (of->user != NULL) {
+        const Prefixes *user = (const Prefixes *)of->user;
+        if (!PyObject_TypeCheck(of->user, prefixes_type) || !is_permitted(user, from))
+            return 0;
+        from->scope = scope_of(user);
+        /* It would look like the end of a scope: Python refuses it. */
+        if (is_once(from) && memchr(from->session.at, 0, from->session.size) != NULL)
+            return 0;
+    }
     span reply = do_request(self, r, from, &reveals);
     if (reply.at == NULL)
         return PyErr_Clear(), 0;

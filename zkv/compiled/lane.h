@@ -31,6 +31,7 @@ typedef struct {
     uint64_t seq;
     int timing;                  /* the reply is to say how long everything took */
     span trace;                  /* text, for the logs; `at` is NULL if there is none */
+    PyObject *scope;             /* comes before the name of the session; NULL = nothing does */
     step one;                    /* the request's own fields */
     step_list steps, conditions; /* `one`, or the lane's list, which the next request reuses */
 } request;
@@ -79,6 +80,14 @@ static inline int64_t rev_of(const run *r, const record *there)
 unsigned char *batch_begin_reply(Batch *, size_t most);
 void batch_drop_reply(Batch *, unsigned char *);
 void batch_answer(Batch *, size_t place, span reply, int op, int64_t reveals);
+
+/* --- Rights: rights.c ------------------------------------------------------------------------- */
+
+typedef struct Prefixes Prefixes;
+
+int may_read(const Prefixes *, span key);
+int may_write(const Prefixes *, span key);
+PyObject *scope_of(const Prefixes *);
 
 /* --- From a body to a request: request.c ------------------------------------------------------ */
 

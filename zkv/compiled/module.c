@@ -20,6 +20,7 @@ static int execute(PyObject *module)
         add_type(module, "Table", PyType_FromSpec(&table_spec), NULL) &&
         add_type(module, "Replaced", PyType_FromSpec(&replaced_spec), &replaced_type) &&
         add_type(module, "Batch", PyType_FromSpec(&batch_spec), &batch_type) &&
+        add_type(module, "Prefixes", PyType_FromSpec(&prefixes_spec), &prefixes_type) &&
         add_type(module, "Latencies", PyType_FromSpec(&latencies_spec), NULL) &&
         add_type(module, "Lane", PyType_FromSpec(&lane_spec), NULL) &&
         add_type(module, "Run", (PyObject *)new_run_type(), &run_type);

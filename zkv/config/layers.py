@@ -12,7 +12,8 @@ import tomllib
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, NamedTuple, get_origin
+from types import UnionType
+from typing import Any, Final, NamedTuple, get_args, get_origin
 
 import msgspec
 
@@ -234,7 +235,8 @@ def _parse(text: str, setting: Setting) -> Any:
     if get_origin(base) is list:
         return [item.strip() for item in text.split(",")]
     if base not in {bool, int, float}:
-        return text
+        several = get_origin(setting.kind) is UnionType and list[str] in get_args(setting.kind)
+        return [item.strip() for item in text.split(",")] if several and "," in text else text
     try:
         table = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):

@@ -27,6 +27,8 @@ takes it over. All others take effect at the start."""
 
 REPLY_OVERHEAD = 1_024
 """Upper bound on the bytes of a reply besides the values in it."""
+MOST_KEYS: Final = 2
+"""Secret keys of a server, at most: the old and the new one."""
 LONGEST_SHOWN: Final = 60
 """Characters of a wrong setting that an error message shows."""
 
@@ -38,8 +40,23 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         default_factory=lambda: [DEFAULT_ENDPOINT]
     )
     feed: str = "tcp://127.0.0.1:5556"
+    ipc_mode: str = ""
     workers: Annotated[int, Meta(ge=1, le=256)] = 2
     io_threads: Annotated[int, Meta(ge=1, le=64)] = 1
+
+
+class SecuritySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who may connect."""
+
+    secret_key_file: str | list[str] = ""
+    users: str = ""
+    insecure: bool = False
+
+    @property
+    def key_files(self) -> list[str]:
+        """The files of the server's secret keys."""
+        listed = self.secret_key_file
+        return listed if isinstance(listed, list) else [listed] if listed else []
 
 
 class DurabilitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,6 +111,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings, one field for each table of config.toml."""
 
     server: ServerSettings = field(default_factory=ServerSettings)
+    security: SecuritySettings = field(default_factory=SecuritySettings)
     durability: DurabilitySettings = field(default_factory=DurabilitySettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
@@ -217,6 +235,19 @@ def _fault_of_path(text: str | None) -> str | None:
     return None
 
 
+def _fault_of_mode(text: str) -> str | None:
+    if text and not re.fullmatch("0?[0-7]{3}", text):
+        return f'{text!r} is no mode of a file: expected octal digits, such as "0660"'
+    return None
+
+
+def _fault_of_key_files(files: str | list[str]) -> str | None:
+    listed = files if isinstance(files, list) else [files]
+    if len(listed) > MOST_KEYS or (isinstance(files, list) and "" in listed) or not listed:
+        return f"{_shown(files)}: expected the path of a key file, or two while keys are changed"
+    return next(filter(None, map(_fault_of_directory, listed)), None)
+
+
 def _fault_of_directory(text: str | None) -> str | None:
     if text is not None and text.startswith("~"):
         return f"{text!r} begins with ~, which is not expanded: write the whole path"
@@ -247,6 +278,9 @@ def _fault_of_http(endpoint: str) -> str | None:
 _RULES: Final[dict[str, Callable[[Any], str | None]]] = {
     "server.endpoints": _fault_of_endpoints,
     "server.feed": lambda feed: _fault_of_endpoints([feed] if feed else []),
+    "server.ipc_mode": _fault_of_mode,
+    "security.secret_key_file": _fault_of_key_files,
+    "security.users": _fault_of_directory,
     "durability.data_dir": _fault_of_directory,
     "metrics.endpoint": _fault_of_http,
     "log.file": _fault_of_path,

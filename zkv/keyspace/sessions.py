@@ -12,6 +12,11 @@ The memory of all replies is bounded, too. No reply is forgotten early because o
 are refused instead. Those with large replies are refused sooner, so that a few clients with large
 replies do not block all the others, which have small ones.
 
+Where there are users, a session belongs to one: its name here begins with the user's scope. A user
+may take as much of both bounds as is still free, so one that takes all it can leaves half of them,
+and the next one a quarter (dynamic thresholds: Choudhury and Hahne, "Dynamic Queue Length
+Thresholds for Shared-Memory Packet Switches", IEEE/ACM Transactions on Networking, 1998).
+
 Protected by the keyspace's lock.
 """
 
@@ -25,6 +30,8 @@ from msgspec import Struct
 from zkv.errors import BadRequest, Busy, StaleSeq, shorten
 from zkv.keyspace.change import Once
 
+SCOPE_END: Final = "\0"
+"""Ends the user in the name of a session."""
 REPLY_OVERHEAD: Final = 256
 """Bytes that a remembered reply takes in addition to its body."""
 REPLY_STEP: Final = 64
@@ -73,10 +80,18 @@ SessionState = tuple[str, int, list[tuple[int, bytes, bytes, int]]]
 """Name, time of last use, and for each remembered reply: seq, digest, reply and revision."""
 
 
+class Share(Struct, gc=False):
+    """What all sessions of one user take: their number, and the bytes of their replies."""
+
+    sessions: int = 0
+    bytes: int = 0
+
+
 class ClientSession(Struct, gc=False):
     """The remembered replies of one client.
 
     Args:
+        share: its user's; None = users are not known, or it is from before they were.
         used: time of its last request, Unix time in ms.
         newest: highest sequence number so far.
         replies: by sequence number.
@@ -85,6 +100,7 @@ class ClientSession(Struct, gc=False):
     used: int
     newest: int = 0
     replies: dict[int, Remembered] = {}
+    share: Share | None = None
 
 
 class Sessions:
@@ -111,8 +127,19 @@ class Sessions:
         self._most = most
         self._most_bytes = most_bytes
         self._sessions: OrderedDict[str, ClientSession] = OrderedDict()
+        self._shares: dict[str, Share] = {}
+        self._has_users = False
         self._replies = 0
         self._bytes = 0
+
+    def share_among_users(self) -> None:
+        """Have the sessions belong to users from now on. Call this before the first request."""
+        self._has_users = True
+        for name, session in self._sessions.items():
+            if SCOPE_END in name:
+                session.share = self._share_of(name)
+                session.share.sessions += 1
+                session.share.bytes += sum(map(_size_of, session.replies.values()))
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -131,16 +158,42 @@ class Sessions:
             Busy: the request would begin a session, and there are as many as allowed.
         """
         self.forget_silent(now)
-        session = self._sessions.get(name)
-        if session is not None and self._is_silent(session, now):
-            self._forget(name)
-            session = None
+        session = self._awake(name, now)
         if session is None:
-            if len(self._sessions) >= self._most:
-                raise Busy(f"there are {self._most} sessions already; max_sessions")
+            before = self._before_users(name, now)
+            if before is not None and seq <= before.newest:
+                return self._in(before, name, seq, digest)
+            self._require_place(name)
             return None
         session.used = now
         self._sessions.move_to_end(name)
+        return self._in(session, name, seq, digest)
+
+    def knows(self, name: str, seq: int) -> bool:
+        """Return True if the reply to a request is remembered."""
+        session = self._sessions.get(name)
+        if session is None and self._has_users:
+            session = self._sessions.get(_bare(name))
+        return session is not None and seq in session.replies
+
+    def _awake(self, name: str, now: int) -> ClientSession | None:
+        """Return a session, unless it has been silent for too long; then it is forgotten."""
+        session = self._sessions.get(name)
+        if session is not None and self._is_silent(session, now):
+            self._forget(name)
+            return None
+        return session
+
+    def _before_users(self, name: str, now: int) -> ClientSession | None:
+        """Return the session of this name from before users were turned on.
+
+        Whoever repeats its requests gets its replies: nobody knows whose it was.
+        """
+        return self._awake(_bare(name), now) if self._has_users else None
+
+    def _in(self, session: ClientSession, name: str, seq: int, digest: bytes) -> Remembered | None:
+        """See `recall`."""
+        name = _bare(name) if self._has_users else name
         known = session.replies.get(seq)
         if known is None:
             if seq <= session.newest - self._window:
@@ -160,6 +213,8 @@ class Sessions:
         """
         small = size <= SMALL_REPLY
         most = self._most_bytes if small else self._most_bytes - self._most_bytes // KEPT_SHARE
+        if self._has_users and SCOPE_END in name:
+            most -= self._share_of(name).bytes
         more = counted_size(size)
         if self._bytes + more <= most:
             return
@@ -172,7 +227,43 @@ class Sessions:
                 f"the replies that are remembered take {self._bytes} bytes, and one of {size} more "
                 f"would be too much; session_bytes is {self._most_bytes}"
                 + ("" if small else ", of which a quarter is kept for small replies")
+                + (", and a user may take as much of it as is free" if self._has_users else "")
             )
+
+    def _require_place(self, name: str) -> None:
+        """Raise Busy if there is no place for a new session."""
+        if len(self._sessions) >= self._most:
+            raise Busy(f"there are {self._most} sessions already; max_sessions")
+        if self._has_users:
+            mine = self._share_of(name).sessions
+            if mine >= self._most - len(self._sessions):
+                raise Busy(
+                    f"this user has {mine} sessions already; a user may have as many as are free, "
+                    f"and max_sessions is {self._most}"
+                )
+
+    def _share_of(self, name: str) -> Share:
+        """Return the share of the user in the name of a session."""
+        scope = name.partition(SCOPE_END)[0]
+        share = self._shares.get(scope)
+        if share is None:
+            share = self._shares[scope] = Share()
+        return share
+
+    def _begin(self, name: str, now: int) -> ClientSession:
+        session = self._sessions[name] = ClientSession(now)
+        if self._has_users and SCOPE_END in name:
+            session.share = self._share_of(name)
+            session.share.sessions += 1
+        return session
+
+    def _add(self, session: ClientSession, seq: int, known: Remembered) -> None:
+        size = _size_of(known)
+        session.replies[seq] = known
+        self._replies += 1
+        self._bytes += size
+        if session.share is not None:
+            session.share.bytes += size
 
     def remember(self, once: Once, rev: int, lsn: int, now: int) -> Window:
         """Remember a reply, and drop those that it pushes out of the session's window.
@@ -194,9 +285,7 @@ class Sessions:
         session.newest = seq
         session.used = max(session.used, now)
         self._sessions.move_to_end(name)
-        session.replies[seq] = known
-        self._replies += 1
-        self._bytes += _size_of(known)
+        self._add(session, seq, known)
         return self._drop(session, seq - self._window)
 
     def _remember_apart(
@@ -210,7 +299,7 @@ class Sessions:
             self._forget(once.session)
             session = None
         if session is None:
-            session = self._sessions[once.session] = ClientSession(now)
+            session = self._begin(once.session, now)
         session.used = max(session.used, now)
         self._sessions.move_to_end(once.session)
         before = session.newest
@@ -218,9 +307,7 @@ class Sessions:
             return Window(before, ())  # Only during replay of an old log: outside the window.
         self._drop(session, once.seq)
         known = Remembered(once.digest, once.reply, rev, lsn)
-        session.replies[once.seq] = known
-        self._replies += 1
-        self._bytes += _size_of(known)
+        self._add(session, once.seq, known)
         if once.seq <= before:
             return Window(before, ())
         session.newest = once.seq
@@ -250,9 +337,7 @@ class Sessions:
         self._drop(session, once.seq)
         session.newest = window.newest
         for seq, known in window.dropped:
-            session.replies[seq] = known
-            self._replies += 1
-            self._bytes += _size_of(known)
+            self._add(session, seq, known)
 
     def forget_silent(self, now: int) -> None:
         """Forget sessions that have been silent for longer than the ttl, a few at a time."""
@@ -293,15 +378,27 @@ class Sessions:
 
     def _forget(self, name: str) -> None:
         session = self._sessions.pop(name)
+        size = sum(map(_size_of, session.replies.values()))
         self._replies -= len(session.replies)
-        self._bytes -= sum(map(_size_of, session.replies.values()))
+        self._bytes -= size
+        if session.share is not None:
+            session.share.sessions -= 1
+            session.share.bytes -= size
 
     def _drop(self, session: ClientSession, seq: int) -> Remembered | None:
         known = session.replies.pop(seq, None)
         if known is not None:
+            size = _size_of(known)
             self._replies -= 1
-            self._bytes -= _size_of(known)
+            self._bytes -= size
+            if session.share is not None:
+                session.share.bytes -= size
         return known
+
+
+def _bare(name: str) -> str:
+    """Return the name that the client has given to a session."""
+    return name.rpartition(SCOPE_END)[2]
 
 
 def counted_size(size: int) -> int:

@@ -5,7 +5,7 @@ A reply has an ``id`` only if the request had one. Values are ``Raw``: they are 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
@@ -124,20 +124,25 @@ class RevisionReply(Reply, kw_only=True):
 
 
 class InfoReply(Reply, kw_only=True):
-    """Reply to INFO; ``limits``, ``durability`` and ``stats`` are maps."""
+    """Reply to INFO; ``limits``, ``durability`` and ``stats`` are maps; ``user`` only with users."""
 
     version: str
     protocol: int
     features: tuple[str, ...]
     rev: int
-    durable_rev: int
-    keys: int
-    uptime: float
-    endpoints: list[str]
+    durable_rev: int | UnsetType
+    keys: int | UnsetType
+    uptime: float | UnsetType
+    endpoints: list[str] | UnsetType
     feed: str | None
     limits: dict[str, Any]
-    durability: dict[str, Any]
-    stats: dict[str, Any]
+    durability: dict[str, Any] | UnsetType
+    stats: dict[str, Any] | UnsetType
+    user: str | UnsetType = UNSET
+
+
+MONITORED: Final = ("durable_rev", "keys", "uptime", "endpoints", "durability", "stats")
+"""The fields of INFO that need the right to monitor."""
 
 
 class Failure(Struct, kw_only=True, omit_defaults=False):

@@ -82,6 +82,7 @@ class Account:
         bytes_out: int,
         took: float,
         trace: str | None = None,
+        user: str | None = None,
     ) -> None:
         """Count a request, and record it for the request log.
 
@@ -93,13 +94,16 @@ class Account:
             bytes_out: size of the reply body.
             took: seconds since the thread took it up.
             trace: the field of that name in the request.
+            user: the name of the user; None = users are not known.
         """
         self._latencies[op].add_time(took)
         if result not in SUCCESSES:
             self.failures[op, result] += 1
         if self.logs_requests:
             self._records.append(
-                RequestRecord(time.time(), op, subject, result, bytes_in, bytes_out, took, trace)
+                RequestRecord(
+                    time.time(), op, subject, result, bytes_in, bytes_out, took, trace, user
+                )
             )
 
     def add_run(self, batch: Batch, up_to: int, executed: float | None = None) -> None:

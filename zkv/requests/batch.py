@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from zkv.log import Answer
+    from zkv.users.rights import User
 
 Envelope = list[bytes]
 """All frames before the body."""
@@ -80,6 +81,8 @@ class Batch(Protocol):
         body: bytes | BadEnvelope,
         arrived: float = 0.0,
         waited: float = 0.0,
+        user: User | None = None,
+        user_id: str = "",
         /,
     ) -> None:
         """Add a request.
@@ -89,6 +92,8 @@ class Batch(Protocol):
             body: its body.
             arrived: when the front took it up, by `time.perf_counter`; 0 = with the batch.
             waited: for how many seconds the front has waited for the lock before it left it.
+            user: whose it is; None = everybody may do everything.
+            user_id: by what the user was found.
         """
 
     def clear(self) -> None:
@@ -99,6 +104,12 @@ class Batch(Protocol):
 
     def envelope(self, place: int, /) -> Envelope | None:
         """Return the envelope that was added; None if libzmq has brought the request."""
+
+    def user(self, place: int, /) -> User | None:
+        """Return the user whose request it is; None = everybody may do everything."""
+
+    def user_id(self, place: int, /) -> str:
+        """Return the User-Id with which the request was added."""
 
     def arrived(self, place: int, /) -> float:
         """Return when the front took up the request, by `time.perf_counter`."""
@@ -143,6 +154,7 @@ class PythonBatch:
         self._bodies: list[bytes | BadEnvelope]
         self._envelopes: list[Envelope]
         self._stamps: list[tuple[float, float]]
+        self._users: list[tuple[User | None, str]]
         self._replies: list[bytes | None]
         self.clear()
 
@@ -170,10 +182,13 @@ class PythonBatch:
         body: bytes | BadEnvelope,
         arrived: float = 0.0,
         waited: float = 0.0,
+        user: User | None = None,
+        user_id: str = "",
         /,
     ) -> None:
         """See `Batch`."""
         self._stamps.append((arrived, waited))
+        self._users.append((user, user_id))
         self._bodies.append(body)
         self._envelopes.append(envelope)
         self._replies.append(None)
@@ -181,6 +196,7 @@ class PythonBatch:
     def clear(self) -> None:
         """See `Batch`."""
         self._bodies, self._envelopes, self._replies, self._stamps = [], [], [], []
+        self._users = []
         self.waited = 0.0
 
     def is_request(self, place: int, /) -> bool:
@@ -190,6 +206,14 @@ class PythonBatch:
     def envelope(self, place: int, /) -> Envelope:
         """See `Batch`."""
         return self._envelopes[place]
+
+    def user(self, place: int, /) -> User | None:
+        """See `Batch`."""
+        return self._users[place][0]
+
+    def user_id(self, place: int, /) -> str:
+        """See `Batch`."""
+        return self._users[place][1]
 
     def arrived(self, place: int, /) -> float:
         """See `Batch`."""
@@ -220,7 +244,8 @@ class PythonBatch:
         taken = PythonBatch()
         taken.taken, taken.waited = self.taken, self.waited
         for place in places:
-            taken.add(self._envelopes[place], self._bodies[place], *self._stamps[place])
+            stamp, user = self._stamps[place], self._users[place]
+            taken.add(self._envelopes[place], self._bodies[place], *stamp, *user)
             taken._replies[-1] = self._replies[place]
             self._replies[place] = None
         return taken

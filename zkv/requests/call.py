@@ -19,6 +19,7 @@ from zkv.durability.committer import A_BUG
 from zkv.errors import (
     BadRequest,
     Deadline,
+    Denied,
     Internal,
     ReadOnly,
     RequestError,
@@ -27,6 +28,7 @@ from zkv.errors import (
 from zkv.protocol.codec import add_field, decode, encode_repeat, encode_reply
 from zkv.protocol.replies import CommitReply, Failure, Reply, failure
 from zkv.protocol.requests import OP_NAMES
+from zkv.requests import permission
 from zkv.requests.account import UNREADABLE
 from zkv.requests.commands import execute
 from zkv.requests.slow_log import Marks
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from zkv.protocol.requests import AnyRequest
     from zkv.requests.account import Account
     from zkv.requests.commands import Node
+    from zkv.users.rights import User
 
 _log = logging.getLogger("zkv.requests")
 
@@ -49,16 +52,23 @@ class Call:
         arrived: when the front took it up, by `time.perf_counter`.
         started: when the thread took it up, likewise.
         lock_wait: for how many seconds the front has waited for the lock in between.
+        user: whose it is; None = everybody may do everything.
     """
 
     __slots__ = (
         "arrived", "batch", "bytes_in", "executed", "lock_wait", "lsn", "remembered", "request",
-        "result", "rev", "started", "waited",
+        "result", "rev", "started", "user", "waited",
     )  # fmt: skip
 
     def __init__(
-        self, bytes_in: int, arrived: float, started: float, lock_wait: float = 0.0
+        self,
+        bytes_in: int,
+        arrived: float,
+        started: float,
+        lock_wait: float = 0.0,
+        user: User | None = None,
     ) -> None:
+        self.user = user
         self.arrived = arrived
         self.lock_wait = lock_wait
         self.started = self.executed = started
@@ -88,20 +98,22 @@ class Caller:
         self._stopping = stopping
         self._lock = node.engine.keyspace.lock
 
-    def run(self, body: bytes, arrived: float, lock_wait: float) -> Call:
+    def run(self, body: bytes, arrived: float, lock_wait: float, user: User | None) -> Call:
         """Run a request.
 
         Args:
             body: its body.
             arrived: when the front took it up, by `time.perf_counter`.
             lock_wait: for how many seconds the front then waited for the lock.
+            user: whose it is; None = everybody may do everything.
         """
-        call = Call(len(body), arrived, time.perf_counter(), lock_wait)
+        call = Call(len(body), arrived, time.perf_counter(), lock_wait, user)
         waited = self._lock.waited
         self._account.activity.since = call.started
         try:
             call.request = request = decode(body)
-            self._require_permission(request)
+            self._require_readiness(request)
+            self._require_permission(request, user)
         except Exception as error:
             call.result = fail(error, call.request)
         else:
@@ -154,9 +166,11 @@ class Caller:
             return fail(refusal, call.request)
         return call.result
 
-    def run_instead(self, body: bytes, started: float, refusal: ReadOnly) -> bytes:
+    def run_instead(
+        self, body: bytes, started: float, refusal: ReadOnly, user: User | None
+    ) -> bytes:
         """Return the reply to a request that the lane answered, after a rollback."""
-        call = Call(len(body), started, started)
+        call = Call(len(body), started, started, user=user)
         call.request = decode(body)
         return self.finish(call, self.run_again(call, refusal))
 
@@ -191,7 +205,8 @@ class Caller:
         if request is not None and self._account.logs_requests:
             subject, trace = request.subject(), request.trace
         took = finished - call.started
-        self._account.add_call(op, subject, result, call.bytes_in, len(body), took, trace)
+        user = None if call.user is None else call.user.name
+        self._account.add_call(op, subject, result, call.bytes_in, len(body), took, trace, user)
         return body
 
     def _explain(self, call: Call, request: AnyRequest, body: bytes, finished: float) -> bytes:
@@ -200,14 +215,14 @@ class Caller:
         slow = self._account.slow
         if finished - call.arrived >= slow.threshold:
             own = self._account.activity
-            slow.add(request, call.bytes_in, marks, finished, call.batch, own)
+            slow.add(request, call.bytes_in, marks, finished, call.batch, own, call.user)
         return add_field(body, marks.timing(finished).packed()) if request.timing else body
 
     def flush(self) -> None:
         """Pass the records to the request log."""
         self._account.flush()
 
-    def _require_permission(self, request: AnyRequest) -> None:
+    def _require_readiness(self, request: AnyRequest) -> None:
         if self._stopping():
             raise ShuttingDown("the server is stopping")
         if request.deadline is not None and time.time() * 1000 > request.deadline:
@@ -215,9 +230,27 @@ class Caller:
         if request.durable and request.writes and not self.engine.lasting:
             raise BadRequest("field `durable`: this server keeps its data in memory alone")
 
+    def _require_permission(self, request: AnyRequest, user: User | None) -> None:
+        if user is not None and request.session is not None and "\0" in request.session:
+            raise BadRequest("field `session`: U+0000 is not allowed where there are users")
+        try:
+            permission.require(user, request)
+        except Denied as error:
+            if self._has_run(request, user):
+                error.applied = None  # Before the right was taken away, perhaps.
+            raise
+
+    def _has_run(self, request: AnyRequest, user: User | None) -> bool:
+        """Return True if the reply to a request of this session and number is remembered."""
+        if request.session is None or request.seq is None or user is None:
+            return False
+        keyspace = self.engine.keyspace
+        with keyspace.lock:
+            return keyspace.sessions.knows(user.scope + request.session, request.seq)
+
     def _execute(self, call: Call, request: AnyRequest) -> None:
         try:
-            answer = execute(self._node, request)
+            answer = execute(self._node, request, call.user)
         except Exception as error:
             call.result = fail(error, request)
             call.rev = error.seen_rev if isinstance(error, RequestError) else 0

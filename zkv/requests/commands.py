@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct
 
 from zkv import __version__
 from zkv.engine import Engine
@@ -35,6 +35,7 @@ from zkv.protocol.codec import (
     pack_array,
 )
 from zkv.protocol.replies import (
+    MONITORED,
     NIL,
     ChangesReply,
     CommitReply,
@@ -54,7 +55,11 @@ from zkv.protocol.replies import (
     WriteReply,
     failure,
 )
+from zkv.requests.permission import may_monitor
 from zkv.requests.slow_log import SlowLog
+
+if TYPE_CHECKING:
+    from zkv.users.rights import User
 
 MAX_REMEMBERED_REPLY: Final = 1024 * 1024
 """Bytes of the largest reply that is remembered for a repeat: a session remembers many of them."""
@@ -105,14 +110,17 @@ class Node:
     slow: SlowLog
 
 
-def execute(node: Node, request: requests.AnyRequest) -> Answer:
-    """Run a request. Raises RequestError."""
+def execute(node: Node, request: requests.AnyRequest, user: User | None = None) -> Answer:
+    """Run a request of a user who may run it. Raises RequestError."""
     write = WRITES.get(type(request))
     if write is None:
+        if isinstance(request, requests.Info):
+            return info(node, user)
         return READS[type(request)](node, request)
     keyspace = node.engine.keyspace
     if request.session is not None and request.seq is not None:
-        return _execute_once(node, request, write, request.session, request.seq)
+        session = request.session if user is None else user.scope + request.session
+        return _execute_once(node, request, write, session, request.seq)
     with keyspace.lock:
         transaction = keyspace.begin()
         reply = write(node, transaction, request)
@@ -227,9 +235,14 @@ def changes(node: Node, request: requests.Changes) -> Done:
     return Done(ChangesReply(changes=found, next=following, rev=rev), 0)
 
 
-def info(node: Node, _request: requests.Info) -> Done:
-    """Return version, limits, settings and statistics."""
+def info(node: Node, user: User | None) -> Done:
+    """Return version, limits, settings and statistics, as far as the user may see them."""
     reply = make_info(node)
+    if user is not None:
+        reply.user = user.name
+    if not may_monitor(user):
+        for name in MONITORED:
+            setattr(reply, name, UNSET)
     return Done(reply, reply.rev)
 
 
@@ -449,7 +462,6 @@ READS: Final[dict[type[requests.Request], Callable[[Node, Any], Answer]]] = {
     requests.Scan: scan,
     requests.Count: count,
     requests.Changes: changes,
-    requests.Info: info,
     requests.Slow: slow,
     requests.Snapshot: snapshot,
     requests.End: end,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from zkv.activity import Activities, Activity
     from zkv.protocol.requests import AnyRequest
     from zkv.requests.batch import Batch
+    from zkv.users.rights import User
 
 KEPT: Final = 1_000
 """Entries that are kept at most."""
@@ -191,6 +192,7 @@ class SlowLog:
         finished: float,
         batch: int,
         own: Activity | None = None,
+        user: User | None = None,
     ) -> None:
         """Add a request.
 
@@ -201,11 +203,13 @@ class SlowLog:
             finished: when its reply was made.
             batch: number of requests that ran together.
             own: the activity of the thread that ran it.
+            user: whose it was; None = users are not known.
         """
         subject = request.subject()
         with contextlib.suppress(MemoryError):  # The reply matters more.
             entry = SlowEntry(
                 time=int(time.time() * 1000),
+                user=None if user is None else user.name,
                 op=OP_NAMES[type(request)],
                 key=subject[:KEPT_OF_A_KEY] if isinstance(subject, str) else UNSET,
                 keys=subject if isinstance(subject, int) else UNSET,
@@ -247,4 +251,5 @@ class SlowLog:
                 continue  # There is no memory for it.
             with contextlib.suppress(MemoryError):
                 of = marks.of(batch, place)
-                self.add(decode(body), len(body), of, finished, len(batch), own)
+                user = batch.user(place)
+                self.add(decode(body), len(body), of, finished, len(batch), own, user)

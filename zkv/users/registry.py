@@ -1,0 +1,76 @@
+"""The users of a running server, by what libzmq tells of each message: its User-Id.
+
+A User-Id is a key of CURVE, ``uid:N`` of a system user, or `ANONYMOUS`. It is not the name: the
+user is looked up for each message, so a key that is removed from the file counts no more, though
+its connection is still open.
+
+Invariant: `by_id` is replaced as a whole, and never changed, so any thread reads it without a lock.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from zkv.users.file import UserEntry, read_users
+from zkv.users.rights import NOBODY, PROGRAM, User
+
+NO_ID: Final = ""
+"""In `Users.by_id`: the messages without User-Id, which come by inproc."""
+
+
+class Users:
+    """The users, and what they may do.
+
+    Args:
+        path: the users file.
+
+    Attributes:
+        by_id: the users by User-Id.
+        nobody: the user of those who are not in it.
+
+    Raises:
+        ConfigError: the file is bad.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.nobody = NOBODY
+        self._entries = read_users(path)
+        self.by_id = _by_id(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def reload(self) -> list[str]:
+        """Read the file again; return what changed, a text for each user.
+
+        Raises:
+            ConfigError: the file is bad; then nothing has changed.
+        """
+        before, self._entries = self._entries, read_users(self.path)
+        self.by_id = _by_id(self._entries)
+        changes = [f"{name} added" for name in self._entries if name not in before]
+        changes += [f"{name} removed" for name in before if name not in self._entries]
+        changes += [
+            f"{name} changed"
+            for name in before
+            if self._entries.get(name, before[name]) != before[name]
+        ]
+        return sorted(changes)
+
+    def of(self, user_id: str) -> User:
+        """Return the user of a message."""
+        return self.by_id.get(user_id, self.nobody)
+
+    def knows(self, user_id: str) -> bool:
+        """Return True if some user has this User-Id."""
+        return user_id in self.by_id
+
+
+def _by_id(entries: dict[str, UserEntry]) -> dict[str, User]:
+    by_id = {NO_ID: PROGRAM}
+    for name, entry in entries.items():
+        user = entry.user(name)
+        by_id |= dict.fromkeys(entry.credentials(name), user)
+    return by_id

@@ -1,0 +1,98 @@
+"""What a user may do: prefixes of keys to read and to write, and rights to administer.
+
+The C part has the prefixes, too (zkv/compiled/rights.c), so that the lane can check them; `Prefixes`
+is that class, or `PythonPrefixes`, which specifies it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Self
+
+from zkv import compiled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MONITOR: Final = "monitor"
+OPERATE: Final = "operate"
+REPLICATE: Final = "replicate"
+ADMIN_RIGHTS: Final = (MONITOR, OPERATE, REPLICATE)
+"""The rights to administer: statistics and SLOW; SNAPSHOT and END; REPLICATE."""
+
+
+class PythonPrefixes:
+    """The prefixes of keys of a user.
+
+    Args:
+        read: of keys that may be read.
+        write: of keys that may be read and written.
+        scope: comes before the name of a session.
+    """
+
+    _read: tuple[str, ...]
+    _write: tuple[str, ...]
+    scope: str
+
+    def __new__(cls, read: tuple[str, ...], write: tuple[str, ...], scope: str) -> Self:
+        """Make an object that never changes."""
+        self = super().__new__(cls)
+        self._read, self._write = read + write, write
+        self.scope = scope
+        return self
+
+    def may_read(self, text: str, /) -> bool:
+        """Return True if it may read a key; or each key with a prefix, which is the same."""
+        return text.startswith(self._read)
+
+    def may_write(self, key: str, /) -> bool:
+        """Return True if it may write a key."""
+        return key.startswith(self._write)
+
+
+if TYPE_CHECKING or not compiled.COMPILED:
+    Prefixes = PythonPrefixes
+else:
+    Prefixes = compiled.store.Prefixes
+
+
+class User(Prefixes):
+    """A user, as of the last reading of the users file.
+
+    Args:
+        name: the name; empty = the program in which the server runs.
+        read: prefixes of keys that may be read.
+        write: prefixes of keys that may be read and written.
+        admin: the rights to administer.
+        max_bytes: bytes that the entries with these prefixes to write may take; 0 = no quota.
+
+    Attributes:
+        scope: comes before the names of this user's sessions, which other users cannot have.
+    """
+
+    name: str
+    admin: frozenset[str]
+    max_bytes: int
+
+    def __new__(
+        cls,
+        name: str,
+        read: Iterable[str] = (),
+        write: Iterable[str] = (),
+        admin: Iterable[str] = (),
+        max_bytes: int = 0,
+    ) -> Self:
+        """Make a user. The prefixes cannot change: a reload makes new users."""
+        self = super().__new__(cls, tuple(read), tuple(write), f"{name}\0")
+        self.name = name
+        self.admin = frozenset(admin)
+        self.max_bytes = max_bytes
+        return self
+
+    def __repr__(self) -> str:
+        return f"<User {self.name!r}>"
+
+
+NOBODY: Final = User("")
+"""Whoever is connected by a key that no user has any more. Everything is denied."""
+PROGRAM: Final = User("", write=[""], admin=ADMIN_RIGHTS)
+"""The program in which the server runs, at an inproc endpoint."""
