@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("zkv.log")
 
+AUDIT: Final = "zkv.audit"
+"""The logger of what users have done that others may ask about. No level turns it off."""
 MOST_WAITING: Final = 10_000
 """Batches of request records that wait for the writer; if there are more, they are dropped."""
 
@@ -156,6 +158,7 @@ class Log:
         """Install the log as the process's logging, and start the writer."""
         logging.getLogger().addHandler(self._handler)
         self.set_level(self._settings.level)
+        logging.getLogger(AUDIT).setLevel(logging.INFO)
         self._thread.start()
 
     def set_level(self, level: str) -> None:

@@ -37,6 +37,7 @@ from zkv.broker.worker import WorkerHandler
 from zkv.engine import Engine
 from zkv.errors import ConfigError, EndpointError, ReadOnly, ShuttingDown
 from zkv.keys import read_key_file
+from zkv.log import AUDIT
 from zkv.metrics.endpoint import REFUSED, MetricsEndpoint
 from zkv.protocol.codec import KeyLimits
 from zkv.requests.account import Account
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from zkv.log import AnyRecord
 
 _log = logging.getLogger("zkv.server")
-_audit = logging.getLogger("zkv.audit")
+_audit = logging.getLogger(AUDIT)
 
 OPEN_MODE: Final = "0666"
 """The mode of the sockets of ipc endpoints where there are users."""
@@ -150,7 +151,7 @@ class ServerCore:
         self._broker.serve(workers, self._make_handler, self._make_front_handler)
         self._serving = True
         if self._doors.users is not None:
-            _audit.info("users: %d in %s", len(self._doors.users), self._doors.users.path)
+            _audit.info("audit: %d users in %s", len(self._doors.users), self._doors.users.path)
         if slow := compiled.what_is_slow(self._facts()["stats"]):
             _log.info("built %s: %s", slow, compiled.ADVICE)
 
@@ -202,7 +203,7 @@ class ServerCore:
             _log.error("%s; all users stay as they are", error)
             return
         for change in changes:
-            _audit.info("users: %s, by %s", change, users.path)
+            _audit.info("audit: user %s, by %s", change, users.path)
         if changes:
             self._broker.users_changed()
 

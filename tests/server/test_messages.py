@@ -26,7 +26,7 @@ SETTINGS = {
     "[server]\nworkers = 0\n": "expected a whole number from 1 to 256, got 0",
     "[server]\nworkers = true\n": "expected a whole number from 1 to 256, got true",
     "[server]\nworker = 2\n": "server: unknown setting 'worker'; did you mean workers?",
-    "[server]\nxyz = 2\n": "unknown setting 'xyz'; there are endpoints, feed, ipc_mode, workers, io_threads",
+    "[server]\nxyz = 2\n": "unknown setting 'xyz'; there are endpoints, feed, ipc_mode, workers",
     "workers = 2\n": "unknown setting 'workers': it belongs into the table [server]",
     "[serverx]\n": "unknown setting 'serverx'; did you mean server?",
     "server = 3\n": "server: expected a table, that is, a line [server] with its settings below",

@@ -124,7 +124,7 @@ class RevisionReply(Reply, kw_only=True):
 
 
 class InfoReply(Reply, kw_only=True):
-    """Reply to INFO; ``limits``, ``durability`` and ``stats`` are maps; ``user`` only with users."""
+    """Reply to INFO; ``limits``, ``durability``, ``stats`` are maps; ``user`` only with users."""
 
     version: str
     protocol: int

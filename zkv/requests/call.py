@@ -25,9 +25,10 @@ from zkv.errors import (
     RequestError,
     ShuttingDown,
 )
+from zkv.log import AUDIT
 from zkv.protocol.codec import add_field, decode, encode_repeat, encode_reply
 from zkv.protocol.replies import CommitReply, Failure, Reply, failure
-from zkv.protocol.requests import OP_NAMES
+from zkv.protocol.requests import OP_NAMES, Delete, End, MDelete, Txn
 from zkv.requests import permission
 from zkv.requests.account import UNREADABLE
 from zkv.requests.commands import execute
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from zkv.users.rights import User
 
 _log = logging.getLogger("zkv.requests")
+_audit = logging.getLogger(AUDIT)
 
 
 class Call:
@@ -205,6 +207,8 @@ class Caller:
         if request is not None and self._account.logs_requests:
             subject, trace = request.subject(), request.trace
         took = finished - call.started
+        if request is not None and call.user is not None and result == "ok":
+            _audit_if_grave(request, call.user)
         user = None if call.user is None else call.user.name
         self._account.add_call(op, subject, result, call.bytes_in, len(body), took, trace, user)
         return body
@@ -273,6 +277,22 @@ def _request_in(body: bytes) -> AnyRequest | None:
 
 def _op_of(request: AnyRequest | None) -> str:
     return UNREADABLE if request is None else OP_NAMES[type(request)]
+
+
+def _audit_if_grave(request: AnyRequest, user: User) -> None:
+    """Log who ended the server, or removed many keys; no setting turns this off."""
+    removed: list[str] = []
+    if isinstance(request, MDelete):
+        removed = request.keys
+    elif isinstance(request, Txn):
+        removed = [each.key for each in request.ops if isinstance(each, Delete)]
+    if isinstance(request, End):
+        _audit.warning("audit: END by user %r", user.name)
+    elif isinstance(request, MDelete) or len(removed) > 1:
+        first = repr(removed[0]) if removed else "nothing"
+        op = OP_NAMES[type(request)]
+        _audit.info("audit: %s removed %d keys, %s first, by user %r",
+                    op, len(removed), first, user.name)  # fmt: skip
 
 
 def fail(error: BaseException, request: AnyRequest | None) -> Failure:

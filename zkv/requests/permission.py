@@ -1,11 +1,11 @@
 """Whether a user may run a request: the rights, op by op.
 
 A request is refused as a whole, before it looks at any key: no reply, code, message or count may
-depend on a key that the user may not read. Who may write a key may read it. The conditions of a TXN
-are reads. SCAN, COUNT and CHANGES need a prefix all of whose keys may be read; a request for more is
-refused, since to leave keys out would look as if they were absent.
+depend on a key that the user may not read. Who may write a key may read it. The conditions of a
+TXN are reads. SCAN, COUNT and CHANGES need a prefix all of whose keys may be read; a request for
+more is refused, since to leave keys out would look as if they were absent.
 
-The lane checks the requests that it knows by the same rules (`is_permitted` in zkv/compiled/lane.c).
+The lane checks its requests by the same rules (`is_permitted` in zkv/compiled/lane.c).
 """
 
 from __future__ import annotations

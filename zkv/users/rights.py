@@ -1,7 +1,7 @@
 """What a user may do: prefixes of keys to read and to write, and rights to administer.
 
-The C part has the prefixes, too (zkv/compiled/rights.c), so that the lane can check them; `Prefixes`
-is that class, or `PythonPrefixes`, which specifies it.
+The C part has the prefixes, too (zkv/compiled/rights.c), so that the lane can check them;
+`Prefixes` is that class, or `PythonPrefixes`, which specifies it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class PythonPrefixes:
         return key.startswith(self._write)
 
 
-if TYPE_CHECKING or not compiled.COMPILED:
+if TYPE_CHECKING or not compiled.COMPILED:  # noqa: SIM108  types must see one class
     Prefixes = PythonPrefixes
 else:
     Prefixes = compiled.store.Prefixes
