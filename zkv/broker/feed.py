@@ -232,8 +232,7 @@ class Feed:
     def _go_on(self, socket: zmq.Socket[bytes]) -> None:
         """Publish new changes, then a heartbeat."""
         self._subscriptions.take(socket)
-        if self._reopening:
-            self._reopen(socket)
+        self._reopen_if_asked(socket)
         if self._subscriptions:
             self._publish(socket)
         else:
@@ -243,8 +242,10 @@ class Feed:
     def _hold(self) -> None:
         self._keyspace.hold_for(self._cursor)
 
-    def _reopen(self, socket: zmq.Socket[bytes]) -> None:
+    def _reopen_if_asked(self, socket: zmq.Socket[bytes]) -> None:
         """Close the endpoint, wait until all subscriptions are gone, and open it again."""
+        if not self._reopening:
+            return
         self._reopening = False  # First: what changes from now on asks for it again.
         bound = self._bound.result()
         if bound.startswith(INPROC):
@@ -267,6 +268,8 @@ class Feed:
     def _publish(self, socket: zmq.Socket[bytes]) -> None:
         """Publish all safe changes, and heartbeats when they are due."""
         while commits := self._keyspace.read(self._cursor, COMMITS_AT_ONCE):
+            # After they are read: no commit that follows a change of users may meet old rights.
+            self._reopen_if_asked(socket)
             for commit in commits:
                 self._publish_commit(socket, commit)
                 self._rev = commit.rev

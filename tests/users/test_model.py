@@ -1,0 +1,294 @@
+"""All ops, all rights, all users: against the rules, written down once more.
+
+Two servers get the same requests, one after the other: one knows users, the other does not. What
+the rules forbid must be DENIED by the first, which then does nothing, and is not sent to the
+second. All else must be answered alike by both, byte for byte as far as no clock is in it. In
+between, users and their rights change. Followers of the feed get just what their users may read.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from tests.support import LIMIT, Raw, ServerInProcess, eventually, unpack
+from tests.users.secured import Context, Secured
+from zkv import compiled
+from zkv.broker.frames import PythonFrames
+
+PREFIXES = ["", "a", "a/", "a/b", "b/", "ä/", "{user}/"]
+KEYS = ["a", "a/", "a/b", "a/bc", "a/c", "b", "b/1", "ann/1", "bob/1", "ä/1", "z"]
+NAMES = ["ann", "bob", "eve"]
+Users = dict[str, dict[str, Any]]
+Request = dict[str, Any]
+Sockets = list[zmq.Socket[bytes]]
+
+
+def random_users(chance: random.Random) -> Users:
+    """Users with some rights each; at least one."""
+    users: Users = {}
+    for name in chance.sample(NAMES, chance.randint(1, len(NAMES))):
+        fields: dict[str, Any] = {
+            kind: chance.sample(PREFIXES, chance.randint(0, 2)) for kind in ("read", "write")
+        }
+        fields["admin"] = chance.choice(
+            [False, True, ["monitor"], ["operate"], ["monitor", "operate"]]
+        )
+        users[name] = fields
+    return users
+
+
+# --- The rules
+
+
+def prefixes(fields: dict[str, Any], name: str, *kinds: str) -> list[str]:
+    return [each.replace("{user}", name) for kind in kinds for each in fields[kind]]
+
+
+def reads(users: Users, name: str, text: str) -> bool:
+    return any(map(text.startswith, prefixes(users[name], name, "read", "write")))
+
+
+def writes(users: Users, name: str, text: str) -> bool:
+    return any(map(text.startswith, prefixes(users[name], name, "write")))
+
+
+def administers(users: Users, name: str, right: str) -> bool:
+    admin = users[name]["admin"]
+    return admin is True or (isinstance(admin, list) and right in admin)
+
+
+def is_allowed(users: Users, name: str, request: Request) -> bool:
+    """Whether a user may send a request."""
+    if name not in users:
+        return False
+    match request["op"]:
+        case "PING" | "INFO":
+            return True
+        case "GET":
+            return reads(users, name, request["key"])
+        case "MGET":
+            return all(reads(users, name, key) for key in request["keys"])
+        case "SCAN" | "COUNT" | "CHANGES":
+            return reads(users, name, request.get("prefix", ""))
+        case "SLOW":
+            return administers(users, name, "monitor")
+        case "SNAPSHOT":
+            return administers(users, name, "operate")
+        case "MPUT":
+            return all(writes(users, name, key) for key in request["items"])
+        case "MDELETE":
+            return all(writes(users, name, key) for key in request["keys"])
+        case "TXN":
+            conditions = [key for key, _ in request.get("if", [])]
+            return all(reads(users, name, key) for key in conditions) and all(
+                is_allowed(users, name, op) for op in request["ops"]
+            )
+        case _:
+            return writes(users, name, request["key"])
+
+
+# --- Requests
+
+
+def random_op(chance: random.Random) -> Request:
+    """A request about one key."""
+    key = chance.choice(KEYS)
+    match chance.choice(["GET", "PUT", "PUT", "DELETE", "TOUCH", "INCR"]):
+        case "PUT":
+            further = chance.choice(
+                [{}, {"prev": True}, {"if_rev": 0}, {"if_rev": 3, "prev": True}]
+            )
+            return {"op": "PUT", "key": key, "value": chance.randint(0, 9)} | further
+        case "TOUCH":
+            return {"op": "TOUCH", "key": key, "ttl": None}
+        case "DELETE":
+            return {"op": "DELETE", "key": key, "prev": chance.random() < 0.5}
+        case op:
+            return {"op": op, "key": key}
+
+
+def random_request(chance: random.Random) -> Request:
+    """Any request, but for END."""
+    keys = chance.sample(KEYS, chance.randint(1, 3))
+    prefix = chance.choice(PREFIXES[:-1])
+    match chance.choice(["one", "one", "one", "many", "txn", "range", "other"]):
+        case "one":
+            return random_op(chance)
+        case "many":
+            return chance.choice([
+                {"op": "MGET", "keys": keys},
+                {"op": "MPUT", "items": {key: chance.randint(0, 9) for key in keys}},
+                {"op": "MDELETE", "keys": keys},
+            ])  # fmt: skip
+        case "txn":
+            conditions = [[key, chance.choice([0, 0, 5])] for key in chance.sample(KEYS, 2)]
+            ops = [random_op(chance) for _ in range(chance.randint(1, 3))]
+            return {"op": "TXN", "ops": ops} | chance.choice([{}, {"if": conditions}])
+        case "range":
+            return chance.choice([
+                {"op": "SCAN", "prefix": prefix}, {"op": "SCAN", "start": "a", "end": "b"},
+                {"op": "SCAN", "prefix": prefix, "reverse": True, "limit": 1},
+                {"op": "COUNT", "prefix": prefix}, {"op": "CHANGES", "since": 0, "prefix": prefix},
+            ])  # fmt: skip
+        case _:
+            return {"op": chance.choice(["PING", "SLOW", "SNAPSHOT"])}
+
+
+# --- The test
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Which half of the server runs the requests."""
+    if request.param == "compiled" and not compiled.COMPILED:
+        pytest.skip("zkv was installed without a C compiler: there is no other half")
+    if request.param == "plain":
+        monkeypatch.setattr("zkv.server.open_lane", lambda *_: None)
+        monkeypatch.setattr("zkv.server.open_worker_lane", lambda *_: None)
+        monkeypatch.setattr("zkv.broker.front.FRAMES", PythonFrames)
+        monkeypatch.setattr("zkv.broker.broker.FRAMES", PythonFrames)
+    yield str(request.param)
+
+
+class Pair:
+    """The two servers, and clients of both."""
+
+    def __init__(self, secured: Secured, twin: ServerInProcess, context: Context) -> None:
+        self.secured = secured
+        self._twin = Raw(twin.endpoint, context=context)
+        self._context = context
+        self._clients: dict[str, Raw] = {}
+        self.denied = 0
+
+    def close(self) -> None:
+        for client in (self._twin, *self._clients.values()):
+            client.close()
+
+    def client(self, name: str) -> Raw:
+        if name not in self._clients:
+            self._clients[name] = self.secured.client(self._context, name)
+        return self._clients[name]
+
+    def forget(self, name: str) -> None:
+        """Drop the client of somebody who could not connect."""
+        self._clients.pop(name).close()
+
+    def ask(self, users: Users, name: str, request: Request) -> None:
+        reply = self.client(name).call(**request)
+        if is_allowed(users, name, request):
+            expected = self._twin.call(**request)
+            if request["op"] == "PING":
+                reply["time"] = expected["time"]
+            if request["op"] == "SLOW":
+                reply["entries"], reply["minutes"] = expected["entries"], expected["minutes"]
+            assert reply == expected, (name, request, users)
+        else:
+            self.denied += 1
+            assert (reply["ok"], reply["code"], reply["applied"]) == (False, "DENIED", False), (
+                name, request, users,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rights_are_as_written(tmp_path: Path, context: Context, road: str, seed: int) -> None:
+    chance = random.Random(f"{road} {seed}")
+    users = {name: {"read": [], "write": [""], "admin": True} for name in NAMES}
+    (tmp_path / "secured").mkdir()
+    with (
+        Secured(tmp_path / "secured", users) as secured,
+        ServerInProcess(tmp_path / "twin") as twin,
+    ):
+        pair = Pair(secured, twin, context)
+        try:
+            for name in NAMES:
+                pair.client(name).ok(op="PING")  # Whoever loses his rights stays connected.
+            for _ in range(12):
+                for _ in range(40):
+                    pair.ask(users, chance.choice(NAMES), random_request(chance))
+                users = random_users(chance)
+                secured.reload(users)
+        finally:
+            pair.close()
+    assert pair.denied > 50
+    ran = {record.result for record in secured.server.records}
+    assert ran >= {"ok", "DENIED", "NOT_FOUND", "CONFLICT"}
+
+
+def sees(socket: zmq.Socket[bytes], rev: int) -> bool:
+    """Whether a follower soon gets the change of a revision."""
+    while socket.poll(50):
+        topic, body = socket.recv_multipart()
+        if topic != b"\0" and unpack(body)["rev"] == rev:
+            return True
+    return False
+
+
+def drain(socket: zmq.Socket[bytes], until: bytes) -> list[tuple[str, int]]:
+    """The keys and revisions of all changes up to that of a key."""
+    changes: list[tuple[str, int]] = []
+    while True:
+        assert socket.poll(LIMIT * 1000), "the feed is silent"
+        topic, body = socket.recv_multipart()
+        if topic == until:
+            return changes
+        if topic != b"\0":
+            changes.append((topic.decode(), unpack(body)["rev"]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_feed_has_what_its_follower_may_read(
+    tmp_path: Path, context: Context, seed: int
+) -> None:
+    chance = random.Random(seed)
+    root = {"write": [""], "read": [], "admin": True}
+    end = "end/"  # All may read it: where a round of the test ends.
+    with Secured(tmp_path, {"root": root}, feed=True) as secured:
+        writer = secured.client(context, "root")
+        followers: dict[str, tuple[list[str], zmq.Socket[bytes]]] = {}
+        try:
+            for number in range(6):
+                users = random_users(chance)
+                for fields in users.values():
+                    fields["read"].append(end)
+                secured.reload(users | {"root": root})
+                first = writer.ok(op="PUT", key="z", value=0)["rev"]
+                for name in NAMES:
+                    if name not in followers:
+                        topics = [*chance.sample(PREFIXES[:-1], 3), end]
+                        encoded = [topic.encode() for topic in topics]
+                        followers[name] = topics, secured.follower(context, name, *encoded)
+                mark = f"{end}{number}"
+                sockets = [followers[name][1] for name in users]
+
+                def all_follow(mark: str = mark, sockets: Sockets = sockets) -> bool:
+                    rev = writer.ok(op="PUT", key=mark, value=0)["rev"]
+                    return all([sees(socket, rev) for socket in sockets])
+
+                eventually(all_follow, "everybody to be subscribed")
+                keys = [chance.choice(KEYS) for _ in range(30)]
+                written = [(key, writer.ok(op="PUT", key=key, value=1)["rev"]) for key in keys]
+                writer.ok(op="PUT", key=f"{mark}!", value=0)
+                for name in users:
+                    topics, socket = followers[name]
+                    mine = [each for each in topics if reads(users, name, each)]
+                    got = drain(socket, f"{mark}!".encode())
+                    got = [change for change in got if change[0].removeprefix(end) == change[0]]
+                    assert got == [
+                        change for change in written if any(map(change[0].startswith, mine))
+                    ], (name, topics, users)
+                for name in set(NAMES) - set(users):  # Nothing but heartbeats may be left there.
+                    socket = followers.pop(name)[1]
+                    while socket.poll(0):
+                        topic, body = socket.recv_multipart()
+                        assert topic == b"\0" or unpack(body)["rev"] < first
+                    socket.close()
+        finally:
+            writer.close()
+            for _, socket in followers.values():
+                socket.close()
