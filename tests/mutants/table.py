@@ -451,8 +451,8 @@ CODEC_AND_EXACTLY_ONCE: Final = [
     Mutant(
         "a repeat is no sign of life",
         "zkv/keyspace/sessions.py",
-        "        session.used = now\n",
-        "",
+        "        session.used = now\n        self._sessions.move_to_end(name)\n",
+        "        self._sessions.move_to_end(name)\n",
         ("tests/requests/test_sessions.py", "-k", "repeats_is_not_forgotten"),
     ),
     Mutant(
@@ -713,8 +713,8 @@ IN_SLOW_LOG: Final = [
     Mutant(
         "a request arrives when a worker takes it up",
         "zkv/broker/worker.py",
-        "return self._caller.run(body, batch.arrived(place), batch.lock_wait(place))",
-        "return self._caller.run(body, batch.taken, batch.lock_wait(place))",
+        "return self._caller.run(body, batch.arrived(place), batch.lock_wait(place), user)",
+        "return self._caller.run(body, batch.taken, batch.lock_wait(place), user)",
         (*SLOW_LOG, "-k", "busy_worker"),
     ),
     Mutant(
@@ -744,8 +744,8 @@ IN_FEED: Final = [
     Mutant(
         "nothing is kept for a new follower",
         "zkv/broker/feed.py",
-        "                self._keyspace.hold_for(self._cursor)\n",
-        "",
+        "        self._keyspace.hold_for(self._cursor)\n",
+        "        pass\n",
         ("tests/broker/test_feed.py", "-k", "until_the_feed_has_read or late_joiner"),
     ),
     Mutant(
@@ -1040,7 +1040,111 @@ SETTINGS: Final = [
     ),
 ]
 
+RIGHTS: Final = ("tests/users/test_model.py",)
+DOORS: Final = ("tests/users/test_doors.py",)
+IN_USERS: Final = [
+    Mutant(
+        "the lane looks at no rights",
+        "zkv/compiled/lane.c",
+        "!is_permitted(user, from))",
+        "0)",
+        (*RIGHTS, "-k", "as_written"),
+    ),
+    Mutant(
+        "the lane takes the conditions of a TXN for nothing",
+        "zkv/compiled/lane.c",
+        "        if (!may_read(user, from->conditions.at[i].key))\n            return 0;\n",
+        "        ;\n",
+        (*RIGHTS, "-k", "as_written"),
+    ),
+    Mutant(
+        "the lane lets those write who may read",
+        "zkv/compiled/lane.c",
+        "!may_write(user, each->key))",
+        "!may_read(user, each->key))",
+        (*RIGHTS, "-k", "as_written"),
+    ),
+    Mutant(
+        "a condition of a TXN is no read",
+        "zkv/requests/permission.py",
+        '        _require_key(user, False, key, field="if", index=index)\n',
+        "        pass\n",
+        (*RIGHTS, "-k", "as_written"),
+    ),
+    Mutant(
+        "a prefix that is allowed in part is enough",
+        "zkv/requests/permission.py",
+        "    if not user.may_read(request.prefix):\n",
+        "    if not user.may_read(request.prefix + 'a'):\n",
+        (*RIGHTS, "-k", "as_written"),
+    ),
+    Mutant(
+        "a follower gets what it asks for",
+        "zkv/broker/subscriptions.py",
+        '        return user.may_read(topic.decode(errors="ignore"))',
+        "        return True",
+        (*RIGHTS, "-k", "feed"),
+    ),
+    Mutant(
+        "a subscription outlives the right to it",
+        "zkv/broker/feed.py",
+        "        if not self._reopening:\n",
+        "        if True:\n",
+        (*RIGHTS, "-k", "feed"),
+    ),
+    Mutant(
+        "users are those of the start",
+        "zkv/users/registry.py",
+        "        before, self._entries = self._entries, read_users(self.path)\n"
+        "        self.by_id = _by_id(self._entries)\n",
+        "        before, self._entries = self._entries, read_users(self.path)\n",
+        (*DOORS, "-k", "removed_key"),
+    ),
+    Mutant(
+        "without the guard everybody gets in",
+        "zkv/broker/doors.py",
+        "            socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)\n",
+        "            pass\n",
+        (*DOORS, "-k", "without_the_guard"),
+    ),
+    Mutant(
+        "anonymous comes by ipc, too",
+        "zkv/broker/doors.py",
+        "        if address.startswith(_IPC):\n",
+        "        if False:\n",
+        (*DOORS, "-k", "system_user"),
+    ),
+    Mutant(
+        "sessions are of everybody",
+        "zkv/users/rights.py",
+        'tuple(write), f"{name}\\0")',
+        'tuple(write), "\\0")',
+        (*DOORS, "-k", "belongs_to_its_user"),
+    ),
+    Mutant(
+        "a session from before users is forgotten",
+        "zkv/keyspace/sessions.py",
+        "        if self._has_users and (session is None or seq not in session.replies):\n",
+        "        if False:\n",
+        (*DOORS, "-k", "before_users"),
+    ),
+    Mutant(
+        "one user may take all sessions",
+        "zkv/keyspace/sessions.py",
+        "            if mine >= self._most - len(self._sessions):\n",
+        "            if mine >= self._most:\n",
+        (*DOORS, "-k", "leaves_sessions"),
+    ),
+    Mutant(
+        "an ipc socket has the mode of the umask for a moment",
+        "zkv/broker/doors.py",
+        "            os.chmod(bound.removeprefix",
+        "            print(bound.removeprefix",
+        (*DOORS, "-k", "mode_of_an_ipc"),
+    ),
+]
+
 MUTANTS: Final = [
     *IN_C, *AT_THE_START, *CODEC_AND_EXACTLY_ONCE, *EXPIRY, *LOG, *WAITING, *IN_SLOW_LOG, *IN_FEED,
-    *CLIENT, *IN_METRICS, *SETTINGS,
+    *CLIENT, *IN_METRICS, *SETTINGS, *IN_USERS,
 ]  # fmt: skip

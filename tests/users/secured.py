@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import zmq
 
@@ -32,7 +32,9 @@ class Secured:
     ) -> None:
         self.directory = directory
         self.path = directory / "users.toml"
-        self.server_key = make_key_file(directory / "server.key")
+        if not (directory / "server.key").exists():
+            make_key_file(directory / "server.key")
+        self.server_key = read_key_file(directory / "server.key").public
         self._keys: dict[str, KeyPair] = {}
         self.write(users)
         self.ipc = f"ipc://{directory}/socket"
@@ -66,7 +68,8 @@ class Secured:
         """The key of a user, or of somebody who is none."""
         if name not in self._keys:
             path = self.directory / f"{name}.key"
-            make_key_file(path)
+            if not path.exists():
+                make_key_file(path)
             self._keys[name] = read_key_file(path)
         return self._keys[name]
 

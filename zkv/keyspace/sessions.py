@@ -159,10 +159,11 @@ class Sessions:
         """
         self.forget_silent(now)
         session = self._awake(name, now)
+        if self._has_users and (session is None or seq not in session.replies):
+            known = self._recall_from_before(name, seq, digest, now)
+            if known is not None:
+                return known
         if session is None:
-            before = self._before_users(name, now)
-            if before is not None and seq <= before.newest:
-                return self._in(before, name, seq, digest)
             self._require_place(name)
             return None
         session.used = now
@@ -171,10 +172,9 @@ class Sessions:
 
     def knows(self, name: str, seq: int) -> bool:
         """Return True if the reply to a request is remembered."""
-        session = self._sessions.get(name)
-        if session is None and self._has_users:
-            session = self._sessions.get(_bare(name))
-        return session is not None and seq in session.replies
+        names = {name, _bare(name)} if self._has_users else {name}
+        sessions = [self._sessions[each] for each in names if each in self._sessions]
+        return any(seq in session.replies for session in sessions)
 
     def _awake(self, name: str, now: int) -> ClientSession | None:
         """Return a session, unless it has been silent for too long; then it is forgotten."""
@@ -184,12 +184,20 @@ class Sessions:
             return None
         return session
 
-    def _before_users(self, name: str, now: int) -> ClientSession | None:
-        """Return the session of this name from before users were turned on.
+    def _recall_from_before(
+        self, name: str, seq: int, digest: bytes, now: int
+    ) -> Remembered | None:
+        """Look into the session of this name from before users were turned on.
 
         Whoever repeats its requests gets its replies: nobody knows whose it was.
         """
-        return self._awake(_bare(name), now) if self._has_users else None
+        bare = _bare(name)
+        session = self._awake(bare, now)
+        if session is None or seq > session.newest:
+            return None
+        session.used = now
+        self._sessions.move_to_end(bare)
+        return self._in(session, name, seq, digest)
 
     def _in(self, session: ClientSession, name: str, seq: int, digest: bytes) -> Remembered | None:
         """See `recall`."""
