@@ -170,6 +170,18 @@ class Server:
         if running is not None:
             running.stop()
 
+    def reload_users(self) -> None:
+        """Read the file of the setting ``users`` again; it counts from then on.
+
+        Raises:
+            ConfigError: it is bad; all users stay as they are.
+            RuntimeError: the server does not run.
+        """
+        running = self._here()
+        if running is None or running.outcome.done():
+            raise RuntimeError("the server does not run")
+        running.reload_users()
+
     def wait(self, timeout: Seconds | None = None) -> bool:
         """Wait until the server has stopped, for instance because a client sent END.
 
@@ -213,6 +225,19 @@ class _Running:
     def stop(self) -> None:
         self._server.post(server.Event.STOP)
         self.wait(None)
+
+    def reload_users(self) -> None:
+        done: Future[None] = Future()
+
+        def reload() -> None:
+            try:
+                self._server.reload_users()
+                done.set_result(None)
+            except ConfigError as error:
+                done.set_exception(error)
+
+        self._server.run_soon(reload)
+        done.result()
 
     def wait(self, timeout: float | None) -> bool:
         try:

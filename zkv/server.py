@@ -190,9 +190,10 @@ class ServerCore:
         self._slow.set_threshold(settings.metrics.slow)
 
     def reload_users(self) -> None:
-        """Read the users file again. If it is bad, the log says so and all stays as it was.
+        """Read the users file again, if there is one. Only the supervisor may call this.
 
-        Only the supervisor may call this.
+        Raises:
+            ConfigError: it is bad; all users stay as they are, and the log says so.
         """
         users = self._doors.users
         if users is None:
@@ -201,7 +202,7 @@ class ServerCore:
             changes = users.reload()
         except ConfigError as error:
             _log.error("%s; all users stay as they are", error)
-            return
+            raise
         for change in changes:
             _audit.info("audit: user %s, by %s", change, users.path)
         if changes:

@@ -87,9 +87,20 @@ class Secured:
     def reload(self, users: Mapping[str, Fields]) -> None:
         """Change the users; return once the server has read the file."""
         self.write(users)
+        self.read_again()
+
+    def read_again(self) -> None:
+        """Have the server read the users file. Raises ConfigError."""
         done: Future[None] = Future()
-        self.server.server.run_soon(self.server.server.reload_users)
-        self.server.server.run_soon(lambda: done.set_result(None))
+
+        def reload() -> None:
+            try:
+                self.server.server.reload_users()
+                done.set_result(None)
+            except BaseException as error:
+                done.set_exception(error)
+
+        self.server.server.run_soon(reload)
         done.result(LIMIT)
 
     def options(self, name: str, server_key: str = "") -> dict[int, int | bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 import subprocess
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import zmq
 
+import zkv
 from tests.support import (
     FREE_PORT,
     NoReplyError,
@@ -141,20 +143,13 @@ def test_a_bad_file_is_refused_and_the_old_users_stay(
             secured.path.unlink()
         else:
             secured.path.write_text(content)
-        reload_as_it_is(secured)
+        with pytest.raises(ConfigError, match=re.escape(str(secured.path))):
+            secured.read_again()
         ann.ok(op="PUT", key="k", value=1)
         with secured.client(context, "ann") as again:
             again.ok(op="PING")
     (line,) = [each for each in caplog.messages if "stay as they are" in each]
     assert str(secured.path) in line
-
-
-def reload_as_it_is(secured: Secured) -> None:
-    """Have the server read the users file."""
-    done = threading.Event()
-    secured.server.server.run_soon(secured.server.server.reload_users)
-    secured.server.server.run_soon(done.set)
-    assert done.wait(30)
 
 
 def test_without_the_guard_nobody_gets_in(
@@ -410,3 +405,23 @@ def test_a_slow_request_has_its_user(tmp_path: Path, context: Context) -> None:
         eventually(lambda: len(ann.ok(op="SLOW")["entries"]) >= 2, "entries")
         entries = ann.ok(op="SLOW")["entries"]
         assert {entry["user"] for entry in entries} == {"ann"}
+
+
+def test_a_program_reloads_the_users_of_its_server(tmp_path: Path, context: Context) -> None:
+    make_key_file(tmp_path / "server.key")
+    users = tmp_path / "users.toml"
+    uid = os.getuid()
+    users.write_text(f"[users.me]\nuids = [{uid}]\n")
+    files = {"secret_key_file": str(tmp_path / "server.key"), "users": str(users)}
+    server = zkv.Server(f"ipc://{tmp_path}/socket", feed="", **files)
+    with pytest.raises(RuntimeError, match="does not run"):
+        server.reload_users()
+    with server, Raw(server.endpoint, context=context) as me:
+        assert me.call(op="GET", key="k")["code"] == "DENIED"
+        users.write_text(f"[users.me]\nuids = [{uid}]\nread = ['k']\n")
+        server.reload_users()
+        assert me.call(op="GET", key="k")["code"] == "NOT_FOUND"
+        users.write_text("")
+        with pytest.raises(ConfigError, match="there is no user"):
+            server.reload_users()
+        assert me.call(op="GET", key="k")["code"] == "NOT_FOUND"

@@ -102,10 +102,8 @@ def random_op(chance: random.Random) -> Request:
     key = chance.choice(KEYS)
     match chance.choice(["GET", "PUT", "PUT", "DELETE", "TOUCH", "INCR"]):
         case "PUT":
-            further = chance.choice(
-                [{}, {"prev": True}, {"if_rev": 0}, {"if_rev": 3, "prev": True}]
-            )
-            return {"op": "PUT", "key": key, "value": chance.randint(0, 9)} | chance.choice(further)
+            more: list[Request] = [{}, {"prev": True}, {"if_rev": 0}, {"if_rev": 3, "prev": True}]
+            return {"op": "PUT", "key": key, "value": chance.randint(0, 9)} | chance.choice(more)
         case "TOUCH":
             return {"op": "TOUCH", "key": key, "ttl": None}
         case "DELETE":

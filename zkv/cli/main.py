@@ -23,7 +23,7 @@ from zkv.cli.settings import add_flags, read_settings
 from zkv.cli.verbs import add_config, add_data_verbs, add_doctor, add_metrics
 from zkv.collector import collecting
 from zkv.config import Settings
-from zkv.errors import StartupError
+from zkv.errors import ConfigError, StartupError
 from zkv.log import Log
 from zkv.server import Event, ServerCore
 from zkv.streams import complain, guarded
@@ -108,6 +108,11 @@ def _apply(settings: Settings, server: ServerCore, log: Log) -> None:
     server.apply(settings)
 
 
+def _reload_users(server: ServerCore) -> None:
+    with contextlib.suppress(ConfigError):  # It is logged.
+        server.reload_users()
+
+
 def _handle_signals_of_operators(server: ServerCore, log: Log, reloader: Reloader) -> None:
     """SIGHUP reopens the log and reloads, SIGUSR1 dumps the threads' stacks; also during a start.
 
@@ -117,7 +122,7 @@ def _handle_signals_of_operators(server: ServerCore, log: Log, reloader: Reloade
     def hang_up(_number: int, _frame: object) -> None:
         log.reopen()
         server.run_soon(reloader.reload)
-        server.run_soon(server.reload_users)
+        server.run_soon(lambda: _reload_users(server))
 
     signal.signal(signal.SIGHUP, hang_up)
     signal.signal(signal.SIGUSR1, lambda _number, _frame: _log_names())
