@@ -15,8 +15,8 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self
 
 import msgspec
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from zkv.checks import Seconds
 
+NOT_RUNNING: Final = "the server does not run"
 _numbers = itertools.count(1)
 
 
@@ -179,7 +180,7 @@ class Server:
         """
         running = self._here()
         if running is None or running.outcome.done():
-            raise RuntimeError("the server does not run")
+            raise RuntimeError(NOT_RUNNING)
         running.reload_users()
 
     def wait(self, timeout: Seconds | None = None) -> bool:
@@ -237,6 +238,9 @@ class _Running:
                 done.set_exception(error)
 
         self._server.run_soon(reload)
+        wait((done, self.outcome), return_when=FIRST_COMPLETED)
+        if not done.done():  # It was stopped meanwhile.
+            raise RuntimeError(NOT_RUNNING)
         done.result()
 
     def wait(self, timeout: float | None) -> bool:

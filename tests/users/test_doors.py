@@ -211,6 +211,15 @@ def test_the_command_refuses_it_by_one_line_and_exit_status_2(tmp_path: Path) ->
     assert line.startswith("zkv: tcp://0.0.0.0:")
 
 
+def test_what_this_libzmq_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zmq, "zmq_version_info", lambda: (4, 3, 4))
+    with pytest.raises(ConfigError, match=r"users: needs libzmq 4\.3\.5"):
+        Secured(tmp_path, {"ann": ALL})
+    monkeypatch.setattr(zmq, "has", lambda _: False)
+    with pytest.raises(ConfigError, match="secret_key_file: this libzmq was built without CURVE"):
+        Secured(tmp_path, {"ann": ALL})
+
+
 @pytest.mark.parametrize(("mode", "found"), [("", 0o666), ("0600", 0o600), ("660", 0o660)])
 def test_the_mode_of_an_ipc_socket(tmp_path: Path, mode: str, found: int) -> None:
     with Secured(tmp_path, {"ann": ALL}, server={"ipc_mode": mode}):
@@ -412,7 +421,9 @@ def test_a_program_reloads_the_users_of_its_server(tmp_path: Path, context: Cont
     users = tmp_path / "users.toml"
     uid = os.getuid()
     users.write_text(f"[users.me]\nuids = [{uid}]\n")
-    files = {"secret_key_file": str(tmp_path / "server.key"), "users": str(users)}
+    files: dict[str, Any] = {
+        "secret_key_file": str(tmp_path / "server.key"), "users": str(users)
+    }  # fmt: skip
     server = zkv.Server(f"ipc://{tmp_path}/socket", feed="", **files)
     with pytest.raises(RuntimeError, match="does not run"):
         server.reload_users()

@@ -33,7 +33,7 @@ import zmq
 
 from zkv.broker.sockets import bind, refusal
 from zkv.broker.waker import Waker
-from zkv.errors import EndpointError
+from zkv.errors import ConfigError, EndpointError
 from zkv.keys import KeyPair
 from zkv.users.file import ANONYMOUS, uid_credential
 from zkv.users.registry import Users
@@ -44,6 +44,8 @@ _Socket = zmq.Socket[bytes]
 
 ZAP: Final = "inproc://zeromq.zap.01"
 DOMAIN: Final = "zkv"
+LEAST_VERSION: Final = (4, 3, 5)
+"""Of libzmq, for users: before, XPUB_MANUAL could apply a subscription to another follower."""
 LISTEN_BACKLOG: Final = 4_096
 """Connections that may wait to be accepted at a listener that is opened here."""
 _VERSION: Final = b"1.0"
@@ -61,6 +63,9 @@ class Doors:
         keys: the server's keys: none, one, or two while they are changed.
         users: the users; None = whoever gets in may do everything.
         ipc_mode: the mode of the sockets of ipc endpoints; None = as the umask says.
+
+    Raises:
+        ConfigError: libzmq is too old, or has no CURVE.
     """
 
     def __init__(
@@ -69,6 +74,13 @@ class Doors:
         users: Users | None = None,
         ipc_mode: int | None = None,
     ) -> None:
+        if keys and not zmq.has("curve"):
+            raise ConfigError("security.secret_key_file: this libzmq was built without CURVE")
+        if users is not None and zmq.zmq_version_info() < LEAST_VERSION:
+            raise ConfigError(
+                f"security.users: needs libzmq {'.'.join(map(str, LEAST_VERSION))} or later, and "
+                f"this is {zmq.zmq_version()}"
+            )
         self._keys = keys
         self.users = users
         self._ipc_mode = ipc_mode
