@@ -238,7 +238,8 @@ class _Running:
                 done.set_exception(error)
 
         self._server.run_soon(reload)
-        wait((done, self.outcome), return_when=FIRST_COMPLETED)
+        either: list[Future[Any]] = [done, self.outcome]
+        wait(either, return_when=FIRST_COMPLETED)
         if not done.done():  # It was stopped meanwhile.
             raise RuntimeError(NOT_RUNNING)
         done.result()

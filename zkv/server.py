@@ -199,13 +199,13 @@ class ServerCore:
         if users is None:
             return
         try:
-            changes = users.reload()
+            reloaded = users.reload()
         except ConfigError as error:
             _log.error("%s; all users stay as they are", error)
             raise
-        for change in changes:
+        for change in reloaded.changes:
             _audit.info("audit: user %s, by %s", change, users.path)
-        if changes:
+        if reloaded.changes_what_is_followed:
             self._broker.users_changed()
 
     def _look_at_exposure(self) -> None:

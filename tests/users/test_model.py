@@ -292,3 +292,26 @@ def test_the_feed_has_what_its_follower_may_read(
             writer.close()
             for _, socket in followers.values():
                 socket.close()
+
+
+def test_a_new_user_drops_no_follower(tmp_path: Path, context: Context) -> None:
+    ann = {"read": [""]}
+    with Secured(tmp_path, {"ann": ann, "root": {"write": [""]}}, feed=True) as secured:
+        feed = secured.follower(context, "ann", b"")
+        monitor = feed.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        with secured.client(context, "root") as root:
+
+            def follows() -> bool:
+                return sees(feed, root.ok(op="PUT", key="k", value=0)["rev"])
+
+            eventually(follows, "ann to follow")
+            root_user = {"write": [""]}
+            secured.reload({"ann": ann | {"admin": True}, "root": root_user, "bob": {}})
+            for _ in range(3):
+                assert follows()
+            assert not monitor.poll(0)
+            secured.reload({"ann": ann | {"write": ["k"]}, "root": root_user})
+            assert monitor.poll(round(LIMIT * 1000))
+            eventually(follows, "ann to follow again")
+        monitor.close()
+        feed.close()

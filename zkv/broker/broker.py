@@ -178,7 +178,7 @@ class Broker:
         self._term_context()
 
     def users_changed(self) -> None:
-        """Have followers subscribe again, by the rights of today. Any thread."""
+        """Have followers subscribe again, since some may follow other keys now. Any thread."""
         if self._feed is not None:
             self._feed.reopen()
 

@@ -20,7 +20,8 @@ all followers.
 With users, a follower gets a topic only if it may read all keys that begin with it
 (`zkv.broker.subscriptions`). When users change, the endpoint is closed, and opened again once all
 subscriptions are gone: nothing is published in between, so none outlives the right to it. Followers
-connect and subscribe again, and find out what they have missed as after any loss.
+connect and subscribe again, and find out what they have missed as after any loss. A new user alone
+changes nothing for those who are there.
 
 The socket is created, used and closed in this thread. Other threads wake it and read its counters.
 """

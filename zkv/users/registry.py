@@ -10,13 +10,52 @@ Invariant: `by_id` is replaced as a whole, and never changed, so any thread read
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from zkv.users.file import UserEntry, read_users
 from zkv.users.rights import NOBODY, PROGRAM, User
 
 NO_ID: Final = ""
 """In `Users.by_id`: the messages without User-Id, which come by inproc."""
+
+
+class Reloaded(NamedTuple):
+    """What a reload has changed.
+
+    Args:
+        before: the entries before.
+        after: those of today.
+    """
+
+    before: dict[str, UserEntry]
+    after: dict[str, UserEntry]
+
+    @property
+    def changes(self) -> list[str]:
+        """A text for each user that is another one now."""
+        added, removed = (
+            self.after.keys() - self.before.keys(),
+            self.before.keys() - self.after.keys(),
+        )
+        changed = {
+            name
+            for name in self.before.keys() & self.after.keys()
+            if self.before[name] != self.after[name]
+        }
+        texts = {"added": added, "removed": removed, "changed": changed}
+        return sorted(f"{name} {what}" for what, names in texts.items() for name in names)
+
+    @property
+    def changes_what_is_followed(self) -> bool:
+        """True if somebody who could connect before may follow other keys now."""
+        return any(
+            name not in self.after or _followed(entry) != _followed(self.after[name])
+            for name, entry in self.before.items()
+        )
+
+
+def _followed(entry: UserEntry) -> tuple[object, ...]:
+    return entry.keys, entry.uids, entry.read, entry.write
 
 
 class Users:
@@ -42,22 +81,15 @@ class Users:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def reload(self) -> list[str]:
-        """Read the file again; return what changed, a text for each user.
+    def reload(self) -> Reloaded:
+        """Read the file again.
 
         Raises:
             ConfigError: the file is bad; then nothing has changed.
         """
         before, self._entries = self._entries, read_users(self.path)
         self.by_id = _by_id(self._entries)
-        changes = [f"{name} added" for name in self._entries if name not in before]
-        changes += [f"{name} removed" for name in before if name not in self._entries]
-        changes += [
-            f"{name} changed"
-            for name in before
-            if self._entries.get(name, before[name]) != before[name]
-        ]
-        return sorted(changes)
+        return Reloaded(before, self._entries)
 
     def of(self, user_id: str) -> User:
         """Return the user of a message."""
