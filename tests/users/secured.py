@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import zmq
 
-from tests.support import FREE_PORT, LIMIT, Raw, ServerInProcess
+from tests.support import FREE_PORT, LIMIT, Raw, ServerInProcess, unpack
 from zkv.keys import KeyPair, make_key_file, read_key_file
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -128,3 +128,12 @@ class Secured:
             socket.subscribe(topic)
         socket.connect(self.feed)
         return socket
+
+
+def sees(follower: zmq.Socket[bytes], rev: int) -> bool:
+    """Whether a follower soon gets the change of a revision."""
+    while follower.poll(50):
+        topic, body = follower.recv_multipart()
+        if topic != b"\0" and unpack(body)["rev"] == rev:
+            return True
+    return False

@@ -19,6 +19,7 @@ import zmq
 import zkv
 from tests.support import (
     FREE_PORT,
+    LIMIT,
     NoReplyError,
     Raw,
     ServerInProcess,
@@ -27,7 +28,7 @@ from tests.support import (
     eventually,
     zkv_command,
 )
-from tests.users.secured import Context, Secured
+from tests.users.secured import Context, Secured, sees
 from zkv.errors import ConfigError, EndpointError
 from zkv.keys import make_key_file, read_key_file
 
@@ -260,6 +261,7 @@ def test_two_keys_of_the_server(tmp_path: Path, context: Context) -> None:
     new = make_key_file(tmp_path / "new.key")
     files = [str(tmp_path / "server.key"), str(tmp_path / "new.key")]
     with Secured(tmp_path, {"ann": ALL}, feed=True, security={"secret_key_file": files}) as secured:
+        options: dict[int, int | bytes] = {}
         for key in (secured.server_key, new):
             for _ in range(5):
                 options = secured.options("ann", server_key=key) | {zmq.RECONNECT_IVL: 10}
@@ -267,6 +269,17 @@ def test_two_keys_of_the_server(tmp_path: Path, context: Context) -> None:
                     assert client.ok(op="INFO")["user"] == "ann"
         assert len(secured.server.server.endpoints) == 2
         assert read_key_file(files[1]).public == new
+        feed = secured.feed
+        with secured.follower(context, "ann", b"") as follower:
+            for rights in ({"write": ["k"]}, ALL, {"write": ["k"]}):  # It is opened again.
+                secured.reload({"ann": rights | {"read": [""]}})
+                assert secured.feed == feed
+                with Raw(secured.endpoint, context=context, options=options) as client:
+
+                    def follows(client: Raw = client) -> bool:
+                        return sees(follower, client.ok(op="PUT", key="k", value=1)["rev"])
+
+                    eventually(follows, "ann to follow")
 
 
 # --- Sessions
@@ -436,3 +449,29 @@ def test_a_program_reloads_the_users_of_its_server(tmp_path: Path, context: Cont
         with pytest.raises(ConfigError, match="there is no user"):
             server.reload_users()
         assert me.call(op="GET", key="k")["code"] == "NOT_FOUND"
+
+
+def test_the_guard_leaves_the_program_and_its_sockets_alone(
+    tmp_path: Path, context: Context, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those in the context that the server shares with the program; a second guard has no place."""
+    shared: Context = zmq.Context.instance()
+    name = f"inproc://{tmp_path.name}"
+    public, secret = zmq.curve_keypair()
+    with Secured(tmp_path, {"ann": ALL}, server={"endpoints": [FREE_PORT, name]}):
+        for domain, enters in ((b"", True), (b"program", False)):
+            with shared.socket(zmq.REP) as reply, context.socket(zmq.REQ) as ask:
+                reply.linger = ask.linger = 0
+                reply.curve_server, reply.curve_secretkey = True, secret
+                if domain:
+                    reply.zap_domain = domain
+                port = reply.bind_to_random_port("tcp://127.0.0.1")
+                ask.curve_publickey, ask.curve_secretkey = zmq.curve_keypair()
+                ask.curve_serverkey = public
+                ask.connect(f"tcp://127.0.0.1:{port}")
+                ask.send(b"?", zmq.NOBLOCK)
+                assert bool(reply.poll(round(1000 * (LIMIT if enters else SHORT)))) == enters
+        (tmp_path / "second").mkdir()
+        second = Secured(tmp_path / "second", {"ann": ALL}, server={"endpoints": [name + "2"]})
+        with pytest.raises(EndpointError, match="another ZAP handler in the same ZeroMQ context"):
+            second.server.server.start()

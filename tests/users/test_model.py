@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from tests.support import LIMIT, Raw, ServerInProcess, eventually, unpack
-from tests.users.secured import Context, Secured
+from tests.users.secured import Context, Secured, sees
 from zkv import compiled
 from zkv.broker.frames import PythonFrames
 
@@ -218,15 +218,6 @@ def test_rights_are_as_written(tmp_path: Path, context: Context, road: str, seed
     assert pair.denied > 50
     ran = {record.result for record in secured.server.records}
     assert ran >= {"ok", "DENIED", "NOT_FOUND", "CONFLICT"}
-
-
-def sees(socket: zmq.Socket[bytes], rev: int) -> bool:
-    """Whether a follower soon gets the change of a revision."""
-    while socket.poll(50):
-        topic, body = socket.recv_multipart()
-        if topic != b"\0" and unpack(body)["rev"] == rev:
-            return True
-    return False
 
 
 def drain(socket: zmq.Socket[bytes], until: bytes) -> list[tuple[str, int]]:

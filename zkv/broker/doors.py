@@ -43,7 +43,7 @@ _log = logging.getLogger("zkv.broker")
 _Socket = zmq.Socket[bytes]
 
 ZAP: Final = "inproc://zeromq.zap.01"
-DOMAIN: Final = "zkv"
+DOMAIN: Final = b"zkv"
 LEAST_VERSION: Final = (4, 3, 5)
 """Of libzmq, for users: before, XPUB_MANUAL could apply a subscription to another follower."""
 LISTEN_BACKLOG: Final = 4_096
@@ -94,7 +94,7 @@ class Doors:
             setting: the setting that names it.
         """
         if self.users is not None:
-            socket.zap_domain = DOMAIN.encode()
+            socket.zap_domain = DOMAIN
             socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         is_tcp = endpoint.startswith("tcp://")
         if is_tcp and len(self._keys) > 1:
@@ -114,17 +114,19 @@ class Doors:
             listeners = _listeners(socket.context, endpoint, len(self._keys))
         except OSError as error:
             raise refusal(endpoint, setting, error) from None
-        bound = endpoint
-        for listener, key in zip(listeners, self._keys, strict=True):
-            host, port = listener.getsockname()[:2]
-            place = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
-            with _curve(socket, key):
-                socket.setsockopt(zmq.USE_FD, listener.detach())
-                try:
-                    bound = bind(socket, place, setting)
-                finally:
-                    socket.setsockopt(zmq.USE_FD, -1)
-        return bound
+        with contextlib.ExitStack() as stack:
+            for listener in listeners:
+                stack.enter_context(listener)  # Closes those that libzmq has not taken over.
+            for listener, key in zip(listeners, self._keys, strict=True):
+                host, port = listener.getsockname()[:2]
+                endpoint = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+                with _curve(socket, key):
+                    socket.setsockopt(zmq.USE_FD, listener.detach())
+                    try:
+                        endpoint = bind(socket, endpoint, setting)
+                    finally:
+                        socket.setsockopt(zmq.USE_FD, -1)
+        return endpoint
 
 
 @contextlib.contextmanager
@@ -248,11 +250,22 @@ class Guard:
         if len(question) < 6 or question[0] != _VERSION:
             request_id = question[1] if len(question) > 1 else b""
             return [_VERSION, request_id, b"500", b"malformed", b"", b""]
-        request_id, address, mechanism = question[1], question[3], question[5]
+        request_id, domain, address, mechanism = question[1], question[2], question[3], question[5]
+        if domain != DOMAIN:
+            return self._answer_others(request_id, domain)
         user_id = self._user_id(address, mechanism, question[6:])
         if user_id is None or not self._users.knows(user_id):
             return [_VERSION, request_id, b"400", b"unknown", b"", b""]
         return [_VERSION, request_id, b"200", b"", user_id.encode(), b""]
+
+    def _answer_others(self, request_id: bytes, domain: bytes) -> list[bytes]:
+        """Answer for a socket of the program, in the same context, that is not the server's.
+
+        Without a domain it has asked for no authentication, and so lets everybody in, as it would
+        if there were no handler. Else the handler that it needs is not there.
+        """
+        status = b"400" if domain else b"200"
+        return [_VERSION, request_id, status, b"", b"", b""]
 
     def _user_id(self, address: bytes, mechanism: bytes, credentials: list[bytes]) -> str | None:
         """Return the User-Id of a peer; None if it has none."""
