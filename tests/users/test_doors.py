@@ -475,3 +475,20 @@ def test_the_guard_leaves_the_program_and_its_sockets_alone(
         second = Secured(tmp_path / "second", {"ann": ALL}, server={"endpoints": [name + "2"]})
         with pytest.raises(EndpointError, match="another ZAP handler in the same ZeroMQ context"):
             second.server.server.start()
+
+
+def test_rights_and_sessions_survive_a_kill(tmp_path: Path, context: Context) -> None:
+    users = tmp_path / "users.toml"
+    users.write_text(f"[users.me]\nuids = [{os.getuid()}]\nwrite = ['k']\n", encoding="utf-8")
+    endpoint = f"ipc://{tmp_path}/socket"
+    config = f"[security]\nusers = '{users}'\n"
+    with ServerProcess(tmp_path / "server", "--endpoint", endpoint, config=config) as process:
+        with Raw(endpoint, context=context) as me:
+            first = write(me)
+        for _ in range(2):
+            process.kill()
+            process.start()
+            with Raw(endpoint, context=context) as me:
+                assert write(me) == first | {"replayed": True}
+                assert me.call(op="PUT", key="other", value=1)["code"] == "DENIED"
+        assert process.stop() == 0
