@@ -667,16 +667,17 @@ static PyObject *run_batch(Lane *self, run *r, size_t first, size_t end)
     return results;
 }
 
-/* Read one keyword argument of `lane_run`. 0, with an exception, if it has none of that name. */
-static int read_state(run *r, PyObject *name, PyObject *value)
+/* Read one keyword argument of `lane_run`. 0, with an exception, if it has none of that name. `at`:
+ * its place. They come in the order below, so the first comparison is usually the last. */
+static int read_state(run *r, size_t at, PyObject *name, PyObject *value)
 {
     static const char *const names[] = {"rev",          "lsn",   "removed_rev", "now",
                                         "takes_writes", "aside", "logs"};
     int64_t *const fields[] = {&r->rev,          &r->lsn,   &r->removed_rev, &r->now,
                                &r->takes_writes, &r->aside, &r->logs};
-    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
-        if (PyUnicode_CompareWithASCIIString(name, names[i]) == 0) {
-            *fields[i] = PyLong_AsLongLong(value);
+    for (size_t i = 0; i < STATES; i++, at = (at + 1) % STATES)
+        if (PyUnicode_CompareWithASCIIString(name, names[at]) == 0) {
+            *fields[at] = PyLong_AsLongLong(value);
             return !PyErr_Occurred();
         }
     return PyErr_Format(PyExc_TypeError, "run() has no argument %R", name), 0;
@@ -696,7 +697,7 @@ static PyObject *lane_run(Lane *self, PyObject *const *arguments, Py_ssize_t cou
     if (first > end || end > r.batch->count)
         return PyErr_Format(PyExc_IndexError, "there are %zd requests", (Py_ssize_t)r.batch->count);
     for (Py_ssize_t i = 0; i < STATES; i++)
-        if (!read_state(&r, PyTuple_GetItem(names, i), arguments[count + i]))
+        if (!read_state(&r, (size_t)i, PyTuple_GetItem(names, i), arguments[count + i]))
             return NULL;
     if (self->rest != NULL)
         self->table->long_run = &r;
