@@ -120,7 +120,7 @@ class Secured:
         """A follower of a user."""
         socket = context.socket(zmq.SUB)
         socket.linger = 0
-        socket.rcvhwm = 0
+        socket.rcvhwm = socket.sndhwm = 0  # Subscriptions are sent, too.
         socket.reconnect_ivl = 10
         for option, value in self.options(name).items():
             socket.setsockopt(option, value)

@@ -306,3 +306,50 @@ def test_a_new_user_drops_no_follower(tmp_path: Path, context: Context) -> None:
             eventually(follows, "ann to follow again")
         monitor.close()
         feed.close()
+
+
+def test_a_follower_with_too_many_topics_is_cut_off(
+    tmp_path: Path, context: Context, caplog: pytest.LogCaptureFixture
+) -> None:
+    users = {"ann": {"read": [""]}, "root": {"write": [""]}}
+    with Secured(tmp_path, users, feed=True) as secured, secured.client(context, "root") as root:
+        good = secured.follower(context, "ann", *[b"a%d" % number for number in range(999)], b"k")
+        for topics in ([b"%d" % number for number in range(1_001)], [b"x" * 1_025]):
+            caplog.clear()
+            bad = secured.follower(context, "ann")
+            bad.reconnect_ivl = -1
+            monitor = bad.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            for topic in topics:
+                bad.subscribe(topic)
+            assert monitor.poll(round(LIMIT * 1000))
+            monitor.close()
+            bad.close()
+            (line,) = [each for each in caplog.messages if "was cut off" in each]
+            assert "127.0.0.1" in line
+            eventually(lambda: sees(good, root.ok(op="PUT", key="k", value=0)["rev"]), "the feed")
+        good.close()
+
+
+def test_a_follower_within_the_program_comes_and_goes(tmp_path: Path) -> None:
+    context: Context = zmq.Context.instance()
+    name = f"inproc://{tmp_path.name}"
+    server = {"endpoints": [name], "feed": f"{name}.feed"}
+    with (
+        Secured(tmp_path, {"ann": {}}, server=server) as secured,
+        Raw(name, context=context) as client,
+        context.socket(zmq.SUB) as follower,
+        context.socket(zmq.SUB) as other,
+    ):
+        for socket in (follower, other):
+            socket.linger = 0
+            socket.subscribe(b"k")
+            socket.connect(f"{name}.feed")
+        for socket in (follower, other):
+            eventually(lambda: sees(socket, client.ok(op="PUT", key="k", value=0)["rev"]), "it")  # noqa: B023
+        secured.reload({"ann": {"read": ["k"]}})
+        follower.unsubscribe(b"k")
+        follower.subscribe(b"l")
+        eventually(lambda: sees(follower, client.ok(op="PUT", key="l", value=0)["rev"]), "it")
+        rev = client.ok(op="PUT", key="k", value=0)["rev"]
+        assert sees(other, rev)
+        assert not sees(follower, rev)

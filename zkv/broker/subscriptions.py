@@ -58,12 +58,12 @@ class Subscriptions:
         self._topics_of: Counter[_Connection] = Counter()
 
     def __bool__(self) -> bool:
-        """Return True if any topic has a follower."""
+        """Return True if a topic may have a follower."""
         return bool(self._followed)
 
     @property
     def all_left(self) -> bool:
-        """True if nobody is subscribed to anything."""
+        """True if nobody asks for anything. Only where there are users."""
         return not self._asked
 
     def prepare(self, socket: _Socket) -> None:
@@ -82,15 +82,12 @@ class Subscriptions:
             if news[:1] == _SUBSCRIBE:
                 self._take(socket, frame, topic)
             elif self._users is None:
-                self._asked.pop(topic, None)
                 self._followed.discard(topic)  # Its last follower has left.
             else:
                 self._leave(socket, frame, topic)
 
     def _take(self, socket: _Socket, frame: zmq.Frame, topic: bytes) -> None:
-        if self._users is None:
-            self._asked[topic] = 1
-        else:
+        if self._users is not None:
             self._asked[topic] += 1
             if not self._is_within_bounds(frame, topic) or not self._is_permitted(frame, topic):
                 return
@@ -103,7 +100,7 @@ class Subscriptions:
         connection = _connection(frame)
         if connection is not None:  # The follower is still there.
             self._topics_of[connection] -= 1
-            socket.setsockopt(zmq.UNSUBSCRIBE, topic)
+        socket.setsockopt(zmq.UNSUBSCRIBE, topic)  # libzmq knows whose, if the follower is there.
         self._asked[topic] -= 1
         if self._asked[topic] <= 0:
             del self._asked[topic]
@@ -125,11 +122,14 @@ class Subscriptions:
         connection = _connection(frame)
         if connection is None:
             return True  # It follows by inproc.
+        if self._topics_of[connection] > MOST_TOPICS:
+            return False  # It was cut off, and had sent more before.
         self._topics_of[connection] += 1
         if len(self._topics_of) > MOST_COUNTED:
             self._forget_those_who_left()
         if self._topics_of[connection] <= MOST_TOPICS and len(topic) <= LONGEST_TOPIC:
             return True
+        self._topics_of[connection] = MOST_TOPICS + 1
         _log.warning(
             "a follower at %s was cut off: it subscribed to more than %d topics, or to one of more "
             "than %d bytes", _property(frame, "Peer-Address"), MOST_TOPICS, LONGEST_TOPIC,
