@@ -6,8 +6,10 @@ All are UTF-8, with or without the byte order mark with which some editors begin
 from __future__ import annotations
 
 import errno
+import io
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -30,6 +32,8 @@ EXPLANATIONS: Final = {
     "Illegal trailing comma before end of array": "there is a comma before the end of a list",
 }
 """Messages of the standard library's decoder, and ours."""
+_CLOSES: Final = re.compile(r"[]}]|'''|\"\"\"")
+"""Text without which no statement of several lines ends."""
 
 
 class BadTextError(ValueError):
@@ -80,3 +84,39 @@ def parse_json(text: str, decode: Callable[[str], Any] = json.loads) -> Any:
         raise
     except ValueError:  # A number with thousands of digits, which Python refuses to convert.
         raise BadTextError("an int has more than 64 bits") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Parse TOML, with errors of our own. Raises BadTextError."""
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadTextError(str(error)) from None
+    except RecursionError:
+        raise BadTextError("it is nested too deeply") from None
+    except ValueError:  # A number with thousands of digits, which Python refuses to convert.
+        raise BadTextError("an int has more than 64 bits") from None
+
+
+def statements(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the statements of valid TOML: the lines of each, and what it gives by itself.
+
+    A statement is a header, which gives empty tables; or what gives a key; or a line that is empty
+    or a comment, which gives nothing. It ends with the first line up to which it can be parsed.
+    """
+    import tomllib
+
+    statement = ""
+    for line in io.StringIO(text, newline="\n"):
+        is_first = not statement
+        statement += line
+        if not is_first and not _CLOSES.search(line):
+            continue
+        try:
+            given = tomllib.loads(statement)
+        except tomllib.TOMLDecodeError:
+            continue
+        yield statement, given
+        statement = ""

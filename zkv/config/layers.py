@@ -7,7 +7,6 @@ relate is checked in the merged whole.
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -30,14 +29,12 @@ from zkv.config.schema import (
     value_of,
 )
 from zkv.errors import ConfigError
-from zkv.reading import BadTextError, decode, read_file
+from zkv.reading import BadTextError, decode, parse_toml, read_file, statements
 
 DEFAULT: Final = "default"
 """The place of a setting that is given nowhere."""
 
 _VARIABLES: Final = {setting.variable: name for name, setting in SETTINGS.items()}
-_CLOSES: Final = re.compile(r"[]}]|'''|\"\"\"")
-"""Text without which no statement of several lines ends."""
 
 
 class Given(NamedTuple):
@@ -105,15 +102,11 @@ def from_file(path: Path) -> Layer:
     """
     try:
         text = decode(read_file(path))
-        table = tomllib.loads(text)
+        table = parse_toml(text)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, BadTextError) as error:
+    except BadTextError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
-    except RecursionError:
-        raise ConfigError(f"{path}: not TOML: it is nested too deeply") from None
-    except ValueError:  # A number with thousands of digits, which Python refuses to convert.
-        raise ConfigError(f"{path}: not TOML: an int has more than 64 bits") from None
     lines = _lines(text)
     return _from_table(table, lambda name: f"{path}:{lines[name]}" if name in lines else str(path))
 
@@ -189,20 +182,10 @@ def _from_table(table: dict[str, Any], place: Callable[[str], str]) -> Layer:
 
 
 def _lines(text: str) -> dict[str, int]:
-    """Return the number of the line in which each table and setting of a valid TOML file begins.
-
-    A statement ends with the first line up to which it can be parsed.
-    """
+    """Return the number of the line in which each table and setting of a valid TOML file begins."""
     lines: dict[str, int] = {}
-    header, statement, begin = "", "", 1
-    for number, line in enumerate(text.split("\n"), 1):
-        statement += f"{line}\n"
-        if number > begin and not _CLOSES.search(line):
-            continue
-        try:
-            table = tomllib.loads(statement)
-        except tomllib.TOMLDecodeError:
-            continue
+    header, begin = "", 1
+    for statement, table in statements(text):
         names = _names(table)
         if statement.lstrip().startswith("["):
             header = names[-1] if names else ""
@@ -210,7 +193,7 @@ def _lines(text: str) -> dict[str, int]:
             names = [f"{header}.{name}" if header else name for name in names]
         for name in names:
             lines.setdefault(name, begin)
-        statement, begin = "", number + 1
+        begin += statement.count("\n")
     return lines
 
 
