@@ -29,6 +29,12 @@ def test_a_key_file_is_one_line_that_its_owner_alone_may_read(tmp_path: Path) ->
     assert pair.secret not in repr(pair)
 
 
+def test_a_public_key_may_follow_an_option(tmp_path: Path) -> None:
+    """One that began with a dash would be taken for an option itself."""
+    for number in range(500):  # Of all keys, one in 85 begins so.
+        assert make_key_file(tmp_path / f"{number}.key")[0].isalnum()
+
+
 def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "ann.key"
     make_key_file(path)

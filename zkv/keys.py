@@ -89,6 +89,8 @@ def make_key_file(name: str | os.PathLike[str]) -> str:
 
     path = Path(name)
     public, secret = zmq.curve_keypair()
+    while not public[:1].isalnum():  # After an option, a key that begins with - would be one, too.
+        public, secret = zmq.curve_keypair()
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:

@@ -170,7 +170,9 @@ def test_arguments_before_the_command(server: ServerInProcess, more: list[str]) 
 SERVER_VERBS: Final = {
     "serve": ["--config", "--endpoint", "--feed", "--data-dir", "--fsync", "--workers"],
     "check": [], "repair": ["--yes"], "dump": ["--at-rev", "--log"], "backup": [], "restore": [],
-    "doctor": ["--timeout", "--json"],
+    "doctor": ["--timeout", "--json", "--config"], "keygen": [], "user": [],
+    "user add": ["--key", "--uid", "--read", "--write", "--admin", "--max-bytes", "--users"],
+    "user list": ["--users", "--config"], "user remove": ["--users", "--config"],
 }  # fmt: skip
 
 
@@ -188,7 +190,7 @@ def test_arguments_of_zkv(
     more = data.draw(st.lists(words | st.sampled_from(SERVER_VERBS[name] or [""]), max_size=4))
     if name == "doctor":
         more = ["-e", "nonsense", *more]
-    Done(server_tool.main, [name, *more], b"\xff").is_well()
+    Done(server_tool.main, [*name.split(), *more], b"\xff").is_well()
 
 
 BENCH_OPTIONS: Final = [
@@ -360,6 +362,43 @@ def test_configurations(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     checked = Done(server_tool.main, ["config", "check", "config.toml"])
     checked.is_well()
     assert checked.status == (0 if "the settings are good" in done.said else 1), checked.said
+
+
+USERS: Final = b"""\
+[users.ann]  # the boss
+uids = [1000, 1001]
+read = [
+    "a/", # here
+]
+admin = false
+
+[users.bob]
+write = ["{user}/"]
+"""
+
+
+@MANY
+@given(
+    mangled(USERS)
+    | texts
+    | st.tuples(st.sampled_from(["keys", "uids", "read", "admin", "max_bytes", "x"]), words).map(
+        lambda pair: f"[users.ann]\n{pair[0]} = {pair[1]}".encode("utf-8", "replace")
+    )
+    | st.sampled_from([b"users.ann = " + b"[" * 5000, b"[users." + b"a." * 3000 + b"a]"])
+)
+def test_users(data: bytes) -> None:
+    path = Path("users.toml")
+    path.write_bytes(data)
+    listed = Done(server_tool.main, ["user", "list", "--users", "users.toml"])
+    listed.is_well()
+    assert path.read_bytes() == data
+    for words in (["add", "ann", "--uid", "7", "--read", "b/"], ["remove", "bob"]):
+        done = Done(server_tool.main, ["user", *words, "--users", "users.toml"])
+        done.is_well()
+        if done.status == 0:  # Nothing is written that would be refused.
+            assert Done(server_tool.main, ["user", "list", "--users", "users.toml"]).status == 0
+        elif words[0] == "add":
+            assert path.read_bytes() == data
 
 
 @MANY

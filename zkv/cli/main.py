@@ -20,7 +20,14 @@ from zkv import __version__
 from zkv.activity import SHORT_SECONDS
 from zkv.cli.reload import Reloader
 from zkv.cli.settings import add_flags, read_settings
-from zkv.cli.verbs import add_config, add_data_verbs, add_doctor, add_metrics
+from zkv.cli.verbs import (
+    add_config,
+    add_data_verbs,
+    add_doctor,
+    add_keygen,
+    add_metrics,
+    add_user,
+)
 from zkv.collector import collecting
 from zkv.config import Settings
 from zkv.errors import ConfigError, StartupError
@@ -159,6 +166,8 @@ def _parser() -> argparse.ArgumentParser:
     add_flags(run)
     run.set_defaults(run=serve)
     add_config(verbs)
+    add_keygen(verbs)
+    add_user(verbs)
     add_doctor(verbs)
     add_metrics(verbs)
     add_data_verbs(verbs)

@@ -47,7 +47,7 @@ def given_flags(options: argparse.Namespace) -> dict[str, Any]:
 def read_settings(options: argparse.Namespace) -> config.MergedSettings:
     """Read the settings of a command with `add_flags`. Raises ConfigError."""
     given = given_flags(options)
-    file = config.from_file(given.pop("--config")) if "--config" in given else config.Layer()
+    file = _from_file(given.pop("--config", None))
     environment = config.from_environment(os.environ)
     flags = config.Layer()
     for flag, value in given.items():
@@ -57,3 +57,16 @@ def read_settings(options: argparse.Namespace) -> config.MergedSettings:
         # A second server must not use the feed port of the configured one.
         flags.add(FLAGS["--feed"], BESIDE, "--endpoint")
     return config.merge(file, environment, flags)
+
+
+def read_file_and_environment(file: Path | None) -> config.Settings:
+    """Read the settings of a command without `add_flags`. Raises ConfigError.
+
+    Args:
+        file: the file of settings; None = none.
+    """
+    return config.merge(_from_file(file), config.from_environment(os.environ)).settings
+
+
+def _from_file(file: Path | None) -> config.Layer:
+    return config.Layer() if file is None else config.from_file(file)

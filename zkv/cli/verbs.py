@@ -16,16 +16,17 @@ from zkv import durations
 from zkv.cli.settings import add_flags
 from zkv.defaults import DEFAULT_ENDPOINT
 from zkv.endpoint import named_by_environment
+from zkv.users.rights import ADMIN_RIGHTS
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
-def _late(module: str) -> Callable[[argparse.Namespace], int]:
-    """The function `run` of a module of this package, imported when it is called."""
+def _late(module: str, function: str = "run") -> Callable[[argparse.Namespace], int]:
+    """A function of a module of this package, which is imported when it is called."""
 
     def run(options: argparse.Namespace) -> int:
-        status: int = import_module(f"zkv.cli.{module}").run(options)
+        status: int = getattr(import_module(f"zkv.cli.{module}"), function)(options)
         return status
 
     return run
@@ -97,6 +98,73 @@ def add_config(verbs: Verbs) -> None:
     check.add_argument("file", type=Path, metavar="FILE", help="see config.toml")
 
 
+def add_keygen(verbs: Verbs) -> None:
+    """Add ``zkv keygen``."""
+    parser = verbs.add_parser(
+        "keygen",
+        help="make a key pair, for a server or a client",
+        description="Make a key pair. The secret key is written to FILE, which only its owner may "
+        "read; the public key is printed. Each server and each client has a pair of its own.",
+    )
+    parser.add_argument("file", metavar="FILE", help="must not exist: a key is never overwritten")
+    parser.set_defaults(run=_late("keygen"))
+
+
+def add_user(verbs: Verbs) -> None:
+    """Add ``zkv user``."""
+    parser = verbs.add_parser(
+        "user",
+        help="add, list and remove users: who may connect, and what each may do",
+        description="Edit the file of the users, which the setting security.users names. What else "
+        "is written in it stays. A running server reads it again on SIGHUP.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    add = commands.add_parser(
+        "add", help="add a user, or keys and rights to one who is there", description=USER_ADD
+    )
+    add.add_argument("name", metavar="NAME", help="small letters a to z, digits, - and _")
+    for option, name, kind, summary in (
+        ("--key", "KEY", str, "a public key, as zkv keygen prints it"),
+        ("--uid", "N", _whole_number, "the number of a system user, for ipc endpoints"),
+        ("--read", "PREFIX", str, "keys with this prefix may be read; empty = all"),
+        ("--write", "PREFIX", str, "keys with this prefix may be read and written; empty = all"),
+    ):
+        add.add_argument(
+            option, action="append", default=[], type=kind, metavar=name,
+            help=f"{summary}; may be repeated",
+        )  # fmt: skip
+    add.add_argument(
+        "--admin", action="append", default=[], choices=(*ADMIN_RIGHTS, "all"),
+        help="monitor: see the statistics; operate: SNAPSHOT and END; replicate: copy the store; "
+        "all: all of these; may be repeated",
+    )  # fmt: skip
+    add.add_argument(
+        "--max-bytes", type=_whole_number, metavar="N",
+        help="the most bytes that entries under the prefixes to write may take; 0 = no limit",
+    )  # fmt: skip
+    _add_users_file(add, "add")
+
+    show = commands.add_parser(
+        "list", help="print the users", description="Print the users, in the format of the file."
+    )
+    _add_users_file(show, "show")
+
+    remove = commands.add_parser(
+        "remove", help="remove a user", description="Remove a user. The last one cannot be removed."
+    )
+    remove.add_argument("name", metavar="NAME", help="the user")
+    _add_users_file(remove, "remove")
+
+
+def _add_users_file(parser: argparse.ArgumentParser, function: str) -> None:
+    parser.add_argument(
+        "--users", metavar="FILE", help="the file of the users; else the one that the settings name"
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings; see config.toml")
+    parser.set_defaults(run=_late("users", function))
+
+
 def add_data_verbs(verbs: Verbs) -> None:
     """Add the commands for data directories."""
     parser = _add(verbs, "check", "look for faults in a data directory", CHECK)
@@ -135,6 +203,10 @@ Show the settings with which zkv serve would start here, given the same flags, a
 config.toml. A comment beside each says where it comes from: a line of the file, a variable, a flag
 or the default. Flags override the environment, and the environment overrides the file. The variable
 of a setting is ZKV_CFG_SECTION__NAME, such as ZKV_CFG_SERVER__WORKERS."""
+
+USER_ADD = """\
+Add a user. If it is there already, it gets the keys, uids, prefixes and rights in addition to those
+that it has. In a shell, keys need single quotes."""
 
 CHECK = """\
 Read every file of a data directory, report all findings, and change nothing. The exit status is 1
@@ -184,6 +256,12 @@ def _path(word: str) -> Path:
     if "\0" in word:
         raise argparse.ArgumentTypeError(f"{word!r} contains a NUL character")
     return Path(word)
+
+
+def _whole_number(word: str) -> int:
+    if not (word.isascii() and word.isdigit() and len(word) < 20):
+        raise argparse.ArgumentTypeError(f"{word[:40]!r} is not a whole number")
+    return int(word)
 
 
 def _revision(word: str) -> int:

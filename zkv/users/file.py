@@ -7,7 +7,6 @@ the file is checked before anything of it is used: it counts as a whole, or not 
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from zkv.errors import ConfigError
+from zkv.errors import ConfigError, shorten
 from zkv.keys import check_public_key
-from zkv.reading import BadTextError, decode, read_file
+from zkv.reading import BadTextError, decode, parse_toml, read_file
 from zkv.users.rights import ADMIN_RIGHTS, User
 
 ANONYMOUS: Final = "anonymous"
@@ -71,10 +70,10 @@ def read_users(path: Path) -> dict[str, UserEntry]:
             and field.
     """
     try:
-        table = tomllib.loads(decode(read_file(path)))
+        table = parse_toml(decode(read_file(path)))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError, BadTextError) as error:
+    except BadTextError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
     try:
         return check_users(table)
@@ -86,7 +85,7 @@ def check_users(table: dict[str, Any]) -> dict[str, UserEntry]:
     """Check the content of a users file, and return the users. Raises ValueError."""
     others = [name for name in table if name != "users"]
     if others:
-        raise ValueError(f"unknown table or key {others[0]!r}; expected tables [users.NAME]")
+        raise ValueError(f"unknown table or key {shorten(others[0])}; expected tables [users.NAME]")
     users = table.get("users")
     if not isinstance(users, dict) or not users:
         raise ValueError("there is no user: expected at least one table [users.NAME]")
@@ -100,7 +99,7 @@ def _entry(name: str, values: Any) -> UserEntry:
     where = f"users.{name}"
     if not _NAME.fullmatch(name):
         raise ValueError(
-            f"{where}: a name consists of small letters a to z, digits, - and _, got {name!r}"
+            f"users: a name consists of small letters a to z, digits, - and _, got {shorten(name)}"
         )
     if not isinstance(values, dict):
         raise ValueError(f"{where}: expected a table [users.{name}]")
@@ -112,7 +111,7 @@ def _entry(name: str, values: Any) -> UserEntry:
                 if near
                 else "there are " + ", ".join(UserEntry.__struct_fields__)
             )
-            raise ValueError(f"{where}: unknown field {field!r}; {advice}")
+            raise ValueError(f"{where}: unknown field {shorten(field)}; {advice}")
     try:
         entry = msgspec.convert(values, UserEntry)
     except msgspec.ValidationError as error:
@@ -133,7 +132,7 @@ def _check_fields(name: str, entry: UserEntry) -> None:
         for place, prefix in enumerate(getattr(entry, field)):
             if set(prefix.replace(_PLACEHOLDER, "")) & set("{}"):
                 raise ValueError(
-                    f"users.{name}.{field}[{place}]: {prefix!r}: a brace is only allowed in "
+                    f"users.{name}.{field}[{place}]: {shorten(prefix)}: a brace is only allowed in "
                     f"{_PLACEHOLDER}, which stands for the name of the user"
                 )
     if name == ANONYMOUS and (entry.keys or entry.uids):
