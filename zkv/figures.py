@@ -69,6 +69,17 @@ def trimmed(counts: list[int]) -> list[int]:
     return counts
 
 
+def hidden(info: Mapping[str, Any]) -> str:
+    """Return why a reply to INFO has no statistics; empty if it has them.
+
+    Args:
+        info: the reply.
+    """
+    if "stats" in info or "user" not in info:
+        return ""
+    return f"user {info['user']} may not see the statistics: it needs the right {MONITOR}"
+
+
 COUNTER: Final = "counter"
 """Counts from 0 since the start of the server, and never decreases."""
 GAUGE: Final = "gauge"

@@ -59,6 +59,8 @@ _audit = logging.getLogger(AUDIT)
 OPEN_MODE: Final = "0666"
 """The mode of the sockets of ipc endpoints where there are users."""
 
+LOADING: Final = "the server is loading its data"
+"""Why it is not ready yet."""
 LOOK_SECONDS: Final = 1.0
 """Interval of checks that the main thread runs, and that all dead workers have been replaced."""
 
@@ -155,10 +157,10 @@ class ServerCore:
         if slow := compiled.what_is_slow(self._facts()["stats"]):
             _log.info("built %s: %s", slow, compiled.ADVICE)
 
-    def info(self) -> dict[str, Any] | None:
+    def info(self) -> dict[str, Any] | str:
         """See `zkv.metrics.endpoint.Watched`. It does not wait for the disk, as a reply would."""
         if not self._serving:
-            return None
+            return LOADING
         reply: dict[str, Any] = msgspec.to_builtins(make_info(self._node))
         return reply | {"rev": min(reply["rev"], self._engine.safe_rev)}
 
@@ -167,7 +169,7 @@ class ServerCore:
         if self._stopping or self._failed:
             return "the server is stopping"
         if not self._serving:
-            return "the server is loading its data"
+            return LOADING
         if for_write and not self._engine.takes_writes:
             return REFUSED
         return ""

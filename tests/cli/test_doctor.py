@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
+import socket
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +19,20 @@ import pytest
 from tests.cli.running import NOWHERE
 from tests.forking import run_zkv
 from tests.peer import Peer, body
-from tests.support import LIMIT, ROOT, Message, ServerInProcess, environment, zkv_command
+from tests.support import (
+    FREE_PORT,
+    LIMIT,
+    ROOT,
+    Message,
+    ServerInProcess,
+    environment,
+    zkv_command,
+)
 from zkv import compiled
-from zkv.cli import doctor
+from zkv.cli import doctor, protection
 from zkv.cli.main import main
 from zkv.client import Client
+from zkv.keys import make_key_file, read_key_file
 
 Change = Callable[[Message], object]
 Examine = Callable[..., tuple[int, dict[str, dict[str, str]]]]
@@ -180,6 +192,12 @@ def put(path: str, value: Any) -> Change:
         (put("stats.process.open_files", 10**7), "files", "10,000,000", "ulimit -n"),
         (put("stats.process.max_open_files", 1024), "files", "1,024", "ulimit -n"),
         (put("durability.snapshot_bytes", 2**60), "disk", "free", "free space"),
+        (
+            put("endpoints", ["tcp://0.0.0.0:5555"]),
+            "exposure",
+            "tcp://0.0.0.0:5555: anyone can",
+            "security.secret_key_file",
+        ),
     ],
     ids=lambda part: part if isinstance(part, str) else "",
 )
@@ -203,7 +221,6 @@ def test_what_should_be_done_is_said(
     [
         (put("version", "0.0.9"), "version", "work together"),
         (put("durability.fsync", "never"), "durability", "fsync = never"),
-        (put("endpoints", ["tcp://0.0.0.0:5555"]), "exposure", "tcp://0.0.0.0:5555"),
         (put("durability.data_dir", "/nowhere"), "disk", "not checked"),
         (put("stats.process", {}), "files", "not in the server's INFO"),
         (put("stats.feed.dropped", 5), "feed", "5 messages"),
@@ -238,6 +255,198 @@ def test_clocks_that_differ(
     assert "90 s" in found["clock"].text
     assert text in found["clock"].text
     assert "NTP" in found["clock"].advice
+
+
+# Who can reach the server.
+
+
+@pytest.mark.parametrize(
+    ("has_keys", "has_users", "level", "text"),
+    [
+        (True, True, "ok", "with the key of a user"),
+        (True, False, "note", "whoever knows the server's public key can read, write and stop it"),
+        (False, True, "note", "without a key: they are the user anonymous"),
+        (False, False, "todo", "anyone can read, write and stop it"),
+    ],
+)
+def test_what_a_server_asks_of_other_machines(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    has_keys: bool,
+    has_users: bool,
+    level: str,
+    text: str,
+) -> None:
+    security = {}
+    if has_keys:
+        make_key_file(tmp_path / "server.key")
+        security["secret_key_file"] = str(tmp_path / "server.key")
+    if has_users:
+        security["users"] = str(tmp_path / "users.toml")
+        (tmp_path / "users.toml").write_text(f"[users.ann]\nuids = [{os.getuid()}]\nadmin = true\n")
+    place = f"ipc://{tmp_path}/socket"
+    server = {"endpoints": [place, FREE_PORT]}
+    with ServerInProcess(tmp_path / "data", server=server, security=security) as running:
+        port = running.server.endpoints[1].rpartition(":")[2]
+        change = put("endpoints", [place, f"tcp://0.0.0.0:{port}"])  # As if it were bound there.
+        found = findings(place, monkeypatch, INFO=change)["exposure"]
+
+    assert found.level == level
+    assert f"other machines can reach tcp://0.0.0.0:{port}" in found.text
+    assert text in found.text
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_what_a_server_asks_may_be_unknown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, listens: bool
+) -> None:
+    monkeypatch.setattr(protection, "PATIENCE", 0.5)
+    place = f"ipc://{tmp_path}/socket"
+    with (
+        ServerInProcess(tmp_path / "other", server={"endpoints": [place]}),
+        socket.create_server(("127.0.0.1", 0)) as silent,
+    ):
+        endpoint = f"tcp://0.0.0.0:{silent.getsockname()[1]}"
+        if not listens:
+            silent.close()
+        found = findings(place, monkeypatch, INFO=put("endpoints", [endpoint]))["exposure"]
+
+    assert found.level == "note"
+    assert "could not be seen" in found.text
+
+
+# What it checks without a server.
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Good settings, with keys and users."""
+    for name in ("old", "new"):
+        make_key_file(tmp_path / f"{name}.key")
+    (tmp_path / "users.toml").write_text("[users.ann]\nuids = [1]\n")
+    (tmp_path / "users.toml").chmod(0o644)
+    path = tmp_path / "config.toml"
+    path.write_text(
+        f"[security]\nsecret_key_file = ['{tmp_path}/new.key', '{tmp_path}/old.key']\n"
+        f"users = '{tmp_path}/users.toml'\n"
+    )
+    return path
+
+
+def here(config: Path) -> tuple[int, list[dict[str, str]]]:
+    """What is found without a server: exit status and findings."""
+    done = run_zkv(
+        "doctor", "--config", str(config), "-e", NOWHERE, "--json", "--timeout", "0.2", cwd=ROOT
+    )
+    assert done.stderr == ""
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert found.pop()["subject"] == "endpoint"
+    return done.returncode, found
+
+
+def test_keys_and_users_that_are_well(config: Path, tmp_path: Path) -> None:
+    status, found = here(config)
+
+    assert status == 3  # There is no server.
+    assert [(each["subject"], each["level"]) for each in found] == [
+        ("key", "ok"), ("key", "ok"), ("users", "ok"),
+    ]  # fmt: skip
+    public = read_key_file(tmp_path / "new.key").public
+    assert found[0]["text"] == (
+        f"{tmp_path}/new.key is for its owner alone; its public key is {public}"
+    )
+    assert f"1 in {tmp_path}/users.toml" in found[2]["text"]
+
+
+def loosen_key(directory: Path) -> None:
+    (directory / "new.key").chmod(0o640)
+
+
+def lose_key(directory: Path) -> None:
+    (directory / "old.key").unlink()
+
+
+def age_keys(directory: Path) -> None:
+    for name in ("old", "new"):
+        long_ago = time.time() - 40 * 86_400
+        os.utime(directory / f"{name}.key", (long_ago, long_ago))
+
+
+def open_users(directory: Path) -> None:
+    (directory / "users.toml").chmod(0o664)
+
+
+def open_directory(directory: Path) -> None:
+    directory.chmod(0o777)
+
+
+def spoil_users(directory: Path) -> None:
+    (directory / "users.toml").write_text("[users.ann]\nuid = 1\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "subject", "text", "advice"),
+    [
+        (loosen_key, "key", "new.key: others may read it (mode 0640)", "make a new key"),
+        (lose_key, "key", "old.key: No such file", "neither a server nor a client"),
+        (age_keys, "old key", "two keys for 40 days", "security.secret_key_file"),
+        (open_users, "users", "users.toml: others may write it", "chmod go-w"),
+        (open_directory, "users", ": others may write it", "chmod go-w"),
+        (spoil_users, "users", "users.ann: unknown field 'uid'", "SIGHUP"),
+    ],
+)
+def test_keys_and_users_that_are_not(
+    config: Path,
+    tmp_path: Path,
+    change: Callable[[Path], None],
+    subject: str,
+    text: str,
+    advice: str,
+) -> None:
+    change(tmp_path)
+
+    _, found = here(config)
+
+    (finding,) = [each for each in found if each["level"] == "todo"]
+    assert finding["subject"] == subject
+    assert text in finding["text"]
+    assert advice in finding["advice"]
+
+
+def test_a_change_of_the_key_that_has_just_begun_is_no_fault(config: Path, tmp_path: Path) -> None:
+    age_keys(tmp_path)
+    os.utime(tmp_path / "new.key")
+    assert [each["level"] for each in here(config)[1]] == ["ok", "ok", "ok"]
+
+
+def test_insecure_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("[security]\ninsecure = true\n")
+    (finding,) = here(path)[1]
+    assert finding["level"] == "note"
+    assert "insecure = true" in finding["text"]
+
+
+def test_the_key_of_a_client_is_checked(
+    well: Examine, server: ServerInProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    public = make_key_file(tmp_path / "ann.key")
+    monkeypatch.setenv("ZKV_KEY_FILE", str(tmp_path / "ann.key"))
+    assert public in well("-e", server.endpoint)[1]["key"]["text"]
+
+    (tmp_path / "ann.key").chmod(0o644)
+    status, found = well("-e", server.endpoint)
+    assert status == 1
+    assert found["key"]["level"] == "todo"
+    assert "chmod 600" in found["key"]["text"]
+
+
+def test_bad_settings(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("[security]\nuser = 'x'\n")
+    done = run_zkv("doctor", "--config", str(path), "-e", NOWHERE, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"zkv: {path}:2: security: unknown setting 'user'")
 
 
 def findings(endpoint: str, monkeypatch: pytest.MonkeyPatch, **changes: Change) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -73,6 +74,27 @@ def test_a_server_that_refuses_writes(
         assert ask(exporter.url, "/readyz").status == 200
         assert ask(exporter.url, "/readyz?for=write").status == 503
         assert "zkv_read_only 1.0" in ask(exporter.url, "/metrics").text
+
+
+def test_a_user_who_may_not_see_the_statistics(tmp_path: Path) -> None:
+    users = tmp_path / "users.toml"
+    users.write_text(f"[users.ann]\nuids = [{os.getuid()}]\n")
+    endpoint = f"ipc://{tmp_path}/socket"
+    with (
+        ServerInProcess(
+            tmp_path / "data",
+            server={"endpoints": [endpoint]},
+            security={"users": str(users)},
+        ),
+        Exporter(endpoint) as exporter,
+    ):
+        for path in ("/metrics", "/readyz?for=write"):
+            answer = ask(exporter.url, path)
+            assert answer.status == 503
+            assert answer.text == (
+                "user ann may not see the statistics: it needs the right monitor\n"
+            )
+        assert ask(exporter.url, "/readyz").status == 200
 
 
 def test_a_server_that_is_away(server: ServerInProcess) -> None:

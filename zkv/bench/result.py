@@ -19,7 +19,7 @@ import msgspec
 import zmq
 from msgspec import Struct, field
 
-from zkv import __version__, compiled
+from zkv import __version__, compiled, figures
 from zkv.bench.connections import BenchError
 from zkv.bench.drive import INTERVAL
 from zkv.bench.generator import LoadJob, Measured
@@ -37,6 +37,8 @@ CURVE: Final = tuple(1 - 10 ** (-number / 10) for number in range(51))
 """Shares for the plot of percentiles: ten of them for each further nine."""
 BUSY: Final = 0.9
 """If a loop computes for more than this share of its time, the generator may be the limit."""
+HIDDEN: Final = "hidden"
+"""The fact about a server that its other settings are not known, and why."""
 ASK_LIMIT: Final = 5.0
 """The timeout in seconds for requests that are not measured."""
 NEAR_CEILING: Final = 0.8
@@ -251,6 +253,8 @@ def ask(endpoint: str) -> dict[str, Any]:
             facts = client.call("INFO")
         except ClientError as error:
             raise BenchError(f"no zkv server at {endpoint}: {error}") from error
+    if hidden := figures.hidden(facts):
+        return {"version": facts["version"], "endpoint": endpoint, HIDDEN: hidden}
     return {
         "version": facts["version"],
         "endpoint": endpoint,

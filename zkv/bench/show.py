@@ -13,7 +13,7 @@ from typing import Final, TextIO
 from zkv.bench.drive import INTERVAL
 from zkv.bench.generator import LoadJob, Measured
 from zkv.bench.histogram import Histogram
-from zkv.bench.result import NAMES, Result
+from zkv.bench.result import HIDDEN, NAMES, Result
 from zkv.bench.workload import YCSB
 from zkv.writing import Target
 
@@ -125,7 +125,9 @@ class RunProgress:
 def render(result: Result) -> str:
     """The final table, with settings, costs, warnings and versions."""
     job, generator = result.job, result.generator
-    facts = [f"{key} {value}" for key, value in result.server.items() if value is not None]
+    known = {key: value for key, value in result.server.items() if value is not None}
+    hidden = known.pop(HIDDEN, "")
+    facts = [f"{key} {value}" for key, value in known.items()]
     who = "generator"
     if job.target.endpoint.startswith("inproc:"):
         who = "generator and server, one process,"
@@ -150,7 +152,7 @@ def render(result: Result) -> str:
         )
     if job.rate and generator.behind > 1000:
         lines.append(f"  the generator itself was late by up to {duration(generator.behind)}")
-    lines += [f"  NOTE: {limit}" for limit in generator.limits]
+    lines += [f"  NOTE: {limit}" for limit in [hidden, *generator.limits] if limit]
     lines += troubles(result)
     machine = result.machine
     lines += [

@@ -1,7 +1,8 @@
 """``zkv doctor``: checks a running server, and advises on what should be changed.
 
 The checks go from the outside in: the endpoint, then the replies to PING and INFO, then facts that
-only the same machine can see. Each check yields findings, one line each: a fact and, if something
+only the same machine can see. Keys and, with ``--config``, the settings for security come first:
+they need no server. Each check yields findings, one line each: a fact and, if something
 should be done, advice. A check never writes to the store.
 
 Exit status: 0 nothing to do; 1 something to do; 2 wrong usage, or the findings cannot be printed; 3
@@ -22,9 +23,17 @@ from typing import Any, Final
 from zkv import __version__, compiled, figures
 from zkv.cli.diagnosis import ACT, FINE, TELL, Diagnosis
 from zkv.cli.output import has_colours
+from zkv.cli.protection import LOCAL, check_exposure, check_here
 from zkv.cli.values import to_bytes, to_json
 from zkv.cli.view import duration, size
-from zkv.client import Client, ClientError, NoReplyError, RetryPolicy, UnavailableError
+from zkv.client import (
+    Client,
+    ClientError,
+    DeniedError,
+    NoReplyError,
+    RetryPolicy,
+    UnavailableError,
+)
 from zkv.endpoint import check_option
 from zkv.streams import complain, write
 
@@ -49,10 +58,12 @@ LARGE_SHARE: Final = 0.75
 """The share of session_bytes that replies which are not small may use."""
 SPACE: Final = 1024**3
 """Bytes that should be free in addition to the space for the next snapshot and segment."""
-LOCAL: Final = ("tcp://127.", "tcp://localhost:", "tcp://[::1]:", "ipc://")
 VOLATILE: Final = frozenset({"tmpfs", "ramfs"})
 REMOTE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"})
 REASONS: Final = "the server's log has the reason: the disk, the memory, or the data directory"
+ADVICE_ON_RIGHTS: Final = (
+    "most checks need it: run the doctor as another user, or: zkv user add {user} --admin monitor"
+)
 COLOURS: Final = {FINE: "\x1b[32m", TELL: "\x1b[36m", ACT: "\x1b[31m"}
 
 
@@ -63,23 +74,37 @@ def run(options: argparse.Namespace) -> int:
     """Carry out all checks, and print each finding at once; returns the exit status."""
     status = 0
     try:
-        endpoints = check_option(options.endpoint)
-        policy = RetryPolicy(wait_for_start=False)
-        with Client(endpoints, options.timeout, retry=policy) as client:
-            for finding in _findings(options.latency)(client):
-                _print(finding, options.json)
-                status = WRONG if finding.level == ACT else status
+        for finding in _all_findings(options):
+            _print(finding, options.json)
+            status = WRONG if finding.level == ACT else status
     except NoReplyError as error:
         _print(_no_reply(error), options.json)
         return NO_ANSWER
     except ClientError as error:
         advice = "the endpoint is not that of a zkv server, or the server is stopping: see its log"
+        if isinstance(error, DeniedError):
+            advice = "the users file of the server has who may do what"
         _print(Diagnosis(ACT, "answers", str(error), advice), options.json)
         return WRONG
     except ValueError as error:
         complain("zkv", str(error))
         return USAGE
     return status
+
+
+def _all_findings(options: argparse.Namespace) -> Iterator[Diagnosis]:
+    """All findings, of this machine and of the server.
+
+    Raises:
+        ConfigError: the settings are bad.
+        ValueError: the endpoint is.
+        ClientError: the server does not answer.
+    """
+    yield from check_here(options.config)
+    endpoints = check_option(options.endpoint)
+    policy = RetryPolicy(wait_for_start=False)
+    with Client(endpoints, options.timeout, retry=policy) as client:
+        yield from _findings(options.latency)(client)
 
 
 def _findings(of_latency: bool) -> Callable[[Client], Iterator[Diagnosis]]:
@@ -96,7 +121,9 @@ def examine(client: Client) -> Iterator[Diagnosis]:
     yield from check_round_trips(client)
     yield from check_clock(client)
     info = client.call("INFO")
-    for check in CHECKS:
+    if hidden := figures.hidden(info):
+        yield Diagnosis(ACT, "rights", hidden, ADVICE_ON_RIGHTS.format(user=info["user"]))
+    for check in OPEN_CHECKS if hidden else CHECKS:
         try:
             yield from check(client, info)
         except (KeyError, TypeError) as error:  # INFO of another version has other fields.
@@ -309,20 +336,6 @@ def check_latency(client: Client, info: Info) -> Iterator[Diagnosis]:
     )  # fmt: skip
 
 
-def check_exposure(_client: Client, info: Info) -> Iterator[Diagnosis]:
-    """Who can reach the server? It has no users and passwords."""
-    listening = [*info["endpoints"], info["feed"] or ""]
-    exposed = [each for each in listening if each.startswith("tcp://")]
-    exposed = [each for each in exposed if not each.startswith(LOCAL)]
-    if exposed:
-        yield Diagnosis(
-            TELL, "exposure",
-            f"other machines can reach {', '.join(exposed)}: anyone can read, write and stop it",
-        )  # fmt: skip
-    else:
-        yield Diagnosis(FINE, "exposure", "only this machine can reach the server")
-
-
 def check_files(_client: Client, info: Info) -> Iterator[Diagnosis]:
     """Can the server, and a client here, open enough files for their connections?"""
     used, most = figures.OPEN_FILES.of(info) or 0, figures.MAX_FILES.need(info)
@@ -377,6 +390,8 @@ CHECKS: Final[tuple[Callable[[Client, Info], Iterable[Diagnosis]], ...]] = (
     check_version, check_durability, check_refusal, check_failures, check_snapshots, check_clients,
     check_sessions, check_feed, check_latency, check_exposure, check_files, check_disk, check_build,
 )  # fmt: skip
+OPEN_CHECKS: Final = (check_version, check_feed)
+"""Those that need no right."""
 
 
 def _no_reply(error: NoReplyError) -> Diagnosis:

@@ -13,6 +13,7 @@ from datetime import datetime
 from operator import itemgetter
 from typing import Any, Final
 
+from zkv import figures
 from zkv.cli.diagnosis import ACT, FINE, TELL, Diagnosis
 from zkv.cli.text import PARTS
 from zkv.cli.view import duration
@@ -41,6 +42,9 @@ def examine(client: Client) -> Iterator[Diagnosis]:
     if "SLOW" not in info.get("features", ()):
         text = f"the server, zkv {info['version']}, has no slow log"
         yield Diagnosis(TELL, "latency", text, "it comes with version 0.2")
+        return
+    if hidden := figures.hidden(info):
+        yield Diagnosis(ACT, "latency", hidden)
         return
     found = client.call("SLOW", limit=ASKED)
     entries, minutes = found["entries"], found["minutes"]

@@ -1,7 +1,7 @@
 """``zkv metrics``: serves the metrics of a server that does not serve them itself.
 
-It sends INFO for each scrape, and so sees what its endpoint and rights allow. A server that does
-not answer is not ready.
+It sends INFO for each scrape, which needs the right to monitor. A server that does not answer is
+not ready.
 
 Exit status: 0 after SIGTERM or SIGINT; 2 wrong usage, or the address cannot be listened at.
 """
@@ -26,20 +26,23 @@ class _Remote:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def info(self) -> dict[str, Any] | None:
-        """Return what INFO replies; None if there is no reply."""
+    def info(self) -> dict[str, Any] | str:
+        """See `zkv.metrics.endpoint.Watched`."""
         try:
-            return self._client.call("INFO")
-        except ClientError:
-            return None
+            info = self._client.call("INFO")
+        except ClientError as error:
+            return str(error)
+        return figures.hidden(info) or info
 
     def unready(self, for_write: bool) -> str:
         """Return why the server cannot answer, or take a write."""
+        if for_write:
+            info = self.info()
+            if isinstance(info, str):
+                return info
+            return REFUSED if figures.READ_ONLY.of(info) is not None else ""
         try:
-            if not for_write:
-                self._client.call("PING")
-            elif figures.READ_ONLY.of(self._client.call("INFO")) is not None:
-                return REFUSED
+            self._client.call("PING")
         except ClientError as error:
             return str(error)
         return ""

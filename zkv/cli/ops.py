@@ -327,7 +327,7 @@ _TABLE: Final = (
     Command("ping", "check that the server answers", "ping", text=text.ping),
     Command(
         "info", "print what the server reports about itself", "info",
-        text=text.info, view=_info_view,
+        text=text.info, view=_info_view, note=text.after_info,
     ),
     Command(
         "slow", "print the newest slow requests: time, op, key, and where their time went", "slow",

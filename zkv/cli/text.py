@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from os.path import isfile
 from typing import Any, Final
 
+from zkv import figures
 from zkv.cli.output import RESET, STYLES, has_colours
 from zkv.cli.values import to_json, unquoted
 
@@ -203,6 +204,11 @@ def ping(reply: Reply) -> str:
 def info(reply: Reply) -> str:
     """The reply to INFO: lines ``name: value``; facts in a nested map are ``map.name: value``."""
     return "\n".join(_facts({name: reply[name] for name in reply if name not in {"ok", "id"}}))
+
+
+def after_info(reply: Reply) -> str:
+    """The reason why the reply to INFO has no statistics."""
+    return figures.hidden(reply)
 
 
 def saved(reply: Reply) -> str:

@@ -91,8 +91,9 @@ def run(session: CommandSession, options: argparse.Namespace) -> int:
         _live(client, interval, options.limit)
         return 0
     if not options.json:
+        info = _sample(client).info
         with reading("INFO"):
-            if slow := _slow(client.call("INFO")):
+            if slow := _slow(info):
                 note(slow)
         print_result("  ".join(HEADINGS))
     for sample, happened in _intervals(client, interval, options.limit):
@@ -158,9 +159,12 @@ def _intervals(
 
 
 def _sample(client: Client) -> Sample:
+    """Ask for a sample. Raises CommandError if the user may not see it, ClientError."""
     asked = time.monotonic()
     info = client.call("INFO")
     came = time.monotonic()
+    if hidden := figures.hidden(info):
+        raise CommandError(FAILED, hidden)
     return Sample(came, came - asked, info)
 
 

@@ -38,14 +38,19 @@ def add_doctor(verbs: Verbs) -> None:
         "doctor",
         help="check a running server, and advise what to do",
         description="Check a running server from the outside in: endpoint, round trips, versions, "
-        "clocks, durability, limits, change feed, and on the same machine its disk. Nothing is "
-        "changed. The exit status is 0 if there is nothing to do, 1 if there is, 3 if no answer "
-        "comes in time.",
+        "clocks, durability, limits, change feed, who can reach it, and on the same machine its "
+        "disk. Before that, check the key in ZKV_KEY_FILE, and with --config the keys and users of "
+        "the server. Nothing is changed. The exit status is 0 if there is nothing to do, 1 if "
+        "there is, 3 if no answer comes in time.",
     )
     _add_endpoint(parser)
     parser.add_argument(
         "--latency", action="store_true", help="instead: why requests were slow, from the slow log"
     )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE",
+        help="the settings of the server: also check its keys and its users",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="an object for each finding")
     parser.set_defaults(run=_late("doctor"))
 

@@ -43,8 +43,8 @@ Answer = tuple[HTTPStatus, str, bytes]
 class Watched(Protocol):
     """The server that is told about. Its methods are called in any thread."""
 
-    def info(self) -> Mapping[str, Any] | None:
-        """Return what INFO replies; None if that is not possible now."""
+    def info(self) -> Mapping[str, Any] | str:
+        """Return what INFO replies; or why that is not possible now."""
 
     def unready(self, for_write: bool) -> str:
         """Return why it cannot answer; empty if it can.
@@ -107,8 +107,8 @@ class MetricsEndpoint:
                 return self._ready(parse_qs(url.query, keep_blank_values=True))
             case "/metrics":
                 info = self._watched.info()
-                if info is None:
-                    return self._unavailable(self._watched.unready(False) or "there is no answer")
+                if isinstance(info, str):
+                    return self._unavailable(info)
                 text, content_type = self._exposition(info, accept)
                 return HTTPStatus.OK, content_type, text
         return HTTPStatus.NOT_FOUND, PLAIN, f"there are {PATHS}\n".encode()
