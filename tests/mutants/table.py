@@ -1144,7 +1144,66 @@ IN_USERS: Final = [
     ),
 ]
 
+IN_TOOLS_OF_USERS: Final = [
+    Mutant(
+        "two users may have one key",
+        "zkv/users/file.py",
+        "    _check_credentials(entries)\n",
+        "",
+        ("tests/users/test_file.py", "-k", "faults"),
+    ),
+    Mutant(
+        "an edit of the users file takes a comment for the end of a list",
+        "zkv/cli/users_text.py",
+        "            if parse_toml(candidate) == {field: value}:\n",
+        "            if field in parse_toml(candidate):\n",
+        ("tests/cli/test_users.py", "-k", "comments_and_order or loses_no_comment"),
+    ),
+    Mutant(
+        "a comment goes with the user before it",
+        "zkv/cli/users_text.py",
+        "        if parse_toml(part):\n            end = number + 1\n",
+        "        end = number + 1\n",
+        ("tests/cli/test_users.py", "-k", "comments_of_others"),
+    ),
+    Mutant(
+        "an edit may leave no user",
+        "zkv/cli/users.py",
+        "        if len(users) == 1:\n",
+        "        if len(users) == 0:\n",
+        ("tests/cli/test_users.py", "-k", "what_is_refused"),
+    ),
+    Mutant(
+        "a new users file is for the group to write",
+        "zkv/cli/users.py",
+        "mode & ~(stat.S_IWGRP | stat.S_IWOTH)",
+        "mode & ~stat.S_IWOTH",
+        ("tests/cli/test_users.py", "-k", "first_user"),
+    ),
+    Mutant(
+        "a public key may begin with a dash",
+        "zkv/keys.py",
+        "    while not public[:1].isalnum():",
+        "    while not public:",
+        ("tests/test_keys.py", "-k", "follow_an_option"),
+    ),
+    Mutant(
+        "statistics that are hidden count as absent",
+        "zkv/figures.py",
+        '    if "stats" in info or "user" not in info:\n',
+        "    if True:\n",
+        ("tests/cli/test_rights.py", "tests/cli/test_metrics.py"),
+    ),
+    Mutant(
+        "the doctor takes every listener for one without keys",
+        "zkv/cli/protection.py",
+        "greeting = stream.read(MECHANISM.stop)\n",
+        'greeting = GREETING + b"NULL" + bytes(16)\n',
+        ("tests/cli/test_doctor.py", "-k", "asks_of_other_machines"),
+    ),
+]
+
 MUTANTS: Final = [
     *IN_C, *AT_THE_START, *CODEC_AND_EXACTLY_ONCE, *EXPIRY, *LOG, *WAITING, *IN_SLOW_LOG, *IN_FEED,
-    *CLIENT, *IN_METRICS, *SETTINGS, *IN_USERS,
+    *CLIENT, *IN_METRICS, *SETTINGS, *IN_USERS, *IN_TOOLS_OF_USERS,
 ]  # fmt: skip
