@@ -16,6 +16,7 @@ include_patterns = [
     "DURABILITY.md",
     "PROTOCOL.md",
     "README.md",
+    "SECURITY.md",
     "clients/README.md",
     "clients/*/README.md",
     "tests/conformance/README.md",

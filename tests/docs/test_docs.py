@@ -52,6 +52,8 @@ from zkv import __version__, config, errors
 from zkv.defaults import DEFAULT_ENDPOINT
 from zkv.figures import FIGURES, Figure
 from zkv.protocol.requests import REQUEST_TYPES
+from zkv.users.file import UserEntry, check_users
+from zkv.users.rights import ADMIN_RIGHTS
 
 DOCUMENTS: Final = sorted(
     path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
@@ -59,7 +61,7 @@ DOCUMENTS: Final = sorted(
 WITH_SESSIONS: Final = (
     "README.md", "PROTOCOL.md", "DURABILITY.md",
     "docs/tutorial.md", "docs/howto.md", "docs/python.md", "docs/terminal.md",
-    "docs/settings.md", "docs/benchmarking.md",
+    "docs/settings.md", "docs/security.md", "docs/benchmarking.md",
 )  # fmt: skip
 UPDATING: Final = bool(os.environ.get("ZKV_UPDATE_DOCS"))
 
@@ -491,7 +493,16 @@ def test_settings_in_documents_load() -> None:
     for document in DOCUMENTS:
         for block in blocks_of(document):
             if block.language == "toml":
-                config.build(tomllib.loads(block.text), source=f"{document}, line {block.line}")
+                table = tomllib.loads(block.text)
+                if "users" in table:
+                    check_users(table)
+                else:
+                    config.build(table, source=f"{document}, line {block.line}")
+
+
+def test_the_guide_explains_every_field_and_right_of_a_user() -> None:
+    explained = re.findall(r"^\| `(\w+)` \|", section("docs/security.md", "### The file"), re.M)
+    assert explained == [*UserEntry.__struct_fields__, *ADMIN_RIGHTS]
 
 
 # --- The packages in ARCHITECTURE.md ---------------------------------------------------------
