@@ -229,6 +229,16 @@ def read_line(stream: IO[bytes], limit: float = LIMIT) -> bytes:
     return line
 
 
+def curve_options(server_key: str) -> dict[int, int | bytes]:
+    """The options of a socket for a server with this public key; its own keys are made here."""
+    public, secret = zmq.curve_keypair()
+    return {
+        zmq.CURVE_SERVERKEY: server_key.encode(),
+        zmq.CURVE_PUBLICKEY: public,
+        zmq.CURVE_SECRETKEY: secret,
+    }
+
+
 class NoReplyError(Exception):
     """No reply came in time."""
 

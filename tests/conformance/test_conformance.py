@@ -26,8 +26,18 @@ from tests.conformance.notation import (
 )  # fmt: skip
 from tests.conformance.runner import NotFreshError, run
 from tests.conformance.vectors import GENERATED, LAST, generated, load, walk
-from tests.support import LIMIT, ROOT, Raw, ServerProcess, environment, raw_fields, unpack
+from tests.support import (
+    LIMIT,
+    ROOT,
+    Raw,
+    ServerProcess,
+    curve_options,
+    environment,
+    raw_fields,
+    unpack,
+)  # fmt: skip
 from zkv import errors
+from zkv.keys import make_key_file
 from zkv.protocol.requests import REQUEST_TYPES
 
 SEQUENCES = load()
@@ -43,6 +53,21 @@ def test_the_server_keeps_the_protocol(tmp_path: Path) -> None:
             f"{outcome.case.name}: {outcome.fault}" for outcome in outcomes if outcome.fault
         ] == []
         assert server.wait() == 0  # The last sequence ends it.
+
+
+def test_the_server_keeps_the_protocol_over_curve(tmp_path: Path) -> None:
+    key = make_key_file(tmp_path / "server.key")
+    config = f"[security]\nsecret_key_file = {json.dumps(str(tmp_path / 'server.key'))}\n"
+    with (
+        ServerProcess(tmp_path / "server", config=config) as server,
+        Raw(server.endpoint, options=curve_options(key)) as raw,
+    ):
+        outcomes = list(run(SEQUENCES, raw.exchange))
+
+        assert [
+            f"{outcome.case.name}: {outcome.fault}" for outcome in outcomes if outcome.fault
+        ] == []
+        assert server.wait() == 0
 
 
 def fingerprints(sequences: list[dict[str, Any]]) -> dict[str, str]:
