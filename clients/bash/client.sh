@@ -14,7 +14,8 @@
 # A function's exit status is that of the command line: 0 done, 1 NOT_FOUND or CONFLICT, 2 any other
 # failure, 3 no reply. Of a failure zkv_error tells code, message, retry and applied.
 #
-# It takes bash 5.1 and coreutils, sed and iconv, and endpoints tcp://HOST:PORT.
+# It takes bash 5.1 and coreutils, sed and iconv, and endpoints tcp://HOST:PORT. It cannot encrypt: a
+# server that asks for CURVE is out of its reach, and it refuses to start where a key is given to it.
 
 source "${BASH_SOURCE[0]%"${BASH_SOURCE[0]##*/}"}./msgpack.sh"
 
@@ -29,6 +30,9 @@ zkv_connect() {
     return
   fi
   zkv_host=${BASH_REMATCH[1]//[\[\]]/} zkv_port=${BASH_REMATCH[2]}
+  if [[ ${ZKV_SERVER_PUBLIC_KEY-}${ZKV_KEY_FILE-} ]]; then
+    _zkv_fail NO_CURVE "bash cannot encrypt, as ZKV_SERVER_PUBLIC_KEY and ZKV_KEY_FILE ask for"
+  fi
 }
 
 zkv_close() {
@@ -128,6 +132,10 @@ zkv_call() {
   for (( ; left > 0; left--)); do
     if ! _zkv_exchange "$part$fields"; then
       zkv_close
+      if [[ $zkv_asked ]]; then
+        _zkv_fail HANDSHAKE_FAILED "the server asks for $zkv_asked, and bash cannot encrypt"
+        return
+      fi
       lost=1
     elif ! _zkv_is_reply_to "$id"; then
       zkv_close
@@ -216,6 +224,7 @@ _zkv_exchange() {
 
 _zkv_open() {
   local zeros
+  zkv_asked='' # for another mechanism than NULL: its name
   if [[ $zkv_fd ]]; then return; fi
   # Nothing limits the time that /dev/tcp takes. So another process tries first.
   until _zkv_time_left || return
@@ -225,9 +234,14 @@ _zkv_open() {
   done
   printf -v zeros %062d 0
   # The greeting: signature, version 3.0, mechanism NULL, no server, filler. Then READY: Socket-Type is REQ.
-  _zkv_write "ff00000000000000017f0300""4e554c4c${zeros:0:32}""00$zeros" || return
+  # The version's first byte has the server tell its mechanism. One that is not ours cuts the connection.
+  _zkv_write ff00000000000000017f03 && _zkv_read 64 && [[ $got == ff????????????????7f03* ]] || return
+  if [[ ${got:24:10} != 4e554c4c00 ]]; then
+    zkv_asked=$(mp_bytes "${got:24:40}" | tr -d '\0')
+    return 1
+  fi
+  _zkv_write "00""4e554c4c${zeros:0:32}""00$zeros" || return
   _zkv_write 0419"055245414459""0b536f636b65742d54797065""00000003524551" || return
-  _zkv_read 64 && [[ $got == ff????????????????7f03* ]] || return
   _zkv_read 2 && [[ $got == 04* ]] && _zkv_read $((16#${got:2})) && [[ $got == 055245414459* ]]
 }
 

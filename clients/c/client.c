@@ -5,16 +5,22 @@
  * same bytes go out on a fresh one: a write carries a session and a number, and runs only once.
  * LINGER is 0, so nothing that was not sent holds up the end of the process.
  *
+ * To tcp:// endpoints it speaks CURVE if ZKV_SERVER_PUBLIC_KEY is set. A socket whose handshake is
+ * refused stays silent for ever, so its monitor is asked why, until the handshake has succeeded.
+ *
  * Functions return 0, or -1: then code, message, retry and applied of the zkv tell why. Objects
  * that they give live until the next call. A zkv is used by one thread at a time. */
 #include <errno.h>
+#include <fcntl.h>
 #include <msgpack.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 #include <zmq.h>
 
 typedef struct {
@@ -22,8 +28,15 @@ typedef struct {
     msgpack_object value;
 } zkv_field;
 
+enum { KEY_SIZE = 40 }; /* of a key in Z85 */
+typedef char zkv_key[KEY_SIZE + 1];
+
 typedef struct {
     void *context, *socket;
+    void *monitor; /* tells what becomes of the handshake; NULL once it has succeeded */
+    uint64_t monitors;
+    zkv_key public_key, secret_key, *server_keys; /* server_keys[server_key] is in use */
+    size_t server_key, server_key_count;          /* 0 keys: no CURVE */
     char *endpoint, session[33];
     double timeout; /* seconds, for each attempt */
     uint64_t last_id, last_seq;
@@ -177,17 +190,141 @@ static int fail(zkv *z, const char *code, const char *message) {
     return -1;
 }
 
+/* ---- keys ---- */
+
+static _Thread_local char problem[512];
+
+/* Why zkv_connect has returned NULL. */
+const char *zkv_problem(void) { return problem; }
+
+static bool has_keys(const char *endpoint) { return strncmp(endpoint, "tcp://", 6) == 0; }
+
+/* Makes room[KEY_SIZE + 1] the key that a text begins with. False: it is none. */
+static bool take_key(const char *text, size_t size, char *room) {
+    uint8_t bytes[KEY_SIZE / 5 * 4];
+    if (size != KEY_SIZE) return false;
+    memcpy(room, text, KEY_SIZE), room[KEY_SIZE] = 0;
+    return zmq_z85_decode(bytes, room) != NULL;
+}
+
+static int read_key_file(zkv *z, const char *path) {
+    char text[128];
+    struct stat info;
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t size = -1;
+    if (file >= 0 && fstat(file, &info) == 0)
+        size = info.st_mode & 077 ? 0 : read(file, text, sizeof text);
+    if (size < 0)
+        snprintf(problem, sizeof problem, "%s: %s", path, strerror(errno));
+    else if (info.st_mode & 077)
+        snprintf(problem, sizeof problem, "%s: others may read it (mode %04o): chmod 600 %s", path,
+                 (unsigned)info.st_mode & 07777, path);
+    if (file >= 0) close(file);
+    if (size < 0 || info.st_mode & 077) return -1;
+    while (size > 0 && strchr(" \t\r\n", text[size - 1])) size--;
+    if (take_key(text, (size_t)size, z->secret_key) && !zmq_curve_public(z->public_key, z->secret_key))
+        return 0;
+    snprintf(problem, sizeof problem, "%s: not a key file: expected one line of 40 characters of Z85", path);
+    return -1;
+}
+
+/* Keys for tcp:// endpoints: the server's, of which one has to fit, and the client's own pair, which
+ * is made for this client alone where there is no file. */
+static int take_keys(zkv *z) {
+    const char *at = getenv("ZKV_SERVER_PUBLIC_KEY"), *file = getenv("ZKV_KEY_FILE");
+    bool has_file = file && *file;
+    z->server_keys = calloc(at ? strlen(at) / KEY_SIZE + 1 : 1, sizeof *z->server_keys);
+    for (size_t size; at && *at; at += size) {
+        size = strcspn(at, ", ");
+        if (size > 0 && !take_key(at, size, z->server_keys[z->server_key_count++]))
+            return strcpy(problem, "ZKV_SERVER_PUBLIC_KEY: not a key: expected 40 characters of Z85"), -1;
+        size += strspn(at + size, ", ");
+    }
+    if (z->server_key_count == 0 && has_file)
+        return strcpy(problem, "ZKV_KEY_FILE is of no use without ZKV_SERVER_PUBLIC_KEY"), -1;
+    if (z->server_key_count == 0 || has_file) return has_file ? read_key_file(z, file) : 0;
+    if (zmq_curve_keypair(z->public_key, z->secret_key) == 0) return 0;
+    return strcpy(problem, "libzmq was built without CURVE"), -1;
+}
+
+/* Gives a socket the keys that this endpoint needs, if any. */
+int zkv_secure(zkv *z, void *socket, const char *endpoint) {
+    if (!has_keys(endpoint)) return 0;
+    if (!z->server_keys && take_keys(z)) return -1;
+    if (z->server_key_count == 0) return 0;
+    const char *keys[] = {z->server_keys[z->server_key], z->public_key, z->secret_key};
+    int options[] = {ZMQ_CURVE_SERVERKEY, ZMQ_CURVE_PUBLICKEY, ZMQ_CURVE_SECRETKEY};
+    for (int i = 0; i < 3; i++)
+        if (zmq_setsockopt(socket, options[i], keys[i], KEY_SIZE + 1))
+            return strcpy(problem, "libzmq was built without CURVE"), -1;
+    return 0;
+}
+
+/* Has the next socket use the next one of the server's keys. */
+void zkv_next_key(zkv *z) {
+    if (z->server_key_count) z->server_key = (z->server_key + 1) % z->server_key_count;
+}
+
+/* ---- the connection ---- */
+
+static const int HANDSHAKE = ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH |
+                             ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
+
+static int open_monitor(zkv *z) {
+    char name[64];
+    int no_limit = 0;
+    snprintf(name, sizeof name, "inproc://zkv-handshake-%llu", (unsigned long long)z->monitors++);
+    if (zmq_socket_monitor(z->socket, name, HANDSHAKE)) return -1;
+    z->monitor = zmq_socket(z->context, ZMQ_PAIR);
+    if (!z->monitor) return -1;
+    zmq_setsockopt(z->monitor, ZMQ_RCVHWM, &no_limit, sizeof no_limit); /* else ZeroMQ might wait for us */
+    return zmq_connect(z->monitor, name);
+}
+
+static void close_monitor(zkv *z) {
+    if (z->socket) zmq_socket_monitor(z->socket, NULL, 0); /* first: nobody would read what it tells */
+    if (z->monitor) zmq_close(z->monitor);
+    z->monitor = NULL;
+}
+
 static int open_socket(zkv *z) {
     int none = 0;
     if (z->socket) return 0;
     z->socket = zmq_socket(z->context, ZMQ_REQ);
-    if (z->socket) zmq_setsockopt(z->socket, ZMQ_LINGER, &none, sizeof none);
-    return z->socket && zmq_connect(z->socket, z->endpoint) == 0 ? 0 : -1;
+    if (!z->socket) return snprintf(problem, sizeof problem, "%s", zmq_strerror(errno)), -1;
+    zmq_setsockopt(z->socket, ZMQ_LINGER, &none, sizeof none);
+    if (zkv_secure(z, z->socket, z->endpoint)) return -1;
+    if (open_monitor(z) == 0 && zmq_connect(z->socket, z->endpoint) == 0) return 0;
+    return snprintf(problem, sizeof problem, "%s: %s", z->endpoint, zmq_strerror(errno)), -1;
 }
 
 static void close_socket(zkv *z) {
+    if (z->monitor) close_monitor(z);
     if (z->socket) zmq_close(z->socket);
     z->socket = NULL;
+}
+
+/* Whether the handshake has failed, so that nothing was sent: then code and message tell why. */
+static bool handshake_failed(zkv *z) {
+    uint16_t event = 0;
+    unsigned char frame[6];
+    while (z->monitor && zmq_recv(z->monitor, frame, sizeof frame, ZMQ_DONTWAIT) >= 0) {
+        memcpy(&event, frame, sizeof event);
+        zmq_recv(z->monitor, frame, sizeof frame, ZMQ_DONTWAIT); /* the endpoint */
+        if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) return close_monitor(z), false;
+    }
+    bool keys = z->server_key_count > 0 && has_keys(z->endpoint);
+    const char *why = NULL;
+    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+        why = "the server does not know this client: its key or, on ipc, its system user";
+    else if (event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL)
+        why = keys ? "the server does not speak CURVE" : "the server asks for CURVE: set ZKV_SERVER_PUBLIC_KEY";
+    else if (event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL && keys) /* else it may be about to start */
+        why = "the handshake was cut: the server has another key than ZKV_SERVER_PUBLIC_KEY says, or no CURVE";
+    if (!why) return false;
+    fail(z, "HANDSHAKE_FAILED", why);
+    z->retry = z->applied_unknown = event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL; /* ZeroMQ goes on trying */
+    return true;
 }
 
 void zkv_close(zkv *z) {
@@ -195,11 +332,12 @@ void zkv_close(zkv *z) {
     zmq_ctx_term(z->context);
     msgpack_zone_free(z->zone);
     zmq_msg_close(&z->frame);
+    free(z->server_keys);
     free(z->endpoint);
     free(z);
 }
 
-/* NULL with errno if the endpoint is malformed. The server need not be up. */
+/* NULL if the endpoint or a key is malformed: zkv_problem() tells. The server need not be up. */
 zkv *zkv_connect(const char *endpoint, double timeout) {
     unsigned char random[16];
     zkv *z = calloc(1, sizeof *z);
@@ -211,30 +349,43 @@ zkv *zkv_connect(const char *endpoint, double timeout) {
     z->zone = msgpack_zone_new(MSGPACK_ZONE_CHUNK_SIZE);
     zmq_msg_init(&z->frame);
     if (open_socket(z) == 0) return z;
-    int error = errno;
-    zkv_close(z);
-    return errno = error, NULL;
+    return zkv_close(z), NULL;
 }
 
-enum outcome { NONE, BROKEN, REPLY };
+enum outcome { NONE, SHUT_OUT, BROKEN, REPLY };
 
 /* Sends a body, and unpacks the reply if one comes in time. */
 static enum outcome exchange(zkv *z, const msgpack_sbuffer *body) {
     double end = now() + z->timeout, left;
-    int ready = 0;
     if (open_socket(z)) return NONE;
-    if (zmq_send(z->socket, body->data, body->size, ZMQ_DONTWAIT) < 0) return NONE;
-    while (ready <= 0 && (left = end - now()) > 0) { /* signals interrupt zmq_poll: EINTR */
-        zmq_pollitem_t item = {z->socket, 0, ZMQ_POLLIN, 0};
-        ready = zmq_poll(&item, 1, (long)(left * 1000) + 1);
+    bool sent = zmq_send(z->socket, body->data, body->size, ZMQ_DONTWAIT) >= 0;
+    for (bool ready = false; !ready;) { /* signals interrupt zmq_poll: EINTR */
+        if (handshake_failed(z)) return SHUT_OUT;
+        if (!sent || (left = end - now()) <= 0) return NONE;
+        zmq_pollitem_t items[] = {{z->socket, 0, ZMQ_POLLIN, 0}, {z->monitor, 0, ZMQ_POLLIN, 0}};
+        ready = zmq_poll(items, z->monitor ? 2 : 1, (long)(left * 1000) + 1) > 0 && items[0].revents;
     }
-    if (ready <= 0 || zmq_msg_recv(&z->frame, z->socket, ZMQ_DONTWAIT) < 0) return NONE;
+    if (zmq_msg_recv(&z->frame, z->socket, ZMQ_DONTWAIT) < 0) return NONE;
     msgpack_zone_clear(z->zone);
     z->reply.type = MSGPACK_OBJECT_NIL;
     bool sound = !zmq_msg_more(&z->frame) &&
                  zkv_unpack(zmq_msg_data(&z->frame), zmq_msg_size(&z->frame), z->zone, &z->reply);
     if (!sound) z->reply.type = MSGPACK_OBJECT_NIL;
     return sound && zkv_find(z->reply, "ok").type == MSGPACK_OBJECT_BOOLEAN ? REPLY : BROKEN;
+}
+
+enum { TRIES = 10 }; /* while its key is changed, a server takes each connection with one key or the other */
+
+/* The same, with one of the server's keys after the other until one fits. */
+static enum outcome exchange_with_keys(zkv *z, const msgpack_sbuffer *body) {
+    struct timespec pause = {0, 30000000};
+    for (int left = TRIES;; left--) {
+        enum outcome outcome = exchange(z, body);
+        if (outcome != REPLY) close_socket(z);
+        if (outcome != SHUT_OUT || !z->retry || left == 1) return outcome;
+        zkv_next_key(z);
+        nanosleep(&pause, NULL);
+    }
 }
 
 static int refused(zkv *z) {
@@ -283,22 +434,21 @@ int zkv_call(zkv *z, const char *op, const zkv_field *fields, size_t count) {
     }
     fail(z, "NO_REPLY", "none in time");
     for (int attempt = strcmp(op, "END") ? 0 : 2; attempt < 3; attempt++) {
-        enum outcome outcome = exchange(z, &body);
+        enum outcome outcome = exchange_with_keys(z, &body);
         echo = zkv_find(z->reply, "id");
-        if (outcome != REPLY) close_socket(z);
         if (outcome == NONE) {
             lost = true;
             continue;
         }
         ok = outcome == REPLY && zkv_find(z->reply, "ok").via.boolean;
         bool ours = msgpack_object_equal(echo, id) || (!ok && echo.type == MSGPACK_OBJECT_NIL);
-        if (outcome == BROKEN || !ours) {
+        if (outcome == BROKEN || !ours) { /* one that was shut out has no reply, and so no id */
             close_socket(z);
             msgpack_sbuffer_destroy(&body);
             return fail(z, "BAD_REPLY", "it is no map, or has no ok, or another id");
         }
-        if (!ok) refused(z);
-        again = !ok && (z->retry || (lost && !strcmp(z->code, "DEADLINE")));
+        if (!ok && outcome == REPLY) refused(z);
+        again = !ok && (z->retry || (lost && (outcome == SHUT_OUT || !strcmp(z->code, "DEADLINE"))));
         if (!again) {
             msgpack_sbuffer_destroy(&body);
             return ok ? 0 : -1;

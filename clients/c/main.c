@@ -52,7 +52,7 @@ static void pack_error(zkv *z, msgpack_packer *packer) { /* where the server has
         {zkv_str("code"), zkv_str(z->code)},
         {zkv_str("message"), zkv_str(z->message)},
         {zkv_str("retry"), retry},
-        {zkv_str("applied"), unknown},
+        {zkv_str("applied"), z->applied_unknown ? unknown : no},
     };
     msgpack_pack_object(packer, zkv_map(fields, 5));
 }
@@ -146,7 +146,7 @@ int main(int argc, char **argv) {
     if (!endpoint || !*endpoint) endpoint = "tcp://127.0.0.1:5555";
     zkv *z = zkv_connect(endpoint, timeout);
     if (!z) {
-        perror(endpoint);
+        fprintf(stderr, "client: %s\n", zkv_problem());
         return 2;
     }
     if (run(z, argc - i, argv + i)) {

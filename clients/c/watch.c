@@ -7,12 +7,13 @@
 
 static const int SILENCE = 5000; /* ms without a heartbeat: the connection is taken to be dead */
 
-static void *listen_to(void *context, const char *feed) {
-    void *socket = zmq_socket(context, ZMQ_SUB);
+static void *listen_to(zkv *z, const char *feed) {
+    void *socket = zmq_socket(z->context, ZMQ_SUB);
     int none = 0;
     zmq_setsockopt(socket, ZMQ_LINGER, &none, sizeof none);
     zmq_setsockopt(socket, ZMQ_SUBSCRIBE, "\0", 1); /* the topic of heartbeats */
     zmq_setsockopt(socket, ZMQ_RCVTIMEO, &SILENCE, sizeof SILENCE);
+    if (zkv_secure(z, socket, feed)) fprintf(stderr, "watch: %s\n", zkv_problem()), exit(2);
     zmq_connect(socket, feed);
     return socket;
 }
@@ -67,18 +68,20 @@ static int64_t print_changes(zkv *z, int64_t since, const char *prefix) {
 int main(int argc, char **argv) {
     const char *endpoint = argc > 1 ? argv[1] : "tcp://127.0.0.1:5555", *prefix = argc > 2 ? argv[2] : "";
     zkv *z = zkv_connect(endpoint, 5);
+    if (!z) return fprintf(stderr, "watch: %s\n", zkv_problem()), 2;
     char feed[256];
     int64_t beat = -1, seen = -1, rev; /* beat: the last heartbeat's; CHANGES may be ahead of it */
-    if (!z || zkv_call(z, "INFO", NULL, 0)) return fprintf(stderr, "watch: %s: no answer\n", endpoint), 3;
+    if (zkv_call(z, "INFO", NULL, 0)) return fprintf(stderr, "watch: %s: %s\n", z->code, z->message), 3;
     msgpack_object found = zkv_find(z->reply, "feed");
     if (found.type != MSGPACK_OBJECT_STR) return fprintf(stderr, "watch: it publishes nothing\n"), 2;
     snprintf(feed, sizeof feed, "%.*s", (int)found.via.str.size, found.via.str.ptr);
-    void *socket = listen_to(z->context, feed);
+    void *socket = listen_to(z, feed);
     for (;;) {
         if ((rev = heartbeat(socket)) < 0) {
             if (errno == EINTR) continue;
             zmq_close(socket);
-            socket = listen_to(z->context, feed);
+            zkv_next_key(z); /* the server may have another one now */
+            socket = listen_to(z, feed);
             continue;
         }
         if (beat < 0) fprintf(stderr, "following %s from revision %lld\n", feed, (long long)rev);

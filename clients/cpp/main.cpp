@@ -47,7 +47,6 @@ static void print_hex(const msgpack::sbuffer &packed) {
 }
 
 static void call_each(zkv::client &client) {
-    const msgpack::object nil;
     for (std::string line; std::getline(std::cin, line);) {
         std::string bytes;
         for (std::size_t i = 0; i + 1 < line.size(); i += 2)
@@ -62,12 +61,14 @@ static void call_each(zkv::client &client) {
         } catch (const zkv::error &error) {
             zkv::reply told = error.reply.fields;
             std::string message = error.what();
+            msgpack::object applied; /* nil: nobody knows */
+            if (error.not_applied()) applied = msgpack::object(false);
             if (told.empty())
                 told = {{"ok", msgpack::object(false)},
                         {"code", msgpack::object(error.code.c_str())},
                         {"message", msgpack::object(message.c_str())},
                         {"retry", msgpack::object(error.retry())},
-                        {"applied", nil}};
+                        {"applied", applied}};
             msgpack::pack(packed, told);
         }
         print_hex(packed);

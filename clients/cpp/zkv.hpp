@@ -5,17 +5,26 @@
  * bytes go out on a fresh one: a write carries a session and a number, and runs only once. LINGER
  * is 0, so nothing that was not sent holds up the end of the process.
  *
+ * To tcp:// endpoints it speaks CURVE if ZKV_SERVER_PUBLIC_KEY is set. A socket whose handshake is
+ * refused stays silent for ever, so its monitor is asked why, until the handshake has succeeded.
+ *
  * Compile with -DMSGPACK_NO_BOOST, and link with -lzmq. A client is used by one thread at a time. */
 #pragma once
+
+#include <sys/stat.h>
 
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <optional>
 #include <random>
 #include <set>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -50,18 +59,78 @@ struct answer {
 };
 
 /* A request that was not answered with success. The code is one of the protocol's, or NO_REPLY,
- * BAD_REPLY, and BAD_VALUE, of a value that is none of the type asked for; of these three the reply
- * is empty. */
+ * BAD_REPLY, HANDSHAKE_FAILED, and BAD_VALUE, of a value that is none of the type asked for; of these
+ * four the reply is empty. */
 struct error : std::runtime_error {
     error(std::string code, const std::string &message, answer reply = {})
-        : std::runtime_error(code + ": " + message), code(code), reply(reply) {}
+        : std::runtime_error(code + ": " + message), code(code), reply(reply),
+          retry_(code == "NO_REPLY" || reply.is("retry", true)),
+          not_applied_(reply.is("applied", false)) {}
+    error(std::string code, const std::string &message, bool retry, bool not_applied)
+        : std::runtime_error(code + ": " + message), code(code), retry_(retry), not_applied_(not_applied) {}
     std::string code;
     answer reply;
 
     /* The same request may succeed later. */
-    bool retry() const { return code == "NO_REPLY" || reply.is("retry", true); }
+    bool retry() const { return retry_; }
     /* Nothing was changed for certain. If not, nobody knows. */
-    bool not_applied() const { return reply.is("applied", false); }
+    bool not_applied() const { return not_applied_; }
+
+private:
+    bool retry_, not_applied_;
+};
+
+/* Keys of CURVE, each as 40 characters of Z85: the server's, of which one has to fit, and a pair. */
+struct keys {
+    std::vector<std::string> server;
+    std::string own_public, own_secret;
+
+    /* Those that the environment tells of; none if the endpoint needs none. What is wrong with them
+     * is a std::invalid_argument. Without a file, a pair is made. */
+    static keys of(const std::string &endpoint) {
+        keys keys;
+        if (endpoint.rfind("tcp://", 0) != 0) return keys;
+        const char *listed = std::getenv("ZKV_SERVER_PUBLIC_KEY"), *file = std::getenv("ZKV_KEY_FILE");
+        std::istringstream words(listed ? listed : "");
+        for (std::string word; std::getline(words, word, ',');) {
+            word = strip(word);
+            if (word.empty()) continue;
+            if (!is_key(word))
+                throw std::invalid_argument("ZKV_SERVER_PUBLIC_KEY: not a key: expected 40 characters of Z85");
+            keys.server.push_back(word);
+        }
+        const bool has_file = file && *file;
+        if (keys.server.empty() && has_file)
+            throw std::invalid_argument("ZKV_KEY_FILE is of no use without ZKV_SERVER_PUBLIC_KEY");
+        if (keys.server.empty()) return keys;
+        char pair[2][41];
+        if (has_file) std::strcpy(pair[1], read(file).c_str());
+        if (has_file ? zmq_curve_public(pair[0], pair[1]) : zmq_curve_keypair(pair[0], pair[1])) throw zmq::error_t();
+        keys.own_public = pair[0];
+        keys.own_secret = pair[1];
+        return keys;
+    }
+
+private:
+    static std::string strip(const std::string &text) {
+        const char *spaces = " \t\r\n";
+        auto begin = text.find_first_not_of(spaces);
+        return begin == text.npos ? "" : text.substr(begin, text.find_last_not_of(spaces) + 1 - begin);
+    }
+    static bool is_key(const std::string &text) {
+        std::uint8_t bytes[32];
+        return text.size() == 40 && zmq_z85_decode(bytes, text.c_str());
+    }
+    static std::string read(const std::string &path) {
+        std::unique_ptr<std::FILE, int (*)(std::FILE *)> file(std::fopen(path.c_str(), "r"), std::fclose);
+        struct stat info;
+        char text[128];
+        if (!file || fstat(fileno(file.get()), &info)) throw std::invalid_argument(path + ": " + std::strerror(errno));
+        if (info.st_mode & 077) throw std::invalid_argument(path + ": others may read it: chmod 600 " + path);
+        std::string line = strip({text, std::fread(text, 1, sizeof text, file.get())});
+        if (is_key(line)) return line;
+        throw std::invalid_argument(path + ": not a key file: expected one line of 40 characters of Z85");
+    }
 };
 
 /* Whether a map in the value has a key twice: a std::map would keep one of them, and lose the other. */
@@ -103,9 +172,10 @@ class client {
 public:
     using milliseconds = std::chrono::milliseconds;
 
-    /* The server need not be up. A malformed endpoint throws zmq::error_t. */
+    /* The server need not be up. A malformed endpoint throws zmq::error_t, a bad key
+     * std::invalid_argument. */
     explicit client(std::string endpoint, milliseconds timeout = milliseconds(5000))
-        : endpoint_(std::move(endpoint)), timeout_(timeout), session_(random_name()) {
+        : keys_(keys::of(endpoint)), endpoint_(std::move(endpoint)), timeout_(timeout), session_(random_name()) {
         open();
     }
 
@@ -126,17 +196,18 @@ public:
         bool lost = false;
         std::optional<error> refused;
         for (int left = op == "END" ? 1 : attempts; left > 0; left--) {
-            auto frame = exchange(body);
-            if (!frame) {
-                socket_.reset();
+            auto frame = exchange(body, refused);
+            if (frame) {
+                answer reply = read(*frame, request["id"]);
+                if (reply.is("ok", true)) return reply;
+                refused.emplace(reply.text("code"), reply.text("message"), reply);
+            } else if (!refused) {
                 lost = true;
                 continue;
             }
-            answer reply = read(*frame, request["id"]);
-            if (reply.is("ok", true)) return reply;
-            refused.emplace(reply.text("code"), reply.text("message"), reply);
             /* Refused now; but what became of an attempt before, whose reply was lost? */
-            if (!refused->retry() && !(lost && refused->code == "DEADLINE")) throw *refused;
+            bool in_doubt = lost && (refused->code == "DEADLINE" || refused->code == "HANDSHAKE_FAILED");
+            if (!refused->retry() && !in_doubt) throw *refused;
             std::this_thread::sleep_for(pause);
         }
         if (lost) throw error("NO_REPLY", "none from " + endpoint_ + "; a write may have been applied");
@@ -197,11 +268,14 @@ public:
     std::int64_t end() { return rev(call("END")); }
 
     /* Drops the socket and whatever it owes; the next request opens a fresh one. */
-    void close() { socket_.reset(); }
+    void close() { connection_.reset(); }
 
 private:
     static constexpr int attempts = 3;
     static constexpr milliseconds pause{100};
+    /* While its key is changed, a server takes each connection with one key or the other. */
+    static constexpr int tries = 10;
+    static constexpr milliseconds short_pause{30};
 
     static const std::set<std::string> &writes() {
         static const std::set<std::string> ops{"PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", "TXN"};
@@ -221,27 +295,88 @@ private:
     }
     static std::int64_t rev(const answer &reply) { return reply["rev"].as<std::int64_t>(); }
 
+    /* A socket, and a monitor that tells what becomes of its handshake, until that has succeeded. */
+    struct connection {
+        zmq::socket_t socket;
+        std::optional<zmq::socket_t> monitor;
+
+        connection(zmq::context_t &context, const std::string &name)
+            : socket(context, zmq::socket_type::req), monitor(zmq::socket_t(context, zmq::socket_type::pair)) {
+            socket.set(zmq::sockopt::linger, 0);
+            if (zmq_socket_monitor(socket.handle(), name.c_str(), handshake)) throw zmq::error_t();
+            monitor->set(zmq::sockopt::rcvhwm, 0); /* no limit: else ZeroMQ might wait for us */
+            monitor->connect(name);
+        }
+        ~connection() { stop_monitor(); }
+        void stop_monitor() {
+            zmq_socket_monitor(socket.handle(), nullptr, 0); /* first: nobody would read what it tells */
+            monitor.reset();
+        }
+    };
+
     void open() {
-        if (socket_) return;
-        zmq::socket_t socket(context_, zmq::socket_type::req);
-        socket.set(zmq::sockopt::linger, 0);
-        socket.connect(endpoint_);
-        socket_.emplace(std::move(socket));
+        if (connection_) return;
+        auto name = "inproc://zkv-handshake-" + std::to_string(opened_++);
+        auto fresh = std::make_unique<connection>(context_, name);
+        if (!keys_.server.empty()) {
+            fresh->socket.set(zmq::sockopt::curve_serverkey, keys_.server[key_]);
+            fresh->socket.set(zmq::sockopt::curve_publickey, keys_.own_public);
+            fresh->socket.set(zmq::sockopt::curve_secretkey, keys_.own_secret);
+        }
+        fresh->socket.connect(endpoint_);
+        connection_ = std::move(fresh);
     }
 
-    /* Sends a body and gives the frame that comes back; none if none comes in time. */
-    std::optional<zmq::message_t> exchange(const msgpack::sbuffer &body) {
+    /* Why the handshake has failed, so that nothing was sent; none if it has not. */
+    std::optional<error> failed_handshake() {
+        zmq::message_t frame, endpoint;
+        std::uint16_t event = 0;
+        auto &monitor = connection_->monitor;
+        while (monitor && monitor->recv(frame, zmq::recv_flags::dontwait)) {
+            std::memcpy(&event, frame.data(), sizeof event);
+            (void)monitor->recv(endpoint, zmq::recv_flags::dontwait);
+            if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) connection_->stop_monitor();
+        }
+        const char *code = "HANDSHAKE_FAILED";
+        if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+            return error(code, "the server does not know this client: its key or, on ipc, its system user", false, true);
+        if (event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL)
+            return error(code, keys_.server.empty() ? "the server asks for CURVE: set ZKV_SERVER_PUBLIC_KEY"
+                                                    : "the server does not speak CURVE", false, true);
+        /* ZeroMQ goes on trying. Without keys that may be a server about to start. */
+        if (event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL && !keys_.server.empty())
+            return error(code, "the handshake was cut: the server has another key than ZKV_SERVER_PUBLIC_KEY says, or no CURVE", true, false);
+        return {};
+    }
+
+    /* Sends a body and gives the frame that comes back. None if none comes in time, or if the
+     * handshake fails with one of the server's keys after the other; then `failure` tells why. */
+    std::optional<zmq::message_t> exchange(const msgpack::sbuffer &body, std::optional<error> &failure) {
+        for (int left = tries;; left--) {
+            auto frame = exchange_once(body, failure);
+            if (frame) return frame;
+            close();
+            if (!failure || !failure->retry() || left == 1) return {};
+            key_ = (key_ + 1) % keys_.server.size();
+            std::this_thread::sleep_for(short_pause);
+        }
+    }
+
+    std::optional<zmq::message_t> exchange_once(const msgpack::sbuffer &body, std::optional<error> &failure) {
         using clock = std::chrono::steady_clock;
         open();
-        if (!socket_->send(zmq::buffer(body.data(), body.size()), zmq::send_flags::dontwait)) return {};
+        auto &[socket, monitor] = *connection_;
+        const bool sent = socket.send(zmq::buffer(body.data(), body.size()), zmq::send_flags::dontwait).has_value();
         const auto end = clock::now() + timeout_;
         for (auto left = timeout_; left.count() >= 0;
              left = std::chrono::duration_cast<milliseconds>(end - clock::now())) {
             try {
-                zmq::pollitem_t item{socket_->handle(), 0, ZMQ_POLLIN, 0};
+                if ((failure = failed_handshake()) || !sent) return {};
+                zmq::pollitem_t items[]{{socket.handle(), 0, ZMQ_POLLIN, 0},
+                                        {monitor ? monitor->handle() : nullptr, 0, ZMQ_POLLIN, 0}};
                 zmq::message_t frame;
-                if (!zmq::poll(&item, 1, left)) return {};
-                if (socket_->recv(frame, zmq::recv_flags::dontwait)) return frame;
+                if (!zmq::poll(items, monitor ? 2 : 1, left)) return {};
+                if (socket.recv(frame, zmq::recv_flags::dontwait)) return frame;
             } catch (const zmq::error_t &interrupted) {
                 if (interrupted.num() != EINTR) throw; /* else by a signal: wait for the rest */
             }
@@ -261,15 +396,21 @@ private:
             if (!ours || offset != frame.size() || frame.more()) throw msgpack::type_error();
             return reply;
         } catch (const std::bad_cast &) {
-            socket_.reset();
+            close();
         } catch (const msgpack::unpack_error &) {
-            socket_.reset();
+            close();
         }
         throw error("BAD_REPLY", "it is no map, or has no ok, or another id");
     }
 
+    static constexpr int handshake = ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH |
+                                     ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
+
+    keys keys_;
+    std::size_t key_ = 0; /* that of the server which is in use */
     zmq::context_t context_{1};
-    std::optional<zmq::socket_t> socket_;
+    std::unique_ptr<connection> connection_;
+    std::uint64_t opened_ = 0;
     std::string endpoint_;
     milliseconds timeout_; /* for each attempt */
     std::string session_;

@@ -4,23 +4,60 @@
 // owed a reply refuses the next request for ever, so after a lost reply it is closed, and the same
 // bytes go out on a fresh one: a write carries a session and a number, and runs only once. LINGER
 // is 0, so nothing that was not sent holds up the end of the process.
+//
+// To tcp:// endpoints it speaks CURVE if ZKV_SERVER_PUBLIC_KEY is set. A socket whose handshake is
+// refused stays silent for ever, so its monitor is asked why, until the handshake has succeeded.
 package main
 
 // #cgo pkg-config: libzmq
 // #include <stdlib.h>
 // #include <zmq.h>
-// static int ready(void *socket, long ms) { // > 0 = a reply is there
-//     zmq_pollitem_t item = {socket, 0, ZMQ_POLLIN, 0};
-//     return zmq_poll(&item, 1, ms);
+// #include <string.h>
+// typedef struct {
+//     void *socket, *monitor; // monitor: what becomes of the handshake; NULL once it has succeeded
+// } connection;
+// static int ready(connection *c, long ms) { // > 0 = a reply is there
+//     zmq_pollitem_t items[] = {{c->socket, 0, ZMQ_POLLIN, 0}, {c->monitor, 0, ZMQ_POLLIN, 0}};
+//     return zmq_poll(items, c->monitor ? 2 : 1, ms) > 0 && items[0].revents;
 // }
-// static void *connected(void *context, const char *endpoint) { // NULL = a malformed endpoint
+// static void stop_monitor(connection *c) {
+//     zmq_socket_monitor(c->socket, NULL, 0); // first: nobody would read what it tells
+//     if (c->monitor != NULL) zmq_close(c->monitor);
+//     c->monitor = NULL;
+// }
+// static void disconnect(connection *c) {
+//     stop_monitor(c);
+//     zmq_close(c->socket);
+//     c->socket = NULL;
+// }
+// static int failure(connection *c) { // the last event of a handshake that has not succeeded; else 0
+//     unsigned char frame[6];
+//     uint16_t event = 0;
+//     while (c->monitor && zmq_recv(c->monitor, frame, sizeof frame, ZMQ_DONTWAIT) >= 0) {
+//         memcpy(&event, frame, sizeof event);
+//         zmq_recv(c->monitor, frame, sizeof frame, ZMQ_DONTWAIT); // the endpoint
+//         if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) stop_monitor(c);
+//     }
+//     return event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED ? 0 : event;
+// }
+// static int monitor(connection *c, void *context, const char *name) {
+//     int no_limit = 0;
+//     if (zmq_socket_monitor(c->socket, name, ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH
+//             | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL)) return -1;
+//     c->monitor = zmq_socket(context, ZMQ_PAIR);
+//     if (c->monitor == NULL) return -1;
+//     zmq_setsockopt(c->monitor, ZMQ_RCVHWM, &no_limit, sizeof no_limit); // else ZeroMQ might wait for us
+//     return zmq_connect(c->monitor, name);
+// }
+// static int secure(void *socket, const char *server, const char *own_public, const char *own_secret) {
+//     return zmq_setsockopt(socket, ZMQ_CURVE_SERVERKEY, server, 41)
+//         || zmq_setsockopt(socket, ZMQ_CURVE_PUBLICKEY, own_public, 41)
+//         || zmq_setsockopt(socket, ZMQ_CURVE_SECRETKEY, own_secret, 41);
+// }
+// static int request_socket(connection *c, void *context) {
 //     int none = 0;
-//     void *socket = zmq_socket(context, ZMQ_REQ);
-//     if (socket == NULL) return NULL;
-//     zmq_setsockopt(socket, ZMQ_LINGER, &none, sizeof none);
-//     if (zmq_connect(socket, endpoint) == 0) return socket;
-//     zmq_close(socket);
-//     return NULL;
+//     c->socket = zmq_socket(context, ZMQ_REQ);
+//     return c->socket == NULL ? -1 : zmq_setsockopt(c->socket, ZMQ_LINGER, &none, sizeof none);
 // }
 import "C"
 
@@ -31,9 +68,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"math"
+	"os"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -50,9 +90,9 @@ type Ext struct {
 	Data Bin
 }
 
-// Error is a request that was not answered with success. Code is one of the protocol's, NO_REPLY, or
-// BAD_REPLY. Retry: the same may succeed later. Unknown: a write may have been applied. Reply is the
-// server's whole answer, nil where there is none.
+// Error is a request that was not answered with success. Code is one of the protocol's, NO_REPLY,
+// BAD_REPLY or HANDSHAKE_FAILED. Retry: the same may succeed later. Unknown: a write may have been
+// applied. Reply is the server's whole answer, nil where there is none.
 type Error struct {
 	Code, Message  string
 	Retry, Unknown bool
@@ -66,7 +106,8 @@ type Client struct {
 	endpoint, session string
 	timeout           time.Duration // for each attempt
 	lastID, lastSeq   int64
-	socket            unsafe.Pointer
+	keys              keys
+	connection        C.connection
 }
 
 // Entry is a key with its value and the revision of its last write.
@@ -79,27 +120,35 @@ type Entry struct {
 const attempts = 3
 const pause = 100 * time.Millisecond
 
+// While its key is changed, a server takes each connection with one key or the other.
+const tries = 10
+const shortPause = 30 * time.Millisecond
+
 var context = C.zmq_ctx_new()
+var monitors int64 // how many there have been: each has a name of its own
 
 func isWrite(op string) bool {
 	return strings.Contains(" PUT DELETE TOUCH INCR MPUT MDELETE TXN ", " "+op+" ")
 }
 
-// Connect makes a client. The server need not be up; only a malformed endpoint is an error.
+// Connect makes a client. The server need not be up; only a malformed endpoint, or key, is an error.
 func Connect(endpoint string, timeout time.Duration) (*Client, error) {
 	session := make([]byte, 16)
 	if _, err := rand.Read(session); err != nil {
 		return nil, err
 	}
-	c := &Client{endpoint: endpoint, session: hex.EncodeToString(session), timeout: timeout}
+	keys, err := keysFor(endpoint)
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{endpoint: endpoint, session: hex.EncodeToString(session), timeout: timeout, keys: keys}
 	return c, c.open()
 }
 
 // Close drops the socket and whatever it owes; the next request opens a fresh one.
 func (c *Client) Close() {
-	if c.socket != nil {
-		C.zmq_close(c.socket)
-		c.socket = nil
+	if c.connection.socket != nil {
+		C.disconnect(&c.connection)
 	}
 }
 
@@ -127,13 +176,15 @@ func (c *Client) Call(op string, fields Fields) (Fields, error) {
 	}
 	var refused error
 	for ; left > 0; left-- {
-		answer := c.exchange(body)
-		if answer == nil {
-			c.Close()
+		answer, failure := c.exchange(body)
+		if answer == nil && failure == nil {
 			lost = true
 			continue
 		}
-		reply, failure := judge(answer, request["id"])
+		var reply Fields
+		if failure == nil {
+			reply, failure = judge(answer, request["id"])
+		}
 		if failure == nil {
 			return reply, nil
 		}
@@ -141,7 +192,8 @@ func (c *Client) Call(op string, fields Fields) (Fields, error) {
 			c.Close()
 		}
 		// Refused now; but what became of an attempt before, whose reply was lost?
-		if !failure.Retry && !(lost && failure.Code == "DEADLINE") {
+		inDoubt := lost && (failure.Code == "DEADLINE" || failure.Code == "HANDSHAKE_FAILED")
+		if !failure.Retry && !inDoubt {
 			return nil, failure
 		}
 		refused = failure
@@ -224,43 +276,179 @@ func (c *Client) number(name, op string, fields Fields) (int64, error) {
 }
 
 func (c *Client) open() error {
-	if c.socket != nil {
+	if c.connection.socket != nil {
 		return nil
 	}
+	name := C.CString(fmt.Sprint("inproc://zkv-handshake-", atomic.AddInt64(&monitors, 1)))
 	endpoint := C.CString(c.endpoint)
+	defer C.free(unsafe.Pointer(name))
 	defer C.free(unsafe.Pointer(endpoint))
-	socket, err := C.connected(context, endpoint)
-	if socket == nil {
+	result, err := C.request_socket(&c.connection, context)
+	if result == 0 && len(c.keys.server) > 0 {
+		result, err = c.keys.secure(c.connection.socket)
+	}
+	if result == 0 {
+		result, err = C.monitor(&c.connection, context, name)
+	}
+	if result == 0 {
+		result, err = C.zmq_connect(c.connection.socket, endpoint)
+	}
+	if result != 0 {
+		c.Close()
 		return fmt.Errorf("endpoint %s: %w", c.endpoint, err)
 	}
-	c.socket = socket
 	return nil
 }
 
 // exchange gives the reply's body, nil if none comes in time, and an empty one if it has many frames.
-func (c *Client) exchange(body []byte) []byte {
-	if c.open() != nil || C.zmq_send(c.socket, unsafe.Pointer(&body[0]), C.size_t(len(body)), C.ZMQ_DONTWAIT) < 0 {
-		return nil
-	}
-	end := time.Now().Add(c.timeout)
-	// Go's runtime interrupts system calls with signals of its own: EINTR is no failure.
-	for C.ready(c.socket, C.long(time.Until(end)/time.Millisecond)+1) <= 0 {
-		if time.Now().After(end) {
-			return nil
+// The error is a handshake that has failed with one of the server's keys after the other.
+func (c *Client) exchange(body []byte) ([]byte, *Error) {
+	for left := tries; ; left-- {
+		answer, failure := c.exchangeOnce(body)
+		if answer != nil {
+			return answer, nil
 		}
+		c.Close()
+		if failure == nil || !failure.Retry || left == 1 {
+			return nil, failure
+		}
+		c.keys.server = append(c.keys.server[1:], c.keys.server[0])
+		time.Sleep(shortPause)
 	}
+}
+
+func (c *Client) exchangeOnce(body []byte) ([]byte, *Error) {
+	if c.open() != nil {
+		return nil, nil
+	}
+	sent := C.zmq_send(c.connection.socket, unsafe.Pointer(&body[0]), C.size_t(len(body)), C.ZMQ_DONTWAIT) >= 0
+	end := time.Now().Add(c.timeout)
 	var message C.zmq_msg_t
 	C.zmq_msg_init(&message)
 	defer C.zmq_msg_close(&message)
-	for C.zmq_msg_recv(&message, c.socket, C.ZMQ_DONTWAIT) < 0 {
-		if time.Now().After(end) {
-			return nil
+	// Go's runtime interrupts system calls with signals of its own: EINTR is no failure.
+	for {
+		if failure := c.failedHandshake(); failure != nil || !sent || time.Now().After(end) {
+			return nil, failure
+		}
+		ready := C.ready(&c.connection, C.long(time.Until(end)/time.Millisecond)+1) > 0
+		if ready && C.zmq_msg_recv(&message, c.connection.socket, C.ZMQ_DONTWAIT) >= 0 {
+			break
 		}
 	}
 	if C.zmq_msg_more(&message) != 0 {
-		return []byte{}
+		return []byte{}, nil
 	}
-	return C.GoBytes(C.zmq_msg_data(&message), C.int(C.zmq_msg_size(&message)))
+	return C.GoBytes(C.zmq_msg_data(&message), C.int(C.zmq_msg_size(&message))), nil
+}
+
+// failedHandshake says why nothing was sent; nil if the handshake has not failed.
+func (c *Client) failedHandshake() *Error {
+	var why string
+	event, keys := C.failure(&c.connection), len(c.keys.server) > 0
+	switch {
+	case event == C.ZMQ_EVENT_HANDSHAKE_FAILED_AUTH:
+		why = "the server does not know this client: its key or, on ipc, its system user"
+	case event == C.ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL && keys:
+		why = "the server does not speak CURVE"
+	case event == C.ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL:
+		why = "the server asks for CURVE: set ZKV_SERVER_PUBLIC_KEY"
+	case event == C.ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL && keys: // else the server may be about to start
+		why = "the handshake was cut: the server has another key than ZKV_SERVER_PUBLIC_KEY says, or no CURVE"
+	default:
+		return nil
+	}
+	goesOn := event == C.ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL // ZeroMQ tries again
+	return &Error{Code: "HANDSHAKE_FAILED", Message: why, Retry: goesOn, Unknown: goesOn}
+}
+
+// ---- keys of CURVE, each as 40 characters of Z85 ----
+
+type keys struct {
+	server []string       // one of them has to fit; the first is in use
+	own    *[2][41]C.char // public and secret; by a pointer, which no %v follows
+}
+
+// keysFor gives the keys that the environment tells of, none if the endpoint needs none. Without a
+// file a pair is made.
+func keysFor(endpoint string) (keys, error) {
+	var found keys
+	if !strings.HasPrefix(endpoint, "tcp://") {
+		return found, nil
+	}
+	for _, word := range strings.Split(os.Getenv("ZKV_SERVER_PUBLIC_KEY"), ",") {
+		if word = strings.TrimSpace(word); word == "" {
+			continue
+		}
+		if !isKey(word) {
+			return found, errors.New("ZKV_SERVER_PUBLIC_KEY: not a key: expected 40 characters of Z85")
+		}
+		found.server = append(found.server, word)
+	}
+	path := os.Getenv("ZKV_KEY_FILE")
+	if len(found.server) == 0 {
+		if path != "" {
+			return found, errors.New("ZKV_KEY_FILE is of no use without ZKV_SERVER_PUBLIC_KEY")
+		}
+		return found, nil
+	}
+	found.own = new([2][41]C.char)
+	own := found.own
+	if path == "" {
+		if result, err := C.zmq_curve_keypair(&own[0][0], &own[1][0]); result != 0 {
+			return found, fmt.Errorf("CURVE: %w", err)
+		}
+		return found, nil
+	}
+	secret, err := readKeyFile(path)
+	if err != nil {
+		return found, err
+	}
+	for i := range secret {
+		own[1][i] = C.char(secret[i])
+	}
+	if result, err := C.zmq_curve_public(&own[0][0], &own[1][0]); result != 0 {
+		return found, fmt.Errorf("CURVE: %w", err)
+	}
+	return found, nil
+}
+
+func readKeyFile(path string) (string, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return "", err
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return "", fmt.Errorf("%s: others may read it (mode %04o): chmod 600 %s", path, info.Mode().Perm(), path)
+	}
+	text, err := io.ReadAll(io.LimitReader(file, 128))
+	if err != nil {
+		return "", err
+	}
+	secret := strings.TrimSpace(string(text))
+	if !isKey(secret) {
+		return "", fmt.Errorf("%s: not a key file: expected one line of 40 characters of Z85", path)
+	}
+	return secret, nil
+}
+
+func isKey(text string) bool {
+	key := C.CString(text)
+	defer C.free(unsafe.Pointer(key))
+	var bytes [32]C.uint8_t
+	return len(text) == 40 && C.zmq_z85_decode(&bytes[0], key) != nil
+}
+
+func (k *keys) secure(socket unsafe.Pointer) (C.int, error) {
+	server := C.CString(k.server[0])
+	defer C.free(unsafe.Pointer(server))
+	result, err := C.secure(socket, server, &k.own[0][0], &k.own[1][0])
+	return result, err
 }
 
 func judge(body []byte, id interface{}) (Fields, *Error) {

@@ -70,6 +70,9 @@ func callEach(c *Client) error {
 			if reply = failure.Reply; reply == nil {
 				reply = Fields{"ok": false, "code": failure.Code, "message": failure.Message,
 					"retry": failure.Retry, "applied": nil}
+				if !failure.Unknown {
+					reply["applied"] = false
+				}
 			}
 		} else if err != nil {
 			return err

@@ -27,6 +27,9 @@ import org.zeromq.ZMQ;
  * 0, so nothing that was not sent holds up the end of the program. (JeroMQ's REQ_RELAXED together
  * with REQ_CORRELATE would do likewise, but does not work.)
  *
+ * <p>JeroMQ 0.3.6 has no CURVE: a server that asks for it is out of reach, and where a key is given, the
+ * client refuses to send anything unprotected.
+ *
  * <p>One connection, one request at a time: give each thread a client of its own.
  */
 public final class Client implements AutoCloseable {
@@ -94,11 +97,17 @@ public final class Client implements AutoCloseable {
     private long lastSeq;
 
     /**
-     * Makes a client. The server need not be up; a malformed endpoint is an IllegalArgumentException.
+     * Makes a client. The server need not be up; a malformed endpoint, or a key for it, is an
+     * IllegalArgumentException.
      *
      * @param timeoutMs how long to wait for each of three attempts
      */
     public Client(String endpoint, int timeoutMs) {
+        for (String variable : List.of("ZKV_SERVER_PUBLIC_KEY", "ZKV_KEY_FILE")) {
+            if (endpoint.startsWith("tcp://") && !System.getenv().getOrDefault(variable, "").isEmpty()) {
+                throw new IllegalArgumentException("JeroMQ 0.3.6 has no CURVE, as " + variable + " asks for");
+            }
+        }
         this.endpoint = endpoint;
         this.timeoutMs = timeoutMs;
         byte[] random = new byte[16];

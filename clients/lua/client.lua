@@ -6,6 +6,9 @@
 -- costs the socket, and the next attempt opens a fresh one. LINGER is 0, so that what a server never
 -- took goes with its socket, instead of being run when nobody waits for it any more.
 --
+-- To tcp:// endpoints it speaks CURVE if ZKV_SERVER_PUBLIC_KEY is set. A socket whose handshake is
+-- refused stays silent for ever, so its monitor is asked why, until the handshake has succeeded.
+--
 -- It needs LuaJIT, libzmq, and msgpack.lua beside it.
 
 local source = debug.getinfo(1, "S").source:sub(2)
@@ -30,6 +33,14 @@ ffi.cdef [[
   int zmq_msg_close(zmq_msg_t *);
   void *zmq_msg_data(zmq_msg_t *);
   size_t zmq_msg_size(const zmq_msg_t *);
+  int zmq_recv(void *, void *bytes, size_t size, int flags);
+  int zmq_socket_monitor(void *, const char *endpoint, int events);
+  int zmq_curve_keypair(char *public, char *secret);
+  int zmq_curve_public(char *public, const char *secret);
+  uint8_t *zmq_z85_decode(uint8_t *bytes, const char *text);
+  struct zkv_statx { uint32_t mask, block; uint64_t attributes; uint32_t links, uid, gid; uint16_t mode, rest[113]; };
+  int statx(int directory, const char *path, int flags, unsigned mask, struct zkv_statx *);
+  int fileno(void *file);
   struct zkv_timespec { long seconds, nanoseconds; };
   int clock_gettime(int clock, struct zkv_timespec *);
   void *dlopen(const char *file, int mode);
@@ -37,18 +48,25 @@ ffi.cdef [[
 local LIBRARY, RTLD_NOW = ffi.os == "OSX" and "libzmq.dylib" or "libzmq.so.5", 2
 local zmq = ffi.load(LIBRARY)
 ffi.C.dlopen(LIBRARY, RTLD_NOW) -- else LuaJIT unloads it at the end, under the feet of ZeroMQ's threads
-local REQ, LINGER, POLLIN, DONTWAIT = 3, 17, 1, 1
+local PAIR, REQ, LINGER, RCVHWM, POLLIN, DONTWAIT = 0, 3, 17, 24, 1, 1
+local CURVE_PUBLICKEY, CURVE_SECRETKEY, CURVE_SERVERKEY = 48, 49, 50
+local CUT, SUCCEEDED, PROTOCOL, AUTH = 0x0800, 0x1000, 0x2000, 0x4000 -- what becomes of handshakes
+local AT_EMPTY_PATH, STATX_MODE = 0x1000, 2
 local CLOCK_MONOTONIC = 1
 local context = zmq.zmq_ctx_new()
+local monitors = 0 -- how many there have been: each has a name of its own
 
 local WRITES = { PUT = true, DELETE = true, TOUCH = true, INCR = true, MPUT = true, MDELETE = true, TXN = true }
 local ATTEMPTS = 3
 local PAUSE = 100 -- milliseconds before a request that was refused for now is sent again
+local TRIES = 10 -- while its key is changed, a server takes each connection with one key or the other
+local SHORT_PAUSE = 30 -- milliseconds between them
 
 local zkv = { DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555" }
 
 -- Raised for a request that was not answered with success. `applied`: false = nothing was changed,
--- nil = nobody knows. `reply` is the whole answer. The client's own codes are NO_REPLY and BAD_REPLY.
+-- nil = nobody knows. `reply` is the whole answer. The client's own codes are NO_REPLY, BAD_REPLY and
+-- HANDSHAKE_FAILED.
 local Error = { __tostring = function(self) return self.code .. ": " .. self.message end }
 
 local function fail(reply)
@@ -60,25 +78,76 @@ local function fail(reply)
   }, Error), 0)
 end
 
+local function own_reply(code, message, retry, applied)
+  return msgpack.map { ok = false, code = code, message = message, retry = retry, applied = applied }
+end
+
 local function fail_with(code, message)
-  fail(msgpack.map {
-    ok = false, code = code, message = message, retry = code == "NO_REPLY", applied = msgpack.null,
-  })
+  fail(own_reply(code, message, code == "NO_REPLY", msgpack.null))
 end
 
 function zkv.is_error(value) return getmetatable(value) == Error end
+
+-- ------------------------------------------------------------------------- keys of CURVE
+
+local function is_key(text) return #text == 40 and zmq.zmq_z85_decode(ffi.new "uint8_t[32]", text) ~= nil end
+
+local function read_key_file(path)
+  local file, problem = io.open(path, "rb")
+  if not file then error(problem, 0) end
+  local info = ffi.new "struct zkv_statx"
+  if ffi.C.statx(ffi.C.fileno(file), "", AT_EMPTY_PATH, STATX_MODE, info) ~= 0 then error(path .. ": no mode", 0) end
+  if info.mode % 64 ~= 0 then
+    error(("%s: others may read it (mode %04o): chmod 600 %s"):format(path, info.mode % 4096, path), 0)
+  end
+  local secret = (file:read(128) or ""):match "^%s*(.-)%s*$"
+  file:close()
+  if not is_key(secret) then error(path .. ": not a key file: expected one line of 40 characters of Z85", 0) end
+  return secret
+end
+
+-- The keys that the environment tells of; none if the endpoint needs none. One of those of the server
+-- has to fit, and the first is in use. Without a file a pair is made.
+local function keys_for(endpoint)
+  local keys = { server = {} }
+  if endpoint:sub(1, 6) ~= "tcp://" then return keys end
+  for key in (os.getenv "ZKV_SERVER_PUBLIC_KEY" or ""):gmatch "[^,%s]+" do
+    if not is_key(key) then error("ZKV_SERVER_PUBLIC_KEY: not a key: expected 40 characters of Z85", 0) end
+    table.insert(keys.server, key)
+  end
+  local path = os.getenv "ZKV_KEY_FILE" or ""
+  if #keys.server == 0 then
+    if path ~= "" then error("ZKV_KEY_FILE is of no use without ZKV_SERVER_PUBLIC_KEY", 0) end
+    return keys
+  end
+  local public, secret = ffi.new "char[41]", ffi.new "char[41]"
+  local result
+  if path ~= "" then
+    ffi.copy(secret, read_key_file(path))
+    result = zmq.zmq_curve_public(public, secret)
+  else
+    result = zmq.zmq_curve_keypair(public, secret)
+  end
+  if result ~= 0 then error("libzmq was built without CURVE", 0) end
+  keys.public, keys.secret = ffi.string(public), ffi.string(secret)
+  return keys
+end
+
+-- ------------------------------------------------------------------------- client
 
 -- One connection, one request at a time.
 local Client = {}
 Client.__index = Client
 
--- The timeout is in seconds, for each attempt. The server need not be up; a malformed endpoint is an error.
+-- The timeout is in seconds, for each attempt. The server need not be up; a malformed endpoint, or key,
+-- is an error.
 function zkv.connect(endpoint, timeout)
   local random = assert(io.open("/dev/urandom", "rb"))
   local session = random:read(16):gsub(".", function(char) return ("%02x"):format(char:byte()) end)
   random:close()
   local self = setmetatable({
     endpoint = endpoint or zkv.DEFAULT_ENDPOINT, timeout = timeout or 5,
+    keys = keys_for(endpoint or zkv.DEFAULT_ENDPOINT),
     session = session, last_id = 0, last_seq = 0,
   }, Client)
   self:open()
@@ -137,13 +206,13 @@ function Client:call(op, fields)
   local body = msgpack.pack(request)
   local lost, reply = false, nil
   for left = op == "END" and 1 or ATTEMPTS, 1, -1 do
-    local answer = self:exchange(body)
-    reply = answer and self:judge(answer, request.id)
+    local answer, failure = self:exchange(body)
+    reply = answer and self:judge(answer, request.id) or failure
     if not reply then
       lost = true
     elseif reply.ok then
       return reply
-    elseif reply.retry ~= true and not (lost and reply.code == "DEADLINE") then
+    elseif reply.retry ~= true and not (lost and (failure or reply.code == "DEADLINE")) then
       fail(reply)
     elseif left > 1 then
       zmq.zmq_poll(nil, 0, PAUSE)
@@ -153,19 +222,75 @@ function Client:call(op, fields)
   fail_with("NO_REPLY", ("none from %s within %g s"):format(self.endpoint, self.timeout))
 end
 
+-- `handshake.monitor` tells what becomes of a socket's handshake, until that has succeeded.
+local function stop_monitor(socket, handshake)
+  if not handshake.monitor then return end
+  zmq.zmq_socket_monitor(socket, nil, 0) -- first: ZeroMQ would wait for somebody to read what it tells
+  zmq.zmq_close(handshake.monitor)
+  handshake.monitor = nil
+end
+
+local function start_monitor(socket)
+  monitors = monitors + 1
+  local name, monitor = "inproc://zkv-handshake-" .. monitors, zmq.zmq_socket(context, PAIR)
+  zmq.zmq_socket_monitor(socket, name, CUT + SUCCEEDED + PROTOCOL + AUTH)
+  zmq.zmq_setsockopt(monitor, RCVHWM, ffi.new("int[1]", 0), ffi.sizeof "int") -- no limit: else ZeroMQ might wait
+  zmq.zmq_connect(monitor, name)
+  return monitor
+end
+
 function Client:close()
-  if self.socket then zmq.zmq_close(ffi.gc(self.socket, nil)) end
+  if self.socket then
+    stop_monitor(self.socket, self.handshake)
+    zmq.zmq_close(ffi.gc(self.socket, nil))
+  end
   self.socket = nil
 end
 
 function Client:open()
   if not self.socket then
-    local socket = ffi.gc(zmq.zmq_socket(context, REQ), zmq.zmq_close)
+    local handshake = {}
+    local socket = ffi.gc(zmq.zmq_socket(context, REQ), function(socket) -- of a client that nobody has closed
+      stop_monitor(socket, handshake)
+      zmq.zmq_close(socket)
+    end)
     zmq.zmq_setsockopt(socket, LINGER, ffi.new("int[1]", 0), ffi.sizeof "int")
+    self:secure(socket)
+    handshake.monitor = start_monitor(socket)
     if zmq.zmq_connect(socket, self.endpoint) ~= 0 then error("not an endpoint: " .. self.endpoint, 0) end
-    self.socket = socket
+    self.socket, self.handshake = socket, handshake
   end
   return self.socket
+end
+
+function Client:secure(socket)
+  local keys = self.keys
+  if not keys.server[1] then return end
+  local options = { [CURVE_SERVERKEY] = keys.server[1], [CURVE_PUBLICKEY] = keys.public, [CURVE_SECRETKEY] = keys.secret }
+  for option, key in pairs(options) do
+    if zmq.zmq_setsockopt(socket, option, key, #key) ~= 0 then error("libzmq was built without CURVE", 0) end
+  end
+end
+
+-- A failure, as a reply, if the handshake has failed, so that nothing was sent.
+function Client:failed_handshake()
+  local frame, handshake = ffi.new "uint16_t[3]", self.handshake
+  local event = 0
+  while handshake.monitor and zmq.zmq_recv(handshake.monitor, frame, 6, DONTWAIT) >= 0 do
+    event = frame[0]
+    zmq.zmq_recv(handshake.monitor, frame, 6, DONTWAIT) -- the endpoint
+    if event == SUCCEEDED then stop_monitor(self.socket, handshake) end
+  end
+  local keys, code = self.keys.server[1], "HANDSHAKE_FAILED"
+  if event == AUTH then
+    return own_reply(code, "the server does not know this client: its key or, on ipc, its system user", false, false)
+  elseif event == PROTOCOL then
+    local why = keys and "the server does not speak CURVE" or "the server asks for CURVE: set ZKV_SERVER_PUBLIC_KEY"
+    return own_reply(code, why, false, false)
+  elseif event == CUT and keys then -- without keys the server may be about to start
+    local why = "the handshake was cut: the server has another key than ZKV_SERVER_PUBLIC_KEY says, or no CURVE"
+    return own_reply(code, why, true, msgpack.null)
+  end
 end
 
 local function now() -- milliseconds
@@ -174,26 +299,44 @@ local function now() -- milliseconds
   return tonumber(time.seconds) * 1e3 + tonumber(time.nanoseconds) / 1e6
 end
 
--- The bytes of the reply, or nil if none came in time.
+-- The bytes of the reply, or nil if none came in time; then the handshake's failure, with one of the
+-- server's keys after the other, if that is why.
 function Client:exchange(body)
-  local socket = self:open()
-  self.socket = nil -- until all is well: a socket that is owed a reply takes no further request
-  local items = ffi.new("zmq_pollitem_t[1]", { { socket = socket, events = POLLIN } })
-  local ready = 0
-  local finish = now() + self.timeout * 1000
-  if zmq.zmq_send(socket, body, #body, DONTWAIT) >= 0 then
-    repeat -- a signal cuts the poll short
-      ready = zmq.zmq_poll(items, 1, math.ceil(math.max(0, finish - now())))
-    until ready > 0 or now() >= finish
+  local server, answer, failure = self.keys.server, nil, nil
+  for left = TRIES, 1, -1 do
+    answer, failure = self:exchange_once(body)
+    if not failure or not failure.retry or left == 1 then break end
+    table.insert(server, table.remove(server, 1))
+    zmq.zmq_poll(nil, 0, SHORT_PAUSE)
   end
-  local message = ffi.new "zmq_msg_t"
+  return answer, failure
+end
+
+function Client:exchange_once(body)
+  local socket = self:open()
+  local answer, failure = nil, nil
+  local finish = now() + self.timeout * 1000
+  local sent = zmq.zmq_send(socket, body, #body, DONTWAIT) >= 0
+  repeat -- a signal cuts the poll short
+    failure = self:failed_handshake()
+    if failure or not sent then break end
+    local items = ffi.new("zmq_pollitem_t[2]", { { socket = socket, events = POLLIN } })
+    local monitor = self.handshake.monitor
+    if monitor then items[1].socket, items[1].events = monitor, POLLIN end
+    local left = math.ceil(math.max(0, finish - now()))
+    if zmq.zmq_poll(items, monitor and 2 or 1, left) > 0 and items[0].revents ~= 0 then
+      answer = self:receive(socket)
+    end
+  until answer or now() >= finish
+  if not answer then self:close() end -- a socket that is owed a reply takes no further request
+  return answer, failure
+end
+
+function Client:receive(socket)
+  local message, answer = ffi.new "zmq_msg_t", nil
   zmq.zmq_msg_init(message)
-  local answer = nil
-  if ready > 0 and zmq.zmq_msg_recv(message, socket, DONTWAIT) >= 0 then
+  if zmq.zmq_msg_recv(message, socket, DONTWAIT) >= 0 then
     answer = ffi.string(zmq.zmq_msg_data(message), zmq.zmq_msg_size(message))
-    self.socket = socket
-  else
-    zmq.zmq_close(ffi.gc(socket, nil))
   end
   zmq.zmq_msg_close(message)
   return answer

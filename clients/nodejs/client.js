@@ -9,23 +9,30 @@
  * costs the socket, and the next attempt opens a fresh one. Linger is 0, so that what a server never
  * took goes with its socket, instead of holding up the end of the process.
  *
+ * To tcp:// endpoints it speaks CURVE if ZKV_SERVER_PUBLIC_KEY is set. A socket whose handshake is
+ * refused stays silent for ever. So another one goes first, whose events tell what becomes of the
+ * handshake. (The package cannot end the events of a socket that lives on, and if nobody reads them,
+ * they stop all sockets.)
+ *
  * It needs msgpack.js beside it, and the package zeromq.
  */
 
-import { randomBytes } from "node:crypto";
-import { realpathSync } from "node:fs";
+import { createPrivateKey, createPublicKey, randomBytes } from "node:crypto";
+import { closeSync, fstatSync, openSync, readSync, realpathSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import { Request } from "zeromq";
+import { curveKeyPair, Request } from "zeromq";
 import { pack, RawString, toJson, unpack } from "./msgpack.js";
 
 export const DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555";
 const WRITES = new Set(["PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", "TXN"]);
 const ATTEMPTS = 3;
 const PAUSE = 100; // milliseconds before a request that was refused for now is sent again
+const TRIES = 10; // while its key is changed, a server takes each connection with one key or the other
+const SHORT_PAUSE = 30; // milliseconds between them
 
-/** A request that was not answered with success; the codes NO_REPLY and BAD_REPLY are the client's own. */
+/** A request that was not answered with success; NO_REPLY, BAD_REPLY and HANDSHAKE_FAILED are the client's own codes. */
 export class ZkvError extends Error {
   /** @param {object} reply the server's whole answer */
   constructor(reply) {
@@ -38,6 +45,58 @@ export class ZkvError extends Error {
   }
 }
 
+// ------------------------------------------------------------------------- keys of CURVE
+
+const Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#";
+const X25519 = Buffer.from("302e020100300506032b656e04220420", "hex"); // before a secret key, in PKCS #8
+
+/** The 32 bytes of a key of 40 characters; null if it is none. */
+function decodeKey(text) {
+  const numbers = text.match(/^.{40}$/) ? text.match(/.{5}/g).map((five) => {
+    const digits = Array.from(five, (char) => Z85.indexOf(char));
+    return digits.includes(-1) ? Infinity : digits.reduce((sum, digit) => sum * 85 + digit, 0);
+  }) : [Infinity];
+  if (numbers.some((number) => number >= 2 ** 32)) return null;
+  return Buffer.concat(numbers.map((number) => Buffer.from(number.toString(16).padStart(8, "0"), "hex")));
+}
+
+function encodeKey(bytes) {
+  const digits = (number) => [85 ** 4, 85 ** 3, 85 ** 2, 85, 1].map((unit) => Z85[Math.floor(number / unit) % 85]);
+  return [0, 4, 8, 12, 16, 20, 24, 28].flatMap((at) => digits(bytes.readUInt32BE(at))).join("");
+}
+
+function publicKeyOf(secretKey) {
+  const der = Buffer.concat([X25519, decodeKey(secretKey)]);
+  const key = createPublicKey(createPrivateKey({ key: der, format: "der", type: "pkcs8" }));
+  return encodeKey(key.export({ format: "der", type: "spki" }).subarray(-32));
+}
+
+function readKeyFile(path) {
+  const file = openSync(path, "r");
+  try {
+    const mode = fstatSync(file).mode & 0o7777;
+    if (mode & 0o077) throw new Error(`${path}: others may read it (mode 0${mode.toString(8)}): chmod 600 ${path}`);
+    const bytes = Buffer.alloc(128);
+    const secretKey = bytes.toString("latin1", 0, readSync(file, bytes)).trim();
+    if (decodeKey(secretKey)) return secretKey;
+  } finally {
+    closeSync(file);
+  }
+  throw new Error(`${path}: not a key file: expected one line of 40 characters of Z85`);
+}
+
+/** The server's keys, of which one has to fit, and an own pair, as the environment says; else null. */
+function readKeys() {
+  const { ZKV_SERVER_PUBLIC_KEY = "", ZKV_KEY_FILE: file } = process.env;
+  const server = ZKV_SERVER_PUBLIC_KEY.split(",").map((key) => key.trim()).filter((key) => key !== "");
+  if (!server.every(decodeKey)) throw new Error("ZKV_SERVER_PUBLIC_KEY: not a key: expected 40 characters of Z85");
+  if (server.length === 0 && file) throw new Error("ZKV_KEY_FILE is of no use without ZKV_SERVER_PUBLIC_KEY");
+  if (server.length === 0) return null;
+  if (!file) return { server, ...curveKeyPair() };
+  const secretKey = readKeyFile(file);
+  return { server, secretKey, publicKey: publicKeyOf(secretKey) };
+}
+
 // ------------------------------------------------------------------------- client
 
 /** One connection. Requests that are made while another one runs wait for it. All throw ZkvError. */
@@ -45,16 +104,17 @@ export class Client {
   #endpoint;
   #timeout;
   #socket = null;
+  #keys; // the first one of the server's is in use; null: none are needed; undefined: not read yet
   #busy = Promise.resolve();
   #session = randomBytes(16).toString("hex");
   #lastId = 0;
   #lastSeq = 0;
 
-  /** The timeout is in seconds, for each attempt. The server need not be up; a malformed endpoint throws. */
+  /** The timeout is in seconds, for each attempt. The server need not be up; a malformed endpoint, or key, throws. */
   constructor(endpoint = DEFAULT_ENDPOINT, { timeout = 5 } = {}) {
     this.#endpoint = endpoint;
     this.#timeout = timeout;
-    this.#open();
+    this.#connect(this.#newSocket()).close();
   }
 
   async get(key) { return (await this.call("GET", { key })).value; }
@@ -104,31 +164,84 @@ export class Client {
     this.#socket = null;
   }
 
+  /** The options of a socket for this endpoint that have to do with keys. */
+  keysFor(endpoint) {
+    if (!endpoint.startsWith("tcp://")) return {};
+    this.#keys ??= readKeys();
+    if (!this.#keys) return {};
+    const { server, publicKey, secretKey } = this.#keys;
+    return { curveServerKey: server[0], curvePublicKey: publicKey, curveSecretKey: secretKey };
+  }
+
+  /** Has the next socket use the next one of the server's keys. */
+  nextKey() {
+    this.#keys?.server.push(this.#keys.server.shift());
+  }
+
   async #sendUntilAnswered(op, id, body) {
     let lost = false;
     let reply = null;
     for (let left = op === "END" ? 1 : ATTEMPTS; left > 0; left--) {
       if (reply) await sleep(PAUSE);
-      const frames = await this.#exchange(body);
-      reply = frames && this.#judge(frames, id);
+      const answer = await this.#exchange(body);
+      reply = Array.isArray(answer) ? this.#judge(answer, id) : answer;
       if (reply?.ok) return reply;
       lost ||= !reply;
-      if (reply && reply.retry !== true && !(lost && reply.code === "DEADLINE")) throw new ZkvError(reply);
+      const inDoubt = lost && (reply === answer || reply.code === "DEADLINE");
+      if (reply && reply.retry !== true && !inDoubt) throw new ZkvError(reply);
     }
     if (!lost) throw new ZkvError(reply);
     throw ownError("NO_REPLY", `none from ${this.#endpoint} within ${this.#timeout} s`, true);
   }
 
-  /** The frames of the reply, or null if none came in time. */
+  /** The frames of the reply, or null if none came in time, or why the handshake fails with one key after the other. */
   async #exchange(body) {
-    const socket = this.#open();
+    for (let left = TRIES; ; left--) {
+      const answer = await this.#exchangeOnce(body);
+      if (!answer?.retry || left === 1) return answer;
+      this.nextKey();
+      await sleep(SHORT_PAUSE);
+    }
+  }
+
+  async #exchangeOnce(body) {
+    if (!this.#socket) {
+      const failure = await this.#handshake();
+      if (failure !== undefined) return failure;
+    }
+    this.#socket ??= this.#connect(this.#newSocket());
     try {
-      await socket.send(body);
-      return await socket.receive();
+      await this.#socket.send(body);
+      return await this.#socket.receive();
     } catch (error) {
       this.close(); // it is owed a reply, and would take no further request
       if (error.code === "EAGAIN") return null;
       throw error;
+    }
+  }
+
+  /** Connects once: undefined if the handshake succeeds, else why not, as a reply; null if nothing comes in time. */
+  async #handshake() {
+    const keys = "curveServerKey" in this.keysFor(this.#endpoint);
+    const socket = this.#newSocket();
+    let timer;
+    try {
+      return await new Promise((resolve) => {
+        const fail = (...reason) => resolve(ownReply("HANDSHAKE_FAILED", ...reason));
+        socket.events.on("handshake", () => resolve(undefined));
+        socket.events.on("handshake:error:auth", () =>
+          fail("the server does not know this client: its key or, on ipc, its system user", false, false));
+        socket.events.on("handshake:error:protocol", () =>
+          fail(keys ? "the server does not speak CURVE" : "the server asks for CURVE: set ZKV_SERVER_PUBLIC_KEY", false, false));
+        socket.events.on("handshake:error:other", () => { // ZeroMQ tries again, and without keys that may help
+          if (keys) fail("the handshake was cut: the server has another key than ZKV_SERVER_PUBLIC_KEY says, or no CURVE", true);
+        });
+        this.#connect(socket);
+        timer = setTimeout(() => resolve(null), this.#timeout * 1000);
+      });
+    } finally {
+      clearTimeout(timer);
+      socket.close();
     }
   }
 
@@ -146,22 +259,23 @@ export class Client {
     throw ownError("BAD_REPLY", `ok ${reply?.ok}, id ${reply?.id} where ${id} was sent`, false);
   }
 
-  #open() {
-    if (!this.#socket) {
-      const options = { linger: 0, sendTimeout: 0, receiveTimeout: Math.ceil(this.#timeout * 1000) };
-      const socket = new Request(options);
-      try {
-        socket.connect(this.#endpoint);
-      } catch (error) {
-        throw new Error(`not an endpoint: ${this.#endpoint}`, { cause: error });
-      }
-      this.#socket = socket;
+  #newSocket() {
+    const receiveTimeout = Math.ceil(this.#timeout * 1000);
+    return new Request({ linger: 0, sendTimeout: 0, receiveTimeout, ...this.keysFor(this.#endpoint) });
+  }
+
+  #connect(socket) {
+    try {
+      socket.connect(this.#endpoint);
+    } catch (error) {
+      throw new Error(`not an endpoint: ${this.#endpoint}`, { cause: error });
     }
-    return this.#socket;
+    return socket;
   }
 }
 
-const ownError = (code, message, retry) => new ZkvError({ ok: false, code, message, retry, applied: null });
+const ownReply = (code, message, retry, applied = null) => ({ ok: false, code, message, retry, applied });
+const ownError = (code, message, retry) => new ZkvError(ownReply(code, message, retry));
 
 // ------------------------------------------------------------------------- command line
 

@@ -15,8 +15,8 @@ import { toJson, unpack } from "./msgpack.js";
 const SILENCE = 5; // seconds without a heartbeat after which the connection is taken to be dead
 const HEARTBEAT = "\0";
 
-function listen(feed) {
-  const socket = new Subscriber({ linger: 0, receiveTimeout: SILENCE * 1000 });
+function listen(client, feed) {
+  const socket = new Subscriber({ linger: 0, receiveTimeout: SILENCE * 1000, ...client.keysFor(feed) });
   socket.subscribe(HEARTBEAT);
   socket.connect(feed);
   return socket;
@@ -49,7 +49,7 @@ const [endpoint, prefix = ""] = process.argv.slice(2);
 const client = new Client(endpoint);
 const { feed } = await client.call("INFO");
 if (feed === null) throw new Error("the server publishes nothing");
-let socket = listen(feed);
+let socket = listen(client, feed);
 let beat = null; // the revision of the last heartbeat: CHANGES may be ahead of it
 let seen = null;
 for (;;) {
@@ -59,7 +59,8 @@ for (;;) {
   } catch (error) {
     if (error.code !== "EAGAIN") throw error;
     socket.close();
-    socket = listen(feed);
+    client.nextKey(); // the server may have another one now
+    socket = listen(client, feed);
     continue;
   }
   const { rev } = unpack(body);

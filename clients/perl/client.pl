@@ -8,6 +8,9 @@
 # costs the socket, and the next attempt opens a fresh one. LINGER is 0, so that what a server never
 # took goes with its socket, instead of holding up the end of the program.
 #
+# To tcp:// endpoints it speaks CURVE if ZKV_SERVER_PUBLIC_KEY is set. A socket whose handshake is
+# refused stays silent for ever, so its monitor is asked why, until the handshake has succeeded.
+#
 # It needs msgpack.pl beside it, and ZMQ::FFI.
 
 use v5.20;
@@ -16,7 +19,7 @@ use File::Basename qw(dirname);
 
 require(dirname(__FILE__) . '/msgpack.pl');
 
-# A request that was not answered with success; the codes NO_REPLY and BAD_REPLY are the client's own.
+# A request that was not answered with success. The client's own codes are NO_REPLY, BAD_REPLY and HANDSHAKE_FAILED.
 package Zkv::Error {
     use overload '""' => sub { "$_[0]{code}: $_[0]{message}" }, fallback => 1;
 
@@ -29,17 +32,76 @@ package Zkv::Error {
     }
 }
 
+# Keys of CURVE for one client, each as 40 characters of Z85. `server`: one has to fit; the first is in use.
+package Zkv::Keys {
+    use FFI::Platypus;
+    use FFI::Platypus::Buffer qw(scalar_to_buffer);
+    use ZMQ::FFI;
+    use ZMQ::FFI::Constants qw(ZMQ_CURVE_PUBLICKEY ZMQ_CURVE_SECRETKEY ZMQ_CURVE_SERVERKEY);
+    use ZMQ::FFI::Util qw(zmq_soname);
+
+    my $libzmq     = FFI::Platypus->new(lib => zmq_soname(die => 1));
+    my $public_key = $libzmq->function(zmq_curve_public => ['opaque', 'string'] => 'int');
+    my $decode     = $libzmq->function(zmq_z85_decode   => ['opaque', 'string'] => 'opaque');
+
+    # Those that the environment tells of, undef if there are none. Without a file a pair is made.
+    sub read {
+        my ($class, $context) = @_;
+        my @server = grep { length } split /[,\s]+/, $ENV{ZKV_SERVER_PUBLIC_KEY} // '';
+        my $file   = $ENV{ZKV_KEY_FILE} // '';
+        if (grep { !_is_key($_) } @server) { die "ZKV_SERVER_PUBLIC_KEY: not a key: expected 40 characters of Z85\n" }
+        if (!@server && length $file)      { die "ZKV_KEY_FILE is of no use without ZKV_SERVER_PUBLIC_KEY\n" }
+        if (!@server)                      { return }
+        my ($public, $secret) = length $file ? _read_pair($file) : map { substr $_, 0, 40 } $context->curve_keypair;
+        return bless {server => \@server, public => $public, secret => $secret}, $class;
+    }
+
+    sub secure {
+        my ($self, $socket) = @_;
+        $socket->set(ZMQ_CURVE_SERVERKEY, 'string', $self->{server}[0]);
+        $socket->set(ZMQ_CURVE_PUBLICKEY, 'string', $self->{public});
+        $socket->set(ZMQ_CURVE_SECRETKEY, 'string', $self->{secret});
+        return;
+    }
+
+    # Has the next socket use the next one of the server's keys.
+    sub next { my ($self) = @_; return push @{ $self->{server} }, shift @{ $self->{server} } }
+
+    sub _is_key {
+        my ($text)  = @_;
+        my ($bytes) = scalar_to_buffer(my $room = "\0" x 32);
+        return $text =~ /^[!-~]{40}\z/ && defined $decode->call($bytes, $text);
+    }
+
+    sub _read_pair {
+        my ($path) = @_;
+        open my $file, '<:raw', $path or die "$path: $!\n";
+        my $mode = (stat $file)[2] & oct 7777;
+        if ($mode & oct 77) { die sprintf "%s: others may read it (mode %04o): chmod 600 %s\n", $path, $mode, $path }
+        CORE::read $file, my $text, 128;
+        my $secret = $text =~ /^\s*(\S+)\s*\z/ ? $1 : '';
+        if (!_is_key($secret)) { die "$path: not a key file: expected one line of 40 characters of Z85\n" }
+        my ($bytes) = scalar_to_buffer(my $public = "\0" x 41);
+        if ($public_key->call($bytes, $secret)) { die "libzmq was built without CURVE\n" }
+        return substr($public, 0, 40), $secret;
+    }
+}
+
 # One connection, one request at a time. Every call dies of a Zkv::Error where it has no success.
 package Zkv::Client {
     use Errno qw(EINTR);
     use JSON::PP ();
     use Time::HiRes qw(clock_gettime sleep CLOCK_MONOTONIC);
     use ZMQ::FFI;
-    use ZMQ::FFI::Constants qw(ZMQ_REQ ZMQ_DONTWAIT ZMQ_RCVTIMEO);
+    use ZMQ::FFI::Constants qw(ZMQ_PAIR ZMQ_REQ ZMQ_DONTWAIT ZMQ_RCVHWM ZMQ_RCVTIMEO);
 
     use constant {ATTEMPTS => 3, PAUSE => 0.1};    # the pause in seconds, before a refused request goes again
+    use constant {CUT => 0x0800, SUCCEEDED => 0x1000, PROTOCOL => 0x2000, AUTH => 0x4000};    # what becomes of handshakes
+    # While its key is changed, a server takes each connection with one key or the other; the pause is in seconds.
+    use constant {TRIES => 10, SHORT_PAUSE => 0.03};
     my %WRITES = map { $_ => 1 } qw(PUT DELETE TOUCH INCR MPUT MDELETE TXN);
     my $context;
+    my $monitors = 0;    # how many there have been: each has a name of its own
 
     # Options: timeout, in seconds, for each attempt. The server need not be up.
     sub new {
@@ -93,11 +155,11 @@ package Zkv::Client {
         my $body = Zkv::Msgpack::encode(\%request);
         my ($lost, $reply);
         for my $left (reverse 1 .. ($op eq 'END' ? 1 : ATTEMPTS)) {
-            my @frames = $self->_exchange($body);
-            $reply = @frames ? $self->_judge($request{id}, @frames) : undef;
+            my ($failure, @frames) = $self->_exchange($body);
+            $reply = @frames ? $self->_judge($request{id}, @frames) : $failure;
             if (!$reply) { $lost = 1; next }
             if ($reply->{ok}) { return $reply }
-            my $again = $reply->{retry} || $lost && ($reply->{code} // '') eq 'DEADLINE';
+            my $again = $reply->{retry} || $lost && ($failure || ($reply->{code} // '') eq 'DEADLINE');
             if (!$again) { Zkv::Error->throw($reply) }
             if ($left > 1) { sleep PAUSE }
         }
@@ -107,36 +169,89 @@ package Zkv::Client {
 
     sub close {
         my ($self) = @_;
+        $self->_stop_monitor;
         my $socket = delete $self->{socket};
         if ($socket) { $socket->close }
         return;
     }
 
-    # The frames of the reply; none if none came in time.
+    sub DESTROY { my ($self) = @_; return ${^GLOBAL_PHASE} eq 'DESTRUCT' ? undef : $self->_stop_monitor }
+
+    # Gives a socket the keys that this endpoint needs; whether it needs any.
+    sub secure {
+        my ($self, $socket, $endpoint) = @_;
+        if ($endpoint !~ m{^tcp://})  { return 0 }
+        if (!exists $self->{keys})    { $self->{keys} = Zkv::Keys->read($context) }
+        if (defined $self->{keys})    { $self->{keys}->secure($socket) }
+        return defined $self->{keys};
+    }
+
+    # Has the next socket use the next one of the server's keys.
+    sub next_key { my ($self) = @_; return defined $self->{keys} && $self->{keys}->next }
+
+    # undef and the frames of the reply; none if none came in time. If the handshake fails with one of the
+    # server's keys after the other, why, as a reply.
     sub _exchange {
         my ($self, $body) = @_;
+        for (2 .. TRIES) {
+            my ($failure, @frames) = $self->_exchange_once($body);
+            if (!$failure || !$failure->{retry}) { return $failure, @frames }
+            $self->next_key;
+            sleep SHORT_PAUSE;
+        }
+        return $self->_exchange_once($body);
+    }
+
+    sub _exchange_once {
+        my ($self, $body) = @_;
         my $socket = $self->_open;
-        my @frames = eval {
+        my ($failure, @frames) = eval {
             $socket->send($body, ZMQ_DONTWAIT);
-            $socket->has_error ? () : $self->_receive($socket);
+            $self->_receive($socket, !$socket->has_error);
         };
         my $error = $@;
         if (!@frames) { $self->close }    # it is owed a reply, and would take no further request
         if ($error)   { die $error }
-        return @frames;
+        return $failure, @frames;
     }
 
-    # Waits for a reply. A signal cuts that short, so it goes on for the rest of the time.
+    # Waits for the handshake, then for a reply. A signal cuts that short, so it goes on for the rest of the time.
     sub _receive {
-        my ($self, $socket) = @_;
+        my ($self, $socket, $sent) = @_;
         my $end = clock_gettime(CLOCK_MONOTONIC) + $self->{timeout};
         while ((my $left = $end - clock_gettime(CLOCK_MONOTONIC)) > 0) {
-            $socket->set(ZMQ_RCVTIMEO, 'int', 1 + int $left * 1000);
-            my @frames = $socket->recv_multipart;
-            if (!$socket->has_error)          { return @frames }
-            if ($socket->last_errno != EINTR) { last }
+            my $waits = $self->{monitor} // $socket;
+            $waits->set(ZMQ_RCVTIMEO, 'int', $sent ? 1 + int $left * 1000 : 0);
+            my @frames = $waits->recv_multipart;
+            if ($waits->has_error) {
+                if ($waits->last_errno != EINTR) { last }
+            } elsif ($waits == $socket) {
+                return undef, @frames;
+            } elsif (my $failure = $self->_handshake(unpack 'S', $frames[0])) {
+                return $failure;
+            }
         }
         return;
+    }
+
+    # What an event of the handshake says: why nothing was sent, as a reply, if it has failed.
+    sub _handshake {
+        my ($self, $event) = @_;
+        if ($event == SUCCEEDED) { return $self->_stop_monitor }
+        if ($event == AUTH) {
+            return _own('HANDSHAKE_FAILED', 'the server does not know this client: its key or, on ipc, its system user',
+                applied => JSON::PP::false());
+        }
+        if ($event == PROTOCOL) {
+            my $why = $self->{curve} ? 'the server does not speak CURVE' : 'the server asks for CURVE: set ZKV_SERVER_PUBLIC_KEY';
+            return _own('HANDSHAKE_FAILED', $why, applied => JSON::PP::false());
+        }
+        if (!$self->{curve}) { return }    # ZeroMQ tries again, and without keys that may help
+        return _own(
+            'HANDSHAKE_FAILED',
+            'the handshake was cut: the server has another key than ZKV_SERVER_PUBLIC_KEY says, or no CURVE',
+            retry => JSON::PP::true(),
+        );
     }
 
     # The reply, if it is one to the request with this id. A refusal has none where the server could not read it.
@@ -155,9 +270,14 @@ package Zkv::Client {
 
     sub _fail {
         my ($code, $message) = @_;
-        my $retry = $code eq 'NO_REPLY' ? JSON::PP::true() : JSON::PP::false();
-        return Zkv::Error->throw(
-            {ok => JSON::PP::false(), code => $code, message => $message, retry => $retry, applied => undef});
+        return Zkv::Error->throw(_own($code, $message, $code eq 'NO_REPLY' ? (retry => JSON::PP::true()) : ()));
+    }
+
+    # A reply of the client's own.
+    sub _own {
+        my ($code, $message, %more) = @_;
+        my %reply = (ok => JSON::PP::false(), code => $code, message => $message, retry => JSON::PP::false(), applied => undef);
+        return {%reply, %more};
     }
 
     sub _open {
@@ -165,12 +285,29 @@ package Zkv::Client {
         if (!$self->{socket}) {
             my $socket = ($context //= ZMQ::FFI->new)->socket(ZMQ_REQ);
             $socket->set_linger(0);
+            $self->{curve} = $self->secure($socket, $self->{endpoint});
+            my $name = 'inproc://zkv-handshake-' . ++$monitors;
+            $socket->monitor($name, CUT | SUCCEEDED | PROTOCOL | AUTH);
             $socket->die_on_error(0);
             $socket->connect($self->{endpoint});
             if ($socket->has_error) { die "not an endpoint: $self->{endpoint}\n" }
-            $self->{socket} = $socket;
+            my $monitor = $context->socket(ZMQ_PAIR);
+            $monitor->set(ZMQ_RCVHWM, 'int', 0);    # no limit: else ZeroMQ might wait for us
+            $monitor->connect($name);
+            $monitor->die_on_error(0);
+            @$self{qw(socket monitor)} = ($socket, $monitor);
         }
         return $self->{socket};
+    }
+
+    # Ends the monitor before nobody reads what it tells: another one without events replaces it.
+    sub _stop_monitor {
+        my ($self) = @_;
+        my $monitor = delete $self->{monitor};
+        if (!$monitor) { return }
+        $self->{socket}->monitor('inproc://zkv-handshake-' . ++$monitors, 0);
+        $monitor->close;
+        return;
     }
 }
 

@@ -19,8 +19,9 @@ use constant SILENCE => 5;    # seconds without a heartbeat after which the conn
 my $JSON = JSON::PP->new->utf8->allow_nonref->allow_blessed->convert_blessed;
 
 sub listen_to {
-    my ($context, $feed) = @_;
+    my ($client, $context, $feed) = @_;
     my $socket = $context->socket(ZMQ_SUB);
+    $client->secure($socket, $feed);
     $socket->die_on_error(0);
     $socket->set_linger(0);
     $socket->set(ZMQ_RCVTIMEO, 'int', SILENCE * 1000);
@@ -60,14 +61,15 @@ utf8::decode($prefix //= '');
 my $client  = Zkv::Client->new($endpoint);
 my $feed    = $client->call('INFO')->{feed} // die "the server publishes nothing\n";
 my $context = ZMQ::FFI->new;
-my $socket  = listen_to($context, $feed);
+my $socket  = listen_to($client, $context, $feed);
 my ($beat, $seen);    # the revision of the last heartbeat; CHANGES may be ahead of it
 while (1) {
     my ($topic, $body) = $socket->recv_multipart;
     if ($socket->has_error) {
         if ($socket->last_errno == EINTR) { next }
         $socket->close;
-        $socket = listen_to($context, $feed);
+        $client->next_key;    # the server may have another one now
+        $socket = listen_to($client, $context, $feed);
         next;
     }
     my $rev = Zkv::Msgpack::decode($body)->{rev};

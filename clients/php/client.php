@@ -10,6 +10,9 @@
  * costs the socket, and the next attempt opens a fresh one. LINGER is 0, so that what a server never
  * took goes with its socket, instead of holding up the end of the script.
  *
+ * To tcp:// endpoints it speaks CURVE if ZKV_SERVER_PUBLIC_KEY is set. A socket whose handshake is
+ * refused stays silent for ever, so its monitor is asked why, until the handshake has succeeded.
+ *
  * It needs msgpack.php beside it, and the extension zmq.
  */
 
@@ -19,7 +22,7 @@ namespace Zkv;
 
 require_once __DIR__ . '/msgpack.php';
 
-/** A request that was not answered with success. The client's own codes are NO_REPLY and BAD_REPLY. */
+/** A request that was not answered with success. The client's own codes are NO_REPLY, BAD_REPLY and HANDSHAKE_FAILED. */
 final class Error extends \RuntimeException
 {
     public readonly string $reason; // the protocol's code; `code` is PHP's own, and an int
@@ -36,8 +39,82 @@ final class Error extends \RuntimeException
 
     public static function own(string $code, string $message): self
     {
-        $retry = $code === 'NO_REPLY';
-        return new self((object) ['ok' => false, 'code' => $code, 'message' => $message, 'retry' => $retry, 'applied' => null]);
+        return new self(self::reply($code, $message, retry: $code === 'NO_REPLY'));
+    }
+
+    /** A reply of the client's own. */
+    public static function reply(string $code, string $message, bool $retry, ?bool $applied = null): \stdClass
+    {
+        return (object) ['ok' => false, 'code' => $code, 'message' => $message, 'retry' => $retry, 'applied' => $applied];
+    }
+}
+
+/** Keys of CURVE for one client, each as 40 characters of Z85. */
+final class Keys
+{
+    /** @param string[] $server one of them has to fit; the first is in use. None: there is no CURVE. */
+    private function __construct(
+        public array $server, private string $public = '', #[\SensitiveParameter] private string $secret = '',
+    ) {
+    }
+
+    /** What var_dump shows: all but the secret. */
+    public function __debugInfo(): array { return ['server' => $this->server, 'public' => $this->public]; }
+
+    /** Those that the environment tells of. Without a file a pair is made. Throws InvalidArgumentException. */
+    public static function of(string $endpoint): self
+    {
+        if (!str_starts_with($endpoint, 'tcp://')) {
+            return new self([]);
+        }
+        $server = preg_split('/[,\s]+/', getenv('ZKV_SERVER_PUBLIC_KEY') ?: '', flags: PREG_SPLIT_NO_EMPTY);
+        $file = getenv('ZKV_KEY_FILE') ?: '';
+        if (array_filter($server, fn (string $key) => self::decode($key) === null)) {
+            throw new \InvalidArgumentException('ZKV_SERVER_PUBLIC_KEY: not a key: expected 40 characters of Z85');
+        }
+        if (!$server && $file !== '') {
+            throw new \InvalidArgumentException('ZKV_KEY_FILE is of no use without ZKV_SERVER_PUBLIC_KEY');
+        }
+        $secret = match (true) {
+            !$server => '',
+            $file !== '' => self::read($file),
+            default => \ZMQ::z85encode(random_bytes(SODIUM_CRYPTO_SCALARMULT_SCALARBYTES)),
+        };
+        return new self($server, $server ? \ZMQ::z85encode(sodium_crypto_scalarmult_base(self::decode($secret))) : '', $secret);
+    }
+
+    public function secure(\ZMQSocket $socket): void
+    {
+        if ($this->server) {
+            $socket->setSockOpt(\ZMQ::SOCKOPT_CURVE_SERVERKEY, $this->server[0]);
+            $socket->setSockOpt(\ZMQ::SOCKOPT_CURVE_PUBLICKEY, $this->public);
+            $socket->setSockOpt(\ZMQ::SOCKOPT_CURVE_SECRETKEY, $this->secret);
+        }
+    }
+
+    /** Has the next socket use the next one of the server's keys. */
+    public function next(): void
+    {
+        $this->server[] = array_shift($this->server);
+    }
+
+    private static function decode(#[\SensitiveParameter] string $key): ?string
+    {
+        return preg_match('/^[0-9a-zA-Z.:+=^!\/*?&<>()[\]{}@%$#-]{40}$/D', $key) ? (\ZMQ::z85decode($key) ?: null) : null;
+    }
+
+    private static function read(string $path): string
+    {
+        $file = @fopen($path, 'r') ?: throw new \InvalidArgumentException("$path: it is not there, or may not be read");
+        $mode = fstat($file)['mode'] & 07777;
+        if ($mode & 077) {
+            throw new \InvalidArgumentException(sprintf('%s: others may read it (mode %04o): chmod 600 %s', $path, $mode, $path));
+        }
+        $secret = trim((string) fread($file, 128));
+        if (self::decode($secret) === null) {
+            throw new \InvalidArgumentException("$path: not a key file: expected one line of 40 characters of Z85");
+        }
+        return $secret;
     }
 }
 
@@ -48,16 +125,27 @@ final class Client
     private const WRITES = ['PUT', 'DELETE', 'TOUCH', 'INCR', 'MPUT', 'MDELETE', 'TXN'];
     private const ATTEMPTS = 3;
     private const PAUSE = 100_000; // microseconds before what was refused for now is sent again
+    private const TRIES = 10; // while its key is changed, a server takes each connection with one key or the other
+    private const SHORT_PAUSE = 30_000; // microseconds between them
+
+    private const CUT = 0x0800; // events of handshakes
+    private const SUCCEEDED = 0x1000;
+    private const PROTOCOL = 0x2000;
+    private const AUTH = 0x4000;
+    private static int $monitors = 0; // how many there have been: each has a name of its own
 
     private ?\ZMQSocket $socket = null;
+    private ?\ZMQSocket $monitor = null; // tells what becomes of the socket's handshake, until it has succeeded
+    private Keys $keys;
     private readonly string $session;
     private int $lastId = 0;
     private int $lastSeq = 0;
 
-    /** Throws ZMQSocketException for a malformed endpoint. The server need not be up. */
+    /** Throws ZMQSocketException for a malformed endpoint, InvalidArgumentException for a key. The server need not be up. */
     public function __construct(private string $endpoint = self::DEFAULT_ENDPOINT, private float $timeout = 5.0)
     {
         $this->session = bin2hex(random_bytes(16));
+        $this->keys = Keys::of($endpoint);
         $this->open();
     }
 
@@ -104,13 +192,14 @@ final class Client
         }
         $body = Msgpack::pack((object) $request);
         for ($left = $op === 'END' ? 1 : self::ATTEMPTS, $lost = false; $left > 0; $left--) {
-            $frames = $this->exchange($body);
-            $reply = $frames ? $this->judge($frames, $request['id']) : null;
+            $answer = $this->exchange($body);
+            $reply = is_array($answer) ? $this->judge($answer, $request['id']) : $answer;
             if ($reply?->ok) {
                 return $reply;
             }
             $lost = $lost || !$reply;
-            if ($reply && ($reply->retry ?? null) !== true && !($lost && ($reply->code ?? null) === 'DEADLINE')) {
+            $inDoubt = $lost && ($reply === $answer || ($reply->code ?? null) === 'DEADLINE');
+            if ($reply && ($reply->retry ?? null) !== true && !$inDoubt) {
                 throw new Error($reply);
             }
             usleep($reply && $left > 1 ? self::PAUSE : 0);
@@ -120,19 +209,37 @@ final class Client
 
     public function close(): void
     {
+        $this->stopMonitor();
         $this->socket?->disconnect($this->endpoint);
         $this->socket = null; // PHP closes it with its last reference
     }
 
-    /** The frames of the reply, or null if none came in time. */
-    private function exchange(string $body): ?array
+    public function __destruct()
     {
-        $frames = null;
+        $this->stopMonitor();
+    }
+
+    /** The frames of the reply, null if none came in time, or why the handshake fails with one key after the other. */
+    private function exchange(string $body): array|\stdClass|null
+    {
+        for ($left = self::TRIES;; $left--) {
+            $answer = $this->exchangeOnce($body);
+            if (!$answer instanceof \stdClass || !$answer->retry || $left === 1) {
+                return $answer;
+            }
+            $this->keys->next();
+            usleep(self::SHORT_PAUSE);
+        }
+    }
+
+    private function exchangeOnce(string $body): array|\stdClass|null
+    {
+        $answer = null;
         try {
-            $this->open()->send($body, \ZMQ::MODE_DONTWAIT);
-            return $frames = $this->wait() ? $this->socket->recvMulti(\ZMQ::MODE_DONTWAIT) : null;
+            $sent = $this->open()->send($body, \ZMQ::MODE_DONTWAIT);
+            return $answer = $this->wait($sent !== false);
         } finally {
-            $frames ?: $this->close(); // it is owed a reply, and would take no further request
+            is_array($answer) ?: $this->close(); // it is owed a reply, and would take no further request
         }
     }
 
@@ -154,31 +261,71 @@ final class Client
     }
 
     /** Waits for a reply. A signal cuts a poll short, so it goes on for the rest of the time. */
-    private function wait(): bool
+    private function wait(bool $sent): array|\stdClass|null
     {
-        $poll = new \ZMQPoll();
-        $poll->add($this->socket, \ZMQ::POLL_IN);
-        $readable = $writable = [];
         for ($end = hrtime(true) + $this->timeout * 1e9; ($left = $end - hrtime(true)) > 0;) {
+            if (($failure = $this->failedHandshake()) || !$sent) {
+                return $failure;
+            }
+            $poll = new \ZMQPoll();
+            $poll->add($this->socket, \ZMQ::POLL_IN);
+            $this->monitor && $poll->add($this->monitor, \ZMQ::POLL_IN);
+            $readable = $writable = [];
             try {
-                if ($poll->poll($readable, $writable, (int) ceil($left / 1e6))) {
-                    return true;
+                if ($poll->poll($readable, $writable, (int) ceil($left / 1e6)) && in_array($this->socket, $readable, true)) {
+                    return $this->socket->recvMulti(\ZMQ::MODE_DONTWAIT);
                 }
             } catch (\ZMQPollException $error) {
                 $error->getCode() === 4 /* EINTR */ ?: throw $error;
             }
         }
-        return false;
+        return null;
+    }
+
+    /** Why nothing was sent, as a reply; null if the handshake has not failed. */
+    private function failedHandshake(): ?\stdClass
+    {
+        $event = 0;
+        while ($this->monitor && ($frames = $this->monitor->recvMulti(\ZMQ::MODE_DONTWAIT))) {
+            $event = unpack('S', $frames[0])[1];
+            if ($event === self::SUCCEEDED) {
+                $this->stopMonitor();
+            }
+        }
+        [$why, $cut] = match (true) {
+            $event === self::AUTH => ['the server does not know this client: its key or, on ipc, its system user', false],
+            $event === self::PROTOCOL && $this->keys->server => ['the server does not speak CURVE', false],
+            $event === self::PROTOCOL => ['the server asks for CURVE: set ZKV_SERVER_PUBLIC_KEY', false],
+            // ZeroMQ tries again, and without keys that may help.
+            $event === self::CUT && $this->keys->server =>
+                ['the handshake was cut: the server has another key than ZKV_SERVER_PUBLIC_KEY says, or no CURVE', true],
+            default => [null, false],
+        };
+        return $why === null ? null : Error::reply('HANDSHAKE_FAILED', $why, retry: $cut, applied: $cut ? null : false);
     }
 
     private function open(): \ZMQSocket
     {
         if (!$this->socket) {
-            $socket = new \ZMQSocket(new \ZMQContext(), \ZMQ::SOCKET_REQ);
+            $context = new \ZMQContext();
+            $socket = new \ZMQSocket($context, \ZMQ::SOCKET_REQ);
             $socket->setSockOpt(\ZMQ::SOCKOPT_LINGER, 0);
+            $this->keys->secure($socket);
+            $name = 'inproc://zkv-handshake-' . ++self::$monitors;
+            $socket->monitor($name, self::CUT | self::SUCCEEDED | self::PROTOCOL | self::AUTH);
+            $this->monitor = new \ZMQSocket($context, \ZMQ::SOCKET_PAIR);
+            $this->monitor->setSockOpt(\ZMQ::SOCKOPT_RCVHWM, 0); // no limit: else ZeroMQ might wait for us
+            $this->monitor->connect($name);
             $this->socket = $socket->connect($this->endpoint);
         }
         return $this->socket;
+    }
+
+    /** Ends the monitor before nobody reads what it tells: another one without events replaces it. */
+    private function stopMonitor(): void
+    {
+        $this->monitor && $this->socket?->monitor('inproc://zkv-handshake-' . ++self::$monitors, 0);
+        $this->monitor = null;
     }
 }
 

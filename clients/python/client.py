@@ -15,16 +15,23 @@ make a client reliable:
 4. Every request has a new `id`, and a reply counts only if it has the same `id`.
 5. Every write has `session` and `seq`. So after a lost reply the client can send the same
    bytes again: the write runs once, and the repeat gets the same reply.
+6. A REQ socket whose handshake has failed sends nothing, and does not say so. So a monitor
+   watches each socket until its handshake has succeeded.
+
+To tcp:// endpoints it uses CURVE if the variable ZKV_SERVER_PUBLIC_KEY is set.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import itertools
 import json
 import math
 import os
 import secrets
+import stat
+import struct
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,10 +39,14 @@ from typing import Any
 
 import msgpack  # type: ignore[import-untyped, unused-ignore]  # has no annotations
 import zmq
+from zmq.utils import z85
 
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
 WRITES = frozenset({"PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", "TXN"})
 PAUSE = 0.1  # seconds before the next attempt after a failure with `retry`
+# While its key is changed, a server takes each connection with one key or the other.
+TRIES = 10
+SHORT_PAUSE = 0.03  # seconds between them
 LONGEST_TIMEOUT = 86_400.0  # seconds; poll accepts a limited number of milliseconds
 # Some languages send a str that is not UTF-8. This error handler preserves its bytes.
 STR_ERRORS = "surrogateescape"
@@ -44,7 +55,8 @@ STR_ERRORS = "surrogateescape"
 class ZkvError(Exception):
     """A request that failed.
 
-    `code` is one of the protocol's, or BAD_REPLY for a reply that violates the protocol.
+    `code` is one of the protocol's, BAD_REPLY for a reply that violates the protocol, or
+    HANDSHAKE_FAILED if the client and the server cannot connect.
     `retry`: the same request may succeed later. `applied`, for a write: False = certainly
     not applied, None = unknown. `reply` is the server's whole reply, which has further
     fields for some codes (CONFLICT: `key` and `rev`).
@@ -176,7 +188,168 @@ def name_keys(request: Mapping[str, Any], reply: Mapping[str, Any]) -> None:
             value.name(key)
 
 
+# ---------------------------------------------------------------------------------- keys
+
+
+class Keys:
+    """Keys of CURVE for one client, each 40 characters of Z85.
+
+    `server` are the server's, of which one must fit; the first is in use.
+    """
+
+    def __init__(self, server: list[bytes], file: str) -> None:
+        self.server = server
+        if file:
+            self._secret = read_key_file(file)
+            self._public = zmq.curve_public(self._secret)
+        else:  # a pair for this client alone
+            self._public, self._secret = zmq.curve_keypair()
+
+    def secure(self, socket: zmq.Socket[bytes]) -> None:
+        """Give the keys to a socket."""
+        socket.curve_serverkey = self.server[0]
+        socket.curve_publickey = self._public
+        socket.curve_secretkey = self._secret
+
+    def next(self) -> None:
+        """Use the next one of the server's keys."""
+        self.server.append(self.server.pop(0))
+
+
+def read_keys(endpoint: str) -> Keys | None:
+    """Return the keys in the environment that this endpoint needs. Raises ValueError."""
+    if not endpoint.startswith("tcp://"):
+        return None
+    words = os.environ.get("ZKV_SERVER_PUBLIC_KEY", "").split(",")
+    server = [word.strip().encode() for word in words if word.strip()]
+    file = os.environ.get("ZKV_KEY_FILE", "")
+    if not all(map(is_key, server)):
+        raise ValueError("ZKV_SERVER_PUBLIC_KEY: not a key: expected 40 characters of Z85")
+    if file and not server:
+        raise ValueError("ZKV_KEY_FILE is of no use without ZKV_SERVER_PUBLIC_KEY")
+    return Keys(server, file) if server else None
+
+
+def read_key_file(path: str) -> bytes:
+    """Return the secret key in a file that only its owner may read. Raises ValueError."""
+    try:
+        with open(path, "rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            secret = b"" if mode & 0o077 else file.read(128).strip()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    if mode & 0o077:
+        raise ValueError(f"{path}: others may read it (mode {mode:04o}): chmod 600 {path}")
+    if not is_key(secret):
+        raise ValueError(f"{path}: not a key file: expected one line of 40 characters of Z85")
+    return secret
+
+
+def is_key(text: bytes) -> bool:
+    """Return True if the text is a key."""
+    try:
+        return len(text) == 40 and len(z85.decode(text)) == 32
+    except (KeyError, struct.error):  # other characters; five of them say more than 4 bytes
+        return False
+
+
 # -------------------------------------------------------------------------------- client
+
+HANDSHAKE = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+monitors = itertools.count()
+
+
+class ShutOut(ZkvError):
+    """The handshake failed. `cut`: ZeroMQ tries again, and a request may be sent yet."""
+
+    def __init__(self, message: str, *, cut: bool = False) -> None:
+        super().__init__(
+            "HANDSHAKE_FAILED", message, {"retry": cut, "applied": None if cut else False}
+        )
+
+
+class Connection:
+    """A REQ socket, and a monitor that reports its handshake until that has succeeded."""
+
+    def __init__(self, endpoint: str, keys: Keys | None) -> None:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+        self._keys = keys
+        self._monitor: zmq.Socket[bytes] | None = None
+        self.socket: zmq.Socket[bytes] = context.socket(zmq.REQ)
+        self.socket.linger = 0
+        try:
+            if keys is not None:
+                keys.secure(self.socket)
+            address = f"inproc://zkv-handshake-{next(monitors)}"
+            self.socket.monitor(address, HANDSHAKE)
+            self._monitor = context.socket(zmq.PAIR)
+            self._monitor.rcvhwm = 0  # no limit: otherwise ZeroMQ could wait for the client
+            self._monitor.connect(address)
+            self.socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ValueError(f"endpoint {endpoint!r}: {error.strerror}") from error
+
+    def __del__(self) -> None:
+        if hasattr(self, "socket"):
+            self.close()
+
+    def close(self) -> None:
+        """Close both sockets."""
+        self._stop_monitor()
+        self.socket.close()
+
+    def exchange(self, body: bytes, timeout: float) -> Sequence[bytes] | None:
+        """Send a body and return the reply's frames; None if none comes in time. Raises ShutOut."""
+        end = time.monotonic() + timeout
+        try:
+            self.socket.send(body, zmq.NOBLOCK)
+        except zmq.Again:  # the socket has no connection any more
+            self._check_handshake()
+            return None
+        while self._monitor is not None:
+            if not self._monitor.poll(math.ceil(max(0.0, end - time.monotonic()) * 1000)):
+                return None
+            self._check_handshake()
+        if not self.socket.poll(math.ceil(max(0.0, end - time.monotonic()) * 1000)):
+            return None
+        return self.socket.recv_multipart(zmq.NOBLOCK)
+
+    def _check_handshake(self) -> None:
+        """Read the events of the handshake that have come. Raises ShutOut if it has failed."""
+        event = 0
+        while self._monitor is not None and self._monitor.poll(0):
+            event = int.from_bytes(self._monitor.recv_multipart()[0][:2], sys.byteorder)
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._stop_monitor()
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            raise ShutOut(
+                "the server does not know this client: its key or, on ipc, its system user"
+            )
+        if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+            raise ShutOut(
+                "the server does not speak CURVE" if self._keys is not None
+                else "the server asks for CURVE: set ZKV_SERVER_PUBLIC_KEY"
+            )  # fmt: skip
+        # Without keys a server that is about to start may have cut the connection.
+        if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and self._keys is not None:
+            raise ShutOut(
+                "the handshake was cut: the server has another key than ZKV_SERVER_PUBLIC_KEY "
+                "says, or no CURVE",
+                cut=True,
+            )
+
+    def _stop_monitor(self) -> None:
+        if self._monitor is not None:
+            if not self.socket.closed:
+                self.socket.disable_monitor()  # first: otherwise ZeroMQ could wait for a reader
+            self._monitor.close()
+            self._monitor = None
 
 
 class Client:
@@ -195,7 +368,8 @@ class Client:
         self._attempts = attempts
         self._session = secrets.token_hex(16)
         self._last_id = self._last_seq = 0
-        self._socket: zmq.Socket[bytes] | None = None
+        self._keys = read_keys(endpoint)
+        self._connection: Connection | None = None
         self._connect()
 
     def __enter__(self) -> Client:
@@ -206,9 +380,9 @@ class Client:
 
     def close(self) -> None:
         """Close the socket; the next request opens a new one."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def call(self, op: str, /, **fields: Any) -> dict[str, Any]:
         """Send any op with its fields and return the reply, a map.
@@ -223,24 +397,23 @@ class Client:
             self._last_seq += 1
             request |= {"session": self._session, "seq": self._last_seq}
         body = pack(request)
-        lost, refused = False, {}
-        for _ in range(self._attempts if op != "END" else 1):
-            frames = self._exchange(body)
-            if frames is None:
-                lost = True
-                continue
-            reply = self._read(frames, request["id"])
-            if reply["ok"]:
+        lost = False
+        for left in reversed(range(self._attempts if op != "END" else 1)):
+            try:
+                frames = self._exchange(body)
+                if frames is None:
+                    lost = True
+                    continue
+                reply = self._read(frames, request["id"])
                 name_keys(request, reply)
                 return reply
-            # If an earlier reply was lost, DEADLINE does not tell if that attempt was applied.
-            if not (reply.get("retry") or (lost and reply.get("code") == "DEADLINE")):
-                raise ZkvError(str(reply.get("code")), str(reply.get("message")), reply)
-            refused = reply
+            except ZkvError as error:
+                # If an earlier reply was lost, these do not tell if that attempt was applied.
+                in_doubt = lost and error.code in ("DEADLINE", "HANDSHAKE_FAILED")
+                if not (error.retry or in_doubt) or (left == 0 and not lost):
+                    raise
             time.sleep(PAUSE)
-        if lost:
-            raise NoReply(f"no reply from {self.endpoint} within {self.timeout:g} s")
-        raise ZkvError(str(refused.get("code")), str(refused.get("message")), refused)
+        raise NoReply(f"no reply from {self.endpoint} within {self.timeout:g} s")
 
     def get(self, key: str) -> Any:
         """Return the value; raises NOT_FOUND if the key is absent, BadValue if it is unreadable."""
@@ -290,37 +463,42 @@ class Client:
         """Save everything and stop the server; return the last revision."""
         return int(self.call("END")["rev"])
 
-    def _connect(self) -> zmq.Socket[bytes]:
-        """Return the open socket, or open one. A malformed endpoint raises ValueError.
+    def _connect(self) -> Connection:
+        """Return the open connection, or open one. A malformed endpoint raises ValueError.
 
         The server need not be running: ZeroMQ connects in the background.
         """
-        if self._socket is None:
-            socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REQ)
-            self._socket = socket  # before connect, which may raise: close() needs it
-            socket.linger = 0
-            try:
-                socket.connect(self.endpoint)
-            except zmq.ZMQError as error:
-                self.close()
-                raise ValueError(f"endpoint {self.endpoint!r}: {error.strerror}") from error
-        return self._socket
+        if self._connection is None:
+            self._connection = Connection(self.endpoint, self._keys)
+        return self._connection
 
     def _exchange(self, body: bytes) -> Sequence[bytes] | None:
-        """Send one body and return the frames of the reply; None if none comes in time."""
+        """Send one body and return the frames of the reply; None if none comes in time.
+
+        Raises ShutOut if the handshake fails, with one of the server's keys after the other.
+        """
+        for _ in range(TRIES - 1):
+            try:
+                return self._exchange_once(body)
+            except ShutOut as error:
+                if not error.retry or self._keys is None:
+                    raise
+                self._keys.next()
+                time.sleep(SHORT_PAUSE)
+        return self._exchange_once(body)
+
+    def _exchange_once(self, body: bytes) -> Sequence[bytes] | None:
         try:
-            socket = self._connect()
-            socket.send(body, zmq.NOBLOCK)
-            if socket.poll(math.ceil(self.timeout * 1000)):
-                return socket.recv_multipart(zmq.NOBLOCK)
+            frames = self._connect().exchange(body, self.timeout)
         except BaseException:  # also after Ctrl-C: the socket waits for a reply
             self.close()
             raise
-        self.close()
-        return None
+        if frames is None:
+            self.close()
+        return frames
 
     def _read(self, frames: Sequence[bytes], sent_id: Any) -> dict[str, Any]:
-        """Return the reply in `frames`; raises ZkvError if it violates the protocol."""
+        """Return the reply in `frames`; raises ZkvError for a failure, or a bad reply."""
         try:
             (body,) = frames
             reply = unpack_reply(body)
@@ -328,8 +506,10 @@ class Client:
             self.close()
             raise ZkvError("BAD_REPLY", f"cannot read the reply: {error!r:.80}") from error
         ok, echo = reply.get("ok"), reply.get("id")
-        if isinstance(ok, bool) and (echo == sent_id or (echo is None and not ok)):
-            return reply  # a failure without an id: the server could not read it
+        if ok is True and echo == sent_id:
+            return reply
+        if ok is False and echo in (sent_id, None):  # without an id: the server could not read it
+            raise ZkvError(str(reply.get("code")), str(reply.get("message")), reply)
         self.close()
         raise ZkvError("BAD_REPLY", f"ok {ok!r}, id {echo!r} where {sent_id!r} was sent")
 

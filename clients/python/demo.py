@@ -11,6 +11,7 @@ Exit status: 0 if every entry was read back unchanged; 1 on any difference or fa
 
 from __future__ import annotations
 
+import os
 import queue
 import subprocess
 import sys
@@ -261,6 +262,8 @@ def main() -> int:
     if not (BIN / "zkv").exists():
         print(f"demo.py: no zkv in {BIN}; is it installed?", file=sys.stderr)
         return 1
+    for variable in ("ZKV_SERVER_PUBLIC_KEY", "ZKV_KEY_FILE"):
+        os.environ.pop(variable, None)  # those of another server
     table = unicode_table()
     print(f"{len(table):,} named characters of Unicode {unicodedata.unidata_version}")
     try:

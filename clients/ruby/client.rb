@@ -9,6 +9,9 @@
 # costs the socket, and the next attempt opens a fresh one. LINGER is 0, so that what a server never
 # took goes with its socket, instead of holding up the end of the program.
 #
+# To tcp:// endpoints it speaks CURVE if ZKV_SERVER_PUBLIC_KEY is set. A socket whose handshake is
+# refused stays silent for ever, so its monitor is asked why, until the handshake has succeeded.
+#
 # It needs msgpack.rb beside it, and the gems ffi-rzmq and msgpack.
 
 require "ffi-rzmq"
@@ -20,9 +23,11 @@ module Zkv
   WRITES = %w[PUT DELETE TOUCH INCR MPUT MDELETE TXN].freeze
   ATTEMPTS = 3
   PAUSE = 0.1 # seconds before a request that was refused for now is sent again
+  TRIES = 10 # while its key is changed, a server takes each connection with one key or the other
+  SHORT_PAUSE = 0.03 # seconds between them
 
-  # A request that was not answered with success. The codes are the protocol's, and two more:
-  # NO_REPLY, and BAD_REPLY for an answer that breaks the protocol.
+  # A request that was not answered with success. The codes are the protocol's, and three more:
+  # NO_REPLY, BAD_REPLY for an answer that breaks the protocol, and HANDSHAKE_FAILED.
   class Error < StandardError
     attr_reader :reply # the server's whole answer
 
@@ -38,6 +43,142 @@ module Zkv
 
     # False: nothing was changed. Nil: nobody knows.
     def applied = reply["applied"] == false ? false : nil
+  end
+
+  # Keys of CURVE for one client, each as 40 characters of Z85.
+  class Keys
+    LibZMQ.attach_function :zmq_curve_public, %i[buffer_out string], :int
+    LibZMQ.attach_function :zmq_z85_decode, %i[buffer_out string], :pointer
+
+    # Those that the environment tells of; nil: there are none. Raises ArgumentError.
+    def self.read
+      server = ENV.fetch("ZKV_SERVER_PUBLIC_KEY", "").split(/[,\s]+/).reject(&:empty?)
+      file = ENV.fetch("ZKV_KEY_FILE", "")
+      unless server.all? { |key| key?(key) }
+        raise ArgumentError, "ZKV_SERVER_PUBLIC_KEY: not a key: expected 40 characters of Z85"
+      end
+      return new(server, file) unless server.empty?
+
+      raise ArgumentError, "ZKV_KEY_FILE is of no use without ZKV_SERVER_PUBLIC_KEY" unless file.empty?
+    end
+
+    def self.key?(text) = text.bytesize == 40 && !LibZMQ.zmq_z85_decode(FFI::MemoryPointer.new(32), text).null?
+
+    attr_reader :server # one of them has to fit; the first is in use
+
+    # Without a file a pair is made.
+    def initialize(server, file)
+      @server = server
+      if file.empty?
+        @public, @secret = ZMQ::Util.curve_keypair
+      else
+        @secret = read_file(file)
+        public_key = FFI::MemoryPointer.new(41)
+        raise ArgumentError, "libzmq was built without CURVE" if LibZMQ.zmq_curve_public(public_key, @secret).negative?
+
+        @public = public_key.read_string
+      end
+    end
+
+    def secure(socket)
+      keys = { ZMQ::CURVE_SERVERKEY => server.first, ZMQ::CURVE_PUBLICKEY => @public, ZMQ::CURVE_SECRETKEY => @secret }
+      fine = keys.all? { |option, key| socket.setsockopt(option, key) >= 0 }
+      raise ArgumentError, "libzmq was built without CURVE" unless fine
+    end
+
+    # Has the next socket use the next one of the server's keys.
+    def next = server.rotate!
+
+    def inspect = "#<Zkv::Keys public=#{@public}>" # never the secret
+
+    private
+
+    def read_file(path)
+      File.open(path, "rb") do |file|
+        mode = file.stat.mode & 0o7777
+        if mode.anybits?(0o077)
+          raise ArgumentError, format("%<path>s: others may read it (mode %<mode>04o): chmod 600 %<path>s", path:, mode:)
+        end
+        secret = file.read(128).to_s.strip
+        return secret if Keys.key?(secret)
+      end
+      raise ArgumentError, "#{path}: not a key file: expected one line of 40 characters of Z85"
+    rescue SystemCallError => e
+      raise ArgumentError, "#{path}: #{e.message[/\A[^@]*[^@\s]/]}"
+    end
+  end
+
+  # A REQ socket, and a monitor that tells what becomes of its handshake, until that has succeeded.
+  class Connection
+    CONTEXT = ZMQ::Context.new
+    CUT = 0x0800 # events of handshakes
+    SUCCEEDED = 0x1000
+    PROTOCOL = 0x2000
+    AUTH = 0x4000
+    private_constant :CONTEXT, :CUT, :SUCCEEDED, :PROTOCOL, :AUTH
+    @count = 0
+
+    # A monitor's address, which no other one has.
+    def self.address = FFI::MemoryPointer.from_string("inproc://zkv-handshake-#{@count += 1}")
+
+    # First the monitor ends, then its reader goes: ZeroMQ would wait for somebody to read what it tells.
+    def self.closer(socket, monitor, all: true)
+      proc do
+        LibZMQ.zmq_socket_monitor(socket.socket, nil, 0) if socket.socket
+        monitor.close
+        socket.close if all
+      end
+    end
+
+    attr_reader :socket
+
+    def initialize
+      @socket = CONTEXT.socket(ZMQ::REQ)
+      @monitor = CONTEXT.socket(ZMQ::PAIR)
+      ObjectSpace.define_finalizer(self, Connection.closer(@socket, @monitor))
+      address = Connection.address
+      @socket.setsockopt(ZMQ::LINGER, 0)
+      LibZMQ.zmq_socket_monitor(@socket.socket, address, CUT | SUCCEEDED | PROTOCOL | AUTH)
+      @monitor.setsockopt(ZMQ::RCVHWM, 0) # no limit: else ZeroMQ might wait for us
+      @monitor.connect(address.read_string)
+    end
+
+    def close = Connection.closer(@socket, @monitor).call
+
+    # Waits for this many seconds for something to come; whether a reply has.
+    def wait(seconds)
+      poller = ZMQ::Poller.new
+      [@socket, *(@monitor unless @succeeded)].each { |each| poller.register_readable(each) }
+      poller.poll((seconds * 1000).ceil).positive? && poller.readables.include?(@socket)
+    end
+
+    # Why nothing was sent, as a reply; nil if the handshake has not failed.
+    def failed_handshake(curve)
+      case last_event
+      when AUTH then failure "the server does not know this client: its key or, on ipc, its system user"
+      when PROTOCOL
+        failure curve ? "the server does not speak CURVE" : "the server asks for CURVE: set ZKV_SERVER_PUBLIC_KEY"
+      when CUT # ZeroMQ tries again, and without keys that may help
+        why = "the handshake was cut: the server has another key than ZKV_SERVER_PUBLIC_KEY says, or no CURVE"
+        failure(why).update("retry" => true, "applied" => nil) if curve
+      end
+    end
+
+    private
+
+    def last_event
+      event = nil
+      until @succeeded || @monitor.recv_strings(frames = [], ZMQ::DONTWAIT).negative?
+        event = frames.first.unpack1("S")
+        @succeeded = event == SUCCEEDED
+        Connection.closer(@socket, @monitor, all: false).call if @succeeded
+      end
+      event
+    end
+
+    def failure(why)
+      { "ok" => false, "code" => "HANDSHAKE_FAILED", "message" => why, "retry" => false, "applied" => false }
+    end
   end
 
   # One connection, one request at a time; not to be shared by threads. The timeout is in seconds,
@@ -92,51 +233,73 @@ module Zkv
     end
 
     def close
-      @socket&.close
-      @socket = nil
+      @connection&.close
+      @connection = nil
     end
 
-    private
+    # Gives a socket the keys that this endpoint needs; whether it needs any.
+    def secure(socket, endpoint)
+      return false unless endpoint.start_with?("tcp://")
 
-    CONTEXT = ZMQ::Context.new
-    private_constant :CONTEXT
+      @keys = Keys.read unless defined?(@keys)
+      @keys&.secure(socket)
+      !@keys.nil?
+    end
+
+    # Has the next socket use the next one of the server's keys.
+    def next_key = @keys&.next
+
+    private
 
     def send_until_answered(op, id, body)
       lost = false
       reply = nil
       (op == "END" ? 1 : ATTEMPTS).times do
         sleep PAUSE if reply
-        reply = exchange(body)&.then { |frames| judge(frames, id) }
+        answer = exchange(body)
+        reply = answer.is_a?(Array) ? judge(answer, id) : answer
         return reply if reply&.fetch("ok")
 
         lost ||= reply.nil?
-        again = reply.nil? || reply["retry"] == true || (reply["code"] == "DEADLINE" && lost)
-        raise Error, reply unless again
+        in_doubt = lost && (reply.equal?(answer) || reply["code"] == "DEADLINE")
+        raise Error, reply unless in_doubt || reply["retry"] == true
       end
       raise Error, reply unless lost
 
       fail_with "NO_REPLY", "none from #{@endpoint} within #{@timeout} s", true
     end
 
-    # The frames of the reply, or nil if none came in time.
+    # The frames of the reply; nil if none came in time; a Hash, as of a reply, if the handshake fails
+    # with one of the server's keys after the other.
     def exchange(body)
-      socket = open
-      done = socket.send_string(body, ZMQ::DONTWAIT) >= 0 && wait(socket) &&
-             socket.recv_strings(frames = [], ZMQ::DONTWAIT) >= 0
-      frames if done
-    ensure
-      close unless done # after an exception, too: the socket is owed a reply
+      (TRIES - 1).times do
+        answer = exchange_once(body)
+        return answer unless answer.is_a?(Hash) && answer["retry"]
+
+        next_key
+        sleep SHORT_PAUSE
+      end
+      exchange_once(body)
     end
 
-    # Signals cut poll short, and -1 may be that: so it goes on for the rest of the time.
-    def wait(socket)
-      poller = ZMQ::Poller.new
-      poller.register_readable(socket)
+    def exchange_once(body)
+      connection = open
+      sent = connection.socket.send_string(body, ZMQ::DONTWAIT) >= 0
+      answer = wait(connection, sent)
+    ensure
+      close unless answer.is_a?(Array) # after an exception, too: the socket is owed a reply
+    end
+
+    # Signals cut a wait short, so it goes on for the rest of the time.
+    def wait(connection, sent)
       finish = now + @timeout
       until (left = finish - now).negative?
-        return true if poller.poll((left * 1000).ceil).positive?
+        failure = connection.failed_handshake(@curve)
+        return failure if failure || !sent
+
+        frames = []
+        return frames if connection.wait(left) && connection.socket.recv_strings(frames, ZMQ::DONTWAIT) >= 0
       end
-      false
     end
 
     def now = Process.clock_gettime(Process::CLOCK_MONOTONIC)
@@ -163,9 +326,9 @@ module Zkv
     end
 
     def open
-      @socket ||= CONTEXT.socket(ZMQ::REQ).tap do |socket|
-        socket.setsockopt(ZMQ::LINGER, 0)
-        raise ArgumentError, "not an endpoint: #{@endpoint}" if socket.connect(@endpoint).negative?
+      @connection ||= Connection.new.tap do |connection|
+        @curve = secure(connection.socket, @endpoint)
+        raise ArgumentError, "not an endpoint: #{@endpoint}" if connection.socket.connect(@endpoint).negative?
       end
     end
   end

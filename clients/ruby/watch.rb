@@ -12,11 +12,12 @@ require_relative "client"
 SILENCE = 5 # seconds without a heartbeat after which the connection is taken to be dead
 HEARTBEAT = "\0"
 
-def listen(context, feed)
+def listen(client, context, feed)
   context.socket(ZMQ::SUB).tap do |socket|
     socket.setsockopt(ZMQ::LINGER, 0)
     socket.setsockopt(ZMQ::SUBSCRIBE, HEARTBEAT)
     socket.setsockopt(ZMQ::RCVTIMEO, SILENCE * 1000)
+    client.secure(socket, feed)
     socket.connect(feed)
   end
 end
@@ -42,7 +43,7 @@ client = Zkv::Client.new(ARGV[0] || Zkv::DEFAULT_ENDPOINT)
 prefix = ARGV[1] || ""
 feed = client.call("INFO")["feed"] or abort "the server publishes nothing"
 context = ZMQ::Context.new
-socket = listen(context, feed)
+socket = listen(client, context, feed)
 beat = seen = nil # the revision of the last heartbeat; CHANGES may be ahead of it
 $stdout.sync = true
 begin
@@ -50,7 +51,8 @@ begin
     frames = []
     if socket.recv_strings(frames).negative? # silence, or a signal
       socket.close
-      socket = listen(context, feed)
+      client.next_key # the server may have another one now
+      socket = listen(client, context, feed)
       next
     end
     rev = Zkv::Msgpack.unpack(frames[1])["rev"]

@@ -4,15 +4,25 @@
 //! owed a reply refuses the next request for ever, so after a lost reply it is closed, and the same
 //! bytes go out on a fresh one: a write carries a session and a number, and runs only once. LINGER
 //! is 0, so nothing that was not sent holds up the end of the process.
+//!
+//! To tcp:// endpoints it speaks CURVE if ZKV_SERVER_PUBLIC_KEY is set. A socket whose handshake is
+//! refused stays silent for ever, so its monitor is asked why, until the handshake has succeeded.
 #![allow(dead_code)] // the command line does not need all of it
 
+use std::env;
+use std::ffi::CString;
 use std::io::{self, Read, Write};
+use std::os::raw::{c_char, c_int};
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rmp::{decode, encode, Marker};
 
 const ATTEMPTS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(100);
+const TRIES: u32 = 10; // while its key is changed, a server takes each connection with one key or the other
+const SHORT_PAUSE: Duration = Duration::from_millis(30);
 const WRITES: [&str; 7] = ["PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", "TXN"];
 
 /// A msgpack value: all that msgpack has.
@@ -44,6 +54,11 @@ pub enum Error {
     NoReply,
     /// A reply that breaks the protocol.
     BadReply(String),
+    /// The server and this client do not get together, so nothing was sent; but if the connection was
+    /// merely cut, nobody knows.
+    Handshake { why: &'static str, cut: bool },
+    /// A key is malformed, or its file is not fit to be used.
+    Key(String),
     /// The endpoint is malformed, or ZeroMQ fails.
     Socket(zmq::Error),
 }
@@ -54,6 +69,8 @@ impl Error {
             Error::Refused(reply) => reply.get("code").text(),
             Error::NoReply => "NO_REPLY",
             Error::BadReply(_) => "BAD_REPLY",
+            Error::Handshake { .. } => "HANDSHAKE_FAILED",
+            Error::Key(_) => "BAD_KEY",
             Error::Socket(_) => "SOCKET",
         }
     }
@@ -61,19 +78,21 @@ impl Error {
         match self {
             Error::Refused(reply) => reply.get("message").text().to_owned(),
             Error::NoReply => "none in time; a write may have been applied".to_owned(),
-            Error::BadReply(what) => what.clone(),
+            Error::BadReply(what) | Error::Key(what) => what.clone(),
+            Error::Handshake { why, .. } => (*why).to_owned(),
             Error::Socket(error) => error.to_string(),
         }
     }
     /// Whether the same request may succeed later.
     pub fn retry(&self) -> bool {
-        matches!(self, Error::NoReply)
+        matches!(self, Error::NoReply | Error::Handshake { cut: true, .. })
             || matches!(self, Error::Refused(reply) if *reply.get("retry") == Value::Bool(true))
     }
     /// `Some(false)`: it changed nothing. `None`: nobody knows.
     pub fn applied(&self) -> Option<bool> {
         match self {
             Error::Refused(reply) if *reply.get("applied") == Value::Bool(false) => Some(false),
+            Error::Handshake { cut: false, .. } => Some(false),
             _ => None,
         }
     }
@@ -94,7 +113,8 @@ impl From<zmq::Error> for Error {
 /// One connection, one request at a time.
 pub struct Client {
     context: zmq::Context,
-    socket: Option<zmq::Socket>,
+    connection: Option<Connection>,
+    keys: Keys,
     endpoint: String,
     timeout: Duration, // for each attempt
     session: String,
@@ -103,7 +123,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Makes a client. The server need not be up; only a malformed endpoint is an error.
+    /// Makes a client. The server need not be up; only a malformed endpoint, or key, is an error.
     pub fn connect(endpoint: &str, timeout: Duration) -> Result<Client, Error> {
         let mut random = [0u8; 16];
         std::fs::File::open("/dev/urandom")
@@ -111,7 +131,8 @@ impl Client {
             .map_err(|error| Error::BadReply(error.to_string()))?;
         let mut client = Client {
             context: zmq::Context::new(),
-            socket: None,
+            connection: None,
+            keys: Keys::of(endpoint)?,
             endpoint: endpoint.to_owned(),
             timeout,
             session: random.iter().map(|byte| format!("{byte:02x}")).collect(),
@@ -144,23 +165,24 @@ impl Client {
         Value::Map(request).pack(&mut body);
         let (mut lost, mut refused) = (false, None);
         for _ in 0..if op == "END" { 1 } else { ATTEMPTS } {
-            let frames = match self.exchange(&body)? {
-                Some(frames) => frames,
+            let answer = match self.exchange(&body)? {
+                Some(Ok(frames)) => judge(frames, &id),
+                Some(Err(failed)) => Err(failed),
                 None => {
-                    self.socket = None;
                     lost = true;
                     continue;
                 }
             };
-            let error = match judge(frames, &id) {
+            let error = match answer {
                 Ok(reply) => return Ok(reply),
                 Err(error) => error,
             };
             if let Error::BadReply(_) = error {
-                self.socket = None;
+                self.connection = None;
             }
             // Refused now; but what became of an attempt before, whose reply was lost?
-            if !(error.retry() || (lost && error.code() == "DEADLINE")) {
+            let in_doubt = lost && matches!(error.code(), "DEADLINE" | "HANDSHAKE_FAILED");
+            if !(error.retry() || in_doubt) {
                 return Err(error);
             }
             refused = Some(error);
@@ -223,31 +245,199 @@ impl Client {
         self.ask("END", vec![], "rev").map(|rev| rev.int())
     }
 
-    fn open(&mut self) -> Result<&zmq::Socket, zmq::Error> {
-        if self.socket.is_none() {
-            let socket = self.context.socket(zmq::REQ)?;
-            socket.set_linger(0)?;
-            socket.connect(&self.endpoint)?;
-            self.socket = Some(socket);
+    fn open(&mut self) -> Result<&mut Connection, Error> {
+        if self.connection.is_none() {
+            let fresh = Connection::new(&self.context)?;
+            self.keys.secure(&fresh.socket)?;
+            fresh.socket.connect(&self.endpoint)?;
+            self.connection = Some(fresh);
         }
-        Ok(self.socket.as_ref().expect("it is open"))
+        Ok(self.connection.as_mut().expect("it is open"))
     }
 
-    /// Sends a body and gives the frames that come back, `None` if none come in time.
-    fn exchange(&mut self, body: &[u8]) -> Result<Option<Vec<Vec<u8>>>, Error> {
+    /// Sends a body and gives the frames that come back, or the handshake that failed with one of the
+    /// server's keys after the other; `None` if nothing comes in time.
+    fn exchange(&mut self, body: &[u8]) -> Result<Option<Result<Vec<Vec<u8>>, Error>>, Error> {
+        for left in (0..TRIES).rev() {
+            let answer = self.exchange_once(body)?;
+            if !matches!(answer, Some(Ok(_))) {
+                self.connection = None;
+            }
+            if left == 0 || !matches!(answer, Some(Err(Error::Handshake { cut: true, .. }))) {
+                return Ok(answer);
+            }
+            self.keys.server.rotate_left(1);
+            std::thread::sleep(SHORT_PAUSE);
+        }
+        unreachable!("the last try returns")
+    }
+
+    fn exchange_once(&mut self, body: &[u8]) -> Result<Option<Result<Vec<Vec<u8>>, Error>>, Error> {
         let end = Instant::now() + self.timeout;
-        let socket = self.open()?;
-        socket.send(body, zmq::DONTWAIT)?;
+        let keys = !self.keys.server.is_empty();
+        let connection = self.open()?;
+        let sent = match connection.socket.send(body, zmq::DONTWAIT) {
+            Err(zmq::Error::EAGAIN) => false,
+            result => result.map(|()| true)?,
+        };
         loop {
+            if let Some(failed) = connection.failed_handshake(keys)? {
+                return Ok(Some(Err(failed)));
+            }
             let left = end.saturating_duration_since(Instant::now());
-            match socket.poll(zmq::POLLIN, left.as_millis() as i64 + 1) {
-                Ok(0) if left.is_zero() => return Ok(None),
-                Ok(0) | Err(zmq::Error::EINTR) => continue,
-                Ok(_) => return Ok(Some(socket.recv_multipart(zmq::DONTWAIT)?)),
+            if !sent || left.is_zero() {
+                return Ok(None);
+            }
+            let mut items = vec![connection.socket.as_poll_item(zmq::POLLIN)];
+            items.extend(connection.monitor.iter().map(|monitor| monitor.as_poll_item(zmq::POLLIN)));
+            match zmq::poll(&mut items, left.as_millis() as i64 + 1) {
+                Ok(_) if items[0].is_readable() => {
+                    return Ok(Some(Ok(connection.socket.recv_multipart(zmq::DONTWAIT)?)));
+                }
+                Ok(_) | Err(zmq::Error::EINTR) => continue,
                 Err(error) => return Err(error.into()),
             }
         }
     }
+}
+
+const AUTH: i32 = 0x4000; // events of handshakes: zmq 0.9 does not have them all
+const PROTOCOL: i32 = 0x2000;
+const SUCCEEDED: i32 = 0x1000;
+const NO_DETAIL: i32 = 0x0800;
+static MONITORS: AtomicU64 = AtomicU64::new(0);
+
+/// A socket, and a monitor that tells what becomes of its handshake, until that has succeeded.
+struct Connection {
+    socket: zmq::Socket,
+    monitor: Option<zmq::Socket>,
+    name: String, // of the monitor
+}
+
+impl Connection {
+    fn new(context: &zmq::Context) -> Result<Connection, zmq::Error> {
+        let name = format!("inproc://zkv-handshake-{}", MONITORS.fetch_add(1, Ordering::Relaxed));
+        let (socket, monitor) = (context.socket(zmq::REQ)?, context.socket(zmq::PAIR)?);
+        socket.set_linger(0)?;
+        socket.monitor(&name, AUTH | PROTOCOL | SUCCEEDED | NO_DETAIL)?;
+        monitor.set_rcvhwm(0)?; // no limit: else ZeroMQ might wait for us
+        monitor.connect(&name)?;
+        Ok(Connection { socket, monitor: Some(monitor), name })
+    }
+
+    /// Why nothing was sent; `None` if the handshake has not failed.
+    fn failed_handshake(&mut self, keys: bool) -> Result<Option<Error>, zmq::Error> {
+        let mut event = 0;
+        while let Some(monitor) = &self.monitor {
+            match monitor.recv_multipart(zmq::DONTWAIT) {
+                Ok(frames) => event = i32::from(u16::from_ne_bytes([frames[0][0], frames[0][1]])),
+                Err(zmq::Error::EAGAIN | zmq::Error::EINTR) => break,
+                Err(error) => return Err(error),
+            }
+            if event == SUCCEEDED {
+                self.stop_monitor();
+            }
+        }
+        let cut = event == NO_DETAIL; // ZeroMQ goes on trying
+        let why = match (event, keys) {
+            (AUTH, _) => "the server does not know this client: its key or, on ipc, its system user",
+            (PROTOCOL, true) => "the server does not speak CURVE",
+            (PROTOCOL, false) => "the server asks for CURVE: set ZKV_SERVER_PUBLIC_KEY",
+            (NO_DETAIL, true) => {
+                "the handshake was cut: the server has another key than ZKV_SERVER_PUBLIC_KEY says, or no CURVE"
+            }
+            _ => return Ok(None), // also NO_DETAIL without keys: the server may be about to start
+        };
+        Ok(Some(Error::Handshake { why, cut }))
+    }
+
+    /// Ends the monitor before nobody reads what it tells: another one without events replaces it.
+    fn stop_monitor(&mut self) {
+        let _ = self.socket.monitor(&format!("{}-over", self.name), 0);
+        self.monitor = None;
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.stop_monitor();
+    }
+}
+
+/// Keys of CURVE, each as 40 characters of Z85.
+#[derive(Default)]
+struct Keys {
+    server: Vec<String>, // one of them has to fit; the first is in use
+    own_public: String,
+    own_secret: String,
+}
+
+extern "C" {
+    fn zmq_curve_public(public: *mut c_char, secret: *const c_char) -> c_int;
+    fn zmq_curve_keypair(public: *mut c_char, secret: *mut c_char) -> c_int;
+    fn zmq_z85_decode(bytes: *mut u8, text: *const c_char) -> *mut u8;
+}
+
+impl Keys {
+    /// Those that the environment tells of, none if the endpoint needs none. Without a file a pair is
+    /// made.
+    fn of(endpoint: &str) -> Result<Keys, Error> {
+        if !endpoint.starts_with("tcp://") {
+            return Ok(Keys::default());
+        }
+        let listed = env::var("ZKV_SERVER_PUBLIC_KEY").unwrap_or_default();
+        let server: Vec<_> = listed.split(',').map(|key| key.trim().to_owned()).filter(|key| !key.is_empty()).collect();
+        if !server.iter().all(|key| is_key(key)) {
+            return Err(Error::Key("ZKV_SERVER_PUBLIC_KEY: not a key: expected 40 characters of Z85".into()));
+        }
+        let path = env::var("ZKV_KEY_FILE").unwrap_or_default();
+        if server.is_empty() && !path.is_empty() {
+            return Err(Error::Key("ZKV_KEY_FILE is of no use without ZKV_SERVER_PUBLIC_KEY".into()));
+        }
+        if server.is_empty() {
+            return Ok(Keys::default());
+        }
+        let (mut public, mut secret) = ([0u8; 41], [0u8; 41]);
+        let result = if path.is_empty() {
+            unsafe { zmq_curve_keypair(public.as_mut_ptr().cast(), secret.as_mut_ptr().cast()) }
+        } else {
+            secret[..40].copy_from_slice(read_key_file(&path)?.as_bytes());
+            unsafe { zmq_curve_public(public.as_mut_ptr().cast(), secret.as_ptr().cast()) }
+        };
+        if result != 0 {
+            return Err(Error::Key("libzmq was built without CURVE".into()));
+        }
+        let text = |key: [u8; 41]| String::from_utf8_lossy(&key[..40]).into_owned();
+        Ok(Keys { server, own_public: text(public), own_secret: text(secret) })
+    }
+
+    fn secure(&self, socket: &zmq::Socket) -> Result<(), zmq::Error> {
+        if let Some(server) = self.server.first() {
+            socket.set_curve_serverkey(server.as_bytes())?;
+            socket.set_curve_publickey(self.own_public.as_bytes())?;
+            socket.set_curve_secretkey(self.own_secret.as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+fn is_key(text: &str) -> bool {
+    let mut bytes = [0u8; 32];
+    let decode = |text: CString| !unsafe { zmq_z85_decode(bytes.as_mut_ptr(), text.as_ptr()) }.is_null();
+    text.len() == 40 && CString::new(text).map_or(false, decode)
+}
+
+fn read_key_file(path: &str) -> Result<String, Error> {
+    let bad = |why: String| Error::Key(format!("{path}: {why}"));
+    let file = std::fs::File::open(path).map_err(|error| bad(error.to_string()))?;
+    let mode = file.metadata().map_err(|error| bad(error.to_string()))?.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(bad(format!("others may read it (mode {mode:04o}): chmod 600 {path}")));
+    }
+    let mut text = Vec::new();
+    file.take(128).read_to_end(&mut text).map_err(|error| bad(error.to_string()))?;
+    let text = String::from_utf8_lossy(&text).trim().to_owned();
+    if is_key(&text) { Ok(text) } else { Err(bad("not a key file: expected one line of 40 characters of Z85".into())) }
 }
 
 fn judge(frames: Vec<Vec<u8>>, id: &Value) -> Result<Value, Error> {

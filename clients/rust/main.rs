@@ -60,7 +60,7 @@ fn told(error: Error) -> Value {
         ("code".into(), error.code().into()),
         ("message".into(), error.message().as_str().into()),
         ("retry".into(), Value::Bool(error.retry())),
-        ("applied".into(), Value::Nil),
+        ("applied".into(), error.applied().map_or(Value::Nil, Value::Bool)),
     ])
 }
 

@@ -17,8 +17,10 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Final, Self
 
 from tests.support import LIMIT, ROOT
@@ -33,6 +35,7 @@ LACKS: Final = frozenset(
     }
 )  # fmt: skip
 """What the msgpack library of a language may not be capable of: see clients/README.md."""
+NO_VARIABLES: Final[Mapping[str, str]] = MappingProxyType({})
 BUILD_LIMIT: Final = 600.0
 """Seconds that a compiler may take."""
 
@@ -57,6 +60,7 @@ class Language:
         self.install: str = settings.pop("install", "")
         self.lacks = frozenset(settings.pop("lacks"))
         self.watch: str = settings.pop("watch", "")
+        self.curve: bool = settings.pop("curve", True)
         self._present: str = settings.pop("present")
         self._build: str = settings.pop("build", "")
         self._run: str = settings.pop("run")
@@ -126,12 +130,18 @@ class Language:
         return ["sh", "-c", f'exec {program or self._run} "$@"', "client", *arguments]
 
     def run(
-        self, endpoint: str, *arguments: str, stdin: bytes = b"", timeout: float = LIMIT
+        self,
+        endpoint: str,
+        *arguments: str,
+        stdin: bytes = b"",
+        timeout: float = LIMIT,
+        env: Mapping[str, str] = NO_VARIABLES,
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run its program to the end."""
+        """Run its program to the end, with these variables beside its usual ones."""
         return subprocess.run(
             self.command("-e", endpoint, "--timeout", f"{timeout:g}", *arguments),
-            cwd=self.directory, env=self.environment(), input=stdin, capture_output=True,
+            cwd=self.directory, env=self.environment() | dict(env), input=stdin,
+            capture_output=True,
             timeout=LIMIT * 3, check=False,
         )  # fmt: skip
 
@@ -148,14 +158,21 @@ class Driver:
         language: the client.
         endpoint: of the server.
         timeout: seconds that the client waits for each reply.
+        env: variables beside its usual ones.
     """
 
-    def __init__(self, language: Language, endpoint: str, timeout: float = LIMIT) -> None:
+    def __init__(
+        self,
+        language: Language,
+        endpoint: str,
+        timeout: float = LIMIT,
+        env: Mapping[str, str] = NO_VARIABLES,
+    ) -> None:
         self.language = language
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the rest
         self._process = subprocess.Popen(
             language.command("-e", endpoint, "--timeout", f"{timeout:g}", "call"),
-            cwd=language.directory, env=language.environment(),
+            cwd=language.directory, env=language.environment() | dict(env),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
         )  # fmt: skip
         self._buffer = b""

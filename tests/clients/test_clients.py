@@ -7,19 +7,21 @@ here is skipped, and named; `make clients-deps` installs them all.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import re
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
 import pytest
 import zmq
 
-from tests.clients.languages import LACKS, Driver, Language, languages
+from tests.clients.languages import LACKS, NO_VARIABLES, Driver, Language, languages
+from tests.clients.protocol import SEQUENCES, check_protocol
 from tests.conformance.notation import (
     Node,
     decode,
@@ -31,29 +33,15 @@ from tests.conformance.notation import (
     render,
     text,
 )  # fmt: skip
-from tests.conformance.runner import Driven, run
-from tests.conformance.vectors import LAST, load, needs_of
+from tests.conformance.vectors import needs_of
 from tests.support import FREE_PORT, LIMIT, Raw, ServerProcess, pack, read_line, unpack
+from zkv.keys import make_key_file
 
 LANGUAGES: Final = languages()
-SEQUENCES: Final = [
-    sequence for sequence in load() if sequence.name not in {"limits", "history", LAST}
-]
-"""What a client is driven through. The rest is of messages that are too large to pass on so."""
 SOON: Final = 0.3
 """A timeout in seconds for a reply that is lost."""
 RESTART: Final = 18.0
 """Seconds that a client keeps asking while the server starts anew: three attempts together."""
-
-
-@pytest.fixture(params=LANGUAGES, ids=repr)
-def language(request: pytest.FixtureRequest) -> Language:
-    """Each language, if it can be run here."""
-    found: Language = request.param
-    if not found.is_present:
-        pytest.skip(f"NOT RUN: {found} is not installed here (make clients-deps)")
-    found.build()
-    return found
 
 
 @pytest.fixture
@@ -111,15 +99,7 @@ def test_it_keeps_the_protocol(language: Language, tmp_path: Path) -> None:
         Raw(server.endpoint) as raw,
         Driver(language, server.endpoint) as driver,
     ):
-        driven = Driven(driver.exchange, language.lacks)
-        outcomes = list(run(SEQUENCES, raw.exchange, driven))
-
-    faults = [
-        f"{outcome.sequence.name}: {outcome.case.name}: {outcome.fault}"
-        for outcome in outcomes if outcome.fault
-    ]  # fmt: skip
-    assert faults == []
-    assert sum(outcome.through_client for outcome in outcomes) > 250
+        check_protocol(driver, raw)
 
 
 def test_its_command_line(language: Language, tmp_path: Path) -> None:
@@ -234,15 +214,22 @@ def test_when_all_replies_are_lost_nobody_knows(language: Language, tmp_path: Pa
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("curve", [False, True], ids=["plain", "CURVE"])
 def test_together_they_count_exactly_through_a_crash(
-    present: list[Language], tmp_path: Path
+    present: list[Language], curve: bool, tmp_path: Path
 ) -> None:
     """Clients in all languages increment one counter; the server is killed and started anew."""
     count = 40
+    config, env = "", {}
+    if curve:
+        present = [language for language in present if language.curve]
+        key = make_key_file(tmp_path / "server.key")
+        config = f"[security]\nsecret_key_file = {json.dumps(str(tmp_path / 'server.key'))}\n"
+        env = {"ZKV_SERVER_PUBLIC_KEY": key}
     with socket.create_server(("127.0.0.1", 0)) as probe:
         endpoint = f"tcp://127.0.0.1:{probe.getsockname()[1]}"  # the same after the restart
-    with ServerProcess(tmp_path, "--endpoint", endpoint) as server:
-        with _driven(present, endpoint, timeout=RESTART / 3) as drivers:
+    with ServerProcess(tmp_path, "--endpoint", endpoint, config=config) as server:
+        with _driven(present, endpoint, timeout=RESTART / 3, env=env) as drivers:
             incr = pack({"op": "INCR", "key": "n"})
             for driver in drivers:
                 for _ in range(count):
@@ -311,10 +298,15 @@ def _carried(language: Language) -> list[tuple[int, str]]:
 
 @contextlib.contextmanager
 def _driven(
-    present: list[Language], endpoint: str, timeout: float = LIMIT
+    present: list[Language],
+    endpoint: str,
+    timeout: float = LIMIT,
+    env: Mapping[str, str] = NO_VARIABLES,
 ) -> Iterator[list[Driver]]:
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(Driver(language, endpoint, timeout)) for language in present]
+        yield [
+            stack.enter_context(Driver(language, endpoint, timeout, env)) for language in present
+        ]
 
 
 # --- Values that few languages can hold -----------------------------------------------------------
@@ -418,18 +410,15 @@ def _whole(node: Node) -> Node:
 
 
 @pytest.mark.parametrize(
-    "watcher", [language for language in LANGUAGES if language.watch], ids=repr
+    "language", [language for language in LANGUAGES if language.watch], ids=repr, indirect=True
 )
-def test_its_watcher_tells_of_changes(watcher: Language, tmp_path: Path) -> None:
-    if not watcher.is_present:
-        pytest.skip(f"NOT RUN: {watcher} is not installed here (make clients-deps)")
-    watcher.build()
+def test_its_watcher_tells_of_changes(language: Language, tmp_path: Path) -> None:
     with (
         ServerProcess(tmp_path, "--fsync", "never") as server,
         Raw(server.endpoint) as raw,
         subprocess.Popen(
-            watcher.command(server.endpoint, "users/", program=watcher.watch),
-            cwd=watcher.directory, env=watcher.environment(),
+            language.command(server.endpoint, "users/", program=language.watch),
+            cwd=language.directory, env=language.environment(),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         ) as process,
     ):  # fmt: skip
