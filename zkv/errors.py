@@ -20,6 +20,7 @@
         |-- StaleSeq             STALE_SEQ      older than what the session remembers
         |-- Deadline             DEADLINE       too late, not run
         |-- Busy                 BUSY           over a load limit, not run
+        |-- Full                 FULL           a write beyond a quota
         |-- ReadOnly             READ_ONLY      data cannot be written to disk now
         |-- ShuttingDown         SHUTTING_DOWN  END or a signal has been received, not run
         `-- Internal             INTERNAL       a bug; logged with a traceback
@@ -168,6 +169,13 @@ class TooLarge(RequestError):
     """A key, value, batch or reply exceeds its limit."""
 
     code = "TOO_LARGE"
+
+
+class Full(RequestError):
+    """A write would exceed a quota; the message says which."""
+
+    code = "FULL"
+    retry = True
 
 
 class ReadOnly(RequestError):

@@ -209,6 +209,8 @@ class ServerCore:
             _audit.info("audit: user %s, by %s", change, users.path)
         if reloaded.changes_what_is_followed:
             self._broker.users_changed()
+        if reloaded.changes:
+            self._engine.keyspace.set_quotas(users.quotas)
 
     def _look_at_exposure(self) -> None:
         """Refuse to serve where other machines can connect without CURVE, or warn of it."""
@@ -263,6 +265,7 @@ class ServerCore:
         engine = Engine(self._settings.durability, limits, self._files, activities=self.activities)
         if self._doors.users is not None:
             engine.keyspace.sessions.share_among_users()
+            engine.keyspace.set_quotas(self._doors.users.quotas)
         keys = KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch)
         self._node = Node(
             engine=engine,

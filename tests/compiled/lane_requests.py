@@ -12,6 +12,14 @@ from hypothesis import strategies as st
 from msgspec import Raw
 from msgspec.msgpack import Ext, encode
 
+from zkv.users.rights import User
+
+
+def ann_with(max_bytes: int) -> User:
+    """A user who may write what these requests write, up to a quota."""
+    return User("ann", write=[""], max_bytes=max_bytes)
+
+
 LIMITS: Final[dict[str, Any]] = {
     "max_key_bytes": 12,
     "max_value_bytes": 2_000,
@@ -21,6 +29,9 @@ LIMITS: Final[dict[str, Any]] = {
     "max_sessions": 2,
 }
 """Limits that these requests come up to, and pass."""
+
+users = st.sampled_from([None, None, *[ann_with(size) for size in (8, 30, 2_050)]])
+"""Whose requests they are."""
 
 Fields = dict[str, Any]
 Values = st.SearchStrategy[Any]

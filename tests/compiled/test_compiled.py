@@ -17,11 +17,13 @@ from unittest import mock
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import Raw
+from msgspec.msgpack import encode
 
 from tests.compiled.alike import check_alike, told
-from tests.compiled.lane_requests import LIMITS, bodies, items_twice, nested
+from tests.compiled.lane_requests import LIMITS, bodies, items_twice, nested, users
 from tests.compiled.sanitizer import run_under_address_sanitizer
-from tests.compiled.slices import batch_of
+from tests.compiled.slices import batch_of, open_front_lane
 from tests.requests.contract_stores import (
     DurableStore,
     FakeClock,
@@ -36,10 +38,13 @@ from zkv import compiled
 from zkv.durability.segment import pack_frames
 from zkv.figures import step_of
 from zkv.keyspace import SnapshotView, StoredEntry
+from zkv.keyspace.change import DELETE, PUT, Commit, KeyChange
 from zkv.keyspace.table import Table, new_table
 from zkv.requests.account import Account
-from zkv.requests.batch import ALL, Batch
+from zkv.requests.batch import ALL, Batch, new_batch
 from zkv.requests.lane import open_lane
+from zkv.users.quota import Quota
+from zkv.users.rights import User
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,6 +103,18 @@ def test_a_table_of_many_grows_and_shrinks() -> None:
     for key in list(model):
         del table[key]
     assert len(table) == len(list(table)) == 0
+
+
+def test_bytes_are_counted_of_what_is_loaded() -> None:
+    table: Any = new_table()
+    table.count_bytes(["a", "ab"])
+    assert not table.count_more(2)
+    assert compiled.store.load_entries(table, encode([("a", 1, 1), ("ab", "text", 1)])) == 2
+    changes = KeyChange(PUT, "abc", Raw(b"\x01")), KeyChange(DELETE, "a")
+    frames = pack_frames([Commit(2, 1, 2, changes).pack()], 0, 7)
+    compiled.store.replay(table, frames, 0, 7, 2, 2, 100, 0, 1)
+    assert list(table) == ["ab", "abc"]
+    assert table.bytes_under(("a",)) == table.bytes_under(("ab",)) == (2 + 5) + (3 + 1)
 
 
 @pytest.mark.parametrize("key", [b"k", 1, None, "\ud800"])
@@ -192,8 +209,13 @@ def test_a_lane_does_what_the_commands_do(batches: list[list[bytes]], data: st.D
     views, watchers = [], [Recorder(), Recorder()]
     fast._keyspace._watchers.append(watchers[0])
     plain._keyspace._watchers.append(watchers[1])
+    user = data.draw(users)
+    for store in (fast, plain):
+        store.serve(user)
     for batch in batches:
         check_alike(fast.worker, plain.worker, batch)
+        check_counts(fast, user)
+        check_counts(plain, user)
         clock.advance(data.draw(st.sampled_from([0, 700, 2_000])))
         if data.draw(st.booleans()):
             views.append([store._keyspace.view() for store in (fast, plain)])
@@ -225,6 +247,16 @@ def test_a_lane_logs_what_the_commands_log(batches: list[list[bytes]]) -> None:
     finally:
         fast.close()
         plain.close()
+
+
+def check_counts(store: MemoryStore, user: User | None) -> None:
+    """A store counts the bytes that it holds."""
+    if user is None or user.quota is None:
+        return
+    prefixes, entries = user.quota.prefixes, store._keyspace.entries
+    held = [(key, entry) for key, entry in entries.items() if key.startswith(prefixes)]
+    expected = sum(len(key.encode()) + len(entry.value) for key, entry in held)
+    assert entries.bytes_under(prefixes) == expected
 
 
 def in_lane(store: MemoryStore, body: bytes) -> bool:
@@ -273,6 +305,32 @@ def store() -> MemoryStore:
 )
 def test_a_lane_takes_what_is_plain(store: MemoryStore, body: bytes) -> None:
     assert in_lane(store, body)
+
+
+def test_a_lane_leaves_what_is_beyond_a_quota(store: MemoryStore) -> None:
+    """And nothing else: a user within a quota is served as fast as others."""
+    store.put("q/1", 1)
+    keyspace = store.node.engine.keyspace
+    keyspace.set_quotas([Quota(("q/",), 1)])
+    lane = open_front_lane(store.node)
+
+    def takes(max_bytes: int, op: str, **fields: Any) -> bool:
+        user = User("ann", write=["q/"], max_bytes=max_bytes)
+        batch = new_batch()
+        batch.add([], request(op, **fields), 0.0, 0.0, user)
+        return lane.run(batch)[0] == []
+
+    bytes_under = functools.partial(keyspace.entries.bytes_under, ("q/",))
+    assert bytes_under() == 4
+    assert not takes(7, "PUT", key="q/2", value=2)
+    assert not takes(7, "MPUT", items={"q/1": 1, "q/2": 2})
+    assert not takes(7, "TXN", ops=[op("INCR", key="q/1", by=1_000), op("INCR", key="q/3")])
+    assert bytes_under() == 4
+    assert takes(3, "PUT", key="q/1", value=2), "it does not grow"
+    assert takes(1, "TXN", ops=[op("INCR", key="q/1"), op("GET", key="q/1")])
+    assert takes(8, "PUT", key="q/2", value=2), "it fits"
+    assert bytes_under() == 8
+    assert takes(0, "PUT", key="q/3", value=3), "there is no quota"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.compiled.alike import told
-from tests.compiled.lane_requests import LIMITS, bodies, items_twice
+from tests.compiled.lane_requests import LIMITS, bodies, items_twice, users
 from tests.compiled.slices import Onlooker, batch_of, in_slices, open_front_lane
 from tests.requests.contract_stores import (
     DurableStore,
@@ -60,6 +60,9 @@ def test_nobody_sees_half_of_a_long_request(
     with in_slices(onlooker.look):
         fast = MemoryStore(clock, **LIMITS)
     onlooker.watch(fast.node)
+    user = data.draw(users)
+    for store in (fast, plain):
+        store.serve(user)
     for batch in batches:
         for body in batch:
             onlooker.expect(plain)

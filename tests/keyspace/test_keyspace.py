@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 from tests.requests.stores import Store
 from zkv.errors import (
     Compacted,
+    Full,
     NotFound,
     ReadOnly,
     ShuttingDown,
@@ -45,6 +46,7 @@ from zkv.keyspace import (
 )
 from zkv.keyspace.bounds import key_range
 from zkv.keyspace.sessions import counted_size
+from zkv.users.quota import Quota
 
 Model = dict[str, StoredEntry]
 
@@ -282,6 +284,70 @@ def test_a_count_begins_anew_when_commits_are_rolled_back(monkeypatch: pytest.Mo
 
     monkeypatch.setattr("time.sleep", roll_back)
     assert keyspace.count(key_range("a")) == (1, 21)
+
+
+# --- Quotas ----------------------------------------------------------------------------------
+
+
+def under(keyspace: Store, *prefixes: str) -> int:
+    """The bytes that there are."""
+    there = [(key, entry) for key, entry in keyspace.entries.items() if key.startswith(prefixes)]
+    return sum(len(key.encode()) + len(entry.value) for key, entry in there)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_quotas_count_what_is_there_whatever_is_written_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """In small steps; those of before stay exact, and rollbacks are counted, too."""
+    chance = random.Random(seed)
+    log = FakeLog(0)
+    keyspace = Store(log=log)
+    keys = [f"{letter}{number}" for number in range(20) for letter in "abc"]
+    keyspace.put_many({key: b"x" * chance.randrange(1, 5) for key in chance.sample(keys, 40)})
+    keyspace.set_quotas([Quota(("a",), 0)])
+    monkeypatch.setattr(store, "COUNTED_ENTRIES", 3)
+    steps = 0
+
+    def write_meanwhile(_seconds: float) -> None:
+        nonlocal steps
+        steps += 1
+        before = keyspace.rev
+        for key in chance.sample(keys, 5):
+            keyspace.put(key, b"x" * chance.randrange(1, 5))
+        keyspace.delete_many(chance.sample(keys, 4))
+        if chance.random() < 0.5:
+            with keyspace.lock:
+                log.roll_back(keyspace, chance.randrange(before, keyspace.rev + 1))
+        assert keyspace.entries.bytes_under(("a",)) == under(keyspace, "a")
+
+    monkeypatch.setattr("time.sleep", write_meanwhile)
+    keyspace.set_quotas([Quota(("a", "b", "c"), 0), Quota(("b1",), 0)])
+    assert steps > 2
+    assert keyspace.entries.bytes_under(("b", "c")) == under(keyspace, "b", "c")
+    assert keyspace.entries.bytes_under(("b1",)) == under(keyspace, "b1")
+    keyspace.set_quotas([Quota(("b",), 0)])
+    assert keyspace.entries.bytes_under(("b",)) == under(keyspace, "b")
+    assert keyspace.entries.bytes_under(("a",)) is None, "nobody needs it any more"
+
+
+def test_there_is_no_quota_before_all_is_counted(
+    keyspace: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quota = Quota(("a",), 0)
+    keyspace.put_many(dict.fromkeys(["a1", "a2", "a3"], b"1"))
+    monkeypatch.setattr(store, "COUNTED_ENTRIES", 1)
+
+    def put(key: str) -> None:
+        with keyspace.lock:
+            transaction = keyspace.begin(quota)
+            transaction.put(key, b"1")
+            keyspace.commit(transaction)
+
+    monkeypatch.setattr("time.sleep", lambda _seconds: put("a4"))
+    keyspace.set_quotas([quota])
+    with pytest.raises(Full):
+        put("a5")
 
 
 # --- History ---------------------------------------------------------------------------------
@@ -532,6 +598,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.log = FakeLog(rev)
         self.states = {rev: dict(self.model)}
         self.keyspace = Store(dict(self.model), rev, self.log, history=kept)
+        self.keyspace.set_quotas([Quota(("b", "é"), 0)])
         self.cursor = self.keyspace.place_cursor()
         self.may_miss = unread < 1_000_000
 
@@ -652,6 +719,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.keyspace.rev == self.rev
         assert len(self.keyspace) == len(self.model)
         assert self.keyspace.entries == self.model
+        assert self.keyspace.entries.bytes_under(("b", "é")) == under(self.keyspace, "b", "é")
 
 
 TestStoreMachine = StoreMachine.TestCase

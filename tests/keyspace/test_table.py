@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -60,6 +61,84 @@ def test_a_table_is_in_order(
         else:
             table[key] = model[key] = entry
     check(table, model, asked, most)
+
+
+prefixes = st.lists(keys, max_size=5)
+counting = st.one_of(
+    st.tuples(keys, st.none() | entries),
+    st.builds(lambda prefixes: ("count_bytes", prefixes), prefixes),
+    st.builds(lambda most: ("count_more", most), st.integers(0, 4)),
+)
+
+
+def check_counts(table: Table, counted: list[str], complete: bool) -> None:
+    """A table tells, for each prefix alone, the bytes that are there, or that it does not know."""
+    for prefix in {"", "a", "ab", *counted}:
+        found = table.bytes_under((prefix,))
+        if prefix not in counted:
+            assert found is None
+        elif complete or found is not None:
+            assert found == held_under(table, prefix)
+
+
+def held_under(table: Table, *prefixes: str) -> int:
+    items = [(key, entry) for key, entry in table.items() if key.startswith(prefixes)]
+    return sum(len(key.encode()) + len(entry.value) for key, entry in items)
+
+
+@pytest.mark.parametrize("kind", TABLES)
+@given(steps=st.lists(counting, max_size=30))
+def test_bytes_are_counted_by_prefix(kind: type[Table], steps: list[tuple[str, Any]]) -> None:
+    """Whatever is written while they are, and whichever prefixes come and go."""
+    table, counted, complete = kind(), list[str](), True
+    for step, more in steps:
+        if step == "count_bytes":
+            known = {each for each in counted if table.bytes_under((each,)) is not None}
+            table.count_bytes(more)
+            counted, complete = more, known.issuperset(more)
+        elif step == "count_more":
+            complete = not table.count_more(more)
+        elif more is None:
+            table.pop(step, None)
+        else:
+            table[step] = more
+        check_counts(table, counted, complete)
+    while table.count_more(1):
+        pass
+    check_counts(table, counted, True)
+
+
+@pytest.mark.parametrize("most", [1, 63, 64, 65, 1_000, 100_000])
+def test_bytes_of_many_are_counted_in_steps(table: Table, most: int) -> None:
+    chance = random.Random(6)
+    some = names(3_000)
+    for key in chance.sample(some, 2_000):
+        table[key] = StoredEntry(b"x" * chance.randrange(1, 9), 1)
+    asked = ["", *[f"{number:02}" for number in range(0, 30, 2)], "000", "0999", "1"]
+    table.count_bytes(asked)
+    steps = 1
+    while table.count_more(most):
+        steps += 1
+        for key in chance.sample(some, 5):
+            if chance.random() < 0.5:
+                table.pop(key, None)
+            else:
+                table[key] = StoredEntry(b"x" * chance.randrange(1, 9), 2)
+    assert steps >= 2_000 // most
+    check_counts(table, asked, True)
+    assert table.bytes_under(("00", "02", "1")) == held_under(table, "00", "02", "1")
+    table.count_bytes(["1", "00"])
+    assert table.bytes_under(("1",)) == held_under(table, "1"), "it is known already"
+
+
+@pytest.mark.parametrize("bad", [None, "ab", ["ab"], [1], (1,), ("\ud800",)])
+def test_only_a_tuple_of_texts_is_asked_for(bad: Any) -> None:
+    table: Any = new_table()
+    if not is_compiled(table):
+        pytest.skip("Python's table trusts its callers")
+    table.count_bytes(["ab"])
+    with pytest.raises((TypeError, UnicodeEncodeError, SystemError)):
+        table.bytes_under(bad)
 
 
 def names(count: int) -> list[str]:

@@ -43,6 +43,7 @@ SEGMENT: Final = "zkv/durability/segment.py"
 STORE: Final = "zkv/keyspace/store.py"
 TABLE: Final = "zkv/compiled/table.c"
 INDEX: Final = "zkv/compiled/index.c"
+COUNTS: Final = "zkv/compiled/counts.c"
 REPLAY: Final = "zkv/compiled/replay.c"
 RECOVERY: Final = "zkv/durability/recovery.py"
 IN_SETTINGS: Final = ("tests/config/test_settings.py",)
@@ -989,8 +990,8 @@ IN_METRICS: Final = [
     Mutant(
         "a value that is replaced still counts as memory",
         TABLE,
-        "self->value_bytes += (size_t)now->value_size - (*before)->value_size;",
-        "self->value_bytes += (size_t)now->value_size;",
+        "count_bytes(self, now, 0, (size_t)now->value_size - (*before)->value_size);",
+        "count_bytes(self, now, 0, now->value_size);",
         ("tests/test_figures.py", "-k", "memory_follows"),
     ),
 ]
@@ -1117,8 +1118,8 @@ IN_USERS: Final = [
     Mutant(
         "sessions are of everybody",
         "zkv/users/rights.py",
-        'tuple(write), f"{name}\\0")',
-        'tuple(write), "\\0")',
+        'f"{name}\\0", max_bytes)',
+        '"\\0", max_bytes)',
         (*DOORS, "-k", "belongs_to_its_user"),
     ),
     Mutant(
@@ -1203,7 +1204,96 @@ IN_TOOLS_OF_USERS: Final = [
     ),
 ]
 
+QUOTAS: Final = ("tests/requests/test_quotas.py",)
+COUNTED: Final = ("tests/keyspace/test_table.py", "-k", "bytes")
+IN_QUOTAS: Final = [
+    Mutant(
+        "the lane knows no quotas",
+        LANE,
+        "return after <= before || after <= quota_of(from->user);",
+        "return after <= before || 1;",
+        (*QUOTAS, "-k", "beyond_the_quota"),
+    ),
+    Mutant(
+        "the lane leaves what does not grow",
+        LANE,
+        "return after <= before || after <= quota_of(from->user);",
+        "return before < 0 || after <= quota_of(from->user);",
+        ("tests/compiled/test_compiled.py", "-k", "beyond_a_quota"),
+    ),
+    Mutant(
+        "beyond a quota nothing is written any more",
+        "zkv/keyspace/room.py",
+        "if growth > 0 and held",
+        "if held",
+        (*QUOTAS, "-k", "does_not_grow"),
+    ),
+    Mutant(
+        "a refusal for a quota is told though what it tells may be lost",
+        "zkv/keyspace/room.py",
+        "            seen_rev=transaction.rev - 1,\n",
+        "",
+        (*QUOTAS, "-k", "can_be_lost"),
+    ),
+    Mutant(
+        "an entry under two prefixes of a quota counts twice",
+        "zkv/users/quota.py",
+        "if not outer or not prefix.startswith(outer[-1]):",
+        "if True:",
+        (*QUOTAS, "-k", "by_their_prefixes"),
+    ),
+    Mutant(
+        "new quotas count from nothing",
+        STORE,
+        "                more = entries.count_more(COUNTED_ENTRIES)\n",
+        "                more = False\n",
+        ("tests/keyspace/test_keyspace.py", "-k", "quotas"),
+    ),
+    Mutant(
+        "a prefix around another one is not counted",
+        COUNTS,
+        "of != NULL; of = of->around)",
+        "of != NULL; of = NULL)",
+        COUNTED,
+    ),
+    Mutant(
+        "what is written ahead of the walk counts twice",
+        COUNTS,
+        "compare_keys(key, size, in->reached, in->reached_size) < 0);",
+        "1);",
+        COUNTED,
+    ),
+    Mutant(
+        "a value that grows is not counted",
+        TABLE,
+        "count_bytes(self, now, 0, (size_t)now->value_size - (*before)->value_size);",
+        "self->value_bytes += (size_t)now->value_size - (*before)->value_size;",
+        COUNTED,
+    ),
+    Mutant(
+        "a new prefix takes the count of another",
+        COUNTS,
+        "last != NULL && last->size == size && begins_with",
+        "last != NULL && begins_with",
+        COUNTED,
+    ),
+    Mutant(
+        "a new quota counts nothing",
+        "zkv/server.py",
+        "            self._engine.keyspace.set_quotas(users.quotas)\n",
+        "            pass\n",
+        ("tests/users/test_quotas.py", "-k", "users_file"),
+    ),
+    Mutant(
+        "quotas count only what is written after the start",
+        "zkv/server.py",
+        "            engine.keyspace.set_quotas(self._doors.users.quotas)\n",
+        "",
+        ("tests/users/test_quotas.py", "-k", "at_the_start"),
+    ),
+]
+
 MUTANTS: Final = [
     *IN_C, *AT_THE_START, *CODEC_AND_EXACTLY_ONCE, *EXPIRY, *LOG, *WAITING, *IN_SLOW_LOG, *IN_FEED,
-    *CLIENT, *IN_METRICS, *SETTINGS, *IN_USERS, *IN_TOOLS_OF_USERS,
+    *CLIENT, *IN_METRICS, *SETTINGS, *IN_USERS, *IN_TOOLS_OF_USERS, *IN_QUOTAS,
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from tests.support import pack, unpack
 from zkv import compiled, nesting
 from zkv.errors import (
     BadRequest,
+    Full,
     Internal,
     NotFound,
     ReadOnly,
@@ -818,6 +819,7 @@ def test_replies(reply: replies.Reply, expected: dict[str, Any]) -> None:
         (UnknownOp, "UNKNOWN_OP", False),
         (NotFound, "NOT_FOUND", False),
         (TooLarge, "TOO_LARGE", False),
+        (Full, "FULL", True),
         (ReadOnly, "READ_ONLY", True),
         (ShuttingDown, "SHUTTING_DOWN", True),
         (Internal, "INTERNAL", False),

@@ -32,8 +32,10 @@ from zkv.errors import ReadOnly
 from zkv.protocol.codec import KeyLimits
 from zkv.requests.commands import Node
 from zkv.requests.slow_log import SlowLog
+from zkv.users.quota import Quota
+from zkv.users.rights import User
 
-RETRIED = {"BUSY", "READ_ONLY", "SHUTTING_DOWN"}
+RETRIED = {"BUSY", "FULL", "READ_ONLY", "SHUTTING_DOWN"}
 """Codes with ``retry: true``."""
 QUICK_DIRECTORY: Final = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """Where files cost least; None = where temporary files go. No test here is about the disk."""
@@ -85,6 +87,10 @@ class Store(ABC):
     @abstractmethod
     def remove_expired(self) -> None:
         """Do now what is otherwise done in the background: remove what has expired."""
+
+    @abstractmethod
+    def serve(self, user: User | None) -> None:
+        """Let all requests be those of this user, from now on; None = users are not known."""
 
     @abstractmethod
     def close(self) -> None:
@@ -174,6 +180,11 @@ def node_for(engine: Engine, settings: Settings) -> Node:
     )
 
 
+def quotas_of(user: User | None) -> list[Quota]:
+    """What a server counts for this user."""
+    return [] if user is None or user.quota is None else [user.quota]
+
+
 class MemoryStore(Store):
     """The keyspace alone."""
 
@@ -192,6 +203,10 @@ class MemoryStore(Store):
     def remove_expired(self) -> None:
         while self._keyspace.expire(1) == 0:
             pass
+
+    def serve(self, user: User | None) -> None:
+        self._keyspace.set_quotas(quotas_of(user))
+        self.worker.serve(user)
 
     def close(self) -> None:
         pass
@@ -315,6 +330,10 @@ class Worker:
                 answers[place] = Parked(None, waiting, number)
         return [answers[place] for place in range(len(bodies))]
 
+    def serve(self, user: User | None) -> None:
+        """Let the requests be those of this user, from now on."""
+        self._roads.user = user
+
     def settle(self) -> None:
         """Wait for the disk: one sync for all that was sent."""
         self._roads.commit(idle=False)
@@ -342,6 +361,7 @@ class DurableStore(Store):
         **limits: Any,
     ) -> None:
         super().__init__(clock)
+        self._user: User | None = None
         self.disk = disk or Disk()
         self._directory = tempfile.TemporaryDirectory(prefix="zkv-", dir=QUICK_DIRECTORY)
         self._settings = settings_for(
@@ -354,6 +374,7 @@ class DurableStore(Store):
         self.engine = SteppedEngine(self._settings, self.disk, self.clock)
         self.node = node_for(self.engine, self._settings)
         self.workers = [self.worker() for _ in range(2)]
+        self.serve(self._user)
 
     def worker(self) -> Worker:
         """One more worker."""
@@ -365,6 +386,12 @@ class DurableStore(Store):
     def remove_expired(self) -> None:
         while self.engine.keyspace.expire(1) == 0:
             pass
+
+    def serve(self, user: User | None) -> None:
+        self._user = user
+        self.engine.keyspace.set_quotas(quotas_of(user))
+        for worker in self.workers:
+            worker.serve(user)
 
     def change_limits(self, **limits: Any) -> None:
         """Have other limits from the next start on."""

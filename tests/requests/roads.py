@@ -30,6 +30,7 @@ from zkv.requests.account import Account
 from zkv.requests.batch import Batch, new_batch
 from zkv.requests.commands import Node
 from zkv.requests.lane import open_lane, open_worker_lane
+from zkv.users.rights import User
 
 
 class SteppedEngine(Engine):
@@ -115,6 +116,8 @@ class Roads:
         )
         self._worker = WorkerHandler(node, behind, Account(), lambda: False)
         self._answered: list[tuple[Handler, Answered]] = []
+        self.user: User | None = None
+        """Whose requests they are."""
 
     def answer(
         self,
@@ -146,7 +149,7 @@ class Roads:
         """Have a handler run the requests at some places; what it leaves, and what must wait."""
         batch = new_batch()
         for place in places:
-            batch.add([], bodies[place])
+            batch.add([], bodies[place], 0.0, 0.0, self.user)
         batch.taken = time.perf_counter()
         answered = handler.answer(batch) or Answered()
         self._answered.append((handler, answered))

@@ -29,7 +29,8 @@ from tests.requests.contract_stores import Disk, DurableStore, FakeClock, Parked
 from tests.support import Message, pack, unpack
 from zkv.errors import ReadOnly
 from zkv.keyspace.bounds import key_range
-from zkv.keyspace.sessions import counted_size
+from zkv.keyspace.sessions import SCOPE_END, counted_size
+from zkv.users.rights import User
 
 WINDOW: Final = 3
 SESSION_TTL: Final = 31_536_000
@@ -40,6 +41,8 @@ SEGMENT_BYTES: Final = 2_000
 KEYS: Final = ("a", "ab", "b", "\xe9", "\ud7ff", "\ue000", "\U0010ffff")
 VALUES: Final = (0, 1, -7, 2**63 - 1, -(2**63), 2**63, None, True, 1.0, "1", b"\x00", [1], {"a": 1})
 INT64: Final = range(-(2**63), 2**63)
+ENOUGH: Final = 1_000
+"""More bytes than the values take together."""
 
 Request = dict[str, Any]
 
@@ -53,7 +56,7 @@ class RefusedError(Exception):
     def __init__(self, code: str, **details: Any) -> None:
         super().__init__(code)
         self.reply: Message = {"ok": False, "code": code, "applied": False}
-        self.reply |= {"retry": code == "READ_ONLY"} | details
+        self.reply |= {"retry": code in {"FULL", "READ_ONLY"}} | details
 
 
 class Entry(NamedTuple):
@@ -84,10 +87,18 @@ class Session:
 
 
 @dataclass
+class Allowed:
+    """What all entries may hold together."""
+
+    max_bytes: int = ENOUGH
+
+
+@dataclass
 class Model:
     """What a store holds, and what it answers."""
 
     clock: FakeClock
+    allowed: Allowed = field(default_factory=Allowed)
     entries: dict[str, Entry] = field(default_factory=dict)
     rev: int = 0
     history: list[tuple[int, str, str, Any]] = field(default_factory=list)
@@ -131,6 +142,8 @@ class Model:
         self.rev += 1
         try:
             reply: Message = {"ok": True, "rev": self.rev} | do(**fields)
+            if self.held() > max(before.held(), self.allowed.max_bytes):
+                raise RefusedError("FULL")
         except RefusedError:
             self.become(before)
             raise
@@ -156,9 +169,17 @@ class Model:
             reply = self.write(do, fields)
         except RefusedError as error:
             reply = error.reply
+            if reply["code"] == "FULL":
+                raise
         session = self.sessions.setdefault(asked["session"], Session())
         session.add(seq, Reply(content, reply, self.rev > before))
         return reply
+
+    def held(self) -> int:
+        """The bytes that the quota limits; of expired entries, too, until they are removed."""
+        return sum(
+            len(key.encode()) + len(pack(entry.value)) for key, entry in self.entries.items()
+        )
 
     def live(self, key: str) -> Entry | None:
         entry = self.entries.get(key)
@@ -449,6 +470,7 @@ class StoreMachine(RuleBasedStateMachine):
             history=HISTORY,
         )
         self.model = Model(self.clock)
+        self.limit(ENOUGH)
         self.durable = self.model.copy()
         self.limbo: Model | None = None
         """What the log may hold after a failed sync; nobody knows before it is read again."""
@@ -597,6 +619,13 @@ class StoreMachine(RuleBasedStateMachine):
         # What the history let go of before does not come back.
         self.model.oldest = self.durable.oldest = min(oldest, self.model.rev + 1)
 
+    # Quotas
+
+    @rule(max_bytes=st.sampled_from([1, 10, 20, 40, ENOUGH]))
+    def limit(self, max_bytes: int) -> None:
+        self.model.allowed.max_bytes = max_bytes
+        self.store.serve(User("", write=[""], max_bytes=max_bytes))
+
     # Time
 
     @rule(ms=st.sampled_from([1, 1, 2, 1_000, 60_000]))
@@ -698,7 +727,9 @@ class StoreMachine(RuleBasedStateMachine):
         """The sequence numbers that the store remembers."""
         sessions = self.store.engine.keyspace.sessions
         states = [sessions.state(name, 2**62) for name in sessions.names()]
-        return {state[0]: {seq for seq, *_ in state[2]} for state in states if state is not None}
+        return {
+            bare(state[0]): {seq for seq, *_ in state[2]} for state in states if state is not None
+        }
 
     def learn_oldest(self) -> None:
         """How far back the history reaches after a restart: as far as the log does."""
@@ -738,7 +769,7 @@ class StoreMachine(RuleBasedStateMachine):
             }
             states = [keyspace.sessions.state(name, 2**62) for name in keyspace.sessions.names()]
         replies = {
-            (state[0], seq): plain(unpack(reply))
+            (bare(state[0]), seq): plain(unpack(reply))
             for state in states
             if state is not None
             for seq, _, reply, _ in state[2]
@@ -755,6 +786,7 @@ class StoreMachine(RuleBasedStateMachine):
                     for key, entry in model.entries.items()
                 },
             ),
+            "under the quota": (keyspace.entries.bytes_under(("",)), model.held()),
             "order": ([key for key, _ in scanned], model.names()),
             "order backwards": ([key for key, _ in backwards], model.names()[::-1]),
             "count": (len(keyspace), len(model.names())),
@@ -782,6 +814,11 @@ class StoreMachine(RuleBasedStateMachine):
             for what, (found, expected) in held.items()
             if found != expected
         ]
+
+
+def bare(name: str) -> str:
+    """The name of a session without the user's."""
+    return name.rpartition(SCOPE_END)[2]
 
 
 NOT_OF_THE_STATE: Final = {"BAD_REQUEST", "STALE_SEQ", "COMPACTED", "READ_ONLY"}

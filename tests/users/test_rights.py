@@ -24,7 +24,7 @@ if compiled.COMPILED:
 @pytest.mark.skipif(len(KINDS) < 2, reason="the C parts are not built")
 @given(prefixes, prefixes, texts)
 def test_c_and_python_agree(read: tuple[str, ...], write: tuple[str, ...], key: str) -> None:
-    plain, built = (kind(read, write, "scope") for kind in KINDS)
+    plain, built = (kind(read, write, "scope", 0) for kind in KINDS)
     assert built.may_read(key) is plain.may_read(key)
     assert built.may_write(key) is plain.may_write(key)
     assert built.scope == plain.scope == "scope"
@@ -59,7 +59,7 @@ def test_a_prefix_covers_the_keys_that_begin_with_it(
     may_read: bool,
     may_write: bool,
 ) -> None:
-    user = kind(read, write, "")
+    user = kind(read, write, "", 0)
     assert (user.may_read(key), user.may_write(key)) == (may_read, may_write)
 
 

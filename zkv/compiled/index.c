@@ -18,9 +18,8 @@ enum { SMALL_LEAF = LEAF_SLOTS / 4, PROBES = 7 };
 
 /* --- Searching -------------------------------------------------------------------------------- */
 
-/* Less than 0, 0 or more, as the first key is before the second, equal to it, or after it. */
-static int compare(const unsigned char *first, size_t first_size, const unsigned char *second,
-                   size_t second_size)
+int compare_keys(const unsigned char *first, size_t first_size, const unsigned char *second,
+                 size_t second_size)
 {
     int order = memcmp(first, second, first_size < second_size ? first_size : second_size);
     return order ? order : (first_size > second_size) - (first_size < second_size);
@@ -37,7 +36,7 @@ static size_t find_leaf(const ordered *index, const unsigned char *key, size_t s
     while (low < high) {
         size_t middle = (low + high) / 2;
         const leaf *each = &index->leaves[middle];
-        if (compare(each->low, each->low_size, key, size) <= 0)
+        if (compare_keys(each->low, each->low_size, key, size) <= 0)
             low = middle + 1;
         else
             high = middle;
@@ -60,7 +59,7 @@ static uint32_t find_place(const Table *self, const leaf *in, const unsigned cha
             __builtin_prefetch(record_at(self, in->slots[probes[i]]));
         for (uint32_t i = 0; i < PROBES && probes[i] < high; i++) {
             const record *each = record_at(self, in->slots[probes[i]]);
-            if (compare(each->bytes, each->key_size, key, size) < after)
+            if (compare_keys(each->bytes, each->key_size, key, size) < after)
                 low = probes[i] + 1;
             else
                 high = probes[i];
@@ -191,7 +190,7 @@ static int is_last(const Table *self, const record *key)
     if (end.place == 0)
         return 1;
     const record *last = record_at(self, index_previous(self, &end));
-    return compare(last->bytes, last->key_size, key->bytes, key->key_size) < 0;
+    return compare_keys(last->bytes, last->key_size, key->bytes, key->key_size) < 0;
 }
 
 int index_insert(Table *self, uint32_t number)
@@ -245,7 +244,7 @@ static int compare_sortable(const void *first, const void *second)
     const sortable *a = first, *b = second;
     if (a->head != b->head)
         return a->head < b->head ? -1 : 1;
-    return compare(a->key->bytes, a->key->key_size, b->key->bytes, b->key->key_size);
+    return compare_keys(a->key->bytes, a->key->key_size, b->key->bytes, b->key->key_size);
 }
 
 static size_t common_size(const record *a, const record *b, size_t most)

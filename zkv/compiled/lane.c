@@ -232,6 +232,22 @@ static void undo(Lane *self, run *r)
     }
 }
 
+/* --- Quotas: zkv/keyspace/room.py ------------------------------------------------------------- */
+
+/* The bytes that the user's quota limits; -1 if there is none, or they are not counted yet. */
+static int64_t held(const Lane *self, const request *from)
+{
+    int limited = from->user != NULL && quota_of(from->user) > 0;
+    return limited ? bytes_held(from->user, self->table) : -1;
+}
+
+/* 1 if what the request has staged is within the quota, or adds nothing to the bytes before. */
+static int has_room(const Lane *self, const request *from, int64_t before)
+{
+    int64_t after = held(self, from);
+    return after <= before || after <= quota_of(from->user);
+}
+
 /* --- Other parts of the keyspace that follow writes ------------------------------------------- */
 
 static PyObject *to_str(const span *key)
@@ -329,9 +345,9 @@ static PyObject *remembered_reply(const Lane *self, const run *r, const request 
 static PyObject *to_session(const request *from)
 {
     PyObject *name = to_str(&from->session), *scoped;
-    if (from->scope == NULL || name == NULL)
+    if (from->user == NULL || name == NULL)
         return name;
-    scoped = PyUnicode_Concat(from->scope, name);
+    scoped = PyUnicode_Concat(scope_of(from->user), name);
     Py_DECREF(name);
     return scoped;
 }
@@ -488,7 +504,8 @@ static span do_write(Lane *self, run *r, request *from, int64_t *reveals)
     r->first = r->replaced->count;
     r->replaced->of_long_run = self->rest != NULL;
     span reply = no_reply;
-    if (stage_all(self, r, from))
+    int64_t before = held(self, from);
+    if (stage_all(self, r, from) && has_room(self, from, before))
         reply = r->replaced->count > r->first ? commit(self, r, from) : do_reads(self, r, from);
     if (reply.at == NULL)
         undo(self, r);
@@ -573,12 +590,12 @@ static int take(Lane *self, run *r, size_t place)
         from = &self->ahead;
     else if (!read_body(self, of, (size_t)self->max_body, &own))
         return 0;
-    from->scope = NULL;
+    from->user = NULL;
     if (of->user != NULL) {
         const Prefixes *user = (const Prefixes *)of->user;
         if (!PyObject_TypeCheck(of->user, prefixes_type) || !is_permitted(user, from))
             return 0;
-        from->scope = scope_of(user);
+        from->user = user;
         /* It would look like the end of a scope: Python refuses it. */
         if (is_once(from) && memchr(from->session.at, 0, from->session.size) != NULL)
             return 0;

@@ -10,6 +10,8 @@
 #define NAME_OF_OP(op, ...) op,
 enum op { NONE, LANE_OPS(NAME_OF_OP) OPS };
 
+typedef struct Prefixes Prefixes; /* what a user may do: rights.c */
+
 /* What a request does with one key: the request itself, or one of its keys, items, ops,
  * conditions. */
 typedef struct {
@@ -31,7 +33,7 @@ typedef struct {
     uint64_t seq;
     int timing;                  /* the reply is to say how long everything took */
     span trace;                  /* text, for the logs; `at` is NULL if there is none */
-    PyObject *scope;             /* comes before the name of the session; NULL = nothing does */
+    const Prefixes *user;        /* NULL = everybody may do everything */
     step one;                    /* the request's own fields */
     step_list steps, conditions; /* `one`, or the lane's list, which the next request reuses */
 } request;
@@ -83,11 +85,11 @@ void batch_answer(Batch *, size_t place, span reply, int op, int64_t reveals);
 
 /* --- Rights: rights.c ------------------------------------------------------------------------- */
 
-typedef struct Prefixes Prefixes;
-
 int may_read(const Prefixes *, span key);
 int may_write(const Prefixes *, span key);
-PyObject *scope_of(const Prefixes *);
+PyObject *scope_of(const Prefixes *); /* comes before the names of the user's sessions */
+int64_t quota_of(const Prefixes *);   /* bytes that the entries it may write may take; 0 = any */
+int64_t bytes_held(const Prefixes *, const Table *); /* that they take; -1 = not counted yet */
 
 /* --- From a body to a request: request.c ------------------------------------------------------ */
 

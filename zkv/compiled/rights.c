@@ -19,6 +19,7 @@ struct Prefixes {
     place *places;
     size_t writes, count;
     PyObject *scope;
+    long long max_bytes;
 };
 
 static int any_fits(const Prefixes *self, size_t count, const unsigned char *at, size_t size)
@@ -41,6 +42,21 @@ int may_write(const Prefixes *self, span key)
 }
 
 PyObject *scope_of(const Prefixes *self) { return self->scope; }
+
+int64_t quota_of(const Prefixes *self) { return self->max_bytes; }
+
+int64_t bytes_held(const Prefixes *self, const Table *in)
+{
+    int64_t held = 0;
+    for (size_t i = 0; i < self->writes; i++) {
+        const place *each = &self->places[i];
+        int64_t more = bytes_under(in, (const unsigned char *)self->text + each->at, each->size);
+        if (more < 0)
+            return -1;
+        held += more;
+    }
+    return held;
+}
 
 static PyObject *ask(Prefixes *self, PyObject *text, size_t count)
 {
@@ -82,15 +98,17 @@ static PyObject *prefixes_new(PyTypeObject *type, PyObject *arguments, PyObject 
 {
     PyObject *read, *write, *scope;
     size_t used = 0;
-    static char *names[] = {"read", "write", "scope", NULL};
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!O!U", names, &PyTuple_Type, &read,
-                                     &PyTuple_Type, &write, &scope))
+    long long max_bytes;
+    static char *names[] = {"read", "write", "scope", "max_bytes", NULL};
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!O!UL", names, &PyTuple_Type, &read,
+                                     &PyTuple_Type, &write, &scope, &max_bytes))
         return NULL;
     allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     Prefixes *self = (Prefixes *)alloc(type, 0);
     if (self == NULL)
         return NULL;
     self->scope = Py_NewRef(scope);
+    self->max_bytes = max_bytes;
     size_t most = (size_t)(PyTuple_Size(read) + PyTuple_Size(write));
     self->places = calloc(most + 1, sizeof *self->places);
     if (self->places == NULL)
@@ -116,6 +134,11 @@ static void prefixes_dealloc(Prefixes *self)
 
 static PyObject *prefixes_scope(Prefixes *self, void *unused) { return Py_NewRef(self->scope); }
 
+static PyObject *prefixes_max_bytes(Prefixes *self, void *unused)
+{
+    return PyLong_FromLongLong(self->max_bytes);
+}
+
 static PyMethodDef prefixes_methods[] = {
     {"may_read", (PyCFunction)prefixes_may_read, METH_O, NULL},
     {"may_write", (PyCFunction)prefixes_may_write, METH_O, NULL},
@@ -124,6 +147,7 @@ static PyMethodDef prefixes_methods[] = {
 
 static PyGetSetDef prefixes_attributes[] = {
     {"scope", (getter)prefixes_scope, NULL, NULL, NULL},
+    {"max_bytes", (getter)prefixes_max_bytes, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

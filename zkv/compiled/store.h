@@ -74,6 +74,25 @@ typedef struct {
     uint32_t place;
 } position;
 
+/* --- Bytes of the entries under some prefixes: counts.c --------------------------------------- */
+
+/* A prefix, and the bytes of the keys and values of the entries whose keys begin with it. */
+typedef struct counted {
+    unsigned char *at;
+    uint32_t size;
+    int complete;           /* all of them are counted */
+    struct counted *around; /* the longest other prefix that this one begins with */
+    size_t bytes;
+} counted;
+
+typedef struct {
+    counted *prefixes; /* in order */
+    size_t count;
+    size_t walk; /* the one whose entries are being counted; `count` = none */
+    unsigned char *reached; /* its keys before this one are counted */
+    size_t reached_size;    /* 0 = none is */
+} counts;
+
 /* The records that a run has replaced, in order to undo it. */
 typedef struct {
     record *now, *before; /* the new record; the replaced one, NULL = none */
@@ -94,6 +113,7 @@ typedef struct {
     size_t moved;
     size_t count;
     size_t key_bytes, value_bytes; /* of all records that are in the table */
+    counts counts;
     slot **chunks;
     uint32_t used, free; /* the first slot that was never used; the first free one, 0 = none */
     ordered index;
@@ -135,6 +155,18 @@ uint32_t index_next(const Table *, position *);          /* the slot there; then
 uint32_t index_previous(const Table *, position *);      /* steps back; the slot there */
 size_t index_rank(const Table *, const position *);      /* the number of keys before */
 int is_before(const position *, const position *);
+/* Less than 0, 0 or more, as the first key is before the second, equal to it, or after it. */
+int compare_keys(const unsigned char *first, size_t first_size, const unsigned char *second,
+                 size_t second_size);
+
+/* Count that a key has so many bytes more; a negative number has wrapped around. */
+void counts_add(Table *, const unsigned char *key, size_t size, size_t bytes);
+void counts_end(counts *);
+/* The bytes under a prefix; -1 if they are not counted, or not all yet. */
+int64_t bytes_under(const Table *, const unsigned char *prefix, size_t size);
+PyObject *table_count_bytes(Table *, PyObject *prefixes);
+PyObject *table_count_more(Table *, PyObject *most);
+PyObject *table_bytes_under(Table *, PyObject *prefixes);
 
 typedef struct {
     PyObject_HEAD

@@ -5,9 +5,10 @@
  * entry. The keys' order is in index.c.
  *
  * Invariants: Python's lock is held throughout, and the keyspace's by the caller, unless it reads
- * aside (long.c). A table holds a reference to each of its records; a write passes the replaced
- * record's reference to its caller. Slots are used again but not given back: after many removals a
- * table keeps 24 bytes for each key that it once had at a time. */
+ * aside (long.c). Entries change only by `table_put` and `table_remove`, which count their bytes. A
+ * table holds a reference to each of its records; a write passes the replaced record's reference to
+ * its caller. Slots are used again but not given back: after many removals a table keeps 24 bytes
+ * for each key that it once had at a time. */
 
 #include "store.h"
 
@@ -178,6 +179,16 @@ static void free_slot(Table *self, uint32_t number)
     self->free = number;
 }
 
+/* Count the bytes of an entry that is put, replaced or removed; negative numbers have wrapped
+ * around. */
+static inline void count_bytes(Table *self, const record *of, size_t key_bytes, size_t value_bytes)
+{
+    self->key_bytes += key_bytes;
+    self->value_bytes += value_bytes;
+    if (self->counts.count > 0 && key_bytes + value_bytes != 0)
+        counts_add(self, of->bytes, of->key_size, key_bytes + value_bytes);
+}
+
 /* Put a record under a new key. */
 static int add(Table *self, uint32_t hash, record *now)
 {
@@ -189,8 +200,7 @@ static int add(Table *self, uint32_t hash, record *now)
     uint32_t *bucket = table_bucket(self, hash);
     table_slot(self, number)->next = *bucket;
     *bucket = number;
-    self->key_bytes += now->key_size;
-    self->value_bytes += now->value_size;
+    count_bytes(self, now, now->key_size, now->value_size);
     if (++self->count > self->now.mask && self->old.buckets == NULL)
         grow(self);
     return 1;
@@ -205,7 +215,7 @@ int table_put(Table *self, uint32_t hash, record *now, record **before)
     slot *there = table_slot(self, number);
     *before = there->at;
     there->at = now;
-    self->value_bytes += (size_t)now->value_size - (*before)->value_size;
+    count_bytes(self, now, 0, (size_t)now->value_size - (*before)->value_size);
     return 1;
 }
 
@@ -221,8 +231,7 @@ record *table_remove(Table *self, uint32_t hash, const unsigned char *key, size_
     *link = table_slot(self, number)->next;
     free_slot(self, number);
     self->count--;
-    self->key_bytes -= before->key_size;
-    self->value_bytes -= before->value_size;
+    count_bytes(self, before, 0 - (size_t)before->key_size, 0 - (size_t)before->value_size);
     return before;
 }
 
@@ -491,6 +500,7 @@ static void table_dealloc(Table *self)
     release_dropped(self, SIZE_MAX);
     release_slots(self);
     index_end(&self->index);
+    counts_end(&self->counts);
     free(self->old.buckets);
     free(self->now.buckets);
     Py_XDECREF(self->entry_type);
@@ -504,6 +514,9 @@ static PyMethodDef table_methods[] = {
     {"count", (PyCFunction)table_count, METH_O, NULL},
     {"deadlines", (PyCFunction)table_deadlines, METH_NOARGS, NULL},
     {"sizes", (PyCFunction)table_sizes, METH_NOARGS, NULL},
+    {"count_bytes", (PyCFunction)table_count_bytes, METH_O, NULL},
+    {"count_more", (PyCFunction)table_count_more, METH_O, NULL},
+    {"bytes_under", (PyCFunction)table_bytes_under, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

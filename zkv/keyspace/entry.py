@@ -24,5 +24,10 @@ class StoredEntry(Struct, frozen=True, gc=False):
     expires: int | None = None
 
 
+def entry_bytes(key: str, entry: StoredEntry | None) -> int:
+    """Return the bytes that a quota counts: of the key as UTF-8, and of the packed value."""
+    return 0 if entry is None else len(key.encode()) + len(entry.value)
+
+
 ABSENT: Final = StoredEntry(b"\xc0", 0)
 """The entry of an absent key: nil, at revision 0."""

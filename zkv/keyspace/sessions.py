@@ -81,7 +81,7 @@ SessionState = tuple[str, int, list[tuple[int, bytes, bytes, int]]]
 
 
 class Share(Struct, gc=False):
-    """What all sessions of one user take: their number, and the bytes of their replies."""
+    """The share of one user: the number of its sessions, and the bytes of their replies."""
 
     sessions: int = 0
     bytes: int = 0

@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from sortedcontainers import SortedDict
 
 from zkv import compiled
-from zkv.keyspace.entry import StoredEntry
-
-if TYPE_CHECKING:
-    from zkv.keyspace.bounds import Range
+from zkv.keyspace.bounds import Range, after_prefix
+from zkv.keyspace.entry import StoredEntry, entry_bytes
 
 
 class Table(MutableMapping[str, StoredEntry]):
@@ -47,6 +45,26 @@ class Table(MutableMapping[str, StoredEntry]):
     def sizes(self) -> tuple[int, int]:
         """Return the bytes of all keys, and of all values."""
 
+    @abstractmethod
+    def count_bytes(self, prefixes: Collection[str], /) -> None:
+        """Count, from now on, the bytes of the entries under these prefixes, and no others.
+
+        Entries that are there are counted by `count_more`, except under prefixes of which the count
+        is complete already.
+        """
+
+    @abstractmethod
+    def count_more(self, most: int, /) -> bool:
+        """Count at most so many entries that were there before; return True if some are left."""
+
+    @abstractmethod
+    def bytes_under(self, prefixes: tuple[str, ...], /) -> int | None:
+        """Return the bytes of all keys and values under these prefixes.
+
+        None of them may begin with another. The result is None if the count of one of them is not
+        complete, or if it is not counted at all.
+        """
+
 
 class PythonTable(SortedDict[str, StoredEntry], Table):
     """The table in pure Python. It counts what assignment, `del`, `pop` and `update` do.
@@ -59,6 +77,12 @@ class PythonTable(SortedDict[str, StoredEntry], Table):
         super().__init__()
         self._key_bytes = 0
         self._value_bytes = 0
+        self._bytes_under: dict[str, int] = {}
+        self._lengths: list[int] = []  # Of these prefixes.
+        self._uncounted: list[
+            str
+        ] = []  # Those whose count is not complete; a walk is in the first.
+        self._reached = ""  # Its keys before this one are counted.
         self.update(entries or {})
 
     def __setitem__(self, key: str, entry: StoredEntry) -> None:
@@ -91,10 +115,54 @@ class PythonTable(SortedDict[str, StoredEntry], Table):
         if entry is not None:
             self._key_bytes += sign * len(key.encode())
             self._value_bytes += sign * len(entry.value)
+            self._add(key, sign * entry_bytes(key, entry))
+
+    def _add(self, key: str, size: int) -> None:
+        """Add to the counts of all prefixes that include a key."""
+        for length in self._lengths:
+            prefix = key[:length]
+            if length <= len(key) and prefix in self._bytes_under and self._includes(prefix, key):
+                self._bytes_under[prefix] += size
+
+    def _includes(self, prefix: str, key: str) -> bool:
+        if prefix not in self._uncounted:
+            return True
+        return prefix == self._uncounted[0] and key < self._reached
 
     def sizes(self) -> tuple[int, int]:
         """See `Table`."""
         return self._key_bytes, self._value_bytes
+
+    def count_bytes(self, prefixes: Collection[str], /) -> None:
+        """See `Table`."""
+        complete = self._bytes_under.keys() - set(self._uncounted)
+        self._uncounted = sorted(set(prefixes) - complete)
+        self._bytes_under = {
+            prefix: self._bytes_under[prefix] if prefix in complete else 0 for prefix in prefixes
+        }
+        self._lengths = sorted({len(prefix) for prefix in prefixes})
+        self._reached = ""
+
+    def count_more(self, most: int, /) -> bool:
+        """See `Table`."""
+        while most > 0 and self._uncounted:
+            prefix = self._uncounted[0]
+            there = Range(max(prefix, self._reached), after_prefix(prefix))
+            found = self.pairs(there, most)
+            self._bytes_under[prefix] += sum(entry_bytes(key, entry) for key, entry in found)
+            if len(found) == most:
+                self._reached = found[-1][0] + "\0"  # The first key that comes after it.
+                break
+            del self._uncounted[0]
+            self._reached = ""
+            most -= len(found) + 1  # To look for its first entry took time, too.
+        return bool(self._uncounted)
+
+    def bytes_under(self, prefixes: tuple[str, ...], /) -> int | None:
+        """See `Table`."""
+        if not all(each in self._bytes_under and each not in self._uncounted for each in prefixes):
+            return None
+        return sum([self._bytes_under[prefix] for prefix in prefixes])
 
     def pairs(
         self, keys: Range, most: int, reverse: bool = False, /

@@ -17,6 +17,7 @@ from zkv.keyspace.entry import StoredEntry
 
 if TYPE_CHECKING:
     from zkv.keyspace.store import Keyspace
+    from zkv.users.quota import Quota
 
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
@@ -32,12 +33,14 @@ class StagedWrite:
         changes: the changes so far, in order.
         staged: the new entry of each changed key; None if it is removed.
         rev: the revision that the transaction will have if it changes anything.
+        quota: the quota of the user that runs it; None = there is none.
     """
 
-    __slots__ = ("_size", "_store", "changes", "rev", "staged")
+    __slots__ = ("_size", "_store", "changes", "quota", "rev", "staged")
 
-    def __init__(self, store: Keyspace, rev: int) -> None:
+    def __init__(self, store: Keyspace, rev: int, quota: Quota | None = None) -> None:
         self._store = store
+        self.quota = quota
         self._size = 0  # Bytes of single values: many TOUCHes make a large commit of a small TXN.
         self.rev = rev
         self.changes: list[KeyChange] = []

@@ -59,6 +59,7 @@ from zkv.requests.permission import may_monitor
 from zkv.requests.slow_log import SlowLog
 
 if TYPE_CHECKING:
+    from zkv.users.quota import Quota
     from zkv.users.rights import User
 
 MAX_REMEMBERED_REPLY: Final = 1024 * 1024
@@ -118,18 +119,24 @@ def execute(node: Node, request: requests.AnyRequest, user: User | None = None) 
             return info(node, user)
         return READS[type(request)](node, request)
     keyspace = node.engine.keyspace
+    quota = None if user is None else user.quota
     if request.session is not None and request.seq is not None:
         session = request.session if user is None else user.scope + request.session
-        return _execute_once(node, request, write, session, request.seq)
+        return _execute_once(node, request, write, session, request.seq, quota)
     with keyspace.lock:
-        transaction = keyspace.begin()
+        transaction = keyspace.begin(quota)
         reply = write(node, transaction, request)
         lsn = keyspace.commit(transaction)
         return Done(reply, transaction.reply_rev, lsn)
 
 
 def _execute_once(
-    node: Node, request: requests.AnyRequest, write: Write, session: str, seq: int
+    node: Node,
+    request: requests.AnyRequest,
+    write: Write,
+    session: str,
+    seq: int,
+    quota: Quota | None,
 ) -> Answer:
     """Run a write, unless it is a repeat. The reply is logged in the same commit as the changes."""
     keyspace = node.engine.keyspace
@@ -138,7 +145,7 @@ def _execute_once(
         known = keyspace.sessions.recall(session, seq, content, keyspace.now())
         if known is not None:
             return _repeat(known)
-        transaction = keyspace.begin()
+        transaction = keyspace.begin(quota)
         reply: CommitReply | Failure
         try:
             reply = write(node, transaction, request)

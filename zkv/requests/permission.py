@@ -1,4 +1,4 @@
-"""Whether a user may run a request: the rights, op by op.
+"""The check that a user may run a request, op by op.
 
 A request is refused as a whole, before it looks at any key: no reply, code, message or count may
 depend on a key that the user may not read. Who may write a key may read it. The conditions of a

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from zkv.users.file import UserEntry, read_users
+from zkv.users.quota import Quota
 from zkv.users.rights import NOBODY, PROGRAM, User
 
 NO_ID: Final = ""
@@ -20,7 +21,7 @@ NO_ID: Final = ""
 
 
 class Reloaded(NamedTuple):
-    """What a reload has changed.
+    """The difference that a reload has made.
 
     Args:
         before: the entries before.
@@ -90,6 +91,11 @@ class Users:
         before, self._entries = self._entries, read_users(self.path)
         self.by_id = _by_id(self._entries)
         return Reloaded(before, self._entries)
+
+    @property
+    def quotas(self) -> list[Quota]:
+        """The quotas of all users."""
+        return [user.quota for user in self.by_id.values() if user.quota is not None]
 
     def of(self, user_id: str) -> User:
         """Return the user of a message."""

@@ -1,4 +1,4 @@
-"""What a user may do: prefixes of keys to read and to write, and rights to administer.
+"""The rights of a user: prefixes of keys to read and to write, and rights to administer.
 
 The C part has the prefixes, too (zkv/compiled/rights.c), so that the lane can check them;
 `Prefixes` is that class, or `PythonPrefixes`, which specifies it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Self
 
 from zkv import compiled
+from zkv.users.quota import Quota, outermost
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,19 +26,23 @@ class PythonPrefixes:
 
     Args:
         read: of keys that may be read.
-        write: of keys that may be read and written.
+        write: of keys that may be read and written; none begins with another.
         scope: comes before the name of a session.
+        max_bytes: the quota for the entries under those to write; 0 = none.
     """
 
     _read: tuple[str, ...]
     _write: tuple[str, ...]
     scope: str
+    max_bytes: int
 
-    def __new__(cls, read: tuple[str, ...], write: tuple[str, ...], scope: str) -> Self:
+    def __new__(
+        cls, read: tuple[str, ...], write: tuple[str, ...], scope: str, max_bytes: int
+    ) -> Self:
         """Make an object that never changes."""
         self = super().__new__(cls)
         self._read, self._write = read + write, write
-        self.scope = scope
+        self.scope, self.max_bytes = scope, max_bytes
         return self
 
     def may_read(self, text: str, /) -> bool:
@@ -67,11 +72,12 @@ class User(Prefixes):
 
     Attributes:
         scope: comes before the names of this user's sessions, which other users cannot have.
+        quota: the quota; None = there is none.
     """
 
     name: str
     admin: frozenset[str]
-    max_bytes: int
+    quota: Quota | None
 
     def __new__(
         cls,
@@ -82,10 +88,11 @@ class User(Prefixes):
         max_bytes: int = 0,
     ) -> Self:
         """Make a user. The prefixes cannot change: a reload makes new users."""
-        self = super().__new__(cls, tuple(read), tuple(write), f"{name}\0")
+        outer = outermost(write)
+        self = super().__new__(cls, tuple(read), outer, f"{name}\0", max_bytes)
         self.name = name
         self.admin = frozenset(admin)
-        self.max_bytes = max_bytes
+        self.quota = Quota(outer, max_bytes) if max_bytes > 0 else None
         return self
 
     def __repr__(self) -> str:
