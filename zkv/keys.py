@@ -79,6 +79,30 @@ def read_key_file(name: str | os.PathLike[str]) -> KeyPair:
     return KeyPair(zmq.curve_public(secret.encode()).decode(), secret)
 
 
+def argument(text: str) -> list[str]:
+    """Parse public keys between commas, as a ``type`` of argparse."""
+    try:
+        return [check_public_key(each.strip()) for each in text.split(",")]
+    except ValueError as error:
+        from argparse import ArgumentTypeError
+
+        raise ArgumentTypeError(str(error)) from None
+
+
+def joined(words: list[str], option: str = "--server-key") -> list[str]:
+    """Join an option of a command line with its value: argparse takes no value with a dash first.
+
+    A key may begin with one.
+    """
+    words = list(words)
+    for at, word in enumerate(words):
+        if word == "--":
+            break
+        if word == option and at + 1 < len(words):
+            words[at : at + 2] = [f"{word}={words[at + 1]}"]
+    return words
+
+
 def make_key_file(name: str | os.PathLike[str]) -> str:
     """Make a key pair, write the secret key to a new file, and return the public key.
 

@@ -41,5 +41,5 @@ def zkv_server(tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture
 def zkv_client(zkv_server: Server) -> Iterator[Client]:
     """A client of `zkv_server`."""
-    with Client(zkv_server.endpoint) as client:
+    with Client(zkv_server.endpoint, server_key=()) as client:  # Whatever the environment says.
         yield client

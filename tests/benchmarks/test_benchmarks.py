@@ -34,6 +34,7 @@ from benchmarks.starts import MEMORY_ROW, STATES, Starts
 from tests.support import LIMIT
 from zkv.bench import result
 from zkv.bench.connections import BenchError
+from zkv.bench.generator import LoadTarget
 
 pytestmark = pytest.mark.skipif(
     shutil.which("cc") is None, reason="the load is in C, and there is no compiler"
@@ -121,7 +122,7 @@ def test_a_fill_writes_each_key_once_in_any_order(program: str, tmp_path: Path) 
     with started(named("zkv never"), tmp_path) as server:
         ask(program, server, "fill:1", connections=5, seed=7)
         assert ask(program, server, "mget:100")["missing"] == 0
-        with result.connect(f"tcp://127.0.0.1:{server.port}") as client:
+        with result.connect(LoadTarget(endpoint=f"tcp://127.0.0.1:{server.port}")) as client:
             assert client.count() == client.info()["rev"] == 100
 
 
@@ -129,7 +130,7 @@ def test_a_repeated_key_is_sent_twice(program: str, tmp_path: Path) -> None:
     """A map of two items with one key changes one entry."""
     with started(named("zkv never"), tmp_path) as server:
         ask(program, server, "repeat:2", connections=1)
-        with result.connect(f"tcp://127.0.0.1:{server.port}") as client:
+        with result.connect(LoadTarget(endpoint=f"tcp://127.0.0.1:{server.port}")) as client:
             revisions = [change.rev for change in client.changes(0)]
     assert revisions
     assert len(set(revisions)) == len(revisions)
@@ -279,7 +280,7 @@ def test_values_that_are_missing_are_a_failure(tmp_path: Path) -> None:
     with started(named("zkv never"), tmp_path) as server:
         tool = Load(tmp_path, 0.02)
         tool.measure(server, Row("a row", "one", 1, 1, "get", keys=10), 1)
-        with result.connect(f"tcp://127.0.0.1:{server.port}") as client:
+        with result.connect(LoadTarget(endpoint=f"tcp://127.0.0.1:{server.port}")) as client:
             client.delete_many([f"k{number:07d}" for number in range(10)])
         with pytest.raises(BenchError, match=r"zkv never, a row: .* failed"):
             tool.measure(server, Row("a row", "one", 1, 1, "get", keys=10), 1)

@@ -188,7 +188,7 @@ def put(path: str, value: Any) -> Change:
         (put("stats.workers_replaced", 2), "bugs", "2 unexpected", "log"),
         (put("stats.sessions.sessions", 90_000), "sessions", "90,000 of 100,000", "max_sessions"),
         (put("stats.sessions.bytes", 200 * 2**20), "sessions", "of 256.0 MiB", "session_bytes"),
-        pytest.param(put("feed", NOWHERE), "feed", "no message", "server.feed", id="silent feed"),
+        pytest.param(put("feed", NOWHERE), "feed", "refused", "server.feed", id="no feed"),
         (put("stats.process.open_files", 10**7), "files", "10,000,000", "ulimit -n"),
         (put("stats.process.max_open_files", 1024), "files", "1,024", "ulimit -n"),
         (put("durability.snapshot_bytes", 2**60), "disk", "free", "free space"),
@@ -432,7 +432,10 @@ def test_the_key_of_a_client_is_checked(
 ) -> None:
     public = make_key_file(tmp_path / "ann.key")
     monkeypatch.setenv("ZKV_KEY_FILE", str(tmp_path / "ann.key"))
-    assert public in well("-e", server.endpoint)[1]["key"]["text"]
+    status, found = well("-e", server.endpoint)
+    assert status == 1
+    assert public in found["key"]["text"]
+    assert "ZKV_SERVER_PUBLIC_KEY" in found["keys"]["text"], "it needs the server's key, too"
 
     (tmp_path / "ann.key").chmod(0o644)
     status, found = well("-e", server.endpoint)

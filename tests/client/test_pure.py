@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.support import ServerInProcess
 from zkv import (
+    AuthenticationError,
     BusyError,
     Client,
     ClientError,
@@ -25,7 +26,7 @@ from zkv import (
 from zkv.client.follower import RESET, ChangeBatch
 from zkv.client.mirror_view import MirrorView
 from zkv.client.operations import Change
-from zkv.client.retry import Attempts
+from zkv.client.retry import KEY_TRIES, Attempts, Trouble
 from zkv.client.session import WINDOW, WriteSession, WriteSessions
 
 # --- What a mirror shows
@@ -175,6 +176,79 @@ def test_a_pause_beyond_the_deadline_is_not_begun() -> None:
     clock.now += 0.02
     with pytest.raises(BusyError):
         attempts.refused(REFUSAL)
+
+
+# --- Without a connection
+
+HERE = "tcp://here"
+CLOSED, LOST, REFUSED = 1, 2, 3
+"""Ways in which a connection fails."""
+WRONG_KEY = Trouble("another key", is_lasting=True, is_refusal=True, tries=KEY_TRIES)
+NOBODY = Trouble("nobody there")
+
+
+def fail(
+    attempts: Attempts, clock: Clock, failure: int, trouble: Trouble, times: int = 1
+) -> list[float]:
+    """Let attempts to connect fail; the pauses after them."""
+    pauses = []
+    for _ in range(times):
+        told = trouble if attempts.asks_why(HERE, failure) else None
+        pauses.append(attempts.no_connection(HERE, told, 1, True))
+        clock.now += pauses[-1]
+    return pauses
+
+
+def test_a_wrong_key_is_certain_after_some_tries_within_a_second() -> None:
+    clock = Clock()
+    began = clock.now
+    attempts = attempts_at("PUT", clock)
+    pauses = fail(attempts, clock, CLOSED, WRONG_KEY, KEY_TRIES - 1)
+    assert pauses == sorted(pauses)
+    assert pauses[0] == 0
+    assert clock.now - began < 0.9
+    with pytest.raises(AuthenticationError, match="no connection to tcp://here: another key"):
+        fail(attempts, clock, CLOSED, WRONG_KEY)
+
+
+def test_only_tries_in_a_row_that_fail_alike_are_counted() -> None:
+    """A server that ends closes connections, and then nobody is there."""
+    clock = Clock()
+    attempts = attempts_at("PUT", clock)
+    for _ in range(3):
+        fail(attempts, clock, CLOSED, WRONG_KEY, KEY_TRIES - 1)
+        assert fail(attempts, clock, LOST, NOBODY) == [0.2]
+    clock.now += 10
+    with pytest.raises(UnavailableError, match="nobody there") as caught:
+        fail(attempts, clock, LOST, NOBODY)
+    assert type(caught.value) is UnavailableError
+
+
+def test_a_try_without_a_result_changes_nothing() -> None:
+    clock = Clock()
+    attempts = attempts_at("PUT", clock)
+    fail(attempts, clock, CLOSED, WRONG_KEY, KEY_TRIES - 2)
+    fail(attempts, clock, 0, NOBODY)
+    with pytest.raises(AuthenticationError):
+        fail(attempts, clock, CLOSED, WRONG_KEY)
+
+
+def test_a_refusal_is_certain_at_once() -> None:
+    clock = Clock()
+    attempts = attempts_at("PUT", clock)
+    fail(attempts, clock, CLOSED, WRONG_KEY)
+    with pytest.raises(AuthenticationError, match="unknown"):
+        fail(attempts, clock, REFUSED, Trouble("unknown", is_lasting=True, is_refusal=True))
+
+
+def test_a_refusal_after_a_lost_reply_leaves_the_doubt() -> None:
+    clock = Clock()
+    attempts = attempts_at("PUT", clock)
+    attempts.no_reply(HERE, connected=True)
+    with pytest.raises(NoReplyError, match="no reply from tcp://here: unknown") as caught:
+        fail(attempts, clock, REFUSED, Trouble("unknown", is_lasting=True, is_refusal=True))
+    assert type(caught.value) is NoReplyError
+    assert caught.value.applied is None
 
 
 def test_a_write_is_not_repeated_for_longer_than_its_session_lasts() -> None:

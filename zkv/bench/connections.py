@@ -25,6 +25,7 @@ from typing import Any, Final, Protocol
 import msgspec
 import zmq
 
+from zkv.client.curve import CurveKeys
 from zkv.errors import ZkvError
 
 FIRST_ID: Final = 1 << 16
@@ -71,13 +72,24 @@ class ZmqConnections:
         endpoint: the server's endpoint.
         clients: the number of connections.
         pipeline: the number of requests in flight on each.
+        keys: for the server; the first of its keys is used.
+
+    Raises:
+        BenchError: libzmq refuses the endpoint.
+        ValueError: the keys cannot be used.
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, clients: int, pipeline: int
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        clients: int,
+        pipeline: int,
+        keys: CurveKeys,
     ) -> None:
         self._context = context
         self._endpoint = endpoint
+        self._keys = keys
         self._names = [b"c%07d" % number for number in range(clients) for _ in range(pipeline)]
         self._slots = dict(zip(self._names, range(clients), strict=False)) if pipeline == 1 else {}
         self._tails = (
@@ -143,6 +155,8 @@ class ZmqConnections:
         self._socket.sndhwm = self._socket.rcvhwm = 0
         self._socket.ipv6 = self._endpoint.startswith("tcp://[")
         self._socket.rcvtimeo = round(self._patience * 1000)
+        for server_key in self._keys.of(self._endpoint)[:1]:
+            self._keys.equip(self._socket, server_key)
         try:
             for name in dict.fromkeys(self._names):
                 self._socket.setsockopt(zmq.CONNECT_ROUTING_ID, name)

@@ -31,6 +31,7 @@ from zkv.bench.drive import INTERVAL, Interval, Loop, Pace, Totals, clock
 from zkv.bench.histogram import Histogram
 from zkv.bench.verify import Verifier
 from zkv.bench.workload import Mix, Requests, Source, Workload
+from zkv.client.curve import KEY_FILE, CurveKeys
 from zkv.streams import bug
 
 CONNECT_LIMIT: Final = 20.0
@@ -40,9 +41,19 @@ HEAD_START: Final = 0.05
 
 
 class LoadTarget(Struct, frozen=True, kw_only=True):
-    """The server that gets the load."""
+    """The server that gets the load, and the keys for it. Each process reads the key file itself.
+
+    If there are no ``server_keys``, connections are not encrypted. If there is no ``key_file``,
+    each process makes a key.
+    """
 
     endpoint: str = ""
+    server_keys: tuple[str, ...] = ()
+    key_file: str = ""
+
+    def keys(self) -> dict[str, Any]:
+        """The keys, as the arguments of a client."""
+        return {"server_key": self.server_keys, "key_file": self.key_file or KEY_FILE}
 
 
 class LoadJob(Struct, frozen=True, kw_only=True):
@@ -281,9 +292,13 @@ def _drive(job: LoadJob, process: int, pipe: Connection, connections: Connection
 
 
 def connect(job: LoadJob, clients: int) -> Connections:
-    """Make ``clients`` connections to the target."""
+    """Make ``clients`` connections to the target. Raises BenchError."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-    return ZmqConnections(context, job.target.endpoint, clients, job.pipeline)
+    try:
+        keys = CurveKeys(**job.target.keys())
+        return ZmqConnections(context, job.target.endpoint, clients, job.pipeline, keys)
+    except ValueError as error:
+        raise BenchError(str(error)) from error
 
 
 def make_source(job: LoadJob, process: int) -> Source:

@@ -14,14 +14,15 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from zkv import __version__, durations
+from zkv import __version__, durations, keys
 from zkv.bench import generator, measure, plot, result, show
 from zkv.bench.connections import BenchError
-from zkv.bench.generator import LoadJob
+from zkv.bench.generator import LoadJob, LoadTarget
 from zkv.bench.keys import DISTRIBUTIONS
 from zkv.bench.result import Result
 from zkv.bench.servers import POLICIES, TRANSPORTS, Running
 from zkv.bench.workload import YCSB, Workload
+from zkv.client.curve import KEY_FILE, SERVER_KEY, CurveKeys, given
 from zkv.defaults import DEFAULT_ENDPOINT
 from zkv.endpoint import check_option, listed, named_by_environment
 from zkv.streams import complain, guarded, say
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str] | None) -> int:
-    words = sys.argv[1:] if arguments is None else arguments
+    words = keys.joined(sys.argv[1:] if arguments is None else arguments)
     command, words = (words[0], words[1:]) if words[:1] and words[0] in COMMANDS else ("", words)
     try:
         return _command(command)(words)
@@ -126,7 +127,7 @@ def _run(words: list[str]) -> int:
     )  # fmt: skip
     options = parser.parse_args(words)
     _check(parser, options)
-    with measure.target(options.endpoint, options.start, options.fsync or "always") as running:
+    with measure.target(_target(options), options.start, options.fsync or "always") as running:
         job = _job(options, running, rate=options.rate)
         if options.verify:
             job = msgspec.structs.replace(job, verify=result.unique_name())
@@ -160,7 +161,7 @@ def _sweep(words: list[str]) -> int:
     )
     options = parser.parse_args(words)
     _check(parser, options)
-    with measure.target(options.endpoint, options.start, options.fsync or "always") as running:
+    with measure.target(_target(options), options.start, options.fsync or "always") as running:
         job = _job(options, running)
         if not _load(options, job):
             return 0
@@ -205,6 +206,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "-e", "--endpoint", default=listed(named_by_environment())[0],
         metavar="E",
         help=f"the server's endpoint; default: ZKV_ENDPOINT, or else {DEFAULT_ENDPOINT}",
+    )  # fmt: skip
+    where.add_argument(
+        "--server-key", type=keys.argument, metavar="KEY",
+        help="the public key of the server, for a server with CURVE; default: "
+        "ZKV_SERVER_PUBLIC_KEY",
+    )  # fmt: skip
+    where.add_argument(
+        "--key-file", metavar="FILE",
+        help="the file with your own secret key; default: ZKV_KEY_FILE, or else new keys",
     )  # fmt: skip
     where.add_argument(
         "--start", choices=TRANSPORTS, default="",
@@ -291,6 +301,18 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _target(options: argparse.Namespace) -> LoadTarget:
+    """The server that the options name. Raises BenchError."""
+    if options.start:
+        return LoadTarget()
+    endpoint: str = options.endpoint
+    try:
+        found = CurveKeys(**{"server_key": SERVER_KEY, "key_file": KEY_FILE} | given(options))
+        return LoadTarget(endpoint=endpoint, server_keys=found.of(endpoint), key_file=found.file)
+    except ValueError as error:
+        raise BenchError(str(error)) from None
+
+
 def _check(parser: Parser, options: argparse.Namespace) -> None:
     """Check options that depend on each other, and files. Raises BenchError."""
     if not options.start:
@@ -307,6 +329,8 @@ def _check(parser: Parser, options: argparse.Namespace) -> None:
     generator.check(options.processes, options.clients, options.operations, is_inside)
     if options.fsync and not options.start:
         parser.error("--fsync needs --start")
+    if options.start and given(options):
+        parser.error("--server-key and --key-file are for a server that runs, not for --start")
     decided: tuple[str, ...] = FIELDS_OF_YCSB
     why = "needs --ycsb"
     if options.ycsb:
@@ -359,7 +383,7 @@ def _load(options: argparse.Namespace, job: LoadJob) -> bool:
     if options.phase == "load" or (
         options.phase == "both" and job.workload.is_read() and not job.verify
     ):
-        seconds = measure.load_phase(job.target.endpoint, job.workload)
+        seconds = measure.load_phase(job.target, job.workload)
         rate = show.rate(job.workload.keys / seconds)
         say(f"loaded {job.workload.keys:,} keys in {seconds:.2f} s, {rate} keys/s")
     return bool(options.phase != "load")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from zkv.bench import generator, result, servers
 from zkv.bench.connections import BenchError
@@ -18,18 +19,19 @@ from zkv.bench.servers import Running
 from zkv.bench.verify import SHARED_COUNTERS, keys_of, shared_counter
 from zkv.bench.workload import Workload, key_name
 from zkv.client import ClientError
+from zkv.client.curve import server_key_of
 from zkv.endpoint import host_of, is_name
 
 LOAD_BYTES: Final = 1 << 20
 """The approximate size of a request of the load phase."""
 
 
-def load_phase(endpoint: str, workload: Workload) -> float:
+def load_phase(target: LoadTarget, workload: Workload) -> float:
     """Store all keys in large batches; returns the seconds that it took. Raises BenchError."""
     values = [msgspec.msgpack.decode(value) for value in workload.make_values()]
     batch = max(1, min(1000, LOAD_BYTES // (workload.size() + 32)))
     begin = time.perf_counter()
-    with result.connect(endpoint) as client:
+    with result.connect(target) as client:
         for first in range(0, workload.keys, batch):
             keys = range(first, min(first + batch, workload.keys))
             try:
@@ -42,13 +44,15 @@ def load_phase(endpoint: str, workload: Workload) -> float:
 
 
 @contextlib.contextmanager
-def target(endpoint: str, start: str, policy: str) -> Iterator[Running]:
-    """The server to measure: the one at ``endpoint``, or a new one if ``start`` is not empty."""
+def target(given: LoadTarget, start: str, policy: str) -> Iterator[Running]:
+    """The server to measure: the one that is ``given``, or a new one if ``start`` is not empty."""
     if start:
         with servers.zkv(policy, start) as running:
             yield running
     else:
-        yield Running(name="zkv", version="", target=LoadTarget(endpoint=_numeric(endpoint)))
+        endpoint = _numeric(given.endpoint)
+        found = replace(given, endpoint=endpoint)
+        yield Running(name="zkv", version="", target=_with_one_key(found))
 
 
 def _numeric(endpoint: str) -> str:
@@ -64,12 +68,24 @@ def _numeric(endpoint: str) -> str:
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
+def _with_one_key(target: LoadTarget) -> LoadTarget:
+    """``target`` with the key that the server has, of those that it may have."""
+    if len(target.server_keys) < 2:
+        return target
+    with result.connect(target) as client:
+        try:
+            client.ping()
+        except ClientError:
+            return target  # The first request there reports the reason.
+        return replace(target, server_keys=(server_key_of(client),))
+
+
 def ceiling(job: LoadJob, seconds: float) -> tuple[float, str]:
     """The rate of the load of ``job`` against the floor in a closed loop; and the floor's kind."""
     transport = "ipc" if job.target.endpoint.startswith("ipc:") else "tcp"
-    plain = msgspec.structs.replace(job.workload, ycsb="", batch=1)
+    plain = replace(job.workload, ycsb="", batch=1)
     with servers.floor(transport) as floor:
-        echo = msgspec.structs.replace(
+        echo = replace(
             job, target=floor.target, workload=plain, duration=seconds, operations=0, rate=0.0,
             verify="",
         )  # fmt: skip
@@ -81,7 +97,7 @@ def measure(
     name: str, running: Running, job: LoadJob, watch: Watch, ceiling_seconds: float
 ) -> Result:
     """Measure a running zkv server, whose keys are loaded. Raises BenchError."""
-    facts = result.ask(running.target.endpoint)
+    facts = result.ask(running.target)
     is_inside = job.target.endpoint.startswith("inproc:")  # The floor cannot use inproc.
     limit, limit_is = 0.0, ""
     if ceiling_seconds and not is_inside:
@@ -101,7 +117,7 @@ def measure(
 
 def _check_shared_counters(job: LoadJob, measured: Measured, made: Result) -> None:
     """Check that the shared counters have the sums that all processes have added."""
-    with result.connect(job.target.endpoint) as client:
+    with result.connect(job.target) as client:
         for number in range(SHARED_COUNTERS):
             key = shared_counter(job.verify, number)
             added = sum(report.shared[key] for report in measured.reports)

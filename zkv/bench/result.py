@@ -18,14 +18,16 @@ import msgpack
 import msgspec
 import zmq
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from zkv import __version__, compiled, figures
 from zkv.bench.connections import BenchError
 from zkv.bench.drive import INTERVAL
-from zkv.bench.generator import LoadJob, Measured
+from zkv.bench.generator import LoadJob, LoadTarget, Measured
 from zkv.bench.histogram import Histogram
 from zkv.bench.workload import YCSB
 from zkv.client import Client, ClientError, RetryPolicy
+from zkv.client.curve import server_key_of
 from zkv.reading import BadTextError, decode, read_file
 from zkv.writing import Target
 
@@ -141,7 +143,7 @@ def make(name: str, job: LoadJob, measured: Measured, server: dict[str, Any]) ->
     return Result(
         name=name,
         when=now(),
-        job=job,
+        job=_without_key_file(job),
         machine=machine(),
         versions=versions(),
         server=server,
@@ -167,6 +169,11 @@ def make(name: str, job: LoadJob, measured: Measured, server: dict[str, Any]) ->
         wrong_count=sum(report.wrong_count for report in measured.reports),
         verified=bool(job.verify),
     )
+
+
+def _without_key_file(job: LoadJob) -> LoadJob:
+    """The job, as others may read it."""
+    return replace(job, target=replace(job.target, key_file=""))
 
 
 def judge_generator(result: Result) -> None:
@@ -246,28 +253,32 @@ def versions() -> dict[str, str]:
     }
 
 
-def ask(endpoint: str) -> dict[str, Any]:
-    """Version and settings of a zkv server. Raises BenchError."""
-    with connect(endpoint) as client:
+def ask(target: LoadTarget) -> dict[str, Any]:
+    """Version and settings of a zkv server, as far as the user may see. Raises BenchError."""
+    with connect(target) as client:
         try:
-            facts = client.call("INFO")
+            info = client.call("INFO")
         except ClientError as error:
-            raise BenchError(f"no zkv server at {endpoint}: {error}") from error
-    if hidden := figures.hidden(facts):
-        return {"version": facts["version"], "endpoint": endpoint, HIDDEN: hidden}
-    return {
-        "version": facts["version"],
-        "endpoint": endpoint,
-        "policy": facts["durability"].get("fsync", "memory"),
-        "workers": facts["stats"].get("workers"),
-        "keys": facts["keys"],
-    } | ({"build": slow} if (slow := compiled.what_is_slow(facts["stats"])) else {})
+            raise BenchError(f"no zkv server at {target.endpoint}: {error}") from error
+        is_encrypted = server_key_of(client) != ""
+    facts = {"version": info["version"], "endpoint": target.endpoint}
+    if is_encrypted:
+        facts["encryption"] = "CURVE"
+    if hidden := figures.hidden(info):
+        return facts | {HIDDEN: hidden}
+    facts |= {
+        "policy": info["durability"].get("fsync", "memory"),
+        "workers": info["stats"].get("workers"),
+        "keys": info["keys"],
+    }
+    return facts | ({"build": slow} if (slow := compiled.what_is_slow(info["stats"])) else {})
 
 
-def connect(endpoint: str) -> Client:
+def connect(target: LoadTarget) -> Client:
     """A client for requests that are not measured. Raises BenchError."""
+    retry = RetryPolicy(wait_for_start=False)
     try:
-        return Client(endpoint, ASK_LIMIT, retry=RetryPolicy(wait_for_start=False))
+        return Client(target.endpoint, ASK_LIMIT, retry=retry, **target.keys())
     except ValueError as error:
         raise BenchError(str(error)) from error
 

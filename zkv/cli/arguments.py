@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Final, NoReturn
 
-from zkv import __version__, durations
+from zkv import __version__, durations, keys
 from zkv.cli.ops import OPS, Argument, Command
 from zkv.cli.programs import PROGRAMS
 from zkv.defaults import DEFAULT_ENDPOINT
@@ -43,6 +43,24 @@ OPTIONS: Final = (
             "default": DEFAULT_TIMEOUT,
             "help": "how long to wait for the answer: seconds, or such as 500ms, 2m; "
             f"else {DEFAULT_TIMEOUT:g}",
+        },
+    ),
+    Argument(
+        "[--server-key KEY]",
+        ("--server-key",),
+        {
+            "metavar": "KEY",
+            "type": keys.argument,
+            "help": "the public key of the server, for a server with CURVE; else "
+            "ZKV_SERVER_PUBLIC_KEY. KEY,KEY while the server changes it",
+        },
+    ),
+    Argument(
+        "[--key-file FILE]",
+        ("--key-file",),
+        {
+            "metavar": "FILE",
+            "help": "the file with your own secret key; else ZKV_KEY_FILE, else a new key",
         },
     ),
     Argument(
@@ -117,7 +135,7 @@ def parse(
     """
     parser = _main_parser()
     parser.typed = arguments
-    ahead, words = _split(arguments)
+    ahead, words = _split(keys.joined(arguments))
     if ahead[-1:] == ["-h"] and words and words[0].lower() not in COMMANDS:
         parser.error("-h is short for --help")  # In Redis' tools it gives the host.
     if words and words[0].lower() == "help":

@@ -32,7 +32,7 @@ class CommandSession:
 
     def __init__(self) -> None:
         self._client: Client | None = None
-        self._made_for: tuple[str, float] | None = None
+        self._made_for: tuple[object, ...] = ()
 
     def __enter__(self) -> Self:
         return self
@@ -41,17 +41,20 @@ class CommandSession:
         self.close()
 
     def client(self, options: argparse.Namespace) -> Client:
-        """A client for the endpoint and the timeout in ``options``. Raises CommandError."""
+        """A client for the endpoint, timeout and keys in ``options``. Raises CommandError."""
         from zkv.client import Client, RetryPolicy
         from zkv.client.codec import PACKED
+        from zkv.client.curve import given
 
-        wanted = (options.endpoint, options.timeout)
+        wanted = (options.endpoint, options.timeout, options.server_key, options.key_file)
         if self._client is None or self._made_for != wanted:
             self.close()
             try:
                 endpoints = check_option(options.endpoint)
                 retry = RetryPolicy(wait_for_start=False)
-                self._client = Client(endpoints, options.timeout, codec=PACKED, retry=retry)
+                self._client = Client(
+                    endpoints, options.timeout, codec=PACKED, retry=retry, **given(options)
+                )
             except ValueError as error:
                 raise CommandError(FAILED, str(error)) from error
             self._made_for = wanted
@@ -111,17 +114,19 @@ def reading(op: str) -> Iterator[None]:
 
 def failure(error: ZkvError, op: str = "") -> CommandError:
     """The CommandError for ``error`` of an op: exit status, and a hint on trying again."""
-    from zkv.client import ClientError, NoReplyError, RefusedError
+    from zkv.client import AuthenticationError, ClientError, NoReplyError, RefusedError
 
     status, hint = FAILED, ""
     match error:
+        case AuthenticationError():
+            pass
         case NoReplyError():
             status = NO_ANSWER
         case RefusedError():
             status = NEGATIVE if error.code in NEGATIVE_CODES else FAILED
             if "index" in error.details:
                 hint = f"; at index {error.details['index']} of the transaction"
-            if op == "END":
+            if op == "END" and error.code != "DENIED":
                 hint += "; the server ends nevertheless"
             elif error.retry:
                 hint += "; it may succeed later"

@@ -1,9 +1,9 @@
 """``zkv-cli``: sends a command to a server, and prints the answer.
 
 Results go to standard output, messages to standard error. Exit status: 0 done; 1 a negative answer
-(NOT_FOUND, CONFLICT); 2 wrong usage, any other refusal by the server, or an answer that cannot be
-read or printed; 3 no answer in time; as usual in a shell, 130 after Ctrl-C, and 141 if standard
-output was closed by its reader.
+(NOT_FOUND, CONFLICT); 2 wrong usage, wrong keys, any other refusal by the server, or an answer that
+cannot be read or printed; 3 no answer in time; as usual in a shell, 130 after Ctrl-C, and 141 if
+standard output was closed by its reader.
 
 Without a command it is a shell (`zkv.cli.shell`).
 

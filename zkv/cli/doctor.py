@@ -27,6 +27,7 @@ from zkv.cli.protection import LOCAL, check_exposure, check_here
 from zkv.cli.values import to_bytes, to_json
 from zkv.cli.view import duration, size
 from zkv.client import (
+    AuthenticationError,
     Client,
     ClientError,
     DeniedError,
@@ -34,7 +35,9 @@ from zkv.client import (
     RetryPolicy,
     UnavailableError,
 )
+from zkv.client.curve import given
 from zkv.endpoint import check_option
+from zkv.errors import ConfigError
 from zkv.streams import complain, write
 
 WRONG: Final = 1
@@ -77,6 +80,10 @@ def run(options: argparse.Namespace) -> int:
         for finding in _all_findings(options):
             _print(finding, options.json)
             status = WRONG if finding.level == ACT else status
+    except AuthenticationError as error:
+        advice = "an admin of the server knows its public key, and whose keys it lets in"
+        _print(Diagnosis(ACT, "keys", str(error), advice), options.json)
+        return WRONG
     except NoReplyError as error:
         _print(_no_reply(error), options.json)
         return NO_ANSWER
@@ -103,7 +110,13 @@ def _all_findings(options: argparse.Namespace) -> Iterator[Diagnosis]:
     yield from check_here(options.config)
     endpoints = check_option(options.endpoint)
     policy = RetryPolicy(wait_for_start=False)
-    with Client(endpoints, options.timeout, retry=policy) as client:
+    try:
+        client = Client(endpoints, options.timeout, retry=policy, **given(options))
+    except ConfigError as error:
+        advice = "this client cannot connect until its keys are in order"
+        yield Diagnosis(ACT, "keys", str(error), advice)
+        return
+    with client:
         yield from _findings(options.latency)(client)
 
 
@@ -298,7 +311,7 @@ def check_feed(client: Client, info: Info) -> Iterator[Diagnosis]:
         )
         return
     try:
-        took = hear(feed, FEED_PATIENCE)
+        took = hear(client, feed, FEED_PATIENCE)
     except (ValueError, ClientError) as error:
         yield Diagnosis(ACT, "feed", str(error), advice)
         return

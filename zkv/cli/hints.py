@@ -14,7 +14,9 @@ from typing import Final
 
 from zkv.cli.ops import Command
 
-COMMON: Final = frozenset({"-e", "--endpoint", "--timeout", "-o", "--output", "--json", "-"})
+COMMON: Final = frozenset({
+    "-e", "--endpoint", "--timeout", "--server-key", "--key-file", "-o", "--output", "--json", "-"
+})  # fmt: skip
 _SAME_AS: Final = {
     "put KEY VALUE": "set write store add replace",
     "put KEY VALUE --ttl TIME": "setex psetex",
@@ -52,6 +54,7 @@ _SAME_AS: Final = {
 }
 """Command line of zkv-cli -> commands of other tools that do the same."""
 _MAP: Final = 'a value may be a map or a list: zkv-cli put KEY --json \'{"name": "Ada"}\''
+_KEYS: Final = "zkv has keys, not passwords: --server-key KEY --key-file FILE"
 _OTHERWISE: Final = {
     "that is a command of zkv: zkv {} --help": "serve config doctor check repair dump backup "
     "restore",
@@ -63,7 +66,7 @@ _OTHERWISE: Final = {
     "values are stored whole: get it, change it, and put it with --if-rev": "append prepend "
     "incrbyfloat setrange getrange setbit",
     "there is one keyspace; use a prefix instead of a database: zkv-cli scan 1/": "select",
-    "zkv has no users and no passwords: see README.md": "auth user role acl",
+    f"{_KEYS}; a server has its users in a file": "auth user role acl",
 }
 """Hint, in which {} stands for the word -> commands of other tools."""
 
@@ -71,7 +74,7 @@ _OPTIONS: Final = {
     "-e tcp://HOST:PORT gives the server": "-p --port --host -u --uri --url "
     "--endpoints -s --socket",
     "there is one keyspace; use a prefix instead of a database": "-n --db",
-    "zkv has no users and no passwords": "-a --pass --user --password --auth --askpass",
+    _KEYS: "-a --pass --user --password --auth --askpass",
     "- instead of VALUE reads it from standard input": "-x --stdin",
     "-o json prints answers as JSON": "-w --write-out --format",
     "--ttl TIME lets the key expire": "--ex --px --expire --expires --expiry --lease -t",

@@ -31,6 +31,7 @@ from zkv.cli.verbs import (
 from zkv.collector import collecting
 from zkv.config import Settings
 from zkv.errors import ConfigError, StartupError
+from zkv.keys import joined
 from zkv.log import Log
 from zkv.server import Event, ServerCore
 from zkv.streams import complain, guarded
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str] | None) -> int:
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(joined(sys.argv[1:] if arguments is None else arguments))
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)

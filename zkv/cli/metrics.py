@@ -15,6 +15,7 @@ from typing import Any
 from zkv import figures
 from zkv.cli.main import NOT_STARTED, announce
 from zkv.client import Client, ClientError, RetryPolicy
+from zkv.client.curve import given
 from zkv.endpoint import check_option
 from zkv.metrics.endpoint import REFUSED, MetricsEndpoint
 from zkv.streams import complain
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         endpoints = check_option(options.endpoint)
         policy = RetryPolicy(wait_for_start=False)
-        client = Client(endpoints, options.timeout, retry=policy)
+        client = Client(endpoints, options.timeout, retry=policy, **given(options))
     except ValueError as error:
         complain("zkv", str(error))
         return NOT_STARTED

@@ -34,6 +34,7 @@ from zkv.cli.lexer import Word, split
 from zkv.cli.ops import Argument, Command
 from zkv.cli.text import word
 from zkv.client import Client, ClientError, RetryPolicy
+from zkv.client.curve import given
 from zkv.endpoint import listed
 
 PATIENCE: Final = 0.5
@@ -63,7 +64,7 @@ class Prompt:
 
     def ask(self, options: argparse.Namespace) -> str:
         """Read the next line. Raises EOFError after Ctrl-D, KeyboardInterrupt after Ctrl-C."""
-        self._completer.endpoint = options.endpoint
+        self._completer.options = options
         return self._session.prompt([("class:endpoint", options.endpoint), ("", "> ")])
 
 
@@ -79,7 +80,7 @@ class _History(FileHistory):
 class WordCompleter(Completer):
     """Completes commands, options and their values, file names, and keys."""
 
-    endpoint = ""
+    options: argparse.Namespace
 
     def get_completions(self, document: Document, event: CompleteEvent) -> Iterator[Completion]:
         """The completions of the word before the cursor."""
@@ -117,7 +118,8 @@ class WordCompleter(Completer):
     def _keys(self, prefix: str) -> list[str]:
         """Keys with this prefix; none if the server does not answer in time."""
         try:
-            with Client(listed(self.endpoint), PATIENCE, retry=IMPATIENT) as client:
+            endpoints, keys = listed(self.options.endpoint), given(self.options)
+            with Client(endpoints, PATIENCE, retry=IMPATIENT, **keys) as client:
                 page = client.call("SCAN", prefix=prefix, limit=OFFERED, values=False)
             return [key for key, _, _ in page["items"]]
         except (ClientError, ValueError, TypeError, KeyError):

@@ -18,6 +18,7 @@ from typing import Any, Final
 from zkv.cli.diagnosis import ACT, FINE, TELL, Diagnosis
 from zkv.cli.settings import read_file_and_environment
 from zkv.client import Client
+from zkv.client.curve import server_key_of
 from zkv.endpoint import host_of
 from zkv.errors import ConfigError
 from zkv.keys import read_key_file
@@ -123,8 +124,11 @@ def check_exposure(client: Client, info: Info) -> Iterator[Diagnosis]:
         yield Diagnosis(FINE, "exposure", "only this machine can reach the server")
         return
     # It asks for keys at all of its tcp endpoints, or at none.
-    near = client.endpoint if client.endpoint.startswith("tcp://") else exposed[0]
-    yield _of_exposed(f"other machines can reach {', '.join(exposed)}", _mechanism(near), info)
+    if client.endpoint.startswith("tcp://"):
+        mechanism = "CURVE" if server_key_of(client) else "NULL"
+    else:
+        mechanism = _mechanism(exposed[0])
+    yield _of_exposed(f"other machines can reach {', '.join(exposed)}", mechanism, info)
 
 
 def _of_exposed(text: str, mechanism: str, info: Info) -> Diagnosis:

@@ -18,7 +18,6 @@ from zkv.cli.asking import CommandSession, carry_out
 from zkv.cli.lexer import split
 from zkv.cli.output import FAILED, CommandError, complain, is_terminal, paint, print_result, write
 from zkv.cli.view import duration
-from zkv.endpoint import check_option
 from zkv.reading import MARK
 
 INTERRUPTED: Final = 130
@@ -55,7 +54,7 @@ class Shell:
         from zkv.cli.prompt import Prompt
 
         prompt = Prompt()
-        _greet(self._options.endpoint)
+        _greet(self._options)
         while not self._is_over:
             try:
                 line = prompt.ask(self._options)
@@ -124,18 +123,16 @@ class Shell:
         return carry_out(command, self._session, options)
 
 
-def _greet(endpoint: str) -> None:
-    """Print a warning if the server is unreachable. Raises CommandError for a bad endpoint."""
-    from zkv.client.trouble import find_trouble
+def _greet(options: argparse.Namespace) -> None:
+    """Print a warning if the server is unreachable. Raises CommandError for bad options."""
+    from zkv.client import ClientError
 
-    try:
-        endpoints = check_option(endpoint)
-    except ValueError as error:
-        raise CommandError(FAILED, str(error)) from error
-    found = [find_trouble(each, GREETING_SECONDS) for each in endpoints]
-    if all(found):
-        for each, trouble in zip(endpoints, filter(None, found), strict=True):
-            complain(f"no connection to {each}: {trouble.reason}")
+    patience = argparse.Namespace(**vars(options) | {"timeout": GREETING_SECONDS})
+    with CommandSession() as session:
+        try:
+            session.client(patience).ping()
+        except ClientError as error:
+            complain(str(error))
 
 
 def _lines() -> Iterator[str]:

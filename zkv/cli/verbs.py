@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zkv import durations
+from zkv import durations, keys
 from zkv.cli.settings import add_flags
 from zkv.defaults import DEFAULT_ENDPOINT
 from zkv.endpoint import named_by_environment
@@ -77,6 +77,14 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
         "-e", "--endpoint", metavar="ENDPOINT",
         default=named_by_environment(),
         help=f"where the server listens; else ZKV_ENDPOINT, else {DEFAULT_ENDPOINT}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--server-key", metavar="KEY", type=keys.argument,
+        help="the public key of the server, for a server with CURVE; else ZKV_SERVER_PUBLIC_KEY",
+    )  # fmt: skip
+    parser.add_argument(
+        "--key-file", metavar="FILE",
+        help="the file with your own secret key; else ZKV_KEY_FILE, else a new key",
     )  # fmt: skip
     parser.add_argument(
         "--timeout", metavar="TIME", type=durations.argument, default=5.0,

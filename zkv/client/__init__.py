@@ -11,13 +11,13 @@
 - `ClientError` and its subclasses: a request did not succeed.
 
 Modules, from the wire up: ``messages`` packs and reads bodies, ``session`` numbers writes,
-``retry`` decides when requests are repeated, ``tracing`` makes spans of them, ``connection`` holds
-sockets, ``trouble`` finds out why there is no connection. ``operations`` describes each op,
-``packing`` packs many ops (``steps``), and ``follower`` decides how to follow changes; these do no
-I/O. The modules with I/O are written for asyncio, in ``async_namespace``, ``async_pipeline``,
-``async_watch``, ``async_mirror`` and ``recipes/async_*``; the modules without ``async_`` are
-generated from them. Two pairs are written by hand: ``aio`` and ``sync`` send and receive, ``tasks``
-and ``threads`` wait and wake.
+``retry`` decides when requests are repeated, ``tracing`` makes spans of them. ``curve`` holds keys,
+``connection`` sockets; ``trouble`` finds out why there is no connection. ``operations`` describes
+each op, ``packing`` packs many ops (``steps``), and ``follower`` decides how to follow changes;
+these do no I/O. The modules with I/O are written for asyncio, in ``async_namespace``,
+``async_pipeline``, ``async_watch``, ``async_mirror`` and ``recipes/async_*``; the modules without
+``async_`` are generated from them. Two pairs are written by hand: ``aio`` and ``sync`` send and
+receive, ``tasks`` and ``threads`` wait and wake.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from zkv.client.codec import Codec, ValueType
 from zkv.client.errors import (
+    AuthenticationError,
     BadReplyError,
     BadRequestError,
     BadValueError,
@@ -37,6 +38,7 @@ from zkv.client.errors import (
     ConflictError,
     DeadlineError,
     DeniedError,
+    FullError,
     InternalError,
     LockLostError,
     MisuseError,
@@ -92,6 +94,7 @@ __all__ = [
     "AsyncRateLimiter",
     "AsyncTransaction",
     "AsyncWatch",
+    "AuthenticationError",
     "BadReplyError",
     "BadRequestError",
     "BadValueError",
@@ -109,6 +112,7 @@ __all__ = [
     "DeniedError",
     "Election",
     "Entry",
+    "FullError",
     "InternalError",
     "Job",
     "Lock",

@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Sequence
-from contextlib import suppress
+from os import PathLike
 from sys import modules
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
@@ -40,6 +40,7 @@ from zkv.client.connection import (
     check_context,
     refuse_to_pickle,
 )
+from zkv.client.curve import KEY_FILE, SERVER_KEY, CurveKeys
 from zkv.client.errors import (
     BadReplyError,
     ClosedError,
@@ -57,11 +58,10 @@ from zkv.client.process import leave_alone, tell_of_forks
 from zkv.client.quick import id_of, pack_quickly, unpack_quickly
 from zkv.client.retry import DEFAULT_POLICY, REASON_SECONDS, Attempts, RetryPolicy, Trouble
 from zkv.client.session import WriteSessions
+from zkv.client.tasks import find_trouble
 from zkv.client.tracing import OPENTELEMETRY, begin
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from zkv.checks import Seconds
 
 
@@ -91,9 +91,12 @@ class AsyncClient(AsyncClientOps):
         retry: when requests are repeated within the timeout.
         context: the ZeroMQ context of the sockets, for ``inproc://`` endpoints; None = the
             process's own.
+        server_key: as for `Client`.
+        key_file: as for `Client`.
 
     Raises:
-        ValueError: an endpoint is malformed, or the timeout is out of range.
+        ValueError: an endpoint or a key is malformed, the key file cannot be used, or the timeout
+            is out of range.
         TypeError: an argument has the wrong type.
     """
 
@@ -106,9 +109,11 @@ class AsyncClient(AsyncClientOps):
         durable: bool = False,
         retry: RetryPolicy = DEFAULT_POLICY,
         context: SocketContext | None = None,
+        server_key: str | Sequence[str] = SERVER_KEY,
+        key_file: str | PathLike[str] = KEY_FILE,
     ) -> None:
         self.timeout = checks.timeout(timeout)
-        self._endpoints = Endpoints(endpoint)
+        self._endpoints = Endpoints(endpoint, CurveKeys(server_key, key_file))
         self._codec = checks.instance("codec", codec, Codec)
         self._durable = {"durable": True} if checks.flag("durable", durable) else {}
         self._policy = checks.instance("retry", retry, RetryPolicy)
@@ -261,8 +266,10 @@ class AsyncClient(AsyncClientOps):
     async def _no_connection(self, link: _Link, attempts: Attempts) -> None:
         """Wait until the next attempt is due. Raises UnavailableError to give up."""
         endpoint, endpoints = link.endpoint, self._endpoints
-        if link.is_last_place or attempts.left() <= 0:
-            trouble = await link.trouble(attempts.left()) if attempts.asks_why(endpoint) else None
+        if link.ends_round or attempts.left() <= 0:
+            trouble = None
+            if attempts.asks_why(endpoint, link.failure):
+                trouble = await link.trouble(attempts.left())
             pause = attempts.no_connection(endpoint, trouble, endpoints.number, endpoints.met)
             await asyncio.sleep(pause)
 
@@ -331,7 +338,7 @@ class AsyncClient(AsyncClientOps):
     def _connect(self, applied: bool | None = False) -> Connection:
         context = self._context or zmq.Context.instance()
         try:
-            return Connection(context, zmq.DEALER, self._endpoints.current)
+            return Connection(context, zmq.DEALER, self._endpoints.current, self._endpoints.keys)
         except ClosedError as error:
             raise ClosedError(error.message, applied) from error
 
@@ -373,18 +380,21 @@ class _Link:
         self._endpoints = endpoints
         self._looking = False
         self._trouble: asyncio.Future[Trouble | None] | None = None
-        self._descriptors = [int(self._socket.getsockopt(zmq.FD))]
-        loop.add_reader(self._descriptors[0], self._receive)
-        if (monitor := connection.monitor_descriptor) is not None:
-            self._descriptors.append(monitor)
-            loop.add_reader(monitor, self.look)
+        self._descriptors = [int(each.getsockopt(zmq.FD)) for each in connection.sockets]
+        for descriptor, act in zip(self._descriptors, (self._receive, self.look), strict=False):
+            loop.add_reader(descriptor, act)
         self._timer = loop.call_later(attempts.time_to_connect(), self._too_late)
         loop.call_soon(self.look)
 
     @property
-    def is_last_place(self) -> bool:
-        """True if this is the last address to try for the endpoint."""
-        return self.address.is_last
+    def ends_round(self) -> bool:
+        """True if no other address of the endpoint is worth a try."""
+        return self._connection.ends_round
+
+    @property
+    def failure(self) -> int:
+        """How the connection failed, as `Connection.failure`."""
+        return self._connection.failure
 
     @property
     def over(self) -> bool:
@@ -415,17 +425,11 @@ class _Link:
 
     async def trouble(self, seconds: float) -> Trouble | None:
         """Find out why there is no connection; all callers share one answer."""
-        from zkv.client.trouble import find_trouble_meanwhile
-
         if self._trouble is None:
-            self._trouble = future = self._loop.create_future()
-
-            def tell(found: Future[Trouble | None]) -> None:
-                with suppress(RuntimeError):  # The loop has been closed, so nothing waits.
-                    self._loop.call_soon_threadsafe(_resolve, future, found.result())
-
             seconds = max(0.0, min(seconds, REASON_SECONDS))
-            find_trouble_meanwhile(self.endpoint, seconds).add_done_callback(tell)
+            self._trouble = find_trouble(
+                self.endpoint, seconds, self._endpoints.keys, self.failure, for_feed=False
+            )
         return await asyncio.shield(self._trouble)
 
     def close(self) -> None:

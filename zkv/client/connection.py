@@ -13,6 +13,9 @@
   events, and all traffic of the process would stop.
 - libzmq resolves a name to one kind of address, IPv4 or IPv6, as an option of the socket says. A
   server may listen at either, so a name has two addresses to try.
+- A server has one key, or two while it changes its key, and the client may know several. Each makes
+  an address of its own. While there are two, the kernel chooses at random which one a connection
+  meets, so an address that has failed may succeed at once: see `zkv.client.retry.Trouble`.
 """
 
 from __future__ import annotations
@@ -23,12 +26,13 @@ import math
 import sys
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple, NoReturn
 
 import zmq
 
 from zkv import checks
+from zkv.client.curve import CurveKeys
 from zkv.client.errors import ClosedError
 from zkv.client.process import generation, is_foreign
 from zkv.endpoint import check_to_connect, from_environment, is_name
@@ -45,13 +49,14 @@ NEVER: Final = 2**31 - 1
 """Milliseconds until libzmq reconnects: longer than any socket lives. With -1, libzmq would not
 report every failure."""
 
+REFUSED: Final = int(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+"""The event of a handshake in which the server has refused the key of the client."""
+HANDSHAKE_FAILED: Final = int(
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | REFUSED
+)
+"""The events of a handshake that has failed."""
 _FAILED: Final = (
-    zmq.EVENT_CLOSED
-    | zmq.EVENT_CONNECT_RETRIED
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    zmq.EVENT_CLOSED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_DISCONNECTED | HANDSHAKE_FAILED
 )
 
 
@@ -61,19 +66,26 @@ class Address(NamedTuple):
     Args:
         endpoint: as it was given.
         ipv6: True = the socket uses IPv6.
+        server_key: the server's key; empty = the connection is not encrypted.
         is_last: True if it is the last address of its endpoint.
     """
 
     endpoint: str
     ipv6: bool
+    server_key: str
     is_last: bool
 
 
-def addresses(endpoint: str) -> list[Address]:
-    """The addresses to try for an endpoint that has been checked."""
-    if is_name(endpoint):
-        return [Address(endpoint, False, False), Address(endpoint, True, True)]
-    return [Address(endpoint, endpoint.startswith("tcp://["), True)]
+def addresses(endpoint: str, keys: CurveKeys) -> list[Address]:
+    """The addresses to try for an endpoint that has been checked.
+
+    Raises:
+        ValueError: the keys do not suffice.
+        ConfigError: the key file cannot be used.
+    """
+    kinds = [False, True] if is_name(endpoint) else [endpoint.startswith("tcp://[")]
+    each = [(ipv6, key) for ipv6 in kinds for key in keys.of(endpoint) or [""]]
+    return [Address(endpoint, ipv6, key, (ipv6, key) == each[-1]) for ipv6, key in each]
 
 
 class Connection:
@@ -81,12 +93,16 @@ class Connection:
 
     Args:
         context: the ZeroMQ context of the socket.
-        kind: ``zmq.REQ`` or ``zmq.DEALER``.
+        kind: of the socket, such as ``zmq.REQ``.
         address: of the server.
+        keys: of the client.
+        prepare: sets further options of the socket before it connects.
 
     Attributes:
         connected: True once there has been a connection, which may have received what was sent;
             as of the last `look`.
+        failure: the event of libzmq that first reported the failure; 0 = none has; as of the last
+            `look`.
         over: True once the connection has failed or was lost, so that nothing can be sent or
             received; as of the last `look`.
         send: the socket's method, without the wrapper for options that the clients do not use.
@@ -99,12 +115,20 @@ class Connection:
     """
 
     __slots__ = (
-        "__weakref__", "_looked", "_monitor", "address", "connected", "over", "send", "socket",
-        "step",
+        "__weakref__", "_looked", "_monitor", "address", "connected", "failure", "over", "send",
+        "socket", "step",
     )  # fmt: skip
 
-    def __init__(self, context: SocketContext, kind: int, address: Address) -> None:
+    def __init__(
+        self,
+        context: SocketContext,
+        kind: int,
+        address: Address,
+        keys: CurveKeys,
+        prepare: Callable[[zmq.Socket[bytes]], None] | None = None,
+    ) -> None:
         self.address = address
+        self.failure = 0
         self.step = -1.0
         self.connected = not address.endpoint.startswith(MONITORED)
         self.over = False
@@ -119,6 +143,10 @@ class Connection:
         try:
             self.socket.ipv6 = address.ipv6
             self.socket.reconnect_ivl = NEVER
+            if address.server_key:
+                keys.equip(self.socket, address.server_key)
+            if prepare is not None:
+                prepare(self.socket)
             if not self.connected:
                 self._monitor = _monitor(context, self.socket)
             self.socket.connect(address.endpoint)
@@ -134,9 +162,17 @@ class Connection:
         return self.address.endpoint
 
     @property
-    def monitor_descriptor(self) -> int | None:
-        """A file descriptor that becomes readable when to `look`; None = there is no monitor."""
-        return None if self._monitor is None else int(self._monitor.getsockopt(zmq.FD))
+    def ends_round(self) -> bool:
+        """True if no other address of the endpoint is worth a try after this one has failed.
+
+        A server that refuses the key of the client has had the right key itself.
+        """
+        return self.address.is_last or self.failure == REFUSED
+
+    @property
+    def sockets(self) -> list[zmq.Socket[bytes]]:
+        """The socket, and its monitor: once one of them is readable, receive and `look`."""
+        return [self.socket] if self._monitor is None else [self.socket, self._monitor]
 
     def is_usable(self, surely: bool) -> bool:
         """True if a request may be sent.
@@ -162,6 +198,7 @@ class Connection:
                 self.connected = True
             else:
                 self.over = True
+                self.failure = self.failure or event
         return self.over
 
     def wait(self, seconds: float) -> bool:
@@ -251,15 +288,17 @@ class Endpoints:
 
     Attributes:
         current: the address to try now.
+        keys: of the client.
         met: True once there has been a connection to any of them.
         era: another object after each loss of a connection: another server may listen now.
 
     Raises:
         TypeError: an endpoint is not a str.
-        ValueError: the list is empty, or an endpoint is malformed.
+        ValueError: the list is empty, an endpoint is malformed, or the keys do not suffice.
+        ConfigError: the key file cannot be used.
     """
 
-    def __init__(self, endpoints: object) -> None:
+    def __init__(self, endpoints: object, keys: CurveKeys) -> None:
         if endpoints is ENVIRONMENT:
             endpoints = from_environment()
         if isinstance(endpoints, (str, bytes)) or not isinstance(endpoints, Iterable):
@@ -267,7 +306,8 @@ class Endpoints:
         self._endpoints = [check_to_connect(each) for each in endpoints]
         if not self._endpoints:
             raise ValueError("no endpoint given")
-        self._all = [address for each in self._endpoints for address in addresses(each)]
+        self.keys = keys
+        self._all = [address for each in self._endpoints for address in addresses(each, keys)]
         self._at = 0
         self.current = self._all[0]
         self.met = False

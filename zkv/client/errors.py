@@ -16,12 +16,14 @@ The tree::
         |   |-- DeadlineError       DEADLINE       too late, not run
         |   |-- DeniedError         DENIED         the client may not do this
         |   |-- BusyError           BUSY           a load limit is exceeded, not run
+        |   |-- FullError           FULL           there is no room for the write, not run
         |   |-- ReadOnlyError       READ_ONLY      the server cannot write to its disk now
         |   |-- ShuttingDownError   SHUTTING_DOWN  the server is about to end, not run
         |   `-- InternalError       INTERNAL       a bug in the server
         |-- NoReplyError            no reply arrived in time; also a TimeoutError
         |   `-- UnavailableError    there was no connection: nothing has been sent
-        |       `-- UnknownHostError    the host name cannot be resolved
+        |       |-- UnknownHostError    the host name cannot be resolved
+        |       `-- AuthenticationError the server refused the connection, or has other keys
         |-- BadReplyError           a reply arrived that violates the protocol
         |-- BadValueError           a value cannot be decoded, or the codec cannot pack it
         |-- ClosedError             the client, or an object that it made, has been closed
@@ -149,11 +151,21 @@ class DeadlineError(RefusedError):
 
 
 class DeniedError(RefusedError):
-    """The client may not do this."""
+    """The user of this client has no right to do this, or its key has been removed."""
+
+    @property
+    def key(self) -> str | None:
+        """The key or the prefix that the user has no right to; None = it is not about one."""
+        key = self.details.get("key")
+        return None if key is None else str(key)
 
 
 class BusyError(RefusedError):
     """A load limit is exceeded; the server did not run the request."""
+
+
+class FullError(RefusedError):
+    """There is no room for the write: the quota of the user, or the server's memory, is used up."""
 
 
 class ReadOnlyError(RefusedError):
@@ -192,6 +204,13 @@ class UnavailableError(NoReplyError):
 
 class UnknownHostError(UnavailableError):
     """The server's host name cannot be resolved; the message names it."""
+
+
+class AuthenticationError(UnavailableError):
+    """The server does not know the client, or their keys do not match: no connection was made.
+
+    The client fails at once, since waiting does not help. The message says what is wrong.
+    """
 
 
 class BadReplyError(ClientError):
@@ -268,6 +287,7 @@ REFUSALS: Final[Mapping[str, type[RefusedError]]] = {
     "DEADLINE": DeadlineError,
     "DENIED": DeniedError,
     "BUSY": BusyError,
+    "FULL": FullError,
     "READ_ONLY": ReadOnlyError,
     "SHUTTING_DOWN": ShuttingDownError,
     "INTERNAL": InternalError,

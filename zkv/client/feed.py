@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack
-from typing import Final
+from contextlib import closing
+from itertools import cycle
+from typing import TYPE_CHECKING, Final
 
 import zmq
 
-from zkv.client.connection import SocketContext, addresses, explain
+from zkv.client.connection import Address, Connection, SocketContext, addresses
+from zkv.client.curve import CurveKeys
 from zkv.client.follower import HEARTBEAT_TOPIC, ChangeBatch, Follower
 from zkv.client.operations import Change
+from zkv.client.retry import DEFAULT_POLICY, REASON_SECONDS, Attempts
+
+if TYPE_CHECKING:
+    from zkv.client.namespace import ClientOps
 
 QUEUED: Final = 100_000
 """Messages of the feed that may wait in the socket, as many as at the server."""
@@ -20,36 +26,27 @@ AT_ONCE: Final = 1_000
 
 
 def join(
-    context: SocketContext | None, topics: Iterable[bytes], endpoint: str, turn: int
-) -> zmq.Socket[bytes]:
-    """Return a socket that subscribes to some topics of the feed.
+    context: SocketContext | None, topics: Iterable[bytes], address: Address, keys: CurveKeys
+) -> Connection:
+    """Return a connection that subscribes to some topics of the feed.
 
     Args:
         context: the ZeroMQ context of the socket; None = the process's own.
         topics: the beginnings of the messages to receive.
-        endpoint: of the feed; it has been checked.
-        turn: for a name, selects IPv4 or IPv6: count up to alternate between them.
+        address: of the feed.
+        keys: of the client.
 
     Raises:
         ValueError: libzmq refuses the endpoint.
         ClosedError: the context has been terminated.
     """
-    places = addresses(endpoint)
-    try:
-        socket: zmq.Socket[bytes] = (context or zmq.Context.instance()).socket(zmq.SUB)
-    except zmq.ZMQError as error:
-        raise explain(endpoint, error) from error
-    socket.linger = 0
-    socket.rcvhwm = QUEUED
-    socket.ipv6 = places[turn % len(places)].ipv6
-    for topic in topics:
-        socket.subscribe(topic)
-    try:
-        socket.connect(endpoint)
-    except zmq.ZMQError as error:
-        socket.close()
-        raise explain(endpoint, error) from error
-    return socket
+
+    def prepare(socket: zmq.Socket[bytes]) -> None:
+        socket.rcvhwm = QUEUED
+        for topic in topics:
+            socket.subscribe(topic)
+
+    return Connection(context or zmq.Context.instance(), zmq.SUB, address, keys, prepare)
 
 
 def drain(socket: zmq.Socket[bytes], follower: Follower) -> ChangeBatch | None:
@@ -67,16 +64,37 @@ def drain(socket: zmq.Socket[bytes], follower: Follower) -> ChangeBatch | None:
     return ChangeBatch(changes, follower.rev) if follower.rev != told else None
 
 
-def hear(endpoint: str, seconds: float) -> float | None:
+def named(endpoint: str) -> str:
+    """Return the feed at an endpoint, as messages name it."""
+    return f"the feed {endpoint}"
+
+
+def hear(client: ClientOps, endpoint: str, seconds: float) -> float | None:
     """Return the seconds until the feed's first heartbeat; None = none arrives in time.
 
+    Args:
+        client: whose keys to use.
+        endpoint: of the feed; it has been checked.
+        seconds: to wait at most.
+
     Raises:
-        ValueError: the endpoint is malformed.
+        ValueError: libzmq refuses the endpoint, or the client's keys do not suffice.
+        UnavailableError: there is no connection to the feed.
     """
+    from zkv.client.trouble import find_trouble
+
+    keys = client._endpoints.keys
+    attempts = Attempts(DEFAULT_POLICY, "INFO", True, seconds)
     begin = time.monotonic()
-    poller = zmq.Poller()
-    with ExitStack() as sockets:
-        for turn in range(len(addresses(endpoint))):  # Either may be the server's.
-            socket = sockets.enter_context(join(None, [HEARTBEAT_TOPIC], endpoint, turn))
-            poller.register(socket, zmq.POLLIN)
-        return time.monotonic() - begin if poller.poll(round(seconds * 1000)) else None
+    for address in cycle(addresses(endpoint, keys)):
+        with closing(join(None, [HEARTBEAT_TOPIC], address, keys)) as connection:
+            if connection.connected or connection.wait(attempts.time_to_connect()):
+                is_there = connection.socket.poll(max(0, round(attempts.left() * 1000)))
+                return time.monotonic() - begin if is_there else None
+            if connection.ends_round or attempts.left() <= 0:
+                trouble = None
+                if attempts.asks_why(named(endpoint), connection.failure):
+                    limit = max(0.0, min(attempts.left(), REASON_SECONDS))
+                    trouble = find_trouble(endpoint, limit, keys, connection.failure, True)
+                time.sleep(attempts.no_connection(named(endpoint), trouble, 1, True))
+    return None

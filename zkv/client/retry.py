@@ -6,20 +6,30 @@ and with jitter, so that many clients do not return at once (Brooker, "Exponenti
 Jitter", 2015). Only writes without a session, SNAPSHOT and END are sent once.
 
 Without a connection nothing has been sent, so any request may be sent again, until the time is up,
-or until waiting cannot help: see `Trouble`.
+or until waiting cannot help: see `Trouble`. Wrong keys are such a case. But a server that changes
+its key listens with both for a while, and the kernel chooses at random which one a connection
+meets. So a handshake that fails for want of the right key is tried again `KEY_TRIES` times, which
+takes about half a second: one in a million fails although the client has one of two keys.
 
 This module has no clock, randomness or sockets: they are passed in.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from zkv import checks
 from zkv.client import process
-from zkv.client.errors import ClosedError, NoReplyError, UnavailableError, UnknownHostError
+from zkv.client.errors import (
+    AuthenticationError,
+    ClosedError,
+    NoReplyError,
+    UnavailableError,
+    UnknownHostError,
+)
 from zkv.client.messages import lost, refusal
 
 if TYPE_CHECKING:
@@ -35,6 +45,12 @@ RECONNECT: Final = 0.1
 """Seconds between two attempts to connect; jitter adds up to as many."""
 REASON_SECONDS: Final = 1.0
 """The interval and the timeout of checks why there is no connection."""
+KEY_TRIES: Final = 20
+"""Handshakes in a row that may fail before the server's key is taken to be another one."""
+KEY_TRIES_AT_ONCE: Final = 5
+"""So many of them follow without a pause: they suffice while a server changes its key."""
+KEY_PAUSE: Final = 0.03
+"""Seconds between two of the others."""
 
 
 def random_fraction() -> float:
@@ -120,11 +136,45 @@ class Trouble(NamedTuple):
         is_lasting: True if waiting cannot help, since somebody must change something; False if it
             helps to start the server.
         is_unknown_host: True if the host name cannot be resolved.
+        is_refusal: True if the server does not know the client, or their keys do not match.
+        tries: how often the connection must have failed in the same way before that is certain.
     """
 
     reason: str
     is_lasting: bool = False
     is_unknown_host: bool = False
+    is_refusal: bool = False
+    tries: int = 1
+
+
+class _Absence:
+    """The knowledge that one request has of an endpoint to which there is no connection.
+
+    Args:
+        failure: how the last connection failed, as `Connection.failure`.
+
+    Attributes:
+        times: how often it failed in that way, in a row.
+        asked: when the client last tried to find out why.
+        trouble: what it has found out; None = nothing yet.
+    """
+
+    __slots__ = ("asked", "failure", "times", "trouble")
+
+    def __init__(self, failure: int) -> None:
+        self.failure = failure
+        self.times = 0
+        self.asked = -math.inf
+        self.trouble: Trouble | None = None
+
+    def is_certain(self, waits: bool) -> bool:
+        """True if waiting cannot help; or, unless the client ``waits``, if nobody is there."""
+        trouble = self.trouble
+        return (
+            trouble is not None
+            and self.times >= trouble.tries
+            and (trouble.is_lasting or not waits)
+        )
 
 
 class Attempts:
@@ -150,8 +200,7 @@ class Attempts:
         self.repeatable = repeatable
         self._began = began = policy.now()
         self.end = began + timeout
-        self._asked: dict[str, float] = {}
-        self._troubles: dict[str, Trouble | None] = {}
+        self._absences: dict[str, _Absence] = {}
         self._made_in = process.forks
 
     def check_process(self) -> None:
@@ -200,21 +249,30 @@ class Attempts:
         """Return the seconds to wait after a lost connection before sending the request again."""
         return max(0.0, min(self.left(), self._backoff(self._lost - 1)))
 
-    def asks_why(self, endpoint: str) -> bool:
-        """Return True if it is time to find out why there is no connection."""
+    def asks_why(self, endpoint: str, failure: int) -> bool:
+        """Record a failed connection. Returns True if it is time to find out why it failed.
+
+        Args:
+            endpoint: that could not be connected.
+            failure: of the connection, as `Connection.failure`.
+        """
         now = self._policy.now()
-        if now - self._asked.get(endpoint, -REASON_SECONDS) < REASON_SECONDS:
+        absence = self._absences.get(endpoint)
+        if absence is None or failure not in {0, absence.failure}:
+            absence = self._absences[endpoint] = _Absence(failure)
+        absence.times += 1
+        if now - absence.asked < REASON_SECONDS:
             return False
-        self._asked[endpoint] = now
+        absence.asked = now
         return True
 
     def no_connection(
         self, endpoint: str, trouble: Trouble | None, endpoints: int, met: bool
     ) -> float:
-        """Record that there was no connection. Returns the seconds after which to try again.
+        """Record why a connection failed. Returns the seconds after which to try again.
 
         Args:
-            endpoint: that could not be connected.
+            endpoint: that could not be connected; `asks_why` was called for it.
             trouble: the reason; None = unknown, or the same as before.
             endpoints: the number of endpoints to try.
             met: True if there has ever been a connection.
@@ -223,23 +281,35 @@ class Attempts:
             UnavailableError: the client gives up.
         """
         self._absent += 1
-        if trouble is not None or endpoint not in self._troubles:
-            self._troubles[endpoint] = trouble
+        absences = self._absences
+        if trouble is not None:
+            absences[endpoint].trouble = trouble
         if self.left() <= 0 or (self._in_doubt and not self._may_repeat()):
             raise self.give_up(endpoint)
-        if len(self._troubles) < endpoints:
+        if len(absences) < endpoints:
             self._repeats("UnavailableError")
             return 0.0
         waits = met or self._policy.wait_for_start
-        if all(each and (each.is_lasting or not waits) for each in self._troubles.values()):
+        if all(absence.is_certain(waits) for absence in absences.values()):
             raise self.give_up(endpoint)
         self._repeats("UnavailableError")
-        return max(0.0, min(self.left(), RECONNECT * (1 + self._policy.jitter())))
+        return max(0.0, min(self.left(), self._until_next_try()))
+
+    def _until_next_try(self) -> float:
+        """Return the seconds until the next attempt to connect."""
+        uncertain = [
+            each.times for each in self._absences.values()
+            if each.trouble is not None and each.times < each.trouble.tries
+        ]  # fmt: skip
+        if uncertain:
+            return 0.0 if min(uncertain) < KEY_TRIES_AT_ONCE else KEY_PAUSE
+        return RECONNECT * (1 + self._policy.jitter())
 
     def give_up(self, endpoint: str) -> NoReplyError:
         """Return the error for a missing reply or connection, with the reason."""
         within = f" within {self._policy.now() - self._began:.3g} s" if self.left() <= 0 else ""
-        known = {place: trouble for place, trouble in self._troubles.items() if trouble}
+        absences = self._absences.items()
+        known = {place: absence.trouble for place, absence in absences if absence.trouble}
         reason = next((each.reason for each in known.values()), "")
         if len(known) > 1:
             reason = "; ".join(f"{place}: {each.reason}" for place, each in known.items())
@@ -248,6 +318,8 @@ class Attempts:
             text = f"no reply from {endpoint}{within}{because}"
             return NoReplyError(text, lost(self._op))
         text = f"no connection to {endpoint}{within}{because}"
+        if any(each.is_refusal for each in known.values()):
+            return AuthenticationError(text, False, reason)
         unknown = bool(known) and all(each.is_unknown_host for each in known.values())
         return (UnknownHostError if unknown else UnavailableError)(text, False, reason)
 

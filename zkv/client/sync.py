@@ -23,6 +23,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from os import PathLike
 from sys import modules
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -33,13 +34,13 @@ from zkv.client.codec import PLAIN, Codec
 from zkv.client.connection import (
     CLOSED,
     ENVIRONMENT,
-    Address,
     Connection,
     Endpoints,
     SocketContext,
     check_context,
     refuse_to_pickle,
 )
+from zkv.client.curve import KEY_FILE, SERVER_KEY, CurveKeys
 from zkv.client.errors import ClosedError, RefusedError
 from zkv.client.messages import (
     READ_OPS,
@@ -91,9 +92,16 @@ class Client(ClientOps):
         retry: when requests are repeated within the timeout.
         context: the ZeroMQ context of the sockets, for ``inproc://`` endpoints; None = the
             process's own.
+        server_key: the public key of the server, which ``zkv keygen`` has printed: tcp connections
+            are encrypted, and go to this server alone. Or a list, while the server changes its key.
+            The default is the variable ``ZKV_SERVER_PUBLIC_KEY``, with commas between keys. An
+            empty list: connections are not encrypted, whatever the variable says.
+        key_file: the file with the secret key of this client, made by ``zkv keygen``. The default
+            is the variable ``ZKV_KEY_FILE``; if that is not set, the client makes a key for itself.
 
     Raises:
-        ValueError: an endpoint is malformed, or the timeout is out of range.
+        ValueError: an endpoint or a key is malformed, the key file cannot be used, or the timeout
+            is out of range.
         TypeError: an argument has the wrong type.
 
     Example:
@@ -118,9 +126,11 @@ class Client(ClientOps):
         durable: bool = False,
         retry: RetryPolicy = DEFAULT_POLICY,
         context: SocketContext | None = None,
+        server_key: str | Sequence[str] = SERVER_KEY,
+        key_file: str | PathLike[str] = KEY_FILE,
     ) -> None:
         self.timeout = checks.timeout(timeout)
-        self._endpoints = Endpoints(endpoint)
+        self._endpoints = Endpoints(endpoint, CurveKeys(server_key, key_file))
         self._codec = checks.instance("codec", codec, Codec)
         self._durable = {"durable": True} if checks.flag("durable", durable) else {}
         self._policy = checks.instance("retry", retry, RetryPolicy)
@@ -261,7 +271,7 @@ class Client(ClientOps):
             attempts.no_reply(connection.endpoint, connected=True)
             time.sleep(attempts.pause() if connection.over else 0)
         else:
-            self._no_connection(connection.address, attempts)
+            self._no_connection(connection, attempts)
         return None
 
     def _use_msgspec(self) -> None:
@@ -270,15 +280,16 @@ class Client(ClientOps):
 
         self._pack, self._unpack = pack_quickly, unpack_quickly
 
-    def _no_connection(self, address: Address, attempts: Attempts) -> None:
+    def _no_connection(self, failed: Connection, attempts: Attempts) -> None:
         """Wait until the next attempt is due. Raises UnavailableError to give up."""
         from zkv.client.trouble import find_trouble
 
-        endpoint, endpoints = address.endpoint, self._endpoints
-        if address.is_last or attempts.left() <= 0:
+        endpoint, endpoints = failed.endpoint, self._endpoints
+        if failed.ends_round or attempts.left() <= 0:
             trouble = None
-            if attempts.asks_why(endpoint):
-                trouble = find_trouble(endpoint, max(0.0, min(attempts.left(), REASON_SECONDS)))
+            if attempts.asks_why(endpoint, failed.failure):
+                seconds = max(0.0, min(attempts.left(), REASON_SECONDS))
+                trouble = find_trouble(endpoint, seconds, endpoints.keys, failed.failure)
             time.sleep(attempts.no_connection(endpoint, trouble, endpoints.number, endpoints.met))
 
     # --- Connections
@@ -307,7 +318,7 @@ class Client(ClientOps):
     def _open(self, applied: bool | None = False) -> Connection:
         context = self._context or zmq.Context.instance()
         try:
-            return Connection(context, zmq.REQ, self._endpoints.current)
+            return Connection(context, zmq.REQ, self._endpoints.current, self._endpoints.keys)
         except ClosedError as error:
             raise ClosedError(error.message, applied) from error
 

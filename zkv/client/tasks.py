@@ -10,13 +10,21 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, TypeVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import zmq
 
 from zkv.client.errors import ClientError
 
-__all__ = ["AsyncBackground", "AsyncCondition", "AsyncWaiter", "complete"]
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from zkv.client.connection import Connection
+    from zkv.client.curve import CurveKeys
+    from zkv.client.retry import Trouble
+
+__all__ = ["AsyncBackground", "AsyncCondition", "AsyncWaiter", "complete", "find_trouble"]
 
 TURN_SECONDS: Final = 0.005
 """How long a task may process messages without a pause before other tasks get to run."""
@@ -27,38 +35,43 @@ _log = logging.getLogger("zkv.client")
 
 
 class AsyncWaiter:
-    """One task waits for a socket, and other tasks can wake it."""
+    """One task waits for a connection, and other tasks can wake it."""
 
     def __init__(self) -> None:
         self._woken = False
         self._waiting: asyncio.Future[None] | None = None
         self._waited = 0.0  # When other tasks last got to run.
 
-    async def wait(self, seconds: float, socket: zmq.Socket[bytes] | None = None) -> None:
-        """Wait until ``socket`` has a message or `wake` is called, at most ``seconds``."""
-        # Look at the socket first: its descriptor signals only what arrives after a look.
-        is_there = socket is not None and int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN
+    async def wait(self, seconds: float, connection: Connection | None = None) -> None:
+        """Wait at most ``seconds`` until `wake` is called, or ``connection`` has a message or ends.
+
+        There is nothing to wait for at a connection that has ended.
+        """
+        # Look at the sockets first: their descriptors signal only what arrives after a look.
+        is_there = connection is not None and (
+            connection.look() or int(connection.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN
+        )
         woken, self._woken = self._woken, False
         if not (woken or is_there):
-            await self._wait(seconds, socket)
+            await self._wait(seconds, [] if connection is None else connection.sockets)
         elif time.monotonic() >= self._waited + TURN_SECONDS:
             await asyncio.sleep(0)
         else:
             return
         self._waited = time.monotonic()
 
-    async def _wait(self, seconds: float, socket: zmq.Socket[bytes] | None) -> None:
+    async def _wait(self, seconds: float, sockets: list[zmq.Socket[bytes]]) -> None:
         loop = asyncio.get_running_loop()
         self._waiting = waiting = loop.create_future()
         timer = loop.call_later(max(0.0, seconds), _resolve, waiting)
-        descriptor = -1 if socket is None else int(socket.getsockopt(zmq.FD))
-        if socket is not None:
+        descriptors = [int(each.getsockopt(zmq.FD)) for each in sockets]
+        for descriptor in descriptors:
             loop.add_reader(descriptor, _resolve, waiting)
         try:
             await waiting
         finally:
             timer.cancel()
-            if socket is not None:
+            for descriptor in descriptors:
                 loop.remove_reader(descriptor)
             self._waiting = None
 
@@ -120,6 +133,23 @@ class AsyncBackground:
             await asyncio.wait([self._task])
 
 
+def find_trouble(
+    endpoint: str, seconds: float, keys: CurveKeys, failure: int, for_feed: bool
+) -> asyncio.Future[Trouble | None]:
+    """Run `zkv.client.trouble.find_trouble` in a thread."""
+    from zkv.client.trouble import find_trouble_meanwhile
+
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Trouble | None] = loop.create_future()
+
+    def tell(found: Future[Trouble | None]) -> None:
+        with suppress(RuntimeError):  # The loop has been closed, so nothing waits.
+            loop.call_soon_threadsafe(_set, future, found.result())
+
+    find_trouble_meanwhile(endpoint, seconds, keys, failure, for_feed).add_done_callback(tell)
+    return future
+
+
 SETTLING_SECONDS: Final = 1.0
 """How long a cancelled task waits until its work is done and undone."""
 
@@ -161,8 +191,12 @@ async def _settle(work: asyncio.Future[Any], undo: Callable[[], Awaitable[object
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
+    _set(future, None)
+
+
+def _set(future: asyncio.Future[T], result: T) -> None:
     if not future.done():
-        future.set_result(None)
+        future.set_result(result)
 
 
 async def _is_set(event: asyncio.Event, seconds: float | None) -> None:

@@ -16,13 +16,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import zmq
 
 from zkv.client.errors import ClientError
 
-__all__ = ["Background", "Condition", "Waiter", "complete"]
+if TYPE_CHECKING:
+    from zkv.client.connection import Connection
+    from zkv.client.curve import CurveKeys
+    from zkv.client.retry import Trouble
+
+__all__ = ["Background", "Condition", "Waiter", "complete", "find_trouble"]
 
 T = TypeVar("T")
 
@@ -31,22 +36,24 @@ JOIN_SECONDS: Final = 1.0
 
 
 class Waiter:
-    """One thread waits for a socket, and other threads can wake it."""
+    """One thread waits for a connection, and other threads can wake it."""
 
     def __init__(self) -> None:
         self._reader, self._writer = posix.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
 
-    def wait(self, seconds: float, socket: zmq.Socket[bytes] | None = None) -> None:
-        """Wait until ``socket`` has a message or `wake` is called, at most a second.
+    def wait(self, seconds: float, connection: Connection | None = None) -> None:
+        """Wait at most a second until `wake` is called, or ``connection`` has a message or ends.
 
         The limit is for Ctrl-C: an interrupt that arrives just before ZeroMQ waits is handled only
-        afterwards.
+        afterwards. There is nothing to wait for at a connection that has ended.
         """
+        if connection is not None and connection.look():
+            return
         poller = zmq.Poller()
         poller.register(self._reader, zmq.POLLIN)
-        if socket is not None:
+        for socket in [] if connection is None else connection.sockets:
             poller.register(socket, zmq.POLLIN)
         poller.poll(math.ceil(1000 * max(0.0, min(seconds, 1.0))))
         with contextlib.suppress(BlockingIOError):
@@ -118,6 +125,15 @@ class Background:
         """
         if self._thread is not threading.current_thread():
             self._thread.join(JOIN_SECONDS)  # In a forked child the thread does not exist.
+
+
+def find_trouble(
+    endpoint: str, seconds: float, keys: CurveKeys, failure: int, for_feed: bool
+) -> Trouble | None:
+    """Run `zkv.client.trouble.find_trouble`."""
+    from zkv.client import trouble
+
+    return trouble.find_trouble(endpoint, seconds, keys, failure, for_feed)
 
 
 def complete(work: Callable[[], T], undo: Callable[[], object] | None = None) -> T:

@@ -9,6 +9,7 @@ the first thread.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -20,9 +21,20 @@ import zmq
 
 from zkv import checks
 from zkv.client import operations
-from zkv.client.connection import refuse_to_pickle
-from zkv.client.errors import ClientError, MisuseError, NoReplyError, RefusedError
-from zkv.client.feed import drain, join
+from zkv.client.connection import (
+    HANDSHAKE_FAILED,
+    Connection,
+    addresses,
+    refuse_to_pickle,
+)
+from zkv.client.errors import (
+    AuthenticationError,
+    ClientError,
+    MisuseError,
+    NoReplyError,
+    RefusedError,
+)
+from zkv.client.feed import drain, join, named
 from zkv.client.follower import (
     FIRST_PATIENCE,
     ChangeBatch,
@@ -34,7 +46,8 @@ from zkv.client.follower import (
 )
 from zkv.client.operations import Change, Operation
 from zkv.client.process import check_process, generation, is_foreign, leave_alone
-from zkv.client.threads import Waiter
+from zkv.client.retry import REASON_SECONDS, RECONNECT, Attempts
+from zkv.client.threads import Waiter, find_trouble
 from zkv.endpoint import check_to_connect
 
 if TYPE_CHECKING:
@@ -70,14 +83,16 @@ class Subscription:
         self._since = None if since is None else checks.revision("since", since)
         self._now = now
         self._feed = None if feed is None else _checked_feed(feed)
-        self._joined = 0
+        self._turn = 0  # Which of the feed's addresses to try.
         self._endpoint: str | None = None
+        self._attempts: Attempts | None = None  # To connect to the feed; None = none has failed.
+        self._join_at = math.inf
         self._made_in = generation()
         self._waiter = Waiter()
         self._inside = threading.Lock()  # Held while in `next_batch`. Never waited for.
         self._wanted: deque[int] = deque()
         self._failures = 0
-        self._socket: zmq.Socket[bytes] | None = None
+        self._connection: Connection | None = None
         self._follower: Follower | None = None
         self.closed = False
         self.trouble: ClientError | None = None
@@ -92,7 +107,7 @@ class Subscription:
 
         Raises:
             NoReplyError: the server cannot be reached.
-            ValueError: the feed's endpoint is malformed.
+            ValueError: the feed's endpoint is malformed, or the client's keys do not suffice.
         """
         if self._follower is None:
             rev, feed = self._client._run(operations.place())
@@ -117,6 +132,7 @@ class Subscription:
         Raises:
             ClosedError: the client was closed, or this is a forked child of the process that
                 made the subscription.
+            AuthenticationError: the server, or its feed, refuses the client's keys.
             ClientError: the server refused a request for good, or violates the protocol.
             MisuseError: another thread is in this method.
         """
@@ -177,7 +193,7 @@ class Subscription:
     def _step(self, follower: Follower, end: float | None) -> ChangeBatch | None:
         now = time.monotonic()
         if follower.silent(now):  # Or the caller was busy elsewhere, and messages wait.
-            batch = None if self._socket is None else drain(self._socket, follower)
+            batch = self._drain(follower)
             if follower.silent(now):
                 self._look_up(follower, end)
             return batch
@@ -202,6 +218,8 @@ class Subscription:
             patience = min(patience, max(FIRST_PATIENCE, end - time.monotonic()))
         try:
             result = self._client._run(operation, patience)
+        except AuthenticationError:  # Waiting does not help.
+            raise
         except NoReplyError as error:
             self.trouble = error
             self._pause(end)
@@ -225,24 +243,81 @@ class Subscription:
 
     def _receive(self, follower: Follower, end: float | None) -> ChangeBatch | None:
         """Wait for messages, and process those that have arrived."""
-        self._wait(follower.wait_until(time.monotonic()), end, self._socket)
-        return None if self._socket is None else drain(self._socket, follower)
+        now = time.monotonic()
+        if now >= self._join_at:
+            self._join(follower)
+        self._wait(min(follower.wait_until(now), self._join_at), end, self._connection)
+        batch = self._drain(follower)
+        if batch is None and self._connection is not None and self._connection.look():
+            self._join_later(self._connection, end)
+        return batch
 
-    def _wait(self, until: float, end: float | None, socket: zmq.Socket[bytes] | None) -> None:
+    def _wait(self, until: float, end: float | None, connection: Connection | None) -> None:
         until = until if end is None else min(until, end)
-        self._waiter.wait(until - time.monotonic(), socket)
+        self._waiter.wait(until - time.monotonic(), connection)
+
+    # --- The connection to the feed
+
+    def _drain(self, follower: Follower) -> ChangeBatch | None:
+        return None if self._connection is None else drain(self._connection.socket, follower)
 
     def _join(self, follower: Follower) -> None:
         self._leave()
         if self._endpoint is not None:
-            turn = self._joined + self._client._endpoints.current.ipv6
-            self._joined += 1
-            self._socket = join(self._client._context, follower.topics, self._endpoint, turn)
+            client = self._client
+            keys, current = client._endpoints.keys, client._endpoints.current
+            places = addresses(self._endpoint, keys)
+            # The feed probably has the same kind of address as the server, and the same key.
+            likely = [
+                (each.ipv6, each.server_key) == (current.ipv6, current.server_key)
+                for each in places
+            ]
+            first = likely.index(True) if True in likely else 0
+            address = places[(first + self._turn) % len(places)]
+            self._connection = join(client._context, follower.topics, address, keys)
+
+    def _join_later(self, failed: Connection, end: float | None) -> None:
+        """Plan when to connect to the feed again.
+
+        Raises:
+            AuthenticationError: it refuses the client's keys.
+        """
+        pause = RECONNECT
+        if failed.connected:
+            self._attempts = None
+        elif failed.ends_round:
+            pause = self._pause_after(failed, end)
+        else:
+            pause = 0.0
+        self._leave()
+        self._join_at = time.monotonic() + pause
+
+    def _pause_after(self, failed: Connection, end: float | None) -> float:
+        """Return the seconds after which to connect again; raises AuthenticationError."""
+        endpoint, failure = failed.endpoint, failed.failure
+        if self._attempts is None:
+            self._attempts = Attempts(self._client._policy, "INFO", True, checks.LONGEST_WAIT)
+        trouble = None
+        if self._attempts.asks_why(named(endpoint), failure) and failure & HANDSHAKE_FAILED:
+            keys = self._client._endpoints.keys
+            trouble = find_trouble(endpoint, REASON_SECONDS, keys, failure, for_feed=True)
+        if trouble is not None and not trouble.is_refusal:
+            trouble = None  # Without the feed, changes only come later.
+        try:
+            return self._attempts.no_connection(named(endpoint), trouble, 1, True)
+        except AuthenticationError:
+            self._attempts = None
+            # A server that ends may refuse everybody; and this one may say more about the user.
+            if self._ask(operations.place(), end) is not None:
+                raise
+            return RECONNECT
 
     def _leave(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        self._join_at = math.inf
+        if self._connection is not None:
+            self._turn += not self._connection.connected
+            self._connection.close()
+            self._connection = None
 
 
 def _checked_feed(feed: str) -> str:
