@@ -37,7 +37,6 @@ from zkv.client import (
 )
 from zkv.client.curve import given
 from zkv.endpoint import check_option
-from zkv.errors import ConfigError
 from zkv.streams import complain, write
 
 WRONG: Final = 1
@@ -112,7 +111,7 @@ def _all_findings(options: argparse.Namespace) -> Iterator[Diagnosis]:
     policy = RetryPolicy(wait_for_start=False)
     try:
         client = Client(endpoints, options.timeout, retry=policy, **given(options))
-    except ConfigError as error:
+    except ValueError as error:
         advice = "this client cannot connect until its keys are in order"
         yield Diagnosis(ACT, "keys", str(error), advice)
         return
