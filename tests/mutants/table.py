@@ -1210,15 +1210,15 @@ IN_QUOTAS: Final = [
     Mutant(
         "the lane knows no quotas",
         LANE,
-        "return after <= before || after <= quota_of(from->user);",
-        "return after <= before || 1;",
+        "return most == 0 || bytes_held",
+        "return 1 || bytes_held",
         (*QUOTAS, "-k", "beyond_the_quota"),
     ),
     Mutant(
         "the lane leaves what does not grow",
         LANE,
-        "return after <= before || after <= quota_of(from->user);",
-        "return before < 0 || after <= quota_of(from->user);",
+        "    return growth > 0;\n",
+        "    return 1;\n",
         ("tests/compiled/test_compiled.py", "-k", "beyond_a_quota"),
     ),
     Mutant(

@@ -234,18 +234,27 @@ static void undo(Lane *self, run *r)
 
 /* --- Quotas: zkv/keyspace/room.py ------------------------------------------------------------- */
 
-/* The bytes that the user's quota limits; -1 if there is none, or they are not counted yet. */
-static int64_t held(const Lane *self, const request *from)
+static int64_t counted_bytes(const record *of)
 {
-    int limited = from->user != NULL && quota_of(from->user) > 0;
-    return limited ? bytes_held(from->user, self->table) : -1;
+    return of == NULL ? 0 : (int64_t)of->key_size + of->value_size;
 }
 
-/* 1 if what the request has staged is within the quota, or adds nothing to the bytes before. */
-static int has_room(const Lane *self, const request *from, int64_t before)
+/* 1 if what the request has staged adds to the bytes that there were. */
+static int grows(const run *r)
 {
-    int64_t after = held(self, from);
-    return after <= before || after <= quota_of(from->user);
+    int64_t growth = 0;
+    for (size_t i = r->first; i < r->replaced->count; i++)
+        growth += counted_bytes(r->replaced->pairs[i].now) -
+                  counted_bytes(r->replaced->pairs[i].before);
+    return growth > 0;
+}
+
+/* 1 if what the request has staged is within the user's quota, or adds nothing. All of it counts,
+ * since a user writes only what the quota is for. */
+static int has_room(const Lane *self, const run *r, const request *from)
+{
+    int64_t most = from->user == NULL ? 0 : quota_of(from->user);
+    return most == 0 || bytes_held(from->user, self->table) <= most || !grows(r);
 }
 
 /* --- Other parts of the keyspace that follow writes ------------------------------------------- */
@@ -504,8 +513,7 @@ static span do_write(Lane *self, run *r, request *from, int64_t *reveals)
     r->first = r->replaced->count;
     r->replaced->of_long_run = self->rest != NULL;
     span reply = no_reply;
-    int64_t before = held(self, from);
-    if (stage_all(self, r, from) && has_room(self, from, before))
+    if (stage_all(self, r, from) && has_room(self, r, from))
         reply = r->replaced->count > r->first ? commit(self, r, from) : do_reads(self, r, from);
     if (reply.at == NULL)
         undo(self, r);
