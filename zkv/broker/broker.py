@@ -24,6 +24,7 @@ from zkv.broker.feed import Feed
 from zkv.broker.frames import FRAMES, PythonFrames
 from zkv.broker.front import Front
 from zkv.broker.mailbox import WORKERS_BATCH, Mailbox, connect_worker
+from zkv.broker.refusals import RefusalLog
 from zkv.broker.sockets import INPROC
 from zkv.broker.worker import Worker
 from zkv.figures import Buckets, rounded, trimmed
@@ -73,7 +74,8 @@ class Broker:
         """The front's and each worker's; the replacement of a dead worker continues its account."""
         self._telling = threading.Lock()  # Protects what is below.
         self._succeeded: Counter[str] = Counter()
-        self._monitor = Monitor(self._context)
+        refusals = RefusalLog()
+        self._monitor = Monitor(self._context, doors.have_curve, refusals)
         self._front = Front(
             self._context,
             endpoints,
@@ -86,7 +88,7 @@ class Broker:
         )
         self._feed = Feed(self._context, feed, self._monitor, doors) if feed else None
         self._users = doors.users
-        self._guard = None if doors.users is None else Guard(self._context, doors.users)
+        self._guard = None if doors.users is None else Guard(self._context, doors.users, refusals)
         self._make_handler: Callable[[Account], WorkerHandler]
         self._new_account = new_account
         self._worker_died = worker_died

@@ -31,6 +31,8 @@ from typing import Final
 
 import zmq
 
+from zkv.broker.handshakes import uid_address
+from zkv.broker.refusals import AUTH, Failure, RefusalLog
 from zkv.broker.sockets import bind, refusal
 from zkv.broker.waker import Waker
 from zkv.errors import ConfigError, EndpointError
@@ -54,6 +56,12 @@ _ABSTRACT: Final = "ipc://@"
 _IPC: Final = b"localhost:"
 """The address of a peer at an ipc endpoint begins with it; the numbers of its user, its group and
 its process follow."""
+
+
+_NO_USERS_KEY: Final = Failure(AUTH, "was made with a key that no user has")
+_NO_USERS_UID: Final = Failure(AUTH, "was made by a system user whose number no user has")
+_NO_KEY: Final = Failure(AUTH, "was made without a key, and there is no user for that")
+_NO_MECHANISM: Final = Failure(AUTH, "was made with a mechanism that the server does not have")
 
 
 class Doors:
@@ -84,6 +92,11 @@ class Doors:
         self._keys = keys
         self.users = users
         self._ipc_mode = ipc_mode
+
+    @property
+    def have_curve(self) -> bool:
+        """True if connections by tcp have CURVE."""
+        return bool(self._keys)
 
     def bind(self, socket: _Socket, endpoint: str, setting: str) -> str:
         """Open a door; return the endpoint with its real port number. Raises EndpointError.
@@ -182,11 +195,13 @@ class Guard:
     Args:
         context: the server's ZeroMQ context, which can have one handler.
         users: the users.
+        refusals: logs who is not let in.
     """
 
-    def __init__(self, context: zmq.Context[_Socket], users: Users) -> None:
+    def __init__(self, context: zmq.Context[_Socket], users: Users, refusals: RefusalLog) -> None:
         self._context = context
         self._users = users
+        self._refusals = refusals
         self._waker = Waker()
         self._closing = False
         self._opened = threading.Event()
@@ -255,6 +270,7 @@ class Guard:
             return self._answer_others(request_id, domain)
         user_id = self._user_id(address, mechanism, question[6:])
         if user_id is None or not self._users.knows(user_id):
+            self._refusals.note(*_refusal(address, user_id))
             return [_VERSION, request_id, b"400", b"unknown", b"", b""]
         return [_VERSION, request_id, b"200", b"", user_id.encode(), b""]
 
@@ -279,3 +295,15 @@ class Guard:
             uid = address.split(b":")[1]
             return uid_credential(int(uid)) if uid.isdigit() else None
         return ANONYMOUS
+
+
+def _refusal(address: bytes, user_id: str | None) -> tuple[str, Failure, str]:
+    """Return what the log says of a peer that is not let in."""
+    place = address.decode(errors="backslashreplace")
+    if user_id is None:
+        return place, _NO_MECHANISM, ""
+    if user_id == ANONYMOUS:
+        return place, _NO_KEY, ""
+    if address.startswith(_IPC):
+        return uid_address(int(address.split(b":")[1])), _NO_USERS_UID, ""
+    return place, _NO_USERS_KEY, f": {user_id}"  # Public, and what somebody may want to add.

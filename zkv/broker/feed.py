@@ -41,6 +41,7 @@ from msgspec.msgpack import encode
 
 from zkv.broker.connections import ConnectionCounter
 from zkv.broker.frames import copied
+from zkv.broker.handshakes import HANDSHAKE_MS
 from zkv.broker.sockets import INPROC, close
 from zkv.broker.subscriptions import HEARTBEAT_TOPIC, Subscriptions
 from zkv.broker.waker import Waker
@@ -57,6 +58,8 @@ HEARTBEAT_MS: Final = 1_000
 """Longest time between heartbeats."""
 MESSAGES_PER_FOLLOWER: Final = 100_000
 """Messages that wait for a follower that does not keep up; further ones to it are dropped."""
+LONGEST_MESSAGE: Final = 131_072
+"""Bytes of a message from a follower. Subscriptions are shorter, as keys have at most 64 KiB."""
 COMMITS_AT_ONCE: Final = 500
 """Commits read from the history in one hold of the keyspace's lock."""
 LINGER_MS: Final = 1_000
@@ -210,6 +213,8 @@ class Feed:
         socket = self._context.socket(zmq.XPUB)
         socket.linger = LINGER_MS
         socket.sndhwm = MESSAGES_PER_FOLLOWER
+        socket.maxmsgsize = LONGEST_MESSAGE
+        socket.handshake_ivl = HANDSHAKE_MS
         socket.xpub_nodrop = True  # A full queue raises zmq.Again: see `_send`.
         self._subscriptions.prepare(socket)
         return socket

@@ -25,6 +25,7 @@ import zmq
 
 from zkv.broker.connections import ConnectionCounter
 from zkv.broker.frames import FRAMES, PassedMessages
+from zkv.broker.handshakes import HANDSHAKE_MS
 from zkv.broker.mailbox import FRONTS_BATCH, QUEUED_PER_WORKER, FrontMailbox
 from zkv.broker.sockets import close
 from zkv.broker.waiting import Answered, PendingRun, Safe, commit, make_safe
@@ -285,6 +286,7 @@ class Front:
         clients.router_mandatory = True  # Else replies would be dropped unnoticed.
         clients.backlog = BACKLOG
         clients.maxmsgsize = self._max_message_bytes
+        clients.handshake_ivl = HANDSHAKE_MS
         clients.heartbeat_ivl = HEARTBEAT_MS
         clients.heartbeat_timeout = 3 * HEARTBEAT_MS
         clients.tcp_keepalive = 1
