@@ -6,10 +6,10 @@ import logging
 
 import pytest
 
-from zkv.broker.refusals import AUTH, LINES, OTHER, PERIOD_SECONDS, Failure, RefusalLog
+from zkv.broker.refusals import AUTH, LINES, OTHER, PERIOD_SECONDS, Refusal, RefusalLog
 
-WRONG_KEY = Failure(AUTH, "had a wrong key")
-LEFT = Failure(OTHER, "was left alone", logging.INFO)
+WRONG_KEY = Refusal(AUTH, "had a wrong key")
+LEFT = Refusal(OTHER, "was left alone", logging.INFO)
 
 
 class Clock:

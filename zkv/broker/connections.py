@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 import zmq
 
 from zkv.broker.handshakes import HANDSHAKE_BYTES, HANDSHAKE_MS, PAUSE_SECONDS, HandshakeWatch
-from zkv.broker.refusals import AUTH, OTHER, PROTOCOL, REASONS, SIZE, TIMEOUT, Failure
+from zkv.broker.refusals import AUTH, OTHER, PROTOCOL, REASONS, SIZE, TIMEOUT, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,20 +47,20 @@ _EVENTS: Final = (
 _HEAD: Final = struct.Struct("=HI")
 """An event and its value."""
 
-_TOO_MUCH: Final = Failure(
+_TOO_MUCH: Final = Refusal(
     SIZE, f"was cut off, since the peer sent more than {HANDSHAKE_BYTES:,} bytes before its end"
 )
-_TOO_SLOW: Final = Failure(TIMEOUT, f"was not done within {HANDSHAKE_MS / 1000:g} s")
-_LEFT: Final = Failure(OTHER, "was not done when the peer left", logging.INFO)
+_TOO_SLOW: Final = Refusal(TIMEOUT, f"was not done within {HANDSHAKE_MS / 1000:g} s")
+_LEFT: Final = Refusal(OTHER, "was not done when the peer left", logging.INFO)
 _FAULTS: Final = {
-    int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH): Failure(
+    int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH): Refusal(
         PROTOCOL, "asked for another mechanism: either the peer or the server has no CURVE"
     ),
-    int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC): Failure(
+    int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC): Refusal(
         PROTOCOL, "could not be decrypted: the peer may have a wrong key of this server"
     ),
 }
-_FAULT: Final = Failure(PROTOCOL, "broke ZeroMQ's protocol")
+_FAULT: Final = Refusal(PROTOCOL, "broke ZeroMQ's protocol")
 
 _UNKNOWN: Final = "an unknown address"
 """Of a connection that had ended before the thread saw that it was accepted."""
@@ -105,7 +105,7 @@ class _Connections:
         self._refusals = refusals
         self._peers: dict[int, Peer] = {}  # By descriptor.
         self._cut: set[int] = set()
-        self._failures: list[Failure] = []  # Those whose connections are about to end.
+        self._failures: list[Refusal] = []  # Those whose connections are about to end.
         self._succeeded_at = -reordered
         self.counter = ConnectionCounter()
         self.watch = HandshakeWatch(is_curve)

@@ -32,7 +32,7 @@ from typing import Final
 import zmq
 
 from zkv.broker.handshakes import uid_address
-from zkv.broker.refusals import AUTH, Failure, RefusalLog
+from zkv.broker.refusals import AUTH, Refusal, RefusalLog
 from zkv.broker.sockets import bind, refusal
 from zkv.broker.waker import Waker
 from zkv.errors import ConfigError, EndpointError
@@ -58,10 +58,10 @@ _IPC: Final = b"localhost:"
 its process follow."""
 
 
-_NO_USERS_KEY: Final = Failure(AUTH, "was made with a key that no user has")
-_NO_USERS_UID: Final = Failure(AUTH, "was made by a system user whose number no user has")
-_NO_KEY: Final = Failure(AUTH, "was made without a key, and there is no user for that")
-_NO_MECHANISM: Final = Failure(AUTH, "was made with a mechanism that the server does not have")
+_NO_USERS_KEY: Final = Refusal(AUTH, "was made with a key that no user has")
+_NO_USERS_UID: Final = Refusal(AUTH, "was made by a system user whose number no user has")
+_NO_KEY: Final = Refusal(AUTH, "was made without a key, and there is no user for that")
+_NO_MECHANISM: Final = Refusal(AUTH, "was made with a mechanism that the server does not have")
 
 
 class Doors:
@@ -297,7 +297,7 @@ class Guard:
         return ANONYMOUS
 
 
-def _refusal(address: bytes, user_id: str | None) -> tuple[str, Failure, str]:
+def _refusal(address: bytes, user_id: str | None) -> tuple[str, Refusal, str]:
     """Return what the log says of a peer that is not let in."""
     place = address.decode(errors="backslashreplace")
     if user_id is None:

@@ -31,7 +31,7 @@ LINES: Final = 100
 """Lines about single addresses in a period."""
 
 
-class Failure(NamedTuple):
+class Refusal(NamedTuple):
     """Why a handshake failed."""
 
     reason: str
@@ -56,7 +56,7 @@ class RefusalLog:
         self._logged: set[tuple[str, str]] = set()
         self._left_out = 0
 
-    def note(self, address: str, failure: Failure, detail: str = "") -> None:
+    def note(self, address: str, failure: Refusal, detail: str = "") -> None:
         """Log that a handshake with ``address`` has failed, or count it.
 
         Args:
