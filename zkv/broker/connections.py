@@ -35,14 +35,16 @@ _log = logging.getLogger("zkv.broker")
 
 _numbers = itertools.count()
 
+# As ints, which are compared in a tenth of the time.
+_ACCEPTED: Final = int(zmq.Event.ACCEPTED)
+_ENDED: Final = int(zmq.Event.DISCONNECTED)
+_STOPPED: Final = int(zmq.Event.MONITOR_STOPPED)
+_SUCCEEDED: Final = int(zmq.Event.HANDSHAKE_SUCCEEDED)
+_FAILED_AUTH: Final = int(zmq.Event.HANDSHAKE_FAILED_AUTH)
+_FAILED_PROTOCOL: Final = int(zmq.Event.HANDSHAKE_FAILED_PROTOCOL)
+_FAILED: Final = int(zmq.Event.HANDSHAKE_FAILED_NO_DETAIL)
 _EVENTS: Final = (
-    zmq.Event.ACCEPTED
-    | zmq.Event.DISCONNECTED
-    | zmq.Event.MONITOR_STOPPED
-    | zmq.Event.HANDSHAKE_SUCCEEDED
-    | zmq.Event.HANDSHAKE_FAILED_AUTH
-    | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
-    | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
+    _ACCEPTED | _ENDED | _STOPPED | _SUCCEEDED | _FAILED_AUTH | _FAILED_PROTOCOL | _FAILED
 )
 _HEAD: Final = struct.Struct("=HI")
 """An event and its value."""
@@ -112,18 +114,18 @@ class _Connections:
 
     def take(self, event: int, value: int, endpoint: bytes) -> None:
         """Take an event, with the value and the endpoint that libzmq gives it."""
-        if event == zmq.Event.ACCEPTED:
+        if event == _ACCEPTED:
             self._accepted(value, endpoint.decode())
-        elif event == zmq.Event.DISCONNECTED:
+        elif event == _ENDED:
             self._ended(value)
-        elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
+        elif event == _SUCCEEDED:
             self._succeeded()
-        elif event == zmq.Event.HANDSHAKE_FAILED_PROTOCOL:
+        elif event == _FAILED_PROTOCOL:
             self._failures.append(_FAULTS.get(value, _FAULT))
-        elif event == zmq.Event.HANDSHAKE_FAILED_NO_DETAIL:
+        elif event == _FAILED:
             # When time is up, libzmq leaves errno as it is after a read that found nothing.
             self._failures.append(_TOO_SLOW if value == errno.EAGAIN else _LEFT)
-        elif event == zmq.Event.HANDSHAKE_FAILED_AUTH:
+        elif event == _FAILED_AUTH:
             self.counter.failed[AUTH] += 1  # The guard has logged it: see `zkv.broker.doors`.
 
     def cut(self, suspects: list[int]) -> None:
@@ -233,13 +235,23 @@ class Monitor:
 
 
 def _follow(source: zmq.Socket[bytes], connections: _Connections) -> bool:
-    """Watch handshakes, and take the events that wait; return False after the socket's last."""
+    """Take the events of a socket, and watch its handshakes; return False after its last event."""
+    if not _take_all(source, connections):
+        return False
     suspects = connections.watch.suspects()
+    # Some of them may have done their handshake since: the events tell that.
+    if suspects and not _take_all(source, connections):
+        return False
+    connections.cut(suspects)
+    return True
+
+
+def _take_all(source: zmq.Socket[bytes], connections: _Connections) -> bool:
+    """Take the events that wait; return False after the socket's last."""
     while int(source.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
         head, endpoint = source.recv_multipart()
         event, value = _HEAD.unpack(head)
-        if event == zmq.Event.MONITOR_STOPPED:
+        if event == _STOPPED:
             return False
         connections.take(event, value, endpoint)
-    connections.cut(suspects)  # Now that the events have told which of them are done.
     return True

@@ -33,7 +33,7 @@ import socket as posix
 import struct
 import termios
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,8 +98,9 @@ class HandshakeWatch:
     def __init__(self, is_curve: bool) -> None:
         self._most = HANDSHAKE_BYTES + (0 if is_curve else READ_AHEAD_BYTES)
         self._epoll = select.epoll()
-        # The place of `_copy`, kept ready: an attacker may have used up all other descriptors.
-        self._spare = os.dup(self._epoll.fileno())
+        # Its descriptor is the place of `_copy`. It is kept ready, since an attacker may have used
+        # up all others. AF_UNIX, since Python then makes room for the addresses of any family.
+        self._copied = posix.socket(posix.AF_UNIX)
         self._watched: dict[int, Peer] = {}  # By descriptor.
         self._unread: dict[int, None] = {}  # Those that sent too much for libzmq to read at once.
 
@@ -112,7 +113,7 @@ class HandshakeWatch:
 
     def close(self) -> None:
         """Close the descriptors."""
-        os.close(self._spare)
+        self._copied.close()
         self._epoll.close()
 
     @property
@@ -128,11 +129,12 @@ class HandshakeWatch:
             endpoint: where it was accepted, as libzmq reports it.
         """
         with contextlib.suppress(OSError), self._copy(descriptor) as socket:
-            inode, now = os.fstat(self._spare).st_ino, time.monotonic()
-            if socket.family == posix.AF_UNIX and endpoint == _ipc_name(socket):
-                return Peer(_ipc_address(socket), False, inode, now)
-            if socket.family != posix.AF_UNIX and endpoint in _tcp_names(socket):
-                return Peer(_tcp_address(socket), True, inode, now)
+            name = socket.getsockname()
+            is_tcp = isinstance(name, tuple)
+            if endpoint not in (_tcp_endpoints(name) if is_tcp else _ipc_endpoints(name)):
+                return None
+            address = _tcp_address(socket) if is_tcp else _ipc_address(socket)
+            return Peer(address, is_tcp, os.fstat(socket.fileno()).st_ino, time.monotonic())
         return None
 
     def add(self, descriptor: int, peer: Peer) -> None:
@@ -192,7 +194,7 @@ class HandshakeWatch:
     def _look(self, descriptor: int, socket: posix.socket) -> _Look:
         """Look at a connection, through its copy. Returns zeros if it is not watched any more."""
         peer = self._watched.get(descriptor)
-        if peer is None or os.fstat(self._spare).st_ino != peer.inode:
+        if peer is None or os.fstat(socket.fileno()).st_ino != peer.inode:
             return _Look(0, 0, 0)
         info = socket.getsockopt(posix.IPPROTO_TCP, posix.TCP_INFO, _TCP_INFO.size)
         acked, received = _TCP_INFO.unpack(info)
@@ -207,26 +209,22 @@ class HandshakeWatch:
         Raises:
             OSError: it is no socket, or no more.
         """
-        os.dup2(descriptor, self._spare, inheritable=False)
+        os.dup2(descriptor, self._copied.fileno(), inheritable=False)
         try:
-            socket = posix.socket(fileno=self._spare)
-            try:
-                yield socket
-            finally:
-                socket.detach()
+            yield self._copied
         finally:
-            os.dup2(self._epoll.fileno(), self._spare, inheritable=False)
+            os.dup2(self._epoll.fileno(), self._copied.fileno(), inheritable=False)
 
 
-def _tcp_names(socket: posix.socket) -> tuple[str, str]:
-    """Return the names that the endpoint of a socket can have, for IPv4 and IPv6."""
-    host, port = socket.getsockname()[:2]
+def _tcp_endpoints(name: tuple[Any, ...]) -> tuple[str, str]:
+    """Return the endpoints that a socket with this name can be at, for IPv4 and IPv6."""
+    host, port = name[:2]
     return f"tcp://{host}:{port}", f"tcp://[{host}]:{port}"
 
 
-def _ipc_name(socket: posix.socket) -> str:
-    path = os.fsdecode(socket.getsockname())
-    return "ipc://" + path.replace("\0", "@")  # In an abstract address it is the first character.
+def _ipc_endpoints(name: str | bytes) -> tuple[str]:
+    # An abstract address begins with NUL.
+    return ("ipc://" + os.fsdecode(name).replace("\0", "@"),)
 
 
 def _tcp_address(socket: posix.socket) -> str:
