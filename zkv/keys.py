@@ -23,6 +23,8 @@ KEY_CHARACTERS: Final = 40
 MOST_BYTES: Final = 1_024
 """Bytes of a key file that are read at most."""
 _Z85: Final = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
+_TAKE_KEYS: Final = frozenset({"--server-key", "--key"})
+"""Options of commands."""
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -89,16 +91,17 @@ def argument(text: str) -> list[str]:
         raise ArgumentTypeError(str(error)) from None
 
 
-def joined(words: list[str], option: str = "--server-key") -> list[str]:
-    """Join an option of a command line with its value: argparse takes no value with a dash first.
+def joined(words: list[str]) -> list[str]:
+    """Join the options of a command line that take keys with their values.
 
-    A key may begin with one.
+    A key may begin with a dash: one that `make_key_file` has made does not, but others make keys,
+    too. argparse would take it for an option.
     """
     words = list(words)
     for at, word in enumerate(words):
         if word == "--":
             break
-        if word == option and at + 1 < len(words):
+        if word in _TAKE_KEYS and at + 1 < len(words):
             words[at : at + 2] = [f"{word}={words[at + 1]}"]
     return words
 

@@ -552,6 +552,8 @@ def bash(tmp_path: Path) -> Callable[[str], str]:
         ("get --time\t9 k", "get --timeout 9 k"),
         ("get pi\t", "get pi"),
         ("completion z\t", "completion zsh"),
+        ("--key-file pyproj\tping", "--key-file pyproject.toml ping"),
+        ("get --key-f\tx k", "get --key-file x k"),
     ],
 )
 def test_bash_completes(bash: Callable[[str], str], typed: str, completed: str) -> None:

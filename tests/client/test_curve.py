@@ -23,7 +23,7 @@ from tests.client.blocking import AnyClient, Kind
 from tests.client.proxy import Proxy
 from tests.support import FREE_PORT, LIMIT, ROOT, ServerInProcess, environment, eventually
 from tests.users.secured import Secured
-from zkv import AuthenticationError, ClosedError, DeniedError, UnavailableError
+from zkv import AuthenticationError, ClosedError, DeniedError, FullError, UnavailableError
 from zkv.client import trouble
 from zkv.client.curve import KEY_FILE, SERVER_KEY, CurveKeys
 from zkv.errors import ConfigError
@@ -432,6 +432,21 @@ def test_a_denied_request_names_the_key(kind: Kind, tmp_path: Path) -> None:
         with pytest.raises(DeniedError) as caught:
             kv.snapshot()
         assert caught.value.key is None
+
+
+def test_a_quota_that_is_used_up_is_an_error_of_its_own(kind: Kind, tmp_path: Path) -> None:
+    """What goes beyond it may succeed later, so the client tries again."""
+    users = {"ann": {"write": ["a/"], "max_bytes": 1_000}}
+    with (
+        Secured(tmp_path, users) as secured,
+        kind(**as_user(secured, "ann", timeout=0.3)) as kv,
+    ):
+        kv.put("a/1", 1)
+        with pytest.raises(FullError, match="FULL") as caught:
+            kv.put("a/2", "x" * 1_000)
+        assert caught.value.retry is True
+        assert caught.value.applied is False
+        kv.put("a/3", 1)
 
 
 def test_what_may_not_be_read_is_not_followed(kind: Kind, tmp_path: Path) -> None:

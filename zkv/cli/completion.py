@@ -19,6 +19,7 @@ _zkv_cli() {{
     local word=${{COMP_WORDS[COMP_CWORD]}} command= choices= i
     case ${{COMP_WORDS[COMP_CWORD - 1]}} in
         {with_choice}
+        {with_file}) COMPREPLY=($(compgen -f -- "$word")); return ;;
         {with_value}) COMPREPLY=(); return ;;
     esac
     # bash splits an endpoint at its colons: the command is the first word that is one.
@@ -80,6 +81,7 @@ def _bash(commands: Mapping[str, Command], options: Sequence[Argument]) -> str:
     ]
     return BASH.format(
         with_choice="\n        ".join(of_options),
+        with_file="|".join(name for option in options if option.is_file for name in option.names),
         with_value="|".join(_taking_value(commands, options)),
         names=f"{lower} {lower.upper()}".replace(" ", "|"),
         cases="\n        ".join(lines),
@@ -89,7 +91,10 @@ def _bash(commands: Mapping[str, Command], options: Sequence[Argument]) -> str:
 def _taking_value(commands: Mapping[str, Command], options: Sequence[Argument]) -> list[str]:
     """The names of all options that take a value of free text."""
     own = [option for command in commands.values() for option in _own_options(command)]
-    taking = [option.names for option in (*options, *own) if "metavar" in option.settings]
+    taking = [
+        option.names for option in (*options, *own)
+        if "metavar" in option.settings and not option.is_file
+    ]  # fmt: skip
     return list(dict.fromkeys(name for names in taking for name in names))
 
 
@@ -116,6 +121,8 @@ def _fish(commands: Mapping[str, Command], options: Sequence[Argument]) -> list[
 def _fish_option(option: Argument) -> str:
     names = [f"-{'l' if name.startswith('--') else 's'} {name.strip('-')}" for name in option.names]
     value = ["-x"] if "metavar" in option.settings else []
+    if option.is_file:
+        value = ["-r", "-F"]
     if "choices" in option.settings:
         value.append(f"-a '{' '.join(option.settings['choices'])}'")
     return " ".join([*names, *value, "-d", quote(option.settings["help"])])
