@@ -15,6 +15,7 @@ import zmq
 
 from tests.conftest import Connect
 from tests.support import FREE_PORT, LIMIT, BadDisk, Message, Raw, ServerInProcess, eventually, pack
+from tests.users.secured import Secured
 from zkv.cli import top
 from zkv.client import Client
 from zkv.figures import FIGURES, Buckets, Figure
@@ -210,6 +211,29 @@ def test_followers_come_and_go(server: ServerInProcess, client: Raw) -> None:
         eventually(lambda: stats(client)["followers"] == 1, "it is counted")
     eventually(lambda: stats(client)["followers"] == 0, "it has left")
     assert stats(client)["connections"] == 1
+
+
+def test_followers_come_back_when_the_rights_change(tmp_path: Path) -> None:
+    """The server closes the feed's endpoint then, of which libzmq does not tell everything."""
+    users: dict[str, dict[str, Any]] = {"ann": {"read": ["a/"], "admin": True}}
+    with (
+        Secured(tmp_path, users, feed=True) as secured,
+        zmq.Context() as context,
+        secured.client(context, "ann") as client,
+        secured.follower(context, "ann", b"\0") as follower,
+    ):
+        follower.rcvtimeo = round(LIMIT * 1000)
+        follower.recv_multipart()
+        monitor = follower.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        users["ann"]["read"] = ["b/"]
+        secured.reload(users)
+        assert monitor.poll(round(LIMIT * 1000)), "the endpoint is not closed"
+        follower.disable_monitor()
+        monitor.close()
+        while follower.poll(0):
+            follower.recv_multipart()
+        follower.recv_multipart()
+        eventually(lambda: stats(client)["followers"] == 1, "it is counted once")
 
 
 @pytest.mark.parametrize("feed", [False, True])

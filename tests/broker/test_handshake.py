@@ -38,10 +38,12 @@ from tests.support import (
     Message,
     NoReplyError,
     Raw,
+    ServerInProcess,
     ServerProcess,
     eventually,
     pack,
 )
+from zkv.broker.handshakes import HandshakeWatch, Peer
 from zkv.keys import KeyPair, make_key_file, read_key_file
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -396,6 +398,34 @@ def test_large_requests_right_behind_the_handshake(place: Place) -> None:
     assert place.failed()["size"] == cut
 
 
+def test_a_handshake_that_is_done_while_the_server_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it looks between the report of the connection and that of the handshake's success."""
+    looks, answered = threading.Event(), threading.Event()
+    suspects: list[int] = []
+    look = HandshakeWatch.suspects
+
+    def look_late(watch: HandshakeWatch) -> list[int]:
+        if watch:
+            looks.set()
+            assert answered.wait(LIMIT)
+        suspects.extend(found := look(watch))
+        return found
+
+    monkeypatch.setattr(HandshakeWatch, "suspects", look_late)
+    with ServerInProcess(tmp_path / "data") as server, Wire(server.endpoint) as wire:
+        try:
+            assert looks.wait(LIMIT)
+            assert wire.introduce().call(op="PUT", key="k", value=bytes(50_000))["ok"]
+        finally:
+            answered.set()
+        eventually(lambda: suspects, "the server suspects the connection")
+        with Raw(server.endpoint) as other:
+            eventually(lambda: other.ok(op="INFO")["stats"]["connections"] == 2, "it has gone on")
+        assert wire.call(op="PING")["ok"]
+
+
 def test_a_client_whose_bytes_come_one_by_one(place: Place) -> None:
     with (
         Proxy(place.server.endpoint, piece=1) as proxy,
@@ -676,3 +706,29 @@ def test_refusals_are_logged(secured: Place) -> None:
     eventually(lambda: secured.failed()["protocol"] > failed["protocol"], "so is the second")
     for pair in secured.pairs.values():
         assert pair.secret not in secured.server.log()
+
+
+def test_an_unexpected_error_concerns_one_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Later ones are counted and watched as ever."""
+    monkeypatch.setattr("zkv.broker.connections.ERROR_PAUSE_SECONDS", 0)
+    failing = iter([True])
+    find_peer = HandshakeWatch.find_peer
+
+    def fail_once(watch: HandshakeWatch, descriptor: int, endpoint: str) -> Peer | None:
+        if next(failing, False):
+            raise MemoryError
+        return find_peer(watch, descriptor, endpoint)
+
+    monkeypatch.setattr(HandshakeWatch, "find_peer", fail_once)
+    with ServerInProcess(tmp_path / "data") as server, Raw(server.endpoint) as client:
+        client.ok(op="PING")
+        eventually(lambda: "MemoryError" in caplog.text, "the error is logged")
+        with Wire(server.endpoint) as wire:
+            wire.greet()
+            send_huge(wire, begun(b"READY", HUGE))
+        eventually(
+            lambda: client.ok(op="INFO")["stats"]["handshakes_failed"]["size"] == 1,
+            "the second one is cut off",
+        )

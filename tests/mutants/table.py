@@ -46,6 +46,7 @@ INDEX: Final = "zkv/compiled/index.c"
 COUNTS: Final = "zkv/compiled/counts.c"
 REPLAY: Final = "zkv/compiled/replay.c"
 RECOVERY: Final = "zkv/durability/recovery.py"
+HANDSHAKES: Final = "zkv/broker/handshakes.py"
 IN_SETTINGS: Final = ("tests/config/test_settings.py",)
 LOADED: Final = ("tests/compiled/test_replay.py",)
 IN_ORDER: Final = ("tests/keyspace/test_table.py", "-k", "in_order")
@@ -786,6 +787,51 @@ IN_FEED: Final = [
     ),
 ]
 
+IN_HANDSHAKES: Final = [
+    Mutant(
+        "a success that was reported meanwhile does not count",
+        "zkv/broker/connections.py",
+        "    if suspects and not _take_all(source, connections):\n        return False\n",
+        "",
+        ("tests/broker/test_handshake.py", "-k", "while_the_server_looks"),
+    ),
+    Mutant(
+        "what libzmq has not read yet counts, too",
+        HANDSHAKES,
+        "return _Look(received, received - unread, acked)",
+        "return _Look(received, received, acked)",
+        ("tests/broker/test_handshake.py", "-k", "large_requests"),
+    ),
+    Mutant(
+        "one who completes a handshake covers all others",
+        "zkv/broker/connections.py",
+        "if not self._is_curve:",
+        "if True:",
+        ("tests/broker/test_handshake.py", "-k", "do_not_help"),
+    ),
+    Mutant(
+        "what libzmq has read at once draws no attention",
+        HANDSHAKES,
+        "select.EPOLLIN | select.EPOLLOUT | select.EPOLLET",
+        "select.EPOLLIN | select.EPOLLET",
+        ("tests/broker/test_handshake.py", "-k", "a_little_too_much"),
+    ),
+    Mutant(
+        "a server without descriptors cuts off nobody",
+        HANDSHAKES,
+        "os.dup2(descriptor, self._copied.fileno(), inheritable=False)",
+        "os.dup2(os.dup(descriptor), self._copied.fileno(), inheritable=False)",
+        ("tests/broker/test_handshake.py", "-k", "without_descriptors"),
+    ),
+    Mutant(
+        "a peer that is cut off does not hear of it",
+        HANDSHAKES,
+        "socket.setsockopt(posix.SOL_SOCKET, posix.SO_LINGER, _RESET)",
+        "pass",
+        ("tests/broker/test_handshake.py", "-k", "huge_commands"),
+    ),
+]
+
 CLIENT: Final = [
     Mutant(
         "a gap in the feed is passed over",
@@ -1295,5 +1341,6 @@ IN_QUOTAS: Final = [
 
 MUTANTS: Final = [
     *IN_C, *AT_THE_START, *CODEC_AND_EXACTLY_ONCE, *EXPIRY, *LOG, *WAITING, *IN_SLOW_LOG, *IN_FEED,
+    *IN_HANDSHAKES,
     *CLIENT, *IN_METRICS, *SETTINGS, *IN_USERS, *IN_TOOLS_OF_USERS, *IN_QUOTAS,
 ]  # fmt: skip

@@ -38,13 +38,21 @@ _numbers = itertools.count()
 # As ints, which are compared in a tenth of the time.
 _ACCEPTED: Final = int(zmq.Event.ACCEPTED)
 _ENDED: Final = int(zmq.Event.DISCONNECTED)
+_NOT_LISTENING: Final = int(zmq.Event.CLOSED)
 _STOPPED: Final = int(zmq.Event.MONITOR_STOPPED)
 _SUCCEEDED: Final = int(zmq.Event.HANDSHAKE_SUCCEEDED)
 _FAILED_AUTH: Final = int(zmq.Event.HANDSHAKE_FAILED_AUTH)
 _FAILED_PROTOCOL: Final = int(zmq.Event.HANDSHAKE_FAILED_PROTOCOL)
 _FAILED: Final = int(zmq.Event.HANDSHAKE_FAILED_NO_DETAIL)
 _EVENTS: Final = (
-    _ACCEPTED | _ENDED | _STOPPED | _SUCCEEDED | _FAILED_AUTH | _FAILED_PROTOCOL | _FAILED
+    _ACCEPTED
+    | _ENDED
+    | _NOT_LISTENING
+    | _STOPPED
+    | _SUCCEEDED
+    | _FAILED_AUTH
+    | _FAILED_PROTOCOL
+    | _FAILED
 )
 _HEAD: Final = struct.Struct("=HI")
 """An event and its value."""
@@ -64,6 +72,8 @@ _FAULTS: Final = {
 }
 _FAULT: Final = Refusal(PROTOCOL, "broke ZeroMQ's protocol")
 
+ERROR_PAUSE_SECONDS: Final = 1.0
+"""Time after an unexpected error, so that the log is not filled."""
 _UNKNOWN: Final = "an unknown address"
 """Of a connection that had ended before the thread saw that it was accepted."""
 _LATE_SECONDS: Final = 0.8 * HANDSHAKE_MS / 1000
@@ -107,6 +117,7 @@ class _Connections:
         self._refusals = refusals
         self._peers: dict[int, Peer] = {}  # By descriptor.
         self._cut: set[int] = set()
+        self._ending: set[int] = set()  # Those that count as ended before their event.
         self._failures: list[Refusal] = []  # Those whose connections are about to end.
         self._succeeded_at = -reordered
         self.counter = ConnectionCounter()
@@ -125,6 +136,8 @@ class _Connections:
         elif event == _FAILED:
             # When time is up, libzmq leaves errno as it is after a read that found nothing.
             self._failures.append(_TOO_SLOW if value == errno.EAGAIN else _LEFT)
+        elif event == _NOT_LISTENING:
+            self._all_ended()
         elif event == _FAILED_AUTH:
             self.counter.failed[AUTH] += 1  # The guard has logged it: see `zkv.broker.doors`.
 
@@ -134,6 +147,7 @@ class _Connections:
 
     def _accepted(self, descriptor: int, endpoint: str) -> None:
         self.counter.opened += 1
+        self._ending.discard(descriptor)
         peer = self.watch.find_peer(descriptor, endpoint)
         if peer is None:
             return
@@ -146,7 +160,21 @@ class _Connections:
             self.watch.remove_all()
             self._succeeded_at = time.monotonic()
 
+    def _all_ended(self) -> None:
+        """Count all as ended: the feed has closed its endpoint, to open it again.
+
+        libzmq ends the connections, and reports only of those to which it still has to send.
+        """
+        self.counter.closed += len(self._peers)
+        self._ending.update(self._peers)
+        self._peers.clear()
+        self._cut.clear()
+        self.watch.remove_all()
+
     def _ended(self, descriptor: int) -> None:
+        if descriptor in self._ending:
+            self._ending.remove(descriptor)
+            return
         self.counter.closed += 1
         self.watch.remove(descriptor)
         peer = self._peers.pop(descriptor, None)
@@ -177,6 +205,7 @@ class Monitor:
         self._is_curve = is_curve
         self._refusals = refusals
         self._sources: dict[zmq.Socket[bytes], _Connections] = {}
+        self._closing = False
         self._thread = threading.Thread(target=self._run, name="zkv-monitor")
 
     def watch(self, socket: zmq.Socket[bytes]) -> ConnectionCounter:
@@ -200,6 +229,7 @@ class Monitor:
 
     def close(self) -> None:
         """End the thread. The sockets must have been closed."""
+        self._closing = True
         if self._thread.ident is not None:
             self._thread.join()
         for source, connections in self._sources.items():
@@ -212,19 +242,26 @@ class Monitor:
         for source, connections in followed.items():
             poller.register(source, zmq.POLLIN)
             poller.register(connections.watch, zmq.POLLIN)
-        try:
-            while followed:
-                poller.poll(self._timeout_ms(followed.values()))
-                for source, connections in list(followed.items()):
-                    if not _follow(source, connections):
-                        poller.unregister(source)
-                        poller.unregister(connections.watch)
-                        del followed[source]
-                self._refusals.tell()
-                if any(each.watch for each in followed.values()):
-                    time.sleep(PAUSE_SECONDS)
-        except Exception:  # A bug, or no memory: the counts stay as they are.
-            _log.critical("connections are neither counted nor watched any more", exc_info=True)
+        while followed:
+            try:
+                self._turn(followed, poller)
+            except Exception:  # A bug, or no memory. The next connection may be all right.
+                _log.critical("some connections may not be counted, or not watched", exc_info=True)
+                if self._closing:
+                    return
+                time.sleep(ERROR_PAUSE_SECONDS)
+
+    def _turn(self, followed: dict[zmq.Socket[bytes], _Connections], poller: zmq.Poller) -> None:
+        """Wait for events and data, and take them; forget the sockets that are closed."""
+        poller.poll(self._timeout_ms(followed.values()))
+        for source, connections in list(followed.items()):
+            if not _follow(source, connections):
+                poller.unregister(source)
+                poller.unregister(connections.watch)
+                del followed[source]
+        self._refusals.tell()
+        if any(each.watch for each in followed.values()):
+            time.sleep(PAUSE_SECONDS)
 
     def _timeout_ms(self, followed: Iterable[_Connections]) -> int | None:
         """Return how long to wait for events and data; None: until there are any."""
