@@ -26,6 +26,8 @@ from tests.support import (
     ServerProcess,
     environment,
     eventually,
+    pack,
+    unpack,
     zkv_command,
 )
 from tests.users.secured import Context, Secured, sees
@@ -492,3 +494,22 @@ def test_rights_and_sessions_survive_a_kill(tmp_path: Path, context: Context) ->
                 assert write(me) == first | {"replayed": True}
                 assert me.call(op="PUT", key="other", value=1)["code"] == "DENIED"
         assert process.stop() == 0
+
+
+def test_a_message_may_be_as_large_over_curve(tmp_path: Path, context: Context) -> None:
+    limits = {
+        "max_message_bytes": 100_000, "max_value_bytes": 50_000, "max_key_bytes": 1_000,
+        "max_reply_bytes": 60_000,
+    }  # fmt: skip
+    with Secured(tmp_path, {"ann": ALL}, limits=limits) as secured:
+        for more, answer in ((0, "TOO_LARGE"), (1, None)):
+            rest = len(pack({"op": "PUT", "key": "k", "value": bytes(90_000)})) - 90_000
+            body = pack({"op": "PUT", "key": "k", "value": bytes(100_000 + more - rest)})
+            assert len(body) == 100_000 + more
+            with secured.client(context, "ann") as ann:
+                if answer is None:
+                    ann.timeout = SHORT
+                    with pytest.raises(NoReplyError):
+                        ann.exchange(body)
+                else:
+                    assert unpack(ann.exchange(body))["code"] == answer

@@ -45,6 +45,8 @@ _log = logging.getLogger("zkv.broker")
 _Socket = zmq.Socket[bytes]
 
 ZAP: Final = "inproc://zeromq.zap.01"
+CURVE_OVERHEAD: Final = 33
+"""Bytes of a MESSAGE command of CURVE beside the frame in it: name, nonce, flags, tag."""
 DOMAIN: Final = b"zkv"
 LEAST_VERSION: Final = (4, 3, 5)
 """Of libzmq, for users: before, XPUB_MANUAL could apply a subscription to another follower."""
@@ -92,6 +94,11 @@ class Doors:
         self._keys = keys
         self.users = users
         self._ipc_mode = ipc_mode
+
+    @property
+    def overhead(self) -> int:
+        """Bytes that encryption adds to a frame."""
+        return CURVE_OVERHEAD if self._keys else 0
 
     @property
     def have_curve(self) -> bool:

@@ -285,7 +285,8 @@ class Front:
         clients.sndhwm = REPLIES_PER_CLIENT
         clients.router_mandatory = True  # Else replies would be dropped unnoticed.
         clients.backlog = BACKLOG
-        clients.maxmsgsize = self._max_message_bytes
+        # libzmq compares it with what arrives, which may be encrypted.
+        clients.maxmsgsize = self._max_message_bytes + self._doors.overhead
         clients.handshake_ivl = HANDSHAKE_MS
         clients.heartbeat_ivl = HEARTBEAT_MS
         clients.heartbeat_timeout = 3 * HEARTBEAT_MS

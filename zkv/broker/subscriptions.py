@@ -23,6 +23,7 @@ from typing import Final
 
 import zmq
 
+from zkv.broker.handshakes import RESET
 from zkv.users.registry import NO_ID, Users
 from zkv.users.rights import NOBODY
 
@@ -173,4 +174,5 @@ def _cut(connection: _Connection) -> None:
         descriptor = os.dup(connection[0])
         with posix.socket(fileno=descriptor) as copy:
             if os.fstat(descriptor).st_ino == connection[1]:
+                copy.setsockopt(posix.SOL_SOCKET, posix.SO_LINGER, RESET)  # As for a handshake.
                 copy.shutdown(posix.SHUT_RDWR)
