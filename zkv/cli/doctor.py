@@ -37,6 +37,7 @@ from zkv.client import (
 )
 from zkv.client.curve import given
 from zkv.endpoint import check_option
+from zkv.errors import ConfigError
 from zkv.streams import complain, write
 
 WRONG: Final = 1
@@ -111,7 +112,7 @@ def _all_findings(options: argparse.Namespace) -> Iterator[Diagnosis]:
     policy = RetryPolicy(wait_for_start=False)
     try:
         client = Client(endpoints, options.timeout, retry=policy, **given(options))
-    except ValueError as error:
+    except ConfigError as error:
         advice = "this client cannot connect until its keys are in order"
         yield Diagnosis(ACT, "keys", str(error), advice)
         return

@@ -97,15 +97,14 @@ class CurveKeys:
         """Return the keys that the server at a checked endpoint may have; empty = it needs none.
 
         Raises:
-            ValueError: there is a key file, but no key of the server.
-            ConfigError: the key file cannot be used; names it.
+            ConfigError: the key file cannot be used, or there is one, but no key of the server.
         """
         if not endpoint.startswith("tcp://"):
             return ()
         if self.servers:
             self.pair()
         elif self.file:
-            raise ValueError(
+            raise ConfigError(
                 f"{self._file_from}: a key file is of no use without the key of the server: pass "
                 f"server_key, or set {SERVER_KEY_VARIABLE}"
             )
