@@ -517,7 +517,8 @@ async def use(endpoint):
 def use_both():
     with zkv.Server("tcp://127.0.0.1:*") as server, zkv.Client(server.endpoint) as kv:
         kv.put("k", 1)
-        print(kv["k"], asyncio.run(use(server.endpoint)), sorted(kv.info()["stats"]["requests"].items()))
+        value, other = kv["k"], asyncio.run(use(server.endpoint))
+        print(value, other, sorted(kv.info()["stats"]["requests"].items()))
 """
 
 USED_BOTH: Final = "1 2 [('GET', 2), ('PUT', 2)]\n"
