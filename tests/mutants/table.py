@@ -826,7 +826,7 @@ IN_HANDSHAKES: Final = [
     Mutant(
         "a peer that is cut off does not hear of it",
         HANDSHAKES,
-        "socket.setsockopt(posix.SOL_SOCKET, posix.SO_LINGER, _RESET)",
+        "socket.setsockopt(posix.SOL_SOCKET, posix.SO_LINGER, RESET)",
         "pass",
         ("tests/broker/test_handshake.py", "-k", "huge_commands"),
     ),
