@@ -51,8 +51,8 @@ static PyObject *batch_add(Batch *self, PyObject *arguments)
     if (PyObject_TypeCheck(body, &PyBytes_Type) && PyBytes_AsStringAndSize(body, &bytes, &size) < 0)
         return NULL;
     item *of = next_item(self);
-    if (of == NULL)
-        return PyErr_NoMemory();
+    if (of == NULL || (user_id != NULL && (of->user_id = strdup(user_id)) == NULL))
+        return PyErr_NoMemory(); /* Without its User-Id it would count as the program's own. */
     of->envelope = Py_NewRef(envelope);
     of->object = Py_NewRef(body);
     of->body = (unsigned char *)bytes;
@@ -60,7 +60,6 @@ static PyObject *batch_add(Batch *self, PyObject *arguments)
     of->arrived = arrived;
     of->waited = waited;
     of->user = user == Py_None ? NULL : Py_NewRef(user);
-    of->user_id = user_id == NULL ? NULL : strdup(user_id);
     self->count++;
     Py_RETURN_NONE;
 }
