@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import stat
 import subprocess
 import threading
@@ -282,6 +283,23 @@ def test_two_keys_of_the_server(tmp_path: Path, context: Context) -> None:
                         return sees(follower, client.ok(op="PUT", key="k", value=1)["rev"])
 
                     eventually(follows, "ann to follow")
+
+
+@pytest.mark.parametrize("place", ["a port in use", "nonesuch"])
+def test_two_keys_at_a_place_that_cannot_be_opened(tmp_path: Path, place: str) -> None:
+    files = [str(tmp_path / name) for name in ("old.key", "new.key")]
+    for file in files:
+        make_key_file(file)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        endpoint = f"tcp://nonesuch:{port}" if place == "nonesuch" else f"tcp://127.0.0.1:{port}"
+        core = ServerInProcess(
+            tmp_path / "data",
+            server={"endpoints": [endpoint]},
+            security={"secret_key_file": files},
+        ).server
+        with pytest.raises(EndpointError, match=f"server.endpoints: {re.escape(endpoint)}: "):
+            core.start()
 
 
 # --- Sessions

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import Counter, defaultdict
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -101,25 +102,18 @@ class Broker:
 
     def bind(self) -> None:
         """Bind all endpoints. Raises EndpointError; then no thread is left running."""
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._term_context)
+            undo.callback(self._monitor.close)
             if self._guard is not None:
+                undo.callback(self._guard.close)
                 self._guard.start()
-        except BaseException:
-            self._guard = None
-            self._monitor.close()
-            self._term_context()
-            raise
-        try:
             if self._feed is not None:
+                undo.callback(self._feed.close)
                 self.feed = self._feed.start()
             self.endpoints = self._front.start()
             self._monitor.start()
-        except BaseException:
-            self._close_feed()
-            self._close_guard()
-            self._monitor.close()
-            self._term_context()
-            raise
+            undo.pop_all()
 
     def publish(self, keyspace: Keyspace) -> None:
         """Publish the changes of ``keyspace``. Call this before the first write."""
@@ -174,8 +168,10 @@ class Broker:
         for worker in workers:
             worker.join()
         self._front.stop()
-        self._close_feed()
-        self._close_guard()
+        if self._feed is not None:
+            self._feed.close()
+        if self._guard is not None:
+            self._guard.close()
         self._monitor.close()
         self._term_context()
 
@@ -250,14 +246,6 @@ class Broker:
         if self._feed is not None:
             failed.update(self._feed.connections.failed)
         return dict(failed)
-
-    def _close_guard(self) -> None:
-        if self._guard is not None:
-            self._guard.close()
-
-    def _close_feed(self) -> None:
-        if self._feed is not None:
-            self._feed.close()
 
     def _term_context(self) -> None:
         """Wait until the last messages have been sent, unless the context is shared."""

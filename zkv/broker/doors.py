@@ -50,8 +50,6 @@ CURVE_OVERHEAD: Final = 33
 DOMAIN: Final = b"zkv"
 LEAST_VERSION: Final = (4, 3, 5)
 """Of libzmq, for users: before, XPUB_MANUAL could apply a subscription to another follower."""
-LISTEN_BACKLOG: Final = 4_096
-"""Connections that may wait to be accepted at a listener that is opened here."""
 _VERSION: Final = b"1.0"
 _ABSTRACT: Final = "ipc://@"
 """An ipc endpoint without a file."""
@@ -130,23 +128,20 @@ class Doors:
 
     def _bind_for_each_key(self, socket: _Socket, endpoint: str, setting: str) -> str:
         """Open a door with a listener for each key, all on one port."""
+        bound = endpoint
         try:
-            listeners = _listeners(socket.context, endpoint, len(self._keys))
-        except OSError as error:
-            raise refusal(endpoint, setting, error) from None
-        with contextlib.ExitStack() as stack:
-            for listener in listeners:
-                stack.enter_context(listener)  # Closes those that libzmq has not taken over.
-            for listener, key in zip(listeners, self._keys, strict=True):
-                host, port = listener.getsockname()[:2]
-                endpoint = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
-                with _curve(socket, key):
+            host, port = _resolved(socket.context, endpoint)
+            for key in self._keys:
+                with _listener(host, port, int(socket.backlog)) as listener, _curve(socket, key):
+                    port = listener.getsockname()[1]
                     socket.setsockopt(zmq.USE_FD, listener.detach())
                     try:
-                        endpoint = bind(socket, endpoint, setting)
+                        bound = bind(socket, f"tcp://{host}:{port}", setting)
                     finally:
                         socket.setsockopt(zmq.USE_FD, -1)
-        return endpoint
+        except (OSError, zmq.ZMQError) as error:
+            raise refusal(endpoint, setting, error) from None
+        return bound
 
 
 @contextlib.contextmanager
@@ -171,29 +166,31 @@ def _at_most(mode: int) -> Iterator[None]:
         os.umask(before)
 
 
-def _listeners(context: zmq.Context[_Socket], endpoint: str, number: int) -> list[posix.socket]:
-    """Open listeners that share a port. Raises OSError."""
+def _resolved(context: zmq.Context[_Socket], endpoint: str) -> tuple[str, int]:
+    """Return the address, in brackets if it is IPv6, and the port of a tcp endpoint; 0 = any.
+
+    Raises ZMQError.
+    """
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     with context.socket(zmq.PAIR) as probe:  # libzmq knows the interfaces.
         probe.ipv6 = "[" in host
         probe.bind(f"tcp://{host}:*")
-        host = probe.get_string(zmq.LAST_ENDPOINT).rstrip("\0")[len("tcp://") :].rpartition(":")[0]
-    family = posix.AF_INET6 if "[" in host else posix.AF_INET
-    listeners: list[posix.socket] = []
+        bound = probe.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+    return bound.removeprefix("tcp://").rpartition(":")[0], 0 if port == "*" else int(port)
+
+
+def _listener(host: str, port: int, backlog: int) -> posix.socket:
+    """Open a listener that shares its port with others. Raises OSError."""
+    listener = posix.socket(posix.AF_INET6 if "[" in host else posix.AF_INET)
     try:
-        for _ in range(number):
-            listener = posix.socket(family)
-            listeners.append(listener)
-            listener.setsockopt(posix.SOL_SOCKET, posix.SO_REUSEADDR, 1)
-            listener.setsockopt(posix.SOL_SOCKET, posix.SO_REUSEPORT, 1)
-            listener.bind((host.strip("[]"), 0 if port == "*" else int(port)))
-            port = str(listener.getsockname()[1])
-            listener.listen(LISTEN_BACKLOG)
+        listener.setsockopt(posix.SOL_SOCKET, posix.SO_REUSEADDR, 1)
+        listener.setsockopt(posix.SOL_SOCKET, posix.SO_REUSEPORT, 1)
+        listener.bind((host.strip("[]"), port))
+        listener.listen(backlog)
     except BaseException:
-        for listener in listeners:
-            listener.close()
+        listener.close()
         raise
-    return listeners
+    return listener
 
 
 class Guard:
@@ -224,15 +221,13 @@ class Guard:
         self._thread.start()
         self._opened.wait()
         if self._error is not None:
-            self._thread.join()
-            self._waker.close()
             raise EndpointError(
                 "security.users: this program has another ZAP handler in the same ZeroMQ context, "
                 f"and there can be one only: {self._error.strerror}"
             )
 
     def close(self) -> None:
-        """End the thread. Call this once all doors are closed."""
+        """End the thread. Call this once all doors are closed, and also if `start` has failed."""
         self._closing = True
         self._waker.wake()
         self._thread.join()
