@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 from zkv.defaults import DEFAULT_ENDPOINT
@@ -145,6 +145,17 @@ def is_name(endpoint: str) -> bool:
 def host_of(endpoint: str) -> str:
     """Return the host of a checked tcp endpoint, without brackets."""
     return endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+
+
+def is_exposed(endpoint: str) -> bool:
+    """Return True if other machines can reach a server at a checked endpoint.
+
+    A host is an address, as a server reports it, or a name; of names only ``localhost`` is local.
+    """
+    if not endpoint.startswith("tcp://"):
+        return False
+    host = host_of(endpoint).partition("%")[0]
+    return host != "localhost" and not (is_address(host) and ip_address(host).is_loopback)
 
 
 def is_address(host: str) -> bool:

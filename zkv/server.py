@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import ipaddress
 import logging
 import os
 import resource
@@ -34,6 +33,7 @@ from zkv.broker.broker import Broker
 from zkv.broker.doors import Doors
 from zkv.broker.front import FrontHandler
 from zkv.broker.worker import WorkerHandler
+from zkv.endpoint import is_exposed
 from zkv.engine import Engine
 from zkv.errors import ConfigError, EndpointError, ReadOnly, ShuttingDown
 from zkv.keys import read_key_file
@@ -216,7 +216,7 @@ class ServerCore:
         """Refuse to serve where other machines can connect without CURVE, or warn of it."""
         security = self._settings.security
         for endpoint in [*self._broker.endpoints, self._broker.feed or ""]:
-            if security.key_files or not _is_exposed(endpoint):
+            if security.key_files or not is_exposed(endpoint):
                 continue
             if not security.insecure:
                 raise EndpointError(
@@ -370,11 +370,3 @@ def _make_doors(settings: Settings) -> Doors:
     # With users a peer is known by its number: the mode need not keep others out.
     mode = mode or ("" if users is None else OPEN_MODE)
     return Doors(keys, users, int(mode, 8) if mode else None)
-
-
-def _is_exposed(endpoint: str) -> bool:
-    """Return True if other machines can reach an endpoint, with its real address."""
-    if not endpoint.startswith("tcp://"):
-        return False
-    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-    return not ipaddress.ip_address(host.partition("%")[0]).is_loopback

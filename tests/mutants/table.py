@@ -1278,9 +1278,9 @@ IN_TOOLS_OF_USERS: Final = [
     ),
     Mutant(
         "the doctor takes every listener for one without keys",
-        "zkv/cli/protection.py",
-        "greeting = stream.read(MECHANISM.stop)\n",
-        'greeting = GREETING + b"NULL" + bytes(16)\n',
+        "zkv/client/trouble.py",
+        'greeting = _receive(peer, _is_greeting) or b""\n',
+        "greeting = GREETING\n",
         ("tests/cli/test_doctor.py", "-k", "asks_of_other_machines"),
     ),
 ]

@@ -23,7 +23,7 @@ from typing import Any, Final
 from zkv import __version__, compiled, figures
 from zkv.cli.diagnosis import ACT, FINE, TELL, Diagnosis
 from zkv.cli.output import has_colours
-from zkv.cli.protection import LOCAL, check_exposure, check_here
+from zkv.cli.protection import check_exposure, check_here
 from zkv.cli.values import to_bytes, to_json
 from zkv.cli.view import duration, size
 from zkv.client import (
@@ -36,7 +36,7 @@ from zkv.client import (
     UnavailableError,
 )
 from zkv.client.curve import given
-from zkv.endpoint import check_option
+from zkv.endpoint import check_option, is_exposed
 from zkv.errors import ConfigError
 from zkv.streams import complain, write
 
@@ -418,7 +418,7 @@ def _no_reply(error: NoReplyError) -> Diagnosis:
 
 def _data_dir(endpoint: str, info: Info) -> Path | None:
     """The server's data directory; None if it cannot be seen from here."""
-    if not endpoint.startswith(LOCAL):
+    if is_exposed(endpoint):
         return None
     directory = Path("/proc", str(info["stats"]["process"]["pid"]), "cwd")
     try:

@@ -8,7 +8,6 @@ else (ZMTP 3.0, https://rfc.zeromq.org/spec/23/).
 from __future__ import annotations
 
 import os
-import socket
 import stat
 import time
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from zkv.cli.diagnosis import ACT, FINE, TELL, Diagnosis
 from zkv.cli.settings import read_file_and_environment
 from zkv.client import Client
 from zkv.client.curve import server_key_of
-from zkv.endpoint import host_of
+from zkv.client.trouble import mechanism_at
+from zkv.endpoint import host_of, is_exposed
 from zkv.errors import ConfigError
 from zkv.keys import read_key_file
 from zkv.users.file import read_users
@@ -28,12 +28,8 @@ CLIENT_KEY: Final = "ZKV_KEY_FILE"
 """The variable that names the key file of a client."""
 LONG: Final = 30 * 86_400.0
 """Seconds after which a change of the server's key should be complete."""
-LOCAL: Final = ("tcp://127.", "tcp://localhost:", "tcp://[::1]:", "ipc://")
 EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104  nothing is bound here
 PATIENCE: Final = 2.0
-GREETING: Final = b"\xff\0\0\0\0\0\0\0\1\x7f\3\0"
-"""The beginning of a greeting: signature and version. The mechanism follows."""
-MECHANISM: Final = slice(12, 32)
 GUIDE: Final = "see docs/security.md"
 
 Info = dict[str, Any]
@@ -118,8 +114,7 @@ def _others_may_write(place: Path) -> bool:
 def check_exposure(client: Client, info: Info) -> Iterator[Diagnosis]:
     """Who can reach the server, and what does it ask of them?"""
     listening = [*info["endpoints"], info["feed"] or ""]
-    exposed = [each for each in listening if each.startswith("tcp://")]
-    exposed = [each for each in exposed if not each.startswith(LOCAL)]
+    exposed = [each for each in listening if is_exposed(each)]
     if not exposed:
         yield Diagnosis(FINE, "exposure", "only this machine can reach the server")
         return
@@ -158,16 +153,8 @@ def _of_exposed(text: str, mechanism: str, info: Info) -> Diagnosis:
 
 
 def _mechanism(endpoint: str) -> str:
-    """Return the mechanism that a listener asks for; empty if it does not tell."""
+    """Return the mechanism that a listener of this machine asks for; empty if it does not tell."""
     host = host_of(endpoint)
     if host in EVERYWHERE:
         host = "::1" if ":" in host else "127.0.0.1"
-    try:
-        place = (host, int(endpoint.rpartition(":")[2]))
-        with socket.create_connection(place, PATIENCE) as peer:
-            peer.sendall(GREETING)
-            with peer.makefile("rb") as stream:
-                greeting = stream.read(MECHANISM.stop)
-    except (OSError, ValueError):
-        return ""
-    return greeting[MECHANISM].rstrip(b"\0").decode("ascii", "replace")
+    return mechanism_at(host, int(endpoint.rpartition(":")[2]), PATIENCE)

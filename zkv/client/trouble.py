@@ -89,6 +89,25 @@ def find_trouble(
     return trouble
 
 
+def mechanism_at(host: str, port: int, seconds: float) -> str:
+    """Return the mechanism that a listener of ZeroMQ asks for, such as ``CURVE``.
+
+    Empty if it does not tell, or does not speak ZeroMQ.
+
+    Args:
+        host: its address, without brackets.
+        port: its port.
+        seconds: to wait at most for each of its answers.
+    """
+    try:
+        with socket.create_connection((host, port), seconds) as peer:
+            peer.sendall(GREETING[:VERSION])
+            greeting = _receive(peer, _is_greeting) or b""
+    except OSError:
+        return ""
+    return _mechanism(greeting) if _speaks_zmtp(greeting[:SIGNATURE]) else ""
+
+
 def find_trouble_meanwhile(
     endpoint: str, seconds: float, keys: CurveKeys, failure: int, for_feed: bool
 ) -> Future[Trouble | None]:
@@ -235,12 +254,15 @@ def _speaks_zmtp(begin: bytes) -> bool:
     return begin[:1] in {b"", b"\xff"} and (len(begin) < SIGNATURE or begin[9] & 1 == 1)
 
 
+def _mechanism(greeting: bytes) -> str:
+    return greeting[MECHANISM].rstrip(b"\0").decode("ascii", "replace")
+
+
 def _understand(received: bytes, probe: _Probe) -> Trouble | None:
     if not _speaks_zmtp(received[:SIGNATURE]):
         line = received.split(b"\n")[0].rstrip()[:60].decode("ascii", "replace")
         return Trouble(f"the listener there is not a zkv server: it sends {line!r}", True)
-    mechanism = received[MECHANISM].rstrip(b"\0").decode("ascii", "replace")
-    keys = probe.keys
+    mechanism, keys = _mechanism(received), probe.keys
     if mechanism == "CURVE" and keys is not None:
         return None if keys.servers else _refusal(_WANTS_CURVE)
     if mechanism == "NULL" and keys is not None and keys.servers:
