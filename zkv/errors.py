@@ -31,6 +31,7 @@ its reply may say ``applied: false``. Code that cannot ensure this passes ``appl
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import ClassVar
 
 RequestId = int | str
@@ -196,6 +197,14 @@ class Internal(RequestError):
     """A bug in the server. A write may or may not have been applied."""
 
     code = "INTERNAL"
+
+
+def suggest(name: str, names: Collection[str]) -> str:
+    """Return the advice for an unknown name: the one that was probably meant, or all."""
+    from difflib import get_close_matches  # Only then: it takes time to import.
+
+    near = get_close_matches(name, names, 1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
 
 
 def shorten(text: str, most: int = 40) -> str:

@@ -825,8 +825,8 @@ IN_HANDSHAKES: Final = [
     ),
     Mutant(
         "a peer that is cut off does not hear of it",
-        HANDSHAKES,
-        "socket.setsockopt(posix.SOL_SOCKET, posix.SO_LINGER, RESET)",
+        "zkv/broker/sockets.py",
+        "connection.setsockopt(posix.SOL_SOCKET, posix.SO_LINGER, _RESET)",
         "pass",
         ("tests/broker/test_handshake.py", "-k", "huge_commands"),
     ),
@@ -907,8 +907,8 @@ CLIENT: Final = [
     Mutant(
         "a service is told a mechanism before it has told its own",
         "zkv/client/trouble.py",
-        "peer.sendall(GREETING[:VERSION])",
-        "peer.sendall(GREETING)",
+        "        peer.sendall(GREETING[:VERSION])\n        received",
+        "        peer.sendall(GREETING)\n        received",
         ("tests/client/test_curve.py", "-k", "another_key or wants_curve"),
     ),
     Mutant(
@@ -1199,8 +1199,8 @@ IN_USERS: Final = [
     Mutant(
         "sessions are of everybody",
         "zkv/users/rights.py",
-        'f"{name}\\0", max_bytes)',
-        '"\\0", max_bytes)',
+        'f"{name}{SCOPE_END}", max_bytes)',
+        "SCOPE_END, max_bytes)",
         (*DOORS, "-k", "belongs_to_its_user"),
     ),
     Mutant(

@@ -29,8 +29,8 @@ from tests.requests.contract_stores import Disk, DurableStore, FakeClock, Parked
 from tests.support import Message, pack, unpack
 from zkv.errors import ReadOnly
 from zkv.keyspace.bounds import key_range
-from zkv.keyspace.sessions import SCOPE_END, counted_size
-from zkv.users.rights import User
+from zkv.keyspace.sessions import counted_size
+from zkv.users.rights import SCOPE_END, User
 
 WINDOW: Final = 3
 SESSION_TTL: Final = 31_536_000

@@ -35,6 +35,8 @@ import termios
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from zkv.broker.sockets import cut_off
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -57,7 +59,6 @@ ERROR. READY, which it sends instead of ERROR, has at least 52."""
 _TCP_INFO: Final = struct.Struct("=120x2Q")
 _INT: Final = struct.Struct("=i")
 _CREDENTIALS: Final = struct.Struct("=3i")  # The system's `struct ucred`.
-RESET: Final = struct.pack("=2i", 1, 0)  # The system's `struct linger`.
 # With EPOLLOUT, which is nearly always true, since what arrives is reported only if any of these
 # is still true when the thread asks; libzmq may have read the data by then.
 _ARRIVALS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
@@ -169,10 +170,7 @@ class HandshakeWatch:
         """Cut off a suspect, if it is still watched; return True if so."""
         with contextlib.suppress(OSError), self._copy(descriptor) as socket:
             if self._is_over(self._look(descriptor, socket)):
-                # When libzmq then closes the connection, it is reset. Otherwise a peer whose data
-                # is still on its way would learn of it only after minutes.
-                socket.setsockopt(posix.SOL_SOCKET, posix.SO_LINGER, RESET)
-                socket.shutdown(posix.SHUT_RDWR)
+                cut_off(socket)
                 self.remove(descriptor)
                 return True
         return False

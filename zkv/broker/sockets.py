@@ -15,6 +15,7 @@ import os
 import select
 import socket as posix
 import stat
+import struct
 import threading
 from typing import Final
 from weakref import WeakKeyDictionary
@@ -24,6 +25,7 @@ import zmq
 from zkv.errors import EndpointError
 
 INPROC: Final = "inproc://"
+_RESET: Final = struct.pack("=2i", 1, 0)  # The system's `struct linger`.
 CHILD_CLOSE_SECONDS: Final = 1.0
 """How long a fork waits at most for the child to close the sockets."""
 
@@ -59,6 +61,16 @@ def bind(socket: zmq.Socket[bytes], endpoint: str, setting: str) -> str:
     bound = socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
     _bound.setdefault(socket, []).append(bound)
     return bound
+
+
+def cut_off(connection: posix.socket) -> None:
+    """End a connection of libzmq, which notices it as if the peer had left. Raises OSError.
+
+    When libzmq then closes it, it is reset: else a peer whose data is still on its way would learn
+    of it only after minutes.
+    """
+    connection.setsockopt(posix.SOL_SOCKET, posix.SO_LINGER, _RESET)
+    connection.shutdown(posix.SHUT_RDWR)
 
 
 def close(socket: zmq.Socket[bytes], endpoints: list[str]) -> None:

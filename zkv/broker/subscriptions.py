@@ -23,7 +23,7 @@ from typing import Final
 
 import zmq
 
-from zkv.broker.handshakes import RESET
+from zkv.broker.sockets import cut_off
 from zkv.users.registry import NO_ID, Users
 from zkv.users.rights import NOBODY
 
@@ -169,10 +169,9 @@ def _inode(descriptor: int) -> int:
 
 
 def _cut(connection: _Connection) -> None:
-    """End a connection of libzmq, which notices it as if the peer had ended it."""
+    """End a connection, unless its descriptor has become another one's."""
     with contextlib.suppress(OSError):
         descriptor = os.dup(connection[0])
         with posix.socket(fileno=descriptor) as copy:
             if os.fstat(descriptor).st_ino == connection[1]:
-                copy.setsockopt(posix.SOL_SOCKET, posix.SO_LINGER, RESET)  # As for a handshake.
-                copy.shutdown(posix.SHUT_RDWR)
+                cut_off(copy)

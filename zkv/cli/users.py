@@ -14,7 +14,6 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +23,7 @@ from zkv.cli.settings import read_file_and_environment
 from zkv.cli.users_text import CannotEditError, Fields, with_fields, with_user, without_user
 from zkv.cli.values import to_bytes
 from zkv.config import toml_value
-from zkv.errors import ConfigError
+from zkv.errors import ConfigError, suggest
 from zkv.keys import check_public_key
 from zkv.reading import BadTextError, decode, parse_toml, read_file
 from zkv.streams import complain, write
@@ -74,9 +73,7 @@ def remove(options: argparse.Namespace) -> int:
     with _locked(path):
         users = read_users(path)
         if name not in users:
-            near = get_close_matches(name, users, 1)
-            advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(users)}"
-            raise ConfigError(f"{path}: there is no user {name!r}; {advice}")
+            raise ConfigError(f"{path}: there is no user {name!r}; {suggest(name, users)}")
         if len(users) == 1:
             raise ConfigError(
                 f"{path}: {name} is the last user, and a server refuses a file without users: add "

@@ -271,13 +271,11 @@ def _path(word: str) -> Path:
     return Path(word)
 
 
-def _whole_number(word: str) -> int:
+def _whole_number(word: str, kind: str = "whole number") -> int:
     if not (word.isascii() and word.isdigit() and len(word) < 20):
-        raise argparse.ArgumentTypeError(f"{word[:40]!r} is not a whole number")
+        raise argparse.ArgumentTypeError(f"{word[:40]!r} is not a {kind}")
     return int(word)
 
 
 def _revision(word: str) -> int:
-    if not (word.isascii() and word.isdigit() and len(word) < 20):
-        raise argparse.ArgumentTypeError(f"{word[:40]!r} is not a revision")
-    return int(word)
+    return _whole_number(word, "revision")

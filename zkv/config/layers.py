@@ -11,7 +11,6 @@ import tomllib
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from types import UnionType
 from typing import Any, Final, NamedTuple, get_args, get_origin
 
 import msgspec
@@ -215,11 +214,11 @@ def _parse(text: str, setting: Setting) -> Any:
     else is written as in TOML.
     """
     base, _ = plain(setting.kind)
-    if get_origin(base) is list:
+    may_be_list = list[str] in get_args(setting.kind) and "," in text
+    if get_origin(base) is list or may_be_list:
         return [item.strip() for item in text.split(",")]
     if base not in {bool, int, float}:
-        several = get_origin(setting.kind) is UnionType and list[str] in get_args(setting.kind)
-        return [item.strip() for item in text.split(",")] if several and "," in text else text
+        return text
     try:
         table = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):

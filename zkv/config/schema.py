@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -18,6 +17,7 @@ from msgspec import Meta, Struct, field
 
 from zkv.defaults import DEFAULT_ENDPOINT
 from zkv.endpoint import check_to_bind, is_any, split_http
+from zkv.errors import suggest
 
 Positive = Annotated[int, Meta(ge=1, le=2**62)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
@@ -300,9 +300,7 @@ def _explain(name: str, setting: Setting, value: Any, error: str) -> str:
 
 
 def _unknown(name: str, names: list[str]) -> str:
-    near = get_close_matches(name, names, 1)
-    advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-    return f"unknown setting {name!r}; {advice}"
+    return f"unknown setting {name!r}; {suggest(name, names)}"
 
 
 def _shown(value: Any) -> str:

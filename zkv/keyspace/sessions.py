@@ -29,9 +29,8 @@ from msgspec import Struct
 
 from zkv.errors import BadRequest, Busy, StaleSeq, shorten
 from zkv.keyspace.change import Once
+from zkv.users.rights import SCOPE_END
 
-SCOPE_END: Final = "\0"
-"""Ends the user in the name of a session."""
 REPLY_OVERHEAD: Final = 256
 """Bytes that a remembered reply takes in addition to its body."""
 REPLY_STEP: Final = 64

@@ -79,9 +79,8 @@ class PythonTable(SortedDict[str, StoredEntry], Table):
         self._value_bytes = 0
         self._bytes_under: dict[str, int] = {}
         self._lengths: list[int] = []  # Of these prefixes.
-        self._uncounted: list[
-            str
-        ] = []  # Those whose count is not complete; a walk is in the first.
+        # Those whose count is not complete; a walk is in the first.
+        self._uncounted: list[str] = []
         self._reached = ""  # Its keys before this one are counted.
         self.update(entries or {})
 

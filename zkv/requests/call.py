@@ -33,6 +33,7 @@ from zkv.requests import permission
 from zkv.requests.account import UNREADABLE
 from zkv.requests.commands import execute
 from zkv.requests.slow_log import Marks
+from zkv.users.rights import SCOPE_END
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -235,7 +236,7 @@ class Caller:
             raise BadRequest("field `durable`: this server keeps its data in memory alone")
 
     def _require_permission(self, request: AnyRequest, user: User | None) -> None:
-        if user is not None and request.session is not None and "\0" in request.session:
+        if user is not None and request.session is not None and SCOPE_END in request.session:
             raise BadRequest("field `session`: U+0000 is not allowed where there are users")
         try:
             permission.require(user, request)
@@ -250,7 +251,7 @@ class Caller:
             return False
         keyspace = self.engine.keyspace
         with keyspace.lock:
-            return keyspace.sessions.knows(user.scope + request.session, request.seq)
+            return keyspace.sessions.knows(user.session(request.session), request.seq)
 
     def _execute(self, call: Call, request: AnyRequest) -> None:
         try:

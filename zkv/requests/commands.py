@@ -121,7 +121,7 @@ def execute(node: Node, request: requests.AnyRequest, user: User | None = None) 
     keyspace = node.engine.keyspace
     quota = None if user is None else user.quota
     if request.session is not None and request.seq is not None:
-        session = request.session if user is None else user.scope + request.session
+        session = request.session if user is None else user.session(request.session)
         return _execute_once(node, request, write, session, request.seq, quota)
     with keyspace.lock:
         transaction = keyspace.begin(quota)

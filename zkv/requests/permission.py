@@ -14,8 +14,9 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from zkv.errors import Denied, shorten
+from zkv.figures import MONITOR
 from zkv.protocol import requests
-from zkv.users.rights import MONITOR, NOBODY, OPERATE, User
+from zkv.users.rights import NOBODY, OPERATE, User
 
 Check = tuple[bool, str]
 """True if the key is written, else it is read; and the key."""

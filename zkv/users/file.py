@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
-from zkv.errors import ConfigError, shorten
+from zkv.errors import ConfigError, shorten, suggest
 from zkv.keys import check_public_key
 from zkv.reading import BadTextError, decode, parse_toml, read_file
 from zkv.users.rights import ADMIN_RIGHTS, User
@@ -105,12 +104,7 @@ def _entry(name: str, values: Any) -> UserEntry:
         raise ValueError(f"{where}: expected a table [users.{name}]")
     for field in values:
         if field not in UserEntry.__struct_fields__:
-            near = get_close_matches(field, UserEntry.__struct_fields__, 1)
-            advice = (
-                f"did you mean {near[0]}?"
-                if near
-                else "there are " + ", ".join(UserEntry.__struct_fields__)
-            )
+            advice = suggest(field, UserEntry.__struct_fields__)
             raise ValueError(f"{where}: unknown field {shorten(field)}; {advice}")
     try:
         entry = msgspec.convert(values, UserEntry)

@@ -9,16 +9,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Self
 
 from zkv import compiled
+from zkv.figures import MONITOR
 from zkv.users.quota import Quota, outermost
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-MONITOR: Final = "monitor"
 OPERATE: Final = "operate"
 REPLICATE: Final = "replicate"
 ADMIN_RIGHTS: Final = (MONITOR, OPERATE, REPLICATE)
 """The rights to administer: statistics and SLOW; SNAPSHOT and END; REPLICATE."""
+
+SCOPE_END: Final = "\0"
+"""Ends the name of the user in the name under which a session is kept."""
 
 
 class PythonPrefixes:
@@ -89,11 +92,15 @@ class User(Prefixes):
     ) -> Self:
         """Make a user. The prefixes cannot change: a reload makes new users."""
         outer = outermost(write)
-        self = super().__new__(cls, tuple(read), outer, f"{name}\0", max_bytes)
+        self = super().__new__(cls, tuple(read), outer, f"{name}{SCOPE_END}", max_bytes)
         self.name = name
         self.admin = frozenset(admin)
         self.quota = Quota(outer, max_bytes) if max_bytes > 0 else None
         return self
+
+    def session(self, name: str) -> str:
+        """Return the name under which a session of this user is kept."""
+        return f"{self.scope}{name}"
 
     def __repr__(self) -> str:
         return f"<User {self.name!r}>"
