@@ -17,13 +17,13 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, Final, Self
 
-from tests.support import LIMIT, ROOT
+from tests.support import LIMIT, ROOT, read_line
 
 CLIENTS: Final = ROOT / "clients"
 CACHE: Final = ROOT / ".cache" / "clients"
@@ -144,6 +144,32 @@ class Language:
             capture_output=True,
             timeout=LIMIT * 3, check=False,
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def watching(
+    language: Language, endpoint: str, prefix: str, env: Mapping[str, str] = NO_VARIABLES
+) -> Iterator[IO[bytes]]:
+    """The standard output of a client's watcher, once that follows a prefix.
+
+    Args:
+        language: the client's.
+        endpoint: of the server.
+        prefix: of the keys.
+        env: variables beside its usual ones.
+    """
+    with subprocess.Popen(
+        language.command(endpoint, prefix, program=language.watch),
+        cwd=language.directory, env=language.environment() | dict(env),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            assert read_line(process.stderr).startswith(b"following ")
+            yield process.stdout
+        finally:
+            process.kill()
 
 
 def languages() -> list[Language]:

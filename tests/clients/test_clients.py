@@ -11,7 +11,6 @@ import json
 import math
 import re
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, Final, Self
 import pytest
 import zmq
 
-from tests.clients.languages import LACKS, NO_VARIABLES, Driver, Language, languages
+from tests.clients.languages import LACKS, NO_VARIABLES, Driver, Language, languages, watching
 from tests.clients.protocol import SEQUENCES, check_protocol
 from tests.conformance.notation import (
     Node,
@@ -416,28 +415,17 @@ def test_its_watcher_tells_of_changes(language: Language, tmp_path: Path) -> Non
     with (
         ServerProcess(tmp_path, "--fsync", "never") as server,
         Raw(server.endpoint) as raw,
-        subprocess.Popen(
-            language.command(server.endpoint, "users/", program=language.watch),
-            cwd=language.directory, env=language.environment(),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        ) as process,
-    ):  # fmt: skip
-        assert process.stdout is not None
-        assert process.stderr is not None
-        try:
-            assert read_line(process.stderr).startswith(b"following ")
-            raw.ok(op="PUT", key="users/ü", value=[1, "x"])
-            raw.ok(op="PUT", key="others", value=1)
-            raw.ok(op="TXN", ops=[{"op": "DELETE", "key": "users/ü"}])
-            for key, value in ODD.items():
-                put = mapping({"op": text("PUT"), "key": text(f"users/{key}"), "value": value})
-                raw.exchange(encode(put))
-            lines = [
-                read_line(process.stdout).decode(errors="replace").rstrip("\n")
-                for _ in range(2 + len(ODD))
-            ]
-        finally:
-            process.kill()
+        watching(language, server.endpoint, "users/") as output,
+    ):
+        raw.ok(op="PUT", key="users/ü", value=[1, "x"])
+        raw.ok(op="PUT", key="others", value=1)
+        raw.ok(op="TXN", ops=[{"op": "DELETE", "key": "users/ü"}])
+        for key, value in ODD.items():
+            put = mapping({"op": text("PUT"), "key": text(f"users/{key}"), "value": value})
+            raw.exchange(encode(put))
+        lines = [
+            read_line(output).decode(errors="replace").rstrip("\n") for _ in range(2 + len(ODD))
+        ]
 
     assert lines[0].replace(" ", "") == '1\tPUT\tusers/ü\t[1,"x"]'
     assert lines[1] == "3\tDELETE\tusers/ü"

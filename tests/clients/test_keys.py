@@ -5,13 +5,12 @@ A client that cannot speak it refuses to send anything where a key is given to i
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.clients.languages import Driver, Language, languages
+from tests.clients.languages import Driver, Language, languages, watching
 from tests.clients.protocol import check_protocol
 from tests.support import (
     FREE_PORT,
@@ -267,24 +266,15 @@ def test_bash_says_that_the_server_asks_for_curve(secured: Secured) -> None:
 def test_its_watcher_follows_over_curve(
     language: Language, secured: Secured, context: Context
 ) -> None:
-    env = language.environment() | as_user(secured, "ann")
+    env = dict(as_user(secured, "ann"))
     env["ZKV_SERVER_PUBLIC_KEY"] = f"{other_key(secured.directory)},{secured.server_key}"
     with (
         secured,
         secured.client(context, "ann") as raw,
-        subprocess.Popen(
-            language.command(secured.endpoint, "users/", program=language.watch),
-            cwd=language.directory, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        ) as process,
-    ):  # fmt: skip
-        assert process.stdout is not None
-        assert process.stderr is not None
-        try:
-            assert read_line(process.stderr).startswith(b"following ")
-            raw.ok(op="PUT", key="others", value=1)
-            raw.ok(op="PUT", key="users/a", value=2)
-            line = read_line(process.stdout)
-        finally:
-            process.kill()
+        watching(language, secured.endpoint, "users/", env) as output,
+    ):
+        raw.ok(op="PUT", key="others", value=1)
+        raw.ok(op="PUT", key="users/a", value=2)
+        line = read_line(output)
 
     assert line == b"2\tPUT\tusers/a\t2\n"
