@@ -68,3 +68,21 @@ def test_what_stays_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _is_frozen(kept: object) -> bool:
     return not any(kept is each for each in gc.get_objects())
+
+
+def test_memory_that_lies_between_pieces_in_use_is_returned() -> None:
+    """As after a burst of large requests, of which some are kept."""
+    trimmer = collector.Trimmer()
+    before = collector.resident_bytes()
+    assert before is not None
+    pieces = [bytearray(b"x" * 100_000) for _ in range(1_500)]
+    trimmer.look()
+    del pieces[::2], pieces[: len(pieces) - 20]
+    kept = collector.resident_bytes()
+    assert kept is not None
+    trimmer.look()
+
+    after = collector.resident_bytes()
+    assert after is not None
+    assert after - before < 32 * 2**20
+    assert pieces

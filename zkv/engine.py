@@ -10,7 +10,7 @@ is a `MemoryLog`, and there are no recovery, no committer and no snapshots.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     from zkv.config import DurabilitySettings, LimitSettings
     from zkv.durability.recovery import Recovered
     from zkv.keyspace import CommitLog
+
+
+UNSAFE_BYTES: Final = 32 * 1024 * 1024
+"""Bytes of commits that may wait for the disk before no more requests are taken up."""
+KEPT_BYTES: Final = 1024 * 1024
+"""Bytes of safe commits for which it is worth to take the lock and free what undoes them."""
 
 
 class _OnDisk:
@@ -117,6 +123,7 @@ class Engine:
         self.settings = settings
         self._activities = activities or Activities()
         self._started = False
+        self._forgotten = 0  # Bytes of commits that were safe when that was last forgotten.
         self.lasting = settings.data_dir is not None
         """True if there is a disk that writes can be on."""
         self.syncs_each = self.lasting and settings.fsync == "always"
@@ -244,7 +251,30 @@ class Engine:
 
     def when_safe(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called, in any thread, whenever commits have become safe."""
-        self.log.on_safe = callback
+        if self._disk is None:  # Nothing has to be forgotten, and the keyspace's lock is held.
+            self.log.on_safe = callback
+            return
+
+        def on_safe() -> None:
+            self._forget_safe()
+            callback()
+
+        self.log.on_safe = on_safe
+
+    def has_much_unsafe(self) -> bool:
+        """Return True if too much waits for the disk for more requests to be taken up.
+
+        What waits is held in memory several times: in the table, the history, and with requests.
+        """
+        log = self.log
+        return log.appended_bytes - log.safe_bytes > UNSAFE_BYTES
+
+    def _forget_safe(self) -> None:
+        """Free what was kept for a rollback, if that is much: otherwise the next commit does it."""
+        safe = self.log.safe_bytes
+        if safe - self._forgotten > KEPT_BYTES or self.keyspace.history.has_surplus:
+            self._forgotten = safe
+            self.keyspace.forget_safe()
 
     def snapshot(self) -> Future[int]:
         """Order a snapshot of everything committed so far; the future gives its revision.

@@ -35,12 +35,12 @@ def commit(rev: int) -> bytes:
 def test_numbers_go_up_by_one_from_one(log: CommitLog) -> None:
     assert log.last_lsn == 0
     assert [log.append(commit(rev)) for rev in (1, 2, 3)] == [1, 2, 3]
-    assert log.extend([commit(4), commit(5)]) == 5
+    assert log.extend([commit(4), commit(5)], 60) == 5
     assert log.last_lsn == 5
 
 
 def test_what_is_committed_durably_is_safe(log: CommitLog) -> None:
-    lsn = log.extend([commit(1), commit(2)])
+    lsn = log.extend([commit(1), commit(2)], 60)
     assert log.commit(lsn, durable=True) is True
     assert log.safe_lsn >= lsn
     assert log.safe_rev >= 2
@@ -52,6 +52,15 @@ def test_what_is_written_is_safe_as_far_as_the_log_promises(log: CommitLog) -> N
     assert log.commit(lsn, durable=False) is True
     assert log.safe_rev in {0, 1, 2**63 - 1}
     assert (log.safe_rev >= 1) == (log.safe_lsn >= lsn)
+
+
+def test_it_counts_the_bytes_that_wait(log: CommitLog) -> None:
+    before = log.appended_bytes
+    lsn = log.extend([commit(1), commit(2)], 60)
+    assert log.appended_bytes - log.safe_bytes in {0, 60}
+    log.commit(lsn, durable=True)
+    assert log.appended_bytes == log.safe_bytes
+    assert log.appended_bytes - before in {0, 60}
 
 
 def test_it_tells_when_there_is_something_safe(log: CommitLog) -> None:

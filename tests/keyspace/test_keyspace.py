@@ -548,13 +548,13 @@ class FakeLog:
     def append(self, payload: bytes) -> int:
         if self.broken:
             raise ReadOnly("no")
-        return self.extend([payload])
+        return self.extend([payload], len(payload))
 
     @property
     def takes_commits(self) -> bool:
         return not self.broken
 
-    def extend(self, payloads: list[bytes]) -> int:
+    def extend(self, payloads: list[bytes], size: int) -> int:
         self.last_lsn = PackedCommit(payloads[-1]).rev
         return self.last_lsn
 

@@ -202,13 +202,13 @@ def test_what_is_queued_in_one_step_is_seen_whole(durable_store: DurableStore) -
     seen = set()
 
     def look(*_: object) -> None:
-        seen.add(sum(len(commits) for _, commits in wal._queue))
+        seen.add(sum(len(commits) for _, commits, _ in wal._queue))
 
     usual = gc.get_threshold()
     gc.callbacks.append(look)
     gc.set_threshold(1)
     try:
-        wal.extend(commits)
+        wal.extend(commits, sum(map(len, commits)))
     finally:
         gc.set_threshold(*usual)
         gc.callbacks.remove(look)

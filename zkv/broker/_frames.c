@@ -187,6 +187,7 @@ typedef struct {
     PyObject *error;             /* makes an exception from an error number */
     PyObject *users;             /* `Users` in zkv/users/registry.py; NULL = not known */
     unsigned long long unroutable, dropped, bytes_in, bytes_out; /* see PassedMessages */
+    unsigned long long bytes_forwarded;
     int forwarded; /* The workers' socket has been used: its signal may have been reset. */
     int stamped;   /* each message begins with a frame of the front: when it was taken up */
     size_t most, most_bytes; /* of a batch */
@@ -475,8 +476,8 @@ static int wait_for_signal(Frames *self, const wish *w, int *told, int *replies)
     };
     if (poll(any, 3, -1) < 0)
         return errno;
-    *told = any[0].revents != 0;
     *replies |= any[2].revents != 0;
+    *told = any[0].revents != 0;
     return 0;
 }
 
@@ -687,19 +688,25 @@ static PyObject *frames_send(Frames *self, PyObject *argument)
 static int forward_message(Frames *self, Batch *batch, item *of)
 {
     int number = send_stamp(self, batch, of);
+    size_t size = of->size;
     for (size_t i = of->first; i < of->end && !number; i++)
         number = send_frame(frame_at(batch, i), self->behind.socket, i + 1 < of->end);
     if (!number) {
         of->first = of->end; /* They are empty now. */
         of->body = NULL;
+        self->bytes_forwarded += size;
     }
     return number;
 }
 
-/* Forward messages as long as the workers have capacity. 0, or an error number. */
-static int forward_all(Frames *self, Batch *batch, PyObject *places, Py_ssize_t *sent)
+/* Forward messages as long as the workers have capacity, and room is left. 0, or an error number. */
+static int forward_all(Frames *self, Batch *batch, PyObject *places, long long room,
+                       Py_ssize_t *sent)
 {
+    unsigned long long begin = self->bytes_forwarded;
     for (; *sent < PyList_Size(places); ++*sent) {
+        if ((long long)(self->bytes_forwarded - begin) >= room)
+            return 0;
         size_t place = PyLong_AsSize_t(PyList_GetItem(places, *sent));
         int number = EINVAL;
         if (place < batch->count)
@@ -714,9 +721,11 @@ static PyObject *frames_forward(Frames *self, PyObject *arguments)
 {
     PyObject *batch, *places;
     Py_ssize_t sent = 0;
-    if (!PyArg_ParseTuple(arguments, "OO", &batch, &places) || to_batch(self, batch) == NULL)
+    long long room;
+    if (!PyArg_ParseTuple(arguments, "OOL", &batch, &places, &room) ||
+        to_batch(self, batch) == NULL)
         return NULL;
-    int number = forward_all(self, (Batch *)batch, places, &sent);
+    int number = forward_all(self, (Batch *)batch, places, room, &sent);
     self->forwarded = 1;
     return number ? fail(self, number) : PyLong_FromSsize_t(sent);
 }
@@ -755,6 +764,11 @@ static PyObject *frames_passed(Frames *self, void *unused)
 {
     return Py_BuildValue("(KKKK)", self->unroutable, self->dropped, self->bytes_in,
                          self->bytes_out);
+}
+
+static PyObject *frames_bytes_forwarded(Frames *self, void *unused)
+{
+    return PyLong_FromUnsignedLongLong(self->bytes_forwarded);
 }
 
 /* Take over a socket of pyzmq; None = there is none. 0, with an exception, if that failed. */
@@ -850,6 +864,7 @@ static PyMethodDef frames_methods[] = {
 
 static PyGetSetDef frames_attributes[] = {
     {"passed", (getter)frames_passed, NULL, NULL, NULL},
+    {"bytes_forwarded", (getter)frames_bytes_forwarded, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

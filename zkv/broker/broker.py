@@ -94,9 +94,10 @@ class Broker:
         self._new_account = new_account
         self._worker_died = worker_died
         self._names = (f"zkv-worker-{number}" for number in itertools.count(1))
-        self._lock = threading.Lock()  # Protects the two lists below.
+        self._lock = threading.Lock()  # Protects the three below.
         self._workers: list[Worker] = []
         self._retired: list[Worker] = []  # Dead, and not yet replaced.
+        self._taken_by_dead = 0  # Bytes of requests that went to workers which were replaced.
         self.endpoints: list[str] = []
         self.feed: str | None = None
 
@@ -138,7 +139,7 @@ class Broker:
         front, *others = self._accounts
         for account in others:
             self._add_worker(account)
-        self._front.serve(make_front_handler(front))
+        self._front.serve(make_front_handler(front), self._bytes_taken)
 
     def log_requests(self, on: bool) -> None:
         """Log requests from now on, or no longer. Call this after `serve`."""
@@ -156,6 +157,10 @@ class Broker:
                 worker = self._retired.pop(0)
                 self._workers.remove(worker)
                 worker.account.unroutable += worker.unroutable
+                # What was in its pipe is lost, so all count as taken: else there would be less
+                # room for ever.
+                taken = sum([each.bytes_taken for each in self._workers])
+                self._taken_by_dead = self._front.bytes_forwarded - taken
             worker.join()
 
     def stop(self) -> None:
@@ -181,7 +186,8 @@ class Broker:
             self._feed.reopen()
 
     def commits_are_safe(self) -> None:
-        """Tell the feed that there may be changes to publish. Any thread."""
+        """Tell the front that less waits, and the feed that there may be changes. Any thread."""
+        self._front.look_again()
         if self._feed is not None:
             self._feed.wake()
 
@@ -209,6 +215,11 @@ class Broker:
             "mailbox": "plain" if FRAMES is PythonFrames else "compiled",
             "feed": {} if self._feed is None else self._feed.statistics(),
         }
+
+    def _bytes_taken(self) -> int:
+        """Return how many bytes of requests workers have received."""
+        with self._lock:
+            return self._taken_by_dead + sum([each.bytes_taken for each in self._workers])
 
     def _requests(self) -> dict[str, object]:
         """Return INFO's fields about requests."""
@@ -262,7 +273,8 @@ class Broker:
     def _open_mailbox(self) -> Mailbox:
         socket = connect_worker(self._context, self._backend)
         return Mailbox(
-            partial(FRAMES, socket, bounds=WORKERS_BATCH, stamped=True, users=self._users)
+            partial(FRAMES, socket, bounds=WORKERS_BATCH, stamped=True, users=self._users),
+            self._front.look_again,
         )
 
     def _died(self, worker: Worker) -> None:

@@ -100,8 +100,14 @@ class Frames(Protocol):
         Raises MemoryError if there was none for some of them; the others have been sent.
         """
 
-    def forward(self, batch: Batch, places: list[int], /) -> int:
+    @property
+    def bytes_forwarded(self) -> int:
+        """Bytes of the bodies that were forwarded."""
+
+    def forward(self, batch: Batch, places: list[int], room: int, /) -> int:
         """Forward requests to the workers as long as they have capacity; return how many.
+
+        None follows once ``room`` bytes of bodies have been forwarded.
 
         Raises MemoryError if there is none for the first message. A lack of memory for a later one
         only ends the call.
@@ -159,6 +165,8 @@ class PythonFrames:
         self._bounds = bounds
         self._poller = self._make_poller(take=True, capacity=False)
         self._unroutable = self._dropped = self._bytes_in = self._bytes_out = 0
+        self.bytes_forwarded = 0
+        """See `Frames`."""
 
     @property
     def passed(self) -> tuple[int, int, int, int]:
@@ -203,18 +211,23 @@ class PythonFrames:
         if failed is not None:
             raise failed
 
-    def forward(self, batch: Batch, places: list[int], /) -> int:
+    def forward(self, batch: Batch, places: list[int], room: int, /) -> int:
         """See `Frames`."""
+        end = self.bytes_forwarded + room
         for number, place in enumerate(places):
+            if self.bytes_forwarded >= end:
+                return number
+            body = batch[place]
             try:
                 stamp = STAMP.pack(batch.taken, batch.waited)
                 message = [
                     stamp + batch.user_id(place).encode(),
                     *(batch.envelope(place) or []),
-                    batch[place],
+                    body,
                 ]
                 if self._behind is None or _send(self._behind, message):
                     return number
+                self.bytes_forwarded += len(body)
             except MemoryError:
                 if number:
                     return number

@@ -86,6 +86,8 @@ class FrontHandler:
         self._account = account
         self._stopping = stopping
         self._caller = Caller(node, account, stopping)
+        self.must_wait = node.engine.has_much_unsafe
+        """Returns true while no more requests are to be taken up, until the disk has caught up."""
 
     def answer(self, batch: Batch) -> Answered | None:
         """See `Handler`."""
@@ -217,14 +219,32 @@ class Front:
         self._thread.start()
         return self._bound.result()
 
-    def serve(self, handler: FrontHandler) -> None:
-        """Begin to receive requests."""
+    def serve(self, handler: FrontHandler, taken: Callable[[], int]) -> None:
+        """Begin to receive requests.
+
+        Args:
+            handler: answers them.
+            taken: returns how many bytes of forwarded requests the workers have received.
+        """
+        if self._mailbox is not None:
+            self._mailbox.taken = taken
+            self._mailbox.must_wait = handler.must_wait
         self._handler.set_result(handler)
 
     @property
     def passed(self) -> PassedMessages:
         """The messages that have passed, and those that could not."""
         return PassedMessages() if self._mailbox is None else self._mailbox.passed
+
+    @property
+    def bytes_forwarded(self) -> int:
+        """Bytes of the requests that were forwarded to the workers."""
+        return 0 if self._mailbox is None else self._mailbox.bytes_forwarded
+
+    def look_again(self) -> None:
+        """Go on if the front has waited for the disk or the workers. Any thread."""
+        if self._mailbox is not None:
+            self._mailbox.look_again()
 
     def drain(self, workers_alive: Callable[[], bool]) -> None:
         """Receive no more requests; return once the workers have all that had arrived.

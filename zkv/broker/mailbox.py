@@ -42,6 +42,10 @@ WORKERS_BATCH: Final = Bounds(64, 4 * 1024 * 1024)
 FRONTS_BATCH: Final = Bounds(256, 256 * 1024)
 """Bounds of the front's batch. A simple request takes about 1 us."""
 
+FORWARDED_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of requests that may wait for all workers, as numbers alone do not bound bytes. One more
+request may be larger."""
+
 TAKEN_AT_THE_END: Final = 10_000
 """Messages that the front still receives while it stops, since a client may never stop sending."""
 
@@ -72,11 +76,15 @@ class Mailbox:
 
     Args:
         open_frames: makes the `Frames`, given the descriptor of the waker.
+        received: called after requests have been received.
     """
 
-    def __init__(self, open_frames: Callable[[int], Frames]) -> None:
+    def __init__(
+        self, open_frames: Callable[[int], Frames], received: Callable[[], None] = lambda: None
+    ) -> None:
         self._waker = Waker()
         self._frames = open_frames(self._waker.fileno())
+        self._received = received
         self._batch = new_batch()
         self._unanswered: Sequence[int] = ()  # Places in the batch that `give_up` must answer.
         self._outbox: deque[tuple[Batch, Pending]] = deque()
@@ -105,6 +113,7 @@ class Mailbox:
                 self._send_completed()
             ending = self._stopping and not self._parked
             self._frames.receive(batch, wait=not ending)
+            self._received()
             if len(batch) or ending:
                 self._unanswered = range(len(batch))
                 return batch
@@ -191,6 +200,12 @@ class FrontMailbox(Mailbox):
 
     def __init__(self, open_frames: Callable[[int], Frames]) -> None:
         super().__init__(open_frames)
+        self.must_wait: Callable[[], bool] = lambda: False
+        """Returns true while no request is to be taken up, as too much waits for the disk."""
+        self.taken: Callable[[], int] = lambda: self._frames.bytes_forwarded
+        """Returns how many bytes of the forwarded requests the workers have received."""
+        self._room = FORWARDED_BYTES  # That there is for requests to the workers, at least.
+        self._waits = False  # For the workers to take something, or for the disk.
         self._left: list[int] = []  # Places of requests that the workers had no capacity for.
         self._nothing = new_batch()  # Stays empty: in its place while `_left` is not.
         self._still_to_take = TAKEN_AT_THE_END
@@ -202,6 +217,16 @@ class FrontMailbox(Mailbox):
         """Receive only requests that have already arrived. Any thread."""
         self._draining = True
         self._waker.wake()
+
+    @property
+    def bytes_forwarded(self) -> int:
+        """Bytes of the requests that were forwarded. Any thread."""
+        return self._frames.bytes_forwarded
+
+    def look_again(self) -> None:
+        """Note that the disk or the workers may have room again. Any thread."""
+        if self._waits:
+            self._waker.wake()
 
     def receive(self) -> Batch:
         """See `Mailbox`. After `stop` it only sends the last replies of the workers.
@@ -218,7 +243,7 @@ class FrontMailbox(Mailbox):
             if stopping and not self._parked:
                 self._frames.receive(batch, wait=False, take=False)  # The workers' last replies.
                 return batch
-            if self._left or self._draining:
+            if self._left or self._draining or self.must_wait():
                 self._receive_rest()
             else:
                 self._frames.receive(batch, wait=True)
@@ -228,14 +253,19 @@ class FrontMailbox(Mailbox):
             self._waker.clear()  # Before the outbox and the flags are read: see `Mailbox`.
 
     def _receive_rest(self) -> None:
-        """Receive while the workers have no capacity, or while the front is to stop."""
+        """Receive while the workers or the disk have no capacity, or the front is to stop."""
+        self._waits = True  # First: from now on `look_again` wakes this thread.
         full = bool(self._left)
+        if full and self._room <= 0 and self._find_room() > 0:
+            return
+        must_wait = self.must_wait()
+        self._waits = must_wait or (full and self._room <= 0)
         if self._still_to_take <= 0 and not full:
             self.drained.set()
-        taking = not full and not self.drained.is_set()
+        taking = not full and not must_wait and not self.drained.is_set()
         last = taking and self._draining  # Read before the sockets are.
         batch = self._nothing if full else self._batch
-        self._frames.receive(batch, wait=not last, take=taking, capacity=full)
+        self._frames.receive(batch, wait=not last, take=taking, capacity=full and self._room > 0)
         if last:
             self._still_to_take -= len(batch)
             if not len(batch):
@@ -254,14 +284,22 @@ class FrontMailbox(Mailbox):
             self._frames.send(self._batch)
 
     def _forward(self) -> None:
-        left = self._left
+        left, frames = self._left, self._frames
+        before = frames.bytes_forwarded
+        if self._room <= 0 and self._find_room() <= 0:
+            return
         try:
-            count = self._frames.forward(self._batch, left)
+            count = frames.forward(self._batch, left, self._room)
         except BaseException:
             # None was sent, because of the first: `give_up` will answer that. The others wait.
             self._unanswered, self._left = left[:1], left[1:]
             raise
         self._left = left[count:]
+        self._room -= frames.bytes_forwarded - before
+
+    def _find_room(self) -> int:
+        self._room = FORWARDED_BYTES - (self._frames.bytes_forwarded - self.taken())
+        return self._room
 
 
 def connect_worker(context: zmq.Context[zmq.Socket[bytes]], backend: str) -> zmq.Socket[bytes]:

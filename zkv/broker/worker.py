@@ -215,6 +215,11 @@ class Worker:
         """Number of messages without a receiver."""
         return 0 if self._mailbox is None else self._mailbox.passed.unroutable
 
+    @property
+    def bytes_taken(self) -> int:
+        """Bytes of the bodies that it has received."""
+        return 0 if self._mailbox is None else self._mailbox.passed.bytes_in
+
     def start(self) -> None:
         """Start the thread, and wait until it can receive."""
         self._thread.start()

@@ -114,7 +114,7 @@ class Wal:
         self._directory = directory
         self._segment_bytes = segment_bytes
         self._sync_each = sync_each
-        self._queue: deque[tuple[int, list[bytes]]] = deque()
+        self._queue: deque[tuple[int, list[bytes], int]] = deque()
         self._io = threading.Lock()
         self._refusal: ReadOnly | None = None
         self.takes_commits = True
@@ -134,6 +134,8 @@ class Wal:
         self._keyspace_lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         self.last_lsn = lsn
         """The LSN of the newest commit; changes with the keyspace's lock held."""
+        # Of all commits that were queued and not rolled back, and of those that are safe.
+        self.appended_bytes = self.safe_bytes = self._written_bytes = self._durable_bytes = 0
         self.written_lsn = lsn
         self.durable_lsn = lsn
         self.written_rev = rev
@@ -209,18 +211,19 @@ class Wal:
         """
         if self._refusal is not None and (self._broken or time.monotonic() < self._retry_at):
             raise ReadOnly(self._refusal.message)
-        return self.extend([payload])
+        return self.extend([payload], len(payload))
 
-    def extend(self, payloads: list[bytes]) -> int:
-        """Queue commits in one step, so that one write takes them all; returns the last one's LSN.
+    def extend(self, payloads: list[bytes], size: int) -> int:
+        """Queue commits of so many bytes in one step, so that one write takes them all.
 
-        Call with the keyspace's lock held, and only if `takes_commits`.
+        Returns the last one's LSN. Call with the keyspace's lock held, and only if `takes_commits`.
         """
         # In one step, because a writer takes whatever is queued. `last_lsn` changes afterwards: a
         # thread that sees it first and finds the queue empty would conclude that the commits have
         # been rolled back.
         lsn = self.last_lsn + len(payloads)
-        self._queue.append((lsn, payloads))
+        self.appended_bytes += size
+        self._queue.append((lsn, payloads, self.appended_bytes))
         self.last_lsn = lsn
         return lsn
 
@@ -304,6 +307,7 @@ class Wal:
             old.close()
             self.written_rev = self.durable_rev = rev
             self.written_lsn = self.durable_lsn = self.last_lsn
+            self._written_bytes = self._durable_bytes = self.appended_bytes
             self._note_safe()
             self._broken = False
             self._resume()
@@ -357,7 +361,7 @@ class Wal:
             if self._segment_is_full():
                 self._rotate(self.written_rev + 1)
             synced, salt = self._synced, self._salt
-            payloads = [payload for _, run in runs for payload in run]
+            payloads = [payload for _, run, _ in runs for payload in run]
             data = segment.pack_frames(payloads, synced, salt)
             self._files.write(self._file, data)
         except ReadOnly:
@@ -370,7 +374,7 @@ class Wal:
             raise self._write_failed(error) from error
         self._offset += len(data)
         self.bytes_written += len(data)
-        self.written_lsn, newest = runs[-1]
+        self.written_lsn, newest, self._written_bytes = runs[-1]
         self.written_rev = revision_in(newest[-1])
         self._note_safe()
         if self._refusal is not None:
@@ -394,6 +398,7 @@ class Wal:
         if self._broken:  # After a failed sync, another one may succeed although data is lost.
             raise self._refused()
         lsn, rev, offset = self.written_lsn, self.written_rev, self._offset
+        size = self._written_bytes
         began = time.monotonic()
         try:
             self._files.sync(self._file)
@@ -410,12 +415,14 @@ class Wal:
         self._synced = offset
         self.durable_rev = rev
         self.durable_lsn = lsn
+        self._durable_bytes = size
         self._note_safe()
 
     def _note_safe(self) -> None:
         """Update what is safe, after what is written or durable has changed."""
         self.safe_lsn = self.durable_lsn if self._sync_each else self.written_lsn
         self.safe_rev = self.durable_rev if self._sync_each else self.written_rev
+        self.safe_bytes = self._durable_bytes if self._sync_each else self._written_bytes
 
     def _rotate(self, first_rev: int) -> None:
         """Begin a new segment, after the old one is completely on disk."""
@@ -509,9 +516,11 @@ class Wal:
             self.epoch += 1
             self._roll_back(self.safe_lsn)
             self.last_lsn = self.safe_lsn
+            self.appended_bytes = self.safe_bytes
             if self._sync_each:
                 self.written_rev = self.durable_rev
                 self.written_lsn = self.durable_lsn
+                self._written_bytes = self._durable_bytes
         if reason != self._reported:  # Log it once, not for each request.
             self._reported = reason
             _log.error("%s; writes are refused, reads continue", reason)

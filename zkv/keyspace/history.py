@@ -4,7 +4,8 @@ Revisions in the history are contiguous. It is bounded by the number of changes 
 the oldest commits are dropped first. Three kinds of commits are kept beyond these bounds:
 
 - the newest commit;
-- commits that are not safe yet, since nobody can have seen them. The requests in flight bound them;
+- commits that are not safe yet, since nobody can have seen them. The front bounds their bytes
+  (`zkv.broker.front`), and they are dropped once they are safe (`trim`);
 - commits that a `Cursor` has not read yet, up to bounds of its own. Beyond those the cursor counts
   what it misses: a reader that stays slower than the writers costs a bounded amount of memory.
 
@@ -24,6 +25,13 @@ UNREAD_BYTES: Final = 64 * 1024 * 1024
 COMMIT_BYTES: Final = 48
 """Memory that a commit takes in addition to its bytes."""
 
+SURPLUS_CHANGES: Final = 1_000
+"""Changes beyond the bound for which it is worth to take the lock once they are safe."""
+SURPLUS_BYTES: Final = 1024 * 1024
+"""Bytes likewise."""
+
+_AT_ONCE: Final = 5_000
+"""Commits that are dropped in one call: about 1 ms."""
 _TRIM: Final = 1_024
 """Unused places at the start of the list before it is moved: moving takes time for each item."""
 _DROPPED: Final = b""
@@ -61,6 +69,7 @@ class History:
     def __init__(self, most_changes: int, most_bytes: int, rev: int = 0) -> None:
         self._most_changes = most_changes
         self._most_bytes = most_bytes
+        self._unread_bounds = max(most_changes, UNREAD_CHANGES), max(most_bytes, UNREAD_BYTES)
         self._payloads: list[bytes] = []
         self._begin = 0  # Index of the oldest commit; those before it are dropped.
         self._changes = 0
@@ -100,6 +109,25 @@ class History:
         self._bytes += size
         if self._changes > self._most_changes or self._bytes > self._most_bytes:
             self._trim(min(safe_rev, self._rev - 1))
+
+    @property
+    def has_surplus(self) -> bool:
+        """True if the history is well beyond its bounds. May be read without the lock."""
+        if self._cursor is not None:  # Reading trims, too.
+            changes, size = self._unread_bounds
+        else:
+            changes, size = self._most_changes, self._most_bytes
+        return self._changes > changes + SURPLUS_CHANGES or self._bytes > size + SURPLUS_BYTES
+
+    def trim(self, safe_rev: int) -> bool:
+        """Drop commits that are safe now, as `extend` does; return True if more are to be dropped.
+
+        Each call takes about 1 ms at most.
+        """
+        before = self.oldest
+        if self._changes > self._most_changes or self._bytes > self._most_bytes:
+            self._trim(min(safe_rev, self._rev - 1))
+        return self.oldest >= before + _AT_ONCE
 
     def restart(self, rev: int) -> None:
         """Drop everything; the next commit has revision ``rev`` + 1."""
@@ -144,6 +172,7 @@ class History:
             cursor.rev += missed
         commits = self.since(cursor.rev, min(most, max(0, safe_rev - cursor.rev)))
         cursor.rev += len(commits)
+        self.trim(safe_rev)
         return commits
 
     def statistics(self) -> dict[str, int]:
@@ -154,9 +183,7 @@ class History:
         """Drop the oldest commits, up to ``last``, until the bounds are met."""
         read = last if self._cursor is None else min(last, self._cursor.rev)
         self._drop(read, self._most_changes, self._most_bytes)
-        self._drop(
-            last, max(self._most_changes, UNREAD_CHANGES), max(self._most_bytes, UNREAD_BYTES)
-        )
+        self._drop(last, *self._unread_bounds)
         if self._begin >= _TRIM + len(self._payloads) // 2:
             del self._payloads[: self._begin]
             self._begin = 0
@@ -164,7 +191,7 @@ class History:
     def _drop(self, last: int, most_changes: int, most_bytes: int) -> None:
         """Drop the oldest commits, up to ``last``, until both bounds are met."""
         payloads, begin, changes, size = self._payloads, self._begin, self._changes, self._bytes
-        end = min(len(payloads), begin + last + 1 - self.oldest)
+        end = min(len(payloads), begin + last + 1 - self.oldest, begin + _AT_ONCE)
         place = begin
         while place < end and (changes > most_changes or size > most_bytes):
             payload = payloads[place]

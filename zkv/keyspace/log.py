@@ -51,8 +51,8 @@ class ChangeLog(Protocol):
         Raises ReadOnly if the log refuses commits.
         """
 
-    def extend(self, payloads: list[bytes]) -> int:
-        """Queue commits in one step, and return the number of the last one.
+    def extend(self, payloads: list[bytes], size: int) -> int:
+        """Queue commits of so many bytes in one step, and return the number of the last one.
 
         Keyspace's lock held, and `takes_commits` must be true.
         """
@@ -66,6 +66,14 @@ class CommitLog(ChangeLog, Protocol):
     """
 
     on_safe: Callable[[], None]
+
+    @property
+    def appended_bytes(self) -> int:
+        """Bytes of all commits that were queued and not rolled back, in this process."""
+
+    @property
+    def safe_bytes(self) -> int:
+        """Bytes of those that are safe. What is missing is in memory until the disk has it."""
 
     @property
     def durable_rev(self) -> int:
@@ -120,6 +128,8 @@ class MemoryLog:
     safe_lsn: Final = 2**63 - 1
     safe_rev: Final = 2**63 - 1
     durable_rev: Final = 0
+    appended_bytes: Final = 0
+    safe_bytes: Final = 0
     epoch: Final = 0
     takes_commits: Final = True
     syncs_quickly: Final = True
@@ -135,9 +145,9 @@ class MemoryLog:
 
     def append(self, payload: bytes) -> int:
         """Discard a commit, and return its number."""
-        return self.extend([payload])
+        return self.extend([payload], len(payload))
 
-    def extend(self, payloads: list[bytes]) -> int:
+    def extend(self, payloads: list[bytes], size: int) -> int:
         """Discard commits, and return the number of the last one.
 
         `on_safe` is called before they are applied: those who react wait for the keyspace's lock.

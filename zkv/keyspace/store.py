@@ -306,7 +306,7 @@ class Keyspace:
 
         There is at least one commit, and `takes_writes` was true before the run.
         """
-        lsn = self._log.extend(run.payloads)
+        lsn = self._log.extend(run.payloads, run.bytes)
         before, self.rev = self.rev, run.rev
         self.history.extend(run.payloads, run.changes, run.bytes, self._log.safe_rev)
         remembered, self._remembered_in_run = self._remembered_in_run, []
@@ -382,6 +382,14 @@ class Keyspace:
                 self.expired += 1
             return max(0, self._deadlines[0][0] - self.now()) if self._deadlines else None
 
+    def forget_safe(self) -> None:
+        """Free what is kept only until commits are safe: their undo, and surplus history."""
+        more = True
+        while more:
+            with self.lock:
+                self._drop_undo()
+                more = self.history.trim(self._safe_rev())
+
     def seal(self) -> int:
         """Refuse all writes from now on; return the last revision."""
         with self.lock:
@@ -421,6 +429,7 @@ class Keyspace:
         """Return INFO's fields about sessions, history, expiry and memory."""
         with self.lock:
             self.sessions.forget_silent(self.now())
+            self.history.trim(self._safe_rev())
             return {
                 "sessions": self.sessions.statistics(),
                 "history": self.history.statistics(),
@@ -501,6 +510,9 @@ class Keyspace:
     def _keep(self, undo: Undo) -> None:
         """Keep undo information, and drop that of commits which are safe now."""
         self._undo.append(undo)
+        self._drop_undo()
+
+    def _drop_undo(self) -> None:
         safe_lsn = self._log.safe_lsn
         while self._undo and self._undo[0].lsn <= safe_lsn:
             self._undo.popleft()
