@@ -133,12 +133,14 @@ class Engine:
         self._disk: _OnDisk | None = None
         sessions, history = _remembering(limits)
         if settings.data_dir is None:
-            self.keyspace = Keyspace(now or Clock(), sessions, history, log=self.log)
+            self.keyspace = Keyspace(
+                now or Clock(), sessions, history, log=self.log, max_memory=limits.max_memory
+            )
             self._expirer = Expirer(self.keyspace, self._secure_removals)
             return
         self._disk = _OnDisk(settings, settings.data_dir, files or Files())
         try:
-            self._open(self._disk, sessions, history, now)
+            self._open(self._disk, sessions, history, now, limits.max_memory)
         except BaseException:
             self._disk.storage.close()
             raise
@@ -149,11 +151,14 @@ class Engine:
         sessions: Sessions,
         history: History,
         now: Callable[[], int] | None,
+        max_memory: int,
     ) -> None:
         recovered = disk.recover(sessions, history)
         self.log = log = disk.wal
         clock = now or Clock(recovered.time)
-        self.keyspace = Keyspace(clock, sessions, history, recovered.entries, recovered.rev, log)
+        self.keyspace = Keyspace(
+            clock, sessions, history, recovered.entries, recovered.rev, log, max_memory
+        )
         log.attach(self.keyspace.lock, self.keyspace.roll_back)
         self._expirer = Expirer(self.keyspace, self._secure_removals)
         disk.prepare(self.keyspace, recovered.snapshot_rev, self._activities)

@@ -269,6 +269,11 @@ MEMORY_USED: Final = Figure(
     "zkv_memory_used_bytes", GAUGE, ("stats.memory.used",),
     "The sum of these parts.", BYTES, place=("memory", "all"),
 )  # fmt: skip
+MEMORY_LIMIT: Final = Figure(
+    "zkv_memory_limit_bytes", GAUGE, ("stats.memory.limit",),
+    "What they may take at most: the setting max_memory; 0 if there is no limit.",
+    BYTES, place=("memory", "at most"),
+)  # fmt: skip
 SESSIONS: Final = Figure(
     "zkv_sessions", GAUGE, ("stats.sessions.sessions",),
     "Sessions of exactly-once clients that are remembered.", place=("sessions", "remembered"),

@@ -33,6 +33,7 @@ from zkv.broker.broker import Broker
 from zkv.broker.doors import Doors
 from zkv.broker.front import FrontHandler
 from zkv.broker.worker import WorkerHandler
+from zkv.config import fit_memory
 from zkv.endpoint import is_exposed
 from zkv.engine import Engine
 from zkv.errors import ConfigError, EndpointError, ReadOnly, ShuttingDown
@@ -89,6 +90,7 @@ class ServerCore:
         files: Files | None = None,
     ) -> None:
         self._settings = settings
+        self._limits, self._fitted = fit_memory(settings.limits)
         self._write_log = write_log
         self._files = files
         self._events: SimpleQueue[Event | Callable[[], None]] = SimpleQueue()
@@ -141,6 +143,8 @@ class ServerCore:
         self._broker.bind()
         try:
             self._look_at_exposure()
+            for line in self._fitted:
+                _log.warning("%s", line)
             if self._metrics is not None:
                 self.metrics = self._metrics.start()
                 _log.info("metrics at %s/metrics", self.metrics)
@@ -261,7 +265,7 @@ class ServerCore:
         return self._write_log is not None and self._settings.log.shows_requests
 
     def _open(self) -> Engine:
-        limits = self._settings.limits
+        limits = self._limits
         engine = Engine(self._settings.durability, limits, self._files, activities=self.activities)
         if self._doors.users is not None:
             engine.keyspace.sessions.share_among_users()
@@ -333,7 +337,7 @@ class ServerCore:
             "uptime": round(time.monotonic() - self._started, 3),
             "endpoints": self._broker.endpoints,
             "feed": self._broker.feed,
-            "limits": msgspec.to_builtins(self._settings.limits),
+            "limits": msgspec.to_builtins(self._limits),
             "durability": self._engine.statistics(),
             "stats": {
                 **self._broker.statistics(),

@@ -65,6 +65,7 @@ OTHER_TEXT: Final[dict[str, tuple[str, Any]]] = {
     "server.feed": ("ipc://feed", "ipc://feed"),
     "server.ipc_mode": ("0660", "0660"),
     "security.secret_key_file": ("a.key, b.key", ["a.key", "b.key"]),
+    "limits.max_memory": ("1048576", 1_048_576),
     "metrics.endpoint": ("http://127.0.0.1:1", "http://127.0.0.1:1"),
 }
 """Of settings for which not any text will do: the text of a variable, and the value."""

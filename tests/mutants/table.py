@@ -568,8 +568,10 @@ LOG: Final = [
     Mutant(
         "who waits for a number finds no commit behind it",
         WAL,
-        "        self._queue.append((lsn, payloads))\n        self.last_lsn = lsn\n",
-        "        self.last_lsn = lsn\n        self._queue.append((lsn, payloads))\n",
+        "        self._queue.append((lsn, payloads, self.appended_bytes))\n"
+        "        self.last_lsn = lsn\n",
+        "        self.last_lsn = lsn\n"
+        "        self._queue.append((lsn, payloads, self.appended_bytes))\n",
         ("tests/requests/test_safe_replies.py", "-k", "finds_it_queued"),
     ),
     Mutant(
@@ -781,7 +783,7 @@ IN_FEED: Final = [
     Mutant(
         "the history lets go of what the feed has not read",
         "zkv/keyspace/history.py",
-        "last, max(self._most_changes, UNREAD_CHANGES), max(self._most_bytes, UNREAD_BYTES)",
+        "last, *self._unread_bounds",
         "last, self._most_changes, self._most_bytes",
         ("tests/keyspace/test_keyspace.py", "-k", "cursor"),
     ),

@@ -276,6 +276,20 @@ def check_clients(_client: Client, info: Info) -> Iterator[Diagnosis]:
     yield Diagnosis(TELL if dropped or failed else FINE, "clients", text)
 
 
+def check_memory(_client: Client, info: Info) -> Iterator[Diagnosis]:
+    """Is there room for more entries?"""
+    used, most = figures.MEMORY_USED.need(info), figures.MEMORY_LIMIT.of(info)
+    if not most:
+        yield Diagnosis(FINE, "memory", f"{size(used)} are used; there is no limit")
+        return
+    text = f"{size(used)} of {size(most)} are used"
+    if used > FULL * most:
+        advice = "remove entries, or raise limits.max_memory: beyond it writes that grow are FULL"
+        yield Diagnosis(ACT, "memory", text, advice)
+    else:
+        yield Diagnosis(FINE, "memory", text)
+
+
 def check_sessions(_client: Client, info: Info) -> Iterator[Diagnosis]:
     """Is there room for more exactly-once clients?"""
     limits, taken = info["limits"], figures.SESSION_BYTES.need(info)
@@ -401,7 +415,8 @@ def check_build(_client: Client, info: Info) -> Iterator[Diagnosis]:
 
 CHECKS: Final[tuple[Callable[[Client, Info], Iterable[Diagnosis]], ...]] = (
     check_version, check_durability, check_refusal, check_failures, check_snapshots, check_clients,
-    check_sessions, check_feed, check_latency, check_exposure, check_files, check_disk, check_build,
+    check_memory, check_sessions, check_feed, check_latency, check_exposure, check_files,
+    check_disk, check_build,
 )  # fmt: skip
 OPEN_CHECKS: Final = (check_version, check_feed)
 """Those that need no right."""

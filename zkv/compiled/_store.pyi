@@ -137,6 +137,7 @@ class Lane:
         lsn: int,
         removed_rev: int,
         now: int,
+        room: int,
         takes_writes: bool,
         aside: bool,
         logs: bool,

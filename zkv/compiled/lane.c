@@ -18,7 +18,7 @@ enum { NEAR_ENTRIES = 1 << 16 }; /* a table of so many may well fit into the pro
 enum { SMALL_BODY = 512, MOST_AHEAD = 64 }; /* bytes; requests */
 enum { NEAR = 16, FAR = 32 }; /* steps ahead whose records, and whose buckets, are prefetched */
 enum { HOOK_STEPS = 8 }; /* A call of Python takes as long as so many steps. */
-enum { STATES = 7 }; /* arguments by name of `lane_run` */
+enum { STATES = 8 }; /* arguments by name of `lane_run` */
 enum { RELEASED_AT_ONCE = 16 }; /* records, by each run, of those that a long run has replaced */
 
 /* The parts of an exactly-once request to remember; `session` is NULL if it is not one. */
@@ -232,7 +232,20 @@ static void undo(Lane *self, run *r)
     }
 }
 
-/* --- Quotas: zkv/keyspace/room.py ------------------------------------------------------------- */
+/* --- Quotas, and the memory limit: zkv/keyspace/room.py --------------------------------------- */
+
+enum { NO_LIMIT = 62 }; /* the power of 2 that says so */
+
+/* 1 if all that the run has written so far, with what the request has staged, is certainly within
+ * the memory limit. Otherwise Python may shorten the history, and knows what may go on. */
+static int has_memory(const run *r, const Table *table)
+{
+    if (r->room == (int64_t)1 << NO_LIMIT)
+        return 1;
+    int64_t commits = (int64_t)PyList_Size(r->payloads);
+    int64_t more = table_bytes(table) - r->before;
+    return more + (int64_t)r->bytes + commits * COMMIT_BYTES <= r->room;
+}
 
 static int64_t counted_bytes(const record *of)
 {
@@ -513,7 +526,7 @@ static span do_write(Lane *self, run *r, request *from, int64_t *reveals)
     r->first = r->replaced->count;
     r->replaced->of_long_run = self->rest != NULL;
     span reply = no_reply;
-    if (stage_all(self, r, from) && has_room(self, r, from))
+    if (stage_all(self, r, from) && has_room(self, r, from) && has_memory(r, self->table))
         reply = r->replaced->count > r->first ? commit(self, r, from) : do_reads(self, r, from);
     if (reply.at == NULL)
         undo(self, r);
@@ -696,10 +709,10 @@ static PyObject *run_batch(Lane *self, run *r, size_t first, size_t end)
  * its place. They come in the order below, so the first comparison is usually the last. */
 static int read_state(run *r, size_t at, PyObject *name, PyObject *value)
 {
-    static const char *const names[] = {"rev",          "lsn",   "removed_rev", "now",
-                                        "takes_writes", "aside", "logs"};
-    int64_t *const fields[] = {&r->rev,          &r->lsn,   &r->removed_rev, &r->now,
-                               &r->takes_writes, &r->aside, &r->logs};
+    static const char *const names[] = {"rev",  "lsn",          "removed_rev", "now",
+                                        "room", "takes_writes", "aside",       "logs"};
+    int64_t *const fields[] = {&r->rev,  &r->lsn,          &r->removed_rev, &r->now,
+                               &r->room, &r->takes_writes, &r->aside,       &r->logs};
     for (size_t i = 0; i < STATES; i++, at = (at + 1) % STATES)
         if (PyUnicode_CompareWithASCIIString(name, names[at]) == 0) {
             *fields[at] = PyLong_AsLongLong(value);
@@ -708,15 +721,15 @@ static int read_state(run *r, size_t at, PyObject *name, PyObject *value)
     return PyErr_Format(PyExc_TypeError, "run() has no argument %R", name), 0;
 }
 
-/* run(batch, first, end, *, rev, lsn, removed_rev, now, takes_writes, aside, logs) -> Run: see
- * _store.pyi. The arguments are read here: PyArg_ParseTupleAndKeywords takes as long as half of a
+/* run(batch, first, end, *, rev, lsn, removed_rev, now, room, takes_writes, aside, logs) -> Run:
+ * see _store.pyi. The arguments are read here: PyArg_ParseTupleAndKeywords takes as long as half of a
  * GET. */
 static PyObject *lane_run(Lane *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
 {
     run r = {0};
     if (count != 3 || names == NULL || PyTuple_Size(names) != STATES ||
         !PyObject_TypeCheck(arguments[0], batch_type))
-        return PyErr_Format(PyExc_TypeError, "run() takes a batch, two places, and 7 by name");
+        return PyErr_Format(PyExc_TypeError, "run() takes a batch, two places, and 8 by name");
     r.batch = (Batch *)arguments[0];
     size_t first = PyLong_AsSize_t(arguments[1]), end = PyLong_AsSize_t(arguments[2]);
     if (first > end || end > r.batch->count)
@@ -724,6 +737,7 @@ static PyObject *lane_run(Lane *self, PyObject *const *arguments, Py_ssize_t cou
     for (Py_ssize_t i = 0; i < STATES; i++)
         if (!read_state(&r, (size_t)i, PyTuple_GetItem(names, i), arguments[count + i]))
             return NULL;
+    r.before = table_bytes(self->table);
     if (self->rest != NULL)
         self->table->long_run = &r;
     PyObject *result = run_batch(self, &r, first, end);

@@ -58,7 +58,8 @@ typedef struct {
 
 /* A run in progress. */
 typedef struct run {
-    int64_t rev, lsn, removed_rev, now, takes_writes, aside, logs;
+    int64_t rev, lsn, removed_rev, now, room, takes_writes, aside, logs;
+    int64_t before; /* bytes that the table had when it began, as the memory limit counts them */
     Batch *batch;
     PyObject *left, *payloads; /* lists */
     Replaced *replaced;

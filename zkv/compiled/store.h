@@ -123,6 +123,15 @@ typedef struct {
     dropped *dropped;
 } Table;
 
+/* What an entry takes beside its key and value, and a commit beside its payload: ENTRY_BYTES and
+ * COMMIT_BYTES in zkv/keyspace. */
+enum { ENTRY_BYTES = 56, COMMIT_BYTES = 48 };
+
+static inline int64_t table_bytes(const Table *self)
+{
+    return (int64_t)(self->key_bytes + self->value_bytes + self->count * ENTRY_BYTES);
+}
+
 static inline slot *table_slot(const Table *self, uint32_t number)
 {
     return &self->chunks[number >> SLOT_BITS][number & (SLOTS - 1)];

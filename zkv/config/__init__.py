@@ -14,6 +14,7 @@ from zkv.config.layers import (
     override,
     with_live,
 )
+from zkv.config.memory import fit_memory
 from zkv.config.schema import (
     SETTINGS,
     DurabilitySettings,
@@ -40,6 +41,7 @@ __all__ = [
     "Settings",
     "build",
     "changes",
+    "fit_memory",
     "from_environment",
     "from_file",
     "merge",

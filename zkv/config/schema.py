@@ -27,6 +27,8 @@ takes it over. All others take effect at the start."""
 
 REPLY_OVERHEAD = 1_024
 """Upper bound on the bytes of a reply besides the values in it."""
+LEAST_MEMORY: Final = 1024 * 1024
+"""Bytes of the smallest memory limit."""
 MOST_KEYS: Final = 2
 """Secret keys of a server, at most: the old and the new one."""
 LONGEST_SHOWN: Final = 60
@@ -78,6 +80,7 @@ class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_batch: Positive = 10_000
     max_reply_bytes: Positive = 64 * 1024 * 1024
     max_message_bytes: Annotated[int, Meta(ge=1_024, le=2**62)] = 64 * 1024 * 1024
+    max_memory: Annotated[int, Meta(ge=-1, le=2**62)] = 0
     session_window: Annotated[int, Meta(ge=1, le=65_536)] = 128
     session_ttl: Seconds = 3600.0
     max_sessions: Positive = 100_000
@@ -248,6 +251,12 @@ def _fault_of_key_files(files: str | list[str]) -> str | None:
     return next(filter(None, map(_fault_of_directory, listed)), None)
 
 
+def _fault_of_memory(most: int) -> str | None:
+    if 0 < most < LEAST_MEMORY:
+        return f"{most} bytes are too few: expected {LEAST_MEMORY} or more, 0 or -1"
+    return None
+
+
 def _fault_of_directory(text: str | None) -> str | None:
     if text is not None and text.startswith("~"):
         return f"{text!r} begins with ~, which is not expanded: write the whole path"
@@ -282,6 +291,7 @@ _RULES: Final[dict[str, Callable[[Any], str | None]]] = {
     "security.secret_key_file": _fault_of_key_files,
     "security.users": _fault_of_directory,
     "durability.data_dir": _fault_of_directory,
+    "limits.max_memory": _fault_of_memory,
     "metrics.endpoint": _fault_of_http,
     "log.file": _fault_of_path,
 }

@@ -30,6 +30,8 @@ SURPLUS_CHANGES: Final = 1_000
 SURPLUS_BYTES: Final = 1024 * 1024
 """Bytes likewise."""
 
+LEAST_CHANGES: Final = 1_000
+"""Changes that are kept even if memory is short."""
 _AT_ONCE: Final = 5_000
 """Commits that are dropped in one call: about 1 ms."""
 _TRIM: Final = 1_024
@@ -129,6 +131,24 @@ class History:
             self._trim(min(safe_rev, self._rev - 1))
         return self.oldest >= before + _AT_ONCE
 
+    def shrink(self, size: int, safe_rev: int) -> int:
+        """Free so many bytes, as far as possible; return how many were freed.
+
+        Drops the oldest safe commits, also unread ones, but keeps `LEAST_CHANGES`.
+        """
+        freed = 0
+        last = min(safe_rev, self._rev - 1)
+        end = min(len(self._payloads), self._begin + last + 1 - self.oldest)
+        while self._begin < end and self._changes > LEAST_CHANGES and freed < size:
+            payload = self._payloads[self._begin]
+            self._payloads[self._begin] = _DROPPED
+            self._begin += 1
+            self._changes -= count_in(payload)
+            self._bytes -= len(payload)
+            freed += len(payload) + COMMIT_BYTES
+        self._compact()
+        return freed
+
     def restart(self, rev: int) -> None:
         """Drop everything; the next commit has revision ``rev`` + 1."""
         self._payloads.clear()
@@ -184,6 +204,10 @@ class History:
         read = last if self._cursor is None else min(last, self._cursor.rev)
         self._drop(read, self._most_changes, self._most_bytes)
         self._drop(last, *self._unread_bounds)
+        self._compact()
+
+    def _compact(self) -> None:
+        """Remove the unused places at the start of the list, if there are many."""
         if self._begin >= _TRIM + len(self._payloads) // 2:
             del self._payloads[: self._begin]
             self._begin = 0

@@ -26,7 +26,16 @@ from zkv.keyspace.change import EXPIRE, Commit, Once, PackedCommit
 from zkv.keyspace.entry import ABSENT, StoredEntry
 from zkv.keyspace.lock import StoreLock
 from zkv.keyspace.log import MemoryLog
-from zkv.keyspace.room import require_room
+from zkv.keyspace.room import (
+    BEYOND,
+    DEADLINE_BYTES,
+    ENTRY_BYTES,
+    UNLIMITED,
+    MemoryLimit,
+    growth_of,
+    most_growth,
+    require_room,
+)
 from zkv.keyspace.sessions import Window
 from zkv.keyspace.table import Table, new_table
 from zkv.keyspace.tally import PAUSE_SECONDS, Tally
@@ -45,10 +54,8 @@ if TYPE_CHECKING:
     from zkv.users.quota import Quota
 
 
-ENTRY_BYTES: Final = 56
-"""Memory that an entry takes, beside its key and value, in the compiled table."""
-DEADLINE_BYTES: Final = 200
-"""Memory that an entry takes in addition if it expires."""
+SHRINK_SHARE: Final = 100
+"""If memory is short, the history gives up one part in this many of the limit more than needed."""
 COUNTED_ENTRIES: Final = 2_000
 """Entries that are counted for quotas in one hold of the lock: about 0.1 ms."""
 PASSED_OVER: Final = 2_000
@@ -122,6 +129,7 @@ class Keyspace:
         entries: the initial entries.
         rev: their revision.
         log: takes every commit before it is applied.
+        max_memory: bytes that entries, history and sessions may take together; 0 = no limit.
     """
 
     def __init__(
@@ -132,6 +140,7 @@ class Keyspace:
         entries: Table | None = None,
         rev: int = 0,
         log: ChangeLog | None = None,
+        max_memory: int = 0,
     ) -> None:
         self.lock = StoreLock()
         self.now = now
@@ -146,6 +155,7 @@ class Keyspace:
         self.removed_rev = rev
         """A revision at or after the last removal. Lock held."""
         self._log: ChangeLog = MemoryLog() if log is None else log
+        self._limit = MemoryLimit(max_memory) if max_memory else None
         self._undo: deque[Undo] = deque()
         self._remembered_in_run: Remembering = []  # During a run of the lane.
         self._watchers: list[Watcher] = []
@@ -287,6 +297,8 @@ class Keyspace:
         now = self.now()
         lsn = self._log.last_lsn + 1
         payload = Commit(transaction.reply_rev, now, lsn, tuple(changes), once).pack()
+        if self._limit is not None:
+            self._require_memory(self._limit, transaction, len(payload))
         self._log.append(payload)
         rev = self.rev
         if changes:
@@ -300,6 +312,27 @@ class Keyspace:
             remembered.append((once, self.sessions.remember(once, self.rev, lsn, now)))
         self._keep(Undo(lsn, rev, replaced, remembered))
         return lsn
+
+    def room(self) -> int:
+        """Return by how many bytes the entries may grow within the memory limit. Lock held."""
+        if self._limit is None:
+            return UNLIMITED
+        used = self._used()
+        self._limit.note(used)
+        return self._limit.most - used
+
+    def _require_memory(self, limit: MemoryLimit, transaction: StagedWrite, size: int) -> None:
+        """Raise Full if a transaction, packed into so many bytes, does not fit into the limit."""
+        room = self.room()
+        if most_growth(transaction.staged, size) <= room:
+            return
+        growth = growth_of(self.entries, transaction.staged)
+        missing = max(growth, 0) - room
+        if missing > 0:  # Some more, so that not every write has to do this.
+            missing -= self.history.shrink(missing + limit.most // SHRINK_SHARE, self._safe_rev())
+        beyond = int((BEYOND - 1) * limit.most) if growth <= 0 else 0
+        if missing > beyond and growth >= 0:
+            raise limit.refuse(self._used(), growth, transaction.rev - 1)
 
     def add_run(self, run: LaneRun, replaced: Replaced) -> None:
         """Log and remember the commits of a run, which the lane has already applied. Lock held.
@@ -438,16 +471,25 @@ class Keyspace:
             }
 
     def _memory(self) -> dict[str, int]:
-        """Return INFO's ``stats.memory``: bytes by part, and ``used``, their sum. Lock held."""
+        """Return INFO's ``stats.memory``. Lock held."""
         keys, values = self.entries.sizes()
         parts = {
             "keys": keys,
             "values": values,
-            "index": len(self.entries) * ENTRY_BYTES + len(self._deadlines) * DEADLINE_BYTES,
+            "index": self._index_memory(),
             "history": self.history.memory,
             "sessions": self.sessions.memory,
         }
-        return {"used": sum(parts.values()), **parts}
+        limit = 0 if self._limit is None else self._limit.most
+        return {"used": sum(parts.values()), "limit": limit, **parts}
+
+    def _used(self) -> int:
+        """Return the sum of the parts that `_memory` tells."""
+        keys, values = self.entries.sizes()
+        return keys + values + self._index_memory() + self.history.memory + self.sessions.memory
+
+    def _index_memory(self) -> int:
+        return len(self.entries) * ENTRY_BYTES + len(self._deadlines) * DEADLINE_BYTES
 
     def no_such_key(self, key: str) -> NotFound:
         """Return the error for an absent key. Lock held."""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from zkv import compiled
 from zkv.defaults import MAX_LEVELS
+from zkv.keyspace.room import UNLIMITED
 from zkv.keyspace.table import is_compiled
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class _Lane:
             lsn=keyspace.last_lsn,
             removed_rev=keyspace.removed_rev,
             now=keyspace.now(),
+            room=UNLIMITED if aside else keyspace.room(),
             takes_writes=not aside and keyspace.takes_writes,
             aside=aside,
             logs=logs,
