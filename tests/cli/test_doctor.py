@@ -67,7 +67,7 @@ def test_a_server_that_is_well(well: Examine, server: ServerInProcess, tmp_path:
     assert found.pop("latency")["level"] in {"ok", "note"}  # This machine may be busy.
     assert {subject: each["level"] for subject, each in found.items()} == dict.fromkeys(
         ["endpoint", "clock", "version", "durability", "failures", "snapshots", "clients",
-         "sessions", "feed", "exposure", "files", "disk", "build"], "ok",
+         "memory", "sessions", "feed", "exposure", "files", "disk", "build"], "ok",
     )  # fmt: skip
     assert status == 0
     assert str(tmp_path / "data") in found["disk"]["text"]
@@ -188,6 +188,7 @@ def put(path: str, value: Any) -> Change:
         (put("stats.workers_replaced", 2), "bugs", "2 unexpected", "log"),
         (put("stats.sessions.sessions", 90_000), "sessions", "90,000 of 100,000", "max_sessions"),
         (put("stats.sessions.bytes", 200 * 2**20), "sessions", "of 256.0 MiB", "session_bytes"),
+        (put("stats.memory", {"used": 1_000_000, "limit": 2**20}), "memory", "of 1.0 MiB", "FULL"),
         pytest.param(put("feed", NOWHERE), "feed", "refused", "server.feed", id="no feed"),
         (put("stats.process.open_files", 10**7), "files", "10,000,000", "ulimit -n"),
         (put("stats.process.max_open_files", 1024), "files", "1,024", "ulimit -n"),
