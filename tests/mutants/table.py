@@ -789,6 +789,58 @@ IN_FEED: Final = [
     ),
 ]
 
+IN_BOUNDS: Final = [
+    Mutant(
+        "the lane does not know the memory limit",
+        LANE,
+        "<= r->room;",
+        "<= r->room || 1;",
+        ("tests/requests/test_memory_limit.py",),
+    ),
+    Mutant(
+        "the history does not shrink before a write is refused",
+        "zkv/keyspace/store.py",
+        "if missing > 0:",
+        "if missing > 2**60:",
+        ("tests/requests/test_memory_limit.py",),
+    ),
+    Mutant(
+        "a full store cannot be emptied",
+        "zkv/keyspace/store.py",
+        "if missing > beyond and growth >= 0:",
+        "if missing > beyond:",
+        ("tests/requests/test_memory_limit.py",),
+    ),
+    Mutant(
+        "a new entry counts without what it takes beside its bytes",
+        "zkv/keyspace/room.py",
+        "            growth += ENTRY_BYTES + (DEADLINE_BYTES if entry.expires else 0)",
+        "            growth += 0",
+        ("tests/requests/test_memory_limit.py",),
+    ),
+    Mutant(
+        "the front takes up requests however much waits for the disk",
+        "zkv/broker/mailbox.py",
+        "must_wait = self.must_wait()",
+        "must_wait = False",
+        ("tests/server/test_disk_backlog.py",),
+    ),
+    Mutant(
+        "requests that wait for workers are bounded by their number alone",
+        "zkv/broker/mailbox.py",
+        "- (self._frames.bytes_forwarded - self.taken())",
+        "",
+        ("tests/server/test_disk_backlog.py",),
+    ),
+    Mutant(
+        "the history is trimmed by the next commit alone",
+        "zkv/engine.py",
+        "            self.keyspace.forget_safe()",
+        "            pass",
+        ("tests/server/test_disk_backlog.py",),
+    ),
+]
+
 IN_HANDSHAKES: Final = [
     Mutant(
         "a success that was reported meanwhile does not count",
@@ -1378,6 +1430,7 @@ IN_QUOTAS: Final = [
 
 MUTANTS: Final = [
     *IN_C, *AT_THE_START, *CODEC_AND_EXACTLY_ONCE, *EXPIRY, *LOG, *WAITING, *IN_SLOW_LOG, *IN_FEED,
+    *IN_BOUNDS,
     *IN_HANDSHAKES,
     *CLIENT, *IN_METRICS, *SETTINGS, *IN_USERS, *IN_TOOLS_OF_USERS, *IN_QUOTAS,
 ]  # fmt: skip

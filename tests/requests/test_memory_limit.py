@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec import Raw
 
-from tests.requests.contract_stores import FakeClock, MakeStore, Store, on_two_stores, op
+from tests.requests.contract_stores import FakeClock, MakeStore, Store, on_two_stores, op, opened
+from tests.support import pack
 
 LIMITS: dict[str, Any] = {"max_memory": 2**20, "history_bytes": 2**16}
 PACKED = Raw(b"\xc5\x4e\x20" + bytes(20_000))
@@ -153,3 +157,58 @@ def test_without_a_limit_nothing_is_full(store: Store) -> None:
     assert memory(store)["limit"] == 0
     for number in range(100):
         store.ok("PUT", key=f"k{number}", value=PACKED)
+
+
+KEYS = st.sampled_from([f"k{number}" for number in range(12)])
+SIZES = st.sampled_from([1, 1_000, 30_000, 100_000, 150_000])
+WRITES = st.one_of(
+    st.builds(lambda key, size: op("PUT", key=key, value=bytes(size)), KEYS, SIZES),
+    st.builds(lambda key, size: op("PUT", key=key, value=bytes(size), ttl=100), KEYS, SIZES),
+    st.builds(lambda key: op("DELETE", key=key), KEYS),
+    st.builds(lambda key: op("TOUCH", key=key, ttl=50), KEYS),
+    st.builds(lambda key: op("INCR", key=key), KEYS),
+    st.builds(
+        lambda keys, size: op("MPUT", items=dict.fromkeys(keys, bytes(size))),
+        st.lists(KEYS, max_size=4), SIZES,
+    ),
+    st.builds(
+        lambda gone, key, size: op(
+            "TXN", ops=[op("PUT", key=gone, value=1), op("DELETE", key=gone),
+                        op("PUT", key=key, value=bytes(size))],
+        ),
+        KEYS, KEYS, SIZES,
+    ),
+)  # fmt: skip
+
+
+@settings(max_examples=60)
+@given(writes=st.lists(WRITES, min_size=5, max_size=60))
+def test_a_write_is_refused_if_it_would_grow_beyond_the_limit_and_only_then(
+    writes: list[dict[str, Any]],
+) -> None:
+    """In C and in pure Python, and by a recount of all entries after each write."""
+    with contextlib.ExitStack() as stack:
+        stores = [
+            stack.enter_context(opened(kind, None, **LIMITS))
+            for kind in ("memory", "memory, pure Python")
+        ]
+        sizes: dict[str, int] = {}
+        for write in writes:
+            rest = memory(stores[0])
+            replies = [store.call(**write) for store in stores]
+            assert replies[0] == replies[1]
+            after = {key: len(pack(value)) for key, value, _ in stores[0].items()}
+            grew = sum(after.values()) + 58 * len(after)
+            before = sum(sizes.values()) + 58 * len(sizes)
+            if replies[0].get("code") == "FULL":
+                assert after == sizes
+                assert rest["used"] > LIMITS["max_memory"] / 4
+            elif grew > before:
+                kept = rest["used"] - rest["history"] - rest["sessions"]
+                assert kept + grew - before <= LIMITS["max_memory"]
+            sizes = after
+            for store in stores:
+                found = memory(store)
+                assert found["keys"] == sum(map(len, after))
+                assert found["values"] == sum(after.values())
+                assert found == memory(stores[0])

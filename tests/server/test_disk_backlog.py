@@ -76,6 +76,14 @@ def test_nothing_is_taken_up_while_too_much_waits_for_the_disk(
             eventually(engine.has_much_unsafe, "that much waits")
             others.send(pack({"op": "PING"}))
             assert disk.waiting.wait(LIMIT)
+            broker = node.server._broker
+            front = broker._front
+            eventually(
+                lambda: front._mailbox is not None
+                and front._mailbox._waits
+                and front.bytes_forwarded == broker._bytes_taken(),
+                "that the front waits, and the workers have taken all",
+            )
             taken = store.rev
             assert taken * MIB * 1.1 > UNSAFE_BYTES
             assert taken < 100, "what one batch and the workers have taken comes on top"
