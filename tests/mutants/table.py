@@ -795,7 +795,7 @@ IN_BOUNDS: Final = [
         LANE,
         "<= r->room;",
         "<= r->room || 1;",
-        ("tests/requests/test_memory_limit.py",),
+        ("tests/server/test_full_store.py", "-k", "full_server"),
     ),
     Mutant(
         "the history does not shrink before a write is refused",

@@ -79,9 +79,11 @@ def test_nothing_is_taken_up_while_too_much_waits_for_the_disk(
             broker = node.server._broker
             front = broker._front
             eventually(
-                lambda: front._mailbox is not None
-                and front._mailbox._waits
-                and front.bytes_forwarded == broker._bytes_taken(),
+                lambda: (
+                    front._mailbox is not None
+                    and front._mailbox._waits
+                    and front.bytes_forwarded == broker._bytes_taken()
+                ),
                 "that the front waits, and the workers have taken all",
             )
             taken = store.rev
