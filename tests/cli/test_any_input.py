@@ -172,6 +172,7 @@ SERVER_VERBS: Final = {
     "check": [], "repair": ["--yes"], "dump": ["--at-rev", "--log"], "backup": [], "restore": [],
     "doctor": ["--timeout", "--json", "--config"], "keygen": [], "user": [],
     "user add": ["--key", "--uid", "--read", "--write", "--admin", "--max-bytes", "--users"],
+    "size": ["--keys", "--key", "--value", "--expiring", "--changes", "--config", "--json"],
     "user list": ["--users", "--config"], "user remove": ["--users", "--config"],
 }  # fmt: skip
 

@@ -61,7 +61,7 @@ DOCUMENTS: Final = sorted(
 WITH_SESSIONS: Final = (
     "README.md", "PROTOCOL.md", "DURABILITY.md",
     "docs/tutorial.md", "docs/howto.md", "docs/python.md", "docs/terminal.md",
-    "docs/settings.md", "docs/security.md", "docs/benchmarking.md",
+    "docs/settings.md", "docs/sizing.md", "docs/security.md", "docs/benchmarking.md",
 )  # fmt: skip
 UPDATING: Final = bool(os.environ.get("ZKV_UPDATE_DOCS"))
 

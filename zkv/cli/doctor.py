@@ -396,13 +396,18 @@ def check_disk(client: Client, info: Info) -> Iterator[Diagnosis]:
             ACT, "disk", f"{directory} is on a network ({kind}): fsync may not be reliable", advice
         )
     free = shutil.disk_usage(directory).free
-    wanted = SPACE + 2 * figures.SNAPSHOT_BYTES.need(info) + 2 * settings["segment_bytes"]
+    wanted = space_wanted(figures.SNAPSHOT_BYTES.need(info), settings["segment_bytes"])
     text = f"{size(free)} free at {directory}"
     if free < wanted:
         advice = f"free space, up to {size(wanted)}: on a full disk, writes are refused"
         yield Diagnosis(ACT, "disk", text, advice)
     else:
         yield Diagnosis(FINE, "disk", text)
+
+
+def space_wanted(snapshot_bytes: int, segment_bytes: int) -> int:
+    """Return the bytes of a disk that should be free beside what a server has there."""
+    return SPACE + 2 * snapshot_bytes + 2 * segment_bytes
 
 
 def check_build(_client: Client, info: Info) -> Iterator[Diagnosis]:

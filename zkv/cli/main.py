@@ -26,6 +26,7 @@ from zkv.cli.verbs import (
     add_doctor,
     add_keygen,
     add_metrics,
+    add_size,
     add_user,
 )
 from zkv.collector import collecting
@@ -171,6 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     add_user(verbs)
     add_doctor(verbs)
     add_metrics(verbs)
+    add_size(verbs)
     add_data_verbs(verbs)
     return parser
 

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zkv import durations, keys
 from zkv.cli.settings import add_flags
@@ -20,6 +20,9 @@ from zkv.users.rights import ADMIN_RIGHTS
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+MOST: Final = 10**12
+"""The largest number of anything of which the size is estimated."""
 
 
 def _late(module: str, function: str = "run") -> Callable[[argparse.Namespace], int]:
@@ -70,6 +73,33 @@ def add_metrics(verbs: Verbs) -> None:
         help="where to serve (port * = a free one); else 127.0.0.1:9555",
     )  # fmt: skip
     parser.set_defaults(run=_late("metrics"))
+
+
+def add_size(verbs: Verbs) -> None:
+    """Add ``zkv size``."""
+    parser = verbs.add_parser(
+        "size",
+        help="estimate memory, disk and files of a server, before there is one",
+        description=SIZE,
+    )
+    for option, name, default, summary in (
+        ("--keys", "N", None, "the number of keys, such as 1e6"),
+        ("--key", "BYTES", 20, "the length of a key"),
+        ("--value", "BYTES", 100, "the length of a value, as msgpack"),
+        ("--expiring", "N", 0, "so many of the keys expire"),
+        ("--writes", "N", 100, "writes a second, one key each"),
+        ("--changes", "N", None, "changes that the history holds; else as many as it may hold"),
+        ("--sessions", "N", 0, "sessions of exactly-once clients; the writes are theirs then"),
+        ("--connections", "N", 100, "connections of clients"),
+        ("--followers", "N", 0, "connections of followers to the feed"),
+    ):
+        parser.add_argument(
+            option, metavar=name, type=_amount, default=default, required=option == "--keys",
+            help=summary if default is None else f"{summary}; else {default}",
+        )  # fmt: skip
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings; see config.toml")
+    parser.add_argument("--json", action="store_true", help="one object, in bytes")
+    parser.set_defaults(run=_late("size"))
 
 
 def _add_endpoint(parser: argparse.ArgumentParser) -> None:
@@ -217,6 +247,11 @@ config.toml. A comment beside each says where it comes from: a line of the file,
 or the default. Flags override the environment, and the environment overrides the file. The variable
 of a setting is ZKV_CFG_SECTION__NAME, such as ZKV_CFG_SERVER__WORKERS."""
 
+SIZE = """\
+Estimate what a server with such a store takes: what it counts, which limits.max_memory bounds; what
+the process takes; the disk, the number of open files; and the settings that fit. No server is asked
+and nothing is written. docs/sizing.md says where the figures come from."""
+
 USER_ADD = """\
 Add a user. If it is there already, it gets the keys, uids, prefixes and rights in addition to those
 that it has. In a shell, keys need single quotes."""
@@ -275,6 +310,18 @@ def _whole_number(word: str, kind: str = "whole number") -> int:
     if not (word.isascii() and word.isdigit() and len(word) < 20):
         raise argparse.ArgumentTypeError(f"{word[:40]!r} is not a {kind}")
     return int(word)
+
+
+def _amount(word: str) -> int:
+    try:
+        number = float(word)
+    except ValueError:
+        number = -1.0
+    if not (0 <= number <= MOST and number.is_integer()):
+        raise argparse.ArgumentTypeError(
+            f"{word[:40]!r} is not a whole number from 0 to {MOST:,}, such as 5000 or 1e6"
+        )
+    return int(number)
 
 
 def _revision(word: str) -> int:

@@ -64,7 +64,9 @@ HEADER_BYTES: Final = _HEADER.size
 """Bytes of the longest header."""
 _HEAD: Final = struct.Struct(">IIQ")
 _CHECKED: Final = struct.Struct(">IQ")
-LEAST_FRAME_BYTES: Final = _HEAD.size + LEAST_PAYLOAD_BYTES
+FRAME_HEAD_BYTES: Final = _HEAD.size
+"""Bytes of a frame in addition to its payload."""
+LEAST_FRAME_BYTES: Final = FRAME_HEAD_BYTES + LEAST_PAYLOAD_BYTES
 _NO_HEADER: Final = "the header is not that of this segment"
 _SEARCH_BYTES: Final = 1 << 20
 _PIECE_BYTES: Final = 1 << 20

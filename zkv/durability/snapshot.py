@@ -347,6 +347,16 @@ def _pack_entry(key: str, entry: StoredEntry) -> tuple[object, ...]:
     return (key, value, entry.rev, entry.expires)
 
 
+def size_of_entry(key: str, entry: StoredEntry) -> int:
+    """The bytes that an entry takes in a snapshot."""
+    return len(_encode(_pack_entry(key, entry)))
+
+
+def size_of_session(session: SessionState) -> int:
+    """The bytes that a session takes in a snapshot."""
+    return len(_encode(session))
+
+
 class _Reader:
     """Reads and checks the frames of a snapshot file."""
 
