@@ -63,8 +63,9 @@ class Server:
         workers: threads for requests that are not simple; None = 1 without a ``data_dir``, else 2.
         **settings: other settings of the tables ``server``, ``security``, ``durability`` and
             ``limits`` of config.toml, by their names there: ``max_value_bytes=1_000_000``; and
-            ``slow`` of the table ``metrics``. The variables ``ZKV_CFG_...`` are for `zkv serve`,
-            and not read here.
+            ``slow`` of the table ``metrics``. Also ``cache``, a list with a dict for each
+            [[cache]]: ``cache=[{"prefix": "cache/", "max_bytes": 1_000_000}]``. The variables
+            ``ZKV_CFG_...`` are for `zkv serve`, and not read here.
 
     Raises:
         ConfigError: a setting is unknown, of the wrong type or out of range; also a ValueError.
@@ -269,15 +270,18 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
 }
 
 
-def _sorted_into_tables(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _sorted_into_tables(settings: dict[str, Any]) -> dict[str, Any]:
     """Arrange ``settings`` by the tables of config.toml. Names of settings are unique."""
     table_of = {name: table for table, cls in _TABLES.items() for name in cls.__struct_fields__}
     table_of["slow"] = "metrics"  # Not its endpoint: a program watches its own server itself.
-    tables: dict[str, dict[str, Any]] = {table: {} for table in set(table_of.values())}
+    tables: dict[str, Any] = {table: {} for table in set(table_of.values())}
     for name, value in settings.items():
-        if name not in table_of:
+        if name in config.ARRAYS:
+            tables[name] = value
+        elif name in table_of:
+            tables[table_of[name]][name] = value
+        else:
             raise ConfigError(f"zkv.Server: unknown setting `{name}`")
-        tables[table_of[name]][name] = value
     return tables
 
 

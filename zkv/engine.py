@@ -324,7 +324,7 @@ class Engine:
         activity: dict[str, Any] = {
             "lock_wait": self.keyspace.lock.waits.report(),
             "expired": self.keyspace.expired,
-            "evicted": 0,
+            "evicted": self.keyspace.evicted,
         }
         if self._disk is None:
             return activity

@@ -257,7 +257,7 @@ EXPIRED: Final = Figure(
 )  # fmt: skip
 EVICTED: Final = Figure(
     "zkv_evicted_total", COUNTER, ("stats.evicted",),
-    "Entries removed to make room; 0 as long as no setting allows that.",
+    "Entries evicted from caches to make room; 0 without a cache.",
     place=("store", "evicted"),
 )  # fmt: skip
 MEMORY: Final = Figure(

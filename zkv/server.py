@@ -38,6 +38,7 @@ from zkv.endpoint import is_exposed
 from zkv.engine import Engine
 from zkv.errors import ConfigError, EndpointError, ReadOnly, ShuttingDown
 from zkv.keys import read_key_file
+from zkv.keyspace import CacheBound
 from zkv.log import AUDIT
 from zkv.metrics.endpoint import REFUSED, MetricsEndpoint
 from zkv.protocol.codec import KeyLimits
@@ -270,6 +271,9 @@ class ServerCore:
         if self._doors.users is not None:
             engine.keyspace.sessions.share_among_users()
             engine.keyspace.set_quotas(self._doors.users.quotas)
+        engine.keyspace.set_caches([
+            CacheBound(each.prefix, each.max_bytes, each.policy) for each in self._settings.cache
+        ])  # fmt: skip
         keys = KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch)
         self._node = Node(
             engine=engine,

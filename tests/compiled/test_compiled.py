@@ -37,7 +37,7 @@ from tests.support import unpack
 from zkv import compiled
 from zkv.durability.segment import pack_frames
 from zkv.figures import step_of
-from zkv.keyspace import SnapshotView, StoredEntry
+from zkv.keyspace import CacheBound, SnapshotView, StoredEntry
 from zkv.keyspace.change import DELETE, PUT, Commit, KeyChange
 from zkv.keyspace.table import Table, new_table
 from zkv.requests.account import Account
@@ -333,6 +333,39 @@ def test_a_lane_leaves_what_is_beyond_a_quota(store: MemoryStore) -> None:
     assert takes(0, "PUT", key="q/3", value=3), "there is no quota"
 
 
+def test_a_lane_uses_what_it_reads_and_evicts_what_it_has_to(store: MemoryStore) -> None:
+    """Each of its ops is a use: MGET, the conditions of a TXN and INCR, too."""
+    keyspace = store.node.engine.keyspace
+    keyspace.set_caches([CacheBound("c/", 8 * 4)])
+    for name in "abcdefgh":
+        assert in_lane(store, request("PUT", key=f"c/{name}", value=1))
+    assert in_lane(store, request("GET", key="c/b"))
+    assert in_lane(store, request("MGET", keys=["c/c", "c/a", "c/x"]))
+    ops = [op("GET", key="c/d"), op("INCR", key="c/f")]
+    condition = ("c/e", keyspace.entries["c/e"].rev)
+    assert in_lane(store, request("TXN", ops=ops, **{"if": [condition]}))
+    assert in_lane(store, request("MPUT", items={"c/k": 1, "c/l": 2, "other": 1}))
+    assert keyspace.evicted == 2
+    assert [key for key in keyspace.entries if key.startswith("c/")] == [
+        f"c/{name}" for name in "abcdefkl"
+    ]
+
+
+def test_a_lane_leaves_writes_to_a_cache_that_is_far_beyond_its_bound(store: MemoryStore) -> None:
+    keyspace = store.node.engine.keyspace
+    keyspace.set_caches([CacheBound("c/", 4_000)])
+    assert in_lane(store, request("MPUT", items={f"c/{number:03}": 1 for number in range(600)}))
+    assert in_lane(store, request("PUT", key="c/large", value="x" * 3_000))
+    for body in (request("PUT", key="c/x", value=1), request("PUT", key="other", value=1)):
+        assert not in_lane(store, body)
+    assert store.refused("FULL", "PUT", key="c/x", value=1)["retry"] is True
+    store.ok("PUT", key="other", value=1)
+    assert in_lane(store, request("GET", key="c/large"))
+    while keyspace.evict():
+        pass
+    assert in_lane(store, request("PUT", key="c/x", value=1))
+
+
 @pytest.mark.parametrize(
     "value", [nested(501), {"a": nested(500)}, [0] * 1_000 + [nested(500)], nested(100_000)]
 )
@@ -596,7 +629,7 @@ def test_all_of_it_under_address_sanitizer(tmp_path: Path) -> None:
     run_under_address_sanitizer(
         tmp_path, "zkv/compiled/_store",
         "tests/compiled/test_compiled.py", "tests/compiled/test_long.py",
-        "tests/keyspace/test_table.py", "tests/requests",
+        "tests/keyspace/test_table.py", "tests/keyspace/test_eviction.py", "tests/requests",
         "--ignore=tests/requests/test_exactly_once.py", "--ignore=tests/requests/test_model.py",
         "-k", "not leaves_nothing_behind and not half_done and not used_again and not given_back",
     )  # fmt: skip

@@ -14,6 +14,7 @@ from tests.forking import run_zkv
 from tests.support import ROOT, Raw, ServerProcess, eventually
 from zkv import config
 from zkv.config.schema import plain
+from zkv.errors import ConfigError
 
 FILE: Final = "[server]\nworkers = 3\n"
 VARIABLE: Final = {"ZKV_CFG_SERVER__WORKERS": "4"}
@@ -274,6 +275,97 @@ def test_check_takes_no_flags(tmp_path: Path) -> None:
     done = run_zkv("config", *FLAG, "--feed", "", "check", "c.toml", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "zkv: config check takes a file only, not --feed, --workers\n"
+
+
+# --- Arrays of tables ------------------------------------------------------------------------
+
+CACHES: Final = """
+[[cache]]
+prefix = "a/"
+max_bytes = 1_000
+
+# A comment.
+[log]
+requests = false
+
+[[cache]]
+max_bytes = 7
+prefix = "b/"
+policy = "ttl"
+"""
+
+
+def test_caches_are_shown_with_their_lines(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(CACHES)
+    tables, text = shown(tmp_path, "--config", "c.toml")
+    assert tables["cache"] == [
+        {"prefix": "a/", "max_bytes": 1_000, "policy": "lru"},
+        {"prefix": "b/", "max_bytes": 7, "policy": "ttl"},
+    ]
+    heads = [line for line in text.splitlines() if line.startswith("[[cache]]")]
+    assert [line.rpartition("  # ")[2] for line in heads] == ["c.toml:2", "c.toml:10"]
+    (tmp_path / "again.toml").write_text(text)
+    assert shown(tmp_path, "--config", "again.toml")[0] == tables
+    assert "cache" not in shown(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "faults"),
+    [
+        (
+            "cache = 3",
+            ["c.toml:1: cache: expected tables, that is, a line [[cache]] for each with"],
+        ),
+        ('[cache]\nprefix = "a"', ["c.toml:1: cache: expected tables, that is"]),
+        ("cache = [3]", ["c.toml:1: cache: expected tables"]),
+        (
+            "[[cache]]\n[[cache]]\nmax_bytes = 0\npolicy = 'lfu'\nprefix = ''",
+            [
+                "c.toml:1: cache[0].prefix is missing: expected text in quotes",
+                "c.toml:1: cache[0].max_bytes is missing: expected a whole number from 1 to",
+                "c.toml:3: cache[1].max_bytes: expected a whole number from 1 to 46116",
+                'c.toml:4: cache[1].policy: expected one of "lru", "ttl", got "lfu"',
+                'c.toml:5: cache[1].prefix: expected text that is not empty, got ""',
+            ],
+        ),
+        (
+            'cache = [{ prefx = "a", max_bytes = 1, prefix = 1 }]',
+            [
+                "c.toml:1: cache[0]: unknown setting 'prefx'; did you mean prefix?",
+                "c.toml:1: cache[0].prefix: expected text in quotes, got 1",
+            ],
+        ),
+        (
+            "[[cache]]\nprefix = 'a/b'\nmax_bytes = 1\n[[cache]]\nmax_bytes = 1\nprefix = 'a'\n",
+            ["c.toml:2: cache[0].prefix: 'a/b' begins with 'a', which is cache[1].prefix: an"],
+        ),
+        (
+            "[[cache]]\nprefix = 'a'\nmax_bytes = 1\n[[cache]]\nmax_bytes = 1\nprefix = 'a'\n",
+            ["c.toml:6: cache[1].prefix: 'a' begins with 'a', which is cache[0].prefix"],
+        ),
+    ],
+)
+def test_a_bad_cache_is_named(tmp_path: Path, file: str, faults: list[str]) -> None:
+    (tmp_path / "c.toml").write_text(file)
+    done = run_zkv("config", "check", "c.toml", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(faults)
+    for line, fault in zip(lines, faults, strict=True):
+        assert line.startswith(f"zkv: {fault}")
+
+
+def test_a_program_hears_which_cache_is_bad() -> None:
+    with pytest.raises(ConfigError, match=r"^zkv.Server: cache\[0\].max_bytes is missing"):
+        zkv.Server(cache=[{"prefix": "a"}])
+    with pytest.raises(ConfigError, match=r"^zkv.Server: cache: expected tables"):
+        zkv.Server(cache={"prefix": "a"})
+
+
+def test_caches_change_with_the_next_start(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, config=CACHES) as server:
+        reload(server, "[log]\nrequests = false\n", "cache changed from [{ prefix = ")
+        assert "to [], takes effect at the next start" in server.log()
 
 
 # --- SIGHUP ----------------------------------------------------------------------------------

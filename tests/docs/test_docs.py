@@ -460,7 +460,19 @@ def run_module(*arguments: str) -> str:
 
 
 def test_config_holds_every_setting_with_its_default() -> None:
-    assert tomllib.loads(text_of("config.toml")) == msgspec.to_builtins(config.Settings())
+    defaults = msgspec.to_builtins(config.Settings())
+    tables = {name: table for name, table in defaults.items() if name not in config.ARRAYS}
+    assert tomllib.loads(text_of("config.toml")) == tables
+
+
+def test_config_has_an_example_of_each_array() -> None:
+    """In a comment, since there is none by default."""
+    shown = re.findall(r"^# (\[\[\w+\]\]|\w+ = .+)$", text_of("config.toml"), re.MULTILINE)
+    examples = tomllib.loads("\n".join(shown))
+    assert examples.keys() == config.ARRAYS.keys()
+    for name, (example,) in examples.items():
+        assert example == msgspec.to_builtins(getattr(config.build(examples), name)[0])
+        assert example.keys() == set(config.ARRAYS[name].__struct_fields__)
 
 
 def test_config_loads() -> None:

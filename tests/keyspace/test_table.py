@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from zkv.keyspace import StoredEntry
 from zkv.keyspace.bounds import Range
-from zkv.keyspace.table import PythonTable, Table, is_compiled, new_table
+from zkv.keyspace.table import SAMPLES, PythonTable, Table, is_compiled, new_table
 
 TABLES = [PythonTable] if isinstance(new_table(), PythonTable) else [new_table, PythonTable]
 
@@ -217,6 +217,51 @@ def test_an_entry_keeps_its_place_whichever_value_it_gets(table: Table) -> None:
     for key in random.Random(4).sample(some, len(some)):
         table[key] = model[key]
     check(table, model, everything, 3_000)
+
+
+@pytest.mark.parametrize("by_expiry", [False, True])
+def test_what_is_picked_is_in_the_range_and_there_once(table: Table, by_expiry: bool) -> None:
+    """While keys come and go; also where the range has a few keys on both sides of a boundary."""
+    chance = random.Random(7)
+    some = names(5_000)
+    table.keep_clocks()
+    for key in chance.sample(some, len(some)):
+        table[key] = StoredEntry(b"x" * chance.randrange(1, 9), 1, chance.choice([None, 1, 2]))
+    for _ in range(300):
+        place, size = chance.randrange(5_000), chance.choice([0, 1, 9, 30, 400, 5_000])
+        low, high = some[place], (some + [None] * 5_000)[place + size]
+        asked, most = Range(low, high), chance.choice([0, 1, 3, 100])
+        picked = table.pick(asked, most, by_expiry)
+        assert len({key for key, _ in picked}) == len(picked)
+        there = table.count(asked)
+        assert min(most, there, 1) <= len(picked) <= min(most, there)
+        assert len(picked) == most or there > most * SAMPLES or there == len(picked)
+        for key, bytes_ in picked:
+            assert asked.holds(key)
+            assert bytes_ == len(key) + len(table[key].value)
+            del table[key]
+        table[chance.choice(some)] = StoredEntry(b"y", 2)
+
+
+def test_what_is_used_is_picked_last(table: Table) -> None:
+    table["before"] = StoredEntry(b"1", 1)
+    table.keep_clocks()
+    for rev, key in enumerate("abc", 2):
+        table[key] = StoredEntry(b"1", rev)
+    table.get("before")
+    table.get("a")
+    table.get("absent")
+    assert table["b"].rev == 3
+    assert [key for key, _ in table.pick(everything, 9, False)] == ["b", "c", "before", "a"]
+
+
+@pytest.mark.parametrize("bad", [(everything, -1, False), (everything, 1, False), (everything,)])
+def test_a_compiled_table_picks_only_what_it_can(bad: Any) -> None:
+    table: Any = new_table()
+    if not is_compiled(table):
+        pytest.skip("Python's table trusts its callers")
+    with pytest.raises((TypeError, ValueError)):
+        table.pick(*bad)
 
 
 def test_memory_is_used_again() -> None:

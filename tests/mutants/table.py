@@ -44,6 +44,8 @@ STORE: Final = "zkv/keyspace/store.py"
 TABLE: Final = "zkv/compiled/table.c"
 INDEX: Final = "zkv/compiled/index.c"
 COUNTS: Final = "zkv/compiled/counts.c"
+EVICT: Final = "zkv/compiled/evict.c"
+EVICTION: Final = "zkv/keyspace/eviction.py"
 REPLAY: Final = "zkv/compiled/replay.c"
 RECOVERY: Final = "zkv/durability/recovery.py"
 HANDSHAKES: Final = "zkv/broker/handshakes.py"
@@ -1087,8 +1089,8 @@ CLIENT: Final = [
     Mutant(
         "a value is computed by everybody who waited for the lock",
         "zkv/client/recipes/async_cache.py",
-        "            if kept is _MISSING:\n",
-        "            if True:\n",
+        "if kept is _MISSING:\n                    kept = await",
+        "if True:\n                    kept = await",
         ("tests/client/test_recipes.py", "-k", "computed_once and asyncio"),
     ),
     Mutant(
@@ -1341,6 +1343,89 @@ IN_TOOLS_OF_USERS: Final = [
 
 QUOTAS: Final = ("tests/requests/test_quotas.py",)
 COUNTED: Final = ("tests/keyspace/test_table.py", "-k", "bytes")
+CACHES: Final = ("tests/keyspace/test_eviction.py",)
+
+IN_CACHES: Final = [
+    Mutant(
+        "any entry is evicted",
+        EVICT,
+        "enum { SAMPLES = 10 };",
+        "enum { SAMPLES = 1 };",
+        (*CACHES, "-k", "exact_lru"),
+    ),
+    Mutant(
+        "an eviction takes entries after the prefix",
+        EVICT,
+        "    if (at.place >= self->index.leaves[at.leaf].count || is_before(&at, first) ||\n"
+        "        !is_before(&at, end))",
+        "    if (at.place >= self->index.leaves[at.leaf].count || is_before(&at, first))",
+        ("tests/keyspace/test_table.py", "-k", "in_the_range_and_there_once"),
+    ),
+    Mutant(
+        "what was read last goes first",
+        EVICT,
+        "return UINT32_MAX - (self->time - *table_clock(self, of->number));",
+        "return self->time - *table_clock(self, of->number);",
+        (*CACHES, "-k", "used_for_longest"),
+    ),
+    Mutant(
+        "what a lane reads is not used",
+        LANE,
+        "record *found = table_use(",
+        "record *found = table_find(",
+        ("tests/compiled/test_compiled.py", "-k", "uses_what_it_reads"),
+    ),
+    Mutant(
+        "an entry is picked twice",
+        EVICT,
+        "        if (found[i].number == last)\n            continue;\n",
+        "",
+        ("tests/keyspace/test_table.py", "-k", "in_the_range_and_there_once"),
+    ),
+    Mutant(
+        "a cache of which nothing is evicted in time takes more",
+        EVICTION,
+        "if growth > 0 and self._excess(each) > cache.slack:",
+        "if False:",
+        (*CACHES, "-k", "far_beyond"),
+    ),
+    Mutant(
+        "the lane goes on writing to a cache far beyond its bound",
+        STORE,
+        "return not self.sealed and not behind and self._log.takes_commits",
+        "return not self.sealed and self._log.takes_commits",
+        ("tests/compiled/test_compiled.py", "-k", "far_beyond"),
+    ),
+    Mutant(
+        "a long write evicts all at once",
+        EVICTION,
+        "left = self.make_room(min(most, MOST_AT_ONCE))",
+        "left = self.make_room(most)",
+        (*CACHES, "-k", "in_steps"),
+    ),
+    Mutant(
+        "the feed does not say that an entry was evicted",
+        STORE,
+        "        if transaction.evicts:\n            payload = EvictionPayload(payload)\n",
+        "",
+        ("tests/server/test_caches.py", "-k", "says_why"),
+    ),
+    Mutant(
+        "new quotas end the counting for caches",
+        STORE,
+        "self._quota_prefixes | self._cache_prefixes",
+        "self._quota_prefixes or self._cache_prefixes",
+        (*CACHES, "-k", "quotas_come_and_go"),
+    ),
+    Mutant(
+        "a cached function fails if its lock was evicted",
+        "zkv/client/recipes/cache.py",
+        "            if kept is _MISSING:\n                raise\n",
+        "            raise\n",
+        ("tests/server/test_caches.py", "-k", "cached_results"),
+    ),
+]
+
 IN_QUOTAS: Final = [
     Mutant(
         "the lane knows no quotas",
@@ -1433,4 +1518,5 @@ MUTANTS: Final = [
     *IN_BOUNDS,
     *IN_HANDSHAKES,
     *CLIENT, *IN_METRICS, *SETTINGS, *IN_USERS, *IN_TOOLS_OF_USERS, *IN_QUOTAS,
+    *IN_CACHES,
 ]  # fmt: skip

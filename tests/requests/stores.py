@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from zkv.keyspace import History, Keyspace, Sessions, StagedWrite, StoredEntry
 from zkv.keyspace.log import ChangeLog
-from zkv.keyspace.table import new_table
+from zkv.keyspace.table import Table, new_table
 
 
 class Store(Keyspace):
@@ -18,10 +18,11 @@ class Store(Keyspace):
         rev: int = 0,
         log: ChangeLog | None = None,
         history: int = 1_000,
+        kind: Callable[[], Table] = new_table,
     ) -> None:
         self.time = 1_000_000
         kept = History(history, 2**30, rev)
-        table = new_table()
+        table = kind()
         table.update(entries or {})
         super().__init__(lambda: self.time, Sessions(), kept, table, rev, log)
 

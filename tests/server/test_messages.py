@@ -68,15 +68,15 @@ def test_a_bad_setting(tmp_path: Path, text: str, why: str) -> None:
 
 def test_every_setting_says_what_it_may_be(tmp_path: Path) -> None:
     """A list of a table is nothing that any of them takes."""
-    for table in config.Settings.__struct_fields__:
-        for name in getattr(config.Settings(), table).__struct_fields__:
-            path = tmp_path / "config.toml"
-            path.write_text(f"[{table}]\n{name} = [{{}}]\n")
-            with pytest.raises(ConfigError) as raised:
-                config.merge(config.from_file(path))
-            assert f"{table}.{name}" in str(raised.value)
-            assert "expected" in str(raised.value)
-            assert "got" in str(raised.value)
+    for full_name in config.SETTINGS:
+        table, _, name = full_name.partition(".")
+        path = tmp_path / "config.toml"
+        path.write_text(f"[{table}]\n{name} = [{{}}]\n")
+        with pytest.raises(ConfigError) as raised:
+            config.merge(config.from_file(path))
+        assert full_name in str(raised.value)
+        assert "expected" in str(raised.value)
+        assert "got" in str(raised.value)
 
 
 PUT = {"op": "PUT", "key": "k", "value": 1}

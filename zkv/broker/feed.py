@@ -36,7 +36,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final
 
 import zmq
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.msgpack import encode
 
 from zkv.broker.connections import ConnectionCounter
@@ -69,6 +69,10 @@ MANY_ATTEMPTS: Final = 500
 """Failed attempts after which the log says so."""
 
 
+EVICTED: Final = "evicted"
+"""Why an entry of a cache was removed."""
+
+
 class ChangeMessage(Struct, frozen=True, gc=False):
     """The second frame of a change.
 
@@ -79,6 +83,7 @@ class ChangeMessage(Struct, frozen=True, gc=False):
         op: op of the change; see `zkv.keyspace.change.KeyChange`.
         key: the key.
         value: the packed value; nil if the key was removed.
+        reason: `EVICTED` if that is why it was removed; else it is left out.
     """
 
     rev: int
@@ -87,6 +92,7 @@ class ChangeMessage(Struct, frozen=True, gc=False):
     op: str
     key: str
     value: Raw
+    reason: str | UnsetType = UNSET
 
 
 class Heartbeat(Struct, frozen=True, gc=False):
@@ -283,9 +289,9 @@ class Feed:
                     self._heartbeat(socket)
 
     def _publish_commit(self, socket: zmq.Socket[bytes], commit: PackedCommit) -> None:
-        parts = commit.count
+        rev, parts, reason = commit.rev, commit.count, EVICTED if commit.evicts else UNSET
         for part, change in enumerate(commit.changes, 1):
-            message = ChangeMessage(commit.rev, part, parts, change.op, change.key, change.value)
+            message = ChangeMessage(rev, part, parts, change.op, change.key, change.value, reason)
             self._send(socket, change.key.encode(), encode(message))
         self.published += parts
 

@@ -47,6 +47,8 @@ _log = logging.getLogger("zkv.broker")
 
 MOST_FAILURES: Final = 100
 """After so many failures to receive in a row, the mailbox itself counts as failed."""
+EVICTION_PAUSE_SECONDS: Final = 0.00005
+"""Pause between two steps of evictions, so that other threads get the lock."""
 PAUSE_SECONDS: Final = 0.01
 """Pause after each of them: there may be memory again a moment later."""
 
@@ -164,7 +166,15 @@ class WorkerHandler:
                 call.batch = len(batch)
             else:
                 newest = max(newest, rev)
+            self._evict()
         return newest, calls
+
+    def _evict(self) -> None:
+        """Evict what a long request has left over: see `zkv.keyspace.eviction`."""
+        keyspace = self._engine.keyspace
+        with contextlib.suppress(MemoryError):  # The request itself is done.
+            while keyspace.owed and keyspace.evict():
+                time.sleep(EVICTION_PAUSE_SECONDS)
 
     def _run_in_lane(self, lane: WorkerLane, batch: Batch, place: int) -> int | None:
         with self._account.activity:

@@ -51,7 +51,7 @@ class Reloader:
 def _log_change(name: str, old: config.Settings, new: config.Settings) -> None:
     before = config.toml_value(config.value_of(old, name))
     after = config.toml_value(config.value_of(new, name))
-    if config.SETTINGS[name].live:
+    if name in config.SETTINGS and config.SETTINGS[name].live:
         _log.info("%s changed from %s to %s", name, before, after)
     else:
         _log.warning(

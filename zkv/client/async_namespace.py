@@ -433,6 +433,9 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
         its own, that is, a lambda or a ``partial``, needs a prefix. The client must be able to
         store arguments and results.
 
+        To bound what the results take, declare ``[[cache]]`` with the prefix ``cache/`` in the
+        server's settings, or with the ``prefix`` of the decorated function.
+
         Args:
             function: must be omitted: write the decorator with parentheses.
             ttl: seconds for which a result is kept, as for `put`; None = until the function's

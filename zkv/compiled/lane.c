@@ -40,7 +40,7 @@ static int is_live(const run *r, const record *found)
 
 static record *find(const Lane *self, const run *r, const step *of)
 {
-    record *found = table_find(self->table, of->hash, of->key.at, of->key.size);
+    record *found = table_use(self->table, of->hash, of->key.at, of->key.size);
     return r->past == NULL ? found : past_of(r, found);
 }
 
@@ -737,6 +737,7 @@ static PyObject *lane_run(Lane *self, PyObject *const *arguments, Py_ssize_t cou
     for (Py_ssize_t i = 0; i < STATES; i++)
         if (!read_state(&r, (size_t)i, PyTuple_GetItem(names, i), arguments[count + i]))
             return NULL;
+    self->table->time++;
     r.before = table_bytes(self->table);
     if (self->rest != NULL)
         self->table->long_run = &r;

@@ -114,8 +114,11 @@ typedef struct {
     size_t count;
     size_t key_bytes, value_bytes; /* of all records that are in the table */
     counts counts;
-    slot **chunks;
+    slot **chunks; /* behind the slots of each are, if `clocked`, as many clocks */
     uint32_t used, free; /* the first slot that was never used; the first free one, 0 = none */
+    uint32_t time;       /* what clocks show: runs of lanes, and calls of Python; wraps around */
+    int clocked;
+    uint64_t chance; /* the state of random numbers */
     ordered index;
     uint64_t seed[2]; /* random, so that clients cannot choose keys that share a bucket */
     PyObject *entry_type;
@@ -137,11 +140,19 @@ static inline slot *table_slot(const Table *self, uint32_t number)
     return &self->chunks[number >> SLOT_BITS][number & (SLOTS - 1)];
 }
 
+/* When the key of a slot was last used. Only if the table is `clocked`. */
+static inline uint32_t *table_clock(const Table *self, uint32_t number)
+{
+    return (uint32_t *)(self->chunks[number >> SLOT_BITS] + SLOTS) + (number & (SLOTS - 1));
+}
+
 extern PyType_Spec table_spec;
 
 uint32_t table_hash(const Table *, const unsigned char *key, size_t size);
 uint32_t *table_bucket(const Table *, uint32_t hash);
 record *table_find(const Table *, uint32_t hash, const unsigned char *key, size_t size);
+/* The same for who uses the entry: its clock shows that. */
+record *table_use(const Table *, uint32_t hash, const unsigned char *key, size_t size);
 void table_fetch(const Table *, uint32_t hash); /* prefetch its memory */
 /* Takes the reference, and passes on that of the replaced record, or NULL. 0 if there is no memory
  * for a new key; then nothing has changed. */
@@ -151,6 +162,10 @@ record *record_new(const unsigned char *key, size_t key_size, const unsigned cha
                    size_t value_size, int64_t rev, int64_t expires);
 void record_release(record *);
 PyObject *record_entry(const Table *, const record *); /* as a StoredEntry; None for NULL */
+PyObject *record_key(const record *);                  /* as a str */
+/* Read the arguments `low, high, low_included` of a Range: the positions of its first key and
+ * behind its last. 0 with an exception. */
+int table_range(Table *, PyObject *range, position *first, position *end);
 
 /* Build the index, unless it is there. All below needs it. 0 if there is no memory. */
 int index_build(Table *);
@@ -176,6 +191,11 @@ int64_t bytes_under(const Table *, const unsigned char *prefix, size_t size);
 PyObject *table_count_bytes(Table *, PyObject *prefixes);
 PyObject *table_count_more(Table *, PyObject *most);
 PyObject *table_bytes_under(Table *, PyObject *prefixes);
+
+/* --- Which entries to evict: evict.c ---------------------------------------------------------- */
+
+PyObject *table_keep_clocks(Table *, PyObject *unused);
+PyObject *table_pick(Table *, PyObject *arguments);
 
 typedef struct {
     PyObject_HEAD

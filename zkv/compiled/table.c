@@ -99,6 +99,22 @@ record *table_find(const Table *self, uint32_t hash, const unsigned char *key, s
     return number == 0 ? NULL : table_slot(self, number)->at;
 }
 
+/* Note that a key is used. */
+static inline void use(const Table *self, uint32_t number)
+{
+    if (self->clocked)
+        *table_clock(self, number) = self->time;
+}
+
+record *table_use(const Table *self, uint32_t hash, const unsigned char *key, size_t size)
+{
+    uint32_t number = *find_link(self, hash, key, size);
+    if (number == 0)
+        return NULL;
+    use(self, number);
+    return table_slot(self, number)->at;
+}
+
 static void fetch_record(const record *r)
 {
     __builtin_prefetch(r);
@@ -110,8 +126,11 @@ void table_fetch(const Table *self, uint32_t hash)
     uint32_t number = *table_bucket(self, hash);
     while (number != 0 && table_slot(self, number)->hash != hash)
         number = table_slot(self, number)->next;
-    if (number != 0)
-        fetch_record(table_slot(self, number)->at);
+    if (number == 0)
+        return;
+    fetch_record(table_slot(self, number)->at);
+    if (self->clocked)
+        __builtin_prefetch(table_clock(self, number));
 }
 
 /* Begin to grow. Without memory it tries again later: until then, chains are only longer. */
@@ -155,7 +174,8 @@ static int add_chunk(Table *self)
             return 0;
         self->chunks = chunks;
     }
-    return (self->chunks[count] = malloc(SLOTS * sizeof(slot))) != NULL;
+    size_t size = sizeof(slot) + (self->clocked ? sizeof(uint32_t) : 0);
+    return (self->chunks[count] = malloc(SLOTS * size)) != NULL;
 }
 
 /* Take a free slot for a record; returns its number. */
@@ -170,6 +190,7 @@ static uint32_t take_slot(Table *self, uint32_t hash, record *at)
         number = self->used++;
     }
     *table_slot(self, number) = (slot){at, 0, hash};
+    use(self, number);
     return number;
 }
 
@@ -213,6 +234,7 @@ int table_put(Table *self, uint32_t hash, record *now, record **before)
     if (number == 0)
         return *before = NULL, add(self, hash, now);
     slot *there = table_slot(self, number);
+    use(self, number);
     *before = there->at;
     there->at = now;
     count_bytes(self, now, 0, (size_t)now->value_size - (*before)->value_size);
@@ -272,19 +294,20 @@ static PyObject *table_get(Table *self, PyObject *arguments)
     name n;
     if (!PyArg_UnpackTuple(arguments, "get", 1, 2, &key, &otherwise) || !to_name(self, key, &n))
         return NULL;
-    record *r = table_find(self, n.hash, n.at, n.size);
+    self->time++;
+    record *r = table_use(self, n.hash, n.at, n.size);
     return r == NULL ? Py_NewRef(otherwise) : record_entry(self, r);
 }
 
-/* Return a record's key as a str; NULL, with an exception, if memory runs out. Likewise below. */
-static PyObject *to_key(const record *r)
+/* NULL, with an exception, if memory runs out. Likewise below. */
+PyObject *record_key(const record *r)
 {
     return PyUnicode_FromStringAndSize((const char *)r->bytes, (Py_ssize_t)r->key_size);
 }
 
 static PyObject *to_pair(const Table *self, const record *r)
 {
-    PyObject *key = to_key(r), *entry = record_entry(self, r);
+    PyObject *key = record_key(r), *entry = record_entry(self, r);
     PyObject *pair = key == NULL || entry == NULL ? NULL : PyTuple_Pack(2, key, entry);
     Py_XDECREF(key);
     Py_XDECREF(entry);
@@ -316,9 +339,7 @@ static PyObject *to_pairs(const Table *self, const uint32_t *numbers, size_t cou
 /* Build the index if it is not there. 0, with an exception, if memory ends. */
 static int is_ordered(Table *self) { return index_build(self) || (PyErr_NoMemory(), 0); }
 
-/* Read the arguments `low, high, low_included` of a Range: the positions of its first key and
- * behind its last. 0 with an exception. */
-static int to_range(Table *self, PyObject *range, position *first, position *end)
+int table_range(Table *self, PyObject *range, position *first, position *end)
 {
     PyObject *low, *high;
     int included;
@@ -344,7 +365,7 @@ static PyObject *table_pairs(Table *self, PyObject *arguments)
     int reverse = 0;
     position first, end;
     if (!PyArg_ParseTuple(arguments, "On|p", &range, &most, &reverse) ||
-        !to_range(self, range, &first, &end))
+        !table_range(self, range, &first, &end))
         return NULL;
     size_t room = most < 0 ? 0 : (size_t)most < self->count ? (size_t)most : self->count, count = 0;
     uint32_t *numbers = PyMem_Calloc(room + 1, sizeof *numbers);
@@ -361,7 +382,7 @@ static PyObject *table_pairs(Table *self, PyObject *arguments)
 static PyObject *table_count(Table *self, PyObject *range)
 {
     position first, end;
-    if (!to_range(self, range, &first, &end))
+    if (!table_range(self, range, &first, &end))
         return NULL;
     size_t low = index_rank(self, &first), high = index_rank(self, &end);
     return PyLong_FromSize_t(high > low ? high - low : 0);
@@ -374,7 +395,7 @@ static PyObject *table_deadlines(Table *self, PyObject *unused)
     for (uint32_t i = 1; deadlines != NULL && i < self->used; i++) {
         const record *r = table_slot(self, i)->at;
         if (r != NULL && r->expiring &&
-            !list_append(deadlines, Py_BuildValue("(LN)", (long long)record_expires(r), to_key(r))))
+            !list_append(deadlines, Py_BuildValue("(LN)", (long long)record_expires(r), record_key(r))))
             Py_CLEAR(deadlines);
     }
     return deadlines;
@@ -424,6 +445,7 @@ static int table_ass_subscript(Table *self, PyObject *key, PyObject *entry)
     if (!to_name(self, key, &n))
         return -1;
     record *before;
+    self->time++;
     if (entry == NULL) {
         before = table_remove(self, n.hash, n.at, n.size);
         if (before == NULL)
@@ -458,7 +480,7 @@ static PyObject *table_iter(Table *self)
     PyObject *keys = PyList_New(0), *iterator = NULL;
     int well = keys != NULL;
     while (well && is_before(&at, &end))
-        well = list_append(keys, to_key(table_slot(self, index_next(self, &at))->at));
+        well = list_append(keys, record_key(table_slot(self, index_next(self, &at))->at));
     if (well)
         iterator = PyObject_GetIter(keys);
     Py_XDECREF(keys);
@@ -482,6 +504,7 @@ static PyObject *table_new(PyTypeObject *type, PyObject *arguments, PyObject *ke
         return PyErr_Format(PyExc_ValueError, "needs a seed of 16 bytes, and memory");
     }
     memcpy(self->seed, PyBytes_AsString(seed), sizeof self->seed);
+    self->chance = self->seed[0];
     return (PyObject *)self;
 }
 
@@ -517,6 +540,8 @@ static PyMethodDef table_methods[] = {
     {"count_bytes", (PyCFunction)table_count_bytes, METH_O, NULL},
     {"count_more", (PyCFunction)table_count_more, METH_O, NULL},
     {"bytes_under", (PyCFunction)table_bytes_under, METH_O, NULL},
+    {"keep_clocks", (PyCFunction)table_keep_clocks, METH_NOARGS, NULL},
+    {"pick", (PyCFunction)table_pick, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -574,7 +599,7 @@ static PyObject *replaced_entries(Replaced *self, PyObject *unused)
     PyObject *entries = PyDict_New();
     for (size_t i = self->count; entries != NULL && i > 0; i--) {
         const replacement *pair = &self->pairs[i - 1];
-        PyObject *key = to_key(pair->now);
+        PyObject *key = record_key(pair->now);
         PyObject *entry = record_entry(self->table, pair->before);
         if (key == NULL || entry == NULL || PyDict_SetItem(entries, key, entry) < 0)
             Py_CLEAR(entries);

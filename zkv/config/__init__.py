@@ -16,7 +16,9 @@ from zkv.config.layers import (
 )
 from zkv.config.memory import fit_memory
 from zkv.config.schema import (
+    ARRAYS,
     SETTINGS,
+    CacheSettings,
     DurabilitySettings,
     LimitSettings,
     LogSettings,
@@ -29,7 +31,9 @@ from zkv.config.schema import (
 from zkv.config.toml import toml_file, toml_value
 
 __all__ = [
+    "ARRAYS",
     "SETTINGS",
+    "CacheSettings",
     "DurabilitySettings",
     "Layer",
     "LimitSettings",

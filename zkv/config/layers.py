@@ -8,6 +8,7 @@ relate is checked in the merged whole.
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Final, NamedTuple, get_args, get_origin
 import msgspec
 
 from zkv.config.schema import (
+    ARRAYS,
     PREFIX,
     SETTINGS,
     TABLES,
@@ -24,6 +26,8 @@ from zkv.config.schema import (
     contradictions,
     fault_of,
     fault_of_table,
+    faults_of_item,
+    faults_of_whole,
     plain,
     value_of,
 )
@@ -49,11 +53,13 @@ class Layer:
 
     Attributes:
         given: the good ones, by full name.
+        arrays: the tables of each array that it has.
         faults: an explanation of each bad one, beginning with its place.
     """
 
     def __init__(self) -> None:
         self.given: dict[str, Given] = {}
+        self.arrays: dict[str, list[Given]] = {}
         self.faults: list[str] = []
 
     def add(self, name: str, value: Any, place: str) -> None:
@@ -64,9 +70,28 @@ class Layer:
         else:
             self.faults.append(f"{place}: {fault}")
 
+    def add_array(
+        self, array: str, tables: list[dict[str, Any]], place: Callable[[str], str]
+    ) -> None:
+        """Check the tables of an array, and add them, or their faults.
+
+        Args:
+            array: its name.
+            tables: its tables.
+            place: returns the place of one of them, such as ``cache[0]``, or of a setting in it.
+        """
+        each = [
+            fault for at, table in enumerate(tables) for fault in faults_of_item(array, at, table)
+        ]
+        faults = each or list(faults_of_whole(array, tables))
+        self.faults += [f"{place(name)}: {fault}" for name, fault in faults]
+        self.arrays[array] = [
+            Given(table, place(f"{array}[{at}]")) for at, table in enumerate(tables)
+        ]
+
 
 class MergedSettings(NamedTuple):
-    """Settings, and for each full name the place where its value comes from."""
+    """Settings, and where they come from: by full name, and tables of arrays as ``cache[0]``."""
 
     settings: Settings
     places: dict[str, str]
@@ -82,14 +107,19 @@ def merge(*layers: Layer) -> MergedSettings:
         if layer.faults:
             raise ConfigError(layer.faults[0])
     given = {name: each for layer in layers for name, each in layer.given.items()}
-    tables: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
+    arrays = {array: each for layer in layers for array, each in layer.arrays.items()}
+    tables: dict[str, Any] = {table: {} for table in TABLES}
     for name, each in given.items():
         tables[SETTINGS[name].table][SETTINGS[name].name] = each.value
+    for array, items in arrays.items():
+        tables[array] = [item.value for item in items]
     settings = msgspec.convert(tables, Settings)
     for names, fault in contradictions(settings):
         places = dict.fromkeys(given[name].place for name in names if name in given)
         raise ConfigError(f"{', '.join(places)}: {fault}")
     places_of = {name: given[name].place if name in given else DEFAULT for name in SETTINGS}
+    for array, items in arrays.items():
+        places_of |= {f"{array}[{at}]": item.place for at, item in enumerate(items)}
     return MergedSettings(settings, places_of)
 
 
@@ -107,7 +137,12 @@ def from_file(path: Path) -> Layer:
     except BadTextError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     lines = _lines(text)
-    return _from_table(table, lambda name: f"{path}:{lines[name]}" if name in lines else str(path))
+
+    def place(name: str) -> str:
+        line = lines.get(name) or lines.get(name.partition("[")[0])
+        return str(path) if line is None else f"{path}:{line}"
+
+    return _from_table(table, place)
 
 
 def from_environment(variables: Mapping[str, str]) -> Layer:
@@ -144,8 +179,8 @@ def override(settings: Settings, **tables: dict[str, Any]) -> Settings:
 
 
 def changes(old: Settings, new: Settings) -> list[str]:
-    """Return the full names of the settings that differ."""
-    return [name for name in SETTINGS if value_of(old, name) != value_of(new, name)]
+    """Return the full names of the settings and arrays that differ."""
+    return [name for name in [*SETTINGS, *ARRAYS] if value_of(old, name) != value_of(new, name)]
 
 
 def with_live(old: Settings, new: Settings) -> Settings:
@@ -174,6 +209,9 @@ def _from_table(table: dict[str, Any], place: Callable[[str], str]) -> Layer:
         if fault is not None:
             layer.faults.append(f"{place(section)}: {fault}")
             continue
+        if section in ARRAYS:
+            layer.add_array(section, values, place)
+            continue
         for key, value in values.items():
             name = f"{section}.{key}"
             layer.add(name, value, place(name))
@@ -181,13 +219,21 @@ def _from_table(table: dict[str, Any], place: Callable[[str], str]) -> Layer:
 
 
 def _lines(text: str) -> dict[str, int]:
-    """Return the number of the line in which each table and setting of a valid TOML file begins."""
+    """Return the number of the line in which each table and setting of a valid TOML file begins.
+
+    The tables of an array are numbered, as in ``cache[0].prefix``.
+    """
     lines: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     header, begin = "", 1
     for statement, table in statements(text):
         names = _names(table)
         if statement.lstrip().startswith("["):
             header = names[-1] if names else ""
+            if statement.lstrip().startswith("[["):
+                counts[header] += 1
+                header = f"{header}[{counts[header] - 1}]"
+                names.append(header)
         else:
             names = [f"{header}.{name}" if header else name for name in names]
         for name in names:

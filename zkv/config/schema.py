@@ -1,7 +1,8 @@
 """The schema of the settings: which there are, and the values that each may have.
 
 The classes are the schema: one for each table of config.toml. `SETTINGS` is derived from them, and
-from it the names of variables, the checks, and what SIGHUP applies.
+from it the names of variables, the checks, and what SIGHUP applies. An array of tables, such as
+[[cache]], comes from a file or a program as a whole: see `ARRAYS`.
 """
 
 from __future__ import annotations
@@ -89,6 +90,14 @@ class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     history_bytes: Annotated[int, Meta(ge=0, le=2**62)] = 64 * 1024 * 1024
 
 
+class CacheSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A prefix under which the server evicts entries, so that they fit into a bound."""
+
+    prefix: Annotated[str, Meta(min_length=1)]
+    max_bytes: Positive
+    policy: Literal["lru", "ttl"] = "lru"
+
+
 class MetricsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to look into the server."""
 
@@ -111,7 +120,7 @@ class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All settings, one field for each table of config.toml."""
+    """All settings, one field for each table of config.toml, and for each array of tables."""
 
     server: ServerSettings = field(default_factory=ServerSettings)
     security: SecuritySettings = field(default_factory=SecuritySettings)
@@ -119,6 +128,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     limits: LimitSettings = field(default_factory=LimitSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    cache: list[CacheSettings] = field(default_factory=list)
 
 
 class Setting(NamedTuple):
@@ -142,9 +152,18 @@ PREFIX: Final = "ZKV_CFG_"
 """The beginning of the names of all variables that are settings."""
 
 TABLES: Final[dict[str, type[Struct]]] = {
-    each.name: each.type for each in msgspec.structs.fields(Settings)
+    each.name: each.type
+    for each in msgspec.structs.fields(Settings)
+    if get_origin(each.type) is not list
 }
 """The tables of config.toml."""
+
+ARRAYS: Final[dict[str, type[Struct]]] = {
+    each.name: get_args(each.type)[0]
+    for each in msgspec.structs.fields(Settings)
+    if get_origin(each.type) is list
+}
+"""The arrays of tables, and the class of their tables. No variable sets them, nor does SIGHUP."""
 
 
 def _settings() -> Iterator[Setting]:
@@ -160,7 +179,9 @@ SETTINGS: Final[dict[str, Setting]] = {f"{each.table}.{each.name}": each for eac
 
 
 def value_of(settings: Settings, name: str) -> Any:
-    """Return the value of the setting with this full name."""
+    """Return the value of the setting with this full name, or of an array."""
+    if name in ARRAYS:
+        return msgspec.to_builtins(getattr(settings, name))
     setting = SETTINGS[name]
     return getattr(getattr(settings, setting.table), setting.name)
 
@@ -177,15 +198,55 @@ def plain(kind: Any) -> tuple[Any, Meta]:
 
 def fault_of_table(table: str, values: Any) -> str | None:
     """Explain the fault of a table of config.toml, apart from its settings; None if it has none."""
+    if table in ARRAYS:
+        return _fault_of_array(table, values)
     if table not in TABLES:
         home = next((each.table for each in SETTINGS.values() if each.name == table), None)
         if home is not None:
             return f"unknown setting {table!r}: it belongs into the table [{home}]"
-        return _unknown(table, list(TABLES))
+        return _unknown(table, [*TABLES, *ARRAYS])
     if not isinstance(values, dict):
         expected = f"a table, that is, a line [{table}] with its settings below"
         return f"{table}: expected {expected}, got {_shown(values)}"
     return None
+
+
+def _fault_of_array(array: str, values: Any) -> str | None:
+    if isinstance(values, list) and all(isinstance(each, dict) for each in values):
+        return None
+    expected = f"tables, that is, a line [[{array}]] for each with its settings below"
+    return f"{array}: expected {expected}, got {_shown(values)}"
+
+
+def faults_of_item(array: str, place: int, values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each fault of a table of an array: the name of the place, and the explanation."""
+    names = {each.name: each for each in msgspec.structs.fields(ARRAYS[array])}
+    here = f"{array}[{place}]"
+    for name, value in values.items():
+        if name not in names:
+            yield f"{here}.{name}", f"{here}: {_unknown(name, list(names))}"
+            continue
+        default = "" if names[name].required else names[name].default
+        setting = Setting(array, name, names[name].type, default, False)
+        if fault := _fault_of_type(f"{here}.{name}", setting, value):
+            yield f"{here}.{name}", fault
+    for name, each in names.items():
+        if each.required and name not in values:
+            yield here, f"{here}.{name} is missing: expected {_describe(each.type, '', None)}"
+
+
+def faults_of_whole(array: str, values: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Yield each fault in how the tables of an array relate, likewise. Each by itself is good."""
+    prefixes = [each["prefix"] for each in values]
+    for place, prefix in enumerate(prefixes):
+        for other, outer in enumerate(prefixes):
+            if other != place and prefix.startswith(outer) and (prefix != outer or other < place):
+                name = f"{array}[{place}].prefix"
+                yield (
+                    name,
+                    f"{name}: {prefix!r} begins with {outer!r}, which is {array}[{other}].prefix: "
+                    f"an entry can be in one only",
+                )
 
 
 def fault_of(name: str, value: Any) -> str | None:
@@ -199,12 +260,18 @@ def fault_of(name: str, value: Any) -> str | None:
     if setting is None:
         table, _, key = name.partition(".")
         return f"{table}: {_unknown(key, list(TABLES[table].__struct_fields__))}"
+    if fault := _fault_of_type(name, setting, value):
+        return fault
+    fault = _RULES[name](value) if name in _RULES else None
+    return None if fault is None else f"{name}: {fault}"
+
+
+def _fault_of_type(name: str, setting: Setting, value: Any) -> str | None:
     try:
         msgspec.convert(value, setting.kind)
     except msgspec.ValidationError as error:
         return _explain(name, setting, value, str(error))
-    fault = _RULES[name](value) if name in _RULES else None
-    return None if fault is None else f"{name}: {fault}"
+    return None
 
 
 def contradictions(settings: Settings) -> Iterator[tuple[list[str], str]]:

@@ -2,6 +2,7 @@
 
 from zkv.keyspace.change import DELETE, EXPIRE, PUT, TOUCH, Commit, KeyChange, Once, PackedCommit
 from zkv.keyspace.entry import ABSENT, StoredEntry
+from zkv.keyspace.eviction import CacheBound
 from zkv.keyspace.expirer import Expirer
 from zkv.keyspace.history import Cursor, History
 from zkv.keyspace.log import CommitLog, MemoryLog
@@ -16,6 +17,7 @@ __all__ = [
     "EXPIRE",
     "PUT",
     "TOUCH",
+    "CacheBound",
     "Commit",
     "CommitLog",
     "Cursor",

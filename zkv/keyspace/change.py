@@ -154,6 +154,16 @@ def require_size(size: int) -> None:
         )
 
 
+class EvictionPayload(bytes):
+    """The payload of an eviction.
+
+    In files it is like that of entries that have expired. In memory its class tells the feed why
+    they are gone.
+    """
+
+    __slots__ = ()
+
+
 class PackedCommit(Struct, frozen=True, gc=False):
     """A commit of the history, for those who read it.
 
@@ -172,6 +182,11 @@ class PackedCommit(Struct, frozen=True, gc=False):
     def count(self) -> int:
         """Its number of changes."""
         return count_in(self.payload)
+
+    @property
+    def evicts(self) -> bool:
+        """True if it evicts what it removes. Not known any more after a restart."""
+        return isinstance(self.payload, EvictionPayload)
 
     @property
     def changes(self) -> tuple[KeyChange, ...]:

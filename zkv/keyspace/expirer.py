@@ -1,7 +1,8 @@
-"""The expiry thread: removes expired entries in small steps.
+"""The expiry thread: removes expired entries, and evicts what writers leave to it, in small steps.
 
-It sleeps until the earliest deadline, and is woken when an earlier one is set. Readers do not
-depend on it: they never see an expired entry. It frees memory, and logs each removal as a change.
+It sleeps until the earliest deadline, and is woken when an earlier one is set, or when there is
+something to evict (`zkv.keyspace.eviction`). Readers do not depend on it: they never see an expired
+entry. It frees memory, and logs each removal as a change.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ RETRY_SECONDS: Final = 1.0
 
 
 class Expirer:
-    """Removes expired entries in a thread of its own.
+    """Removes expired entries, and evicts, in a thread of its own.
 
     Args:
         keyspace: holds the entries.
@@ -65,6 +66,8 @@ class Expirer:
         """Remove some; return the seconds until the next step, None = until the alarm."""
         try:
             rest = self._keyspace.expire(STEP)
+            if self._keyspace.evict():
+                rest = 0
             self._removed()
         except ReadOnly:
             return RETRY_SECONDS  # The log reports it; readers see no expired entry anyway.
@@ -73,7 +76,7 @@ class Expirer:
         except BaseException:  # A bug, or no memory; the thread goes on.
             if not self._failing:  # Logged once, not at every attempt.
                 self._failing = True
-                _log.critical("expired keys cannot be removed; trying again", exc_info=True)
+                _log.critical("entries cannot be expired or evicted; trying again", exc_info=True)
             return RETRY_SECONDS
         self._failing = False
         return None if rest is None else min(max(rest / 1000, PAUSE_SECONDS), LONGEST_SLEEP)

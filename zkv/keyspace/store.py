@@ -22,8 +22,9 @@ from msgspec import Struct
 from sortedcontainers import SortedList
 
 from zkv.errors import Compacted, NotFound, ShuttingDown
-from zkv.keyspace.change import EXPIRE, Commit, Once, PackedCommit
+from zkv.keyspace.change import EXPIRE, Commit, EvictionPayload, Once, PackedCommit
 from zkv.keyspace.entry import ABSENT, StoredEntry
+from zkv.keyspace.eviction import MOST_EVICTED, Evictor
 from zkv.keyspace.lock import StoreLock
 from zkv.keyspace.log import MemoryLog
 from zkv.keyspace.room import (
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from zkv.compiled._store import Replaced
     from zkv.compiled._store import Run as LaneRun
     from zkv.keyspace.bounds import Range
+    from zkv.keyspace.eviction import CacheBound
     from zkv.keyspace.history import Cursor, History
     from zkv.keyspace.log import ChangeLog
     from zkv.keyspace.sessions import Sessions
@@ -148,7 +150,8 @@ class Keyspace:
         self.history = history
         self.entries: Table = new_table() if entries is None else entries
         self.alarm: Callable[[], None] = lambda: None
-        """Called, lock held, when an entry is going to expire before all others."""
+        """Called, lock held, when an entry is going to expire before all others, or if a write
+        could not evict all that has to go."""
         self._deadlines: SortedList[tuple[int, str]] = SortedList(self.entries.deadlines())
         self.rev = rev
         """The revision of the last committed write, 0 at first."""
@@ -163,6 +166,9 @@ class Keyspace:
         """Number of expired entries that have been removed. Lock held."""
         self.sealed = False
         """True once writes are refused because the server stops."""
+        self._evictor: Evictor | None = None
+        self._quota_prefixes: set[str] = set()
+        self._cache_prefixes: set[str] = set()
 
     def __len__(self) -> int:
         with self.lock:
@@ -294,11 +300,23 @@ class Keyspace:
         if not changes and once is None:
             return 0
         require_room(self.entries, transaction)
+        if self._evictor is None:
+            return self.record(transaction, once)
+        self._evictor.require_room(transaction)
+        lsn = self.record(transaction, once)
+        self._evictor.pay(len(changes))
+        return lsn
+
+    def record(self, transaction: StagedWrite, once: Once | None = None) -> int:
+        """Log and apply a transaction as `commit` does, but evict nothing. Raises the same."""
+        changes = transaction.changes
         now = self.now()
         lsn = self._log.last_lsn + 1
         payload = Commit(transaction.reply_rev, now, lsn, tuple(changes), once).pack()
         if self._limit is not None:
             self._require_memory(self._limit, transaction, len(payload))
+        if transaction.evicts:
+            payload = EvictionPayload(payload)
         self._log.append(payload)
         rev = self.rev
         if changes:
@@ -344,6 +362,17 @@ class Keyspace:
         self.history.extend(run.payloads, run.changes, run.bytes, self._log.safe_rev)
         remembered, self._remembered_in_run = self._remembered_in_run, []
         self._keep(Undo(lsn, before, replaced, remembered))
+        if self._evictor is not None:
+            self._evictor.pay(run.changes)
+
+    def set_caches(self, caches: Sequence[CacheBound]) -> None:
+        """Let these prefixes be caches, from now on. Else as `set_quotas`."""
+        with self.lock:
+            if any(cache.policy == "lru" for cache in caches):
+                self.entries.keep_clocks()
+            self._evictor = Evictor(self, caches) if caches else None
+            self._cache_prefixes = {cache.prefix for cache in caches}
+        self._count_bytes()
 
     def set_quotas(self, quotas: Iterable[Quota]) -> None:
         """Count what these quotas limit, from now on; return when all that is there is counted.
@@ -352,9 +381,13 @@ class Keyspace:
         keys under them, in small steps, between which it does not hold the lock. Until it returns,
         quotas with such prefixes limit nothing. One thread at a time may call it.
         """
+        self._quota_prefixes = {prefix for quota in quotas for prefix in quota.prefixes}
+        self._count_bytes()
+
+    def _count_bytes(self) -> None:
         entries = self.entries
         with self.lock:
-            entries.count_bytes({prefix for quota in quotas for prefix in quota.prefixes})
+            entries.count_bytes(self._quota_prefixes | self._cache_prefixes)
             more = entries.count_more(COUNTED_ENTRIES)
         while more:
             time.sleep(PAUSE_SECONDS)
@@ -370,6 +403,22 @@ class Keyspace:
     def takes_writes(self) -> bool:
         """True unless the log or a stopping server refuses writes. Lock held."""
         return not self.sealed and self._log.takes_commits
+
+    @property
+    def takes_runs(self) -> bool:
+        """True if the lane may write; else each write has to be looked at. Lock held."""
+        behind = self._evictor is not None and self._evictor.behind
+        return not self.sealed and not behind and self._log.takes_commits
+
+    @property
+    def owed(self) -> int:
+        """Number of entries that writers have still to evict: see `zkv.keyspace.eviction`."""
+        return 0 if self._evictor is None else self._evictor.owed
+
+    @property
+    def evicted(self) -> int:
+        """Number of entries that have been evicted."""
+        return 0 if self._evictor is None else self._evictor.evicted
 
     def write_hooks(self) -> WriteHooks:
         """Return the functions that a lane must call for its writes."""
@@ -414,6 +463,12 @@ class Keyspace:
                 self.commit(transaction)
                 self.expired += 1
             return max(0, self._deadlines[0][0] - self.now()) if self._deadlines else None
+
+    def evict(self) -> bool:
+        """Evict some of what has to go; return True if some is left, and can be evicted."""
+        with self.lock:
+            evictor = self._evictor
+            return evictor is not None and evictor.make_room(MOST_EVICTED) and self.takes_writes
 
     def forget_safe(self) -> None:
         """Free what is kept only until commits are safe: their undo, and surplus history."""
@@ -462,12 +517,14 @@ class Keyspace:
         """Return INFO's fields about sessions, history, expiry and memory."""
         with self.lock:
             self.sessions.forget_silent(self.now())
+            caches = {} if self._evictor is None else {"caches": self._evictor.statistics()}
             self.history.trim(self._safe_rev())
             return {
                 "sessions": self.sessions.statistics(),
                 "history": self.history.statistics(),
                 "expiring": len(self._deadlines),
                 "memory": self._memory(),
+                **caches,
             }
 
     def _memory(self) -> dict[str, int]:

@@ -9,17 +9,22 @@ the order of their bytes in UTF-8, and so the protocol's order.
 
 from __future__ import annotations
 
+import math
 import os
+import random
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from sortedcontainers import SortedDict
 
 from zkv import compiled
 from zkv.keyspace.bounds import Range, after_prefix
 from zkv.keyspace.entry import StoredEntry, entry_bytes
+
+SAMPLES: Final = 10
+"""Entries that `Table.pick` looks at for each one that it picks."""
 
 
 class Table(MutableMapping[str, StoredEntry]):
@@ -65,6 +70,19 @@ class Table(MutableMapping[str, StoredEntry]):
         complete, or if it is not counted at all.
         """
 
+    @abstractmethod
+    def keep_clocks(self) -> None:
+        """Note, from now on, which keys are used: read by `get` or the lane, or set."""
+
+    @abstractmethod
+    def pick(self, keys: Range, most: int, by_expiry: bool, /) -> list[tuple[str, int]]:
+        """Pick at most ``most`` keys of a range to evict, and return them with their bytes.
+
+        The first is the first to go. They are the best of a random sample: those that expire first
+        or, if not ``by_expiry``, those that have not been used for longest, for which the table
+        must keep clocks. Among equals, what was written first goes first.
+        """
+
 
 class PythonTable(SortedDict[str, StoredEntry], Table):
     """The table in pure Python. It counts what assignment, `del`, `pop` and `update` do.
@@ -82,6 +100,8 @@ class PythonTable(SortedDict[str, StoredEntry], Table):
         # Those whose count is not complete; a walk is in the first.
         self._uncounted: list[str] = []
         self._reached = ""  # Its keys before this one are counted.
+        self._clocks: dict[str, int] | None = None  # When each key was last used.
+        self._time = 0
         self.update(entries or {})
 
     def __setitem__(self, key: str, entry: StoredEntry) -> None:
@@ -89,11 +109,21 @@ class PythonTable(SortedDict[str, StoredEntry], Table):
         self._count(key, -1)
         super().__setitem__(key, entry)
         self._count(key, 1)
+        self._use(key)
 
     def __delitem__(self, key: str) -> None:
         """See `Table`."""
         self._count(key, -1)
         super().__delitem__(key)
+        if self._clocks is not None:
+            self._clocks.pop(key, None)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """See `Table`."""
+        entry = super().get(key, default)
+        if entry is not default:
+            self._use(key)
+        return entry
 
     pop = MutableMapping.pop  # type: ignore[assignment]
 
@@ -110,7 +140,7 @@ class PythonTable(SortedDict[str, StoredEntry], Table):
 
     def _count(self, key: str, sign: int) -> None:
         """Add the sizes of an entry, if it is there, or subtract them."""
-        entry = self.get(key)
+        entry = super().get(key)
         if entry is not None:
             self._key_bytes += sign * len(key.encode())
             self._value_bytes += sign * len(entry.value)
@@ -163,6 +193,32 @@ class PythonTable(SortedDict[str, StoredEntry], Table):
             return None
         return sum([self._bytes_under[prefix] for prefix in prefixes])
 
+    def _use(self, key: str) -> None:
+        if self._clocks is not None:
+            self._time += 1
+            self._clocks[key] = self._time
+
+    def keep_clocks(self) -> None:
+        """See `Table`."""
+        self._clocks = {}
+
+    def pick(self, keys: Range, most: int, by_expiry: bool, /) -> list[tuple[str, int]]:
+        """See `Table`."""
+        there = self._places(keys)
+        places: Iterable[int] = there
+        if len(there) > most * SAMPLES:
+            places = set(random.choices(there, k=most * SAMPLES))  # noqa: S311  guards nothing
+        clocks = self._clocks or {}
+
+        def rank(item: tuple[str, StoredEntry]) -> tuple[float, int]:
+            key, entry = item
+            if by_expiry:
+                return math.inf if entry.expires is None else entry.expires, entry.rev
+            return clocks.get(key, 0), entry.rev
+
+        found = sorted(map(self.peekitem, places), key=rank)
+        return [(key, entry_bytes(key, entry)) for key, entry in found[:most]]
+
     def pairs(
         self, keys: Range, most: int, reverse: bool = False, /
     ) -> list[tuple[str, StoredEntry]]:
@@ -175,9 +231,13 @@ class PythonTable(SortedDict[str, StoredEntry], Table):
 
     def count(self, keys: Range) -> int:
         """See `Table`."""
+        return len(self._places(keys))
+
+    def _places(self, keys: Range) -> range:
+        """The places of the keys of a range among all keys."""
         bisect = self.bisect_left if keys.low_included else self.bisect_right
         high = len(self) if keys.high is None else self.bisect_left(keys.high)
-        return max(0, high - bisect(keys.low))
+        return range(bisect(keys.low), high)
 
     def deadlines(self) -> list[tuple[int, str]]:
         """See `Table`."""

@@ -34,13 +34,15 @@ class StagedWrite:
         staged: the new entry of each changed key; None if it is removed.
         rev: the revision that the transaction will have if it changes anything.
         quota: the quota of the user that runs it; None = there is none.
+        evicts: True if it evicts entries of a cache.
     """
 
-    __slots__ = ("_size", "_store", "changes", "quota", "rev", "staged")
+    __slots__ = ("_size", "_store", "changes", "evicts", "quota", "rev", "staged")
 
     def __init__(self, store: Keyspace, rev: int, quota: Quota | None = None) -> None:
         self._store = store
         self.quota = quota
+        self.evicts = False
         self._size = 0  # Bytes of single values: many TOUCHes make a large commit of a small TXN.
         self.rev = rev
         self.changes: list[KeyChange] = []

@@ -98,7 +98,7 @@ class _Lane:
             removed_rev=keyspace.removed_rev,
             now=keyspace.now(),
             room=UNLIMITED if aside else keyspace.room(),
-            takes_writes=not aside and keyspace.takes_writes,
+            takes_writes=not aside and keyspace.takes_runs,
             aside=aside,
             logs=logs,
         )

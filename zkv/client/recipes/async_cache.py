@@ -7,6 +7,12 @@ If a function asks for the result that it is computing (a recursive function or 
 do so), the cache calls the function directly: otherwise it would wait for itself.
 
 A result that cannot be decoded counts as missing: it is computed again and overwritten.
+
+Results take room until their ``ttl`` ends. A server bounds that, by evicting results, if its
+settings declare a [[cache]] whose prefix their keys begin with: ``cache/``, unless the decorator
+has a prefix of its own or belongs to a namespace; `AsyncCachedFunction.prefix` tells it. It may
+evict a lock, too, since that is an entry beside the result: then a result may be computed more than
+once.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
 from zkv import checks
-from zkv.client.errors import BadValueError
+from zkv.client.errors import BadValueError, LockLostError
 from zkv.client.recipes.async_lock import AsyncLock
 from zkv.client.recipes.cacheable import check_function, name_of
 from zkv.client.values import pack
@@ -119,6 +125,11 @@ class AsyncCachedFunction(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._kept._prefix!r} of {self._function!r}>"
 
+    @property
+    def prefix(self) -> str:
+        """The prefix of the keys of all results, as the server's setting [[cache]] takes it."""
+        return self._kept._prefix
+
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Return the stored result for these arguments; if there is none, compute and store it.
 
@@ -135,13 +146,17 @@ class AsyncCachedFunction(Generic[P, R]):
         stored = self._kept._prefix + key
         if any(each.key == stored and not each.over for each in _computations.get()):
             return await self._function(*args, **kwargs)
-        async with AsyncLock(self._kept, f"{key}/lock", self._lease) as lock:
-            kept = await self._find(key)
+        try:
+            async with AsyncLock(self._kept, f"{key}/lock", self._lease) as lock:
+                kept = await self._find(key)
+                if kept is _MISSING:
+                    kept = await self._compute(stored, args, kwargs)
+                    async with lock.txn() as txn:
+                        txn.put(key, kept, ttl=self._ttl)
+        except LockLostError:  # It ran out, or was evicted. The result is right all the same.
             if kept is _MISSING:
-                kept = await self._compute(stored, args, kwargs)
-                async with lock.txn() as txn:
-                    txn.put(key, kept, ttl=self._ttl)
-            result = kept
+                raise
+        result = kept
         return result
 
     async def _find(self, key: str) -> Any:

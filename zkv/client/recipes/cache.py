@@ -8,6 +8,12 @@ If a function asks for the result that it is computing (a recursive function or 
 do so), the cache calls the function directly: otherwise it would wait for itself.
 
 A result that cannot be decoded counts as missing: it is computed again and overwritten.
+
+Results take room until their ``ttl`` ends. A server bounds that, by evicting results, if its
+settings declare a [[cache]] whose prefix their keys begin with: ``cache/``, unless the decorator
+has a prefix of its own or belongs to a namespace; `CachedFunction.prefix` tells it. It may
+evict a lock, too, since that is an entry beside the result: then a result may be computed more than
+once.
 """
 
 from __future__ import annotations
@@ -20,7 +26,7 @@ from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
 from zkv import checks
-from zkv.client.errors import BadValueError
+from zkv.client.errors import BadValueError, LockLostError
 from zkv.client.recipes.cacheable import check_function, name_of
 from zkv.client.recipes.lock import Lock
 from zkv.client.values import pack
@@ -118,6 +124,11 @@ class CachedFunction(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._kept._prefix!r} of {self._function!r}>"
 
+    @property
+    def prefix(self) -> str:
+        """The prefix of the keys of all results, as the server's setting [[cache]] takes it."""
+        return self._kept._prefix
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Return the stored result for these arguments; if there is none, compute and store it.
 
@@ -134,13 +145,17 @@ class CachedFunction(Generic[P, R]):
         stored = self._kept._prefix + key
         if any(each.key == stored and not each.over for each in _computations.get()):
             return self._function(*args, **kwargs)
-        with Lock(self._kept, f"{key}/lock", self._lease) as lock:
-            kept = self._find(key)
+        try:
+            with Lock(self._kept, f"{key}/lock", self._lease) as lock:
+                kept = self._find(key)
+                if kept is _MISSING:
+                    kept = self._compute(stored, args, kwargs)
+                    with lock.txn() as txn:
+                        txn.put(key, kept, ttl=self._ttl)
+        except LockLostError:  # It ran out, or was evicted. The result is right all the same.
             if kept is _MISSING:
-                kept = self._compute(stored, args, kwargs)
-                with lock.txn() as txn:
-                    txn.put(key, kept, ttl=self._ttl)
-            result = kept
+                raise
+        result = kept
         return result
 
     def _find(self, key: str) -> Any:
