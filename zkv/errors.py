@@ -22,6 +22,7 @@
         |-- Busy                 BUSY           over a load limit, not run
         |-- Full                 FULL           a write beyond a quota
         |-- ReadOnly             READ_ONLY      data cannot be written to disk now
+        |   `-- OutOfMemory      FULL           there is no memory for it now
         |-- ShuttingDown         SHUTTING_DOWN  END or a signal has been received, not run
         `-- Internal             INTERNAL       a bug; logged with a traceback
 
@@ -184,6 +185,12 @@ class ReadOnly(RequestError):
 
     code = "READ_ONLY"
     retry = True
+
+
+class OutOfMemory(ReadOnly):
+    """There is no memory for a request. The log refuses writes for it as for a full disk."""
+
+    code = "FULL"
 
 
 class ShuttingDown(RequestError):

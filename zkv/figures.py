@@ -194,6 +194,11 @@ HANDSHAKES_FAILED: Final = Figure(
     "Connections that ended in the handshake, by reason.",
     labels=("reason",), place=("clients", "failed handshakes"),
 )  # fmt: skip
+CONNECTIONS_CUT: Final = Figure(
+    "zkv_cut_connections_total", COUNTER, ("stats.connections_cut",),
+    "Connections that the server has cut off, apart from handshakes that failed, by reason.",
+    labels=("reason",), place=("clients", "cut off"),
+)  # fmt: skip
 REPLIES_DROPPED: Final = Figure(
     "zkv_replies_dropped_total", COUNTER, ("stats.replies_dropped",),
     "Replies dropped because too many waited for a client that does not read them.",

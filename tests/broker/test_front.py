@@ -287,8 +287,8 @@ def test_what_cannot_be_handed_over_is_answered_by_the_front(
             client.send(pack({"op": "MPUT", "items": {"k": 1}, "id": "write"}))
         replies = [unpack(client.receive()) for _ in range(30)]
         told = {reply["id"]: reply.get("code") for reply in replies if reply["id"] != "write"}
-        assert {told[2 * number] for number in range(10)} == {"INTERNAL"}
-        assert {told[2 * number + 1] for number in range(10)} <= {None, "NOT_FOUND", "INTERNAL"}
+        assert {told[2 * number] for number in range(10)} == {"FULL"}
+        assert {told[2 * number + 1] for number in range(10)} <= {None, "NOT_FOUND", "FULL"}
         assert server.stop()
 
 

@@ -43,7 +43,8 @@ from tests.support import (
     eventually,
     pack,
 )
-from zkv.broker.handshakes import HandshakeWatch, Peer
+from zkv.broker.handshakes import HandshakeWatch
+from zkv.broker.peers import Descriptors, Peer
 from zkv.keys import KeyPair, make_key_file, read_key_file
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -714,14 +715,14 @@ def test_an_unexpected_error_concerns_one_connection(
     """Later ones are counted and watched as ever."""
     monkeypatch.setattr("zkv.broker.connections.ERROR_PAUSE_SECONDS", 0)
     failing = iter([True])
-    find_peer = HandshakeWatch.find_peer
+    find_peer = Descriptors.find_peer
 
-    def fail_once(watch: HandshakeWatch, descriptor: int, endpoint: str) -> Peer | None:
+    def fail_once(watch: Descriptors, descriptor: int, endpoint: str) -> Peer | None:
         if next(failing, False):
             raise MemoryError
         return find_peer(watch, descriptor, endpoint)
 
-    monkeypatch.setattr(HandshakeWatch, "find_peer", fail_once)
+    monkeypatch.setattr(Descriptors, "find_peer", fail_once)
     with ServerInProcess(tmp_path / "data") as server, Raw(server.endpoint) as client:
         client.ok(op="PING")
         eventually(lambda: "MemoryError" in caplog.text, "the error is logged")

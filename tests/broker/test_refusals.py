@@ -48,7 +48,7 @@ def test_an_address_is_logged_once_a_minute_for_each_reason(
     clock.now += PERIOD_SECONDS
     refusals.note("10.0.0.7", WRONG_KEY)
     assert caplog.messages == [
-        "2 more handshakes failed in the last minute",
+        "2 more connections failed or were cut off in the last minute",
         "the handshake with 10.0.0.7 failed: it had a wrong key",
     ]
 
@@ -68,7 +68,7 @@ def test_the_rest_is_told_when_the_minute_is_over(
     assert refusals.seconds_left() == 0
     refusals.tell()
     refusals.tell()
-    assert caplog.messages == ["1 more handshakes failed in the last minute"]
+    assert caplog.messages == ["1 more connections failed or were cut off in the last minute"]
     assert refusals.seconds_left() is None
 
 
@@ -81,4 +81,4 @@ def test_many_addresses_are_as_few_lines(
     caplog.clear()
     clock.now += PERIOD_SECONDS
     refusals.tell()
-    assert caplog.messages == ["50 more handshakes failed in the last minute"]
+    assert caplog.messages == ["50 more connections failed or were cut off in the last minute"]

@@ -545,7 +545,7 @@ class FakeLog:
         """Here, a commit's number is its revision."""
         return self.safe_rev
 
-    def append(self, payload: bytes) -> int:
+    def append(self, payload: bytes, removes: bool = False) -> int:
         if self.broken:
             raise ReadOnly("no")
         return self.extend([payload], len(payload))

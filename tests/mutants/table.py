@@ -49,6 +49,7 @@ EVICTION: Final = "zkv/keyspace/eviction.py"
 REPLAY: Final = "zkv/compiled/replay.c"
 RECOVERY: Final = "zkv/durability/recovery.py"
 HANDSHAKES: Final = "zkv/broker/handshakes.py"
+PEERS: Final = "zkv/broker/peers.py"
 IN_SETTINGS: Final = ("tests/config/test_settings.py",)
 LOADED: Final = ("tests/compiled/test_replay.py",)
 IN_ORDER: Final = ("tests/keyspace/test_table.py", "-k", "in_order")
@@ -847,15 +848,15 @@ IN_HANDSHAKES: Final = [
     Mutant(
         "a success that was reported meanwhile does not count",
         "zkv/broker/connections.py",
-        "    if suspects and not _take_all(source, connections):\n        return False\n",
+        "        if suspects and not _take_all(source, connections):\n            return False\n",
         "",
         ("tests/broker/test_handshake.py", "-k", "while_the_server_looks"),
     ),
     Mutant(
         "what libzmq has not read yet counts, too",
-        HANDSHAKES,
-        "return _Look(received, received - unread, acked)",
-        "return _Look(received, received, acked)",
+        PEERS,
+        "return Traffic(received, received - unread, acked)",
+        "return Traffic(received, received, acked)",
         ("tests/broker/test_handshake.py", "-k", "large_requests"),
     ),
     Mutant(
@@ -866,6 +867,34 @@ IN_HANDSHAKES: Final = [
         ("tests/broker/test_handshake.py", "-k", "do_not_help"),
     ),
     Mutant(
+        "who has completed a message is taken for endless",
+        "zkv/broker/unfinished.py",
+        "has_sent = self._arrivals.has_sent(descriptor)",
+        "has_sent = False",
+        ("tests/broker/test_unfinished.py", "-k", "slow_upload"),
+    ),
+    Mutant(
+        "what waits for the server is taken for endless",
+        "zkv/broker/unfinished.py",
+        "is_answered = self._question > 0 and self._arrivals.has_answered(self._question)",
+        "is_answered = self._question > 0",
+        ("tests/broker/test_unfinished.py", "-k", "held_up"),
+    ),
+    Mutant(
+        "a follower may send without end if its messages end",
+        "zkv/broker/unfinished.py",
+        "self.waiting and now.taken - connection.known > self.most",
+        "False",
+        ("tests/broker/test_unfinished.py", "-k", "follower_that"),
+    ),
+    Mutant(
+        "connections have all descriptors",
+        "zkv/broker/room.py",
+        "return descriptor < room",
+        "return True",
+        ("tests/broker/test_room.py", "-k", "idle or half"),
+    ),
+    Mutant(
         "what libzmq has read at once draws no attention",
         HANDSHAKES,
         "select.EPOLLIN | select.EPOLLOUT | select.EPOLLET",
@@ -874,7 +903,7 @@ IN_HANDSHAKES: Final = [
     ),
     Mutant(
         "a server without descriptors cuts off nobody",
-        HANDSHAKES,
+        PEERS,
         "os.dup2(descriptor, self._copied.fileno(), inheritable=False)",
         "os.dup2(os.dup(descriptor), self._copied.fileno(), inheritable=False)",
         ("tests/broker/test_handshake.py", "-k", "without_descriptors"),

@@ -105,8 +105,8 @@ def test_a_write_for_which_memory_ends_is_refused_and_leaves_no_gap(fsync: str) 
         store.put("k", 1)
         with mock.patch("zkv.durability.segment.pack_frames", side_effect=MemoryError):
             reply = store.call("PUT", key="k", value=2)
-        assert (reply["code"], reply["applied"]) == ("READ_ONLY", False)
-        assert reply["message"] == "the log cannot be written: out of memory"
+        assert (reply["code"], reply["applied"]) == ("FULL", False)
+        assert reply["message"] == "out of memory"
         assert store.put("k", 3) == 2
         store.crash()
         assert store.ok("GET", key="k")["value"] == 3

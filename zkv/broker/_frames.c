@@ -22,6 +22,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <poll.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -35,6 +36,7 @@ typedef union {
 enum { DONTWAIT = 1, SNDMORE = 2 };           /* flags */
 enum { OPTION_FD = 14, OPTION_EVENTS = 15 };  /* options */
 enum { EVENT_IN = 1, EVENT_OUT = 2 };         /* bits of OPTION_EVENTS */
+enum { SOURCE_DESCRIPTOR = 2 };               /* property of a frame */
 
 static struct {
     void (*version)(int *major, int *minor, int *patch);
@@ -52,6 +54,7 @@ static struct {
     void *(*msg_data)(zmq_msg_t *);
     int (*msg_close)(zmq_msg_t *);
     const char *(*msg_gets)(const zmq_msg_t *, const char *property);
+    int (*msg_get)(const zmq_msg_t *, int property);
 } zmq;
 
 static const struct {
@@ -65,6 +68,7 @@ static const struct {
     {"zmq_msg_data", &zmq.msg_data},     {"zmq_msg_send", &zmq.msg_send},
     {"zmq_msg_close", &zmq.msg_close},   {"zmq_msg_init_size", &zmq.msg_init_size},
     {"zmq_msg_init_data", &zmq.msg_init_data}, {"zmq_msg_gets", &zmq.msg_gets},
+    {"zmq_msg_get", &zmq.msg_get},
 };
 
 /* attach(path): find libzmq's functions in a loaded extension module of pyzmq, or in a library that
@@ -190,9 +194,40 @@ typedef struct {
     unsigned long long bytes_forwarded;
     int forwarded; /* The workers' socket has been used: its signal may have been reset. */
     int stamped;   /* each message begins with a frame of the front: when it was taken up */
+    Py_buffer question;      /* see `Arrivals` in arrivals.py; no memory = nobody asks */
+    Py_buffer senders;
+    uint64_t heard, since;   /* the newest question, and the number of messages since then */
     size_t most, most_bytes; /* of a batch */
     size_t *order;           /* of sending: `most` places */
 } Frames;
+
+/* The newest question of `Arrivals`; 0 if there is none. */
+static uint64_t asked(const Frames *self)
+{
+    const uint64_t *words = self->question.buf;
+    return words == NULL ? 0 : __atomic_load_n(words, __ATOMIC_SEQ_CST);
+}
+
+/* Note who has sent a frame, after it has been received: see `Arrivals.note`. */
+static void note_sender(const Frames *self, const zmq_msg_t *frame)
+{
+    int descriptor = zmq.msg_get(frame, SOURCE_DESCRIPTOR);
+    if (descriptor >= 0) /* Else it came by inproc. */
+        ((unsigned char *)self->senders.buf)[descriptor % self->senders.len] = 1;
+}
+
+/* See `Arrivals.heard`. */
+static void hear(Frames *self, uint64_t question, size_t received, int nothing_left)
+{
+    if (question != self->heard) {
+        self->heard = question;
+        self->since = 0;
+    }
+    self->since += received;
+    uint64_t *words = self->question.buf;
+    if (nothing_left || self->since > words[2])
+        __atomic_store_n(words + 1, question, __ATOMIC_SEQ_CST);
+}
 
 static int is_error(int number) { return number != 0 && number != EAGAIN; }
 
@@ -265,6 +300,8 @@ static int take_frames(Frames *self, Batch *to, enum kind *kind)
             return number;
         }
         size_t last = to->frame_count - 1;
+        if (last == first && asked(self))
+            note_sender(self, frame_at(to, last));
         more = zmq.msg_more(frame_at(to, last));
         if (delimiter && last > delimiter + 1)
             drop_frames(to, last), *kind = TWO_BODIES;
@@ -361,6 +398,7 @@ static int take_batch(Frames *self, Batch *to)
 {
     int number = EAGAIN, any = 0;
     size_t bytes = 0, counted = 0;
+    uint64_t question = asked(self);
     to->calls = &calls;
     while (to->count < self->most && bytes < self->most_bytes) {
         number = take_message(self, to);
@@ -370,6 +408,8 @@ static int take_batch(Frames *self, Batch *to)
         for (; counted < to->frame_count; counted++)
             bytes += zmq.msg_size(frame_at(to, counted));
     }
+    if (question)
+        hear(self, question, to->count, number == EAGAIN);
     if (any)
         to->taken = clock_now();
     return any ? 0 : number;
@@ -788,6 +828,20 @@ static int open_end(end *to, PyObject *owner)
     return 1;
 }
 
+/* Take over the memory of `Arrivals`, unless it is None. 0, with an exception, if that failed. */
+static int open_notes(Frames *self, PyObject *question, PyObject *senders)
+{
+    if (question == Py_None || senders == Py_None)
+        return 1;
+    if (PyObject_GetBuffer(senders, &self->senders, PyBUF_WRITABLE) < 0)
+        return 0;
+    if (PyObject_GetBuffer(question, &self->question, PyBUF_WRITABLE) < 0)
+        return 0;
+    if (self->question.len == 3 * sizeof(uint64_t) && self->senders.len > 0)
+        return 1;
+    return PyErr_Format(PyExc_ValueError, "these are no notes"), 0;
+}
+
 /* 1 if objects of this type have the memory that batch.h declares. */
 static int is_batch_type(PyObject *type)
 {
@@ -801,16 +855,17 @@ static int is_batch_type(PyObject *type)
 static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
     PyObject *front, *batch_type, *no_delimiter, *no_body, *two_bodies, *error, *behind = Py_None;
-    PyObject *users = Py_None;
+    PyObject *users = Py_None, *question = Py_None, *senders = Py_None;
     int stamped = 0;
     static char *names[] = {"socket", "waker", "batch_type", "most", "most_bytes", "no_delimiter",
                             "no_body", "two_bodies", "error", "behind", "stamped", "users",
-                            NULL};
+                            "question", "senders", NULL};
     int waker;
     Py_ssize_t most, most_bytes;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OiOnnOOOO|OpO", names, &front,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OiOnnOOOO|OpOOO", names, &front,
                                      &waker, &batch_type, &most, &most_bytes, &no_delimiter,
-                                     &no_body, &two_bodies, &error, &behind, &stamped, &users))
+                                     &no_body, &two_bodies, &error, &behind, &stamped, &users,
+                                     &question, &senders))
         return NULL;
     if (zmq.version == NULL || most < 1 || most_bytes < 1)
         return PyErr_Format(PyExc_ValueError, "attach to libzmq first; bounds must be positive");
@@ -832,6 +887,8 @@ static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *k
     self->order = calloc(self->most, sizeof *self->order);
     if (self->order == NULL)
         PyErr_NoMemory();
+    else if (!open_notes(self, question, senders))
+        ; /* There is an exception. */
     else if (open_end(&self->front, front) && open_end(&self->behind, behind))
         return (PyObject *)self;
     Py_DECREF(self);
@@ -842,6 +899,8 @@ static void frames_dealloc(Frames *self)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
     free(self->order);
+    PyBuffer_Release(&self->question); /* Does nothing if there is none. */
+    PyBuffer_Release(&self->senders);
     Py_XDECREF((PyObject *)self->batch_type);
     for (int kind = 0; kind < KINDS; kind++)
         Py_XDECREF(self->stands_for[kind]);

@@ -27,6 +27,8 @@ class Frames:
         behind: zmq.Socket[bytes] | None = None,
         stamped: bool = False,
         users: Users | None = None,
+        question: memoryview | None = None,
+        senders: bytearray | None = None,
     ) -> Frames: ...
     @property
     def passed(self) -> tuple[int, int, int, int]: ...

@@ -33,6 +33,7 @@ from zkv.figures import Buckets, rounded, trimmed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from zkv.broker.connections import ConnectionCounter
     from zkv.broker.front import FrontHandler
     from zkv.broker.worker import WorkerHandler
     from zkv.keyspace import Keyspace
@@ -210,7 +211,8 @@ class Broker:
             "bytes_out": self._front.passed.bytes_out,
             "connections": self._front.connections.open,
             "followers": 0 if self._feed is None else self._feed.connections.open,
-            "handshakes_failed": self._failed_handshakes(),
+            "handshakes_failed": self._sum(lambda each: each.failed),
+            "connections_cut": self._sum(lambda each: each.cut),
             "workers_replaced": sum(account.deaths for account in self._accounts),
             "mailbox": "plain" if FRAMES is PythonFrames else "compiled",
             "feed": {} if self._feed is None else self._feed.statistics(),
@@ -251,12 +253,12 @@ class Broker:
             "failures_by_op": by_op,
         }
 
-    def _failed_handshakes(self) -> dict[str, int]:
-        """Return the number of failed handshakes of clients and followers, by reason."""
-        failed = Counter(self._front.connections.failed)
+    def _sum(self, counts: Callable[[ConnectionCounter], dict[str, int]]) -> dict[str, int]:
+        """Return counts of clients' and followers' connections, by reason."""
+        total = Counter(counts(self._front.connections))
         if self._feed is not None:
-            failed.update(self._feed.connections.failed)
-        return dict(failed)
+            total.update(counts(self._feed.connections))
+        return dict(total)
 
     def _term_context(self) -> None:
         """Wait until the last messages have been sent, unless the context is shared."""

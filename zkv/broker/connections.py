@@ -1,8 +1,8 @@
 """Counts connections and failed handshakes, by the events that libzmq reports of the sockets.
 
-A thread receives the events of all monitored sockets. It runs when a client connects or leaves, and
-when one sends something in its handshake: an open connection costs nothing. Connections by inproc
-have no events, and are not counted.
+A thread receives the events of all monitored sockets. It runs when a client connects or leaves,
+when one sends something in its handshake, and up to 50 times a second while clients send: a silent
+connection costs nothing. Connections by inproc have no events, and are not counted.
 
 The events of a handshake do not tell whose it was. A failure precedes the end of its connection,
 whose event does, so that one's address is logged. With several I/O threads events of others may
@@ -22,13 +22,28 @@ from typing import TYPE_CHECKING, Final
 
 import zmq
 
-from zkv.broker.handshakes import HANDSHAKE_BYTES, HANDSHAKE_MS, PAUSE_SECONDS, HandshakeWatch
-from zkv.broker.refusals import AUTH, OTHER, PROTOCOL, REASONS, SIZE, TIMEOUT, Refusal
+from zkv.broker.handshakes import HANDSHAKE_BYTES, HANDSHAKE_MS, HandshakeWatch
+from zkv.broker.peers import Descriptors
+from zkv.broker.refusals import (
+    AUTH,
+    CUTS,
+    FILES,
+    MESSAGE,
+    OTHER,
+    PROTOCOL,
+    REASONS,
+    SIZE,
+    TIMEOUT,
+    Refusal,
+)
+from zkv.broker.room import Room
+from zkv.broker.unfinished import MessageWatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from zkv.broker.handshakes import Peer
+    from zkv.broker.arrivals import Arrivals
+    from zkv.broker.peers import Peer
     from zkv.broker.refusals import RefusalLog
 
 _log = logging.getLogger("zkv.broker")
@@ -54,12 +69,14 @@ _EVENTS: Final = (
     | _FAILED_PROTOCOL
     | _FAILED
 )
+_IN: Final = int(zmq.POLLIN)
 _HEAD: Final = struct.Struct("=HI")
 """An event and its value."""
 
 _TOO_MUCH: Final = Refusal(
     SIZE, f"was cut off, since the peer sent more than {HANDSHAKE_BYTES:,} bytes before its end"
 )
+_NO_ROOM: Final = Refusal(FILES, "came when too many files were open")
 _TOO_SLOW: Final = Refusal(TIMEOUT, f"was not done within {HANDSHAKE_MS / 1000:g} s")
 _LEFT: Final = Refusal(OTHER, "was not done when the peer left", logging.INFO)
 _FAULTS: Final = {
@@ -89,12 +106,14 @@ class ConnectionCounter:
         opened: connections that were accepted.
         closed: of these, those that have ended.
         failed: of these, those that ended in the handshake, by reason.
+        cut: those that were cut off apart from that, by reason.
     """
 
     def __init__(self) -> None:
         self.opened = 0
         self.closed = 0
         self.failed = dict.fromkeys(REASONS, 0)
+        self.cut = dict.fromkeys(CUTS, 0)
 
     @property
     def open(self) -> int:
@@ -108,20 +127,37 @@ class _Connections:
     Args:
         is_curve: True if those by tcp have CURVE.
         reordered: seconds by which a success may be reported before the connection.
-        refusals: logs failed handshakes.
+        refusals: logs failed handshakes, and connections that are cut off.
+        descriptors: copies descriptors.
+        room: says how many connections there may be.
+        messages: watches for messages without an end.
     """
 
-    def __init__(self, is_curve: bool, reordered: float, refusals: RefusalLog) -> None:
+    def __init__(
+        self,
+        is_curve: bool,
+        reordered: float,
+        refusals: RefusalLog,
+        descriptors: Descriptors,
+        room: Room,
+        messages: MessageWatch,
+    ) -> None:
         self._is_curve = is_curve
         self._reordered = reordered
         self._refusals = refusals
         self._peers: dict[int, Peer] = {}  # By descriptor.
-        self._cut: set[int] = set()
+        self._cut: set[int] = set()  # In their handshake.
+        self._refused: set[int] = set()  # For lack of descriptors.
         self._ending: set[int] = set()  # Those that count as ended before their event.
         self._failures: list[Refusal] = []  # Those whose connections are about to end.
         self._succeeded_at = -reordered
         self.counter = ConnectionCounter()
-        self.watch = HandshakeWatch(is_curve)
+        self.handshakes = HandshakeWatch(is_curve, descriptors)
+        self.messages = messages
+        self._descriptors = descriptors
+        self._room = room
+        why = "before it was taken" if messages.waiting else "of a message without its end"
+        self._endless = Refusal(MESSAGE, f"sent more than {messages.most:,} bytes {why}")
 
     def take(self, event: int, value: int, endpoint: bytes) -> None:
         """Take an event, with the value and the endpoint that libzmq gives it."""
@@ -143,21 +179,49 @@ class _Connections:
 
     def cut(self, suspects: list[int]) -> None:
         """Cut off those of the watch's suspects that are still in their handshake."""
-        self._cut.update(filter(self.watch.cut, suspects))
+        self._cut.update(filter(self.handshakes.cut, suspects))
+
+    @property
+    def watches(self) -> tuple[HandshakeWatch, MessageWatch]:
+        """Both watches."""
+        return self.handshakes, self.messages
+
+    def look_at_messages(self) -> None:
+        """Cut off those whose message has no end."""
+        for descriptor in self.messages.look():
+            self._note_cut(self._peers[descriptor].address, self._endless)
+
+    def _note_cut(self, address: str, why: Refusal) -> None:
+        self.counter.cut[why.reason] += 1
+        self._refusals.note(address, why)
+
+    def close(self) -> None:
+        """Close the watches."""
+        self.handshakes.close()
+        self.messages.close()
 
     def _accepted(self, descriptor: int, endpoint: str) -> None:
         self.counter.opened += 1
         self._ending.discard(descriptor)
-        peer = self.watch.find_peer(descriptor, endpoint)
+        peer = self._descriptors.find_peer(descriptor, endpoint)
         if peer is None:
             return
         self._peers[descriptor] = peer
-        if peer.is_tcp and peer.accepted_at >= self._succeeded_at + self._reordered:
-            self.watch.add(descriptor, peer)
+        if not self._room.admits(descriptor, peer.is_tcp):
+            if self._descriptors.cut_off(descriptor, peer):
+                self._refused.add(descriptor)
+                self._note_cut(peer.address, _NO_ROOM)
+        elif peer.is_tcp:
+            self._watch(descriptor, peer)
+
+    def _watch(self, descriptor: int, peer: Peer) -> None:
+        self.messages.add(descriptor, peer)
+        if peer.accepted_at >= self._succeeded_at + self._reordered:
+            self.handshakes.add(descriptor, peer)
 
     def _succeeded(self) -> None:
         if not self._is_curve:  # With CURVE the watch sees by itself which one it was.
-            self.watch.remove_all()
+            self.handshakes.remove_all()
             self._succeeded_at = time.monotonic()
 
     def _all_ended(self) -> None:
@@ -169,17 +233,23 @@ class _Connections:
         self._ending.update(self._peers)
         self._peers.clear()
         self._cut.clear()
-        self.watch.remove_all()
+        self._refused.clear()
+        self.handshakes.remove_all()
+        self.messages.remove_all()
 
     def _ended(self, descriptor: int) -> None:
         if descriptor in self._ending:
             self._ending.remove(descriptor)
             return
         self.counter.closed += 1
-        self.watch.remove(descriptor)
+        self.handshakes.remove(descriptor)
+        self.messages.remove(descriptor)
         peer = self._peers.pop(descriptor, None)
         failure = self._failures.pop() if self._failures else None
-        if descriptor in self._cut:
+        if descriptor in self._refused:
+            self._refused.remove(descriptor)
+            failure = None  # It is counted already.
+        elif descriptor in self._cut:
             self._cut.remove(descriptor)
             failure = _TOO_MUCH
         elif failure is _LEFT and peer is not None and peer.age > _LATE_SECONDS:
@@ -204,14 +274,24 @@ class Monitor:
         self._context = context
         self._is_curve = is_curve
         self._refusals = refusals
+        self._descriptors = Descriptors()
+        self._room = Room()
         self._sources: dict[zmq.Socket[bytes], _Connections] = {}
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="zkv-monitor")
 
-    def watch(self, socket: zmq.Socket[bytes]) -> ConnectionCounter:
-        """Count the connections of ``socket``, which is not bound yet. In the socket's thread.
+    def watch(
+        self, socket: zmq.Socket[bytes], most: int, waiting: bool, arrivals: Arrivals
+    ) -> ConnectionCounter:
+        """Watch the connections of ``socket``, which is not bound yet. In the socket's thread.
 
         Call this before `start`.
+
+        Args:
+            socket: the socket.
+            most: bytes that one message may have, whatever is sent with it included.
+            waiting: True if all messages of a connection that wait may have no more.
+            arrivals: where the thread notes what it receives.
         """
         source = self._context.socket(zmq.PAIR)
         source.linger = 0
@@ -219,7 +299,10 @@ class Monitor:
         socket.monitor(address := f"inproc://zkv-monitor-{next(_numbers)}", _EVENTS)
         source.connect(address)
         reordered = _REORDERED_SECONDS if self._context.get(zmq.IO_THREADS) > 1 else 0.0
-        connections = _Connections(self._is_curve, reordered, self._refusals)
+        messages = MessageWatch(most, waiting, arrivals, self._descriptors)
+        connections = _Connections(
+            self._is_curve, reordered, self._refusals, self._descriptors, self._room, messages
+        )
         self._sources[source] = connections
         return connections.counter
 
@@ -234,14 +317,14 @@ class Monitor:
             self._thread.join()
         for source, connections in self._sources.items():
             source.close()
-            connections.watch.close()
+            connections.close()
+        self._descriptors.close()
 
     def _run(self) -> None:
         followed = dict(self._sources)
         poller = zmq.Poller()
-        for source, connections in followed.items():
+        for source in followed:
             poller.register(source, zmq.POLLIN)
-            poller.register(connections.watch, zmq.POLLIN)
         while followed:
             try:
                 self._turn(followed, poller)
@@ -253,39 +336,46 @@ class Monitor:
 
     def _turn(self, followed: dict[zmq.Socket[bytes], _Connections], poller: zmq.Poller) -> None:
         """Wait for events and data, and take them; forget the sockets that are closed."""
+        for connections in followed.values():
+            for watch in connections.watches:
+                poller.register(watch, 0 if watch.seconds_left > 0 else zmq.POLLIN)
         poller.poll(self._timeout_ms(followed.values()))
         for source, connections in list(followed.items()):
             if not _follow(source, connections):
-                poller.unregister(source)
-                poller.unregister(connections.watch)
+                for each in (source, *connections.watches):
+                    poller.register(each, 0)
                 del followed[source]
         self._refusals.tell()
-        if any(each.watch for each in followed.values()):
-            time.sleep(PAUSE_SECONDS)
 
     def _timeout_ms(self, followed: Iterable[_Connections]) -> int | None:
         """Return how long to wait for events and data; None: until there are any."""
-        if any(each.watch.must_look for each in followed):
-            return 0
+        watches = [watch for each in followed for watch in each.watches]
+        waits = [left for each in watches if (left := each.seconds_left) > 0]
+        waits += [0.0 for each in watches if each.must_look and each.seconds_left <= 0]
         seconds = self._refusals.seconds_left()
-        return None if seconds is None else ceil(seconds * 1000)
+        if seconds is not None:
+            waits.append(seconds)
+        return ceil(min(waits) * 1000) if waits else None
 
 
 def _follow(source: zmq.Socket[bytes], connections: _Connections) -> bool:
     """Take the events of a socket, and watch its handshakes; return False after its last event."""
     if not _take_all(source, connections):
         return False
-    suspects = connections.watch.suspects()
-    # Some of them may have done their handshake since: the events tell that.
-    if suspects and not _take_all(source, connections):
-        return False
-    connections.cut(suspects)
+    if connections.handshakes.seconds_left <= 0:
+        suspects = connections.handshakes.suspects()
+        # Some of them may have done their handshake since: the events tell that.
+        if suspects and not _take_all(source, connections):
+            return False
+        connections.cut(suspects)
+    if connections.messages.seconds_left <= 0:
+        connections.look_at_messages()
     return True
 
 
 def _take_all(source: zmq.Socket[bytes], connections: _Connections) -> bool:
     """Take the events that wait; return False after the socket's last."""
-    while int(source.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+    while int(source.getsockopt(zmq.EVENTS)) & _IN:
         head, endpoint = source.recv_multipart()
         event, value = _HEAD.unpack(head)
         if event == _STOPPED:

@@ -31,7 +31,7 @@ from typing import Final
 
 import zmq
 
-from zkv.broker.handshakes import uid_address
+from zkv.broker.peers import uid_address
 from zkv.broker.refusals import AUTH, Refusal, RefusalLog
 from zkv.broker.sockets import bind, refusal
 from zkv.broker.waker import Waker

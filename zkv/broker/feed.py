@@ -39,6 +39,7 @@ import zmq
 from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.msgpack import encode
 
+from zkv.broker.arrivals import Arrivals
 from zkv.broker.connections import ConnectionCounter
 from zkv.broker.frames import copied
 from zkv.broker.handshakes import HANDSHAKE_MS
@@ -60,6 +61,8 @@ MESSAGES_PER_FOLLOWER: Final = 100_000
 """Messages that wait for a follower that does not keep up; further ones to it are dropped."""
 LONGEST_MESSAGE: Final = 131_072
 """Bytes of a message from a follower. Subscriptions are shorter, as keys have at most 64 KiB."""
+UNHEARD_BYTES: Final = 2 << 20
+"""Bytes from a follower that may wait for this thread: all its subscriptions, and more."""
 COMMITS_AT_ONCE: Final = 500
 """Commits read from the history in one hold of the keyspace's lock."""
 LINGER_MS: Final = 1_000
@@ -129,9 +132,11 @@ class Feed:
         self._cursor: Cursor
         self._rev = 0
         self._heartbeat_at = 0.0  # Time of the next heartbeat.
-        self._subscriptions = Subscriptions(doors.users, self._hold)
+        self._arrivals = Arrivals()
+        self._subscriptions = Subscriptions(doors.users, self._hold, self._arrivals)
         self._reopening = False
         self._waker = Waker()
+        self._arrivals.wake = self._waker.wake
         self._bound: Future[str] = Future()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="zkv-feed")
@@ -194,7 +199,9 @@ class Feed:
         socket: zmq.Socket[bytes] | None = None
         try:
             socket = self._open()
-            self.connections = self._monitor.watch(socket)
+            self.connections = self._monitor.watch(
+                socket, UNHEARD_BYTES, waiting=True, arrivals=self._arrivals
+            )
             try:
                 self._bound.set_result(self._doors.bind(socket, self._endpoint, "server.feed"))
             except EndpointError as error:
@@ -280,6 +287,7 @@ class Feed:
     def _publish(self, socket: zmq.Socket[bytes]) -> None:
         """Publish all safe changes, and heartbeats when they are due."""
         while commits := self._keyspace.read(self._cursor, COMMITS_AT_ONCE):
+            self._subscriptions.take(socket)  # Also in a burst, which may last.
             # After they are read: no commit that follows a change of users may meet old rights.
             self._reopen_if_asked(socket)
             for commit in commits:

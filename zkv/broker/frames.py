@@ -31,6 +31,7 @@ from zkv.requests.batch import (
 )
 
 if TYPE_CHECKING:
+    from zkv.broker.arrivals import Arrivals
     from zkv.users.registry import Users
 
 _log = logging.getLogger("zkv.broker")
@@ -131,6 +132,7 @@ class MakeFrames(Protocol):
         behind: zmq.Socket[bytes] | None = None,
         stamped: bool = False,
         users: Users | None = None,
+        arrivals: Arrivals | None = None,
     ) -> Frames:
         """Return `Frames`, which own the sockets from now on."""
 
@@ -146,6 +148,7 @@ class PythonFrames:
             are none.
         stamped: each message begins with a `STAMP`: those that `forward` sends.
         users: the users, looked up for each message; None = everybody may do everything.
+        arrivals: takes notes of the senders; None = nobody asks for them.
     """
 
     def __init__(
@@ -156,10 +159,12 @@ class PythonFrames:
         behind: zmq.Socket[bytes] | None = None,
         stamped: bool = False,
         users: Users | None = None,
+        arrivals: Arrivals | None = None,
     ) -> None:
         self._socket = socket
         self._stamped = stamped
         self._users = users
+        self._arrivals = arrivals
         self._behind = behind
         self._waker = waker
         self._bounds = bounds
@@ -183,6 +188,7 @@ class PythonFrames:
             usual = take and not capacity
             (self._poller if usual else self._make_poller(take, capacity)).poll()
             self._pass_on()
+        question = 0 if self._arrivals is None else self._arrivals.asked
         # Three calls of recv and a look at EVENTS are the cheapest way in pyzmq: `recv_multipart`,
         # and exceptions if nothing is queued, cost more than a whole request.
         size = 0
@@ -194,6 +200,8 @@ class PythonFrames:
         ):
             size += self._take(batch)
         self._bytes_in += sum(map(len, batch))
+        if self._arrivals is not None and question and take:
+            self._arrivals.heard(question, len(batch), not self.readable())
         batch.taken = time.perf_counter()
 
     def send(self, batch: Batch, /) -> None:
@@ -305,14 +313,19 @@ class PythonFrames:
         return len(envelope[0])
 
     def _recv_address(self) -> bytes:
-        """Receive the first frame, and note the User-Id, if users are known."""
-        if self._users is None or self._stamped:
+        """Receive the first frame; note the User-Id, if users are known, and the sender."""
+        asked = self._arrivals is not None and self._arrivals.asked
+        needs_user = self._users is not None and not self._stamped
+        if not (asked or needs_user):
             return self._socket.recv()
         frame = self._socket.recv(copy=False)
-        try:
-            self._user_id = str(frame.get("User-Id"))
-        except zmq.ZMQError:
-            self._user_id = ""  # It came by inproc.
+        if self._arrivals is not None and asked:
+            self._arrivals.note(frame)
+        if needs_user:
+            try:
+                self._user_id = str(frame.get("User-Id"))
+            except zmq.ZMQError:
+                self._user_id = ""  # It came by inproc.
         return frame.bytes
 
     def _add(self, batch: Batch, envelope: list[bytes], body: bytes | BadEnvelope) -> None:
@@ -389,6 +402,7 @@ def _find_compiled() -> MakeFrames | None:
         behind: zmq.Socket[bytes] | None = None,
         stamped: bool = False,
         users: Users | None = None,
+        arrivals: Arrivals | None = None,
     ) -> Frames:
         return _frames.Frames(
             socket=socket,
@@ -403,6 +417,8 @@ def _find_compiled() -> MakeFrames | None:
             behind=behind,
             stamped=stamped,
             users=users,
+            question=None if arrivals is None else arrivals.words,
+            senders=None if arrivals is None else arrivals.senders,
         )
 
     return make

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 import zmq
 
+from zkv.broker.arrivals import Arrivals
 from zkv.broker.connections import ConnectionCounter
 from zkv.broker.frames import FRAMES, PassedMessages
 from zkv.broker.handshakes import HANDSHAKE_MS
@@ -49,6 +50,8 @@ _log = logging.getLogger("zkv.broker")
 
 REPLIES_PER_CLIENT: Final = 100_000
 """Replies that wait for one client that does not read; further ones to it are dropped."""
+ENVELOPE_BYTES: Final = 1 << 20
+"""Bytes of a message beside its body, such as the routing frames of a chain of brokers."""
 LINGER_MS: Final = 5_000
 """How long the broker waits at its end for clients to take their last replies."""
 HEARTBEAT_MS: Final = 10_000
@@ -206,6 +209,7 @@ class Front:
         self._max_message_bytes = max_message_bytes
         self._account = account
         self._died = died
+        self._arrivals = Arrivals()
         self._bound: Future[list[str]] = Future()
         self._handler: Future[FrontHandler | None] = Future()
         self._mailbox: FrontMailbox | None = None
@@ -284,8 +288,10 @@ class Front:
                     bounds=FRONTS_BATCH,
                     behind=workers,
                     users=self._doors.users,
+                    arrivals=self._arrivals,
                 )
             )
+            self._arrivals.wake = self._mailbox.wake
             self._bound.set_result(bound)
             handler = self._handler.result()
             if handler is not None:
@@ -311,7 +317,10 @@ class Front:
         clients.heartbeat_ivl = HEARTBEAT_MS
         clients.heartbeat_timeout = 3 * HEARTBEAT_MS
         clients.tcp_keepalive = 1
-        self.connections = self._monitor.watch(clients)
+        most = clients.maxmsgsize + ENVELOPE_BYTES
+        self.connections = self._monitor.watch(
+            clients, most, waiting=False, arrivals=self._arrivals
+        )
         workers.linger = 0
         workers.rcvhwm = 0  # The requests that the workers hold bound the replies.
         workers.sndhwm = QUEUED_PER_WORKER

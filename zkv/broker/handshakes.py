@@ -26,19 +26,15 @@ and the mode of the socket's file says who can connect.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import select
-import socket as posix
-import struct
-import termios
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
+from zkv.broker.peers import traffic
 from zkv.broker.sockets import cut_off
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from zkv.broker.peers import Descriptors, Peer, Traffic
 
 HANDSHAKE_MS: Final = 3_000
 """Time that a handshake may take. libzmq then ends the connection."""
@@ -55,38 +51,9 @@ _ANSWERED: Final = 64 + 170 + 12
 """The most bytes that a server with CURVE answers before a handshake is done: greeting, WELCOME and
 ERROR. READY, which it sends instead of ERROR, has at least 52."""
 
-# The system's `struct tcp_info`, as far as tcpi_bytes_acked and tcpi_bytes_received.
-_TCP_INFO: Final = struct.Struct("=120x2Q")
-_INT: Final = struct.Struct("=i")
-_CREDENTIALS: Final = struct.Struct("=3i")  # The system's `struct ucred`.
 # With EPOLLOUT, which is nearly always true, since what arrives is reported only if any of these
 # is still true when the thread asks; libzmq may have read the data by then.
-_ARRIVALS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
-
-
-class Peer(NamedTuple):
-    """The other end of a connection."""
-
-    address: str
-    """Where it is, for the log."""
-    is_tcp: bool
-    inode: int
-    """Identifies the connection; its descriptor can become another one's."""
-    accepted_at: float
-    """Time by the system's steady clock."""
-
-    @property
-    def age(self) -> float:
-        """Seconds since the connection was accepted."""
-        return time.monotonic() - self.accepted_at
-
-
-class _Look(NamedTuple):
-    received: int
-    taken: int
-    """Of the bytes received, those that libzmq has read; or fewer."""
-    acked: int
-    """Bytes of the server's that the peer has got."""
+ARRIVALS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
 
 
 class HandshakeWatch:
@@ -94,16 +61,16 @@ class HandshakeWatch:
 
     Args:
         is_curve: True if connections by tcp have CURVE.
+        descriptors: copies descriptors.
     """
 
-    def __init__(self, is_curve: bool) -> None:
+    def __init__(self, is_curve: bool, descriptors: Descriptors) -> None:
         self._most = HANDSHAKE_BYTES + (0 if is_curve else READ_AHEAD_BYTES)
         self._epoll = select.epoll()
-        # Its descriptor is the place of `_copy`. It is kept ready, since an attacker may have used
-        # up all others. AF_UNIX, since Python then makes room for the addresses of any family.
-        self._copied = posix.socket(posix.AF_UNIX)
+        self._descriptors = descriptors
         self._watched: dict[int, Peer] = {}  # By descriptor.
         self._unread: dict[int, None] = {}  # Those that sent too much for libzmq to read at once.
+        self._next_look = 0.0
 
     def __bool__(self) -> bool:
         return bool(self._watched)
@@ -113,36 +80,24 @@ class HandshakeWatch:
         return self._epoll.fileno()
 
     def close(self) -> None:
-        """Close the descriptors."""
-        self._copied.close()
+        """Close what this object has opened."""
         self._epoll.close()
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds for which the watch rests; 0 or less: `suspects` may be called."""
+        return self._next_look - time.monotonic()
 
     @property
     def must_look(self) -> bool:
         """True if `suspects` must be called even if no watched peer sends anything more."""
         return bool(self._unread)
 
-    def find_peer(self, descriptor: int, endpoint: str) -> Peer | None:
-        """Return the peer of a connection; None if the connection has ended.
-
-        Args:
-            descriptor: of the connection, or by now of anything else.
-            endpoint: where it was accepted, as libzmq reports it.
-        """
-        with contextlib.suppress(OSError), self._copy(descriptor) as socket:
-            name = socket.getsockname()
-            is_tcp = isinstance(name, tuple)
-            if endpoint not in (_tcp_endpoints(name) if is_tcp else _ipc_endpoints(name)):
-                return None
-            address = _tcp_address(socket) if is_tcp else _ipc_address(socket)
-            return Peer(address, is_tcp, os.fstat(socket.fileno()).st_ino, time.monotonic())
-        return None
-
     def add(self, descriptor: int, peer: Peer) -> None:
         """Watch a connection by tcp, whose descriptor libzmq may close at any time."""
         self.remove(descriptor)  # It was another one's.
         with contextlib.suppress(OSError):  # The connection has ended.
-            self._epoll.register(descriptor, _ARRIVALS)
+            self._epoll.register(descriptor, ARRIVALS)
             self._watched[descriptor] = peer
 
     def remove(self, descriptor: int) -> None:
@@ -164,12 +119,14 @@ class HandshakeWatch:
         """
         fresh = [descriptor for descriptor, _ in self._epoll.poll(0, LOOKS)]
         earlier = list(self._unread)[:LOOKS]
+        if fresh:
+            self._next_look = time.monotonic() + PAUSE_SECONDS
         return [each for each in dict.fromkeys(fresh + earlier) if self._is_suspect(each)]
 
     def cut(self, descriptor: int) -> bool:
         """Cut off a suspect, if it is still watched; return True if so."""
-        with contextlib.suppress(OSError), self._copy(descriptor) as socket:
-            if self._is_over(self._look(descriptor, socket)):
+        with contextlib.suppress(OSError), self._descriptors.copy(descriptor) as socket:
+            if self._is_over(traffic(socket, self._watched.get(descriptor))):
                 cut_off(socket)
                 self.remove(descriptor)
                 return True
@@ -177,8 +134,8 @@ class HandshakeWatch:
 
     def _is_suspect(self, descriptor: int) -> bool:
         self._unread.pop(descriptor, None)
-        with contextlib.suppress(OSError), self._copy(descriptor) as socket:
-            look = self._look(descriptor, socket)
+        with contextlib.suppress(OSError), self._descriptors.copy(descriptor) as socket:
+            look = traffic(socket, self._watched.get(descriptor))
             if look.acked > _ANSWERED:
                 self.remove(descriptor)  # It is done.
             elif look.received > self._most >= look.taken:
@@ -186,56 +143,5 @@ class HandshakeWatch:
             return self._is_over(look)
         return False
 
-    def _is_over(self, look: _Look) -> bool:
+    def _is_over(self, look: Traffic) -> bool:
         return look.taken > self._most and look.acked <= _ANSWERED
-
-    def _look(self, descriptor: int, socket: posix.socket) -> _Look:
-        """Look at a connection, through its copy. Returns zeros if it is not watched any more."""
-        peer = self._watched.get(descriptor)
-        if peer is None or os.fstat(socket.fileno()).st_ino != peer.inode:
-            return _Look(0, 0, 0)
-        info = socket.getsockopt(posix.IPPROTO_TCP, posix.TCP_INFO, _TCP_INFO.size)
-        acked, received = _TCP_INFO.unpack(info)
-        # Asked for later, so that `taken` is never too large.
-        (unread,) = _INT.unpack(fcntl.ioctl(socket, termios.FIONREAD, bytes(_INT.size)))
-        return _Look(received, received - unread, acked)
-
-    @contextlib.contextmanager
-    def _copy(self, descriptor: int) -> Iterator[posix.socket]:
-        """Copy a descriptor. The copy stays the same, even if libzmq closes the original.
-
-        Raises:
-            OSError: it is no socket, or no more.
-        """
-        os.dup2(descriptor, self._copied.fileno(), inheritable=False)
-        try:
-            yield self._copied
-        finally:
-            os.dup2(self._epoll.fileno(), self._copied.fileno(), inheritable=False)
-
-
-def _tcp_endpoints(name: tuple[Any, ...]) -> tuple[str, str]:
-    """Return the endpoints that a socket with this name can be at, for IPv4 and IPv6."""
-    host, port = name[:2]
-    return f"tcp://{host}:{port}", f"tcp://[{host}]:{port}"
-
-
-def _ipc_endpoints(name: str | bytes) -> tuple[str]:
-    # An abstract address begins with NUL.
-    return ("ipc://" + os.fsdecode(name).replace("\0", "@"),)
-
-
-def _tcp_address(socket: posix.socket) -> str:
-    host: str = socket.getpeername()[0]
-    return host.removeprefix("::ffff:")  # Of IPv4, at an endpoint for both.
-
-
-def _ipc_address(socket: posix.socket) -> str:
-    data = socket.getsockopt(posix.SOL_SOCKET, posix.SO_PEERCRED, _CREDENTIALS.size)
-    _, uid, _ = _CREDENTIALS.unpack(data)
-    return uid_address(uid)
-
-
-def uid_address(uid: int) -> str:
-    """Return how the log names a peer by ipc, which has no address."""
-    return f"uid {uid} of this machine"

@@ -150,6 +150,10 @@ class Mailbox:
         """Return True if no request is queued."""
         return not self._frames.readable()
 
+    def wake(self) -> None:
+        """Make the thread look for messages, even if none has come. Any thread."""
+        self._waker.wake()
+
     def stop(self) -> None:
         """Make `receive` return nothing once all queued requests are answered. Any thread."""
         self._stopping = True

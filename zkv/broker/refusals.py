@@ -1,4 +1,4 @@
-"""Logs handshakes that failed, in a bounded number of lines.
+"""Logs handshakes that failed, and connections that were cut off, in a bounded number of lines.
 
 Whoever reaches an endpoint can fail as often as the network carries it, and from many addresses.
 So an address is logged once a minute for each reason, and a minute has at most `LINES` such lines.
@@ -25,25 +25,32 @@ SIZE: Final = "size"
 OTHER: Final = "other"
 REASONS: Final = (AUTH, PROTOCOL, TIMEOUT, SIZE, OTHER)
 """The reasons in INFO's ``stats.handshakes_failed``."""
+MESSAGE: Final = "message"
+FILES: Final = "files"
+CUTS: Final = (MESSAGE, FILES)
+"""The reasons in INFO's ``stats.connections_cut``."""
 
 PERIOD_SECONDS: Final = 60.0
+_FAILED: Final = "the handshake with %s failed: it %s%s"
+_CUT: Final = "the connection of %s was cut off: the peer %s%s"
+_MORE: Final = "%d more connections failed or were cut off in the last minute"
 LINES: Final = 100
 """Lines about single addresses in a period."""
 
 
 class Refusal(NamedTuple):
-    """Why a handshake failed."""
+    """Why a handshake failed, or a connection was cut off."""
 
     reason: str
-    """One of `REASONS`."""
+    """One of `REASONS`, or of `CUTS`."""
     text: str
-    """The reason in the log, where its subject is the handshake."""
+    """The reason in the log, where its subject is the handshake, or the peer."""
     level: int = logging.WARNING
     """The level of the log line."""
 
 
 class RefusalLog:
-    """Logs failed handshakes. Any thread may use it.
+    """Logs failed handshakes and the like. Any thread may use it.
 
     Args:
         clock: returns seconds; never goes back.
@@ -57,7 +64,7 @@ class RefusalLog:
         self._left_out = 0
 
     def note(self, address: str, failure: Refusal, detail: str = "") -> None:
-        """Log that a handshake with ``address`` has failed, or count it.
+        """Log that a handshake with ``address`` has failed, or that it was cut off; or count it.
 
         Args:
             address: of the peer.
@@ -73,7 +80,8 @@ class RefusalLog:
                 self._left_out += 1
                 return
             self._logged.add(line)
-        _log.log(failure.level, "the handshake with %s failed: it %s%s", *line, detail)
+        told = _CUT if failure.reason in CUTS else _FAILED
+        _log.log(failure.level, told, *line, detail)
 
     def tell(self) -> None:
         """If the period is over, log how many handshakes were left out in it."""
@@ -84,7 +92,7 @@ class RefusalLog:
             left_out, self._left_out = self._left_out, 0
             self._logged.clear()
         if left_out:
-            _log.warning("%d more handshakes failed in the last minute", left_out)
+            _log.warning(_MORE, left_out)
 
     def seconds_left(self) -> float | None:
         """Return the seconds until `tell` has something to log; None: nothing was left out."""

@@ -23,6 +23,7 @@ from typing import Final
 
 import zmq
 
+from zkv.broker.arrivals import Arrivals
 from zkv.broker.sockets import cut_off
 from zkv.users.registry import NO_ID, Users
 from zkv.users.rights import NOBODY
@@ -49,11 +50,13 @@ class Subscriptions:
     Args:
         users: the users; None = whoever gets in may follow everything.
         begun: called when a topic has got a follower.
+        arrivals: takes notes of the senders.
     """
 
-    def __init__(self, users: Users | None, begun: Callable[[], None]) -> None:
+    def __init__(self, users: Users | None, begun: Callable[[], None], arrivals: Arrivals) -> None:
         self._users = users
         self._begun = begun
+        self._arrivals = arrivals
         self._asked: Counter[bytes] = Counter()
         self._followed: set[bytes] = set()
         self._topics_of: Counter[_Connection] = Counter()
@@ -76,8 +79,11 @@ class Subscriptions:
 
     def take(self, socket: _Socket) -> None:
         """Take the subscriptions that wait at the socket."""
+        question = self._arrivals.asked
         while int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             frame = socket.recv(copy=False)
+            if self._arrivals.asked:
+                self._arrivals.note(frame)
             news = frame.bytes
             topic = news[1:]
             if news[:1] == _SUBSCRIBE:
@@ -86,6 +92,8 @@ class Subscriptions:
                 self._followed.discard(topic)  # Its last follower has left.
             else:
                 self._leave(socket, frame, topic)
+        if question:
+            self._arrivals.heard(question, 0, nothing_left=True)
 
     def _take(self, socket: _Socket, frame: zmq.Frame, topic: bytes) -> None:
         if self._users is not None:

@@ -292,7 +292,10 @@ def serve(mailbox: Mailbox, handler: Handler, account: Account, name: str) -> No
                     raise
                 time.sleep(PAUSE_SECONDS)
             account.deaths += 1
-            _log.critical("a batch of %s failed with a bug; %s", name, CONTINUES, exc_info=True)
+            if isinstance(error, MemoryError):
+                _log.error("out of memory in %s; %s", name, CONTINUES)
+            else:
+                _log.critical("a batch of %s failed with a bug; %s", name, CONTINUES, exc_info=True)
             if mailbox.unanswered:
                 with contextlib.suppress(MemoryError):  # No memory even for an error reply.
                     mailbox.give_up(partial(handler.give_up, error=error))

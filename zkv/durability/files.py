@@ -13,14 +13,23 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TypeVar
 from weakref import WeakSet
 
 from zkv.durability import lock
 from zkv.durability.lock import DirectoryLock
 
 _PIECE_BYTES: Final = 1 << 20
+
+_PATIENCE_SECONDS: Final = 1.0
+"""How long a file waits for a descriptor: connections may have taken all, until they are cut off
+(`zkv.broker.room`)."""
+_AGAIN_SECONDS: Final = 0.002
+
+_Opened = TypeVar("_Opened")
 
 _written: WeakSet[BinaryIO] = WeakSet()
 """Files that are open for writing. A child made by fork closes them: while it lived, it would keep
@@ -40,6 +49,18 @@ def _close_in_child() -> None:
 os.register_at_fork(after_in_child=_close_in_child)
 
 
+def _open(opener: Callable[[], _Opened]) -> _Opened:
+    """Call ``opener``, and again for a while if the process has no descriptor left."""
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return opener()
+        except OSError as error:
+            if error.errno != errno.EMFILE or time.monotonic() > end:
+                raise
+        time.sleep(_AGAIN_SECONDS)
+
+
 class Files:
     """The real file system."""
 
@@ -54,20 +75,20 @@ class Files:
 
     def names(self, directory: Path) -> list[str]:
         """The names in ``directory``, sorted. Raises OSError."""
-        return sorted(os.listdir(directory))
+        return sorted(_open(lambda: os.listdir(directory)))
 
     def create(self, path: Path) -> BinaryIO:
         """Create an empty file to write; an existing file is emptied. Raises OSError."""
-        return _ours_alone(open(path, "wb", buffering=0))
+        return _ours_alone(_open(lambda: open(path, "wb", buffering=0)))
 
     def open_append(self, path: Path) -> tuple[BinaryIO, int]:
         """Open a file for reading and for writing at its end; and its size. Raises OSError."""
-        file = open(path, "r+b", buffering=0)  # noqa: SIM115  the caller closes it
+        file = _open(lambda: open(path, "r+b", buffering=0))  # noqa: SIM115  the caller closes it
         return _ours_alone(file), file.seek(0, os.SEEK_END)
 
     def open_read(self, path: Path) -> BinaryIO:
         """Open a file for reading. Raises OSError."""
-        return open(path, "rb")
+        return _open(lambda: open(path, "rb"))
 
     def write(self, file: BinaryIO, data: bytes) -> None:
         """Write all of ``data`` at the file's position. Raises OSError."""
@@ -109,7 +130,7 @@ class Files:
 
     def sync_directory(self, path: Path) -> None:
         """Wait until the names in the directory ``path`` are on disk. Raises OSError."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = _open(lambda: os.open(path, os.O_RDONLY | os.O_DIRECTORY))
         try:
             os.fsync(descriptor)
         finally:

@@ -22,6 +22,9 @@ rolls back, and takes no write until a snapshot holds everything that the log he
 until a restarted server has read the log back and written its end again. The same happens if
 somebody else has removed or changed the log's files (`distrust`).
 
+If little memory is left, which the log finds out after every `LOOK_BYTES`, it refuses all writes
+but removals, too. Nothing is rolled back then, since nothing has failed.
+
 A rollback (`_refuse`) is one step under both locks. `_io` stops all writes and syncs, so `safe_lsn`
 cannot move meanwhile; the keyspace's lock stops all commands. In that step the log starts to refuse
 appends, empties the queue, records what survives the epoch, ends the epoch, and has the keyspace
@@ -56,10 +59,13 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from zkv.activity import Activity
 from zkv.durability import segment
 from zkv.durability.lock import changed
-from zkv.errors import ReadOnly
+from zkv.errors import OutOfMemory, ReadOnly
 from zkv.figures import Buckets
+from zkv.keyspace import memory
 from zkv.keyspace.change import revision_in
+from zkv.keyspace.half_done import end_process
 from zkv.keyspace.log import NOTHING
+from zkv.keyspace.memory import NO_MEMORY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,6 +83,8 @@ EPOCHS_KNOWN: Final = 100
 """For this many of the last epochs, `survived` knows what was safe when they ended."""
 RETRY_SECONDS: Final = 0.5
 """After a failed write, writes are refused for this long; then the next one tries the disk."""
+LOOK_BYTES: Final = 512 * 1024
+"""Bytes of commits after which the log looks whether there is memory for more."""
 PROBE: Final = "probe.tmp"
 """The file that `Wal.try_again` writes and removes. Recovery removes it, too."""
 PROBE_BYTES: Final = 64 * 1024
@@ -120,6 +128,7 @@ class Wal:
         self.takes_commits = True
         """True if `extend` may be called: `_refusal` is None. Keyspace's lock held."""
         self._retry_at = 0.0
+        self._unlooked = 0  # Bytes written since the last look at the memory.
         self._broken = False
         self._reported: str | None = None
         self._roll_back: Callable[[int], None] = lambda lsn: None
@@ -203,15 +212,30 @@ class Wal:
         """
         return self._survived.get(epoch, NOTHING)
 
-    def append(self, payload: bytes) -> int:
+    def append(self, payload: bytes, removes: bool = False) -> int:
         """Queue a commit with the next LSN; returns that. Call with the keyspace's lock held.
+
+        Args:
+            payload: the commit.
+            removes: True if it only removes entries.
 
         Raises:
             ReadOnly: the log cannot be written now; nothing was queued.
         """
-        if self._refusal is not None and (self._broken or time.monotonic() < self._retry_at):
-            raise ReadOnly(self._refusal.message)
+        refusal = self._refusal
+        if refusal is not None and self._still_refuses(refusal, removes):
+            raise type(refusal)(refusal.message)
         return self.extend([payload], len(payload))
+
+    def _still_refuses(self, refusal: ReadOnly, removes: bool) -> bool:
+        if self._broken or not isinstance(refusal, OutOfMemory):
+            return self._broken or time.monotonic() < self._retry_at
+        if removes:
+            return False
+        if time.monotonic() >= self._retry_at and not memory.is_short():
+            return False
+        self._retry_at = max(self._retry_at, time.monotonic())
+        return True
 
     def extend(self, payloads: list[bytes], size: int) -> int:
         """Queue commits of so many bytes in one step, so that one write takes them all.
@@ -332,6 +356,9 @@ class Wal:
         with self._io:
             if self._refusal is None or self._broken or time.monotonic() < self._retry_at:
                 return
+            if isinstance(self._refusal, OutOfMemory):
+                self._look_at_memory()
+                return
             probe = self._directory / PROBE
             try:
                 self.require_place()
@@ -362,6 +389,9 @@ class Wal:
                 self._rotate(self.written_rev + 1)
             synced, salt = self._synced, self._salt
             payloads = [payload for _, run, _ in runs for payload in run]
+            size = sum(map(len, payloads))
+            if size > LOOK_BYTES and memory.is_short(2 * size):
+                raise MemoryError  # Now, while there is some for the rollback.
             data = segment.pack_frames(payloads, synced, salt)
             self._files.write(self._file, data)
         except ReadOnly:
@@ -377,7 +407,18 @@ class Wal:
         self.written_lsn, newest, self._written_bytes = runs[-1]
         self.written_rev = revision_in(newest[-1])
         self._note_safe()
-        if self._refusal is not None:
+        self._unlooked += len(data)
+        if self._unlooked >= LOOK_BYTES or self._refusal is not None:
+            self._look_at_memory()
+
+    def _look_at_memory(self) -> None:
+        """Take writes, or refuse those that need memory. `_io` held; the disk is all right."""
+        self._unlooked = 0
+        if memory.is_short():
+            with self._keyspace_lock:
+                self._begin_refusal(OutOfMemory(NO_MEMORY))
+            self._report(NO_MEMORY)
+        elif self._refusal is not None:
             self._resume()
 
     @property
@@ -495,49 +536,64 @@ class Wal:
         except Exception:
             self._broken = True  # The file may end with half a frame: never append after that.
             applied = None
+        if memory.has_run_out(error) and not self._broken:
+            return self._refuse(NO_MEMORY, applied, OutOfMemory)
         return self._refuse(_cannot_write(error), applied)
 
     def _sync_failed(self, error: Exception) -> ReadOnly:
         self._broken = True
         return self._refuse(f"the log could not be made durable: {_reason(error)}", None)
 
-    def _refuse(self, reason: str, applied: bool | None) -> ReadOnly:
+    def _refuse(
+        self, reason: str, applied: bool | None, kind: type[ReadOnly] = ReadOnly
+    ) -> ReadOnly:
         """Refuse writes and roll back to what is safe; returns the error to raise. `_io` held."""
         # Commands see the steps as one, since they need the lock. But `epoch` and `survived` are
         # read without it, so what survives an epoch is recorded before the epoch ends.
         with self._keyspace_lock:
-            self._refusal = ReadOnly(reason)
-            self.takes_commits = False
-            self.refused_since = self.refused_since or round(time.time(), 3)
-            self._retry_at = time.monotonic() + RETRY_SECONDS
+            self._begin_refusal(kind(reason))
             self._queue.clear()
             self._survived[self.epoch] = self.safe_rev, self.safe_lsn
             self._survived.pop(self.epoch - EPOCHS_KNOWN, None)
             self.epoch += 1
-            self._roll_back(self.safe_lsn)
+            try:
+                self._roll_back(self.safe_lsn)
+            except BaseException:
+                end_process("rollback")
             self.last_lsn = self.safe_lsn
             self.appended_bytes = self.safe_bytes
             if self._sync_each:
                 self.written_rev = self.durable_rev
                 self.written_lsn = self.durable_lsn
                 self._written_bytes = self._durable_bytes
+        self._report(reason)
+        return kind(reason, applied=applied)
+
+    def _begin_refusal(self, refusal: ReadOnly) -> None:
+        """Refuse writes. Keyspace's lock held."""
+        self._refusal = refusal
+        self.takes_commits = False
+        self.refused_since = self.refused_since or round(time.time(), 3)
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+
+    def _report(self, reason: str) -> None:
         if reason != self._reported:  # Log it once, not for each request.
             self._reported = reason
             _log.error("%s; writes are refused, reads continue", reason)
-        return ReadOnly(reason, applied=applied)
 
     def _refused(self) -> ReadOnly:
         """The error for a commit that was queued before the log failed."""
-        reason = self._refusal.message if self._refusal else "the log cannot be written"
-        return ReadOnly(reason, applied=None if self._broken else False)
+        refusal = self._refusal or ReadOnly("the log cannot be written")
+        return type(refusal)(refusal.message, applied=None if self._broken else False)
 
     def _resume(self) -> None:
+        had_no_memory = isinstance(self._refusal, OutOfMemory)
         with self._keyspace_lock:
             self._refusal = None
             self.takes_commits = True
             self.refused_since = None
         self._reported = None
-        _log.warning("the log can be written again")
+        _log.warning("there is memory again" if had_no_memory else "the log can be written again")
 
 
 def _only_append(file: BinaryIO) -> None:
@@ -554,7 +610,7 @@ def _cannot_write(error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    reason = "out of memory" if isinstance(error, MemoryError) else str(error)
+    reason = NO_MEMORY if isinstance(error, MemoryError) else str(error)
     if isinstance(error, OSError):
         reason = error.strerror or reason
         if error.filename is not None:

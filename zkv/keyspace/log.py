@@ -45,8 +45,12 @@ class ChangeLog(Protocol):
     def takes_commits(self) -> bool:
         """True unless the log refuses commits. Keyspace's lock held."""
 
-    def append(self, payload: bytes) -> int:
+    def append(self, payload: bytes, removes: bool = False) -> int:
         """Queue a commit, and return its number. Keyspace's lock held.
+
+        Args:
+            payload: the commit.
+            removes: True if it only removes entries.
 
         Raises ReadOnly if the log refuses commits.
         """
@@ -143,7 +147,7 @@ class MemoryLog:
     ) -> None:
         """Do nothing: nothing is ever rolled back."""
 
-    def append(self, payload: bytes) -> int:
+    def append(self, payload: bytes, removes: bool = False) -> int:
         """Discard a commit, and return its number."""
         return self.extend([payload], len(payload))
 

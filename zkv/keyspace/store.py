@@ -25,6 +25,7 @@ from zkv.errors import Compacted, NotFound, ShuttingDown
 from zkv.keyspace.change import EXPIRE, Commit, EvictionPayload, Once, PackedCommit
 from zkv.keyspace.entry import ABSENT, StoredEntry
 from zkv.keyspace.eviction import MOST_EVICTED, Evictor
+from zkv.keyspace.half_done import end_process
 from zkv.keyspace.lock import StoreLock
 from zkv.keyspace.log import MemoryLog
 from zkv.keyspace.room import (
@@ -317,18 +318,22 @@ class Keyspace:
             self._require_memory(self._limit, transaction, len(payload))
         if transaction.evicts:
             payload = EvictionPayload(payload)
-        self._log.append(payload)
-        rev = self.rev
-        if changes:
-            self.rev = transaction.rev
-            self.history.add(payload, self._log.safe_rev)
-            if None in transaction.staged.values():
-                self.removed_rev = transaction.rev
-        replaced = self._apply(transaction.staged)
-        remembered: Remembering = []
-        if once is not None:
-            remembered.append((once, self.sessions.remember(once, self.rev, lsn, now)))
-        self._keep(Undo(lsn, rev, replaced, remembered))
+        removed = None in transaction.staged.values()
+        self._log.append(payload, removed and not any(transaction.staged.values()))
+        try:
+            rev = self.rev
+            if changes:
+                self.rev = transaction.rev
+                self.history.add(payload, self._log.safe_rev)
+                if removed:
+                    self.removed_rev = transaction.rev
+            replaced = self._apply(transaction.staged)
+            remembered: Remembering = []
+            if once is not None:
+                remembered.append((once, self.sessions.remember(once, self.rev, lsn, now)))
+            self._keep(Undo(lsn, rev, replaced, remembered))
+        except MemoryError:
+            end_process("commit")
         return lsn
 
     def room(self) -> int:
@@ -357,11 +362,14 @@ class Keyspace:
 
         There is at least one commit, and `takes_writes` was true before the run.
         """
-        lsn = self._log.extend(run.payloads, run.bytes)
-        before, self.rev = self.rev, run.rev
-        self.history.extend(run.payloads, run.changes, run.bytes, self._log.safe_rev)
-        remembered, self._remembered_in_run = self._remembered_in_run, []
-        self._keep(Undo(lsn, before, replaced, remembered))
+        try:
+            lsn = self._log.extend(run.payloads, run.bytes)
+            before, self.rev = self.rev, run.rev
+            self.history.extend(run.payloads, run.changes, run.bytes, self._log.safe_rev)
+            remembered, self._remembered_in_run = self._remembered_in_run, []
+            self._keep(Undo(lsn, before, replaced, remembered))
+        except MemoryError:
+            end_process("commit")
         if self._evictor is not None:
             self._evictor.pay(run.changes)
 

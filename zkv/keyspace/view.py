@@ -13,6 +13,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, TypeVar
 
+from zkv.errors import OutOfMemory
+from zkv.keyspace import memory
 from zkv.keyspace.bounds import Range
 from zkv.keyspace.entry import StoredEntry
 
@@ -54,6 +56,7 @@ class SnapshotView:
         self._keyspace = keyspace
         self._reached = ""  # The last key that has been read; no key is empty.
         self._all_reached = False
+        self._most = CHUNK_ENTRIES
         self._kept: dict[str, StoredEntry | None] = {}
 
     def keep(self, key: str, old: StoredEntry | None) -> None:
@@ -108,8 +111,8 @@ class SnapshotView:
     def _next_chunk(self) -> Chunk:
         with self._keyspace.lock:
             rest = Range(self._reached, None, low_included=False)
-            chunk = self._keyspace.entries.pairs(rest, CHUNK_ENTRIES)
-            if len(chunk) < CHUNK_ENTRIES:
+            chunk = self._read(rest)
+            if len(chunk) < self._most:
                 self._all_reached = True
             else:
                 self._reached = chunk[-1][0]
@@ -117,6 +120,19 @@ class SnapshotView:
                 then = [(key, self._kept.pop(key, entry)) for key, entry in chunk]
                 chunk = [(key, entry) for key, entry in then if entry is not None]
         return chunk
+
+    def _read(self, keys: Range) -> Chunk:
+        """Return the next entries; from now on fewer at once, if memory is short."""
+        while True:
+            try:
+                chunk = self._keyspace.entries.pairs(keys, self._most)
+                memory.require(sum([len(entry.value) for _, entry in chunk]))
+            except (MemoryError, OutOfMemory):
+                if self._most == 1:
+                    raise
+                self._most //= 2
+            else:
+                return chunk
 
     def close(self) -> None:
         """Detach the view from the keyspace.

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from zkv import compiled
-from zkv.errors import BadRequest, Internal, RequestError
+from zkv.errors import BadRequest, OutOfMemory, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +48,7 @@ class BadEnvelope:
 NO_DELIMITER: Final = BadEnvelope("no empty delimiter frame before the body")
 NO_BODY: Final = BadEnvelope("no body frame behind the delimiter")
 TWO_BODIES: Final = BadEnvelope("more than one body frame behind the delimiter")
-NO_MEMORY: Final = BadEnvelope("the server has no memory for this request", Internal)
+NO_MEMORY: Final = BadEnvelope("out of memory", OutOfMemory)
 
 
 class Batch(Protocol):

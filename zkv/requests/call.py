@@ -21,10 +21,12 @@ from zkv.errors import (
     Deadline,
     Denied,
     Internal,
+    OutOfMemory,
     ReadOnly,
     RequestError,
     ShuttingDown,
 )
+from zkv.keyspace import memory
 from zkv.log import AUDIT
 from zkv.protocol.codec import add_field, decode, encode_repeat, encode_reply
 from zkv.protocol.replies import CommitReply, Failure, Reply, failure
@@ -114,6 +116,7 @@ class Caller:
         waited = self._lock.waited
         self._account.activity.since = call.started
         try:
+            memory.require(len(body))
             call.request = request = decode(body)
             self._require_readiness(request)
             self._require_permission(request, user)
@@ -296,9 +299,28 @@ def _audit_if_grave(request: AnyRequest, user: User) -> None:
                     op, len(removed), first, user.name)  # fmt: skip
 
 
+class _MemoryLog:
+    """Says in the log that memory has run out, once a second at most. Any thread."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def tell(self, op: str) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + 1.0
+            _log.error("out of memory for %s", op)
+
+
+_memory_log = _MemoryLog()
+
+
 def fail(error: BaseException, request: AnyRequest | None) -> Failure:
-    """Return the reply to a request that raised ``error``; log it if it is a bug."""
-    if not isinstance(error, RequestError):
+    """Return the reply to a request that raised ``error``; log it if it is no usual failure."""
+    if isinstance(error, MemoryError):
+        error = OutOfMemory(memory.NO_MEMORY, applied=None)
+    if isinstance(error, OutOfMemory):
+        _memory_log.tell(_op_of(request))
+    elif not isinstance(error, RequestError):
         _log.error("a command failed: this is a bug in zkv", exc_info=error)
         error = Internal(A_BUG, applied=None)
     return failure(error, None if request is None else request.id)

@@ -23,7 +23,7 @@ from msgspec import UNSET, Raw, Struct
 from zkv import __version__
 from zkv.engine import Engine
 from zkv.errors import BadRequest, RequestError, TooLarge
-from zkv.keyspace import Once, Remembered, StagedWrite, StoredEntry
+from zkv.keyspace import Once, Remembered, StagedWrite, StoredEntry, memory
 from zkv.keyspace.bounds import key_range
 from zkv.protocol import requests
 from zkv.protocol.codec import (
@@ -182,6 +182,7 @@ def get(node: Node, request: requests.Get) -> Done:
     """Return the entry of a key."""
     node.limits.check_key(request.key)
     entry = node.engine.keyspace.get(request.key)
+    memory.require(len(entry.value))
     return Done(_get_reply(entry, node.engine.keyspace.now), entry.rev)
 
 
@@ -239,6 +240,7 @@ def changes(node: Node, request: requests.Changes) -> Done:
                 found.append((commit.rev, change.op, change.key, change.value))
                 size += len(change.key) + len(memoryview(change.value))
         following = commit.rev
+    memory.require(size)
     return Done(ChangesReply(changes=found, next=following, rev=rev), 0)
 
 
@@ -444,6 +446,7 @@ def _check_size(node: Node, size: int, what: str, advice: str) -> None:
         raise TooLarge(
             f"{what} would take {size} bytes; max_reply_bytes is {node.max_reply_bytes}: {advice}"
         )
+    memory.require(size)
 
 
 def _revision_reply(revision: Future[int]) -> Future[Reply]:
