@@ -220,12 +220,16 @@ FEED_PUBLISHED: Final = Figure(
 )  # fmt: skip
 FEED_DROPPED: Final = Figure(
     "zkv_feed_dropped_total", COUNTER, ("stats.feed.dropped",),
-    "Messages of the feed for which the queue of a follower was full.",
+    "Messages that a follower did not get: its queue was full, or it was cut off.",
     place=("changes", "dropped"),
 )  # fmt: skip
 FEED_SKIPPED: Final = Figure(
     "zkv_feed_skipped_revisions_total", COUNTER, ("stats.feed.skipped",),
     "Revisions skipped because the feed was too far behind.", place=("changes", "skipped"),
+)  # fmt: skip
+FEED_CUT_OFF: Final = Figure(
+    "zkv_followers_cut_off_total", COUNTER, ("stats.feed.cut_off",),
+    "Followers cut off: they did not read, or had too many topics.", place=("changes", "cut off"),
 )  # fmt: skip
 FEED_REVISION: Final = Figure(
     "zkv_feed_revision", GAUGE, ("stats.feed.rev",),

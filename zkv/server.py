@@ -31,7 +31,9 @@ from zkv import compiled
 from zkv.activity import Activities
 from zkv.broker.broker import Broker
 from zkv.broker.doors import Doors
+from zkv.broker.feed import FeedPlace
 from zkv.broker.front import FrontHandler
+from zkv.broker.subscriptions import LONGEST_TOPIC, TopicBounds
 from zkv.broker.worker import WorkerHandler
 from zkv.config import fit_memory
 from zkv.endpoint import is_exposed
@@ -113,7 +115,7 @@ class ServerCore:
         self._doors = _make_doors(settings)
         self._broker = Broker(
             endpoints=settings.server.endpoints,
-            feed=settings.server.feed,
+            feed=_feed_place(settings),
             io_threads=settings.server.io_threads,
             max_message_bytes=settings.limits.max_message_bytes,
             doors=self._doors,
@@ -368,6 +370,12 @@ def _process() -> dict[str, int | float]:
     except OSError:
         pass  # There is no /proc, or the process cannot open another file.
     return process
+
+
+def _feed_place(settings: Settings) -> FeedPlace | None:
+    limits = settings.limits
+    topics = TopicBounds(limits.max_topics, max(LONGEST_TOPIC, limits.max_key_bytes))
+    return FeedPlace(settings.server.feed, topics) if settings.server.feed else None
 
 
 def _make_doors(settings: Settings) -> Doors:

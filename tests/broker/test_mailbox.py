@@ -779,6 +779,7 @@ def copy_of_sources(directory: Path) -> Path:
 @pytest.mark.timeout(300)
 def test_contract_under_address_sanitizer(tmp_path: Path) -> None:
     """All of the above with a twin that is watched at each access to memory."""
-    arguments = "tests/broker/test_mailbox.py", "-k", "not installs and not memory_does_not_hold"
+    files = "tests/broker/test_mailbox.py", "tests/broker/test_publisher.py"
+    arguments = *files, "-k", "not installs and not memory_does_not_hold"
     printed = run_under_address_sanitizer(tmp_path, "zkv/broker/_frames", *arguments)
     assert "skipped" not in printed

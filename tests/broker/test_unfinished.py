@@ -197,7 +197,7 @@ def test_a_follower_with_many_topics(server: ServerInProcess) -> None:
         for kind in (b"\x01", b"\x00"):
             topics = (b"%d" % number + b"t" * 1_000 for number in range(1_000))
             wire.socket.sendall(b"".join(frame(kind + topic) for topic in topics))
-        wire.socket.sendall(frame(b"\x01k"))
+        wire.socket.sendall(frame(b"\x01k") + frame(b"\x01\x00"))  # And heartbeats.
         client.ok(op="PUT", key="k", value=1)
         while wire.next_frame()[1] != b"k":
             client.ok(op="PUT", key="k", value=1)

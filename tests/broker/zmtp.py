@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 import threading
@@ -122,6 +123,10 @@ class Wire:
         """Send a request, and return its reply."""
         self.socket.sendall(request(**fields))
         return self.reply()
+
+    def has_sent(self) -> bool:
+        """Whether the server has sent something that is not received yet."""
+        return bool(select.select([self.socket], [], [], 0)[0])
 
     def wait_for_end(self) -> bytes:
         """What the server still sends before it hangs up. Fails where it does not."""

@@ -765,7 +765,7 @@ IN_FEED: Final = [
     Mutant(
         "what is lost is not noticed",
         "zkv/broker/feed.py",
-        "            self.dropped += 1\n",
+        "            self._dropped += 1\n",
         "",
         ("tests/broker/test_feed.py", "-k", "does_not_read"),
     ),
@@ -841,6 +841,48 @@ IN_BOUNDS: Final = [
         "            self.keyspace.forget_safe()",
         "            pass",
         ("tests/server/test_disk_backlog.py",),
+    ),
+    Mutant(
+        "a follower that takes a message now and then keeps the feed at its pace",
+        "zkv/broker/backlog.py",
+        "MOST_BYTES if self._paused_at is None else MOST_BYTES // 2",
+        "MOST_BYTES",
+        ("tests/broker/test_feed_bounds.py", "-k", "now_and_then"),
+    ),
+    Mutant(
+        "those who do not read are not cut off",
+        "zkv/broker/backlog.py",
+        "                    cut_off(connection)\n",
+        "",
+        ("tests/broker/test_feed_bounds.py", "-k", "not_read and 160"),
+    ),
+    Mutant(
+        "what was read before a pause is passed over",
+        "zkv/broker/feed.py",
+        "                    self._keyspace.put_back(self._cursor, self._rev)\n",
+        "",
+        ("tests/broker/test_feed_bounds.py", "-k", "goes_on_where_it_was"),
+    ),
+    Mutant(
+        "topics have no bound",
+        "zkv/broker/subscriptions.py",
+        "return None if len(follower.topics) < self._bounds.topics else _TOO_MANY",
+        "return None",
+        ("tests/broker/test_feed_bounds.py", "-k", "topics_at_a_time"),
+    ),
+    Mutant(
+        "the end of what was never subscribed to counts",
+        "zkv/broker/subscriptions.py",
+        "self._applied -= min(applied, 1)",
+        "self._applied -= 1",
+        ("tests/broker/test_feed_bounds.py", "-k", "end_what_others_follow"),
+    ),
+    Mutant(
+        "messages that are no subscriptions do no harm",
+        "zkv/broker/subscriptions.py",
+        "if confused and self._users is not None:",
+        "if False:",
+        ("tests/broker/test_feed_bounds.py", "-k", "gives_nobody"),
     ),
 ]
 
@@ -1544,8 +1586,7 @@ IN_QUOTAS: Final = [
 
 MUTANTS: Final = [
     *IN_C, *AT_THE_START, *CODEC_AND_EXACTLY_ONCE, *EXPIRY, *LOG, *WAITING, *IN_SLOW_LOG, *IN_FEED,
-    *IN_BOUNDS,
-    *IN_HANDSHAKES,
+    *IN_BOUNDS, *IN_HANDSHAKES,
     *CLIENT, *IN_METRICS, *SETTINGS, *IN_USERS, *IN_TOOLS_OF_USERS, *IN_QUOTAS,
     *IN_CACHES,
 ]  # fmt: skip

@@ -98,7 +98,7 @@ PINNED_INFO: Final[Fields] = {
         "rss": 31_457_280,
         "open_files": 30,
     },
-    "stats.feed": {"published": 18, "dropped": 0, "skipped": 0, "rev": 13},
+    "stats.feed": {"published": 18, "dropped": 0, "skipped": 0, "cut_off": 0, "rev": 13},
 }
 
 

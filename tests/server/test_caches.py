@@ -13,8 +13,8 @@ import pytest
 import zmq
 
 import zkv
-from tests.broker.test_feed import Follower
-from tests.broker.test_feed import Mirror as Copy
+from tests.broker.followers import Follower
+from tests.broker.followers import Mirror as Copy
 from tests.forking import run_zkv
 from tests.support import Raw, ServerInProcess, ServerProcess, eventually
 

@@ -175,9 +175,15 @@ def test_a_worker_cannot_be_replaced_at_once(
         assert server.stop()
 
 
-@pytest.mark.parametrize("error", [SimulatedDeath(), MemoryError()])
+@pytest.mark.parametrize(
+    ("error", "code"), [(SimulatedDeath(), "INTERNAL"), (MemoryError(), "FULL")]
+)
 def test_saving_fails_for_no_known_reason(
-    tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    tmp_path: Path,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: str,
 ) -> None:
     """Whoever sent END has an answer, and the server ends all the same, as one that failed."""
     save = Engine.save
@@ -189,7 +195,7 @@ def test_saving_fails_for_no_known_reason(
     monkeypatch.setattr(Engine, "save", save_and_fail)
     with ServerInProcess(tmp_path / "data") as server:
         reply = connect(server.endpoint).call(op="END", id=1)
-        assert (reply["ok"], reply["code"], reply["id"]) == (False, "INTERNAL", 1)
+        assert (reply["ok"], reply["code"], reply["id"]) == (False, code, 1)
         assert server.wait() is False
 
 
@@ -218,7 +224,7 @@ def test_so_many_threads_serve_the_connections(
         clients = [connect(server.endpoint) for _ in range(5)]
         assert all(client.ok(op="PUT", key="k", value=1)["rev"] for client in clients)
     broker = Broker(
-        ["tcp://127.0.0.1:*"], "", count, 1_024, Doors(), lambda: None, lambda: None, Account
+        ["tcp://127.0.0.1:*"], None, count, 1_024, Doors(), lambda: None, lambda: None, Account
     )
     assert broker._context.get(zmq.IO_THREADS) == count
     broker._context.term()

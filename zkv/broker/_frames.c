@@ -1,4 +1,5 @@
-/* Receives and sends batches of messages in C, as `PythonFrames` in frames.py does in Python.
+/* Receives and sends batches of messages in C, as `PythonFrames` in frames.py does in Python; and
+ * publishes messages, as `PythonPublisher` in publisher.py does.
  *
  * Strategy: the cost of a thread is in socket calls and in switches of Python's lock. So waiting
  * for messages and receiving a whole batch is one call without the lock, and sending a batch of
@@ -547,17 +548,20 @@ static int take_or_wait(Frames *self, const wish *w, Batch *to)
     return passed ? passed : number;
 }
 
-static PyObject *fail(Frames *self, int number)
+/* Raise the exception of an error number, which `make` makes. */
+static PyObject *raise_error(PyObject *make, int number)
 {
     if (number == ENOMEM)
         return PyErr_NoMemory();
-    PyObject *error = PyObject_CallFunction(self->error, "i", number);
+    PyObject *error = PyObject_CallFunction(make, "i", number);
     if (error != NULL) {
         PyErr_SetObject((PyObject *)Py_TYPE(error), error);
         Py_DECREF(error);
     }
     return NULL;
 }
+
+static PyObject *fail(Frames *self, int number) { return raise_error(self->error, number); }
 
 static int is_closed(Frames *self)
 {
@@ -943,17 +947,200 @@ static PyType_Spec frames_spec = {
     .slots = frames_slots,
 };
 
+/* --- Publisher ------------------------------------------------------------------------------- */
+
+/* The messages that not all followers have got. libzmq's threads count down. It is freed with the
+ * last of its references: one for each message, and one for the publisher. */
+typedef struct {
+    size_t references, messages, bytes;
+} Waiting;
+
+/* A body that libzmq holds until it has been sent to all followers; the bytes follow. */
+typedef struct {
+    Waiting *counted_in;
+    size_t size;
+} parcel;
+
+typedef struct {
+    PyObject_HEAD
+    end feed;
+    PyObject *error; /* makes an exception from an error number */
+    Waiting *waiting;
+} Publisher;
+
+static size_t add_to(size_t *number, size_t value)
+{
+    return __atomic_add_fetch(number, value, __ATOMIC_ACQ_REL);
+}
+
+static size_t take_from(size_t *number, size_t value)
+{
+    return __atomic_sub_fetch(number, value, __ATOMIC_ACQ_REL);
+}
+
+static void drop_waiting(Waiting *waiting)
+{
+    if (waiting != NULL && take_from(&waiting->references, 1) == 0)
+        free(waiting);
+}
+
+static void drop_parcel(void *data, void *hint)
+{
+    parcel *dropped = hint;
+    Waiting *waiting = dropped->counted_in;
+    take_from(&waiting->messages, 1);
+    take_from(&waiting->bytes, dropped->size);
+    drop_waiting(waiting);
+    free(dropped);
+}
+
+/* Make the frame of a body, and count it with its topic. 0, or an error number. */
+static int to_parcel(Waiting *waiting, const char *body, size_t size, size_t counted,
+                     zmq_msg_t *frame)
+{
+    parcel *made = malloc(sizeof *made + size);
+    if (made == NULL)
+        return ENOMEM;
+    *made = (parcel){waiting, counted};
+    memcpy(made + 1, body, size);
+    if (zmq.msg_init_data(frame, made + 1, size, drop_parcel, made) < 0) {
+        free(made);
+        return zmq.last_error();
+    }
+    add_to(&waiting->references, 1);
+    add_to(&waiting->messages, 1);
+    add_to(&waiting->bytes, counted);
+    return 0;
+}
+
+/* Send a message of two frames, which are made before the first one is sent. 0, or an error
+ * number. */
+static int publish(Publisher *self, const char *topic, size_t topic_size, const char *body,
+                   size_t size)
+{
+    zmq_msg_t frames[2];
+    int number = to_parcel(self->waiting, body, size, topic_size + size, &frames[1]);
+    if (number)
+        return number;
+    if (zmq.msg_init_size(&frames[0], topic_size) < 0) {
+        number = zmq.last_error();
+    } else {
+        memcpy(zmq.msg_data(&frames[0]), topic, topic_size);
+        number = send_frame(&frames[0], self->feed.socket, 1);
+        if (!number)
+            number = send_frame(&frames[1], self->feed.socket, 0);
+        zmq.msg_close(&frames[0]);
+    }
+    zmq.msg_close(&frames[1]);
+    return number;
+}
+
+static PyObject *publisher_send(Publisher *self, PyObject *arguments)
+{
+    PyObject *topic, *body;
+    char *topic_at, *body_at;
+    Py_ssize_t topic_size, size;
+    int number;
+    if (!PyArg_ParseTuple(arguments, "SS", &topic, &body) ||
+        PyBytes_AsStringAndSize(topic, &topic_at, &topic_size) < 0 ||
+        PyBytes_AsStringAndSize(body, &body_at, &size) < 0)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    number = publish(self, topic_at, (size_t)topic_size, body_at, (size_t)size);
+    Py_END_ALLOW_THREADS
+    if (number == 0 || number == EAGAIN)
+        return PyBool_FromLong(number == 0);
+    return raise_error(self->error, number);
+}
+
+static PyObject *publisher_waiting(Publisher *self, void *unused)
+{
+    return Py_BuildValue("(nn)",
+                         (Py_ssize_t)__atomic_load_n(&self->waiting->messages, __ATOMIC_ACQUIRE),
+                         (Py_ssize_t)__atomic_load_n(&self->waiting->bytes, __ATOMIC_ACQUIRE));
+}
+
+static PyObject *publisher_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
+{
+    static char *names[] = {"socket", "error", NULL};
+    PyObject *socket, *error;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO", names, &socket, &error))
+        return NULL;
+    if (zmq.version == NULL)
+        return PyErr_Format(PyExc_ValueError, "attach to libzmq first");
+    Publisher *self = (Publisher *)PyType_GenericAlloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->error = Py_NewRef(error);
+    self->waiting = calloc(1, sizeof *self->waiting);
+    if (self->waiting == NULL) {
+        PyErr_NoMemory();
+    } else {
+        self->waiting->references = 1;
+        if (open_end(&self->feed, socket))
+            return (PyObject *)self;
+    }
+    Py_DECREF(self);
+    return NULL;
+}
+
+static void publisher_dealloc(Publisher *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    drop_waiting(self->waiting);
+    Py_XDECREF(self->error);
+    Py_XDECREF(self->feed.owner);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef publisher_methods[] = {
+    {"send", (PyCFunction)publisher_send, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef publisher_attributes[] = {
+    {"waiting", (getter)publisher_waiting, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot publisher_slots[] = {
+    {Py_tp_doc, "See PythonPublisher in publisher.py."},
+    {Py_tp_new, publisher_new},
+    {Py_tp_dealloc, publisher_dealloc},
+    {Py_tp_methods, publisher_methods},
+    {Py_tp_getset, publisher_attributes},
+    {0, NULL},
+};
+
+static PyType_Spec publisher_spec = {
+    .name = "zkv.broker._frames.Publisher",
+    .basicsize = sizeof(Publisher),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = publisher_slots,
+};
+
+/* --- The module ------------------------------------------------------------------------------ */
+
 static PyMethodDef functions_of_module[] = {
     {"attach", attach, METH_VARARGS, "Find libzmq in a loaded extension module of pyzmq."},
     {NULL, NULL, 0, NULL},
 };
 
+/* 0, with an exception, if that failed. */
+static int add_type(PyObject *module, const char *name, PyType_Spec *spec)
+{
+    PyObject *type = PyType_FromSpec(spec);
+    int failed = type == NULL || PyModule_AddObjectRef(module, name, type) < 0;
+    Py_XDECREF(type);
+    return !failed;
+}
+
 static int execute(PyObject *module)
 {
-    PyObject *type = PyType_FromSpec(&frames_spec);
-    int failed = type == NULL || PyModule_AddObjectRef(module, "Frames", type) < 0;
-    Py_XDECREF(type);
-    return failed ? -1 : 0;
+    return add_type(module, "Frames", &frames_spec) && add_type(module, "Publisher", &publisher_spec)
+               ? 0
+               : -1;
 }
 
 static PyModuleDef_Slot slots_of_module[] = {{Py_mod_exec, execute}, {0, NULL}};

@@ -21,7 +21,7 @@ import zmq
 
 from zkv.broker.connections import Monitor
 from zkv.broker.doors import Doors, Guard
-from zkv.broker.feed import Feed
+from zkv.broker.feed import Feed, FeedPlace
 from zkv.broker.frames import FRAMES, PythonFrames
 from zkv.broker.front import Front
 from zkv.broker.mailbox import WORKERS_BATCH, Mailbox, connect_worker
@@ -47,7 +47,7 @@ class Broker:
 
     Args:
         endpoints: endpoints to bind.
-        feed: endpoint on which to publish changes; empty = none.
+        feed: where to publish changes, with bounds on followers; None = nowhere.
         io_threads: libzmq's threads for the connections.
         max_message_bytes: a larger message ends its connection.
         doors: opens the endpoints.
@@ -59,7 +59,7 @@ class Broker:
     def __init__(
         self,
         endpoints: list[str],
-        feed: str,
+        feed: FeedPlace | None,
         io_threads: int,
         max_message_bytes: int,
         doors: Doors,
@@ -67,7 +67,9 @@ class Broker:
         front_died: Callable[[], None],
         new_account: Callable[[], Account],
     ) -> None:
-        self._shares_context = any(name.startswith(INPROC) for name in (*endpoints, feed))
+        self._shares_context = any(
+            name.startswith(INPROC) for name in (*endpoints, "" if feed is None else feed.endpoint)
+        )
         self._context: zmq.Context[zmq.Socket[bytes]] = (
             zmq.Context.instance() if self._shares_context else zmq.Context(io_threads)
         )
@@ -88,7 +90,7 @@ class Broker:
             self._accounts[0],
             front_died,
         )
-        self._feed = Feed(self._context, feed, self._monitor, doors) if feed else None
+        self._feed = None if feed is None else Feed(self._context, feed, self._monitor, doors)
         self._users = doors.users
         self._guard = None if doors.users is None else Guard(self._context, doors.users, refusals)
         self._make_handler: Callable[[Account], WorkerHandler]

@@ -293,6 +293,7 @@ class Monitor:
             waiting: True if all messages of a connection that wait may have no more.
             arrivals: where the thread notes what it receives.
         """
+        self._descriptors.open()
         source = self._context.socket(zmq.PAIR)
         source.linger = 0
         source.rcvhwm = 0  # A full queue would make the I/O thread wait.

@@ -132,7 +132,7 @@ class Doors:
         try:
             host, port = _resolved(socket.context, endpoint)
             for key in self._keys:
-                with _listener(host, port, int(socket.backlog)) as listener, _curve(socket, key):
+                with _listener(host, port, socket) as listener, _curve(socket, key):
                     port = listener.getsockname()[1]
                     socket.setsockopt(zmq.USE_FD, listener.detach())
                     try:
@@ -179,14 +179,16 @@ def _resolved(context: zmq.Context[_Socket], endpoint: str) -> tuple[str, int]:
     return bound.removeprefix("tcp://").rpartition(":")[0], 0 if port == "*" else int(port)
 
 
-def _listener(host: str, port: int, backlog: int) -> posix.socket:
-    """Open a listener that shares its port with others. Raises OSError."""
+def _listener(host: str, port: int, socket: _Socket) -> posix.socket:
+    """Open a listener for a socket that shares its port with others. Raises OSError."""
     listener = posix.socket(posix.AF_INET6 if "[" in host else posix.AF_INET)
     try:
         listener.setsockopt(posix.SOL_SOCKET, posix.SO_REUSEADDR, 1)
         listener.setsockopt(posix.SOL_SOCKET, posix.SO_REUSEPORT, 1)
+        if int(socket.rcvbuf) > 0:
+            listener.setsockopt(posix.SOL_SOCKET, posix.SO_RCVBUF, int(socket.rcvbuf))
         listener.bind((host.strip("[]"), port))
-        listener.listen(backlog)
+        listener.listen(int(socket.backlog))
     except BaseException:
         listener.close()
         raise

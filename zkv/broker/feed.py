@@ -11,11 +11,12 @@ begins with the first change. An unused feed costs nothing: while there are no f
 wakes the thread, the history keeps nothing for it, and the cursor moves on once a second.
 
 A follower can always detect that it has missed changes: each message has its place among those of
-its revision, revisions are contiguous, and the heartbeat has the newest. Changes are missed in two
-cases, both counted for INFO; the follower can ask for them with CHANGES. The queue of a follower
-that reads too slowly is bounded, and messages that do not fit are dropped for that follower. If
-writers are faster than this thread for long, changes that the history cannot keep are skipped for
-all followers.
+its revision, revisions are contiguous, and the heartbeat has the newest. Then it can ask CHANGES
+for what it has missed. There are three causes, all counted for INFO. The queue of a follower that
+reads too slowly is bounded, and messages that do not fit are dropped for that follower. If too many
+bytes wait for followers, this thread pauses, and those who do not read are cut off
+(`zkv.broker.backlog`). If writers are faster than this thread for long, changes that the history
+cannot keep are skipped for all followers.
 
 With users, a follower gets a topic only if it may read all keys that begin with it
 (`zkv.broker.subscriptions`). When users change, the endpoint is closed, and opened again once all
@@ -33,18 +34,21 @@ import logging
 import threading
 import time
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Final
+from math import ceil
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import zmq
 from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.msgpack import encode
 
 from zkv.broker.arrivals import Arrivals
+from zkv.broker.backlog import Backlog
 from zkv.broker.connections import ConnectionCounter
-from zkv.broker.frames import copied
 from zkv.broker.handshakes import HANDSHAKE_MS
+from zkv.broker.publisher import PUBLISHER, Publisher
+from zkv.broker.refusals import Refusal, RefusalLog
 from zkv.broker.sockets import INPROC, close
-from zkv.broker.subscriptions import HEARTBEAT_TOPIC, Subscriptions
+from zkv.broker.subscriptions import HEARTBEAT_TOPIC, Subscriptions, TopicBounds
 from zkv.broker.waker import Waker
 from zkv.errors import EndpointError
 
@@ -57,8 +61,12 @@ _log = logging.getLogger("zkv.broker")
 
 HEARTBEAT_MS: Final = 1_000
 """Longest time between heartbeats."""
-MESSAGES_PER_FOLLOWER: Final = 100_000
-"""Messages that wait for a follower that does not keep up; further ones to it are dropped."""
+WELCOME_MS: Final = 10
+"""Shortest time from a heartbeat to the next one, if that is for a new subscription alone. Whoever
+subscribes again and again would otherwise fill the queues of all others."""
+MESSAGES_PER_FOLLOWER: Final = 20_000
+"""Messages that wait for a follower that does not keep up; further ones to it are dropped. Each
+takes 128 bytes for each follower, beside its body."""
 LONGEST_MESSAGE: Final = 131_072
 """Bytes of a message from a follower. Subscriptions are shorter, as keys have at most 64 KiB."""
 UNHEARD_BYTES: Final = 2 << 20
@@ -66,6 +74,9 @@ UNHEARD_BYTES: Final = 2 << 20
 COMMITS_AT_ONCE: Final = 500
 """Commits read from the history in one hold of the keyspace's lock."""
 LINGER_MS: Final = 1_000
+"""Time in which followers may take the last messages when the feed ends."""
+PAUSE_MS: Final = 10
+"""Time after which a paused feed looks if it can go on."""
 AGAIN_MS: Final = 10
 """Pause between attempts to open an endpoint that libzmq is still closing."""
 MANY_ATTEMPTS: Final = 500
@@ -104,12 +115,20 @@ class Heartbeat(Struct, frozen=True, gc=False):
     rev: int
 
 
+class FeedPlace(NamedTuple):
+    """Where changes are published."""
+
+    endpoint: str
+    topics: TopicBounds
+    """Bounds on the topics of a follower."""
+
+
 class Feed:
     """Publishes the changes of a keyspace.
 
     Args:
         context: the server's ZeroMQ context.
-        endpoint: where followers connect.
+        place: where followers connect, with bounds on them.
         monitor: counts their connections.
         doors: opens the endpoint.
     """
@@ -117,13 +136,13 @@ class Feed:
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
-        endpoint: str,
+        place: FeedPlace,
         monitor: Monitor,
         doors: Doors,
     ) -> None:
         self._context = context
         self._doors = doors
-        self._endpoint = endpoint
+        self._endpoint = place.endpoint
         self._monitor = monitor
         self.connections = ConnectionCounter()
         """The connections of followers."""
@@ -131,18 +150,25 @@ class Feed:
         self._keyspace: Keyspace
         self._cursor: Cursor
         self._rev = 0
-        self._heartbeat_at = 0.0  # Time of the next heartbeat.
+        self._beaten_at = 0.0  # Time of the last heartbeat.
+        self._heartbeat_at = 0.0  # Time of the next one.
         self._arrivals = Arrivals()
-        self._subscriptions = Subscriptions(doors.users, self._hold, self._arrivals)
+        self._subscriptions = Subscriptions(
+            doors.users, place.topics, self._welcome, self._note_cut, self._arrivals
+        )
+        self._cuts = RefusalLog()
         self._reopening = False
+        self._publisher: Publisher
+        self._backlog: Backlog
         self._waker = Waker()
         self._arrivals.wake = self._waker.wake
         self._bound: Future[str] = Future()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="zkv-feed")
         self.published = 0
-        self.dropped = 0
+        self._dropped = 0
         self.skipped = 0
+        self.cut_off = 0
 
     def start(self) -> str:
         """Start the thread, and return the endpoint as bound. Raises EndpointError."""
@@ -185,13 +211,15 @@ class Feed:
     def statistics(self) -> dict[str, int]:
         """Return INFO's ``stats.feed``.
 
-        Messages published; messages for which a follower's queue was full; revisions that were
-        skipped; the revision published last.
+        Messages published; messages that a follower did not get, as its queue was full or it was
+        cut off; revisions that were skipped; followers that were cut off; the revision published
+        last.
         """
         return {
             "published": self.published,
-            "dropped": self.dropped,
+            "dropped": self._dropped + (self._backlog.lost if self._bound.done() else 0),
             "skipped": self.skipped,
+            "cut_off": self.cut_off,
             "rev": self._rev,
         }
 
@@ -203,7 +231,11 @@ class Feed:
                 socket, UNHEARD_BYTES, waiting=True, arrivals=self._arrivals
             )
             try:
-                self._bound.set_result(self._doors.bind(socket, self._endpoint, "server.feed"))
+                bound = self._doors.bind(socket, self._endpoint, "server.feed")
+                self._subscriptions.endpoint = bound
+                self._publisher = PUBLISHER(socket)
+                self._backlog = Backlog(self._publisher, bound, self._note_cut)
+                self._bound.set_result(bound)
             except EndpointError as error:
                 self._bound.set_exception(error)
                 return
@@ -220,11 +252,12 @@ class Feed:
                 self._bound.set_exception(error)
         finally:
             if socket is not None:
+                socket.linger = LINGER_MS
                 close(socket, [self._endpoint])
 
     def _open(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.XPUB)
-        socket.linger = LINGER_MS
+        socket.linger = 0  # What waits for a follower is freed as soon as it has left.
         socket.sndhwm = MESSAGES_PER_FOLLOWER
         socket.maxmsgsize = LONGEST_MESSAGE
         socket.handshake_ivl = HANDSHAKE_MS
@@ -245,21 +278,32 @@ class Feed:
                 _log.critical("the change feed has no memory; it continues", exc_info=True)
             if closing:
                 return
-            poller.poll(HEARTBEAT_MS)
+            left = max(0, ceil((self._heartbeat_at - time.monotonic()) * 1000))
+            poller.poll(min(left, PAUSE_MS) if self._backlog.is_paused else left)
             self._waker.clear()
+            self._cuts.tell()
 
     def _go_on(self, socket: zmq.Socket[bytes]) -> None:
-        """Publish new changes, then a heartbeat."""
+        """Publish new changes, then a heartbeat, if there were any or it is due."""
         self._subscriptions.take(socket)
         self._reopen_if_asked(socket)
+        before = self._rev
         if self._subscriptions:
             self._publish(socket)
         else:
             self._rev = self._keyspace.pass_over(self._cursor)
-        self._heartbeat(socket)
+        if self._rev > before or time.monotonic() >= self._heartbeat_at:
+            self._heartbeat(socket)
 
-    def _hold(self) -> None:
+    def _welcome(self) -> None:
+        """Begin to serve a follower that has subscribed."""
         self._keyspace.hold_for(self._cursor)
+        self._heartbeat_at = min(self._heartbeat_at, self._beaten_at + WELCOME_MS / 1000)
+
+    def _note_cut(self, address: str, reason: Refusal) -> None:
+        """Count and log that a follower is cut off."""
+        self.cut_off += 1
+        self._cuts.note(address, reason)
 
     def _reopen_if_asked(self, socket: zmq.Socket[bytes]) -> None:
         """Close the endpoint, wait until all subscriptions are gone, and open it again."""
@@ -271,7 +315,7 @@ class Feed:
             return  # The rights of the program itself do not change.
         socket.unbind(bound)
         while not self._subscriptions.all_left:
-            socket.poll()
+            socket.poll(AGAIN_MS)
             self._subscriptions.take(socket)
         for attempt in itertools.count(1):
             try:
@@ -285,16 +329,22 @@ class Feed:
                 socket.poll(AGAIN_MS)
 
     def _publish(self, socket: zmq.Socket[bytes]) -> None:
-        """Publish all safe changes, and heartbeats when they are due."""
-        while commits := self._keyspace.read(self._cursor, COMMITS_AT_ONCE):
+        """Publish all safe changes, and heartbeats when they are due; stop if too much waits."""
+        while self._has_room() and (commits := self._keyspace.read(self._cursor, COMMITS_AT_ONCE)):
             self._subscriptions.take(socket)  # Also in a burst, which may last.
             # After they are read: no commit that follows a change of users may meet old rights.
             self._reopen_if_asked(socket)
             for commit in commits:
+                if not self._has_room():
+                    self._keyspace.put_back(self._cursor, self._rev)
+                    return
                 self._publish_commit(socket, commit)
                 self._rev = commit.rev
                 if time.monotonic() >= self._heartbeat_at:
                     self._heartbeat(socket)
+
+    def _has_room(self) -> bool:
+        return self._closing or self._backlog.has_room()
 
     def _publish_commit(self, socket: zmq.Socket[bytes], commit: PackedCommit) -> None:
         rev, parts, reason = commit.rev, commit.count, EVICTED if commit.evicts else UNSET
@@ -305,22 +355,17 @@ class Feed:
 
     def _heartbeat(self, socket: zmq.Socket[bytes]) -> None:
         self._send(socket, HEARTBEAT_TOPIC, encode(Heartbeat(self._rev)))
-        self._heartbeat_at = time.monotonic() + HEARTBEAT_MS / 1000
+        self._beaten_at = time.monotonic()
+        self._heartbeat_at = self._beaten_at + HEARTBEAT_MS / 1000
         skipped, self.skipped = self._cursor.missed - self.skipped, self._cursor.missed
         if skipped:
             _log.warning("the change feed is too slow: it skipped %d revisions", skipped)
 
     def _send(self, socket: zmq.Socket[bytes], topic: bytes, body: bytes) -> None:
         """Send to every follower whose queue is not full; count it if one is."""
-        last = copied(body)
-        try:
-            socket.send(topic, zmq.SNDMORE | zmq.NOBLOCK)
-        except zmq.Again:
-            # At least one follower's queue is full: send again, and let libzmq drop for that one.
-            self.dropped += 1
+        if not self._publisher.send(topic, body):
+            # Send again, and let libzmq drop it for those.
+            self._dropped += 1
             socket.xpub_nodrop = False
-            socket.send(topic, zmq.SNDMORE)
-            socket.send(last)
+            self._publisher.send(topic, body)
             socket.xpub_nodrop = True
-            return
-        socket.send(last)

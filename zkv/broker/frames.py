@@ -413,7 +413,7 @@ def _find_compiled() -> MakeFrames | None:
             no_delimiter=NO_DELIMITER,
             no_body=NO_BODY,
             two_bodies=TWO_BODIES,
-            error=_error,
+            error=error,
             behind=behind,
             stamped=stamped,
             users=users,
@@ -440,7 +440,7 @@ def _attach(attach: Callable[[str], tuple[int, int, int]]) -> bool:
     return False
 
 
-def _error(number: int) -> zmq.ZMQError:
+def error(number: int) -> zmq.ZMQError:
     """Return the exception that pyzmq raises for an error number of libzmq."""
     return zmq.ContextTerminated(number) if number == zmq.ETERM else zmq.ZMQError(number)
 

@@ -57,18 +57,25 @@ NO_TRAFFIC: Final = Traffic(0, 0, 0)
 
 
 class Descriptors:
-    """The descriptors of connections. One thread uses it."""
+    """The descriptors of connections. One thread uses it, between `open` and `close`."""
 
-    def __init__(self) -> None:
-        # Its descriptor is the place of the copy. It is kept ready, since an attacker may have used
-        # up all others. AF_UNIX, since Python then makes room for the addresses of any family.
-        self._copied = posix.socket(posix.AF_UNIX)
-        self._nothing = os.open(os.devnull, os.O_RDONLY)
+    _copied: posix.socket
+    _nothing = -1
+
+    def open(self) -> None:
+        """Open what `copy` needs, unless it is open."""
+        # The socket's descriptor is the place of the copy. It is kept ready, since an attacker may
+        # have used up all others. AF_UNIX: Python then makes room for addresses of any family.
+        if self._nothing < 0:
+            self._copied = posix.socket(posix.AF_UNIX)
+            self._nothing = os.open(os.devnull, os.O_RDONLY)
 
     def close(self) -> None:
         """Close what this object has opened."""
-        self._copied.close()
-        os.close(self._nothing)
+        if self._nothing >= 0:
+            self._copied.close()
+            os.close(self._nothing)
+            self._nothing = -1
 
     @contextlib.contextmanager
     def copy(self, descriptor: int) -> Iterator[posix.socket]:
@@ -95,8 +102,8 @@ class Descriptors:
             is_tcp = isinstance(name, tuple)
             if endpoint not in (_tcp_endpoints(name) if is_tcp else _ipc_endpoints(name)):
                 return None
-            address = _tcp_address(socket) if is_tcp else _ipc_address(socket)
-            return Peer(address, is_tcp, os.fstat(socket.fileno()).st_ino, time.monotonic())
+            inode = os.fstat(socket.fileno()).st_ino
+            return Peer(peer_address(socket), is_tcp, inode, time.monotonic())
         return None
 
     def cut_off(self, descriptor: int, peer: Peer) -> bool:
@@ -146,12 +153,11 @@ def _ipc_endpoints(name: str | bytes) -> tuple[str]:
     return ("ipc://" + os.fsdecode(name).replace("\0", "@"),)
 
 
-def _tcp_address(socket: posix.socket) -> str:
-    host: str = socket.getpeername()[0]
-    return host.removeprefix("::ffff:")  # Of IPv4, at an endpoint for both.
-
-
-def _ipc_address(socket: posix.socket) -> str:
+def peer_address(socket: posix.socket) -> str:
+    """Return how the log names the peer of a connection by tcp or ipc. Raises OSError."""
+    if isinstance(socket.getsockname(), tuple):
+        host: str = socket.getpeername()[0]
+        return host.removeprefix("::ffff:")  # Of IPv4, at an endpoint for both.
     data = socket.getsockopt(posix.SOL_SOCKET, posix.SO_PEERCRED, _CREDENTIALS.size)
     _, uid, _ = _CREDENTIALS.unpack(data)
     return uid_address(uid)

@@ -29,6 +29,8 @@ MESSAGE: Final = "message"
 FILES: Final = "files"
 CUTS: Final = (MESSAGE, FILES)
 """The reasons in INFO's ``stats.connections_cut``."""
+FOLLOWER: Final = "follower"
+"""The reason of those in INFO's ``stats.feed.cut_off``."""
 
 PERIOD_SECONDS: Final = 60.0
 _FAILED: Final = "the handshake with %s failed: it %s%s"
@@ -42,7 +44,7 @@ class Refusal(NamedTuple):
     """Why a handshake failed, or a connection was cut off."""
 
     reason: str
-    """One of `REASONS`, or of `CUTS`."""
+    """One of `REASONS`, or of `CUTS`, or `FOLLOWER`."""
     text: str
     """The reason in the log, where its subject is the handshake, or the peer."""
     level: int = logging.WARNING
@@ -80,11 +82,11 @@ class RefusalLog:
                 self._left_out += 1
                 return
             self._logged.add(line)
-        told = _CUT if failure.reason in CUTS else _FAILED
+        told = _FAILED if failure.reason in REASONS else _CUT
         _log.log(failure.level, told, *line, detail)
 
     def tell(self) -> None:
-        """If the period is over, log how many handshakes were left out in it."""
+        """If the period is over, log how many were left out in it."""
         with self._lock:
             if self._end is None or self._clock() < self._end:
                 return

@@ -17,6 +17,7 @@ import socket as posix
 import stat
 import struct
 import threading
+from collections.abc import Iterable, Iterator
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -25,6 +26,7 @@ import zmq
 from zkv.errors import EndpointError
 
 INPROC: Final = "inproc://"
+_DESCRIPTORS: Final = "/proc/self/fd"
 _RESET: Final = struct.pack("=2i", 1, 0)  # The system's `struct linger`.
 CHILD_CLOSE_SECONDS: Final = 1.0
 """How long a fork waits at most for the child to close the sockets."""
@@ -71,6 +73,54 @@ def cut_off(connection: posix.socket) -> None:
     """
     connection.setsockopt(posix.SOL_SOCKET, posix.SO_LINGER, _RESET)
     connection.shutdown(posix.SHUT_RDWR)
+
+
+def connections_at(
+    endpoint: str, descriptors: Iterable[int] | None = None
+) -> Iterator[posix.socket]:
+    """Yield a copy of each connection that was accepted at an endpoint by tcp or ipc.
+
+    A copy stays the same even if libzmq closes the original. It is closed after its turn. There may
+    be none if the process has no descriptors left.
+
+    Args:
+        endpoint: the endpoint, as bound.
+        descriptors: those among which to look; None = all of the process.
+    """
+    if descriptors is None:
+        descriptors = []
+        with contextlib.suppress(OSError):
+            descriptors = map(int, os.listdir(_DESCRIPTORS))
+    for descriptor in descriptors:
+        if is_connection_at(descriptor, endpoint):
+            with contextlib.suppress(OSError), _copy(descriptor) as copy:
+                if is_connection_at(copy.fileno(), endpoint):
+                    yield copy
+
+
+def is_connection_at(descriptor: int, endpoint: str) -> bool:
+    """Return True if a descriptor is that of a connection accepted at an endpoint, as bound."""
+    try:
+        socket = posix.socket(fileno=descriptor)
+    except OSError:
+        return False
+    try:
+        socket.getpeername()  # One that listens has no peer.
+        return _is_at(endpoint, socket.getsockname())
+    except (OSError, ValueError):  # It has ended, or is of another family.
+        return False
+    finally:
+        socket.detach()
+
+
+def _copy(descriptor: int) -> posix.socket:
+    """Copy a socket. Raises OSError."""
+    copied = os.dup(descriptor)
+    try:
+        return posix.socket(fileno=copied)
+    except OSError:
+        os.close(copied)
+        raise
 
 
 def close(socket: zmq.Socket[bytes], endpoints: list[str]) -> None:
@@ -151,7 +201,7 @@ def _close_in_child() -> None:
     if not endpoints:
         return
     with contextlib.suppress(OSError):  # There is no /proc.
-        for name in os.listdir("/proc/self/fd"):
+        for name in os.listdir(_DESCRIPTORS):
             with contextlib.suppress(OSError):
                 if any(_is_at(endpoint, _address(int(name))) for endpoint in endpoints):
                     os.close(int(name))

@@ -283,6 +283,11 @@ class Keyspace:
         with self.lock:
             return self.history.read(cursor, most, self._safe_rev())
 
+    def put_back(self, cursor: Cursor, rev: int) -> None:
+        """Move the cursor back: commits after ``rev`` that were read will be read again."""
+        with self.lock:
+            cursor.rev = rev
+
     # --- Writing
 
     def begin(self, quota: Quota | None = None) -> StagedWrite:
