@@ -22,11 +22,13 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Self
+from typing import IO, Any, BinaryIO, Final, Self
 
 import msgpack
+import pytest
 import zmq
 
+from zkv.broker.frames import PythonFrames
 from zkv.config import build
 from zkv.durability.files import Files
 from zkv.log import AnyRecord, RequestRecord, RunRecord
@@ -36,6 +38,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FREE_PORT = "tcp://127.0.0.1:*"
 LIMIT = 20.0
 """Seconds after which anything counts as hung."""
+MAX_IN_FLIGHT: Final = 256
+"""Requests that a client may leave unanswered, by default."""
 
 stuck_threads: list[str] = []
 """Threads that did not end: the interpreter would wait for them for ever."""
@@ -368,6 +372,14 @@ class BadDisk(Files):
         if self.full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         super().write(file, data)
+
+
+def serve_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `ServerInProcess` neither run requests nor move messages in C."""
+    monkeypatch.setattr("zkv.server.open_lane", lambda *_: None)
+    monkeypatch.setattr("zkv.server.open_worker_lane", lambda *_: None)
+    monkeypatch.setattr("zkv.broker.front.FRAMES", PythonFrames)
+    monkeypatch.setattr("zkv.broker.broker.FRAMES", PythonFrames)
 
 
 class ServerInProcess:

@@ -257,11 +257,8 @@ def test_inproc_connections_are_not_counted(tmp_path: Path) -> None:
         assert stats(client)["connections"] == 0
 
 
-def test_replies_that_nobody_reads_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connect: Connect
-) -> None:
-    monkeypatch.setattr("zkv.broker.front.REPLIES_PER_CLIENT", 1)
-    with ServerInProcess(tmp_path / "data") as server:
+def test_replies_that_nobody_reads_are_counted(tmp_path: Path, connect: Connect) -> None:
+    with ServerInProcess(tmp_path / "data", limits={"max_in_flight": 1}) as server:
         client = connect(server.endpoint)
         client.ok(op="PUT", key="k", value=b"x" * 100_000)
         deaf = connect(server.endpoint, zmq.DEALER, options={zmq.RCVHWM: 1, zmq.RCVBUF: 4096})

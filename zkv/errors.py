@@ -33,7 +33,7 @@ its reply may say ``applied: false``. Code that cannot ensure this passes ``appl
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 RequestId = int | str
 """The ``id`` of a request, which the reply echoes. It has no meaning for the server."""
@@ -159,6 +159,22 @@ class Busy(RequestError):
 
     code = "BUSY"
     retry = True
+
+
+class Overload(NamedTuple):
+    """Why a request must not run now, and when its client may repeat it.
+
+    Args:
+        reason: for people; names the limit.
+        retry_after: milliseconds.
+    """
+
+    reason: str
+    retry_after: int
+
+    def error(self) -> Busy:
+        """Return the error with which the request is answered."""
+        return Busy(self.reason, retry_after=self.retry_after)
 
 
 class Denied(RequestError):

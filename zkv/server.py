@@ -32,7 +32,7 @@ from zkv.activity import Activities
 from zkv.broker.broker import Broker
 from zkv.broker.doors import Doors
 from zkv.broker.feed import FeedPlace
-from zkv.broker.front import FrontHandler
+from zkv.broker.front import ConnectionLimits, FrontHandler
 from zkv.broker.subscriptions import LONGEST_TOPIC, TopicBounds
 from zkv.broker.worker import WorkerHandler
 from zkv.config import fit_memory
@@ -117,7 +117,11 @@ class ServerCore:
             endpoints=settings.server.endpoints,
             feed=_feed_place(settings),
             io_threads=settings.server.io_threads,
-            max_message_bytes=settings.limits.max_message_bytes,
+            limits=ConnectionLimits(
+                settings.limits.max_message_bytes,
+                settings.limits.max_in_flight,
+                settings.limits.max_in_flight_bytes,
+            ),
             doors=self._doors,
             worker_died=lambda: self._events.put(Event.WORKER_DIED),
             front_died=lambda: self._events.put(Event.FRONT_DIED),

@@ -23,6 +23,7 @@ from tests.forking import run_zkv
 from tests.support import (
     FREE_PORT,
     LIMIT,
+    MAX_IN_FLIGHT,
     Message,
     NoReplyError,
     Raw,
@@ -155,13 +156,16 @@ def feed_of(client: Raw) -> str:
 
 
 def put_all(endpoint: str, requests: Iterable[Message]) -> None:
-    """Send requests without waiting for replies, then take these, which are all successes."""
-    options: dict[int, int | bytes] = {zmq.SNDHWM: 0, zmq.RCVHWM: 0}
-    with Raw(endpoint, zmq.DEALER, options=options) as pipeline:
-        sent = 0
-        for sent, request in enumerate(requests, 1):  # noqa: B007
+    """Send requests, as many at a time as a server takes; all must succeed."""
+    with Raw(endpoint, zmq.DEALER) as pipeline:
+        in_flight = 0
+        for request in requests:
+            if in_flight == MAX_IN_FLIGHT:
+                assert unpack(pipeline.receive())["ok"] is True
+                in_flight -= 1
             pipeline.send(pack(request))
-        for _ in range(sent):
+            in_flight += 1
+        for _ in range(in_flight):
             assert unpack(pipeline.receive())["ok"] is True
 
 

@@ -12,7 +12,7 @@ import pytest
 import zmq
 
 from tests.conftest import Connect
-from tests.support import LIMIT, ServerInProcess, pack, unpack
+from tests.support import LIMIT, MAX_IN_FLIGHT, ServerInProcess, pack, unpack
 from zkv import compiled
 from zkv.broker.frames import FRAMES
 from zkv.broker.front import FrontHandler
@@ -66,7 +66,7 @@ def test_nothing_is_lost_that_the_workers_have_no_room_for(
 ) -> None:
     """It waits with the clients, plain requests too, and in the end all is answered."""
     count = 3_000
-    with ServerInProcess(tmp_path / "data") as server:
+    with ServerInProcess(tmp_path / "data", limits={"max_in_flight": count}) as server:
         options = {zmq.SNDHWM: 0, zmq.RCVHWM: 0}
         busy = connect(server.endpoint, zmq.DEALER, options=options)
         for number in range(count):
@@ -294,9 +294,9 @@ def test_what_cannot_be_handed_over_is_answered_by_the_front(
 
 def test_no_wake_is_lost_between_clients_and_workers(tmp_path: Path, connect: Connect) -> None:
     """Replies and requests that come at any moment: to look at one socket resets signals."""
-    count = 300
+    count = MAX_IN_FLIGHT
     with ServerInProcess(tmp_path / "data", server={"workers": 1}) as server:
-        client = connect(server.endpoint, zmq.DEALER, options={zmq.SNDHWM: 0, zmq.RCVHWM: 0})
+        client = connect(server.endpoint, zmq.DEALER)
         for _ in range(100):
             for number in range(count):
                 client.send(pack({"op": "PING", "id": number}))

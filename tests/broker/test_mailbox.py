@@ -224,6 +224,7 @@ class Later:
 
     def __init__(self, *bodies: bytes) -> None:
         self._bodies = list(bodies)
+        self.sizes = list(map(len, bodies))
 
     def notify(self, ready: Callable[[], None]) -> None:
         self.ready = ready
@@ -726,6 +727,7 @@ def test_info_tells_which_one_runs(tmp_path: Path, connect: Connect) -> None:
 def test_server_runs_with_the_plain_one(
     tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("zkv.broker.front.FRAMES", PythonFrames)
     monkeypatch.setattr("zkv.broker.broker.FRAMES", PythonFrames)
     with ServerInProcess(tmp_path / "data") as server:
         client = connect(server.endpoint)

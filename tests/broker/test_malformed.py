@@ -22,6 +22,7 @@ from tests.support import (
     LIMIT,
     Frames,
     Raw,
+    ServerInProcess,
     ServerProcess,
     eventually,
     pack,
@@ -578,8 +579,15 @@ def test_value_comes_back_byte_for_byte(
 # --- Clients that behave in unusual ways -------------------------------------------------------
 
 
-def test_5000_requests_in_flight(server: ServerProcess, connect: Connect) -> None:
-    client = connect(server.endpoint, zmq.DEALER, options={zmq.SNDHWM: 0, zmq.RCVHWM: 0})
+@pytest.fixture
+def patient(tmp_path: Path) -> Iterator[ServerInProcess]:
+    """A server with room for the replies to 5,000 requests."""
+    with ServerInProcess(tmp_path / "patient", limits={"max_in_flight": 5_000}) as server:
+        yield server
+
+
+def test_5000_requests_in_flight(patient: ServerInProcess, connect: Connect) -> None:
+    client = connect(patient.endpoint, zmq.DEALER, options={zmq.SNDHWM: 0, zmq.RCVHWM: 0})
     count = 5_000
     for number in range(count):
         fields = {"op": "PUT", "key": f"k{number % 100}", "value": number, "prev": True}

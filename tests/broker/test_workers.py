@@ -19,6 +19,7 @@ import zmq
 from tests.conftest import Connect
 from tests.support import (
     LIMIT,
+    MAX_IN_FLIGHT,
     Message,
     NoReplyError,
     Raw,
@@ -28,7 +29,13 @@ from tests.support import (
     unpack,
 )
 from zkv.broker.frames import FRAMES
-from zkv.broker.mailbox import WORKERS_BATCH, FrontMailbox, Mailbox, connect_worker
+from zkv.broker.mailbox import (
+    QUEUED_PER_WORKER,
+    WORKERS_BATCH,
+    FrontMailbox,
+    Mailbox,
+    connect_worker,
+)
 from zkv.broker.waiting import PendingCalls, PendingReply
 from zkv.engine import Engine
 from zkv.protocol import requests
@@ -315,12 +322,10 @@ def test_every_request_around_a_death_is_answered(
     tmp_path: Path, connect: Connect, replace: Replace, workers: int
 ) -> None:
     """A worker has a batch in its hands and more in its mailbox when it dies."""
-    count = 300
+    count = MAX_IN_FLIGHT
     replace(requests.Put, raising(SimulatedDeath()))
     with ServerInProcess(tmp_path / "data", server={"workers": workers}) as server:
-        client = connect(
-            server.endpoint, zmq.DEALER, options={zmq.SNDHWM: 0, zmq.RCVHWM: 0}, timeout=5
-        )
+        client = connect(server.endpoint, zmq.DEALER, timeout=5)
         for round_ in range(DEATHS):
             for number in range(count):
                 fatal = number == 10 + round_
@@ -442,7 +447,8 @@ def test_what_has_arrived_is_answered_at_the_end(
 
     replace(requests.Get, go_on_when_saved)
     count = 5_000  # Far more than wait in a worker's own queue.
-    with ServerInProcess(tmp_path / "data", server={"workers": 1}) as server:
+    limits = {"max_in_flight": count}
+    with ServerInProcess(tmp_path / "data", server={"workers": 1}, limits=limits) as server:
         client = connect(
             server.endpoint, zmq.DEALER, options={zmq.SNDHWM: 0, zmq.RCVHWM: 0}, timeout=1
         )
@@ -456,7 +462,7 @@ def test_what_has_arrived_is_answered_at_the_end(
             while len(replies) < count:
                 replies.append(unpack(client.receive()))
     assert [reply["id"] for reply in replies] == list(range(len(replies))), "none is passed over"
-    assert len(replies) > count // 2, "but the last may not have arrived in time"
+    assert len(replies) > QUEUED_PER_WORKER, "but the others may not have arrived in time"
     assert replies[0]["code"] == "NOT_FOUND", "it had begun"
     assert {reply.get("code") for reply in replies[1:]} == {"SHUTTING_DOWN"}
 

@@ -101,13 +101,14 @@ def test_a_user_who_is_there_gets_more(run: Run, tmp_path: Path) -> None:
 
     said = run(
         "add", "ann", "--key", KEYS[1], "--key", KEYS[0], "--read", "b/", "--admin", "operate",
-        "--uid", "7", "--max-bytes", "1",
+        "--uid", "7", "--max-bytes", "1", "--max-requests", "2", "--max-in-flight-bytes", "3",
     )  # fmt: skip
 
-    assert "keys, uids, read, admin, max_bytes of ann changed in users.toml" in said
+    changed = "keys, uids, read, admin, max_bytes, max_requests, max_in_flight_bytes"
+    assert f"{changed} of ann changed in users.toml" in said
     assert tomllib.loads((tmp_path / "users.toml").read_text())["users"]["ann"] == {
         "keys": [KEYS[0], KEYS[1]], "read": ["a/", "b/"], "admin": ["monitor", "operate"],
-        "uids": [7], "max_bytes": 1,
+        "uids": [7], "max_bytes": 1, "max_requests": 2, "max_in_flight_bytes": 3,
     }  # fmt: skip
 
 

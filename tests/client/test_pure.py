@@ -178,6 +178,19 @@ def test_a_pause_beyond_the_deadline_is_not_begun() -> None:
         attempts.refused(REFUSAL)
 
 
+def test_the_server_may_ask_for_a_longer_pause() -> None:
+    clock = Clock()
+    attempts = attempts_at("PUT", clock, timeout=1)
+    assert attempts.refused(REFUSAL | {"retry_after": 400}) == 0.4
+    clock.now += 0.4
+    assert attempts.refused(REFUSAL | {"retry_after": 1}) == pytest.approx(0.04)
+    for odd in ("400", -1, None):
+        assert attempts.refused(REFUSAL | {"retry_after": odd}) < 0.5
+    with pytest.raises(BusyError) as caught:
+        attempts.refused(REFUSAL | {"retry_after": 700})
+    assert caught.value.details == {"retry_after": 700}
+
+
 # --- Without a connection
 
 HERE = "tcp://here"

@@ -1304,9 +1304,8 @@ IN_USERS: Final = [
     Mutant(
         "users are those of the start",
         "zkv/users/registry.py",
-        "        before, self._entries = self._entries, read_users(self.path)\n"
-        "        self.by_id = _by_id(self._entries)\n",
-        "        before, self._entries = self._entries, read_users(self.path)\n",
+        "        before = self._entries\n        self._take(entries)\n",
+        "        before, self._entries = self._entries, entries\n",
         (*DOORS, "-k", "removed_key"),
     ),
     Mutant(

@@ -158,7 +158,11 @@ class Roads:
             for some, pending in answered.later
         ]
         take({places[n]: reply for n, reply in enumerate(replies_of(batch)) if reply is not None})
-        return [places[n] for n in answered.left], later
+        left = [places[n] for n in answered.left]
+        if answered.end is not None:  # The replies have become large: the rest is a batch, too.
+            more_left, more = self._run(handler, bodies, places[answered.end :], take)
+            left, later = left + more_left, later + more
+        return left, later
 
     def commit(self, idle: bool) -> None:
         """See to it that what waits is committed: by the committer's next round, or before.

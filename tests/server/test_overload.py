@@ -177,6 +177,7 @@ def test_twice_as_many_requests_as_the_server_can_run(
     tmp_path: Path, connect: Connect, request_of: Callable[[int], bytes], seconds: float
 ) -> None:
     config = '[durability]\nfsync = "never"\n[log]\nrequests = false\n'
+    config += "[limits]\nmax_in_flight = 100000\n"  # An open loop does not wait for replies.
     with (
         ServerProcess(tmp_path, "--feed", "", config=config) as server,
         Load(server.endpoint, request_of) as load,

@@ -20,6 +20,7 @@ from tests.support import LIMIT, ServerInProcess, eventually
 from zkv.broker import feed
 from zkv.broker.broker import Broker
 from zkv.broker.doors import Doors
+from zkv.broker.front import ConnectionLimits
 from zkv.broker.mailbox import Mailbox
 from zkv.config import LogSettings
 from zkv.durability import committer
@@ -223,8 +224,9 @@ def test_so_many_threads_serve_the_connections(
     with ServerInProcess(tmp_path / "data", server=settings) as server:
         clients = [connect(server.endpoint) for _ in range(5)]
         assert all(client.ok(op="PUT", key="k", value=1)["rev"] for client in clients)
+    limits = ConnectionLimits(1_024, 1, 1)
     broker = Broker(
-        ["tcp://127.0.0.1:*"], None, count, 1_024, Doors(), lambda: None, lambda: None, Account
+        ["tcp://127.0.0.1:*"], None, count, limits, Doors(), lambda: None, lambda: None, Account
     )
     assert broker._context.get(zmq.IO_THREADS) == count
     broker._context.term()

@@ -38,6 +38,8 @@ good_fields: Final[dict[str, st.SearchStrategy[Any]]] = {
     "write": prefixes,
     "admin": st.booleans() | st.lists(st.sampled_from(["monitor", "operate", "replicate"])),
     "max_bytes": st.integers(0, 2**62),
+    "max_requests": st.integers(0, 10**9),
+    "max_in_flight_bytes": st.integers(0, 2**62),
 }
 good_users = st.fixed_dictionaries({}, optional=good_fields)
 nearly_good_users = st.fixed_dictionaries(
@@ -134,6 +136,8 @@ def test_what_is_accepted_is_listed_as_such_a_file(
         ("[users.ann]\nadmin = 'monitor'", "users.ann.admin: "),
         ("[users.ann]\nmax_bytes = -1", "users.ann.max_bytes: "),
         ("[users.ann]\nmax_bytes = 1.5", "users.ann.max_bytes: "),
+        ("[users.ann]\nmax_requests = -1", "users.ann.max_requests: "),
+        ("[users.ann]\nmax_in_flight_bytes = 'x'", "users.ann.max_in_flight_bytes: "),
         ("[users.ann]\nread = ['{name}/']", "users.ann.read[0]: '{name}/': a brace is only"),
         ("[users.ann]\nread = ['{us{user}er}']", "users.ann.read[0]: "),
         ("[users.ann]\nwrite = ['a', 'b}']", "users.ann.write[1]: "),

@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 import zmq
 
-from tests.support import LIMIT, Raw, ServerInProcess, eventually, unpack
+from tests.support import LIMIT, Raw, ServerInProcess, eventually, serve_in_python, unpack
 from tests.users.secured import Context, Secured, sees
 from zkv import compiled
-from zkv.broker.frames import PythonFrames
 
 PREFIXES = ["", "a", "a/", "a/b", "b/", "ä/", "{user}/"]
 KEYS = ["a", "a/", "a/b", "a/bc", "a/c", "b", "b/1", "ann/1", "bob/1", "ä/1", "z"]
@@ -149,10 +148,7 @@ def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if request.param == "compiled" and not compiled.COMPILED:
         pytest.skip("zkv was installed without a C compiler: there is no other half")
     if request.param == "plain":
-        monkeypatch.setattr("zkv.server.open_lane", lambda *_: None)
-        monkeypatch.setattr("zkv.server.open_worker_lane", lambda *_: None)
-        monkeypatch.setattr("zkv.broker.front.FRAMES", PythonFrames)
-        monkeypatch.setattr("zkv.broker.broker.FRAMES", PythonFrames)
+        serve_in_python(monkeypatch)
     return str(request.param)
 
 

@@ -97,7 +97,7 @@ def measure(
     name: str, running: Running, job: LoadJob, watch: Watch, ceiling_seconds: float
 ) -> Result:
     """Measure a running zkv server, whose keys are loaded. Raises BenchError."""
-    facts = result.ask(running.target)
+    facts = result.ask(running.target, job.pipeline)
     is_inside = job.target.endpoint.startswith("inproc:")  # The floor cannot use inproc.
     limit, limit_is = 0.0, ""
     if ceiling_seconds and not is_inside:

@@ -253,14 +253,28 @@ def versions() -> dict[str, str]:
     }
 
 
-def ask(target: LoadTarget) -> dict[str, Any]:
-    """Version and settings of a zkv server, as far as the user may see. Raises BenchError."""
+def ask(target: LoadTarget, in_flight: int) -> dict[str, Any]:
+    """Version and settings of a zkv server, as far as the user may see.
+
+    Args:
+        target: the server.
+        in_flight: the number of requests in flight on each connection.
+
+    Raises:
+        BenchError: there is no server, or it would drop replies of so many.
+    """
     with connect(target) as client:
         try:
             info = client.call("INFO")
         except ClientError as error:
             raise BenchError(f"no zkv server at {target.endpoint}: {error}") from error
         is_encrypted = server_key_of(client) != ""
+    most = info.get("limits", {}).get("max_in_flight", in_flight)  # Servers of 0.1 do not tell it.
+    if in_flight > most:
+        raise BenchError(
+            f"--pipeline: this server takes {most} requests in flight on each connection; "
+            f"its setting is limits.max_in_flight"
+        )
     facts = {"version": info["version"], "endpoint": target.endpoint}
     if is_encrypted:
         facts["encryption"] = "CURVE"

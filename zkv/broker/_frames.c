@@ -19,6 +19,7 @@
  * without the lock is kept alive by a reference in the batch. */
 
 #include "../compiled/batch.h"
+#include "in_flight.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -170,7 +171,115 @@ static void move_frames(Batch *from, Batch *to, item *of)
         find_body(to, of);
 }
 
-static const frame_calls calls = {drop_all_frames, reserve_frames, move_frames};
+static void uncount_reply(item *of)
+{
+    in_flight_uncount(of->receipt);
+    of->receipt = NULL;
+}
+
+static const frame_calls calls = {drop_all_frames, reserve_frames, move_frames, uncount_reply};
+
+/* --- Replies that wait ------------------------------------------------------------------------ */
+
+enum { CONNECTION = 'c', USER = 'u' }; /* kinds of owners */
+
+/* `PythonInFlight` in in_flight.py, in C. */
+typedef struct {
+    PyObject_HEAD
+    in_flight *counts;
+    size_t limit;       /* bytes that may wait for one connection */
+    size_t least;       /* bytes of the smallest reply that is counted */
+    PyObject *overload; /* of a request of a connection that is over the limit */
+    PyObject *user_overload; /* of a request of a user who is over the own limit */
+} InFlight;
+
+/* The connection that a message came by. */
+static owner connection_of(const InFlight *self, const Batch *batch, const item *of)
+{
+    zmq_msg_t *address = frame_at(batch, of->first);
+    return (owner){CONNECTION, zmq.msg_data(address), zmq.msg_size(address), self->limit};
+}
+
+/* The user whose message it is. One without limit is never over it. */
+static owner user_of(const item *of)
+{
+    size_t size = of->user_name == NULL ? 0 : strlen(of->user_name);
+    return (owner){USER, of->user_name, size, of->user_limit};
+}
+
+/* Count a reply, if it is large and not counted yet. 0 if there is no memory. */
+static int count_reply(const InFlight *self, const Batch *batch, item *of, size_t size)
+{
+    if (self == NULL || size < self->least || of->receipt != NULL || of->first == of->end)
+        return 1;
+    owner owners[OWNERS] = {connection_of(self, batch, of), user_of(of)};
+    of->receipt = in_flight_count(self->counts, owners, of->user_limit > 0 ? 2 : 1, size);
+    return of->receipt != NULL;
+}
+
+/* Refuse the requests of connections that are over the limit. With Python's lock. */
+static void refuse_overload(const InFlight *self, const Batch *batch)
+{
+    if (self == NULL || !in_flight_any_over(self->counts))
+        return;
+    for (size_t i = 0; i < batch->count; i++) {
+        item *of = &batch->items[i];
+        if (of->body == NULL || of->overload != NULL || of->first == of->end)
+            continue;
+        owner connection = connection_of(self, batch, of), user = user_of(of);
+        if (in_flight_is_over(self->counts, &connection))
+            of->overload = Py_NewRef(self->overload);
+        else if (of->user_limit > 0 && in_flight_is_over(self->counts, &user))
+            of->overload = Py_NewRef(self->user_overload);
+    }
+}
+
+static PyObject *in_flight_of_type(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
+{
+    static char *names[] = {"limit", "least", "overload", "user_overload", NULL};
+    Py_ssize_t limit, least;
+    PyObject *overload, *user_overload;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "nnOO", names, &limit, &least, &overload,
+                                     &user_overload))
+        return NULL;
+    InFlight *self = (InFlight *)PyType_GenericAlloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->limit = (size_t)limit;
+    self->least = (size_t)least;
+    self->overload = Py_NewRef(overload);
+    self->user_overload = Py_NewRef(user_overload);
+    if ((self->counts = in_flight_new()) == NULL && PyErr_NoMemory() == NULL)
+        Py_CLEAR(self);
+    return (PyObject *)self;
+}
+
+static void in_flight_dealloc(InFlight *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    if (self->counts != NULL)
+        in_flight_drop(self->counts);
+    Py_XDECREF(self->overload);
+    Py_XDECREF(self->user_overload);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+static PyType_Slot in_flight_slots[] = {
+    {Py_tp_doc, "See PythonInFlight in in_flight.py."},
+    {Py_tp_new, in_flight_of_type},
+    {Py_tp_dealloc, in_flight_dealloc},
+    {0, NULL},
+};
+
+static PyType_Spec in_flight_spec = {
+    .name = "zkv.broker._frames.InFlight",
+    .basicsize = sizeof(InFlight),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = in_flight_slots,
+};
+
+static PyTypeObject *in_flight_type;
 
 /* --- Frames ---------------------------------------------------------------------------------- */
 
@@ -191,6 +300,7 @@ typedef struct {
     PyObject *stands_for[KINDS]; /* BadEnvelopes, in place of the body of a malformed message */
     PyObject *error;             /* makes an exception from an error number */
     PyObject *users;             /* `Users` in zkv/users/registry.py; NULL = not known */
+    InFlight *in_flight;         /* NULL = replies are not counted */
     unsigned long long unroutable, dropped, bytes_in, bytes_out; /* see PassedMessages */
     unsigned long long bytes_forwarded;
     int forwarded; /* The workers' socket has been used: its signal may have been reset. */
@@ -446,6 +556,45 @@ static int find_users(Frames *self, Batch *of)
     return well;
 }
 
+/* Take over a user's limit of the replies that wait. 0, with an exception, if that fails. */
+static int take_limit(item *of)
+{
+    PyObject *limit = PyObject_GetAttrString(of->user, "max_in_flight_bytes");
+    of->user_limit = limit == NULL ? 0 : PyLong_AsSize_t(limit);
+    Py_XDECREF(limit);
+    if (PyErr_Occurred() || of->user_limit == 0)
+        return !PyErr_Occurred();
+    PyObject *name = PyObject_GetAttrString(of->user, "name");
+    of->user_name = name == NULL ? NULL : PyUnicode_AsUTF8AndSize(name, NULL);
+    Py_XDECREF(name); /* The user keeps it. */
+    return of->user_name != NULL;
+}
+
+/* Take over the limits of all users, if any has one. 0, with an exception, if that fails. */
+static int take_limits(PyObject *users, Batch *of, int *limited)
+{
+    PyObject *flag = PyObject_GetAttrString(users, "limited");
+    *limited = flag == NULL ? -1 : PyObject_IsTrue(flag);
+    int well = *limited >= 0;
+    Py_XDECREF(flag);
+    for (size_t i = 0; well && *limited && i < of->count; i++)
+        well = take_limit(&of->items[i]);
+    return well;
+}
+
+/* Refuse a request if its user sends too many. 0, with an exception, if that fails. */
+static int limit_rate(item *of)
+{
+    PyObject *meter = PyObject_GetAttrString(of->user, "meter");
+    if (meter != NULL && meter != Py_None && of->overload == NULL) {
+        of->overload = PyObject_CallMethod(meter, "take", NULL);
+        if (of->overload == Py_None)
+            Py_CLEAR(of->overload);
+    }
+    Py_XDECREF(meter);
+    return !PyErr_Occurred();
+}
+
 /* Complete the items of a batch that has been received. */
 static void complete(Frames *self, Batch *of)
 {
@@ -615,8 +764,14 @@ static PyObject *frames_receive(Frames *self, PyObject *const *arguments, Py_ssi
             return NULL;
     } while (number == EINTR);
     complete(self, batch);
-    if (self->users != NULL && !find_users(self, batch))
+    int limited = 0;
+    if (self->users != NULL &&
+        (!find_users(self, batch) || !take_limits(self->users, batch, &limited)))
         return NULL;
+    refuse_overload(self->in_flight, batch);
+    for (size_t i = 0; limited && !self->stamped && i < batch->count; i++)
+        if (!limit_rate(&batch->items[i]))
+            return NULL;
     return is_error(number) ? fail(self, number) : Py_NewRef(Py_None);
 }
 
@@ -631,22 +786,45 @@ static int send_envelope(void *socket, const Batch *batch, const item *of, size_
     return number;
 }
 
-static void drop_data(void *data, void *hint) { free(data); }
+/* Free a reply of libzmq's, which has written or dropped it. In any thread. */
+static void drop_data(void *data, void *counted)
+{
+    free(data);
+    if (counted != NULL)
+        in_flight_uncount(counted);
+}
+
+/* Make the frame of a small reply, with a copy of it. 0, or an error number. */
+static int to_small_frame(const item *of, zmq_msg_t *frame)
+{
+    if (zmq.msg_init_size(frame, of->reply_size) < 0)
+        return zmq.last_error();
+    memcpy(zmq.msg_data(frame), of->reply, of->reply_size);
+    return 0;
+}
 
 /* Make the frame of a reply. A large one that belongs to no other object is not copied. 0, or an
  * error number. */
-static int to_frame(const Batch *batch, item *of, zmq_msg_t *frame)
+static int to_frame(Frames *self, const Batch *batch, item *of, zmq_msg_t *frame)
 {
-    unsigned char *data = of->reply;
-    if (of->reply_owner == NULL && !in_arena(batch, data)) {
-        if (zmq.msg_init_data(frame, data, of->reply_size, drop_data, NULL) < 0)
-            return zmq.last_error();
-        of->reply = NULL; /* It is libzmq's. */
-        return 0;
-    }
-    if (zmq.msg_init_size(frame, of->reply_size) < 0)
+    int own = of->reply_owner == NULL && !in_arena(batch, of->reply);
+    if (!count_reply(self->in_flight, batch, of, of->reply_size))
+        return ENOMEM;
+    if (!own && of->receipt == NULL)
+        return to_small_frame(of, frame);
+    unsigned char *data = own ? of->reply : malloc(of->reply_size);
+    if (data == NULL)
+        return ENOMEM;
+    if (!own)
+        memcpy(data, of->reply, of->reply_size);
+    if (zmq.msg_init_data(frame, data, of->reply_size, drop_data, of->receipt) < 0) {
+        if (!own)
+            free(data);
         return zmq.last_error();
-    memcpy(zmq.msg_data(frame), data, of->reply_size);
+    }
+    of->receipt = NULL; /* Both are libzmq's. */
+    if (own)
+        of->reply = NULL;
     return 0;
 }
 
@@ -656,7 +834,7 @@ static int send_reply(Frames *self, Batch *batch, item *of)
 {
     zmq_msg_t body, delimiter;
     size_t end = of->end - (of->body != NULL);
-    int number = to_frame(batch, of, &body);
+    int number = to_frame(self, batch, of, &body);
     if (number)
         return number;
     number = send_envelope(self->front.socket, batch, of, end);
@@ -776,6 +954,36 @@ static PyObject *frames_forward(Frames *self, PyObject *arguments)
 
 /* --- Other methods --------------------------------------------------------------------------- */
 
+static PyObject *frames_look_again(Frames *self, PyObject *argument)
+{
+    Batch *batch = to_batch(self, argument);
+    if (batch == NULL)
+        return NULL;
+    refuse_overload(self->in_flight, batch);
+    Py_RETURN_NONE;
+}
+
+/* If there is no memory to count a reply, it is counted when it is sent. */
+static PyObject *frames_park(Frames *self, PyObject *arguments)
+{
+    PyObject *argument, *sizes;
+    if (!PyArg_ParseTuple(arguments, "OO!", &argument, &PyList_Type, &sizes))
+        return NULL;
+    Batch *batch = to_batch(self, argument);
+    if (batch == NULL)
+        return NULL;
+    for (size_t i = 0; i < batch->count; i++) {
+        item *of = &batch->items[i];
+        size_t size = of->reply == NULL ? 0 : of->reply_size;
+        if (of->reply == NULL && i < (size_t)PyList_Size(sizes))
+            size = PyLong_AsSize_t(PyList_GetItem(sizes, (Py_ssize_t)i));
+        if (PyErr_Occurred())
+            return NULL;
+        count_reply(self->in_flight, batch, of, size);
+    }
+    Py_RETURN_NONE;
+}
+
 static PyObject *frames_readable(Frames *self, PyObject *unused)
 {
     int events = 0;
@@ -860,27 +1068,31 @@ static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *k
 {
     PyObject *front, *batch_type, *no_delimiter, *no_body, *two_bodies, *error, *behind = Py_None;
     PyObject *users = Py_None, *question = Py_None, *senders = Py_None;
+    PyObject *in_flight = Py_None;
     int stamped = 0;
     static char *names[] = {"socket", "waker", "batch_type", "most", "most_bytes", "no_delimiter",
                             "no_body", "two_bodies", "error", "behind", "stamped", "users",
-                            "question", "senders", NULL};
+                            "question", "senders", "in_flight", NULL};
     int waker;
     Py_ssize_t most, most_bytes;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OiOnnOOOO|OpOOO", names, &front,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OiOnnOOOO|OpOOOO", names, &front,
                                      &waker, &batch_type, &most, &most_bytes, &no_delimiter,
                                      &no_body, &two_bodies, &error, &behind, &stamped, &users,
-                                     &question, &senders))
+                                     &question, &senders, &in_flight))
         return NULL;
     if (zmq.version == NULL || most < 1 || most_bytes < 1)
         return PyErr_Format(PyExc_ValueError, "attach to libzmq first; bounds must be positive");
     if (!is_batch_type(batch_type))
         return PyErr_Format(PyExc_TypeError, "this is no type of batches");
+    if (in_flight != Py_None && !PyObject_TypeCheck(in_flight, in_flight_type))
+        return PyErr_Format(PyExc_TypeError, "this does not count replies in C");
     Frames *self = (Frames *)PyType_GenericAlloc(type, 0);
     if (self == NULL)
         return NULL;
     self->waker = waker;
     self->stamped = stamped;
     self->users = users == Py_None ? NULL : Py_NewRef(users);
+    self->in_flight = in_flight == Py_None ? NULL : (InFlight *)Py_NewRef(in_flight);
     self->stands_for[NO_DELIMITER] = Py_NewRef(no_delimiter);
     self->stands_for[NO_BODY] = Py_NewRef(no_body);
     self->stands_for[TWO_BODIES] = Py_NewRef(two_bodies);
@@ -910,6 +1122,7 @@ static void frames_dealloc(Frames *self)
         Py_XDECREF(self->stands_for[kind]);
     Py_XDECREF(self->error);
     Py_XDECREF(self->users);
+    Py_XDECREF((PyObject *)self->in_flight);
     Py_XDECREF(self->front.owner);
     Py_XDECREF(self->behind.owner);
     PyObject_Free(self);
@@ -921,6 +1134,8 @@ static PyMethodDef frames_methods[] = {
     {"send", (PyCFunction)frames_send, METH_O, NULL},
     {"forward", (PyCFunction)frames_forward, METH_VARARGS, NULL},
     {"readable", (PyCFunction)frames_readable, METH_NOARGS, NULL},
+    {"look_again", (PyCFunction)frames_look_again, METH_O, NULL},
+    {"park", (PyCFunction)frames_park, METH_VARARGS, NULL},
     {"close", (PyCFunction)frames_close, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -1138,6 +1353,10 @@ static int add_type(PyObject *module, const char *name, PyType_Spec *spec)
 
 static int execute(PyObject *module)
 {
+    in_flight_type = (PyTypeObject *)PyType_FromSpec(&in_flight_spec);
+    if (in_flight_type == NULL ||
+        PyModule_AddObjectRef(module, "InFlight", (PyObject *)in_flight_type) < 0)
+        return -1;
     return add_type(module, "Frames", &frames_spec) && add_type(module, "Publisher", &publisher_spec)
                ? 0
                : -1;

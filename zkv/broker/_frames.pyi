@@ -5,11 +5,19 @@ from collections.abc import Callable
 import zmq
 
 from zkv.compiled._store import Batch
+from zkv.errors import Overload
 from zkv.requests import batch
 from zkv.requests.batch import BadEnvelope
 from zkv.users.registry import Users
 
 def attach(path: str, /) -> tuple[int, int, int]: ...
+
+class InFlight:
+    """`zkv.broker.in_flight.PythonInFlight` in C."""
+
+    def __new__(
+        cls, *, limit: int, least: int, overload: Overload, user_overload: Overload
+    ) -> InFlight: ...
 
 class Frames:
     def __new__(
@@ -29,12 +37,15 @@ class Frames:
         users: Users | None = None,
         question: memoryview | None = None,
         senders: bytearray | None = None,
+        in_flight: InFlight | None = None,
     ) -> Frames: ...
     @property
     def passed(self) -> tuple[int, int, int, int]: ...
     def receive(
         self, batch: batch.Batch, /, *, wait: bool, take: bool = True, capacity: bool = False
     ) -> None: ...
+    def look_again(self, batch: batch.Batch, /) -> None: ...
+    def park(self, batch: batch.Batch, sizes: list[int], /) -> None: ...
     def send(self, batch: batch.Batch, /) -> None: ...
     @property
     def bytes_forwarded(self) -> int: ...

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zkv.broker.connections import ConnectionCounter
-    from zkv.broker.front import FrontHandler
+    from zkv.broker.front import ConnectionLimits, FrontHandler
     from zkv.broker.worker import WorkerHandler
     from zkv.keyspace import Keyspace
     from zkv.requests.account import Account
@@ -49,7 +49,7 @@ class Broker:
         endpoints: endpoints to bind.
         feed: where to publish changes, with bounds on followers; None = nowhere.
         io_threads: libzmq's threads for the connections.
-        max_message_bytes: a larger message ends its connection.
+        limits: of each connection.
         doors: opens the endpoints.
         worker_died: called in the thread of a worker that dies, so it must return at once.
         front_died: called in the thread of the front if that dies, likewise.
@@ -61,7 +61,7 @@ class Broker:
         endpoints: list[str],
         feed: FeedPlace | None,
         io_threads: int,
-        max_message_bytes: int,
+        limits: ConnectionLimits,
         doors: Doors,
         worker_died: Callable[[], None],
         front_died: Callable[[], None],
@@ -84,7 +84,7 @@ class Broker:
             self._context,
             endpoints,
             self._backend,
-            max_message_bytes,
+            limits,
             self._monitor,
             doors,
             self._accounts[0],
@@ -190,7 +190,7 @@ class Broker:
 
     def commits_are_safe(self) -> None:
         """Tell the front that less waits, and the feed that there may be changes. Any thread."""
-        self._front.look_again()
+        self._front.may_go_on()
         if self._feed is not None:
             self._feed.wake()
 
@@ -277,8 +277,15 @@ class Broker:
     def _open_mailbox(self) -> Mailbox:
         socket = connect_worker(self._context, self._backend)
         return Mailbox(
-            partial(FRAMES, socket, bounds=WORKERS_BATCH, stamped=True, users=self._users),
-            self._front.look_again,
+            partial(
+                FRAMES,
+                socket,
+                bounds=WORKERS_BATCH,
+                stamped=True,
+                users=self._users,
+                in_flight=self._front.in_flight,
+            ),
+            self._front.may_go_on,
         )
 
     def _died(self, worker: Worker) -> None:

@@ -15,12 +15,13 @@ import logging
 import struct
 import sys
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeGuard, Union
 
 import zmq
 
 from zkv import compiled
+from zkv.broker.in_flight import COUNTED, OVERLOAD, USER_OVERLOAD, Parked, PythonInFlight
 from zkv.requests.batch import (
     NO_BODY,
     NO_DELIMITER,
@@ -31,8 +32,11 @@ from zkv.requests.batch import (
 )
 
 if TYPE_CHECKING:
+    from zkv.broker import _frames
     from zkv.broker.arrivals import Arrivals
+    from zkv.broker.in_flight import Owner
     from zkv.users.registry import Users
+    from zkv.users.rights import User
 
 _log = logging.getLogger("zkv.broker")
 
@@ -67,6 +71,10 @@ COPIED: Final = 4_096
 """Bytes of a body above which it is copied before its envelope is sent."""
 
 
+InFlight = Union[PythonInFlight, "_frames.InFlight"]
+"""Counts the replies that wait for each connection: the kind that goes with the `Frames`."""
+
+
 class Frames(Protocol):
     """The sockets of a mailbox: one to clients and, in the front, one to the workers behind it.
 
@@ -82,7 +90,8 @@ class Frames(Protocol):
     ) -> None:
         """Empty the batch, and receive the messages that are queued into it, within the bounds.
 
-        Replies of the workers are sent on unchanged.
+        Replies of the workers are sent on unchanged. Requests of connections for which too much
+        waits are marked: see `Batch.overload`.
 
         Args:
             batch: takes the messages.
@@ -93,6 +102,17 @@ class Frames(Protocol):
 
         If there is no memory for a body, `NO_MEMORY` takes its place. If there is none for anything
         else, MemoryError is raised; the next call returns the messages that follow.
+        """
+
+    def look_again(self, batch: Batch, /) -> None:
+        """Mark those requests of a batch received before for whose connections too much waits."""
+
+    def park(self, batch: Batch, sizes: list[int], /) -> None:
+        """Count the replies of a batch that will be sent later.
+
+        Args:
+            batch: the batch.
+            sizes: by place, of replies that are not packed yet: about their bytes.
         """
 
     def send(self, batch: Batch, /) -> None:
@@ -133,6 +153,7 @@ class MakeFrames(Protocol):
         stamped: bool = False,
         users: Users | None = None,
         arrivals: Arrivals | None = None,
+        in_flight: Any = None,
     ) -> Frames:
         """Return `Frames`, which own the sockets from now on."""
 
@@ -149,6 +170,8 @@ class PythonFrames:
         stamped: each message begins with a `STAMP`: those that `forward` sends.
         users: the users, looked up for each message; None = everybody may do everything.
         arrivals: takes notes of the senders; None = nobody asks for them.
+        in_flight: counts the replies that wait, shared by all threads of a broker; None = nobody
+            does.
     """
 
     def __init__(
@@ -160,8 +183,11 @@ class PythonFrames:
         stamped: bool = False,
         users: Users | None = None,
         arrivals: Arrivals | None = None,
+        in_flight: PythonInFlight | None = None,
     ) -> None:
         self._socket = socket
+        self._in_flight = in_flight
+        self._parked: dict[int, Parked] = {}  # By the identity of a batch that is parked.
         self._stamped = stamped
         self._users = users
         self._arrivals = arrivals
@@ -203,16 +229,42 @@ class PythonFrames:
         if self._arrivals is not None and question and take:
             self._arrivals.heard(question, len(batch), not self.readable())
         batch.taken = time.perf_counter()
+        self.look_again(batch)
+        if self._users is not None and self._users.limited and not self._stamped:
+            _limit_rates(batch)
+
+    def look_again(self, batch: Batch, /) -> None:
+        """See `Frames`."""
+        counts = self._in_flight
+        if counts is None:
+            return
+        for place in range(len(batch)):
+            envelope, user = batch.envelope(place), batch.user(place)
+            if not envelope or not batch.is_request(place):
+                continue
+            if counts.is_over(envelope[0], counts.limit):
+                batch.refuse(place, OVERLOAD)
+            elif _is_limited(user) and counts.is_over(user.name, user.max_in_flight_bytes):
+                batch.refuse(place, USER_OVERLOAD)
+
+    def park(self, batch: Batch, sizes: list[int], /) -> None:
+        """See `Frames`."""
+        parked = Parked()
+        for place, size in enumerate(sizes):
+            if self._in_flight is not None and size >= COUNTED:
+                self._in_flight.count(_owners(batch, place), parked, size)
+                self._parked[id(batch)] = parked
 
     def send(self, batch: Batch, /) -> None:
         """See `Frames`."""
         failed: MemoryError | None = None
+        self._parked.pop(id(batch), Parked()).done = True  # Each is counted when it is sent.
         for place in range(len(batch)):
             reply = batch.reply(place)
             if reply is None:
                 continue
             try:
-                self._send_back([*(batch.envelope(place) or []), reply])
+                self._send_reply(batch, place, reply)
             except MemoryError as error:
                 failed = error
             batch.sent(place)
@@ -225,15 +277,11 @@ class PythonFrames:
         for number, place in enumerate(places):
             if self.bytes_forwarded >= end:
                 return number
-            body = batch[place]
+            body: Any = batch[place]  # Never malformed: the front has answered those.
             try:
                 stamp = STAMP.pack(batch.taken, batch.waited)
-                message = [
-                    stamp + batch.user_id(place).encode(),
-                    *(batch.envelope(place) or []),
-                    body,
-                ]
-                if self._behind is None or _send(self._behind, message):
+                envelope = [stamp + batch.user_id(place).encode(), *(batch.envelope(place) or [])]
+                if self._behind is None or _send(self._behind, envelope, copied(body)):
                     return number
                 self.bytes_forwarded += len(body)
             except MemoryError:
@@ -265,16 +313,27 @@ class PythonFrames:
         """Send all replies of the workers on."""
         behind = self._behind
         while behind is not None and int(behind.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            self._send_back(behind.recv_multipart())
+            # The worker has counted its reply, which is this frame until it is written.
+            *envelope, last = behind.recv_multipart(copy=False)
+            self._note(_send(self._socket, envelope, last), len(last))
 
-    def _send_back(self, message: list[Any]) -> None:
-        """Send a message to where it belongs; count it if that fails.
+    def _send_reply(self, batch: Batch, place: int, reply: bytes) -> None:
+        size, counts, envelope = len(reply), self._in_flight, batch.envelope(place) or []
+        if counts is None or size < COUNTED:
+            number = _send(self._socket, envelope, copied(reply))
+        else:
+            frame = _tracked(reply)
+            number = _send(self._socket, envelope, frame)
+            if not number and frame.tracker is not None:
+                counts.count(_owners(batch, place), frame.tracker, size)
+        self._note(number, size)
+
+    def _note(self, number: int, size: int) -> None:
+        """Count a message that was sent; or that was not, for an error of this number.
 
         Only the socket to clients, a ROUTER, tells one that has left from one that has no capacity.
         A worker's has a capacity without bound.
         """
-        size = len(message[-1])
-        number = _send(self._socket, message)
         if number == zmq.EHOSTUNREACH or (number == zmq.EAGAIN and self._behind is None):
             self._unroutable += 1
         elif number == zmq.EAGAIN:
@@ -352,12 +411,35 @@ class PythonFrames:
             self._socket.recv(copy=False)
 
 
-def _send(socket: zmq.Socket[bytes], message: list[Any]) -> int:
+def _is_limited(user: User | None) -> TypeGuard[User]:
+    """Return True if there is a limit for the replies that wait for a user."""
+    return user is not None and user.max_in_flight_bytes > 0
+
+
+def _owners(batch: Batch, place: int) -> Iterator[Owner]:
+    """Yield those for whom a reply waits."""
+    envelope, user = batch.envelope(place), batch.user(place)
+    if envelope:
+        yield envelope[0]
+    if _is_limited(user):
+        yield user.name
+
+
+def _limit_rates(batch: Batch) -> None:
+    """Refuse the requests of users who send too many."""
+    for place in range(len(batch)):
+        user = batch.user(place)
+        if user is not None and user.meter is not None and batch.overload(place) is None:
+            overload = user.meter.take()
+            if overload is not None:
+                batch.refuse(place, overload)
+
+
+def _send(socket: zmq.Socket[bytes], envelope: Sequence[Any], last: bytes | zmq.Frame) -> int:
     """Send a message; return 0, or the error number if there is no receiver with capacity."""
-    send, last = socket.send, message.pop()
-    last = copied(last)
+    send = socket.send
     try:
-        for frame in message:
+        for frame in envelope:
             send(frame, zmq.SNDMORE | zmq.NOBLOCK)
         send(last, zmq.NOBLOCK)
     except zmq.ZMQError as error:
@@ -374,8 +456,17 @@ def copied(frame: bytes) -> bytes | zmq.Frame:
     """
     if len(frame) <= COPIED:
         return frame
+    return _frame(frame, copy=True)
+
+
+def _tracked(frame: bytes) -> zmq.Frame:
+    """Make a frame that tells when libzmq has given it back; see `copied`. Raises MemoryError."""
+    return _frame(frame, copy=False, track=True)
+
+
+def _frame(frame: bytes, **how: bool) -> zmq.Frame:
     try:
-        return zmq.Frame(frame, copy=True)
+        return zmq.Frame(frame, **how)
     except zmq.ZMQError as error:
         raise MemoryError from error  # The only possible cause.
 
@@ -403,6 +494,7 @@ def _find_compiled() -> MakeFrames | None:
         stamped: bool = False,
         users: Users | None = None,
         arrivals: Arrivals | None = None,
+        in_flight: _frames.InFlight | None = None,
     ) -> Frames:
         return _frames.Frames(
             socket=socket,
@@ -419,9 +511,26 @@ def _find_compiled() -> MakeFrames | None:
             users=users,
             question=None if arrivals is None else arrivals.words,
             senders=None if arrivals is None else arrivals.senders,
+            in_flight=in_flight,
         )
 
     return make
+
+
+def new_in_flight(make: MakeFrames, limit: int) -> InFlight:
+    """Return what counts the replies that wait, for the `Frames` that ``make`` makes.
+
+    Args:
+        make: `PythonFrames`, or the C part.
+        limit: bytes that may wait for one connection.
+    """
+    if make is PythonFrames:
+        return PythonInFlight(limit)
+    from zkv.broker import _frames
+
+    return _frames.InFlight(
+        limit=limit, least=COUNTED, overload=OVERLOAD, user_overload=USER_OVERLOAD
+    )
 
 
 def _attach(attach: Callable[[str], tuple[int, int, int]]) -> bool:

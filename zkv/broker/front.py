@@ -19,20 +19,20 @@ import threading
 import time
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import zmq
 
 from zkv.broker.arrivals import Arrivals
 from zkv.broker.connections import ConnectionCounter
-from zkv.broker.frames import FRAMES, PassedMessages
+from zkv.broker.frames import FRAMES, PassedMessages, new_in_flight
 from zkv.broker.handshakes import HANDSHAKE_MS
 from zkv.broker.mailbox import FRONTS_BATCH, QUEUED_PER_WORKER, FrontMailbox
 from zkv.broker.sockets import close
 from zkv.broker.waiting import Answered, PendingRun, Safe, commit, make_safe
 from zkv.broker.worker import serve
 from zkv.durability.committer import CommitGroup
-from zkv.errors import EndpointError, ReadOnly
+from zkv.errors import EndpointError, Overload, ReadOnly
 from zkv.requests.batch import ALL, BadEnvelope
 from zkv.requests.call import Caller
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from zkv.broker.connections import Monitor
     from zkv.broker.doors import Doors
+    from zkv.broker.frames import InFlight
     from zkv.requests.account import Account
     from zkv.requests.batch import Batch
     from zkv.requests.commands import Node
@@ -48,10 +49,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("zkv.broker")
 
-REPLIES_PER_CLIENT: Final = 100_000
-"""Replies that wait for one client that does not read; further ones to it are dropped."""
 ENVELOPE_BYTES: Final = 1 << 20
 """Bytes of a message beside its body, such as the routing frames of a chain of brokers."""
+REQUESTS_PER_CLIENT: Final = 64
+"""Requests of one connection that libzmq receives before the front takes them: each may be as large
+as a message. With 16, clients with 64 in flight cost a fifth more CPU."""
 LINGER_MS: Final = 5_000
 """How long the broker waits at its end for clients to take their last replies."""
 HEARTBEAT_MS: Final = 10_000
@@ -65,6 +67,20 @@ BACKLOG: Final = 4_096
 connected at once, as after a restart, waited a second for a retry of the operating system."""
 
 _Socket = zmq.Socket[bytes]
+
+
+class ConnectionLimits(NamedTuple):
+    """Limits of one connection of a client.
+
+    Args:
+        max_message_bytes: a larger frame ends it.
+        max_in_flight: replies that may wait for it; further ones may be dropped.
+        max_in_flight_bytes: bytes of them; beyond that its requests are refused.
+    """
+
+    max_message_bytes: int
+    max_in_flight: int
+    max_in_flight_bytes: int
 
 
 class FrontHandler:
@@ -97,9 +113,12 @@ class FrontHandler:
         log, account = self._log, self._account
         epoch = log.epoch
         if self._lane is None or self._stopping():
-            return Answered(left=self._refuse_malformed(batch, range(len(batch))))
-        left, newest = self._lane.run(batch, account.logs_requests)
-        answered = Answered(left=self._refuse_malformed(batch, left)) if left else None
+            return Answered(left=self._refuse(batch, range(len(batch))))
+        left, newest, end = self._lane.run(batch, account.logs_requests)
+        answered = Answered(left=self._refuse(batch, left)) if left else None
+        if end < len(batch):
+            answered = answered or Answered()
+            answered.end = end
         safe_rev, executed = ALL, None
         # The order matters: see `zkv.broker.waiting`. Most batches are safe, and end here.
         if newest > log.safe_rev or log.epoch != epoch:
@@ -161,17 +180,31 @@ class FrontHandler:
         """See `Handler`."""
         return self._caller.give_up(None if isinstance(body, BadEnvelope) else body, error)
 
-    def _refuse_malformed(self, batch: Batch, places: Sequence[int]) -> list[int]:
-        """Answer the malformed messages at ``places``; return the places of the others."""
+    def _refuse(self, batch: Batch, places: Sequence[int]) -> list[int]:
+        """Answer the malformed messages at ``places``, and the requests that must not run.
+
+        Returns:
+            The places of the others.
+        """
         left: list[int] = []
         for place in places:
             body = None if batch.is_request(place) else batch[place]
             if isinstance(body, BadEnvelope):
                 call, refusal = self._caller.refuse(body.error(body.reason))
                 batch.set_reply(place, self._caller.finish(call, refusal))
+            elif (overload := batch.overload(place)) is not None:
+                self._refuse_overload(batch, place, overload)
             else:
                 left.append(place)
         return left
+
+    def _refuse_overload(self, batch: Batch, place: int, overload: Overload) -> None:
+        caller, body = self._caller, batch[place]
+        if isinstance(body, BadEnvelope):  # There is no memory for it.
+            call, refusal = caller.refuse(body.error(body.reason))
+        else:
+            call, refusal = caller.refuse_overload(body, batch.taken, batch.user(place), overload)
+        batch.set_reply(place, caller.finish(call, refusal))
 
 
 class Front:
@@ -181,7 +214,7 @@ class Front:
         context: the server's ZeroMQ context.
         endpoints: where clients connect.
         backend: inproc address where workers connect.
-        max_message_bytes: a larger frame ends its connection.
+        limits: of each connection.
         monitor: counts the connections of clients.
         doors: opens the endpoints.
         account: the front's account.
@@ -193,7 +226,7 @@ class Front:
         context: zmq.Context[_Socket],
         endpoints: list[str],
         backend: str,
-        max_message_bytes: int,
+        limits: ConnectionLimits,
         monitor: Monitor,
         doors: Doors,
         account: Account,
@@ -206,7 +239,9 @@ class Front:
         """The connections of clients."""
         self._endpoints = endpoints
         self._backend = backend
-        self._max_message_bytes = max_message_bytes
+        self._limits = limits
+        self.in_flight: InFlight = new_in_flight(FRAMES, limits.max_in_flight_bytes)
+        """Counts the replies that wait, for all threads of the broker."""
         self._account = account
         self._died = died
         self._arrivals = Arrivals()
@@ -245,10 +280,10 @@ class Front:
         """Bytes of the requests that were forwarded to the workers."""
         return 0 if self._mailbox is None else self._mailbox.bytes_forwarded
 
-    def look_again(self) -> None:
+    def may_go_on(self) -> None:
         """Go on if the front has waited for the disk or the workers. Any thread."""
         if self._mailbox is not None:
-            self._mailbox.look_again()
+            self._mailbox.may_go_on()
 
     def drain(self, workers_alive: Callable[[], bool]) -> None:
         """Receive no more requests; return once the workers have all that had arrived.
@@ -289,6 +324,7 @@ class Front:
                     behind=workers,
                     users=self._doors.users,
                     arrivals=self._arrivals,
+                    in_flight=self.in_flight,
                 )
             )
             self._arrivals.wake = self._mailbox.wake
@@ -308,11 +344,13 @@ class Front:
         clients, workers = (self._context.socket(kind) for kind in (zmq.ROUTER, zmq.DEALER))
         sockets += [clients, workers]
         clients.linger = LINGER_MS
-        clients.sndhwm = REPLIES_PER_CLIENT
+        clients.rcvhwm = REQUESTS_PER_CLIENT
+        # libzmq may learn that replies have been written after half of so many.
+        clients.sndhwm = 2 * self._limits.max_in_flight
         clients.router_mandatory = True  # Else replies would be dropped unnoticed.
         clients.backlog = BACKLOG
         # libzmq compares it with what arrives, which may be encrypted.
-        clients.maxmsgsize = self._max_message_bytes + self._doors.overhead
+        clients.maxmsgsize = self._limits.max_message_bytes + self._doors.overhead
         clients.handshake_ivl = HANDSHAKE_MS
         clients.heartbeat_ivl = HEARTBEAT_MS
         clients.heartbeat_timeout = 3 * HEARTBEAT_MS

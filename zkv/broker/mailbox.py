@@ -10,6 +10,10 @@ A reply may also be pending: its request is parked, in a batch of its own. The t
 it wakes the mailbox's thread, which then sends it. So no thread of the broker blocks on an op that
 waits for something.
 
+A batch whose replies become large is not run to its end: these replies are sent first, and the rest
+becomes the next batch. So what one batch takes in memory is bounded, and the rest may be refused if
+its connections have more waiting than they may.
+
 Invariants: a mailbox is created, used and closed in one thread; other threads may only call `stop`
 and complete pending replies. Each received message gets exactly one reply: if making it fails, the
 one of `give_up`.
@@ -51,7 +55,13 @@ TAKEN_AT_THE_END: Final = 10_000
 
 
 class Pending(Protocol):
-    """Replies that may not be sent yet."""
+    """Replies that may not be sent yet.
+
+    Attributes:
+        sizes: about the bytes of each reply, as far as they are not packed yet.
+    """
+
+    sizes: list[int]
 
     def notify(self, ready: Callable[[], None]) -> None:
         """Call ``ready`` once, in any thread, when `complete` can be called."""
@@ -86,6 +96,7 @@ class Mailbox:
         self._frames = open_frames(self._waker.fileno())
         self._received = received
         self._batch = new_batch()
+        self._rest: Batch | None = None  # Of the last batch: what is still to run.
         self._unanswered: Sequence[int] = ()  # Places in the batch that `give_up` must answer.
         self._outbox: deque[tuple[Batch, Pending]] = deque()
         self._parked = 0  # Number of pending objects of which the replies are not sent yet.
@@ -111,6 +122,8 @@ class Mailbox:
         while True:
             if self._outbox:
                 self._send_completed()
+            if self._rest is not None:
+                return self._take_rest(self._rest)
             ending = self._stopping and not self._parked
             self._frames.receive(batch, wait=not ending)
             self._received()
@@ -119,15 +132,19 @@ class Mailbox:
                 return batch
             self._waker.clear()  # Before the outbox is read: a later entry wakes it again.
 
-    def reply(self, later: Sequence[Later] = (), left: Sequence[int] = ()) -> None:
+    def reply(
+        self, later: Sequence[Later] = (), left: Sequence[int] = (), end: int | None = None
+    ) -> None:
         """Answer the batch: send the replies that it has.
 
         Args:
             later: the pending replies.
             left: places of the requests to forward; only for `FrontMailbox`.
+            end: the place from which on the requests are the next batch; None = there are none.
         """
         self._unanswered = ()
         self._park(later)
+        self._keep_rest(end)
         self._frames.send(self._batch)
 
     @property
@@ -164,6 +181,18 @@ class Mailbox:
         self._frames.close()
         self._waker.close()
 
+    def _keep_rest(self, end: int | None) -> None:
+        if end is not None:
+            self._unanswered = range(end, len(self._batch))  # If there is no memory to split.
+            self._rest = self._batch.split(list(self._unanswered))
+            self._unanswered = ()
+
+    def _take_rest(self, rest: Batch) -> Batch:
+        self._batch, self._rest = rest, None
+        self._unanswered = range(len(rest))
+        self._frames.look_again(rest)
+        return rest
+
     def _send_completed(self) -> None:
         while self._outbox:
             batch, pending = self._outbox.popleft()
@@ -178,7 +207,9 @@ class Mailbox:
 
     def _park(self, later: Sequence[Later]) -> None:
         for places, pending in later:
-            self._park_batch(self._batch.split(places), pending)
+            parked = self._batch.split(places)
+            self._frames.park(parked, pending.sizes)
+            self._park_batch(parked, pending)
 
     def _park_batch(self, batch: Batch, pending: Pending) -> None:
         def ready() -> None:
@@ -227,7 +258,7 @@ class FrontMailbox(Mailbox):
         """Bytes of the requests that were forwarded. Any thread."""
         return self._frames.bytes_forwarded
 
-    def look_again(self) -> None:
+    def may_go_on(self) -> None:
         """Note that the disk or the workers may have room again. Any thread."""
         if self._waits:
             self._waker.wake()
@@ -244,6 +275,8 @@ class FrontMailbox(Mailbox):
                 self._send_completed()
             if self._left:
                 self._forward()
+            elif self._rest is not None:
+                return self._take_rest(self._rest)
             if stopping and not self._parked:
                 self._frames.receive(batch, wait=False, take=False)  # The workers' last replies.
                 return batch
@@ -258,7 +291,7 @@ class FrontMailbox(Mailbox):
 
     def _receive_rest(self) -> None:
         """Receive while the workers or the disk have no capacity, or the front is to stop."""
-        self._waits = True  # First: from now on `look_again` wakes this thread.
+        self._waits = True  # First: from now on `may_go_on` wakes this thread.
         full = bool(self._left)
         if full and self._room <= 0 and self._find_room() > 0:
             return
@@ -275,7 +308,9 @@ class FrontMailbox(Mailbox):
             if not len(batch):
                 self.drained.set()  # No other request had arrived.
 
-    def reply(self, later: Sequence[Later] = (), left: Sequence[int] = ()) -> None:
+    def reply(
+        self, later: Sequence[Later] = (), left: Sequence[int] = (), end: int | None = None
+    ) -> None:
         """See `Mailbox`. The requests that are left go first, since a worker has to be woken."""
         self._unanswered = ()
         try:
@@ -285,6 +320,7 @@ class FrontMailbox(Mailbox):
         finally:
             if later:
                 self._park(later)
+            self._keep_rest(end)
             self._frames.send(self._batch)
 
     def _forward(self) -> None:

@@ -65,12 +65,15 @@ class Answered:
         left: the places of requests that are left to the workers.
         group: the commits that the pending replies wait for; None if none waits for the disk.
         refusal: the log's error, if these commits cannot be made safe.
+        end: the place from which on requests are still to run, once these replies have been sent;
+            None = all have run, or are left.
     """
 
     later: Sequence[Later] = ()
     left: Sequence[int] = ()
     group: CommitGroup | None = None
     refusal: ReadOnly | None = None
+    end: int | None = None
 
 
 def make_safe(
@@ -131,6 +134,7 @@ class PendingReply:
         self._caller = caller
         self._call = call
         self._reply = reply
+        self.sizes: list[int] = []  # It has no values.
 
     def notify(self, ready: Callable[[], None]) -> None:
         """Call ``ready`` once the reply is there."""
@@ -165,17 +169,20 @@ class PendingCalls:
 
     Attributes:
         places: places of the requests in the batch.
+        sizes: about the bytes of each reply.
     """
 
     def __init__(self, caller: Caller, group: CommitGroup) -> None:
         self._caller = caller
         self.group = group
         self.places: list[int] = []
+        self.sizes: list[int] = []
         self._calls: list[tuple[Call, Reply | Failure | None]] = []
 
     def take(self, place: int, call: Call, reply: Reply | Failure | None) -> None:
         """Add a call and its result."""
         self.places.append(place)
+        self.sizes.append(call.size)
         self._calls.append((call, reply))
 
     def notify(self, ready: Callable[[], None]) -> None:
@@ -233,6 +240,7 @@ class PendingRun:
         self._account = account
         self._group = group
         self._executed = executed
+        self.sizes: list[int] = []  # They are packed.
 
     def notify(self, ready: Callable[[], None]) -> None:
         """Call ``ready`` once the group is complete."""

@@ -32,6 +32,7 @@ from zkv.broker.waiting import (
 from zkv.durability.committer import CommitGroup
 from zkv.requests.batch import BadEnvelope
 from zkv.requests.call import Caller
+from zkv.requests.lane import ENOUGH_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,10 +109,10 @@ class WorkerHandler:
     def answer(self, batch: Batch) -> Answered | None:
         """See `Handler`."""
         engine, caller, account = self._engine, self._caller, self._account
-        account.taken += len(batch)
-        account.queued += batch.queued
         epoch, waited = engine.epoch, engine.keyspace.lock.waited
-        newest, calls = self._run_all(batch)
+        newest, calls, end = self._run_all(batch)
+        ran = len(batch) if end is None else end
+        account.queued += batch.queued(ran)
         executed, batch.waited = time.perf_counter(), engine.keyspace.lock.waited - waited
         revealed = Safe(
             max([newest, *[call.rev for call in calls.values()]]),
@@ -119,7 +120,7 @@ class WorkerHandler:
         )
         safe, refusal = make_safe(engine, epoch, revealed, patient=True)
         later: list[Later] = []
-        answered = Answered(later, refusal=refusal)
+        answered = Answered(later, refusal=refusal, end=end)
         group = CommitGroup(epoch)
         waiting = PendingCalls(caller, group)
         for place, call in calls.items():
@@ -136,10 +137,10 @@ class WorkerHandler:
                 group.lsn = engine.last_lsn
                 answered.group = group
                 later.append((places, pending))
-        if len(calls) < len(batch):
+        if len(calls) < ran:
             account.add_run(batch, safe.rev, executed)
         caller.flush()
-        return answered if later else None
+        return answered if later or end is not None else None
 
     def commit(self, answered: Answered, is_idle: Callable[[], bool]) -> None:
         """See `Handler`. An idle worker waits for a quick disk, but not for other threads."""
@@ -149,25 +150,30 @@ class WorkerHandler:
         """See `Handler`."""
         return self._caller.give_up(None if isinstance(body, BadEnvelope) else body, error)
 
-    def _run_all(self, batch: Batch) -> tuple[int, dict[int, Call]]:
-        """Run a batch.
+    def _run_all(self, batch: Batch) -> tuple[int, dict[int, Call], int | None]:
+        """Run a batch, until its replies have become large.
 
         Returns:
-            The newest revision that a reply of the lane reveals, and the calls of the requests that
-            the lane has left, by place.
+            The newest revision that a reply of the lane reveals; the calls of the requests that
+            the lane has left, by place; the place from which on requests are still to run, or None.
         """
-        newest = 0
+        newest = size = 0
         calls: dict[int, Call] = {}
         for place in range(len(batch)):
-            lane = None if self._stopping() else self._lane
+            if size + batch.replied >= ENOUGH_BYTES:
+                return newest, calls, place
+            self._account.taken += 1
+            is_simple = not self._stopping() and batch.overload(place) is None
+            lane = self._lane if is_simple else None
             rev = None if lane is None else self._run_in_lane(lane, batch, place)
             if rev is None:
                 calls[place] = call = self._run(batch, place)
                 call.batch = len(batch)
+                size += call.size
             else:
                 newest = max(newest, rev)
             self._evict()
-        return newest, calls
+        return newest, calls, None
 
     def _evict(self) -> None:
         """Evict what a long request has left over: see `zkv.keyspace.eviction`."""
@@ -184,7 +190,9 @@ class WorkerHandler:
         body = batch[place]
         if isinstance(body, BadEnvelope):
             return self._caller.refuse(body.error(body.reason))[0]
-        user = batch.user(place)
+        user, overload = batch.user(place), batch.overload(place)
+        if overload is not None:
+            return self._caller.refuse_overload(body, batch.arrived(place), user, overload)[0]
         return self._caller.run(body, batch.arrived(place), batch.lock_wait(place), user)
 
 
@@ -307,6 +315,6 @@ def _answer(mailbox: Mailbox, handler: Handler, batch: Batch) -> None:
         mailbox.reply()
         return
     try:
-        mailbox.reply(answered.later, answered.left)
+        mailbox.reply(answered.later, answered.left, answered.end)
     finally:  # Even if sending failed: parked replies, and others in the group, wait for this.
         handler.commit(answered, mailbox.is_idle)

@@ -35,6 +35,8 @@ ALL: Final = "all"
 """The option for all rights to administer."""
 LISTS: Final = {"keys": "key", "uids": "uid", "read": "read", "write": "write"}
 """Field of a user -> option."""
+NUMBERS: Final = ("max_bytes", "max_requests", "max_in_flight_bytes")
+"""Fields of a user that are a limit."""
 NOT_READ: Final = "a running server reads the file on SIGHUP"
 
 
@@ -119,8 +121,9 @@ def _fields(options: argparse.Namespace) -> Fields:
     if options.admin:
         rights = [right for right in ADMIN_RIGHTS if right in options.admin]
         fields["admin"] = True if ALL in options.admin else rights
-    if options.max_bytes is not None:
-        fields["max_bytes"] = options.max_bytes
+    for field in NUMBERS:
+        if (number := getattr(options, field)) is not None:
+            fields[field] = number
     return fields
 
 
@@ -129,9 +132,9 @@ def _more(name: str, there: Fields, given: Fields) -> Fields:
     changed: Fields = {}
     for field, value in given.items():
         before = there.get(field)
-        if field == "max_bytes" and before not in {None, value}:
+        if field in NUMBERS and before not in {None, value}:
             raise ConfigError(
-                f"{name} has max_bytes = {before} already: change it in the file by hand"
+                f"{name} has {field} = {before} already: change it in the file by hand"
             )
         after = _sum(before, value)
         if after != before:

@@ -186,6 +186,14 @@ def add_user(verbs: Verbs) -> None:
         "--max-bytes", type=_whole_number, metavar="N",
         help="the most bytes that entries under the prefixes to write may take; 0 = no limit",
     )  # fmt: skip
+    add.add_argument(
+        "--max-requests", type=_whole_number, metavar="N",
+        help="the most requests per second; 0 = no limit",
+    )  # fmt: skip
+    add.add_argument(
+        "--max-in-flight-bytes", type=_whole_number, metavar="N",
+        help="the most bytes of replies that may wait for the user's connections; 0 = no limit",
+    )  # fmt: skip
     _add_users_file(add, "add")
 
     show = commands.add_parser(

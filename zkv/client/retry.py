@@ -3,7 +3,8 @@
 Strategy: within one deadline, the client repeats every request that is known to be safe to repeat.
 It waits longer for each further reply. After a refusal with ``retry``, it pauses, each time longer
 and with jitter, so that many clients do not return at once (Brooker, "Exponential Backoff and
-Jitter", 2015). Only writes without a session, SNAPSHOT and END are sent once.
+Jitter", 2015); and at least for as long as the server asks for (``retry_after``). Only writes
+without a session, SNAPSHOT and END are sent once.
 
 Without a connection nothing has been sent, so any request may be sent again, until the time is up,
 or until waiting cannot help: see `Trouble`. Wrong keys are such a case. But a server that changes
@@ -58,6 +59,12 @@ def random_fraction() -> float:
     from random import random  # Rarely needed, and slow to import.
 
     return random()  # noqa: S311  it spreads load, and guards nothing
+
+
+def _asked_pause(reply: Mapping[str, Any]) -> float:
+    """Return the seconds for which the server asks to wait after a refusal; 0 = it does not ask."""
+    milliseconds = reply.get("retry_after")
+    return max(0, milliseconds) / 1000 if isinstance(milliseconds, int | float) else 0.0
 
 
 class _Fields(NamedTuple):
@@ -332,7 +339,7 @@ class Attempts:
         error = refusal(self._op, reply)
         if self._in_doubt and error.code not in DEFINITE:
             error = error.but(lost(self._op))  # The refusal says nothing about earlier attempts.
-        pause = self._backoff(self._refused)
+        pause = max(self._backoff(self._refused), _asked_pause(reply))
         if not (error.retry and self.repeatable and pause < self.left() and self._may_repeat()):
             raise error
         self._refused += 1

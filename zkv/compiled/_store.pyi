@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
+from zkv.errors import Overload
 from zkv.keyspace.bounds import Range
 from zkv.keyspace.entry import StoredEntry
 from zkv.keyspace.store import Watcher
@@ -66,8 +67,11 @@ class Batch:
     def user_id(self, place: int, /) -> str: ...
     def arrived(self, place: int, /) -> float: ...
     def lock_wait(self, place: int, /) -> float: ...
+    def overload(self, place: int, /) -> Overload | None: ...
+    def refuse(self, place: int, overload: Overload, /) -> None: ...
+    def queued(self, end: int, /) -> float: ...
     @property
-    def queued(self) -> float: ...
+    def replied(self) -> int: ...
     taken: float
     waited: float
 
@@ -98,6 +102,7 @@ class Run(NamedTuple):
         changes: number of changes in the commits.
         bytes: size of the commits' payloads.
         replaced: undo information; None if the run wrote nothing.
+        end: place before which it has ended: the requests from there on are still to run.
     """
 
     left: list[int]
@@ -107,6 +112,7 @@ class Run(NamedTuple):
     changes: int
     bytes: int
     replaced: Replaced | None
+    end: int
 
 class Lane:
     def __new__(
@@ -119,6 +125,7 @@ class Lane:
         max_reply_bytes: int,
         max_levels: int,
         max_body_bytes: int,
+        enough_bytes: int,
         durable: bool,
         rest: Callable[[], None] | None,
         slice_steps: int,

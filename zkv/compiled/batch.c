@@ -31,6 +31,7 @@ void batch_answer(Batch *self, size_t place, span reply, int op, int64_t reveals
     of->reply_size = reply.size;
     of->op = op;
     of->reveals = reveals;
+    self->replied += reply.size;
     if (in_arena(self, reply.at))
         self->used += reply.size;
 }
@@ -125,6 +126,27 @@ static PyObject *batch_user_id(Batch *self, PyObject *place)
     return PyUnicode_FromString(of->user_id == NULL ? "" : of->user_id);
 }
 
+static PyObject *batch_overload(Batch *self, PyObject *place)
+{
+    const item *of = item_at(self, place);
+    if (of == NULL)
+        return NULL;
+    return Py_NewRef(of->overload == NULL ? Py_None : of->overload);
+}
+
+static PyObject *batch_refuse(Batch *self, PyObject *arguments)
+{
+    PyObject *place, *overload;
+    if (!PyArg_ParseTuple(arguments, "OO", &place, &overload))
+        return NULL;
+    item *of = item_at(self, place);
+    if (of == NULL)
+        return NULL;
+    Py_XDECREF(of->overload);
+    of->overload = Py_NewRef(overload);
+    Py_RETURN_NONE;
+}
+
 static PyObject *batch_arrived(Batch *self, PyObject *place)
 {
     const item *of = item_at(self, place);
@@ -137,12 +159,20 @@ static PyObject *batch_lock_wait(Batch *self, PyObject *place)
     return of == NULL ? NULL : PyFloat_FromDouble(of->waited);
 }
 
-static PyObject *batch_queued(Batch *self, void *unused)
+static PyObject *batch_queued(Batch *self, PyObject *before)
 {
     double seconds = 0;
-    for (size_t i = 0; i < self->count; i++)
+    size_t end = PyLong_AsSize_t(before);
+    if (PyErr_Occurred())
+        return NULL;
+    for (size_t i = 0; i < self->count && i < end; i++)
         seconds += self->taken - arrival(self, &self->items[i]) - self->items[i].waited;
     return PyFloat_FromDouble(seconds);
+}
+
+static PyObject *batch_replied(Batch *self, void *unused)
+{
+    return PyLong_FromSize_t(self->replied);
 }
 
 static int set_seconds(double *to, PyObject *seconds)
@@ -275,6 +305,7 @@ static void move_all(Batch *self, Batch *to)
     to->taken = moved.taken;
     to->waited = moved.waited;
     to->timed = moved.timed;
+    to->replied = moved.replied;
     self->timed = 0;
     self->items = NULL, self->arena = NULL, self->frames = NULL, self->calls = NULL;
     self->count = self->room = self->used = self->frame_count = self->frame_room = 0;
@@ -390,13 +421,16 @@ static PyMethodDef batch_methods[] = {
     {"amend_reply", (PyCFunction)batch_amend_reply, METH_VARARGS, NULL},
     {"user", (PyCFunction)batch_user, METH_O, NULL},
     {"user_id", (PyCFunction)batch_user_id, METH_O, NULL},
+    {"overload", (PyCFunction)batch_overload, METH_O, NULL},
+    {"refuse", (PyCFunction)batch_refuse, METH_VARARGS, NULL},
+    {"queued", (PyCFunction)batch_queued, METH_O, NULL},
     {"arrived", (PyCFunction)batch_arrived, METH_O, NULL},
     {"lock_wait", (PyCFunction)batch_lock_wait, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef batch_attributes[] = {
-    {"queued", (getter)batch_queued, NULL, NULL, NULL},
+    {"replied", (getter)batch_replied, NULL, NULL, NULL},
     {"taken", (getter)batch_taken, (setter)batch_set_taken, NULL, NULL},
     {"waited", (getter)batch_waited, (setter)batch_set_waited, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},

@@ -36,6 +36,10 @@ typedef struct {
     double arrived, waited; /* of a request that the front has left: see `stamp` */
     char *user_id;  /* what libzmq tells of the sender, if it is not in `frames`; NULL = nothing */
     PyObject *user; /* a `User` of zkv/users/rights.py; NULL = everybody may do everything */
+    PyObject *overload; /* an `Overload`: the request must not run; NULL = it may */
+    const char *user_name; /* of the user, if there is a limit for the replies that wait for it */
+    size_t user_limit;     /* bytes; 0 = there is none */
+    void *receipt; /* if its reply is counted already: see zkv/broker/in_flight.h */
 } item;
 
 /* What the front tells a worker of a request that it leaves to it. The User-Id follows, if users
@@ -52,6 +56,7 @@ typedef struct {
     void (*drop)(Batch *);
     int (*reserve)(Batch *, size_t more); /* 0 if there is no memory */
     void (*move)(Batch *from, Batch *to, item *); /* an item's; `to` has the capacity */
+    void (*uncount)(item *); /* of an item with a receipt */
 } frame_calls;
 
 struct Batch {
@@ -63,6 +68,7 @@ struct Batch {
     int timed;    /* an item may be `timed` */
     unsigned char *arena; /* of small replies, ARENA_BYTES; NULL until it is needed */
     size_t used;
+    size_t replied; /* bytes of the lane's replies */
     void *frames;
     size_t frame_count, frame_room;
     const frame_calls *calls; /* NULL if there are no frames */
@@ -102,14 +108,17 @@ static inline void clear_batch(Batch *batch)
     for (size_t i = 0; i < batch->count; i++) {
         item *of = &batch->items[i];
         drop_reply(batch, of);
+        if (of->receipt != NULL)
+            batch->calls->uncount(of);
         Py_XDECREF(of->object);
         Py_XDECREF(of->envelope);
         Py_XDECREF(of->subject);
         Py_XDECREF(of->trace);
         Py_XDECREF(of->user);
+        Py_XDECREF(of->overload);
         free(of->user_id);
     }
-    batch->count = batch->used = 0;
+    batch->count = batch->used = batch->replied = 0;
     batch->timed = 0;
     batch->waited = 0;
     if (batch->calls != NULL)

@@ -607,6 +607,8 @@ static int take(Lane *self, run *r, size_t place)
     item *of = &r->batch->items[place];
     request own, *from = &own;
     int64_t reveals = 0;
+    if (of->overload != NULL)
+        return 0;
     if (self->body != NULL && of->body == self->body)
         from = &self->ahead;
     else if (!read_body(self, of, (size_t)self->max_body, &own))
@@ -636,7 +638,7 @@ static int take(Lane *self, run *r, size_t place)
 }
 
 /* The fields of zkv.compiled._store.Run, in their order: the result of Lane.run. */
-enum { LEFT, NEWEST, REV, PAYLOADS, CHANGES, BYTES, REPLACED, RUN_FIELDS };
+enum { LEFT, NEWEST, REV, PAYLOADS, CHANGES, BYTES, REPLACED, END, RUN_FIELDS };
 
 static PyStructSequence_Field run_fields[] = {
     [LEFT] = {"left", "list of the places of the requests that have not been answered"},
@@ -646,6 +648,7 @@ static PyStructSequence_Field run_fields[] = {
     [CHANGES] = {"changes", "number of changes in the commits"},
     [BYTES] = {"bytes", "size of the commits' payloads"},
     [REPLACED] = {"replaced", "undo information; None if the run wrote nothing"},
+    [END] = {"end", "place before which it has ended: the requests from there on are still to run"},
     [RUN_FIELDS] = {NULL, NULL},
 };
 
@@ -671,6 +674,7 @@ static PyObject *to_result(const run *r)
         [CHANGES] = PyLong_FromSize_t(r->changes),
         [BYTES] = PyLong_FromSize_t(r->bytes),
         [REPLACED] = r->replaced == NULL ? Py_NewRef(Py_None) : (PyObject *)r->replaced,
+        [END] = PyLong_FromSize_t(r->end),
     };
     int complete = result != NULL;
     for (int field = 0; field < RUN_FIELDS; field++) {
@@ -685,7 +689,7 @@ static PyObject *to_result(const run *r)
     return result;
 }
 
-/* Run the requests from `first` on and before `end`. */
+/* Run the requests from `first` on and before `end`, until there are enough bytes of replies. */
 static PyObject *run_batch(Lane *self, run *r, size_t first, size_t end)
 {
     if ((r->left = PyList_New(0)) == NULL)
@@ -693,12 +697,14 @@ static PyObject *run_batch(Lane *self, run *r, size_t first, size_t end)
     if ((r->payloads = PyList_New(0)) == NULL)
         return Py_DECREF(r->left), NULL;
     int well = 1;
-    for (size_t i = first; well && i < end; i++) {
+    size_t i = first;
+    for (; well && i < end && r->batch->replied < (size_t)self->enough; i++) {
         if ((i - first) % MOST_AHEAD == 0)
             fetch_ahead(self, r, i, end);
         if (!take(self, r, i))
             well = list_append(r->left, PyLong_FromSize_t(i));
     }
+    r->end = i;
     PyObject *results = well ? to_result(r) : NULL;
     if (results == NULL)
         Py_FatalError("zkv: out of memory after a commit"); /* as in `commit` */
@@ -753,14 +759,15 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
 {
     static char *names[] = {
         "table", "max_key_bytes", "max_value_bytes", "max_batch", "max_reply_bytes",
-        "max_levels", "max_body_bytes", "durable", "rest", "slice_steps", "forget_deadline",
+        "max_levels", "max_body_bytes", "enough_bytes", "durable", "rest", "slice_steps",
+        "forget_deadline",
         "notify_watchers", "watchers", "may_run", "remember", NULL};
     PyObject *table, *forget_deadline, *notify_watchers, *watchers, *may_run, *remember, *rest;
-    Py_ssize_t max_key, max_value, max_batch, max_reply, max_levels, max_body, slice;
+    Py_ssize_t max_key, max_value, max_batch, max_reply, max_levels, max_body, enough, slice;
     int durable;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OnnnnnnpOnOOOOO", names, &table,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OnnnnnnnpOnOOOOO", names, &table,
                                      &max_key, &max_value, &max_batch, &max_reply, &max_levels,
-                                     &max_body, &durable, &rest, &slice,
+                                     &max_body, &enough, &durable, &rest, &slice,
                                      &forget_deadline, &notify_watchers, &watchers, &may_run,
                                      &remember))
         return NULL;
@@ -774,6 +781,7 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     self->max_reply = max_reply;
     self->max_levels = max_levels;
     self->max_body = max_body;
+    self->enough = enough;
     self->durable = durable;
     self->rest = rest == Py_None ? NULL : Py_NewRef(rest);
     self->slice = slice;

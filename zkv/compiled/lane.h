@@ -48,6 +48,7 @@ typedef struct {
     PyObject *forget_deadline, *notify_watchers, *watchers, *may_run, *remember;
     step_list steps, conditions; /* their counts are capacities */
     Py_ssize_t max_body;
+    Py_ssize_t enough; /* bytes of replies in a batch after which no further request of it is run */
     /* Only of the lane of a worker: see long.c. `rest` is NULL if it is the front's. */
     PyObject *rest;
     Py_ssize_t slice; /* steps between two calls of `rest` */
@@ -65,6 +66,7 @@ typedef struct run {
     Replaced *replaced;
     size_t first; /* where the changes of the current request begin in `replaced` */
     size_t changes, bytes;
+    size_t end; /* the place of the first request that is still to run */
     int64_t newest; /* the newest revision that a reply reveals */
     const struct run *past; /* of a run aside: the long run whose changes it does not see */
 } run;

@@ -83,6 +83,8 @@ class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_message_bytes: Annotated[int, Meta(ge=1_024, le=2**62)] = 64 * 1024 * 1024
     max_memory: Annotated[int, Meta(ge=-1, le=2**62)] = 0
     max_topics: Annotated[int, Meta(ge=2, le=1_000_000)] = 1_000
+    max_in_flight: Annotated[int, Meta(ge=1, le=1_000_000)] = 256
+    max_in_flight_bytes: Positive = 16 * 1024 * 1024
     session_window: Annotated[int, Meta(ge=1, le=65_536)] = 128
     session_ttl: Seconds = 3600.0
     max_sessions: Positive = 100_000

@@ -159,6 +159,7 @@ class Failure(Struct, kw_only=True, omit_defaults=False):
     index: int | UnsetType = UNSET
     field: str | UnsetType = UNSET
     oldest: int | UnsetType = UNSET
+    retry_after: int | UnsetType = UNSET
 
 
 def failure(error: RequestError, request_id: RequestId | None) -> Failure:

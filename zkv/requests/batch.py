@@ -18,6 +18,7 @@ from zkv.errors import BadRequest, OutOfMemory, RequestError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from zkv.errors import Overload
     from zkv.log import Answer
     from zkv.users.rights import User
 
@@ -68,12 +69,16 @@ class Batch(Protocol):
     def __iter__(self) -> Iterator[bytes | BadEnvelope]:
         """Iterate over the bodies."""
 
-    @property
-    def queued(self) -> float:
-        """Seconds for which all requests together have waited between the front and this thread.
+    def queued(self, end: int, /) -> float:
+        """Return for how long the requests before ``end`` waited between the front and this thread.
 
-        The time for which the front waited for the lock is not part of it.
+        It is the sum of their times, in seconds. The time for which the front waited for the lock
+        is not part of it.
         """
+
+    @property
+    def replied(self) -> int:
+        """Bytes of the lane's replies."""
 
     def add(
         self,
@@ -117,6 +122,12 @@ class Batch(Protocol):
     def lock_wait(self, place: int, /) -> float:
         """Return for how many seconds the front waited for the lock before it left the request."""
 
+    def overload(self, place: int, /) -> Overload | None:
+        """Return why the request must not run; None = it may."""
+
+    def refuse(self, place: int, overload: Overload, /) -> None:
+        """Have a request not run."""
+
     def reply(self, place: int, /) -> bytes | None:
         """Return the reply that waits to be sent; None if there is none."""
 
@@ -156,6 +167,7 @@ class PythonBatch:
         self._stamps: list[tuple[float, float]]
         self._users: list[tuple[User | None, str]]
         self._replies: list[bytes | None]
+        self._overloads: dict[int, Overload]
         self.clear()
 
     def __len__(self) -> int:
@@ -170,11 +182,15 @@ class PythonBatch:
         """See `Batch`."""
         return iter(self._bodies)
 
-    @property
-    def queued(self) -> float:
+    def queued(self, end: int, /) -> float:
         """See `Batch`."""
-        places = range(len(self))
+        places = range(min(end, len(self)))
         return sum(self.taken - self.arrived(each) - self.lock_wait(each) for each in places)
+
+    @property
+    def replied(self) -> int:
+        """See `Batch`."""
+        return 0
 
     def add(
         self,
@@ -197,6 +213,7 @@ class PythonBatch:
         """See `Batch`."""
         self._bodies, self._envelopes, self._replies, self._stamps = [], [], [], []
         self._users = []
+        self._overloads = {}
         self.waited = 0.0
 
     def is_request(self, place: int, /) -> bool:
@@ -223,6 +240,14 @@ class PythonBatch:
         """See `Batch`."""
         return self._stamps[place][1]
 
+    def overload(self, place: int, /) -> Overload | None:
+        """See `Batch`."""
+        return self._overloads.get(place)
+
+    def refuse(self, place: int, overload: Overload, /) -> None:
+        """See `Batch`."""
+        self._overloads[place] = overload
+
     def reply(self, place: int, /) -> bytes | None:
         """See `Batch`."""
         return self._replies[place]
@@ -248,6 +273,8 @@ class PythonBatch:
             taken.add(self._envelopes[place], self._bodies[place], *stamp, *user)
             taken._replies[-1] = self._replies[place]
             self._replies[place] = None
+            if place in self._overloads:
+                taken._overloads[len(taken) - 1] = self._overloads[place]
         return taken
 
     def places(self, after: int, /) -> list[int]:

@@ -22,6 +22,7 @@ from zkv.errors import (
     Denied,
     Internal,
     OutOfMemory,
+    Overload,
     ReadOnly,
     RequestError,
     ShuttingDown,
@@ -62,7 +63,7 @@ class Call:
 
     __slots__ = (
         "arrived", "batch", "bytes_in", "executed", "lock_wait", "lsn", "remembered", "request",
-        "result", "rev", "started", "user", "waited",
+        "result", "rev", "size", "started", "user", "waited",
     )  # fmt: skip
 
     def __init__(
@@ -85,6 +86,7 @@ class Call:
         self.remembered = b""  # The packed reply to the original request, for a repeat.
         self.rev = 0  # The newest revision that the reply reveals.
         self.lsn = 0  # The log number of its commit; 0 = none.
+        self.size = 0  # Bytes of what may be large in the reply.
 
 
 class Caller:
@@ -134,6 +136,22 @@ class Caller:
         now = time.perf_counter()
         call = Call(0, now, now)
         call.result = refusal = failure(error, None)
+        return call, refusal
+
+    def refuse_overload(
+        self, body: bytes, arrived: float, user: User | None, overload: Overload
+    ) -> tuple[Call, Failure]:
+        """Return the call, and its result, for a request that must not run now.
+
+        A malformed one is told so instead.
+        """
+        call = Call(len(body), arrived, time.perf_counter(), user=user)
+        try:
+            call.request = decode(body)
+        except Exception as error:
+            call.result = refusal = fail(error, None)
+        else:
+            call.result = refusal = fail(overload.error(), call.request)
         return call, refusal
 
     def give_up(
@@ -270,6 +288,7 @@ class Caller:
             call.rev = answer.rev
             call.lsn = answer.lsn
             call.remembered = answer.remembered
+            call.size = answer.size + len(answer.remembered)
 
 
 def _request_in(body: bytes) -> AnyRequest | None:

@@ -79,12 +79,14 @@ class Done(Struct, frozen=True, gc=False):
         rev: the newest revision that the reply reveals: it is sent once that is safe.
         lsn: log number of the commit that must be safe before the reply is sent; 0 = none.
         remembered: for a repeat, the packed reply to the original request.
+        size: bytes of what may be large in the reply: keys and values.
     """
 
     reply: Reply | Failure | None
     rev: int
     lsn: int = 0
     remembered: bytes = b""
+    size: int = 0
 
 
 Answer = Done | Future[Reply]
@@ -127,7 +129,7 @@ def execute(node: Node, request: requests.AnyRequest, user: User | None = None) 
         transaction = keyspace.begin(quota)
         reply = write(node, transaction, request)
         lsn = keyspace.commit(transaction)
-        return Done(reply, transaction.reply_rev, lsn)
+        return Done(reply, transaction.reply_rev, lsn, size=_values_size(reply))
 
 
 def _execute_once(
@@ -183,7 +185,8 @@ def get(node: Node, request: requests.Get) -> Done:
     node.limits.check_key(request.key)
     entry = node.engine.keyspace.get(request.key)
     memory.require(len(entry.value))
-    return Done(_get_reply(entry, node.engine.keyspace.now), entry.rev)
+    reply = _get_reply(entry, node.engine.keyspace.now)
+    return Done(reply, entry.rev, size=len(entry.value))
 
 
 def mget(node: Node, request: requests.MGet) -> Done:
@@ -199,7 +202,7 @@ def mget(node: Node, request: requests.MGet) -> Done:
     size = sum(map(len, values))
     _check_size(node, size, f"the values of these {len(keys)} keys", "ask for fewer keys")
     seen = max(removed, *revs) if 0 in revs else max(revs, default=0)
-    return Done(MGetReply(values=pack_array(values), revs=revs), seen)
+    return Done(MGetReply(values=pack_array(values), revs=revs), seen, size=size)
 
 
 def scan(node: Node, request: requests.Scan) -> Done:
@@ -216,7 +219,7 @@ def scan(node: Node, request: requests.Scan) -> Done:
     size = sum([len(key) + (len(entry.value) if values else 0) for key, entry in page.items])
     _check_size(node, size, "this page", "ask with a smaller limit")
     items = [(key, Raw(entry.value) if values else NIL, entry.rev) for key, entry in page.items]
-    return Done(ScanReply(items=items, next=page.following, rev=page.rev), page.rev)
+    return Done(ScanReply(items=items, next=page.following, rev=page.rev), page.rev, size=size)
 
 
 def count(node: Node, request: requests.Count) -> Done:
@@ -241,7 +244,7 @@ def changes(node: Node, request: requests.Changes) -> Done:
                 size += len(change.key) + len(memoryview(change.value))
         following = commit.rev
     memory.require(size)
-    return Done(ChangesReply(changes=found, next=following, rev=rev), 0)
+    return Done(ChangesReply(changes=found, next=following, rev=rev), 0, size=size)
 
 
 def info(node: Node, user: User | None) -> Done:
@@ -433,7 +436,9 @@ def _expires(transaction: StagedWrite, ttl: float) -> int:
 
 
 def _values_size(reply: Reply) -> int:
-    """Return the bytes of the values in the reply of one op."""
+    """Return the bytes of the values in a reply to a write, or to one op of a TXN."""
+    if isinstance(reply, TxnReply):
+        return sum(map(_values_size, reply.results))
     if isinstance(reply, GetReply):
         return len(memoryview(reply.value))
     if isinstance(reply, WriteReply) and isinstance(reply.prev, Raw):

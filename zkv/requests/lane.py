@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zkv import compiled
 from zkv.defaults import MAX_LEVELS
@@ -42,10 +42,22 @@ REST_SECONDS: Final = 0.00005
 """Length of a rest."""
 LOOK_SECONDS: Final = 0.0002
 """How long the front waits for the lock before it looks whether a long run has it."""
+ENOUGH_BYTES: Final = 4 * 1024 * 1024
+"""Bytes of replies after which no further request of a batch is run until these have been sent."""
 
-Ran = tuple[list[int], int]
-"""The places of the requests that are not answered, and the newest revision that a reply of the
-lane reveals."""
+
+class Ran(NamedTuple):
+    """The outcome of a run.
+
+    Args:
+        left: the places of the requests that are not answered.
+        newest: the newest revision that a reply of the lane reveals.
+        end: the place before which the run has ended, since its replies have become large.
+    """
+
+    left: list[int]
+    newest: int
+    end: int
 
 
 class _Lane:
@@ -80,6 +92,7 @@ class _Lane:
             max_reply_bytes=max_reply_bytes,
             max_levels=MAX_LEVELS,
             max_body_bytes=max_body_bytes,
+            enough_bytes=ENOUGH_BYTES,
             durable=durable,
             rest=rest,
             slice_steps=SLICE_STEPS,
@@ -104,14 +117,14 @@ class _Lane:
         )
         if run.payloads and run.replaced is not None:
             keyspace.add_run(run, run.replaced)
-        return run.left, run.newest
+        return Ran(run.left, run.newest, run.end)
 
 
 class Lane(_Lane):
     """The lane of the front. Beside a long run it only reads: see `WorkerLane`."""
 
     def run(self, batch: Batch, logs: bool = False) -> Ran:
-        """Run the simple requests of a batch, and add their replies.
+        """Run the simple requests of a batch, and add their replies; see `ENOUGH_BYTES`.
 
         Args:
             batch: the batch.
@@ -156,8 +169,8 @@ class WorkerLane(_Lane):
         if not self._compiled.read(batch, place):
             return None
         with self._keyspace.lock:
-            left, newest = self._run(batch, place, place + 1, aside=False, logs=logs)
-        return None if left else newest
+            ran = self._run(batch, place, place + 1, aside=False, logs=logs)
+        return None if ran.left else ran.newest
 
 
 def open_lane(

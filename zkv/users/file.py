@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 from zkv.errors import ConfigError, shorten, suggest
 from zkv.keys import check_public_key
 from zkv.reading import BadTextError, decode, parse_toml, read_file
+from zkv.users.meter import Meter
 from zkv.users.rights import ADMIN_RIGHTS, User
 
 ANONYMOUS: Final = "anonymous"
@@ -37,15 +38,22 @@ class UserEntry(Struct, frozen=True, forbid_unknown_fields=True):
     write: Annotated[list[str], Meta(max_length=MOST_PREFIXES)] = []
     admin: bool | list[Literal["monitor", "operate", "replicate"]] = False
     max_bytes: Annotated[int, Meta(ge=0, le=2**62)] = 0
+    max_requests: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 0
+    max_in_flight_bytes: Annotated[int, Meta(ge=0, le=2**62)] = 0
 
-    def user(self, name: str) -> User:
-        """Return the user."""
+    def user(self, name: str, meter: Meter | None = None) -> User:
+        """Return the user.
+
+        Args:
+            name: the name.
+            meter: counts the requests, if they are limited.
+        """
         admin = self.admin if isinstance(self.admin, list) else ADMIN_RIGHTS * self.admin
         read, write = (
             [prefix.replace(_PLACEHOLDER, name) for prefix in prefixes]
             for prefixes in (self.read, self.write)
         )
-        return User(name, read, write, admin, self.max_bytes)
+        return User(name, read, write, admin, self.max_bytes, meter, self.max_in_flight_bytes)
 
     def credentials(self, name: str) -> Iterator[str]:
         """Yield the User-Ids by which libzmq tells that a message is of this user."""

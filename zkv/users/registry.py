@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from zkv.users.file import UserEntry, read_users
+from zkv.users.meter import Meter
 from zkv.users.quota import Quota
 from zkv.users.rights import NOBODY, PROGRAM, User
 
@@ -67,6 +68,7 @@ class Users:
 
     Attributes:
         by_id: the users by User-Id.
+        limited: a limit of some user concerns requests, or replies that wait.
         nobody: the user of those who are not in it.
 
     Raises:
@@ -76,8 +78,8 @@ class Users:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.nobody = NOBODY
-        self._entries = read_users(path)
-        self.by_id = _by_id(self._entries)
+        self._meters: dict[str, Meter] = {}
+        self._take(read_users(path))
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -88,9 +90,23 @@ class Users:
         Raises:
             ConfigError: the file is bad; then nothing has changed.
         """
-        before, self._entries = self._entries, read_users(self.path)
-        self.by_id = _by_id(self._entries)
-        return Reloaded(before, self._entries)
+        entries = read_users(self.path)
+        before = self._entries
+        self._take(entries)
+        return Reloaded(before, entries)
+
+    def _take(self, entries: dict[str, UserEntry]) -> None:
+        """Use these users. The meter of one whose rate stays counts on."""
+        meters: dict[str, Meter] = {}
+        for name, entry in entries.items():
+            if rate := entry.max_requests:
+                known = self._meters.get(name)
+                meters[name] = known if known and known.rate == rate else Meter(rate)
+        self._entries, self._meters = entries, meters
+        self.limited = any(
+            each.max_requests or each.max_in_flight_bytes for each in entries.values()
+        )
+        self.by_id = _by_id(entries, meters)
 
     @property
     def quotas(self) -> list[Quota]:
@@ -106,9 +122,9 @@ class Users:
         return user_id in self.by_id
 
 
-def _by_id(entries: dict[str, UserEntry]) -> dict[str, User]:
+def _by_id(entries: dict[str, UserEntry], meters: dict[str, Meter]) -> dict[str, User]:
     by_id = {NO_ID: PROGRAM}
     for name, entry in entries.items():
-        user = entry.user(name)
+        user = entry.user(name, meters.get(name))
         by_id |= dict.fromkeys(entry.credentials(name), user)
     return by_id

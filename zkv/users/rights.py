@@ -15,6 +15,8 @@ from zkv.users.quota import Quota, outermost
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from zkv.users.meter import Meter
+
 OPERATE: Final = "operate"
 REPLICATE: Final = "replicate"
 ADMIN_RIGHTS: Final = (MONITOR, OPERATE, REPLICATE)
@@ -72,6 +74,8 @@ class User(Prefixes):
         write: prefixes of keys that may be read and written.
         admin: the rights to administer.
         max_bytes: bytes that the entries with these prefixes to write may take; 0 = no quota.
+        meter: counts the requests; None = they are not limited.
+        max_in_flight_bytes: bytes of replies that may wait for all connections; 0 = any.
 
     Attributes:
         scope: comes before the names of this user's sessions, which other users cannot have.
@@ -81,6 +85,8 @@ class User(Prefixes):
     name: str
     admin: frozenset[str]
     quota: Quota | None
+    meter: Meter | None
+    max_in_flight_bytes: int
 
     def __new__(
         cls,
@@ -89,6 +95,8 @@ class User(Prefixes):
         write: Iterable[str] = (),
         admin: Iterable[str] = (),
         max_bytes: int = 0,
+        meter: Meter | None = None,
+        max_in_flight_bytes: int = 0,
     ) -> Self:
         """Make a user. The prefixes cannot change: a reload makes new users."""
         outer = outermost(write)
@@ -96,6 +104,8 @@ class User(Prefixes):
         self.name = name
         self.admin = frozenset(admin)
         self.quota = Quota(outer, max_bytes) if max_bytes > 0 else None
+        self.meter = meter
+        self.max_in_flight_bytes = max_in_flight_bytes
         return self
 
     def session(self, name: str) -> str:
