@@ -35,7 +35,7 @@ endef
 
 .DEFAULT_GOAL := help
 .PHONY: again help run test test-python test-clients clients-deps monitor-deps torture fuzz \
-        mutants bench benchmark peers generate lint docs demo lock clean
+        soak mutants bench benchmark peers generate lint docs demo lock clean
 
 help: ## Show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -68,6 +68,9 @@ fuzz: $(VENV)/dev.stamp ## Compare C with Python on inputs that a fuzzer makes (
 	$(BIN)/python -m tests.compiled.fuzz mailbox $(ARGS)
 	$(BIN)/python -m tests.compiled.fuzz log $(ARGS)
 	$(BIN)/python -m tests.compiled.fuzz snapshot $(ARGS)
+
+soak: $(VENV)/dev.stamp ## Run it for an hour beside clients of every bad kind: ARGS="--minutes 5" for less
+	$(BIN)/python -m tests.soak $(ARGS)
 
 mutants: $(VENV)/dev.stamp ## Plant bugs one at a time, and see that tests catch them (needs a C compiler): ARGS=lane.c picks some
 	$(BIN)/python -m tests.mutants $(ARGS)

@@ -260,8 +260,11 @@ class Engine:
             self.log.on_safe = callback
             return
 
+        log, history = self.log, self.keyspace.history
+
         def on_safe() -> None:
-            self._forget_safe()
+            if history.has_surplus or log.safe_bytes - self._forgotten > KEPT_BYTES:
+                self._forget_safe()
             callback()
 
         self.log.on_safe = on_safe
@@ -275,11 +278,9 @@ class Engine:
         return log.appended_bytes - log.safe_bytes > UNSAFE_BYTES
 
     def _forget_safe(self) -> None:
-        """Free what was kept for a rollback, if that is much: otherwise the next commit does it."""
-        safe = self.log.safe_bytes
-        if safe - self._forgotten > KEPT_BYTES or self.keyspace.history.has_surplus:
-            self._forgotten = safe
-            self.keyspace.forget_safe()
+        """Free what was kept for a rollback. If that is little, the next commit does it."""
+        self._forgotten = self.log.safe_bytes
+        self.keyspace.forget_safe()
 
     def snapshot(self) -> Future[int]:
         """Order a snapshot of everything committed so far; the future gives its revision.

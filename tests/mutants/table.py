@@ -838,8 +838,8 @@ IN_BOUNDS: Final = [
     Mutant(
         "the history is trimmed by the next commit alone",
         "zkv/engine.py",
-        "            self.keyspace.forget_safe()",
-        "            pass",
+        "        self.keyspace.forget_safe()",
+        "        pass",
         ("tests/server/test_disk_backlog.py",),
     ),
     Mutant(

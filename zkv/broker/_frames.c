@@ -23,7 +23,10 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
+#include <sys/socket.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -1337,7 +1340,34 @@ static PyType_Spec publisher_spec = {
 
 /* --- The module ------------------------------------------------------------------------------ */
 
+/* --- What has arrived on connections ---------------------------------------------------------- */
+
+enum { BYTES_RECEIVED = 128 }; /* the place of tcpi_bytes_received in the system's tcp_info */
+
+/* received(descriptors): see peers.py. */
+static PyObject *received(PyObject *module, PyObject *descriptors)
+{
+    unsigned char info[BYTES_RECEIVED + sizeof(uint64_t)];
+    PyObject *counts = PyList_New(0);
+    Py_ssize_t count = PySequence_Size(descriptors);
+    for (Py_ssize_t i = 0; counts != NULL && i < count; i++) {
+        PyObject *each = PySequence_GetItem(descriptors, i);
+        int descriptor = each == NULL ? -1 : (int)PyLong_AsLong(each);
+        socklen_t size = sizeof info;
+        uint64_t bytes = 0;
+        if (getsockopt(descriptor, IPPROTO_TCP, TCP_INFO, info, &size) == 0 && size == sizeof info)
+            memcpy(&bytes, info + BYTES_RECEIVED, sizeof bytes);
+        Py_XDECREF(each);
+        PyObject *number = PyErr_Occurred() ? NULL : PyLong_FromUnsignedLongLong(bytes);
+        if (number == NULL || PyList_Append(counts, number) < 0)
+            Py_CLEAR(counts);
+        Py_XDECREF(number);
+    }
+    return counts;
+}
+
 static PyMethodDef functions_of_module[] = {
+    {"received", received, METH_O, "The bytes that have arrived on each tcp connection."},
     {"attach", attach, METH_VARARGS, "Find libzmq in a loaded extension module of pyzmq."},
     {NULL, NULL, 0, NULL},
 };

@@ -1,6 +1,6 @@
 """`PythonFrames` and `PythonPublisher` of `zkv.broker` in C."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import zmq
 
@@ -11,6 +11,7 @@ from zkv.requests.batch import BadEnvelope
 from zkv.users.registry import Users
 
 def attach(path: str, /) -> tuple[int, int, int]: ...
+def received(descriptors: Sequence[int], /) -> list[int]: ...
 
 class InFlight:
     """`zkv.broker.in_flight.PythonInFlight` in C."""

@@ -114,11 +114,12 @@ class FrontHandler:
         epoch = log.epoch
         if self._lane is None or self._stopping():
             return Answered(left=self._refuse(batch, range(len(batch))))
-        left, newest, end = self._lane.run(batch, account.logs_requests)
-        answered = Answered(left=self._refuse(batch, left)) if left else None
-        if end < len(batch):
+        run = self._lane.run(batch, account.logs_requests)
+        newest = run.newest
+        answered = Answered(left=self._refuse(batch, run.left)) if run.left else None
+        if run.end < len(batch):
             answered = answered or Answered()
-            answered.end = end
+            answered.end = run.end
         safe_rev, executed = ALL, None
         # The order matters: see `zkv.broker.waiting`. Most batches are safe, and end here.
         if newest > log.safe_rev or log.epoch != epoch:
@@ -248,6 +249,8 @@ class Front:
         self._bound: Future[list[str]] = Future()
         self._handler: Future[FrontHandler | None] = Future()
         self._mailbox: FrontMailbox | None = None
+        self.may_go_on: Callable[[], None] = lambda: None
+        """Lets the front go on if it has waited for the disk or the workers. Any thread."""
         self._thread = threading.Thread(target=self._run, name="zkv-front")
 
     def start(self) -> list[str]:
@@ -279,11 +282,6 @@ class Front:
     def bytes_forwarded(self) -> int:
         """Bytes of the requests that were forwarded to the workers."""
         return 0 if self._mailbox is None else self._mailbox.bytes_forwarded
-
-    def may_go_on(self) -> None:
-        """Go on if the front has waited for the disk or the workers. Any thread."""
-        if self._mailbox is not None:
-            self._mailbox.may_go_on()
 
     def drain(self, workers_alive: Callable[[], bool]) -> None:
         """Receive no more requests; return once the workers have all that had arrived.
@@ -328,6 +326,7 @@ class Front:
                 )
             )
             self._arrivals.wake = self._mailbox.wake
+            self.may_go_on = self._mailbox.may_go_on
             self._bound.set_result(bound)
             handler = self._handler.result()
             if handler is not None:

@@ -16,6 +16,9 @@ the thread that receives says so (`zkv.broker.arrivals`):
 libzmq bounds how many messages wait for the front, but not how many wait for the feed. A follower
 has little to say, so what it has sent and the feed has not taken yet has the same bound.
 
+What libzmq keeps is memory of the process. So a look costs little while that has hardly grown: it
+takes in all connections only then, or after `LONGEST_SECONDS`.
+
 A peer that sends wakes the watch, at most once per `PAUSE_SECONDS`, or `SOON_SECONDS` while there
 is a suspect; one that is silent costs nothing. A look takes at most `LOOKS` connections. So beside
 the bound, and `SHARE` of it, a peer can send what the network brings between two looks: 20 ms for
@@ -28,12 +31,14 @@ file, or its user, says who can connect.
 from __future__ import annotations
 
 import contextlib
+import os
+import resource
 import select
 import time
 from typing import TYPE_CHECKING, Final
 
 from zkv.broker.handshakes import ARRIVALS
-from zkv.broker.peers import NO_TRAFFIC, received, traffic
+from zkv.broker.peers import NO_TRAFFIC, RECEIVED, traffic
 from zkv.broker.sockets import cut_off
 
 if TYPE_CHECKING:
@@ -48,6 +53,39 @@ LOOKS: Final = 256
 """Connections that one look takes."""
 SHARE: Final = 16
 """A connection becomes a suspect when it has brought 1/SHARE of the bound."""
+
+
+GROWTH_BYTES: Final = 2 << 20
+"""Growth of the process's memory after which a look takes in all connections."""
+LONGEST_SECONDS: Final = 0.5
+"""After this time it does so in any case."""
+_GROWTH_PAGES: Final = GROWTH_BYTES // resource.getpagesize()
+
+
+class ProcessMemory:
+    """The memory that the process has in use (RSS). One thread uses it."""
+
+    def __init__(self) -> None:
+        self._file = -1
+
+    def open(self) -> None:
+        """Open the file that tells, unless it is open; where there is none, all memory is new."""
+        if self._file < 0:
+            with contextlib.suppress(OSError):
+                self._file = os.open("/proc/self/statm", os.O_RDONLY)
+
+    def close(self) -> None:
+        """Close it."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def pages(self) -> int | None:
+        """Return the number of pages; None if the system does not tell."""
+        try:
+            return int(os.pread(self._file, 100, 0).split()[1])
+        except OSError:
+            return None
 
 
 class _Connection:
@@ -80,20 +118,31 @@ class MessageWatch:
         waiting: True if all messages that wait together may have no more.
         arrivals: what the socket's thread receives.
         descriptors: copies descriptors.
+        memory: of this process.
     """
 
     def __init__(
-        self, most: int, waiting: bool, arrivals: Arrivals, descriptors: Descriptors
+        self,
+        most: int,
+        waiting: bool,
+        arrivals: Arrivals,
+        descriptors: Descriptors,
+        memory: ProcessMemory,
     ) -> None:
         self.most = most
         self.waiting = waiting
         self._arrivals = arrivals
         self._descriptors = descriptors
         self._epoll = select.epoll()
+        self._arrived = select.poll()  # Tells, without taking anything, if that has something.
+        self._arrived.register(self._epoll, select.POLLIN)
         self._watched: dict[int, _Connection] = {}  # By descriptor.
         self._suspects: dict[int, _Connection] = {}  # Of these.
         self._question = 0  # Not answered yet; 0 = there is none.
         self._next_look = 0.0
+        self._memory = memory
+        self._least_pages = 0  # Since the last look at all connections.
+        self._look_at_all = 0.0
 
     def fileno(self) -> int:
         """Return a descriptor that is readable if a watched peer has sent something."""
@@ -134,6 +183,12 @@ class MessageWatch:
 
     def look(self) -> list[int]:
         """Cut off those that have sent too much of a message; return their descriptors."""
+        if not self._suspects and not self._question:
+            if not self._arrived.poll(0):
+                return []  # What arrives next wakes the watch.
+            if not self._has_grown():
+                self._next_look = time.monotonic() + PAUSE_SECONDS
+                return []
         is_answered = self._question > 0 and self._arrivals.has_answered(self._question)
         ended = [each for each in list(self._suspects) if self._is_endless(each, is_answered)]
         if is_answered:
@@ -151,6 +206,16 @@ class MessageWatch:
             self._next_look = time.monotonic() + pause
         return ended
 
+    def _has_grown(self) -> bool:
+        """Return True if messages without an end may have come since this last was True."""
+        pages, now = self._memory.pages(), time.monotonic()
+        if pages is None or now >= self._look_at_all or pages > self._least_pages + _GROWTH_PAGES:
+            self._least_pages = pages or 0
+            self._look_at_all = now + LONGEST_SECONDS
+            return True
+        self._least_pages = min(self._least_pages, pages)
+        return False
+
     @property
     def _must_ask(self) -> bool:
         """True if a suspect's messages may have been taken, which only an answer tells."""
@@ -159,18 +224,17 @@ class MessageWatch:
     def _is_over(self, connection: _Connection) -> bool:
         return connection.taken - connection.base > self.most
 
-    def _has_brought_much(self, descriptor: int) -> bool:
+    def _has_brought_much(self, descriptor: int, received: int) -> bool:
         connection = self._watched.get(descriptor)
-        if connection is None or descriptor in self._suspects:
+        if connection is None or received - connection.mark <= self.most // SHARE:
             return False
-        with contextlib.suppress(OSError):  # The connection has ended.
-            return received(descriptor) - connection.mark > self.most // SHARE
-        return False
+        return descriptor not in self._suspects
 
     def _look_for_suspects(self) -> bool:
         """Look at those that have sent something; return True if there were any."""
-        arrived = self._epoll.poll(0, LOOKS)
-        fresh = [each for each, _ in arrived if self._has_brought_much(each)]
+        arrived = [descriptor for descriptor, _ in self._epoll.poll(0, LOOKS)]
+        brought = zip(arrived, RECEIVED(arrived), strict=True)
+        fresh = [each for each, count in brought if self._has_brought_much(each, count)]
         if fresh and not self._arrivals.asked:
             self._arrivals.ask(len(self._watched))  # For the senders alone.
         for descriptor in fresh:

@@ -389,7 +389,7 @@ class Wal:
                 self._rotate(self.written_rev + 1)
             synced, salt = self._synced, self._salt
             payloads = [payload for _, run, _ in runs for payload in run]
-            size = sum(map(len, payloads))
+            size = runs[-1][2] - self._written_bytes
             if size > LOOK_BYTES and memory.is_short(2 * size):
                 raise MemoryError  # Now, while there is some for the rollback.
             data = segment.pack_frames(payloads, synced, salt)

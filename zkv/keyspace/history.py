@@ -78,6 +78,8 @@ class History:
         self._bytes = 0
         self._rev = rev
         self._cursor: Cursor | None = None
+        self.has_surplus = False
+        """True if the history is well beyond its bounds. May be read without the lock."""
 
     @property
     def most_changes(self) -> int:
@@ -112,15 +114,6 @@ class History:
         if self._changes > self._most_changes or self._bytes > self._most_bytes:
             self._trim(min(safe_rev, self._rev - 1))
 
-    @property
-    def has_surplus(self) -> bool:
-        """True if the history is well beyond its bounds. May be read without the lock."""
-        if self._cursor is not None:  # Reading trims, too.
-            changes, size = self._unread_bounds
-        else:
-            changes, size = self._most_changes, self._most_bytes
-        return self._changes > changes + SURPLUS_CHANGES or self._bytes > size + SURPLUS_BYTES
-
     def trim(self, safe_rev: int) -> bool:
         """Drop commits that are safe now, as `extend` does; return True if more are to be dropped.
 
@@ -129,6 +122,8 @@ class History:
         before = self.oldest
         if self._changes > self._most_changes or self._bytes > self._most_bytes:
             self._trim(min(safe_rev, self._rev - 1))
+        else:
+            self.has_surplus = False
         return self.oldest >= before + _AT_ONCE
 
     def shrink(self, size: int, safe_rev: int) -> int:
@@ -205,6 +200,12 @@ class History:
         self._drop(read, self._most_changes, self._most_bytes)
         self._drop(last, *self._unread_bounds)
         self._compact()
+        # What is kept for a cursor is trimmed when it is read.
+        usual = self._most_changes, self._most_bytes
+        changes, size = usual if self._cursor is None else self._unread_bounds
+        self.has_surplus = (
+            self._changes > changes + SURPLUS_CHANGES or self._bytes > size + SURPLUS_BYTES
+        )
 
     def _compact(self) -> None:
         """Remove the unused places at the start of the list, if there are many."""

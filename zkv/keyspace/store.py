@@ -32,7 +32,6 @@ from zkv.keyspace.room import (
     BEYOND,
     DEADLINE_BYTES,
     ENTRY_BYTES,
-    UNLIMITED,
     MemoryLimit,
     growth_of,
     most_growth,
@@ -159,7 +158,8 @@ class Keyspace:
         self.removed_rev = rev
         """A revision at or after the last removal. Lock held."""
         self._log: ChangeLog = MemoryLog() if log is None else log
-        self._limit = MemoryLimit(max_memory) if max_memory else None
+        self.limit = MemoryLimit(max_memory) if max_memory else None
+        """The memory limit; None if there is none."""
         self._undo: deque[Undo] = deque()
         self._remembered_in_run: Remembering = []  # During a run of the lane.
         self._watchers: list[Watcher] = []
@@ -319,8 +319,8 @@ class Keyspace:
         now = self.now()
         lsn = self._log.last_lsn + 1
         payload = Commit(transaction.reply_rev, now, lsn, tuple(changes), once).pack()
-        if self._limit is not None:
-            self._require_memory(self._limit, transaction, len(payload))
+        if self.limit is not None:
+            self._require_memory(self.limit, transaction, len(payload))
         if transaction.evicts:
             payload = EvictionPayload(payload)
         removed = None in transaction.staged.values()
@@ -341,17 +341,15 @@ class Keyspace:
             end_process("commit")
         return lsn
 
-    def room(self) -> int:
-        """Return by how many bytes the entries may grow within the memory limit. Lock held."""
-        if self._limit is None:
-            return UNLIMITED
+    def room(self, limit: MemoryLimit) -> int:
+        """Return by how many bytes the entries may grow within ``limit``. Lock held."""
         used = self._used()
-        self._limit.note(used)
-        return self._limit.most - used
+        limit.note(used)
+        return limit.most - used
 
     def _require_memory(self, limit: MemoryLimit, transaction: StagedWrite, size: int) -> None:
         """Raise Full if a transaction, packed into so many bytes, does not fit into the limit."""
-        room = self.room()
+        room = self.room(limit)
         if most_growth(transaction.staged, size) <= room:
             return
         growth = growth_of(self.entries, transaction.staged)
@@ -550,7 +548,7 @@ class Keyspace:
             "history": self.history.memory,
             "sessions": self.sessions.memory,
         }
-        limit = 0 if self._limit is None else self._limit.most
+        limit = 0 if self.limit is None else self.limit.most
         return {"used": sum(parts.values()), "limit": limit, **parts}
 
     def _used(self) -> int:

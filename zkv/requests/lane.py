@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from zkv import compiled
 from zkv.defaults import MAX_LEVELS
@@ -28,6 +28,7 @@ from zkv.keyspace.table import is_compiled
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from zkv.compiled._store import Run
     from zkv.keyspace.store import Keyspace
     from zkv.protocol.codec import KeyLimits
     from zkv.requests.batch import Batch
@@ -44,20 +45,6 @@ LOOK_SECONDS: Final = 0.0002
 """How long the front waits for the lock before it looks whether a long run has it."""
 ENOUGH_BYTES: Final = 4 * 1024 * 1024
 """Bytes of replies after which no further request of a batch is run until these have been sent."""
-
-
-class Ran(NamedTuple):
-    """The outcome of a run.
-
-    Args:
-        left: the places of the requests that are not answered.
-        newest: the newest revision that a reply of the lane reveals.
-        end: the place before which the run has ended, since its replies have become large.
-    """
-
-    left: list[int]
-    newest: int
-    end: int
 
 
 class _Lane:
@@ -99,7 +86,7 @@ class _Lane:
             **keyspace.write_hooks()._asdict(),
         )
 
-    def _run(self, batch: Batch, first: int, end: int, *, aside: bool, logs: bool) -> Ran:
+    def _run(self, batch: Batch, first: int, end: int, *, aside: bool, logs: bool) -> Run:
         """Run the requests at these places, and add their replies. Lock held unless ``aside``."""
         keyspace = self._keyspace
         run = self._compiled.run(
@@ -110,20 +97,20 @@ class _Lane:
             lsn=keyspace.last_lsn,
             removed_rev=keyspace.removed_rev,
             now=keyspace.now(),
-            room=UNLIMITED if aside else keyspace.room(),
+            room=UNLIMITED if aside or keyspace.limit is None else keyspace.room(keyspace.limit),
             takes_writes=not aside and keyspace.takes_runs,
             aside=aside,
             logs=logs,
         )
         if run.payloads and run.replaced is not None:
             keyspace.add_run(run, run.replaced)
-        return Ran(run.left, run.newest, run.end)
+        return run
 
 
 class Lane(_Lane):
     """The lane of the front. Beside a long run it only reads: see `WorkerLane`."""
 
-    def run(self, batch: Batch, logs: bool = False) -> Ran:
+    def run(self, batch: Batch, logs: bool = False) -> Run:
         """Run the simple requests of a batch, and add their replies; see `ENOUGH_BYTES`.
 
         Args:
