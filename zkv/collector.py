@@ -34,6 +34,9 @@ ROUND_SECONDS: Final = 0.25
 NEVER: Final = 2**30
 """Threshold of the oldest generation: only the thread collects it."""
 TRIM_SECONDS: Final = 1.0
+LONGEST_SECONDS: Final = 10
+QUICK_BYTES: Final = 4 * 1024 * 1024
+"""Growth in a second during which it is too early to return anything."""
 GROWTH_BYTES: Final = 32 * 1024 * 1024
 """Growth of the process's memory after which it is worth to look for what can be returned."""
 
@@ -73,23 +76,32 @@ def _run(closing: threading.Event, activity: Activity) -> None:
 
 
 class Trimmer:
-    """Returns freed memory to the system, once the process has grown and grows no more."""
+    """Returns freed memory to the system after the process has grown.
+
+    It looks once a second. While the process grows quickly it waits, at most `LONGEST_SECONDS`.
+    """
 
     def __init__(self) -> None:
         # Other C libraries have no such function, and need none.
         self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         self._least = self._last = resident_bytes() or 0
+        self._waited = 0
 
     def look(self) -> None:
         """Trim if it is worth it. Call this once a second."""
         now = resident_bytes()
         if now is None or self._trim is None:
             return
-        if now <= self._last and now > self._least + GROWTH_BYTES:
-            self._trim(0)
-            now = self._least = resident_bytes() or 0
+        rests, self._last = now < self._last + QUICK_BYTES, now
         self._least = min(self._least, now)
-        self._last = now
+        if now <= self._least + GROWTH_BYTES:
+            self._waited = 0
+        elif rests or self._waited >= LONGEST_SECONDS:
+            self._trim(0)
+            self._least = self._last = resident_bytes() or 0
+            self._waited = 0
+        else:
+            self._waited += 1
 
 
 def resident_bytes() -> int | None:

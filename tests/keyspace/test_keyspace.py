@@ -721,6 +721,17 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.keyspace.entries == self.model
         assert self.keyspace.entries.bytes_under(("b", "é")) == under(self.keyspace, "b", "é")
 
+    @invariant()
+    def memory_is_counted_exactly(self) -> None:
+        found = self.keyspace.statistics()["memory"]
+        kept = self.keyspace.history
+        payloads = kept._payloads[kept._begin :]
+        assert isinstance(found, dict)
+        assert found["keys"] == sum(len(key.encode()) for key in self.model)
+        assert found["values"] == sum(len(entry.value) for entry in self.model.values())
+        assert found["index"] == 56 * len(self.model)
+        assert found["history"] == sum(map(len, payloads)) + 48 * len(payloads)
+
 
 TestStoreMachine = StoreMachine.TestCase
 TestStoreMachine.settings = settings(max_examples=150, stateful_step_count=40)

@@ -91,10 +91,12 @@ class Soak:
 
     def run(self) -> None:
         """Run all kinds beside a mirror, which in the end must be the store."""
-        with Client(self._endpoint, timeout=60) as client, client.mirror("small/") as mirror:
+        client = Client(self._endpoint, timeout=60)
+        small = client.namespace("small/")
+        with client, small.mirror("") as mirror:
             self._run_all()
             mirror.wait_for(client.info()["rev"], 60)
-            if dict(mirror) != dict(client.namespace("small/").items()):
+            if dict(mirror) != dict(small.items()):
                 self.failures.append("the mirror is not the store")
             if client.get("counter") != self.counted:
                 self.failures.append("the counter is not what was counted")

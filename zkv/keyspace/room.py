@@ -19,6 +19,7 @@ The lane checks its requests by the same rules, but leaves those that do not fit
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Final
 
 from zkv.errors import Full
@@ -43,6 +44,8 @@ BEYOND: Final = 1.05
 """Up to so many times the limit, writes go on that do not make the entries grow."""
 WARN_AT, CALM_AT = 0.8, 0.75
 """Shares of the limit: from the first on the log warns, below the second it may do so again."""
+QUIET_SECONDS: Final = 60.0
+"""The log tells the same thing at most so often."""
 CLEAR_AT: Final = 0.95
 """After a refusal the log says that there is room again below this share of the limit."""
 
@@ -54,39 +57,52 @@ class MemoryLimit:
         most: bytes.
     """
 
-    __slots__ = ("_calm_below", "_is_full", "_warn_from", "most")
+    __slots__ = ("_calm_below", "_is_full", "_quiet_until", "_told_full", "_warn_from", "most")
 
     def __init__(self, most: int) -> None:
         self.most = most
         self._warn_from = WARN_AT * self.most
         self._calm_below = -1.0
-        self._is_full = False
+        self._is_full = self._told_full = False
+        self._quiet_until: dict[str, float] = {}
 
     def note(self, used: int) -> None:
         """Have the log warn if so much is a reason to, once."""
         if used >= self._warn_from:
             self._warn_from, self._calm_below = float("inf"), CALM_AT * self.most
-            _log.warning("%d bytes are used of limits.max_memory (%d)", used, self.most)
+            if self._may_tell("much"):
+                _log.warning("%d bytes are used of limits.max_memory (%d)", used, self.most)
         elif used < self._calm_below:
             self._warn_from, self._calm_below = WARN_AT * self.most, -1.0
         if self._is_full and used < CLEAR_AT * self.most:
             self._is_full = False
-            _log.warning("there is room again in limits.max_memory (%d)", self.most)
+            if self._told_full:
+                _log.warning("there is room again in limits.max_memory (%d)", self.most)
 
     def refuse(self, used: int, growth: int, rev: int) -> Full:
         """Return the error for a write that does not fit, and have the log say so, once."""
         if not self._is_full:
             self._is_full = True
-            _log.error(
-                "limits.max_memory (%d) is reached: writes that grow are refused, all else "
-                "continues",
-                self.most,
-            )
+            self._told_full = self._may_tell("full")
+            if self._told_full:
+                _log.error(
+                    "limits.max_memory (%d) is reached: writes that grow are refused, all else "
+                    "continues",
+                    self.most,
+                )
         return Full(
             f"{used} bytes are used, and this write adds {growth}; limits.max_memory of the server "
             f"is {self.most}: remove something first",
             seen_rev=rev,
         )
+
+    def _may_tell(self, what: str) -> bool:
+        """Return True if the log has not told this for a while: a store may fill up each second."""
+        now = time.monotonic()
+        if now < self._quiet_until.get(what, 0.0):
+            return False
+        self._quiet_until[what] = now + QUIET_SECONDS
+        return True
 
 
 def growth_of(table: Table, staged: Mapping[str, StoredEntry | None]) -> int:
