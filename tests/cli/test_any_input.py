@@ -91,10 +91,14 @@ class Done:
             sys.stdin = stdin
         self.printed = printed.getvalue()
         self.said = said.getvalue().decode()
+        self._arguments = arguments
 
     def is_well(self) -> None:
         assert self.status in {0, 1, 2, 3}, self.said
-        assert not PYTHON_SAYS.search(self.said), self.said
+        own = self.said  # Without what it repeats.
+        for argument in filter(None, self._arguments):
+            own = own.replace(argument, "...")
+        assert not PYTHON_SAYS.search(own), self.said
         if self.status >= 2:
             assert self.said.strip()
 
