@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Final, NamedTuple
 
 import zmq
@@ -257,15 +258,16 @@ class Soak:
 
 
 def compare(samples: list[Sample]) -> list[str]:
-    """What has grown between the second and the last quarter."""
-    quarter = len(samples) // 4
-    second, last = samples[quarter : 2 * quarter], samples[-quarter:]
+    """What has grown between the second and the last quarter, by medians: bursts come and go."""
+    quarter = max(1, len(samples) // 4)
+    parts = samples[quarter : 2 * quarter], samples[-quarter:]
+    memory, memory_after = (median(each.rss for each in part) for part in parts)
+    files, files_after = (median(each.files for each in part) for part in parts)
     found = []
-    if max(last).rss > max(second).rss + MORE_MEMORY:
-        found.append(f"memory: {max(second).rss / MIB:.0f} to {max(last).rss / MIB:.0f} MiB")
-    most_before, most_after = (max(each.files for each in part) for part in (second, last))
-    if most_after > most_before + MORE_FILES:
-        found.append(f"descriptors: {most_before} to {most_after}")
+    if memory_after > memory + MORE_MEMORY:
+        found.append(f"memory: {memory / MIB:.0f} to {memory_after / MIB:.0f} MiB")
+    if files_after > files + MORE_FILES:
+        found.append(f"descriptors: {files:.0f} to {files_after:.0f}")
     return found
 
 
