@@ -258,16 +258,16 @@ class Soak:
 
 
 def compare(samples: list[Sample]) -> list[str]:
-    """What has grown between the second and the last quarter, by medians: bursts come and go."""
+    """What has grown between the second and the last quarter, beside what comes and goes."""
     quarter = max(1, len(samples) // 4)
     parts = samples[quarter : 2 * quarter], samples[-quarter:]
     memory, memory_after = (median(each.rss for each in part) for part in parts)
-    files, files_after = (median(each.files for each in part) for part in parts)
+    files, files_after = (min(each.files for each in part) for part in parts)
     found = []
     if memory_after > memory + MORE_MEMORY:
         found.append(f"memory: {memory / MIB:.0f} to {memory_after / MIB:.0f} MiB")
     if files_after > files + MORE_FILES:
-        found.append(f"descriptors: {files:.0f} to {files_after:.0f}")
+        found.append(f"descriptors: {files} to {files_after}")
     return found
 
 
