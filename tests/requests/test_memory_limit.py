@@ -16,6 +16,8 @@ from tests.support import pack
 LIMITS: dict[str, Any] = {"max_memory": 2**20, "history_bytes": 2**16}
 PACKED = Raw(b"\xc5\x4e\x20" + bytes(20_000))
 """A value of 20,003 bytes."""
+MANY = 1_000
+"""More writes than any store here takes."""
 ONCE = {"session": "s", "seq": 1}
 
 
@@ -27,10 +29,10 @@ def memory(store: Store) -> dict[str, int]:
 
 def fill(store: Store) -> int:
     """Put entries until one does not fit; how many fitted."""
-    number = 0
-    while store.call("PUT", key=f"k{number:02}", value=PACKED)["ok"]:
-        number += 1
-    return number
+    for number in range(MANY):
+        if not store.call("PUT", key=f"k{number:02}", value=PACKED)["ok"]:
+            return number
+    raise AssertionError("all of them fitted")
 
 
 @pytest.fixture
@@ -107,9 +109,10 @@ def test_what_would_not_grow_is_refused_far_beyond_the_limit(make_store: MakeSto
     """Sessions fill up by writes that do not grow: only those that remove something go on."""
     store = make_store(**LIMITS)
     fill(store)
-    seq = 0
-    while (reply := store.call("TOUCH", key="k01", ttl=9, session=f"s{seq}", seq=1))["ok"]:
-        seq += 1
+    for number in range(MANY):
+        reply = store.call("TOUCH", key="k01", ttl=9, session=f"s{number}", seq=1)
+        if not reply["ok"]:
+            break
     assert reply["code"] == "FULL"
     assert 1.04 * LIMITS["max_memory"] < memory(store)["used"] < 1.06 * LIMITS["max_memory"]
     store.ok("DELETE", key="k01", session="another", seq=1)

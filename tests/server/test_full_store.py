@@ -42,9 +42,10 @@ def test_a_full_server_serves(tmp_path: Path, connect: Connect, size: int) -> No
     """By simple requests, which the front runs."""
     with ServerProcess(tmp_path, config=CONFIG) as server:
         raw = connect(server.endpoint)
-        number = 0
-        while (reply := raw.call(op="PUT", key=f"k{number}", value=bytes(size)))["ok"]:
-            number += 1
+        for number in range(4 * MIB // size):
+            reply = raw.call(op="PUT", key=f"k{number}", value=bytes(size))
+            if not reply["ok"]:
+                break
         assert reply["code"] == "FULL"
         with Client(server.endpoint) as client:
             found = memory(client)
