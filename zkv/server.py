@@ -35,6 +35,7 @@ from zkv.broker.feed import FeedPlace
 from zkv.broker.front import ConnectionLimits, FrontHandler
 from zkv.broker.subscriptions import LONGEST_TOPIC, TopicBounds
 from zkv.broker.worker import WorkerHandler
+from zkv.collector import resident_bytes
 from zkv.config import fit_memory
 from zkv.endpoint import is_exposed
 from zkv.engine import Engine
@@ -367,9 +368,9 @@ def _process() -> dict[str, int | float]:
         "cpu_seconds": round(time.process_time(), 3),
         "max_open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
     }
+    if (rss := resident_bytes()) is not None:
+        process["rss"] = rss
     try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            process["rss"] = int(file.read().split()[1]) * resource.getpagesize()
         process["open_files"] = len(os.listdir("/proc/self/fd"))
     except OSError:
         pass  # There is no /proc, or the process cannot open another file.

@@ -340,8 +340,16 @@ def test_a_peer_is_cut_off_by_a_server_without_descriptors(place: Place) -> None
     """Half-open connections may have taken all that it can have."""
     pid = place.server.process.pid
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    with cut_off(place, 1), place.wire() as wire:
+    with cut_off(place, 1), place.client() as client, contextlib.ExitStack() as stack:
+
+        def connections() -> int:
+            return int(client.ok(op="INFO")["stats"]["connections"])
+
+        eventually(lambda: connections() == 1, "nobody else is there")
+        wire = stack.enter_context(place.wire())
         wire.greet(place.mechanism)
+        # Later the server would refuse it, as too many files are open.
+        eventually(lambda: connections() == 2, "it is accepted")
         used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
         lowest_free = min(set(range(len(used) + 1)) - used)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_free, limits[1]))

@@ -42,11 +42,9 @@ def test_a_full_server_serves(tmp_path: Path, connect: Connect, size: int) -> No
     """By simple requests, which the front runs."""
     with ServerProcess(tmp_path, config=CONFIG) as server:
         raw = connect(server.endpoint)
-        for number in range(4 * MIB // size):
-            reply = raw.call(op="PUT", key=f"k{number}", value=bytes(size))
-            if not reply["ok"]:
-                break
-        assert reply["code"] == "FULL"
+        more = range(4 * MIB // size)
+        replies = (raw.call(op="PUT", key=f"k{number}", value=bytes(size)) for number in more)
+        assert next(reply for reply in replies if not reply["ok"])["code"] == "FULL"
         with Client(server.endpoint) as client:
             found = memory(client)
             assert found["used"] <= found["limit"] == 4 * MIB

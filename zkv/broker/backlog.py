@@ -16,16 +16,14 @@ Nobody can be cut off by inproc, so there the bound does not hold: followers are
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket as posix
-import struct
 import termios
 import time
 from collections.abc import Callable
 from typing import Final
 
-from zkv.broker.peers import peer_address
+from zkv.broker.peers import peer_address, queued
 from zkv.broker.publisher import Publisher
 from zkv.broker.refusals import FOLLOWER, Refusal
 from zkv.broker.sockets import INPROC, connections_at, cut_off
@@ -38,7 +36,6 @@ PAUSE_SECONDS: Final = 1.0
 _STALLED: Final = Refusal(FOLLOWER, f"has not read for {PAUSE_SECONDS:g} s what waits for it")
 _UNSENT: Final = 0x894B
 """The system's SIOCOUTQNSD: bytes of a tcp connection that have not been sent."""
-_INT: Final = struct.Struct("=i")
 
 
 class Backlog:
@@ -111,5 +108,4 @@ def _unsent(connection: posix.socket) -> int:
     """Return the bytes that wait in the system. Raises OSError."""
     is_tcp = connection.family != posix.AF_UNIX
     question = _UNSENT if is_tcp else termios.TIOCOUTQ
-    (size,) = _INT.unpack(fcntl.ioctl(connection, question, bytes(_INT.size)))
-    return int(size)
+    return queued(connection, question)

@@ -37,7 +37,7 @@ from zkv.broker.refusals import (
     Refusal,
 )
 from zkv.broker.room import Room
-from zkv.broker.unfinished import MessageWatch, ProcessMemory
+from zkv.broker.unfinished import MessageWatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -275,7 +275,6 @@ class Monitor:
         self._is_curve = is_curve
         self._refusals = refusals
         self._descriptors = Descriptors()
-        self._memory = ProcessMemory()
         self._room = Room()
         self._sources: dict[zmq.Socket[bytes], _Connections] = {}
         self._closing = False
@@ -295,14 +294,13 @@ class Monitor:
             arrivals: where the thread notes what it receives.
         """
         self._descriptors.open()
-        self._memory.open()
         source = self._context.socket(zmq.PAIR)
         source.linger = 0
         source.rcvhwm = 0  # A full queue would make the I/O thread wait.
         socket.monitor(address := f"inproc://zkv-monitor-{next(_numbers)}", _EVENTS)
         source.connect(address)
         reordered = _REORDERED_SECONDS if self._context.get(zmq.IO_THREADS) > 1 else 0.0
-        messages = MessageWatch(most, waiting, arrivals, self._descriptors, self._memory)
+        messages = MessageWatch(most, waiting, arrivals, self._descriptors)
         connections = _Connections(
             self._is_curve, reordered, self._refusals, self._descriptors, self._room, messages
         )
@@ -322,7 +320,6 @@ class Monitor:
             source.close()
             connections.close()
         self._descriptors.close()
-        self._memory.close()
 
     def _run(self) -> None:
         followed = dict(self._sources)

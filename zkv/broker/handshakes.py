@@ -26,11 +26,10 @@ and the mode of the socket's file says who can connect.
 from __future__ import annotations
 
 import contextlib
-import select
 import time
 from typing import TYPE_CHECKING, Final
 
-from zkv.broker.peers import traffic
+from zkv.broker.peers import ConnectionWatch, traffic
 from zkv.broker.sockets import cut_off
 
 if TYPE_CHECKING:
@@ -51,12 +50,8 @@ _ANSWERED: Final = 64 + 170 + 12
 """The most bytes that a server with CURVE answers before a handshake is done: greeting, WELCOME and
 ERROR. READY, which it sends instead of ERROR, has at least 52."""
 
-# With EPOLLOUT, which is nearly always true, since what arrives is reported only if any of these
-# is still true when the thread asks; libzmq may have read the data by then.
-ARRIVALS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
 
-
-class HandshakeWatch:
+class HandshakeWatch(ConnectionWatch["Peer"]):
     """Watches the handshakes at one socket. One thread uses it. It is true if it watches any.
 
     Args:
@@ -65,28 +60,13 @@ class HandshakeWatch:
     """
 
     def __init__(self, is_curve: bool, descriptors: Descriptors) -> None:
+        super().__init__()
         self._most = HANDSHAKE_BYTES + (0 if is_curve else READ_AHEAD_BYTES)
-        self._epoll = select.epoll()
         self._descriptors = descriptors
-        self._watched: dict[int, Peer] = {}  # By descriptor.
         self._unread: dict[int, None] = {}  # Those that sent too much for libzmq to read at once.
-        self._next_look = 0.0
 
     def __bool__(self) -> bool:
         return bool(self._watched)
-
-    def fileno(self) -> int:
-        """Return a descriptor that is readable if a watched peer has sent something."""
-        return self._epoll.fileno()
-
-    def close(self) -> None:
-        """Close what this object has opened."""
-        self._epoll.close()
-
-    @property
-    def seconds_left(self) -> float:
-        """Seconds for which the watch rests; 0 or less: `suspects` may be called."""
-        return self._next_look - time.monotonic()
 
     @property
     def must_look(self) -> bool:
@@ -94,23 +74,11 @@ class HandshakeWatch:
         return bool(self._unread)
 
     def add(self, descriptor: int, peer: Peer) -> None:
-        """Watch a connection by tcp, whose descriptor libzmq may close at any time."""
-        self.remove(descriptor)  # It was another one's.
-        with contextlib.suppress(OSError):  # The connection has ended.
-            self._epoll.register(descriptor, ARRIVALS)
-            self._watched[descriptor] = peer
+        """Watch a connection by tcp."""
+        self._watch(descriptor, peer)
 
-    def remove(self, descriptor: int) -> None:
-        """Watch a connection no longer, if it is watched."""
-        if self._watched.pop(descriptor, None) is not None:
-            self._unread.pop(descriptor, None)
-            with contextlib.suppress(OSError):  # The connection has ended.
-                self._epoll.unregister(descriptor)
-
-    def remove_all(self) -> None:
-        """Watch none of the present connections any longer."""
-        for descriptor in list(self._watched):
-            self.remove(descriptor)
+    def _forget(self, descriptor: int) -> None:
+        self._unread.pop(descriptor, None)
 
     def suspects(self) -> list[int]:
         """Return connections that have sent too much for a handshake.

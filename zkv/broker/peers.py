@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import socket as posix
 import struct
 import termios
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
-from zkv.broker.sockets import cut_off
+from zkv.broker.sockets import cut_off, is_connection_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +55,59 @@ class Traffic(NamedTuple):
 
 
 NO_TRAFFIC: Final = Traffic(0, 0, 0)
+
+
+_Watched = TypeVar("_Watched")
+
+# With EPOLLOUT, which is nearly always true, since what arrives is reported only if any of these
+# is still true when the thread asks; libzmq may have read the data by then.
+_ARRIVALS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
+
+
+class ConnectionWatch(Generic[_Watched]):
+    """The tcp connections that are watched at one socket, and which of them has sent something.
+
+    libzmq may close their descriptors at any time. One thread uses it.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._watched: dict[int, _Watched] = {}  # By descriptor.
+        self._next_look = 0.0
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable if a watched peer has sent something."""
+        return self._epoll.fileno()
+
+    def close(self) -> None:
+        """Close what this object has opened."""
+        self._epoll.close()
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds for which the watch rests; 0 or less: it may look."""
+        return self._next_look - time.monotonic()
+
+    def remove(self, descriptor: int) -> None:
+        """Watch a connection no longer, if it is watched."""
+        if self._watched.pop(descriptor, None) is not None:
+            self._forget(descriptor)
+            with contextlib.suppress(OSError):  # The connection has ended.
+                self._epoll.unregister(descriptor)
+
+    def remove_all(self) -> None:
+        """Watch none of the present connections any longer."""
+        for descriptor in list(self._watched):
+            self.remove(descriptor)
+
+    def _watch(self, descriptor: int, watched: _Watched) -> None:
+        self.remove(descriptor)  # It was another one's.
+        with contextlib.suppress(OSError):  # The connection has ended.
+            self._epoll.register(descriptor, _ARRIVALS)
+            self._watched[descriptor] = watched
+
+    def _forget(self, descriptor: int) -> None:
+        """Forget what else is known of a connection that is watched no longer."""
 
 
 class Descriptors:
@@ -98,12 +152,11 @@ class Descriptors:
             endpoint: where it was accepted, as libzmq reports it.
         """
         with contextlib.suppress(OSError), self.copy(descriptor) as socket:
-            name = socket.getsockname()
-            is_tcp = isinstance(name, tuple)
-            if endpoint not in (_tcp_endpoints(name) if is_tcp else _ipc_endpoints(name)):
-                return None
-            inode = os.fstat(socket.fileno()).st_ino
-            return Peer(peer_address(socket), is_tcp, inode, time.monotonic())
+            if is_connection_at(socket.fileno(), endpoint):
+                # The object's `family` is that of the place which the copy took.
+                is_tcp = isinstance(socket.getsockname(), tuple)
+                inode = os.fstat(socket.fileno()).st_ino
+                return Peer(peer_address(socket), is_tcp, inode, time.monotonic())
         return None
 
     def cut_off(self, descriptor: int, peer: Peer) -> bool:
@@ -125,8 +178,13 @@ def traffic(socket: posix.socket, peer: Peer | None) -> Traffic:
     info = socket.getsockopt(posix.IPPROTO_TCP, posix.TCP_INFO, _TCP_INFO.size)
     acked, received = _TCP_INFO.unpack(info)
     # Asked for later, so that `taken` is never too large.
-    (unread,) = _INT.unpack(fcntl.ioctl(socket, termios.FIONREAD, bytes(_INT.size)))
-    return Traffic(received, received - unread, acked)
+    return Traffic(received, received - queued(socket, termios.FIONREAD), acked)
+
+
+def queued(socket: posix.socket, question: int) -> int:
+    """Return the bytes in a queue of the system's; ``question`` says in which. Raises OSError."""
+    (size,) = _INT.unpack(fcntl.ioctl(socket, question, bytes(_INT.size)))
+    return int(size)
 
 
 def received(descriptors: Sequence[int]) -> list[int]:
@@ -161,17 +219,6 @@ def _find_compiled() -> Callable[[Sequence[int]], list[int]]:
 
 RECEIVED: Final = _find_compiled()
 """`received`, in C where it is built."""
-
-
-def _tcp_endpoints(name: tuple[Any, ...]) -> tuple[str, str]:
-    """Return the endpoints that a socket with this name can be at, for IPv4 and IPv6."""
-    host, port = name[:2]
-    return f"tcp://{host}:{port}", f"tcp://[{host}]:{port}"
-
-
-def _ipc_endpoints(name: str | bytes) -> tuple[str]:
-    # An abstract address begins with NUL.
-    return ("ipc://" + os.fsdecode(name).replace("\0", "@"),)
 
 
 def peer_address(socket: posix.socket) -> str:

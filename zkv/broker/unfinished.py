@@ -31,15 +31,13 @@ file, or its user, says who can connect.
 from __future__ import annotations
 
 import contextlib
-import os
-import resource
 import select
 import time
 from typing import TYPE_CHECKING, Final
 
-from zkv.broker.handshakes import ARRIVALS
-from zkv.broker.peers import NO_TRAFFIC, RECEIVED, traffic
+from zkv.broker.peers import NO_TRAFFIC, RECEIVED, ConnectionWatch, traffic
 from zkv.broker.sockets import cut_off
+from zkv.collector import resident_bytes
 
 if TYPE_CHECKING:
     from zkv.broker.arrivals import Arrivals
@@ -59,33 +57,6 @@ GROWTH_BYTES: Final = 2 << 20
 """Growth of the process's memory after which a look takes in all connections."""
 LONGEST_SECONDS: Final = 0.5
 """After this time it does so in any case."""
-_GROWTH_PAGES: Final = GROWTH_BYTES // resource.getpagesize()
-
-
-class ProcessMemory:
-    """The memory that the process has in use (RSS). One thread uses it."""
-
-    def __init__(self) -> None:
-        self._file = -1
-
-    def open(self) -> None:
-        """Open the file that tells, unless it is open; where there is none, all memory is new."""
-        if self._file < 0:
-            with contextlib.suppress(OSError):
-                self._file = os.open("/proc/self/statm", os.O_RDONLY)
-
-    def close(self) -> None:
-        """Close it."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-    def pages(self) -> int | None:
-        """Return the number of pages; None if the system does not tell."""
-        try:
-            return int(os.pread(self._file, 100, 0).split()[1])
-        except OSError:
-            return None
 
 
 class _Connection:
@@ -110,7 +81,7 @@ class _Connection:
         self.base = self.taken = self.known = taken
 
 
-class MessageWatch:
+class MessageWatch(ConnectionWatch[_Connection]):
     """Watches what comes by tcp to one socket. The monitor's thread uses it.
 
     Args:
@@ -118,63 +89,29 @@ class MessageWatch:
         waiting: True if all messages that wait together may have no more.
         arrivals: what the socket's thread receives.
         descriptors: copies descriptors.
-        memory: of this process.
     """
 
     def __init__(
-        self,
-        most: int,
-        waiting: bool,
-        arrivals: Arrivals,
-        descriptors: Descriptors,
-        memory: ProcessMemory,
+        self, most: int, waiting: bool, arrivals: Arrivals, descriptors: Descriptors
     ) -> None:
+        super().__init__()
         self.most = most
         self.waiting = waiting
         self._arrivals = arrivals
         self._descriptors = descriptors
-        self._epoll = select.epoll()
         self._arrived = select.poll()  # Tells, without taking anything, if that has something.
         self._arrived.register(self._epoll, select.POLLIN)
-        self._watched: dict[int, _Connection] = {}  # By descriptor.
-        self._suspects: dict[int, _Connection] = {}  # Of these.
+        self._suspects: dict[int, _Connection] = {}  # Of those that are watched.
         self._question = 0  # Not answered yet; 0 = there is none.
-        self._next_look = 0.0
-        self._memory = memory
-        self._least_pages = 0  # Since the last look at all connections.
+        self._least = 0  # Memory of the process since the last look at all connections.
         self._look_at_all = 0.0
 
-    def fileno(self) -> int:
-        """Return a descriptor that is readable if a watched peer has sent something."""
-        return self._epoll.fileno()
-
-    def close(self) -> None:
-        """Close what this object has opened."""
-        self._epoll.close()
-
     def add(self, descriptor: int, peer: Peer) -> None:
-        """Watch a connection by tcp, whose descriptor libzmq may close at any time."""
-        self.remove(descriptor)  # It was another one's.
-        with contextlib.suppress(OSError):  # The connection has ended.
-            self._epoll.register(descriptor, ARRIVALS)
-            self._watched[descriptor] = _Connection(peer)
+        """Watch a connection by tcp."""
+        self._watch(descriptor, _Connection(peer))
 
-    def remove(self, descriptor: int) -> None:
-        """Watch a connection no longer, if it is watched."""
-        if self._watched.pop(descriptor, None) is not None:
-            self._suspects.pop(descriptor, None)
-            with contextlib.suppress(OSError):  # The connection has ended.
-                self._epoll.unregister(descriptor)
-
-    def remove_all(self) -> None:
-        """Watch none of the present connections any longer."""
-        for descriptor in list(self._watched):
-            self.remove(descriptor)
-
-    @property
-    def seconds_left(self) -> float:
-        """Seconds for which the watch rests; 0 or less: `look` may be called."""
-        return self._next_look - time.monotonic()
+    def _forget(self, descriptor: int) -> None:
+        self._suspects.pop(descriptor, None)
 
     @property
     def must_look(self) -> bool:
@@ -208,12 +145,12 @@ class MessageWatch:
 
     def _has_grown(self) -> bool:
         """Return True if messages without an end may have come since this last was True."""
-        pages, now = self._memory.pages(), time.monotonic()
-        if pages is None or now >= self._look_at_all or pages > self._least_pages + _GROWTH_PAGES:
-            self._least_pages = pages or 0
+        memory, now = resident_bytes(), time.monotonic()
+        if memory is None or now >= self._look_at_all or memory > self._least + GROWTH_BYTES:
+            self._least = memory or 0
             self._look_at_all = now + LONGEST_SECONDS
             return True
-        self._least_pages = min(self._least_pages, pages)
+        self._least = min(self._least, memory)
         return False
 
     @property

@@ -32,7 +32,7 @@ from zkv.broker.waiting import (
 from zkv.durability.committer import CommitGroup
 from zkv.requests.batch import BadEnvelope
 from zkv.requests.call import Caller
-from zkv.requests.lane import ENOUGH_BYTES
+from zkv.requests.lane import ENOUGH_BYTES, rest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,8 +48,6 @@ _log = logging.getLogger("zkv.broker")
 
 MOST_FAILURES: Final = 100
 """After so many failures to receive in a row, the mailbox itself counts as failed."""
-EVICTION_PAUSE_SECONDS: Final = 0.00005
-"""Pause between two steps of evictions, so that other threads get the lock."""
 PAUSE_SECONDS: Final = 0.01
 """Pause after each of them: there may be memory again a moment later."""
 
@@ -180,7 +178,7 @@ class WorkerHandler:
         keyspace = self._engine.keyspace
         with contextlib.suppress(MemoryError):  # The request itself is done.
             while keyspace.owed and keyspace.evict():
-                time.sleep(EVICTION_PAUSE_SECONDS)
+                rest()
 
     def _run_in_lane(self, lane: WorkerLane, batch: Batch, place: int) -> int | None:
         with self._account.activity:

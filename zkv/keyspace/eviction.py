@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from zkv.errors import Full, shorten
 from zkv.keyspace.bounds import Range, after_prefix
 from zkv.keyspace.change import EXPIRE
-from zkv.keyspace.entry import entry_bytes
+from zkv.keyspace.room import growth_under
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -112,15 +112,11 @@ class Evictor:
         table = self._keyspace.entries
         for each in self._watched:
             cache = each.cache
-            growth = sum([
-                entry_bytes(key, entry) - entry_bytes(key, table.get(key))
-                for key, entry in transaction.staged.items()
-                if key.startswith(cache.prefix)
-            ])  # fmt: skip
-            if growth > 0 and self._excess(each) > cache.slack:
+            excess = self._excess(each)
+            if excess > cache.slack and growth_under(table, transaction.staged, cache.prefix) > 0:
                 self._keyspace.alarm()
                 raise Full(
-                    f"the cache {shorten(cache.prefix)} takes {self._excess(each)} bytes more than "
+                    f"the cache {shorten(cache.prefix)} takes {excess} bytes more than "
                     f"its max_bytes, {cache.max_bytes}, and evictions have to catch up: repeat "
                     f"this soon",
                     seen_rev=transaction.rev - 1,

@@ -121,6 +121,17 @@ def growth_of(table: Table, staged: Mapping[str, StoredEntry | None]) -> int:
     return growth
 
 
+def growth_under(
+    table: Table, staged: Mapping[str, StoredEntry | None], prefixes: str | tuple[str, ...]
+) -> int:
+    """Return by how many bytes of keys and values what is under ``prefixes`` would grow."""
+    return sum([
+        entry_bytes(key, entry) - entry_bytes(key, table.get(key))
+        for key, entry in staged.items()
+        if key.startswith(prefixes)
+    ])  # fmt: skip
+
+
 def most_growth(staged: Mapping[str, StoredEntry | None], size: int) -> int:
     """Return an upper bound of `growth_of`, which takes no look at the table.
 
@@ -140,11 +151,7 @@ def require_room(table: Table, transaction: StagedWrite) -> None:
     held = None if quota is None else table.bytes_under(quota.prefixes)
     if quota is None or held is None:
         return
-    growth = sum([
-        entry_bytes(key, entry) - entry_bytes(key, table.get(key))
-        for key, entry in transaction.staged.items()
-        if key.startswith(quota.prefixes)
-    ])  # fmt: skip
+    growth = growth_under(table, transaction.staged, quota.prefixes)
     if growth > 0 and held + growth > quota.max_bytes:
         raise Full(
             f"what is under your write prefixes takes {held} bytes and would take "

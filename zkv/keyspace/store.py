@@ -418,8 +418,7 @@ class Keyspace:
     @property
     def takes_runs(self) -> bool:
         """True if the lane may write; else each write has to be looked at. Lock held."""
-        behind = self._evictor is not None and self._evictor.behind
-        return not self.sealed and not behind and self._log.takes_commits
+        return self.takes_writes and (self._evictor is None or not self._evictor.behind)
 
     @property
     def owed(self) -> int:

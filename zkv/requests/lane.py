@@ -177,10 +177,10 @@ def open_worker_lane(
     if not is_compiled(keyspace.entries):
         return None
     most = limits.max_batch
-    return WorkerLane(keyspace, limits, max_reply_bytes, durable, most, sys.maxsize, rest=_rest)
+    return WorkerLane(keyspace, limits, max_reply_bytes, durable, most, sys.maxsize, rest=rest)
 
 
-def _rest() -> None:
+def rest() -> None:
     """Let the threads run that wait for Python's lock.
 
     To release the lock is not enough: this thread would get it again before they have woken up.
