@@ -15,7 +15,14 @@ import zmq
 
 pytest.register_assert_rewrite("tests.support")
 
-from tests.support import Raw, ServerProcess, stuck_threads, terminate  # noqa: E402  after the line above
+from tests.support import (  # noqa: E402  after the line above
+    Raw,
+    ServerProcess,
+    serve_in_python,
+    stuck_threads,
+    terminate,
+)
+from zkv import compiled  # noqa: E402
 
 # How long an example takes says nothing on a busy machine. A failure prints how to repeat it.
 hypothesis.settings.register_profile("zkv", deadline=None, print_blob=True)
@@ -47,6 +54,16 @@ def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
     context = zmq.Context()
     yield context
     terminate(context)
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which half of a server in this process moves messages and runs requests."""
+    if request.param == "compiled" and not compiled.COMPILED:
+        pytest.skip("zkv was installed without a C compiler: there is no other half")
+    if request.param == "plain":
+        serve_in_python(monkeypatch)
+    return str(request.param)
 
 
 @pytest.fixture

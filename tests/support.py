@@ -374,6 +374,21 @@ class BadDisk(Files):
         super().write(file, data)
 
 
+class HeldFiles(Files):
+    """A disk that is quick, until it is told that a sync takes as long as it likes."""
+
+    def __init__(self) -> None:
+        self.hold = threading.Event()
+        self.held = threading.Event()
+        self.release = threading.Event()
+
+    def sync(self, file: BinaryIO) -> None:
+        super().sync(file)
+        if self.hold.is_set():
+            self.held.set()
+            assert self.release.wait(LIMIT)
+
+
 def serve_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have `ServerInProcess` neither run requests nor move messages in C."""
     monkeypatch.setattr("zkv.server.open_lane", lambda *_: None)

@@ -12,7 +12,7 @@ import pytest
 import zmq
 
 from tests.conftest import Connect
-from tests.support import LIMIT, MAX_IN_FLIGHT, ServerInProcess, pack, unpack
+from tests.support import LIMIT, MAX_IN_FLIGHT, HeldFiles, ServerInProcess, pack, unpack
 from zkv import compiled
 from zkv.broker.frames import FRAMES
 from zkv.broker.front import FrontHandler
@@ -139,21 +139,6 @@ def test_reads_go_on_while_a_sync_holds_the_log(
             replies |= {reply["id"]: reply for reply in [unpack(client.receive())]}
         assert replies[2]["rev"] == 3
         assert server.stop()
-
-
-class HeldFiles(Files):
-    """A disk that is quick, until it is told that a sync takes as long as it likes."""
-
-    def __init__(self) -> None:
-        self.hold = threading.Event()
-        self.held = threading.Event()
-        self.release = threading.Event()
-
-    def sync(self, file: BinaryIO) -> None:
-        super().sync(file)
-        if self.hold.is_set():
-            self.held.set()
-            assert self.release.wait(LIMIT)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 import zmq
@@ -23,32 +23,21 @@ from tests.conftest import Connect
 from tests.support import (
     LIMIT,
     MAX_IN_FLIGHT,
+    HeldFiles,
     Message,
     Raw,
     ServerInProcess,
     eventually,
     pack,
-    serve_in_python,
     unpack,
 )
 from zkv import compiled
 from zkv.broker.in_flight import COUNTED, RETRY_MS, PythonInFlight
-from zkv.durability.files import Files
 from zkv.durability.wal import QUICK_SYNC_SECONDS
 
 MIB = 1 << 20
 LIMIT_BYTES = 16 * MIB
 """The default."""
-
-
-@pytest.fixture(params=["compiled", "plain"])
-def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Which half of the server moves messages and runs requests."""
-    if request.param == "compiled" and not compiled.COMPILED:
-        pytest.skip("zkv was installed without a C compiler: there is no other half")
-    if request.param == "plain":
-        serve_in_python(monkeypatch)
-    return str(request.param)
 
 
 @pytest.fixture
@@ -244,31 +233,16 @@ def test_what_is_malformed_is_told_so(
     assert (codes["UNKNOWN_OP"], codes["BAD_REQUEST"]) == (1, 2)
 
 
-class HeldDisk(Files):
-    """A disk that takes its time, and then waits until it may go on."""
-
-    def __init__(self) -> None:
-        self.holds = threading.Event()
-        self.held = threading.Event()
-        self.released = threading.Event()
-
-    def sync(self, file: BinaryIO) -> None:
-        super().sync(file)
-        if self.holds.is_set():
-            self.held.set()
-            assert self.released.wait(LIMIT)
-
-
 @pytest.mark.skipif(not compiled.COMPILED, reason="in Python such a reply is packed when it leaves")
 def test_replies_that_wait_for_the_disk_count(
     tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zkv.engine.Engine.syncs_quickly", False)
     assert QUICK_SYNC_SECONDS > 0
-    disk = HeldDisk()
+    disk = HeldFiles()
     with ServerInProcess(tmp_path / "data", disk) as server:
         client, reader = connect(server.endpoint), deaf(connect, server.endpoint)
-        disk.holds.set()
+        disk.hold.set()
         reader.send(pack({"op": "PUT", "key": "k", "value": b"x" * MIB, "id": "write"}))
         assert disk.held.wait(LIMIT)
         for number in range(100):
@@ -276,7 +250,7 @@ def test_replies_that_wait_for_the_disk_count(
         refused = unpack(reader.receive())
         assert refused["code"] == "BUSY"
         assert client.call(op="GET", key="other")["code"] == "NOT_FOUND"
-        disk.released.set()
+        disk.release.set()
         replies = [refused, *(unpack(reader.receive()) for _ in range(100))]
         served = sum(reply["ok"] for reply in replies) - 1  # And the write.
         assert LIMIT_BYTES // MIB <= served <= LIMIT_BYTES // MIB + 5

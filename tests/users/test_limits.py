@@ -10,23 +10,14 @@ import pytest
 import zmq
 
 import zkv
-from tests.support import LIMIT, Message, Raw, eventually, pack, serve_in_python, unpack
+from tests.support import LIMIT, Message, Raw, eventually, pack, unpack
 from tests.users.secured import Context, Secured
-from zkv import compiled
 from zkv.users.meter import Meter
 
+pytestmark = pytest.mark.usefixtures("road")
 MIB = 1 << 20
 ALL: dict[str, Any] = {"write": [""]}
 ADMIN: dict[str, Any] = {"write": [""], "admin": True}
-
-
-@pytest.fixture(params=["compiled", "plain"], autouse=True)
-def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which half of the server moves messages and runs requests."""
-    if request.param == "compiled" and not compiled.COMPILED:
-        pytest.skip("zkv was installed without a C compiler: there is no other half")
-    if request.param == "plain":
-        serve_in_python(monkeypatch)
 
 
 def refused(reply: Message) -> bool:

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 import zmq
 
-from tests.support import LIMIT, Raw, ServerInProcess, eventually, serve_in_python, unpack
+from tests.support import LIMIT, Raw, ServerInProcess, eventually, unpack
 from tests.users.secured import Context, Secured, sees
-from zkv import compiled
 
 PREFIXES = ["", "a", "a/", "a/b", "b/", "ä/", "{user}/"]
 KEYS = ["a", "a/", "a/b", "a/bc", "a/c", "b", "b/1", "ann/1", "bob/1", "ä/1", "z"]
@@ -140,16 +139,6 @@ def random_request(chance: random.Random) -> Request:
 
 
 # --- The test
-
-
-@pytest.fixture(params=["compiled", "plain"])
-def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Which half of the server runs the requests."""
-    if request.param == "compiled" and not compiled.COMPILED:
-        pytest.skip("zkv was installed without a C compiler: there is no other half")
-    if request.param == "plain":
-        serve_in_python(monkeypatch)
-    return str(request.param)
 
 
 class Pair:
