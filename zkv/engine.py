@@ -157,7 +157,14 @@ class Engine:
         self.log = log = disk.wal
         clock = now or Clock(recovered.time)
         self.keyspace = Keyspace(
-            clock, sessions, history, recovered.entries, recovered.rev, log, max_memory
+            clock,
+            sessions,
+            history,
+            recovered.entries,
+            recovered.rev,
+            log,
+            max_memory,
+            recovered.lineage,
         )
         log.attach(self.keyspace.lock, self.keyspace.roll_back)
         self._expirer = Expirer(self.keyspace, self._secure_removals)

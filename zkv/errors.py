@@ -17,6 +17,9 @@
         |-- Denied               DENIED         the user has no right to it
         |-- TooLarge             TOO_LARGE      key, value, batch or reply over its limit
         |-- Compacted            COMPACTED      changes that are not kept any more
+        |-- Diverged             DIVERGED       a log number of another history
+        |-- NotLeader            NOT_LEADER     another server answers this, not run
+        |-- Behind               BEHIND         a read waited for a revision in vain
         |-- StaleSeq             STALE_SEQ      older than what the session remembers
         |-- Deadline             DEADLINE       too late, not run
         |-- Busy                 BUSY           over a load limit, not run
@@ -140,6 +143,26 @@ class Compacted(RequestError):
     """The requested changes are no longer kept; the reply carries ``oldest``."""
 
     code = "COMPACTED"
+
+
+class Diverged(RequestError):
+    """The asker's log is not part of this store's history; the reply carries ``common``."""
+
+    code = "DIVERGED"
+
+
+class NotLeader(RequestError):
+    """This server does not lead its store; the reply carries ``leader``. Not run."""
+
+    code = "NOT_LEADER"
+    retry = True
+
+
+class Behind(RequestError):
+    """A read waited for a revision that has not come; the reply carries ``rev``."""
+
+    code = "BEHIND"
+    retry = True
 
 
 class StaleSeq(RequestError):

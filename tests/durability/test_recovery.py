@@ -21,6 +21,7 @@ from zkv.durability import formats, recovery
 from zkv.errors import DamageError
 from zkv.keyspace import History, Sessions
 from zkv.keyspace.change import PUT, Commit, KeyChange, Once
+from zkv.keyspace.lineage import Lineage, Term, TermStart
 
 SAVED: Final = 40
 LAST: Final = 45
@@ -167,3 +168,30 @@ def test_damage_in_a_segment_that_nothing_needs_is_left_to_the_check(
     assert not caplog.records
     start(tree, History(100, 2**30))
     assert "ignored, since a snapshot covers it" in caplog.text
+
+
+def begin(rev: int, lsn: int, term: int) -> bytes:
+    """A commit that begins a term."""
+    return Commit(rev, SAVED, lsn, (), begins=TermStart("5" * 32, term, str(term))).pack()
+
+
+def test_terms_are_read_back() -> None:
+    """A term may leave out revisions, and the history then begins there."""
+    tree = directory(follower=SAVED + 2, end=(begin(SAVED, SAVED + 1, 1),))
+    last, number = LAST, LAST + 1
+    payloads = [put(rev, 1, rev + 1) for rev in range(SAVED + 1, LAST + 1)]
+    payloads += [begin(2**32, number + 1, 2), put(2**32 + 1, 1, number + 2)]
+    tree |= [segment_file(SAVED + 1, [(payload, 0) for payload in payloads], SAVED + 2)]
+    sessions, history = Sessions(), History(10**6, 10**9)
+    found = recovery.recover(MemoryFiles(tree), SNAPSHOTS, WAL, sessions, history)
+    assert (found.rev, found.lsn) == (2**32 + 1, number + 2)
+    assert found.lineage == Lineage("5" * 32, (Term(1, SAVED + 1, "1"), Term(2, last + 2, "2")))
+    assert (history.oldest, history.newest) == (2**32 + 1, 2**32 + 1)
+
+
+def test_a_term_that_does_not_follow_is_damage() -> None:
+    tree = directory()
+    payloads = [begin(SAVED, SAVED + 1, 2), begin(SAVED, SAVED + 2, 1)]
+    tree |= [segment_file(SAVED + 1, [(payload, 0) for payload in payloads], SAVED + 1)]
+    with pytest.raises(DamageError, match="term 1 after term 2"):
+        recovery.recover(MemoryFiles(tree), SNAPSHOTS, WAL)

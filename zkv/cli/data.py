@@ -223,6 +223,9 @@ def _commit_line(commit: Commit) -> str:
         fields["session"] = to_json(commit.once.session)
         fields["seq"] = to_json(commit.once.seq)
         fields["reply"] = value_writer.write(commit.once.reply)
+    if commit.begins is not None:
+        fields["store"] = to_json(commit.begins.store)
+        fields["term"] = to_json(commit.begins.term)
     return to_object(fields)
 
 

@@ -12,7 +12,8 @@ interrupted copy is refused, and never mistaken for an older or an empty store.
 revision and a log number that are higher by `RESTORED_ABOVE`. The original store may have taken
 further revisions after the backup, and clients may have seen them. These are lost, and must not be
 used again for other contents; no store takes as many as `RESTORED_ABOVE` in between. Followers find
-that the changes since their last revision are not kept, and read the store again.
+that the changes since their last revision are not kept, and read the store again. A store that has
+a lineage begins a term: it is another history than that of the original store.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from zkv.durability.check import Finding, Survey
     from zkv.durability.files import Files
     from zkv.durability.lock import DirectoryLock
+    from zkv.keyspace.lineage import Lineage
     from zkv.keyspace.table import Table
 
 RESTORED_ABOVE: Final = 2**32
@@ -207,7 +209,13 @@ class _Restored(_Copy):
         self._begin_with(layout.snapshot(rev))
         self._made.append(layout.segment(rev + 1))
         begin_log(files, layout, rev + 1, lsn + 1)
-        write_state(files, layout, rev, lsn, state.time, state.entries, sessions)
+        lineage = after_loss(state.lineage, lsn)
+        write_state(files, layout, rev, lsn, state.time, state.entries, sessions, lineage)
+
+
+def after_loss(lineage: Lineage, lsn: int) -> Lineage:
+    """Return a lineage, if it is one, with a further term from the log number ``lsn`` on."""
+    return lineage.begin(lineage.next_start(), lsn) if lineage.store else lineage
 
 
 def write_state(
@@ -218,9 +226,10 @@ def write_state(
     created: int,
     entries: Table,
     sessions: Sessions,
+    lineage: Lineage,
 ) -> None:
     """Write a snapshot of a whole store. Raises OSError."""
-    with snapshot.Writer(files, layout.snapshots, rev, lsn, created) as writer:
+    with snapshot.Writer(files, layout.snapshots, rev, lsn, created, lineage=lineage) as writer:
         items = iter(sorted(entries.items()))
         while chunk := list(itertools.islice(items, _CHUNK_ENTRIES)):
             writer.add(chunk)

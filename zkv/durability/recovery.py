@@ -37,8 +37,7 @@ from zkv import compiled
 from zkv.durability import formats, segment, snapshot
 from zkv.durability.segment import SegmentEnd, SegmentScan, Successor, Taken
 from zkv.errors import DamageError, DataDirError
-from zkv.keyspace.change import REMOVALS, revision_in
-from zkv.keyspace.entry import StoredEntry
+from zkv.keyspace.change import entry_after, revision_in
 from zkv.keyspace.history import History
 from zkv.keyspace.sessions import Sessions
 from zkv.keyspace.table import is_compiled
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
 
     from zkv.durability.files import Files
     from zkv.keyspace import Commit
+    from zkv.keyspace.lineage import Lineage, TermStart
     from zkv.keyspace.table import Table
 
 _log = logging.getLogger("zkv.durability")
@@ -83,6 +83,8 @@ class Recovered(NamedTuple):
     torn: TornTail | None
     end: SegmentEnd | None
     """Where the log can be continued; None = it must begin a new segment."""
+    lineage: Lineage
+    """Which store it is, and its terms."""
 
 
 def snapshots(files: Files, directory: Path) -> list[int]:
@@ -143,7 +145,7 @@ def recover(
         raise DataDirError(f"{place}: {error.strerror or error}") from error
     return Recovered(
         replay.entries, replay.rev, replay.lsn, loaded.rev, replay.replayed, replay.time, torn,
-        replay.end,
+        replay.end, replay.lineage,
     )  # fmt: skip
 
 
@@ -212,6 +214,7 @@ class Replay:
         self.entries = loaded.entries
         self.rev = loaded.rev
         self.time = loaded.created
+        self.lineage = loaded.lineage
         self.replayed = 0
 
     @property
@@ -248,17 +251,26 @@ class Replay:
             return
         if commit.once is not None:
             self.sessions.remember(commit.once, commit.rev, 0, commit.time)
+        if commit.begins is not None:
+            self.lineage = self._begin(commit.begins, commit)
         if not commit.changes:
             return
         for change in commit.changes:
-            if change.op in REMOVALS:
+            entry = entry_after(change, commit.rev)
+            if entry is None:
                 self.entries.pop(change.key, None)
             else:
-                self.entries[change.key] = StoredEntry(
-                    bytes(change.value), commit.rev, change.expires
-                )
+                self.entries[change.key] = entry
         self.rev = max(self.rev, commit.rev)
         self.replayed += 1
+
+    def _begin(self, start: TermStart, commit: Commit) -> Lineage:
+        self.rev = commit.rev
+        self.replayed += 1
+        try:
+            return self.lineage.begin(start, commit.lsn)
+        except ValueError as error:
+            raise DamageError(f"{self._log.directory}: log number {commit.lsn}: {error}") from None
 
     def _take(
         self, frames: bytes, at: int, salt: int, next_rev: int, next_lsn: int, limit: int
@@ -297,7 +309,7 @@ class LogReader:
 
     def __init__(self, files: Files, directory: Path, start: snapshot.Loaded) -> None:
         self._files = files
-        self._directory = directory
+        self.directory = directory
         self._start = start
         self.rev = start.rev
         """The newest revision read so far."""
@@ -326,7 +338,7 @@ class LogReader:
         Raises DamageError, OSError.
         """
         self._take, self._until = take, until
-        firsts = segments(self._files, self._directory)
+        firsts = segments(self._files, self.directory)
         # Each revision has a change at least, and the log leads to `newest` at least, since it is
         # in the snapshot or before a segment. So commits before `oldest` have `kept` changes or
         # more behind them, and the history drops them. It always keeps the newest commit.
@@ -352,7 +364,7 @@ class LogReader:
             return Successor(start.rev + 1, start.lsn + 1)
         if follower <= start.rev:
             return Successor(follower, 0)  # The snapshot covers all before it: it is not read.
-        return segment.successor(self._files, self._directory / segment.file_name(follower))
+        return segment.successor(self._files, self.directory / segment.file_name(follower))
 
     def _may_have_replies(self, successor: Successor) -> bool:
         """True if a segment may have refusals that the snapshot does not cover, by their times."""
@@ -361,7 +373,7 @@ class LogReader:
 
     def _read_covered(self, first: int, successor: Successor) -> Iterator[Commit]:
         """The commits of a segment that the entries do not need. A fault only ends the reading."""
-        scan = SegmentScan(self._files, self._directory / segment.file_name(first))
+        scan = SegmentScan(self._files, self.directory / segment.file_name(first))
         progress = RecoveryProgress(f"reading {scan.path}")
         for commit in scan.commits(self._take_of(scan, successor, progress)):
             if commit.rev < successor.rev and (commit.changes or not self._start.numbered):
@@ -371,7 +383,7 @@ class LogReader:
             _log.warning("%s; ignored, since a snapshot covers it", scan.damage())
 
     def _read_segment(self, first: int, successor: Successor | None) -> Iterator[Commit]:
-        path = self._directory / segment.file_name(first)
+        path = self.directory / segment.file_name(first)
         if first > self.rev + 1:
             raise self._gap(path, f"revisions {self.rev + 1} to {first - 1}")
         scan = SegmentScan(self._files, path)

@@ -15,6 +15,8 @@ revision N + 1, although its state is that before the loss; likewise its log num
 asks for changes that are no longer kept, and therefore reads the store again. If the newest segment
 ends with unreadable bytes, the repair also skips as many revisions as they could have contained.
 
+If anything is lost, a term begins (`zkv.keyspace.lineage`): standbys may have what is lost here.
+
 Replies to exactly-once requests are kept or lost together with the writes. The reply to a request
 that changed nothing has no revision of its own, and none is counted as lost. Therefore every repair
 that reads past a damaged frame warns of that.
@@ -29,6 +31,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zkv.durability import recovery, segment, snapshot, upgrade
 from zkv.durability.backup import (
+    after_loss,
     begin_log,
     copy_file,
     make_directories,
@@ -219,7 +222,8 @@ def _write_snapshot(files: Files, layout: Layout, plan: Plan, now: float) -> Non
     replay = recovery.Replay(files, layout.wal, loaded)
     for commit in _commits(files, plan):
         expected = replay.rev + 1 if commit.changes else replay.rev
-        if commit.rev == expected <= plan.reach:
+        follows = commit.rev == expected or (commit.begins and commit.rev > expected)
+        if follows and commit.rev <= plan.reach:
             replay.apply(commit)
     if replay.rev != plan.reach:
         raise DamageError(
@@ -227,7 +231,10 @@ def _write_snapshot(files: Files, layout: Layout, plan: Plan, now: float) -> Non
             f"not to {plan.reach}"
         )
     created = max(int(now * 1000), replay.time)  # The clock must not go back.
-    write_state(files, layout, plan.rev, plan.lsn, created, replay.entries, replay.sessions)
+    lineage = after_loss(replay.lineage, plan.lsn) if plan.loses else replay.lineage
+    write_state(
+        files, layout, plan.rev, plan.lsn, created, replay.entries, replay.sessions, lineage
+    )
 
 
 def _commits(files: Files, plan: Plan) -> Iterator[Commit]:

@@ -17,8 +17,9 @@ A payload is one commit, see `zkv.keyspace.change`.
 
 Log numbers increase by one from frame to frame, and so do revisions, but for a payload without
 changes, which only remembers the reply to an exactly-once request that was refused: it repeats the
-revision before it. A segment is completely synced before the next is created, and the next one's
-name and header say where it ended. So only the newest segment can have a torn tail.
+revision before it. One that begins a term may raise it further. A segment is completely synced
+before the next is created, and the next one's name and header say where it ended. So only the
+newest segment can have a torn tail.
 
 How a bad frame is judged (`SegmentScan`): the frames before it are good. If any frame found after
 it says that the file was synced beyond the beginning of the bad frame, the bad frame had been on
@@ -42,6 +43,7 @@ from zkv.errors import DamageError
 from zkv.keyspace.change import (
     LEAST_PAYLOAD_BYTES,
     PAYLOAD_MARKS,
+    begins_term,
     changes_something,
     number_in,
     revision_in,
@@ -128,7 +130,10 @@ class Frame(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Good frames that are contiguous, in the file and in their revisions."""
+    """Good frames that are contiguous, in the file and in their revisions.
+
+    A commit that begins a term may leave out revisions.
+    """
 
     first_rev: int
     """The revision of the first commit that changes something; ``last_rev`` + 1 if none does."""
@@ -305,7 +310,7 @@ class SegmentScan:
                     self.fault = str(error)
                     break
                 expected = self.next_rev if commit.changes else self.next_rev - 1
-                if commit.rev != expected:
+                if commit.rev < expected or (commit.rev > expected and commit.begins is None):
                     self.fault = f"revision {commit.rev} where {expected} should be"
                     break
                 if commit.lsn != self.next_lsn and not self._lacks_numbers:
@@ -410,7 +415,8 @@ class SegmentScan:
         # A commit that changes nothing repeats the revision before it, which it does not contain.
         first = rev if changes_something(frame.payload) else rev + 1
         run = self.behind[-1] if self.behind else None
-        if run is not None and (run.end, run.last_rev + 1) == (frame.offset, first):
+        follows = run is not None and (first == run.last_rev + 1 or begins_term(frame.payload))
+        if run is not None and follows and run.end == frame.offset:
             self.behind[-1] = run._replace(last_rev=rev, end=frame.end)
         else:
             self.behind.append(Run(first, rev, frame.offset, frame.end, self.salt))

@@ -6,7 +6,7 @@ A file is ``<revision, 20 digits>.snapshot`` and a stream of msgpack arrays, its
 
     kind 1  header   {"format": "zkv-snapshot", "version": int, "rev": int, "created": int,
                       "logged": bool}
-    kind 5  position {"lsn": int}
+    kind 5  position {"lsn": int, "store"?: str, "terms"?: [[number, first lsn, tag], ...]}
     kind 2  entries  [[key, value, rev, expires?], ...]               any number of these
     kind 4  sessions [[name, used, [[seq, digest, reply, rev], ...]], ...]         likewise
     kind 3  footer   {"rev": int, "entries": int, "frames": int, "crc": int}
@@ -21,7 +21,8 @@ The footer ends the file.
 
 The header is the same in every version, so that each tells a newer file from a damaged one.
 ``lsn`` is the number of the newest commit that the snapshot covers: it has the entries, and what
-sessions remember, of all commits up to that number, and of none after it. A file of version 1 has
+sessions remember, of all commits up to that number, and of none after it. ``store`` and ``terms``
+are the lineage of the store (`zkv.keyspace.lineage`), if it has one. A file of version 1 has
 no frame of kind 5: the snapshot's log number is its revision.
 
 ``logged`` says if the log was on disk up to the snapshot's revision when the snapshot was written.
@@ -53,6 +54,7 @@ from zkv.durability import formats
 from zkv.errors import DamageError
 from zkv.keyspace.change import Expiry
 from zkv.keyspace.entry import StoredEntry
+from zkv.keyspace.lineage import NO_LINEAGE, Lineage, Term
 from zkv.keyspace.sessions import SessionState
 from zkv.keyspace.table import Table, is_compiled, new_table
 from zkv.nesting import parts
@@ -89,10 +91,12 @@ class Header(Struct, frozen=True, forbid_unknown_fields=True):
     logged: bool = True
 
 
-class Position(Struct, frozen=True, forbid_unknown_fields=True):
+class Position(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The second value of a file, since version 2."""
 
     lsn: int
+    store: str = ""
+    terms: tuple[Term, ...] = ()
 
 
 class Footer(Struct, frozen=True, forbid_unknown_fields=True):
@@ -147,6 +151,7 @@ class Loaded(Struct):
         logged: True if the log was on disk up to ``lsn`` when the snapshot was written.
         lsn: the log number of the snapshot.
         version: the version of the file; 0 = there is none.
+        lineage: which store it is, and its terms.
     """
 
     rev: int = 0
@@ -156,6 +161,7 @@ class Loaded(Struct):
     logged: bool = True
     lsn: int = 0
     version: int = 0
+    lineage: Lineage = NO_LINEAGE
 
     @property
     def numbered(self) -> bool:
@@ -198,10 +204,18 @@ class Writer:
         lsn: its log number.
         created: Unix time in milliseconds.
         logged: True if the log will be on disk up to ``lsn`` before `finish` is called.
+        lineage: which store it is, and its terms.
     """
 
     def __init__(
-        self, files: Files, directory: Path, rev: int, lsn: int, created: int, logged: bool = True
+        self,
+        files: Files,
+        directory: Path,
+        rev: int,
+        lsn: int,
+        created: int,
+        logged: bool = True,
+        lineage: Lineage = NO_LINEAGE,
     ) -> None:
         self._files = files
         self._directory = directory
@@ -216,7 +230,7 @@ class Writer:
         try:
             header = Header(FORMAT, formats.CURRENT, rev, created, logged)
             self._frame(_HEADER, _encode(header))
-            self._frame(_POSITION, _encode(Position(lsn)))
+            self._frame(_POSITION, _encode(Position(lsn, *lineage)))
         except BaseException:
             self._discard()
             raise
@@ -391,7 +405,8 @@ class _Reader:
             kind, payload = self._frame()
             if kind != _POSITION:
                 raise self.damage("the log number is missing")
-            to.lsn = self.decode(_decode_position, payload).lsn
+            position = self.decode(_decode_position, payload)
+            to.lsn, to.lineage = position.lsn, Lineage(position.store, position.terms)
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
         """Kind and payload of every frame before the footer, which `check_end` checks."""

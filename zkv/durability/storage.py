@@ -125,7 +125,7 @@ class Storage:
         directory = self._snapshots
         self.require_place()
         with snapshot.Writer(
-            self._files, directory, view.rev, view.lsn, view.time, logged
+            self._files, directory, view.rev, view.lsn, view.time, logged, view.lineage
         ) as writer:
             for chunk in view.chunks():
                 writer.add(chunk)

@@ -101,6 +101,8 @@ def _link(files: Files, source: Path, target: Path) -> None:
 
 def renew(files: Files, layout: Layout, found: Recovered, sessions: Sessions) -> Recovered:
     """Save a recovered state in the current format, and begin the log after it. Raises OSError."""
-    write_state(files, layout, found.rev, found.lsn, found.time, found.entries, sessions)
+    write_state(
+        files, layout, found.rev, found.lsn, found.time, found.entries, sessions, found.lineage
+    )
     end = begin_log(files, layout, found.rev + 1, found.lsn + 1)
     return found._replace(snapshot_rev=found.rev, end=end)

@@ -17,6 +17,13 @@ is nil if the entry never expires. Values are absolute, so a commit may be appli
 The payload of an exactly-once request has further elements, from which a repeat is answered:
 ``session, seq, digest, reply`` (str, int, bin, bin).
 
+A commit that begins a term (`zkv.keyspace.lineage`) has no changes, and one further element::
+
+    {"store": str, "term": int, "tag": str}
+
+Its ``rev`` is the revision of the store from then on. That may be above the next one: a server that
+is promoted may not know all revisions that its predecessor has given, and must not give any again.
+
 The digest distinguishes a request from another one with the same sequence number. It has 8 bytes
 and is made with BLAKE2b of that digest size (RFC 7693), without a key. H(x) is the digest of x as
 a little-endian number; ``+`` concatenates:
@@ -42,6 +49,8 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from zkv.errors import TooLarge
+from zkv.keyspace.entry import StoredEntry
+from zkv.keyspace.lineage import TermStart
 from zkv.nesting import parts
 
 PUT: Final = "PUT"
@@ -54,7 +63,7 @@ REMOVALS: Final = frozenset({DELETE, EXPIRE})
 """Ops that remove the key."""
 
 _HEAD: Final = struct.Struct(">BBQBQBQ")
-_ARRAY4, _ARRAY8, _UINT64 = 0x94, 0x98, 0xCF
+_ARRAY4, _ARRAY5, _ARRAY8, _UINT64 = 0x94, 0x95, 0x98, 0xCF
 _OLD_ARRAYS: Final = (b"\x93", b"\x97")
 """A payload of format 1 begins with one of these."""
 _OLD_HEAD_BYTES: Final = _HEAD.size - 9
@@ -64,7 +73,7 @@ ARRAY16: Final = 0xDC
 """The head of a longer array."""
 _NO_CHANGES: Final = b"\x90"
 PAYLOAD_MARKS: Final = tuple(
-    array + bytes((_UINT64,)) for array in (*_OLD_ARRAYS, b"\x94", b"\x98")
+    array + bytes((_UINT64,)) for array in (*_OLD_ARRAYS, b"\x94", b"\x95", b"\x98")
 )
 """Every payload begins with one of these."""
 LEAST_PAYLOAD_BYTES: Final = _OLD_HEAD_BYTES + 1
@@ -99,6 +108,13 @@ class KeyChange(Struct, frozen=True, array_like=True, forbid_unknown_fields=True
     expires: Expiry | None = None
 
 
+def entry_after(change: KeyChange, rev: int) -> StoredEntry | None:
+    """Return the entry of a key after a change of revision ``rev``; None if it is removed."""
+    if change.op in REMOVALS:
+        return None
+    return StoredEntry(bytes(change.value), rev, change.expires)
+
+
 class Once(NamedTuple):
     """One remembered exactly-once request.
 
@@ -125,6 +141,7 @@ class Commit(Struct, frozen=True, gc=False):
         changes: in the order of the request; empty if only a reply is remembered.
         once: the exactly-once request to remember, if it is one.
         payload: the packed commit, if it came from a log.
+        begins: the term that it begins, if it does.
     """
 
     rev: int
@@ -133,14 +150,19 @@ class Commit(Struct, frozen=True, gc=False):
     changes: tuple[KeyChange, ...]
     once: Once | None = None
     payload: bytes = b""
+    begins: TermStart | None = None
 
     def pack(self) -> bytes:
         """Return the payload. Raises TooLarge."""
         array = _ARRAY4 if self.once is None else _ARRAY8
+        if self.begins is not None:
+            array = _ARRAY5
         head = _HEAD.pack(array, _UINT64, self.rev, _UINT64, self.time, _UINT64, self.lsn)
         payload = head + _encode(self.changes)
         if self.once is not None:
             payload += b"".join([_encode(part) for part in self.once])
+        if self.begins is not None:
+            payload += _encode(self.begins)
         require_size(len(payload))
         return payload
 
@@ -205,7 +227,16 @@ class _Payload(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
     reply: bytes = b""
 
 
+class _TermPayload(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    rev: int
+    time: int
+    lsn: int
+    changes: tuple[()]
+    begins: TermStart
+
+
 _encode = msgspec.msgpack.encode
+_decode_term = msgspec.msgpack.Decoder(_TermPayload).decode
 _decode_quickly = msgspec.msgpack.Decoder(_Payload).decode
 _decode_change = msgspec.msgpack.Decoder(KeyChange).decode
 
@@ -230,6 +261,9 @@ def unpack(payload: bytes) -> Commit:
     """Return the commit in a payload of any format. Raises ValueError if it is not a commit."""
     payload = _renewed(payload) if is_old(payload) else payload
     try:
+        if begins_term(payload):
+            term = _decode_term(payload)
+            return Commit(term.rev, term.time, term.lsn, (), None, payload, term.begins)
         packed = _decode(payload)
     except ValueError as error:
         raise ValueError(f"not a commit: {error}") from None
@@ -278,3 +312,8 @@ def changes_something(payload: bytes) -> bool:
     """Return True if a payload of any format has changes; False if it only remembers a reply."""
     at = _OLD_HEAD_BYTES if is_old(payload) else CHANGES_AT
     return payload[at : at + 1] != _NO_CHANGES
+
+
+def begins_term(payload: bytes) -> bool:
+    """Return True if a payload of any format begins a term."""
+    return payload[0] == _ARRAY5

@@ -22,10 +22,11 @@ from msgspec import Struct
 from sortedcontainers import SortedList
 
 from zkv.errors import Compacted, NotFound, ShuttingDown
-from zkv.keyspace.change import EXPIRE, Commit, EvictionPayload, Once, PackedCommit
+from zkv.keyspace.change import EXPIRE, Commit, EvictionPayload, Once, PackedCommit, entry_after
 from zkv.keyspace.entry import ABSENT, StoredEntry
 from zkv.keyspace.eviction import MOST_EVICTED, Evictor
 from zkv.keyspace.half_done import end_process
+from zkv.keyspace.lineage import NO_LINEAGE, Lineage
 from zkv.keyspace.lock import StoreLock
 from zkv.keyspace.log import MemoryLog
 from zkv.keyspace.room import (
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from zkv.keyspace.bounds import Range
     from zkv.keyspace.eviction import CacheBound
     from zkv.keyspace.history import Cursor, History
+    from zkv.keyspace.lineage import TermStart
     from zkv.keyspace.log import ChangeLog
     from zkv.keyspace.sessions import Sessions
     from zkv.users.quota import Quota
@@ -86,12 +88,14 @@ class Undo(Struct, frozen=True, gc=False):
         rev: the revision before.
         replaced: the replaced entries.
         remembered: the exactly-once requests that were remembered with it.
+        lineage: the lineage before, if it begins a term.
     """
 
     lsn: int
     rev: int
     replaced: dict[str, StoredEntry | None] | Replaced
     remembered: Remembering = []
+    lineage: Lineage | None = None
 
 
 class WriteHooks(NamedTuple):
@@ -132,6 +136,7 @@ class Keyspace:
         rev: their revision.
         log: takes every commit before it is applied.
         max_memory: bytes that entries, history and sessions may take together; 0 = no limit.
+        lineage: which store it is, and its terms.
     """
 
     def __init__(
@@ -143,8 +148,11 @@ class Keyspace:
         rev: int = 0,
         log: ChangeLog | None = None,
         max_memory: int = 0,
+        lineage: Lineage = NO_LINEAGE,
     ) -> None:
         self.lock = StoreLock()
+        self.lineage = lineage
+        """Which store it is, and its terms. Changes with the lock held."""
         self.now = now
         self.sessions = sessions
         self.history = history
@@ -341,6 +349,74 @@ class Keyspace:
             end_process("commit")
         return lsn
 
+    def begin_term(self, start: TermStart, rev: int) -> int:
+        """Begin a term; return the log number of the commit that does. Lock held.
+
+        Args:
+            start: the term.
+            rev: the revision of the store from then on: the present one, or a higher one. If it is
+                higher, the history begins anew.
+
+        Raises ReadOnly.
+        """
+        commit = Commit(rev, self.now(), self._log.last_lsn + 1, (), begins=start)
+        return self._record_term(commit, commit.pack(), start)
+
+    def _record_term(self, commit: Commit, payload: bytes, start: TermStart) -> int:
+        lineage = self.lineage.begin(start, commit.lsn)
+        self._log.append(payload)
+        try:
+            self._keep(Undo(commit.lsn, self.rev, {}, lineage=self.lineage))
+            self.lineage = lineage
+            if commit.rev != self.rev:
+                self.rev = self.removed_rev = commit.rev
+                self.history.restart(commit.rev)
+        except MemoryError:
+            end_process("commit")
+        return commit.lsn
+
+    def apply(self, commits: Sequence[Commit]) -> None:
+        """Log and apply commits of another server's log, which follow the newest one here.
+
+        Lock held.
+
+        Raises:
+            ValueError: one of them does not follow; those before it are applied.
+            ReadOnly: the log refuses commits; likewise.
+        """
+        for commit in commits:
+            self._require_next(commit)
+            if commit.begins is not None:
+                self._record_term(commit, commit.payload, commit.begins)
+            else:
+                self._apply_logged(commit)
+
+    def _require_next(self, commit: Commit) -> None:
+        lsn, rev = self._log.last_lsn + 1, self.rev + bool(commit.changes)
+        if commit.lsn != lsn:
+            raise ValueError(f"log number {commit.lsn} where {lsn} should be")
+        if commit.rev < rev or (commit.rev > rev and commit.begins is None):
+            raise ValueError(f"revision {commit.rev} where {rev} should be")
+
+    def _apply_logged(self, commit: Commit) -> None:
+        staged = {change.key: entry_after(change, commit.rev) for change in commit.changes}
+        self._log.append(commit.payload)
+        try:
+            rev = self.rev
+            if staged:
+                self.rev = commit.rev
+                self.history.add(commit.payload, self._log.safe_rev)
+                if None in staged.values():
+                    self.removed_rev = commit.rev
+            replaced = self._apply(staged)
+            remembered: Remembering = []
+            if (once := commit.once) is not None:
+                window = self.sessions.remember(once, self.rev, commit.lsn, commit.time)
+                remembered.append((once, window))
+            self._keep(Undo(commit.lsn, rev, replaced, remembered))
+        except MemoryError:
+            end_process("commit")
+
     def room(self, limit: MemoryLimit) -> int:
         """Return by how many bytes the entries may grow within ``limit``. Lock held."""
         used = self._used()
@@ -503,6 +579,7 @@ class Keyspace:
             for once, window in reversed(undo.remembered):
                 self.sessions.undo(once, window)
             self.rev = undo.rev
+            self.lineage = undo.lineage or self.lineage
         self.history.roll_back(self.rev)
         self.removed_rev = min(self.removed_rev, self.rev)
         for watcher in self._watchers:

@@ -50,6 +50,7 @@ class SnapshotView:
     def __init__(self, keyspace: Keyspace, rev: int, lsn: int, count: int, time: int) -> None:
         self.rev = rev
         self.lsn = lsn
+        self.lineage = keyspace.lineage
         self.count = count
         self.time = time  # Unix time in ms.
         self.lost = False  # True if commits that it contains were rolled back before `close`.

@@ -160,6 +160,8 @@ class Failure(Struct, kw_only=True, omit_defaults=False):
     field: str | UnsetType = UNSET
     oldest: int | UnsetType = UNSET
     retry_after: int | UnsetType = UNSET
+    common: int | UnsetType = UNSET
+    leader: list[str] | UnsetType | None = UNSET
 
 
 def failure(error: RequestError, request_id: RequestId | None) -> Failure:

@@ -1,0 +1,1 @@
+"""A second machine: what a server is to its store, and how its log gets to another server."""

@@ -1,0 +1,45 @@
+"""The role of this server: whether it leads its store, and if not, who does.
+
+One object for each server, shared by its threads. Reading an attribute takes no lock: each is set
+in one step, and `leads` is set to False before anything that a former leader must not do, and to
+True after everything that a leader needs.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from zkv.errors import NotLeader
+
+RoleName = Literal["primary", "standby"]
+
+PRIMARY: Final = "primary"
+STANDBY: Final = "standby"
+
+
+class Role:
+    """What this server is to its store.
+
+    Args:
+        leads: True for a primary: it takes writes, and its reads are never stale.
+        leader: endpoints of the primary, if this is none; None = not known.
+    """
+
+    def __init__(self, leads: bool = True, leader: list[str] | None = None) -> None:
+        self.leads = leads
+        self.leader = leader
+
+    @property
+    def name(self) -> RoleName:
+        """The value of INFO's ``replication.role``."""
+        return PRIMARY if self.leads else STANDBY
+
+    def require_lead(self, does: str) -> None:
+        """Raise NotLeader if this server does not lead.
+
+        Args:
+            does: what a leader would do, such as "takes writes".
+        """
+        if not self.leads:
+            where = f": {', '.join(self.leader)} does" if self.leader else ""
+            raise NotLeader(f"this server is no primary, which {does}{where}", leader=self.leader)
