@@ -105,6 +105,7 @@ class Engine:
         files: access to the file system.
         now: the clock, Unix time in ms; by default one that is never earlier than the data.
         activities: gets those of the log and of snapshots.
+        leads: True if the server decides what expires, and when; False for a standby.
 
     Raises:
         LockedError: another server uses the data directory.
@@ -119,7 +120,11 @@ class Engine:
         files: Files | None = None,
         now: Callable[[], int] | None = None,
         activities: Activities | None = None,
+        leads: bool = True,
     ) -> None:
+        self._leads = leads
+        self.clock = Clock()
+        """The clock by which entries expire, unless it was passed in."""
         self.settings = settings
         self._activities = activities or Activities()
         self._started = False
@@ -134,7 +139,7 @@ class Engine:
         sessions, history = _remembering(limits)
         if settings.data_dir is None:
             self.keyspace = Keyspace(
-                now or Clock(), sessions, history, log=self.log, max_memory=limits.max_memory
+                now or self.clock, sessions, history, log=self.log, max_memory=limits.max_memory
             )
             self._expirer = Expirer(self.keyspace, self._secure_removals)
             return
@@ -155,7 +160,8 @@ class Engine:
     ) -> None:
         recovered = disk.recover(sessions, history)
         self.log = log = disk.wal
-        clock = now or Clock(recovered.time)
+        self.clock = Clock(recovered.time, follows=not self._leads)
+        clock = now or self.clock
         self.keyspace = Keyspace(
             clock,
             sessions,
@@ -176,6 +182,12 @@ class Engine:
         if self._disk is not None:
             self._disk.committer.start()
             self._disk.snapshotter.start()
+        if self._leads:
+            self._expirer.start()
+
+    def lead(self) -> None:
+        """Decide from now on what expires, and when."""
+        self._leads = True
         self._expirer.start()
 
     @property
@@ -197,6 +209,12 @@ class Engine:
     def durable_rev(self) -> int:
         """The newest revision on disk."""
         return self.log.durable_rev
+
+    @property
+    def on_disk(self) -> tuple[int, int]:
+        """The log number and the revision of the newest commit on disk."""
+        wal = None if self._disk is None else self._disk.wal
+        return (0, 0) if wal is None else (wal.durable_lsn, wal.durable_rev)
 
     @property
     def epoch(self) -> int:

@@ -23,7 +23,7 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -37,14 +37,18 @@ from zkv.broker.subscriptions import LONGEST_TOPIC, TopicBounds
 from zkv.broker.worker import WorkerHandler
 from zkv.collector import resident_bytes
 from zkv.config import fit_memory
+from zkv.durability.files import Files
 from zkv.endpoint import is_exposed
 from zkv.engine import Engine
-from zkv.errors import ConfigError, EndpointError, ReadOnly, ShuttingDown
+from zkv.errors import ConfigError, DataDirError, EndpointError, ReadOnly, ShuttingDown
 from zkv.keys import read_key_file
 from zkv.keyspace import CacheBound
 from zkv.log import AUDIT
 from zkv.metrics.endpoint import REFUSED, MetricsEndpoint
 from zkv.protocol.codec import KeyLimits
+from zkv.replication.place import read_role
+from zkv.replication.role import Role
+from zkv.replication.standby import BeginAnew, Source, Standby
 from zkv.requests.account import Account
 from zkv.requests.commands import Node, make_info
 from zkv.requests.lane import open_lane, open_worker_lane
@@ -55,7 +59,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zkv.config import Settings
-    from zkv.durability.files import Files
     from zkv.log import AnyRecord
 
 _log = logging.getLogger("zkv.server")
@@ -78,6 +81,20 @@ class Event(enum.Enum):
     FRONT_DIED = enum.auto()
 
 
+class Following(NamedTuple):
+    """What a standby needs to know of its primary.
+
+    Args:
+        source: the connection to it.
+        member: the name of the standby.
+        leader: endpoints to which clients are sent.
+    """
+
+    source: Source
+    member: str
+    leader: list[str]
+
+
 class ServerCore:
     """A server, not started yet.
 
@@ -85,6 +102,7 @@ class ServerCore:
         settings: all settings.
         write_log: takes request records while the settings say so; None if it never does.
         files: access to the file system.
+        following: the primary of which it is a standby; None: it leads its store.
     """
 
     def __init__(
@@ -92,8 +110,12 @@ class ServerCore:
         settings: Settings,
         write_log: Callable[[list[AnyRecord]], None] | None = None,
         files: Files | None = None,
+        following: Following | None = None,
     ) -> None:
         self._settings = settings
+        self._following = following
+        self._role = Role()
+        self._standby: Standby | None = None
         self._limits, self._fitted = fit_memory(settings.limits)
         self._write_log = write_log
         self._files = files
@@ -164,6 +186,8 @@ class ServerCore:
         workers = self._settings.server.workers
         self._broker.serve(workers, self._make_handler, self._make_front_handler)
         self._serving = True
+        if self._standby is not None:
+            self._standby.start()
         if self._doors.users is not None:
             _audit.info("audit: %d users in %s", len(self._doors.users), self._doors.users.path)
         if slow := compiled.what_is_slow(self._facts()["stats"]):
@@ -274,7 +298,14 @@ class ServerCore:
 
     def _open(self) -> Engine:
         limits = self._limits
-        engine = Engine(self._settings.durability, limits, self._files, activities=self.activities)
+        self._role = self._find_role()
+        engine = Engine(
+            self._settings.durability,
+            limits,
+            self._files,
+            activities=self.activities,
+            leads=self._role.leads,
+        )
         if self._doors.users is not None:
             engine.keyspace.sessions.share_among_users()
             engine.keyspace.set_quotas(self._doors.users.quotas)
@@ -289,18 +320,47 @@ class ServerCore:
             facts=self._facts,
             stop=self._end,
             slow=self._slow,
+            role=self._role,
         )
+        if self._following is not None:
+            source, member = self._following.source, self._following.member
+            stop = partial(self._events.put, Event.STOP)
+            self._standby = Standby(engine, engine.clock, source, member, stop)
         self._lane = open_lane(engine.keyspace, keys, limits.max_reply_bytes, engine.syncs_each)
         self._broker.publish(engine.keyspace)
         engine.when_safe(self._broker.commits_are_safe)
         engine.start()
         return engine
 
+    def _find_role(self) -> Role:
+        """Return the role of this server. Raises DamageError, DataDirError."""
+        data_dir = self._settings.durability.data_dir
+        if self._following is not None:
+            return Role(False, self._following.leader)
+        record = None if data_dir is None else read_role(self._files or Files(), Path(data_dir))
+        if record is None:
+            return Role()
+        where = ", ".join(record.leader)
+        if record.role == "standby":
+            raise DataDirError(
+                f"{data_dir}: a standby of {where}: start it with `zkv follow`, or let it take "
+                f"over with `zkv promote`"
+            )
+        _log.warning("superseded by term %d, at %s: this server leads no more", record.term, where)
+        return Role(False, record.leader)
+
+    @property
+    def anew(self) -> BeginAnew | None:
+        """Why a standby has stopped that has to begin anew; None = it has not."""
+        return None if self._standby is None else self._standby.anew
+
     def _stop(self) -> None:
         with self._ending:
             self._stopping = True
             ended = self._ended
         _log.info("stopping")
+        if self._standby is not None:
+            self._standby.close()
         try:
             rev = self._engine.save()
         except BaseException as error:

@@ -101,6 +101,13 @@ class CacheSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     policy: Literal["lru", "ttl"] = "lru"
 
 
+class ReplicationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How this server is copied to other machines."""
+
+    key_file: str = ""
+    server_keys: list[str] = field(default_factory=list)
+
+
 class MetricsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to look into the server."""
 
@@ -129,6 +136,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     security: SecuritySettings = field(default_factory=SecuritySettings)
     durability: DurabilitySettings = field(default_factory=DurabilitySettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
+    replication: ReplicationSettings = field(default_factory=ReplicationSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     log: LogSettings = field(default_factory=LogSettings)
     cache: list[CacheSettings] = field(default_factory=list)

@@ -52,10 +52,11 @@ class Expirer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop the thread, and wait for its end."""
+        """Stop the thread, if it was started, and wait for its end."""
         self._closing = True
         self._alarm.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         while not self._closing:

@@ -221,6 +221,14 @@ REQUEST_TYPES: dict[str, type[Request]] = {
 OP_NAMES: dict[type[Request], str] = {cls: op for op, cls in REQUEST_TYPES.items()}
 """Class -> op name."""
 
+_READS = (Get, MGet, Scan, Count)
+
+
+def needs_leader(request: AnyRequest) -> bool:
+    """Return True if only the server that leads the store may run a request."""
+    return request.writes or isinstance(request, _READS)
+
+
 TEXT_FIELDS = frozenset({
     "op", "id", "key", "session", "prefix", "start", "end", "after", "trace",
 })  # fmt: skip

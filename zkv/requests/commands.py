@@ -55,6 +55,7 @@ from zkv.protocol.replies import (
     WriteReply,
     failure,
 )
+from zkv.replication.role import Role
 from zkv.requests.permission import may_monitor
 from zkv.requests.slow_log import SlowLog
 
@@ -103,6 +104,7 @@ class Node:
         facts: returns the fields of INFO that do not come from the engine.
         stop: begins to stop the server; its future gives the last saved revision.
         slow: the slow log.
+        role: the server's role.
     """
 
     engine: Engine
@@ -111,6 +113,7 @@ class Node:
     facts: Callable[[], dict[str, Any]]
     stop: Callable[[], Future[int]]
     slow: SlowLog
+    role: Role
 
 
 def execute(node: Node, request: requests.AnyRequest, user: User | None = None) -> Answer:

@@ -29,6 +29,7 @@ from zkv.durability.files import Files
 from zkv.errors import ReadOnly
 from zkv.keyspace import view
 from zkv.protocol.codec import KeyLimits
+from zkv.replication.role import Role
 from zkv.requests.commands import Node
 from zkv.requests.slow_log import SlowLog
 
@@ -123,6 +124,7 @@ class Driver:
             },
             stop=self._end,
             slow=SlowLog(0, Activities()),
+            role=Role(),
         )  # fmt: skip
 
     def __enter__(self) -> Self:
