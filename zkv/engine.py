@@ -255,6 +255,13 @@ class Engine:
         """
         return self.log.commit(self.log.last_lsn, durable=True, patient=False)
 
+    def flush(self) -> int:
+        """Put all commits on disk, and return the newest revision. Raises ReadOnly."""
+        if self._disk is not None:
+            self._disk.wal.flush()
+        with self.keyspace.lock:
+            return self.keyspace.rev
+
     def submit(self, group: CommitGroup) -> None:
         """Make another thread complete ``group`` once its commits are safe, or on disk."""
         if self._disk is None:
@@ -321,7 +328,7 @@ class Engine:
 
         Raises ReadOnly if not everything could be saved.
         """
-        rev = self.keyspace.seal()
+        rev = self.keyspace.end()
         self._expirer.close()
         return rev if self._disk is None else self._disk.snapshotter.close()
 

@@ -40,15 +40,15 @@ from zkv.config import fit_memory
 from zkv.durability.files import Files
 from zkv.endpoint import is_exposed
 from zkv.engine import Engine
-from zkv.errors import ConfigError, DataDirError, EndpointError, ReadOnly, ShuttingDown
+from zkv.errors import BadRequest, ConfigError, DataDirError, EndpointError, ReadOnly, ShuttingDown
 from zkv.keys import read_key_file
 from zkv.keyspace import CacheBound
 from zkv.log import AUDIT
 from zkv.metrics.endpoint import REFUSED, MetricsEndpoint
 from zkv.protocol.codec import KeyLimits
-from zkv.replication.place import read_role
+from zkv.replication.place import read_role, write_role
 from zkv.replication.role import Role
-from zkv.replication.standby import BeginAnew, Source, Standby
+from zkv.replication.standby import BeginAnew, Promoted, Source, Standby
 from zkv.requests.account import Account
 from zkv.requests.commands import Node, make_info
 from zkv.requests.lane import open_lane, open_worker_lane
@@ -321,11 +321,10 @@ class ServerCore:
             stop=self._end,
             slow=self._slow,
             role=self._role,
+            promote=self._promote,
         )
-        if self._following is not None:
-            source, member = self._following.source, self._following.member
-            stop = partial(self._events.put, Event.STOP)
-            self._standby = Standby(engine, engine.clock, source, member, stop)
+        if not self._role.leads:
+            self._standby = self._make_standby(engine)
         self._lane = open_lane(engine.keyspace, keys, limits.max_reply_bytes, engine.syncs_each)
         self._broker.publish(engine.keyspace)
         engine.when_safe(self._broker.commits_are_safe)
@@ -348,6 +347,38 @@ class ServerCore:
             )
         _log.warning("superseded by term %d, at %s: this server leads no more", record.term, where)
         return Role(False, record.leader)
+
+    def _make_standby(self, engine: Engine) -> Standby:
+        engine.keyspace.seal(partial(self._role.error, "takes writes"))
+        following = self._following
+        return Standby(
+            engine,
+            None if following is None else following.source,
+            "" if following is None else following.member,
+            lambda: self._broker.endpoints,
+            lambda: self._events.put(Event.STOP),
+            self._lead,
+        )
+
+    def _lead(self) -> None:
+        """Begin to lead: a term has begun, and is on disk. Raises OSError."""
+        files, directory = self._files or Files(), self._settings.durability.data_dir
+        if directory is not None:
+            write_role(files, Path(directory), None)
+        self._engine.lead()
+        self._engine.keyspace.unseal()
+        self._role.begin_to_lead()
+
+    def _promote(self, force: bool) -> Future[Promoted]:
+        if self._role.leads:
+            raise BadRequest("this server leads already")
+        with self._ending:
+            if self._stopping:
+                raise ShuttingDown("the server is stopping")
+            if self._standby is None:  # Superseded since its start.
+                self._standby = self._make_standby(self._engine)
+                self._standby.start()
+        return self._standby.promote(force)
 
     @property
     def anew(self) -> BeginAnew | None:

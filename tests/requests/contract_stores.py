@@ -179,6 +179,7 @@ def node_for(engine: Engine, settings: Settings) -> Node:
         stop=stop,
         slow=SlowLog(0, Activities()),
         role=Role(),
+        promote=lambda _: Future(),
     )
 
 

@@ -200,6 +200,12 @@ class Slow(Request, frozen=True, kw_only=True, tag="SLOW"):
     reset: bool = False
 
 
+class Promote(Request, frozen=True, kw_only=True, tag="PROMOTE"):
+    """Have a standby take over from its primary; ``force``: also without that."""
+
+    force: bool = False
+
+
 class Snapshot(Request, frozen=True, kw_only=True, tag="SNAPSHOT"):
     """Write a snapshot that holds every write answered before."""
 
@@ -210,7 +216,7 @@ class End(Request, frozen=True, kw_only=True, tag="END"):
 
 AnyRequest = Union[  # noqa: UP007  evaluated by msgspec
     Ping, Get, Put, Delete, Touch, Incr, MGet, MPut, MDelete, Txn, Scan, Count, Changes, Info,
-    Slow, Snapshot, End,
+    Slow, Promote, Snapshot, End,
 ]  # fmt: skip
 
 REQUEST_TYPES: dict[str, type[Request]] = {

@@ -8,19 +8,38 @@ snapshot (`zkv.replication.place`).
 
 The clock of the store is that of the primary: it comes with each answer.
 
-One thread runs `_run`. `statistics` may be called by any.
+Promotion: between two steps the thread carries out orders to take over. In a planned promotion the
+primary stops to lead first, and tells its last log number; this standby applies all up to there,
+and begins a term. If anything fails before, the primary leads again. The revision then goes up by
+`RAISED_BY`, as clients may have seen revisions that are not known here. The order of the last
+steps: the term is on disk before the file that says "standby" is removed, and that before the first
+write is taken.
+
+One thread runs `_run`; other methods may be called by any. A server that was superseded has this
+thread, too, without a source: it only waits for orders.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from zkv.clock import Clock
-from zkv.errors import ReadOnly, ShuttingDown
-from zkv.replication.stream import WAIT_MS, Confirmed, Position, RefusedError, StreamError, pull
+from zkv.errors import BadRequest, ReadOnly, RequestError, ShuttingDown
+from zkv.replication.stream import (
+    WAIT_MS,
+    Confirmed,
+    Position,
+    RefusedError,
+    StreamError,
+    pull,
+    reinstate,
+    supersede,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +54,10 @@ RETRY_SECONDS: Final = 0.5
 """Pause after a failure, once all places have been asked."""
 CHANGES_AT_ONCE: Final = 100
 """Changes applied in one hold of the lock: about 0.5 ms."""
+RAISED_BY: Final = 2**32
+"""By so much the revision goes up when a standby takes over."""
+TAKE_OVER_SECONDS: Final = 10.0
+"""A standby that has not caught up so long after its primary has stopped gives up."""
 ANEW: Final = frozenset({"COMPACTED", "DIVERGED"})
 """Codes after which the standby begins anew."""
 
@@ -74,30 +97,46 @@ class BeginAnew(NamedTuple):
     common: int | None
 
 
+class Promoted(NamedTuple):
+    """A server has begun to lead, with this revision and this term."""
+
+    rev: int
+    term: int
+
+
+class _Order(NamedTuple):
+    force: bool
+    outcome: Future[Promoted]
+
+
 class Standby:
-    """Follows a primary.
+    """Follows a primary, until it takes over.
 
     Args:
         engine: the engine; it does not lead.
-        clock: its clock.
-        source: the connection to the primary; only the thread asks.
+        source: the connection to the primary; only the thread asks. None = it follows nobody.
         member: the name of this standby.
+        advertised: returns the endpoints at which clients find this server.
         stop: called once if it has to begin anew; see `anew`.
+        lead: called when a term has begun and is on disk: has this server lead.
     """
 
     def __init__(
         self,
         engine: Engine,
-        clock: Clock,
-        source: Source,
+        source: Source | None,
         member: str,
+        advertised: Callable[[], list[str]],
         stop: Callable[[], None],
+        lead: Callable[[], None],
     ) -> None:
         self._engine = engine
-        self._clock = clock
         self._source = source
         self._member = member
+        self._advertised = advertised
         self._stop = stop
+        self._lead = lead
+        self._orders: SimpleQueue[_Order | None] = SimpleQueue()
         self.anew: BeginAnew | None = None
         """Set, before `stop` is called, if the standby has to begin anew."""
         self._closing = threading.Event()
@@ -115,55 +154,78 @@ class Standby:
     def close(self) -> None:
         """End the thread. What it has applied stays."""
         self._closing.set()
-        self._source.interrupt()
+        self._orders.put(None)
+        if (source := self._source) is not None:
+            source.interrupt()
         if self._thread.ident is not None:
             self._thread.join()
+        while (order := self._next_order(block=False)) is not None:
+            order.outcome.set_exception(ShuttingDown("the server is stopping"))
+
+    def promote(self, force: bool) -> Future[Promoted]:
+        """Order to take over.
+
+        Args:
+            force: also if the primary does not stop in time, or does not answer.
+
+        The future raises RequestError if that fails; then this is a standby as before.
+        """
+        order = _Order(force, Future())
+        self._orders.put(order)
+        return order.outcome
 
     @property
     def lag_seconds(self) -> float:
         """How far what is here is behind the primary, in seconds, as far as is known."""
         silent = max(0.0, time.monotonic() - self._answered_at - WAIT_MS / 1000)
         if self._known_lsn > self._engine.last_lsn:
-            return max(silent, (self._clock() - self._commit_time) / 1000)
+            return max(silent, (self._engine.clock() - self._commit_time) / 1000)
         return silent
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            try:
-                self._step()
-            except RefusedError as error:
-                if error.code in ANEW and not self._closing.is_set():
-                    self._begin_anew(error)
-                    return
-                self._source.go_on()
-                self._fail(str(error))
-            except (StreamError, ReadOnly, ShuttingDown) as error:
-                self._fail(str(error))
-            except BaseException:  # A bug, or no memory; the thread goes on.
-                _log.critical("the standby failed; it goes on", exc_info=True)
-                self._fail("")
+            order = self._next_order(block=self._source is None)
+            if order is not None:
+                self._carry_out(order)
+            elif self._source is not None:
+                self._follow(self._source)
 
-    def _step(self) -> None:
+    def _follow(self, source: Source) -> None:
+        try:
+            self._step(source)
+        except RefusedError as error:
+            if error.code in ANEW and not self._closing.is_set():
+                self._begin_anew(source, error)
+            else:
+                source.go_on()
+                self._fail(source, str(error))
+        except (StreamError, ReadOnly) as error:
+            self._fail(source, str(error))
+        except BaseException:  # A bug, or no memory; the thread goes on.
+            _log.critical("the standby failed; it goes on", exc_info=True)
+            self._fail(source, "")
+
+    def _step(self, source: Source) -> None:
         """Pull once, apply what comes, and put it on disk."""
         engine = self._engine
         with engine.keyspace.lock:
             lineage, lsn = engine.keyspace.lineage, engine.last_lsn
         after = Position(lineage.store, lineage.at(lsn), lsn)
         on_disk = Confirmed(*engine.on_disk)
-        pulled = pull(self._source.ask, self._member, after, on_disk)
-        self._note(pulled)
+        pulled = pull(source.ask, self._member, after, on_disk)
+        self._note(source, pulled)
         if pulled.commits:
             self._apply(pulled.commits)
             engine.log.commit(engine.last_lsn, durable=True)
 
-    def _note(self, pulled: Pulled) -> None:
-        self._clock.follow(pulled.time)
+    def _note(self, source: Source, pulled: Pulled) -> None:
+        self._engine.clock.follow(pulled.time)
         self._answered_at = time.monotonic()
         self._known_lsn = pulled.lsn
         self._failures = 0
         if self._reported is not None:
             self._reported = None
-            _log.warning("%s answers", self._source.endpoint)
+            _log.warning("%s answers", source.endpoint)
 
     def _apply(self, commits: list[Commit]) -> None:
         """Apply commits, some in each hold of the lock.
@@ -185,7 +247,7 @@ class Standby:
             self._commit_time = commits[end - 1].time
             first = end
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, source: Source, reason: str) -> None:
         """Say why, once, and wait if all places have been asked."""
         if self._closing.is_set():
             return
@@ -193,15 +255,75 @@ class Standby:
             self._reported = reason
             _log.warning("cannot follow: %s; trying again", reason)
         self._failures += 1
-        if self._failures % self._source.places == 0:
+        if self._failures % source.places == 0:
             self._closing.wait(RETRY_SECONDS)
 
-    def _begin_anew(self, error: RefusedError) -> None:
+    def _begin_anew(self, source: Source, error: RefusedError) -> None:
         common = error.reply.get("common") if error.code == "DIVERGED" else None
         try:
-            info = self._source.ask({"op": "INFO"}, RETRY_SECONDS * 10)
+            info = source.ask({"op": "INFO"}, RETRY_SECONDS * 10)
             store = str(info["replication"]["store"])
         except (StreamError, KeyError, TypeError):
             store = ""
         self.anew = BeginAnew(str(error), store, common if isinstance(common, int) else None)
         self._stop()
+        self._closing.set()
+
+    def _next_order(self, block: bool) -> _Order | None:
+        with contextlib.suppress(Empty):
+            return self._orders.get(block)
+        return None
+
+    def _carry_out(self, order: _Order) -> None:
+        try:
+            if self._source is not None:
+                self._relieve(self._source, order.force)
+            elif not order.force:
+                raise BadRequest("this server follows no primary: only `force` lets it lead again")
+            promoted = self._begin_term()
+        except RequestError as error:
+            order.outcome.set_exception(error)
+        except BaseException as error:  # A bug, or the disk; it stays a standby.
+            _log.critical("the promotion failed", exc_info=True)
+            order.outcome.set_exception(ReadOnly(f"the promotion failed: {error}"))
+        else:
+            order.outcome.set_result(promoted)
+
+    def _relieve(self, source: Source, force: bool) -> None:
+        """Have the primary stop to lead, and catch up with it. Raises ReadOnly."""
+        with self._engine.keyspace.lock:
+            term = self._engine.keyspace.lineage.term + 1
+        try:
+            last = supersede(source.ask, self._member, term, self._advertised())
+            self._catch_up(source, last)
+        except (StreamError, ReadOnly) as error:
+            if force:
+                _log.warning("taking over without the primary: %s", error)
+                return
+            with contextlib.suppress(StreamError):
+                reinstate(source.ask, self._member)
+                raise ReadOnly(f"the primary leads on: {error}") from error
+            raise ReadOnly(
+                f"{error}; the primary may have stopped to lead: repeat this, or use `force`"
+            ) from error
+
+    def _catch_up(self, source: Source, last: int) -> None:
+        """Follow up to a log number. Raises StreamError, ReadOnly."""
+        end = time.monotonic() + TAKE_OVER_SECONDS
+        while self._engine.last_lsn < last:
+            if time.monotonic() > end:
+                raise StreamError(f"log number {last} was not reached in {TAKE_OVER_SECONDS:g} s")
+            self._step(source)
+
+    def _begin_term(self) -> Promoted:
+        """Begin a term, and lead. Raises RequestError, OSError."""
+        engine = self._engine
+        keyspace = engine.keyspace
+        with keyspace.lock:
+            start, rev = keyspace.lineage.next_start(), keyspace.rev + RAISED_BY
+            lsn = keyspace.begin_term(start, rev)
+        engine.log.commit(lsn, durable=True)
+        self._lead()
+        self._source = None
+        _log.warning("this server leads: term %d begins at revision %d", start.term, rev)
+        return Promoted(rev, start.term)

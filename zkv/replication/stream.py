@@ -88,6 +88,11 @@ class _Answer(Struct):
     time: int
 
 
+class _HandedOver(Struct):
+    lsn: int
+    rev: int
+
+
 class _Part(Struct):
     store: str
     terms: tuple[Term, ...]
@@ -159,6 +164,28 @@ def pull(ask: Ask, member: str, after: Position, on_disk: Confirmed, wait: int =
     commits = _unpack(answer.commits, after.lsn)
     lineage = Lineage(answer.store, answer.terms)
     return Pulled(commits, lineage, answer.lsn, answer.rev, answer.time)
+
+
+def supersede(ask: Ask, member: str, term: int, leader: list[str]) -> int:
+    """Have a primary stop to lead, in favour of the asker; return its last log number.
+
+    Args:
+        ask: asks the primary.
+        member: the asker's name.
+        term: the term that the asker is going to begin.
+        leader: where clients find the asker.
+
+    Raises RefusedError, StreamError.
+    """
+    wish = {"term": term, "leader": leader}
+    reply = ask({"op": "REPLICATE", "member": member, "supersede": wish}, REPLY_SECONDS)
+    return _convert(reply, _HandedOver).lsn
+
+
+def reinstate(ask: Ask, member: str) -> None:
+    """Have a primary lead again after `supersede`. Raises RefusedError, StreamError."""
+    reply = ask({"op": "REPLICATE", "member": member, "supersede": None}, REPLY_SECONDS)
+    _convert(reply, _HandedOver)
 
 
 def fetch_snapshot(

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from msgspec import UNSET, Raw, Struct
 
@@ -47,6 +47,7 @@ from zkv.protocol.replies import (
     MDeleteReply,
     MGetReply,
     PingReply,
+    PromoteReply,
     Reply,
     RevisionReply,
     ScanReply,
@@ -56,6 +57,7 @@ from zkv.protocol.replies import (
     failure,
 )
 from zkv.replication.role import Role
+from zkv.replication.standby import Promoted
 from zkv.requests.permission import may_monitor
 from zkv.requests.slow_log import SlowLog
 
@@ -70,6 +72,9 @@ SCANNED_COMMITS: Final = 10_000
 on from ``next``."""
 REMEMBERED_FAILURES: Final = frozenset({"NOT_FOUND", "CONFLICT", "WRONG_TYPE"})
 """Errors that an exactly-once request remembers: a repeat gets the same error."""
+
+
+_T = TypeVar("_T")
 
 
 class Done(Struct, frozen=True, gc=False):
@@ -105,6 +110,7 @@ class Node:
         stop: begins to stop the server; its future gives the last saved revision.
         slow: the slow log.
         role: the server's role.
+        promote: has a standby take over, by force or not; its future gives revision and term.
     """
 
     engine: Engine
@@ -114,6 +120,7 @@ class Node:
     stop: Callable[[], Future[int]]
     slow: SlowLog
     role: Role
+    promote: Callable[[bool], Future[Promoted]]
 
 
 def execute(node: Node, request: requests.AnyRequest, user: User | None = None) -> Answer:
@@ -290,6 +297,13 @@ def snapshot(node: Node, _request: requests.Snapshot) -> Answer:
     return _revision_reply(node.engine.snapshot())
 
 
+def promote(node: Node, request: requests.Promote) -> Answer:
+    """Have a standby take over; the reply waits until it leads."""
+    return _reply_to(
+        node.promote(request.force), lambda done: PromoteReply(rev=done.rev, term=done.term)
+    )
+
+
 def end(node: Node, _request: requests.End) -> Answer:
     """Stop the server; the reply waits until everything is saved."""
     return _revision_reply(node.stop())
@@ -458,16 +472,21 @@ def _check_size(node: Node, size: int, what: str, advice: str) -> None:
 
 
 def _revision_reply(revision: Future[int]) -> Future[Reply]:
+    return _reply_to(revision, lambda rev: RevisionReply(rev=rev))
+
+
+def _reply_to(outcome: Future[_T], make: Callable[[_T], Reply]) -> Future[Reply]:
+    """Return a future of the reply that ``make`` makes of an outcome."""
     reply: Future[Reply] = Future()
 
-    def settle(done: Future[int]) -> None:
+    def settle(done: Future[_T]) -> None:
         error = done.exception()
         if error is not None:
             reply.set_exception(error)
         else:
-            reply.set_result(RevisionReply(rev=done.result()))
+            reply.set_result(make(done.result()))
 
-    revision.add_done_callback(settle)
+    outcome.add_done_callback(settle)
     return reply
 
 
@@ -483,6 +502,7 @@ READS: Final[dict[type[requests.Request], Callable[[Node, Any], Answer]]] = {
     requests.Slow: slow,
     requests.Snapshot: snapshot,
     requests.End: end,
+    requests.Promote: promote,
 }
 
 WRITES: Final[dict[type[requests.Request], Write]] = {

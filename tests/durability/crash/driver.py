@@ -125,6 +125,7 @@ class Driver:
             stop=self._end,
             slow=SlowLog(0, Activities()),
             role=Role(),
+            promote=lambda _: Future(),
         )  # fmt: skip
 
     def __enter__(self) -> Self:
