@@ -38,6 +38,10 @@ _log = logging.getLogger("zkv.durability")
 _NO_LIMIT: Final = 2**63 - 1
 
 
+class NoSuchMomentError(DataDirError):
+    """A directory does not have a moment."""
+
+
 class Moment(NamedTuple):
     """A revision, or a time in Unix ms; neither = the newest."""
 
@@ -140,7 +144,7 @@ def state_at(view: FrozenView, moment: Moment, up_to_damage: bool = False) -> St
 
     Raises:
         DamageError: damage is on the way, and the message says what can be reached.
-        DataDirError: the directory does not have the moment.
+        NoSuchMomentError: the directory does not have the moment.
         FormatError, OSError: a file cannot be read.
     """
     heads: list[Loaded | None] = [head for head in reversed(_heads(view)) if moment.allows(head)]
@@ -159,7 +163,7 @@ def state_at(view: FrozenView, moment: Moment, up_to_damage: bool = False) -> St
             _log.warning("%s; an older snapshot leads to %s", each.error, moment)
         return state
     if not failed:
-        raise DataDirError(f"{view.layout.directory}: does not have {moment}: {_oldest(view)}")
+        raise NoSuchMomentError(f"{view.layout.directory}: does not have {moment}: {_oldest(view)}")
     best = max(failed, key=lambda each: each.rev)
     if best.rev < 0:
         raise failed[0].error
@@ -194,7 +198,7 @@ class _Way:
     def go(self, stops_at_damage: bool = False) -> State:
         """Return the state at the moment, or before the damage.
 
-        Raises DamageError, DataDirError, OSError.
+        Raises DamageError, NoSuchMomentError, OSError.
         """
         moment, replay = self._moment, self._load()
         try:
@@ -206,7 +210,7 @@ class _Way:
             lsn = replay.lsn
         else:
             if moment.rev is not None and replay.rev != moment.rev:
-                raise DataDirError(
+                raise NoSuchMomentError(
                     f"{self._view.layout.directory}: there is no revision {moment.rev}: the last "
                     f"one before it is {replay.rev}"
                 )

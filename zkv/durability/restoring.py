@@ -7,24 +7,47 @@ divergence the history that went on counts; the other one is restored from its p
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zkv.durability import archive, moments
 from zkv.durability.backup import Known, write_restored
 from zkv.durability.frozen_view import FrozenView
 from zkv.durability.layout import explain
+from zkv.durability.moments import NoSuchMomentError
 from zkv.errors import DataDirError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from zkv.durability.archive import PartRecord
+    from zkv.durability.archive import Why
     from zkv.durability.backup import State
     from zkv.durability.check import Survey
     from zkv.durability.files import Files
     from zkv.durability.moments import Moment, Span
 
 _log = logging.getLogger("zkv.durability")
+
+
+_HOW: Final[dict[Why, str]] = {
+    "begun": "",
+    "gap": ", after a gap",
+    "diverged": ", of another history than the part before",
+    "damaged": ", after damage",
+}
+
+
+class _Place(NamedTuple):
+    """A data directory that may have the moment.
+
+    Args:
+        directory: where it is.
+        span: what it has.
+        text: that says so.
+    """
+
+    directory: Path
+    span: Span
+    text: str
 
 
 class Restored(NamedTuple):
@@ -62,60 +85,53 @@ def restore_moment(
         LockedError: another process has just begun to use ``target``.
     """
     try:
-        place, spans = _find(files, source, moment)
+        places = _find(files, source)
         known = Known(
-            max([above, *[each.last_rev for each in spans]]), max(each.term for each in spans)
+            max([above, *[each.span.last_rev for each in places]]),
+            max([0, *[each.span.term for each in places]]),
         )
-        reached: list[tuple[int, int]] = []
-
-        def load() -> State:
-            state = moments.state_at(view, moment, up_to_damage)
-            reached.append((state.rev, state.time))
-            return state
-
-        with FrozenView(files, place) as view:
-            survey = write_restored(files, source, load, target, known)
+        missing: NoSuchMomentError | None = None
+        for place in reversed(places):
+            if place.span.has(moment):
+                if place != places[-1]:
+                    _log.warning("looking for %s in %s", moment, place.text)
+                try:
+                    return _restore(files, place, target, moment, known, up_to_damage)
+                except NoSuchMomentError as error:  # A promotion has left out that revision.
+                    missing = missing or error
     except OSError as error:
         raise DataDirError(explain(error, source)) from error
+    listed = "; ".join(each.text for each in places) or "nothing"
+    raise missing or NoSuchMomentError(f"{source}: does not have {moment}, but {listed}")
+
+
+def _restore(
+    files: Files, place: _Place, target: Path, moment: Moment, known: Known, up_to_damage: bool
+) -> Restored:
+    reached: list[tuple[int, int]] = []
+
+    def load() -> State:
+        state = moments.state_at(view, moment, up_to_damage)
+        reached.append((state.rev, state.time))
+        return state
+
+    with FrozenView(files, place.directory) as view:
+        survey = write_restored(files, place.directory, load, target, known)
     return Restored(survey, *reached[0])
 
 
-def _find(files: Files, source: Path, moment: Moment) -> tuple[Path, list[Span]]:
-    """Return the directory that has the moment, and all spans. Raises DataDirError, OSError."""
+def _find(files: Files, source: Path) -> list[_Place]:
+    """Return the parts of an archive, the oldest first, or the directory itself.
+
+    Raises DataDirError, OSError.
+    """
     if not archive.is_archive(files, source):
         with FrozenView(files, source) as view:
             span = moments.span(view)
-        _require([span], moment, f"{source}: does not have {moment}: it has {span}")
-        return source, [span]
-    parts = archive.read_record(files, source).parts
-    if not parts:
-        raise DataDirError(f"{source}: this archive has nothing yet")
-    spans = [_span_of(files, source, part) for part in parts]
-    _require(spans, moment, f"{source}: does not have {moment}: {_listed(parts, spans)}")
-    number = max(place for place, span in enumerate(spans) if span.has(moment))
-    if number < len(parts) - 1:
-        _log.warning("%s has %s: %s", parts[number].name, moment, _listed(parts, spans))
-    return source / parts[number].name, spans
-
-
-def _span_of(files: Files, source: Path, part: PartRecord) -> Span:
-    with FrozenView(files, source / part.name) as view:
-        return moments.span(view, part.until)
-
-
-def _require(spans: list[Span], moment: Moment, message: str) -> None:
-    if not any(span.has(moment) for span in spans):
-        raise DataDirError(message)
-
-
-def _listed(parts: list[PartRecord], spans: list[Span]) -> str:
-    texts = []
-    for part, span in zip(parts, spans, strict=True):
-        how = {
-            "begun": "",
-            "gap": ", after a gap",
-            "diverged": ", of another history than the part before",
-            "damaged": ", after damage",
-        }[part.why]
-        texts.append(f"{part.name}{how}: {span}")
-    return "; ".join(texts)
+        return [_Place(source, span, str(span))]
+    places = []
+    for part in archive.read_record(files, source).parts:
+        with FrozenView(files, source / part.name) as view:
+            span = moments.span(view, part.until)
+        places.append(_Place(source / part.name, span, f"{part.name}{_HOW[part.why]}: {span}"))
+    return places
