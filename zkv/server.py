@@ -45,9 +45,12 @@ from zkv.keyspace import CacheBound
 from zkv.log import AUDIT
 from zkv.metrics.endpoint import REFUSED, MetricsEndpoint
 from zkv.protocol.codec import KeyLimits
+from zkv.replication.role import Role
+from zkv.replication.source import Source
 from zkv.requests.account import Account
 from zkv.requests.commands import Node, make_info
 from zkv.requests.lane import open_lane, open_worker_lane
+from zkv.requests.parking import Parking
 from zkv.requests.slow_log import SlowLog
 from zkv.users.registry import Users
 
@@ -106,7 +109,11 @@ class ServerCore:
         self.activities = Activities()
         """The activities beside requests."""
         self._slow = SlowLog(settings.metrics.slow, self.activities)
+        self.role = Role()
+        """What it is to its store."""
         self._engine: Engine
+        self._parking: Parking
+        self._source: Source | None = None
         self._serving = False
         """True once requests are answered."""
         self.metrics = ""
@@ -281,6 +288,9 @@ class ServerCore:
         engine.keyspace.set_caches([
             CacheBound(each.prefix, each.max_bytes, each.policy) for each in self._settings.cache
         ])  # fmt: skip
+        self._parking = parking = Parking(engine)
+        if engine.disk is not None:
+            self._source = Source(engine, engine.disk, self.role, parking.later)
         keys = KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch)
         self._node = Node(
             engine=engine,
@@ -289,18 +299,26 @@ class ServerCore:
             facts=self._facts,
             stop=self._end,
             slow=self._slow,
+            role=self.role,
+            parking=self._parking,
+            source=self._source,
         )
         self._lane = open_lane(engine.keyspace, keys, limits.max_reply_bytes, engine.syncs_each)
         self._broker.publish(engine.keyspace)
-        engine.when_safe(self._broker.commits_are_safe)
+        engine.when_safe(self._commits_are_safe)
         engine.start()
         return engine
+
+    def _commits_are_safe(self) -> None:
+        self._broker.commits_are_safe()
+        self._parking.commits_are_safe()
 
     def _stop(self) -> None:
         with self._ending:
             self._stopping = True
             ended = self._ended
         _log.info("stopping")
+        self._parking.close()
         try:
             rev = self._engine.save()
         except BaseException as error:
@@ -314,6 +332,8 @@ class ServerCore:
             if ended is not None:
                 ended.set_result(rev)
         self._broker.stop()
+        if self._source is not None:
+            self._source.close()
         self._engine.close()
         self._close_metrics()
         _log.info("stopped")

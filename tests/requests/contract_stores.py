@@ -30,7 +30,9 @@ from zkv.durability.files import Files
 from zkv.engine import Engine
 from zkv.errors import ReadOnly
 from zkv.protocol.codec import KeyLimits
+from zkv.replication.role import Role
 from zkv.requests.commands import Node
+from zkv.requests.parking import Parking
 from zkv.requests.slow_log import SlowLog
 from zkv.users.quota import Quota
 from zkv.users.rights import User
@@ -177,6 +179,9 @@ def node_for(engine: Engine, settings: Settings) -> Node:
         facts=facts,
         stop=stop,
         slow=SlowLog(0, Activities()),
+        role=Role(),
+        parking=Parking(engine),
+        source=None,
     )
 
 

@@ -29,7 +29,9 @@ from zkv.durability.files import Files
 from zkv.errors import ReadOnly
 from zkv.keyspace import view
 from zkv.protocol.codec import KeyLimits
+from zkv.replication.role import Role
 from zkv.requests.commands import Node
+from zkv.requests.parking import Parking
 from zkv.requests.slow_log import SlowLog
 
 POLICIES: Final = ["always", "interval", "never"]
@@ -123,6 +125,9 @@ class Driver:
             },
             stop=self._end,
             slow=SlowLog(0, Activities()),
+            role=Role(),
+            parking=Parking(self.engine),
+            source=None,
         )  # fmt: skip
 
     def __enter__(self) -> Self:
