@@ -22,7 +22,7 @@ from zkv.durability.files import Files
 from zkv.durability.snapshotter import Snapshotter
 from zkv.durability.storage import Storage
 from zkv.durability.wal import Wal
-from zkv.errors import BadRequest, DataDirError
+from zkv.errors import BadRequest, DataDirError, ReadOnly
 from zkv.keyspace import Expirer, History, Keyspace, MemoryLog, Sessions
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ KEPT_BYTES: Final = 1024 * 1024
 """Bytes of safe commits for which it is worth to take the lock and free what undoes them."""
 
 
-class _OnDisk:
+class OnDisk:
     """The parts that a data directory needs: files, the log, and the threads that write them.
 
     Args:
@@ -56,7 +56,7 @@ class _OnDisk:
 
     def __init__(self, settings: DurabilitySettings, data_dir: str, files: Files) -> None:
         self._settings = settings
-        self._files = files
+        self.files = files
         self.storage = Storage(_absolute(data_dir), files)
 
     def recover(self, sessions: Sessions, history: History) -> Recovered:
@@ -65,7 +65,7 @@ class _OnDisk:
         settings = self._settings
         try:
             self.wal = Wal(
-                self._files,
+                self.files,
                 self.storage.wal_directory,
                 recovered.rev,
                 recovered.lsn,
@@ -135,7 +135,8 @@ class Engine:
         """True if safe means on disk: the policy is `always`."""
         self.log: CommitLog = MemoryLog()
         """The log of the commits."""
-        self._disk: _OnDisk | None = None
+        self.disk: OnDisk | None = None
+        """What it has in its data directory; None if there is none."""
         sessions, history = _remembering(limits)
         if settings.data_dir is None:
             self.keyspace = Keyspace(
@@ -143,16 +144,16 @@ class Engine:
             )
             self._expirer = Expirer(self.keyspace, self._secure_removals)
             return
-        self._disk = _OnDisk(settings, settings.data_dir, files or Files())
+        self.disk = OnDisk(settings, settings.data_dir, files or Files())
         try:
-            self._open(self._disk, sessions, history, now, limits.max_memory)
+            self._open(self.disk, sessions, history, now, limits.max_memory)
         except BaseException:
-            self._disk.storage.close()
+            self.disk.storage.close()
             raise
 
     def _open(
         self,
-        disk: _OnDisk,
+        disk: OnDisk,
         sessions: Sessions,
         history: History,
         now: Callable[[], int] | None,
@@ -179,9 +180,9 @@ class Engine:
     def start(self) -> None:
         """Start the threads."""
         self._started = True
-        if self._disk is not None:
-            self._disk.committer.start()
-            self._disk.snapshotter.start()
+        if self.disk is not None:
+            self.disk.committer.start()
+            self.disk.snapshotter.start()
         if self._leads:
             self._expirer.start()
 
@@ -211,10 +212,9 @@ class Engine:
         return self.log.durable_rev
 
     @property
-    def on_disk(self) -> tuple[int, int]:
-        """The log number and the revision of the newest commit on disk."""
-        wal = None if self._disk is None else self._disk.wal
-        return (0, 0) if wal is None else (wal.durable_lsn, wal.durable_rev)
+    def durable_lsn(self) -> int:
+        """The log number of the newest commit on disk; of the newest safe one if there is none."""
+        return self.log.safe_lsn if self.disk is None else self.disk.wal.durable_lsn
 
     @property
     def epoch(self) -> int:
@@ -234,7 +234,7 @@ class Engine:
     @property
     def syncs_quickly(self) -> bool:
         """True if recent syncs were quick, and no snapshot is being written."""
-        busy = self._disk is not None and self._disk.snapshotter.writing.since is not None
+        busy = self.disk is not None and self.disk.snapshotter.writing.since is not None
         return self.log.syncs_quickly and not busy
 
     def secure(self, patient: bool = True) -> None:
@@ -257,17 +257,17 @@ class Engine:
 
     def flush(self) -> int:
         """Put all commits on disk, and return the newest revision. Raises ReadOnly."""
-        if self._disk is not None:
-            self._disk.wal.flush()
+        if self.disk is not None:
+            self.disk.wal.flush()
         with self.keyspace.lock:
             return self.keyspace.rev
 
     def submit(self, group: CommitGroup) -> None:
         """Make another thread complete ``group`` once its commits are safe, or on disk."""
-        if self._disk is None:
+        if self.disk is None:
             self.settle(group)
         else:
-            self._disk.committer.submit(group)
+            self.disk.committer.submit(group)
 
     def settle(self, group: CommitGroup, patient: bool = True) -> bool:
         """Complete ``group`` in this thread, which may wait for the disk; return True if done.
@@ -286,9 +286,26 @@ class Engine:
             group.lsn = self.log.last_lsn
             self.submit(group)
 
+    def identify(self) -> None:
+        """Give the store an identity, on disk, if it has none. Waits for the disk if so.
+
+        Raises ReadOnly if that cannot be written.
+        """
+        keyspace = self.keyspace
+        terms = keyspace.lineage.terms
+        if terms and terms[0].first_lsn <= self.durable_lsn:
+            return
+        with keyspace.lock:
+            if not keyspace.lineage.terms:
+                keyspace.begin_term(keyspace.lineage.next_start(), keyspace.rev)
+            lsn = keyspace.lineage.terms[0].first_lsn
+        self.log.commit(lsn, durable=True)
+        if not keyspace.lineage.terms:  # It was rolled back, and others have that number now.
+            raise ReadOnly("the identity of the store could not be written")
+
     def when_safe(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called, in any thread, whenever commits have become safe."""
-        if self._disk is None:  # Nothing has to be forgotten, and the keyspace's lock is held.
+        if self.disk is None:  # Nothing has to be forgotten, and the keyspace's lock is held.
             self.log.on_safe = callback
             return
 
@@ -319,9 +336,9 @@ class Engine:
 
         Raises BadRequest if there is no data directory.
         """
-        if self._disk is None:
+        if self.disk is None:
             raise BadRequest("this server keeps its data in memory alone: it has no snapshots")
-        return self._disk.snapshotter.snapshot()
+        return self.disk.snapshotter.snapshot()
 
     def save(self) -> int:
         """Refuse writes from now on, and write the final snapshot; return the last revision.
@@ -330,27 +347,27 @@ class Engine:
         """
         rev = self.keyspace.end()
         self._expirer.close()
-        return rev if self._disk is None else self._disk.snapshotter.close()
+        return rev if self.disk is None else self.disk.snapshotter.close()
 
     def close(self) -> None:
         """Release the data directory. The engine must not be used any more."""
-        if self._disk is not None and self._started:
-            self._disk.committer.close()
+        if self.disk is not None and self._started:
+            self.disk.committer.close()
         self.log.close()
-        if self._disk is not None:
-            self._disk.storage.close()
+        if self.disk is not None:
+            self.disk.storage.close()
 
     def statistics(self) -> dict[str, Any]:
         """Return INFO's ``durability``: settings, and figures of the log and snapshots."""
-        if self._disk is None:
+        if self.disk is None:
             return {"data_dir": None}
         settings: dict[str, Any] = msgspec.to_builtins(self.settings)
-        wal = self._disk.wal
+        wal = self.disk.wal
         log = {
             "format": formats.CURRENT, "log_bytes": wal.bytes_written, "syncs": wal.syncs,
             "refusal": wal.refusal,
         }  # fmt: skip
-        return settings | log | self._disk.snapshotter.statistics()
+        return settings | log | self.disk.snapshotter.statistics()
 
     def activity(self) -> dict[str, Any]:
         """Return INFO's fields in ``stats`` about the lock, expiry, and log and snapshots."""
@@ -359,15 +376,15 @@ class Engine:
             "expired": self.keyspace.expired,
             "evicted": self.keyspace.evicted,
         }
-        if self._disk is None:
+        if self.disk is None:
             return activity
-        wal, storage = self._disk.wal, self._disk.storage
+        wal, storage = self.disk.wal, self.disk.storage
         return activity | {
             "fsync": wal.sync_times.report(),
             "group_commits": wal.commits_per_sync.report(),
             "log_bytes": storage.closed_log_size() + wal.segment_size,
             "read_only_since": wal.refused_since,
-            "snapshot": self._disk.snapshotter.condition(),
+            "snapshot": self.disk.snapshotter.condition(),
         }
 
 

@@ -203,7 +203,8 @@ class Snapshotter:
         try:
             if self._wal.broken:
                 self._storage.put_in_order()
-            if self._keyspace.rev == self._saved_rev and not self._wal.broken:
+            unneeded = not self._wal.broken and not self._wal.doubted
+            if self._keyspace.rev == self._saved_rev and unneeded:
                 self._wal.flush()  # It may hold replies to requests that changed nothing.
                 return self._saved_rev
             try:

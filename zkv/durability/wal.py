@@ -162,11 +162,11 @@ class Wal:
         self.commits_per_sync = Buckets()
         self.refused_since: float | None = None
         """Unix time since which writes have been refused; None = they are not."""
+        self.begun: list[segment.SegmentHeader] = []
+        """The headers of the segments that this process has begun. Only ever grows; any thread."""
+        self._doubted = False
         self._sync_seconds = 0.0  # The slowest recent sync; each later one lowers it by a tenth.
-        self._offset = 0
-        self._synced = 0
-        self._first_rev = 0
-        self._salt = 0
+        self._offset = self._synced = self._first_rev = self._salt = 0
         self._file = self._begin_segment(rev + 1) if end is None else self._open_segment(end)
 
     def attach(
@@ -299,13 +299,13 @@ class Wal:
         self.on_safe()
 
     def begin_snapshot(self) -> None:
-        """Begin a new segment if the current one is large enough (`LEAST_SHARE`).
+        """Begin a new segment if the current one is large enough (`LEAST_SHARE`), or doubted.
 
         The coming snapshot then covers the old segment, so that it can be removed. Raises ReadOnly
         if the old segment cannot be made durable.
         """
         with self._io:
-            worth_it = self._offset >= self._segment_bytes // LEAST_SHARE
+            worth_it = self._doubted or self._offset >= self._segment_bytes // LEAST_SHARE
             if self._broken or not worth_it or self.written_rev < self._first_rev:
                 return
             try:
@@ -335,6 +335,16 @@ class Wal:
             self._note_safe()
             self._broken = False
             self._resume()
+
+    @property
+    def doubted(self) -> bool:
+        """True if the newest segment cannot be read back: the next snapshot is to replace it."""
+        return self._doubted
+
+    def doubt(self, salt: int) -> None:
+        """Note that the segment with this salt cannot be read back. Any thread."""
+        with self._io:
+            self._doubted = self._doubted or salt == self._salt
 
     def disorder(self) -> str | None:
         """Describe what others have done to the newest segment's file; None = nothing."""
@@ -506,6 +516,8 @@ class Wal:
             raise
         self._offset = self._synced = header.size
         self._first_rev, self._salt = first_rev, header.salt
+        self._doubted = False
+        self.begun.append(header)  # Last: from now on nothing is written to the one before.
         return file
 
     def _remove_failed(self, path: Path) -> None:
