@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from zkv.engine import Engine
     from zkv.keyspace import Commit
+    from zkv.keyspace.lineage import Lineage
     from zkv.replication.stream import Pulled
 
 _log = logging.getLogger("zkv.replication")
@@ -88,13 +89,17 @@ class BeginAnew(NamedTuple):
 
     Args:
         reason: for people.
-        store: the identity of the primary's store; empty = not known.
-        common: the last log number that both have; None = the primary has it no more.
+        diverged: there are commits here that are not in the history of the primary.
+        common: the last log number that both have, as far as the primary knows.
+        lineage: of the store here.
+        lsn: the newest log number here.
     """
 
     reason: str
-    store: str
-    common: int | None
+    diverged: bool
+    common: int
+    lineage: Lineage
+    lsn: int
 
 
 class Promoted(NamedTuple):
@@ -196,7 +201,7 @@ class Standby:
             self._step(source)
         except RefusedError as error:
             if error.code in ANEW and not self._closing.is_set():
-                self._begin_anew(source, error)
+                self._begin_anew(error)
             else:
                 source.go_on()
                 self._fail(source, str(error))
@@ -259,14 +264,14 @@ class Standby:
         if self._failures % source.places == 0:
             self._closing.wait(RETRY_SECONDS)
 
-    def _begin_anew(self, source: Primary, error: RefusedError) -> None:
-        common = error.reply.get("common") if error.code == "DIVERGED" else None
-        try:
-            info = source.ask({"op": "INFO"}, RETRY_SECONDS * 10)
-            store = str(info["replication"]["store"])
-        except (StreamError, KeyError, TypeError):
-            store = ""
-        self.anew = BeginAnew(str(error), store, common if isinstance(common, int) else None)
+    def _begin_anew(self, error: RefusedError) -> None:
+        common = error.reply.get("common")
+        with self._engine.keyspace.lock:
+            lineage, lsn = self._engine.keyspace.lineage, self._engine.last_lsn
+        self.anew = BeginAnew(
+            str(error), error.code == "DIVERGED", common if isinstance(common, int) else 0,
+            lineage, lsn,
+        )  # fmt: skip
         self._stop()
         self._closing.set()
 

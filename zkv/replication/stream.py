@@ -122,6 +122,7 @@ class FetchedSnapshot(NamedTuple):
     rev: int
     lsn: int
     size: int
+    lineage: Lineage
 
 
 def pull(ask: Ask, member: str, after: Position, on_disk: Confirmed, wait: int = WAIT_MS) -> Pulled:
@@ -219,7 +220,8 @@ def fetch_snapshot(
         files.write(file, part.data)
         rev, offset = part.snapshot, offset + len(part.data)
         if offset >= part.size:
-            return FetchedSnapshot(rev, part.lsn, part.size)
+            lineage = Lineage(part.store, part.terms)
+            return FetchedSnapshot(rev, part.lsn, part.size, lineage)
 
 
 def _unpack(payloads: list[bytes], after: int) -> list[Commit]:
