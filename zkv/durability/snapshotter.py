@@ -152,7 +152,9 @@ class Snapshotter:
             try:
                 if not self._is_time(bool(asked)):
                     continue
-                outcome = self._save_changes()
+                # Whoever asks wants a file; another server may, before the first write.
+                wants_file = self._newest_at is None and any(asked)
+                outcome = self._save_changes(wants_file)
             except BaseException:  # A bug; the thread continues.
                 _log.critical("the snapshot failed", exc_info=True)
                 outcome = self._count_failure("the snapshot failed; see the server's log")
@@ -198,12 +200,12 @@ class Snapshotter:
             self._wal.try_again()
         return news
 
-    def _save_changes(self) -> int | ReadOnly:
-        """Save if anything changed; returns the saved revision, or the error."""
+    def _save_changes(self, wants_file: bool) -> int | ReadOnly:
+        """Save if anything changed, or in any case; returns the saved revision, or the error."""
         try:
             if self._wal.broken:
                 self._storage.put_in_order()
-            unneeded = not self._wal.broken and not self._wal.doubted
+            unneeded = not (self._wal.broken or self._wal.doubted or wants_file)
             if self._keyspace.rev == self._saved_rev and unneeded:
                 self._wal.flush()  # It may hold replies to requests that changed nothing.
                 return self._saved_rev
