@@ -199,7 +199,20 @@ class Engine:
             if self.disk is not None and isinstance(self.disk.wal, ConfirmedWal):
                 self.identify()  # Nobody can confirm anything of a store that has no identity.
                 self.disk.wal.ask(starts=True)
+            if self.lasting and not self.syncs_each:
+                self._begin_term_if_copied()
             self._expirer.start()
+
+    def _begin_term_if_copied(self) -> None:
+        """Begin a term if others may have copied this store: it may have lost what they have.
+
+        Without it, commits that a power cut took from here would get their numbers again, and a
+        standby would take its own for them.
+        """
+        with self.keyspace.lock:
+            lineage = self.keyspace.lineage
+            if lineage.store:
+                self.keyspace.begin_term(lineage.next_start(), self.keyspace.rev)
 
     def lead(self) -> None:
         """Decide from now on what expires, and when."""
