@@ -137,7 +137,7 @@ def test_requests_and_their_times(server: ServerInProcess, client: Raw) -> None:
     }
     assert requests == {
         ("PUT", "OK"): 1, ("GET", "NOT_FOUND"): 1, ("COUNT", "OK"): 1, ("REPLICATE", "OK"): 1,
-       ("SNAPSHOT", "OK"): 1,
+        ("SNAPSHOT", "OK"): 1,
         ("-", "BAD_REQUEST"): 1,
     }  # fmt: skip
     times = found["zkv_request_seconds"].samples
