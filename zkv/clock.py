@@ -4,6 +4,9 @@ It returns Unix time in milliseconds, but after its start it follows the machine
 the system clock, in either direction, changes no expiry while the server runs. After a restart it
 begins at the system clock or at the time of the last logged commit, whichever is later: a key that
 has been seen to expire never comes back.
+
+The clock of a standby follows that of its primary, and its system clock does not count: if it were
+an hour ahead, all keys would expire when the standby is promoted.
 """
 
 from __future__ import annotations
@@ -20,12 +23,21 @@ class Clock:
 
     Args:
         not_before: the earliest time to return, in ms.
+        follows: begin exactly there, and go on by the uptime and by `follow`.
     """
 
-    def __init__(self, not_before: int = 0) -> None:
-        uptime = time.clock_gettime_ns(_UPTIME) // _NS_PER_MS
-        self._base = max(time.time_ns() // _NS_PER_MS, not_before) - uptime
+    def __init__(self, not_before: int = 0, follows: bool = False) -> None:
+        system = 0 if follows else time.time_ns() // _NS_PER_MS
+        self._base = max(system, not_before) - _uptime()
 
     def __call__(self) -> int:
         """Return the Unix time in ms; never less than before."""
-        return self._base + time.clock_gettime_ns(_UPTIME) // _NS_PER_MS
+        return self._base + _uptime()
+
+    def follow(self, other: int) -> None:
+        """Go forward to the time of another clock, in ms, if that is later. One thread."""
+        self._base = max(self._base, other - _uptime())
+
+
+def _uptime() -> int:
+    return time.clock_gettime_ns(_UPTIME) // _NS_PER_MS

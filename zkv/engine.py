@@ -19,6 +19,7 @@ from zkv.clock import Clock
 from zkv.durability import formats
 from zkv.durability.committer import CommitGroup, Committer, settle
 from zkv.durability.files import Files
+from zkv.durability.quorum import ConfirmedWal, Quorum
 from zkv.durability.snapshotter import Snapshotter
 from zkv.durability.storage import Storage
 from zkv.durability.wal import Wal
@@ -47,6 +48,7 @@ class OnDisk:
         settings: the durability settings, with a ``data_dir``.
         data_dir: the directory.
         files: access to the file system.
+        quorum: the servers that have to confirm commits; None = none.
 
     Raises:
         LockedError: another server uses the data directory.
@@ -54,8 +56,16 @@ class OnDisk:
         DataDirError: the directory cannot be used.
     """
 
-    def __init__(self, settings: DurabilitySettings, data_dir: str, files: Files) -> None:
+    def __init__(
+        self,
+        settings: DurabilitySettings,
+        data_dir: str,
+        files: Files,
+        quorum: Quorum | None = None,
+    ) -> None:
         self._settings = settings
+        self._quorum = quorum
+        self.wal: Wal
         self.files = files
         self.storage = Storage(_absolute(data_dir), files)
 
@@ -64,14 +74,13 @@ class OnDisk:
         recovered = self.storage.load(sessions, history)
         settings = self._settings
         try:
-            self.wal = Wal(
-                self.files,
-                self.storage.wal_directory,
-                recovered.rev,
-                recovered.lsn,
-                recovered.end,
-                settings.segment_bytes,
-                settings.fsync == "always",
+            place = self.storage.wal_directory
+            rev, lsn, end = recovered.rev, recovered.lsn, recovered.end
+            size, each = settings.segment_bytes, settings.fsync == "always"
+            self.wal = (
+                Wal(self.files, place, rev, lsn, end, size, each)
+                if self._quorum is None
+                else ConfirmedWal(self.files, place, rev, lsn, end, size, self._quorum)
             )
         except OSError as error:
             place = error.filename or self.storage.wal_directory
@@ -105,6 +114,8 @@ class Engine:
         files: access to the file system.
         now: the clock, Unix time in ms; by default one that is never earlier than the data.
         activities: gets those of the log and of snapshots.
+        leads: True if the server decides what expires, and when; False for a standby.
+        quorum: the servers that have to confirm commits before they are safe; None = none.
 
     Raises:
         LockedError: another server uses the data directory.
@@ -119,7 +130,13 @@ class Engine:
         files: Files | None = None,
         now: Callable[[], int] | None = None,
         activities: Activities | None = None,
+        leads: bool = True,
+        quorum: Quorum | None = None,
     ) -> None:
+        self._quorum = quorum
+        self._leads = leads
+        self.clock = Clock()
+        """The clock by which entries expire, unless it was passed in."""
         self.settings = settings
         self._activities = activities or Activities()
         self._started = False
@@ -135,11 +152,11 @@ class Engine:
         sessions, history = _remembering(limits)
         if settings.data_dir is None:
             self.keyspace = Keyspace(
-                now or Clock(), sessions, history, log=self.log, max_memory=limits.max_memory
+                now or self.clock, sessions, history, log=self.log, max_memory=limits.max_memory
             )
             self._expirer = Expirer(self.keyspace, self._secure_removals)
             return
-        self.disk = OnDisk(settings, settings.data_dir, files or Files())
+        self.disk = OnDisk(settings, settings.data_dir, files or Files(), quorum)
         try:
             self._open(self.disk, sessions, history, now, limits.max_memory)
         except BaseException:
@@ -156,7 +173,8 @@ class Engine:
     ) -> None:
         recovered = disk.recover(sessions, history)
         self.log = log = disk.wal
-        clock = now or Clock(recovered.time)
+        self.clock = Clock(recovered.time, follows=not self._leads)
+        clock = now or self.clock
         self.keyspace = Keyspace(
             clock,
             sessions,
@@ -177,6 +195,30 @@ class Engine:
         if self.disk is not None:
             self.disk.committer.start()
             self.disk.snapshotter.start()
+        if self._leads:
+            if self.disk is not None and isinstance(self.disk.wal, ConfirmedWal):
+                self.identify()  # Nobody can confirm anything of a store that has no identity.
+                self.disk.wal.ask(starts=True)
+            if self.lasting and not self.syncs_each:
+                self._begin_term_if_copied()
+            self._expirer.start()
+
+    def _begin_term_if_copied(self) -> None:
+        """Begin a term if others may have copied this store: it may have lost what they have.
+
+        Without it, commits that a power cut took from here would get their numbers again, and a
+        standby would take its own for them.
+        """
+        with self.keyspace.lock:
+            lineage = self.keyspace.lineage
+            if lineage.store:
+                self.keyspace.begin_term(lineage.next_start(), self.keyspace.rev)
+
+    def lead(self) -> None:
+        """Decide from now on what expires, and when."""
+        self._leads = True
+        if self.disk is not None and isinstance(self.disk.wal, ConfirmedWal):
+            self.disk.wal.ask(starts=False)
         self._expirer.start()
 
     @property
@@ -249,6 +291,23 @@ class Engine:
         """
         return self.log.commit(self.log.last_lsn, durable=True, patient=False)
 
+    def confirm(self, standby: str, lsn: int) -> None:
+        """Note what a standby has on its disk, if commits have to be confirmed. Any thread."""
+        if self._quorum is not None:
+            self._quorum.confirm(standby, lsn)
+
+    @property
+    def needs_confirmation(self) -> bool:
+        """True if commits are safe only once standbys have confirmed them."""
+        return self._quorum is not None and self._quorum.active
+
+    def flush(self) -> int:
+        """Put all commits on disk, and return the newest revision. Raises ReadOnly."""
+        if self.disk is not None:
+            self.disk.wal.flush()
+        with self.keyspace.lock:
+            return self.keyspace.rev
+
     def submit(self, group: CommitGroup) -> None:
         """Make another thread complete ``group`` once its commits are safe, or on disk."""
         if self.disk is None:
@@ -311,7 +370,7 @@ class Engine:
         What waits is held in memory several times: in the table, the history, and with requests.
         """
         log = self.log
-        return log.appended_bytes - log.safe_bytes > UNSAFE_BYTES
+        return log.appended_bytes - log.kept_bytes > UNSAFE_BYTES
 
     def _forget_safe(self) -> None:
         """Free what was kept for a rollback. If that is little, the next commit does it."""
@@ -335,7 +394,7 @@ class Engine:
 
         Raises ReadOnly if not everything could be saved.
         """
-        rev = self.keyspace.seal()
+        rev = self.keyspace.end()
         self._expirer.close()
         return rev if self.disk is None else self.disk.snapshotter.close()
 

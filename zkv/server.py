@@ -23,7 +23,7 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -37,16 +37,21 @@ from zkv.broker.subscriptions import LONGEST_TOPIC, TopicBounds
 from zkv.broker.worker import WorkerHandler
 from zkv.collector import resident_bytes
 from zkv.config import fit_memory
+from zkv.durability.files import Files
+from zkv.durability.quorum import Quorum
 from zkv.endpoint import is_exposed
 from zkv.engine import Engine
-from zkv.errors import ConfigError, EndpointError, ReadOnly, ShuttingDown
+from zkv.errors import BadRequest, ConfigError, DataDirError, EndpointError, ReadOnly, ShuttingDown
 from zkv.keys import read_key_file
 from zkv.keyspace import CacheBound
 from zkv.log import AUDIT
 from zkv.metrics.endpoint import REFUSED, MetricsEndpoint
 from zkv.protocol.codec import KeyLimits
+from zkv.replication.handover import HandOver
+from zkv.replication.place import read_role, write_role
 from zkv.replication.role import Role
 from zkv.replication.source import Source
+from zkv.replication.standby import BeginAnew, Primary, Promoted, Standby
 from zkv.requests.account import Account
 from zkv.requests.commands import Node, make_info
 from zkv.requests.lane import open_lane, open_worker_lane
@@ -58,7 +63,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zkv.config import Settings
-    from zkv.durability.files import Files
     from zkv.log import AnyRecord
 
 _log = logging.getLogger("zkv.server")
@@ -81,6 +85,20 @@ class Event(enum.Enum):
     FRONT_DIED = enum.auto()
 
 
+class Following(NamedTuple):
+    """What a standby needs to know of its primary.
+
+    Args:
+        source: the connection to it.
+        member: the name of the standby.
+        leader: endpoints to which clients are sent.
+    """
+
+    source: Primary
+    member: str
+    leader: list[str]
+
+
 class ServerCore:
     """A server, not started yet.
 
@@ -88,6 +106,7 @@ class ServerCore:
         settings: all settings.
         write_log: takes request records while the settings say so; None if it never does.
         files: access to the file system.
+        following: the primary of which it is a standby; None: it leads its store.
     """
 
     def __init__(
@@ -95,8 +114,12 @@ class ServerCore:
         settings: Settings,
         write_log: Callable[[list[AnyRecord]], None] | None = None,
         files: Files | None = None,
+        following: Following | None = None,
     ) -> None:
         self._settings = settings
+        self._following = following
+        self._standby: Standby | None = None
+        self._hand_over: HandOver | None = None
         self._limits, self._fitted = fit_memory(settings.limits)
         self._write_log = write_log
         self._files = files
@@ -171,6 +194,8 @@ class ServerCore:
         workers = self._settings.server.workers
         self._broker.serve(workers, self._make_handler, self._make_front_handler)
         self._serving = True
+        if self._standby is not None:
+            self._standby.start()
         if self._doors.users is not None:
             _audit.info("audit: %d users in %s", len(self._doors.users), self._doors.users.path)
         if slow := compiled.what_is_slow(self._facts()["stats"]):
@@ -280,8 +305,16 @@ class ServerCore:
         return self._write_log is not None and self._settings.log.shows_requests
 
     def _open(self) -> Engine:
-        limits = self._limits
-        engine = Engine(self._settings.durability, limits, self._files, activities=self.activities)
+        limits, sync = self._limits, self._settings.replication.sync
+        self.role = self._find_role()
+        engine = Engine(
+            self._settings.durability,
+            limits,
+            self._files,
+            activities=self.activities,
+            leads=self.role.leads,
+            quorum=Quorum(sync) if sync else None,
+        )
         if self._doors.users is not None:
             engine.keyspace.sessions.share_among_users()
             engine.keyspace.set_quotas(self._doors.users.quotas)
@@ -291,6 +324,8 @@ class ServerCore:
         self._parking = parking = Parking(engine)
         if engine.disk is not None:
             self._source = Source(engine, engine.disk, self.role, parking.later)
+            directory = engine.disk.storage.directory
+            self._hand_over = HandOver(engine, self.role, self._files or Files(), directory)
         keys = KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch)
         self._node = Node(
             engine=engine,
@@ -300,14 +335,74 @@ class ServerCore:
             stop=self._end,
             slow=self._slow,
             role=self.role,
+            promote=self._promote,
             parking=self._parking,
             source=self._source,
+            hand_over=self._hand_over,
         )
+        if not self.role.leads:
+            self._standby = self._make_standby(engine)
         self._lane = open_lane(engine.keyspace, keys, limits.max_reply_bytes, engine.syncs_each)
         self._broker.publish(engine.keyspace)
         engine.when_safe(self._commits_are_safe)
         engine.start()
         return engine
+
+    def _find_role(self) -> Role:
+        """Return the role of this server. Raises DamageError, DataDirError."""
+        data_dir = self._settings.durability.data_dir
+        if self._following is not None:
+            return Role(False, self._following.leader)
+        record = None if data_dir is None else read_role(self._files or Files(), Path(data_dir))
+        if record is None:
+            return Role()
+        where = ", ".join(record.leader)
+        if record.role == "standby":
+            raise DataDirError(
+                f"{data_dir}: a standby of {where}: start it with `zkv follow`, or let it take "
+                f"over with `zkv promote`"
+            )
+        _log.warning("superseded by term %d, at %s: this server leads no more", record.term, where)
+        return Role(False, record.leader)
+
+    def _make_standby(self, engine: Engine) -> Standby:
+        engine.keyspace.seal(partial(self.role.error, "takes writes"))
+        following = self._following
+        standby = Standby(
+            engine,
+            None if following is None else following.source,
+            "" if following is None else following.member,
+            lambda: self._broker.endpoints,
+            lambda: self._events.put(Event.STOP),
+            self._lead,
+        )
+        self.role.lag = standby.lag
+        return standby
+
+    def _lead(self) -> None:
+        """Begin to lead: a term has begun, and is on disk. Raises OSError."""
+        files, directory = self._files or Files(), self._settings.durability.data_dir
+        if directory is not None:
+            write_role(files, Path(directory), None)
+        self._engine.lead()
+        self._engine.keyspace.unseal()
+        self.role.begin_to_lead()
+
+    def _promote(self, force: bool) -> Future[Promoted]:
+        if self.role.leads:
+            raise BadRequest("this server leads already")
+        with self._ending:
+            if self._stopping:
+                raise ShuttingDown("the server is stopping")
+            if self._standby is None:  # Superseded since its start.
+                self._standby = self._make_standby(self._engine)
+                self._standby.start()
+        return self._standby.promote(force)
+
+    @property
+    def anew(self) -> BeginAnew | None:
+        """Why a standby has stopped that has to begin anew; None = it has not."""
+        return None if self._standby is None else self._standby.anew
 
     def _commits_are_safe(self) -> None:
         self._broker.commits_are_safe()
@@ -318,6 +413,8 @@ class ServerCore:
             self._stopping = True
             ended = self._ended
         _log.info("stopping")
+        if self._standby is not None:
+            self._standby.close()
         self._parking.close()
         try:
             rev = self._engine.save()

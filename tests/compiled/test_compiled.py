@@ -507,7 +507,7 @@ def test_a_lane_knows_what_is_durable(fsync: str) -> None:
 
 
 def test_a_lane_takes_no_write_once_the_store_is_sealed(store: MemoryStore) -> None:
-    store._keyspace.seal()
+    store._keyspace.end()
     assert not in_lane(store, request("PUT", key="k", value=1))
     assert in_lane(store, request("GET", key="k"))
 

@@ -276,7 +276,7 @@ def test_a_large_write_is_taken_and_goes(kind: Callable[[], Table]) -> None:
 def test_nothing_is_evicted_while_writes_are_refused(kind: Callable[[], Table]) -> None:
     keyspace = cached(kind)
     keyspace.put_many({name(number): VALUE for number in range(9)})
-    keyspace.seal()
+    keyspace.end()
     assert not keyspace.evict()
     assert len(keyspace.entries) == 9
 

@@ -146,7 +146,7 @@ def test_get_many_keeps_order_and_repeats(keyspace: Store) -> None:
 
 def test_sealed(keyspace: Store) -> None:
     keyspace.put("a", b"1")
-    assert keyspace.seal() == 1
+    assert keyspace.end() == 1
     with pytest.raises(ShuttingDown):
         keyspace.put("a", b"2")
     with pytest.raises(ShuttingDown):

@@ -180,8 +180,10 @@ def node_for(engine: Engine, settings: Settings) -> Node:
         stop=stop,
         slow=SlowLog(0, Activities()),
         role=Role(),
+        promote=lambda _: Future(),
         parking=Parking(engine),
         source=None,
+        hand_over=None,
     )
 
 

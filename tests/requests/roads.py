@@ -94,7 +94,7 @@ class SteppedEngine(Engine):
 
     def save_at_end(self) -> int:
         """`Engine.save`, with the snapshotter's last round done here."""
-        self.keyspace.seal()
+        self.keyspace.end()
         self.snapshotter._inbox.put(None)
         self.snapshotter._run()
         return self.snapshotter._final.result(timeout=0)

@@ -110,9 +110,17 @@ class ChangeMessage(Struct, frozen=True, gc=False):
 
 
 class Heartbeat(Struct, frozen=True, gc=False):
-    """The second frame of a heartbeat: everything up to ``rev`` has been published."""
+    """The second frame of a heartbeat: everything up to ``rev`` has been published.
+
+    Args:
+        rev: the revision.
+        store: the identity of the store, if it has one.
+        term: its term, likewise.
+    """
 
     rev: int
+    store: str | UnsetType = UNSET
+    term: int | UnsetType = UNSET
 
 
 class FeedPlace(NamedTuple):
@@ -342,6 +350,7 @@ class Feed:
                 self._rev = commit.rev
                 if time.monotonic() >= self._heartbeat_at:
                     self._heartbeat(socket)
+        self._rev = max(self._rev, self._cursor.rev)  # A term may begin beyond the last change.
 
     def _has_room(self) -> bool:
         return self._closing or self._backlog.has_room()
@@ -354,7 +363,9 @@ class Feed:
         self.published += parts
 
     def _heartbeat(self, socket: zmq.Socket[bytes]) -> None:
-        self._send(socket, HEARTBEAT_TOPIC, encode(Heartbeat(self._rev)))
+        lineage = self._keyspace.lineage
+        identity = (lineage.store, lineage.term) if lineage.store else ()
+        self._send(socket, HEARTBEAT_TOPIC, encode(Heartbeat(self._rev, *identity)))
         self._beaten_at = time.monotonic()
         self._heartbeat_at = self._beaten_at + HEARTBEAT_MS / 1000
         skipped, self.skipped = self._cursor.missed - self.skipped, self._cursor.missed

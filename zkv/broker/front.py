@@ -101,6 +101,7 @@ class FrontHandler:
     ) -> None:
         self._engine = node.engine
         self._log = node.engine.log
+        self._role = node.role
         self._lane = lane
         self._account = account
         self._stopping = stopping
@@ -112,7 +113,7 @@ class FrontHandler:
         """See `Handler`."""
         log, account = self._log, self._account
         epoch = log.epoch
-        if self._lane is None or self._stopping():
+        if self._lane is None or self._stopping() or not self._role.leads:
             return Answered(left=self._refuse(batch, range(len(batch))))
         run = self._lane.run(batch, account.logs_requests)
         newest = run.newest

@@ -99,6 +99,7 @@ class WorkerHandler:
         stopping: Callable[[], bool],
     ) -> None:
         self._engine = node.engine
+        self._role = node.role
         self._lane = lane
         self._account = account
         self._stopping = stopping
@@ -161,7 +162,7 @@ class WorkerHandler:
             if size + batch.replied >= ENOUGH_BYTES:
                 return newest, calls, place
             self._account.taken += 1
-            is_simple = not self._stopping() and batch.overload(place) is None
+            is_simple = self._role.leads and not self._stopping() and batch.overload(place) is None
             lane = self._lane if is_simple else None
             rev = None if lane is None else self._run_in_lane(lane, batch, place)
             if rev is None:
@@ -182,7 +183,9 @@ class WorkerHandler:
 
     def _run_in_lane(self, lane: WorkerLane, batch: Batch, place: int) -> int | None:
         with self._account.activity:
-            return lane.run(batch, place, self._account.logs_requests)
+            rev = lane.run(batch, place, self._account.logs_requests)
+        # What it read counts only if this server still leads.
+        return rev if self._role.leads or lane.wrote else None
 
     def _run(self, batch: Batch, place: int) -> Call:
         body = batch[place]

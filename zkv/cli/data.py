@@ -192,7 +192,7 @@ def _dump(options: argparse.Namespace) -> int:
     with FrozenView(Files(), options.directory) as view:
         if options.log:
             for commit in dump.log(view, options.at_rev):
-                _print(_commit_line(commit))
+                _print(commit_line(commit))
             entries: Mapping[str, StoredEntry] = {}
         elif options.at_rev is None:
             entries = dump.newest_state(view)
@@ -215,7 +215,8 @@ def _entry_line(key: str, entry: StoredEntry) -> str:
     return to_object(fields)
 
 
-def _commit_line(commit: Commit) -> str:
+def commit_line(commit: Commit) -> str:
+    """Return the line of JSON for a commit."""
     changes = ", ".join(map(_change, commit.changes))
     fields = {"rev": to_json(commit.rev), "lsn": to_json(commit.lsn), "time": to_json(commit.time)}
     fields["changes"] = f"[{changes}]"

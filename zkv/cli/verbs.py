@@ -15,12 +15,25 @@ from typing import TYPE_CHECKING, Final
 from zkv import durations, keys
 from zkv.cli.settings import add_flags
 from zkv.defaults import DEFAULT_ENDPOINT
-from zkv.endpoint import named_by_environment
+from zkv.endpoint import check_option, named_by_environment
 from zkv.users.rights import ADMIN_RIGHTS
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
+FOLLOW: Final = (
+    "Run a standby. It copies the store of a primary into a data directory of its own, and then "
+    "follows its log. It answers reads with `stale` or `min_rev`, publishes a feed, and may take "
+    "over: see `zkv promote`. The key with which it connects is replication.key_file, the keys of "
+    "the primary are replication.server_keys. A directory that holds another history of the same "
+    "store, as that of an old primary, is brought into line: what only it had is kept in a file."
+)
+PROMOTE: Final = (
+    "Have the standby at this endpoint take over. Its primary first stops to read and to write, "
+    "and from then on sends clients to the standby, also after a restart; the standby applies all "
+    "that the primary has answered, and then leads. If that fails, the primary leads on. The exit "
+    "status is 0 if the standby leads, 1 if not, 2 if the arguments are wrong."
+)
 MOST: Final = 10**12
 """The largest number of anything of which the size is estimated."""
 
@@ -33,6 +46,34 @@ def _late(module: str, function: str = "run") -> Callable[[argparse.Namespace], 
         return status
 
     return run
+
+
+def add_follow(verbs: Verbs) -> None:
+    """Add ``zkv follow``."""
+    parser = verbs.add_parser(
+        "follow",
+        help="run a standby: a copy of another server, on this machine",
+        description=FOLLOW,
+    )
+    parser.add_argument(
+        "primary", metavar="ENDPOINT", type=_endpoints,
+        help="where the primary listens; commas separate it from others that may take its place",
+    )  # fmt: skip
+    add_flags(parser)
+    parser.set_defaults(run=_late("follow"))
+
+
+def add_promote(verbs: Verbs) -> None:
+    """Add ``zkv promote``."""
+    parser = verbs.add_parser(
+        "promote", help="have a standby take over from its primary", description=PROMOTE
+    )
+    _add_endpoint(parser)
+    parser.add_argument(
+        "--force", action="store_true",
+        help="take over without the primary: what the standby does not have yet is lost",
+    )  # fmt: skip
+    parser.set_defaults(run=_late("promote"))
 
 
 def add_doctor(verbs: Verbs) -> None:
@@ -100,6 +141,13 @@ def add_size(verbs: Verbs) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings; see config.toml")
     parser.add_argument("--json", action="store_true", help="one object, in bytes")
     parser.set_defaults(run=_late("size"))
+
+
+def _endpoints(text: str) -> list[str]:
+    try:
+        return check_option(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _add_endpoint(parser: argparse.ArgumentParser) -> None:

@@ -54,6 +54,7 @@ class Storage:
 
     def __init__(self, directory: Path, files: Files) -> None:
         self._files = files
+        self.directory = directory
         self._layout = layout = Layout(directory)
         self.snapshot_directory = layout.snapshots
         self.wal_directory = layout.wal

@@ -11,7 +11,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Final
 
-from zkv.errors import ReadOnly, ShuttingDown
+from zkv.errors import NotLeader, ReadOnly, ShuttingDown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,14 +48,17 @@ class Expirer:
         keyspace.alarm = self._alarm.set
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread, if it does not run yet."""
+        if self._thread.ident is None:
+            self._thread.start()
+        self._alarm.set()
 
     def close(self) -> None:
-        """Stop the thread, and wait for its end."""
+        """Stop the thread, if it was started, and wait for its end."""
         self._closing = True
         self._alarm.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         while not self._closing:
@@ -71,7 +74,7 @@ class Expirer:
             self._removed()
         except ReadOnly:
             return RETRY_SECONDS  # The log reports it; readers see no expired entry anyway.
-        except ShuttingDown:
+        except (ShuttingDown, NotLeader):
             return None
         except BaseException:  # A bug, or no memory; the thread goes on.
             if not self._failing:  # Logged once, not at every attempt.

@@ -77,6 +77,7 @@ class History:
         self._changes = 0
         self._bytes = 0
         self._rev = rev
+        self._jump = rev, rev  # The newest revisions before, and after, the last `restart`.
         self._cursor: Cursor | None = None
         self.has_surplus = False
         """True if the history is well beyond its bounds. May be read without the lock."""
@@ -145,7 +146,11 @@ class History:
         return freed
 
     def restart(self, rev: int) -> None:
-        """Drop everything; the next commit has revision ``rev`` + 1."""
+        """Drop everything; the next commit has revision ``rev`` + 1.
+
+        A cursor that has read everything before misses nothing.
+        """
+        self._jump = self._rev, rev
         self._payloads.clear()
         self._begin = self._changes = self._bytes = 0
         self._rev = rev
@@ -181,7 +186,10 @@ class History:
 
     def read(self, cursor: Cursor, most: int, safe_rev: int) -> list[PackedCommit]:
         """Return at most ``most`` commits up to ``safe_rev``, and move the cursor past them."""
-        missed = self.oldest - 1 - cursor.rev
+        before, after = self._jump
+        if cursor.rev == before and after <= safe_rev:
+            cursor.rev = after
+        missed = min(self.oldest - 1, safe_rev) - cursor.rev
         if missed > 0:
             cursor.missed += missed
             cursor.rev += missed

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from msgspec import Struct
 from sortedcontainers import SortedList
 
-from zkv.errors import Compacted, NotFound, ShuttingDown
+from zkv.errors import Compacted, NotFound, RequestError, ShuttingDown
 from zkv.keyspace.change import EXPIRE, Commit, EvictionPayload, Once, PackedCommit, entry_after
 from zkv.keyspace.entry import ABSENT, StoredEntry
 from zkv.keyspace.eviction import MOST_EVICTED, Evictor
@@ -173,8 +173,10 @@ class Keyspace:
         self._watchers: list[Watcher] = []
         self.expired = 0
         """Number of expired entries that have been removed. Lock held."""
-        self.sealed = False
-        """True once writes are refused because the server stops."""
+        self._sealed: Callable[[], RequestError] | None = None
+        """Makes the error for all writes; None = only the log may refuse them."""
+        self.is_ending = False
+        """True once the server is stopping."""
         self._evictor: Evictor | None = None
         self._quota_prefixes: set[str] = set()
         self._cache_prefixes: set[str] = set()
@@ -299,9 +301,12 @@ class Keyspace:
     # --- Writing
 
     def begin(self, quota: Quota | None = None) -> StagedWrite:
-        """Begin a transaction of a user with this quota. Lock held. Raises ShuttingDown."""
-        if self.sealed:
-            raise ShuttingDown("the server is stopping")
+        """Begin a transaction of a user with this quota. Lock held.
+
+        Raises ShuttingDown, or NotLeader, if writes are refused.
+        """
+        if self._sealed is not None:
+            raise self._sealed()
         return StagedWrite(self, self.rev + 1, quota)
 
     def commit(self, transaction: StagedWrite, once: Once | None = None) -> int:
@@ -488,8 +493,8 @@ class Keyspace:
 
     @property
     def takes_writes(self) -> bool:
-        """True unless the log or a stopping server refuses writes. Lock held."""
-        return not self.sealed and self._log.takes_commits
+        """True unless the log refuses writes, or all are refused. Lock held."""
+        return self._sealed is None and self._log.takes_commits
 
     @property
     def takes_runs(self) -> bool:
@@ -564,11 +569,29 @@ class Keyspace:
                 self._drop_undo()
                 more = self.history.trim(self._safe_rev())
 
-    def seal(self) -> int:
-        """Refuse all writes from now on; return the last revision."""
+    def end(self) -> int:
+        """Refuse all writes from now on, as the server is stopping; return the last revision."""
         with self.lock:
-            self.sealed = True
+            self.is_ending = True
+            self._sealed = _is_stopping
             return self.rev
+
+    def seal(self, error: Callable[[], RequestError]) -> None:
+        """Refuse all writes from now on.
+
+        Args:
+            error: makes the error for each.
+        """
+        with self.lock:
+            if not self.is_ending:
+                self._sealed = error
+
+    def unseal(self) -> None:
+        """Take writes again, unless the server is stopping."""
+        with self.lock:
+            if not self.is_ending:
+                self._sealed = None
+            self.alarm()
 
     def roll_back(self, lsn: int) -> None:
         """Undo every commit after ``lsn``; none of them is safe. Lock held."""
@@ -733,3 +756,7 @@ class Keyspace:
         self._deadlines.add(deadline)
         if self._deadlines[0] == deadline:
             self.alarm()
+
+
+def _is_stopping() -> ShuttingDown:
+    return ShuttingDown("the server is stopping")

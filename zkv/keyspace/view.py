@@ -105,7 +105,7 @@ class SnapshotView:
         began = time.thread_time()
         for step in steps:
             yield step
-            if not self._keyspace.sealed:  # Else all are waiting for this very snapshot.
+            if not self._keyspace.is_ending:  # Else all are waiting for this very snapshot.
                 time.sleep(REST_FACTOR * (time.thread_time() - began))
             began = time.thread_time()
 

@@ -171,6 +171,20 @@ class RevisionReply(Reply, kw_only=True):
     rev: int
 
 
+class HandedOverReply(Reply, kw_only=True):
+    """Reply to a REPLICATE with ``supersede``: the last log number and revision, on disk."""
+
+    lsn: int
+    rev: int
+
+
+class PromoteReply(Reply, kw_only=True):
+    """Reply to PROMOTE: the revision and the term with which the server begins to lead."""
+
+    rev: int
+    term: int
+
+
 class InfoReply(Reply, kw_only=True):
     """Reply to INFO; ``limits``, ``durability``, ``stats`` are maps; ``user`` only with users."""
 

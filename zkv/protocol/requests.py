@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Final, Union, get_args
 
-from msgspec import Meta, Raw, Struct, field
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from zkv.defaults import LONGEST_TTL
 from zkv.errors import RequestId
@@ -223,6 +223,19 @@ class Slow(Request, frozen=True, kw_only=True, tag="SLOW"):
     reset: bool = False
 
 
+class Promote(Request, frozen=True, kw_only=True, tag="PROMOTE"):
+    """Have a standby take over from its primary; ``force``: also without that."""
+
+    force: bool = False
+
+
+class Supersede(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a standby that takes over tells its primary: its term, and where clients find it."""
+
+    term: LogNumber
+    leader: Annotated[list[str], Meta(min_length=1, max_length=64)]
+
+
 class Replicate(Request, frozen=True, kw_only=True, tag="REPLICATE"):
     """Ask for the commits after a log number, or for a part of a snapshot.
 
@@ -239,6 +252,7 @@ class Replicate(Request, frozen=True, kw_only=True, tag="REPLICATE"):
         sync: the asker may count for `[replication] sync`.
         snapshot: the revision of the snapshot of which a part is asked for; 0 = the newest one.
         offset: the place of that part, in bytes.
+        supersede: the primary stops to lead, in favour of the asker; nil = it leads again.
     """
 
     member: Annotated[str, Meta(min_length=1, max_length=64)]
@@ -253,6 +267,7 @@ class Replicate(Request, frozen=True, kw_only=True, tag="REPLICATE"):
     sync: bool = True
     snapshot: LogNumber | None = None
     offset: LogNumber | None = None
+    supersede: Supersede | UnsetType | None = UNSET
 
 
 class Snapshot(Request, frozen=True, kw_only=True, tag="SNAPSHOT"):
@@ -265,7 +280,7 @@ class End(Request, frozen=True, kw_only=True, tag="END"):
 
 AnyRequest = Union[  # noqa: UP007  evaluated by msgspec
     Ping, Get, Put, Delete, Touch, Incr, MGet, MPut, MDelete, Txn, Scan, Count, Changes, Info,
-    Slow, Snapshot, End, Replicate,
+    Slow, Snapshot, End, Replicate, Promote,
 ]  # fmt: skip
 
 REQUEST_TYPES: dict[str, type[Request]] = {
@@ -275,6 +290,14 @@ REQUEST_TYPES: dict[str, type[Request]] = {
 
 OP_NAMES: dict[type[Request], str] = {cls: op for op, cls in REQUEST_TYPES.items()}
 """Class -> op name."""
+
+
+def needs_leader(request: AnyRequest) -> bool:
+    """Return True if only the server that leads the store may run a request."""
+    if isinstance(request, ReadRequest):
+        return not request.stale and request.min_rev is None
+    return request.writes
+
 
 TEXT_FIELDS = frozenset({
     "op", "id", "key", "session", "prefix", "start", "end", "after", "trace", "member", "tag",

@@ -37,6 +37,23 @@ class Role:
         """The value of INFO's ``replication.role``."""
         return PRIMARY if self.leads else STANDBY
 
+    def begin_to_lead(self) -> None:
+        """Note that this server leads now."""
+        self.leader = None
+        self.lag = lambda: 0.0
+        self.leads = True
+
+    def yield_to(self, leader: list[str]) -> None:
+        """Note that another server leads, or is about to."""
+        self.leader = leader
+        self.lag = lambda: None
+        self.leads = False
+
+    def error(self, does: str) -> NotLeader:
+        """Return the error for what only a leader does; see `require_lead`."""
+        where = f": {', '.join(self.leader)} does" if self.leader else ""
+        return NotLeader(f"this server is no primary, which {does}{where}", leader=self.leader)
+
     def require_lead(self, does: str) -> None:
         """Raise NotLeader if this server does not lead.
 
@@ -44,5 +61,4 @@ class Role:
             does: what a leader would do, such as "takes writes".
         """
         if not self.leads:
-            where = f": {', '.join(self.leader)} does" if self.leader else ""
-            raise NotLeader(f"this server is no primary, which {does}{where}", leader=self.leader)
+            raise self.error(does)

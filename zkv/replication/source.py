@@ -130,8 +130,10 @@ class Source:
         if not self._engine.keyspace.lineage.terms:
             self._role.require_lead("gives a store its identity")
         self._engine.identify()
-        self.members.note(request)
         self._require_position(request)
+        self.members.note(request)
+        if request.sync and request.snapshot is None:
+            self._engine.confirm(request.member, request.durable)
 
     # --- Commits
 

@@ -31,7 +31,7 @@ from zkv.keyspace import memory
 from zkv.log import AUDIT
 from zkv.protocol.codec import add_field, decode, encode_repeat, encode_reply
 from zkv.protocol.replies import CommitReply, Failure, Reply, failure
-from zkv.protocol.requests import OP_NAMES, Delete, End, MDelete, Txn
+from zkv.protocol.requests import OP_NAMES, Delete, End, MDelete, Txn, needs_leader
 from zkv.requests import permission
 from zkv.requests.account import UNREADABLE
 from zkv.requests.commands import execute
@@ -260,8 +260,13 @@ class Caller:
             raise ShuttingDown("the server is stopping")
         if request.deadline is not None and time.time() * 1000 > request.deadline:
             raise Deadline("the deadline had passed when the request would have run")
+        self._require_lead(request)
         if request.durable and request.writes and not self.engine.lasting:
             raise BadRequest("field `durable`: this server keeps its data in memory alone")
+
+    def _require_lead(self, request: AnyRequest) -> None:
+        if needs_leader(request):
+            self._node.role.require_lead("takes writes" if request.writes else "knows all of them")
 
     def _require_permission(self, request: AnyRequest, user: User | None) -> None:
         if user is not None and request.session is not None and SCOPE_END in request.session:
@@ -284,6 +289,8 @@ class Caller:
     def _execute(self, call: Call, request: AnyRequest) -> None:
         try:
             answer = execute(self._node, request, call.user)
+            if not request.writes:  # What it read counts only if this server still leads.
+                self._require_lead(request)
         except Exception as error:
             call.result = fail(error, request)
             call.rev = error.seen_rev if isinstance(error, RequestError) else 0

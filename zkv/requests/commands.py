@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from msgspec import UNSET, Raw, Struct
 
@@ -43,11 +43,13 @@ from zkv.protocol.replies import (
     CountReply,
     Failure,
     GetReply,
+    HandedOverReply,
     IncrReply,
     InfoReply,
     MDeleteReply,
     MGetReply,
     PingReply,
+    PromoteReply,
     ReplicatedInfoReply,
     Reply,
     RevisionReply,
@@ -57,8 +59,10 @@ from zkv.protocol.replies import (
     WriteReply,
     failure,
 )
+from zkv.replication.handover import HandOver
 from zkv.replication.role import Role
 from zkv.replication.source import Source
+from zkv.replication.standby import Promoted
 from zkv.requests.parking import Parked, ParkedRead, Parking
 from zkv.requests.permission import may_monitor
 from zkv.requests.slow_log import SlowLog
@@ -78,6 +82,9 @@ MOST_PATIENCE_SECONDS: Final = 60.0
 """How long it waits at most, whatever its deadline."""
 REMEMBERED_FAILURES: Final = frozenset({"NOT_FOUND", "CONFLICT", "WRONG_TYPE"})
 """Errors that an exactly-once request remembers: a repeat gets the same error."""
+
+
+_T = TypeVar("_T")
 
 
 class Done(Struct, frozen=True, gc=False):
@@ -113,8 +120,10 @@ class Node:
         stop: begins to stop the server; its future gives the last saved revision.
         slow: the slow log.
         role: what this server is to its store.
+        promote: has a standby take over, by force or not; its future gives revision and term.
         parking: holds requests that wait for commits.
         source: what other servers replicate from; None without a data directory.
+        hand_over: has this server stop to lead, likewise.
     """
 
     engine: Engine
@@ -124,8 +133,10 @@ class Node:
     stop: Callable[[], Future[int]]
     slow: SlowLog
     role: Role
+    promote: Callable[[bool], Future[Promoted]]
     parking: Parking
     source: Source | None
+    hand_over: HandOver | None
 
 
 def execute(node: Node, request: requests.AnyRequest, user: User | None = None) -> Answer:
@@ -287,8 +298,10 @@ def _read_at(node: Node, request: requests.ReadRequest, min_rev: int) -> Answer:
 def replicate(node: Node, request: requests.Replicate) -> Answer:
     """Return commits of the log, or a part of a snapshot, for another server."""
     source = node.source
-    if source is None:
+    if source is None or node.hand_over is None:
         raise BadRequest("this server keeps its data in memory alone: it has no log")
+    if request.supersede is not UNSET:
+        return Done(_hand_over(node.hand_over, request.supersede), 0)
     source.admit(request)
     memory.require(request.limit)
     if request.snapshot is not None:
@@ -307,6 +320,14 @@ def replicate(node: Node, request: requests.Replicate) -> Answer:
     return node.parking.park(attempt, request.wait / 1000, 0, request.after + 1)
 
 
+def _hand_over(hand_over: HandOver, wish: requests.Supersede | None) -> HandedOverReply:
+    if wish is None:
+        lsn, rev = hand_over.resume()
+    else:
+        lsn, rev = hand_over.supersede(wish.term, wish.leader)
+    return HandedOverReply(lsn=lsn, rev=rev)
+
+
 def info(node: Node, user: User | None) -> Done:
     """Return version, limits, settings and statistics, as far as the user may see them."""
     reply = make_info(node)
@@ -317,6 +338,8 @@ def info(node: Node, user: User | None) -> Done:
             setattr(reply, name, UNSET)
         if isinstance(reply, ReplicatedInfoReply):
             reply.replication = {name: reply.replication[name] for name in OPEN_REPLICATION}
+    if node.engine.needs_confirmation:  # It is needed most while nobody confirms anything.
+        reply.rev = min(reply.rev, node.engine.safe_rev)
     return Done(reply, reply.rev)
 
 
@@ -363,6 +386,13 @@ def slow(node: Node, request: requests.Slow) -> Done:
 def snapshot(node: Node, _request: requests.Snapshot) -> Answer:
     """Order a snapshot; the reply waits until it is on disk."""
     return _revision_reply(node.engine.snapshot())
+
+
+def promote(node: Node, request: requests.Promote) -> Answer:
+    """Have a standby take over; the reply waits until it leads."""
+    return _reply_to(
+        node.promote(request.force), lambda done: PromoteReply(rev=done.rev, term=done.term)
+    )
 
 
 def end(node: Node, _request: requests.End) -> Answer:
@@ -536,16 +566,21 @@ def _check_size(node: Node, size: int, what: str, advice: str) -> None:
 
 
 def _revision_reply(revision: Future[int]) -> Future[Reply]:
+    return _reply_to(revision, lambda rev: RevisionReply(rev=rev))
+
+
+def _reply_to(outcome: Future[_T], make: Callable[[_T], Reply]) -> Future[Reply]:
+    """Return a future of the reply that ``make`` makes of an outcome."""
     reply: Future[Reply] = Future()
 
-    def settle(done: Future[int]) -> None:
+    def settle(done: Future[_T]) -> None:
         error = done.exception()
         if error is not None:
             reply.set_exception(error)
         else:
-            reply.set_result(RevisionReply(rev=done.result()))
+            reply.set_result(make(done.result()))
 
-    revision.add_done_callback(settle)
+    outcome.add_done_callback(settle)
     return reply
 
 
@@ -566,6 +601,7 @@ READS: Final[dict[type[requests.Request], Callable[[Node, Any], Answer]]] = {
     requests.Snapshot: snapshot,
     requests.Replicate: replicate,
     requests.End: end,
+    requests.Promote: promote,
 }
 
 WRITES: Final[dict[type[requests.Request], Write]] = {

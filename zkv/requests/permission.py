@@ -25,6 +25,7 @@ _ADMIN: Final[dict[type[requests.Request], str]] = {
     requests.Slow: MONITOR,
     requests.Snapshot: OPERATE,
     requests.End: OPERATE,
+    requests.Promote: OPERATE,
     requests.Replicate: REPLICATE,
 }
 

@@ -126,8 +126,10 @@ class Driver:
             stop=self._end,
             slow=SlowLog(0, Activities()),
             role=Role(),
+            promote=lambda _: Future(),
             parking=Parking(self.engine),
             source=None,
+            hand_over=None,
         )  # fmt: skip
 
     def __enter__(self) -> Self:

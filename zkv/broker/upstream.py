@@ -1,0 +1,126 @@
+"""The connection to a primary: one request at a time, to whichever of its endpoints answers.
+
+One thread asks; another may interrupt it. If no reply comes in time, or the server asked says that
+it is not the one to ask, the next place is tried: a place is an endpoint, with one of the keys that
+the servers may have. A late reply is never taken for that to a later request: each socket is closed
+after a failure.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any, Final
+
+import msgpack
+import zmq
+
+from zkv.broker.waker import Waker
+from zkv.keys import read_key_file
+from zkv.replication.stream import StreamError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HEARTBEAT_MS: Final = 2_000
+"""Silence after which libzmq checks that the primary still answers."""
+MOST_BYTES: Final = 64 * 1024 * 1024
+"""Bytes of the largest reply."""
+
+
+class Upstream:
+    """Asks a primary.
+
+    Args:
+        endpoints: where it, or those that may take its place, listen.
+        server_keys: their public keys; empty = they have no CURVE.
+        key_file: the file with the own secret key; "" = made at random.
+
+    Raises:
+        ConfigError: the key file cannot be read.
+    """
+
+    def __init__(
+        self, endpoints: Sequence[str], server_keys: Sequence[str] = (), key_file: str = ""
+    ) -> None:
+        self._pair = read_key_file(key_file) if key_file else None
+        self._places = [
+            (endpoint, key)
+            for endpoint in endpoints
+            for key in (server_keys if server_keys and endpoint.startswith("tcp://") else [""])
+        ]
+        self._turn = itertools.cycle(self._places)
+        self._endpoint = ""
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket: zmq.Socket[bytes] | None = None
+        self._waker = Waker()
+        self._interrupted = False
+
+    @property
+    def places(self) -> int:
+        """The number of places to ask."""
+        return len(self._places)
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint that was asked last."""
+        return self._endpoint
+
+    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Return the reply to a request, a success or a failure.
+
+        Raises StreamError if none comes in time, or after `interrupt`.
+        """
+        if self._interrupted:
+            raise StreamError("interrupted")
+        socket = self._socket or self._connect()
+        socket.send(msgpack.packb(request))
+        poller = zmq.Poller()
+        poller.register(socket, zmq.POLLIN)
+        poller.register(self._waker, zmq.POLLIN)
+        events = dict(poller.poll(round(seconds * 1000)))
+        if socket not in events:
+            self.go_on()
+            raise StreamError(f"{self._endpoint}: no reply within {seconds:g} s")
+        reply = msgpack.unpackb(socket.recv(), strict_map_key=False)
+        if not isinstance(reply, dict):
+            self.go_on()
+            raise StreamError(f"{self._endpoint}: what answers there is no zkv server")
+        return reply
+
+    def go_on(self) -> None:
+        """Ask at the next place from now on."""
+        if self._socket is not None:
+            self._socket.close(0)
+            self._socket = None
+
+    def interrupt(self) -> None:
+        """Have a request that waits fail, and all later ones. Any thread."""
+        self._interrupted = True
+        self._waker.wake()
+
+    def close(self) -> None:
+        """Close the connection. Call it in the thread that asks, or after its end."""
+        self.go_on()
+        self._context.term()
+        self._waker.close()
+
+    def _connect(self) -> zmq.Socket[bytes]:
+        self._endpoint, key = next(self._turn)
+        self._socket = socket = self._context.socket(zmq.REQ)
+        socket.linger = 0
+        socket.maxmsgsize = MOST_BYTES
+        socket.heartbeat_ivl = HEARTBEAT_MS
+        socket.tcp_keepalive = 1
+        if key:
+            public, secret = self._own_pair()
+            socket.curve_serverkey = key.encode()
+            socket.curve_publickey, socket.curve_secretkey = public, secret
+        if "[" in self._endpoint:
+            socket.ipv6 = True
+        socket.connect(self._endpoint)
+        return socket
+
+    def _own_pair(self) -> tuple[bytes, bytes]:
+        if self._pair is None:
+            return zmq.curve_keypair()
+        return self._pair.public.encode(), self._pair.secret.encode()

@@ -1,0 +1,149 @@
+"""Runs a server until END or a signal stops it: what ``zkv serve`` and ``zkv follow`` share."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+from zkv.activity import SHORT_SECONDS
+from zkv.cli.reload import Reloader
+from zkv.cli.settings import read_settings
+from zkv.collector import collecting
+from zkv.config import Settings
+from zkv.errors import ConfigError, StartupError
+from zkv.log import Log
+from zkv.server import Event, ServerCore
+
+_log = logging.getLogger("zkv.server")
+
+FAILED = 1
+NOT_STARTED = 2
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Run a server until END or a signal stops it. Raises StartupError."""
+    settings = read_settings(options).settings
+    with logging_to(settings) as log:
+        return run(ServerCore(settings, log.write_requests), settings, options, log)
+
+
+@contextlib.contextmanager
+def logging_to(settings: Settings) -> Iterator[Log]:
+    """Write the log within the block, in a process that may open as many files as it can."""
+    raise_file_limit()
+    log = Log(settings.log)
+    log.start()
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+def run(
+    server: ServerCore,
+    settings: Settings,
+    options: argparse.Namespace,
+    log: Log,
+    is_first: bool = True,
+) -> int:
+    """Run a server until END or a signal stops it; return the exit status.
+
+    Args:
+        server: the server, not started yet.
+        settings: its settings.
+        options: where to read them again.
+        log: the log.
+        is_first: say on standard output that it is ready.
+
+    Raises StartupError.
+    """
+    reloader = Reloader(
+        settings, lambda: read_settings(options).settings, lambda new: _apply(new, server, log)
+    )
+    _handle_signals_of_operators(server, log, reloader)
+    server.start()
+    _handle_signals_to_stop(server)
+    with collecting(server.activities.new("collector", SHORT_SECONDS)):
+        return _serve(server, is_first)
+
+
+def _serve(server: ServerCore, is_first: bool) -> int:
+    try:
+        announce(f"READY {' '.join(server.endpoints)}\n" if is_first else "")
+    except OSError as error:
+        server.post(Event.STOP)
+        server.wait()
+        raise StartupError(f"standard output: {error.strerror or error}") from error
+    saved = server.wait()
+    if server.anew is not None:
+        return 0  # Another server follows in this process.
+    # The server has stopped. A signal must not change the exit status while the interpreter ends.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    return 0 if saved else FAILED
+
+
+def announce(line: str) -> None:
+    """Write to standard output, unless it was closed from the start. Raises OSError."""
+    if line and sys.stdout is not None:
+        os.write(sys.stdout.fileno(), line.encode())
+
+
+def raise_file_limit() -> None:
+    """Raise the soft limit of open files to the hard one: each connection takes one file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # Some systems refuse their own hard limit.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _apply(settings: Settings, server: ServerCore, log: Log) -> None:
+    """Have a running server take over its live settings."""
+    log.set_level(settings.log.level)
+    server.apply(settings)
+
+
+def _reload_users(server: ServerCore) -> None:
+    with contextlib.suppress(ConfigError):  # It is logged.
+        server.reload_users()
+
+
+def _handle_signals_of_operators(server: ServerCore, log: Log, reloader: Reloader) -> None:
+    """SIGHUP reopens the log and reloads, SIGUSR1 dumps the threads' stacks; also during a start.
+
+    A server that is still starting reloads once it serves.
+    """
+
+    def hang_up(_number: int, _frame: object) -> None:
+        log.reopen()
+        server.run_soon(reloader.reload)
+        server.run_soon(lambda: _reload_users(server))
+
+    signal.signal(signal.SIGHUP, hang_up)
+    signal.signal(signal.SIGUSR1, lambda _number, _frame: _log_names())
+    log.dump_stacks_on(signal.SIGUSR1)
+
+
+def _log_names() -> None:
+    """Log the names of all threads, since the dump of their stacks shows only numbers."""
+    threads = [f"{thread.ident or 0:#018x} is {thread.name}" for thread in threading.enumerate()]
+    _log.warning("SIGUSR1: the stacks of all threads are above; thread %s", ", ".join(threads))
+
+
+def _handle_signals_to_stop(server: ServerCore) -> None:
+    """The first SIGTERM or SIGINT saves everything and stops; the second ends the process."""
+
+    def stop(number: int, _frame: object) -> None:
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signal_number, lambda number, _frame: os._exit(128 + number))
+        server.post(Event.STOP)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)

@@ -1,0 +1,335 @@
+"""The thread of a standby: pulls commits from the primary's log, and applies them.
+
+Strategy: ask for what comes after the newest commit here, apply it, put it on disk, and ask again,
+which confirms it. Commits keep their bytes, so the standby's log is the primary's: its feed, its
+snapshots and its own standbys need nothing else. After any failure the thread goes on from what the
+log here has; if the primary cannot go on from there, the server stops, and begins anew from a
+snapshot (`zkv.replication.place`).
+
+The clock of the store is that of the primary: it comes with each answer.
+
+Promotion: between two steps the thread carries out orders to take over. In a planned promotion the
+primary stops to lead first, and tells its last log number; this standby applies all up to there,
+and begins a term. If anything fails before, the primary leads again. The revision then goes up by
+`RAISED_BY`, as clients may have seen revisions that are not known here. The order of the last
+steps: the term is on disk before the file that says "standby" is removed, and that before the first
+write is taken.
+
+One thread runs `_run`; other methods may be called by any. A server that was superseded has this
+thread, too, without a source: it only waits for orders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from zkv.errors import BadRequest, ReadOnly, RequestError, ShuttingDown
+from zkv.replication.stream import (
+    WAIT_MS,
+    Confirmed,
+    Position,
+    RefusedError,
+    StreamError,
+    pull,
+    reinstate,
+    supersede,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zkv.engine import Engine
+    from zkv.keyspace import Commit
+    from zkv.keyspace.lineage import Lineage
+    from zkv.replication.stream import Pulled
+
+_log = logging.getLogger("zkv.replication")
+
+RETRY_SECONDS: Final = 0.5
+"""Pause after a failure, once all places have been asked."""
+CHANGES_AT_ONCE: Final = 100
+"""Changes applied in one hold of the lock: about 0.5 ms."""
+RAISED_BY: Final = 2**32
+"""By so much the revision goes up when a standby takes over."""
+TAKE_OVER_SECONDS: Final = 10.0
+"""A standby that has not caught up so long after its primary has stopped gives up."""
+ANEW: Final = frozenset({"COMPACTED", "DIVERGED"})
+"""Codes after which the standby begins anew."""
+
+
+class Primary(Protocol):
+    """The connection to the primary, or to a server that may take its place."""
+
+    @property
+    def places(self) -> int:
+        """The number of places to ask."""
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint that was asked last."""
+
+    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Return the reply. Raises StreamError."""
+
+    def go_on(self) -> None:
+        """Ask at the next place from now on."""
+
+    def interrupt(self) -> None:
+        """Have a request that waits fail, and all later ones. Any thread."""
+
+
+class BeginAnew(NamedTuple):
+    """Why the standby cannot go on from its own log.
+
+    Args:
+        reason: for people.
+        diverged: there are commits here that are not in the history of the primary.
+        common: the last log number that both have, as far as the primary knows.
+        lineage: of the store here.
+        lsn: the newest log number here.
+    """
+
+    reason: str
+    diverged: bool
+    common: int
+    lineage: Lineage
+    lsn: int
+
+
+class Promoted(NamedTuple):
+    """A server has begun to lead, with this revision and this term."""
+
+    rev: int
+    term: int
+
+
+class _Order(NamedTuple):
+    force: bool
+    outcome: Future[Promoted]
+
+
+class Standby:
+    """Follows a primary, until it takes over.
+
+    Args:
+        engine: the engine; it does not lead.
+        source: the connection to the primary; only the thread asks. None = it follows nobody.
+        member: the name of this standby.
+        advertised: returns the endpoints at which clients find this server.
+        stop: called once if it has to begin anew; see `anew`.
+        lead: called when a term has begun and is on disk: has this server lead.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        source: Primary | None,
+        member: str,
+        advertised: Callable[[], list[str]],
+        stop: Callable[[], None],
+        lead: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._source = source
+        self._member = member
+        self._advertised = advertised
+        self._stop = stop
+        self._lead = lead
+        self._orders: SimpleQueue[_Order | None] = SimpleQueue()
+        self.anew: BeginAnew | None = None
+        """Set, before `stop` is called, if the standby has to begin anew."""
+        self._closing = threading.Event()
+        self._failures = 0
+        self._reported: str | None = None
+        self._answered_at = time.monotonic()
+        self._known_lsn = 0
+        self._commit_time = 0
+        self._thread = threading.Thread(target=self._run, name="zkv-standby")
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread. What it has applied stays."""
+        self._closing.set()
+        self._orders.put(None)
+        if (source := self._source) is not None:
+            source.interrupt()
+        if self._thread.ident is not None:
+            self._thread.join()
+        while (order := self._next_order(block=False)) is not None:
+            order.outcome.set_exception(ShuttingDown("the server is stopping"))
+
+    def promote(self, force: bool) -> Future[Promoted]:
+        """Order to take over.
+
+        Args:
+            force: also if the primary does not stop in time, or does not answer.
+
+        The future raises RequestError if that fails; then this is a standby as before.
+        """
+        order = _Order(force, Future())
+        self._orders.put(order)
+        return order.outcome
+
+    def lag(self) -> float | None:
+        """Return by how many seconds this is behind the primary; None = it follows nobody."""
+        if self._source is None:
+            return None
+        silent = max(0.0, time.monotonic() - self._answered_at - WAIT_MS / 1000)
+        if self._known_lsn > self._engine.last_lsn:
+            return max(silent, (self._engine.clock() - self._commit_time) / 1000)
+        return silent
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            order = self._next_order(block=self._source is None)
+            if order is not None:
+                self._carry_out(order)
+            elif self._source is not None:
+                self._follow(self._source)
+
+    def _follow(self, source: Primary) -> None:
+        try:
+            self._step(source)
+        except RefusedError as error:
+            if error.code in ANEW and not self._closing.is_set():
+                self._begin_anew(error)
+            else:
+                source.go_on()
+                self._fail(source, str(error))
+        except (StreamError, ReadOnly) as error:
+            self._fail(source, str(error))
+        except BaseException:  # A bug, or no memory; the thread goes on.
+            _log.critical("the standby failed; it goes on", exc_info=True)
+            self._fail(source, "")
+
+    def _step(self, source: Primary) -> None:
+        """Pull once, apply what comes, and put it on disk."""
+        engine = self._engine
+        with engine.keyspace.lock:
+            lineage, lsn = engine.keyspace.lineage, engine.last_lsn
+        after = Position(lineage.store, lineage.at(lsn), lsn)
+        on_disk = Confirmed(engine.durable_lsn, engine.durable_rev)
+        pulled = pull(source.ask, self._member, after, on_disk)
+        self._note(source, pulled)
+        if pulled.commits:
+            self._apply(pulled.commits)
+            engine.log.commit(engine.last_lsn, durable=True)
+
+    def _note(self, source: Primary, pulled: Pulled) -> None:
+        self._engine.clock.follow(pulled.time)
+        self._answered_at = time.monotonic()
+        self._known_lsn = pulled.lsn
+        self._failures = 0
+        if self._reported is not None:
+            self._reported = None
+            _log.warning("%s answers", source.endpoint)
+
+    def _apply(self, commits: list[Commit]) -> None:
+        """Apply commits, some in each hold of the lock.
+
+        Raises ReadOnly, and StreamError if one does not follow.
+        """
+        keyspace = self._engine.keyspace
+        first = 0
+        while first < len(commits):
+            end, changes = first, 0
+            while end < len(commits) and changes < CHANGES_AT_ONCE:
+                changes += len(commits[end].changes) or 1
+                end += 1
+            with keyspace.lock:
+                try:
+                    keyspace.apply(commits[first:end])
+                except ValueError as error:
+                    raise StreamError(str(error)) from None
+            self._commit_time = commits[end - 1].time
+            first = end
+
+    def _fail(self, source: Primary, reason: str) -> None:
+        """Say why, once, and wait if all places have been asked."""
+        if self._closing.is_set():
+            return
+        if reason and self._reported is None:
+            self._reported = reason
+            _log.warning("cannot follow: %s; trying again", reason)
+        self._failures += 1
+        if self._failures % source.places == 0:
+            self._closing.wait(RETRY_SECONDS)
+
+    def _begin_anew(self, error: RefusedError) -> None:
+        common = error.reply.get("common")
+        with self._engine.keyspace.lock:
+            lineage, lsn = self._engine.keyspace.lineage, self._engine.last_lsn
+        self.anew = BeginAnew(
+            str(error), error.code == "DIVERGED", common if isinstance(common, int) else 0,
+            lineage, lsn,
+        )  # fmt: skip
+        self._stop()
+        self._closing.set()
+
+    def _next_order(self, block: bool) -> _Order | None:
+        with contextlib.suppress(Empty):
+            return self._orders.get(block)
+        return None
+
+    def _carry_out(self, order: _Order) -> None:
+        try:
+            if self._source is not None:
+                self._relieve(self._source, order.force)
+            elif not order.force:
+                raise BadRequest("this server follows no primary: only `force` lets it lead again")
+            promoted = self._begin_term()
+        except RequestError as error:
+            order.outcome.set_exception(error)
+        except BaseException as error:  # A bug, or the disk; it stays a standby.
+            _log.critical("the promotion failed", exc_info=True)
+            order.outcome.set_exception(ReadOnly(f"the promotion failed: {error}"))
+        else:
+            order.outcome.set_result(promoted)
+
+    def _relieve(self, source: Primary, force: bool) -> None:
+        """Have the primary stop to lead, and catch up with it. Raises ReadOnly."""
+        with self._engine.keyspace.lock:
+            term = self._engine.keyspace.lineage.term + 1
+        try:
+            last = supersede(source.ask, self._member, term, self._advertised())
+            self._catch_up(source, last)
+        except (StreamError, ReadOnly) as error:
+            if force:
+                _log.warning("taking over without the primary: %s", error)
+                return
+            with contextlib.suppress(StreamError):
+                reinstate(source.ask, self._member)
+                raise ReadOnly(f"the primary leads on: {error}") from error
+            raise ReadOnly(
+                f"{error}; the primary may have stopped to lead: repeat this, or use `force`"
+            ) from error
+
+    def _catch_up(self, source: Primary, last: int) -> None:
+        """Follow up to a log number. Raises StreamError, ReadOnly."""
+        end = time.monotonic() + TAKE_OVER_SECONDS
+        while self._engine.last_lsn < last:
+            if time.monotonic() > end:
+                raise StreamError(f"log number {last} was not reached in {TAKE_OVER_SECONDS:g} s")
+            self._step(source)
+
+    def _begin_term(self) -> Promoted:
+        """Begin a term, and lead. Raises RequestError, OSError."""
+        engine = self._engine
+        keyspace = engine.keyspace
+        with keyspace.lock:
+            start, rev = keyspace.lineage.next_start(), keyspace.rev + RAISED_BY
+            lsn = keyspace.begin_term(start, rev)
+        engine.log.commit(lsn, durable=True)
+        self._lead()
+        self._source = None
+        _log.warning("this server leads: term %d begins at revision %d", start.term, rev)
+        return Promoted(rev, start.term)
