@@ -19,10 +19,11 @@ from zkv.clock import Clock
 from zkv.durability import formats
 from zkv.durability.committer import CommitGroup, Committer, settle
 from zkv.durability.files import Files
+from zkv.durability.quorum import ConfirmedWal, Quorum
 from zkv.durability.snapshotter import Snapshotter
 from zkv.durability.storage import Storage
 from zkv.durability.wal import Wal
-from zkv.errors import BadRequest, DataDirError
+from zkv.errors import BadRequest, DataDirError, ReadOnly
 from zkv.keyspace import Expirer, History, Keyspace, MemoryLog, Sessions
 
 if TYPE_CHECKING:
@@ -40,13 +41,14 @@ KEPT_BYTES: Final = 1024 * 1024
 """Bytes of safe commits for which it is worth to take the lock and free what undoes them."""
 
 
-class _OnDisk:
+class OnDisk:
     """The parts that a data directory needs: files, the log, and the threads that write them.
 
     Args:
         settings: the durability settings, with a ``data_dir``.
         data_dir: the directory.
         files: access to the file system.
+        quorum: the servers that have to confirm commits; None = none.
 
     Raises:
         LockedError: another server uses the data directory.
@@ -54,9 +56,17 @@ class _OnDisk:
         DataDirError: the directory cannot be used.
     """
 
-    def __init__(self, settings: DurabilitySettings, data_dir: str, files: Files) -> None:
+    def __init__(
+        self,
+        settings: DurabilitySettings,
+        data_dir: str,
+        files: Files,
+        quorum: Quorum | None = None,
+    ) -> None:
         self._settings = settings
-        self._files = files
+        self._quorum = quorum
+        self.wal: Wal
+        self.files = files
         self.storage = Storage(_absolute(data_dir), files)
 
     def recover(self, sessions: Sessions, history: History) -> Recovered:
@@ -64,14 +74,13 @@ class _OnDisk:
         recovered = self.storage.load(sessions, history)
         settings = self._settings
         try:
-            self.wal = Wal(
-                self._files,
-                self.storage.wal_directory,
-                recovered.rev,
-                recovered.lsn,
-                recovered.end,
-                settings.segment_bytes,
-                settings.fsync == "always",
+            place = self.storage.wal_directory
+            rev, lsn, end = recovered.rev, recovered.lsn, recovered.end
+            size, each = settings.segment_bytes, settings.fsync == "always"
+            self.wal = (
+                Wal(self.files, place, rev, lsn, end, size, each)
+                if self._quorum is None
+                else ConfirmedWal(self.files, place, rev, lsn, end, size, self._quorum)
             )
         except OSError as error:
             place = error.filename or self.storage.wal_directory
@@ -106,6 +115,7 @@ class Engine:
         now: the clock, Unix time in ms; by default one that is never earlier than the data.
         activities: gets those of the log and of snapshots.
         leads: True if the server decides what expires, and when; False for a standby.
+        quorum: the servers that have to confirm commits before they are safe; None = none.
 
     Raises:
         LockedError: another server uses the data directory.
@@ -121,7 +131,9 @@ class Engine:
         now: Callable[[], int] | None = None,
         activities: Activities | None = None,
         leads: bool = True,
+        quorum: Quorum | None = None,
     ) -> None:
+        self._quorum = quorum
         self._leads = leads
         self.clock = Clock()
         """The clock by which entries expire, unless it was passed in."""
@@ -135,7 +147,8 @@ class Engine:
         """True if safe means on disk: the policy is `always`."""
         self.log: CommitLog = MemoryLog()
         """The log of the commits."""
-        self._disk: _OnDisk | None = None
+        self.disk: OnDisk | None = None
+        """What it has in its data directory; None if there is none."""
         sessions, history = _remembering(limits)
         if settings.data_dir is None:
             self.keyspace = Keyspace(
@@ -143,16 +156,16 @@ class Engine:
             )
             self._expirer = Expirer(self.keyspace, self._secure_removals)
             return
-        self._disk = _OnDisk(settings, settings.data_dir, files or Files())
+        self.disk = OnDisk(settings, settings.data_dir, files or Files(), quorum)
         try:
-            self._open(self._disk, sessions, history, now, limits.max_memory)
+            self._open(self.disk, sessions, history, now, limits.max_memory)
         except BaseException:
-            self._disk.storage.close()
+            self.disk.storage.close()
             raise
 
     def _open(
         self,
-        disk: _OnDisk,
+        disk: OnDisk,
         sessions: Sessions,
         history: History,
         now: Callable[[], int] | None,
@@ -179,21 +192,45 @@ class Engine:
     def start(self) -> None:
         """Start the threads."""
         self._started = True
-        if self._disk is not None:
-            self._disk.committer.start()
-            self._disk.snapshotter.start()
+        if self.disk is not None:
+            self.disk.committer.start()
+            self.disk.snapshotter.start()
         if self._leads:
+            if self.disk is not None and isinstance(self.disk.wal, ConfirmedWal):
+                self.identify()  # Nobody can confirm anything of a store that has no identity.
+                self.disk.wal.ask(starts=True)
+            if self.lasting and not self.syncs_each:
+                self._begin_term_if_copied()
             self._expirer.start()
+
+    def _begin_term_if_copied(self) -> None:
+        """Begin a term if others may have copied this store: it may have lost what they have.
+
+        Without it, commits that a power cut took from here would get their numbers again, and a
+        standby would take its own for them.
+        """
+        with self.keyspace.lock:
+            lineage = self.keyspace.lineage
+            if lineage.store:
+                self.keyspace.begin_term(lineage.next_start(), self.keyspace.rev)
 
     def lead(self) -> None:
         """Decide from now on what expires, and when."""
         self._leads = True
+        if self.disk is not None and isinstance(self.disk.wal, ConfirmedWal):
+            self.disk.wal.ask(starts=False)
         self._expirer.start()
 
     @property
     def safe_rev(self) -> int:
         """The newest safe revision: it may be revealed, and will not be rolled back."""
         return self.log.safe_rev
+
+    @property
+    def reached_rev(self) -> int:
+        """The newest revision that the store has and that is safe. Takes the keyspace's lock."""
+        with self.keyspace.lock:
+            return min(self.keyspace.rev, self.log.safe_rev)
 
     @property
     def safe_lsn(self) -> int:
@@ -211,10 +248,9 @@ class Engine:
         return self.log.durable_rev
 
     @property
-    def on_disk(self) -> tuple[int, int]:
-        """The log number and the revision of the newest commit on disk."""
-        wal = None if self._disk is None else self._disk.wal
-        return (0, 0) if wal is None else (wal.durable_lsn, wal.durable_rev)
+    def durable_lsn(self) -> int:
+        """The log number of the newest commit on disk; of the newest safe one if there is none."""
+        return self.log.safe_lsn if self.disk is None else self.disk.wal.durable_lsn
 
     @property
     def epoch(self) -> int:
@@ -234,7 +270,7 @@ class Engine:
     @property
     def syncs_quickly(self) -> bool:
         """True if recent syncs were quick, and no snapshot is being written."""
-        busy = self._disk is not None and self._disk.snapshotter.writing.since is not None
+        busy = self.disk is not None and self.disk.snapshotter.writing.since is not None
         return self.log.syncs_quickly and not busy
 
     def secure(self, patient: bool = True) -> None:
@@ -255,19 +291,29 @@ class Engine:
         """
         return self.log.commit(self.log.last_lsn, durable=True, patient=False)
 
+    def confirm(self, standby: str, lsn: int) -> None:
+        """Note what a standby has on its disk, if commits have to be confirmed. Any thread."""
+        if self._quorum is not None:
+            self._quorum.confirm(standby, lsn)
+
+    @property
+    def needs_confirmation(self) -> bool:
+        """True if commits are safe only once standbys have confirmed them."""
+        return self._quorum is not None and self._quorum.active
+
     def flush(self) -> int:
         """Put all commits on disk, and return the newest revision. Raises ReadOnly."""
-        if self._disk is not None:
-            self._disk.wal.flush()
+        if self.disk is not None:
+            self.disk.wal.flush()
         with self.keyspace.lock:
             return self.keyspace.rev
 
     def submit(self, group: CommitGroup) -> None:
         """Make another thread complete ``group`` once its commits are safe, or on disk."""
-        if self._disk is None:
+        if self.disk is None:
             self.settle(group)
         else:
-            self._disk.committer.submit(group)
+            self.disk.committer.submit(group)
 
     def settle(self, group: CommitGroup, patient: bool = True) -> bool:
         """Complete ``group`` in this thread, which may wait for the disk; return True if done.
@@ -286,9 +332,26 @@ class Engine:
             group.lsn = self.log.last_lsn
             self.submit(group)
 
+    def identify(self) -> None:
+        """Give the store an identity, on disk, if it has none. Waits for the disk if so.
+
+        Raises ReadOnly if that cannot be written.
+        """
+        keyspace = self.keyspace
+        terms = keyspace.lineage.terms
+        if terms and terms[0].first_lsn <= self.durable_lsn:
+            return
+        with keyspace.lock:
+            if not keyspace.lineage.terms:
+                keyspace.begin_term(keyspace.lineage.next_start(), keyspace.rev)
+            lsn = keyspace.lineage.terms[0].first_lsn
+        self.log.commit(lsn, durable=True)
+        if not keyspace.lineage.terms:  # It was rolled back, and others have that number now.
+            raise ReadOnly("the identity of the store could not be written")
+
     def when_safe(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called, in any thread, whenever commits have become safe."""
-        if self._disk is None:  # Nothing has to be forgotten, and the keyspace's lock is held.
+        if self.disk is None:  # Nothing has to be forgotten, and the keyspace's lock is held.
             self.log.on_safe = callback
             return
 
@@ -307,21 +370,24 @@ class Engine:
         What waits is held in memory several times: in the table, the history, and with requests.
         """
         log = self.log
-        return log.appended_bytes - log.safe_bytes > UNSAFE_BYTES
+        return log.appended_bytes - log.kept_bytes > UNSAFE_BYTES
 
     def _forget_safe(self) -> None:
         """Free what was kept for a rollback. If that is little, the next commit does it."""
         self._forgotten = self.log.safe_bytes
         self.keyspace.forget_safe()
 
-    def snapshot(self) -> Future[int]:
+    def snapshot(self, anew: bool = False) -> Future[int]:
         """Order a snapshot of everything committed so far; the future gives its revision.
+
+        Args:
+            anew: write one even if nothing has changed since the newest.
 
         Raises BadRequest if there is no data directory.
         """
-        if self._disk is None:
+        if self.disk is None:
             raise BadRequest("this server keeps its data in memory alone: it has no snapshots")
-        return self._disk.snapshotter.snapshot()
+        return self.disk.snapshotter.snapshot(anew)
 
     def save(self) -> int:
         """Refuse writes from now on, and write the final snapshot; return the last revision.
@@ -330,27 +396,27 @@ class Engine:
         """
         rev = self.keyspace.end()
         self._expirer.close()
-        return rev if self._disk is None else self._disk.snapshotter.close()
+        return rev if self.disk is None else self.disk.snapshotter.close()
 
     def close(self) -> None:
         """Release the data directory. The engine must not be used any more."""
-        if self._disk is not None and self._started:
-            self._disk.committer.close()
+        if self.disk is not None and self._started:
+            self.disk.committer.close()
         self.log.close()
-        if self._disk is not None:
-            self._disk.storage.close()
+        if self.disk is not None:
+            self.disk.storage.close()
 
     def statistics(self) -> dict[str, Any]:
         """Return INFO's ``durability``: settings, and figures of the log and snapshots."""
-        if self._disk is None:
+        if self.disk is None:
             return {"data_dir": None}
         settings: dict[str, Any] = msgspec.to_builtins(self.settings)
-        wal = self._disk.wal
+        wal = self.disk.wal
         log = {
             "format": formats.CURRENT, "log_bytes": wal.bytes_written, "syncs": wal.syncs,
             "refusal": wal.refusal,
         }  # fmt: skip
-        return settings | log | self._disk.snapshotter.statistics()
+        return settings | log | self.disk.snapshotter.statistics()
 
     def activity(self) -> dict[str, Any]:
         """Return INFO's fields in ``stats`` about the lock, expiry, and log and snapshots."""
@@ -359,15 +425,15 @@ class Engine:
             "expired": self.keyspace.expired,
             "evicted": self.keyspace.evicted,
         }
-        if self._disk is None:
+        if self.disk is None:
             return activity
-        wal, storage = self._disk.wal, self._disk.storage
+        wal, storage = self.disk.wal, self.disk.storage
         return activity | {
             "fsync": wal.sync_times.report(),
             "group_commits": wal.commits_per_sync.report(),
             "log_bytes": storage.closed_log_size() + wal.segment_size,
             "read_only_since": wal.refused_since,
-            "snapshot": self._disk.snapshotter.condition(),
+            "snapshot": self.disk.snapshotter.condition(),
         }
 
 

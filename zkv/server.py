@@ -38,6 +38,7 @@ from zkv.broker.worker import WorkerHandler
 from zkv.collector import resident_bytes
 from zkv.config import fit_memory
 from zkv.durability.files import Files
+from zkv.durability.quorum import Quorum
 from zkv.endpoint import is_exposed
 from zkv.engine import Engine
 from zkv.errors import BadRequest, ConfigError, DataDirError, EndpointError, ReadOnly, ShuttingDown
@@ -46,12 +47,15 @@ from zkv.keyspace import CacheBound
 from zkv.log import AUDIT
 from zkv.metrics.endpoint import REFUSED, MetricsEndpoint
 from zkv.protocol.codec import KeyLimits
+from zkv.replication.handover import HandOver
 from zkv.replication.place import read_role, write_role
 from zkv.replication.role import Role
-from zkv.replication.standby import BeginAnew, Promoted, Source, Standby
+from zkv.replication.source import Source
+from zkv.replication.standby import BeginAnew, Primary, Promoted, Standby
 from zkv.requests.account import Account
 from zkv.requests.commands import Node, make_info
 from zkv.requests.lane import open_lane, open_worker_lane
+from zkv.requests.parking import Parking
 from zkv.requests.slow_log import SlowLog
 from zkv.users.registry import Users
 
@@ -90,7 +94,7 @@ class Following(NamedTuple):
         leader: endpoints to which clients are sent.
     """
 
-    source: Source
+    source: Primary
     member: str
     leader: list[str]
 
@@ -114,8 +118,8 @@ class ServerCore:
     ) -> None:
         self._settings = settings
         self._following = following
-        self._role = Role()
         self._standby: Standby | None = None
+        self._hand_over: HandOver | None = None
         self._limits, self._fitted = fit_memory(settings.limits)
         self._write_log = write_log
         self._files = files
@@ -128,7 +132,11 @@ class ServerCore:
         self.activities = Activities()
         """The activities beside requests."""
         self._slow = SlowLog(settings.metrics.slow, self.activities)
+        self.role = Role()
+        """What it is to its store."""
         self._engine: Engine
+        self._parking: Parking
+        self._source: Source | None = None
         self._serving = False
         """True once requests are answered."""
         self.metrics = ""
@@ -297,14 +305,15 @@ class ServerCore:
         return self._write_log is not None and self._settings.log.shows_requests
 
     def _open(self) -> Engine:
-        limits = self._limits
-        self._role = self._find_role()
+        limits, sync = self._limits, self._settings.replication.sync
+        self.role = self._find_role()
         engine = Engine(
             self._settings.durability,
             limits,
             self._files,
             activities=self.activities,
-            leads=self._role.leads,
+            leads=self.role.leads,
+            quorum=Quorum(sync) if sync else None,
         )
         if self._doors.users is not None:
             engine.keyspace.sessions.share_among_users()
@@ -312,6 +321,11 @@ class ServerCore:
         engine.keyspace.set_caches([
             CacheBound(each.prefix, each.max_bytes, each.policy) for each in self._settings.cache
         ])  # fmt: skip
+        self._parking = parking = Parking(engine)
+        if engine.disk is not None:
+            self._source = Source(engine, engine.disk, self.role, parking.later)
+            directory = engine.disk.storage.directory
+            self._hand_over = HandOver(engine, self.role, self._files or Files(), directory)
         keys = KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch)
         self._node = Node(
             engine=engine,
@@ -320,14 +334,17 @@ class ServerCore:
             facts=self._facts,
             stop=self._end,
             slow=self._slow,
-            role=self._role,
+            role=self.role,
             promote=self._promote,
+            parking=self._parking,
+            source=self._source,
+            hand_over=self._hand_over,
         )
-        if not self._role.leads:
+        if not self.role.leads:
             self._standby = self._make_standby(engine)
         self._lane = open_lane(engine.keyspace, keys, limits.max_reply_bytes, engine.syncs_each)
         self._broker.publish(engine.keyspace)
-        engine.when_safe(self._broker.commits_are_safe)
+        engine.when_safe(self._commits_are_safe)
         engine.start()
         return engine
 
@@ -349,9 +366,9 @@ class ServerCore:
         return Role(False, record.leader)
 
     def _make_standby(self, engine: Engine) -> Standby:
-        engine.keyspace.seal(partial(self._role.error, "takes writes"))
+        engine.keyspace.seal(partial(self.role.error, "takes writes"))
         following = self._following
-        return Standby(
+        standby = Standby(
             engine,
             None if following is None else following.source,
             "" if following is None else following.member,
@@ -359,6 +376,8 @@ class ServerCore:
             lambda: self._events.put(Event.STOP),
             self._lead,
         )
+        self.role.lag = standby.lag
+        return standby
 
     def _lead(self) -> None:
         """Begin to lead: a term has begun, and is on disk. Raises OSError."""
@@ -367,10 +386,10 @@ class ServerCore:
             write_role(files, Path(directory), None)
         self._engine.lead()
         self._engine.keyspace.unseal()
-        self._role.begin_to_lead()
+        self.role.begin_to_lead()
 
     def _promote(self, force: bool) -> Future[Promoted]:
-        if self._role.leads:
+        if self.role.leads:
             raise BadRequest("this server leads already")
         with self._ending:
             if self._stopping:
@@ -385,6 +404,10 @@ class ServerCore:
         """Why a standby has stopped that has to begin anew; None = it has not."""
         return None if self._standby is None else self._standby.anew
 
+    def _commits_are_safe(self) -> None:
+        self._broker.commits_are_safe()
+        self._parking.commits_are_safe()
+
     def _stop(self) -> None:
         with self._ending:
             self._stopping = True
@@ -392,6 +415,7 @@ class ServerCore:
         _log.info("stopping")
         if self._standby is not None:
             self._standby.close()
+        self._parking.close()
         try:
             rev = self._engine.save()
         except BaseException as error:
@@ -405,6 +429,8 @@ class ServerCore:
             if ended is not None:
                 ended.set_result(rev)
         self._broker.stop()
+        if self._source is not None:
+            self._source.close()
         self._engine.close()
         self._close_metrics()
         _log.info("stopped")

@@ -566,7 +566,7 @@ def test_snapshots_and_the_end_race(tmp_path: Path, context: zmq.Context[Any]) -
 def test_a_worker_does_not_wait_for_others_who_sync(tmp_path: Path, connect: Connect) -> None:
     """They might begin anew each time before it gets its turn, as a lock is not fair."""
     with ServerInProcess(tmp_path / "data", server={"workers": 1}) as server:
-        disk = server.server._engine._disk
+        disk = server.server._engine.disk
         assert disk is not None
         client = connect(server.endpoint, zmq.DEALER)
         with disk.wal._io:

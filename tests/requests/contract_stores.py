@@ -32,6 +32,7 @@ from zkv.errors import ReadOnly
 from zkv.protocol.codec import KeyLimits
 from zkv.replication.role import Role
 from zkv.requests.commands import Node
+from zkv.requests.parking import Parking
 from zkv.requests.slow_log import SlowLog
 from zkv.users.quota import Quota
 from zkv.users.rights import User
@@ -180,6 +181,9 @@ def node_for(engine: Engine, settings: Settings) -> Node:
         slow=SlowLog(0, Activities()),
         role=Role(),
         promote=lambda _: Future(),
+        parking=Parking(engine),
+        source=None,
+        hand_over=None,
     )
 
 

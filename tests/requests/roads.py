@@ -48,14 +48,14 @@ class SteppedEngine(Engine):
     @property
     def wal(self) -> Wal:
         """The log."""
-        assert self._disk is not None
-        return self._disk.wal
+        assert self.disk is not None
+        return self.disk.wal
 
     @property
     def snapshotter(self) -> Snapshotter:
         """What takes snapshots."""
-        assert self._disk is not None
-        return self._disk.snapshotter
+        assert self.disk is not None
+        return self.disk.snapshotter
 
     def submit(self, group: CommitGroup) -> None:
         self._submitted.append(group)
@@ -66,8 +66,8 @@ class SteppedEngine(Engine):
     @property
     def storage(self) -> Storage:
         """The data directory."""
-        assert self._disk is not None
-        return self._disk.storage
+        assert self.disk is not None
+        return self.disk.storage
 
     def commit_round(self) -> None:
         """What the committer does with everything that was submitted."""

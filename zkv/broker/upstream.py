@@ -43,10 +43,11 @@ class Upstream:
         self, endpoints: Sequence[str], server_keys: Sequence[str] = (), key_file: str = ""
     ) -> None:
         self._pair = read_key_file(key_file) if key_file else None
-        self._keys = list(server_keys)
         self._places = [
-            (endpoint, key) for endpoint in endpoints for key in (self._keys or [""])
-        ]  # fmt: skip
+            (endpoint, key)
+            for endpoint in endpoints
+            for key in (server_keys if server_keys and endpoint.startswith("tcp://") else [""])
+        ]
         self._turn = itertools.cycle(self._places)
         self._endpoint = ""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

@@ -29,6 +29,7 @@ from zkv.durability.committer import A_BUG, CommitGroup
 from zkv.errors import ReadOnly
 from zkv.requests.batch import ALL
 from zkv.requests.call import fail
+from zkv.requests.parking import ParkedReply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -149,6 +150,8 @@ class PendingReply:
         future = self._reply
         del self._reply  # The future refers to the callback that refers to this object, and so
         self._call.result = None  # does the call's result: break the cycles.
+        if isinstance(future, ParkedReply):
+            self._call.pass_over(future.resumed)
         error = future.exception()
         reply = future.result() if error is None else fail(error, self._call.request)
         batch.set_reply(0, self._caller.finish(self._call, reply))

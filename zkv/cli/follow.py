@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from zkv.log import Log
     from zkv.replication.place import RoleRecord
     from zkv.replication.standby import BeginAnew
+    from zkv.replication.stream import FetchedSnapshot
 
 _log = logging.getLogger("zkv.replication")
 
@@ -128,27 +129,38 @@ class _Follower:
                     return
             threading.Event().wait(RETRY_SECONDS)
 
-    def _keep(self, anew: BeginAnew | None) -> None:
+    def _keep(self, anew: BeginAnew | None, fetched: FetchedSnapshot) -> None:
         """Write into a file what only this history has. Raises OSError, DataDirError."""
-        if anew is None or anew.common is None:
+        if anew is None:
             return
+        directory = self._directory.layout.directory
+        if anew.lineage.store != fetched.lineage.store:
+            raise DataDirError(
+                f"{directory}: holds another store than {', '.join(self._leader)}: follow in an "
+                f"empty directory"
+            )
+        if anew.diverged:
+            known = anew.lineage.common(fetched.lineage, fetched.lsn, anew.lsn)
+            self._keep_after(max(known, anew.common))
+
+    def _keep_after(self, common: int) -> None:
         files, layout = Files(), self._directory.layout
-        path = layout.directory / f"diverged-after-{anew.common}.jsonl"
+        path = layout.directory / f"diverged-after-{common}.jsonl"
         count, first = 0, 0
         with FrozenView(files, layout.directory) as view, files.create(path) as file:
             for commit in dump.log(view, None):
                 first = first or commit.lsn
-                if commit.lsn > anew.common:
+                if commit.lsn > common:
                     files.write(file, commit_line(commit).encode() + b"\n")
                     count += 1
             files.sync(file)
         files.sync_directory(layout.directory)
         _log.warning(
             "%d commits after log number %d are not in the history of the primary; %s has them",
-            count, anew.common, path,
+            count, common, path,
         )  # fmt: skip
-        if first > anew.common + 1:
-            _log.warning("those from %d to %d are in no file", anew.common + 1, first - 1)
+        if first > common + 1:
+            _log.warning("those from %d to %d are in no file", common + 1, first - 1)
 
 
 def _store_of(source: Upstream) -> str:

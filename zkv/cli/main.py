@@ -20,6 +20,7 @@ from zkv.cli.verbs import (
     add_follow,
     add_keygen,
     add_metrics,
+    add_promote,
     add_size,
     add_user,
 )
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     add_flags(run)
     run.set_defaults(run=serve)
     add_follow(verbs)
+    add_promote(verbs)
     add_config(verbs)
     add_keygen(verbs)
     add_user(verbs)

@@ -29,6 +29,12 @@ FOLLOW: Final = (
     "the primary are replication.server_keys. A directory that holds another history of the same "
     "store, as that of an old primary, is brought into line: what only it had is kept in a file."
 )
+PROMOTE: Final = (
+    "Have the standby at this endpoint take over. Its primary first stops to read and to write, "
+    "and from then on sends clients to the standby, also after a restart; the standby applies all "
+    "that the primary has answered, and then leads. If that fails, the primary leads on. The exit "
+    "status is 0 if the standby leads, 1 if not, 2 if the arguments are wrong."
+)
 MOST: Final = 10**12
 """The largest number of anything of which the size is estimated."""
 LATEST: Final = 253_402_300_799
@@ -58,6 +64,19 @@ def add_follow(verbs: Verbs) -> None:
     )  # fmt: skip
     add_flags(parser)
     parser.set_defaults(run=_late("follow"))
+
+
+def add_promote(verbs: Verbs) -> None:
+    """Add ``zkv promote``."""
+    parser = verbs.add_parser(
+        "promote", help="have a standby take over from its primary", description=PROMOTE
+    )
+    _add_endpoint(parser)
+    parser.add_argument(
+        "--force", action="store_true",
+        help="take over without the primary: what the standby does not have yet is lost",
+    )  # fmt: skip
+    parser.set_defaults(run=_late("promote"))
 
 
 def add_doctor(verbs: Verbs) -> None:

@@ -30,6 +30,7 @@ static int execute(PyObject *module)
 static PyMethodDef functions[] = {
     {"measure", measure, METH_VARARGS, "See zkv/nesting.py."},
     {"pack_frames", pack_frames, METH_VARARGS, "See zkv/durability/segment.py."},
+    {"unpack_frames", unpack_frames, METH_VARARGS, "See zkv/durability/segment.py."},
     {"replay", py_replay, METH_VARARGS, "See zkv/durability/recovery.py."},
     {"load_entries", load_entries, METH_VARARGS, "See zkv/durability/snapshot.py."},
     {"siphash13", py_siphash13, METH_VARARGS, "For tests."},

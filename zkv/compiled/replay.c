@@ -300,6 +300,67 @@ PyObject *py_replay(PyObject *module, PyObject *arguments)
                          (Py_ssize_t)p.bytes, p.once);
 }
 
+/* --- Commits for another server --------------------------------------------------------------- */
+
+enum { NUMBER_AT = 19 }; /* in a payload: the log number, in its widest form */
+
+/* Pass over the frame of a commit that is not asked for, unchecked. */
+static int skip_frame(reader *r)
+{
+    if (r->end - r->at < FRAME_HEAD)
+        return 0;
+    size_t size = FRAME_HEAD + (size_t)big_endian(r->at, 4);
+    if ((size_t)(r->end - r->at) < size)
+        return 0;
+    r->at += size;
+    return 1;
+}
+
+static int has_number(const frame *f, int64_t lsn)
+{
+    int64_t found;
+    reader r = {f->at + NUMBER_AT, f->at + f->size};
+    return f->size > NUMBER_AT && read_wide(&r, &found) && found == lsn;
+}
+
+/* unpack_frames(frames, at, salt, next_lsn, first, last, most): see segment.py. */
+PyObject *unpack_frames(PyObject *module, PyObject *arguments)
+{
+    PyObject *frames;
+    Py_ssize_t at, most;
+    unsigned int salt;
+    long long next_lsn, first, last;
+    if (!PyArg_ParseTuple(arguments, "SnILLLn", &frames, &at, &salt, &next_lsn, &first, &last,
+                          &most))
+        return NULL;
+    const unsigned char *begin = (const unsigned char *)PyBytes_AsString(frames);
+    reader r = {begin + at, begin + PyBytes_Size(frames)};
+    PyObject *payloads = PyList_New(0);
+    if (payloads == NULL)
+        return NULL;
+    while (next_lsn < first && next_lsn <= last && skip_frame(&r))
+        next_lsn++;
+    const unsigned char *end = r.at;
+    frame f;
+    while (next_lsn >= first && next_lsn <= last && read_frame(&r, salt, &f) &&
+           has_number(&f, next_lsn)) {
+        Py_ssize_t size = (Py_ssize_t)f.size;
+        if (size > most && PyList_Size(payloads) > 0)
+            break;
+        PyObject *payload = PyBytes_FromStringAndSize((const char *)f.at, size);
+        int failed = payload == NULL || PyList_Append(payloads, payload) < 0;
+        Py_XDECREF(payload);
+        if (failed) {
+            Py_DECREF(payloads);
+            return NULL;
+        }
+        most -= size;
+        next_lsn++;
+        end = r.at;
+    }
+    return Py_BuildValue("NnL", payloads, (Py_ssize_t)(end - begin), next_lsn);
+}
+
 /* --- Snapshots -------------------------------------------------------------------------------- */
 
 static int read_entry(reader *r, change *c)

@@ -289,8 +289,9 @@ enum { FRAME_HEAD = 16 }; /* bytes: size, checksum, and the place up to which th
 
 PyObject *pack_frames(PyObject *module, PyObject *arguments);
 
-/* --- Loading at the start: replay.c ----------------------------------------------------------- */
+/* --- Reading files: replay.c ------------------------------------------------------------------ */
 
+PyObject *unpack_frames(PyObject *module, PyObject *arguments);
 PyObject *py_replay(PyObject *module, PyObject *arguments);
 PyObject *load_entries(PyObject *module, PyObject *arguments);
 

@@ -41,10 +41,12 @@ from zkv import compiled
 from zkv.durability import formats
 from zkv.errors import DamageError
 from zkv.keyspace.change import (
+    CHANGES_AT,
     LEAST_PAYLOAD_BYTES,
     PAYLOAD_MARKS,
     begins_term,
     changes_something,
+    is_old,
     number_in,
     revision_in,
     unpack,
@@ -244,6 +246,58 @@ def pack_frames(payloads: list[bytes], synced: int, salt: int) -> bytes:
         crc = _checksum(length, synced, payload, salt)
         frames += _HEAD.pack(length, crc, synced), payload
     return b"".join(frames)
+
+
+class Unpacked(NamedTuple):
+    """The payloads of some frames."""
+
+    payloads: list[bytes]
+    end: int
+    """The offset after the last frame that was taken, or passed over."""
+    next_lsn: int
+
+
+def unpack_frames(
+    frames: bytes, at: int, salt: int, next_lsn: int, first: int, last: int, most: int
+) -> Unpacked:
+    """Take the payloads of good frames, up to the first that is not good, or not all there.
+
+    Args:
+        frames: bytes of a segment.
+        at: the offset of a frame in them.
+        salt: the segment's salt.
+        next_lsn: the log number of that frame's commit.
+        first: the log number of the first commit that is asked for. Frames before it are passed
+            over, unchecked.
+        last: that of the last one.
+        most: bytes of payloads to take; if the first one is larger, it is taken alone.
+    """
+    if compiled.COMPILED:
+        return Unpacked(
+            *compiled.store.unpack_frames(frames, at, salt, next_lsn, first, last, most)
+        )
+    while next_lsn < first and next_lsn <= last and _is_whole(frames, at):
+        at += _HEAD.size + _length_at(frames, at)
+        next_lsn += 1
+    payloads: list[bytes] = []
+    while first <= next_lsn <= last and _is_whole(frames, at):
+        length, crc, synced = _HEAD.unpack_from(frames, at)
+        payload = frames[at + _HEAD.size : at + _HEAD.size + length]
+        good = _checksum(length, synced, payload, salt) == crc and length >= CHANGES_AT
+        if not good or is_old(payload) or number_in(payload) != next_lsn:
+            break
+        if length > most and payloads:
+            break
+        payloads.append(payload)
+        most -= length
+        at += _HEAD.size + length
+        next_lsn += 1
+    return Unpacked(payloads, at, next_lsn)
+
+
+def bytes_of_frame(data: bytes, at: int) -> int:
+    """The bytes of the frame at an offset; those of its head if that is not all there."""
+    return _HEAD.size + _length_at(data, at)
 
 
 def _checksum(length: int, synced: int, payload: bytes, salt: int) -> int:

@@ -315,9 +315,14 @@ def read(
 def read_head(files: Files, path: Path) -> Loaded:
     """A snapshot without its contents. Raises DamageError, FormatError, OSError."""
     with files.open_read(path) as file:
-        head = Loaded()
-        _Reader(file, path).read_head(head)
-        return head
+        return head_of(file, path)
+
+
+def head_of(file: BinaryIO, path: Path) -> Loaded:
+    """The same of an open file, from its beginning. Raises DamageError, FormatError, OSError."""
+    head = Loaded()
+    _Reader(file, path).read_head(head)
+    return head
 
 
 def chunks(

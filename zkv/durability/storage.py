@@ -54,16 +54,19 @@ class Storage:
 
     def __init__(self, directory: Path, files: Files) -> None:
         self._files = files
+        self.directory = directory
         self._layout = layout = Layout(directory)
-        self._snapshots = layout.snapshots
+        self.snapshot_directory = layout.snapshots
         self.wal_directory = layout.wal
         self._lock: DirectoryLock | None = None
+        self.pinned: Callable[[], int | None] = lambda: None
+        """Returns a revision after which the log has to be kept for another server, if any."""
         self._sizes: dict[Path, int] = {}  # Complete files, which must keep these sizes.
         try:
             self._make_directory(directory)
             self._lock = files.lock(layout.lock)
             self._make_inner()
-            for inner in (self._snapshots, self.wal_directory):
+            for inner in (self.snapshot_directory, self.wal_directory):
                 self._remove_unfinished(inner)
                 files.sync_directory(inner)
             files.sync_directory(directory)
@@ -94,7 +97,7 @@ class Storage:
         """
         started = time.perf_counter()
         recovered = recovery.recover(
-            self._files, self._snapshots, self.wal_directory, sessions, history
+            self._files, self.snapshot_directory, self.wal_directory, sessions, history
         )
         if recovered.end is not None:
             self._settle_end(recovered.end, recovered.torn, recovered.rev)
@@ -122,7 +125,7 @@ class Storage:
         Raises:
             OSError: the snapshot cannot be written.
         """
-        directory = self._snapshots
+        directory = self.snapshot_directory
         self.require_place()
         with snapshot.Writer(
             self._files, directory, view.rev, view.lsn, view.time, logged, view.lineage
@@ -137,7 +140,7 @@ class Storage:
             path = writer.finish()
         self.expect(path, writer.size)
         try:
-            self._drop_covered(snapshot.KEPT_SNAPSHOTS, view.rev)
+            self._drop_covered(snapshot.KEPT_SNAPSHOTS, view.rev, self.pinned())
         except OSError as error:  # The snapshot is good; files that remain only take space.
             _log.warning("cannot remove files that are no longer needed: %s", error)
         return path, writer.size
@@ -205,7 +208,8 @@ class Storage:
     def _closed_files(self) -> dict[Path, int]:
         """The sizes of all snapshots, and of all segments except the newest."""
         paths = [
-            self._layout.snapshot(rev) for rev in recovery.snapshots(self._files, self._snapshots)
+            self._layout.snapshot(rev)
+            for rev in recovery.snapshots(self._files, self.snapshot_directory)
         ]
         firsts = recovery.segments(self._files, self.wal_directory)[:-1]
         paths += map(self._layout.segment, firsts)
@@ -233,12 +237,16 @@ class Storage:
             )  # fmt: skip
         return bool(dropped)
 
-    def _drop_covered(self, kept: int, saved_rev: int) -> list[Path]:
-        """Remove the files that the newest ``kept`` snapshots do not need; returns their paths."""
-        found = recovery.snapshots(self._files, self._snapshots)
+    def _drop_covered(self, kept: int, saved_rev: int, pinned: int | None = None) -> list[Path]:
+        """Remove the files that the newest ``kept`` snapshots do not need; returns their paths.
+
+        The log after the revision ``pinned`` stays, too.
+        """
+        found = recovery.snapshots(self._files, self.snapshot_directory)
         revisions = [rev for rev in found if rev <= saved_rev]
-        covered = [self._snapshots / snapshot.file_name(rev) for rev in revisions[:-kept]]
+        covered = [self.snapshot_directory / snapshot.file_name(rev) for rev in revisions[:-kept]]
         needed_from = revisions[-kept] if len(revisions) >= kept else 0
+        needed_from = needed_from if pinned is None else min(needed_from, pinned)
         firsts = recovery.segments(self._files, self.wal_directory)
         covered += [
             self.wal_directory / segment.file_name(first)
@@ -253,7 +261,7 @@ class Storage:
         return covered
 
     def _make_inner(self) -> None:
-        for inner in (self._snapshots, self.wal_directory):
+        for inner in (self.snapshot_directory, self.wal_directory):
             self._files.make_directory(inner)
 
     def _make_directory(self, directory: Path) -> None:

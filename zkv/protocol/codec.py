@@ -17,6 +17,7 @@ before it sees them. It refuses bin as map keys, which the second pass handles.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar, cast, get_args
@@ -51,7 +52,7 @@ from zkv.protocol.requests import (
 )
 
 PROTOCOL_VERSION: Final = 1
-FEATURES: Final = ("timing", "trace", "SLOW")
+FEATURES: Final = ("timing", "trace", "SLOW", "stale", "min_rev", "REPLICATE")
 """INFO's ``features``: ops and fields that this server takes and an earlier one may not."""
 MAX_SESSION_BYTES: Final = 64
 MAX_TRACE_BYTES: Final = 64
@@ -396,7 +397,9 @@ def _in(place: str) -> str:
 def _own_fields(op: str) -> str:
     """List the fields that an op has besides the common ones."""
     cls = REQUEST_TYPES.get(op, Request)
-    own = [name for name in cls.__struct_encode_fields__ if name not in Request.__struct_fields__]
+    declared = inspect.get_annotations(cls)
+    common = [name for name in Request.__struct_fields__ if name not in declared]
+    own = [name for name in cls.__struct_encode_fields__ if name not in common]
     return ", ".join(f"`{name}`" for name in own) or "no fields of its own"
 
 

@@ -117,9 +117,64 @@ class SlowReply(Reply, kw_only=True):
     minutes: list[Any]
 
 
+class PositionReply(Reply, kw_only=True):
+    """The fields of every reply to REPLICATE.
+
+    Attributes:
+        store: the identity of the store.
+        terms: [number, first log number, tag] each, the oldest first.
+        lsn: a log number: of the newest safe commit, or of the snapshot.
+    """
+
+    store: str
+    terms: list[tuple[int, int, str]]
+    lsn: int
+
+
+class CommitsReply(PositionReply, kw_only=True):
+    """Reply to REPLICATE: commits as in the log.
+
+    Attributes:
+        commits: their payloads.
+        crc: the CRC-32 of all of them, one after the other.
+        rev: the newest safe revision.
+        time: Unix time in milliseconds.
+    """
+
+    commits: list[bytes]
+    crc: int
+    rev: int
+    time: int
+
+
+class SnapshotPartReply(PositionReply, kw_only=True):
+    """Reply to REPLICATE with ``snapshot``: bytes of a snapshot file.
+
+    Attributes:
+        snapshot: the revision of the snapshot.
+        size: bytes of the whole file.
+        offset: the place of the part.
+        data: the part.
+        crc: its CRC-32.
+    """
+
+    snapshot: int
+    size: int
+    offset: int
+    data: bytes
+    crc: int
+
+
 class RevisionReply(Reply, kw_only=True):
     """Reply to SNAPSHOT and END: the revision that was saved."""
 
+    rev: int
+
+
+class HandedOverReply(Reply, kw_only=True):
+    """Reply to a REPLICATE with ``supersede``: the last log number and revision, on disk."""
+
+    lsn: int
     rev: int
 
 
@@ -148,8 +203,21 @@ class InfoReply(Reply, kw_only=True):
     user: str | UnsetType = UNSET
 
 
+class ReplicatedInfoReply(InfoReply, kw_only=True):
+    """Reply to INFO of a server that is part of a replication.
+
+    A class of its own: with one field more, msgspec packs the map of each INFO with a longer head.
+    """
+
+    replication: dict[str, Any]
+
+
 MONITORED: Final = ("durable_rev", "keys", "uptime", "endpoints", "durability", "stats")
 """The fields of INFO that need the right to monitor."""
+
+
+OPEN_REPLICATION: Final = ("role", "store", "term", "leader")
+"""The fields of its ``replication`` that do not."""
 
 
 class Failure(Struct, kw_only=True, omit_defaults=False):

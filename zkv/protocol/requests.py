@@ -10,9 +10,9 @@ as str.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Union, get_args
+from typing import Annotated, ClassVar, Final, Union, get_args
 
-from msgspec import Meta, Raw, Struct, field
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from zkv.defaults import LONGEST_TTL
 from zkv.errors import RequestId
@@ -20,6 +20,9 @@ from zkv.errors import RequestId
 Revision = Annotated[int, Meta(ge=0)]
 Limit = Annotated[int, Meta(ge=1)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+LogNumber = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+MOST_REPLICATED: Final = 4 * 1024 * 1024
+"""The largest ``limit`` of REPLICATE, in bytes."""
 Ttl = Annotated[float, Meta(gt=0, le=LONGEST_TTL)]
 """Seconds, as a float or an int."""
 
@@ -70,22 +73,30 @@ class KeyRequest(Request, frozen=True, kw_only=True):
         return self.key
 
 
-class KeysRequest(Request, frozen=True, kw_only=True):
-    """A request about many keys."""
+class ReadRequest(Request, frozen=True, kw_only=True):
+    """A read that a server may answer which does not lead its store.
 
-    keys: list[str]
+    Attributes:
+        stale: what is read may be old.
+        min_rev: wait until the store has this revision.
+    """
 
-    def subject(self) -> int:
-        """Return the number of keys."""
-        return len(self.keys)
+    stale: bool = False
+    min_rev: Revision | None = None
 
 
 class Ping(Request, frozen=True, kw_only=True, tag="PING"):
     """Check that the server answers, and ask for its protocol version and clock."""
 
 
-class Get(KeyRequest, frozen=True, kw_only=True, tag="GET"):
+class Get(ReadRequest, frozen=True, kw_only=True, tag="GET"):
     """Read one entry."""
+
+    key: str
+
+    def subject(self) -> str:
+        """Return the key."""
+        return self.key
 
 
 class Put(KeyRequest, frozen=True, kw_only=True, tag="PUT"):
@@ -124,8 +135,14 @@ class Incr(KeyRequest, frozen=True, kw_only=True, tag="INCR"):
     by: Int64 = 1
 
 
-class MGet(KeysRequest, frozen=True, kw_only=True, tag="MGET"):
+class MGet(ReadRequest, frozen=True, kw_only=True, tag="MGET"):
     """Read many entries at one revision."""
+
+    keys: list[str]
+
+    def subject(self) -> int:
+        """Return the number of keys."""
+        return len(self.keys)
 
 
 class MPut(Request, frozen=True, kw_only=True, tag="MPUT"):
@@ -141,10 +158,16 @@ class MPut(Request, frozen=True, kw_only=True, tag="MPUT"):
         return len(self.items)
 
 
-class MDelete(KeysRequest, frozen=True, kw_only=True, tag="MDELETE"):
+class MDelete(Request, frozen=True, kw_only=True, tag="MDELETE"):
     """Remove many entries with one revision, all or nothing; absent keys are ignored."""
 
     writes = True
+
+    keys: list[str]
+
+    def subject(self) -> int:
+        """Return the number of keys."""
+        return len(self.keys)
 
 
 SubRequest = Union[Put, Get, Delete, Touch, Incr]  # noqa: UP007  evaluated by msgspec
@@ -163,7 +186,7 @@ class Txn(Request, frozen=True, kw_only=True, tag="TXN"):
         return len(self.ops)
 
 
-class Scan(Request, frozen=True, kw_only=True, tag="SCAN"):
+class Scan(ReadRequest, frozen=True, kw_only=True, tag="SCAN"):
     """Read entries in key order, one page at a time."""
 
     prefix: str = ""
@@ -175,7 +198,7 @@ class Scan(Request, frozen=True, kw_only=True, tag="SCAN"):
     reverse: bool = False
 
 
-class Count(Request, frozen=True, kw_only=True, tag="COUNT"):
+class Count(ReadRequest, frozen=True, kw_only=True, tag="COUNT"):
     """Count the keys that begin with a prefix."""
 
     prefix: str = ""
@@ -206,6 +229,47 @@ class Promote(Request, frozen=True, kw_only=True, tag="PROMOTE"):
     force: bool = False
 
 
+class Supersede(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a standby that takes over tells its primary: its term, and where clients find it."""
+
+    term: LogNumber
+    leader: Annotated[list[str], Meta(min_length=1, max_length=64)]
+
+
+class Replicate(Request, frozen=True, kw_only=True, tag="REPLICATE"):
+    """Ask for the commits after a log number, or for a part of a snapshot.
+
+    Attributes:
+        member: the name of the asker.
+        after: the log number of the newest commit that it has.
+        term: the number of that commit's term; 0 = it has none.
+        tag: the tag of that term.
+        store: the identity of the asker's store; empty = any.
+        durable: the log number of the newest commit on the asker's disk.
+        durable_rev: the newest revision there.
+        wait: milliseconds to wait for commits if there are none.
+        limit: bytes of commits, or of a snapshot, to return.
+        sync: the asker may count for `[replication] sync`.
+        snapshot: the revision of the snapshot of which a part is asked for; 0 = the newest one.
+        offset: the place of that part, in bytes.
+        supersede: the primary stops to lead, in favour of the asker; nil = it leads again.
+    """
+
+    member: Annotated[str, Meta(min_length=1, max_length=64)]
+    after: LogNumber = 0
+    term: LogNumber = 0
+    tag: Annotated[str, Meta(max_length=64)] = ""
+    store: Annotated[str, Meta(max_length=64)] = ""
+    durable: LogNumber = 0  # type: ignore[assignment]  # Here it is a number.
+    durable_rev: LogNumber = 0
+    wait: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    limit: Annotated[int, Meta(ge=1, le=MOST_REPLICATED)] = 1024 * 1024
+    sync: bool = True
+    snapshot: LogNumber | None = None
+    offset: LogNumber | None = None
+    supersede: Supersede | UnsetType | None = UNSET
+
+
 class Snapshot(Request, frozen=True, kw_only=True, tag="SNAPSHOT"):
     """Write a snapshot that holds every write answered before."""
 
@@ -216,7 +280,7 @@ class End(Request, frozen=True, kw_only=True, tag="END"):
 
 AnyRequest = Union[  # noqa: UP007  evaluated by msgspec
     Ping, Get, Put, Delete, Touch, Incr, MGet, MPut, MDelete, Txn, Scan, Count, Changes, Info,
-    Slow, Promote, Snapshot, End,
+    Slow, Snapshot, End, Replicate, Promote,
 ]  # fmt: skip
 
 REQUEST_TYPES: dict[str, type[Request]] = {
@@ -227,16 +291,17 @@ REQUEST_TYPES: dict[str, type[Request]] = {
 OP_NAMES: dict[type[Request], str] = {cls: op for op, cls in REQUEST_TYPES.items()}
 """Class -> op name."""
 
-_READS = (Get, MGet, Scan, Count)
-
 
 def needs_leader(request: AnyRequest) -> bool:
     """Return True if only the server that leads the store may run a request."""
-    return request.writes or isinstance(request, _READS)
+    if isinstance(request, ReadRequest):
+        return not request.stale and request.min_rev is None
+    return request.writes
 
 
 TEXT_FIELDS = frozenset({
-    "op", "id", "key", "session", "prefix", "start", "end", "after", "trace",
+    "op", "id", "key", "session", "prefix", "start", "end", "after", "trace", "member", "tag",
+    "store",
 })  # fmt: skip
 """Fields that hold text: a bin that holds UTF-8 counts as str."""
 TEXT_LIST_FIELDS = frozenset({"keys"})

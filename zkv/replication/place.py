@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from zkv.durability.files import Files
-    from zkv.replication.stream import Ask
+    from zkv.replication.stream import Ask, FetchedSnapshot
 
 FILE: Final = "replication.json"
 INCOMING: Final = "incoming"
@@ -131,13 +131,13 @@ class StandbyDirectory:
         inner = [each for each in (self.layout.snapshots, self.layout.wal) if each.name in names]
         return not any(map(self._files.names, inner))
 
-    def fetch(self, ask: Ask, record: RoleRecord, keep: Callable[[], None]) -> int:
+    def fetch(self, ask: Ask, record: RoleRecord, keep: Callable[[FetchedSnapshot], None]) -> int:
         """Fetch the newest snapshot of the primary, in place of the history that is here.
 
         Args:
             ask: asks the primary.
             record: what the directory says.
-            keep: called before the old history is given up, after the new one is on disk.
+            keep: called, after the new history is on disk, before the old one is given up.
 
         Returns its revision. Raises StreamError, DamageError, DataDirError, OSError.
         """
@@ -154,7 +154,7 @@ class StandbyDirectory:
         files.sync_directory(incoming.snapshots)
         snapshot.read(files, path)  # All of it is checked before anything is given up for it.
         begin_log(files, incoming, fetched.rev + 1, fetched.lsn + 1)
-        keep()
+        keep(fetched)
         directory = self.layout.directory
         write_role(files, directory, msgspec.structs.replace(record, exchange=True))
         self._exchange()

@@ -7,6 +7,7 @@ True after everything that a leader needs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Literal
 
 from zkv.errors import NotLeader
@@ -28,6 +29,8 @@ class Role:
     def __init__(self, leads: bool = True, leader: list[str] | None = None) -> None:
         self.leads = leads
         self.leader = leader
+        self.lag: Callable[[], float | None] = lambda: 0.0 if self.leads else None
+        """Returns by how many seconds it is behind its primary; None = not known."""
 
     @property
     def name(self) -> RoleName:
@@ -37,11 +40,13 @@ class Role:
     def begin_to_lead(self) -> None:
         """Note that this server leads now."""
         self.leader = None
+        self.lag = lambda: 0.0
         self.leads = True
 
     def yield_to(self, leader: list[str]) -> None:
         """Note that another server leads, or is about to."""
         self.leader = leader
+        self.lag = lambda: None
         self.leads = False
 
     def error(self, does: str) -> NotLeader:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from zkv.engine import Engine
     from zkv.keyspace import Commit
+    from zkv.keyspace.lineage import Lineage
     from zkv.replication.stream import Pulled
 
 _log = logging.getLogger("zkv.replication")
@@ -62,7 +63,7 @@ ANEW: Final = frozenset({"COMPACTED", "DIVERGED"})
 """Codes after which the standby begins anew."""
 
 
-class Source(Protocol):
+class Primary(Protocol):
     """The connection to the primary, or to a server that may take its place."""
 
     @property
@@ -88,13 +89,17 @@ class BeginAnew(NamedTuple):
 
     Args:
         reason: for people.
-        store: the identity of the primary's store; empty = not known.
-        common: the last log number that both have; None = the primary has it no more.
+        diverged: there are commits here that are not in the history of the primary.
+        common: the last log number that both have, as far as the primary knows.
+        lineage: of the store here.
+        lsn: the newest log number here.
     """
 
     reason: str
-    store: str
-    common: int | None
+    diverged: bool
+    common: int
+    lineage: Lineage
+    lsn: int
 
 
 class Promoted(NamedTuple):
@@ -124,7 +129,7 @@ class Standby:
     def __init__(
         self,
         engine: Engine,
-        source: Source | None,
+        source: Primary | None,
         member: str,
         advertised: Callable[[], list[str]],
         stop: Callable[[], None],
@@ -174,9 +179,10 @@ class Standby:
         self._orders.put(order)
         return order.outcome
 
-    @property
-    def lag_seconds(self) -> float:
-        """How far what is here is behind the primary, in seconds, as far as is known."""
+    def lag(self) -> float | None:
+        """Return by how many seconds this is behind the primary; None = it follows nobody."""
+        if self._source is None:
+            return None
         silent = max(0.0, time.monotonic() - self._answered_at - WAIT_MS / 1000)
         if self._known_lsn > self._engine.last_lsn:
             return max(silent, (self._engine.clock() - self._commit_time) / 1000)
@@ -190,12 +196,12 @@ class Standby:
             elif self._source is not None:
                 self._follow(self._source)
 
-    def _follow(self, source: Source) -> None:
+    def _follow(self, source: Primary) -> None:
         try:
             self._step(source)
         except RefusedError as error:
             if error.code in ANEW and not self._closing.is_set():
-                self._begin_anew(source, error)
+                self._begin_anew(error)
             else:
                 source.go_on()
                 self._fail(source, str(error))
@@ -205,20 +211,20 @@ class Standby:
             _log.critical("the standby failed; it goes on", exc_info=True)
             self._fail(source, "")
 
-    def _step(self, source: Source) -> None:
+    def _step(self, source: Primary) -> None:
         """Pull once, apply what comes, and put it on disk."""
         engine = self._engine
         with engine.keyspace.lock:
             lineage, lsn = engine.keyspace.lineage, engine.last_lsn
         after = Position(lineage.store, lineage.at(lsn), lsn)
-        on_disk = Confirmed(*engine.on_disk)
+        on_disk = Confirmed(engine.durable_lsn, engine.durable_rev)
         pulled = pull(source.ask, self._member, after, on_disk)
         self._note(source, pulled)
         if pulled.commits:
             self._apply(pulled.commits)
             engine.log.commit(engine.last_lsn, durable=True)
 
-    def _note(self, source: Source, pulled: Pulled) -> None:
+    def _note(self, source: Primary, pulled: Pulled) -> None:
         self._engine.clock.follow(pulled.time)
         self._answered_at = time.monotonic()
         self._known_lsn = pulled.lsn
@@ -247,7 +253,7 @@ class Standby:
             self._commit_time = commits[end - 1].time
             first = end
 
-    def _fail(self, source: Source, reason: str) -> None:
+    def _fail(self, source: Primary, reason: str) -> None:
         """Say why, once, and wait if all places have been asked."""
         if self._closing.is_set():
             return
@@ -258,14 +264,14 @@ class Standby:
         if self._failures % source.places == 0:
             self._closing.wait(RETRY_SECONDS)
 
-    def _begin_anew(self, source: Source, error: RefusedError) -> None:
-        common = error.reply.get("common") if error.code == "DIVERGED" else None
-        try:
-            info = source.ask({"op": "INFO"}, RETRY_SECONDS * 10)
-            store = str(info["replication"]["store"])
-        except (StreamError, KeyError, TypeError):
-            store = ""
-        self.anew = BeginAnew(str(error), store, common if isinstance(common, int) else None)
+    def _begin_anew(self, error: RefusedError) -> None:
+        common = error.reply.get("common")
+        with self._engine.keyspace.lock:
+            lineage, lsn = self._engine.keyspace.lineage, self._engine.last_lsn
+        self.anew = BeginAnew(
+            str(error), error.code == "DIVERGED", common if isinstance(common, int) else 0,
+            lineage, lsn,
+        )  # fmt: skip
         self._stop()
         self._closing.set()
 
@@ -289,7 +295,7 @@ class Standby:
         else:
             order.outcome.set_result(promoted)
 
-    def _relieve(self, source: Source, force: bool) -> None:
+    def _relieve(self, source: Primary, force: bool) -> None:
         """Have the primary stop to lead, and catch up with it. Raises ReadOnly."""
         with self._engine.keyspace.lock:
             term = self._engine.keyspace.lineage.term + 1
@@ -307,7 +313,7 @@ class Standby:
                 f"{error}; the primary may have stopped to lead: repeat this, or use `force`"
             ) from error
 
-    def _catch_up(self, source: Source, last: int) -> None:
+    def _catch_up(self, source: Primary, last: int) -> None:
         """Follow up to a log number. Raises StreamError, ReadOnly."""
         end = time.monotonic() + TAKE_OVER_SECONDS
         while self._engine.last_lsn < last:

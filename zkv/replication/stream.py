@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from zkv.errors import ZkvError
 from zkv.keyspace.change import unpack
-from zkv.keyspace.lineage import Lineage, Term
+from zkv.keyspace.lineage import NO_LINEAGE, Lineage, Term
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -129,6 +129,7 @@ class FetchedSnapshot(NamedTuple):
     rev: int
     lsn: int
     size: int
+    lineage: Lineage
 
 
 def pull(
@@ -253,10 +254,11 @@ def fetch_snapshot(
 
     Raises RefusedError, StreamError, OSError.
     """
-    fetched = FetchedSnapshot(0, 0, 0)
+    fetched = FetchedSnapshot(0, 0, 0, NO_LINEAGE)
     for part in snapshot_parts(ask, member, store, sync):
         files.write(file, part.data)
-        fetched = FetchedSnapshot(part.snapshot, part.lsn, part.size)
+        lineage = Lineage(part.store, part.terms)
+        fetched = FetchedSnapshot(part.snapshot, part.lsn, part.size, lineage)
     return fetched
 
 

@@ -88,6 +88,13 @@ class Call:
         self.lsn = 0  # The log number of its commit; 0 = none.
         self.size = 0  # Bytes of what may be large in the reply.
 
+    def pass_over(self, resumed: float) -> None:
+        """Leave out of its times that it was parked until ``resumed``: it wanted to wait."""
+        parked = max(0.0, resumed - self.executed)
+        self.arrived += parked
+        self.started += parked
+        self.executed += parked
+
 
 class Caller:
     """Runs requests one by one, in one thread.

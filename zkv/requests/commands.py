@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from msgspec import UNSET, Raw, Struct
 
@@ -37,17 +37,20 @@ from zkv.protocol.codec import (
 from zkv.protocol.replies import (
     MONITORED,
     NIL,
+    OPEN_REPLICATION,
     ChangesReply,
     CommitReply,
     CountReply,
     Failure,
     GetReply,
+    HandedOverReply,
     IncrReply,
     InfoReply,
     MDeleteReply,
     MGetReply,
     PingReply,
     PromoteReply,
+    ReplicatedInfoReply,
     Reply,
     RevisionReply,
     ScanReply,
@@ -56,8 +59,11 @@ from zkv.protocol.replies import (
     WriteReply,
     failure,
 )
+from zkv.replication.handover import HandOver
 from zkv.replication.role import Role
+from zkv.replication.source import Source
 from zkv.replication.standby import Promoted
+from zkv.requests.parking import Parked, ParkedRead, Parking
 from zkv.requests.permission import may_monitor
 from zkv.requests.slow_log import SlowLog
 
@@ -70,6 +76,10 @@ MAX_REMEMBERED_REPLY: Final = 1024 * 1024
 SCANNED_COMMITS: Final = 10_000
 """Commits that one CHANGES reads at most: with a rare prefix it returns early, and the client goes
 on from ``next``."""
+PATIENCE_SECONDS: Final = 5.0
+"""How long a read with ``min_rev`` waits if it has no deadline."""
+MOST_PATIENCE_SECONDS: Final = 60.0
+"""How long it waits at most, whatever its deadline."""
 REMEMBERED_FAILURES: Final = frozenset({"NOT_FOUND", "CONFLICT", "WRONG_TYPE"})
 """Errors that an exactly-once request remembers: a repeat gets the same error."""
 
@@ -109,8 +119,11 @@ class Node:
         facts: returns the fields of INFO that do not come from the engine.
         stop: begins to stop the server; its future gives the last saved revision.
         slow: the slow log.
-        role: the server's role.
+        role: what this server is to its store.
         promote: has a standby take over, by force or not; its future gives revision and term.
+        parking: holds requests that wait for commits.
+        source: what other servers replicate from; None without a data directory.
+        hand_over: has this server stop to lead, likewise.
     """
 
     engine: Engine
@@ -121,6 +134,9 @@ class Node:
     slow: SlowLog
     role: Role
     promote: Callable[[bool], Future[Promoted]]
+    parking: Parking
+    source: Source | None
+    hand_over: HandOver | None
 
 
 def execute(node: Node, request: requests.AnyRequest, user: User | None = None) -> Answer:
@@ -129,6 +145,8 @@ def execute(node: Node, request: requests.AnyRequest, user: User | None = None) 
     if write is None:
         if isinstance(request, requests.Info):
             return info(node, user)
+        if isinstance(request, requests.ReadRequest) and request.min_rev is not None:
+            return _read_at(node, request, request.min_rev)
         return READS[type(request)](node, request)
     keyspace = node.engine.keyspace
     quota = None if user is None else user.quota
@@ -257,6 +275,59 @@ def changes(node: Node, request: requests.Changes) -> Done:
     return Done(ChangesReply(changes=found, next=following, rev=rev), 0, size=size)
 
 
+def _read_at(node: Node, request: requests.ReadRequest, min_rev: int) -> Answer:
+    """Run a read once the store has a revision, for which it may wait in the parking."""
+    engine, read = node.engine, READS_OF_KEYS[type(request)]
+    if min_rev <= engine.reached_rev:
+        return read(node, request)
+
+    def run() -> tuple[Reply | RequestError, int]:
+        try:
+            done = read(node, request)
+        except RequestError as error:
+            return error, error.seen_rev
+        return cast("Reply", done.reply), done.rev  # It is None for a repeat of a write alone.
+
+    seconds = PATIENCE_SECONDS
+    if request.deadline is not None:
+        seconds = min(request.deadline / 1000 - time.time(), MOST_PATIENCE_SECONDS)
+    attempt = ParkedRead(engine, node.parking, min_rev, run)
+    return node.parking.park(attempt, seconds, min_rev)
+
+
+def replicate(node: Node, request: requests.Replicate) -> Answer:
+    """Return commits of the log, or a part of a snapshot, for another server."""
+    source = node.source
+    if source is None or node.hand_over is None:
+        raise BadRequest("this server keeps its data in memory alone: it has no log")
+    if request.supersede is not UNSET:
+        return Done(_hand_over(node.hand_over, request.supersede), 0)
+    source.admit(request)
+    memory.require(request.limit)
+    if request.snapshot is not None:
+        part = source.part(request)
+        return part if isinstance(part, Future) else Done(part, 0, size=len(part.data))
+    reply = source.pull(request)
+    if reply is not None or not request.wait:
+        reply = reply or source.answer([])
+        return Done(reply, 0, size=sum(map(len, reply.commits)))
+
+    def attempt(_: Parked, late: bool) -> Reply | None:
+        reply = source.pull(request)
+        source.members.note(request)
+        return source.answer([]) if reply is None and late else reply
+
+    return node.parking.park(attempt, request.wait / 1000, 0, request.after + 1)
+
+
+def _hand_over(hand_over: HandOver, wish: requests.Supersede | None) -> HandedOverReply:
+    if wish is None:
+        lsn, rev = hand_over.resume()
+    else:
+        lsn, rev = hand_over.supersede(wish.term, wish.leader)
+    return HandedOverReply(lsn=lsn, rev=rev)
+
+
 def info(node: Node, user: User | None) -> Done:
     """Return version, limits, settings and statistics, as far as the user may see them."""
     reply = make_info(node)
@@ -265,6 +336,10 @@ def info(node: Node, user: User | None) -> Done:
     if not may_monitor(user):
         for name in MONITORED:
             setattr(reply, name, UNSET)
+        if isinstance(reply, ReplicatedInfoReply):
+            reply.replication = {name: reply.replication[name] for name in OPEN_REPLICATION}
+    if node.engine.needs_confirmation:  # It is needed most while nobody confirms anything.
+        reply.rev = min(reply.rev, node.engine.safe_rev)
     return Done(reply, reply.rev)
 
 
@@ -273,15 +348,31 @@ def make_info(node: Node) -> InfoReply:
     keyspace = node.engine.keyspace
     keys = len(keyspace)
     rev = keyspace.rev  # Read after what it is to cover.
-    return InfoReply(
-        version=__version__,
-        protocol=PROTOCOL_VERSION,
-        features=FEATURES,
-        rev=rev,
-        durable_rev=node.engine.durable_rev,
-        keys=keys,
-        **node.facts(),
-    )
+    facts = node.facts() | {
+        "version": __version__,
+        "protocol": PROTOCOL_VERSION,
+        "features": FEATURES,
+        "rev": rev,
+        "durable_rev": node.engine.durable_rev,
+        "keys": keys,
+    }
+    if not keyspace.lineage.store and node.role.leads:
+        return InfoReply(**facts)
+    return ReplicatedInfoReply(**facts, replication=_replication(node))
+
+
+def _replication(node: Node) -> dict[str, Any]:
+    """Return INFO's ``replication``."""
+    lineage, role, source = node.engine.keyspace.lineage, node.role, node.source
+    return {
+        "role": role.name,
+        "store": lineage.store,
+        "term": lineage.term,
+        "leader": role.leader,
+        "applied": node.engine.safe_lsn,
+        "lag_seconds": role.lag(),
+        "members": [] if source is None else source.members.report(),
+    }
 
 
 def slow(node: Node, request: requests.Slow) -> Done:
@@ -396,6 +487,9 @@ def _run_in_txn(node: Node, transaction: StagedWrite, op: requests.SubRequest) -
         if value is not None and value is not False:  # 0 is one that was given.
             raise BadRequest(f"field `{name}` belongs to the TXN, not to an op in it")
     if isinstance(op, requests.Get):
+        if op.stale or op.min_rev is not None:
+            name = "stale" if op.stale else "min_rev"
+            raise BadRequest(f"field `{name}` is for a GET alone, not for one in a TXN")
         return _get_in_txn(node, transaction, op)
     return WRITES[type(op)](node, transaction, op)
 
@@ -492,15 +586,20 @@ def _reply_to(outcome: Future[_T], make: Callable[[_T], Reply]) -> Future[Reply]
 
 Write = Callable[[Node, StagedWrite, Any], CommitReply]
 
-READS: Final[dict[type[requests.Request], Callable[[Node, Any], Answer]]] = {
-    requests.Ping: ping,
+READS_OF_KEYS: Final[dict[type[requests.Request], Callable[[Node, Any], Done]]] = {
     requests.Get: get,
     requests.MGet: mget,
     requests.Scan: scan,
     requests.Count: count,
+}
+
+READS: Final[dict[type[requests.Request], Callable[[Node, Any], Answer]]] = {
+    **READS_OF_KEYS,
+    requests.Ping: ping,
     requests.Changes: changes,
     requests.Slow: slow,
     requests.Snapshot: snapshot,
+    requests.Replicate: replicate,
     requests.End: end,
     requests.Promote: promote,
 }

@@ -16,7 +16,7 @@ from typing import Any, Final
 from zkv.errors import Denied, shorten
 from zkv.figures import MONITOR
 from zkv.protocol import requests
-from zkv.users.rights import NOBODY, OPERATE, User
+from zkv.users.rights import NOBODY, OPERATE, REPLICATE, User
 
 Check = tuple[bool, str]
 """True if the key is written, else it is read; and the key."""
@@ -26,6 +26,7 @@ _ADMIN: Final[dict[type[requests.Request], str]] = {
     requests.Snapshot: OPERATE,
     requests.End: OPERATE,
     requests.Promote: OPERATE,
+    requests.Replicate: REPLICATE,
 }
 
 

@@ -31,6 +31,7 @@ from zkv.keyspace import view
 from zkv.protocol.codec import KeyLimits
 from zkv.replication.role import Role
 from zkv.requests.commands import Node
+from zkv.requests.parking import Parking
 from zkv.requests.slow_log import SlowLog
 
 POLICIES: Final = ["always", "interval", "never"]
@@ -126,6 +127,9 @@ class Driver:
             slow=SlowLog(0, Activities()),
             role=Role(),
             promote=lambda _: Future(),
+            parking=Parking(self.engine),
+            source=None,
+            hand_over=None,
         )  # fmt: skip
 
     def __enter__(self) -> Self:
