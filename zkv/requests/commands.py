@@ -277,7 +277,7 @@ def changes(node: Node, request: requests.Changes) -> Done:
 def _read_at(node: Node, request: requests.ReadRequest, min_rev: int) -> Answer:
     """Run a read once the store has a revision, for which it may wait in the parking."""
     engine, read = node.engine, READS_OF_KEYS[type(request)]
-    if min_rev <= engine.safe_rev:
+    if min_rev <= engine.reached_rev:
         return read(node, request)
 
     def run() -> tuple[Reply | RequestError, int]:

@@ -124,9 +124,12 @@ class ParkedRead:
         if self._epoch != engine.epoch:
             if self._epoch >= 0:  # What it saw was rolled back.
                 self._epoch, parked.until = -1, self._until
-            if self._min_rev > engine.safe_rev:
+            reached = engine.reached_rev
+            if self._min_rev > reached:
                 parked.rev = self._min_rev
-                self._require_time(late)
+                if late:
+                    why = f"revision {self._min_rev} has not come; this is {reached}"
+                    raise Behind(why, rev=reached)
                 return None
             self._epoch = engine.epoch
             self._outcome, self._seen = self._run()
@@ -137,11 +140,6 @@ class ParkedRead:
         if isinstance(self._outcome, RequestError):
             raise self._outcome
         return self._outcome
-
-    def _require_time(self, late: bool) -> None:
-        if late:
-            rev = self._engine.safe_rev
-            raise Behind(f"revision {self._min_rev} has not come; this is {rev}", rev=rev)
 
     def _await_disk(self, parked: Parked) -> None:
         self._until, parked.until = parked.until, math.inf
@@ -252,13 +250,13 @@ class Parking:
     def _look(self) -> None:
         """Run what can go on, or must end."""
         engine, now = self._engine, time.monotonic()
-        safe, durable = engine.safe_rev, engine.durable_lsn
+        reached, durable = engine.reached_rev, engine.durable_lsn
         with self._lock:
             every = list(self._parked)
             actions = [action for at, action in self._actions if at <= now]
             self._actions = [each for each in self._actions if each[0] > now]
         for parked in every:
-            may_go_on = parked.rev <= safe if parked.lsn is None else parked.lsn <= durable
+            may_go_on = parked.rev <= reached if parked.lsn is None else parked.lsn <= durable
             if may_go_on or parked.until <= now:
                 self._try(parked, parked.until <= now)
         for action in actions:
@@ -295,8 +293,8 @@ class Parking:
         self._lsn_wanted = min((each.lsn for each in every if each.lsn is not None), default=_NEVER)
         self._awaits_sync = False
         engine = self._engine
-        safe, durable = engine.safe_rev, engine.durable_lsn
-        if safe >= self._rev_wanted or durable >= self._lsn_wanted:
+        reached, durable = engine.reached_rev, engine.durable_lsn
+        if reached >= self._rev_wanted or durable >= self._lsn_wanted:
             return 0.0  # In the meantime.
         if engine.safe_lsn >= self._lsn_wanted:
             self._awaits_sync = True
