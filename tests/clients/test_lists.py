@@ -35,6 +35,12 @@ INCR: Final = pack({"op": "INCR", "key": "n"})
 takes_lists: Final = pytest.mark.parametrize(
     "language", [language for language in LANGUAGES if language.lists], ids=repr, indirect=True
 )
+takes_lists_and_keys: Final = pytest.mark.parametrize(
+    "language",
+    [language for language in LANGUAGES if language.lists and language.curve],
+    ids=repr,
+    indirect=True,
+)
 
 
 class Server:
@@ -195,7 +201,7 @@ def test_servers_that_name_each_other_do_not_hold_it(language: Language) -> None
     assert servers[2].ops() == ["INFO", "INCR"]
 
 
-@takes_lists
+@takes_lists_and_keys
 def test_one_that_names_itself_does_not_hold_it(language: Language) -> None:
     public, secret = zmq.curve_keypair()
     servers = Server(leader=[]), Server()
@@ -228,7 +234,7 @@ def test_it_goes_nowhere_else_without_keys(language: Language) -> None:
     assert stranger.bodies == []
 
 
-@takes_lists
+@takes_lists_and_keys
 def test_with_keys_it_goes_wherever_it_is_sent(language: Language) -> None:
     """But only by tcp, where the other side has to prove its key."""
     public, secret = zmq.curve_keypair()
@@ -243,7 +249,7 @@ def test_with_keys_it_goes_wherever_it_is_sent(language: Language) -> None:
     assert servers[1].ops() == ["INFO", "INCR", "INCR"]
 
 
-@takes_lists
+@takes_lists_and_keys
 def test_it_survives_being_sent_to_what_is_no_endpoint(language: Language) -> None:
     public, secret = zmq.curve_keypair()
     servers = Server(leader=[7, "tcp://"]), Server()
