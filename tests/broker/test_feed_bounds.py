@@ -346,7 +346,8 @@ def test_a_follower_that_reads_now_and_then_does_not_hold_up_others(
                 rounds += 1
                 assert rounds < 500, "it is never cut off"
                 if rounds % 4 == 0:
-                    slow.receive(len(LARGE))
+                    with contextlib.suppress(ConnectionError):  # It may just be cut off.
+                        slow.receive(len(LARGE))
             eventually(lambda: good.gets(client, "k"), "the good one to go on")
             assert not good.is_cut_off()
             assert feed_statistics(client)["cut_off"] == 1
