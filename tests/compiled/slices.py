@@ -20,7 +20,7 @@ def in_slices(rest: Callable[[], None]) -> Iterator[None]:
     with (
         mock.patch("zkv.requests.lane.LONG_STEPS", 1),
         mock.patch("zkv.requests.lane.SLICE_STEPS", 1),
-        mock.patch("zkv.requests.lane._rest", rest),
+        mock.patch("zkv.requests.lane.rest", rest),
     ):
         yield
 
