@@ -10,30 +10,35 @@ from typing import IO, Any, Self
 from tests.support import LIMIT, environment, eventually, read_line, zkv_command
 from zkv.broker.upstream import Upstream
 from zkv.durability import archive, moments
-from zkv.durability.archive import Archive, PartRecord
+from zkv.durability.archive import Archive
 from zkv.durability.files import Files
 from zkv.durability.frozen_view import FrozenView
 from zkv.durability.moments import Span
 from zkv.replication.archiver import Archiver
 
 
-def parts(directory: Path) -> list[PartRecord]:
+def parts(directory: Path) -> list[Path]:
     """The parts of an archive."""
-    return archive.read_record(Files(), directory).parts
+    return [directory / name for name in archive.part_names(Files(), directory)]
+
+
+def reasons(directory: Path) -> list[str]:
+    """Why each part was begun."""
+    return [archive.read_part(Files(), part).why for part in parts(directory)]
 
 
 def spans(directory: Path) -> list[Span]:
     """The moments that each part has."""
     found = []
     for part in parts(directory):
-        with FrozenView(Files(), directory / part.name) as view:
-            found.append(moments.span(view, part.until))
+        with FrozenView(Files(), part) as view:
+            found.append(moments.span(view, archive.read_part(Files(), part).until))
     return found
 
 
 def newest(directory: Path) -> Path:
     """The newest part."""
-    return directory / parts(directory)[-1].name
+    return parts(directory)[-1]
 
 
 def await_revision(directory: Path, rev: int) -> None:

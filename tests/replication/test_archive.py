@@ -24,6 +24,7 @@ from tests.replication.archiving import (
     await_revision,
     newest,
     parts,
+    reasons,
     spans,
 )
 from tests.support import (
@@ -49,12 +50,7 @@ from zkv.durability.moments import Moment
 from zkv.errors import DamageError, DataDirError
 from zkv.keyspace import Commit, Keyspace, Sessions
 from zkv.keyspace.bounds import key_range
-from zkv.protocol.requests import REQUEST_TYPES
 from zkv.replication import archiver as archiver_module
-
-pytestmark = pytest.mark.skipif(
-    "REPLICATE" not in REQUEST_TYPES, reason="the server does not hand out its log"
-)
 
 SMALL = "[durability]\nsegment_bytes = 1060\nsnapshot_interval = 3600.0\n"
 """Short segments, and snapshots only when they are asked for."""
@@ -205,7 +201,7 @@ def test_every_moment_of_a_history(chance: random.Random, tmp_path: Path) -> Non
                     archiver.start()
             await_revision(directory, keyspace.rev)
             assert archiver.stop() == 0
-    assert [each.why for each in parts(directory)] == ["begun"]
+    assert reasons(directory) == ["begun"]
     part = newest(directory)
     by_lsn = {each.lsn: each for each in history}
     at_rev = at_time = 0
@@ -382,7 +378,7 @@ def test_a_damaged_end_is_kept_apart(
     with ArchiverProcess(server.endpoint, directory) as archiver:
         await_revision(directory, put(server, "more"))
         assert "damaged at offset" in archiver.log()
-    assert [each.why for each in parts(directory)] == ["begun", "damaged"]
+    assert reasons(directory) == ["begun", "damaged"]
     assert len(restored(directory, tmp_path / "now").entries) == 61
     assert len(restored(directory, tmp_path / "then", "--at-rev", "30").entries) == 30
 
@@ -471,7 +467,7 @@ def test_a_gap(server: ServerProcess, tmp_path: Path) -> None:
     with ArchiverProcess(server.endpoint, directory) as archiver:
         await_revision(directory, put(server, "last"))
         assert "a new part begins; commits after that will be missing" in archiver.log()
-    assert [each.why for each in parts(directory)] == ["begun", "gap"]
+    assert reasons(directory) == ["begun", "gap"]
     message = refused("restore", directory, tmp_path / "target", "--at-rev", "100")
     assert "part-000001: revisions 1 to 20" in message
     assert "part-000002, after a gap: revisions 320 to 321" in message
@@ -496,7 +492,7 @@ def test_another_history(server: ServerProcess, tmp_path: Path) -> None:
             rev = client.ok(op="PUT", key="in the other one", value=1)["rev"]
             await_revision(directory, rev)
             archiver.stop()
-    assert [each.why for each in parts(directory)] == ["begun", "diverged"]
+    assert reasons(directory) == ["begun", "diverged"]
     assert "it has another history now" in archiver.log()
     state = restored(directory, tmp_path / "new")
     assert len(state.entries) == 21

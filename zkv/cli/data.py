@@ -113,17 +113,18 @@ def _check_archive(files: Files, directory: Path) -> int:
     holder = archive.holder(files, directory)
     if holder is not None:
         _say_finding(Finding(Level.NOTE, directory, _running(holder)))
-    parts = archive.read_record(files, directory).parts
+    names = archive.part_names(files, directory)
     faults = 0
-    for part in parts:
-        with FrozenView(files, directory / part.name) as view:
-            if part == parts[-1]:
+    for name in names:
+        part = archive.read_part(files, directory / name)
+        with FrozenView(files, directory / name) as view:
+            if name == names[-1]:
                 view.holder = holder
             found = survey(view, _say_finding)
             has = moments.span(view, part.until)
         faults += len(found.faults)
-        _say(f"{part.name}: {has}; {_faults(found)}")
-    _say(f"{count(len(parts), 'part', 'parts')}, {count(faults, 'fault', 'faults')}")
+        _say(f"{name}: {has}; {_faults(found)}")
+    _say(f"{count(len(names), 'part', 'parts')}, {count(faults, 'fault', 'faults')}")
     return FAULT if faults else 0
 
 

@@ -3,8 +3,9 @@
 Layout of the archive::
 
     archive.lock            locked while an archiver runs
-    archive.json            which parts there are, see `Record`
+    archive.json            see `Record`
     part-000001/            each part is laid out like a data directory
+    part-000001/part.json   see `PartRecord`
     part-000002/
     incoming/               a snapshot that is being fetched
 
@@ -16,9 +17,10 @@ only where it cannot go on.
 Every file of a part has the format that it has in a data directory, so all tools read a part.
 
 Order on disk: a snapshot gets into a part once all of it is checked, and the log up to its log
-number is on disk. A part is complete under a temporary name before it gets its own; the record has
-it before that. When something is pruned, snapshots go first, and then the segments that only they
-needed; in each case the oldest first. So a crash leaves a part that is whole at any moment.
+number is on disk. A part is complete under a temporary name before it gets its own, and gets a
+temporary name again before it is removed. When something is pruned, snapshots go first, and then
+the segments that only they needed; in each case the oldest first. So a crash leaves a part that is
+whole at any moment.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+import re
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -48,9 +51,13 @@ _log = logging.getLogger("zkv.durability")
 
 FILE: Final = "archive.json"
 LOCK: Final = "archive.lock"
+PART_FILE: Final = "part.json"
 INCOMING: Final = "incoming"
 FORMAT: Final = "zkv-archive"
 VERSION: Final = 1
+_PART: Final = re.compile(r"part-\d{6,}")
+
+_T = TypeVar("_T")
 
 Why = Literal["begun", "gap", "diverged", "damaged"]
 """Why a part was begun: it is the first; commits before it are missing; it is another history than
@@ -61,28 +68,24 @@ class PartRecord(Struct, frozen=True, forbid_unknown_fields=True):
     """What is known of a part beside its files.
 
     Args:
-        name: of its directory.
         why: it was begun.
         until: it has all that was answered up to then, Unix time in ms.
     """
 
-    name: str
     why: Why
     until: int = 0
 
 
 class Record(Struct, frozen=True, forbid_unknown_fields=True):
-    """The content of ``archive.json``.
+    """What is known of an archive.
 
     Args:
         member: the name by which servers know the archiver.
-        parts: the oldest first.
         format: of the archive.
         version: of the format.
     """
 
     member: str
-    parts: list[PartRecord] = []
     format: Literal["zkv-archive"] = FORMAT
     version: Literal[1] = VERSION
 
@@ -101,17 +104,33 @@ def is_archive(files: Files, directory: Path) -> bool:
     return directory.is_dir() and FILE in files.names(directory)
 
 
-def read_record(files: Files, directory: Path) -> Record:
-    """Return the record of an archive. Raises DamageError, OSError."""
-    path = directory / FILE
+def part_names(files: Files, directory: Path) -> list[str]:
+    """Return the names of the parts of an archive, the oldest first. Raises OSError."""
+    return [name for name in files.names(directory) if _PART.fullmatch(name)]
+
+
+def read_part(files: Files, part: Path) -> PartRecord:
+    """Return what is known of a part. Raises DamageError, OSError."""
+    return _read(files, part / PART_FILE, PartRecord)
+
+
+def _read(files: Files, path: Path, kind: type[_T]) -> _T:
     with files.open_read(path) as file:
         content = file.read()
     try:
-        return msgspec.json.decode(content, type=Record)
+        return msgspec.json.decode(content, type=kind)
     except msgspec.DecodeError as error:
-        raise DamageError(
-            f"{path}: damaged: {error}; each part of the archive can be read by itself"
-        ) from None
+        raise DamageError(f"{path}: damaged: {error}") from None
+
+
+def _write(files: Files, path: Path, record: Struct) -> None:
+    """Replace a file with a record. Raises OSError."""
+    beside = path.with_name(path.name + snapshot.UNFINISHED)
+    with files.create(beside) as file:
+        files.write(file, msgspec.json.format(msgspec.json.encode(record)) + b"\n")
+        files.sync(file)
+    files.rename(beside, path)
+    files.sync_directory(path.parent)
 
 
 def holder(files: Files, directory: Path) -> str | None:
@@ -149,7 +168,8 @@ class Archive:
         except OSError as error:
             raise DataDirError(explain(error, directory)) from error
         try:
-            self.record = self._open(member)
+            self.member = self._open(member)
+            """The name by which servers know the archiver."""
         except OSError as error:
             self.close()
             raise DataDirError(explain(error, directory)) from error
@@ -166,29 +186,26 @@ class Archive:
         """The directory for a snapshot that is being fetched."""
         return self.directory / INCOMING
 
-    def layout(self, name: str) -> Layout:
-        """Return the paths of a part."""
-        return Layout(self.directory / name)
-
     def open_part(self, segment_bytes: int = SEGMENT_BYTES) -> Part | None:
         """Return the newest part, to go on there; None if there is none.
 
-        Raises DamageError, OSError.
+        Raises DamageError, FormatError, OSError.
         """
-        if not self.record.parts:
+        names = part_names(self._files, self.directory)
+        if not names:
             return None
-        return Part(self._files, self.layout(self.record.parts[-1].name), segment_bytes)
+        return Part(self._files, Layout(self.directory / names[-1]), segment_bytes)
 
     def prepare_part(self) -> Layout:
         """Make the directory of the next part, which `add_part` adds. Raises OSError."""
-        layout = self.layout(self._next_name() + snapshot.UNFINISHED)
+        layout = Layout(self.directory / (self._next_name() + snapshot.UNFINISHED))
         self._remove(layout.directory)
         for inner in (layout.snapshots, layout.wal):
             make_directories(self._files, inner)
         return layout
 
-    def add_part(self, prepared: Layout, rev: int, lsn: int, why: Why) -> str:
-        """Add a part that has a snapshot; return its name. Raises OSError.
+    def add_part(self, prepared: Layout, rev: int, lsn: int, why: Why) -> None:
+        """Add a part that has a snapshot. Raises OSError.
 
         Args:
             prepared: what `prepare_part` has returned.
@@ -197,13 +214,9 @@ class Archive:
             why: the part is begun.
         """
         begin_log(self._files, prepared, rev + 1, lsn + 1)
-        name = self._next_name()
-        self._write(
-            msgspec.structs.replace(self.record, parts=[*self.record.parts, PartRecord(name, why)])
-        )
-        self._files.rename(prepared.directory, self.directory / name)
+        _write(self._files, prepared.directory / PART_FILE, PartRecord(why))
+        self._files.rename(prepared.directory, self.directory / self._next_name())
         self._files.sync_directory(self.directory)
-        return name
 
     def clear_incoming(self) -> Path:
         """Make the directory for a snapshot, empty, and return it. Raises OSError."""
@@ -211,59 +224,41 @@ class Archive:
         make_directories(self._files, self.incoming)
         return self.incoming
 
-    def note(self, until: int) -> None:
-        """Note that the newest part has all that was answered up to a time. Raises OSError."""
-        *others, newest = self.record.parts
-        if until > newest.until:
-            noted = msgspec.structs.replace(newest, until=until)
-            self._write(msgspec.structs.replace(self.record, parts=[*others, noted]))
-
     def prune(self, before: int, newest: Part) -> None:
-        """Remove what is not needed to restore to any moment from a time on. Raises OSError.
+        """Remove what is not needed to restore to any moment from a time on.
 
         Args:
             before: that time, Unix time in ms.
             newest: the newest part.
+
+        Raises DamageError, OSError.
         """
-        for old in self.record.parts[:-1]:
-            if old.until < before:
-                kept = [each for each in self.record.parts if each != old]
-                # Beside first: a part is there as a whole, or not at all.
-                beside = self.directory / (old.name + snapshot.UNFINISHED)
-                self._files.rename(self.directory / old.name, beside)
-                self._write(msgspec.structs.replace(self.record, parts=kept))
+        for name in part_names(self._files, self.directory)[:-1]:
+            part = self.directory / name
+            if read_part(self._files, part).until < before:
+                beside = part.with_name(name + snapshot.UNFINISHED)
+                self._files.rename(part, beside)
                 self._remove(beside)
-                _log.info("removed %s, which ended before what is kept", old.name)
+                _log.info("removed %s, which ended before what is kept", name)
         newest.prune(before)
 
-    def _open(self, member: str) -> Record:
+    def _open(self, member: str) -> str:
         files, directory = self._files, self.directory
         names = files.names(directory)
-        record = read_record(files, directory) if FILE in names else Record(member)
+        if FILE in names:
+            member = _read(files, directory / FILE, Record).member
+        else:
+            _write(files, directory / FILE, Record(member))
         for name in names:
             if name == INCOMING or (
                 name.startswith("part-") and name.endswith(snapshot.UNFINISHED)
             ):
                 self._remove(directory / name)
-        # One that is in the record and not there was not completed.
-        there = [each for each in record.parts if each.name in names]
-        record = msgspec.structs.replace(record, parts=there)
-        self._write(record)
-        return record
+        return member
 
     def _next_name(self) -> str:
-        last = self.record.parts[-1].name if self.record.parts else "part-0"
-        return f"part-{int(last.removeprefix('part-')) + 1:06d}"
-
-    def _write(self, record: Record) -> None:
-        path = self.directory / FILE
-        beside = path.with_name(path.name + snapshot.UNFINISHED)
-        with self._files.create(beside) as file:
-            self._files.write(file, msgspec.json.format(msgspec.json.encode(record)) + b"\n")
-            self._files.sync(file)
-        self._files.rename(beside, path)
-        self._files.sync_directory(self.directory)
-        self.record = record
+        names = part_names(self._files, self.directory)
+        return f"part-{int(names[-1].removeprefix('part-')) + 1 if names else 1:06d}"
 
     def _remove(self, directory: Path) -> None:
         """Remove a directory, if it is there, with all in it. Raises OSError."""
@@ -305,6 +300,7 @@ class Part:
         self.log = LogWriter(files, layout, place, end, segment_bytes)
         """Its log."""
         self._logged_before = self.log.bytes_written - self._size_after(self.snapshots[-1])
+        self._record = read_part(files, layout.directory)
 
     @property
     def bytes_since_snapshot(self) -> int:
@@ -314,6 +310,19 @@ class Part:
     def close(self) -> None:
         """Close its log, without a sync."""
         self.log.close()
+
+    def sync(self, until: int) -> None:
+        """Put all on disk, and note that it has all that was answered up to a time.
+
+        Args:
+            until: that time, Unix time in ms.
+
+        Raises OSError.
+        """
+        self.log.sync()
+        if until > self._record.until:
+            self._record = PartRecord(self._record.why, until)
+            _write(self._files, self.layout.directory / PART_FILE, self._record)
 
     def add_snapshot(self, path: Path, loaded: Loaded, logged_before: int) -> None:
         """Add a snapshot that is on disk, and has been checked.

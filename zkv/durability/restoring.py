@@ -130,8 +130,9 @@ def _find(files: Files, source: Path) -> list[_Place]:
             span = moments.span(view)
         return [_Place(source, span, str(span))]
     places = []
-    for part in archive.read_record(files, source).parts:
-        with FrozenView(files, source / part.name) as view:
+    for name in archive.part_names(files, source):
+        part = archive.read_part(files, source / name)
+        with FrozenView(files, source / name) as view:
             span = moments.span(view, part.until)
-        places.append(_Place(source / part.name, span, f"{part.name}{_HOW[part.why]}: {span}"))
+        places.append(_Place(source / name, span, f"{name}{_HOW[part.why]}: {span}"))
     return places

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from zkv.durability.archive import Archive, Part, Why
     from zkv.durability.files import Files
-    from zkv.replication.standby import Source
+    from zkv.replication.standby import Primary
     from zkv.replication.stream import FetchedSnapshot, Pulled
 
 _log = logging.getLogger("zkv.replication")
@@ -87,7 +87,7 @@ class Archiver:
         self,
         files: Files,
         archive: Archive,
-        source: Source,
+        source: Primary,
         keep: int | None,
         on_ready: Callable[[], None],
         segment_bytes: int = SEGMENT_BYTES,
@@ -95,7 +95,7 @@ class Archiver:
     ) -> None:
         self._files = files
         self._archive = archive
-        self._member = archive.record.member
+        self._member = archive.member
         self._source = source
         self._keep = keep
         self._on_ready = on_ready
@@ -186,7 +186,7 @@ class Archiver:
         self._why = "gap" if error.code == "COMPACTED" else "diverged"
         _log.error(
             "%s: %s cannot go on from log number %d, revision %d: a new part begins; %s",
-            self._archive.record.parts[-1].name, self._source.endpoint, part.log.place.lsn,
+            part.layout.directory, self._source.endpoint, part.log.place.lsn,
             part.log.place.rev,
             "commits after that will be missing" if self._why == "gap" else
             "it has another history now, and what is here is kept apart",
@@ -251,8 +251,7 @@ class Archiver:
     def _sync(self) -> None:
         self._sync_at = time.monotonic() + SYNC_SECONDS
         if self._part is not None:
-            self._part.log.sync()
-            self._archive.note(self._until)
+            self._part.sync(self._until)
 
     def _open(self) -> Part:
         """Open the newest part, or begin one. Raises as `_step`."""
@@ -296,11 +295,11 @@ class Archiver:
         files.rename(beside, path)
         files.sync_directory(prepared.snapshots)
         self._check(path, fetched)
-        name = archive.add_part(prepared, fetched.rev, fetched.lsn, why)
+        archive.add_part(prepared, fetched.rev, fetched.lsn, why)
         self._why, self._until = None, 0
         self._part = part = archive.open_part(self._segment_bytes)
         if part is None:
-            raise DamageError(f"{archive.directory}: {name} is gone")
+            raise DamageError(f"{archive.directory}: its newest part is gone")
         _log.info("%s begins at revision %d", part.layout.directory, fetched.rev)
         return part
 

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
     from zkv.durability.check import Survey
     from zkv.durability.files import Files
-    from zkv.replication.standby import Source
+    from zkv.replication.standby import Primary
     from zkv.replication.stream import SnapshotPart
 
 
-def copy_from(files: Files, source: Source, member: str, target: Path) -> Survey:
+def copy_from(files: Files, source: Primary, member: str, target: Path) -> Survey:
     """Copy the store of a server; returns a survey of the copy, which is on disk then.
 
     Args:
@@ -55,7 +55,7 @@ def copy_from(files: Files, source: Source, member: str, target: Path) -> Survey
             raise DataDirError(f"{source.endpoint}: no copy: {error}") from error
 
 
-def _find_place(source: Source) -> None:
+def _find_place(source: Primary) -> None:
     """Go on to a place where a server answers. Raises StreamError."""
     for _ in range(source.places - 1):
         with contextlib.suppress(StreamError):  # Then the next place is asked.
@@ -65,7 +65,7 @@ def _find_place(source: Source) -> None:
 
 
 class _Fetched(NewDirectory):
-    def __init__(self, files: Files, source: Source, member: str, target: Path) -> None:
+    def __init__(self, files: Files, source: Primary, member: str, target: Path) -> None:
         super().__init__(files, target)
         self._source = source
         self._member = member
