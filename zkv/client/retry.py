@@ -328,8 +328,9 @@ class Attempts:
         """
         self._absent += 1
         absences = self._absences
-        if trouble is not None:
-            absences[endpoint].trouble = trouble
+        absence = absences[endpoint]
+        if trouble is not None and (trouble is not NO_INFO or absence.trouble is None):
+            absence.trouble = trouble
         if self.left() <= 0 or (self._in_doubt and not self._may_repeat()):
             raise self.give_up(endpoint)
         if len(absences) < endpoints and not self.stays:
