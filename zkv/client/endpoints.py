@@ -131,7 +131,8 @@ class Endpoints:
                 checked = check_to_connect(endpoint)
             except (TypeError, ValueError):
                 continue
-            if checked != refused and (checked in self._given or self.keys.of(checked)):
+            is_proven = bool(self.keys.servers and self.keys.of(checked))
+            if checked != refused and (checked in self._given or is_proven):
                 allowed.append(checked)
         return sorted(allowed, key=lambda endpoint: endpoint not in self._given)
 
