@@ -360,7 +360,8 @@ class Attempts:
         within = f" within {self._policy.now() - self._began:.3g} s" if self.left() <= 0 else ""
         absences = self._absences.items()
         known = {place: absence.trouble for place, absence in absences if absence.trouble}
-        if self._refusal is not None and not known and self.applied() is False:
+        is_all = all(trouble is NO_INFO for trouble in known.values())
+        if self._refusal is not None and is_all and self.applied() is False:
             return self._refusal
         reason = next((each.reason for each in known.values()), "")
         if len(known) > 1:
