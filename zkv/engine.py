@@ -331,14 +331,17 @@ class Engine:
         self._forgotten = self.log.safe_bytes
         self.keyspace.forget_safe()
 
-    def snapshot(self) -> Future[int]:
+    def snapshot(self, anew: bool = False) -> Future[int]:
         """Order a snapshot of everything committed so far; the future gives its revision.
+
+        Args:
+            anew: write one even if there is one of this revision, or the store is still empty.
 
         Raises BadRequest if there is no data directory.
         """
         if self.disk is None:
             raise BadRequest("this server keeps its data in memory alone: it has no snapshots")
-        return self.disk.snapshotter.snapshot()
+        return self.disk.snapshotter.snapshot(anew)
 
     def save(self) -> int:
         """Refuse writes from now on, and write the final snapshot; return the last revision.

@@ -81,6 +81,7 @@ class Snapshotter:
         self._closing = threading.Lock()
         """Guards `_closed`. Once that is set, nothing is put into the inbox."""
         self._closed = False
+        self._anew = False  # The next one is written in any case.
         self._saved_rev = saved_rev
         self._saved_at = time.monotonic()
         self._logged_before = 0  # Bytes of log when the last snapshot was begun.
@@ -99,8 +100,11 @@ class Snapshotter:
         """Start the thread."""
         self._thread.start()
 
-    def snapshot(self) -> Future[int]:
+    def snapshot(self, anew: bool = False) -> Future[int]:
         """Request a snapshot of everything committed so far; the future gives its revision.
+
+        Args:
+            anew: write one even if there is one of this revision, or the store is still empty.
 
         The future completes once the snapshot is on disk, or with ReadOnly if it cannot be written.
         Raises ShuttingDown.
@@ -109,6 +113,7 @@ class Snapshotter:
         with self._closing:
             if self._closed:
                 raise ShuttingDown("the server is stopping")
+            self._anew = self._anew or anew
             self._inbox.put(future)
         return future
 
@@ -203,7 +208,7 @@ class Snapshotter:
         try:
             if self._wal.broken:
                 self._storage.put_in_order()
-            unneeded = not self._wal.broken and not self._wal.doubted
+            unneeded = not (self._wal.broken or self._wal.doubted or self._anew)
             if self._keyspace.rev == self._saved_rev and unneeded:
                 self._wal.flush()  # It may hold replies to requests that changed nothing.
                 return self._saved_rev
@@ -243,6 +248,7 @@ class Snapshotter:
 
     def _write(self) -> tuple[Path, int, int, int]:
         """Write it; returns its path, bytes, revision and number of entries."""
+        self._anew = False
         self._wal.begin_snapshot()
         whole = not self._wal.broken
         view = self._keyspace.view()

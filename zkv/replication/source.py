@@ -263,7 +263,7 @@ class Source:
             else:
                 part.set_result(first)
 
-        self._engine.snapshot().add_done_callback(settle)
+        self._engine.snapshot(anew=True).add_done_callback(settle)
         return part
 
     def _newest_part(self, request: Replicate) -> SnapshotPartReply | None:
