@@ -35,7 +35,7 @@ endef
 
 .DEFAULT_GOAL := help
 .PHONY: again help run test test-python test-clients clients-deps monitor-deps torture fuzz \
-        soak mutants bench benchmark peers generate lint docs demo lock clean
+        soak mutants bench benchmark peers generate lint docs demo standby lock clean
 
 help: ## Show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -104,6 +104,9 @@ docs: $(VENV)/dev.stamp ## Build the guide: build/docs/index.html
 
 demo: $(VENV)/run.stamp ## Load the Unicode table into a server, read it back, restart
 	$(BIN)/python clients/python/demo.py $(ARGS)
+
+standby: $(VENV)/run.stamp ## Show a second machine on this one: a standby, a promotion, and the way back
+	$(BIN)/python tools/standby.py
 
 lock: $(VENV)/dev.stamp ## Lock the dependencies anew; ARGS=--upgrade takes the newest
 	$(LOCK) --output-file requirements/run.txt

@@ -60,6 +60,7 @@ def busy(client: Raw) -> Message:
     client.call(op="GET", key="nobody")
     client.ok(op="COUNT")
     client.ok(op="SNAPSHOT")
+    client.ok(op="REPLICATE", member="somebody")
     return client.ok(op="INFO")
 
 
@@ -396,7 +397,7 @@ def test_in_memory_there_are_no_figures_of_the_disk(tmp_path: Path) -> None:
 
 
 def is_of_the_disk(figure: Figure) -> bool:
-    return figure.paths[0].startswith("durability.") or figure.paths[0] in {
+    return figure.paths[0].startswith(("durability.", "replication.")) or figure.paths[0] in {
         "stats.fsync", "stats.group_commits", "stats.log_bytes", "stats.read_only_since",
         "stats.snapshot.age", "stats.snapshot.failures", "stats.snapshot.failed_at",
     }  # fmt: skip

@@ -19,6 +19,7 @@ from zkv.clock import Clock
 from zkv.durability import formats
 from zkv.durability.committer import CommitGroup, Committer, settle
 from zkv.durability.files import Files
+from zkv.durability.quorum import ConfirmedWal, Quorum
 from zkv.durability.snapshotter import Snapshotter
 from zkv.durability.storage import Storage
 from zkv.durability.wal import Wal
@@ -47,6 +48,7 @@ class OnDisk:
         settings: the durability settings, with a ``data_dir``.
         data_dir: the directory.
         files: access to the file system.
+        quorum: the servers that have to confirm commits; None = none.
 
     Raises:
         LockedError: another server uses the data directory.
@@ -54,8 +56,16 @@ class OnDisk:
         DataDirError: the directory cannot be used.
     """
 
-    def __init__(self, settings: DurabilitySettings, data_dir: str, files: Files) -> None:
+    def __init__(
+        self,
+        settings: DurabilitySettings,
+        data_dir: str,
+        files: Files,
+        quorum: Quorum | None = None,
+    ) -> None:
         self._settings = settings
+        self._quorum = quorum
+        self.wal: Wal
         self.files = files
         self.storage = Storage(_absolute(data_dir), files)
 
@@ -64,14 +74,13 @@ class OnDisk:
         recovered = self.storage.load(sessions, history)
         settings = self._settings
         try:
-            self.wal = Wal(
-                self.files,
-                self.storage.wal_directory,
-                recovered.rev,
-                recovered.lsn,
-                recovered.end,
-                settings.segment_bytes,
-                settings.fsync == "always",
+            place = self.storage.wal_directory
+            rev, lsn, end = recovered.rev, recovered.lsn, recovered.end
+            size, each = settings.segment_bytes, settings.fsync == "always"
+            self.wal = (
+                Wal(self.files, place, rev, lsn, end, size, each)
+                if self._quorum is None
+                else ConfirmedWal(self.files, place, rev, lsn, end, size, self._quorum)
             )
         except OSError as error:
             place = error.filename or self.storage.wal_directory
@@ -106,6 +115,7 @@ class Engine:
         now: the clock, Unix time in ms; by default one that is never earlier than the data.
         activities: gets those of the log and of snapshots.
         leads: True if the server decides what expires, and when; False for a standby.
+        quorum: the servers that have to confirm commits before they are safe; None = none.
 
     Raises:
         LockedError: another server uses the data directory.
@@ -121,7 +131,9 @@ class Engine:
         now: Callable[[], int] | None = None,
         activities: Activities | None = None,
         leads: bool = True,
+        quorum: Quorum | None = None,
     ) -> None:
+        self._quorum = quorum
         self._leads = leads
         self.clock = Clock()
         """The clock by which entries expire, unless it was passed in."""
@@ -144,7 +156,7 @@ class Engine:
             )
             self._expirer = Expirer(self.keyspace, self._secure_removals)
             return
-        self.disk = OnDisk(settings, settings.data_dir, files or Files())
+        self.disk = OnDisk(settings, settings.data_dir, files or Files(), quorum)
         try:
             self._open(self.disk, sessions, history, now, limits.max_memory)
         except BaseException:
@@ -184,11 +196,29 @@ class Engine:
             self.disk.committer.start()
             self.disk.snapshotter.start()
         if self._leads:
+            if self.disk is not None and isinstance(self.disk.wal, ConfirmedWal):
+                self.identify()  # Nobody can confirm anything of a store that has no identity.
+                self.disk.wal.ask(starts=True)
+            if self.lasting and not self.syncs_each:
+                self._begin_term_if_copied()
             self._expirer.start()
+
+    def _begin_term_if_copied(self) -> None:
+        """Begin a term if others may have copied this store: it may have lost what they have.
+
+        Without it, commits that a power cut took from here would get their numbers again, and a
+        standby would take its own for them.
+        """
+        with self.keyspace.lock:
+            lineage = self.keyspace.lineage
+            if lineage.store:
+                self.keyspace.begin_term(lineage.next_start(), self.keyspace.rev)
 
     def lead(self) -> None:
         """Decide from now on what expires, and when."""
         self._leads = True
+        if self.disk is not None and isinstance(self.disk.wal, ConfirmedWal):
+            self.disk.wal.ask(starts=False)
         self._expirer.start()
 
     @property
@@ -254,6 +284,16 @@ class Engine:
         Raises ReadOnly if they cannot be made durable, and have been rolled back.
         """
         return self.log.commit(self.log.last_lsn, durable=True, patient=False)
+
+    def confirm(self, standby: str, lsn: int) -> None:
+        """Note what a standby has on its disk, if commits have to be confirmed. Any thread."""
+        if self._quorum is not None:
+            self._quorum.confirm(standby, lsn)
+
+    @property
+    def needs_confirmation(self) -> bool:
+        """True if commits are safe only once standbys have confirmed them."""
+        return self._quorum is not None and self._quorum.active
 
     def flush(self) -> int:
         """Put all commits on disk, and return the newest revision. Raises ReadOnly."""
@@ -324,24 +364,21 @@ class Engine:
         What waits is held in memory several times: in the table, the history, and with requests.
         """
         log = self.log
-        return log.appended_bytes - log.safe_bytes > UNSAFE_BYTES
+        return log.appended_bytes - log.kept_bytes > UNSAFE_BYTES
 
     def _forget_safe(self) -> None:
         """Free what was kept for a rollback. If that is little, the next commit does it."""
         self._forgotten = self.log.safe_bytes
         self.keyspace.forget_safe()
 
-    def snapshot(self, anew: bool = False) -> Future[int]:
+    def snapshot(self) -> Future[int]:
         """Order a snapshot of everything committed so far; the future gives its revision.
-
-        Args:
-            anew: write one even if there is one of this revision, or the store is still empty.
 
         Raises BadRequest if there is no data directory.
         """
         if self.disk is None:
             raise BadRequest("this server keeps its data in memory alone: it has no snapshots")
-        return self.disk.snapshotter.snapshot(anew)
+        return self.disk.snapshotter.snapshot()
 
     def save(self) -> int:
         """Refuse writes from now on, and write the final snapshot; return the last revision.

@@ -352,6 +352,25 @@ SNAPSHOT_FAILED_AT: Final = Figure(
     "zkv_snapshot_failed_timestamp_seconds", GAUGE, ("stats.snapshot.failed_at",),
     "Unix time of the last failure to write a snapshot.", TIME, place=("snapshots", "last failure"),
 )  # fmt: skip
+LEADS: Final = Figure(
+    "zkv_replication_info", FACTS, ("replication.role", "replication.store"),
+    "What the server is to its store, where that is copied, and which store it is.",
+    labels=("role", "store"), place=("replication", "role"),
+)  # fmt: skip
+TERM: Final = Figure(
+    "zkv_replication_term", GAUGE, ("replication.term",),
+    "The term of the store: it goes up when another server takes over.",
+    place=("replication", "term"),
+)  # fmt: skip
+APPLIED: Final = Figure(
+    "zkv_replication_applied", GAUGE, ("replication.applied",),
+    "The newest log number.", place=("replication", "log number"),
+)  # fmt: skip
+LAG: Final = Figure(
+    "zkv_replication_lag_seconds", GAUGE, ("replication.lag_seconds",),
+    "Seconds by which a standby is behind its primary; 0 at a primary.", SECONDS,
+    place=("replication", "behind"),
+)  # fmt: skip
 UPTIME: Final = Figure(
     "zkv_uptime_seconds", GAUGE, ("uptime",),
     "Seconds since the start.", SECONDS, place=("process", "up"),

@@ -38,6 +38,7 @@ from zkv.broker.worker import WorkerHandler
 from zkv.collector import resident_bytes
 from zkv.config import fit_memory
 from zkv.durability.files import Files
+from zkv.durability.quorum import Quorum
 from zkv.endpoint import is_exposed
 from zkv.engine import Engine
 from zkv.errors import BadRequest, ConfigError, DataDirError, EndpointError, ReadOnly, ShuttingDown
@@ -306,7 +307,7 @@ class ServerCore:
         return self._write_log is not None and self._settings.log.shows_requests
 
     def _open(self) -> Engine:
-        limits = self._limits
+        limits, sync = self._limits, self._settings.replication.sync
         self.role = self._find_role()
         engine = Engine(
             self._settings.durability,
@@ -314,6 +315,7 @@ class ServerCore:
             self._files,
             activities=self.activities,
             leads=self.role.leads,
+            quorum=Quorum(sync) if sync else None,
         )
         if self._doors.users is not None:
             engine.keyspace.sessions.share_among_users()

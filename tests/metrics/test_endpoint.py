@@ -73,6 +73,7 @@ def be_busy(client: Raw) -> None:
     client.ok(op="PUT", key="secret-key", value="secret-value", session="secret-session", seq=1)
     client.call(op="GET", key="secret-absent")
     client.ok(op="COUNT", prefix="secret-")
+    client.ok(op="REPLICATE", member="somebody")
     client.exchange(b"secret")
     client.ok(op="SNAPSHOT")
 
@@ -135,7 +136,8 @@ def test_requests_and_their_times(server: ServerInProcess, client: Raw) -> None:
         for sample in found["zkv_requests"].samples
     }
     assert requests == {
-        ("PUT", "OK"): 1, ("GET", "NOT_FOUND"): 1, ("COUNT", "OK"): 1, ("SNAPSHOT", "OK"): 1,
+        ("PUT", "OK"): 1, ("GET", "NOT_FOUND"): 1, ("COUNT", "OK"): 1, ("REPLICATE", "OK"): 1,
+        ("SNAPSHOT", "OK"): 1,
         ("-", "BAD_REQUEST"): 1,
     }  # fmt: skip
     times = found["zkv_request_seconds"].samples
@@ -176,6 +178,7 @@ def test_series_are_bounded() -> None:
             place.setdefault(name, {"counts": counts, "sum": 1, "count": 1} if (
                 figure.kind in {"histogram", "summary"} and not figure.labels
             ) else dict.fromkeys(figure.members, 1) if figure.members else 1)  # fmt: skip
+    info["replication"] |= {"role": "x", "store": "x"}
     info["version"] = info["stats"]["mailbox"] = info["stats"]["store"] = "x"
     info["stats"]["handshakes_failed"] = dict.fromkeys(("auth", "protocol", "other"), 1)
     info["stats"]["memory"] |= {"used": 1}

@@ -183,7 +183,9 @@ class WorkerHandler:
 
     def _run_in_lane(self, lane: WorkerLane, batch: Batch, place: int) -> int | None:
         with self._account.activity:
-            return lane.run(batch, place, self._account.logs_requests)
+            rev = lane.run(batch, place, self._account.logs_requests)
+        # What it read counts only if this server still leads.
+        return rev if self._role.leads or lane.wrote else None
 
     def _run(self, batch: Batch, place: int) -> Call:
         body = batch[place]

@@ -61,6 +61,8 @@ LARGE_SHARE: Final = 0.75
 """The share of session_bytes that replies which are not small may use."""
 SPACE: Final = 1024**3
 """Bytes that should be free in addition to the space for the next snapshot and segment."""
+FAR_BEHIND: Final = 15.0
+"""Seconds after which a standby that is behind, or has not asked, needs somebody to look."""
 VOLATILE: Final = frozenset({"tmpfs", "ramfs"})
 REMOTE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"})
 REASONS: Final = "the server's log has the reason: the disk, the memory, or the data directory"
@@ -363,6 +365,33 @@ def check_latency(client: Client, info: Info) -> Iterator[Diagnosis]:
     )  # fmt: skip
 
 
+def check_replication(_client: Client, info: Info) -> Iterator[Diagnosis]:
+    """Do the standbys keep up?"""
+    if "replication" not in info:
+        return
+    replication = info["replication"]
+    text = f"{replication['role']} in term {replication['term']}"
+    lag = figures.LAG.of(info)
+    if replication["role"] != "primary":
+        followed = ", ".join(replication["leader"] or ["nobody"])
+        text = f"{text}; follows {followed}"
+        if lag is None or lag > FAR_BEHIND:
+            how_far = "" if lag is None else f", and is {duration(lag)} behind"
+            advice = "the log of this server says why; nothing is read or written here meanwhile"
+            yield Diagnosis(ACT, "standby", text + how_far, advice)
+        else:
+            yield Diagnosis(FINE, "standby", f"{text}, and is {duration(lag)} behind")
+        return
+    yield Diagnosis(FINE, "primary", text)
+    applied = figures.APPLIED.need(info)
+    for each in replication["members"]:
+        missing, silent = max(0, applied - each["durable"]), each["seconds"]
+        there = f"{each['name']} lacks {missing:,} commits; it asked {duration(silent)} ago"
+        advice = "look at the log there; the list forgets it an hour after it has asked"
+        late = silent > FAR_BEHIND
+        yield Diagnosis(ACT if late else FINE, "member", there, advice if late else "")
+
+
 def check_files(_client: Client, info: Info) -> Iterator[Diagnosis]:
     """Can the server, and a client here, open enough files for their connections?"""
     used, most = figures.OPEN_FILES.of(info) or 0, figures.MAX_FILES.need(info)
@@ -420,8 +449,8 @@ def check_build(_client: Client, info: Info) -> Iterator[Diagnosis]:
 
 CHECKS: Final[tuple[Callable[[Client, Info], Iterable[Diagnosis]], ...]] = (
     check_version, check_durability, check_refusal, check_failures, check_snapshots, check_clients,
-    check_memory, check_sessions, check_feed, check_latency, check_exposure, check_files,
-    check_disk, check_build,
+    check_memory, check_sessions, check_feed, check_latency, check_replication, check_exposure,
+    check_files, check_disk, check_build,
 )  # fmt: skip
 OPEN_CHECKS: Final = (check_version, check_feed)
 """Those that need no right."""

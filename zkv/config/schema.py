@@ -106,6 +106,7 @@ class ReplicationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     key_file: str = ""
     server_keys: list[str] = field(default_factory=list)
+    sync: Annotated[int, Meta(ge=0, le=16)] = 0
 
 
 class MetricsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -292,6 +293,12 @@ def contradictions(settings: Settings) -> Iterator[tuple[list[str], str]]:
         yield (
             ["server.feed", "server.endpoints"],
             f"server.feed: {server.feed!r} is one of server.endpoints, too",
+        )
+    if settings.replication.sync and settings.durability.fsync != "always":
+        yield (
+            ["replication.sync", "durability.fsync"],
+            'replication.sync needs durability.fsync = "always": what standbys confirm has to be '
+            "on this server's disk first",
         )
     if limits.max_message_bytes < limits.max_value_bytes + limits.max_key_bytes:
         yield (

@@ -81,7 +81,6 @@ class Snapshotter:
         self._closing = threading.Lock()
         """Guards `_closed`. Once that is set, nothing is put into the inbox."""
         self._closed = False
-        self._anew = False  # The next one is written in any case.
         self._saved_rev = saved_rev
         self._saved_at = time.monotonic()
         self._logged_before = 0  # Bytes of log when the last snapshot was begun.
@@ -100,11 +99,8 @@ class Snapshotter:
         """Start the thread."""
         self._thread.start()
 
-    def snapshot(self, anew: bool = False) -> Future[int]:
+    def snapshot(self) -> Future[int]:
         """Request a snapshot of everything committed so far; the future gives its revision.
-
-        Args:
-            anew: write one even if there is one of this revision, or the store is still empty.
 
         The future completes once the snapshot is on disk, or with ReadOnly if it cannot be written.
         Raises ShuttingDown.
@@ -113,7 +109,6 @@ class Snapshotter:
         with self._closing:
             if self._closed:
                 raise ShuttingDown("the server is stopping")
-            self._anew = self._anew or anew
             self._inbox.put(future)
         return future
 
@@ -157,7 +152,9 @@ class Snapshotter:
             try:
                 if not self._is_time(bool(asked)):
                     continue
-                outcome = self._save_changes()
+                # Whoever asks wants a file; another server may, before the first write.
+                wants_file = self._newest_at is None and any(asked)
+                outcome = self._save_changes(wants_file)
             except BaseException:  # A bug; the thread continues.
                 _log.critical("the snapshot failed", exc_info=True)
                 outcome = self._count_failure("the snapshot failed; see the server's log")
@@ -203,12 +200,12 @@ class Snapshotter:
             self._wal.try_again()
         return news
 
-    def _save_changes(self) -> int | ReadOnly:
-        """Save if anything changed; returns the saved revision, or the error."""
+    def _save_changes(self, wants_file: bool) -> int | ReadOnly:
+        """Save if anything changed, or in any case; returns the saved revision, or the error."""
         try:
             if self._wal.broken:
                 self._storage.put_in_order()
-            unneeded = not (self._wal.broken or self._wal.doubted or self._anew)
+            unneeded = not (self._wal.broken or self._wal.doubted or wants_file)
             if self._keyspace.rev == self._saved_rev and unneeded:
                 self._wal.flush()  # It may hold replies to requests that changed nothing.
                 return self._saved_rev
@@ -248,7 +245,6 @@ class Snapshotter:
 
     def _write(self) -> tuple[Path, int, int, int]:
         """Write it; returns its path, bytes, revision and number of entries."""
-        self._anew = False
         self._wal.begin_snapshot()
         whole = not self._wal.broken
         view = self._keyspace.view()

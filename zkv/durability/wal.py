@@ -14,7 +14,7 @@ applies a commit as soon as it is queued, so later commands see it at once. Thei
 reply to the write itself, must wait until `safe_rev` has reached the newest revision that they
 reveal. Therefore nothing that a rollback undoes has ever been revealed.
 
-When a write fails (disk full, I/O error), the log truncates the file behind `safe_lsn`, rolls the
+When a write fails (disk full, I/O error), the log truncates the file behind `kept_lsn`, rolls the
 keyspace back to it, and refuses writes; after `RETRY_SECONDS` the next write, or `try_again`, tries
 again. When an fdatasync fails, nobody knows what is on disk, and a second fdatasync would not tell
 (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020). The log also
@@ -28,7 +28,8 @@ but removals, too. Nothing is rolled back then, since nothing has failed.
 A rollback (`_refuse`) is one step under both locks. `_io` stops all writes and syncs, so `safe_lsn`
 cannot move meanwhile; the keyspace's lock stops all commands. In that step the log starts to refuse
 appends, empties the queue, records what survives the epoch, ends the epoch, and has the keyspace
-undo every commit after `safe_lsn`. So a command runs either before the whole rollback or after it.
+undo every commit after `kept_lsn`, which is `safe_lsn` unless other servers have to confirm commits
+(`zkv.durability.quorum`). So a command runs either before the whole rollback or after it.
 Revisions and LSNs are reused afterwards: in the files neither has gaps. A later `commit` may pass
 the LSN of a commit that was rolled back, and from then on `commit` succeeds for that LSN, too. So a
 caller must compare `epoch` as it was before its commands ran with `epoch` as it is now. If they
@@ -149,6 +150,8 @@ class Wal:
         self.durable_lsn = lsn
         self.written_rev = rev
         self.durable_rev = rev
+        # What this log keeps, whatever fails: durable under ``always``, otherwise written.
+        self.kept_lsn, self.kept_rev, self.kept_bytes = lsn, rev, 0
         self.safe_lsn = lsn
         """The LSN of the newest commit that is safe: it will not be rolled back."""
         self.safe_rev = rev
@@ -470,10 +473,12 @@ class Wal:
         self._note_safe()
 
     def _note_safe(self) -> None:
-        """Update what is safe, after what is written or durable has changed."""
-        self.safe_lsn = self.durable_lsn if self._sync_each else self.written_lsn
-        self.safe_rev = self.durable_rev if self._sync_each else self.written_rev
-        self.safe_bytes = self._durable_bytes if self._sync_each else self._written_bytes
+        """Update what is kept and safe, after what is written or durable has changed."""
+        self.kept_lsn = self.safe_lsn = self.durable_lsn if self._sync_each else self.written_lsn
+        self.kept_rev = self.safe_rev = self.durable_rev if self._sync_each else self.written_rev
+        self.kept_bytes = self.safe_bytes = (
+            self._durable_bytes if self._sync_each else self._written_bytes
+        )
 
     def _rotate(self, first_rev: int) -> None:
         """Begin a new segment, after the old one is completely on disk."""
@@ -569,11 +574,11 @@ class Wal:
             self._survived.pop(self.epoch - EPOCHS_KNOWN, None)
             self.epoch += 1
             try:
-                self._roll_back(self.safe_lsn)
+                self._roll_back(self.kept_lsn)
             except BaseException:
                 end_process("rollback")
-            self.last_lsn = self.safe_lsn
-            self.appended_bytes = self.safe_bytes
+            self.last_lsn = self.kept_lsn
+            self.appended_bytes = self.kept_bytes
             if self._sync_each:
                 self.written_rev = self.durable_rev
                 self.written_lsn = self.durable_lsn
@@ -598,14 +603,14 @@ class Wal:
         refusal = self._refusal or ReadOnly("the log cannot be written")
         return type(refusal)(refusal.message, applied=None if self._broken else False)
 
-    def _resume(self) -> None:
+    def _resume(self, why: str = "the log can be written again") -> None:
         had_no_memory = isinstance(self._refusal, OutOfMemory)
         with self._keyspace_lock:
             self._refusal = None
             self.takes_commits = True
             self.refused_since = None
         self._reported = None
-        _log.warning("there is memory again" if had_no_memory else "the log can be written again")
+        _log.warning("there is memory again" if had_no_memory else why)
 
 
 def _only_append(file: BinaryIO) -> None:

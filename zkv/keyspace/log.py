@@ -80,6 +80,10 @@ class CommitLog(ChangeLog, Protocol):
         """Bytes of those that are safe. What is missing is in memory until the disk has it."""
 
     @property
+    def kept_bytes(self) -> int:
+        """Bytes of those that the log itself keeps. Beyond these, some may wait for others."""
+
+    @property
     def durable_rev(self) -> int:
         """The newest revision on disk."""
 
@@ -134,6 +138,7 @@ class MemoryLog:
     durable_rev: Final = 0
     appended_bytes: Final = 0
     safe_bytes: Final = 0
+    kept_bytes: Final = 0
     epoch: Final = 0
     takes_commits: Final = True
     syncs_quickly: Final = True

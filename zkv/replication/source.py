@@ -130,8 +130,10 @@ class Source:
         if not self._engine.keyspace.lineage.terms:
             self._role.require_lead("gives a store its identity")
         self._engine.identify()
-        self.members.note(request)
         self._require_position(request)
+        self.members.note(request)
+        if request.sync and request.snapshot is None:
+            self._engine.confirm(request.member, request.durable)
 
     # --- Commits
 
@@ -263,7 +265,7 @@ class Source:
             else:
                 part.set_result(first)
 
-        self._engine.snapshot(anew=True).add_done_callback(settle)
+        self._engine.snapshot().add_done_callback(settle)
         return part
 
     def _newest_part(self, request: Replicate) -> SnapshotPartReply | None:

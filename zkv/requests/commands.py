@@ -337,6 +337,8 @@ def info(node: Node, user: User | None) -> Done:
             setattr(reply, name, UNSET)
         if reply.replication is not UNSET:
             reply.replication = {name: reply.replication[name] for name in OPEN_REPLICATION}
+    if node.engine.needs_confirmation:  # It is needed most while nobody confirms anything.
+        reply.rev = min(reply.rev, node.engine.safe_rev)
     return Done(reply, reply.rev)
 
 

@@ -140,7 +140,12 @@ class WorkerLane(_Lane):
     """The lane of a worker: runs long requests in slices, and lets other threads run in between.
 
     It must be used by one thread. Its body is read without Python's lock.
+
+    Attributes:
+        wrote: True if the last request that ran has changed something.
     """
+
+    wrote = False
 
     def run(self, batch: Batch, place: int, logs: bool = False) -> int | None:
         """Run one request, and add its reply.
@@ -157,6 +162,7 @@ class WorkerLane(_Lane):
             return None
         with self._keyspace.lock:
             ran = self._run(batch, place, place + 1, aside=False, logs=logs)
+        self.wrote = bool(ran.payloads)
         return None if ran.left else ran.newest
 
 
