@@ -12,7 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.support import FREE_PORT, LIMIT, Message, Raw, ServerProcess, eventually, zkv_command
+from tests.support import (
+    FREE_PORT,
+    LIMIT,
+    Message,
+    Raw,
+    ServerProcess,
+    eventually,
+    free_ports,
+    zkv_command,
+)
 from zkv.durability import recovery
 from zkv.durability.files import Files
 from zkv.durability.frozen_view import FrozenView
@@ -20,6 +29,10 @@ from zkv.keyspace import Sessions
 
 RAISED_BY = 2**32
 """By so much a promotion raises the revision."""
+
+
+QUIET = "[log]\nrequests = false\n"
+"""A config without a log line for each request."""
 
 
 class Follower(ServerProcess):
@@ -144,3 +157,14 @@ def clock_ahead(directory: Path, seconds: int) -> dict[str, str]:
     root = Path(__file__).resolve().parents[2]
     assert sys.flags.isolated == 0
     return {"PYTHONPATH": f"{directory}:{root}"}
+
+
+def write_some(client: Raw, count: int = 20, size: int = 10) -> None:
+    for number in range(count):
+        client.ok(op="PUT", key=f"k{number}", value="x" * size)
+
+
+def fixed_ports() -> tuple[str, ...]:
+    """Flags for a server that is found again after it was started again."""
+    endpoint, feed = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+    return ("--endpoint", endpoint, "--feed", feed)
