@@ -377,6 +377,26 @@ def test_positions_of_three_machines_of_which_the_middle_one_leads(
             assert client.call(op="GET", key="old1", stale=True)["code"] == "NOT_FOUND"
 
 
+def test_one_that_took_over_and_is_started_as_it_used_to_be(
+    primary: ServerProcess, standby: Follower, connect: Connect
+) -> None:
+    """As by a unit of systemd that nobody has changed: what it has written stays."""
+    one, two = connect(primary.endpoint), connect(standby.endpoint)
+    write_some(one)
+    assert promote(standby.endpoint).returncode == 0
+    two.ok(op="PUT", key="new", value=1)
+    standby.stop()
+    before = state_of(standby.data_dir)
+    standby.launch()
+    assert standby.wait() == 2
+    assert "has led since" in standby.log()
+    assert state_of(standby.data_dir) == before
+    assert not list(standby.data_dir.glob("diverged*"))
+    served = ServerProcess(standby.directory, *fixed_ports())
+    with served:
+        assert connect(served.endpoint).ok(op="GET", key="new")["value"] == 1
+
+
 @pytest.mark.parametrize("hours", [1, -1])
 def test_a_clock_that_is_an_hour_off(
     hours: int, primary: ServerProcess, tmp_path: Path, connect: Connect

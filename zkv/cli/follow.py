@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from zkv.config import Settings
     from zkv.durability.lock import DirectoryLock
+    from zkv.keyspace.lineage import Lineage
     from zkv.log import Log
     from zkv.replication.place import RoleRecord
     from zkv.replication.standby import BeginAnew
@@ -120,20 +121,41 @@ class _Follower:
             raise self._failed(error) from error
 
     def _require_same_store(self) -> None:
-        """Raise DataDirError if the directory holds what is no standby's, and of another store."""
+        """Raise DataDirError if what the directory holds is no standby's, and may not become one.
+
+        It may if it is of the same store, and has not led it after the primary did.
+        """
         files, layout = Files(), self._directory.layout
         if self._directory.is_empty:
             return
         if read_role(files, layout.directory) is not None:
             return
         with FrozenView(files, layout.directory) as view:
-            here = recovery.recover(view, layout.snapshots, layout.wal).lineage.store
+            here = recovery.recover(view, layout.snapshots, layout.wal)
         with contextlib.closing(self._source()) as source:
-            there = _store_of(source)
-        if not here or here != there:
+            store, term = _store_of(source)
+        if not here.lineage.store or here.lineage.store != store:
+            raise self._another_store()
+        self._require_term(here.lineage, here.lsn, term)
+
+    def _another_store(self) -> DataDirError:
+        return DataDirError(
+            f"{self._directory.layout.directory}: holds another store than "
+            f"{', '.join(self._leader)}: follow in an empty directory"
+        )
+
+    def _require_term(self, lineage: Lineage, lsn: int, term: int) -> None:
+        """Raise DataDirError if this history has commits of a later term than the primary's.
+
+        It would give up what was written after a promotion, for what was before: as if a standby
+        that has taken over were started again as it used to be.
+        """
+        if lineage.term > term and lsn > lineage.terms[-1].first_lsn:
             raise DataDirError(
-                f"{layout.directory}: holds another store than {', '.join(self._leader)}: follow "
-                f"in an empty directory"
+                f"{self._directory.layout.directory}: is at term {lineage.term}, and "
+                f"{', '.join(self._leader)} at term {term} only: this server has led since. Start "
+                f"it with `zkv serve`, and let the other one follow it; or follow in an empty "
+                f"directory"
             )
 
     def _fetch(self, record: RoleRecord, anew: BeginAnew | None) -> None:
@@ -159,12 +181,9 @@ class _Follower:
         """Write into a file what only this history has. Raises OSError, DataDirError."""
         if anew is None:
             return
-        directory = self._directory.layout.directory
         if anew.lineage.store != fetched.lineage.store:
-            raise DataDirError(
-                f"{directory}: holds another store than {', '.join(self._leader)}: follow in an "
-                f"empty directory"
-            )
+            raise self._another_store()
+        self._require_term(anew.lineage, anew.lsn, fetched.lineage.term)
         if anew.diverged:
             known = anew.lineage.common(fetched.lineage, fetched.lsn, anew.lsn)
             self._keep_after(max(known, anew.common))
@@ -220,15 +239,17 @@ def _free(files: Files, directory: Path, stem: str) -> Path:
     return directory / next(name for name in names if name not in there)
 
 
-def _store_of(source: Upstream) -> str:
-    """Return the identity of the primary's store. Raises DataDirError."""
+def _store_of(source: Upstream) -> tuple[str, int]:
+    """Return the identity of the primary's store, and its term. Raises DataDirError."""
     for _ in range(source.places):
         try:
             replication = source.ask({"op": "INFO"}, ASK_SECONDS).get("replication")
         except StreamError:
             source.go_on()
             continue
-        return str(replication.get("store")) if isinstance(replication, dict) else ""
+        if not isinstance(replication, dict):
+            return "", 0
+        return str(replication.get("store")), int(replication.get("term", 0))
     raise DataDirError("the primary does not answer, so nobody knows if this is its store")
 
 
