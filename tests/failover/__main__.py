@@ -33,7 +33,7 @@ import zmq
 from tests.failover.askers import Asker
 from tests.failover.machines import Machine, outcome, promote
 from tests.linearizability.checker import Operation, UndecidedError, check, save
-from tests.replication.following import RAISED_BY, replication
+from tests.replication.following import RAISED_BY, State, replication
 from tests.support import LIMIT, Raw, eventually
 
 ASKERS = 4
@@ -70,7 +70,7 @@ class Run:
             self.cut, self.mute, self.fill_standby, self.fill_primary, self.compact,
             self.flip_in_standby, self.flip_in_snapshot,
             self.planned, self.planned, self.planned, self.forced, self.forced,
-            self.planned_standby_killed, self.planned_primary_killed, self.planned_muted,
+            self.planned_standby_killed, self.planned_primary_killed, self.planned_muted, self.planned_delayed,
             self.planned_primary_stopped, self.planned_standby_full, self.forced_after_stop,
         ]  # fmt: skip
 
@@ -109,11 +109,11 @@ class Run:
     def kill_standby(self) -> None:
         self.standby.kill()
         self._progress()
-        self.standby.start_again()
+        self._start(self.standby)
 
     def kill_primary(self) -> None:
         self.primary.kill()
-        self.primary.start_again()
+        self._start(self.primary)
 
     def stop_standby(self) -> None:
         self.standby.signal(signal.SIGSTOP)
@@ -156,10 +156,9 @@ class Run:
         path = self._pick.choice(paths)
         self._flip(path)
         try:
-            self.standby.start_again()
-        except AssertionError:  # It does not start: the operator makes another one.
+            self._start(self.standby)
+        except BrokenError:  # It does not start: the operator makes another one.
             self.done["refused damage"] += 1
-            self.standby.kill()
             shutil.rmtree(self.standby.data_dir)
             self.standby.follow(self.primary)
 
@@ -167,7 +166,7 @@ class Run:
         """Damage the snapshot that a standby is going to fetch."""
         self.standby.kill()
         self._compact()
-        newest = max(self.primary.data_dir.glob("snapshots/*.snapshot"))
+        newest = max(self.primary.data_dir.glob("snapshot/*.snapshot"))
         self._flip(newest)
         shutil.rmtree(self.standby.data_dir)
         assert self.standby.server is not None
@@ -211,6 +210,12 @@ class Run:
         time.sleep(self._pick.random() * 1.5)
         self.primary.proxy.mute()
         led, said = outcome(promotion)
+        self._settle(led, said)
+
+    def planned_delayed(self) -> None:
+        self.primary.proxy.delay(self._pick.choice([0.5, 2.0, 6.0]))
+        led, said = outcome(promote(self.standby))
+        self.primary.proxy.delay(0)
         self._settle(led, said)
 
     def planned_standby_full(self) -> None:
@@ -279,7 +284,7 @@ class Run:
         """
         for machine in (self.primary, self.standby):
             if machine.process.poll() is not None:
-                self._start_somehow(machine)
+                self._start(machine)
         roles = self._roles()
         self.done[f"led: {led}, {'/'.join(roles)}"] += 1
         if roles == ["standby", "standby"]:  # It may have been superseded: repeat it.
@@ -290,8 +295,8 @@ class Run:
         if roles == ["standby", "primary"]:
             self._change_places()
 
-    def _start_somehow(self, machine: Machine) -> None:
-        """Start a server that was killed while its role was changing, as its files say."""
+    def _start(self, machine: Machine) -> None:
+        """Start a server that was killed, as its files say. Raises BrokenError if it refuses."""
         other = self.standby if machine is self.primary else self.primary
         try:
             if machine.is_standby:
@@ -330,17 +335,22 @@ class Run:
             Raw(self.primary.endpoint, context=self._context) as one,
             Raw(self.standby.endpoint, context=self._context) as two,
         ):
-            lsn = replication(one)["applied"]
+            states: list[State] = []
 
-            def caught_up() -> bool:
+            def settled() -> bool:
+                """What was sent before a pause may still be done after it."""
                 if self.standby.process.poll() is not None:
                     raise BrokenError(f"the standby has ended: {self.standby.log()[-500:]}")
-                return bool(replication(two)["applied"] >= lsn)
+                lsn, term = (replication(one)[each] for each in ("applied", "term"))
+                here = two.call(op="INFO").get("replication", {})
+                if here.get("applied") != lsn or here.get("term") != term:
+                    return False
+                states[:] = self.primary.state(), self.standby.state()
+                return states[0].lsn == states[1].lsn
 
-            eventually(caught_up, f"log number {lsn} at the standby", 3 * LIMIT)
-            there, here = self.primary.state(), self.standby.state()
-            if there != here:
-                raise BrokenError(f"states differ: {there} {here}")
+            eventually(settled, "the same log number at the standby", 3 * LIMIT)
+            if states[0] != states[1]:
+                raise BrokenError(f"states differ: {states}")
             for asker in self._askers:
                 self._check_counter(asker, one)
         for asker in self._askers:
@@ -370,6 +380,8 @@ class Run:
     # --- Means
 
     def _compact(self) -> None:
+        self.primary.kill()  # It keeps the log after a snapshot that was fetched just now.
+        self._start(self.primary)
         with Raw(self.primary.endpoint, context=self._context) as client:
             for _ in range(3):
                 for number in range(5):

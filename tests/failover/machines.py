@@ -11,12 +11,15 @@ from tests.client.proxy import Proxy
 from tests.replication.following import Follower, State, state_of
 from tests.support import LIMIT, ServerProcess, free_ports, zkv_command
 
-CONFIG = """
+WINDOW = 64
+"""Replies that a session remembers."""
+
+CONFIG = f"""
 [durability]
 segment_bytes = 65536
 snapshot_interval = 5.0
 [limits]
-session_window = 64
+session_window = {WINDOW}
 [log]
 requests = false
 """
@@ -55,11 +58,6 @@ class Machine:
         self.server = Follower(self.directory, primary.proxy.endpoint, *self._flags, config=CONFIG)
         self.server.start()
 
-    def start_again(self) -> None:
-        """Start it as what it was."""
-        assert self.server is not None
-        self.server.start()
-
     @property
     def is_standby(self) -> bool:
         """Whether its directory is a standby's."""
@@ -91,7 +89,7 @@ class Machine:
 
     def state(self) -> State:
         """What is in its data directory."""
-        return state_of(self.data_dir)
+        return state_of(self.data_dir, WINDOW)
 
 
 def promote(machine: Machine, *flags: str) -> subprocess.Popen[str]:

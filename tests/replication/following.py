@@ -77,9 +77,14 @@ class State(NamedTuple):
     terms: tuple[Any, ...]
 
 
-def state_of(data_dir: Path) -> State:
-    """What a data directory holds, whether a server uses it or not."""
-    sessions = Sessions()
+def state_of(data_dir: Path, window: int = 128) -> State:
+    """What a data directory holds, whether a server uses it or not.
+
+    Args:
+        data_dir: the directory.
+        window: replies that each session remembers.
+    """
+    sessions = Sessions(window)
     with FrozenView(Files(), data_dir) as view:
         found = recovery.recover(view, view.layout.snapshots, view.layout.wal, sessions)
     entries = hashlib.sha256()
@@ -107,21 +112,20 @@ def applied(client: Raw) -> int:
     return int(replication(client)["applied"])
 
 
-def await_lsn(client: Raw, lsn: int) -> None:
-    """Wait until a standby has a commit."""
-    eventually(lambda: applied(client) >= lsn, f"log number {lsn}")
-
-
 def catch_up(standby: Raw, primary: Raw) -> int:
-    """Wait until a standby has what its primary has now; the log number."""
-    lsn = applied(primary)
-    await_lsn(standby, lsn)
+    """Wait until a standby has what its primary has now, in the same history; the log number."""
+    figures = replication(primary)
+    lsn, term = int(figures["applied"]), figures["term"]
+
+    def has() -> bool:
+        reply = standby.call(op="INFO")  # SHUTTING_DOWN where it begins anew.
+        if not reply["ok"]:
+            return False
+        here = reply["replication"]
+        return bool(here["applied"] >= lsn and here["term"] == term)
+
+    eventually(has, f"log number {lsn} in term {term}")
     return lsn
-
-
-def await_role(client: Raw, role: str) -> None:
-    """Wait until a server has a role."""
-    eventually(lambda: replication(client)["role"] == role, role)
 
 
 def await_log(server: ServerProcess, text: str) -> None:

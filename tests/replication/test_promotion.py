@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 import zmq
 
-import zkv
-from tests.client.proxy import Proxy
 from tests.conftest import Connect
 from tests.replication.following import (
     QUIET,
@@ -239,17 +237,14 @@ def test_a_primary_that_was_stopped_in_the_middle_does_not_lead_again(
     two.ok(op="GET", key="k1")
 
 
-@pytest.mark.parametrize("fault", ["full", "killed", "cut"])
+@pytest.mark.parametrize("fault", ["full", "killed"])
 def test_a_planned_one_that_fails_is_undone(
     fault: str, tmp_path: Path, primary: ServerProcess, connect: Connect
 ) -> None:
     one = connect(primary.endpoint)
     write_some(one)
     with (
-        Proxy(primary.endpoint) as proxy,
-        Follower(
-            tmp_path / "standby", proxy.endpoint, config='[log]\nlevel = "warning"\n'
-        ) as standby,
+        Follower(tmp_path / "standby", primary.endpoint, config=QUIET) as standby,
     ):
         two = connect(standby.endpoint)
         catch_up(two, one)
@@ -262,16 +257,14 @@ def test_a_planned_one_that_fails_is_undone(
             done = promote(standby.endpoint)
             assert done.returncode == 1
             assert "the primary leads on" in done.stderr
-        elif fault == "killed":
-            standby.signal(signal.SIGSTOP)
-            with pytest.raises(NoReplyError):
-                Raw(standby.endpoint, timeout=0.3).call(op="PROMOTE")
-            standby.kill()
         else:
-            proxy.mute()
-            done = promote(standby.endpoint)
-            # It arrives nevertheless, but no answer: then the undo does.
-            assert done.returncode == 1
+            standby.signal(signal.SIGSTOP)
+            with (
+                pytest.raises(NoReplyError),
+                Raw(standby.endpoint, timeout=0.3) as impatient,
+            ):
+                impatient.call(op="PROMOTE")
+            standby.kill()
         assert one.ok(op="PUT", key="k", value=2)["ok"]
         assert replication(one)["role"] == "primary"
         if fault == "full":
@@ -405,29 +398,14 @@ def test_a_clock_that_is_an_hour_off(
     env = clock_ahead(tmp_path / "clock", hours * 3600)
     with Follower(tmp_path / "standby", primary.endpoint, config=QUIET, env=env) as standby:
         two = connect(standby.endpoint)
-        one.ok(op="PUT", key="lasting", value=1, ttl=600_000)
-        one.ok(op="PUT", key="short", value=1, ttl=50)
+        one.ok(op="PUT", key="lasting", value=1, ttl=600)
+        one.ok(op="PUT", key="short", value=1, ttl=0.05)
         first = one.ok(op="INCR", key="n", session="s", seq=1)
         eventually(lambda: one.call(op="GET", key="short")["ok"] is False, "the expiry")
         catch_up(two, one)
         assert promote(standby.endpoint).returncode == 0
         assert two.call(op="GET", key="short")["code"] == "NOT_FOUND"
-        assert 500_000 < two.ok(op="GET", key="lasting")["ttl"] < 600_001
+        assert 500 < two.ok(op="GET", key="lasting")["ttl"] <= 600
         assert two.ok(op="INCR", key="n", session="s", seq=1) == first | {"replayed": True}
-        two.ok(op="PUT", key="brief", value=1, ttl=100)
+        two.ok(op="PUT", key="brief", value=1, ttl=0.1)
         eventually(lambda: two.call(op="GET", key="brief")["ok"] is False, "the expiry")
-
-
-def test_a_mirror_goes_on_over_it(
-    primary: ServerProcess, standby: Follower, connect: Connect
-) -> None:
-    two = connect(standby.endpoint)
-    with zkv.Client([primary.endpoint, standby.endpoint]) as client:
-        client.put("k", 1)
-        catch_up(two, connect(primary.endpoint))
-        with client.mirror("") as mirror:
-            assert mirror["k"] == 1
-            assert promote(standby.endpoint).returncode == 0
-            two.ok(op="PUT", key="new", value=2)
-            eventually(lambda: mirror.get("new") == 2, "the mirror")
-            assert mirror["k"] == 1
