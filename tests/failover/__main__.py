@@ -30,6 +30,7 @@ from pathlib import Path
 
 import zmq
 
+from tests.broker.followers import Follower, Mirror, stored
 from tests.failover.askers import Asker
 from tests.failover.machines import Machine, outcome, promote
 from tests.linearizability.checker import Operation, UndecidedError, check, save
@@ -61,6 +62,8 @@ class Run:
         endpoints = [self.primary.endpoint, self.standby.endpoint]
         self._askers = [Asker(each, seed, endpoints, self._context) for each in range(ASKERS)]
         self._era = 0
+        self._mirror: Mirror | None = None
+        self._mirrored: Machine | None = None  # The one whose feed it follows.
         self.done: collections.Counter[str] = collections.Counter()
         self.operations = 0
         self.lost = 0
@@ -70,7 +73,8 @@ class Run:
             self.cut, self.mute, self.fill_standby, self.fill_primary, self.compact,
             self.flip_in_standby, self.flip_in_snapshot,
             self.planned, self.planned, self.planned, self.forced, self.forced,
-            self.planned_standby_killed, self.planned_primary_killed, self.planned_muted, self.planned_delayed,
+            self.planned_standby_killed, self.planned_primary_killed, self.planned_muted,
+            self.planned_delayed,
             self.planned_primary_stopped, self.planned_standby_full, self.forced_after_stop,
         ]  # fmt: skip
 
@@ -85,10 +89,18 @@ class Run:
             asker.go_on()
         self._progress()
 
+    def check_rest(self) -> None:
+        """See that all is well with what was asked since the last promotion by force."""
+        for asker in self._askers:
+            asker.pause()
+        self._check_history()
+
     def end(self) -> None:
         """End everything."""
         for asker in self._askers:
             asker.end()
+        if self._mirror is not None:
+            self._mirror.follower.close()
         for machine in (self.primary, self.standby):
             machine.kill()
             machine.proxy.__exit__()
@@ -186,6 +198,7 @@ class Run:
         promotion = promote(self.standby)
         time.sleep(self._pick.random() * 1.5)
         self.standby.kill()
+        promotion.kill()  # It would wait on for a reply.
         led, said = outcome(promotion)
         self._settle(led, said)
 
@@ -311,6 +324,8 @@ class Run:
         found = []
         for machine in (self.primary, self.standby):
             with Raw(machine.endpoint, context=self._context) as client:
+                # SHUTTING_DOWN where it begins anew.
+                eventually(lambda: client.call(op="INFO")["ok"], "an answer")
                 found.append(str(replication(client)["role"]))
         return found
 
@@ -351,10 +366,28 @@ class Run:
             eventually(settled, "the same log number at the standby", 3 * LIMIT)
             if states[0] != states[1]:
                 raise BrokenError(f"states differ: {states}")
+            self._look_on(one)
             for asker in self._askers:
                 self._check_counter(asker, one)
         for asker in self._askers:
             asker.go_on()
+
+    def _look_on(self, client: Raw) -> None:
+        """See that a copy that follows the feed is the store, also over promotions."""
+        rev = client.ok(op="INFO")["rev"]
+        if self._mirror is None or self._mirrored is not self.primary:
+            follower = Follower(self._context, self.primary.feed).joined()
+            if self._mirror is None:
+                self._mirror = Mirror(client, follower)
+            else:
+                self._mirror.follower.close()
+                self._mirror.turn_to(client, follower)
+            self._mirrored = self.primary
+        else:
+            self._mirror.turn_to(client, self._mirror.follower)
+        self._mirror.follow(rev)
+        if self._mirror.values != stored(client):
+            raise BrokenError("the copy that follows the feed differs from the store")
 
     def _check_counter(self, asker: Asker, client: Raw) -> None:
         reply = client.call(op="GET", key=asker.counter)
@@ -365,7 +398,7 @@ class Run:
     def _check_history(self) -> None:
         history: list[Operation] = []
         for asker in self._askers:
-            history += asker.history
+            history += asker.told()
         self.operations += len(history)
         try:
             violation = check(history)
@@ -411,6 +444,7 @@ def main() -> int:
             name = run.round()
             number += 1
             print(f"{number:4} {time.monotonic() - began:7.1f} s  {name}", flush=True)
+        run.check_rest()
         status = 0
     except BaseException:
         traceback.print_exc()

@@ -77,6 +77,13 @@ class Asker(threading.Thread):
         self._may_ask.clear()
         self._idle.wait()
 
+    def told(self) -> list[Operation]:
+        """The history of this era, while paused, with what has got no answer yet."""
+        if self._on_its_way is None or self._on_its_way[0]["key"] == self.counter:
+            return self.history
+        request, called = self._on_its_way
+        return [*self.history, Operation(self.number, called, NEVER, request, None)]
+
     def end(self) -> None:
         """End the thread."""
         self._over = True
@@ -91,13 +98,11 @@ class Asker(threading.Thread):
             value: that of the own counter, at the new primary.
         """
         if self._on_its_way is not None:
-            request, called = self._on_its_way
+            request, _ = self._on_its_way
             self._on_its_way = None
             if request["key"] == self.counter:
                 self._pending = request
                 self._may_be_counted = True
-            else:
-                self.history.append(Operation(self.number, called, NEVER, request, None))
         self._era, self._value = era, value
         self.history, self.counted = [], [(value, 0)]
 

@@ -36,7 +36,8 @@ class Machine:
         self.directory = directory
         port, feed = free_ports(2)
         self.endpoint = f"tcp://127.0.0.1:{port}"
-        self._flags = ("--endpoint", self.endpoint, "--feed", f"tcp://127.0.0.1:{feed}")
+        self.feed = f"tcp://127.0.0.1:{feed}"
+        self._flags = ("--endpoint", self.endpoint, "--feed", self.feed)
         self.data_dir = directory / "data"
         self.proxy = Proxy(self.endpoint)
         """By which the other machine reaches this one."""
