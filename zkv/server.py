@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
     from zkv.config import Settings
     from zkv.log import AnyRecord
+    from zkv.replication.place import RoleRecord
 
 _log = logging.getLogger("zkv.server")
 _audit = logging.getLogger(AUDIT)
@@ -120,6 +121,7 @@ class ServerCore:
         self._following = following
         self._standby: Standby | None = None
         self._hand_over: HandOver | None = None
+        self._yielded: RoleRecord | None = None
         self._limits, self._fitted = fit_memory(settings.limits)
         self._write_log = write_log
         self._files = files
@@ -325,7 +327,9 @@ class ServerCore:
         if engine.disk is not None:
             self._source = Source(engine, engine.disk, self.role, parking.later)
             directory = engine.disk.storage.directory
-            self._hand_over = HandOver(engine, self.role, self._files or Files(), directory)
+            self._hand_over = HandOver(
+                engine, self.role, self._files or Files(), directory, self._yielded
+            )
         keys = KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch)
         self._node = Node(
             engine=engine,
@@ -362,6 +366,7 @@ class ServerCore:
                 f"{data_dir}: a standby of {where}: start it with `zkv follow`, or let it take "
                 f"over with `zkv promote`"
             )
+        self._yielded = record
         _log.warning("superseded by term %d, at %s: this server leads no more", record.term, where)
         return Role(False, record.leader)
 
@@ -406,7 +411,9 @@ class ServerCore:
     @property
     def anew(self) -> BeginAnew | None:
         """Why a standby has stopped that has to begin anew; None = it has not."""
-        return None if self._standby is None else self._standby.anew
+        if self._ended is not None or self._standby is None:
+            return None  # A client that sent END wants no other server.
+        return self._standby.anew
 
     def _commits_are_safe(self) -> None:
         self._broker.commits_are_safe()
