@@ -503,6 +503,53 @@ def test_another_history(server: ServerProcess, tmp_path: Path) -> None:
     assert len(state.entries) == 30
 
 
+class Follower(ServerProcess):
+    """A real ``zkv follow``, as a server.
+
+    Args:
+        primary: where its primary listens.
+        directory: of its data.
+    """
+
+    def __init__(self, primary: str, directory: Path) -> None:
+        super().__init__(directory, "--feed", "")
+        place = self._command.index("serve")
+        self._command[place : place + 1] = ["follow", primary]
+
+
+def test_a_promotion(server: ServerProcess, tmp_path: Path) -> None:
+    """It is one history, and the archiver finds who goes on with it."""
+    directory = tmp_path / "archive"
+    with Follower(server.endpoint, tmp_path / "standby") as standby:
+        endpoints = f"{server.endpoint},{standby.endpoint}"
+        with ArchiverProcess(endpoints, directory):
+            await_revision(directory, put(server, *numbered(2, 20)))
+            assert run_zkv("promote", "-e", standby.endpoint).returncode == 0
+            rev = put(standby, "at the new one")
+            await_revision(directory, rev)
+            server.stop()
+            await_revision(directory, put(standby, "and again"))
+    assert reasons(directory) == ["begun"]
+    assert rev > 2**32
+    for last in (5, 20):
+        assert len(state_at(newest(directory), Moment(rev=last)).entries) == last
+    assert len(state_at(newest(directory), Moment(rev=rev)).entries) == 21
+    message = refused("restore", directory, tmp_path / "target", "--at-rev", "1000")
+    assert "there is no revision 1000: the last one before it is 20" in message
+
+
+def test_a_store_without_any_write(tmp_path: Path) -> None:
+    directory = tmp_path / "archive"
+    with (
+        ServerProcess(tmp_path / "server", "--feed", "") as server,
+        ArchiverProcess(server.endpoint, directory),
+    ):
+        done = run_zkv("backup", "--from", server.endpoint, tmp_path / "copy")
+        assert done.returncode == 0, done.stderr
+        await_revision(directory, put(server, "first"))
+    assert list(restored(directory, tmp_path / "target").entries.keys()) == ["first"]
+
+
 # --- Copies of a running server.
 
 
