@@ -41,6 +41,7 @@ from tests.support import (
     unpack,
     zkv_command,
 )
+from tests.users.secured import Secured
 from zkv.durability import moments, recovery, segment
 from zkv.durability.backup import RESTORED_ABOVE, State
 from zkv.durability.files import Files
@@ -571,6 +572,24 @@ def test_backup_of_a_running_server(server: ServerProcess, tmp_path: Path) -> No
             state = restored(target, tmp_path / f"at {at}", "--at-rev", str(at))
             assert len(state.entries) == at
     assert "not empty" in refused("backup", "--from", server.endpoint, target, status=1)
+
+
+def test_it_takes_the_right_to_replicate(tmp_path: Path) -> None:
+    users: dict[str, Any] = {"copier": {"admin": ["replicate"]}, "reader": {"read": [""]}}
+    with Secured(tmp_path, users) as secured:
+        secured.key("copier"), secured.key("reader")
+        common = ("--from", secured.endpoint, "--server-key", secured.server_key)
+        files = {name: str(tmp_path / f"{name}.key") for name in users}
+        message = refused(
+            "backup", *common, "--key-file", files["reader"], tmp_path / "none", status=1
+        )
+        assert "DENIED" in message
+        assert not (tmp_path / "none").exists()
+        done = run_zkv("backup", *common, "--key-file", files["copier"], tmp_path / "copy")
+        assert done.returncode == 0, done.stderr
+        flags = ("--server-key", secured.server_key, "--key-file", files["copier"])
+        with ArchiverProcess(secured.endpoint, tmp_path / "archive", *flags) as archiver:
+            assert archiver.stop() == 0
 
 
 def test_an_interrupted_backup_is_refused(server: ServerProcess, tmp_path: Path) -> None:
