@@ -3,7 +3,7 @@
 Layout of the archive::
 
     archive.lock            locked while an archiver runs
-    archive.json            see `Record`
+    archive.json            see `ArchiveRecord`
     part-000001/            each part is laid out like a data directory
     part-000001/part.json   see `PartRecord`
     part-000002/
@@ -37,7 +37,7 @@ from msgspec import Struct
 from zkv.durability import recovery, segment, snapshot
 from zkv.durability.backup import begin_log, make_directories
 from zkv.durability.layout import Layout, explain
-from zkv.durability.log_writer import SEGMENT_BYTES, LogWriter, Place
+from zkv.durability.log_writer import SEGMENT_BYTES, LogPlace, LogWriter
 from zkv.errors import DamageError, DataDirError, LockedError
 
 if TYPE_CHECKING:
@@ -65,19 +65,21 @@ the part before; the part before was damaged."""
 
 
 class PartRecord(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is known of a part beside its files.
+    """The facts about a part beside its files.
 
     Args:
         why: it was begun.
+        store: the identity of the store.
         until: it has all that was answered up to then, Unix time in ms.
     """
 
     why: Why
+    store: str
     until: int = 0
 
 
-class Record(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is known of an archive.
+class ArchiveRecord(Struct, frozen=True, forbid_unknown_fields=True):
+    """The facts about an archive.
 
     Args:
         member: the name by which servers know the archiver.
@@ -90,7 +92,7 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
     version: Literal[1] = VERSION
 
 
-class Head(NamedTuple):
+class SnapshotHead(NamedTuple):
     """A snapshot of a part."""
 
     rev: int
@@ -196,6 +198,14 @@ class Archive:
             return None
         return Part(self._files, Layout(self.directory / names[-1]), segment_bytes)
 
+    @property
+    def store(self) -> str:
+        """The identity of the store; empty if it is not known. Raises OSError."""
+        for name in reversed(part_names(self._files, self.directory)):
+            with contextlib.suppress(DamageError):  # Then an earlier part says so.
+                return read_part(self._files, self.directory / name).store
+        return ""
+
     def prepare_part(self) -> Layout:
         """Make the directory of the next part, which `add_part` adds. Raises OSError."""
         layout = Layout(self.directory / (self._next_name() + snapshot.UNFINISHED))
@@ -204,17 +214,17 @@ class Archive:
             make_directories(self._files, inner)
         return layout
 
-    def add_part(self, prepared: Layout, rev: int, lsn: int, why: Why) -> None:
+    def add_part(self, prepared: Layout, rev: int, lsn: int, record: PartRecord) -> None:
         """Add a part that has a snapshot. Raises OSError.
 
         Args:
             prepared: what `prepare_part` has returned.
             rev: the revision of the snapshot.
             lsn: its log number.
-            why: the part is begun.
+            record: the facts about it.
         """
         begin_log(self._files, prepared, rev + 1, lsn + 1)
-        _write(self._files, prepared.directory / PART_FILE, PartRecord(why))
+        _write(self._files, prepared.directory / PART_FILE, record)
         self._files.rename(prepared.directory, self.directory / self._next_name())
         self._files.sync_directory(self.directory)
 
@@ -246,9 +256,9 @@ class Archive:
         files, directory = self._files, self.directory
         names = files.names(directory)
         if FILE in names:
-            member = _read(files, directory / FILE, Record).member
+            member = _read(files, directory / FILE, ArchiveRecord).member
         else:
-            _write(files, directory / FILE, Record(member))
+            _write(files, directory / FILE, ArchiveRecord(member))
         for name in names:
             if name == INCOMING or (
                 name.startswith("part-") and name.endswith(snapshot.UNFINISHED)
@@ -321,7 +331,7 @@ class Part:
         """
         self.log.sync()
         if until > self._record.until:
-            self._record = PartRecord(self._record.why, until)
+            self._record = msgspec.structs.replace(self._record, until=until)
             _write(self._files, self.layout.directory / PART_FILE, self._record)
 
     def add_snapshot(self, path: Path, loaded: Loaded, logged_before: int) -> None:
@@ -366,13 +376,13 @@ class Part:
             files.remove(layout.segment(first))
         files.sync_directory(layout.wal)
 
-    def _head(self, rev: int) -> Head:
+    def _head(self, rev: int) -> SnapshotHead:
         """Raises DamageError, FormatError, OSError."""
         path = self.layout.snapshot(rev)
         head = snapshot.read_head(self._files, path)
-        return Head(rev, head.lsn, head.created, path.stat().st_size)
+        return SnapshotHead(rev, head.lsn, head.created, path.stat().st_size)
 
-    def _read(self) -> tuple[Place, SegmentEnd]:
+    def _read(self) -> tuple[LogPlace, SegmentEnd]:
         """Read the log after the newest snapshot. Raises DamageError, FormatError, OSError."""
         layout = self.layout
         newest = snapshot.read_head(self._files, layout.snapshot(self.snapshots[-1].rev))
@@ -385,9 +395,9 @@ class Part:
                     lineage = lineage.begin(commit.begins, commit.lsn)
         if reader.end is None:
             raise DamageError(f"{layout.wal}: there is no segment that goes on")
-        return Place(rev, max(reader.lsn, newest.lsn), lineage), reader.end
+        return LogPlace(rev, max(reader.lsn, newest.lsn), lineage), reader.end
 
-    def _size_after(self, head: Head) -> int:
+    def _size_after(self, head: SnapshotHead) -> int:
         firsts = recovery.segments(self._files, self.layout.wal)
         return sum(
             self.layout.segment(first).stat().st_size for first in firsts if first > head.rev

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from zkv.durability import snapshot
 from zkv.durability.backup import NewDirectory, begin_log
-from zkv.durability.log_writer import LogWriter, Place
+from zkv.durability.log_writer import LogPlace, LogWriter
 from zkv.errors import DamageError, DataDirError
 from zkv.replication.stream import (
     REPLY_SECONDS,
@@ -92,7 +92,7 @@ class _Fetched(NewDirectory):
         """Write the log after the snapshot. Raises StreamError, OSError."""
         files, layout, rev = self._files, self._layout, start.snapshot
         end = begin_log(files, layout, rev + 1, start.lsn + 1)
-        log = LogWriter(files, layout, Place(rev, start.lsn, start.lineage), end, 2**62)
+        log = LogWriter(files, layout, LogPlace(rev, start.lsn, start.lineage), end, 2**62)
         try:
             last, wait = start.lsn, 0
             while True:
