@@ -27,7 +27,7 @@ from zkv.client.follower import (
 )
 from zkv.client.messages import refusal
 from zkv.client.operations import FeedInfo
-from zkv.client.standing import StoreTerm, Standing
+from zkv.client.standing import Standing, StoreTerm
 
 KEYS: Final = ["a/1", "a/2", "a/3", "b/1", "b/2"]
 
