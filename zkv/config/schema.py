@@ -97,7 +97,7 @@ class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class ReplicationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How this server and other machines with the same store know each other."""
 
-    sync: Annotated[int, Meta(ge=0, le=64)] = 0
+    sync: Annotated[int, Meta(ge=0, le=16)] = 0
     key_file: str = ""
     server_keys: list[str] = field(default_factory=list)
     advertise: list[str] = field(default_factory=list)

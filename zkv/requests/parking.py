@@ -27,7 +27,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final, Protocol
 
 from zkv.durability.committer import A_BUG, CommitGroup
-from zkv.errors import Behind, Busy, Internal, RequestError, ShuttingDown
+from zkv.errors import Behind, Busy, Internal, ReadOnly, RequestError, ShuttingDown
 from zkv.protocol.replies import Reply
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ class ParkedRead:
     """An attempt: a read that needs a revision.
 
     That has to be safe. Then the read runs; if its reply reveals later revisions, which are not
-    safe yet, it waits for those, as any read does. After a rollback it runs again.
+    safe yet, it waits for those, as any read does: if they cannot be made safe, it is READ_ONLY.
+    After a rollback it runs again.
 
     Args:
         engine: the engine.
@@ -113,13 +114,14 @@ class ParkedRead:
         self._parking = parking
         self._min_rev = min_rev
         self._run = run
-        self._until = 0.0  # When it is late, while it waits for what its reply reveals.
+        self._until = math.inf  # When it is late, while it waits for what its reply reveals.
+        self._group: CommitGroup | None = None  # What that waits for.
         self._epoch = -1  # Before it ran; -1 = it has not.
         self._outcome: Reply | RequestError
         self._seen = 0
 
     def __call__(self, parked: Parked, late: bool) -> Reply | None:
-        """See `Attempt`. Raises Behind."""
+        """See `Attempt`. Raises Behind, ReadOnly."""
         engine = self._engine
         if self._epoch != engine.epoch:
             if self._epoch >= 0:  # What it saw was rolled back.
@@ -142,10 +144,12 @@ class ParkedRead:
         return self._outcome
 
     def _await_disk(self, parked: Parked) -> None:
-        self._until, parked.until = parked.until, math.inf
+        engine, failed = self._engine, None if self._group is None else self._group.error
+        if failed is not None and self._epoch == engine.epoch:
+            raise ReadOnly(failed.message)
+        self._until, parked.until = min(self._until, parked.until), math.inf
         parked.rev = _NEVER
-        engine = self._engine
-        group = CommitGroup(self._epoch, engine.syncs_each)
+        self._group = group = CommitGroup(self._epoch, engine.syncs_each)
         group.lsn = engine.last_lsn
         group.on_completion(lambda: self._parking.resume(parked))
         engine.submit(group)
