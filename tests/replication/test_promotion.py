@@ -219,6 +219,7 @@ def test_a_failed_attempt_that_arrives_late_changes_nothing(
     assert client.ok(op="GET", key="k")["value"] == 1
 
 
+@pytest.mark.slow
 def test_a_primary_that_was_stopped_in_the_middle_does_not_lead_again(
     primary: ServerProcess, standby: Follower, connect: Connect
 ) -> None:

@@ -66,6 +66,9 @@ ANEW: Final = frozenset({"COMPACTED", "DIVERGED"})
 class Primary(Protocol):
     """The connection to the primary, or to a server that may take its place."""
 
+    patient: bool
+    """Whether requests wait on although somebody calls `hurry`."""
+
     @property
     def places(self) -> int:
         """The number of places to ask."""
@@ -79,6 +82,9 @@ class Primary(Protocol):
 
     def go_on(self) -> None:
         """Ask at the next place from now on."""
+
+    def hurry(self) -> None:
+        """Have a request that waits fail, if the asker is not `patient`. Any thread."""
 
     def interrupt(self) -> None:
         """Have a request that waits fail, and all later ones. Any thread."""
@@ -178,6 +184,8 @@ class Standby:
         """
         order = _Order(force, Future())
         self._orders.put(order)
+        if (source := self._source) is not None:
+            source.hurry()  # The primary may be gone, and a request to it may wait for an answer.
         return order.outcome
 
     def lag(self) -> float | None:
@@ -262,7 +270,7 @@ class Standby:
 
     def _fail(self, source: Primary, reason: str) -> None:
         """Say why, once, and wait if all places have been asked."""
-        if self._closing.is_set():
+        if self._closing.is_set() or not self._orders.empty():
             return
         source.go_on()
         if reason and self._reported is None:
@@ -308,6 +316,7 @@ class Standby:
         """Have the primary stop to lead, and lead. Raises ReadOnly; then the primary leads on."""
         # Above all earlier ones, also of a process before this one: they may still be on their way.
         self._attempt = max(self._attempt + 1, time.time_ns())
+        source.patient = True
         try:
             try:
                 self._relieve(source)
@@ -319,6 +328,8 @@ class Standby:
         except Exception as error:
             self._give_back(source, error)
             raise ReadOnly(f"the primary leads on: {error}") from error
+        finally:
+            source.patient = False
 
     def _relieve(self, source: Primary) -> None:
         """Have the primary stop to lead, and catch up with it. Raises StreamError, ReadOnly."""
