@@ -209,7 +209,7 @@ class Standby:
         try:
             self._step(source)
         except RefusedError as error:
-            if error.code in ANEW and not self._closing.is_set():
+            if error.code in ANEW and not self._closing.is_set() and not self._is_newer(error):
                 self._begin_anew(error)
             else:
                 self._fail(source, str(error))
@@ -279,6 +279,17 @@ class Standby:
         self._failures += 1
         if self._failures % source.places == 0:
             self._closing.wait(RETRY_SECONDS)
+
+    def _is_newer(self, error: RefusedError) -> bool:
+        """Return True if the server that refuses is at a former term, unlike what is here.
+
+        Then it led before, and another server has taken over. Only the commit that begins a term
+        may be given up for it: that is all there is if a promotion has failed at the last moment.
+        """
+        with self._engine.keyspace.lock:
+            lineage, lsn = self._engine.keyspace.lineage, self._engine.last_lsn
+        term = error.reply.get("term")
+        return isinstance(term, int) and term < lineage.term and lineage.terms[-1].first_lsn < lsn
 
     def _begin_anew(self, error: RefusedError) -> None:
         common = error.reply.get("common")
