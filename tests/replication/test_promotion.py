@@ -219,6 +219,7 @@ def test_a_failed_attempt_that_arrives_late_changes_nothing(
     assert client.ok(op="GET", key="k")["value"] == 1
 
 
+@pytest.mark.slow
 def test_a_primary_that_was_stopped_in_the_middle_does_not_lead_again(
     primary: ServerProcess, standby: Follower, connect: Connect
 ) -> None:
@@ -388,6 +389,40 @@ def test_one_that_took_over_and_is_started_as_it_used_to_be(
     served = ServerProcess(standby.directory, *fixed_ports())
     with served:
         assert connect(served.endpoint).ok(op="GET", key="new")["value"] == 1
+
+
+def test_a_list_of_endpoints_leads_to_the_one_that_took_over(
+    primary: ServerProcess, standby: Follower, tmp_path: Path, connect: Connect
+) -> None:
+    one, two = connect(primary.endpoint), connect(standby.endpoint)
+    write_some(one)
+    endpoints = f"{primary.endpoint},{standby.endpoint}"
+    with Follower(tmp_path / "third", endpoints, config=QUIET) as third:
+        three = connect(third.endpoint)
+        catch_up(three, one)
+        assert promote(standby.endpoint).returncode == 0
+        two.ok(op="PUT", key="new", value=1)
+        catch_up(three, two)
+        standby.kill()  # What it has written is not given up for the old one, which is there.
+        two.close()
+        await_log(third, "cannot follow")
+        assert three.ok(op="GET", key="new", stale=True)["value"] == 1
+    assert "beginning anew" not in third.log()
+
+
+def test_one_that_is_ahead_does_not_begin_anew_from_another_standby(
+    primary: ServerProcess, standby: Follower, connect: Connect
+) -> None:
+    """It would give up what the other one does not have yet, and may have confirmed."""
+    one, two = connect(primary.endpoint), connect(standby.endpoint)
+    write_some(one)
+    lsn = catch_up(two, one)
+    store, terms = (one.ok(op="REPLICATE", member="c")[each] for each in ("store", "terms"))
+    number, _, tag = terms[-1]
+    ahead = {"member": "c", "store": store, "after": lsn + 5, "term": number, "tag": tag}
+    assert two.call(op="REPLICATE", **ahead)["code"] == "BEHIND"
+    diverged = one.call(op="REPLICATE", **ahead)
+    assert (diverged["code"], diverged["common"], diverged["term"]) == ("DIVERGED", lsn, 1)
 
 
 @pytest.mark.parametrize("hours", [1, -1])
