@@ -35,7 +35,7 @@ endef
 
 .DEFAULT_GOAL := help
 .PHONY: again help run test test-python test-clients clients-deps monitor-deps torture fuzz \
-        soak mutants bench benchmark peers generate lint docs demo standby lock clean
+        soak failover mutants bench benchmark peers generate lint docs demo standby lock clean
 
 help: ## Show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -71,6 +71,9 @@ fuzz: $(VENV)/dev.stamp ## Compare C with Python on inputs that a fuzzer makes (
 
 soak: $(VENV)/dev.stamp ## Run it for an hour beside clients of every bad kind: ARGS="--minutes 5" for less
 	$(BIN)/python -m tests.soak $(ARGS)
+
+failover: $(VENV)/dev.stamp ## Fail over between two machines that break, 200 times: ARGS="--rounds 20 --seed 1"
+	$(BIN)/python -m tests.failover $(ARGS)
 
 mutants: $(VENV)/dev.stamp ## Plant bugs one at a time, and see that tests catch them (needs a C compiler): ARGS=lane.c picks some
 	$(BIN)/python -m tests.mutants $(ARGS)

@@ -162,12 +162,20 @@ class ServerProcess:
 
     def start(self) -> None:
         """Start the process and wait for its READY line."""
+        self.launch()
+        self.await_ready()
+
+    def launch(self) -> None:
+        """Start the process."""
         with open(self._log_path, "ab") as log:
             self.process = subprocess.Popen(
                 self._command, cwd=self.directory, env=self._env,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=log if self._stderr is None else self._stderr,
             )  # fmt: skip
+
+    def await_ready(self) -> None:
+        """Wait for its READY line."""
         try:
             line = read_line(self._stdout)
             words = line.decode().split()

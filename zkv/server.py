@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
     from zkv.config import Settings
     from zkv.log import AnyRecord
+    from zkv.replication.place import RoleRecord
 
 _log = logging.getLogger("zkv.server")
 _audit = logging.getLogger(AUDIT)
@@ -120,6 +121,7 @@ class ServerCore:
         self._following = following
         self._standby: Standby | None = None
         self._hand_over: HandOver | None = None
+        self._yielded: RoleRecord | None = None
         self._limits, self._fitted = fit_memory(settings.limits)
         self._write_log = write_log
         self._files = files
@@ -325,7 +327,9 @@ class ServerCore:
         if engine.disk is not None:
             self._source = Source(engine, engine.disk, self.role, parking.later)
             directory = engine.disk.storage.directory
-            self._hand_over = HandOver(engine, self.role, self._files or Files(), directory)
+            self._hand_over = HandOver(
+                engine, self.role, self._files or Files(), directory, self._yielded
+            )
         keys = KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch)
         self._node = Node(
             engine=engine,
@@ -362,6 +366,7 @@ class ServerCore:
                 f"{data_dir}: a standby of {where}: start it with `zkv follow`, or let it take "
                 f"over with `zkv promote`"
             )
+        self._yielded = record
         _log.warning("superseded by term %d, at %s: this server leads no more", record.term, where)
         return Role(False, record.leader)
 
@@ -372,12 +377,16 @@ class ServerCore:
             engine,
             None if following is None else following.source,
             "" if following is None else following.member,
-            lambda: self._broker.endpoints,
+            self._advertised,
             lambda: self._events.put(Event.STOP),
             self._lead,
         )
         self.role.lag = standby.lag
         return standby
+
+    def _advertised(self) -> list[str]:
+        """Return the endpoints at which clients on other machines find this server."""
+        return self._settings.replication.advertise or self._broker.endpoints
 
     def _lead(self) -> None:
         """Begin to lead: a term has begun, and is on disk. Raises OSError."""
@@ -402,7 +411,9 @@ class ServerCore:
     @property
     def anew(self) -> BeginAnew | None:
         """Why a standby has stopped that has to begin anew; None = it has not."""
-        return None if self._standby is None else self._standby.anew
+        if self._ended is not None or self._standby is None:
+            return None  # A client that sent END wants no other server.
+        return self._standby.anew
 
     def _commits_are_safe(self) -> None:
         self._broker.commits_are_safe()
@@ -464,7 +475,7 @@ class ServerCore:
         return {
             "uptime": round(time.monotonic() - self._started, 3),
             "endpoints": self._broker.endpoints,
-            "feed": self._broker.feed,
+            "feed": self._settings.replication.advertise_feed or self._broker.feed,
             "limits": msgspec.to_builtins(self._limits),
             "durability": self._engine.statistics(),
             "stats": {

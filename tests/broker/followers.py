@@ -134,6 +134,12 @@ class Mirror:
         self.follower = follower
         self.heal()
 
+    def turn_to(self, client: Raw, follower: Follower) -> None:
+        """Go on at another server of the same store."""
+        self._client = client
+        if follower is not self.follower:
+            self.rejoin(follower)
+
     def heal(self) -> None:
         """Ask for what has changed."""
         self.healed += 1

@@ -199,6 +199,16 @@ def test_a_follower_that_sends_without_end(server: ServerInProcess, news: bytes)
     assert cut(server) + cut_by_feed(server) == 1
 
 
+def test_a_follower_that_sends_faster_than_the_feed_takes_it(tmp_path: Path) -> None:
+    """Its messages end, and the feed itself permits so many here: the watch alone can tell."""
+    with ServerInProcess(
+        tmp_path / "data", server={"feed": FREE_PORT}, limits={"max_topics": 1_000_000}
+    ) as server:
+        with Wire(server.server.feed).introduce(b"SUB") as wire:
+            flood(wire, frame(b"\x01" + bytes(30)) * 1_000, 20 * MEGABYTE)
+        assert (cut(server), cut_by_feed(server)) == (1, 0)
+
+
 def test_a_follower_with_many_topics(server: ServerInProcess) -> None:
     """It may take them all back at once."""
     with Raw(server.endpoint) as client, Wire(server.server.feed).introduce(b"SUB") as wire:

@@ -1583,9 +1583,64 @@ IN_QUOTAS: Final = [
     ),
 ]
 
+STANDBYS: Final = "tests/replication/test_standby.py"
+PROMOTIONS: Final = "tests/replication/test_promotion.py"
+
+IN_REPLICATION: Final = [
+    Mutant(
+        "a position is a revision: who has the newest one gets nothing",
+        "zkv/replication/source.py",
+        "if self._engine.durable_lsn <= request.after:",
+        "if self._engine.durable_rev <= request.durable_rev:",
+        (STANDBYS, "-k", "refusal_between"),
+    ),
+    Mutant(
+        "a position is a log number alone, whatever its term",
+        "zkv/replication/source.py",
+        'if after <= durable and asked == ((0, "") if here is None else (here.number, here.tag)):',
+        "if after <= durable:",
+        (PROMOTIONS, "-k", "three_machines"),
+    ),
+    Mutant(
+        "two standbys may take over from one primary",
+        "zkv/replication/handover.py",
+        "held is not None and held.member == member and held.attempt <= attempt",
+        "held is not None",
+        (PROMOTIONS, "-k", "one_of_two or arrives_late"),
+    ),
+    Mutant(
+        "a failed attempt that arrives late stops the primary",
+        "zkv/replication/handover.py",
+        "if attempt <= self._failed.get(member, 0):",
+        "if False:",
+        (PROMOTIONS, "-k", "arrives_late"),
+    ),
+    Mutant(
+        "a promotion that fails is not undone",
+        "zkv/replication/standby.py",
+        "            self._give_back(source, error)\n",
+        "",
+        (PROMOTIONS, "-k", "is_undone"),
+    ),
+    Mutant(
+        "a promoted server that is started as a standby again gives up its term",
+        "zkv/cli/follow.py",
+        "if lineage.term > term and lsn > lineage.terms[-1].first_lsn:",
+        "if False:",
+        (PROMOTIONS, "-k", "started_as_it_used_to_be"),
+    ),
+    Mutant(
+        "the clock of a standby is its machine's",
+        "zkv/engine.py",
+        "Clock(recovered.time, follows=not self._leads)",
+        "Clock(recovered.time)",
+        (PROMOTIONS, "-k", "hour_off"),
+    ),
+]
+
 MUTANTS: Final = [
     *IN_C, *AT_THE_START, *CODEC_AND_EXACTLY_ONCE, *EXPIRY, *LOG, *WAITING, *IN_SLOW_LOG, *IN_FEED,
     *IN_BOUNDS, *IN_HANDSHAKES,
     *CLIENT, *IN_METRICS, *SETTINGS, *IN_USERS, *IN_TOOLS_OF_USERS, *IN_QUOTAS,
-    *IN_CACHES,
+    *IN_CACHES, *IN_REPLICATION,
 ]  # fmt: skip

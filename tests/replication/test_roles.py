@@ -16,7 +16,7 @@ LEADER = ["tcp://192.0.2.1:5555"]
 
 
 def supersede(client: Raw) -> None:
-    wish = {"term": 9, "leader": LEADER}
+    wish = {"attempt": 1, "term": 9, "leader": LEADER}
     client.ok(op="REPLICATE", member="standby", supersede=wish)
 
 
@@ -43,7 +43,8 @@ def test_what_only_a_leader_answers(
         reply = client.call(**request_of)
         assert (reply["code"], reply["leader"]) == ("NOT_LEADER", LEADER)
         assert (reply["retry"], reply["applied"]) == (True, False)
-        client.ok(op="REPLICATE", member="standby", supersede=None)
+        wish = {"attempt": 1, "term": 0, "leader": None}
+        client.ok(op="REPLICATE", member="standby", supersede=wish)
         assert client.ok(**request_of)
 
 

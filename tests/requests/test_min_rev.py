@@ -22,6 +22,7 @@ from tests.support import (
     pack,
     unpack,
 )
+from zkv.durability import wal
 from zkv.durability.files import Files
 from zkv.requests import parking
 
@@ -122,7 +123,10 @@ def test_many_wait_and_no_worker_is_held(tmp_path: Path, monkeypatch: pytest.Mon
         assert all(each["ok"] and each["rev"] > each["id"] % 5 for each in replies)
 
 
-def test_it_is_answered_once_what_it_reveals_is_safe(tmp_path: Path) -> None:
+def test_it_is_answered_once_what_it_reveals_is_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wal, "QUICK_SYNC_SECONDS", 0.0)  # The front waits for no sync.
     disk = HeldFiles()
     with (
         ServerInProcess(tmp_path, disk) as server,
@@ -160,7 +164,10 @@ class OneByOne(Files):
             assert self.permits.acquire(timeout=LIMIT)
 
 
-def test_what_is_newer_than_its_revision_has_to_be_safe_as_well(tmp_path: Path) -> None:
+def test_what_is_newer_than_its_revision_has_to_be_safe_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wal, "QUICK_SYNC_SECONDS", 0.0)  # The front waits for no sync.
     disk = OneByOne()
     with (
         ServerInProcess(tmp_path, disk) as server,

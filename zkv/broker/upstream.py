@@ -1,9 +1,9 @@
 """The connection to a primary: one request at a time, to whichever of its endpoints answers.
 
 One thread asks; another may interrupt it. If no reply comes in time, or the server asked says that
-it is not the one to ask, the next place is tried: a place is an endpoint, with one of the keys that
-the servers may have. A late reply is never taken for that to a later request: each socket is closed
-after a failure.
+it is not the one to ask, the asker may go on to the next place: an endpoint, with one of the keys
+that the servers may have. Until then all requests go to the same one. A late reply is never taken
+for that to a later request: each socket is closed after a failure.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Upstream:
             for key in (server_keys if server_keys and endpoint.startswith("tcp://") else [""])
         ]
         self._turn = itertools.cycle(self._places)
-        self._endpoint = ""
+        self._endpoint, self._server_key = next(self._turn)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
         self._waker = Waker()
@@ -62,7 +62,7 @@ class Upstream:
 
     @property
     def endpoint(self) -> str:
-        """The endpoint that was asked last."""
+        """The endpoint that is asked."""
         return self._endpoint
 
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -79,19 +79,21 @@ class Upstream:
         poller.register(self._waker, zmq.POLLIN)
         events = dict(poller.poll(round(seconds * 1000)))
         if socket not in events:
-            self.go_on()
+            self._disconnect()
             raise StreamError(f"{self._endpoint}: no reply within {seconds:g} s")
-        reply = msgpack.unpackb(socket.recv(), strict_map_key=False)
+        try:
+            reply = msgpack.unpackb(socket.recv(), strict_map_key=False)
+        except (ValueError, msgpack.UnpackException):
+            reply = None
         if not isinstance(reply, dict):
-            self.go_on()
+            self._disconnect()
             raise StreamError(f"{self._endpoint}: what answers there is no zkv server")
         return reply
 
     def go_on(self) -> None:
         """Ask at the next place from now on."""
-        if self._socket is not None:
-            self._socket.close(0)
-            self._socket = None
+        self._disconnect()
+        self._endpoint, self._server_key = next(self._turn)
 
     def interrupt(self) -> None:
         """Have a request that waits fail, and all later ones. Any thread."""
@@ -100,12 +102,12 @@ class Upstream:
 
     def close(self) -> None:
         """Close the connection. Call it in the thread that asks, or after its end."""
-        self.go_on()
+        self._disconnect()
         self._context.term()
         self._waker.close()
 
     def _connect(self) -> zmq.Socket[bytes]:
-        self._endpoint, key = next(self._turn)
+        key = self._server_key
         self._socket = socket = self._context.socket(zmq.REQ)
         socket.linger = 0
         socket.maxmsgsize = MOST_BYTES
@@ -119,6 +121,11 @@ class Upstream:
             socket.ipv6 = True
         socket.connect(self._endpoint)
         return socket
+
+    def _disconnect(self) -> None:
+        if self._socket is not None:
+            self._socket.close(0)
+            self._socket = None
 
     def _own_pair(self) -> tuple[bytes, bytes]:
         if self._pair is None:

@@ -2,14 +2,17 @@
 
 Strategy: one server at a time. If the primary cannot go on from what the standby has, its server
 stops, a snapshot of the primary takes the place of its history, and another server begins there, at
-the same endpoints. What only the old history had is kept in a file before it is given up.
+the same endpoints. What only the old history had is kept in a file before it is given up. While no
+server uses the directory, this process holds its lock, and the first signal ends it.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import logging
+import signal
 import threading
 from functools import partial
 from pathlib import Path
@@ -25,13 +28,18 @@ from zkv.cli.settings import read_settings
 from zkv.durability import dump, recovery
 from zkv.durability.files import Files
 from zkv.durability.frozen_view import FrozenView
+from zkv.endpoint import is_wildcard
 from zkv.errors import ConfigError, DataDirError
 from zkv.replication.place import StandbyDirectory, read_role
 from zkv.replication.stream import RefusedError, StreamError
 from zkv.server import Following, ServerCore
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from zkv.config import Settings
+    from zkv.durability.lock import DirectoryLock
+    from zkv.keyspace.lineage import Lineage
     from zkv.log import Log
     from zkv.replication.place import RoleRecord
     from zkv.replication.standby import BeginAnew
@@ -50,6 +58,12 @@ def run(options: argparse.Namespace) -> int:
     settings = read_settings(options).settings
     if settings.durability.data_dir is None:
         raise ConfigError("durability.data_dir: a standby needs a data directory")
+    wild = next(filter(is_wildcard, settings.server.endpoints), None)
+    if wild is not None and not settings.replication.advertise:
+        raise ConfigError(
+            f"server.endpoints: {wild} is no place where clients find this server once it leads: "
+            f"set replication.advertise"
+        )
     with logging_to(settings) as log:
         return _Follower(options, settings, settings.durability.data_dir).run(log)
 
@@ -63,12 +77,14 @@ class _Follower:
 
     def run(self, log: Log) -> int:
         """Run one server after the other, until one has not to begin anew."""
-        self._require_same_store()
-        record = self._prepare()
         is_first, anew = True, None
         while True:
-            if anew is not None or self._directory.is_empty:
-                self._fetch(record, anew)
+            try:
+                with _ended_by_signals(), self._lock():
+                    record = self._make_ready(anew)
+            except _EndedError:
+                _log.info("stopped before it had a snapshot of the primary")
+                return 0
             source = self._source()
             try:
                 following = Following(source, record.member, self._leader)
@@ -76,45 +92,84 @@ class _Follower:
                 status = run_server(server, self._settings, self._options, log, is_first)
             finally:
                 source.close()
-            if server.anew is None:
-                return status
             anew, is_first = server.anew, False
+            if status is not None or anew is None:
+                return status or 0
             self._settings = _bound(self._settings, server)
             _log.warning("beginning anew from a snapshot of the primary: %s", anew.reason)
+
+    def _lock(self) -> DirectoryLock:
+        try:
+            return self._directory.lock()
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _make_ready(self, anew: BeginAnew | None) -> RoleRecord:
+        """Make the directory ready for a server. Raises DamageError, DataDirError."""
+        if anew is None:
+            self._require_same_store()
+        record = self._prepare()
+        if anew is not None or self._directory.is_empty:
+            self._fetch(record, anew)
+        return record
+
+    def _failed(self, error: OSError) -> DataDirError:
+        place = error.filename or self._directory.layout.directory
+        return DataDirError(f"{place}: {error.strerror or error}")
 
     def _source(self) -> Upstream:
         replication = self._settings.replication
         return Upstream(self._leader, replication.server_keys, replication.key_file)
 
     def _prepare(self) -> RoleRecord:
-        directory = self._directory.layout.directory
         try:
             return self._directory.prepare(self._leader)
         except OSError as error:
-            raise DataDirError(f"{directory}: {error.strerror or error}") from error
+            raise self._failed(error) from error
 
     def _require_same_store(self) -> None:
-        """Raise DataDirError if the directory holds what is no standby's, and of another store."""
+        """Raise DataDirError if what the directory holds is no standby's, and may not become one.
+
+        It may if it is of the same store, and has not led it after the primary did.
+        """
         files, layout = Files(), self._directory.layout
-        if not layout.directory.is_dir() or self._directory.is_empty:
+        if self._directory.is_empty:
             return
         if read_role(files, layout.directory) is not None:
             return
         with FrozenView(files, layout.directory) as view:
-            here = recovery.recover(view, layout.snapshots, layout.wal).lineage.store
+            here = recovery.recover(view, layout.snapshots, layout.wal)
         with contextlib.closing(self._source()) as source:
-            there = _store_of(source)
-        if not here or here != there:
+            store, term = _store_of(source)
+        if not here.lineage.store or here.lineage.store != store:
+            raise self._another_store()
+        self._require_term(here.lineage, here.lsn, term)
+
+    def _another_store(self) -> DataDirError:
+        return DataDirError(
+            f"{self._directory.layout.directory}: holds another store than "
+            f"{', '.join(self._leader)}: follow in an empty directory"
+        )
+
+    def _require_term(self, lineage: Lineage, lsn: int, term: int) -> None:
+        """Raise DataDirError if this history has commits of a later term than the primary's.
+
+        It would give up what was written after a promotion, for what was before: as if a standby
+        that has taken over were started again as it used to be.
+        """
+        if lineage.term > term and lsn > lineage.terms[-1].first_lsn:
             raise DataDirError(
-                f"{layout.directory}: holds another store than {', '.join(self._leader)}: follow "
-                f"in an empty directory"
+                f"{self._directory.layout.directory}: is at term {lineage.term}, and "
+                f"{', '.join(self._leader)} at term {term} only: this server has led since. Start "
+                f"it with `zkv serve`, and let the other one follow it; or follow in an empty "
+                f"directory"
             )
 
     def _fetch(self, record: RoleRecord, anew: BeginAnew | None) -> None:
         """Fetch a snapshot; try until the primary has handed out one. Raises DataDirError."""
         keep = partial(self._keep, anew)
-        while True:
-            with contextlib.closing(self._source()) as source:
+        with contextlib.closing(self._source()) as source:
+            while True:
                 try:
                     rev = self._directory.fetch(source.ask, record, keep)
                 except RefusedError as error:
@@ -122,30 +177,27 @@ class _Follower:
                 except StreamError as error:
                     _log.warning("no snapshot from the primary: %s; trying again", error)
                 except OSError as error:
-                    place = error.filename or self._directory.layout.directory
-                    raise DataDirError(f"{place}: {error.strerror or error}") from error
+                    raise self._failed(error) from error
                 else:
                     _log.info("fetched a snapshot of the primary at revision %d", rev)
                     return
-            threading.Event().wait(RETRY_SECONDS)
+                source.go_on()
+                threading.Event().wait(RETRY_SECONDS)
 
     def _keep(self, anew: BeginAnew | None, fetched: FetchedSnapshot) -> None:
         """Write into a file what only this history has. Raises OSError, DataDirError."""
         if anew is None:
             return
-        directory = self._directory.layout.directory
         if anew.lineage.store != fetched.lineage.store:
-            raise DataDirError(
-                f"{directory}: holds another store than {', '.join(self._leader)}: follow in an "
-                f"empty directory"
-            )
+            raise self._another_store()
+        self._require_term(anew.lineage, anew.lsn, fetched.lineage.term)
         if anew.diverged:
             known = anew.lineage.common(fetched.lineage, fetched.lsn, anew.lsn)
             self._keep_after(max(known, anew.common))
 
     def _keep_after(self, common: int) -> None:
         files, layout = Files(), self._directory.layout
-        path = layout.directory / f"diverged-after-{common}.jsonl"
+        path = _free(files, layout.directory, f"diverged-after-{common}")
         count, first = 0, 0
         with FrozenView(files, layout.directory) as view, files.create(path) as file:
             for commit in dump.log(view, None):
@@ -163,14 +215,48 @@ class _Follower:
             _log.warning("those from %d to %d are in no file", common + 1, first - 1)
 
 
-def _store_of(source: Upstream) -> str:
-    """Return the identity of the primary's store. Raises DataDirError."""
+class _EndedError(BaseException):
+    """A signal ends the process."""
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Raise _EndedError within the block at SIGTERM or SIGINT. A server's handlers come later."""
+
+    def end(_number: int, _frame: object) -> None:
+        raise _EndedError
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _free(files: Files, directory: Path, stem: str) -> Path:
+    """Return a name for a file that is not there yet: what was kept before stays. Raises OSError.
+
+    The same place may be diverged from more than once.
+    """
+    there = files.names(directory)
+    ends = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    names = (f"{stem}{end}.jsonl" for end in ends)
+    return directory / next(name for name in names if name not in there)
+
+
+def _store_of(source: Upstream) -> tuple[str, int]:
+    """Return the identity of the primary's store, and its term. Raises DataDirError."""
     for _ in range(source.places):
         try:
             replication = source.ask({"op": "INFO"}, ASK_SECONDS).get("replication")
         except StreamError:
+            source.go_on()
             continue
-        return str(replication.get("store")) if isinstance(replication, dict) else ""
+        if not isinstance(replication, dict):
+            return "", 0
+        return str(replication.get("store")), int(replication.get("term", 0))
     raise DataDirError("the primary does not answer, so nobody knows if this is its store")
 
 

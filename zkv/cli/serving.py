@@ -31,7 +31,8 @@ def serve(options: argparse.Namespace) -> int:
     """Run a server until END or a signal stops it. Raises StartupError."""
     settings = read_settings(options).settings
     with logging_to(settings) as log:
-        return run(ServerCore(settings, log.write_requests), settings, options, log)
+        status = run(ServerCore(settings, log.write_requests), settings, options, log)
+    return status or 0
 
 
 @contextlib.contextmanager
@@ -52,8 +53,10 @@ def run(
     options: argparse.Namespace,
     log: Log,
     is_first: bool = True,
-) -> int:
+) -> int | None:
     """Run a server until END or a signal stops it; return the exit status.
+
+    None: it is a standby that has to begin anew.
 
     Args:
         server: the server, not started yet.
@@ -69,12 +72,12 @@ def run(
     )
     _handle_signals_of_operators(server, log, reloader)
     server.start()
-    _handle_signals_to_stop(server)
+    stopped = _handle_signals_to_stop(server)
     with collecting(server.activities.new("collector", SHORT_SECONDS)):
-        return _serve(server, is_first)
+        return _serve(server, is_first, stopped)
 
 
-def _serve(server: ServerCore, is_first: bool) -> int:
+def _serve(server: ServerCore, is_first: bool, stopped: threading.Event) -> int | None:
     try:
         announce(f"READY {' '.join(server.endpoints)}\n" if is_first else "")
     except OSError as error:
@@ -82,8 +85,8 @@ def _serve(server: ServerCore, is_first: bool) -> int:
         server.wait()
         raise StartupError(f"standard output: {error.strerror or error}") from error
     saved = server.wait()
-    if server.anew is not None:
-        return 0  # Another server follows in this process.
+    if server.anew is not None and not stopped.is_set():
+        return None  # Another server follows in this process.
     # The server has stopped. A signal must not change the exit status while the interpreter ends.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -137,13 +140,19 @@ def _log_names() -> None:
     _log.warning("SIGUSR1: the stacks of all threads are above; thread %s", ", ".join(threads))
 
 
-def _handle_signals_to_stop(server: ServerCore) -> None:
-    """The first SIGTERM or SIGINT saves everything and stops; the second ends the process."""
+def _handle_signals_to_stop(server: ServerCore) -> threading.Event:
+    """The first SIGTERM or SIGINT saves everything and stops; the second ends the process.
+
+    Returns an event that the first one sets.
+    """
+    stopped = threading.Event()
 
     def stop(number: int, _frame: object) -> None:
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signal_number, lambda number, _frame: os._exit(128 + number))
+        stopped.set()
         server.post(Event.STOP)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    return stopped

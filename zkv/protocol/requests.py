@@ -230,10 +230,17 @@ class Promote(Request, frozen=True, kw_only=True, tag="PROMOTE"):
 
 
 class Supersede(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a standby that takes over tells its primary: its term, and where clients find it."""
+    """What a standby that takes over tells its primary.
 
+    Attributes:
+        attempt: numbers the attempts of this standby, the later the higher.
+        term: the term that it is going to begin.
+        leader: where clients find it; nil: this attempt has failed, the primary leads again.
+    """
+
+    attempt: LogNumber
     term: LogNumber
-    leader: Annotated[list[str], Meta(min_length=1, max_length=64)]
+    leader: Annotated[list[str], Meta(min_length=1, max_length=64)] | None
 
 
 class Replicate(Request, frozen=True, kw_only=True, tag="REPLICATE"):
@@ -252,7 +259,7 @@ class Replicate(Request, frozen=True, kw_only=True, tag="REPLICATE"):
         sync: the asker may count for `[replication] sync`.
         snapshot: the revision of the snapshot of which a part is asked for; 0 = the newest one.
         offset: the place of that part, in bytes.
-        supersede: the primary stops to lead, in favour of the asker; nil = it leads again.
+        supersede: the primary stops to lead, in favour of the asker, or leads again.
     """
 
     member: Annotated[str, Meta(min_length=1, max_length=64)]
@@ -267,7 +274,7 @@ class Replicate(Request, frozen=True, kw_only=True, tag="REPLICATE"):
     sync: bool = True
     snapshot: LogNumber | None = None
     offset: LogNumber | None = None
-    supersede: Supersede | UnsetType | None = UNSET
+    supersede: Supersede | UnsetType = UNSET
 
 
 class Snapshot(Request, frozen=True, kw_only=True, tag="SNAPSHOT"):

@@ -4,14 +4,21 @@ Order: first the role changes, so that no further request is taken up; then the 
 under its lock, so that no write is under way; then the log is put on disk, and the directory says
 who leads. Only then the standby learns the last log number: so it has all that was ever answered
 here. The front sends its replies in order, so no read that it runs later leaves before that.
+
+Requests of a standby may arrive late, and in another order than they were sent in: each was sent by
+a connection of its own if the one before got no reply. So a standby numbers its attempts. This
+server leads again only if the newest attempt that it has heard of has failed, and an attempt that
+has failed already stops nothing. All that is kept on disk but for failures: what was sent to a
+process before this one does not arrive any more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zkv.errors import BadRequest, ReadOnly
 from zkv.replication.place import RoleRecord, write_role
@@ -26,6 +33,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger("zkv.replication")
 
 
+MOST_MEMBERS: Final = 1_000
+"""Members whose failed attempts are remembered; the ones that failed last."""
+
+
 class HandOver:
     """Stops and resumes to lead. Any thread; one at a time.
 
@@ -34,51 +45,73 @@ class HandOver:
         role: the server's role.
         files: the file operations.
         directory: the data directory.
+        record: what that says of the role.
     """
 
-    def __init__(self, engine: Engine, role: Role, files: Files, directory: Path) -> None:
+    def __init__(
+        self, engine: Engine, role: Role, files: Files, directory: Path, record: RoleRecord | None
+    ) -> None:
         self._engine = engine
         self._role = role
         self._files = files
         self._directory = directory
         self._lock = threading.Lock()
-        self._superseded_by = 0  # The term; 0 = by none.
+        self._yielded = record  # In favour of whom, if it does not lead.
+        self._failed: dict[str, int] = {}  # Of a member: its last attempt that has failed.
 
-    def supersede(self, term: int, leader: list[str]) -> tuple[int, int]:
+    def supersede(self, member: str, attempt: int, term: int, leader: list[str]) -> tuple[int, int]:
         """Stop to lead; return the last log number and revision, which are on disk.
 
         Args:
-            term: the term that the other server is going to begin.
+            member: the name of the standby that takes over.
+            attempt: the number of its attempt.
+            term: the term that it is going to begin.
             leader: where clients find it.
 
         Raises:
-            BadRequest: the term is not higher than the present one, or this server does not lead.
+            BadRequest: the term is not higher than the present one, or that attempt has failed.
+            NotLeader: this server does not lead, unless it has stopped in favour of the same
+                standby, by this attempt or one before.
             ReadOnly: the log, or the file, cannot be written; the server leads on.
         """
         with self._lock:
+            if attempt <= self._failed.get(member, 0):
+                raise BadRequest(f"field `supersede`: attempt {attempt} has failed already")
+            if not self._role.leads and not self._yielded_to(member, attempt):
+                raise self._role.error("can be superseded")
             if term <= self._engine.keyspace.lineage.term:
                 raise BadRequest(f"field `supersede`: term {term} has begun before")
-            if not self._role.leads and self._superseded_by != term:
-                raise self._role.error("can be superseded")
             self._role.yield_to(leader)
             self._engine.keyspace.seal(partial(self._role.error, "takes writes"))
+            record = RoleRecord("superseded", leader, member, term, attempt)
             try:
                 rev = self._engine.flush()
-                write_role(self._files, self._directory, RoleRecord("superseded", leader, "", term))
+                write_role(self._files, self._directory, record)
             except (ReadOnly, OSError) as error:
+                with contextlib.suppress(OSError):  # It may be there, but not be synced.
+                    write_role(self._files, self._directory, None)
                 self._lead_again()
                 raise ReadOnly(f"this server leads on: {error}") from error
-            self._superseded_by = term
+            self._yielded = record
             _log.warning("superseded by term %d, at %s", term, ", ".join(leader))
             return self._engine.last_lsn, rev
 
-    def resume(self) -> tuple[int, int]:
-        """Lead again, if this server was superseded since its start; return the same.
+    def resume(self, member: str, attempt: int) -> tuple[int, int]:
+        """Lead again, if this server has stopped by this attempt; return the same.
 
-        Raises ReadOnly.
+        Args:
+            member: the name of the standby whose attempt has failed.
+            attempt: its number. If the attempt itself arrives later, it is refused.
+
+        Raises:
+            NotLeader: it has stopped by a later attempt, or in favour of another server.
+            ReadOnly: the file cannot be written.
         """
         with self._lock:
-            if self._superseded_by:
+            self._note_failed(member, attempt)
+            if not self._role.leads:
+                if not self._yielded_to(member, attempt):
+                    raise self._role.error("leads")
                 try:
                     write_role(self._files, self._directory, None)
                 except OSError as error:
@@ -87,7 +120,17 @@ class HandOver:
                 _log.warning("this server leads again: the promotion of the other one failed")
             return self._engine.last_lsn, self._engine.keyspace.rev
 
+    def _yielded_to(self, member: str, attempt: int) -> bool:
+        """Return True if this server has stopped by an attempt of this member, up to this one."""
+        held = self._yielded
+        return held is not None and held.member == member and held.attempt <= attempt
+
+    def _note_failed(self, member: str, attempt: int) -> None:
+        self._failed[member] = max(attempt, self._failed.pop(member, 0))
+        if len(self._failed) > MOST_MEMBERS:
+            del self._failed[next(iter(self._failed))]
+
     def _lead_again(self) -> None:
-        self._superseded_by = 0
+        self._yielded = None
         self._engine.keyspace.unseal()
         self._role.begin_to_lead()

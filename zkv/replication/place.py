@@ -26,13 +26,14 @@ from zkv.durability import snapshot
 from zkv.durability.backup import begin_log, make_directories
 from zkv.durability.layout import Layout
 from zkv.errors import DamageError, DataDirError
-from zkv.replication.stream import fetch_snapshot
+from zkv.replication.stream import StreamError, fetch_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from zkv.durability.files import Files
+    from zkv.durability.lock import DirectoryLock
     from zkv.replication.stream import Ask, FetchedSnapshot
 
 FILE: Final = "replication.json"
@@ -47,8 +48,9 @@ class RoleRecord(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     Args:
         role: ``standby``, or ``superseded``: a primary until another one took over.
         leader: endpoints of the primary.
-        member: the name by which the primary knows the standby.
+        member: the name by which the primary knows the standby, or the one that took over.
         term: the term of the server that took over; 0 for a standby.
+        attempt: by which attempt it did: see `zkv.replication.handover`.
         exchange: the history in ``incoming`` is complete, and takes the place of this one.
     """
 
@@ -56,6 +58,7 @@ class RoleRecord(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     leader: list[str]
     member: str = ""
     term: int = 0
+    attempt: int = 0
     exchange: bool = False
 
 
@@ -98,23 +101,30 @@ def write_role(files: Files, directory: Path, record: RoleRecord | None) -> None
 
 
 class StandbyDirectory:
-    """The data directory of a standby, while no server uses it.
+    """The data directory of a standby, while no server uses it. Hold its `lock` to change it.
 
     Args:
         files: the file operations.
-        directory: the data directory; it is created if needed.
+        directory: the data directory.
     """
 
     def __init__(self, files: Files, directory: Path) -> None:
         self._files = files
         self.layout = Layout(directory)
 
+    def lock(self) -> DirectoryLock:
+        """Keep others off the directory, which is created if needed.
+
+        Raises LockedError, OSError.
+        """
+        make_directories(self._files, self.layout.directory)
+        return self._files.lock(self.layout.lock)
+
     def prepare(self, leader: list[str]) -> RoleRecord:
         """Make it the directory of a standby of this primary, and complete an exchange.
 
         Returns what it says then. Raises DamageError, DataDirError, OSError.
         """
-        make_directories(self._files, self.layout.directory)
         record = read_role(self._files, self.layout.directory)
         if record is not None and record.exchange:
             self._exchange()
@@ -139,7 +149,7 @@ class StandbyDirectory:
             record: what the directory says.
             keep: called, after the new history is on disk, before the old one is given up.
 
-        Returns its revision. Raises StreamError, DamageError, DataDirError, OSError.
+        Returns its revision. Raises what `keep` does, StreamError, OSError.
         """
         files, incoming = self._files, self._incoming
         self._remove(incoming.directory)
@@ -152,7 +162,10 @@ class StandbyDirectory:
         path = incoming.snapshot(fetched.rev)
         files.rename(beside, path)
         files.sync_directory(incoming.snapshots)
-        snapshot.read(files, path)  # All of it is checked before anything is given up for it.
+        try:  # All of it is checked before anything is given up for it.
+            snapshot.read(files, path)
+        except DamageError as error:
+            raise StreamError(f"the primary has sent a damaged snapshot: {error}") from None
         begin_log(files, incoming, fetched.rev + 1, fetched.lsn + 1)
         keep(fetched)
         directory = self.layout.directory

@@ -150,6 +150,7 @@ class Standby:
         self._answered_at = time.monotonic()
         self._known_lsn = 0
         self._commit_time = 0
+        self._attempt = 0  # The number of the last attempt to take over.
         self._thread = threading.Thread(target=self._run, name="zkv-standby")
 
     def start(self) -> None:
@@ -203,7 +204,6 @@ class Standby:
             if error.code in ANEW and not self._closing.is_set():
                 self._begin_anew(error)
             else:
-                source.go_on()
                 self._fail(source, str(error))
         except (StreamError, ReadOnly) as error:
             self._fail(source, str(error))
@@ -211,14 +211,21 @@ class Standby:
             _log.critical("the standby failed; it goes on", exc_info=True)
             self._fail(source, "")
 
-    def _step(self, source: Primary) -> None:
-        """Pull once, apply what comes, and put it on disk."""
+    def _step(self, source: Primary, wait: int = WAIT_MS) -> None:
+        """Pull once, apply what comes, and put it on disk.
+
+        Args:
+            source: the primary.
+            wait: ms for which it waits if there is nothing new.
+
+        Raises StreamError, ReadOnly.
+        """
         engine = self._engine
         with engine.keyspace.lock:
             lineage, lsn = engine.keyspace.lineage, engine.last_lsn
         after = Position(lineage.store, lineage.at(lsn), lsn)
         on_disk = Confirmed(engine.durable_lsn, engine.durable_rev)
-        pulled = pull(source.ask, self._member, after, on_disk)
+        pulled = pull(source.ask, self._member, after, on_disk, wait)
         self._note(source, pulled)
         if pulled.commits:
             self._apply(pulled.commits)
@@ -257,6 +264,7 @@ class Standby:
         """Say why, once, and wait if all places have been asked."""
         if self._closing.is_set():
             return
+        source.go_on()
         if reason and self._reported is None:
             self._reported = reason
             _log.warning("cannot follow: %s; trying again", reason)
@@ -283,10 +291,11 @@ class Standby:
     def _carry_out(self, order: _Order) -> None:
         try:
             if self._source is not None:
-                self._relieve(self._source, order.force)
-            elif not order.force:
+                promoted = self._take_over(self._source, order.force)
+            elif order.force:
+                promoted = self._begin_term()
+            else:
                 raise BadRequest("this server follows no primary: only `force` lets it lead again")
-            promoted = self._begin_term()
         except RequestError as error:
             order.outcome.set_exception(error)
         except BaseException as error:  # A bug, or the disk; it stays a standby.
@@ -295,31 +304,43 @@ class Standby:
         else:
             order.outcome.set_result(promoted)
 
-    def _relieve(self, source: Primary, force: bool) -> None:
-        """Have the primary stop to lead, and catch up with it. Raises ReadOnly."""
+    def _take_over(self, source: Primary, force: bool) -> Promoted:
+        """Have the primary stop to lead, and lead. Raises ReadOnly; then the primary leads on."""
+        # Above all earlier ones, also of a process before this one: they may still be on their way.
+        self._attempt = max(self._attempt + 1, time.time_ns())
+        try:
+            try:
+                self._relieve(source)
+            except (StreamError, ReadOnly) as error:
+                if not force:
+                    raise
+                _log.warning("taking over without the primary: %s", error)
+            return self._begin_term()
+        except Exception as error:
+            self._give_back(source, error)
+            raise ReadOnly(f"the primary leads on: {error}") from error
+
+    def _relieve(self, source: Primary) -> None:
+        """Have the primary stop to lead, and catch up with it. Raises StreamError, ReadOnly."""
         with self._engine.keyspace.lock:
             term = self._engine.keyspace.lineage.term + 1
-        try:
-            last = supersede(source.ask, self._member, term, self._advertised())
-            self._catch_up(source, last)
-        except (StreamError, ReadOnly) as error:
-            if force:
-                _log.warning("taking over without the primary: %s", error)
-                return
-            with contextlib.suppress(StreamError):
-                reinstate(source.ask, self._member)
-                raise ReadOnly(f"the primary leads on: {error}") from error
-            raise ReadOnly(
-                f"{error}; the primary may have stopped to lead: repeat this, or use `force`"
-            ) from error
-
-    def _catch_up(self, source: Primary, last: int) -> None:
-        """Follow up to a log number. Raises StreamError, ReadOnly."""
+        last = supersede(source.ask, self._member, self._attempt, term, self._advertised())
         end = time.monotonic() + TAKE_OVER_SECONDS
+        self._step(source, 0)  # At least once: it brings the time of the last read there.
         while self._engine.last_lsn < last:
             if time.monotonic() > end:
                 raise StreamError(f"log number {last} was not reached in {TAKE_OVER_SECONDS:g} s")
             self._step(source)
+
+    def _give_back(self, source: Primary, error: Exception) -> None:
+        """Have the primary lead on after an error. Raises ReadOnly if nobody knows if it does."""
+        try:
+            reinstate(source.ask, self._member, self._attempt)
+        except StreamError as lost:
+            raise ReadOnly(
+                f"{error}; the primary may have stopped to lead ({lost}): repeat this, or use "
+                f"`force`"
+            ) from error
 
     def _begin_term(self) -> Promoted:
         """Begin a term, and lead. Raises RequestError, OSError."""

@@ -167,25 +167,30 @@ def pull(ask: Ask, member: str, after: Position, on_disk: Confirmed, wait: int =
     return Pulled(commits, lineage, answer.lsn, answer.rev, answer.time)
 
 
-def supersede(ask: Ask, member: str, term: int, leader: list[str]) -> int:
+def supersede(ask: Ask, member: str, attempt: int, term: int, leader: list[str]) -> int:
     """Have a primary stop to lead, in favour of the asker; return its last log number.
 
     Args:
         ask: asks the primary.
         member: the asker's name.
+        attempt: the number of this attempt, higher than that of all before.
         term: the term that the asker is going to begin.
         leader: where clients find the asker.
 
     Raises RefusedError, StreamError.
     """
-    wish = {"term": term, "leader": leader}
+    wish = {"attempt": attempt, "term": term, "leader": leader}
     reply = ask({"op": "REPLICATE", "member": member, "supersede": wish}, REPLY_SECONDS)
     return _convert(reply, _HandedOver).lsn
 
 
-def reinstate(ask: Ask, member: str) -> None:
-    """Have a primary lead again after `supersede`. Raises RefusedError, StreamError."""
-    reply = ask({"op": "REPLICATE", "member": member, "supersede": None}, REPLY_SECONDS)
+def reinstate(ask: Ask, member: str, attempt: int) -> None:
+    """Have a primary lead again after `supersede`, or lead on if that has not arrived yet.
+
+    Raises RefusedError, StreamError.
+    """
+    wish = {"attempt": attempt, "term": 0, "leader": None}
+    reply = ask({"op": "REPLICATE", "member": member, "supersede": wish}, REPLY_SECONDS)
     _convert(reply, _HandedOver)
 
 

@@ -301,7 +301,7 @@ def replicate(node: Node, request: requests.Replicate) -> Answer:
     if source is None or node.hand_over is None:
         raise BadRequest("this server keeps its data in memory alone: it has no log")
     if request.supersede is not UNSET:
-        return Done(_hand_over(node.hand_over, request.supersede), 0)
+        return Done(_hand_over(node.hand_over, request.member, request.supersede), 0)
     source.admit(request)
     memory.require(request.limit)
     if request.snapshot is not None:
@@ -320,11 +320,11 @@ def replicate(node: Node, request: requests.Replicate) -> Answer:
     return node.parking.park(attempt, request.wait / 1000, 0, request.after + 1)
 
 
-def _hand_over(hand_over: HandOver, wish: requests.Supersede | None) -> HandedOverReply:
-    if wish is None:
-        lsn, rev = hand_over.resume()
+def _hand_over(hand_over: HandOver, member: str, wish: requests.Supersede) -> HandedOverReply:
+    if wish.leader is None:
+        lsn, rev = hand_over.resume(member, wish.attempt)
     else:
-        lsn, rev = hand_over.supersede(wish.term, wish.leader)
+        lsn, rev = hand_over.supersede(member, wish.attempt, wish.term, wish.leader)
     return HandedOverReply(lsn=lsn, rev=rev)
 
 

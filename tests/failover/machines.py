@@ -1,0 +1,111 @@
+"""Two machines: a server process on each, and a network between them that can fail."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+from pathlib import Path
+
+from tests.client.proxy import Proxy
+from tests.replication.following import Follower, State, state_of
+from tests.support import LIMIT, ServerProcess, free_ports, zkv_command
+
+WINDOW = 64
+"""Replies that a session remembers."""
+
+CONFIG = f"""
+[durability]
+segment_bytes = 65536
+snapshot_interval = 5.0
+[limits]
+session_window = {WINDOW}
+[log]
+requests = false
+"""
+
+
+class Machine:
+    """One machine. Its server is found at the same ports whenever it is started.
+
+    Args:
+        directory: of its data.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        port, feed = free_ports(2)
+        self.endpoint = f"tcp://127.0.0.1:{port}"
+        self.feed = f"tcp://127.0.0.1:{feed}"
+        self._flags = ("--endpoint", self.endpoint, "--feed", self.feed)
+        self.data_dir = directory / "data"
+        self.proxy = Proxy(self.endpoint)
+        """By which the other machine reaches this one."""
+        self.server: ServerProcess | None = None
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The process of its server."""
+        assert self.server is not None
+        return self.server.process
+
+    def serve(self) -> None:
+        """Start it as a primary."""
+        self.server = ServerProcess(self.directory, *self._flags, config=CONFIG)
+        self.server.start()
+
+    def follow(self, primary: Machine) -> None:
+        """Start it as a standby."""
+        self.server = Follower(self.directory, primary.proxy.endpoint, *self._flags, config=CONFIG)
+        self.server.start()
+
+    @property
+    def is_standby(self) -> bool:
+        """Whether its directory is a standby's."""
+        path = self.data_dir / "replication.json"
+        return path.exists() and json.loads(path.read_text())["role"] == "standby"
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self.server is not None:
+            self.server.kill()
+
+    def signal(self, number: int) -> None:
+        """Send a signal."""
+        self.process.send_signal(number)
+
+    def fill_disk(self) -> None:
+        """Let no file grow any more: the next writes fail as on a full disk, in the log at last."""
+        sizes = [path.stat().st_size for path in self.data_dir.glob("wal/*")]
+        own = (self.directory / "stderr.txt").stat().st_size
+        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (max([own, *sizes]) + 500, -1))
+
+    def free_disk(self) -> None:
+        """Undo `fill_disk`."""
+        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (-1, -1))
+
+    def log(self) -> str:
+        """What its servers have written to standard error."""
+        return (self.directory / "stderr.txt").read_text(encoding="utf-8", errors="replace")
+
+    def state(self) -> State:
+        """What is in its data directory."""
+        return state_of(self.data_dir, WINDOW)
+
+
+def promote(machine: Machine, *flags: str) -> subprocess.Popen[str]:
+    """Begin a promotion."""
+    return subprocess.Popen(
+        zkv_command("promote", "-e", machine.endpoint, *flags),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def outcome(promotion: subprocess.Popen[str]) -> tuple[bool, str]:
+    """Wait for a promotion; whether it led to a new primary, and what was said."""
+    try:
+        said, _ = promotion.communicate(timeout=3 * LIMIT)
+    except subprocess.TimeoutExpired:
+        promotion.kill()
+        said, _ = promotion.communicate()
+    return promotion.returncode == 0, said.strip()
