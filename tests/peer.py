@@ -35,14 +35,23 @@ class Peer:
     Args:
         *answers: in their order.
         afterwards: answers all later requests; None = they are not answered.
+        keys: public and secret key; with them the peer asks for CURVE.
     """
 
-    def __init__(self, *answers: Answer, afterwards: Answer | None = None) -> None:
+    def __init__(
+        self,
+        *answers: Answer,
+        afterwards: Answer | None = None,
+        keys: tuple[bytes, bytes] | None = None,
+    ) -> None:
         self._answers = answers
         self._afterwards = afterwards
         self._leaving = threading.Event()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
+        if keys is not None:
+            self._router.curve_server = True
+            self._router.curve_publickey, self._router.curve_secretkey = keys
         self._router.bind(FREE_PORT)
         self._thread = threading.Thread(target=self._run)
         self.endpoint = str(self._router.get_string(zmq.LAST_ENDPOINT))

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, Literal, NoReturn, TypeVar, get_args
 
 from zkv.defaults import LONGEST_TTL
 
 Seconds = float | timedelta
 """A length of time, as arguments take it."""
+ReadFrom = Literal["leader", "stale"]
+"""Which servers answer reads: the one that leads; or any, although it may lag behind."""
 
 LONGEST_TIMEOUT: Final = 86_400.0
 """The longest timeout of a request: a day, in seconds. ZeroMQ counts milliseconds in a C int."""
@@ -116,6 +118,15 @@ def flag(name: str, value: bool) -> bool:
     """Check a bool."""
     if value is not True and value is not False:
         _refuse_type(name, "True or False", value)
+    return value
+
+
+def read_from(value: ReadFrom) -> ReadFrom:
+    """Check which servers are to answer reads."""
+    if not isinstance(value, str):
+        _refuse_type("read", "'leader' or 'stale'", value)
+    if value not in get_args(ReadFrom):
+        raise ValueError(f"read: 'leader' or 'stale'; not {shown(value)}")
     return value
 
 

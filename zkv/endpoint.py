@@ -158,6 +158,11 @@ def is_exposed(endpoint: str) -> bool:
     return host != "localhost" and not (is_address(host) and ip_address(host).is_loopback)
 
 
+def is_wildcard(endpoint: str) -> bool:
+    """Return True if a checked endpoint to bind means all interfaces: nobody can connect there."""
+    return endpoint.startswith("tcp://") and host_of(endpoint) in {"*", "0.0.0.0", "::"}  # noqa: S104
+
+
 def is_address(host: str) -> bool:
     """Return True if a host is an address and not a name."""
     return ":" in host or _ends_in_number(host)

@@ -227,6 +227,12 @@ class Engine:
         return self.log.safe_rev
 
     @property
+    def reached_rev(self) -> int:
+        """The newest revision that the store has and that is safe. Takes the keyspace's lock."""
+        with self.keyspace.lock:
+            return min(self.keyspace.rev, self.log.safe_rev)
+
+    @property
     def safe_lsn(self) -> int:
         """The log number of the newest safe commit."""
         return self.log.safe_lsn
@@ -371,14 +377,17 @@ class Engine:
         self._forgotten = self.log.safe_bytes
         self.keyspace.forget_safe()
 
-    def snapshot(self) -> Future[int]:
+    def snapshot(self, anew: bool = False) -> Future[int]:
         """Order a snapshot of everything committed so far; the future gives its revision.
+
+        Args:
+            anew: write one even if nothing has changed since the newest.
 
         Raises BadRequest if there is no data directory.
         """
         if self.disk is None:
             raise BadRequest("this server keeps its data in memory alone: it has no snapshots")
-        return self.disk.snapshotter.snapshot()
+        return self.disk.snapshotter.snapshot(anew)
 
     def save(self) -> int:
         """Refuse writes from now on, and write the final snapshot; return the last revision.

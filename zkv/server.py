@@ -377,12 +377,16 @@ class ServerCore:
             engine,
             None if following is None else following.source,
             "" if following is None else following.member,
-            lambda: self._broker.endpoints,
+            self._advertised,
             lambda: self._events.put(Event.STOP),
             self._lead,
         )
         self.role.lag = standby.lag
         return standby
+
+    def _advertised(self) -> list[str]:
+        """Return the endpoints at which clients on other machines find this server."""
+        return self._settings.replication.advertise or self._broker.endpoints
 
     def _lead(self) -> None:
         """Begin to lead: a term has begun, and is on disk. Raises OSError."""
@@ -471,7 +475,7 @@ class ServerCore:
         return {
             "uptime": round(time.monotonic() - self._started, 3),
             "endpoints": self._broker.endpoints,
-            "feed": self._broker.feed,
+            "feed": self._settings.replication.advertise_feed or self._broker.feed,
             "limits": msgspec.to_builtins(self._limits),
             "durability": self._engine.statistics(),
             "stats": {

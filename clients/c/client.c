@@ -5,6 +5,10 @@
  * same bytes go out on a fresh one: a write carries a session and a number, and runs only once.
  * LINGER is 0, so nothing that was not sent holds up the end of the process.
  *
+ * The endpoint may be a list with commas: those of the members of one store. A member that says
+ * nothing, or that does not lead, is left for the next one. Before any of them gets a request, INFO
+ * has to tell that it has no other store, and no older term of the store, than was seen before.
+ *
  * To tcp:// endpoints it speaks CURVE if ZKV_SERVER_PUBLIC_KEY is set. A socket whose handshake is
  * refused stays silent for ever, so its monitor is asked why, until the handshake has succeeded.
  *
@@ -37,7 +41,10 @@ typedef struct {
     uint64_t monitors;
     zkv_key public_key, secret_key, *server_keys; /* server_keys[server_key] is in use */
     size_t server_key, server_key_count;          /* 0 keys: no CURVE */
-    char *endpoint, session[33];
+    char **endpoints; /* of one store; the first is in use */
+    size_t endpoint_count;
+    char store[128], session[33]; /* what INFO has told of the store, with its newest term; "" = nothing */
+    int64_t term;
     double timeout; /* seconds, for each attempt */
     uint64_t last_id, last_seq;
     zmq_msg_t frame;     /* the reply's bytes, which its objects point to */
@@ -49,6 +56,8 @@ typedef struct {
 } zkv;
 
 /* ---- values: objects that point to the caller's memory ---- */
+
+static const msgpack_object NIL = {MSGPACK_OBJECT_NIL, {0}};
 
 msgpack_object zkv_int(int64_t n) {
     msgpack_object o = {MSGPACK_OBJECT_POSITIVE_INTEGER, {0}};
@@ -69,10 +78,10 @@ msgpack_object zkv_map(msgpack_object_kv *items, size_t count) {
     return o.via.map.ptr = items, o.via.map.size = (uint32_t)count, o;
 }
 msgpack_object zkv_find(msgpack_object map, const char *name) { /* nil if it is not there */
-    msgpack_object nil = {MSGPACK_OBJECT_NIL, {0}}, key = zkv_str(name);
+    msgpack_object key = zkv_str(name);
     for (uint32_t i = 0; map.type == MSGPACK_OBJECT_MAP && i < map.via.map.size; i++)
         if (msgpack_object_equal(map.via.map.ptr[i].key, key)) return map.via.map.ptr[i].val;
-    return nil;
+    return NIL;
 }
 
 /* ---- reading msgpack: the library reads 32 levels of arrays and maps, this as many as a value may have ---- */
@@ -293,15 +302,19 @@ static int open_socket(zkv *z) {
     z->socket = zmq_socket(z->context, ZMQ_REQ);
     if (!z->socket) return snprintf(problem, sizeof problem, "%s", zmq_strerror(errno)), -1;
     zmq_setsockopt(z->socket, ZMQ_LINGER, &none, sizeof none);
-    if (zkv_secure(z, z->socket, z->endpoint)) return -1;
-    if (open_monitor(z) == 0 && zmq_connect(z->socket, z->endpoint) == 0) return 0;
-    return snprintf(problem, sizeof problem, "%s: %s", z->endpoint, zmq_strerror(errno)), -1;
+    if (zkv_secure(z, z->socket, z->endpoints[0])) return -1;
+    if (open_monitor(z) == 0 && zmq_connect(z->socket, z->endpoints[0]) == 0) return 0;
+    return snprintf(problem, sizeof problem, "%s: %s", z->endpoints[0], zmq_strerror(errno)), -1;
 }
 
 static void close_socket(zkv *z) {
     if (z->monitor) close_monitor(z);
     if (z->socket) zmq_close(z->socket);
     z->socket = NULL;
+}
+
+static bool uses_keys(const zkv *z, const char *endpoint) {
+    return z->server_key_count > 0 && has_keys(endpoint);
 }
 
 /* Whether the handshake has failed, so that nothing was sent: then code and message tell why. */
@@ -313,7 +326,7 @@ static bool handshake_failed(zkv *z) {
         zmq_recv(z->monitor, frame, sizeof frame, ZMQ_DONTWAIT); /* the endpoint */
         if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) return close_monitor(z), false;
     }
-    bool keys = z->server_key_count > 0 && has_keys(z->endpoint);
+    bool keys = uses_keys(z, z->endpoints[0]);
     const char *why = NULL;
     if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
         why = "the server does not know this client: its key or, on ipc, its system user";
@@ -327,29 +340,69 @@ static bool handshake_failed(zkv *z) {
     return true;
 }
 
+static bool add_endpoint(zkv *z, const char *text, size_t size) {
+    char **room = realloc(z->endpoints, (z->endpoint_count + 1) * sizeof *room), *copy = strndup(text, size);
+    if (room) z->endpoints = room;
+    if (room && copy) return room[z->endpoint_count++] = copy, true;
+    return free(copy), false;
+}
+
+/* Goes to the server that is said to lead, if it is in the list or has to prove its key; else to the
+ * next one. */
+static void move_on(zkv *z, msgpack_object leader) {
+    size_t last = z->endpoint_count - 1, at;
+    char *left = z->endpoints[0];
+    memmove(z->endpoints, z->endpoints + 1, last * sizeof left);
+    z->endpoints[last] = left;
+    for (uint32_t i = 0; leader.type == MSGPACK_OBJECT_ARRAY && i < leader.via.array.size; i++) {
+        msgpack_object hint = leader.via.array.ptr[i];
+        for (at = 0; at <= last && !msgpack_object_equal(hint, zkv_str(z->endpoints[at])); at++) {}
+        bool added = at > last && hint.type == MSGPACK_OBJECT_STR &&
+                     add_endpoint(z, hint.via.str.ptr, hint.via.str.size);
+        if (added && !uses_keys(z, z->endpoints[at])) free(z->endpoints[--z->endpoint_count]);
+        if (at == last || at == z->endpoint_count) continue;
+        char *next = z->endpoints[at];
+        memmove(z->endpoints + 1, z->endpoints, at * sizeof next);
+        z->endpoints[0] = next;
+        break;
+    }
+    if (z->endpoint_count > 1) close_socket(z);
+}
+
 void zkv_close(zkv *z) {
     close_socket(z);
     zmq_ctx_term(z->context);
     msgpack_zone_free(z->zone);
     zmq_msg_close(&z->frame);
     free(z->server_keys);
-    free(z->endpoint);
+    for (size_t i = 0; i < z->endpoint_count; i++) free(z->endpoints[i]);
+    free(z->endpoints);
     free(z);
 }
 
-/* NULL if the endpoint or a key is malformed: zkv_problem() tells. The server need not be up. */
+/* For one endpoint, or for those of one store with commas between them. NULL if one of them or a key is
+ * malformed: zkv_problem() tells. The server need not be up. */
 zkv *zkv_connect(const char *endpoint, double timeout) {
     unsigned char random[16];
     zkv *z = calloc(1, sizeof *z);
     if (!z || getrandom(random, sizeof random, 0) != sizeof random) return free(z), NULL;
     for (size_t i = 0; i < sizeof random; i++) sprintf(z->session + 2 * i, "%02x", random[i]);
-    z->endpoint = strdup(endpoint);
     z->timeout = timeout;
     z->context = zmq_ctx_new();
     z->zone = msgpack_zone_new(MSGPACK_ZONE_CHUNK_SIZE);
     zmq_msg_init(&z->frame);
-    if (open_socket(z) == 0) return z;
-    return zkv_close(z), NULL;
+    for (size_t size, more = 1; more; endpoint += size + 1) {
+        endpoint += strspn(endpoint, " ");
+        size_t used = size = strcspn(endpoint, ",");
+        more = endpoint[size] == ',';
+        while (used > 0 && endpoint[used - 1] == ' ') used--;
+        if (!add_endpoint(z, endpoint, used)) return zkv_close(z), NULL;
+    }
+    for (size_t i = 0; i < z->endpoint_count; i++) {
+        if (open_socket(z)) return zkv_close(z), NULL;
+        move_on(z, NIL);
+    }
+    return z;
 }
 
 enum outcome { NONE, SHUT_OUT, BROKEN, REPLY };
@@ -402,18 +455,72 @@ static bool among(const char *op, const char *const *ops) {
     return *ops != NULL;
 }
 
+/* One attempt: the reply is ok, or code and message tell why not. */
+static int ask(zkv *z, const msgpack_sbuffer *body, msgpack_object id) {
+    enum outcome outcome = exchange_with_keys(z, body);
+    if (outcome == SHUT_OUT) return -1;
+    if (outcome == NONE) return fail(z, "NO_REPLY", "none in time");
+    msgpack_object echo = zkv_find(z->reply, "id");
+    bool ok = outcome == REPLY && zkv_find(z->reply, "ok").via.boolean;
+    bool ours = msgpack_object_equal(echo, id) || (!ok && echo.type == MSGPACK_OBJECT_NIL);
+    if (outcome == REPLY && ours) return ok ? 0 : refused(z);
+    close_socket(z);
+    return fail(z, "BAD_REPLY", "it is no map, or has no ok, or another id");
+}
+
+/* Asks one of several servers whose it is. Fails if it is not to get a request. */
+static int check(zkv *z) {
+    msgpack_object id = zkv_int((int64_t)++z->last_id);
+    msgpack_object_kv fields[] = {{zkv_str("op"), zkv_str("INFO")}, {zkv_str("id"), id}};
+    msgpack_sbuffer body;
+    msgpack_packer packer;
+    msgpack_sbuffer_init(&body);
+    msgpack_packer_init(&packer, &body, msgpack_sbuffer_write);
+    msgpack_pack_object(&packer, zkv_map(fields, 2));
+    int status = ask(z, &body, id);
+    msgpack_sbuffer_destroy(&body);
+    if (status) {
+        if (!strcmp(z->code, "NO_REPLY")) z->applied_unknown = false; /* only INFO was sent */
+        return -1;
+    }
+    char name[sizeof z->store] = "";
+    msgpack_object replication = zkv_find(z->reply, "replication"), store = zkv_find(replication, "store");
+    int64_t term = zkv_find(replication, "term").via.i64;
+    if (store.type == MSGPACK_OBJECT_STR)
+        snprintf(name, sizeof name, "%.*s", (int)store.via.str.size, store.via.str.ptr);
+    if (*z->store && (strcmp(name, z->store) || term < z->term)) {
+        fail(z, "NOT_LEADER", "the server has another store, or an older term of it");
+        z->retry = true, z->applied_unknown = false;
+        return -1;
+    }
+    strcpy(z->store, name), z->term = term;
+    return 0;
+}
+
+/* One attempt, at a server that has the right store. */
+static int ask_member(zkv *z, const msgpack_sbuffer *body, msgpack_object id) {
+    if (!z->socket && z->endpoint_count > 1 && check(z)) return close_socket(z), -1;
+    return ask(z, body, id);
+}
+
+enum { ATTEMPTS = 3 }; /* for each endpoint */
+
 /* Any op with its fields. The reply is in z->reply. */
 int zkv_call(zkv *z, const char *op, const zkv_field *fields, size_t count) {
-    static const char *const writes[] = {"PUT",  "DELETE",  "TOUCH", "INCR",
-                                         "MPUT", "MDELETE", "TXN",   NULL};
-    msgpack_object id = {MSGPACK_OBJECT_NIL, {0}}, echo;
-    bool session = !among(op, writes), lost = false, ok, again;
+    static const char *const writes[] = {"PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", "TXN", NULL};
+    static const char *const reads[] = {"PING", "GET", "MGET", "SCAN", "COUNT", "CHANGES", "INFO", NULL};
+    static const char *const moves[] = {"NO_REPLY", "HANDSHAKE_FAILED", "NOT_LEADER", NULL};
+    static const char *const says_little[] = {"DEADLINE", "HANDSHAKE_FAILED", NULL};
+    msgpack_object id = NIL;
+    bool write = among(op, writes), session = !write, repeatable = write || among(op, reads);
     msgpack_sbuffer body;
     msgpack_packer packer;
     struct timespec pause = {0, 100000000};
     for (size_t i = 0; i < count; i++) {
         if (!strcmp(fields[i].name, "id")) id = fields[i].value;
-        if (!strcmp(fields[i].name, "session")) session = true;
+        if (strcmp(fields[i].name, "session")) continue;
+        session = true;
+        if (write) repeatable = fields[i].value.type != MSGPACK_OBJECT_NIL;
     }
     size_t added = session ? 2 : 4, ids = 0;
     if (id.type == MSGPACK_OBJECT_NIL) id = zkv_int((int64_t)++z->last_id);
@@ -432,31 +539,23 @@ int zkv_call(zkv *z, const char *op, const zkv_field *fields, size_t count) {
         msgpack_pack_object(&packer, zkv_str(field->name));
         msgpack_pack_object(&packer, field->value);
     }
-    fail(z, "NO_REPLY", "none in time");
-    for (int attempt = strcmp(op, "END") ? 0 : 2; attempt < 3; attempt++) {
-        enum outcome outcome = exchange_with_keys(z, &body);
-        echo = zkv_find(z->reply, "id");
-        if (outcome == NONE) {
-            lost = true;
-            continue;
-        }
-        ok = outcome == REPLY && zkv_find(z->reply, "ok").via.boolean;
-        bool ours = msgpack_object_equal(echo, id) || (!ok && echo.type == MSGPACK_OBJECT_NIL);
-        if (outcome == BROKEN || !ours) { /* one that was shut out has no reply, and so no id */
-            close_socket(z);
-            msgpack_sbuffer_destroy(&body);
-            return fail(z, "BAD_REPLY", "it is no map, or has no ok, or another id");
-        }
-        if (!ok && outcome == REPLY) refused(z);
-        again = !ok && (z->retry || (lost && (outcome == SHUT_OUT || !strcmp(z->code, "DEADLINE"))));
-        if (!again) {
-            msgpack_sbuffer_destroy(&body);
-            return ok ? 0 : -1;
-        }
-        nanosleep(&pause, NULL);
+    /* What is not repeatable, such as END, concerns one server; or it may be applied twice elsewhere. */
+    size_t laps = repeatable ? z->endpoint_count : 1, attempts = strcmp(op, "END") ? ATTEMPTS * laps : 1;
+    bool in_doubt = false, again = true; /* in doubt: an attempt may have been applied */
+    int status = -1;
+    for (size_t attempt = 0; attempt < attempts; attempt++) {
+        status = ask_member(z, &body, id);
+        again = status && (z->retry || (in_doubt && among(z->code, says_little)));
+        if (!again) break;
+        in_doubt |= z->applied_unknown && strcmp(z->code, "HANDSHAKE_FAILED");
+        if (strcmp(z->code, "NO_REPLY")) nanosleep(&pause, NULL);
+        /* One lap follows hints, lest it is sent in circles; the others try all. */
+        if (among(z->code, moves) && (repeatable || (write && !in_doubt)))
+            move_on(z, attempt < laps ? zkv_find(z->reply, "leader") : NIL);
     }
     msgpack_sbuffer_destroy(&body);
-    return lost ? fail(z, "NO_REPLY", "none in time") : -1;
+    if (again && in_doubt && !z->applied_unknown) return fail(z, "NO_REPLY", "none in time");
+    return status;
 }
 
 /* ---- the ops that are used most; what they give is not set where they fail, and may be NULL ---- */
@@ -501,7 +600,7 @@ int zkv_mput(zkv *z, msgpack_object_kv *items, size_t count, int64_t *rev) {
 int zkv_scan(zkv *z, const char *prefix, void (*each)(void *, const msgpack_object *),
              void *context) {
     char after[65536] = ""; /* the longest key that a server can be set to take */
-    zkv_field fields[] = {{"prefix", zkv_str(prefix)}, {"after", {MSGPACK_OBJECT_NIL, {0}}}};
+    zkv_field fields[] = {{"prefix", zkv_str(prefix)}, {"after", NIL}};
     for (;;) {
         if (zkv_call(z, "SCAN", fields, 2)) return -1;
         msgpack_object next = zkv_find(z->reply, "next");

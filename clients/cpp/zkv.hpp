@@ -5,6 +5,10 @@
  * bytes go out on a fresh one: a write carries a session and a number, and runs only once. LINGER
  * is 0, so nothing that was not sent holds up the end of the process.
  *
+ * The endpoint may be a list with commas: those of the members of one store. A member that says
+ * nothing, or that does not lead, is left for the next one. Before any of them gets a request, INFO
+ * has to tell that it has no other store, and no older term of the store, than was seen before.
+ *
  * To tcp:// endpoints it speaks CURVE if ZKV_SERVER_PUBLIC_KEY is set. A socket whose handshake is
  * refused stays silent for ever, so its monitor is asked why, until the handshake has succeeded.
  *
@@ -13,6 +17,7 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
@@ -85,11 +90,14 @@ struct keys {
     std::vector<std::string> server;
     std::string own_public, own_secret;
 
-    /* Those that the environment tells of; none if the endpoint needs none. What is wrong with them
-     * is a std::invalid_argument. Without a file, a pair is made. */
-    static keys of(const std::string &endpoint) {
+    /* Whether an endpoint needs them: then there is an answer only from who has the server's. */
+    bool are_for(const std::string &endpoint) const { return !server.empty() && is_tcp(endpoint); }
+
+    /* Those that the environment tells of; none if no endpoint needs any. What is wrong with them is a
+     * std::invalid_argument. Without a file, a pair is made. */
+    static keys of(const std::vector<std::string> &endpoints) {
         keys keys;
-        if (endpoint.rfind("tcp://", 0) != 0) return keys;
+        if (std::none_of(endpoints.begin(), endpoints.end(), is_tcp)) return keys;
         const char *listed = std::getenv("ZKV_SERVER_PUBLIC_KEY"), *file = std::getenv("ZKV_KEY_FILE");
         std::istringstream words(listed ? listed : "");
         for (std::string word; std::getline(words, word, ',');) {
@@ -111,12 +119,14 @@ struct keys {
         return keys;
     }
 
-private:
     static std::string strip(const std::string &text) {
         const char *spaces = " \t\r\n";
         auto begin = text.find_first_not_of(spaces);
         return begin == text.npos ? "" : text.substr(begin, text.find_last_not_of(spaces) + 1 - begin);
     }
+
+private:
+    static bool is_tcp(const std::string &endpoint) { return endpoint.rfind("tcp://", 0) == 0; }
     static bool is_key(const std::string &text) {
         std::uint8_t bytes[32];
         return text.size() == 40 && zmq_z85_decode(bytes, text.c_str());
@@ -172,11 +182,14 @@ class client {
 public:
     using milliseconds = std::chrono::milliseconds;
 
-    /* The server need not be up. A malformed endpoint throws zmq::error_t, a bad key
-     * std::invalid_argument. */
-    explicit client(std::string endpoint, milliseconds timeout = milliseconds(5000))
-        : keys_(keys::of(endpoint)), endpoint_(std::move(endpoint)), timeout_(timeout), session_(random_name()) {
-        open();
+    /* For one endpoint, or for those of one store with commas between them. The server need not be up.
+     * A malformed endpoint throws zmq::error_t, a bad key std::invalid_argument. */
+    explicit client(const std::string &endpoint, milliseconds timeout = milliseconds(5000))
+        : endpoints_(split(endpoint)), keys_(keys::of(endpoints_)), timeout_(timeout), session_(random_name()) {
+        for (std::size_t left = endpoints_.size(); left > 0; left--) {
+            open();
+            move_on({});
+        }
     }
 
     /* Any op with its fields. Objects point to the caller's values, which live until it returns. */
@@ -187,31 +200,34 @@ public:
             request["id"] = msgpack::object(++last_id_);
         }
         request["op"] = msgpack::object(op.c_str());
-        if (writes().count(op) && !request.count("session")) {
+        const bool write = is_one_of(op, {"PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", "TXN"});
+        if (write && !request.count("session")) {
             request["session"] = msgpack::object(session_.c_str());
             request["seq"] = msgpack::object(++last_seq_);
         }
         msgpack::sbuffer body;
         msgpack::pack(body, request);
-        bool lost = false;
-        std::optional<error> refused;
-        for (int left = op == "END" ? 1 : attempts; left > 0; left--) {
-            auto frame = exchange(body, refused);
-            if (frame) {
-                answer reply = read(*frame, request["id"]);
-                if (reply.is("ok", true)) return reply;
-                refused.emplace(reply.text("code"), reply.text("message"), reply);
-            } else if (!refused) {
-                lost = true;
-                continue;
+        /* Elsewhere, too, though it may have been applied. Other ops, such as END, concern one server. */
+        const bool repeatable = is_one_of(op, {"PING", "GET", "MGET", "SCAN", "COUNT", "CHANGES", "INFO"}) ||
+                                (write && !request["session"].is_nil());
+        const std::size_t laps = repeatable ? endpoints_.size() : 1, most = op == "END" ? 1 : attempts * laps;
+        bool in_doubt = false; /* an attempt may have been applied */
+        for (std::size_t attempt = 1;; attempt++) {
+            try {
+                return ask_member(body, request["id"]);
+            } catch (const error &failure) {
+                /* Refused now; but what became of an attempt before? */
+                if (!failure.retry() && !(in_doubt && is_one_of(failure.code, {"DEADLINE", "HANDSHAKE_FAILED"}))) throw;
+                in_doubt = in_doubt || (!failure.not_applied() && failure.code != "HANDSHAKE_FAILED");
+                /* Another endpoint may do better. One lap follows hints, lest it is sent in circles. */
+                if (is_one_of(failure.code, {"NO_REPLY", "HANDSHAKE_FAILED", "NOT_LEADER"}) &&
+                    (repeatable || (write && !in_doubt)))
+                    move_on(attempt <= laps ? failure.reply["leader"] : msgpack::object());
+                if (attempt == most && in_doubt && failure.not_applied()) throw no_reply();
+                if (attempt == most) throw;
+                if (failure.code != "NO_REPLY") std::this_thread::sleep_for(pause);
             }
-            /* Refused now; but what became of an attempt before, whose reply was lost? */
-            bool in_doubt = lost && (refused->code == "DEADLINE" || refused->code == "HANDSHAKE_FAILED");
-            if (!refused->retry() && !in_doubt) throw *refused;
-            std::this_thread::sleep_for(pause);
         }
-        if (lost) throw error("NO_REPLY", "none from " + endpoint_ + "; a write may have been applied");
-        throw *refused;
     }
 
     template <typename Value> Value get(const std::string &key) {
@@ -271,15 +287,20 @@ public:
     void close() { connection_.reset(); }
 
 private:
-    static constexpr int attempts = 3;
+    static constexpr std::size_t attempts = 3; /* for each endpoint */
     static constexpr milliseconds pause{100};
     /* While its key is changed, a server takes each connection with one key or the other. */
     static constexpr int tries = 10;
     static constexpr milliseconds short_pause{30};
 
-    static const std::set<std::string> &writes() {
-        static const std::set<std::string> ops{"PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", "TXN"};
-        return ops;
+    static bool is_one_of(const std::string &word, std::initializer_list<const char *> words) {
+        return std::find(words.begin(), words.end(), word) != words.end();
+    }
+    static std::vector<std::string> split(const std::string &list) {
+        std::vector<std::string> parts;
+        std::istringstream words(list + ",");
+        for (std::string word; std::getline(words, word, ',');) parts.push_back(keys::strip(word));
+        return parts;
     }
     static std::string random_name() {
         std::random_device random;
@@ -314,16 +335,83 @@ private:
         }
     };
 
+    error no_reply() const {
+        std::string all;
+        for (const auto &endpoint : endpoints_) all += (all.empty() ? "" : ", ") + endpoint;
+        return error("NO_REPLY", "none from " + all + "; a write may have been applied");
+    }
+
+    /* Goes to the server that is said to lead, if it is in the list or has to prove its key; else to the
+     * next one. */
+    void move_on(const msgpack::object &leader) {
+        const std::string left = endpoints_[0];
+        std::rotate(endpoints_.begin(), endpoints_.begin() + 1, endpoints_.end());
+        for (std::uint32_t i = 0; leader.type == msgpack::type::ARRAY && i < leader.via.array.size; i++) {
+            const auto &item = leader.via.array.ptr[i];
+            const auto hint = item.type == msgpack::type::STR ? item.as<std::string>() : left;
+            const auto found = std::find(endpoints_.begin(), endpoints_.end(), hint);
+            if (hint == left || (found == endpoints_.end() && !keys_.are_for(hint))) continue;
+            if (found != endpoints_.end()) endpoints_.erase(found);
+            endpoints_.insert(endpoints_.begin(), hint);
+            break;
+        }
+        if (endpoints_.size() > 1) close();
+    }
+
+    /* One attempt. Of several servers, one is first asked whose it is. */
+    answer ask_member(const msgpack::sbuffer &body, const msgpack::object &id) {
+        if (connection_ || endpoints_.size() == 1) return ask(body, id);
+        try {
+            check();
+        } catch (const error &) {
+            close();
+            throw;
+        }
+        return ask(body, id);
+    }
+
+    /* Throws why this server is not to get a request. */
+    void check() {
+        const std::string op = "INFO";
+        const msgpack::object id(++last_id_);
+        msgpack::sbuffer body;
+        msgpack::pack(body, fields{{"op", text(op)}, {"id", id}});
+        answer info;
+        try {
+            info = ask(body, id);
+        } catch (const error &failure) {
+            if (failure.code != "NO_REPLY") throw;
+            throw error("NO_REPLY", endpoints_[0] + ": none to INFO", true, true);
+        }
+        const answer replication{info.owner, info["replication"].type == msgpack::type::MAP
+                                                 ? info["replication"].as<reply>() : reply{}};
+        const std::string store = replication.text("store");
+        const std::int64_t term = replication["term"].is_nil() ? 0 : replication["term"].as<std::int64_t>();
+        if (!store_.empty() && (store != store_ || term < term_))
+            throw error("NOT_LEADER", endpoints_[0] + ": it has another store, or an older term of it", true, true);
+        store_ = store;
+        term_ = term;
+    }
+
+    answer ask(const msgpack::sbuffer &body, const msgpack::object &id) {
+        std::optional<error> failure;
+        auto frame = exchange(body, failure);
+        if (!frame) throw failure ? *failure : no_reply();
+        answer reply = read(*frame, id);
+        if (reply.is("ok", true)) return reply;
+        throw error(reply.text("code"), reply.text("message"), reply);
+    }
+
     void open() {
         if (connection_) return;
         auto name = "inproc://zkv-handshake-" + std::to_string(opened_++);
         auto fresh = std::make_unique<connection>(context_, name);
-        if (!keys_.server.empty()) {
+        if (keys_.are_for(endpoints_[0])) {
             fresh->socket.set(zmq::sockopt::curve_serverkey, keys_.server[key_]);
             fresh->socket.set(zmq::sockopt::curve_publickey, keys_.own_public);
             fresh->socket.set(zmq::sockopt::curve_secretkey, keys_.own_secret);
         }
-        fresh->socket.connect(endpoint_);
+        fresh->socket.connect(endpoints_[0]);
         connection_ = std::move(fresh);
     }
 
@@ -338,13 +426,14 @@ private:
             if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) connection_->stop_monitor();
         }
         const char *code = "HANDSHAKE_FAILED";
+        const bool keys = keys_.are_for(endpoints_[0]);
         if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
             return error(code, "the server does not know this client: its key or, on ipc, its system user", false, true);
         if (event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL)
-            return error(code, keys_.server.empty() ? "the server asks for CURVE: set ZKV_SERVER_PUBLIC_KEY"
-                                                    : "the server does not speak CURVE", false, true);
+            return error(code, keys ? "the server does not speak CURVE"
+                                    : "the server asks for CURVE: set ZKV_SERVER_PUBLIC_KEY", false, true);
         /* ZeroMQ goes on trying. Without keys that may be a server about to start. */
-        if (event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL && !keys_.server.empty())
+        if (event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL && keys)
             return error(code, "the handshake was cut: the server has another key than ZKV_SERVER_PUBLIC_KEY says, or no CURVE", true, false);
         return {};
     }
@@ -364,7 +453,11 @@ private:
 
     std::optional<zmq::message_t> exchange_once(const msgpack::sbuffer &body, std::optional<error> &failure) {
         using clock = std::chrono::steady_clock;
-        open();
+        try {
+            open();
+        } catch (const zmq::error_t &) { /* no endpoint: a server that does not lead has told of it */
+            return {};
+        }
         auto &[socket, monitor] = *connection_;
         const bool sent = socket.send(zmq::buffer(body.data(), body.size()), zmq::send_flags::dontwait).has_value();
         const auto end = clock::now() + timeout_;
@@ -406,12 +499,14 @@ private:
     static constexpr int handshake = ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH |
                                      ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
 
+    std::vector<std::string> endpoints_; /* of one store; the first is in use */
+    std::string store_;                  /* what INFO has told of it, with the newest term; "" = nothing */
+    std::int64_t term_ = 0;
     keys keys_;
     std::size_t key_ = 0; /* that of the server which is in use */
     zmq::context_t context_{1};
     std::unique_ptr<connection> connection_;
     std::uint64_t opened_ = 0;
-    std::string endpoint_;
     milliseconds timeout_; /* for each attempt */
     std::string session_;
     std::int64_t last_id_ = 0, last_seq_ = 0;

@@ -5,6 +5,10 @@
 // bytes go out on a fresh one: a write carries a session and a number, and runs only once. LINGER
 // is 0, so nothing that was not sent holds up the end of the process.
 //
+// The endpoint may be a list with commas: those of the members of one store. A member that says
+// nothing, or that does not lead, is left for the next one. Before any of them gets a request, INFO
+// has to tell that it has no other store, and no older term of the store, than was seen before.
+//
 // To tcp:// endpoints it speaks CURVE if ZKV_SERVER_PUBLIC_KEY is set. A socket whose handshake is
 // refused stays silent for ever, so its monitor is asked why, until the handshake has succeeded.
 package main
@@ -103,11 +107,14 @@ func (e *Error) Error() string { return e.Code + ": " + e.Message }
 
 // Client is one connection, for one goroutine at a time.
 type Client struct {
-	endpoint, session string
-	timeout           time.Duration // for each attempt
-	lastID, lastSeq   int64
-	keys              keys
-	connection        C.connection
+	endpoints       []string // of one store; the first is in use
+	store           string   // what INFO has told of it, with the newest term; "" = nothing
+	term            int64
+	session         string
+	timeout         time.Duration // for each attempt
+	lastID, lastSeq int64
+	keys            keys
+	connection      C.connection
 }
 
 // Entry is a key with its value and the revision of its last write.
@@ -117,7 +124,7 @@ type Entry struct {
 	Rev   int64
 }
 
-const attempts = 3
+const attempts = 3 // for each endpoint
 const pause = 100 * time.Millisecond
 
 // While its key is changed, a server takes each connection with one key or the other.
@@ -127,22 +134,32 @@ const shortPause = 30 * time.Millisecond
 var context = C.zmq_ctx_new()
 var monitors int64 // how many there have been: each has a name of its own
 
-func isWrite(op string) bool {
-	return strings.Contains(" PUT DELETE TOUCH INCR MPUT MDELETE TXN ", " "+op+" ")
-}
+const writes = "PUT DELETE TOUCH INCR MPUT MDELETE TXN"
+const reads = "PING GET MGET SCAN COUNT CHANGES INFO"
+const moves = "NO_REPLY HANDSHAKE_FAILED NOT_LEADER" // another endpoint may do better
 
-// Connect makes a client. The server need not be up; only a malformed endpoint, or key, is an error.
+func isOneOf(words, word string) bool { return strings.Contains(" "+words+" ", " "+word+" ") }
+
+// Connect makes a client, for one endpoint, or for those of one store with commas between them. The
+// server need not be up; only a malformed endpoint, or key, is an error.
 func Connect(endpoint string, timeout time.Duration) (*Client, error) {
 	session := make([]byte, 16)
 	if _, err := rand.Read(session); err != nil {
 		return nil, err
 	}
-	keys, err := keysFor(endpoint)
-	if err != nil {
+	c := &Client{endpoints: strings.Split(endpoint, ","), session: hex.EncodeToString(session), timeout: timeout}
+	for i, item := range c.endpoints {
+		c.endpoints[i] = strings.TrimSpace(item)
+	}
+	var err error
+	if c.keys, err = keysFor(c.endpoints); err != nil {
 		return nil, err
 	}
-	c := &Client{endpoint: endpoint, session: hex.EncodeToString(session), timeout: timeout, keys: keys}
-	return c, c.open()
+	for i := 0; i < len(c.endpoints) && err == nil; i++ {
+		err = c.open()
+		c.moveOn(nil)
+	}
+	return c, err
 }
 
 // Close drops the socket and whatever it owes; the next request opens a fresh one.
@@ -162,7 +179,8 @@ func (c *Client) Call(op string, fields Fields) (Fields, error) {
 		c.lastID++
 		request["id"] = c.lastID
 	}
-	if _, given := request["session"]; isWrite(op) && !given {
+	write := isOneOf(writes, op)
+	if _, given := request["session"]; write && !given {
 		c.lastSeq++
 		request["session"], request["seq"] = c.session, c.lastSeq
 	}
@@ -170,40 +188,114 @@ func (c *Client) Call(op string, fields Fields) (Fields, error) {
 	if err != nil {
 		return nil, err
 	}
-	lost, left := false, attempts
+	// Elsewhere, too, though it may have been applied. Other ops, such as END, concern one server.
+	repeatable := isOneOf(reads, op) || write && request["session"] != nil
+	laps := 1
+	if repeatable {
+		laps = len(c.endpoints)
+	}
+	left := attempts * laps
 	if op == "END" {
 		left = 1
 	}
-	var refused error
+	inDoubt := false // an attempt may have been applied
+	var failure *Error
 	for ; left > 0; left-- {
-		answer, failure := c.exchange(body)
-		if answer == nil && failure == nil {
-			lost = true
-			continue
-		}
 		var reply Fields
-		if failure == nil {
-			reply, failure = judge(answer, request["id"])
-		}
-		if failure == nil {
+		if reply, failure = c.ask(body, request["id"]); failure == nil {
 			return reply, nil
 		}
-		if failure.Code == "BAD_REPLY" {
-			c.Close()
-		}
-		// Refused now; but what became of an attempt before, whose reply was lost?
-		inDoubt := lost && (failure.Code == "DEADLINE" || failure.Code == "HANDSHAKE_FAILED")
-		if !failure.Retry && !inDoubt {
+		// Refused now; but what became of an attempt before?
+		if !failure.Retry && !(inDoubt && isOneOf("DEADLINE HANDSHAKE_FAILED", failure.Code)) {
 			return nil, failure
 		}
-		refused = failure
-		time.Sleep(pause)
+		inDoubt = inDoubt || failure.Unknown && failure.Code != "HANDSHAKE_FAILED"
+		if isOneOf(moves, failure.Code) && (repeatable || write && !inDoubt) {
+			leader := failure.Reply["leader"]
+			if left <= (attempts-1)*laps { // one lap follows hints, lest it is sent in circles; the others try all
+				leader = nil
+			}
+			c.moveOn(leader)
+		}
+		if failure.Code != "NO_REPLY" {
+			time.Sleep(pause)
+		}
 	}
-	if lost {
-		message := fmt.Sprintf("none from %s within %v; a write may have been applied", c.endpoint, c.timeout)
-		return nil, &Error{Code: "NO_REPLY", Message: message, Retry: true, Unknown: true}
+	if inDoubt && !failure.Unknown {
+		return nil, c.noReply()
 	}
-	return nil, refused
+	return nil, failure
+}
+
+func (c *Client) noReply() *Error {
+	endpoints := strings.Join(c.endpoints, ", ")
+	message := fmt.Sprintf("none from %s within %v; a write may have been applied", endpoints, c.timeout)
+	return &Error{Code: "NO_REPLY", Message: message, Retry: true, Unknown: true}
+}
+
+// moveOn goes to the server that is said to lead, if it is in the list or has to prove its key; else to
+// the next one.
+func (c *Client) moveOn(leader interface{}) {
+	left, order := c.endpoints[0], c.endpoints[1:]
+	hints, _ := leader.([]interface{})
+	for _, hint := range hints {
+		hint, _ := hint.(string)
+		others := without(order, hint)
+		if hint != left && (len(others) < len(order) || c.keys.areFor(hint)) {
+			order = append([]string{hint}, others...)
+			break
+		}
+	}
+	if len(order) > 0 {
+		c.Close()
+		c.endpoints = append(order, left)
+	}
+}
+
+func without(words []string, word string) (others []string) {
+	for _, other := range words {
+		if other != word {
+			others = append(others, other)
+		}
+	}
+	return others
+}
+
+// ask gives the reply to a request. With several endpoints, a server is first asked whose it is.
+func (c *Client) ask(body []byte, id interface{}) (Fields, *Error) {
+	if c.connection.socket == nil && len(c.endpoints) > 1 {
+		if failure := c.check(); failure != nil {
+			c.Close()
+			return nil, failure
+		}
+	}
+	return c.exchange(body, id)
+}
+
+// check gives the reason why this server is not to get a request.
+func (c *Client) check() *Error {
+	c.lastID++
+	body, err := pack(Fields{"op": "INFO", "id": c.lastID})
+	if err != nil {
+		return &Error{Code: "BAD_REQUEST", Message: err.Error()}
+	}
+	info, failure := c.exchange(body, c.lastID)
+	if failure != nil {
+		failure.Unknown = failure.Unknown && failure.Code != "NO_REPLY" // only INFO was sent
+		return failure
+	}
+	replication, _ := info["replication"].(Fields)
+	store, _ := replication["store"].(string)
+	var term int64
+	if store != "" {
+		term = integer(replication["term"])
+	}
+	if c.store != "" && (store != c.store || term < c.term) {
+		message := c.endpoints[0] + ": it has another store, or an older term of it"
+		return &Error{Code: "NOT_LEADER", Message: message, Retry: true}
+	}
+	c.store, c.term = store, term
+	return nil
 }
 
 // Get gives the value of a key.
@@ -280,11 +372,11 @@ func (c *Client) open() error {
 		return nil
 	}
 	name := C.CString(fmt.Sprint("inproc://zkv-handshake-", atomic.AddInt64(&monitors, 1)))
-	endpoint := C.CString(c.endpoint)
+	endpoint := C.CString(c.endpoints[0])
 	defer C.free(unsafe.Pointer(name))
 	defer C.free(unsafe.Pointer(endpoint))
 	result, err := C.request_socket(&c.connection, context)
-	if result == 0 && len(c.keys.server) > 0 {
+	if result == 0 && c.keys.areFor(c.endpoints[0]) {
 		result, err = c.keys.secure(c.connection.socket)
 	}
 	if result == 0 {
@@ -295,21 +387,27 @@ func (c *Client) open() error {
 	}
 	if result != 0 {
 		c.Close()
-		return fmt.Errorf("endpoint %s: %w", c.endpoint, err)
+		return fmt.Errorf("endpoint %s: %w", c.endpoints[0], err)
 	}
 	return nil
 }
 
-// exchange gives the reply's body, nil if none comes in time, and an empty one if it has many frames.
-// The error is a handshake that has failed with one of the server's keys after the other.
-func (c *Client) exchange(body []byte) ([]byte, *Error) {
+// exchange gives the reply, or a handshake that has failed with one of the server's keys after the other.
+func (c *Client) exchange(body []byte, id interface{}) (Fields, *Error) {
 	for left := tries; ; left-- {
 		answer, failure := c.exchangeOnce(body)
 		if answer != nil {
-			return answer, nil
+			reply, failure := judge(answer, id)
+			if failure != nil && failure.Code == "BAD_REPLY" {
+				c.Close()
+			}
+			return reply, failure
 		}
 		c.Close()
-		if failure == nil || !failure.Retry || left == 1 {
+		if failure == nil {
+			return nil, c.noReply()
+		}
+		if !failure.Retry || left == 1 {
 			return nil, failure
 		}
 		c.keys.server = append(c.keys.server[1:], c.keys.server[0])
@@ -317,6 +415,7 @@ func (c *Client) exchange(body []byte) ([]byte, *Error) {
 	}
 }
 
+// exchangeOnce gives the reply's body, nil if none comes in time, and an empty one if it has many frames.
 func (c *Client) exchangeOnce(body []byte) ([]byte, *Error) {
 	if c.open() != nil {
 		return nil, nil
@@ -345,7 +444,7 @@ func (c *Client) exchangeOnce(body []byte) ([]byte, *Error) {
 // failedHandshake says why nothing was sent; nil if the handshake has not failed.
 func (c *Client) failedHandshake() *Error {
 	var why string
-	event, keys := C.failure(&c.connection), len(c.keys.server) > 0
+	event, keys := C.failure(&c.connection), c.keys.areFor(c.endpoints[0])
 	switch {
 	case event == C.ZMQ_EVENT_HANDSHAKE_FAILED_AUTH:
 		why = "the server does not know this client: its key or, on ipc, its system user"
@@ -369,11 +468,16 @@ type keys struct {
 	own    *[2][41]C.char // public and secret; by a pointer, which no %v follows
 }
 
-// keysFor gives the keys that the environment tells of, none if the endpoint needs none. Without a
+// areFor tells if an endpoint needs the keys: then there is an answer only from who has the server's.
+func (k *keys) areFor(endpoint string) bool {
+	return len(k.server) > 0 && strings.HasPrefix(endpoint, "tcp://")
+}
+
+// keysFor gives the keys that the environment tells of, none if no endpoint needs any. Without a
 // file a pair is made.
-func keysFor(endpoint string) (keys, error) {
+func keysFor(endpoints []string) (keys, error) {
 	var found keys
-	if !strings.HasPrefix(endpoint, "tcp://") {
+	if !strings.Contains(","+strings.Join(endpoints, ","), ",tcp://") {
 		return found, nil
 	}
 	for _, word := range strings.Split(os.Getenv("ZKV_SERVER_PUBLIC_KEY"), ",") {

@@ -27,16 +27,23 @@ import org.zeromq.ZMQ;
  * 0, so nothing that was not sent holds up the end of the program. (JeroMQ's REQ_RELAXED together
  * with REQ_CORRELATE would do likewise, but does not work.)
  *
+ * <p>The endpoint may be a list with commas: those of the members of one store. A member that says
+ * nothing, or that does not lead, is left for the next one. Before any of them gets a request, INFO has
+ * to tell that it has no other store, and no older term of the store, than was seen before.
+ *
  * <p>JeroMQ 0.3.6 has no CURVE: a server that asks for it is out of reach, and where a key is given, the
  * client refuses to send anything unprotected.
  *
  * <p>One connection, one request at a time: give each thread a client of its own.
  */
 public final class Client implements AutoCloseable {
-    private static final int ATTEMPTS = 3;
+    private static final int ATTEMPTS = 3; // for each endpoint
     private static final long PAUSE_MS = 100;
     private static final Set<String> WRITES =
             Set.of("PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", "TXN");
+    private static final Set<String> READS =
+            Set.of("PING", "GET", "MGET", "SCAN", "COUNT", "CHANGES", "INFO");
+    private static final Set<String> MOVES = Set.of("NO_REPLY", "NOT_LEADER"); // another endpoint may do better
     private static final ZMQ.Context CONTEXT = ZMQ.context(1);
 
     /** A request that was not answered with success. */
@@ -51,13 +58,13 @@ public final class Client implements AutoCloseable {
             this.reply = reply;
         }
 
-        static Failure of(String code, String message, boolean retry) {
+        static Failure of(String code, String message, boolean retry, Value applied) {
             Map<String, Value> reply = new LinkedHashMap<>();
             reply.put("ok", ValueFactory.newBoolean(false));
             reply.put("code", ValueFactory.newString(code));
             reply.put("message", ValueFactory.newString(message));
             reply.put("retry", ValueFactory.newBoolean(retry));
-            reply.put("applied", ValueFactory.newNil());
+            reply.put("applied", applied);
             return new Failure(reply);
         }
 
@@ -89,7 +96,9 @@ public final class Client implements AutoCloseable {
         }
     }
 
-    private final String endpoint;
+    private final List<String> endpoints = new ArrayList<>(); // of one store; the first is in use
+    private String store = ""; // what INFO has told of it, with the newest term; "" = nothing
+    private long term;
     private final int timeoutMs;
     private final String session;
     private ZMQ.Socket socket;
@@ -97,18 +106,20 @@ public final class Client implements AutoCloseable {
     private long lastSeq;
 
     /**
-     * Makes a client. The server need not be up; a malformed endpoint, or a key for it, is an
-     * IllegalArgumentException.
+     * Makes a client, for one endpoint, or for those of one store with commas between them. The server
+     * need not be up; a malformed endpoint, or a key for it, is an IllegalArgumentException.
      *
      * @param timeoutMs how long to wait for each of three attempts
      */
     public Client(String endpoint, int timeoutMs) {
         for (String variable : List.of("ZKV_SERVER_PUBLIC_KEY", "ZKV_KEY_FILE")) {
-            if (endpoint.startsWith("tcp://") && !System.getenv().getOrDefault(variable, "").isEmpty()) {
+            if (endpoint.contains("tcp://") && !System.getenv().getOrDefault(variable, "").isEmpty()) {
                 throw new IllegalArgumentException("JeroMQ 0.3.6 has no CURVE, as " + variable + " asks for");
             }
         }
-        this.endpoint = endpoint;
+        for (String item : endpoint.split(",", -1)) {
+            endpoints.add(item.trim());
+        }
         this.timeoutMs = timeoutMs;
         byte[] random = new byte[16];
         new SecureRandom().nextBytes(random);
@@ -117,7 +128,10 @@ public final class Client implements AutoCloseable {
             hex.append(String.format("%02x", each));
         }
         session = hex.toString();
-        open();
+        for (int left = endpoints.size(); left > 0; left--) {
+            open();
+            moveOn(null);
+        }
     }
 
     /** Drops the socket and whatever it owes; the next request opens a fresh one. */
@@ -137,36 +151,103 @@ public final class Client implements AutoCloseable {
         if (!request.containsKey("id") || request.get("id").isNilValue()) {
             request.put("id", ValueFactory.newInteger(++lastId));
         }
-        if (WRITES.contains(op) && !request.containsKey("session")) {
+        boolean write = WRITES.contains(op);
+        if (write && !request.containsKey("session")) {
             request.put("session", ValueFactory.newString(session));
             request.put("seq", ValueFactory.newInteger(++lastSeq));
         }
         byte[] body = pack(request);
-        boolean lost = false;
-        Failure refused = null;
-        for (int left = op.equals("END") ? 1 : ATTEMPTS; left > 0; left--) {
-            byte[] answer = exchange(body);
-            if (answer == null) {
+        // Elsewhere, too, though it may have been applied. Other ops, such as END, concern one server.
+        boolean repeatable = READS.contains(op) || (write && !request.get("session").isNilValue());
+        int laps = repeatable ? endpoints.size() : 1;
+        boolean inDoubt = false; // an attempt may have been applied
+        for (int left = op.equals("END") ? 1 : ATTEMPTS * laps;; left--) {
+            try {
+                return ask(body, request.get("id"));
+            } catch (Failure failure) {
+                // Refused now; but what became of an attempt before?
+                if (!failure.retry() && !(inDoubt && failure.code().equals("DEADLINE"))) {
+                    throw failure;
+                }
+                inDoubt |= !failure.notApplied();
+                if (MOVES.contains(failure.code()) && (repeatable || (write && !inDoubt))) {
+                    // One lap follows hints, lest it is sent in circles; the others try all.
+                    moveOn(left > (ATTEMPTS - 1) * laps ? failure.reply.get("leader") : null);
+                }
+                if (left == 1) {
+                    throw inDoubt && failure.notApplied() ? noReply() : failure;
+                }
+                if (!failure.code().equals("NO_REPLY")) {
+                    pause();
+                }
+            }
+        }
+    }
+
+    private Failure noReply() {
+        String message = "none from " + String.join(", ", endpoints) + "; a write may have been applied";
+        return Failure.of("NO_REPLY", message, true, ValueFactory.newNil());
+    }
+
+    /** Goes to the server that is said to lead, if it is in the list; else to the next one. */
+    private void moveOn(Value leader) {
+        if (endpoints.size() == 1) {
+            return;
+        }
+        close();
+        String left = endpoints.remove(0);
+        if (leader != null && leader.isArrayValue()) {
+            for (Value hint : leader.asArrayValue()) {
+                if (endpoints.remove(hint.toString())) {
+                    endpoints.add(0, hint.toString());
+                    break;
+                }
+            }
+        }
+        endpoints.add(left);
+    }
+
+    /** One attempt. Of several servers, one is first asked whose it is. */
+    private Map<String, Value> ask(byte[] body, Value id) {
+        if (socket == null && endpoints.size() > 1) {
+            try {
+                check();
+            } catch (Failure failure) {
                 close();
-                lost = true;
-                continue;
+                throw failure;
             }
-            Map<String, Value> reply = judge(answer, request.get("id"));
-            if (reply.get("ok").asBooleanValue().getBoolean()) {
-                return reply;
-            }
-            refused = new Failure(reply);
-            // Refused now; but what became of an attempt before, whose reply was lost?
-            if (!refused.retry() && !(lost && refused.code().equals("DEADLINE"))) {
-                throw refused;
-            }
-            pause();
         }
-        if (lost) {
-            String message = "none from " + endpoint + "; a write may have been applied";
-            throw Failure.of("NO_REPLY", message, true);
+        byte[] answer = exchange(body);
+        if (answer == null) {
+            throw noReply();
         }
-        throw refused;
+        return judge(answer, id);
+    }
+
+    /** Fails if this server is not to get a request. */
+    private void check() {
+        Value id = ValueFactory.newInteger(++lastId);
+        byte[] answer = exchange(pack(Map.of("op", text("INFO"), "id", id)));
+        if (answer == null) {
+            throw unfit("NO_REPLY", "none to INFO");
+        }
+        Map<String, Value> found = new HashMap<>();
+        Value replication = judge(answer, id).get("replication");
+        if (replication != null && replication.isMapValue()) {
+            replication.asMapValue().map().forEach((name, value) -> found.put(name.toString(), value));
+        }
+        Value name = found.getOrDefault("store", text(""));
+        String foundStore = name.isStringValue() ? name.toString() : "";
+        long foundTerm = foundStore.isEmpty() ? 0 : found.get("term").asIntegerValue().asLong();
+        if (!store.isEmpty() && (!foundStore.equals(store) || foundTerm < term)) {
+            throw unfit("NOT_LEADER", "it has another store, or an older term of it");
+        }
+        store = foundStore;
+        term = foundTerm;
+    }
+
+    private Failure unfit(String code, String why) {
+        return Failure.of(code, endpoints.get(0) + ": " + why, true, ValueFactory.newBoolean(false));
     }
 
     public Value get(String key) {
@@ -243,10 +324,11 @@ public final class Client implements AutoCloseable {
             fresh.setReceiveTimeOut(timeoutMs);
             fresh.setSendTimeOut(0);
             try {
-                fresh.connect(endpoint);
+                fresh.connect(endpoints.get(0));
             } catch (RuntimeException error) {
                 fresh.close();
-                throw new IllegalArgumentException("endpoint " + endpoint + ": " + error.getMessage(), error);
+                String which = "endpoint " + endpoints.get(0) + ": ";
+                throw new IllegalArgumentException(which + error.getMessage(), error);
             }
             socket = fresh;
         }
@@ -256,9 +338,14 @@ public final class Client implements AutoCloseable {
     /** The reply's body; null if none comes in time. */
     private byte[] exchange(byte[] body) {
         ZMQ.Socket open = open();
-        return open.send(body, 0) ? open.recv(0) : null;
+        byte[] answer = open.send(body, 0) ? open.recv(0) : null;
+        if (answer == null) {
+            close();
+        }
+        return answer;
     }
 
+    /** The reply in an answer; a Failure if it is one, or none to the request with this id. */
     private Map<String, Value> judge(byte[] answer, Value id) {
         try {
             Map<String, Value> reply = unpack(answer);
@@ -268,10 +355,13 @@ public final class Client implements AutoCloseable {
             if (ok == null || !ok.isBooleanValue() || socket.hasReceiveMore() || !(id.equals(echo) || unread)) {
                 throw new IOException("it has no ok, another id, or many frames");
             }
-            return reply;
+            if (ok.asBooleanValue().getBoolean()) {
+                return reply;
+            }
+            throw new Failure(reply);
         } catch (IOException | MessagePackException error) {
             close();
-            throw Failure.of("BAD_REPLY", error.getMessage(), false);
+            throw Failure.of("BAD_REPLY", error.getMessage(), false, ValueFactory.newNil());
         }
     }
 

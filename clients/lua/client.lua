@@ -6,6 +6,10 @@
 -- costs the socket, and the next attempt opens a fresh one. LINGER is 0, so that what a server never
 -- took goes with its socket, instead of being run when nobody waits for it any more.
 --
+-- The endpoint may be a list with commas: those of the members of one store. A member that says
+-- nothing, or that does not lead, is left for the next one. Before any of them gets a request, INFO
+-- has to tell that it has no other store, and no older term of the store, than was seen before.
+--
 -- To tcp:// endpoints it speaks CURVE if ZKV_SERVER_PUBLIC_KEY is set. A socket whose handshake is
 -- refused stays silent for ever, so its monitor is asked why, until the handshake has succeeded.
 --
@@ -57,7 +61,9 @@ local context = zmq.zmq_ctx_new()
 local monitors = 0 -- how many there have been: each has a name of its own
 
 local WRITES = { PUT = true, DELETE = true, TOUCH = true, INCR = true, MPUT = true, MDELETE = true, TXN = true }
-local ATTEMPTS = 3
+local READS = { PING = true, GET = true, MGET = true, SCAN = true, COUNT = true, CHANGES = true, INFO = true }
+local MOVES = { NO_REPLY = true, HANDSHAKE_FAILED = true, NOT_LEADER = true } -- another endpoint may do better
+local ATTEMPTS = 3 -- for each endpoint
 local PAUSE = 100 -- milliseconds before a request that was refused for now is sent again
 local TRIES = 10 -- while its key is changed, a server takes each connection with one key or the other
 local SHORT_PAUSE = 30 -- milliseconds between them
@@ -106,11 +112,14 @@ local function read_key_file(path)
   return secret
 end
 
--- The keys that the environment tells of; none if the endpoint needs none. One of those of the server
--- has to fit, and the first is in use. Without a file a pair is made.
-local function keys_for(endpoint)
-  local keys = { server = {} }
-  if endpoint:sub(1, 6) ~= "tcp://" then return keys end
+local function is_tcp(endpoint) return endpoint:sub(1, 6) == "tcp://" end
+
+-- The keys that the environment tells of; none if no endpoint needs any. One of those of the server has
+-- to fit, and the first is in use. Without a file a pair is made.
+local function keys_for(endpoints)
+  local keys, needed = { server = {} }, false
+  for _, endpoint in ipairs(endpoints) do needed = needed or is_tcp(endpoint) end
+  if not needed then return keys end
   for key in (os.getenv "ZKV_SERVER_PUBLIC_KEY" or ""):gmatch "[^,%s]+" do
     if not is_key(key) then error("ZKV_SERVER_PUBLIC_KEY: not a key: expected 40 characters of Z85", 0) end
     table.insert(keys.server, key)
@@ -139,18 +148,23 @@ end
 local Client = {}
 Client.__index = Client
 
--- The timeout is in seconds, for each attempt. The server need not be up; a malformed endpoint, or key,
+-- The endpoint may be those of one store with commas between them. The timeout is in seconds, for each
+-- attempt. The server need not be up; a malformed endpoint, or key,
 -- is an error.
 function zkv.connect(endpoint, timeout)
   local random = assert(io.open("/dev/urandom", "rb"))
   local session = random:read(16):gsub(".", function(char) return ("%02x"):format(char:byte()) end)
   random:close()
+  local endpoints = {} -- the first is in use
+  for item in ((endpoint or zkv.DEFAULT_ENDPOINT) .. ","):gmatch "%s*([^,]-)%s*," do table.insert(endpoints, item) end
   local self = setmetatable({
-    endpoint = endpoint or zkv.DEFAULT_ENDPOINT, timeout = timeout or 5,
-    keys = keys_for(endpoint or zkv.DEFAULT_ENDPOINT),
+    endpoints = endpoints, timeout = timeout or 5, keys = keys_for(endpoints),
     session = session, last_id = 0, last_seq = 0,
   }, Client)
-  self:open()
+  for _ = 1, #endpoints do
+    self:open()
+    self:move_on {}
+  end
   return self
 end
 
@@ -204,22 +218,85 @@ function Client:call(op, fields)
     request.session, request.seq = self.session, self.last_seq
   end
   local body = msgpack.pack(request)
-  local lost, reply = false, nil
-  for left = op == "END" and 1 or ATTEMPTS, 1, -1 do
-    local answer, failure = self:exchange(body)
-    reply = answer and self:judge(answer, request.id) or failure
-    if not reply then
-      lost = true
-    elseif reply.ok then
-      return reply
-    elseif reply.retry ~= true and not (lost and (failure or reply.code == "DEADLINE")) then
-      fail(reply)
-    elseif left > 1 then
-      zmq.zmq_poll(nil, 0, PAUSE)
+  local elsewhere = READS[op] or WRITES[op] -- the rest, such as END, concerns one server
+  local laps = elsewhere and #self.endpoints or 1
+  local in_doubt, reply = false, nil -- in doubt: an attempt may have been applied
+  for left = op == "END" and 1 or ATTEMPTS * laps, 1, -1 do
+    reply = self:ask(body, request.id)
+    if reply and reply.ok then return reply end
+    local code = reply and reply.code or "NO_REPLY"
+    local says_little = code == "DEADLINE" or code == "HANDSHAKE_FAILED" -- of an attempt before
+    if reply and reply.retry ~= true and not (in_doubt and says_little) then fail(reply) end
+    in_doubt = in_doubt or not reply or (reply.applied ~= false and code ~= "HANDSHAKE_FAILED")
+    if elsewhere and MOVES[code] then
+      -- One lap follows hints, lest it is sent in circles; the others try all.
+      local leader = reply and left > (ATTEMPTS - 1) * laps and reply.leader
+      self:move_on(type(leader) == "table" and leader or {})
+    end
+    if reply and left > 1 then zmq.zmq_poll(nil, 0, PAUSE) end
+  end
+  if reply and not (in_doubt and reply.applied == false) then fail(reply) end
+  fail_with("NO_REPLY", ("none from %s within %g s"):format(table.concat(self.endpoints, ", "), self.timeout))
+end
+
+local function without(items, item)
+  local others = {}
+  for _, other in ipairs(items) do
+    if other ~= item then table.insert(others, other) end
+  end
+  return others
+end
+
+-- Goes to the server that is said to lead, if it is in the list or has to prove its key; else to the
+-- next one.
+function Client:move_on(leader)
+  local left, others = self.endpoints[1], { unpack(self.endpoints, 2) }
+  for _, hint in ipairs(leader) do
+    local rest = without(others, hint)
+    if hint ~= left and (#rest < #others or self:needs_keys(tostring(hint))) then
+      others = { hint, unpack(rest) }
+      break
     end
   end
-  if not lost then fail(reply) end
-  fail_with("NO_REPLY", ("none from %s within %g s"):format(self.endpoint, self.timeout))
+  if #others == 0 then return end
+  self:close()
+  table.insert(others, left)
+  self.endpoints = others
+end
+
+-- Whether there is an answer at this endpoint only from who has the server's key.
+function Client:needs_keys(endpoint) return self.keys.server[1] ~= nil and is_tcp(endpoint) end
+
+-- The reply, or nil if none comes in time. With several endpoints, a server is first asked whose it is.
+function Client:ask(body, id)
+  if not self.socket and #self.endpoints > 1 then
+    local refusal = self:check()
+    if refusal then
+      self:close()
+      return refusal
+    end
+  end
+  return self:exchange(body, id)
+end
+
+-- Why this server is not to get a request, as a reply; nil if it is.
+function Client:check()
+  self.last_id = self.last_id + 1
+  local where, info = self.endpoints[1], self:exchange(msgpack.pack(msgpack.map { op = "INFO", id = self.last_id }), self.last_id)
+  if not info then return own_reply("NO_REPLY", where .. ": none to INFO", true, false) end
+  if not info.ok then return info end
+  local found = type(info.replication) == "table" and info.replication or {}
+  local seen = self.seen
+  if seen and (found.store ~= seen.store or found.term < seen.term) then
+    return own_reply("NOT_LEADER", where .. ": it has another store, or an older term of it", true, false)
+  end
+  if type(found.store) == "string" and found.store ~= "" then self.seen = found end
+end
+
+function Client:exchange(body, id)
+  local answer, failure = self:exchange_with_keys(body)
+  if answer then return self:judge(answer, id) end
+  return failure
 end
 
 -- `handshake.monitor` tells what becomes of a socket's handshake, until that has succeeded.
@@ -255,9 +332,10 @@ function Client:open()
       zmq.zmq_close(socket)
     end)
     zmq.zmq_setsockopt(socket, LINGER, ffi.new("int[1]", 0), ffi.sizeof "int")
-    self:secure(socket)
+    local endpoint = self.endpoints[1]
+    if self:needs_keys(endpoint) then self:secure(socket) end
     handshake.monitor = start_monitor(socket)
-    if zmq.zmq_connect(socket, self.endpoint) ~= 0 then error("not an endpoint: " .. self.endpoint, 0) end
+    if zmq.zmq_connect(socket, endpoint) ~= 0 then error("not an endpoint: " .. endpoint, 0) end
     self.socket, self.handshake = socket, handshake
   end
   return self.socket
@@ -265,7 +343,6 @@ end
 
 function Client:secure(socket)
   local keys = self.keys
-  if not keys.server[1] then return end
   local options = { [CURVE_SERVERKEY] = keys.server[1], [CURVE_PUBLICKEY] = keys.public, [CURVE_SECRETKEY] = keys.secret }
   for option, key in pairs(options) do
     if zmq.zmq_setsockopt(socket, option, key, #key) ~= 0 then error("libzmq was built without CURVE", 0) end
@@ -281,7 +358,7 @@ function Client:failed_handshake()
     zmq.zmq_recv(handshake.monitor, frame, 6, DONTWAIT) -- the endpoint
     if event == SUCCEEDED then stop_monitor(self.socket, handshake) end
   end
-  local keys, code = self.keys.server[1], "HANDSHAKE_FAILED"
+  local keys, code = self:needs_keys(self.endpoints[1]), "HANDSHAKE_FAILED"
   if event == AUTH then
     return own_reply(code, "the server does not know this client: its key or, on ipc, its system user", false, false)
   elseif event == PROTOCOL then
@@ -301,7 +378,7 @@ end
 
 -- The bytes of the reply, or nil if none came in time; then the handshake's failure, with one of the
 -- server's keys after the other, if that is why.
-function Client:exchange(body)
+function Client:exchange_with_keys(body)
   local server, answer, failure = self.keys.server, nil, nil
   for left = TRIES, 1, -1 do
     answer, failure = self:exchange_once(body)
@@ -313,7 +390,8 @@ function Client:exchange(body)
 end
 
 function Client:exchange_once(body)
-  local socket = self:open()
+  local well, socket = pcall(self.open, self)
+  if not well then return nil end -- no endpoint: a server that does not lead has told of it
   local answer, failure = nil, nil
   local finish = now() + self.timeout * 1000
   local sent = zmq.zmq_send(socket, body, #body, DONTWAIT) >= 0

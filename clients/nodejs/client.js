@@ -9,6 +9,10 @@
  * costs the socket, and the next attempt opens a fresh one. Linger is 0, so that what a server never
  * took goes with its socket, instead of holding up the end of the process.
  *
+ * The endpoint may be a list with commas: those of the members of one store. A member that says
+ * nothing, or that does not lead, is left for the next one. Before any of them gets a request, INFO
+ * has to tell that it has no other store, and no older term of the store, than was seen before.
+ *
  * To tcp:// endpoints it speaks CURVE if ZKV_SERVER_PUBLIC_KEY is set. A socket whose handshake is
  * refused stays silent for ever. So another one goes first, whose events tell what becomes of the
  * handshake. (The package cannot end the events of a socket that lives on, and if nobody reads them,
@@ -27,7 +31,9 @@ import { pack, RawString, toJson, unpack } from "./msgpack.js";
 
 export const DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555";
 const WRITES = new Set(["PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", "TXN"]);
-const ATTEMPTS = 3;
+const READS = new Set(["PING", "GET", "MGET", "SCAN", "COUNT", "CHANGES", "INFO"]);
+const MOVES = new Set(["NO_REPLY", "HANDSHAKE_FAILED", "NOT_LEADER"]); // another endpoint may do better
+const ATTEMPTS = 3; // for each endpoint
 const PAUSE = 100; // milliseconds before a request that was refused for now is sent again
 const TRIES = 10; // while its key is changed, a server takes each connection with one key or the other
 const SHORT_PAUSE = 30; // milliseconds between them
@@ -101,20 +107,24 @@ function readKeys() {
 
 /** One connection. Requests that are made while another one runs wait for it. All throw ZkvError. */
 export class Client {
-  #endpoint;
+  #endpoints; // of one store; the first is in use
   #timeout;
   #socket = null;
+  #seen = null; // INFO's `replication`: the store, and the newest term that was seen
   #keys; // the first one of the server's is in use; null: none are needed; undefined: not read yet
   #busy = Promise.resolve();
   #session = randomBytes(16).toString("hex");
   #lastId = 0;
   #lastSeq = 0;
 
-  /** The timeout is in seconds, for each attempt. The server need not be up; a malformed endpoint, or key, throws. */
+  /**
+   * Takes one endpoint, or those of one store with commas between them. The timeout is in seconds, for each attempt.
+   * The server need not be up; a malformed endpoint, or key, throws.
+   */
   constructor(endpoint = DEFAULT_ENDPOINT, { timeout = 5 } = {}) {
-    this.#endpoint = endpoint;
+    this.#endpoints = endpoint.split(",").map((item) => item.trim());
     this.#timeout = timeout;
-    this.#connect(this.#newSocket()).close();
+    for (const item of this.#endpoints) this.#connect(this.#newSocket(item), item).close();
   }
 
   async get(key) { return (await this.call("GET", { key })).value; }
@@ -154,7 +164,7 @@ export class Client {
       Object.assign(request, { session: this.#session, seq: ++this.#lastSeq });
     }
     const body = pack(request);
-    const turn = this.#busy.then(() => this.#sendUntilAnswered(op, request.id, body));
+    const turn = this.#busy.then(() => this.#sendUntilAnswered(request, body));
     this.#busy = turn.catch(() => {});
     return turn;
   }
@@ -178,24 +188,59 @@ export class Client {
     this.#keys?.server.push(this.#keys.server.shift());
   }
 
-  async #sendUntilAnswered(op, id, body) {
-    let lost = false;
+  async #sendUntilAnswered({ op, id }, body) {
+    const elsewhere = READS.has(op) || WRITES.has(op); // the rest, such as END, concerns one server
+    const laps = elsewhere ? this.#endpoints.length : 1;
+    let inDoubt = false; // an attempt may have been applied
     let reply = null;
-    for (let left = op === "END" ? 1 : ATTEMPTS; left > 0; left--) {
+    for (let left = op === "END" ? 1 : ATTEMPTS * laps; left > 0; left--) {
       if (reply) await sleep(PAUSE);
-      const answer = await this.#exchange(body);
-      reply = Array.isArray(answer) ? this.#judge(answer, id) : answer;
+      reply = await this.#ask(id, body);
       if (reply?.ok) return reply;
-      lost ||= !reply;
-      const inDoubt = lost && (reply === answer || reply.code === "DEADLINE");
-      if (reply && reply.retry !== true && !inDoubt) throw new ZkvError(reply);
+      const refused = reply && reply.retry !== true; // now; but what became of an attempt before?
+      if (refused && !(inDoubt && ["DEADLINE", "HANDSHAKE_FAILED"].includes(reply.code))) throw new ZkvError(reply);
+      inDoubt ||= !reply || (reply.applied == null && reply.code !== "HANDSHAKE_FAILED");
+      // One lap follows hints, the others try all: servers that know no better may send it in circles.
+      if (elsewhere && (!reply || MOVES.has(reply.code))) this.#moveOn(left > 2 * laps ? reply?.leader : null);
     }
-    if (!lost) throw new ZkvError(reply);
-    throw ownError("NO_REPLY", `none from ${this.#endpoint} within ${this.#timeout} s`, true);
+    if (reply && !(inDoubt && reply.applied === false)) throw new ZkvError(reply);
+    throw ownError("NO_REPLY", `none from ${this.#endpoints} within ${this.#timeout} s`, true);
+  }
+
+  /** Goes to the server that is said to lead, if it is in the list or has to prove its key; else to the next one. */
+  #moveOn(hints) {
+    const [left, ...others] = this.#endpoints;
+    const known = (hint) => others.includes(hint) || (hint !== left && "curveServerKey" in this.keysFor(`${hint}`));
+    const next = hints?.find(known) ?? others[0];
+    if (next === undefined) return;
+    this.close();
+    this.#endpoints = [next, ...others.filter((item) => item !== next), left];
+  }
+
+  /** The reply, or null if none comes in time. With several endpoints, a server is first asked whose it is. */
+  async #ask(id, body) {
+    if (this.#socket || this.#endpoints.length === 1) return this.#exchange(id, body);
+    const ask = ++this.#lastId;
+    const info = await this.#exchange(ask, pack({ op: "INFO", id: ask }));
+    const { store, term } = info?.replication ?? {};
+    const fits = !this.#seen || (store === this.#seen.store && term >= this.#seen.term);
+    if (info?.ok && fits) {
+      if (store) this.#seen = { store, term };
+      return this.#exchange(id, body);
+    }
+    this.close();
+    if (info && !info.ok) return info;
+    const [code, why] = info ? ["NOT_LEADER", "it has another store, or an older term of it"] : ["NO_REPLY", "none to INFO"];
+    return ownReply(code, `${this.#endpoints[0]}: ${why}`, true, false);
+  }
+
+  async #exchange(id, body) {
+    const answer = await this.#exchangeWithKeys(body);
+    return Array.isArray(answer) ? this.#judge(answer, id) : answer;
   }
 
   /** The frames of the reply, or null if none came in time, or why the handshake fails with one key after the other. */
-  async #exchange(body) {
+  async #exchangeWithKeys(body) {
     for (let left = TRIES; ; left--) {
       const answer = await this.#exchangeOnce(body);
       if (!answer?.retry || left === 1) return answer;
@@ -205,11 +250,12 @@ export class Client {
   }
 
   async #exchangeOnce(body) {
+    const [endpoint] = this.#endpoints;
     if (!this.#socket) {
-      const failure = await this.#handshake();
+      const failure = await this.#handshake(endpoint);
       if (failure !== undefined) return failure;
     }
-    this.#socket ??= this.#connect(this.#newSocket());
+    this.#socket ??= this.#connect(this.#newSocket(endpoint), endpoint);
     try {
       await this.#socket.send(body);
       return await this.#socket.receive();
@@ -221,9 +267,9 @@ export class Client {
   }
 
   /** Connects once: undefined if the handshake succeeds, else why not, as a reply; null if nothing comes in time. */
-  async #handshake() {
-    const keys = "curveServerKey" in this.keysFor(this.#endpoint);
-    const socket = this.#newSocket();
+  async #handshake(endpoint) {
+    const keys = "curveServerKey" in this.keysFor(endpoint);
+    const socket = this.#newSocket(endpoint);
     let timer;
     try {
       return await new Promise((resolve) => {
@@ -236,8 +282,12 @@ export class Client {
         socket.events.on("handshake:error:other", () => { // ZeroMQ tries again, and without keys that may help
           if (keys) fail("the handshake was cut: the server has another key than ZKV_SERVER_PUBLIC_KEY says, or no CURVE", true);
         });
-        this.#connect(socket);
         timer = setTimeout(() => resolve(null), this.#timeout * 1000);
+        try {
+          this.#connect(socket, endpoint);
+        } catch { // no endpoint: a server that does not lead has told of it
+          resolve(null);
+        }
       });
     } finally {
       clearTimeout(timer);
@@ -259,16 +309,16 @@ export class Client {
     throw ownError("BAD_REPLY", `ok ${reply?.ok}, id ${reply?.id} where ${id} was sent`, false);
   }
 
-  #newSocket() {
+  #newSocket(endpoint) {
     const receiveTimeout = Math.ceil(this.#timeout * 1000);
-    return new Request({ linger: 0, sendTimeout: 0, receiveTimeout, ...this.keysFor(this.#endpoint) });
+    return new Request({ linger: 0, sendTimeout: 0, receiveTimeout, ...this.keysFor(endpoint) });
   }
 
-  #connect(socket) {
+  #connect(socket, endpoint) {
     try {
-      socket.connect(this.#endpoint);
+      socket.connect(endpoint);
     } catch (error) {
-      throw new Error(`not an endpoint: ${this.#endpoint}`, { cause: error });
+      throw new Error(`not an endpoint: ${endpoint}`, { cause: error });
     }
     return socket;
   }

@@ -8,6 +8,10 @@
 # costs the socket, and the next attempt opens a fresh one. LINGER is 0, so that what a server never
 # took goes with its socket, instead of holding up the end of the program.
 #
+# The endpoint may be a list with commas: those of the members of one store. A member that says
+# nothing, or that does not lead, is left for the next one. Before any of them gets a request, INFO
+# has to tell that it has no other store, and no older term of the store, than was seen before.
+#
 # To tcp:// endpoints it speaks CURVE if ZKV_SERVER_PUBLIC_KEY is set. A socket whose handshake is
 # refused stays silent for ever, so its monitor is asked why, until the handshake has succeeded.
 #
@@ -95,24 +99,30 @@ package Zkv::Client {
     use ZMQ::FFI;
     use ZMQ::FFI::Constants qw(ZMQ_PAIR ZMQ_REQ ZMQ_DONTWAIT ZMQ_RCVHWM ZMQ_RCVTIMEO);
 
-    use constant {ATTEMPTS => 3, PAUSE => 0.1};    # the pause in seconds, before a refused request goes again
+    use constant {ATTEMPTS => 3, PAUSE => 0.1};    # for each endpoint; the pause in seconds, after a refusal
     use constant {CUT => 0x0800, SUCCEEDED => 0x1000, PROTOCOL => 0x2000, AUTH => 0x4000};    # what becomes of handshakes
     # While its key is changed, a server takes each connection with one key or the other; the pause is in seconds.
     use constant {TRIES => 10, SHORT_PAUSE => 0.03};
     my %WRITES = map { $_ => 1 } qw(PUT DELETE TOUCH INCR MPUT MDELETE TXN);
+    my %READS  = map { $_ => 1 } qw(PING GET MGET SCAN COUNT CHANGES INFO);
+    my %MOVES  = map { $_ => 1 } qw(NO_REPLY HANDSHAKE_FAILED NOT_LEADER);    # another endpoint may do better
     my $context;
     my $monitors = 0;    # how many there have been: each has a name of its own
 
-    # Options: timeout, in seconds, for each attempt. The server need not be up.
+    # The endpoint may be those of one store with commas between them, of which the first is in use. Options:
+    # timeout, in seconds, for each attempt. The server need not be up.
     sub new {
         my ($class, $endpoint, %options) = @_;
         open my $random, '<:raw', '/dev/urandom' or die "/dev/urandom: $!\n";
         read $random, my $bytes, 16;
         my $self = bless {
-            endpoint => $endpoint // 'tcp://127.0.0.1:5555', timeout => 5, %options,
+            endpoints => [map { s/^\s+|\s+$//gr } split /,/, $endpoint // 'tcp://127.0.0.1:5555', -1], timeout => 5, %options,
             session => unpack('H*', $bytes), last_id => 0, last_seq => 0,
         }, $class;
-        $self->_open;
+        for (1 .. @{ $self->{endpoints} } || 1) {
+            $self->_open;
+            $self->_move_on;
+        }
         return $self;
     }
 
@@ -153,18 +163,75 @@ package Zkv::Client {
             @request{qw(session seq)} = ($self->{session}, ++$self->{last_seq});
         }
         my $body = Zkv::Msgpack::encode(\%request);
-        my ($lost, $reply);
-        for my $left (reverse 1 .. ($op eq 'END' ? 1 : ATTEMPTS)) {
-            my ($failure, @frames) = $self->_exchange($body);
-            $reply = @frames ? $self->_judge($request{id}, @frames) : $failure;
-            if (!$reply) { $lost = 1; next }
-            if ($reply->{ok}) { return $reply }
-            my $again = $reply->{retry} || $lost && ($failure || ($reply->{code} // '') eq 'DEADLINE');
+        my $elsewhere = $READS{$op} || $WRITES{$op};    # the rest, such as END, concerns one server
+        my $laps      = $elsewhere ? @{ $self->{endpoints} } : 1;
+        my ($in_doubt, $reply);                         # in doubt: an attempt may have been applied
+        for my $left (reverse 1 .. ($op eq 'END' ? 1 : ATTEMPTS * $laps)) {
+            $reply = $self->_ask($request{id}, $body);
+            if ($reply && $reply->{ok}) { return $reply }
+            my $code = $reply ? $reply->{code} // '' : 'NO_REPLY';
+            # Refused now; but what became of an attempt before?
+            my $again = !$reply || $reply->{retry} || $in_doubt && $code =~ /^(?:DEADLINE|HANDSHAKE_FAILED)\z/;
             if (!$again) { Zkv::Error->throw($reply) }
-            if ($left > 1) { sleep PAUSE }
+            $in_doubt ||= !$reply || !defined $reply->{applied} && $code ne 'HANDSHAKE_FAILED';
+            if ($elsewhere && $MOVES{$code}) {
+                # One lap follows hints, lest it is sent in circles; the others try all.
+                $self->_move_on($reply && $left > (ATTEMPTS - 1) * $laps ? @{ $reply->{leader} // [] } : ());
+            }
+            if ($reply && $left > 1) { sleep PAUSE }
         }
-        if ($lost) { _fail('NO_REPLY', "none from $self->{endpoint} within $self->{timeout} s") }
-        Zkv::Error->throw($reply);
+        if ($reply && !($in_doubt && defined $reply->{applied})) { Zkv::Error->throw($reply) }
+        return _fail('NO_REPLY', "none from @{ $self->{endpoints} } within $self->{timeout} s");
+    }
+
+    # Goes to the server that is said to lead, if it is in the list or has to prove its key; else to the next one.
+    sub _move_on {
+        my ($self, @leader) = @_;
+        my ($left, @others) = @{ $self->{endpoints} };
+        for my $hint (grep { $_ ne $left } @leader) {
+            my @rest = grep { $_ ne $hint } @others;
+            if (@rest == @others && !$self->_keys_for($hint)) { next }
+            @others = ($hint, @rest);
+            last;
+        }
+        if (!@others) { return }
+        $self->close;
+        $self->{endpoints} = [@others, $left];
+        return;
+    }
+
+    # The reply, undef if none comes in time. With several endpoints, a server is first asked whose it is.
+    sub _ask {
+        my ($self, $id, $body) = @_;
+        if (!$self->{socket} && @{ $self->{endpoints} } > 1) {
+            my $refusal = $self->_check;
+            if ($refusal) { $self->close; return $refusal }
+        }
+        return $self->_exchange($id, $body);
+    }
+
+    # Why this server is not to get a request, as a reply; undef if it is.
+    sub _check {
+        my ($self) = @_;
+        my $id     = ++$self->{last_id};
+        my $info   = $self->_exchange($id, Zkv::Msgpack::encode({op => 'INFO', id => $id}));
+        my $where  = $self->{endpoints}[0];
+        my %unsent = (retry => JSON::PP::true(), applied => JSON::PP::false());
+        if (!$info) { return _own('NO_REPLY', "$where: none to INFO", %unsent) }
+        if (!$info->{ok}) { return $info }
+        my ($store, $term) = @{ $info->{replication} // {} }{qw(store term)};
+        my $seen = $self->{seen};
+        if ($seen && (($store // '') ne $seen->[0] || $term < $seen->[1])) {
+            return _own('NOT_LEADER', "$where: it has another store, or an older term of it", %unsent);
+        }
+        $self->{seen} = length($store // '') ? [$store, $term] : undef;
+        return;
+    }
+
+    sub _exchange {
+        my ($self, $id, $body) = @_;
+        my ($failure, @frames) = $self->_exchange_with_keys($body);
+        return @frames ? $self->_judge($id, @frames) : $failure;
     }
 
     sub close {
@@ -180,10 +247,16 @@ package Zkv::Client {
     # Gives a socket the keys that this endpoint needs; whether it needs any.
     sub secure {
         my ($self, $socket, $endpoint) = @_;
-        if ($endpoint !~ m{^tcp://})  { return 0 }
-        if (!exists $self->{keys})    { $self->{keys} = Zkv::Keys->read($context) }
-        if (defined $self->{keys})    { $self->{keys}->secure($socket) }
-        return defined $self->{keys};
+        my $keys = $self->_keys_for($endpoint);
+        if ($keys) { $keys->secure($socket) }
+        return defined $keys;
+    }
+
+    sub _keys_for {
+        my ($self, $endpoint) = @_;
+        if ($endpoint !~ m{^tcp://}) { return undef }
+        if (!exists $self->{keys})   { $self->{keys} = Zkv::Keys->read($context) }
+        return $self->{keys};
     }
 
     # Has the next socket use the next one of the server's keys.
@@ -191,7 +264,7 @@ package Zkv::Client {
 
     # undef and the frames of the reply; none if none came in time. If the handshake fails with one of the
     # server's keys after the other, why, as a reply.
-    sub _exchange {
+    sub _exchange_with_keys {
         my ($self, $body) = @_;
         for (2 .. TRIES) {
             my ($failure, @frames) = $self->_exchange_once($body);
@@ -204,7 +277,7 @@ package Zkv::Client {
 
     sub _exchange_once {
         my ($self, $body) = @_;
-        my $socket = $self->_open;
+        my $socket = eval { $self->_open } or return;    # no endpoint: a server that does not lead has told of it
         my ($failure, @frames) = eval {
             $socket->send($body, ZMQ_DONTWAIT);
             $self->_receive($socket, !$socket->has_error);
@@ -285,12 +358,13 @@ package Zkv::Client {
         if (!$self->{socket}) {
             my $socket = ($context //= ZMQ::FFI->new)->socket(ZMQ_REQ);
             $socket->set_linger(0);
-            $self->{curve} = $self->secure($socket, $self->{endpoint});
+            my $endpoint = $self->{endpoints}[0] // '';
+            $self->{curve} = $self->secure($socket, $endpoint);
             my $name = 'inproc://zkv-handshake-' . ++$monitors;
             $socket->monitor($name, CUT | SUCCEEDED | PROTOCOL | AUTH);
             $socket->die_on_error(0);
-            $socket->connect($self->{endpoint});
-            if ($socket->has_error) { die "not an endpoint: $self->{endpoint}\n" }
+            $socket->connect($endpoint);
+            if ($socket->has_error) { die "not an endpoint: $endpoint\n" }
             my $monitor = $context->socket(ZMQ_PAIR);
             $monitor->set(ZMQ_RCVHWM, 'int', 0);    # no limit: else ZeroMQ might wait for us
             $monitor->connect($name);

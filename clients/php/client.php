@@ -10,6 +10,10 @@
  * costs the socket, and the next attempt opens a fresh one. LINGER is 0, so that what a server never
  * took goes with its socket, instead of holding up the end of the script.
  *
+ * The endpoint may be a list with commas: those of the members of one store. A member that says
+ * nothing, or that does not lead, is left for the next one. Before any of them gets a request, INFO
+ * has to tell that it has no other store, and no older term of the store, than was seen before.
+ *
  * To tcp:// endpoints it speaks CURVE if ZKV_SERVER_PUBLIC_KEY is set. A socket whose handshake is
  * refused stays silent for ever, so its monitor is asked why, until the handshake has succeeded.
  *
@@ -62,9 +66,9 @@ final class Keys
     public function __debugInfo(): array { return ['server' => $this->server, 'public' => $this->public]; }
 
     /** Those that the environment tells of. Without a file a pair is made. Throws InvalidArgumentException. */
-    public static function of(string $endpoint): self
+    public static function of(array $endpoints): self
     {
-        if (!str_starts_with($endpoint, 'tcp://')) {
+        if (!array_filter($endpoints, fn (string $endpoint) => str_starts_with($endpoint, 'tcp://'))) {
             return new self([]);
         }
         $server = preg_split('/[,\s]+/', getenv('ZKV_SERVER_PUBLIC_KEY') ?: '', flags: PREG_SPLIT_NO_EMPTY);
@@ -83,9 +87,15 @@ final class Keys
         return new self($server, $server ? \ZMQ::z85encode(sodium_crypto_scalarmult_base(self::decode($secret))) : '', $secret);
     }
 
-    public function secure(\ZMQSocket $socket): void
+    /** Whether an endpoint needs them: then there is an answer only from who has the server's. */
+    public function areFor(string $endpoint): bool
     {
-        if ($this->server) {
+        return $this->server && str_starts_with($endpoint, 'tcp://');
+    }
+
+    public function secure(\ZMQSocket $socket, string $endpoint): void
+    {
+        if ($this->areFor($endpoint)) {
             $socket->setSockOpt(\ZMQ::SOCKOPT_CURVE_SERVERKEY, $this->server[0]);
             $socket->setSockOpt(\ZMQ::SOCKOPT_CURVE_PUBLICKEY, $this->public);
             $socket->setSockOpt(\ZMQ::SOCKOPT_CURVE_SECRETKEY, $this->secret);
@@ -118,12 +128,17 @@ final class Keys
     }
 }
 
-/** One connection, one request at a time. The timeout is in seconds, for each attempt; all calls throw Error. */
+/**
+ * One connection, one request at a time. The endpoint may be those of one store with commas between them. The timeout
+ * is in seconds, for each attempt; all calls throw Error.
+ */
 final class Client
 {
     public const DEFAULT_ENDPOINT = 'tcp://127.0.0.1:5555';
     private const WRITES = ['PUT', 'DELETE', 'TOUCH', 'INCR', 'MPUT', 'MDELETE', 'TXN'];
-    private const ATTEMPTS = 3;
+    private const READS = ['PING', 'GET', 'MGET', 'SCAN', 'COUNT', 'CHANGES', 'INFO'];
+    private const MOVES = ['NO_REPLY', 'HANDSHAKE_FAILED', 'NOT_LEADER']; // another endpoint may do better
+    private const ATTEMPTS = 3; // for each endpoint
     private const PAUSE = 100_000; // microseconds before what was refused for now is sent again
     private const TRIES = 10; // while its key is changed, a server takes each connection with one key or the other
     private const SHORT_PAUSE = 30_000; // microseconds between them
@@ -137,16 +152,22 @@ final class Client
     private ?\ZMQSocket $socket = null;
     private ?\ZMQSocket $monitor = null; // tells what becomes of the socket's handshake, until it has succeeded
     private Keys $keys;
+    private array $endpoints; // the first is in use
+    private ?\stdClass $seen = null; // INFO's `replication`: the store, and the newest term that was seen
     private readonly string $session;
     private int $lastId = 0;
     private int $lastSeq = 0;
 
     /** Throws ZMQSocketException for a malformed endpoint, InvalidArgumentException for a key. The server need not be up. */
-    public function __construct(private string $endpoint = self::DEFAULT_ENDPOINT, private float $timeout = 5.0)
+    public function __construct(string $endpoint = self::DEFAULT_ENDPOINT, private float $timeout = 5.0)
     {
         $this->session = bin2hex(random_bytes(16));
-        $this->keys = Keys::of($endpoint);
-        $this->open();
+        $this->endpoints = array_map('trim', explode(',', $endpoint));
+        $this->keys = Keys::of($this->endpoints);
+        foreach ($this->endpoints as $_) {
+            $this->open();
+            $this->moveOn([]);
+        }
     }
 
     public function get(string $key): mixed { return $this->call('GET', ['key' => $key])->value; }
@@ -191,26 +212,37 @@ final class Client
             $request = ['session' => $this->session, 'seq' => ++$this->lastSeq] + $request;
         }
         $body = Msgpack::pack((object) $request);
-        for ($left = $op === 'END' ? 1 : self::ATTEMPTS, $lost = false; $left > 0; $left--) {
-            $answer = $this->exchange($body);
-            $reply = is_array($answer) ? $this->judge($answer, $request['id']) : $answer;
+        // What is neither, such as END, concerns one server.
+        $elsewhere = in_array($op, self::READS, true) || in_array($op, self::WRITES, true);
+        $laps = $elsewhere ? count($this->endpoints) : 1;
+        $inDoubt = false; // an attempt may have been applied
+        for ($left = $op === 'END' ? 1 : self::ATTEMPTS * $laps; $left > 0; $left--) {
+            $reply = $this->ask($body, $request['id']);
             if ($reply?->ok) {
                 return $reply;
             }
-            $lost = $lost || !$reply;
-            $inDoubt = $lost && ($reply === $answer || ($reply->code ?? null) === 'DEADLINE');
-            if ($reply && ($reply->retry ?? null) !== true && !$inDoubt) {
+            $code = $reply ? $reply->code ?? null : 'NO_REPLY';
+            $refused = $reply && ($reply->retry ?? null) !== true; // now; but what became of an attempt before?
+            if ($refused && !($inDoubt && in_array($code, ['DEADLINE', 'HANDSHAKE_FAILED'], true))) {
                 throw new Error($reply);
+            }
+            $inDoubt = $inDoubt || !isset($reply->applied) && $code !== 'HANDSHAKE_FAILED';
+            if ($elsewhere && in_array($code, self::MOVES, true)) {
+                // One lap follows hints, lest it is sent in circles; the others try all.
+                $this->moveOn($left > (self::ATTEMPTS - 1) * $laps ? $reply->leader ?? [] : []);
             }
             usleep($reply && $left > 1 ? self::PAUSE : 0);
         }
-        throw $lost ? Error::own('NO_REPLY', "none from $this->endpoint within $this->timeout s") : new Error($reply);
+        if ($reply && !($inDoubt && isset($reply->applied))) {
+            throw new Error($reply);
+        }
+        throw Error::own('NO_REPLY', 'none from ' . implode(', ', $this->endpoints) . " within $this->timeout s");
     }
 
     public function close(): void
     {
         $this->stopMonitor();
-        $this->socket?->disconnect($this->endpoint);
+        $this->socket?->disconnect($this->endpoints[0]);
         $this->socket = null; // PHP closes it with its last reference
     }
 
@@ -219,8 +251,58 @@ final class Client
         $this->stopMonitor();
     }
 
+    /** Goes to the server that is said to lead, if it is in the list or has to prove its key; else to the next one. */
+    private function moveOn(array $leader): void
+    {
+        $others = array_slice($this->endpoints, 1);
+        foreach (array_filter($leader, 'is_string') as $hint) {
+            if ($hint !== $this->endpoints[0] && (in_array($hint, $others, true) || $this->keys->areFor($hint))) {
+                $others = [$hint, ...array_diff($others, [$hint])];
+                break;
+            }
+        }
+        if ($others) {
+            $this->close();
+            $this->endpoints = [...array_values($others), $this->endpoints[0]];
+        }
+    }
+
+    /** The reply, or null if none comes in time. With several endpoints, a server is first asked whose it is. */
+    private function ask(string $body, mixed $id): ?\stdClass
+    {
+        if (!$this->socket && count($this->endpoints) > 1 && ($refusal = $this->check())) {
+            $this->close();
+            return $refusal;
+        }
+        return $this->exchange($body, $id);
+    }
+
+    /** Why this server is not to get a request, as a reply; null if it is. */
+    private function check(): ?\stdClass
+    {
+        $id = ++$this->lastId;
+        $info = $this->exchange(Msgpack::pack((object) ['op' => 'INFO', 'id' => $id]), $id);
+        if (!$info?->ok) {
+            return $info ?? Error::reply('NO_REPLY', "{$this->endpoints[0]}: none to INFO", retry: true, applied: false);
+        }
+        $found = $info->replication ?? null;
+        [$store, $term] = [$found->store ?? null, $found->term ?? null];
+        if ($this->seen && ($store !== $this->seen->store || $term < $this->seen->term)) {
+            $why = "{$this->endpoints[0]}: it has another store, or an older term of it";
+            return Error::reply('NOT_LEADER', $why, retry: true, applied: false);
+        }
+        $this->seen = $store ? $found : null;
+        return null;
+    }
+
+    private function exchange(string $body, mixed $id): ?\stdClass
+    {
+        $answer = $this->exchangeWithKeys($body);
+        return is_array($answer) ? $this->judge($answer, $id) : $answer;
+    }
+
     /** The frames of the reply, null if none came in time, or why the handshake fails with one key after the other. */
-    private function exchange(string $body): array|\stdClass|null
+    private function exchangeWithKeys(string $body): array|\stdClass|null
     {
         for ($left = self::TRIES;; $left--) {
             $answer = $this->exchangeOnce($body);
@@ -236,7 +318,12 @@ final class Client
     {
         $answer = null;
         try {
-            $sent = $this->open()->send($body, \ZMQ::MODE_DONTWAIT);
+            try {
+                $socket = $this->open();
+            } catch (\ZMQSocketException) { // no endpoint: a server that does not lead has told of it
+                return null;
+            }
+            $sent = $socket->send($body, \ZMQ::MODE_DONTWAIT);
             return $answer = $this->wait($sent !== false);
         } finally {
             is_array($answer) ?: $this->close(); // it is owed a reply, and would take no further request
@@ -286,6 +373,7 @@ final class Client
     private function failedHandshake(): ?\stdClass
     {
         $event = 0;
+        $curve = $this->keys->areFor($this->endpoints[0]);
         while ($this->monitor && ($frames = $this->monitor->recvMulti(\ZMQ::MODE_DONTWAIT))) {
             $event = unpack('S', $frames[0])[1];
             if ($event === self::SUCCEEDED) {
@@ -294,10 +382,10 @@ final class Client
         }
         [$why, $cut] = match (true) {
             $event === self::AUTH => ['the server does not know this client: its key or, on ipc, its system user', false],
-            $event === self::PROTOCOL && $this->keys->server => ['the server does not speak CURVE', false],
+            $event === self::PROTOCOL && $curve => ['the server does not speak CURVE', false],
             $event === self::PROTOCOL => ['the server asks for CURVE: set ZKV_SERVER_PUBLIC_KEY', false],
             // ZeroMQ tries again, and without keys that may help.
-            $event === self::CUT && $this->keys->server =>
+            $event === self::CUT && $curve =>
                 ['the handshake was cut: the server has another key than ZKV_SERVER_PUBLIC_KEY says, or no CURVE', true],
             default => [null, false],
         };
@@ -310,13 +398,13 @@ final class Client
             $context = new \ZMQContext();
             $socket = new \ZMQSocket($context, \ZMQ::SOCKET_REQ);
             $socket->setSockOpt(\ZMQ::SOCKOPT_LINGER, 0);
-            $this->keys->secure($socket);
+            $this->keys->secure($socket, $this->endpoints[0]);
             $name = 'inproc://zkv-handshake-' . ++self::$monitors;
             $socket->monitor($name, self::CUT | self::SUCCEEDED | self::PROTOCOL | self::AUTH);
             $this->monitor = new \ZMQSocket($context, \ZMQ::SOCKET_PAIR);
             $this->monitor->setSockOpt(\ZMQ::SOCKOPT_RCVHWM, 0); // no limit: else ZeroMQ might wait for us
             $this->monitor->connect($name);
-            $this->socket = $socket->connect($this->endpoint);
+            $this->socket = $socket->connect($this->endpoints[0]);
         }
         return $this->socket;
     }

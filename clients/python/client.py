@@ -18,6 +18,10 @@ make a client reliable:
 6. A REQ socket whose handshake has failed sends nothing, and does not say so. So a monitor
    watches each socket until its handshake has succeeded.
 
+The endpoint may be a list with commas: of the servers that have one store. The client leaves
+one that sends no reply, or that does not lead, for the next one. No server gets a request
+before INFO has shown that it has no other store, and no lower term of it, than was seen.
+
 To tcp:// endpoints it uses CURVE if the variable ZKV_SERVER_PUBLIC_KEY is set.
 """
 
@@ -43,6 +47,8 @@ from zmq.utils import z85
 
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
 WRITES = frozenset({"PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", "TXN"})
+READS = frozenset({"PING", "GET", "MGET", "SCAN", "COUNT", "CHANGES", "INFO"})
+MOVES = ("NO_REPLY", "HANDSHAKE_FAILED", "NOT_LEADER")  # another endpoint may do better
 PAUSE = 0.1  # seconds before the next attempt after a failure with `retry`
 # While its key is changed, a server takes each connection with one key or the other.
 TRIES = 10
@@ -72,10 +78,13 @@ class ZkvError(Exception):
 
 
 class NoReply(ZkvError):
-    """No reply came in time. A write may have been applied, or may be applied later."""
+    """No reply came in time. A write may have been applied, or may be applied later.
 
-    def __init__(self, message: str) -> None:
-        super().__init__("NO_REPLY", message, {"retry": True})
+    `applied` is False if no server has answered INFO, and so none has got the request.
+    """
+
+    def __init__(self, message: str, applied: bool | None = None) -> None:
+        super().__init__("NO_REPLY", message, {"retry": True, "applied": applied})
 
 
 class BadValue(ZkvError):
@@ -216,9 +225,9 @@ class Keys:
         self.server.append(self.server.pop(0))
 
 
-def read_keys(endpoint: str) -> Keys | None:
-    """Return the keys in the environment that this endpoint needs. Raises ValueError."""
-    if not endpoint.startswith("tcp://"):
+def read_keys(endpoints: list[str]) -> Keys | None:
+    """Return the keys in the environment, if an endpoint needs any. Raises ValueError."""
+    if not any(endpoint.startswith("tcp://") for endpoint in endpoints):
         return None
     words = os.environ.get("ZKV_SERVER_PUBLIC_KEY", "").split(",")
     server = [word.strip().encode() for word in words if word.strip()]
@@ -355,7 +364,8 @@ class Connection:
 class Client:
     """One connection to a server, with one request at a time. Do not share it by threads.
 
-    `timeout` is in seconds and applies to each of the `attempts`. Every method raises
+    `endpoint` may be a list with commas, of servers that have one store. `timeout` is in
+    seconds and applies to each of the `attempts` at each endpoint. Every method raises
     NoReply, ZkvError for a refusal, and TypeError, ValueError or OverflowError for a value
     that msgpack cannot pack.
     """
@@ -363,14 +373,17 @@ class Client:
     def __init__(
         self, endpoint: str = DEFAULT_ENDPOINT, *, timeout: float = 5.0, attempts: int = 3
     ) -> None:
-        self.endpoint = endpoint
+        self._endpoints = [item.strip() for item in endpoint.split(",")]  # the first is in use
+        self._seen: tuple[str, int] | None = None  # the store, and the newest term of it
         self.timeout = timeout
         self._attempts = attempts
         self._session = secrets.token_hex(16)
         self._last_id = self._last_seq = 0
-        self._keys = read_keys(endpoint)
+        self._keys = read_keys(self._endpoints)
         self._connection: Connection | None = None
-        self._connect()
+        for _ in self._endpoints:
+            self._connect()
+            self._move_on()
 
     def __enter__(self) -> Client:
         return self
@@ -397,23 +410,31 @@ class Client:
             self._last_seq += 1
             request |= {"session": self._session, "seq": self._last_seq}
         body = pack(request)
-        lost = False
-        for left in reversed(range(self._attempts if op != "END" else 1)):
+        # Elsewhere, too, though it may have been applied. Other ops, as END, concern one server.
+        repeatable = op in READS or (op in WRITES and request["session"] is not None)
+        laps = len(self._endpoints) if repeatable else 1
+        in_doubt = False  # an attempt may have been applied
+        for left in reversed(range(self._attempts * laps if op != "END" else 1)):
             try:
-                frames = self._exchange(body)
-                if frames is None:
-                    lost = True
-                    continue
-                reply = self._read(frames, request["id"])
+                reply = self._ask(body, request["id"])
                 name_keys(request, reply)
                 return reply
             except ZkvError as error:
-                # If an earlier reply was lost, these do not tell if that attempt was applied.
-                in_doubt = lost and error.code in ("DEADLINE", "HANDSHAKE_FAILED")
-                if not (error.retry or in_doubt) or (left == 0 and not lost):
+                # After an attempt that may have been applied, these say nothing about it.
+                if not error.retry and not (
+                    in_doubt and error.code in ("DEADLINE", "HANDSHAKE_FAILED")
+                ):
                     raise
-            time.sleep(PAUSE)
-        raise NoReply(f"no reply from {self.endpoint} within {self.timeout:g} s")
+                in_doubt |= error.applied is None and error.code != "HANDSHAKE_FAILED"
+                if error.code in MOVES and (repeatable or (op in WRITES and not in_doubt)):
+                    # One lap follows hints, lest two servers name each other; then try all.
+                    first_lap = left >= (self._attempts - 1) * laps
+                    self._move_on(error.reply.get("leader") if first_lap else None)
+                if left == 0 and not (in_doubt and error.applied is False):
+                    raise
+                if error.code != "NO_REPLY":
+                    time.sleep(PAUSE)
+        raise self._no_reply()
 
     def get(self, key: str) -> Any:
         """Return the value; raises NOT_FOUND if the key is absent, BadValue if it is unreadable."""
@@ -469,11 +490,53 @@ class Client:
         The server need not be running: ZeroMQ connects in the background.
         """
         if self._connection is None:
-            self._connection = Connection(self.endpoint, self._keys)
+            endpoint = self._endpoints[0]
+            self._connection = Connection(endpoint, self._keys_of(endpoint))
         return self._connection
 
-    def _exchange(self, body: bytes) -> Sequence[bytes] | None:
-        """Send one body and return the frames of the reply; None if none comes in time.
+    def _no_reply(self) -> NoReply:
+        return NoReply(f"none from {', '.join(self._endpoints)} within {self.timeout:g} s")
+
+    def _move_on(self, leader: Any = None) -> None:
+        """Go to a server that leads, if it is listed or must prove its key; or to the next one."""
+        left, *others = self._endpoints
+        for hint in map(str, leader or ()):
+            if hint in others or (hint != left and self._keys_of(hint)):
+                others = [hint, *(other for other in others if other != hint)]
+                break
+        if others:
+            self.close()
+            self._endpoints = [*others, left]
+
+    def _keys_of(self, endpoint: str) -> Keys | None:
+        return self._keys if endpoint.startswith("tcp://") else None
+
+    def _ask(self, body: bytes, sent_id: Any) -> dict[str, Any]:
+        """Return the reply. Of several servers, one must first say whose it is."""
+        if self._connection is None and len(self._endpoints) > 1:
+            try:
+                self._check()
+            except ZkvError:
+                self.close()
+                raise
+        return self._read(self._exchange(body), sent_id)
+
+    def _check(self) -> None:
+        """Raise ZkvError if this server must not get a request."""
+        self._last_id += 1
+        try:
+            frames = self._exchange(pack({"op": "INFO", "id": self._last_id}))
+        except NoReply:
+            raise NoReply(f"{self._endpoints[0]}: none to INFO", applied=False) from None
+        found = self._read(frames, self._last_id).get("replication") or {}
+        store, term = found.get("store"), int(found.get("term") or 0)
+        if self._seen and (store != self._seen[0] or term < self._seen[1]):
+            why = f"{self._endpoints[0]}: it has another store, or a lower term of it"
+            raise ZkvError("NOT_LEADER", why, {"retry": True, "applied": False})
+        self._seen = (store, term) if store else None
+
+    def _exchange(self, body: bytes) -> Sequence[bytes]:
+        """Send one body and return the frames of the reply. Raises NoReply.
 
         Raises ShutOut if the handshake fails, with one of the server's keys after the other.
         """
@@ -487,15 +550,19 @@ class Client:
                 time.sleep(SHORT_PAUSE)
         return self._exchange_once(body)
 
-    def _exchange_once(self, body: bytes) -> Sequence[bytes] | None:
+    def _exchange_once(self, body: bytes) -> Sequence[bytes]:
         try:
-            frames = self._connect().exchange(body, self.timeout)
+            connection = self._connect()
+        except ValueError:  # a server has sent the client there
+            raise self._no_reply() from None
+        try:
+            frames = connection.exchange(body, self.timeout)
+            if frames is None:
+                raise self._no_reply()
+            return frames
         except BaseException:  # also after Ctrl-C: the socket waits for a reply
             self.close()
             raise
-        if frames is None:
-            self.close()
-        return frames
 
     def _read(self, frames: Sequence[bytes], sent_id: Any) -> dict[str, Any]:
         """Return the reply in `frames`; raises ZkvError for a failure, or a bad reply."""

@@ -9,6 +9,10 @@
 # costs the socket, and the next attempt opens a fresh one. LINGER is 0, so that what a server never
 # took goes with its socket, instead of holding up the end of the program.
 #
+# The endpoint may be a list with commas: those of the members of one store. A member that says
+# nothing, or that does not lead, is left for the next one. Before any of them gets a request, INFO
+# has to tell that it has no other store, and no older term of the store, than was seen before.
+#
 # To tcp:// endpoints it speaks CURVE if ZKV_SERVER_PUBLIC_KEY is set. A socket whose handshake is
 # refused stays silent for ever, so its monitor is asked why, until the handshake has succeeded.
 #
@@ -21,7 +25,9 @@ require_relative "msgpack"
 module Zkv
   DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
   WRITES = %w[PUT DELETE TOUCH INCR MPUT MDELETE TXN].freeze
-  ATTEMPTS = 3
+  READS = %w[PING GET MGET SCAN COUNT CHANGES INFO].freeze
+  MOVES = %w[NO_REPLY HANDSHAKE_FAILED NOT_LEADER].freeze # another endpoint may do better
+  ATTEMPTS = 3 # for each endpoint
   PAUSE = 0.1 # seconds before a request that was refused for now is sent again
   TRIES = 10 # while its key is changed, a server takes each connection with one key or the other
   SHORT_PAUSE = 0.03 # seconds between them
@@ -181,15 +187,18 @@ module Zkv
     end
   end
 
-  # One connection, one request at a time; not to be shared by threads. The timeout is in seconds,
-  # for each attempt. Every call raises Zkv::Error, or what msgpack raises for what it cannot pack.
+  # One connection, one request at a time; not to be shared by threads. The endpoint may be those of one
+  # store with commas between them. The timeout is in seconds, for each attempt. Every call raises Zkv::Error, or what msgpack raises for what it cannot pack.
   class Client
     def initialize(endpoint = DEFAULT_ENDPOINT, timeout: 5.0)
-      @endpoint = endpoint
+      @endpoints = "#{endpoint},".split(",", -1)[0..-2].map(&:strip) # the first is in use
       @timeout = timeout
       @session = SecureRandom.hex(16)
       @last_seq = @last_id = 0
-      open
+      @endpoints.size.times do
+        open
+        move_on(nil)
+      end
     end
 
     def get(key) = call("GET", key: key)["value"]
@@ -239,11 +248,9 @@ module Zkv
 
     # Gives a socket the keys that this endpoint needs; whether it needs any.
     def secure(socket, endpoint)
-      return false unless endpoint.start_with?("tcp://")
-
-      @keys = Keys.read unless defined?(@keys)
-      @keys&.secure(socket)
-      !@keys.nil?
+      keys = keys_for(endpoint)
+      keys&.secure(socket)
+      !keys.nil?
     end
 
     # Has the next socket use the next one of the server's keys.
@@ -251,27 +258,75 @@ module Zkv
 
     private
 
+    def keys_for(endpoint)
+      return unless endpoint.start_with?("tcp://")
+
+      @keys = Keys.read unless defined?(@keys)
+      @keys
+    end
+
     def send_until_answered(op, id, body)
-      lost = false
+      elsewhere = READS.include?(op) || WRITES.include?(op) # the rest, such as END, concerns one server
+      laps = elsewhere ? @endpoints.size : 1
+      in_doubt = false # an attempt may have been applied
       reply = nil
-      (op == "END" ? 1 : ATTEMPTS).times do
+      (op == "END" ? 1 : ATTEMPTS * laps).times do |attempt|
         sleep PAUSE if reply
-        answer = exchange(body)
-        reply = answer.is_a?(Array) ? judge(answer, id) : answer
+        reply = ask(body, id)
         return reply if reply&.fetch("ok")
 
-        lost ||= reply.nil?
-        in_doubt = lost && (reply.equal?(answer) || reply["code"] == "DEADLINE")
-        raise Error, reply unless in_doubt || reply["retry"] == true
-      end
-      raise Error, reply unless lost
+        refused = reply && reply["retry"] != true # now; but what became of an attempt before?
+        raise Error, reply if refused && !(in_doubt && %w[DEADLINE HANDSHAKE_FAILED].include?(reply["code"]))
 
-      fail_with "NO_REPLY", "none from #{@endpoint} within #{@timeout} s", true
+        in_doubt ||= reply.nil? || (reply["applied"].nil? && reply["code"] != "HANDSHAKE_FAILED")
+        next unless elsewhere && (reply.nil? || MOVES.include?(reply["code"]))
+
+        # One lap follows hints, lest it is sent in circles; the others try all.
+        move_on(attempt < laps ? reply&.fetch("leader", nil) : nil)
+      end
+      raise Error, reply if reply && !(in_doubt && reply["applied"] == false)
+
+      fail_with "NO_REPLY", "none from #{@endpoints.join(', ')} within #{@timeout} s", true
+    end
+
+    # Goes to the server that is said to lead, if it is in the list or has to prove its key; else to the
+    # next one.
+    def move_on(leader)
+      left, *others = @endpoints
+      hint = leader&.map(&:to_s)&.find { |item| others.include?(item) || (item != left && keys_for(item)) }
+      others = [hint, *(others - [hint])] if hint
+      return if others.empty?
+
+      close
+      @endpoints = [*others, left]
+    end
+
+    # The reply; nil if none comes in time. With several endpoints, a server is first asked whose it is.
+    def ask(body, id)
+      return exchange(body, id) if @connection || @endpoints.size == 1
+
+      info_id = @last_id += 1
+      info = exchange(Msgpack.pack({ "op" => "INFO", "id" => info_id }), info_id)
+      if info&.fetch("ok")
+        found = (info["replication"] || {}).values_at("store", "term")
+        if @seen.nil? || (found[0] == @seen[0] && found[1] >= @seen[1])
+          @seen = found if found[0]
+          return exchange(body, id)
+        end
+        refusal = own_reply("NOT_LEADER", "#{@endpoints[0]}: it has another store, or an older term of it", true, false)
+      end
+      close
+      refusal || info || own_reply("NO_REPLY", "#{@endpoints[0]}: none to INFO", true, false)
+    end
+
+    def exchange(body, id)
+      answer = exchange_with_keys(body)
+      answer.is_a?(Array) ? judge(answer, id) : answer
     end
 
     # The frames of the reply; nil if none came in time; a Hash, as of a reply, if the handshake fails
     # with one of the server's keys after the other.
-    def exchange(body)
+    def exchange_with_keys(body)
       (TRIES - 1).times do
         answer = exchange_once(body)
         return answer unless answer.is_a?(Hash) && answer["retry"]
@@ -286,6 +341,8 @@ module Zkv
       connection = open
       sent = connection.socket.send_string(body, ZMQ::DONTWAIT) >= 0
       answer = wait(connection, sent)
+    rescue ArgumentError # no endpoint: a server that does not lead has told of it
+      nil
     ensure
       close unless answer.is_a?(Array) # after an exception, too: the socket is owed a reply
     end
@@ -321,14 +378,17 @@ module Zkv
       fail_with "BAD_REPLY", message, false
     end
 
-    def fail_with(code, message, again)
-      raise Error, "ok" => false, "code" => code, "message" => message, "retry" => again, "applied" => nil
+    def own_reply(code, message, again, applied = nil)
+      { "ok" => false, "code" => code, "message" => message, "retry" => again, "applied" => applied }
     end
+
+    def fail_with(code, message, again) = raise(Error, own_reply(code, message, again))
 
     def open
       @connection ||= Connection.new.tap do |connection|
-        @curve = secure(connection.socket, @endpoint)
-        raise ArgumentError, "not an endpoint: #{@endpoint}" if connection.socket.connect(@endpoint).negative?
+        endpoint = @endpoints.first
+        @curve = secure(connection.socket, endpoint)
+        raise ArgumentError, "not an endpoint: #{endpoint}" if connection.socket.connect(endpoint).negative?
       end
     end
   end

@@ -5,6 +5,10 @@
 //! bytes go out on a fresh one: a write carries a session and a number, and runs only once. LINGER
 //! is 0, so nothing that was not sent holds up the end of the process.
 //!
+//! The endpoint may be a list with commas: those of the members of one store. A member that says
+//! nothing, or that does not lead, is left for the next one. Before any of them gets a request, INFO
+//! has to tell that it has no other store, and no older term of the store, than was seen before.
+//!
 //! To tcp:// endpoints it speaks CURVE if ZKV_SERVER_PUBLIC_KEY is set. A socket whose handshake is
 //! refused stays silent for ever, so its monitor is asked why, until the handshake has succeeded.
 #![allow(dead_code)] // the command line does not need all of it
@@ -19,11 +23,13 @@ use std::time::{Duration, Instant};
 
 use rmp::{decode, encode, Marker};
 
-const ATTEMPTS: u32 = 3;
+const ATTEMPTS: usize = 3; // for each endpoint
 const PAUSE: Duration = Duration::from_millis(100);
 const TRIES: u32 = 10; // while its key is changed, a server takes each connection with one key or the other
 const SHORT_PAUSE: Duration = Duration::from_millis(30);
 const WRITES: [&str; 7] = ["PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", "TXN"];
+const READS: [&str; 7] = ["PING", "GET", "MGET", "SCAN", "COUNT", "CHANGES", "INFO"];
+const MOVES: [&str; 3] = ["NO_REPLY", "HANDSHAKE_FAILED", "NOT_LEADER"]; // another endpoint may do better
 
 /// A msgpack value: all that msgpack has.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,6 +58,8 @@ pub enum Error {
     Refused(Value),
     /// No reply in time. A write may have been applied, or may yet be.
     NoReply,
+    /// This one of several servers got no request: it does not answer INFO, or has another store.
+    Unfit { code: &'static str, why: String },
     /// A reply that breaks the protocol.
     BadReply(String),
     /// The server and this client do not get together, so nothing was sent; but if the connection was
@@ -68,6 +76,7 @@ impl Error {
         match self {
             Error::Refused(reply) => reply.get("code").text(),
             Error::NoReply => "NO_REPLY",
+            Error::Unfit { code, .. } => code,
             Error::BadReply(_) => "BAD_REPLY",
             Error::Handshake { .. } => "HANDSHAKE_FAILED",
             Error::Key(_) => "BAD_KEY",
@@ -78,21 +87,21 @@ impl Error {
         match self {
             Error::Refused(reply) => reply.get("message").text().to_owned(),
             Error::NoReply => "none in time; a write may have been applied".to_owned(),
-            Error::BadReply(what) | Error::Key(what) => what.clone(),
+            Error::BadReply(what) | Error::Key(what) | Error::Unfit { why: what, .. } => what.clone(),
             Error::Handshake { why, .. } => (*why).to_owned(),
             Error::Socket(error) => error.to_string(),
         }
     }
     /// Whether the same request may succeed later.
     pub fn retry(&self) -> bool {
-        matches!(self, Error::NoReply | Error::Handshake { cut: true, .. })
+        matches!(self, Error::NoReply | Error::Unfit { .. } | Error::Handshake { cut: true, .. })
             || matches!(self, Error::Refused(reply) if *reply.get("retry") == Value::Bool(true))
     }
     /// `Some(false)`: it changed nothing. `None`: nobody knows.
     pub fn applied(&self) -> Option<bool> {
         match self {
             Error::Refused(reply) if *reply.get("applied") == Value::Bool(false) => Some(false),
-            Error::Handshake { cut: false, .. } => Some(false),
+            Error::Handshake { cut: false, .. } | Error::Unfit { .. } => Some(false),
             _ => None,
         }
     }
@@ -115,7 +124,8 @@ pub struct Client {
     context: zmq::Context,
     connection: Option<Connection>,
     keys: Keys,
-    endpoint: String,
+    endpoints: Vec<String>,      // of one store; the first is in use
+    seen: Option<(String, i64)>, // what INFO has told: the store, and the newest term of it
     timeout: Duration, // for each attempt
     session: String,
     last_id: i64,
@@ -123,23 +133,29 @@ pub struct Client {
 }
 
 impl Client {
-    /// Makes a client. The server need not be up; only a malformed endpoint, or key, is an error.
+    /// Makes a client, for one endpoint, or for those of one store with commas between them. The server
+    /// need not be up; only a malformed endpoint, or key, is an error.
     pub fn connect(endpoint: &str, timeout: Duration) -> Result<Client, Error> {
         let mut random = [0u8; 16];
         std::fs::File::open("/dev/urandom")
             .and_then(|mut file| file.read_exact(&mut random))
             .map_err(|error| Error::BadReply(error.to_string()))?;
+        let endpoints: Vec<_> = endpoint.split(',').map(|item| item.trim().to_owned()).collect();
         let mut client = Client {
             context: zmq::Context::new(),
             connection: None,
-            keys: Keys::of(endpoint)?,
-            endpoint: endpoint.to_owned(),
+            keys: Keys::of(&endpoints)?,
+            endpoints,
+            seen: None,
             timeout,
             session: random.iter().map(|byte| format!("{byte:02x}")).collect(),
             last_id: 0,
             last_seq: 0,
         };
-        client.open()?;
+        for _ in 0..client.endpoints.len() {
+            client.open()?;
+            client.move_on(&[]);
+        }
         Ok(client)
     }
 
@@ -156,39 +172,95 @@ impl Client {
         });
         request.retain(|(key, _)| key.text() != "id");
         request.push((Value::from("id"), id.clone()));
-        if WRITES.contains(&op) && given(&request, "session").is_none() {
+        let write = WRITES.contains(&op);
+        if write && given(&request, "session").is_none() {
             self.last_seq += 1;
             request.push((Value::from("session"), Value::from(self.session.as_str())));
             request.push((Value::from("seq"), Value::Int(self.last_seq)));
         }
+        // Elsewhere, too, though it may have been applied. Other ops, such as END, concern one server.
+        let session = given(&request, "session").map_or(false, |session| session != Value::Nil);
+        let repeatable = READS.contains(&op) || (write && session);
         let mut body = Vec::new();
         Value::Map(request).pack(&mut body);
-        let (mut lost, mut refused) = (false, None);
-        for _ in 0..if op == "END" { 1 } else { ATTEMPTS } {
-            let answer = match self.exchange(&body)? {
-                Some(Ok(frames)) => judge(frames, &id),
-                Some(Err(failed)) => Err(failed),
-                None => {
-                    lost = true;
-                    continue;
-                }
-            };
-            let error = match answer {
+        let laps = if repeatable { self.endpoints.len() } else { 1 };
+        let mut in_doubt = false; // an attempt may have been applied
+        let mut last = Error::NoReply;
+        for attempt in 0..if op == "END" { 1 } else { ATTEMPTS * laps } {
+            let error = match self.exchange_checked(&body, &id) {
                 Ok(reply) => return Ok(reply),
                 Err(error) => error,
             };
-            if let Error::BadReply(_) = error {
-                self.connection = None;
-            }
-            // Refused now; but what became of an attempt before, whose reply was lost?
-            let in_doubt = lost && matches!(error.code(), "DEADLINE" | "HANDSHAKE_FAILED");
-            if !(error.retry() || in_doubt) {
+            // Refused now; but what became of an attempt before?
+            if !(error.retry() || (in_doubt && matches!(error.code(), "DEADLINE" | "HANDSHAKE_FAILED"))) {
                 return Err(error);
             }
-            refused = Some(error);
-            std::thread::sleep(PAUSE);
+            in_doubt |= error.applied().is_none() && error.code() != "HANDSHAKE_FAILED";
+            if MOVES.contains(&error.code()) && (repeatable || (write && !in_doubt)) {
+                match &error {
+                    // One lap follows hints, lest it is sent in circles; the others try all.
+                    Error::Refused(reply) if attempt < laps => self.move_on(reply.get("leader").items()),
+                    _ => self.move_on(&[]),
+                }
+            }
+            if error.code() != "NO_REPLY" {
+                std::thread::sleep(PAUSE);
+            }
+            last = error;
         }
-        Err(refused.filter(|_| !lost).unwrap_or(Error::NoReply))
+        Err(if in_doubt && last.applied().is_some() { Error::NoReply } else { last })
+    }
+
+    /// Goes to the server that is said to lead, if it is in the list or has to prove its key; else to the
+    /// next one.
+    fn move_on(&mut self, hints: &[Value]) {
+        if self.endpoints.len() == 1 && hints.is_empty() {
+            return;
+        }
+        let left = self.endpoints.remove(0);
+        let listed = |hint: &str| self.endpoints.iter().any(|item| item == hint);
+        let known = |hint: &&str| *hint != left && (listed(hint) || self.keys.are_for(hint));
+        if let Some(next) = hints.iter().map(Value::text).find(known) {
+            self.endpoints.retain(|item| item != next);
+            self.endpoints.insert(0, next.to_owned());
+        }
+        self.endpoints.push(left);
+        self.connection = None;
+    }
+
+    /// The reply to a request. With several endpoints, a server is first asked whose it is.
+    fn exchange_checked(&mut self, body: &[u8], id: &Value) -> Result<Value, Error> {
+        if self.connection.is_none() && self.endpoints.len() > 1 {
+            if let Err(error) = self.check() {
+                self.connection = None;
+                return Err(error);
+            }
+        }
+        self.exchange(body, id)
+    }
+
+    /// Fails if this server is not to get a request.
+    fn check(&mut self) -> Result<(), Error> {
+        self.last_id += 1;
+        let id = Value::Int(self.last_id);
+        let mut body = Vec::new();
+        Value::Map(vec![("op".into(), "INFO".into()), ("id".into(), id.clone())]).pack(&mut body);
+        let info = self.exchange(&body, &id);
+        let unfit = |code, why| Err(Error::Unfit { code, why: format!("{}: {why}", self.endpoints[0]) });
+        let info = match info {
+            Err(Error::NoReply) => return unfit("NO_REPLY", "none to INFO"),
+            info => info?,
+        };
+        let replication = info.get("replication");
+        let (store, term) = (replication.get("store").text(), replication.get("term").int());
+        match &self.seen {
+            Some(seen) if store != seen.0 || term < seen.1 => {
+                return unfit("NOT_LEADER", "it has another store, or an older term of it");
+            }
+            None if store.is_empty() => {}
+            _ => self.seen = Some((store.to_owned(), term)),
+        }
+        Ok(())
     }
 
     fn ask(&mut self, op: &str, fields: Fields, wanted: &str) -> Result<Value, Error> {
@@ -248,23 +320,23 @@ impl Client {
     fn open(&mut self) -> Result<&mut Connection, Error> {
         if self.connection.is_none() {
             let fresh = Connection::new(&self.context)?;
-            self.keys.secure(&fresh.socket)?;
-            fresh.socket.connect(&self.endpoint)?;
+            self.keys.secure(&fresh.socket, &self.endpoints[0])?;
+            fresh.socket.connect(&self.endpoints[0])?;
             self.connection = Some(fresh);
         }
         Ok(self.connection.as_mut().expect("it is open"))
     }
 
-    /// Sends a body and gives the frames that come back, or the handshake that failed with one of the
-    /// server's keys after the other; `None` if nothing comes in time.
-    fn exchange(&mut self, body: &[u8]) -> Result<Option<Result<Vec<Vec<u8>>, Error>>, Error> {
+    /// Sends a body and gives the reply, or the handshake that failed with one of the server's keys after
+    /// the other.
+    fn exchange(&mut self, body: &[u8], id: &Value) -> Result<Value, Error> {
         for left in (0..TRIES).rev() {
-            let answer = self.exchange_once(body)?;
-            if !matches!(answer, Some(Ok(_))) {
+            let answer = self.exchange_once(body).and_then(|frames| judge(frames, id));
+            if !matches!(answer, Ok(_) | Err(Error::Refused(_))) {
                 self.connection = None;
             }
-            if left == 0 || !matches!(answer, Some(Err(Error::Handshake { cut: true, .. }))) {
-                return Ok(answer);
+            if left == 0 || !matches!(answer, Err(Error::Handshake { cut: true, .. })) {
+                return answer;
             }
             self.keys.server.rotate_left(1);
             std::thread::sleep(SHORT_PAUSE);
@@ -272,27 +344,27 @@ impl Client {
         unreachable!("the last try returns")
     }
 
-    fn exchange_once(&mut self, body: &[u8]) -> Result<Option<Result<Vec<Vec<u8>>, Error>>, Error> {
+    fn exchange_once(&mut self, body: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
         let end = Instant::now() + self.timeout;
-        let keys = !self.keys.server.is_empty();
-        let connection = self.open()?;
+        let keys = self.keys.are_for(&self.endpoints[0]);
+        let connection = self.open().map_err(|_| Error::NoReply)?; // a hint may be no endpoint
         let sent = match connection.socket.send(body, zmq::DONTWAIT) {
             Err(zmq::Error::EAGAIN) => false,
             result => result.map(|()| true)?,
         };
         loop {
             if let Some(failed) = connection.failed_handshake(keys)? {
-                return Ok(Some(Err(failed)));
+                return Err(failed);
             }
             let left = end.saturating_duration_since(Instant::now());
             if !sent || left.is_zero() {
-                return Ok(None);
+                return Err(Error::NoReply);
             }
             let mut items = vec![connection.socket.as_poll_item(zmq::POLLIN)];
             items.extend(connection.monitor.iter().map(|monitor| monitor.as_poll_item(zmq::POLLIN)));
             match zmq::poll(&mut items, left.as_millis() as i64 + 1) {
                 Ok(_) if items[0].is_readable() => {
-                    return Ok(Some(Ok(connection.socket.recv_multipart(zmq::DONTWAIT)?)));
+                    return Ok(connection.socket.recv_multipart(zmq::DONTWAIT)?);
                 }
                 Ok(_) | Err(zmq::Error::EINTR) => continue,
                 Err(error) => return Err(error.into()),
@@ -379,10 +451,9 @@ extern "C" {
 }
 
 impl Keys {
-    /// Those that the environment tells of, none if the endpoint needs none. Without a file a pair is
-    /// made.
-    fn of(endpoint: &str) -> Result<Keys, Error> {
-        if !endpoint.starts_with("tcp://") {
+    /// Those that the environment tells of, none if no endpoint needs any. Without a file a pair is made.
+    fn of(endpoints: &[String]) -> Result<Keys, Error> {
+        if !endpoints.iter().any(|endpoint| endpoint.starts_with("tcp://")) {
             return Ok(Keys::default());
         }
         let listed = env::var("ZKV_SERVER_PUBLIC_KEY").unwrap_or_default();
@@ -411,9 +482,14 @@ impl Keys {
         Ok(Keys { server, own_public: text(public), own_secret: text(secret) })
     }
 
-    fn secure(&self, socket: &zmq::Socket) -> Result<(), zmq::Error> {
-        if let Some(server) = self.server.first() {
-            socket.set_curve_serverkey(server.as_bytes())?;
+    /// Whether an endpoint needs them: then there is an answer only from who has the server's.
+    fn are_for(&self, endpoint: &str) -> bool {
+        !self.server.is_empty() && endpoint.starts_with("tcp://")
+    }
+
+    fn secure(&self, socket: &zmq::Socket, endpoint: &str) -> Result<(), zmq::Error> {
+        if self.are_for(endpoint) {
+            socket.set_curve_serverkey(self.server[0].as_bytes())?;
             socket.set_curve_publickey(self.own_public.as_bytes())?;
             socket.set_curve_secretkey(self.own_secret.as_bytes())?;
         }

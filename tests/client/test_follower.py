@@ -26,6 +26,8 @@ from zkv.client.follower import (
     feed_endpoint,
 )
 from zkv.client.messages import refusal
+from zkv.client.operations import FeedInfo
+from zkv.client.standing import Standing, StoreTerm
 
 KEYS: Final = ["a/1", "a/2", "a/3", "b/1", "b/2"]
 
@@ -290,6 +292,107 @@ def test_silence_is_noticed() -> None:
     world.follower.joined(True, world.now)
     assert not world.follower.silent(world.now)
     assert world.follower.request(world.now) is not None
+
+
+# --- Servers with copies of one store
+
+
+NOW: Final = 100.0
+
+
+def place(rev: int, history: StoreTerm | None) -> FeedInfo:
+    return FeedInfo(rev, None, Standing(history, True, None))
+
+
+def heartbeat(rev: int, history: StoreTerm | None) -> list[bytes]:
+    fields = {"rev": rev} if history is None else {"rev": rev, **history._asdict()}
+    return [HEARTBEAT_TOPIC, pack(fields)]
+
+
+def answer(follower: Follower, rev: int, now: float = NOW) -> list[str]:
+    """Answer the requests of a follower as a store without entries; returns the ops."""
+    ops = []
+    while (request := follower.request(now)) is not None:
+        ops.append(request.op)
+        following = None if request.op == "SCAN" else max(rev, request.fields["since"])
+        request.result({"ok": True, "rev": rev, "changes": [], "items": [], "next": following})
+    return ops
+
+
+def doubts(follower: Follower) -> bool:
+    return follower.doubts
+
+
+def at(rev: int, history: StoreTerm | None) -> Follower:
+    """A follower that has told all changes up to a revision."""
+    follower = Follower("", "", rev, Codec(), True, NOW, history)
+    assert answer(follower, rev) == ["CHANGES"]
+    return follower
+
+
+def test_another_term_is_noticed_and_begins_anew() -> None:
+    """Even at a revision that has been told: in the other history it may mean something else."""
+    follower = at(5, StoreTerm("s", 1))
+    follower.message(heartbeat(5, StoreTerm("s", 2)), NOW)
+    assert doubts(follower)
+    follower.told(place(5, StoreTerm("s", 2)), NOW)
+    assert not doubts(follower)
+    assert answer(follower, 7) == ["SCAN", "CHANGES"]
+    assert follower.rev == 7
+
+
+@pytest.mark.parametrize("history", [StoreTerm("t", 1), StoreTerm("s", 1), None])
+def test_any_other_history_begins_anew(history: StoreTerm | None) -> None:
+    follower = at(5, StoreTerm("s", 2))
+    follower.told(place(9, history), NOW)
+    assert answer(follower, 9) == ["SCAN", "CHANGES"]
+
+
+def test_a_store_that_gets_an_identity_stays_the_same() -> None:
+    follower = at(5, None)
+    follower.message(heartbeat(5, StoreTerm("s", 1)), NOW)
+    assert doubts(follower)
+    follower.told(place(5, StoreTerm("s", 1)), NOW)
+    assert not doubts(follower)
+    assert answer(follower, 5) == []
+
+
+def test_a_store_that_went_back_before_it_had_copies_begins_anew() -> None:
+    follower = at(5, None)
+    follower.told(place(4, StoreTerm("s", 1)), NOW)
+    assert answer(follower, 4) == ["SCAN", "CHANGES"]
+
+
+def test_who_lags_behind_is_waited_for() -> None:
+    history, later = StoreTerm("s", 1), NOW + 10
+    follower = at(5, history)
+    follower.message(heartbeat(3, history), later)
+    assert not doubts(follower)
+    assert answer(follower, 3, later) == []
+    follower.joined(True, later)
+    assert answer(follower, 3, later) == ["CHANGES"]
+    assert doubts(follower), "it may also be another history"
+    follower.told(place(3, history), later)
+    assert answer(follower, 3, later) == []
+    assert answer(follower, 6, later + CHECK_SECONDS) == ["CHANGES"]
+    assert follower.rev == 6
+
+
+def test_a_scan_that_cannot_go_on_begins_anew() -> None:
+    """The server that has the rest of it lags behind the one that had its first page."""
+    follower = Follower("", "", None, Codec(), True, NOW, StoreTerm("s", 1))
+    page = follower.request(NOW)
+    assert page is not None
+    page.result({"ok": True, "items": [["a", 1, 9]], "next": "a", "rev": 9})
+    rest = follower.request(NOW)
+    assert rest is not None
+    assert rest.fields["min_rev"] == 9
+    behind = {"code": "BEHIND", "message": "at 4", "rev": 4, "retry": True, "applied": False}
+    follower.refused(refusal("SCAN", behind))
+    first = follower.request(NOW)
+    assert first is not None
+    assert "min_rev" not in first.fields
+    assert first.fields.get("after") is None
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import zkv
 from tests.client.blocking import AnyClient, Kind
 from tests.support import LIMIT, ServerInProcess, environment
 from zkv import Client, ClosedError, ConflictError
-from zkv.client.connection import ENVIRONMENT
+from zkv.client.endpoints import ENVIRONMENT
 
 ANSWER = [
     ("import zkv", ""),

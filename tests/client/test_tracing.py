@@ -453,7 +453,7 @@ def test_another_endpoint_is_asked(
             first.stop()
             kv.put("k", 2)
             kv.put("k", 3)
-            assert infos(second) == 1
+            assert infos(second) in {1, 2}, "asked what it is, and once what it takes"
         at_first, late, later = spans.of("PUT")
         assert logged(second, 2)[-1] == ("PUT", traceparent(later))
         ports = [int(each.endpoint.rpartition(":")[2]) for each in (first, second, second)]

@@ -61,6 +61,7 @@ class Language:
         self.lacks = frozenset(settings.pop("lacks"))
         self.watch: str = settings.pop("watch", "")
         self.curve: bool = settings.pop("curve", True)
+        self.lists: bool = settings.pop("lists", False)
         self._present: str = settings.pop("present")
         self._build: str = settings.pop("build", "")
         self._run: str = settings.pop("run")

@@ -1,4 +1,4 @@
-"""Runs tests with a compiled part that is watched at each access to memory."""
+"""Runs tests with compiled parts that are watched at each access to memory."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import pytest
 
 from tests.support import ROOT
 
+PARTS: Final = ("zkv/compiled/_store", "zkv/broker/_frames")
+"""The second is not used without the first."""
 COMPILER: Final = shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0])
 
 
@@ -27,12 +29,11 @@ def compile_part(part: Path, *flags: str) -> None:
     subprocess.run(build, check=True)
 
 
-def run_under_address_sanitizer(directory: Path, module: str, *arguments: str) -> str:
+def run_under_address_sanitizer(directory: Path, *arguments: str) -> str:
     """What pytest prints, which must succeed.
 
     Args:
-        directory: an empty one, for a copy of all with that part built anew.
-        module: the part, as a path in the repository: all C sources beside it make it up.
+        directory: an empty one, for a copy of all with both parts built anew.
         arguments: of pytest.
     """
     if COMPILER is None:
@@ -46,7 +47,8 @@ def run_under_address_sanitizer(directory: Path, module: str, *arguments: str) -
     shutil.copy(ROOT / "pyproject.toml", directory)
     watch = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     watch.append("-DLARGEST=0")  # See zkv/compiled/pool.c.
-    compile_part(directory / f"{module}.abi3.so", *watch)
+    for part in PARTS:
+        compile_part(directory / f"{part}.abi3.so", *watch)
     watched = os.environ | {
         "LD_PRELOAD": library,
         # Python leaves much behind at its end; what is freed is to be given back soon, since

@@ -623,11 +623,11 @@ def test_no_commit_is_left_half_done_where_memory_ends(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_all_of_it_under_address_sanitizer(tmp_path: Path) -> None:
     """All of the above, watched at each access to memory."""
     run_under_address_sanitizer(
-        tmp_path, "zkv/compiled/_store",
+        tmp_path,
         "tests/compiled/test_compiled.py", "tests/compiled/test_long.py",
         "tests/keyspace/test_table.py", "tests/keyspace/test_eviction.py", "tests/requests",
         "--ignore=tests/requests/test_exactly_once.py", "--ignore=tests/requests/test_model.py",

@@ -170,7 +170,7 @@ def test_a_long_write_that_the_disk_refuses_is_taken_back(durable: DurableStore)
         after = dict(keyspace.entries), durable.call("COUNT")
         assert after == before
     durable.disk.full = False
-    assert not keyspace.sessions.names()
+    assert keyspace.sessions.statistics()["replies"] == 0
     time.sleep(0.5)  # The log tries the disk again after that time.
     assert durable.ok("MPUT", items=many(5))["rev"] == durable.ok("GET", key="k1")["rev"]
 

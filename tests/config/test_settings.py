@@ -61,12 +61,16 @@ def test_flags_override_the_environment_and_that_the_file(
         assert client.ok(op="INFO")["stats"]["workers"] == workers
 
 
+KEY: Final = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
 OTHER_TEXT: Final[dict[str, tuple[str, Any]]] = {
     "server.endpoints": ("ipc://a , ipc://b", ["ipc://a", "ipc://b"]),
     "server.feed": ("ipc://feed", "ipc://feed"),
     "server.ipc_mode": ("0660", "0660"),
     "security.secret_key_file": ("a.key, b.key", ["a.key", "b.key"]),
     "limits.max_memory": ("1048576", 1_048_576),
+    "replication.server_keys": (f"{KEY},{KEY}", [KEY, KEY]),
+    "replication.advertise": ("tcp://a:1 , tcp://b:1", ["tcp://a:1", "tcp://b:1"]),
+    "replication.advertise_feed": ("tcp://a:2", "tcp://a:2"),
     "metrics.endpoint": ("http://127.0.0.1:1", "http://127.0.0.1:1"),
 }
 """Of settings for which not any text will do: the text of a variable, and the value."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import textwrap
+import zlib
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
@@ -99,6 +100,28 @@ PINNED_INFO: Final[Fields] = {
         "open_files": 30,
     },
     "stats.feed": {"published": 18, "dropped": 0, "skipped": 0, "cut_off": 0, "rev": 13},
+}
+
+
+PINNED_TERM: Final[Fields] = {
+    "store": "6f1c0a52d83b4e9790f2a6c15b7d3e48",
+    "terms": [[1, 16, "c0ffee12ab34cd56"]],
+}
+COMMIT: Final = bytes.fromhex("94cf0000000000000001cf0000019b76dac800cf0000000000000001") + pack(
+    [["PUT", "greeting", "hello", None]]
+)
+PINNED_COMMIT: Final[Fields] = {
+    **PINNED_TERM,
+    "commits": [COMMIT],
+    "crc": zlib.crc32(COMMIT),
+    "time": 1_767_225_600_000,
+}
+PART: Final = bytes.fromhex("93ce00000001ce5a3c11d7c6")
+PINNED_PART: Final[Fields] = {
+    **PINNED_TERM,
+    "size": 812,
+    "data": PART,
+    "crc": zlib.crc32(PART),
 }
 
 
@@ -201,6 +224,23 @@ EXAMPLES: Final[dict[str, list[Example]]] = {
     "INFO": [Example("", {}, pinned=PINNED_INFO)],
     "SLOW": [Example("", {"limit": 1}, pinned=PINNED_SLOW)],
     "SNAPSHOT": [Example("", {})],
+    "REPLICATE": [
+        Example(
+            "The first commit; the store gets its identity:",
+            {"member": "b", "after": 0, "limit": 1},
+            pinned=PINNED_COMMIT,
+        ),
+        Example(
+            "A position that is in no history of this store:",
+            {"member": "b", "after": 9, "term": 3, "tag": "90ab12cd34ef5678"},
+            "DIVERGED",
+        ),
+        Example(
+            "The beginning of a snapshot:",
+            {"member": "b", "snapshot": 0, "limit": 12},
+            pinned=PINNED_PART,
+        ),
+    ],
     "failures": [
         Example("A field that the op does not know:", {"op": "GET", "kye": "a"}, "BAD_REQUEST"),
         Example("A field of the wrong type:", {"op": "GET", "key": 7, "id": 8}, "BAD_REQUEST"),
@@ -328,7 +368,7 @@ def _op_row(op: str, cls: type[Request]) -> str:
     required: list[str] = []
     optional: list[str] = []
     for name, field in inspected(cls).items():
-        if name not in inspected(Request):
+        if inspected(Request).get(name) != field:
             kind = type_name(field.type)
             if field.default is None:  # That nil is as good as none is said once, for all.
                 kind = kind.replace(" or nil", "")

@@ -68,6 +68,7 @@ WHOLE: list[tuple[str, Fields, requests.Request]] = [
     ("MDELETE", {"keys": pack(["a"])}, requests.MDelete(keys=["a"])),
     ("INFO", {}, requests.Info()),
     ("SLOW", {}, requests.Slow()),
+    ("REPLICATE", {"member": pack("m")}, requests.Replicate(member="m")),
     ("SNAPSHOT", {}, requests.Snapshot()),
     ("END", {}, requests.End()),
 ]
@@ -485,6 +486,8 @@ def good_requests(draw: st.DrawFn) -> list[tuple[str, Any]]:
         fields["value"] = draw(value)
     if op in {"PUT", "DELETE"} and draw(st.booleans()):
         fields["prev"] = draw(st.booleans())
+    if op == "REPLICATE":
+        fields["member"] = draw(st.text(min_size=1, max_size=64))
     if op in {"MGET", "MDELETE"}:
         fields["keys"] = draw(st.lists(keys, max_size=4))
     if op == "MPUT":

@@ -420,7 +420,7 @@ class DurableStore(Store):
 
     def snapshot(self) -> int | ReadOnly:
         """Do what the snapshotter does when it is asked for a snapshot."""
-        return self.engine.snapshotter._save_changes(wants_file=True)
+        return self.engine.snapshotter._save_changes()
 
     def close(self) -> None:
         self.engine.close()

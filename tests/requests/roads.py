@@ -84,7 +84,7 @@ class SteppedEngine(Engine):
         """What the snapshotter does once the interval has passed, or when it was asked."""
         snapshotter = self.snapshotter
         asked = [] if snapshotter._inbox.empty() else snapshotter._wait()
-        outcome = snapshotter._save_changes(wants_file=True)
+        outcome = snapshotter._save_changes()
         for future in asked:
             assert future is not None
             if isinstance(outcome, Exception):

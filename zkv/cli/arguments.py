@@ -31,7 +31,8 @@ OPTIONS: Final = (
         ("-e", "--endpoint"),
         {
             "metavar": "ENDPOINT",
-            "help": f"where the server listens; else ZKV_ENDPOINT, else {DEFAULT_ENDPOINT}",
+            "help": f"where the server listens; else ZKV_ENDPOINT, else {DEFAULT_ENDPOINT}. "
+            "ENDPOINT,ENDPOINT for several servers with copies of one store",
         },
     ),
     Argument(
@@ -92,6 +93,9 @@ without a command:
 every write that is one request:
   takes --durable, --deadline, and --session NAME with --seq N: see zkv-cli put --help. With a
   session you may repeat the same command after exit status 3: the server applies it once.
+
+get, mget, scan and count:
+  take --stale and --min-rev N, for servers with copies of a store: see zkv-cli get --help.
 
 values:
   A VALUE is text: put n 1 stores the text "1", put n 1 --json the number 1. - reads it from

@@ -18,6 +18,7 @@ from zkv.endpoint import check_option
 from zkv.errors import ZkvError
 
 if TYPE_CHECKING:
+    from zkv.checks import ReadFrom
     from zkv.cli.ops import Command
     from zkv.client import Client
 
@@ -46,15 +47,17 @@ class CommandSession:
         from zkv.client.codec import PACKED
         from zkv.client.curve import given
 
-        wanted = (options.endpoint, options.timeout, options.server_key, options.key_file)
+        read: ReadFrom = "stale" if getattr(options, "stale", False) else "leader"
+        wanted = (options.endpoint, options.timeout, options.server_key, options.key_file, read)
         if self._client is None or self._made_for != wanted:
             self.close()
             try:
                 endpoints = check_option(options.endpoint)
                 retry = RetryPolicy(wait_for_start=False)
                 self._client = Client(
-                    endpoints, options.timeout, codec=PACKED, retry=retry, **given(options)
-                )
+                    endpoints, options.timeout, codec=PACKED, retry=retry, read=read,
+                    **given(options),
+                )  # fmt: skip
             except ValueError as error:
                 raise CommandError(FAILED, str(error)) from error
             self._made_for = wanted
@@ -114,7 +117,13 @@ def reading(op: str) -> Iterator[None]:
 
 def failure(error: ZkvError, op: str = "") -> CommandError:
     """The CommandError for ``error`` of an op: exit status, and a hint on trying again."""
-    from zkv.client import AuthenticationError, ClientError, NoReplyError, RefusedError
+    from zkv.client import (
+        AuthenticationError,
+        ClientError,
+        NoReplyError,
+        NotLeaderError,
+        RefusedError,
+    )
 
     status, hint = FAILED, ""
     match error:
@@ -128,6 +137,8 @@ def failure(error: ZkvError, op: str = "") -> CommandError:
                 hint = f"; at index {error.details['index']} of the transaction"
             if op == "END" and error.code != "DENIED":
                 hint += "; the server ends nevertheless"
+            elif isinstance(error, NotLeaderError) and error.leader:
+                hint += f"; the leader is at {','.join(error.leader)}"
             elif error.retry:
                 hint += "; it may succeed later"
             if error.code == "WRONG_TYPE" and "(str)" in str(error):

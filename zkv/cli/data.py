@@ -1,8 +1,11 @@
 """The commands of ``zkv`` for data directories: check, repair, dump, backup and restore.
 
+`check` and `restore` also take an archive.
+
 Results go to standard output; messages and progress go to standard error. Exit status: 0 no fault;
-1 a fault was found, or nothing was done; 2 wrong usage; as usual in a shell, 130 after Ctrl-C, and
-141 if standard output was closed by its reader.
+1 a fault was found, or nothing was done; 2 wrong usage, or an archive is damaged, or does not have
+the moment; as usual in a shell, 130 after Ctrl-C, and 141 if standard output was closed by its
+reader.
 """
 
 from __future__ import annotations
@@ -18,22 +21,25 @@ from typing import TYPE_CHECKING, Final
 from zkv import __version__
 from zkv.cli import value_writer
 from zkv.cli.values import to_bytes, to_json, to_object
-from zkv.durability import backup, dump, repair
+from zkv.durability import archive, backup, dump, moments, repair, restoring
 from zkv.durability.check import Finding, Level, Survey, count, survey
 from zkv.durability.files import Files
 from zkv.durability.frozen_view import FrozenView, require_data
 from zkv.durability.layout import Layout
-from zkv.errors import ZkvError
+from zkv.durability.moments import Moment
+from zkv.errors import DataDirError, LockedError, ZkvError
 from zkv.keyspace.change import REMOVALS
 from zkv.streams import complain, forget
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from zkv.durability.repair import Plan
     from zkv.keyspace import Commit, KeyChange, StoredEntry
 
 FAULT = 1
+USAGE = 2
 LONGEST_ANSWER = 100
 
 
@@ -82,21 +88,48 @@ def _say(line: str) -> None:
     sys.stdout.buffer.flush()
 
 
-def _complain(message: str) -> int:
+def _complain(message: str, status: int = FAULT) -> int:
     complain("zkv", message)
-    return FAULT
+    return status
 
 
 # check. -------------------------------------------------------------------------------------
 
 
 def _check(options: argparse.Namespace) -> int:
-    with FrozenView(Files(), options.directory) as view:
+    files, directory = Files(), options.directory
+    if archive.is_archive(files, directory):
+        return _check_archive(files, directory)
+    with FrozenView(files, directory) as view:
         if view.holder is not None:
-            _say_finding(Finding(Level.NOTE, options.directory, _running(view.holder)))
+            _say_finding(Finding(Level.NOTE, directory, _running(view.holder)))
         found = survey(view, _say_finding)
     _say(_summary(found))
     return FAULT if found.faults else 0
+
+
+def _check_archive(files: Files, directory: Path) -> int:
+    """Check each part of an archive."""
+    holder = archive.holder(files, directory)
+    if holder is not None:
+        _say_finding(Finding(Level.NOTE, directory, _running(holder)))
+    names = archive.part_names(files, directory)
+    faults = 0
+    for name in names:
+        part = archive.read_part(files, directory / name)
+        with FrozenView(files, directory / name) as view:
+            if name == names[-1]:
+                view.holder = holder
+            found = survey(view, _say_finding)
+            has = moments.span(view, part.until)
+        faults += len(found.faults)
+        _say(f"{name}: {has}; {_faults(found)}")
+    _say(f"{count(len(names), 'part', 'parts')}, {count(faults, 'fault', 'faults')}")
+    return FAULT if faults else 0
+
+
+def _faults(found: Survey) -> str:
+    return count(len(found.faults), "fault", "faults") if found.faults else "no fault"
 
 
 def _running(holder: str) -> str:
@@ -110,8 +143,7 @@ def _say_finding(finding: Finding) -> None:
 
 def _summary(found: Survey) -> str:
     entries = count(found.entries, "entry", "entries") if found.entries is not None else "?"
-    faults = count(len(found.faults), "fault", "faults") if found.faults else "no fault"
-    line = f"revision {found.rev}, {entries}, {faults}"
+    line = f"revision {found.rev}, {entries}, {_faults(found)}"
     if not found.serves:
         return f"{line}: a server does not start with this; see `zkv repair`"
     if found.faults:
@@ -243,14 +275,45 @@ def _change(change: KeyChange) -> str:
 
 
 def _backup(options: argparse.Namespace) -> int:
-    found = backup.create(Files(), options.directory, options.target)
+    if (options.primary is None) == (options.directory is None):
+        return _complain("backup takes either a DIR or --from ENDPOINT, and a TARGET", USAGE)
+    if options.primary is None:
+        found = backup.create(Files(), options.directory, options.target)
+    else:
+        found = _copy(options)
     _say(f"backed up to {options.target}: {_summary(found)}")
     return 0
 
 
+def _copy(options: argparse.Namespace) -> Survey:
+    from zkv.cli.archive import upstream
+    from zkv.replication.copying import copy_from
+    from zkv.replication.place import new_member
+
+    with closing(upstream(options)) as source:
+        return copy_from(Files(), source, new_member(), options.target)
+
+
 def _restore(options: argparse.Namespace) -> int:
-    found = backup.restore(Files(), options.source, options.directory, options.above)
-    _say(f"restored to {options.directory}: {_summary(found)}")
+    files, source, target = Files(), options.source, options.directory
+    moment = Moment(options.at_rev, options.at_time)
+    is_archive = archive.is_archive(files, source)
+    if not is_archive and moment == Moment() and not options.up_to_damage:
+        found = backup.restore(files, source, target, options.above)
+        _say(f"restored to {target}: {_summary(found)}")
+        return 0
+    try:
+        restored = restoring.restore_moment(
+            files, source, target, moment, options.above, options.up_to_damage
+        )
+    except LockedError:
+        raise
+    except DataDirError as error:
+        return _complain(str(error), USAGE)
+    _say(
+        f"restored to {target}: the store as it was at revision {restored.rev}; "
+        f"{_summary(restored.survey)}"
+    )
     return 0
 
 

@@ -47,6 +47,11 @@ def write(fields: ToFields) -> ToFields:
     return both
 
 
+def read(*names: str) -> ToFields:
+    """Return a function that makes fields of the named arguments and of those of every read."""
+    return given(*names, "stale", "min_rev")
+
+
 def put(options: argparse.Namespace) -> Fields:
     """The fields of PUT."""
     value = read_value(options.value, options.json_value)
@@ -80,7 +85,7 @@ def touch(options: argparse.Namespace) -> Fields:
 
 def scan(options: argparse.Namespace) -> Fields:
     """The fields of SCAN, without the limit."""
-    fields = given("prefix", "start", "end", "after", "reverse")(options)
+    fields = read("prefix", "start", "end", "after", "reverse")(options)
     return fields | {"values": False} if options.keys_only or options.meta else fields
 
 

@@ -28,6 +28,7 @@ from zkv.cli.settings import read_settings
 from zkv.durability import dump, recovery
 from zkv.durability.files import Files
 from zkv.durability.frozen_view import FrozenView
+from zkv.endpoint import is_wildcard
 from zkv.errors import ConfigError, DataDirError
 from zkv.replication.place import StandbyDirectory, read_role
 from zkv.replication.stream import RefusedError, StreamError
@@ -57,6 +58,12 @@ def run(options: argparse.Namespace) -> int:
     settings = read_settings(options).settings
     if settings.durability.data_dir is None:
         raise ConfigError("durability.data_dir: a standby needs a data directory")
+    wild = next(filter(is_wildcard, settings.server.endpoints), None)
+    if wild is not None and not settings.replication.advertise:
+        raise ConfigError(
+            f"server.endpoints: {wild} is no place where clients find this server once it leads: "
+            f"set replication.advertise"
+        )
     with logging_to(settings) as log:
         return _Follower(options, settings, settings.durability.data_dir).run(log)
 

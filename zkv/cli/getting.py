@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from zkv.cli import text
+from zkv.cli import fields, text
 from zkv.cli.asking import CommandSession, reading
 from zkv.cli.output import FAILED, CommandError, is_terminal, note, print_result
 from zkv.cli.text import Reply
@@ -23,7 +23,7 @@ def run(session: CommandSession, options: argparse.Namespace) -> int:
     client = session.client(options)
     if options.watch:
         return _watch(client, options)
-    reply = client.call("GET", key=options.key)
+    reply = client.call("GET", **fields.read("key")(options))
     with reading("GET"):
         print_result(_answer(reply, options))
     return 0
@@ -52,7 +52,7 @@ def _watch(client: Client, options: argparse.Namespace) -> int:
     with reading("INFO"):
         since: int = client.call("INFO")["rev"]
     try:
-        reply = client.call("GET", key=key)
+        reply = client.call("GET", **fields.read("key")(options))
     except RefusedError as error:
         if error.code != "NOT_FOUND":
             raise

@@ -240,6 +240,17 @@ EVERY_WRITE: Final = tuple(
         option("--seq", "N", "the number of the write in the session: 1, 2, 3 ...", whole),
     )
 )  # fmt: skip
+EVERY_READ: Final = tuple(
+    argument._replace(synopsis="")  # The help mentions them once for all reads.
+    for argument in (
+        flag("--stale", "any server with a copy of the store may answer, although it may lag"),
+        option(
+            "--min-rev", "N",
+            "show at least revision N, which a write has printed; a copy waits until it has it",
+            whole,
+        ),
+    )
+)  # fmt: skip
 END_AGAIN: Final = Argument(
     "",
     ("again",),
@@ -281,7 +292,8 @@ _TABLE: Final = (
         more=("put visits 1 --json", "put lock me --if-rev 0 --ttl 30s", "put page - <page.html"),
     ),
     Command(
-        "get", "print only the value", "get greeting", (KEY, TYPE, META, WATCH),
+        "get", "print only the value", "get greeting",
+        (KEY, TYPE, META, WATCH, *EVERY_READ),
         run=program("getting"), more=("get visits --type", "get lock --meta", "get lock --watch"),
     ),
     _write(
@@ -302,16 +314,17 @@ _TABLE: Final = (
         fields.mput,
     ),
     Command(
-        "mget", "print many values as JSON, one per line; null if absent", "mget a b", (KEYS,),
-        given("keys"), text.values,
+        "mget", "print many values as JSON, one per line; null if absent", "mget a b",
+        (KEYS, *EVERY_READ), fields.read("keys"), text.values,
     ),
     Command(
         "scan", "print keys in order, each with its value as JSON", "scan --limit 10",
-        (PREFIX, *BOUNDS, LIMIT, KEYS_ONLY, REVERSE, SCAN_META), run=program("scan"),
+        (PREFIX, *BOUNDS, LIMIT, KEYS_ONLY, REVERSE, SCAN_META, *EVERY_READ), run=program("scan"),
         more=("scan user/ --keys-only", "scan user/ --meta", "scan --start a --end b -o json"),
     ),
-    Command("count", "print how many keys there are", "count a", (PREFIX,), given("prefix"),
-        text.number("count"), note=text.after_count,
+    Command(
+        "count", "print how many keys there are", "count a", (PREFIX, *EVERY_READ),
+        fields.read("prefix"), text.number("count"), note=text.after_count,
     ),
     _write("mdelete", "delete many keys", "mdelete a b", (KEYS,), given("keys")),
     _write(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -36,6 +37,8 @@ PROMOTE: Final = (
 )
 MOST: Final = 10**12
 """The largest number of anything of which the size is estimated."""
+LATEST: Final = 253_402_300_799
+"""The last second of the year 9999, Unix time."""
 
 
 def _late(module: str, function: str = "run") -> Callable[[argparse.Namespace], int]:
@@ -284,17 +287,49 @@ def add_data_verbs(verbs: Verbs) -> None:
     parser.add_argument("--log", action="store_true", help="the log instead of the entries")
 
     parser = _add(verbs, "backup", "copy the data of a server, running or not", BACKUP)
-    _add_directory(parser)
+    parser.add_argument(
+        "directory", type=_path, metavar="DIR", nargs="?", help="the data directory"
+    )
     parser.add_argument("target", type=_path, metavar="TARGET", help="absent or empty")
+    _add_primary(parser, required=False)
 
     parser = _add(verbs, "restore", "make a data directory from a backup", RESTORE)
-    parser.add_argument("source", type=_path, metavar="SOURCE", help="the backup")
+    parser.add_argument("source", type=_path, metavar="SOURCE", help="the backup, or the archive")
     parser.add_argument("directory", type=_path, metavar="DIR", help="absent or empty")
     parser.add_argument(
         "--above", type=_revision, default=0, metavar="REV",
         help="the newest revision that clients may have seen, if it is above the backup's: for "
         "example that of a store that was restored from the same backup before",
     )  # fmt: skip
+    when = parser.add_mutually_exclusive_group()
+    when.add_argument(
+        "--at-rev", type=_revision, metavar="N", help="the store as it was at this revision"
+    )
+    when.add_argument(
+        "--at-time", type=_time, metavar="T",
+        help="the store as it was at the last commit not after this time, such as "
+        "2026-11-30T12:02:59Z, or Unix seconds; without Z or an offset: local time",
+    )  # fmt: skip
+    parser.add_argument(
+        "--up-to-damage", action="store_true",
+        help="if damage is on the way, restore what was before it",
+    )  # fmt: skip
+
+    parser = verbs.add_parser(
+        "archive",
+        help="keep the log of a running server, to restore any moment",
+        description=ARCHIVE,
+    )
+    parser.add_argument(
+        "archive", type=_path, metavar="ARCHIVE", help="a directory; made if absent"
+    )
+    _add_primary(parser, required=True)
+    parser.add_argument(
+        "--keep", metavar="TIME", type=durations.positive_argument,
+        help="every moment within this time can be restored, such as 7d; what is older is "
+        "removed; else everything is kept",
+    )  # fmt: skip
+    parser.set_defaults(run=_late("archive"))
 
 
 CONFIG = """\
@@ -332,22 +367,49 @@ the entries. The command may run while a server uses the directory, and then als
 are not acknowledged yet."""
 
 BACKUP = """\
-Copy the data in DIR to TARGET; a server may be using it. The copy is the store at one revision,
-with every write that was acknowledged before the backup began. When the command ends, the copy is
-on disk and has been checked. It is a data directory itself: check it, dump it, and restore it to
-serve it again."""
+Copy the data in DIR, or of the server at ENDPOINT, to TARGET; a server may be using DIR. The copy
+is the store at one revision, with every write that was acknowledged before the backup began. When
+the command ends, the copy is on disk and has been checked. It is a data directory itself: check it,
+dump it, and restore it to serve it again. A server with users gives its store to who has the right
+to replicate."""
+
+ARCHIVE = """\
+Follow a running server, and keep its log and snapshots in ARCHIVE, until SIGTERM or SIGINT. zkv
+restore makes a store from it as it was at any moment. The command prints READY once it archives. It
+goes on where it was after a restart, a lost connection or a full disk, and follows a promotion if
+ENDPOINT names both servers. Where the server no longer has what comes next, or has another history,
+it begins a new part beside the old one, and says so. A server with users gives its store to who has
+the right to replicate. The exit status is 0 after a signal, 1 if the end could not be put on disk,
+2 if the command could not start."""
 
 RESTORE = """\
-Check a backup and make a data directory from it, with the same entries and the same remembered
-replies to exactly-once writes. The store's revision becomes 2^32 higher, so that no revision that
-was taken after the backup, and is lost, is used again: clients that follow the changes notice, and
-read the store again. The command holds the whole store in memory, as a server does."""
+Check a backup or an archive and make a data directory from it, with the same entries and the same
+remembered replies to exactly-once writes: the newest ones, or those of a moment. The store's
+revision becomes 2^32 higher, so that no revision that was taken after that, and is lost, is used
+again: clients that follow the changes notice, and read the store again. The command holds the whole
+store in memory, as a server does. With an archive or a moment, the exit status is 2 if there is
+damage on the way, and the message says what can be reached, or if the moment is not there."""
 
 
 def _add(verbs: Verbs, name: str, summary: str, description: str) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=summary, description=description)
     parser.set_defaults(run=_late("data"), verb=name)
     return parser
+
+
+def _add_primary(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument(
+        "--from", dest="primary", metavar="ENDPOINT", type=_endpoints, required=required,
+        help="where the server listens; commas separate it from others that may take its place",
+    )  # fmt: skip
+    parser.add_argument(
+        "--server-key", metavar="KEY", type=keys.argument,
+        help="the public key of the server, for a server with CURVE; else ZKV_SERVER_PUBLIC_KEY",
+    )  # fmt: skip
+    parser.add_argument(
+        "--key-file", metavar="FILE",
+        help="the file with your own secret key; else ZKV_KEY_FILE, else a new key",
+    )  # fmt: skip
 
 
 def _add_directory(parser: argparse.ArgumentParser) -> None:
@@ -378,6 +440,22 @@ def _amount(word: str) -> int:
             f"{word[:40]!r} is not a whole number from 0 to {MOST:,}, such as 5000 or 1e6"
         )
     return int(number)
+
+
+def _time(word: str) -> int:
+    """Return a time in Unix ms."""
+    try:
+        seconds = float(word)
+    except ValueError:
+        try:
+            seconds = datetime.fromisoformat(word).timestamp()
+        except (ValueError, OverflowError):
+            seconds = -1.0
+    if not 0 <= seconds <= LATEST:
+        raise argparse.ArgumentTypeError(
+            f"{word[:40]!r} is not a time such as 2026-11-30T12:02:59Z or 1796040179"
+        )
+    return round(seconds * 1000)
 
 
 def _revision(word: str) -> int:

@@ -12,7 +12,8 @@
 
 Modules, from the wire up: ``messages`` packs and reads bodies, ``session`` numbers writes,
 ``retry`` decides when requests are repeated, ``tracing`` makes spans of them. ``curve`` holds keys,
-``connection`` sockets; ``trouble`` finds out why there is no connection. ``operations`` describes
+``connection`` sockets; ``endpoints`` chooses among servers, and ``trouble`` finds out why there is
+no connection. ``operations`` describes
 each op, ``packing`` packs many ops (``steps``), and ``follower`` decides how to follow changes;
 these do no I/O. The modules with I/O are written for asyncio, in ``async_namespace``,
 ``async_pipeline``, ``async_watch``, ``async_mirror`` and ``recipes/async_*``; the modules without
@@ -31,6 +32,7 @@ from zkv.client.errors import (
     BadReplyError,
     BadRequestError,
     BadValueError,
+    BehindError,
     BusyError,
     ClientError,
     ClosedError,
@@ -44,6 +46,7 @@ from zkv.client.errors import (
     MisuseError,
     NoReplyError,
     NotFoundError,
+    NotLeaderError,
     ReadOnlyError,
     RefusedError,
     ShuttingDownError,
@@ -98,6 +101,7 @@ __all__ = [
     "BadReplyError",
     "BadRequestError",
     "BadValueError",
+    "BehindError",
     "BusyError",
     "Cache",
     "CachedFunction",
@@ -122,6 +126,7 @@ __all__ = [
     "Namespace",
     "NoReplyError",
     "NotFoundError",
+    "NotLeaderError",
     "Pipeline",
     "Queue",
     "RateLimiter",

@@ -29,25 +29,26 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 import zmq
 
 from zkv import checks
-from zkv.client.async_namespace import AsyncClientOps
+from zkv.client.async_namespace import NO_FEATURES, AsyncClientOps
 from zkv.client.codec import PLAIN, Codec
 from zkv.client.connection import (
     CLOSED,
-    ENVIRONMENT,
     Connection,
-    Endpoints,
     SocketContext,
     check_context,
     refuse_to_pickle,
 )
 from zkv.client.curve import KEY_FILE, SERVER_KEY, CurveKeys
+from zkv.client.endpoints import ENVIRONMENT, Endpoints
 from zkv.client.errors import (
     BadReplyError,
+    ClientError,
     ClosedError,
     MisuseError,
     RefusedError,
 )
 from zkv.client.messages import (
+    DATA_READS,
     READ_OPS,
     WRITE_OPS,
     check_answer,
@@ -56,13 +57,20 @@ from zkv.client.messages import (
 from zkv.client.operations import Operation, Reply
 from zkv.client.process import leave_alone, tell_of_forks
 from zkv.client.quick import id_of, pack_quickly, unpack_quickly
-from zkv.client.retry import DEFAULT_POLICY, REASON_SECONDS, Attempts, RetryPolicy, Trouble
+from zkv.client.retry import (
+    DEFAULT_POLICY,
+    NO_INFO,
+    REASON_SECONDS,
+    Attempts,
+    RetryPolicy,
+    Trouble,
+)
 from zkv.client.session import WriteSessions
 from zkv.client.tasks import find_trouble
 from zkv.client.tracing import OPENTELEMETRY, begin
 
 if TYPE_CHECKING:
-    from zkv.checks import Seconds
+    from zkv.checks import ReadFrom, Seconds
 
 
 T = TypeVar("T")
@@ -93,6 +101,7 @@ class AsyncClient(AsyncClientOps):
             process's own.
         server_key: as for `Client`.
         key_file: as for `Client`.
+        read: as for `Client`.
 
     Raises:
         ValueError: an endpoint or a key is malformed, the key file cannot be used, or the timeout
@@ -100,7 +109,7 @@ class AsyncClient(AsyncClientOps):
         TypeError: an argument has the wrong type.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  all have defaults
         self,
         endpoint: str | Sequence[str] = ENVIRONMENT,
         timeout: Seconds = 5.0,
@@ -111,6 +120,7 @@ class AsyncClient(AsyncClientOps):
         context: SocketContext | None = None,
         server_key: str | Sequence[str] = SERVER_KEY,
         key_file: str | PathLike[str] = KEY_FILE,
+        read: ReadFrom = "leader",
     ) -> None:
         self.timeout = checks.timeout(timeout)
         self._endpoints = Endpoints(endpoint, CurveKeys(server_key, key_file))
@@ -118,6 +128,7 @@ class AsyncClient(AsyncClientOps):
         self._durable = {"durable": True} if checks.flag("durable", durable) else {}
         self._policy = checks.instance("retry", retry, RetryPolicy)
         self._context = check_context(context)
+        self._stale = checks.read_from(read) == "stale"
         self._ids = itertools.count(1)
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -135,7 +146,7 @@ class AsyncClient(AsyncClientOps):
         if self._loop is not None:
             _inherited_loops.add(self._loop)
         self._context = self._loop = self._link = self._asking = None
-        self._takes = None, False
+        self._features = None, NO_FEATURES
         self._links = set()
 
     def __repr__(self) -> str:
@@ -172,7 +183,10 @@ class AsyncClient(AsyncClientOps):
         op = operation.op
         wait = self._timeout if timeout is None else checks.timeout(timeout)
         attempts = Attempts(self._policy, op, op in READ_OPS or op in WRITE_OPS, wait)
-        reply = await self._ask(operation, operation.fields, self._codec, attempts)
+        fields = operation.fields
+        if (self._stale or "min_rev" in fields) and op in DATA_READS:
+            fields = await self._for_anybody(fields, attempts)
+        reply = await self._ask(operation, fields, self._codec, attempts)
         return operation.result(reply)
 
     async def _ask(
@@ -197,13 +211,13 @@ class AsyncClient(AsyncClientOps):
         finally:
             self._places.release()
 
-    async def _takes_trace(self, attempts: Attempts) -> bool:
+    async def _takes(self, field: str, attempts: Attempts) -> bool:
         self._bind()
-        if self._takes[0] is not self._endpoints.era:
+        if self._features[0] is not self._endpoints.era:
             if self._asking is None or self._asking.done():
-                self._asking = asyncio.ensure_future(self._ask_for_trace(attempts))
+                self._asking = asyncio.ensure_future(self._ask_for_features(attempts))
             await asyncio.wait([self._asking], timeout=max(0.0, attempts.left()))
-        return self._takes[1]
+        return field in self._features[1]
 
     async def _repeat(
         self, operation: Operation[Any], fields: dict[str, Any], codec: Codec, attempts: Attempts
@@ -218,9 +232,9 @@ class AsyncClient(AsyncClientOps):
             if reply["ok"] or operation.tolerates(reply):
                 return reply
             try:
-                pause = attempts.refused(reply)
+                pause = attempts.refused(reply, self._endpoints.number)
             except RefusedError as error:
-                plain = self._without_trace(fields, attempts, error)
+                plain = self._without_refused(fields, attempts, error)
                 if plain is None:
                     await self._name_old_server(operation.op, error)
                     raise
@@ -240,22 +254,26 @@ class AsyncClient(AsyncClientOps):
         """Send a request once. Returns None if there is no reply and it may be sent again."""
         op = operation.op
         attempts.check_process()
-        link = self._send(op, request_id, body, attempts)
-        waiting = link.waiting[request_id]
-        patience = attempts.patience()
-        timer = waiting.future.get_loop().call_later(patience, _resolve, waiting.future, None)
-        try:
-            received = await waiting.future
-        finally:
-            timer.cancel()
-            del link.waiting[request_id]
-            if link is not self._link and not link.waiting:
-                self._close(link)
+        link = self._usable(attempts)
+        if not link.ready and not await self._greet(link, attempts):
+            self._retire(link, attempts.stays)
+            await self._no_connection(link, attempts)
+            return None
+        future = link.send(op, request_id, body)
+        if future is None:  # Nothing has been sent: another link may take it.
+            self._retire(link, attempts.stays)
+            if attempts.left() <= 0:
+                raise attempts.give_up(link.endpoint)
+            await asyncio.sleep(0)
+            return None
+        received = await self._receive(link, request_id, future, attempts.patience())
         if received is not None:
             reply = unpack_quickly(op, received, codec)
             check_answer(op, request_id, reply)
+            if not reply["ok"] and reply["code"] == "NOT_LEADER":
+                self._go_on(link, reply)
             return reply
-        self._retire(link)
+        self._retire(link, attempts.stays)
         if link.was_connected():
             attempts.no_reply(link.endpoint, connected=True)
             await asyncio.sleep(attempts.pause() if link.over else 0)
@@ -263,12 +281,78 @@ class AsyncClient(AsyncClientOps):
             await self._no_connection(link, attempts)
         return None
 
+    async def _receive(
+        self, link: _Link, request_id: int, future: asyncio.Future[bytes | None], seconds: float
+    ) -> bytes | None:
+        """Wait for the body of a reply; None = there is none in time.
+
+        Raises:
+            ClosedError: the client was closed.
+            BadReplyError: the reply cannot be read.
+        """
+        timer = future.get_loop().call_later(seconds, _resolve, future, None)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+            del link.waiting[request_id]
+            if link is not self._link and not link.waiting:
+                self._close(link)
+
+    # --- Which server
+
+    async def _greet(self, link: _Link, attempts: Attempts) -> bool:
+        """Find out if the client may use the server, for all tasks that want to.
+
+        Returns False if there is no connection, or the server may not be used.
+        """
+        if link.connection.greeted and attempts.anywhere:
+            return True
+        if link.greeting is None or link.greeting.done():
+            link.greeting = asyncio.ensure_future(self._ask_who(link, attempts.time_to_connect()))
+        greeting = link.greeting
+        await asyncio.wait([greeting], timeout=max(0.0, attempts.left()))
+        reply = greeting.result() if greeting.done() else None
+        if isinstance(reply, ClientError):
+            raise reply
+        if reply is not None and not reply["ok"]:
+            await asyncio.sleep(attempts.refused(reply, self._endpoints.number))
+        return reply is not None and link.connection.trouble is None and not link.over
+
+    async def _ask_who(self, link: _Link, seconds: float) -> Reply | ClientError | None:
+        """Ask INFO over one connection; None = there is no reply in time."""
+        request_id = next(self._ids)
+        body = pack_quickly("INFO", request_id, {}, PLAIN)
+        connection = link.connection
+        try:
+            future = link.send("INFO", request_id, body)
+            if future is None:
+                return None
+            received = await self._receive(link, request_id, future, seconds)
+            if received is None:
+                connection.trouble = NO_INFO if link.was_connected() and not link.over else None
+                return None
+            reply = unpack_quickly("INFO", received, PLAIN)
+            check_answer("INFO", request_id, reply)
+        except ClientError as error:
+            return error
+        if reply["ok"]:
+            self._introduced(connection, reply)
+        else:
+            connection.trouble = Trouble(f"{reply['code']}: {reply['message']}")
+        return reply
+
+    def _go_on(self, link: _Link, reply: Reply) -> None:
+        """Go on from a server that does not lead."""
+        if self._endpoints.refer(link.address, reply.get("leader")) and link is self._link:
+            self._retire(link)
+
     async def _no_connection(self, link: _Link, attempts: Attempts) -> None:
         """Wait until the next attempt is due. Raises UnavailableError to give up."""
         endpoint, endpoints = link.endpoint, self._endpoints
-        if link.ends_round or attempts.left() <= 0:
-            trouble = None
-            if attempts.asks_why(endpoint, link.failure):
+        if link.connection.ends_round or attempts.left() <= 0:
+            trouble = link.connection.trouble
+            if attempts.asks_why(endpoint, link.failure) and trouble is None:
                 trouble = await link.trouble(attempts.left())
             pause = attempts.no_connection(endpoint, trouble, endpoints.number, endpoints.met)
             await asyncio.sleep(pause)
@@ -300,31 +384,29 @@ class AsyncClient(AsyncClientOps):
         except TimeoutError:
             raise attempts.give_up(self.endpoint) from None
 
-    def _send(self, op: str, request_id: int, body: bytes, attempts: Attempts) -> _Link:
-        """Send a body over the current link or a new one; returns the link."""
+    def _usable(self, attempts: Attempts) -> _Link:
+        """Return the current link, or a new one."""
         if self._closed:
             raise ClosedError(CLOSED, attempts.applied())
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting(loop.create_future(), op)
-        if self._link is not None:
-            if not attempts.repeatable:
-                self._link.look()  # Such a request cannot be sent again.
-            if self._link.send(request_id, body, waiting):
-                return self._link
-            # It is full of requests whose tasks were cancelled, or its connection has ended.
-            self._retire(self._link)
+        address, link = self._endpoints.current, self._link
+        if not attempts.repeatable:  # Such a request cannot be sent again.
+            attempts.goes_to(address.endpoint)
+            if link is not None:
+                link.look()
+        if link is not None:
+            if link.address == address and not link.over:
+                return link
+            self._retire(link)
         connection = self._connect(attempts.applied())
-        self._link = _Link(connection, loop, self._endpoints, attempts)
+        connection.ready = self._endpoints.number == 1
+        self._link = _Link(connection, asyncio.get_running_loop(), self._endpoints, attempts)
         self._links.add(self._link)
-        if not self._link.send(request_id, body, waiting):  # The connection has just been refused.
-            self._link.waiting[request_id] = waiting
-            _resolve(waiting.future, None)
         return self._link
 
-    def _retire(self, link: _Link) -> None:
+    def _retire(self, link: _Link, stays: bool = False) -> None:
         """Send nothing more over ``link``; close it once no request waits at it."""
         if not link.was_connected() or not link.over:
-            self._endpoints.failed(link.address)
+            self._endpoints.failed(link.address, stays)
         if link is self._link:
             self._link = None
             self._endpoints.lost()
@@ -374,7 +456,8 @@ class _Link:
         self.address = connection.address
         self.endpoint = connection.endpoint
         self.waiting: dict[int, _Waiting] = {}
-        self._connection = connection
+        self.connection = connection
+        self.greeting: asyncio.Future[Reply | ClientError | None] | None = None
         self._socket = connection.socket
         self._loop = loop
         self._endpoints = endpoints
@@ -387,41 +470,45 @@ class _Link:
         loop.call_soon(self.look)
 
     @property
-    def ends_round(self) -> bool:
-        """True if no other address of the endpoint is worth a try."""
-        return self._connection.ends_round
+    def ready(self) -> bool:
+        """True once any request may be sent: the client may use the server for it."""
+        return self.connection.ready
 
     @property
     def failure(self) -> int:
         """How the connection failed, as `Connection.failure`."""
-        return self._connection.failure
+        return self.connection.failure
 
     @property
     def over(self) -> bool:
         """True if the connection has failed or was lost."""
-        return self._connection.over
+        return self.connection.over
 
-    def send(self, request_id: int, body: bytes, waiting: _Waiting) -> bool:
-        """Send a body. Returns False if the socket accepts no more."""
+    def send(self, op: str, request_id: int, body: bytes) -> asyncio.Future[bytes | None] | None:
+        """Send a body. Returns the future of the reply's; None = nothing can be sent any more.
+
+        The connection has ended, or it is full of requests whose tasks were cancelled.
+        """
         if self.over:
-            return False
+            return None
         try:
-            self._connection.send(DELIMITER, MORE)
-            self._connection.send(body, NOBLOCK)
+            self.connection.send(DELIMITER, MORE)
+            self.connection.send(body, NOBLOCK)
         except zmq.Again:
-            return False
+            return None
         except zmq.ZMQError:  # Its context was terminated.
-            self._connection.over = True
-            return False
+            self.connection.over = True
+            return None
+        waiting = _Waiting(self._loop.create_future(), op)
         self.waiting[request_id] = waiting
         if not self._looking:
             self._looking = True
             self._loop.call_soon(self._look)
-        return True
+        return waiting.future
 
     def was_connected(self) -> bool:
         """Return True if there may have been a connection that received what was sent."""
-        return self._connection.connected
+        return self.connection.connected
 
     async def trouble(self, seconds: float) -> Trouble | None:
         """Find out why there is no connection; all callers share one answer."""
@@ -440,9 +527,9 @@ class _Link:
         while self._descriptors:
             self._loop.remove_reader(self._descriptors.pop())
         self._timer.cancel()
-        self._connection.close()
+        self.connection.close()
         for waiting in self.waiting.values():
-            applied = lost(waiting.op) if self._connection.connected else False
+            applied = lost(waiting.op) if self.connection.connected else False
             _fail(waiting.future, ClosedError("the client was closed", applied))
 
     def look(self) -> None:
@@ -450,9 +537,9 @@ class _Link:
         if not self._descriptors or self.over:
             return
         try:
-            over = self._connection.look()
+            over = self.connection.look()
         except zmq.ZMQError:  # Its context was terminated.
-            over = self._connection.over = True
+            over = self.connection.over = True
         self._endpoints.met |= self.was_connected()
         if over:
             self._endpoints.lost()

@@ -6,6 +6,7 @@ client. The client itself is the namespace of all keys.
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import suppress
@@ -17,6 +18,7 @@ from zkv.client.codec import PACKED, PLAIN, Codec
 from zkv.client.errors import (
     ClientError,
     ConflictError,
+    DeadlineError,
     NotFoundError,
     RefusedError,
     TooLargeError,
@@ -24,7 +26,8 @@ from zkv.client.errors import (
 )
 from zkv.client.operations import RAISE, Change, Entry, Operation, Reply
 from zkv.client.process import ReadAhead
-from zkv.client.retry import Attempts, RetryPolicy
+from zkv.client.retry import PARKED, Attempts, RetryPolicy
+from zkv.client.standing import standing_in
 
 # sync: from zkv.client.mapping import Dictionary
 
@@ -34,7 +37,8 @@ if TYPE_CHECKING:
     from zkv.client.async_mirror import AsyncMirror
     from zkv.client.async_pipeline import AsyncPipeline, AsyncTransaction
     from zkv.client.async_watch import AsyncWatch
-    from zkv.client.connection import Endpoints
+    from zkv.client.connection import Connection
+    from zkv.client.endpoints import Endpoints
     from zkv.client.recipes.async_cache import AsyncCache
     from zkv.client.recipes.async_election import AsyncElection
     from zkv.client.recipes.async_limiter import AsyncRateLimiter
@@ -44,6 +48,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+NO_FEATURES: Final[frozenset[str]] = frozenset()
+"""Those of a server that has told none."""
 INFO_SECONDS: Final = 1.0
 """Longest wait for INFO on behalf of another request."""
 
@@ -60,24 +66,36 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
 
     # --- One key
 
-    async def get(self, key: str, default: Any = None) -> Any:
+    async def get(self, key: str, default: Any = None, *, min_rev: int | None = None) -> Any:
         """Return the value of a key, or ``default`` if the key is absent.
 
+        Args:
+            key: the key to read.
+            default: returned if it is absent.
+            min_rev: a revision that the read must show, such as the one that a write has returned.
+                A server with a copy of the store may then answer, and waits until it has this
+                revision. None = the server that leads answers, unless the client reads ``stale``.
+
         Raises:
+            BehindError: the server has not reached ``min_rev`` within the timeout, or in 5 s.
             BadValueError: the value cannot be decoded. Calls that read a single value raise this.
                 Calls that return several values (`get_many`, `scan`, `changes`, `watch`,
                 transactions) return the error in place of the value.
         """
-        return await self._run(operations.get(checks.key(self._prefix, key), default))
+        return await self._run(operations.get(checks.key(self._prefix, key), default, min_rev))
 
-    async def get_entry(self, key: str) -> Entry:
+    async def get_entry(self, key: str, *, min_rev: int | None = None) -> Entry:
         """Return the value of a key with its revision and remaining time to live.
+
+        Args:
+            key: the key to read.
+            min_rev: as for `get`.
 
         Raises:
             NotFoundError: the key is absent.
             BadValueError: the value cannot be decoded.
         """
-        return await self._run(operations.get_entry(checks.key(self._prefix, key), key))
+        return await self._run(operations.get_entry(checks.key(self._prefix, key), key, min_rev))
 
     async def contains(  # sync: def __contains__(
         self,
@@ -201,18 +219,24 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
 
     # --- Many keys
 
-    async def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+    async def get_many(self, keys: Iterable[str], *, min_rev: int | None = None) -> dict[str, Any]:
         """Return the values of many keys, all at one revision, without the absent keys.
+
+        Args:
+            keys: the keys to read.
+            min_rev: as for `get`.
 
         Raises:
             TooLargeError: there are more keys than the server's limit for a batch, or the reply
                 would exceed its limit.
         """
-        return await self._run(operations.get_many(self._prefix, keys))
+        return await self._run(operations.get_many(self._prefix, keys, min_rev))
 
-    async def get_entries(self, keys: Iterable[str]) -> dict[str, Entry]:
+    async def get_entries(
+        self, keys: Iterable[str], *, min_rev: int | None = None
+    ) -> dict[str, Entry]:
         """Like `get_many`, but return entries with revisions; their ``ttl`` is always None."""
-        return await self._run(operations.get_entries(self._prefix, keys))
+        return await self._run(operations.get_entries(self._prefix, keys, min_rev))
 
     async def put_many(self, items: Mapping[str, Any], *, ttl: Seconds | None = None) -> int:
         """Write many values, all or none, and return the revision that they share.
@@ -250,6 +274,7 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
         limit: int | None = None,
         values: bool = True,
         reverse: bool = False,
+        min_rev: int | None = None,
     ) -> AsyncIterator[Entry]:
         """Iterate over entries in key order. The iterator reads them page by page.
 
@@ -261,10 +286,12 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
             limit: the maximum number of entries, from 0; None = all.
             values: False = do not transfer the values; each ``value`` is then None.
             reverse: True = from the last key to the first.
+            min_rev: as for `get`; for each page.
         """
         fields = operations.scan_fields(
-            self._prefix, prefix, start=start, end=end, after=after, values=values, reverse=reverse
-        )
+            self._prefix, prefix, start=start, end=end, after=after, values=values,
+            reverse=reverse, min_rev=min_rev,
+        )  # fmt: skip
         return self._each_entry(operations.ScanPages(self._prefix, fields, limit))
 
     async def _each_entry(self, scan: operations.ScanPages) -> AsyncIterator[Entry]:
@@ -282,9 +309,11 @@ class AsyncKeyOps:  # sync: class KeyOps(Dictionary):
             except TooLargeError as error:
                 scan.too_large(error)
 
-    async def count(self, prefix: str = "") -> int:
-        """Return the number of keys that begin with ``prefix``."""
-        return await self._run(operations.count(self._prefix + checks.text("prefix", prefix)))
+    async def count(self, prefix: str = "", *, min_rev: int | None = None) -> int:
+        """Return the number of keys that begin with ``prefix``; ``min_rev`` is as for `get`."""
+        return await self._run(
+            operations.count(self._prefix + checks.text("prefix", prefix), min_rev)
+        )
 
     def changes(self, since: int, prefix: str = "") -> AsyncIterator[Change]:
         """Iterate over the changes after a revision, oldest first, up to the present revision.
@@ -555,7 +584,9 @@ class AsyncClientOps(AsyncKeyOps):
     _codec: Codec
     _policy: RetryPolicy
     _endpoints: Endpoints
-    _takes: tuple[object, bool] = None, False
+    _stale = False
+    """True if any server may answer reads."""
+    _features: tuple[object, frozenset[str]] = None, NO_FEATURES
     """The last answer of a server that was asked for features, and the era that it belongs to."""
 
     @property
@@ -589,46 +620,75 @@ class AsyncClientOps(AsyncKeyOps):
         attempts.is_traced = True
         with span:
             try:
-                if "trace" not in fields and await self._takes_trace(attempts):
+                if "trace" not in fields and await self._takes("trace", attempts):
                     fields = {**fields, "trace": span.traceparent}
+                    attempts.added |= {"trace"}
                 return await self._ask(operation, fields, codec, attempts)
             finally:
                 span.sent_to(self._endpoints.current.endpoint)
 
-    @abstractmethod
-    async def _takes_trace(self, attempts: Attempts) -> bool:
-        """True if the server takes the field ``trace``; it is asked once in each era."""
+    async def _for_anybody(self, fields: dict[str, Any], attempts: Attempts) -> dict[str, Any]:
+        """Return the fields of a read that a server may answer although it does not lead."""
+        added: dict[str, Any] = {}
+        if self._stale and await self._takes("stale", attempts):
+            added["stale"] = True
+        if "min_rev" in fields:
+            if not await self._takes("min_rev", attempts):  # Then no server has copies.
+                return {name: field for name, field in fields.items() if name != "min_rev"}
+            attempts.parked = PARKED
+            if attempts.left() < 2 * PARKED:  # So that the server answers before the client leaves.
+                added["deadline"] = round(1000 * (time.time() + 0.8 * attempts.left()))
+        attempts.anywhere = "min_rev" in fields or bool(added)
+        attempts.added = frozenset([*added, "min_rev"])
+        return {**fields, **added}
 
-    async def _ask_for_trace(self, attempts: Attempts) -> None:
-        """Ask the server, on behalf of a request, if it takes the field ``trace``."""
+    @abstractmethod
+    async def _takes(self, field: str, attempts: Attempts) -> bool:
+        """True if the server lists ``field`` among its features; it is asked once in each era."""
+
+    async def _ask_for_features(self, attempts: Attempts) -> None:
+        """Ask the server, on behalf of a request, for its features."""
         seconds = min(attempts.left() / 2, INFO_SECONDS)
         asking = Attempts(self._policy, "INFO", True, seconds)
         asking.is_traced = True
         try:
             facts = await self._ask(operations.info(), {}, PLAIN, asking)
         except UnavailableError:  # Nobody was asked, so the next request asks again.
-            self._takes = None, False
+            self._features = None, NO_FEATURES
             return
         except (ClientError, OSError):
             facts = {}
-        features = facts.get("features")
-        self._takes = self._endpoints.era, isinstance(features, list) and "trace" in features
+        self._features = self._endpoints.era, operations.features_in(facts)
 
-    def _without_trace(
+    def _introduced(self, connection: Connection, facts: Reply) -> None:
+        """Decide from its INFO if the client may use a server, and for what.
+
+        One that does not lead is asked again before each request that the leader has to answer: it
+        may have become the leader, of a history that the client then has to know.
+        """
+        standing = standing_in(facts)
+        connection.trouble = self._endpoints.judge(standing.history)
+        connection.greeted = connection.trouble is None
+        connection.ready = connection.greeted and standing.leads
+        self._features = self._endpoints.era, operations.features_in(facts)
+
+    def _without_refused(
         self, fields: dict[str, Any], attempts: Attempts, error: RefusedError
     ) -> dict[str, Any] | None:
-        """Return the fields to send instead if the server does not know the client's ``trace``.
+        """Return the fields to send instead if a field that the client has added was refused.
 
-        An older server may have taken the place of the one that was asked.
+        An older server may have taken the place of the one that was asked; and the clocks of client
+        and server may differ. None = the client has added no such field.
         """
-        span = attempts.span
-        if span is None or fields.get("trace") != span.traceparent:
-            return None
-        if not operations.is_unknown_field("trace", error):
-            return None
-        self._takes = self._endpoints.era, False
-        span.repeats(error.code)
-        return {name: field for name, field in fields.items() if name != "trace"}
+        for name in attempts.added & fields.keys():
+            if operations.is_unknown_field(name, error):
+                self._features = self._endpoints.era, self._features[1] - {name}
+            elif not (name == "deadline" and isinstance(error, DeadlineError)):
+                continue
+            if attempts.span is not None:
+                attempts.span.repeats(error.code)
+            return {each: field for each, field in fields.items() if each != name}
+        return None
 
     async def _name_old_server(self, op: str, error: RefusedError) -> None:
         """Add the versions to ``error`` if it comes from a server older than the client."""
@@ -688,7 +748,8 @@ class AsyncClientOps(AsyncKeyOps):
         """Send a request once, unchanged, and return the whole reply.
 
         The client uses no session, does not repeat the request, and ignores its codec, except
-        `PACKED`. The protocol page describes the ops.
+        `PACKED`. Only if a server refuses because it does not lead, another one is asked. The
+        protocol page describes the ops.
 
         Args:
             op: an op of the protocol, in upper case.
@@ -706,6 +767,7 @@ class AsyncClientOps(AsyncKeyOps):
         if own := {"op", "id"} & fields.keys():
             raise TypeError(f"{min(own)}: not allowed as a field, since the client sets it")
         attempts = Attempts(self._policy, op, False, self.timeout)
+        attempts.anywhere |= "min_rev" in fields or fields.get("stale") is True
         operation = operations.plain(op, fields)
         if self._codec is PACKED:  # Nothing is decoded, so no error needs the name of a key.
             return await self._ask(operation, fields, PACKED, attempts)

@@ -55,6 +55,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LOOK_SECONDS: Final = 5.0
+"""The interval at which a follower with a choice of servers asks if its server still leads."""
+
 ONE_AT_A_TIME: Final = "another task waits for the next change: only one at a time may"
 
 
@@ -84,6 +87,8 @@ class AsyncSubscription:
         self._feed = None if feed is None else _checked_feed(feed)
         self._turn = 0  # Which of the feed's addresses to try.
         self._endpoint: str | None = None
+        self._server = ""  # The endpoint of the server that named it.
+        self._looked = -math.inf
         self._attempts: Attempts | None = None  # To connect to the feed; None = none has failed.
         self._join_at = math.inf
         self._made_in = generation()
@@ -109,11 +114,16 @@ class AsyncSubscription:
             ValueError: the feed's endpoint is malformed, or the client's keys do not suffice.
         """
         if self._follower is None:
-            rev, feed = await self._client._run(operations.place())
-            self._endpoint = self._feed or feed_endpoint(feed, self._client.endpoint)
+            place = await self._client._run(operations.place())
+            for _ in range(self._client._endpoints.number - 1):
+                if not self._leads_elsewhere(place):
+                    break
+                place = await self._client._run(operations.place())
+            self._endpoint = self._told_by(place)
             follower = Follower(
-                self._namespace, self._prefix, rev if self._now else self._since,
+                self._namespace, self._prefix, place.rev if self._now else self._since,
                 self._client._codec, self._endpoint is not None, time.monotonic(),
+                place.standing.history,
             )  # fmt: skip
             self._join(follower)
             self._follower = follower
@@ -191,6 +201,9 @@ class AsyncSubscription:
 
     async def _step(self, follower: Follower, end: float | None) -> ChangeBatch | None:
         now = time.monotonic()
+        if self._must_look(follower, now):
+            await self._look_up(follower, end)
+            return None
         if follower.silent(now):  # Or the caller was busy elsewhere, and messages wait.
             batch = self._drain(follower)
             if follower.silent(now):
@@ -232,13 +245,42 @@ class AsyncSubscription:
         self._failures += 1
         await self._wait(time.monotonic() + pause_after(self._failures), end, None)
 
+    def _must_look(self, follower: Follower, now: float) -> bool:
+        """True if another server may be in use, or another history, than INFO has named."""
+        client = self._client
+        if follower.doubts or client.endpoint != self._server:
+            return True
+        may_go = follower.has_copies and not client._stale and client._endpoints.number > 1
+        return may_go and now - self._looked >= LOOK_SECONDS
+
     async def _look_up(self, follower: Follower, end: float | None) -> None:
-        """Ask for the feed's endpoint again: a restarted server may have another one."""
+        """Ask for the feed's endpoint again: another server, or a restarted one, has another."""
         place = await self._ask(operations.place(), end)
-        if place is not None:
-            self._endpoint = self._feed or feed_endpoint(place[1], self._client.endpoint)
+        for _ in range(self._client._endpoints.number - 1):
+            if place is None or not self._leads_elsewhere(place):
+                break
+            place = await self._ask(operations.place(), end)
+        if place is None:
+            return
+        now = time.monotonic()
+        before, self._endpoint = self._endpoint, self._told_by(place)
+        if self._endpoint != before or follower.silent(now):
             self._join(follower)
-            follower.joined(self._endpoint is not None, time.monotonic())
+            follower.joined(self._endpoint is not None, now)
+        follower.told(place, now)
+
+    def _leads_elsewhere(self, place: operations.FeedInfo) -> bool:
+        """True if the client now goes to another server, since this one does not lead."""
+        client = self._client
+        if place.standing.leads or client._stale or client._endpoints.number == 1:
+            return False
+        return client._endpoints.refer(client._endpoints.current, place.standing.leader)
+
+    def _told_by(self, place: operations.FeedInfo) -> str | None:
+        """Return the endpoint of the feed that the server has named."""
+        self._server = self._client.endpoint
+        self._looked = time.monotonic()
+        return self._feed or feed_endpoint(place.feed, self._server)
 
     async def _receive(self, follower: Follower, end: float | None) -> ChangeBatch | None:
         """Wait for messages, and process those that have arrived."""

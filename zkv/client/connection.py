@@ -1,4 +1,4 @@
-"""The sockets of both clients, and the choice of the endpoint.
+"""The sockets of both clients. `zkv.client.endpoints` chooses where they connect.
 
 - LINGER is 0: closing a socket drops all that it has not sent. So unsent requests neither delay the
   end of the process nor run after their callers have given up.
@@ -26,8 +26,8 @@ import math
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 import zmq
 
@@ -35,7 +35,10 @@ from zkv import checks
 from zkv.client.curve import CurveKeys
 from zkv.client.errors import ClosedError
 from zkv.client.process import generation, is_foreign
-from zkv.endpoint import check_to_connect, from_environment, is_name
+from zkv.endpoint import is_name
+
+if TYPE_CHECKING:
+    from zkv.client.retry import Trouble
 
 MONITORED: Final = ("tcp://", "ipc://")
 """Transports whose monitor reports connections."""
@@ -105,6 +108,10 @@ class Connection:
             `look`.
         over: True once the connection has failed or was lost, so that nothing can be sent or
             received; as of the last `look`.
+        ready: True once any request may be sent: there is a connection, and the server is one that
+            the client may use.
+        greeted: True once the server has said what it is.
+        trouble: why the client may not use the server; None = there is no reason, or none yet.
         send: the socket's method, without the wrapper for options that the clients do not use.
         step: the seconds that the socket waits at most for a message.
 
@@ -115,8 +122,8 @@ class Connection:
     """
 
     __slots__ = (
-        "__weakref__", "_looked", "_monitor", "address", "connected", "failure", "over", "send",
-        "socket", "step",
+        "__weakref__", "_looked", "_monitor", "address", "connected", "failure", "greeted", "over",
+        "ready", "send", "socket", "step", "trouble",
     )  # fmt: skip
 
     def __init__(
@@ -131,7 +138,8 @@ class Connection:
         self.failure = 0
         self.step = -1.0
         self.connected = not address.endpoint.startswith(MONITORED)
-        self.over = False
+        self.over = self.ready = self.greeted = False
+        self.trouble: Trouble | None = None
         self._looked = 0.0
         self._monitor: zmq.Socket[bytes] | None = None
         try:
@@ -165,9 +173,10 @@ class Connection:
     def ends_round(self) -> bool:
         """True if no other address of the endpoint is worth a try after this one has failed.
 
-        A server that refuses the key of the client has had the right key itself.
+        A server that refuses the key of the client has had the right key itself. One that may not
+        be used is the same at its other addresses.
         """
-        return self.address.is_last or self.failure == REFUSED
+        return self.address.is_last or self.failure == REFUSED or self.trouble is not None
 
     @property
     def sockets(self) -> list[zmq.Socket[bytes]]:
@@ -264,69 +273,6 @@ def _monitor(context: SocketContext, socket: zmq.Socket[bytes]) -> zmq.Socket[by
     monitor = _open(context, zmq.PAIR)
     monitor.connect(address)
     return monitor
-
-
-class _Environment(tuple[str, ...]):
-    """The type of `ENVIRONMENT`, for signatures."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "ZKV_ENDPOINT"
-
-
-ENVIRONMENT: Final = _Environment()
-"""The default of ``endpoint``: use the environment. None may be passed by mistake."""
-
-
-class Endpoints:
-    """The endpoints of a server. One address is in use until it fails.
-
-    Args:
-        endpoints: one or more endpoints of the same server, since a write may be repeated at any
-            of them; `ENVIRONMENT` = those of the variable ``ZKV_ENDPOINT``.
-
-    Attributes:
-        current: the address to try now.
-        keys: of the client.
-        met: True once there has been a connection to any of them.
-        era: another object after each loss of a connection: another server may listen now.
-
-    Raises:
-        TypeError: an endpoint is not a str.
-        ValueError: the list is empty, an endpoint is malformed, or the keys do not suffice.
-        ConfigError: the key file cannot be used.
-    """
-
-    def __init__(self, endpoints: object, keys: CurveKeys) -> None:
-        if endpoints is ENVIRONMENT:
-            endpoints = from_environment()
-        if isinstance(endpoints, (str, bytes)) or not isinstance(endpoints, Iterable):
-            endpoints = [endpoints]
-        self._endpoints = [check_to_connect(each) for each in endpoints]
-        if not self._endpoints:
-            raise ValueError("no endpoint given")
-        self.keys = keys
-        self._all = [address for each in self._endpoints for address in addresses(each, keys)]
-        self._at = 0
-        self.current = self._all[0]
-        self.met = False
-        self.era = object()
-
-    @property
-    def number(self) -> int:
-        """The number of different endpoints."""
-        return len(set(self._endpoints))
-
-    def failed(self, address: Address) -> None:
-        """Use the next address, if ``address``, which has failed, is still the current one."""
-        if address == self.current:
-            self._at = (self._at + 1) % len(self._all)
-            self.current = self._all[self._at]
-
-    def lost(self) -> None:
-        """Record the loss of a connection."""
-        self.era = object()
 
 
 def refuse_to_pickle(self: object) -> NoReturn:

@@ -18,6 +18,8 @@ The tree::
         |   |-- BusyError           BUSY           a load limit is exceeded, not run
         |   |-- FullError           FULL           there is no room for the write, not run
         |   |-- ReadOnlyError       READ_ONLY      the server cannot write to its disk now
+    |   |-- NotLeaderError      NOT_LEADER     another server leads
+    |   |-- BehindError         BEHIND         the server does not have the revision yet
         |   |-- ShuttingDownError   SHUTTING_DOWN  the server is about to end, not run
         |   `-- InternalError       INTERNAL       a bug in the server
         |-- NoReplyError            no reply arrived in time; also a TimeoutError
@@ -172,6 +174,25 @@ class ReadOnlyError(RefusedError):
     """The server cannot write to its disk now: it is full, or it failed."""
 
 
+class NotLeaderError(RefusedError):
+    """The server does not lead: it holds a copy of the store, and another server answers this."""
+
+    @property
+    def leader(self) -> list[str] | None:
+        """The endpoints of the server that leads; None = unknown."""
+        leader = self.details.get("leader")
+        return [str(each) for each in leader] if isinstance(leader, list) else None
+
+
+class BehindError(RefusedError):
+    """The server's copy of the store has not reached the revision to read in time."""
+
+    @property
+    def rev(self) -> int:
+        """The revision that the copy has reached."""
+        return int(self.details["rev"])
+
+
 class ShuttingDownError(RefusedError):
     """The server is about to end; it did not run the request."""
 
@@ -289,6 +310,8 @@ REFUSALS: Final[Mapping[str, type[RefusedError]]] = {
     "BUSY": BusyError,
     "FULL": FullError,
     "READ_ONLY": ReadOnlyError,
+    "NOT_LEADER": NotLeaderError,
+    "BEHIND": BehindError,
     "SHUTTING_DOWN": ShuttingDownError,
     "INTERNAL": InternalError,
 }

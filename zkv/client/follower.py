@@ -11,8 +11,15 @@ A follower of a prefix does not see the revisions of other keys, and cannot dist
 lost messages. It asks CHANGES when a key under its prefix has changed, and once a second, if the
 store's revision has grown, to prove that it has missed nothing.
 
-If CHANGES cannot answer (`CompactedError`: the follower was away too long), or the store's revision
-is older than the follower's (older data were restored), following starts over: the follower reports
+Servers with copies of one store may take each other's place. The owner tells which history the
+server has, from INFO. A revision means one thing only within one history, that is, one term of one
+store. If the history has changed, following starts over; and if a server of the same history has an
+older revision, it lags behind, and the follower waits for it. Heartbeats name the history, so the
+follower notices where it must have INFO asked again. This needs no proof from the feed.
+
+If CHANGES cannot answer (`CompactedError`: the follower was away too long), the history is another
+one, or the store's revision is older than the follower's although the store has no copies (older
+data were restored), following starts over: the follower reports
 the change `RESET`, then every entry as a ``PUT``, then changes again. The pages of the scan show
 different revisions, so the changes since its first page follow, except those that the scan has
 already shown.
@@ -29,10 +36,26 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from zkv.client.codec import Codec
-from zkv.client.errors import BadReplyError, CompactedError, RefusedError, TooLargeError
+from zkv.client.errors import (
+    BadReplyError,
+    BehindError,
+    CompactedError,
+    RefusedError,
+    TooLargeError,
+)
 from zkv.client.messages import bad_reply, unpack_reply
-from zkv.client.operations import PAGE, Change, Entry, Operation, Reply, ScanPages, scan_fields
+from zkv.client.operations import (
+    PAGE,
+    Change,
+    Entry,
+    FeedInfo,
+    Operation,
+    Reply,
+    ScanPages,
+    scan_fields,
+)
 from zkv.client.slicing import Sliced, name_errors
+from zkv.client.standing import StoreTerm, history_in
 from zkv.endpoint import check_to_connect
 
 RESET: Final = "RESET"
@@ -78,6 +101,10 @@ class Follower:
         codec: of the values.
         has_feed: True if there is a feed.
         now: seconds of a monotonic clock.
+        history: of the store, from INFO; None = it has no copies.
+
+    Attributes:
+        doubts: True if INFO must be asked again, and the answer passed to `joined`.
     """
 
     def __init__(
@@ -88,12 +115,15 @@ class Follower:
         codec: Codec,
         has_feed: bool,
         now: float,
+        history: StoreTerm | None = None,
     ) -> None:
         self._namespace = namespace
         self._prefix = prefix
         self._full_prefix = namespace + prefix
         self._codec = codec
         self._has_feed = has_feed
+        self._history = history
+        self.doubts = False
         self.rev = since or 0
         """The revision up to which all changes have been reported."""
         self.confirmed = now
@@ -117,6 +147,11 @@ class Follower:
         return [self._full_prefix.encode(), HEARTBEAT_TOPIC]
 
     @property
+    def has_copies(self) -> bool:
+        """True if other servers may have copies of the store."""
+        return self._history is not None
+
+    @property
     def settling(self) -> bool:
         """True after a `RESET`, until the reported entries show one revision."""
         return self._scan is not None or bool(self._scanned)
@@ -135,7 +170,7 @@ class Follower:
                 name_errors("feed", {}, message)
             rev = int(message["rev"])
             if topic == HEARTBEAT_TOPIC:
-                self._heartbeat(rev, now)
+                self._heartbeat(rev, history_in(message), now)
                 return None
             return self._change(rev, message, now)
         except (BadReplyError, LookupError, TypeError, ValueError):
@@ -152,7 +187,25 @@ class Follower:
         self._heard = now
         self._asking = True
 
-    def _heartbeat(self, rev: int, now: float) -> None:
+    def told(self, place: FeedInfo, now: float) -> None:
+        """Process what INFO says of the server that is asked from now on."""
+        known, history = self._history, place.standing.history
+        self._history = history
+        self.doubts = False
+        is_older = place.rev < self.rev
+        if history != known and (known is not None or is_older):
+            self._begin_scan()
+        elif is_older and known is not None:  # It lags behind: wait.
+            self._asking = False
+            self._check = now + CHECK_SECONDS
+        elif place.rev != self.rev:
+            self._asking = True
+
+    def _heartbeat(self, rev: int, history: StoreTerm | None, now: float) -> None:
+        if history != self._history:
+            self.doubts = True
+        elif rev < self.rev and history is not None:
+            return  # It lags behind.
         if rev == self.rev and not self._asking:
             self.confirmed = now
             self._check = math.inf
@@ -201,6 +254,8 @@ class Follower:
             self._begin_scan()
         elif isinstance(error, TooLargeError) and self._scan is not None:
             self._scan.too_large(error)
+        elif isinstance(error, BehindError):
+            self._begin_scan()  # At a server that lags behind the one where it began.
         elif not error.retry:
             raise error
 
@@ -209,7 +264,11 @@ class Follower:
         self._asked = asked
         self._check = math.inf
         if rev < self.rev:
-            self._begin_scan()
+            if self._history is None:
+                self._begin_scan()
+            else:
+                self._asking = False
+                self.doubts = True
             return ChangeBatch([], self.rev)
         strip = len(self._namespace)
         changes = [Change(at, op, key[strip:], value) for at, op, key, value in reply["changes"]]
@@ -247,9 +306,11 @@ class Follower:
         if page is None:
             return None  # Never: `_scan` is None once the scan has ended.
         read = page.read
-        return Operation(
-            page.op, page.fields, lambda reply: self._read_page(scan, read(reply), reply)
-        )
+        fields = page.fields
+        if self._reset_told and self._history is not None:
+            # An older page of another server might lack changes that CHANGES no longer tells.
+            fields = {**fields, "min_rev": self._scan_rev}
+        return Operation(page.op, fields, lambda reply: self._read_page(scan, read(reply), reply))
 
     def _read_page(self, scan: ScanPages, page: list[Entry], reply: Reply) -> ChangeBatch:
         changes = [Change(entry.rev, "PUT", entry.key, entry.value) for entry in page]

@@ -33,6 +33,15 @@ READ_OPS: Final = frozenset({"PING", "GET", "MGET", "SCAN", "COUNT", "CHANGES", 
 WRITE_OPS: Final = frozenset({"PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", "TXN"})
 """Ops that accept ``session`` and ``seq``, and may then be repeated."""
 
+DATA_READS: Final = frozenset({"GET", "MGET", "SCAN", "COUNT"})
+"""Ops that read entries: only the leader answers them, unless they say that others may."""
+
+LEADER_OPS: Final = WRITE_OPS | DATA_READS
+"""Ops that a server which does not lead may refuse."""
+
+ONE_SERVER_OPS: Final = frozenset({"END", "SNAPSHOT", "PROMOTE"})
+"""Ops that concern the server to which they are sent, and never another one."""
+
 LARGEST_MESSAGE: Final = 64 * 1024 * 1024
 """Bytes of a request. After a larger one ZeroMQ closes the connection, without a reply."""
 

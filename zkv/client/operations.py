@@ -17,6 +17,7 @@ from zkv.client.codec import Codec
 from zkv.client.errors import BadRequestError, RefusedError, TooLargeError, UnknownOpError
 from zkv.client.messages import bad_reply, pack_request
 from zkv.client.slicing import Sliced, name_errors
+from zkv.client.standing import Standing, standing_in
 
 if TYPE_CHECKING:
     from zkv.checks import Seconds
@@ -142,18 +143,28 @@ _deleted: Callable[[Reply], int] = itemgetter("deleted")
 # --- One key
 
 
-def get(key: str, default: Any) -> Operation[Any]:
+def get(key: str, default: Any, min_rev: int | None = None) -> Operation[Any]:
     """Read a value."""
-    return Operation("GET", {"key": key}, read_value, default)
+    fields: dict[str, Any] = {"key": key}
+    if min_rev is not None:
+        fields = _reaching(min_rev, fields)
+    return Operation("GET", fields, read_value, default)
 
 
-def get_entry(key: str, shown: str) -> Operation[Entry]:
+def _reaching(min_rev: int | None, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a read that must show a revision; None = any."""
+    if min_rev is not None:
+        fields["min_rev"] = checks.revision("min_rev", min_rev)
+    return fields
+
+
+def get_entry(key: str, shown: str, min_rev: int | None = None) -> Operation[Entry]:
     """Read an entry; the result has the key ``shown``."""
 
     def read(reply: Reply) -> Entry:
         return Entry(shown, reply["value"], reply["rev"], reply.get("ttl"))
 
-    return Operation("GET", {"key": key}, read)
+    return Operation("GET", _reaching(min_rev, {"key": key}), read)
 
 
 def put(
@@ -219,7 +230,9 @@ def contains(key: str) -> Operation[bool]:
 # --- Many keys
 
 
-def get_many(prefix: str, keys: Iterable[str]) -> Operation[dict[str, Any]]:
+def get_many(
+    prefix: str, keys: Iterable[str], min_rev: int | None = None
+) -> Operation[dict[str, Any]]:
     """Read many values at one revision; absent keys are left out."""
     names, stored = checks.keys(prefix, keys)
 
@@ -230,10 +243,12 @@ def get_many(prefix: str, keys: Iterable[str]) -> Operation[dict[str, Any]]:
         found = zip(names, values, revs, strict=True)
         return {name: value for name, value, rev in found if rev}
 
-    return Operation("MGET", {"keys": stored}, read)
+    return Operation("MGET", _reaching(min_rev, {"keys": stored}), read)
 
 
-def get_entries(prefix: str, keys: Iterable[str]) -> Operation[dict[str, Entry]]:
+def get_entries(
+    prefix: str, keys: Iterable[str], min_rev: int | None = None
+) -> Operation[dict[str, Entry]]:
     """Read many entries at one revision; absent keys are left out."""
     names, stored = checks.keys(prefix, keys)
 
@@ -241,7 +256,7 @@ def get_entries(prefix: str, keys: Iterable[str]) -> Operation[dict[str, Entry]]
         found = zip(names, reply["values"], reply["revs"], strict=True)
         return {name: Entry(name, value, rev) for name, value, rev in found if rev}
 
-    return Operation("MGET", {"keys": stored}, read)
+    return Operation("MGET", _reaching(min_rev, {"keys": stored}), read)
 
 
 def put_many(prefix: str, items: Mapping[str, Any], ttl: Seconds | None) -> Operation[int]:
@@ -261,9 +276,9 @@ def delete_many(prefix: str, keys: Iterable[str]) -> Operation[int]:
     return Operation("MDELETE", {"keys": checks.keys(prefix, keys)[1]}, _deleted)
 
 
-def count(prefix: str) -> Operation[int]:
+def count(prefix: str, min_rev: int | None = None) -> Operation[int]:
     """Count the keys with a prefix."""
-    return Operation("COUNT", {"prefix": prefix}, _count)
+    return Operation("COUNT", _reaching(min_rev, {"prefix": prefix}), _count)
 
 
 class ScanPages:
@@ -340,6 +355,7 @@ def scan_fields(
     after: str | None = None,
     values: bool = True,
     reverse: bool = False,
+    min_rev: int | None = None,
 ) -> dict[str, Any]:
     """Return the fields of a SCAN, with keys as they are stored."""
     fields: dict[str, Any] = {
@@ -350,7 +366,7 @@ def scan_fields(
     for name, key in (("start", start), ("end", end), ("after", after)):
         if key is not None:
             fields[name] = namespace + checks.text(name, key)
-    return fields
+    return _reaching(min_rev, fields)
 
 
 class ChangePages:
@@ -401,9 +417,33 @@ def slow(limit: int, reset: bool) -> Operation[list[dict[str, Any]]]:
     return Operation("SLOW", {"limit": limit, "reset": reset}, itemgetter("entries"))
 
 
-def place() -> Operation[tuple[int, object]]:
-    """Ask for the store's revision and the endpoint of its feed, by INFO."""
-    return Operation("INFO", {}, itemgetter("rev", "feed"))
+class FeedInfo(NamedTuple):
+    """Where a follower of changes is to begin.
+
+    Args:
+        rev: of the store.
+        feed: the endpoint of its feed, unchecked; None = there is none.
+        standing: of the server.
+    """
+
+    rev: int
+    feed: object
+    standing: Standing
+
+
+def place() -> Operation[FeedInfo]:
+    """Ask for the store's revision, the endpoint of its feed and the server's standing, by INFO."""
+
+    def read(facts: Reply) -> FeedInfo:
+        return FeedInfo(facts["rev"], facts["feed"], standing_in(facts))
+
+    return Operation("INFO", {}, read)
+
+
+def features_in(facts: Mapping[str, Any]) -> frozenset[str]:
+    """Return the features of a server, from its reply to INFO."""
+    features = facts.get("features")
+    return frozenset(features if isinstance(features, list) else ())
 
 
 def is_unknown_to_server(error: RefusedError) -> bool:

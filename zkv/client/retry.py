@@ -6,6 +6,10 @@ and with jitter, so that many clients do not return at once (Brooker, "Exponenti
 Jitter", 2015); and at least for as long as the server asks for (``retry_after``). Only writes
 without a session, SNAPSHOT and END are sent once.
 
+Between several endpoints the same rules hold, and each attempt may go to another one. A refusal as
+NOT_LEADER sends the client to another endpoint at once; it pauses only once it has been to as many
+as there are. What concerns one server alone, such as END, is never sent to another one.
+
 Without a connection nothing has been sent, so any request may be sent again, until the time is up,
 or until waiting cannot help: see `Trouble`. Wrong keys are such a case. But a server that changes
 its key listens with both for a while, and the kernel chooses at random which one a connection
@@ -26,12 +30,14 @@ from zkv import checks
 from zkv.client import process
 from zkv.client.errors import (
     AuthenticationError,
+    ClientError,
     ClosedError,
     NoReplyError,
+    RefusedError,
     UnavailableError,
     UnknownHostError,
 )
-from zkv.client.messages import lost, refusal
+from zkv.client.messages import LEADER_OPS, ONE_SERVER_OPS, lost, refusal
 
 if TYPE_CHECKING:
     from zkv.checks import Seconds
@@ -52,6 +58,8 @@ KEY_TRIES_AT_ONCE: Final = 5
 """So many of them follow without a pause: they suffice while a server changes its key."""
 KEY_PAUSE: Final = 0.03
 """Seconds between two of the others."""
+PARKED: Final = 5.0
+"""Seconds for which a server keeps a read that waits for a revision."""
 
 
 def random_fraction() -> float:
@@ -154,6 +162,10 @@ class Trouble(NamedTuple):
     tries: int = 1
 
 
+NO_INFO: Final = Trouble("it does not answer INFO")
+"""A server that the client must ask before it may use it."""
+
+
 class _Absence:
     """The knowledge that one request has of an endpoint to which there is no connection.
 
@@ -194,8 +206,16 @@ class Attempts:
         timeout: seconds for all attempts together.
     """
 
-    _lost = _refused = _absent = 0
+    _lost = _refused = _absent = _referred = 0
     _in_doubt = False
+    _place: str | None = None  # Where a request that concerns one server goes.
+    _refusal: RefusedError | None = None  # The last one that another server may not repeat.
+    parked = 0.0
+    """Seconds for which the server may keep the request before it answers."""
+    anywhere = False
+    """True if the request may also be answered by a server that does not lead."""
+    added: frozenset[str] = frozenset()
+    """The fields that the client has added, and may leave out if the server refuses them."""
     span: RequestSpan | None = None
     """Records the repeats; None = nobody does."""
     is_traced = False
@@ -205,6 +225,8 @@ class Attempts:
         self._policy = policy
         self._op = op
         self.repeatable = repeatable
+        if op not in LEADER_OPS:
+            self.anywhere = True
         self._began = began = policy.now()
         self.end = began + timeout
         self._absences: dict[str, _Absence] = {}
@@ -218,6 +240,22 @@ class Attempts:
         if self._made_in != process.forks:
             raise ClosedError("the process was forked during the request", self.applied())
 
+    @property
+    def stays(self) -> bool:
+        """True if the request concerns one server, and must not go to another one."""
+        return self._op in ONE_SERVER_OPS
+
+    def goes_to(self, endpoint: str) -> None:
+        """Record where a request that must not be sent twice is about to be sent.
+
+        Raises:
+            NoReplyError: it concerns another server, from which the client has gone on.
+        """
+        if self.stays:
+            self._place = self._place or endpoint
+            if self._place != endpoint:
+                raise self.give_up(self._place)
+
     def left(self) -> float:
         """Return the seconds until the client gives up; 0 or less = the time is up."""
         return self.end - self._policy.now()
@@ -229,6 +267,7 @@ class Attempts:
         if not self.repeatable:
             return left
         patience = policy.patience * 2.0 ** min(self._lost, 10) if self._lost else policy.patience
+        patience += self.parked
         return patience if patience < left else left
 
     def time_to_connect(self) -> float:
@@ -289,11 +328,12 @@ class Attempts:
         """
         self._absent += 1
         absences = self._absences
-        if trouble is not None:
-            absences[endpoint].trouble = trouble
+        absence = absences[endpoint]
+        if trouble is not None and (trouble is not NO_INFO or absence.trouble is None):
+            absence.trouble = trouble
         if self.left() <= 0 or (self._in_doubt and not self._may_repeat()):
             raise self.give_up(endpoint)
-        if len(absences) < endpoints:
+        if len(absences) < endpoints and not self.stays:
             self._repeats("UnavailableError")
             return 0.0
         waits = met or self._policy.wait_for_start
@@ -312,11 +352,17 @@ class Attempts:
             return 0.0 if min(uncertain) < KEY_TRIES_AT_ONCE else KEY_PAUSE
         return RECONNECT * (1 + self._policy.jitter())
 
-    def give_up(self, endpoint: str) -> NoReplyError:
-        """Return the error for a missing reply or connection, with the reason."""
+    def give_up(self, endpoint: str) -> ClientError:
+        """Return the error for a missing reply or connection, with the reason.
+
+        It is a `NoReplyError`, or a refusal by another server, if that is all that is known.
+        """
         within = f" within {self._policy.now() - self._began:.3g} s" if self.left() <= 0 else ""
         absences = self._absences.items()
         known = {place: absence.trouble for place, absence in absences if absence.trouble}
+        is_all = all(trouble is NO_INFO for trouble in known.values())
+        if self._refusal is not None and is_all and self.applied() is False:
+            return self._refusal
         reason = next((each.reason for each in known.values()), "")
         if len(known) > 1:
             reason = "; ".join(f"{place}: {each.reason}" for place, each in known.items())
@@ -330,21 +376,45 @@ class Attempts:
         unknown = bool(known) and all(each.is_unknown_host for each in known.values())
         return (UnknownHostError if unknown else UnavailableError)(text, False, reason)
 
-    def refused(self, reply: Mapping[str, Any]) -> float:
+    def refused(self, reply: Mapping[str, Any], endpoints: int = 1) -> float:
         """Record a refusal. Returns the seconds after which to send the request again.
+
+        Args:
+            reply: of the server.
+            endpoints: the number of endpoints to choose from.
 
         Raises:
             RefusedError: the client gives up.
         """
         error = refusal(self._op, reply)
+        last = self._refusal
+        if error.code == "DEADLINE" and last is not None and last.code == "BEHIND":
+            raise last  # The server had as long as it may take.
         if self._in_doubt and error.code not in DEFINITE:
             error = error.but(lost(self._op))  # The refusal says nothing about earlier attempts.
-        pause = max(self._backoff(self._refused), _asked_pause(reply))
-        if not (error.retry and self.repeatable and pause < self.left() and self._may_repeat()):
+        self._in_doubt |= error.applied is None
+        if error.code in {"BEHIND", "NOT_LEADER"}:
+            self._refusal = error
+        pause = self._pause_after(error, reply, endpoints)
+        if pause is None or pause >= self.left() or not self._may_repeat():
             raise error
-        self._refused += 1
         self._repeats(error.code)
         return pause
+
+    def _pause_after(
+        self, error: RefusedError, reply: Mapping[str, Any], endpoints: int
+    ) -> float | None:
+        """Return the seconds to wait after a refusal; None = the request is not sent again."""
+        if error.code == "NOT_LEADER":
+            if endpoints == 1 or not (error.applied is False or self.repeatable):
+                return None
+            self._referred += 1
+            round_trip = self._referred - endpoints
+            return 0.0 if round_trip < 0 else self._backoff(round_trip)
+        if not (error.retry and self.repeatable):
+            return None
+        self._refused += 1
+        return max(self._backoff(self._refused - 1), _asked_pause(reply))
 
     def _repeats(self, reason: str) -> None:
         if self.span is not None:

@@ -33,16 +33,17 @@ from zkv import checks
 from zkv.client.codec import PLAIN, Codec
 from zkv.client.connection import (
     CLOSED,
-    ENVIRONMENT,
+    Address,
     Connection,
-    Endpoints,
     SocketContext,
     check_context,
     refuse_to_pickle,
 )
 from zkv.client.curve import KEY_FILE, SERVER_KEY, CurveKeys
+from zkv.client.endpoints import ENVIRONMENT, Endpoints
 from zkv.client.errors import ClosedError, RefusedError
 from zkv.client.messages import (
+    DATA_READS,
     READ_OPS,
     WRITE_OPS,
     bad_reply,
@@ -50,15 +51,22 @@ from zkv.client.messages import (
     pack_request,
     unpack_reply,
 )
-from zkv.client.namespace import ClientOps
+from zkv.client.namespace import NO_FEATURES, ClientOps
 from zkv.client.operations import Operation, Pack, Reply, Unpack
 from zkv.client.pool import Pool
 from zkv.client.process import leave_alone, tell_of_forks
-from zkv.client.retry import DEFAULT_POLICY, REASON_SECONDS, Attempts, RetryPolicy
+from zkv.client.retry import (
+    DEFAULT_POLICY,
+    NO_INFO,
+    REASON_SECONDS,
+    Attempts,
+    RetryPolicy,
+    Trouble,
+)
 from zkv.client.tracing import OPENTELEMETRY, begin
 
 if TYPE_CHECKING:
-    from zkv.checks import Seconds
+    from zkv.checks import ReadFrom, Seconds
 
 T = TypeVar("T")
 
@@ -81,9 +89,11 @@ class Client(ClientOps):
 
     Args:
         endpoint: where the server listens: ``tcp://HOST:PORT`` or ``ipc://PATH``; or a list of
-            several endpoints of one server: if one does not answer, the client tries the next.
-            The default is the variable ``ZKV_ENDPOINT``, with commas between endpoints; if that is
-            not set, ``tcp://127.0.0.1:5555``.
+            several endpoints, of one server or of several with copies of one store; or a text with
+            commas between them. The client uses one of them. If it does not answer, or does not
+            lead, the client goes on to the next, but never to another store, or to one that has
+            forgotten what the client has seen. The default is the variable ``ZKV_ENDPOINT``; if
+            that is not set, ``tcp://127.0.0.1:5555``.
         timeout: seconds for each request, including all its repeats; above 0, up to a day, or a
             `timedelta`.
         codec: adds types of values to those of msgpack.
@@ -98,6 +108,8 @@ class Client(ClientOps):
             empty list: connections are not encrypted, whatever the variable says.
         key_file: the file with the secret key of this client, made by ``zkv keygen``. The default
             is the variable ``ZKV_KEY_FILE``; if that is not set, the client makes a key for itself.
+        read: ``"leader"`` = the server that leads answers all reads, so they show every write
+            answered before; ``"stale"`` = any server may, so they may show an older state.
 
     Raises:
         ValueError: an endpoint or a key is malformed, the key file cannot be used, or the timeout
@@ -117,7 +129,7 @@ class Client(ClientOps):
         ...     kv["greeting"] = "hello"
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  all have defaults
         self,
         endpoint: str | Sequence[str] = ENVIRONMENT,
         timeout: Seconds = 5.0,
@@ -128,6 +140,7 @@ class Client(ClientOps):
         context: SocketContext | None = None,
         server_key: str | Sequence[str] = SERVER_KEY,
         key_file: str | PathLike[str] = KEY_FILE,
+        read: ReadFrom = "leader",
     ) -> None:
         self.timeout = checks.timeout(timeout)
         self._endpoints = Endpoints(endpoint, CurveKeys(server_key, key_file))
@@ -135,18 +148,20 @@ class Client(ClientOps):
         self._durable = {"durable": True} if checks.flag("durable", durable) else {}
         self._policy = checks.instance("retry", retry, RetryPolicy)
         self._context = check_context(context)
+        self._stale = checks.read_from(read) == "stale"
         self._ids = itertools.count(1)
         self._pack: Pack = pack_request
         self._unpack: Unpack = unpack_reply
         self._pool = Pool()
         self._pool.take(float)
-        self._pool.give_back(self._open())  # An endpoint that libzmq refuses is reported now.
+        # An endpoint that libzmq refuses is reported now.
+        self._pool.give_back(self._open(self._endpoints.current))
         tell_of_forks(self)
 
     def _after_fork(self) -> None:
         leave_alone(self._pool)
         self._context = None
-        self._takes = None, False
+        self._features = None, NO_FEATURES
         self._pool = Pool(self._pool.closed)
 
     def __repr__(self) -> str:
@@ -177,7 +192,10 @@ class Client(ClientOps):
         wait = self._timeout if timeout is None else checks.timeout(timeout)
         if op not in WRITE_OPS:
             attempts = Attempts(self._policy, op, op in READ_OPS, wait)
-            reply = self._ask(operation, operation.fields, self._codec, attempts)
+            fields = operation.fields
+            if (self._stale or "min_rev" in fields) and op in DATA_READS:
+                fields = self._for_anybody(fields, attempts)
+            reply = self._ask(operation, fields, self._codec, attempts)
         else:
             attempts = Attempts(self._policy, op, True, wait)
             sessions = self._pool.sessions
@@ -207,9 +225,9 @@ class Client(ClientOps):
             if reply["ok"] or operation.tolerates(reply):
                 return reply
             try:
-                pause = attempts.refused(reply)
+                pause = attempts.refused(reply, self._endpoints.number)
             except RefusedError as error:
-                plain = self._without_trace(fields, attempts, error)
+                plain = self._without_refused(fields, attempts, error)
                 if plain is None:
                     self._name_old_server(operation.op, error)
                     raise
@@ -218,10 +236,10 @@ class Client(ClientOps):
             else:
                 time.sleep(pause)
 
-    def _takes_trace(self, attempts: Attempts) -> bool:
-        if self._takes[0] is not self._endpoints.era:
-            self._ask_for_trace(attempts)
-        return self._takes[1]
+    def _takes(self, field: str, attempts: Attempts) -> bool:
+        if self._features[0] is not self._endpoints.era:
+            self._ask_for_features(attempts)
+        return field in self._features[1]
 
     def _attempt(
         self,
@@ -237,8 +255,8 @@ class Client(ClientOps):
         connection = self._take(pool, attempts)
         sent = False
         try:
-            if connection.connected or connection.wait(attempts.time_to_connect()):
-                self._endpoints.met = sent = True
+            if connection.ready or self._greet(connection, attempts):
+                sent = True
                 seconds = attempts.patience()
                 step = STEP if seconds > STEP else max(0.0, seconds)  # -1 ms would mean no limit.
                 if step != connection.step:
@@ -257,6 +275,8 @@ class Client(ClientOps):
                     reply = self._unpack(op, received, codec)
                     check_answer(op, request_id, reply)
                     pool.give_back(connection)
+                    if not reply["ok"] and reply["code"] == "NOT_LEADER":
+                        self._endpoints.refer(connection.address, reply.get("leader"))
                     return reply
         except zmq.ZMQError:
             # Its context was terminated, or the server at an inproc endpoint ended.
@@ -265,7 +285,7 @@ class Client(ClientOps):
             pool.drop(connection)
             raise
         pool.drop(connection)
-        self._endpoints.failed(connection.address)
+        self._endpoints.failed(connection.address, attempts.stays)
         self._endpoints.lost()
         if sent:
             attempts.no_reply(connection.endpoint, connected=True)
@@ -273,6 +293,42 @@ class Client(ClientOps):
         else:
             self._no_connection(connection, attempts)
         return None
+
+    def _greet(self, connection: Connection, attempts: Attempts) -> bool:
+        """Wait for a connection, and find out if the client may use the server.
+
+        Returns False if there is no connection, or the server may not be used.
+        """
+        endpoints = self._endpoints
+        if not (connection.connected or connection.wait(attempts.time_to_connect())):
+            return False
+        endpoints.met = True
+        if endpoints.number == 1:
+            connection.ready = True
+        elif not (connection.greeted and attempts.anywhere):
+            reply = self._ask_who(connection, attempts)
+            if reply is None:
+                connection.trouble = NO_INFO
+            elif not reply["ok"]:
+                time.sleep(attempts.refused(reply, endpoints.number))
+                connection.trouble = Trouble(f"{reply['code']}: {reply['message']}")
+            else:
+                self._introduced(connection, reply)
+        return connection.trouble is None
+
+    def _ask_who(self, connection: Connection, attempts: Attempts) -> Reply | None:
+        """Ask INFO over one connection; None = there is no reply in time."""
+        request_id = next(self._ids)
+        seconds = attempts.time_to_connect()
+        connection.send(self._pack("INFO", request_id, {}, PLAIN), NOBLOCK)
+        frame = _receive(connection, seconds)
+        if frame is None:
+            return None
+        if frame.more:
+            raise bad_reply("INFO", "it has more than one frame")
+        reply = self._unpack("INFO", frame.bytes, PLAIN)
+        check_answer("INFO", request_id, reply)
+        return reply
 
     def _use_msgspec(self) -> None:
         """Pack and unpack by msgspec from now on, which is quicker once it has been imported."""
@@ -286,8 +342,8 @@ class Client(ClientOps):
 
         endpoint, endpoints = failed.endpoint, self._endpoints
         if failed.ends_round or attempts.left() <= 0:
-            trouble = None
-            if attempts.asks_why(endpoint, failed.failure):
+            trouble = failed.trouble
+            if attempts.asks_why(endpoint, failed.failure) and trouble is None:
                 seconds = max(0.0, min(attempts.left(), REASON_SECONDS))
                 trouble = find_trouble(endpoint, seconds, endpoints.keys, failed.failure)
             time.sleep(attempts.no_connection(endpoint, trouble, endpoints.number, endpoints.met))
@@ -304,21 +360,24 @@ class Client(ClientOps):
             pool.give_back(connection)
             raise ClosedError(CLOSED, attempts.applied())
         try:
+            address = self._endpoints.current
+            surely = not attempts.repeatable  # Such a request cannot be sent again.
+            if surely:
+                attempts.goes_to(address.endpoint)
             if connection is not None:
-                surely = not attempts.repeatable  # Such a request cannot be sent again.
-                if connection.address == self._endpoints.current and connection.is_usable(surely):
+                if connection.address == address and connection.is_usable(surely):
                     return connection
                 connection.close()
                 self._endpoints.lost()
-            return self._open(attempts.applied())
+            return self._open(address, attempts.applied())
         except BaseException:
             pool.give_back(None)
             raise
 
-    def _open(self, applied: bool | None = False) -> Connection:
+    def _open(self, address: Address, applied: bool | None = False) -> Connection:
         context = self._context or zmq.Context.instance()
         try:
-            return Connection(context, zmq.REQ, self._endpoints.current, self._endpoints.keys)
+            return Connection(context, zmq.REQ, address, self._endpoints.keys)
         except ClosedError as error:
             raise ClosedError(error.message, applied) from error
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Span, SpanKind
 
-    from zkv.client.connection import Endpoints
+    from zkv.client.endpoints import Endpoints
 
 OPENTELEMETRY: Final = "opentelemetry.trace"
 """The module that every program which records spans has imported."""

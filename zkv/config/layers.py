@@ -262,7 +262,7 @@ def _parse(text: str, setting: Setting) -> Any:
     base, _ = plain(setting.kind)
     may_be_list = list[str] in get_args(setting.kind) and "," in text
     if get_origin(base) is list or may_be_list:
-        return [item.strip() for item in text.split(",")]
+        return [item.strip() for item in text.split(",")] if text else []
     if base not in {bool, int, float}:
         return text
     try:

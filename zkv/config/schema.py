@@ -17,8 +17,9 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from zkv.defaults import DEFAULT_ENDPOINT
-from zkv.endpoint import check_to_bind, is_any, split_http
+from zkv.endpoint import check_to_bind, check_to_connect, is_any, split_http
 from zkv.errors import suggest
+from zkv.keys import check_public_key
 
 Positive = Annotated[int, Meta(ge=1, le=2**62)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
@@ -93,20 +94,22 @@ class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     history_bytes: Annotated[int, Meta(ge=0, le=2**62)] = 64 * 1024 * 1024
 
 
+class ReplicationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How this server and other machines with the same store know each other."""
+
+    sync: Annotated[int, Meta(ge=0, le=16)] = 0
+    key_file: str = ""
+    server_keys: list[str] = field(default_factory=list)
+    advertise: list[str] = field(default_factory=list)
+    advertise_feed: str = ""
+
+
 class CacheSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A prefix under which the server evicts entries, so that they fit into a bound."""
 
     prefix: Annotated[str, Meta(min_length=1)]
     max_bytes: Positive
     policy: Literal["lru", "ttl"] = "lru"
-
-
-class ReplicationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How this server is copied to other machines."""
-
-    key_file: str = ""
-    server_keys: list[str] = field(default_factory=list)
-    sync: Annotated[int, Meta(ge=0, le=16)] = 0
 
 
 class MetricsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -360,6 +363,24 @@ def _fault_of_endpoints(endpoints: list[str]) -> str | None:
     return None
 
 
+def _fault_of_advertised(endpoints: list[str]) -> str | None:
+    for endpoint in endpoints:
+        try:
+            check_to_connect(endpoint)
+        except ValueError as error:
+            return str(error)
+    return None
+
+
+def _fault_of_keys(keys: list[str]) -> str | None:
+    for place, key in enumerate(keys):
+        try:
+            check_public_key(key)
+        except ValueError as error:
+            return f"number {place + 1} is {error}"
+    return None
+
+
 def _fault_of_http(endpoint: str) -> str | None:
     try:
         if endpoint:
@@ -377,6 +398,10 @@ _RULES: Final[dict[str, Callable[[Any], str | None]]] = {
     "security.users": _fault_of_directory,
     "durability.data_dir": _fault_of_directory,
     "limits.max_memory": _fault_of_memory,
+    "replication.key_file": _fault_of_directory,
+    "replication.server_keys": _fault_of_keys,
+    "replication.advertise": _fault_of_advertised,
+    "replication.advertise_feed": lambda feed: _fault_of_advertised([feed] if feed else []),
     "metrics.endpoint": _fault_of_http,
     "log.file": _fault_of_path,
 }
@@ -409,7 +434,8 @@ def _describe(kind: Any, default: Any, value: Any) -> str:
     if get_origin(base) is Literal:
         return "one of " + ", ".join(map(json.dumps, get_args(base)))
     if get_origin(base) is list:
-        return f'a list with at least one text, such as ["{DEFAULT_ENDPOINT}"]'
+        least = "a list with at least one text" if meta.min_length else "a list of texts"
+        return f'{least}, such as ["{DEFAULT_ENDPOINT}"]'
     if base is str:
         what = "text that is not empty" if isinstance(value, str) else "text in quotes"
         return f"{what}, such as {json.dumps(default)}" if default else what

@@ -8,20 +8,22 @@ The file on which all others depend (the snapshot, or the first segment if there
 gets its contents last. Until then an empty file has its name, which counts as damage. So an
 interrupted copy is refused, and never mistaken for an older or an empty store.
 
-`restore` makes one snapshot, with the entries and the remembered replies of the backup, and a
-revision and a log number that are higher by `RESTORED_ABOVE`. The original store may have taken
-further revisions after the backup, and clients may have seen them. These are lost, and must not be
-used again for other contents; no store takes as many as `RESTORED_ABOVE` in between. Followers find
-that the changes since their last revision are not kept, and read the store again. A store that has
-a lineage begins a term: it is another history than that of the original store.
+`restore` makes one snapshot, with the entries and the remembered replies of the backup, or of the
+store as it was at an earlier moment (`zkv.durability.moments`), and a revision and a log number
+that are higher by `RESTORED_ABOVE`. The original store may have taken further revisions after that,
+and clients may have seen them. These are lost, and must not be used again for other contents; no
+store takes as many as `RESTORED_ABOVE` in between. Followers find that the changes since their last
+revision are not kept, and read the store again. A store that has a lineage begins a term, with a
+number above all that are known: it is another history than that of the original store.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import itertools
 from os import SEEK_END
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zkv.durability import recovery, segment, snapshot
 from zkv.durability.check import survey
@@ -29,10 +31,13 @@ from zkv.durability.frozen_view import FrozenView
 from zkv.durability.layout import Layout, explain
 from zkv.durability.segment import SegmentEnd, SegmentScan
 from zkv.errors import DamageError, DataDirError
+from zkv.keyspace.lineage import TermStart, new_tag
 from zkv.keyspace.sessions import Sessions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+    from typing import Self
 
     from zkv.durability.check import Finding, Survey
     from zkv.durability.files import Files
@@ -66,6 +71,25 @@ def create(files: Files, source: Path, target: Path) -> Survey:
         return made.write()
 
 
+class State(NamedTuple):
+    """A whole store at one moment."""
+
+    entries: Table
+    sessions: Sessions
+    rev: int
+    lsn: int
+    time: int
+    """The latest time in it, Unix time in ms."""
+    lineage: Lineage
+
+
+class Known(NamedTuple):
+    """The newest revision and term that clients may have seen."""
+
+    rev: int = 0
+    term: int = 0
+
+
 def restore(files: Files, source: Path, target: Path, above: int = 0) -> Survey:
     """Make a store from a backup, at a revision that no client can have seen; returns a survey.
 
@@ -83,8 +107,29 @@ def restore(files: Files, source: Path, target: Path, above: int = 0) -> Survey:
     """
     with FrozenView(files, source) as view:
         _refuse(survey(view).faults)
-        with _Restored(files, view, target, above) as made:
-            return made.write()
+        return write_restored(files, source, lambda: _newest(view), target, Known(above))
+
+
+def write_restored(
+    files: Files, source: Path, load: Callable[[], State], target: Path, known: Known
+) -> Survey:
+    """Make a store from what ``load`` returns; returns a survey. Otherwise as `restore`.
+
+    Args:
+        files: the file operations.
+        source: where the state comes from, for messages.
+        load: reads the state, after ``target`` was taken.
+        target: the new directory.
+        known: what clients may have seen; the new revision and the new term are above it.
+    """
+    with _Restored(files, source, load, target, known) as made:
+        return made.write()
+
+
+def _newest(view: FrozenView) -> State:
+    layout, sessions = view.layout, Sessions()
+    found = recovery.recover(view, layout.snapshots, layout.wal, sessions)
+    return State(found.entries, sessions, found.rev, found.lsn, found.time, found.lineage)
 
 
 def _refuse(faults: list[Finding]) -> None:
@@ -92,25 +137,22 @@ def _refuse(faults: list[Finding]) -> None:
         raise DamageError(f"{faults[0].path}: {faults[0].text}; see `zkv check` and `zkv repair`")
 
 
-def _why(view: FrozenView, found: Survey) -> DataDirError:
-    """The error for a faulty copy. Usually the source has the same fault: then that is reported."""
-    path, text = found.faults[0].path, found.faults[0].text
-    _refuse([fault for fault in survey(view).faults if fault.path.name == path.name])
-    return DataDirError(f"{path}: differs from what was written to it: {text}")
+class NewDirectory(abc.ABC):
+    """Makes a data directory. A context manager: on exit its files go, unless `write` succeeded.
 
+    Args:
+        files: the file operations.
+        target: the directory; absent or empty.
+    """
 
-class _Copy:
-    """Makes a copy. A context manager: on exit it removes the files, unless `write` succeeded."""
-
-    def __init__(self, files: Files, view: FrozenView, target: Path) -> None:
+    def __init__(self, files: Files, target: Path) -> None:
         self._files = files
-        self._view = view
         self._layout = Layout(target)
         self._lock: DirectoryLock | None = None
         self._made: list[Path] = []
         self._directories: list[Path] = []
 
-    def __enter__(self) -> _Copy:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -119,7 +161,10 @@ class _Copy:
             self._lock.close()
 
     def write(self) -> Survey:
-        """Make the copy; returns a survey of it. Raises DataDirError, LockedError."""
+        """Make the directory; returns a survey of it.
+
+        Raises DataDirError, LockedError, and what reading the source raises.
+        """
         try:
             self._take_target()
             self._fill()
@@ -128,10 +173,19 @@ class _Copy:
         with FrozenView(self._files, self._layout.directory) as written:
             found = survey(written)
         if found.faults:
-            raise _why(self._view, found)
+            raise self._why(found)
         self._made.clear()  # So that nothing is removed on exit.
         self._directories.clear()
         return found
+
+    @abc.abstractmethod
+    def _fill(self) -> None:
+        """Write the files. Raises OSError."""
+
+    def _why(self, found: Survey) -> DataDirError:
+        """Return the error for a faulty directory."""
+        path, text = found.faults[0].path, found.faults[0].text
+        return DataDirError(f"{path}: differs from what was written to it: {text}")
 
     def _take_target(self) -> None:
         """Make the target and lock it. Raises OSError, DataDirError, LockedError."""
@@ -154,6 +208,23 @@ class _Copy:
         self._files.create(key).close()
         self._files.sync_directory(key.parent)
 
+    def _remove(self) -> None:
+        """Remove what was made. The empty file that makes it count as damaged goes last."""
+        for path in reversed(self._made):
+            with contextlib.suppress(OSError):
+                self._files.remove(path)
+        for path in reversed(self._directories):
+            with contextlib.suppress(OSError):
+                self._files.remove_directory(path)
+
+
+class _Copy(NewDirectory):
+    """Makes a copy of a data directory."""
+
+    def __init__(self, files: Files, view: FrozenView, target: Path) -> None:
+        super().__init__(files, target)
+        self._view = view
+
     def _fill(self) -> None:
         files, sources = self._files, _needed(self._view)
         if not sources:
@@ -169,6 +240,12 @@ class _Copy:
         files.rename(beside, key)
         files.sync_directory(key.parent)
 
+    def _why(self, found: Survey) -> DataDirError:
+        """Usually the source has the same fault: then that is reported."""
+        name = found.faults[0].path.name
+        _refuse([fault for fault in survey(self._view).faults if fault.path.name == name])
+        return super()._why(found)
+
     def _target(self, source: Path) -> Path:
         return self._layout.directory / source.relative_to(self._view.layout.directory)
 
@@ -178,44 +255,47 @@ class _Copy:
         end = _whole_end(self._view, source) if source == newest else None
         copy_file(self._view, source, self._files, target, end)
 
-    def _remove(self) -> None:
-        """Remove what was made. The empty file that makes it count as damaged goes last."""
-        for path in reversed(self._made):
-            with contextlib.suppress(OSError):
-                self._files.remove(path)
-        for path in reversed(self._directories):
-            with contextlib.suppress(OSError):
-                self._files.remove_directory(path)
 
-
-class _Restored(_Copy):
+class _Restored(NewDirectory):
     """Makes a restored store."""
 
-    def __init__(self, files: Files, view: FrozenView, target: Path, above: int) -> None:
-        super().__init__(files, view, target)
-        self._above = above
+    def __init__(
+        self, files: Files, source: Path, load: Callable[[], State], target: Path, known: Known
+    ) -> None:
+        super().__init__(files, target)
+        self._source = source
+        self._load = load
+        self._known = known
 
     def _fill(self) -> None:
-        files, layout, there = self._files, self._layout, self._view.layout
-        sessions = Sessions()
-        state = recovery.recover(self._view, there.snapshots, there.wal, sessions)
-        rev = max(state.rev, self._above) + RESTORED_ABOVE
+        files, layout, known = self._files, self._layout, self._known
+        state = self._load()
+        rev = max(state.rev, known.rev) + RESTORED_ABOVE
         if rev > MOST_REV:
             raise DataDirError(
-                f"{there.directory}: cannot be restored: its revision would be {rev}; "
+                f"{self._source}: cannot be restored: its revision would be {rev}; "
                 f"the highest possible one is {MOST_REV}"
             )
         lsn = state.lsn + rev - state.rev
         self._begin_with(layout.snapshot(rev))
         self._made.append(layout.segment(rev + 1))
         begin_log(files, layout, rev + 1, lsn + 1)
-        lineage = after_loss(state.lineage, lsn)
-        write_state(files, layout, rev, lsn, state.time, state.entries, sessions, lineage)
+        lineage = after_loss(state.lineage, lsn, known.term)
+        write_state(files, layout, rev, lsn, state.time, state.entries, state.sessions, lineage)
 
 
-def after_loss(lineage: Lineage, lsn: int) -> Lineage:
-    """Return a lineage, if it is one, with a further term from the log number ``lsn`` on."""
-    return lineage.begin(lineage.next_start(), lsn) if lineage.store else lineage
+def after_loss(lineage: Lineage, lsn: int, above: int = 0) -> Lineage:
+    """Return a lineage, if it is one, with a further term from the log number ``lsn`` on.
+
+    Args:
+        lineage: the lineage.
+        lsn: the first log number of the new term.
+        above: the number of a term that the new one comes after, if the lineage lacks it.
+    """
+    if not lineage.store:
+        return lineage
+    number = max(lineage.term, above) + 1
+    return lineage.begin(TermStart(lineage.store, number, new_tag()), lsn)
 
 
 def write_state(

@@ -242,6 +242,22 @@ class Replay:
             self._history.restart(self.rev)
         return self._log.torn
 
+    def run_before(self, is_beyond: Callable[[Commit], bool], most: int) -> int:
+        """Replay everything before a commit; returns the log number that was reached.
+
+        Args:
+            is_beyond: tells if a commit is to be left, and all after it.
+            most: no commit before this revision is to be left, so C may take it.
+
+        Raises DamageError, OSError. Then all commits before the damage have been applied.
+        """
+        take = self._take if is_compiled(self.entries) else None
+        for commit in self._log.commits(0, take, most):
+            if is_beyond(commit):
+                return commit.lsn - 1
+            self.apply(commit)
+        return self.lsn
+
     def apply(self, commit: Commit) -> None:
         """Apply a commit. One that the snapshot covers is only added to the history."""
         self.time = max(self.time, commit.time)

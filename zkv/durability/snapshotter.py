@@ -81,6 +81,7 @@ class Snapshotter:
         self._closing = threading.Lock()
         """Guards `_closed`. Once that is set, nothing is put into the inbox."""
         self._closed = False
+        self._anew = False  # One must be written even if nothing has changed.
         self._saved_rev = saved_rev
         self._saved_at = time.monotonic()
         self._logged_before = 0  # Bytes of log when the last snapshot was begun.
@@ -99,16 +100,18 @@ class Snapshotter:
         """Start the thread."""
         self._thread.start()
 
-    def snapshot(self) -> Future[int]:
+    def snapshot(self, anew: bool = False) -> Future[int]:
         """Request a snapshot of everything committed so far; the future gives its revision.
 
-        The future completes once the snapshot is on disk, or with ReadOnly if it cannot be written.
-        Raises ShuttingDown.
+        If nothing has changed, that is the newest one, unless ``anew`` is True. The future
+        completes once the snapshot is on disk, or with ReadOnly if it cannot be written. Raises
+        ShuttingDown.
         """
         future: Future[int] = Future()
         with self._closing:
             if self._closed:
                 raise ShuttingDown("the server is stopping")
+            self._anew = self._anew or anew
             self._inbox.put(future)
         return future
 
@@ -152,9 +155,7 @@ class Snapshotter:
             try:
                 if not self._is_time(bool(asked)):
                     continue
-                # Whoever asks wants a file; another server may, before the first write.
-                wants_file = self._newest_at is None and any(asked)
-                outcome = self._save_changes(wants_file)
+                outcome = self._save_changes()
             except BaseException:  # A bug; the thread continues.
                 _log.critical("the snapshot failed", exc_info=True)
                 outcome = self._count_failure("the snapshot failed; see the server's log")
@@ -200,13 +201,13 @@ class Snapshotter:
             self._wal.try_again()
         return news
 
-    def _save_changes(self, wants_file: bool) -> int | ReadOnly:
-        """Save if anything changed, or in any case; returns the saved revision, or the error."""
+    def _save_changes(self) -> int | ReadOnly:
+        """Save if anything changed; returns the saved revision, or the error."""
         try:
             if self._wal.broken:
                 self._storage.put_in_order()
-            unneeded = not (self._wal.broken or self._wal.doubted or wants_file)
-            if self._keyspace.rev == self._saved_rev and unneeded:
+            anew, self._anew = self._anew or self._wal.broken, False
+            if self._keyspace.rev == self._saved_rev and not anew:
                 self._wal.flush()  # It may hold replies to requests that changed nothing.
                 return self._saved_rev
             try:

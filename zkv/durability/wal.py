@@ -339,13 +339,11 @@ class Wal:
             self._broken = False
             self._resume()
 
-    @property
-    def doubted(self) -> bool:
-        """True if the newest segment cannot be read back: the next snapshot is to replace it."""
-        return self._doubted
-
     def doubt(self, salt: int) -> None:
-        """Note that the segment with this salt cannot be read back. Any thread."""
+        """Note that the segment with this salt cannot be read back. Any thread.
+
+        If it is the newest one, the next snapshot begins another.
+        """
         with self._io:
             self._doubted = self._doubted or salt == self._salt
 

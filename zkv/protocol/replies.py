@@ -200,8 +200,16 @@ class InfoReply(Reply, kw_only=True):
     limits: dict[str, Any]
     durability: dict[str, Any] | UnsetType
     stats: dict[str, Any] | UnsetType
-    replication: dict[str, Any] | UnsetType = UNSET
     user: str | UnsetType = UNSET
+
+
+class ReplicatedInfoReply(InfoReply, kw_only=True):
+    """Reply to INFO of a server that is part of a replication.
+
+    A class of its own: with one field more, msgspec packs the map of each INFO with a longer head.
+    """
+
+    replication: dict[str, Any]
 
 
 MONITORED: Final = ("durable_rev", "keys", "uptime", "endpoints", "durability", "stats")
@@ -209,7 +217,7 @@ MONITORED: Final = ("durable_rev", "keys", "uptime", "endpoints", "durability", 
 
 
 OPEN_REPLICATION: Final = ("role", "store", "term", "leader")
-"""The fields of INFO's ``replication`` that do not."""
+"""The fields of its ``replication`` that do not."""
 
 
 class Failure(Struct, kw_only=True, omit_defaults=False):

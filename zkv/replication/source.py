@@ -199,7 +199,9 @@ class Source:
                 f"this server is a standby, too, and has not got further than commit {durable}",
                 rev=self._engine.durable_rev,
             )
-        common = 0 if shared is None else min(after, lineage.end_of(shared, durable))
+        common = 0
+        if shared is not None and after >= shared.first_lsn:
+            common = min(after, lineage.end_of(shared, durable))
         raise Diverged(
             f"commit {after} of term {request.term} is not in the history of this store, which is "
             f"at commit {durable} in term {lineage.term}; common: {common}",
@@ -244,14 +246,15 @@ class Source:
             ReadOnly: none can be read.
             ShuttingDown: one would have to be written.
         """
-        if request.snapshot:
+        number = request.snapshot or 0
+        if number or request.offset:  # That of an empty store has revision 0.
             with self._lock:
-                opened = self._open.get(request.snapshot)
+                opened = self._open.get(number)
                 if opened is not None:
                     return self._part_of(opened, request)
             oldest = self._oldest()
             raise Compacted(
-                f"snapshot {request.snapshot} is not kept open any more: begin with the newest one",
+                f"snapshot {number} is not kept open any more: begin with the newest one",
                 oldest=oldest,
             )
         part = self._newest_part(request)
@@ -272,7 +275,7 @@ class Source:
             else:
                 part.set_result(first)
 
-        self._engine.snapshot().add_done_callback(settle)
+        self._engine.snapshot(anew=True).add_done_callback(settle)
         return part
 
     def _newest_part(self, request: Replicate) -> SnapshotPartReply | None:
@@ -375,8 +378,6 @@ def _check(request: Replicate) -> None:
     """Raise BadRequest if the fields of a request do not fit together."""
     if request.offset is not None and request.snapshot is None:
         raise BadRequest("field `offset` belongs to `snapshot`, which is missing")
-    if request.offset and request.snapshot == 0:
-        raise BadRequest("field `offset`: the first part of a snapshot begins at 0")
     if request.snapshot is None and request.durable > request.after:
         raise BadRequest(f"field `durable`: {request.durable} is beyond `after`, {request.after}")
 

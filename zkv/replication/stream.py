@@ -12,7 +12,7 @@ the store.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from zkv.errors import ZkvError
 from zkv.keyspace.change import unpack
-from zkv.keyspace.lineage import Lineage, Term
+from zkv.keyspace.lineage import NO_LINEAGE, Lineage, Term
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -93,7 +93,9 @@ class _HandedOver(Struct):
     rev: int
 
 
-class _Part(Struct):
+class SnapshotPart(Struct):
+    """A part of a snapshot file; the fields are those of the reply."""
+
     store: str
     terms: tuple[Term, ...]
     snapshot: int
@@ -102,6 +104,11 @@ class _Part(Struct):
     offset: int
     data: bytes
     crc: int
+
+    @property
+    def lineage(self) -> Lineage:
+        """That of the store, up to the snapshot."""
+        return Lineage(self.store, tuple(term for term in self.terms if term.first_lsn <= self.lsn))
 
 
 class Pulled(NamedTuple):
@@ -125,7 +132,14 @@ class FetchedSnapshot(NamedTuple):
     lineage: Lineage
 
 
-def pull(ask: Ask, member: str, after: Position, on_disk: Confirmed, wait: int = WAIT_MS) -> Pulled:
+def pull(
+    ask: Ask,
+    member: str,
+    after: Position,
+    on_disk: Confirmed,
+    wait: int = WAIT_MS,
+    sync: bool = True,
+) -> Pulled:
     """Ask for the commits after a position, and confirm what is on disk here.
 
     Args:
@@ -134,6 +148,7 @@ def pull(ask: Ask, member: str, after: Position, on_disk: Confirmed, wait: int =
         after: the newest commit that the asker has.
         on_disk: the newest one that is on its disk.
         wait: ms for which the server waits if there is nothing new.
+        sync: the asker counts for ``replication.sync`` of the server.
 
     Raises:
         RefusedError: the server refuses, with `COMPACTED` or `DIVERGED` if the asker has to begin
@@ -153,6 +168,7 @@ def pull(ask: Ask, member: str, after: Position, on_disk: Confirmed, wait: int =
             "durable_rev": on_disk.rev,
             "wait": wait,
             "limit": PART_BYTES,
+            "sync": sync,
         },
         wait / 1000 + REPLY_SECONDS,
     )
@@ -194,8 +210,42 @@ def reinstate(ask: Ask, member: str, attempt: int) -> None:
     _convert(reply, _HandedOver)
 
 
+def snapshot_parts(
+    ask: Ask, member: str, store: str = "", sync: bool = True
+) -> Iterator[SnapshotPart]:
+    """Ask for the newest snapshot of a server, and yield it part by part.
+
+    Args:
+        ask: asks the server.
+        member: the asker's name.
+        store: the store that it must be of; empty = any.
+        sync: as for `pull`.
+
+    Raises RefusedError, StreamError.
+    """
+    rev = offset = 0
+    ask({"op": "PING"}, REPLY_SECONDS)  # Only a server that is there may take its time.
+    while True:
+        reply = ask(
+            {
+                "op": "REPLICATE", "member": member, "store": store, "snapshot": rev,
+                "offset": offset, "limit": PART_BYTES, "sync": sync,
+            },
+            SNAPSHOT_SECONDS,
+        )  # fmt: skip
+        part = _convert(reply, SnapshotPart)
+        if zlib.crc32(part.data) != part.crc:
+            raise StreamError("the checksum of a part of the snapshot does not match")
+        if part.offset != offset or (offset and part.snapshot != rev) or not part.data:
+            raise StreamError("a part of the snapshot is missing")
+        yield part
+        rev, offset = part.snapshot, offset + len(part.data)
+        if offset >= part.size:
+            return
+
+
 def fetch_snapshot(
-    ask: Ask, member: str, files: Files, file: BinaryIO, store: str = ""
+    ask: Ask, member: str, files: Files, file: BinaryIO, store: str = "", sync: bool = True
 ) -> FetchedSnapshot:
     """Copy the newest snapshot of a server into a file, part by part. Does not sync the file.
 
@@ -205,28 +255,31 @@ def fetch_snapshot(
         files: the file operations.
         file: takes the bytes.
         store: the store that it must be of; empty = any.
+        sync: as for `pull`.
 
     Raises RefusedError, StreamError, OSError.
     """
-    rev = offset = 0
-    while True:
-        reply = ask(
-            {
-                "op": "REPLICATE", "member": member, "store": store, "snapshot": rev,
-                "offset": offset, "limit": PART_BYTES,
-            },
-            SNAPSHOT_SECONDS,
-        )  # fmt: skip
-        part = _convert(reply, _Part)
-        if zlib.crc32(part.data) != part.crc:
-            raise StreamError("the checksum of a part of the snapshot does not match")
-        if part.offset != offset or (rev and part.snapshot != rev) or not part.data:
-            raise StreamError("a part of the snapshot is missing")
+    fetched = FetchedSnapshot(0, 0, 0, NO_LINEAGE)
+    for part in snapshot_parts(ask, member, store, sync):
         files.write(file, part.data)
-        rev, offset = part.snapshot, offset + len(part.data)
-        if offset >= part.size:
-            lineage = Lineage(part.store, part.terms)
-            return FetchedSnapshot(rev, part.lsn, part.size, lineage)
+        lineage = Lineage(part.store, part.terms)
+        fetched = FetchedSnapshot(part.snapshot, part.lsn, part.size, lineage)
+    return fetched
+
+
+def hold_snapshot(ask: Ask, member: str, fetched: FetchedSnapshot) -> None:
+    """Have a server keep the log after a snapshot that was fetched. Raises StreamError.
+
+    It keeps that for a while after a part of the snapshot was asked for.
+    """
+    reply = ask(
+        {
+            "op": "REPLICATE", "member": member, "snapshot": fetched.rev,
+            "offset": fetched.size - 1, "limit": 1, "sync": False,
+        },
+        REPLY_SECONDS,
+    )  # fmt: skip
+    _convert(reply, SnapshotPart)
 
 
 def _unpack(payloads: list[bytes], after: int) -> list[Commit]:

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct
 
 from zkv import __version__
 from zkv.engine import Engine
@@ -50,6 +50,7 @@ from zkv.protocol.replies import (
     MGetReply,
     PingReply,
     PromoteReply,
+    ReplicatedInfoReply,
     Reply,
     RevisionReply,
     ScanReply,
@@ -277,7 +278,7 @@ def changes(node: Node, request: requests.Changes) -> Done:
 def _read_at(node: Node, request: requests.ReadRequest, min_rev: int) -> Answer:
     """Run a read once the store has a revision, for which it may wait in the parking."""
     engine, read = node.engine, READS_OF_KEYS[type(request)]
-    if min_rev <= engine.safe_rev:
+    if min_rev <= engine.reached_rev:
         return read(node, request)
 
     def run() -> tuple[Reply | RequestError, int]:
@@ -337,7 +338,7 @@ def info(node: Node, user: User | None) -> Done:
     if not may_monitor(user):
         for name in MONITORED:
             setattr(reply, name, UNSET)
-        if reply.replication is not UNSET:
+        if isinstance(reply, ReplicatedInfoReply):
             reply.replication = {name: reply.replication[name] for name in OPEN_REPLICATION}
     if node.engine.needs_confirmation:  # It is needed most while nobody confirms anything.
         reply.rev = min(reply.rev, node.engine.safe_rev)
@@ -349,23 +350,22 @@ def make_info(node: Node) -> InfoReply:
     keyspace = node.engine.keyspace
     keys = len(keyspace)
     rev = keyspace.rev  # Read after what it is to cover.
-    return InfoReply(
-        version=__version__,
-        protocol=PROTOCOL_VERSION,
-        features=FEATURES,
-        rev=rev,
-        durable_rev=node.engine.durable_rev,
-        keys=keys,
-        replication=_replication(node),
-        **node.facts(),
-    )
+    facts = node.facts() | {
+        "version": __version__,
+        "protocol": PROTOCOL_VERSION,
+        "features": FEATURES,
+        "rev": rev,
+        "durable_rev": node.engine.durable_rev,
+        "keys": keys,
+    }
+    if not keyspace.lineage.store and node.role.leads:
+        return InfoReply(**facts)
+    return ReplicatedInfoReply(**facts, replication=_replication(node))
 
 
-def _replication(node: Node) -> dict[str, Any] | UnsetType:
-    """Return INFO's ``replication``; nothing for a server that was never part of any."""
+def _replication(node: Node) -> dict[str, Any]:
+    """Return INFO's ``replication``."""
     lineage, role, source = node.engine.keyspace.lineage, node.role, node.source
-    if not lineage.store and role.leads:
-        return UNSET
     return {
         "role": role.name,
         "store": lineage.store,

@@ -27,7 +27,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final, Protocol
 
 from zkv.durability.committer import A_BUG, CommitGroup
-from zkv.errors import Behind, Busy, Internal, RequestError, ShuttingDown
+from zkv.errors import Behind, Busy, Internal, ReadOnly, RequestError, ShuttingDown
 from zkv.protocol.replies import Reply
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ class ParkedRead:
     """An attempt: a read that needs a revision.
 
     That has to be safe. Then the read runs; if its reply reveals later revisions, which are not
-    safe yet, it waits for those, as any read does. After a rollback it runs again.
+    safe yet, it waits for those, as any read does: if they cannot be made safe, it is READ_ONLY.
+    After a rollback it runs again.
 
     Args:
         engine: the engine.
@@ -113,20 +114,24 @@ class ParkedRead:
         self._parking = parking
         self._min_rev = min_rev
         self._run = run
-        self._until = 0.0  # When it is late, while it waits for what its reply reveals.
+        self._until = math.inf  # When it is late, while it waits for what its reply reveals.
+        self._group: CommitGroup | None = None  # What that waits for.
         self._epoch = -1  # Before it ran; -1 = it has not.
         self._outcome: Reply | RequestError
         self._seen = 0
 
     def __call__(self, parked: Parked, late: bool) -> Reply | None:
-        """See `Attempt`. Raises Behind."""
+        """See `Attempt`. Raises Behind, ReadOnly."""
         engine = self._engine
         if self._epoch != engine.epoch:
             if self._epoch >= 0:  # What it saw was rolled back.
                 self._epoch, parked.until = -1, self._until
-            if self._min_rev > engine.safe_rev:
+            reached = engine.reached_rev
+            if self._min_rev > reached:
                 parked.rev = self._min_rev
-                self._require_time(late)
+                if late:
+                    why = f"revision {self._min_rev} has not come; this is {reached}"
+                    raise Behind(why, rev=reached)
                 return None
             self._epoch = engine.epoch
             self._outcome, self._seen = self._run()
@@ -138,16 +143,13 @@ class ParkedRead:
             raise self._outcome
         return self._outcome
 
-    def _require_time(self, late: bool) -> None:
-        if late:
-            rev = self._engine.safe_rev
-            raise Behind(f"revision {self._min_rev} has not come; this is {rev}", rev=rev)
-
     def _await_disk(self, parked: Parked) -> None:
-        self._until, parked.until = parked.until, math.inf
+        engine, failed = self._engine, None if self._group is None else self._group.error
+        if failed is not None and self._epoch == engine.epoch:
+            raise ReadOnly(failed.message)
+        self._until, parked.until = min(self._until, parked.until), math.inf
         parked.rev = _NEVER
-        engine = self._engine
-        group = CommitGroup(self._epoch, engine.syncs_each)
+        self._group = group = CommitGroup(self._epoch, engine.syncs_each)
         group.lsn = engine.last_lsn
         group.on_completion(lambda: self._parking.resume(parked))
         engine.submit(group)
@@ -252,13 +254,13 @@ class Parking:
     def _look(self) -> None:
         """Run what can go on, or must end."""
         engine, now = self._engine, time.monotonic()
-        safe, durable = engine.safe_rev, engine.durable_lsn
+        reached, durable = engine.reached_rev, engine.durable_lsn
         with self._lock:
             every = list(self._parked)
             actions = [action for at, action in self._actions if at <= now]
             self._actions = [each for each in self._actions if each[0] > now]
         for parked in every:
-            may_go_on = parked.rev <= safe if parked.lsn is None else parked.lsn <= durable
+            may_go_on = parked.rev <= reached if parked.lsn is None else parked.lsn <= durable
             if may_go_on or parked.until <= now:
                 self._try(parked, parked.until <= now)
         for action in actions:
@@ -295,8 +297,8 @@ class Parking:
         self._lsn_wanted = min((each.lsn for each in every if each.lsn is not None), default=_NEVER)
         self._awaits_sync = False
         engine = self._engine
-        safe, durable = engine.safe_rev, engine.durable_lsn
-        if safe >= self._rev_wanted or durable >= self._lsn_wanted:
+        reached, durable = engine.reached_rev, engine.durable_lsn
+        if reached >= self._rev_wanted or durable >= self._lsn_wanted:
             return 0.0  # In the meantime.
         if engine.safe_lsn >= self._lsn_wanted:
             self._awaits_sync = True
