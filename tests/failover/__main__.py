@@ -185,7 +185,7 @@ class Run:
         self.standby.server.launch()
         time.sleep(1.0)
         self._progress()
-        self._compact()
+        self._fill()
         self.standby.server.await_ready()
 
     def planned(self) -> None:
@@ -421,6 +421,10 @@ class Run:
     def _compact(self) -> None:
         self.primary.kill()  # It keeps the log after a snapshot that was fetched just now.
         self._start(self.primary)
+        self._fill()
+
+    def _fill(self) -> None:
+        """Have the primary write so many snapshots and so much log that it removes older ones."""
         with Raw(self.primary.endpoint, context=self._context) as client:
             for _ in range(3):
                 for number in range(5):
