@@ -554,6 +554,12 @@ def test_a_store_without_any_write(tmp_path: Path) -> None:
 # --- Copies of a running server.
 
 
+def test_a_copy_from_the_first_that_answers(server: ServerProcess, tmp_path: Path) -> None:
+    endpoints = f"tcp://127.0.0.1:{free_ports(1)[0]},{server.endpoint}"
+    done = run_zkv("backup", "--from", endpoints, str(tmp_path / "copy"))
+    assert done.returncode == 0, done.stderr
+
+
 def test_backup_of_a_running_server(server: ServerProcess, tmp_path: Path) -> None:
     put(server, *numbered(2, 30))
     with Raw(server.endpoint) as client:
@@ -663,6 +669,7 @@ class Scripted:
 
     places = 1
     endpoint = "tcp://scripted:1"
+    patient = False
 
     def __init__(
         self, real: Any, refusal: Callable[[dict[str, Any]], dict[str, Any] | None]
@@ -679,6 +686,9 @@ class Scripted:
 
     def go_on(self) -> None:
         self._real.go_on()
+
+    def hurry(self) -> None:
+        self._real.hurry()
 
     def interrupt(self) -> None:
         self._real.interrupt()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+import zkv
 from tests.conftest import Connect
 from tests.replication.following import (
     QUIET,
@@ -444,3 +445,18 @@ def test_a_clock_that_is_an_hour_off(
         assert two.ok(op="INCR", key="n", session="s", seq=1) == first | {"replayed": True}
         two.ok(op="PUT", key="brief", value=1, ttl=0.1)
         eventually(lambda: two.call(op="GET", key="brief")["ok"] is False, "the expiry")
+
+
+def test_a_mirror_goes_on_over_it(
+    primary: ServerProcess, standby: Follower, connect: Connect
+) -> None:
+    two = connect(standby.endpoint)
+    with zkv.Client([primary.endpoint, standby.endpoint]) as client:
+        client.put("k", 1)
+        catch_up(two, connect(primary.endpoint))
+        with client.mirror("") as mirror:
+            assert mirror["k"] == 1
+            assert promote(standby.endpoint).returncode == 0
+            two.ok(op="PUT", key="new", value=2)
+            eventually(lambda: mirror.get("new") == 2, "the mirror")
+            assert mirror["k"] == 1
