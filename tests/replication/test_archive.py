@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -53,6 +53,7 @@ from zkv.keyspace import Commit, Keyspace, Sessions
 from zkv.keyspace.bounds import key_range
 from zkv.replication import archiver as archiver_module
 
+MILLISECOND = timedelta(milliseconds=1)
 SMALL = "[durability]\nsegment_bytes = 1060\nsnapshot_interval = 3600.0\n"
 """Short segments, and snapshots only when they are asked for."""
 
@@ -280,6 +281,7 @@ def test_the_operator_deleted_a_prefix(
     with ArchiverProcess(server.endpoint, directory):
         before = spans(directory)[-1].last_time
         noted = datetime.now(UTC)
+        eventually(lambda: datetime.now(UTC) - noted > MILLISECOND, "the time of commits goes on")
         with Raw(server.endpoint) as client:
             rev = client.ok(op="MDELETE", keys=numbered(2, 60))["rev"]
         await_revision(directory, rev)
