@@ -111,7 +111,7 @@ class Archiver:
         self._why: Why | None = None
         """Set if a new part has to be begun."""
         self._task: Iterator[None] | None = None
-        """What is done a step at a time, beside the log."""
+        """The work that is done a step at a time, beside the log."""
         self._failures = 0
         self._disk_pause = RETRY_SECONDS
         self._reported: str | None = None
