@@ -146,7 +146,10 @@ class Compacted(RequestError):
 
 
 class Diverged(RequestError):
-    """The asker's log is not part of this store's history; the reply carries ``common``."""
+    """The asker's log is not part of this store's history; the reply carries ``common``, ``term``.
+
+    There is no ``term`` if it is the log of another store.
+    """
 
     code = "DIVERGED"
 
@@ -159,7 +162,10 @@ class NotLeader(RequestError):
 
 
 class Behind(RequestError):
-    """A read waited for a revision that has not come; the reply carries ``rev``."""
+    """A read waited for a revision that has not come; the reply carries ``rev``.
+
+    Or a standby is ahead of the other one that it asks.
+    """
 
     code = "BEHIND"
     retry = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,7 @@ from tests.broker.mailboxes import WAYS
 from tests.broker.zmtp import MORE, Wire, frame, properties, request
 from tests.support import FREE_PORT, Raw, ServerInProcess, ServerProcess, eventually, pack
 from zkv.broker.arrivals import PLACES, SOME_MORE, Arrivals
+from zkv.broker.feed import Feed
 from zkv.keys import make_key_file, read_key_file
 
 MEGABYTE: Final = 1 << 20
@@ -199,13 +201,22 @@ def test_a_follower_that_sends_without_end(server: ServerInProcess, news: bytes)
     assert cut(server) + cut_by_feed(server) == 1
 
 
-def test_a_follower_that_sends_faster_than_the_feed_takes_it(tmp_path: Path) -> None:
+def test_a_follower_that_sends_faster_than_the_feed_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its messages end, and the feed itself permits so many here: the watch alone can tell."""
+    welcome = Feed._welcome
+
+    def slowly(feed: Feed) -> None:
+        time.sleep(0.001)
+        welcome(feed)
+
+    monkeypatch.setattr(Feed, "_welcome", slowly)
     with ServerInProcess(
         tmp_path / "data", server={"feed": FREE_PORT}, limits={"max_topics": 1_000_000}
     ) as server:
         with Wire(server.server.feed).introduce(b"SUB") as wire:
-            flood(wire, frame(b"\x01" + bytes(30)) * 1_000, 20 * MEGABYTE)
+            flood(wire, NEWS["a subscription"], 20 * MEGABYTE)
         assert (cut(server), cut_by_feed(server)) == (1, 0)
 
 

@@ -26,8 +26,8 @@ from zkv.client.follower import (
     feed_endpoint,
 )
 from zkv.client.messages import refusal
-from zkv.client.operations import Place
-from zkv.client.standing import History, Standing
+from zkv.client.operations import FeedInfo
+from zkv.client.standing import Standing, StoreTerm
 
 KEYS: Final = ["a/1", "a/2", "a/3", "b/1", "b/2"]
 
@@ -300,11 +300,11 @@ def test_silence_is_noticed() -> None:
 NOW: Final = 100.0
 
 
-def place(rev: int, history: History | None) -> Place:
-    return Place(rev, None, Standing(history, True, None))
+def place(rev: int, history: StoreTerm | None) -> FeedInfo:
+    return FeedInfo(rev, None, Standing(history, True, None))
 
 
-def heartbeat(rev: int, history: History | None) -> list[bytes]:
+def heartbeat(rev: int, history: StoreTerm | None) -> list[bytes]:
     fields = {"rev": rev} if history is None else {"rev": rev, **history._asdict()}
     return [HEARTBEAT_TOPIC, pack(fields)]
 
@@ -323,7 +323,7 @@ def doubts(follower: Follower) -> bool:
     return follower.doubts
 
 
-def at(rev: int, history: History | None) -> Follower:
+def at(rev: int, history: StoreTerm | None) -> Follower:
     """A follower that has told all changes up to a revision."""
     follower = Follower("", "", rev, Codec(), True, NOW, history)
     assert answer(follower, rev) == ["CHANGES"]
@@ -332,39 +332,39 @@ def at(rev: int, history: History | None) -> Follower:
 
 def test_another_term_is_noticed_and_begins_anew() -> None:
     """Even at a revision that has been told: in the other history it may mean something else."""
-    follower = at(5, History("s", 1))
-    follower.message(heartbeat(5, History("s", 2)), NOW)
+    follower = at(5, StoreTerm("s", 1))
+    follower.message(heartbeat(5, StoreTerm("s", 2)), NOW)
     assert doubts(follower)
-    follower.told(place(5, History("s", 2)), NOW)
+    follower.told(place(5, StoreTerm("s", 2)), NOW)
     assert not doubts(follower)
     assert answer(follower, 7) == ["SCAN", "CHANGES"]
     assert follower.rev == 7
 
 
-@pytest.mark.parametrize("history", [History("t", 1), History("s", 1), None])
-def test_any_other_history_begins_anew(history: History | None) -> None:
-    follower = at(5, History("s", 2))
+@pytest.mark.parametrize("history", [StoreTerm("t", 1), StoreTerm("s", 1), None])
+def test_any_other_history_begins_anew(history: StoreTerm | None) -> None:
+    follower = at(5, StoreTerm("s", 2))
     follower.told(place(9, history), NOW)
     assert answer(follower, 9) == ["SCAN", "CHANGES"]
 
 
 def test_a_store_that_gets_an_identity_stays_the_same() -> None:
     follower = at(5, None)
-    follower.message(heartbeat(5, History("s", 1)), NOW)
+    follower.message(heartbeat(5, StoreTerm("s", 1)), NOW)
     assert doubts(follower)
-    follower.told(place(5, History("s", 1)), NOW)
+    follower.told(place(5, StoreTerm("s", 1)), NOW)
     assert not doubts(follower)
     assert answer(follower, 5) == []
 
 
 def test_a_store_that_went_back_before_it_had_copies_begins_anew() -> None:
     follower = at(5, None)
-    follower.told(place(4, History("s", 1)), NOW)
+    follower.told(place(4, StoreTerm("s", 1)), NOW)
     assert answer(follower, 4) == ["SCAN", "CHANGES"]
 
 
 def test_who_lags_behind_is_waited_for() -> None:
-    history, later = History("s", 1), NOW + 10
+    history, later = StoreTerm("s", 1), NOW + 10
     follower = at(5, history)
     follower.message(heartbeat(3, history), later)
     assert not doubts(follower)
@@ -380,7 +380,7 @@ def test_who_lags_behind_is_waited_for() -> None:
 
 def test_a_scan_that_cannot_go_on_begins_anew() -> None:
     """The server that has the rest of it lags behind the one that had its first page."""
-    follower = Follower("", "", None, Codec(), True, NOW, History("s", 1))
+    follower = Follower("", "", None, Codec(), True, NOW, StoreTerm("s", 1))
     page = follower.request(NOW)
     assert page is not None
     page.result({"ok": True, "items": [["a", 1, 9]], "next": "a", "rev": 9})

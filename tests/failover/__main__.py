@@ -35,7 +35,7 @@ from tests.failover.askers import Asker
 from tests.failover.machines import Machine, outcome, promote
 from tests.linearizability.checker import Operation, UndecidedError, check, save
 from tests.replication.following import RAISED_BY, State, replication
-from tests.support import LIMIT, Raw, eventually
+from tests.support import LIMIT, Message, NoReplyError, Raw, eventually
 
 ASKERS = 4
 SOME_ANSWERS = 60
@@ -185,7 +185,7 @@ class Run:
         self.standby.server.launch()
         time.sleep(1.0)
         self._progress()
-        self._compact()
+        self._fill()
         self.standby.server.await_ready()
 
     def planned(self) -> None:
@@ -323,11 +323,20 @@ class Run:
     def _roles(self) -> list[str]:
         found = []
         for machine in (self.primary, self.standby):
-            with Raw(machine.endpoint, context=self._context) as client:
-                # SHUTTING_DOWN where it begins anew.
-                eventually(lambda: client.call(op="INFO")["ok"], "an answer")
-                found.append(str(replication(client)["role"]))
+            figures: Message = {}
+            end = time.monotonic() + 3 * LIMIT
+            while not figures and time.monotonic() < end:
+                figures = self._figures(machine)
+            found.append(str(figures.get("role")))
         return found
+
+    def _figures(self, machine: Machine) -> Message:
+        """INFO's ``replication``; empty while a server begins anew."""
+        with Raw(machine.endpoint, context=self._context, timeout=2.0) as client:
+            try:
+                return dict(client.call(op="INFO").get("replication", {}))
+            except NoReplyError:
+                return {}
 
     # --- What has to hold
 
@@ -346,10 +355,7 @@ class Run:
     def _compare(self) -> None:
         for asker in self._askers:
             asker.pause()
-        with (
-            Raw(self.primary.endpoint, context=self._context) as one,
-            Raw(self.standby.endpoint, context=self._context) as two,
-        ):
+        with Raw(self.primary.endpoint, context=self._context) as one:
             states: list[State] = []
 
             def settled() -> bool:
@@ -357,7 +363,7 @@ class Run:
                 if self.standby.process.poll() is not None:
                     raise BrokenError(f"the standby has ended: {self.standby.log()[-500:]}")
                 lsn, term = (replication(one)[each] for each in ("applied", "term"))
-                here = two.call(op="INFO").get("replication", {})
+                here = self._figures(self.standby)
                 if here.get("applied") != lsn or here.get("term") != term:
                     return False
                 states[:] = self.primary.state(), self.standby.state()
@@ -415,6 +421,10 @@ class Run:
     def _compact(self) -> None:
         self.primary.kill()  # It keeps the log after a snapshot that was fetched just now.
         self._start(self.primary)
+        self._fill()
+
+    def _fill(self) -> None:
+        """Have the primary write so many snapshots and so much log that it removes older ones."""
         with Raw(self.primary.endpoint, context=self._context) as client:
             for _ in range(3):
                 for number in range(5):

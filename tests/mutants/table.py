@@ -1630,6 +1630,20 @@ IN_REPLICATION: Final = [
         (PROMOTIONS, "-k", "started_as_it_used_to_be"),
     ),
     Mutant(
+        "a standby begins anew from another one that is behind",
+        "zkv/replication/source.py",
+        "if shared is not None and shared == lineage.terms[-1] and not self._role.leads:",
+        "if False:",
+        (PROMOTIONS, "-k", "that_is_ahead"),
+    ),
+    Mutant(
+        "a standby stays with a primary that leads no more",
+        "zkv/replication/handover.py",
+        "if held is not None and held.member != member:",
+        "if False:",
+        (PROMOTIONS, "-k", "list_of_endpoints_leads"),
+    ),
+    Mutant(
         "the clock of a standby is its machine's",
         "zkv/engine.py",
         "Clock(recovered.time, follows=not self._leads)",

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -53,6 +53,7 @@ from zkv.keyspace import Commit, Keyspace, Sessions
 from zkv.keyspace.bounds import key_range
 from zkv.replication import archiver as archiver_module
 
+MILLISECOND = timedelta(milliseconds=1)
 SMALL = "[durability]\nsegment_bytes = 1060\nsnapshot_interval = 3600.0\n"
 """Short segments, and snapshots only when they are asked for."""
 
@@ -280,6 +281,7 @@ def test_the_operator_deleted_a_prefix(
     with ArchiverProcess(server.endpoint, directory):
         before = spans(directory)[-1].last_time
         noted = datetime.now(UTC)
+        eventually(lambda: datetime.now(UTC) - noted > MILLISECOND, "the time of commits goes on")
         with Raw(server.endpoint) as client:
             rev = client.ok(op="MDELETE", keys=numbered(2, 60))["rev"]
         await_revision(directory, rev)
@@ -556,6 +558,12 @@ def test_a_store_without_any_write(tmp_path: Path) -> None:
 # --- Copies of a running server.
 
 
+def test_a_copy_from_the_first_that_answers(server: ServerProcess, tmp_path: Path) -> None:
+    endpoints = f"tcp://127.0.0.1:{free_ports(1)[0]},{server.endpoint}"
+    done = run_zkv("backup", "--from", endpoints, str(tmp_path / "copy"))
+    assert done.returncode == 0, done.stderr
+
+
 def test_backup_of_a_running_server(server: ServerProcess, tmp_path: Path) -> None:
     put(server, *numbered(2, 30))
     with Raw(server.endpoint) as client:
@@ -678,6 +686,7 @@ class Scripted:
 
     places = 1
     endpoint = "tcp://scripted:1"
+    patient = False
 
     def __init__(
         self, real: Any, refusal: Callable[[dict[str, Any]], dict[str, Any] | None]
@@ -694,6 +703,9 @@ class Scripted:
 
     def go_on(self) -> None:
         self._real.go_on()
+
+    def hurry(self) -> None:
+        self._real.hurry()
 
     def interrupt(self) -> None:
         self._real.interrupt()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+import zkv
 from tests.conftest import Connect
 from tests.replication.following import (
     QUIET,
@@ -219,6 +220,7 @@ def test_a_failed_attempt_that_arrives_late_changes_nothing(
     assert client.ok(op="GET", key="k")["value"] == 1
 
 
+@pytest.mark.slow
 def test_a_primary_that_was_stopped_in_the_middle_does_not_lead_again(
     primary: ServerProcess, standby: Follower, connect: Connect
 ) -> None:
@@ -390,6 +392,40 @@ def test_one_that_took_over_and_is_started_as_it_used_to_be(
         assert connect(served.endpoint).ok(op="GET", key="new")["value"] == 1
 
 
+def test_a_list_of_endpoints_leads_to_the_one_that_took_over(
+    primary: ServerProcess, standby: Follower, tmp_path: Path, connect: Connect
+) -> None:
+    one, two = connect(primary.endpoint), connect(standby.endpoint)
+    write_some(one)
+    endpoints = f"{primary.endpoint},{standby.endpoint}"
+    with Follower(tmp_path / "third", endpoints, config=QUIET) as third:
+        three = connect(third.endpoint)
+        catch_up(three, one)
+        assert promote(standby.endpoint).returncode == 0
+        two.ok(op="PUT", key="new", value=1)
+        catch_up(three, two)
+        standby.kill()  # What it has written is not given up for the old one, which is there.
+        two.close()
+        await_log(third, "cannot follow")
+        assert three.ok(op="GET", key="new", stale=True)["value"] == 1
+    assert "beginning anew" not in third.log()
+
+
+def test_one_that_is_ahead_does_not_begin_anew_from_another_standby(
+    primary: ServerProcess, standby: Follower, connect: Connect
+) -> None:
+    """It would give up what the other one does not have yet, and may have confirmed."""
+    one, two = connect(primary.endpoint), connect(standby.endpoint)
+    write_some(one)
+    lsn = catch_up(two, one)
+    store, terms = (one.ok(op="REPLICATE", member="c")[each] for each in ("store", "terms"))
+    number, _, tag = terms[-1]
+    ahead = {"member": "c", "store": store, "after": lsn + 5, "term": number, "tag": tag}
+    assert two.call(op="REPLICATE", **ahead)["code"] == "BEHIND"
+    diverged = one.call(op="REPLICATE", **ahead)
+    assert (diverged["code"], diverged["common"], diverged["term"]) == ("DIVERGED", lsn, 1)
+
+
 @pytest.mark.parametrize("hours", [1, -1])
 def test_a_clock_that_is_an_hour_off(
     hours: int, primary: ServerProcess, tmp_path: Path, connect: Connect
@@ -409,3 +445,18 @@ def test_a_clock_that_is_an_hour_off(
         assert two.ok(op="INCR", key="n", session="s", seq=1) == first | {"replayed": True}
         two.ok(op="PUT", key="brief", value=1, ttl=0.1)
         eventually(lambda: two.call(op="GET", key="brief")["ok"] is False, "the expiry")
+
+
+def test_a_mirror_goes_on_over_it(
+    primary: ServerProcess, standby: Follower, connect: Connect
+) -> None:
+    two = connect(standby.endpoint)
+    with zkv.Client([primary.endpoint, standby.endpoint]) as client:
+        client.put("k", 1)
+        catch_up(two, connect(primary.endpoint))
+        with client.mirror("") as mirror:
+            assert mirror["k"] == 1
+            assert promote(standby.endpoint).returncode == 0
+            two.ok(op="PUT", key="new", value=2)
+            eventually(lambda: mirror.get("new") == 2, "the mirror")
+            assert mirror["k"] == 1

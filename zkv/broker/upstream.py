@@ -9,6 +9,7 @@ for that to a later request: each socket is closed after a failure.
 from __future__ import annotations
 
 import itertools
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
@@ -54,6 +55,8 @@ class Upstream:
         self._socket: zmq.Socket[bytes] | None = None
         self._waker = Waker()
         self._interrupted = False
+        self.patient = False
+        """Whether requests wait on although somebody calls `hurry`. Of the thread that asks."""
 
     @property
     def places(self) -> int:
@@ -68,17 +71,13 @@ class Upstream:
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Return the reply to a request, a success or a failure.
 
-        Raises StreamError if none comes in time, or after `interrupt`.
+        Raises StreamError if none comes in time, or after `interrupt` or `hurry`.
         """
         if self._interrupted:
             raise StreamError("interrupted")
         socket = self._socket or self._connect()
         socket.send(msgpack.packb(request))
-        poller = zmq.Poller()
-        poller.register(socket, zmq.POLLIN)
-        poller.register(self._waker, zmq.POLLIN)
-        events = dict(poller.poll(round(seconds * 1000)))
-        if socket not in events:
+        if not self._await(socket, time.monotonic() + seconds):
             self._disconnect()
             raise StreamError(f"{self._endpoint}: no reply within {seconds:g} s")
         try:
@@ -95,6 +94,10 @@ class Upstream:
         self._disconnect()
         self._endpoint, self._server_key = next(self._turn)
 
+    def hurry(self) -> None:
+        """Have a request that waits fail, if the asker is not `patient`. Any thread."""
+        self._waker.wake()
+
     def interrupt(self) -> None:
         """Have a request that waits fail, and all later ones. Any thread."""
         self._interrupted = True
@@ -105,6 +108,19 @@ class Upstream:
         self._disconnect()
         self._context.term()
         self._waker.close()
+
+    def _await(self, socket: zmq.Socket[bytes], end: float) -> bool:
+        """Return True once there is a reply; False if there will be none by then."""
+        poller = zmq.Poller()
+        poller.register(socket, zmq.POLLIN)
+        poller.register(self._waker, zmq.POLLIN)
+        while True:
+            events = dict(poller.poll(max(0, round((end - time.monotonic()) * 1000))))
+            if socket in events or not events:
+                return socket in events
+            self._waker.clear()
+            if self._interrupted or not self.patient:
+                return False
 
     def _connect(self) -> zmq.Socket[bytes]:
         key = self._server_key

@@ -23,7 +23,7 @@ from typing import Final
 from zkv.client.connection import Address, addresses
 from zkv.client.curve import CurveKeys
 from zkv.client.retry import Trouble
-from zkv.client.standing import History
+from zkv.client.standing import StoreTerm
 from zkv.endpoint import check_to_connect, from_environment, listed
 
 
@@ -77,7 +77,7 @@ class Endpoints:
         self.current = self._all[0]
         self.met = False
         self.era = object()
-        self.history: History | None = None
+        self.history: StoreTerm | None = None
 
     @property
     def number(self) -> int:
@@ -136,7 +136,7 @@ class Endpoints:
                 allowed.append(checked)
         return sorted(allowed, key=lambda endpoint: endpoint not in self._given)
 
-    def judge(self, history: History | None) -> Trouble | None:
+    def judge(self, history: StoreTerm | None) -> Trouble | None:
         """Return why the client may not use a server with this history.
 
         None = it may, and has then seen this history.

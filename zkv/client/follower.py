@@ -48,14 +48,14 @@ from zkv.client.operations import (
     PAGE,
     Change,
     Entry,
+    FeedInfo,
     Operation,
-    Place,
     Reply,
     ScanPages,
     scan_fields,
 )
 from zkv.client.slicing import Sliced, name_errors
-from zkv.client.standing import History, history_in
+from zkv.client.standing import StoreTerm, history_in
 from zkv.endpoint import check_to_connect
 
 RESET: Final = "RESET"
@@ -115,7 +115,7 @@ class Follower:
         codec: Codec,
         has_feed: bool,
         now: float,
-        history: History | None = None,
+        history: StoreTerm | None = None,
     ) -> None:
         self._namespace = namespace
         self._prefix = prefix
@@ -187,7 +187,7 @@ class Follower:
         self._heard = now
         self._asking = True
 
-    def told(self, place: Place, now: float) -> None:
+    def told(self, place: FeedInfo, now: float) -> None:
         """Process what INFO says of the server that is asked from now on."""
         known, history = self._history, place.standing.history
         self._history = history
@@ -201,7 +201,7 @@ class Follower:
         elif place.rev != self.rev:
             self._asking = True
 
-    def _heartbeat(self, rev: int, history: History | None, now: float) -> None:
+    def _heartbeat(self, rev: int, history: StoreTerm | None, now: float) -> None:
         if history != self._history:
             self.doubts = True
         elif rev < self.rev and history is not None:

@@ -417,7 +417,7 @@ def slow(limit: int, reset: bool) -> Operation[list[dict[str, Any]]]:
     return Operation("SLOW", {"limit": limit, "reset": reset}, itemgetter("entries"))
 
 
-class Place(NamedTuple):
+class FeedInfo(NamedTuple):
     """Where a follower of changes is to begin.
 
     Args:
@@ -431,11 +431,11 @@ class Place(NamedTuple):
     standing: Standing
 
 
-def place() -> Operation[Place]:
+def place() -> Operation[FeedInfo]:
     """Ask for the store's revision, the endpoint of its feed and the server's standing, by INFO."""
 
-    def read(facts: Reply) -> Place:
-        return Place(facts["rev"], facts["feed"], standing_in(facts))
+    def read(facts: Reply) -> FeedInfo:
+        return FeedInfo(facts["rev"], facts["feed"], standing_in(facts))
 
     return Operation("INFO", {}, read)
 

@@ -1,6 +1,6 @@
-"""What a server says of itself among servers with copies of one store. Does no I/O.
+"""The place of a server among those with copies of one store, as INFO tells it. Does no I/O.
 
-A server without copies says nothing, and leads.
+A server without copies says nothing of it, and leads.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ LEADING: Final = frozenset({"primary", "leader"})
 """The roles in INFO of a server that answers all requests."""
 
 
-class History(NamedTuple):
+class StoreTerm(NamedTuple):
     """Which history a server has.
 
     Args:
@@ -25,7 +25,7 @@ class History(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """What INFO says of a server among those with copies of one store.
+    """The place of a server among those with copies of one store, from INFO.
 
     Args:
         history: None = the store has no identity, so there are no copies.
@@ -33,15 +33,15 @@ class Standing(NamedTuple):
         leader: the endpoints of the leader, unchecked; None = unknown.
     """
 
-    history: History | None
+    history: StoreTerm | None
     leads: bool
     leader: object
 
 
-def history_in(fields: Mapping[str, Any]) -> History | None:
+def history_in(fields: Mapping[str, Any]) -> StoreTerm | None:
     """Return the history that a map names by ``store`` and ``term``, if it names one."""
     store, term = fields.get("store"), fields.get("term")
-    return History(store, term) if type(store) is str and store and type(term) is int else None
+    return StoreTerm(store, term) if type(store) is str and store and type(term) is int else None
 
 
 def standing_in(facts: Mapping[str, Any]) -> Standing:

@@ -270,14 +270,14 @@ class Subscription:
             follower.joined(self._endpoint is not None, now)
         follower.told(place, now)
 
-    def _leads_elsewhere(self, place: operations.Place) -> bool:
+    def _leads_elsewhere(self, place: operations.FeedInfo) -> bool:
         """True if the client now goes to another server, since this one does not lead."""
         client = self._client
         if place.standing.leads or client._stale or client._endpoints.number == 1:
             return False
         return client._endpoints.refer(client._endpoints.current, place.standing.leader)
 
-    def _told_by(self, place: operations.Place) -> str | None:
+    def _told_by(self, place: operations.FeedInfo) -> str | None:
         """Return the endpoint of the feed that the server has named."""
         self._server = self._client.endpoint
         self._looked = time.monotonic()

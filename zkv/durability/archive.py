@@ -65,7 +65,7 @@ the part before; the part before was damaged."""
 
 
 class PartRecord(Struct, frozen=True, forbid_unknown_fields=True):
-    """The facts about a part beside its files.
+    """The facts of a part that its files do not tell.
 
     Args:
         why: it was begun.
@@ -92,7 +92,7 @@ class ArchiveRecord(Struct, frozen=True, forbid_unknown_fields=True):
     version: Literal[1] = VERSION
 
 
-class SnapshotHead(NamedTuple):
+class PartHead(NamedTuple):
     """A snapshot of a part."""
 
     rev: int
@@ -376,11 +376,11 @@ class Part:
             files.remove(layout.segment(first))
         files.sync_directory(layout.wal)
 
-    def _head(self, rev: int) -> SnapshotHead:
+    def _head(self, rev: int) -> PartHead:
         """Raises DamageError, FormatError, OSError."""
         path = self.layout.snapshot(rev)
         head = snapshot.read_head(self._files, path)
-        return SnapshotHead(rev, head.lsn, head.created, path.stat().st_size)
+        return PartHead(rev, head.lsn, head.created, path.stat().st_size)
 
     def _read(self) -> tuple[LogPlace, SegmentEnd]:
         """Read the log after the newest snapshot. Raises DamageError, FormatError, OSError."""
@@ -397,7 +397,7 @@ class Part:
             raise DamageError(f"{layout.wal}: there is no segment that goes on")
         return LogPlace(rev, max(reader.lsn, newest.lsn), lineage), reader.end
 
-    def _size_after(self, head: SnapshotHead) -> int:
+    def _size_after(self, head: PartHead) -> int:
         firsts = recovery.segments(self._files, self.layout.wal)
         return sum(
             self.layout.segment(first).stat().st_size for first in firsts if first > head.rev

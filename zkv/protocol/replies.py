@@ -236,6 +236,7 @@ class Failure(Struct, kw_only=True, omit_defaults=False):
     oldest: int | UnsetType = UNSET
     retry_after: int | UnsetType = UNSET
     common: int | UnsetType = UNSET
+    term: int | UnsetType = UNSET
     leader: list[str] | UnsetType | None = UNSET
 
 

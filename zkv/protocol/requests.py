@@ -230,7 +230,7 @@ class Promote(Request, frozen=True, kw_only=True, tag="PROMOTE"):
 
 
 class Supersede(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a standby that takes over tells its primary.
+    """Tells a primary that a standby takes over, or that it has failed to.
 
     Attributes:
         attempt: numbers the attempts of this standby, the later the higher.

@@ -144,7 +144,6 @@ class Archiver:
             self._step()
         except RefusedError as error:
             if error.code not in ANEW or not self._must_begin_anew(error):
-                self._source.go_on()
                 self._fail(str(error))
         except StreamError as error:
             self._fail(str(error))
@@ -158,6 +157,7 @@ class Archiver:
     def _fail(self, reason: str) -> None:
         """Say why, once, and wait if all places have been asked."""
         self._report(reason)
+        self._source.go_on()
         self._failures += 1
         if self._failures % self._source.places == 0:
             self._closing.wait(RETRY_SECONDS)

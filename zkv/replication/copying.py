@@ -58,9 +58,10 @@ def copy_from(files: Files, source: Primary, member: str, target: Path) -> Surve
 def _find_place(source: Primary) -> None:
     """Go on to a place where a server answers. Raises StreamError."""
     for _ in range(source.places - 1):
-        with contextlib.suppress(StreamError):  # Then the next place is asked.
+        with contextlib.suppress(StreamError):
             source.ask({"op": "PING"}, REPLY_SECONDS)
             return
+        source.go_on()
     source.ask({"op": "PING"}, REPLY_SECONDS)
 
 

@@ -120,6 +120,17 @@ class HandOver:
                 _log.warning("this server leads again: the promotion of the other one failed")
             return self._engine.last_lsn, self._engine.keyspace.rev
 
+    def require_use(self, member: str) -> None:
+        """Raise NotLeader if no further commits will come here, as another server leads.
+
+        Args:
+            member: the name of the standby that asks. The one that takes over may ask on: it has to
+                know that it has all.
+        """
+        held = self._yielded
+        if held is not None and held.member != member:
+            self._role.require_lead("has the newest commits")
+
     def _yielded_to(self, member: str, attempt: int) -> bool:
         """Return True if this server has stopped by an attempt of this member, up to this one."""
         held = self._yielded

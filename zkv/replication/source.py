@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from zkv.durability import recovery, snapshot
 from zkv.durability.tail import Cursor, LogTail
-from zkv.errors import BadRequest, Compacted, DamageError, Diverged, FormatError, ReadOnly
+from zkv.errors import BadRequest, Behind, Compacted, DamageError, Diverged, FormatError, ReadOnly
 from zkv.keyspace.lineage import Lineage
 from zkv.protocol.replies import CommitsReply, SnapshotPartReply
 from zkv.replication.members import Members
@@ -78,7 +78,7 @@ class _Kept:
 
 
 class Source:
-    """What other servers replicate from. Any thread.
+    """The log and the snapshots, as other servers get them. Any thread.
 
     Args:
         engine: the engine.
@@ -122,6 +122,7 @@ class Source:
 
         Raises:
             BadRequest: its fields do not fit.
+            Behind: its position is not in this standby's log yet.
             Diverged: its position is not in this store's history.
             NotLeader: the store has no identity, and this server may not give it one.
             ReadOnly: it has none, and none can be written.
@@ -180,7 +181,7 @@ class Source:
         return lineage._replace(terms=terms)
 
     def _require_position(self, request: Replicate) -> None:
-        """Raise Diverged if a position is not in this store's history."""
+        """Raise Diverged if a position is not in this store's history, or Behind if it may be."""
         lineage, after = self._lineage(), request.after
         if request.store not in {"", lineage.store}:
             raise Diverged(
@@ -193,6 +194,11 @@ class Source:
         if after <= durable and asked == ((0, "") if here is None else (here.number, here.tag)):
             return
         shared = next((each for each in lineage.terms if (each.number, each.tag) == asked), None)
+        if shared is not None and shared == lineage.terms[-1] and not self._role.leads:
+            raise Behind(
+                f"this server is a standby, too, and has not got further than commit {durable}",
+                rev=self._engine.durable_rev,
+            )
         common = 0
         if shared is not None and after >= shared.first_lsn:
             common = min(after, lineage.end_of(shared, durable))
@@ -200,6 +206,7 @@ class Source:
             f"commit {after} of term {request.term} is not in the history of this store, which is "
             f"at commit {durable} in term {lineage.term}; common: {common}",
             common=common,
+            term=lineage.term,
         )
 
     def _log_tail(self) -> LogTail:

@@ -66,6 +66,9 @@ ANEW: Final = frozenset({"COMPACTED", "DIVERGED"})
 class Primary(Protocol):
     """The connection to the primary, or to a server that may take its place."""
 
+    patient: bool
+    """True if requests wait on although somebody calls `hurry`."""
+
     @property
     def places(self) -> int:
         """The number of places to ask."""
@@ -79,6 +82,9 @@ class Primary(Protocol):
 
     def go_on(self) -> None:
         """Ask at the next place from now on."""
+
+    def hurry(self) -> None:
+        """Have a request that waits fail, if the asker is not `patient`. Any thread."""
 
     def interrupt(self) -> None:
         """Have a request that waits fail, and all later ones. Any thread."""
@@ -178,6 +184,8 @@ class Standby:
         """
         order = _Order(force, Future())
         self._orders.put(order)
+        if (source := self._source) is not None:
+            source.hurry()  # The primary may be gone, and a request to it may wait for an answer.
         return order.outcome
 
     def lag(self) -> float | None:
@@ -201,7 +209,7 @@ class Standby:
         try:
             self._step(source)
         except RefusedError as error:
-            if error.code in ANEW and not self._closing.is_set():
+            if error.code in ANEW and not self._closing.is_set() and not self._is_newer(error):
                 self._begin_anew(error)
             else:
                 self._fail(source, str(error))
@@ -262,7 +270,7 @@ class Standby:
 
     def _fail(self, source: Primary, reason: str) -> None:
         """Say why, once, and wait if all places have been asked."""
-        if self._closing.is_set():
+        if self._closing.is_set() or not self._orders.empty():
             return
         source.go_on()
         if reason and self._reported is None:
@@ -271,6 +279,17 @@ class Standby:
         self._failures += 1
         if self._failures % source.places == 0:
             self._closing.wait(RETRY_SECONDS)
+
+    def _is_newer(self, error: RefusedError) -> bool:
+        """Return True if the server that refuses is at a former term, unlike what is here.
+
+        Then it led before, and another server has taken over. Only the commit that begins a term
+        may be given up for it: that is all there is if a promotion has failed at the last moment.
+        """
+        with self._engine.keyspace.lock:
+            lineage, lsn = self._engine.keyspace.lineage, self._engine.last_lsn
+        term = error.reply.get("term")
+        return isinstance(term, int) and term < lineage.term and lineage.terms[-1].first_lsn < lsn
 
     def _begin_anew(self, error: RefusedError) -> None:
         common = error.reply.get("common")
@@ -308,6 +327,7 @@ class Standby:
         """Have the primary stop to lead, and lead. Raises ReadOnly; then the primary leads on."""
         # Above all earlier ones, also of a process before this one: they may still be on their way.
         self._attempt = max(self._attempt + 1, time.time_ns())
+        source.patient = True
         try:
             try:
                 self._relieve(source)
@@ -319,6 +339,8 @@ class Standby:
         except Exception as error:
             self._give_back(source, error)
             raise ReadOnly(f"the primary leads on: {error}") from error
+        finally:
+            source.patient = False
 
     def _relieve(self, source: Primary) -> None:
         """Have the primary stop to lead, and catch up with it. Raises StreamError, ReadOnly."""

@@ -308,6 +308,8 @@ def replicate(node: Node, request: requests.Replicate) -> Answer:
         part = source.part(request)
         return part if isinstance(part, Future) else Done(part, 0, size=len(part.data))
     reply = source.pull(request)
+    if reply is None:
+        node.hand_over.require_use(request.member)
     if reply is not None or not request.wait:
         reply = reply or source.answer([])
         return Done(reply, 0, size=sum(map(len, reply.commits)))
