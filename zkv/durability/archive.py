@@ -79,7 +79,7 @@ class PartRecord(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ArchiveRecord(Struct, frozen=True, forbid_unknown_fields=True):
-    """The facts about an archive.
+    """The parts of an archive, as far as they are known.
 
     Args:
         member: the name by which servers know the archiver.

@@ -19,7 +19,7 @@ from zkv.replication.stream import (
     REPLY_SECONDS,
     WAIT_MS,
     Confirmed,
-    Position,
+    LogPosition,
     StreamError,
     pull,
     snapshot_parts,
@@ -99,7 +99,7 @@ class _Fetched(NewDirectory):
             while True:
                 place = log.place
                 term = place.lineage.at(place.lsn)
-                after = Position(place.lineage.store, term, place.lsn)
+                after = LogPosition(place.lineage.store, term, place.lsn)
                 nothing = Confirmed(0, 0)
                 pulled = pull(self._source.ask, self._member, after, nothing, wait, sync=False)
                 if not wait:
