@@ -148,7 +148,7 @@ class Engine:
         self.log: CommitLog = MemoryLog()
         """The log of the commits."""
         self.disk: OnDisk | None = None
-        """What it has in its data directory; None if there is none."""
+        """The parts that a data directory needs; None if there is none."""
         sessions, history = _remembering(limits)
         if settings.data_dir is None:
             self.keyspace = Keyspace(

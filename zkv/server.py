@@ -87,7 +87,7 @@ class Event(enum.Enum):
 
 
 class Following(NamedTuple):
-    """What a standby needs to know of its primary.
+    """The primary of a standby.
 
     Args:
         source: the connection to it.
@@ -135,7 +135,7 @@ class ServerCore:
         """The activities beside requests."""
         self._slow = SlowLog(settings.metrics.slow, self.activities)
         self.role = Role()
-        """What it is to its store."""
+        """The role: whether it leads its store."""
         self._engine: Engine
         self._parking: Parking
         self._source: Source | None = None

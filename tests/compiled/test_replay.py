@@ -8,6 +8,9 @@ from random import Random
 from typing import Final
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import Raw
 from msgspec.msgpack import encode
 
 from tests.compiled.loading import (
@@ -96,3 +99,22 @@ def test_directories_of_earlier_versions_are_loaded_alike() -> None:
         assert check_alike({path.relative_to(data): path.read_bytes() for path in names}) != (
             "refused"
         )
+
+
+@given(data=st.data())
+def test_frames_are_unpacked_alike(data: st.DataObject) -> None:
+    """Whole, cut or damaged frames, from any commit up to any other, in any number of bytes."""
+    commits = [
+        Commit(number, 1, number, (KeyChange(PUT, "k", Raw(b"\xc4\x02" + bytes(number % 7)[:2])),))
+        for number in range(1, data.draw(st.integers(1, 12)) + 1)
+    ]
+    packed = bytearray(segment.pack_frames([commit.pack() for commit in commits], 0, 99))
+    if data.draw(st.booleans()):
+        packed[data.draw(st.integers(0, len(packed) - 1))] ^= data.draw(st.integers(1, 255))
+    frames = bytes(packed[: data.draw(st.integers(0, len(packed)))])
+    first, last, most = (data.draw(st.integers(0, top)) for top in (14, 14, 400))
+    asked = (frames, 0, 99, 1, first, last, most)
+    built = segment.unpack_frames(*asked)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "COMPILED", False)
+        assert segment.unpack_frames(*asked) == built

@@ -162,7 +162,7 @@ def test_every_op_and_every_failure_that_a_client_can_provoke_is_covered() -> No
     ops = {op.value.decode() for case in CASES if (op := _field(case.request, "op"))}
     codes = {code.value.decode() for case in CASES if (code := _field(case.reply, "code"))}
     need_a_state_of_the_server = {
-        "BUSY", "FULL", "READ_ONLY", "SHUTTING_DOWN", "INTERNAL", "DENIED"
+        "BUSY", "FULL", "READ_ONLY", "SHUTTING_DOWN", "INTERNAL", "DENIED", "NOT_LEADER"
     }  # fmt: skip
 
     assert ops >= set(REQUEST_TYPES)

@@ -241,6 +241,7 @@ EXAMPLES: Final[dict[str, list[Example]]] = {
             pinned=PINNED_PART,
         ),
     ],
+    "PROMOTE": [Example("A server that leads already:", {}, "BAD_REQUEST")],
     "failures": [
         Example("A field that the op does not know:", {"op": "GET", "kye": "a"}, "BAD_REQUEST"),
         Example("A field of the wrong type:", {"op": "GET", "key": 7, "id": 8}, "BAD_REQUEST"),

@@ -70,6 +70,7 @@ WHOLE: list[tuple[str, Fields, requests.Request]] = [
     ("SLOW", {}, requests.Slow()),
     ("REPLICATE", {"member": pack("m")}, requests.Replicate(member="m")),
     ("SNAPSHOT", {}, requests.Snapshot()),
+    ("PROMOTE", {}, requests.Promote()),
     ("END", {}, requests.End()),
 ]
 """Each op with all that it requires, packed, and the request that it is."""

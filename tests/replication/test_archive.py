@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -41,6 +41,7 @@ from tests.support import (
     unpack,
     zkv_command,
 )
+from tests.users.secured import Secured
 from zkv.durability import moments, recovery, segment
 from zkv.durability.backup import RESTORED_ABOVE, State
 from zkv.durability.files import Files
@@ -52,6 +53,7 @@ from zkv.keyspace import Commit, Keyspace, Sessions
 from zkv.keyspace.bounds import key_range
 from zkv.replication import archiver as archiver_module
 
+MILLISECOND = timedelta(milliseconds=1)
 SMALL = "[durability]\nsegment_bytes = 1060\nsnapshot_interval = 3600.0\n"
 """Short segments, and snapshots only when they are asked for."""
 
@@ -279,6 +281,7 @@ def test_the_operator_deleted_a_prefix(
     with ArchiverProcess(server.endpoint, directory):
         before = spans(directory)[-1].last_time
         noted = datetime.now(UTC)
+        eventually(lambda: datetime.now(UTC) - noted > MILLISECOND, "the time of commits goes on")
         with Raw(server.endpoint) as client:
             rev = client.ok(op="MDELETE", keys=numbered(2, 60))["rev"]
         await_revision(directory, rev)
@@ -503,6 +506,53 @@ def test_another_history(server: ServerProcess, tmp_path: Path) -> None:
     assert len(state.entries) == 30
 
 
+class Follower(ServerProcess):
+    """A real ``zkv follow``, as a server.
+
+    Args:
+        primary: where its primary listens.
+        directory: of its data.
+    """
+
+    def __init__(self, primary: str, directory: Path) -> None:
+        super().__init__(directory, "--feed", "")
+        place = self._command.index("serve")
+        self._command[place : place + 1] = ["follow", primary]
+
+
+def test_a_promotion(server: ServerProcess, tmp_path: Path) -> None:
+    """It is one history, and the archiver finds who goes on with it."""
+    directory = tmp_path / "archive"
+    with Follower(server.endpoint, tmp_path / "standby") as standby:
+        endpoints = f"{server.endpoint},{standby.endpoint}"
+        with ArchiverProcess(endpoints, directory):
+            await_revision(directory, put(server, *numbered(2, 20)))
+            assert run_zkv("promote", "-e", standby.endpoint).returncode == 0
+            rev = put(standby, "at the new one")
+            await_revision(directory, rev)
+            server.stop()
+            await_revision(directory, put(standby, "and again"))
+    assert reasons(directory) == ["begun"]
+    assert rev > 2**32
+    for last in (5, 20):
+        assert len(state_at(newest(directory), Moment(rev=last)).entries) == last
+    assert len(state_at(newest(directory), Moment(rev=rev)).entries) == 21
+    message = refused("restore", directory, tmp_path / "target", "--at-rev", "1000")
+    assert "there is no revision 1000: the last one before it is 20" in message
+
+
+def test_a_store_without_any_write(tmp_path: Path) -> None:
+    directory = tmp_path / "archive"
+    with (
+        ServerProcess(tmp_path / "server", "--feed", "") as server,
+        ArchiverProcess(server.endpoint, directory),
+    ):
+        done = run_zkv("backup", "--from", server.endpoint, tmp_path / "copy")
+        assert done.returncode == 0, done.stderr
+        await_revision(directory, put(server, "first"))
+    assert list(restored(directory, tmp_path / "target").entries.keys()) == ["first"]
+
+
 # --- Copies of a running server.
 
 
@@ -530,6 +580,24 @@ def test_backup_of_a_running_server(server: ServerProcess, tmp_path: Path) -> No
             state = restored(target, tmp_path / f"at {at}", "--at-rev", str(at))
             assert len(state.entries) == at
     assert "not empty" in refused("backup", "--from", server.endpoint, target, status=1)
+
+
+def test_it_takes_the_right_to_replicate(tmp_path: Path) -> None:
+    users: dict[str, Any] = {"copier": {"admin": ["replicate"]}, "reader": {"read": [""]}}
+    with Secured(tmp_path, users) as secured:
+        secured.key("copier"), secured.key("reader")
+        common = ("--from", secured.endpoint, "--server-key", secured.server_key)
+        files = {name: str(tmp_path / f"{name}.key") for name in users}
+        message = refused(
+            "backup", *common, "--key-file", files["reader"], tmp_path / "none", status=1
+        )
+        assert "DENIED" in message
+        assert not (tmp_path / "none").exists()
+        done = run_zkv("backup", *common, "--key-file", files["copier"], tmp_path / "copy")
+        assert done.returncode == 0, done.stderr
+        flags = ("--server-key", secured.server_key, "--key-file", files["copier"])
+        with ArchiverProcess(secured.endpoint, tmp_path / "archive", *flags) as archiver:
+            assert archiver.stop() == 0
 
 
 def test_an_interrupted_backup_is_refused(server: ServerProcess, tmp_path: Path) -> None:

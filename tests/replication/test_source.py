@@ -14,7 +14,7 @@ import pytest
 import zmq
 
 from tests.replication.members import Member, on_disk
-from tests.support import BadDisk, Raw, ServerInProcess, ServerProcess, eventually
+from tests.support import LIMIT, BadDisk, HeldFiles, Raw, ServerInProcess, ServerProcess, eventually
 from tests.users.secured import Secured
 from zkv.durability.files import Files
 from zkv.durability.snapshot import Loaded
@@ -290,6 +290,27 @@ def test_a_sync_that_fails(tmp_path: Path, policy: str) -> None:
             member.load(tmp_path)
         member.pull_until(last_lsn(server))
         assert_same(member, server)
+
+
+def test_what_is_not_on_disk_is_not_sent(tmp_path: Path) -> None:
+    disk = HeldFiles()
+    with (
+        ServerInProcess(tmp_path, disk, durability={"fsync": "never"}) as server,
+        Raw(server.endpoint) as client,
+        Member(server.endpoint) as member,
+    ):
+        member.pull_until(1)
+        disk.hold.set()
+        try:
+            client.ok(op="PUT", key="a", value=1)  # Written, which is safe here.
+            assert member.pull() == 0
+            member.ask(wait=10_000)
+            assert disk.held.wait(LIMIT)  # The sync that is made for whoever waits.
+            assert server.server._engine.safe_lsn == 2
+        finally:
+            disk.hold.clear()
+            disk.release.set()
+        assert member.take(member.receive()) == 1
 
 
 def damage(path: Path, place: int) -> None:

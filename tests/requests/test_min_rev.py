@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import pytest
 import zmq
@@ -22,6 +22,8 @@ from tests.support import (
     pack,
     unpack,
 )
+from zkv.durability import wal
+from zkv.durability.files import Files
 from zkv.requests import parking
 
 FAR: Final = 10**6
@@ -121,7 +123,10 @@ def test_many_wait_and_no_worker_is_held(tmp_path: Path, monkeypatch: pytest.Mon
         assert all(each["ok"] and each["rev"] > each["id"] % 5 for each in replies)
 
 
-def test_it_is_answered_once_what_it_reveals_is_safe(tmp_path: Path) -> None:
+def test_it_is_answered_once_what_it_reveals_is_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wal, "QUICK_SYNC_SECONDS", 0.0)  # The front waits for no sync.
     disk = HeldFiles()
     with (
         ServerInProcess(tmp_path, disk) as server,
@@ -142,6 +147,51 @@ def test_it_is_answered_once_what_it_reveals_is_safe(tmp_path: Path) -> None:
             disk.release.set()
         assert later(waiting)["value"] == 2
         assert later(client)["rev"] == 2
+
+
+class OneByOne(Files):
+    """A disk of which each sync needs a permit, once somebody says so."""
+
+    def __init__(self) -> None:
+        self.asks = False
+        self.begun = threading.Semaphore(0)
+        self.permits = threading.Semaphore(0)
+
+    def sync(self, file: BinaryIO) -> None:
+        super().sync(file)
+        if self.asks:
+            self.begun.release()
+            assert self.permits.acquire(timeout=LIMIT)
+
+
+def test_what_is_newer_than_its_revision_has_to_be_safe_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wal, "QUICK_SYNC_SECONDS", 0.0)  # The front waits for no sync.
+    disk = OneByOne()
+    with (
+        ServerInProcess(tmp_path, disk) as server,
+        Raw(server.endpoint, zmq.DEALER) as client,
+        Raw(server.endpoint, zmq.DEALER) as waiting,
+    ):
+        client.send(pack({"op": "PUT", "key": "a", "value": 1}))
+        later(client)
+        waiting.send(pack({"op": "GET", "key": "a", "min_rev": 2}))
+        eventually(lambda: parked(server) == 1, "it waits")
+        disk.asks = True
+        try:
+            client.send(pack({"op": "PUT", "key": "a", "value": 2}))
+            assert disk.begun.acquire(timeout=LIMIT)
+            client.send(pack({"op": "PUT", "key": "a", "value": 3}))
+            keyspace = server.server._engine.keyspace
+            eventually(lambda: keyspace.rev == 3, "the second one is done")
+            disk.permits.release()
+            assert disk.begun.acquire(timeout=LIMIT)  # Revision 2 is safe, and 3 is not.
+            assert not waiting.socket.poll(50)
+        finally:
+            disk.asks = False
+            disk.permits.release(10)
+        assert later(waiting)["value"] == 3
 
 
 def test_it_runs_again_after_a_rollback(tmp_path: Path) -> None:

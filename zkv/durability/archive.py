@@ -77,7 +77,7 @@ class PartRecord(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Record(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is known of an archive.
+    """The parts of an archive, as far as they are known.
 
     Args:
         member: the name by which servers know the archiver.

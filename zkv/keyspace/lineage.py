@@ -37,7 +37,7 @@ class Term(NamedTuple):
 
 
 class TermStart(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a commit that begins a term adds to the lineage.
+    """The beginning of a term, as the commit that begins it has it.
 
     Args:
         store: the identity of the store.

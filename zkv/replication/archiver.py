@@ -11,7 +11,8 @@ the snapshot the log goes on. The snapshot is the newest that the server has on 
 of an archiver has a server write one, but for the first.
 
 Where the server cannot go on from the newest commit here, a new part is begun with a snapshot. A
-standby that is behind does not count: it may catch up, or another endpoint may be asked.
+standby that is behind does not count: it may catch up, or another endpoint may be asked. Of several
+endpoints that of the primary is sought: a server that was superseded goes on to answer.
 
 After any error of a file the part is opened again, as after a crash: what was not on disk is
 fetched again. So a full disk costs nothing but time. One thread; `stop` may be called by any.
@@ -23,11 +24,12 @@ import contextlib
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from zkv.durability import snapshot
 from zkv.durability.log_writer import SEGMENT_BYTES
 from zkv.errors import DamageError, FormatError
+from zkv.replication.role import PRIMARY
 from zkv.replication.standby import ANEW
 from zkv.replication.stream import (
     WAIT_MS,
@@ -67,7 +69,9 @@ LOOK_SECONDS: Final = 60.0
 HOLD_SECONDS: Final = 20.0
 """While a snapshot is being checked, the server is asked for a part of it so often."""
 ROLE_SECONDS: Final = 5.0
-"""How long a server may take to say which role it has."""
+"""A server is asked for its role so often: it may have been superseded."""
+INFO_SECONDS: Final = 5.0
+"""How long it may take to say so."""
 
 
 class Archiver:
@@ -107,13 +111,16 @@ class Archiver:
         self._why: Why | None = None
         """Set if a new part has to be begun."""
         self._task: Iterator[None] | None = None
-        """What is done a step at a time, beside the log."""
+        """The work that is done a step at a time, beside the log."""
         self._failures = 0
         self._disk_pause = RETRY_SECONDS
         self._reported: str | None = None
         self._until = 0
+        self._asked = ""
+        """The endpoint that was asked last for its role."""
         now = time.monotonic()
-        self._sync_at, self._prune_at, self._look_at = now + SYNC_SECONDS, now, now
+        self._sync_at = now + SYNC_SECONDS
+        self._prune_at = self._look_at = self._role_at = now
 
     def stop(self) -> None:
         """Have `run` end, with all on disk."""
@@ -174,12 +181,11 @@ class Archiver:
         if part is None:
             return False
         try:
-            info = self._source.ask({"op": "INFO"}, ROLE_SECONDS).get("replication")
+            info = self._info()
         except StreamError:
             return False
-        info = info if isinstance(info, dict) else {}
         known = part.log.place.lineage
-        leads = info.get("role") == "primary" or info.get("term", 0) > known.term
+        leads = info.get("role") == PRIMARY or info.get("term", 0) > known.term
         is_other_store = known.store not in {"", info.get("store")}
         if is_other_store or not leads:
             return False
@@ -192,6 +198,11 @@ class Archiver:
             "it has another history now, and what is here is kept apart",
         )  # fmt: skip
         return True
+
+    def _info(self) -> dict[str, Any]:
+        """Return what a server says of its role. Raises StreamError."""
+        info = self._source.ask({"op": "INFO"}, INFO_SECONDS).get("replication")
+        return info if isinstance(info, dict) else {}
 
     # --- Steps.
 
@@ -207,6 +218,7 @@ class Archiver:
         pulled = pull(self._source.ask, self._member, after, confirmed, wait, sync=False)
         self._append(part, pulled)
         self._went_well()
+        self._look_at_role(part, pulled)
         if self._task is not None:
             self._go_on_with(self._task)
         elif not self._is_ready:
@@ -221,8 +233,22 @@ class Archiver:
             except DamageError as error:
                 raise StreamError(str(error)) from None
             self._until = max(self._until, pulled.commits[-1].time)
-        if part.log.place.lsn >= pulled.lsn:
-            self._until = max(self._until, pulled.time)
+
+    def _look_at_role(self, part: Part, pulled: Pulled) -> None:
+        """Look for the primary, now and then. Raises StreamError.
+
+        Only a primary can say that there was nothing more up to a time: not a standby that may be
+        behind, nor a server that another one has superseded.
+        """
+        now, endpoint = time.monotonic(), self._source.endpoint
+        if endpoint == self._asked and now < self._role_at:
+            return
+        self._asked, self._role_at = endpoint, now + ROLE_SECONDS
+        if self._info().get("role") == PRIMARY:
+            if part.log.place.lsn >= pulled.lsn:
+                self._until = max(self._until, pulled.time)
+        elif self._source.places > 1 and self._task is None:
+            self._source.go_on()
 
     def _go_on_with(self, task: Iterator[None]) -> None:
         try:

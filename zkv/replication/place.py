@@ -1,4 +1,4 @@
-"""What a data directory says about the role of its server, and how it gets another history.
+"""The role of a server as its data directory tells it, and how that gets another history.
 
 The file ``replication.json`` says that the directory is that of a standby, or of a primary that
 another server has superseded. Without it, the server that uses the directory leads.

@@ -19,7 +19,7 @@ STANDBY: Final = "standby"
 
 
 class Role:
-    """What this server is to its store.
+    """The role of this server: whether it leads its store.
 
     Args:
         leads: True for a primary: it takes writes, and its reads are never stale.

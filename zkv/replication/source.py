@@ -78,7 +78,7 @@ class _Kept:
 
 
 class Source:
-    """What other servers replicate from. Any thread.
+    """The log and the snapshots, as other servers get them. Any thread.
 
     Args:
         engine: the engine.

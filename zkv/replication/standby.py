@@ -67,7 +67,7 @@ class Primary(Protocol):
     """The connection to the primary, or to a server that may take its place."""
 
     patient: bool
-    """Whether requests wait on although somebody calls `hurry`."""
+    """True if requests wait on although somebody calls `hurry`."""
 
     @property
     def places(self) -> int:

@@ -112,7 +112,7 @@ class SnapshotPart(Struct):
 
 
 class Pulled(NamedTuple):
-    """What a server has answered."""
+    """An answer of a server."""
 
     commits: list[Commit]
     lineage: Lineage
