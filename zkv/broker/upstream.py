@@ -56,7 +56,7 @@ class Upstream:
         self._waker = Waker()
         self._interrupted = False
         self.patient = False
-        """Whether requests wait on although somebody calls `hurry`. Of the thread that asks."""
+        """True if requests wait on although somebody calls `hurry`. Of the thread that asks."""
 
     @property
     def places(self) -> int:
