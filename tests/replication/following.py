@@ -133,6 +133,16 @@ def await_log(server: ServerProcess, text: str) -> None:
     eventually(lambda: text in server.log(), text)
 
 
+def await_new_history(server: ServerProcess) -> None:
+    """Wait until a standby has begun anew: what it is asked before that may get no reply."""
+
+    def has_begun() -> bool:
+        _, begins, rest = server.log().rpartition("beginning anew")
+        return bool(begins) and "recovered revision" in rest
+
+    eventually(has_begun, "a new history")
+
+
 def run_zkv(*arguments: str, limit: float = 2 * LIMIT) -> subprocess.CompletedProcess[str]:
     """Run a ``zkv`` command to its end."""
     return subprocess.run(

@@ -19,6 +19,7 @@ from tests.replication.following import (
     RAISED_BY,
     Follower,
     await_log,
+    await_new_history,
     catch_up,
     clock_ahead,
     fixed_ports,
@@ -295,6 +296,7 @@ def test_a_forced_one_lacks_a_suffix_which_the_old_one_names(
         data_dir=primary.data_dir, config=QUIET,
     )  # fmt: skip
     with kept:
+        await_new_history(kept)
         client = connect(kept.endpoint)
         catch_up(client, two)
         assert state_of(kept.data_dir) == state_of(standby.data_dir)
@@ -365,7 +367,8 @@ def test_positions_of_three_machines_of_which_the_middle_one_leads(
         third.stop()
         moved = Follower(third.directory, standby.endpoint, data_dir=third.data_dir, config=QUIET)
         with moved:
-            await_log(moved, "DIVERGED")
+            await_new_history(moved)
+            assert "DIVERGED" in moved.log()
             client = connect(moved.endpoint)
             catch_up(client, two)
             assert state_of(moved.data_dir) == state_of(standby.data_dir)

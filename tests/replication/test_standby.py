@@ -19,6 +19,7 @@ from tests.replication.following import (
     Follower,
     applied,
     await_log,
+    await_new_history,
     catch_up,
     fixed_ports,
     promote,
@@ -240,9 +241,8 @@ def test_it_begins_anew_where_the_log_does_not_reach_back(
     compact(primary)
     one = connect(primary.endpoint)
     standby.signal(signal.SIGCONT)
-    with connect(standby.endpoint) as two:
-        catch_up(two, one)
-    await_log(standby, "beginning anew")
+    await_new_history(standby)
+    catch_up(connect(standby.endpoint), one)
     assert "COMPACTED" in standby.log()
     assert standby.log().count("fetched a snapshot") == 2
     same_state(primary, standby)
@@ -423,7 +423,7 @@ def test_a_damaged_log_is_never_applied(
         file.write(content)
     standby.start()
     await_log(primary, "damaged at offset")
-    await_log(standby, "beginning anew")
+    await_new_history(standby)
     with connect(standby.endpoint) as two:
         catch_up(two, one)
         for number in range(20):
