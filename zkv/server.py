@@ -50,7 +50,7 @@ from zkv.protocol.codec import KeyLimits
 from zkv.replication.handover import HandOver
 from zkv.replication.place import read_role, write_role
 from zkv.replication.role import Role
-from zkv.replication.source import Source
+from zkv.replication.source import ReplicationSource
 from zkv.replication.standby import BeginAnew, Primary, Promoted, Standby
 from zkv.requests.account import Account
 from zkv.requests.commands import Node, make_info
@@ -138,7 +138,7 @@ class ServerCore:
         """The role: whether it leads its store."""
         self._engine: Engine
         self._parking: Parking
-        self._source: Source | None = None
+        self._source: ReplicationSource | None = None
         self._serving = False
         """True once requests are answered."""
         self.metrics = ""
@@ -325,7 +325,7 @@ class ServerCore:
         ])  # fmt: skip
         self._parking = parking = Parking(engine)
         if engine.disk is not None:
-            self._source = Source(engine, engine.disk, self.role, parking.later)
+            self._source = ReplicationSource(engine, engine.disk, self.role, parking.later)
             directory = engine.disk.storage.directory
             self._hand_over = HandOver(
                 engine, self.role, self._files or Files(), directory, self._yielded

@@ -1082,14 +1082,14 @@ CLIENT: Final = [
     ),
     Mutant(
         "a trace is sent to a server that does not list it",
-        "zkv/client/async_namespace.py",
-        'isinstance(features, list) and "trace" in features',
-        "isinstance(features, list)",
+        "zkv/client/aio.py",
+        "return field in self._features[1]",
+        "return True",
         (*TRACING, "not_told and asyncio"),
     ),
     Mutant(
         "the server behind a new connection is not asked if it takes a trace",
-        "zkv/client/connection.py",
+        "zkv/client/endpoints.py",
         'loss of a connection."""\n        self.era = object()',
         'loss of a connection."""',
         (*TRACING, "takes_its_place"),

@@ -47,7 +47,7 @@ from zkv.durability.backup import RESTORED_ABOVE, State
 from zkv.durability.files import Files
 from zkv.durability.frozen_view import FrozenView
 from zkv.durability.layout import Layout
-from zkv.durability.moments import Moment
+from zkv.durability.moments import PointInTime
 from zkv.errors import DamageError, DataDirError
 from zkv.keyspace import Commit, Keyspace, Sessions
 from zkv.keyspace.bounds import key_range
@@ -156,7 +156,7 @@ def refused(*arguments: str | Path, status: int = 2) -> str:
     return done.stderr
 
 
-def state_at(part: Path, moment: Moment, up_to_damage: bool = False) -> State:
+def state_at(part: Path, moment: PointInTime, up_to_damage: bool = False) -> State:
     with FrozenView(Files(), part) as view:
         return moments.state_at(view, moment, up_to_damage)
 
@@ -211,9 +211,9 @@ def test_every_moment_of_a_history(chance: random.Random, tmp_path: Path) -> Non
         if (then := by_lsn.get(commit.lsn)) is None:
             continue
         if following.rev > commit.rev:  # Otherwise that belongs to the revision, too.
-            at_rev += is_state(state_at(part, Moment(rev=commit.rev)), then)
+            at_rev += is_state(state_at(part, PointInTime(rev=commit.rev)), then)
         if following.time > then.time:
-            at_time += is_state(state_at(part, Moment(time=then.time)), then)
+            at_time += is_state(state_at(part, PointInTime(time=then.time)), then)
     assert at_rev > 80
     assert at_time
     for number in (60, 180):
@@ -350,7 +350,9 @@ def test_a_damaged_snapshot_does_no_harm(directory: Path, tmp_path: Path) -> Non
 def test_flipped_bytes_anywhere(directory: Path, tmp_path: Path) -> None:
     """Whatever byte is wrong, no wrong state is restored."""
     chance = random.Random(5)
-    whole = {rev: as_seen(state_at(newest(directory), Moment(rev=rev))) for rev in range(1, 61)}
+    whole = {
+        rev: as_seen(state_at(newest(directory), PointInTime(rev=rev))) for rev in range(1, 61)
+    }
     layout = Layout(newest(directory))
     paths = sorted([*layout.snapshots.iterdir(), *layout.wal.iterdir()])
     told = 0
@@ -361,7 +363,7 @@ def test_flipped_bytes_anywhere(directory: Path, tmp_path: Path) -> None:
         rev = chance.randint(1, 60)
         for up_to_damage in (False, True):
             try:
-                found = as_seen(state_at(layout.directory, Moment(rev=rev), up_to_damage))
+                found = as_seen(state_at(layout.directory, PointInTime(rev=rev), up_to_damage))
             except (DamageError, DataDirError):
                 told += 1
             else:
@@ -423,7 +425,7 @@ def test_a_full_disk(server: ServerProcess, tmp_path: Path) -> None:
         await_revision(directory, 40)
     assert len(parts(directory)) == 1
     for rev in range(1, 41):
-        assert len(state_at(newest(directory), Moment(rev=rev)).entries) == rev
+        assert len(state_at(newest(directory), PointInTime(rev=rev)).entries) == rev
 
 
 def test_what_is_not_kept(
@@ -444,7 +446,7 @@ def test_what_is_not_kept(
         )
         await_revision(directory, put(server, "last"))
     assert recovery.segments(Files(), layout.wal)[0] > 20
-    assert len(state_at(newest(directory), Moment(rev=62)).entries) == 62
+    assert len(state_at(newest(directory), PointInTime(rev=62)).entries) == 62
     assert "revisions 41 to 62" in refused("restore", directory, tmp_path / "a", "--at-rev", "40")
     assert run_zkv("check", str(directory)).returncode == 0
 
@@ -454,7 +456,7 @@ def test_everything_within_the_time_is_kept(server: ServerProcess, tmp_path: Pat
     with ArchiverProcess(server.endpoint, directory, "--keep", "7d"):
         await_revision(directory, put(server, *numbered(2, 50)))
     for rev in range(1, 51):
-        assert len(state_at(newest(directory), Moment(rev=rev)).entries) == rev
+        assert len(state_at(newest(directory), PointInTime(rev=rev)).entries) == rev
 
 
 def test_a_gap(server: ServerProcess, tmp_path: Path) -> None:
@@ -535,8 +537,8 @@ def test_a_promotion(server: ServerProcess, tmp_path: Path) -> None:
     assert reasons(directory) == ["begun"]
     assert rev > 2**32
     for last in (5, 20):
-        assert len(state_at(newest(directory), Moment(rev=last)).entries) == last
-    assert len(state_at(newest(directory), Moment(rev=rev)).entries) == 21
+        assert len(state_at(newest(directory), PointInTime(rev=last)).entries) == last
+    assert len(state_at(newest(directory), PointInTime(rev=rev)).entries) == 21
     message = refused("restore", directory, tmp_path / "target", "--at-rev", "1000")
     assert "there is no revision 1000: the last one before it is 20" in message
 
@@ -573,8 +575,8 @@ def test_backup_of_a_running_server(server: ServerProcess, tmp_path: Path) -> No
         0, f"backed up to {target}: revision {rev}, 50 entries, no fault\n",
     )  # fmt: skip
     with FrozenView(Files(), server.data_dir) as view:
-        there = moments.state_at(view, Moment())
-    assert as_seen(state_at(target, Moment())) == as_seen(there)
+        there = moments.state_at(view, PointInTime())
+    assert as_seen(state_at(target, PointInTime())) == as_seen(there)
     for at in (30, 41):
         if at >= recovery.snapshots(Files(), Layout(target).snapshots)[0]:
             state = restored(target, tmp_path / f"at {at}", "--at-rev", str(at))
@@ -710,7 +712,7 @@ def test_a_standby_that_is_behind(
         return {"ok": False, "code": "DIVERGED", "message": "behind", "common": 3}
 
     with FrozenView(Files(), newest(directory)) as view:
-        store = moments.state_at(view, Moment()).lineage.store
+        store = moments.state_at(view, PointInTime()).lineage.store
     caplog.set_level(logging.WARNING)
     follower = ArchiverThread(server.endpoint, directory)
     scripted = Scripted(follower._source, refusal)

@@ -26,7 +26,7 @@ from zkv.durability.check import Finding, Level, Survey, count, survey
 from zkv.durability.files import Files
 from zkv.durability.frozen_view import FrozenView, require_data
 from zkv.durability.layout import Layout
-from zkv.durability.moments import Moment
+from zkv.durability.moments import PointInTime
 from zkv.errors import DataDirError, LockedError, ZkvError
 from zkv.keyspace.change import REMOVALS
 from zkv.streams import complain, forget
@@ -296,9 +296,9 @@ def _copy(options: argparse.Namespace) -> Survey:
 
 def _restore(options: argparse.Namespace) -> int:
     files, source, target = Files(), options.source, options.directory
-    moment = Moment(options.at_rev, options.at_time)
+    moment = PointInTime(options.at_rev, options.at_time)
     is_archive = archive.is_archive(files, source)
-    if not is_archive and moment == Moment() and not options.up_to_damage:
+    if not is_archive and moment == PointInTime() and not options.up_to_damage:
         found = backup.restore(files, source, target, options.above)
         _say(f"restored to {target}: {_summary(found)}")
         return 0

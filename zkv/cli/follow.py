@@ -31,7 +31,7 @@ from zkv.durability.frozen_view import FrozenView
 from zkv.endpoint import is_wildcard
 from zkv.errors import ConfigError, DataDirError
 from zkv.replication.place import StandbyDirectory, read_role
-from zkv.replication.stream import RefusedError, StreamError
+from zkv.replication.stream import StreamError, StreamRefusedError
 from zkv.server import Following, ServerCore
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class _Follower:
             while True:
                 try:
                     rev = self._directory.fetch(source.ask, record, keep)
-                except RefusedError as error:
+                except StreamRefusedError as error:
                     _log.warning("%s refuses a snapshot: %s", source.endpoint, error)
                 except StreamError as error:
                     _log.warning("no snapshot from the primary: %s; trying again", error)

@@ -3,7 +3,7 @@
 Layout of the archive::
 
     archive.lock            locked while an archiver runs
-    archive.json            see `Record`
+    archive.json            see `ArchiveRecord`
     part-000001/            each part is laid out like a data directory
     part-000001/part.json   see `PartRecord`
     part-000002/
@@ -37,7 +37,7 @@ from msgspec import Struct
 from zkv.durability import recovery, segment, snapshot
 from zkv.durability.backup import begin_log, make_directories
 from zkv.durability.layout import Layout, explain
-from zkv.durability.log_writer import SEGMENT_BYTES, LogWriter, Place
+from zkv.durability.log_writer import SEGMENT_BYTES, LogPlace, LogWriter
 from zkv.errors import DamageError, DataDirError, LockedError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ the part before; the part before was damaged."""
 
 
 class PartRecord(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is known of a part beside its files.
+    """The facts of a part that its files do not tell.
 
     Args:
         why: it was begun.
@@ -76,7 +76,7 @@ class PartRecord(Struct, frozen=True, forbid_unknown_fields=True):
     until: int = 0
 
 
-class Record(Struct, frozen=True, forbid_unknown_fields=True):
+class ArchiveRecord(Struct, frozen=True, forbid_unknown_fields=True):
     """The parts of an archive, as far as they are known.
 
     Args:
@@ -90,7 +90,7 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
     version: Literal[1] = VERSION
 
 
-class Head(NamedTuple):
+class PartHead(NamedTuple):
     """A snapshot of a part."""
 
     rev: int
@@ -246,9 +246,9 @@ class Archive:
         files, directory = self._files, self.directory
         names = files.names(directory)
         if FILE in names:
-            member = _read(files, directory / FILE, Record).member
+            member = _read(files, directory / FILE, ArchiveRecord).member
         else:
-            _write(files, directory / FILE, Record(member))
+            _write(files, directory / FILE, ArchiveRecord(member))
         for name in names:
             if name == INCOMING or (
                 name.startswith("part-") and name.endswith(snapshot.UNFINISHED)
@@ -366,13 +366,13 @@ class Part:
             files.remove(layout.segment(first))
         files.sync_directory(layout.wal)
 
-    def _head(self, rev: int) -> Head:
+    def _head(self, rev: int) -> PartHead:
         """Raises DamageError, FormatError, OSError."""
         path = self.layout.snapshot(rev)
         head = snapshot.read_head(self._files, path)
-        return Head(rev, head.lsn, head.created, path.stat().st_size)
+        return PartHead(rev, head.lsn, head.created, path.stat().st_size)
 
-    def _read(self) -> tuple[Place, SegmentEnd]:
+    def _read(self) -> tuple[LogPlace, SegmentEnd]:
         """Read the log after the newest snapshot. Raises DamageError, FormatError, OSError."""
         layout = self.layout
         newest = snapshot.read_head(self._files, layout.snapshot(self.snapshots[-1].rev))
@@ -385,9 +385,9 @@ class Part:
                     lineage = lineage.begin(commit.begins, commit.lsn)
         if reader.end is None:
             raise DamageError(f"{layout.wal}: there is no segment that goes on")
-        return Place(rev, max(reader.lsn, newest.lsn), lineage), reader.end
+        return LogPlace(rev, max(reader.lsn, newest.lsn), lineage), reader.end
 
-    def _size_after(self, head: Head) -> int:
+    def _size_after(self, head: PartHead) -> int:
         firsts = recovery.segments(self._files, self.layout.wal)
         return sum(
             self.layout.segment(first).stat().st_size for first in firsts if first > head.rev

@@ -27,7 +27,7 @@ SEGMENT_BYTES: Final = 64 * 1024 * 1024
 """The size at which the next segment is begun."""
 
 
-class Place(NamedTuple):
+class LogPlace(NamedTuple):
     """A place in a log: after a commit."""
 
     rev: int
@@ -53,7 +53,7 @@ class LogWriter:
         self,
         files: Files,
         layout: Layout,
-        place: Place,
+        place: LogPlace,
         end: SegmentEnd,
         segment_bytes: int = SEGMENT_BYTES,
     ) -> None:
@@ -117,7 +117,7 @@ class LogWriter:
         self._offset = self._synced = end.offset
 
 
-def _after(place: Place, commit: Commit) -> Place:
+def _after(place: LogPlace, commit: Commit) -> LogPlace:
     """Return the place after a commit. Raises DamageError if it does not follow."""
     rev = place.rev + 1 if commit.changes else place.rev
     if commit.lsn != place.lsn + 1:
@@ -125,9 +125,9 @@ def _after(place: Place, commit: Commit) -> Place:
     if commit.rev < rev or (commit.rev > rev and commit.begins is None):
         raise DamageError(f"revision {commit.rev} where {rev} should be")
     if commit.begins is None:
-        return Place(commit.rev, commit.lsn, place.lineage)
+        return LogPlace(commit.rev, commit.lsn, place.lineage)
     try:
         lineage = place.lineage.begin(commit.begins, commit.lsn)
     except ValueError as error:
         raise DamageError(f"log number {commit.lsn}: {error}") from None
-    return Place(commit.rev, commit.lsn, lineage)
+    return LogPlace(commit.rev, commit.lsn, lineage)

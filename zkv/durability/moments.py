@@ -42,7 +42,7 @@ class NoSuchMomentError(DataDirError):
     """A directory does not have a moment."""
 
 
-class Moment(NamedTuple):
+class PointInTime(NamedTuple):
     """A revision, or a time in Unix ms; neither = the newest."""
 
     rev: int | None = None
@@ -77,7 +77,7 @@ class Span(NamedTuple):
     term: int
     """The number of the newest term; 0 = there is none."""
 
-    def has(self, moment: Moment) -> bool:
+    def has(self, moment: PointInTime) -> bool:
         """Return True if it has a moment."""
         if moment.rev is not None:
             return self.first_rev <= moment.rev <= self.last_rev
@@ -134,7 +134,7 @@ def span(view: FrozenView, until: int = 0) -> Span:
     return Span(first.rev, first.created, rev, max(time, until), term)
 
 
-def state_at(view: FrozenView, moment: Moment, up_to_damage: bool = False) -> State:
+def state_at(view: FrozenView, moment: PointInTime, up_to_damage: bool = False) -> State:
     """Return the store as it was at a moment.
 
     Args:
@@ -179,7 +179,7 @@ def state_at(view: FrozenView, moment: Moment, up_to_damage: bool = False) -> St
 class _Way:
     """From a snapshot to a moment."""
 
-    def __init__(self, view: FrozenView, head: Loaded | None, moment: Moment) -> None:
+    def __init__(self, view: FrozenView, head: Loaded | None, moment: PointInTime) -> None:
         self._view = view
         self._head = head
         self._moment = moment
@@ -263,7 +263,7 @@ def _oldest(view: FrozenView) -> str:
         return f"{error.filename or view.layout.directory}: {error.strerror or error}"
 
 
-def _behind(view: FrozenView, moment: Moment) -> str:
+def _behind(view: FrozenView, moment: PointInTime) -> str:
     """Return text that says where the directory can be read again after the damage."""
     later = [head for head in _heads(view) if not moment.allows(head)]
     if not later:

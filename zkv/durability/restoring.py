@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from zkv.durability.backup import State
     from zkv.durability.check import Survey
     from zkv.durability.files import Files
-    from zkv.durability.moments import Moment, Span
+    from zkv.durability.moments import PointInTime, Span
 
 _log = logging.getLogger("zkv.durability")
 
@@ -65,7 +65,7 @@ def restore_moment(
     files: Files,
     source: Path,
     target: Path,
-    moment: Moment,
+    moment: PointInTime,
     above: int = 0,
     up_to_damage: bool = False,
 ) -> Restored:
@@ -106,7 +106,7 @@ def restore_moment(
 
 
 def _restore(
-    files: Files, place: _Place, target: Path, moment: Moment, known: Known, up_to_damage: bool
+    files: Files, place: _Place, target: Path, moment: PointInTime, known: Known, up_to_damage: bool
 ) -> Restored:
     reached: list[tuple[int, int]] = []
 

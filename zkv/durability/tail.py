@@ -1,9 +1,9 @@
 """Reads the log of a running server from its segments, while they are being written.
 
-Strategy: nothing is kept in memory for a reader. A `Cursor` is an open segment and an offset in it,
-so what is read costs as much as it is new. To begin elsewhere, the frames before it are passed over
-by their lengths, which takes 0.1 s for a full segment. A cursor whose segment was removed can read
-on in it, but not in the next one if that was removed, too.
+Strategy: nothing is kept in memory for a reader. A `TailCursor` is an open segment and an offset in
+it, so what is read costs as much as it is new. To begin elsewhere, the frames before it are passed
+over by their lengths, which takes 0.1 s for a full segment. A cursor whose segment was removed can
+read on in it, but not in the next one if that was removed, too.
 
 What may be read: the commits up to `Wal.durable_lsn`, since a power cut may take back the others.
 Those bytes of a file never change. But after a failed sync a segment may end with commits that were
@@ -173,7 +173,7 @@ class LogTail:
         return self._directory / segment.file_name(first_rev)
 
 
-class Cursor:
+class TailCursor:
     """A place in the log, from which commits are read one after the other. One thread at a time.
 
     Args:

@@ -34,9 +34,9 @@ from zkv.replication.standby import ANEW
 from zkv.replication.stream import (
     WAIT_MS,
     Confirmed,
-    Position,
-    RefusedError,
+    LogPosition,
     StreamError,
+    StreamRefusedError,
     fetch_snapshot,
     hold_snapshot,
     pull,
@@ -141,7 +141,7 @@ class Archiver:
     def _attempt(self) -> None:
         try:
             self._step()
-        except RefusedError as error:
+        except StreamRefusedError as error:
             if error.code not in ANEW or not self._must_begin_anew(error):
                 self._fail(str(error))
         except StreamError as error:
@@ -172,7 +172,7 @@ class Archiver:
             self._reported = None
             _log.warning("archiving again, from %s", self._source.endpoint)
 
-    def _must_begin_anew(self, error: RefusedError) -> bool:
+    def _must_begin_anew(self, error: StreamRefusedError) -> bool:
         """Return True if a new part has to be begun, and note why.
 
         A standby refuses, too, if it is only behind, or has less of the log than its primary.
@@ -212,7 +212,7 @@ class Archiver:
             self._end_part()
         part = self._part or self._open()
         place, on_disk = part.log.place, part.log.on_disk
-        after = Position(place.lineage.store, place.lineage.at(place.lsn), place.lsn)
+        after = LogPosition(place.lineage.store, place.lineage.at(place.lsn), place.lsn)
         confirmed = Confirmed(on_disk.lsn, on_disk.rev)
         wait = 0 if self._task is not None else WAIT_MS
         pulled = pull(self._source.ask, self._member, after, confirmed, wait, sync=False)
@@ -255,7 +255,7 @@ class Archiver:
             next(task)
         except StopIteration:
             self._task = None
-        except RefusedError as error:
+        except StreamRefusedError as error:
             self._task = None
             _log.warning("no snapshot from %s: %s", self._source.endpoint, error)
         except BaseException:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from zkv.durability import snapshot
 from zkv.durability.backup import NewDirectory, begin_log
-from zkv.durability.log_writer import LogWriter, Place
+from zkv.durability.log_writer import LogPlace, LogWriter
 from zkv.errors import DamageError, DataDirError
 from zkv.replication.stream import (
     REPLY_SECONDS,
     WAIT_MS,
     Confirmed,
-    Position,
+    LogPosition,
     StreamError,
     pull,
     snapshot_parts,
@@ -93,13 +93,13 @@ class _Fetched(NewDirectory):
         """Write the log after the snapshot. Raises StreamError, OSError."""
         files, layout, rev = self._files, self._layout, start.snapshot
         end = begin_log(files, layout, rev + 1, start.lsn + 1)
-        log = LogWriter(files, layout, Place(rev, start.lsn, start.lineage), end, 2**62)
+        log = LogWriter(files, layout, LogPlace(rev, start.lsn, start.lineage), end, 2**62)
         try:
             last, wait = start.lsn, 0
             while True:
                 place = log.place
                 term = place.lineage.at(place.lsn)
-                after = Position(place.lineage.store, term, place.lsn)
+                after = LogPosition(place.lineage.store, term, place.lsn)
                 nothing = Confirmed(0, 0)
                 pulled = pull(self._source.ask, self._member, after, nothing, wait, sync=False)
                 if not wait:

@@ -28,7 +28,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from zkv.durability import recovery, snapshot
-from zkv.durability.tail import Cursor, LogTail
+from zkv.durability.tail import LogTail, TailCursor
 from zkv.errors import BadRequest, Behind, Compacted, DamageError, Diverged, FormatError, ReadOnly
 from zkv.keyspace.lineage import Lineage
 from zkv.protocol.replies import CommitsReply, SnapshotPartReply
@@ -72,12 +72,12 @@ class _OpenSnapshot:
 class _Kept:
     """A member's cursor between two requests."""
 
-    def __init__(self, cursor: Cursor) -> None:
+    def __init__(self, cursor: TailCursor) -> None:
         self.cursor = cursor
         self.until = time.monotonic() + KEPT_SECONDS
 
 
-class Source:
+class ReplicationSource:
     """The log and the snapshots, as other servers get them. Any thread.
 
     Args:
@@ -217,7 +217,7 @@ class Source:
                 self._tail = LogTail(self._disk.files, storage.wal_directory, self._disk.wal)
             return self._tail
 
-    def _cursor(self, member: str, after: int) -> Cursor:
+    def _cursor(self, member: str, after: int) -> TailCursor:
         """Return a member's cursor, or another one at this place, which nobody else has."""
         with self._lock:
             kept = self._cursors.pop(member, None)
@@ -225,9 +225,9 @@ class Source:
             if kept.cursor.next_lsn == after + 1:
                 return kept.cursor
             kept.cursor.close()
-        return Cursor(self._log_tail(), after)
+        return TailCursor(self._log_tail(), after)
 
-    def _keep(self, member: str, cursor: Cursor) -> None:
+    def _keep(self, member: str, cursor: TailCursor) -> None:
         with self._lock:
             other = self._cursors.pop(member, None)
             self._cursors[member] = _Kept(cursor)

@@ -33,9 +33,9 @@ from zkv.errors import BadRequest, ReadOnly, RequestError, ShuttingDown
 from zkv.replication.stream import (
     WAIT_MS,
     Confirmed,
-    Position,
-    RefusedError,
+    LogPosition,
     StreamError,
+    StreamRefusedError,
     pull,
     reinstate,
     supersede,
@@ -208,7 +208,7 @@ class Standby:
     def _follow(self, source: Primary) -> None:
         try:
             self._step(source)
-        except RefusedError as error:
+        except StreamRefusedError as error:
             if error.code in ANEW and not self._closing.is_set() and not self._is_newer(error):
                 self._begin_anew(error)
             else:
@@ -231,7 +231,7 @@ class Standby:
         engine = self._engine
         with engine.keyspace.lock:
             lineage, lsn = engine.keyspace.lineage, engine.last_lsn
-        after = Position(lineage.store, lineage.at(lsn), lsn)
+        after = LogPosition(lineage.store, lineage.at(lsn), lsn)
         on_disk = Confirmed(engine.durable_lsn, engine.durable_rev)
         pulled = pull(source.ask, self._member, after, on_disk, wait)
         self._note(source, pulled)
@@ -280,7 +280,7 @@ class Standby:
         if self._failures % source.places == 0:
             self._closing.wait(RETRY_SECONDS)
 
-    def _is_newer(self, error: RefusedError) -> bool:
+    def _is_newer(self, error: StreamRefusedError) -> bool:
         """Return True if the server that refuses is at a former term, unlike what is here.
 
         Then it led before, and another server has taken over. Only the commit that begins a term
@@ -291,7 +291,7 @@ class Standby:
         term = error.reply.get("term")
         return isinstance(term, int) and term < lineage.term and lineage.terms[-1].first_lsn < lsn
 
-    def _begin_anew(self, error: RefusedError) -> None:
+    def _begin_anew(self, error: StreamRefusedError) -> None:
         common = error.reply.get("common")
         with self._engine.keyspace.lock:
             lineage, lsn = self._engine.keyspace.lineage, self._engine.last_lsn

@@ -47,7 +47,7 @@ class StreamError(ZkvError):
     """Nothing has come, or what has come is not good. It may be tried again."""
 
 
-class RefusedError(StreamError):
+class StreamRefusedError(StreamError):
     """The server refuses.
 
     Args:
@@ -62,7 +62,7 @@ class RefusedError(StreamError):
         self.reply = reply
 
 
-class Position(NamedTuple):
+class LogPosition(NamedTuple):
     """A place in a history."""
 
     store: str
@@ -135,7 +135,7 @@ class FetchedSnapshot(NamedTuple):
 def pull(
     ask: Ask,
     member: str,
-    after: Position,
+    after: LogPosition,
     on_disk: Confirmed,
     wait: int = WAIT_MS,
     sync: bool = True,
@@ -151,8 +151,8 @@ def pull(
         sync: the asker counts for ``replication.sync`` of the server.
 
     Raises:
-        RefusedError: the server refuses, with `COMPACTED` or `DIVERGED` if the asker has to begin
-            anew from a snapshot.
+        StreamRefusedError: the server refuses, with `COMPACTED` or `DIVERGED` if the asker has to
+            begin anew from a snapshot.
         StreamError: nothing has come, or something that is no answer.
     """
     term = after.term
@@ -193,7 +193,7 @@ def supersede(ask: Ask, member: str, attempt: int, term: int, leader: list[str])
         term: the term that the asker is going to begin.
         leader: where clients find the asker.
 
-    Raises RefusedError, StreamError.
+    Raises StreamRefusedError, StreamError.
     """
     wish = {"attempt": attempt, "term": term, "leader": leader}
     reply = ask({"op": "REPLICATE", "member": member, "supersede": wish}, REPLY_SECONDS)
@@ -203,7 +203,7 @@ def supersede(ask: Ask, member: str, attempt: int, term: int, leader: list[str])
 def reinstate(ask: Ask, member: str, attempt: int) -> None:
     """Have a primary lead again after `supersede`, or lead on if that has not arrived yet.
 
-    Raises RefusedError, StreamError.
+    Raises StreamRefusedError, StreamError.
     """
     wish = {"attempt": attempt, "term": 0, "leader": None}
     reply = ask({"op": "REPLICATE", "member": member, "supersede": wish}, REPLY_SECONDS)
@@ -221,7 +221,7 @@ def snapshot_parts(
         store: the store that it must be of; empty = any.
         sync: as for `pull`.
 
-    Raises RefusedError, StreamError.
+    Raises StreamRefusedError, StreamError.
     """
     rev = offset = 0
     ask({"op": "PING"}, REPLY_SECONDS)  # Only a server that is there may take its time.
@@ -257,7 +257,7 @@ def fetch_snapshot(
         store: the store that it must be of; empty = any.
         sync: as for `pull`.
 
-    Raises RefusedError, StreamError, OSError.
+    Raises StreamRefusedError, StreamError, OSError.
     """
     fetched = FetchedSnapshot(0, 0, 0, NO_LINEAGE)
     for part in snapshot_parts(ask, member, store, sync):
@@ -294,10 +294,10 @@ def _unpack(payloads: list[bytes], after: int) -> list[Commit]:
 
 
 def _convert(reply: dict[str, Any], kind: type[_T]) -> _T:
-    """Return a successful reply as an object. Raises RefusedError, StreamError."""
+    """Return a successful reply as an object. Raises StreamRefusedError, StreamError."""
     if reply.get("ok") is not True:
         code, message = str(reply.get("code")), str(reply.get("message"))
-        raise RefusedError(code, message, reply)
+        raise StreamRefusedError(code, message, reply)
     try:
         return msgspec.convert(reply, kind)
     except msgspec.ValidationError as error:

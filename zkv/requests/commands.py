@@ -61,9 +61,9 @@ from zkv.protocol.replies import (
 )
 from zkv.replication.handover import HandOver
 from zkv.replication.role import Role
-from zkv.replication.source import Source
+from zkv.replication.source import ReplicationSource
 from zkv.replication.standby import Promoted
-from zkv.requests.parking import Parked, ParkedRead, Parking
+from zkv.requests.parking import ParkedRead, ParkedRequest, Parking
 from zkv.requests.permission import may_monitor
 from zkv.requests.slow_log import SlowLog
 
@@ -135,7 +135,7 @@ class Node:
     role: Role
     promote: Callable[[bool], Future[Promoted]]
     parking: Parking
-    source: Source | None
+    source: ReplicationSource | None
     hand_over: HandOver | None
 
 
@@ -314,7 +314,7 @@ def replicate(node: Node, request: requests.Replicate) -> Answer:
         reply = reply or source.answer([])
         return Done(reply, 0, size=sum(map(len, reply.commits)))
 
-    def attempt(_: Parked, late: bool) -> Reply | None:
+    def attempt(_: ParkedRequest, late: bool) -> Reply | None:
         reply = source.pull(request)
         source.members.note(request)
         return source.answer([]) if reply is None and late else reply

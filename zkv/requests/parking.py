@@ -57,7 +57,7 @@ class ParkedReply(Future[Reply]):
     resumed = 0.0
 
 
-class Parked:
+class ParkedRequest:
     """A request that waits.
 
     Args:
@@ -78,7 +78,7 @@ class Parked:
 class Attempt(Protocol):
     """Runs a parked request again, in the thread of the parking."""
 
-    def __call__(self, parked: Parked, late: bool, /) -> Reply | None:
+    def __call__(self, parked: ParkedRequest, late: bool, /) -> Reply | None:
         """Return the reply; None if it has to wait on.
 
         Args:
@@ -120,7 +120,7 @@ class ParkedRead:
         self._outcome: Reply | RequestError
         self._seen = 0
 
-    def __call__(self, parked: Parked, late: bool) -> Reply | None:
+    def __call__(self, parked: ParkedRequest, late: bool) -> Reply | None:
         """See `Attempt`. Raises Behind, ReadOnly."""
         engine = self._engine
         if self._epoch != engine.epoch:
@@ -143,7 +143,7 @@ class ParkedRead:
             raise self._outcome
         return self._outcome
 
-    def _await_disk(self, parked: Parked) -> None:
+    def _await_disk(self, parked: ParkedRequest) -> None:
         engine, failed = self._engine, None if self._group is None else self._group.error
         if failed is not None and self._epoch == engine.epoch:
             raise ReadOnly(failed.message)
@@ -167,7 +167,7 @@ class Parking:
         settings = engine.settings
         self._period = settings.fsync_interval if settings.fsync == "interval" else 1.0
         self._lock = threading.Lock()  # Protects what follows.
-        self._parked: dict[Parked, None] = {}
+        self._parked: dict[ParkedRequest, None] = {}
         self._actions: list[tuple[float, Callable[[], None]]] = []
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -179,11 +179,11 @@ class Parking:
     def park(
         self, attempt: Attempt, seconds: float, rev: int, lsn: int | None = None
     ) -> Future[Reply]:
-        """Park a request for at most so many seconds; see `Parked` for the rest.
+        """Park a request for at most so many seconds; see `ParkedRequest` for the rest.
 
         Raises Busy, ShuttingDown.
         """
-        parked = Parked(attempt, time.monotonic() + seconds, rev, lsn)
+        parked = ParkedRequest(attempt, time.monotonic() + seconds, rev, lsn)
         pulls = lsn is not None
         most = MOST_PULLS if pulls else MOST_READS
         with self._lock:
@@ -203,7 +203,7 @@ class Parking:
             self._actions.append((time.monotonic() + seconds, action))
         self._wake.set()
 
-    def resume(self, parked: Parked) -> None:
+    def resume(self, parked: ParkedRequest) -> None:
         """Have a request run again, whatever it waits for. Any thread."""
         parked.rev = 0
         self._wake.set()
@@ -266,7 +266,7 @@ class Parking:
         for action in actions:
             action()
 
-    def _try(self, parked: Parked, late: bool) -> None:
+    def _try(self, parked: ParkedRequest, late: bool) -> None:
         resumed = time.perf_counter()
         try:
             outcome: Reply | RequestError | None = parked.attempt(parked, late)
@@ -279,7 +279,7 @@ class Parking:
             parked.reply.resumed = resumed
             self._settle(parked, outcome)
 
-    def _settle(self, parked: Parked, outcome: Reply | RequestError) -> None:
+    def _settle(self, parked: ParkedRequest, outcome: Reply | RequestError) -> None:
         with self._lock:
             del self._parked[parked]
         reply = parked.reply
