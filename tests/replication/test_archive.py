@@ -584,6 +584,19 @@ def test_backup_of_a_running_server(server: ServerProcess, tmp_path: Path) -> No
     assert "not empty" in refused("backup", "--from", server.endpoint, target, status=1)
 
 
+def test_an_archive_has_one_store(server: ServerProcess, directory: Path, tmp_path: Path) -> None:
+    """Not even behind damage does another one get in."""
+    layout = Layout(newest(directory))
+    flip(layout.segment(recovery.segments(Files(), layout.wal)[-2]), 70)
+    with ServerProcess(tmp_path / "other", "--feed", "") as other:
+        put(other, "of another store")
+        archiver = ArchiverProcess(other.endpoint, directory)
+        archiver.start(ready=False)
+        eventually(lambda: "cannot archive: DIVERGED" in archiver.log(), "it is refused")
+        assert archiver.stop() == 0
+    assert reasons(directory) == ["begun"]
+
+
 def test_it_takes_the_right_to_replicate(tmp_path: Path) -> None:
     users: dict[str, Any] = {"copier": {"admin": ["replicate"]}, "reader": {"read": [""]}}
     with Secured(tmp_path, users) as secured:

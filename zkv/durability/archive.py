@@ -69,10 +69,12 @@ class PartRecord(Struct, frozen=True, forbid_unknown_fields=True):
 
     Args:
         why: it was begun.
+        store: the identity of the store.
         until: it has all that was answered up to then, Unix time in ms.
     """
 
     why: Why
+    store: str
     until: int = 0
 
 
@@ -196,6 +198,14 @@ class Archive:
             return None
         return Part(self._files, Layout(self.directory / names[-1]), segment_bytes)
 
+    @property
+    def store(self) -> str:
+        """The identity of the store; empty if it is not known. Raises OSError."""
+        for name in reversed(part_names(self._files, self.directory)):
+            with contextlib.suppress(DamageError):  # Then an earlier part says so.
+                return read_part(self._files, self.directory / name).store
+        return ""
+
     def prepare_part(self) -> Layout:
         """Make the directory of the next part, which `add_part` adds. Raises OSError."""
         layout = Layout(self.directory / (self._next_name() + snapshot.UNFINISHED))
@@ -204,17 +214,17 @@ class Archive:
             make_directories(self._files, inner)
         return layout
 
-    def add_part(self, prepared: Layout, rev: int, lsn: int, why: Why) -> None:
+    def add_part(self, prepared: Layout, rev: int, lsn: int, record: PartRecord) -> None:
         """Add a part that has a snapshot. Raises OSError.
 
         Args:
             prepared: what `prepare_part` has returned.
             rev: the revision of the snapshot.
             lsn: its log number.
-            why: the part is begun.
+            record: the facts about it.
         """
         begin_log(self._files, prepared, rev + 1, lsn + 1)
-        _write(self._files, prepared.directory / PART_FILE, PartRecord(why))
+        _write(self._files, prepared.directory / PART_FILE, record)
         self._files.rename(prepared.directory, self.directory / self._next_name())
         self._files.sync_directory(self.directory)
 
@@ -321,7 +331,7 @@ class Part:
         """
         self.log.sync()
         if until > self._record.until:
-            self._record = PartRecord(self._record.why, until)
+            self._record = msgspec.structs.replace(self._record, until=until)
             _write(self._files, self.layout.directory / PART_FILE, self._record)
 
     def add_snapshot(self, path: Path, loaded: Loaded, logged_before: int) -> None:

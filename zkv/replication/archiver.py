@@ -27,6 +27,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from zkv.durability import snapshot
+from zkv.durability.archive import PartRecord
 from zkv.durability.log_writer import SEGMENT_BYTES
 from zkv.errors import DamageError, FormatError
 from zkv.replication.role import PRIMARY
@@ -315,13 +316,16 @@ class Archiver:
         prepared = archive.prepare_part()
         beside = prepared.snapshots / f"fetched{snapshot.UNFINISHED}"
         with files.create(beside) as file:
-            fetched = fetch_snapshot(self._source.ask, self._member, files, file, sync=False)
+            fetched = fetch_snapshot(
+                self._source.ask, self._member, files, file, archive.store, sync=False
+            )
             files.sync(file)
         path = prepared.snapshot(fetched.rev)
         files.rename(beside, path)
         files.sync_directory(prepared.snapshots)
         self._check(path, fetched)
-        archive.add_part(prepared, fetched.rev, fetched.lsn, why)
+        record = PartRecord(why, fetched.lineage.store)
+        archive.add_part(prepared, fetched.rev, fetched.lsn, record)
         self._why, self._until = None, 0
         self._part = part = archive.open_part(self._segment_bytes)
         if part is None:
