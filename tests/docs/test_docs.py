@@ -326,7 +326,10 @@ def render_feed(client: Raw) -> str:
         change = follower.recv_multipart()
         while change[0] == b"\0":  # Heartbeats also come by the clock.
             change = follower.recv_multipart()
-        return protocol_examples.render_feed(change=change, heartbeat=follower.recv_multipart())
+        topic, body = follower.recv_multipart()
+        store = protocol_examples.PINNED_TERM["store"]  # It is made at random.
+        heartbeat = [topic, pack(unpack(body) | {"store": store})]
+        return protocol_examples.render_feed(change=change, heartbeat=heartbeat)
 
 
 def render_wire(endpoint: str) -> str:
