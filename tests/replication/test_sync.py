@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from tests.conftest import Connect
-from tests.support import LIMIT, Message, Raw, ServerInProcess, eventually, pack, unpack
+from tests.support import Message, Raw, ServerInProcess, eventually, pack, unpack
 from zkv.config import build
 from zkv.durability import quorum
 from zkv.durability.files import Files
@@ -45,9 +45,8 @@ class Standby:
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However busy the machine is, no standby counts as lost, and nothing is given up."""
+    """However busy the machine is, no standby counts as lost."""
     monkeypatch.setattr(quorum, "LOST_SECONDS", 1e6)
-    monkeypatch.setattr(quorum, "CONFIRM_SECONDS", LIMIT)
 
 
 @pytest.fixture
