@@ -30,10 +30,12 @@ class Machine:
 
     Args:
         directory: of its data.
+        sync: how many standbys have to confirm its writes.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, sync: int = 0) -> None:
         self.directory = directory
+        self._config = f"{CONFIG}[replication]\nsync = {sync}\n"
         port, feed = free_ports(2)
         self.endpoint = f"tcp://127.0.0.1:{port}"
         self.feed = f"tcp://127.0.0.1:{feed}"
@@ -51,12 +53,14 @@ class Machine:
 
     def serve(self) -> None:
         """Start it as a primary."""
-        self.server = ServerProcess(self.directory, *self._flags, config=CONFIG)
+        self.server = ServerProcess(self.directory, *self._flags, config=self._config)
         self.server.start()
 
     def follow(self, primary: Machine) -> None:
         """Start it as a standby."""
-        self.server = Follower(self.directory, primary.proxy.endpoint, *self._flags, config=CONFIG)
+        self.server = Follower(
+            self.directory, primary.proxy.endpoint, *self._flags, config=self._config
+        )
         self.server.start()
 
     @property
