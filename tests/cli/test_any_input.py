@@ -29,6 +29,7 @@ from zkv.bench import main as bench
 from zkv.bench.connections import BenchError
 from zkv.cli import client as cli
 from zkv.cli import main as server_tool
+from zkv.cli import serving
 from zkv.cli.arguments import COMMANDS
 from zkv.errors import StartupError
 
@@ -190,8 +191,8 @@ def test_arguments_of_zkv(
     def never(*_: object) -> NoReturn:
         raise StartupError("the settings are good")
 
-    monkeypatch.setattr(server_tool, "ServerCore", never)
-    monkeypatch.setattr(server_tool, "raise_file_limit", lambda: None)
+    monkeypatch.setattr(serving, "ServerCore", never)
+    monkeypatch.setattr(serving, "raise_file_limit", lambda: None)
     more = data.draw(st.lists(words | st.sampled_from(SERVER_VERBS[name] or [""]), max_size=4))
     if name == "doctor":
         more = ["-e", "nonsense", *more]
@@ -358,8 +359,8 @@ def test_configurations(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     def never(*_: object) -> NoReturn:
         raise StartupError("the settings are good")
 
-    monkeypatch.setattr(server_tool, "ServerCore", never)
-    monkeypatch.setattr(server_tool, "raise_file_limit", lambda: None)
+    monkeypatch.setattr(serving, "ServerCore", never)
+    monkeypatch.setattr(serving, "raise_file_limit", lambda: None)
     Path("config.toml").write_bytes(data)
     done = Done(server_tool.main, ["serve", "--config", "config.toml"])
     done.is_well()

@@ -66,7 +66,7 @@ class Endpoints:
         if endpoints is ENVIRONMENT:
             endpoints = from_environment()
         if isinstance(endpoints, str):
-            endpoints = listed(endpoints)
+            endpoints = listed(endpoints) if "," in endpoints else [endpoints]
         if isinstance(endpoints, bytes) or not isinstance(endpoints, Iterable):
             endpoints = [endpoints]
         self._given = [check_to_connect(each) for each in endpoints]

@@ -39,6 +39,7 @@ from zkv.nesting import LEVELS_ABOVE, may_be_deep, measure
 from zkv.protocol.replies import Failure, Reply
 from zkv.protocol.requests import (
     CONDITION_FIELDS,
+    READ_FIELDS,
     REQUEST_LIST_FIELDS,
     REQUEST_TYPES,
     TEXT_FIELDS,
@@ -376,7 +377,7 @@ def _explain(op: str, error: Exception, fields: dict[str, object]) -> str:
     place = place.rstrip("`").removeprefix("key` in `").removeprefix("$").removeprefix(".")
     inside, found = _follow(place, fields)
     if text.startswith("Object contains unknown field"):
-        taken = _own_fields(inside or op)
+        taken = _own_fields(inside or op, alone=inside in {"", op})
         return f"{op}: unknown field {_cut(text[30:])}{_in(place)}; {inside or op} takes {taken}"
     if text.startswith("Object missing required field"):
         return f"{op}: missing field{text[29:]}{_in(place)}"
@@ -394,12 +395,14 @@ def _in(place: str) -> str:
     return f" in field `{place}`" if place else ""
 
 
-def _own_fields(op: str) -> str:
-    """List the fields that an op has besides the common ones."""
+def _own_fields(op: str, alone: bool) -> str:
+    """List the fields that an op has besides the common ones, alone or in a TXN."""
     cls = REQUEST_TYPES.get(op, Request)
     declared = inspect.get_annotations(cls)
     common = [name for name in Request.__struct_fields__ if name not in declared]
     own = [name for name in cls.__struct_encode_fields__ if name not in common]
+    of_reads = [name for name in own if name in READ_FIELDS]
+    own = [name for name in own if name not in READ_FIELDS] + (of_reads if alone else [])
     return ", ".join(f"`{name}`" for name in own) or "no fields of its own"
 
 

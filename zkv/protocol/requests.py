@@ -85,6 +85,10 @@ class ReadRequest(Request, frozen=True, kw_only=True):
     min_rev: Revision | None = None
 
 
+READ_FIELDS = frozenset(ReadRequest.__struct_fields__) - frozenset(Request.__struct_fields__)
+"""The fields of reads, which the reads in a TXN do not have."""
+
+
 class Ping(Request, frozen=True, kw_only=True, tag="PING"):
     """Check that the server answers, and ask for its protocol version and clock."""
 
