@@ -5,6 +5,8 @@ The standbys are sockets that ask and confirm by hand, so that each step is cert
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,17 @@ import pytest
 import zmq
 
 from tests.conftest import Connect
-from tests.support import Message, Raw, ServerInProcess, eventually, pack, unpack
+from tests.replication.following import Follower, promote
+from tests.support import (
+    Message,
+    NoReplyError,
+    Raw,
+    ServerInProcess,
+    ServerProcess,
+    eventually,
+    pack,
+    unpack,
+)
 from zkv.config import build
 from zkv.durability import quorum
 from zkv.durability.files import Files
@@ -226,3 +238,36 @@ def test_a_rollback_undoes_nothing_that_standbys_may_have(
 def test_it_needs_a_log_that_is_synced(policy: str) -> None:
     with pytest.raises(ConfigError, match=r"replication\.sync"):
         build({"replication": {"sync": 1}, "durability": {"fsync": policy}})
+
+
+SYNC = "[replication]\nsync = 1\n[log]\nrequests = false\n"
+
+
+def test_nothing_is_missing_after_a_promotion_by_force(tmp_path: Path) -> None:
+    """Real processes: the primary's machine is gone in the middle of many writes."""
+    answered: list[int] = []
+    with (
+        ServerProcess(tmp_path / "one", config=SYNC) as primary,
+        Follower(tmp_path / "two", primary.endpoint, config=SYNC.replace("= 1", "= 0")) as standby,
+        Raw(primary.endpoint) as client,
+        Raw(standby.endpoint) as other,
+    ):
+        eventually(lambda: client.call(op="PUT", key="k", value=0)["ok"], "the standby confirms")
+
+        def count() -> None:
+            with Raw(primary.endpoint, timeout=3.0) as own, contextlib.suppress(NoReplyError):
+                for seq in range(1, 100_000):
+                    reply = own.call(op="INCR", key="n", session="s", seq=seq)
+                    assert reply["ok"], reply
+                    answered.append(reply["value"])
+
+        writer = threading.Thread(target=count)
+        writer.start()
+        eventually(lambda: len(answered) > 200, "some are answered")
+        primary.kill()
+        assert promote(standby.endpoint, "--force").returncode == 0
+        there = other.ok(op="GET", key="n")["value"]
+        assert there - answered[-1] in {0, 1}  # The last one may have got no reply.
+        repeat = other.ok(op="INCR", key="n", session="s", seq=answered[-1])
+        assert (repeat["replayed"], repeat["value"]) == (True, answered[-1])
+        writer.join()
