@@ -208,7 +208,7 @@ def test_a_follower_that_sends_faster_than_the_feed_takes_it(
     welcome = Feed._welcome
 
     def slowly(feed: Feed) -> None:
-        time.sleep(0.001)
+        time.sleep(0.01)  # However busy the machine is: the follower is quicker than that.
         welcome(feed)
 
     monkeypatch.setattr(Feed, "_welcome", slowly)
@@ -216,7 +216,7 @@ def test_a_follower_that_sends_faster_than_the_feed_takes_it(
         tmp_path / "data", server={"feed": FREE_PORT}, limits={"max_topics": 1_000_000}
     ) as server:
         with Wire(server.server.feed).introduce(b"SUB") as wire:
-            flood(wire, NEWS["a subscription"], 20 * MEGABYTE)
+            flood(wire, NEWS["a subscription"], 8 * MEGABYTE)
         assert (cut(server), cut_by_feed(server)) == (1, 0)
 
 

@@ -57,7 +57,8 @@ class Quorum:
         self._lock = threading.Lock()
         self._standbys: dict[str, tuple[int, float]] = {}  # On disk there; when it last asked.
         self._confirmed = 0
-        self._was_met = False
+        self.refuses = False
+        """True while writes are refused: any request of a standby may change that."""
 
     @property
     def confirmed(self) -> int:
@@ -79,13 +80,8 @@ class Quorum:
             newest = numbers[self.needed - 1] if len(numbers) >= self.needed else 0
             more = newest > self._confirmed
             self._confirmed = max(self._confirmed, newest)
-        if more or not self._was_met:
-            self.look()
-
-    def look(self) -> None:
-        """Look if enough standbys are there. Has to be called now and then."""
-        self._was_met = self.is_met
-        self.on_change()
+        if more or self.refuses:
+            self.on_change()
 
 
 class ConfirmedWal(Wal):
@@ -182,6 +178,7 @@ class ConfirmedWal(Wal):
         if reason == self._withheld:
             return
         self._withheld = reason
+        quorum.refuses = reason is not None
         if reason is None:
             if not self._broken:
                 self._resume("the standbys confirm commits again")
@@ -198,7 +195,7 @@ class ConfirmedWal(Wal):
             super()._resume(why)
 
     def try_again(self) -> None:
-        """See `Wal.try_again`."""
-        self._quorum.look()
+        """See `Wal.try_again`. It also looks if enough standbys are there."""
+        self._note_confirmed()
         if self._withheld is None:
             super().try_again()
