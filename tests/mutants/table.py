@@ -1583,6 +1583,8 @@ IN_QUOTAS: Final = [
     ),
 ]
 
+SYNC: Final = ("tests/replication/test_sync.py", "-k")
+QUORUM: Final = "zkv/durability/quorum.py"
 STANDBYS: Final = "tests/replication/test_standby.py"
 PROMOTIONS: Final = "tests/replication/test_promotion.py"
 
@@ -1649,6 +1651,41 @@ IN_REPLICATION: Final = [
         "Clock(recovered.time, follows=not self._leads)",
         "Clock(recovered.time)",
         (PROMOTIONS, "-k", "hour_off"),
+    ),
+    Mutant(
+        "a long read outlasts the lead of its server",
+        "zkv/broker/worker.py",
+        "return rev if self._role.leads or lane.wrote else None",
+        "return rev",
+        ("tests/replication/test_roles.py", "-k", "outlast"),
+    ),
+    Mutant(
+        "a rollback undoes what standbys may have",
+        WAL,
+        "self._roll_back(self.kept_lsn)",
+        "self._roll_back(self.safe_lsn)",
+        (*SYNC, "rollback"),
+    ),
+    Mutant(
+        "who only copies confirms",
+        "zkv/replication/source.py",
+        "if request.sync and request.snapshot is None:",
+        "if request.snapshot is None:",
+        (*SYNC, "does_not_count"),
+    ),
+    Mutant(
+        "without standbys a server becomes asynchronous",
+        QUORUM,
+        "if not quorum.is_met:",
+        "if False:",
+        (*SYNC, "without_a_standby"),
+    ),
+    Mutant(
+        "after a restart all counts as confirmed",
+        QUORUM,
+        "self.safe_lsn = self.safe_rev = 0",
+        "pass",
+        (*SYNC, "after_a_restart"),
     ),
 ]
 
