@@ -362,7 +362,7 @@ def test_where_nobody_leads_that_is_the_failure(language: Language) -> None:
     with Group(*servers) as group, Driver(language, group.list) as driver:
         reply = unpack(driver.exchange(INCR))
 
-    assert (reply["ok"], reply["code"]) == (False, "NOT_LEADER")
+    assert (reply["ok"], reply["code"]) == (False, "NOT_LEADER"), reply
     assert (reply["retry"], reply["applied"]) == (True, False)
     assert [server.ops().count("INCR") for server in servers] == [3, 3]
 

@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from tests.conftest import Connect
-from tests.support import LIMIT, ServerInProcess, eventually
+from tests.support import LIMIT, ServerInProcess, eventually, pack, unpack
 from zkv.broker import feed
 from zkv.broker.broker import Broker
 from zkv.broker.doors import Doors
@@ -170,7 +170,14 @@ def test_a_worker_cannot_be_replaced_at_once(
         client.ok(op="PING")  # The mailbox fails behind this.
         # A worker that dies loses what is in its pipe, so nothing is sent to it before.
         eventually(lambda: "died" in caplog.text, "the worker's end")
-        assert client.ok(op="INFO")["stats"]["workers_replaced"] == 1
+        client = connect(server.endpoint, zmq.DEALER)
+
+        def is_answered() -> bool:  # The front may not know yet that the pipe is closed.
+            client.send(pack({"op": "INFO"}))
+            return bool(client.socket.poll(500))
+
+        eventually(is_answered, "another worker")
+        assert unpack(client.receive())["stats"]["workers_replaced"] == 1
         failures = [r for r in caplog.records if "the supervisor failed" in r.getMessage()]
         assert len(failures) == 3
         assert server.stop()
