@@ -79,3 +79,9 @@ def test_a_key_is_text() -> None:
     with pytest.raises(TypeError):
         check_public_key(b"x" * 40)
     assert "secret" not in repr(KeyPair("p", "s")).replace("secret=...", "")
+
+
+def test_no_file_has_a_nul_in_its_name() -> None:
+    for use in (make_key_file, read_key_file):
+        with pytest.raises(ConfigError, match="NUL character"):
+            use("a\0b")

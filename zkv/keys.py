@@ -61,7 +61,7 @@ def read_key_file(name: str | os.PathLike[str]) -> KeyPair:
     Raises:
         ConfigError: the file cannot be read, others may read it, or it holds no key; names it.
     """
-    path = Path(name)
+    path = _named(name)
     try:
         with open(path, "rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -114,7 +114,7 @@ def make_key_file(name: str | os.PathLike[str]) -> str:
     """
     import zmq
 
-    path = Path(name)
+    path = _named(name)
     public, secret = zmq.curve_keypair()
     while not public[:1].isalnum():  # After an option, a key that begins with - would be one, too.
         public, secret = zmq.curve_keypair()
@@ -136,6 +136,13 @@ def make_key_file(name: str | os.PathLike[str]) -> str:
             f"{path}: {reason or getattr(error, 'strerror', None) or error}"
         ) from None
     return str(public.decode())
+
+
+def _named(name: str | os.PathLike[str]) -> Path:
+    """Return the path of a key file. Raises ConfigError if no file can have that name."""
+    if "\0" in os.fspath(name):
+        raise ConfigError(f"{os.fspath(name)!r}: the name of a file holds no NUL character")
+    return Path(name)
 
 
 def _is_key(text: str) -> bool:

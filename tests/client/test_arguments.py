@@ -357,6 +357,7 @@ ANYTHING = st.recursive(
     max_leaves=4,
 )  # fmt: skip
 
+BOOLEANS = st.booleans()
 QUICK = {"timeout": 0.0}
 """What must not wait."""
 
@@ -374,7 +375,7 @@ def call_with(function: Callable[..., Any], draw: Callable[[Any], Any], blocked:
     for parameter in arguments_of(function):
         if parameter.name in blocked:
             value = 0.01
-        elif parameter.default is not parameter.empty and draw(st.booleans()):
+        elif parameter.default is not parameter.empty and draw(BOOLEANS):
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 break
             continue
@@ -418,9 +419,14 @@ def test_a_call_raises_nothing_else(
     kv = clients[which].namespace("generated/")
     target = clients[which] if name in {"ping", "info", "slow", "snapshot", "call"} else kv
     function = getattr(target, name)
+    later: Callable[[Any], Any] = data.draw
+    if name in {"watch", "mirror"}:  # Whether they can be entered depends on the time it takes.
+        values = data.draw(st.lists(ANYTHING, min_size=2, max_size=2))
+        flags = data.draw(st.lists(BOOLEANS, min_size=2, max_size=2))
+        later = lambda kind: (flags if kind is BOOLEANS else values).pop()  # noqa: E731
     try:
         made = call_with(function, data.draw, {"timeout"})
-        use(made, name, data.draw)
+        use(made, name, later)
     except ALLOWED:
         pass
 
