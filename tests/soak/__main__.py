@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import socket
 import sys
 import tempfile
@@ -132,9 +133,22 @@ class Soak:
                 kind()
             except (BusyError, FullError):
                 continue
-            except Exception:
+            except Exception as error:
                 self.failures.append(f"{kind.__name__}: {traceback.format_exc()}")
+                self._tell_more(error)
                 return
+
+    def _tell_more(self, error: Exception) -> None:
+        """Have the server log what its threads do, and say what the client had tried, and met."""
+        self._server.signal(signal.SIGUSR1)
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            attempts = frame.f_locals.get("attempts")
+            if attempts is not None:
+                self.failures.append(f"attempts: {vars(attempts)}")
+                break
+        with Raw(self._endpoint) as raw:
+            info = raw.call(op="INFO")
+            self.failures.append(f"INFO after it: {info.get('stats', info)}")
 
     def _pause(self, seconds: float) -> None:
         self._over.wait(seconds)
@@ -291,7 +305,7 @@ def main() -> int:
         for failure in failures:
             print(failure)
         if failures:
-            print(log[-4_000:])
+            print(log[-20_000:])
     print("FAILED" if failures else "all well")
     return 1 if failures else 0
 
