@@ -141,8 +141,8 @@ class Soak:
     def _tell_more(self, error: Exception) -> None:
         """Have the server log what its threads do, and say what the client had tried, and met."""
         self._server.signal(signal.SIGUSR1)
-        for frame, _ in traceback.walk_tb(error.__traceback__):
-            attempts = frame.f_locals.get("attempts")
+        for place, _ in traceback.walk_tb(error.__traceback__):
+            attempts = place.f_locals.get("attempts")
             if attempts is not None:
                 self.failures.append(f"attempts: {vars(attempts)}")
                 break
