@@ -122,6 +122,14 @@ def whole(text: str) -> int:
     return number
 
 
+def number_of(text: str) -> int:
+    """A number of things, as a ``type`` of argparse."""
+    number = whole(text)
+    if number >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text[:60]} is more than there can be")
+    return number
+
+
 def _end(text: str) -> str:
     """The word allowed after ``end``, as a ``type`` of argparse: an old spelling is `END end`."""
     if text.lower() != "end":
@@ -205,7 +213,7 @@ TTL: Final = option(
     "--ttl", "TIME", "time until it expires: seconds, or such as 90s, 5m, 1d12h; default: never",
     durations.argument,
 )  # fmt: skip
-LIMIT: Final = option("--limit", "N", "how many to print at most; default: all", whole)
+LIMIT: Final = option("--limit", "N", "how many to print at most; default: all", number_of)
 BOUNDS: Final = (
     option("--start", "KEY", "begin at this key"),
     option("--end", "KEY", "stop before this key"),
@@ -223,9 +231,9 @@ SCAN_META: Final = flag("--meta", "also print type, revision and time to live, i
 KEYS_ONLY: Final = flag("--keys-only", "do not print values")
 REVERSE: Final = flag("--reverse", "from the last key to the first")
 CHANGED_PREFIX: Final = option("--prefix", "PREFIX", "only keys with this prefix")
-SLOW_LIMIT: Final = option("--limit", "N", "how many to print at most; default: 100", whole)
+SLOW_LIMIT: Final = option("--limit", "N", "how many to print at most; default: 100", number_of)
 RESET: Final = flag("--reset", "forget all slow requests afterwards")
-CHANGES_LIMIT: Final = option("--limit", "N", "about how many to print; default: 1000", whole)
+CHANGES_LIMIT: Final = option("--limit", "N", "about how many to print; default: 1000", number_of)
 
 DURABLE: Final = flag("--durable", "wait until the write is on disk, whatever the server's policy")
 EVERY_WRITE: Final = tuple(
