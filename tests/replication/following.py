@@ -93,7 +93,10 @@ def state_of(data_dir: Path, window: int = 128) -> State:
         entries.update(repr((key, bytes(entry.value), entry.rev, entry.expires)).encode())
     remembered = hashlib.sha256()
     for name in sorted(sessions.names()):
-        remembered.update(repr(sessions.state(name, found.lsn)).encode())
+        state = sessions.state(name, found.lsn)
+        assert state is not None
+        # Not when it was used last: a repeat keeps a session alive, and is in no log.
+        remembered.update(repr((name, state[2])).encode())
     return State(
         found.lsn, found.rev, entries.hexdigest(), remembered.hexdigest(),
         found.lineage.store, found.lineage.terms,
