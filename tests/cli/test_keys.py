@@ -87,6 +87,16 @@ def test_a_malformed_key_is_wrong_usage(key: str) -> None:
     assert_fails(run("get", "k", env={"ZKV_SERVER_PUBLIC_KEY": f"{key},"}), 2, "ZKV_SERVER_PUBLIC")
 
 
+def test_promote_takes_keys_as_the_other_commands_do(tmp_path: Path) -> None:
+    malformed = environment() | {"ZKV_SERVER_PUBLIC_KEY": "x" * 39}
+    done = run_zkv("promote", cwd=tmp_path, env=malformed)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("zkv: ZKV_SERVER_PUBLIC_KEY: not a key")
+    done = run_zkv("promote", "--key-file", "absent", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("zkv: key_file: a key file is of no use without the key")
+
+
 def test_a_bad_key_file_is_wrong_usage(secured: Secured) -> None:
     own = [*options(secured, "ann")[:-1], "absent"]
     assert_fails(run(*own, "get", "k"), 2, "absent: No such file")

@@ -13,12 +13,10 @@ import threading
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from zkv.broker.upstream import Upstream
 from zkv.cli.serving import FAILED, announce, raise_file_limit
-from zkv.client.curve import KEY_FILE, SERVER_KEY, CurveKeys, given
+from zkv.cli.upstream import upstream
 from zkv.durability.archive import Archive
 from zkv.durability.files import Files
-from zkv.errors import ConfigError
 from zkv.replication.archiver import Archiver
 from zkv.replication.place import new_member
 from zkv.streams import complain
@@ -33,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     _log_to_standard_error()
     files = Files()
     with (
-        closing(upstream(options)) as source,
+        closing(upstream(options, options.primary)) as source,
         closing(Archive(files, options.archive, new_member())) as archive,
     ):
         keep = None if options.keep is None else round(options.keep * 1000)
@@ -57,18 +55,6 @@ def _stop_on_signals(archiver: Archiver) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-
-
-def upstream(options: argparse.Namespace) -> Upstream:
-    """Return the connection that the options of a command give. Raises ConfigError."""
-    try:
-        named = {"server_key": SERVER_KEY, "key_file": KEY_FILE} | given(options)
-        keys = CurveKeys(**named)
-        for endpoint in options.primary:
-            keys.of(endpoint)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    return Upstream(options.primary, keys.servers, keys.file)
 
 
 def _log_to_standard_error() -> None:

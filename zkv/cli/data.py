@@ -286,11 +286,11 @@ def _backup(options: argparse.Namespace) -> int:
 
 
 def _copy(options: argparse.Namespace) -> Survey:
-    from zkv.cli.archive import upstream
+    from zkv.cli.upstream import upstream
     from zkv.replication.copying import copy_from
     from zkv.replication.place import new_member
 
-    with closing(upstream(options)) as source:
+    with closing(upstream(options, options.primary)) as source:
         return copy_from(Files(), source, new_member(), options.target)
 
 

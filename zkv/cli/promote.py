@@ -6,9 +6,8 @@ import argparse
 import contextlib
 from typing import Any, Final
 
-from zkv.broker.upstream import Upstream
 from zkv.cli.serving import FAILED, NOT_STARTED
-from zkv.client.curve import KEY_FILE, SERVER_KEY, CurveKeys
+from zkv.cli.upstream import upstream
 from zkv.endpoint import check_option
 from zkv.replication.stream import StreamError
 from zkv.streams import complain
@@ -18,14 +17,16 @@ MORE_SECONDS: Final = 30.0
 
 
 def run(options: argparse.Namespace) -> int:
-    """Promote a standby; return the exit status: 1 if it is a standby as before."""
+    """Promote a standby; return the exit status: 1 if it is a standby as before.
+
+    Raises ConfigError.
+    """
     endpoints = check_option(options.endpoint)
     if len(endpoints) > 1:
         complain("zkv", "promote takes the endpoint of one server, which then leads")
         return NOT_STARTED
-    keys = CurveKeys(options.server_key or SERVER_KEY, options.key_file or KEY_FILE)
     request = {"op": "PROMOTE", "force": options.force}
-    with contextlib.closing(Upstream(endpoints, keys.servers, keys.file)) as server:
+    with contextlib.closing(upstream(options, endpoints)) as server:
         try:
             reply = server.ask(request, options.timeout + MORE_SECONDS)
         except StreamError as error:

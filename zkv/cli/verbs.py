@@ -159,14 +159,7 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
         default=named_by_environment(),
         help=f"where the server listens; else ZKV_ENDPOINT, else {DEFAULT_ENDPOINT}",
     )  # fmt: skip
-    parser.add_argument(
-        "--server-key", metavar="KEY", type=keys.argument,
-        help="the public key of the server, for a server with CURVE; else ZKV_SERVER_PUBLIC_KEY",
-    )  # fmt: skip
-    parser.add_argument(
-        "--key-file", metavar="FILE",
-        help="the file with your own secret key; else ZKV_KEY_FILE, else a new key",
-    )  # fmt: skip
+    _add_keys(parser)
     parser.add_argument(
         "--timeout", metavar="TIME", type=durations.argument, default=5.0,
         help="how long to wait for an answer: seconds, or such as 500ms; else 5",
@@ -397,11 +390,7 @@ def _add(verbs: Verbs, name: str, summary: str, description: str) -> argparse.Ar
     return parser
 
 
-def _add_primary(parser: argparse.ArgumentParser, required: bool) -> None:
-    parser.add_argument(
-        "--from", dest="primary", metavar="ENDPOINT", type=_endpoints, required=required,
-        help="where the server listens; commas separate it from others that may take its place",
-    )  # fmt: skip
+def _add_keys(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--server-key", metavar="KEY", type=keys.argument,
         help="the public key of the server, for a server with CURVE; else ZKV_SERVER_PUBLIC_KEY",
@@ -410,6 +399,14 @@ def _add_primary(parser: argparse.ArgumentParser, required: bool) -> None:
         "--key-file", metavar="FILE",
         help="the file with your own secret key; else ZKV_KEY_FILE, else a new key",
     )  # fmt: skip
+
+
+def _add_primary(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument(
+        "--from", dest="primary", metavar="ENDPOINT", type=_endpoints, required=required,
+        help="where the server listens; commas separate it from others that may take its place",
+    )  # fmt: skip
+    _add_keys(parser)
 
 
 def _add_directory(parser: argparse.ArgumentParser) -> None:
