@@ -594,8 +594,8 @@ LOG: Final = [
     Mutant(
         "a good frame may stand where another one should be",
         SEGMENT,
-        "if commit.rev < expected or (commit.rev > expected and commit.begins is None):",
-        "if False:",
+        "self.fault = misplacement(commit, self.next_rev - 1, last_lsn)",
+        "self.fault = None",
         ("tests/durability/crash/test_every_byte.py", "-k", "missing_whole"),
     ),
     Mutant(

@@ -35,7 +35,7 @@ import msgspec
 from msgspec import Struct
 
 from zkv.durability import recovery, segment, snapshot
-from zkv.durability.backup import begin_log, make_directories
+from zkv.durability.backup import begin_log, make_directories, remove_tree
 from zkv.durability.layout import Layout, explain
 from zkv.durability.log_writer import SEGMENT_BYTES, LogPlace, LogWriter
 from zkv.errors import DamageError, DataDirError, LockedError
@@ -209,7 +209,7 @@ class Archive:
     def prepare_part(self) -> Layout:
         """Make the directory of the next part, which `add_part` adds. Raises OSError."""
         layout = Layout(self.directory / (self._next_name() + snapshot.UNFINISHED))
-        self._remove(layout.directory)
+        remove_tree(self._files, layout.directory)
         for inner in (layout.snapshots, layout.wal):
             make_directories(self._files, inner)
         return layout
@@ -230,7 +230,7 @@ class Archive:
 
     def clear_incoming(self) -> Path:
         """Make the directory for a snapshot, empty, and return it. Raises OSError."""
-        self._remove(self.incoming)
+        remove_tree(self._files, self.incoming)
         make_directories(self._files, self.incoming)
         return self.incoming
 
@@ -248,7 +248,7 @@ class Archive:
             if read_part(self._files, part).until < before:
                 beside = part.with_name(name + snapshot.UNFINISHED)
                 self._files.rename(part, beside)
-                self._remove(beside)
+                remove_tree(self._files, beside)
                 _log.info("removed %s, which ended before what is kept", name)
         newest.prune(before)
 
@@ -263,23 +263,12 @@ class Archive:
             if name == INCOMING or (
                 name.startswith("part-") and name.endswith(snapshot.UNFINISHED)
             ):
-                self._remove(directory / name)
+                remove_tree(self._files, directory / name)
         return member
 
     def _next_name(self) -> str:
         names = part_names(self._files, self.directory)
         return f"part-{int(names[-1].removeprefix('part-')) + 1 if names else 1:06d}"
-
-    def _remove(self, directory: Path) -> None:
-        """Remove a directory, if it is there, with all in it. Raises OSError."""
-        if not directory.is_dir():
-            return
-        for path in map(directory.__truediv__, self._files.names(directory)):
-            if path.is_dir():
-                self._remove(path)
-            else:
-                self._files.remove(path)
-        self._files.remove_directory(directory)
 
 
 class Part:

@@ -391,3 +391,19 @@ def make_directories(files: Files, path: Path) -> list[Path]:
             files.sync_directory(directory.parent)
             made.append(directory)
     return made
+
+
+def remove_tree(files: Files, directory: Path) -> bool:
+    """Remove a directory with all in it; returns False if it is not there. Raises OSError.
+
+    Its parent is not synced.
+    """
+    if not directory.is_dir():
+        return False
+    for path in map(directory.__truediv__, files.names(directory)):
+        if path.is_dir():
+            remove_tree(files, path)
+        else:
+            files.remove(path)
+    files.remove_directory(directory)
+    return True

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from zkv.durability import segment
 from zkv.durability.backup import begin_log
 from zkv.errors import DamageError
+from zkv.keyspace.change import misplacement
 
 if TYPE_CHECKING:
     from zkv.durability.files import Files
@@ -119,11 +120,8 @@ class LogWriter:
 
 def _after(place: LogPlace, commit: Commit) -> LogPlace:
     """Return the place after a commit. Raises DamageError if it does not follow."""
-    rev = place.rev + 1 if commit.changes else place.rev
-    if commit.lsn != place.lsn + 1:
-        raise DamageError(f"log number {commit.lsn} where {place.lsn + 1} should be")
-    if commit.rev < rev or (commit.rev > rev and commit.begins is None):
-        raise DamageError(f"revision {commit.rev} where {rev} should be")
+    if (why := misplacement(commit, place.rev, place.lsn)) is not None:
+        raise DamageError(why)
     if commit.begins is None:
         return LogPlace(commit.rev, commit.lsn, place.lineage)
     try:

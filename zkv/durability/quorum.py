@@ -10,8 +10,8 @@ server never becomes asynchronous by itself. A standby is there if it has asked 
 `LOST_SECONDS`. A commit that is not confirmed within `CONFIRM_SECONDS` is answered `READ_ONLY` with
 ``applied`` nil: it may still become safe.
 
-The more standbys have to confirm, the more may be lost: with ``needed`` of them, one of any so many
-servers has all that was ever acknowledged.
+With ``needed`` confirmations, ``needed`` + 1 servers have a commit on disk when it is acknowledged:
+any ``needed`` of them may be lost, and one that is left has it.
 
 Locks: `Quorum._lock` guards the table. `Wal._io` guards what is safe, as in `zkv.durability.wal`.
 """

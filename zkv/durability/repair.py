@@ -39,6 +39,7 @@ from zkv.durability.backup import (
 )
 from zkv.durability.check import revisions
 from zkv.errors import DamageError
+from zkv.keyspace.change import misplacement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -221,8 +222,7 @@ def _write_snapshot(files: Files, layout: Layout, plan: Plan, now: float) -> Non
     loaded = snapshot.read(files, base.path) if base else snapshot.Loaded()
     replay = recovery.Replay(files, layout.wal, loaded)
     for commit in _commits(files, plan):
-        expected = replay.rev + 1 if commit.changes else replay.rev
-        follows = commit.rev == expected or (commit.begins and commit.rev > expected)
+        follows = misplacement(commit, replay.rev, commit.lsn - 1) is None
         if follows and commit.rev <= plan.reach:
             replay.apply(commit)
     if replay.rev != plan.reach:

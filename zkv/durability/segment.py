@@ -47,6 +47,7 @@ from zkv.keyspace.change import (
     begins_term,
     changes_something,
     is_old,
+    misplacement,
     number_in,
     revision_in,
     unpack,
@@ -363,12 +364,9 @@ class SegmentScan:
                 except ValueError as error:
                     self.fault = str(error)
                     break
-                expected = self.next_rev if commit.changes else self.next_rev - 1
-                if commit.rev < expected or (commit.rev > expected and commit.begins is None):
-                    self.fault = f"revision {commit.rev} where {expected} should be"
-                    break
-                if commit.lsn != self.next_lsn and not self._lacks_numbers:
-                    self.fault = f"log number {commit.lsn} where {self.next_lsn} should be"
+                last_lsn = (commit.lsn if self._lacks_numbers else self.next_lsn) - 1
+                self.fault = misplacement(commit, self.next_rev - 1, last_lsn)
+                if self.fault is not None:
                     break
                 yield commit
                 self.next_rev, self.next_lsn = commit.rev + 1, commit.lsn + 1

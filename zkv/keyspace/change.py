@@ -167,6 +167,16 @@ class Commit(Struct, frozen=True, gc=False):
         return payload
 
 
+def misplacement(commit: Commit, rev: int, lsn: int) -> str | None:
+    """Return why a commit cannot follow the one of ``rev`` and ``lsn``; None if it can."""
+    expected = rev + 1 if commit.changes else rev
+    if commit.rev < expected or (commit.rev > expected and commit.begins is None):
+        return f"revision {commit.rev} where {expected} should be"
+    if commit.lsn != lsn + 1:
+        return f"log number {commit.lsn} where {lsn + 1} should be"
+    return None
+
+
 def require_size(size: int) -> None:
     """Raise TooLarge if a commit of ``size`` bytes does not fit into the log."""
     if size > MOST_PAYLOAD_BYTES:

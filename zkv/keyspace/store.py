@@ -22,7 +22,15 @@ from msgspec import Struct
 from sortedcontainers import SortedList
 
 from zkv.errors import Compacted, NotFound, RequestError, ShuttingDown
-from zkv.keyspace.change import EXPIRE, Commit, EvictionPayload, Once, PackedCommit, entry_after
+from zkv.keyspace.change import (
+    EXPIRE,
+    Commit,
+    EvictionPayload,
+    Once,
+    PackedCommit,
+    entry_after,
+    misplacement,
+)
 from zkv.keyspace.entry import ABSENT, StoredEntry
 from zkv.keyspace.eviction import MOST_EVICTED, Evictor
 from zkv.keyspace.half_done import end_process
@@ -390,18 +398,12 @@ class Keyspace:
             ReadOnly: the log refuses commits; likewise.
         """
         for commit in commits:
-            self._require_next(commit)
+            if (why := misplacement(commit, self.rev, self._log.last_lsn)) is not None:
+                raise ValueError(why)
             if commit.begins is not None:
                 self._record_term(commit, commit.payload, commit.begins)
             else:
                 self._apply_logged(commit)
-
-    def _require_next(self, commit: Commit) -> None:
-        lsn, rev = self._log.last_lsn + 1, self.rev + bool(commit.changes)
-        if commit.lsn != lsn:
-            raise ValueError(f"log number {commit.lsn} where {lsn} should be")
-        if commit.rev < rev or (commit.rev > rev and commit.begins is None):
-            raise ValueError(f"revision {commit.rev} where {rev} should be")
 
     def _apply_logged(self, commit: Commit) -> None:
         staged = {change.key: entry_after(change, commit.rev) for change in commit.changes}

@@ -213,7 +213,7 @@ class Archiver:
             self._end_part()
         part = self._part or self._open()
         place, on_disk = part.log.place, part.log.on_disk
-        after = LogPosition(place.lineage.store, place.lineage.at(place.lsn), place.lsn)
+        after = LogPosition.of(place.lineage, place.lsn)
         confirmed = Confirmed(on_disk.lsn, on_disk.rev)
         wait = 0 if self._task is not None else WAIT_MS
         pulled = pull(self._source.ask, self._member, after, confirmed, wait, sync=False)

@@ -98,8 +98,7 @@ class _Fetched(NewDirectory):
             last, wait = start.lsn, 0
             while True:
                 place = log.place
-                term = place.lineage.at(place.lsn)
-                after = LogPosition(place.lineage.store, term, place.lsn)
+                after = LogPosition.of(place.lineage, place.lsn)
                 nothing = Confirmed(0, 0)
                 pulled = pull(self._source.ask, self._member, after, nothing, wait, sync=False)
                 if not wait:

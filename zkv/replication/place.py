@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from zkv.durability import snapshot
-from zkv.durability.backup import begin_log, make_directories
+from zkv.durability.backup import begin_log, make_directories, remove_tree
 from zkv.durability.layout import Layout
 from zkv.errors import DamageError, DataDirError
 from zkv.replication.stream import StreamError, fetch_snapshot
@@ -194,13 +194,5 @@ class StandbyDirectory:
         self._remove(incoming.directory)
 
     def _remove(self, directory: Path) -> None:
-        """Remove a directory, if it is there, with the files in it and in its directories."""
-        if not directory.is_dir():
-            return
-        for path in map(directory.__truediv__, self._files.names(directory)):
-            if path.is_dir():
-                self._remove(path)
-            else:
-                self._files.remove(path)
-        self._files.remove_directory(directory)
-        self._files.sync_directory(directory.parent)
+        if remove_tree(self._files, directory):
+            self._files.sync_directory(directory.parent)

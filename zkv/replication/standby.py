@@ -231,7 +231,7 @@ class Standby:
         engine = self._engine
         with engine.keyspace.lock:
             lineage, lsn = engine.keyspace.lineage, engine.last_lsn
-        after = LogPosition(lineage.store, lineage.at(lsn), lsn)
+        after = LogPosition.of(lineage, lsn)
         on_disk = Confirmed(engine.durable_lsn, engine.durable_rev)
         pulled = pull(source.ask, self._member, after, on_disk, wait)
         self._note(source, pulled)

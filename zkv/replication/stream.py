@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -69,6 +69,11 @@ class LogPosition(NamedTuple):
     term: Term | None
     """The term of the commit ``lsn``."""
     lsn: int
+
+    @classmethod
+    def of(cls, lineage: Lineage, lsn: int) -> Self:
+        """Return the place of the commit ``lsn`` in the history of a lineage."""
+        return cls(lineage.store, lineage.at(lsn), lsn)
 
 
 class Confirmed(NamedTuple):
