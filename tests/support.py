@@ -10,7 +10,9 @@ import contextlib
 import errno
 import faulthandler
 import gc
+import itertools
 import os
+import random
 import select
 import signal
 import socket
@@ -98,11 +100,52 @@ def zkv_command(*arguments: str) -> list[str]:
     return [sys.executable, "-W", "always::ResourceWarning", "-m", "zkv.cli.main", *arguments]
 
 
+class _Ports:
+    """Ports that no other test process is given, and no connection takes by itself.
+
+    They lie below those that the system gives out (``ip_local_port_range``), in blocks. A process
+    has one block for as long as it lives: it holds the block's first port for UDP.
+    """
+
+    BLOCK: Final = 250
+    BLOCKS: Final = range(10_000, 32_500, BLOCK)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: socket.socket | None = None
+        self._pid = 0
+        self._following: Iterator[int] = iter(())
+
+    def take(self) -> int:
+        """The next port of the block that nobody listens at."""
+        with self._lock:
+            if self._pid != os.getpid():  # A forked process has the other's block in memory.
+                self._hold()
+            for port in itertools.islice(self._following, self.BLOCK):
+                with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                    return port
+        raise AssertionError("each port of the block is in use")
+
+    def _hold(self) -> None:
+        for first in random.Random(os.getpid()).sample(self.BLOCKS, len(self.BLOCKS)):
+            held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            try:
+                held.bind(("127.0.0.1", first))
+            except OSError:
+                held.close()
+                continue
+            self._held, self._pid = held, os.getpid()
+            self._following = itertools.cycle(range(first, first + self.BLOCK))
+            return
+        raise AssertionError("other processes hold all blocks of ports")
+
+
+_ports = _Ports()
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
+    """Ports that nobody listens at, and nobody else takes while this process lives."""
+    return [_ports.take() for _ in range(count)]
 
 
 class ServerProcess:

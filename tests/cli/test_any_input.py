@@ -51,15 +51,16 @@ words = st.one_of(
     digits,
     st.sampled_from([
         "", "-", "--", "nan", "inf", "-inf", "1e999", "-1", "0", "1", "1e-320", "0x10", "1_0", " 1",
-        "none", "\0", "a\0b", "\udcff", "\udcff\udc80x", "\ufeff", "\ufeffa", "x" * 3000, "/", ".",
+        "none", "\udcff", "\udcff\udc80x", "\ufeff", "\ufeffa", "x" * 3000, "/", ".",
         "/dev/null", "--json", "--resume", "--nonsense", "-x", "{", "[", "[]", "null", '"\\ud800"',
         '{"ops": [{"op": "PUT"}]}', '{"if": 1}', "[" * 3000, "tcp://127.0.0.1:0", "\n", "\x1b[31m",
         "1" + "," * 40, "ü", "\U0001f600", "$x_{", "end", "bash", "5m", "1h30m",
     ]),
     st.integers().map(str),
     st.floats().map(str),
-    st.text(max_size=20),
+    st.text(st.characters(exclude_characters="\0"), max_size=20),
 )  # fmt: skip
+"""Arguments, as a system can pass them: without NUL."""
 junk = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
     | st.sampled_from([2**63, 2**64, -(2**63) - 1, 10**330, HUGE]),

@@ -10,7 +10,6 @@ import contextlib
 import json
 import math
 import re
-import socket
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,7 +32,16 @@ from tests.conformance.notation import (
     text,
 )  # fmt: skip
 from tests.conformance.vectors import needs_of
-from tests.support import FREE_PORT, LIMIT, Raw, ServerProcess, pack, read_line, unpack
+from tests.support import (
+    FREE_PORT,
+    LIMIT,
+    Raw,
+    ServerProcess,
+    free_ports,
+    pack,
+    read_line,
+    unpack,
+)
 from zkv.keys import make_key_file
 
 LANGUAGES: Final = languages()
@@ -225,8 +233,7 @@ def test_together_they_count_exactly_through_a_crash(
         key = make_key_file(tmp_path / "server.key")
         config = f"[security]\nsecret_key_file = {json.dumps(str(tmp_path / 'server.key'))}\n"
         env = {"ZKV_SERVER_PUBLIC_KEY": key}
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        endpoint = f"tcp://127.0.0.1:{probe.getsockname()[1]}"  # the same after the restart
+    endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"  # the same after the restart
     with ServerProcess(tmp_path, "--endpoint", endpoint, config=config) as server:
         with _driven(present, endpoint, timeout=RESTART / 3, env=env) as drivers:
             incr = pack({"op": "INCR", "key": "n"})

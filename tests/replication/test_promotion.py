@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 import zmq
@@ -29,8 +30,11 @@ from tests.replication.following import (
     write_some,
 )
 from tests.support import FREE_PORT, LIMIT, Message, NoReplyError, Raw, ServerProcess, eventually
+from zkv.replication.stream import PART_BYTES
 
 Context = zmq.Context[zmq.Socket[bytes]]
+HALF: Final = "x" * (PART_BYTES // 2)
+"""A value so large that the answer to a stopped standby has two of them at most."""
 
 
 @pytest.fixture
@@ -285,7 +289,7 @@ def test_a_forced_one_lacks_a_suffix_which_the_old_one_names(
     write_some(one)
     lsn = catch_up(two, one)
     standby.signal(signal.SIGSTOP)
-    lost = [one.ok(op="PUT", key=f"lost{number}", value=number)["rev"] for number in range(5)]
+    lost = [one.ok(op="PUT", key=f"lost{number}", value=HALF)["rev"] for number in range(5)]
     primary.kill()
     standby.signal(signal.SIGCONT)
     assert promote(standby.endpoint, "--force").returncode == 0
@@ -300,11 +304,12 @@ def test_a_forced_one_lacks_a_suffix_which_the_old_one_names(
         client = connect(kept.endpoint)
         catch_up(client, two)
         assert state_of(kept.data_dir) == state_of(standby.data_dir)
-        assert client.call(op="GET", key="lost1", stale=True)["code"] == "NOT_FOUND"
+        assert client.call(op="GET", key="lost4", stale=True)["code"] == "NOT_FOUND"
         (path,) = kept.data_dir.glob("diverged-after-*.jsonl")
         after = int(path.stem.rpartition("-")[2])
         assert after >= lsn
         lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert 3 <= len(lines) <= 5
         assert [line["rev"] for line in lines] == lost[-len(lines) :]
         assert [line["lsn"] for line in lines] == list(range(after + 1, after + 1 + len(lines)))
         # Back again, and there again: nothing is lost, and no file is overwritten.
@@ -357,7 +362,7 @@ def test_positions_of_three_machines_of_which_the_middle_one_leads(
         catch_up(three, one)
         standby.signal(signal.SIGSTOP)
         for number in range(5):
-            one.ok(op="PUT", key=f"old{number}", value=number)
+            one.ok(op="PUT", key=f"old{number}", value=HALF)
         catch_up(three, one)
         primary.kill()
         standby.signal(signal.SIGCONT)
@@ -372,7 +377,7 @@ def test_positions_of_three_machines_of_which_the_middle_one_leads(
             client = connect(moved.endpoint)
             catch_up(client, two)
             assert state_of(moved.data_dir) == state_of(standby.data_dir)
-            assert client.call(op="GET", key="old1", stale=True)["code"] == "NOT_FOUND"
+            assert client.call(op="GET", key="old4", stale=True)["code"] == "NOT_FOUND"
 
 
 def test_one_that_took_over_and_is_started_as_it_used_to_be(
