@@ -35,6 +35,11 @@ from zkv.broker.feed import FeedPlace
 from zkv.broker.front import ConnectionLimits, FrontHandler
 from zkv.broker.subscriptions import LONGEST_TOPIC, TopicBounds
 from zkv.broker.worker import WorkerHandler
+from zkv.cluster.joining import Joined, join
+from zkv.cluster.member import Member
+from zkv.cluster.place import read_member, write_member
+from zkv.cluster.role import MemberRole
+from zkv.cluster.wal import ReplicatedWal
 from zkv.collector import resident_bytes
 from zkv.config import fit_memory
 from zkv.durability.files import Files
@@ -121,6 +126,8 @@ class ServerCore:
         self._following = following
         self._standby: Standby | None = None
         self._hand_over: HandOver | None = None
+        self._joined: Joined | None = None
+        self._member: Member | None = None
         self._yielded: RoleRecord | None = None
         self._limits, self._fitted = fit_memory(settings.limits)
         self._write_log = write_log
@@ -198,10 +205,31 @@ class ServerCore:
         self._serving = True
         if self._standby is not None:
             self._standby.start()
+        if self._member is not None:
+            self._start_member(self._member)
         if self._doors.users is not None:
             _audit.info("audit: %d users in %s", len(self._doors.users), self._doors.users.path)
         if slow := compiled.what_is_slow(self._facts()["stats"]):
             _log.info("built %s: %s", slow, compiled.ADVICE)
+
+    def _start_member(self, member: Member) -> None:
+        """Start the thread of a member; one that is new first reads what there is.
+
+        Raises DataDirError.
+        """
+        is_new = self._engine.last_lsn == 0
+        member.start()
+        try:
+            if is_new:
+                member.current.result()
+        except BaseException:
+            self._stop()
+            raise
+
+    @property
+    def failure(self) -> DataDirError | None:
+        """Why a member of a replicated store had to stop; None = it had not."""
+        return None if self._member is None else self._member.failure
 
     def info(self) -> dict[str, Any] | str:
         """See `zkv.metrics.endpoint.Watched`. It does not wait for the disk, as a reply would."""
@@ -308,7 +336,10 @@ class ServerCore:
 
     def _open(self) -> Engine:
         limits, sync = self._limits, self._settings.replication.sync
-        self.role = self._find_role()
+        joined = self._joined = self._join()
+        if joined is not None:
+            limits = joined.limits(limits)
+        self.role = self._find_role() if joined is None else MemberRole(joined.lease)
         engine = Engine(
             self._settings.durability,
             limits,
@@ -316,6 +347,7 @@ class ServerCore:
             activities=self.activities,
             leads=self.role.leads,
             quorum=Quorum(sync) if sync else None,
+            open_log=None if joined is None else partial(ReplicatedWal, lease=joined.lease),
         )
         if self._doors.users is not None:
             engine.keyspace.sessions.share_among_users()
@@ -327,9 +359,10 @@ class ServerCore:
         if engine.disk is not None:
             self._source = ReplicationSource(engine, engine.disk, self.role, parking.later)
             directory = engine.disk.storage.directory
-            self._hand_over = HandOver(
-                engine, self.role, self._files or Files(), directory, self._yielded
-            )
+            if joined is None:
+                self._hand_over = HandOver(
+                    engine, self.role, self._files or Files(), directory, self._yielded
+                )
         keys = KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch)
         self._node = Node(
             engine=engine,
@@ -344,13 +377,51 @@ class ServerCore:
             source=self._source,
             hand_over=self._hand_over,
         )
-        if not self.role.leads:
+        if joined is not None:
+            self._member = self._make_member(engine, joined)
+        elif not self.role.leads:
             self._standby = self._make_standby(engine)
         self._lane = open_lane(engine.keyspace, keys, limits.max_reply_bytes, engine.syncs_each)
         self._broker.publish(engine.keyspace)
         engine.when_safe(self._commits_are_safe)
         engine.start()
         return engine
+
+    def _join(self) -> Joined | None:
+        """Return what a member has to know; None for a server alone. Raises StartupError."""
+        if self._settings.store.url:
+            return join(self._settings, self._files or Files())
+        data_dir = self._settings.durability.data_dir
+        if data_dir is not None and read_member(self._files or Files(), Path(data_dir)) is not None:
+            raise DataDirError(
+                f"{data_dir}: a member of a replicated store: start it with its store.url"
+            )
+        return None
+
+    def _make_member(self, engine: Engine, joined: Joined) -> Member:
+        """Raises DataDirError."""
+        disk = engine.disk
+        assert disk is not None  # The settings require a data directory.
+        if joined.is_new:
+            if engine.last_lsn:
+                raise DataDirError(
+                    f"{disk.storage.directory}: holds a store of its own: a new member begins with "
+                    f"an empty directory"
+                )
+            write_member(disk.files, disk.storage.directory, joined.file)
+        assert isinstance(disk.wal, ReplicatedWal)
+        assert isinstance(self.role, MemberRole)
+        engine.keyspace.seal(partial(self.role.error, "takes writes"))
+        return Member(
+            engine,
+            disk.wal,
+            joined.log,
+            joined.file,
+            self.role,
+            joined.lease,
+            self._advertised,
+            lambda: self._events.put(Event.STOP),
+        )
 
     def _find_role(self) -> Role:
         """Return the role of this server. Raises DamageError, DataDirError."""
@@ -400,6 +471,8 @@ class ServerCore:
     def _promote(self, force: bool) -> Future[Promoted]:
         if self.role.leads:
             raise BadRequest("this server leads already")
+        if self._member is not None:
+            raise BadRequest("the members of a replicated store decide by themselves which one leads")
         with self._ending:
             if self._stopping:
                 raise ShuttingDown("the server is stopping")
@@ -426,6 +499,8 @@ class ServerCore:
         _log.info("stopping")
         if self._standby is not None:
             self._standby.close()
+        if self._member is not None:
+            self._member.close()
         self._parking.close()
         try:
             rev = self._engine.save()
@@ -443,6 +518,8 @@ class ServerCore:
         if self._source is not None:
             self._source.close()
         self._engine.close()
+        if self._joined is not None:
+            self._joined.log.etcd.close()
         self._close_metrics()
         _log.info("stopped")
 

@@ -22,6 +22,7 @@ from zkv.cli.verbs import (
     add_metrics,
     add_promote,
     add_size,
+    add_store,
     add_user,
 )
 from zkv.errors import StartupError
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(run=serve)
     add_follow(verbs)
     add_promote(verbs)
+    add_store(verbs)
     add_config(verbs)
     add_keygen(verbs)
     add_user(verbs)

@@ -85,6 +85,8 @@ def _serve(server: ServerCore, is_first: bool, stopped: threading.Event) -> int 
         server.wait()
         raise StartupError(f"standard output: {error.strerror or error}") from error
     saved = server.wait()
+    if server.failure is not None:
+        raise server.failure
     if server.anew is not None and not stopped.is_set():
         return None  # Another server follows in this process.
     # The server has stopped. A signal must not change the exit status while the interpreter ends.

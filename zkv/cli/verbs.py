@@ -35,6 +35,11 @@ PROMOTE: Final = (
     "that the primary has answered, and then leads. If that fails, the primary leads on. The exit "
     "status is 0 if the standby leads, 1 if not, 2 if the arguments are wrong."
 )
+STORE: Final = "A store of which several members have a copy, and of which the log is in etcd."
+MEMBER: Final = (
+    "The members of such a store. A member that starts declares itself; a name is removed when the "
+    "member will not come back."
+)
 MOST: Final = 10**12
 """The largest number of anything of which the size is estimated."""
 LATEST: Final = 253_402_300_799
@@ -77,6 +82,42 @@ def add_promote(verbs: Verbs) -> None:
         help="take over without the primary: what the standby does not have yet is lost",
     )  # fmt: skip
     parser.set_defaults(run=_late("promote"))
+
+
+def add_store(verbs: Verbs) -> None:
+    """Add ``zkv store`` and ``zkv member``."""
+    commands = _group(verbs, "store", "begin a store that several members share, in etcd", STORE)
+    found = commands.add_parser(
+        "found", help="begin an empty store",
+        description="Begin an empty store in etcd. It is the only way in which one begins: a "
+        "member never makes a store by itself, as etcd may have lost the one that was there.",
+    )  # fmt: skip
+    _add_store_place(found, "found")
+
+    commands = _group(verbs, "member", "see and change who is a member of such a store", MEMBER)
+    show = commands.add_parser(
+        "list", help="print the members",
+        description="Print the members, a line each: name, leader or member, endpoints.",
+    )  # fmt: skip
+    _add_store_place(show, "members")
+    for name, what in (("add", "declare a member that is to come"), ("remove", "remove a member")):
+        each = commands.add_parser(name, help=what, description=f"{what.capitalize()}.")
+        each.add_argument("name", metavar="NAME", help="the member")
+        _add_store_place(each, name)
+
+
+def _group(verbs: Verbs, name: str, what: str, description: str) -> Verbs:
+    parser = verbs.add_parser(name, help=what, description=description)
+    return parser.add_subparsers(required=True, metavar="COMMAND")
+
+
+def _add_store_place(parser: argparse.ArgumentParser, function: str) -> None:
+    parser.add_argument(
+        "url", metavar="URL", nargs="?",
+        help="etcd://HOST:PORT[,HOST:PORT...]/PREFIX; else the one that the settings name",
+    )  # fmt: skip
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings; see config.toml")
+    parser.set_defaults(run=_late("store", function))
 
 
 def add_doctor(verbs: Verbs) -> None:

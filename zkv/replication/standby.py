@@ -30,6 +30,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from zkv.errors import BadRequest, ReadOnly, RequestError, ShuttingDown
+from zkv.replication.applying import apply_commits
 from zkv.replication.stream import (
     WAIT_MS,
     Confirmed,
@@ -53,8 +54,6 @@ _log = logging.getLogger("zkv.replication")
 
 RETRY_SECONDS: Final = 0.5
 """Pause after a failure, once all places have been asked."""
-CHANGES_AT_ONCE: Final = 100
-"""Changes applied in one hold of the lock: about 0.5 ms."""
 RAISED_BY: Final = 2**32
 """By so much the revision goes up when a standby takes over."""
 TAKE_OVER_SECONDS: Final = 10.0
@@ -249,24 +248,12 @@ class Standby:
             _log.warning("%s answers", source.endpoint)
 
     def _apply(self, commits: list[Commit]) -> None:
-        """Apply commits, some in each hold of the lock.
-
-        Raises ReadOnly, and StreamError if one does not follow.
-        """
-        keyspace = self._engine.keyspace
-        first = 0
-        while first < len(commits):
-            end, changes = first, 0
-            while end < len(commits) and changes < CHANGES_AT_ONCE:
-                changes += len(commits[end].changes) or 1
-                end += 1
-            with keyspace.lock:
-                try:
-                    keyspace.apply(commits[first:end])
-                except ValueError as error:
-                    raise StreamError(str(error)) from None
-            self._commit_time = commits[end - 1].time
-            first = end
+        """Apply commits. Raises ReadOnly, and StreamError if one does not follow."""
+        try:
+            apply_commits(self._engine, commits)
+        except ValueError as error:
+            raise StreamError(str(error)) from None
+        self._commit_time = commits[-1].time
 
     def _fail(self, source: Primary, reason: str) -> None:
         """Say why, once, and wait if all places have been asked."""

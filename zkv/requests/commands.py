@@ -297,19 +297,21 @@ def _read_at(node: Node, request: requests.ReadRequest, min_rev: int) -> Answer:
 
 def replicate(node: Node, request: requests.Replicate) -> Answer:
     """Return commits of the log, or a part of a snapshot, for another server."""
-    source = node.source
-    if source is None or node.hand_over is None:
+    source, hand_over = node.source, node.hand_over
+    if source is None:
         raise BadRequest("this server keeps its data in memory alone: it has no log")
     if request.supersede is not UNSET:
-        return Done(_hand_over(node.hand_over, request.member, request.supersede), 0)
+        if hand_over is None:
+            raise BadRequest("field `supersede`: the members of this store decide which one leads")
+        return Done(_hand_over(hand_over, request.member, request.supersede), 0)
     source.admit(request)
     memory.require(request.limit)
     if request.snapshot is not None:
         part = source.part(request)
         return part if isinstance(part, Future) else Done(part, 0, size=len(part.data))
     reply = source.pull(request)
-    if reply is None:
-        node.hand_over.require_use(request.member)
+    if reply is None and hand_over is not None:
+        hand_over.require_use(request.member)
     if reply is not None or not request.wait:
         reply = reply or source.answer([])
         return Done(reply, 0, size=sum(map(len, reply.commits)))

@@ -1,0 +1,88 @@
+"""``zkv store`` and ``zkv member``: begin a replicated store in etcd, and see who its members are.
+
+Exit status: 0 done; 1 not done, such as that there is a store already; 2 wrong usage, or etcd does
+not answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from typing import TYPE_CHECKING
+
+
+from zkv import config
+from zkv.cli.output import to_bytes, write
+from zkv.cli.settings import read_file_and_environment
+from zkv.cluster.joining import found as found_store
+from zkv.cluster.joining import shared_log
+from zkv.cluster.records import MemberRecord
+from zkv.errors import ConfigError, DataDirError
+from zkv.etcd.errors import EtcdError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from zkv.cluster.shared_log import SharedLog
+    from zkv.config import Settings
+
+
+def found(options: argparse.Namespace) -> int:
+    """Begin an empty store in etcd. Raises StartupError."""
+    settings = _settings(options)
+    with _shared_log(settings) as log:
+        identity = found_store(log, settings.limits)
+    write(to_bytes(f"store {identity} begins, empty: start its members with {settings.store.url}"))
+    return 0
+
+
+def members(options: argparse.Namespace) -> int:
+    """Print the members, a line each. Raises StartupError."""
+    with _shared_log(_settings(options)) as log:
+        seen, declared = log.look(), log.members()
+    leader = None if seen.leader is None or seen.leader.released else seen.leader.member
+    for each in declared:
+        mark = "leader" if each.name == leader else "member"
+        write(to_bytes(f"{each.name}\t{mark}\t{','.join(each.endpoints) or '-'}"))
+    return 0
+
+
+def add(options: argparse.Namespace) -> int:
+    """Declare a member that is to come. Raises StartupError."""
+    with _shared_log(_settings(options)) as log:
+        log.look()
+        if options.name not in {each.name for each in log.members()}:
+            log.declare(MemberRecord(name=options.name, endpoints=[], applied=0, time=0))
+    return 0
+
+
+def remove(options: argparse.Namespace) -> int:
+    """Remove a member. Raises StartupError."""
+    with _shared_log(_settings(options)) as log:
+        if not log.remove_member(options.name):
+            raise DataDirError(f"there is no member {options.name!r}")
+    write(to_bytes(f"{options.name} is no member any more"))
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    """Return the settings, with the store that the command line names. Raises ConfigError."""
+    settings = read_file_and_environment(options.config)
+    if options.url is not None:
+        settings = config.override(settings, store={"url": options.url})
+    if not settings.store.url:
+        raise ConfigError("name the store: etcd://HOST:PORT/PREFIX, or --config FILE, or "
+                          "ZKV_CFG_STORE__URL")  # fmt: skip
+    return settings
+
+
+@contextlib.contextmanager
+def _shared_log(settings: Settings) -> Iterator[SharedLog]:
+    """Yield the log in etcd. Raises DataDirError if etcd does not answer."""
+    log = shared_log(settings)
+    try:
+        yield log
+    except EtcdError as error:
+        raise DataDirError(str(error)) from error
+    finally:
+        log.etcd.close()

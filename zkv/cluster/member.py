@@ -1,0 +1,431 @@
+"""The thread of a member: it follows the log in etcd, takes over, leads, and hands over.
+
+A follower applies what the leader has appended, writes it to its disk, and watches the leader's
+record. It takes over if the leader has released the record, or if it has itself seen the record
+unchanged for longer than the lease: see `zkv.cluster.lease`. Taking over is one transaction, which
+fails if anybody else has written either record; from then on the former leader can append nothing.
+Then the new one reads the log up to its head, begins a term with a first append, and leads.
+
+The watch on etcd only rings a bell: what counts is what `SharedLog.look` returns. So a watch that
+is lost, late or wrong costs time and nothing else.
+
+The time of the store is that of its leader. A new one goes on from the last time that it knows, by
+its own uptime; if it has waited for the lease, it adds the lease, as so far the former leader may
+have answered. No system clock counts.
+
+A log in etcd that is older than what this member has on its disk was put back: a backup was
+restored, or it is another cluster. A member writes to its disk only what etcd had confirmed, so it
+never cuts that off: it stops, and names both positions.
+
+One thread runs `_run`; other methods may be called by any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import threading
+import zlib
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from zkv.cluster.records import Fence, LeaderRecord, MemberRecord
+from zkv.cluster.shared_log import DeposedError, Tenure
+from zkv.errors import DamageError, DataDirError, NotLeader, ReadOnly
+from zkv.etcd.errors import EtcdError
+from zkv.keyspace.change import unpack
+from zkv.keyspace.lineage import TermStart, new_tag
+from zkv.replication.applying import apply_commits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zkv.cluster.lease import Lease
+    from zkv.cluster.place import MemberFile
+    from zkv.cluster.role import MemberRole
+    from zkv.cluster.shared_log import Seen, SharedLog
+    from zkv.cluster.wal import ReplicatedWal
+    from zkv.engine import Engine
+    from zkv.etcd.interface import EtcdWatch, ItemEvent
+
+_log = logging.getLogger("zkv.cluster")
+
+RENEWALS: Final = 3
+"""A leader renews its record so often in the length of the lease."""
+RETRY_SECONDS: Final = 0.2
+"""Pause after etcd has not answered."""
+
+
+class _Attempt(NamedTuple):
+    """An attempt to take over.
+
+    Args:
+        nonce: that of its fence.
+        sent_at: when it was sent, by the lease's clock.
+    """
+
+    nonce: str
+    sent_at: float
+
+
+class Member:
+    """A member of a replicated store.
+
+    Args:
+        engine: the engine; it does not lead yet.
+        wal: its log.
+        log: the log in etcd.
+        file: what the data directory says.
+        role: the role of this server.
+        lease: its lease.
+        advertised: returns the endpoints at which clients find this server.
+        stop: called once if this member must not go on; see `failure`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        wal: ReplicatedWal,
+        log: SharedLog,
+        file: MemberFile,
+        role: MemberRole,
+        lease: Lease,
+        advertised: Callable[[], list[str]],
+        stop: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._wal = wal
+        self._shared = log
+        self._file = file
+        self._role = role
+        self._lease = lease
+        self._advertised = advertised
+        self._stop = stop
+        self.failure: DataDirError | None = None
+        """Set, before `stop` is called, if this member must not go on."""
+        self.current: Future[None] = Future()
+        """Done once this member has had all that etcd had; failed with `failure`."""
+        self._closing = threading.Event()
+        self._bell = threading.Event()
+        self._tenure: Tenure | None = None
+        self._attempt: _Attempt | None = None
+        self._deposed = False
+        self._renewals = 0
+        self._leader_revision = -1
+        self._unchanged_since = 0.0
+        self._last_crc = _crc_of_newest(engine)
+        self._watch: EtcdWatch | None = None
+        self._reported: str | None = None
+        self._answered_at = lease.clock()
+        self._behind_since: float | None = None
+        self._is_declared = False
+        wal.now = engine.clock
+        wal.on_deposed = self._note_deposed
+        role.lag = self.lag
+        self._thread = threading.Thread(target=self._run, name="zkv-member")
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Hand over if this member leads, and end the thread."""
+        self._closing.set()
+        self._wal.give_up()
+        self._bell.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def lag(self) -> float | None:
+        """Return by how many seconds this member is behind the leader."""
+        if self._role.leads:
+            return 0.0
+        now = self._lease.clock()
+        silent = max(0.0, now - self._answered_at - self._lease.seconds / RENEWALS)
+        behind = self._behind_since
+        return silent if behind is None else max(silent, now - behind)
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            try:
+                self._follow() if self._tenure is None else self._lead_on(self._tenure)
+                self._reported = None
+            except EtcdError as error:
+                self._complain(str(error))
+            except ReadOnly as error:
+                self._step_down(error.message)
+                self._complain(error.message)
+            except DataDirError as error:
+                self._fail(error)
+            except BaseException:  # A bug, or no memory; the thread goes on.
+                _log.critical("the member failed; it goes on", exc_info=True)
+                self._closing.wait(RETRY_SECONDS)
+        self._end_watch()
+        if self._tenure is not None:
+            self._hand_over(self._tenure)
+
+    # --- Following
+
+    def _follow(self) -> None:
+        """Apply what there is, and take over if the leader is gone; then wait for more.
+
+        Raises EtcdError, ReadOnly, DataDirError.
+        """
+        self._bell.clear()
+        self._ensure_watch()
+        seen = self._shared.look()
+        now = self._lease.clock()
+        self._note(seen, now)
+        self._require_history(seen)
+        self._catch_up(seen.head.lsn)
+        if self._attempt is not None and seen.fence.nonce == self._attempt.nonce:
+            self._begin(seen, self._attempt)
+            return
+        self._declare()
+        if not self.current.done():
+            self.current.set_result(None)
+        if self._may_take_over(seen, now):
+            self._take_over(seen)
+            return
+        left = self._unchanged_since + self._lease.patience - now
+        self._bell.wait(max(0.0, min(left, self._lease.seconds / RENEWALS)))
+
+    def _note(self, seen: Seen, now: float) -> None:
+        leader = seen.leader
+        self._answered_at = now
+        self._engine.clock.follow(max(seen.head.time, 0 if leader is None else leader.time))
+        if seen.leader_revision != self._leader_revision:
+            self._leader_revision, self._unchanged_since = seen.leader_revision, now
+        if self._tenure is None:
+            self._role.leader = None if leader is None or leader.released else leader.endpoints
+
+    def _require_history(self, seen: Seen) -> None:
+        """Raise DataDirError if the log in etcd is not the one that this member has a copy of."""
+        here, head, file = self._engine.last_lsn, seen.head, self._file
+        if seen.store.store != file.store:
+            raise DataDirError(
+                f"the store in etcd is {seen.store.store}; this directory is a member of {file.store}"
+            )
+        if seen.cluster != file.cluster:
+            raise DataDirError(
+                f"this is etcd cluster {seen.cluster:x}; this directory is a member of a store in "
+                f"cluster {file.cluster:x}: nothing is cut off"
+            )
+        if here > head.lsn:
+            raise DataDirError(
+                f"etcd has the log up to number {head.lsn} only, and this directory up to {here}: "
+                f"etcd has lost data, or was restored from a backup; nothing is cut off"
+            )
+        if here == head.lsn and self._last_crc not in {None, head.crc}:
+            raise self._another_history(here)
+
+    def _another_history(self, lsn: int) -> DataDirError:
+        return DataDirError(
+            f"commit {lsn} in etcd is not the one in this directory: etcd has lost data, or was "
+            f"restored from a backup, and has other writes since; nothing is cut off"
+        )
+
+    def _catch_up(self, head: int) -> None:
+        """Apply everything up to a head that was seen."""
+        engine = self._engine
+        while engine.last_lsn < head:
+            if self._behind_since is None:
+                self._behind_since = self._lease.clock()
+            for batch in self._shared.read(engine.last_lsn, head):
+                if self._last_crc is not None and batch.before not in {0, self._last_crc}:
+                    raise self._another_history(batch.first_lsn - 1)
+                try:
+                    apply_commits(engine, batch.commits())
+                except ValueError as error:
+                    raise DamageError(f"etcd, log number {batch.first_lsn}: {error}") from None
+                engine.log.commit(engine.last_lsn, durable=False)
+                engine.clock.follow(batch.time)
+                self._last_crc = batch.head.crc
+        self._behind_since = None
+
+    def _ensure_watch(self) -> None:
+        """Have the bell rung whenever the store's keys change."""
+        if self._watch is not None:
+            return
+        keys = self._shared.keys
+
+        def changed(_revision: int, _events: list[ItemEvent]) -> None:
+            self._bell.set()
+
+        def ended(_: EtcdError) -> None:
+            self._watch = None
+            self._bell.set()
+
+        etcd = self._shared.etcd
+        # From `fence` to `leader`, with `head` in between: without the commits, and the members.
+        self._watch = etcd.watch(keys.fence, keys.leader + b"\0", 0, changed, ended)
+
+    def _end_watch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.close()
+
+    def _declare(self) -> None:
+        """Write this member's record, once in each process."""
+        if not self._is_declared:
+            applied, now = self._engine.last_lsn, self._engine.clock()
+            record = MemberRecord(
+                name=self._file.member, endpoints=self._advertised(), applied=applied, time=now
+            )
+            self._shared.declare(record)
+            self._is_declared = True
+
+    # --- Taking over
+
+    def _may_take_over(self, seen: Seen, now: float) -> bool:
+        if not self._wal.takes_commits:  # Its disk is full, or fails.
+            return False
+        leader = seen.leader
+        if leader is None or leader.released:
+            return True
+        return now - self._unchanged_since >= self._lease.patience
+
+    def _take_over(self, seen: Seen) -> None:
+        """Try to take over. Raises EtcdError if nobody knows if that has succeeded."""
+        engine, lease = self._engine, self._lease
+        if seen.leader is not None and not seen.leader.released:
+            engine.clock.follow(engine.clock() + round(lease.seconds * 1000))
+        fence = Fence(seen.fence.term + 1, self._file.member, secrets.token_hex(8))
+        self._renewals = 0
+        self._attempt = attempt = _Attempt(fence.nonce, lease.clock())
+        if not self._shared.take_over(seen, fence, self._record(fence.term)):
+            self._attempt = None
+            return
+        seen = self._shared.look()
+        if seen.fence.nonce == attempt.nonce:
+            self._begin(seen, attempt)
+
+    def _begin(self, seen: Seen, attempt: _Attempt) -> None:
+        """Begin a term, and lead: the fence is this member's.
+
+        Raises EtcdError; ReadOnly if it cannot lead.
+        """
+        engine, keyspace, lease = self._engine, self._engine.keyspace, self._lease
+        self._catch_up(seen.head.lsn)
+        tenure = Tenure(self._shared, seen)
+        try:
+            tenure.clear()
+            lease.extend(attempt.sent_at)
+            if not lease.held:
+                self._renew(tenure)
+        except DeposedError:
+            self._attempt = None
+            return
+        self._end_watch()  # It would ring with each append.
+        self._tenure, self._attempt, self._deposed = tenure, None, False
+        self._wal.lead(tenure)
+        with keyspace.lock:
+            start = TermStart(seen.store.store, tenure.term, new_tag())
+            lsn = keyspace.begin_term(start, keyspace.rev)
+        engine.log.commit(lsn, durable=True)
+        engine.lead()
+        keyspace.unseal()
+        self._role.begin_to_lead()
+        _log.warning("this member leads: term %d, after log number %d", tenure.term, seen.head.lsn)
+
+    # --- Leading
+
+    def _lead_on(self, tenure: Tenure) -> None:
+        """Renew the record, and wait until it has to be renewed again.
+
+        Raises EtcdError, ReadOnly.
+        """
+        self._bell.clear()
+        if self._deposed:
+            raise ReadOnly("another member has taken over")
+        began = self._lease.clock()
+        try:
+            self._renew(tenure)
+        except DeposedError as error:
+            raise ReadOnly(str(error)) from error
+        left = began + self._lease.seconds / RENEWALS - self._lease.clock()
+        self._bell.wait(max(0.0, left))
+
+    def _renew(self, tenure: Tenure) -> None:
+        self._renewals += 1
+        sent_at = self._lease.clock()
+        tenure.renew(self._record(tenure.term))
+        self._lease.extend(sent_at)
+        self._answered_at = sent_at
+
+    def _record(self, term: int, released: bool = False) -> LeaderRecord:
+        return LeaderRecord(
+            term=term,
+            member=self._file.member,
+            endpoints=self._advertised(),
+            renewals=self._renewals,
+            time=self._engine.clock(),
+            released=released,
+        )
+
+    def _note_deposed(self) -> None:
+        self._deposed = True
+        self._bell.set()
+
+    def _step_down(self, reason: str) -> None:
+        """Lead no more, and roll back what etcd has not confirmed."""
+        if self._tenure is None:
+            return
+        self._yield()
+        self._wal.follow(reason)
+        self._last_crc = _crc_of_newest(self._engine)
+        self._tenure = self._attempt = None
+        _log.warning("this member leads no more: %s", reason)
+
+    def _yield(self) -> None:
+        """Take no more requests that only a leader answers."""
+        self._lease.end()
+        self._role.yield_to([])
+        self._engine.keyspace.seal(self._not_leading)
+
+    def _not_leading(self) -> NotLeader:
+        return self._role.error("takes writes")
+
+    def _hand_over(self, tenure: Tenure) -> None:
+        """Have another member take over at once. If etcd does not answer, it waits for the lease."""
+        self._yield()
+        try:
+            self._wal.flush()
+            tenure.renew(self._record(tenure.term, released=True))
+        except (ReadOnly, DeposedError, EtcdError) as error:
+            _log.warning("not handed over: %s", error)
+        else:
+            self._wal.follow("the server is stopping")
+
+    # --- Failures
+
+    def _complain(self, reason: str) -> None:
+        """Say why, once, and wait a moment."""
+        if self._reported is None and not self._closing.is_set():
+            self._reported = reason
+            _log.warning("%s; trying again", reason)
+        self._closing.wait(RETRY_SECONDS)
+
+    def _fail(self, error: DataDirError) -> None:
+        """End this server: nothing that it could answer would be right."""
+        _log.critical("%s", error)
+        self._yield()
+        with contextlib.suppress(ReadOnly):
+            self._wal.follow(str(error))
+        self._tenure = None
+        self.failure = error
+        self._closing.set()
+        if not self.current.done():
+            self.current.set_exception(self.failure)
+        self._stop()
+
+
+def _crc_of_newest(engine: Engine) -> int | None:
+    """Return the checksum of the newest commit; None if only a snapshot has it."""
+    keyspace = engine.keyspace
+    with keyspace.lock:
+        newest = keyspace.history.since(keyspace.rev - 1, 1)
+    if not newest or unpack(newest[0].payload).lsn != engine.last_lsn:
+        return None
+    return zlib.crc32(newest[0].payload)

@@ -1,0 +1,278 @@
+"""What the members of a replicated store keep in etcd: the keys, and the records in them.
+
+All keys begin with the prefix of the store:
+
+- ``store``: which store it is, and the settings on which its state depends. Written once.
+- ``fence``: who may append: the member that has taken over last. Written at a take-over alone.
+- ``leader``: where it is, and that it still leads. It renews this record, so the record changes
+  more often than the fence.
+- ``head``: the newest commit in the log.
+- ``log/<number>/<term>-<part>-of-<parts>``: a batch of commits, in parts that etcd takes. The
+  number is the log number of its first commit, with 20 digits: the order of keys is that of the
+  log, and whoever has a log number knows the key of what comes next.
+- ``members/<name>``: a member, and where it is.
+
+Records are msgpack maps. A part of a batch is an array with a checksum; the commits in it are the
+payloads that the write-ahead log has (`zkv.keyspace.change`), so they are the same bytes in etcd,
+in files and in the replication stream.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from typing import Final, NamedTuple, Self, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from zkv.errors import DamageError
+from zkv.etcd.interface import end_of_prefix
+from zkv.keyspace.change import Commit, revision_in, unpack
+
+FORMAT: Final = 1
+"""The format of all records. A member refuses a store with a higher one."""
+PART_BYTES: Final = 1_000_000
+"""Bytes of commits in a part: etcd takes 1.5 MiB in a request, by default."""
+_DIGITS: Final = 20
+_PART_KEY: Final = re.compile(rb"(\d{20})/(\d{10})-(\d{5})-of-(\d{5})")
+
+
+class StoreRecord(Struct, frozen=True, kw_only=True):
+    """Which store it is.
+
+    Args:
+        format: that of the records.
+        store: its identity, as in `zkv.keyspace.lineage`.
+        limits: settings on which its state depends: all members have these.
+        first_lsn: the log number of the first commit that the log has had.
+    """
+
+    format: int
+    store: str
+    limits: dict[str, int | float]
+    first_lsn: int
+
+
+class Fence(Struct, frozen=True):
+    """Who may append to the log.
+
+    Args:
+        term: the number of its term.
+        member: its name.
+        nonce: random, another one for each process: a copied directory has the same name.
+    """
+
+    term: int
+    member: str
+    nonce: str
+
+
+class LeaderRecord(Struct, frozen=True, kw_only=True):
+    """The leader, which renews this record as long as it leads.
+
+    Args:
+        term: its term.
+        member: its name.
+        endpoints: where clients find it.
+        renewals: how often it has been renewed.
+        time: the time of the store, Unix time in ms.
+        released: it leads no more: another member may take over at once.
+    """
+
+    term: int
+    member: str
+    endpoints: list[str]
+    renewals: int
+    time: int
+    released: bool = False
+
+
+class Head(Struct, frozen=True):
+    """The newest commit of the log.
+
+    Args:
+        lsn: its log number.
+        rev: the revision of the store after it.
+        term: the term of the batch that it is in.
+        time: the time of the store then, Unix time in ms.
+        crc: the checksum of the commit; 0 for a log that has none.
+    """
+
+    lsn: int
+    rev: int
+    term: int
+    time: int
+    crc: int = 0
+
+
+class MemberRecord(Struct, frozen=True, kw_only=True):
+    """A member.
+
+    Args:
+        name: its name.
+        endpoints: where clients find it.
+        applied: the log number that it had when it wrote this.
+        time: when it did, Unix time in ms.
+    """
+
+    name: str
+    endpoints: list[str]
+    applied: int
+    time: int
+
+
+_T = TypeVar("_T", StoreRecord, Fence, LeaderRecord, Head, MemberRecord)
+
+
+def pack(record: _T) -> bytes:
+    """Return the bytes of a record."""
+    return msgspec.msgpack.encode(record)
+
+
+def read(value: bytes, kind: type[_T], key: bytes) -> _T:
+    """Return the record in a value. Raises DamageError."""
+    try:
+        return msgspec.msgpack.decode(value, type=kind)
+    except msgspec.DecodeError as error:
+        raise DamageError(f"etcd, key {key.decode(errors='replace')}: {error}") from None
+
+
+class _Part(Struct, frozen=True, array_like=True):
+    last_lsn: int
+    rev: int
+    time: int
+    before: int
+    data: bytes
+    crc: int = 0
+
+    @property
+    def checksum(self) -> int:
+        """That of the other fields."""
+        others = b"%d,%d,%d,%d" % (self.last_lsn, self.rev, self.time, self.before)
+        return zlib.crc32(self.data, zlib.crc32(others))
+
+    def checked(self) -> _Part:
+        """Return it with its checksum."""
+        return msgspec.structs.replace(self, crc=self.checksum)
+
+
+class Batch(NamedTuple):
+    """Commits that were appended together.
+
+    The checksum of the commit before them shows a history that was cut off, and has grown again to
+    the same log number.
+    """
+
+    term: int
+    first_lsn: int
+    last_lsn: int
+    rev: int
+    """The revision of the store after them."""
+    time: int
+    """The time of the store then, Unix time in ms."""
+    before: int
+    """The checksum of the commit before the first one; 0 if there is none."""
+    payloads: list[bytes]
+
+    @classmethod
+    def after(cls, head: Head, term: int, payloads: list[bytes], time: int) -> Self:
+        """Return the batch of these commits, which follow a head."""
+        first, last = head.lsn + 1, head.lsn + len(payloads)
+        return cls(term, first, last, revision_in(payloads[-1]), time, head.crc, payloads)
+
+    @property
+    def head(self) -> Head:
+        """The head of a log that ends with it."""
+        return Head(self.last_lsn, self.rev, self.term, self.time, zlib.crc32(self.payloads[-1]))
+
+    def commits(self) -> list[Commit]:
+        """Return its commits. Raises DamageError."""
+        try:
+            return list(map(unpack, self.payloads))
+        except ValueError as error:
+            raise DamageError(f"etcd, log number {self.first_lsn} ff.: {error}") from None
+
+
+class Keys:
+    """The keys of a store.
+
+    Args:
+        prefix: that of the store, without a slash at its end.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = f"{prefix}/".encode()
+        self.store = self.prefix + b"store"
+        self.fence = self.prefix + b"fence"
+        self.leader = self.prefix + b"leader"
+        self.head = self.prefix + b"head"
+        self._log = self.prefix + b"log/"
+        self.members = self.prefix + b"members/"
+
+    def member(self, name: str) -> bytes:
+        """The key of a member."""
+        return self.members + name.encode()
+
+    def log_from(self, lsn: int) -> tuple[bytes, bytes]:
+        """The range of the keys of all batches that begin with this log number or a later one."""
+        return self._log + _number(lsn), end_of_prefix(self._log)
+
+    def batch(self, lsn: int) -> tuple[bytes, bytes]:
+        """The range of the keys of the batches that begin with this log number."""
+        begin = self._log + _number(lsn) + b"/"
+        return begin, end_of_prefix(begin)
+
+    def parts(self, batch: Batch) -> list[tuple[bytes, bytes]]:
+        """Return the keys and values of the parts of a batch."""
+        whole = msgspec.msgpack.encode(batch.payloads)
+        pieces = [whole[at : at + PART_BYTES] for at in range(0, len(whole), PART_BYTES)]
+        begin, _ = self.batch(batch.first_lsn)
+        return [
+            (
+                begin + b"%010d-%05d-of-%05d" % (batch.term, number, len(pieces)),
+                msgspec.msgpack.encode(
+                    _Part(batch.last_lsn, batch.rev, batch.time, batch.before, piece).checked()
+                ),
+            )
+            for number, piece in enumerate(pieces)
+        ]
+
+    def place(self, key: bytes) -> PartPlace:
+        """Return what the key of a part tells. Raises DamageError."""
+        found = _PART_KEY.fullmatch(key.removeprefix(self._log))
+        if found is None:
+            raise DamageError(f"etcd, key {key.decode(errors='replace')}: not a part of a batch")
+        lsn, term, number, parts = map(int, found.groups())
+        return PartPlace(lsn, term, number, parts)
+
+
+class PartPlace(NamedTuple):
+    """What the key of a part tells."""
+
+    first_lsn: int
+    term: int
+    number: int
+    parts: int
+
+
+def join(place: PartPlace, values: list[bytes]) -> Batch:
+    """Return the batch of which these are all parts, in order. Raises DamageError."""
+    where = f"etcd, the batch at log number {place.first_lsn}"
+    try:
+        parts = [msgspec.msgpack.decode(value, type=_Part) for value in values]
+        if any(part.checksum != part.crc for part in parts):
+            raise DamageError(f"{where}: damaged: a checksum does not match")
+        payloads = msgspec.msgpack.decode(b"".join(part.data for part in parts), type=list[bytes])
+    except msgspec.DecodeError as error:
+        raise DamageError(f"{where}: damaged: {error}") from None
+    last = parts[-1]
+    if place.first_lsn + len(payloads) - 1 != last.last_lsn or not payloads:
+        raise DamageError(f"{where}: it has {len(payloads)} commits, up to {last.last_lsn}")
+    return Batch(
+        place.term, place.first_lsn, last.last_lsn, last.rev, last.time, last.before, payloads
+    )
+
+
+def _number(lsn: int) -> bytes:
+    return b"%0*d" % (_DIGITS, lsn)

@@ -1,0 +1,323 @@
+"""The log of a replicated store, in etcd.
+
+Strategy: every write to etcd is one transaction with a condition, so etcd decides who may write.
+An append has two: the fence is mine, so no other member has taken over, and the head is what I saw,
+so nothing was appended in between. A member that was deposed cannot append, whatever it believes.
+
+An answer may be lost, and then nobody knows if the transaction was carried out. An append is
+repeated as it is. If it was carried out before, its condition fails now, as the head has changed;
+then the log itself tells: the batch at my log number is mine if it has my term, as each term has
+one leader. Only the state of the fence decides that a leader is deposed, never an error.
+
+A batch that is too large for one request is written in parts, each under the same two conditions.
+The last part is written together with the head, and makes the batch valid. What another term has
+left of an incomplete batch is removed by the next leader before its first append.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from zkv.cluster.records import (
+    FORMAT,
+    Batch,
+    Fence,
+    Head,
+    Keys,
+    LeaderRecord,
+    MemberRecord,
+    StoreRecord,
+    join,
+    pack,
+    read,
+)
+from zkv.errors import DamageError, DataDirError, ZkvError
+from zkv.etcd.errors import EtcdError
+from zkv.etcd.interface import Compare, DeleteOp, PutOp, ReadOp, end_of_prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from zkv.cluster.records import PartPlace
+    from zkv.etcd.interface import Etcd, Item, Op, TxnResult
+
+MOST_PARTS: Final = 16
+"""Parts of batches that are read in one request: each may have a megabyte."""
+
+
+class DeposedError(ZkvError):
+    """Another member has taken over: nothing can be appended in this term any more."""
+
+
+class NoStoreError(DataDirError):
+    """There is no store under this prefix."""
+
+
+class Seen(NamedTuple):
+    """What all members look at, at one revision of etcd."""
+
+    cluster: int
+    """The identity of the etcd cluster."""
+    store: StoreRecord
+    fence: Fence
+    fence_revision: int
+    leader: LeaderRecord | None
+    leader_revision: int
+    head: Head
+    head_revision: int
+
+
+class GoOn(Protocol):
+    """Decides if something is tried again; may wait a moment first."""
+
+    def __call__(self, error: EtcdError, /) -> bool:
+        """Return True to try again."""
+
+
+class SharedLog:
+    """The log in etcd, as all members use it. Any thread.
+
+    Args:
+        etcd: the client.
+        prefix: the prefix of the store's keys.
+        timeout: seconds that etcd has for an answer.
+    """
+
+    def __init__(self, etcd: Etcd, prefix: str, timeout: float) -> None:
+        self.etcd = etcd
+        self.keys = Keys(prefix)
+        self.timeout = timeout
+
+    def look(self) -> Seen:
+        """Return what is there now, after everything that was confirmed before this was called.
+
+        Raises EtcdError, NoStoreError, DamageError.
+        """
+        keys = self.keys
+        asked = [ReadOp(key) for key in (keys.store, keys.fence, keys.leader, keys.head)]
+        result = self.etcd.transact([], asked, timeout=self.timeout)
+        store, fence, leader, head = (items[0] if items else None for items in result.reads)
+        if store is None or fence is None or head is None:
+            raise NoStoreError(
+                f"there is no store in etcd at {keys.prefix.decode()}: `zkv store found` begins one"
+            )
+        found = read(store.value, StoreRecord, store.key)
+        if found.format > FORMAT:
+            raise DamageError(
+                f"the store in etcd has format {found.format}; this zkv reads up to {FORMAT}"
+            )
+        return Seen(
+            result.cluster_id,
+            found,
+            read(fence.value, Fence, fence.key),
+            fence.mod_revision,
+            None if leader is None else read(leader.value, LeaderRecord, leader.key),
+            0 if leader is None else leader.mod_revision,
+            read(head.value, Head, head.key),
+            head.mod_revision,
+        )
+
+    def found(self, store: StoreRecord, fence: Fence, head: Head) -> bool:
+        """Begin a store; return False if there is one already. Raises EtcdError."""
+        keys = self.keys
+        result = self.etcd.transact(
+            [_unchanged(keys.store, 0)],
+            [
+                PutOp(keys.store, pack(store)),
+                PutOp(keys.fence, pack(fence)),
+                PutOp(keys.head, pack(head)),
+            ],
+            timeout=self.timeout,
+        )
+        return result.succeeded
+
+    def read(self, after: int, head: int) -> list[Batch]:
+        """Return some batches after a log number.
+
+        Args:
+            after: the log number.
+            head: that of a head that was seen, above it. What lies beyond may be incomplete.
+
+        Raises EtcdError, and DamageError if a batch is damaged, or missing.
+        """
+        begin, end = self.keys.log_from(after + 1)
+        found = self.etcd.read(begin, end, limit=MOST_PARTS, timeout=self.timeout)
+        batches: list[Batch] = []
+        places = [(self.keys.place(item.key), item.value) for item in found.items]
+        places = [each for each in places if each[0].first_lsn <= head]
+        while places:
+            place, _ = places[0]
+            parts = [value for each, value in places if each.first_lsn == place.first_lsn]
+            if len(parts) < place.parts:
+                if batches:
+                    break  # The rest of it comes with the next request.
+                parts = self._whole(place)
+            batches.append(join(place, parts))
+            places = [each for each in places if each[0].first_lsn != place.first_lsn]
+        if not batches:
+            raise DamageError(f"etcd: log number {after + 1} is missing, and the head is at {head}")
+        expected = after + 1
+        for batch in batches:
+            if batch.first_lsn != expected:
+                raise DamageError(
+                    f"etcd: log number {expected} is missing; the next batch is {batch.first_lsn}"
+                )
+            expected = batch.last_lsn + 1
+        return batches
+
+    def _whole(self, place: PartPlace) -> list[bytes]:
+        """Return all parts of a batch that did not come in one request."""
+        begin, end = self.keys.batch(place.first_lsn)
+        values: list[bytes] = []
+        for item in self._each(begin, end):
+            if self.keys.place(item.key).term == place.term:
+                values.append(item.value)
+        if len(values) != place.parts:
+            raise DamageError(
+                f"etcd: of the batch at log number {place.first_lsn} there are {len(values)} of "
+                f"{place.parts} parts"
+            )
+        return values
+
+    def _each(self, begin: bytes, end: bytes) -> Sequence[Item]:
+        items: list[Item] = []
+        while True:
+            found = self.etcd.read(begin, end, limit=MOST_PARTS, timeout=self.timeout)
+            items += found.items
+            if not found.more:
+                return items
+            begin = found.items[-1].key + b"\0"
+
+    def take_over(self, seen: Seen, fence: Fence, leader: LeaderRecord) -> bool:
+        """Take over from the leader that was seen; return True if this member leads now.
+
+        If the outcome is not known, `look` tells: the fence has the nonce of whoever holds it.
+        Raises EtcdError.
+        """
+        keys = self.keys
+        result = self.etcd.transact(
+            [
+                _unchanged(keys.fence, seen.fence_revision),
+                _unchanged(keys.leader, seen.leader_revision),
+            ],
+            [PutOp(keys.fence, pack(fence)), PutOp(keys.leader, pack(leader))],
+            timeout=self.timeout,
+        )
+        return result.succeeded
+
+    def declare(self, member: MemberRecord) -> None:
+        """Write the record of a member. Raises EtcdError."""
+        key = self.keys.member(member.name)
+        self.etcd.transact([], [PutOp(key, pack(member))], timeout=self.timeout)
+
+    def remove_member(self, name: str) -> bool:
+        """Remove the record of a member; return False if there is none. Raises EtcdError."""
+        key = self.keys.member(name)
+        there = Compare(key, "version", "!=", 0)
+        return self.etcd.transact([there], [DeleteOp(key)], timeout=self.timeout).succeeded
+
+    def members(self) -> list[MemberRecord]:
+        """Return all members. Raises EtcdError, DamageError."""
+        items = self._each(self.keys.members, end_of_prefix(self.keys.members))
+        return [read(item.value, MemberRecord, item.key) for item in items]
+
+
+class Tenure:
+    """The term of a leader: what it may write as long as the fence is its own.
+
+    One thread appends; another renews.
+
+    Args:
+        log: the log.
+        seen: what was there after this member had taken over: the fence is its own.
+    """
+
+    def __init__(self, log: SharedLog, seen: Seen) -> None:
+        self._log = log
+        self.term = seen.fence.term
+        self._fence = _unchanged(log.keys.fence, seen.fence_revision)
+        self._head_revision = seen.head_revision
+        self.head = seen.head
+        """The newest commit that was appended."""
+
+    def clear(self) -> None:
+        """Remove what others have left of batches that were never complete.
+
+        Raises EtcdError, DeposedError.
+        """
+        begin, end = self._log.keys.log_from(self.head.lsn + 1)
+        self._require(self._transact([self._fence], [DeleteOp(begin, end)]))
+
+    def renew(self, record: LeaderRecord) -> None:
+        """Write the leader's record. Raises EtcdError, DeposedError."""
+        key = self._log.keys.leader
+        self._require(self._transact([self._fence], [PutOp(key, pack(record))]))
+
+    def append(self, batch: Batch, go_on: GoOn) -> None:
+        """Append a batch; return once etcd has it.
+
+        It may be called again with the same batch after an EtcdError, and with no other one.
+
+        Args:
+            batch: it begins after `head`.
+            go_on: asked after an error; if it says no, that is raised, and nobody knows if the
+                batch has been appended, or will be.
+
+        Raises:
+            DeposedError: another member has taken over, and the batch is not in the log.
+            EtcdError: see ``go_on``.
+        """
+        *first, last = self._log.keys.parts(batch)
+        for key, value in first:
+            if self._append([PutOp(key, value)], batch, go_on):
+                return  # All of it was appended by an earlier attempt.
+        head = PutOp(self._log.keys.head, pack(batch.head))
+        if not self._append([PutOp(*last), head], batch, go_on):
+            self.head = batch.head
+
+    def _append(self, puts: list[PutOp], batch: Batch, go_on: GoOn) -> bool:
+        """Carry out one transaction; return True if the whole batch is there already."""
+        keys = self._log.keys
+        compares = [self._fence, _unchanged(keys.head, self._head_revision)]
+        there = ReadOp(*keys.batch(batch.first_lsn), keys_only=True)
+        while True:
+            try:
+                result = self._transact(compares, puts, [ReadOp(keys.fence), ReadOp(keys.head), there])
+            except EtcdError as error:
+                if not go_on(error):
+                    raise
+                continue
+            if result.succeeded:
+                if len(puts) > 1:
+                    self._head_revision = result.revision
+                return False
+            self._find_out(result, batch)
+            return True
+
+    def _find_out(self, result: TxnResult, batch: Batch) -> None:
+        """Find out, after a condition has failed, if a batch is in the log.
+
+        Raises DeposedError if it is not, and never will be.
+        """
+        _, heads, there = result.reads
+        places = [self._log.keys.place(item.key) for item in there]
+        mine = [each for each in places if each.term == self.term]
+        if not any(each.number == each.parts - 1 for each in mine):
+            raise DeposedError("another member has taken over")
+        self.head = batch.head
+        if heads:
+            self._head_revision = heads[0].mod_revision
+
+    def _transact(
+        self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()
+    ) -> TxnResult:
+        return self._log.etcd.transact(compares, then, otherwise, timeout=self._log.timeout)
+
+    def _require(self, result: TxnResult) -> None:
+        if not result.succeeded:
+            raise DeposedError("another member has taken over")
+
+
+def _unchanged(key: bytes, revision: int) -> Compare:
+    """Return the condition that a key was last put at a revision of etcd; 0 = it is absent."""
+    return Compare(key, "mod", "=", revision)

@@ -1,0 +1,222 @@
+"""The write-ahead log of a member: a copy of the log in etcd, on the member's own disk.
+
+A member that follows writes what it has read from etcd, as a standby writes what its primary has.
+A leader appends to etcd first, and writes to its disk what etcd has confirmed: so this copy never
+has a commit that the log in etcd lacks. A commit is safe once it is in both; that it is in etcd is
+what makes it last. The copy is synced once per interval: what a power cut takes from it comes back
+from etcd.
+
+Group commit is that of `zkv.durability.wal`: the committer takes the whole queue, and appends it in
+one transaction. While that is under way, further commits queue up.
+
+If etcd does not answer, nobody knows if a batch is in the log. It is kept and repeated, and nothing
+is rolled back. After `WAIT_SECONDS` those who wait get READ_ONLY with ``applied`` nil, and writes
+are refused, until etcd answers again. If another member has taken over, everything that is not
+confirmed is rolled back, and comes back from etcd if it is there.
+
+If the disk fails after etcd has confirmed, the member loses the commit from its memory as well, and
+must not lead on: it follows, and reads it from etcd again.
+
+The epoch also ends when the lease does. Whoever runs commands compares the epoch before and after
+them (`zkv.broker.waiting`), and here that reads the clock: so no reply leaves that was made after
+the end of the lease. It costs other logs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from zkv.cluster.records import Batch
+from zkv.cluster.shared_log import DeposedError
+from zkv.durability.wal import Wal
+from zkv.errors import ReadOnly
+from zkv.etcd.errors import EtcdError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from zkv.cluster.lease import Lease
+    from zkv.cluster.shared_log import Tenure
+    from zkv.durability.files import Files
+    from zkv.durability.segment import SegmentEnd
+
+    _Run = tuple[int, list[bytes], int]
+
+_log = logging.getLogger("zkv.cluster")
+
+WAIT_SECONDS: Final = 3.0
+"""How long a commit waits for etcd before those who wait for it are told that it may be lost."""
+PAUSE_SECONDS: Final = 0.05
+"""Pause before a batch is repeated."""
+BATCH_BYTES: Final = 4 * 1024 * 1024
+"""Bytes of commits from which on a batch takes no more."""
+
+
+class ReplicatedWal(Wal):
+    """The log of a member.
+
+    Args: see `Wal`.
+        lease: the member's lease.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        directory: Path,
+        rev: int,
+        lsn: int,
+        end: SegmentEnd | None,
+        segment_bytes: int,
+        lease: Lease,
+    ) -> None:
+        self._lease = lease
+        self._tenure: Tenure | None = None
+        self._sending: Batch | None = None  # What etcd has not confirmed yet,
+        self._sending_runs: list[_Run] = []  # and the same as it left the queue.
+        self._lapses = itertools.count(-1, -1)
+        self._epoch = 0
+        self._woken = threading.Event()
+        self.now: Callable[[], int] = lambda: 0
+        """Returns the time of the store."""
+        self.on_deposed: Callable[[], None] = lambda: None
+        """Called, in any thread, if this member may lead no more."""
+        super().__init__(files, directory, rev, lsn, end, segment_bytes, sync_each=False)
+
+    @property
+    def epoch(self) -> int:
+        """The number of rollbacks so far; another number each time while the lease is over."""
+        if self._tenure is not None and not self._lease.held:
+            return next(self._lapses)
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, number: int) -> None:
+        self._epoch = number
+
+    @property
+    def syncs_quickly(self) -> bool:
+        """False: the front must not wait for etcd."""
+        return False
+
+    def lead(self, tenure: Tenure) -> None:
+        """Append commits to etcd from now on. Everything that is here is there."""
+        with self._io:
+            self._woken.clear()
+            self._tenure = tenure
+
+    def follow(self, reason: str) -> None:
+        """Append nothing to etcd from now on, and roll back what it has not confirmed."""
+        self._woken.set()  # Whoever waits for etcd stops.
+        with self._io:
+            if self._tenure is None:
+                return
+            self._step_down(reason)
+            self._resume("this member follows")
+
+    def give_up(self) -> None:
+        """Have those who wait for etcd stop to wait, now and later: the server is stopping."""
+        self._woken.set()
+
+    def commit(self, lsn: int, durable: bool, patient: bool = True) -> bool:
+        """See `Wal.commit`. What lasts is in etcd, so the copy here is not synced for it."""
+        if not patient and self._tenure is not None and lsn > self.written_lsn:
+            return False
+        return super().commit(lsn, False, patient)
+
+    def sync_written(self) -> None:
+        """See `Wal.sync_written`."""
+        super().commit(self.written_lsn, durable=True)
+
+    def try_again(self) -> None:
+        """See `Wal.try_again`. It also sends again what etcd has not answered."""
+        with self._io:
+            if self._sending is not None:
+                with contextlib.suppress(ReadOnly):
+                    self._write_queued()
+                return
+        super().try_again()
+
+    @property
+    def _has_queued(self) -> bool:
+        return self._sending is not None or super()._has_queued
+
+    def _take_queued(self) -> list[_Run]:
+        """See `Wal._take_queued`: take what etcd has confirmed. Raises ReadOnly."""
+        if self._tenure is None:
+            return super()._take_queued()
+        if self._sending is None:
+            self._sending_runs = self._next_runs()
+            if not self._sending_runs:
+                return []
+            payloads = [payload for _, run, _ in self._sending_runs for payload in run]
+            tenure = self._tenure
+            self._sending = Batch.after(tenure.head, tenure.term, payloads, self.now())
+        self._send(self._tenure, self._sending)
+        self._sending = None
+        return self._sending_runs
+
+    def _next_runs(self) -> list[_Run]:
+        """Take from the queue what fits into a batch; at least one run, if there is one."""
+        runs: list[_Run] = []
+        size = 0
+        while self._queue and size < BATCH_BYTES:
+            runs.append(self._queue.popleft())
+            size = runs[-1][2] - self._written_bytes
+        return runs
+
+    def _send(self, tenure: Tenure, batch: Batch) -> None:
+        """Append a batch to etcd. Raises ReadOnly."""
+        began = time.monotonic()
+
+        def go_on(_: EtcdError) -> bool:
+            if time.monotonic() - began >= WAIT_SECONDS:
+                return False
+            return not self._woken.wait(PAUSE_SECONDS)
+
+        try:
+            tenure.append(batch, go_on)
+        except DeposedError as error:
+            raise self._step_down(str(error)) from error
+        except EtcdError as error:
+            raise self._wait_for_etcd(error) from error
+        took = time.monotonic() - began
+        self.syncs += 1
+        self.sync_times.add_time(took)
+        commits = len(batch.payloads)
+        self.commits_per_sync.add(commits.bit_length(), commits)
+        if self._refusal is not None:
+            self._resume("etcd answers again")
+
+    def _wait_for_etcd(self, error: EtcdError) -> ReadOnly:
+        """Refuse writes until etcd answers; nothing is rolled back. `_io` held."""
+        reason = f"etcd does not take the log: {error}"
+        with self._keyspace_lock:
+            self._begin_refusal(ReadOnly(reason))
+        self._report(reason)
+        return ReadOnly(reason, applied=None)
+
+    def _step_down(self, reason: str) -> ReadOnly:
+        """Roll back what is not confirmed, and follow; return the error to raise. `_io` held."""
+        self._tenure, self._sending = None, None
+        self._lease.end()
+        refused = self._refuse(reason, None)
+        self.on_deposed()
+        return refused
+
+    def _still_refuses(self, refusal: ReadOnly, removes: bool) -> bool:
+        return self._sending is not None or super()._still_refuses(refusal, removes)
+
+    def _write_failed(self, error: Exception) -> ReadOnly:
+        if self._tenure is None:
+            return super()._write_failed(error)
+        self._tenure = None
+        self._lease.end()
+        refused = super()._write_failed(error)
+        self.on_deposed()
+        return ReadOnly(refused.message, applied=None)  # In etcd it is there.
