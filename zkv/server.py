@@ -35,11 +35,9 @@ from zkv.broker.feed import FeedPlace
 from zkv.broker.front import ConnectionLimits, FrontHandler
 from zkv.broker.subscriptions import LONGEST_TOPIC, TopicBounds
 from zkv.broker.worker import WorkerHandler
-from zkv.cluster.joining import Joined, join
+from zkv.cluster.joining import Joining, join
 from zkv.cluster.member import Member
-from zkv.cluster.place import read_member, write_member
-from zkv.cluster.role import MemberRole
-from zkv.cluster.wal import ReplicatedWal
+from zkv.cluster.place import read_member
 from zkv.collector import resident_bytes
 from zkv.config import fit_memory
 from zkv.durability.files import Files
@@ -126,7 +124,7 @@ class ServerCore:
         self._following = following
         self._standby: Standby | None = None
         self._hand_over: HandOver | None = None
-        self._joined: Joined | None = None
+        self._joining: Joining | None = None
         self._member: Member | None = None
         self._yielded: RoleRecord | None = None
         self._limits, self._fitted = fit_memory(settings.limits)
@@ -336,10 +334,10 @@ class ServerCore:
 
     def _open(self) -> Engine:
         limits, sync = self._limits, self._settings.replication.sync
-        joined = self._joined = self._join()
-        if joined is not None:
-            limits = joined.limits(limits)
-        self.role = self._find_role() if joined is None else MemberRole(joined.lease)
+        joining = self._joining = self._join()
+        if joining is not None:
+            limits = joining.limits(limits)
+        self.role = self._find_role() if joining is None else joining.role
         engine = Engine(
             self._settings.durability,
             limits,
@@ -347,7 +345,7 @@ class ServerCore:
             activities=self.activities,
             leads=self.role.leads,
             quorum=Quorum(sync) if sync else None,
-            open_log=None if joined is None else partial(ReplicatedWal, lease=joined.lease),
+            open_log=None if joining is None else joining.open_log,
         )
         if self._doors.users is not None:
             engine.keyspace.sessions.share_among_users()
@@ -359,7 +357,7 @@ class ServerCore:
         if engine.disk is not None:
             self._source = ReplicationSource(engine, engine.disk, self.role, parking.later)
             directory = engine.disk.storage.directory
-            if joined is None:
+            if joining is None:
                 self._hand_over = HandOver(
                     engine, self.role, self._files or Files(), directory, self._yielded
                 )
@@ -377,8 +375,11 @@ class ServerCore:
             source=self._source,
             hand_over=self._hand_over,
         )
-        if joined is not None:
-            self._member = self._make_member(engine, joined)
+        if joining is not None and engine.disk is not None:
+            joining.take_directory(engine.disk.files, engine.disk.storage.directory)
+            self._member = Member(
+                engine, joining, self._advertised, lambda: self._events.put(Event.STOP)
+            )
         elif not self.role.leads:
             self._standby = self._make_standby(engine)
         self._lane = open_lane(engine.keyspace, keys, limits.max_reply_bytes, engine.syncs_each)
@@ -387,7 +388,7 @@ class ServerCore:
         engine.start()
         return engine
 
-    def _join(self) -> Joined | None:
+    def _join(self) -> Joining | None:
         """Return what a member has to know; None for a server alone. Raises StartupError."""
         if self._settings.store.url:
             return join(self._settings, self._files or Files())
@@ -397,31 +398,6 @@ class ServerCore:
                 f"{data_dir}: a member of a replicated store: start it with its store.url"
             )
         return None
-
-    def _make_member(self, engine: Engine, joined: Joined) -> Member:
-        """Raises DataDirError."""
-        disk = engine.disk
-        assert disk is not None  # The settings require a data directory.
-        if joined.is_new:
-            if engine.last_lsn:
-                raise DataDirError(
-                    f"{disk.storage.directory}: holds a store of its own: a new member begins with "
-                    f"an empty directory"
-                )
-            write_member(disk.files, disk.storage.directory, joined.file)
-        assert isinstance(disk.wal, ReplicatedWal)
-        assert isinstance(self.role, MemberRole)
-        engine.keyspace.seal(partial(self.role.error, "takes writes"))
-        return Member(
-            engine,
-            disk.wal,
-            joined.log,
-            joined.file,
-            self.role,
-            joined.lease,
-            self._advertised,
-            lambda: self._events.put(Event.STOP),
-        )
 
     def _find_role(self) -> Role:
         """Return the role of this server. Raises DamageError, DataDirError."""
@@ -472,7 +448,9 @@ class ServerCore:
         if self.role.leads:
             raise BadRequest("this server leads already")
         if self._member is not None:
-            raise BadRequest("the members of a replicated store decide by themselves which one leads")
+            raise BadRequest(
+                "the members of a replicated store decide by themselves which one leads"
+            )
         with self._ending:
             if self._stopping:
                 raise ShuttingDown("the server is stopping")
@@ -518,8 +496,8 @@ class ServerCore:
         if self._source is not None:
             self._source.close()
         self._engine.close()
-        if self._joined is not None:
-            self._joined.log.etcd.close()
+        if self._joining is not None:
+            self._joining.log.etcd.close()
         self._close_metrics()
         _log.info("stopped")
 

@@ -10,10 +10,10 @@ import argparse
 import contextlib
 from typing import TYPE_CHECKING
 
-
 from zkv import config
-from zkv.cli.output import to_bytes, write
+from zkv.cli.output import write
 from zkv.cli.settings import read_file_and_environment
+from zkv.cli.values import to_bytes
 from zkv.cluster.joining import found as found_store
 from zkv.cluster.joining import shared_log
 from zkv.cluster.records import MemberRecord

@@ -4,8 +4,8 @@ The settings on which the store's state depends are those of the store, and not 
 members that remember differently many sessions would become two stores. Whoever begins a store
 decides them.
 
-A directory that has been a member's is opened even if etcd does not answer: it can answer reads that
-allow it. A new one needs etcd, and waits for it.
+A directory that has been a member's is opened even if etcd does not answer: it can answer reads
+that allow it. A new one needs etcd, and waits for it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from __future__ import annotations
 import logging
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from zkv.cluster.lease import Lease
-from zkv.cluster.place import MemberFile, new_name, read_member
+from zkv.cluster.place import MemberFile, new_name, read_member, write_member
 from zkv.cluster.records import FORMAT, Fence, Head, StoreRecord
+from zkv.cluster.role import MemberRole
 from zkv.cluster.shared_log import SharedLog
+from zkv.cluster.wal import ReplicatedWal
 from zkv.endpoint import split_store_url
 from zkv.errors import ConfigError, DataDirError
 from zkv.etcd.errors import EtcdError
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from zkv.cluster.shared_log import Seen
     from zkv.config import LimitSettings, Settings
     from zkv.durability.files import Files
+    from zkv.durability.segment import SegmentEnd
     from zkv.etcd.interface import Etcd
 
 _log = logging.getLogger("zkv.cluster")
@@ -42,24 +45,59 @@ RETRY_SECONDS: Final = 0.5
 """Pause before etcd is asked again at a start."""
 
 
-class Joined(NamedTuple):
-    """A member that is about to open its directory.
+class Joining:
+    """A server that becomes a member.
 
     Args:
         log: the log in etcd.
-        file: what the directory says, or will say.
+        file: what the data directory says, or will say.
         is_new: it does not say so yet.
-        lease: the member's lease.
+        lease_seconds: the length of a lease.
+
+    Attributes:
+        wal: the log in the directory, once that is open.
     """
 
-    log: SharedLog
-    file: MemberFile
-    is_new: bool
-    lease: Lease
+    wal: ReplicatedWal
+
+    def __init__(
+        self, log: SharedLog, file: MemberFile, is_new: bool, lease_seconds: float
+    ) -> None:
+        self.log = log
+        self.file = file
+        self.lease = Lease(lease_seconds)
+        self.role = MemberRole(self.lease)
+        self._is_new = is_new
 
     def limits(self, own: LimitSettings) -> LimitSettings:
         """Return the limits of this server, with those that the store decides."""
         return msgspec.structs.replace(own, **self.file.limits)
+
+    def open_log(
+        self,
+        files: Files,
+        directory: Path,
+        rev: int,
+        lsn: int,
+        end: SegmentEnd | None,
+        segment_bytes: int,
+    ) -> ReplicatedWal:
+        """Open the log in the directory; see `Wal`. Raises OSError."""
+        self.wal = ReplicatedWal(files, directory, rev, lsn, end, segment_bytes, self.lease)
+        return self.wal
+
+    def take_directory(self, files: Files, directory: Path) -> None:
+        """Note in an open directory that it is that of a member. Raises DataDirError."""
+        if not self._is_new:
+            return
+        if self.wal.last_lsn:
+            raise DataDirError(
+                f"{directory}: holds a store of its own: a new member begins in an empty directory"
+            )
+        try:
+            write_member(files, directory, self.file)
+        except OSError as error:
+            raise DataDirError(f"{directory}: {error.strerror or error}") from error
 
 
 def shared_log(settings: Settings) -> SharedLog:
@@ -68,7 +106,7 @@ def shared_log(settings: Settings) -> SharedLog:
     return SharedLog(_client(settings, place.endpoints), place.prefix, _timeout(settings))
 
 
-def join(settings: Settings, files: Files) -> Joined:
+def join(settings: Settings, files: Files) -> Joining:
     """Return what a member has to know; waits for etcd if its directory is new.
 
     Raises ConfigError, DamageError, DataDirError.
@@ -76,17 +114,16 @@ def join(settings: Settings, files: Files) -> Joined:
     directory = Path(settings.durability.data_dir or "")
     log = shared_log(settings)
     file = read_member(files, directory) if directory.exists() else None
-    lease = Lease(settings.store.lease)
-    named = settings.store.member
+    named, lease = settings.store.member, settings.store.lease
     if file is not None:
         if named not in {"", file.member}:
             raise ConfigError(
                 f"store.member: {directory} is that of member {file.member}, not of {named}"
             )
-        return Joined(log, file, False, lease)
+        return Joining(log, file, False, lease)
     seen = _first_look(log)
     new = MemberFile(seen.store.store, named or new_name(), seen.cluster, seen.store.limits)
-    return Joined(log, new, True, lease)
+    return Joining(log, new, True, lease)
 
 
 def found(log: SharedLog, limits: LimitSettings) -> str:
@@ -118,6 +155,18 @@ def _timeout(settings: Settings) -> float:
 
 def _client(settings: Settings, endpoints: list[str]) -> Etcd:
     """Return a client. Raises ConfigError if it is not installed, or its files are not good."""
-    from zkv.etcd.client import EtcdClient  # Late: only those who have a store in etcd need it.
+    # Late: only those who have a store in etcd have gRPC.
+    from zkv.etcd.client import EtcdClient
+    from zkv.etcd.security import EtcdSecurity
 
-    raise NotImplementedError(settings, endpoints, EtcdClient)
+    named = settings.store.etcd
+    return EtcdClient(
+        endpoints,
+        security=EtcdSecurity(
+            ca=named.ca or None,
+            cert=named.cert or None,
+            key=named.key or None,
+            user=named.user,
+            password_file=named.password_file or None,
+        ),
+    )

@@ -41,11 +41,8 @@ from zkv.replication.applying import apply_commits
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from zkv.cluster.lease import Lease
-    from zkv.cluster.place import MemberFile
-    from zkv.cluster.role import MemberRole
-    from zkv.cluster.shared_log import Seen, SharedLog
-    from zkv.cluster.wal import ReplicatedWal
+    from zkv.cluster.joining import Joining
+    from zkv.cluster.shared_log import Seen
     from zkv.engine import Engine
     from zkv.etcd.interface import EtcdWatch, ItemEvent
 
@@ -74,11 +71,7 @@ class Member:
 
     Args:
         engine: the engine; it does not lead yet.
-        wal: its log.
-        log: the log in etcd.
-        file: what the data directory says.
-        role: the role of this server.
-        lease: its lease.
+        joining: the directory is open, and that of a member.
         advertised: returns the endpoints at which clients find this server.
         stop: called once if this member must not go on; see `failure`.
     """
@@ -86,20 +79,17 @@ class Member:
     def __init__(
         self,
         engine: Engine,
-        wal: ReplicatedWal,
-        log: SharedLog,
-        file: MemberFile,
-        role: MemberRole,
-        lease: Lease,
+        joining: Joining,
         advertised: Callable[[], list[str]],
         stop: Callable[[], None],
     ) -> None:
         self._engine = engine
-        self._wal = wal
-        self._shared = log
-        self._file = file
-        self._role = role
-        self._lease = lease
+        self._wal = wal = joining.wal
+        self._shared = joining.log
+        self._file = joining.file
+        self._role = role = joining.role
+        self._lease = lease = joining.lease
+        engine.keyspace.seal(self._not_leading)
         self._advertised = advertised
         self._stop = stop
         self.failure: DataDirError | None = None
@@ -205,7 +195,8 @@ class Member:
         here, head, file = self._engine.last_lsn, seen.head, self._file
         if seen.store.store != file.store:
             raise DataDirError(
-                f"the store in etcd is {seen.store.store}; this directory is a member of {file.store}"
+                f"the store in etcd is {seen.store.store}, and this directory is a member of "
+                f"{file.store}"
             )
         if seen.cluster != file.cluster:
             raise DataDirError(
@@ -388,7 +379,7 @@ class Member:
         return self._role.error("takes writes")
 
     def _hand_over(self, tenure: Tenure) -> None:
-        """Have another member take over at once. If etcd does not answer, it waits for the lease."""
+        """Have another member take over at once, if etcd answers; else after the lease."""
         self._yield()
         try:
             self._wal.flush()

@@ -27,7 +27,7 @@ import msgspec
 from msgspec import Struct
 
 from zkv.errors import DamageError
-from zkv.etcd.interface import end_of_prefix
+from zkv.etcd.interface import with_prefix
 from zkv.keyspace.change import Commit, revision_in, unpack
 
 FORMAT: Final = 1
@@ -216,12 +216,11 @@ class Keys:
 
     def log_from(self, lsn: int) -> tuple[bytes, bytes]:
         """The range of the keys of all batches that begin with this log number or a later one."""
-        return self._log + _number(lsn), end_of_prefix(self._log)
+        return self._log + _number(lsn), with_prefix(self._log)[1]
 
     def batch(self, lsn: int) -> tuple[bytes, bytes]:
         """The range of the keys of the batches that begin with this log number."""
-        begin = self._log + _number(lsn) + b"/"
-        return begin, end_of_prefix(begin)
+        return with_prefix(self._log + _number(lsn) + b"/")
 
     def parts(self, batch: Batch) -> list[tuple[bytes, bytes]]:
         """Return the keys and values of the parts of a batch."""

@@ -33,7 +33,7 @@ from zkv.cluster.records import (
 )
 from zkv.errors import DamageError, DataDirError, ZkvError
 from zkv.etcd.errors import EtcdError
-from zkv.etcd.interface import Compare, DeleteOp, PutOp, ReadOp, end_of_prefix
+from zkv.etcd.interface import Compare, DeleteOp, PutOp, ReadOp, with_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -218,7 +218,7 @@ class SharedLog:
 
     def members(self) -> list[MemberRecord]:
         """Return all members. Raises EtcdError, DamageError."""
-        items = self._each(self.keys.members, end_of_prefix(self.keys.members))
+        items = self._each(*with_prefix(self.keys.members))
         return [read(item.value, MemberRecord, item.key) for item in items]
 
 
@@ -282,7 +282,9 @@ class Tenure:
         there = ReadOp(*keys.batch(batch.first_lsn), keys_only=True)
         while True:
             try:
-                result = self._transact(compares, puts, [ReadOp(keys.fence), ReadOp(keys.head), there])
+                result = self._transact(
+                    compares, puts, [ReadOp(keys.fence), ReadOp(keys.head), there]
+                )
             except EtcdError as error:
                 if not go_on(error):
                     raise
