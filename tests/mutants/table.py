@@ -1236,9 +1236,23 @@ SETTINGS: Final = [
     Mutant(
         "SIGHUP takes over what needs a restart",
         "zkv/config/layers.py",
-        "        if setting.live:\n",
-        "        if True:\n",
+        "for name, setting in SETTINGS.items() if setting.live}",
+        "for name in SETTINGS}",
         (*IN_SETTINGS, "-k", "needs_a_restart"),
+    ),
+    Mutant(
+        "a key in quotes is taken for a table in a table",
+        "zkv/config/schema.py",
+        "    if name in names:\n        return None\n",
+        "    if name in names or full_name(table, name) in TABLES:\n        return None\n",
+        (*IN_SETTINGS, "-k", "fault_in_a_table_in_a_table"),
+    ),
+    Mutant(
+        "the feed of a member may be where nobody can connect to",
+        "zkv/config/schema.py",
+        '("server.feed", [server.feed], replication.advertise_feed',
+        '("server.feed", [], replication.advertise_feed',
+        (*IN_SETTINGS, "-k", "store_in_etcd_does_not_allow"),
     ),
     Mutant(
         "the workers do not notice that the request log is switched",
