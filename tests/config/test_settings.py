@@ -468,6 +468,26 @@ def test_a_store_in_etcd_needs_a_data_directory() -> None:
         config.build({"store": {"url": "etcd://h:1/a"}, "durability": {"data_dir": None}})
 
 
+@pytest.mark.parametrize(
+    ("file", "flags", "why"),
+    [
+        (
+            "server.feed = ''\nserver.endpoints = ['tcp://0.0.0.0:*']\n", (),
+            "c.toml:2: server.endpoints: tcp://0.0.0.0:* is no place to which clients",
+        ),
+        ("", ("--feed", "tcp://*:*"), "--feed: server.feed: tcp://*:* is no place to which"),
+        (STORE, (), "c.toml:1: store.url: a standby copies a server; a member of a store"),
+    ],
+)  # fmt: skip
+def test_what_a_standby_does_not_allow(
+    tmp_path: Path, file: str, flags: tuple[str, ...], why: str
+) -> None:
+    (tmp_path / "c.toml").write_text(file)
+    done = run_zkv("follow", "tcp://127.0.0.1:1", "--config", "c.toml", *flags, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"zkv: {why}")
+
+
 # --- Arrays of tables ------------------------------------------------------------------------
 
 CACHES: Final = """

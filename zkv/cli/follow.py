@@ -25,10 +25,10 @@ from zkv.cli.data import commit_line
 from zkv.cli.serving import logging_to
 from zkv.cli.serving import run as run_server
 from zkv.cli.settings import read_settings
+from zkv.config import unadvertised
 from zkv.durability import dump, recovery
 from zkv.durability.files import Files
 from zkv.durability.frozen_view import FrozenView
-from zkv.endpoint import is_wildcard
 from zkv.errors import ConfigError, DataDirError
 from zkv.replication.place import StandbyDirectory, read_role
 from zkv.replication.stream import StreamError, StreamRefusedError
@@ -55,15 +55,17 @@ ASK_SECONDS: Final = 5.0
 
 def run(options: argparse.Namespace) -> int:
     """Run a standby until END or a signal stops it; return the exit status. Raises StartupError."""
-    settings = read_settings(options).settings
+    merged = read_settings(options)
+    settings = merged.settings
     if settings.durability.data_dir is None:
         raise ConfigError("durability.data_dir: a standby needs a data directory")
-    wild = next(filter(is_wildcard, settings.server.endpoints), None)
-    if wild is not None and not settings.replication.advertise:
+    if settings.store.url:
         raise ConfigError(
-            f"server.endpoints: {wild} is no place where clients find this server once it leads: "
-            f"set replication.advertise"
+            f"{merged.places['store.url']}: store.url: a standby copies a server; a member of a "
+            f"store in etcd is run by zkv serve"
         )
+    for name, fault in unadvertised(settings):
+        raise ConfigError(f"{merged.places[name]}: {fault}")
     with logging_to(settings) as log:
         return _Follower(options, settings, settings.durability.data_dir).run(log)
 
