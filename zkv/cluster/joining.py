@@ -30,7 +30,7 @@ from zkv.keyspace.lineage import NO_LINEAGE
 
 if TYPE_CHECKING:
     from zkv.cluster.shared_log import Seen
-    from zkv.config import LimitSettings, Settings
+    from zkv.config import LimitSettings, Settings, StoreSettings
     from zkv.durability.files import Files
     from zkv.durability.segment import SegmentEnd
     from zkv.etcd.interface import Etcd
@@ -52,7 +52,7 @@ class Joining:
         log: the log in etcd.
         file: what the data directory says, or will say.
         is_new: it does not say so yet.
-        lease_seconds: the length of a lease.
+        settings: of the store.
 
     Attributes:
         wal: the log in the directory, once that is open.
@@ -61,11 +61,12 @@ class Joining:
     wal: ReplicatedWal
 
     def __init__(
-        self, log: SharedLog, file: MemberFile, is_new: bool, lease_seconds: float
+        self, log: SharedLog, file: MemberFile, is_new: bool, settings: StoreSettings
     ) -> None:
         self.log = log
         self.file = file
-        self.lease = Lease(lease_seconds)
+        self.lease = Lease(settings.lease)
+        self._confirms = settings.reads == "confirm"
         self.role = MemberRole(self.lease)
         self._is_new = is_new
 
@@ -83,7 +84,9 @@ class Joining:
         segment_bytes: int,
     ) -> ReplicatedWal:
         """Open the log in the directory; see `Wal`. Raises OSError."""
-        self.wal = ReplicatedWal(files, directory, rev, lsn, end, segment_bytes, self.lease)
+        self.wal = ReplicatedWal(
+            files, directory, rev, lsn, end, segment_bytes, self.lease, self._confirms
+        )
         return self.wal
 
     def take_directory(self, files: Files, directory: Path) -> None:
@@ -114,16 +117,16 @@ def join(settings: Settings, files: Files) -> Joining:
     directory = Path(settings.durability.data_dir or "")
     log = shared_log(settings)
     file = read_member(files, directory) if directory.exists() else None
-    named, lease = settings.store.member, settings.store.lease
+    store, named = settings.store, settings.store.member
     if file is not None:
         if named not in {"", file.member}:
             raise ConfigError(
                 f"store.member: {directory} is that of member {file.member}, not of {named}"
             )
-        return Joining(log, file, False, lease)
+        return Joining(log, file, False, store)
     seen = _first_look(log)
     new = MemberFile(seen.store.store, named or new_name(), seen.cluster, seen.store.limits)
-    return Joining(log, new, True, lease)
+    return Joining(log, new, True, store)
 
 
 def found(log: SharedLog, limits: LimitSettings) -> str:

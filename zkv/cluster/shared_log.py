@@ -253,6 +253,13 @@ class Tenure:
         key = self._log.keys.leader
         self._require(self._transact([self._fence], [PutOp(key, pack(record))]))
 
+    def confirm(self) -> None:
+        """Return if no other member has taken over before this was called.
+
+        Raises EtcdError, DeposedError.
+        """
+        self._require(self._transact([self._fence], []))
+
     def append(self, batch: Batch, go_on: GoOn) -> None:
         """Append a batch; return once etcd has it.
 

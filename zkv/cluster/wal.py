@@ -17,6 +17,10 @@ confirmed is rolled back, and comes back from etcd if it is there.
 If the disk fails after etcd has confirmed, the member loses the commit from its memory as well, and
 must not lead on: it follows, and reads it from etcd again.
 
+With ``reads = "confirm"`` the lease does not decide who may read. A reply waits for a commit that
+begins after it was made, and if that has nothing to append, it asks etcd if the fence is still this
+member's. One question serves all replies that wait.
+
 The epoch also ends when the lease does. Whoever runs commands compares the epoch before and after
 them (`zkv.broker.waiting`), and here that reads the clock: so no reply leaves that was made after
 the end of the lease. It costs other logs nothing.
@@ -63,6 +67,7 @@ class ReplicatedWal(Wal):
 
     Args: see `Wal`.
         lease: the member's lease.
+        confirms: a leader has each read confirmed.
     """
 
     def __init__(
@@ -74,13 +79,16 @@ class ReplicatedWal(Wal):
         end: SegmentEnd | None,
         segment_bytes: int,
         lease: Lease,
+        confirms: bool,
     ) -> None:
         self._lease = lease
+        self._confirms = confirms
         self._tenure: Tenure | None = None
         self._sending: Batch | None = None  # What etcd has not confirmed yet,
         self._sending_runs: list[_Run] = []  # and the same as it left the queue.
         self._lapses = itertools.count(-1, -1)
         self._epoch = 0
+        self._sender = 0  # The thread that has appended last.
         self._woken = threading.Event()
         self.now: Callable[[], int] = lambda: 0
         """Returns the time of the store."""
@@ -109,6 +117,7 @@ class ReplicatedWal(Wal):
         with self._io:
             self._woken.clear()
             self._tenure = tenure
+            self.confirms_reads = self._confirms
 
     def follow(self, reason: str) -> None:
         """Append nothing to etcd from now on, and roll back what it has not confirmed."""
@@ -125,9 +134,18 @@ class ReplicatedWal(Wal):
 
     def commit(self, lsn: int, durable: bool, patient: bool = True) -> bool:
         """See `Wal.commit`. What lasts is in etcd, so the copy here is not synced for it."""
-        if not patient and self._tenure is not None and lsn > self.written_lsn:
-            return False
-        return super().commit(lsn, False, patient)
+        if not patient and self._tenure is not None:
+            return lsn <= self.written_lsn and not self.confirms_reads
+        if not self.confirms_reads:
+            return super().commit(lsn, False, patient)
+        own = threading.get_ident()
+        if self._sender == own:
+            self._sender = 0  # That was an append before this call.
+        super().commit(lsn, False, patient)
+        with self._io:
+            if self._tenure is not None and self._sender != own:
+                self._confirm(self._tenure)
+        return True
 
     def sync_written(self) -> None:
         """See `Wal.sync_written`."""
@@ -185,6 +203,7 @@ class ReplicatedWal(Wal):
             raise self._step_down(str(error)) from error
         except EtcdError as error:
             raise self._wait_for_etcd(error) from error
+        self._sender = threading.get_ident()
         took = time.monotonic() - began
         self.syncs += 1
         self.sync_times.add_time(took)
@@ -192,6 +211,21 @@ class ReplicatedWal(Wal):
         self.commits_per_sync.add(commits.bit_length(), commits)
         if self._refusal is not None:
             self._resume("etcd answers again")
+
+    def _confirm(self, tenure: Tenure) -> None:
+        """Ask etcd if this member still leads. Raises ReadOnly if not, or if no answer comes."""
+        began = time.monotonic()
+        while True:
+            try:
+                tenure.confirm()
+            except DeposedError as error:
+                raise self._step_down(str(error)) from error
+            except EtcdError as error:
+                waited = time.monotonic() - began
+                if waited >= WAIT_SECONDS or self._woken.wait(PAUSE_SECONDS):
+                    raise ReadOnly(f"etcd does not confirm who leads: {error}") from error
+            else:
+                return
 
     def _wait_for_etcd(self, error: EtcdError) -> ReadOnly:
         """Refuse writes until etcd answers; nothing is rolled back. `_io` held."""
@@ -203,7 +237,7 @@ class ReplicatedWal(Wal):
 
     def _step_down(self, reason: str) -> ReadOnly:
         """Roll back what is not confirmed, and follow; return the error to raise. `_io` held."""
-        self._tenure, self._sending = None, None
+        self._tenure, self._sending, self.confirms_reads = None, None, False
         self._lease.end()
         refused = self._refuse(reason, None)
         self.on_deposed()
@@ -215,7 +249,7 @@ class ReplicatedWal(Wal):
     def _write_failed(self, error: Exception) -> ReadOnly:
         if self._tenure is None:
             return super()._write_failed(error)
-        self._tenure = None
+        self._tenure, self.confirms_reads = None, False
         self._lease.end()
         refused = super()._write_failed(error)
         self.on_deposed()

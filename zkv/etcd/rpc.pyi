@@ -1,4 +1,5 @@
 """The messages of etcd, made by tools/rpc.py from rpc.proto: `make generate`."""
+
 # ruff: noqa: D
 from collections.abc import Iterable, MutableSequence
 from typing import Self
