@@ -11,6 +11,7 @@ All keys begin with the prefix of the store:
   number is the log number of its first commit, with 20 digits: the order of keys is that of the
   log, and whoever has a log number knows the key of what comes next.
 - ``members/<name>``: a member, and where it is.
+- ``states/<name>``: the hash of a member's state at a log number: see `zkv.cluster.state_check`.
 
 Records are msgpack maps. A part of a batch is an array with a checksum; the commits in it are the
 payloads that the write-ahead log has (`zkv.keyspace.change`), so they are the same bytes in etcd,
@@ -122,7 +123,21 @@ class MemberRecord(Struct, frozen=True, kw_only=True):
     time: int
 
 
-_T = TypeVar("_T", StoreRecord, Fence, LeaderRecord, Head, MemberRecord)
+class StateRecord(Struct, frozen=True, kw_only=True):
+    """The state of a member at a log number.
+
+    Args:
+        member: its name.
+        lsn: the log number.
+        hash: that of its entries then.
+    """
+
+    member: str
+    lsn: int
+    hash: int
+
+
+_T = TypeVar("_T", StoreRecord, Fence, LeaderRecord, Head, MemberRecord, StateRecord)
 
 
 def pack(record: _T) -> bytes:
@@ -143,13 +158,16 @@ class _Part(Struct, frozen=True, array_like=True):
     rev: int
     time: int
     before: int
+    check_at: int
     data: bytes
     crc: int = 0
 
     @property
     def checksum(self) -> int:
         """That of the other fields."""
-        others = b"%d,%d,%d,%d" % (self.last_lsn, self.rev, self.time, self.before)
+        others = b"%d,%d,%d,%d,%d" % (
+            self.last_lsn, self.rev, self.time, self.before, self.check_at
+        )  # fmt: skip
         return zlib.crc32(self.data, zlib.crc32(others))
 
     def checked(self) -> _Part:
@@ -174,12 +192,17 @@ class Batch(NamedTuple):
     before: int
     """The checksum of the commit before the first one; 0 if there is none."""
     payloads: list[bytes]
+    check_at: int = 0
+    """The log number at which all members compare their states; 0 = they do not."""
 
     @classmethod
-    def after(cls, head: Head, term: int, payloads: list[bytes], time: int) -> Self:
+    def after(
+        cls, head: Head, term: int, payloads: list[bytes], time: int, check_at: int = 0
+    ) -> Self:
         """Return the batch of these commits, which follow a head."""
         first, last = head.lsn + 1, head.lsn + len(payloads)
-        return cls(term, first, last, revision_in(payloads[-1]), time, head.crc, payloads)
+        rev = revision_in(payloads[-1])
+        return cls(term, first, last, rev, time, head.crc, payloads, check_at)
 
     @property
     def head(self) -> Head:
@@ -209,10 +232,15 @@ class Keys:
         self.head = self.prefix + b"head"
         self._log = self.prefix + b"log/"
         self.members = self.prefix + b"members/"
+        self.states = self.prefix + b"states/"
 
     def member(self, name: str) -> bytes:
         """The key of a member."""
         return self.members + name.encode()
+
+    def state(self, name: str) -> bytes:
+        """The key of a member's state."""
+        return self.states + name.encode()
 
     def log_from(self, lsn: int) -> tuple[bytes, bytes]:
         """The range of the keys of all batches that begin with this log number or a later one."""
@@ -227,12 +255,11 @@ class Keys:
         whole = msgspec.msgpack.encode(batch.payloads)
         pieces = [whole[at : at + PART_BYTES] for at in range(0, len(whole), PART_BYTES)]
         begin, _ = self.batch(batch.first_lsn)
+        head = batch.last_lsn, batch.rev, batch.time, batch.before, batch.check_at
         return [
             (
                 begin + b"%010d-%05d-of-%05d" % (batch.term, number, len(pieces)),
-                msgspec.msgpack.encode(
-                    _Part(batch.last_lsn, batch.rev, batch.time, batch.before, piece).checked()
-                ),
+                msgspec.msgpack.encode(_Part(*head, piece).checked()),
             )
             for number, piece in enumerate(pieces)
         ]
@@ -269,8 +296,9 @@ def join(place: PartPlace, values: list[bytes]) -> Batch:
     if place.first_lsn + len(payloads) - 1 != last.last_lsn or not payloads:
         raise DamageError(f"{where}: it has {len(payloads)} commits, up to {last.last_lsn}")
     return Batch(
-        place.term, place.first_lsn, last.last_lsn, last.rev, last.time, last.before, payloads
-    )
+        place.term, place.first_lsn, last.last_lsn, last.rev, last.time, last.before, payloads,
+        last.check_at,
+    )  # fmt: skip
 
 
 def _number(lsn: int) -> bytes:

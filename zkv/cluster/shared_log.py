@@ -26,6 +26,7 @@ from zkv.cluster.records import (
     Keys,
     LeaderRecord,
     MemberRecord,
+    StateRecord,
     StoreRecord,
     join,
     pack,
@@ -215,6 +216,16 @@ class SharedLog:
         key = self.keys.member(name)
         there = Compare(key, "version", "!=", 0)
         return self.etcd.transact([there], [DeleteOp(key)], timeout=self.timeout).succeeded
+
+    def tell_state(self, record: StateRecord) -> None:
+        """Write the hash of a member's state. Raises EtcdError."""
+        key = self.keys.state(record.member)
+        self.etcd.transact([], [PutOp(key, pack(record))], timeout=self.timeout)
+
+    def states(self) -> list[StateRecord]:
+        """Return the hashes that members have told last. Raises EtcdError, DamageError."""
+        items = self._each(*with_prefix(self.keys.states))
+        return [read(item.value, StateRecord, item.key) for item in items]
 
     def members(self) -> list[MemberRecord]:
         """Return all members. Raises EtcdError, DamageError."""
