@@ -1,4 +1,4 @@
-"""What the members of a replicated store keep in etcd: the keys, and the records in them.
+"""The keys that the members of a replicated store have in etcd, and the records in them.
 
 All keys begin with the prefix of the store:
 
@@ -89,7 +89,7 @@ class LeaderRecord(Struct, frozen=True, kw_only=True):
     released: bool = False
 
 
-class Head(Struct, frozen=True):
+class LogHead(Struct, frozen=True):
     """The newest commit of the log.
 
     Args:
@@ -137,7 +137,7 @@ class StateRecord(Struct, frozen=True, kw_only=True):
     hash: int
 
 
-_T = TypeVar("_T", StoreRecord, Fence, LeaderRecord, Head, MemberRecord, StateRecord)
+_T = TypeVar("_T", StoreRecord, Fence, LeaderRecord, LogHead, MemberRecord, StateRecord)
 
 
 def pack(record: _T) -> bytes:
@@ -175,7 +175,7 @@ class _Part(Struct, frozen=True, array_like=True):
         return msgspec.structs.replace(self, crc=self.checksum)
 
 
-class Batch(NamedTuple):
+class LogBatch(NamedTuple):
     """Commits that were appended together.
 
     The checksum of the commit before them shows a history that was cut off, and has grown again to
@@ -197,7 +197,7 @@ class Batch(NamedTuple):
 
     @classmethod
     def after(
-        cls, head: Head, term: int, payloads: list[bytes], time: int, check_at: int = 0
+        cls, head: LogHead, term: int, payloads: list[bytes], time: int, check_at: int = 0
     ) -> Self:
         """Return the batch of these commits, which follow a head."""
         first, last = head.lsn + 1, head.lsn + len(payloads)
@@ -205,9 +205,9 @@ class Batch(NamedTuple):
         return cls(term, first, last, rev, time, head.crc, payloads, check_at)
 
     @property
-    def head(self) -> Head:
+    def head(self) -> LogHead:
         """The head of a log that ends with it."""
-        return Head(self.last_lsn, self.rev, self.term, self.time, zlib.crc32(self.payloads[-1]))
+        return LogHead(self.last_lsn, self.rev, self.term, self.time, zlib.crc32(self.payloads[-1]))
 
     def commits(self) -> list[Commit]:
         """Return its commits. Raises DamageError."""
@@ -217,7 +217,7 @@ class Batch(NamedTuple):
             raise DamageError(f"etcd, log number {self.first_lsn} ff.: {error}") from None
 
 
-class Keys:
+class StoreKeys:
     """The keys of a store.
 
     Args:
@@ -250,7 +250,7 @@ class Keys:
         """The range of the keys of the batches that begin with this log number."""
         return with_prefix(self._log + _number(lsn) + b"/")
 
-    def parts(self, batch: Batch) -> list[tuple[bytes, bytes]]:
+    def parts(self, batch: LogBatch) -> list[tuple[bytes, bytes]]:
         """Return the keys and values of the parts of a batch."""
         whole = msgspec.msgpack.encode(batch.payloads)
         pieces = [whole[at : at + PART_BYTES] for at in range(0, len(whole), PART_BYTES)]
@@ -274,7 +274,7 @@ class Keys:
 
 
 class PartPlace(NamedTuple):
-    """What the key of a part tells."""
+    """The contents of the key of a part."""
 
     first_lsn: int
     term: int
@@ -282,7 +282,7 @@ class PartPlace(NamedTuple):
     parts: int
 
 
-def join(place: PartPlace, values: list[bytes]) -> Batch:
+def join(place: PartPlace, values: list[bytes]) -> LogBatch:
     """Return the batch of which these are all parts, in order. Raises DamageError."""
     where = f"etcd, the batch at log number {place.first_lsn}"
     try:
@@ -295,7 +295,7 @@ def join(place: PartPlace, values: list[bytes]) -> Batch:
     last = parts[-1]
     if place.first_lsn + len(payloads) - 1 != last.last_lsn or not payloads:
         raise DamageError(f"{where}: it has {len(payloads)} commits, up to {last.last_lsn}")
-    return Batch(
+    return LogBatch(
         place.term, place.first_lsn, last.last_lsn, last.rev, last.time, last.before, payloads,
         last.check_at,
     )  # fmt: skip

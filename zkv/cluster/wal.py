@@ -35,7 +35,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from zkv.cluster.records import Batch
+from zkv.cluster.records import LogBatch
 from zkv.cluster.shared_log import DeposedError
 from zkv.durability.wal import Wal
 from zkv.errors import ReadOnly
@@ -85,7 +85,7 @@ class ReplicatedWal(Wal):
         self._lease = lease
         self._confirms = confirms
         self._tenure: Tenure | None = None
-        self._sending: Batch | None = None  # What etcd has not confirmed yet,
+        self._sending: LogBatch | None = None  # What etcd has not confirmed yet,
         self._sending_runs: list[_Run] = []  # and the same as it left the queue.
         self._check_at = 0
         self._lapses = itertools.count(-1, -1)
@@ -184,7 +184,7 @@ class ReplicatedWal(Wal):
             payloads = [payload for _, run, _ in self._sending_runs for payload in run]
             tenure = self._tenure
             at, self._check_at = self._check_at, 0
-            self._sending = Batch.after(tenure.head, tenure.term, payloads, self.now(), at)
+            self._sending = LogBatch.after(tenure.head, tenure.term, payloads, self.now(), at)
         self._send(self._tenure, self._sending)
         self._sending = None
         return self._sending_runs
@@ -198,7 +198,7 @@ class ReplicatedWal(Wal):
             size = runs[-1][2] - self._written_bytes
         return runs
 
-    def _send(self, tenure: Tenure, batch: Batch) -> None:
+    def _send(self, tenure: Tenure, batch: LogBatch) -> None:
         """Append a batch to etcd. Raises ReadOnly."""
         began = time.monotonic()
 

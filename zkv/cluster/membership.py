@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zkv.cluster.joining import Joining
-    from zkv.cluster.records import Batch
+    from zkv.cluster.records import LogBatch
     from zkv.cluster.shared_log import Seen
     from zkv.engine import Engine
     from zkv.etcd.interface import EtcdWatch, ItemEvent
@@ -68,7 +68,7 @@ class _Attempt(NamedTuple):
     sent_at: float
 
 
-class Member:
+class Membership:
     """A member of a replicated store.
 
     Args:
@@ -237,7 +237,7 @@ class Member:
                 self._last_crc = batch.head.crc
         self._behind_since = None
 
-    def _apply(self, batch: Batch) -> None:
+    def _apply(self, batch: LogBatch) -> None:
         """Apply a batch; in between take a view, if the leader wants states to be compared."""
         commits, engine = batch.commits(), self._engine
         before = batch.check_at - batch.first_lsn + 1  # Commits up to the place of the view.
