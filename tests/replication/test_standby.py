@@ -266,6 +266,37 @@ def test_a_standby_of_a_standby(
         assert replication(connect(third.endpoint))["term"] == 2
 
 
+def test_two_that_follow_each_other_find_the_primary_again(
+    primary: ServerProcess, tmp_path: Path, connect: Connect
+) -> None:
+    """Each answers the other one, which alone must not keep it there."""
+    one = connect(primary.endpoint)
+    write_some(one)
+    ports = {name: fixed_ports() for name in "bc"}
+
+    def follower(name: str, other: str) -> Follower:
+        places = f"{ports[other][1]},{primary.endpoint}"
+        return Follower(tmp_path / name, places, *ports[name], config=CONFIG)
+
+    with follower("b", "c") as b, follower("c", "b") as c:
+        two, three = connect(b.endpoint), connect(c.endpoint)
+        catch_up(two, one)
+        catch_up(three, one)
+        for standby in (b, c):
+            standby.stop()
+        primary.kill()
+        for standby in (b, c):
+            standby.start()
+        await_log(b, "has lost its primary")
+        await_log(c, "has lost its primary")
+        primary.start()
+        one, two, three = (connect(each.endpoint) for each in (primary, b, c))
+        write_some(one)
+        catch_up(two, one)
+        catch_up(three, one)
+        assert "beginning anew" not in b.log() + c.log()
+
+
 def test_it_follows_a_primary_that_is_killed_and_started_again(
     primary: ServerProcess, standby: Follower, connect: Connect
 ) -> None:

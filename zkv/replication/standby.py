@@ -8,6 +8,11 @@ snapshot (`zkv.replication.place`).
 
 The clock of the store is that of the primary: it comes with each answer.
 
+A standby may follow a standby. If that has lost its primary, it answers all the same, and two that
+followed each other would never look for the primary again. So each answer tells how long ago a
+primary was heard of, be it by way of others. If that is too long, the thread goes on to the next
+place.
+
 Promotion: between two steps the thread carries out orders to take over. In a planned promotion the
 primary stops to lead first, and tells its last log number; this standby applies all up to there,
 and begins a term. If anything fails before, the primary leads again. The revision then goes up by
@@ -55,6 +60,8 @@ RETRY_SECONDS: Final = 0.5
 """Pause after a failure, once all places have been asked."""
 CHANGES_AT_ONCE: Final = 100
 """Changes applied in one hold of the lock: about 0.5 ms."""
+STALE_SECONDS: Final = 5.0
+"""Where nothing has been heard of a primary for so long, another place is asked."""
 RAISED_BY: Final = 2**32
 """By so much the revision goes up when a standby takes over."""
 TAKE_OVER_SECONDS: Final = 10.0
@@ -153,7 +160,8 @@ class Standby:
         self._closing = threading.Event()
         self._failures = 0
         self._reported: str | None = None
-        self._answered_at = time.monotonic()
+        self._heard_at = time.monotonic()  # When something was last heard of a primary.
+        self._expected_age = WAIT_MS / 1000
         self._known_lsn = 0
         self._commit_time = 0
         self._attempt = 0  # The number of the last attempt to take over.
@@ -192,10 +200,14 @@ class Standby:
         """Return by how many seconds this is behind the primary; None = it follows nobody."""
         if self._source is None:
             return None
-        silent = max(0.0, time.monotonic() - self._answered_at - WAIT_MS / 1000)
+        silent = max(0.0, self.age() - self._expected_age)
         if self._known_lsn > self._engine.last_lsn:
             return max(silent, (self._engine.clock() - self._commit_time) / 1000)
         return silent
+
+    def age(self) -> float:
+        """Return the seconds since something was heard of a primary; 0 = it follows nobody."""
+        return 0.0 if self._source is None else time.monotonic() - self._heard_at
 
     def _run(self) -> None:
         while not self._closing.is_set():
@@ -234,15 +246,22 @@ class Standby:
         after = LogPosition.of(lineage, lsn)
         on_disk = Confirmed(engine.durable_lsn, engine.durable_rev)
         pulled = pull(source.ask, self._member, after, on_disk, wait)
-        self._note(source, pulled)
+        self._note(pulled)
         if pulled.commits:
             self._apply(pulled.commits)
             engine.log.commit(engine.last_lsn, durable=True)
+        elif self.age() > STALE_SECONDS and source.places > 1:
+            raise StreamError(f"{source.endpoint}: has lost its primary {self.age():.0f} s ago")
+        self._note_answer(source)
 
-    def _note(self, source: Primary, pulled: Pulled) -> None:
+    def _note(self, pulled: Pulled) -> None:
         self._engine.clock.follow(pulled.time)
-        self._answered_at = time.monotonic()
+        age = pulled.age / 1000
+        self._heard_at = max(self._heard_at, time.monotonic() - age)
+        self._expected_age = WAIT_MS / 1000 * (2 if age else 1)  # It may wait, too.
         self._known_lsn = pulled.lsn
+
+    def _note_answer(self, source: Primary) -> None:
         self._failures = 0
         if self._reported is not None:
             self._reported = None
