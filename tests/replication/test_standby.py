@@ -266,6 +266,34 @@ def test_a_standby_of_a_standby(
         assert replication(connect(third.endpoint))["term"] == 2
 
 
+def test_it_does_not_begin_anew_from_one_that_has_less(
+    primary: ServerProcess, tmp_path: Path, connect: Connect
+) -> None:
+    """It would give up commits that it has confirmed, for those of a standby that was cut off."""
+    one, ports = connect(primary.endpoint), fixed_ports()
+    write_some(one)
+    with Follower(tmp_path / "b", primary.endpoint, *ports, config=CONFIG) as cut_off:
+        catch_up(connect(cut_off.endpoint), one)
+    with Follower(tmp_path / "c", primary.endpoint, config=CONFIG) as ahead:
+        write_some(one, 5, 1000)
+        has = catch_up(connect(ahead.endpoint), one)
+        ahead.stop()
+    nobody = fixed_ports()[1]
+    compact(primary)
+    one = connect(primary.endpoint)
+    places = f"{ports[1]},{primary.endpoint}"
+    with (
+        Follower(tmp_path / "b", nobody, *ports, config=CONFIG) as cut_off,
+        Follower(tmp_path / "c", places, config=CONFIG) as standby,
+    ):
+        await_new_history(standby)
+        assert "COMPACTED" in standby.log()
+        client = connect(standby.endpoint)
+        assert applied(connect(cut_off.endpoint)) < has <= applied(client)
+        catch_up(client, one)
+        same_state(primary, standby)
+
+
 def test_two_that_follow_each_other_find_the_primary_again(
     primary: ServerProcess, tmp_path: Path, connect: Connect
 ) -> None:

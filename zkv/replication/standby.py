@@ -115,6 +115,28 @@ class BeginAnew(NamedTuple):
     lsn: int
 
 
+def begin_anew(error: StreamRefusedError, lineage: Lineage, lsn: int) -> BeginAnew | None:
+    """Return why a standby has to begin anew after a server has refused its position.
+
+    Args:
+        error: the refusal.
+        lineage: of the standby's store.
+        lsn: the newest log number there.
+
+    Returns None if it has not: the reason is another one, or the server is at a former term, unlike
+    what the standby has. Then it led before, and another server has taken over. Only the commit
+    that begins a term may be given up for it: that is all there is if a promotion has failed at the
+    last moment.
+    """
+    term, common = error.reply.get("term"), error.reply.get("common")
+    if error.code not in ANEW:
+        return None
+    if isinstance(term, int) and term < lineage.term and lineage.terms[-1].first_lsn < lsn:
+        return None
+    common = common if isinstance(common, int) else 0
+    return BeginAnew(str(error), error.code == "DIVERGED", common, lineage, lsn)
+
+
 class Promoted(NamedTuple):
     """A server has begun to lead, with this revision and this term."""
 
@@ -221,9 +243,7 @@ class Standby:
         try:
             self._step(source)
         except StreamRefusedError as error:
-            if error.code in ANEW and not self._closing.is_set() and not self._is_newer(error):
-                self._begin_anew(error)
-            else:
+            if not self._begins_anew(error):
                 self._fail(source, str(error))
         except (StreamError, ReadOnly) as error:
             self._fail(source, str(error))
@@ -299,27 +319,17 @@ class Standby:
         if self._failures % source.places == 0:
             self._closing.wait(RETRY_SECONDS)
 
-    def _is_newer(self, error: StreamRefusedError) -> bool:
-        """Return True if the server that refuses is at a former term, unlike what is here.
-
-        Then it led before, and another server has taken over. Only the commit that begins a term
-        may be given up for it: that is all there is if a promotion has failed at the last moment.
-        """
+    def _begins_anew(self, error: StreamRefusedError) -> bool:
+        """Have the server begin anew, if it has to after this refusal; return True if so."""
         with self._engine.keyspace.lock:
             lineage, lsn = self._engine.keyspace.lineage, self._engine.last_lsn
-        term = error.reply.get("term")
-        return isinstance(term, int) and term < lineage.term and lineage.terms[-1].first_lsn < lsn
-
-    def _begin_anew(self, error: StreamRefusedError) -> None:
-        common = error.reply.get("common")
-        with self._engine.keyspace.lock:
-            lineage, lsn = self._engine.keyspace.lineage, self._engine.last_lsn
-        self.anew = BeginAnew(
-            str(error), error.code == "DIVERGED", common if isinstance(common, int) else 0,
-            lineage, lsn,
-        )  # fmt: skip
+        anew = begin_anew(error, lineage, lsn)
+        if anew is None or self._closing.is_set():
+            return False
+        self.anew = anew
         self._stop()
         self._closing.set()
+        return True
 
     def _next_order(self, block: bool) -> _Order | None:
         with contextlib.suppress(Empty):
