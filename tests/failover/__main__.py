@@ -77,7 +77,8 @@ def _rounds(run: Run, rounds: int, seconds: float) -> int:
         print(f"{count:5}  {name}")
     print(
         f"{number} rounds, {run.operations} requests checked, {run.undecided} histories undecided, "
-        f"{run.lost} counts lost by force, {run.kept} commits given up into files"
+        f"{run.lost} counts lost by force, {run.kept} commits given up into files, "
+        f"{run.gone} that were in the log no more"
     )
     return status
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import signal
 import subprocess
@@ -121,6 +122,11 @@ class Machine:
         """The lines of the files of what it has given up."""
         paths = self.data_dir.glob("diverged-after-*.jsonl")
         return {line for path in paths for line in path.read_text("utf-8").splitlines()}
+
+    def said_to_be_gone(self) -> set[int]:
+        """The log numbers of what it gave up and had no more, as it has said."""
+        ranges = re.findall(r"those from (\d+) to (\d+) are in no file", self.log())
+        return {lsn for first, last in ranges for lsn in range(int(first), int(last) + 1)}
 
 
 def promote(machine: Machine, *flags: str) -> subprocess.Popen[str]:

@@ -380,6 +380,36 @@ def test_positions_of_three_machines_of_which_the_middle_one_leads(
             assert client.call(op="GET", key="old4", stale=True)["code"] == "NOT_FOUND"
 
 
+def test_all_is_kept_that_one_gives_up_who_has_just_written_a_snapshot(
+    primary: ServerProcess, tmp_path: Path, connect: Connect
+) -> None:
+    """Its log before the last snapshot but one would go when its server stops."""
+    one, config = (
+        connect(primary.endpoint),
+        f"{QUIET}[durability]\nsegment_bytes = 4096\nsnapshot_interval = 600.0\n",
+    )
+    ports = fixed_ports()
+    behind = Follower(tmp_path / "behind", primary.endpoint, *ports, config=config)
+    places = f"{primary.endpoint},{ports[1]}"
+    with behind, Follower(tmp_path / "ahead", places, config=config) as ahead:
+        three = connect(ahead.endpoint)
+        write_some(one)
+        common = catch_up(connect(behind.endpoint), one)
+        behind.kill()
+        write_some(one, size=1000)
+        catch_up(three, one)
+        three.ok(op="SNAPSHOT")
+        write_some(one, size=1000)
+        newest = catch_up(three, one)
+        primary.kill()
+        behind.start()
+        assert promote(behind.endpoint, "--force").returncode == 0
+        await_new_history(ahead)
+        (path,) = ahead.data_dir.glob("diverged-after-*.jsonl")
+        kept = [json.loads(line)["lsn"] for line in path.read_text().splitlines()]
+        assert kept == list(range(common + 1, newest + 1))
+
+
 def test_one_that_took_over_and_is_started_as_it_used_to_be(
     primary: ServerProcess, standby: Follower, connect: Connect
 ) -> None:

@@ -327,6 +327,7 @@ class Standby:
         if anew is None or self._closing.is_set():
             return False
         self.anew = anew
+        self._engine.keep_log()  # What it gives up is read from there.
         self._stop()
         self._closing.set()
         return True
