@@ -22,6 +22,7 @@ class Chain(Two):
         self.faults += [
             self.kill_third, self.stop_third, self.fill_third, self.cut_third, self.flip_in_third,
             self.kill_two, self.planned_without_third, self.planned_third, self.planned_third,
+            self.planned_third_alone,
             self.forced_third, self.forced_third, self.forced_ahead, self.forced_ahead,
             self.forced_behind, self.forced_behind,
         ]  # fmt: skip
@@ -85,13 +86,18 @@ class Chain(Two):
         self.third.go_on()
 
     def planned_third(self) -> None:
-        """Allowed if it follows the primary at the moment; refused if it follows the standby."""
+        """It knows the primary, even if it follows the standby."""
+        self._plan(self.third)
+
+    def planned_third_alone(self) -> None:
+        """One that knows only the standby refuses, without any effect."""
+        self.third.kill()
+        self.third.follow(self.standby)
         led, said = outcome(promote(self.third))
-        self.done[f"third led: {led}"] += 1
-        if led:
-            self._change_places(self.third)
-        elif self._roles() != ["primary", "standby"]:
-            raise BrokenError(f"a promotion that was refused had an effect: {said}")
+        if led or self._roles() != ["primary", "standby"]:
+            raise BrokenError(f"a standby of a standby has taken over: {said}")
+        self.third.kill()
+        self._start(self.third)
 
     def forced_third(self) -> None:
         """The standby, too, has to follow the third one, whatever it has more."""

@@ -94,10 +94,7 @@ class Two(Run):
         self.standby.server.await_ready()
 
     def planned(self) -> None:
-        led, said = outcome(promote(self.standby))
-        if not led:
-            raise BrokenError(f"a planned promotion failed: {said}")
-        self._change_places(self.standby)
+        self._plan(self.standby)
 
     def planned_standby_killed(self) -> None:
         promotion = promote(self.standby)
@@ -156,6 +153,12 @@ class Two(Run):
         self._force(self.heir())
 
     # --- Means
+
+    def _plan(self, standby: Machine) -> None:
+        led, said = outcome(promote(standby))
+        if not led:
+            raise BrokenError(f"a planned promotion failed: {said}")
+        self._change_places(standby)
 
     def _compact(self) -> None:
         self.primary.kill()  # It keeps the log after a snapshot that was fetched just now.

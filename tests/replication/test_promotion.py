@@ -350,6 +350,26 @@ def test_two_in_a_row_and_back(
                 assert not list(back.data_dir.glob("diverged*"))
 
 
+def test_one_that_follows_a_standby_takes_over_from_the_primary_that_it_knows(
+    primary: ServerProcess, standby: Follower, tmp_path: Path, connect: Connect
+) -> None:
+    one, two = connect(primary.endpoint), connect(standby.endpoint)
+    write_some(one)
+    catch_up(two, one)
+    places = f"{standby.endpoint},{primary.endpoint}"
+    with Follower(tmp_path / "third", places, config=QUIET) as third:
+        three = connect(third.endpoint)
+        catch_up(three, one)
+        assert [each["name"] for each in replication(two)["members"]]
+        standby.signal(signal.SIGSTOP)  # It lacks what comes now, and the third one does.
+        rev = one.ok(op="PUT", key="k", value=HALF)["rev"]
+        standby.signal(signal.SIGCONT)
+        assert promote(third.endpoint).returncode == 0
+        assert three.ok(op="GET", key="k")["rev"] == rev
+        assert one.call(op="GET", key="k")["leader"] == [third.endpoint]
+        assert two.call(op="GET", key="k")["code"] == "NOT_LEADER"
+
+
 def test_positions_of_three_machines_of_which_the_middle_one_leads(
     primary: ServerProcess, standby: Follower, tmp_path: Path, connect: Connect
 ) -> None:

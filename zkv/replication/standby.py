@@ -376,7 +376,7 @@ class Standby:
         """Have the primary stop to lead, and catch up with it. Raises StreamError, ReadOnly."""
         with self._engine.keyspace.lock:
             term = self._engine.keyspace.lineage.term + 1
-        last = supersede(source.ask, self._member, self._attempt, term, self._advertised())
+        last = self._supersede(source, term)
         end = time.monotonic() + TAKE_OVER_SECONDS
         self._step(source, 0)  # At least once: it brings the time of the last read there.
         while self._engine.last_lsn < last:
@@ -384,11 +384,27 @@ class Standby:
                 raise StreamError(f"log number {last} was not reached in {TAKE_OVER_SECONDS:g} s")
             self._step(source)
 
+    def _supersede(self, source: Primary, term: int) -> int:
+        """Have the primary stop to lead; return its last log number. Raises StreamError.
+
+        What this standby follows may be another standby: then the primary is at another place.
+        """
+        for _ in range(source.places - 1):
+            try:
+                return supersede(source.ask, self._member, self._attempt, term, self._advertised())
+            except StreamRefusedError as error:
+                if error.code != "NOT_LEADER":
+                    raise
+                source.go_on()
+        return supersede(source.ask, self._member, self._attempt, term, self._advertised())
+
     def _give_back(self, source: Primary, error: Exception) -> None:
         """Have the primary lead on after an error. Raises ReadOnly if nobody knows if it does."""
         try:
             reinstate(source.ask, self._member, self._attempt)
         except StreamError as lost:
+            if isinstance(lost, StreamRefusedError) and lost.code == "NOT_LEADER":
+                raise ReadOnly(str(error)) from error  # Not because of this attempt.
             raise ReadOnly(
                 f"{error}; the primary may have stopped to lead ({lost}): repeat this, or use "
                 f"`force`"
