@@ -450,6 +450,29 @@ def test_one_that_took_over_and_is_started_as_it_used_to_be(
         assert connect(served.endpoint).ok(op="GET", key="new")["value"] == 1
 
 
+def test_one_that_has_led_comes_back_though_a_place_in_its_list_is_behind(
+    primary: ServerProcess, standby: Follower, tmp_path: Path, connect: Connect
+) -> None:
+    """A third one that was cut off answers, and knows nothing of its term."""
+    one, two = connect(primary.endpoint), connect(standby.endpoint)
+    write_some(one)
+    with Follower(tmp_path / "behind", primary.endpoint, config=QUIET) as behind:
+        catch_up(connect(behind.endpoint), one)
+        primary.kill()
+        assert promote(standby.endpoint, "--force").returncode == 0
+        two.ok(op="PUT", key="new", value=1)
+        with Follower(
+            primary.directory, standby.endpoint, data_dir=primary.data_dir, config=QUIET
+        ) as leader:
+            three = connect(leader.endpoint)
+            catch_up(three, two)
+            standby.kill()
+            assert promote(leader.endpoint, "--force").returncode == 0
+            places = f"{behind.endpoint},{leader.endpoint}"
+            with Follower(standby.directory, places, config=QUIET) as again:
+                catch_up(connect(again.endpoint), three)
+
+
 def test_a_list_of_endpoints_leads_to_the_one_that_took_over(
     primary: ServerProcess, standby: Follower, tmp_path: Path, connect: Connect
 ) -> None:

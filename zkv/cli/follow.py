@@ -147,7 +147,7 @@ class _Follower:
         with FrozenView(files, layout.directory) as view:
             here = recovery.recover(view, layout.snapshots, layout.wal)
         with contextlib.closing(self._source()) as source:
-            store, term = _store_of(source)
+            store, term = _store_of(source, here.lineage)
         if not here.lineage.store or here.lineage.store != store:
             raise self._another_store()
         self._require_term(here.lineage, here.lsn, term)
@@ -277,18 +277,26 @@ def _free(files: Files, directory: Path, stem: str) -> Path:
     return directory / next(name for name in names if name not in there)
 
 
-def _store_of(source: Upstream) -> tuple[str, int]:
-    """Return the identity of the primary's store, and its term. Raises DataDirError."""
+def _store_of(source: Upstream, here: Lineage) -> tuple[str, int]:
+    """Return the identity of the primary's store, and its term.
+
+    A place may be that of a standby which has not got so far: the next one is asked, too, where the
+    term is lower than the one here. Raises DataDirError if none answers.
+    """
+    found: tuple[str, int] | None = None
     for _ in range(source.places):
-        try:
+        with contextlib.suppress(StreamError):
             replication = source.ask({"op": "INFO"}, ASK_SECONDS).get("replication")
-        except StreamError:
-            source.go_on()
-            continue
-        if not isinstance(replication, dict):
-            return "", 0
-        return str(replication.get("store")), int(replication.get("term", 0))
-    raise DataDirError("the primary does not answer, so nobody knows if this is its store")
+            if not isinstance(replication, dict):
+                return "", 0
+            answer = str(replication.get("store")), int(replication.get("term", 0))
+            if answer[0] != here.store or answer[1] >= here.term:
+                return answer
+            found = found or answer
+        source.go_on()
+    if found is None:
+        raise DataDirError("the primary does not answer, so nobody knows if this is its store")
+    return found
 
 
 def _bound(settings: Settings, server: ServerCore) -> Settings:
