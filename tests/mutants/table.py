@@ -829,6 +829,13 @@ IN_BOUNDS: Final = [
         ("tests/server/test_disk_backlog.py",),
     ),
     Mutant(
+        "the rest of a batch is passed over after others have waited for workers",
+        "zkv/broker/mailbox.py",
+        "            if self._rest is not None and not self._left:\n",
+        "            elif self._rest is not None:\n",
+        ("tests/broker/test_mailbox.py", "-k", "rest_of_a_batch"),
+    ),
+    Mutant(
         "requests that wait for workers are bounded by their number alone",
         "zkv/broker/mailbox.py",
         "- (self._frames.bytes_forwarded - self.taken())",
@@ -1639,6 +1646,34 @@ IN_REPLICATION: Final = [
         (PROMOTIONS, "-k", "is_undone"),
     ),
     Mutant(
+        "two standbys that follow each other do not look for the primary",
+        "zkv/replication/standby.py",
+        "elif self.age() > STALE_SECONDS and source.places > 1:",
+        "elif False:",
+        (STANDBYS, "-k", "follow_each_other"),
+    ),
+    Mutant(
+        "a standby begins anew from whichever server answers first",
+        "zkv/cli/follow.py",
+        "None if anew is None else _refusal(source, record.member, anew)",
+        "anew",
+        (STANDBYS, "-k", "has_less"),
+    ),
+    Mutant(
+        "a standby that begins anew goes on to remove its log",
+        "zkv/replication/standby.py",
+        "        self._engine.keep_log()  # What it gives up is read from there.\n",
+        "",
+        (PROMOTIONS, "-k", "all_is_kept"),
+    ),
+    Mutant(
+        "a planned promotion asks only the server that the standby follows",
+        "zkv/replication/standby.py",
+        'if error.code != "NOT_LEADER":\n                    raise',
+        "if error:\n                    raise",
+        (PROMOTIONS, "-k", "that_it_knows"),
+    ),
+    Mutant(
         "a promoted server that is started as a standby again gives up its term",
         "zkv/cli/follow.py",
         "if lineage.term > term and lsn > lineage.terms[-1].first_lsn:",
@@ -1703,9 +1738,26 @@ IN_REPLICATION: Final = [
     ),
 ]
 
+IN_ETCD: Final = [
+    Mutant(
+        "an answer of etcd that nobody knows counts as not executed",
+        "zkv/etcd/errors.py",
+        "if pattern.search(details)), UnknownOutcomeError)",
+        "if pattern.search(details)), EtcdError)",
+        ("tests/etcd/test_package.py", "-k", "errors"),
+    ),
+    Mutant(
+        "a connection that breaks counts as a certificate that is refused",
+        "zkv/etcd/errors.py",
+        '"UNAVAILABLE": ((_REFUSED_TLS, AccessError),),',
+        '"UNAVAILABLE": ((re.compile("SSL"), AccessError),),',
+        ("tests/etcd/test_package.py", "-k", "errors"),
+    ),
+]
+
 MUTANTS: Final = [
     *IN_C, *AT_THE_START, *CODEC_AND_EXACTLY_ONCE, *EXPIRY, *LOG, *WAITING, *IN_SLOW_LOG, *IN_FEED,
     *IN_BOUNDS, *IN_HANDSHAKES,
     *CLIENT, *IN_METRICS, *SETTINGS, *IN_USERS, *IN_TOOLS_OF_USERS, *IN_QUOTAS,
-    *IN_CACHES, *IN_REPLICATION,
+    *IN_CACHES, *IN_REPLICATION, *IN_ETCD,
 ]  # fmt: skip
