@@ -13,7 +13,7 @@ import pytest
 from tests.cluster.servers import BEYOND, Cluster, Gate, MemberServer, take_over
 from tests.support import BadDisk, Raw, eventually, pack, unpack
 from zkv.durability.files import Files
-from zkv.etcd import PutOp
+from zkv.durability.wal import Wal
 from zkv.requests.call import Caller
 from zkv.requests.lane import Lane
 
@@ -118,8 +118,9 @@ def test_nor_while_it_rolls_back(
     """At no moment of a deposition is the epoch that in which the read ran."""
     one, other = two
     gate, asked = held_read
-    log, epochs = one.server._engine.log, []
-    refuse = type(log)._begin_refusal
+    log = one.server._engine.log
+    epochs: list[int] = []
+    refuse = Wal._begin_refusal
 
     def look(*arguments: Any) -> None:
         epochs.append(log.epoch)
@@ -127,7 +128,7 @@ def test_nor_while_it_rolls_back(
 
     client = begin_read(one, gate, asked)
     write_elsewhere(one, other)
-    monkeypatch.setattr(type(log), "_begin_refusal", look)
+    monkeypatch.setattr(Wal, "_begin_refusal", look)
     one.etcd.heal()
     eventually(lambda: log.epoch == 1, "deposed, and rolled back")
     assert epochs
@@ -262,21 +263,3 @@ def test_a_leader_that_has_rolled_back_writes_nothing_of_its_own(
     assert log.last_lsn == before
     one.etcd.heal()
     rejoins(one, other)
-
-
-def test_a_renewal_under_way_does_not_extend_a_lease_that_was_given_up(
-    two: tuple[MemberServer, MemberServer],
-) -> None:
-    one, _ = two
-    gate = Gate()
-    is_renewal = lambda ops: any(isinstance(op, PutOp) and op.key.endswith(b"leader") for op in ops)  # noqa: E731
-    one.etcd.after = lambda ops: gate.pass_through() if is_renewal(ops) else None
-    gate.arm()
-    gate.await_thread()
-    lease = one.server._member._lease  # type: ignore[union-attr]
-    lease.end()
-    gate.open()
-    eventually(lambda: not gate.armed, "the end of the renewal")
-    for _ in range(3):
-        assert not lease.held
-        assert not one.leads
