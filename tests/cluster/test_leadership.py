@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+import zmq
 
+from tests.broker.followers import Follower
 from tests.cluster.servers import BEYOND, Cluster, Gate, MemberServer, take_over
-from tests.support import BadDisk, Raw, eventually, pack, unpack
+from tests.support import FREE_PORT, BadDisk, Raw, eventually, pack, unpack
 from zkv.durability.files import Files
 from zkv.durability.wal import Wal
 from zkv.requests.call import Caller
@@ -179,6 +181,43 @@ def test_info_waits_for_nothing_that_etcd_has_not_confirmed(
         assert one.call(op="INFO")["rev"] == before
         one.etcd.heal()
         assert unpack(writer.receive())["ok"]
+
+
+def test_the_feed_publishes_nothing_that_etcd_has_not_confirmed(
+    cluster: Cluster, context: zmq.Context[zmq.Socket[bytes]]
+) -> None:
+    with cluster.member("a", server={"feed": FREE_PORT}) as one:
+        one.await_lead()
+        follower = Follower(context, one.server.feed).joined()
+        try:
+            rev = one.call(op="PUT", key="k", value="old")["rev"]
+            assert [change[3] for change in follower.changes(rev)] == ["old"]
+            one.etcd.partition(silent=True)
+            assert one.outcome(op="PUT", key="k", value="new") == "READ_ONLY"
+            heartbeat = follower.next()
+            assert heartbeat.is_heartbeat
+            assert heartbeat.fields["rev"] == rev
+            one.etcd.heal()
+            assert [change[3] for change in follower.changes(rev + 1)] == ["new"]
+        finally:
+            follower.close()
+
+
+def test_a_member_that_was_deposed_tells_how_far_it_is_behind(
+    two: tuple[MemberServer, MemberServer],
+) -> None:
+    one, other = two
+    assert one.call(op="INFO")["replication"]["lag_seconds"] == 0
+    one.etcd.partition(silent=True)
+    take_over(other)
+    one.etcd.heal()
+    one.await_log(other)
+    figures = one.call(op="INFO")["replication"]
+    assert figures["role"] == "follower"
+    assert figures["lag_seconds"] is not None
+    eventually(
+        lambda: one.call(op="INFO")["replication"]["leader"] == other.server.endpoints, "its leader"
+    )
 
 
 def test_what_etcd_did_not_answer_is_sent_again_once_it_does(

@@ -405,6 +405,7 @@ class Membership:
 
     def _refuse_requests(self) -> None:
         self._role.yield_to([])
+        self._role.lag = self.lag
         self._engine.keyspace.seal(self._not_leading)
 
     def _not_leading(self) -> NotLeader:
