@@ -312,8 +312,8 @@ class Engine:
 
     @property
     def needs_confirmation(self) -> bool:
-        """True if commits are safe only once standbys have confirmed them."""
-        return self._quorum is not None and self._quorum.active
+        """True if commits are safe only once others have confirmed them: standbys, or etcd."""
+        return self._is_shared or (self._quorum is not None and self._quorum.active)
 
     def flush(self) -> int:
         """Put all commits on disk, and return the newest revision. Raises ReadOnly."""
