@@ -1,11 +1,14 @@
-"""A TCP proxy on the loopback that loses, holds up and cuts what passes by."""
+"""A TCP proxy on the loopback that loses, holds up, slows down and cuts what passes by."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Self
+from typing import Final, Self
 
 from tests.client.blocking import Loop
+
+PIECES: Final = 50
+"""How many pieces a slow link carries in a second."""
 
 
 class Proxy:
@@ -22,6 +25,7 @@ class Proxy:
         self._server: asyncio.Server
         self._passing: set[_Passing] = set()
         self._delay = 0.0
+        self._rate = 0
         self.endpoint: str
 
     def __enter__(self) -> Self:
@@ -44,6 +48,10 @@ class Proxy:
     def delay(self, seconds: float) -> None:
         """Hold up every piece that passes by from now on."""
         self._delay = seconds
+
+    def slow(self, rate: int) -> None:
+        """Let so many bytes a second through from now on, on each connection in each direction."""
+        self._rate = rate
 
     async def _start(self) -> None:
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
@@ -83,9 +91,11 @@ class Proxy:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, muting: _Passing | None
     ) -> None:
         """Pass on what comes, until one side ends."""
-        while piece := await reader.read(65_536):
+        while piece := await reader.read(self._rate // PIECES or 65_536):
             if self._delay:
                 await asyncio.sleep(self._delay)
+            if self._rate:
+                await asyncio.sleep(len(piece) / self._rate)
             if muting is None or not muting.muted:
                 writer.write(piece)
                 await writer.drain()

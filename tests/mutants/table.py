@@ -1595,7 +1595,30 @@ QUORUM: Final = "zkv/durability/quorum.py"
 STANDBYS: Final = "tests/replication/test_standby.py"
 PROMOTIONS: Final = "tests/replication/test_promotion.py"
 
+SLOW_LINK: Final = "tests/replication/test_slow_link.py"
+
 IN_REPLICATION: Final = [
+    Mutant(
+        "a slow answer is taken for a dead connection",
+        "zkv/broker/upstream.py",
+        "        socket.heartbeat_timeout = NO_TIMEOUT\n",
+        "",
+        (SLOW_LINK, "-k", "a_copy"),
+    ),
+    Mutant(
+        "a large commit is never waited for longer",
+        "zkv/replication/stream.py",
+        "self._seconds = min(2 * self._seconds, MOST_REPLY_SECONDS)",
+        "pass",
+        (SLOW_LINK, "-k", "large_commit"),
+    ),
+    Mutant(
+        "a server that is gone is waited for as one on a slow link",
+        "zkv/replication/stream.py",
+        "            if self._in_doubt:\n",
+        "            if False:\n",
+        (SLOW_LINK, "-k", "not_there"),
+    ),
     Mutant(
         "a position is a revision: who has the newest one gets nothing",
         "zkv/replication/source.py",
