@@ -1596,8 +1596,63 @@ STANDBYS: Final = "tests/replication/test_standby.py"
 PROMOTIONS: Final = "tests/replication/test_promotion.py"
 
 SLOW_LINK: Final = "tests/replication/test_slow_link.py"
+POWER_CUTS: Final = "tests/replication/test_power_cut.py"
 
 IN_REPLICATION: Final = [
+    Mutant(
+        "the old history may be gone before what only it had is kept",
+        "zkv/replication/place.py",
+        "        keep(fetched)\n        directory = self.layout.directory\n"
+        "        write_role(files, directory, msgspec.structs.replace(record, exchange=True))\n",
+        "        directory = self.layout.directory\n"
+        "        write_role(files, directory, msgspec.structs.replace(record, exchange=True))\n"
+        "        keep(fetched)\n",
+        (POWER_CUTS, "-k", "exchange"),
+    ),
+    Mutant(
+        "an exchange is not on disk before it counts as done",
+        "zkv/replication/place.py",
+        "                files.rename(new, old)\n"
+        "                files.sync_directory(self.layout.directory)\n",
+        "                files.rename(new, old)\n",
+        (POWER_CUTS, "-k", "exchange"),
+    ),
+    Mutant(
+        "what is diverged is not on disk when it has its name",
+        "zkv/cli/follow.py",
+        "        files.sync(file)\n    files.rename(beside, path)\n",
+        "    files.rename(beside, path)\n",
+        (POWER_CUTS, "-k", "exchange"),
+    ),
+    Mutant(
+        "a server leads before its term is on disk",
+        "zkv/replication/standby.py",
+        "        engine.log.commit(lsn, durable=True)\n        self._lead()\n",
+        "        self._lead()\n        engine.log.commit(lsn, durable=True)\n",
+        (POWER_CUTS, "-k", "a_promotion"),
+    ),
+    Mutant(
+        "a promoted server may be a standby again after a power cut",
+        "zkv/replication/place.py",
+        "        files.sync_directory(directory)\n        return\n",
+        "        return\n",
+        (POWER_CUTS, "-k", "a_promotion"),
+    ),
+    Mutant(
+        "a hand-over is answered before it is on disk",
+        "zkv/replication/handover.py",
+        "                write_role(self._files, self._directory, record)\n"
+        "            except (ReadOnly, OSError)",
+        "            except (ReadOnly, OSError)",
+        (POWER_CUTS, "-k", "hand_over"),
+    ),
+    Mutant(
+        "a promotion that the disk refuses makes two primaries after a restart",
+        "zkv/server.py",
+        "                    write_role(files, place, held)\n",
+        "                    pass\n",
+        (POWER_CUTS, "-k", "refuses"),
+    ),
     Mutant(
         "a slow answer is taken for a dead connection",
         "zkv/broker/upstream.py",
