@@ -26,6 +26,7 @@ class Proxy:
         self._passing: set[_Passing] = set()
         self._delay = 0.0
         self._rate = 0
+        self._parted = False
         self.endpoint: str
 
     def __enter__(self) -> Self:
@@ -40,6 +41,15 @@ class Proxy:
     def cut(self) -> None:
         """Cut all connections: requests and replies on their way are lost."""
         self._loop.run(self._cut())
+
+    def part(self) -> None:
+        """Cut all connections, and let nobody through until `join`."""
+        self._parted = True
+        self.cut()
+
+    def join(self) -> None:
+        """Let everybody through again."""
+        self._parted = False
 
     def mute(self) -> None:
         """Let no reply through any more on the connections that there are."""
@@ -71,6 +81,9 @@ class Proxy:
             passing.muted = True
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._parted:
+            writer.transport.abort()
+            return
         task = asyncio.current_task()
         assert task is not None
         passing = _Passing(task)

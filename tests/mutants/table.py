@@ -1597,8 +1597,23 @@ PROMOTIONS: Final = "tests/replication/test_promotion.py"
 
 SLOW_LINK: Final = "tests/replication/test_slow_link.py"
 POWER_CUTS: Final = "tests/replication/test_power_cut.py"
+LOSSES: Final = "tests/replication/test_losses.py"
 
 IN_REPLICATION: Final = [
+    Mutant(
+        "all standbys have to confirm, however many are asked for",
+        QUORUM,
+        "newest = numbers[self.needed - 1] if len(numbers) >= self.needed else 0",
+        "newest = numbers[-1] if len(numbers) >= self.needed else 0",
+        (LOSSES, "-k", "one_of_two"),
+    ),
+    Mutant(
+        "what a standby was only sent counts as confirmed",
+        "zkv/replication/source.py",
+        "self._engine.confirm(request.member, request.durable)",
+        "self._engine.confirm(request.member, 2**62)",
+        (LOSSES, "-k", "is_behind and not asynchronous"),
+    ),
     Mutant(
         "the old history may be gone before what only it had is kept",
         "zkv/replication/place.py",
