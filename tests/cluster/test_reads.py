@@ -135,5 +135,3 @@ def no_thread_waits_for_long() -> Iterator[None]:
     yield
     names = {thread.name for thread in threading.enumerate()}
     assert not {name for name in names if name.startswith("zkv-member")}
-
-

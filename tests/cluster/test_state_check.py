@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -92,11 +92,11 @@ def _keyspace() -> Keyspace:
 
 
 @pytest.fixture
-def members() -> Iterator[Members]:
+def members() -> Members:
     made = Members()
     for name in NAMES:
         made.put(name, "k", b"\x01")
-    yield made
+    return made
 
 
 def test_members_that_agree_go_on(members: Members) -> None:
