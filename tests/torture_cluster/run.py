@@ -166,21 +166,21 @@ class Run:
         leader = self.leader
         reader = self._new_reader(leader)
         reader.ask(self._shared_keys, STUCK_READS)
-        leader.signal(signal.SIGSTOP)
+        leader.stop()
         self._await_other(leader)
         self._progress()
         reader.ask(self._shared_keys, STUCK_READS)
-        leader.signal(signal.SIGCONT)
+        leader.go_on()
         reader.ask(self._shared_keys, STUCK_READS)
         self._hear(reader)
 
     def stop_leader_for_a_moment(self) -> None:
         leader = self.leader
         reader = self._new_reader(leader)
-        leader.signal(signal.SIGSTOP)
+        leader.stop()
         reader.ask(self._shared_keys, STUCK_READS)
         time.sleep(self._pick.uniform(0.2, 0.9) * LEASE)
-        leader.signal(signal.SIGCONT)
+        leader.go_on()
         self._hear(reader)
 
     def _new_reader(self, leader: MemberMachine) -> StuckReader:
@@ -249,7 +249,7 @@ class Run:
 
     def terminate_leader(self) -> None:
         leader = self.leader
-        leader.signal(signal.SIGTERM)
+        leader.process.send_signal(signal.SIGTERM)
         self._ended_well(leader)
 
     def _ended_well(self, leader: MemberMachine) -> None:
