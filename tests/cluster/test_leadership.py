@@ -14,7 +14,6 @@ import zmq
 from tests.broker.followers import Follower
 from tests.cluster.servers import BEYOND, Cluster, Gate, MemberServer, take_over
 from tests.support import FREE_PORT, BadDisk, Raw, eventually, pack, unpack
-from zkv.cluster.wal import ReplicatedWal
 from zkv.durability.files import Files
 from zkv.durability.wal import Wal
 from zkv.requests.call import Caller
@@ -222,10 +221,8 @@ def test_a_member_that_was_deposed_tells_how_far_it_is_behind(
 
 
 def test_what_etcd_did_not_answer_is_sent_again_once_it_does(
-    two: tuple[MemberServer, MemberServer], monkeypatch: pytest.MonkeyPatch
+    two: tuple[MemberServer, MemberServer],
 ) -> None:
-    """By the thread that finds out that it answers; that of snapshots looks now and then."""
-    monkeypatch.setattr(ReplicatedWal, "try_again", lambda _: None)
     one, other = two
     one.etcd.partition(silent=True)
     reply = one.call(op="PUT", key="k", value="new")

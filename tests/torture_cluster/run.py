@@ -7,8 +7,8 @@ whoever leads; a prober measures for how long nobody takes writes.
 After each round: what was asked is linearizable, with what a member answered that was stopped
 meanwhile; each counter is what was answered; the mirror equals the store, and had to read it whole
 only where the one that leads was started since; revisions never go back; a key with most of an hour
-to live is there, and one that was seen to be gone stays gone; all members have the same state at the same
-log number.
+to live is there, and one that was seen to be gone stays gone; all members have the same state at
+the same log number.
 """
 
 from __future__ import annotations
