@@ -75,7 +75,7 @@ fuzz: $(VENV)/dev.stamp ## Compare C with Python on inputs that a fuzzer makes (
 soak: $(VENV)/dev.stamp ## Run it for an hour beside clients of every bad kind: ARGS="--minutes 5" for less
 	$(BIN)/python -m tests.soak $(ARGS)
 
-failover: $(VENV)/dev.stamp ## Fail over between two machines that break, 200 times: ARGS="--rounds 20 --seed 1"
+failover: $(VENV)/dev.stamp ## Fail over between machines that break, 200 times: ARGS="--rounds 20 --seed 1", --chain or --pair for three
 	$(BIN)/python -m tests.failover $(ARGS)
 
 torture-cluster: $(VENV)/dev.stamp ## Fail over between three members and three nodes of etcd, 100 times: ARGS="--rounds 20 --seed 1"

@@ -428,7 +428,7 @@ class ServerCore:
             lambda: self._events.put(Event.STOP),
             self._lead,
         )
-        self.role.lag = standby.lag
+        self.role.lag, self.role.age = standby.lag, standby.age
         return standby
 
     def _advertised(self) -> list[str]:
@@ -439,7 +439,15 @@ class ServerCore:
         """Begin to lead: a term has begun, and is on disk. Raises OSError."""
         files, directory = self._files or Files(), self._settings.durability.data_dir
         if directory is not None:
-            write_role(files, Path(directory), None)
+            place = Path(directory)
+            held = read_role(files, place)
+            try:
+                write_role(files, place, None)
+            except OSError:
+                # It may be gone, and the next start would lead beside the primary, which leads on.
+                with contextlib.suppress(OSError):
+                    write_role(files, place, held)
+                raise
         self._engine.lead()
         self._engine.keyspace.unseal()
         self.role.begin_to_lead()

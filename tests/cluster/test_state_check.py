@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 from hypothesis import given
@@ -76,7 +75,10 @@ class Members:
         """Have members hash their states, and put the hashes into etcd."""
         for name in names:
             self.checks[name].begin(self.keyspaces[name].view())
-            eventually(partial(getattr, self.checks[name], "is_open"), f"the hash of {name}")
+            eventually(self._has_told(name), f"the hash of {name}")
+
+    def _has_told(self, name: str) -> Callable[[], bool]:
+        return lambda: self.checks[name].is_open
 
     def verdict(self, name: str, leader: str = "a") -> bool:
         """Return False if the member has to stop."""

@@ -829,6 +829,13 @@ IN_BOUNDS: Final = [
         ("tests/server/test_disk_backlog.py",),
     ),
     Mutant(
+        "the rest of a batch is passed over after others have waited for workers",
+        "zkv/broker/mailbox.py",
+        "            if self._rest is not None and not self._left:\n",
+        "            elif self._rest is not None:\n",
+        ("tests/broker/test_mailbox.py", "-k", "rest_of_a_batch"),
+    ),
+    Mutant(
         "requests that wait for workers are bounded by their number alone",
         "zkv/broker/mailbox.py",
         "- (self._frames.bytes_forwarded - self.taken())",
@@ -1602,7 +1609,100 @@ QUORUM: Final = "zkv/durability/quorum.py"
 STANDBYS: Final = "tests/replication/test_standby.py"
 PROMOTIONS: Final = "tests/replication/test_promotion.py"
 
+SLOW_LINK: Final = "tests/replication/test_slow_link.py"
+POWER_CUTS: Final = "tests/replication/test_power_cut.py"
+LOSSES: Final = "tests/replication/test_losses.py"
+
 IN_REPLICATION: Final = [
+    Mutant(
+        "all standbys have to confirm, however many are asked for",
+        QUORUM,
+        "newest = numbers[self.needed - 1] if len(numbers) >= self.needed else 0",
+        "newest = numbers[-1] if len(numbers) >= self.needed else 0",
+        (LOSSES, "-k", "one_of_two"),
+    ),
+    Mutant(
+        "what a standby was only sent counts as confirmed",
+        "zkv/replication/source.py",
+        "self._engine.confirm(request.member, request.durable)",
+        "self._engine.confirm(request.member, 2**62)",
+        (LOSSES, "-k", "is_behind and not asynchronous"),
+    ),
+    Mutant(
+        "the old history may be gone before what only it had is kept",
+        "zkv/replication/place.py",
+        "        keep(fetched)\n        directory = self.layout.directory\n"
+        "        write_role(files, directory, msgspec.structs.replace(record, exchange=True))\n",
+        "        directory = self.layout.directory\n"
+        "        write_role(files, directory, msgspec.structs.replace(record, exchange=True))\n"
+        "        keep(fetched)\n",
+        (POWER_CUTS, "-k", "exchange"),
+    ),
+    Mutant(
+        "an exchange is not on disk before it counts as done",
+        "zkv/replication/place.py",
+        "                files.rename(new, old)\n"
+        "                files.sync_directory(self.layout.directory)\n",
+        "                files.rename(new, old)\n",
+        (POWER_CUTS, "-k", "exchange"),
+    ),
+    Mutant(
+        "what is diverged is not on disk when it has its name",
+        "zkv/cli/follow.py",
+        "        files.sync(file)\n    files.rename(beside, path)\n",
+        "    files.rename(beside, path)\n",
+        (POWER_CUTS, "-k", "exchange"),
+    ),
+    Mutant(
+        "a server leads before its term is on disk",
+        "zkv/replication/standby.py",
+        "        engine.log.commit(lsn, durable=True)\n        self._lead()\n",
+        "        self._lead()\n        engine.log.commit(lsn, durable=True)\n",
+        (POWER_CUTS, "-k", "a_promotion"),
+    ),
+    Mutant(
+        "a promoted server may be a standby again after a power cut",
+        "zkv/replication/place.py",
+        "        files.sync_directory(directory)\n        return\n",
+        "        return\n",
+        (POWER_CUTS, "-k", "a_promotion"),
+    ),
+    Mutant(
+        "a hand-over is answered before it is on disk",
+        "zkv/replication/handover.py",
+        "                write_role(self._files, self._directory, record)\n"
+        "            except (ReadOnly, OSError)",
+        "            except (ReadOnly, OSError)",
+        (POWER_CUTS, "-k", "hand_over"),
+    ),
+    Mutant(
+        "a promotion that the disk refuses makes two primaries after a restart",
+        "zkv/server.py",
+        "                    write_role(files, place, held)\n",
+        "                    pass\n",
+        (POWER_CUTS, "-k", "refuses"),
+    ),
+    Mutant(
+        "a slow answer is taken for a dead connection",
+        "zkv/broker/upstream.py",
+        "        socket.heartbeat_timeout = NO_TIMEOUT\n",
+        "",
+        (SLOW_LINK, "-k", "a_copy"),
+    ),
+    Mutant(
+        "a large commit is never waited for longer",
+        "zkv/replication/stream.py",
+        "self._seconds = min(2 * self._seconds, MOST_REPLY_SECONDS)",
+        "pass",
+        (SLOW_LINK, "-k", "large_commit"),
+    ),
+    Mutant(
+        "a server that is gone is waited for as one on a slow link",
+        "zkv/replication/stream.py",
+        "            if self._in_doubt:\n",
+        "            if False:\n",
+        (SLOW_LINK, "-k", "not_there"),
+    ),
     Mutant(
         "a position is a revision: who has the newest one gets nothing",
         "zkv/replication/source.py",
@@ -1637,6 +1737,34 @@ IN_REPLICATION: Final = [
         "            self._give_back(source, error)\n",
         "",
         (PROMOTIONS, "-k", "is_undone"),
+    ),
+    Mutant(
+        "two standbys that follow each other do not look for the primary",
+        "zkv/replication/standby.py",
+        "elif self.age() > STALE_SECONDS and source.places > 1:",
+        "elif False:",
+        (STANDBYS, "-k", "follow_each_other"),
+    ),
+    Mutant(
+        "a standby begins anew from whichever server answers first",
+        "zkv/cli/follow.py",
+        "None if anew is None else _refusal(source, record.member, anew)",
+        "anew",
+        (STANDBYS, "-k", "has_less"),
+    ),
+    Mutant(
+        "a standby that begins anew goes on to remove its log",
+        "zkv/replication/standby.py",
+        "        self._engine.keep_log()  # What it gives up is read from there.\n",
+        "",
+        (PROMOTIONS, "-k", "all_is_kept"),
+    ),
+    Mutant(
+        "a planned promotion asks only the server that the standby follows",
+        "zkv/replication/standby.py",
+        'if error.code != "NOT_LEADER":\n                    raise',
+        "if error:\n                    raise",
+        (PROMOTIONS, "-k", "that_it_knows"),
     ),
     Mutant(
         "a promoted server that is started as a standby again gives up its term",
@@ -1700,6 +1828,23 @@ IN_REPLICATION: Final = [
         "self.safe_lsn = self.safe_rev = 0",
         "pass",
         (*SYNC, "after_a_restart"),
+    ),
+]
+
+IN_ETCD: Final = [
+    Mutant(
+        "an answer of etcd that nobody knows counts as not executed",
+        "zkv/etcd/errors.py",
+        "if pattern.search(details)), UnknownOutcomeError)",
+        "if pattern.search(details)), EtcdError)",
+        ("tests/etcd/test_package.py", "-k", "errors"),
+    ),
+    Mutant(
+        "a connection that breaks counts as a certificate that is refused",
+        "zkv/etcd/errors.py",
+        '"UNAVAILABLE": ((_REFUSED_TLS, AccessError),),',
+        '"UNAVAILABLE": ((re.compile("SSL"), AccessError),),',
+        ("tests/etcd/test_package.py", "-k", "errors"),
     ),
 ]
 
@@ -1896,5 +2041,5 @@ MUTANTS: Final = [
     *IN_C, *AT_THE_START, *CODEC_AND_EXACTLY_ONCE, *EXPIRY, *LOG, *WAITING, *IN_SLOW_LOG, *IN_FEED,
     *IN_BOUNDS, *IN_HANDSHAKES,
     *CLIENT, *IN_METRICS, *SETTINGS, *IN_USERS, *IN_TOOLS_OF_USERS, *IN_QUOTAS,
-    *IN_CACHES, *IN_REPLICATION, *IN_CLUSTER,
+    *IN_CACHES, *IN_REPLICATION, *IN_ETCD, *IN_CLUSTER,
 ]  # fmt: skip

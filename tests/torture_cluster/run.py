@@ -167,21 +167,21 @@ class Run:
         leader = self.leader
         reader = self._new_reader(leader)
         reader.ask(self._shared_keys, STUCK_READS)
-        leader.signal(signal.SIGSTOP)
+        leader.stop()
         self._await_other(leader)
         self._progress()
         reader.ask(self._shared_keys, STUCK_READS)
-        leader.signal(signal.SIGCONT)
+        leader.go_on()
         reader.ask(self._shared_keys, STUCK_READS)
         self._hear(reader)
 
     def stop_leader_for_a_moment(self) -> None:
         leader = self.leader
         reader = self._new_reader(leader)
-        leader.signal(signal.SIGSTOP)
+        leader.stop()
         reader.ask(self._shared_keys, STUCK_READS)
         time.sleep(self._pick.uniform(0.2, 0.9) * LEASE)
-        leader.signal(signal.SIGCONT)
+        leader.go_on()
         self._hear(reader)
 
     def _new_reader(self, leader: MemberMachine) -> StuckReader:
@@ -238,7 +238,7 @@ class Run:
     def cut_clients_from_leader(self) -> None:
         """It leads on: clients see no other leader, and go on once it is there again."""
         leader = self.leader
-        leader.proxy.refuse()
+        leader.proxy.part()
         time.sleep(self._pick.random() * LEASE)
         leader.restore()
 
@@ -250,7 +250,7 @@ class Run:
 
     def terminate_leader(self) -> None:
         leader = self.leader
-        leader.signal(signal.SIGTERM)
+        leader.process.send_signal(signal.SIGTERM)
         self._ended_well(leader)
 
     def _ended_well(self, leader: MemberMachine) -> None:
