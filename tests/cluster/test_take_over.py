@@ -11,6 +11,7 @@ import pytest
 
 from tests.cluster.servers import BEYOND, LEASE, Cluster, MemberServer, await_look, take_over
 from tests.support import Raw, eventually, pack, unpack
+from zkv.cluster import membership
 from zkv.cluster.lease import Lease
 from zkv.etcd import AccessError, EtcdError, NoSpaceError, Op, PutOp, UnknownOutcomeError
 from zkv.server import Event
@@ -227,7 +228,7 @@ def test_a_member_that_is_an_hour_ahead_ends_no_entry_too_early(
         one.await_lead()
         monkeypatch.setattr("zkv.clock.time.time_ns", lambda: now() + HOUR_NS)
         with cluster.member("b") as other:
-            assert one.outcome(op="PUT", key="k", value="old", ttl=3_500_000) == "ok"
+            assert one.outcome(op="PUT", key="k", value="old", ttl=3_000) == "ok"
             assert one.outcome(op="INCR", key="n", session="s", seq=1) == 1
             other.await_log(one)
             fall_silent(one)
@@ -236,10 +237,13 @@ def test_a_member_that_is_an_hour_ahead_ends_no_entry_too_early(
             assert other.call(op="INCR", key="n", session="s", seq=1).get("replayed")
 
 
-def test_a_take_over_moves_the_time_on_once(two: tuple[MemberServer, MemberServer]) -> None:
+def test_a_take_over_moves_the_time_on_once(
+    two: tuple[MemberServer, MemberServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However many attempts it takes: else entries and locks would end too early."""
+    monkeypatch.setattr(membership, "RETRY_SECONDS", 0.0)
     one, other = two
-    left = [20]
+    left = [200]
 
     def lose(ops: Sequence[Op]) -> None:
         if puts_fence(ops) and left[0]:
@@ -247,7 +251,7 @@ def test_a_take_over_moves_the_time_on_once(two: tuple[MemberServer, MemberServe
             raise UnknownOutcomeError("no answer came in time")
 
     other.etcd.hook = lose
-    assert one.outcome(op="PUT", key="k", value="old", ttl=round(10 * LEASE * 1000)) == "ok"
+    assert one.outcome(op="PUT", key="k", value="old", ttl=100 * LEASE) == "ok"
     other.await_log(one)
     fall_silent(one)
     take_over(other)

@@ -189,8 +189,12 @@ def test_whoever_finds_that_the_disk_fails_a_batch_under_way_is_dropped(leader: 
     wal.distrust("somebody changed a file")
     assert (leader.rolled_back, leader.deposed) == ([0], 1)
     heal(leader.etcd)
-    wal.try_again()
-    assert log_of(leader.other) == []
+    wal.follow("a file was changed")
+    wal._broken, wal._retry_at = False, 0.0  # As after a snapshot that took its place.
+    leader.lead()
+    leader.payloads.clear()
+    wal.commit(leader.write(), durable=True)
+    assert log_of(leader.other) == leader.payloads
 
 
 def test_the_epoch_is_another_one_in_each_lapse_of_the_lease(leader: Leader) -> None:

@@ -2029,13 +2029,6 @@ IN_CLUSTER: Final = [
         (*IN_TAKE_OVER, "behind_another"),
     ),
     Mutant(
-        "nobody sends again what etcd has not answered",
-        MEMBERSHIP,
-        "if engine.safe_lsn < engine.last_lsn:",
-        "if False:",
-        (*IN_LEADERSHIP, "-k", "sent_again"),
-    ),
-    Mutant(
         "a leader whose disk fails keeps its record",
         MEMBERSHIP,
         "if not self._wal.takes_commits:  # Its disk fails, so nobody else has taken over.",

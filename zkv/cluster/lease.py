@@ -33,7 +33,7 @@ def uptime() -> float:
 
 
 class _State(NamedTuple):
-    """What `Lease` knows, replaced in one step.
+    """The state of a `Lease`, replaced in one step.
 
     Args:
         end: until when it is held, by its clock.
