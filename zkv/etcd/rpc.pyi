@@ -1,5 +1,4 @@
 """The messages of etcd, made by tools/rpc.py from rpc.proto: `make generate`."""
-
 # ruff: noqa: D
 from collections.abc import Iterable, MutableSequence
 from typing import Self
