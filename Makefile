@@ -116,6 +116,9 @@ demo: $(VENV)/run.stamp ## Load the Unicode table into a server, read it back, r
 standby: $(VENV)/run.stamp ## Show a second machine on this one: a standby, a promotion, and the way back
 	$(BIN)/python tools/standby.py
 
+cluster: $(VENV)/etcd.stamp ## Show a store that survives its machine: three members, etcd, and a leader that dies
+	$(BIN)/python -m tools.cluster
+
 lock: $(VENV)/dev.stamp ## Lock the dependencies anew; ARGS=--upgrade takes the newest
 	$(LOCK) --output-file requirements/run.txt
 	$(LOCK) --output-file requirements/dev.txt --extra dev --constraint requirements/run.txt

@@ -28,7 +28,7 @@ import secrets
 import threading
 import zlib
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from zkv.cluster.records import Fence, LeaderRecord, MemberRecord
 from zkv.cluster.shared_log import DeposedError, Tenure
@@ -94,6 +94,8 @@ class Member:
         self._stop = stop
         self.failure: DataDirError | None = None
         """Set, before `stop` is called, if this member must not go on."""
+        self.led: Future[None] = Future()
+        """Done once this member leads, or has seen another one lead."""
         self.current: Future[None] = Future()
         """Done once this member has had all that etcd had; failed with `failure`."""
         self._closing = threading.Event()
@@ -102,7 +104,7 @@ class Member:
         self._attempt: _Attempt | None = None
         self._deposed = False
         self._renewals = 0
-        self._leader_revision = -1
+        self._leader_revision = -1  # Not looked yet.
         self._unchanged_since = 0.0
         self._last_crc = _crc_of_newest(engine)
         self._watch: EtcdWatch | None = None
@@ -135,6 +137,19 @@ class Member:
         silent = max(0.0, now - self._answered_at - self._lease.seconds / RENEWALS)
         behind = self._behind_since
         return silent if behind is None else max(silent, now - behind)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what INFO tells of this member and its lease. Any thread."""
+        leads, now = self._role.leads, self._lease.clock()
+        silent = 0.0 if leads else now - self._unchanged_since
+        return {
+            "member": self._file.member,
+            "leader": self._advertised() if leads else self._role.leader,
+            "leader_seconds": None if self._leader_revision == -1 else round(silent, 3),
+            "lease": self._lease.seconds,
+            "lease_seconds": round(self._lease.left, 3),
+            "answered_seconds": round(max(0.0, now - self._answered_at), 3),
+        }
 
     def _run(self) -> None:
         while not self._closing.is_set():
@@ -186,7 +201,11 @@ class Member:
         self._answered_at = now
         self._engine.clock.follow(max(seen.head.time, 0 if leader is None else leader.time))
         if seen.leader_revision != self._leader_revision:
+            is_first, own = self._leader_revision == -1, self._file.member
             self._leader_revision, self._unchanged_since = seen.leader_revision, now
+            # The first look may find what a leader has left that is gone.
+            if not (is_first or leader is None or leader.released or leader.member == own):
+                self._note_led()
         if self._tenure is None:
             self._role.leader = None if leader is None or leader.released else leader.endpoints
 
@@ -318,6 +337,7 @@ class Member:
         engine.lead()
         keyspace.unseal()
         self._role.begin_to_lead()
+        self._note_led()
         _log.warning("this member leads: term %d, after log number %d", tenure.term, seen.head.lsn)
 
     # --- Leading
@@ -354,6 +374,10 @@ class Member:
             time=self._engine.clock(),
             released=released,
         )
+
+    def _note_led(self) -> None:
+        if not self.led.done():
+            self.led.set_result(None)
 
     def _note_deposed(self) -> None:
         self._deposed = True

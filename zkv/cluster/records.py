@@ -11,6 +11,7 @@ All keys begin with the prefix of the store:
   number is the log number of its first commit, with 20 digits: the order of keys is that of the
   log, and whoever has a log number knows the key of what comes next.
 - ``members/<name>``: a member, and where it is.
+- ``live/<name>``: how far a member is. It writes this record every few seconds, for display alone.
 
 Records are msgpack maps. A part of a batch is an array with a checksum; the commits in it are the
 payloads that the write-ahead log has (`zkv.keyspace.change`), so they are the same bytes in etcd,
@@ -122,7 +123,21 @@ class MemberRecord(Struct, frozen=True, kw_only=True):
     time: int
 
 
-_T = TypeVar("_T", StoreRecord, Fence, LeaderRecord, Head, MemberRecord)
+class LiveRecord(Struct, frozen=True):
+    """How far a member is. Nothing is decided by it.
+
+    Args:
+        name: its name.
+        applied: the log number up to which it has applied the log.
+        time: when it wrote this, Unix time in ms by its system clock.
+    """
+
+    name: str
+    applied: int
+    time: int
+
+
+_T = TypeVar("_T", StoreRecord, Fence, LeaderRecord, Head, MemberRecord, LiveRecord)
 
 
 def pack(record: _T) -> bytes:
@@ -209,10 +224,15 @@ class Keys:
         self.head = self.prefix + b"head"
         self._log = self.prefix + b"log/"
         self.members = self.prefix + b"members/"
+        self.lives = self.prefix + b"live/"
 
     def member(self, name: str) -> bytes:
         """The key of a member."""
         return self.members + name.encode()
+
+    def live(self, name: str) -> bytes:
+        """The key of how far a member is."""
+        return self.lives + name.encode()
 
     def log_from(self, lsn: int) -> tuple[bytes, bytes]:
         """The range of the keys of all batches that begin with this log number or a later one."""

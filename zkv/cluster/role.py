@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from zkv.errors import NotLeader
 from zkv.replication.role import Role, RoleName
 
 if TYPE_CHECKING:
@@ -32,6 +33,24 @@ class MemberRole(Role):
     @leads.setter
     def leads(self, leads: bool) -> None:
         self._leads = leads
+
+    def begin_to_lead(self) -> None:
+        """See `Role`. What tells the lag stays."""
+        self.leader = None
+        self.leads = True
+
+    def yield_to(self, leader: list[str]) -> None:
+        """See `Role`, likewise."""
+        self.leader = leader or None
+        self.leads = False
+
+    def error(self, does: str) -> NotLeader:
+        """See `Role`."""
+        leader = ", ".join(self.leader) if self.leader else "not known"
+        return NotLeader(
+            f"only the leader {does}, and this member does not lead; the leader: {leader}",
+            leader=self.leader,
+        )
 
     @property
     def name(self) -> RoleName:

@@ -40,6 +40,7 @@ from zkv.cluster.shared_log import DeposedError
 from zkv.durability.wal import Wal
 from zkv.errors import ReadOnly
 from zkv.etcd.errors import EtcdError
+from zkv.figures import Buckets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +91,9 @@ class ReplicatedWal(Wal):
         self._epoch = 0
         self._sender = 0  # The thread that has appended last.
         self._woken = threading.Event()
+        self.append_times = Buckets()
+        """How long etcd took for each batch. `sync_times` are those of the copy on the disk."""
+        self.commits_per_append = Buckets()
         self.now: Callable[[], int] = lambda: 0
         """Returns the time of the store."""
         self.on_deposed: Callable[[], None] = lambda: None
@@ -205,10 +209,9 @@ class ReplicatedWal(Wal):
             raise self._wait_for_etcd(error) from error
         self._sender = threading.get_ident()
         took = time.monotonic() - began
-        self.syncs += 1
-        self.sync_times.add_time(took)
+        self.append_times.add_time(took)
         commits = len(batch.payloads)
-        self.commits_per_sync.add(commits.bit_length(), commits)
+        self.commits_per_append.add(commits.bit_length(), commits)
         if self._refusal is not None:
             self._resume("etcd answers again")
 
