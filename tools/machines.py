@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import zkv
+from zkv.etcd import connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -222,6 +223,27 @@ class Cluster:
 
         wait_for("a member leads", look)
         return leading[0]
+
+    def node(self, leads: bool) -> Node:
+        """Wait until a node of etcd leads; return it, or another one that runs."""
+        etcd = connect([each.endpoint for each in self.nodes])
+        found: list[Node] = []
+
+        def look() -> bool:
+            states = etcd.status(1.0)
+            if any(each.leader for each in states):
+                found[:] = [
+                    node
+                    for node, each in zip(self.nodes, states, strict=True)
+                    if each.error is None and (each.leader == each.member_id) is leads
+                ]
+            return bool(found)
+
+        try:
+            wait_for("etcd has a leader", look)
+        finally:
+            etcd.close()
+        return found[0]
 
     def follower(self) -> Member:
         """Return a member that follows."""

@@ -1,4 +1,4 @@
-"""What a member knows of the others and of etcd, for INFO.
+"""Observes the other members and etcd, for INFO.
 
 A thread asks every few seconds: each node of etcd for its state, all of them for alarms, and the
 store's keys for the members. With the same transaction it writes how far this member is, so that

@@ -46,11 +46,11 @@ class MemberRole(Role):
 
     def error(self, does: str) -> NotLeader:
         """See `Role`."""
-        leader = ", ".join(self.leader) if self.leader else "not known"
-        return NotLeader(
-            f"only the leader {does}, and this member does not lead; the leader: {leader}",
-            leader=self.leader,
+        del does  # A client that is told who leads needs no reason.
+        where = (
+            f": {', '.join(self.leader)} does" if self.leader else ", and knows of none that does"
         )
+        return NotLeader(f"this member does not lead{where}", leader=self.leader)
 
     @property
     def name(self) -> RoleName:

@@ -69,7 +69,7 @@ class Seen(NamedTuple):
 
 
 class Sighting(NamedTuple):
-    """What etcd has of a member.
+    """The records of a member.
 
     Args:
         record: what it has declared.
