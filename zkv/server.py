@@ -36,7 +36,7 @@ from zkv.broker.front import ConnectionLimits, FrontHandler
 from zkv.broker.subscriptions import LONGEST_TOPIC, TopicBounds
 from zkv.broker.worker import WorkerHandler
 from zkv.cluster.joining import Joining, join
-from zkv.cluster.member import Member
+from zkv.cluster.membership import Membership
 from zkv.cluster.observer import Observer
 from zkv.cluster.place import read_member
 from zkv.collector import resident_bytes
@@ -126,7 +126,7 @@ class ServerCore:
         self._standby: Standby | None = None
         self._hand_over: HandOver | None = None
         self._joining: Joining | None = None
-        self._member: Member | None = None
+        self._member: Membership | None = None
         self._observer: Observer | None = None
         self._yielded: RoleRecord | None = None
         self._limits, self._fitted = fit_memory(settings.limits)
@@ -212,7 +212,7 @@ class ServerCore:
         if slow := compiled.what_is_slow(self._facts()["stats"]):
             _log.info("built %s: %s", slow, compiled.ADVICE)
 
-    def _start_member(self, member: Member) -> None:
+    def _start_member(self, member: Membership) -> None:
         """Start the thread of a member; one that is new first reads what there is.
 
         Raises DataDirError.
@@ -389,7 +389,7 @@ class ServerCore:
         )
         if joining is not None and engine.disk is not None:
             joining.take_directory(engine.disk.files, engine.disk.storage.directory)
-            self._member = Member(
+            self._member = Membership(
                 engine, joining, self._advertised, lambda: self._events.put(Event.STOP)
             )
             self._observer = Observer(

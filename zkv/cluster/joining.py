@@ -19,7 +19,7 @@ import msgspec
 
 from zkv.cluster.lease import Lease
 from zkv.cluster.place import MemberFile, new_name, read_member, write_member
-from zkv.cluster.records import FORMAT, Fence, Head, StoreRecord
+from zkv.cluster.records import FORMAT, Fence, LogHead, StoreRecord
 from zkv.cluster.role import MemberRole
 from zkv.cluster.shared_log import SharedLog
 from zkv.cluster.wal import ReplicatedWal
@@ -135,7 +135,7 @@ def found(log: SharedLog, limits: LimitSettings) -> str:
     store = NO_LINEAGE.next_start().store
     shared = {name: getattr(limits, name) for name in SHARED_LIMITS}
     record = StoreRecord(format=FORMAT, store=store, limits=shared, first_lsn=1)
-    if not log.found(record, Fence(0, "", ""), Head(0, 0, 0, 0)):
+    if not log.found(record, Fence(0, "", ""), LogHead(0, 0, 0, 0)):
         raise DataDirError(f"there is a store at {log.keys.prefix.decode()} already")
     return store
 

@@ -1,4 +1,4 @@
-"""What the members of a replicated store keep in etcd: the keys, and the records in them.
+"""The keys that the members of a replicated store have in etcd, and the records in them.
 
 All keys begin with the prefix of the store:
 
@@ -12,6 +12,7 @@ All keys begin with the prefix of the store:
   log, and whoever has a log number knows the key of what comes next.
 - ``members/<name>``: a member, and where it is.
 - ``live/<name>``: how far a member is. It writes this record every few seconds, for display alone.
+- ``states/<name>``: the hash of a member's state at a log number: see `zkv.cluster.state_check`.
 
 Records are msgpack maps. A part of a batch is an array with a checksum; the commits in it are the
 payloads that the write-ahead log has (`zkv.keyspace.change`), so they are the same bytes in etcd,
@@ -89,7 +90,7 @@ class LeaderRecord(Struct, frozen=True, kw_only=True):
     released: bool = False
 
 
-class Head(Struct, frozen=True):
+class LogHead(Struct, frozen=True):
     """The newest commit of the log.
 
     Args:
@@ -137,7 +138,21 @@ class LiveRecord(Struct, frozen=True):
     time: int
 
 
-_T = TypeVar("_T", StoreRecord, Fence, LeaderRecord, Head, MemberRecord, LiveRecord)
+class StateRecord(Struct, frozen=True, kw_only=True):
+    """The state of a member at a log number.
+
+    Args:
+        member: its name.
+        lsn: the log number.
+        hash: that of its entries then.
+    """
+
+    member: str
+    lsn: int
+    hash: int
+
+
+_T = TypeVar("_T", StoreRecord, Fence, LeaderRecord, LogHead, MemberRecord, StateRecord, LiveRecord)
 
 
 def pack(record: _T) -> bytes:
@@ -158,13 +173,16 @@ class _Part(Struct, frozen=True, array_like=True):
     rev: int
     time: int
     before: int
+    check_at: int
     data: bytes
     crc: int = 0
 
     @property
     def checksum(self) -> int:
         """That of the other fields."""
-        others = b"%d,%d,%d,%d" % (self.last_lsn, self.rev, self.time, self.before)
+        others = b"%d,%d,%d,%d,%d" % (
+            self.last_lsn, self.rev, self.time, self.before, self.check_at
+        )  # fmt: skip
         return zlib.crc32(self.data, zlib.crc32(others))
 
     def checked(self) -> _Part:
@@ -172,7 +190,7 @@ class _Part(Struct, frozen=True, array_like=True):
         return msgspec.structs.replace(self, crc=self.checksum)
 
 
-class Batch(NamedTuple):
+class LogBatch(NamedTuple):
     """Commits that were appended together.
 
     The checksum of the commit before them shows a history that was cut off, and has grown again to
@@ -189,17 +207,22 @@ class Batch(NamedTuple):
     before: int
     """The checksum of the commit before the first one; 0 if there is none."""
     payloads: list[bytes]
+    check_at: int = 0
+    """The log number at which all members compare their states; 0 = they do not."""
 
     @classmethod
-    def after(cls, head: Head, term: int, payloads: list[bytes], time: int) -> Self:
+    def after(
+        cls, head: LogHead, term: int, payloads: list[bytes], time: int, check_at: int = 0
+    ) -> Self:
         """Return the batch of these commits, which follow a head."""
         first, last = head.lsn + 1, head.lsn + len(payloads)
-        return cls(term, first, last, revision_in(payloads[-1]), time, head.crc, payloads)
+        rev = revision_in(payloads[-1])
+        return cls(term, first, last, rev, time, head.crc, payloads, check_at)
 
     @property
-    def head(self) -> Head:
+    def head(self) -> LogHead:
         """The head of a log that ends with it."""
-        return Head(self.last_lsn, self.rev, self.term, self.time, zlib.crc32(self.payloads[-1]))
+        return LogHead(self.last_lsn, self.rev, self.term, self.time, zlib.crc32(self.payloads[-1]))
 
     def commits(self) -> list[Commit]:
         """Return its commits. Raises DamageError."""
@@ -209,7 +232,7 @@ class Batch(NamedTuple):
             raise DamageError(f"etcd, log number {self.first_lsn} ff.: {error}") from None
 
 
-class Keys:
+class StoreKeys:
     """The keys of a store.
 
     Args:
@@ -225,6 +248,7 @@ class Keys:
         self._log = self.prefix + b"log/"
         self.members = self.prefix + b"members/"
         self.lives = self.prefix + b"live/"
+        self.states = self.prefix + b"states/"
 
     def member(self, name: str) -> bytes:
         """The key of a member."""
@@ -234,6 +258,10 @@ class Keys:
         """The key of how far a member is."""
         return self.lives + name.encode()
 
+    def state(self, name: str) -> bytes:
+        """The key of a member's state."""
+        return self.states + name.encode()
+
     def log_from(self, lsn: int) -> tuple[bytes, bytes]:
         """The range of the keys of all batches that begin with this log number or a later one."""
         return self._log + _number(lsn), with_prefix(self._log)[1]
@@ -242,17 +270,16 @@ class Keys:
         """The range of the keys of the batches that begin with this log number."""
         return with_prefix(self._log + _number(lsn) + b"/")
 
-    def parts(self, batch: Batch) -> list[tuple[bytes, bytes]]:
+    def parts(self, batch: LogBatch) -> list[tuple[bytes, bytes]]:
         """Return the keys and values of the parts of a batch."""
         whole = msgspec.msgpack.encode(batch.payloads)
         pieces = [whole[at : at + PART_BYTES] for at in range(0, len(whole), PART_BYTES)]
         begin, _ = self.batch(batch.first_lsn)
+        head = batch.last_lsn, batch.rev, batch.time, batch.before, batch.check_at
         return [
             (
                 begin + b"%010d-%05d-of-%05d" % (batch.term, number, len(pieces)),
-                msgspec.msgpack.encode(
-                    _Part(batch.last_lsn, batch.rev, batch.time, batch.before, piece).checked()
-                ),
+                msgspec.msgpack.encode(_Part(*head, piece).checked()),
             )
             for number, piece in enumerate(pieces)
         ]
@@ -267,7 +294,7 @@ class Keys:
 
 
 class PartPlace(NamedTuple):
-    """What the key of a part tells."""
+    """The contents of the key of a part."""
 
     first_lsn: int
     term: int
@@ -275,7 +302,7 @@ class PartPlace(NamedTuple):
     parts: int
 
 
-def join(place: PartPlace, values: list[bytes]) -> Batch:
+def join(place: PartPlace, values: list[bytes]) -> LogBatch:
     """Return the batch of which these are all parts, in order. Raises DamageError."""
     where = f"etcd, the batch at log number {place.first_lsn}"
     try:
@@ -288,9 +315,10 @@ def join(place: PartPlace, values: list[bytes]) -> Batch:
     last = parts[-1]
     if place.first_lsn + len(payloads) - 1 != last.last_lsn or not payloads:
         raise DamageError(f"{where}: it has {len(payloads)} commits, up to {last.last_lsn}")
-    return Batch(
-        place.term, place.first_lsn, last.last_lsn, last.rev, last.time, last.before, payloads
-    )
+    return LogBatch(
+        place.term, place.first_lsn, last.last_lsn, last.rev, last.time, last.before, payloads,
+        last.check_at,
+    )  # fmt: skip
 
 
 def _number(lsn: int) -> bytes:

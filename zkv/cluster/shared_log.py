@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from zkv.cluster.records import (
     FORMAT,
-    Batch,
     Fence,
-    Head,
-    Keys,
     LeaderRecord,
     LiveRecord,
+    LogBatch,
+    LogHead,
     MemberRecord,
+    StateRecord,
+    StoreKeys,
     StoreRecord,
     join,
     pack,
@@ -55,7 +56,7 @@ class NoStoreError(DataDirError):
 
 
 class Seen(NamedTuple):
-    """What all members look at, at one revision of etcd."""
+    """The records that all members look at, at one revision of etcd."""
 
     cluster: int
     """The identity of the etcd cluster."""
@@ -64,7 +65,7 @@ class Seen(NamedTuple):
     fence_revision: int
     leader: LeaderRecord | None
     leader_revision: int
-    head: Head
+    head: LogHead
     head_revision: int
 
 
@@ -100,7 +101,7 @@ class SharedLog:
 
     def __init__(self, etcd: Etcd, prefix: str, timeout: float) -> None:
         self.etcd = etcd
-        self.keys = Keys(prefix)
+        self.keys = StoreKeys(prefix)
         self.timeout = timeout
 
     def look(self) -> Seen:
@@ -128,11 +129,11 @@ class SharedLog:
             fence.mod_revision,
             None if leader is None else read(leader.value, LeaderRecord, leader.key),
             0 if leader is None else leader.mod_revision,
-            read(head.value, Head, head.key),
+            read(head.value, LogHead, head.key),
             head.mod_revision,
         )
 
-    def found(self, store: StoreRecord, fence: Fence, head: Head) -> bool:
+    def found(self, store: StoreRecord, fence: Fence, head: LogHead) -> bool:
         """Begin a store; return False if there is one already. Raises EtcdError."""
         keys = self.keys
         result = self.etcd.transact(
@@ -146,7 +147,7 @@ class SharedLog:
         )
         return result.succeeded
 
-    def read(self, after: int, head: int) -> list[Batch]:
+    def read(self, after: int, head: int) -> list[LogBatch]:
         """Return some batches after a log number.
 
         Args:
@@ -157,7 +158,7 @@ class SharedLog:
         """
         begin, end = self.keys.log_from(after + 1)
         found = self.etcd.read(begin, end, limit=MOST_PARTS, timeout=self.timeout)
-        batches: list[Batch] = []
+        batches: list[LogBatch] = []
         places = [(self.keys.place(item.key), item.value) for item in found.items]
         places = [each for each in places if each[0].first_lsn <= head]
         while places:
@@ -231,6 +232,16 @@ class SharedLog:
         there = Compare(key, "version", "!=", 0)
         removals = [DeleteOp(key), DeleteOp(live)]
         return self.etcd.transact([there], removals, timeout=self.timeout).succeeded
+
+    def tell_state(self, record: StateRecord) -> None:
+        """Write the hash of a member's state. Raises EtcdError."""
+        key = self.keys.state(record.member)
+        self.etcd.transact([], [PutOp(key, pack(record))], timeout=self.timeout)
+
+    def states(self) -> list[StateRecord]:
+        """Return the hashes that members have told last. Raises EtcdError, DamageError."""
+        items = self._each(*with_prefix(self.keys.states))
+        return [read(item.value, StateRecord, item.key) for item in items]
 
     def members(self) -> list[MemberRecord]:
         """Return all members. Raises EtcdError, DamageError."""
@@ -310,7 +321,7 @@ class Tenure:
         """
         self._require(self._transact([self._fence], []))
 
-    def append(self, batch: Batch, go_on: GoOn) -> None:
+    def append(self, batch: LogBatch, go_on: GoOn) -> None:
         """Append a batch; return once etcd has it.
 
         It may be called again with the same batch after an EtcdError, and with no other one.
@@ -332,7 +343,7 @@ class Tenure:
         if not self._append([PutOp(*last), head], batch, go_on):
             self.head = batch.head
 
-    def _append(self, puts: list[PutOp], batch: Batch, go_on: GoOn) -> bool:
+    def _append(self, puts: list[PutOp], batch: LogBatch, go_on: GoOn) -> bool:
         """Carry out one transaction; return True if the whole batch is there already."""
         keys = self._log.keys
         compares = [self._fence, _unchanged(keys.head, self._head_revision)]
@@ -353,7 +364,7 @@ class Tenure:
             self._find_out(result, batch)
             return True
 
-    def _find_out(self, result: TxnResult, batch: Batch) -> None:
+    def _find_out(self, result: TxnResult, batch: LogBatch) -> None:
         """Find out, after a condition has failed, if a batch is in the log.
 
         Raises DeposedError if it is not, and never will be.

@@ -35,7 +35,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from zkv.cluster.records import Batch
+from zkv.cluster.records import LogBatch
 from zkv.cluster.shared_log import DeposedError
 from zkv.durability.wal import Wal
 from zkv.errors import ReadOnly
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from zkv.cluster.shared_log import Tenure
     from zkv.durability.files import Files
     from zkv.durability.segment import SegmentEnd
+    from zkv.keyspace import SnapshotView
 
     _Run = tuple[int, list[bytes], int]
 
@@ -85,8 +86,9 @@ class ReplicatedWal(Wal):
         self._lease = lease
         self._confirms = confirms
         self._tenure: Tenure | None = None
-        self._sending: Batch | None = None  # What etcd has not confirmed yet,
+        self._sending: LogBatch | None = None  # What etcd has not confirmed yet,
         self._sending_runs: list[_Run] = []  # and the same as it left the queue.
+        self._check_at = 0
         self._lapses = itertools.count(-1, -1)
         self._epoch = 0
         self._sender = 0  # The thread that has appended last.
@@ -131,6 +133,13 @@ class ReplicatedWal(Wal):
                 return
             self._step_down(reason)
             self._resume("this member follows")
+
+    def view_to_compare(self, view: Callable[[], SnapshotView]) -> SnapshotView:
+        """Return a view that the followers can take, too: the next batch tells its log number."""
+        with self._io:
+            taken = view()
+            self._check_at = taken.lsn
+            return taken
 
     def give_up(self) -> None:
         """Have those who wait for etcd stop to wait, now and later: the server is stopping."""
@@ -178,7 +187,8 @@ class ReplicatedWal(Wal):
                 return []
             payloads = [payload for _, run, _ in self._sending_runs for payload in run]
             tenure = self._tenure
-            self._sending = Batch.after(tenure.head, tenure.term, payloads, self.now())
+            at, self._check_at = self._check_at, 0
+            self._sending = LogBatch.after(tenure.head, tenure.term, payloads, self.now(), at)
         self._send(self._tenure, self._sending)
         self._sending = None
         return self._sending_runs
@@ -192,7 +202,7 @@ class ReplicatedWal(Wal):
             size = runs[-1][2] - self._written_bytes
         return runs
 
-    def _send(self, tenure: Tenure, batch: Batch) -> None:
+    def _send(self, tenure: Tenure, batch: LogBatch) -> None:
         """Append a batch to etcd. Raises ReadOnly."""
         began = time.monotonic()
 

@@ -109,6 +109,9 @@ class Wal:
         OSError: the segment cannot be opened or created.
     """
 
+    confirms_reads = False
+    """See `zkv.keyspace.log.CommitLog`."""
+
     def __init__(
         self,
         files: Files,
@@ -167,7 +170,6 @@ class Wal:
         """Unix time since which writes have been refused; None = they are not."""
         self.begun: list[segment.SegmentHeader] = []
         """The headers of the segments that this process has begun. Only ever grows; any thread."""
-        self.confirms_reads = False
         self._doubted = False
         self._sync_seconds = 0.0  # The slowest recent sync; each later one lowers it by a tenth.
         self._offset = self._synced = self._first_rev = self._salt = 0
