@@ -1,7 +1,7 @@
-"""The findings of ``zkv doctor`` about a store whose log is in etcd, from INFO of one of its members.
+"""The findings of ``zkv doctor`` about a store whose log is in etcd.
 
-A member knows of the others and of etcd what it saw a few seconds ago, so one that is asked tells
-about all.
+INFO of a member has what it saw of the others and of etcd a few seconds ago, so one that is asked
+tells about all.
 """
 
 from __future__ import annotations

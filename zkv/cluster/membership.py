@@ -31,7 +31,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from zkv.cluster.records import Fence, LeaderRecord, MemberRecord
-from zkv.cluster.shared_log import DeposedError, Tenure
+from zkv.cluster.shared_log import DeposedError, NoStoreError, Tenure
 from zkv.cluster.state_check import StateCheck
 from zkv.errors import DamageError, DataDirError, NotLeader, ReadOnly
 from zkv.etcd.errors import EtcdError
@@ -164,6 +164,8 @@ class Membership:
             except ReadOnly as error:
                 self._step_down(error.message)
                 self._complain(error.message)
+            except NoStoreError:
+                self._fail(self._store_is_gone())
             except DataDirError as error:
                 self._fail(error)
             except BaseException:  # A bug, or no memory; the thread goes on.
@@ -234,6 +236,13 @@ class Membership:
             )
         if here == head.lsn and self._last_crc not in {None, head.crc}:
             raise self._another_history(here)
+
+    def _store_is_gone(self) -> DataDirError:
+        prefix, here = self._shared.keys.prefix.decode(), self._engine.last_lsn
+        return DataDirError(
+            f"there is no store in etcd at {prefix}, and this directory has it up to log number "
+            f"{here}: etcd has lost it, or is another one; nothing is cut off"
+        )
 
     def _another_history(self, lsn: int) -> DataDirError:
         return DataDirError(
