@@ -102,6 +102,23 @@ def test_etcd_that_does_not_answer_is_told(members: Members) -> None:
         members.clients["a"].heal()
 
 
+def test_a_leader_that_is_cut_off_from_etcd_still_tells_of_itself(
+    members: Members, connect: Connect
+) -> None:
+    with members.member("a") as one:
+        client = connect(one.endpoint)
+        client.ok(op="PUT", key="k", value=1)
+        members.clients["a"].partition()
+        eventually(lambda: not one.server.role.leads, "its lease is over")
+        assert client.ok(op="PING")["ok"]
+        info = client.ok(op="INFO")
+        assert info["rev"] == 1
+        assert info["replication"]["role"] == "follower"
+        assert info["replication"]["lease_seconds"] == 0
+        assert client.call(op="GET", key="k")["code"] == "NOT_LEADER"
+        members.clients["a"].heal()
+
+
 def test_the_space_and_the_alarm_of_etcd_are_told(members: Members) -> None:
     with members.member("a") as one:
         eventually(lambda: "db_bytes" in replication(one)["etcd"], "etcd is looked at")

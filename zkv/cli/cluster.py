@@ -40,8 +40,9 @@ def examine(info: Info, role: str) -> Iterator[Diagnosis]:
         role: what it is, in words.
     """
     yield _leader(info, role)
-    yield from _members(info["replication"])
     yield from _nodes(info)
+    if figures.ETCD_SILENT.need(info) <= BEHIND and not figures.ETCD_ALARMS.of(info):
+        yield from _members(info["replication"])  # They tell how far they are by way of etcd.
     yield from _appends(info)
     yield from _space(info)
 

@@ -344,7 +344,8 @@ def info(node: Node, user: User | None) -> Done:
             setattr(reply, name, UNSET)
         if isinstance(reply, ReplicatedInfoReply):
             reply.replication = {name: reply.replication[name] for name in OPEN_REPLICATION}
-    if node.engine.needs_confirmation:  # It is needed most while nobody confirms anything.
+    # It is needed most while nobody confirms anything.
+    if node.engine.needs_confirmation or node.cluster is not None:
         reply.rev = min(reply.rev, node.engine.safe_rev)
     return Done(reply, reply.rev)
 
