@@ -447,7 +447,7 @@ class ServerCore:
             lambda: self._events.put(Event.STOP),
             self._lead,
         )
-        self.role.lag = standby.lag
+        self.role.lag, self.role.age = standby.lag, standby.age
         return standby
 
     def _advertised(self) -> list[str]:

@@ -22,6 +22,8 @@ class Proxy:
         self._server: asyncio.Server
         self._passing: set[_Passing] = set()
         self._delay = 0.0
+        self._refuses = False
+        self._flows: asyncio.Event  # Not set while everything is held up.
         self.endpoint: str
 
     def __enter__(self) -> Self:
@@ -45,7 +47,29 @@ class Proxy:
         """Hold up every piece that passes by from now on."""
         self._delay = seconds
 
+    def refuse(self) -> None:
+        """Cut all connections, and each new one, until `restore`."""
+        self._refuses = True
+        self.cut()
+
+    def hold(self) -> None:
+        """Hold up everything, on new connections too, until `restore`; then it arrives."""
+        self._loop.run(self._set_flow(False))
+
+    def restore(self) -> None:
+        """End `refuse` and `hold`."""
+        self._refuses = False
+        self._loop.run(self._set_flow(True))
+
+    async def _set_flow(self, flows: bool) -> None:
+        if flows:
+            self._flows.set()
+        else:
+            self._flows.clear()
+
     async def _start(self) -> None:
+        self._flows = asyncio.Event()
+        self._flows.set()
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
         self.endpoint = "tcp://127.0.0.1:{1}".format(*self._server.sockets[0].getsockname())
 
@@ -63,6 +87,9 @@ class Proxy:
             passing.muted = True
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._refuses:
+            writer.transport.abort()
+            return
         task = asyncio.current_task()
         assert task is not None
         passing = _Passing(task)
@@ -86,6 +113,7 @@ class Proxy:
         while piece := await reader.read(65_536):
             if self._delay:
                 await asyncio.sleep(self._delay)
+            await self._flows.wait()
             if muting is None or not muting.muted:
                 writer.write(piece)
                 await writer.drain()

@@ -31,7 +31,14 @@ from zkv.durability.files import Files
 from zkv.durability.frozen_view import FrozenView
 from zkv.errors import ConfigError, DataDirError
 from zkv.replication.place import StandbyDirectory, read_role
-from zkv.replication.stream import StreamError, StreamRefusedError
+from zkv.replication.standby import begin_anew
+from zkv.replication.stream import (
+    Confirmed,
+    LogPosition,
+    StreamError,
+    StreamRefusedError,
+    pull,
+)
 from zkv.server import Following, ServerCore
 
 if TYPE_CHECKING:
@@ -142,7 +149,7 @@ class _Follower:
         with FrozenView(files, layout.directory) as view:
             here = recovery.recover(view, layout.snapshots, layout.wal)
         with contextlib.closing(self._source()) as source:
-            store, term = _store_of(source)
+            store, term = _store_of(source, here.lineage)
         if not here.lineage.store or here.lineage.store != store:
             raise self._another_store()
         self._require_term(here.lineage, here.lsn, term)
@@ -168,14 +175,22 @@ class _Follower:
             )
 
     def _fetch(self, record: RoleRecord, anew: BeginAnew | None) -> None:
-        """Fetch a snapshot; try until the primary has handed out one. Raises DataDirError."""
-        keep = partial(self._keep, anew)
+        """Fetch a snapshot; try until the primary has handed out one. Raises DataDirError.
+
+        What is here is given up only for the history of a server that refuses to go on from it. The
+        place that is asked first may be another one: a standby that has less, and must not be
+        followed backwards. If a server can go on after all, what is here stays.
+        """
         with contextlib.closing(self._source()) as source:
             while True:
                 try:
-                    rev = self._directory.fetch(source.ask, record, keep)
+                    why = None if anew is None else _refusal(source, record.member, anew)
+                    if anew is not None and why is None:
+                        _log.warning("%s goes on from what is here", source.endpoint)
+                        return
+                    rev = self._directory.fetch(source.ask, record, partial(self._keep, why))
                 except StreamRefusedError as error:
-                    _log.warning("%s refuses a snapshot: %s", source.endpoint, error)
+                    _log.warning("no snapshot from %s: %s", source.endpoint, error)
                 except StreamError as error:
                     _log.warning("no snapshot from the primary: %s; trying again", error)
                 except OSError as error:
@@ -217,6 +232,22 @@ class _Follower:
             _log.warning("those from %d to %d are in no file", common + 1, first - 1)
 
 
+def _refusal(source: Upstream, member: str, anew: BeginAnew) -> BeginAnew | None:
+    """Ask a server to go on from what is here; return why it cannot, None if it can.
+
+    Raises StreamRefusedError if that is no reason to begin anew, StreamError.
+    """
+    after = LogPosition.of(anew.lineage, anew.lsn)
+    try:
+        pull(source.ask, member, after, Confirmed(0, 0), 0, sync=False)
+    except StreamRefusedError as error:
+        refused = begin_anew(error, anew.lineage, anew.lsn)
+        if refused is None:
+            raise
+        return refused
+    return None
+
+
 class _EndedError(BaseException):
     """A signal ends the process."""
 
@@ -248,18 +279,26 @@ def _free(files: Files, directory: Path, stem: str) -> Path:
     return directory / next(name for name in names if name not in there)
 
 
-def _store_of(source: Upstream) -> tuple[str, int]:
-    """Return the identity of the primary's store, and its term. Raises DataDirError."""
+def _store_of(source: Upstream, here: Lineage) -> tuple[str, int]:
+    """Return the identity of the primary's store, and its term.
+
+    A place may be that of a standby which has not got so far: the next one is asked, too, where the
+    term is lower than the one here. Raises DataDirError if none answers.
+    """
+    found: tuple[str, int] | None = None
     for _ in range(source.places):
-        try:
+        with contextlib.suppress(StreamError):
             replication = source.ask({"op": "INFO"}, ASK_SECONDS).get("replication")
-        except StreamError:
-            source.go_on()
-            continue
-        if not isinstance(replication, dict):
-            return "", 0
-        return str(replication.get("store")), int(replication.get("term", 0))
-    raise DataDirError("the primary does not answer, so nobody knows if this is its store")
+            if not isinstance(replication, dict):
+                return "", 0
+            answer = str(replication.get("store")), int(replication.get("term", 0))
+            if answer[0] != here.store or answer[1] >= here.term:
+                return answer
+            found = found or answer
+        source.go_on()
+    if found is None:
+        raise DataDirError("the primary does not answer, so nobody knows if this is its store")
+    return found
 
 
 def _bound(settings: Settings, server: ServerCore) -> Settings:

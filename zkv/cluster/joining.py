@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -135,7 +136,7 @@ def found(log: SharedLog, limits: LimitSettings) -> str:
     store = NO_LINEAGE.next_start().store
     shared = {name: getattr(limits, name) for name in SHARED_LIMITS}
     record = StoreRecord(format=FORMAT, store=store, limits=shared, first_lsn=1)
-    if not log.found(record, Fence(0, "", ""), LogHead(0, 0, 0, 0)):
+    if not log.found(record, Fence(0, "", ""), LogHead(0, 0, 0, time.time_ns() // 1_000_000)):
         raise DataDirError(f"there is a store at {log.keys.prefix.decode()} already")
     return store
 

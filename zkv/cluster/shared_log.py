@@ -304,10 +304,25 @@ class Tenure:
     def clear(self) -> None:
         """Remove what others have left of batches that were never complete.
 
+        It writes the head anew, as it is, and has the head as a condition. So it is carried out
+        before the first append or never, however late etcd gets to it: else it would remove batches
+        that were appended since.
+
         Raises EtcdError, DeposedError.
         """
-        begin, end = self._log.keys.log_from(self.head.lsn + 1)
-        self._require(self._transact([self._fence], [DeleteOp(begin, end)]))
+        keys = self._log.keys
+        leftovers = DeleteOp(*keys.log_from(self.head.lsn + 1))
+        looks = [ReadOp(keys.fence), ReadOp(keys.head)]
+        while True:
+            compares = [self._fence, _unchanged(keys.head, self._head_revision)]
+            result = self._transact(compares, [leftovers, PutOp(keys.head, pack(self.head))], looks)
+            if result.succeeded:
+                self._head_revision = result.revision
+                return
+            fence, head = ([item.mod_revision for item in items] for items in result.reads)
+            if fence != [self._fence.value] or not head:
+                raise DeposedError("another member has taken over")
+            self._head_revision = head[0]  # An earlier attempt was carried out after all.
 
     def renew(self, record: LeaderRecord) -> None:
         """Write the leader's record. Raises EtcdError, DeposedError."""

@@ -91,6 +91,7 @@ class _Answer(Struct):
     lsn: int
     rev: int
     time: int
+    age: int = 0  # Older servers do not say it.
 
 
 class _HandedOver(Struct):
@@ -126,6 +127,8 @@ class Pulled(NamedTuple):
     rev: int
     time: int
     """The time there, Unix time in ms."""
+    age: int
+    """Milliseconds since a primary was heard of there; 0: it is one."""
 
 
 class FetchedSnapshot(NamedTuple):
@@ -185,7 +188,7 @@ def pull(
         raise StreamError("the checksum of commits does not match")
     commits = _unpack(answer.commits, after.lsn)
     lineage = Lineage(answer.store, answer.terms)
-    return Pulled(commits, lineage, answer.lsn, answer.rev, answer.time)
+    return Pulled(commits, lineage, answer.lsn, answer.rev, answer.time, answer.age)
 
 
 def supersede(ask: Ask, member: str, attempt: int, term: int, leader: list[str]) -> int:
