@@ -458,7 +458,15 @@ class ServerCore:
         """Begin to lead: a term has begun, and is on disk. Raises OSError."""
         files, directory = self._files or Files(), self._settings.durability.data_dir
         if directory is not None:
-            write_role(files, Path(directory), None)
+            place = Path(directory)
+            held = read_role(files, place)
+            try:
+                write_role(files, place, None)
+            except OSError:
+                # It may be gone, and the next start would lead beside the primary, which leads on.
+                with contextlib.suppress(OSError):
+                    write_role(files, place, held)
+                raise
         self._engine.lead()
         self._engine.keyspace.unseal()
         self.role.begin_to_lead()
@@ -555,6 +563,7 @@ class ServerCore:
         if member is None or observer is None or joining is None:
             return {}
         facts, members = member.facts(), observer.members()
+        answered = facts.pop("answered_seconds")
         return facts | {
             "members": [each.report() for each in members],
             "declared": len(members),
@@ -563,7 +572,7 @@ class ServerCore:
             | {
                 "append": joining.wal.append_times.report(),
                 "append_commits": joining.wal.commits_per_append.report(),
-                "answered_seconds": facts.pop("answered_seconds"),
+                "answered_seconds": answered,
             },
         }
 

@@ -57,4 +57,4 @@ class Members:
         """A member, which is to be started before the next one is made."""
         self._next = name
         store = {"url": URL, "member": name, "lease": LEASE}
-        return ServerInProcess(self._directory / name, None, store=store, **tables)
+        return ServerInProcess(self._directory / name, None, None, store=store, **tables)

@@ -1609,7 +1609,100 @@ QUORUM: Final = "zkv/durability/quorum.py"
 STANDBYS: Final = "tests/replication/test_standby.py"
 PROMOTIONS: Final = "tests/replication/test_promotion.py"
 
+SLOW_LINK: Final = "tests/replication/test_slow_link.py"
+POWER_CUTS: Final = "tests/replication/test_power_cut.py"
+LOSSES: Final = "tests/replication/test_losses.py"
+
 IN_REPLICATION: Final = [
+    Mutant(
+        "all standbys have to confirm, however many are asked for",
+        QUORUM,
+        "newest = numbers[self.needed - 1] if len(numbers) >= self.needed else 0",
+        "newest = numbers[-1] if len(numbers) >= self.needed else 0",
+        (LOSSES, "-k", "one_of_two"),
+    ),
+    Mutant(
+        "what a standby was only sent counts as confirmed",
+        "zkv/replication/source.py",
+        "self._engine.confirm(request.member, request.durable)",
+        "self._engine.confirm(request.member, 2**62)",
+        (LOSSES, "-k", "is_behind and not asynchronous"),
+    ),
+    Mutant(
+        "the old history may be gone before what only it had is kept",
+        "zkv/replication/place.py",
+        "        keep(fetched)\n        directory = self.layout.directory\n"
+        "        write_role(files, directory, msgspec.structs.replace(record, exchange=True))\n",
+        "        directory = self.layout.directory\n"
+        "        write_role(files, directory, msgspec.structs.replace(record, exchange=True))\n"
+        "        keep(fetched)\n",
+        (POWER_CUTS, "-k", "exchange"),
+    ),
+    Mutant(
+        "an exchange is not on disk before it counts as done",
+        "zkv/replication/place.py",
+        "                files.rename(new, old)\n"
+        "                files.sync_directory(self.layout.directory)\n",
+        "                files.rename(new, old)\n",
+        (POWER_CUTS, "-k", "exchange"),
+    ),
+    Mutant(
+        "what is diverged is not on disk when it has its name",
+        "zkv/cli/follow.py",
+        "        files.sync(file)\n    files.rename(beside, path)\n",
+        "    files.rename(beside, path)\n",
+        (POWER_CUTS, "-k", "exchange"),
+    ),
+    Mutant(
+        "a server leads before its term is on disk",
+        "zkv/replication/standby.py",
+        "        engine.log.commit(lsn, durable=True)\n        self._lead()\n",
+        "        self._lead()\n        engine.log.commit(lsn, durable=True)\n",
+        (POWER_CUTS, "-k", "a_promotion"),
+    ),
+    Mutant(
+        "a promoted server may be a standby again after a power cut",
+        "zkv/replication/place.py",
+        "        files.sync_directory(directory)\n        return\n",
+        "        return\n",
+        (POWER_CUTS, "-k", "a_promotion"),
+    ),
+    Mutant(
+        "a hand-over is answered before it is on disk",
+        "zkv/replication/handover.py",
+        "                write_role(self._files, self._directory, record)\n"
+        "            except (ReadOnly, OSError)",
+        "            except (ReadOnly, OSError)",
+        (POWER_CUTS, "-k", "hand_over"),
+    ),
+    Mutant(
+        "a promotion that the disk refuses makes two primaries after a restart",
+        "zkv/server.py",
+        "                    write_role(files, place, held)\n",
+        "                    pass\n",
+        (POWER_CUTS, "-k", "refuses"),
+    ),
+    Mutant(
+        "a slow answer is taken for a dead connection",
+        "zkv/broker/upstream.py",
+        "        socket.heartbeat_timeout = NO_TIMEOUT\n",
+        "",
+        (SLOW_LINK, "-k", "a_copy"),
+    ),
+    Mutant(
+        "a large commit is never waited for longer",
+        "zkv/replication/stream.py",
+        "self._seconds = min(2 * self._seconds, MOST_REPLY_SECONDS)",
+        "pass",
+        (SLOW_LINK, "-k", "large_commit"),
+    ),
+    Mutant(
+        "a server that is gone is waited for as one on a slow link",
+        "zkv/replication/stream.py",
+        "            if self._in_doubt:\n",
+        "            if False:\n",
+        (SLOW_LINK, "-k", "not_there"),
+    ),
     Mutant(
         "a position is a revision: who has the newest one gets nothing",
         "zkv/replication/source.py",

@@ -67,7 +67,7 @@ class MemberMachine(Machine):
     def hold_etcd(self, holds: bool) -> None:
         """Cut it off from etcd: hold everything up till later, or refuse all connections."""
         for way in self.ways:
-            way.hold() if holds else way.refuse()
+            way.hold() if holds else way.part()
 
     def fill_disk(self) -> None:
         """See `Machine.fill_disk`; here the newest segment cannot grow, if others are larger."""
@@ -79,7 +79,7 @@ class MemberMachine(Machine):
         """Have all its networks work again."""
         for proxy in (self.proxy, *self.ways):
             proxy.delay(0.0)
-            proxy.restore()
+            proxy.join()
 
     @property
     def runs(self) -> bool:

@@ -237,7 +237,7 @@ class Run:
     def cut_clients_from_leader(self) -> None:
         """It leads on: clients see no other leader, and go on once it is there again."""
         leader = self.leader
-        leader.proxy.refuse()
+        leader.proxy.part()
         time.sleep(self._pick.random() * LEASE)
         leader.restore()
 

@@ -26,7 +26,7 @@ from zkv.cli.serving import logging_to
 from zkv.cli.serving import run as run_server
 from zkv.cli.settings import read_settings
 from zkv.config import unadvertised
-from zkv.durability import dump, recovery
+from zkv.durability import dump, recovery, snapshot
 from zkv.durability.files import Files
 from zkv.durability.frozen_view import FrozenView
 from zkv.errors import ConfigError, DataDirError
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from zkv.config import Settings
+    from zkv.durability.layout import Layout
     from zkv.durability.lock import DirectoryLock
     from zkv.keyspace.lineage import Lineage
     from zkv.log import Log
@@ -210,26 +211,37 @@ class _Follower:
         self._require_term(anew.lineage, anew.lsn, fetched.lineage.term)
         if anew.diverged:
             known = anew.lineage.common(fetched.lineage, fetched.lsn, anew.lsn)
-            self._keep_after(max(known, anew.common))
+            keep_after(Files(), self._directory.layout, max(known, anew.common))
 
-    def _keep_after(self, common: int) -> None:
-        files, layout = Files(), self._directory.layout
-        path = _free(files, layout.directory, f"diverged-after-{common}")
-        count, first = 0, 0
-        with FrozenView(files, layout.directory) as view, files.create(path) as file:
-            for commit in dump.log(view, None):
-                first = first or commit.lsn
-                if commit.lsn > common:
-                    files.write(file, commit_line(commit).encode() + b"\n")
-                    count += 1
-            files.sync(file)
-        files.sync_directory(layout.directory)
-        _log.warning(
-            "%d commits after log number %d are not in the history of the primary; %s has them",
-            count, common, path,
-        )  # fmt: skip
-        if first > common + 1:
-            _log.warning("those from %d to %d are in no file", common + 1, first - 1)
+
+def keep_after(files: Files, layout: Layout, common: int) -> None:
+    """Write the commits after a log number into a file, which is whole and on disk then.
+
+    Args:
+        files: the file operations.
+        layout: of the data directory.
+        common: the last log number that the history of the primary has, too.
+
+    Raises OSError, DamageError, DataDirError.
+    """
+    path = _free(files, layout.directory, f"diverged-after-{common}")
+    beside = layout.directory / f"diverged{snapshot.UNFINISHED}"
+    count, first = 0, 0
+    with FrozenView(files, layout.directory) as view, files.create(beside) as file:
+        for commit in dump.log(view, None):
+            first = first or commit.lsn
+            if commit.lsn > common:
+                files.write(file, commit_line(commit).encode() + b"\n")
+                count += 1
+        files.sync(file)
+    files.rename(beside, path)
+    files.sync_directory(layout.directory)
+    _log.warning(
+        "%d commits after log number %d are not in the history of the primary; %s has them",
+        count, common, path,
+    )  # fmt: skip
+    if first > common + 1:
+        _log.warning("those from %d to %d are in no file", common + 1, first - 1)
 
 
 def _refusal(source: Upstream, member: str, anew: BeginAnew) -> BeginAnew | None:

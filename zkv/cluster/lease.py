@@ -77,7 +77,7 @@ class Lease:
     @property
     def left(self) -> float:
         """Seconds for which it is still held; 0 if it is not."""
-        return max(0.0, self._end - self.clock())
+        return max(0.0, self._state.end - self.clock())
 
     @property
     def patience(self) -> float:

@@ -26,7 +26,7 @@ from zkv.durability import snapshot
 from zkv.durability.backup import begin_log, make_directories, remove_tree
 from zkv.durability.layout import Layout
 from zkv.errors import DamageError, DataDirError
-from zkv.replication.stream import StreamError, fetch_snapshot
+from zkv.replication.stream import Asker, StreamError, fetch_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,7 +157,7 @@ class StandbyDirectory:
             make_directories(files, each)
         beside = incoming.snapshots / f"fetched{snapshot.UNFINISHED}"
         with files.create(beside) as file:
-            fetched = fetch_snapshot(ask, record.member, files, file)
+            fetched = fetch_snapshot(Asker(ask), record.member, files, file)
             files.sync(file)
         path = incoming.snapshot(fetched.rev)
         files.rename(beside, path)

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from concurrent.futures import Future
@@ -38,6 +39,7 @@ from zkv.errors import BadRequest, ReadOnly, RequestError, ShuttingDown
 from zkv.replication.applying import apply_commits
 from zkv.replication.stream import (
     WAIT_MS,
+    Asker,
     Confirmed,
     LogPosition,
     StreamError,
@@ -171,6 +173,7 @@ class Standby:
     ) -> None:
         self._engine = engine
         self._source = source
+        self._asker = Asker(self._ask)
         self._member = member
         self._advertised = advertised
         self._stop = stop
@@ -250,12 +253,18 @@ class Standby:
             _log.critical("the standby failed; it goes on", exc_info=True)
             self._fail(source, "")
 
-    def _step(self, source: Primary, wait: int = WAIT_MS) -> None:
+    def _ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        if self._source is None:
+            raise StreamError("this server follows nobody")
+        return self._source.ask(request, seconds)
+
+    def _step(self, source: Primary, wait: int = WAIT_MS, most: float = math.inf) -> None:
         """Pull once, apply what comes, and put it on disk.
 
         Args:
             source: the primary.
             wait: ms for which it waits if there is nothing new.
+            most: seconds for which to wait for an answer at most.
 
         Raises StreamError, ReadOnly.
         """
@@ -264,7 +273,7 @@ class Standby:
             lineage, lsn = engine.keyspace.lineage, engine.last_lsn
         after = LogPosition.of(lineage, lsn)
         on_disk = Confirmed(engine.durable_lsn, engine.durable_rev)
-        pulled = pull(source.ask, self._member, after, on_disk, wait)
+        pulled = pull(self._asker, self._member, after, on_disk, wait, most=most)
         self._note(pulled)
         if pulled.commits:
             self._apply(pulled.commits)
@@ -365,11 +374,13 @@ class Standby:
             term = self._engine.keyspace.lineage.term + 1
         last = self._supersede(source, term)
         end = time.monotonic() + TAKE_OVER_SECONDS
-        self._step(source, 0)  # At least once: it brings the time of the last read there.
+        # At least once: it brings the time of the last read there.
+        self._step(source, 0, TAKE_OVER_SECONDS)
         while self._engine.last_lsn < last:
-            if time.monotonic() > end:
+            left = end - time.monotonic()
+            if left < 0:
                 raise StreamError(f"log number {last} was not reached in {TAKE_OVER_SECONDS:g} s")
-            self._step(source)
+            self._step(source, most=left)
 
     def _supersede(self, source: Primary, term: int) -> int:
         """Have the primary stop to lead; return its last log number. Raises StreamError.
