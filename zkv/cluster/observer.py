@@ -101,6 +101,11 @@ def seconds_told(sighting: Sighting) -> float | None:
     return seconds_by_system_clock(told_at) if told_at else None
 
 
+def _reason(node: NodeStatus) -> str:
+    """Return why a node does not answer, without its endpoint."""
+    return str(node.error).removeprefix(f"etcd at {node.endpoint}: ")
+
+
 class EtcdSeen(NamedTuple):
     """The state of etcd."""
 
@@ -170,7 +175,7 @@ class Observer:
         facts: dict[str, Any] = {
             "nodes": len(nodes),
             "answering": len(there),
-            "silent": {each.endpoint: str(each.error) for each in nodes if each.error is not None},
+            "silent": {each.endpoint: _reason(each) for each in nodes if each.error is not None},
             "alarms": ", ".join(alarms) or None,
         }
         if not there:
