@@ -74,8 +74,8 @@ class EtcdClient:
         security: EtcdSecurity | None = None,
         silence: float = SILENCE,
     ) -> None:
-        addresses, tls = parse_endpoints(endpoints)
-        credentials = (security or EtcdSecurity()).read(tls)
+        addresses, scheme = parse_endpoints(endpoints)
+        credentials = (security or EtcdSecurity()).read(scheme)
         self._silence = silence
         self._closed = threading.Event()
         self._lock = threading.Lock()
