@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -118,13 +119,42 @@ def test_a_dead_node_that_comes_back_is_found_soon(cluster: EtcdCluster, etcd: E
     put(etcd)
     (node,) = cluster.nodes
     node.kill()
-    for _ in range(100):  # After so many failures, gRPC by itself would pause for minutes.
+    for _ in range(100):
         raised(lambda: put(etcd, timeout=SHORT))
     cluster.start()
     begin = time.monotonic()
     assert etcd.read(b"k", timeout=LIMIT).count == 1  # Is repeated, until it is answered.
     assert time.monotonic() - begin < SOON
     put(etcd)
+
+
+@pytest.mark.slow
+def test_a_node_that_was_dead_for_long_is_found_as_soon(
+    cluster: EtcdCluster, etcd: EtcdClient
+) -> None:
+    put(etcd)
+    cluster.kill()
+    end = time.monotonic() + 20.0
+    while time.monotonic() < end:  # By itself, gRPC would then pause for 8 s.
+        raised(lambda: put(etcd, timeout=SHORT))
+        time.sleep(0.05)
+    cluster.start()
+    begin = time.monotonic()
+    assert etcd.read(b"k", timeout=LIMIT).count == 1
+    assert time.monotonic() - begin < 3.0
+
+
+def test_an_endpoint_that_takes_connections_and_says_nothing(cluster: EtcdCluster) -> None:
+    with socket.create_server(("127.0.0.1", free_ports(1)[0])) as server:
+        etcd = EtcdClient([f"http://127.0.0.1:{server.getsockname()[1]}", *cluster.endpoints])
+        recorder = Recorder()
+        recorder.watch(etcd, b"k")
+        begin = time.monotonic()
+        assert isinstance(raised(lambda: put(etcd)), UnknownOutcomeError)
+        assert time.monotonic() - begin < SOON
+        assert isinstance(recorder.ended(), WatchLostError)
+        put(etcd)
+        etcd.close()
 
 
 def test_endpoints_of_which_the_first_ones_are_dead(cluster: EtcdCluster) -> None:
