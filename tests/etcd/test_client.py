@@ -585,6 +585,12 @@ def test_tls(tmp_path: Path, certificates: Path) -> None:
             etcd = EtcdClient(endpoints, security=right)
             put(etcd)
             etcd.close()
+        with EtcdCluster(tmp_path / "plain") as plain:
+            first = plain.endpoints[0].removeprefix("http://")  # It does not speak TLS.
+            etcd = EtcdClient([first, *bare], security=right)
+            assert isinstance(raised(partial(put, etcd)), EtcdError)
+            put(etcd)
+            etcd.close()
         wrong = EtcdSecurity(ca=path("other.pem"), cert=path("client.pem"), key=path("client.key"))
         etcd = EtcdClient(cluster.endpoints, security=wrong)
         recorder = Recorder()

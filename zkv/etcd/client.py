@@ -26,6 +26,7 @@ import grpc
 from zkv.etcd import messages, rpc
 from zkv.etcd.channel import Answer, Asked, NodeChannel, parse_endpoints
 from zkv.etcd.errors import (
+    AccessError,
     EtcdClosedError,
     EtcdError,
     UnknownOutcomeError,
@@ -182,7 +183,7 @@ class EtcdClient:
         node = self._node()
         try:
             result = ask(node, timeout)
-        except UnknownOutcomeError:
+        except (UnknownOutcomeError, AccessError):  # A certificate may be wrong at one node only.
             self._move_on(node)
             raise
         self._answered(node)
