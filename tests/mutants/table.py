@@ -1817,9 +1817,26 @@ IN_REPLICATION: Final = [
     ),
 ]
 
+IN_ETCD: Final = [
+    Mutant(
+        "an answer of etcd that nobody knows counts as not executed",
+        "zkv/etcd/errors.py",
+        "if pattern.search(details)), UnknownOutcomeError)",
+        "if pattern.search(details)), EtcdError)",
+        ("tests/etcd/test_package.py", "-k", "errors"),
+    ),
+    Mutant(
+        "a connection that breaks counts as a certificate that is refused",
+        "zkv/etcd/errors.py",
+        '"UNAVAILABLE": ((_REFUSED_TLS, AccessError),),',
+        '"UNAVAILABLE": ((re.compile("SSL"), AccessError),),',
+        ("tests/etcd/test_package.py", "-k", "errors"),
+    ),
+]
+
 MUTANTS: Final = [
     *IN_C, *AT_THE_START, *CODEC_AND_EXACTLY_ONCE, *EXPIRY, *LOG, *WAITING, *IN_SLOW_LOG, *IN_FEED,
     *IN_BOUNDS, *IN_HANDSHAKES,
     *CLIENT, *IN_METRICS, *SETTINGS, *IN_USERS, *IN_TOOLS_OF_USERS, *IN_QUOTAS,
-    *IN_CACHES, *IN_REPLICATION,
+    *IN_CACHES, *IN_REPLICATION, *IN_ETCD,
 ]  # fmt: skip
