@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from zkv.durability.committer import A_BUG
 from zkv.errors import (
@@ -31,7 +31,7 @@ from zkv.keyspace import memory
 from zkv.log import AUDIT
 from zkv.protocol.codec import add_field, decode, encode_repeat, encode_reply
 from zkv.protocol.replies import CommitReply, Failure, Reply, failure
-from zkv.protocol.requests import OP_NAMES, Delete, End, Info, MDelete, Ping, Txn, needs_leader
+from zkv.protocol.requests import OP_NAMES, Delete, End, MDelete, Txn, needs_leader
 from zkv.requests import permission
 from zkv.requests.account import UNREADABLE
 from zkv.requests.commands import execute
@@ -48,9 +48,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("zkv.requests")
 _audit = logging.getLogger(AUDIT)
-
-REVEALS_NOTHING: Final = -1
-"""As the revision and log number that a reply reveals: it waits for nothing."""
 
 
 class Call:
@@ -310,9 +307,6 @@ class Caller:
             call.lsn = answer.lsn
             call.remembered = answer.remembered
             call.size = answer.size + len(answer.remembered)
-            if self._node.cluster is not None and isinstance(request, Info | Ping):
-                # Also from a leader whose lease is over while etcd does not answer.
-                call.rev = call.lsn = REVEALS_NOTHING
 
 
 def _request_in(body: bytes) -> AnyRequest | None:
