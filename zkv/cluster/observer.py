@@ -121,7 +121,7 @@ class Observer:
         name: this member's.
         applied: returns the log number up to which it has applied the log.
         lease: gives the clock.
-        quota_bytes: etcd's quota, where etcd does not tell it.
+        quota_bytes: etcd's quota, as far as this server knows; etcd may tell a smaller one.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class Observer:
             "version": fullest.version,
             "db_bytes": max(each.db_size for each in there),
             "db_used_bytes": fullest.db_size_in_use,
-            "quota_bytes": fullest.db_quota or self._quota_bytes,
+            "quota_bytes": min(fullest.db_quota or self._quota_bytes, self._quota_bytes),
         }
 
     def _run(self) -> None:
