@@ -128,7 +128,9 @@ class StandbyDirectory:
         record = read_role(self._files, self.layout.directory)
         if record is not None and record.exchange:
             self._exchange()
-        member = record.member if record is not None and record.member else new_member()
+        # A superseded primary has noted the name of the one that took over.
+        is_standby = record is not None and record.role == "standby" and record.member
+        member = record.member if record is not None and is_standby else new_member()
         made = RoleRecord("standby", leader, member)
         write_role(self._files, self.layout.directory, made)
         self._remove(self._incoming.directory)
