@@ -1720,8 +1720,8 @@ IN_REPLICATION: Final = [
     Mutant(
         "a promotion that fails is not undone",
         "zkv/replication/standby.py",
-        "            self._give_back(source, error)\n",
-        "",
+        '                self._give_back(source, f"{error}{refusal}")\n',
+        "                pass\n",
         (PROMOTIONS, "-k", "is_undone"),
     ),
     Mutant(
@@ -1818,8 +1818,8 @@ IN_REPLICATION: Final = [
     Mutant(
         "who has promised a term confirms to a lower one",
         "zkv/replication/standby.py",
-        "pull(source.ask, self._member, after, on_disk, wait, confirms)",
-        "pull(source.ask, self._member, after, on_disk, wait)",
+        "pull(self._asker, self._member, after, on_disk, wait, confirms, most)",
+        "pull(self._asker, self._member, after, on_disk, wait, most=most)",
         (VOTES, "-k", "outlasts"),
     ),
     Mutant(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -21,7 +22,17 @@ from tests.replication.following import (
     promote,
     replication,
 )
-from tests.support import LIMIT, Message, Raw, ServerProcess, eventually, free_ports
+from tests.support import (
+    LIMIT,
+    Message,
+    Raw,
+    ServerInProcess,
+    ServerProcess,
+    eventually,
+    free_ports,
+)
+from zkv.config import build
+from zkv.errors import ConfigError
 from zkv.keyspace.lineage import Lineage, Term
 from zkv.replication.stream import PromiseAnswer
 from zkv.replication.vote import Machines, NotElectedError, OutbidError, judge
@@ -101,6 +112,27 @@ def test_who_is_asked_and_does_not_agree() -> None:
     assert outbid.value.promised == 12
 
 
+@pytest.mark.parametrize(
+    ("machines", "fault"),
+    [
+        (["tcp://127.0.0.1:5555", "tcp://b:1"], None),
+        (["tcp://here:1", "tcp://b:1"], None),
+        (["tcp://a:1", "tcp://b:1"], "has to name this server once"),
+        (["tcp://127.0.0.1:5555", "tcp://here:1"], "has to name this server once"),
+        (["tcp://127.0.0.1:5555"], "more than the standbys"),
+        (["tcp://here:1", "tcp://b:1", "tcp://b:1"], "is there twice"),
+        (["tcp://here:1", "tcp://*:1"], "tcp://*:1"),
+    ],
+)
+def test_machines_are_named_once(machines: list[str], fault: str | None) -> None:
+    replication = {"sync": 1, "machines": machines, "advertise": ["tcp://here:1"]}
+    if fault is None:
+        assert build({"replication": replication}).replication.machines == machines
+        return
+    with pytest.raises(ConfigError, match=re.escape(fault)):
+        build({"replication": replication})
+
+
 # --- Servers
 
 
@@ -132,6 +164,10 @@ class Group:
         return Follower(self.directory / str(number), leader, *flags, config=self._config)
 
     def __enter__(self) -> Group:
+        # A primary whose commits nobody confirms takes its time to write a first snapshot.
+        with ServerInProcess(self.primary.data_dir) as server, Raw(server.endpoint) as client:
+            client.ok(op="REPLICATE", member="nobody", sync=False)
+            client.ok(op="SNAPSHOT")
         self.primary.start()
         for each in self.standbys:
             each.launch()

@@ -11,7 +11,7 @@ The clock of the store is that of the primary: it comes with each answer.
 A standby may follow a standby. If that has lost its primary, it answers all the same, and two that
 followed each other would never look for the primary again. So each answer tells how long ago a
 primary was heard of, be it by way of others. If that is too long, the thread goes on to the next
-place.
+place; and at once where commits are confirmed, since only the primary counts who has them.
 
 Promotion: between two steps the thread carries out orders to take over. In a planned promotion the
 primary stops to lead first, and tells its last log number; this standby applies all up to there,
@@ -309,9 +309,16 @@ class Standby:
             engine.log.commit(engine.last_lsn, durable=True)
         elif self.age() > STALE_SECONDS and source.places > 1:
             raise StreamError(f"{source.endpoint}: has lost its primary {self.age():.0f} s ago")
-        elif not confirms and source.places > 1:
-            source.go_on()  # To the server that the promise was made to, if it leads by now.
+        elif source.places > 1 and not (confirms and self._is_confirmed(pulled)):
+            source.go_on()  # To one that leads, by what was promised.
         self._note_answer(source)
+
+    def _is_confirmed(self, pulled: Pulled) -> bool:
+        """Return True if what is confirmed to a server counts, or nothing is to be confirmed.
+
+        A standby of a standby confirms to nobody: a primary that needs it would wait for ever.
+        """
+        return self._vote is None or pulled.age == 0
 
     def _may_confirm(self) -> bool:
         """Return True if this server may confirm what it has on disk; say so if that changes."""
