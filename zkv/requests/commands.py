@@ -60,6 +60,7 @@ from zkv.protocol.replies import (
     failure,
 )
 from zkv.replication.handover import HandOver
+from zkv.replication.promises import Promises
 from zkv.replication.role import Role
 from zkv.replication.source import ReplicationSource
 from zkv.replication.standby import Promoted
@@ -124,6 +125,7 @@ class Node:
         parking: holds requests that wait for commits.
         source: what other servers replicate from; None without a data directory.
         hand_over: has this server stop to lead, likewise.
+        promises: what it has promised to standbys that are being promoted, likewise.
     """
 
     engine: Engine
@@ -137,6 +139,7 @@ class Node:
     parking: Parking
     source: ReplicationSource | None
     hand_over: HandOver | None
+    promises: Promises | None
 
 
 def execute(node: Node, request: requests.AnyRequest, user: User | None = None) -> Answer:
@@ -298,10 +301,12 @@ def _read_at(node: Node, request: requests.ReadRequest, min_rev: int) -> Answer:
 def replicate(node: Node, request: requests.Replicate) -> Answer:
     """Return commits of the log, or a part of a snapshot, for another server."""
     source = node.source
-    if source is None or node.hand_over is None:
+    if source is None or node.hand_over is None or node.promises is None:
         raise BadRequest("this server keeps its data in memory alone: it has no log")
     if request.supersede is not UNSET:
         return Done(_hand_over(node.hand_over, request.member, request.supersede), 0)
+    if request.promise is not UNSET:
+        return Done(node.promises.answer(request.member, request.store, request.promise), 0)
     source.admit(request)
     memory.require(request.limit)
     if request.snapshot is not None:
@@ -373,6 +378,7 @@ def _replication(node: Node) -> dict[str, Any]:
         "leader": role.leader,
         "applied": node.engine.safe_lsn,
         "lag_seconds": role.lag(),
+        "promised": 0 if node.promises is None else node.promises.binding,
         "members": [] if source is None else source.members.report(),
     }
 
