@@ -52,10 +52,12 @@ from zkv.log import AUDIT
 from zkv.metrics.endpoint import REFUSED, MetricsEndpoint
 from zkv.protocol.codec import KeyLimits
 from zkv.replication.handover import HandOver
-from zkv.replication.place import read_role, write_role
+from zkv.replication.place import RoleFile, read_role
+from zkv.replication.promises import Promises
 from zkv.replication.role import Role
 from zkv.replication.source import ReplicationSource
 from zkv.replication.standby import BeginAnew, Primary, Promoted, Standby
+from zkv.replication.vote import Machines, Vote
 from zkv.requests.account import Account
 from zkv.requests.commands import Node, make_info
 from zkv.requests.lane import open_lane, open_worker_lane
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from zkv.config import Settings
     from zkv.log import AnyRecord
     from zkv.replication.place import RoleRecord
+    from zkv.replication.vote import OtherMachine
 
 _log = logging.getLogger("zkv.server")
 _audit = logging.getLogger(AUDIT)
@@ -97,11 +100,14 @@ class Following(NamedTuple):
         source: the connection to it.
         member: the name of the standby.
         leader: endpoints to which clients are sent.
+        connect: returns connections to another machine, one with each key that it may have; None:
+            no other machine is asked.
     """
 
     source: Primary
     member: str
     leader: list[str]
+    connect: Callable[[str], list[OtherMachine]] | None = None
 
 
 class ServerCore:
@@ -128,7 +134,9 @@ class ServerCore:
         self._joining: Joining | None = None
         self._member: Membership | None = None
         self._observer: Observer | None = None
-        self._yielded: RoleRecord | None = None
+        self._record: RoleRecord | None = None  # What the data directory says of the role.
+        self._role_file: RoleFile | None = None
+        self._promises: Promises | None = None
         self._limits, self._fitted = fit_memory(settings.limits)
         self._write_log = write_log
         self._files = files
@@ -367,11 +375,12 @@ class ServerCore:
         self._parking = parking = Parking(engine)
         if engine.disk is not None:
             self._source = ReplicationSource(engine, engine.disk, self.role, parking.later)
-            directory = engine.disk.storage.directory
             if joining is None:
-                self._hand_over = HandOver(
-                    engine, self.role, self._files or Files(), directory, self._yielded
+                self._role_file = file = RoleFile(
+                    self._files or Files(), engine.disk.storage.directory, self._record
                 )
+                self._hand_over = HandOver(engine, self.role, file)
+                self._promises = Promises(engine, self.role, file, self._settings.replication)
         keys = KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch)
         self._node = Node(
             engine=engine,
@@ -385,6 +394,7 @@ class ServerCore:
             parking=self._parking,
             source=self._source,
             hand_over=self._hand_over,
+            promises=self._promises,
             cluster=None if joining is None else self._cluster,
         )
         if joining is not None and engine.disk is not None:
@@ -399,8 +409,8 @@ class ServerCore:
                 joining.lease,
                 self._settings.store.quota_bytes,
             )
-        elif not self.role.leads:
-            self._standby = self._make_standby(engine)
+        elif not self.role.leads and self._promises is not None:
+            self._standby = self._make_standby(engine, self._promises)
         self._lane = open_lane(engine.keyspace, keys, limits.max_reply_bytes, engine.syncs_each)
         self._broker.publish(engine.keyspace)
         engine.when_safe(self._commits_are_safe)
@@ -421,9 +431,10 @@ class ServerCore:
     def _find_role(self) -> Role:
         """Return the role of this server. Raises DamageError, DataDirError."""
         data_dir = self._settings.durability.data_dir
+        record = None if data_dir is None else read_role(self._files or Files(), Path(data_dir))
+        self._record = record
         if self._following is not None:
             return Role(False, self._following.leader)
-        record = None if data_dir is None else read_role(self._files or Files(), Path(data_dir))
         if record is None:
             return Role()
         where = ", ".join(record.leader)
@@ -432,11 +443,10 @@ class ServerCore:
                 f"{data_dir}: a standby of {where}: start it with `zkv follow`, or let it take "
                 f"over with `zkv promote`"
             )
-        self._yielded = record
         _log.warning("superseded by term %d, at %s: this server leads no more", record.term, where)
         return Role(False, record.leader)
 
-    def _make_standby(self, engine: Engine) -> Standby:
+    def _make_standby(self, engine: Engine, promises: Promises) -> Standby:
         engine.keyspace.seal(partial(self.role.error, "takes writes"))
         following = self._following
         standby = Standby(
@@ -446,9 +456,22 @@ class ServerCore:
             self._advertised,
             lambda: self._events.put(Event.STOP),
             self._lead,
+            promises,
+            self._make_vote(),
         )
         self.role.lag, self.role.age = standby.lag, standby.age
         return standby
+
+    def _make_vote(self) -> Vote | None:
+        """Return what asks the other machines; None if they are not known, or confirm nothing."""
+        following, settings = self._following, self._settings.replication
+        if following is None or following.connect is None:
+            return None
+        if not settings.machines or not settings.sync:
+            return None
+        own = {*settings.advertise, *self._settings.server.endpoints}
+        others = [each for each in settings.machines if each not in own]
+        return Vote(Machines(others, settings.sync, settings.machines), following.connect)
 
     def _advertised(self) -> list[str]:
         """Return the endpoints at which clients on other machines find this server."""
@@ -456,17 +479,8 @@ class ServerCore:
 
     def _lead(self) -> None:
         """Begin to lead: a term has begun, and is on disk. Raises OSError."""
-        files, directory = self._files or Files(), self._settings.durability.data_dir
-        if directory is not None:
-            place = Path(directory)
-            held = read_role(files, place)
-            try:
-                write_role(files, place, None)
-            except OSError:
-                # It may be gone, and the next start would lead beside the primary, which leads on.
-                with contextlib.suppress(OSError):
-                    write_role(files, place, held)
-                raise
+        if self._role_file is not None:
+            self._role_file.write(None)
         self._engine.lead()
         self._engine.keyspace.unseal()
         self.role.begin_to_lead()
@@ -481,9 +495,11 @@ class ServerCore:
         with self._ending:
             if self._stopping:
                 raise ShuttingDown("the server is stopping")
-            if self._standby is None:  # Superseded since its start.
-                self._standby = self._make_standby(self._engine)
+            if self._standby is None and self._promises is not None:  # Superseded since its start.
+                self._standby = self._make_standby(self._engine, self._promises)
                 self._standby.start()
+        if self._standby is None:
+            raise BadRequest("this server keeps its data in memory alone: it cannot take over")
         return self._standby.promote(force)
 
     @property

@@ -1629,6 +1629,7 @@ SYNC: Final = ("tests/replication/test_sync.py", "-k")
 QUORUM: Final = "zkv/durability/quorum.py"
 STANDBYS: Final = "tests/replication/test_standby.py"
 PROMOTIONS: Final = "tests/replication/test_promotion.py"
+VOTES: Final = "tests/replication/test_vote.py"
 
 SLOW_LINK: Final = "tests/replication/test_slow_link.py"
 POWER_CUTS: Final = "tests/replication/test_power_cut.py"
@@ -1677,8 +1678,8 @@ IN_REPLICATION: Final = [
     Mutant(
         "a server leads before its term is on disk",
         "zkv/replication/standby.py",
-        "        engine.log.commit(lsn, durable=True)\n        self._lead()\n",
-        "        self._lead()\n        engine.log.commit(lsn, durable=True)\n",
+        "            engine.log.commit(lsn, durable=True)\n            self._lead()\n",
+        "            self._lead()\n            engine.log.commit(lsn, durable=True)\n",
         (POWER_CUTS, "-k", "a_promotion"),
     ),
     Mutant(
@@ -1691,15 +1692,14 @@ IN_REPLICATION: Final = [
     Mutant(
         "a hand-over is answered before it is on disk",
         "zkv/replication/handover.py",
-        "                write_role(self._files, self._directory, record)\n"
-        "            except (ReadOnly, OSError)",
-        "            except (ReadOnly, OSError)",
+        "            self._file.write(record)\n        return record\n",
+        "            self._file.record = record\n        return record\n",
         (POWER_CUTS, "-k", "hand_over"),
     ),
     Mutant(
         "a promotion that the disk refuses makes two primaries after a restart",
-        "zkv/server.py",
-        "                    write_role(files, place, held)\n",
+        "zkv/replication/place.py",
+        "                    write_role(self._files, self.directory, self.record)\n",
         "                    pass\n",
         (POWER_CUTS, "-k", "refuses"),
     ),
@@ -1755,8 +1755,8 @@ IN_REPLICATION: Final = [
     Mutant(
         "a promotion that fails is not undone",
         "zkv/replication/standby.py",
-        "            self._give_back(source, error)\n",
-        "",
+        '                self._give_back(source, f"{error}{refusal}")\n',
+        "                pass\n",
         (PROMOTIONS, "-k", "is_undone"),
     ),
     Mutant(
@@ -1769,7 +1769,7 @@ IN_REPLICATION: Final = [
     Mutant(
         "a standby begins anew from whichever server answers first",
         "zkv/cli/follow.py",
-        "None if anew is None else _refusal(source, record.member, anew)",
+        "None if anew is None else _refusal(source, record, anew)",
         "anew",
         (STANDBYS, "-k", "has_less"),
     ),
@@ -1790,7 +1790,7 @@ IN_REPLICATION: Final = [
     Mutant(
         "a promoted server that is started as a standby again gives up its term",
         "zkv/cli/follow.py",
-        "if lineage.term > term and lsn > lineage.terms[-1].first_lsn:",
+        "if written is not None and written.number > term:",
         "if False:",
         (PROMOTIONS, "-k", "started_as_it_used_to_be"),
     ),
@@ -1842,6 +1842,41 @@ IN_REPLICATION: Final = [
         "if not quorum.is_met:",
         "if False:",
         (*SYNC, "without_a_standby"),
+    ),
+    Mutant(
+        "a promise is not on disk",
+        "zkv/replication/promises.py",
+        "self._file.write(msgspec.structs.replace(record, promises=promises))",
+        "self._file.record = msgspec.structs.replace(record, promises=promises)",
+        (VOTES, "-k", "outlasts"),
+    ),
+    Mutant(
+        "who has promised a term confirms to a lower one",
+        "zkv/replication/standby.py",
+        "pull(self._asker, self._member, after, on_disk, wait, confirms, most)",
+        "pull(self._asker, self._member, after, on_disk, wait, most=most)",
+        (VOTES, "-k", "outlasts"),
+    ),
+    Mutant(
+        "a term is promised to two",
+        "zkv/replication/promises.py",
+        "if asked.term <= max(self.highest, self._engine.keyspace.lineage.term):",
+        "if asked.term < max(self.highest, self._engine.keyspace.lineage.term):",
+        (VOTES, "-k", "promised_once"),
+    ),
+    Mutant(
+        "the longest log is that with the most commits",
+        "zkv/replication/stream.py",
+        "return self.term, self.lsn",
+        "return 0, self.lsn",
+        (VOTES, "-k", "highest_term"),
+    ),
+    Mutant(
+        "the beginning of a term counts as a commit of it",
+        "zkv/keyspace/lineage.py",
+        "while term is not None and term.first_lsn == lsn:",
+        "while False:",
+        (VOTES, "-k", "only_the_beginning"),
     ),
     Mutant(
         "after a restart all counts as confirmed",

@@ -370,6 +370,27 @@ def test_one_that_follows_a_standby_takes_over_from_the_primary_that_it_knows(
         assert two.call(op="GET", key="k")["code"] == "NOT_LEADER"
 
 
+def test_the_old_primary_gets_a_name_of_its_own(
+    primary: ServerProcess, standby: Follower, connect: Connect
+) -> None:
+    """Two servers with one name would be one to a third: neither may confirm for the other."""
+    one, two = connect(primary.endpoint), connect(standby.endpoint)
+    write_some(one)
+    catch_up(two, one)
+    (before,) = replication(one)["members"]
+    assert promote(standby.endpoint).returncode == 0
+    primary.stop()
+    back = Follower(
+        primary.directory, standby.endpoint, "--endpoint", primary.endpoint,
+        data_dir=primary.data_dir, config=QUIET,
+    )  # fmt: skip
+    with back:
+        catch_up(connect(back.endpoint), two)
+        names = [each["name"] for each in replication(two)["members"]]
+        assert len(names) == 1
+        assert before["name"] not in names
+
+
 def test_positions_of_three_machines_of_which_the_middle_one_leads(
     primary: ServerProcess, standby: Follower, tmp_path: Path, connect: Connect
 ) -> None:

@@ -207,6 +207,17 @@ def test_a_standby_that_is_silent_is_not_there(
     assert reply["ok"], reply
 
 
+def test_however_many_names_confirm_only_some_are_kept() -> None:
+    table = quorum.Quorum(2)
+    table.confirm("first", 5)
+    for number in range(quorum.MOST_STANDBYS):
+        table.confirm(f"other-{number}", 3)
+    table.confirm("last", 5)
+    assert table.confirmed == 3
+    table.confirm("first", 5)
+    assert table.confirmed == 5
+
+
 class FullDisk(Files):
     """A disk that is full while it is told to be."""
 

@@ -184,6 +184,7 @@ def node_for(engine: Engine, settings: Settings) -> Node:
         parking=Parking(engine),
         source=None,
         hand_over=None,
+        promises=None,
     )
 
 

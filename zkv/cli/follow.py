@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from zkv.replication.place import RoleRecord
     from zkv.replication.standby import BeginAnew
     from zkv.replication.stream import FetchedSnapshot
+    from zkv.replication.vote import OtherMachine
 
 _log = logging.getLogger("zkv.replication")
 
@@ -98,7 +99,7 @@ class _Follower:
                 return 0
             source = self._source()
             try:
-                following = Following(source, record.member, self._leader)
+                following = Following(source, record.member, self._leader, self._connect)
                 server = ServerCore(self._settings, log.write_requests, following=following)
                 status = run_server(server, self._settings, self._options, log, is_first)
             finally:
@@ -131,6 +132,14 @@ class _Follower:
     def _source(self) -> Upstream:
         replication = self._settings.replication
         return Upstream(self._leader, replication.server_keys, replication.key_file)
+
+    def _connect(self, endpoint: str) -> list[OtherMachine]:
+        """Return connections to another machine, one with each key that it may have."""
+        replication = self._settings.replication
+        keys = replication.server_keys if endpoint.startswith("tcp://") else []
+        return [
+            Upstream([endpoint], [key] if key else [], replication.key_file) for key in keys or [""]
+        ]
 
     def _prepare(self) -> RoleRecord:
         try:
@@ -168,7 +177,8 @@ class _Follower:
         It would give up what was written after a promotion, for what was before: as if a standby
         that has taken over were started again as it used to be.
         """
-        if lineage.term > term and lsn > lineage.terms[-1].first_lsn:
+        written, _ = lineage.written(lsn)
+        if written is not None and written.number > term:
             raise DataDirError(
                 f"{self._directory.layout.directory}: is at term {lineage.term}, and "
                 f"{', '.join(self._leader)} at term {term} only: this server has led since. Start "
@@ -186,7 +196,7 @@ class _Follower:
         with contextlib.closing(self._source()) as source:
             while True:
                 try:
-                    why = None if anew is None else _refusal(source, record.member, anew)
+                    why = None if anew is None else _refusal(source, record, anew)
                     if anew is not None and why is None:
                         _log.warning("%s goes on from what is here", source.endpoint)
                         return
@@ -245,16 +255,17 @@ def keep_after(files: Files, layout: Layout, common: int) -> None:
         _log.warning("those from %d to %d are in no file", common + 1, first - 1)
 
 
-def _refusal(source: Upstream, member: str, anew: BeginAnew) -> BeginAnew | None:
+def _refusal(source: Upstream, record: RoleRecord, anew: BeginAnew) -> BeginAnew | None:
     """Ask a server to go on from what is here; return why it cannot, None if it can.
 
     Raises StreamRefusedError if that is no reason to begin anew, StreamError.
     """
     after = LogPosition.of(anew.lineage, anew.lsn)
     try:
-        pull(Asker(source.ask), member, after, Confirmed(0, 0), 0, sync=False, insist=True)
+        pull(Asker(source.ask), record.member, after, Confirmed(0, 0), 0, sync=False, insist=True)
     except StreamRefusedError as error:
-        refused = begin_anew(error, anew.lineage, anew.lsn)
+        promised = max((each.term for each in record.promises), default=0)
+        refused = begin_anew(error, anew.lineage, anew.lsn, promised)
         if refused is None:
             raise
         return refused

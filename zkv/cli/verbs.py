@@ -32,7 +32,9 @@ FOLLOW: Final = (
 PROMOTE: Final = (
     "Have the standby at this endpoint take over. Its primary first stops to read and to write, "
     "and from then on sends clients to the standby, also after a restart; the standby applies all "
-    "that the primary has answered, and then leads. If that fails, the primary leads on. The exit "
+    "that the primary has answered, and then leads. If that fails, the primary leads on. Where "
+    "replication.machines and replication.sync are set, the other machines have to agree, so that "
+    "nothing that was acknowledged is missing; then the primary need not be there. The exit "
     "status is 0 if the standby leads, 1 if not, 2 if the arguments are wrong."
 )
 STORE: Final = "A store of which several members have a copy, and of which the log is in etcd."
@@ -79,7 +81,7 @@ def add_promote(verbs: Verbs) -> None:
     _add_endpoint(parser)
     parser.add_argument(
         "--force", action="store_true",
-        help="take over without the primary: what the standby does not have yet is lost",
+        help="take over whatever the others say: what the standby does not have yet is lost",
     )  # fmt: skip
     parser.set_defaults(run=_late("promote"))
 

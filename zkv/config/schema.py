@@ -40,6 +40,8 @@ REPLY_OVERHEAD = 1_024
 """Upper bound on the bytes of a reply besides the values in it."""
 LEAST_MEMORY: Final = 1024 * 1024
 """Bytes of the smallest memory limit."""
+MOST_MACHINES: Final = 32
+"""Machines with one store that can be named."""
 MOST_KEYS: Final = 2
 """Secret keys of a server, at most: the old and the new one."""
 MOST_OF_QUOTA: Final = 2
@@ -110,6 +112,7 @@ class ReplicationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How this server and other machines with the same store know each other."""
 
     sync: Annotated[int, Meta(ge=0, le=16)] = 0
+    machines: list[str] = field(default_factory=list)
     key_file: str = ""
     server_keys: list[str] = field(default_factory=list)
     advertise: list[str] = field(default_factory=list)
@@ -362,6 +365,7 @@ def contradictions(settings: Settings) -> Iterator[tuple[list[str], str]]:
             'replication.sync needs durability.fsync = "always": what standbys confirm has to be '
             "on this server's disk first",
         )
+    yield from _contradictions_of_machines(settings)
     if limits.max_message_bytes < limits.max_value_bytes + limits.max_key_bytes:
         yield (
             ["limits.max_message_bytes", "limits.max_value_bytes", "limits.max_key_bytes"],
@@ -442,6 +446,25 @@ def unadvertised(settings: Settings) -> Iterator[tuple[str, str]]:
             )
 
 
+def _contradictions_of_machines(settings: Settings) -> Iterator[tuple[list[str], str]]:
+    replication = settings.replication
+    machines, sync = replication.machines, replication.sync
+    if not machines:
+        return
+    own = {*settings.server.endpoints, *replication.advertise}
+    if len(own.intersection(machines)) != 1:
+        yield (
+            ["replication.machines", "replication.advertise", "server.endpoints"],
+            "replication.machines has to name this server once, by one of server.endpoints or "
+            "replication.advertise",
+        )
+    if sync >= len(machines):
+        yield (
+            ["replication.sync", "replication.machines"],
+            f"replication.sync ({sync}) is more than the standbys among {len(machines)} machines",
+        )
+
+
 def _fault_of_path(text: str | None) -> str | None:
     text = text or ""
     if "\0" in text:
@@ -503,6 +526,15 @@ def _fault_of_advertised(endpoints: list[str]) -> str | None:
     return None
 
 
+def _fault_of_machines(endpoints: list[str]) -> str | None:
+    for place, endpoint in enumerate(endpoints):
+        if endpoint in endpoints[:place]:
+            return f"{endpoint!r} is there twice"
+    if len(endpoints) > MOST_MACHINES:
+        return f"there are {len(endpoints)}: expected at most {MOST_MACHINES}"
+    return _fault_of_advertised(endpoints)
+
+
 def _fault_of_keys(keys: list[str]) -> str | None:
     for place, key in enumerate(keys):
         try:
@@ -536,6 +568,7 @@ _RULES: Final[dict[str, Callable[[Any], str | None]]] = {
     "limits.max_memory": _fault_of_memory,
     "replication.key_file": _fault_of_directory,
     "replication.server_keys": _fault_of_keys,
+    "replication.machines": _fault_of_machines,
     "replication.advertise": _fault_of_advertised,
     "replication.advertise_feed": _empty_or(check_to_connect),
     "store.url": _empty_or(split_store_url),

@@ -39,6 +39,8 @@ CONFIRM_SECONDS: Final = 5.0
 """How long a commit waits for confirmations."""
 UNCONFIRMED_BYTES: Final = 32 * 1024 * 1024
 """Bytes of commits that may wait for confirmations before no more are taken."""
+MOST_STANDBYS: Final = 64
+"""Standbys that are known at a time; the one that has not asked for longest is forgotten first."""
 
 
 class Quorum:
@@ -55,7 +57,8 @@ class Quorum:
         self.on_change: Callable[[], None] = lambda: None
         """Called, in any thread, after `confirmed` or `is_met` may have changed."""
         self._lock = threading.Lock()
-        self._standbys: dict[str, tuple[int, float]] = {}  # On disk there; when it last asked.
+        # What is on disk there, and when it last asked; who asked last is the last one.
+        self._standbys: dict[str, tuple[int, float]] = {}
         self._confirmed = 0
         self.refuses = False
         """True while writes are refused: any request of a standby may change that."""
@@ -75,7 +78,10 @@ class Quorum:
     def confirm(self, standby: str, lsn: int) -> None:
         """Note that a standby has asked, and what it has on disk."""
         with self._lock:
+            self._standbys.pop(standby, None)
             self._standbys[standby] = lsn, time.monotonic()
+            if len(self._standbys) > MOST_STANDBYS:  # What it has confirmed stays confirmed.
+                del self._standbys[next(iter(self._standbys))]
             numbers = sorted((number for number, _ in self._standbys.values()), reverse=True)
             newest = numbers[self.needed - 1] if len(numbers) >= self.needed else 0
             more = newest > self._confirmed

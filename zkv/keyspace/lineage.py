@@ -62,9 +62,15 @@ class Lineage(NamedTuple):
         """The number of the newest term; 0 = there is none."""
         return self.terms[-1].number if self.terms else 0
 
-    def next_start(self, store: str = "") -> TermStart:
-        """Return the start of the next term; ``store`` is the identity if there is none yet."""
-        return TermStart(self.store or store or secrets.token_hex(16), self.term + 1, new_tag())
+    def next_start(self, store: str = "", above: int = 0) -> TermStart:
+        """Return the start of the next term.
+
+        Args:
+            store: the identity if there is none yet.
+            above: a number that the term has to exceed.
+        """
+        number = max(self.term, above) + 1
+        return TermStart(self.store or store or secrets.token_hex(16), number, new_tag())
 
     def begin(self, start: TermStart, lsn: int) -> Lineage:
         """Return the lineage with one term more, which begins with the commit ``lsn``.
@@ -80,6 +86,18 @@ class Lineage(NamedTuple):
     def at(self, lsn: int) -> Term | None:
         """Return the term of the commit ``lsn``; None if it is from before the first term."""
         return next((term for term in reversed(self.terms) if term.first_lsn <= lsn), None)
+
+    def written(self, lsn: int) -> tuple[Term | None, int]:
+        """Return the newest commit up to ``lsn`` that does more than begin a term, and its term.
+
+        A term of which there is only the beginning may never have been led: a promotion may have
+        failed at its last step. Nothing was ever answered in it.
+        """
+        term = self.at(lsn)
+        while term is not None and term.first_lsn == lsn:
+            lsn -= 1
+            term = self.at(lsn)
+        return term, lsn
 
     def end_of(self, term: Term, last_lsn: int) -> int:
         """Return the last log number of a term of this lineage.

@@ -180,6 +180,34 @@ class HandedOverReply(Reply, kw_only=True):
     rev: int
 
 
+class PromiseReply(Reply, kw_only=True):
+    """Reply to a REPLICATE with ``promise``.
+
+    Attributes:
+        server: 16 hexadecimal digits, other ones at each start of the server.
+        store: the identity of the store.
+        term: the number of the term of the newest commit on disk that does more than begin a term.
+        tag: the tag of that term.
+        lsn: the log number of that commit.
+        granted: the promise is on disk.
+        leads: the server leads its store, and promises nothing.
+        promised: the highest term that it knows: one that has begun, or that it has promised.
+        sync: its setting `[replication] sync`.
+        machines: its setting `[replication] machines`.
+    """
+
+    server: str
+    store: str
+    term: int
+    tag: str
+    lsn: int
+    granted: bool
+    leads: bool
+    promised: int
+    sync: int
+    machines: list[str]
+
+
 class PromoteReply(Reply, kw_only=True):
     """Reply to PROMOTE: the revision and the term with which the server begins to lead."""
 

@@ -247,6 +247,20 @@ class Supersede(Struct, frozen=True, forbid_unknown_fields=True):
     leader: Annotated[list[str], Meta(min_length=1, max_length=64)] | None
 
 
+class Promise(Struct, frozen=True, forbid_unknown_fields=True):
+    """Has a server promise to confirm nothing to a lower term, or withdraws that.
+
+    Attributes:
+        attempt: numbers the attempts of the asker, the later the higher.
+        term: the term that it is going to begin.
+        tag: the tag of that term; nil: this attempt has failed, the promise is void.
+    """
+
+    attempt: Annotated[int, Meta(ge=1, le=2**63 - 1)]
+    term: LogNumber
+    tag: Annotated[str, Meta(min_length=1, max_length=64)] | None
+
+
 class Replicate(Request, frozen=True, kw_only=True, tag="REPLICATE"):
     """Ask for the commits after a log number, or for a part of a snapshot.
 
@@ -264,6 +278,7 @@ class Replicate(Request, frozen=True, kw_only=True, tag="REPLICATE"):
         snapshot: the revision of the snapshot of which a part is asked for; 0 = the newest one.
         offset: the place of that part, in bytes.
         supersede: the primary stops to lead, in favour of the asker, or leads again.
+        promise: the server confirms nothing to a lower term from now on, or may do so again.
     """
 
     member: Annotated[str, Meta(min_length=1, max_length=64)]
@@ -279,6 +294,7 @@ class Replicate(Request, frozen=True, kw_only=True, tag="REPLICATE"):
     snapshot: LogNumber | None = None
     offset: LogNumber | None = None
     supersede: Supersede | UnsetType = UNSET
+    promise: Promise | UnsetType = UNSET
 
 
 class Snapshot(Request, frozen=True, kw_only=True, tag="SNAPSHOT"):

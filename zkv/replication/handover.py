@@ -10,24 +10,26 @@ a connection of its own if the one before got no reply. So a standby numbers its
 server leads again only if the newest attempt that it has heard of has failed, and an attempt that
 has failed already stops nothing. All that is kept on disk but for failures: what was sent to a
 process before this one does not arrive any more.
+
+A server that has stopped to lead may make promises, as any standby: `zkv.replication.promises`. It
+leads again only if none is left: another server may lead by it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from zkv.errors import BadRequest, ReadOnly
-from zkv.replication.place import RoleRecord, write_role
+import msgspec
+
+from zkv.errors import BadRequest, NotLeader, ReadOnly
+from zkv.replication.place import RoleRecord
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from zkv.durability.files import Files
     from zkv.engine import Engine
+    from zkv.replication.place import RoleFile
     from zkv.replication.role import Role
 
 _log = logging.getLogger("zkv.replication")
@@ -43,20 +45,17 @@ class HandOver:
     Args:
         engine: the engine.
         role: the server's role.
-        files: the file operations.
-        directory: the data directory.
-        record: what that says of the role.
+        file: says so in the data directory.
     """
 
-    def __init__(
-        self, engine: Engine, role: Role, files: Files, directory: Path, record: RoleRecord | None
-    ) -> None:
+    def __init__(self, engine: Engine, role: Role, file: RoleFile) -> None:
         self._engine = engine
         self._role = role
-        self._files = files
-        self._directory = directory
+        self._file = file
         self._lock = threading.Lock()
-        self._yielded = record  # In favour of whom, if it does not lead.
+        held = file.record
+        # In favour of whom, if it does not lead.
+        self._yielded = held if held is not None and held.role == "superseded" else None
         self._failed: dict[str, int] = {}  # Of a member: its last attempt that has failed.
 
     def supersede(self, member: str, attempt: int, term: int, leader: list[str]) -> tuple[int, int]:
@@ -83,13 +82,12 @@ class HandOver:
                 raise BadRequest(f"field `supersede`: term {term} has begun before")
             self._role.yield_to(leader)
             self._engine.keyspace.seal(partial(self._role.error, "takes writes"))
-            record = RoleRecord("superseded", leader, member, term, attempt)
             try:
                 rev = self._engine.flush()
-                write_role(self._files, self._directory, record)
+                record = self._note_superseded(
+                    RoleRecord("superseded", leader, member, term, attempt)
+                )
             except (ReadOnly, OSError) as error:
-                with contextlib.suppress(OSError):  # It may be there, but not be synced.
-                    write_role(self._files, self._directory, None)
                 self._lead_again()
                 raise ReadOnly(f"this server leads on: {error}") from error
             self._yielded = record
@@ -104,7 +102,8 @@ class HandOver:
             attempt: its number. If the attempt itself arrives later, it is refused.
 
         Raises:
-            NotLeader: it has stopped by a later attempt, or in favour of another server.
+            NotLeader: it has stopped by a later attempt, or in favour of another server, or has
+                promised to confirm nothing to a lower term than that of another one.
             ReadOnly: the file cannot be written.
         """
         with self._lock:
@@ -112,10 +111,7 @@ class HandOver:
             if not self._role.leads:
                 if not self._yielded_to(member, attempt):
                     raise self._role.error("leads")
-                try:
-                    write_role(self._files, self._directory, None)
-                except OSError as error:
-                    raise ReadOnly(f"{self._directory}: {error.strerror or error}") from error
+                self._forget_superseded(member, attempt)
                 self._lead_again()
                 _log.warning("this server leads again: the promotion of the other one failed")
             return self._engine.last_lsn, self._engine.keyspace.rev
@@ -130,6 +126,33 @@ class HandOver:
         held = self._yielded
         if held is not None and held.member != member:
             self._role.require_lead("has the newest commits")
+
+    def _note_superseded(self, record: RoleRecord) -> RoleRecord:
+        """Write the file, and return what it says. What was promised stays. Raises OSError."""
+        with self._file.lock:
+            if (held := self._file.record) is not None:
+                record = msgspec.structs.replace(record, promises=held.promises)
+            self._file.write(record)
+        return record
+
+    def _forget_superseded(self, member: str, attempt: int) -> None:
+        """Remove the file, unless another server may lead by a promise. Raises NotLeader, ReadOnly.
+
+        A promise to the member itself has no effect any more: this attempt has failed.
+        """
+        with self._file.lock:
+            held = self._file.record
+            for each in [] if held is None else held.promises:
+                if each.member != member or each.attempt > attempt:
+                    raise NotLeader(
+                        f"this server has promised term {each.term} to {each.member}, and leads "
+                        f"no more",
+                        leader=self._role.leader,
+                    )
+            try:
+                self._file.write(None)
+            except OSError as error:
+                raise ReadOnly(f"{self._file.directory}: {error.strerror or error}") from error
 
     def _yielded_to(self, member: str, attempt: int) -> bool:
         """Return True if this server has stopped by an attempt of this member, up to this one."""

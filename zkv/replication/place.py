@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import socket
+import threading
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
@@ -42,6 +43,22 @@ MOST_NAME: Final = 40
 """Characters of the host's name in the name of a member."""
 
 
+class PromiseRecord(Struct, frozen=True, forbid_unknown_fields=True):
+    """A promise to a standby that is being promoted: see `zkv.replication.promises`.
+
+    Args:
+        member: the name of that standby.
+        attempt: the number of its attempt; 0: nobody can withdraw it.
+        term: the term that it is going to begin.
+        tag: the tag of that term.
+    """
+
+    member: str
+    attempt: int
+    term: int
+    tag: str
+
+
 class RoleRecord(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The content of the file.
 
@@ -52,6 +69,7 @@ class RoleRecord(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
         term: the term of the server that took over; 0 for a standby.
         attempt: by which attempt it did: see `zkv.replication.handover`.
         exchange: the history in ``incoming`` is complete, and takes the place of this one.
+        promises: what this server has promised, the lowest term first.
     """
 
     role: Literal["standby", "superseded"]
@@ -60,6 +78,7 @@ class RoleRecord(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     term: int = 0
     attempt: int = 0
     exchange: bool = False
+    promises: list[PromiseRecord] = []  # msgspec copies it.
 
 
 def new_member() -> str:
@@ -100,6 +119,39 @@ def write_role(files: Files, directory: Path, record: RoleRecord | None) -> None
     files.sync_directory(directory)
 
 
+class RoleFile:
+    """The file of a server that runs. Any thread.
+
+    Args:
+        files: the file operations.
+        directory: the data directory.
+        record: what the file says.
+    """
+
+    def __init__(self, files: Files, directory: Path, record: RoleRecord | None) -> None:
+        self._files = files
+        self.directory = directory
+        self.lock = threading.RLock()
+        """Held while the file changes, and by who must see no change."""
+        self.record = record
+        """Its content for certain: a change that fails may be there or not."""
+
+    def write(self, record: RoleRecord | None) -> None:
+        """Write the file, or remove it: None = the server leads.
+
+        Raises OSError. Then the file says the same as before, as far as that can be written: the
+        next start must not take up another role than this one has gone on with.
+        """
+        with self.lock:
+            try:
+                write_role(self._files, self.directory, record)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    write_role(self._files, self.directory, self.record)
+                raise
+            self.record = record
+
+
 class StandbyDirectory:
     """The data directory of a standby, while no server uses it. Hold its `lock` to change it.
 
@@ -128,8 +180,11 @@ class StandbyDirectory:
         record = read_role(self._files, self.layout.directory)
         if record is not None and record.exchange:
             self._exchange()
-        member = record.member if record is not None and record.member else new_member()
-        made = RoleRecord("standby", leader, member)
+        # A superseded primary has noted the name of the one that took over.
+        is_standby = record is not None and record.role == "standby" and record.member
+        member = record.member if record is not None and is_standby else new_member()
+        promises = [] if record is None else record.promises
+        made = RoleRecord("standby", leader, member, promises=promises)
         write_role(self._files, self.layout.directory, made)
         self._remove(self._incoming.directory)
         return made

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from zkv.durability.files import Files
     from zkv.keyspace import Commit
+    from zkv.replication.vote import Bid
 
 _T = TypeVar("_T")
 
@@ -115,6 +116,26 @@ class _Answer(Struct):
 class _HandedOver(Struct):
     lsn: int
     rev: int
+
+
+class PromiseAnswer(Struct):
+    """The answer of a server that was asked for a promise; the fields are those of the reply."""
+
+    server: str
+    store: str
+    term: int
+    tag: str
+    lsn: int
+    granted: bool
+    leads: bool
+    promised: int
+    sync: int
+    machines: list[str]
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """How long its log is, to be compared with others: see `zkv.replication.vote`."""
+        return self.term, self.lsn
 
 
 class SnapshotPart(Struct):
@@ -312,6 +333,21 @@ def reinstate(ask: Ask, member: str, attempt: int) -> None:
     wish = {"attempt": attempt, "term": 0, "leader": None}
     reply = ask({"op": "REPLICATE", "member": member, "supersede": wish}, REPLY_SECONDS)
     _convert(reply, _HandedOver)
+
+
+def ask_for_promise(ask: Ask, bid: Bid, seconds: float) -> PromiseAnswer:
+    """Ask a server for a promise, or withdraw it.
+
+    Args:
+        ask: asks the server.
+        bid: the promise.
+        seconds: how long to wait for the reply.
+
+    Raises StreamRefusedError, StreamError.
+    """
+    wish = {"attempt": bid.attempt, "term": bid.term, "tag": bid.tag}
+    request = {"op": "REPLICATE", "member": bid.member, "store": bid.store, "promise": wish}
+    return _convert(ask(request, seconds), PromiseAnswer)
 
 
 def snapshot_parts(

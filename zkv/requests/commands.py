@@ -60,6 +60,7 @@ from zkv.protocol.replies import (
     failure,
 )
 from zkv.replication.handover import HandOver
+from zkv.replication.promises import Promises
 from zkv.replication.role import Role
 from zkv.replication.source import ReplicationSource
 from zkv.replication.standby import Promoted
@@ -76,6 +77,7 @@ MAX_REMEMBERED_REPLY: Final = 1024 * 1024
 SCANNED_COMMITS: Final = 10_000
 """Commits that one CHANGES reads at most: with a rare prefix it returns early, and the client goes
 on from ``next``."""
+DECIDE_THEMSELVES: Final = "the members of a store in etcd decide which one leads"
 PATIENCE_SECONDS: Final = 5.0
 """How long a read with ``min_rev`` waits if it has no deadline."""
 MOST_PATIENCE_SECONDS: Final = 60.0
@@ -123,7 +125,8 @@ class Node:
         promote: has a standby take over, by force or not; its future gives revision and term.
         parking: holds requests that wait for commits.
         source: what other servers replicate from; None without a data directory.
-        hand_over: has this server stop to lead, likewise.
+        hand_over: has this server stop to lead, likewise; None for a member of a store in etcd.
+        promises: what it has promised to standbys that are being promoted, likewise.
         cluster: returns what a member of a store in etcd has in INFO besides; None = it is none.
     """
 
@@ -138,6 +141,7 @@ class Node:
     parking: Parking
     source: ReplicationSource | None
     hand_over: HandOver | None
+    promises: Promises | None
     cluster: Callable[[], dict[str, Any]] | None = None
 
 
@@ -304,8 +308,12 @@ def replicate(node: Node, request: requests.Replicate) -> Answer:
         raise BadRequest("this server keeps its data in memory alone: it has no log")
     if request.supersede is not UNSET:
         if hand_over is None:
-            raise BadRequest("field `supersede`: the members of this store decide which one leads")
+            raise BadRequest(f"field `supersede`: {DECIDE_THEMSELVES}")
         return Done(_hand_over(hand_over, request.member, request.supersede), 0)
+    if request.promise is not UNSET:
+        if node.promises is None:
+            raise BadRequest(f"field `promise`: {DECIDE_THEMSELVES}")
+        return Done(node.promises.answer(request.member, request.store, request.promise), 0)
     source.admit(request)
     memory.require(request.limit)
     if request.snapshot is not None:
@@ -378,6 +386,7 @@ def _replication(node: Node) -> dict[str, Any]:
         "leader": role.leader,
         "applied": node.engine.safe_lsn,
         "lag_seconds": role.lag(),
+        "promised": 0 if node.promises is None else node.promises.binding,
         "members": [] if source is None else source.members.report(),
     }
     if node.cluster is None:

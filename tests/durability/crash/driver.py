@@ -130,6 +130,7 @@ class Driver:
             parking=Parking(self.engine),
             source=None,
             hand_over=None,
+            promises=None,
         )  # fmt: skip
 
     def __enter__(self) -> Self:
