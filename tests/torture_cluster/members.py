@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import select
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,16 @@ class MemberMachine(Machine):
         """Start it, and wait until it answers."""
         self.launch()
         assert self.server is not None
+        self.server.await_ready()
+
+    def begin_anew(self) -> None:
+        """Start a new member in its place, which reads all that there is before it is ready."""
+        self.launch()
+        assert self.server is not None
+        stdout = self.process.stdout
+        assert stdout is not None
+        ready, _, _ = select.select([stdout], [], [], 10 * LIMIT)
+        assert ready, "the new member is not ready"
         self.server.await_ready()
 
     def launch(self) -> None:
