@@ -35,7 +35,8 @@ endef
 
 .DEFAULT_GOAL := help
 .PHONY: again help run test test-python test-clients clients-deps monitor-deps etcd-deps torture fuzz \
-        soak failover torture-cluster mutants bench benchmark peers generate lint docs demo standby lock clean
+        soak failover torture-cluster mutants bench benchmark peers generate lint docs demo standby cluster lock \
+        clean
 
 help: ## Show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -118,6 +119,9 @@ demo: $(VENV)/run.stamp ## Load the Unicode table into a server, read it back, r
 
 standby: $(VENV)/run.stamp ## Show a second machine on this one: a standby, a promotion, and the way back
 	$(BIN)/python tools/standby.py
+
+cluster: $(VENV)/dev.stamp ## Show a store that survives its machine: three members, etcd, and a leader that dies
+	$(BIN)/python -m tools.cluster
 
 lock: $(VENV)/dev.stamp ## Lock the dependencies anew; ARGS=--upgrade takes the newest
 	$(LOCK) --output-file requirements/run.txt

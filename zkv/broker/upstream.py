@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 HEARTBEAT_MS: Final = 2_000
 """Time between two signs of life to the primary, which cuts off who gives none."""
 NO_TIMEOUT: Final = 0
-"""What comes back is no sign of life to wait for: libzmq counts whole messages only, and one may
-take long on a slow link. Whoever asks knows how long to wait."""
+"""The connection is not cut where no sign of life comes back: libzmq counts whole messages only,
+and one may take long on a slow link. Whoever asks knows how long to wait."""
 MOST_BYTES: Final = 64 * 1024 * 1024
 """Bytes of the largest reply."""
 

@@ -33,6 +33,7 @@ from zkv.errors import ConfigError, DataDirError
 from zkv.replication.place import StandbyDirectory, read_role
 from zkv.replication.standby import begin_anew
 from zkv.replication.stream import (
+    Asker,
     Confirmed,
     LogPosition,
     StreamError,
@@ -251,7 +252,7 @@ def _refusal(source: Upstream, member: str, anew: BeginAnew) -> BeginAnew | None
     """
     after = LogPosition.of(anew.lineage, anew.lsn)
     try:
-        pull(source.ask, member, after, Confirmed(0, 0), 0, sync=False)
+        pull(Asker(source.ask), member, after, Confirmed(0, 0), 0, sync=False, insist=True)
     except StreamRefusedError as error:
         refused = begin_anew(error, anew.lineage, anew.lsn)
         if refused is None:

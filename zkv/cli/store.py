@@ -16,6 +16,7 @@ from zkv.cli.settings import read_file_and_environment
 from zkv.cli.values import to_bytes
 from zkv.cluster.joining import found as found_store
 from zkv.cluster.joining import shared_log
+from zkv.cluster.observer import members_in, seconds_told
 from zkv.cluster.records import MemberRecord
 from zkv.errors import ConfigError, DataDirError
 from zkv.etcd.errors import EtcdError
@@ -23,6 +24,7 @@ from zkv.etcd.errors import EtcdError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from zkv.cluster.observer import MemberSeen
     from zkv.cluster.shared_log import SharedLog
     from zkv.config import Settings
 
@@ -39,12 +41,18 @@ def found(options: argparse.Namespace) -> int:
 def members(options: argparse.Namespace) -> int:
     """Print the members, a line each. Raises StartupError."""
     with _shared_log(_settings(options)) as log:
-        seen, declared = log.look(), log.members()
-    leader = None if seen.leader is None or seen.leader.released else seen.leader.member
-    for each in declared:
-        mark = "leader" if each.name == leader else "member"
-        write(to_bytes(f"{each.name}\t{mark}\t{','.join(each.endpoints) or '-'}"))
+        log.look()
+        sightings, leader = log.tell()
+    for each in members_in(sightings, leader, seconds_told):
+        write(to_bytes("\t".join(_columns(each))))
     return 0
+
+
+def _columns(member: MemberSeen) -> list[str]:
+    """Return the columns of a member."""
+    endpoints, seconds = ",".join(member.endpoints) or "-", member.seconds
+    told = "-" if seconds is None else f"{seconds:.0f}"
+    return [member.name, member.role, endpoints, str(member.applied), told]
 
 
 def add(options: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ from zkv.cluster.shared_log import SharedLog
 from zkv.cluster.wal import ReplicatedWal
 from zkv.endpoint import split_store_url
 from zkv.errors import ConfigError, DataDirError
+from zkv.etcd import EtcdSecurity, connect
 from zkv.etcd.errors import EtcdError
 from zkv.keyspace.lineage import NO_LINEAGE
 
@@ -159,12 +160,8 @@ def _timeout(settings: Settings) -> float:
 
 def _client(settings: Settings, endpoints: list[str]) -> Etcd:
     """Return a client. Raises ConfigError if it is not installed, or its files are not good."""
-    # Late: only those who have a store in etcd have gRPC.
-    from zkv.etcd.client import EtcdClient
-    from zkv.etcd.security import EtcdSecurity
-
     named = settings.store.etcd
-    return EtcdClient(
+    return connect(
         endpoints,
         security=EtcdSecurity(
             ca=named.ca or None,

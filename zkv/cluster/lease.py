@@ -75,6 +75,11 @@ class Lease:
         return None if self.clock() < state.end else state.lapses
 
     @property
+    def left(self) -> float:
+        """Seconds for which it is still held; 0 if it is not."""
+        return max(0.0, self._state.end - self.clock())
+
+    @property
     def patience(self) -> float:
         """Seconds for which another member has to see the record unchanged before it takes over."""
         return self.seconds + self.margin

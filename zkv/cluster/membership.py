@@ -28,10 +28,10 @@ import secrets
 import threading
 import zlib
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from zkv.cluster.records import Fence, LeaderRecord, MemberRecord
-from zkv.cluster.shared_log import DeposedError, Tenure
+from zkv.cluster.shared_log import DeposedError, NoStoreError, Tenure
 from zkv.cluster.state_check import StateCheck
 from zkv.durability.committer import CommitGroup
 from zkv.errors import DamageError, DataDirError, NotLeader, ReadOnly
@@ -85,6 +85,8 @@ class Membership:
         self._stop = stop
         self.failure: DataDirError | None = None
         """Set, before `stop` is called, if this member must not go on."""
+        self.led: Future[None] = Future()
+        """Done once this member leads, or has seen another one lead."""
         self.current: Future[None] = Future()
         """Done once this member has had all that etcd had; failed with `failure`."""
         self._closing = threading.Event()
@@ -94,7 +96,7 @@ class Membership:
         """Of attempts to take over that may still succeed: when they were sent, by nonce."""
         self._deposed = ""  # The reason, if the log has found out.
         self._renewals = 0
-        self._leader_revision = -1
+        self._leader_revision = -1  # Not looked yet.
         self._unchanged_since = 0.0
         self._last_crc = _crc_of_newest(engine)
         self._check = StateCheck(engine.keyspace, self._shared, self._file.member, lease.clock)
@@ -130,6 +132,19 @@ class Membership:
         behind = self._behind_since
         return silent if behind is None else max(silent, now - behind)
 
+    def facts(self) -> dict[str, Any]:
+        """Return what INFO tells of this member and its lease. Any thread."""
+        leads, now = self._role.leads, self._lease.clock()
+        silent = 0.0 if leads else now - self._unchanged_since
+        return {
+            "member": self._file.member,
+            "leader": self._advertised() if leads else self._role.leader,
+            "leader_seconds": None if self._leader_revision == -1 else round(silent, 3),
+            "lease": self._lease.seconds,
+            "lease_seconds": round(self._lease.left, 3),
+            "answered_seconds": round(max(0.0, now - self._answered_at), 3),
+        }
+
     def _run(self) -> None:
         while not self._closing.is_set():
             try:
@@ -140,6 +155,8 @@ class Membership:
             except ReadOnly as error:
                 self._step_down(error.message)
                 self._complain(error.message)
+            except NoStoreError:
+                self._fail(self._store_is_gone())
             except DataDirError as error:
                 self._fail(error)
             except BaseException:  # A bug, or no memory; the thread goes on.
@@ -183,7 +200,11 @@ class Membership:
         self._answered_at = now
         self._engine.clock.follow(max(seen.head.time, 0 if leader is None else leader.time))
         if seen.leader_revision != self._leader_revision:
+            is_first, own = self._leader_revision == -1, self._file.member
             self._leader_revision, self._unchanged_since = seen.leader_revision, now
+            # The first look may find what a leader has left that is gone.
+            if not (is_first or leader is None or leader.released or leader.member == own):
+                self._note_led()
         if self._tenure is None:
             self._role.leader = None if leader is None or leader.released else leader.endpoints
 
@@ -207,6 +228,13 @@ class Membership:
             )
         if here == head.lsn and self._last_crc not in {None, head.crc}:
             raise self._another_history(here)
+
+    def _store_is_gone(self) -> DataDirError:
+        prefix, here = self._shared.keys.prefix.decode(), self._engine.last_lsn
+        return DataDirError(
+            f"there is no store in etcd at {prefix}, and this directory has it up to log number "
+            f"{here}: etcd has lost it, or is another one; nothing is cut off"
+        )
 
     def _another_history(self, lsn: int) -> DataDirError:
         return DataDirError(
@@ -330,6 +358,7 @@ class Membership:
         engine.lead()
         keyspace.unseal()
         self._role.begin_to_lead()
+        self._note_led()
         _log.warning("this member leads: term %d, after log number %d", tenure.term, seen.head.lsn)
 
     # --- Leading
@@ -378,6 +407,10 @@ class Membership:
             time=self._engine.clock(),
             released=released,
         )
+
+    def _note_led(self) -> None:
+        if not self.led.done():
+            self.led.set_result(None)
 
     def _note_deposed(self, reason: str) -> None:
         self._deposed = reason

@@ -11,6 +11,7 @@ All keys begin with the prefix of the store:
   number is the log number of its first commit, with 20 digits: the order of keys is that of the
   log, and whoever has a log number knows the key of what comes next.
 - ``members/<name>``: a member, and where it is.
+- ``live/<name>``: how far a member is. It writes this record every few seconds, for display alone.
 - ``states/<name>``: the hash of a member's state at a log number: see `zkv.cluster.state_check`.
 
 Records are msgpack maps. A part of a batch is an array with a checksum; the commits in it are the
@@ -123,6 +124,20 @@ class MemberRecord(Struct, frozen=True, kw_only=True):
     time: int
 
 
+class LiveRecord(Struct, frozen=True):
+    """How far a member is. Nothing is decided by it.
+
+    Args:
+        name: its name.
+        applied: the log number up to which it has applied the log.
+        time: when it wrote this, Unix time in ms by its system clock.
+    """
+
+    name: str
+    applied: int
+    time: int
+
+
 class StateRecord(Struct, frozen=True, kw_only=True):
     """The state of a member at a log number.
 
@@ -137,7 +152,7 @@ class StateRecord(Struct, frozen=True, kw_only=True):
     hash: int
 
 
-_T = TypeVar("_T", StoreRecord, Fence, LeaderRecord, LogHead, MemberRecord, StateRecord)
+_T = TypeVar("_T", StoreRecord, Fence, LeaderRecord, LogHead, MemberRecord, StateRecord, LiveRecord)
 
 
 def pack(record: _T) -> bytes:
@@ -232,11 +247,16 @@ class StoreKeys:
         self.head = self.prefix + b"head"
         self._log = self.prefix + b"log/"
         self.members = self.prefix + b"members/"
+        self.lives = self.prefix + b"live/"
         self.states = self.prefix + b"states/"
 
     def member(self, name: str) -> bytes:
         """The key of a member."""
         return self.members + name.encode()
+
+    def live(self, name: str) -> bytes:
+        """The key of how far a member is."""
+        return self.lives + name.encode()
 
     def state(self, name: str) -> bytes:
         """The key of a member's state."""

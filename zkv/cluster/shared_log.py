@@ -22,6 +22,7 @@ from zkv.cluster.records import (
     FORMAT,
     Fence,
     LeaderRecord,
+    LiveRecord,
     LogBatch,
     LogHead,
     MemberRecord,
@@ -66,6 +67,20 @@ class Seen(NamedTuple):
     leader_revision: int
     head: LogHead
     head_revision: int
+
+
+class Sighting(NamedTuple):
+    """The records of a member.
+
+    Args:
+        record: what it has declared.
+        live: how far it was when it told so last; None if it never has.
+        live_revision: that of etcd when it did.
+    """
+
+    record: MemberRecord
+    live: LiveRecord | None
+    live_revision: int
 
 
 class GoOn(Protocol):
@@ -213,9 +228,10 @@ class SharedLog:
 
     def remove_member(self, name: str) -> bool:
         """Remove the record of a member; return False if there is none. Raises EtcdError."""
-        key = self.keys.member(name)
+        key, live = self.keys.member(name), self.keys.live(name)
         there = Compare(key, "version", "!=", 0)
-        return self.etcd.transact([there], [DeleteOp(key)], timeout=self.timeout).succeeded
+        removals = [DeleteOp(key), DeleteOp(live)]
+        return self.etcd.transact([there], removals, timeout=self.timeout).succeeded
 
     def tell_state(self, record: StateRecord) -> None:
         """Write the hash of a member's state. Raises EtcdError."""
@@ -231,6 +247,40 @@ class SharedLog:
         """Return all members. Raises EtcdError, DamageError."""
         items = self._each(*with_prefix(self.keys.members))
         return [read(item.value, MemberRecord, item.key) for item in items]
+
+    def tell(self, own: LiveRecord | None = None) -> tuple[list[Sighting], LeaderRecord | None]:
+        """Return the members, by name, and the leader's record.
+
+        Args:
+            own: how far this member is, to be written; it is not if the member was removed.
+
+        Raises EtcdError, DamageError.
+        """
+        keys = self.keys
+        asked = [
+            ReadOp(*with_prefix(keys.members)), ReadOp(*with_prefix(keys.lives)),
+            ReadOp(keys.leader),
+        ]  # fmt: skip
+        if own is None:
+            result = self.etcd.transact([], asked, timeout=self.timeout)
+        else:
+            there = Compare(keys.member(own.name), "version", "!=", 0)
+            put = PutOp(keys.live(own.name), pack(own))
+            result = self.etcd.transact([there], [put, *asked], asked, timeout=self.timeout)
+        members, lives, leaders = result.reads
+        live = {item.key.removeprefix(keys.lives): item for item in lives}
+        sightings = []
+        for item in members:
+            found = live.get(item.key.removeprefix(keys.members))
+            sightings.append(
+                Sighting(
+                    read(item.value, MemberRecord, item.key),
+                    None if found is None else read(found.value, LiveRecord, found.key),
+                    0 if found is None else found.mod_revision,
+                )
+            )
+        leader = [read(item.value, LeaderRecord, item.key) for item in leaders]
+        return sightings, leader[0] if leader else None
 
 
 class Tenure:

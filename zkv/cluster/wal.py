@@ -46,6 +46,7 @@ from zkv.cluster.shared_log import DeposedError
 from zkv.durability.wal import Wal
 from zkv.errors import ReadOnly
 from zkv.etcd.errors import EtcdError
+from zkv.figures import Buckets
 from zkv.keyspace.log import NOTHING
 
 if TYPE_CHECKING:
@@ -100,6 +101,9 @@ class ReplicatedWal(Wal):
         self._rolled_back = False  # A leader that has rolled back, and does not follow yet.
         self._sender = 0  # The thread that has appended last.
         self._woken = threading.Event()
+        self.append_times = Buckets()
+        """How long etcd took for each batch. `sync_times` are those of the copy on the disk."""
+        self.commits_per_append = Buckets()
         self._stopping = False
         self._has_given_up = False  # Since it is stopping, etcd has not answered.
         self.now: Callable[[], int] = lambda: 0
@@ -241,10 +245,9 @@ class ReplicatedWal(Wal):
             raise self._wait_for_etcd(error) from error
         self._sender = threading.get_ident()
         took = time.monotonic() - began
-        self.syncs += 1
-        self.sync_times.add_time(took)
+        self.append_times.add_time(took)
         commits = len(batch.payloads)
-        self.commits_per_sync.add(commits.bit_length(), commits)
+        self.commits_per_append.add(commits.bit_length(), commits)
         if self._refusal is not None:
             self._resume("etcd answers again")
 
