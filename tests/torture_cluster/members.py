@@ -34,16 +34,18 @@ class MemberMachine(Machine):
         self.ways = [Proxy(each.replace("http://", "tcp://")) for each in etcd]
         self.is_ahead = False
         self.started = 0
+        self._is_open = False
 
     def open(self) -> None:
         """Open its networks."""
         for proxy in (self.proxy, *self.ways):
             proxy.__enter__()
+        self._is_open = True
 
     def close(self) -> None:
         """End everything."""
         self.kill()
-        for proxy in (self.proxy, *self.ways):
+        for proxy in (self.proxy, *self.ways) if self._is_open else ():
             proxy.__exit__()
 
     def serve(self) -> None:
