@@ -17,7 +17,7 @@ import pytest
 
 from tests.etcd.fake import NONE, FakeClient, FakeEtcd
 from tests.support import LIMIT, Raw, ServerInProcess, eventually
-from zkv.cluster import joining
+from zkv.cluster import joining, wal
 from zkv.cluster.lease import Lease
 from zkv.cluster.shared_log import SharedLog
 from zkv.config import build
@@ -26,6 +26,8 @@ from zkv.etcd import Compare, Op, TxnResult
 
 URL: Final = "etcd://nowhere:2379/test"
 LEASE: Final = 2.0
+WAIT: Final = 0.5
+"""Seconds for which a commit waits for etcd."""
 BEYOND: Final = 10 * LEASE
 """Seconds after which each lease is over, and each follower has waited for long enough."""
 
@@ -125,6 +127,7 @@ class Cluster:
         self.fake = FakeEtcd(1)
         self._clock = StandingClock()
         self._etcd = MemberEtcd(self.fake, random.Random(0), NONE)
+        monkeypatch.setattr(wal, "WAIT_SECONDS", WAIT)
         monkeypatch.setattr(joining, "_client", lambda *_: self._etcd)
         monkeypatch.setattr(joining, "Lease", lambda seconds: Lease(seconds, self._clock))
         settings = build({"store": {"url": URL}})
