@@ -660,9 +660,30 @@ WAITING: Final = [
     Mutant(
         "what another epoch made safe is told",
         "zkv/broker/waiting.py",
-        "return (safe if engine.epoch == epoch else NOTHING_SAFE), refusal",
+        "return (safe if confirmed and engine.epoch == epoch else NOTHING_SAFE), refusal",
         "return safe, refusal",
         ("tests/requests/test_safe_replies.py", "-k", "another_one_with_its_revision"),
+    ),
+    Mutant(
+        "no read is confirmed",
+        "zkv/broker/waiting.py",
+        "confirmed = epoch < 0 or not engine.log.confirms_reads",
+        "confirmed = True",
+        ("tests/cluster/test_reads.py", "-k", "stands_still"),
+    ),
+    Mutant(
+        "the front answers reads before they are confirmed",
+        "zkv/broker/front.py",
+        "or log.epoch != epoch or log.confirms_reads:",
+        "or log.epoch != epoch:",
+        ("tests/cluster/test_reads.py", "-k", "stands_still"),
+    ),
+    Mutant(
+        "a read that was not confirmed is answered by the lease",
+        "zkv/requests/call.py",
+        "if self.engine.log.confirms_reads and needs_leader(call.request):",
+        "if False:",
+        ("tests/cluster/test_reads.py", "-k", "stands_still"),
     ),
     Mutant(
         "a remembered refusal does not wait for its frame",
