@@ -22,7 +22,7 @@ from zkv.cluster.lease import Lease
 from zkv.cluster.shared_log import SharedLog
 from zkv.config import build
 from zkv.durability.files import Files
-from zkv.etcd import Compare, Op, TxnResult
+from zkv.etcd import Compare, EtcdError, Op, TxnResult
 
 URL: Final = "etcd://nowhere:2379/test"
 LEASE: Final = 2.0
@@ -159,7 +159,10 @@ def await_look(follower: MemberServer) -> None:
     etcd = member._shared
 
     def has_looked() -> bool:
-        return member._leader_revision == etcd.look().leader_revision
+        try:
+            return member._leader_revision == etcd.look().leader_revision
+        except EtcdError:
+            return False
 
     eventually(has_looked, "a look at the leader's record")
 
