@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Final
 import pytest
 import zmq
 
+from tests.cluster.figures import OF_MEMBERS
 from tests.conftest import Connect
 from tests.support import FREE_PORT, LIMIT, BadDisk, Message, Raw, ServerInProcess, eventually, pack
 from tests.users.secured import Secured
@@ -27,14 +28,6 @@ AT_TIMES: Final = {
     "stats.snapshot.failure",
 }  # fmt: skip
 """Figures that are nil while all is well."""
-OF_MEMBERS: Final = {
-    path
-    for figure in FIGURES
-    for path in figure.paths
-    if path.startswith("replication.etcd.")
-    or path.removeprefix("replication.") in {"declared", "alive", "leader_seconds", "lease_seconds"}
-}
-"""Figures that only the members of a store in etcd have: see `tests/cluster/test_shown.py`."""
 
 
 @pytest.fixture

@@ -87,6 +87,7 @@ def has_greeting(member: Member, greeting: str = "hello") -> bool:
 
 def main() -> int:
     """Run the demonstration; returns the exit status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # So that all processes are ended.
     directory = Path(tempfile.mkdtemp(prefix="zkv-cluster-"))
     try:
         run(directory)

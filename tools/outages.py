@@ -221,6 +221,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5, help="of each fault")
     parser.add_argument("--only", default="", metavar="WORDS", help="faults with this in the name")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # So that all processes are ended.
     directory = Path(tempfile.mkdtemp(prefix="zkv-outages-"))
     try:
         run(directory, options.runs, options.only)

@@ -422,7 +422,7 @@ ETCD_USED: Final = Figure(
 )  # fmt: skip
 ETCD_QUOTA: Final = Figure(
     "zkv_etcd_quota_bytes", GAUGE, ("replication.etcd.quota_bytes",),
-    "What the file may take: as etcd says, or the setting store.quota_bytes.", BYTES,
+    "What the file may take: as etcd says, and at most the setting store.quota_bytes.", BYTES,
     place=("etcd", "at most"),
 )  # fmt: skip
 ETCD_ALARMS: Final = Figure(

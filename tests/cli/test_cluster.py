@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 
 from tests.support import LIMIT, ROOT, ServerProcess, environment, zkv_command
-from zkv.cli import cluster
+from zkv.cli import cluster, view
 from zkv.cli.diagnosis import ACT, FINE, TELL
 
 MIB: Final = 2**20
@@ -86,6 +86,16 @@ def test_a_member_that_has_not_looked_yet_is_examined() -> None:
         name: etcd[name] for name in ("append", "append_commits", "answered_seconds")
     }
     assert {each.level for each in cluster.examine(info, "a member")} == {FINE}
+
+
+def test_info_shows_the_members_and_etcd_in_groups() -> None:
+    shown = view.info(ALL_IS_WELL)
+    for words in (
+        "members", "leader, at log number 9, 1 s ago", "lease           5 s", "etcd",
+        "db_used_bytes     1.0 MiB", "counts  p50",
+    ):  # fmt: skip
+        assert words in shown
+    assert "{" not in shown
 
 
 def test_a_server_alone_leads_at_once(tmp_path: Path) -> None:

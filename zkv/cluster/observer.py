@@ -101,6 +101,11 @@ def seconds_told(sighting: Sighting) -> float | None:
     return seconds_by_system_clock(told_at) if told_at else None
 
 
+def _reason(node: NodeStatus) -> str:
+    """Return why a node does not answer, without its endpoint."""
+    return str(node.error).removeprefix(f"etcd at {node.endpoint}: ")
+
+
 class EtcdSeen(NamedTuple):
     """The state of etcd."""
 
@@ -116,7 +121,7 @@ class Observer:
         name: this member's.
         applied: returns the log number up to which it has applied the log.
         lease: gives the clock.
-        quota_bytes: etcd's quota, where etcd does not tell it.
+        quota_bytes: etcd's quota, as far as this server knows; etcd may tell a smaller one.
     """
 
     def __init__(
@@ -170,7 +175,7 @@ class Observer:
         facts: dict[str, Any] = {
             "nodes": len(nodes),
             "answering": len(there),
-            "silent": {each.endpoint: str(each.error) for each in nodes if each.error is not None},
+            "silent": {each.endpoint: _reason(each) for each in nodes if each.error is not None},
             "alarms": ", ".join(alarms) or None,
         }
         if not there:
@@ -180,7 +185,7 @@ class Observer:
             "version": fullest.version,
             "db_bytes": max(each.db_size for each in there),
             "db_used_bytes": fullest.db_size_in_use,
-            "quota_bytes": fullest.db_quota or self._quota_bytes,
+            "quota_bytes": min(fullest.db_quota or self._quota_bytes, self._quota_bytes),
         }
 
     def _run(self) -> None:
