@@ -17,15 +17,17 @@ import pytest
 
 from tests.etcd.fake import NONE, FakeClient, FakeEtcd
 from tests.support import LIMIT, Raw, ServerInProcess, eventually
-from zkv.cluster import joining
+from zkv.cluster import joining, wal
 from zkv.cluster.lease import Lease
 from zkv.cluster.shared_log import SharedLog
 from zkv.config import build
 from zkv.durability.files import Files
-from zkv.etcd import Compare, Op, TxnResult
+from zkv.etcd import Compare, EtcdError, Op, TxnResult
 
 URL: Final = "etcd://nowhere:2379/test"
 LEASE: Final = 2.0
+WAIT: Final = 0.5
+"""Seconds for which a commit waits for etcd."""
 BEYOND: Final = 10 * LEASE
 """Seconds after which each lease is over, and each follower has waited for long enough."""
 
@@ -125,6 +127,7 @@ class Cluster:
         self.fake = FakeEtcd(1)
         self._clock = StandingClock()
         self._etcd = MemberEtcd(self.fake, random.Random(0), NONE)
+        monkeypatch.setattr(wal, "WAIT_SECONDS", WAIT)
         monkeypatch.setattr(joining, "_client", lambda *_: self._etcd)
         monkeypatch.setattr(joining, "Lease", lambda seconds: Lease(seconds, self._clock))
         settings = build({"store": {"url": URL}})
@@ -156,7 +159,10 @@ def await_look(follower: MemberServer) -> None:
     etcd = member._shared
 
     def has_looked() -> bool:
-        return member._leader_revision == etcd.look().leader_revision
+        try:
+            return member._leader_revision == etcd.look().leader_revision
+        except EtcdError:
+            return False
 
     eventually(has_looked, "a look at the leader's record")
 

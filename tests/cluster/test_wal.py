@@ -115,6 +115,23 @@ def test_a_batch_without_an_answer_is_kept_and_sent_again(leader: Leader, fate: 
     assert wal.epoch == 0
 
 
+def test_once_etcd_was_waited_for_in_vain_it_is_asked_only_once_each_time(
+    leader: Leader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each of those who wait would wait for as long, one after the other."""
+    wal = leader.wal
+    lose(leader.etcd, "lost")
+    lsn = leader.write()
+    with pytest.raises(ReadOnly):
+        wal.commit(lsn, durable=True)
+    monkeypatch.setattr(module, "WAIT_SECONDS", float("inf"))
+    for _ in range(3):
+        with pytest.raises(ReadOnly):
+            wal.commit(lsn, durable=True)
+    heal(leader.etcd)
+    assert wal.commit(lsn, durable=True)
+
+
 def test_who_is_deposed_rolls_back_what_etcd_has_not_confirmed(leader: Leader) -> None:
     wal = leader.wal
     wal.commit(leader.write(), durable=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import select
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +34,34 @@ class MemberMachine(Machine):
         self.ways = [Proxy(each.replace("http://", "tcp://")) for each in etcd]
         self.is_ahead = False
         self.started = 0
+        self._is_open = False
 
     def open(self) -> None:
         """Open its networks."""
         for proxy in (self.proxy, *self.ways):
             proxy.__enter__()
+        self._is_open = True
 
     def close(self) -> None:
         """End everything."""
         self.kill()
-        for proxy in (self.proxy, *self.ways):
+        for proxy in (self.proxy, *self.ways) if self._is_open else ():
             proxy.__exit__()
 
     def serve(self) -> None:
         """Start it, and wait until it answers."""
         self.launch()
         assert self.server is not None
+        self.server.await_ready()
+
+    def begin_anew(self) -> None:
+        """Start a new member in its place, which reads all that there is before it is ready."""
+        self.launch()
+        assert self.server is not None
+        stdout = self.process.stdout
+        assert stdout is not None
+        ready, _, _ = select.select([stdout], [], [], 10 * LIMIT)
+        assert ready, "the new member is not ready"
         self.server.await_ready()
 
     def launch(self) -> None:

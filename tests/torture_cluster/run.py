@@ -308,10 +308,7 @@ class Run:
             self.gaps["(refused damage)"].append(0.0)
             follower.kill()
             shutil.rmtree(follower.data_dir)
-            follower.launch()  # It reads the whole log before it is ready.
-            eventually(lambda: bool(follower.figures()), "a new member", 10 * LIMIT)
-            assert follower.server is not None
-            follower.server.await_ready()
+            follower.begin_anew()
 
     def kill_all(self) -> None:
         for member in self.members:

@@ -418,7 +418,8 @@ class Membership:
 
     def _step_down(self, reason: str) -> None:
         """Lead no more, and roll back what etcd has not confirmed."""
-        if self._tenure is None:
+        if self._tenure is None:  # Its disk may have failed in the middle of a batch.
+            self._last_crc = _crc_of_newest(self._engine)
             return
         tenure = self._tenure
         self._yield()

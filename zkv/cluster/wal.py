@@ -231,9 +231,11 @@ class ReplicatedWal(Wal):
         if self._has_given_up:
             raise ReadOnly("etcd does not take the log, and the server is stopping", applied=None)
         began = time.monotonic()
+        # Once it was waited for in vain, nobody waits for longer than one attempt takes.
+        patience = WAIT_SECONDS if self._refusal is None else 0.0
 
         def go_on(_: EtcdError) -> bool:
-            if time.monotonic() - began >= WAIT_SECONDS:
+            if time.monotonic() - began >= patience:
                 return False
             return not self._woken.wait(PAUSE_SECONDS)
 
