@@ -34,7 +34,7 @@ $(PIP) install --log $(VENV)/build.log --no-deps --no-build-isolation -e .
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: again help run test test-python test-clients clients-deps monitor-deps torture fuzz \
+.PHONY: again help run test test-python test-clients clients-deps monitor-deps etcd-deps torture fuzz \
         soak failover mutants bench benchmark peers generate lint docs demo standby lock clean
 
 help: ## Show this list
@@ -59,6 +59,9 @@ clients-deps: $(VENV)/dev.stamp ## Install the languages that the clients are wr
 monitor-deps: ## Install Prometheus, which tests of the metrics run: Debian or Ubuntu, as root
 	apt-get install --yes --quiet --no-install-recommends prometheus
 
+etcd-deps: ## Install etcd, which tests of its client run: Debian or Ubuntu, as root
+	apt-get install --yes --quiet --no-install-recommends etcd-server etcd-client
+
 torture: $(VENV)/dev.stamp ## Break it for half an hour: kills, power cuts, failing disks, retries
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
@@ -78,8 +81,9 @@ failover: $(VENV)/dev.stamp ## Fail over between two machines that break, 200 ti
 mutants: $(VENV)/dev.stamp ## Plant bugs one at a time, and see that tests catch them (needs a C compiler): ARGS=lane.c picks some
 	$(BIN)/python -m tests.mutants $(ARGS)
 
-generate: $(VENV)/dev.stamp ## Make what is made from other sources: the client for threads, names in C
+generate: $(VENV)/dev.stamp ## Make what is made from other sources: the client for threads, names in C, messages of etcd
 	$(BIN)/python tools/mirror.py
+	$(BIN)/python tools/rpc.py
 	$(BIN)/python tools/unasync.py
 
 lint: $(VENV)/dev.stamp ## Check style, types and who imports whom
@@ -89,6 +93,7 @@ lint: $(VENV)/dev.stamp ## Check style, types and who imports whom
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tools/mirror.py --check
 	$(BIN)/python tools/names.py
+	$(BIN)/python tools/rpc.py --check
 	$(BIN)/python tools/unasync.py --check
 
 bench: $(VENV)/benchmark.stamp ## Measure the main loads beside other servers, in 2 minutes (needs gcc): ARGS='--rows MPUT'
