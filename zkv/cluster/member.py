@@ -17,6 +17,9 @@ A log in etcd that is older than what this member has on its disk was put back: 
 restored, or it is another cluster. A member writes to its disk only what etcd had confirmed, so it
 never cuts that off: it stops, and names both positions.
 
+A member for which the log in etcd has been trimmed too far cannot go on from what it has. Its
+server stops, and begins anew from a snapshot of another member (`zkv.cluster.joining`).
+
 One thread runs `_run`; other methods may be called by any.
 """
 
@@ -30,20 +33,24 @@ import zlib
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from zkv.cluster.records import Fence, LeaderRecord, MemberRecord
-from zkv.cluster.shared_log import DeposedError, Tenure
-from zkv.errors import DamageError, DataDirError, NotLeader, ReadOnly
+from zkv.cluster.claims import Claims
+from zkv.cluster.records import Fence, LeaderRecord
+from zkv.cluster.shared_log import DeposedError, NoStoreError, Tenure
+from zkv.cluster.upkeep import Upkeep
+from zkv.errors import DamageError, DataDirError, NotLeader, ReadOnly, ZkvError
 from zkv.etcd.errors import EtcdError
 from zkv.keyspace.change import unpack
 from zkv.keyspace.lineage import TermStart, new_tag
 from zkv.replication.applying import apply_commits
+from zkv.replication.incoming import BeginAnew
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zkv.cluster.joining import Joining
+    from zkv.cluster.records import Batch
     from zkv.cluster.shared_log import Seen
-    from zkv.engine import Engine
+    from zkv.engine import Engine, OnDisk
     from zkv.etcd.interface import EtcdWatch, ItemEvent
 
 _log = logging.getLogger("zkv.cluster")
@@ -52,6 +59,14 @@ RENEWALS: Final = 3
 """A leader renews its record so often in the length of the lease."""
 RETRY_SECONDS: Final = 0.2
 """Pause after etcd has not answered."""
+
+
+class AnotherHistoryError(DataDirError):
+    """The log in etcd is not the one that this member has a copy of."""
+
+
+class TrimmedError(ZkvError):
+    """The log in etcd begins after what this member has."""
 
 
 class _Attempt(NamedTuple):
@@ -71,14 +86,16 @@ class Member:
 
     Args:
         engine: the engine; it does not lead yet.
+        disk: what it has in its data directory.
         joining: the directory is open, and that of a member.
         advertised: returns the endpoints at which clients find this server.
-        stop: called once if this member must not go on; see `failure`.
+        stop: called once if this member must not go on; see `failure` and `anew`.
     """
 
     def __init__(
         self,
         engine: Engine,
+        disk: OnDisk,
         joining: Joining,
         advertised: Callable[[], list[str]],
         stop: Callable[[], None],
@@ -94,8 +111,11 @@ class Member:
         self._stop = stop
         self.failure: DataDirError | None = None
         """Set, before `stop` is called, if this member must not go on."""
+        self.anew: BeginAnew | None = None
+        """Set, before `stop` is called, if it has to begin anew from a snapshot."""
         self.current: Future[None] = Future()
-        """Done once this member has had all that etcd had; failed with `failure`."""
+        """Done once this member has had all that etcd had, or has to begin anew; failed with
+        `failure`."""
         self._closing = threading.Event()
         self._bell = threading.Event()
         self._tenure: Tenure | None = None
@@ -109,7 +129,12 @@ class Member:
         self._reported: str | None = None
         self._answered_at = lease.clock()
         self._behind_since: float | None = None
-        self._is_declared = False
+        self._pin = joining.pin
+        self._term = 0
+        self._claims = Claims(
+            joining.log, joining.file.member, engine, disk, advertised, lease.clock
+        )
+        self._upkeep = Upkeep(joining, self._claims, lambda: self._term, lambda: self._tenure)
         wal.now = engine.clock
         wal.on_deposed = self._note_deposed
         role.lag = self.lag
@@ -122,10 +147,12 @@ class Member:
     def close(self) -> None:
         """Hand over if this member leads, and end the thread."""
         self._closing.set()
+        self._upkeep.end_soon()
         self._wal.give_up()
         self._bell.set()
         if self._thread.ident is not None:
             self._thread.join()
+        self._upkeep.close()
 
     def lag(self) -> float | None:
         """Return by how many seconds this member is behind the leader."""
@@ -146,6 +173,10 @@ class Member:
             except ReadOnly as error:
                 self._step_down(error.message)
                 self._complain(error.message)
+            except TrimmedError as error:
+                self._begin_anew(str(error))
+            except NoStoreError as error:
+                self._fail(self._lost_store(error))
             except DataDirError as error:
                 self._fail(error)
             except BaseException:  # A bug, or no memory; the thread goes on.
@@ -168,13 +199,17 @@ class Member:
         now = self._lease.clock()
         self._note(seen, now)
         self._require_history(seen)
+        self._claim(seen)
+        self._require_log(seen)
         self._catch_up(seen.head.lsn)
         if self._attempt is not None and seen.fence.nonce == self._attempt.nonce:
             self._begin(seen, self._attempt)
             return
-        self._declare()
         if not self.current.done():
             self.current.set_result(None)
+        if self._pin is not None:
+            self._pin.release()
+            self._pin = None
         if self._may_take_over(seen, now):
             self._take_over(seen)
             return
@@ -184,6 +219,7 @@ class Member:
     def _note(self, seen: Seen, now: float) -> None:
         leader = seen.leader
         self._answered_at = now
+        self._term = seen.fence.term
         self._engine.clock.follow(max(seen.head.time, 0 if leader is None else leader.time))
         if seen.leader_revision != self._leader_revision:
             self._leader_revision, self._unchanged_since = seen.leader_revision, now
@@ -204,18 +240,50 @@ class Member:
                 f"cluster {file.cluster:x}: nothing is cut off"
             )
         if here > head.lsn:
-            raise DataDirError(
+            raise AnotherHistoryError(
                 f"etcd has the log up to number {head.lsn} only, and this directory up to {here}: "
                 f"etcd has lost data, or was restored from a backup; nothing is cut off"
             )
-        if here == head.lsn and self._last_crc not in {None, head.crc}:
-            raise self._another_history(here)
+        if here == head.lsn and head.crc and self._last_crc not in {None, head.crc}:
+            raise self._another_history(here, head.lsn)
 
-    def _another_history(self, lsn: int) -> DataDirError:
-        return DataDirError(
-            f"commit {lsn} in etcd is not the one in this directory: etcd has lost data, or was "
+    def _another_history(self, lsn: int, head: int) -> DataDirError:
+        return AnotherHistoryError(
+            f"commit {lsn} in etcd, which has the log up to number {head}, is not the one in this "
+            f"directory, which has it up to {self._engine.last_lsn}: etcd has lost data, or was "
             f"restored from a backup, and has other writes since; nothing is cut off"
         )
+
+    def _lost_store(self, error: NoStoreError) -> DataDirError:
+        file = self._file
+        return DataDirError(
+            f"{error}; this directory is that of member {file.member} of store {file.store}, with "
+            f"the log up to number {self._engine.last_lsn}: etcd has lost it, or this is another "
+            f"one; nothing is cut off"
+        )
+
+    def _claim(self, seen: Seen) -> None:
+        """Say what this disk really holds, before anything else. Raises EtcdError."""
+        if not self._claims.begun:
+            self._claims.begin(seen.fence.term)
+            self._upkeep.start()
+
+    def _require_log(self, seen: Seen) -> None:
+        """Raise TrimmedError if the log does not go on from what is here."""
+        here = self._engine.last_lsn
+        if here + 1 < seen.first.lsn:
+            raise TrimmedError(
+                f"the log in etcd begins at number {seen.first.lsn}, and this directory has it up "
+                f"to {here}"
+            )
+
+    def _read(self, head: int) -> list[Batch]:
+        """Read some of what comes next. Raises EtcdError, DamageError, TrimmedError."""
+        try:
+            return self._shared.read(self._engine.last_lsn, head)
+        except DamageError:
+            self._require_log(self._shared.look())  # It may have been trimmed since.
+            raise
 
     def _catch_up(self, head: int) -> None:
         """Apply everything up to a head that was seen."""
@@ -223,9 +291,9 @@ class Member:
         while engine.last_lsn < head:
             if self._behind_since is None:
                 self._behind_since = self._lease.clock()
-            for batch in self._shared.read(engine.last_lsn, head):
+            for batch in self._read(head):
                 if self._last_crc is not None and batch.before not in {0, self._last_crc}:
-                    raise self._another_history(batch.first_lsn - 1)
+                    raise self._another_history(batch.first_lsn - 1, head)
                 try:
                     apply_commits(engine, batch.commits())
                 except ValueError as error:
@@ -256,16 +324,6 @@ class Member:
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.close()
-
-    def _declare(self) -> None:
-        """Write this member's record, once in each process."""
-        if not self._is_declared:
-            applied, now = self._engine.last_lsn, self._engine.clock()
-            record = MemberRecord(
-                name=self._file.member, endpoints=self._advertised(), applied=applied, time=now
-            )
-            self._shared.declare(record)
-            self._is_declared = True
 
     # --- Taking over
 
@@ -310,6 +368,7 @@ class Member:
             return
         self._end_watch()  # It would ring with each append.
         self._tenure, self._attempt, self._deposed = tenure, None, False
+        self._term = tenure.term
         self._wal.lead(tenure)
         with keyspace.lock:
             start = TermStart(seen.store.store, tenure.term, new_tag())
@@ -329,7 +388,7 @@ class Member:
         """
         self._bell.clear()
         if self._deposed:
-            raise ReadOnly("another member has taken over")
+            raise ReadOnly(self._wal.refusal or "another member has taken over")
         began = self._lease.clock()
         try:
             self._renew(tenure)
@@ -398,9 +457,25 @@ class Member:
             _log.warning("%s; trying again", reason)
         self._closing.wait(RETRY_SECONDS)
 
+    def _begin_anew(self, reason: str) -> None:
+        """End this server; another one goes on from a snapshot."""
+        keyspace = self._engine.keyspace
+        with keyspace.lock:
+            lineage, lsn = keyspace.lineage, self._engine.last_lsn
+        self._yield()
+        self.anew = BeginAnew(reason, False, 0, lineage, lsn)
+        self._closing.set()
+        if not self.current.done():
+            self.current.set_result(None)
+        self._stop()
+
     def _fail(self, error: DataDirError) -> None:
         """End this server: nothing that it could answer would be right."""
         _log.critical("%s", error)
+        if isinstance(error, AnotherHistoryError):
+            self._upkeep.close()  # No other thread uses the claims then.
+            with contextlib.suppress(EtcdError):
+                self._claims.withdraw()
         self._yield()
         with contextlib.suppress(ReadOnly):
             self._wal.follow(str(error))

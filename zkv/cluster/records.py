@@ -7,10 +7,12 @@ All keys begin with the prefix of the store:
 - ``leader``: where it is, and that it still leads. It renews this record, so the record changes
   more often than the fence.
 - ``head``: the newest commit in the log.
+- ``first``: where the log begins. What comes before it was trimmed, and is in snapshots of members.
 - ``log/<number>/<term>-<part>-of-<parts>``: a batch of commits, in parts that etcd takes. The
   number is the log number of its first commit, with 20 digits: the order of keys is that of the
   log, and whoever has a log number knows the key of what comes next.
-- ``members/<name>``: a member, and where it is.
+- ``members/<name>``: a member: where it is, and which snapshots are on its disk (`Claim`).
+- ``pins/<name>``: a member that fetches a snapshot; the log after it must stay until it is there.
 
 Records are msgpack maps. A part of a batch is an array with a checksum; the commits in it are the
 payloads that the write-ahead log has (`zkv.keyspace.change`), so they are the same bytes in etcd,
@@ -38,6 +40,14 @@ _DIGITS: Final = 20
 _PART_KEY: Final = re.compile(rb"(\d{20})/(\d{10})-(\d{5})-of-(\d{5})")
 
 
+class CacheTable(Struct, frozen=True):
+    """A table [[cache]]: a prefix under which a leader evicts entries."""
+
+    prefix: str
+    max_bytes: int
+    policy: str
+
+
 class StoreRecord(Struct, frozen=True, kw_only=True):
     """Which store it is.
 
@@ -46,12 +56,14 @@ class StoreRecord(Struct, frozen=True, kw_only=True):
         store: its identity, as in `zkv.keyspace.lineage`.
         limits: settings on which its state depends: all members have these.
         first_lsn: the log number of the first commit that the log has had.
+        caches: the tables [[cache]] of all members.
     """
 
     format: int
     store: str
     limits: dict[str, int | float]
     first_lsn: int
+    caches: list[CacheTable] = []
 
 
 class Fence(Struct, frozen=True):
@@ -97,6 +109,7 @@ class Head(Struct, frozen=True):
         term: the term of the batch that it is in.
         time: the time of the store then, Unix time in ms.
         crc: the checksum of the commit; 0 for a log that has none.
+        size: the bytes of all commits that the log has ever had.
     """
 
     lsn: int
@@ -104,6 +117,33 @@ class Head(Struct, frozen=True):
     term: int
     time: int
     crc: int = 0
+    size: int = 0
+
+
+class First(Struct, frozen=True):
+    """Where the log begins.
+
+    Args:
+        lsn: the log number of the first commit that is kept.
+        size: the bytes of all commits before it.
+    """
+
+    lsn: int
+    size: int
+
+
+class Claim(Struct, frozen=True):
+    """What the disk of a member really holds: snapshots that are synced, and were read back.
+
+    Args:
+        newest: the log number of the newest one; 0 = there is none.
+        crc: the checksum of that file.
+        second: the log number of the one before; 0 = there is none.
+    """
+
+    newest: int = 0
+    crc: int = 0
+    second: int = 0
 
 
 class MemberRecord(Struct, frozen=True, kw_only=True):
@@ -114,15 +154,37 @@ class MemberRecord(Struct, frozen=True, kw_only=True):
         endpoints: where clients find it.
         applied: the log number that it had when it wrote this.
         time: when it did, Unix time in ms.
+        claim: which snapshots it has.
+        nonce: random, another one for each process; empty: it has never been started.
+        renewals: how often this process has written it before.
     """
 
     name: str
     endpoints: list[str]
     applied: int
     time: int
+    claim: Claim = Claim()
+    nonce: str = ""
+    renewals: int = 0
 
 
-_T = TypeVar("_T", StoreRecord, Fence, LeaderRecord, Head, MemberRecord)
+class PinRecord(Struct, frozen=True):
+    """A member that needs the log from a commit on, and moves this record as long as it does.
+
+    Args:
+        member: its name.
+        lsn: the log number of that commit.
+        nonce: random, another one for each process.
+        moves: how often it was moved.
+    """
+
+    member: str
+    lsn: int
+    nonce: str
+    moves: int
+
+
+_T = TypeVar("_T", StoreRecord, Fence, LeaderRecord, Head, First, MemberRecord, PinRecord)
 
 
 def pack(record: _T) -> bytes:
@@ -143,13 +205,15 @@ class _Part(Struct, frozen=True, array_like=True):
     rev: int
     time: int
     before: int
+    size_before: int
     data: bytes
     crc: int = 0
 
     @property
     def checksum(self) -> int:
         """That of the other fields."""
-        others = b"%d,%d,%d,%d" % (self.last_lsn, self.rev, self.time, self.before)
+        numbers = (self.last_lsn, self.rev, self.time, self.before, self.size_before)
+        others = b"%d,%d,%d,%d,%d" % numbers
         return zlib.crc32(self.data, zlib.crc32(others))
 
     def checked(self) -> _Part:
@@ -173,18 +237,35 @@ class Batch(NamedTuple):
     """The time of the store then, Unix time in ms."""
     before: int
     """The checksum of the commit before the first one; 0 if there is none."""
+    size_before: int
+    """The bytes of all commits before the first one."""
     payloads: list[bytes]
 
     @classmethod
     def after(cls, head: Head, term: int, payloads: list[bytes], time: int) -> Self:
         """Return the batch of these commits, which follow a head."""
         first, last = head.lsn + 1, head.lsn + len(payloads)
-        return cls(term, first, last, revision_in(payloads[-1]), time, head.crc, payloads)
+        rev = revision_in(payloads[-1])
+        return cls(term, first, last, rev, time, head.crc, head.size, payloads)
 
     @property
     def head(self) -> Head:
         """The head of a log that ends with it."""
-        return Head(self.last_lsn, self.rev, self.term, self.time, zlib.crc32(self.payloads[-1]))
+        crc, size = zlib.crc32(self.payloads[-1]), self.size_before + sum(map(len, self.payloads))
+        return Head(self.last_lsn, self.rev, self.term, self.time, crc, size)
+
+    def after_lsn(self, lsn: int) -> Self:
+        """Return the part of it after a log number that is in it, or just before it."""
+        skipped = lsn + 1 - self.first_lsn
+        if skipped == 0:
+            return self
+        left_out = self.payloads[:skipped]
+        return self._replace(
+            first_lsn=lsn + 1,
+            before=zlib.crc32(left_out[-1]),
+            size_before=self.size_before + sum(map(len, left_out)),
+            payloads=self.payloads[skipped:],
+        )
 
     def commits(self) -> list[Commit]:
         """Return its commits. Raises DamageError."""
@@ -207,12 +288,22 @@ class Keys:
         self.fence = self.prefix + b"fence"
         self.leader = self.prefix + b"leader"
         self.head = self.prefix + b"head"
+        self.first = self.prefix + b"first"
         self._log = self.prefix + b"log/"
         self.members = self.prefix + b"members/"
+        self.pins = self.prefix + b"pins/"
 
     def member(self, name: str) -> bytes:
         """The key of a member."""
         return self.members + name.encode()
+
+    def pin(self, name: str) -> bytes:
+        """The key of the pin of a member."""
+        return self.pins + name.encode()
+
+    def log_before(self, lsn: int) -> tuple[bytes, bytes]:
+        """The range of the keys of all batches that begin before this log number."""
+        return self._log, self._log + _number(lsn)
 
     def log_from(self, lsn: int) -> tuple[bytes, bytes]:
         """The range of the keys of all batches that begin with this log number or a later one."""
@@ -231,7 +322,14 @@ class Keys:
             (
                 begin + b"%010d-%05d-of-%05d" % (batch.term, number, len(pieces)),
                 msgspec.msgpack.encode(
-                    _Part(batch.last_lsn, batch.rev, batch.time, batch.before, piece).checked()
+                    _Part(
+                        batch.last_lsn,
+                        batch.rev,
+                        batch.time,
+                        batch.before,
+                        batch.size_before,
+                        piece,
+                    ).checked()
                 ),
             )
             for number, piece in enumerate(pieces)
@@ -269,8 +367,26 @@ def join(place: PartPlace, values: list[bytes]) -> Batch:
     if place.first_lsn + len(payloads) - 1 != last.last_lsn or not payloads:
         raise DamageError(f"{where}: it has {len(payloads)} commits, up to {last.last_lsn}")
     return Batch(
-        place.term, place.first_lsn, last.last_lsn, last.rev, last.time, last.before, payloads
+        place.term,
+        place.first_lsn,
+        last.last_lsn,
+        last.rev,
+        last.time,
+        last.before,
+        last.size_before,
+        payloads,
     )
+
+
+def size_before(place: PartPlace, value: bytes) -> int:
+    """Return the bytes of all commits before the batch of a part. Raises DamageError."""
+    try:
+        part = msgspec.msgpack.decode(value, type=_Part)
+    except msgspec.DecodeError as error:
+        raise DamageError(f"etcd, the batch at log number {place.first_lsn}: {error}") from None
+    if part.checksum != part.crc:
+        raise DamageError(f"etcd, the batch at log number {place.first_lsn}: damaged")
+    return part.size_before
 
 
 def _number(lsn: int) -> bytes:

@@ -17,6 +17,9 @@ confirmed is rolled back, and comes back from etcd if it is there.
 If the disk fails after etcd has confirmed, the member loses the commit from its memory as well, and
 must not lead on: it follows, and reads it from etcd again.
 
+Whatever rolls back commits that etcd may have makes the member follow: a failed sync, or files that
+somebody has changed, as well.
+
 The epoch also ends when the lease does. Whoever runs commands compares the epoch before and after
 them (`zkv.broker.waiting`), and here that reads the clock: so no reply leaves that was made after
 the end of the lease. It costs other logs nothing.
@@ -79,6 +82,7 @@ class ReplicatedWal(Wal):
         self._tenure: Tenure | None = None
         self._sending: Batch | None = None  # What etcd has not confirmed yet,
         self._sending_runs: list[_Run] = []  # and the same as it left the queue.
+        self._held: str | None = None  # Why `hold` has writes refused.
         self._lapses = itertools.count(-1, -1)
         self._epoch = 0
         self._woken = threading.Event()
@@ -119,6 +123,22 @@ class ReplicatedWal(Wal):
             self._step_down(reason)
             self._resume("this member follows")
 
+    def hold(self, reason: str | None) -> None:
+        """Refuse writes for a reason as long as this member leads; None = take them again.
+
+        Nothing is rolled back. Any thread.
+        """
+        with self._io:
+            if self._tenure is None or reason == self._held:
+                return
+            was, self._held = self._held, reason
+            if reason is not None:
+                with self._keyspace_lock:
+                    self._begin_refusal(ReadOnly(reason))
+                self._report(reason)
+            elif was is not None and self._sending is None:
+                self._resume("there is room in etcd again")
+
     def give_up(self) -> None:
         """Have those who wait for etcd stop to wait, now and later: the server is stopping."""
         self._woken.set()
@@ -139,6 +159,8 @@ class ReplicatedWal(Wal):
             if self._sending is not None:
                 with contextlib.suppress(ReadOnly):
                     self._write_queued()
+                return
+            if self._held is not None:
                 return
         super().try_again()
 
@@ -203,20 +225,29 @@ class ReplicatedWal(Wal):
 
     def _step_down(self, reason: str) -> ReadOnly:
         """Roll back what is not confirmed, and follow; return the error to raise. `_io` held."""
-        self._tenure, self._sending = None, None
-        self._lease.end()
-        refused = self._refuse(reason, None)
-        self.on_deposed()
+        return self._refuse(reason, None)
+
+    def _refuse(
+        self, reason: str, applied: bool | None, kind: type[ReadOnly] = ReadOnly
+    ) -> ReadOnly:
+        """See `Wal._refuse`. What is rolled back may be in etcd: so this member leads no more."""
+        led = self._tenure is not None
+        self._tenure, self._sending, self._held = None, None, None
+        if led:
+            self._lease.end()
+        refused = super()._refuse(reason, None if led else applied, kind)
+        if led:
+            self.on_deposed()
         return refused
 
-    def _still_refuses(self, refusal: ReadOnly, removes: bool) -> bool:
-        return self._sending is not None or super()._still_refuses(refusal, removes)
+    def _resume(self, why: str = "the log can be written again") -> None:
+        if self._held is None:
+            super()._resume(why)
+            return
+        with self._keyspace_lock:
+            self._begin_refusal(ReadOnly(self._held))
 
-    def _write_failed(self, error: Exception) -> ReadOnly:
-        if self._tenure is None:
-            return super()._write_failed(error)
-        self._tenure = None
-        self._lease.end()
-        refused = super()._write_failed(error)
-        self.on_deposed()
-        return ReadOnly(refused.message, applied=None)  # In etcd it is there.
+    def _still_refuses(self, refusal: ReadOnly, removes: bool) -> bool:
+        if self._sending is not None or self._held is not None:
+            return True
+        return super()._still_refuses(refusal, removes)

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from zkv.errors import BadRequest, ReadOnly, RequestError, ShuttingDown
 from zkv.replication.applying import apply_commits
+from zkv.replication.incoming import BeginAnew
 from zkv.replication.stream import (
     WAIT_MS,
     Confirmed,
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
     from zkv.engine import Engine
     from zkv.keyspace import Commit
-    from zkv.keyspace.lineage import Lineage
     from zkv.replication.stream import Pulled
 
 _log = logging.getLogger("zkv.replication")
@@ -87,24 +87,6 @@ class Primary(Protocol):
 
     def interrupt(self) -> None:
         """Have a request that waits fail, and all later ones. Any thread."""
-
-
-class BeginAnew(NamedTuple):
-    """Why the standby cannot go on from its own log.
-
-    Args:
-        reason: for people.
-        diverged: there are commits here that are not in the history of the primary.
-        common: the last log number that both have, as far as the primary knows.
-        lineage: of the store here.
-        lsn: the newest log number here.
-    """
-
-    reason: str
-    diverged: bool
-    common: int
-    lineage: Lineage
-    lsn: int
 
 
 class Promoted(NamedTuple):
