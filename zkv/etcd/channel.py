@@ -87,25 +87,25 @@ class NodeChannel:
         return self._channel.unary_unary(f"/etcdserverpb.{name}", serialize, deserialize)
 
 
-def parse_endpoints(endpoints: list[str]) -> tuple[list[str], bool]:
-    """Return hosts with ports, and True if TLS is asked for.
+def parse_endpoints(endpoints: list[str]) -> tuple[list[str], str]:
+    """Return hosts with ports, and the scheme: ``"http"``, ``"https"``, or empty without one.
 
     Args:
         endpoints: each ``host:port``, ``http://host:port`` or ``https://host:port``.
 
     Raises:
-        ConfigError: one is malformed, some ask for TLS and some do not, or there are none.
+        ConfigError: one is malformed, they differ in their scheme, or there are none.
     """
     found = [_ENDPOINT.fullmatch(each) for each in endpoints]
     for text, match in zip(endpoints, found, strict=True):
         if match is None or not 0 < int(match[3]) < 1 << 16:
             raise ConfigError(f"{text!r}: an endpoint of etcd is https://HOST:PORT or HOST:PORT")
-    schemes = {match[1] for match in found if match}
+    schemes = {match[1] or "" for match in found if match}
     if not schemes:
         raise ConfigError("etcd needs an endpoint at least")
     if len(schemes) > 1:
         raise ConfigError("the endpoints of etcd begin alike: all with https://, or none")
-    return [f"{match[2]}:{match[3]}" for match in found if match], "https" in schemes
+    return [f"{match[2]}:{match[3]}" for match in found if match], schemes.pop()
 
 
 def _open(address: str, credentials: EtcdCredentials) -> grpc.Channel:

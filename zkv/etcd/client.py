@@ -16,6 +16,8 @@ import atexit
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Final, TypeVar
 from weakref import WeakSet
 
@@ -25,6 +27,7 @@ from zkv.etcd import messages, rpc
 from zkv.etcd.channel import Answer, Asked, NodeChannel, parse_endpoints
 from zkv.etcd.errors import (
     EtcdClosedError,
+    EtcdError,
     UnknownOutcomeError,
     error_of,
     has_stale_token,
@@ -74,8 +77,8 @@ class EtcdClient:
         security: EtcdSecurity | None = None,
         silence: float = SILENCE,
     ) -> None:
-        addresses, tls = parse_endpoints(endpoints)
-        credentials = (security or EtcdSecurity()).read(tls)
+        addresses, scheme = parse_endpoints(endpoints)
+        credentials = (security or EtcdSecurity()).read(scheme)
         self._silence = silence
         self._closed = threading.Event()
         self._lock = threading.Lock()
@@ -147,15 +150,8 @@ class EtcdClient:
     def status(self, timeout: float) -> list[NodeStatus]:
         """See `Etcd.status`."""
         self._check_open()
-        request = rpc.StatusRequest()
-        try:
-            calls = [
-                (node, node.status.future(request, timeout=timeout, metadata=self._login.metadata))
-                for node in self._nodes
-            ]
-        except ValueError:
-            raise EtcdClosedError("the client has been closed") from None
-        return [self._status(node, call.result) for node, call in calls]
+        answers = [_in_thread(partial(self._status, node, timeout)) for node in self._nodes]
+        return [answer.result() for answer in answers]
 
     def alarms(self, timeout: float) -> list[Alarm]:
         """See `Etcd.alarms`."""
@@ -264,21 +260,30 @@ class EtcdClient:
         left = max(0.0, deadline - time.monotonic())
         return call(request, timeout=left, metadata=extra + self._login.metadata)
 
-    def _status(self, node: NodeChannel, result: Callable[[], rpc.StatusResponse]) -> NodeStatus:
+    def _status(self, node: NodeChannel, timeout: float) -> NodeStatus:
         try:
-            return messages.status(node.endpoint, result())
-        except grpc.RpcError as error:
-            return NodeStatus(
-                node.endpoint, error_of(error.code().name, error.details() or "", node.endpoint)
-            )
-        except grpc.FutureCancelledError:
-            return NodeStatus(
-                node.endpoint, UnknownOutcomeError("the client has been closed", node.endpoint)
-            )
+            answer = self._ask(node, node.status, rpc.StatusRequest(), timeout, ())
+        except EtcdError as error:
+            return NodeStatus(node.endpoint, error)
+        return messages.status(node.endpoint, answer)
+
+
+def _in_thread(call: Callable[[], Result]) -> Future[Result]:
+    """Begin a call in a thread of its own."""
+    answer: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, name="etcd-status", daemon=True).start()
+    return answer
 
 
 @atexit.register
 def _close_clients() -> None:
-    """Close what nobody has: a call under way could hold up the end of the interpreter."""
+    """Close what nobody has: gRPC's threads then do not call Python while it is taken down."""
     for client in list(_open_clients):
         client.close()

@@ -220,19 +220,12 @@ class WatchCreateRequest(_Message):
         start_revision: int = ...,
     ) -> None: ...
 
-class WatchProgressRequest(_Message):
-    def __init__(
-        self,
-    ) -> None: ...
-
 class WatchRequest(_Message):
     create_request: WatchCreateRequest
-    progress_request: WatchProgressRequest
     def __init__(
         self,
         *,
         create_request: WatchCreateRequest = ...,
-        progress_request: WatchProgressRequest = ...,
     ) -> None: ...
 
 class WatchResponse(_Message):

@@ -54,22 +54,25 @@ class EtcdSecurity:
     user: str = ""
     password_file: str | None = None
 
-    def read(self, tls: bool) -> EtcdCredentials:
+    def read(self, scheme: str) -> EtcdCredentials:
         """Read the files.
 
         Args:
-            tls: True if the endpoints ask for TLS.
+            scheme: with which the endpoints begin: ``"http"``, ``"https"``, or empty.
 
         Raises:
-            ConfigError: a file cannot be read, others may read the password, or one of two that
-                belong together is missing.
+            ConfigError: a file cannot be read, others may read the password, one of two that
+                belong together is missing, or certificates are given for ``http://``.
         """
+        has_files = self.ca is not None or self.cert is not None
+        if has_files and scheme == "http":
+            raise ConfigError("etcd is reached with certificates at https://, and not at http://")
         if (self.cert is None) != (self.key is None):
             raise ConfigError("a certificate for etcd and its key are given together")
         if bool(self.user) != (self.password_file is not None):
             raise ConfigError("a user of etcd and the file of the password are given together")
         return EtcdCredentials(
-            tls or self.ca is not None or self.cert is not None,
+            has_files or scheme == "https",
             _content(self.ca), _content(self.cert), _content(self.key),
             self.user, _password(self.password_file),
         )  # fmt: skip

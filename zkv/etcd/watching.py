@@ -1,9 +1,11 @@
 """A watch of a range of keys at one node.
 
 A thread reads the stream and calls back. gRPC runs a second one, `NodeWatch._requests`, which sends
-the request and then, a few times in `silence`, asks the node for a sign of life. If none comes in
-time the watch ends, as it does when the node says that it has no leader: so one that is cut off
-from the others is left, too. Time in which a callback runs does not count as silence.
+the request and then, a few times in `silence`, asks the node for a sign of life: over the same
+connection, but by another call. etcd can be asked for its progress in the stream itself, and newer
+versions do not answer that while the watch waits for a revision that has not come, as most do.
+If no sign comes in time the watch ends, as it does when the node says that it has no leader: so one
+that is cut off from the others is left, too. How long a callback takes does not matter.
 
 The position handed to ``on_events`` is that of the last event, not the one of the response: a
 response may come before older events of the same range have been sent.
@@ -12,7 +14,6 @@ response may come before older events of the same range have been sent.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
@@ -32,8 +33,10 @@ from zkv.etcd.errors import (
 from zkv.etcd.interface import OnEnd, OnEvents
 from zkv.etcd.login import Login
 
-SIGNS: Final = 4
-"""Signs of life that are asked for in the time of `silence`."""
+PAUSE: Final = 0.25
+"""The part of `silence` that passes between two signs of life; for each there is the rest."""
+_SILENT: Final = frozenset({"DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED"})
+"""Of gRPC's status: those without an answer. Also a node that refuses to tell is alive."""
 
 
 class _Call(Protocol):
@@ -83,7 +86,6 @@ class NodeWatch:
         self._call: _Call | None = None
         self._reason: EtcdError | None = None
         self._wanted = True
-        self._waits_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="etcd-watch", daemon=True)
 
     def start(self) -> None:
@@ -148,9 +150,7 @@ class NodeWatch:
             return WatchLostError("it was closed", self._node.endpoint)
         try:
             while True:
-                self._waits_since = time.monotonic()
                 response = next(call)
-                self._waits_since = None
                 if response.canceled:
                     return self._cancelled(response, may_renew)
                 if response.events and not self._over.is_set():
@@ -158,8 +158,6 @@ class NodeWatch:
                     self._on_events(found[-1].item.mod_revision, found)
         except StopIteration:
             return WatchLostError("the node ended the watch", self._node.endpoint)
-        finally:
-            self._waits_since = None
 
     def _open(self) -> _Call | None:
         metadata = (("hasleader", "true"), *self._login.metadata)
@@ -194,11 +192,15 @@ class NodeWatch:
 
     def _requests(self) -> Iterator[rpc.WatchRequest]:
         yield rpc.WatchRequest(create_request=self._request)
-        while not self._over.wait(self._silence / SIGNS):
-            since = self._waits_since
-            if since is None:
-                continue  # A callback runs: what the node says is not read.
-            if time.monotonic() - since > self._silence:
+        while not self._over.wait(self._silence * PAUSE):
+            if not self._is_alive():
                 self.end(WatchLostError("the node is silent", self._node.endpoint))
-                return
-            yield rpc.WatchRequest(progress_request=rpc.WatchProgressRequest())
+
+    def _is_alive(self) -> bool:
+        try:
+            self._node.status(rpc.StatusRequest(), timeout=self._silence * (1 - PAUSE))
+        except grpc.RpcError as error:
+            return error.code().name not in _SILENT
+        except ValueError:  # gRPC: the channel has been closed.
+            return False
+        return True
