@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -327,7 +328,8 @@ class _Fetch:
 def found(log: SharedLog, settings: Settings) -> str:
     """Begin an empty store; return its identity. Raises DataDirError, EtcdError."""
     record = store_record(NO_LINEAGE.next_start().store, settings, 1)
-    if not log.found(record, Fence(0, "", ""), Head(0, 0, 0, 0)):
+    now = round(time.time() * 1000)  # The only time at which the system's clock counts.
+    if not log.found(record, Fence(0, "", ""), Head(0, 0, 0, now)):
         raise store_exists(log)
     return record.store
 
