@@ -37,7 +37,7 @@ from zkv.broker.subscriptions import LONGEST_TOPIC, TopicBounds
 from zkv.broker.upstream import Upstream
 from zkv.broker.worker import WorkerHandler
 from zkv.cluster.joining import Joining, join
-from zkv.cluster.member import Member
+from zkv.cluster.membership import Membership
 from zkv.cluster.place import read_member
 from zkv.collector import resident_bytes
 from zkv.config import fit_memory
@@ -130,7 +130,7 @@ class ServerCore:
         self._standby: Standby | None = None
         self._hand_over: HandOver | None = None
         self._joining = joining
-        self._member: Member | None = None
+        self._member: Membership | None = None
         self._yielded: RoleRecord | None = None
         self._limits, self._fitted = fit_memory(settings.limits)
         self._write_log = write_log
@@ -215,7 +215,7 @@ class ServerCore:
         if slow := compiled.what_is_slow(self._facts()["stats"]):
             _log.info("built %s: %s", slow, compiled.ADVICE)
 
-    def _start_member(self, member: Member) -> None:
+    def _start_member(self, member: Membership) -> None:
         """Start the thread of a member; one that is new first reads what there is.
 
         Raises DataDirError.
@@ -383,7 +383,7 @@ class ServerCore:
             hand_over=self._hand_over,
         )
         if joining is not None and engine.disk is not None:
-            self._member = Member(
+            self._member = Membership(
                 engine,
                 engine.disk,
                 joining,

@@ -99,7 +99,8 @@ def make_safe(
         except ReadOnly as error:
             refusal = error
         safe = Safe(engine.safe_rev, engine.safe_lsn)
-    return (safe if engine.epoch == epoch else NOTHING_SAFE), refusal
+    certain = engine.epoch == epoch and not engine.log.confirms_reads
+    return (safe if certain else NOTHING_SAFE), refusal
 
 
 def commit(engine: Engine, answered: Answered, wait: Callable[[], bool]) -> None:

@@ -23,7 +23,7 @@ import msgspec
 
 from zkv.cluster.joining import store_exists, store_record
 from zkv.cluster.place import MemberDirectory, MemberFile, new_name, read_member, remove_member
-from zkv.cluster.records import Fence, Head
+from zkv.cluster.records import Fence, LogHead
 from zkv.cluster.shared_log import NoStoreError
 from zkv.config import fit_memory
 from zkv.durability import dump
@@ -183,7 +183,7 @@ def _begin_term(engine: Engine) -> None:
         raise ReadOnly("the log could not be written")
 
 
-def _head_of(files: Files, place: MemberDirectory) -> tuple[Head, str]:
+def _head_of(files: Files, place: MemberDirectory) -> tuple[LogHead, str]:
     """Return the newest commit of a directory, and the identity of its store."""
     found = place.found()
     crc = 0
@@ -192,4 +192,4 @@ def _head_of(files: Files, place: MemberDirectory) -> tuple[Head, str]:
             if commit.lsn == found.lsn:
                 crc = zlib.crc32(commit.payload)
     lineage = found.lineage
-    return Head(found.lsn, found.rev, lineage.term, found.time, crc), lineage.store
+    return LogHead(found.lsn, found.rev, lineage.term, found.time, crc), lineage.store

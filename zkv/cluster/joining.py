@@ -31,7 +31,7 @@ import msgspec
 from zkv.cluster.lease import Lease
 from zkv.cluster.pins import Pin
 from zkv.cluster.place import MemberDirectory, MemberFile, new_name
-from zkv.cluster.records import FORMAT, CacheTable, Fence, Head, MemberRecord, StoreRecord
+from zkv.cluster.records import FORMAT, CacheTable, Fence, LogHead, MemberRecord, StoreRecord
 from zkv.cluster.role import MemberRole
 from zkv.cluster.shared_log import SharedLog
 from zkv.cluster.wal import ReplicatedWal
@@ -69,14 +69,14 @@ ToLine = Callable[["Commit"], str]
 """Returns the text of a commit, for what is kept of a history that is given up."""
 
 
-class Source(Primary, Protocol):
+class MemberSource(Primary, Protocol):
     """The connection to the members that may have a snapshot."""
 
     def close(self) -> None:
         """Close it."""
 
 
-Connect = Callable[[list[str]], Source]
+Connect = Callable[[list[str]], MemberSource]
 """Connects to the members at these endpoints. Raises ConfigError."""
 
 
@@ -100,6 +100,7 @@ class Joining:
         self.file = file
         self.store = settings.store
         self.lease = Lease(settings.store.lease)
+        self._confirms = settings.store.reads == "confirm"
         self.role = MemberRole(self.lease)
         self.pin: Pin | None = None
         self._report_differences(settings)
@@ -129,7 +130,9 @@ class Joining:
         segment_bytes: int,
     ) -> ReplicatedWal:
         """Open the log in the directory; see `Wal`. Raises OSError."""
-        self.wal = ReplicatedWal(files, directory, rev, lsn, end, segment_bytes, self.lease)
+        self.wal = ReplicatedWal(
+            files, directory, rev, lsn, end, segment_bytes, self.lease, self._confirms
+        )
         return self.wal
 
     def _report_differences(self, settings: Settings) -> None:
@@ -295,7 +298,7 @@ class _Fetch:
         finally:
             source.close()
 
-    def _fetched(self, source: Source, seen: Seen) -> bool:
+    def _fetched(self, source: MemberSource, seen: Seen) -> bool:
         def accept(part: SnapshotPart) -> None:
             if part.lsn + 1 < seen.first.lsn:
                 raise StreamError(
@@ -329,7 +332,7 @@ def found(log: SharedLog, settings: Settings) -> str:
     """Begin an empty store; return its identity. Raises DataDirError, EtcdError."""
     record = store_record(NO_LINEAGE.next_start().store, settings, 1)
     now = round(time.time() * 1000)  # The only time at which the system's clock counts.
-    if not log.found(record, Fence(0, "", ""), Head(0, 0, 0, now)):
+    if not log.found(record, Fence(0, "", ""), LogHead(0, 0, 0, now)):
         raise store_exists(log)
     return record.store
 

@@ -1,4 +1,4 @@
-"""What the data directory of a member says: of which store it is a member, and under which name.
+"""The file in a data directory that says of which store it is a member, and under which name.
 
 The file ``member.json`` is written before anything of the store is. A directory that has it is
 opened as a member of that store alone: on its own, or in another store, it would get a history that

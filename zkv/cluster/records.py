@@ -1,4 +1,4 @@
-"""What the members of a replicated store keep in etcd: the keys, and the records in them.
+"""The keys that the members of a replicated store have in etcd, and the records in them.
 
 All keys begin with the prefix of the store:
 
@@ -13,6 +13,7 @@ All keys begin with the prefix of the store:
   log, and whoever has a log number knows the key of what comes next.
 - ``members/<name>``: a member: where it is, and which snapshots are on its disk (`Claim`).
 - ``pins/<name>``: a member that fetches a snapshot; the log after it must stay until it is there.
+- ``states/<name>``: the hash of a member's state at a log number: see `zkv.cluster.state_check`.
 
 Records are msgpack maps. A part of a batch is an array with a checksum; the commits in it are the
 payloads that the write-ahead log has (`zkv.keyspace.change`), so they are the same bytes in etcd,
@@ -100,7 +101,7 @@ class LeaderRecord(Struct, frozen=True, kw_only=True):
     released: bool = False
 
 
-class Head(Struct, frozen=True):
+class LogHead(Struct, frozen=True):
     """The newest commit of the log.
 
     Args:
@@ -133,7 +134,7 @@ class First(Struct, frozen=True):
 
 
 class Claim(Struct, frozen=True):
-    """What the disk of a member really holds: snapshots that are synced, and were read back.
+    """The snapshots that are really on the disk of a member: synced, and read back.
 
     Args:
         newest: the log number of the newest one; 0 = there is none.
@@ -168,6 +169,20 @@ class MemberRecord(Struct, frozen=True, kw_only=True):
     renewals: int = 0
 
 
+class StateRecord(Struct, frozen=True, kw_only=True):
+    """The state of a member at a log number.
+
+    Args:
+        member: its name.
+        lsn: the log number.
+        hash: that of its entries then.
+    """
+
+    member: str
+    lsn: int
+    hash: int
+
+
 class PinRecord(Struct, frozen=True):
     """A member that needs the log from a commit on, and moves this record as long as it does.
 
@@ -184,7 +199,9 @@ class PinRecord(Struct, frozen=True):
     moves: int
 
 
-_T = TypeVar("_T", StoreRecord, Fence, LeaderRecord, Head, First, MemberRecord, PinRecord)
+_T = TypeVar(
+    "_T", StoreRecord, Fence, LeaderRecord, LogHead, First, MemberRecord, StateRecord, PinRecord
+)
 
 
 def pack(record: _T) -> bytes:
@@ -206,14 +223,17 @@ class _Part(Struct, frozen=True, array_like=True):
     time: int
     before: int
     size_before: int
+    check_at: int
     data: bytes
     crc: int = 0
 
     @property
     def checksum(self) -> int:
         """That of the other fields."""
-        numbers = (self.last_lsn, self.rev, self.time, self.before, self.size_before)
-        others = b"%d,%d,%d,%d,%d" % numbers
+        numbers = (
+            self.last_lsn, self.rev, self.time, self.before, self.size_before, self.check_at
+        )  # fmt: skip
+        others = b"%d,%d,%d,%d,%d,%d" % numbers
         return zlib.crc32(self.data, zlib.crc32(others))
 
     def checked(self) -> _Part:
@@ -221,7 +241,7 @@ class _Part(Struct, frozen=True, array_like=True):
         return msgspec.structs.replace(self, crc=self.checksum)
 
 
-class Batch(NamedTuple):
+class LogBatch(NamedTuple):
     """Commits that were appended together.
 
     The checksum of the commit before them shows a history that was cut off, and has grown again to
@@ -240,19 +260,23 @@ class Batch(NamedTuple):
     size_before: int
     """The bytes of all commits before the first one."""
     payloads: list[bytes]
+    check_at: int = 0
+    """The log number at which all members compare their states; 0 = they do not."""
 
     @classmethod
-    def after(cls, head: Head, term: int, payloads: list[bytes], time: int) -> Self:
+    def after(
+        cls, head: LogHead, term: int, payloads: list[bytes], time: int, check_at: int = 0
+    ) -> Self:
         """Return the batch of these commits, which follow a head."""
         first, last = head.lsn + 1, head.lsn + len(payloads)
         rev = revision_in(payloads[-1])
-        return cls(term, first, last, rev, time, head.crc, head.size, payloads)
+        return cls(term, first, last, rev, time, head.crc, head.size, payloads, check_at)
 
     @property
-    def head(self) -> Head:
+    def head(self) -> LogHead:
         """The head of a log that ends with it."""
         crc, size = zlib.crc32(self.payloads[-1]), self.size_before + sum(map(len, self.payloads))
-        return Head(self.last_lsn, self.rev, self.term, self.time, crc, size)
+        return LogHead(self.last_lsn, self.rev, self.term, self.time, crc, size)
 
     def after_lsn(self, lsn: int) -> Self:
         """Return the part of it after a log number that is in it, or just before it."""
@@ -275,7 +299,7 @@ class Batch(NamedTuple):
             raise DamageError(f"etcd, log number {self.first_lsn} ff.: {error}") from None
 
 
-class Keys:
+class StoreKeys:
     """The keys of a store.
 
     Args:
@@ -292,6 +316,7 @@ class Keys:
         self._log = self.prefix + b"log/"
         self.members = self.prefix + b"members/"
         self.pins = self.prefix + b"pins/"
+        self.states = self.prefix + b"states/"
 
     def member(self, name: str) -> bytes:
         """The key of a member."""
@@ -305,6 +330,10 @@ class Keys:
         """The range of the keys of all batches that begin before this log number."""
         return self._log, self._log + _number(lsn)
 
+    def state(self, name: str) -> bytes:
+        """The key of a member's state."""
+        return self.states + name.encode()
+
     def log_from(self, lsn: int) -> tuple[bytes, bytes]:
         """The range of the keys of all batches that begin with this log number or a later one."""
         return self._log + _number(lsn), with_prefix(self._log)[1]
@@ -313,24 +342,18 @@ class Keys:
         """The range of the keys of the batches that begin with this log number."""
         return with_prefix(self._log + _number(lsn) + b"/")
 
-    def parts(self, batch: Batch) -> list[tuple[bytes, bytes]]:
+    def parts(self, batch: LogBatch) -> list[tuple[bytes, bytes]]:
         """Return the keys and values of the parts of a batch."""
         whole = msgspec.msgpack.encode(batch.payloads)
         pieces = [whole[at : at + PART_BYTES] for at in range(0, len(whole), PART_BYTES)]
         begin, _ = self.batch(batch.first_lsn)
+        head = (
+            batch.last_lsn, batch.rev, batch.time, batch.before, batch.size_before, batch.check_at
+        )  # fmt: skip
         return [
             (
                 begin + b"%010d-%05d-of-%05d" % (batch.term, number, len(pieces)),
-                msgspec.msgpack.encode(
-                    _Part(
-                        batch.last_lsn,
-                        batch.rev,
-                        batch.time,
-                        batch.before,
-                        batch.size_before,
-                        piece,
-                    ).checked()
-                ),
+                msgspec.msgpack.encode(_Part(*head, piece).checked()),
             )
             for number, piece in enumerate(pieces)
         ]
@@ -345,7 +368,7 @@ class Keys:
 
 
 class PartPlace(NamedTuple):
-    """What the key of a part tells."""
+    """The contents of the key of a part."""
 
     first_lsn: int
     term: int
@@ -353,7 +376,7 @@ class PartPlace(NamedTuple):
     parts: int
 
 
-def join(place: PartPlace, values: list[bytes]) -> Batch:
+def join(place: PartPlace, values: list[bytes]) -> LogBatch:
     """Return the batch of which these are all parts, in order. Raises DamageError."""
     where = f"etcd, the batch at log number {place.first_lsn}"
     try:
@@ -366,16 +389,10 @@ def join(place: PartPlace, values: list[bytes]) -> Batch:
     last = parts[-1]
     if place.first_lsn + len(payloads) - 1 != last.last_lsn or not payloads:
         raise DamageError(f"{where}: it has {len(payloads)} commits, up to {last.last_lsn}")
-    return Batch(
-        place.term,
-        place.first_lsn,
-        last.last_lsn,
-        last.rev,
-        last.time,
-        last.before,
-        last.size_before,
-        payloads,
-    )
+    return LogBatch(
+        place.term, place.first_lsn, last.last_lsn, last.rev, last.time, last.before,
+        last.size_before, payloads, last.check_at,
+    )  # fmt: skip
 
 
 def size_before(place: PartPlace, value: bytes) -> int:

@@ -27,14 +27,15 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from zkv.cluster.records import (
     FORMAT,
-    Batch,
     Fence,
     First,
-    Head,
-    Keys,
     LeaderRecord,
+    LogBatch,
+    LogHead,
     MemberRecord,
     PinRecord,
+    StateRecord,
+    StoreKeys,
     StoreRecord,
     join,
     pack,
@@ -66,7 +67,7 @@ class NoStoreError(DataDirError):
 
 
 class Seen(NamedTuple):
-    """What all members look at, at one revision of etcd."""
+    """The records that all members look at, at one revision of etcd."""
 
     cluster: int
     """The identity of the etcd cluster."""
@@ -75,7 +76,7 @@ class Seen(NamedTuple):
     fence_revision: int
     leader: LeaderRecord | None
     leader_revision: int
-    head: Head
+    head: LogHead
     head_revision: int
     first: First
     first_revision: int
@@ -115,7 +116,7 @@ class SharedLog:
 
     def __init__(self, etcd: Etcd, prefix: str, timeout: float) -> None:
         self.etcd = etcd
-        self.keys = Keys(prefix)
+        self.keys = StoreKeys(prefix)
         self.timeout = timeout
 
     def look(self) -> Seen:
@@ -143,7 +144,7 @@ class SharedLog:
             fence.mod_revision,
             None if leader is None else read(leader.value, LeaderRecord, leader.key),
             0 if leader is None else leader.mod_revision,
-            read(head.value, Head, head.key),
+            read(head.value, LogHead, head.key),
             head.mod_revision,
             read(first.value, First, first.key),
             first.mod_revision,
@@ -154,7 +155,7 @@ class SharedLog:
         """Return the identity of the etcd cluster. Raises EtcdError."""
         return self.etcd.transact([], [ReadOp(self.keys.store)], timeout=self.timeout).cluster_id
 
-    def found(self, store: StoreRecord, fence: Fence, head: Head) -> bool:
+    def found(self, store: StoreRecord, fence: Fence, head: LogHead) -> bool:
         """Begin a store; return False if there is one already. Raises EtcdError."""
         keys = self.keys
         result = self.etcd.transact(
@@ -169,7 +170,7 @@ class SharedLog:
         )
         return result.succeeded
 
-    def read(self, after: int, head: int) -> list[Batch]:
+    def read(self, after: int, head: int) -> list[LogBatch]:
         """Return some batches after a log number.
 
         Args:
@@ -180,7 +181,7 @@ class SharedLog:
         """
         begin, end = self.keys.log_from(after + 1)
         found = self.etcd.read(begin, end, limit=MOST_PARTS, timeout=self.timeout)
-        batches: list[Batch] = []
+        batches: list[LogBatch] = []
         places = [(self.keys.place(item.key), item.value) for item in found.items]
         places = [each for each in places if each[0].first_lsn <= head]
         if not places or places[0][0].first_lsn != after + 1:
@@ -203,7 +204,7 @@ class SharedLog:
             expected = batch.last_lsn + 1
         return batches
 
-    def _around(self, lsn: int, head: int) -> Batch:
+    def _around(self, lsn: int, head: int) -> LogBatch:
         """Return the batch that has a commit, which is not its first one.
 
         A snapshot may end within a batch, and so may the log on the disk of a member.
@@ -332,11 +333,21 @@ class SharedLog:
         return result.revision if result.succeeded else None
 
     def remove_member(self, name: str) -> bool:
-        """Remove a member, and its pin; return False if there is none. Raises EtcdError."""
-        key = self.keys.member(name)
-        there = Compare(key, "version", "!=", 0)
-        gone = [DeleteOp(key), DeleteOp(self.keys.pin(name))]
+        """Remove a member; return False if there is none. Raises EtcdError."""
+        keys = self.keys
+        there = Compare(keys.member(name), "version", "!=", 0)
+        gone = [DeleteOp(each(name)) for each in (keys.member, keys.pin, keys.state)]
         return self.etcd.transact([there], gone, timeout=self.timeout).succeeded
+
+    def tell_state(self, record: StateRecord) -> None:
+        """Write the hash of a member's state. Raises EtcdError."""
+        key = self.keys.state(record.member)
+        self.etcd.transact([], [PutOp(key, pack(record))], timeout=self.timeout)
+
+    def states(self) -> list[StateRecord]:
+        """Return the hashes that members have told last. Raises EtcdError, DamageError."""
+        items = self._each(*with_prefix(self.keys.states))
+        return [read(item.value, StateRecord, item.key) for item in items]
 
     def members(self) -> list[MemberRecord]:
         """Return all members. Raises EtcdError, DamageError."""
@@ -448,7 +459,14 @@ class Tenure:
         self._require(result)
         return result.revision
 
-    def append(self, batch: Batch, go_on: GoOn) -> None:
+    def confirm(self) -> None:
+        """Return if no other member has taken over before this was called.
+
+        Raises EtcdError, DeposedError.
+        """
+        self._require(self._transact([self._fence], []))
+
+    def append(self, batch: LogBatch, go_on: GoOn) -> None:
         """Append a batch; return once etcd has it.
 
         It may be called again with the same batch after an EtcdError, and with no other one.
@@ -470,7 +488,7 @@ class Tenure:
         if not self._append([PutOp(*last), head], batch, go_on):
             self.head = batch.head
 
-    def _append(self, puts: list[PutOp], batch: Batch, go_on: GoOn) -> bool:
+    def _append(self, puts: list[PutOp], batch: LogBatch, go_on: GoOn) -> bool:
         """Carry out one transaction; return True if the whole batch is there already."""
         keys = self._log.keys
         compares = [self._fence, _unchanged(keys.head, self._head_revision)]
@@ -491,7 +509,7 @@ class Tenure:
             self._find_out(result, batch)
             return True
 
-    def _find_out(self, result: TxnResult, batch: Batch) -> None:
+    def _find_out(self, result: TxnResult, batch: LogBatch) -> None:
         """Find out, after a condition has failed, if a batch is in the log.
 
         Raises DeposedError if it is not, and never will be.

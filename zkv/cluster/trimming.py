@@ -67,7 +67,7 @@ class _Noted:
         self._seen = {name: self._seen[name] for name in self._seen if name in names}
 
 
-class Trimmer:
+class LogTrimmer:
     """Trims the log while this member leads. One thread.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a member does beside following or leading: claims, trimming, compaction, space.
+"""The work of a member beside following or leading: claims, trimming, compaction, space.
 
 A thread of its own, as nothing of it may delay a renewal of the lease. Each round asks etcd again,
 so an error costs no more than a round; it is said once.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from zkv.cluster.shared_log import DeposedError
 from zkv.cluster.space import Space
-from zkv.cluster.trimming import Trimmer
+from zkv.cluster.trimming import LogTrimmer
 from zkv.errors import DamageError, DataDirError
 from zkv.etcd.errors import EtcdError
 
@@ -59,7 +59,7 @@ class Upkeep:
         self._tenure = tenure
         self._compacts = joining.store.compact
         self._clock = joining.lease.clock
-        self._trimmer = Trimmer(joining.log, joining.store.log_bytes, self._clock)
+        self._trimmer = LogTrimmer(joining.log, joining.store.log_bytes, self._clock)
         self._space = Space(
             joining.log, joining.wal, joining.store.quota_bytes, lambda: self._trimmer.obstacle
         )

@@ -17,8 +17,9 @@ confirmed is rolled back, and comes back from etcd if it is there.
 If the disk fails after etcd has confirmed, the member loses the commit from its memory as well, and
 must not lead on: it follows, and reads it from etcd again.
 
-Whatever rolls back commits that etcd may have makes the member follow: a failed sync, or files that
-somebody has changed, as well.
+With ``reads = "confirm"`` the lease does not decide who may read. A reply waits for a commit that
+begins after it was made, and if that has nothing to append, it asks etcd if the fence is still this
+member's. One question serves all replies that wait.
 
 The epoch also ends when the lease does. Whoever runs commands compares the epoch before and after
 them (`zkv.broker.waiting`), and here that reads the clock: so no reply leaves that was made after
@@ -34,7 +35,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from zkv.cluster.records import Batch
+from zkv.cluster.records import LogBatch
 from zkv.cluster.shared_log import DeposedError
 from zkv.durability.wal import Wal
 from zkv.errors import ReadOnly
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from zkv.cluster.shared_log import Tenure
     from zkv.durability.files import Files
     from zkv.durability.segment import SegmentEnd
+    from zkv.keyspace import SnapshotView
 
     _Run = tuple[int, list[bytes], int]
 
@@ -66,6 +68,7 @@ class ReplicatedWal(Wal):
 
     Args: see `Wal`.
         lease: the member's lease.
+        confirms: a leader has each read confirmed.
     """
 
     def __init__(
@@ -77,14 +80,18 @@ class ReplicatedWal(Wal):
         end: SegmentEnd | None,
         segment_bytes: int,
         lease: Lease,
+        confirms: bool,
     ) -> None:
         self._lease = lease
+        self._confirms = confirms
         self._tenure: Tenure | None = None
-        self._sending: Batch | None = None  # What etcd has not confirmed yet,
+        self._sending: LogBatch | None = None  # What etcd has not confirmed yet,
         self._sending_runs: list[_Run] = []  # and the same as it left the queue.
+        self._check_at = 0
         self._held: str | None = None  # Why `hold` has writes refused.
         self._lapses = itertools.count(-1, -1)
         self._epoch = 0
+        self._sender = 0  # The thread that has appended last.
         self._woken = threading.Event()
         self.now: Callable[[], int] = lambda: 0
         """Returns the time of the store."""
@@ -112,7 +119,8 @@ class ReplicatedWal(Wal):
         """Append commits to etcd from now on. Everything that is here is there."""
         with self._io:
             self._woken.clear()
-            self._tenure = tenure
+            self._tenure, self._held = tenure, None
+            self.confirms_reads = self._confirms
 
     def follow(self, reason: str) -> None:
         """Append nothing to etcd from now on, and roll back what it has not confirmed."""
@@ -131,13 +139,20 @@ class ReplicatedWal(Wal):
         with self._io:
             if self._tenure is None or reason == self._held:
                 return
-            was, self._held = self._held, reason
+            self._held = reason
             if reason is not None:
                 with self._keyspace_lock:
                     self._begin_refusal(ReadOnly(reason))
                 self._report(reason)
-            elif was is not None and self._sending is None:
+            elif self._sending is None:
                 self._resume("there is room in etcd again")
+
+    def view_to_compare(self, view: Callable[[], SnapshotView]) -> SnapshotView:
+        """Return a view that the followers can take, too: the next batch tells its log number."""
+        with self._io:
+            taken = view()
+            self._check_at = taken.lsn
+            return taken
 
     def give_up(self) -> None:
         """Have those who wait for etcd stop to wait, now and later: the server is stopping."""
@@ -145,9 +160,18 @@ class ReplicatedWal(Wal):
 
     def commit(self, lsn: int, durable: bool, patient: bool = True) -> bool:
         """See `Wal.commit`. What lasts is in etcd, so the copy here is not synced for it."""
-        if not patient and self._tenure is not None and lsn > self.written_lsn:
-            return False
-        return super().commit(lsn, False, patient)
+        if not patient and self._tenure is not None:
+            return lsn <= self.written_lsn and not self.confirms_reads
+        if not self.confirms_reads:
+            return super().commit(lsn, False, patient)
+        own = threading.get_ident()
+        if self._sender == own:
+            self._sender = 0  # That was an append before this call.
+        super().commit(lsn, False, patient)
+        with self._io:
+            if self._tenure is not None and self._sender != own:
+                self._confirm(self._tenure)
+        return True
 
     def sync_written(self) -> None:
         """See `Wal.sync_written`."""
@@ -160,7 +184,7 @@ class ReplicatedWal(Wal):
                 with contextlib.suppress(ReadOnly):
                     self._write_queued()
                 return
-            if self._held is not None:
+            if self._is_held:
                 return
         super().try_again()
 
@@ -178,7 +202,8 @@ class ReplicatedWal(Wal):
                 return []
             payloads = [payload for _, run, _ in self._sending_runs for payload in run]
             tenure = self._tenure
-            self._sending = Batch.after(tenure.head, tenure.term, payloads, self.now())
+            at, self._check_at = self._check_at, 0
+            self._sending = LogBatch.after(tenure.head, tenure.term, payloads, self.now(), at)
         self._send(self._tenure, self._sending)
         self._sending = None
         return self._sending_runs
@@ -192,7 +217,7 @@ class ReplicatedWal(Wal):
             size = runs[-1][2] - self._written_bytes
         return runs
 
-    def _send(self, tenure: Tenure, batch: Batch) -> None:
+    def _send(self, tenure: Tenure, batch: LogBatch) -> None:
         """Append a batch to etcd. Raises ReadOnly."""
         began = time.monotonic()
 
@@ -207,6 +232,7 @@ class ReplicatedWal(Wal):
             raise self._step_down(str(error)) from error
         except EtcdError as error:
             raise self._wait_for_etcd(error) from error
+        self._sender = threading.get_ident()
         took = time.monotonic() - began
         self.syncs += 1
         self.sync_times.add_time(took)
@@ -214,6 +240,21 @@ class ReplicatedWal(Wal):
         self.commits_per_sync.add(commits.bit_length(), commits)
         if self._refusal is not None:
             self._resume("etcd answers again")
+
+    def _confirm(self, tenure: Tenure) -> None:
+        """Ask etcd if this member still leads. Raises ReadOnly if not, or if no answer comes."""
+        began = time.monotonic()
+        while True:
+            try:
+                tenure.confirm()
+            except DeposedError as error:
+                raise self._step_down(str(error)) from error
+            except EtcdError as error:
+                waited = time.monotonic() - began
+                if waited >= WAIT_SECONDS or self._woken.wait(PAUSE_SECONDS):
+                    raise ReadOnly(f"etcd does not confirm who leads: {error}") from error
+            else:
+                return
 
     def _wait_for_etcd(self, error: EtcdError) -> ReadOnly:
         """Refuse writes until etcd answers; nothing is rolled back. `_io` held."""
@@ -225,29 +266,33 @@ class ReplicatedWal(Wal):
 
     def _step_down(self, reason: str) -> ReadOnly:
         """Roll back what is not confirmed, and follow; return the error to raise. `_io` held."""
-        return self._refuse(reason, None)
-
-    def _refuse(
-        self, reason: str, applied: bool | None, kind: type[ReadOnly] = ReadOnly
-    ) -> ReadOnly:
-        """See `Wal._refuse`. What is rolled back may be in etcd: so this member leads no more."""
-        led = self._tenure is not None
-        self._tenure, self._sending, self._held = None, None, None
-        if led:
-            self._lease.end()
-        refused = super()._refuse(reason, None if led else applied, kind)
-        if led:
-            self.on_deposed()
+        self._tenure, self._sending, self.confirms_reads = None, None, False
+        self._lease.end()
+        refused = self._refuse(reason, None)
+        self.on_deposed()
         return refused
 
+    @property
+    def _is_held(self) -> bool:
+        return self._held is not None and self._tenure is not None
+
     def _resume(self, why: str = "the log can be written again") -> None:
-        if self._held is None:
+        if self._is_held:
+            with self._keyspace_lock:
+                self._begin_refusal(ReadOnly(self._held or ""))
+        else:
             super()._resume(why)
-            return
-        with self._keyspace_lock:
-            self._begin_refusal(ReadOnly(self._held))
 
     def _still_refuses(self, refusal: ReadOnly, removes: bool) -> bool:
-        if self._sending is not None or self._held is not None:
+        if self._sending is not None or self._is_held:
             return True
         return super()._still_refuses(refusal, removes)
+
+    def _write_failed(self, error: Exception) -> ReadOnly:
+        if self._tenure is None:
+            return super()._write_failed(error)
+        self._tenure, self.confirms_reads = None, False
+        self._lease.end()
+        refused = super()._write_failed(error)
+        self.on_deposed()
+        return ReadOnly(refused.message, applied=None)  # In etcd it is there.

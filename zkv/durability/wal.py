@@ -109,6 +109,9 @@ class Wal:
         OSError: the segment cannot be opened or created.
     """
 
+    confirms_reads = False
+    """See `zkv.keyspace.log.CommitLog`."""
+
     def __init__(
         self,
         files: Files,

@@ -95,6 +95,13 @@ class CommitLog(ChangeLog, Protocol):
     def syncs_quickly(self) -> bool:
         """True if recent syncs were so quick that the front may wait for one."""
 
+    @property
+    def confirms_reads(self) -> bool:
+        """True if a reply may leave only after a `commit` that began after it was made.
+
+        Others are asked then if this server still leads: see `zkv.cluster.wal`.
+        """
+
     def attach(
         self, lock: AbstractContextManager[object], roll_back: Callable[[int], None], /
     ) -> None:
@@ -142,6 +149,7 @@ class MemoryLog:
     epoch: Final = 0
     takes_commits: Final = True
     syncs_quickly: Final = True
+    confirms_reads: Final = False
 
     def __init__(self) -> None:
         self.last_lsn = 0

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from zkv.cluster.claims import Claims
 from zkv.cluster.records import Fence, LeaderRecord
 from zkv.cluster.shared_log import DeposedError, NoStoreError, Tenure
+from zkv.cluster.state_check import StateCheck
 from zkv.cluster.upkeep import Upkeep
 from zkv.errors import DamageError, DataDirError, NotLeader, ReadOnly, ZkvError
 from zkv.etcd.errors import EtcdError
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zkv.cluster.joining import Joining
-    from zkv.cluster.records import Batch
+    from zkv.cluster.records import LogBatch
     from zkv.cluster.shared_log import Seen
     from zkv.engine import Engine, OnDisk
     from zkv.etcd.interface import EtcdWatch, ItemEvent
@@ -81,7 +82,7 @@ class _Attempt(NamedTuple):
     sent_at: float
 
 
-class Member:
+class Membership:
     """A member of a replicated store.
 
     Args:
@@ -125,6 +126,7 @@ class Member:
         self._leader_revision = -1
         self._unchanged_since = 0.0
         self._last_crc = _crc_of_newest(engine)
+        self._check = StateCheck(engine.keyspace, self._shared, self._file.member, lease.clock)
         self._watch: EtcdWatch | None = None
         self._reported: str | None = None
         self._answered_at = lease.clock()
@@ -210,6 +212,8 @@ class Member:
         if self._pin is not None:
             self._pin.release()
             self._pin = None
+        if self._check.is_open and seen.leader is not None:
+            self._check.verdict(seen.leader.member)
         if self._may_take_over(seen, now):
             self._take_over(seen)
             return
@@ -277,7 +281,7 @@ class Member:
                 f"to {here}"
             )
 
-    def _read(self, head: int) -> list[Batch]:
+    def _read(self, head: int) -> list[LogBatch]:
         """Read some of what comes next. Raises EtcdError, DamageError, TrimmedError."""
         try:
             return self._shared.read(self._engine.last_lsn, head)
@@ -294,14 +298,24 @@ class Member:
             for batch in self._read(head):
                 if self._last_crc is not None and batch.before not in {0, self._last_crc}:
                     raise self._another_history(batch.first_lsn - 1, head)
-                try:
-                    apply_commits(engine, batch.commits())
-                except ValueError as error:
-                    raise DamageError(f"etcd, log number {batch.first_lsn}: {error}") from None
+                self._apply(batch)
                 engine.log.commit(engine.last_lsn, durable=False)
                 engine.clock.follow(batch.time)
                 self._last_crc = batch.head.crc
         self._behind_since = None
+
+    def _apply(self, batch: LogBatch) -> None:
+        """Apply a batch; in between take a view, if the leader wants states to be compared."""
+        commits, engine = batch.commits(), self._engine
+        before = batch.check_at - batch.first_lsn + 1  # Commits up to the place of the view.
+        try:
+            if batch.check_at and batch.check_at >= engine.last_lsn:
+                apply_commits(engine, commits[:before])
+                self._check.begin(engine.keyspace.view())
+                commits = commits[before:]
+            apply_commits(engine, commits)
+        except ValueError as error:
+            raise DamageError(f"etcd, log number {batch.first_lsn}: {error}") from None
 
     def _ensure_watch(self) -> None:
         """Have the bell rung whenever the store's keys change."""
@@ -394,6 +408,9 @@ class Member:
             self._renew(tenure)
         except DeposedError as error:
             raise ReadOnly(str(error)) from error
+        self._check.verdict(self._file.member)
+        if self._check.is_due:
+            self._check.begin(self._wal.view_to_compare(self._engine.keyspace.view))
         left = began + self._lease.seconds / RENEWALS - self._lease.clock()
         self._bell.wait(max(0.0, left))
 
