@@ -59,9 +59,7 @@ class WrittenLog:
     def claim(self, name: str, newest: int, second: int = 0) -> None:
         """Have a member say which snapshots it has."""
         claim = Claim(newest, 1, second)
-        self.log.declare(
-            MemberRecord(name=name, endpoints=[], applied=newest, time=0, claim=claim)
-        )
+        self.log.declare(MemberRecord(name=name, endpoints=[], applied=newest, time=0, claim=claim))
 
     @property
     def kept(self) -> list[int]:
