@@ -44,11 +44,15 @@ class StoreMember(ServerProcess):
         url: of the store.
         *flags: further flags of ``zkv serve``.
         config: the text of the config file.
+        named: False: its data directory tells its name.
     """
 
-    def __init__(self, directory: Path, url: str, *flags: str, config: str = CONFIG) -> None:
-        named = ("--store", url, "--member", directory.name, "--feed", FREE_PORT)
-        super().__init__(directory, *named, *flags, config=config)
+    def __init__(
+        self, directory: Path, url: str, *flags: str, config: str = CONFIG, named: bool = True
+    ) -> None:
+        name = ("--member", directory.name) if named else ()
+        place = ("--store", url, "--feed", FREE_PORT)
+        super().__init__(directory, *place, *name, *flags, config=config)
         self.name = directory.name
 
     def info(self) -> Message:
@@ -125,9 +129,10 @@ class StoreInEtcd:
         assert done.returncode == 0, done
         return done.stdout
 
-    def member(self, name: str, *flags: str) -> StoreMember:
+    def member(self, name: str, *flags: str, named: bool = True) -> StoreMember:
         """A member, which is killed in the end; not started."""
-        member = StoreMember(self.directory / name, self.url, *flags, config=self.config)
+        directory = self.directory / name
+        member = StoreMember(directory, self.url, *flags, config=self.config, named=named)
         self._stack.callback(lambda: hasattr(member, "process") and member.kill())
         return member
 

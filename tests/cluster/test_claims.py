@@ -37,7 +37,7 @@ class Disk:
         self.engine = engine = Engine(settings, LimitSettings())
         engine.start()
         assert engine.disk is not None
-        self.claims = Claims(self.log, "a", engine, engine.disk, lambda: [], self.clock)
+        self.claims = Claims(self.log, "a", engine, engine.disk, list, self.clock)
         return self.claims
 
     def close(self) -> None:
