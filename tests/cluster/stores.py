@@ -55,6 +55,11 @@ class StoreMember(ServerProcess):
         super().__init__(directory, *place, *name, *flags, config=config)
         self.name = directory.name
 
+    def end(self) -> None:
+        """Kill it, if it was ever started."""
+        if hasattr(self, "process"):
+            self.kill()
+
     def info(self) -> Message:
         """INFO's ``replication``; empty if there is no answer."""
         try:
@@ -133,7 +138,7 @@ class StoreInEtcd:
         """A member, which is killed in the end; not started."""
         directory = self.directory / name
         member = StoreMember(directory, self.url, *flags, config=self.config, named=named)
-        self._stack.callback(lambda: hasattr(member, "process") and member.kill())
+        self._stack.callback(member.end)
         return member
 
     def start(self, *names: str) -> list[StoreMember]:

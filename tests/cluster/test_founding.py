@@ -35,9 +35,10 @@ def log() -> SharedLog:
 
 def write_alone(directory: Path, count: int = 5) -> int:
     """Write entries with a server alone; its revision."""
+    rev = 0
     with ServerInProcess(directory) as server, Raw(server.endpoint) as client:
         for number in range(count):
-            rev: int = client.ok(op="PUT", key=f"k{number}", value=number)["rev"]
+            rev = int(client.ok(op="PUT", key=f"k{number}", value=number)["rev"])
     return rev
 
 

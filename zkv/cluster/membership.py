@@ -244,12 +244,16 @@ class Membership:
                 f"cluster {file.cluster:x}: nothing is cut off"
             )
         if here > head.lsn:
-            raise AnotherHistoryError(
-                f"etcd has the log up to number {head.lsn} only, and this directory up to {here}: "
-                f"etcd has lost data, or was restored from a backup; nothing is cut off"
-            )
+            raise self._set_back(head.lsn)
         if here == head.lsn and head.crc and self._last_crc not in {None, head.crc}:
             raise self._another_history(here, head.lsn)
+
+    def _set_back(self, head: int) -> DataDirError:
+        return AnotherHistoryError(
+            f"etcd has the log up to number {head} only, and this directory up to "
+            f"{self._engine.safe_lsn}: etcd has lost data, or was restored from a backup; nothing "
+            f"is cut off"
+        )
 
     def _another_history(self, lsn: int, head: int) -> DataDirError:
         return AnotherHistoryError(
@@ -416,8 +420,10 @@ class Membership:
 
     def _renew(self, tenure: Tenure) -> None:
         self._renewals += 1
-        sent_at = self._lease.clock()
-        tenure.renew(self._record(tenure.term))
+        sent_at, confirmed = self._lease.clock(), tenure.head.lsn
+        head = tenure.renew(self._record(tenure.term))
+        if head.lsn < confirmed:
+            raise self._set_back(head.lsn)
         self._lease.extend(sent_at)
         self._answered_at = sent_at
 

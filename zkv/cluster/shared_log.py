@@ -424,10 +424,19 @@ class Tenure:
         begin, end = self._log.keys.log_from(self.head.lsn + 1)
         self._require(self._transact([self._fence], [DeleteOp(begin, end)]))
 
-    def renew(self, record: LeaderRecord) -> None:
-        """Write the leader's record. Raises EtcdError, DeposedError."""
-        key = self._log.keys.leader
-        self._require(self._transact([self._fence], [PutOp(key, pack(record))]))
+    def renew(self, record: LeaderRecord) -> LogHead:
+        """Write the leader's record; return the head of the log.
+
+        Raises EtcdError, DeposedError, DamageError.
+        """
+        keys = self._log.keys
+        puts = [PutOp(keys.leader, pack(record)), ReadOp(keys.head)]
+        result = self._transact([self._fence], puts)
+        self._require(result)
+        (heads,) = result.reads
+        if not heads:
+            raise DamageError("etcd: the head of the log is gone")
+        return read(heads[0].value, LogHead, keys.head)
 
     def trim(self, seen: Seen, first: First, claims: Sequence[Declared]) -> bool:
         """Have the log begin later; return False if anything of what was seen has changed.

@@ -48,7 +48,8 @@ class Space:
         self._wal = wal
         self._quota_bytes = quota_bytes
         self._obstacle = obstacle
-        self._rings = False
+        self.rings = False
+        """True while etcd's alarm rings."""
 
     def look(self) -> int:
         """Look how full etcd is; have the log refuse writes, or take them again.
@@ -61,9 +62,9 @@ class Space:
             return 0
         rings = any(alarm.kind == "NOSPACE" for alarm in etcd.alarms(timeout))
         revision = max(each.revision for each in nodes)
-        if rings != self._rings:
+        if rings != self.rings:
             self._say(rings, nodes, revision)
-        self._rings = rings
+        self.rings = rings
         self._wal.hold("etcd is full: its alarm NOSPACE rings" if rings else self._why(nodes))
         return revision
 
@@ -87,7 +88,8 @@ class Space:
             return
         ctl = f"etcdctl --endpoints={','.join(each.endpoint for each in nodes)}"
         _log.error(
-            "etcd is full: its alarm NOSPACE rings, and it refuses all writes. Give these commands "
-            "(or raise its --quota-backend-bytes, and give the last one); all goes on by itself "
-            "then: %s compact %d; %s defrag; %s alarm disarm", ctl, revision, ctl, ctl,
+            "etcd is full: its alarm NOSPACE rings, and it refuses all writes. Delete what is not "
+            "this store's, or raise its --quota-backend-bytes, and give these commands (the newest "
+            "revision is %d now); all goes on by itself then: %s compact REVISION; %s defrag; "
+            "%s alarm disarm", revision, ctl, ctl, ctl,
         )  # fmt: skip

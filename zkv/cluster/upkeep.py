@@ -5,8 +5,8 @@ so an error costs no more than a round; it is said once.
 
 After trimming, etcd still keeps former states of what was deleted, until it is told to forget them
 up to a revision: that is compaction. Where etcd is this store's own (`store.compact`), the leader
-has it done for what it has trimmed, and now and then for its renewals. No read of zkv asks for a
-former state, and no watch begins at one, so a compaction disturbs nobody.
+has it done for what it has trimmed, now and then for its renewals, and while etcd is full. No read
+of zkv asks for a former state, and no watch begins at one, so a compaction disturbs nobody.
 """
 
 from __future__ import annotations
@@ -98,18 +98,15 @@ class Upkeep:
         revision = self._space.look()  # First: where etcd refuses writes, the rest fails.
         tenure = self._tenure()
         if tenure is not None:
-            self._compact(self._trimmer.trim(tenure), revision)
+            if self._space.rings:
+                self._compact(revision)
+            trimmed = self._trimmer.trim(tenure)
+            due = self._clock() - self._compacted_at >= COMPACT_SECONDS
+            self._compact(trimmed or (revision if due else 0))
         self._claims.look(self._term())
 
-    def _compact(self, trimmed: int, newest: int) -> None:
-        """Have etcd forget former states.
-
-        Args:
-            trimmed: the revision in which something was deleted; 0 = nothing was.
-            newest: the newest one.
-        """
-        due = self._clock() - self._compacted_at >= COMPACT_SECONDS
-        revision = trimmed or (newest if due else 0)
+    def _compact(self, revision: int) -> None:
+        """Have etcd forget the states before a revision; 0 = nothing."""
         if not self._compacts or not revision:
             return
         self._compacted_at = self._clock()
