@@ -430,7 +430,7 @@ class Tenure:
         Raises EtcdError, DeposedError, DamageError.
         """
         keys = self._log.keys
-        puts = [PutOp(keys.leader, pack(record)), ReadOp(keys.head)]
+        puts: list[Op] = [PutOp(keys.leader, pack(record)), ReadOp(keys.head)]
         result = self._transact([self._fence], puts)
         self._require(result)
         (heads,) = result.reads
