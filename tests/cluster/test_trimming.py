@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from tests.cluster.logs import HandClock, WrittenLog
+from tests.support import eventually
 from zkv.cluster import shared_log
 from zkv.cluster.pins import Pin
 from zkv.cluster.records import PART_BYTES, First, PinRecord
@@ -212,6 +215,29 @@ def test_a_deposed_leader_trims_nothing(written: WrittenLog) -> None:
     with pytest.raises(DeposedError):
         deposed.sweep(First(28, 0))
     assert written.kept == written.starts
+
+
+def test_a_watch_goes_on_over_compactions(written: WrittenLog) -> None:
+    """Others watch the records while the leader has former states forgotten."""
+    rung, ended = threading.Event(), threading.Event()
+    keys, etcd = written.log.keys, written.log.etcd
+    watch = etcd.watch(
+        keys.fence, keys.leader + b"\0", 0, lambda *_: rung.set(), lambda _: ended.set()
+    )
+
+    def rings() -> bool:
+        written.append(10)
+        return rung.wait(0.1)
+
+    try:
+        for _ in range(5):
+            eventually(rings, "the watch rings")
+            rung.clear()
+            etcd.compact(written.log.look().revision, 5.0)
+        eventually(rings, "the watch rings")
+        assert not ended.is_set()
+    finally:
+        watch.close()
 
 
 @pytest.mark.parametrize("sizes", [(1,), (5,), (2, 1, 7), (1, 1, 30, 1)])
