@@ -35,7 +35,8 @@ endef
 
 .DEFAULT_GOAL := help
 .PHONY: again help run test test-python test-clients clients-deps monitor-deps etcd-deps torture fuzz \
-        soak failover mutants bench benchmark peers generate lint docs demo standby lock clean
+        soak failover torture-cluster mutants bench benchmark peers generate lint docs demo standby cluster lock \
+        clean
 
 help: ## Show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -75,8 +76,11 @@ fuzz: $(VENV)/dev.stamp ## Compare C with Python on inputs that a fuzzer makes (
 soak: $(VENV)/dev.stamp ## Run it for an hour beside clients of every bad kind: ARGS="--minutes 5" for less
 	$(BIN)/python -m tests.soak $(ARGS)
 
-failover: $(VENV)/dev.stamp ## Fail over between two machines that break, 200 times: ARGS="--rounds 20 --seed 1"
+failover: $(VENV)/dev.stamp ## Fail over between machines that break, 200 times: ARGS="--rounds 20 --seed 1", --chain or --pair for three
 	$(BIN)/python -m tests.failover $(ARGS)
+
+torture-cluster: $(VENV)/dev.stamp ## Fail over between three members and three nodes of etcd, 100 times: ARGS="--rounds 20 --seed 1"
+	$(BIN)/python -m tests.torture_cluster $(ARGS)
 
 mutants: $(VENV)/dev.stamp ## Plant bugs one at a time, and see that tests catch them (needs a C compiler): ARGS=lane.c picks some
 	$(BIN)/python -m tests.mutants $(ARGS)
@@ -115,6 +119,9 @@ demo: $(VENV)/run.stamp ## Load the Unicode table into a server, read it back, r
 
 standby: $(VENV)/run.stamp ## Show a second machine on this one: a standby, a promotion, and the way back
 	$(BIN)/python tools/standby.py
+
+cluster: $(VENV)/dev.stamp ## Show a store that survives its machine: three members, etcd, and a leader that dies
+	$(BIN)/python -m tools.cluster
 
 lock: $(VENV)/dev.stamp ## Lock the dependencies anew; ARGS=--upgrade takes the newest
 	$(LOCK) --output-file requirements/run.txt

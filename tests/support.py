@@ -34,7 +34,7 @@ from zkv.broker.frames import PythonFrames
 from zkv.config import build
 from zkv.durability.files import Files
 from zkv.log import AnyRecord, RequestRecord, RunRecord
-from zkv.server import Event, ServerCore
+from zkv.server import Event, Following, ServerCore
 
 ROOT = Path(__file__).resolve().parent.parent
 FREE_PORT = "tcp://127.0.0.1:*"
@@ -454,18 +454,23 @@ class ServerInProcess:
     Args:
         directory: of its data.
         files: the door to the file system.
+        following: its primary, if it is a standby.
         **tables: settings, a table each: ``server={"workers": 1}``.
     """
 
     def __init__(
-        self, directory: Path, files: Files | None = None, **tables: dict[str, Any]
+        self,
+        directory: Path,
+        files: Files | None = None,
+        following: Following | None = None,
+        **tables: dict[str, Any],
     ) -> None:
         settings = {
             "server": {"endpoints": [FREE_PORT], "feed": ""} | tables.pop("server", {}),
             "durability": {"data_dir": str(directory)} | tables.pop("durability", {}),
         } | tables
         self.records: list[RequestRecord] = []
-        self.server = ServerCore(build(settings), self._record, files=files)
+        self.server = ServerCore(build(settings), self._record, files=files, following=following)
         self._outcome: Future[bool] = Future()
         self._thread = threading.Thread(target=self._supervise, name="supervisor")
 

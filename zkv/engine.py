@@ -312,8 +312,8 @@ class Engine:
 
     @property
     def needs_confirmation(self) -> bool:
-        """True if commits are safe only once standbys have confirmed them."""
-        return self._quorum is not None and self._quorum.active
+        """True if commits are safe only once others have confirmed them: standbys, or etcd."""
+        return self._is_shared or (self._quorum is not None and self._quorum.active)
 
     def flush(self) -> int:
         """Put all commits on disk, and return the newest revision. Raises ReadOnly."""
@@ -402,6 +402,11 @@ class Engine:
         if self.disk is None:
             raise BadRequest("this server keeps its data in memory alone: it has no snapshots")
         return self.disk.snapshotter.snapshot(anew)
+
+    def keep_log(self) -> None:
+        """Remove nothing more of the log, whatever snapshots are written."""
+        if self.disk is not None:
+            self.disk.storage.pinned = lambda: 0
 
     def save(self) -> int:
         """Refuse writes from now on, and write the final snapshot; return the last revision.

@@ -38,6 +38,7 @@ from zkv.broker.upstream import Upstream
 from zkv.broker.worker import WorkerHandler
 from zkv.cluster.joining import Joining, join
 from zkv.cluster.membership import Membership
+from zkv.cluster.observer import Observer
 from zkv.cluster.place import read_member
 from zkv.collector import resident_bytes
 from zkv.config import fit_memory
@@ -131,6 +132,7 @@ class ServerCore:
         self._hand_over: HandOver | None = None
         self._joining = joining
         self._member: Membership | None = None
+        self._observer: Observer | None = None
         self._yielded: RoleRecord | None = None
         self._limits, self._fitted = fit_memory(settings.limits)
         self._write_log = write_log
@@ -226,9 +228,18 @@ class ServerCore:
         try:
             if is_new:
                 member.current.result()
+            if self._observer is not None:
+                self._observer.start()
         except BaseException:
             self._stop()
             raise
+
+    def when_led(self, function: Callable[[], None]) -> None:
+        """Have the supervisor run a function once some server is known to lead the store."""
+        if self._member is None:
+            self.run_soon(function)
+        else:
+            self._member.led.add_done_callback(lambda _: self.run_soon(function))
 
     @property
     def failure(self) -> DataDirError | None:
@@ -381,6 +392,7 @@ class ServerCore:
             parking=self._parking,
             source=self._source,
             hand_over=self._hand_over,
+            cluster=None if joining is None else self._cluster,
         )
         if joining is not None and engine.disk is not None:
             self._member = Membership(
@@ -389,6 +401,13 @@ class ServerCore:
                 joining,
                 self._advertised,
                 lambda: self._events.put(Event.STOP),
+            )
+            self._observer = Observer(
+                joining.log,
+                joining.file.member,
+                lambda: engine.safe_lsn,
+                joining.lease,
+                self._settings.store.quota_bytes,
             )
         elif not self.role.leads:
             self._standby = self._make_standby(engine)
@@ -441,7 +460,7 @@ class ServerCore:
             lambda: self._events.put(Event.STOP),
             self._lead,
         )
-        self.role.lag = standby.lag
+        self.role.lag, self.role.age = standby.lag, standby.age
         return standby
 
     def _advertised(self) -> list[str]:
@@ -452,7 +471,15 @@ class ServerCore:
         """Begin to lead: a term has begun, and is on disk. Raises OSError."""
         files, directory = self._files or Files(), self._settings.durability.data_dir
         if directory is not None:
-            write_role(files, Path(directory), None)
+            place = Path(directory)
+            held = read_role(files, place)
+            try:
+                write_role(files, place, None)
+            except OSError:
+                # It may be gone, and the next start would lead beside the primary, which leads on.
+                with contextlib.suppress(OSError):
+                    write_role(files, place, held)
+                raise
         self._engine.lead()
         self._engine.keyspace.unseal()
         self.role.begin_to_lead()
@@ -492,6 +519,8 @@ class ServerCore:
         _log.info("stopping")
         if self._standby is not None:
             self._standby.close()
+        if self._observer is not None:
+            self._observer.end()
         if self._member is not None:
             self._member.close()
         self._parking.close()
@@ -513,6 +542,8 @@ class ServerCore:
         self._engine.close()
         if self._joining is not None:
             self._joining.close()
+        if self._observer is not None:
+            self._observer.join()
         self._close_metrics()
         _log.info("stopped")
 
@@ -540,6 +571,25 @@ class ServerCore:
 
     def _make_front_handler(self, account: Account) -> FrontHandler:
         return FrontHandler(self._node, self._lane, account, lambda: self._stopping)
+
+    def _cluster(self) -> dict[str, Any]:
+        """Return the fields of INFO's ``replication`` that a member has besides."""
+        member, observer, joining = self._member, self._observer, self._joining
+        if member is None or observer is None or joining is None:
+            return {}
+        facts, members = member.facts(), observer.members()
+        answered = facts.pop("answered_seconds")
+        return facts | {
+            "members": [each.report() for each in members],
+            "declared": len(members),
+            "alive": sum(each.is_alive for each in members),
+            "etcd": observer.etcd()
+            | {
+                "append": joining.wal.append_times.report(),
+                "append_commits": joining.wal.commits_per_append.report(),
+                "answered_seconds": answered,
+            },
+        }
 
     def _facts(self) -> dict[str, Any]:
         return {

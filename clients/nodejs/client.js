@@ -174,6 +174,9 @@ export class Client {
     this.#socket = null;
   }
 
+  /** The endpoint that is in use. */
+  get endpoint() { return this.#endpoints[0]; }
+
   /** The options of a socket for this endpoint that have to do with keys. */
   keysFor(endpoint) {
     if (!endpoint.startsWith("tcp://")) return {};

@@ -201,6 +201,9 @@ module Zkv
       end
     end
 
+    # The endpoint that is in use.
+    def endpoint = @endpoints.first
+
     def get(key) = call("GET", key: key)["value"]
 
     # Options: ttl (seconds), if_rev, durable.

@@ -38,13 +38,17 @@ class Held:
         return list(self._batch)
 
     def reply(
-        self, replies: Sequence[bytes | None], later: Sequence[Later] = (), left: Sequence[int] = ()
+        self,
+        replies: Sequence[bytes | None],
+        later: Sequence[Later] = (),
+        left: Sequence[int] = (),
+        end: int | None = None,
     ) -> None:
-        """Answer the batch; None where the reply is pending, or a worker's."""
+        """Answer the batch up to ``end``; None where the reply is pending, or a worker's."""
         for place, each in zip(range(len(self._batch)), replies, strict=True):
             if each is not None:
                 self._batch.set_reply(place, each)
-        self.mailbox.reply(later, left)
+        self.mailbox.reply(later, left, end)
 
     def queued(self, **flags: bool) -> Bodies:
         """What the frames receive without waiting."""

@@ -605,6 +605,23 @@ def test_nothing_is_taken_while_those_behind_have_no_room(narrow: Middle) -> Non
     narrow.reply([b"reply"])
 
 
+def test_the_rest_of_a_batch_comes_next_after_it_has_waited_for_room(narrow: Middle) -> None:
+    """Its replies had become large, and of what had run before some was left."""
+    narrow.ask(b"left", b"large", b"rest", b"rest")
+    assert len(narrow.take_all(4)) == 4
+    narrow.reply([None, b"reply", None, None], [], [0], end=2)  # Nobody is there yet.
+    narrow.ask(b"later")
+    eventually(narrow.frames.readable, "it has come")
+    with narrow.add_worker() as worker:
+        assert narrow.take() == [b"rest", b"rest"]
+        assert requested(worker)[-1] == b"left"
+        narrow.reply([b"1", b"2"])
+        assert narrow.take() == [b"later"]
+        narrow.reply([b"3"])
+    replies = [narrow.client.recv_multipart()[1] for _ in range(4)]
+    assert replies == [b"reply", b"1", b"2", b"3"]
+
+
 def test_replies_pass_while_it_waits_for_room(narrow: Middle) -> None:
     """Whenever they come: one of a pair comes while what the other one brought is looked at."""
     worker = narrow.add_worker()

@@ -1,11 +1,14 @@
-"""A TCP proxy on the loopback that loses, holds up and cuts what passes by."""
+"""A TCP proxy on the loopback that loses, holds up, slows down and cuts what passes by."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Self
+from typing import Final, Self
 
 from tests.client.blocking import Loop
+
+PIECES: Final = 50
+"""How many pieces a slow link carries in a second."""
 
 
 class Proxy:
@@ -22,6 +25,9 @@ class Proxy:
         self._server: asyncio.Server
         self._passing: set[_Passing] = set()
         self._delay = 0.0
+        self._parted = False
+        self._flows: asyncio.Event  # Not set while everything is held up.
+        self._rate = 0
         self.endpoint: str
 
     def __enter__(self) -> Self:
@@ -37,6 +43,16 @@ class Proxy:
         """Cut all connections: requests and replies on their way are lost."""
         self._loop.run(self._cut())
 
+    def part(self) -> None:
+        """Cut all connections, and let nobody through until `join`."""
+        self._parted = True
+        self.cut()
+
+    def join(self) -> None:
+        """Let everybody through again, after `part` or `hold`."""
+        self._parted = False
+        self._loop.run(self._set_flow(True))
+
     def mute(self) -> None:
         """Let no reply through any more on the connections that there are."""
         self._loop.run(self._mute())
@@ -45,7 +61,23 @@ class Proxy:
         """Hold up every piece that passes by from now on."""
         self._delay = seconds
 
+    def hold(self) -> None:
+        """Hold up everything, on new connections too, until `join`; then it arrives."""
+        self._loop.run(self._set_flow(False))
+
+    async def _set_flow(self, flows: bool) -> None:
+        if flows:
+            self._flows.set()
+        else:
+            self._flows.clear()
+
+    def slow(self, rate: int) -> None:
+        """Let so many bytes a second through from now on, on each connection in each direction."""
+        self._rate = rate
+
     async def _start(self) -> None:
+        self._flows = asyncio.Event()
+        self._flows.set()
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
         self.endpoint = "tcp://127.0.0.1:{1}".format(*self._server.sockets[0].getsockname())
 
@@ -63,6 +95,9 @@ class Proxy:
             passing.muted = True
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._parted:
+            writer.transport.abort()
+            return
         task = asyncio.current_task()
         assert task is not None
         passing = _Passing(task)
@@ -83,9 +118,12 @@ class Proxy:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, muting: _Passing | None
     ) -> None:
         """Pass on what comes, until one side ends."""
-        while piece := await reader.read(65_536):
+        while piece := await reader.read(self._rate // PIECES or 65_536):
             if self._delay:
                 await asyncio.sleep(self._delay)
+            await self._flows.wait()
+            if self._rate:
+                await asyncio.sleep(len(piece) / self._rate)
             if muting is None or not muting.muted:
                 writer.write(piece)
                 await writer.drain()

@@ -151,7 +151,17 @@ class Language:
 def watching(
     language: Language, endpoint: str, prefix: str, env: Mapping[str, str] = NO_VARIABLES
 ) -> Iterator[IO[bytes]]:
-    """The standard output of a client's watcher, once that follows a prefix.
+    """The standard output of a client's watcher, once that follows a prefix; see `watcher`."""
+    with watcher(language, endpoint, prefix, env) as process:
+        assert process.stdout is not None
+        yield process.stdout
+
+
+@contextlib.contextmanager
+def watcher(
+    language: Language, endpoint: str, prefix: str, env: Mapping[str, str] = NO_VARIABLES
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A client's watcher, once that follows a prefix.
 
     Args:
         language: the client's.
@@ -164,11 +174,10 @@ def watching(
         cwd=language.directory, env=language.environment() | dict(env),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
-        assert process.stdout is not None
         assert process.stderr is not None
         try:
             assert read_line(process.stderr).startswith(b"following ")
-            yield process.stdout
+            yield process
         finally:
             process.kill()
 

@@ -1,88 +1,132 @@
-"""A log in etcd without servers: what a leader appends, and what members claim."""
+"""The log in etcd without a server: clients of which a test decides what becomes of each call."""
 
 from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable, Sequence
+from typing import Final
 
-from zkv.cluster.joining import found
-from zkv.cluster.records import Claim, Fence, LeaderRecord, LogBatch, MemberRecord
-from zkv.cluster.shared_log import SharedLog, Tenure
-from zkv.config import build
-from zkv.etcd.errors import EtcdError
+from tests.etcd.fake import NONE, FakeClient, FakeEtcd, Faults
+from zkv.cluster.records import FORMAT, Fence, LeaderRecord, LogBatch, LogHead, StoreRecord
+from zkv.cluster.shared_log import Seen, SharedLog, Tenure
+from zkv.etcd import Compare, EtcdError, Op, PutOp, TxnResult, UnknownOutcomeError
+from zkv.keyspace.change import Commit
 
-NOBODY = LeaderRecord(term=0, member="", endpoints=[], renewals=0, time=0)
-_nonces = itertools.count(1)
-
-
-class HandClock:
-    """Seconds that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
+STORE: Final = StoreRecord(format=FORMAT, store="s", limits={}, first_lsn=1)
+_numbers = itertools.count(1)
 
 
-class WrittenLog:
-    """A log, with a leader that appends what a test says.
-
-    Args:
-        log: of a prefix where no store is yet.
-    """
-
-    def __init__(self, log: SharedLog) -> None:
-        self.log = log
-        found(log, build({}))
-        self.payloads: list[bytes] = []
-        self.starts: list[int] = []
-        """The log number with which each batch begins."""
-        self.tenure = self.take_over("leader")
-
-    def take_over(self, member: str) -> Tenure:
-        """Have another member lead; the tenure of the former one is over."""
-        seen = self.log.look()
-        fence = Fence(seen.fence.term + 1, member, str(next(_nonces)))
-        assert self.log.take_over(seen, fence, NOBODY)
-        self.tenure = Tenure(self.log, self.log.look())
-        return self.tenure
-
-    def append(self, *sizes: int) -> None:
-        """Append a batch with commits of so many bytes each."""
-        rng = random.Random(len(self.payloads))
-        payloads = [bytes([0x94]) + rng.randbytes(size - 1) for size in sizes]
-        self.starts.append(len(self.payloads) + 1)
-        self.payloads += payloads
-        self.tenure.append(batch(self.tenure, payloads), never)
-
-    def claim(self, name: str, newest: int, second: int = 0) -> None:
-        """Have a member say which snapshots it has."""
-        claim = Claim(newest, 1, second)
-        self.log.declare(MemberRecord(name=name, endpoints=[], applied=newest, time=0, claim=claim))
-
-    @property
-    def kept(self) -> list[int]:
-        """The log numbers with which the batches begin that are in etcd."""
-        begin, end = self.log.keys.log_from(0)
-        items = self.log.etcd.read(begin, end, keys_only=True, timeout=5.0).items
-        return sorted({self.log.keys.place(item.key).first_lsn for item in items})
-
-    @property
-    def first(self) -> int:
-        """Where the log begins."""
-        return self.log.look().first.lsn
+def new_log(etcd: FakeEtcd, name: str = "", faults: Faults = NONE) -> SharedLog:
+    return SharedLog(etcd.client(name, faults), "store", 1.0)
 
 
-def batch(tenure: Tenure, payloads: list[bytes]) -> LogBatch:
-    """The batch of some payloads, which need not be commits."""
-    head = tenure.head
-    first = head.lsn + 1
-    return LogBatch(
-        tenure.term, first, head.lsn + len(payloads), 0, 0, head.crc, head.size, payloads
-    )
+def new_store() -> tuple[FakeEtcd, SharedLog]:
+    """An etcd with an empty store, and a log without faults."""
+    etcd = FakeEtcd(1, threads=False)
+    log = new_log(etcd)
+    assert log.found(STORE, Fence(0, "", ""), LogHead(0, 0, 0, 0))
+    return etcd, log
+
+
+def take_over(log: SharedLog, nonce: str) -> Seen | None:
+    """Take over, if that can be known; what is there then."""
+    seen = log.look()
+    leader = LeaderRecord(term=seen.fence.term + 1, member=nonce, endpoints=[], renewals=0, time=1)
+    log.take_over(seen, Fence(seen.fence.term + 1, nonce, nonce), leader)
+    seen = log.look()
+    return seen if seen.fence.nonce == nonce else None
+
+
+def lead(log: SharedLog, nonce: str = "one") -> Tenure:
+    """Take over, where nothing fails."""
+    seen = take_over(log, nonce)
+    assert seen is not None
+    tenure = Tenure(log, seen)
+    tenure.clear()
+    return tenure
+
+
+def next_batch(tenure: Tenure, commits: int = 1) -> LogBatch:
+    """A batch that follows the head; each has another time, and so other bytes."""
+    head, time = tenure.head, next(_numbers)
+    payloads = [
+        Commit(head.rev, time, head.lsn + each, ()).pack() for each in range(1, commits + 1)
+    ]
+    return LogBatch.after(head, tenure.term, payloads, 1)
 
 
 def never(_: EtcdError) -> bool:
-    """Try nothing again."""
     return False
+
+
+def always(_: EtcdError) -> bool:
+    return True
+
+
+def whole_log(log: SharedLog) -> list[bytes]:
+    """The payloads of all commits up to the head."""
+    head = log.look().head.lsn
+    payloads: list[bytes] = []
+    while len(payloads) < head:
+        for batch in log.read(len(payloads), head):
+            payloads += batch.payloads
+    return payloads
+
+
+class Hooked(FakeClient):
+    """A client of which a test decides what becomes of each transaction."""
+
+    def __init__(self, etcd: FakeEtcd) -> None:
+        super().__init__(etcd, random.Random(0), NONE)
+        self.fate: Callable[[Sequence[Op]], str] = lambda _: ""
+        """Returns "lost", "unanswered", "late" or nothing."""
+        self.late: list[Callable[[], object]] = []
+
+    def transact(
+        self,
+        compares: Sequence[Compare],
+        then: Sequence[Op],
+        otherwise: Sequence[Op] = (),
+        *,
+        timeout: float,
+    ) -> TxnResult:
+        fate = self.fate(then)
+
+        def call() -> TxnResult:
+            return super(Hooked, self).transact(compares, then, otherwise, timeout=timeout)
+
+        if not fate:
+            return call()
+        if fate == "late":
+            self.late.append(call)
+        elif fate == "unanswered":
+            call()
+        raise UnknownOutcomeError("no answer came in time", "hooked")
+
+    def arrive(self) -> None:
+        """Have etcd carry out what is late."""
+        late, self.late = self.late, []
+        for call in late:
+            call()
+
+
+def hooked() -> tuple[SharedLog, SharedLog, Hooked]:
+    """The log of a member whose client is hooked, another one, and that client."""
+    etcd, other = new_store()
+    client = Hooked(etcd)
+    return SharedLog(client, "store", 1.0), other, client
+
+
+def once(fate: str, wants: Callable[[Sequence[Op]], bool]) -> Callable[[Sequence[Op]], str]:
+    """A fate for the first transaction that is wanted."""
+    left = [fate]
+
+    def of(ops: Sequence[Op]) -> str:
+        return left.pop() if left and wants(ops) else ""
+
+    return of
+
+
+def puts(ops: Sequence[Op], word: bytes) -> bool:
+    return any(isinstance(op, PutOp) and word in op.key for op in ops)

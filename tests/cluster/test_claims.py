@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.logs import HandClock
+from tests.cluster.written import HandClock
 from tests.etcd.fake import FakeClient, FakeEtcd, Faults
 from zkv.cluster.claims import RENEW_SECONDS, Claims
 from zkv.cluster.records import Claim, MemberRecord

@@ -216,7 +216,7 @@ def test_a_store_decides_settings(
 ) -> None:
     cache = {"prefix": "c/", "max_bytes": 1_000_000, "policy": "ttl"}
     founder = build({"limits": {"session_window": 7}, "cache": [cache]})
-    found(log, founder)
+    found(log, founder.limits, founder.cache)
     store = log.look().store
     assert store.limits["session_window"] == 7
     assert store.caches == [CacheTable("c/", 1_000_000, "ttl")]

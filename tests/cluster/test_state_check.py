@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -75,7 +75,10 @@ class Members:
         """Have members hash their states, and put the hashes into etcd."""
         for name in names:
             self.checks[name].begin(self.keyspaces[name].view())
-            eventually(lambda name=name: self.checks[name].is_open, f"the hash of {name}")
+            eventually(self._has_told(name), f"the hash of {name}")
+
+    def _has_told(self, name: str) -> Callable[[], bool]:
+        return lambda: self.checks[name].is_open
 
     def verdict(self, name: str, leader: str = "a") -> bool:
         """Return False if the member has to stop."""
@@ -92,11 +95,11 @@ def _keyspace() -> Keyspace:
 
 
 @pytest.fixture
-def members() -> Iterator[Members]:
+def members() -> Members:
     made = Members()
     for name in NAMES:
         made.put(name, "k", b"\x01")
-    yield made
+    return made
 
 
 def test_members_that_agree_go_on(members: Members) -> None:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tests.cluster.logs import HandClock, WrittenLog
+from tests.cluster.written import HandClock, WrittenLog
 from tests.support import eventually
 from zkv.cluster import shared_log
 from zkv.cluster.pins import Pin

@@ -134,10 +134,10 @@ class Store:
         return sum(PUT_COST + len(item.key) + len(item.value) for item in kept)
 
     def at(self, revision: int) -> SortedDict[bytes, Item]:
-        """The items at a revision; 0 for now."""
+        """The items at a revision; 0 for now, as etcd takes any that is not positive."""
         if revision > self.revision:
             raise FutureRevisionError("required revision is a future revision")
-        if not revision:
+        if revision <= 0:
             return self.now
         if revision < self.compacted:
             raise CompactedRevisionError("required revision has been compacted")

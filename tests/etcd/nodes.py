@@ -48,8 +48,9 @@ class EtcdNode:
             self.process = None
 
     def stop(self) -> None:
-        """Have it stand still (SIGSTOP)."""
+        """Have it stand still (SIGSTOP). Its threads do so one after the other."""
         self._signal(signal.SIGSTOP)
+        eventually(lambda: set(self._states()) == {"T"}, "all of its threads stand still")
 
     def resume(self) -> None:
         """Have it go on (SIGCONT)."""
@@ -58,6 +59,11 @@ class EtcdNode:
     def log(self) -> str:
         """What it has written."""
         return (self.directory / "log.txt").read_text(encoding="utf-8", errors="replace")
+
+    def _states(self) -> list[str]:
+        assert self.process is not None
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks]
 
     def _signal(self, number: int) -> None:
         assert self.process is not None

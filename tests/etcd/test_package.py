@@ -23,18 +23,17 @@ from zkv.etcd import (
 from zkv.etcd.errors import error_of, has_stale_token
 
 
-def run_python(program: str) -> str:
-    """What a program prints, in an interpreter of its own."""
-    done = subprocess.run(
+def python(program: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in an interpreter of its own."""
+    return subprocess.run(
         [sys.executable, "-W", "error", "-c", program], env=environment(), check=True,
         capture_output=True, text=True, timeout=LIMIT,
     )  # fmt: skip
-    return done.stdout
 
 
 @pytest.mark.parametrize("missing", ["grpc", "google.protobuf", "google"])
 def test_a_missing_package_is_named_with_its_remedy(missing: str) -> None:
-    said = run_python(
+    said = python(
         "import sys\n"
         f"sys.modules[{missing!r}] = None\n"
         "from zkv.errors import ConfigError\n"
@@ -44,15 +43,37 @@ def test_a_missing_package_is_named_with_its_remedy(missing: str) -> None:
         "except ConfigError as error:\n"
         "    print(error)\n"
     )
-    assert "pip install 'zkv[etcd]'" in said
+    assert "pip install 'zkv[etcd]'" in said.stdout
 
 
 def test_only_a_client_imports_grpc() -> None:
-    said = run_python(
+    said = python(
         "import sys, zkv, zkv.etcd, zkv.server, zkv.cli.main\n"
         "print([name for name in sys.modules if name.partition('.')[0] in ('grpc', 'google')])\n"
     )
-    assert said == "[]\n"
+    assert said.stdout == "[]\n"
+
+
+def test_grpc_writes_nothing_on_standard_error() -> None:
+    """A server that answers a TLS handshake with something else makes it write, by default."""
+    program = (
+        "import socket, sys, threading, zkv.etcd\n"
+        "server = socket.create_server(('127.0.0.1', 0))\n"
+        "def serve():\n"
+        "    while True:\n"
+        "        with server.accept()[0] as connection:\n"
+        "            connection.sendall(b'HTTP/1.1 400 No\\r\\n\\r\\n')\n"
+        "threading.Thread(target=serve, daemon=True).start()\n"
+        "etcd = zkv.etcd.connect([f'https://127.0.0.1:{server.getsockname()[1]}'])\n"
+        "try:\n"
+        "    etcd.read(b'k', timeout=5.0)\n"
+        "except zkv.etcd.AccessError as error:\n"
+        "    print(error)\n"
+        "etcd.close()\n"
+    )
+    done = python(program)
+    assert "WRONG_VERSION_NUMBER" in done.stdout
+    assert done.stderr == ""
 
 
 ANSWERS: Final = [
@@ -99,9 +120,18 @@ ANSWERS: Final = [
     (
         "UNAVAILABLE",
         "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: "
-        "Ssl handshake failed (TSI_PROTOCOL_FAILURE)",
+        "Tls handshake failed (TSI_PROTOCOL_FAILURE): SSL_ERROR_SSL: error:1000007d:SSL routines:"
+        "OPENSSL_internal:CERTIFICATE_VERIFY_FAILED: self signed certificate: OK",
         AccessError,
     ),
+    (
+        "UNAVAILABLE",
+        "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: "
+        "Custom verification check failed with error: UNAUTHENTICATED: "
+        "Hostname Verification Check failed.",
+        AccessError,
+    ),
+    ("UNAVAILABLE", "Decryption error: TSI_DATA_CORRUPTED SSL_ERROR_SSL", UnknownOutcomeError),
 ]
 
 

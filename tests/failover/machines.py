@@ -1,15 +1,21 @@
-"""Two machines: a server process on each, and a network between them that can fail."""
+"""Machines: a server process on each, and a network between them that can fail."""
 
 from __future__ import annotations
 
 import json
+import re
 import resource
+import signal
 import subprocess
 from pathlib import Path
 
 from tests.client.proxy import Proxy
 from tests.replication.following import Follower, State, state_of
 from tests.support import LIMIT, ServerProcess, free_ports, zkv_command
+from zkv.cli.data import commit_line
+from zkv.durability import dump
+from zkv.durability.files import Files
+from zkv.durability.frozen_view import FrozenView
 
 WINDOW = 64
 """Replies that a session remembers."""
@@ -42,8 +48,12 @@ class Machine:
         self._flags = ("--endpoint", self.endpoint, "--feed", self.feed)
         self.data_dir = directory / "data"
         self.proxy = Proxy(self.endpoint)
-        """By which the other machine reaches this one."""
+        """By which the other machines reach this one."""
+        self.follows: tuple[Machine, ...] = ()
+        """Whom it was told to follow at its last start as a standby."""
         self.server: ServerProcess | None = None
+        self.is_stopped = False
+        """Whether SIGSTOP was sent, and nothing that undoes it."""
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -56,11 +66,11 @@ class Machine:
         self.server = ServerProcess(self.directory, *self._flags, config=self._config)
         self.server.start()
 
-    def follow(self, primary: Machine) -> None:
-        """Start it as a standby."""
-        self.server = Follower(
-            self.directory, primary.proxy.endpoint, *self._flags, config=self._config
-        )
+    def follow(self, *places: Machine) -> None:
+        """Start it as a standby of whichever of these it can follow."""
+        self.follows = places
+        endpoints = ",".join(place.proxy.endpoint for place in places)
+        self.server = Follower(self.directory, endpoints, *self._flags, config=self._config)
         self.server.start()
 
     @property
@@ -73,10 +83,17 @@ class Machine:
         """SIGKILL."""
         if self.server is not None:
             self.server.kill()
+        self.is_stopped = False
 
-    def signal(self, number: int) -> None:
-        """Send a signal."""
-        self.process.send_signal(number)
+    def stop(self) -> None:
+        """SIGSTOP."""
+        self.process.send_signal(signal.SIGSTOP)
+        self.is_stopped = True
+
+    def go_on(self) -> None:
+        """SIGCONT."""
+        self.process.send_signal(signal.SIGCONT)
+        self.is_stopped = False
 
     def fill_disk(self) -> None:
         """Let no file grow any more: the next writes fail as on a full disk, in the log at last."""
@@ -95,6 +112,21 @@ class Machine:
     def state(self) -> State:
         """What is in its data directory."""
         return state_of(self.data_dir, WINDOW)
+
+    def commits(self) -> dict[int, str]:
+        """What is in its log, as files of what was given up have it, by log number."""
+        with FrozenView(Files(), self.data_dir) as view:
+            return {commit.lsn: commit_line(commit) for commit in dump.log(view, None)}
+
+    def given_up(self) -> set[str]:
+        """The lines of the files of what it has given up."""
+        paths = self.data_dir.glob("diverged-after-*.jsonl")
+        return {line for path in paths for line in path.read_text("utf-8").splitlines()}
+
+    def said_to_be_gone(self) -> set[int]:
+        """The log numbers of what it gave up and had no more, as it has said."""
+        ranges = re.findall(r"those from (\d+) to (\d+) are in no file", self.log())
+        return {lsn for first, last in ranges for lsn in range(int(first), int(last) + 1)}
 
 
 def promote(machine: Machine, *flags: str) -> subprocess.Popen[str]:

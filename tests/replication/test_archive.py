@@ -733,6 +733,7 @@ def test_a_standby_that_is_behind(
     follower = ArchiverThread(server.endpoint, directory)
     scripted = Scripted(follower._source, refusal)
     follower.archiver._source = scripted
+    follower.archiver._asker.ask = scripted.ask
     follower._thread.start()
     eventually(lambda: scripted.asked > 4, "it has been refused")
     behind = False

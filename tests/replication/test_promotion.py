@@ -350,6 +350,26 @@ def test_two_in_a_row_and_back(
                 assert not list(back.data_dir.glob("diverged*"))
 
 
+def test_one_that_follows_a_standby_takes_over_from_the_primary_that_it_knows(
+    primary: ServerProcess, standby: Follower, tmp_path: Path, connect: Connect
+) -> None:
+    one, two = connect(primary.endpoint), connect(standby.endpoint)
+    write_some(one)
+    catch_up(two, one)
+    places = f"{standby.endpoint},{primary.endpoint}"
+    with Follower(tmp_path / "third", places, config=QUIET) as third:
+        three = connect(third.endpoint)
+        catch_up(three, one)
+        assert [each["name"] for each in replication(two)["members"]]
+        standby.signal(signal.SIGSTOP)  # It lacks what comes now, and the third one does.
+        rev = one.ok(op="PUT", key="k", value=HALF)["rev"]
+        standby.signal(signal.SIGCONT)
+        assert promote(third.endpoint).returncode == 0
+        assert three.ok(op="GET", key="k")["rev"] == rev
+        assert one.call(op="GET", key="k")["leader"] == [third.endpoint]
+        assert two.call(op="GET", key="k")["code"] == "NOT_LEADER"
+
+
 def test_positions_of_three_machines_of_which_the_middle_one_leads(
     primary: ServerProcess, standby: Follower, tmp_path: Path, connect: Connect
 ) -> None:
@@ -380,6 +400,36 @@ def test_positions_of_three_machines_of_which_the_middle_one_leads(
             assert client.call(op="GET", key="old4", stale=True)["code"] == "NOT_FOUND"
 
 
+def test_all_is_kept_that_one_gives_up_who_has_just_written_a_snapshot(
+    primary: ServerProcess, tmp_path: Path, connect: Connect
+) -> None:
+    """Its log before the last snapshot but one would go when its server stops."""
+    one, config = (
+        connect(primary.endpoint),
+        f"{QUIET}[durability]\nsegment_bytes = 4096\nsnapshot_interval = 600.0\n",
+    )
+    ports = fixed_ports()
+    behind = Follower(tmp_path / "behind", primary.endpoint, *ports, config=config)
+    places = f"{primary.endpoint},{ports[1]}"
+    with behind, Follower(tmp_path / "ahead", places, config=config) as ahead:
+        three = connect(ahead.endpoint)
+        write_some(one)
+        common = catch_up(connect(behind.endpoint), one)
+        behind.kill()
+        write_some(one, size=1000)
+        catch_up(three, one)
+        three.ok(op="SNAPSHOT")
+        write_some(one, size=1000)
+        newest = catch_up(three, one)
+        primary.kill()
+        behind.start()
+        assert promote(behind.endpoint, "--force").returncode == 0
+        await_new_history(ahead)
+        (path,) = ahead.data_dir.glob("diverged-after-*.jsonl")
+        kept = [json.loads(line)["lsn"] for line in path.read_text().splitlines()]
+        assert kept == list(range(common + 1, newest + 1))
+
+
 def test_one_that_took_over_and_is_started_as_it_used_to_be(
     primary: ServerProcess, standby: Follower, connect: Connect
 ) -> None:
@@ -398,6 +448,29 @@ def test_one_that_took_over_and_is_started_as_it_used_to_be(
     served = ServerProcess(standby.directory, *fixed_ports())
     with served:
         assert connect(served.endpoint).ok(op="GET", key="new")["value"] == 1
+
+
+def test_one_that_has_led_comes_back_though_a_place_in_its_list_is_behind(
+    primary: ServerProcess, standby: Follower, tmp_path: Path, connect: Connect
+) -> None:
+    """A third one that was cut off answers, and knows nothing of its term."""
+    one, two = connect(primary.endpoint), connect(standby.endpoint)
+    write_some(one)
+    with Follower(tmp_path / "behind", primary.endpoint, config=QUIET) as behind:
+        catch_up(connect(behind.endpoint), one)
+        primary.kill()
+        assert promote(standby.endpoint, "--force").returncode == 0
+        two.ok(op="PUT", key="new", value=1)
+        with Follower(
+            primary.directory, standby.endpoint, data_dir=primary.data_dir, config=QUIET
+        ) as leader:
+            three = connect(leader.endpoint)
+            catch_up(three, two)
+            standby.kill()
+            assert promote(leader.endpoint, "--force").returncode == 0
+            places = f"{behind.endpoint},{leader.endpoint}"
+            with Follower(standby.directory, places, config=QUIET) as again:
+                catch_up(connect(again.endpoint), three)
 
 
 def test_a_list_of_endpoints_leads_to_the_one_that_took_over(

@@ -266,6 +266,65 @@ def test_a_standby_of_a_standby(
         assert replication(connect(third.endpoint))["term"] == 2
 
 
+def test_it_does_not_begin_anew_from_one_that_has_less(
+    primary: ServerProcess, tmp_path: Path, connect: Connect
+) -> None:
+    """It would give up commits that it has confirmed, for those of a standby that was cut off."""
+    one, ports = connect(primary.endpoint), fixed_ports()
+    write_some(one)
+    with Follower(tmp_path / "b", primary.endpoint, *ports, config=CONFIG) as cut_off:
+        catch_up(connect(cut_off.endpoint), one)
+    with Follower(tmp_path / "c", primary.endpoint, config=CONFIG) as ahead:
+        write_some(one, 5, 1000)
+        has = catch_up(connect(ahead.endpoint), one)
+        ahead.stop()
+    nobody = fixed_ports()[1]
+    compact(primary)
+    one = connect(primary.endpoint)
+    places = f"{ports[1]},{primary.endpoint}"
+    with (
+        Follower(tmp_path / "b", nobody, *ports, config=CONFIG) as cut_off,
+        Follower(tmp_path / "c", places, config=CONFIG) as standby,
+    ):
+        await_new_history(standby)
+        assert "COMPACTED" in standby.log()
+        client = connect(standby.endpoint)
+        assert applied(connect(cut_off.endpoint)) < has <= applied(client)
+        catch_up(client, one)
+        same_state(primary, standby)
+
+
+def test_two_that_follow_each_other_find_the_primary_again(
+    primary: ServerProcess, tmp_path: Path, connect: Connect
+) -> None:
+    """Each answers the other one, which alone must not keep it there."""
+    one = connect(primary.endpoint)
+    write_some(one)
+    ports = {name: fixed_ports() for name in "bc"}
+
+    def follower(name: str, other: str) -> Follower:
+        places = f"{ports[other][1]},{primary.endpoint}"
+        return Follower(tmp_path / name, places, *ports[name], config=CONFIG)
+
+    with follower("b", "c") as b, follower("c", "b") as c:
+        two, three = connect(b.endpoint), connect(c.endpoint)
+        catch_up(two, one)
+        catch_up(three, one)
+        for standby in (b, c):
+            standby.stop()
+        primary.kill()
+        for standby in (b, c):
+            standby.start()
+        await_log(b, "has lost its primary")
+        await_log(c, "has lost its primary")
+        primary.start()
+        one, two, three = (connect(each.endpoint) for each in (primary, b, c))
+        write_some(one)
+        catch_up(two, one)
+        catch_up(three, one)
+        assert "beginning anew" not in b.log() + c.log()
+
+
 def test_it_follows_a_primary_that_is_killed_and_started_again(
     primary: ServerProcess, standby: Follower, connect: Connect
 ) -> None:

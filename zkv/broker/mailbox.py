@@ -275,7 +275,7 @@ class FrontMailbox(Mailbox):
                 self._send_completed()
             if self._left:
                 self._forward()
-            elif self._rest is not None:
+            if self._rest is not None and not self._left:
                 return self._take_rest(self._rest)
             if stopping and not self._parked:
                 self._frames.receive(batch, wait=False, take=False)  # The workers' last replies.

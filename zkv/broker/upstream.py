@@ -17,13 +17,16 @@ import zmq
 
 from zkv.broker.waker import Waker
 from zkv.keys import read_key_file
-from zkv.replication.stream import StreamError
+from zkv.replication.stream import StreamError, StreamTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 HEARTBEAT_MS: Final = 2_000
-"""Silence after which libzmq checks that the primary still answers."""
+"""Time between two signs of life to the primary, which cuts off who gives none."""
+NO_TIMEOUT: Final = 0
+"""The connection is not cut where no sign of life comes back: libzmq counts whole messages only,
+and one may take long on a slow link. Whoever asks knows how long to wait."""
 MOST_BYTES: Final = 64 * 1024 * 1024
 """Bytes of the largest reply."""
 
@@ -71,15 +74,17 @@ class Upstream:
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Return the reply to a request, a success or a failure.
 
-        Raises StreamError if none comes in time, or after `interrupt` or `hurry`.
+        Raises StreamTimeoutError if none comes in time, StreamError after `interrupt` or `hurry`.
         """
         if self._interrupted:
             raise StreamError("interrupted")
         socket = self._socket or self._connect()
         socket.send(msgpack.packb(request))
-        if not self._await(socket, time.monotonic() + seconds):
+        try:
+            self._await(socket, seconds)
+        except StreamError:
             self._disconnect()
-            raise StreamError(f"{self._endpoint}: no reply within {seconds:g} s")
+            raise
         try:
             reply = msgpack.unpackb(socket.recv(), strict_map_key=False)
         except (ValueError, msgpack.UnpackException):
@@ -109,18 +114,21 @@ class Upstream:
         self._context.term()
         self._waker.close()
 
-    def _await(self, socket: zmq.Socket[bytes], end: float) -> bool:
-        """Return True once there is a reply; False if there will be none by then."""
+    def _await(self, socket: zmq.Socket[bytes], seconds: float) -> None:
+        """Return once there is a reply. Raises StreamTimeoutError, StreamError."""
+        end = time.monotonic() + seconds
         poller = zmq.Poller()
         poller.register(socket, zmq.POLLIN)
         poller.register(self._waker, zmq.POLLIN)
         while True:
             events = dict(poller.poll(max(0, round((end - time.monotonic()) * 1000))))
-            if socket in events or not events:
-                return socket in events
+            if socket in events:
+                return
+            if not events:
+                raise StreamTimeoutError(f"{self._endpoint}: no reply within {seconds:.3g} s")
             self._waker.clear()
             if self._interrupted or not self.patient:
-                return False
+                raise StreamError("interrupted")
 
     def _connect(self) -> zmq.Socket[bytes]:
         key = self._server_key
@@ -128,6 +136,7 @@ class Upstream:
         socket.linger = 0
         socket.maxmsgsize = MOST_BYTES
         socket.heartbeat_ivl = HEARTBEAT_MS
+        socket.heartbeat_timeout = NO_TIMEOUT
         socket.tcp_keepalive = 1
         if key:
             public, secret = self._own_pair()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import threading
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,15 @@ from zkv.durability.frozen_view import FrozenView
 from zkv.errors import ConfigError, DataDirError
 from zkv.replication.incoming import attempt, keep_diverged
 from zkv.replication.place import StandbyDirectory, read_role
-from zkv.replication.stream import StreamError
+from zkv.replication.standby import begin_anew
+from zkv.replication.stream import (
+    Asker,
+    Confirmed,
+    LogPosition,
+    StreamError,
+    StreamRefusedError,
+    pull,
+)
 from zkv.server import Following, ServerCore
 
 if TYPE_CHECKING:
@@ -41,6 +50,8 @@ if TYPE_CHECKING:
     from zkv.replication.incoming import BeginAnew
     from zkv.replication.place import RoleRecord
     from zkv.replication.stream import FetchedSnapshot
+
+_log = logging.getLogger("zkv.replication")
 
 RETRY_SECONDS: Final = 1.0
 """Pause after the primary could not be asked for a snapshot."""
@@ -126,7 +137,7 @@ class _Follower:
         with FrozenView(files, layout.directory) as view:
             here = recovery.recover(view, layout.snapshots, layout.wal)
         with contextlib.closing(self._source()) as source:
-            store, term = _store_of(source)
+            store, term = _store_of(source, here.lineage)
         if not here.lineage.store or here.lineage.store != store:
             raise self._another_store()
         self._require_term(here.lineage, here.lsn, term)
@@ -152,15 +163,28 @@ class _Follower:
             )
 
     def _fetch(self, record: RoleRecord, anew: BeginAnew | None) -> None:
-        """Fetch a snapshot; try until the primary has handed out one. Raises DataDirError."""
-        keep = partial(self._keep, anew)
+        """Fetch a snapshot; try until the primary has handed out one. Raises DataDirError.
+
+        What is here is given up only for the history of a server that refuses to go on from it. The
+        place that is asked first may be another one: a standby that has less, and must not be
+        followed backwards. If a server can go on after all, what is here stays.
+        """
         with contextlib.closing(self._source()) as source:
-            fetch = partial(self._directory.fetch, source.ask, record, keep)
+            fetch = partial(self._try_to_fetch, source, record, anew)
             try:
-                while attempt(source, fetch) is None:
+                while not attempt(source, fetch):
                     threading.Event().wait(RETRY_SECONDS)
             except OSError as error:
                 raise self._failed(error) from error
+
+    def _try_to_fetch(self, source: Upstream, record: RoleRecord, anew: BeginAnew | None) -> None:
+        """Fetch it from the place that is asked now. Raises StreamError, OSError, DataDirError."""
+        why = None if anew is None else _refusal(source, record.member, anew)
+        if anew is not None and why is None:
+            _log.warning("%s goes on from what is here", source.endpoint)
+            return
+        rev = self._directory.fetch(source.ask, record, partial(self._keep, why))
+        _log.info("fetched a snapshot of the primary at revision %d", rev)
 
     def _keep(self, anew: BeginAnew | None, fetched: FetchedSnapshot) -> None:
         """Write into a file what only this history has. Raises OSError, DataDirError."""
@@ -175,15 +199,39 @@ class _Follower:
             keep_diverged(Files(), self._directory.layout, common, commit_line)
 
 
-def _store_of(source: Upstream) -> tuple[str, int]:
-    """Return the identity of the primary's store, and its term. Raises DataDirError."""
+def _refusal(source: Upstream, member: str, anew: BeginAnew) -> BeginAnew | None:
+    """Ask a server to go on from what is here; return why it cannot, None if it can.
+
+    Raises StreamRefusedError if that is no reason to begin anew, StreamError.
+    """
+    after = LogPosition.of(anew.lineage, anew.lsn)
+    try:
+        pull(Asker(source.ask), member, after, Confirmed(0, 0), 0, sync=False, insist=True)
+    except StreamRefusedError as error:
+        refused = begin_anew(error, anew.lineage, anew.lsn)
+        if refused is None:
+            raise
+        return refused
+    return None
+
+
+def _store_of(source: Upstream, here: Lineage) -> tuple[str, int]:
+    """Return the identity of the primary's store, and its term.
+
+    A place may be that of a standby which has not got so far: the next one is asked, too, where the
+    term is lower than the one here. Raises DataDirError if none answers.
+    """
+    found: tuple[str, int] | None = None
     for _ in range(source.places):
-        try:
+        with contextlib.suppress(StreamError):
             replication = source.ask({"op": "INFO"}, ASK_SECONDS).get("replication")
-        except StreamError:
-            source.go_on()
-            continue
-        if not isinstance(replication, dict):
-            return "", 0
-        return str(replication.get("store")), int(replication.get("term", 0))
-    raise DataDirError("the primary does not answer, so nobody knows if this is its store")
+            if not isinstance(replication, dict):
+                return "", 0
+            answer = str(replication.get("store")), int(replication.get("term", 0))
+            if answer[0] != here.store or answer[1] >= here.term:
+                return answer
+            found = found or answer
+        source.go_on()
+    if found is None:
+        raise DataDirError("the primary does not answer, so nobody knows if this is its store")
+    return found

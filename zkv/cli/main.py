@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 
 from zkv import __version__
-from zkv.cli.serving import NOT_STARTED, serve
+from zkv.cli.serving import LEADER, NOT_STARTED, serve
 from zkv.cli.settings import add_flags
 from zkv.cli.verbs import (
     add_config,
@@ -61,6 +61,10 @@ def _parser() -> argparse.ArgumentParser:
         "serve", help="run a server", description="Run a server.", epilog=SIGNALS
     )
     add_flags(run)
+    run.add_argument(
+        "--wait", choices=(LEADER,), default="",
+        help="print READY only once a member leads the store: this one, or one that it follows",
+    )  # fmt: skip
     run.set_defaults(run=serve)
     add_follow(verbs)
     add_promote(verbs)

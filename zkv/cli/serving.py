@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Final
 
 import msgspec
 
@@ -35,6 +36,8 @@ from zkv.server import Event, ServerCore, connect_to_members
 
 _log = logging.getLogger("zkv.server")
 
+LEADER: Final = "leader"
+"""With ``--wait``: the server is ready once it knows who leads."""
 FAILED = 1
 NOT_STARTED = 2
 
@@ -161,18 +164,44 @@ def run(
     _handle_signals_of_operators(server, log, reloader)
     server.start()
     stopped = _handle_signals_to_stop(server)
+    line = f"READY {' '.join(server.endpoints)}\n" if is_first else ""
     with collecting(server.activities.new("collector", SHORT_SECONDS)):
-        return _serve(server, is_first, stopped)
+        return _serve(server, Announcement(server, line), options.wait, stopped)
 
 
-def _serve(server: ServerCore, is_first: bool, stopped: threading.Event) -> int | None:
-    try:
-        announce(f"READY {' '.join(server.endpoints)}\n" if is_first else "")
-    except OSError as error:
-        server.post(Event.STOP)
-        server.wait()
-        raise StartupError(f"standard output: {error.strerror or error}") from error
+class Announcement:
+    """The line on standard output that says that a server is ready.
+
+    Args:
+        server: the server.
+        line: the line; empty = none.
+    """
+
+    def __init__(self, server: ServerCore, line: str) -> None:
+        self._server = server
+        self._line = line
+        self.error: OSError | None = None
+        """Why the line could not be written; then the server stops."""
+
+    def make(self) -> None:
+        """Write the line."""
+        try:
+            announce(self._line)
+        except OSError as error:
+            self.error = error
+            self._server.post(Event.STOP)
+
+
+def _serve(
+    server: ServerCore, announcement: Announcement, wait: str, stopped: threading.Event
+) -> int | None:
+    if wait == LEADER:
+        server.when_led(announcement.make)
+    else:
+        announcement.make()
     saved = server.wait()
+    if (error := announcement.error) is not None:
+        raise StartupError(f"standard output: {error.strerror or error}") from error
     if server.failure is not None:
         raise server.failure
     if server.anew is not None and not stopped.is_set():

@@ -19,6 +19,7 @@ from zkv.cluster.founding import found_from
 from zkv.cluster.founding import leave as leave_store
 from zkv.cluster.joining import found as found_store
 from zkv.cluster.joining import shared_log
+from zkv.cluster.observer import members_in, seconds_told
 from zkv.cluster.records import MemberRecord
 from zkv.durability.files import Files
 from zkv.errors import ConfigError, DataDirError, ReadOnly
@@ -27,6 +28,7 @@ from zkv.etcd.errors import EtcdError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from zkv.cluster.observer import MemberSeen
     from zkv.cluster.shared_log import SharedLog
     from zkv.config import Settings
 
@@ -37,7 +39,7 @@ def found(options: argparse.Namespace) -> int:
     with _shared_log(settings) as log:
         if options.source is not None:
             return _found_from(options.source, log, settings)
-        identity = found_store(log, settings)
+        identity = found_store(log, settings.limits, settings.cache)
     write(to_bytes(f"store {identity} begins, empty: start its members with {settings.store.url}"))
     return 0
 
@@ -82,12 +84,18 @@ def leave(options: argparse.Namespace) -> int:
 def members(options: argparse.Namespace) -> int:
     """Print the members, a line each. Raises StartupError."""
     with _shared_log(_settings(options)) as log:
-        seen, declared = log.look(), log.members()
-    leader = None if seen.leader is None or seen.leader.released else seen.leader.member
-    for each in declared:
-        mark = "leader" if each.name == leader else "member"
-        write(to_bytes(f"{each.name}\t{mark}\t{','.join(each.endpoints) or '-'}"))
+        log.look()
+        sightings, leader = log.tell()
+    for each in members_in(sightings, leader, seconds_told):
+        write(to_bytes("\t".join(_columns(each))))
     return 0
+
+
+def _columns(member: MemberSeen) -> list[str]:
+    """Return the columns of a member."""
+    endpoints, seconds = ",".join(member.endpoints) or "-", member.seconds
+    told = "-" if seconds is None else f"{seconds:.0f}"
+    return [member.name, member.role, endpoints, str(member.applied), told]
 
 
 def add(options: argparse.Namespace) -> int:

@@ -79,7 +79,7 @@ def add_follow(verbs: Verbs) -> None:
         help="where the primary listens; commas separate it from others that may take its place",
     )  # fmt: skip
     add_flags(parser)
-    parser.set_defaults(run=_late("follow"))
+    parser.set_defaults(run=_late("follow"), wait="")
 
 
 def add_promote(verbs: Verbs) -> None:
@@ -113,7 +113,9 @@ def add_store(verbs: Verbs) -> None:
     commands = _group(verbs, "member", "see and change who is a member of such a store", MEMBER)
     show = commands.add_parser(
         "list", help="print the members",
-        description="Print the members, a line each: name, leader or member, endpoints.",
+        description="Print the members, a line each, with tabs between: name; leader, follower, or "
+        "declared if it was never there; endpoints; the log number up to which it has applied the "
+        "log, when it told so last; how many seconds ago that was, by the clocks of both machines.",
     )  # fmt: skip
     _add_store_place(show, "members")
     for name, what in (("add", "declare a member that is to come"), ("remove", "remove a member")):

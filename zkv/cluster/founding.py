@@ -73,7 +73,7 @@ def found_from(files: Files, directory: Path, log: SharedLog, settings: Settings
     with _opened(files, directory, settings) as engine:
         _begin_term(engine)
     head, store = _head_of(files, place)
-    record = store_record(store, settings, head.lsn + 1)
+    record = store_record(store, settings.limits, settings.cache, head.lsn + 1)
     before = place.read()
     name = settings.store.member or (before.member if before is not None else new_name())
     file = MemberFile(store, name, cluster, record.limits, record.caches)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
@@ -38,6 +38,7 @@ from zkv.cluster.wal import ReplicatedWal
 from zkv.config import CacheSettings
 from zkv.endpoint import split_store_url
 from zkv.errors import ConfigError, DataDirError
+from zkv.etcd import EtcdSecurity, connect
 from zkv.etcd.errors import EtcdError
 from zkv.keyspace.lineage import NO_LINEAGE
 from zkv.replication.incoming import attempt, keep_diverged
@@ -307,11 +308,13 @@ class _Fetch:
                 )
             self._pin.move_to(part.lsn + 1)
 
-        fetch = partial(self._directory.fetch, source.ask, self._joining.file, self._keep, accept)
-        if attempt(source, fetch) is None:
-            return False
-        self._joining.pin = self._pin
-        return True
+        def fetch() -> None:
+            file = self._joining.file
+            rev = self._directory.fetch(source.ask, file, self._keep, accept)
+            _log.info("fetched a snapshot of %s at revision %d", source.endpoint, rev)
+            self._joining.pin = self._pin
+
+        return attempt(source, fetch)
 
     def _keep(self, fetched: FetchedSnapshot) -> None:
         """Write into a file what only the history here has. Raises OSError, DataDirError."""
@@ -328,21 +331,23 @@ class _Fetch:
         self._said = True
 
 
-def found(log: SharedLog, settings: Settings) -> str:
+def found(log: SharedLog, limits: LimitSettings, caches: Sequence[CacheSettings] = ()) -> str:
     """Begin an empty store; return its identity. Raises DataDirError, EtcdError."""
-    record = store_record(NO_LINEAGE.next_start().store, settings, 1)
+    record = store_record(NO_LINEAGE.next_start().store, limits, caches, 1)
     now = round(time.time() * 1000)  # The only time at which the system's clock counts.
     if not log.found(record, Fence(0, "", ""), LogHead(0, 0, 0, now)):
         raise store_exists(log)
     return record.store
 
 
-def store_record(store: str, settings: Settings, first_lsn: int) -> StoreRecord:
+def store_record(
+    store: str, limits: LimitSettings, caches: Sequence[CacheSettings], first_lsn: int
+) -> StoreRecord:
     """Return the record of a store that is begun with these settings."""
-    shared = {name: getattr(settings.limits, name) for name in SHARED_LIMITS}
-    caches = _tables(settings.cache)
+    shared = {name: getattr(limits, name) for name in SHARED_LIMITS}
+    tables = _tables(caches)
     return StoreRecord(
-        format=FORMAT, store=store, limits=shared, first_lsn=first_lsn, caches=caches
+        format=FORMAT, store=store, limits=shared, first_lsn=first_lsn, caches=tables
     )
 
 
@@ -351,7 +356,7 @@ def store_exists(log: SharedLog) -> DataDirError:
     return DataDirError(f"there is a store at {log.keys.prefix.decode()} already")
 
 
-def _tables(caches: list[CacheSettings]) -> list[CacheTable]:
+def _tables(caches: Sequence[CacheSettings]) -> list[CacheTable]:
     return [CacheTable(each.prefix, each.max_bytes, each.policy) for each in caches]
 
 
@@ -379,12 +384,8 @@ def _timeout(settings: Settings) -> float:
 
 def _client(settings: Settings, endpoints: list[str]) -> Etcd:
     """Return a client. Raises ConfigError if it is not installed, or its files are not good."""
-    # Late: only those who have a store in etcd have gRPC.
-    from zkv.etcd.client import EtcdClient
-    from zkv.etcd.security import EtcdSecurity
-
     named = settings.store.etcd
-    return EtcdClient(
+    return connect(
         endpoints,
         security=EtcdSecurity(
             ca=named.ca or None,

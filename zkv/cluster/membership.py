@@ -10,8 +10,8 @@ The watch on etcd only rings a bell: what counts is what `SharedLog.look` return
 is lost, late or wrong costs time and nothing else.
 
 The time of the store is that of its leader. A new one goes on from the last time that it knows, by
-its own uptime; if it has waited for the lease, it adds the lease, as so far the former leader may
-have answered. No system clock counts.
+its own uptime; if it has waited for the lease, that is a lease later at least, as so far the former
+leader may have answered. No system clock counts.
 
 A log in etcd that is older than what this member has on its disk was put back: a backup was
 restored, or it is another cluster. A member writes to its disk only what etcd had confirmed, so it
@@ -31,13 +31,14 @@ import secrets
 import threading
 import zlib
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from zkv.cluster.claims import Claims
 from zkv.cluster.records import Fence, LeaderRecord
 from zkv.cluster.shared_log import DeposedError, NoStoreError, Tenure
 from zkv.cluster.state_check import StateCheck
 from zkv.cluster.upkeep import Upkeep
+from zkv.durability.committer import CommitGroup
 from zkv.errors import DamageError, DataDirError, NotLeader, ReadOnly, ZkvError
 from zkv.etcd.errors import EtcdError
 from zkv.keyspace.change import unpack
@@ -68,18 +69,6 @@ class AnotherHistoryError(DataDirError):
 
 class TrimmedError(ZkvError):
     """The log in etcd begins after what this member has."""
-
-
-class _Attempt(NamedTuple):
-    """An attempt to take over.
-
-    Args:
-        nonce: that of its fence.
-        sent_at: when it was sent, by the lease's clock.
-    """
-
-    nonce: str
-    sent_at: float
 
 
 class Membership:
@@ -114,20 +103,24 @@ class Membership:
         """Set, before `stop` is called, if this member must not go on."""
         self.anew: BeginAnew | None = None
         """Set, before `stop` is called, if it has to begin anew from a snapshot."""
+        self.led: Future[None] = Future()
+        """Done once this member leads, or has seen another one lead."""
         self.current: Future[None] = Future()
         """Done once this member has had all that etcd had, or has to begin anew; failed with
         `failure`."""
         self._closing = threading.Event()
         self._bell = threading.Event()
         self._tenure: Tenure | None = None
-        self._attempt: _Attempt | None = None
-        self._deposed = False
+        self._attempts: dict[str, float] = {}
+        """Of attempts to take over that may still succeed: when they were sent, by nonce."""
+        self._deposed = ""  # The reason, if the log has found out.
         self._renewals = 0
-        self._leader_revision = -1
+        self._leader_revision = -1  # Not looked yet.
         self._unchanged_since = 0.0
         self._last_crc = _crc_of_newest(engine)
         self._check = StateCheck(engine.keyspace, self._shared, self._file.member, lease.clock)
         self._watch: EtcdWatch | None = None
+        self._watch_ended = threading.Event()
         self._reported: str | None = None
         self._answered_at = lease.clock()
         self._behind_since: float | None = None
@@ -165,6 +158,19 @@ class Membership:
         behind = self._behind_since
         return silent if behind is None else max(silent, now - behind)
 
+    def facts(self) -> dict[str, Any]:
+        """Return what INFO tells of this member and its lease. Any thread."""
+        leads, now = self._role.leads, self._lease.clock()
+        silent = 0.0 if leads else now - self._unchanged_since
+        return {
+            "member": self._file.member,
+            "leader": self._advertised() if leads else self._role.leader,
+            "leader_seconds": None if self._leader_revision == -1 else round(silent, 3),
+            "lease": self._lease.seconds,
+            "lease_seconds": round(self._lease.left, 3),
+            "answered_seconds": round(max(0.0, now - self._answered_at), 3),
+        }
+
     def _run(self) -> None:
         while not self._closing.is_set():
             try:
@@ -183,6 +189,7 @@ class Membership:
                 self._fail(error)
             except BaseException:  # A bug, or no memory; the thread goes on.
                 _log.critical("the member failed; it goes on", exc_info=True)
+                self._step_down("it failed")
                 self._closing.wait(RETRY_SECONDS)
         self._end_watch()
         if self._tenure is not None:
@@ -204,8 +211,8 @@ class Membership:
         self._claim(seen)
         self._require_log(seen)
         self._catch_up(seen.head.lsn)
-        if self._attempt is not None and seen.fence.nonce == self._attempt.nonce:
-            self._begin(seen, self._attempt)
+        if (sent_at := self._attempts.get(seen.fence.nonce)) is not None:
+            self._begin(seen, sent_at)
             return
         if not self.current.done():
             self.current.set_result(None)
@@ -226,7 +233,11 @@ class Membership:
         self._term = seen.fence.term
         self._engine.clock.follow(max(seen.head.time, 0 if leader is None else leader.time))
         if seen.leader_revision != self._leader_revision:
+            is_first, own = self._leader_revision == -1, self._file.member
             self._leader_revision, self._unchanged_since = seen.leader_revision, now
+            # The first look may find what a leader has left that is gone.
+            if not (is_first or leader is None or leader.released or leader.member == own):
+                self._note_led()
         if self._tenure is None:
             self._role.leader = None if leader is None or leader.released else leader.endpoints
 
@@ -323,18 +334,18 @@ class Membership:
 
     def _ensure_watch(self) -> None:
         """Have the bell rung whenever the store's keys change."""
-        if self._watch is not None:
+        if self._watch is not None and not self._watch_ended.is_set():
             return
-        keys = self._shared.keys
+        keys, over = self._shared.keys, threading.Event()
 
         def changed(_revision: int, _events: list[ItemEvent]) -> None:
             self._bell.set()
 
         def ended(_: EtcdError) -> None:
-            self._watch = None
+            over.set()
             self._bell.set()
 
-        etcd = self._shared.etcd
+        etcd, self._watch_ended = self._shared.etcd, over
         # From `fence` to `leader`, with `head` in between: without the commits, and the members.
         self._watch = etcd.watch(keys.fence, keys.leader + b"\0", 0, changed, ended)
 
@@ -357,19 +368,23 @@ class Membership:
         """Try to take over. Raises EtcdError if nobody knows if that has succeeded."""
         engine, lease = self._engine, self._lease
         if seen.leader is not None and not seen.leader.released:
-            engine.clock.follow(engine.clock() + round(lease.seconds * 1000))
+            engine.clock.follow(seen.leader.time + round(lease.seconds * 1000))
         fence = Fence(seen.fence.term + 1, self._file.member, secrets.token_hex(8))
         self._renewals = 0
-        self._attempt = attempt = _Attempt(fence.nonce, lease.clock())
+        sent_at = self._attempts[fence.nonce] = lease.clock()
         if not self._shared.take_over(seen, fence, self._record(fence.term)):
-            self._attempt = None
+            del self._attempts[fence.nonce]
             return
         seen = self._shared.look()
-        if seen.fence.nonce == attempt.nonce:
-            self._begin(seen, attempt)
+        if seen.fence.nonce == fence.nonce:
+            self._begin(seen, sent_at)
 
-    def _begin(self, seen: Seen, attempt: _Attempt) -> None:
+    def _begin(self, seen: Seen, sent_at: float) -> None:
         """Begin a term, and lead: the fence is this member's.
+
+        Args:
+            seen: what is in etcd.
+            sent_at: when the fence was sent there, by the lease's clock.
 
         Raises EtcdError; ReadOnly if it cannot lead.
         """
@@ -378,14 +393,15 @@ class Membership:
         tenure = Tenure(self._shared, seen)
         try:
             tenure.clear()
-            lease.extend(attempt.sent_at)
+            lease.begin(sent_at)
             if not lease.held:
                 self._renew(tenure)
         except DeposedError:
-            self._attempt = None
+            self._attempts.clear()
             return
         self._end_watch()  # It would ring with each append.
-        self._tenure, self._attempt, self._deposed = tenure, None, False
+        self._tenure, self._deposed = tenure, ""
+        self._attempts.clear()
         self._term = tenure.term
         self._wal.lead(tenure)
         with keyspace.lock:
@@ -395,6 +411,7 @@ class Membership:
         engine.lead()
         keyspace.unseal()
         self._role.begin_to_lead()
+        self._note_led()
         _log.warning("this member leads: term %d, after log number %d", tenure.term, seen.head.lsn)
 
     # --- Leading
@@ -406,12 +423,13 @@ class Membership:
         """
         self._bell.clear()
         if self._deposed:
-            raise ReadOnly(self._wal.refusal or "another member has taken over")
+            raise ReadOnly(self._deposed)
         began = self._lease.clock()
         try:
             self._renew(tenure)
         except DeposedError as error:
             raise ReadOnly(str(error)) from error
+        self._send_what_waits()
         self._check.verdict(self._file.member)
         if self._check.is_due:
             self._check.begin(self._wal.view_to_compare(self._engine.keyspace.view))
@@ -427,6 +445,14 @@ class Membership:
         self._lease.extend(sent_at)
         self._answered_at = sent_at
 
+    def _send_what_waits(self) -> None:
+        """Have commits sent for which nobody may wait any more, now that etcd answers."""
+        engine = self._engine
+        if engine.safe_lsn < engine.last_lsn:
+            group = CommitGroup(engine.epoch)
+            group.lsn = engine.last_lsn
+            engine.submit(group)
+
     def _record(self, term: int, released: bool = False) -> LeaderRecord:
         return LeaderRecord(
             term=term,
@@ -437,24 +463,37 @@ class Membership:
             released=released,
         )
 
-    def _note_deposed(self) -> None:
-        self._deposed = True
+    def _note_led(self) -> None:
+        if not self.led.done():
+            self.led.set_result(None)
+
+    def _note_deposed(self, reason: str) -> None:
+        self._deposed = reason
         self._bell.set()
 
     def _step_down(self, reason: str) -> None:
         """Lead no more, and roll back what etcd has not confirmed."""
         if self._tenure is None:
             return
+        tenure = self._tenure
         self._yield()
         self._wal.follow(reason)
         self._last_crc = _crc_of_newest(self._engine)
-        self._tenure = self._attempt = None
+        self._tenure = None
+        self._attempts.clear()
         _log.warning("this member leads no more: %s", reason)
+        if not self._wal.takes_commits:  # Its disk fails, so nobody else has taken over.
+            with contextlib.suppress(DeposedError, EtcdError):
+                tenure.renew(self._record(tenure.term, released=True))
 
     def _yield(self) -> None:
         """Take no more requests that only a leader answers."""
         self._lease.end()
+        self._refuse_requests()
+
+    def _refuse_requests(self) -> None:
         self._role.yield_to([])
+        self._role.lag = self.lag
         self._engine.keyspace.seal(self._not_leading)
 
     def _not_leading(self) -> NotLeader:
@@ -462,14 +501,24 @@ class Membership:
 
     def _hand_over(self, tenure: Tenure) -> None:
         """Have another member take over at once, if etcd answers; else after the lease."""
-        self._yield()
+        self._refuse_requests()
         try:
             self._wal.flush()
+            self._await_answers()
+            self._lease.end()
             tenure.renew(self._record(tenure.term, released=True))
         except (ReadOnly, DeposedError, EtcdError) as error:
+            self._lease.end()
             _log.warning("not handed over: %s", error)
         else:
             self._wal.follow("the server is stopping")
+
+    def _await_answers(self) -> None:
+        """Wait a moment, until those who wait for commits have been told: the epoch ends next."""
+        told, group = threading.Event(), CommitGroup(self._engine.epoch)
+        group.on_completion(told.set)
+        self._engine.submit(group)
+        told.wait(RETRY_SECONDS)
 
     # --- Failures
 

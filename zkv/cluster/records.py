@@ -13,6 +13,7 @@ All keys begin with the prefix of the store:
   log, and whoever has a log number knows the key of what comes next.
 - ``members/<name>``: a member: where it is, and which snapshots are on its disk (`Claim`).
 - ``pins/<name>``: a member that fetches a snapshot; the log after it must stay until it is there.
+- ``live/<name>``: how far a member is. It writes this record every few seconds, for display alone.
 - ``states/<name>``: the hash of a member's state at a log number: see `zkv.cluster.state_check`.
 
 Records are msgpack maps. A part of a batch is an array with a checksum; the commits in it are the
@@ -169,6 +170,20 @@ class MemberRecord(Struct, frozen=True, kw_only=True):
     renewals: int = 0
 
 
+class LiveRecord(Struct, frozen=True):
+    """How far a member is. Nothing is decided by it.
+
+    Args:
+        name: its name.
+        applied: the log number up to which it has applied the log.
+        time: when it wrote this, Unix time in ms by its system clock.
+    """
+
+    name: str
+    applied: int
+    time: int
+
+
 class StateRecord(Struct, frozen=True, kw_only=True):
     """The state of a member at a log number.
 
@@ -200,8 +215,9 @@ class PinRecord(Struct, frozen=True):
 
 
 _T = TypeVar(
-    "_T", StoreRecord, Fence, LeaderRecord, LogHead, First, MemberRecord, StateRecord, PinRecord
-)
+    "_T", StoreRecord, Fence, LeaderRecord, LogHead, First, MemberRecord, StateRecord, PinRecord,
+    LiveRecord,
+)  # fmt: skip
 
 
 def pack(record: _T) -> bytes:
@@ -316,6 +332,7 @@ class StoreKeys:
         self._log = self.prefix + b"log/"
         self.members = self.prefix + b"members/"
         self.pins = self.prefix + b"pins/"
+        self.lives = self.prefix + b"live/"
         self.states = self.prefix + b"states/"
 
     def member(self, name: str) -> bytes:
@@ -329,6 +346,10 @@ class StoreKeys:
     def log_before(self, lsn: int) -> tuple[bytes, bytes]:
         """The range of the keys of all batches that begin before this log number."""
         return self._log, self._log + _number(lsn)
+
+    def live(self, name: str) -> bytes:
+        """The key of how far a member is."""
+        return self.lives + name.encode()
 
     def state(self, name: str) -> bytes:
         """The key of a member's state."""

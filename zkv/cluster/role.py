@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from zkv.errors import NotLeader
 from zkv.replication.role import Role, RoleName
 
 if TYPE_CHECKING:
@@ -32,6 +33,24 @@ class MemberRole(Role):
     @leads.setter
     def leads(self, leads: bool) -> None:
         self._leads = leads
+
+    def begin_to_lead(self) -> None:
+        """See `Role`. What tells the lag stays."""
+        self.leader = None
+        self.leads = True
+
+    def yield_to(self, leader: list[str]) -> None:
+        """See `Role`, likewise."""
+        self.leader = leader or None
+        self.leads = False
+
+    def error(self, does: str) -> NotLeader:
+        """See `Role`."""
+        del does  # A client that is told who leads needs no reason.
+        where = (
+            f": {', '.join(self.leader)} does" if self.leader else ", and knows of none that does"
+        )
+        return NotLeader(f"this member does not lead{where}", leader=self.leader)
 
     @property
     def name(self) -> RoleName:

@@ -30,6 +30,7 @@ from zkv.cluster.records import (
     Fence,
     First,
     LeaderRecord,
+    LiveRecord,
     LogBatch,
     LogHead,
     MemberRecord,
@@ -96,6 +97,20 @@ class Pinned(NamedTuple):
 
     record: PinRecord
     revision: int
+
+
+class Sighting(NamedTuple):
+    """The records of a member.
+
+    Args:
+        record: what it has declared.
+        live: how far it was when it told so last; None if it never has.
+        live_revision: that of etcd when it did.
+    """
+
+    record: MemberRecord
+    live: LiveRecord | None
+    live_revision: int
 
 
 class GoOn(Protocol):
@@ -336,7 +351,7 @@ class SharedLog:
         """Remove a member; return False if there is none. Raises EtcdError."""
         keys = self.keys
         there = Compare(keys.member(name), "version", "!=", 0)
-        gone = [DeleteOp(each(name)) for each in (keys.member, keys.pin, keys.state)]
+        gone = [DeleteOp(each(name)) for each in (keys.member, keys.pin, keys.state, keys.live)]
         return self.etcd.transact([there], gone, timeout=self.timeout).succeeded
 
     def tell_state(self, record: StateRecord) -> None:
@@ -395,6 +410,40 @@ class SharedLog:
         key = self.keys.pin(member)
         self.etcd.transact([_unchanged(key, revision)], [DeleteOp(key)], timeout=self.timeout)
 
+    def tell(self, own: LiveRecord | None = None) -> tuple[list[Sighting], LeaderRecord | None]:
+        """Return the members, by name, and the leader's record.
+
+        Args:
+            own: how far this member is, to be written; it is not if the member was removed.
+
+        Raises EtcdError, DamageError.
+        """
+        keys = self.keys
+        asked = [
+            ReadOp(*with_prefix(keys.members)), ReadOp(*with_prefix(keys.lives)),
+            ReadOp(keys.leader),
+        ]  # fmt: skip
+        if own is None:
+            result = self.etcd.transact([], asked, timeout=self.timeout)
+        else:
+            there = Compare(keys.member(own.name), "version", "!=", 0)
+            put = PutOp(keys.live(own.name), pack(own))
+            result = self.etcd.transact([there], [put, *asked], asked, timeout=self.timeout)
+        members, lives, leaders = result.reads
+        live = {item.key.removeprefix(keys.lives): item for item in lives}
+        sightings = []
+        for item in members:
+            found = live.get(item.key.removeprefix(keys.members))
+            sightings.append(
+                Sighting(
+                    read(item.value, MemberRecord, item.key),
+                    None if found is None else read(found.value, LiveRecord, found.key),
+                    0 if found is None else found.mod_revision,
+                )
+            )
+        leader = [read(item.value, LeaderRecord, item.key) for item in leaders]
+        return sightings, leader[0] if leader else None
+
 
 class Tenure:
     """The term of a leader: what it may write as long as the fence is its own.
@@ -419,10 +468,25 @@ class Tenure:
     def clear(self) -> None:
         """Remove what others have left of batches that were never complete.
 
+        It writes the head anew, as it is, and has the head as a condition. So it is carried out
+        before the first append or never, however late etcd gets to it: else it would remove batches
+        that were appended since.
+
         Raises EtcdError, DeposedError.
         """
-        begin, end = self._log.keys.log_from(self.head.lsn + 1)
-        self._require(self._transact([self._fence], [DeleteOp(begin, end)]))
+        keys = self._log.keys
+        leftovers = DeleteOp(*keys.log_from(self.head.lsn + 1))
+        looks = [ReadOp(keys.fence), ReadOp(keys.head)]
+        while True:
+            compares = [self._fence, _unchanged(keys.head, self._head_revision)]
+            result = self._transact(compares, [leftovers, PutOp(keys.head, pack(self.head))], looks)
+            if result.succeeded:
+                self._head_revision = result.revision
+                return
+            fence, head = ([item.mod_revision for item in items] for items in result.reads)
+            if fence != [self._fence.value] or not head:
+                raise DeposedError("another member has taken over")
+            self._head_revision = head[0]  # An earlier attempt was carried out after all.
 
     def renew(self, record: LeaderRecord) -> LogHead:
         """Write the leader's record; return the head of the log.

@@ -14,8 +14,10 @@ is rolled back. After `WAIT_SECONDS` those who wait get READ_ONLY with ``applied
 are refused, until etcd answers again. If another member has taken over, everything that is not
 confirmed is rolled back, and comes back from etcd if it is there.
 
-If the disk fails after etcd has confirmed, the member loses the commit from its memory as well, and
-must not lead on: it follows, and reads it from etcd again.
+If the disk fails, the member rolls back, and so may lose a commit that etcd has from its memory. It
+must not lead on: it follows, and reads that from etcd again. So each rollback of a leader ends its
+tenure (`_refuse`). From then on nothing is taken until `follow` is called: what came in between
+would be on this disk and nowhere else.
 
 With ``reads = "confirm"`` the lease does not decide who may read. A reply waits for a commit that
 begins after it was made, and if that has nothing to append, it asks etcd if the fence is still this
@@ -23,13 +25,17 @@ member's. One question serves all replies that wait.
 
 The epoch also ends when the lease does. Whoever runs commands compares the epoch before and after
 them (`zkv.broker.waiting`), and here that reads the clock: so no reply leaves that was made after
-the end of the lease. It costs other logs nothing.
+the end of the lease. It costs other logs nothing. While the lease is over the epoch stays the same:
+what began after that end has asked the role, and got nothing that only a leader may answer.
+If the lease is held again, so is the epoch that was: no other member has led in between.
+
+Nothing counts as having survived an epoch: a read that was made in it may have been made after the
+end of the lease, even if all that it has seen is safe.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import threading
 import time
@@ -40,6 +46,8 @@ from zkv.cluster.shared_log import DeposedError
 from zkv.durability.wal import Wal
 from zkv.errors import ReadOnly
 from zkv.etcd.errors import EtcdError
+from zkv.figures import Buckets
+from zkv.keyspace.log import NOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,26 +97,36 @@ class ReplicatedWal(Wal):
         self._sending_runs: list[_Run] = []  # and the same as it left the queue.
         self._check_at = 0
         self._held: str | None = None  # Why `hold` has writes refused.
-        self._lapses = itertools.count(-1, -1)
         self._epoch = 0
+        self._was_deposed = False  # That is why it rolled back last, and no failure here.
+        self._rolled_back = False  # A leader that has rolled back, and does not follow yet.
         self._sender = 0  # The thread that has appended last.
         self._woken = threading.Event()
+        self.append_times = Buckets()
+        """How long etcd took for each batch. `sync_times` are those of the copy on the disk."""
+        self.commits_per_append = Buckets()
+        self._stopping = False
+        self._has_given_up = False  # Since it is stopping, etcd has not answered.
         self.now: Callable[[], int] = lambda: 0
         """Returns the time of the store."""
-        self.on_deposed: Callable[[], None] = lambda: None
-        """Called, in any thread, if this member may lead no more."""
+        self.on_deposed: Callable[[str], None] = lambda reason: None
+        """Called, in any thread, with the reason, if this member may lead no more."""
         super().__init__(files, directory, rev, lsn, end, segment_bytes, sync_each=False)
 
     @property
     def epoch(self) -> int:
-        """The number of rollbacks so far; another number each time while the lease is over."""
-        if self._tenure is not None and not self._lease.held:
-            return next(self._lapses)
+        """The number of rollbacks so far; below 0, another number each, while the lease is over."""
+        if self._tenure is not None and (lapse := self._lease.lapse) is not None:
+            return -1 - lapse
         return self._epoch
 
     @epoch.setter
     def epoch(self, number: int) -> None:
         self._epoch = number
+
+    def survived(self, epoch: int) -> tuple[int, int]:
+        """Return `NOTHING`: see above."""
+        return NOTHING
 
     @property
     def syncs_quickly(self) -> bool:
@@ -118,18 +136,29 @@ class ReplicatedWal(Wal):
     def lead(self, tenure: Tenure) -> None:
         """Append commits to etcd from now on. Everything that is here is there."""
         with self._io:
-            self._woken.clear()
+            if not self._stopping:
+                self._woken.clear()
             self._tenure, self._held = tenure, None
             self.confirms_reads = self._confirms
 
     def follow(self, reason: str) -> None:
-        """Append nothing to etcd from now on, and roll back what it has not confirmed."""
+        """Append nothing to etcd from now on, and roll back what it has not confirmed.
+
+        No client may write any more when this is called.
+        """
         self._woken.set()  # Whoever waits for etcd stops.
         with self._io:
-            if self._tenure is None:
-                return
-            self._step_down(reason)
-            self._resume("this member follows")
+            if self._tenure is not None:
+                self._step_down(reason)
+            if self._rolled_back:
+                self._rolled_back = False
+                if self._was_deposed:
+                    self._resume("this member follows")
+
+    def give_up(self) -> None:
+        """Have those who wait for etcd stop to wait, now and later: the server is stopping."""
+        self._stopping = True
+        self._woken.set()
 
     def hold(self, reason: str | None) -> None:
         """Refuse writes for a reason as long as this member leads; None = take them again.
@@ -154,10 +183,6 @@ class ReplicatedWal(Wal):
             self._check_at = taken.lsn
             return taken
 
-    def give_up(self) -> None:
-        """Have those who wait for etcd stop to wait, now and later: the server is stopping."""
-        self._woken.set()
-
     def commit(self, lsn: int, durable: bool, patient: bool = True) -> bool:
         """See `Wal.commit`. What lasts is in etcd, so the copy here is not synced for it."""
         if not patient and self._tenure is not None:
@@ -180,13 +205,14 @@ class ReplicatedWal(Wal):
     def try_again(self) -> None:
         """See `Wal.try_again`. It also sends again what etcd has not answered."""
         with self._io:
-            if self._sending is not None:
+            if waits := self._sending is not None:
                 with contextlib.suppress(ReadOnly):
                     self._write_queued()
-                return
-            if self._is_held:
-                return
-        super().try_again()
+            may_probe = not waits and not self._rolled_back and not self._is_held
+        if waits:
+            self.on_safe()
+        elif may_probe:
+            super().try_again()
 
     @property
     def _has_queued(self) -> bool:
@@ -219,6 +245,8 @@ class ReplicatedWal(Wal):
 
     def _send(self, tenure: Tenure, batch: LogBatch) -> None:
         """Append a batch to etcd. Raises ReadOnly."""
+        if self._has_given_up:
+            raise ReadOnly("etcd does not take the log, and the server is stopping", applied=None)
         began = time.monotonic()
 
         def go_on(_: EtcdError) -> bool:
@@ -234,10 +262,9 @@ class ReplicatedWal(Wal):
             raise self._wait_for_etcd(error) from error
         self._sender = threading.get_ident()
         took = time.monotonic() - began
-        self.syncs += 1
-        self.sync_times.add_time(took)
+        self.append_times.add_time(took)
         commits = len(batch.payloads)
-        self.commits_per_sync.add(commits.bit_length(), commits)
+        self.commits_per_append.add(commits.bit_length(), commits)
         if self._refusal is not None:
             self._resume("etcd answers again")
 
@@ -262,37 +289,45 @@ class ReplicatedWal(Wal):
         with self._keyspace_lock:
             self._begin_refusal(ReadOnly(reason))
         self._report(reason)
+        self._has_given_up = self._stopping
         return ReadOnly(reason, applied=None)
 
     def _step_down(self, reason: str) -> ReadOnly:
-        """Roll back what is not confirmed, and follow; return the error to raise. `_io` held."""
-        self._tenure, self._sending, self.confirms_reads = None, None, False
-        self._lease.end()
+        """Roll back what is not confirmed, and lead no more; return the error. `_io` held."""
+        self._reported = reason  # It is no error: whoever calls says it.
         refused = self._refuse(reason, None)
-        self.on_deposed()
+        self._was_deposed = True
         return refused
 
     @property
     def _is_held(self) -> bool:
         return self._held is not None and self._tenure is not None
 
+    def _refuse(
+        self, reason: str, applied: bool | None, kind: type[ReadOnly] = ReadOnly
+    ) -> ReadOnly:
+        """See `Wal._refuse`. A leader that rolls back leads no more: etcd may have more."""
+        if self._tenure is None:
+            return super()._refuse(reason, applied, kind)
+        self._lease.end()
+        self._rolled_back, self._was_deposed, self._sending = True, False, None
+        super()._refuse(reason, None)
+        self.on_deposed(reason)
+        return ReadOnly(reason, applied=None)
+
+    def _end_epoch(self) -> None:
+        # While there is a tenure the epoch is that of the lapse: so no moment shows the old one.
+        self._epoch += 1
+        self._tenure, self.confirms_reads = None, False
+
     def _resume(self, why: str = "the log can be written again") -> None:
         if self._is_held:
             with self._keyspace_lock:
                 self._begin_refusal(ReadOnly(self._held or ""))
-        else:
+        elif not self._rolled_back:
             super()._resume(why)
 
     def _still_refuses(self, refusal: ReadOnly, removes: bool) -> bool:
-        if self._sending is not None or self._is_held:
+        if self._sending is not None or self._rolled_back or self._is_held:
             return True
         return super()._still_refuses(refusal, removes)
-
-    def _write_failed(self, error: Exception) -> ReadOnly:
-        if self._tenure is None:
-            return super()._write_failed(error)
-        self._tenure, self.confirms_reads = None, False
-        self._lease.end()
-        refused = super()._write_failed(error)
-        self.on_deposed()
-        return ReadOnly(refused.message, applied=None)  # In etcd it is there.

@@ -584,9 +584,7 @@ class Wal:
         with self._keyspace_lock:
             self._begin_refusal(kind(reason))
             self._queue.clear()
-            self._survived[self.epoch] = self.safe_rev, self.safe_lsn
-            self._survived.pop(self.epoch - EPOCHS_KNOWN, None)
-            self.epoch += 1
+            self._end_epoch()
             try:
                 self._roll_back(self.kept_lsn)
             except BaseException:
@@ -599,6 +597,12 @@ class Wal:
                 self._written_bytes = self._durable_bytes
         self._report(reason)
         return kind(reason, applied=applied)
+
+    def _end_epoch(self) -> None:
+        """End the epoch, and note what survives it. Keyspace's lock held."""
+        self._survived[self.epoch] = self.safe_rev, self.safe_lsn
+        self._survived.pop(self.epoch - EPOCHS_KNOWN, None)
+        self.epoch += 1
 
     def _begin_refusal(self, refusal: ReadOnly) -> None:
         """Refuse writes. Keyspace's lock held."""

@@ -6,6 +6,7 @@ zkv. gRPC is imported by `connect` alone, as it comes with the extra ``etcd`` an
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 from zkv.errors import ConfigError
@@ -86,6 +87,9 @@ def connect(endpoints: list[str], security: EtcdSecurity | None = None) -> Etcd:
     Raises:
         ConfigError: an endpoint is malformed, a file cannot be used, or gRPC is not installed.
     """
+    # gRPC's own lines on standard error would stand among those of the log. The messages of the
+    # errors say the same. It reads this when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from zkv.etcd.client import EtcdClient
     except ModuleNotFoundError as error:

@@ -26,6 +26,7 @@ import grpc
 from zkv.etcd import messages, rpc
 from zkv.etcd.channel import Answer, Asked, NodeChannel, parse_endpoints
 from zkv.etcd.errors import (
+    AccessError,
     EtcdClosedError,
     EtcdError,
     UnknownOutcomeError,
@@ -182,7 +183,7 @@ class EtcdClient:
         node = self._node()
         try:
             result = ask(node, timeout)
-        except UnknownOutcomeError:
+        except (UnknownOutcomeError, AccessError):  # A certificate may be wrong at one node only.
             self._move_on(node)
             raise
         self._answered(node)
@@ -238,27 +239,17 @@ class EtcdClient:
         try:
             token = self._login.token(node, timeout)
             try:
-                return self._call(call, request, deadline, extra)
+                return _call(call, request, deadline, extra + token)
             except grpc.RpcError as error:
                 if not (self._login.needed and has_stale_token(error.details() or "")):
                     raise
             self._login.renew(node, token, deadline - time.monotonic())
-            return self._call(call, request, deadline, extra)
+            return _call(call, request, deadline, extra + self._login.metadata)
         except grpc.RpcError as error:
             raise error_of(error.code().name, error.details() or "", node.endpoint) from None
         except ValueError:  # gRPC: the channel has been closed.
             self._check_open()
             raise
-
-    def _call(
-        self,
-        call: grpc.UnaryUnaryMultiCallable[Asked, Answer],
-        request: Asked,
-        deadline: float,
-        extra: Metadata,
-    ) -> Answer:
-        left = max(0.0, deadline - time.monotonic())
-        return call(request, timeout=left, metadata=extra + self._login.metadata)
 
     def _status(self, node: NodeChannel, timeout: float) -> NodeStatus:
         try:
@@ -266,6 +257,15 @@ class EtcdClient:
         except EtcdError as error:
             return NodeStatus(node.endpoint, error)
         return messages.status(node.endpoint, answer)
+
+
+def _call(
+    call: grpc.UnaryUnaryMultiCallable[Asked, Answer],
+    request: Asked,
+    deadline: float,
+    metadata: Metadata,
+) -> Answer:
+    return call(request, timeout=max(0.0, deadline - time.monotonic()), metadata=metadata)
 
 
 def _in_thread(call: Callable[[], Result]) -> Future[Result]:

@@ -14,7 +14,7 @@ import grpc
 
 from zkv.etcd import rpc
 from zkv.etcd.channel import NodeChannel
-from zkv.etcd.errors import UnknownOutcomeError
+from zkv.etcd.errors import EtcdClosedError, UnknownOutcomeError
 
 Metadata = tuple[tuple[str, str], ...]
 _OFF: Final = "authentication is not enabled"
@@ -42,6 +42,7 @@ class Login:
         Raises:
             grpc.RpcError: the node refuses, or does not answer.
             UnknownOutcomeError: another thread is asking, and has no answer in time.
+            EtcdClosedError: the client has been closed.
         """
         if not self._has_asked:
             self.renew(node, (), timeout)
@@ -53,6 +54,7 @@ class Login:
         Raises:
             grpc.RpcError: the node refuses, or does not answer.
             UnknownOutcomeError: another thread is asking, and has no answer in time.
+            EtcdClosedError: the client has been closed.
         """
         if not self._lock.acquire(timeout=max(0.0, timeout)):
             raise UnknownOutcomeError("no token came in time", node.endpoint)
@@ -69,6 +71,8 @@ class Login:
             if _OFF not in (error.details() or ""):
                 raise
             self.metadata = ()  # A cluster without users takes anybody, as etcdctl also sees it.
+        except ValueError:  # gRPC: the channel has been closed.
+            raise EtcdClosedError("the client has been closed") from None
         else:
             self.metadata = (("token", answer.token),)
         self._has_asked = True

@@ -24,6 +24,7 @@ from zkv.etcd.channel import NodeChannel
 from zkv.etcd.errors import (
     AccessError,
     CompactedRevisionError,
+    EtcdClosedError,
     EtcdError,
     UnknownOutcomeError,
     WatchLostError,
@@ -140,12 +141,15 @@ class NodeWatch:
             return self._follow(may_renew=False)
         except UnknownOutcomeError as error:
             return WatchLostError(str(error))
+        except EtcdClosedError as error:
+            return error
         except grpc.RpcError as error:
             return self._ended(error)
 
     def _follow(self, may_renew: bool) -> EtcdError:
         """Read the stream until it ends; returns the reason."""
-        call = self._open()
+        done = threading.Event()
+        call = self._open(done)
         if call is None:
             return WatchLostError("it was closed", self._node.endpoint)
         try:
@@ -158,14 +162,17 @@ class NodeWatch:
                     self._on_events(found[-1].item.mod_revision, found)
         except StopIteration:
             return WatchLostError("the node ended the watch", self._node.endpoint)
+        finally:
+            done.set()
+            call.cancel()
 
-    def _open(self) -> _Call | None:
+    def _open(self, done: threading.Event) -> _Call | None:
         metadata = (("hasleader", "true"), *self._login.metadata)
         with self._lock:
             if self._over.is_set():
                 return None
             try:
-                self._call = self._node.watch(self._requests(), metadata=metadata)
+                self._call = self._node.watch(self._requests(done), metadata=metadata)
             except ValueError:  # gRPC: the channel has been closed.
                 return None
             return self._call
@@ -190,11 +197,12 @@ class NodeWatch:
 
     # In a thread of gRPC
 
-    def _requests(self) -> Iterator[rpc.WatchRequest]:
+    def _requests(self, done: threading.Event) -> Iterator[rpc.WatchRequest]:
         yield rpc.WatchRequest(create_request=self._request)
-        while not self._over.wait(self._silence * PAUSE):
+        while not done.wait(self._silence * PAUSE):
             if not self._is_alive():
                 self.end(WatchLostError("the node is silent", self._node.endpoint))
+                return
 
     def _is_alive(self) -> bool:
         try:

@@ -89,7 +89,10 @@ class CommitLog(ChangeLog, Protocol):
 
     @property
     def epoch(self) -> int:
-        """The number of rollbacks so far."""
+        """The number of rollbacks so far; below 0 while this server may not lead.
+
+        Whoever runs commands compares it before and after them: see `zkv.broker.waiting`.
+        """
 
     @property
     def syncs_quickly(self) -> bool:

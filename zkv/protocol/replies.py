@@ -139,12 +139,14 @@ class CommitsReply(PositionReply, kw_only=True):
         crc: the CRC-32 of all of them, one after the other.
         rev: the newest safe revision.
         time: Unix time in milliseconds.
+        age: milliseconds since a primary was heard of; 0 from a primary.
     """
 
     commits: list[bytes]
     crc: int
     rev: int
     time: int
+    age: int
 
 
 class SnapshotPartReply(PositionReply, kw_only=True):

@@ -34,6 +34,7 @@ from zkv.replication.role import PRIMARY
 from zkv.replication.standby import ANEW
 from zkv.replication.stream import (
     WAIT_MS,
+    Asker,
     Confirmed,
     LogPosition,
     StreamError,
@@ -102,6 +103,7 @@ class Archiver:
         self._archive = archive
         self._member = archive.member
         self._source = source
+        self._asker = Asker(source.ask)
         self._keep = keep
         self._on_ready = on_ready
         self._segment_bytes = segment_bytes
@@ -216,7 +218,7 @@ class Archiver:
         after = LogPosition.of(place.lineage, place.lsn)
         confirmed = Confirmed(on_disk.lsn, on_disk.rev)
         wait = 0 if self._task is not None else WAIT_MS
-        pulled = pull(self._source.ask, self._member, after, confirmed, wait, sync=False)
+        pulled = pull(self._asker, self._member, after, confirmed, wait, sync=False)
         self._append(part, pulled)
         self._went_well()
         self._look_at_role(part, pulled)
@@ -317,7 +319,7 @@ class Archiver:
         beside = prepared.snapshots / f"fetched{snapshot.UNFINISHED}"
         with files.create(beside) as file:
             fetched = fetch_snapshot(
-                self._source.ask, self._member, files, file, archive.store, sync=False
+                self._asker, self._member, files, file, archive.store, sync=False
             )
             files.sync(file)
         path = prepared.snapshot(fetched.rev)
@@ -371,7 +373,7 @@ class Archiver:
         store, newest = part.log.place.lineage.store, part.snapshots[-1]
         rev, beside = 0, directory / f"fetched{snapshot.UNFINISHED}"
         with files.create(beside) as file:
-            for each in snapshot_parts(self._source.ask, self._member, store, sync=False):
+            for each in snapshot_parts(self._asker, self._member, store, sync=False):
                 if each.lsn <= newest.lsn or each.snapshot <= newest.rev:
                     return None
                 rev = each.snapshot

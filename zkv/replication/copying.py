@@ -18,6 +18,7 @@ from zkv.errors import DamageError, DataDirError
 from zkv.replication.stream import (
     REPLY_SECONDS,
     WAIT_MS,
+    Asker,
     Confirmed,
     LogPosition,
     StreamError,
@@ -68,12 +69,12 @@ def _find_place(source: Primary) -> None:
 class _Fetched(NewDirectory):
     def __init__(self, files: Files, source: Primary, member: str, target: Path) -> None:
         super().__init__(files, target)
-        self._source = source
+        self._asker = Asker(source.ask)
         self._member = member
 
     def _fill(self) -> None:
         files, layout = self._files, self._layout
-        parts = snapshot_parts(self._source.ask, self._member, sync=False)
+        parts = snapshot_parts(self._asker, self._member, sync=False)
         first = next(parts)
         key = layout.snapshot(first.snapshot)
         self._begin_with(key)
@@ -100,7 +101,9 @@ class _Fetched(NewDirectory):
                 place = log.place
                 after = LogPosition.of(place.lineage, place.lsn)
                 nothing = Confirmed(0, 0)
-                pulled = pull(self._source.ask, self._member, after, nothing, wait, sync=False)
+                pulled = pull(
+                    self._asker, self._member, after, nothing, wait, sync=False, insist=True
+                )
                 if not wait:
                     last, wait = pulled.lsn, WAIT_MS
                 if pulled.commits:

@@ -25,6 +25,7 @@ from zkv.durability.frozen_view import FrozenView
 from zkv.durability.layout import Layout
 from zkv.errors import DamageError
 from zkv.replication.stream import (
+    Asker,
     FetchedSnapshot,
     StreamError,
     StreamRefusedError,
@@ -131,7 +132,7 @@ class HistoryDirectory:
             make_directories(files, each)
         beside = incoming.snapshots / f"fetched{snapshot.UNFINISHED}"
         with files.create(beside) as file:
-            fetched = fetch_snapshot(ask, member, files, file, store, accept=accept)
+            fetched = fetch_snapshot(Asker(ask), member, files, file, store, accept=accept)
             files.sync(file)
         path = incoming.snapshot(fetched.rev)
         files.rename(beside, path)
@@ -171,48 +172,51 @@ class HistoryDirectory:
             self._files.sync_directory(directory.parent)
 
 
-def attempt(source: Primary, fetch: Callable[[], int]) -> int | None:
+def attempt(source: Primary, fetch: Callable[[], None]) -> bool:
     """Try to fetch a snapshot; say why if that fails, and go on to the next place.
 
     Args:
         source: the connection to those that may have one.
-        fetch: fetches it, and returns its revision.
+        fetch: fetches it.
 
-    Returns the revision; None if it has failed. Raises OSError, DataDirError.
+    Returns False if it has failed. Raises OSError, DataDirError.
     """
     try:
-        rev = fetch()
+        fetch()
     except StreamRefusedError as error:
-        _log.warning("%s refuses a snapshot: %s", source.endpoint, error)
+        _log.warning("no snapshot from %s: %s", source.endpoint, error)
     except StreamError as error:
         _log.warning("no snapshot: %s; trying again", error)
     else:
-        _log.info("fetched a snapshot of %s at revision %d", source.endpoint, rev)
-        return rev
+        return True
     source.go_on()
-    return None
+    return False
 
 
 def keep_diverged(
     files: Files, layout: Layout, after: int, to_line: Callable[[Commit], str]
 ) -> None:
-    """Write the commits after a log number into a file. Raises OSError, DataDirError.
+    """Write the commits after a log number into a file, which is whole and on disk then.
 
     Args:
         files: the file operations.
         layout: the data directory, whose history is about to be given up.
         after: the last log number that the new history has, too.
         to_line: returns the text of a commit.
+
+    Raises OSError, DamageError, DataDirError.
     """
     path = _free(files, layout.directory, f"diverged-after-{after}")
+    beside = layout.directory / f"diverged{snapshot.UNFINISHED}"
     count, first = 0, 0
-    with FrozenView(files, layout.directory) as view, files.create(path) as file:
+    with FrozenView(files, layout.directory) as view, files.create(beside) as file:
         for commit in dump.log(view, None):
             first = first or commit.lsn
             if commit.lsn > after:
                 files.write(file, to_line(commit).encode() + b"\n")
                 count += 1
         files.sync(file)
+    files.rename(beside, path)
     files.sync_directory(layout.directory)
     _log.warning(
         "%d commits after log number %d are not in the history of the primary; %s has them",

@@ -31,6 +31,8 @@ class Role:
         self.leader = leader
         self.lag: Callable[[], float | None] = lambda: 0.0 if self.leads else None
         """Returns by how many seconds it is behind its primary; None = not known."""
+        self.age: Callable[[], float] = lambda: 0.0
+        """Returns the seconds since a primary was heard of: see `zkv.replication.standby`."""
 
     @property
     def name(self) -> RoleName:
@@ -40,7 +42,7 @@ class Role:
     def begin_to_lead(self) -> None:
         """Note that this server leads now."""
         self.leader = None
-        self.lag = lambda: 0.0
+        self.lag = self.age = lambda: 0.0
         self.leads = True
 
     def yield_to(self, leader: list[str]) -> None:

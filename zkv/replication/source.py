@@ -169,6 +169,7 @@ class ReplicationSource:
             lsn=engine.safe_lsn,
             rev=engine.safe_rev,
             time=engine.keyspace.now(),
+            age=round(1000 * self._role.age()),
             commits=commits,
             crc=zlib.crc32(b"".join(commits)),
         )

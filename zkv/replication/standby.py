@@ -8,6 +8,11 @@ snapshot (`zkv.replication.place`).
 
 The clock of the store is that of the primary: it comes with each answer.
 
+A standby may follow a standby. If that has lost its primary, it answers all the same, and two that
+followed each other would never look for the primary again. So each answer tells how long ago a
+primary was heard of, be it by way of others. If that is too long, the thread goes on to the next
+place.
+
 Promotion: between two steps the thread carries out orders to take over. In a planned promotion the
 primary stops to lead first, and tells its last log number; this standby applies all up to there,
 and begins a term. If anything fails before, the primary leads again. The revision then goes up by
@@ -23,6 +28,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from concurrent.futures import Future
@@ -34,6 +40,7 @@ from zkv.replication.applying import apply_commits
 from zkv.replication.incoming import BeginAnew
 from zkv.replication.stream import (
     WAIT_MS,
+    Asker,
     Confirmed,
     LogPosition,
     StreamError,
@@ -48,12 +55,15 @@ if TYPE_CHECKING:
 
     from zkv.engine import Engine
     from zkv.keyspace import Commit
+    from zkv.keyspace.lineage import Lineage
     from zkv.replication.stream import Pulled
 
 _log = logging.getLogger("zkv.replication")
 
 RETRY_SECONDS: Final = 0.5
 """Pause after a failure, once all places have been asked."""
+STALE_SECONDS: Final = 5.0
+"""Where nothing has been heard of a primary for so long, another place is asked."""
 RAISED_BY: Final = 2**32
 """By so much the revision goes up when a standby takes over."""
 TAKE_OVER_SECONDS: Final = 10.0
@@ -87,6 +97,28 @@ class Primary(Protocol):
 
     def interrupt(self) -> None:
         """Have a request that waits fail, and all later ones. Any thread."""
+
+
+def begin_anew(error: StreamRefusedError, lineage: Lineage, lsn: int) -> BeginAnew | None:
+    """Return why a standby has to begin anew after a server has refused its position.
+
+    Args:
+        error: the refusal.
+        lineage: of the standby's store.
+        lsn: the newest log number there.
+
+    Returns None if it has not: the reason is another one, or the server is at a former term, unlike
+    what the standby has. Then it led before, and another server has taken over. Only the commit
+    that begins a term may be given up for it: that is all there is if a promotion has failed at the
+    last moment.
+    """
+    term, common = error.reply.get("term"), error.reply.get("common")
+    if error.code not in ANEW:
+        return None
+    if isinstance(term, int) and term < lineage.term and lineage.terms[-1].first_lsn < lsn:
+        return None
+    common = common if isinstance(common, int) else 0
+    return BeginAnew(str(error), error.code == "DIVERGED", common, lineage, lsn)
 
 
 class Promoted(NamedTuple):
@@ -124,6 +156,7 @@ class Standby:
     ) -> None:
         self._engine = engine
         self._source = source
+        self._asker = Asker(self._ask)
         self._member = member
         self._advertised = advertised
         self._stop = stop
@@ -134,7 +167,8 @@ class Standby:
         self._closing = threading.Event()
         self._failures = 0
         self._reported: str | None = None
-        self._answered_at = time.monotonic()
+        self._heard_at = time.monotonic()  # When something was last heard of a primary.
+        self._expected_age = WAIT_MS / 1000
         self._known_lsn = 0
         self._commit_time = 0
         self._attempt = 0  # The number of the last attempt to take over.
@@ -173,10 +207,14 @@ class Standby:
         """Return by how many seconds this is behind the primary; None = it follows nobody."""
         if self._source is None:
             return None
-        silent = max(0.0, time.monotonic() - self._answered_at - WAIT_MS / 1000)
+        silent = max(0.0, self.age() - self._expected_age)
         if self._known_lsn > self._engine.last_lsn:
             return max(silent, (self._engine.clock() - self._commit_time) / 1000)
         return silent
+
+    def age(self) -> float:
+        """Return the seconds since something was heard of a primary; 0 = it follows nobody."""
+        return 0.0 if self._source is None else time.monotonic() - self._heard_at
 
     def _run(self) -> None:
         while not self._closing.is_set():
@@ -190,9 +228,7 @@ class Standby:
         try:
             self._step(source)
         except StreamRefusedError as error:
-            if error.code in ANEW and not self._closing.is_set() and not self._is_newer(error):
-                self._begin_anew(error)
-            else:
+            if not self._begins_anew(error):
                 self._fail(source, str(error))
         except (StreamError, ReadOnly) as error:
             self._fail(source, str(error))
@@ -200,12 +236,18 @@ class Standby:
             _log.critical("the standby failed; it goes on", exc_info=True)
             self._fail(source, "")
 
-    def _step(self, source: Primary, wait: int = WAIT_MS) -> None:
+    def _ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        if self._source is None:
+            raise StreamError("this server follows nobody")
+        return self._source.ask(request, seconds)
+
+    def _step(self, source: Primary, wait: int = WAIT_MS, most: float = math.inf) -> None:
         """Pull once, apply what comes, and put it on disk.
 
         Args:
             source: the primary.
             wait: ms for which it waits if there is nothing new.
+            most: seconds for which to wait for an answer at most.
 
         Raises StreamError, ReadOnly.
         """
@@ -214,16 +256,23 @@ class Standby:
             lineage, lsn = engine.keyspace.lineage, engine.last_lsn
         after = LogPosition.of(lineage, lsn)
         on_disk = Confirmed(engine.durable_lsn, engine.durable_rev)
-        pulled = pull(source.ask, self._member, after, on_disk, wait)
-        self._note(source, pulled)
+        pulled = pull(self._asker, self._member, after, on_disk, wait, most=most)
+        self._note(pulled)
         if pulled.commits:
             self._apply(pulled.commits)
             engine.log.commit(engine.last_lsn, durable=True)
+        elif self.age() > STALE_SECONDS and source.places > 1:
+            raise StreamError(f"{source.endpoint}: has lost its primary {self.age():.0f} s ago")
+        self._note_answer(source)
 
-    def _note(self, source: Primary, pulled: Pulled) -> None:
+    def _note(self, pulled: Pulled) -> None:
         self._engine.clock.follow(pulled.time)
-        self._answered_at = time.monotonic()
+        age = pulled.age / 1000
+        self._heard_at = max(self._heard_at, time.monotonic() - age)
+        self._expected_age = WAIT_MS / 1000 * (2 if age else 1)  # It may wait, too.
         self._known_lsn = pulled.lsn
+
+    def _note_answer(self, source: Primary) -> None:
         self._failures = 0
         if self._reported is not None:
             self._reported = None
@@ -249,27 +298,18 @@ class Standby:
         if self._failures % source.places == 0:
             self._closing.wait(RETRY_SECONDS)
 
-    def _is_newer(self, error: StreamRefusedError) -> bool:
-        """Return True if the server that refuses is at a former term, unlike what is here.
-
-        Then it led before, and another server has taken over. Only the commit that begins a term
-        may be given up for it: that is all there is if a promotion has failed at the last moment.
-        """
+    def _begins_anew(self, error: StreamRefusedError) -> bool:
+        """Have the server begin anew, if it has to after this refusal; return True if so."""
         with self._engine.keyspace.lock:
             lineage, lsn = self._engine.keyspace.lineage, self._engine.last_lsn
-        term = error.reply.get("term")
-        return isinstance(term, int) and term < lineage.term and lineage.terms[-1].first_lsn < lsn
-
-    def _begin_anew(self, error: StreamRefusedError) -> None:
-        common = error.reply.get("common")
-        with self._engine.keyspace.lock:
-            lineage, lsn = self._engine.keyspace.lineage, self._engine.last_lsn
-        self.anew = BeginAnew(
-            str(error), error.code == "DIVERGED", common if isinstance(common, int) else 0,
-            lineage, lsn,
-        )  # fmt: skip
+        anew = begin_anew(error, lineage, lsn)
+        if anew is None or self._closing.is_set():
+            return False
+        self.anew = anew
+        self._engine.keep_log()  # What it gives up is read from there.
         self._stop()
         self._closing.set()
+        return True
 
     def _next_order(self, block: bool) -> _Order | None:
         with contextlib.suppress(Empty):
@@ -315,19 +355,37 @@ class Standby:
         """Have the primary stop to lead, and catch up with it. Raises StreamError, ReadOnly."""
         with self._engine.keyspace.lock:
             term = self._engine.keyspace.lineage.term + 1
-        last = supersede(source.ask, self._member, self._attempt, term, self._advertised())
+        last = self._supersede(source, term)
         end = time.monotonic() + TAKE_OVER_SECONDS
-        self._step(source, 0)  # At least once: it brings the time of the last read there.
+        # At least once: it brings the time of the last read there.
+        self._step(source, 0, TAKE_OVER_SECONDS)
         while self._engine.last_lsn < last:
-            if time.monotonic() > end:
+            left = end - time.monotonic()
+            if left < 0:
                 raise StreamError(f"log number {last} was not reached in {TAKE_OVER_SECONDS:g} s")
-            self._step(source)
+            self._step(source, most=left)
+
+    def _supersede(self, source: Primary, term: int) -> int:
+        """Have the primary stop to lead; return its last log number. Raises StreamError.
+
+        What this standby follows may be another standby: then the primary is at another place.
+        """
+        for _ in range(source.places - 1):
+            try:
+                return supersede(source.ask, self._member, self._attempt, term, self._advertised())
+            except StreamRefusedError as error:
+                if error.code != "NOT_LEADER":
+                    raise
+                source.go_on()
+        return supersede(source.ask, self._member, self._attempt, term, self._advertised())
 
     def _give_back(self, source: Primary, error: Exception) -> None:
         """Have the primary lead on after an error. Raises ReadOnly if nobody knows if it does."""
         try:
             reinstate(source.ask, self._member, self._attempt)
         except StreamError as lost:
+            if isinstance(lost, StreamRefusedError) and lost.code == "NOT_LEADER":
+                raise ReadOnly(str(error)) from error  # Not because of this attempt.
             raise ReadOnly(
                 f"{error}; the primary may have stopped to lead ({lost}): repeat this, or use "
                 f"`force`"

@@ -7,10 +7,16 @@ any failure. PROTOCOL.md specifies REPLICATE.
 
 Nothing that fails a check is passed on: checksums, log numbers without a gap, and the identity of
 the store.
+
+An answer comes whole or not at all. So the asker asks for as much as the link carries in about a
+second, and waits longer each time that nothing has come: one commit may be larger than that
+(`Pace`).
 """
 
 from __future__ import annotations
 
+import math
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
@@ -31,20 +37,32 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 Ask = Callable[[dict[str, Any], float], dict[str, Any]]
-"""Asks a server: the request, and the seconds to wait for the reply. Raises StreamError."""
+"""Asks a server: the request, and the seconds to wait for the reply.
+
+Raises StreamTimeoutError if none comes in that time, or another StreamError."""
 
 WAIT_MS: Final = 1_000
 """How long a server waits for commits before it says that there are none."""
 REPLY_SECONDS: Final = 5.0
-"""How long the asker waits beyond that."""
+"""How long the asker waits beyond that, unless the link has proved to be slow."""
+MOST_REPLY_SECONDS: Final = 300.0
+"""How long it waits at most."""
 PART_BYTES: Final = 1024 * 1024
-"""Bytes of a part of a snapshot, and about those of the commits in a reply."""
+"""Most bytes of a part of a snapshot, and about those of the commits in a reply."""
+FIRST_BYTES: Final = 64 * 1024
+"""The same of the first one, when nobody knows yet what the link carries."""
+LEAST_BYTES: Final = 16 * 1024
+"""The same where the link is as slow as can be."""
 SNAPSHOT_SECONDS: Final = 600.0
 """How long a server may take to write a snapshot, before it sends the first part."""
 
 
 class StreamError(ZkvError):
     """Nothing has come, or what has come is not good. It may be tried again."""
+
+
+class StreamTimeoutError(StreamError):
+    """Nothing has come in time: nobody is there, or the link is slow."""
 
 
 class StreamRefusedError(StreamError):
@@ -91,6 +109,7 @@ class _Answer(Struct):
     lsn: int
     rev: int
     time: int
+    age: int = 0  # Older servers do not say it.
 
 
 class _HandedOver(Struct):
@@ -126,6 +145,8 @@ class Pulled(NamedTuple):
     rev: int
     time: int
     """The time there, Unix time in ms."""
+    age: int
+    """Milliseconds since a primary was heard of there; 0: it is one."""
 
 
 class FetchedSnapshot(NamedTuple):
@@ -137,23 +158,99 @@ class FetchedSnapshot(NamedTuple):
     lineage: Lineage
 
 
+class Asker:
+    """Asks a server for parts of its log or of a snapshot, as large as the link carries.
+
+    Strategy: what comes tells how fast the link is. The next part is to take a fifth of
+    `REPLY_SECONDS`; it is at most twice as large as the last one, or half as large. After each part
+    that has not come, the next one is a quarter of it, and is waited for twice as long.
+
+    A place where nobody is must not be waited for so long. So after a failure a small request has
+    to be answered in the usual time first.
+
+    Args:
+        ask: asks the server.
+    """
+
+    def __init__(self, ask: Ask) -> None:
+        self.ask = ask
+        self.limit = FIRST_BYTES
+        """Bytes of the next part."""
+        self._seconds = REPLY_SECONDS
+        self._in_doubt = False  # The last part has not come.
+
+    def part(
+        self,
+        request: dict[str, Any],
+        size: Callable[[dict[str, Any]], int],
+        beyond: float = 0.0,
+        most: float = math.inf,
+        insist: bool = False,
+    ) -> dict[str, Any]:
+        """Ask for a part; return the reply.
+
+        Args:
+            request: without its ``limit``.
+            size: returns the bytes of the part in a reply.
+            beyond: seconds that the server may take, besides those for the way.
+            most: seconds for which to wait at most.
+            insist: ask again where nothing comes in time, as long as the server is there.
+
+        Raises StreamTimeoutError, StreamError.
+        """
+        end = time.monotonic() + most
+        while True:
+            if self._in_doubt:
+                self.ask({"op": "PING"}, min(REPLY_SECONDS, most))
+            is_last = self._seconds >= MOST_REPLY_SECONDS
+            seconds = max(0.0, min(beyond + self._seconds, end - time.monotonic()))
+            try:
+                return self._part(request, size, seconds)
+            except StreamTimeoutError:
+                if is_last or not insist:
+                    raise
+
+    def _part(
+        self, request: dict[str, Any], size: Callable[[dict[str, Any]], int], seconds: float
+    ) -> dict[str, Any]:
+        limit, begun = self.limit, time.monotonic()
+        try:
+            reply = self.ask(request | {"limit": limit}, seconds)
+        except StreamTimeoutError:
+            self._in_doubt = True
+            self.limit = max(LEAST_BYTES, limit // 4)
+            self._seconds = min(2 * self._seconds, MOST_REPLY_SECONDS)
+            raise
+        took = time.monotonic() - begun
+        self._in_doubt = False
+        self._seconds = min(max(REPLY_SECONDS, self._seconds / 2, 2 * took), MOST_REPLY_SECONDS)
+        if (brought := size(reply)) >= limit // 2:  # Less tells little of the link.
+            fits = round(brought / max(took, 1e-6) * REPLY_SECONDS / 5)
+            self.limit = max(LEAST_BYTES, min(max(fits, limit // 2), 2 * limit, PART_BYTES))
+        return reply
+
+
 def pull(
-    ask: Ask,
+    asker: Asker,
     member: str,
     after: LogPosition,
     on_disk: Confirmed,
     wait: int = WAIT_MS,
     sync: bool = True,
+    most: float = math.inf,
+    insist: bool = False,
 ) -> Pulled:
     """Ask for the commits after a position, and confirm what is on disk here.
 
     Args:
-        ask: asks the server.
+        asker: asks the server.
         member: the asker's name.
         after: the newest commit that the asker has.
         on_disk: the newest one that is on its disk.
         wait: ms for which the server waits if there is nothing new.
         sync: the asker counts for ``replication.sync`` of the server.
+        most: seconds for which to wait at most.
+        insist: ask again where nothing comes in time, as long as the server is there.
 
     Raises:
         StreamRefusedError: the server refuses, with `COMPACTED` or `DIVERGED` if the asker has to
@@ -161,7 +258,7 @@ def pull(
         StreamError: nothing has come, or something that is no answer.
     """
     term = after.term
-    reply = ask(
+    reply = asker.part(
         {
             "op": "REPLICATE",
             "member": member,
@@ -172,10 +269,12 @@ def pull(
             "durable": on_disk.lsn,
             "durable_rev": on_disk.rev,
             "wait": wait,
-            "limit": PART_BYTES,
             "sync": sync,
         },
-        wait / 1000 + REPLY_SECONDS,
+        _bytes_of_commits,
+        wait / 1000,
+        most,
+        insist,
     )
     answer = _convert(reply, _Answer)
     crc = 0
@@ -185,7 +284,7 @@ def pull(
         raise StreamError("the checksum of commits does not match")
     commits = _unpack(answer.commits, after.lsn)
     lineage = Lineage(answer.store, answer.terms)
-    return Pulled(commits, lineage, answer.lsn, answer.rev, answer.time)
+    return Pulled(commits, lineage, answer.lsn, answer.rev, answer.time, answer.age)
 
 
 def supersede(ask: Ask, member: str, attempt: int, term: int, leader: list[str]) -> int:
@@ -216,28 +315,25 @@ def reinstate(ask: Ask, member: str, attempt: int) -> None:
 
 
 def snapshot_parts(
-    ask: Ask, member: str, store: str = "", sync: bool = True
+    asker: Asker, member: str, store: str = "", sync: bool = True
 ) -> Iterator[SnapshotPart]:
     """Ask for the newest snapshot of a server, and yield it part by part.
 
     Args:
-        ask: asks the server.
+        asker: asks the server.
         member: the asker's name.
         store: the store that it must be of; empty = any.
         sync: as for `pull`.
 
     Raises StreamRefusedError, StreamError.
     """
+    request = {"op": "REPLICATE", "member": member, "store": store, "sync": sync}
+    asker.ask({"op": "PING"}, REPLY_SECONDS)  # Only a server that is there may take its time.
+    reply = asker.ask(
+        request | {"snapshot": 0, "offset": 0, "limit": asker.limit}, SNAPSHOT_SECONDS
+    )
     rev = offset = 0
-    ask({"op": "PING"}, REPLY_SECONDS)  # Only a server that is there may take its time.
     while True:
-        reply = ask(
-            {
-                "op": "REPLICATE", "member": member, "store": store, "snapshot": rev,
-                "offset": offset, "limit": PART_BYTES, "sync": sync,
-            },
-            SNAPSHOT_SECONDS,
-        )  # fmt: skip
         part = _convert(reply, SnapshotPart)
         if zlib.crc32(part.data) != part.crc:
             raise StreamError("the checksum of a part of the snapshot does not match")
@@ -247,10 +343,12 @@ def snapshot_parts(
         rev, offset = part.snapshot, offset + len(part.data)
         if offset >= part.size:
             return
+        place = {"snapshot": rev, "offset": offset}
+        reply = asker.part(request | place, _bytes_of_snapshot, insist=True)
 
 
 def fetch_snapshot(
-    ask: Ask,
+    asker: Asker,
     member: str,
     files: Files,
     file: BinaryIO,
@@ -261,7 +359,7 @@ def fetch_snapshot(
     """Copy the newest snapshot of a server into a file, part by part. Does not sync the file.
 
     Args:
-        ask: asks the server.
+        asker: asks the server.
         member: the asker's name.
         files: the file operations.
         file: takes the bytes.
@@ -272,7 +370,7 @@ def fetch_snapshot(
     Raises StreamRefusedError, StreamError, OSError.
     """
     fetched = FetchedSnapshot(0, 0, 0, NO_LINEAGE)
-    for part in snapshot_parts(ask, member, store, sync):
+    for part in snapshot_parts(asker, member, store, sync):
         if not part.offset:
             accept(part)
         files.write(file, part.data)
@@ -294,6 +392,16 @@ def hold_snapshot(ask: Ask, member: str, fetched: FetchedSnapshot) -> None:
         REPLY_SECONDS,
     )  # fmt: skip
     _convert(reply, SnapshotPart)
+
+
+def _bytes_of_commits(reply: dict[str, Any]) -> int:
+    commits = reply.get("commits")
+    return sum(map(len, commits)) if isinstance(commits, list) else 0
+
+
+def _bytes_of_snapshot(reply: dict[str, Any]) -> int:
+    data = reply.get("data")
+    return len(data) if isinstance(data, bytes) else 0
 
 
 def _unpack(payloads: list[bytes], after: int) -> list[Commit]:

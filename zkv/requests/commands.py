@@ -124,6 +124,7 @@ class Node:
         parking: holds requests that wait for commits.
         source: what other servers replicate from; None without a data directory.
         hand_over: has this server stop to lead, likewise.
+        cluster: returns what a member of a store in etcd has in INFO besides; None = it is none.
     """
 
     engine: Engine
@@ -137,6 +138,7 @@ class Node:
     parking: Parking
     source: ReplicationSource | None
     hand_over: HandOver | None
+    cluster: Callable[[], dict[str, Any]] | None = None
 
 
 def execute(node: Node, request: requests.AnyRequest, user: User | None = None) -> Answer:
@@ -342,7 +344,8 @@ def info(node: Node, user: User | None) -> Done:
             setattr(reply, name, UNSET)
         if isinstance(reply, ReplicatedInfoReply):
             reply.replication = {name: reply.replication[name] for name in OPEN_REPLICATION}
-    if node.engine.needs_confirmation:  # It is needed most while nobody confirms anything.
+    # It is needed most while nobody confirms anything.
+    if node.engine.needs_confirmation or node.cluster is not None:
         reply.rev = min(reply.rev, node.engine.safe_rev)
     return Done(reply, reply.rev)
 
@@ -368,7 +371,7 @@ def make_info(node: Node) -> InfoReply:
 def _replication(node: Node) -> dict[str, Any]:
     """Return INFO's ``replication``."""
     lineage, role, source = node.engine.keyspace.lineage, node.role, node.source
-    return {
+    facts: dict[str, Any] = {
         "role": role.name,
         "store": lineage.store,
         "term": lineage.term,
@@ -377,6 +380,11 @@ def _replication(node: Node) -> dict[str, Any]:
         "lag_seconds": role.lag(),
         "members": [] if source is None else source.members.report(),
     }
+    if node.cluster is None:
+        return facts
+    found = node.cluster()
+    # Standbys replicate from members, too.
+    return facts | found | {"standbys": facts["members"]}
 
 
 def slow(node: Node, request: requests.Slow) -> Done:

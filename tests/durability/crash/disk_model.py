@@ -72,6 +72,10 @@ class Remove(NamedTuple):
     path: PurePath
 
 
+class RemoveDirectory(NamedTuple):
+    path: PurePath
+
+
 class SyncDirectory(NamedTuple):
     path: PurePath
 
@@ -84,7 +88,7 @@ class Mark(NamedTuple):
 
 Operation = (
     MakeDirectory | Create | Write | Truncate | Sync | FailedSync | Rename | Link | Remove
-    | SyncDirectory | Mark
+    | RemoveDirectory | SyncDirectory | Mark
 )  # fmt: skip
 
 
@@ -179,32 +183,67 @@ class _Content:
         return bytes(data)
 
 
-_Target = int | PurePath
-"""What a name stands for: a file's inode, or a directory, which is never renamed here."""
-_Names = dict[str, _Target]
-_Edit = dict[str, _Target | None]
-"""What one operation does to names, all of it or nothing; None = the name is gone."""
+class _Move:
+    """A rename between two directories: on disk in both, or in neither.
+
+    POSIX does not say so, but file systems with a journal or a log do it: else a file that is
+    renamed could be lost. It is on disk once either directory is synced.
+    """
+
+    def __init__(self) -> None:
+        self.is_certain = False
 
 
-@dataclass
+class _Edit(NamedTuple):
+    """What one operation does to names, all of it or nothing; None = the name is gone."""
+
+    names: dict[str, _Target | None]
+    move: _Move | None = None
+
+
+@dataclass(eq=False)
 class _Directory:
     base: _Names = field(default_factory=dict)
     edits: list[_Edit] = field(default_factory=list)
 
     def sync(self) -> None:
+        for edit in self.edits:
+            if edit.move is not None:
+                edit.move.is_certain = True
         self.base = self.as_written()
         self.edits.clear()
 
     def as_written(self) -> _Names:
         return _edited(self.base, self.edits)
 
-    def torn(self, random: Random) -> _Names:
+    def as_synced(self) -> _Names:
+        return _edited(self.base, [e for e in self.edits if e.move and e.move.is_certain])
+
+    def torn(self, random: Random, moved: dict[_Move, bool]) -> _Names:
+        """What may be found.
+
+        Args:
+            random: chooses.
+            moved: whether a move is on disk, as far as that has been chosen.
+        """
         keep = random.choice([Keep.NOTHING, Keep.ALL, Keep.FIRST, Keep.SOME])
         first = random.randrange(len(self.edits) + 1)
-        kept = [e for n, e in enumerate(self.edits) if _kept(keep, n, first, random)]
+        kept = []
+        for number, edit in enumerate(self.edits):
+            if edit.move is None:
+                is_kept = _kept(keep, number, first, random)
+            else:
+                is_kept = moved.setdefault(
+                    edit.move, edit.move.is_certain or _kept(keep, number, first, random)
+                )
+            if is_kept:
+                kept.append(edit)
         return _edited(self.base, kept)
 
 
+_Target = int | _Directory
+"""What a name stands for: a file's inode, or a directory."""
+_Names = dict[str, _Target]
 _Choose = Callable[[_Directory], _Names]
 _Read = Callable[[_Content], bytes]
 
@@ -218,11 +257,12 @@ class Disk:
 
     def __init__(self, tree: Tree | None = None) -> None:
         self._contents: dict[int, _Content] = {}
+        # By their present paths.
         self._directories: dict[PurePath, _Directory] = {ROOT: _Directory()}
         for number, (path, data) in enumerate(sorted((tree or {}).items())):
             if data is None:
-                self._directories[path] = _Directory()
-                self._directories[path.parent].base[path.name] = path
+                self._directories[path] = made = _Directory()
+                self._directories[path.parent].base[path.name] = made
             else:
                 inode = -1 - number  # The recorder counts up from 0.
                 self._contents[inode] = _Content(data)
@@ -238,8 +278,8 @@ class Disk:
         """Have ``operation`` done."""
         match operation:
             case MakeDirectory(path):
-                self._directories[path] = _Directory()
-                self._edit(path.parent, {path.name: path})
+                self._directories[path] = made = _Directory()
+                self._edit(path.parent, {path.name: made})
             case Create(path, inode):
                 self._contents[inode] = _Content()
                 self._edit(path.parent, {path.name: inode})
@@ -250,12 +290,14 @@ class Disk:
             case FailedSync(inode):
                 self._contents[inode].sync_failed()
             case Rename(old, new):
-                assert old.parent == new.parent, "no model of renames between directories"
-                self._edit(old.parent, {old.name: None, new.name: self.inode(old)})
+                self._rename(old, new)
             case Link(old, new):
                 self._edit(new.parent, {new.name: self.inode(old)})
             case Remove(path):
                 self._edit(path.parent, {path.name: None})
+            case RemoveDirectory(path):
+                self._edit(path.parent, {path.name: None})
+                del self._directories[path]
             case SyncDirectory(path):
                 self._directories[path].sync()
             case Mark():
@@ -267,11 +309,12 @@ class Disk:
 
     def as_synced(self) -> Tree:
         """What a power cut leaves at least."""
-        return self._tree(lambda d: d.base, lambda c: c.as_synced())
+        return self._tree(lambda d: d.as_synced(), lambda c: c.as_synced())
 
     def torn(self, random: Random) -> Tree:
         """What a power cut may leave."""
-        return self._tree(lambda d: d.torn(random), lambda c: c.torn(random))
+        moved: dict[_Move, bool] = {}
+        return self._tree(lambda d: d.torn(random, moved), lambda c: c.torn(random))
 
     def unsynced(self) -> bool:
         """Whether anything at all could be lost now."""
@@ -279,18 +322,31 @@ class Disk:
             d.edits for d in self._directories.values()
         )
 
-    def _edit(self, directory: PurePath, edit: _Edit) -> None:
-        self._directories[directory].edits.append(edit)
+    def _rename(self, old: PurePath, new: PurePath) -> None:
+        target = self._directories[old.parent].as_written()[old.name]
+        if old.parent == new.parent:
+            self._edit(old.parent, {old.name: None, new.name: target})
+        else:
+            move = _Move()
+            self._edit(old.parent, {old.name: None}, move)
+            self._edit(new.parent, {new.name: target}, move)
+        for path in [path for path in self._directories if path.is_relative_to(old)]:
+            self._directories[new / path.relative_to(old)] = self._directories.pop(path)
+
+    def _edit(
+        self, directory: PurePath, names: dict[str, _Target | None], move: _Move | None = None
+    ) -> None:
+        self._directories[directory].edits.append(_Edit(names, move))
 
     def _tree(self, names: _Choose, content: _Read) -> Tree:
         tree: Tree = {}
-        waiting = [ROOT]
+        waiting = [(ROOT, self._directories[ROOT])]
         while waiting:
-            path = waiting.pop()
-            for name, target in sorted(names(self._directories[path]).items()):
-                if isinstance(target, PurePath):
-                    tree[target] = None
-                    waiting.append(target)
+            path, directory = waiting.pop()
+            for name, target in sorted(names(directory).items()):
+                if isinstance(target, _Directory):
+                    tree[path / name] = None
+                    waiting.append((path / name, target))
                 else:
                     tree[path / name] = content(self._contents[target])
         return tree
@@ -311,7 +367,7 @@ def _kept(keep: Keep, number: int, first: int, random: Random) -> bool:
 def _edited(base: _Names, edits: Iterable[_Edit]) -> _Names:
     names = dict(base)
     for edit in edits:
-        for name, target in edit.items():
+        for name, target in edit.names.items():
             if target is None:
                 names.pop(name, None)
             else:

@@ -26,6 +26,7 @@ from tests.durability.crash.disk_model import (
     Mark,
     Operation,
     Remove,
+    RemoveDirectory,
     Rename,
     Sync,
     SyncDirectory,
@@ -129,6 +130,10 @@ class RecordingFiles(Files):
     def remove(self, path: Path) -> None:
         super().remove(path)
         self._record(Remove(self._relative(path)))
+
+    def remove_directory(self, path: Path) -> None:
+        super().remove_directory(path)
+        self._record(RemoveDirectory(self._relative(path)))
 
     def sync_directory(self, path: Path) -> None:
         if path.is_relative_to(self.root):
