@@ -34,6 +34,7 @@ from zkv.broker.doors import Doors
 from zkv.broker.feed import FeedPlace
 from zkv.broker.front import ConnectionLimits, FrontHandler
 from zkv.broker.subscriptions import LONGEST_TOPIC, TopicBounds
+from zkv.broker.upstream import Upstream
 from zkv.broker.worker import WorkerHandler
 from zkv.cluster.joining import Joining, join
 from zkv.cluster.membership import Membership
@@ -52,11 +53,12 @@ from zkv.log import AUDIT
 from zkv.metrics.endpoint import REFUSED, MetricsEndpoint
 from zkv.protocol.codec import KeyLimits
 from zkv.replication.handover import HandOver
+from zkv.replication.incoming import BeginAnew
 from zkv.replication.place import RoleFile, read_role
 from zkv.replication.promises import Promises
 from zkv.replication.role import Role
 from zkv.replication.source import ReplicationSource
-from zkv.replication.standby import BeginAnew, Primary, Promoted, Standby
+from zkv.replication.standby import Primary, Promoted, Standby
 from zkv.replication.vote import Machines, Vote
 from zkv.requests.account import Account
 from zkv.requests.commands import Node, make_info
@@ -68,6 +70,7 @@ from zkv.users.registry import Users
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from zkv.cluster.joining import Connect
     from zkv.config import Settings
     from zkv.log import AnyRecord
     from zkv.replication.place import RoleRecord
@@ -118,6 +121,7 @@ class ServerCore:
         write_log: takes request records while the settings say so; None if it never does.
         files: access to the file system.
         following: the primary of which it is a standby; None: it leads its store.
+        joining: the store in etcd of which it is a member; None: it finds that out by itself.
     """
 
     def __init__(
@@ -126,12 +130,13 @@ class ServerCore:
         write_log: Callable[[list[AnyRecord]], None] | None = None,
         files: Files | None = None,
         following: Following | None = None,
+        joining: Joining | None = None,
     ) -> None:
         self._settings = settings
         self._following = following
         self._standby: Standby | None = None
         self._hand_over: HandOver | None = None
-        self._joining: Joining | None = None
+        self._joining = joining
         self._member: Membership | None = None
         self._observer: Observer | None = None
         self._record: RoleRecord | None = None  # What the data directory says of the role.
@@ -225,7 +230,8 @@ class ServerCore:
 
         Raises DataDirError.
         """
-        is_new = self._engine.last_lsn == 0
+        joining = self._joining
+        is_new = self._engine.last_lsn == 0 or (joining is not None and joining.pin is not None)
         member.start()
         try:
             if is_new:
@@ -369,8 +375,9 @@ class ServerCore:
         if self._doors.users is not None:
             engine.keyspace.sessions.share_among_users()
             engine.keyspace.set_quotas(self._doors.users.quotas)
+        caches = self._settings.cache if joining is None else joining.caches
         engine.keyspace.set_caches([
-            CacheBound(each.prefix, each.max_bytes, each.policy) for each in self._settings.cache
+            CacheBound(each.prefix, each.max_bytes, each.policy) for each in caches
         ])  # fmt: skip
         self._parking = parking = Parking(engine)
         if engine.disk is not None:
@@ -398,9 +405,12 @@ class ServerCore:
             cluster=None if joining is None else self._cluster,
         )
         if joining is not None and engine.disk is not None:
-            joining.take_directory(engine.disk.files, engine.disk.storage.directory)
             self._member = Membership(
-                engine, joining, self._advertised, lambda: self._events.put(Event.STOP)
+                engine,
+                engine.disk,
+                joining,
+                self._advertised,
+                lambda: self._events.put(Event.STOP),
             )
             self._observer = Observer(
                 joining.log,
@@ -419,8 +429,11 @@ class ServerCore:
 
     def _join(self) -> Joining | None:
         """Return what a member has to know; None for a server alone. Raises StartupError."""
+        if self._joining is not None:
+            return self._joining
         if self._settings.store.url:
-            return join(self._settings, self._files or Files())
+            connect = connect_to_members(self._settings)
+            return join(self._settings, self._files or Files(), connect)
         data_dir = self._settings.durability.data_dir
         if data_dir is not None and read_member(self._files or Files(), Path(data_dir)) is not None:
             raise DataDirError(
@@ -504,10 +517,12 @@ class ServerCore:
 
     @property
     def anew(self) -> BeginAnew | None:
-        """Why a standby has stopped that has to begin anew; None = it has not."""
-        if self._ended is not None or self._standby is None:
+        """Why a standby or a member has stopped that has to begin anew; None = it has not."""
+        if self._ended is not None:
             return None  # A client that sent END wants no other server.
-        return self._standby.anew
+        if self._member is not None:
+            return self._member.anew
+        return None if self._standby is None else self._standby.anew
 
     def _commits_are_safe(self) -> None:
         self._broker.commits_are_safe()
@@ -542,7 +557,7 @@ class ServerCore:
             self._source.close()
         self._engine.close()
         if self._joining is not None:
-            self._joining.log.etcd.close()
+            self._joining.close()
         if self._observer is not None:
             self._observer.join()
         self._close_metrics()
@@ -608,6 +623,12 @@ class ServerCore:
                 "process": _process(),
             },
         }
+
+
+def connect_to_members(settings: Settings) -> Connect:
+    """Return what connects to other members of the store."""
+    replication = settings.replication
+    return lambda endpoints: Upstream(endpoints, replication.server_keys, replication.key_file)
 
 
 def _process() -> dict[str, int | float]:

@@ -1652,17 +1652,14 @@ IN_REPLICATION: Final = [
     ),
     Mutant(
         "the old history may be gone before what only it had is kept",
-        "zkv/replication/place.py",
-        "        keep(fetched)\n        directory = self.layout.directory\n"
-        "        write_role(files, directory, msgspec.structs.replace(record, exchange=True))\n",
-        "        directory = self.layout.directory\n"
-        "        write_role(files, directory, msgspec.structs.replace(record, exchange=True))\n"
-        "        keep(fetched)\n",
+        "zkv/replication/incoming.py",
+        "        keep(fetched)\n        decide(True)\n",
+        "        decide(True)\n        keep(fetched)\n",
         (POWER_CUTS, "-k", "exchange"),
     ),
     Mutant(
         "an exchange is not on disk before it counts as done",
-        "zkv/replication/place.py",
+        "zkv/replication/incoming.py",
         "                files.rename(new, old)\n"
         "                files.sync_directory(self.layout.directory)\n",
         "                files.rename(new, old)\n",
@@ -1670,7 +1667,7 @@ IN_REPLICATION: Final = [
     ),
     Mutant(
         "what is diverged is not on disk when it has its name",
-        "zkv/cli/follow.py",
+        "zkv/replication/incoming.py",
         "        files.sync(file)\n    files.rename(beside, path)\n",
         "    files.rename(beside, path)\n",
         (POWER_CUTS, "-k", "exchange"),
@@ -2093,7 +2090,49 @@ IN_CLUSTER: Final = [
     ),
 ]
 
+TRIMMING: Final = "tests/cluster/test_trimming.py"
+
+IN_TRIMMING: Final = [
+    Mutant(
+        "a claim that has changed since does not keep the log from being trimmed",
+        SHARED_LOG,
+        "each.revision) for each in claims]",
+        "each.revision) for each in claims[:0]]",
+        (TRIMMING, "-k", "lost_its_snapshot"),
+    ),
+    Mutant(
+        "a pin that is placed just before does not count",
+        SHARED_LOG,
+        "[PutOp(keys.pin(pin.member), pack(pin)), PutOp(keys.first, pack(seen.first))]",
+        "[PutOp(keys.pin(pin.member), pack(pin))]",
+        (TRIMMING, "-k", "placed_just_before"),
+    ),
+    Mutant(
+        "a claim of a former term counts",
+        "zkv/cluster/trimming.py",
+        "and each.revision > tenure.revision",
+        "",
+        (TRIMMING, "-k", "former_term"),
+    ),
+    Mutant(
+        "what a killed leader has left before the beginning of the log stays",
+        "zkv/cluster/trimming.py",
+        "            first = seen.first\n",
+        "            return 0\n",
+        (TRIMMING, "-k", "amid_trimming"),
+    ),
+    Mutant(
+        "a snapshot is claimed without being read back",
+        "zkv/durability/snapshot.py",
+        "        for _ in reader.frames():\n            pass\n"
+        "        return Verified(head.rev, head.lsn, reader.check_frames(head.rev).crc)",
+        "        return Verified(head.rev, head.lsn, 0)",
+        ("tests/cluster/test_claims.py", "-k", "damaged"),
+    ),
+]
+
 MUTANTS: Final = [
+    *IN_TRIMMING,
     *IN_C, *AT_THE_START, *CODEC_AND_EXACTLY_ONCE, *EXPIRY, *LOG, *WAITING, *IN_SLOW_LOG, *IN_FEED,
     *IN_BOUNDS, *IN_HANDSHAKES,
     *CLIENT, *IN_METRICS, *SETTINGS, *IN_USERS, *IN_TOOLS_OF_USERS, *IN_QUOTAS,

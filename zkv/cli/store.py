@@ -1,4 +1,4 @@
-"""``zkv store`` and ``zkv member``: begin a replicated store in etcd, and see who its members are.
+"""``zkv store`` and ``zkv member``: begin and leave a replicated store, and see its members.
 
 Exit status: 0 done; 1 not done, such as that there is a store already; 2 wrong usage, or etcd does
 not answer.
@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zkv import config
 from zkv.cli.output import write
 from zkv.cli.settings import read_file_and_environment
 from zkv.cli.values import to_bytes
+from zkv.cluster.founding import found_from
+from zkv.cluster.founding import leave as leave_store
 from zkv.cluster.joining import found as found_store
 from zkv.cluster.joining import shared_log
 from zkv.cluster.observer import members_in, seconds_told
 from zkv.cluster.records import MemberRecord
-from zkv.errors import ConfigError, DataDirError
+from zkv.durability.files import Files
+from zkv.errors import ConfigError, DataDirError, ReadOnly
 from zkv.etcd.errors import EtcdError
 
 if TYPE_CHECKING:
@@ -30,11 +34,50 @@ if TYPE_CHECKING:
 
 
 def found(options: argparse.Namespace) -> int:
-    """Begin an empty store in etcd. Raises StartupError."""
+    """Begin a store in etcd, empty or with what a directory holds. Raises StartupError."""
     settings = _settings(options)
     with _shared_log(settings) as log:
-        identity = found_store(log, settings.limits)
+        if options.source is not None:
+            return _found_from(options.source, log, settings)
+        identity = found_store(log, settings.limits, settings.cache)
     write(to_bytes(f"store {identity} begins, empty: start its members with {settings.store.url}"))
+    return 0
+
+
+def _found_from(directory: Path, log: SharedLog, settings: Settings) -> int:
+    try:
+        file = found_from(Files(), directory, log, settings)
+    except ReadOnly as error:
+        raise DataDirError(f"{directory}: {error.message}") from error
+    write(to_bytes(
+        f"store {file.store} begins with what is in {directory}, which is the directory of its "
+        f"first member now, {file.member}: start that with {settings.store.url}, then the others "
+        f"in empty directories. Until another member has a snapshot, only this machine has the data"
+    ))  # fmt: skip
+    return 0
+
+
+def leave(options: argparse.Namespace) -> int:
+    """Have the member of a directory, which does not run, leave its store. Raises StartupError."""
+    settings = _settings(options)
+    directory = Path(options.data_dir or settings.durability.data_dir or "")
+    with _shared_log(settings) as log:
+        try:
+            left = leave_store(Files(), directory, log, settings)
+        except ReadOnly as error:
+            raise DataDirError(f"{directory}: {error.message}") from error
+    if left.head is None:
+        write(to_bytes(f"the store of {left.member} is not in etcd: nothing was changed there"))
+    elif left.head > left.lsn:
+        write(to_bytes(
+            f"{directory} has the log up to number {left.lsn} only, and etcd up to {left.head}"
+        ))  # fmt: skip
+    if left.head is not None and not left.others:
+        write(to_bytes("it was the last member: nobody else has a snapshot of the store in etcd"))
+    write(to_bytes(
+        f"{left.member} has left: {directory} is a store of its own, from revision {left.rev} on; "
+        f"start it without store.url"
+    ))  # fmt: skip
     return 0
 
 

@@ -38,6 +38,17 @@ PROMOTE: Final = (
     "status is 0 if the standby leads, 1 if not, 2 if the arguments are wrong."
 )
 STORE: Final = "A store of which several members have a copy, and of which the log is in etcd."
+FOUND: Final = (
+    "Begin a store in etcd. It is the only way in which one begins: a member never makes a store "
+    "by itself, as etcd may have lost the one that was there. Without --from it is empty. With it, "
+    "its revision goes up by 2^32, and a term begins, as when a backup is restored. Copy the "
+    "directory before, if it is to stay as it is; no server may use it meanwhile."
+)
+LEAVE: Final = (
+    "Have the member that a data directory belongs to leave its store. Its server must not run. "
+    "The directory is a store of its own then: its revision goes up by 2^32, and a term begins. "
+    "If etcd is lost for good, copy the directory with zkv backup, and restore that instead."
+)
 MEMBER: Final = (
     "The members of such a store. A member that starts declares itself; a name is removed when the "
     "member will not come back."
@@ -89,12 +100,17 @@ def add_promote(verbs: Verbs) -> None:
 def add_store(verbs: Verbs) -> None:
     """Add ``zkv store`` and ``zkv member``."""
     commands = _group(verbs, "store", "begin a store that several members share, in etcd", STORE)
-    found = commands.add_parser(
-        "found", help="begin an empty store",
-        description="Begin an empty store in etcd. It is the only way in which one begins: a "
-        "member never makes a store by itself, as etcd may have lost the one that was there.",
+    found = commands.add_parser("found", help="begin a store", description=FOUND)
+    found.add_argument(
+        "--from", dest="source", type=Path, metavar="DIR",
+        help="begin with what this data directory holds; it becomes that of the first member",
     )  # fmt: skip
     _add_store_place(found, "found")
+    leave = commands.add_parser("leave", help="have a member leave the store", description=LEAVE)
+    leave.add_argument(
+        "--data-dir", metavar="DIR", help="its data directory; else the one of the settings"
+    )
+    _add_store_place(leave, "leave")
 
     commands = _group(verbs, "member", "see and change who is a member of such a store", MEMBER)
     show = commands.add_parser(

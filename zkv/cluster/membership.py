@@ -17,6 +17,9 @@ A log in etcd that is older than what this member has on its disk was put back: 
 restored, or it is another cluster. A member writes to its disk only what etcd had confirmed, so it
 never cuts that off: it stops, and names both positions.
 
+A member for which the log in etcd has been trimmed too far cannot go on from what it has. Its
+server stops, and begins anew from a snapshot of another member (`zkv.cluster.joining`).
+
 One thread runs `_run`; other methods may be called by any.
 """
 
@@ -30,15 +33,18 @@ import zlib
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
 
-from zkv.cluster.records import Fence, LeaderRecord, MemberRecord
+from zkv.cluster.claims import Claims
+from zkv.cluster.records import Fence, LeaderRecord
 from zkv.cluster.shared_log import DeposedError, NoStoreError, Tenure
 from zkv.cluster.state_check import StateCheck
+from zkv.cluster.upkeep import Upkeep
 from zkv.durability.committer import CommitGroup
-from zkv.errors import DamageError, DataDirError, NotLeader, ReadOnly
+from zkv.errors import DamageError, DataDirError, NotLeader, ReadOnly, ZkvError
 from zkv.etcd.errors import EtcdError
 from zkv.keyspace.change import unpack
 from zkv.keyspace.lineage import TermStart, new_tag
 from zkv.replication.applying import apply_commits
+from zkv.replication.incoming import BeginAnew
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +52,7 @@ if TYPE_CHECKING:
     from zkv.cluster.joining import Joining
     from zkv.cluster.records import LogBatch
     from zkv.cluster.shared_log import Seen
-    from zkv.engine import Engine
+    from zkv.engine import Engine, OnDisk
     from zkv.etcd.interface import EtcdWatch, ItemEvent
 
 _log = logging.getLogger("zkv.cluster")
@@ -57,19 +63,29 @@ RETRY_SECONDS: Final = 0.2
 """Pause after etcd has not answered."""
 
 
+class AnotherHistoryError(DataDirError):
+    """The log in etcd is not the one that this member has a copy of."""
+
+
+class TrimmedError(ZkvError):
+    """The log in etcd begins after what this member has."""
+
+
 class Membership:
     """A member of a replicated store.
 
     Args:
         engine: the engine; it does not lead yet.
+        disk: what it has in its data directory.
         joining: the directory is open, and that of a member.
         advertised: returns the endpoints at which clients find this server.
-        stop: called once if this member must not go on; see `failure`.
+        stop: called once if this member must not go on; see `failure` and `anew`.
     """
 
     def __init__(
         self,
         engine: Engine,
+        disk: OnDisk,
         joining: Joining,
         advertised: Callable[[], list[str]],
         stop: Callable[[], None],
@@ -85,10 +101,13 @@ class Membership:
         self._stop = stop
         self.failure: DataDirError | None = None
         """Set, before `stop` is called, if this member must not go on."""
+        self.anew: BeginAnew | None = None
+        """Set, before `stop` is called, if it has to begin anew from a snapshot."""
         self.led: Future[None] = Future()
         """Done once this member leads, or has seen another one lead."""
         self.current: Future[None] = Future()
-        """Done once this member has had all that etcd had; failed with `failure`."""
+        """Done once this member has had all that etcd had, or has to begin anew; failed with
+        `failure`."""
         self._closing = threading.Event()
         self._bell = threading.Event()
         self._tenure: Tenure | None = None
@@ -105,7 +124,12 @@ class Membership:
         self._reported: str | None = None
         self._answered_at = lease.clock()
         self._behind_since: float | None = None
-        self._is_declared = False
+        self._pin = joining.pin
+        self._term = 0
+        self._claims = Claims(
+            joining.log, joining.file.member, engine, disk, advertised, lease.clock
+        )
+        self._upkeep = Upkeep(joining, self._claims, lambda: self._term, lambda: self._tenure)
         wal.now = engine.clock
         wal.on_deposed = self._note_deposed
         role.lag = self.lag
@@ -118,10 +142,12 @@ class Membership:
     def close(self) -> None:
         """Hand over if this member leads, and end the thread."""
         self._closing.set()
+        self._upkeep.end_soon()
         self._wal.give_up()
         self._bell.set()
         if self._thread.ident is not None:
             self._thread.join()
+        self._upkeep.close()
 
     def lag(self) -> float | None:
         """Return by how many seconds this member is behind the leader."""
@@ -155,8 +181,10 @@ class Membership:
             except ReadOnly as error:
                 self._step_down(error.message)
                 self._complain(error.message)
-            except NoStoreError:
-                self._fail(self._store_is_gone())
+            except TrimmedError as error:
+                self._begin_anew(str(error))
+            except NoStoreError as error:
+                self._fail(self._lost_store(error))
             except DataDirError as error:
                 self._fail(error)
             except BaseException:  # A bug, or no memory; the thread goes on.
@@ -180,13 +208,17 @@ class Membership:
         now = self._lease.clock()
         self._note(seen, now)
         self._require_history(seen)
+        self._claim(seen)
+        self._require_log(seen)
         self._catch_up(seen.head.lsn)
         if (sent_at := self._attempts.get(seen.fence.nonce)) is not None:
             self._begin(seen, sent_at)
             return
-        self._declare()
         if not self.current.done():
             self.current.set_result(None)
+        if self._pin is not None:
+            self._pin.release()
+            self._pin = None
         if self._check.is_open and seen.leader is not None:
             self._check.verdict(seen.leader.member)
         if self._may_take_over(seen, now):
@@ -198,6 +230,7 @@ class Membership:
     def _note(self, seen: Seen, now: float) -> None:
         leader = seen.leader
         self._answered_at = now
+        self._term = seen.fence.term
         self._engine.clock.follow(max(seen.head.time, 0 if leader is None else leader.time))
         if seen.leader_revision != self._leader_revision:
             is_first, own = self._leader_revision == -1, self._file.member
@@ -222,25 +255,54 @@ class Membership:
                 f"cluster {file.cluster:x}: nothing is cut off"
             )
         if here > head.lsn:
-            raise DataDirError(
-                f"etcd has the log up to number {head.lsn} only, and this directory up to {here}: "
-                f"etcd has lost data, or was restored from a backup; nothing is cut off"
-            )
-        if here == head.lsn and self._last_crc not in {None, head.crc}:
-            raise self._another_history(here)
+            raise self._set_back(head.lsn)
+        if here == head.lsn and head.crc and self._last_crc not in {None, head.crc}:
+            raise self._another_history(here, head.lsn)
 
-    def _store_is_gone(self) -> DataDirError:
-        prefix, here = self._shared.keys.prefix.decode(), self._engine.last_lsn
-        return DataDirError(
-            f"there is no store in etcd at {prefix}, and this directory has it up to log number "
-            f"{here}: etcd has lost it, or is another one; nothing is cut off"
+    def _set_back(self, head: int) -> DataDirError:
+        return AnotherHistoryError(
+            f"etcd has the log up to number {head} only, and this directory up to "
+            f"{self._engine.safe_lsn}: etcd has lost data, or was restored from a backup; nothing "
+            f"is cut off"
         )
 
-    def _another_history(self, lsn: int) -> DataDirError:
-        return DataDirError(
-            f"commit {lsn} in etcd is not the one in this directory: etcd has lost data, or was "
+    def _another_history(self, lsn: int, head: int) -> DataDirError:
+        return AnotherHistoryError(
+            f"commit {lsn} in etcd, which has the log up to number {head}, is not the one in this "
+            f"directory, which has it up to {self._engine.last_lsn}: etcd has lost data, or was "
             f"restored from a backup, and has other writes since; nothing is cut off"
         )
+
+    def _lost_store(self, error: NoStoreError) -> DataDirError:
+        file = self._file
+        return DataDirError(
+            f"{error}; this directory is that of member {file.member} of store {file.store}, with "
+            f"the log up to number {self._engine.last_lsn}: etcd has lost it, or this is another "
+            f"one; nothing is cut off"
+        )
+
+    def _claim(self, seen: Seen) -> None:
+        """Say what this disk really holds, before anything else. Raises EtcdError."""
+        if not self._claims.begun:
+            self._claims.begin(seen.fence.term)
+            self._upkeep.start()
+
+    def _require_log(self, seen: Seen) -> None:
+        """Raise TrimmedError if the log does not go on from what is here."""
+        here = self._engine.last_lsn
+        if here + 1 < seen.first.lsn:
+            raise TrimmedError(
+                f"the log in etcd begins at number {seen.first.lsn}, and this directory has it up "
+                f"to {here}"
+            )
+
+    def _read(self, head: int) -> list[LogBatch]:
+        """Read some of what comes next. Raises EtcdError, DamageError, TrimmedError."""
+        try:
+            return self._shared.read(self._engine.last_lsn, head)
+        except DamageError:
+            self._require_log(self._shared.look())  # It may have been trimmed since.
+            raise
 
     def _catch_up(self, head: int) -> None:
         """Apply everything up to a head that was seen."""
@@ -248,9 +310,9 @@ class Membership:
         while engine.last_lsn < head:
             if self._behind_since is None:
                 self._behind_since = self._lease.clock()
-            for batch in self._shared.read(engine.last_lsn, head):
+            for batch in self._read(head):
                 if self._last_crc is not None and batch.before not in {0, self._last_crc}:
-                    raise self._another_history(batch.first_lsn - 1)
+                    raise self._another_history(batch.first_lsn - 1, head)
                 self._apply(batch)
                 engine.log.commit(engine.last_lsn, durable=False)
                 engine.clock.follow(batch.time)
@@ -291,16 +353,6 @@ class Membership:
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.close()
-
-    def _declare(self) -> None:
-        """Write this member's record, once in each process."""
-        if not self._is_declared:
-            applied, now = self._engine.last_lsn, self._engine.clock()
-            record = MemberRecord(
-                name=self._file.member, endpoints=self._advertised(), applied=applied, time=now
-            )
-            self._shared.declare(record)
-            self._is_declared = True
 
     # --- Taking over
 
@@ -350,6 +402,7 @@ class Membership:
         self._end_watch()  # It would ring with each append.
         self._tenure, self._deposed = tenure, ""
         self._attempts.clear()
+        self._term = tenure.term
         self._wal.lead(tenure)
         with keyspace.lock:
             start = TermStart(seen.store.store, tenure.term, new_tag())
@@ -385,8 +438,10 @@ class Membership:
 
     def _renew(self, tenure: Tenure) -> None:
         self._renewals += 1
-        sent_at = self._lease.clock()
-        tenure.renew(self._record(tenure.term))
+        sent_at, confirmed = self._lease.clock(), tenure.head.lsn
+        head = tenure.renew(self._record(tenure.term))
+        if head.lsn < confirmed:
+            raise self._set_back(head.lsn)
         self._lease.extend(sent_at)
         self._answered_at = sent_at
 
@@ -475,9 +530,25 @@ class Membership:
             _log.warning("%s; trying again", reason)
         self._closing.wait(RETRY_SECONDS)
 
+    def _begin_anew(self, reason: str) -> None:
+        """End this server; another one goes on from a snapshot."""
+        keyspace = self._engine.keyspace
+        with keyspace.lock:
+            lineage, lsn = keyspace.lineage, self._engine.last_lsn
+        self._yield()
+        self.anew = BeginAnew(reason, False, 0, lineage, lsn)
+        self._closing.set()
+        if not self.current.done():
+            self.current.set_result(None)
+        self._stop()
+
     def _fail(self, error: DataDirError) -> None:
         """End this server: nothing that it could answer would be right."""
         _log.critical("%s", error)
+        if isinstance(error, AnotherHistoryError):
+            self._upkeep.close()  # No other thread uses the claims then.
+            with contextlib.suppress(EtcdError):
+                self._claims.withdraw()
         self._yield()
         with contextlib.suppress(ReadOnly):
             self._wal.follow(str(error))

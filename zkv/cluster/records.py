@@ -7,10 +7,12 @@ All keys begin with the prefix of the store:
 - ``leader``: where it is, and that it still leads. It renews this record, so the record changes
   more often than the fence.
 - ``head``: the newest commit in the log.
+- ``first``: where the log begins. What comes before it was trimmed, and is in snapshots of members.
 - ``log/<number>/<term>-<part>-of-<parts>``: a batch of commits, in parts that etcd takes. The
   number is the log number of its first commit, with 20 digits: the order of keys is that of the
   log, and whoever has a log number knows the key of what comes next.
-- ``members/<name>``: a member, and where it is.
+- ``members/<name>``: a member: where it is, and which snapshots are on its disk (`Claim`).
+- ``pins/<name>``: a member that fetches a snapshot; the log after it must stay until it is there.
 - ``live/<name>``: how far a member is. It writes this record every few seconds, for display alone.
 - ``states/<name>``: the hash of a member's state at a log number: see `zkv.cluster.state_check`.
 
@@ -40,6 +42,14 @@ _DIGITS: Final = 20
 _PART_KEY: Final = re.compile(rb"(\d{20})/(\d{10})-(\d{5})-of-(\d{5})")
 
 
+class CacheTable(Struct, frozen=True):
+    """A table [[cache]]: a prefix under which a leader evicts entries."""
+
+    prefix: str
+    max_bytes: int
+    policy: str
+
+
 class StoreRecord(Struct, frozen=True, kw_only=True):
     """Which store it is.
 
@@ -48,12 +58,14 @@ class StoreRecord(Struct, frozen=True, kw_only=True):
         store: its identity, as in `zkv.keyspace.lineage`.
         limits: settings on which its state depends: all members have these.
         first_lsn: the log number of the first commit that the log has had.
+        caches: the tables [[cache]] of all members.
     """
 
     format: int
     store: str
     limits: dict[str, int | float]
     first_lsn: int
+    caches: list[CacheTable] = []
 
 
 class Fence(Struct, frozen=True):
@@ -99,6 +111,7 @@ class LogHead(Struct, frozen=True):
         term: the term of the batch that it is in.
         time: the time of the store then, Unix time in ms.
         crc: the checksum of the commit; 0 for a log that has none.
+        size: the bytes of all commits that the log has ever had.
     """
 
     lsn: int
@@ -106,6 +119,33 @@ class LogHead(Struct, frozen=True):
     term: int
     time: int
     crc: int = 0
+    size: int = 0
+
+
+class First(Struct, frozen=True):
+    """Where the log begins.
+
+    Args:
+        lsn: the log number of the first commit that is kept.
+        size: the bytes of all commits before it.
+    """
+
+    lsn: int
+    size: int
+
+
+class Claim(Struct, frozen=True):
+    """The snapshots that are really on the disk of a member: synced, and read back.
+
+    Args:
+        newest: the log number of the newest one; 0 = there is none.
+        crc: the checksum of that file.
+        second: the log number of the one before; 0 = there is none.
+    """
+
+    newest: int = 0
+    crc: int = 0
+    second: int = 0
 
 
 class MemberRecord(Struct, frozen=True, kw_only=True):
@@ -116,12 +156,18 @@ class MemberRecord(Struct, frozen=True, kw_only=True):
         endpoints: where clients find it.
         applied: the log number that it had when it wrote this.
         time: when it did, Unix time in ms.
+        claim: which snapshots it has.
+        nonce: random, another one for each process; empty: it has never been started.
+        renewals: how often this process has written it before.
     """
 
     name: str
     endpoints: list[str]
     applied: int
     time: int
+    claim: Claim = Claim()
+    nonce: str = ""
+    renewals: int = 0
 
 
 class LiveRecord(Struct, frozen=True):
@@ -152,7 +198,26 @@ class StateRecord(Struct, frozen=True, kw_only=True):
     hash: int
 
 
-_T = TypeVar("_T", StoreRecord, Fence, LeaderRecord, LogHead, MemberRecord, StateRecord, LiveRecord)
+class PinRecord(Struct, frozen=True):
+    """A member that needs the log from a commit on, and moves this record as long as it does.
+
+    Args:
+        member: its name.
+        lsn: the log number of that commit.
+        nonce: random, another one for each process.
+        moves: how often it was moved.
+    """
+
+    member: str
+    lsn: int
+    nonce: str
+    moves: int
+
+
+_T = TypeVar(
+    "_T", StoreRecord, Fence, LeaderRecord, LogHead, First, MemberRecord, StateRecord, PinRecord,
+    LiveRecord,
+)  # fmt: skip
 
 
 def pack(record: _T) -> bytes:
@@ -173,6 +238,7 @@ class _Part(Struct, frozen=True, array_like=True):
     rev: int
     time: int
     before: int
+    size_before: int
     check_at: int
     data: bytes
     crc: int = 0
@@ -180,9 +246,10 @@ class _Part(Struct, frozen=True, array_like=True):
     @property
     def checksum(self) -> int:
         """That of the other fields."""
-        others = b"%d,%d,%d,%d,%d" % (
-            self.last_lsn, self.rev, self.time, self.before, self.check_at
+        numbers = (
+            self.last_lsn, self.rev, self.time, self.before, self.size_before, self.check_at
         )  # fmt: skip
+        others = b"%d,%d,%d,%d,%d,%d" % numbers
         return zlib.crc32(self.data, zlib.crc32(others))
 
     def checked(self) -> _Part:
@@ -206,6 +273,8 @@ class LogBatch(NamedTuple):
     """The time of the store then, Unix time in ms."""
     before: int
     """The checksum of the commit before the first one; 0 if there is none."""
+    size_before: int
+    """The bytes of all commits before the first one."""
     payloads: list[bytes]
     check_at: int = 0
     """The log number at which all members compare their states; 0 = they do not."""
@@ -217,12 +286,26 @@ class LogBatch(NamedTuple):
         """Return the batch of these commits, which follow a head."""
         first, last = head.lsn + 1, head.lsn + len(payloads)
         rev = revision_in(payloads[-1])
-        return cls(term, first, last, rev, time, head.crc, payloads, check_at)
+        return cls(term, first, last, rev, time, head.crc, head.size, payloads, check_at)
 
     @property
     def head(self) -> LogHead:
         """The head of a log that ends with it."""
-        return LogHead(self.last_lsn, self.rev, self.term, self.time, zlib.crc32(self.payloads[-1]))
+        crc, size = zlib.crc32(self.payloads[-1]), self.size_before + sum(map(len, self.payloads))
+        return LogHead(self.last_lsn, self.rev, self.term, self.time, crc, size)
+
+    def after_lsn(self, lsn: int) -> Self:
+        """Return the part of it after a log number that is in it, or just before it."""
+        skipped = lsn + 1 - self.first_lsn
+        if skipped == 0:
+            return self
+        left_out = self.payloads[:skipped]
+        return self._replace(
+            first_lsn=lsn + 1,
+            before=zlib.crc32(left_out[-1]),
+            size_before=self.size_before + sum(map(len, left_out)),
+            payloads=self.payloads[skipped:],
+        )
 
     def commits(self) -> list[Commit]:
         """Return its commits. Raises DamageError."""
@@ -245,14 +328,24 @@ class StoreKeys:
         self.fence = self.prefix + b"fence"
         self.leader = self.prefix + b"leader"
         self.head = self.prefix + b"head"
+        self.first = self.prefix + b"first"
         self._log = self.prefix + b"log/"
         self.members = self.prefix + b"members/"
+        self.pins = self.prefix + b"pins/"
         self.lives = self.prefix + b"live/"
         self.states = self.prefix + b"states/"
 
     def member(self, name: str) -> bytes:
         """The key of a member."""
         return self.members + name.encode()
+
+    def pin(self, name: str) -> bytes:
+        """The key of the pin of a member."""
+        return self.pins + name.encode()
+
+    def log_before(self, lsn: int) -> tuple[bytes, bytes]:
+        """The range of the keys of all batches that begin before this log number."""
+        return self._log, self._log + _number(lsn)
 
     def live(self, name: str) -> bytes:
         """The key of how far a member is."""
@@ -275,7 +368,9 @@ class StoreKeys:
         whole = msgspec.msgpack.encode(batch.payloads)
         pieces = [whole[at : at + PART_BYTES] for at in range(0, len(whole), PART_BYTES)]
         begin, _ = self.batch(batch.first_lsn)
-        head = batch.last_lsn, batch.rev, batch.time, batch.before, batch.check_at
+        head = (
+            batch.last_lsn, batch.rev, batch.time, batch.before, batch.size_before, batch.check_at
+        )  # fmt: skip
         return [
             (
                 begin + b"%010d-%05d-of-%05d" % (batch.term, number, len(pieces)),
@@ -316,9 +411,20 @@ def join(place: PartPlace, values: list[bytes]) -> LogBatch:
     if place.first_lsn + len(payloads) - 1 != last.last_lsn or not payloads:
         raise DamageError(f"{where}: it has {len(payloads)} commits, up to {last.last_lsn}")
     return LogBatch(
-        place.term, place.first_lsn, last.last_lsn, last.rev, last.time, last.before, payloads,
-        last.check_at,
+        place.term, place.first_lsn, last.last_lsn, last.rev, last.time, last.before,
+        last.size_before, payloads, last.check_at,
     )  # fmt: skip
+
+
+def size_before(place: PartPlace, value: bytes) -> int:
+    """Return the bytes of all commits before the batch of a part. Raises DamageError."""
+    try:
+        part = msgspec.msgpack.decode(value, type=_Part)
+    except msgspec.DecodeError as error:
+        raise DamageError(f"etcd, the batch at log number {place.first_lsn}: {error}") from None
+    if part.checksum != part.crc:
+        raise DamageError(f"etcd, the batch at log number {place.first_lsn}: damaged")
+    return part.size_before
 
 
 def _number(lsn: int) -> bytes:

@@ -12,6 +12,13 @@ one leader. Only the state of the fence decides that a leader is deposed, never 
 A batch that is too large for one request is written in parts, each under the same two conditions.
 The last part is written together with the head, and makes the batch valid. What another term has
 left of an incomplete batch is removed by the next leader before its first append.
+
+The leader trims the log: first the record ``first`` says where it begins from now on, then what is
+before that is deleted, and what a killed leader has left there, too. So ``first`` tells a log that
+was trimmed from one with a hole. The transaction that moves ``first`` has the claims on which that
+was decided as conditions: if a member has said in between that it does not have its snapshot any
+more, nothing is trimmed. Whoever places a pin rewrites ``first`` as it is, so no trimming that has
+not seen the pin succeeds after it.
 """
 
 from __future__ import annotations
@@ -21,17 +28,20 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from zkv.cluster.records import (
     FORMAT,
     Fence,
+    First,
     LeaderRecord,
     LiveRecord,
     LogBatch,
     LogHead,
     MemberRecord,
+    PinRecord,
     StateRecord,
     StoreKeys,
     StoreRecord,
     join,
     pack,
     read,
+    size_before,
 )
 from zkv.errors import DamageError, DataDirError, ZkvError
 from zkv.etcd.errors import EtcdError
@@ -45,6 +55,8 @@ if TYPE_CHECKING:
 
 MOST_PARTS: Final = 16
 """Parts of batches that are read in one request: each may have a megabyte."""
+MOST_SWEPT: Final = 1_000
+"""Parts of batches that are deleted in one transaction."""
 
 
 class DeposedError(ZkvError):
@@ -67,6 +79,24 @@ class Seen(NamedTuple):
     leader_revision: int
     head: LogHead
     head_revision: int
+    first: First
+    first_revision: int
+    revision: int
+    """The newest one of etcd."""
+
+
+class Declared(NamedTuple):
+    """A member, and the revision of etcd at which it has written its record."""
+
+    record: MemberRecord
+    revision: int
+
+
+class Pinned(NamedTuple):
+    """A pin, and the revision of etcd at which it was moved."""
+
+    record: PinRecord
+    revision: int
 
 
 class Sighting(NamedTuple):
@@ -110,10 +140,10 @@ class SharedLog:
         Raises EtcdError, NoStoreError, DamageError.
         """
         keys = self.keys
-        asked = [ReadOp(key) for key in (keys.store, keys.fence, keys.leader, keys.head)]
-        result = self.etcd.transact([], asked, timeout=self.timeout)
-        store, fence, leader, head = (items[0] if items else None for items in result.reads)
-        if store is None or fence is None or head is None:
+        there = (keys.store, keys.fence, keys.leader, keys.head, keys.first)
+        result = self.etcd.transact([], list(map(ReadOp, there)), timeout=self.timeout)
+        store, fence, leader, head, first = (items[0] if items else None for items in result.reads)
+        if store is None or fence is None or head is None or first is None:
             raise NoStoreError(
                 f"there is no store in etcd at {keys.prefix.decode()}: `zkv store found` begins one"
             )
@@ -131,7 +161,14 @@ class SharedLog:
             0 if leader is None else leader.mod_revision,
             read(head.value, LogHead, head.key),
             head.mod_revision,
+            read(first.value, First, first.key),
+            first.mod_revision,
+            result.revision,
         )
+
+    def cluster(self) -> int:
+        """Return the identity of the etcd cluster. Raises EtcdError."""
+        return self.etcd.transact([], [ReadOp(self.keys.store)], timeout=self.timeout).cluster_id
 
     def found(self, store: StoreRecord, fence: Fence, head: LogHead) -> bool:
         """Begin a store; return False if there is one already. Raises EtcdError."""
@@ -142,6 +179,7 @@ class SharedLog:
                 PutOp(keys.store, pack(store)),
                 PutOp(keys.fence, pack(fence)),
                 PutOp(keys.head, pack(head)),
+                PutOp(keys.first, pack(First(store.first_lsn, head.size))),
             ],
             timeout=self.timeout,
         )
@@ -161,6 +199,8 @@ class SharedLog:
         batches: list[LogBatch] = []
         places = [(self.keys.place(item.key), item.value) for item in found.items]
         places = [each for each in places if each[0].first_lsn <= head]
+        if not places or places[0][0].first_lsn != after + 1:
+            return [self._around(after + 1, head).after_lsn(after)]
         while places:
             place, _ = places[0]
             parts = [value for each, value in places if each.first_lsn == place.first_lsn]
@@ -170,8 +210,6 @@ class SharedLog:
                 parts = self._whole(place)
             batches.append(join(place, parts))
             places = [each for each in places if each[0].first_lsn != place.first_lsn]
-        if not batches:
-            raise DamageError(f"etcd: log number {after + 1} is missing, and the head is at {head}")
         expected = after + 1
         for batch in batches:
             if batch.first_lsn != expected:
@@ -180,6 +218,72 @@ class SharedLog:
                 )
             expected = batch.last_lsn + 1
         return batches
+
+    def _around(self, lsn: int, head: int) -> LogBatch:
+        """Return the batch that has a commit, which is not its first one.
+
+        A snapshot may end within a batch, and so may the log on the disk of a member.
+        """
+        place = self._last_up_to(lsn)
+        batch = None if place is None else join(place, self._whole(place))
+        if batch is None or batch.last_lsn < lsn:
+            raise DamageError(f"etcd: log number {lsn} is missing, and the head is at {head}")
+        return batch
+
+    def _last_up_to(self, lsn: int) -> PartPlace | None:
+        """Return the last batch that begins at a log number or before; None if there is none.
+
+        etcd tells what comes after a key, and not what comes before it: so search, first backwards
+        in steps that double.
+        """
+        high, step = lsn + 1, 1
+        while (place := self._first_from(lsn + 1 - step)) is None or place.first_lsn > lsn:
+            if step > lsn:
+                return None
+            high, step = lsn + 1 - step, 2 * step
+        low = place.first_lsn
+        while low + 1 < high:
+            middle = (low + high) // 2
+            found = self._first_from(middle)
+            if found is None or found.first_lsn > lsn:
+                high = middle
+            else:
+                place, low = found, found.first_lsn
+        return place
+
+    def _first_from(self, lsn: int) -> PartPlace | None:
+        """Return the first batch that begins at a log number or later; None if there is none."""
+        begin, end = self.keys.log_from(max(0, lsn))
+        found = self.etcd.read(begin, end, limit=1, keys_only=True, timeout=self.timeout)
+        return self.keys.place(found.items[0].key) if found.items else None
+
+    def last_before(self, first: First, bound: int, most_size: int) -> First | None:
+        """Return where the log may begin, if it is trimmed as far as possible.
+
+        Args:
+            first: where it begins now.
+            bound: it must not begin after this log number.
+            most_size: so many bytes of commits, at most, may be before it.
+
+        Returns the last batch that fits; None if that is the present one. Raises EtcdError,
+        DamageError.
+        """
+        best: First | None = None
+        low, high = first.lsn + 1, bound + 1
+        while low < high:
+            middle = (low + high) // 2
+            begin, end = self.keys.log_from(middle)
+            found = self.etcd.read(begin, end, limit=1, timeout=self.timeout).items
+            place = self.keys.place(found[0].key) if found else None
+            if place is None or place.first_lsn > bound:
+                high = middle
+                continue
+            size = size_before(place, found[0].value)
+            if size > most_size:
+                high = middle
+            else:
+                best, low = First(place.first_lsn, size), place.first_lsn + 1
+        return best
 
     def _whole(self, place: PartPlace) -> list[bytes]:
         """Return all parts of a batch that did not come in one request."""
@@ -221,17 +325,34 @@ class SharedLog:
         )
         return result.succeeded
 
-    def declare(self, member: MemberRecord) -> None:
-        """Write the record of a member. Raises EtcdError."""
+    def declare(self, member: MemberRecord) -> int:
+        """Write the record of a member, whatever is there; return its revision.
+
+        Raises EtcdError.
+        """
         key = self.keys.member(member.name)
-        self.etcd.transact([], [PutOp(key, pack(member))], timeout=self.timeout)
+        return self.etcd.transact([], [PutOp(key, pack(member))], timeout=self.timeout).revision
+
+    def renew_member(self, member: MemberRecord, revision: int) -> int | None:
+        """Write the record of a member again; return its new revision.
+
+        Args:
+            member: the record.
+            revision: that of the one that this process has written before.
+
+        Returns None, and writes nothing, if that is not there any more. Raises EtcdError.
+        """
+        key = self.keys.member(member.name)
+        puts = [PutOp(key, pack(member))]
+        result = self.etcd.transact([_unchanged(key, revision)], puts, timeout=self.timeout)
+        return result.revision if result.succeeded else None
 
     def remove_member(self, name: str) -> bool:
-        """Remove the record of a member; return False if there is none. Raises EtcdError."""
-        key, live = self.keys.member(name), self.keys.live(name)
-        there = Compare(key, "version", "!=", 0)
-        removals = [DeleteOp(key), DeleteOp(live)]
-        return self.etcd.transact([there], removals, timeout=self.timeout).succeeded
+        """Remove a member; return False if there is none. Raises EtcdError."""
+        keys = self.keys
+        there = Compare(keys.member(name), "version", "!=", 0)
+        gone = [DeleteOp(each(name)) for each in (keys.member, keys.pin, keys.state, keys.live)]
+        return self.etcd.transact([there], gone, timeout=self.timeout).succeeded
 
     def tell_state(self, record: StateRecord) -> None:
         """Write the hash of a member's state. Raises EtcdError."""
@@ -245,8 +366,49 @@ class SharedLog:
 
     def members(self) -> list[MemberRecord]:
         """Return all members. Raises EtcdError, DamageError."""
+        return [each.record for each in self.declared()]
+
+    def declared(self) -> list[Declared]:
+        """Return all members, with revisions of their records. Raises EtcdError, DamageError."""
         items = self._each(*with_prefix(self.keys.members))
-        return [read(item.value, MemberRecord, item.key) for item in items]
+        return [Declared(read(it.value, MemberRecord, it.key), it.mod_revision) for it in items]
+
+    def pins(self) -> list[Pinned]:
+        """Return all pins. Raises EtcdError, DamageError."""
+        items = self._each(*with_prefix(self.keys.pins))
+        return [Pinned(read(it.value, PinRecord, it.key), it.mod_revision) for it in items]
+
+    def pin(self, pin: PinRecord, seen: Seen) -> int | None:
+        """Place a pin; return its revision, or None if the log was trimmed since it was seen.
+
+        Raises EtcdError.
+        """
+        keys = self.keys
+        result = self.etcd.transact(
+            [_unchanged(keys.first, seen.first_revision)],
+            [PutOp(keys.pin(pin.member), pack(pin)), PutOp(keys.first, pack(seen.first))],
+            timeout=self.timeout,
+        )
+        return result.revision if result.succeeded else None
+
+    def move_pin(self, pin: PinRecord, revision: int) -> int | None:
+        """Move a pin; return its new revision, or None if it is not there any more.
+
+        Args:
+            pin: the pin.
+            revision: the one at which it was placed or moved last.
+
+        Raises EtcdError.
+        """
+        key = self.keys.pin(pin.member)
+        puts = [PutOp(key, pack(pin))]
+        result = self.etcd.transact([_unchanged(key, revision)], puts, timeout=self.timeout)
+        return result.revision if result.succeeded else None
+
+    def unpin(self, member: str, revision: int) -> None:
+        """Remove a pin, if it is still at this revision. Raises EtcdError."""
+        key = self.keys.pin(member)
+        self.etcd.transact([_unchanged(key, revision)], [DeleteOp(key)], timeout=self.timeout)
 
     def tell(self, own: LiveRecord | None = None) -> tuple[list[Sighting], LeaderRecord | None]:
         """Return the members, by name, and the leader's record.
@@ -296,6 +458,8 @@ class Tenure:
     def __init__(self, log: SharedLog, seen: Seen) -> None:
         self._log = log
         self.term = seen.fence.term
+        self.revision = seen.fence_revision
+        """The revision of etcd at which it began."""
         self._fence = _unchanged(log.keys.fence, seen.fence_revision)
         self._head_revision = seen.head_revision
         self.head = seen.head
@@ -324,10 +488,49 @@ class Tenure:
                 raise DeposedError("another member has taken over")
             self._head_revision = head[0]  # An earlier attempt was carried out after all.
 
-    def renew(self, record: LeaderRecord) -> None:
-        """Write the leader's record. Raises EtcdError, DeposedError."""
-        key = self._log.keys.leader
-        self._require(self._transact([self._fence], [PutOp(key, pack(record))]))
+    def renew(self, record: LeaderRecord) -> LogHead:
+        """Write the leader's record; return the head of the log.
+
+        Raises EtcdError, DeposedError, DamageError.
+        """
+        keys = self._log.keys
+        puts: list[Op] = [PutOp(keys.leader, pack(record)), ReadOp(keys.head)]
+        result = self._transact([self._fence], puts)
+        self._require(result)
+        (heads,) = result.reads
+        if not heads:
+            raise DamageError("etcd: the head of the log is gone")
+        return read(heads[0].value, LogHead, keys.head)
+
+    def trim(self, seen: Seen, first: First, claims: Sequence[Declared]) -> bool:
+        """Have the log begin later; return False if anything of what was seen has changed.
+
+        Args:
+            seen: what was seen, with where it begins.
+            first: where it is to begin.
+            claims: the members that have a snapshot of what goes.
+
+        Raises EtcdError.
+        """
+        keys = self._log.keys
+        conditions = [self._fence, _unchanged(keys.first, seen.first_revision)]
+        conditions += [_unchanged(keys.member(each.record.name), each.revision) for each in claims]
+        return self._transact(conditions, [PutOp(keys.first, pack(first))]).succeeded
+
+    def sweep(self, first: First) -> int:
+        """Delete some of what is before the beginning of the log.
+
+        Returns the revision of etcd in which that was done; 0 if nothing is left. Raises EtcdError,
+        DeposedError.
+        """
+        begin, end = self._log.keys.log_before(first.lsn)
+        etcd, timeout = self._log.etcd, self._log.timeout
+        found = etcd.read(begin, end, limit=MOST_SWEPT, keys_only=True, timeout=timeout).items
+        if not found:
+            return 0
+        result = self._transact([self._fence], [DeleteOp(begin, found[-1].key + b"\0")])
+        self._require(result)
+        return result.revision
 
     def confirm(self) -> None:
         """Return if no other member has taken over before this was called.

@@ -96,6 +96,7 @@ class ReplicatedWal(Wal):
         self._sending: LogBatch | None = None  # What etcd has not confirmed yet,
         self._sending_runs: list[_Run] = []  # and the same as it left the queue.
         self._check_at = 0
+        self._held: str | None = None  # Why `hold` has writes refused.
         self._epoch = 0
         self._was_deposed = False  # That is why it rolled back last, and no failure here.
         self._rolled_back = False  # A leader that has rolled back, and does not follow yet.
@@ -137,7 +138,7 @@ class ReplicatedWal(Wal):
         with self._io:
             if not self._stopping:
                 self._woken.clear()
-            self._tenure = tenure
+            self._tenure, self._held = tenure, None
             self.confirms_reads = self._confirms
 
     def follow(self, reason: str) -> None:
@@ -158,6 +159,22 @@ class ReplicatedWal(Wal):
         """Have those who wait for etcd stop to wait, now and later: the server is stopping."""
         self._stopping = True
         self._woken.set()
+
+    def hold(self, reason: str | None) -> None:
+        """Refuse writes for a reason as long as this member leads; None = take them again.
+
+        Nothing is rolled back. Any thread.
+        """
+        with self._io:
+            if self._tenure is None or reason == self._held:
+                return
+            self._held = reason
+            if reason is not None:
+                with self._keyspace_lock:
+                    self._begin_refusal(ReadOnly(reason))
+                self._report(reason)
+            elif self._sending is None:
+                self._resume("there is room in etcd again")
 
     def view_to_compare(self, view: Callable[[], SnapshotView]) -> SnapshotView:
         """Return a view that the followers can take, too: the next batch tells its log number."""
@@ -191,7 +208,7 @@ class ReplicatedWal(Wal):
             if waits := self._sending is not None:
                 with contextlib.suppress(ReadOnly):
                     self._write_queued()
-            may_probe = not waits and not self._rolled_back
+            may_probe = not waits and not self._rolled_back and not self._is_held
         if waits:
             self.on_safe()
         elif may_probe:
@@ -284,6 +301,10 @@ class ReplicatedWal(Wal):
         self._was_deposed = True
         return refused
 
+    @property
+    def _is_held(self) -> bool:
+        return self._held is not None and self._tenure is not None
+
     def _refuse(
         self, reason: str, applied: bool | None, kind: type[ReadOnly] = ReadOnly
     ) -> ReadOnly:
@@ -302,10 +323,13 @@ class ReplicatedWal(Wal):
         self._tenure, self.confirms_reads = None, False
 
     def _resume(self, why: str = "the log can be written again") -> None:
-        if not self._rolled_back:
+        if self._is_held:
+            with self._keyspace_lock:
+                self._begin_refusal(ReadOnly(self._held or ""))
+        elif not self._rolled_back:
             super()._resume(why)
 
     def _still_refuses(self, refusal: ReadOnly, removes: bool) -> bool:
-        if self._sending is not None or self._rolled_back:
+        if self._sending is not None or self._rolled_back or self._is_held:
             return True
         return super()._still_refuses(refusal, removes)

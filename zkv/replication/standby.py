@@ -44,6 +44,7 @@ import msgspec
 from zkv.errors import BadRequest, ReadOnly, RequestError, ShuttingDown
 from zkv.protocol.requests import Promise
 from zkv.replication.applying import apply_commits
+from zkv.replication.incoming import BeginAnew
 from zkv.replication.stream import (
     WAIT_MS,
     Asker,
@@ -111,24 +112,6 @@ class Primary(Protocol):
 
     def interrupt(self) -> None:
         """Have a request that waits fail, and all later ones. Any thread."""
-
-
-class BeginAnew(NamedTuple):
-    """Why the standby cannot go on from its own log.
-
-    Args:
-        reason: for people.
-        diverged: there are commits here that are not in the history of the primary.
-        common: the last log number that both have, as far as the primary knows.
-        lineage: of the store here.
-        lsn: the newest log number here.
-    """
-
-    reason: str
-    diverged: bool
-    common: int
-    lineage: Lineage
-    lsn: int
 
 
 def begin_anew(
