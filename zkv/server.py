@@ -235,12 +235,20 @@ class ServerCore:
         member.start()
         try:
             if is_new:
-                member.current.result()
+                self._await_current(member)
             if self._observer is not None:
                 self._observer.start()
         except BaseException:
             self._stop()
             raise
+
+    def _await_current(self, member: Membership) -> None:
+        """Wait until a member has what etcd had, or a signal has come. Raises DataDirError."""
+        while self._events.empty() and not member.current.done():
+            with contextlib.suppress(TimeoutError):
+                member.current.result(LOOK_SECONDS)
+        if member.current.done():
+            member.current.result()
 
     def when_led(self, function: Callable[[], None]) -> None:
         """Have the supervisor run a function once some server is known to lead the store."""

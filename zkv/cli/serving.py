@@ -162,8 +162,10 @@ def run(
         settings, lambda: read_settings(options).settings, lambda new: _apply(new, server, log)
     )
     _handle_signals_of_operators(server, log, reloader)
+    # One that begins anew answers before it is ready: a signal must not end it in the middle.
+    stopped = None if is_first else _handle_signals_to_stop(server)
     server.start()
-    stopped = _handle_signals_to_stop(server)
+    stopped = stopped or _handle_signals_to_stop(server)
     line = f"READY {' '.join(server.endpoints)}\n" if is_first else ""
     with collecting(server.activities.new("collector", SHORT_SECONDS)):
         return _serve(server, Announcement(server, line), options.wait, stopped)
