@@ -70,6 +70,10 @@ OTHER_TEXT: Final[dict[str, tuple[str, Any]]] = {
     "security.secret_key_file": ("a.key, b.key", ["a.key", "b.key"]),
     "limits.max_memory": ("1048576", 1_048_576),
     "replication.server_keys": (f"{KEY},{KEY}", [KEY, KEY]),
+    "replication.machines": (
+        "tcp://127.0.0.1:5555 , tcp://b:1",
+        ["tcp://127.0.0.1:5555", "tcp://b:1"],
+    ),
     "replication.advertise": ("tcp://a:1 , tcp://b:1", ["tcp://a:1", "tcp://b:1"]),
     "replication.advertise_feed": ("tcp://a:2", "tcp://a:2"),
     "store.url": ("etcd://a:1,b:1/zkv", "etcd://a:1,b:1/zkv"),
