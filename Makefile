@@ -34,8 +34,9 @@ $(PIP) install --log $(VENV)/build.log --no-deps --no-build-isolation -e .
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: again help run test test-python test-clients clients-deps monitor-deps torture fuzz \
-        soak failover mutants bench benchmark peers generate lint docs demo standby lock clean
+.PHONY: again help run test test-python test-clients clients-deps monitor-deps etcd-deps torture fuzz \
+        soak failover torture-cluster mutants bench benchmark peers generate lint docs demo standby cluster lock \
+        clean
 
 help: ## Show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -59,6 +60,9 @@ clients-deps: $(VENV)/dev.stamp ## Install the languages that the clients are wr
 monitor-deps: ## Install Prometheus, which tests of the metrics run: Debian or Ubuntu, as root
 	apt-get install --yes --quiet --no-install-recommends prometheus
 
+etcd-deps: ## Install etcd, which tests of its client run: Debian or Ubuntu, as root
+	apt-get install --yes --quiet --no-install-recommends etcd-server etcd-client
+
 torture: $(VENV)/dev.stamp ## Break it for half an hour: kills, power cuts, failing disks, retries
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
@@ -75,11 +79,15 @@ soak: $(VENV)/dev.stamp ## Run it for an hour beside clients of every bad kind: 
 failover: $(VENV)/dev.stamp ## Fail over between machines that break, 200 times: ARGS="--rounds 20 --seed 1", --chain or --pair for three
 	$(BIN)/python -m tests.failover $(ARGS)
 
+torture-cluster: $(VENV)/dev.stamp ## Fail over between three members and three nodes of etcd, 100 times: ARGS="--rounds 20 --seed 1"
+	$(BIN)/python -m tests.torture_cluster $(ARGS)
+
 mutants: $(VENV)/dev.stamp ## Plant bugs one at a time, and see that tests catch them (needs a C compiler): ARGS=lane.c picks some
 	$(BIN)/python -m tests.mutants $(ARGS)
 
-generate: $(VENV)/dev.stamp ## Make what is made from other sources: the client for threads, names in C
+generate: $(VENV)/dev.stamp ## Make what is made from other sources: the client for threads, names in C, messages of etcd
 	$(BIN)/python tools/mirror.py
+	$(BIN)/python tools/rpc.py
 	$(BIN)/python tools/unasync.py
 
 lint: $(VENV)/dev.stamp ## Check style, types and who imports whom
@@ -89,6 +97,7 @@ lint: $(VENV)/dev.stamp ## Check style, types and who imports whom
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tools/mirror.py --check
 	$(BIN)/python tools/names.py
+	$(BIN)/python tools/rpc.py --check
 	$(BIN)/python tools/unasync.py --check
 
 bench: $(VENV)/benchmark.stamp ## Measure the main loads beside other servers, in 2 minutes (needs gcc): ARGS='--rows MPUT'
@@ -110,6 +119,9 @@ demo: $(VENV)/run.stamp ## Load the Unicode table into a server, read it back, r
 
 standby: $(VENV)/run.stamp ## Show a second machine on this one: a standby, a promotion, and the way back
 	$(BIN)/python tools/standby.py
+
+cluster: $(VENV)/dev.stamp ## Show a store that survives its machine: three members, etcd, and a leader that dies
+	$(BIN)/python -m tools.cluster
 
 lock: $(VENV)/dev.stamp ## Lock the dependencies anew; ARGS=--upgrade takes the newest
 	$(LOCK) --output-file requirements/run.txt

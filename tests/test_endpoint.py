@@ -12,7 +12,15 @@ import pytest
 import zkv
 from tests.forking import run_zkv
 from tests.support import LIMIT, ROOT, environment
-from zkv.endpoint import LONGEST_PATH, check_option, check_to_bind, check_to_connect
+from zkv.endpoint import (
+    LONGEST_PATH,
+    LONGEST_PREFIX,
+    StoreUrl,
+    check_option,
+    check_to_bind,
+    check_to_connect,
+    split_store_url,
+)
 from zkv.errors import ConfigError
 
 WRONG = {
@@ -151,6 +159,69 @@ def test_a_tool_finds_no_inproc_endpoint() -> None:
     check_option("ipc:///tmp/zkv")
     with pytest.raises(ValueError, match=r"--endpoint: .*only the program"):
         check_option("inproc://zkv")
+
+
+# --- The URL of a store ----------------------------------------------------------------------
+
+WRONG_URLS: dict[str, tuple[str, str]] = {
+    "nothing": ("", r"expected etcd://HOST:PORT,HOST:PORT/PREFIX"),
+    "no scheme": ("h:2379/a", r"URL 'h:2379/a': expected etcd://"),
+    "another scheme": ("http://h:2379/a", r"expected etcd://"),
+    "upper case": ("ETCD://h:2379/a", r"expected etcd://"),
+    "end of a line": ("etcd://h:2379/a\n", r"expected etcd://"),
+    "nothing behind the scheme": ("etcd://", r"an endpoint is missing"),
+    "no endpoint": ("etcd:///a", r"an endpoint is missing"),
+    "an empty endpoint": ("etcd://h:2379,,i:2379/a", r"an endpoint is missing"),
+    "a comma at the end": ("etcd://h:2379,/a", r"an endpoint is missing"),
+    "no port": ("etcd://h:1,i/a", r"endpoint 'etcd://i': .*a port is missing"),
+    "no host": ("etcd://:2379/a", r"endpoint 'etcd://:2379': .*a host is missing"),
+    "space": ("etcd://h:1, i:1/a", r"endpoint 'etcd:// i:1': ' i' is neither"),
+    "port over 16 bits": ("etcd://h:1,i:65536/a", r"endpoint 'etcd://i:65536': .*over 65535"),
+    "port 0": ("etcd://h:0/a", r"the port 0 is for servers"),
+    "host *": ("etcd://*:1/a", r"the host \* is for servers"),
+    "no brackets": ("etcd://::1:2379/a", r"needs brackets: etcd://\[::1\]"),
+    "brackets without a port": ("etcd://[::1]/a", r"a port is missing"),
+    "no IPv6 address": ("etcd://[::g]:1/a", r"no IPv6 address"),
+    "no IPv4 address": ("etcd://1.2.3:1/a", r"no IPv4 address"),
+    "a query": ("etcd://h:1?a", r"must not contain \?; expected etcd://HOST:PORT"),
+    "twice": ("etcd://h:1,i:1,h:1/a", r"URL .*: h:1 is there twice"),
+    "no prefix": ("etcd://h:1", r"a prefix is missing: expected /PREFIX"),
+    "an empty prefix": ("etcd://h:1/", r"a prefix is missing"),
+    "slash before the prefix": ("etcd://h:1//a", r"the prefix '/a' must be of"),
+    "slash behind the prefix": ("etcd://h:1/a/", r"the prefix 'a/' must be of"),
+    "slashes in the prefix": ("etcd://h:1/a//b", r"the prefix 'a//b' must be of"),
+    "space in the prefix": ("etcd://h:1/a b", r"the prefix 'a b' must be of"),
+    "query behind the prefix": ("etcd://h:1/a?b=c", r"the prefix 'a\?b=c' must be of"),
+    "prefix that is not ASCII": ("etcd://h:1/\u00e9", r"the prefix '\u00e9' must be of"),
+    "prefix too long": (f"etcd://h:1/{'a' * (LONGEST_PREFIX + 1)}", r"256 characters, over 255"),
+}
+
+
+@pytest.mark.parametrize(("url", "why"), WRONG_URLS.values(), ids=WRONG_URLS)
+def test_the_part_of_a_url_that_is_wrong_is_told(url: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        split_store_url(url)
+
+
+def test_a_password_in_a_url_is_not_shown() -> None:
+    for url in ("etcd://me:secret@h:1/a", "etcd://me:sec/ret@h:1/a", "http://me:secret@h/"):
+        with pytest.raises(ValueError, match="user and password do not belong") as caught:
+            split_store_url(url)
+        assert "ret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "parts"),
+    [
+        ("etcd://h:2379/a", (["h:2379"], "a")),
+        ("etcd://h1:1,10.0.0.2:2,[fd00::3]:3/a/b.c/D_1-2", (
+            ["h1:1", "10.0.0.2:2", "[fd00::3]:3"], "a/b.c/D_1-2"
+        )),
+        (f"etcd://h:1/{'a' * LONGEST_PREFIX}", (["h:1"], "a" * LONGEST_PREFIX)),
+    ],
+)  # fmt: skip
+def test_a_url_has_endpoints_and_a_prefix(url: str, parts: tuple[list[str], str]) -> None:
+    assert split_store_url(url) == StoreUrl(*parts)
 
 
 # --- Tools -----------------------------------------------------------------------------------

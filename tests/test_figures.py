@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Final
 import pytest
 import zmq
 
+from tests.cluster.figures import OF_MEMBERS
 from tests.conftest import Connect
 from tests.support import FREE_PORT, LIMIT, BadDisk, Message, Raw, ServerInProcess, eventually, pack
 from tests.users.secured import Secured
@@ -92,7 +93,7 @@ def test_every_figure_is_in_info(client: Raw) -> None:
     info = busy(client)
     for figure in FIGURES:
         for place, path in enumerate(figure.paths):
-            assert (figure.of(info, place) is None) == (path in AT_TIMES), path
+            assert (figure.of(info, place) is None) == (path in AT_TIMES | OF_MEMBERS), path
         if figure.members:
             assert set(figure.of(info)) == set(figure.members)
 
@@ -113,7 +114,7 @@ def test_top_shows_every_figure(server: ServerInProcess, client: Raw) -> None:
         before, now = top._sample(other), top._sample(other)
     shown = top._groups(now, top._between(before, now))
     for figure in FIGURES:
-        if figure.place is not None and not AT_TIMES & set(figure.paths[:1]):
+        if figure.place is not None and figure.paths[0] not in AT_TIMES | OF_MEMBERS:
             heading, name = figure.place
             assert shown[heading].keys() >= (set(figure.members) or {name}), figure.name
     assert [figure.name for figure in FIGURES if figure.place is None] == [

@@ -5,7 +5,8 @@ numbers to 16 bits. So an endpoint that does not certainly mean one place is ref
 reason.
 
 An endpoint is ``tcp://HOST:PORT``, ``ipc://PATH`` or ``inproc://NAME``. HOST is an IPv4 address, an
-IPv6 address in brackets, or a name; for a server, also the name of a network interface.
+IPv6 address in brackets, or a name; for a server, also the name of a network interface. Those for
+HTTP, and those of etcd in the URL of a store, are checked likewise.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
-from typing import Final
+from typing import Final, NamedTuple
 
 from zkv.defaults import DEFAULT_ENDPOINT
 
@@ -21,16 +22,29 @@ VARIABLE: Final = "ZKV_ENDPOINT"
 """The environment variable that names the server for tools."""
 TRANSPORTS: Final = ("tcp://", "ipc://", "inproc://")
 HTTP: Final = "http://"
+ETCD: Final = "etcd://"
 LONGEST_PATH: Final = 107
 """Bytes of a path: the system's address structure of Unix sockets holds no more."""
 LONGEST_NAME: Final = 253
 HIGHEST_PORT: Final = 65_535
+LONGEST_PREFIX: Final = 255
+"""Characters of the prefix of a store in etcd: each of its keys there begins with it."""
 SHOWN: Final = 300
 """Characters of an endpoint that a message shows."""
 
 _LABEL: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _NUMBER: Final = re.compile(r"\d+|0[xX][0-9a-fA-F]*")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_PREFIX: Final = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
+
+
+class StoreUrl(NamedTuple):
+    """The place of a store in etcd, ``etcd://HOST:PORT,HOST:PORT/PREFIX``."""
+
+    endpoints: list[str]
+    """Those of etcd, each ``HOST:PORT``; an IPv6 address is in brackets."""
+    prefix: str
+    """The beginning of the store's keys in etcd, without a slash at either end."""
 
 
 def check_to_bind(endpoint: str) -> None:
@@ -66,6 +80,38 @@ def split_http(endpoint: str) -> tuple[str, int]:
     return every if host == "*" else host.strip("[]"), 0 if port == "*" else int(port)
 
 
+def split_store_url(url: str) -> StoreUrl:
+    """Return the parts of the URL of a store. Raises ValueError, which says which part is wrong."""
+    if "@" in url:  # Not shown: it may be a password.
+        raise ValueError("the URL contains @: user and password do not belong into it")
+    if not url.startswith(ETCD) or _CONTROL.search(url):
+        raise _wrong_url(url, f"expected {ETCD}HOST:PORT,HOST:PORT/PREFIX")
+    places, _, prefix = url.removeprefix(ETCD).partition("/")
+    endpoints = places.split(",")
+    if "" in endpoints:
+        raise _wrong_url(url, "an endpoint is missing: expected HOST:PORT, with commas between")
+    for at, place in enumerate(endpoints):
+        _check_to_reach(f"{ETCD}{place}", place)
+        if place in endpoints[:at]:
+            raise _wrong_url(url, f"{place} is there twice")
+    _check_prefix(url, prefix)
+    return StoreUrl(endpoints, prefix)
+
+
+def _check_prefix(url: str, prefix: str) -> None:
+    """Check that a prefix is written in one way only: two spellings would be two stores."""
+    if not prefix:
+        raise _wrong_url(url, "a prefix is missing: expected /PREFIX behind the endpoints")
+    if len(prefix) > LONGEST_PREFIX:
+        raise _wrong_url(url, f"the prefix has {len(prefix)} characters, over {LONGEST_PREFIX}")
+    if not _PREFIX.fullmatch(prefix):
+        raise _wrong_url(
+            url,
+            f"the prefix {prefix!r} must be of letters, digits, -, . and _, with single slashes "
+            f"only between them",
+        )
+
+
 def check_to_connect(endpoint: object) -> str:
     """Check that a client can connect to an endpoint, and return it.
 
@@ -79,13 +125,7 @@ def check_to_connect(endpoint: object) -> str:
     if address == "*":
         raise _wrong(endpoint, "* is for servers: a client must name the path")
     if endpoint.startswith("tcp://"):
-        host, port = _host_and_port(endpoint, address)
-        if host == "*":
-            raise _wrong(endpoint, "the host * is for servers: a client must name one")
-        _check_host(endpoint, host)
-        if port in {"*", "0"}:
-            raise _wrong(endpoint, f"the port {port} is for servers: a client must name one")
-        _check_port(endpoint, port)
+        _check_to_reach(endpoint, address)
     return endpoint
 
 
@@ -198,17 +238,28 @@ def _check_path(endpoint: str, path: bytes) -> None:
         raise _wrong(endpoint, "the name after the @ is missing")
 
 
+def _check_to_reach(endpoint: str, address: str) -> None:
+    """Check ``HOST:PORT`` of a server to connect to."""
+    host, port = _host_and_port(endpoint, address)
+    if host == "*":
+        raise _wrong(endpoint, "the host * is for servers: a client must name one")
+    _check_host(endpoint, host)
+    if port in {"*", "0"}:
+        raise _wrong(endpoint, f"the port {port} is for servers: a client must name one")
+    _check_port(endpoint, port)
+
+
 def _host_and_port(endpoint: str, address: str) -> tuple[str, str]:
     if "@" in address:
         raise _wrong(endpoint, "it contains a user or password, which zkv does not use")
+    transport = endpoint.partition("://")[0]
     if found := re.search(r"[/?#;]", address):
-        expected = f"{endpoint.partition('://')[0]}://HOST:PORT"
-        raise _wrong(endpoint, f"it must not contain {found[0]}; expected {expected}")
+        raise _wrong(endpoint, f"it must not contain {found[0]}; expected {transport}://HOST:PORT")
     bare = address.strip("[]")
     if bare.count(":") > 1 and (not address.startswith("[") or address.endswith("]")):
         if address != bare:
             raise _wrong(endpoint, "it needs a host and a port: a port is missing")
-        raise _wrong(endpoint, "an IPv6 address needs brackets: tcp://[::1]:5555")
+        raise _wrong(endpoint, f"an IPv6 address needs brackets: {transport}://[::1]:5555")
     host, colon, port = address.rpartition(":")
     if not colon or not port:
         raise _wrong(endpoint, "it needs a host and a port: a port is missing")
@@ -257,6 +308,10 @@ def _ends_in_number(host: str) -> bool:
 
 def _wrong(endpoint: str, why: str) -> ValueError:
     return ValueError(f"endpoint {_shown(endpoint)}: {why}")
+
+
+def _wrong_url(url: str, why: str) -> ValueError:
+    return ValueError(f"URL {_shown(url)}: {why}")
 
 
 def _shown(endpoint: object) -> str:

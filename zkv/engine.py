@@ -32,8 +32,12 @@ if TYPE_CHECKING:
 
     from zkv.config import DurabilitySettings, LimitSettings
     from zkv.durability.recovery import Recovered
+    from zkv.durability.segment import SegmentEnd
     from zkv.keyspace import CommitLog
 
+    OpenLog = Callable[[Files, Path, int, int, SegmentEnd | None, int], Wal]
+    """Opens a log: the file operations, the directory, the recovered revision and log number, where
+    the newest segment goes on, and the size of a segment."""
 
 UNSAFE_BYTES: Final = 32 * 1024 * 1024
 """Bytes of commits that may wait for the disk before no more requests are taken up."""
@@ -49,6 +53,7 @@ class OnDisk:
         data_dir: the directory.
         files: access to the file system.
         quorum: the servers that have to confirm commits; None = none.
+        open_log: opens a log that other servers have, too; None = it is this server's own.
 
     Raises:
         LockedError: another server uses the data directory.
@@ -62,9 +67,11 @@ class OnDisk:
         data_dir: str,
         files: Files,
         quorum: Quorum | None = None,
+        open_log: OpenLog | None = None,
     ) -> None:
         self._settings = settings
         self._quorum = quorum
+        self._open_log = open_log
         self.wal: Wal
         self.files = files
         self.storage = Storage(_absolute(data_dir), files)
@@ -77,11 +84,12 @@ class OnDisk:
             place = self.storage.wal_directory
             rev, lsn, end = recovered.rev, recovered.lsn, recovered.end
             size, each = settings.segment_bytes, settings.fsync == "always"
-            self.wal = (
-                Wal(self.files, place, rev, lsn, end, size, each)
-                if self._quorum is None
-                else ConfirmedWal(self.files, place, rev, lsn, end, size, self._quorum)
-            )
+            if self._open_log is not None:
+                self.wal = self._open_log(self.files, place, rev, lsn, end, size)
+            elif self._quorum is not None:
+                self.wal = ConfirmedWal(self.files, place, rev, lsn, end, size, self._quorum)
+            else:
+                self.wal = Wal(self.files, place, rev, lsn, end, size, each)
         except OSError as error:
             place = error.filename or self.storage.wal_directory
             raise DataDirError(f"{place}: {error.strerror or error}") from error
@@ -93,7 +101,8 @@ class OnDisk:
         """Create the threads."""
         self.wal.beginning_segment = activities.new("segment")
         settings = self._settings
-        interval = settings.fsync_interval if settings.fsync == "interval" else None
+        by_time = settings.fsync == "interval" or self._open_log is not None
+        interval = settings.fsync_interval if by_time else None
         self.committer = Committer(self.wal, interval)
         self.snapshotter = Snapshotter(
             keyspace,
@@ -116,6 +125,8 @@ class Engine:
         activities: gets those of the log and of snapshots.
         leads: True if the server decides what expires, and when; False for a standby.
         quorum: the servers that have to confirm commits before they are safe; None = none.
+        open_log: opens a log that other servers have, too: what is safe is with them. None = the
+            log is this server's own.
 
     Raises:
         LockedError: another server uses the data directory.
@@ -132,8 +143,10 @@ class Engine:
         activities: Activities | None = None,
         leads: bool = True,
         quorum: Quorum | None = None,
+        open_log: OpenLog | None = None,
     ) -> None:
         self._quorum = quorum
+        self._is_shared = open_log is not None
         self._leads = leads
         self.clock = Clock()
         """The clock by which entries expire, unless it was passed in."""
@@ -143,8 +156,9 @@ class Engine:
         self._forgotten = 0  # Bytes of commits that were safe when that was last forgotten.
         self.lasting = settings.data_dir is not None
         """True if there is a disk that writes can be on."""
-        self.syncs_each = self.lasting and settings.fsync == "always"
-        """True if safe means on disk: the policy is `always`."""
+        self.syncs_each = self.lasting and (settings.fsync == "always" or self._is_shared)
+        """True if commits are safe only once a disk has them: that of this server, under the policy
+        `always`, or those of others."""
         self.log: CommitLog = MemoryLog()
         """The log of the commits."""
         self.disk: OnDisk | None = None
@@ -156,7 +170,7 @@ class Engine:
             )
             self._expirer = Expirer(self.keyspace, self._secure_removals)
             return
-        self.disk = OnDisk(settings, settings.data_dir, files or Files(), quorum)
+        self.disk = OnDisk(settings, settings.data_dir, files or Files(), quorum, open_log)
         try:
             self._open(self.disk, sessions, history, now, limits.max_memory)
         except BaseException:
@@ -244,8 +258,8 @@ class Engine:
 
     @property
     def durable_rev(self) -> int:
-        """The newest revision on disk."""
-        return self.log.durable_rev
+        """The newest revision on disk; of a log that others have: on theirs."""
+        return self.log.safe_rev if self._is_shared else self.log.durable_rev
 
     @property
     def durable_lsn(self) -> int:
@@ -298,8 +312,8 @@ class Engine:
 
     @property
     def needs_confirmation(self) -> bool:
-        """True if commits are safe only once standbys have confirmed them."""
-        return self._quorum is not None and self._quorum.active
+        """True if commits are safe only once others have confirmed them: standbys, or etcd."""
+        return self._is_shared or (self._quorum is not None and self._quorum.active)
 
     def flush(self) -> int:
         """Put all commits on disk, and return the newest revision. Raises ReadOnly."""

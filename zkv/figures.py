@@ -368,8 +368,66 @@ APPLIED: Final = Figure(
 )  # fmt: skip
 LAG: Final = Figure(
     "zkv_replication_lag_seconds", GAUGE, ("replication.lag_seconds",),
-    "Seconds by which a standby is behind its primary; 0 at a primary.", SECONDS,
+    "Seconds by which a standby or a follower is behind the server that leads; 0 there.", SECONDS,
     place=("replication", "behind"),
+)  # fmt: skip
+MEMBERS: Final = Figure(
+    "zkv_members", GAUGE, ("replication.declared",),
+    "Members of a store in etcd, whether they run or not.", place=("replication", "members"),
+)  # fmt: skip
+MEMBERS_ALIVE: Final = Figure(
+    "zkv_members_alive", GAUGE, ("replication.alive",),
+    "Members that have told within 15 seconds how far they are.",
+    place=("replication", "that are there"),
+)  # fmt: skip
+LEADER_SILENT: Final = Figure(
+    "zkv_leader_silent_seconds", GAUGE, ("replication.leader_seconds",),
+    "Seconds since a follower has seen the leader renew its lease; 0 at the leader.", SECONDS,
+    place=("replication", "leader renewed"),
+)  # fmt: skip
+LEASE_LEFT: Final = Figure(
+    "zkv_lease_left_seconds", GAUGE, ("replication.lease_seconds",),
+    "Seconds for which the leader still leads without a word from etcd; 0 at a follower.", SECONDS,
+    place=("replication", "leads for"),
+)  # fmt: skip
+ETCD_SILENT: Final = Figure(
+    "zkv_etcd_silent_seconds", GAUGE, ("replication.etcd.answered_seconds",),
+    "Seconds since this member has had an answer from etcd.", SECONDS,
+    place=("etcd", "answered"),
+)  # fmt: skip
+ETCD_NODES: Final = Figure(
+    "zkv_etcd_nodes", GAUGE, ("replication.etcd.nodes",),
+    "Nodes of etcd that the URL of the store names.", place=("etcd", "nodes"),
+)  # fmt: skip
+ETCD_ANSWERING: Final = Figure(
+    "zkv_etcd_nodes_answering", GAUGE, ("replication.etcd.answering",),
+    "Those of them that answer.", place=("etcd", "that answer"),
+)  # fmt: skip
+ETCD_APPENDS: Final = Figure(
+    "zkv_etcd_append_seconds", HISTOGRAM, ("replication.etcd.append",),
+    "Times that etcd took to append a batch of commits.", SECONDS, place=("etcd", "append"),
+)  # fmt: skip
+ETCD_COMMITS: Final = Figure(
+    "zkv_etcd_append_commits", HISTOGRAM, ("replication.etcd.append_commits",),
+    "Commits in each batch.", place=("etcd", "commits per append"),
+)  # fmt: skip
+ETCD_BYTES: Final = Figure(
+    "zkv_etcd_db_bytes", GAUGE, ("replication.etcd.db_bytes",),
+    "Bytes of etcd's database file, the largest one of all nodes.", BYTES,
+    place=("etcd", "file"),
+)  # fmt: skip
+ETCD_USED: Final = Figure(
+    "zkv_etcd_db_used_bytes", GAUGE, ("replication.etcd.db_used_bytes",),
+    "Bytes of it that are used, likewise.", BYTES, place=("etcd", "used"),
+)  # fmt: skip
+ETCD_QUOTA: Final = Figure(
+    "zkv_etcd_quota_bytes", GAUGE, ("replication.etcd.quota_bytes",),
+    "What the file may take: as etcd says, and at most the setting store.quota_bytes.", BYTES,
+    place=("etcd", "at most"),
+)  # fmt: skip
+ETCD_ALARMS: Final = Figure(
+    "zkv_etcd_alarm", FLAG, ("replication.etcd.alarms",),
+    "1 while etcd has raised an alarm, such as NOSPACE.", place=("etcd", "alarms"),
 )  # fmt: skip
 UPTIME: Final = Figure(
     "zkv_uptime_seconds", GAUGE, ("uptime",),

@@ -61,6 +61,23 @@ def read_key_file(name: str | os.PathLike[str]) -> KeyPair:
     Raises:
         ConfigError: the file cannot be read, others may read it, or it holds no key; names it.
     """
+    secret = read_secret_file(name).decode("latin-1")
+    if not _is_key(secret):
+        raise ConfigError(
+            f"{_named(name)}: not a key file: expected one line of {KEY_CHARACTERS} characters of "
+            f"Z85, as zkv keygen writes it"
+        )
+    import zmq
+
+    return KeyPair(zmq.curve_public(secret.encode()).decode(), secret)
+
+
+def read_secret_file(name: str | os.PathLike[str]) -> bytes:
+    """Read a file with a secret, such as a password: `MOST_BYTES` of it, less space around it.
+
+    Raises:
+        ConfigError: the file cannot be read, or others may read it; names it.
+    """
     path = _named(name)
     try:
         with open(path, "rb") as file:
@@ -70,15 +87,7 @@ def read_key_file(name: str | os.PathLike[str]) -> KeyPair:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     if mode & _OTHERS:
         raise ConfigError(f"{path}: others may read it (mode {mode:04o}): chmod 600 {path}")
-    secret = content.decode("latin-1").strip()
-    if not _is_key(secret):
-        raise ConfigError(
-            f"{path}: not a key file: expected one line of {KEY_CHARACTERS} characters of Z85, as "
-            f"zkv keygen writes it"
-        )
-    import zmq
-
-    return KeyPair(zmq.curve_public(secret.encode()).decode(), secret)
+    return content.strip()
 
 
 def argument(text: str) -> list[str]:

@@ -34,7 +34,12 @@ from zkv.broker.doors import Doors
 from zkv.broker.feed import FeedPlace
 from zkv.broker.front import ConnectionLimits, FrontHandler
 from zkv.broker.subscriptions import LONGEST_TOPIC, TopicBounds
+from zkv.broker.upstream import Upstream
 from zkv.broker.worker import WorkerHandler
+from zkv.cluster.joining import Joining, join
+from zkv.cluster.membership import Membership
+from zkv.cluster.observer import Observer
+from zkv.cluster.place import read_member
 from zkv.collector import resident_bytes
 from zkv.config import fit_memory
 from zkv.durability.files import Files
@@ -48,11 +53,12 @@ from zkv.log import AUDIT
 from zkv.metrics.endpoint import REFUSED, MetricsEndpoint
 from zkv.protocol.codec import KeyLimits
 from zkv.replication.handover import HandOver
+from zkv.replication.incoming import BeginAnew
 from zkv.replication.place import RoleFile, read_role
 from zkv.replication.promises import Promises
 from zkv.replication.role import Role
 from zkv.replication.source import ReplicationSource
-from zkv.replication.standby import BeginAnew, Primary, Promoted, Standby
+from zkv.replication.standby import Primary, Promoted, Standby
 from zkv.replication.vote import Machines, Vote
 from zkv.requests.account import Account
 from zkv.requests.commands import Node, make_info
@@ -64,6 +70,7 @@ from zkv.users.registry import Users
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from zkv.cluster.joining import Connect
     from zkv.config import Settings
     from zkv.log import AnyRecord
     from zkv.replication.place import RoleRecord
@@ -114,6 +121,7 @@ class ServerCore:
         write_log: takes request records while the settings say so; None if it never does.
         files: access to the file system.
         following: the primary of which it is a standby; None: it leads its store.
+        joining: the store in etcd of which it is a member; None: it finds that out by itself.
     """
 
     def __init__(
@@ -122,11 +130,15 @@ class ServerCore:
         write_log: Callable[[list[AnyRecord]], None] | None = None,
         files: Files | None = None,
         following: Following | None = None,
+        joining: Joining | None = None,
     ) -> None:
         self._settings = settings
         self._following = following
         self._standby: Standby | None = None
         self._hand_over: HandOver | None = None
+        self._joining = joining
+        self._member: Membership | None = None
+        self._observer: Observer | None = None
         self._record: RoleRecord | None = None  # What the data directory says of the role.
         self._role_file: RoleFile | None = None
         self._promises: Promises | None = None
@@ -206,10 +218,49 @@ class ServerCore:
         self._serving = True
         if self._standby is not None:
             self._standby.start()
+        if self._member is not None:
+            self._start_member(self._member)
         if self._doors.users is not None:
             _audit.info("audit: %d users in %s", len(self._doors.users), self._doors.users.path)
         if slow := compiled.what_is_slow(self._facts()["stats"]):
             _log.info("built %s: %s", slow, compiled.ADVICE)
+
+    def _start_member(self, member: Membership) -> None:
+        """Start the thread of a member; one that is new first reads what there is.
+
+        Raises DataDirError.
+        """
+        joining = self._joining
+        is_new = self._engine.last_lsn == 0 or (joining is not None and joining.pin is not None)
+        member.start()
+        try:
+            if is_new:
+                self._await_current(member)
+            if self._observer is not None:
+                self._observer.start()
+        except BaseException:
+            self._stop()
+            raise
+
+    def _await_current(self, member: Membership) -> None:
+        """Wait until a member has what etcd had, or a signal has come. Raises DataDirError."""
+        while self._events.empty() and not member.current.done():
+            with contextlib.suppress(TimeoutError):
+                member.current.result(LOOK_SECONDS)
+        if member.current.done():
+            member.current.result()
+
+    def when_led(self, function: Callable[[], None]) -> None:
+        """Have the supervisor run a function once some server is known to lead the store."""
+        if self._member is None:
+            self.run_soon(function)
+        else:
+            self._member.led.add_done_callback(lambda _: self.run_soon(function))
+
+    @property
+    def failure(self) -> DataDirError | None:
+        """Why a member of a replicated store had to stop; None = it had not."""
+        return None if self._member is None else self._member.failure
 
     def info(self) -> dict[str, Any] | str:
         """See `zkv.metrics.endpoint.Watched`. It does not wait for the disk, as a reply would."""
@@ -316,7 +367,10 @@ class ServerCore:
 
     def _open(self) -> Engine:
         limits, sync = self._limits, self._settings.replication.sync
-        self.role = self._find_role()
+        joining = self._joining = self._join()
+        if joining is not None:
+            limits = joining.limits(limits)
+        self.role = self._find_role() if joining is None else joining.role
         engine = Engine(
             self._settings.durability,
             limits,
@@ -324,21 +378,24 @@ class ServerCore:
             activities=self.activities,
             leads=self.role.leads,
             quorum=Quorum(sync) if sync else None,
+            open_log=None if joining is None else joining.open_log,
         )
         if self._doors.users is not None:
             engine.keyspace.sessions.share_among_users()
             engine.keyspace.set_quotas(self._doors.users.quotas)
+        caches = self._settings.cache if joining is None else joining.caches
         engine.keyspace.set_caches([
-            CacheBound(each.prefix, each.max_bytes, each.policy) for each in self._settings.cache
+            CacheBound(each.prefix, each.max_bytes, each.policy) for each in caches
         ])  # fmt: skip
         self._parking = parking = Parking(engine)
         if engine.disk is not None:
             self._source = ReplicationSource(engine, engine.disk, self.role, parking.later)
-            self._role_file = file = RoleFile(
-                self._files or Files(), engine.disk.storage.directory, self._record
-            )
-            self._hand_over = HandOver(engine, self.role, file)
-            self._promises = Promises(engine, self.role, file, self._settings.replication)
+            if joining is None:
+                self._role_file = file = RoleFile(
+                    self._files or Files(), engine.disk.storage.directory, self._record
+                )
+                self._hand_over = HandOver(engine, self.role, file)
+                self._promises = Promises(engine, self.role, file, self._settings.replication)
         keys = KeyLimits(limits.max_key_bytes, limits.max_value_bytes, limits.max_batch)
         self._node = Node(
             engine=engine,
@@ -353,14 +410,44 @@ class ServerCore:
             source=self._source,
             hand_over=self._hand_over,
             promises=self._promises,
+            cluster=None if joining is None else self._cluster,
         )
-        if not self.role.leads and self._promises is not None:
+        if joining is not None and engine.disk is not None:
+            self._member = Membership(
+                engine,
+                engine.disk,
+                joining,
+                self._advertised,
+                lambda: self._events.put(Event.STOP),
+            )
+            self._observer = Observer(
+                joining.log,
+                joining.file.member,
+                lambda: engine.safe_lsn,
+                joining.lease,
+                self._settings.store.quota_bytes,
+            )
+        elif not self.role.leads and self._promises is not None:
             self._standby = self._make_standby(engine, self._promises)
         self._lane = open_lane(engine.keyspace, keys, limits.max_reply_bytes, engine.syncs_each)
         self._broker.publish(engine.keyspace)
         engine.when_safe(self._commits_are_safe)
         engine.start()
         return engine
+
+    def _join(self) -> Joining | None:
+        """Return what a member has to know; None for a server alone. Raises StartupError."""
+        if self._joining is not None:
+            return self._joining
+        if self._settings.store.url:
+            connect = connect_to_members(self._settings)
+            return join(self._settings, self._files or Files(), connect)
+        data_dir = self._settings.durability.data_dir
+        if data_dir is not None and read_member(self._files or Files(), Path(data_dir)) is not None:
+            raise DataDirError(
+                f"{data_dir}: a member of a replicated store: start it with its store.url"
+            )
+        return None
 
     def _find_role(self) -> Role:
         """Return the role of this server. Raises DamageError, DataDirError."""
@@ -422,6 +509,10 @@ class ServerCore:
     def _promote(self, force: bool) -> Future[Promoted]:
         if self.role.leads:
             raise BadRequest("this server leads already")
+        if self._member is not None:
+            raise BadRequest(
+                "the members of a replicated store decide by themselves which one leads"
+            )
         with self._ending:
             if self._stopping:
                 raise ShuttingDown("the server is stopping")
@@ -434,10 +525,12 @@ class ServerCore:
 
     @property
     def anew(self) -> BeginAnew | None:
-        """Why a standby has stopped that has to begin anew; None = it has not."""
-        if self._ended is not None or self._standby is None:
+        """Why a standby or a member has stopped that has to begin anew; None = it has not."""
+        if self._ended is not None:
             return None  # A client that sent END wants no other server.
-        return self._standby.anew
+        if self._member is not None:
+            return self._member.anew
+        return None if self._standby is None else self._standby.anew
 
     def _commits_are_safe(self) -> None:
         self._broker.commits_are_safe()
@@ -450,6 +543,10 @@ class ServerCore:
         _log.info("stopping")
         if self._standby is not None:
             self._standby.close()
+        if self._observer is not None:
+            self._observer.end()
+        if self._member is not None:
+            self._member.close()
         self._parking.close()
         try:
             rev = self._engine.save()
@@ -467,6 +564,10 @@ class ServerCore:
         if self._source is not None:
             self._source.close()
         self._engine.close()
+        if self._joining is not None:
+            self._joining.close()
+        if self._observer is not None:
+            self._observer.join()
         self._close_metrics()
         _log.info("stopped")
 
@@ -495,6 +596,25 @@ class ServerCore:
     def _make_front_handler(self, account: Account) -> FrontHandler:
         return FrontHandler(self._node, self._lane, account, lambda: self._stopping)
 
+    def _cluster(self) -> dict[str, Any]:
+        """Return the fields of INFO's ``replication`` that a member has besides."""
+        member, observer, joining = self._member, self._observer, self._joining
+        if member is None or observer is None or joining is None:
+            return {}
+        facts, members = member.facts(), observer.members()
+        answered = facts.pop("answered_seconds")
+        return facts | {
+            "members": [each.report() for each in members],
+            "declared": len(members),
+            "alive": sum(each.is_alive for each in members),
+            "etcd": observer.etcd()
+            | {
+                "append": joining.wal.append_times.report(),
+                "append_commits": joining.wal.commits_per_append.report(),
+                "answered_seconds": answered,
+            },
+        }
+
     def _facts(self) -> dict[str, Any]:
         return {
             "uptime": round(time.monotonic() - self._started, 3),
@@ -511,6 +631,12 @@ class ServerCore:
                 "process": _process(),
             },
         }
+
+
+def connect_to_members(settings: Settings) -> Connect:
+    """Return what connects to other members of the store."""
+    replication = settings.replication
+    return lambda endpoints: Upstream(endpoints, replication.server_keys, replication.key_file)
 
 
 def _process() -> dict[str, int | float]:

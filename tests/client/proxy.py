@@ -25,8 +25,9 @@ class Proxy:
         self._server: asyncio.Server
         self._passing: set[_Passing] = set()
         self._delay = 0.0
-        self._rate = 0
         self._parted = False
+        self._flows: asyncio.Event  # Not set while everything is held up.
+        self._rate = 0
         self.endpoint: str
 
     def __enter__(self) -> Self:
@@ -48,8 +49,9 @@ class Proxy:
         self.cut()
 
     def join(self) -> None:
-        """Let everybody through again."""
+        """Let everybody through again, after `part` or `hold`."""
         self._parted = False
+        self._loop.run(self._set_flow(True))
 
     def mute(self) -> None:
         """Let no reply through any more on the connections that there are."""
@@ -59,11 +61,23 @@ class Proxy:
         """Hold up every piece that passes by from now on."""
         self._delay = seconds
 
+    def hold(self) -> None:
+        """Hold up everything, on new connections too, until `join`; then it arrives."""
+        self._loop.run(self._set_flow(False))
+
+    async def _set_flow(self, flows: bool) -> None:
+        if flows:
+            self._flows.set()
+        else:
+            self._flows.clear()
+
     def slow(self, rate: int) -> None:
         """Let so many bytes a second through from now on, on each connection in each direction."""
         self._rate = rate
 
     async def _start(self) -> None:
+        self._flows = asyncio.Event()
+        self._flows.set()
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
         self.endpoint = "tcp://127.0.0.1:{1}".format(*self._server.sockets[0].getsockname())
 
@@ -107,6 +121,7 @@ class Proxy:
         while piece := await reader.read(self._rate // PIECES or 65_536):
             if self._delay:
                 await asyncio.sleep(self._delay)
+            await self._flows.wait()
             if self._rate:
                 await asyncio.sleep(len(piece) / self._rate)
             if muting is None or not muting.muted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import tomllib
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
 
@@ -69,11 +70,24 @@ OTHER_TEXT: Final[dict[str, tuple[str, Any]]] = {
     "security.secret_key_file": ("a.key, b.key", ["a.key", "b.key"]),
     "limits.max_memory": ("1048576", 1_048_576),
     "replication.server_keys": (f"{KEY},{KEY}", [KEY, KEY]),
+    "replication.machines": (
+        "tcp://127.0.0.1:5555 , tcp://b:1",
+        ["tcp://127.0.0.1:5555", "tcp://b:1"],
+    ),
     "replication.advertise": ("tcp://a:1 , tcp://b:1", ["tcp://a:1", "tcp://b:1"]),
     "replication.advertise_feed": ("tcp://a:2", "tcp://a:2"),
+    "store.url": ("etcd://a:1,b:1/zkv", "etcd://a:1,b:1/zkv"),
+    "store.member": ("a.b_c-1", "a.b_c-1"),
     "metrics.endpoint": ("http://127.0.0.1:1", "http://127.0.0.1:1"),
 }
 """Of settings for which not any text will do: the text of a variable, and the value."""
+COMPANIONS: Final = {
+    "store.etcd.cert": ("store.etcd.key", "store.etcd.ca"),
+    "store.etcd.key": ("store.etcd.cert", "store.etcd.ca"),
+    "store.etcd.user": ("store.etcd.password_file",),
+    "store.etcd.password_file": ("store.etcd.user",),
+}
+"""Settings without which another one is refused."""
 
 
 def other(setting: config.Setting) -> tuple[str, Any]:
@@ -95,12 +109,15 @@ def test_every_setting_can_come_from_the_environment(tmp_path: Path, name: str) 
     text, value = OTHER_TEXT[name] if name in OTHER_TEXT else other(setting)
     assert setting.variable == f"ZKV_CFG_{name.replace('.', '__').upper()}"
 
-    tables, printed = shown(tmp_path, env={setting.variable: text})
+    companions = COMPANIONS.get(name, ())
+    env = {config.SETTINGS[each].variable: "x" for each in companions}
 
-    assert tables[setting.table][setting.name] == value
+    tables, printed = shown(tmp_path, env=env | {setting.variable: text})
+
+    assert attrgetter(name)(config.build(tables)) == value
     assert place(printed, setting.name) == setting.variable
-    others = [each.name for each in config.SETTINGS.values() if each is not setting]
-    assert {place(printed, each) for each in others} == {"default"}
+    others = config.SETTINGS.keys() - {name, *companions}
+    assert {place(printed, config.SETTINGS[each].name) for each in others} == {"default"}
 
 
 @pytest.mark.parametrize(
@@ -125,6 +142,10 @@ def test_every_setting_can_come_from_the_environment(tmp_path: Path, name: str) 
         ("DURABILITY__DATA_DIR", "", 'expected text that is not empty, such as "var", got ""'),
         ("SERVER__ENDPOINTS", "ipc://a,nonsense", "server.endpoints: endpoint 'nonsense'"),
         ("LIMITS__MAX_VALUE_BYTES", "999999999", "limits.max_message_bytes (67108864) is smaller"),
+        ("STORE__ETCD__CA", "~/ca", "store.etcd.ca: '~/ca' begins with ~"),
+        ("STORE__ETCD__CAA", "x", "unknown setting; did you mean ZKV_CFG_STORE__ETCD__CA?"),
+        ("STORE_ETCD_CERT", "x", "unknown setting; did you mean ZKV_CFG_STORE__ETCD__CERT?"),
+        ("STORE__ETCD", "x", "unknown setting; did you mean ZKV_CFG_STORE__"),
     ],
 )  # fmt: skip
 def test_a_bad_variable_is_named(tmp_path: Path, variable: str, text: str, why: str) -> None:
@@ -279,6 +300,196 @@ def test_check_takes_no_flags(tmp_path: Path) -> None:
     done = run_zkv("config", *FLAG, "--feed", "", "check", "c.toml", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "zkv: config check takes a file only, not --feed, --workers\n"
+
+
+# --- Tables in tables ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("[store.etcd]\nca = 'a.pem'\n", 2),
+        ("[store]\nreads = 'confirm'\n\n[ store . 'etcd' ] # x\n\nca = 'a.pem'\n", 6),
+        ("[store]\nreads = 'confirm'\netcd.ca = 'a.pem'\n", 3),
+        ("[store]\netcd = { ca = 'a.pem' }\n", 2),
+        ("\nstore = { etcd = { ca = 'a.pem' } }\n", 2),
+        ("store.etcd.ca = 'a.pem'\n", 1),
+        ("# x\nstore.etcd = { ca = 'a.pem' }\n", 2),
+    ],
+)
+def test_a_table_in_a_table_may_be_written_in_any_way(tmp_path: Path, file: str, line: int) -> None:
+    (tmp_path / "c.toml").write_text(file)
+    tables, text = shown(tmp_path, "--config", "c.toml")
+    assert tables["store"]["etcd"]["ca"] == "a.pem"
+    assert place(text, "ca") == f"c.toml:{line}"
+    (tmp_path / "again.toml").write_text(text)
+    assert shown(tmp_path, "--config", "again.toml")[0] == tables
+
+
+@pytest.mark.parametrize(
+    ("file", "faults"),
+    [
+        (
+            "[store.etcd]\nca = 5\ncrt = 'x'\n[store.etdc]\n[store.etcd.ca2]\n",
+            [
+                'c.toml:2: store.etcd.ca: expected text in quotes, got 5',
+                "c.toml:3: store.etcd: unknown setting 'crt'; did you mean cert?",
+                "c.toml:5: store.etcd: unknown setting 'ca2'; did you mean ca?",
+                "c.toml:4: store: unknown setting 'etdc'; did you mean etcd?",
+            ],
+        ),
+        (
+            "[store]\netcd = 'etcd://h:1/a'\n",
+            ["c.toml:2: store.etcd: expected a table, that is, a line [store.etcd] with its"],
+        ),
+        ("[[store.etcd]]\nca = 'x'\n", ["c.toml:1: store.etcd: expected a table, that is"]),
+        ("[store.etcd.ca]\nx = 1\n", ["c.toml:1: store.etcd.ca: expected text in quotes, got {"]),
+        (
+            "store.etcd.ca.x = 1\nstore.etcd.cert = 1",
+            ["c.toml:1: store.etcd.ca: expected text", "c.toml:2: store.etcd.cert: expected text"],
+        ),
+        (
+            "[store]\nca = 'x'\n",
+            ["c.toml:2: store: unknown setting 'ca': it belongs into the table [store.etcd]"],
+        ),
+        (
+            "password_file = 'x'",
+            ["c.toml:1: unknown setting 'password_file': it belongs into the table [store.etcd]"],
+        ),
+        ("[etcd]\n", ["c.toml:1: unknown setting 'etcd': it belongs into the table [store]"]),
+        ("['store.etcd']\nca = 'x'\n", ["c.toml:1: unknown setting 'store.etcd'; did you mean"]),
+        ("[store]\n'etcd.ca' = 'x'\n", ["c.toml:2: store: unknown setting 'etcd.ca'; "]),
+        ("store" + ".etcd" * 5000 + " = 1\n", ["c.toml:1: store.etcd: unknown setting 'etcd'; "]),
+        (
+            "server.workers" + ".a" * 5000 + " = 1\n",
+            ["c.toml:1: server.workers: expected a whole number from 1 to 256, got what is nested"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_fault_in_a_table_in_a_table_is_named(
+    tmp_path: Path, file: str, faults: list[str]
+) -> None:
+    (tmp_path / "c.toml").write_text(file)
+    done = run_zkv("config", "check", "c.toml", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(faults)
+    for line, fault in zip(lines, faults, strict=True):
+        assert line.startswith(f"zkv: {fault}")
+
+
+def test_one_key_of_a_table_in_a_table_is_replaced() -> None:
+    old = config.build({"store": {"lease": 7, "etcd": {"ca": "a", "cert": "b", "key": "c"}}})
+    new = config.override(old, store={"etcd": {"ca": "d"}}, server={"workers": 3})
+    assert new.store.lease == 7
+    assert (new.store.etcd.ca, new.store.etcd.cert, new.server.workers) == ("d", "b", 3)
+    assert config.changes(old, new) == ["server.workers", "store.etcd.ca"]
+    assert config.with_live(old, new) == old
+
+
+# --- A store in etcd -------------------------------------------------------------------------
+
+STORE: Final = "store.url = 'etcd://h:1/zkv'\n"
+
+
+def test_flags_name_the_store_and_the_member(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("[store]\nurl = 'etcd://a:1/other'\nlease = 2\n")
+    flags = ("--store", "etcd://a:1,[::1]:2/zkv", "--member", "one")
+    tables, text = shown(tmp_path, "--config", "c.toml", *flags)
+    assert tables["store"]["url"] == "etcd://a:1,[::1]:2/zkv"
+    assert tables["store"]["member"] == "one"
+    assert place(text, "url") == "--store"
+    assert place(text, "member") == "--member"
+    assert place(text, "lease") == "c.toml:3"
+
+    done = run_zkv("serve", "--store", "etcd://a/zkv", cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert done.stderr == (
+        "zkv: --store: store.url: endpoint 'etcd://a': it needs a host and a port: a port is "
+        "missing\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [
+        ("store.member = 'a/b'", "1: store.member: \"a/b\" is no name: expected 1 to 64 letters"),
+        ("store.member = 'ann\u00e9'", "1: store.member: "),
+        (f"store.member = '{'m' * 65}'", "1: store.member: "),
+        ("store.lease = 1.9", "1: store.lease: expected a number of seconds from 2 to 60, got 1.9"),
+        ("store.lease = 61", "1: store.lease: expected"),
+        ("store.reads = 'stale'", '1: store.reads: expected one of "lease", "confirm", got'),
+        (f"{STORE}replication.sync = 1", "1, c.toml:2: replication.sync is for a store in a data"),
+        (
+            f"{STORE}server.endpoints = ['tcp://h:1', 'tcp://*:2']",
+            "2, c.toml:1: server.endpoints: tcp://*:2 is no place to which clients can be sent "
+            "once this server leads: set replication.advertise",
+        ),
+        (
+            f"{STORE}server.feed = 'tcp://[::]:2'",
+            "2, c.toml:1: server.feed: tcp://[::]:2 is no place to which clients can be sent "
+            "once this server leads: set replication.advertise_feed",
+        ),
+        ("store.etcd = {ca = 'a', cert = 'c'}", "1: store.etcd.cert needs store.etcd.key: they"),
+        ("store.etcd = {ca = 'a', key = 'c'}", "1: store.etcd.key needs store.etcd.cert: they"),
+        ("store.etcd = {key = 'a', cert = 'c'}", "1: store.etcd.cert needs store.etcd.ca: without"),
+        ("store.etcd.user = 'u'", "1: store.etcd.user needs store.etcd.password_file: etcd asks"),
+        ("store.etcd.password_file = 'u'", "1: store.etcd.password_file needs store.etcd.user"),
+        (
+            "store.log_bytes = 524_289\nstore.quota_bytes = 1_048_576\n",
+            "1, c.toml:2: store.log_bytes (524289) is above half of store.quota_bytes (524288): ",
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_store_in_etcd_does_not_allow(tmp_path: Path, file: str, why: str) -> None:
+    (tmp_path / "c.toml").write_text(file, encoding="utf-8")
+    done = run_zkv("config", "check", "c.toml", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"zkv: c.toml:{why}")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        STORE + "server = {endpoints = ['tcp://*:1'], feed = 'tcp://*:2'}\n"
+        "replication = {advertise = ['tcp://h:1'], advertise_feed = 'tcp://h:2'}\n",
+        STORE + "server = {endpoints = ['tcp://h:1', 'ipc://a'], feed = ''}\n",
+        "server = {endpoints = ['tcp://*:1'], feed = 'tcp://*:2'}\n",
+        "store.member = 'a'\nstore.etcd.ca = 'ca.pem'\n",
+        "store.log_bytes = 524_288\nstore.quota_bytes = 1_048_576\n",
+    ],
+)
+def test_what_a_store_in_etcd_allows(tmp_path: Path, file: str) -> None:
+    """Also settings of a store that is named elsewhere."""
+    (tmp_path / "c.toml").write_text(file)
+    done = run_zkv("config", "check", "c.toml", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_store_in_etcd_needs_a_data_directory() -> None:
+    with pytest.raises(ConfigError, match=r"store\.url needs durability\.data_dir"):
+        config.build({"store": {"url": "etcd://h:1/a"}, "durability": {"data_dir": None}})
+
+
+@pytest.mark.parametrize(
+    ("file", "flags", "why"),
+    [
+        (
+            "server.feed = ''\nserver.endpoints = ['tcp://0.0.0.0:*']\n", (),
+            "c.toml:2: server.endpoints: tcp://0.0.0.0:* is no place to which clients",
+        ),
+        ("", ("--feed", "tcp://*:*"), "--feed: server.feed: tcp://*:* is no place to which"),
+        (STORE, (), "c.toml:1: store.url: a standby copies a server; a member of a store"),
+    ],
+)  # fmt: skip
+def test_what_a_standby_does_not_allow(
+    tmp_path: Path, file: str, flags: tuple[str, ...], why: str
+) -> None:
+    (tmp_path / "c.toml").write_text(file)
+    done = run_zkv("follow", "tcp://127.0.0.1:1", "--config", "c.toml", *flags, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"zkv: {why}")
 
 
 # --- Arrays of tables ------------------------------------------------------------------------

@@ -4,8 +4,9 @@ Sessions. Blocks of these languages are run in a directory of their own, in the 
 stand in a document; a ``text`` block that follows with nothing in between is what they print, with
 ``...`` in the place of what may differ.
 
-- ``sh``: run by a shell. A block that begins with ``make run`` or ``zkv serve`` is a terminal of
-  its own: the server that it starts goes on in the background, until a later block ends it.
+- ``sh``: run by a shell. A block that begins with ``make run``, ``zkv serve`` or ``etcd`` is a
+  terminal of its own: the server that it starts goes on in the background, until a later block ends
+  it. Documents with an etcd are not run where there is none.
 - ``python``: run as a program.
 
 The documents show the default ports; here, free ones take their place in what is run and printed.
@@ -36,6 +37,7 @@ import pytest
 import zmq
 
 from tests.conftest import Connect
+from tests.etcd.nodes import needs_etcd
 from tests.protocol import protocol_examples
 from tests.support import (
     LIMIT,
@@ -43,6 +45,7 @@ from tests.support import (
     Raw,
     ServerProcess,
     environment,
+    eventually,
     free_ports,
     pack,
     read_line,
@@ -50,6 +53,7 @@ from tests.support import (
 )
 from zkv import __version__, config, errors
 from zkv.defaults import DEFAULT_ENDPOINT
+from zkv.etcd.client import EtcdClient
 from zkv.figures import FIGURES, Figure
 from zkv.protocol.requests import REQUEST_TYPES
 from zkv.users.file import UserEntry, check_users
@@ -63,6 +67,7 @@ WITH_SESSIONS: Final = (
     "docs/tutorial.md", "docs/howto.md", "docs/python.md", "docs/terminal.md",
     "docs/settings.md", "docs/sizing.md", "docs/security.md", "docs/benchmarking.md",
 )  # fmt: skip
+WITH_ETCD: Final = ("docs/cluster.md",)
 UPDATING: Final = bool(os.environ.get("ZKV_UPDATE_DOCS"))
 
 
@@ -120,9 +125,9 @@ def test_blocks_are_of_a_known_kind(document: str) -> None:
 
 # --- Sessions --------------------------------------------------------------------------------
 
-SERVER: Final = re.compile(r"^(make run|zkv serve)\b")
-DEFAULT_PORTS: Final = (5555, 5556)
-"""Of requests and of the feed."""
+SERVER: Final = re.compile(r"^(make run|zkv serve|etcd)\b")
+DEFAULT_PORTS: Final = (5555, 5556, 5557, 5558, 2379)
+"""Of requests, of the feed, of further members, and of etcd."""
 
 
 class Sandbox:
@@ -136,7 +141,8 @@ class Sandbox:
         self._ports = dict(zip(DEFAULT_PORTS, free_ports(len(DEFAULT_PORTS)), strict=True))
         self._directory = directory
         self._exports = ""
-        self._server: subprocess.Popen[bytes] | None = None
+        self._servers: list[subprocess.Popen[bytes]] = []
+        self._peer = f"http://127.0.0.1:{free_ports(1)[0]}"  # Where nodes of etcd find each other.
         self._log = directory / "server.log"
         python = shlex.quote(sys.executable)
         for name, module in (
@@ -157,9 +163,9 @@ class Sandbox:
         return self
 
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
-        if self._server is not None:
-            self._server.send_signal(signal.SIGKILL if failed else signal.SIGTERM)
-            self.wait_for_end(None if failed else 0)
+        while self._servers:  # What was started first ends last: members need etcd.
+            self._servers[-1].send_signal(signal.SIGKILL if failed else signal.SIGTERM)
+            self.wait_for_end(self._servers[-1], is_judged=not failed)
 
     def localise(self, text: str) -> str:
         """``text`` with free ports in the place of the default ones."""
@@ -187,22 +193,44 @@ class Sandbox:
     def start_server(self, block: Block) -> str:
         """Run a block that starts a server; what it printed up to READY."""
         with open(self._log, "ab") as log:
-            self._server = subprocess.Popen(
+            server = subprocess.Popen(
                 ["bash", "-ec", f"{self._exports}exec {self.localise(block.text)}"],
                 cwd=self._directory, env=self._environment(), stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE, stderr=log,
             )  # fmt: skip
-        assert self._server.stdout is not None
-        line = read_line(self._server.stdout).decode()
+        self._servers.append(server)
+        if block.text.startswith("etcd"):
+            eventually(self._etcd_answers, "etcd answers")
+            return ""
+        assert server.stdout is not None
+        line = read_line(server.stdout).decode()
         assert line.startswith("READY "), self._log.read_text()
         return line
 
-    def wait_for_end(self, status: int | None = 0) -> None:
-        """Wait until the server has ended, with this exit status; None = whichever."""
-        assert self._server is not None
-        server, self._server = self._server, None
+    def _etcd_answers(self) -> bool:
+        etcd = EtcdClient([self.localise("127.0.0.1:2379")])
         try:
-            assert status in {server.wait(LIMIT), None}, self._log.read_text()
+            return etcd.status(1.0)[0].leader > 0
+        finally:
+            etcd.close()
+
+    def wait_for_one_to_end(self) -> None:
+        """Wait until one of the servers has ended, with exit status 0."""
+        ended: list[subprocess.Popen[bytes]] = []
+
+        def has_ended() -> bool:
+            ended[:] = [server for server in self._servers if server.poll() is not None]
+            return bool(ended)
+
+        eventually(has_ended, "a server has ended")
+        self.wait_for_end(ended[0])
+
+    def wait_for_end(self, server: subprocess.Popen[bytes], is_judged: bool = True) -> None:
+        """Wait until a server has ended, with the exit status of one that was to end."""
+        self._servers.remove(server)
+        expected = {0, -signal.SIGTERM}  # The latter is that of etcd.
+        try:
+            assert server.wait(LIMIT) in expected or not is_judged, self._log.read_text()
         finally:
             server.kill()
             server.wait()
@@ -220,6 +248,9 @@ class Sandbox:
         for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # Of the `make test` that runs this.
             variables.pop(name, None)
         return variables | {
+            "ETCD_LISTEN_PEER_URLS": self._peer,
+            "ETCD_INITIAL_ADVERTISE_PEER_URLS": self._peer,
+            "ETCD_INITIAL_CLUSTER": f"default={self._peer}",
             "PATH": f"{self._directory / 'tools'}:{os.environ['PATH']}",
             "ZKV_ENDPOINT": self.localise(DEFAULT_ENDPOINT),
         }
@@ -232,7 +263,10 @@ def matches(printed: str, shown: str) -> bool:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("document", WITH_SESSIONS)
+@pytest.mark.parametrize(
+    "document",
+    [*WITH_SESSIONS, *(pytest.param(name, marks=needs_etcd) for name in WITH_ETCD)],
+)
 def test_sessions_run_as_shown(document: str, tmp_path: Path) -> None:
     with Sandbox(tmp_path) as sandbox:
         for block in blocks_of(document):
@@ -240,8 +274,8 @@ def test_sessions_run_as_shown(document: str, tmp_path: Path) -> None:
                 continue
             is_server = block.language == "sh" and SERVER.match(block.text)
             printed = sandbox.start_server(block) if is_server else sandbox.run(block)
-            if "zkv-cli end" in block.text:
-                sandbox.wait_for_end()
+            if re.search(r"zkv-cli( -e \S+)? end\b", block.text):
+                sandbox.wait_for_one_to_end()
             shown = sandbox.localise(block.output or "")
             place = f"{document}, line {block.line}: {block.text}"
             assert block.output is None or matches(printed, shown), f"{place}prints:\n{printed}"

@@ -660,9 +660,30 @@ WAITING: Final = [
     Mutant(
         "what another epoch made safe is told",
         "zkv/broker/waiting.py",
-        "return (safe if engine.epoch == epoch else NOTHING_SAFE), refusal",
+        "return (safe if confirmed and engine.epoch == epoch else NOTHING_SAFE), refusal",
         "return safe, refusal",
         ("tests/requests/test_safe_replies.py", "-k", "another_one_with_its_revision"),
+    ),
+    Mutant(
+        "no read is confirmed",
+        "zkv/broker/waiting.py",
+        "confirmed = epoch < 0 or not engine.log.confirms_reads",
+        "confirmed = True",
+        ("tests/cluster/test_reads.py", "-k", "stands_still"),
+    ),
+    Mutant(
+        "the front answers reads before they are confirmed",
+        "zkv/broker/front.py",
+        "or log.epoch != epoch or log.confirms_reads:",
+        "or log.epoch != epoch:",
+        ("tests/cluster/test_reads.py", "-k", "stands_still"),
+    ),
+    Mutant(
+        "a read that was not confirmed is answered by the lease",
+        "zkv/requests/call.py",
+        "if self.engine.log.confirms_reads and needs_leader(call.request):",
+        "if False:",
+        ("tests/cluster/test_reads.py", "-k", "stands_still"),
     ),
     Mutant(
         "a remembered refusal does not wait for its frame",
@@ -1243,9 +1264,23 @@ SETTINGS: Final = [
     Mutant(
         "SIGHUP takes over what needs a restart",
         "zkv/config/layers.py",
-        "        if setting.live:\n",
-        "        if True:\n",
+        "for name, setting in SETTINGS.items() if setting.live}",
+        "for name in SETTINGS}",
         (*IN_SETTINGS, "-k", "needs_a_restart"),
+    ),
+    Mutant(
+        "a key in quotes is taken for a table in a table",
+        "zkv/config/schema.py",
+        "    if name in names:\n        return None\n",
+        "    if name in names or full_name(table, name) in TABLES:\n        return None\n",
+        (*IN_SETTINGS, "-k", "fault_in_a_table_in_a_table"),
+    ),
+    Mutant(
+        "the feed of a member may be where nobody can connect to",
+        "zkv/config/schema.py",
+        '("server.feed", [server.feed], replication.advertise_feed',
+        '("server.feed", [], replication.advertise_feed',
+        (*IN_SETTINGS, "-k", "store_in_etcd_does_not_allow"),
     ),
     Mutant(
         "the workers do not notice that the request log is switched",
@@ -1617,17 +1652,14 @@ IN_REPLICATION: Final = [
     ),
     Mutant(
         "the old history may be gone before what only it had is kept",
-        "zkv/replication/place.py",
-        "        keep(fetched)\n        directory = self.layout.directory\n"
-        "        write_role(files, directory, msgspec.structs.replace(record, exchange=True))\n",
-        "        directory = self.layout.directory\n"
-        "        write_role(files, directory, msgspec.structs.replace(record, exchange=True))\n"
-        "        keep(fetched)\n",
+        "zkv/replication/incoming.py",
+        "        keep(fetched)\n        decide(True)\n",
+        "        decide(True)\n        keep(fetched)\n",
         (POWER_CUTS, "-k", "exchange"),
     ),
     Mutant(
         "an exchange is not on disk before it counts as done",
-        "zkv/replication/place.py",
+        "zkv/replication/incoming.py",
         "                files.rename(new, old)\n"
         "                files.sync_directory(self.layout.directory)\n",
         "                files.rename(new, old)\n",
@@ -1635,7 +1667,7 @@ IN_REPLICATION: Final = [
     ),
     Mutant(
         "what is diverged is not on disk when it has its name",
-        "zkv/cli/follow.py",
+        "zkv/replication/incoming.py",
         "        files.sync(file)\n    files.rename(beside, path)\n",
         "    files.rename(beside, path)\n",
         (POWER_CUTS, "-k", "exchange"),
@@ -1852,9 +1884,257 @@ IN_REPLICATION: Final = [
     ),
 ]
 
+IN_ETCD: Final = [
+    Mutant(
+        "an answer of etcd that nobody knows counts as not executed",
+        "zkv/etcd/errors.py",
+        "if pattern.search(details)), UnknownOutcomeError)",
+        "if pattern.search(details)), EtcdError)",
+        ("tests/etcd/test_package.py", "-k", "errors"),
+    ),
+    Mutant(
+        "a connection that breaks counts as a certificate that is refused",
+        "zkv/etcd/errors.py",
+        '"UNAVAILABLE": ((_REFUSED_TLS, AccessError),),',
+        '"UNAVAILABLE": ((re.compile("SSL"), AccessError),),',
+        ("tests/etcd/test_package.py", "-k", "errors"),
+    ),
+]
+
+SHARED_LOG: Final = "zkv/cluster/shared_log.py"
+MEMBER_WAL: Final = "zkv/cluster/wal.py"
+MEMBERSHIP: Final = "zkv/cluster/membership.py"
+LEASE: Final = "zkv/cluster/lease.py"
+IN_SHARED_LOG: Final = ("tests/cluster/test_shared_log.py",)
+IN_MEMBER_WAL: Final = ("tests/cluster/test_wal.py",)
+IN_LEADERSHIP: Final = ("tests/cluster/test_leadership.py",)
+IN_TAKE_OVER: Final = ("tests/cluster/test_take_over.py", "-k")
+
+IN_CLUSTER: Final = [
+    Mutant(
+        "appends are not fenced",
+        SHARED_LOG,
+        "compares = [self._fence, _unchanged(keys.head, self._head_revision)]\n        there = ",
+        "compares = [_unchanged(keys.head, self._head_revision)]\n        there = ",
+        IN_SHARED_LOG,
+    ),
+    Mutant(
+        "appends do not look at the head",
+        SHARED_LOG,
+        "compares = [self._fence, _unchanged(keys.head, self._head_revision)]\n        there = ",
+        "compares = [self._fence]\n        there = ",
+        IN_SHARED_LOG,
+    ),
+    Mutant(
+        "a clearance may come at any time",
+        SHARED_LOG,
+        "compares = [self._fence, _unchanged(keys.head, self._head_revision)]\n"
+        "            result = ",
+        "compares = [self._fence]\n            result = ",
+        IN_SHARED_LOG,
+    ),
+    Mutant(
+        "a leader does not clear what others have left",
+        SHARED_LOG,
+        "[leftovers, PutOp(keys.head, pack(self.head))]",
+        "[PutOp(keys.head, pack(self.head))]",
+        IN_SHARED_LOG,
+    ),
+    Mutant(
+        "an incomplete batch of the own term counts as appended",
+        SHARED_LOG,
+        "if not any(each.number == each.parts - 1 for each in mine):",
+        "if not mine:",
+        IN_SHARED_LOG,
+    ),
+    Mutant(
+        "a batch of another term counts as the own one",
+        SHARED_LOG,
+        "mine = [each for each in places if each.term == self.term]",
+        "mine = places",
+        IN_SHARED_LOG,
+    ),
+    Mutant(
+        "a take-over does not look at the leader's record",
+        SHARED_LOG,
+        "_unchanged(keys.leader, seen.leader_revision),",
+        "",
+        IN_SHARED_LOG,
+    ),
+    Mutant(
+        "a leader never demotes itself",
+        LEASE,
+        "return None if self.clock() < state.end else state.lapses",
+        "return None if state.end else state.lapses",
+        (*IN_LEADERSHIP, "-k", "under_way_at_the_end"),
+    ),
+    Mutant(
+        "there is no margin for clocks of different rates",
+        LEASE,
+        "self.margin = max(LEAST_MARGIN, seconds / 10)",
+        "self.margin = 0.0",
+        (*IN_TAKE_OVER, "rates"),
+    ),
+    Mutant(
+        "a renewal that was under way holds a lease that was given up",
+        LEASE,
+        "if not self._state.given_up:",
+        "if True:",
+        IN_MEMBER_WAL,
+    ),
+    Mutant(
+        "the numbers of lapses are used again",
+        LEASE,
+        "lapses = state.lapses + (self.clock() >= state.end)",
+        "lapses = state.lapses",
+        IN_MEMBER_WAL,
+    ),
+    Mutant(
+        "the end of the lease is not the end of an epoch",
+        MEMBER_WAL,
+        "if self._tenure is not None and (lapse := self._lease.lapse) is not None:",
+        "if self._tenure is not None and (lapse := self._lease.lapse) is not None and lapse < 0:",
+        (*IN_LEADERSHIP, "-k", "under_way_at_the_end"),
+    ),
+    Mutant(
+        "reads survive a deposition",
+        MEMBER_WAL,
+        '"""Return `NOTHING`: see above."""\n        return NOTHING',
+        '"""Return `NOTHING`: see above."""\n        return self.safe_rev, self.safe_lsn',
+        (*IN_LEADERSHIP, "-k", "found_out"),
+    ),
+    Mutant(
+        "a deposed leader has the old epoch for a moment",
+        MEMBER_WAL,
+        "self._rolled_back, self._was_deposed, self._sending = True, False, None\n",
+        "self._rolled_back, self._was_deposed, self._sending = True, False, None\n"
+        "        self._tenure = None\n",
+        (*IN_LEADERSHIP, "-k", "rolls_back"),
+    ),
+    Mutant(
+        "a leader that has rolled back takes commits before it follows",
+        MEMBER_WAL,
+        "if self._sending is not None or self._rolled_back:",
+        "if self._sending is not None:",
+        IN_MEMBER_WAL,
+    ),
+    Mutant(
+        "a batch under way outlasts a rollback",
+        MEMBER_WAL,
+        "self._rolled_back, self._was_deposed, self._sending = True, False, None",
+        "self._rolled_back, self._was_deposed = True, False",
+        IN_MEMBER_WAL,
+    ),
+    Mutant(
+        "a leader whose disk fails leads on",
+        MEMBER_WAL,
+        "        if self._tenure is None:\n            return super()._refuse(",
+        "        if True:\n            return super()._refuse(",
+        IN_MEMBER_WAL,
+    ),
+    Mutant(
+        "a member whose disk is full takes over again",
+        MEMBER_WAL,
+        "if self._was_deposed:",
+        "if True:",
+        IN_MEMBER_WAL,
+    ),
+    Mutant(
+        "commits are written here before etcd has them",
+        MEMBER_WAL,
+        "self._send(self._tenure, self._sending)\n",
+        "pass\n",
+        IN_MEMBER_WAL,
+    ),
+    Mutant(
+        "a server that stops waits for etcd once it leads",
+        MEMBER_WAL,
+        "if not self._stopping:\n                self._woken.clear()",
+        "self._woken.clear()",
+        (*IN_MEMBER_WAL, "--timeout", "20"),
+    ),
+    Mutant(
+        "members go by revisions instead of log numbers",
+        MEMBERSHIP,
+        "while engine.last_lsn < head:",
+        "while engine.keyspace.rev < self._shared.look().head.rev:",
+        (*IN_TAKE_OVER, "refusal"),
+    ),
+    Mutant(
+        "the time of a new leader is that of its system",
+        MEMBERSHIP,
+        "engine.clock.follow(seen.leader.time + round(lease.seconds * 1000))",
+        'engine.clock.follow(__import__("time").time_ns() // 1_000_000)',
+        (*IN_TAKE_OVER, "hour_ahead"),
+    ),
+    Mutant(
+        "each attempt to take over moves the time on",
+        MEMBERSHIP,
+        "engine.clock.follow(seen.leader.time + round(lease.seconds * 1000))",
+        "engine.clock.follow(engine.clock() + round(lease.seconds * 1000))",
+        (*IN_TAKE_OVER, "moves_the_time"),
+    ),
+    Mutant(
+        "only the last attempt to take over is known",
+        MEMBERSHIP,
+        "sent_at = self._attempts[fence.nonce] = lease.clock()",
+        "self._attempts.clear(); sent_at = self._attempts[fence.nonce] = lease.clock()",
+        (*IN_TAKE_OVER, "behind_another"),
+    ),
+    Mutant(
+        "a leader whose disk fails keeps its record",
+        MEMBERSHIP,
+        "if not self._wal.takes_commits:  # Its disk fails, so nobody else has taken over.",
+        "if False:",
+        (*IN_LEADERSHIP, "-k", "disk_is_full"),
+    ),
+]
+
+TRIMMING: Final = "tests/cluster/test_trimming.py"
+
+IN_TRIMMING: Final = [
+    Mutant(
+        "a claim that has changed since does not keep the log from being trimmed",
+        SHARED_LOG,
+        "each.revision) for each in claims]",
+        "each.revision) for each in claims[:0]]",
+        (TRIMMING, "-k", "lost_its_snapshot"),
+    ),
+    Mutant(
+        "a pin that is placed just before does not count",
+        SHARED_LOG,
+        "[PutOp(keys.pin(pin.member), pack(pin)), PutOp(keys.first, pack(seen.first))]",
+        "[PutOp(keys.pin(pin.member), pack(pin))]",
+        (TRIMMING, "-k", "placed_just_before"),
+    ),
+    Mutant(
+        "a claim of a former term counts",
+        "zkv/cluster/trimming.py",
+        "and each.revision > tenure.revision",
+        "",
+        (TRIMMING, "-k", "former_term"),
+    ),
+    Mutant(
+        "what a killed leader has left before the beginning of the log stays",
+        "zkv/cluster/trimming.py",
+        "            first = seen.first\n",
+        "            return 0\n",
+        (TRIMMING, "-k", "amid_trimming"),
+    ),
+    Mutant(
+        "a snapshot is claimed without being read back",
+        "zkv/durability/snapshot.py",
+        "        for _ in reader.frames():\n            pass\n"
+        "        return Verified(head.rev, head.lsn, reader.check_frames(head.rev).crc)",
+        "        return Verified(head.rev, head.lsn, 0)",
+        ("tests/cluster/test_claims.py", "-k", "damaged"),
+    ),
+]
+
 MUTANTS: Final = [
+    *IN_TRIMMING,
     *IN_C, *AT_THE_START, *CODEC_AND_EXACTLY_ONCE, *EXPIRY, *LOG, *WAITING, *IN_SLOW_LOG, *IN_FEED,
     *IN_BOUNDS, *IN_HANDSHAKES,
     *CLIENT, *IN_METRICS, *SETTINGS, *IN_USERS, *IN_TOOLS_OF_USERS, *IN_QUOTAS,
-    *IN_CACHES, *IN_REPLICATION,
+    *IN_CACHES, *IN_REPLICATION, *IN_ETCD, *IN_CLUSTER,
 ]  # fmt: skip

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
-from io import IOBase
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,47 +14,12 @@ from tests.durability.crash.disk_model import Tree, read_tree, write_tree
 from tests.durability.crash.driver import DATA, scratch
 from tests.durability.crash.faults import Killed
 from tests.replication.following import state_of
+from tests.replication.fragile import FragileFiles
 from tests.support import Raw, ServerInProcess
 from zkv.durability.files import Files
-from zkv.durability.lock import DirectoryLock
 from zkv.replication.place import StandbyDirectory, read_role
 
 LEADER = ["tcp://192.0.2.1:5555"]
-
-
-class FragileFiles(Files):
-    """The real file system, until the process is killed at a call.
-
-    Args:
-        last: the number of that call; the first is 1.
-        after: it is done, and the process killed then.
-    """
-
-    def __init__(self, last: int, after: bool) -> None:
-        self.calls = 0
-        self._last = last
-        self._after = after
-
-    def call(self, method: Callable[..., Any], *arguments: Any) -> Any:
-        """Do one call, unless it is too late."""
-        self.calls += 1
-        if self.calls > self._last or (self.calls == self._last and not self._after):
-            raise Killed
-        done = method(self, *arguments)
-        if self.calls == self._last:
-            if isinstance(done, DirectoryLock | IOBase):
-                done.close()
-            raise Killed
-        return done
-
-
-def _fragile(method: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, *arguments: self.call(method, *arguments)
-
-
-for _name in dir(Files):
-    if not _name.startswith("_"):
-        setattr(FragileFiles, _name, _fragile(getattr(Files, _name)))
 
 
 class History:

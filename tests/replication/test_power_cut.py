@@ -22,8 +22,9 @@ from tests.durability.crash.driver import DATA, scratch
 from tests.durability.crash.faults import RecordingFiles
 from tests.replication.following import State, state_of
 from tests.support import LIMIT, Message, Raw, ServerInProcess
-from zkv.cli.follow import keep_after
+from zkv.cli.data import commit_line
 from zkv.durability.files import Files
+from zkv.replication.incoming import keep_diverged
 from zkv.replication.place import StandbyDirectory, read_role
 from zkv.replication.standby import Promoted
 from zkv.replication.stream import FetchedSnapshot, StreamError
@@ -98,7 +99,7 @@ def exchange(root: Path, files: Files, history: History, common: int | None = No
 
     def keep(_: FetchedSnapshot) -> None:
         if common is not None:
-            keep_after(files, place.layout, common)
+            keep_diverged(files, place.layout, common, commit_line)
 
     with place.lock():
         place.fetch(history.ask, place.prepare(LEADER), keep)

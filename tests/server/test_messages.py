@@ -69,7 +69,7 @@ def test_a_bad_setting(tmp_path: Path, text: str, why: str) -> None:
 def test_every_setting_says_what_it_may_be(tmp_path: Path) -> None:
     """A list of a table is nothing that any of them takes."""
     for full_name in config.SETTINGS:
-        table, _, name = full_name.partition(".")
+        table, _, name = full_name.rpartition(".")
         path = tmp_path / "config.toml"
         path.write_text(f"[{table}]\n{name} = [{{}}]\n")
         with pytest.raises(ConfigError) as raised:

@@ -123,7 +123,7 @@ class FrontHandler:
             answered.end = run.end
         safe_rev, executed = ALL, None
         # The order matters: see `zkv.broker.waiting`. Most batches are safe, and end here.
-        if newest > log.safe_rev or log.epoch != epoch:
+        if newest > log.safe_rev or log.epoch != epoch or log.confirms_reads:
             held = answered or Answered()
             executed = time.perf_counter()
             safe_rev = self._hold(held, batch, newest, epoch, executed)

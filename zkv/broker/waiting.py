@@ -99,7 +99,9 @@ def make_safe(
         except ReadOnly as error:
             refusal = error
         safe = Safe(engine.safe_rev, engine.safe_lsn)
-    return (safe if engine.epoch == epoch else NOTHING_SAFE), refusal
+    # Below 0 nothing was answered that only a leader may answer, so nobody has to confirm it.
+    confirmed = epoch < 0 or not engine.log.confirms_reads
+    return (safe if confirmed and engine.epoch == epoch else NOTHING_SAFE), refusal
 
 
 def commit(engine: Engine, answered: Answered, wait: Callable[[], bool]) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zkv import __version__, compiled, figures
+from zkv.cli import cluster
 from zkv.cli.diagnosis import ACT, FINE, TELL, Diagnosis
 from zkv.cli.output import has_colours
 from zkv.cli.protection import check_exposure, check_here
@@ -63,6 +64,8 @@ SPACE: Final = 1024**3
 """Bytes that should be free in addition to the space for the next snapshot and segment."""
 FAR_BEHIND: Final = 15.0
 """Seconds after which a standby that is behind, or has not asked, needs somebody to look."""
+MEMBERS: Final = frozenset({"leader", "follower"})
+"""The roles of the members of a store in etcd."""
 VOLATILE: Final = frozenset({"tmpfs", "ramfs"})
 REMOTE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"})
 REASONS: Final = "the server's log has the reason: the disk, the memory, or the data directory"
@@ -198,6 +201,9 @@ def check_version(_client: Client, info: Info) -> Iterator[Diagnosis]:
 def check_durability(_client: Client, info: Info) -> Iterator[Diagnosis]:
     """Is an answered write on disk?"""
     settings = info["durability"]
+    if info.get("replication", {}).get("role") in MEMBERS:
+        yield Diagnosis(FINE, "durability", "answered writes are on disk at most nodes of etcd")
+        return
     match settings["fsync"]:
         case "always":
             yield Diagnosis(FINE, "durability", "fsync = always: answered writes are on disk")
@@ -366,11 +372,15 @@ def check_latency(client: Client, info: Info) -> Iterator[Diagnosis]:
 
 
 def check_replication(_client: Client, info: Info) -> Iterator[Diagnosis]:
-    """Do the standbys keep up?"""
+    """Do the standbys keep up, or the members?"""
     if "replication" not in info:
         return
     replication = info["replication"]
     text = f"{replication['role']} in term {replication['term']}"
+    if replication["role"] in MEMBERS:
+        yield from cluster.examine(info, text)
+        yield from _check_standbys(figures.APPLIED.need(info), replication["standbys"])
+        return
     lag = figures.LAG.of(info)
     if replication["role"] != "primary":
         followed = ", ".join(replication["leader"] or ["nobody"])
@@ -383,8 +393,11 @@ def check_replication(_client: Client, info: Info) -> Iterator[Diagnosis]:
             yield Diagnosis(FINE, "standby", f"{text}, and is {duration(lag)} behind")
         return
     yield Diagnosis(FINE, "primary", text)
-    applied = figures.APPLIED.need(info)
-    for each in replication["members"]:
+    yield from _check_standbys(figures.APPLIED.need(info), replication["members"])
+
+
+def _check_standbys(applied: int, standbys: list[Info]) -> Iterator[Diagnosis]:
+    for each in standbys:
         missing, silent = max(0, applied - each["durable"]), each["seconds"]
         there = f"{each['name']} lacks {missing:,} commits; it asked {duration(silent)} ago"
         advice = "look at the log there; the list forgets it an hour after it has asked"

@@ -3,33 +3,30 @@
 Strategy: one server at a time. If the primary cannot go on from what the standby has, its server
 stops, a snapshot of the primary takes the place of its history, and another server begins there, at
 the same endpoints. What only the old history had is kept in a file before it is given up. While no
-server uses the directory, this process holds its lock, and the first signal ends it.
+server uses the directory, this process holds its lock, and the first signal ends it
+(`zkv.cli.serving`).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import logging
-import signal
 import threading
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from zkv.broker.upstream import Upstream
 from zkv.cli.data import commit_line
-from zkv.cli.serving import logging_to
-from zkv.cli.serving import run as run_server
+from zkv.cli.serving import logging_to, run_in_turn
 from zkv.cli.settings import read_settings
-from zkv.durability import dump, recovery, snapshot
+from zkv.config import unadvertised
+from zkv.durability import recovery
 from zkv.durability.files import Files
 from zkv.durability.frozen_view import FrozenView
-from zkv.endpoint import is_wildcard
 from zkv.errors import ConfigError, DataDirError
+from zkv.replication.incoming import attempt, keep_diverged
 from zkv.replication.place import StandbyDirectory, read_role
 from zkv.replication.standby import begin_anew
 from zkv.replication.stream import (
@@ -45,13 +42,13 @@ from zkv.server import Following, ServerCore
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from zkv.cli.serving import MakeServer
     from zkv.config import Settings
-    from zkv.durability.layout import Layout
     from zkv.durability.lock import DirectoryLock
     from zkv.keyspace.lineage import Lineage
     from zkv.log import Log
+    from zkv.replication.incoming import BeginAnew
     from zkv.replication.place import RoleRecord
-    from zkv.replication.standby import BeginAnew
     from zkv.replication.stream import FetchedSnapshot
     from zkv.replication.vote import OtherMachine
 
@@ -65,15 +62,17 @@ ASK_SECONDS: Final = 5.0
 
 def run(options: argparse.Namespace) -> int:
     """Run a standby until END or a signal stops it; return the exit status. Raises StartupError."""
-    settings = read_settings(options).settings
+    merged = read_settings(options)
+    settings = merged.settings
     if settings.durability.data_dir is None:
         raise ConfigError("durability.data_dir: a standby needs a data directory")
-    wild = next(filter(is_wildcard, settings.server.endpoints), None)
-    if wild is not None and not settings.replication.advertise:
+    if settings.store.url:
         raise ConfigError(
-            f"server.endpoints: {wild} is no place where clients find this server once it leads: "
-            f"set replication.advertise"
+            f"{merged.places['store.url']}: store.url: a standby copies a server; a member of a "
+            f"store in etcd is run by zkv serve"
         )
+    for name, fault in unadvertised(settings):
+        raise ConfigError(f"{merged.places[name]}: {fault}")
     with logging_to(settings) as log:
         return _Follower(options, settings, settings.durability.data_dir).run(log)
 
@@ -87,26 +86,15 @@ class _Follower:
 
     def run(self, log: Log) -> int:
         """Run one server after the other, until one has not to begin anew."""
-        is_first, anew = True, None
-        while True:
-            try:
-                with _ended_by_signals(), self._lock():
-                    record = self._make_ready(anew)
-            except _EndedError:
-                _log.info("stopped before it had a snapshot of the primary")
-                return 0
-            source = self._source()
-            try:
-                following = Following(source, record.member, self._leader, self._connect)
-                server = ServerCore(self._settings, log.write_requests, following=following)
-                status = run_server(server, self._settings, self._options, log, is_first)
-            finally:
-                source.close()
-            anew, is_first = server.anew, False
-            if status is not None or anew is None:
-                return status or 0
-            self._settings = _bound(self._settings, server)
-            _log.warning("beginning anew from a snapshot of the primary: %s", anew.reason)
+        return run_in_turn(self._settings, self._options, log, self._serving)
+
+    @contextlib.contextmanager
+    def _serving(self, settings: Settings, anew: BeginAnew | None) -> Iterator[MakeServer]:
+        with self._lock():
+            record = self._make_ready(anew)
+        with contextlib.closing(self._source()) as source:
+            following = Following(source, record.member, self._leader, self._connect)
+            yield lambda write_log: ServerCore(settings, write_log, following=following)
 
     def _lock(self) -> DirectoryLock:
         try:
@@ -192,24 +180,21 @@ class _Follower:
         followed backwards. If a server can go on after all, what is here stays.
         """
         with contextlib.closing(self._source()) as source:
-            while True:
-                try:
-                    why = None if anew is None else _refusal(source, record, anew)
-                    if anew is not None and why is None:
-                        _log.warning("%s goes on from what is here", source.endpoint)
-                        return
-                    rev = self._directory.fetch(source.ask, record, partial(self._keep, why))
-                except StreamRefusedError as error:
-                    _log.warning("no snapshot from %s: %s", source.endpoint, error)
-                except StreamError as error:
-                    _log.warning("no snapshot from the primary: %s; trying again", error)
-                except OSError as error:
-                    raise self._failed(error) from error
-                else:
-                    _log.info("fetched a snapshot of the primary at revision %d", rev)
-                    return
-                source.go_on()
-                threading.Event().wait(RETRY_SECONDS)
+            fetch = partial(self._try_to_fetch, source, record, anew)
+            try:
+                while not attempt(source, fetch):
+                    threading.Event().wait(RETRY_SECONDS)
+            except OSError as error:
+                raise self._failed(error) from error
+
+    def _try_to_fetch(self, source: Upstream, record: RoleRecord, anew: BeginAnew | None) -> None:
+        """Fetch it from the place that is asked now. Raises StreamError, OSError, DataDirError."""
+        why = None if anew is None else _refusal(source, record, anew)
+        if anew is not None and why is None:
+            _log.warning("%s goes on from what is here", source.endpoint)
+            return
+        rev = self._directory.fetch(source.ask, record, partial(self._keep, why))
+        _log.info("fetched a snapshot of the primary at revision %d", rev)
 
     def _keep(self, anew: BeginAnew | None, fetched: FetchedSnapshot) -> None:
         """Write into a file what only this history has. Raises OSError, DataDirError."""
@@ -220,37 +205,8 @@ class _Follower:
         self._require_term(anew.lineage, anew.lsn, fetched.lineage.term)
         if anew.diverged:
             known = anew.lineage.common(fetched.lineage, fetched.lsn, anew.lsn)
-            keep_after(Files(), self._directory.layout, max(known, anew.common))
-
-
-def keep_after(files: Files, layout: Layout, common: int) -> None:
-    """Write the commits after a log number into a file, which is whole and on disk then.
-
-    Args:
-        files: the file operations.
-        layout: of the data directory.
-        common: the last log number that the history of the primary has, too.
-
-    Raises OSError, DamageError, DataDirError.
-    """
-    path = _free(files, layout.directory, f"diverged-after-{common}")
-    beside = layout.directory / f"diverged{snapshot.UNFINISHED}"
-    count, first = 0, 0
-    with FrozenView(files, layout.directory) as view, files.create(beside) as file:
-        for commit in dump.log(view, None):
-            first = first or commit.lsn
-            if commit.lsn > common:
-                files.write(file, commit_line(commit).encode() + b"\n")
-                count += 1
-        files.sync(file)
-    files.rename(beside, path)
-    files.sync_directory(layout.directory)
-    _log.warning(
-        "%d commits after log number %d are not in the history of the primary; %s has them",
-        count, common, path,
-    )  # fmt: skip
-    if first > common + 1:
-        _log.warning("those from %d to %d are in no file", common + 1, first - 1)
+            common = max(known, anew.common)
+            keep_diverged(Files(), self._directory.layout, common, commit_line)
 
 
 def _refusal(source: Upstream, record: RoleRecord, anew: BeginAnew) -> BeginAnew | None:
@@ -268,37 +224,6 @@ def _refusal(source: Upstream, record: RoleRecord, anew: BeginAnew) -> BeginAnew
             raise
         return refused
     return None
-
-
-class _EndedError(BaseException):
-    """A signal ends the process."""
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Raise _EndedError within the block at SIGTERM or SIGINT. A server's handlers come later."""
-
-    def end(_number: int, _frame: object) -> None:
-        raise _EndedError
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _free(files: Files, directory: Path, stem: str) -> Path:
-    """Return a name for a file that is not there yet: what was kept before stays. Raises OSError.
-
-    The same place may be diverged from more than once.
-    """
-    there = files.names(directory)
-    ends = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
-    names = (f"{stem}{end}.jsonl" for end in ends)
-    return directory / next(name for name in names if name not in there)
 
 
 def _store_of(source: Upstream, here: Lineage) -> tuple[str, int]:
@@ -321,11 +246,3 @@ def _store_of(source: Upstream, here: Lineage) -> tuple[str, int]:
     if found is None:
         raise DataDirError("the primary does not answer, so nobody knows if this is its store")
     return found
-
-
-def _bound(settings: Settings, server: ServerCore) -> Settings:
-    """Return settings with the ports that a server had, so that the next one has them, too."""
-    places = {"endpoints": server.endpoints, "feed": server.feed}
-    return msgspec.structs.replace(
-        settings, server=msgspec.structs.replace(settings.server, **places)
-    )

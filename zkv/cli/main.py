@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 
 from zkv import __version__
-from zkv.cli.serving import NOT_STARTED, serve
+from zkv.cli.serving import LEADER, NOT_STARTED, serve
 from zkv.cli.settings import add_flags
 from zkv.cli.verbs import (
     add_config,
@@ -22,6 +22,7 @@ from zkv.cli.verbs import (
     add_metrics,
     add_promote,
     add_size,
+    add_store,
     add_user,
 )
 from zkv.errors import StartupError
@@ -60,9 +61,14 @@ def _parser() -> argparse.ArgumentParser:
         "serve", help="run a server", description="Run a server.", epilog=SIGNALS
     )
     add_flags(run)
+    run.add_argument(
+        "--wait", choices=(LEADER,), default="",
+        help="print READY only once a member leads the store: this one, or one that it follows",
+    )  # fmt: skip
     run.set_defaults(run=serve)
     add_follow(verbs)
     add_promote(verbs)
+    add_store(verbs)
     add_config(verbs)
     add_keygen(verbs)
     add_user(verbs)

@@ -1,38 +1,129 @@
-"""Runs a server until END or a signal stops it: what ``zkv serve`` and ``zkv follow`` share."""
+"""Runs a server until END or a signal stops it: what ``zkv serve`` and ``zkv follow`` share.
+
+A server with a copy of a store that others lead may have to begin anew, from a snapshot of another
+one. Then it stops, and another server takes its place in the same process (`run_in_turn`), at the
+same endpoints. While none runs, the first signal ends the process.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import logging
 import os
 import resource
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import msgspec
 
 from zkv.activity import SHORT_SECONDS
+from zkv.cli.data import commit_line
 from zkv.cli.reload import Reloader
 from zkv.cli.settings import read_settings
+from zkv.cluster.joining import join
 from zkv.collector import collecting
 from zkv.config import Settings
+from zkv.durability.files import Files
 from zkv.errors import ConfigError, StartupError
-from zkv.log import Log
-from zkv.server import Event, ServerCore
+from zkv.log import AnyRecord, Log
+from zkv.replication.incoming import BeginAnew
+from zkv.server import Event, ServerCore, connect_to_members
 
 _log = logging.getLogger("zkv.server")
 
+LEADER: Final = "leader"
+"""With ``--wait``: the server is ready once it knows who leads."""
 FAILED = 1
 NOT_STARTED = 2
+
+
+MakeServer = Callable[[Callable[[list[AnyRecord]], None]], ServerCore]
+"""Makes a server, not started yet, that writes request records there."""
+Serving = Callable[[Settings, BeginAnew | None], contextlib.AbstractContextManager[MakeServer]]
+"""Makes a data directory ready for a server, which has to begin anew or not; yields what makes that
+server. At the exit the server has stopped."""
 
 
 def serve(options: argparse.Namespace) -> int:
     """Run a server until END or a signal stops it. Raises StartupError."""
     settings = read_settings(options).settings
     with logging_to(settings) as log:
+        if settings.store.url:
+            return run_in_turn(settings, options, log, _serving_member)
         status = run(ServerCore(settings, log.write_requests), settings, options, log)
     return status or 0
+
+
+@contextlib.contextmanager
+def _serving_member(settings: Settings, anew: BeginAnew | None) -> Iterator[MakeServer]:
+    joining = join(settings, Files(), connect_to_members(settings), anew, commit_line)
+    try:
+        yield lambda write_log: ServerCore(settings, write_log, joining=joining)
+    finally:
+        joining.close()
+
+
+def run_in_turn(settings: Settings, options: argparse.Namespace, log: Log, serving: Serving) -> int:
+    """Run one server after the other, until one has not to begin anew; return the exit status.
+
+    Args:
+        settings: the settings.
+        options: where to read them again.
+        log: the log.
+        serving: makes the directory ready.
+
+    Raises StartupError.
+    """
+    anew: BeginAnew | None = None
+    for is_first in itertools.chain([True], itertools.repeat(False)):
+        with contextlib.ExitStack() as stack:
+            try:
+                with _ended_by_signals():
+                    make = stack.enter_context(serving(settings, anew))
+            except _EndedError:
+                _log.info("stopped before it had the store")
+                return 0
+            server = make(log.write_requests)
+            status = run(server, settings, options, log, is_first)
+        anew = server.anew
+        if status is not None or anew is None:
+            return status or 0
+        settings = _bound(settings, server)
+        _log.warning("beginning anew from a snapshot of another server: %s", anew.reason)
+    raise AssertionError  # It is an endless loop.
+
+
+class _EndedError(BaseException):
+    """A signal ends the process."""
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Raise _EndedError within the block at SIGTERM or SIGINT. A server's handlers come later."""
+
+    def end(_number: int, _frame: object) -> None:
+        raise _EndedError
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _bound(settings: Settings, server: ServerCore) -> Settings:
+    """Return settings with the ports that a server had, so that the next one has them, too."""
+    places = {"endpoints": server.endpoints, "feed": server.feed}
+    return msgspec.structs.replace(
+        settings, server=msgspec.structs.replace(settings.server, **places)
+    )
 
 
 @contextlib.contextmanager
@@ -56,7 +147,7 @@ def run(
 ) -> int | None:
     """Run a server until END or a signal stops it; return the exit status.
 
-    None: it is a standby that has to begin anew.
+    None: it has to begin anew.
 
     Args:
         server: the server, not started yet.
@@ -71,20 +162,50 @@ def run(
         settings, lambda: read_settings(options).settings, lambda new: _apply(new, server, log)
     )
     _handle_signals_of_operators(server, log, reloader)
+    # One that begins anew answers before it is ready: a signal must not end it in the middle.
+    stopped = None if is_first else _handle_signals_to_stop(server)
     server.start()
-    stopped = _handle_signals_to_stop(server)
+    stopped = stopped or _handle_signals_to_stop(server)
+    line = f"READY {' '.join(server.endpoints)}\n" if is_first else ""
     with collecting(server.activities.new("collector", SHORT_SECONDS)):
-        return _serve(server, is_first, stopped)
+        return _serve(server, Announcement(server, line), options.wait, stopped)
 
 
-def _serve(server: ServerCore, is_first: bool, stopped: threading.Event) -> int | None:
-    try:
-        announce(f"READY {' '.join(server.endpoints)}\n" if is_first else "")
-    except OSError as error:
-        server.post(Event.STOP)
-        server.wait()
-        raise StartupError(f"standard output: {error.strerror or error}") from error
+class Announcement:
+    """The line on standard output that says that a server is ready.
+
+    Args:
+        server: the server.
+        line: the line; empty = none.
+    """
+
+    def __init__(self, server: ServerCore, line: str) -> None:
+        self._server = server
+        self._line = line
+        self.error: OSError | None = None
+        """Why the line could not be written; then the server stops."""
+
+    def make(self) -> None:
+        """Write the line."""
+        try:
+            announce(self._line)
+        except OSError as error:
+            self.error = error
+            self._server.post(Event.STOP)
+
+
+def _serve(
+    server: ServerCore, announcement: Announcement, wait: str, stopped: threading.Event
+) -> int | None:
+    if wait == LEADER:
+        server.when_led(announcement.make)
+    else:
+        announcement.make()
     saved = server.wait()
+    if (error := announcement.error) is not None:
+        raise StartupError(f"standard output: {error.strerror or error}") from error
+    if server.failure is not None:
+        raise server.failure
     if server.anew is not None and not stopped.is_set():
         return None  # Another server follows in this process.
     # The server has stopped. A signal must not change the exit status while the interpreter ends.

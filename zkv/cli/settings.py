@@ -15,6 +15,8 @@ FLAGS: Final = {
     "--data-dir": "durability.data_dir",
     "--fsync": "durability.fsync",
     "--workers": "server.workers",
+    "--store": "store.url",
+    "--member": "store.member",
 }
 """Flag -> full name of its setting."""
 BESIDE: Final = "tcp://127.0.0.1:*"
@@ -36,6 +38,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--fsync", choices=("always", "interval", "never"), help="when writes are made durable"
     )
     parser.add_argument("--workers", type=int, metavar="N", help="the number of worker threads")
+    parser.add_argument(
+        "--store", metavar="URL",
+        help="the store in etcd: etcd://HOST:PORT,HOST:PORT/PREFIX; empty = in the data directory",
+    )  # fmt: skip
+    parser.add_argument("--member", metavar="NAME", help="the name of this member of that store")
 
 
 def given_flags(options: argparse.Namespace) -> dict[str, Any]:

@@ -37,6 +37,22 @@ PROMOTE: Final = (
     "nothing that was acknowledged is missing; then the primary need not be there. The exit "
     "status is 0 if the standby leads, 1 if not, 2 if the arguments are wrong."
 )
+STORE: Final = "A store of which several members have a copy, and of which the log is in etcd."
+FOUND: Final = (
+    "Begin a store in etcd. It is the only way in which one begins: a member never makes a store "
+    "by itself, as etcd may have lost the one that was there. Without --from it is empty. With it, "
+    "its revision goes up by 2^32, and a term begins, as when a backup is restored. Copy the "
+    "directory before, if it is to stay as it is; no server may use it meanwhile."
+)
+LEAVE: Final = (
+    "Have the member that a data directory belongs to leave its store. Its server must not run. "
+    "The directory is a store of its own then: its revision goes up by 2^32, and a term begins. "
+    "If etcd is lost for good, copy the directory with zkv backup, and restore that instead."
+)
+MEMBER: Final = (
+    "The members of such a store. A member that starts declares itself; a name is removed when the "
+    "member will not come back."
+)
 MOST: Final = 10**12
 """The largest number of anything of which the size is estimated."""
 LATEST: Final = 253_402_300_799
@@ -65,7 +81,7 @@ def add_follow(verbs: Verbs) -> None:
         help="where the primary listens; commas separate it from others that may take its place",
     )  # fmt: skip
     add_flags(parser)
-    parser.set_defaults(run=_late("follow"))
+    parser.set_defaults(run=_late("follow"), wait="")
 
 
 def add_promote(verbs: Verbs) -> None:
@@ -79,6 +95,49 @@ def add_promote(verbs: Verbs) -> None:
         help="take over whatever the others say: what the standby does not have yet is lost",
     )  # fmt: skip
     parser.set_defaults(run=_late("promote"))
+
+
+def add_store(verbs: Verbs) -> None:
+    """Add ``zkv store`` and ``zkv member``."""
+    commands = _group(verbs, "store", "begin a store that several members share, in etcd", STORE)
+    found = commands.add_parser("found", help="begin a store", description=FOUND)
+    found.add_argument(
+        "--from", dest="source", type=Path, metavar="DIR",
+        help="begin with what this data directory holds; it becomes that of the first member",
+    )  # fmt: skip
+    _add_store_place(found, "found")
+    leave = commands.add_parser("leave", help="have a member leave the store", description=LEAVE)
+    leave.add_argument(
+        "--data-dir", metavar="DIR", help="its data directory; else the one of the settings"
+    )
+    _add_store_place(leave, "leave")
+
+    commands = _group(verbs, "member", "see and change who is a member of such a store", MEMBER)
+    show = commands.add_parser(
+        "list", help="print the members",
+        description="Print the members, a line each, with tabs between: name; leader, follower, or "
+        "declared if it was never there; endpoints; the log number up to which it has applied the "
+        "log, when it told so last; how many seconds ago that was, by the clocks of both machines.",
+    )  # fmt: skip
+    _add_store_place(show, "members")
+    for name, what in (("add", "declare a member that is to come"), ("remove", "remove a member")):
+        each = commands.add_parser(name, help=what, description=f"{what.capitalize()}.")
+        each.add_argument("name", metavar="NAME", help="the member")
+        _add_store_place(each, name)
+
+
+def _group(verbs: Verbs, name: str, what: str, description: str) -> Verbs:
+    parser = verbs.add_parser(name, help=what, description=description)
+    return parser.add_subparsers(required=True, metavar="COMMAND")
+
+
+def _add_store_place(parser: argparse.ArgumentParser, function: str) -> None:
+    parser.add_argument(
+        "url", metavar="URL", nargs="?",
+        help="etcd://HOST:PORT[,HOST:PORT...]/PREFIX; else the one that the settings name",
+    )  # fmt: skip
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings; see config.toml")
+    parser.set_defaults(run=_late("store", function))
 
 
 def add_doctor(verbs: Verbs) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from zkv import figures
@@ -18,13 +19,14 @@ def info(reply: Reply) -> str:
     """The reply to INFO as a table in groups."""
     server = {name: fact for name, fact in reply.items() if not isinstance(fact, dict)}
     groups = {"server": {n: f for n, f in server.items() if n not in {"ok", "id"}}}
-    groups |= {name: dict(fact) for name, fact in reply.items() if isinstance(fact, dict)}
+    groups |= {name: deepcopy(fact) for name, fact in reply.items() if isinstance(fact, dict)}
     stats = groups.get("stats", {})
     for name in [name for name, fact in stats.items() if isinstance(fact, dict)]:
         groups[name] = stats.pop(name)
+    _separate_cluster(groups)
     if "latencies" in groups:
         groups["latencies"] = {op: latency(counts) for op, counts in groups["latencies"].items()}
-    for name in ("lock_wait", "fsync"):
+    for name in ("lock_wait", "fsync", "append"):
         if "counts" in groups.get(name, {}):
             groups[name] |= {"counts": latency(groups[name]["counts"])}
     return _rendered(
@@ -34,6 +36,25 @@ def info(reply: Reply) -> str:
             if facts
         }
     )
+
+
+def _separate_cluster(groups: dict[str, dict[str, Any]]) -> None:
+    """Give the members of a store in etcd, and etcd, groups of their own."""
+    replication = groups.get("replication", {})
+    if "etcd" not in replication:
+        return
+    groups["members"] = {each["name"]: _member(each) for each in replication.pop("members")}
+    groups["etcd"] = etcd = replication.pop("etcd")
+    etcd |= {endpoint: f"silent: {why}" for endpoint, why in etcd.pop("silent", {}).items()}
+    for name in ("append", "append_commits"):
+        groups[name] = etcd.pop(name)
+
+
+def _member(member: Mapping[str, Any]) -> str:
+    """The text of a member."""
+    seconds = member["seconds"]
+    told = "never there" if seconds is None else f"{duration(seconds)} ago"
+    return f"{member['role']}, at log number {member['applied']:,}, {told}"
 
 
 def boxes(groups: Mapping[str, Mapping[str, str]]) -> RenderableType:
@@ -76,7 +97,7 @@ def readable(name: str, fact: Any) -> str:
 def _number(name: str, number: float) -> str:
     if name == "rss" or name.endswith("bytes"):
         return size(number)
-    if name == "uptime" or name.endswith(("_seconds", "_interval", "_ttl")):
+    if name in {"uptime", "lease"} or name.endswith(("_seconds", "_interval", "_ttl")):
         return duration(number)
     return str(number) if name == "pid" else f"{number:,}"
 

@@ -20,6 +20,7 @@ from zkv.config.schema import (
     SETTINGS,
     CacheSettings,
     DurabilitySettings,
+    EtcdSettings,
     LimitSettings,
     LogSettings,
     ReplicationSettings,
@@ -27,6 +28,8 @@ from zkv.config.schema import (
     ServerSettings,
     Setting,
     Settings,
+    StoreSettings,
+    unadvertised,
     value_of,
 )
 from zkv.config.toml import toml_file, toml_value
@@ -36,6 +39,7 @@ __all__ = [
     "SETTINGS",
     "CacheSettings",
     "DurabilitySettings",
+    "EtcdSettings",
     "Layer",
     "LimitSettings",
     "LogSettings",
@@ -45,6 +49,7 @@ __all__ = [
     "ServerSettings",
     "Setting",
     "Settings",
+    "StoreSettings",
     "build",
     "changes",
     "fit_memory",
@@ -54,6 +59,7 @@ __all__ = [
     "override",
     "toml_file",
     "toml_value",
+    "unadvertised",
     "value_of",
     "with_live",
 ]

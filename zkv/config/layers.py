@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, NamedTuple, get_args, get_origin
@@ -20,14 +20,15 @@ from zkv.config.schema import (
     ARRAYS,
     PREFIX,
     SETTINGS,
-    TABLES,
     Setting,
     Settings,
     contradictions,
     fault_of,
+    fault_of_name,
     fault_of_table,
     faults_of_item,
     faults_of_whole,
+    full_name,
     plain,
     value_of,
 )
@@ -38,6 +39,8 @@ DEFAULT: Final = "default"
 """The place of a setting that is given nowhere."""
 
 _VARIABLES: Final = {setting.variable: name for name, setting in SETTINGS.items()}
+_LEVELS: Final = 1 + max(name.count(".") for name in SETTINGS)
+"""Parts of the longest name of a setting."""
 
 
 class Given(NamedTuple):
@@ -108,9 +111,7 @@ def merge(*layers: Layer) -> MergedSettings:
             raise ConfigError(layer.faults[0])
     given = {name: each for layer in layers for name, each in layer.given.items()}
     arrays = {array: each for layer in layers for array, each in layer.arrays.items()}
-    tables: dict[str, Any] = {table: {} for table in TABLES}
-    for name, each in given.items():
-        tables[SETTINGS[name].table][SETTINGS[name].name] = each.value
+    tables = _nested({name: each.value for name, each in given.items()})
     for array, items in arrays.items():
         tables[array] = [item.value for item in items]
     settings = msgspec.convert(tables, Settings)
@@ -173,9 +174,29 @@ def override(settings: Settings, **tables: dict[str, Any]) -> Settings:
         ConfigError: as `build` does.
     """
     table: dict[str, Any] = msgspec.to_builtins(settings)
-    for name, values in tables.items():
-        table[name] |= values
+    _replace(table, tables)
     return build(table)
+
+
+def _replace(table: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Replace what nested tables have of ``values``; the rest of each stays."""
+    for name, value in values.items():
+        if isinstance(value, dict) and isinstance(table.get(name), dict):
+            _replace(table[name], value)
+        else:
+            table[name] = value
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested tables with the values of settings, which are given by full name."""
+    tables: dict[str, Any] = {}
+    for name, value in values.items():
+        *outer, own = name.split(".")
+        table = tables
+        for each in outer:
+            table = table.setdefault(each, {})
+        table[own] = value
+    return tables
 
 
 def changes(old: Settings, new: Settings) -> list[str]:
@@ -189,11 +210,8 @@ def with_live(old: Settings, new: Settings) -> Settings:
     Raises:
         ConfigError: the two cannot be combined.
     """
-    tables: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
-    for name, setting in SETTINGS.items():
-        if setting.live:
-            tables[setting.table][setting.name] = value_of(new, name)
-    return override(old, **tables)
+    live = {name: value_of(new, name) for name, setting in SETTINGS.items() if setting.live}
+    return override(old, **_nested(live))
 
 
 def _from_table(table: dict[str, Any], place: Callable[[str], str]) -> Layer:
@@ -204,18 +222,26 @@ def _from_table(table: dict[str, Any], place: Callable[[str], str]) -> Layer:
         place: returns the place of a table, or of a setting by its full name.
     """
     layer = Layer()
-    for section, values in table.items():
-        fault = fault_of_table(section, values)
-        if fault is not None:
-            layer.faults.append(f"{place(section)}: {fault}")
-            continue
-        if section in ARRAYS:
-            layer.add_array(section, values, place)
-            continue
-        for key, value in values.items():
-            name = f"{section}.{key}"
-            layer.add(name, value, place(name))
+    _add_table(layer, "", table, place)
     return layer
+
+
+def _add_table(
+    layer: Layer, table: str, values: dict[str, Any], place: Callable[[str], str]
+) -> None:
+    """Add what a table holds, or its faults; ``table`` is "" for the file itself."""
+    for own, value in values.items():
+        name = full_name(table, own)
+        if fault := fault_of_name(table, own):
+            layer.faults.append(f"{place(name)}: {fault}")
+        elif name in SETTINGS:
+            layer.add(name, value, place(name))
+        elif fault := fault_of_table(name, value):
+            layer.faults.append(f"{place(name)}: {fault}")
+        elif name in ARRAYS:
+            layer.add_array(name, value, place)
+        else:
+            _add_table(layer, name, value, place)
 
 
 def _lines(text: str) -> dict[str, int]:
@@ -227,7 +253,7 @@ def _lines(text: str) -> dict[str, int]:
     counts: Counter[str] = Counter()
     header, begin = "", 1
     for statement, table in statements(text):
-        names = _names(table)
+        names = list(_names(table))
         if statement.lstrip().startswith("["):
             header = names[-1] if names else ""
             if statement.lstrip().startswith("[["):
@@ -235,22 +261,21 @@ def _lines(text: str) -> dict[str, int]:
                 header = f"{header}[{counts[header] - 1}]"
                 names.append(header)
         else:
-            names = [f"{header}.{name}" if header else name for name in names]
+            names = [full_name(header, name) for name in names]
         for name in names:
             lines.setdefault(name, begin)
         begin += statement.count("\n")
     return lines
 
 
-def _names(table: Any) -> list[str]:
-    """Return the dotted names in what one statement of TOML gives, to the second level."""
-    names = []
-    for name, value in table.items():
-        names.append(name)
+def _names(table: dict[str, Any], outer: str = "", levels: int = _LEVELS) -> Iterator[str]:
+    """Yield the dotted names in what one statement of TOML gives, to the level of settings."""
+    for own, value in table.items():
+        name = full_name(outer, own)
+        yield name
         inner = value[0] if isinstance(value, list) and value else value  # [[name]]
-        if isinstance(inner, dict):
-            names += [f"{name}.{key}" for key in inner]
-    return names
+        if isinstance(inner, dict) and levels > 1:
+            yield from _names(inner, name, levels - 1)
 
 
 def _parse(text: str, setting: Setting) -> Any:

@@ -1,8 +1,9 @@
 """The schema of the settings: which there are, and the values that each may have.
 
-The classes are the schema: one for each table of config.toml. `SETTINGS` is derived from them, and
-from it the names of variables, the checks, and what SIGHUP applies. An array of tables, such as
-[[cache]], comes from a file or a program as a whole: see `ARRAYS`.
+The classes are the schema: one for each table of config.toml, which may be within another one.
+`SETTINGS` is derived from them, and from it the names of variables, the checks, and what SIGHUP
+applies. An array of tables, such as [[cache]], comes from a file or a program as a whole: see
+`ARRAYS`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -17,7 +19,14 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from zkv.defaults import DEFAULT_ENDPOINT
-from zkv.endpoint import check_to_bind, check_to_connect, is_any, split_http
+from zkv.endpoint import (
+    check_to_bind,
+    check_to_connect,
+    is_any,
+    is_wildcard,
+    split_http,
+    split_store_url,
+)
 from zkv.errors import suggest
 from zkv.keys import check_public_key
 
@@ -35,6 +44,9 @@ MOST_MACHINES: Final = 32
 """Machines with one store that can be named."""
 MOST_KEYS: Final = 2
 """Secret keys of a server, at most: the old and the new one."""
+MOST_OF_QUOTA: Final = 2
+"""The log that is kept in etcd may take one part in this many of etcd's quota: besides it etcd
+holds what is not trimmed or not compacted yet."""
 LONGEST_SHOWN: Final = 60
 """Characters of a wrong setting that an error message shows."""
 
@@ -107,6 +119,29 @@ class ReplicationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     advertise_feed: str = ""
 
 
+class EtcdSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How this server and etcd know each other."""
+
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    user: str = ""
+    password_file: str = ""
+
+
+class StoreSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A store whose log is in etcd, and this member of it."""
+
+    url: str = ""
+    member: str = ""
+    lease: Annotated[float, Meta(ge=2, le=60)] = 5.0
+    reads: Literal["lease", "confirm"] = "lease"
+    log_bytes: Annotated[int, Meta(ge=0, le=2**62)] = 64 * 1024 * 1024
+    compact: bool = True
+    quota_bytes: Annotated[int, Meta(ge=1024 * 1024, le=2**62)] = 2 * 1024 * 1024 * 1024
+    etcd: EtcdSettings = field(default_factory=EtcdSettings)
+
+
 class CacheSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A prefix under which the server evicts entries, so that they fit into a bound."""
 
@@ -137,13 +172,14 @@ class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All settings, one field for each table of config.toml, and for each array of tables."""
+    """All settings, one field for each outer table of config.toml, and for each array of tables."""
 
     server: ServerSettings = field(default_factory=ServerSettings)
     security: SecuritySettings = field(default_factory=SecuritySettings)
     durability: DurabilitySettings = field(default_factory=DurabilitySettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     replication: ReplicationSettings = field(default_factory=ReplicationSettings)
+    store: StoreSettings = field(default_factory=StoreSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     log: LogSettings = field(default_factory=LogSettings)
     cache: list[CacheSettings] = field(default_factory=list)
@@ -153,6 +189,7 @@ class Setting(NamedTuple):
     """One setting."""
 
     table: str
+    """The full name of its table, such as ``store.etcd``."""
     name: str
     kind: Any
     """Its type, as msgspec takes it."""
@@ -163,18 +200,29 @@ class Setting(NamedTuple):
     @property
     def variable(self) -> str:
         """The environment variable that sets it."""
-        return f"{PREFIX}{self.table.upper()}__{self.name.upper()}"
+        return f"{PREFIX}{full_name(self.table, self.name).replace('.', '__').upper()}"
 
 
 PREFIX: Final = "ZKV_CFG_"
 """The beginning of the names of all variables that are settings."""
 
-TABLES: Final[dict[str, type[Struct]]] = {
-    each.name: each.type
-    for each in msgspec.structs.fields(Settings)
-    if get_origin(each.type) is not list
-}
-"""The tables of config.toml."""
+
+def full_name(table: str, name: str) -> str:
+    """Return the full name of what a table holds; ``table`` is "" for the file itself."""
+    return f"{table}.{name}" if table else name
+
+
+def _tables(outer: str, struct: type[Struct]) -> Iterator[tuple[str, type[Struct]]]:
+    """Yield the tables within one, by full name, each before those within itself."""
+    for each in msgspec.structs.fields(struct):
+        if isinstance(each.type, type) and issubclass(each.type, Struct):
+            name = full_name(outer, each.name)
+            yield name, each.type
+            yield from _tables(name, each.type)
+
+
+TABLES: Final[dict[str, type[Struct]]] = dict(_tables("", Settings))
+"""The tables of config.toml, by their full name, such as ``store.etcd``."""
 
 ARRAYS: Final[dict[str, type[Struct]]] = {
     each.name: get_args(each.type)[0]
@@ -187,12 +235,16 @@ ARRAYS: Final[dict[str, type[Struct]]] = {
 def _settings() -> Iterator[Setting]:
     for table, struct in TABLES.items():
         for each in msgspec.structs.fields(struct):
+            if full_name(table, each.name) in TABLES:
+                continue
             default = getattr(struct(), each.name)
             live = LIVE in get_args(each.type)
             yield Setting(table, each.name, each.type, default, live)
 
 
-SETTINGS: Final[dict[str, Setting]] = {f"{each.table}.{each.name}": each for each in _settings()}
+SETTINGS: Final[dict[str, Setting]] = {
+    full_name(each.table, each.name): each for each in _settings()
+}
 """All settings by their full name, such as ``server.workers``, in the order of config.toml."""
 
 
@@ -200,8 +252,7 @@ def value_of(settings: Settings, name: str) -> Any:
     """Return the value of the setting with this full name, or of an array."""
     if name in ARRAYS:
         return msgspec.to_builtins(getattr(settings, name))
-    setting = SETTINGS[name]
-    return getattr(getattr(settings, setting.table), setting.name)
+    return attrgetter(name)(settings)
 
 
 def plain(kind: Any) -> tuple[Any, Meta]:
@@ -214,15 +265,27 @@ def plain(kind: Any) -> tuple[Any, Meta]:
 # --- Faults
 
 
+def fault_of_name(table: str, name: str) -> str | None:
+    """Explain the fault of a name: there is no such setting or table here; None if there is.
+
+    Args:
+        table: the full name of the table that holds it; "" = the file itself.
+        name: its own name, as it is written there.
+    """
+    names = (TABLES[table] if table else Settings).__struct_fields__
+    if name in names:
+        return None
+    here = f"{table}: " if table else ""
+    for home, struct in TABLES.items():
+        if name in struct.__struct_fields__ and home.startswith(full_name(table, "")):
+            return f"{here}unknown setting {name!r}: it belongs into the table [{home}]"
+    return f"{here}{_unknown(name, list(names))}"
+
+
 def fault_of_table(table: str, values: Any) -> str | None:
-    """Explain the fault of a table of config.toml, apart from its settings; None if it has none."""
+    """Explain the fault of a table or an array, apart from what it holds; None if it has none."""
     if table in ARRAYS:
         return _fault_of_array(table, values)
-    if table not in TABLES:
-        home = next((each.table for each in SETTINGS.values() if each.name == table), None)
-        if home is not None:
-            return f"unknown setting {table!r}: it belongs into the table [{home}]"
-        return _unknown(table, [*TABLES, *ARRAYS])
     if not isinstance(values, dict):
         expected = f"a table, that is, a line [{table}] with its settings below"
         return f"{table}: expected {expected}, got {_shown(values)}"
@@ -274,11 +337,7 @@ def fault_of(name: str, value: Any) -> str | None:
         name: its full name.
         value: its value, as TOML has it.
     """
-    setting = SETTINGS.get(name)
-    if setting is None:
-        table, _, key = name.partition(".")
-        return f"{table}: {_unknown(key, list(TABLES[table].__struct_fields__))}"
-    if fault := _fault_of_type(name, setting, value):
+    if fault := _fault_of_type(name, SETTINGS[name], value):
         return fault
     fault = _RULES[name](value) if name in _RULES else None
     return None if fault is None else f"{name}: {fault}"
@@ -319,6 +378,72 @@ def contradictions(settings: Settings) -> Iterator[tuple[list[str], str]]:
             f"limits.max_reply_bytes ({limits.max_reply_bytes}) is smaller than "
             f"limits.max_value_bytes plus {REPLY_OVERHEAD}: such a value could never be read",
         )
+    if settings.store.url:
+        yield from _contradictions_of_member(settings)
+    yield from _contradictions_of_store(settings.store)
+    yield from _contradictions_of_etcd(settings.store.etcd)
+
+
+def _contradictions_of_member(settings: Settings) -> Iterator[tuple[list[str], str]]:
+    """Yield what stands against a store in etcd."""
+    if settings.durability.data_dir is None:
+        yield (
+            ["store.url", "durability.data_dir"],
+            "store.url needs durability.data_dir: a member keeps its name and a copy there",
+        )
+    if settings.replication.sync:
+        yield (
+            ["store.url", "replication.sync"],
+            "replication.sync is for a store in a data directory: with store.url a majority of "
+            "etcd has a write before it is answered",
+        )
+    for name, fault in unadvertised(settings):
+        yield [name, "store.url"], fault
+
+
+def _contradictions_of_store(store: StoreSettings) -> Iterator[tuple[list[str], str]]:
+    most = store.quota_bytes // MOST_OF_QUOTA
+    if store.log_bytes > most:
+        yield (
+            ["store.log_bytes", "store.quota_bytes"],
+            f"store.log_bytes ({store.log_bytes}) is above half of store.quota_bytes ({most}): "
+            "etcd would have no room for more",
+        )
+
+
+def _contradictions_of_etcd(etcd: EtcdSettings) -> Iterator[tuple[list[str], str]]:
+    """Yield each setting that means nothing without another one."""
+    for name, needed, why in (
+        ("cert", "key", "they are a pair"),
+        ("key", "cert", "they are a pair"),
+        ("cert", "ca", "without it connections to etcd are not encrypted"),
+        ("user", "password_file", "etcd asks for both"),
+        ("password_file", "user", "etcd asks for both"),
+    ):
+        if getattr(etcd, name) and not getattr(etcd, needed):
+            yield [f"store.etcd.{name}"], f"store.etcd.{name} needs store.etcd.{needed}: {why}"
+
+
+def unadvertised(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Yield each setting that keeps clients on other machines from finding this server.
+
+    It concerns a server to which they are sent: a standby, or a member of a store in etcd.
+
+    Returns:
+        The full name of the setting, and an explanation.
+    """
+    server, replication = settings.server, settings.replication
+    for name, endpoints, advertised, missing in (
+        ("server.endpoints", server.endpoints, replication.advertise, "advertise"),
+        ("server.feed", [server.feed], replication.advertise_feed, "advertise_feed"),
+    ):
+        wild = next(filter(is_wildcard, endpoints), None)
+        if wild is not None and not advertised:
+            yield (
+                name,
+                f"{name}: {wild} is no place to which clients can be sent once this server leads: "
+                f"set replication.{missing}",
+            )
 
 
 def _contradictions_of_machines(settings: Settings) -> Iterator[tuple[list[str], str]]:
@@ -374,6 +499,12 @@ def _fault_of_directory(text: str | None) -> str | None:
     return _fault_of_path(text)
 
 
+def _fault_of_member(name: str) -> str | None:
+    if name and not re.fullmatch("[A-Za-z0-9._-]{1,64}", name):
+        return f"{_shown(name)} is no name: expected 1 to 64 letters, digits, -, . and _"
+    return None
+
+
 def _fault_of_endpoints(endpoints: list[str]) -> str | None:
     for place, endpoint in enumerate(endpoints):
         try:
@@ -413,13 +544,18 @@ def _fault_of_keys(keys: list[str]) -> str | None:
     return None
 
 
-def _fault_of_http(endpoint: str) -> str | None:
-    try:
-        if endpoint:
-            split_http(endpoint)
-    except ValueError as error:
-        return str(error)
-    return None
+def _empty_or(check: Callable[[str], object]) -> Callable[[str], str | None]:
+    """Return a rule: a text is empty, or a check takes it, which otherwise raises ValueError."""
+
+    def rule(text: str) -> str | None:
+        try:
+            if text:
+                check(text)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    return rule
 
 
 _RULES: Final[dict[str, Callable[[Any], str | None]]] = {
@@ -434,8 +570,15 @@ _RULES: Final[dict[str, Callable[[Any], str | None]]] = {
     "replication.server_keys": _fault_of_keys,
     "replication.machines": _fault_of_machines,
     "replication.advertise": _fault_of_advertised,
-    "replication.advertise_feed": lambda feed: _fault_of_advertised([feed] if feed else []),
-    "metrics.endpoint": _fault_of_http,
+    "replication.advertise_feed": _empty_or(check_to_connect),
+    "store.url": _empty_or(split_store_url),
+    "store.member": _fault_of_member,
+    "store.etcd.ca": _fault_of_directory,
+    "store.etcd.cert": _fault_of_directory,
+    "store.etcd.key": _fault_of_directory,
+    "store.etcd.user": _fault_of_path,
+    "store.etcd.password_file": _fault_of_directory,
+    "metrics.endpoint": _empty_or(split_http),
     "log.file": _fault_of_path,
 }
 """Rules that a type cannot express."""
@@ -457,7 +600,10 @@ def _unknown(name: str, names: list[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except RecursionError:  # Dotted keys nest as deeply as they are long.
+        text = "what is nested too deeply"
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 

@@ -110,7 +110,7 @@ class Committer:
         if self._interval is not None and time.monotonic() >= self._due:
             self._due = time.monotonic() + self._interval
             with contextlib.suppress(ReadOnly):
-                self._wal.commit(self._wal.written_lsn, durable=True)
+                self._wal.sync_written()
 
     def _wait(self) -> list[CommitGroup | None]:
         groups: list[CommitGroup | None] = []

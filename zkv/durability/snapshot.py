@@ -44,7 +44,7 @@ import contextlib
 import struct
 import zlib
 from os import SEEK_END
-from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct, field
@@ -325,6 +325,32 @@ def head_of(file: BinaryIO, path: Path) -> Loaded:
     return head
 
 
+class Verified(NamedTuple):
+    """A snapshot file that is on disk, and of which every frame was read back."""
+
+    rev: int
+    lsn: int
+    crc: int
+    """The checksum over all frames."""
+
+
+def verify(files: Files, path: Path) -> Verified:
+    """Check all frames of a snapshot file, without keeping what is in them, and sync it.
+
+    Raises DamageError, FormatError, OSError.
+    """
+    head = Loaded()
+    with files.open_read(path) as file:
+        files.sync(file)
+        reader = _Reader(file, path)
+        reader.read_head(head)
+        if head.rev != revision_of(path.name):
+            raise reader.damage(f"the header has revision {head.rev}, the file name another")
+        for _ in reader.frames():
+            pass
+        return Verified(head.rev, head.lsn, reader.check_frames(head.rev).crc)
+
+
 def chunks(
     files: Files,
     path: Path,
@@ -445,11 +471,18 @@ class _Reader:
         return len(entries)
 
     def check_end(self, rev: int) -> None:
+        """Check the end of a file of which all frames were read. Raises DamageError."""
+        if self.check_frames(rev).entries != self.entries:
+            raise self.damage("the footer does not match the frames before it")
+
+    def check_frames(self, rev: int) -> Footer:
+        """Return the footer, which is right but for the number of entries. Raises DamageError."""
         footer = self.decode(_decode_footer, self._footer)
-        if footer != Footer(rev, self.entries, self._frames, self._crc):
+        if footer != Footer(rev, footer.entries, self._frames, self._crc):
             raise self.damage("the footer does not match the frames before it")
         if self._file.read(1):
             raise self.damage("there is more data after the footer")
+        return footer
 
     def decode(self, decoder: Callable[[bytes], _T], payload: bytes) -> _T:
         try:

@@ -109,6 +109,9 @@ class Wal:
         OSError: the segment cannot be opened or created.
     """
 
+    confirms_reads = False
+    """See `zkv.keyspace.log.CommitLog`."""
+
     def __init__(
         self,
         files: Files,
@@ -283,7 +286,7 @@ class Wal:
             # Checked with the lock held: before, another thread may fill the segment.
             if not (patient or self._is_quick(lsn, durable)):
                 return False
-            if lsn > self.written_lsn:
+            while lsn > self.written_lsn:
                 self._write_queued()
             if durable and lsn > self.durable_lsn:
                 self._sync()
@@ -295,7 +298,7 @@ class Wal:
     def flush(self) -> None:
         """Write and sync everything that was appended and not rolled back. Raises ReadOnly."""
         with self._io:
-            if self._queue:
+            while self._has_queued:
                 self._write_queued()
             if self.durable_lsn < self.written_lsn:
                 self._sync()
@@ -388,11 +391,24 @@ class Wal:
         with self._io:
             self._file.close()
 
-    def _write_queued(self) -> None:
-        """Write the whole queue with one system call."""
+    def sync_written(self) -> None:
+        """Sync what is written. Raises ReadOnly."""
+        self.commit(self.written_lsn, durable=True)
+
+    @property
+    def _has_queued(self) -> bool:
+        """True if commits wait to be written."""
+        return bool(self._queue)
+
+    def _take_queued(self) -> list[tuple[int, list[bytes], int]]:
+        """Take what is to be written next from the queue. `_io` held."""
         queue = self._queue
+        return [queue.popleft() for _ in range(len(queue))]
+
+    def _write_queued(self) -> None:
+        """Write what is queued with one system call."""
         try:
-            runs = [queue.popleft() for _ in range(len(queue))]
+            runs = self._take_queued()
             if not runs:
                 # A rollback emptied the queue. After a failed sync the commits may be on disk.
                 raise self._refused()
@@ -568,9 +584,7 @@ class Wal:
         with self._keyspace_lock:
             self._begin_refusal(kind(reason))
             self._queue.clear()
-            self._survived[self.epoch] = self.safe_rev, self.safe_lsn
-            self._survived.pop(self.epoch - EPOCHS_KNOWN, None)
-            self.epoch += 1
+            self._end_epoch()
             try:
                 self._roll_back(self.kept_lsn)
             except BaseException:
@@ -583,6 +597,12 @@ class Wal:
                 self._written_bytes = self._durable_bytes
         self._report(reason)
         return kind(reason, applied=applied)
+
+    def _end_epoch(self) -> None:
+        """End the epoch, and note what survives it. Keyspace's lock held."""
+        self._survived[self.epoch] = self.safe_rev, self.safe_lsn
+        self._survived.pop(self.epoch - EPOCHS_KNOWN, None)
+        self.epoch += 1
 
     def _begin_refusal(self, refusal: ReadOnly) -> None:
         """Refuse writes. Keyspace's lock held."""

@@ -89,11 +89,21 @@ class CommitLog(ChangeLog, Protocol):
 
     @property
     def epoch(self) -> int:
-        """The number of rollbacks so far."""
+        """The number of rollbacks so far; below 0 while this server may not lead.
+
+        Whoever runs commands compares it before and after them: see `zkv.broker.waiting`.
+        """
 
     @property
     def syncs_quickly(self) -> bool:
         """True if recent syncs were so quick that the front may wait for one."""
+
+    @property
+    def confirms_reads(self) -> bool:
+        """True if a reply may leave only after a `commit` that began after it was made.
+
+        Others are asked then if this server still leads: see `zkv.cluster.wal`.
+        """
 
     def attach(
         self, lock: AbstractContextManager[object], roll_back: Callable[[int], None], /
@@ -142,6 +152,7 @@ class MemoryLog:
     epoch: Final = 0
     takes_commits: Final = True
     syncs_quickly: Final = True
+    confirms_reads: Final = False
 
     def __init__(self) -> None:
         self.last_lsn = 0

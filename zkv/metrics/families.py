@@ -83,8 +83,11 @@ def _gauge(figure: Figure, info: Info) -> Metric | None:
 
 
 def _flag(figure: Figure, info: Info) -> Metric | None:
-    above, _, name = figure.paths[0].rpartition(".")
-    if name not in info.get(above, {}):
+    *above, name = figure.paths[0].split(".")
+    table: Any = info
+    for each in above:
+        table = table.get(each, {})
+    if name not in table:
         return None
     return GaugeMetricFamily(figure.name, figure.help, value=int(figure.of(info) is not None))
 

@@ -3,13 +3,8 @@
 The file ``replication.json`` says that the directory is that of a standby, or of a primary that
 another server has superseded. Without it, the server that uses the directory leads.
 
-A standby that cannot go on from its own log gets a new history: it is fetched into ``incoming``,
-which is laid out like a data directory, and then takes the place of the old one. The file says when
-that has been decided. So a crash before leaves the old history, and one after it the new one: the
-next start completes the exchange.
-
-Order on disk: all of ``incoming`` is synced before the file says ``exchange``; the file loses that
-mark only after the exchange is synced.
+A standby that cannot go on from its own log gets a new history (`zkv.replication.incoming`). The
+file says when that has been decided.
 """
 
 from __future__ import annotations
@@ -24,21 +19,17 @@ import msgspec
 from msgspec import Struct
 
 from zkv.durability import snapshot
-from zkv.durability.backup import begin_log, make_directories, remove_tree
-from zkv.durability.layout import Layout
 from zkv.errors import DamageError, DataDirError
-from zkv.replication.stream import Asker, StreamError, fetch_snapshot
+from zkv.replication.incoming import HistoryDirectory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from zkv.durability.files import Files
-    from zkv.durability.lock import DirectoryLock
-    from zkv.replication.stream import Ask, FetchedSnapshot
+    from zkv.replication.incoming import Keep
+    from zkv.replication.stream import Ask
 
 FILE: Final = "replication.json"
-INCOMING: Final = "incoming"
 MOST_NAME: Final = 40
 """Characters of the host's name in the name of a member."""
 
@@ -152,25 +143,8 @@ class RoleFile:
             self.record = record
 
 
-class StandbyDirectory:
-    """The data directory of a standby, while no server uses it. Hold its `lock` to change it.
-
-    Args:
-        files: the file operations.
-        directory: the data directory.
-    """
-
-    def __init__(self, files: Files, directory: Path) -> None:
-        self._files = files
-        self.layout = Layout(directory)
-
-    def lock(self) -> DirectoryLock:
-        """Keep others off the directory, which is created if needed.
-
-        Raises LockedError, OSError.
-        """
-        make_directories(self._files, self.layout.directory)
-        return self._files.lock(self.layout.lock)
+class StandbyDirectory(HistoryDirectory):
+    """The data directory of a standby, while no server uses it. Hold its `lock` to change it."""
 
     def prepare(self, leader: list[str]) -> RoleRecord:
         """Make it the directory of a standby of this primary, and complete an exchange.
@@ -178,25 +152,17 @@ class StandbyDirectory:
         Returns what it says then. Raises DamageError, DataDirError, OSError.
         """
         record = read_role(self._files, self.layout.directory)
-        if record is not None and record.exchange:
-            self._exchange()
+        self.complete(record is not None and record.exchange)
         # A superseded primary has noted the name of the one that took over.
         is_standby = record is not None and record.role == "standby" and record.member
         member = record.member if record is not None and is_standby else new_member()
         promises = [] if record is None else record.promises
         made = RoleRecord("standby", leader, member, promises=promises)
         write_role(self._files, self.layout.directory, made)
-        self._remove(self._incoming.directory)
+        self.drop_incoming()
         return made
 
-    @property
-    def is_empty(self) -> bool:
-        """True if there is no history in it yet. Raises OSError."""
-        names = self._files.names(self.layout.directory)
-        inner = [each for each in (self.layout.snapshots, self.layout.wal) if each.name in names]
-        return not any(map(self._files.names, inner))
-
-    def fetch(self, ask: Ask, record: RoleRecord, keep: Callable[[FetchedSnapshot], None]) -> int:
+    def fetch(self, ask: Ask, record: RoleRecord, keep: Keep) -> int:
         """Fetch the newest snapshot of the primary, in place of the history that is here.
 
         Args:
@@ -206,48 +172,9 @@ class StandbyDirectory:
 
         Returns its revision. Raises what `keep` does, StreamError, OSError.
         """
-        files, incoming = self._files, self._incoming
-        self._remove(incoming.directory)
-        for each in (incoming.snapshots, incoming.wal):
-            make_directories(files, each)
-        beside = incoming.snapshots / f"fetched{snapshot.UNFINISHED}"
-        with files.create(beside) as file:
-            fetched = fetch_snapshot(Asker(ask), record.member, files, file)
-            files.sync(file)
-        path = incoming.snapshot(fetched.rev)
-        files.rename(beside, path)
-        files.sync_directory(incoming.snapshots)
-        try:  # All of it is checked before anything is given up for it.
-            snapshot.read(files, path)
-        except DamageError as error:
-            raise StreamError(f"the primary has sent a damaged snapshot: {error}") from None
-        begin_log(files, incoming, fetched.rev + 1, fetched.lsn + 1)
-        keep(fetched)
-        directory = self.layout.directory
-        write_role(files, directory, msgspec.structs.replace(record, exchange=True))
-        self._exchange()
-        write_role(files, directory, record)
-        return fetched.rev
 
-    @property
-    def _incoming(self) -> Layout:
-        return self.layout.beside(INCOMING)
+        def decide(exchange: bool) -> None:
+            decided = msgspec.structs.replace(record, exchange=exchange)
+            write_role(self._files, self.layout.directory, decided)
 
-    def _exchange(self) -> None:
-        """Put what is in ``incoming`` in the place of the history that is here."""
-        files, incoming = self._files, self._incoming
-        there = files.names(self.layout.directory)
-        left = files.names(incoming.directory) if INCOMING in there else []
-        for new, old in (
-            (incoming.wal, self.layout.wal),
-            (incoming.snapshots, self.layout.snapshots),
-        ):
-            if new.name in left:
-                self._remove(old)
-                files.rename(new, old)
-                files.sync_directory(self.layout.directory)
-        self._remove(incoming.directory)
-
-    def _remove(self, directory: Path) -> None:
-        if remove_tree(self._files, directory):
-            self._files.sync_directory(directory.parent)
+        return self.replace(ask, record.member, keep, decide).rev

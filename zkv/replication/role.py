@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from zkv.errors import NotLeader
 
-RoleName = Literal["primary", "standby"]
+RoleName = Literal["primary", "standby", "leader", "follower"]
 
 PRIMARY: Final = "primary"
 STANDBY: Final = "standby"

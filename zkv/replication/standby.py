@@ -43,6 +43,8 @@ import msgspec
 
 from zkv.errors import BadRequest, ReadOnly, RequestError, ShuttingDown
 from zkv.protocol.requests import Promise
+from zkv.replication.applying import apply_commits
+from zkv.replication.incoming import BeginAnew
 from zkv.replication.stream import (
     WAIT_MS,
     Asker,
@@ -71,8 +73,6 @@ _log = logging.getLogger("zkv.replication")
 
 RETRY_SECONDS: Final = 0.5
 """Pause after a failure, once all places have been asked."""
-CHANGES_AT_ONCE: Final = 100
-"""Changes applied in one hold of the lock: about 0.5 ms."""
 STALE_SECONDS: Final = 5.0
 """Where nothing has been heard of a primary for so long, another place is asked."""
 RAISED_BY: Final = 2**32
@@ -112,24 +112,6 @@ class Primary(Protocol):
 
     def interrupt(self) -> None:
         """Have a request that waits fail, and all later ones. Any thread."""
-
-
-class BeginAnew(NamedTuple):
-    """Why the standby cannot go on from its own log.
-
-    Args:
-        reason: for people.
-        diverged: there are commits here that are not in the history of the primary.
-        common: the last log number that both have, as far as the primary knows.
-        lineage: of the store here.
-        lsn: the newest log number here.
-    """
-
-    reason: str
-    diverged: bool
-    common: int
-    lineage: Lineage
-    lsn: int
 
 
 def begin_anew(
@@ -345,24 +327,12 @@ class Standby:
             _log.warning("%s answers", source.endpoint)
 
     def _apply(self, commits: list[Commit]) -> None:
-        """Apply commits, some in each hold of the lock.
-
-        Raises ReadOnly, and StreamError if one does not follow.
-        """
-        keyspace = self._engine.keyspace
-        first = 0
-        while first < len(commits):
-            end, changes = first, 0
-            while end < len(commits) and changes < CHANGES_AT_ONCE:
-                changes += len(commits[end].changes) or 1
-                end += 1
-            with keyspace.lock:
-                try:
-                    keyspace.apply(commits[first:end])
-                except ValueError as error:
-                    raise StreamError(str(error)) from None
-            self._commit_time = commits[end - 1].time
-            first = end
+        """Apply commits. Raises ReadOnly, and StreamError if one does not follow."""
+        try:
+            apply_commits(self._engine, commits)
+        except ValueError as error:
+            raise StreamError(str(error)) from None
+        self._commit_time = commits[-1].time
 
     def _fail(self, source: Primary, reason: str) -> None:
         """Say why, once, and wait if all places have been asked."""

@@ -384,7 +384,13 @@ def snapshot_parts(
 
 
 def fetch_snapshot(
-    asker: Asker, member: str, files: Files, file: BinaryIO, store: str = "", sync: bool = True
+    asker: Asker,
+    member: str,
+    files: Files,
+    file: BinaryIO,
+    store: str = "",
+    sync: bool = True,
+    accept: Callable[[SnapshotPart], None] = lambda part: None,
 ) -> FetchedSnapshot:
     """Copy the newest snapshot of a server into a file, part by part. Does not sync the file.
 
@@ -395,11 +401,14 @@ def fetch_snapshot(
         file: takes the bytes.
         store: the store that it must be of; empty = any.
         sync: as for `pull`.
+        accept: gets the first part; may raise StreamError.
 
     Raises StreamRefusedError, StreamError, OSError.
     """
     fetched = FetchedSnapshot(0, 0, 0, NO_LINEAGE)
     for part in snapshot_parts(asker, member, store, sync):
+        if not part.offset:
+            accept(part)
         files.write(file, part.data)
         lineage = Lineage(part.store, part.terms)
         fetched = FetchedSnapshot(part.snapshot, part.lsn, part.size, lineage)

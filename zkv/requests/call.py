@@ -192,7 +192,11 @@ class Caller:
             return fail(refusal, call.request)
         epoch = self.engine.epoch
         self._execute(call, call.request)
+        if not self._node.role.leads and needs_leader(call.request):
+            return fail(self._node.role.error("knows all of them"), call.request)
         safe = call.rev <= self.engine.safe_rev and self.engine.epoch == epoch
+        if self.engine.log.confirms_reads and needs_leader(call.request):
+            safe = False
         if not safe or isinstance(call.result, Future | None):
             return fail(refusal, call.request)
         return call.result

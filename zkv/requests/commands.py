@@ -77,6 +77,7 @@ MAX_REMEMBERED_REPLY: Final = 1024 * 1024
 SCANNED_COMMITS: Final = 10_000
 """Commits that one CHANGES reads at most: with a rare prefix it returns early, and the client goes
 on from ``next``."""
+DECIDE_THEMSELVES: Final = "the members of a store in etcd decide which one leads"
 PATIENCE_SECONDS: Final = 5.0
 """How long a read with ``min_rev`` waits if it has no deadline."""
 MOST_PATIENCE_SECONDS: Final = 60.0
@@ -124,8 +125,9 @@ class Node:
         promote: has a standby take over, by force or not; its future gives revision and term.
         parking: holds requests that wait for commits.
         source: what other servers replicate from; None without a data directory.
-        hand_over: has this server stop to lead, likewise.
+        hand_over: has this server stop to lead, likewise; None for a member of a store in etcd.
         promises: what it has promised to standbys that are being promoted, likewise.
+        cluster: returns what a member of a store in etcd has in INFO besides; None = it is none.
     """
 
     engine: Engine
@@ -140,6 +142,7 @@ class Node:
     source: ReplicationSource | None
     hand_over: HandOver | None
     promises: Promises | None
+    cluster: Callable[[], dict[str, Any]] | None = None
 
 
 def execute(node: Node, request: requests.AnyRequest, user: User | None = None) -> Answer:
@@ -300,12 +303,16 @@ def _read_at(node: Node, request: requests.ReadRequest, min_rev: int) -> Answer:
 
 def replicate(node: Node, request: requests.Replicate) -> Answer:
     """Return commits of the log, or a part of a snapshot, for another server."""
-    source = node.source
-    if source is None or node.hand_over is None or node.promises is None:
+    source, hand_over = node.source, node.hand_over
+    if source is None:
         raise BadRequest("this server keeps its data in memory alone: it has no log")
     if request.supersede is not UNSET:
-        return Done(_hand_over(node.hand_over, request.member, request.supersede), 0)
+        if hand_over is None:
+            raise BadRequest(f"field `supersede`: {DECIDE_THEMSELVES}")
+        return Done(_hand_over(hand_over, request.member, request.supersede), 0)
     if request.promise is not UNSET:
+        if node.promises is None:
+            raise BadRequest(f"field `promise`: {DECIDE_THEMSELVES}")
         return Done(node.promises.answer(request.member, request.store, request.promise), 0)
     source.admit(request)
     memory.require(request.limit)
@@ -313,8 +320,8 @@ def replicate(node: Node, request: requests.Replicate) -> Answer:
         part = source.part(request)
         return part if isinstance(part, Future) else Done(part, 0, size=len(part.data))
     reply = source.pull(request)
-    if reply is None:
-        node.hand_over.require_use(request.member)
+    if reply is None and hand_over is not None:
+        hand_over.require_use(request.member)
     if reply is not None or not request.wait:
         reply = reply or source.answer([])
         return Done(reply, 0, size=sum(map(len, reply.commits)))
@@ -345,7 +352,8 @@ def info(node: Node, user: User | None) -> Done:
             setattr(reply, name, UNSET)
         if isinstance(reply, ReplicatedInfoReply):
             reply.replication = {name: reply.replication[name] for name in OPEN_REPLICATION}
-    if node.engine.needs_confirmation:  # It is needed most while nobody confirms anything.
+    # It is needed most while nobody confirms anything.
+    if node.engine.needs_confirmation or node.cluster is not None:
         reply.rev = min(reply.rev, node.engine.safe_rev)
     return Done(reply, reply.rev)
 
@@ -371,7 +379,7 @@ def make_info(node: Node) -> InfoReply:
 def _replication(node: Node) -> dict[str, Any]:
     """Return INFO's ``replication``."""
     lineage, role, source = node.engine.keyspace.lineage, node.role, node.source
-    return {
+    facts: dict[str, Any] = {
         "role": role.name,
         "store": lineage.store,
         "term": lineage.term,
@@ -381,6 +389,11 @@ def _replication(node: Node) -> dict[str, Any]:
         "promised": 0 if node.promises is None else node.promises.binding,
         "members": [] if source is None else source.members.report(),
     }
+    if node.cluster is None:
+        return facts
+    found = node.cluster()
+    # Standbys replicate from members, too.
+    return facts | found | {"standbys": facts["members"]}
 
 
 def slow(node: Node, request: requests.Slow) -> Done:

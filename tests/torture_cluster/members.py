@@ -1,0 +1,167 @@
+"""Three machines with a member each, the networks between them and etcd, and what they agree on."""
+
+from __future__ import annotations
+
+import resource
+import select
+from pathlib import Path
+from typing import Any
+
+from tests.client.proxy import Proxy
+from tests.etcd.nodes import EtcdCluster
+from tests.failover.machines import CONFIG, WINDOW, Machine
+from tests.replication.following import State, clock_ahead, run_zkv
+from tests.support import LIMIT, Message, NoReplyError, Raw, ServerProcess, eventually
+
+LEASE = 2.0
+"""Seconds."""
+PREFIX = "torture"
+HOUR = 3_600
+
+
+class MemberMachine(Machine):
+    """A machine with a member. Clients reach it by its `proxy`, and it reaches etcd by `ways`.
+
+    Args:
+        directory: of its data.
+        name: of the member.
+        etcd: endpoints of etcd.
+    """
+
+    def __init__(self, directory: Path, name: str, etcd: list[str]) -> None:
+        super().__init__(directory)
+        self.name = name
+        self.ways = [Proxy(each.replace("http://", "tcp://")) for each in etcd]
+        self.is_ahead = False
+        self.started = 0
+        self._is_open = False
+
+    def open(self) -> None:
+        """Open its networks."""
+        for proxy in (self.proxy, *self.ways):
+            proxy.__enter__()
+        self._is_open = True
+
+    def close(self) -> None:
+        """End everything."""
+        self.kill()
+        for proxy in (self.proxy, *self.ways) if self._is_open else ():
+            proxy.__exit__()
+
+    def serve(self) -> None:
+        """Start it, and wait until it answers."""
+        self.launch()
+        assert self.server is not None
+        self.server.await_ready()
+
+    def begin_anew(self) -> None:
+        """Start a new member in its place, which reads all that there is before it is ready."""
+        self.launch()
+        assert self.server is not None
+        stdout = self.process.stdout
+        assert stdout is not None
+        ready, _, _ = select.select([stdout], [], [], 10 * LIMIT)
+        assert ready, "the new member is not ready"
+        self.server.await_ready()
+
+    def launch(self) -> None:
+        """Start it."""
+        self.started += 1
+        hosts = ",".join(way.endpoint.removeprefix("tcp://") for way in self.ways)
+        env = {"ZKV_CFG_STORE__LEASE": str(LEASE)}
+        if self.is_ahead:
+            env |= clock_ahead(self.directory / "ahead", HOUR)
+        self.server = ServerProcess(
+            self.directory, *self._flags, "--store", f"etcd://{hosts}/{PREFIX}",
+            "--member", self.name, config=self._config, env=env,
+        )  # fmt: skip
+        self.server.launch()
+
+    def hold_etcd(self, holds: bool) -> None:
+        """Cut it off from etcd: hold everything up till later, or refuse all connections."""
+        for way in self.ways:
+            way.hold() if holds else way.part()
+
+    def fill_disk(self) -> None:
+        """See `Machine.fill_disk`; here the newest segment cannot grow, if others are larger."""
+        newest = max(self.data_dir.glob("wal/*.wal")).stat().st_size
+        own = (self.directory / "stderr.txt").stat().st_size
+        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (max(own, newest) + 500, -1))
+
+    def restore(self) -> None:
+        """Have all its networks work again."""
+        for proxy in (self.proxy, *self.ways):
+            proxy.delay(0.0)
+            proxy.join()
+
+    @property
+    def runs(self) -> bool:
+        """True if its process has not ended."""
+        return self.server is not None and self.server.running
+
+    def figures(self) -> Message:
+        """INFO's ``replication``; empty if it does not answer."""
+        if not self.runs:
+            return {}
+        with Raw(self.endpoint, timeout=1.0) as client:
+            try:
+                return dict(client.call(op="INFO").get("replication", {}))
+            except NoReplyError:
+                return {}
+
+    @property
+    def leads(self) -> bool:
+        """True if it says so."""
+        return self.figures().get("role") == "leader"
+
+
+def found_store(directory: Path, etcd: EtcdCluster) -> None:
+    """Begin the store."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config = directory / "found.toml"
+    config.write_text(CONFIG, encoding="utf-8")
+    hosts = ",".join(each.removeprefix("http://") for each in etcd.endpoints)
+    done = run_zkv("store", "found", f"etcd://{hosts}/{PREFIX}", "--config", str(config))
+    assert done.returncode == 0, done.stderr
+
+
+def leader_of(members: list[MemberMachine], limit: float = 3 * LIMIT) -> MemberMachine:
+    """Wait for a leader; return it."""
+    found: list[MemberMachine] = []
+
+    def leads() -> bool:
+        found[:] = [each for each in members if each.leads]
+        return bool(found)
+
+    eventually(leads, "a leader", limit)
+    return found[0]
+
+
+def await_same_place(members: list[MemberMachine], check: Any = None) -> None:
+    """Wait until all members have the same log, up to the same number."""
+
+    def same() -> bool:
+        if check is not None:
+            check()
+        found = {(each.get("applied"), each.get("term")) for each in (m.figures() for m in members)}
+        return len(found) == 1 and (None, None) not in found
+
+    eventually(same, "the same log number at all members", 3 * LIMIT)
+
+
+def states(members: list[MemberMachine]) -> list[State]:
+    """Return what the members have on their disks, at the same log number.
+
+    What a member has applied is written a moment later.
+    """
+    found: list[State] = []
+
+    def same() -> bool:
+        found[:] = [member.state() for member in members]
+        return len({state.lsn for state in found}) == 1
+
+    eventually(same, "the same log number on all disks", 3 * LIMIT)
+    return found
+
+
+__all__ = ["WINDOW", "MemberMachine", "await_same_place", "found_store", "leader_of", "states"]

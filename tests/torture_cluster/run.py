@@ -1,0 +1,440 @@
+"""Rounds of fail-overs between three members whose processes, networks, disks and etcd fail.
+
+Each round does one thing, in an order that the seed decides: see `Run.faults`. Meanwhile askers
+count up keys by exactly-once writes, and read and write shared ones; a mirror follows the feed of
+whoever leads; a prober measures for how long nobody takes writes.
+
+After each round: what was asked is linearizable, with what a member answered that was stopped
+meanwhile; each counter is what was answered; the mirror equals the store, and had to read it whole
+only where the one that leads was started since; revisions never go back; a key with most of an hour
+to live is there, and one that was seen to be gone stays gone; all members have the same state at
+the same log number.
+"""
+
+from __future__ import annotations
+
+import collections
+import random
+import shutil
+import signal
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import zmq
+
+from tests.broker.followers import Follower, Mirror, stored
+from tests.etcd.nodes import EtcdCluster, EtcdNode
+from tests.failover.askers import Asker
+from tests.linearizability.checker import Operation, UndecidedError, check, save
+from tests.support import LIMIT, Raw, eventually
+from tests.torture_cluster.lookers import Prober, StuckReader
+from tests.torture_cluster.members import (
+    LEASE,
+    MemberMachine,
+    await_same_place,
+    found_store,
+    leader_of,
+    states,
+)
+
+ASKERS = 4
+SOME_ANSWERS = 60
+"""Answers between two faults."""
+MINORITY_SECONDS = 10.0
+"""For how long etcd has no majority."""
+STUCK_READS = 20
+LASTING_SECONDS = 3_000
+"""The time to live of a key that no fault may end early; less than a clock is ahead."""
+BRIEF_SECONDS = 0.3
+
+
+class BrokenError(Exception):
+    """An invariant does not hold."""
+
+
+class Run:
+    """The whole of it.
+
+    Args:
+        directory: of everything.
+        seed: decides all but the timing.
+        minority: seconds for which etcd has no majority.
+    """
+
+    def __init__(self, directory: Path, seed: int, minority: float = MINORITY_SECONDS) -> None:
+        self._pick = random.Random(seed)
+        self._directory = directory
+        self._minority = minority
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.etcd = EtcdCluster(directory / "etcd", 3)
+        self.members = [
+            MemberMachine(directory / name, name, self.etcd.endpoints) for name in ("a", "b", "c")
+        ]
+        self._seed = seed
+        self._askers: list[Asker] = []
+        self._prober: Prober
+        self._era = 0
+        self._mirror: Mirror | None = None
+        self._mirrored: MemberMachine | None = None
+        self._heard: list[Operation] = []  # What stuck readers were answered.
+        self._newest = 0
+        self._gone: set[str] = set()
+        self._lasting: list[float] = []  # When each lasting key was put.
+        self.resets = 0
+        self.gaps: dict[str, list[float]] = collections.defaultdict(list)
+        self.operations = self.undecided = self.heard = self.failovers = self.asked = 0
+        self.faults: list[Callable[[], None]] = [
+            self.kill_leader, self.kill_follower, self.stop_leader_beyond_its_lease,
+            self.stop_leader_beyond_its_lease, self.stop_leader_for_a_moment,
+            self.kill_etcd_leader, self.stop_etcd_leader, self.etcd_without_majority,
+            self.cut_leader_from_etcd, self.hold_leader_from_etcd, self.cut_clients_from_leader,
+            self.end_leader, self.terminate_leader, self.fill_leader, self.fill_follower,
+            self.delay_etcd, self.clock_ahead, self.flip_byte, self.kill_all,
+        ]  # fmt: skip
+
+    def begin(self) -> None:
+        """Start everything."""
+        self.etcd.__enter__()
+        found_store(self._directory, self.etcd)
+        for member in self.members:
+            member.open()
+            member.serve()
+        leader_of(self.members)
+        endpoints = [member.proxy.endpoint for member in self.members]
+        self._askers = [Asker(each, self._seed, endpoints, self._context) for each in range(ASKERS)]
+        self._prober = Prober(endpoints, self._context)
+        self._prober.start()
+        for asker in self._askers:
+            asker.start()
+            asker.go_on()
+        self._progress()
+
+    def end(self) -> None:
+        """End everything."""
+        for asker in self._askers:
+            asker.end()
+        if self._askers:
+            self._prober.end()
+        if self._mirror is not None:
+            self._mirror.follower.close()
+        for member in self.members:
+            member.close()
+        self.etcd.kill()
+        self._context.term()
+
+    def round(self, fault: Callable[[], None] | None = None) -> str:
+        """Do one thing, and see that all is well; its name. Raises BrokenError."""
+        fault = fault or self._pick.choice(self.faults)
+        self._progress()
+        self._put_what_expires()
+        led = self.leader
+        before = {member.name: member.started for member in self.members}
+        began = time.monotonic()
+        fault()
+        self._progress()
+        self.gaps[fault.__name__].append(self._prober.longest_gap(began))
+        self.failovers += self.leader is not led
+        self._compare(before)
+        return fault.__name__
+
+    # --- What is done
+
+    @property
+    def leader(self) -> MemberMachine:
+        """The one that leads; waits for it."""
+        return leader_of(self.members)
+
+    def _a_follower(self) -> MemberMachine:
+        leader = self.leader
+        return self._pick.choice([each for each in self.members if each is not leader])
+
+    def kill_leader(self) -> None:
+        leader = self.leader
+        leader.kill()
+        self._await_other(leader)
+        leader.serve()
+
+    def kill_follower(self) -> None:
+        follower = self._a_follower()
+        follower.kill()
+        self._progress()
+        follower.serve()
+
+    def stop_leader_beyond_its_lease(self) -> None:
+        """It is asked before, while it is stopped, and when another one has written."""
+        leader = self.leader
+        reader = self._new_reader(leader)
+        reader.ask(self._shared_keys, STUCK_READS)
+        leader.stop()
+        self._await_other(leader)
+        self._progress()
+        reader.ask(self._shared_keys, STUCK_READS)
+        leader.go_on()
+        reader.ask(self._shared_keys, STUCK_READS)
+        self._hear(reader)
+
+    def stop_leader_for_a_moment(self) -> None:
+        leader = self.leader
+        reader = self._new_reader(leader)
+        leader.stop()
+        reader.ask(self._shared_keys, STUCK_READS)
+        time.sleep(self._pick.uniform(0.2, 0.9) * LEASE)
+        leader.go_on()
+        self._hear(reader)
+
+    def _new_reader(self, leader: MemberMachine) -> StuckReader:
+        reader = StuckReader(leader.endpoint, 100, self._context)
+        reader.connect()
+        return reader
+
+    def _hear(self, reader: StuckReader) -> None:
+        answers = reader.answers()
+        self.asked += reader.asked
+        self._heard += answers
+
+    def kill_etcd_leader(self) -> None:
+        node = self.etcd.leader()
+        node.kill()
+        self._progress()
+        node.start()
+        self.etcd.await_ready()
+
+    def stop_etcd_leader(self) -> None:
+        node = self.etcd.leader()
+        node.stop()
+        self._progress()
+        node.resume()
+        self.etcd.await_ready()
+
+    def etcd_without_majority(self) -> None:
+        nodes = self._pick.sample(self.etcd.nodes, 2)
+        ends = self._pick.choice([EtcdNode.kill, EtcdNode.stop])
+        for node in nodes:
+            ends(node)
+        time.sleep(self._minority)
+        for node in nodes:
+            node.start() if ends is EtcdNode.kill else node.resume()
+        self.etcd.await_ready()
+
+    def cut_leader_from_etcd(self) -> None:
+        self._part_leader_from_etcd(holds=False)
+
+    def hold_leader_from_etcd(self) -> None:
+        """What it sends to etcd arrives later, when another one leads."""
+        self._part_leader_from_etcd(holds=True)
+
+    def _part_leader_from_etcd(self, holds: bool) -> None:
+        leader = self.leader
+        reader = self._new_reader(leader)
+        leader.hold_etcd(holds)
+        self._await_other(leader)
+        self._progress()
+        reader.ask(self._shared_keys, STUCK_READS)
+        self._hear(reader)
+        leader.restore()
+
+    def cut_clients_from_leader(self) -> None:
+        """It leads on: clients see no other leader, and go on once it is there again."""
+        leader = self.leader
+        leader.proxy.part()
+        time.sleep(self._pick.random() * LEASE)
+        leader.restore()
+
+    def end_leader(self) -> None:
+        leader = self.leader
+        with Raw(leader.endpoint, context=self._context) as client:
+            client.call(op="END")
+        self._ended_well(leader)
+
+    def terminate_leader(self) -> None:
+        leader = self.leader
+        leader.process.send_signal(signal.SIGTERM)
+        self._ended_well(leader)
+
+    def _ended_well(self, leader: MemberMachine) -> None:
+        assert leader.server is not None
+        status = leader.server.wait()
+        if status:
+            raise BrokenError(f"a planned end with status {status}: {leader.log()[-500:]}")
+        leader.serve()
+
+    def fill_leader(self) -> None:
+        leader = self.leader
+        leader.fill_disk()
+        self._await_other(leader)
+        leader.free_disk()
+
+    def fill_follower(self) -> None:
+        follower = self._a_follower()
+        follower.fill_disk()
+        self._progress()
+        follower.free_disk()
+
+    def delay_etcd(self) -> None:
+        seconds = self._pick.choice([0.05, 0.2, 0.4])
+        for member in self.members:
+            for way in member.ways:
+                way.delay(seconds)
+        time.sleep(2 * LEASE)
+        for member in self.members:
+            member.restore()
+
+    def clock_ahead(self) -> None:
+        """A member is an hour ahead, and takes over if it is the one."""
+        follower = self._a_follower()
+        follower.kill()
+        follower.is_ahead = not follower.is_ahead
+        follower.serve()
+        await_same_place(self.members)
+        leader = self.leader
+        leader.kill()
+        self._await_other(leader)
+        leader.serve()
+
+    def flip_byte(self) -> None:
+        """Damage a file of a follower: it says so, or what it lacks comes again."""
+        follower = self._a_follower()
+        follower.kill()
+        paths = [p for p in follower.data_dir.glob("*/*") if p.stat().st_size > 200]
+        path = self._pick.choice(paths)
+        content = bytearray(path.read_bytes())
+        content[self._pick.randrange(len(content))] ^= 1 << self._pick.randrange(8)
+        path.write_bytes(content)
+        try:
+            follower.serve()
+        except AssertionError:  # It does not start: the operator makes another one.
+            self.gaps["(refused damage)"].append(0.0)
+            follower.kill()
+            shutil.rmtree(follower.data_dir)
+            follower.begin_anew()
+
+    def kill_all(self) -> None:
+        for member in self.members:
+            member.kill()
+        for member in self.members:
+            member.serve()
+
+    # --- What has to hold
+
+    @property
+    def _shared_keys(self) -> list[str]:
+        return [f"r/{self._era}", f"n/{self._era}"]
+
+    def _await_other(self, leader: MemberMachine) -> None:
+        others = [each for each in self.members if each is not leader]
+        leader_of(others)
+
+    def _progress(self) -> None:
+        """Wait until some more is answered."""
+        goal = sum(asker.answered for asker in self._askers) + SOME_ANSWERS
+
+        def enough() -> bool:
+            for asker in self._askers:
+                if asker.error is not None:
+                    raise BrokenError(f"{asker.name}: {asker.error}") from asker.error
+            return sum(asker.answered for asker in self._askers) >= goal
+
+        eventually(enough, "progress of the askers", 3 * LIMIT)
+
+    def _put_what_expires(self) -> None:
+        self._lasting.append(time.monotonic())
+        with Raw(self.leader.endpoint, context=self._context) as client:
+            client.ok(op="PUT", key=f"lasting/{self._era}", value=self._era, ttl=LASTING_SECONDS)
+            client.ok(op="PUT", key=f"brief/{self._era}", value=self._era, ttl=BRIEF_SECONDS)
+
+    def _check_what_expires(self, client: Raw) -> None:
+        for era, put_at in enumerate(self._lasting):
+            is_there = client.call(op="GET", key=f"lasting/{era}")["ok"]
+            if not is_there and time.monotonic() - put_at < LASTING_SECONDS / 2:
+                raise BrokenError(f"lasting/{era} is gone, too early")
+            key = f"brief/{era}"
+            if client.call(op="GET", key=key)["ok"]:
+                if key in self._gone:
+                    raise BrokenError(f"{key} was gone, and is there again")
+            else:
+                self._gone.add(key)
+
+    def _compare(self, started: dict[str, int]) -> None:
+        for asker in self._askers:
+            asker.pause()
+        self._check_history()
+        await_same_place(self.members, self._see_that_all_run)
+        leader = self.leader
+        with Raw(leader.endpoint, context=self._context) as client:
+            self._look_on(leader, client, leader.started == started[leader.name])
+            self._check_what_expires(client)
+            for asker in self._askers:
+                reply = client.call(op="GET", key=asker.counter)
+                value, last = reply.get("value", 0), asker.counted[-1][0]
+                if not last <= value <= last + 1:
+                    raise BrokenError(f"{asker.counter} is {value}, and {last} was answered")
+            self._era += 1
+            for asker in self._askers:
+                asker.begin_era(self._era, asker.counted[-1][0])
+        self._compare_states()
+        for asker in self._askers:
+            asker.go_on()
+
+    def _compare_states(self) -> None:
+        """See that all members have the same on their disks. Askers are paused, the prober not."""
+        self._prober.pause()
+        await_same_place(self.members, self._see_that_all_run)
+        found = states(self.members)
+        self._prober.go_on()
+        if len(set(found)) != 1:
+            raise BrokenError(f"states differ: {found}")
+
+    def _see_that_all_run(self) -> None:
+        for member in self.members:
+            if not member.runs:
+                raise BrokenError(f"member {member.name} has ended: {member.log()[-500:]}")
+
+    def _look_on(self, leader: MemberMachine, client: Raw, has_history: bool) -> None:
+        """See that a copy that follows the feed is the store, over all fail-overs."""
+        rev = client.ok(op="INFO")["rev"]
+        if rev < self._newest:
+            raise BrokenError(f"the revision went back from {self._newest} to {rev}")
+        self._newest = rev
+        self._prober.pause()
+        rev = client.ok(op="PUT", key="probe", value="now")["rev"]
+        if self._mirror is None:
+            self._mirror = Mirror(client, Follower(self._context, leader.feed).joined())
+        else:
+            loaded = self._mirror.loaded
+            self._mirror.follower.close()
+            self._mirror.turn_to(client, Follower(self._context, leader.feed).joined())
+            self.resets += self._mirror.loaded - loaded
+            if self._mirror.loaded > loaded and has_history:
+                raise BrokenError("the copy had to read the whole store")
+        self._mirror.follow(rev)
+        there = stored(client)
+        self._prober.go_on()
+        if self._mirror.values != there:
+            raise BrokenError("the copy that follows the feed differs from the store")
+
+    def _check_history(self) -> None:
+        history, self._heard = self._heard, []
+        self.heard += len(history)
+        for asker in self._askers:
+            history += asker.told()
+        self.operations += len(history)
+        try:
+            violation = check(history)
+        except UndecidedError:
+            self.undecided += 1
+            return
+        if violation is not None:
+            path = self._directory / f"history-{self._era}.jsonl"
+            save(history, path)
+            raise BrokenError(f"not linearizable, kept as {path}: {violation}")
+
+    def table(self) -> str:
+        """For each fault: how often, and the seconds without writes."""
+        lines = [
+            f"{'fault':32} {'times':>5} {'median':>7} {'longest':>7}  (seconds without writes)"
+        ]
+        for name, gaps in sorted(self.gaps.items()):
+            lines.append(f"{name:32} {len(gaps):5} {statistics.median(gaps):7.2f} {max(gaps):7.2f}")
+        return "\n".join(lines)
