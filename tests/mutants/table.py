@@ -1682,8 +1682,8 @@ IN_REPLICATION: Final = [
     Mutant(
         "a promoted server may be a standby again after a power cut",
         "zkv/replication/place.py",
-        "        files.sync_directory(directory)\n        return\n",
-        "        return\n",
+        "        files.remove(path)\n    files.sync_directory(directory)\n",
+        "        files.remove(path)\n",
         (POWER_CUTS, "-k", "a_promotion"),
     ),
     Mutant(
@@ -2014,8 +2014,8 @@ IN_CLUSTER: Final = [
     Mutant(
         "a leader that has rolled back takes commits before it follows",
         MEMBER_WAL,
-        "if self._sending is not None or self._rolled_back:",
-        "if self._sending is not None:",
+        "if self._sending is not None or self._rolled_back or self._is_held:",
+        "if self._sending is not None or self._is_held:",
         IN_MEMBER_WAL,
     ),
     Mutant(

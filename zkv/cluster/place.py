@@ -15,9 +15,10 @@ import msgspec
 from msgspec import Struct
 
 from zkv.cluster.records import CacheTable
-from zkv.durability import recovery, snapshot
+from zkv.durability import recovery
 from zkv.durability.frozen_view import FrozenView
-from zkv.errors import DamageError, DataDirError
+from zkv.durability.record_file import find_record, write_record
+from zkv.errors import DataDirError
 from zkv.replication.incoming import HistoryDirectory
 
 if TYPE_CHECKING:
@@ -112,16 +113,7 @@ def read_member(files: Files, directory: Path) -> MemberFile | None:
 
     Raises DamageError, DataDirError.
     """
-    path = directory / FILE
-    try:
-        with files.open_read(path) as file:
-            return msgspec.json.decode(file.read(), type=MemberFile)
-    except FileNotFoundError:
-        return None
-    except msgspec.DecodeError as error:
-        raise DamageError(f"{path}: damaged: {error}") from None
-    except OSError as error:
-        raise DataDirError(f"{path}: {error.strerror or error}") from error
+    return find_record(files, directory / FILE, MemberFile)
 
 
 def remove_member(files: Files, directory: Path) -> None:
@@ -136,10 +128,4 @@ def remove_member(files: Files, directory: Path) -> None:
 
 def write_member(files: Files, directory: Path, record: MemberFile) -> None:
     """Write the file. Raises OSError."""
-    path = directory / FILE
-    beside = path.with_name(path.name + snapshot.UNFINISHED)
-    with files.create(beside) as file:
-        files.write(file, msgspec.json.format(msgspec.json.encode(record)) + b"\n")
-        files.sync(file)
-    files.rename(beside, path)
-    files.sync_directory(directory)
+    write_record(files, directory / FILE, record)

@@ -29,7 +29,7 @@ import contextlib
 import itertools
 import logging
 import re
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -38,6 +38,7 @@ from zkv.durability import recovery, segment, snapshot
 from zkv.durability.backup import begin_log, make_directories, remove_tree
 from zkv.durability.layout import Layout, explain
 from zkv.durability.log_writer import SEGMENT_BYTES, LogPlace, LogWriter
+from zkv.durability.record_file import read_record, write_record
 from zkv.errors import DamageError, DataDirError, LockedError
 
 if TYPE_CHECKING:
@@ -56,8 +57,6 @@ INCOMING: Final = "incoming"
 FORMAT: Final = "zkv-archive"
 VERSION: Final = 1
 _PART: Final = re.compile(r"part-\d{6,}")
-
-_T = TypeVar("_T")
 
 Why = Literal["begun", "gap", "diverged", "damaged"]
 """Why a part was begun: it is the first; commits before it are missing; it is another history than
@@ -113,26 +112,7 @@ def part_names(files: Files, directory: Path) -> list[str]:
 
 def read_part(files: Files, part: Path) -> PartRecord:
     """Return what is known of a part. Raises DamageError, OSError."""
-    return _read(files, part / PART_FILE, PartRecord)
-
-
-def _read(files: Files, path: Path, kind: type[_T]) -> _T:
-    with files.open_read(path) as file:
-        content = file.read()
-    try:
-        return msgspec.json.decode(content, type=kind)
-    except msgspec.DecodeError as error:
-        raise DamageError(f"{path}: damaged: {error}") from None
-
-
-def _write(files: Files, path: Path, record: Struct) -> None:
-    """Replace a file with a record. Raises OSError."""
-    beside = path.with_name(path.name + snapshot.UNFINISHED)
-    with files.create(beside) as file:
-        files.write(file, msgspec.json.format(msgspec.json.encode(record)) + b"\n")
-        files.sync(file)
-    files.rename(beside, path)
-    files.sync_directory(path.parent)
+    return read_record(files, part / PART_FILE, PartRecord)
 
 
 def holder(files: Files, directory: Path) -> str | None:
@@ -224,7 +204,7 @@ class Archive:
             record: the facts about it.
         """
         begin_log(self._files, prepared, rev + 1, lsn + 1)
-        _write(self._files, prepared.directory / PART_FILE, record)
+        write_record(self._files, prepared.directory / PART_FILE, record)
         self._files.rename(prepared.directory, self.directory / self._next_name())
         self._files.sync_directory(self.directory)
 
@@ -256,9 +236,9 @@ class Archive:
         files, directory = self._files, self.directory
         names = files.names(directory)
         if FILE in names:
-            member = _read(files, directory / FILE, ArchiveRecord).member
+            member = read_record(files, directory / FILE, ArchiveRecord).member
         else:
-            _write(files, directory / FILE, ArchiveRecord(member))
+            write_record(files, directory / FILE, ArchiveRecord(member))
         for name in names:
             if name == INCOMING or (
                 name.startswith("part-") and name.endswith(snapshot.UNFINISHED)
@@ -321,7 +301,7 @@ class Part:
         self.log.sync()
         if until > self._record.until:
             self._record = msgspec.structs.replace(self._record, until=until)
-            _write(self._files, self.layout.directory / PART_FILE, self._record)
+            write_record(self._files, self.layout.directory / PART_FILE, self._record)
 
     def add_snapshot(self, path: Path, loaded: Loaded, logged_before: int) -> None:
         """Add a snapshot that is on disk, and has been checked.

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 from msgspec import Struct
 
-from zkv.durability import snapshot
-from zkv.errors import DamageError, DataDirError
+from zkv.durability.record_file import find_record, write_record
 from zkv.replication.incoming import HistoryDirectory
 
 if TYPE_CHECKING:
@@ -82,31 +81,17 @@ def read_role(files: Files, directory: Path) -> RoleRecord | None:
 
     Raises DamageError, DataDirError.
     """
-    path = directory / FILE
-    try:
-        with files.open_read(path) as file:
-            return msgspec.json.decode(file.read(), type=RoleRecord)
-    except FileNotFoundError:
-        return None
-    except msgspec.DecodeError as error:
-        raise DamageError(f"{path}: damaged: {error}") from None
-    except OSError as error:
-        raise DataDirError(f"{path}: {error.strerror or error}") from error
+    return find_record(files, directory / FILE, RoleRecord)
 
 
 def write_role(files: Files, directory: Path, record: RoleRecord | None) -> None:
     """Write the file, or remove it: None = the server leads. Raises OSError."""
     path = directory / FILE
-    if record is None:
-        with contextlib.suppress(FileNotFoundError):
-            files.remove(path)
-        files.sync_directory(directory)
+    if record is not None:
+        write_record(files, path, record)
         return
-    beside = path.with_name(path.name + snapshot.UNFINISHED)
-    with files.create(beside) as file:
-        files.write(file, msgspec.json.format(msgspec.json.encode(record)) + b"\n")
-        files.sync(file)
-    files.rename(beside, path)
+    with contextlib.suppress(FileNotFoundError):
+        files.remove(path)
     files.sync_directory(directory)
 
 
