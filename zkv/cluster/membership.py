@@ -479,6 +479,7 @@ class Membership:
         tenure = self._tenure
         self._yield()
         self._wal.follow(reason)
+        self._check.forget()
         self._last_crc = _crc_of_newest(self._engine)
         self._tenure = None
         self._attempts.clear()
