@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.etcd.fake import FakeEtcd
 from tests.support import eventually
-from zkv.cluster.records import FORMAT, Fence, LogHead, MemberRecord, StoreRecord
+from zkv.cluster.records import FORMAT, Fence, LogHead, MemberRecord, StateRecord, StoreRecord
 from zkv.cluster.shared_log import SharedLog
 from zkv.cluster.state_check import PATIENCE_SECONDS, StateCheck, state_hash
 from zkv.errors import DamageError
@@ -165,6 +165,37 @@ def test_a_view_that_was_rolled_back_is_not_told(members: Members) -> None:
     members.checks["a"].begin(view)
     eventually(_closed(keyspace), "the end of the view")
     assert members.log.states() == []
+
+
+def test_a_view_that_was_rolled_back_later_is_judged_by_nobody(members: Members) -> None:
+    """The next leader has another commit at the same log number, and both are right."""
+    members.put("a", "mine", b"\x01")  # Which etcd never gets: `a` is deposed.
+    for name in "bc":
+        members.put(name, "other", b"\x02")
+    members.tell("b", "a")
+    members.checks["a"].forget()
+    members.now += PATIENCE_SECONDS
+    assert members.verdict("a", leader="b")
+    assert members.verdict("b", leader="b")
+
+
+def test_nor_is_one_whose_hash_is_under_way(
+    members: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = members.checks["a"]
+    tell = members.log.tell_state
+
+    def rolled_back(record: StateRecord) -> None:
+        check.forget()
+        tell(record)
+
+    monkeypatch.setattr(members.log, "tell_state", rolled_back)
+    check.begin(members.keyspaces["a"].view())
+    eventually(lambda: bool(members.log.states()), "the hash")
+    thread = check._thread
+    assert thread is not None
+    thread.join()
+    assert not check.is_open
 
 
 def _closed(keyspace: Keyspace) -> Callable[[], bool]:

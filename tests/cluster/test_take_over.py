@@ -11,8 +11,10 @@ import pytest
 
 from tests.cluster.servers import BEYOND, LEASE, Cluster, MemberServer, await_look, take_over
 from tests.support import Raw, eventually, pack, unpack
-from zkv.cluster import membership
+from zkv.cluster import membership, shared_log
 from zkv.cluster.lease import Lease
+from zkv.cluster.records import LogBatch
+from zkv.cluster.shared_log import SharedLog
 from zkv.etcd import AccessError, EtcdError, NoSpaceError, Op, PutOp, UnknownOutcomeError
 from zkv.server import Event
 
@@ -159,6 +161,36 @@ def test_a_refusal_that_was_remembered_is_repeated_by_the_next_leader(
     take_over(other)
     again = other.call(**asked)
     assert (again["code"], again.get("replayed")) == ("CONFLICT", True)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_refusal_shows_an_etcd_that_was_set_back_and_has_grown(
+    cluster: Cluster, ended: bool
+) -> None:
+    """The newest commit of a member may have no revision, and is of its history all the same."""
+    with cluster.member("a") as one:
+        one.await_lead()
+        with cluster.member("b") as other:
+            assert one.call(op="PUT", key="k", value="old")["ok"]
+            other.await_log(one)
+        before = cluster.fake.copy()
+        asked = {"op": "PUT", "key": "k", "value": 1, "if_rev": 77, "session": "s", "seq": 1}
+        assert one.outcome(**asked) == "CONFLICT"
+        lsn = one.lsn
+        if not ended:
+            fall_silent(one)
+    cluster.fake.restore(before)
+    with cluster.member("b") as other:
+        await_look(other)
+        other.clock.now += BEYOND
+        other.await_lead()
+        assert other.call(op="PUT", key="k", value="new")["ok"]
+        assert other.lsn > lsn
+        with cluster.member("a") as one:
+            member = one.server._member
+            assert member is not None
+            eventually(lambda: member.failure is not None, "it stops")
+            assert f"commit {lsn} in etcd" in str(member.failure)
 
 
 def test_a_write_whose_answer_was_lost_is_found_again_by_its_session(
@@ -322,3 +354,29 @@ def test_a_member_that_is_stopped_while_it_takes_over(
     one.etcd.heal()
     one.await_lead()  # Its own clock has not moved: it was handed over.
     assert one.outcome(op="GET", key="k") == "old"
+
+
+def test_a_member_that_is_stopped_does_not_read_the_rest_of_the_log(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be gigabytes of it."""
+    monkeypatch.setattr(shared_log, "MOST_PARTS", 1)
+    with cluster.member("a") as one:
+        one.await_lead()
+        for number in range(5):
+            assert one.call(op="PUT", key="k", value=number)["ok"]
+        other = cluster.member("b")
+        read, reads = SharedLog.read, []
+
+        def read_while_it_stops(log: SharedLog, after: int, head: int) -> list[LogBatch]:
+            if log.etcd is other.etcd:
+                reads.append(after)
+                other.server.post(Event.STOP)
+                assert other.server._member is not None
+                eventually(other.server._member._closing.is_set, "the stop")
+            return read(log, after, head)
+
+        monkeypatch.setattr(SharedLog, "read", read_while_it_stops)
+        with other:
+            assert other.wait()
+        assert reads == [0]

@@ -11,6 +11,7 @@ import pytest
 from tests.cluster.logs import Hooked, hooked, lead, puts, whole_log
 from tests.cluster.servers import BEYOND, LEASE, StandingClock
 from tests.support import BadDisk
+from zkv.cluster import records
 from zkv.cluster import wal as module
 from zkv.cluster.lease import Lease
 from zkv.cluster.shared_log import SharedLog, Tenure
@@ -286,3 +287,53 @@ def test_a_server_that_stops_while_it_takes_over_does_not_wait(
     with pytest.raises(ReadOnly):
         leader.wal.commit(leader.write(), durable=True)
     leader.wal.close()
+
+
+def lose_all(client: Hooked) -> None:
+    client.fate = lambda _: "lost"
+
+
+def test_what_is_in_etcd_is_never_told_to_be_not_applied_if_a_question_fails(
+    leader: Leader,
+) -> None:
+    """A write may be in the batch that somebody else's wait has sent, before its own one begins."""
+    wal = leader.wal
+    wal.confirms_reads = True
+    first, second = leader.write(), leader.write()
+    assert wal.commit(first, durable=True), "both are in the log now"
+    lose_all(leader.etcd)
+    with pytest.raises(ReadOnly, match="does not confirm") as caught:
+        wal.commit(second, durable=True)
+    assert log_of(leader.other) == leader.payloads
+    assert caught.value.applied is None
+
+
+def test_nor_if_it_is_rolled_back_before_its_wait_begins(leader: Leader) -> None:
+    wal = leader.wal
+    first, second = leader.write(), leader.write()
+    lose(leader.etcd, "unanswered")
+    with pytest.raises(ReadOnly):
+        wal.commit(first, durable=True)
+    wal.follow("a renewal was refused")
+    with pytest.raises(ReadOnly) as caught:
+        wal.commit(second, durable=True)
+    assert log_of(leader.other) == leader.payloads
+    assert caught.value.applied is None
+
+
+@pytest.mark.parametrize("size", [5, 1_000_000])
+def test_a_batch_that_was_appended_long_ago_confirms_no_read(
+    leader: Leader, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Another member may have taken over since, and have written what the read lacks."""
+    monkeypatch.setattr(records, "PART_BYTES", size)
+    wal = leader.wal
+    wal.confirms_reads = True
+    written = leader.write()
+    leader.etcd.fate = lambda ops: "unanswered" if puts(ops, b"head") else ""
+    with pytest.raises(ReadOnly):
+        wal.commit(written, durable=True)
+    heal(leader.etcd)
+    lead(leader.other, "two")
+    with pytest.raises(ReadOnly, match="taken over"):  # That of a read which was made now.
+        wal.commit(written, durable=True)

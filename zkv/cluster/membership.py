@@ -38,6 +38,7 @@ from zkv.cluster.records import Fence, LeaderRecord
 from zkv.cluster.shared_log import DeposedError, NoStoreError, Tenure
 from zkv.cluster.state_check import StateCheck
 from zkv.cluster.upkeep import Upkeep
+from zkv.durability import recovery, segment, snapshot
 from zkv.durability.committer import CommitGroup
 from zkv.errors import DamageError, DataDirError, NotLeader, ReadOnly, ZkvError
 from zkv.etcd.errors import EtcdError
@@ -69,6 +70,10 @@ class AnotherHistoryError(DataDirError):
 
 class TrimmedError(ZkvError):
     """The log in etcd begins after what this member has."""
+
+
+class _StoppedError(Exception):
+    """The server is stopping, and the log is long: the next start reads the rest."""
 
 
 class Membership:
@@ -118,6 +123,8 @@ class Membership:
         self._leader_revision = -1  # Not looked yet.
         self._unchanged_since = 0.0
         self._last_crc = _crc_of_newest(engine)
+        if self._last_crc is None:
+            self._last_crc = _crc_on_disk(disk, engine.last_lsn)
         self._check = StateCheck(engine.keyspace, self._shared, self._file.member, lease.clock)
         self._watch: EtcdWatch | None = None
         self._watch_ended = threading.Event()
@@ -181,6 +188,8 @@ class Membership:
             except ReadOnly as error:
                 self._step_down(error.message)
                 self._complain(error.message)
+            except _StoppedError:
+                pass
             except TrimmedError as error:
                 self._begin_anew(str(error))
             except NoStoreError as error:
@@ -305,9 +314,11 @@ class Membership:
             raise
 
     def _catch_up(self, head: int) -> None:
-        """Apply everything up to a head that was seen."""
+        """Apply everything up to a head that was seen. Raises _StoppedError."""
         engine = self._engine
         while engine.last_lsn < head:
+            if self._closing.is_set() and not self._attempts:
+                raise _StoppedError
             if self._behind_since is None:
                 self._behind_since = self._lease.clock()
             for batch in self._read(head):
@@ -479,7 +490,10 @@ class Membership:
         tenure = self._tenure
         self._yield()
         self._wal.follow(reason)
-        self._last_crc = _crc_of_newest(self._engine)
+        self._check.forget()
+        head = tenure.head  # That of this disk, unless the disk has failed.
+        at_head = head.lsn == self._engine.last_lsn and head.crc
+        self._last_crc = head.crc if at_head else _crc_of_newest(self._engine)
         self._tenure = None
         self._attempts.clear()
         _log.warning("this member leads no more: %s", reason)
@@ -560,8 +574,29 @@ class Membership:
         self._stop()
 
 
+def _crc_on_disk(disk: OnDisk, lsn: int) -> int | None:
+    """Return the checksum of a commit that may have no revision; None if it is not in the log.
+
+    Nothing is written yet: the newest segment ends with the newest commit.
+    """
+    place, files, crc = disk.storage.wal_directory, disk.files, None
+    try:
+        first = recovery.segments(files, place)[-1]
+        header = segment.read_header(files, place / segment.file_name(first))
+        if header is not None:
+            before = snapshot.Loaded(rev=first - 1, lsn=header.first_lsn - 1)
+            for commit in recovery.LogReader(files, place, before).commits():
+                crc = zlib.crc32(commit.payload) if commit.lsn == lsn else None
+    except (IndexError, OSError, DamageError, DataDirError):
+        return None  # Recovery has read what counts.
+    return crc
+
+
 def _crc_of_newest(engine: Engine) -> int | None:
-    """Return the checksum of the newest commit; None if only a snapshot has it."""
+    """Return the checksum of the newest commit; None if it has no revision of its own.
+
+    Likewise if only a snapshot has it.
+    """
     keyspace = engine.keyspace
     with keyspace.lock:
         newest = keyspace.history.since(keyspace.rev - 1, 1)

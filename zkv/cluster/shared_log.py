@@ -539,8 +539,11 @@ class Tenure:
         """
         self._require(self._transact([self._fence], []))
 
-    def append(self, batch: LogBatch, go_on: GoOn) -> None:
+    def append(self, batch: LogBatch, go_on: GoOn) -> bool:
         """Append a batch; return once etcd has it.
+
+        Returns True if no other member had taken over before this was called; False if the batch
+        was appended by an earlier call, and another member has taken over since then.
 
         It may be called again with the same batch after an EtcdError, and with no other one.
 
@@ -555,14 +558,18 @@ class Tenure:
         """
         *first, last = self._log.keys.parts(batch)
         for key, value in first:
-            if self._append([PutOp(key, value)], batch, go_on):
-                return  # All of it was appended by an earlier attempt.
+            if (leads := self._append([PutOp(key, value)], batch, go_on)) is not None:
+                return leads  # All of it was appended by an earlier attempt.
         head = PutOp(self._log.keys.head, pack(batch.head))
-        if not self._append([PutOp(*last), head], batch, go_on):
-            self.head = batch.head
+        leads = self._append([PutOp(*last), head], batch, go_on)
+        self.head = batch.head
+        return leads is None or leads
 
-    def _append(self, puts: list[PutOp], batch: LogBatch, go_on: GoOn) -> bool:
-        """Carry out one transaction; return True if the whole batch is there already."""
+    def _append(self, puts: list[PutOp], batch: LogBatch, go_on: GoOn) -> bool | None:
+        """Carry out one transaction; None = it was, and the fence is still this member's.
+
+        If the whole batch is there already, it returns if the fence is this member's.
+        """
         keys = self._log.keys
         compares = [self._fence, _unchanged(keys.head, self._head_revision)]
         there = ReadOp(*keys.batch(batch.first_lsn), keys_only=True)
@@ -578,16 +585,16 @@ class Tenure:
             if result.succeeded:
                 if len(puts) > 1:
                     self._head_revision = result.revision
-                return False
-            self._find_out(result, batch)
-            return True
+                return None
+            return self._find_out(result, batch)
 
-    def _find_out(self, result: TxnResult, batch: LogBatch) -> None:
+    def _find_out(self, result: TxnResult, batch: LogBatch) -> bool:
         """Find out, after a condition has failed, if a batch is in the log.
 
-        Raises DeposedError if it is not, and never will be.
+        Returns True if the fence is this member's. Raises DeposedError if the batch is not in the
+        log, and never will be.
         """
-        _, heads, there = result.reads
+        fences, heads, there = result.reads
         places = [self._log.keys.place(item.key) for item in there]
         mine = [each for each in places if each.term == self.term]
         if not any(each.number == each.parts - 1 for each in mine):
@@ -595,6 +602,7 @@ class Tenure:
         self.head = batch.head
         if heads:
             self._head_revision = heads[0].mod_revision
+        return [item.mod_revision for item in fences] == [self._fence.value]
 
     def _transact(
         self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()

@@ -77,6 +77,8 @@ class StateCheck:
         self._began_at = clock()
         self._told: _Told | None = None  # And not judged yet.
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # Protects `_told`, and the following number.
+        self._forgotten = 0  # How often `forget` was called.
 
     @property
     def is_due(self) -> bool:
@@ -98,9 +100,19 @@ class StateCheck:
             view.close()
             return
         self._thread = threading.Thread(
-            target=self._tell, args=(view,), name="zkv-state-check", daemon=True
+            target=self._tell, args=(view, self._forgotten), name="zkv-state-check", daemon=True
         )
         self._thread.start()
+
+    def forget(self) -> None:
+        """Judge nothing by what this member has told so far.
+
+        Call this after a rollback. A leader tells the hash of a state that etcd may not have yet.
+        The next leader may reach the same log number with another state, and both are right.
+        """
+        with self._lock:
+            self._forgotten += 1
+            self._told = None
 
     def verdict(self, leader: str) -> None:
         """Compare the hashes that all have told for the same log number.
@@ -133,7 +145,7 @@ class StateCheck:
                 f"cannot be trusted; remove its directory, and start it again as a new member"
             )
 
-    def _tell(self, view: SnapshotView) -> None:
+    def _tell(self, view: SnapshotView, forgotten: int) -> None:
         try:
             total = state_hash(pair for chunk in view.chunks() for pair in chunk)
         finally:
@@ -146,7 +158,9 @@ class StateCheck:
         except EtcdError as error:
             _log.debug("the hash of the state was not told: %s", error)
             return
-        self._told = _Told(record, self._clock())
+        with self._lock:
+            if forgotten == self._forgotten:
+                self._told = _Told(record, self._clock())
 
 
 def state_hash(entries: Iterable[tuple[str, StoredEntry]]) -> int:

@@ -257,12 +257,13 @@ class ReplicatedWal(Wal):
             return not self._woken.wait(PAUSE_SECONDS)
 
         try:
-            tenure.append(batch, go_on)
+            leads = tenure.append(batch, go_on)
         except DeposedError as error:
             raise self._step_down(str(error)) from error
         except EtcdError as error:
             raise self._wait_for_etcd(error) from error
-        self._sender = threading.get_ident()
+        # If an earlier attempt has appended it, somebody else may have taken over since.
+        self._sender = threading.get_ident() if leads else 0
         took = time.monotonic() - began
         self.append_times.add_time(took)
         commits = len(batch.payloads)
@@ -281,7 +282,9 @@ class ReplicatedWal(Wal):
             except EtcdError as error:
                 waited = time.monotonic() - began
                 if waited >= WAIT_SECONDS or self._woken.wait(PAUSE_SECONDS):
-                    raise ReadOnly(f"etcd does not confirm who leads: {error}") from error
+                    # What waits may have been appended by another thread: it is in the log then.
+                    why = f"etcd does not confirm who leads: {error}"
+                    raise ReadOnly(why, applied=None) from error
             else:
                 return
 
@@ -316,6 +319,12 @@ class ReplicatedWal(Wal):
         super()._refuse(reason, None)
         self.on_deposed(reason)
         return ReadOnly(reason, applied=None)
+
+    def _refused(self) -> ReadOnly:
+        """See `Wal._refused`. What was rolled back here may be in etcd."""
+        refused = super()._refused()
+        refused.applied = None
+        return refused
 
     def _end_epoch(self) -> None:
         # While there is a tenure the epoch is that of the lapse: so no moment shows the old one.
