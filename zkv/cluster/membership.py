@@ -498,7 +498,7 @@ class Membership:
         self._attempts.clear()
         _log.warning("this member leads no more: %s", reason)
         if not self._wal.takes_commits:  # Its disk fails, so nobody else has taken over.
-            with contextlib.suppress(DeposedError, EtcdError):
+            with contextlib.suppress(DeposedError, EtcdError, DataDirError):
                 tenure.renew(self._record(tenure.term, released=True))
 
     def _yield(self) -> None:
@@ -522,7 +522,7 @@ class Membership:
             self._await_answers()
             self._lease.end()
             tenure.renew(self._record(tenure.term, released=True))
-        except (ReadOnly, DeposedError, EtcdError) as error:
+        except (ReadOnly, DeposedError, EtcdError, DataDirError) as error:
             self._lease.end()
             _log.warning("not handed over: %s", error)
         else:

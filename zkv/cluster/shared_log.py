@@ -460,7 +460,8 @@ class Tenure:
         self.term = seen.fence.term
         self.revision = seen.fence_revision
         """The revision of etcd at which it began."""
-        self._fence = _unchanged(log.keys.fence, seen.fence_revision)
+        # By its content, which has a nonce: an etcd that was set back gives revisions again.
+        self._fence = Compare(log.keys.fence, "value", "=", pack(seen.fence))
         self._head_revision = seen.head_revision
         self.head = seen.head
         """The newest commit that was appended."""
@@ -483,10 +484,11 @@ class Tenure:
             if result.succeeded:
                 self._head_revision = result.revision
                 return
-            fence, head = ([item.mod_revision for item in items] for items in result.reads)
-            if fence != [self._fence.value] or not head:
+            fences, heads = result.reads
+            if not self._is_own(fences) or not heads:
                 raise DeposedError("another member has taken over")
-            self._head_revision = head[0]  # An earlier attempt was carried out after all.
+            # An earlier attempt was carried out after all.
+            self._head_revision = heads[0].mod_revision
 
     def renew(self, record: LeaderRecord) -> LogHead:
         """Write the leader's record; return the head of the log.
@@ -602,7 +604,10 @@ class Tenure:
         self.head = batch.head
         if heads:
             self._head_revision = heads[0].mod_revision
-        return [item.mod_revision for item in fences] == [self._fence.value]
+        return self._is_own(fences)
+
+    def _is_own(self, fences: list[Item]) -> bool:
+        return [item.value for item in fences] == [self._fence.value]
 
     def _transact(
         self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()
