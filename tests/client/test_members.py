@@ -111,16 +111,17 @@ def test_one_endpoint_has_nowhere_to_go(kind: Kind, pair: tuple[Member, Member])
 def test_strangers_are_not_followed(kind: Kind, store: Store) -> None:
     first, second, stranger = (Member("standby", store) for _ in range(3))
     stranger.role = "primary"
+    # Its last attempt has all the time that a reply may take.
+    brief = RetryPolicy(patience=0.2, pause=0.01, longest_pause=0.05, repeat_for=0.5)
     with running(first, second, stranger):
         first.leader = second.leader = [stranger.endpoint]
         with (
-            kind(both(first, second), SOON, retry=HASTY) as kv,
+            kind(both(first, second), LIMIT, retry=brief) as kv,
             pytest.raises(NotLeaderError) as caught,
         ):
             kv.put("k", 1)
         assert caught.value.leader == [stranger.endpoint]
         assert stranger.ops == []
-        assert first.asked("PUT") == first.asked("PUT")
         assert len(first.asked("PUT")) > 1, "the one that leads may change"
 
 
