@@ -342,10 +342,7 @@ class SharedLog:
 
         Returns None, and writes nothing, if that is not there any more. Raises EtcdError.
         """
-        key = self.keys.member(member.name)
-        puts = [PutOp(key, pack(member))]
-        result = self.etcd.transact([_unchanged(key, revision)], puts, timeout=self.timeout)
-        return result.revision if result.succeeded else None
+        return self._put_again(self.keys.member(member.name), pack(member), revision)
 
     def remove_member(self, name: str) -> bool:
         """Remove a member; return False if there is none. Raises EtcdError."""
@@ -400,8 +397,11 @@ class SharedLog:
 
         Raises EtcdError.
         """
-        key = self.keys.pin(pin.member)
-        puts = [PutOp(key, pack(pin))]
+        return self._put_again(self.keys.pin(pin.member), pack(pin), revision)
+
+    def _put_again(self, key: bytes, value: bytes, revision: int) -> int | None:
+        """Put a key that was last put at a revision; return the new one, None if it was not."""
+        puts = [PutOp(key, value)]
         result = self.etcd.transact([_unchanged(key, revision)], puts, timeout=self.timeout)
         return result.revision if result.succeeded else None
 
