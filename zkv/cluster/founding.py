@@ -72,7 +72,7 @@ def found_from(files: Files, directory: Path, log: SharedLog, settings: Settings
     _require_own_store(files, place)
     with _opened(files, directory, settings) as engine:
         _begin_term(engine)
-    head, store = _head_of(files, place)
+    head, store = _head_of(place)
     record = store_record(store, settings.limits, settings.cache, head.lsn + 1)
     before = place.read()
     name = settings.store.member or (before.member if before is not None else new_name())
@@ -116,7 +116,7 @@ def _founded(place: MemberDirectory, log: SharedLog) -> MemberFile | None:
         return None
     file = read_member(place.files, place.layout.directory)
     if file is not None and (file.store, file.cluster) == (seen.store.store, seen.cluster):
-        head, _ = _head_of(place.files, place)
+        head, _ = _head_of(place)
         if (head.lsn, head.crc) == (seen.head.lsn, seen.head.crc):
             return file
     raise store_exists(log)
@@ -183,11 +183,11 @@ def _begin_term(engine: Engine) -> None:
         raise ReadOnly("the log could not be written")
 
 
-def _head_of(files: Files, place: MemberDirectory) -> tuple[LogHead, str]:
+def _head_of(place: MemberDirectory) -> tuple[LogHead, str]:
     """Return the newest commit of a directory, and the identity of its store."""
     found = place.found()
     crc = 0
-    with FrozenView(files, place.layout.directory) as view:
+    with FrozenView(place.files, place.layout.directory) as view:
         for commit in dump.log(view, None):
             if commit.lsn == found.lsn:
                 crc = zlib.crc32(commit.payload)

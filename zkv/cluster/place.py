@@ -65,17 +65,17 @@ class MemberDirectory(HistoryDirectory):
         Raises DamageError, DataDirError, OSError.
         """
         directory = self.layout.directory
-        file = read_member(self._files, directory)
+        file = read_member(self.files, directory)
         if file is not None and file.exchange:
-            self.complete(True)
+            self.complete()
             file = msgspec.structs.replace(file, exchange=False)
-            write_member(self._files, directory, file)
+            write_member(self.files, directory, file)
         self.drop_incoming()
         return file
 
     def write(self, file: MemberFile) -> None:
         """Have it say something. Raises OSError."""
-        write_member(self._files, self.layout.directory, file)
+        write_member(self.files, self.layout.directory, file)
 
     def fetch(
         self, ask: Ask, file: MemberFile, keep: Keep, accept: Callable[[SnapshotPart], None]
@@ -98,7 +98,7 @@ class MemberDirectory(HistoryDirectory):
 
     def found(self) -> Recovered:
         """Return what it holds. Raises DamageError, DataDirError."""
-        with FrozenView(self._files, self.layout.directory) as view:
+        with FrozenView(self.files, self.layout.directory) as view:
             return recovery.recover(view, view.layout.snapshots, view.layout.wal)
 
 

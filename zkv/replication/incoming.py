@@ -77,7 +77,7 @@ class HistoryDirectory:
     """
 
     def __init__(self, files: Files, directory: Path) -> None:
-        self.files = self._files = files
+        self.files = files
         self.layout = Layout(directory)
 
     def lock(self) -> DirectoryLock:
@@ -85,20 +85,33 @@ class HistoryDirectory:
 
         Raises LockedError, OSError.
         """
-        make_directories(self._files, self.layout.directory)
-        return self._files.lock(self.layout.lock)
+        make_directories(self.files, self.layout.directory)
+        return self.files.lock(self.layout.lock)
 
     @property
     def is_empty(self) -> bool:
         """True if there is no history in it yet. Raises OSError."""
-        names = self._files.names(self.layout.directory)
+        names = self.files.names(self.layout.directory)
         inner = [each for each in (self.layout.snapshots, self.layout.wal) if each.name in names]
-        return not any(map(self._files.names, inner))
+        return not any(map(self.files.names, inner))
 
-    def complete(self, decided: bool) -> None:
-        """Complete an exchange, if an earlier process has decided one. Raises OSError."""
-        if decided:
-            self._exchange()
+    def complete(self) -> None:
+        """Put what is in ``incoming`` in the place of the history that is here.
+
+        Call it only if that has been decided, here or by an earlier process. Raises OSError.
+        """
+        files, incoming = self.files, self._incoming
+        there = files.names(self.layout.directory)
+        left = files.names(incoming.directory) if INCOMING in there else []
+        for new, old in (
+            (incoming.wal, self.layout.wal),
+            (incoming.snapshots, self.layout.snapshots),
+        ):
+            if new.name in left:
+                self._remove(old)
+                files.rename(new, old)
+                files.sync_directory(self.layout.directory)
+        self._remove(incoming.directory)
 
     def drop_incoming(self) -> None:
         """Remove what an attempt has left that was not decided. Raises OSError."""
@@ -126,7 +139,7 @@ class HistoryDirectory:
 
         Raises what the functions do, StreamError, OSError.
         """
-        files, incoming = self._files, self._incoming
+        files, incoming = self.files, self._incoming
         self._remove(incoming.directory)
         for each in (incoming.snapshots, incoming.wal):
             make_directories(files, each)
@@ -144,7 +157,7 @@ class HistoryDirectory:
         begin_log(files, incoming, fetched.rev + 1, fetched.lsn + 1)
         keep(fetched)
         decide(True)
-        self._exchange()
+        self.complete()
         decide(False)
         return fetched
 
@@ -152,24 +165,9 @@ class HistoryDirectory:
     def _incoming(self) -> Layout:
         return self.layout.beside(INCOMING)
 
-    def _exchange(self) -> None:
-        """Put what is in ``incoming`` in the place of the history that is here."""
-        files, incoming = self._files, self._incoming
-        there = files.names(self.layout.directory)
-        left = files.names(incoming.directory) if INCOMING in there else []
-        for new, old in (
-            (incoming.wal, self.layout.wal),
-            (incoming.snapshots, self.layout.snapshots),
-        ):
-            if new.name in left:
-                self._remove(old)
-                files.rename(new, old)
-                files.sync_directory(self.layout.directory)
-        self._remove(incoming.directory)
-
     def _remove(self, directory: Path) -> None:
-        if remove_tree(self._files, directory):
-            self._files.sync_directory(directory.parent)
+        if remove_tree(self.files, directory):
+            self.files.sync_directory(directory.parent)
 
 
 def attempt(source: Primary, fetch: Callable[[], None]) -> bool:

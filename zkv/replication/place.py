@@ -136,14 +136,15 @@ class StandbyDirectory(HistoryDirectory):
 
         Returns what it says then. Raises DamageError, DataDirError, OSError.
         """
-        record = read_role(self._files, self.layout.directory)
-        self.complete(record is not None and record.exchange)
+        record = read_role(self.files, self.layout.directory)
+        if record is not None and record.exchange:
+            self.complete()
         # A superseded primary has noted the name of the one that took over.
         is_standby = record is not None and record.role == "standby" and record.member
         member = record.member if record is not None and is_standby else new_member()
         promises = [] if record is None else record.promises
         made = RoleRecord("standby", leader, member, promises=promises)
-        write_role(self._files, self.layout.directory, made)
+        write_role(self.files, self.layout.directory, made)
         self.drop_incoming()
         return made
 
@@ -160,6 +161,6 @@ class StandbyDirectory(HistoryDirectory):
 
         def decide(exchange: bool) -> None:
             decided = msgspec.structs.replace(record, exchange=exchange)
-            write_role(self._files, self.layout.directory, decided)
+            write_role(self.files, self.layout.directory, decided)
 
         return self.replace(ask, record.member, keep, decide).rev
