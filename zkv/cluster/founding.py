@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from zkv.cluster.joining import store_exists, store_record
-from zkv.cluster.place import MemberDirectory, MemberFile, new_name, read_member, remove_member
+from zkv.cluster.place import MemberDirectory, MemberFile, read_member, remove_member
 from zkv.cluster.records import Fence, LogHead
 from zkv.cluster.shared_log import NoStoreError
 from zkv.config import fit_memory
@@ -31,7 +31,7 @@ from zkv.durability.backup import MOST_REV, RESTORED_ABOVE
 from zkv.durability.frozen_view import FrozenView
 from zkv.engine import Engine
 from zkv.errors import DataDirError, ReadOnly
-from zkv.replication.place import read_role
+from zkv.replication.place import new_member, read_role
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +75,7 @@ def found_from(files: Files, directory: Path, log: SharedLog, settings: Settings
     head, store = _head_of(place)
     record = store_record(store, settings.limits, settings.cache, head.lsn + 1)
     before = place.read()
-    name = settings.store.member or (before.member if before is not None else new_name())
+    name = settings.store.member or (before.member if before is not None else new_member())
     file = MemberFile(store, name, cluster, record.limits, record.caches)
     place.write(file)
     if not log.found(record, Fence(head.term, "", ""), head):

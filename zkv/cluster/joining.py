@@ -30,7 +30,7 @@ import msgspec
 
 from zkv.cluster.lease import Lease
 from zkv.cluster.pins import Pin
-from zkv.cluster.place import MemberDirectory, MemberFile, new_name
+from zkv.cluster.place import MemberDirectory, MemberFile
 from zkv.cluster.records import FORMAT, CacheTable, Fence, LogHead, MemberRecord, StoreRecord
 from zkv.cluster.role import MemberRole
 from zkv.cluster.shared_log import SharedLog
@@ -42,6 +42,7 @@ from zkv.etcd import EtcdSecurity, connect
 from zkv.etcd.errors import EtcdError
 from zkv.keyspace.lineage import NO_LINEAGE
 from zkv.replication.incoming import attempt, keep_diverged
+from zkv.replication.place import new_member
 from zkv.replication.standby import Primary
 from zkv.replication.stream import StreamError
 
@@ -221,7 +222,7 @@ def _declare_directory(
         )
     seen = _first_look(log)
     store = seen.store
-    name = named or new_name()
+    name = named or new_member()
     file = MemberFile(store.store, name, seen.cluster, store.limits, store.caches)
     directory.write(file)
     return file

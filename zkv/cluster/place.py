@@ -7,8 +7,6 @@ is not that of the others.
 
 from __future__ import annotations
 
-import secrets
-import socket
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
     from zkv.replication.stream import Ask, SnapshotPart
 
 FILE: Final = "member.json"
-MOST_HOST: Final = 40
-"""Characters of the host's name in a name that is made up."""
 
 
 class MemberFile(Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,12 +96,6 @@ class MemberDirectory(HistoryDirectory):
         """Return what it holds. Raises DamageError, DataDirError."""
         with FrozenView(self.files, self.layout.directory) as view:
             return recovery.recover(view, view.layout.snapshots, view.layout.wal)
-
-
-def new_name() -> str:
-    """Return a name for a member that was given none."""
-    host = "".join(each if each.isalnum() or each in "-." else "-" for each in socket.gethostname())
-    return f"{host[:MOST_HOST]}-{secrets.token_hex(4)}"
 
 
 def read_member(files: Files, directory: Path) -> MemberFile | None:

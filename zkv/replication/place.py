@@ -72,8 +72,11 @@ class RoleRecord(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
 
 
 def new_member() -> str:
-    """Return a name for a standby that has none yet."""
-    return f"{socket.gethostname()[:MOST_NAME]}-{secrets.token_hex(4)}"
+    """Return a name for a standby, or a member of a store in etcd, that has none yet."""
+    host = "".join(
+        each if each.isalnum() or each in "-._" else "-" for each in socket.gethostname()
+    )
+    return f"{host[:MOST_NAME]}-{secrets.token_hex(4)}"
 
 
 def read_role(files: Files, directory: Path) -> RoleRecord | None:
