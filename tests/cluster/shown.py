@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from tests.etcd.fake import FakeClient, FakeEtcd
-from tests.support import ServerInProcess
+from tests.support import ServerInProcess, eventually
 from zkv.cluster import joining, observer
 from zkv.config import build
 from zkv.etcd import Etcd
@@ -52,6 +54,13 @@ class Members:
         client = self.etcd.client()
         self.clients[self._next] = client
         return client
+
+    @contextlib.contextmanager
+    def leader(self, name: str) -> Iterator[ServerInProcess]:
+        """A member that leads."""
+        with self.member(name) as server:
+            eventually(lambda: server.server.role.leads, f"{name} leads")
+            yield server
 
     def member(self, name: str, **tables: dict[str, Any]) -> ServerInProcess:
         """A member, which is to be started before the next one is made."""
