@@ -19,7 +19,6 @@ from zkv.clock import Clock
 from zkv.durability import formats
 from zkv.durability.committer import CommitGroup, Committer, settle
 from zkv.durability.files import Files
-from zkv.durability.quorum import ConfirmedWal, Quorum
 from zkv.durability.snapshotter import Snapshotter
 from zkv.durability.storage import Storage
 from zkv.durability.wal import Wal
@@ -52,8 +51,7 @@ class OnDisk:
         settings: the durability settings, with a ``data_dir``.
         data_dir: the directory.
         files: access to the file system.
-        quorum: the servers that have to confirm commits; None = none.
-        open_log: opens a log that other servers have, too; None = it is this server's own.
+        open_log: opens a log that depends on others; None = it is this server's own.
 
     Raises:
         LockedError: another server uses the data directory.
@@ -66,11 +64,9 @@ class OnDisk:
         settings: DurabilitySettings,
         data_dir: str,
         files: Files,
-        quorum: Quorum | None = None,
         open_log: OpenLog | None = None,
     ) -> None:
         self._settings = settings
-        self._quorum = quorum
         self._open_log = open_log
         self.wal: Wal
         self.files = files
@@ -86,8 +82,6 @@ class OnDisk:
             size, each = settings.segment_bytes, settings.fsync == "always"
             if self._open_log is not None:
                 self.wal = self._open_log(self.files, place, rev, lsn, end, size)
-            elif self._quorum is not None:
-                self.wal = ConfirmedWal(self.files, place, rev, lsn, end, size, self._quorum)
             else:
                 self.wal = Wal(self.files, place, rev, lsn, end, size, each)
         except OSError as error:
@@ -101,7 +95,7 @@ class OnDisk:
         """Create the threads."""
         self.wal.beginning_segment = activities.new("segment")
         settings = self._settings
-        by_time = settings.fsync == "interval" or self._open_log is not None
+        by_time = settings.fsync == "interval" or self.wal.lasts_elsewhere
         interval = settings.fsync_interval if by_time else None
         self.committer = Committer(self.wal, interval)
         self.snapshotter = Snapshotter(
@@ -124,9 +118,8 @@ class Engine:
         now: the clock, Unix time in ms; by default one that is never earlier than the data.
         activities: gets those of the log and of snapshots.
         leads: True if the server decides what expires, and when; False for a standby.
-        quorum: the servers that have to confirm commits before they are safe; None = none.
-        open_log: opens a log that other servers have, too: what is safe is with them. None = the
-            log is this server's own.
+        open_log: opens a log of which others decide what is safe; None = the log is this server's
+            own.
 
     Raises:
         LockedError: another server uses the data directory.
@@ -142,11 +135,8 @@ class Engine:
         now: Callable[[], int] | None = None,
         activities: Activities | None = None,
         leads: bool = True,
-        quorum: Quorum | None = None,
         open_log: OpenLog | None = None,
     ) -> None:
-        self._quorum = quorum
-        self._is_shared = open_log is not None
         self._leads = leads
         self.clock = Clock()
         """The clock by which entries expire, unless it was passed in."""
@@ -156,7 +146,7 @@ class Engine:
         self._forgotten = 0  # Bytes of commits that were safe when that was last forgotten.
         self.lasting = settings.data_dir is not None
         """True if there is a disk that writes can be on."""
-        self.syncs_each = self.lasting and (settings.fsync == "always" or self._is_shared)
+        self.syncs_each = self.lasting and settings.fsync == "always"
         """True if commits are safe only once a disk has them: that of this server, under the policy
         `always`, or those of others."""
         self.log: CommitLog = MemoryLog()
@@ -170,7 +160,7 @@ class Engine:
             )
             self._expirer = Expirer(self.keyspace, self._secure_removals)
             return
-        self.disk = OnDisk(settings, settings.data_dir, files or Files(), quorum, open_log)
+        self.disk = OnDisk(settings, settings.data_dir, files or Files(), open_log)
         try:
             self._open(self.disk, sessions, history, now, limits.max_memory)
         except BaseException:
@@ -187,6 +177,7 @@ class Engine:
     ) -> None:
         recovered = disk.recover(sessions, history)
         self.log = log = disk.wal
+        self.syncs_each = self.syncs_each or log.lasts_elsewhere
         self.clock = Clock(recovered.time, follows=not self._leads)
         clock = now or self.clock
         self.keyspace = Keyspace(
@@ -210,9 +201,10 @@ class Engine:
             self.disk.committer.start()
             self.disk.snapshotter.start()
         if self._leads:
-            if self.disk is not None and isinstance(self.disk.wal, ConfirmedWal):
-                self.identify()  # Nobody can confirm anything of a store that has no identity.
-                self.disk.wal.ask(starts=True)
+            if self.disk is not None:
+                if self.disk.wal.awaits_standbys:
+                    self.identify()  # Nobody can confirm anything without an identity.
+                self.disk.wal.begin_to_lead(starts=True)
             if self.lasting and not self.syncs_each:
                 self._begin_term_if_copied()
             self._expirer.start()
@@ -231,8 +223,8 @@ class Engine:
     def lead(self) -> None:
         """Decide from now on what expires, and when."""
         self._leads = True
-        if self.disk is not None and isinstance(self.disk.wal, ConfirmedWal):
-            self.disk.wal.ask(starts=False)
+        if self.disk is not None:
+            self.disk.wal.begin_to_lead(starts=False)
         self._expirer.start()
 
     @property
@@ -259,7 +251,8 @@ class Engine:
     @property
     def durable_rev(self) -> int:
         """The newest revision on disk; of a log that others have: on theirs."""
-        return self.log.safe_rev if self._is_shared else self.log.durable_rev
+        elsewhere = self.disk is not None and self.disk.wal.lasts_elsewhere
+        return self.log.safe_rev if elsewhere else self.log.durable_rev
 
     @property
     def durable_lsn(self) -> int:
@@ -307,13 +300,13 @@ class Engine:
 
     def confirm(self, standby: str, lsn: int) -> None:
         """Note what a standby has on its disk, if commits have to be confirmed. Any thread."""
-        if self._quorum is not None:
-            self._quorum.confirm(standby, lsn)
+        if self.disk is not None:
+            self.disk.wal.confirm(standby, lsn)
 
     @property
     def needs_confirmation(self) -> bool:
         """True if commits are safe only once others have confirmed them: standbys, or etcd."""
-        return self._is_shared or (self._quorum is not None and self._quorum.active)
+        return self.disk is not None and self.disk.wal.needs_confirmation
 
     def flush(self) -> int:
         """Put all commits on disk, and return the newest revision. Raises ReadOnly."""

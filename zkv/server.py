@@ -43,7 +43,7 @@ from zkv.cluster.place import read_member
 from zkv.collector import resident_bytes
 from zkv.config import fit_memory
 from zkv.durability.files import Files
-from zkv.durability.quorum import Quorum
+from zkv.durability.quorum import ConfirmedWal, Quorum
 from zkv.endpoint import is_exposed
 from zkv.engine import Engine
 from zkv.errors import BadRequest, ConfigError, DataDirError, EndpointError, ReadOnly, ShuttingDown
@@ -72,6 +72,7 @@ if TYPE_CHECKING:
 
     from zkv.cluster.joining import Connect
     from zkv.config import Settings
+    from zkv.engine import OpenLog
     from zkv.log import AnyRecord
     from zkv.replication.place import RoleRecord
     from zkv.replication.vote import OtherMachine
@@ -366,7 +367,7 @@ class ServerCore:
         return self._write_log is not None and self._settings.log.shows_requests
 
     def _open(self) -> Engine:
-        limits, sync = self._limits, self._settings.replication.sync
+        limits = self._limits
         joining = self._joining = self._join()
         if joining is not None:
             limits = joining.limits(limits)
@@ -377,8 +378,7 @@ class ServerCore:
             self._files,
             activities=self.activities,
             leads=self.role.leads,
-            quorum=Quorum(sync) if sync else None,
-            open_log=None if joining is None else joining.open_log,
+            open_log=self._open_log(joining),
         )
         if self._doors.users is not None:
             engine.keyspace.sessions.share_among_users()
@@ -448,6 +448,13 @@ class ServerCore:
                 f"{data_dir}: a member of a replicated store: start it with its store.url"
             )
         return None
+
+    def _open_log(self, joining: Joining | None) -> OpenLog | None:
+        """Return what opens the log, if others decide what is safe in it."""
+        sync = self._settings.replication.sync
+        if joining is not None:
+            return joining.open_log
+        return partial(ConfirmedWal, quorum=Quorum(sync)) if sync else None
 
     def _find_role(self) -> Role:
         """Return the role of this server. Raises DamageError, DataDirError."""

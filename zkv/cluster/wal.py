@@ -79,6 +79,8 @@ class ReplicatedWal(Wal):
         confirms: a leader has each read confirmed.
     """
 
+    lasts_elsewhere = True
+
     def __init__(
         self,
         files: Files,

@@ -53,7 +53,7 @@ class Quorum:
     def __init__(self, needed: int) -> None:
         self.needed = needed
         self.active = False
-        """True if commits have to be confirmed: see `ConfirmedWal.ask`."""
+        """True if commits have to be confirmed: see `ConfirmedWal.begin_to_lead`."""
         self.on_change: Callable[[], None] = lambda: None
         """Called, in any thread, after `confirmed` or `is_met` may have changed."""
         self._lock = threading.Lock()
@@ -97,6 +97,8 @@ class ConfirmedWal(Wal):
         quorum: the servers.
     """
 
+    awaits_standbys = True
+
     def __init__(
         self,
         files: Files,
@@ -114,7 +116,16 @@ class ConfirmedWal(Wal):
         super().__init__(files, directory, rev, lsn, end, segment_bytes, sync_each=True)
         quorum.on_change = self._note_confirmed
 
-    def ask(self, starts: bool) -> None:
+    @property
+    def needs_confirmation(self) -> bool:
+        """See `Wal.needs_confirmation`: not before this server leads."""
+        return self._quorum.active
+
+    def confirm(self, standby: str, lsn: int) -> None:
+        """See `Wal.confirm`."""
+        self._quorum.confirm(standby, lsn)
+
+    def begin_to_lead(self, starts: bool) -> None:
         """Have commits wait for confirmations from now on.
 
         Args:

@@ -111,6 +111,10 @@ class Wal:
 
     confirms_reads = False
     """See `zkv.keyspace.log.CommitLog`."""
+    lasts_elsewhere = False
+    """True if others have what is safe on their disks, so that this one is a copy."""
+    awaits_standbys = False
+    """True if standbys have to confirm commits while this server leads."""
 
     def __init__(
         self,
@@ -189,6 +193,21 @@ class Wal:
         """
         self._keyspace_lock = keyspace_lock
         self._roll_back = roll_back
+
+    @property
+    def needs_confirmation(self) -> bool:
+        """True if commits are safe only once others have confirmed them."""
+        return self.lasts_elsewhere
+
+    def begin_to_lead(self, starts: bool) -> None:
+        """Note that this server leads from now on.
+
+        Args:
+            starts: it has just started; else it has followed another one so far.
+        """
+
+    def confirm(self, standby: str, lsn: int) -> None:
+        """Note what a standby has on its disk. Any thread."""
 
     @property
     def broken(self) -> bool:
