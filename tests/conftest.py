@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -23,6 +23,9 @@ from tests.support import (  # noqa: E402  after the line above
     terminate,
 )
 from zkv import compiled  # noqa: E402
+
+if TYPE_CHECKING:
+    from tests.etcd.nodes import EtcdCluster
 
 # How long an example takes says nothing on a busy machine. A failure prints how to repeat it.
 hypothesis.settings.register_profile("zkv", deadline=None, print_blob=True)
@@ -98,3 +101,14 @@ def connect(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[Connect]:
 def client(server: ServerProcess, connect: Connect) -> Raw:
     """A REQ client of `server`."""
     return connect(server.endpoint)
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
+    """A real etcd of one node, that tests share: each has keys of its own."""
+    from tests.etcd.nodes import PROGRAM, EtcdCluster  # Late: it takes a while to import gRPC.
+
+    if PROGRAM is None:
+        pytest.skip("NOT RUN: etcd is not installed here (make etcd-deps)")
+    with EtcdCluster(tmp_path_factory.mktemp("etcd")) as cluster:
+        yield cluster

@@ -1,28 +1,20 @@
-"""A log in etcd for each test: of an etcd in memory, and of a real one."""
+"""A log in etcd for each test, in memory or a real one, and members in this process."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.cluster.servers import Cluster, MemberServer
 from tests.etcd.fake import FakeEtcd
-from tests.etcd.nodes import PROGRAM, EtcdCluster
 from zkv.cluster.shared_log import SharedLog
 from zkv.etcd import Etcd
 from zkv.etcd.client import EtcdClient
 
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
-    """A real etcd of one node, that tests share: each has a prefix of its own."""
-    if PROGRAM is None:
-        pytest.skip("NOT RUN: etcd is not installed here (make etcd-deps)")
-    with EtcdCluster(tmp_path_factory.mktemp("etcd")) as cluster:
-        yield cluster
 
 
 @pytest.fixture(params=["fake", "real"])
@@ -34,3 +26,20 @@ def log(request: pytest.FixtureRequest) -> Iterator[SharedLog]:
         client = EtcdClient(request.getfixturevalue("node").endpoints)
     yield SharedLog(client, f"log-{next(_numbers)}", 5.0)
     client.close()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """A store, of which the members are in this process, with clocks that a test sets."""
+    return Cluster(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def two(cluster: Cluster) -> Iterator[tuple[MemberServer, MemberServer]]:
+    """A leader with one entry, and a follower that has it."""
+    with cluster.member("a") as one:
+        one.await_lead()
+        with cluster.member("b") as other:
+            assert one.call(op="PUT", key="k", value="old")["ok"]
+            other.await_log(one)
+            yield one, other

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
@@ -18,22 +16,6 @@ from zkv.durability.files import Files
 from zkv.durability.wal import Wal
 from zkv.requests.call import Caller
 from zkv.requests.lane import Lane
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    return Cluster(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def two(cluster: Cluster) -> Iterator[tuple[MemberServer, MemberServer]]:
-    """A leader with one entry, and a follower that has it."""
-    with cluster.member("a") as one:
-        one.await_lead()
-        with cluster.member("b") as other:
-            assert one.call(op="PUT", key="k", value="old")["ok"]
-            other.await_log(one)
-            yield one, other
 
 
 @pytest.fixture(params=["lane", "command", "absent"])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
@@ -20,22 +19,6 @@ from zkv.server import Event
 
 HOUR_NS = 3_600 * 10**9
 SLOW = 0.92
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    return Cluster(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def two(cluster: Cluster) -> Iterator[tuple[MemberServer, MemberServer]]:
-    """A leader with one entry, and a follower that has it."""
-    with cluster.member("a") as one:
-        one.await_lead()
-        with cluster.member("b") as other:
-            assert one.call(op="PUT", key="k", value="old")["ok"]
-            other.await_log(one)
-            yield one, other
 
 
 def fall_silent(one: MemberServer) -> None:

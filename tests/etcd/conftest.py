@@ -8,21 +8,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.etcd.fake import FakeEtcd
-from tests.etcd.nodes import PROGRAM, EtcdCluster
+from tests.etcd.nodes import EtcdCluster
 from zkv.etcd import Etcd
 from zkv.etcd.client import EtcdClient
 
 MakeClient = Callable[[], Etcd]
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
-    """A real etcd of one node, that tests share: each has keys of its own."""
-    if PROGRAM is None:
-        pytest.skip("NOT RUN: etcd is not installed here (make etcd-deps)")
-    with EtcdCluster(tmp_path_factory.mktemp("etcd")) as cluster:
-        yield cluster
 
 
 @pytest.fixture(params=["fake", "real"])
