@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.failover.invariants import BrokenError
 from tests.failover.machines import Machine, outcome, promote
-from tests.failover.run import BrokenError
 from tests.failover.two import Two
 
 

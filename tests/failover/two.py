@@ -6,8 +6,9 @@ import shutil
 import time
 from pathlib import Path
 
+from tests.failover.invariants import BrokenError
 from tests.failover.machines import Machine, outcome, promote
-from tests.failover.run import BrokenError, Run
+from tests.failover.run import Run
 from tests.support import Raw, eventually
 
 

@@ -27,8 +27,9 @@ import zmq
 from tests.broker.followers import Follower, Mirror, stored
 from tests.etcd.nodes import EtcdCluster, EtcdNode
 from tests.failover.askers import Asker
-from tests.linearizability.checker import Operation, UndecidedError, check, save
-from tests.support import LIMIT, Raw, eventually
+from tests.failover.invariants import BrokenError, await_progress, check_counter, is_decided
+from tests.linearizability.checker import Operation
+from tests.support import Raw
 from tests.torture_cluster.lookers import Prober, StuckReader
 from tests.torture_cluster.members import (
     LEASE,
@@ -40,18 +41,12 @@ from tests.torture_cluster.members import (
 )
 
 ASKERS = 4
-SOME_ANSWERS = 60
-"""Answers between two faults."""
 MINORITY_SECONDS = 10.0
 """For how long etcd has no majority."""
 STUCK_READS = 20
 LASTING_SECONDS = 3_000
 """The time to live of a key that no fault may end early; less than a clock is ahead."""
 BRIEF_SECONDS = 0.3
-
-
-class BrokenError(Exception):
-    """An invariant does not hold."""
 
 
 class Run:
@@ -328,15 +323,7 @@ class Run:
 
     def _progress(self) -> None:
         """Wait until some more is answered."""
-        goal = sum(asker.answered for asker in self._askers) + SOME_ANSWERS
-
-        def enough() -> bool:
-            for asker in self._askers:
-                if asker.error is not None:
-                    raise BrokenError(f"{asker.name}: {asker.error}") from asker.error
-            return sum(asker.answered for asker in self._askers) >= goal
-
-        eventually(enough, "progress of the askers", 3 * LIMIT)
+        await_progress(self._askers)
 
     def _put_what_expires(self) -> None:
         self._lasting.append(time.monotonic())
@@ -366,10 +353,7 @@ class Run:
             self._look_on(leader, client, leader.started == started[leader.name])
             self._check_what_expires(client)
             for asker in self._askers:
-                reply = client.call(op="GET", key=asker.counter)
-                value, last = reply.get("value", 0), asker.counted[-1][0]
-                if not last <= value <= last + 1:
-                    raise BrokenError(f"{asker.counter} is {value}, and {last} was answered")
+                check_counter(asker, client)
             self._era += 1
             for asker in self._askers:
                 asker.begin_era(self._era, asker.counted[-1][0])
@@ -420,15 +404,8 @@ class Run:
         for asker in self._askers:
             history += asker.told()
         self.operations += len(history)
-        try:
-            violation = check(history)
-        except UndecidedError:
-            self.undecided += 1
-            return
-        if violation is not None:
-            path = self._directory / f"history-{self._era}.jsonl"
-            save(history, path)
-            raise BrokenError(f"not linearizable, kept as {path}: {violation}")
+        path = self._directory / f"history-{self._era}.jsonl"
+        self.undecided += not is_decided(history, path)
 
     def table(self) -> str:
         """For each fault: how often, and the seconds without writes."""
