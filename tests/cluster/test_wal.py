@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from zkv.cluster.lease import Lease
 from zkv.cluster.shared_log import SharedLog, Tenure
 from zkv.cluster.wal import ReplicatedWal
 from zkv.errors import ReadOnly
+from zkv.etcd import Op
 from zkv.keyspace.change import Commit
 from zkv.keyspace.log import NOTHING
 
@@ -91,6 +92,43 @@ def test_nobody_waits_for_etcd_who_is_not_patient(leader: Leader) -> None:
     assert not leader.wal.commit(lsn, durable=True, patient=False)
     assert leader.wal.safe_lsn == 0
     assert not leader.wal.syncs_quickly
+
+
+@pytest.mark.parametrize(
+    ("others", "answered", "expected"),
+    [
+        (0, 9, [1, 1]),  # A lone writer waits for nobody.
+        (1, 0, [1, 1]),  # Nobody comes back: it goes on.
+        (1, 1, [1, 2]),
+        (3, 1, [1, 4]),
+        (3, 9, [1, 4]),  # No more than there were are waited for.
+    ],
+)
+def test_an_append_waits_a_moment_for_those_whom_the_last_one_has_answered(
+    leader: Leader,
+    monkeypatch: pytest.MonkeyPatch,
+    others: int,
+    answered: int,
+    expected: list[int],
+) -> None:
+    """``others`` write during the first append, and one of the answered in each pause after it."""
+    monkeypatch.setattr(module, "GATHER_SHARE", 1e9)  # So that time does not end it.
+    wal, left = leader.wal, [leader.write] * answered
+    monkeypatch.setattr(wal._woken, "wait", lambda _seconds: left and left.pop()())
+
+    def during(ops: Sequence[Op]) -> str:
+        if puts(ops, b"log/") and wal.written_lsn == 0:
+            for _ in range(others):
+                leader.write()
+        return ""
+
+    leader.etcd.fate = during
+    wal.commit(leader.write(), durable=True)
+    if not others:
+        leader.write()
+    wal.commit(2, durable=True)
+    batches = leader.other.read(0, leader.other.look().head.lsn)
+    assert [len(batch.payloads) for batch in batches] == expected
 
 
 @pytest.mark.parametrize("fate", ["lost", "unanswered", "late"])

@@ -1912,6 +1912,20 @@ IN_TAKE_OVER: Final = ("tests/cluster/test_take_over.py", "-k")
 
 IN_CLUSTER: Final = [
     Mutant(
+        "an append waits for nobody",
+        MEMBER_WAL,
+        "            self._gather()\n",
+        "",
+        IN_MEMBER_WAL,
+    ),
+    Mutant(
+        "an append waits for more than there were",
+        MEMBER_WAL,
+        "while before < queued < self._expected and",
+        "while before < queued and",
+        IN_MEMBER_WAL,
+    ),
+    Mutant(
         "appends are not fenced",
         SHARED_LOG,
         "compares = [self._fence, _unchanged(keys.head, self._head_revision)]\n        there = ",
