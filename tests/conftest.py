@@ -35,8 +35,12 @@ hypothesis.settings.load_profile("zkv")
 def pytest_configure() -> None:
     """Take SIGINT, as all children then do: a shell without job control starts what runs in the
     background so that nobody does, and what Ctrl-C ends would never end.
+
+    Have the children keep what Python compiles: there are thousands, and each would compile all of
+    zkv again, which more than doubles what a start takes.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.hookimpl(trylast=True)
