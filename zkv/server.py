@@ -38,7 +38,6 @@ from zkv.broker.upstream import Upstream
 from zkv.broker.worker import WorkerHandler
 from zkv.cluster.joining import Joining, join
 from zkv.cluster.membership import Membership
-from zkv.cluster.observer import Observer
 from zkv.cluster.place import read_member
 from zkv.collector import resident_bytes
 from zkv.config import fit_memory
@@ -139,7 +138,6 @@ class ServerCore:
         self._hand_over: HandOver | None = None
         self._joining = joining
         self._member: Membership | None = None
-        self._observer: Observer | None = None
         self._record: RoleRecord | None = None  # What the data directory says of the role.
         self._role_file: RoleFile | None = None
         self._promises: Promises | None = None
@@ -237,8 +235,6 @@ class ServerCore:
         try:
             if is_new:
                 self._await_current(member)
-            if self._observer is not None:
-                self._observer.start()
         except BaseException:
             self._stop()
             raise
@@ -420,13 +416,6 @@ class ServerCore:
                 self._advertised,
                 lambda: self._events.put(Event.STOP),
             )
-            self._observer = Observer(
-                joining.log,
-                joining.file.member,
-                lambda: engine.safe_lsn,
-                joining.lease,
-                self._settings.store.quota_bytes,
-            )
         elif not self.role.leads and self._promises is not None:
             self._standby = self._make_standby(engine, self._promises)
         self._lane = open_lane(engine.keyspace, keys, limits.max_reply_bytes, engine.syncs_each)
@@ -550,8 +539,6 @@ class ServerCore:
         _log.info("stopping")
         if self._standby is not None:
             self._standby.close()
-        if self._observer is not None:
-            self._observer.end()
         if self._member is not None:
             self._member.close()
         self._parking.close()
@@ -573,8 +560,8 @@ class ServerCore:
         self._engine.close()
         if self._joining is not None:
             self._joining.close()
-        if self._observer is not None:
-            self._observer.join()
+        if self._member is not None:
+            self._member.join()
         self._close_metrics()
         _log.info("stopped")
 
@@ -605,9 +592,10 @@ class ServerCore:
 
     def _cluster(self) -> dict[str, Any]:
         """Return the fields of INFO's ``replication`` that a member has besides."""
-        member, observer, joining = self._member, self._observer, self._joining
-        if member is None or observer is None or joining is None:
+        member, joining = self._member, self._joining
+        if member is None or joining is None:
             return {}
+        observer = member.observer
         facts, members = member.facts(), observer.members()
         answered = facts.pop("answered_seconds")
         return facts | {

@@ -20,33 +20,17 @@ from tests.cluster.stores import (
     fill,
     put,
 )
-from tests.etcd.fake import FakeEtcd
 from tests.etcd.nodes import needs_etcd
 from tests.replication.following import await_log
 from tests.support import Message, Raw, eventually
+from zkv.cluster.observer import EtcdSeen
 from zkv.cluster.records import MemberRecord
-from zkv.cluster.shared_log import SharedLog
 from zkv.cluster.space import Space
 from zkv.etcd import DeleteOp, NodeStatus, PutOp, with_prefix
 from zkv.etcd.errors import NoSpaceError, UnknownOutcomeError
 
 QUOTA = 1_000_000
-
-
-class StatusEtcd:
-    """An etcd of which the state is what a test says."""
-
-    def __init__(self) -> None:
-        self.nodes: list[NodeStatus] = []
-        self.rings = False
-
-    def status(self, _timeout: float) -> list[NodeStatus]:
-        return self.nodes
-
-    def alarms(self, _timeout: float) -> list[object]:
-        etcd = FakeEtcd()
-        etcd.full = self.rings
-        return list(etcd.client().alarms(1.0))
+SILENT = NodeStatus("silent:2379", UnknownOutcomeError("no answer"))
 
 
 class Held:
@@ -59,22 +43,21 @@ class Held:
 
 
 class Watched:
-    """What `Space` looks at, and what comes of it."""
+    """What `Space` judges, and what comes of it."""
 
     def __init__(self) -> None:
-        self.etcd, self.held = StatusEtcd(), Held()
+        self.held = Held()
+        self.alarms: list[str] = []
         self.obstacle: str | None = None
-        log = SharedLog(self.etcd, "test", 1.0)  # type: ignore[arg-type]
-        wal = self.held
-        self.space = Space(log, wal, QUOTA, lambda: self.obstacle)  # type: ignore[arg-type]
+        self._space = Space(self.held, QUOTA, lambda: self.obstacle)  # type: ignore[arg-type]
 
     def look(self, *in_use: int, quota: int = 0) -> str | None:
-        self.etcd.nodes = [
+        nodes = [
             NodeStatus(f"h{at}:2379", revision=7 + at, db_size=QUOTA, db_size_in_use=each,
                        db_quota=quota)
             for at, each in enumerate(in_use)
         ]  # fmt: skip
-        self.space.look()
+        self._space.judge(EtcdSeen([*nodes, SILENT], self.alarms))
         return self.held.reason
 
 
@@ -105,24 +88,16 @@ def test_it_says_why_the_log_is_not_trimmed() -> None:
     assert "for a reason" in (watched.look(900_000) or "")
 
 
-def test_a_node_that_does_not_answer_tells_nothing() -> None:
-    watched = Watched()
-    watched.look(900_000)
-    watched.etcd.nodes = [NodeStatus("h:2379", UnknownOutcomeError("no answer"))]
-    watched.space.look()
-    assert watched.held.reason is not None
-
-
 def test_the_alarm_is_said_once_with_the_commands(caplog: pytest.LogCaptureFixture) -> None:
     watched = Watched()
-    watched.etcd.rings = True
+    watched.alarms = ["NOSPACE"]
     assert "NOSPACE" in (watched.look(0, 0) or "")
     watched.look(0, 0)
     assert caplog.text.count("its alarm NOSPACE rings, and it refuses all writes") == 1
     assert "the newest revision is 8 now" in caplog.text
     for command in ("compact REVISION", "defrag", "alarm disarm"):
         assert f"etcdctl --endpoints=h0:2379,h1:2379 {command}" in caplog.text
-    watched.etcd.rings = False
+    watched.alarms = []
     assert watched.look(0, 0) is None
     assert caplog.text.count("NOSPACE is gone") == 1
 

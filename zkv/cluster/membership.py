@@ -34,8 +34,10 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
 
 from zkv.cluster.claims import Claims
+from zkv.cluster.observer import Observer
 from zkv.cluster.records import Fence, LeaderRecord
 from zkv.cluster.shared_log import DeposedError, NoStoreError, Tenure
+from zkv.cluster.space import Space
 from zkv.cluster.state_check import StateCheck
 from zkv.cluster.upkeep import Upkeep
 from zkv.durability import recovery, segment, snapshot
@@ -136,25 +138,50 @@ class Membership:
         self._claims = Claims(
             joining.log, joining.file.member, engine, disk, advertised, lease.clock
         )
-        self._upkeep = Upkeep(joining, self._claims, lambda: self._term, lambda: self._tenure)
+        self._upkeep = upkeep = Upkeep(
+            joining,
+            self._claims,
+            lambda: self._term,
+            lambda: self._tenure,
+            lambda: self.observer.seen,
+        )
+        quota_bytes = joining.store.quota_bytes
+        self.observer = Observer(
+            joining.log,
+            joining.file.member,
+            lambda: engine.safe_lsn,
+            lease.clock,
+            quota_bytes,
+            Space(wal, quota_bytes, lambda: upkeep.obstacle).judge,
+        )
+        """Sees the other members and etcd."""
         wal.now = engine.clock
         wal.on_deposed = self._note_deposed
         role.lag = self.lag
         self._thread = threading.Thread(target=self._run, name="zkv-member")
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the threads."""
         self._thread.start()
+        self.observer.start()
 
     def close(self) -> None:
-        """Hand over if this member leads, and end the thread."""
+        """Hand over if this member leads, and end its threads.
+
+        One may still wait for etcd: `join` it once the client of etcd is closed.
+        """
         self._closing.set()
+        self.observer.end()
         self._upkeep.end_soon()
         self._wal.give_up()
         self._bell.set()
         if self._thread.ident is not None:
             self._thread.join()
         self._upkeep.close()
+
+    def join(self) -> None:
+        """Wait until no thread is left."""
+        self.observer.join()
 
     def lag(self) -> float | None:
         """Return by how many seconds this member is behind the leader."""

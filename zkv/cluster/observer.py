@@ -1,10 +1,11 @@
-"""Observes the other members and etcd, for INFO.
+"""Observes the other members and etcd.
 
 A thread asks every few seconds: each node of etcd for its state, all of them for alarms, and the
 store's keys for the members. With the same transaction it writes how far this member is, so that
 the others know. Who asks for INFO gets what was seen last, and waits for nothing.
 
-All of this is for display: nobody decides by it who leads, or what may be removed.
+What is seen of etcd also decides if it has room for more (`zkv.cluster.space`). What is seen of the
+members is for display: nobody decides by it who leads, or what may be removed.
 """
 
 from __future__ import annotations
@@ -20,14 +21,13 @@ from zkv.etcd.errors import EtcdError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from zkv.cluster.lease import Lease
     from zkv.cluster.records import LeaderRecord
     from zkv.cluster.shared_log import SharedLog, Sighting
     from zkv.etcd.interface import NodeStatus
 
 _log = logging.getLogger("zkv.cluster")
 
-OBSERVE_SECONDS: Final = 3.0
+OBSERVE_SECONDS: Final = 2.0
 """Interval in which a member looks, and tells how far it is."""
 AWAY_SECONDS: Final = 15.0
 """A member that has told nothing for so long does not count as alive."""
@@ -112,6 +112,26 @@ class EtcdSeen(NamedTuple):
     nodes: list[NodeStatus]
     alarms: list[str]
 
+    @property
+    def answering(self) -> list[NodeStatus]:
+        """The nodes that answer."""
+        return [each for each in self.nodes if each.error is None]
+
+    @property
+    def revision(self) -> int:
+        """The newest revision of etcd that is known; 0 if no node answers."""
+        return max((each.revision for each in self.answering), default=0)
+
+    @property
+    def rings(self) -> bool:
+        """True if it refuses all writes, since its quota is used up."""
+        return "NOSPACE" in self.alarms
+
+
+def quota_of(nodes: list[NodeStatus], known: int) -> int:
+    """Return etcd's quota, in bytes: the least that a node tells, and ``known`` at most."""
+    return min((each.db_quota for each in nodes if 0 < each.db_quota < known), default=known)
+
 
 class Observer:
     """Looks at the others and at etcd, in a thread of its own. See the module.
@@ -120,8 +140,9 @@ class Observer:
         log: the log in etcd.
         name: this member's.
         applied: returns the log number up to which it has applied the log.
-        lease: gives the clock.
+        clock: returns seconds.
         quota_bytes: etcd's quota, as far as this server knows; etcd may tell a smaller one.
+        judge: called, in the thread, with each state of etcd in which a node answers.
     """
 
     def __init__(
@@ -129,18 +150,21 @@ class Observer:
         log: SharedLog,
         name: str,
         applied: Callable[[], int],
-        lease: Lease,
+        clock: Callable[[], float],
         quota_bytes: int,
+        judge: Callable[[EtcdSeen], None],
     ) -> None:
         self._shared = log
         self._name = name
         self._applied = applied
-        self._clock = lease.clock
+        self._clock = clock
         self._quota_bytes = quota_bytes
+        self._judge = judge
         self._closing = threading.Event()
         self._members: list[MemberSeen] = []
         self._seen_at = self._clock()
-        self._etcd = EtcdSeen([], [])
+        self.seen = EtcdSeen([], [])
+        """The state of etcd as it was seen last."""
         self._changes: dict[str, tuple[int, float]] = {}  # Revision of a record, and when it came.
         self._reported = False
         self._thread = threading.Thread(target=self._run, name="zkv-observer")
@@ -168,10 +192,10 @@ class Observer:
 
     def etcd(self) -> dict[str, Any]:
         """Return the part of INFO about etcd; empty before the first look."""
-        nodes, alarms = self._etcd
+        nodes, alarms = self.seen
         if not nodes:
             return {}
-        there = [each for each in nodes if each.error is None]
+        there = self.seen.answering
         facts: dict[str, Any] = {
             "nodes": len(nodes),
             "answering": len(there),
@@ -185,7 +209,7 @@ class Observer:
             "version": fullest.version,
             "db_bytes": max(each.db_size for each in there),
             "db_used_bytes": fullest.db_size_in_use,
-            "quota_bytes": min(fullest.db_quota or self._quota_bytes, self._quota_bytes),
+            "quota_bytes": quota_of(there, self._quota_bytes),
         }
 
     def _run(self) -> None:
@@ -195,7 +219,7 @@ class Observer:
                 self._reported = False
             except EtcdError:
                 pass  # The member's own thread says so.
-            except BaseException:  # A bug, damage, or no memory: this is only for display.
+            except BaseException:  # A bug, damage, or no memory.
                 if not self._reported and not self._closing.is_set():
                     _log.error("the other members, or etcd, cannot be observed", exc_info=True)
                 self._reported = True
@@ -206,11 +230,12 @@ class Observer:
         etcd, timeout = self._shared.etcd, self._shared.timeout
         nodes = etcd.status(timeout)
         # If no node answers, the alarms are not known, and not worth the wait.
-        self._etcd = EtcdSeen(nodes, self._etcd.alarms)
-        if all(each.error is not None for each in nodes):
+        self.seen = EtcdSeen(nodes, self.seen.alarms)
+        if not self.seen.answering:
             return
         alarms = sorted({each.kind for each in etcd.alarms(timeout)})
-        self._etcd = EtcdSeen(nodes, alarms)
+        self.seen = EtcdSeen(nodes, alarms)
+        self._judge(self.seen)
         own = LiveRecord(self._name, self._applied(), round(time.time() * 1000))
         sightings, leader = self._shared.tell(own)
         now = self._clock()

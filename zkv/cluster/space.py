@@ -1,4 +1,4 @@
-"""Watches how full etcd is: refuses writes before etcd does, and says what to do if that is late.
+"""Judges how full etcd is: refuses writes before etcd does, and says what to do if that is late.
 
 Once etcd's quota is used up it refuses all writes, until somebody has given three commands (its
 alarm NOSPACE). So the leader refuses the writes of clients when `MOST_USED` of the quota are in
@@ -14,12 +14,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
+from zkv.cluster.observer import quota_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from zkv.cluster.shared_log import SharedLog
+    from zkv.cluster.observer import EtcdSeen
     from zkv.cluster.wal import ReplicatedWal
-    from zkv.etcd.interface import NodeStatus
 
 _log = logging.getLogger("zkv.cluster")
 
@@ -28,51 +29,38 @@ MOST_USED: Final = 0.8
 
 
 class Space:
-    """Watches how full etcd is. One thread.
+    """Judges how full etcd is. One thread.
 
     Args:
-        log: the log in etcd.
         wal: the log of this member: refuses writes.
         quota_bytes: etcd's quota, unless it tells that by itself.
         obstacle: returns why the log was not trimmed; None = it was, as far as it may be.
     """
 
     def __init__(
-        self,
-        log: SharedLog,
-        wal: ReplicatedWal,
-        quota_bytes: int,
-        obstacle: Callable[[], str | None],
+        self, wal: ReplicatedWal, quota_bytes: int, obstacle: Callable[[], str | None]
     ) -> None:
-        self._log = log
         self._wal = wal
         self._quota_bytes = quota_bytes
         self._obstacle = obstacle
-        self.rings = False
-        """True while etcd's alarm rings."""
+        self._rings = False
 
-    def look(self) -> int:
-        """Look how full etcd is; have the log refuse writes, or take them again.
+    def judge(self, seen: EtcdSeen) -> None:
+        """Have the log refuse writes, or take them again.
 
-        Returns the newest revision of etcd that is known; 0 if no node answers. Raises EtcdError.
+        Args:
+            seen: the state of etcd; a node answers.
         """
-        etcd, timeout = self._log.etcd, self._log.timeout
-        nodes = [each for each in etcd.status(timeout) if each.error is None]
-        if not nodes:
-            return 0
-        rings = any(alarm.kind == "NOSPACE" for alarm in etcd.alarms(timeout))
-        revision = max(each.revision for each in nodes)
-        if rings != self.rings:
-            self._say(rings, nodes, revision)
-        self.rings = rings
-        self._wal.hold("etcd is full: its alarm NOSPACE rings" if rings else self._why(nodes))
-        return revision
+        if seen.rings != self._rings:
+            self._say(seen)
+        self._rings = seen.rings
+        full = "etcd is full: its alarm NOSPACE rings"
+        self._wal.hold(full if seen.rings else self._why(seen))
 
-    def _why(self, nodes: list[NodeStatus]) -> str | None:
+    def _why(self, seen: EtcdSeen) -> str | None:
         """Return why writes are refused; None = there is room."""
-        used = max(each.db_size_in_use for each in nodes)
-        told = min((each.db_quota for each in nodes if each.db_quota), default=self._quota_bytes)
-        quota = min(told, self._quota_bytes)
+        used = max(each.db_size_in_use for each in seen.answering)
+        quota = quota_of(seen.answering, self._quota_bytes)
         if used < MOST_USED * quota:
             return None
         obstacle = self._obstacle()
@@ -82,14 +70,14 @@ class Space:
             + (f"; the log cannot be trimmed: {obstacle}" if obstacle else "")
         )
 
-    def _say(self, rings: bool, nodes: list[NodeStatus], revision: int) -> None:
-        if not rings:
+    def _say(self, seen: EtcdSeen) -> None:
+        if not seen.rings:
             _log.warning("etcd's alarm NOSPACE is gone")
             return
-        ctl = f"etcdctl --endpoints={','.join(each.endpoint for each in nodes)}"
+        ctl = f"etcdctl --endpoints={','.join(each.endpoint for each in seen.answering)}"
         _log.error(
             "etcd is full: its alarm NOSPACE rings, and it refuses all writes. Delete what is not "
             "this store's, or raise its --quota-backend-bytes, and give these commands (the newest "
             "revision is %d now); all goes on by itself then: %s compact REVISION; %s defrag; "
-            "%s alarm disarm", revision, ctl, ctl, ctl,
+            "%s alarm disarm", seen.revision, ctl, ctl, ctl,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The work of a member beside following or leading: claims, trimming, compaction, space.
+"""The work of a member beside following or leading: claims, trimming, compaction.
 
 A thread of its own, as nothing of it may delay a renewal of the lease. Each round asks etcd again,
 so an error costs no more than a round; it is said once.
@@ -16,7 +16,6 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from zkv.cluster.shared_log import DeposedError
-from zkv.cluster.space import Space
 from zkv.cluster.trimming import LogTrimmer
 from zkv.errors import DamageError, DataDirError
 from zkv.etcd.errors import EtcdError
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from zkv.cluster.claims import Claims
     from zkv.cluster.joining import Joining
+    from zkv.cluster.observer import EtcdSeen
     from zkv.cluster.shared_log import Tenure
 
 _log = logging.getLogger("zkv.cluster")
@@ -44,6 +44,7 @@ class Upkeep:
         claims: its claims.
         term: returns the newest term that is known.
         tenure: returns the term in which this member leads; None = it does not.
+        seen: returns the state of etcd.
     """
 
     def __init__(
@@ -52,21 +53,25 @@ class Upkeep:
         claims: Claims,
         term: Callable[[], int],
         tenure: Callable[[], Tenure | None],
+        seen: Callable[[], EtcdSeen],
     ) -> None:
         self._log = joining.log
         self._claims = claims
         self._term = term
         self._tenure = tenure
+        self._seen = seen
         self._compacts = joining.store.compact
         self._clock = joining.lease.clock
         self._trimmer = LogTrimmer(joining.log, joining.store.log_bytes, self._clock)
-        self._space = Space(
-            joining.log, joining.wal, joining.store.quota_bytes, lambda: self._trimmer.obstacle
-        )
         self._compacted_at = self._clock()
         self._reported: str | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="zkv-upkeep")
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why the log was not trimmed; None = it was, as far as it may be."""
+        return self._trimmer.obstacle
 
     def start(self) -> None:
         """Start the thread, once the member has written its first claim."""
@@ -95,14 +100,14 @@ class Upkeep:
 
     def _round(self) -> None:
         """Do what is due. Raises EtcdError, DataDirError, DeposedError."""
-        revision = self._space.look()  # First: where etcd refuses writes, the rest fails.
         tenure = self._tenure()
         if tenure is not None:
-            if self._space.rings:
-                self._compact(revision)
+            seen = self._seen()
+            if seen.rings:  # First: where etcd refuses writes, the rest fails.
+                self._compact(seen.revision)
             trimmed = self._trimmer.trim(tenure)
             due = self._clock() - self._compacted_at >= COMPACT_SECONDS
-            self._compact(trimmed or (revision if due else 0))
+            self._compact(trimmed or (seen.revision if due else 0))
         self._claims.look(self._term())
 
     def _compact(self, revision: int) -> None:

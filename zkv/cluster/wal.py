@@ -8,9 +8,9 @@ from etcd.
 
 Group commit is that of `zkv.durability.wal`: the committer takes the whole queue, and appends it in
 one transaction. While that is under way, further commits queue up. An append takes as long for
-fifty commits as for one, and those whom one has answered often write again at once: so before the
-next one the log waits for them, for a moment (`_gather`). Else half of them would be in each append,
-and each of them would wait for two.
+fifty commits as for one, and those whom it has answered often write again at once. So before the
+next one the log waits for them, for a moment (`_gather`). Else half of them would be in each
+append, and each of them would wait for two.
 
 If etcd does not answer, nobody knows if a batch is in the log. It is kept and repeated, and nothing
 is rolled back. After `WAIT_SECONDS` those who wait get READ_ONLY with ``applied`` nil, and writes
