@@ -18,6 +18,7 @@ from tests.cluster.logs import (
     lead,
     never,
     new_log,
+    new_store,
     next_batch,
     once,
     puts,
@@ -27,7 +28,7 @@ from tests.cluster.logs import (
 from tests.etcd.fake import FakeEtcd, Faults
 from zkv.cluster import records
 from zkv.cluster.records import Fence, LeaderRecord, LogBatch, LogHead
-from zkv.cluster.shared_log import DeposedError, Tenure
+from zkv.cluster.shared_log import LARGE_PARTS, DeposedError, Tenure, parts_after
 from zkv.etcd import DeleteOp, EtcdError, Op, UnknownOutcomeError
 
 SMALL_PART: Final = 60
@@ -288,3 +289,32 @@ def test_the_log_has_what_was_acknowledged_and_nothing_that_was_refused(seed: in
     assert len(set(there)) == len(there)
     assert set(story.acknowledged) <= set(there) <= set(story.tried)
     assert not set(story.refused) & set(there)
+
+
+def batch_of(size: int) -> LogBatch:
+    return LogBatch(1, 1, 1, 1, 1, 0, 0, [bytes(size)])
+
+
+@pytest.mark.parametrize(
+    ("batches", "size", "parts"),
+    [
+        (16, 100, 256),  # Small ones: as many as one request may read.
+        (16, 4 * 1024 * 1024, 16),
+        (1, 60_000, 69),  # So many have 4 MiB.
+        (256, 0, 256),
+    ],
+)
+def test_how_much_is_read_at_once(batches: int, size: int, parts: int) -> None:
+    assert parts_after([batch_of(size)] * batches) == parts
+
+
+def test_a_long_log_of_small_batches_takes_few_requests() -> None:
+    _, log = new_store()
+    tenure = lead(log)
+    for _ in range(600):
+        tenure.append(next_batch(tenure), never)
+    reads, lsn, parts = 0, 0, LARGE_PARTS
+    while lsn < 600:
+        batches = log.read(lsn, 600, parts)
+        reads, lsn, parts = reads + 1, batches[-1].last_lsn, parts_after(batches)
+    assert reads == 4  # 16, 256, 256 and the rest.

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster.servers import BEYOND, LEASE, Cluster, MemberServer, await_look, take_over
 from tests.support import Raw, eventually, pack, unpack
-from zkv.cluster import membership, shared_log
+from zkv.cluster import membership
 from zkv.cluster.lease import Lease
 from zkv.cluster.records import LogBatch
 from zkv.cluster.shared_log import SharedLog
@@ -343,7 +343,6 @@ def test_a_member_that_is_stopped_does_not_read_the_rest_of_the_log(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There may be gigabytes of it."""
-    monkeypatch.setattr(shared_log, "MOST_PARTS", 1)
     with cluster.member("a") as one:
         one.await_lead()
         for number in range(5):
@@ -351,13 +350,13 @@ def test_a_member_that_is_stopped_does_not_read_the_rest_of_the_log(
         other = cluster.member("b")
         read, reads = SharedLog.read, []
 
-        def read_while_it_stops(log: SharedLog, after: int, head: int) -> list[LogBatch]:
+        def read_while_it_stops(log: SharedLog, after: int, head: int, _: int) -> list[LogBatch]:
             if log.etcd is other.etcd:
                 reads.append(after)
                 other.server.post(Event.STOP)
                 assert other.server._member is not None
                 eventually(other.server._member._closing.is_set, "the stop")
-            return read(log, after, head)
+            return read(log, after, head, 1)
 
         monkeypatch.setattr(SharedLog, "read", read_while_it_stops)
         with other:

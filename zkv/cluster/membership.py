@@ -36,7 +36,13 @@ from typing import TYPE_CHECKING, Any, Final
 from zkv.cluster.claims import Claims
 from zkv.cluster.observer import Observer
 from zkv.cluster.records import Fence, LeaderRecord
-from zkv.cluster.shared_log import DeposedError, NoStoreError, Tenure
+from zkv.cluster.shared_log import (
+    LARGE_PARTS,
+    DeposedError,
+    NoStoreError,
+    Tenure,
+    parts_after,
+)
 from zkv.cluster.space import Space
 from zkv.cluster.state_check import StateCheck
 from zkv.cluster.upkeep import Upkeep
@@ -123,6 +129,7 @@ class Membership:
         self._deposed = ""  # The reason, if the log has found out.
         self._renewals = 0
         self._leader_revision = -1  # Not looked yet.
+        self._parts = LARGE_PARTS  # To be read of the log at once.
         self._unchanged_since = 0.0
         self._last_crc = _crc_of_newest(engine)
         if self._last_crc is None:
@@ -335,10 +342,12 @@ class Membership:
     def _read(self, head: int) -> list[LogBatch]:
         """Read some of what comes next. Raises EtcdError, DamageError, TrimmedError."""
         try:
-            return self._shared.read(self._engine.last_lsn, head)
+            batches = self._shared.read(self._engine.last_lsn, head, self._parts)
         except DamageError:
             self._require_log(self._shared.look())  # It may have been trimmed since.
             raise
+        self._parts = parts_after(batches)
+        return batches
 
     def _catch_up(self, head: int) -> None:
         """Apply everything up to a head that was seen. Raises _StoppedError."""

@@ -53,8 +53,12 @@ if TYPE_CHECKING:
     from zkv.cluster.records import PartPlace
     from zkv.etcd.interface import Etcd, Item, Op, TxnResult
 
-MOST_PARTS: Final = 16
-"""Parts of batches that are read in one request: each may have a megabyte."""
+LARGE_PARTS: Final = 16
+"""Parts of batches that are read in one request where each may have a megabyte."""
+MOST_PARTS: Final = 256
+"""The same where the ones before were small."""
+READ_BYTES: Final = 4 * 1024 * 1024
+"""Bytes that one request reads, if the parts are as large as the ones before."""
 MOST_SWEPT: Final = 1_000
 """Parts of batches that are deleted in one transaction."""
 
@@ -185,17 +189,18 @@ class SharedLog:
         )
         return result.succeeded
 
-    def read(self, after: int, head: int) -> list[LogBatch]:
+    def read(self, after: int, head: int, parts: int = LARGE_PARTS) -> list[LogBatch]:
         """Return some batches after a log number.
 
         Args:
             after: the log number.
             head: that of a head that was seen, above it. What lies beyond may be incomplete.
+            parts: of batches, at most; see `parts_after`.
 
         Raises EtcdError, and DamageError if a batch is damaged, or missing.
         """
         begin, end = self.keys.log_from(after + 1)
-        found = self.etcd.read(begin, end, limit=MOST_PARTS, timeout=self.timeout)
+        found = self.etcd.read(begin, end, limit=parts, timeout=self.timeout)
         batches: list[LogBatch] = []
         places = [(self.keys.place(item.key), item.value) for item in found.items]
         places = [each for each in places if each[0].first_lsn <= head]
@@ -302,7 +307,7 @@ class SharedLog:
     def _each(self, begin: bytes, end: bytes) -> Sequence[Item]:
         items: list[Item] = []
         while True:
-            found = self.etcd.read(begin, end, limit=MOST_PARTS, timeout=self.timeout)
+            found = self.etcd.read(begin, end, limit=LARGE_PARTS, timeout=self.timeout)
             items += found.items
             if not found.more:
                 return items
@@ -617,6 +622,15 @@ class Tenure:
     def _require(self, result: TxnResult) -> None:
         if not result.succeeded:
             raise DeposedError("another member has taken over")
+
+
+def parts_after(batches: list[LogBatch]) -> int:
+    """Return how many parts to read after these batches.
+
+    Batches of single commits would else take one request for each few of them.
+    """
+    size = sum(len(payload) for batch in batches for payload in batch.payloads)
+    return max(LARGE_PARTS, min(MOST_PARTS, len(batches) * READ_BYTES // max(1, size)))
 
 
 def _unchanged(key: bytes, revision: int) -> Compare:
