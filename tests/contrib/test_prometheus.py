@@ -1,6 +1,6 @@
 """`contrib/prometheus`: each query of the dashboard and of the alerts finds what it asks for.
 
-A real Prometheus watches a real server. Both the dashboard and the rules are what users copy.
+A real Prometheus watches real servers. Both the dashboard and the rules are what users copy.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests.cluster.shown import Members
 from tests.support import (
     FREE_PORT,
     LIMIT,
@@ -56,13 +57,18 @@ def ask(client: Raw) -> None:
     assert busy["code"] == "BUSY"
 
 
-class Prometheus:
-    """A real one, that looks at a server several times a second. Use as a context manager."""
+def write(client: Raw) -> None:
+    """Send what is appended to etcd."""
+    client.ok(op="PUT", key="k", value=1)
 
-    def __init__(self, program: str, directory: Path, target: str) -> None:
+
+class Prometheus:
+    """A real one, that looks at servers several times a second. Use as a context manager."""
+
+    def __init__(self, program: str, directory: Path, *targets: str) -> None:
         shutil.copytree(FOLDER, directory)
         config = (FOLDER / "prometheus.yml").read_text(encoding="utf-8")
-        config = config.replace("15s", "200ms").replace("127.0.0.1:9555", target)
+        config = config.replace("15s", "200ms").replace("127.0.0.1:9555", '", "'.join(targets))
         (directory / "prometheus.yml").write_text(config, encoding="utf-8")
         (port,) = free_ports(1)
         self._url = f"http://127.0.0.1:{port}"
@@ -117,27 +123,34 @@ class Prometheus:
 
 
 @pytest.fixture
-def prometheus(tmp_path: Path) -> Iterator[Prometheus]:
+def prometheus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prometheus]:
+    """It sees a server alone, and a member of a store."""
     if (program := shutil.which("prometheus")) is None:
         pytest.skip("NOT RUN: prometheus is not installed here (make monitor-deps)")
-    with ServerInProcess(
-        tmp_path / "data", server={"feed": FREE_PORT}, limits={"max_sessions": 1},
-        metrics={"endpoint": "http://127.0.0.1:*"},
-    ) as server:  # fmt: skip
-        target = server.server.metrics.removeprefix("http://")
+    metrics = {"endpoint": "http://127.0.0.1:*"}
+    with (
+        ServerInProcess(
+            tmp_path / "data", server={"feed": FREE_PORT}, limits={"max_sessions": 1},
+            metrics=metrics,
+        ) as server,
+        Members(tmp_path, monkeypatch).member("a", metrics=metrics) as member,
+    ):  # fmt: skip
+        targets = [each.server.metrics.removeprefix("http://") for each in (server, member)]
+        eventually(lambda: member.server.role.leads, "it leads")
         with Raw(server.endpoint) as client:
             client.ok(op="PUT", key="k", value=1, session="first", seq=1)
             client.ok(op="SNAPSHOT")
         with (
             Load(server.endpoint, ask, pause=0.01),
-            Prometheus(program, tmp_path / "prometheus", target) as prometheus,
+            Load(member.endpoint, write, pause=0.01),
+            Prometheus(program, tmp_path / "prometheus", *targets) as prometheus,
         ):
             yield prometheus
 
 
 @pytest.mark.timeout(120)
 def test_each_query_finds_something(prometheus: Prometheus) -> None:
-    eventually(lambda: prometheus.finds("up == 1"), "it has seen the server")
+    eventually(lambda: prometheus.finds("sum(up) == 2"), "it has seen the servers")
     for query in queries():
         eventually(lambda query=query: prometheus.finds(query), query)  # type: ignore[misc]
     eventually(lambda: len(prometheus.rules("ok")) == RULES.count("- alert:"), "each rule is well")
