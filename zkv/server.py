@@ -197,7 +197,8 @@ class ServerCore:
 
         Raises:
             EndpointError: an endpoint cannot be bound; the data directory is untouched.
-            DataDirError: the data directory cannot be used. In both cases no thread is left.
+            DataDirError: the data directory cannot be used. In both cases no thread is left, and
+                no connection.
         """
         self._broker.bind()
         try:
@@ -211,6 +212,8 @@ class ServerCore:
         except BaseException:
             self._broker.stop()
             self._close_metrics()
+            if self._joining is not None:
+                self._joining.close()
             raise
         workers = self._settings.server.workers
         self._broker.serve(workers, self._make_handler, self._make_front_handler)

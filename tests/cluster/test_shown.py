@@ -16,6 +16,8 @@ from tests.support import LIMIT, ServerInProcess, eventually
 from zkv.cli import main, top
 from zkv.client import Client
 from zkv.cluster import observer
+from zkv.errors import DataDirError
+from zkv.etcd.errors import EtcdClosedError
 from zkv.figures import FIGURES, Figure
 from zkv.metrics.families import exposition_of
 
@@ -48,6 +50,20 @@ def have(server: ServerInProcess, lsn: int) -> bool:
     """Whether a server has heard that all members have a log number."""
     members = replication(server)["members"]
     return bool(members) and all(each["applied"] == lsn for each in members)
+
+
+def test_a_member_that_cannot_start_leaves_no_connection_to_etcd(
+    members: Members, tmp_path: Path
+) -> None:
+    with members.leader("a"):
+        pass
+    for path in (tmp_path / "a").glob("*/*"):
+        path.write_bytes(b"damaged")
+    broken = members.member("a")
+    with pytest.raises(DataDirError):
+        broken.server.start()
+    with pytest.raises(EtcdClosedError):
+        members.clients["a"].status(1.0)
 
 
 # --- INFO
