@@ -189,18 +189,18 @@ class SharedLog:
         )
         return result.succeeded
 
-    def read(self, after: int, head: int, parts: int = LARGE_PARTS) -> list[LogBatch]:
+    def read(self, after: int, head: int, most: int = LARGE_PARTS) -> list[LogBatch]:
         """Return some batches after a log number.
 
         Args:
             after: the log number.
             head: that of a head that was seen, above it. What lies beyond may be incomplete.
-            parts: of batches, at most; see `parts_after`.
+            most: parts of batches to read; see `parts_after`.
 
         Raises EtcdError, and DamageError if a batch is damaged, or missing.
         """
         begin, end = self.keys.log_from(after + 1)
-        found = self.etcd.read(begin, end, limit=parts, timeout=self.timeout)
+        found = self.etcd.read(begin, end, limit=most, timeout=self.timeout)
         batches: list[LogBatch] = []
         places = [(self.keys.place(item.key), item.value) for item in found.items]
         places = [each for each in places if each[0].first_lsn <= head]
