@@ -5,6 +5,7 @@ What `tools/cluster.py` shows, and `tools/outages.py` measures.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BIN: Final = Path(sys.executable).parent
-ETCD: Final = shutil.which("etcd")
+ETCD: Final = shutil.which(os.environ.get("ETCD", "etcd"))
 PATIENCE: Final = 60.0
 """Seconds for which anything is awaited."""
 NAMES: Final = ("a", "b", "c")

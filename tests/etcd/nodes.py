@@ -1,7 +1,11 @@
-"""A real etcd of one or more nodes, on this machine."""
+"""A real etcd of one or more nodes, on this machine.
+
+The variable ``ETCD`` names another program than the one that is installed, to try other versions.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -14,7 +18,7 @@ from tests.support import LIMIT, eventually, free_ports
 from zkv.etcd import EtcdSecurity
 from zkv.etcd.client import EtcdClient
 
-PROGRAM: Final = shutil.which("etcd")
+PROGRAM: Final = shutil.which(os.environ.get("ETCD", "etcd"))
 HEARTBEAT: Final = 50
 """Milliseconds; an election takes ten to twenty times as long. Half of what is the default."""
 
