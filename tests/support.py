@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Final, Self
@@ -159,6 +159,7 @@ class ServerProcess:
         config: the text of a config file.
         stderr: where the log goes instead of a file, as `subprocess.Popen` takes it.
         env: variables beside those of the tests.
+        launcher: runs a command, in front of which it stands.
     """
 
     def __init__(
@@ -168,6 +169,7 @@ class ServerProcess:
         config: str | None = None,
         stderr: int | None = None,
         env: dict[str, str] | None = None,
+        launcher: Iterable[str] = (),
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
@@ -184,7 +186,7 @@ class ServerProcess:
             path = directory / "config.toml"
             path.write_text(config, encoding="utf-8")
             arguments += ["--config", str(path)]
-        self._command = zkv_command(*arguments)
+        self._command = [*launcher, *zkv_command(*arguments)]
 
     def __enter__(self) -> Self:
         self.start()

@@ -212,10 +212,9 @@ class Server(ServerProcess):
         lines = [f"{name} = {json.dumps(value)}" for name, value in durability.items()]
         config = "\n".join(["[log]", "requests = false", "[durability]", *lines])
         chosen = () if data_dir is None else ("--data-dir", str(data_dir))
-        super().__init__(directory, *chosen, *flags, config=config)
-        self.data_dir = data_dir or self.data_dir
         mortal = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
-        self._command = [*mortal, *launcher, *self._command]
+        super().__init__(directory, *chosen, *flags, config=config, launcher=[*mortal, *launcher])
+        self.data_dir = data_dir or self.data_dir
 
     def launch(self) -> None:
         """Start the process, and do not wait for it."""
