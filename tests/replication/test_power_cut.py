@@ -7,19 +7,18 @@ would leave it, with nothing that was not synced, and with parts of that (see
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from random import Random
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import pytest
 
 from tests.conftest import Connect
 from tests.durability.crash.disk_model import Disk, Mark, Operation, Tree, read_tree, write_tree
 from tests.durability.crash.driver import DATA, scratch
-from tests.durability.crash.faults import RecordingFiles
+from tests.durability.crash.faults import RecordingFiles, SharedFiles
 from tests.replication.following import State, state_of
 from tests.support import LIMIT, Message, Raw, ServerInProcess
 from zkv.cli.data import commit_line
@@ -207,31 +206,6 @@ def test_a_start_that_completes_an_exchange(histories: tuple[History, History]) 
 
 
 # --- Who leads ------------------------------------------------------------------------------------
-
-
-class SharedFiles(RecordingFiles):
-    """A record of what several threads do: one call at a time."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.lock_of_record = threading.RLock()
-
-    def mark(self, *what: Any) -> None:
-        with self.lock_of_record:
-            super().mark(*what)
-
-
-def _alone(method: Callable[..., Any]) -> Callable[..., Any]:
-    def call(self: SharedFiles, *arguments: Any) -> Any:
-        with self.lock_of_record:
-            return method(self, *arguments)
-
-    return call
-
-
-for _name in dir(Files):
-    if not _name.startswith("_"):
-        setattr(SharedFiles, _name, _alone(getattr(RecordingFiles, _name)))
 
 
 def marked(operation: Operation, what: str) -> bool:

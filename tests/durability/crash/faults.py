@@ -12,6 +12,7 @@ import errno
 import functools
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -168,6 +169,31 @@ class RecordingFiles(Files):
 
     def _relative(self, path: Path) -> PurePath:
         return PurePath(path.relative_to(self.root))
+
+
+class SharedFiles(RecordingFiles):
+    """A record of what several threads do: one call at a time."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.lock_of_record = threading.RLock()
+
+    def mark(self, *what: Any) -> None:
+        with self.lock_of_record:
+            super().mark(*what)
+
+
+def _alone(method: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self: SharedFiles, *arguments: Any) -> Any:
+        with self.lock_of_record:
+            return method(self, *arguments)
+
+    return call
+
+
+for _name in dir(Files):
+    if not _name.startswith("_"):
+        setattr(SharedFiles, _name, _alone(getattr(RecordingFiles, _name)))
 
 
 @dataclass(frozen=True)
