@@ -7,8 +7,6 @@ the bug is in C. Then the tests run that are to catch it. Exit status: 0 where a
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,31 +16,22 @@ from queue import SimpleQueue
 from typing import Final
 
 from tests.compiled.sanitizer import COMPILER, compile_part
+from tests.mutants.checkout import Checkout, NotAppliedError
 from tests.mutants.table import MUTANTS, Mutant
-from tests.support import ROOT
 
 IN_C: Final = "zkv/compiled/_store.abi3.so"
 UNOPTIMISED: Final = "-O0"
-COPIED: Final = (
-    "zkv", "tests", "tools", "docs", "clients", "benchmarks", "pyproject.toml", "config.toml",
-    "README.md", "PROTOCOL.md", "DURABILITY.md",
-)  # fmt: skip
 FAILED: Final = 1
 """Exit status of pytest where a test has failed."""
 LONGEST_SECONDS: Final = 300
 """After that a test counts as hung, and so as failed."""
 
 
-class Checkout:
+class TestedCheckout(Checkout):
     """A copy of the checkout, into which one bug after the other is planted."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        for name in COPIED:
-            if (ROOT / name).is_dir():
-                shutil.copytree(ROOT / name, directory / name)
-            else:
-                shutil.copy(ROOT / name, directory)
+        super().__init__(directory)
         self._part = directory / IN_C
         compile_part(self._part, UNOPTIMISED)
         self._compiled = self._part.read_bytes()
@@ -51,17 +40,14 @@ class Checkout:
         """Run tests with a bug planted; what became of it, and the output."""
         if mutant is None:
             return self._test(arguments)
-        path = self._directory / mutant.path
-        good = path.read_text(encoding="utf-8")
-        if good.count(mutant.old) != 1:
-            return "not applied", ""
         try:
-            path.write_text(good.replace(mutant.old, mutant.new), encoding="utf-8")
-            if path.suffix == ".c":
-                compile_part(self._part, UNOPTIMISED)
-            return self._test(arguments)
+            with self.planted(mutant):
+                if mutant.path.endswith(".c"):
+                    compile_part(self._part, UNOPTIMISED)
+                return self._test(arguments)
+        except NotAppliedError:
+            return "not applied", ""
         finally:
-            path.write_text(good, encoding="utf-8")
             self._part.write_bytes(self._compiled)
 
     def _test(self, arguments: tuple[str, ...]) -> tuple[str, str]:
@@ -69,13 +55,8 @@ class Checkout:
             sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider",
             "--timeout", str(LONGEST_SECONDS), *arguments,
         ]  # fmt: skip
-        # No byte code: two bugs of one size within a second would be taken for one.
-        code = {"PYTHONPATH": str(self._directory), "PYTHONDONTWRITEBYTECODE": "1"}
         try:
-            done = subprocess.run(
-                command, cwd=self._directory, env=os.environ | code, capture_output=True, text=True,
-                timeout=2 * LONGEST_SECONDS, check=False,
-            )  # fmt: skip
+            done = self.run_command(command, 2 * LONGEST_SECONDS)
         except subprocess.TimeoutExpired:
             return "caught", "the tests hang"
         outcome = {0: "survived", FAILED: "caught"}.get(done.returncode, "not run")
@@ -99,11 +80,11 @@ def main() -> int:
     if not chosen:
         parser.error("there is no such bug")
     with tempfile.TemporaryDirectory(prefix="zkv-mutants-") as directory:
-        checkouts: SimpleQueue[Checkout] = SimpleQueue()
+        checkouts: SimpleQueue[TestedCheckout] = SimpleQueue()
         for number in range(options.jobs):
             place = Path(directory) / str(number)
             place.mkdir()
-            checkouts.put(Checkout(place))
+            checkouts.put(TestedCheckout(place))
 
         def run(mutant: Mutant | None, tests: tuple[str, ...]) -> str:
             checkout = checkouts.get()
