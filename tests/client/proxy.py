@@ -16,9 +16,11 @@ class Proxy:
 
     Args:
         endpoint: of the server, ``tcp://HOST:PORT``.
+        host: the address at which it listens.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, host: str = "127.0.0.1") -> None:
+        self._host = host
         host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
         self._target = host, int(port)
         self._loop = Loop()
@@ -78,8 +80,8 @@ class Proxy:
     async def _start(self) -> None:
         self._flows = asyncio.Event()
         self._flows.set()
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        self.endpoint = "tcp://127.0.0.1:{1}".format(*self._server.sockets[0].getsockname())
+        self._server = await asyncio.start_server(self._connected, self._host, 0)
+        self.endpoint = "tcp://{}:{}".format(*self._server.sockets[0].getsockname())
 
     async def _stop(self) -> None:
         self._server.close()

@@ -37,17 +37,25 @@ class Machine:
     Args:
         directory: of its data.
         sync: how many standbys have to confirm its writes.
+        host: the address at which its server listens.
+        proxy_host: the address at which others reach it.
     """
 
-    def __init__(self, directory: Path, sync: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        sync: int = 0,
+        host: str = "127.0.0.1",
+        proxy_host: str = "127.0.0.1",
+    ) -> None:
         self.directory = directory
         self._config = f"{CONFIG}[replication]\nsync = {sync}\n"
         port, feed = free_ports(2)
-        self.endpoint = f"tcp://127.0.0.1:{port}"
-        self.feed = f"tcp://127.0.0.1:{feed}"
+        self.endpoint = f"tcp://{host}:{port}"
+        self.feed = f"tcp://{host}:{feed}"
         self._flags = ("--endpoint", self.endpoint, "--feed", self.feed)
         self.data_dir = directory / "data"
-        self.proxy = Proxy(self.endpoint)
+        self.proxy = Proxy(self.endpoint, proxy_host)
         """By which the other machines reach this one."""
         self.follows: tuple[Machine, ...] = ()
         """Whom it was told to follow at its last start as a standby."""

@@ -1926,6 +1926,13 @@ IN_CLUSTER: Final = [
         IN_MEMBER_WAL,
     ),
     Mutant(
+        "the fence is taken out",
+        SHARED_LOG,
+        'self._fence = Compare(log.keys.fence, "value", "=", pack(seen.fence))',
+        'self._fence = Compare(log.keys.fence, "version", "!=", 0)',
+        IN_SHARED_LOG,
+    ),
+    Mutant(
         "appends are not fenced",
         SHARED_LOG,
         "compares = [self._fence, _unchanged(keys.head, self._head_revision)]\n        there = ",

@@ -17,6 +17,8 @@ import time
 import traceback
 from pathlib import Path
 
+from tests.torture_cluster.members import LEASE
+from tests.torture_cluster.must_fail import must_fail
 from tests.torture_cluster.run import Run
 
 
@@ -27,11 +29,22 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no round later")
     parser.add_argument("--only", default="", help="only faults whose name holds this")
+    parser.add_argument("--lease", type=float, default=LEASE, help="in seconds")
+    parser.add_argument(
+        "--must-fail", nargs="?", const="", metavar="WORD",
+        help="plant faults into copies, all or those that hold this, and see that runs fail",
+    )  # fmt: skip
     options = parser.parse_args()
+    if options.must_fail is not None:
+        return must_fail(options.must_fail, options.seed)
     directory = Path(tempfile.mkdtemp(prefix="zkv-torture-cluster-"))
     print(f"seed {options.seed}, files in {directory}", flush=True)
-    run = Run(directory, options.seed)
+    run = Run(directory, options.seed, lease=options.lease)
     run.faults = [each for each in run.faults if options.only in each.__name__]
+    for left_out in run.not_run:
+        print(f"NOT RUN: {left_out}")
+    if not run.faults:
+        parser.error(f"there is no fault {options.only!r} that can be had here")
     began, number = time.monotonic(), 0
     try:
         run.begin()

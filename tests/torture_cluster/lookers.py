@@ -9,12 +9,16 @@ import time
 import zmq
 
 from tests.linearizability.checker import Operation
-from tests.support import NoReplyError, Raw, pack, unpack
+from tests.support import Message, NoReplyError, Raw, eventually, pack, unpack
 
 PROBE_SECONDS = 0.03
 """How often each member is asked to write."""
 LOST_SECONDS = 0.5
 """After that a probe is taken for lost, and a new connection is made."""
+READ_SECONDS = 0.002
+"""How often a stuck reader looks for answers, and reads."""
+MOST_UNANSWERED = 100
+"""Reads of a stuck reader that wait for an answer, at most, while it goes on asking."""
 
 
 class Prober(threading.Thread):
@@ -118,8 +122,10 @@ class _Probe:
         self._raw.close()
 
 
-class StuckReader:
-    """A client that is connected to one member, and reads there while that is stopped.
+class StuckReader(threading.Thread):
+    """A client that reads at one member, also while that is stopped or cut off.
+
+    It notes each answer when it comes: one that is out of date is found out by that.
 
     Args:
         endpoint: of the member.
@@ -128,35 +134,55 @@ class StuckReader:
     """
 
     def __init__(self, endpoint: str, number: int, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        super().__init__(name="stuck-reader", daemon=True)
         self._raw = Raw(endpoint, zmq.DEALER, context=context)
         self._number = number
-        self._asked: list[tuple[dict[str, object], int]] = []
-
-    @property
-    def asked(self) -> int:
+        self._lock = threading.Lock()  # Of the socket.
+        self._asked: dict[int, tuple[dict[str, object], int]] = {}
+        self._history: list[Operation] = []
+        self._key: str | None = None  # What it asks for again and again.
+        self._over = threading.Event()
+        self.asked = 0
         """How many reads were sent."""
-        return len(self._asked)
-
-    def connect(self) -> None:
-        """Have a connection, by a request that is answered."""
-        self._raw.call(op="PING")
+        self._raw.call(op="PING")  # From now on there is a connection.
+        self.start()
 
     def ask(self, keys: list[str], times: int) -> None:
         """Send reads, without waiting."""
-        for number in range(times):
-            request: dict[str, object] = {"op": "GET", "key": keys[number % len(keys)]}
-            request["id"] = len(self._asked)
-            self._asked.append((request, time.monotonic_ns()))
-            self._raw.send(pack(request))
+        with self._lock:
+            for number in range(times):
+                self._ask(keys[number % len(keys)])
+
+    def go_on_asking(self, key: str) -> None:
+        """Read a key again and again from now on, until `answers`."""
+        self._key = key
 
     def answers(self) -> list[Operation]:
-        """Return the reads that were answered as by a leader; closes the connection."""
-        asked = {request["id"]: (request, called) for request, called in self._asked}
-        history = []
-        for _ in range(len(asked)):
-            reply = unpack(self._raw.receive())
-            request, called = asked[reply["id"]]
-            if reply["ok"] or reply["code"] == "NOT_FOUND":
-                history.append(Operation(self._number, called, time.monotonic_ns(), request, reply))
+        """Wait for all answers; return the reads that were answered as by a leader."""
+        self._key = None
+        eventually(lambda: not self._asked or not self.is_alive(), "answers to all reads")
+        self._over.set()
+        self.join()
         self._raw.close()
-        return history
+        return self._history
+
+    def run(self) -> None:
+        """See the class."""
+        while not self._over.wait(READ_SECONDS):
+            with self._lock:
+                if self._key is not None and len(self._asked) < MOST_UNANSWERED:
+                    self._ask(self._key)
+                while self._raw.socket.poll(0):
+                    self._take(unpack(self._raw.receive()))
+
+    def _ask(self, key: str) -> None:
+        self.asked += 1
+        request: dict[str, object] = {"op": "GET", "key": key, "id": self.asked}
+        self._asked[self.asked] = request, time.monotonic_ns()
+        self._raw.send(pack(request))
+
+    def _take(self, reply: Message) -> None:
+        request, called = self._asked.pop(reply["id"])
+        if reply["ok"] or reply["code"] == "NOT_FOUND":
+            now = time.monotonic_ns()
+            self._history.append(Operation(self._number, called, now, request, reply))

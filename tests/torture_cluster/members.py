@@ -10,13 +10,15 @@ from typing import Any
 from tests.client.proxy import Proxy
 from tests.etcd.nodes import EtcdCluster
 from tests.failover.machines import CONFIG, WINDOW, Machine
-from tests.replication.following import State, clock_ahead, run_zkv
+from tests.replication.following import State, run_zkv
 from tests.support import LIMIT, Message, NoReplyError, Raw, ServerProcess, eventually
+from tests.torture_cluster.clocks import MachineClock
+from tests.torture_cluster.networks import Link, Loses, Network
 
 LEASE = 2.0
 """Seconds."""
 PREFIX = "torture"
-HOUR = 3_600
+HERE = "127.0.0.1"
 
 
 class MemberMachine(Machine):
@@ -26,14 +28,30 @@ class MemberMachine(Machine):
         directory: of its data.
         name: of the member.
         etcd: endpoints of etcd.
+        lease: in seconds.
+        network: its own; None = it is on that of this process.
+        clock: its own; None = it has that of this process.
     """
 
-    def __init__(self, directory: Path, name: str, etcd: list[str]) -> None:
-        super().__init__(directory)
+    def __init__(
+        self,
+        directory: Path,
+        name: str,
+        etcd: list[str],
+        lease: float = LEASE,
+        network: Network | None = None,
+        clock: MachineClock | None = None,
+    ) -> None:
+        ends = [HERE] * 3
+        if network is not None:
+            ends = [network.inside(Link.CLIENTS), *map(network.outside, Link)]
+        super().__init__(directory, host=ends[0], proxy_host=ends[1])
         self.name = name
-        self.ways = [Proxy(each.replace("http://", "tcp://")) for each in etcd]
-        self.is_ahead = False
+        self.ways = [Proxy(each.replace("http://", "tcp://"), ends[2]) for each in etcd]
+        self.network = network
+        self.clock = clock
         self.started = 0
+        self._env = {"ZKV_CFG_STORE__LEASE": str(lease)} | ({} if clock is None else clock.env)
         self._is_open = False
 
     def open(self) -> None:
@@ -47,6 +65,8 @@ class MemberMachine(Machine):
         self.kill()
         for proxy in (self.proxy, *self.ways) if self._is_open else ():
             proxy.__exit__()
+        if self.clock is not None:
+            self.clock.close()
 
     def serve(self) -> None:
         """Start it, and wait until it answers."""
@@ -68,12 +88,14 @@ class MemberMachine(Machine):
         """Start it."""
         self.started += 1
         hosts = ",".join(way.endpoint.removeprefix("tcp://") for way in self.ways)
-        env = {"ZKV_CFG_STORE__LEASE": str(LEASE)}
-        if self.is_ahead:
-            env |= clock_ahead(self.directory / "ahead", HOUR)
+        # Other members reach it as clients do. What its network is open to is this machine alone.
+        config = (
+            f"{self._config}advertise = ['{self.proxy.endpoint}']\n[security]\ninsecure = true\n"
+        )
         self.server = ServerProcess(
             self.directory, *self._flags, "--store", f"etcd://{hosts}/{PREFIX}",
-            "--member", self.name, config=self._config, env=env,
+            "--member", self.name, config=config, env=self._env,
+            launcher=() if self.network is None else self.network.launcher,
         )  # fmt: skip
         self.server.launch()
 
@@ -81,6 +103,11 @@ class MemberMachine(Machine):
         """Cut it off from etcd: hold everything up till later, or refuse all connections."""
         for way in self.ways:
             way.hold() if holds else way.part()
+
+    def lose(self, link: Link, which: Loses) -> None:
+        """Have its network lose packets until `restore`."""
+        assert self.network is not None
+        self.network.lose(link, which)
 
     def fill_disk(self) -> None:
         """See `Machine.fill_disk`; here the newest segment cannot grow, if others are larger."""
@@ -93,6 +120,8 @@ class MemberMachine(Machine):
         for proxy in (self.proxy, *self.ways):
             proxy.delay(0.0)
             proxy.join()
+        if self.network is not None:
+            self.network.restore()
 
     @property
     def runs(self) -> bool:

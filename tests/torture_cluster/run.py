@@ -9,6 +9,8 @@ meanwhile; each counter is what was answered; the mirror equals the store, and h
 only where the one that leads was started since; revisions never go back; a key with most of an hour
 to live is there, and one that was seen to be gone stays gone; all members have the same state at
 the same log number.
+
+What a fault needs that is not there is left out, and `Run.not_run` says so.
 """
 
 from __future__ import annotations
@@ -19,17 +21,20 @@ import shutil
 import signal
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import zmq
 
 from tests.broker.followers import Follower, Mirror, stored
 from tests.etcd.nodes import EtcdCluster, EtcdNode
-from tests.failover.askers import Asker
+from tests.failover.askers import PASSING, Asker
 from tests.failover.invariants import BrokenError, await_progress, check_counter, is_decided
-from tests.linearizability.checker import Operation
-from tests.support import Raw
+from tests.linearizability.checker import NEVER, Operation
+from tests.support import LIMIT, Message, NoReplyError, Raw
+from tests.torture_cluster import clocks, networks
+from tests.torture_cluster.clocks import MachineClock
 from tests.torture_cluster.lookers import Prober, StuckReader
 from tests.torture_cluster.members import (
     LEASE,
@@ -39,14 +44,22 @@ from tests.torture_cluster.members import (
     leader_of,
     states,
 )
+from tests.torture_cluster.networks import Link, Loses, Networks
 
 ASKERS = 4
+NAMES = ("a", "b", "c")
+STUCK, OWN = 100, 101
+"""Clients in the histories, beside the askers."""
 MINORITY_SECONDS = 10.0
 """For how long etcd has no majority."""
 STUCK_READS = 20
 LASTING_SECONDS = 3_000
 """The time to live of a key that no fault may end early; less than a clock is ahead."""
 BRIEF_SECONDS = 0.3
+SET_SECONDS = (-86_400, -3_600, -60, 0, 60, 3_600, 86_400)
+"""By how much a clock is set forward or back."""
+SLOWER = 0.08
+"""By this share a clock is too slow. The margin of a lease is more."""
 
 
 class Run:
@@ -56,24 +69,40 @@ class Run:
         directory: of everything.
         seed: decides all but the timing.
         minority: seconds for which etcd has no majority.
+        lease: in seconds.
     """
 
-    def __init__(self, directory: Path, seed: int, minority: float = MINORITY_SECONDS) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        seed: int,
+        minority: float = MINORITY_SECONDS,
+        lease: float = LEASE,
+    ) -> None:
         self._pick = random.Random(seed)
         self._directory = directory
         self._minority = minority
+        self._lease = lease
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.etcd = EtcdCluster(directory / "etcd", 3)
+        self.not_run: list[str] = []
+        self._networks = None if (why := networks.why_not()) else Networks(len(NAMES))
+        has_clocks = (why_no_clocks := clocks.why_not()) is None
         self.members = [
-            MemberMachine(directory / name, name, self.etcd.endpoints) for name in ("a", "b", "c")
-        ]
+            MemberMachine(
+                directory / name, name, self.etcd.endpoints, lease,
+                None if self._networks is None else self._networks[number],
+                MachineClock(directory / name / "clock") if has_clocks else None,
+            )
+            for number, name in enumerate(NAMES)
+        ]  # fmt: skip
         self._seed = seed
         self._askers: list[Asker] = []
         self._prober: Prober
         self._era = 0
         self._mirror: Mirror | None = None
         self._mirrored: MemberMachine | None = None
-        self._heard: list[Operation] = []  # What stuck readers were answered.
+        self._heard: list[Operation] = []  # What stuck readers were answered, and own writes.
         self._newest = 0
         self._gone: set[str] = set()
         self._lasting: list[float] = []  # When each lasting key was put.
@@ -86,11 +115,21 @@ class Run:
             self.kill_etcd_leader, self.stop_etcd_leader, self.etcd_without_majority,
             self.cut_leader_from_etcd, self.hold_leader_from_etcd, self.cut_clients_from_leader,
             self.end_leader, self.terminate_leader, self.fill_leader, self.fill_follower,
-            self.delay_etcd, self.clock_ahead, self.flip_byte, self.kill_all,
+            self.delay_etcd, self.flip_byte, self.kill_all, self.kill_leader_after_a_refusal,
         ]  # fmt: skip
+        self._add([self.lose_packets_of_etcd, self.lose_packets_of_clients], why)
+        self._add([self.set_clocks, self.cut_slow_leader_from_etcd], why_no_clocks)
+
+    def _add(self, faults: Sequence[Callable[[], None]], why_not: str | None) -> None:
+        if why_not is None:
+            self.faults += faults
+        else:
+            self.not_run += [f"{fault.__name__}: {why_not}" for fault in faults]
 
     def begin(self) -> None:
         """Start everything."""
+        if self._networks is not None:
+            self._networks.open()
         self.etcd.__enter__()
         found_store(self._directory, self.etcd)
         for member in self.members:
@@ -117,6 +156,8 @@ class Run:
         for member in self.members:
             member.close()
         self.etcd.kill()
+        if self._networks is not None:
+            self._networks.close()
         self._context.term()
 
     def round(self, fault: Callable[[], None] | None = None) -> str:
@@ -139,11 +180,10 @@ class Run:
     @property
     def leader(self) -> MemberMachine:
         """The one that leads; waits for it."""
-        return leader_of(self.members)
+        return self._await_leader(self.members)
 
     def _a_follower(self) -> MemberMachine:
-        leader = self.leader
-        return self._pick.choice([each for each in self.members if each is not leader])
+        return self._pick.choice(self._others(self.leader))
 
     def kill_leader(self) -> None:
         leader = self.leader
@@ -159,35 +199,64 @@ class Run:
 
     def stop_leader_beyond_its_lease(self) -> None:
         """It is asked before, while it is stopped, and when another one has written."""
-        leader = self.leader
+        leader = self._write(self.members, 1)
         reader = self._new_reader(leader)
-        reader.ask(self._shared_keys, STUCK_READS)
+        reader.ask(self._read_keys, STUCK_READS)
         leader.stop()
-        self._await_other(leader)
+        self._write(self._others(leader), 2)
         self._progress()
-        reader.ask(self._shared_keys, STUCK_READS)
+        reader.ask(self._read_keys, STUCK_READS)
+        reader.go_on_asking(self._own_key)
         leader.go_on()
-        reader.ask(self._shared_keys, STUCK_READS)
+        self._progress()
         self._hear(reader)
 
     def stop_leader_for_a_moment(self) -> None:
         leader = self.leader
         reader = self._new_reader(leader)
         leader.stop()
-        reader.ask(self._shared_keys, STUCK_READS)
-        time.sleep(self._pick.uniform(0.2, 0.9) * LEASE)
+        reader.ask(self._read_keys, STUCK_READS)
+        time.sleep(self._pick.uniform(0.2, 0.9) * self._lease)
         leader.go_on()
         self._hear(reader)
 
     def _new_reader(self, leader: MemberMachine) -> StuckReader:
-        reader = StuckReader(leader.endpoint, 100, self._context)
-        reader.connect()
-        return reader
+        return StuckReader(leader.endpoint, STUCK, self._context)
 
     def _hear(self, reader: StuckReader) -> None:
         answers = reader.answers()
         self.asked += reader.asked
+        self.heard += len(answers)
         self._heard += answers
+
+    def _write(self, members: list[MemberMachine], value: int) -> MemberMachine:
+        """Write a key that nobody else writes, so that no read of it waits; whoever leads then."""
+        request = {"op": "PUT", "key": self._own_key, "value": value}
+        while True:
+            leader = self._await_leader(members)
+            called = time.monotonic_ns()
+            reply = self._call(leader, **request)
+            if reply.get("ok"):
+                returned = time.monotonic_ns()
+                self._heard.append(Operation(OWN, called, returned, request, reply))
+                return leader
+            if reply.get("applied") is not False:
+                self._heard.append(Operation(OWN, called, NEVER, request, None))
+
+    def _call(self, member: MemberMachine, **request: Any) -> Message:
+        """Ask a member; the reply is empty if none comes."""
+        with Raw(member.endpoint, context=self._context) as client:
+            try:
+                return client.call(**request)
+            except NoReplyError:
+                return {}
+
+    def _call_leader(self, **request: Any) -> Message:
+        """Ask whoever leads, until it answers. What it is asked may be done twice."""
+        while True:
+            reply = self._call(self.leader, **request)
+            if reply and (reply["ok"] or reply["code"] not in PASSING):
+                return reply
 
     def kill_etcd_leader(self) -> None:
         node = self.etcd.leader()
@@ -214,27 +283,67 @@ class Run:
         self.etcd.await_ready()
 
     def cut_leader_from_etcd(self) -> None:
-        self._part_leader_from_etcd(holds=False)
+        self._part_from_etcd(lambda leader: leader.hold_etcd(False))
 
     def hold_leader_from_etcd(self) -> None:
         """What it sends to etcd arrives later, when another one leads."""
-        self._part_leader_from_etcd(holds=True)
+        self._part_from_etcd(lambda leader: leader.hold_etcd(True))
 
-    def _part_leader_from_etcd(self, holds: bool) -> None:
-        leader = self.leader
+    def lose_packets_of_etcd(self) -> None:
+        """Between the leader and etcd, in one direction or both."""
+        which = self._pick.choice(list(Loses))
+        self._part_from_etcd(lambda leader: leader.lose(Link.ETCD, which))
+
+    def cut_slow_leader_from_etcd(self) -> None:
+        """Its clock is slow, so by that it leads longer than it does by those of others."""
+        slow = self._have_slow_leader()
+        self._part_from_etcd(lambda leader: leader.hold_etcd(False))
+        slow.kill()
+        slow.serve()
+
+    def _part_from_etcd(self, part: Callable[[MemberMachine], None]) -> None:
+        """Part the leader from etcd, and read there all the time until another one has written."""
+        leader = self._write(self.members, 1)
         reader = self._new_reader(leader)
-        leader.hold_etcd(holds)
-        self._await_other(leader)
+        reader.go_on_asking(self._own_key)
+        part(leader)
+        self._write(self._others(leader), 2)
         self._progress()
-        reader.ask(self._shared_keys, STUCK_READS)
         self._hear(reader)
         leader.restore()
+
+    def _have_slow_leader(self) -> MemberMachine:
+        """Start a member whose clock is slow, and have it lead; it is alone for a moment."""
+        slow = self._a_follower()
+        others = self._others(slow)
+        assert slow.clock is not None
+        slow.kill()
+        slow.clock.slow_down(SLOWER)
+        slow.serve()
+        slow.clock.slow_down(0.0)  # From its next start on.
+        await_same_place(self.members)
+        for each in sorted(others, key=lambda other: other.leads):
+            each.process.send_signal(signal.SIGTERM)
+            each.process.wait()
+        self._await_leader([slow])
+        for each in others:
+            each.serve()
+        return slow
 
     def cut_clients_from_leader(self) -> None:
         """It leads on: clients see no other leader, and go on once it is there again."""
         leader = self.leader
         leader.proxy.part()
-        time.sleep(self._pick.random() * LEASE)
+        time.sleep(self._pick.random() * self._lease)
+        leader.restore()
+
+    def lose_packets_of_clients(self) -> None:
+        """Between clients and the leader, in one direction or both. It leads on."""
+        leader = self.leader
+        leader.lose(Link.CLIENTS, self._pick.choice(list(Loses)))
+        if leader.figures():
+            raise BrokenError("packets are to be lost, and are not")
+        time.sleep(self._pick.random() * 2 * self._lease)
         leader.restore()
 
     def end_leader(self) -> None:
@@ -272,20 +381,37 @@ class Run:
         for member in self.members:
             for way in member.ways:
                 way.delay(seconds)
-        time.sleep(2 * LEASE)
+        time.sleep(2 * self._lease)
         for member in self.members:
             member.restore()
 
-    def clock_ahead(self) -> None:
-        """A member is an hour ahead, and takes over if it is the one."""
-        follower = self._a_follower()
-        follower.kill()
-        follower.is_ahead = not follower.is_ahead
-        follower.serve()
-        await_same_place(self.members)
+    def set_clocks(self) -> None:
+        """All members have another time of day, and one of them takes over."""
+        for member in self.members:
+            assert member.clock is not None
+            member.clock.set_ahead(self._pick.choice(SET_SECONDS))
+        self._progress()
+        self.kill_leader()
+
+    def kill_leader_after_a_refusal(self) -> None:
+        """The next leader has to remember a refusal, which has no revision: the newest commit."""
+        key = f"refusing/{self._era}"
+        write = {"op": "PUT", "key": key, "value": 2, "if_rev": 0, "session": key, "seq": 1}
+        for asker in self._askers:
+            asker.pause()
+        self._prober.pause()
+        self._call_leader(op="PUT", key=key, value=1)
+        refused = self._call_leader(**write)
         leader = self.leader
         leader.kill()
+        self._prober.go_on()
+        for asker in self._askers:
+            asker.go_on()
         self._await_other(leader)
+        self._call_leader(op="DELETE", key=key)
+        again = self._call_leader(**write)
+        if (refused.get("code"), again.get("code")) != ("CONFLICT", "CONFLICT"):
+            raise BrokenError(f"a write was refused, and not when repeated: {refused}, {again}")
         leader.serve()
 
     def flip_byte(self) -> None:
@@ -317,9 +443,22 @@ class Run:
     def _shared_keys(self) -> list[str]:
         return [f"r/{self._era}", f"n/{self._era}"]
 
+    @property
+    def _own_key(self) -> str:
+        return f"own/{self._era}"
+
+    @property
+    def _read_keys(self) -> list[str]:
+        return [*self._shared_keys, self._own_key]
+
+    def _others(self, member: MemberMachine) -> list[MemberMachine]:
+        return [each for each in self.members if each is not member]
+
     def _await_other(self, leader: MemberMachine) -> None:
-        others = [each for each in self.members if each is not leader]
-        leader_of(others)
+        self._await_leader(self._others(leader))
+
+    def _await_leader(self, members: list[MemberMachine]) -> MemberMachine:
+        return leader_of(members, 3 * LIMIT + 5 * self._lease)
 
     def _progress(self) -> None:
         """Wait until some more is answered."""
@@ -327,9 +466,9 @@ class Run:
 
     def _put_what_expires(self) -> None:
         self._lasting.append(time.monotonic())
-        with Raw(self.leader.endpoint, context=self._context) as client:
-            client.ok(op="PUT", key=f"lasting/{self._era}", value=self._era, ttl=LASTING_SECONDS)
-            client.ok(op="PUT", key=f"brief/{self._era}", value=self._era, ttl=BRIEF_SECONDS)
+        put = {"op": "PUT", "value": self._era}
+        self._call_leader(key=f"lasting/{self._era}", ttl=LASTING_SECONDS, **put)
+        self._call_leader(key=f"brief/{self._era}", ttl=BRIEF_SECONDS, **put)
 
     def _check_what_expires(self, client: Raw) -> None:
         for era, put_at in enumerate(self._lasting):
@@ -400,7 +539,6 @@ class Run:
 
     def _check_history(self) -> None:
         history, self._heard = self._heard, []
-        self.heard += len(history)
         for asker in self._askers:
             history += asker.told()
         self.operations += len(history)
