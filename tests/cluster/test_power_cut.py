@@ -35,11 +35,9 @@ from zkv.etcd import Op, PutOp
 from zkv.keyspace.change import REMOVALS, unpack
 from zkv.server import connect_to_members
 
-WAYS: Final = 2
+WAYS: Final = 6
 """In which the power is cut after each operation, besides the mildest and the worst."""
 TRIMMING: Final = {"log_bytes": 0, "compact": False}
-EACH: Final = 5
-"""Every so many operations are looked at; and each claim."""
 SMALL: Final = {"segment_bytes": 2048, "snapshot_interval": 3600.0}
 NAME: Final = "b"
 SNAPSHOTS: Final = PurePath("snapshot")
@@ -265,15 +263,14 @@ def test_nothing_but_what_etcd_has_and_all_that_is_claimed(story: Story) -> None
     ):
         disk.apply(operation)
         claimed |= claims
-        if isinstance(operation, Mark) or number % EACH == 0:
-            for tree in cuts(disk, random):
-                with scratch() as root:
-                    write_tree(tree, root)
-                    try:
-                        found.add(judge.check(root, claims))
-                    except Exception as error:
-                        error.add_note(f"after operation {number}: {operation!r:.200}")
-                        raise
+        for tree in cuts(disk, random):
+            with scratch() as root:
+                write_tree(tree, root)
+                try:
+                    found.add(judge.check(root, claims))
+                except Exception as error:
+                    error.add_note(f"after operation {number}: {operation!r:.200}")
+                    raise
     assert len(claimed) > 3
     assert 0 in found
     assert len(found) > 5
@@ -329,18 +326,24 @@ def check_claims(disk: Disk, operations: list[Operation]) -> set[int]:
     return claimed
 
 
-@pytest.mark.parametrize("way", ["kill", "power cut"])
-def test_a_start_after_it(story: Story, way: str) -> None:
-    """Right after something was given a name, which is on disk a moment later only."""
+@pytest.mark.parametrize(
+    "both", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one", "both"]
+)
+def test_a_start_after_it(story: Story, both: bool) -> None:
+    """Right after something was given a name, which is on disk a moment later only.
+
+    It is killed after it has a snapshot, which it claims at its start, and else the power is cut.
+    """
     random, disk, claimed = Random(2), Disk(), set()
     for number, operation in enumerate(story.operations, 1):
         disk.apply(operation)
         if not isinstance(operation, Rename):
             continue
+        is_snapshot = operation.new.suffix == ".snapshot"
         try:
-            if way == "kill":
+            if is_snapshot or both:
                 claimed |= go_on(story, copy.deepcopy(disk), story.operations[:number])
-            else:
+            if not is_snapshot or both:
                 claimed |= go_on(story, Disk(disk.torn(random)), [])
         except Exception as error:
             error.add_note(f"after operation {number}: {operation!r:.200}")

@@ -2113,7 +2113,37 @@ IN_CLUSTER: Final = [
 
 TRIMMING: Final = "tests/cluster/test_trimming.py"
 
+POWER_CUT: Final = ("tests/cluster/test_power_cut.py", "-k")
+
 IN_TRIMMING: Final = [
+    Mutant(
+        "a member claims on while it begins anew",
+        "zkv/cluster/joining.py",
+        "            self._claim_nothing()\n",
+        "            pass\n",
+        (*POWER_CUT, "all_that_is_claimed"),
+    ),
+    Mutant(
+        "a snapshot may be claimed before its name is on disk",
+        "zkv/durability/snapshot.py",
+        "        self._files.sync_directory(self._directory)\n",
+        "        pass\n",
+        (*POWER_CUT, "all_that_is_claimed"),
+    ),
+    Mutant(
+        "names that an earlier process has given are not synced at a start",
+        "zkv/durability/storage.py",
+        "self._remove_unfinished(inner)\n                files.sync_directory(inner)\n",
+        "self._remove_unfinished(inner)\n",
+        (*POWER_CUT, "start_after_it and one"),
+    ),
+    Mutant(
+        "an exchange of histories begins before its decision is on disk",
+        "zkv/durability/record_file.py",
+        "    files.sync_directory(path.parent)\n",
+        "    pass\n",
+        (*POWER_CUT, "all_that_is_claimed"),
+    ),
     Mutant(
         "a claim that has changed since does not keep the log from being trimmed",
         SHARED_LOG,
