@@ -1926,6 +1926,20 @@ IN_CLUSTER: Final = [
         IN_MEMBER_WAL,
     ),
     Mutant(
+        "a member goes on with a format that it does not know",
+        "zkv/cluster/records.py",
+        "if found > FORMAT:",
+        "if False:",
+        ("tests/cluster/test_versions.py",),
+    ),
+    Mutant(
+        "a further field in a record is an error",
+        "zkv/cluster/records.py",
+        "class LeaderRecord(Struct, frozen=True, kw_only=True):",
+        "class LeaderRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):",
+        ("tests/cluster/test_versions.py", "-k", "further or two_versions"),
+    ),
+    Mutant(
         "the fence is taken out",
         SHARED_LOG,
         'self._fence = Compare(log.keys.fence, "value", "=", pack(seen.fence))',

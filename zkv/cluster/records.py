@@ -16,9 +16,14 @@ All keys begin with the prefix of the store:
 - ``live/<name>``: how far a member is. It writes this record every few seconds, for display alone.
 - ``states/<name>``: the hash of a member's state at a log number: see `zkv.cluster.state_check`.
 
-Records are msgpack maps. A part of a batch is an array with a checksum; the commits in it are the
-payloads that the write-ahead log has (`zkv.keyspace.change`), so they are the same bytes in etcd,
-in files and in the replication stream.
+Records are msgpack maps, and whoever reads one leaves out fields that it does not know, so members
+of two versions work side by side. What an older version must not overlook is another format. The
+record ``store`` has its number, and that field stays in all of them. A leader raises it once all
+members that are declared have said that they know the new one; those who say nothing know 1.
+
+A part of a batch is an array with a checksum; the commits in it are the payloads that the
+write-ahead log has (`zkv.keyspace.change`), so they are the same bytes in etcd, in files and in the
+replication stream.
 """
 
 from __future__ import annotations
@@ -230,7 +235,26 @@ def read(value: bytes, kind: type[_T], key: bytes) -> _T:
     try:
         return msgspec.msgpack.decode(value, type=kind)
     except msgspec.DecodeError as error:
-        raise DamageError(f"etcd, key {key.decode(errors='replace')}: {error}") from None
+        raise _damage(key, error) from None
+
+
+def _damage(key: bytes, error: msgspec.DecodeError) -> DamageError:
+    return DamageError(f"etcd, key {key.decode(errors='replace')}: {error}")
+
+
+class _Format(Struct, frozen=True):
+    format: int
+
+
+def read_store(value: bytes, key: bytes) -> StoreRecord:
+    """Return the record of the store. Raises DamageError, also if its format is not known."""
+    try:
+        found = msgspec.msgpack.decode(value, type=_Format).format
+    except msgspec.DecodeError as error:
+        raise _damage(key, error) from None
+    if found > FORMAT:  # The other fields may be others.
+        raise DamageError(f"the store in etcd has format {found}; this zkv reads up to {FORMAT}")
+    return read(value, StoreRecord, key)
 
 
 class _Part(Struct, frozen=True, array_like=True):

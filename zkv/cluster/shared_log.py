@@ -26,7 +26,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from zkv.cluster.records import (
-    FORMAT,
     Fence,
     First,
     LeaderRecord,
@@ -41,6 +40,7 @@ from zkv.cluster.records import (
     join,
     pack,
     read,
+    read_store,
     size_before,
 )
 from zkv.errors import DamageError, DataDirError, ZkvError
@@ -151,14 +151,9 @@ class SharedLog:
             raise NoStoreError(
                 f"there is no store in etcd at {keys.prefix.decode()}: `zkv store found` begins one"
             )
-        found = read(store.value, StoreRecord, store.key)
-        if found.format > FORMAT:
-            raise DamageError(
-                f"the store in etcd has format {found.format}; this zkv reads up to {FORMAT}"
-            )
         return Seen(
             result.cluster_id,
-            found,
+            read_store(store.value, store.key),
             read(fence.value, Fence, fence.key),
             fence.mod_revision,
             None if leader is None else read(leader.value, LeaderRecord, leader.key),
