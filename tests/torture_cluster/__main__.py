@@ -63,7 +63,8 @@ def main() -> int:
     print(
         f"{number} rounds, {run.failovers} fail-overs, {run.operations} requests checked, "
         f"{run.heard} of {run.asked} reads answered by a member that had been stopped or cut off, "
-        f"{run.undecided} histories undecided, {run.resets} resets of the copy; "
+        f"{run.undecided} histories undecided, {run.resets} resets of the copy, "
+        f"{sum(each.begun_anew for each in run.members)} members begun anew; "
         f"seed {options.seed}"
     )
     if not status:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.client.proxy import Proxy
+from tests.durability.crash.disks import PowerCutMount
 from tests.etcd.nodes import EtcdCluster
 from tests.failover.machines import CONFIG, WINDOW, Machine
 from tests.replication.following import State, run_zkv
@@ -31,6 +32,7 @@ class MemberMachine(Machine):
         lease: in seconds.
         network: its own; None = it is on that of this process.
         clock: its own; None = it has that of this process.
+        disk: its own, of which the power can be cut; None = it is on that of this process.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class MemberMachine(Machine):
         lease: float = LEASE,
         network: Network | None = None,
         clock: MachineClock | None = None,
+        disk: PowerCutMount | None = None,
     ) -> None:
         ends = [HERE] * 3
         if network is not None:
@@ -50,12 +53,18 @@ class MemberMachine(Machine):
         self.ways = [Proxy(each.replace("http://", "tcp://"), ends[2]) for each in etcd]
         self.network = network
         self.clock = clock
-        self.started = 0
-        self._env = {"ZKV_CFG_STORE__LEASE": str(lease)} | ({} if clock is None else clock.env)
+        self.disk = disk
+        if disk is not None:
+            self.data_dir = disk.path / "data"
+        self._launches = 0
+        trims = {"ZKV_CFG_STORE__LEASE": str(lease), "ZKV_CFG_STORE__LOG_BYTES": "0"}
+        self._env = trims | ({} if clock is None else clock.env)
         self._is_open = False
 
     def open(self) -> None:
         """Open its networks."""
+        if self.disk is not None:
+            self.disk.__enter__()
         for proxy in (self.proxy, *self.ways):
             proxy.__enter__()
         self._is_open = True
@@ -65,6 +74,8 @@ class MemberMachine(Machine):
         self.kill()
         for proxy in (self.proxy, *self.ways) if self._is_open else ():
             proxy.__exit__()
+        if self.disk is not None and self._is_open:
+            self.disk.__exit__(None, None, None)
         if self.clock is not None:
             self.clock.close()
 
@@ -86,14 +97,15 @@ class MemberMachine(Machine):
 
     def launch(self) -> None:
         """Start it."""
-        self.started += 1
+        self._launches += 1
         hosts = ",".join(way.endpoint.removeprefix("tcp://") for way in self.ways)
         # Other members reach it as clients do. What its network is open to is this machine alone.
         config = (
             f"{self._config}advertise = ['{self.proxy.endpoint}']\n[security]\ninsecure = true\n"
         )
         self.server = ServerProcess(
-            self.directory, *self._flags, "--store", f"etcd://{hosts}/{PREFIX}",
+            self.directory, *self._flags, "--data-dir", str(self.data_dir),
+            "--store", f"etcd://{hosts}/{PREFIX}",
             "--member", self.name, config=config, env=self._env,
             launcher=() if self.network is None else self.network.launcher,
         )  # fmt: skip
@@ -108,6 +120,13 @@ class MemberMachine(Machine):
         """Have its network lose packets until `restore`."""
         assert self.network is not None
         self.network.lose(link, which)
+
+    def cut_power(self) -> None:
+        """End it, and have its disk forget what was not synced; it is on again then."""
+        assert self.disk is not None
+        self.disk.cut()
+        self.kill()
+        self.disk.power_on()
 
     def fill_disk(self) -> None:
         """See `Machine.fill_disk`; here the newest segment cannot grow, if others are larger."""
@@ -137,6 +156,16 @@ class MemberMachine(Machine):
                 return dict(client.call(op="INFO").get("replication", {}))
             except NoReplyError:
                 return {}
+
+    @property
+    def begun_anew(self) -> int:
+        """How often it has begun anew from a snapshot of another member."""
+        return self.log().count("beginning anew")
+
+    @property
+    def started(self) -> int:
+        """How often it has started, also anew."""
+        return self._launches + self.begun_anew
 
     @property
     def leads(self) -> bool:

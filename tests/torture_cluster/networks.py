@@ -53,8 +53,8 @@ class Network:
 
     def __init__(self, name: str, block: str, number: int) -> None:
         self.name = name
-        self.launcher = ("ip", "netns", "exec", name)
-        """Runs a command there."""
+        self.launcher = ("nsenter", f"--net=/run/netns/{name}")
+        """Runs a command there. ``ip netns exec`` would also keep copies of all mounts."""
         self._ends = {}
         for at, link in enumerate(Link):
             first = 8 * number + 4 * at
@@ -79,6 +79,8 @@ class Network:
             _ip("link", "set", there, "up")
             self._inside("addr", "add", f"{self.inside(link)}/30", "dev", here)
             self._inside("link", "set", here, "up")
+        # By way of clients they reach what listens outside, as the proxies of other machines.
+        self._inside("route", "add", "default", "via", self.outside(Link.CLIENTS))
 
     def close(self) -> None:
         """Remove it; harmless if it is not there. Its processes have to have ended."""

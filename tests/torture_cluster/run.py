@@ -10,6 +10,9 @@ only where the one that leads was started since; revisions never go back; a key 
 to live is there, and one that was seen to be gone stays gone; all members have the same state at
 the same log number.
 
+Members trim the log in etcd as soon as they may, so one that was away for some seconds begins anew
+from a snapshot of another one.
+
 What a fault needs that is not there is left out, and `Run.not_run` says so.
 """
 
@@ -28,6 +31,7 @@ from typing import Any
 import zmq
 
 from tests.broker.followers import Follower, Mirror, stored
+from tests.durability.crash.disks import PowerCutMount, why_no_power_cuts
 from tests.etcd.nodes import EtcdCluster, EtcdNode
 from tests.failover.askers import PASSING, Asker
 from tests.failover.invariants import BrokenError, await_progress, check_counter, is_decided
@@ -88,11 +92,13 @@ class Run:
         self.not_run: list[str] = []
         self._networks = None if (why := networks.why_not()) else Networks(len(NAMES))
         has_clocks = (why_no_clocks := clocks.why_not()) is None
+        has_disks = (why_no_disks := why_no_power_cuts()) is None
         self.members = [
             MemberMachine(
                 directory / name, name, self.etcd.endpoints, lease,
                 None if self._networks is None else self._networks[number],
                 MachineClock(directory / name / "clock") if has_clocks else None,
+                PowerCutMount(directory / name / "disk", 64) if has_disks else None,
             )
             for number, name in enumerate(NAMES)
         ]  # fmt: skip
@@ -119,6 +125,7 @@ class Run:
         ]  # fmt: skip
         self._add([self.lose_packets_of_etcd, self.lose_packets_of_clients], why)
         self._add([self.set_clocks, self.cut_slow_leader_from_etcd], why_no_clocks)
+        self._add([self.cut_power_of_leader, self.cut_power_of_all], why_no_disks)
 
     def _add(self, faults: Sequence[Callable[[], None]], why_not: str | None) -> None:
         if why_not is None:
@@ -384,6 +391,18 @@ class Run:
         time.sleep(2 * self._lease)
         for member in self.members:
             member.restore()
+
+    def cut_power_of_leader(self) -> None:
+        leader = self.leader
+        leader.cut_power()
+        self._await_other(leader)
+        leader.serve()
+
+    def cut_power_of_all(self) -> None:
+        for member in self.members:
+            member.cut_power()
+        for member in self.members:
+            member.serve()
 
     def set_clocks(self) -> None:
         """All members have another time of day, and one of them takes over."""

@@ -313,7 +313,7 @@ def needs_mounts() -> None:
 
 def needs_power_cuts() -> None:
     """Skip the test where no ext4 image can be mounted and cut off."""
-    reason = _why_no_power_cuts()
+    reason = why_no_power_cuts()
     if reason is not None:
         pytest.skip(f"needs root and a loop device: {reason}")
 
@@ -331,7 +331,8 @@ def _why_no_mounts() -> str | None:
 
 
 @functools.cache
-def _why_no_power_cuts() -> str | None:
+def why_no_power_cuts() -> str | None:
+    """Return why no ext4 image can be mounted and cut off; None if one can: it was tried."""
     with tempfile.TemporaryDirectory() as directory:
         return _why_not(lambda: PowerCutMount(Path(directory), megabytes=8))
 
