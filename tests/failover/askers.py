@@ -126,7 +126,7 @@ class Asker(threading.Thread):
     def _ask_one(self) -> None:
         request, called = self._next()
         self._on_its_way = request, called
-        while self._may_ask.is_set():
+        while self._may_ask.is_set() and not self._over:  # At the end nobody may answer any more.
             reply = self._exchange(request)
             if reply is not None:
                 self._on_its_way = None

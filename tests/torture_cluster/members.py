@@ -82,17 +82,15 @@ class MemberMachine(Machine):
     def serve(self) -> None:
         """Start it, and wait until it answers."""
         self.launch()
-        assert self.server is not None
-        self.server.await_ready()
+        self.await_ready()
 
-    def begin_anew(self) -> None:
-        """Start a new member in its place, which reads all that there is before it is ready."""
-        self.launch()
+    def await_ready(self) -> None:
+        """Wait until it answers, after `launch`. It may have to read all that there is before."""
         assert self.server is not None
         stdout = self.process.stdout
         assert stdout is not None
         ready, _, _ = select.select([stdout], [], [], 10 * LIMIT)
-        assert ready, "the new member is not ready"
+        assert ready, f"member {self.name} is not ready"
         self.server.await_ready()
 
     def launch(self) -> None:

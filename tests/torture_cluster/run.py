@@ -401,8 +401,7 @@ class Run:
     def cut_power_of_all(self) -> None:
         for member in self.members:
             member.cut_power()
-        for member in self.members:
-            member.serve()
+        self._serve_all()
 
     def set_clocks(self) -> None:
         """All members have another time of day, and one of them takes over."""
@@ -448,13 +447,19 @@ class Run:
             self.gaps["(refused damage)"].append(0.0)
             follower.kill()
             shutil.rmtree(follower.data_dir)
-            follower.begin_anew()
+            follower.serve()
 
     def kill_all(self) -> None:
         for member in self.members:
             member.kill()
+        self._serve_all()
+
+    def _serve_all(self) -> None:
+        """Start all members; one may need another one to be ready."""
         for member in self.members:
-            member.serve()
+            member.launch()
+        for member in self.members:
+            member.await_ready()
 
     # --- What has to hold
 
