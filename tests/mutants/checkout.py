@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -27,11 +27,12 @@ class Checkout:
     """The copy.
 
     Args:
-        directory: an empty one.
+        directory: an empty one, made if it is not there.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        directory.mkdir(exist_ok=True)
         for name in COPIED:
             if (ROOT / name).is_dir():
                 shutil.copytree(ROOT / name, directory / name)
@@ -52,12 +53,12 @@ class Checkout:
             path.write_text(good, encoding="utf-8")
 
     def run_command(
-        self, command: Sequence[str], seconds: float
+        self, command: Sequence[str], seconds: float, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command there. Raises subprocess.TimeoutExpired."""
+        """Run a command there, with these variables. Raises subprocess.TimeoutExpired."""
         # No byte code: two bugs of one size within a second would be taken for one.
         code = {"PYTHONPATH": str(self.directory), "PYTHONDONTWRITEBYTECODE": "1"}
         return subprocess.run(
-            command, cwd=self.directory, env=os.environ | code, capture_output=True, text=True,
-            timeout=seconds, check=False,
+            command, cwd=self.directory, env=os.environ | code | dict(env or {}),
+            capture_output=True, text=True, timeout=seconds, check=False,
         )  # fmt: skip

@@ -8,6 +8,7 @@ nothing.
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -67,14 +68,17 @@ def must_fail(word: str, seed: int) -> int:
         print(f"no fault has {word!r} in its name")
         return 1
     mutants = {mutant.name: mutant for mutant in MUTANTS}
-    outcomes = []
-    with tempfile.TemporaryDirectory(prefix="zkv-must-fail-") as directory:
-        checkout = Checkout(Path(directory))
-        for run in chosen:
-            outcome = _outcome(checkout, run, mutants[run.mutant], seed)
-            print(f"{outcome or 'failed, as it has to'}: {run.mutant}", flush=True)
-            outcomes.append(outcome)
-    return int(any(outcomes))
+    directory = Path(tempfile.mkdtemp(prefix="zkv-must-fail-"))
+    print(f"seed {seed}, files in {directory}", flush=True)
+    checkout = Checkout(directory / "checkout")
+    wrong = 0
+    for run in chosen:
+        outcome = _outcome(checkout, run, mutants[run.mutant], seed)
+        print(f"{outcome or 'failed, as it has to'}: {run.mutant}", flush=True)
+        wrong += outcome is not None
+    if not wrong:
+        shutil.rmtree(directory)
+    return int(wrong > 0)
 
 
 def _outcome(checkout: Checkout, run: MustFail, mutant: Mutant, seed: int) -> str | None:
@@ -100,7 +104,8 @@ def _torture(
         sys.executable, "-m", "tests.torture_cluster", "--rounds", str(rounds), "--seed", str(seed),
         "--only", run.provoked_by, "--lease", str(run.lease),
     ]  # fmt: skip
-    return checkout.run_command(command, LONGEST_SECONDS)
+    place = {"TMPDIR": str(checkout.directory.parent)}
+    return checkout.run_command(command, LONGEST_SECONDS, place)
 
 
 def _end(done: subprocess.CompletedProcess[str]) -> str:
