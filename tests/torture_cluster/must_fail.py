@@ -48,7 +48,7 @@ RUNS: Final = (
     MustFail("a leader never demotes itself", "stop_leader_beyond_its_lease", STALE),
     MustFail(
         "there is no margin for clocks of different rates", "cut_slow_leader_from_etcd", STALE,
-        lease=10.0,
+        lease=20.0,
     ),
     MustFail(
         "members go by revisions instead of log numbers", "kill_leader_after_a_refusal",
