@@ -16,6 +16,7 @@ import functools
 import json
 import os
 import random
+import shutil
 import subprocess
 from typing import Any, Final
 
@@ -147,6 +148,9 @@ def why_not() -> str | None:
     """Return why no such networks can be made here; None if they can: it was tried."""
     if os.geteuid() != 0:
         return "only root can make network namespaces"
+    missing = [program for program in ("ip", "nsenter") if shutil.which(program) is None]
+    if missing:
+        return f"{missing[0]} is not installed here"
     networks = Networks(1)
     try:
         networks.open()
