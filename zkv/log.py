@@ -168,6 +168,8 @@ class Log:
     def dump_stacks_on(self, number: int) -> None:
         """Write the stacks of all threads on signal ``number``, then run its usual handler.
 
+        Also when the process is aborted, as a service manager does with a server that hangs.
+
         The interpreter does this itself and at once, whatever its threads are waiting for.
         """
         self._dump_on = number
@@ -176,11 +178,13 @@ class Log:
     def _register_dump(self) -> None:
         if self._dump_on is not None:
             faulthandler.register(self._dump_on, self._descriptor, all_threads=True, chain=True)
+            faulthandler.enable(self._descriptor, all_threads=True)
 
     def close(self) -> None:
         """Uninstall the log, write the remaining lines, and end the writer."""
         if self._dump_on is not None:
             faulthandler.unregister(self._dump_on)
+            faulthandler.disable()
             self._dump_on = None
         logging.getLogger().removeHandler(self._handler)
         self._queue.put(None)

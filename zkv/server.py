@@ -86,6 +86,8 @@ LOADING: Final = "the server is loading its data"
 """Why it is not ready yet."""
 LOOK_SECONDS: Final = 1.0
 """Interval of checks that the main thread runs, and that all dead workers have been replaced."""
+LOCK_SECONDS: Final = 1.0
+"""How long `Liveness` waits for the lock of the store, which nobody holds for so long."""
 
 
 class Event(enum.Enum):
@@ -111,6 +113,52 @@ class Following(NamedTuple):
     member: str
     leader: list[str]
     connect: Callable[[str], list[OtherMachine]] | None = None
+
+
+class Liveness:
+    """Finds out if the threads that all clients wait for do anything: the front and the committer.
+
+    Both are made to turn, so that they do not have to be busy. While the disk is slow they may wait
+    for it, and nothing is said about them.
+
+    Args:
+        broker: the broker, which serves.
+        engine: the engine, which has been started.
+    """
+
+    def __init__(self, broker: Broker, engine: Engine) -> None:
+        self._broker = broker
+        self._engine = engine
+        self._committer_turned = threading.Event()
+        self._since = time.perf_counter()
+        broker.front_has_turned()
+        self._have_committer_turn()
+
+    def stuck(self) -> list[str]:
+        """Return what has done nothing since the last call. Only one thread may call this.
+
+        A part may have been at work all the time if the last call was only a moment ago.
+        """
+        engine, now = self._engine, time.perf_counter()
+        parts = [] if self._broker.front_has_turned() else ["the front"]
+        if not self._committer_turned.is_set():
+            parts.append("the committer")
+        if engine.keyspace.lock.acquire(timeout=LOCK_SECONDS):
+            engine.keyspace.lock.release()
+        else:
+            parts.append("who holds the lock of the store")
+        waited = engine.disk is not None and engine.disk.wal.on_disk.overlaps(self._since, now)
+        self._since = now
+        self._have_committer_turn()
+        return [] if waited else parts
+
+    def _have_committer_turn(self) -> None:
+        if self._engine.disk is None:
+            self._committer_turned.set()
+        else:
+            # Another one each time: an old call may come late.
+            self._committer_turned = threading.Event()
+            self._engine.disk.committer.call(self._committer_turned.set)
 
 
 class ServerCore:
@@ -279,6 +327,10 @@ class ServerCore:
             return REFUSED
         return ""
 
+    def liveness(self) -> Liveness:
+        """Return what finds out if a server that has been started hangs."""
+        return Liveness(self._broker, self._engine)
+
     def post(self, event: Event) -> None:
         """Send an event to the supervisor. From any thread, or a signal handler."""
         self._events.put(event)
@@ -331,8 +383,11 @@ class ServerCore:
                 )
             _log.warning("%s: anyone who reaches it can read, write and stop the server", endpoint)
 
-    def wait(self) -> bool:
+    def wait(self, stopping: Callable[[], None] = lambda: None) -> bool:
         """Supervise until the server has stopped; return True if everything has been saved.
+
+        Args:
+            stopping: called when it begins to stop.
 
         If this is not the main thread, it also stops the server when the main thread has ended: the
         interpreter waits for the server's threads, and nothing else would ever stop them.
@@ -345,6 +400,7 @@ class ServerCore:
                 self._act(event)
             except BaseException:  # A bug, or no memory. Only this thread can stop the server.
                 _log.critical("the supervisor failed; it continues", exc_info=True)
+        stopping()
         self._stop()
         return not self._failed
 

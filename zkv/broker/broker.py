@@ -144,6 +144,10 @@ class Broker:
             self._add_worker(account)
         self._front.serve(make_front_handler(front), self._bytes_taken)
 
+    def front_has_turned(self) -> bool:
+        """See `Front.has_turned`."""
+        return self._front.has_turned()
+
     def log_requests(self, on: bool) -> None:
         """Log requests from now on, or no longer. Call this after `serve`."""
         for account in self._accounts:

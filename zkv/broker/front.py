@@ -274,6 +274,18 @@ class Front:
             self._mailbox.must_wait = handler.must_wait
         self._handler.set_result(handler)
 
+    def has_turned(self) -> bool:
+        """Return True if the thread has looked for messages since the last call, or has ended.
+
+        It will do so again, even if no message comes. Only one thread may call this.
+        """
+        mailbox = self._mailbox
+        if mailbox is None or not self._thread.is_alive():
+            return True
+        turned, mailbox.turned = mailbox.turned, False
+        mailbox.wake()
+        return turned
+
     @property
     def passed(self) -> PassedMessages:
         """The messages that have passed, and those that could not."""

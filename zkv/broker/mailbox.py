@@ -245,6 +245,8 @@ class FrontMailbox(Mailbox):
         self._nothing = new_batch()  # Stays empty: in its place while `_left` is not.
         self._still_to_take = TAKEN_AT_THE_END
         self._draining = False
+        self.turned = False
+        """True if the thread has looked for messages since somebody set it to False. Any thread."""
         self.drained = threading.Event()
         """Set once the workers have all requests that had arrived at `drain`, and at the end."""
 
@@ -270,6 +272,7 @@ class FrontMailbox(Mailbox):
         """
         batch = self._batch
         while True:
+            self.turned = True
             stopping = self._stopping  # Read before the replies: the last ones come before `stop`.
             if self._outbox:
                 self._send_completed()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from zkv.broker.upstream import Upstream
 from zkv.cli.data import commit_line
-from zkv.cli.serving import logging_to, run_in_turn
+from zkv.cli.serving import prepared, run_in_turn
 from zkv.cli.settings import read_settings
 from zkv.config import unadvertised
 from zkv.durability import recovery
@@ -42,11 +42,10 @@ from zkv.server import Following, ServerCore
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from zkv.cli.serving import MakeServer
+    from zkv.cli.serving import MakeServer, Process
     from zkv.config import Settings
     from zkv.durability.lock import DirectoryLock
     from zkv.keyspace.lineage import Lineage
-    from zkv.log import Log
     from zkv.replication.incoming import BeginAnew
     from zkv.replication.place import RoleRecord
     from zkv.replication.stream import FetchedSnapshot
@@ -73,8 +72,8 @@ def run(options: argparse.Namespace) -> int:
         )
     for name, fault in unadvertised(settings):
         raise ConfigError(f"{merged.places[name]}: {fault}")
-    with logging_to(settings) as log:
-        return _Follower(options, settings, settings.durability.data_dir).run(log)
+    with prepared(settings) as process:
+        return _Follower(options, settings, settings.durability.data_dir).run(process)
 
 
 class _Follower:
@@ -84,9 +83,9 @@ class _Follower:
         self._directory = StandbyDirectory(Files(), Path(data_dir))
         self._leader: list[str] = options.primary
 
-    def run(self, log: Log) -> int:
+    def run(self, process: Process) -> int:
         """Run one server after the other, until one has not to begin anew."""
-        return run_in_turn(self._settings, self._options, log, self._serving)
+        return run_in_turn(self._settings, self._options, process, self._serving)
 
     @contextlib.contextmanager
     def _serving(self, settings: Settings, anew: BeginAnew | None) -> Iterator[MakeServer]:

@@ -17,12 +17,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from zkv.activity import SHORT_SECONDS
 from zkv.cli.data import commit_line
+from zkv.cli.manager import ServiceManager
 from zkv.cli.reload import Reloader
 from zkv.cli.settings import read_settings
 from zkv.cluster.joining import join
@@ -38,6 +39,9 @@ _log = logging.getLogger("zkv.server")
 
 LEADER: Final = "leader"
 """With ``--wait``: the server is ready once it knows who leads."""
+LOADING: Final = "loading the data"
+FIRST: Final = 1
+"""The number of the first process of a container."""
 FAILED = 1
 NOT_STARTED = 2
 
@@ -52,11 +56,19 @@ server. At the exit the server has stopped."""
 def serve(options: argparse.Namespace) -> int:
     """Run a server until END or a signal stops it. Raises StartupError."""
     settings = read_settings(options).settings
-    with logging_to(settings) as log:
+    with prepared(settings) as process:
         if settings.store.url:
-            return run_in_turn(settings, options, log, _serving_member)
-        status = run(ServerCore(settings, log.write_requests), settings, options, log)
+            return run_in_turn(settings, options, process, _serving_member)
+        server = ServerCore(settings, process.log.write_requests)
+        status = run(server, settings, options, process)
     return status or 0
+
+
+class Process(NamedTuple):
+    """The log and the service manager of a process that runs servers."""
+
+    log: Log
+    manager: ServiceManager
 
 
 @contextlib.contextmanager
@@ -68,13 +80,15 @@ def _serving_member(settings: Settings, anew: BeginAnew | None) -> Iterator[Make
         joining.close()
 
 
-def run_in_turn(settings: Settings, options: argparse.Namespace, log: Log, serving: Serving) -> int:
+def run_in_turn(
+    settings: Settings, options: argparse.Namespace, process: Process, serving: Serving
+) -> int:
     """Run one server after the other, until one has not to begin anew; return the exit status.
 
     Args:
         settings: the settings.
         options: where to read them again.
-        log: the log.
+        process: this process.
         serving: makes the directory ready.
 
     Raises StartupError.
@@ -88,8 +102,8 @@ def run_in_turn(settings: Settings, options: argparse.Namespace, log: Log, servi
             except _EndedError:
                 _log.info("stopped before it had the store")
                 return 0
-            server = make(log.write_requests)
-            status = run(server, settings, options, log, is_first)
+            server = make(process.log.write_requests)
+            status = run(server, settings, options, process, is_first)
         anew = server.anew
         if status is not None or anew is None:
             return status or 0
@@ -105,17 +119,17 @@ class _EndedError(BaseException):
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
     """Raise _EndedError within the block at SIGTERM or SIGINT. A server's handlers come later."""
+    numbers = signal.SIGTERM, signal.SIGINT
 
     def end(_number: int, _frame: object) -> None:
         raise _EndedError
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
+    before = [signal.signal(number, end) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _bound(settings: Settings, server: ServerCore) -> Settings:
@@ -127,22 +141,39 @@ def _bound(settings: Settings, server: ServerCore) -> Settings:
 
 
 @contextlib.contextmanager
-def logging_to(settings: Settings) -> Iterator[Log]:
-    """Write the log within the block, in a process that may open as many files as it can."""
+def prepared(settings: Settings) -> Iterator[Process]:
+    """Make this process ready to run servers within the block.
+
+    The log is written, the service manager is told, and as many files may be opened as possible.
+    """
     raise_file_limit()
+    if os.getpid() == FIRST:
+        _act_as_first()
     log = Log(settings.log)
     log.start()
+    manager = ServiceManager(os.environ, LOADING)
     try:
-        yield log
+        yield Process(log, manager)
     finally:
+        manager.close()
         log.close()
+
+
+def _act_as_first() -> None:
+    """Do what is expected of the first process of a container.
+
+    It becomes the parent of all that lose theirs, such as what an interrupted health check leaves,
+    and has to wait for them. And a signal does to it only what a handler does.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # The system waits for them.
+    signal.signal(signal.SIGTERM, lambda number, _frame: os._exit(128 + number))
 
 
 def run(
     server: ServerCore,
     settings: Settings,
     options: argparse.Namespace,
-    log: Log,
+    process: Process,
     is_first: bool = True,
 ) -> int | None:
     """Run a server until END or a signal stops it; return the exit status.
@@ -153,11 +184,12 @@ def run(
         server: the server, not started yet.
         settings: its settings.
         options: where to read them again.
-        log: the log.
+        process: this process.
         is_first: say on standard output that it is ready.
 
     Raises StartupError.
     """
+    log = process.log
     reloader = Reloader(
         settings, lambda: read_settings(options).settings, lambda new: _apply(new, server, log)
     )
@@ -168,30 +200,47 @@ def run(
     stopped = stopped or _handle_signals_to_stop(server)
     line = f"READY {' '.join(server.endpoints)}\n" if is_first else ""
     with collecting(server.activities.new("collector", SHORT_SECONDS)):
-        return _serve(server, Announcement(server, line), options.wait, stopped)
+        announcement = Announcement(server, line, process.manager)
+        return _serve(server, announcement, options.wait, stopped)
 
 
 class Announcement:
-    """The line on standard output that says that a server is ready.
+    """Says that a server is ready: a line on standard output, and a word to the service manager.
 
     Args:
         server: the server.
         line: the line; empty = none.
+        manager: the service manager.
     """
 
-    def __init__(self, server: ServerCore, line: str) -> None:
+    def __init__(self, server: ServerCore, line: str, manager: ServiceManager) -> None:
         self._server = server
         self._line = line
+        self._manager = manager
         self.error: OSError | None = None
         """Why the line could not be written; then the server stops."""
 
     def make(self) -> None:
-        """Write the line."""
+        """Write the line, and tell the manager."""
         try:
             announce(self._line)
         except OSError as error:
             self.error = error
             self._server.post(Event.STOP)
+        else:
+            where = " ".join(self._server.endpoints)
+            self._manager.ready(f"serving at {where}", self._server.liveness().stuck)
+
+    def withdraw(self, stops: bool) -> None:
+        """Tell the manager that the server begins to stop.
+
+        Args:
+            stops: the process ends with it; else another server follows.
+        """
+        if stops:
+            self._manager.busy("saving everything", "STOPPING=1")
+        else:
+            self._manager.busy("beginning anew from a snapshot of another server")
 
 
 def _serve(
@@ -201,12 +250,16 @@ def _serve(
         server.when_led(announcement.make)
     else:
         announcement.make()
-    saved = server.wait()
+
+    def ends() -> bool:
+        return server.anew is None or stopped.is_set()
+
+    saved = server.wait(lambda: announcement.withdraw(ends()))
     if (error := announcement.error) is not None:
         raise StartupError(f"standard output: {error.strerror or error}") from error
     if server.failure is not None:
         raise server.failure
-    if server.anew is not None and not stopped.is_set():
+    if not ends():
         return None  # Another server follows in this process.
     # The server has stopped. A signal must not change the exit status while the interpreter ends.
     for number in (signal.SIGTERM, signal.SIGINT):

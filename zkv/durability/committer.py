@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("zkv.durability")
 
+NEVER: Final = -(2**63)
+"""No epoch: a group of it is completed without a look at the log."""
 A_BUG: Final = "a bug in the server; see its log"
 """The message for commits whose outcome is unknown because of an unexpected error."""
 
@@ -91,6 +93,12 @@ class Committer:
     def submit(self, group: CommitGroup) -> None:
         """Hand ``group`` to the thread, which completes it."""
         self._inbox.put(group)
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Have the thread call ``function`` once it has done what was submitted before."""
+        group = CommitGroup(NEVER)
+        group.on_completion(function)
+        self.submit(group)
 
     def _run(self) -> None:
         groups: list[CommitGroup | None] = []

@@ -78,6 +78,8 @@ _log = logging.getLogger("zkv.durability")
 
 LEAST_SHARE: Final = 2
 """A snapshot begins a new segment if the current one has 1/LEAST_SHARE of its full size."""
+SLOW_SECONDS: Final = 1.0
+"""An operation of the disk that takes longer explains why threads wait: see `Wal.on_disk`."""
 QUICK_SYNC_SECONDS: Final = 0.001
 """A thread that others wait for waits for a sync only if recent syncs took less than this."""
 EPOCHS_KNOWN: Final = 100
@@ -146,6 +148,8 @@ class Wal:
         """Called with the path of each segment that is complete, and its final size in bytes."""
         self.beginning_segment = Activity("segment")
         """Goes on while a new segment is begun."""
+        self.on_disk = Activity("disk", SLOW_SECONDS)
+        """Goes on while the disk is waited for; known are the times that were long. `_io` held."""
         self.on_safe: Callable[[], None] = lambda: None
         """Called, in any thread, when commits have become safe."""
         self._keyspace_lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
@@ -153,10 +157,8 @@ class Wal:
         """The LSN of the newest commit; changes with the keyspace's lock held."""
         # Of all commits that were queued and not rolled back, and of those that are safe.
         self.appended_bytes = self.safe_bytes = self._written_bytes = self._durable_bytes = 0
-        self.written_lsn = lsn
-        self.durable_lsn = lsn
-        self.written_rev = rev
-        self.durable_rev = rev
+        self.written_lsn = self.durable_lsn = lsn
+        self.written_rev = self.durable_rev = rev
         # What this log keeps, whatever fails: durable under ``always``, otherwise written.
         self.kept_lsn, self.kept_rev, self.kept_bytes = lsn, rev, 0
         self.safe_lsn = lsn
@@ -395,7 +397,7 @@ class Wal:
             probe = self._directory / PROBE
             try:
                 self.require_place()
-                with self._files.create(probe) as file:
+                with self.on_disk, self._files.create(probe) as file:
                     self._files.write(file, bytes(PROBE_BYTES))
                     self._files.sync(file)
                 self._files.remove(probe)
@@ -439,7 +441,8 @@ class Wal:
             if size > LOOK_BYTES and memory.is_short(2 * size):
                 raise MemoryError  # Now, while there is some for the rollback.
             data = segment.pack_frames(payloads, synced, salt)
-            self._files.write(self._file, data)
+            with self.on_disk:
+                self._files.write(self._file, data)
         except ReadOnly:
             raise  # Everything has been rolled back already.
         except Exception as error:
@@ -488,7 +491,8 @@ class Wal:
         size = self._written_bytes
         began = time.monotonic()
         try:
-            self._files.sync(self._file)
+            with self.on_disk:
+                self._files.sync(self._file)
         except Exception as error:
             if not isinstance(error, OSError):
                 _log.error("this is a bug in zkv", exc_info=error)
@@ -521,7 +525,7 @@ class Wal:
         if lost is not None:
             self._broken = True
             raise OSError(errno.EIO, lost)
-        with self.beginning_segment:
+        with self.beginning_segment, self.on_disk:
             self._file = self._begin_segment(first_rev)
         self.on_closed(path, size)
         old.close()
@@ -579,10 +583,11 @@ class Wal:
         # revisions of later commits.
         self._offset = self._synced if self._sync_each else self._offset
         try:
-            self._files.truncate(self._file, self._offset)
             # The failed write may have put complete frames into the file. Clients are told that
             # these were not applied, so they must not reappear after a power cut: sync.
-            self._files.sync(self._file)
+            with self.on_disk:
+                self._files.truncate(self._file, self._offset)
+                self._files.sync(self._file)
         except Exception:
             self._broken = True  # The file may end with half a frame: never append after that.
             applied = None
