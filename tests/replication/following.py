@@ -181,6 +181,19 @@ def write_some(client: Raw, count: int = 20, size: int = 10) -> None:
         client.ok(op="PUT", key=f"k{number}", value="x" * size)
 
 
+def compact(server: ServerProcess) -> None:
+    """Have the log begin later than it did: two snapshots with more than a segment between.
+
+    The server is started again: it keeps the log after a snapshot that was fetched just now.
+    """
+    server.kill()
+    server.start()
+    with Raw(server.endpoint) as client:
+        for _ in range(3):
+            write_some(client, 12, 1000)
+            client.ok(op="SNAPSHOT")
+
+
 def fixed_ports() -> tuple[str, ...]:
     """Flags for a server that is found again after it was started again."""
     endpoint, feed = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))

@@ -21,6 +21,7 @@ from tests.replication.following import (
     await_log,
     await_new_history,
     catch_up,
+    compact,
     fixed_ports,
     promote,
     replication,
@@ -62,19 +63,6 @@ def standby(tmp_path: Path, primary: ServerProcess) -> Iterator[Follower]:
     flags = ("--feed", FREE_PORT)
     with Follower(tmp_path / "standby", primary.endpoint, *flags, config=CONFIG) as process:
         yield process
-
-
-def compact(server: ServerProcess) -> None:
-    """Have the log begin later than it did: two snapshots with more than a segment between.
-
-    The server is started again: it keeps the log after a snapshot that was fetched just now.
-    """
-    server.kill()
-    server.start()
-    with Raw(server.endpoint) as client:
-        for _ in range(3):
-            write_some(client, 12, 1000)
-            client.ok(op="SNAPSHOT")
 
 
 def damage(path: Path) -> None:
