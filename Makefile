@@ -11,8 +11,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 LOCK   := $(BIN)/uv --no-config pip compile pyproject.toml --quiet --universal \
-          --python-version 3.11 --generate-hashes --custom-compile-command "make lock" \
-          --group build $(ARGS)
+          --python-version 3.11 --generate-hashes --custom-compile-command "make lock" $(ARGS)
 
 DOCS   := build/docs
 
@@ -124,9 +123,10 @@ cluster: $(VENV)/dev.stamp ## Show a store that survives its machine: three memb
 	$(BIN)/python -m tools.cluster
 
 lock: $(VENV)/dev.stamp ## Lock the dependencies anew; ARGS=--upgrade takes the newest
-	$(LOCK) --output-file requirements/run.txt
-	$(LOCK) --output-file requirements/dev.txt --extra dev --constraint requirements/run.txt
-	$(LOCK) --output-file requirements/benchmark.txt --group benchmark --constraint requirements/dev.txt
+	$(LOCK) --output-file requirements/run.txt --group build
+	$(LOCK) --output-file requirements/dev.txt --group build --extra dev --constraint requirements/run.txt
+	$(LOCK) --output-file requirements/service.txt --extra etcd --extra metrics --constraint requirements/dev.txt
+	$(LOCK) --output-file requirements/benchmark.txt --group build --group benchmark --constraint requirements/dev.txt
 
 clean: ## Remove what was built; the data in var/ stays
 	rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
