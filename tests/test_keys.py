@@ -53,6 +53,44 @@ def test_a_file_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> No
         read_key_file(path)
 
 
+NOBODY = 65534
+
+
+@pytest.mark.parametrize(
+    ("owner", "reader", "mode", "taken"),
+    [
+        (0, NOBODY, 0o440, True),  # By systemd, and by Kubernetes with fsGroup.
+        (0, NOBODY, 0o640, True),
+        (0, NOBODY, 0o444, False),
+        (0, NOBODY, 0o660, False),
+        (0, 0, 0o440, False),
+        (NOBODY, NOBODY, 0o440, False),
+        (1, NOBODY, 0o440, False),
+    ],
+)
+def test_the_group_may_read_what_root_hands_to_a_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: int, reader: int, mode: int, taken: bool
+) -> None:
+    path = tmp_path / "ann.key"
+    public = make_key_file(path)
+    path.chmod(mode)
+    of_file = os.fstat
+
+    def owned(descriptor: int) -> os.stat_result:
+        status = list(of_file(descriptor))
+        status[stat.ST_UID] = owner
+        return os.stat_result(status)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fstat", owned)
+        patched.setattr("os.geteuid", lambda: reader)
+        if taken:
+            assert read_key_file(path).public == public
+        else:
+            with pytest.raises(ConfigError, match="others may read it"):
+                read_key_file(path)
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"x" * 39, b"x" * 41, b"\xff" * 40, b"~" * 40, b"#" * 40, b"a b" * 13 + b"a"]
 )

@@ -46,6 +46,7 @@ def main() -> int:
     image = kinds.add_parser("image")
     image.add_argument("--base", help="the image to begin with, if not that in the Containerfile")
     image.add_argument("--tag", default="localhost/zkv", help="the name of the image")
+    image.add_argument("more", nargs="*", help="after --: further arguments of buildah build")
     image.set_defaults(build=build_image)
     options = parser.parse_args()
     try:
@@ -77,9 +78,10 @@ def build_deb(wheel: Path, _options: argparse.Namespace) -> None:
     shutil.copytree(ROOT / "contrib" / "debian", source / "debian")
     shutil.copy(ROOT / "contrib" / "systemd" / "zkv.service", source / "debian" / "zkv.service")
     version = debian_version(__version__)
+    changed = (ROOT / "CHANGELOG.md").stat().st_mtime
     (source / "debian" / "changelog").write_text(
         f"zkv ({version}) unstable; urgency=medium\n\n  * See CHANGELOG.md.\n\n"
-        f" -- zkv contributors <zkv@localhost>  {formatdate(_time_of_source())}\n",
+        f" -- zkv contributors <zkv@localhost>  {formatdate(changed)}\n",
         encoding="utf-8",
     )
     _fill(source / "tree", wheel)
@@ -134,12 +136,14 @@ def _fill(tree: Path, wheel: Path) -> None:
 def build_image(wheel: Path, options: argparse.Namespace) -> None:
     """Build the image with buildah, which needs no daemon."""
     place = _empty(BUILD / "image")
-    shutil.copy(wheel, place)
-    shutil.copy(LOCKED, place)
+    container = ROOT / "contrib" / "container"
+    for file in (wheel, LOCKED, container / "zkv.toml"):
+        shutil.copy(file, place)
     base = [] if options.base is None else ["--build-arg", f"BASE={options.base}"]
     _run(
-        "buildah", "build", *base, "--tag", options.tag,
-        "--file", str(ROOT / "contrib" / "container" / "Containerfile"), str(place),
+        # In the format of Docker, as that of OCI has no HEALTHCHECK.
+        "buildah", "build", "--format", "docker", *base, "--tag", options.tag, *options.more,
+        "--file", str(container / "Containerfile"), str(place),
     )  # fmt: skip
 
 
@@ -160,14 +164,6 @@ def _pip(command: str) -> tuple[str, ...]:
 
 def _run(*command: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> None:
     subprocess.run(command, cwd=cwd, env=env, check=True)
-
-
-def _time_of_source() -> float:
-    """Return when the source was committed, so that one source gives one package."""
-    shown = subprocess.run(
-        ["git", "log", "-1", "--format=%ct"], cwd=ROOT, capture_output=True, text=True, check=False
-    )  # fmt: skip
-    return float(shown.stdout or 0)
 
 
 if __name__ == "__main__":

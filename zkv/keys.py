@@ -26,6 +26,7 @@ _Z85: Final = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 _TAKE_KEYS: Final = frozenset({"--server-key", "--key"})
 """Options of commands."""
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_OTHERS_THAN_GROUP: Final = _OTHERS & ~stat.S_IRGRP
 
 
 class KeyPair(NamedTuple):
@@ -75,17 +76,23 @@ def read_key_file(name: str | os.PathLike[str]) -> KeyPair:
 def read_secret_file(name: str | os.PathLike[str]) -> bytes:
     """Read a file with a secret, such as a password: `MOST_BYTES` of it, less space around it.
 
+    The group may read one that belongs to root, unless this process is root's. So systemd and
+    Kubernetes hand secrets to a service that is not root's (as in PostgreSQL, for ssl_key_file).
+
     Raises:
         ConfigError: the file cannot be read, or others may read it; names it.
     """
     path = _named(name)
     try:
         with open(path, "rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            content = b"" if mode & _OTHERS else file.read(MOST_BYTES)
+            status = os.fstat(file.fileno())
+            mode = stat.S_IMODE(status.st_mode)
+            is_handed = status.st_uid == 0 != os.geteuid()
+            is_open = mode & (_OTHERS_THAN_GROUP if is_handed else _OTHERS)
+            content = b"" if is_open else file.read(MOST_BYTES)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    if mode & _OTHERS:
+    if is_open:
         raise ConfigError(f"{path}: others may read it (mode {mode:04o}): chmod 600 {path}")
     return content.strip()
 
