@@ -4,6 +4,10 @@
 PYTHON ?= python3
 ARGS   :=
 
+# The wheel of zkv for packages; empty: one of this checkout is built.
+WHEEL  ?=
+export WHEEL
+
 # Tests that run at a time: they wait more than they compute.
 TESTS  ?= 4
 
@@ -33,8 +37,8 @@ $(PIP) install --log $(VENV)/build.log --no-deps --no-build-isolation -e .
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: again help run test test-python test-clients clients-deps monitor-deps etcd-deps torture fuzz \
-        soak failover torture-cluster mutants bench benchmark peers generate lint docs demo standby cluster lock \
+.PHONY: again help run test test-python test-clients clients-deps monitor-deps etcd-deps packages-deps torture fuzz \
+        deb image test-packages soak failover torture-cluster mutants bench benchmark peers generate lint docs demo standby cluster lock \
         clean
 
 help: ## Show this list
@@ -61,6 +65,18 @@ monitor-deps: ## Install Prometheus, which tests of the metrics run: Debian or U
 
 etcd-deps: ## Install etcd, which tests of its client run: Debian or Ubuntu, as root
 	apt-get install --yes --quiet --no-install-recommends etcd-server etcd-client
+
+packages-deps: ## Install what builds and tries the package and the image: Debian or Ubuntu, as root
+	apt-get install --yes --quiet --no-install-recommends buildah debhelper iproute2 mmdebstrap systemd-container
+
+deb: $(VENV)/dev.stamp ## Build a package for Debian: WHEEL=dist/zkv-... takes that wheel
+	$(BIN)/python -m tools.packages $(addprefix --wheel ,$(WHEEL)) deb
+
+image: $(VENV)/dev.stamp ## Build an image for containers: ARGS="--tag registry/zkv --base python:3.13-slim"
+	$(BIN)/python -m tools.packages $(addprefix --wheel ,$(WHEEL)) image $(ARGS)
+
+test-packages: $(VENV)/packages.stamp ## Install the package in a Debian, run the image, check the manifests: as root
+	$(BIN)/python -m pytest -m slow tests/contrib/test_packages.py $(ARGS)
 
 torture: $(VENV)/dev.stamp ## Break it for half an hour: kills, power cuts, failing disks, retries
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -126,6 +142,7 @@ lock: $(VENV)/dev.stamp ## Lock the dependencies anew; ARGS=--upgrade takes the 
 	$(LOCK) --output-file requirements/run.txt --group build
 	$(LOCK) --output-file requirements/dev.txt --group build --extra dev --constraint requirements/run.txt
 	$(LOCK) --output-file requirements/service.txt --extra etcd --extra metrics --constraint requirements/dev.txt
+	$(LOCK) --output-file requirements/packages.txt --group packages --constraint requirements/dev.txt
 	$(LOCK) --output-file requirements/benchmark.txt --group build --group benchmark --constraint requirements/dev.txt
 
 clean: ## Remove what was built; the data in var/ stays
@@ -154,6 +171,10 @@ $(VENV)/dev.stamp: requirements/dev.txt requirements/run.txt pyproject.toml $(C)
 	$(PIP) install --require-hashes -r requirements/dev.txt
 	$(INSTALL)
 	@touch $(VENV)/run.stamp $@
+
+$(VENV)/packages.stamp: requirements/packages.txt $(VENV)/dev.stamp
+	$(PIP) install --require-hashes -r requirements/packages.txt
+	@touch $@
 
 $(VENV)/benchmark.stamp: requirements/benchmark.txt $(VENV)/dev.stamp
 	$(PIP) install --require-hashes -r requirements/benchmark.txt

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -305,3 +307,72 @@ def test_no_signs_where_another_process_has_to_give_them(manager: Manager, tmp_p
         manager.until("READY")
         assert server.stop() == 0
         assert not [each for each in manager.drain() if "WATCHDOG" in each]
+
+
+# --- The first process of a container --------------------------------------------------------
+
+ALONE: Final = ["unshare", "--pid", "--fork", "--kill-child"]
+"""Begins a command that is the first process, of which all others are children."""
+
+
+def can_be_alone() -> bool:
+    return (
+        shutil.which("unshare") is not None
+        and not subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode
+    )
+
+
+needs_namespaces = pytest.mark.skipif(
+    not can_be_alone(), reason="NOT RUN: no namespaces of processes may be made here (root may)"
+)
+
+
+class FirstProcess(FaultyServer):
+    """A server that is the first process of a namespace."""
+
+    def __init__(self, directory: Path, env: dict[str, str]) -> None:
+        super().__init__(directory, env)
+        self._command = [*ALONE, *self._command]
+
+    @property
+    def number(self) -> int:
+        """The number of the server's process here."""
+        (number,) = self.children_of(self.process.pid)
+        return number
+
+    def children_of(self, process: int) -> list[int]:
+        """The numbers of children, of dead ones nobody has waited for, too."""
+        children = Path(f"/proc/{process}/task/{process}/children")
+        return [int(each) for each in children.read_text(encoding="ascii").split()]
+
+
+@needs_namespaces
+def test_the_first_process_ends_in_order(tmp_path: Path) -> None:
+    with FirstProcess(tmp_path / "s", {}) as server:
+        with Raw(server.endpoint) as client:
+            client.ok(op="PUT", key="k", value=1)
+        os.kill(server.number, signal.SIGTERM)
+        assert server.wait() == 0
+        assert "everything is saved at revision 1" in server.log()
+
+
+@needs_namespaces
+def test_the_first_process_ends_while_it_loads(tmp_path: Path) -> None:
+    """The system ignores signals that it has no handler for."""
+    server = FirstProcess(tmp_path / "s", {})
+    server.slow.touch()
+    with launched(server):
+        eventually(server.waits.exists, "it begins its log")
+        os.kill(server.number, signal.SIGTERM)
+        assert server.wait() == 128 + signal.SIGTERM
+
+
+@needs_namespaces
+def test_the_first_process_waits_for_orphans(tmp_path: Path) -> None:
+    with FirstProcess(tmp_path / "s", {}) as server:
+        orphan = "sleep 0.1 & echo $!"
+        subprocess.run(
+            ["nsenter", "--target", str(server.number), "--pid", "sh", "-c", orphan],
+            stdout=subprocess.DEVNULL, check=True,
+        )  # fmt: skip
+        eventually(lambda: not server.children_of(server.number), "the orphan is gone")
