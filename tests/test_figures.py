@@ -17,6 +17,7 @@ from tests.cluster.figures import OF_MEMBERS
 from tests.conftest import Connect
 from tests.support import FREE_PORT, LIMIT, BadDisk, Message, Raw, ServerInProcess, eventually, pack
 from tests.users.secured import Secured
+from zkv import rates
 from zkv.cli import top
 from zkv.client import Client
 from zkv.figures import FIGURES, Buckets, Figure
@@ -112,7 +113,7 @@ def test_top_shows_every_figure(server: ServerInProcess, client: Raw) -> None:
     busy(client)
     with Client(server.endpoint) as other:
         before, now = top._sample(other), top._sample(other)
-    shown = top._groups(now, top._between(before, now))
+    shown = rates.groups(now, rates.between(before, now))
     for figure in FIGURES:
         if figure.place is not None and figure.paths[0] not in AT_TIMES | OF_MEMBERS:
             heading, name = figure.place

@@ -14,10 +14,10 @@ from tests.cli.running import Result, run
 from tests.forking import run_zkv
 from tests.support import LIMIT, Raw, ServerInProcess, ServerProcess, pack
 from zkv import Client
-from zkv.cli.value_reader import read
-from zkv.cli.value_writer import write
-from zkv.cli.values import to_json
 from zkv.client.codec import Packed
+from zkv.entries.text import to_json
+from zkv.entries.value_reader import read
+from zkv.entries.value_writer import write
 
 WORDS = "is nested deeper than 500 levels"
 

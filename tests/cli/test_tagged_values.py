@@ -20,8 +20,8 @@ from tests.conformance.vectors import load, walk
 from tests.forking import run_zkv
 from tests.support import Raw, ServerInProcess, ServerProcess, pack
 from zkv.cli import client as cli
-from zkv.cli.value_reader import read
-from zkv.cli.value_writer import write
+from zkv.entries.value_reader import read
+from zkv.entries.value_writer import write
 from zkv.reading import BadTextError
 
 _header: Final = msgpack.Packer()

@@ -16,7 +16,7 @@ import pytest
 from tests.cli.running import COMMAND, NOWHERE, assert_fails, run
 from tests.cli.terminal import CONTROL, Terminal
 from tests.support import LIMIT, ROOT, Load, Raw, ServerInProcess, ServerProcess, environment
-from zkv.cli.view import duration, percentile, size
+from zkv.readable import duration, percentile, size
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9]m")
 

@@ -13,6 +13,7 @@ import pytest
 from tests.cluster.shown import URL, Members
 from tests.conftest import Connect
 from tests.support import LIMIT, ServerInProcess, eventually
+from zkv import rates
 from zkv.cli import main, top
 from zkv.client import Client
 from zkv.cluster import observer
@@ -175,7 +176,7 @@ def test_every_figure_of_members_is_in_info_top_and_metrics(members: Members) ->
         eventually(lambda: "db_bytes" in replication(one)["etcd"], "etcd is looked at")
         client.put("k", 1)
         before, now = top._sample(client), top._sample(client)
-    shown = top._groups(now, top._between(before, now))
+    shown = rates.groups(now, rates.between(before, now))
     text, _ = exposition_of(now.info, "")
     for figure in filter(is_of_a_member, FIGURES):
         assert figure.of(now.info) is not None, figure.name

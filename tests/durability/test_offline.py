@@ -35,7 +35,6 @@ from tests.support import (
     zkv_command,
 )
 from zkv import __version__
-from zkv.cli.value_writer import write
 from zkv.durability import backup, dump, recovery, repair, segment
 from zkv.durability.backup import MOST_REV, RESTORED_ABOVE
 from zkv.durability.check import Survey, revisions, survey
@@ -44,6 +43,7 @@ from zkv.durability.frozen_view import FrozenView
 from zkv.durability.layout import Layout
 from zkv.durability.lock import DirectoryLock
 from zkv.durability.segment import SegmentScan
+from zkv.entries.value_writer import write
 from zkv.errors import DataDirError
 
 State = dict[str, tuple[Any, int]]

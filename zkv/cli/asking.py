@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from zkv.cli.output import FAILED, CommandError, is_terminal, note, print_result
-from zkv.cli.values import to_json
 from zkv.endpoint import check_option
+from zkv.entries.text import to_json
 from zkv.errors import ZkvError
 
 if TYPE_CHECKING:

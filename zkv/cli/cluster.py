@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from zkv import figures
 from zkv.cli.diagnosis import ACT, FINE, TELL, Diagnosis
-from zkv.cli.view import duration, percentile, size
+from zkv.readable import duration, percentile, size
 
 Info = dict[str, Any]
 

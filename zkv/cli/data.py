@@ -19,14 +19,15 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
 from zkv import __version__
-from zkv.cli import value_writer
-from zkv.cli.values import to_bytes, to_json, to_object
+from zkv.cli.values import to_bytes
 from zkv.durability import archive, backup, dump, moments, repair, restoring
 from zkv.durability.check import Finding, Level, Survey, count, survey
 from zkv.durability.files import Files
 from zkv.durability.frozen_view import FrozenView, require_data
 from zkv.durability.layout import Layout
 from zkv.durability.moments import PointInTime
+from zkv.entries import value_writer
+from zkv.entries.text import to_json, to_object
 from zkv.errors import DataDirError, LockedError, ZkvError
 from zkv.keyspace.change import REMOVALS
 from zkv.streams import complain, forget

@@ -12,7 +12,7 @@ from zkv.cli.fields import given
 from zkv.cli.ops import OPS
 from zkv.cli.output import FAILED, CommandError, is_terminal, note, print_result
 from zkv.cli.paging import pages
-from zkv.cli.values import to_json
+from zkv.entries.text import to_json
 from zkv.errors import ZkvError
 
 if TYPE_CHECKING:

@@ -25,8 +25,7 @@ from zkv.cli import cluster
 from zkv.cli.diagnosis import ACT, FINE, TELL, Diagnosis
 from zkv.cli.output import has_colours
 from zkv.cli.protection import check_exposure, check_here
-from zkv.cli.values import to_bytes, to_json
-from zkv.cli.view import duration, size
+from zkv.cli.values import to_bytes
 from zkv.client import (
     AuthenticationError,
     Client,
@@ -38,7 +37,9 @@ from zkv.client import (
 )
 from zkv.client.curve import given
 from zkv.endpoint import check_option, is_exposed
+from zkv.entries.text import to_json
 from zkv.errors import ConfigError
+from zkv.readable import duration, size
 from zkv.streams import complain, write
 
 WRONG: Final = 1

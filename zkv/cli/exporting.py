@@ -3,7 +3,7 @@
 Strategy: SCAN returns the keys of a page, and one TXN of GETs their values and remaining times to
 live. So a page shows one moment, and two pages may show two; ``zkv backup`` copies a whole store at
 one revision. A time to live is written as the time at which it ends, by the server's clock. Values
-stay packed from the reply to the file (`zkv.cli.records`).
+stay packed from the reply to the file (`zkv.entries.records`).
 
 A file is written as FILE.part, and gets its name once it is complete and on disk. ``--resume``
 continues an unfinished one after its last key. FILE.part.state has the server and the options; with
@@ -25,7 +25,7 @@ from zkv.cli.asking import CommandSession, reading
 from zkv.cli.output import FAILED, CommandError, is_terminal, note, write
 from zkv.cli.paging import pages
 from zkv.cli.progress import TransferProgress
-from zkv.cli.records import BadRecordError, Record, last_key, written
+from zkv.entries.records import BadRecordError, Record, last_key, written
 from zkv.errors import ZkvError
 from zkv.reading import BadTextError, decode, parse_json, read_file
 from zkv.writing import Target

@@ -10,7 +10,7 @@ from zkv.cli import fields, text
 from zkv.cli.asking import CommandSession, reading
 from zkv.cli.output import FAILED, CommandError, is_terminal, note, print_result
 from zkv.cli.text import Reply
-from zkv.cli.values import to_json, type_name
+from zkv.entries.text import to_json, type_name
 
 if TYPE_CHECKING:
     from zkv.client import Client

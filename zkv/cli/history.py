@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zkv.cli import text
 from zkv.cli.asking import NEGATIVE, CommandSession, reading
 from zkv.cli.output import CommandError, note, print_result
-from zkv.cli.values import to_json
+from zkv.entries.text import to_json
 
 if TYPE_CHECKING:
     from zkv.client import Client

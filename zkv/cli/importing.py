@@ -30,10 +30,10 @@ from zkv.cli.asking import CommandSession, failure, reading
 from zkv.cli.exporting import ServerClock, is_packed, limits_of, rev_of
 from zkv.cli.output import FAILED, CommandError, note, print_result
 from zkv.cli.progress import TransferProgress
-from zkv.cli.records import CHUNK, LATEST, BadRecordError, Place, Record, read
-from zkv.cli.values import to_json
 from zkv.client.codec import PACKED, Packed
 from zkv.client.messages import pack_request
+from zkv.entries.records import CHUNK, LATEST, BadRecordError, Place, Record, read
+from zkv.entries.text import to_json
 from zkv.reading import BadTextError, decode, open_file, parse_json, read_file
 from zkv.writing import Target
 

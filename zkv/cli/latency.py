@@ -16,8 +16,8 @@ from typing import Any, Final
 from zkv import figures
 from zkv.cli.diagnosis import ACT, FINE, TELL, Diagnosis
 from zkv.cli.text import PARTS
-from zkv.cli.view import duration
 from zkv.client import Client
+from zkv.readable import duration
 
 ASKED: Final = 1_000
 """Slow requests that are looked at, at most."""

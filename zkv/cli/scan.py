@@ -10,11 +10,11 @@ from zkv.cli.asking import CommandSession, reading
 from zkv.cli.output import note, print_result
 from zkv.cli.paging import pages
 from zkv.cli.text import Reply
-from zkv.cli.values import to_json, type_name
+from zkv.entries.text import to_json, type_name
 
 if TYPE_CHECKING:
-    from zkv.cli.records import Record
     from zkv.client import Client
+    from zkv.entries.records import Record
 
 
 def run(session: CommandSession, options: argparse.Namespace) -> int:

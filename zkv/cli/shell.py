@@ -17,7 +17,7 @@ from zkv.cli.arguments import COMMANDS, UsageError, parse
 from zkv.cli.asking import CommandSession, carry_out
 from zkv.cli.lexer import split
 from zkv.cli.output import FAILED, CommandError, complain, is_terminal, paint, print_result, write
-from zkv.cli.view import duration
+from zkv.readable import duration
 from zkv.reading import MARK
 
 INTERRUPTED: Final = 130

@@ -20,14 +20,14 @@ from msgspec import Raw
 
 from zkv.cli.doctor import FEW_FILES, FULL, LARGE_SHARE, space_wanted
 from zkv.cli.settings import read_file_and_environment
-from zkv.cli.values import to_bytes, to_json
-from zkv.cli.view import size
+from zkv.cli.values import to_bytes
 from zkv.client.session import random_name
 from zkv.config.memory import COUNTED_SHARE, OUTSIDE_BYTES, PARTS_SHARE
 from zkv.config.schema import LEAST_MEMORY
 from zkv.durability.segment import FRAME_HEAD_BYTES
 from zkv.durability.snapshot import KEPT_SNAPSHOTS, size_of_entry, size_of_session
 from zkv.durability.snapshotter import REST_FACTOR, SMALL_SHARE
+from zkv.entries.text import to_json
 from zkv.errors import ConfigError
 from zkv.keyspace.change import PUT, Commit, KeyChange, Once
 from zkv.keyspace.entry import StoredEntry
@@ -36,6 +36,7 @@ from zkv.keyspace.room import DEADLINE_BYTES, ENTRY_BYTES, UNLIMITED
 from zkv.keyspace.sessions import SESSION_BYTES, counted_size
 from zkv.protocol.codec import encode_reply
 from zkv.protocol.replies import WriteReply
+from zkv.readable import size
 from zkv.streams import write
 
 if TYPE_CHECKING:

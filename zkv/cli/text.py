@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from zkv import figures
 from zkv.cli.output import RESET, STYLES, has_colours
-from zkv.cli.values import to_json, unquoted
+from zkv.entries.text import to_json, unquoted
 
 Reply = dict[str, Any]
 """The fields of a reply and of its request."""

@@ -11,15 +11,16 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from zkv import compiled, figures
 from zkv.cli.asking import CommandSession, failure, reading
 from zkv.cli.output import FAILED, CommandError, is_terminal, note, print_result
-from zkv.cli.values import to_json
-from zkv.cli.view import boxes, duration, percentile, shown
+from zkv.cli.view import boxes
+from zkv.entries.text import to_json
 from zkv.errors import ZkvError
-from zkv.figures import FIGURES, Figure
+from zkv.rates import HEADINGS, RatesBetween, Sample, between, groups, numbers, op_rows
+from zkv.readable import duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,56 +28,6 @@ if TYPE_CHECKING:
     from zkv.client import Client
 
 INTERVAL: Final = 1.0
-HEADINGS: Final = (
-    "requests/s", "reads/s", "writes/s", "failures/s", "p50 ms", "p99 ms", "cpu %", "rss MiB",
-    "keys", "revision", "log MiB/s", "syncs/s", "sessions",
-)  # fmt: skip
-WRITES: Final = frozenset({"PUT", "DELETE", "TOUCH", "INCR", "MPUT", "MDELETE", "TXN"})
-
-
-class Sample(NamedTuple):
-    """One reply to INFO.
-
-    Args:
-        at: when it arrived, by the monotonic clock, in seconds.
-        took: seconds from request to reply.
-        info: the reply.
-    """
-
-    at: float
-    took: float
-    info: dict[str, Any]
-
-
-class RatesBetween(NamedTuple):
-    """The activity between two samples. Rates are per second.
-
-    Args:
-        before: the earlier reply to INFO.
-        seconds: the time between the two.
-        requests: the rate for each op.
-        failures: the rate for each code.
-        latencies: a histogram for each op; see `zkv.cli.view.percentile`.
-        cpu: CPU seconds per second.
-        log_bytes: the rate of bytes written to the log.
-        syncs: the rate of syncs of the log.
-    """
-
-    before: dict[str, Any]
-    seconds: float
-    requests: dict[str, float]
-    failures: dict[str, float]
-    latencies: dict[str, list[int]]
-    cpu: float
-    log_bytes: float
-    syncs: float
-
-    @property
-    def all_latencies(self) -> list[int]:
-        """The histogram of all ops together."""
-        longest = max(map(len, self.latencies.values()), default=0)
-        padded = [[*counts, *[0] * (longest - len(counts))] for counts in self.latencies.values()]
-        return [sum(step) for step in zip(*padded, strict=True)]
 
 
 def run(session: CommandSession, options: argparse.Namespace) -> int:
@@ -98,11 +49,11 @@ def run(session: CommandSession, options: argparse.Namespace) -> int:
         print_result("  ".join(HEADINGS))
     for sample, happened in _intervals(client, interval, options.limit):
         with reading("INFO"):
-            numbers = _numbers(sample, happened)
+            row = numbers(sample, happened)
         if options.json:
-            print_result(to_json(dict(zip(HEADINGS, numbers, strict=True))))
+            print_result(to_json(dict(zip(HEADINGS, row, strict=True))))
         else:
-            cells = zip(HEADINGS, numbers, strict=True)
+            cells = zip(HEADINGS, row, strict=True)
             print_result("  ".join(f"{number:>{len(name)}}" for name, number in cells))
     return 0
 
@@ -153,7 +104,7 @@ def _intervals(
             return
         now = _sample(client)
         with reading("INFO"):
-            happened = _between(before, now)
+            happened = between(before, now)
         yield now, happened
         before, number = now, number + 1
 
@@ -168,62 +119,10 @@ def _sample(client: Client) -> Sample:
     return Sample(came, came - asked, info)
 
 
-def _between(before: Sample, now: Sample) -> RatesBetween:
-    if now.info["uptime"] < before.info["uptime"]:  # It was restarted, so it counts from 0 again.
-        before = Sample(now.at - now.info["uptime"], 0.0, {"stats": {}, "durability": {}})
-    seconds = max(now.at - before.at, 1e-6)
-
-    def rate(figure: Figure) -> float:
-        return float((figure.of(now.info) or 0) - (figure.of(before.info) or 0)) / seconds
-
-    def rates(path: int) -> dict[str, float]:
-        then = figures.REQUESTS.of(before.info, path) or {}
-        since = figures.REQUESTS.of(now.info, path) or {}
-        found = {each: float(since[each] - then.get(each, 0)) / seconds for each in since}
-        return {each: rate for each, rate in found.items() if rate}
-
-    then = figures.LATENCIES.of(before.info) or {}
-    since = figures.LATENCIES.of(now.info) or {}
-    return RatesBetween(
-        before=before.info,
-        seconds=seconds,
-        requests=rates(0),
-        failures=rates(3),
-        latencies={op: _added(counts, then.get(op, [])) for op, counts in since.items()},
-        cpu=rate(figures.CPU),
-        log_bytes=rate(figures.LOG_WRITTEN),
-        syncs=rate(figures.SYNCS),
-    )
-
-
-def _added(counts: list[int], before: list[int]) -> list[int]:
-    """The counts that have been added to a histogram."""
-    before = [*before, *[0] * (len(counts) - len(before))]
-    return [new - known for new, known in zip(counts, before, strict=True)]
-
-
-def _numbers(sample: Sample, happened: RatesBetween) -> list[float]:
-    """A number for each of `HEADINGS`."""
-    info, counts = sample.info, happened.all_latencies
-    every = sum(happened.requests.values())
-    writes = sum(rate for op, rate in happened.requests.items() if op in WRITES)
-    return [
-        round(every), round(every - writes), round(writes), round(sum(happened.failures.values())),
-        round(percentile(counts, 0.5) * 1e3, 3), round(percentile(counts, 0.99) * 1e3, 3),
-        round(happened.cpu * 100), round(_rss(info) / 2**20, 1), info["keys"], info["rev"],
-        round(happened.log_bytes / 2**20, 2), round(happened.syncs),
-        figures.SESSIONS.of(info) or 0,
-    ]  # fmt: skip
-
-
 def _slow(info: Mapping[str, Any]) -> str:
     """The warning if C parts of the server are not built; otherwise empty."""
     slow = compiled.what_is_slow(info["stats"])
     return f"the server was built {slow}: see zkv doctor" if slow else ""
-
-
-def _rss(info: Mapping[str, Any]) -> float:
-    return float(figures.RSS.of(info) or 0)
 
 
 def _view(endpoint: str, ends: str, sample: Sample, happened: RatesBetween) -> RenderableType:
@@ -237,7 +136,7 @@ def _view(endpoint: str, ends: str, sample: Sample, happened: RatesBetween) -> R
         (f"  {time.strftime('%H:%M:%S')}, {ends}", "dim"), f"  {endpoint}",
     )  # fmt: skip
     slow = Text(_slow(info), "yellow")
-    return Group(title, slow, _ops(happened), "", boxes(_groups(sample, happened)))
+    return Group(title, slow, _ops(happened), "", boxes(groups(sample, happened)))
 
 
 def _ops(happened: RatesBetween) -> RenderableType:
@@ -247,64 +146,8 @@ def _ops(happened: RatesBetween) -> RenderableType:
     table = Table("op", box=None, pad_edge=False, header_style="dim")
     for heading in ("per second", "p50", "p99", "p99.9"):
         table.add_column(heading, justify="right", min_width=10)
-    rows = {"all": (sum(happened.requests.values()), happened.all_latencies)}
-    for op, rate in sorted(happened.requests.items(), key=lambda item: -item[1]):
-        rows[op] = rate, happened.latencies.get(op, [])
-    for op, (rate, counts) in rows.items():
-        times = [duration(percentile(counts, share)) for share in (0.5, 0.99, 0.999)]
-        table.add_row(op, f"{rate:,.0f}", *(times if sum(counts) else []))
+    for op, *cells in op_rows(happened):
+        table.add_row(op, *cells)
     for code, rate in sorted(happened.failures.items()):
         table.add_row(code, f"{rate:,.0f}", style="red")
     return table
-
-
-def _groups(sample: Sample, happened: RatesBetween) -> dict[str, dict[str, str]]:
-    """The groups of figures below the table, by heading."""
-    groups: dict[str, dict[str, str]] = {}
-    for figure in FIGURES:
-        if figure.place is not None and figure.of(sample.info) is not None:
-            heading, name = figure.place
-            groups.setdefault(heading, {}).update(_rows(figure, name, sample.info, happened))
-    groups["process"]["INFO takes"] = duration(sample.took)
-    return groups
-
-
-def _rows(
-    figure: Figure, name: str, info: Mapping[str, Any], happened: RatesBetween
-) -> dict[str, str]:
-    """The text of a figure, by the name beside it; a gauge by part has a line for each."""
-    value, before = figure.of(info), figure.of(happened.before)
-    match figure.kind:
-        case figures.COUNTER:
-            return {name: _count(figure, value, before, happened.seconds)}
-        case figures.HISTOGRAM | figures.SUMMARY:
-            return {name: _spread(figure, value, before or {})}
-        case _ if figure.members:
-            return {part: shown(each, figure.unit) for part, each in value.items()}
-        case _:
-            return {name: shown(value, figure.unit)}
-
-
-def _count(figure: Figure, value: Any, before: Any, seconds: float) -> str:
-    """The rate of a counter, and how far it has come."""
-    if figure is figures.CPU:
-        return f"{(value - (before or 0)) / seconds:.0%}"
-    if isinstance(value, Mapping):
-        value, before = sum(value.values()), sum((before or {}).values())
-    rate = round((value - (before or 0)) / seconds)
-    in_all = shown(value, figure.unit)
-    return f"{in_all}, {shown(rate, figure.unit)}/s" if rate else in_all
-
-
-def _spread(figure: Figure, value: Mapping[str, Any], before: Mapping[str, Any]) -> str:
-    """The distribution of the times that were added; the mean, without buckets or of numbers."""
-    counts = _added(value.get("counts", []), before.get("counts", []))
-    number = sum(counts) if counts else value.get("count", 0) - before.get("count", 0)
-    if not number:
-        return "-"
-    mean = (value["sum"] - before.get("sum", 0)) / number
-    if figure.unit != figures.SECONDS:
-        return f"mean {mean:,.1f}"
-    if not counts:
-        return f"mean {duration(mean)}"
-    return f"p50 {duration(percentile(counts, 0.5))}, p99 {duration(percentile(counts, 0.99))}"

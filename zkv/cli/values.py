@@ -1,7 +1,6 @@
 """Values between the command line and the client, which takes and returns them packed.
 
-In: text, or JSON with the tags of `zkv.cli.value_writer`. Out: text and bin as they are, or JSON
-with tags.
+In: text, or JSON with the tags of `zkv.entries.value_writer`. Out: lines of `zkv.entries.text`.
 
 `zkv` imports this, too, so the client is imported only where JSON is read.
 """
@@ -10,12 +9,8 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-import msgpack
-
-from zkv.cli import value_writer
-from zkv.cli.value_writer import head_at
 from zkv.reading import BadTextError, decode, read_file
 
 if TYPE_CHECKING:
@@ -62,8 +57,8 @@ def read_fields(name: str) -> dict[str, Packed] | None:
         ValueError: it is not JSON, or a tag in it is wrong.
         OSError: it cannot be read.
     """
-    from zkv.cli.value_reader import pack_parsed
     from zkv.client.codec import Packed
+    from zkv.entries.value_reader import pack_parsed
 
     data, source = _read_source(name)
     text, parsed = _parse(data, source)
@@ -97,8 +92,8 @@ def _read_input() -> bytes:
 
 
 def _packed(data: bytes, source: str) -> Packed:
-    from zkv.cli.value_reader import pack_parsed
     from zkv.client.codec import Packed
+    from zkv.entries.value_reader import pack_parsed
 
     text, parsed = _parse(data, source)
     try:
@@ -108,8 +103,8 @@ def _packed(data: bytes, source: str) -> Packed:
 
 
 def _parse(data: bytes, source: str) -> tuple[str, Any]:
-    """JSON as text, and as `zkv.cli.value_reader.parse` returns it."""
-    from zkv.cli.value_reader import parse
+    """JSON as text, and as `zkv.entries.value_reader.parse` returns it."""
+    from zkv.entries.value_reader import parse
 
     try:
         text = decode(data)
@@ -125,52 +120,6 @@ def _parse(data: bytes, source: str) -> tuple[str, Any]:
 # --- Out
 
 
-def to_json(value: Any) -> str:
-    """A value, or what holds several and is told with them, as JSON in one line.
-
-    Args:
-        value: a `Packed`, or a dict, list or scalar that may have some in it.
-    """
-    if isinstance(value, bytes) and type(value) is not bytes:  # A `Packed`, and not a bin.
-        return value_writer.write(value)
-    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
-        return to_object({name: to_json(field) for name, field in value.items()})
-    if type(value) in {list, tuple}:
-        return f"[{', '.join(map(to_json, value))}]"
-    if isinstance(value, str):
-        return _quoted(value)
-    return value_writer.write(msgpack.packb(value))
-
-
-def to_object(fields: dict[str, str]) -> str:
-    """A JSON object of fields that are JSON already."""
-    return f"{{{', '.join(f'{_quoted(name)}: {text}' for name, text in fields.items())}}}"
-
-
-def _quoted(text: str) -> str:
-    return value_writer.printable(value_writer.encode(text))
-
-
 def to_bytes(text: str) -> bytes:
     """A line of text as it is printed; a str that was not UTF-8 gives its bytes back."""
     return text.encode("utf-8", "surrogateescape") + b"\n"
-
-
-def unquoted(packed: bytes) -> str | bytes | None:
-    """The content of a str or a bin; None for any other value."""
-    kind, begin, _ = head_at(packed, 0)
-    content = packed[begin:]
-    if kind == "str":
-        return value_writer.text_of(content)
-    return content if kind == "bin" else None
-
-
-def type_name(packed: bytes) -> str:
-    """The protocol's name for the type of a value."""
-    kind, begin, _ = head_at(packed, 0)
-    if kind == "ext":
-        return "ext" if value_writer.timestamp_of(packed[begin:]) is None else "timestamp"
-    return _TYPES.get(kind, kind)
-
-
-_TYPES: Final = {"uint": "int", "false": "bool", "true": "bool"}

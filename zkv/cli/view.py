@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
-from zkv import figures
 from zkv.cli.text import Reply
-from zkv.cli.values import to_json
+from zkv.entries.text import to_json
+from zkv.readable import duration, percentile, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -102,63 +101,8 @@ def _number(name: str, number: float) -> str:
     return str(number) if name == "pid" else f"{number:,}"
 
 
-def shown(value: Any, unit: str) -> str:
-    """A figure in readable units.
-
-    Args:
-        value: its value in INFO.
-        unit: its unit; see `zkv.figures`.
-    """
-    if isinstance(value, str):
-        return value
-    if unit == figures.BYTES:
-        return size(value)
-    if unit == figures.TIME:
-        return f"{duration(max(0.0, time.time() - value))} ago"
-    return duration(value) if unit == figures.SECONDS else f"{value:,}"
-
-
-def size(number: float) -> str:
-    """A number of bytes with a unit, in powers of 1024."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(number) < 1024:
-            return f"{number:,.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:,.1f} TiB"
-
-
-def duration(seconds: float) -> str:
-    """A number of seconds in a suitable unit."""
-    if seconds == 0:
-        return "0 s"
-    for limit, factor, unit in ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms"), (120.0, 1.0, "s")):
-        if seconds < limit:
-            return f"{seconds * factor:.3g} {unit}"
-    minutes, hours = int(seconds // 60), int(seconds // 3600)
-    if minutes < 120:
-        return f"{minutes} min"
-    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
 def latency(counts: Iterable[int]) -> str:
     """Median and 99th percentile of a histogram; see `percentile`."""
     counts = list(counts)
     half, most = percentile(counts, 0.5), percentile(counts, 0.99)
     return f"p50 {duration(half)}, p99 {duration(most)}" if sum(counts) else "none"
-
-
-def percentile(counts: list[int], share: float) -> float:
-    """The time, in seconds, within which a share of the requests was done.
-
-    Args:
-        counts: a histogram from INFO: the number of requests that took less than 1 µs, from 1 to
-            2 µs, from 2 to 4 µs and so on. They are assumed to be spread evenly in each step.
-        share: from 0 to 1.
-    """
-    wanted, below = share * sum(counts), 0
-    for step, count in enumerate(counts):
-        if count and below + count >= wanted:
-            low = 0.0 if step == 0 else 2.0 ** (step - 1)
-            return float(low + (2.0**step - low) * (wanted - below) / count) / 1e6
-        below += count
-    return 0.0

@@ -7,7 +7,7 @@ Two formats, with the same fields:
 
 ``key`` is text, ``value`` any value. ``rev`` is written and not read. An entry that expires has
 ``expires``, Unix time in milliseconds, which is what is written, or ``ttl``, seconds from when it
-is stored. In JSON a value has the text form of `zkv.cli.value_writer`; in msgpack it is as the
+is stored. In JSON a value has the text form of `zkv.entries.value_writer`; in msgpack it is as the
 server holds it, byte for byte. ``zkv dump`` prints the same lines.
 
 Invariant: reading takes bounded memory, whatever a file holds. A record that is longer than any
@@ -23,11 +23,11 @@ from typing import IO, Any, Final, NamedTuple
 import msgpack
 import msgspec
 
-from zkv.cli.value_reader import pack_parsed, parse
-from zkv.cli.value_writer import head_at, write
-from zkv.cli.values import to_json
 from zkv.client.codec import Packed
 from zkv.defaults import TOO_DEEP
+from zkv.entries.text import to_json
+from zkv.entries.value_reader import pack_parsed, parse
+from zkv.entries.value_writer import head_at, write
 from zkv.reading import BadTextError, decode
 
 FIELDS: Final = frozenset({"key", "value", "rev", "expires", "ttl"})

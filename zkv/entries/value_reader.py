@@ -1,4 +1,4 @@
-"""Converts text to packed values. `zkv.cli.value_writer` describes the text form.
+"""Converts text to packed values. `zkv.entries.value_writer` describes the text form.
 
 Strategy: most text has no tag, so the C code of json and msgpack parses and packs it. Otherwise, or
 if that code refuses a value, a loop packs the parsed JSON value by value. Only the loop knows the
@@ -17,10 +17,10 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from zkv.cli.value_writer import EPOCH, MAX_JSON_LEVELS, encode
 from zkv.client.slicing import is_one_value
 from zkv.client.values import pack
 from zkv.defaults import TOO_DEEP
+from zkv.entries.value_writer import EPOCH, MAX_JSON_LEVELS, encode
 from zkv.reading import BadTextError, parse_json
 
 
