@@ -24,6 +24,7 @@ from zkv.cli.verbs import (
     add_size,
     add_store,
     add_user,
+    add_web,
 )
 from zkv.errors import StartupError
 from zkv.keys import joined
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add_doctor(verbs)
     add_metrics(verbs)
     add_size(verbs)
+    add_web(verbs)
     add_data_verbs(verbs)
     return parser
 

@@ -9,6 +9,7 @@ from zkv.cli import text
 from zkv.cli.asking import NEGATIVE, CommandSession, reading
 from zkv.cli.fields import given
 from zkv.cli.output import FAILED, CommandError, print_result
+from zkv.entries.renaming import rename_fields
 from zkv.entries.text import to_json
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ def run(session: CommandSession, options: argparse.Namespace) -> int:
     for _ in range(ATTEMPTS):
         found = client.call("GET", key=options.old)
         with reading("GET"):
-            transaction = _transaction(found, options)
-        reply = _attempt(client, transaction, options.new)
+            fields = rename_fields(found, options.old, options.new, options.force)
+        reply = _attempt(client, fields | given("durable")(options), options.new)
         if reply is not None:
             with reading("TXN"):
                 result = {name: reply[name] for name in ("ok", "rev", "durable")}
@@ -36,18 +37,6 @@ def run(session: CommandSession, options: argparse.Namespace) -> int:
     raise CommandError(
         NEGATIVE, f"{text.word(options.old)} is changing too often: it was not renamed"
     )
-
-
-def _transaction(found: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of the TXN that renames the entry in the reply to a GET."""
-    put = {"op": "PUT", "key": options.new, "value": found["value"]}
-    if "ttl" in found:
-        put["ttl"] = found["ttl"]
-    conditions = [[options.old, found["rev"]]]
-    if not options.force:
-        conditions.append([options.new, 0])
-    ops = [put, {"op": "DELETE", "key": options.old}]
-    return {"if": conditions, "ops": ops, **given("durable")(options)}
 
 
 def _attempt(client: Client, transaction: dict[str, Any], new: str) -> dict[str, Any] | None:

@@ -180,6 +180,40 @@ def add_metrics(verbs: Verbs) -> None:
     parser.set_defaults(run=_late("metrics"))
 
 
+def add_web(verbs: Verbs) -> None:
+    """Add ``zkv web``."""
+    parser = verbs.add_parser(
+        "web",
+        help="serve a console for the browser, and the store by HTTP",
+        description=WEB,
+    )
+    _add_endpoint(parser)
+    parser.add_argument(
+        "--listen", metavar="HOST:PORT", default="127.0.0.1:8080",
+        help="where to serve (port * = a free one); else 127.0.0.1:8080",
+    )  # fmt: skip
+    parser.add_argument(
+        "--read-only", action="store_true", help="refuse every request that changes something"
+    )
+    parser.add_argument(
+        "--tokens", metavar="FILE",
+        help="who may log in: maps the hash of each token to the key file of a user",
+    )  # fmt: skip
+    parser.add_argument(
+        "--add-token", metavar="KEYFILE",
+        help="add a token for a user's key file to FILE, print it, and end",
+    )  # fmt: skip
+    parser.add_argument(
+        "--public-url", metavar="URL",
+        help="where browsers find it behind a proxy, such as https://ops.example.org/zkv/",
+    )  # fmt: skip
+    parser.add_argument(
+        "--insecure", action="store_true",
+        help="listen where other machines can reach it, without TLS",
+    )  # fmt: skip
+    parser.set_defaults(run=_late("web"))
+
+
 def add_size(verbs: Verbs) -> None:
     """Add ``zkv size``."""
     parser = verbs.add_parser(
@@ -396,6 +430,12 @@ SIZE = """\
 Estimate what a server with such a store takes: what it counts, which limits.max_memory bounds; what
 the process takes; the disk, the number of open files; and the settings that fit. No server is asked
 and nothing is written. docs/sizing.md says where the figures come from."""
+
+WEB = """\
+Serve a page that shows what a server does and holds, and an HTTP API. The command is a client of
+the server at ENDPOINT, which enforces the rights of users. It runs until SIGTERM or SIGINT. Without
+--tokens, it prints a token on the terminal, with which one can log in until it ends. It needs the
+Python packages starlette and uvicorn."""
 
 USER_ADD = """\
 Add a user. If it is there already, it gets the keys, uids, prefixes and rights in addition to those

@@ -1,0 +1,190 @@
+"""Bodies and statuses: JSON or msgpack, as the client asks, and each failure with its HTTP status.
+
+A failure has the fields of the protocol: ``code``, ``message``, ``retry``, ``applied`` and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgpack
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from zkv.client import (
+    AuthenticationError,
+    ClientError,
+    NoReplyError,
+    RefusedError,
+    UnavailableError,
+)
+from zkv.client.codec import Packed
+from zkv.client.slicing import is_one_value
+from zkv.entries.text import to_json
+from zkv.entries.value_reader import pack_parsed, parse
+from zkv.reading import BadTextError, decode
+
+JSON: Final = "application/json"
+MSGPACK: Final = "application/msgpack"
+LONGEST_BODY: Final = 64 * 1024 * 1024
+"""Bytes of the body of a request; the server's limits are lower for each value."""
+
+STATUSES: Final = {
+    "BAD_REQUEST": 400, "UNKNOWN_OP": 501, "NOT_FOUND": 404, "DENIED": 403, "CONFLICT": 409,
+    "WRONG_TYPE": 422, "TOO_LARGE": 413, "COMPACTED": 410, "NOT_LEADER": 503, "BEHIND": 503,
+    "STALE_SEQ": 409, "DEADLINE": 504, "BUSY": 503, "FULL": 507, "READ_ONLY": 503,
+    "SHUTTING_DOWN": 503, "INTERNAL": 500, "UNAVAILABLE": 503, "HANDSHAKE_FAILED": 502,
+    "NO_REPLY": 504, "LOGIN": 401, "NO_SUCH_PATH": 404, "METHOD": 405,
+}  # fmt: skip
+"""The status of each code of the protocol, and of those that only the console has."""
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class HttpFailure(Exception):
+    """A request fails.
+
+    Args:
+        code: one of `STATUSES`.
+        message: for people; names the field or limit.
+        **details: further fields of the answer.
+    """
+
+    def __init__(self, code: str, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.code = code
+        self.fields = {"code": code, "message": message, "retry": False, "applied": False} | details
+
+
+def failure_of(error: Exception) -> HttpFailure:
+    """Return the failure that an error of the client, or bad input, means."""
+    if isinstance(error, HttpFailure):
+        return error
+    if isinstance(error, RefusedError):
+        details = {"retry": error.retry, "applied": error.applied, **error.details}
+        return HttpFailure(error.code, error.message, **details)
+    if isinstance(error, ClientError):
+        code = next((code for kind, code in _CODES if isinstance(error, kind)), "INTERNAL")
+        is_early = isinstance(error, UnavailableError)
+        retry = is_early and not isinstance(error, AuthenticationError)
+        return HttpFailure(code, str(error), retry=retry, applied=error.applied)
+    return HttpFailure("BAD_REQUEST", str(error))
+
+
+_CODES: Final = (
+    (AuthenticationError, "HANDSHAKE_FAILED"),
+    (UnavailableError, "UNAVAILABLE"),
+    (NoReplyError, "NO_REPLY"),
+)
+
+
+def answering(handler: Handler) -> Handler:
+    """Return a handler that answers failures, too."""
+
+    async def answer_all(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except (HttpFailure, ClientError, ValueError, TypeError, OverflowError) as error:
+            return refusal(request, failure_of(error))
+
+    return answer_all
+
+
+def refusal(request: Request, failure: HttpFailure) -> Response:
+    """Return the answer that tells of a failure."""
+    answered = answer(request, failure.fields, STATUSES.get(failure.code, 500))
+    after = failure.fields.get("retry_after")
+    if isinstance(after, int):
+        answered.headers["Retry-After"] = str(-(-after // 1000))
+    if failure.code == "LOGIN":
+        answered.headers["WWW-Authenticate"] = "Bearer"
+    return answered
+
+
+def wants_msgpack(request: Request) -> bool:
+    """True if the client asks for msgpack."""
+    return MSGPACK in request.headers.get("accept", "").lower()
+
+
+def answer(request: Request, fields: Any, status: int = 200) -> Response:
+    """Return an answer in the format that the client asks for; values in it may be `Packed`."""
+    if wants_msgpack(request):
+        return Response(packed(fields), status, media_type=MSGPACK)
+    return Response(to_json(fields) + "\n", status, media_type=JSON)
+
+
+def packed(value: Any) -> bytes:
+    """Pack a value, or what holds several and is told with them; each `Packed` stays as it is."""
+    if isinstance(value, bytes) and type(value) is not bytes:
+        return bytes(value)
+    if isinstance(value, dict):
+        parts = [_packer.pack_map_header(len(value))]
+        for name, field in value.items():
+            parts += [packed(name), packed(field)]
+        return b"".join(parts)
+    if isinstance(value, list | tuple):
+        return b"".join([_packer.pack_array_header(len(value)), *map(packed, value)])
+    return _pack(value)
+
+
+_packer: Final = msgpack.Packer()
+_pack: Final[Callable[[Any], bytes]] = msgpack.Packer(unicode_errors="surrogateescape").pack
+
+
+# --- What comes in
+
+
+async def read_body(request: Request, most: int = LONGEST_BODY) -> bytes:
+    """Read the body of a request. Raises HttpFailure if it is too large."""
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > most:
+            raise HttpFailure("TOO_LARGE", f"the body has more than {most} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def read_value(request: Request) -> Packed:
+    """Read a body that is one value: msgpack, byte for byte, or JSON, as Content-Type says."""
+    body = await read_body(request)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == MSGPACK:
+        if not is_one_value(body):
+            raise HttpFailure("BAD_REQUEST", "the body is not one whole msgpack value")
+        return Packed(body)
+    if kind != JSON:
+        raise HttpFailure(
+            "BAD_REQUEST", f"Content-Type: expected {JSON} or {MSGPACK}, not {kind!r:.60}"
+        )
+    try:
+        text = decode(body)
+        return Packed(pack_parsed(parse(text), text))
+    except BadTextError as error:
+        raise HttpFailure("BAD_REQUEST", f"the body: {error}") from None
+
+
+async def read_fields(request: Request, known: frozenset[str]) -> dict[str, Packed]:
+    """Read a body that is a map with some of the fields ``known``; each stays packed."""
+    body = await read_value(request)
+    try:
+        fields = _decode_fields(body)
+    except (msgspec.MsgspecError, ValueError):
+        raise HttpFailure("BAD_REQUEST", "the body is not a map with text as keys") from None
+    if unknown := fields.keys() - known:
+        takes = ", ".join(sorted(known))
+        raise HttpFailure("BAD_REQUEST", f"unknown field {min(unknown)!r:.60}; it takes {takes}")
+    return {name: Packed(field) for name, field in fields.items()}
+
+
+_decode_fields: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def no_path(request: Request, _error: Exception) -> Response:
+    """Answer a request for a path or a method that there is not."""
+    status = getattr(_error, "status_code", 404)
+    if status == 405:
+        return refusal(request, HttpFailure("METHOD", f"{request.method} is not allowed here"))
+    return refusal(request, HttpFailure("NO_SUCH_PATH", "there is nothing at this path"))

@@ -1,0 +1,246 @@
+"""Recent changes, for all tabs that show those of one prefix.
+
+Strategy: one loop per prefix asks CHANGES twice a second while somebody looks. A watch would have
+the server send every change of a busy store, with its value, to show a few of them; this way the
+page costs the same few requests at any rate of writes, and each has at most `MOST` changes. What it
+cannot keep up with it skips, and says so: programs that need every change use the events of the
+API. Values are only shown by their beginning.
+
+The server does not tell when a change was made. For those that were there before, the time is that
+of the first sample of INFO with this revision (`zkv.web.sampler`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from zkv.client import ClientError, CompactedError, RefusedError
+from zkv.entries.text import to_json, type_name
+from zkv.web import MOST
+from zkv.web.sampler import Ask
+
+PAUSE: Final = 0.5
+PAGES: Final = 5
+"""Requests in a row; what is left then is skipped."""
+KEPT: Final = 500
+"""Changes that a tab gets when it begins to look."""
+PREVIEW: Final = 120
+"""Characters of a value."""
+LARGEST_PREVIEWED: Final = 4_096
+"""Bytes of a value up to which its text is made."""
+LINGER: Final = 30.0
+"""Seconds after the last tab has left, as a reload comes back."""
+FURTHEST: Final = 5_000
+"""Revisions that a summary looks back."""
+LISTED: Final = 20
+"""Folders or keys that a summary names."""
+MOST_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of values that a summary reads."""
+
+Item = dict[str, Any]
+
+
+class Recents:
+    """The loops of one user, by prefix.
+
+    Args:
+        ask: sends a request.
+        time_of: returns about when a revision was taken.
+    """
+
+    def __init__(self, ask: Ask, time_of: Callable[[int], float | None]) -> None:
+        self._ask = ask
+        self._time_of = time_of
+        self._by_prefix: dict[str, Recent] = {}
+
+    def get(self, prefix: str) -> Recent:
+        """Return what shows the changes of a prefix."""
+        for known in [each for each, recent in self._by_prefix.items() if recent.over]:
+            del self._by_prefix[known]
+        if prefix not in self._by_prefix:
+            self._by_prefix[prefix] = Recent(self._ask, self._time_of, prefix)
+        return self._by_prefix[prefix]
+
+    async def aclose(self) -> None:
+        """End all."""
+        while self._by_prefix:
+            await self._by_prefix.popitem()[1].aclose()
+
+
+class Recent:
+    """The newest changes of one prefix.
+
+    Attributes:
+        over: True once it has ended, since nobody looks or the server refuses.
+    """
+
+    def __init__(self, ask: Ask, time_of: Callable[[int], float | None], prefix: str) -> None:
+        self._ask = ask
+        self._time_of = time_of
+        self._prefix = prefix
+        self._items: deque[Item] = deque(maxlen=KEPT)
+        self._tabs: set[asyncio.Queue[dict[str, Any]]] = set()
+        self._left_at = time.monotonic()
+        self._task = asyncio.create_task(self._run())
+        self.over = False
+
+    def join(self, tab: asyncio.Queue[dict[str, Any]]) -> None:
+        """Put all changes from now on into the queue of a tab, after those that are kept."""
+        self._tabs.add(tab)
+        self._put(tab, {"changes": list(self._items), "fresh": True})
+
+    def leave(self, tab: asyncio.Queue[dict[str, Any]]) -> None:
+        """Put no more into it."""
+        self._tabs.discard(tab)
+        self._left_at = time.monotonic()
+
+    async def aclose(self) -> None:
+        """End."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _run(self) -> None:
+        try:
+            await self._follow()
+        except RefusedError as error:
+            self._tell({"trouble": str(error), "code": error.code, "over": True})
+        finally:
+            self.over = True
+
+    async def _follow(self) -> None:
+        since = None
+        trouble = ""
+        while self._tabs or time.monotonic() - self._left_at < LINGER:
+            try:
+                if since is None:
+                    since = max(0, (await self._ask("INFO"))["rev"] - KEPT)
+                    since = await self._read(since, is_live=False)
+                else:
+                    since = await self._read(since, is_live=True)
+                if trouble:
+                    self._tell({"trouble": ""})
+                trouble = ""
+            except RefusedError as error:
+                if not error.retry:
+                    raise
+                trouble = str(error)
+            except ClientError as error:
+                trouble = str(error)
+            if trouble:
+                self._tell({"trouble": trouble})
+            await asyncio.sleep(PAUSE)
+
+    async def _read(self, since: int, is_live: bool) -> int:
+        """Read and tell the changes after a revision; return up to where they are read."""
+        for _ in range(PAGES):
+            since, page, more = await self._page(since)
+            now = time.time() if is_live else None
+            items = [_item(change, now or self._time_of(change[0])) for change in page]
+            if items:
+                self._items.extend(items)
+                self._tell({"changes": items, "live": is_live})
+            if not more:
+                return since
+        newest = int((await self._ask("INFO"))["rev"])
+        if newest - MOST > since:
+            self._tell({"skipped": newest - MOST - since})
+            return newest - MOST
+        return since
+
+    async def _page(self, since: int) -> tuple[int, list[list[Any]], bool]:
+        return await changes_after(self._ask, self._prefix, since)
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        for tab in self._tabs:
+            self._put(tab, message)
+
+    def _put(self, tab: asyncio.Queue[dict[str, Any]], message: dict[str, Any]) -> None:
+        """Put a message into a queue; a tab that does not read loses it, and is told."""
+        if tab.full():
+            tab.get_nowait()
+            message = {"skipped": 0, **message}
+        tab.put_nowait(message)
+
+
+async def changes_after(ask: Ask, prefix: str, since: int) -> tuple[int, list[list[Any]], bool]:
+    """Read a page of changes; return up to where, the changes, and whether there are more."""
+    try:
+        reply = await ask("CHANGES", since=since, prefix=prefix, limit=MOST)
+    except CompactedError as error:
+        reply = await ask("CHANGES", since=error.oldest - 1, prefix=prefix, limit=MOST)
+    following = reply["next"]
+    if reply["rev"] < since:  # Older data has taken its place.
+        return reply["rev"], [], False
+    return following, reply["changes"], following < reply["rev"]
+
+
+def _item(change: list[Any], at: float | None) -> Item:
+    rev, op, key, value = change
+    item: Item = {"rev": rev, "op": op, "key": key, "time": at}
+    if value is not None:
+        item |= {"type": type_name(value), "size": len(value), "preview": preview(value)}
+    return item
+
+
+def preview(value: bytes) -> str:
+    """Return the beginning of the text of a value; empty if it is large."""
+    if len(value) > LARGEST_PREVIEWED:
+        return ""
+    text = to_json(value)
+    return text if len(text) <= PREVIEW else text[: PREVIEW - 1] + "…"
+
+
+class _Seen:
+    """The changes of one key."""
+
+    def __init__(self) -> None:
+        self.changes = 0
+        self.first: int | None = None
+        self.last = 0
+
+    def add(self, value: bytes | None) -> None:
+        self.changes += 1
+        self.last = 0 if value is None else len(value)
+        if self.first is None:
+            self.first = self.last
+
+
+async def summary(
+    ask: Ask, prefix: str, separator: str, time_of: Callable[[int], float | None]
+) -> dict[str, Any]:
+    """Count the newest changes by folder and by key: where most is written, and what has grown."""
+    newest = int((await ask("INFO"))["rev"])
+    begin = since = max(0, newest - FURTHEST)
+    keys: dict[str, _Seen] = {}
+    size, more = 0, True
+    while more and since < newest and size < MOST_BYTES:
+        since, page, more = await changes_after(ask, prefix, since)
+        for _, _, key, value in page:
+            keys.setdefault(key, _Seen()).add(value)
+            size += len(value or b"")
+    folders: Counter[str] = Counter()
+    for key, seen in keys.items():
+        folders[_folder(key, prefix, separator)] += seen.changes
+    growth = {key: seen.last - (seen.first or 0) for key, seen in keys.items()}
+    return {
+        "changes": sum(folders.values()), "from_rev": begin, "to_rev": since,
+        "from_time": time_of(begin + 1),
+        "folders": folders.most_common(LISTED),
+        "keys": _most((key, seen.changes, seen.last) for key, seen in keys.items()),
+        "grown": _most((key, more, keys[key].last) for key, more in growth.items() if more > 0),
+    }  # fmt: skip
+
+
+def _most(rows: Iterable[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    return sorted(rows, key=lambda row: (-row[1], row[0]))[:LISTED]
+
+
+def _folder(key: str, prefix: str, separator: str) -> str:
+    at = key.find(separator, len(prefix)) if separator else -1
+    return key if at < 0 else key[: at + len(separator)]
