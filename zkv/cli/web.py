@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import os
 import socket
 import sys
 from pathlib import Path
@@ -103,7 +104,8 @@ def _listen(options: argparse.Namespace) -> tuple[socket.socket, ConsoleAddress]
     try:
         listener = socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:
-        raise EndpointError(f"--listen: {options.listen}: {error.strerror or error}") from None
+        why = os.strerror(error.errno or 0)
+        raise EndpointError(f"--listen: {options.listen}: {why}") from None
     port = listener.getsockname()[1]
     names = {"127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host}
     hosts = {f"{name}:{port}".lower() for name in names}

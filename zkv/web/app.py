@@ -164,9 +164,14 @@ def serve(console: Console, listener: socket.socket, ready: Callable[[], None]) 
     """
     logging.basicConfig(format="zkv web: %(levelname)s %(message)s", level=logging.WARNING)
     gate = make(console)
-    config = uvicorn.Config(
+    _Server(config_of(gate), ready, gate.app).run(sockets=[listener])
+
+
+def config_of(gate: Gate) -> uvicorn.Config:
+    """Return the settings of the HTTP server: nothing of a request is logged."""
+    logging.getLogger("uvicorn.access").disabled = True  # Else it asks who would log.
+    return uvicorn.Config(
         gate, http="h11", ws="none", lifespan="on", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, timeout_graceful_shutdown=GRACE,
         limit_concurrency=MOST_REQUESTS,
     )  # fmt: skip
-    _Server(config, ready, gate.app).run(sockets=[listener])

@@ -44,6 +44,11 @@ def _separator(query: Query) -> str:
     return separator
 
 
+async def session(request: Request) -> Response:
+    """Tell the page that it is logged in."""
+    return answer(request, {"read_only": request.app.state.read_only})
+
+
 async def tree(request: Request) -> Response:
     """One level of the tree."""
     query = Query(request, ("prefix", "separator", "start", "limit"))
@@ -238,6 +243,7 @@ def _event(name: str, fields: dict[str, Any]) -> str:
 
 
 ROUTES: Final = [
+    Route("/page/session", answering(session), methods=["GET"]),
     Route("/page/tree", answering(tree), methods=["GET"]),
     Route("/page/count", answering(count), methods=["GET"]),
     Route("/page/rename", answering(rename), methods=["POST"]),

@@ -19,6 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from zkv import figures
 from zkv.client import ClientError, CompactedError, RefusedError
 from zkv.entries.text import to_json, type_name
 from zkv.web import MOST
@@ -27,6 +28,7 @@ from zkv.web.sampler import Ask
 PAUSE: Final = 0.5
 PAGES: Final = 5
 """Requests in a row; what is left then is skipped."""
+FIRST_PAGES: Final = 50
 KEPT: Final = 500
 """Changes that a tab gets when it begins to look."""
 PREVIEW: Final = 120
@@ -36,8 +38,9 @@ LARGEST_PREVIEWED: Final = 4_096
 LINGER: Final = 30.0
 """Seconds after the last tab has left, as a reload comes back."""
 FURTHEST: Final = 5_000
-"""Revisions that a summary looks back."""
-LISTED: Final = 20
+"""Changes that a summary looks back, about."""
+MOST_CHANGES: Final = 4 * FURTHEST
+LISTED: Final = 10
 """Folders or keys that a summary names."""
 MOST_BYTES: Final = 16 * 1024 * 1024
 """Bytes of values that a summary reads."""
@@ -117,54 +120,57 @@ class Recent:
         since = None
         trouble = ""
         while self._tabs or time.monotonic() - self._left_at < LINGER:
+            failed = ""
             try:
+                is_first = since is None
                 if since is None:
-                    since = max(0, (await self._ask("INFO"))["rev"] - KEPT)
-                    since = await self._read(since, is_live=False)
-                else:
-                    since = await self._read(since, is_live=True)
-                if trouble:
-                    self._tell({"trouble": ""})
-                trouble = ""
+                    info = await self._ask("INFO")
+                    since = max(0, info["rev"] - _revisions(info, KEPT))
+                since = await self._read(since, is_first)
             except RefusedError as error:
                 if not error.retry:
                     raise
-                trouble = str(error)
+                failed = str(error)
             except ClientError as error:
-                trouble = str(error)
-            if trouble:
+                failed = str(error)
+            if failed != trouble:
+                trouble = failed
                 self._tell({"trouble": trouble})
             await asyncio.sleep(PAUSE)
 
-    async def _read(self, since: int, is_live: bool) -> int:
+    async def _read(self, since: int, is_first: bool) -> int:
         """Read and tell the changes after a revision; return up to where they are read."""
-        for _ in range(PAGES):
-            since, page, more = await self._page(since)
-            now = time.time() if is_live else None
-            items = [_item(change, now or self._time_of(change[0])) for change in page]
-            if items:
-                self._items.extend(items)
-                self._tell({"changes": items, "live": is_live})
+        items: list[Item] = []
+        number, more = 0, True
+        for _ in range(FIRST_PAGES if is_first else PAGES):
+            since, page, more = await changes_after(self._ask, self._prefix, since)
+            now = None if is_first else time.time()
+            number += len(page)
+            shown = page[-MOST:]  # A transaction is never split, and may have thousands.
+            items += [_item(change, now or self._time_of(change[0])) for change in shown]
             if not more:
-                return since
-        newest = int((await self._ask("INFO"))["rev"])
-        if newest - MOST > since:
-            self._tell({"skipped": newest - MOST - since})
-            return newest - MOST
+                break
+        if more:
+            newest = int((await self._ask("INFO"))["rev"])
+            number += max(0, newest - MOST - since)
+            since = max(since, newest - MOST)
+        self._items.extend(items)
+        items = items[-MOST:]
+        if items:
+            skipped = 0 if is_first else number - len(items)
+            self._tell({"changes": items, "skipped": skipped})
         return since
-
-    async def _page(self, since: int) -> tuple[int, list[list[Any]], bool]:
-        return await changes_after(self._ask, self._prefix, since)
 
     def _tell(self, message: dict[str, Any]) -> None:
         for tab in self._tabs:
             self._put(tab, message)
 
     def _put(self, tab: asyncio.Queue[dict[str, Any]], message: dict[str, Any]) -> None:
-        """Put a message into a queue; a tab that does not read loses it, and is told."""
+        """Put a message into a queue; a tab that does not read loses the oldest, and is told."""
         if tab.full():
-            tab.get_nowait()
-            message = {"skipped": 0, **message}
+            lost = tab.get_nowait()
+            skipped = message.get("skipped", 0) + len(lost.get("changes", ()))
+            message = {**message, "skipped": skipped}
         tab.put_nowait(message)
 
 
@@ -215,12 +221,14 @@ async def summary(
     ask: Ask, prefix: str, separator: str, time_of: Callable[[int], float | None]
 ) -> dict[str, Any]:
     """Count the newest changes by folder and by key: where most is written, and what has grown."""
-    newest = int((await ask("INFO"))["rev"])
-    begin = since = max(0, newest - FURTHEST)
+    info = await ask("INFO")
+    newest = int(info["rev"])
+    begin = since = max(0, newest - _revisions(info, FURTHEST))
     keys: dict[str, _Seen] = {}
-    size, more = 0, True
-    while more and since < newest and size < MOST_BYTES:
+    size, number, more = 0, 0, True
+    while more and since < newest and size < MOST_BYTES and number < MOST_CHANGES:
         since, page, more = await changes_after(ask, prefix, since)
+        number += len(page)
         for _, _, key, value in page:
             keys.setdefault(key, _Seen()).add(value)
             size += len(value or b"")
@@ -235,6 +243,14 @@ async def summary(
         "keys": _most((key, seen.changes, seen.last) for key, seen in keys.items()),
         "grown": _most((key, more, keys[key].last) for key, more in growth.items() if more > 0),
     }  # fmt: skip
+
+
+def _revisions(info: dict[str, Any], wanted: int) -> int:
+    """Return how many revisions to look back, so that they have about as many changes."""
+    changes, oldest = figures.HISTORY_CHANGES.of(info), figures.HISTORY_OLDEST.of(info)
+    if not changes or not oldest:
+        return wanted
+    return int(max(1, min(wanted, wanted * (info["rev"] - oldest + 1) // changes)))
 
 
 def _most(rows: Iterable[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
