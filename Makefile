@@ -37,7 +37,7 @@ $(PIP) install --log $(VENV)/build.log --no-deps --no-build-isolation -e .
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: again help run test test-python test-clients clients-deps monitor-deps etcd-deps packages-deps torture fuzz \
+.PHONY: again help run test test-python test-clients clients-deps monitor-deps etcd-deps browser-deps packages-deps torture fuzz \
         deb image test-packages soak failover torture-cluster mutants bench benchmark peers generate lint docs demo standby cluster lock \
         clean
 
@@ -77,6 +77,9 @@ image: $(VENV)/dev.stamp ## Build an image for containers: ARGS="--tag registry/
 
 test-packages: $(VENV)/packages.stamp ## Install the package in a Debian, run the image, check the manifests: as root
 	$(BIN)/python -m pytest -m slow tests/contrib/test_packages.py $(ARGS)
+
+browser-deps: ## Install chromium, in which tests open the console: Debian or Ubuntu, as root
+	apt-get install --yes --quiet --no-install-recommends chromium
 
 torture: $(VENV)/dev.stamp ## Break it for half an hour: kills, power cuts, failing disks, retries
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -4,9 +4,9 @@ Sessions. Blocks of these languages are run in a directory of their own, in the 
 stand in a document; a ``text`` block that follows with nothing in between is what they print, with
 ``...`` in the place of what may differ.
 
-- ``sh``: run by a shell. A block that begins with ``make run``, ``zkv serve`` or ``etcd`` is a
-  terminal of its own: the server that it starts goes on in the background, until a later block ends
-  it. Documents with an etcd are not run where there is none.
+- ``sh``: run by a shell. A block that begins with ``make run``, ``zkv serve``, ``zkv web`` or
+  ``etcd`` is a terminal of its own: what it starts goes on in the background, until a later block
+  ends it. Documents with an etcd are not run where there is none.
 - ``python``: run as a program.
 
 The documents show the default ports; here, free ones take their place in what is run and printed.
@@ -68,6 +68,10 @@ WITH_SESSIONS: Final = (
     "docs/settings.md", "docs/sizing.md", "docs/security.md", "docs/benchmarking.md",
 )  # fmt: skip
 WITH_ETCD: Final = ("docs/cluster.md",)
+WITH_CURL: Final = ("docs/console.md",)
+needs_curl: Final = pytest.mark.skipif(
+    shutil.which("curl") is None, reason="NOT RUN: curl is not installed here (apt install curl)"
+)
 UPDATING: Final = bool(os.environ.get("ZKV_UPDATE_DOCS"))
 
 
@@ -125,9 +129,9 @@ def test_blocks_are_of_a_known_kind(document: str) -> None:
 
 # --- Sessions --------------------------------------------------------------------------------
 
-SERVER: Final = re.compile(r"^(make run|zkv serve|etcd)\b")
-DEFAULT_PORTS: Final = (5555, 5556, 5557, 5558, 2379)
-"""Of requests, of the feed, of further members, and of etcd."""
+SERVER: Final = re.compile(r"^(make run|zkv serve|zkv web|etcd)\b")
+DEFAULT_PORTS: Final = (5555, 5556, 5557, 5558, 2379, 8080)
+"""Of requests, of the feed, of further members, of etcd, and of the console."""
 
 
 class Sandbox:
@@ -265,7 +269,11 @@ def matches(printed: str, shown: str) -> bool:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     "document",
-    [*WITH_SESSIONS, *(pytest.param(name, marks=needs_etcd) for name in WITH_ETCD)],
+    [
+        *WITH_SESSIONS,
+        *(pytest.param(name, marks=needs_etcd) for name in WITH_ETCD),
+        *(pytest.param(name, marks=needs_curl) for name in WITH_CURL),
+    ],
 )
 def test_sessions_run_as_shown(document: str, tmp_path: Path) -> None:
     with Sandbox(tmp_path) as sandbox:

@@ -69,7 +69,7 @@ export function open(main, query) {
   filter.addEventListener("change", () => go("changes", { prefix: filter.value || undefined }));
   fill(main, el("div", { class: "bar" }, el("h1", {}, "Changes"), el("label", { for: "filter" }, "Prefix"), filter, pause, button("Refresh the sums", summarise)),
     sums, el("h2", {}, "As they are made"), note,
-    el("div", { class: "wide" }, el("table", { class: "changes" }, el("thead", {}, el("tr", {}, ...["time", "revision", "op", "key", "size", "value"].map((each) => el("th", { scope: "col" }, each)))), body)),
+    el("div", { class: "wide" }, el("table", { class: "changes" }, el("thead", {}, el("tr", {}, ...["time", "revision", "op", "key", "size", "value"].map((each) => el("th", { scope: "col", class: ["revision", "size"].includes(each) ? "number" : null }, each)))), body)),
     el("p", { class: "dim" }, "The server does not keep the time of a change: for those from before this page was opened it is right to about two seconds, as far as the console was running."));
   state.listeners.add(received);
   tell("");

@@ -5,12 +5,22 @@ import { ask, follow, path } from "./net.js";
 import { link, prompt } from "./main.js";
 
 export async function openFolder(panel, prefix, page) {
+  delete panel.dataset.key; // An entry that is still being read must not take the place.
   const note = el("p", { role: "status" });
   const number = el("p", {}, "…");
 
   function refused(error, verb) {
     const done = error.stored ?? error.deleted;
     fill(note, el("span", { class: "bad" }, `${error.message}${done ? ` (${count(done)} ${verb} before that)` : ""}`));
+  }
+
+  async function recount() {
+    try {
+      const found = await ask("page/count", { prefix });
+      fill(number, `${count(found.count)} ${found.count === 1 ? "key" : "keys"}`);
+    } catch (error) {
+      fill(number, el("span", { class: "bad", role: "alert" }, error.message));
+    }
   }
 
   async function remove() {
@@ -23,6 +33,7 @@ export async function openFolder(panel, prefix, page) {
       refused(error, "deleted");
     }
     page.reload();
+    recount();
   }
 
   async function take(file) {
@@ -36,6 +47,7 @@ export async function openFolder(panel, prefix, page) {
       refused(error, "stored");
     }
     page.reload();
+    recount();
   }
 
   const file = el("input", { type: "file", id: "import", accept: ".jsonl,.json,.msgpack", onchange: () => take(file.files[0]).then(() => { file.value = ""; }) });
@@ -45,10 +57,5 @@ export async function openFolder(panel, prefix, page) {
     el("p", { class: "writes" }, el("label", { for: "import" }, "Import entries with this prefix: "), file),
     el("p", {}, el("a", { href: link("changes", { prefix: prefix || undefined }) }, "Recent changes here")),
     prefix ? el("div", { class: "actions writes" }, button("Delete the subtree …", remove, { class: "danger" })) : null, note);
-  try {
-    const found = await ask("page/count", { prefix });
-    fill(number, `${count(found.count)} ${found.count === 1 ? "key" : "keys"}`);
-  } catch (error) {
-    fill(number, el("span", { class: "bad", role: "alert" }, error.message));
-  }
+  await recount();
 }

@@ -194,6 +194,7 @@ function pressed(event) {
 
 async function begin() {
   byId("header").hidden = false;
+  fill(byId("main"));
   await show();
 }
 

@@ -2,7 +2,7 @@
 
 import uPlot from "./uplot/uPlot.js";
 import { bytes, count, duration, el, fill, table, time } from "./dom.js";
-import { state } from "./main.js";
+import { link, state } from "./main.js";
 
 const CARDS = [
   ["Keys", "keys", count], ["Revision", "revision", count],
@@ -36,11 +36,18 @@ export function open(main) {
   }
 
   function latest(name) {
+    if (!state.rows.length) return null;
     if (name === "memory") {
       const parts = state.columns.map((each, at) => (each.startsWith("memory ") ? state.rows.at(-1)[at] : null)).filter((each) => each !== null);
       return parts.length ? parts.reduce((sum, each) => sum + each, 0) : null;
     }
     return state.rows.at(-1)?.[state.columns.indexOf(name)] ?? null;
+  }
+
+  // A console that has just started would show an empty hour, so a plot begins with what there is.
+  function range() {
+    const now = Date.now() / 1000;
+    return [Math.max(now - seconds, Math.min(state.rows[0]?.[0] ?? now, now - 60)), now];
   }
 
   function draw() {
@@ -55,7 +62,7 @@ export function open(main) {
       const axis = { stroke: style.getPropertyValue("--dim"), grid: { stroke: style.getPropertyValue("--line"), width: 1 }, ticks: { show: false } };
       drawn.push(new uPlot({
         width: box.clientWidth - 2, height: 180, cursor: { drag: { x: false, y: false } },
-        scales: { x: { range: () => [Date.now() / 1000 - seconds, Date.now() / 1000] }, y: { range: (_, __, most) => [0, most > 0 ? most * 1.1 : 1] } },
+        scales: { x: { range: () => range() }, y: { range: (_, __, most) => [0, most > 0 ? most * 1.1 : 1] } },
         axes: [{ ...axis, values: (_, values) => values.map((value) => time(value)) }, { ...axis, size: 70, values: (_, values) => values.map(unit) }],
         series: [{ label: "time", value: (_, value) => (value === null ? "–" : time(value)) }, ...series.map((label, at) => ({
           label: label.replace("memory ", ""), stroke: style.getPropertyValue(`--plot-${at + 1}`), width: 1.5, points: { show: false },
@@ -90,7 +97,8 @@ export function open(main) {
     draw();
   }
 
-  fill(main, hidden, cards, ranges, plots, figures);
+  const hint = el("p", { class: "dim" }, "Which keys are written most, which have grown, and what has just changed: ", el("a", { href: link("changes") }, "Changes"), ". Which requests took long, and whose they were: ", el("a", { href: link("slow") }, "Slow requests"), ".");
+  fill(main, hidden, cards, hint, ranges, plots, figures);
   choose(seconds);
   update();
   state.listeners.add((name) => {
