@@ -231,6 +231,9 @@ def test_the_tree_skips_what_is_in_folders(
     assert [each["count"] for each in found["folders"]] == [100] * 30 + [1]
     assert [each["name"] for each in found["keys"]] == [f"{key}/a", f"{key}/z", f"{key}/\U0001f600"]
     assert found["next"] is None
+    scans = [record for record in server.records if record.op == "SCAN"]
+    assert len(scans) <= 34
+    assert sum(record.bytes_out for record in scans) < 15_000  # All keys take four times as many.
     # Page by page, with any limit, each item is there once.
     seen, start = [], None
     while True:

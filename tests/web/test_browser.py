@@ -276,6 +276,7 @@ def test_a_user_with_few_rights(browser: Browser, tmp_path: Path) -> None:
             assert "secret" not in page.content()
 
 
+@pytest.mark.slow
 def test_a_folder_of_100_000_keys(browser: Browser, console: ConsoleInProcess, kv: Client) -> None:
     for first in range(0, 100_000, 10_000):
         kv.put_many({f"flat/{n:06}": n for n in range(first, first + 10_000)})
@@ -323,6 +324,7 @@ def test_keyboard_and_a_narrow_window(
             assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
 
 
+@pytest.mark.slow
 def test_screenshots_of_the_guide(
     browser: Browser, console: ConsoleInProcess, server: ServerInProcess, kv: Client, tmp_path: Path
 ) -> None:
