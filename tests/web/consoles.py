@@ -74,6 +74,7 @@ class ConsoleInProcess:
                 endpoint, timeout, codec=PACKED, retry=policy, read="stale", **arguments
             )
 
+        self.last_id = ""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         names = {f"127.0.0.1:{self.port}", f"localhost:{self.port}"}
@@ -142,12 +143,14 @@ class ConsoleInProcess:
         return self.ask("PUT", "/api/entry", {"key": key, **query}, value, Content_Type=JSON)
 
     def events(self, answer: http.client.HTTPResponse) -> Iterator[tuple[str, Any]]:
-        """Yield the events of a stream: name and data."""
+        """Yield the events of a stream: name and data; `last_id` is the id of the last one."""
         name = ""
         while line := answer.readline():
             field, _, text = line.decode().rstrip("\n").partition(": ")
             if field == "event":
                 name = text
+            elif field == "id":
+                self.last_id = text
             elif field == "data":
                 yield name, json.loads(text)
 

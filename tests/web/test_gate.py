@@ -100,8 +100,10 @@ def test_login_and_logout(console: ConsoleInProcess) -> None:
     assert (status, attributes) == (200, "HttpOnly; SameSite=Strict")
     assert TOKEN not in cookie
     assert console.ask("GET", "/page/session", token=None, Cookie=cookie).status == 200
-    gone = console.ask("POST", "/logout", token=None, Cookie=cookie, Origin=console.url)
-    assert gone.status == 200
+    with console.open("GET", "/page/live", token=None, Cookie=cookie) as stream:
+        gone = console.ask("POST", "/logout", token=None, Cookie=cookie, Origin=console.url)
+        assert gone.status == 200
+        assert any(name == "end" for name, _ in console.events(stream))  # Not only new requests.
     assert console.ask("GET", "/page/session", token=None, Cookie=cookie).status == 401
 
 
