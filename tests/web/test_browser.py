@@ -342,6 +342,10 @@ def test_screenshots_of_the_guide(
 
     with Load(server.endpoint, work, pause=0.05), logged_in(browser, console) as page:
         expect(page.locator(".u-wrap")).to_have_count(6)
+        with console.open("GET", "/page/live") as stream:
+            samples = (name for name, _ in console.events(stream) if name == "sample")
+            for _ in range(8):
+                next(samples)
         expect(page.locator("main")).to_contain_text("INCR")
         page.screenshot(path=directory / "console-overview.png")
         page.goto(f"{console.url}/#keys?key=config/theme")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -25,6 +26,8 @@ OTHERS: Final = {
     "connections": figures.CONNECTIONS, "followers": figures.FOLLOWERS,
     "log bytes": figures.LOG_BYTES, "snapshot age": figures.SNAPSHOT_AGE, "lag s": figures.LAG,
 }  # fmt: skip
+STEADY: Final = ("rss MiB", "keys", "revision", "sessions")
+"""The numbers that need no earlier sample."""
 PARTS: Final = {f"memory {part}": part for part in figures.MEMORY.members}
 COLUMNS: Final = ("time", *HEADINGS, *PARTS, *OTHERS)
 """The names of the numbers in a row; the time is Unix time in seconds."""
@@ -86,10 +89,9 @@ class Sampler:
         return found if earlier else None
 
     async def _run(self) -> None:
-        pause = 0.0  # Two samples soon: one alone has no rates.
-        while True:
+        # The second sample soon: one alone has no rates.
+        for pause in itertools.chain((0.0, INTERVAL / 10), itertools.repeat(INTERVAL)):
             await asyncio.sleep(pause)
-            pause = INTERVAL if self._before is not None else INTERVAL / 10
             try:
                 row = await self._sample()
             except ClientError as error:
@@ -109,10 +111,12 @@ class Sampler:
             self.newest["hidden"] = hidden
             return _row({"revision": info["rev"]})
         now = Sample(came, came - asked, info)
-        before, self._before = self._before or now, now
+        before, self._before = self._before, now
         try:
-            happened = between(before, now)
+            happened = between(before or now, now)
             known = dict(zip(HEADINGS, numbers(now, happened), strict=True))
+            if before is None:  # One sample alone has no rates.
+                known = {name: known[name] for name in STEADY}
             row = _row({**known, **_others(info)})
             self.newest |= {
                 "ops": op_rows(happened),

@@ -44,10 +44,16 @@ export function open(main) {
     return state.rows.at(-1)?.[state.columns.indexOf(name)] ?? null;
   }
 
+  /** What the legend says: the value below the pointer, else the newest one. */
+  function said(value, name, unit) {
+    const shown = value ?? latest(name);
+    return shown === null ? "–" : unit(shown);
+  }
+
   // A console that has just started would show an empty hour, so a plot begins with what there is.
   function range() {
     const now = Date.now() / 1000;
-    return [Math.max(now - seconds, Math.min(state.rows[0]?.[0] ?? now, now - 60)), now];
+    return [Math.max(now - seconds, Math.min(state.rows[0]?.[0] ?? now, now - 10)), now];
   }
 
   function draw() {
@@ -64,9 +70,9 @@ export function open(main) {
         width: box.clientWidth - 2, height: 180, cursor: { drag: { x: false, y: false } },
         scales: { x: { range: () => range() }, y: { range: (_, __, most) => [0, most > 0 ? most * 1.1 : 1] } },
         axes: [{ ...axis, values: (_, values) => values.map((value) => time(value)) }, { ...axis, size: 70, values: (_, values) => values.map(unit) }],
-        series: [{ label: "time", value: (_, value) => (value === null ? "–" : time(value)) }, ...series.map((label, at) => ({
+        series: [{ label: "time", value: (_, value) => said(value, "time", time) }, ...series.map((label, at) => ({
           label: label.replace("memory ", ""), stroke: style.getPropertyValue(`--plot-${at + 1}`), width: 1.5, points: { show: false },
-          value: (_, value) => (value === null ? "–" : unit(value)),
+          value: (_, value) => said(value, label, unit),
         }))],
       }, data(series), box));
     }
@@ -84,7 +90,7 @@ export function open(main) {
     fill(figures,
       rows.length ? el("h2", {}, "By op, now") : null, rows.length ? table(["op", "per second", "p50", "p99", "p99.9"], rows, [1, 2, 3, 4]) : null,
       failures.length ? table(["failure", "per second"], failures, [1]) : null,
-      members?.length ? el("h2", {}, "Members") : null, members?.length ? table(["name", "role", "log number", "seconds ago"], members.map((each) => [each.name, each.role ?? "copies", String(each.applied ?? each.durable ?? ""), each.seconds === null ? "never" : String(each.seconds)]), [2, 3]) : null,
+      members?.length ? el("h2", {}, "Members") : null, members?.length ? table(["name", "role", "log number", "seconds ago"], members.map((each) => [each.name, each.role ?? "copies", String(each.applied ?? each.durable ?? ""), each.seconds === null ? "never" : String(Math.round(each.seconds))]), [2, 3]) : null,
       Object.keys(groups).length ? el("h2", {}, "All figures") : null,
       el("div", { class: "groups" }, ...Object.entries(groups).map(([heading, facts]) => el("section", {}, el("h3", {}, heading),
         el("dl", {}, ...Object.entries(facts).flatMap(([name, fact]) => [el("dt", {}, name), el("dd", {}, fact)]))))));
