@@ -31,7 +31,7 @@ MISSING: Final = (
     "pip install starlette uvicorn"
 )
 OPEN: Final = (
-    "other machines can reach it, and passwords and values would travel in the clear: listen at "
+    "other machines can reach it, and tokens and values would travel in the clear: listen at "
     "127.0.0.1 behind a proxy with TLS, name it with --public-url https://..., or add --insecure"
 )
 NOBODY: Final = "nobody can log in: there is no terminal to print a token on, and no --tokens FILE"
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     console = app.Console(
         address, known, lambda name: _connect(options, name), options.read_only, file is None
     )
-    app.serve(console, listener, lambda: _ready(_url(address, listener), own))
+    app.serve(console, listener, lambda: _ready(address, listener, own))
     return 0
 
 
@@ -137,18 +137,15 @@ def _is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def _url(address: ConsoleAddress, listener: socket.socket) -> str:
+def _ready(address: ConsoleAddress, listener: socket.socket, token: str | None) -> None:
     host = listener.getsockname()[0]
-    shown = f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{address.port}{address.path}/"
-
-
-def _ready(url: str, token: str | None) -> None:
-    announce(f"READY {url.rstrip('/')}\n")
+    url = f"http://{f'[{host}]' if ':' in host else host}:{address.port}"
+    announce(f"READY {url}\n")
     if token is None:
         return
+    page = f"{address.public or url}{address.path}/"
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and stream.isatty():
-            print(f"To log in, open {url} and enter this token: {token}", file=stream, flush=True)
+            print(f"To log in, open {page} and enter this token: {token}", file=stream, flush=True)
             return
     complain("zkv", NOBODY)
