@@ -166,6 +166,19 @@ def test_bad_msgpack_and_other_types(console: ConsoleInProcess, key: str) -> Non
         assert re.match("the body is not one whole|Content-Type", answer.json["message"])
 
 
+def test_values_that_are_nested_too_deeply(console: ConsoleInProcess, key: str) -> None:
+    deep = 100_000
+    for body, kind in (
+        (b"\x91" * deep + b"\xc0", MSGPACK),
+        (b"[" * deep + b"]" * deep, JSON),
+        (b"\x81\xa3ops\x91\x81\xa5value" + b"\x91" * deep + b"\xc0", MSGPACK),
+    ):
+        for method, path in (("PUT", "/api/entry"), ("POST", "/api/txn")):
+            query = {"key": key} if method == "PUT" else {}
+            answer = console.ask(method, path, query, body, Content_Type=kind)
+            assert (answer.status, answer.json["code"]) == (400, "BAD_REQUEST")
+
+
 def test_failures_in_msgpack(console: ConsoleInProcess, key: str) -> None:
     answer = console.ask("GET", "/api/entry", {"key": key}, Accept=MSGPACK)
     assert (answer.status, answer.msgpack["code"]) == (404, "NOT_FOUND")

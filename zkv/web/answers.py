@@ -86,7 +86,7 @@ def answering(handler: Handler) -> Handler:
     async def answer_all(request: Request) -> Response:
         try:
             return await handler(request)
-        except (HttpFailure, ClientError, ValueError, TypeError, OverflowError) as error:
+        except (HttpFailure, ClientError, ValueError, OverflowError, RecursionError) as error:
             return refusal(request, failure_of(error))
 
     return answer_all
