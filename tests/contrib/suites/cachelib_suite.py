@@ -1,0 +1,63 @@
+"""cachelib's own tests, with `zkv.contrib.cachelib.ZkvCache` in the place of its cache of Redis."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+from clear import ClearTests
+from common import CommonTests
+from delete_many_with_prefix import DeleteManyWithPrefixTests
+from has import HasTests
+from serializer import SerializerTests
+
+import zkv
+from tests.support import ServerProcess
+from zkv.contrib.cachelib import ZkvCache, ZkvSerializer
+
+
+class CountingSerializer(ZkvSerializer):
+    """Another serializer than the default one."""
+
+    def dumps(self, value: Any, protocol: int = 0) -> Any:
+        return value if type(value) is int else pickle.dumps(value)
+
+    def loads(self, bvalue: Any) -> Any:
+        return pickle.loads(bvalue) if type(bvalue) is bytes else bvalue
+
+
+class CustomCache(ZkvCache):
+    serializer = CountingSerializer()
+
+
+@pytest.fixture(autouse=True, params=[ZkvCache, CustomCache])
+def cache_factory(request: pytest.FixtureRequest) -> None:
+    def make(self: object, *arguments: Any, **keywords: Any) -> ZkvCache:
+        cache: ZkvCache = request.param(None, *arguments, **keywords)
+        cache._keys.clear()
+        return cache
+
+    if request.cls is not None:
+        request.cls.cache_factory = make
+
+
+class TestZkvCache(CommonTests, ClearTests, HasTests, DeleteManyWithPrefixTests, SerializerTests):
+    pass
+
+
+def test_a_killed_server_is_no_empty_cache(fragile: ServerProcess) -> None:
+    cache = ZkvCache(fragile.endpoint, timeout=1)
+    assert cache.set("a", [1])
+    assert cache.add("b", {"x": 1})
+    fragile.kill()
+    assert not cache.set("a", [2])
+    assert cache.set_many({"a": 2}) == []
+    assert cache.inc("n") is None
+    assert not cache.delete("a")
+    with pytest.raises(zkv.ClientError):
+        cache.get("a")
+    with pytest.raises(zkv.ClientError):
+        cache.has("a")
+    fragile.start()
+    assert cache.get_many("a", "b", "n") == [[1], {"x": 1}, None]

@@ -1,0 +1,127 @@
+"""What adapters share: the way from an adapter to its keys, and requests of many keys.
+
+A `Client` may be used by any number of threads, and starts anew in a forked child. So the adapters
+of one process that name the same server share one client, and with it its connections, however many
+adapters threads or requests make. The client is closed when the last of them is gone, or at the end
+of the program: nobody has to close an adapter.
+
+A `Link` is pickled as, and compared by, what it was made from.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from zkv.client import Client, TooLargeError
+
+if TYPE_CHECKING:
+    from zkv.client import Namespace
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+BATCH: Final = 1_000
+"""Keys in one request."""
+
+
+class _Shared:
+    """A client that is closed once nobody refers to this object."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.client = Client(**options)
+        weakref.finalize(self, self.client.close)
+
+
+_shared: Final[weakref.WeakValueDictionary[object, _Shared]] = weakref.WeakValueDictionary()
+"""By the options of the client. Without a lock: threads that come at once may make a second one."""
+
+
+class Link:
+    """The keys under a prefix of a server, for an adapter.
+
+    Args:
+        endpoint: as for `zkv.Client`; None = its default.
+        prefix: of all keys.
+        **options: further ones of `zkv.Client`; None = its default.
+
+    Attributes:
+        keys: the namespace of the keys.
+        client: the client, which the adapter must not close.
+        prefix: of all keys.
+    """
+
+    def __init__(
+        self, endpoint: str | Iterable[str] | None = None, prefix: str = "", **options: Any
+    ) -> None:
+        options["endpoint"] = endpoint
+        self._options = tuple(
+            (name, tuple(value) if isinstance(value, list) else value)
+            for name, value in sorted(options.items())
+            if value is not None
+        )
+        self.prefix = prefix
+        self._open()
+
+    def _open(self) -> None:
+        shared = _shared.get(self._options)
+        if shared is None:
+            shared = _shared.setdefault(self._options, _Shared(dict(self._options)))
+        self._holds = shared
+        self.client: Client = shared.client
+        self.keys: Namespace = shared.client.namespace(self.prefix)
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._options, self.prefix
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._options, self.prefix = state
+        self._open()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Link) and self.__getstate__() == other.__getstate__()
+
+    def __hash__(self) -> int:
+        return hash(self.__getstate__())
+
+    def __str__(self) -> str:
+        return f"{self.client.endpoint}/{self.prefix}"
+
+
+def in_parts(run: Callable[[list[T]], R], items: Iterable[T], most: int = BATCH) -> Iterator[R]:
+    """Call ``run`` with parts of ``items``, smaller ones where a limit of the server requires it.
+
+    Raises:
+        TooLargeError: a single item exceeds a limit.
+    """
+    rest = list(items)
+    for place in range(0, len(rest), most):
+        part = rest[place : place + most]
+        try:
+            yield run(part)
+        except TooLargeError:
+            if len(part) == 1:
+                raise
+            yield from in_parts(run, part, len(part) // 2)
+
+
+def get_all(keys: Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Return the values of any number of keys, without the absent ones."""
+    found: dict[str, Any] = {}
+    for part in in_parts(keys.get_many, names):
+        found |= part
+    return found
+
+
+def in_url(url: str) -> tuple[str, str]:
+    """Return endpoint and prefix of ``zkv://HOST:PORT/PREFIX``; the prefix may be empty.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    scheme, _, rest = url.partition("://")
+    place, _, prefix = rest.partition("/")
+    if scheme != "zkv" or not place:
+        raise ValueError(f"{url!r} is not a URL like zkv://127.0.0.1:5555/PREFIX")
+    return f"tcp://{place}", prefix
