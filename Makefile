@@ -37,7 +37,7 @@ $(PIP) install --log $(VENV)/build.log --no-deps --no-build-isolation -e .
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: again help run test test-python test-clients clients-deps monitor-deps etcd-deps browser-deps packages-deps torture fuzz \
+.PHONY: again help run test test-python test-clients clients-deps monitor-deps etcd-deps browser-deps packages-deps test-contrib torture fuzz \
         deb image test-packages soak failover torture-cluster mutants bench benchmark peers generate lint docs demo standby cluster lock \
         clean
 
@@ -80,6 +80,9 @@ test-packages: $(VENV)/packages.stamp ## Install the package in a Debian, run th
 
 browser-deps: ## Install chromium, in which tests open the console: Debian or Ubuntu, as root
 	apt-get install --yes --quiet --no-install-recommends chromium
+
+test-contrib: $(VENV)/dev.stamp ## Run frameworks' own tests with the adapters (fetches them): ARGS='django --pinned' picks some
+	$(BIN)/python -m tests.contrib $(ARGS)
 
 torture: $(VENV)/dev.stamp ## Break it for half an hour: kills, power cuts, failing disks, retries
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -534,30 +534,3 @@ else:
     raise AssertionError
 """
     run_program(program, tmp_path)
-
-
-# --- zkv.testing -----------------------------------------------------------------------------
-
-
-def test_the_fixtures_give_a_server_and_a_client(tmp_path: Path) -> None:
-    (tmp_path / "conftest.py").write_text('pytest_plugins = ["zkv.testing"]\n')
-    (tmp_path / "test_mine.py").write_text(
-        """
-import pytest
-
-@pytest.mark.parametrize("round", range(3))
-def test_each_has_its_own(zkv_server, zkv_client, round):
-    assert zkv_client.call("INCR", key="n")["value"] == 1
-    endpoint = zkv_server.endpoint
-    zkv_server.stop()
-    zkv_server.start()
-    assert zkv_server.endpoint == endpoint
-    assert zkv_client.call("INCR", key="n")["value"] == 2
-"""
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider"],
-        env=environment() | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path,
-        capture_output=True, text=True, timeout=LIMIT, check=False,
-    )  # fmt: skip
-    assert "3 passed" in done.stdout, done.stdout + done.stderr

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -15,6 +16,7 @@ from bluesky import plan_stubs as bps
 from bluesky.run_engine import RunEngineInterrupted
 
 import zkv
+from tests.docs.sessions import run_sessions
 from tests.support import ServerProcess, read_line
 from zkv.codecs import standard
 from zkv.contrib.nested import NestedDict
@@ -101,3 +103,7 @@ def test_a_server_that_is_killed_stops_the_run_with_an_error(fragile: ServerProc
             run_once(engine)
         fragile.start()
         assert run_once(engine)["scan_id"] == 2
+
+
+def test_the_page_runs_as_shown(tmp_path: Path) -> None:
+    run_sessions("docs/nested.md", tmp_path / "page")

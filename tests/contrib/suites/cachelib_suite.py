@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from has import HasTests
 from serializer import SerializerTests
 
 import zkv
+from tests.docs.sessions import run_sessions
 from tests.support import ServerProcess
 from zkv.contrib.cachelib import ZkvCache, ZkvSerializer
 
@@ -61,3 +63,7 @@ def test_a_killed_server_is_no_empty_cache(fragile: ServerProcess) -> None:
         cache.has("a")
     fragile.start()
     assert cache.get_many("a", "b", "n") == [[1], {"x": 1}, None]
+
+
+def test_the_page_runs_as_shown(tmp_path: Path) -> None:
+    run_sessions("docs/cachelib.md", tmp_path / "page")

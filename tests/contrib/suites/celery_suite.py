@@ -21,6 +21,7 @@ from celery.app.base import Celery
 from celery.exceptions import BackendStoreError, ImproperlyConfigured, TaskRevokedError
 
 import zkv
+from tests.docs.sessions import run_sessions
 from tests.support import ServerProcess, eventually
 
 LIMIT = 60
@@ -34,6 +35,7 @@ class Worker:
         (folder / "control").mkdir(parents=True)
         results = endpoint.replace("tcp", "zkv") + "/" + self.prefix
         os.environ.update(BROKER_FOLDER=str(folder), RESULTS=results)
+        sys.modules.pop("tests.contrib.suites.celery_tasks", None)  # It may be of another server.
         from tests.contrib.suites import celery_tasks
 
         self.tasks: Any = celery_tasks
@@ -164,3 +166,20 @@ def test_a_killed_server_gives_no_wrong_result(fragile: ServerProcess) -> None:
     fragile.start()
     assert app.AsyncResult("task").result == 1
     assert app.AsyncResult("other").status == "PENDING"
+
+
+def test_a_chord_survives_a_server_that_is_killed(fragile: ServerProcess, tmp_path: Path) -> None:
+    worker = Worker(tmp_path / "worker", fragile.endpoint)
+    try:
+        parts = [worker.tasks.add.s(n, 1) for n in range(12)]
+        chords = [chord(parts, worker.tasks.total.s()).delay() for _ in range(3)]
+        for _ in range(3):
+            fragile.kill()
+            fragile.start()
+        assert [each.get(LIMIT) for each in chords] == [78, 78, 78]
+    finally:
+        worker.stop()
+
+
+def test_the_page_runs_as_shown(tmp_path: Path) -> None:
+    run_sessions("docs/celery.md", tmp_path / "page")

@@ -15,7 +15,7 @@ app.conf.update(
         "data_folder_out": folder,
         "control_folder": f"{folder}/control",
     },
-    result_backend_transport_options={"timeout": 2},
+    result_backend_transport_options={"timeout": 30},
     result_expires=3600,
     result_extended=True,
     broker_connection_retry_on_startup=True,

@@ -8,6 +8,7 @@ import os
 import pickle
 import threading
 import warnings
+from pathlib import Path
 from typing import Any
 
 import django
@@ -38,6 +39,7 @@ from django.test.utils import setup_databases, setup_test_environment
 from sessions_tests import tests as of_sessions
 
 import zkv
+from tests.docs.sessions import run_sessions
 from tests.support import ServerProcess
 from zkv.contrib.django import ZkvCache
 
@@ -178,3 +180,7 @@ def test_a_killed_server_is_no_empty_cache(fragile: ServerProcess) -> None:
             call()
     fragile.start()
     assert cache.get("a") == 1
+
+
+def test_the_page_runs_as_shown(tmp_path: Path) -> None:
+    run_sessions("docs/django.md", tmp_path / "page")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from dogpile.cache import make_region
 from dogpile.testing.fixtures import (
@@ -11,6 +13,7 @@ from dogpile.testing.fixtures import (
 )
 
 import zkv
+from tests.docs.sessions import run_sessions
 from tests.support import ServerProcess
 
 
@@ -44,3 +47,7 @@ def test_a_killed_server_is_no_empty_cache(fragile: ServerProcess) -> None:
         region.set("a", "other")
     fragile.start()
     assert region.get_or_create("a", lambda: "made again") == "made"
+
+
+def test_the_page_runs_as_shown(tmp_path: Path) -> None:
+    run_sessions("docs/dogpile.md", tmp_path / "page")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from limits import RateLimitItemPerMinute
@@ -17,6 +18,7 @@ from limits.strategies import (
 
 import zkv
 import zkv.contrib.limits
+from tests.docs.sessions import run_sessions
 from tests.support import ServerProcess
 
 STRATEGIES = [FixedWindowRateLimiter, MovingWindowRateLimiter, SlidingWindowCounterRateLimiter]
@@ -68,3 +70,7 @@ def test_a_killed_server_allows_nothing(strategy: type, fragile: ServerProcess) 
     assert not limiter.storage.check()
     fragile.start()
     assert [limiter.hit(item) for _ in range(2)] == [True, False]
+
+
+def test_the_page_runs_as_shown(tmp_path: Path) -> None:
+    run_sessions("docs/limits.md", tmp_path / "page")

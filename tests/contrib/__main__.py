@@ -1,0 +1,281 @@
+"""Run the frameworks' own tests with the adapters of `zkv.contrib`: ``make test-contrib``.
+
+Each suite runs in environments of its own below ``build/contrib/``: with the version that is pinned
+here, and with the newest one if that is another. Frameworks and their tests come from the package
+index; the tests from the source archive of the same version, unchanged, and nothing of them is kept
+in the repository. In ``tests/contrib/suites/`` are classes that derive from a framework's, and
+further tests, in which a server is killed in the middle.
+
+The last table has what each suite did. The exit status is 1 if a test has failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from tests.support import ROOT, ServerProcess, environment, free_ports
+
+BUILD: Final = ROOT / "build" / "contrib"
+SUITES: Final = ROOT / "tests" / "contrib" / "suites"
+PYTEST: Final = (
+    "pytest>=8.4", "pytest-asyncio", "pytest-rerunfailures", "pytest-timeout", "hypothesis",
+)  # fmt: skip
+
+
+class Run(NamedTuple):
+    """One run of pytest.
+
+    Args:
+        files: relative to the directory of the suites, or in a run ``inside`` to the source.
+        inside: run in the directory of the framework's source, with the plugin of that name.
+        options: further ones of pytest.
+    """
+
+    files: tuple[str, ...]
+    inside: str = ""
+    options: tuple[str, ...] = ()
+
+
+class Suite(NamedTuple):
+    """The tests of one framework.
+
+    Args:
+        package: its name in the index.
+        pinned: the version that always has to pass.
+        runs: of pytest.
+        needs: further packages.
+        tests: the directory of tests within the source; None = the package brings them.
+        newest: the Python that the newest version needs, if it is another one.
+        broker: start a Redis for it, as the broker of Celery.
+    """
+
+    package: str
+    pinned: str
+    runs: tuple[Run, ...]
+    needs: tuple[str, ...] = ()
+    tests: str | None = None
+    newest: str = ""
+    broker: bool = False
+
+
+FLAKY: Final = ("--reruns", "5")
+"""For tests that measure time."""
+
+TABLE: Final = {
+    "zarr": Suite("zarr", "3.1.6", (Run(("zarr_suite.py",)),), ("xarray", "numpy")),
+    "django": Suite(
+        "django", "5.2.19", (Run(("django_suite.py",), options=FLAKY),), tests="tests",
+        newest="python3.12",
+    ),
+    "cachelib": Suite("cachelib", "0.17.0", (Run(("cachelib_suite.py",)),),
+                      ("pytest-xprocess",), tests="tests"),
+    "dogpile": Suite("dogpile.cache", "1.5.0", (Run(("dogpile_suite.py",)),)),
+    "limits": Suite(
+        "limits", "5.8.0",
+        (
+            Run(("limits_suite.py",)),
+            Run(("tests/test_storage.py", "tests/test_strategy.py", "tests/integration"),
+                inside="limits_plugin", options=FLAKY),
+        ),
+        ("redis", "valkey", "pymemcache", "pymongo", "pytest-lazy-fixtures", "pytest-docker"),
+        tests="tests",
+    ),
+    "celery": Suite(
+        "celery", "5.7.0",
+        (
+            Run(("celery_suite.py",)),
+            Run(("t/integration/test_tasks.py", "t/integration/test_canvas.py",
+                 "t/integration/test_group_chains.py"), inside="celery_plugin", options=FLAKY),
+        ),
+        ("redis", "pytest-celery", "pytest-subtests", "pydantic", "cryptography"),
+        tests="t", broker=True,
+    ),
+    "bluesky": Suite("bluesky", "1.15.1", (Run(("bluesky_suite.py",)),)),
+}  # fmt: skip
+
+
+class Outcome(NamedTuple):
+    """What one suite did with one version."""
+
+    suite: str
+    version: str
+    python: str
+    passed: int
+    failed: list[str]
+    skipped: Counter[str]
+
+
+class Environment:
+    """A framework of one version, in a virtual environment."""
+
+    def __init__(self, name: str, suite: Suite, version: str | None) -> None:
+        self._suite = suite
+        self.directory = BUILD / f"{name}-{version or 'newest'}"
+        python = shutil.which(suite.newest) if suite.newest and not version else None
+        self._base = python or sys.executable
+        self._python = str(self.directory / "bin" / "python")
+        self._install(suite.package if version is None else f"{suite.package}=={version}")
+        self.version = self._run(
+            "-c", f"from importlib.metadata import version; print(version({suite.package!r}))"
+        ).strip()
+        self.python = self._run("-c", "import platform; print(platform.python_version())").strip()
+        self.source = self._fetch_tests() if suite.tests else None
+
+    def _install(self, framework: str) -> None:
+        subprocess.run([self._base, "-m", "venv", str(self.directory)], check=True)
+        wanted = [*PYTEST, *self._suite.needs, framework]
+        self._pip("install", "--upgrade", "--require-hashes", "-r", f"{ROOT}/requirements/run.txt")
+        self._pip("install", "--upgrade", *wanted)
+        wheels = BUILD / "wheels"
+        if not wheels.exists():
+            self._pip("wheel", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(ROOT))
+        # The names by which frameworks find adapters; the code is that of the checkout.
+        self._pip("install", "--no-deps", "--force-reinstall", *map(str, wheels.glob("*.whl")))
+
+    def _fetch_tests(self) -> Path:
+        """The source archive of the same version, unpacked."""
+        target = self.directory / "source"
+        if not target.exists():
+            with tempfile.TemporaryDirectory() as archive:
+                self._pip("download", "--no-deps", "--no-binary", ":all:", "-d", archive,
+                          f"{self._suite.package}=={self.version}")  # fmt: skip
+                (packed,) = Path(archive).iterdir()
+                with tarfile.open(packed) as tar:
+                    tar.extractall(target, filter="data")
+        (source,) = target.iterdir()
+        return source
+
+    def is_newest(self) -> bool:
+        """Whether the index has no newer version for this Python or the one that it needs."""
+        if self._suite.newest and self._base == sys.executable:
+            return shutil.which(self._suite.newest) is None
+        told = self._run("-m", "pip", "install", "--upgrade", "--dry-run", "--no-deps",
+                         self._suite.package)  # fmt: skip
+        return "Would install" not in told
+
+    def _pip(self, *arguments: str) -> None:
+        self._run("-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input", *arguments)
+
+    def _run(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [self._python, *arguments], cwd=BUILD, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise SystemExit(f"{' '.join(arguments)}:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def test(self, run: Run, endpoint: str, variables: dict[str, str]) -> Path:
+        """Run pytest, which shows what it does; the file with its outcomes."""
+        report = self.directory / "report.xml"
+        report.unlink(missing_ok=True)
+        paths = [str(ROOT)]
+        plugin, where, files = "tests.contrib.suites.plugin", SUITES, run.files
+        if self.source and run.inside:
+            plugin, where = run.inside, self.source
+            paths.insert(0, str(SUITES))
+        elif self.source:
+            paths.append(str(self.source / str(self._suite.tests)))
+        if not run.inside:
+            files = tuple(str(SUITES / name) for name in files)
+        subprocess.run(
+            [self._python, "-m", "pytest", "-c", str(SUITES / "pytest.ini"), "--rootdir",
+             str(where), "-p", plugin, "-q", f"--junit-xml={report}", *run.options, *files],
+            cwd=where, check=False,
+            env=environment() | variables
+            | {"PYTHONPATH": os.pathsep.join(paths), "ZKV_ENDPOINT": endpoint},
+        )  # fmt: skip
+        return report
+
+
+def outcomes_in(report: Path) -> Iterator[tuple[str, str, str]]:
+    """Name, outcome and reason of each test."""
+    if not report.exists():
+        yield "pytest", "failed", "it has not run"
+        return
+    for case in ET.parse(report).iter("testcase"):
+        name = f"{case.get('classname')}::{case.get('name')}"
+        outcome, reason = "passed", ""
+        for child in case:
+            if child.tag in {"failure", "error"}:
+                outcome, reason = "failed", child.get("message", "")
+            elif child.tag == "skipped":
+                outcome, reason = "skipped", child.get("message", "")
+        yield name, outcome, reason
+
+
+def run_suite(name: str, made: Environment) -> Outcome:
+    suite = TABLE[name]
+    failed: list[str] = []
+    skipped: Counter[str] = Counter()
+    passed = 0
+    with tempfile.TemporaryDirectory() as directory, ServerProcess(Path(directory)) as server:
+        broker = start_redis(directory) if suite.broker else None
+        for run in suite.runs:
+            if run.inside and suite.broker and broker is None:
+                skipped["NOT RUN: redis-server is not installed here (make peers)"] += 1
+                continue
+            variables = {"REDIS_PORT": str(broker[1])} if broker else {}
+            for case, outcome, reason in outcomes_in(made.test(run, server.endpoint, variables)):
+                if outcome == "skipped":
+                    skipped[re.sub(r"\s+", " ", reason)] += 1
+                elif outcome == "failed":
+                    failed.append(f"{case}: {reason[:200]}")
+                else:
+                    passed += 1
+        if broker is not None:
+            broker[0].kill()
+            broker[0].wait()
+    return Outcome(name, made.version, made.python, passed, failed, skipped)
+
+
+def start_redis(directory: str) -> tuple[subprocess.Popen[bytes], int] | None:
+    """A broker for Celery, and its port; None = it is not installed."""
+    program = shutil.which("redis-server")
+    if program is None:
+        return None
+    (port,) = free_ports(1)
+    arguments = [program, "--port", str(port), "--save", "", "--dir", directory]
+    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL), port
+
+
+def main() -> int:
+    """Run what was asked for, and print what it did."""
+    parser = argparse.ArgumentParser(prog="make test-contrib", description=__doc__)
+    parser.add_argument("suites", nargs="*", help=f"of {', '.join(TABLE)}; default: all")
+    parser.add_argument("--pinned", action="store_true", help="not the newest versions")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.suites) - set(TABLE):
+        parser.error(f"there are no such suites: {', '.join(sorted(unknown))}")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(BUILD / "wheels", ignore_errors=True)
+    outcomes: list[Outcome] = []
+    for name in arguments.suites or TABLE:
+        pinned = Environment(name, TABLE[name], TABLE[name].pinned)
+        outcomes.append(run_suite(name, pinned))
+        if not (arguments.pinned or pinned.is_newest()):
+            outcomes.append(run_suite(name, Environment(name, TABLE[name], None)))
+    print(f"\n{'suite':10} {'version':10} {'python':8} {'passed':>6} {'failed':>6} {'skipped':>7}")
+    for each in outcomes:
+        print(f"{each.suite:10} {each.version:10} {each.python:8} {each.passed:6}"
+              f" {len(each.failed):6} {each.skipped.total():7}")  # fmt: skip
+        for reason, count in each.skipped.most_common():
+            print(f"{'':10} {count} skipped: {reason}")
+        for case in each.failed:
+            print(f"{'':10} failed: {case}")
+    return 1 if any(each.failed for each in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
