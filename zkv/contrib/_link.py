@@ -10,6 +10,7 @@ A `Link` is pickled as, and compared by, what it was made from.
 
 from __future__ import annotations
 
+import atexit
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -26,16 +27,22 @@ BATCH: Final = 1_000
 """Keys in one request."""
 
 
-class _Shared:
-    """A client that is closed once nobody refers to this object."""
+class _SharedClient(Client):
+    """A client that closes itself once nobody refers to it."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        self.client = Client(**options)
-        weakref.finalize(self, self.client.close)
+    def __del__(self) -> None:
+        if hasattr(self, "_pool"):  # Its arguments were allowed.
+            self.close()
 
 
-_shared: Final[weakref.WeakValueDictionary[object, _Shared]] = weakref.WeakValueDictionary()
+_shared: Final[weakref.WeakValueDictionary[object, _SharedClient]] = weakref.WeakValueDictionary()
 """By the options of the client. Without a lock: threads that come at once may make a second one."""
+
+
+@atexit.register
+def _close_all() -> None:
+    for client in list(_shared.values()):
+        client.close()
 
 
 class Link:
@@ -67,10 +74,10 @@ class Link:
     def _open(self) -> None:
         shared = _shared.get(self._options)
         if shared is None:
-            shared = _shared.setdefault(self._options, _Shared(dict(self._options)))
-        self._holds = shared
-        self.client: Client = shared.client
-        self.keys: Namespace = shared.client.namespace(self.prefix)
+            options: dict[str, Any] = dict(self._options)
+            shared = _shared.setdefault(self._options, _SharedClient(**options))
+        self.client: Client = shared
+        self.keys: Namespace = shared.namespace(self.prefix)
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self._options, self.prefix
