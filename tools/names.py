@@ -25,9 +25,12 @@ REFUSED: Final = ("What ", "Whether ")
 
 
 def classes() -> dict[str, list[Path]]:
-    """The files in which each public class of a module's top level is defined."""
+    """The files in which each public class of a module's top level is defined.
+
+    Adapters are told apart by their modules: that is how the settings of frameworks name them.
+    """
     found: defaultdict[str, list[Path]] = defaultdict(list)
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in sorted(set(PACKAGE.rglob("*.py")) - set(PACKAGE.glob("contrib/*.py"))):
         for node in _parse(path).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found[node.name].append(path.relative_to(ROOT))

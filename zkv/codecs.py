@@ -9,20 +9,15 @@ Each is a `ValueType`, so choose among them, and add your own::
 
     codec = zkv.Codec(zkv.codecs.DATETIME, zkv.codecs.UUID, zkv.codecs.dataclass(20, Reading))
 
-A value is an ext of msgpack, with a code from 1 to 19 for those here. Its bytes are text or msgpack
-that other languages can read; nothing is pickled, and reading never runs code. Programs that share
-a store need the same codes.
+A value is an ext of msgpack, with a code from 1 to 19 for those here. Nothing is pickled, and
+reading never runs code. Programs that share a store need the same codes. The bytes of an ext, for
+other languages:
 
-| code | type | bytes of the ext |
-|---|---|---|
-| 1 | `datetime.datetime` | ISO 8601 |
-| 2 | `datetime.date` | ISO 8601 |
-| 3 | `datetime.time` | ISO 8601 |
-| 4 | `datetime.timedelta` | days, seconds and microseconds, as an array of msgpack |
-| 5 | `decimal.Decimal` | its digits, as text |
-| 6 | `uuid.UUID` | its 16 bytes |
-| 7 | `numpy.ndarray` | the format of ``numpy.save``, without objects |
-| 8 | `numpy.generic`: a number of numpy | the same, of an array without dimensions |
+- 1, `datetime.datetime`; 2, `datetime.date`; 3, `datetime.time`: text as in ISO 8601.
+- 4, `datetime.timedelta`: an array of msgpack, of days, seconds and microseconds.
+- 5, `decimal.Decimal`: its digits as text.
+- 6, `uuid.UUID`: its 16 bytes.
+- 7, ``numpy.ndarray``; 8, ``numpy.generic``, a number of numpy: the format of ``numpy.save``.
 
 A dataclass or a Struct of msgspec is packed as a map of its fields, and a value of a field may be
 any of the codec's types.

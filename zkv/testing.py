@@ -4,13 +4,11 @@ To use them, put this line into the ``conftest.py`` at the root of the tests::
 
     pytest_plugins = ["zkv.testing"]
 
-| fixture | |
-|---|---|
-| ``zkv_server`` | A server for the test, with data on disk. |
-| ``zkv_client`` | A client of `zkv_server`. |
-| ``zkv_shared_server`` | A server in memory for all tests; with pytest-xdist, one in each worker. |
-| ``zkv_namespace`` | Keys for the test in `zkv_shared_server`, which are removed at its end. |
-| ``zkv_process`` | A server in a process of its own, which the test may kill and start again. |
+- ``zkv_server``: a `zkv.Server` for the test, with data on disk.
+- ``zkv_client``: a `zkv.Client` of ``zkv_server``.
+- ``zkv_shared_server``: a server in memory for all tests; with pytest-xdist, one in each worker.
+- ``zkv_namespace``: keys for the test in ``zkv_shared_server``, which are removed at its end.
+- ``zkv_process``: a server in a process of its own, which the test may kill and start again.
 
 Servers listen at free ports of 127.0.0.1, and end with their tests, as do their data. A server
 starts in about 20 ms, a process in a third of a second, and a namespace takes no time.

@@ -76,7 +76,7 @@ def test_threads_that_are_gone_leave_no_connection(server: zkv.Server) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-    del threads, thread
+    del thread, threads  # type: ignore[possibly-undefined]
     gc.collect()
     eventually(lambda: connections(server) == 0, "all connections are closed")
 

@@ -1,14 +1,12 @@
 """Adapters: zkv as the store, cache or result backend of frameworks that people already use.
 
-| module | framework |
-|---|---|
-| `zkv.contrib.zarr` | zarr 3, and with it xarray: a store of arrays |
-| `zkv.contrib.django` | Django: a cache, and sessions in it |
-| `zkv.contrib.cachelib` | cachelib, and with it Flask-Caching and Flask-Session |
-| `zkv.contrib.dogpile` | dogpile.cache: a backend, with locks of all programs |
-| `zkv.contrib.limits` | limits, and with it Flask-Limiter and slowapi |
-| `zkv.contrib.celery` | Celery: a result backend |
-| `zkv.contrib.nested` | none: a dict of dicts and lists in which each change is stored |
+- ``zkv.contrib.zarr``: zarr 3, and with it xarray: a store of arrays.
+- ``zkv.contrib.django``: Django: a cache, and sessions in it.
+- ``zkv.contrib.cachelib``: cachelib, and with it Flask-Caching and Flask-Session.
+- ``zkv.contrib.dogpile``: dogpile.cache: a backend, with locks of all programs.
+- ``zkv.contrib.limits``: limits, and with it Flask-Limiter and slowapi.
+- ``zkv.contrib.celery``: Celery: a result backend.
+- ``zkv.contrib.nested``: for any program: dicts of dicts and lists in which each change is stored.
 
 Strategy: an adapter says in zkv's ops what its framework asks for, and no more. `_link` has what
 they share: the way to the keys, in threads and forked processes. Each imports its framework, so

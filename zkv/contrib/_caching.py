@@ -1,4 +1,4 @@
-"""What the caches share: any Python object as a value, and numbers that are counted atomically.
+"""The common part of the caches: any object as a value, and numbers counted atomically.
 
 Frameworks that cache any object need pickle. What msgpack stores as it is (text, bytes, numbers,
 True, False, None) is stored so: it can be counted, and other clients can read it. All else is

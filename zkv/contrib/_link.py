@@ -1,4 +1,4 @@
-"""What adapters share: the way from an adapter to its keys, and requests of many keys.
+"""The way from an adapter to its keys, and requests of many keys.
 
 A `Client` may be used by any number of threads, and starts anew in a forked child. So the adapters
 of one process that name the same server share one client, and with it its connections, however many

@@ -33,7 +33,7 @@ def plain(value: Any) -> Any:
 
 
 class _Stored:
-    """What `StoredDict` and `StoredList` share. They are made by `NestedDict` alone."""
+    """The common part of `StoredDict` and `StoredList`, which only `NestedDict` makes."""
 
     _keys: Namespace
     _path: tuple[Any, ...]
