@@ -80,7 +80,8 @@ TABLE: Final = {
         newest="python3.12",
     ),
     "cachelib": Suite("cachelib", "0.17.0", (Run(("cachelib_suite.py",)),),
-                      ("pytest-xprocess",), tests="tests"),
+                      ("pytest-xprocess", "flask", "flask-session", "flask-caching"),
+                      tests="tests"),
     "dogpile": Suite("dogpile.cache", "1.5.0", (Run(("dogpile_suite.py",)),)),
     "limits": Suite(
         "limits", "5.8.0",
@@ -89,7 +90,8 @@ TABLE: Final = {
             Run(("tests/test_storage.py", "tests/test_strategy.py", "tests/integration"),
                 inside="limits_plugin", options=FLAKY),
         ),
-        ("redis", "valkey", "pymemcache", "pymongo", "pytest-lazy-fixtures", "pytest-docker"),
+        ("redis", "valkey", "pymemcache", "pymongo", "pytest-lazy-fixtures", "pytest-docker",
+         "flask-limiter"),
         tests="tests",
     ),
     "celery": Suite(
@@ -97,7 +99,8 @@ TABLE: Final = {
         (
             Run(("celery_suite.py",)),
             Run(("t/integration/test_tasks.py", "t/integration/test_canvas.py",
-                 "t/integration/test_group_chains.py"), inside="celery_plugin", options=("--timeout", "120")),
+                 "t/integration/test_group_chains.py"),
+                inside="celery_plugin", options=("--timeout", "120")),
         ),
         ("redis", "pytest-celery", "pytest-subtests", "pydantic", "cryptography"),
         tests="t", broker=True,

@@ -134,6 +134,12 @@ def test_the_mapping_itself(kv: zkv.Client, md: NestedDict) -> None:
     assert dict(kv) == {"other": 1}
 
 
+def test_a_client_for_asyncio_is_refused() -> None:
+    client: Any = zkv.AsyncClient()
+    with pytest.raises(TypeError, match="client"):
+        NestedDict(client)
+
+
 def test_a_server_that_is_gone_leaves_all_as_it_was() -> None:
     with zkv.Server("tcp://127.0.0.1:*", data_dir=None) as server:
         client = zkv.Client(server.endpoint, timeout=0.5)

@@ -80,11 +80,12 @@ class ZkvCache(BaseCache):
         return lifetime(self._normalize_timeout(timeout) or None)
 
     def get(self, key: str) -> Any:
-        return self.serializer.loads(self._keys.get(key))
+        stored = self._keys.get(key)
+        return None if stored is None else self.serializer.loads(stored)
 
     def get_many(self, *keys: str) -> list[Any]:
         found = get_all(self._keys, keys)
-        return [self.serializer.loads(found.get(key)) for key in keys]
+        return [self.serializer.loads(found[key]) if key in found else None for key in keys]
 
     def has(self, key: str) -> bool:
         return key in self._keys

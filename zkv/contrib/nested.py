@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from typing import Any
 
 from zkv.client import Client, ConflictError, MisuseError, Namespace
+from zkv.client.namespace import KeyOps
 
 
 def plain(value: Any) -> Any:
@@ -148,6 +149,8 @@ class NestedDict(MutableMapping[str, Any]):
     """
 
     def __init__(self, client: Client | Namespace, prefix: str = "") -> None:
+        if not isinstance(client, KeyOps):
+            raise TypeError(f"client must be a zkv.Client or a namespace of one, not {client!r}")
         self._keys = client.namespace(prefix)
 
     def __getitem__(self, key: str) -> Any:

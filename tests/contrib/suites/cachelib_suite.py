@@ -6,6 +6,9 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import flask
+import flask_caching
+import flask_session
 import pytest
 from clear import ClearTests
 from common import CommonTests
@@ -63,6 +66,36 @@ def test_a_killed_server_is_no_empty_cache(fragile: ServerProcess) -> None:
         cache.has("a")
     fragile.start()
     assert cache.get_many("a", "b", "n") == [[1], {"x": 1}, None]
+
+
+def test_flask_session_and_flask_caching() -> None:
+    cache = ZkvCache(None, key_prefix="session/")
+    cache.clear()
+    app = flask.Flask("site")
+    app.config.update(
+        SESSION_TYPE="cachelib", SESSION_CACHELIB=cache, CACHE_DEFAULT_TIMEOUT=60,
+        CACHE_TYPE="zkv.contrib.cachelib.ZkvCache", CACHE_OPTIONS={"key_prefix": "pages/"},
+    )  # fmt: skip
+    flask_session.Session(app)
+    pages = flask_caching.Cache(app)
+    made = []
+
+    @app.route("/")
+    def visits() -> str:
+        flask.session["visits"] = flask.session.get("visits", 0) + 1
+        return f"{flask.session['visits']} {page()}"
+
+    @pages.cached(key_prefix="page")
+    def page() -> str:
+        made.append(1)
+        return f"page {len(made)}"
+
+    pages.clear()
+    ann, bob = app.test_client(), app.test_client()
+    assert [each.get("/").text for each in (ann, ann, bob)] == ["1 page 1", "2 page 1", "1 page 1"]
+    assert len(cache._keys) == 2
+    cache.clear()
+    assert ann.get("/").text == "1 page 1"
 
 
 def test_the_page_runs_as_shown(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import threading
 import time
 from pathlib import Path
 
+import flask
+import flask_limiter
 import pytest
 from limits import RateLimitItemPerMinute
 from limits.errors import StorageError
@@ -70,6 +72,19 @@ def test_a_killed_server_allows_nothing(strategy: type, fragile: ServerProcess) 
     assert not limiter.storage.check()
     fragile.start()
     assert [limiter.hit(item) for _ in range(2)] == [True, False]
+
+
+def test_flask_limiter(endpoint: str) -> None:
+    app = flask.Flask("site")
+    uri = endpoint.replace("tcp", "zkv") + "/flask/"
+    limiter = flask_limiter.Limiter(lambda: "ann", app=app, storage_uri=uri)
+
+    @app.route("/")
+    @limiter.limit("2 per day")
+    def index() -> str:
+        return "hello"
+
+    assert [app.test_client().get("/").status_code for _ in range(3)] == [200, 200, 429]
 
 
 def test_the_page_runs_as_shown(tmp_path: Path) -> None:
