@@ -11,6 +11,7 @@ If a request fails, a `zkv.ClientError` is raised, which Celery takes as one to 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +57,27 @@ class ZkvBackend(KeyValueStoreBackend):
     def exception_safe_to_retry(self, exc: BaseException) -> bool:
         return isinstance(exc, ClientError)
 
+    # The parts of nested groups count one by one, so a chord may have more than its header says.
+    # Celery tells their number before it sends the last one.
+
+    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        self._keys.put(self._size_key(group_id), chord_size, ttl=self._lifetime)
+
+    def on_chord_part_return(self, request: Any, state: Any, result: Any, **options: Any) -> None:
+        if request.group and request.chord:
+            request.chord["chord_size"] = self._keys.get(self._size_key(request.group), sys.maxsize)
+        super().on_chord_part_return(request, state, result, **options)
+
+    def _delete_group(self, group_id: str) -> None:
+        self._keys.delete_many([self.get_key_for_group(group_id), self._size_key(group_id)])
+
+    def _size_key(self, group_id: str) -> str:
+        return f"{self.get_key_for_group(group_id)}.size"
+
+    @property
+    def _lifetime(self) -> Any:
+        return self.expires or None
+
     def get(self, key: str) -> Any:
         return self._keys.get(key)
 
@@ -64,7 +86,7 @@ class ZkvBackend(KeyValueStoreBackend):
         return [found.get(key) for key in keys]
 
     def set(self, key: str, value: str | bytes) -> None:
-        self._keys.put(key, value, ttl=self.expires or None)
+        self._keys.put(key, value, ttl=self._lifetime)
 
     def delete(self, key: str) -> None:
         self._keys.delete(key)

@@ -71,6 +71,11 @@ def test_results_groups_chains_and_chords(worker: Worker) -> None:
     assert group(add.s(n, n) for n in range(6)).delay().get(LIMIT) == [0, 2, 4, 6, 8, 10]
     assert chain(add.s(1, 2), add.s(3)).delay().get(LIMIT) == 6
     assert chord((add.s(n, 1) for n in range(8)), total.s()).delay().get(LIMIT) == 36
+    nested = chain(add.si(1, 200), group(add.si(1, 1000), add.si(1, 2000)))
+    for _ in range(5):
+        whole = chain(add.si(1, 0), group(add.si(1, 100), nested), add.si(1, 10))
+        assert whole.delay().get(LIMIT) == 11
+    assert "too many times" not in worker.log.read_text()
     inner = chord([add.s(1, 1), add.s(2, 2)], total.s())
     assert chord([inner, add.s(0, 4)], total.s()).delay().get(LIMIT) == 10
 
