@@ -131,8 +131,16 @@ class ZkvCache(BaseCache):
     def clear(self) -> None:
         self._keys.clear()
 
-    # Those of Django take a request for each key, and lose counts.
-    aincr = sync_to_async(incr, thread_sensitive=True)
-    aget_many = sync_to_async(get_many, thread_sensitive=True)
-    aset_many = sync_to_async(set_many, thread_sensitive=True)
-    adelete_many = sync_to_async(delete_many, thread_sensitive=True)
+    # In Django 5.2 these take a request for each key, and lose counts.
+
+    async def aincr(self, *arguments: Any, **named: Any) -> Any:
+        return await sync_to_async(self.incr)(*arguments, **named)
+
+    async def aget_many(self, *arguments: Any, **named: Any) -> dict[Any, Any]:
+        return dict(await sync_to_async(self.get_many)(*arguments, **named))
+
+    async def aset_many(self, *arguments: Any, **named: Any) -> list[Any]:
+        return list(await sync_to_async(self.set_many)(*arguments, **named))
+
+    async def adelete_many(self, *arguments: Any, **named: Any) -> None:
+        await sync_to_async(self.delete_many)(*arguments, **named)
