@@ -38,7 +38,8 @@ endef
 
 .DEFAULT_GOAL := help
 .PHONY: again help run test test-python test-clients clients-deps monitor-deps etcd-deps browser-deps packages-deps test-contrib torture fuzz \
-        deb image test-packages soak failover torture-cluster mutants bench benchmark peers generate lint docs demo standby cluster lock \
+        deb image test-packages soak failover torture-cluster mutants bench benchmark peers generate lint dist dist-check \
+        docs demo standby cluster lock \
         clean
 
 help: ## Show this list
@@ -131,6 +132,12 @@ benchmark: $(VENV)/benchmark.stamp ## Measure all of them in 15 minutes, and wri
 peers: ## Install the servers to compare that Debian or Ubuntu has, as root; Valkey and NATS come as wheels
 	apt-get install --yes --quiet --no-install-recommends redis-server memcached etcd-server
 
+dist: $(VENV)/dist.stamp ## Make what is published, in dist/: a source distribution, and a wheel for each platform
+	$(BIN)/python -m tools.wheels dist $(ARGS)
+
+dist-check: $(VENV)/dist.stamp ## Install what is in dist/ on other systems, and run it there: Debian or Ubuntu, as root
+	$(BIN)/python -m tools.systems dist $(ARGS)
+
 docs: $(VENV)/dev.stamp ## Build the guide: build/docs/index.html
 	$(BIN)/sphinx-build -W --keep-going -q -b html -c docs . '$(DOCS)'
 	@echo '$(DOCS)/index.html'
@@ -150,6 +157,7 @@ lock: $(VENV)/dev.stamp ## Lock the dependencies anew; ARGS=--upgrade takes the 
 	$(LOCK) --output-file requirements/service.txt --extra etcd --extra metrics --constraint requirements/dev.txt
 	$(LOCK) --output-file requirements/packages.txt --group packages --constraint requirements/dev.txt
 	$(LOCK) --output-file requirements/benchmark.txt --group build --group benchmark --constraint requirements/dev.txt
+	$(LOCK) --output-file requirements/dist.txt --group build --group dist --constraint requirements/dev.txt
 
 clean: ## Remove what was built; the data in var/ stays
 	rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
@@ -180,6 +188,10 @@ $(VENV)/dev.stamp: requirements/dev.txt requirements/run.txt pyproject.toml $(C)
 
 $(VENV)/packages.stamp: requirements/packages.txt $(VENV)/dev.stamp
 	$(PIP) install --require-hashes -r requirements/packages.txt
+	@touch $@
+
+$(VENV)/dist.stamp: requirements/dist.txt $(VENV)/dev.stamp
+	$(PIP) install --require-hashes -r requirements/dist.txt
 	@touch $@
 
 $(VENV)/benchmark.stamp: requirements/benchmark.txt $(VENV)/dev.stamp
