@@ -70,7 +70,7 @@ class Program(NamedTuple):
     modules: tuple[str, ...]
 
 
-ZKV: Final = Program("zkv", ("zkv.cli.main", "zkv.server", "zkv.cli.doctor", "zkv.client"))
+ZKV: Final = Program("zkv", ("zkv.cli.main", "zkv.cli.serving", "zkv.cli.doctor", "zkv.client"))
 ZKV_CLI: Final = Program(
     "zkv-cli", ("zkv.cli.client", "zkv.cli.asking", "zkv.cli.completion", "zkv.client")
 )

@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import resource
+import mmap
 import threading
 import time
 from typing import TYPE_CHECKING, Final
@@ -108,6 +108,6 @@ def resident_bytes() -> int | None:
     """Return the memory that this process has in use (RSS); None if the system does not tell."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
+            return int(file.read().split()[1]) * mmap.PAGESIZE
     except OSError:
         return None

@@ -47,7 +47,7 @@ def well(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[byt
     """
     monkeypatch.setattr(resource, "getrlimit", lambda _: (2**16, 2**16))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**40))
-    monkeypatch.setattr(doctor, "_file_system", lambda _: "ext4")
+    monkeypatch.setattr(doctor, "file_system", lambda _: "ext4")
     monkeypatch.setattr(compiled, "what_is_slow", lambda _: "")
 
     def examine(*words: str) -> tuple[int, dict[str, dict[str, str]]]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import multiprocessing
-import resource
 import signal
 import threading
 import time
@@ -33,6 +32,7 @@ from zkv.bench.verify import Verifier
 from zkv.bench.workload import Mix, Requests, Source, Workload
 from zkv.client.curve import KEY_FILE, CurveKeys
 from zkv.streams import bug
+from zkv.system import raise_file_limit
 
 CONNECT_LIMIT: Final = 20.0
 """Seconds within which the server must have answered on every connection."""
@@ -228,9 +228,7 @@ def _start_thread(job: LoadJob, process: int) -> tuple[Connection, Callable[[], 
 def _member(job: LoadJob, process: int, pipe: Connection) -> None:
     """The main function of a process. The parent handles interrupts."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_file_limit()
     gc.disable()  # This code makes no reference cycles, and a collection would add to a latency.
     _work(job, process, pipe)
 

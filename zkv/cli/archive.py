@@ -13,13 +13,14 @@ import threading
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from zkv.cli.serving import FAILED, announce, raise_file_limit
+from zkv.cli.outcome import FAILED, announce
 from zkv.cli.upstream import upstream
 from zkv.durability.archive import Archive
 from zkv.durability.files import Files
 from zkv.replication.archiver import Archiver
 from zkv.replication.place import new_member
 from zkv.streams import complain
+from zkv.system import raise_file_limit
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import resource
 import sys
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
-from zkv import __version__
+from zkv import __version__, system
 from zkv.cli.values import to_bytes
 from zkv.durability import archive, backup, dump, moments, repair, restoring
 from zkv.durability.check import Finding, Level, Survey, count, survey
@@ -49,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     if sys.stdout is None:
         return _complain("standard output is closed")
     _show_progress()
-    _allow_open_files()
+    system.raise_file_limit()  # Every segment is open at once.
     try:
         status = _ACTIONS[options.verb](options)
         sys.stdout.flush()
@@ -71,12 +70,6 @@ def _show_progress() -> None:
     log = logging.getLogger("zkv")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-
-
-def _allow_open_files() -> None:
-    """Raise the limit of open files as far as allowed: every segment is open at once."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _print(line: str) -> None:

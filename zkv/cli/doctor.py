@@ -12,7 +12,6 @@ no answer in time.
 from __future__ import annotations
 
 import argparse
-import resource
 import shutil
 import sys
 import time
@@ -20,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from zkv import __version__, compiled, figures
+from zkv import __version__, compiled, figures, system
 from zkv.cli import cluster
 from zkv.cli.diagnosis import ACT, FINE, TELL, Diagnosis
 from zkv.cli.output import has_colours
@@ -36,6 +35,7 @@ from zkv.client import (
     UnavailableError,
 )
 from zkv.client.curve import given
+from zkv.durability.mounts import REMOTE, VOLATILE, file_system
 from zkv.endpoint import check_option, is_exposed
 from zkv.entries.text import to_json
 from zkv.errors import ConfigError
@@ -67,8 +67,6 @@ FAR_BEHIND: Final = 15.0
 """Seconds after which a standby that is behind, or has not asked, needs somebody to look."""
 MEMBERS: Final = frozenset({"leader", "follower"})
 """The roles of the members of a store in etcd."""
-VOLATILE: Final = frozenset({"tmpfs", "ramfs"})
-REMOTE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"})
 REASONS: Final = "the server's log has the reason: the disk, the memory, or the data directory"
 ADVICE_ON_RIGHTS: Final = (
     "most checks need it: run the doctor as another user, or: zkv user add {user} --admin monitor"
@@ -413,9 +411,9 @@ def check_files(_client: Client, info: Info) -> Iterator[Diagnosis]:
     advice = "raise it: ulimit -n, or LimitNOFILE= in a systemd unit"
     level = ACT if used > FULL * most or most < FEW_FILES else FINE
     yield Diagnosis(level, "files", text, advice if level == ACT else "")
-    here, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if here < MAX_SOCKETS:
-        text = f"a process here may open {here:,} files, but {MAX_SOCKETS:,} ZeroMQ sockets"
+    here = system.file_limits()
+    if here is not None and here[0] < MAX_SOCKETS:
+        text = f"a process here may open {here[0]:,} files, but {MAX_SOCKETS:,} ZeroMQ sockets"
         yield Diagnosis(ACT, "files here", text, advice)
 
 
@@ -428,7 +426,7 @@ def check_disk(client: Client, info: Info) -> Iterator[Diagnosis]:
             TELL, "disk", f"not checked: {settings['data_dir']!r} cannot be seen from here"
         )
         return
-    kind = _file_system(directory)
+    kind = file_system(directory)
     if kind in VOLATILE:
         advice = "set durability.data_dir to a directory on a disk"
         text = f"{directory} is in memory ({kind}): a reboot deletes it"
@@ -489,20 +487,6 @@ def _data_dir(endpoint: str, info: Info) -> Path | None:
         return directory if directory.is_dir() else None
     except OSError:
         return None
-
-
-def _file_system(directory: Path) -> str:
-    """The type of the file system of a directory; empty if it is unknown."""
-    found = ("", "")
-    try:
-        mounts = Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    for mount in mounts:
-        _, place, kind, *_ = mount.split(" ")
-        if directory.resolve().is_relative_to(place) and len(place) >= len(found[0]):
-            found = place, kind
-    return found[1]
 
 
 def _print(finding: Diagnosis, as_json: bool) -> None:

@@ -7,13 +7,15 @@ import os
 import select
 import signal
 import sys
-import termios
 import time
-import tty
 from collections.abc import Iterator
 from typing import Final, NoReturn
 
 from zkv.cli.output import is_terminal
+from zkv.system import optional
+
+termios: Final = optional("termios")
+tty: Final = optional("tty")
 
 ENDING: Final = frozenset({b"q", b"Q", b""})
 """Input that ends a view. A terminal that is gone gives empty input."""
@@ -52,7 +54,7 @@ def keyboard() -> Iterator[Keyboard]:
 
     SIGTERM and SIGHUP restore it, too, and then end the program in the usual way.
     """
-    if not is_terminal(sys.stdin):
+    if termios is None or not is_terminal(sys.stdin):
         yield Keyboard(None)
         return
     file = sys.stdin.fileno()

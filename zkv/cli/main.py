@@ -1,4 +1,4 @@
-"""``zkv``: runs the server. The other verbs are in modules of their own: see `zkv.cli.verbs`.
+"""``zkv``: runs the server, or another verb: each has a module of its own, see `zkv.cli.verbs`.
 
 Exit status of ``zkv serve``: 0 after END, SIGTERM or SIGINT if everything was saved; 1 if not; 2 if
 the server did not start.
@@ -11,8 +11,7 @@ import sys
 from collections.abc import Callable
 
 from zkv import __version__
-from zkv.cli.serving import LEADER, NOT_STARTED, serve
-from zkv.cli.settings import add_flags
+from zkv.cli.outcome import NOT_STARTED
 from zkv.cli.verbs import (
     add_config,
     add_data_verbs,
@@ -21,6 +20,7 @@ from zkv.cli.verbs import (
     add_keygen,
     add_metrics,
     add_promote,
+    add_serve,
     add_size,
     add_store,
     add_user,
@@ -29,12 +29,6 @@ from zkv.cli.verbs import (
 from zkv.errors import StartupError
 from zkv.keys import joined
 from zkv.streams import complain, guarded
-
-SIGNALS = (
-    "Signals: SIGTERM or SIGINT saves everything and stops the server, a second one kills it; "
-    "SIGHUP reopens the log file and reads the settings again; SIGUSR1 writes the stack of each "
-    "thread to the log."
-)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,15 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"zkv {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = verbs.add_parser(
-        "serve", help="run a server", description="Run a server.", epilog=SIGNALS
-    )
-    add_flags(run)
-    run.add_argument(
-        "--wait", choices=(LEADER,), default="",
-        help="print READY only once a member leads the store: this one, or one that it follows",
-    )  # fmt: skip
-    run.set_defaults(run=serve)
+    add_serve(verbs)
     add_follow(verbs)
     add_promote(verbs)
     add_store(verbs)

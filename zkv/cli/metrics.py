@@ -13,7 +13,7 @@ import signal
 from typing import Any
 
 from zkv import figures
-from zkv.cli.serving import NOT_STARTED, announce
+from zkv.cli.outcome import NOT_STARTED, announce
 from zkv.client import Client, ClientError, RetryPolicy
 from zkv.client.curve import given
 from zkv.endpoint import check_option

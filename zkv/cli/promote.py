@@ -6,7 +6,7 @@ import argparse
 import contextlib
 from typing import Any, Final
 
-from zkv.cli.serving import FAILED, NOT_STARTED
+from zkv.cli.outcome import FAILED, NOT_STARTED
 from zkv.cli.upstream import upstream
 from zkv.endpoint import check_option
 from zkv.replication.stream import StreamError

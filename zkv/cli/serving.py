@@ -12,9 +12,7 @@ import contextlib
 import itertools
 import logging
 import os
-import resource
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
@@ -24,6 +22,7 @@ import msgspec
 from zkv.activity import SHORT_SECONDS
 from zkv.cli.data import commit_line
 from zkv.cli.manager import ServiceManager
+from zkv.cli.outcome import FAILED, LEADER, announce
 from zkv.cli.reload import Reloader
 from zkv.cli.settings import read_settings
 from zkv.cluster.joining import join
@@ -34,16 +33,13 @@ from zkv.errors import ConfigError, StartupError
 from zkv.log import AnyRecord, Log
 from zkv.replication.incoming import BeginAnew
 from zkv.server import Event, ServerCore, connect_to_members
+from zkv.system import raise_file_limit
 
 _log = logging.getLogger("zkv.server")
 
-LEADER: Final = "leader"
-"""With ``--wait``: the server is ready once it knows who leads."""
 LOADING: Final = "loading the data"
 FIRST: Final = 1
 """The number of the first process of a container."""
-FAILED = 1
-NOT_STARTED = 2
 
 
 MakeServer = Callable[[Callable[[list[AnyRecord]], None]], ServerCore]
@@ -265,20 +261,6 @@ def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     return 0 if saved else FAILED
-
-
-def announce(line: str) -> None:
-    """Write to standard output, unless it was closed from the start. Raises OSError."""
-    if line and sys.stdout is not None:
-        os.write(sys.stdout.fileno(), line.encode())
-
-
-def raise_file_limit() -> None:
-    """Raise the soft limit of open files to the hard one: each connection takes one file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):  # Some systems refuse their own hard limit.
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _apply(settings: Settings, server: ServerCore, log: Log) -> None:

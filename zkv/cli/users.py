@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
+from zkv import system
 from zkv.cli.settings import read_file_and_environment
 from zkv.cli.users_text import CannotEditError, Fields, with_fields, with_user, without_user
 from zkv.cli.values import to_bytes
@@ -222,7 +222,7 @@ def _locked(path: Path) -> Iterator[None]:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     try:
         with contextlib.suppress(OSError):  # Not every file system can.
-            fcntl.flock(directory, fcntl.LOCK_EX)
+            system.lock(directory, wait=True)
         yield
     finally:
         os.close(directory)

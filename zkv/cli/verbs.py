@@ -1,7 +1,7 @@
-"""The verbs of ``zkv`` beside ``serve``, and their options.
+"""The verbs of ``zkv``, and their options.
 
-The module that carries out a verb is imported when the verb runs: the server needs none of them,
-and starts sooner without them.
+The module that carries out a verb is imported when the verb runs: the server starts sooner without
+the others, and these also work on systems on which the server does not.
 """
 
 from __future__ import annotations
@@ -14,14 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from zkv import durations, keys
+from zkv.cli.outcome import LEADER
 from zkv.cli.settings import add_flags
 from zkv.defaults import DEFAULT_ENDPOINT
 from zkv.endpoint import check_option, named_by_environment
+from zkv.errors import StartupError
+from zkv.system import lacking_for_server
 from zkv.users.rights import ADMIN_RIGHTS
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
+SIGNALS: Final = (
+    "Signals: SIGTERM or SIGINT saves everything and stops the server, a second one kills it; "
+    "SIGHUP reopens the log file and reads the settings again; SIGUSR1 writes the stack of each "
+    "thread to the log."
+)
 FOLLOW: Final = (
     "Run a standby. It copies the store of a primary into a data directory of its own, and then "
     "follows its log. It answers reads with `stale` or `min_rev`, publishes a feed, and may take "
@@ -69,6 +77,31 @@ def _late(module: str, function: str = "run") -> Callable[[argparse.Namespace], 
     return run
 
 
+def _late_server(module: str, function: str = "run") -> Callable[[argparse.Namespace], int]:
+    """The same for a server. Raises StartupError where none can run."""
+    late = _late(module, function)
+
+    def run(options: argparse.Namespace) -> int:
+        if lacking := lacking_for_server():
+            raise StartupError(f"the server runs on Linux; this system has no {lacking}")
+        return late(options)
+
+    return run
+
+
+def add_serve(verbs: Verbs) -> None:
+    """Add ``zkv serve``."""
+    parser = verbs.add_parser(
+        "serve", help="run a server", description="Run a server.", epilog=SIGNALS
+    )
+    add_flags(parser)
+    parser.add_argument(
+        "--wait", choices=(LEADER,), default="",
+        help="print READY only once a member leads the store: this one, or one that it follows",
+    )  # fmt: skip
+    parser.set_defaults(run=_late_server("serving", "serve"))
+
+
 def add_follow(verbs: Verbs) -> None:
     """Add ``zkv follow``."""
     parser = verbs.add_parser(
@@ -81,7 +114,7 @@ def add_follow(verbs: Verbs) -> None:
         help="where the primary listens; commas separate it from others that may take its place",
     )  # fmt: skip
     add_flags(parser)
-    parser.set_defaults(run=_late("follow"), wait="")
+    parser.set_defaults(run=_late_server("follow"), wait="")
 
 
 def add_promote(verbs: Verbs) -> None:

@@ -14,10 +14,10 @@ Only this module detects forks.
 
 from __future__ import annotations
 
-import os
 import weakref
 from typing import Any, Protocol, TypeVar
 
+from zkv import system
 from zkv.client.errors import ClosedError
 
 T = TypeVar("T")
@@ -91,4 +91,4 @@ def _after_fork() -> None:
         thing._after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+system.after_fork(_after_fork)

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
 from weakref import WeakSet
 
+from zkv import system
 from zkv.durability import lock
 from zkv.durability.lock import DirectoryLock
+from zkv.durability.mounts import file_system
 
 _PIECE_BYTES: Final = 1 << 20
 
@@ -46,7 +48,7 @@ def _close_in_child() -> None:
         file.close()
 
 
-os.register_at_fork(after_in_child=_close_in_child)
+system.after_fork(_close_in_child)
 
 
 def _open(opener: Callable[[], _Opened]) -> _Opened:
@@ -98,7 +100,7 @@ class Files:
 
     def sync(self, file: BinaryIO) -> None:
         """Wait until all that was written to ``file`` is on disk. Raises OSError."""
-        os.fdatasync(file.fileno())
+        system.sync(file.fileno())
 
     def truncate(self, file: BinaryIO, size: int) -> None:
         """Truncate ``file`` to ``size`` bytes; the next write is there. Raises OSError."""
@@ -135,6 +137,10 @@ class Files:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def file_system(self, directory: Path) -> str:
+        """The type of the file system of ``directory``; empty if it cannot be known."""
+        return file_system(directory)
 
     def lock(self, path: Path) -> DirectoryLock:
         """Lock the data directory whose lock file is ``path``. Raises LockedError, OSError."""

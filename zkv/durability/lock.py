@@ -11,11 +11,11 @@ long as it lived.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from typing import TYPE_CHECKING, BinaryIO, Final
 from weakref import WeakSet
 
+from zkv import system
 from zkv.errors import LockedError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class DirectoryLock:
         for descriptor in (self._file.fileno(), self._directory):
             # Explicitly, since the lock would otherwise remain while a child has the file open.
             with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
+                system.unlock(descriptor)
         self._close_files()
 
     def forget(self) -> None:
@@ -103,7 +103,7 @@ class DirectoryLock:
 
     def _lock_directory(self) -> None:
         try:
-            fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            system.lock(self._directory)
         except BlockingIOError:
             with contextlib.suppress(OSError), open(self._path, "rb") as file:
                 raise self._refused(file) from None
@@ -114,7 +114,7 @@ class DirectoryLock:
     def _take(self) -> BinaryIO:
         file = open(self._path, "a+b", buffering=0)  # noqa: SIM115  open as long as it is held
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            system.lock(file)
         except BlockingIOError:
             with file:
                 raise self._refused(file) from None
@@ -137,7 +137,7 @@ def _forget_in_child() -> None:
         lock.forget()
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+system.after_fork(_forget_in_child)
 
 
 def holder(path: Path) -> str | None:
@@ -179,11 +179,11 @@ def changed(path: Path, file: BinaryIO, size: int | None = None) -> str | None:
 
 def _is_locked(descriptor: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        system.lock(descriptor, shared=True)
     except BlockingIOError:
         return True
     except OSError:
-        return False  # This file system cannot lock it.
+        return False  # This file system, or the whole system, cannot lock it.
     return False
 
 

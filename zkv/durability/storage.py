@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from zkv.durability import formats, recovery, segment, snapshot, upgrade
 from zkv.durability.layout import Layout, explain
+from zkv.durability.mounts import REMOTE
 from zkv.errors import DataDirError
 
 if TYPE_CHECKING:
@@ -70,9 +71,19 @@ class Storage:
                 self._remove_unfinished(inner)
                 files.sync_directory(inner)
             files.sync_directory(directory)
+            self._warn_of_network(directory)
         except OSError as error:
             self.close()
             raise DataDirError(explain(error, directory)) from error
+
+    def _warn_of_network(self, directory: Path) -> None:
+        kind = self._files.file_system(directory)
+        if kind in REMOTE:
+            _log.warning(
+                "%s is on a network file system (%s): it may lose what it has confirmed, and let "
+                "two servers in at once; set durability.data_dir to a directory on a local disk",
+                directory, kind,
+            )  # fmt: skip
 
     def close(self) -> None:
         """Release the directory. May be called again."""

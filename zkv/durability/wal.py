@@ -49,9 +49,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -67,6 +65,7 @@ from zkv.keyspace.change import revision_in
 from zkv.keyspace.half_done import end_process
 from zkv.keyspace.log import NOTHING
 from zkv.keyspace.memory import NO_MEMORY
+from zkv.system import only_append
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -534,7 +533,7 @@ class Wal:
         """Continue a segment. That takes no space, so it also succeeds on a full disk."""
         name = segment.file_name(end.first_rev)
         file, self._offset = self._files.open_append(self._directory / name)
-        _only_append(file)
+        only_append(file)
         self._synced = self._offset
         self._first_rev, self._salt = end.first_rev, end.salt
         return file
@@ -545,7 +544,7 @@ class Wal:
         beside = path.with_name(path.name + ".tmp")
         header = segment.new_header(first_rev, self.written_lsn + 1)
         file = self._files.create(beside)
-        _only_append(file)
+        only_append(file)
         try:
             self._files.write(file, header.pack())
             self._files.sync(file)
@@ -653,15 +652,6 @@ class Wal:
             self.refused_since = None
         self._reported = None
         _log.warning("there is memory again" if had_no_memory else why)
-
-
-def _only_append(file: BinaryIO) -> None:
-    """Make every write to ``file`` append at its end.
-
-    If somebody else truncates the file, a write then leaves no hole in it, and the file's size
-    reveals the change.
-    """
-    fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_APPEND)
 
 
 def _cannot_write(error: Exception) -> str:
