@@ -39,12 +39,12 @@ endef
 .DEFAULT_GOAL := help
 .PHONY: again help run test test-python test-clients clients-deps monitor-deps etcd-deps browser-deps packages-deps test-contrib torture fuzz \
         deb image test-packages soak failover torture-cluster mutants bench benchmark peers generate lint dist dist-check \
-        docs demo standby cluster lock \
+        release-check docs demo standby cluster lock \
         clean
 
 help: ## Show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 run: $(VENV)/run.stamp ## Start the server with config.toml
 	exec $(BIN)/zkv serve --config config.toml $(ARGS)
@@ -107,7 +107,8 @@ torture-cluster: $(VENV)/dev.stamp ## Fail over between three members and three 
 mutants: $(VENV)/dev.stamp ## Plant bugs one at a time, and see that tests catch them (needs a C compiler): ARGS=lane.c picks some
 	$(BIN)/python -m tests.mutants $(ARGS)
 
-generate: $(VENV)/dev.stamp ## Make what is made from other sources: the client for threads, names in C, messages of etcd
+generate: $(VENV)/dev.stamp ## Make what is made from other sources: the client for threads, names in C, messages of etcd, the licences
+	$(BIN)/python tools/licences.py
 	$(BIN)/python tools/mirror.py
 	$(BIN)/python tools/rpc.py
 	$(BIN)/python tools/unasync.py
@@ -117,6 +118,7 @@ lint: $(VENV)/dev.stamp ## Check style, types and who imports whom
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tools/licences.py --check
 	$(BIN)/python tools/mirror.py --check
 	$(BIN)/python tools/names.py
 	$(BIN)/python tools/rpc.py --check
@@ -137,6 +139,9 @@ dist: $(VENV)/dist.stamp ## Make what is published, in dist/: a source distribut
 
 dist-check: $(VENV)/dist.stamp ## Install what is in dist/ on other systems, and run it there: Debian or Ubuntu, as root
 	$(BIN)/python -m tools.systems dist $(ARGS)
+
+release-check: $(VENV)/dist.stamp ## Check all that a release needs, in hours; build/release.md tells: ARGS='wheels docs' picks some
+	$(BIN)/python -m tools.release $(ARGS)
 
 docs: $(VENV)/dev.stamp ## Build the guide: build/docs/index.html
 	$(BIN)/sphinx-build -W --keep-going -q -b html -c docs . '$(DOCS)'

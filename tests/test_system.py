@@ -84,6 +84,7 @@ def test_clients_work_without_what_other_systems_lack(server: ServerProcess) -> 
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.timeout(4 * LIMIT)  # It starts Python ten times.
 def test_tools_work_without_what_other_systems_lack(server: ServerProcess, tmp_path: Path) -> None:
     def run(*words: str, fine: tuple[int, ...] = (0,)) -> str:
         done = run_elsewhere(COMMAND, server.endpoint, *words)

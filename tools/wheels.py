@@ -31,10 +31,9 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, NamedTuple
-
-from auditwheel.wheeltools import InWheelCtx
 
 from zkv.cli.built import EXTENSIONS, complaint
 
@@ -125,6 +124,7 @@ def tracked() -> list[str]:
     return [name for name in listed if name and (ROOT / name).is_file()]
 
 
+@cache
 def commit_time() -> int:
     """The time of the newest commit, in seconds since 1970. Raises CannotBuildError."""
     return int(run("git", "log", "-1", "--format=%ct"))
@@ -140,7 +140,7 @@ def unpacked(sdist: Path, directory: Path) -> Path:
 
 def build(source: Path, target: Platform) -> Path:
     """Build a wheel that has both C parts; returns its path. Raises CannotBuildError."""
-    compiler = shlex.join([sys.executable, "-m", "ziglang", "cc", "-target", target.target])
+    compiler = compiler_for(target)
     variables = {
         "CC": compiler,
         "LDSHARED": f"{compiler} -shared -s",
@@ -155,6 +155,11 @@ def build(source: Path, target: Platform) -> Path:
     if missing := missing_parts(wheel):
         raise CannotBuildError(f"{target.tag}: no {' and no '.join(missing)}: {complaint(log)}")
     return wheel
+
+
+def compiler_for(target: Platform) -> str:
+    """The command of the compiler, for a shell."""
+    return shlex.join([sys.executable, "-m", "ziglang", "cc", "-target", target.target])
 
 
 def repaired(wheel: Path, target: Platform) -> Path:
@@ -175,6 +180,8 @@ def name_libc_as_alpine_does(wheel: Path, target: Platform) -> None:
 
     Zig calls it ``libc.so``. Musl's loader takes either name for itself.
     """
+    from auditwheel.wheeltools import InWheelCtx
+
     with InWheelCtx(wheel, wheel) as content:
         for part in content.path.rglob("*.so"):
             run(
