@@ -297,29 +297,54 @@ def on_musl(file: Path) -> dict[str, Any]:
 
 BUILD: Final = """
 set -e
+keys=/usr/share/keyrings/debian-archive-keyring.gpg
 cat > sources <<END
-deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {mirror} bookworm main
+deb-src [signed-by=$keys] {mirror} bookworm main
+deb [signed-by=$keys] {mirror} trixie main
 END
-mkdir -p lists/partial cache/archives/partial python zlib zlib/include
+mkdir -p lists/partial cache/archives/partial python zlib ffi loader
 apt="-o Dir::Etc::SourceList=$PWD/sources -o Dir::Etc::SourceParts=/dev/null
-     -o Dir::State::Lists=$PWD/lists -o Dir::Cache=$PWD/cache"
+     -o Dir::State::Lists=$PWD/lists -o Dir::Cache=$PWD/cache -o Acquire::Check-Valid-Until=false"
 apt-get $apt update
-apt-get $apt source --download-only python3.11 zlib
+apt-get $apt source --download-only python3.11 zlib libffi
+apt-get $apt download musl/trixie
+dpkg-deb -x musl_*.deb loader
 tar xf python3.11_*.orig.tar.* -C python --strip-components=1
 tar xf zlib_*.orig.tar.* -C zlib --strip-components=1
+tar xf libffi_*.orig.tar.* -C ffi --strip-components=1
+top=$PWD
 export CC=musl-gcc AR=ar RANLIB=ranlib READELF=/usr/bin/readelf
-(cd zlib && CFLAGS="-O1 -fPIC" ./configure --static && make libz.a && cp zlib.h zconf.h include)
+cross="--build=$(gcc -dumpmachine) --host=x86_64-linux-musl"
+(cd zlib && CFLAGS="-O1 -fPIC" ./configure --static && make libz.a)
+(cd ffi && CFLAGS="-O1 -fPIC" ./configure $cross --prefix="$top/libffi" --disable-shared \\
+    --disable-docs --disable-multi-os-directory --disable-exec-static-tramp && make install)
 cd python
-OPT="-O1 -DNDEBUG" ./configure --prefix="$PREFIX" --without-ensurepip --disable-test-modules \\
-    --build="$(gcc -dumpmachine)" --host=x86_64-linux-musl \\
-    --with-build-python=/usr/bin/python3.11 \\
-    ac_cv_buggy_getaddrinfo=no ac_cv_file__dev_ptmx=yes ac_cv_file__dev_ptc=no \\
-    ZLIB_CFLAGS="-I$PWD/../zlib/include" ZLIB_LIBS="-L$PWD/../zlib -lz"
-make -j2
-make install
+OPT="-O1 -DNDEBUG" ./configure $cross --prefix="$PREFIX" --with-build-python=/usr/bin/python3.11 \\
+    --without-ensurepip --disable-test-modules ac_cv_buggy_getaddrinfo=no \\
+    ac_cv_file__dev_ptmx=yes ac_cv_file__dev_ptc=no \\
+    ZLIB_CFLAGS="-I$top/zlib" ZLIB_LIBS="-L$top/zlib -lz"
+left_out='_lzma|_bz2|_uuid|nis|spwd|xxlimited|xxlimited_35|xxsubtype|_crypt|_dbm|_gdbm|readline'
+sed -E -e "/^($left_out|_curses|_ctypes|_test[a-z]*) /d" -e 's/^[*]shared[*]/*static*/' \\
+    Modules/Setup.stdlib > Modules/Setup.local
+echo "_ctypes _ctypes/_ctypes.c _ctypes/callbacks.c _ctypes/callproc.c _ctypes/stgdict.c" \\
+    "_ctypes/cfield.c -DHAVE_FFI_PREP_CIF_VAR -DHAVE_FFI_PREP_CLOSURE_LOC" \\
+    "-DHAVE_FFI_CLOSURE_ALLOC -I$top/libffi/include -L$top/libffi/lib -lffi" >> Modules/Setup.local
+make Makefile || true  # It tells that the rules have changed.
+soabi=cpython-311-x86_64-linux-musl
+make -j2 SOABI=$soabi EXT_SUFFIX=.$soabi.so python
+./python -E -S -m sysconfig --generate-posix-vars
+make -i bininstall libinstall
+mkdir -p "$PREFIX/lib/python3.11/lib-dynload"
+cp build/lib.*/_sysconfigdata*.py "$PREFIX/lib/python3.11"
+cp "$top/loader/usr/lib/ld-musl-x86_64.so.1" "$PREFIX/lib"
+cp python "$PREFIX/bin/python3.11"
+patchelf --set-interpreter "$PREFIX/lib/ld-musl-x86_64.so.1" "$PREFIX/bin/python3.11"
+ln -sf python3.11 "$PREFIX/bin/python3"
 """
 """A cross build, since configure must not take what it finds on this machine; it wants the same
-version of Python here. Optimised little: it is used once."""
+version of Python here. The modules go into the program, since the build of shared ones takes the
+headers of glibc. Optimised little: it is used once. The loader is that of Debian 13 (1.2.5), as
+pyzmq's wheel has relocations (DT_RELR) that musl applies from 1.2.4 on, and else crashes."""
 
 
 def musl_python() -> Path:
@@ -334,7 +359,8 @@ def musl_python() -> Path:
     KEPT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="zkv-musl-") as directory:
         script = BUILD.format(mirror=MIRROR)
-        run("env", "-C", directory, "sh", "-c", script, variables={"PREFIX": str(KEPT / "musl")})
+        variables = {"PREFIX": str(KEPT / "musl"), "PATH": f"{UV.parent}:{os.environ['PATH']}"}
+        run("env", "-C", directory, "sh", "-c", script, variables=variables)
     return python
 
 
