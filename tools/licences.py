@@ -21,7 +21,8 @@ from typing import Any, Final
 ROOT: Final = Path(__file__).parents[1]
 PAGE: Final = ROOT / "docs" / "licences.md"
 LOCKED: Final = ROOT / "requirements" / "dev.txt"
-EXTRAS: Final = ("etcd", "metrics", "otel", "bench")
+FOR_DEVELOPERS: Final = "dev"
+"""The extra that nobody else installs."""
 LONGEST: Final = 60
 """Characters; a longer field is the text of a licence, not its name."""
 
@@ -61,8 +62,8 @@ def dependencies() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in with_all(project["dependencies"]):
         found[name] = ["zkv"]
-    for extra in EXTRAS:
-        for name in with_all(project["optional-dependencies"][extra]):
+    for extra, requirements in project["optional-dependencies"].items():
+        for name in with_all(requirements if extra != FOR_DEVELOPERS else ()):
             if "zkv" not in found.setdefault(name, []):
                 found[name].append(f"zkv[{extra}]")
     return found

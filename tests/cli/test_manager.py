@@ -19,7 +19,7 @@ from tests.etcd.nodes import EtcdCluster
 from tests.replication.following import Follower, compact, fixed_ports, run_zkv
 from tests.support import LIMIT, Raw, ServerProcess, eventually, free_ports, pack, unpack
 from zkv.cli.manager import EXTEND_SECONDS, SIGNS
-from zkv.cli.serving import NOT_STARTED
+from zkv.cli.outcome import NOT_STARTED
 
 SOON: Final = 0.2
 """Seconds within which a server here has to give a sign of life."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from zkv.cli.serving import NOT_STARTED, announce
+from zkv.cli.outcome import NOT_STARTED, announce
 from zkv.client import AsyncClient, RetryPolicy
 from zkv.client.codec import PACKED
 from zkv.client.curve import given
