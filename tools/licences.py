@@ -57,7 +57,7 @@ def page() -> str:
 
 
 def dependencies() -> dict[str, list[str]]:
-    """What zkv and each of its extras needs, directly or not, on Linux: by name, and by whom."""
+    """Everything that zkv and its extras need, directly or not: by name, with who needs it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     found: dict[str, list[str]] = {}
     for name in with_all(project["dependencies"]):

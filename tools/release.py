@@ -169,7 +169,7 @@ def run(command: Sequence[str]) -> str:
 
 
 def output(*command: str) -> str:
-    """What a command prints. Raises NotReadyError."""
+    """Run a command; returns what it prints. Raises NotReadyError."""
     return run(command).strip()
 
 

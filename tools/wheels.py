@@ -53,7 +53,7 @@ class CannotBuildError(Exception):
 
 
 class Platform(NamedTuple):
-    """What a wheel is for.
+    """A system that a wheel is for.
 
     Attributes:
         target: as Zig calls it, with the oldest glibc.

@@ -1,4 +1,4 @@
-"""What not every system has: locks on files, limits of open files, and calls at a fork.
+"""Locks on files, limits of open files, and calls at a fork, where the system has them.
 
 The server needs Linux. The clients, and the commands for data and for people, also work where
 these are missing: what is asked for is then left out, or refused with an OSError as by a file
