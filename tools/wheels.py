@@ -17,7 +17,7 @@ distribution is known to have all that a build needs.
 - `check` refuses a wheel without its C parts. setuptools makes one if the compiler fails, as is
   right where a user installs from source (`zkv.cli.built`), and wrong here.
 
-The same commit gives the same bytes: times of files are those of the commit.
+The same commit gives the same wheels, byte for byte: times of files are those of the commit.
 """
 
 from __future__ import annotations
