@@ -47,6 +47,8 @@ MUSL: Final = "musllinux*.whl"
 SOURCE: Final = ".tar.gz"
 INSIDE: Final = "/zkv-check"
 """The working directory in a Debian system."""
+INSTALLED: Final = "zkv-installed"
+"""The file in a system that was made to its end."""
 CERTIFICATES: Final = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -236,23 +238,26 @@ def debian(suite: str, architecture: str) -> Path:
     Raises NotHereError, CalledProcessError.
     """
     root = KEPT / f"{suite}-{architecture or 'native'}"
-    if (root / "usr/bin/python3").exists():
-        return root
-    needs("mmdebstrap", "mmdebstrap")
     if os.geteuid() != 0:
         raise NotHereError("only root can enter another system")
     if architecture and not Path("/proc/sys/fs/binfmt_misc/qemu-aarch64").exists():
         raise NotHereError(
             "the kernel knows no emulator: apt install qemu-user-static, and mount binfmt_misc"
         )
+    if (root / INSTALLED).exists():
+        return root
+    needs("mmdebstrap", "mmdebstrap")
     KEPT.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(root, ignore_errors=True)
+    run("rm", "-rf", "--one-file-system", root)
     run(
+        # What is mounted there meanwhile is not to be seen here, nor left behind.
+        "unshare", "--mount", "--propagation", "private",
         "mmdebstrap", "--variant=minbase", "--include=python3,python3-venv,ca-certificates",
         # A mirror may be some weeks behind; what it has is still signed.
         "--aptopt=Acquire::Check-Valid-Until false",
         *([f"--architectures={architecture}"] if architecture else []), suite, root, MIRROR,
     )  # fmt: skip
+    (root / INSTALLED).touch()
     return root
 
 
