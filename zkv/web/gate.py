@@ -16,7 +16,6 @@ It is ASGI by hand, and not a middleware of Starlette, so that it wraps every an
 from __future__ import annotations
 
 from functools import partial
-from http.cookies import CookieError, SimpleCookie
 from typing import Final, NamedTuple
 
 from starlette.applications import Starlette
@@ -213,12 +212,16 @@ class Gate:
 
 
 def cookie_in(headers: Headers, name: str) -> str:
-    """Return the content of the cookie with this name; empty = there is none."""
-    try:
-        found = SimpleCookie(headers.get("cookie", "")).get(name)
-    except CookieError:
-        found = None
-    return "" if found is None else found.value
+    """Return the content of the cookie with this name; empty = there is none.
+
+    Others on this machine set cookies for it, too, with any content: `http.cookies` finds none
+    behind one that it cannot read.
+    """
+    for pair in headers.get("cookie", "").split(";"):
+        found, _, content = pair.strip().partition("=")
+        if found == name:
+            return content
+    return ""
 
 
 def set_cookie(response: Response, name: str, content: str, secure: bool) -> None:
