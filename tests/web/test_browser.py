@@ -363,3 +363,22 @@ def test_screenshots_of_the_guide(
         page.screenshot(path=directory / "console-slow.png")
     for name in ("overview", "keys", "changes", "slow"):
         assert (PICTURES / f"console-{name}.png").exists()
+
+
+def test_json_with_line_breaks(browser: Browser, console: ConsoleInProcess) -> None:
+    cases = {
+        '{"a": [], "b": {}, "c": [1, "}[,"]}': (
+            '{\n  "a": [],\n  "b": {},\n  "c": [\n    1,\n    "}[,"\n  ]\n}'
+        ),
+        "[]": "[]",
+        "1": "1",
+    }
+    many = f"[{', '.join(['{}'] * 200_000)}]"  # Each of them must cost the same.
+    deep = f"{'[' * 400}{', '.join(['1'] * 50_000)}{']' * 400}"
+    script = "async (text) => (await import('/static/entry.js')).indented(text)"
+    with logged_in(browser, console) as page:
+        for text, lines in cases.items():
+            assert page.evaluate(script, text) == lines
+        found = page.wait_for_function(script, arg=many).json_value()  # It has a limit of time.
+        assert found.count("\n") == 200_001
+        assert len(page.evaluate(script, deep)) < 100 * 50_000

@@ -11,6 +11,7 @@ import { prompt } from "./main.js";
 
 const LARGEST = 256 * 1024; // Bytes of a value that is read as a whole.
 const BEGINNING = 64 * 1024; // Bytes that are shown of a larger one.
+const DEEPEST = 40; // Levels that are indented: with more, blanks would be most of the text.
 const JSON_TYPE = { "Content-Type": "application/json" };
 const VIEWS = { json: "JSON", parts: "Tree", text: "Text", hex: "Hex" };
 
@@ -45,21 +46,20 @@ const asText = async (data) => (await send("page/text", {}, { method: "POST", he
 
 /** JSON with line breaks, by its punctuation alone: numbers and strings stay as they are. */
 export function indented(text) {
-  let out = "";
+  const out = [];
   let depth = 0;
-  const line = () => `\n${"  ".repeat(depth)}`;
+  let opened = false; // The last token has opened a list or an object, which may be empty.
+  const line = () => `\n${"  ".repeat(Math.min(depth, DEEPEST))}`;
   for (const [token] of text.matchAll(/"(?:[^"\\]|\\.)*"|[[\]{}:,]|[^\s"[\]{}:,]+/g)) {
-    if (token === "{" || token === "[") {
-      depth += 1;
-      out += token + line();
-    } else if (token === "}" || token === "]") {
-      depth -= 1;
-      out = out.trimEnd().endsWith(token === "}" ? "{" : "[") ? out.trimEnd() + token : out + line() + token;
-    } else if (token === ",") out += token + line();
-    else if (token === ":") out += ": ";
-    else out += token;
+    const closes = token === "}" || token === "]";
+    if (closes) depth -= 1;
+    if (opened !== closes) out.push(line());
+    opened = token === "{" || token === "[";
+    if (opened) depth += 1;
+    out.push(token === ":" ? ": " : token);
+    if (token === ",") out.push(line());
   }
-  return out;
+  return out.join("");
 }
 
 /** The time to live that is left, in seconds; null = none. */
