@@ -5,8 +5,9 @@
     "..." = ""                                  # the key of the console itself
 
 The file holds no secret: a token has 256 bits of chance, so nobody finds it from its hash. It is
-read again when it has changed; a bad one is refused whole, and the old one stays in force. Whoever
-is no longer in it is out at once, also a browser that has logged in.
+read again when it has changed; a bad one is refused whole, and the old one stays in force. So is
+one that others may change: who writes it may have any key that the console can read. Whoever is no
+longer in it is out at once, also a browser that has logged in; with an empty table, that is all.
 
 A browser gets a cookie of its own for a token. The logins are in memory, by the hash of the cookie.
 Hashes of what came in are compared in constant time.
@@ -20,14 +21,14 @@ import logging
 import os
 import re
 import secrets
+import stat
 import time
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from zkv.errors import ConfigError
-from zkv.reading import BadTextError, decode, read_file
+from zkv.reading import BadTextError, decode, parse_toml, read_file
 from zkv.writing import Target
 
 _log = logging.getLogger("zkv.web")
@@ -36,8 +37,8 @@ OWN: Final = ""
 """In place of a key file: the key that the console was started with."""
 LOGIN_SECONDS: Final = 12 * 3600.0
 """A login ends after this long without a request."""
-MOST_LOGINS: Final = 1_000
-MOST_BYTES: Final = 1024 * 1024
+MOST_LOGINS: Final = 100
+"""Browsers at a time that have logged in with one token: no user logs another one out."""
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -71,6 +72,8 @@ class Tokens:
         if file is not None:
             self._stamp = _stamp(file)
             self._users = read_tokens(file)
+            if not self._users:
+                raise ConfigError(f"{file}: there is no token in it; see --add-token")
 
     def find(self, token: str) -> str | None:
         """Return the hash of a token that is in force; None if it is not."""
@@ -105,20 +108,28 @@ def _stamp(file: Path) -> tuple[int, ...]:
         status = os.stat(file)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: {getattr(error, 'strerror', None) or error}") from None
+    if status.st_mode & stat.S_IWOTH:
+        mode = stat.S_IMODE(status.st_mode)
+        raise ConfigError(f"{file}: others may change it (mode {mode:04o}): chmod 600 {file}")
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def read_tokens(file: Path) -> dict[str, str]:
     """Read a file of tokens: hash and key file of each. Raises ConfigError, which names it."""
     try:
-        found = tomllib.loads(decode(read_file(file)[:MOST_BYTES]))
+        return _users(decode(read_file(file)), file)
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror or error}") from None
-    except (BadTextError, ValueError) as error:
+    except BadTextError as error:
         raise ConfigError(f"{file}: {error}") from None
+
+
+def _users(text: str, file: Path) -> dict[str, str]:
+    """Parse a file of tokens. Raises ConfigError and ValueError."""
+    found = parse_toml(text)
     tokens = found.get("tokens")
-    if found.keys() != {"tokens"} or not isinstance(tokens, dict) or not tokens:
-        raise ConfigError(f"{file}: expected one table, [tokens], with at least one token")
+    if found.keys() != {"tokens"} or not isinstance(tokens, dict):
+        raise ConfigError(f"{file}: expected one table, [tokens]")
     for token_hash, name in tokens.items():
         if not _HASH.fullmatch(token_hash):
             raise ConfigError(
@@ -139,15 +150,16 @@ def add_token(file: Path, key_file: str) -> str:
     try:
         before = ""
         if file.exists():
-            read_tokens(file)
             before = decode(read_file(file)).rstrip("\n") + "\n"
         quoted = key_file.replace("\\", "\\\\").replace('"', '\\"')
         text = (before or "[tokens]\n") + f'"{hash_of(token)}" = "{quoted}"\n'
-        tomllib.loads(text)
+        _users(text, file)
         with Target(file).open() as out:
             out.write(text.encode())
         if not before:
             os.chmod(file, 0o600)
+    except ConfigError:
+        raise
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror or error}") from None
     except ValueError as error:
@@ -169,8 +181,9 @@ class Logins:
     def begin(self, token_hash: str) -> str:
         """Log in; return the content of the cookie."""
         cookie = new_token()
-        while len(self._logins) >= MOST_LOGINS:
-            del self._logins[next(iter(self._logins))]
+        same = [each for each, login in self._logins.items() if login.token_hash == token_hash]
+        for name in same[: max(0, len(same) - MOST_LOGINS + 1)]:
+            del self._logins[name]
         self._logins[hash_of(cookie)] = _Login(token_hash, time.monotonic())
         return cookie
 
