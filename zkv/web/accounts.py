@@ -33,6 +33,7 @@ class WebAccount:
         sampler: the figures of the last hour.
         recents: recent changes.
         streams: how many answers without an end are open.
+        body_bytes: bytes of the bodies of the requests that are being answered.
     """
 
     def __init__(self, client: AsyncClient) -> None:
@@ -40,6 +41,7 @@ class WebAccount:
         self.sampler = Sampler(self.ask, lambda: client.endpoint)
         self.recents = Recents(self.ask, self.sampler.time_of)
         self.streams = 0
+        self.body_bytes = 0
 
     async def ask(self, op: str, **fields: Any) -> Reply:
         """Send a request; fields that are None are left out.

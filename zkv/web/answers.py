@@ -5,12 +5,14 @@ A failure has the fields of the protocol: ``code``, ``message``, ``retry``, ``ap
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
 
 import msgpack
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from zkv.client import (
@@ -24,12 +26,18 @@ from zkv.client.codec import Packed
 from zkv.client.slicing import is_one_value
 from zkv.entries.text import to_json
 from zkv.entries.value_reader import pack_parsed, parse
+from zkv.entries.value_writer import head_at
 from zkv.reading import BadTextError, decode
 
 JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
 LONGEST_BODY: Final = 64 * 1024 * 1024
 """Bytes of the body of a request; the server's limits are lower for each value."""
+
+MOST_BODY_BYTES: Final = 4 * LONGEST_BODY
+"""Bytes of the bodies of all requests of one user at a time."""
+QUICK: Final = 64 * 1024
+"""Bytes of values and text that are converted at once."""
 
 STATUSES: Final = {
     "BAD_REQUEST": 400, "UNKNOWN_OP": 501, "NOT_FOUND": 404, "DENIED": 403, "CONFLICT": 409,
@@ -40,6 +48,7 @@ STATUSES: Final = {
 }  # fmt: skip
 """The status of each code of the protocol, and of those that only the console has."""
 
+T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -88,6 +97,11 @@ def answering(handler: Handler) -> Handler:
             return await handler(request)
         except (HttpFailure, ClientError, ValueError, OverflowError, RecursionError) as error:
             return refusal(request, failure_of(error))
+        except ClientDisconnect:
+            return Response(status_code=400)  # Nobody reads it.
+        finally:
+            if held := getattr(request.state, "body_bytes", 0):
+                request.state.account.body_bytes -= held
 
     return answer_all
 
@@ -115,6 +129,38 @@ def answer(request: Request, fields: Any, status: int = 200) -> Response:
     return Response(to_json(fields) + "\n", status, media_type=JSON)
 
 
+async def answer_values(request: Request, fields: Any) -> Response:
+    """Do as `answer`; for fields with values, which may be large."""
+    return await apart(weight(fields), answer, request, fields)
+
+
+async def apart(size: int, convert: Callable[..., T], *given: Any) -> T:
+    """Convert between text and values, and let others be answered meanwhile if that takes long.
+
+    One at a time, since parsed text takes dozens of times as many bytes.
+
+    Args:
+        size: bytes that are converted.
+        convert: does it.
+        given: its arguments.
+    """
+    if size <= QUICK:
+        return convert(*given)
+    return await asyncio.get_running_loop().run_in_executor(_converter, convert, *given)
+
+
+_converter: Final = ThreadPoolExecutor(1, "zkv-web-converter")
+
+
+def weight(fields: Any) -> int:
+    """Return the bytes of all values in fields."""
+    if isinstance(fields, bytes):
+        return len(fields)
+    if isinstance(fields, dict):
+        return sum(map(weight, fields.values()))
+    return sum(map(weight, fields)) if isinstance(fields, list | tuple) else 0
+
+
 def packed(value: Any) -> bytes:
     """Pack a value, or what holds several and is told with them; each `Packed` stays as it is."""
     if isinstance(value, bytes) and type(value) is not bytes:
@@ -136,20 +182,27 @@ _pack: Final[Callable[[Any], bytes]] = msgpack.Packer(unicode_errors="surrogatee
 # --- What comes in
 
 
-async def read_body(request: Request, most: int = LONGEST_BODY) -> bytes:
+async def read_body(request: Request, most: int) -> bytes:
     """Read the body of a request. Raises HttpFailure if it is too large."""
     parts, size = [], 0
+    account = getattr(request.state, "account", None)
     async for part in request.stream():
         size += len(part)
         if size > most:
             raise HttpFailure("TOO_LARGE", f"the body has more than {most} bytes")
+        if account is not None:
+            account.body_bytes += len(part)
+            request.state.body_bytes = size
+            if account.body_bytes > MOST_BODY_BYTES:
+                text = f"the requests of this user have more than {MOST_BODY_BYTES} bytes now"
+                raise HttpFailure("BUSY", text, retry=True)
         parts.append(part)
     return b"".join(parts)
 
 
-async def read_value(request: Request) -> Packed:
+async def read_value(request: Request, most: int = LONGEST_BODY) -> Packed:
     """Read a body that is one value: msgpack, byte for byte, or JSON, as Content-Type says."""
-    body = await read_body(request)
+    body = await read_body(request, most)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == MSGPACK:
         if not is_one_value(body):
@@ -160,15 +213,25 @@ async def read_value(request: Request) -> Packed:
             "BAD_REQUEST", f"Content-Type: expected {JSON} or {MSGPACK}, not {kind!r:.60}"
         )
     try:
-        text = decode(body)
-        return Packed(pack_parsed(parse(text), text))
+        return await apart(len(body), _from_json, body)
     except BadTextError as error:
         raise HttpFailure("BAD_REQUEST", f"the body: {error}") from None
 
 
-async def read_fields(request: Request, known: frozenset[str]) -> dict[str, Packed]:
+def _from_json(body: bytes) -> Packed:
+    text = decode(body)
+    return Packed(pack_parsed(parse(text), text))
+
+
+async def read_fields(
+    request: Request, known: frozenset[str], most: int = LONGEST_BODY
+) -> dict[str, Packed]:
     """Read a body that is a map with some of the fields ``known``; each stays packed."""
-    body = await read_value(request)
+    body = await read_value(request, most)
+    kind, _, size = head_at(body, 0)
+    if kind == "map" and size > 2 * len(known):  # Each field that is decoded takes memory.
+        takes = ", ".join(sorted(known))
+        raise HttpFailure("BAD_REQUEST", f"the body has {size // 2} fields; it takes {takes}")
     try:
         fields = _decode_fields(body)
     except (msgspec.MsgspecError, ValueError):

@@ -19,6 +19,7 @@ from zkv.client import RefusedError
 from zkv.client.async_watch import AsyncWatch
 from zkv.client.codec import Packed
 from zkv.entries.text import to_json, type_name
+from zkv.entries.value_writer import head_at
 from zkv.web import MOST
 from zkv.web.accounts import WebAccount
 from zkv.web.answers import (
@@ -26,14 +27,17 @@ from zkv.web.answers import (
     MSGPACK,
     HttpFailure,
     answer,
+    answer_values,
     answering,
+    apart,
     failure_of,
     packed,
     read_fields,
     read_value,
     wants_msgpack,
+    weight,
 )
-from zkv.web.query import Query
+from zkv.web.query import MOST_FIELDS, Query
 
 MOST_STREAMS: Final = 64
 """Open answers without an end of one user."""
@@ -69,11 +73,11 @@ async def get_entry(request: Request) -> Response:
     reply = await account_of(request).ask("GET", key=key)
     value = reply["value"]
     if query.flag("raw"):
-        return _raw(request, reply)
+        return await apart(len(value), _raw, request, reply)
     fields = {"key": key, "value": value, "type": type_name(value), "rev": reply["rev"]}
     if "ttl" in reply:
         fields["ttl"] = reply["ttl"]
-    return answer(request, fields)
+    return await answer_values(request, fields)
 
 
 def _raw(request: Request, reply: dict[str, Any]) -> Response:
@@ -138,25 +142,39 @@ async def scan(request: Request) -> Response:
          if name in names}
         for each in reply["items"]
     ]  # fmt: skip
-    return answer(request, {"items": items, "next": reply["next"], "rev": reply["rev"]})
+    return await answer_values(
+        request, {"items": items, "next": reply["next"], "rev": reply["rev"]}
+    )
 
 
 async def txn(request: Request) -> Response:
     """``POST /api/txn``: the fields of a TXN as the body."""
     fields = await read_fields(request, TXN_FIELDS)
-    try:
-        ops = _decode_ops(fields.get("ops", b"\x90"))
-    except (msgspec.MsgspecError, ValueError):
-        raise HttpFailure("BAD_REQUEST", "ops: expected an array of maps") from None
-    if len(ops) > MOST:
-        raise HttpFailure("TOO_LARGE", f"ops: there are {len(ops)}; the maximum is {MOST}")
+    ops = _ops(fields.get("ops", b"\x90"))
     if any(op.get("op") != _GET for op in ops):
         require_writable(request)
     steps = [{name: Packed(field) for name, field in op.items()} for op in ops]
-    return answer(request, await account_of(request).ask("TXN", **{**fields, "ops": steps}))
+    reply = await account_of(request).ask("TXN", **{**fields, "ops": steps})
+    return await answer_values(request, reply)
 
 
-_decode_ops: Final = msgspec.msgpack.Decoder(list[dict[str, msgspec.Raw]]).decode
+def _ops(packed: bytes) -> list[dict[str, msgspec.Raw]]:
+    """Read the ops of a TXN; none is decoded before it is known that there are few."""
+    kind, _, number = head_at(packed, 0)
+    if kind == "array" and number > MOST:
+        raise HttpFailure("TOO_LARGE", f"ops: there are {number}; the maximum is {MOST}")
+    try:
+        ops = _decode_array(packed)
+        heads = [head_at(bytes(op), 0) for op in ops]
+        if any(head.kind == "map" and head.size > 2 * MOST_FIELDS for head in heads):
+            raise HttpFailure("TOO_LARGE", f"ops: one has over {MOST_FIELDS} fields")
+        return [_decode_op(op) for op in ops]
+    except (msgspec.MsgspecError, ValueError):
+        raise HttpFailure("BAD_REQUEST", "ops: expected an array of maps") from None
+
+
+_decode_array: Final = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_decode_op: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 _GET: Final = msgspec.Raw(packed("GET"))
 
 
@@ -198,7 +216,8 @@ async def _events(request: Request, watch: AsyncWatch) -> AsyncIterator[str]:
             fields = {"rev": change.rev, "op": change.op, "key": change.key}
             if isinstance(change.value, Packed):
                 fields["value"] = change.value
-            yield f"id: {watch.rev}\nevent: {change.op}\ndata: {to_json(fields)}\n\n"
+            data = await apart(weight(fields), to_json, fields)
+            yield f"id: {watch.rev}\nevent: {change.op}\ndata: {data}\n\n"
     except RefusedError as error:
         yield f"event: FAILURE\ndata: {to_json(failure_of(error).fields)}\n\n"
     finally:

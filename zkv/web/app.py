@@ -10,14 +10,16 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from zkv.web import api, page
 from zkv.web.accounts import Connect, WebAccounts
@@ -26,8 +28,16 @@ from zkv.web.gate import ConsoleAddress, Gate, cookie_in, set_cookie
 from zkv.web.tokens import OWN, Logins, Tokens
 
 STATIC: Final = Path(__file__).parent / "static"
-MOST_REQUESTS: Final = 256
+MOST_CONNECTIONS: Final = 256
 """Connections at a time; others get 503."""
+LONGEST_LOGIN: Final = 4_096
+"""Bytes of the body of a login."""
+LOGIN_PATIENCE: Final = 10
+"""Seconds in which that has to come."""
+PATIENCE: Final = 10.0
+"""Seconds in which a peer has to send the head of a request, and something of a body."""
+UNREAD_LOOKS: Final = 6
+"""Times `PATIENCE` in which a peer has to read something of an answer that waits for it."""
 GRACE: Final = 2
 """Seconds for answers that are being sent when it ends."""
 
@@ -74,6 +84,7 @@ def make(console: Console) -> Gate:
         lifespan=lifespan,
         exception_handlers={404: _no_path, 405: _no_path},
     )
+    app.router.redirect_slashes = False  # Behind a proxy it would lead to another place.
     app.state.read_only = console.read_only
     app.state.closing = asyncio.Event()
     app.state.tokens = console.tokens
@@ -98,7 +109,13 @@ async def _health(_request: Request) -> Response:
 
 async def _log_in(request: Request) -> Response:
     """``POST /login``, with ``{"token": TOKEN}``: gives the browser a cookie."""
-    fields = await read_fields(request, frozenset({"token"}))
+    # Whoever sends this is not known yet.
+    try:
+        async with asyncio.timeout(LOGIN_PATIENCE):
+            fields = await read_fields(request, frozenset({"token"}), LONGEST_LOGIN)
+    except TimeoutError:
+        text = f"the body is not there after {LOGIN_PATIENCE} seconds"
+        raise HttpFailure("BAD_REQUEST", text) from None
     state = request.app.state
     token = fields.get("token")
     found = None if token is None else state.tokens.find(_text(token))
@@ -126,6 +143,54 @@ async def _log_out(request: Request) -> Response:
 
 
 # --- Serving
+
+
+class _Connection(H11Protocol):
+    """Closes a connection whose peer stops in the middle.
+
+    uvicorn waits for ever for the head of a request, for the rest of a body, also after the answer,
+    and for somebody to read an answer. So anybody could keep all `MOST_CONNECTIONS`.
+    """
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to look at what the peer does."""
+        super().connection_made(cast(asyncio.Transport, transport))
+        self._had: object = None  # What there was at the last look: the request,
+        self._received = False  # if anything has come since,
+        self._unread = 0  # and what the peer had not read yet, in bytes,
+        self._unread_looks = 0  # for so many looks.
+        self._next_look = self.loop.call_later(PATIENCE, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self._next_look.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the peer."""
+        self._received = True
+        super().data_received(data)
+
+    def _look(self) -> None:
+        unread = self.transport.get_write_buffer_size()
+        self._unread_looks = self._unread_looks + 1 if unread == self._unread else 0
+        is_stuck = self._unread_looks >= UNREAD_LOOKS if unread else self._sends_too_little()
+        if is_stuck:
+            self.transport.abort()
+            return
+        self._had, self._received, self._unread = self.cycle, False, unread
+        self._next_look = self.loop.call_later(PATIENCE, self._look)
+
+    def _sends_too_little(self) -> bool:
+        request: RequestResponseCycle | None = self.cycle
+        if request is not self._had:
+            return False
+        is_answered = request is None or request.response_complete
+        if self.conn.their_state is h11.IDLE:  # The head of a request is not there yet.
+            return is_answered
+        if self.conn.their_state is not h11.SEND_BODY:
+            return False
+        return is_answered or not (self._received or self.flow.read_paused)
 
 
 class _Server(uvicorn.Server):
@@ -171,7 +236,7 @@ def config_of(gate: Gate) -> uvicorn.Config:
     """Return the settings of the HTTP server: nothing of a request is logged."""
     logging.getLogger("uvicorn.access").disabled = True  # Else it asks who would log.
     return uvicorn.Config(
-        gate, http="h11", ws="none", lifespan="on", log_config=None, access_log=False,
+        gate, http=_Connection, ws="none", lifespan="on", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, timeout_graceful_shutdown=GRACE,
-        limit_concurrency=MOST_REQUESTS,
+        limit_concurrency=MOST_CONNECTIONS,
     )  # fmt: skip

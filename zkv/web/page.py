@@ -20,10 +20,11 @@ from zkv.entries.renaming import rename_fields
 from zkv.entries.text import to_json
 from zkv.entries.value_writer import encode, printable
 from zkv.web import MOST
-from zkv.web.answers import JSON, HttpFailure, answer, answering, failure_of, read_value
+from zkv.web.accounts import WebAccount
+from zkv.web.answers import JSON, HttpFailure, answer, answering, apart, failure_of, read_value
 from zkv.web.api import account_of, is_wanted, require_writable, stream
 from zkv.web.query import Query
-from zkv.web.recent import Recent, summary
+from zkv.web.recent import summary
 from zkv.web.sampler import COLUMNS, Row, Sampler
 from zkv.web.transfer import Import, exported
 from zkv.web.tree import level
@@ -175,7 +176,8 @@ async def import_subtree(request: Request) -> Response:
 
 async def as_text(request: Request) -> Response:
     """The value in the body as JSON with tags."""
-    return Response(to_json(await read_value(request)), media_type=JSON)
+    value = await read_value(request)
+    return Response(await apart(len(value), to_json, value), media_type=JSON)
 
 
 async def slow(request: Request) -> Response:
@@ -200,20 +202,20 @@ async def activity(request: Request) -> Response:
 async def live(request: Request) -> Response:
     """Samples of the figures, and with ``prefix`` recent changes, as events."""
     query = Query(request, ("prefix",))
-    account, prefix = account_of(request), query.maybe("prefix")
-    recent = None if prefix is None else account.recents.get(prefix)
-    return stream(request, _live(request, account.sampler, recent))
+    return stream(request, _live(request, account_of(request), query.maybe("prefix")))
 
 
-async def _live(request: Request, sampler: Sampler, recent: Recent | None) -> AsyncIterator[str]:
+async def _live(request: Request, account: WebAccount, prefix: str | None) -> AsyncIterator[str]:
     """Yield the last hour, and then what is new."""
+    sampler = account.sampler
     tab: asyncio.Queue[dict[str, Any]] = asyncio.Queue(SLOWEST_TAB)
     rows = list(sampler.rows)
     newest = rows[-1] if rows else None
     start = {"columns": COLUMNS, "rows": rows, "newest": sampler.newest}
     yield _event("start", start | {"read_only": request.app.state.read_only})
+    recent = None if prefix is None else account.recents.get(prefix)
     if recent is not None:
-        recent.join(tab)
+        recent.join(tab)  # At once: one at which nobody looks may be ended.
     feeding = asyncio.create_task(_feed_samples(sampler, newest, tab))
     try:
         while is_wanted(request):

@@ -1,8 +1,8 @@
 """Export and import of a subtree, in the formats of ``zkv-cli export`` (`zkv.entries.records`).
 
-Both stream: no more than one page, or one batch, is in memory. A page of an export and a batch of
-an import show or change one moment; a whole one does not. With msgpack every byte of a value comes
-back, with JSON its widths do not.
+Both stream: no more than `AT_ONCE` values, or one batch, are in memory. A batch of an import
+changes one moment, a whole one does not, and an export shows each entry as it is when it is read.
+With msgpack every byte of a value comes back, with JSON its widths do not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from zkv.client import NotFoundError
 from zkv.client.codec import Packed
 from zkv.entries.records import BadRecordError, Record, read, written
 from zkv.web import MOST
-from zkv.web.answers import HttpFailure
+from zkv.web.answers import HttpFailure, apart
 from zkv.web.sampler import Ask
 
 LONGEST_RECORD: Final = 192 * 1024 * 1024
@@ -25,17 +25,30 @@ BYTES_AT_ONCE: Final = 4 * 1024 * 1024
 """Bytes of values in one batch, unless a single one has more."""
 
 
+AT_ONCE: Final = 8
+"""Entries that an export reads at a time: each may have a value of the largest size."""
+
+
 async def exported(ask: Ask, prefix: str, as_msgpack: bool) -> AsyncIterator[bytes]:
-    """Yield the entries of a subtree, a page at a time."""
+    """Yield the entries of a subtree, a few at a time."""
     clock = (await ask("PING"))["time"] - time.monotonic() * 1000
     after = None
     while True:
         page = await ask("SCAN", prefix=prefix, after=after, limit=MOST, values=False)
-        found = await asyncio.gather(*[_record(ask, key, clock) for key, _, _ in page["items"]])
-        yield b"".join([written(each, as_msgpack) for each in found if each is not None])
+        yield b""  # The server has not refused, which the caller waits for.
+        for at in range(0, len(page["items"]), AT_ONCE):
+            items = page["items"][at : at + AT_ONCE]
+            found = await asyncio.gather(*[_record(ask, key, clock) for key, _, _ in items])
+            records = [each for each in found if each is not None]
+            size = sum(len(each.value) for each in records)
+            yield await apart(size, _written, records, as_msgpack)
         after = page["next"]
         if after is None:
             return
+
+
+def _written(records: list[Record], as_msgpack: bool) -> bytes:
+    return b"".join([written(each, as_msgpack) for each in records])
 
 
 async def _record(ask: Ask, key: str, clock: float) -> Record | None:
