@@ -37,6 +37,8 @@ LARGEST_PREVIEWED: Final = 4_096
 """Bytes of a value up to which its text is made."""
 LINGER: Final = 30.0
 """Seconds after the last tab has left, as a reload comes back."""
+MOST_UNSEEN: Final = 8
+"""Prefixes that are followed while no tab looks: each costs the server requests."""
 FURTHEST: Final = 5_000
 """Changes that a summary looks back, about."""
 MOST_CHANGES: Final = 4 * FURTHEST
@@ -66,6 +68,9 @@ class Recents:
         for known in [each for each, recent in self._by_prefix.items() if recent.over]:
             del self._by_prefix[known]
         if prefix not in self._by_prefix:
+            unseen = [each for each, recent in self._by_prefix.items() if not recent.is_seen]
+            for known in unseen[: max(0, len(unseen) - MOST_UNSEEN + 1)]:
+                self._by_prefix.pop(known).cancel()
             self._by_prefix[prefix] = Recent(self._ask, self._time_of, prefix)
         return self._by_prefix[prefix]
 
@@ -102,9 +107,18 @@ class Recent:
         self._tabs.discard(tab)
         self._left_at = time.monotonic()
 
+    @property
+    def is_seen(self) -> bool:
+        """True while a tab looks."""
+        return bool(self._tabs)
+
+    def cancel(self) -> None:
+        """Begin to end."""
+        self._task.cancel()
+
     async def aclose(self) -> None:
         """End."""
-        self._task.cancel()
+        self.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
 
