@@ -94,6 +94,11 @@ class ConsoleInProcess:
         """Where it is."""
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def connections(self) -> int:
+        """How many there are."""
+        return len(self._server.server_state.connections)
+
     def __enter__(self) -> Self:
         self._thread.start()
         assert self._ready.wait(LIMIT)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import re
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 import msgpack
 import pytest
 
-from tests.support import FREE_PORT, ServerInProcess, pack
+from tests.support import FREE_PORT, LIMIT, ServerInProcess, pack
 from tests.web.consoles import JSON, MSGPACK, ConsoleInProcess
 from zkv.client import Client
 from zkv.client.codec import PACKED, Packed
+from zkv.entries.text import to_json
+from zkv.reading import decode
+from zkv.web import answers
+from zkv.web.recent import MOST_UNSEEN, Recents
+from zkv.web.transfer import AT_ONCE, exported
 from zkv.web.tree import behind
 
 numbers = itertools.count()
@@ -214,6 +222,54 @@ def test_txn(console: ConsoleInProcess, key: str) -> None:
     assert console.ask("POST", "/api/txn", body=many, Content_Type=MSGPACK).status == 413
 
 
+def test_a_body_of_many_parts_is_refused_before_they_are_read(console: ConsoleInProcess) -> None:
+    for body, status, why in (
+        (b"\x81\xa3ops\xdd\x00\x10\x00\x00" + b"\x80" * 2**20, 413, "1048576; the maximum is 200"),
+        (b"\x81\xa3ops\x91\xde\x00\x15" + b"\xa0\xc0" * 21, 413, "over 20 fields"),
+        (b"\xde\x00\x05" + b"\xa3ops\x90" * 5, 400, "5 fields"),
+    ):
+        refused = console.ask("POST", "/api/txn", body=body, Content_Type=MSGPACK)
+        assert (refused.status, why in refused.json["message"]) == (status, True), refused.json
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_others_are_answered_beside_a_large_value(
+    console: ConsoleInProcess, key: str, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    text = '"' + "x" * 100_000 + '"'
+    console.put(key, text)
+    begun, answered = threading.Event(), threading.Event()
+
+    def slowly(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def converted(given: Any) -> Any:
+            if isinstance(given, bytes) and len(given) > 50_000:
+                begun.set()
+                assert answered.wait(LIMIT)
+            return convert(given)
+
+        return converted
+
+    monkeypatch.setattr("zkv.web.answers.decode", slowly(decode))
+    monkeypatch.setattr("zkv.web.api.to_json", slowly(to_json))
+    with ThreadPoolExecutor(1) as others:
+        query = {"key": key, "raw": ""} if method == "GET" else {"key": key}
+        large = others.submit(console.ask, method, "/api/entry", query, text, Content_Type=JSON)
+        assert begun.wait(LIMIT)
+        assert console.put(f"{key}/small", "1").status == 200
+        answered.set()
+        assert large.result().status == 200
+
+
+def test_a_user_sends_only_so_much_at_a_time(
+    console: ConsoleInProcess, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "MOST_BODY_BYTES", 100)
+    for _ in range(2):  # What has been refused does not count any more.
+        busy = console.put(key, '"' + "x" * 100 + '"')
+        assert (busy.status, busy.json["code"], busy.json["retry"]) == (503, "BUSY", True)
+        assert console.put(key, '"' + "x" * 90 + '"').status == 200
+
+
 def test_events_are_resumed_where_they_were_cut_off(console: ConsoleInProcess, key: str) -> None:
     query = {"prefix": key}
     with console.open("GET", "/api/events", query, Accept="text/event-stream") as stream:
@@ -293,6 +349,49 @@ def test_export_and_import_keep_every_byte(
         text = text.splitlines()[0] + b"\n{"
         broken = console.ask("POST", "/page/import", {"format": "json"}, text)
         assert b"record 2: " in broken.body
+
+
+def test_an_export_holds_few_values_at_a_time() -> None:
+    now = most = 0
+
+    async def ask(op: str, **_fields: Any) -> dict[str, Any]:
+        nonlocal now, most
+        if op == "SCAN":
+            return {"items": [[f"{n:03}", None, 1] for n in range(200)], "next": None}
+        if op == "GET":
+            now, most = now + 1, max(most, now + 1)
+            await asyncio.sleep(0)
+            now -= 1
+        return {"time": 0, "value": Packed(b"\x01"), "rev": 1}
+
+    async def export() -> bytes:
+        return b"".join([part async for part in exported(ask, "", False)])
+
+    assert asyncio.run(export()).count(b"\n") == 200
+    assert most == AT_ONCE
+
+
+def test_an_export_of_nothing(console: ConsoleInProcess, key: str) -> None:
+    empty = console.ask("GET", "/page/export", {"prefix": f"{key}/"})
+    assert (empty.status, empty.body) == (200, b"")
+
+
+def test_few_prefixes_are_followed_while_nobody_looks() -> None:
+    async def ask(_op: str, **_fields: Any) -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return {}
+
+    async def follow() -> int:
+        recents = Recents(ask, lambda _rev: None)
+        recents.get("seen").join(asyncio.Queue())
+        for n in range(30):
+            recents.get(str(n))
+            await asyncio.sleep(0)
+        followed = len(asyncio.all_tasks()) - 1
+        await recents.aclose()
+        return followed
+
+    assert asyncio.run(follow()) == MOST_UNSEEN + 1
 
 
 def test_a_subtree_goes_only_with_its_prefix_typed(console: ConsoleInProcess, key: str) -> None:

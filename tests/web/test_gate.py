@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import ServerInProcess
+from tests.support import LIMIT, ServerInProcess, eventually, pack
 from tests.users.secured import Secured
-from tests.web.consoles import JSON, TOKEN, ConsoleInProcess
+from tests.web.consoles import JSON, MSGPACK, TOKEN, ConsoleInProcess
 from zkv.errors import ConfigError
-from zkv.web.tokens import Tokens, add_token, hash_of, read_tokens
+from zkv.web import app
+from zkv.web.app import LONGEST_LOGIN
+from zkv.web.tokens import MOST_LOGINS, Logins, Tokens, add_token, hash_of, read_tokens
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +148,91 @@ def test_nothing_of_a_request_is_logged(
         assert secret not in out
 
 
+# --- Peers that nobody knows
+
+
+def sent(console: ConsoleInProcess, head: str, body: bytes = b"") -> socket.socket:
+    """A connection on which the beginning of a request has been sent; ``head`` ends its lines."""
+    connection = socket.create_connection(("127.0.0.1", console.port), LIMIT)
+    host = f"Host: 127.0.0.1:{console.port}\r\nOrigin: {console.url}\r\n"
+    connection.sendall(f"{head}\r\n{host}".encode() + body)
+    return connection
+
+
+def test_a_login_is_small(console: ConsoleInProcess) -> None:
+    body = '{"token": "' + "x" * LONGEST_LOGIN + '"}'
+    answer = console.ask(
+        "POST", "/login", body=body, token=None, Origin=console.url, Content_Type=JSON
+    )
+    assert (answer.status, answer.json["code"]) == (413, "TOO_LARGE")
+
+
+CHUNKED = b"Transfer-Encoding: chunked\r\nContent-Type: application/json\r\n\r\n1\r\n{\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        ("", b""), ("GET / HTTP/1.1", b""), ("POST /login HTTP/1.1", CHUNKED),
+        ("POST /api/txn HTTP/1.1", CHUNKED), ("GET / HTTP/1.1", CHUNKED),
+    ],
+    ids=["nothing", "a head", "a login", "a body after its answer", "a body of a GET"],
+)  # fmt: skip
+def test_a_connection_on_which_nothing_comes_is_closed(
+    server: ServerInProcess, monkeypatch: pytest.MonkeyPatch, head: str, body: bytes
+) -> None:
+    monkeypatch.setattr(app, "PATIENCE", 0.05)
+    with ConsoleInProcess(server.endpoint) as console:
+        if head:
+            connection = sent(console, head, body)
+        else:
+            connection = socket.create_connection(("127.0.0.1", console.port), LIMIT)
+        with connection, contextlib.suppress(ConnectionResetError):
+            while connection.recv(65536):
+                pass
+
+
+def test_an_answer_that_nobody_reads_is_given_up(
+    server: ServerInProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "PATIENCE", 0.05)
+    with ConsoleInProcess(server.endpoint) as console:
+        large = pack(b"x" * 15_000_000)  # More than the kernel takes.
+        put = console.ask("PUT", "/api/entry?key=large", body=large, Content_Type=MSGPACK)
+        assert put.status == 200
+        asked = f"Authorization: Bearer {TOKEN}\r\nAccept: {MSGPACK}\r\n\r\n".encode()
+        with sent(console, "GET /api/entry?key=large&raw HTTP/1.1", asked) as connection:
+            assert connection.recv(15) == b"HTTP/1.1 200 OK"
+            eventually(lambda: console.connections == 0, "the connection is closed")
+
+
+def test_streams_stay_open(server: ServerInProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "PATIENCE", 0.001)
+    with (
+        ConsoleInProcess(server.endpoint) as console,
+        console.open("GET", "/api/events") as stream,
+    ):
+        events = console.events(stream)
+        assert next(events)[0] == "BEGIN"
+        console.put("a", "1")
+        assert next(events)[1]["value"] == 1
+
+
+def test_a_peer_that_leaves_early_is_no_bug(
+    console: ConsoleInProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    with sent(console, "POST /login HTTP/1.1", CHUNKED):
+        pass
+    assert console.ask("GET", "/healthz").status == 200
+    assert not caplog.records
+
+
+def test_cookies_of_others_do_not_hide_the_login(console: ConsoleInProcess) -> None:
+    cookie = log_in(console)[1]
+    cookies = f'theirs={{"a": "b c"}}; other[]=1; {cookie}; last="\\'
+    assert console.ask("GET", "/page/session", token=None, Cookie=cookies).status == 200
+
+
 # --- Read-only
 
 
@@ -242,15 +331,23 @@ def test_the_server_decides_who_may_do_what(secured: Secured) -> None:
         assert console.ask("GET", "/page/session", token=None, Cookie=cookie).status == 401
         assert console.ask("GET", "/page/session", token=ann).status == 401
         assert console.ask("GET", "/page/session", token=root).status == 200
-        # A bad file is refused whole.
+        # A bad file is refused whole, also one that others may change.
+        good = file.read_text()
+        file.write_text("")
+        assert console.ask("GET", "/page/session", token=root).status == 200
         file.write_text("[tokens]\n")
+        file.chmod(0o602)
+        assert console.ask("GET", "/page/session", token=root).status == 200
+        file.chmod(0o600)
+        assert console.ask("GET", "/page/session", token=root).status == 401  # All are out.
+        file.write_text(good)
         assert console.ask("GET", "/page/session", token=root).status == 200
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "at least one"), ("[tokens]", "at least one"), ("[tokens]\nabc = 'x.key'", "64 hex"),
+        ("", "one table"), ("tokens = 1", "one table"), ("[tokens]\nabc = 'x.key'", "64 hex"),
         (f"[tokens]\n{hash_of('x')} = 1", "key file"), ("[other]", "one table"),
         ("[", "tokens.toml"),
     ],
@@ -260,3 +357,31 @@ def test_a_bad_file_of_tokens(tmp_path: Path, text: str, why: str) -> None:
     file.write_text(text)
     with pytest.raises(ConfigError, match=why):
         read_tokens(file)
+
+
+def test_a_file_that_lets_nobody_in(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    file.write_text("[tokens]\n")
+    with pytest.raises(ConfigError, match="no token"):
+        Tokens(file)
+    add_token(file, "")
+    file.chmod(0o666)
+    with pytest.raises(ConfigError, match="others may change it"):
+        Tokens(file)
+
+
+def test_a_token_is_added_only_where_it_counts(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    text = f'tokens = {{"{hash_of("x")}" = "x.key"}}\n'  # A line below is not in the table.
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="one table"):
+        add_token(file, "")
+    assert file.read_text() == text
+
+
+def test_nobody_logs_others_out() -> None:
+    logins = Logins()
+    ann, root = logins.begin("ann"), logins.begin("root")
+    for _ in range(MOST_LOGINS):
+        logins.begin("ann")
+    assert (logins.find(ann), logins.find(root)) == (None, "root")
