@@ -382,3 +382,8 @@ def test_json_with_line_breaks(browser: Browser, console: ConsoleInProcess) -> N
         found = page.wait_for_function(script, arg=many).json_value()  # It has a limit of time.
         assert found.count("\n") == 200_001
         assert len(page.evaluate(script, deep)) < 100 * 50_000
+
+
+def test_a_fragment_that_names_no_page(browser: Browser, console: ConsoleInProcess) -> None:
+    with logged_in(browser, console, "#constructor") as page:
+        expect(page).to_have_title(re.compile("^Overview"))

@@ -34,7 +34,7 @@ let current = null;
 /** The page and the fields in the fragment of the URL. */
 function place() {
   const [name, query] = location.hash.slice(1).split(/\?(.*)/s);
-  return { name: name in PAGES ? name : "overview", query: new URLSearchParams(query ?? "") };
+  return { name: Object.hasOwn(PAGES, name) ? name : "overview", query: new URLSearchParams(query ?? "") };
 }
 
 /** The fragment for a page. */
