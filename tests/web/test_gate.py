@@ -17,7 +17,7 @@ from tests.users.secured import Secured
 from tests.web.consoles import JSON, MSGPACK, TOKEN, ConsoleInProcess
 from zkv.errors import ConfigError
 from zkv.web import app
-from zkv.web.app import LONGEST_LOGIN
+from zkv.web.app import LONGEST_LOGIN, MOST_CONNECTIONS
 from zkv.web.tokens import MOST_LOGINS, Logins, Tokens, add_token, hash_of, read_tokens
 
 
@@ -190,6 +190,14 @@ def test_a_connection_on_which_nothing_comes_is_closed(
         with connection, contextlib.suppress(ConnectionResetError):
             while connection.recv(65536):
                 pass
+
+
+def test_connections_without_a_request_give_way(console: ConsoleInProcess) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(MOST_CONNECTIONS + 10):
+            address = ("127.0.0.1", console.port)
+            stack.enter_context(socket.create_connection(address, LIMIT))
+        assert console.ask("GET", "/healthz").status == 200
 
 
 def test_an_answer_that_nobody_reads_is_given_up(

@@ -6,6 +6,7 @@ A failure has the fields of the protocol: ``code``, ``message``, ``retry``, ``ap
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
@@ -146,7 +147,24 @@ async def apart(size: int, convert: Callable[..., T], *given: Any) -> T:
     """
     if size <= QUICK:
         return convert(*given)
-    return await asyncio.get_running_loop().run_in_executor(_converter, convert, *given)
+    return await asyncio.get_running_loop().run_in_executor(
+        _converter, _uncollected, convert, *given
+    )
+
+
+def _uncollected(convert: Callable[..., T], *given: Any) -> T:
+    """Convert without looking for garbage: parsed text has no cycles.
+
+    Python would look through millions of new objects again and again, which takes most of the time,
+    and holds up all threads.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return convert(*given)
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 _converter: Final = ThreadPoolExecutor(1, "zkv-web-converter")

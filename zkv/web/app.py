@@ -149,7 +149,8 @@ class _Connection(H11Protocol):
     """Closes a connection whose peer stops in the middle.
 
     uvicorn waits for ever for the head of a request, for the rest of a body, also after the answer,
-    and for somebody to read an answer. So anybody could keep all `MOST_CONNECTIONS`.
+    and for somebody to read an answer. So anybody could keep all `MOST_CONNECTIONS`. When there are
+    that many, the oldest one on which no request has come gives way.
     """
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -159,7 +160,20 @@ class _Connection(H11Protocol):
         self._received = False  # if anything has come since,
         self._unread = 0  # and what the peer had not read yet, in bytes,
         self._unread_looks = 0  # for so many looks.
+        self._made_at = self.loop.time()
         self._next_look = self.loop.call_later(PATIENCE, self._look)
+        if len(self.connections) >= MOST_CONNECTIONS:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        others = [each for each in self.connections if isinstance(each, _Connection)]
+        idle = [each for each in others if each is not self and each.conn.their_state is h11.IDLE]
+        unused = [
+            each for each in idle
+            if not (each.transport.is_closing() or each.transport.get_write_buffer_size())
+        ]  # fmt: skip
+        if unused:
+            min(unused, key=lambda each: each._made_at).transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
