@@ -301,8 +301,12 @@ def test_signs_of_life_while_the_disk_is_slow(manager: Manager, tmp_path: Path, 
         assert manager.receive() == SIGN
 
 
-def test_no_signs_where_another_process_has_to_give_them(manager: Manager, tmp_path: Path) -> None:
-    env = manager.watching | {"WATCHDOG_PID": "1"}
+@pytest.mark.parametrize("told", [{"WATCHDOG_PID": "1"}, {"WATCHDOG_USEC": "-1"}])
+def test_no_signs_where_nobody_waits_for_them(
+    manager: Manager, tmp_path: Path, told: dict[str, str]
+) -> None:
+    """The variables are those of another process, or make no sense."""
+    env = manager.watching | told
     with ServerProcess(tmp_path / "s", env=env) as server:
         manager.until("READY")
         assert server.stop() == 0

@@ -147,6 +147,7 @@ def _watchdog(variables: Mapping[str, str]) -> float | None:
     if variables.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     try:
-        return int(variables.get("WATCHDOG_USEC", "0")) / 1e6 or None
+        seconds = int(variables.get("WATCHDOG_USEC", "0")) / 1e6
     except ValueError:
         return None
+    return seconds if seconds > 0 else None
