@@ -430,6 +430,9 @@ class FakeClient:
             watch.start()
         return watch
 
+    def lease_time_to_live(self, lease: int, timeout: float) -> int | None:
+        return self._once(lambda: None, timeout)  # Nothing puts a key with a lease.
+
     def status(self, timeout: float) -> list[NodeStatus]:
         def call() -> NodeStatus:
             store, used = self._etcd.store, self._etcd.store.used()

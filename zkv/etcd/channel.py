@@ -64,6 +64,9 @@ class NodeChannel:
         self.range = self._unary("KV/Range", rpc.RangeRequest, rpc.RangeResponse)
         self.txn = self._unary("KV/Txn", rpc.TxnRequest, rpc.TxnResponse)
         self.compact = self._unary("KV/Compact", rpc.CompactionRequest, rpc.CompactionResponse)
+        self.time_to_live = self._unary(
+            "Lease/LeaseTimeToLive", rpc.LeaseTimeToLiveRequest, rpc.LeaseTimeToLiveResponse
+        )
         self.status = self._unary("Maintenance/Status", rpc.StatusRequest, rpc.StatusResponse)
         self.alarm = self._unary("Maintenance/Alarm", rpc.AlarmRequest, rpc.AlarmResponse)
         self.authenticate = self._unary(

@@ -148,6 +148,14 @@ class EtcdClient:
         watch.start()
         return watch
 
+    def lease_time_to_live(self, lease: int, timeout: float) -> int | None:
+        """See `Etcd.lease_time_to_live`."""
+        request = rpc.LeaseTimeToLiveRequest(ID=lease)
+        answer = self._again(
+            lambda node, left: self._ask(node, node.time_to_live, request, left), timeout
+        )
+        return answer.TTL if answer.TTL >= 0 else None
+
     def status(self, timeout: float) -> list[NodeStatus]:
         """See `Etcd.status`."""
         self._check_open()

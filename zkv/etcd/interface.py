@@ -78,13 +78,23 @@ Op = PutOp | ReadOp | DeleteOp
 
 
 class Item(NamedTuple):
-    """A key with its value, the revisions that made it and put it last, and its count of puts."""
+    """A key with its value.
+
+    Args:
+        key: the key.
+        value: its value.
+        create_revision: the one that made it.
+        mod_revision: the one that put it last.
+        version: how many times it was put since it was made.
+        lease: the lease with which it ends; 0 without one.
+    """
 
     key: bytes
     value: bytes
     create_revision: int
     mod_revision: int
     version: int
+    lease: int = 0
 
 
 class TxnResult(NamedTuple):
@@ -271,6 +281,14 @@ class Etcd(Protocol):
             on_events: is called with a revision, and the events up to that one. The events of one
                 revision come together.
             on_end: is called with the reason.
+        """
+
+    def lease_time_to_live(self, lease: int, timeout: float) -> int | None:
+        """Return the seconds that a lease has left, rounded by etcd; None if it has ended.
+
+        Raises:
+            UnknownOutcomeError: no answer came in time.
+            AccessError: the user may not read a key of the lease.
         """
 
     def status(self, timeout: float) -> list[NodeStatus]:

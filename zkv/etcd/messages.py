@@ -136,4 +136,5 @@ def _item(message: rpc.KeyValue) -> Item:
         message.create_revision,
         message.mod_revision,
         message.version,
+        message.lease,
     )

@@ -29,6 +29,7 @@ class KeyValue(_Message):
     mod_revision: int
     version: int
     value: bytes
+    lease: int
     def __init__(
         self,
         *,
@@ -37,6 +38,7 @@ class KeyValue(_Message):
         mod_revision: int = ...,
         version: int = ...,
         value: bytes = ...,
+        lease: int = ...,
     ) -> None: ...
 
 class Event(_Message):
@@ -206,6 +208,22 @@ class CompactionResponse(_Message):
         self,
         *,
         header: ResponseHeader = ...,
+    ) -> None: ...
+
+class LeaseTimeToLiveRequest(_Message):
+    ID: int
+    def __init__(
+        self,
+        *,
+        ID: int = ...,
+    ) -> None: ...
+
+class LeaseTimeToLiveResponse(_Message):
+    TTL: int
+    def __init__(
+        self,
+        *,
+        TTL: int = ...,
     ) -> None: ...
 
 class WatchCreateRequest(_Message):
