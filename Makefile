@@ -132,7 +132,7 @@ benchmark: $(VENV)/benchmark.stamp ## Measure all of them in 15 minutes, and wri
 	$(BIN)/python -m benchmarks.report benchmarks/results.json BENCHMARKS.md
 
 peers: ## Install the servers to compare that Debian or Ubuntu has, as root; Valkey and NATS come as wheels
-	apt-get install --yes --quiet --no-install-recommends redis-server memcached etcd-server
+	apt-get install --yes --quiet --no-install-recommends redis-server memcached etcd-server etcd-client
 
 dist: $(VENV)/dist.stamp ## Make what is published, in dist/: a source distribution, and a wheel for each platform
 	$(BIN)/python -m tools.wheels dist $(ARGS)

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -45,9 +46,9 @@ def blocks_of(document: str) -> list[Block]:
     return blocks
 
 
-SERVER: Final = re.compile(r"^(make run|zkv serve|zkv web|etcd)\b")
-DEFAULT_PORTS: Final = (5555, 5556, 5557, 5558, 2379, 8080)
-"""Of requests, of the feed, of further members, of etcd, and of the console."""
+SERVER: Final = re.compile(r"^(make run|zkv serve|zkv web|etcd|redis-server)\b")
+DEFAULT_PORTS: Final = (5555, 5556, 5557, 5558, 2379, 8080, 6379)
+"""Of requests, of the feed, of further members, of etcd, of the console, and of Redis."""
 
 
 class Sandbox:
@@ -91,7 +92,7 @@ class Sandbox:
     def localise(self, text: str) -> str:
         """``text`` with free ports in the place of the default ones."""
         for default, port in self._ports.items():
-            text = text.replace(f"127.0.0.1:{default}", f"127.0.0.1:{port}")
+            text = re.sub(rf"(127\.0\.0\.1:|-p |--port ){default}\b", rf"\g<1>{port}", text)
         return text
 
     def run(self, block: Block) -> str:
@@ -123,6 +124,9 @@ class Sandbox:
         if block.text.startswith("etcd"):
             eventually(self._etcd_answers, "etcd answers")
             return ""
+        if block.text.startswith("redis-server"):
+            eventually(self._redis_listens, "Redis listens")
+            return ""
         assert server.stdout is not None
         line = read_line(server.stdout).decode()
         assert line.startswith("READY "), self._log.read_text()
@@ -136,6 +140,14 @@ class Sandbox:
             return etcd.status(1.0)[0].leader > 0
         finally:
             etcd.close()
+
+    def _redis_listens(self) -> bool:
+        host, port = self.localise("127.0.0.1:6379").split(":")
+        try:
+            socket.create_connection((host, int(port)), LIMIT).close()
+        except ConnectionRefusedError:
+            return False
+        return True
 
     def wait_for_one_to_end(self) -> None:
         """Wait until one of the servers has ended, with exit status 0."""

@@ -4,9 +4,9 @@ Sessions. Blocks of these languages are run in a directory of their own, in the 
 stand in a document; a ``text`` block that follows with nothing in between is what they print, with
 ``...`` in the place of what may differ.
 
-- ``sh``: run by a shell. A block that begins with ``make run``, ``zkv serve``, ``zkv web`` or
-  ``etcd`` is a terminal of its own: what it starts goes on in the background, until a later block
-  ends it. Documents with an etcd are not run where there is none.
+- ``sh``: run by a shell. A block that begins with ``make run``, ``zkv serve``, ``zkv web``,
+  ``etcd`` or ``redis-server`` is a terminal of its own: what it starts goes on in the background,
+  until a later block ends it. Documents with an etcd or a Redis are not run where there is none.
 - ``python``: run as a program.
 
 The documents show the default ports; here, free ones take their place in what is run and printed.
@@ -63,6 +63,11 @@ WITH_SESSIONS: Final = (
     "docs/nested.md", "docs/testing.md",
 )  # fmt: skip
 WITH_ETCD: Final = ("docs/cluster.md",)
+WITH_PEERS: Final = ("docs/importing.md",)
+needs_peers: Final = pytest.mark.skipif(
+    not all(map(shutil.which, ("etcd", "etcdctl", "redis-server", "redis-cli"))),
+    reason="NOT RUN: etcd, etcdctl, Redis or redis-cli is not installed here (make peers)",
+)
 WITH_CURL: Final = ("docs/console.md",)
 needs_curl: Final = pytest.mark.skipif(
     shutil.which("curl") is None, reason="NOT RUN: curl is not installed here (apt install curl)"
@@ -119,6 +124,7 @@ def needs(module: str) -> pytest.MarkDecorator:
     [
         *WITH_SESSIONS,
         *(pytest.param(name, marks=needs_etcd) for name in WITH_ETCD),
+        *(pytest.param(name, marks=needs_peers) for name in WITH_PEERS),
         *(pytest.param(name, marks=needs_curl) for name in WITH_CURL),
         *(pytest.param(name, marks=needs(module)) for name, module in WITH_FRAMEWORK.items()),
     ],

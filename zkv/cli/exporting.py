@@ -87,10 +87,14 @@ class Limits(NamedTuple):
     Args:
         record: of a record in a file; JSON is longer than msgpack.
         message: of a request.
+        key: of a key.
+        value: of a value.
     """
 
     record: int
     message: int
+    key: int
+    value: int
 
 
 def limits_of(client: Client) -> Limits:
@@ -98,8 +102,8 @@ def limits_of(client: Client) -> Limits:
     info = client.call("INFO")
     with reading("INFO"):
         limits = info["limits"]
-        longest = TEXT_GROWTH * int(limits["max_value_bytes"]) + 65_536
-        return Limits(longest, int(limits["max_message_bytes"]))
+        key, value = int(limits["max_key_bytes"]), int(limits["max_value_bytes"])
+        return Limits(TEXT_GROWTH * value + 65_536, int(limits["max_message_bytes"]), key, value)
 
 
 def rev_of(client: Client) -> int:
@@ -119,18 +123,35 @@ def records(
     client: Client, clock: ServerClock, found: Iterable[dict[str, Any]]
 ) -> Iterator[list[Record]]:
     """The entries whose keys are in pages of a SCAN, with the times at which they expire."""
-    at_once = KEYS_AT_ONCE
+    reader = EntryReader(client, clock)
     for page in found:
-        keys = [key for key, _, _ in page["items"]]
+        yield from reader.read([key for key, _, _ in page["items"]])
+
+
+class EntryReader:
+    """Reads entries of given keys, as many at a time as fit into a reply.
+
+    Args:
+        client: of the server.
+        clock: that of the server.
+    """
+
+    def __init__(self, client: Client, clock: ServerClock) -> None:
+        self._client = client
+        self._clock = clock
+        self._at_once = KEYS_AT_ONCE
+
+    def read(self, keys: list[str]) -> Iterator[list[Record]]:
+        """The entries of keys, without absent ones, with the times at which they expire."""
         while keys:
-            entries, size = _get(client, clock, keys[:at_once])
+            entries, size = _get(self._client, self._clock, keys[: self._at_once])
             if entries is None:  # They are too large for one reply.
-                at_once = max(1, min(at_once, len(keys)) // 2)
+                self._at_once = max(1, min(self._at_once, len(keys)) // 2)
                 continue
-            keys = keys[at_once:]
+            keys = keys[self._at_once :]
             yield entries
-            fitting = at_once * BYTES_AT_ONCE // max(size, 1)
-            at_once = max(1, min(KEYS_AT_ONCE, 2 * at_once, fitting))
+            fitting = self._at_once * BYTES_AT_ONCE // max(size, 1)
+            self._at_once = max(1, min(KEYS_AT_ONCE, 2 * self._at_once, fitting))
 
 
 def _get(client: Client, clock: ServerClock, keys: list[str]) -> tuple[list[Record] | None, int]:

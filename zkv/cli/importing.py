@@ -1,232 +1,156 @@
-"""``zkv-cli import``: stores the entries of a file in batches.
+"""``zkv-cli import``: stores the entries of a file, or of another system, in batches.
 
-Strategy: a batch is one request, which stores all of it or nothing. Batches are sent in the order
-of the file, so that of two records with one key the later counts. Storing an entry twice is the
-same as storing it once: an interrupted import may be repeated, or continued after the last batch
-that was answered (``--resume``).
+Strategy: an `ImportSource` hands out batches. A batch is one request, which stores all of it or
+nothing; batches are sent in the order of the source. Storing an entry twice is the same as storing
+it once, so an interrupted import may be repeated.
 
-If the server refuses a batch, its halves are sent, until the record at fault is known. Everything
-before that is stored, its number and the reason are printed, and nothing after it is read.
-
-Invariants: memory is bounded by one batch. Values are packed when they are read, and stay so.
+If the server refuses a batch, its halves are sent, until the record at fault is known. Of a file,
+everything before that is stored, its number and the reason are printed, and nothing after it is
+read (`ImportWriter`). Of another system, it is named and left out; what is in the store already is
+left as it is, and at the end all has been compared with what is there (`CheckedWriter`).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import io
-import json
-import os
-import sys
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
-from zkv.cli.asking import CommandSession, failure, reading
-from zkv.cli.exporting import ServerClock, is_packed, limits_of, rev_of
+from zkv.cli.asking import NEGATIVE, CommandSession, failure, reading
+from zkv.cli.exporting import EntryReader, Limits, ServerClock, limits_of
+from zkv.cli.file_source import FileSource
 from zkv.cli.output import FAILED, CommandError, note, print_result
 from zkv.cli.progress import TransferProgress
+from zkv.cli.sources import ImportBatch, ImportSource
+from zkv.cli.sources.opening import check_file_options
 from zkv.client.codec import PACKED, Packed
 from zkv.client.messages import pack_request
-from zkv.entries.records import CHUNK, LATEST, BadRecordError, Place, Record, read
+from zkv.entries.records import Place, Record
 from zkv.entries.text import to_json
-from zkv.reading import BadTextError, decode, open_file, parse_json, read_file
-from zkv.writing import Target
+from zkv.errors import ZkvError
 
 if TYPE_CHECKING:
+    from zkv.cli.sources.foreign import ForeignSource
     from zkv.client import Client
 
-AT_ONCE: Final = 1_000
-BYTES_AT_ONCE: Final = 1024 * 1024
-"""Bytes of the file after which a batch is sent; one record may have more."""
 GROWTH: Final = 3
 """More than a byte of a file becomes in a request: ``1e9,``, four bytes, is a float of nine."""
 REQUEST_OVERHEAD: Final = 256
 """More than a request has beside its fields, with its envelope."""
+SLACK: Final = 2_000
+"""Milliseconds in which two ends of an entry are the same: etcd counts seconds."""
 
 
 def run(session: CommandSession, options: argparse.Namespace) -> int:
     """Store the entries, and print how many there were."""
     client = session.client(options)
     began = time.monotonic()
-    limits = limits_of(client)
-    with _Source(options, limits.record) as source:
-        state = _State(options.resume, source, client)
-        writer = _Writer(client, source.unit, limits.message)
+    limits, clock = limits_of(client), ServerClock(client)
+    source, writer = _open(options, client, clock, limits)
+    with source:
         try:
             with TransferProgress("import", f"{source.unit}s", source.size) as progress:
-                state.go_on()
-                for batch in _batches(source, state):
-                    writer.store(batch, batch[-1].end - state.offset)
-                    state.keep(batch[-1], writer.rev)
-                    progress.show(batch[-1].number, batch[-1].end)
-        except (CommandError, KeyboardInterrupt):
-            reached = writer.reached or state.number
-            note(f"imported {f'{source.unit}s 1-{reached}' if reached else 'nothing'}")
+                for batch in source.batches():
+                    writer.store(batch)
+                    source.keep(batch, writer.rev)
+                    progress.show(batch.places[-1].number, batch.done)
+        except (CommandError, ZkvError, KeyboardInterrupt):
+            note(source.reached(writer.reached))
             raise
-        except OSError as error:
-            raise CommandError(FAILED, f"{source.name}: {error.strerror}") from error
-    state.remove()
-    _summarise(options, writer, time.monotonic() - began)
-    return 0
-
-
-def _summarise(options: argparse.Namespace, writer: _Writer, seconds: float) -> None:
+    source.end()
     if options.json:
-        told = {"stored": writer.stored, "expired": writer.expired, "rev": writer.rev}
-        print_result(to_json({"ok": True, **told, "seconds": round(seconds, 3)}))
-        return
-    line = f"OK, {writer.stored} stored"
-    if writer.expired:
-        line += f", {writer.expired} left out that have expired"
-    print_result(f"{line}, revision {writer.rev}" if writer.stored else line)
+        seconds = round(time.monotonic() - began, 3)
+        print_result(to_json({"ok": writer.status == 0, **writer.told(), "seconds": seconds}))
+    else:
+        print_result(writer.told_as_text())
+    return writer.status
 
 
-class _Source:
-    """The file to import. Use as a context manager.
+def _open(
+    options: argparse.Namespace, client: Client, clock: ServerClock, limits: Limits
+) -> tuple[ImportSource, ImportWriter]:
+    """The source that is asked for, and what stores its records. Raises CommandError."""
+    if options.source is None:
+        check_file_options(options)
+        file = FileSource(options, client, limits.record)
+        return file, ImportWriter(client, file, clock, limits.message)
+    from zkv.cli.sources.opening import open_source
 
-    Args:
-        options: of the command.
-        longest: bytes of the longest record.
-    """
-
-    def __init__(self, options: argparse.Namespace, longest: int) -> None:
-        self.name = "standard input" if options.file == "-" else options.file
-        self.packed = is_packed(options)
-        self.unit = "record" if self.packed else "line"
-        self.longest = longest
-        self._opened = self._open(options.file)
-        self._passed = _Passed(self._opened)
-        self.file: BinaryIO = self._opened
-        if options.resume is not None:
-            self.file = io.BufferedReader(self._passed, CHUNK)
-        self.size = os.fstat(self._opened.fileno()).st_size if self._opened.seekable() else None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if sys.stdin is None or self._opened is not sys.stdin.buffer:
-            self._opened.close()
-
-    def _open(self, name: str) -> BinaryIO:
-        try:
-            if name != "-":
-                return open_file(name)
-            if sys.stdin is None:
-                raise CommandError(FAILED, "standard input is closed")
-            return sys.stdin.buffer
-        except OSError as error:
-            raise CommandError(FAILED, f"{name}: {error.strerror}") from error
-
-    def digest(self, size: int) -> str:
-        """The digest of what has been read, up to ``size`` bytes after the previous digest."""
-        return self._passed.digest(size)
+    source = open_source(options, clock, limits)
+    return source, CheckedWriter(client, source, clock, limits.message)
 
 
-class _Passed(io.RawIOBase):
-    """A file to read that keeps what has been read until that is part of the digest."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._hash = hashlib.blake2b(digest_size=16)
-        self._kept = bytearray()
-
-    def readable(self) -> bool:
-        """As of any file to read."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Read what is available: at least a byte, unless the file is at its end."""
-        data = self._file.read1(len(buffer))  # type: ignore[attr-defined]
-        self._kept += data
-        buffer[: len(data)] = data
-        return len(data)
-
-    def digest(self, size: int) -> str:
-        """See `_Source.digest`."""
-        self._hash.update(self._kept[:size])
-        del self._kept[:size]
-        return self._hash.hexdigest()
-
-
-def _batches(source: _Source, state: _State) -> Iterator[list[Place]]:
-    """The records after the state, in batches.
-
-    Raises CommandError if a record cannot be read, after all before it have been returned.
-    """
-    batch: list[Place] = []
-    bad: BadRecordError | None = None
-    number, begin = state.number, state.offset
-    places = read(source.file, source.packed, source.longest, state.number, state.offset)
-    while True:
-        try:
-            place = next(places, None)
-        except BadRecordError as error:
-            place, bad = None, error
-        if place is not None:
-            batch.append(place)
-            number = place.number
-        end = place is None
-        if batch and (end or len(batch) >= AT_ONCE or batch[-1].end - begin >= BYTES_AT_ONCE):
-            begin = batch[-1].end
-            yield batch
-            batch = []
-        if bad is not None:
-            raise CommandError(FAILED, f"{source.unit} {number + 1}: {bad}")
-        if end:
-            return
-
-
-class _Writer:
+class ImportWriter:
     """Stores batches, and counts.
 
     Args:
         client: of the server.
-        unit: what a record is called: a line, or a record.
+        source: where the records come from.
+        clock: that of the server.
         most: bytes of the largest request; a larger one would get no reply.
     """
 
-    def __init__(self, client: Client, unit: str, most: int) -> None:
+    def __init__(self, client: Client, source: ImportSource, clock: ServerClock, most: int) -> None:
         self._most = most
         self._client = client
-        self._unit = unit
-        self._clock = ServerClock(client)
+        self._source = source
+        self._clock = clock
         self.stored = 0
         self.expired = 0
         self.rev = 0
         self.reached = 0
         """Number of the last record of those that are stored without a gap."""
 
-    def store(self, batch: list[Place], size: int) -> None:
+    def store(self, batch: ImportBatch) -> None:
         """Store a batch.
 
-        Args:
-            batch: the records.
-            size: their bytes in the file.
-
         Raises:
-            CommandError: one of them cannot be stored; all before it are.
+            CommandError: one of the records cannot be stored; all before it are.
         """
+        self._store(batch.places, batch.size)
+
+    def told(self) -> dict[str, Any]:
+        """The result, as ``--json`` prints it."""
+        return {"stored": self.stored, "expired": self.expired, "rev": self.rev}
+
+    def told_as_text(self) -> str:
+        """The result, as lines."""
+        line = f"OK, {', '.join(self._counts())}"
+        return f"{line}, revision {self.rev}" if self.stored else line
+
+    @property
+    def status(self) -> int:
+        """The exit status."""
+        return 0
+
+    def _counts(self) -> list[str]:
+        """The number of records to which each thing happened."""
+        gone = [f"{self.expired} left out that have expired"] if self.expired else []
+        return [f"{self.stored} stored", *gone]
+
+    def _store(self, places: list[Place], size: int) -> None:
+        """Store records, of about ``size`` bytes."""
         now = self._clock.now()
-        lasting = [_lasting(place.record, now) for place in batch if place.record is not None]
+        lasting = [_lasting(place.record, now) for place in places if place.record is not None]
         entries = [entry for entry in lasting if entry.ttl is None or entry.ttl > 0]
         error = self._send(entries, size) if entries else None
         if error is None:
-            self.reached = batch[-1].number
             self.stored += len(entries)
             self.expired += len(lasting) - len(entries)
-        elif len(batch) > 1:
-            middle = len(batch) // 2
-            self.store(batch[:middle], size)
-            self.store(batch[middle:], size)
+        elif len(places) > 1:
+            middle = len(places) // 2
+            self._store(places[:middle], size)
+            self._store(places[middle:], size)
         else:
-            text = "an int has more than 64 bits" if isinstance(error, OverflowError) else error
-            raise CommandError(FAILED, f"{self._unit} {batch[0].number}: {text}") from error
+            self._leave_out(places[0], error)
+        self.reached = places[-1].number
+
+    def _leave_out(self, place: Place, error: Exception) -> None:
+        """Note that the server does not take a record."""
+        self._source.leave_out(place, error)
 
     def _send(self, entries: list[Record], size: int) -> Exception | None:
         """Send a batch; returns the error if it is at fault itself, else None."""
@@ -248,6 +172,150 @@ class _Writer:
         with reading(op):
             self.rev = int(reply["rev"])
         return None
+
+
+class CheckedWriter(ImportWriter):
+    """Stores what is not there already, and compares all with what is then in the store.
+
+    Args:
+        client: of the server.
+        source: where the records come from.
+        clock: that of the server.
+        most: bytes of the largest request.
+    """
+
+    def __init__(
+        self, client: Client, source: ForeignSource, clock: ServerClock, most: int
+    ) -> None:
+        super().__init__(client, source, clock, most)
+        self._foreign = source
+        self._reader = EntryReader(client, clock)
+        self._refused: set[str] = set()
+        self._wanted, self._found = Digest(), Digest()
+        self.there = 0
+
+    def store(self, batch: ImportBatch) -> None:
+        """See `ImportWriter.store`; what the server refuses is left out."""
+        now = round(self._clock.now() * 1000)
+        places = self._lasting(batch.places, now)
+        there = self._read(list(places))
+        new = [place for key, place in places.items() if not _is_same(place, there.get(key))]
+        self._refused.clear()
+        if new:
+            self._store(new, batch.size)
+            there |= self._read([place.record.key for place in new if place.record is not None])
+        self.there += len(places) - len(new)
+        self._compare(places, there)
+        self.reached = batch.places[-1].number
+
+    def told(self) -> dict[str, Any]:
+        """See `ImportWriter.told`."""
+        checked = {
+            "there": self.there,
+            "left_out": self._foreign.left_out,
+            "read": self._wanted.told(),
+            "found": self._found.told(),
+            "verified": self._is_verified,
+        }
+        return super().told() | checked
+
+    def told_as_text(self) -> str:
+        """See `ImportWriter.told_as_text`."""
+        line = super().told_as_text()
+        wanted, found = self._wanted, self._found
+        if self._is_verified:
+            return f"{line}\nverified: what was read is there, {wanted}"
+        return f"{line}\nNOT VERIFIED: what was read has {wanted}; what is there has {found}"
+
+    @property
+    def status(self) -> int:
+        """See `ImportWriter.status`."""
+        if not self._is_verified:
+            return FAILED
+        return NEGATIVE if self._foreign.left_out else 0
+
+    def _counts(self) -> list[str]:
+        """See `ImportWriter._counts`."""
+        there = [f"{self.there} there already"] if self.there else []
+        left_out = self._foreign.left_out
+        return [*super()._counts(), *there, *([f"{left_out} left out"] if left_out else [])]
+
+    @property
+    def _is_verified(self) -> bool:
+        return self._wanted.told() == self._found.told()
+
+    def _lasting(self, places: list[Place], now: int) -> dict[str, Place]:
+        """The records to store, by key. Of two with one key, the later counts."""
+        lasting = {}
+        for place in places:
+            record = place.record
+            if record is None:
+                continue
+            if record.expires is not None and record.expires <= now:
+                self.expired += 1
+            else:
+                lasting[record.key] = place
+        return lasting
+
+    def _read(self, keys: list[str]) -> dict[str, Record]:
+        """The entries of keys in the store."""
+        return {record.key: record for page in self._reader.read(keys) for record in page}
+
+    def _leave_out(self, place: Place, error: Exception) -> None:
+        super()._leave_out(place, error)
+        if place.record is not None:
+            self._refused.add(place.record.key)
+
+    def _compare(self, places: dict[str, Place], there: dict[str, Record]) -> None:
+        """Count what is wanted, and what is in the store."""
+        now = round(self._clock.now() * 1000)
+        for key, place in places.items():
+            record, found = place.record, there.get(key)
+            if record is None or key in self._refused:
+                continue
+            if found is None and record.expires is not None and record.expires <= now:
+                continue  # It has been stored, and has expired since.
+            self._wanted.add(record)
+            if found is not None:
+                self._found.add(found)
+            if not _is_same(place, found):
+                what = "has another value or time" if found else "is not there"
+                note(f"{key!r:.200} {what} in the store: who else writes there?")
+
+
+class Digest:
+    """A count of entries, and a hash that does not depend on their order.
+
+    It is the sum of the hashes of all entries, modulo 2**128: it finds what gets lost or changed by
+    a fault, and not what somebody forges.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sum = 0
+
+    def __str__(self) -> str:
+        return f"count {self.count}, hash {self._sum:032x}"
+
+    def add(self, record: Record) -> None:
+        """Add key and value of an entry."""
+        hashed = hashlib.blake2b(_pack(record.key) + record.value, digest_size=16).digest()
+        self.count += 1
+        self._sum = (self._sum + int.from_bytes(hashed)) % 2**128
+
+    def told(self) -> dict[str, Any]:
+        """Count and hash, as JSON has them."""
+        return {"count": self.count, "hash": f"{self._sum:032x}"}
+
+
+def _is_same(place: Place, found: Record | None) -> bool:
+    """True if an entry in the store is as it was read."""
+    record = place.record
+    if record is None or found is None or found.value != record.value:
+        return False
+    if record.expires is None or found.expires is None:
+        return record.expires is found.expires
+    return abs(record.expires - found.expires) <= SLACK
 
 
 def _check_size(op: str, fields: dict[str, Any], most: int) -> None:
@@ -283,122 +351,3 @@ _pack: Final = _packer.pack
 _PUT: Final = b"\x84\xa2op\xa3PUT\xa3key"
 _TTL: Final = b"\xa3ttl"
 _VALUE: Final = b"\xa5value"
-
-
-class _State:
-    """The progress of an import, in a file that is on disk before the next batch.
-
-    The file also identifies the source, by the size and digest of what has been imported, and the
-    store: with others, an import that continues would leave entries out.
-
-    Args:
-        name: of the file; None = there is none.
-        source: the file to import.
-        client: of the store.
-    """
-
-    def __init__(self, name: str | None, source: _Source, client: Client) -> None:
-        self._name = name
-        self._source = source
-        self._client = client
-        self._of = {
-            "source": source.name,
-            "server": client.endpoint,
-            "format": "msgpack" if source.packed else "json",
-        }
-        self._digest = ""
-        self._rev = 0
-        self.number = 0
-        self.offset = 0
-        if name is not None:
-            self._read(name)
-
-    def go_on(self) -> None:
-        """Skip what is imported in the source. Raises CommandError if that is not there."""
-        left = self.offset
-        while left and (data := self._source.file.read(min(left, BYTES_AT_ONCE))):
-            left -= len(data)
-            digest = self._source.digest(len(data))
-            if left == 0 and digest != self._digest:
-                raise self._other(f"its first {self.offset} bytes are not those that were imported")
-        if left:
-            raise self._other(f"it ends before byte {self.offset}, up to which it was imported")
-
-    def keep(self, place: Place, rev: int) -> None:
-        """Record that all up to ``place`` is stored, and that the store has revision ``rev``."""
-        size = place.end - self.offset
-        self.number, self.offset = place.number, place.end
-        if self._name is None:
-            return
-        self._digest, self._rev = self._source.digest(size), max(self._rev, rev)
-        done = {"number": self.number, "offset": self.offset, "digest": self._digest}
-        fields = self._of | done | {"rev": self._rev}
-        try:
-            with Target(self._name).open() as file:
-                file.write(json.dumps(fields).encode() + b"\n")
-        except OSError as error:
-            raise CommandError(FAILED, f"{self._name}: {error.strerror}") from error
-
-    def remove(self) -> None:
-        """Remove the file: the next import begins anew."""
-        if self._name is None:
-            return
-        with contextlib.suppress(OSError):
-            target = Target(self._name)
-            try:
-                target.path.unlink()
-            except FileNotFoundError:
-                pass
-            except OSError:  # The directory is read-only. An empty file means the same.
-                with target.open():
-                    pass
-
-    def _read(self, name: str) -> None:
-        try:
-            target = Target(name)
-            if not target.is_file:
-                raise CommandError(FAILED, f"{name} is no file in which a state could be kept")
-            target.require_directory()
-            data = b"" if target.is_empty else read_file(name)
-        except OSError as error:
-            raise CommandError(FAILED, f"{name}: {error.strerror}") from error
-        if not data:
-            return
-        try:
-            found = parse_json(decode(data))
-        except BadTextError:
-            found = None
-        if not isinstance(found, dict) or "source" not in found:
-            raise CommandError(FAILED, f"{name} is not the state of an import")
-        for field, value in self._of.items():
-            if found.get(field) != value:
-                was = found.get(field)
-                what = "" if field == "source" else f"{field} "
-                raise CommandError(
-                    FAILED,
-                    f"{name} is the state of another import, of {what}{was!r:.80} instead of "
-                    f"{value!r:.80}; to start again, remove it",
-                )
-        self._take(name, found)
-
-    def _take(self, name: str, found: dict[str, Any]) -> None:
-        """Continue from the state. Raises CommandError."""
-        numbers = [found.get(field) for field in ("number", "offset", "rev")]
-        if not all(type(number) is int and 0 <= number <= LATEST for number in numbers):
-            raise CommandError(FAILED, f"{name} is not the state of an import")
-        self.number, self.offset, self._rev = found["number"], found["offset"], found["rev"]
-        self._digest = str(found.get("digest"))
-        if (rev := rev_of(self._client)) < self._rev:
-            raise CommandError(
-                FAILED,
-                f"{name} is the state of an import to another store, which had revision "
-                f"{self._rev}; the one at {self._client.endpoint} has {rev}; to start again, "
-                f"remove it",
-            )
-
-    def _other(self, why: str) -> CommandError:
-        return CommandError(
-            FAILED,
-            f"{self._source.name} is not the file whose import {self._name} records: {why}; "
-            f"to start again, remove {self._name}",
-        )

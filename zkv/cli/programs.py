@@ -49,6 +49,30 @@ STATE: Final = option(
     "STATE",
     "a file for the progress: the same command, run again, continues from there",
 )
+FROM: Final = Argument(
+    "[--from URL]",
+    ("--from",),
+    {
+        "metavar": "URL",
+        "dest": "source",
+        "help": "instead of FILE another system: redis://HOST:PORT/DB, rediss:, unix:, "
+        "etcd://HOST:PORT,HOST:PORT, dbm:PATH or shelve:PATH; run again, it goes on",
+    },
+)
+FROM_PREFIX: Final = option("--prefix", "PREFIX", "with --from: only keys with this prefix")
+FORM: Final = Argument(
+    "[--values FORM]",
+    ("--values",),
+    {
+        "metavar": "FORM",
+        "choices": ("bin", "text", "json", "msgpack", "pickle"),
+        "help": "with --from: what values are there: bytes, UTF-8 text, JSON, msgpack or, in a "
+        "file, pickles, which run what is in them; default: bin",
+    },
+)
+STRUCTURES: Final = flag(
+    "--structures", "with --from redis: also hashes, lists, sets and sorted sets, as values"
+)
 INTERVAL: Final = option(
     "--interval", "TIME", "between two views: seconds, or such as 500ms; default: 1",
     durations.argument,
@@ -84,8 +108,9 @@ _TABLE: Final = (
         (FILE, CHANGED_PREFIX, AFTER, FORMAT, GO_ON), run=program("exporting"),
     ),
     Command(
-        "import", "store the entries of a file", "import entries.jsonl", (FILE, FORMAT, STATE),
-        run=program("importing"),
+        "import", "store the entries of a file, or of another system", "import entries.jsonl",
+        (FILE, FORMAT, STATE, FROM, FROM_PREFIX, FORM, STRUCTURES), run=program("importing"),
+        more=("import --from redis://127.0.0.1:6379/0 --values text",),
     ),
     Command(
         "top", "show the server's activity live", "top --limit 2 --interval 0.1",
