@@ -127,9 +127,10 @@ lint: $(VENV)/dev.stamp ## Check style, types and who imports whom
 bench: $(VENV)/benchmark.stamp ## Measure the main loads beside other servers, in 2 minutes (needs gcc): ARGS='--rows MPUT'
 	$(BIN)/python -m benchmarks.run --short $(ARGS)
 
-benchmark: $(VENV)/benchmark.stamp ## Measure all of them in 15 minutes, and write BENCHMARKS.md
+benchmark: $(VENV)/benchmark.stamp ## Measure all of them in 20 minutes, and write BENCHMARKS.md and docs/sharing.md
 	$(BIN)/python -m benchmarks.run --json benchmarks/results.json
 	$(BIN)/python -m benchmarks.report benchmarks/results.json BENCHMARKS.md
+	$(BIN)/python -m benchmarks.sharing --json benchmarks/sharing.json docs/sharing.md
 
 peers: ## Install the servers to compare that Debian or Ubuntu has, as root; Valkey and NATS come as wheels
 	apt-get install --yes --quiet --no-install-recommends redis-server memcached etcd-server etcd-client
