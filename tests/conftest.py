@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ import zmq
 pytest.register_assert_rewrite("tests.support")
 
 from tests.support import (  # noqa: E402  after the line above
+    ROOT,
     Raw,
     ServerProcess,
     serve_in_python,
@@ -32,15 +34,17 @@ hypothesis.settings.register_profile("zkv", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("zkv")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Take SIGINT, as all children then do: a shell without job control starts what runs in the
     background so that nobody does, and what Ctrl-C ends would never end.
 
-    Have the children keep what Python compiles: there are thousands, and each would compile all of
-    zkv again, which more than doubles what a start takes.
+    Compile zkv once, and have no child do that: there are thousands, and it more than doubles what
+    a start takes. One that has no space on its disk, as a test wants it, would leave half a file.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    if not hasattr(config, "workerinput"):
+        compileall.compile_dir(ROOT / "zkv", quiet=2)
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 
 @pytest.hookimpl(trylast=True)
