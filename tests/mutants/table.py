@@ -1921,8 +1921,8 @@ IN_CLUSTER: Final = [
     Mutant(
         "an append waits for more than there were",
         MEMBER_WAL,
-        "while before < queued < self._expected and",
-        "while before < queued and",
+        "while 0 < queued < self._expected and",
+        "while 0 < queued and",
         IN_MEMBER_WAL,
     ),
     Mutant(

@@ -72,8 +72,10 @@ PAUSE_SECONDS: Final = 0.05
 """Pause before a batch is repeated."""
 GATHER_SHARE: Final = 0.5
 """An append waits for further commits for this part, at most, of what recent ones took."""
-GATHER_PAUSE_SECONDS: Final = 0.0003
-"""It goes on earlier if no commit has come for so long."""
+PAUSE_TO_GATHER_SECONDS: Final = 0.0001
+"""So often it looks if they have come."""
+MOST_PAUSES: Final = 3
+"""It goes on earlier if no commit has come in so many pauses."""
 BATCH_BYTES: Final = 4 * 1024 * 1024
 """Bytes of commits from which on a batch takes no more."""
 
@@ -252,10 +254,11 @@ class ReplicatedWal(Wal):
         A lone writer never waits: nobody else was there.
         """
         deadline = time.monotonic() + GATHER_SHARE * self._append_seconds
-        before, queued = 0, self.last_lsn - self.written_lsn
-        while before < queued < self._expected and time.monotonic() < deadline:
-            self._woken.wait(GATHER_PAUSE_SECONDS)
+        queued, silent = self.last_lsn - self.written_lsn, 0
+        while 0 < queued < self._expected and silent < MOST_PAUSES and time.monotonic() < deadline:
+            self._woken.wait(PAUSE_TO_GATHER_SECONDS)
             before, queued = queued, self.last_lsn - self.written_lsn
+            silent = silent + 1 if queued == before else 0
 
     def _next_runs(self) -> list[_Run]:
         """Take from the queue what fits into a batch; at least one run, if there is one."""
