@@ -406,6 +406,7 @@ class Standby:
 
     def _relieve(self, source: Primary) -> None:
         """Have the primary stop to lead, and catch up with it. Raises StreamError, ReadOnly."""
+        self._step(source, 0, TAKE_OVER_SECONDS)  # It may have begun a term since the last time.
         last = self._supersede(source, self._next_start().term)
         end = time.monotonic() + TAKE_OVER_SECONDS
         # At least once: it brings the time of the last read there.
