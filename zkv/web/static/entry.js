@@ -123,13 +123,19 @@ function showEntry(panel, entry, page, message = "") {
   const note = el("p", { role: "status" }, message);
   const again = () => openEntry(panel, key, page);
 
+  let chosen;
+
+  /** Show a view. What takes longer than the next choice comes too late. */
   async function choose(name) {
+    chosen = name;
     for (const tab of tabs.children) tab.setAttribute("aria-selected", String(tab.dataset.view === name));
+    let made;
     try {
-      fill(shown, await view(entry, name));
+      made = await view(entry, name);
     } catch (error) {
-      fill(shown, el("p", { class: "bad" }, error.message));
+      made = el("p", { class: "bad" }, error.message);
     }
+    if (chosen === name) fill(shown, made);
   }
 
   /** Do something that writes; say what came of it. */
