@@ -6,9 +6,11 @@ says so.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,15 +19,19 @@ from tests.support import (
     LIMIT,
     Message,
     Raw,
+    ServerInProcess,
     ServerProcess,
     eventually,
     free_ports,
     zkv_command,
 )
+from zkv.broker.upstream import Upstream
 from zkv.durability import recovery
 from zkv.durability.files import Files
 from zkv.durability.frozen_view import FrozenView
 from zkv.keyspace import Sessions
+from zkv.replication.place import StandbyDirectory
+from zkv.server import Following
 
 RAISED_BY = 2**32
 """By so much a promotion raises the revision."""
@@ -151,6 +157,19 @@ def run_zkv(*arguments: str, limit: float = 2 * LIMIT) -> subprocess.CompletedPr
     return subprocess.run(
         zkv_command(*arguments), capture_output=True, text=True, timeout=limit, check=False,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def standby_in_process(directory: Path, primary: str) -> Iterator[ServerInProcess]:
+    """A standby in this process, with a data directory of its own."""
+    place = StandbyDirectory(Files(), directory)
+    with contextlib.closing(Upstream([primary])) as source:
+        with place.lock():
+            record = place.prepare([primary])
+            place.fetch(source.ask, record, lambda _: None)
+        following = Following(source, record.member, [primary])
+        with ServerInProcess(directory, following=following) as standby:
+            yield standby
 
 
 def promote(endpoint: str, *flags: str) -> subprocess.CompletedProcess[str]:

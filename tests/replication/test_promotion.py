@@ -26,10 +26,12 @@ from tests.replication.following import (
     fixed_ports,
     promote,
     replication,
+    standby_in_process,
     state_of,
     write_some,
 )
 from tests.support import FREE_PORT, LIMIT, Message, NoReplyError, Raw, ServerProcess, eventually
+from zkv.replication.standby import Standby
 from zkv.replication.stream import PART_BYTES
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -184,6 +186,8 @@ def test_only_one_of_two_standbys_takes_over(
         three = connect(third.endpoint)
         catch_up(two, one)
         catch_up(three, one)
+        for number in range(4):  # More than one answer has, so the term is not in the first one.
+            one.ok(op="PUT", key=f"large{number}", value=HALF)
         assert promote(standby.endpoint).returncode == 0
         late = promote(third.endpoint)
         assert late.returncode == 1
@@ -317,6 +321,31 @@ def test_a_forced_one_lacks_a_suffix_which_the_old_one_names(
         assert client.ok(op="GET", key="new")["value"] == 1
         assert replication(client)["term"] == 3
     assert path.exists()
+
+
+def test_the_primary_has_begun_a_term_since_it_was_asked_last(
+    primary: ServerProcess,
+    standby: Follower,
+    tmp_path: Path,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = connect(primary.endpoint)
+    write_some(one)
+    with standby_in_process(tmp_path / "third", standby.endpoint) as third:
+        three, pause = connect(third.endpoint), threading.Event()
+        catch_up(three, one)
+        monkeypatch.setattr(Standby, "_follow", lambda *_: pause.wait(0.01))
+        one.ok(op="PUT", key="last", value=1)  # It answers what has been asked already.
+        catch_up(three, one)
+        for number in range(4):  # More than one answer has, so the term is not in the first one.
+            one.ok(op="PUT", key=f"large{number}", value=HALF)
+        assert promote(standby.endpoint).returncode == 0
+        term = replication(connect(standby.endpoint))["term"]
+        assert replication(three)["term"] == term - 1
+        done = promote(third.endpoint)
+        assert done.returncode == 0, done.stderr
+        assert replication(three)["term"] == term + 1
 
 
 def test_two_in_a_row_and_back(
@@ -504,6 +533,8 @@ def test_a_list_of_endpoints_leads_to_the_one_that_took_over(
     with Follower(tmp_path / "third", endpoints, config=QUIET) as third:
         three = connect(third.endpoint)
         catch_up(three, one)
+        for number in range(4):  # More than one answer has, so the term is not in the first one.
+            one.ok(op="PUT", key=f"large{number}", value=HALF)
         assert promote(standby.endpoint).returncode == 0
         two.ok(op="PUT", key="new", value=1)
         catch_up(three, two)

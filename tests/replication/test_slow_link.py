@@ -17,16 +17,14 @@ import pytest
 from tests.client.proxy import Proxy
 from tests.conftest import Connect
 from tests.replication.archiving import ArchiverThread, await_revision, newest
-from tests.replication.following import catch_up, state_of
+from tests.replication.following import catch_up, standby_in_process, state_of
 from tests.support import Raw, ServerInProcess
 from zkv.broker import upstream
 from zkv.broker.upstream import Upstream
 from zkv.durability.files import Files
 from zkv.replication import stream
 from zkv.replication.copying import copy_from
-from zkv.replication.place import StandbyDirectory
 from zkv.replication.stream import Asker, StreamTimeoutError
-from zkv.server import Following
 
 RATE: Final = 500_000
 """Bytes a second."""
@@ -66,15 +64,9 @@ def test_a_standby(primary: ServerInProcess, link: Proxy, tmp_path: Path, connec
     """It gets the snapshot, and then the log, both with a value larger than comes in time."""
     one = connect(primary.endpoint)
     fill(one, "a")
-    place = StandbyDirectory(Files(), tmp_path / "standby")
-    with contextlib.closing(Upstream([link.endpoint])) as source:
-        with place.lock():
-            record = place.prepare([link.endpoint])
-            place.fetch(source.ask, record, lambda _: None)
+    with standby_in_process(tmp_path / "standby", link.endpoint) as standby:
         fill(one, "b")
-        following = Following(source, record.member, [link.endpoint])
-        with ServerInProcess(tmp_path / "standby", following=following) as standby:
-            catch_up(connect(standby.endpoint), one)
+        catch_up(connect(standby.endpoint), one)
     assert state_of(tmp_path / "standby") == state_of(tmp_path / "primary")
 
 

@@ -269,7 +269,7 @@ class Standby:
         return self._source.ask(request, seconds)
 
     def _step(self, source: Primary, wait: int = WAIT_MS, most: float = math.inf) -> None:
-        """Pull once, apply what comes, and put it on disk.
+        """Pull once; go on to another place if what is asked has no primary, or does not count.
 
         Args:
             source: the primary.
@@ -277,6 +277,21 @@ class Standby:
             most: seconds for which to wait for an answer at most.
 
         Raises StreamError, ReadOnly.
+        """
+        pulled, confirms = self._pull(wait, most)
+        if not pulled.commits and source.places > 1:
+            if self.age() > STALE_SECONDS:
+                raise StreamError(f"{source.endpoint}: has lost its primary {self.age():.0f} s ago")
+            if not (confirms and self._is_confirmed(pulled)):
+                source.go_on()  # To one that leads, by what was promised.
+        self._note_answer(source)
+
+    def _pull(self, wait: int, most: float) -> tuple[Pulled, bool]:
+        """Ask for what comes next, apply it, and put it on disk.
+
+        Args: see `_step`.
+
+        Returns the answer, and if what is on disk here was confirmed. Raises StreamError, ReadOnly.
         """
         engine = self._engine
         with engine.keyspace.lock:
@@ -289,11 +304,7 @@ class Standby:
         if pulled.commits:
             self._apply(pulled.commits)
             engine.log.commit(engine.last_lsn, durable=True)
-        elif self.age() > STALE_SECONDS and source.places > 1:
-            raise StreamError(f"{source.endpoint}: has lost its primary {self.age():.0f} s ago")
-        elif source.places > 1 and not (confirms and self._is_confirmed(pulled)):
-            source.go_on()  # To one that leads, by what was promised.
-        self._note_answer(source)
+        return pulled, confirms
 
     def _is_confirmed(self, pulled: Pulled) -> bool:
         """Return True if what is confirmed to a server counts, or nothing is to be confirmed.
@@ -406,8 +417,7 @@ class Standby:
 
     def _relieve(self, source: Primary) -> None:
         """Have the primary stop to lead, and catch up with it. Raises StreamError, ReadOnly."""
-        self._step(source, 0, TAKE_OVER_SECONDS)  # It may have begun a term since the last time.
-        last = self._supersede(source, self._next_start().term)
+        last = self._supersede(source)
         end = time.monotonic() + TAKE_OVER_SECONDS
         # At least once: it brings the time of the last read there.
         self._step(source, 0, TAKE_OVER_SECONDS)
@@ -417,18 +427,25 @@ class Standby:
                 raise StreamError(f"log number {last} was not reached in {TAKE_OVER_SECONDS:g} s")
             self._step(source, most=left)
 
-    def _supersede(self, source: Primary, term: int) -> int:
-        """Have the primary stop to lead; return its last log number. Raises StreamError.
+    def _supersede(self, source: Primary) -> int:
+        """Have the primary stop to lead; return its last log number. Raises StreamError, ReadOnly.
 
         What this standby follows may be another standby: then the primary is at another place.
         """
         for _ in range(source.places - 1):
             try:
-                return supersede(source.ask, self._member, self._attempt, term, self._advertised())
+                return self._supersede_here(source)
             except StreamRefusedError as error:
                 if error.code != "NOT_LEADER":
                     raise
                 source.go_on()
+        return self._supersede_here(source)
+
+    def _supersede_here(self, source: Primary) -> int:
+        """See `_supersede`. The primary is at this place, or it refuses as NOT_LEADER."""
+        pulled, _ = self._pull(0, TAKE_OVER_SECONDS)
+        # It may have begun a term since it was asked last.
+        term = self._next_start(pulled.lineage.term).term
         return supersede(source.ask, self._member, self._attempt, term, self._advertised())
 
     def _give_back(self, source: Primary, reason: str) -> None:
