@@ -33,6 +33,7 @@ import zmq
 from zkv.broker.frames import PythonFrames
 from zkv.config import build
 from zkv.durability.files import Files
+from zkv.keys import KeyPair
 from zkv.log import AnyRecord, RequestRecord, RunRecord
 from zkv.server import Event, Following, ServerCore
 
@@ -141,6 +142,12 @@ class _Ports:
 
 
 _ports = _Ports()
+
+
+def children_of(process: int) -> list[int]:
+    """The numbers of a process's children, of dead ones nobody has waited for, too."""
+    children = Path(f"/proc/{process}/task/{process}/children")
+    return [int(each) for each in children.read_text(encoding="ascii").split()]
 
 
 def free_ports(count: int) -> list[int]:
@@ -286,9 +293,9 @@ def read_line(stream: IO[bytes], limit: float = LIMIT) -> bytes:
     return line
 
 
-def curve_options(server_key: str) -> dict[int, int | bytes]:
-    """The options of a socket for a server with this public key; its own keys are made here."""
-    public, secret = zmq.curve_keypair()
+def curve_options(server_key: str, own: KeyPair | None = None) -> dict[int, int | bytes]:
+    """The options of a socket for a server with this public key; without keys, it gets new ones."""
+    public, secret = zmq.curve_keypair() if own is None else map(str.encode, own)
     return {
         zmq.CURVE_SERVERKEY: server_key.encode(),
         zmq.CURVE_PUBLICKEY: public,

@@ -40,6 +40,7 @@ from tests.support import (
     Raw,
     ServerInProcess,
     ServerProcess,
+    curve_options,
     eventually,
     pack,
 )
@@ -115,12 +116,7 @@ class Place:
         """The options of a user's socket."""
         if not self.has_curve:
             return {}
-        pair = self.pairs[name]
-        return {
-            zmq.CURVE_SERVERKEY: (server_key or self.public).encode(),
-            zmq.CURVE_PUBLICKEY: pair.public.encode(),
-            zmq.CURVE_SECRETKEY: pair.secret.encode(),
-        }
+        return curve_options(server_key or self.public, self.pairs[name])
 
     def client(self, endpoint: str = "", kind: int = zmq.REQ) -> Raw:
         """A client that may do everything."""

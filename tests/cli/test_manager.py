@@ -17,7 +17,16 @@ import pytest
 
 from tests.etcd.nodes import EtcdCluster
 from tests.replication.following import Follower, compact, fixed_ports, run_zkv
-from tests.support import LIMIT, Raw, ServerProcess, eventually, free_ports, pack, unpack
+from tests.support import (
+    LIMIT,
+    Raw,
+    ServerProcess,
+    children_of,
+    eventually,
+    free_ports,
+    pack,
+    unpack,
+)
 from zkv.cli.manager import EXTEND_SECONDS, SIGNS
 from zkv.cli.outcome import NOT_STARTED
 
@@ -341,13 +350,8 @@ class FirstProcess(FaultyServer):
     @property
     def number(self) -> int:
         """The number of the server's process here."""
-        (number,) = self.children_of(self.process.pid)
+        (number,) = children_of(self.process.pid)
         return number
-
-    def children_of(self, process: int) -> list[int]:
-        """The numbers of children, of dead ones nobody has waited for, too."""
-        children = Path(f"/proc/{process}/task/{process}/children")
-        return [int(each) for each in children.read_text(encoding="ascii").split()]
 
 
 @needs_namespaces
@@ -379,4 +383,4 @@ def test_the_first_process_waits_for_orphans(tmp_path: Path) -> None:
             ["nsenter", "--target", str(server.number), "--pid", "sh", "-c", orphan],
             stdout=subprocess.DEVNULL, check=True,
         )  # fmt: skip
-        eventually(lambda: not server.children_of(server.number), "the orphan is gone")
+        eventually(lambda: not children_of(server.number), "the orphan is gone")

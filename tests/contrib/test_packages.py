@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 
 import pytest
 
-from tests.support import ROOT, eventually
+from tests.support import ROOT, children_of, eventually
 
 LONG: Final = 300.0
 """Seconds after which a machine counts as hung."""
@@ -39,19 +39,17 @@ needs_tools = [
 ]
 
 
-def run(*command: str, input: str | None = None, **variables: str) -> str:
+def run(*command: str, **variables: str) -> str:
     """Run a command, which must succeed; what it prints."""
     done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | variables, input=input, text=True,
-        stdout=subprocess.PIPE, check=True,
+        command, cwd=ROOT, env=os.environ | variables, text=True, stdout=subprocess.PIPE, check=True
     )  # fmt: skip
     return done.stdout.strip()
 
 
 def child_of(process: int) -> int:
     """The first child of a process; 0 if it has none yet."""
-    children = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="ascii")
-    return int(children.split()[0]) if children.split() else 0
+    return next(iter(children_of(process)), 0)
 
 
 def build(*words: str) -> str:

@@ -31,7 +31,7 @@ from tests.support import (
     zkv_command,
 )
 from zkv import config
-from zkv.keys import make_key_file
+from zkv.keys import make_key_file, read_key_file
 
 UNIT: Final = ROOT / "contrib" / "systemd" / "zkv.service"
 MANIFESTS: Final = ROOT / "contrib" / "kubernetes"
@@ -164,11 +164,8 @@ class PodServer(ServerProcess):
 
 
 def roles_of(manifest: Manifest, servers: list[PodServer], connect: Connect) -> list[str]:
-    options = curve_options(manifest.public)
-    secret = (manifest.directory / "operator.key").read_bytes().strip()
-    import zmq
-
-    options |= {zmq.CURVE_SECRETKEY: secret, zmq.CURVE_PUBLICKEY: zmq.curve_public(secret)}
+    operator = read_key_file(manifest.directory / "operator.key")
+    options = curve_options(manifest.public, operator)
     return [
         connect(each.endpoint, options=options).ok(op="INFO")["replication"]["role"]
         for each in servers

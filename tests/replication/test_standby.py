@@ -35,6 +35,7 @@ from tests.support import (
     Raw,
     ServerInProcess,
     ServerProcess,
+    curve_options,
     eventually,
 )
 from zkv.keys import make_key_file, read_key_file
@@ -498,12 +499,7 @@ def test_over_curve_with_the_right_to(tmp_path: Path, context: Context) -> None:
             f'[replication]\nkey_file = "{tmp_path}/{name}.key"\nserver_keys = ["{server_key}"]\n'
         )
 
-    boss = read_key_file(tmp_path / "boss.key")
-    options: dict[int, int | bytes] = {
-        zmq.CURVE_SERVERKEY: server_key.encode(),
-        zmq.CURVE_PUBLICKEY: boss.public.encode(),
-        zmq.CURVE_SECRETKEY: boss.secret.encode(),
-    }
+    options = curve_options(server_key, read_key_file(tmp_path / "boss.key"))
     with ServerProcess(tmp_path / "primary", config=security) as primary:
         guest = Follower(tmp_path / "guest", primary.endpoint, config=config("guest"))
         guest.launch()

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import zmq
 
-from tests.support import FREE_PORT, LIMIT, Raw, ServerInProcess, unpack
+from tests.support import FREE_PORT, LIMIT, Raw, ServerInProcess, curve_options, unpack
 from zkv.keys import KeyPair, make_key_file, read_key_file
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -105,12 +105,7 @@ class Secured:
 
     def options(self, name: str, server_key: str = "") -> dict[int, int | bytes]:
         """The options of a socket of a user."""
-        key = self.key(name)
-        return {
-            zmq.CURVE_SERVERKEY: (server_key or self.server_key).encode(),
-            zmq.CURVE_PUBLICKEY: key.public.encode(),
-            zmq.CURVE_SECRETKEY: key.secret.encode(),
-        }
+        return curve_options(server_key or self.server_key, self.key(name))
 
     def client(self, context: Context, name: str, **keywords: Any) -> Raw:
         """A client of a user, by tcp."""

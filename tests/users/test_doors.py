@@ -25,6 +25,7 @@ from tests.support import (
     Raw,
     ServerInProcess,
     ServerProcess,
+    curve_options,
     environment,
     eventually,
     pack,
@@ -72,13 +73,7 @@ def test_without_users_any_key_gets_in_but_none_without_one(
     public = make_key_file(tmp_path / "server.key")
     security = {"secret_key_file": str(tmp_path / "server.key")}
     with ServerInProcess(tmp_path / "data", security=security) as server:
-        mine, secret = zmq.curve_keypair()
-        options: dict[int, int | bytes] = {
-            zmq.CURVE_SERVERKEY: public.encode(),
-            zmq.CURVE_PUBLICKEY: mine,
-            zmq.CURVE_SECRETKEY: secret,
-        }
-        with Raw(server.endpoint, context=context, options=options) as client:
+        with Raw(server.endpoint, context=context, options=curve_options(public)) as client:
             client.ok(op="PUT", key="k", value=1)
             assert "user" not in client.ok(op="INFO")
         assert is_refused(Raw(server.endpoint, context=context))
