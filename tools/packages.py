@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from email.utils import formatdate
 from pathlib import Path
 from typing import Final
@@ -24,14 +25,12 @@ from zkv import __version__
 ROOT: Final = Path(__file__).resolve().parent.parent
 BUILD: Final = ROOT / "build"
 LOCKED: Final = ROOT / "requirements" / "service.txt"
-COMMANDS: Final = {"zkv": "server", "zkv-cli": "client", "zkv-bench": "bench"}
-"""Commands, and their functions in `zkv.start`."""
 LAUNCHER: Final = """\
 #!/usr/bin/python3 -I
 import sys
 
 sys.path.insert(0, "/usr/lib/zkv")
-from zkv.start import {function}
+from {module} import {function}
 
 sys.exit({function}())
 """
@@ -114,9 +113,12 @@ def _fill(tree: Path, wheel: Path) -> None:
     )  # fmt: skip
     commands = tree / "usr" / "bin"
     commands.mkdir(parents=True)
-    for name, function in COMMANDS.items():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for name, place in project["scripts"].items():
+        module, _, function = place.partition(":")
         launcher = commands / name
-        launcher.write_text(LAUNCHER.format(function=function), encoding="utf-8")
+        text = LAUNCHER.format(module=module, function=function)
+        launcher.write_text(text, encoding="utf-8")
         launcher.chmod(0o755)
     settings = tree / "etc" / "zkv" / "zkv.toml"
     settings.parent.mkdir(parents=True)

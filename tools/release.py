@@ -14,13 +14,13 @@ import re
 import shlex
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from tools.wheels import unpacked
 from zkv import __version__
 
 ROOT: Final = Path(__file__).parents[1]
@@ -92,9 +92,7 @@ def source_tests() -> str:
     if len(found) != 1:
         raise NotReadyError(f"dist/ has {len(found)} source distributions: make dist")
     with tempfile.TemporaryDirectory(prefix="zkv-release-") as directory:
-        with tarfile.open(found[0]) as archive:
-            archive.extractall(directory, filter="data")
-        return run(["make", "-C", str(next(Path(directory).iterdir())), "test"])
+        return run(["make", "-C", str(unpacked(found[0], Path(directory, "source"))), "test"])
 
 
 CHECKS: Final = (

@@ -165,11 +165,11 @@ def clean() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
 
 
-def seen_by(python: str | Path) -> dict[str, Any]:
-    """Run the probe by an environment's Python, away from the checkout."""
+def seen_by(*python: str | Path) -> dict[str, Any]:
+    """Run the probe by the command of an environment's Python, away from the checkout."""
     with tempfile.TemporaryDirectory(prefix="zkv-check-") as directory:
         probe = shutil.copy(PROBE, directory)
-        told = run("env", "-C", directory, python, probe, str(Path(directory, "data")))
+        told = run("env", "-C", directory, *python, probe, f"{directory}/data")
     seen: dict[str, Any] = json.loads(told)
     return seen
 
@@ -200,14 +200,10 @@ def on_python(python: str, file: Path) -> dict[str, Any]:
 
 def by_uvx(file: Path) -> dict[str, Any]:
     """Run as ``uvx --from FILE zkv serve`` does: in an environment that uv makes for it."""
-    with tempfile.TemporaryDirectory(prefix="zkv-check-") as directory:
-        probe = shutil.copy(PROBE, directory)
-        told = run(
-            "env", "-C", directory, UV, "tool", "run", "--no-config", "--no-build", "--isolated",
-            "--python", sys.executable, "--from", file, "python", probe, f"{directory}/data",
-        )  # fmt: skip
-    seen: dict[str, Any] = json.loads(told)
-    return seen
+    return seen_by(
+        UV, "tool", "run", "--no-config", "--no-build", "--isolated",
+        "--python", sys.executable, "--from", file, "python",
+    )  # fmt: skip
 
 
 # --- Debian ----------------------------------------------------------------------------------
@@ -277,11 +273,10 @@ def enter(root: Path, command: str) -> str:
     return run("unshare", "--mount", "--propagation", "private", "sh", "-c", script)
 
 
-def needs(program: str, package: str) -> str:
-    """The path of a program. Raises NotHereError, which names Debian's package."""
-    if (path := shutil.which(program)) is None:
+def needs(program: str, package: str) -> None:
+    """Raise NotHereError, which names Debian's package, if a program is not here."""
+    if shutil.which(program) is None:
         raise NotHereError(f"{program} is not installed here: apt install {package}")
-    return path
 
 
 # --- Musl ------------------------------------------------------------------------------------
