@@ -14,7 +14,7 @@ import os
 import select
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, Final, Protocol
+from typing import Any, BinaryIO, Final
 
 
 def optional(name: str) -> Any:
@@ -27,11 +27,6 @@ def optional(name: str) -> Any:
 
 fcntl: Final = optional("fcntl")
 resource: Final = optional("resource")
-
-
-class _HasDescriptor(Protocol):
-    def fileno(self) -> int:
-        """Return the descriptor."""
 
 
 def lacking_for_server() -> str:
@@ -48,7 +43,7 @@ def lacking_for_server() -> str:
 # --- Files -----------------------------------------------------------------------------------
 
 
-def lock(file: int | _HasDescriptor, *, shared: bool = False, wait: bool = False) -> None:
+def lock(file: int | BinaryIO, *, shared: bool = False, wait: bool = False) -> None:
     """Lock an open file or directory, until it is closed.
 
     Args:
@@ -66,13 +61,13 @@ def lock(file: int | _HasDescriptor, *, shared: bool = False, wait: bool = False
     fcntl.flock(file, how)
 
 
-def unlock(file: int | _HasDescriptor) -> None:
+def unlock(descriptor: int) -> None:
     """Release a lock. Raises OSError."""
     if fcntl is not None:
-        fcntl.flock(file, fcntl.LOCK_UN)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
-def only_append(file: _HasDescriptor) -> None:
+def only_append(file: BinaryIO) -> None:
     """Make every write to ``file`` append at its end, where the system can do that.
 
     If somebody else truncates the file, a write then leaves no hole in it, and the file's size
