@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ import pytest
 from tests.support import LIMIT, ServerInProcess, ServerProcess, environment
 from zkv import system
 from zkv.durability.files import Files
+from zkv.writing import Target
 
 ELSEWHERE: Final = """
 import os, select, signal, sys
@@ -151,10 +153,27 @@ def sync(path: Path) -> None:
         Files().sync(file)
 
 
-def test_macos_empties_the_cache_of_the_drive(drive: Drive, tmp_path: Path) -> None:
-    sync(tmp_path / "file")
+def replace(path: Path) -> None:
+    with Target(path).open() as file:
+        file.write(b"new")
+
+
+@pytest.mark.parametrize("write", [sync, replace])
+def test_macos_empties_the_cache_of_the_drive(
+    drive: Drive, tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    write(tmp_path / "file")
 
     assert drive.calls == ["full"]
+
+
+def test_so_it_does_where_a_file_cannot_be_replaced(drive: Drive, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "another name").hardlink_to(tmp_path / "file")
+
+    replace(tmp_path / "file")
+
+    assert drive.calls == ["full", "full"]  # What is copied, and the copy.
 
 
 @pytest.mark.parametrize("error", [errno.ENOTSUP, errno.EINVAL, errno.ENOTTY])

@@ -22,6 +22,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from zkv import system
+
 MOST_LINKS: Final = 40
 DESCRIPTORS: Final = re.compile(r"/dev/fd|/proc/(\d+)(?:/task/\d+)?/fd")
 """Directories whose entries are open files of a process, which no other file can replace."""
@@ -104,7 +106,7 @@ class Target:
             try:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                system.sync(file.fileno())
                 self._put(file, beside)
             except BaseException:
                 if part is None and beside is not None:
@@ -174,7 +176,7 @@ class Target:
             shutil.copyfileobj(file, target, 1 << 20)
             target.flush()
             os.ftruncate(target.fileno(), target.tell())
-            os.fsync(target.fileno())
+            system.sync(target.fileno())
         if beside is not None:
             beside.unlink()
 
