@@ -20,6 +20,7 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Final
 
+from tools.wheels import CannotBuildError, require_parts
 from zkv import __version__
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -49,8 +50,10 @@ def main() -> int:
     image.set_defaults(build=build_image)
     options = parser.parse_args()
     try:
-        options.build(options.wheel or build_wheel(), options)
-    except (subprocess.CalledProcessError, FileNotFoundError) as error:
+        wheel = options.wheel or build_wheel()
+        require_parts(wheel)
+        options.build(wheel, options)
+    except (subprocess.CalledProcessError, FileNotFoundError, CannotBuildError) as error:
         print(f"packages: {error}", file=sys.stderr)
         return 1
     return 0

@@ -198,13 +198,18 @@ def check(wheel: Path, target: Platform) -> None:
     _, _, python, abi, tags = wheel.stem.split("-")
     if (python, abi) != ("cp311", "abi3") or target.tag not in tags.split("."):
         raise CannotBuildError(f"{wheel.name} is not for {target.tag} and Python {OLDEST} or newer")
-    if missing := missing_parts(wheel):
-        raise CannotBuildError(f"{wheel.name}: no {' and no '.join(missing)}")
+    require_parts(wheel)
     with zipfile.ZipFile(wheel) as archive:
         places = {PurePosixPath(name).parts[0] for name in archive.namelist()}
     if strange := {place for place in places if place != "zkv" and ".dist-info" not in place}:
         raise CannotBuildError(f"{wheel.name}: {', '.join(sorted(strange))} should not be in it")
     run("abi3audit", "--strict", "--assume-minimum-abi3", OLDEST, str(wheel))
+
+
+def require_parts(wheel: Path) -> None:
+    """Raise CannotBuildError if a wheel lacks a C part."""
+    if missing := missing_parts(wheel):
+        raise CannotBuildError(f"{wheel.name}: no {' and no '.join(missing)}")
 
 
 def missing_parts(wheel: Path) -> list[str]:

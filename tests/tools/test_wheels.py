@@ -6,13 +6,14 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from tests.support import LIMIT, ROOT
-from tools import wheels
+from tools import packages, wheels
 from tools.wheels import PLATFORMS, CannotBuildError
 from zkv.cli.built import what_is_lacking
 
@@ -70,6 +71,19 @@ def test_a_wheel_has_both_c_parts_for_every_python(
 
     assert "-cp311-abi3-" in wheel.name
     assert wheels.missing_parts(wheel) == []
+
+
+def test_no_package_is_made_of_a_wheel_without_its_c_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As pip makes one, without a word, where the compiler fails."""
+    wheel = tmp_path / "zkv-0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("zkv/__init__.py", "")
+    monkeypatch.setattr(sys, "argv", ["packages", "--wheel", str(wheel), "deb"])
+
+    assert packages.main() == 1
+    assert "no zkv/broker/_frames*.so and no zkv/compiled/_store*.so" in capsys.readouterr().err
 
 
 def test_the_licences_are_those_of_the_locked_packages() -> None:
