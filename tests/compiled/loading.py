@@ -15,11 +15,11 @@ from unittest import mock
 from msgspec import Raw
 from msgspec.msgpack import Ext, encode
 
+from zkv.bounds import Range
 from zkv.durability import formats, recovery, segment, snapshot
 from zkv.durability.files import Files
 from zkv.errors import DamageError
 from zkv.keyspace import History, Keyspace, Sessions
-from zkv.keyspace.bounds import Range
 from zkv.keyspace.change import DELETE, EXPIRE, PUT, TOUCH, Commit, KeyChange, Once
 
 WAL: Final = Path("wal")

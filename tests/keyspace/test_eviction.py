@@ -15,9 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.keyspace.test_keyspace import FakeLog, under
 from tests.requests.stores import Store
+from zkv.bounds import Range
 from zkv.errors import Full, NotFound
 from zkv.keyspace import EXPIRE, CacheBound, PackedCommit, StoredEntry, eviction
-from zkv.keyspace.bounds import Range
 from zkv.keyspace.change import REMOVALS
 from zkv.keyspace.table import PythonTable, Table, is_compiled, new_table
 from zkv.users.quota import Quota

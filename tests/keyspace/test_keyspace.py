@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 )
 
 from tests.requests.stores import Store
+from zkv.bounds import key_range
 from zkv.errors import (
     Compacted,
     Full,
@@ -44,7 +45,6 @@ from zkv.keyspace import (
     tally,
     view,
 )
-from zkv.keyspace.bounds import key_range
 from zkv.keyspace.sessions import counted_size
 from zkv.users.quota import Quota
 

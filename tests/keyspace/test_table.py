@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zkv.bounds import Range
 from zkv.keyspace import StoredEntry
-from zkv.keyspace.bounds import Range
 from zkv.keyspace.table import SAMPLES, PythonTable, Table, is_compiled, new_table
 
 TABLES = [PythonTable] if isinstance(new_table(), PythonTable) else [new_table, PythonTable]

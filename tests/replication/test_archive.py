@@ -42,6 +42,7 @@ from tests.support import (
     zkv_command,
 )
 from tests.users.secured import Secured
+from zkv.bounds import key_range
 from zkv.durability import moments, recovery, segment
 from zkv.durability.backup import RESTORED_ABOVE, State
 from zkv.durability.files import Files
@@ -50,7 +51,6 @@ from zkv.durability.layout import Layout
 from zkv.durability.moments import PointInTime
 from zkv.errors import DamageError, DataDirError
 from zkv.keyspace import Commit, Keyspace, Sessions
-from zkv.keyspace.bounds import key_range
 from zkv.replication import archiver as archiver_module
 
 MILLISECOND = timedelta(milliseconds=1)

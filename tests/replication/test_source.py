@@ -16,10 +16,10 @@ import zmq
 from tests.replication.members import Member, on_disk
 from tests.support import LIMIT, BadDisk, HeldFiles, Raw, ServerInProcess, ServerProcess, eventually
 from tests.users.secured import Secured
+from zkv.bounds import key_range
 from zkv.durability.files import Files
 from zkv.durability.snapshot import Loaded
 from zkv.keyspace import Keyspace
-from zkv.keyspace.bounds import key_range
 from zkv.keyspace.lineage import Lineage, Term
 from zkv.replication import source
 

@@ -27,8 +27,8 @@ from hypothesis.stateful import (
 
 from tests.requests.contract_stores import Disk, DurableStore, FakeClock, Parked, request
 from tests.support import Message, pack, unpack
+from zkv.bounds import key_range
 from zkv.errors import ReadOnly
-from zkv.keyspace.bounds import key_range
 from zkv.keyspace.sessions import counted_size
 from zkv.users.rights import SCOPE_END, User
 

@@ -18,6 +18,7 @@ import pytest
 
 from tests.support import FREE_PORT, LIMIT, ServerInProcess, pack
 from tests.web.consoles import JSON, MSGPACK, ConsoleInProcess
+from zkv.bounds import after_prefix
 from zkv.client import Client
 from zkv.client.codec import PACKED, Packed
 from zkv.entries.text import to_json
@@ -25,7 +26,6 @@ from zkv.reading import decode
 from zkv.web import answers
 from zkv.web.recent import MOST_UNSEEN, Recents
 from zkv.web.transfer import AT_ONCE, exported
-from zkv.web.tree import behind
 
 numbers = itertools.count()
 
@@ -318,10 +318,10 @@ def test_the_tree_skips_what_is_in_folders(
 
 
 def test_what_comes_behind_a_prefix() -> None:
-    assert behind("a/") == "a0"
-    assert behind("a\ud7ff") == "a\ue000"
-    assert behind("a\U0010ffff") == "b"
-    assert behind("\U0010ffff") is None
+    assert after_prefix("a/") == "a0"
+    assert after_prefix("a\ud7ff") == "a\ue000"
+    assert after_prefix("a\U0010ffff") == "b"
+    assert after_prefix("\U0010ffff") is None
 
 
 def test_export_and_import_keep_every_byte(

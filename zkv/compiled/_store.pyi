@@ -3,8 +3,8 @@
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
+from zkv.bounds import Range
 from zkv.errors import Overload
-from zkv.keyspace.bounds import Range
 from zkv.keyspace.entry import StoredEntry
 from zkv.keyspace.store import Watcher
 from zkv.log import Answer

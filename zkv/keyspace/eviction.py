@@ -19,8 +19,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from zkv.bounds import Range, after_prefix
 from zkv.errors import Full, shorten
-from zkv.keyspace.bounds import Range, after_prefix
 from zkv.keyspace.change import EXPIRE
 from zkv.keyspace.room import growth_under
 

@@ -55,9 +55,9 @@ from zkv.keyspace.view import SnapshotView
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from zkv.bounds import Range
     from zkv.compiled._store import Replaced
     from zkv.compiled._store import Run as LaneRun
-    from zkv.keyspace.bounds import Range
     from zkv.keyspace.eviction import CacheBound
     from zkv.keyspace.history import Cursor, History
     from zkv.keyspace.lineage import TermStart

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sortedcontainers import SortedDict
 
 from zkv import compiled
-from zkv.keyspace.bounds import Range, after_prefix
+from zkv.bounds import Range, after_prefix
 from zkv.keyspace.entry import StoredEntry, entry_bytes
 
 SAMPLES: Final = 10

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from zkv.keyspace.bounds import Range
+    from zkv.bounds import Range
     from zkv.keyspace.entry import StoredEntry
 
 CHUNK_DEADLINES: Final = 2_000

@@ -13,9 +13,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, TypeVar
 
+from zkv.bounds import Range
 from zkv.errors import OutOfMemory
 from zkv.keyspace import memory
-from zkv.keyspace.bounds import Range
 from zkv.keyspace.entry import StoredEntry
 
 if TYPE_CHECKING:

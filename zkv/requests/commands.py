@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from msgspec import UNSET, Raw, Struct
 
 from zkv import __version__
+from zkv.bounds import key_range
 from zkv.engine import Engine
 from zkv.errors import BadRequest, RequestError, TooLarge
 from zkv.keyspace import Once, Remembered, StagedWrite, StoredEntry, memory
-from zkv.keyspace.bounds import key_range
 from zkv.protocol import requests
 from zkv.protocol.codec import (
     FEATURES,

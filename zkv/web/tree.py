@@ -12,13 +12,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
+from zkv.bounds import after_prefix
 from zkv.web import MOST
 from zkv.web.sampler import Ask
 
 FEWEST: Final = 4
 """Keys that a page has at least, so that a level of many single keys soon gets full pages."""
-LAST: Final = 0x10FFFF
-SURROGATES: Final = range(0xD800, 0xE000)
 
 
 async def level(
@@ -91,20 +90,9 @@ class _Walk:
         if following is None:
             return None
         if folder is not None:
-            return behind(folder)
+            return after_prefix(folder)
         return following + "\0"  # The first key after it.
 
     def _folder_of(self, key: str) -> str | None:
         at = key.find(self._separator, len(self._prefix)) if self._separator else -1
         return None if at < 0 else key[: at + len(self._separator)]
-
-
-def behind(prefix: str) -> str | None:
-    """Return the first text after all that begin with ``prefix``; None = there is none."""
-    for at in range(len(prefix) - 1, -1, -1):
-        code = ord(prefix[at]) + 1
-        if code in SURROGATES:
-            code = SURROGATES.stop
-        if code <= LAST:
-            return prefix[:at] + chr(code)
-    return None
