@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import socket
@@ -65,6 +66,26 @@ def test_without_a_terminal_it_says_that_nobody_can_log_in(server: ServerInProce
         console.send_signal(signal.SIGINT)
         out, err = console.communicate(timeout=LIMIT)
         assert (console.returncode, out, err) == (0, b"", b"")
+
+
+def test_any_address_names_a_console_that_listens_on_all(server: ServerInProcess) -> None:
+    with subprocess.Popen(
+        zkv_command("web", "-e", server.endpoint, "--listen", "0.0.0.0:*", "--insecure"),
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as console:  # fmt: skip
+        assert console.stdout is not None
+        port = int(read_line(console.stdout).rpartition(b":")[2])
+        for host, status in (
+            (f"127.0.0.1:{port}", 200), (f"192.0.2.1:{port}", 200), (f"[2001:db8::1]:{port}", 200),
+            (f"evil.example:{port}", 403), ("192.0.2.1:1", 403),
+        ):  # fmt: skip
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT)
+            connection.request("GET", "/healthz", headers={"Host": host})
+            assert (host, connection.getresponse().status) == (host, status)
+            connection.close()
+        console.send_signal(signal.SIGTERM)
+        console.communicate(timeout=LIMIT)
+        assert console.returncode == 0
 
 
 @pytest.mark.parametrize(
