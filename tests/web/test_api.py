@@ -440,8 +440,14 @@ def test_what_grew_and_where_most_is_written(console: ConsoleInProcess, key: str
     assert found["grown"] == [[f"{key}/a/grows", 401, 503]]
 
 
-def test_slow_requests(console: ConsoleInProcess) -> None:
-    assert console.ask("GET", "/page/slow").json["entries"] is not None
+def test_slow_requests(tmp_path: Path) -> None:
+    with (
+        ServerInProcess(tmp_path / "data", metrics={"slow": 1e-9}) as server,
+        ConsoleInProcess(server.endpoint) as console,
+    ):
+        console.put("a", "1")
+        entries = console.ask("GET", "/page/slow").json["entries"]
+        assert ("PUT", "a") in [(entry["op"], entry.get("key")) for entry in entries]
 
 
 # --- Failures of the server
