@@ -82,7 +82,7 @@ class ConsoleInProcess:
             names.add(public.partition("://")[2])
         address = ConsoleAddress(frozenset(names), self.port, False, public, path)
         known = Tokens(None, TOKEN) if tokens is None else tokens
-        self.gate = app.make(app.Console(address, known, connect, read_only, tokens is None))
+        self.gate = app.make(app.Console(address, known, connect, read_only))
         self._ready = threading.Event()
         self._server = _Server(app.config_of(self.gate), self._ready)
         self._thread = threading.Thread(

@@ -7,7 +7,6 @@ that cannot be listened at, or must not.
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import socket
 import sys
@@ -19,7 +18,7 @@ from zkv.cli.outcome import NOT_STARTED, announce
 from zkv.client import AsyncClient, RetryPolicy
 from zkv.client.codec import PACKED
 from zkv.client.curve import given
-from zkv.endpoint import check_option, split_http
+from zkv.endpoint import check_option, is_exposed, split_http
 from zkv.errors import ConfigError, EndpointError
 from zkv.streams import complain
 
@@ -51,7 +50,6 @@ def run(options: argparse.Namespace) -> int:
         file = None if options.tokens is None else Path(options.tokens)
         own = tokens.new_token() if file is None else None
         known = tokens.Tokens(file, own)
-        check_option(options.endpoint)
         _connect(options, "")  # Wrong options are told now.
         listener, address = _listen(options)
     except (ConfigError, EndpointError):
@@ -59,9 +57,7 @@ def run(options: argparse.Namespace) -> int:
     except ValueError as error:
         complain("zkv", str(error))
         return NOT_STARTED
-    console = app.Console(
-        address, known, lambda name: _connect(options, name), options.read_only, file is None
-    )
+    console = app.Console(address, known, lambda name: _connect(options, name), options.read_only)
     app.serve(console, listener, lambda: _ready(address, listener, own))
     return 0
 
@@ -97,8 +93,8 @@ def _listen(options: argparse.Namespace) -> tuple[socket.socket, ConsoleAddress]
         host, port = split_http(f"http://{options.listen}")
     except ValueError as error:
         raise EndpointError(f"--listen: {error}") from None
-    is_local = _is_loopback(host)
-    if not (is_local or options.insecure or public.startswith("https://")):
+    exposed = is_exposed(f"tcp://{options.listen.lower()}")
+    if exposed and not (options.insecure or public.startswith("https://")):
         raise EndpointError(f"--listen: {options.listen}: {OPEN}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -113,7 +109,7 @@ def _listen(options: argparse.Namespace) -> tuple[socket.socket, ConsoleAddress]
         hosts |= {name.lower() for name in names}
     if public:
         hosts.add(public.partition("://")[2])
-    return listener, ConsoleAddress(frozenset(hosts), port, not is_local, public, path)
+    return listener, ConsoleAddress(frozenset(hosts), port, exposed, public, path)
 
 
 def _public(url: str | None) -> tuple[str, str]:
@@ -128,13 +124,6 @@ def _public(url: str | None) -> tuple[str, str]:
     if not good or parts.query or parts.fragment or "@" in parts.netloc:
         raise EndpointError(f"--public-url: {url!r:.80}: expected https://HOST[:PORT][/PATH]")
     return f"{parts.scheme}://{parts.netloc.lower()}", parts.path.rstrip("/")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def _ready(address: ConsoleAddress, listener: socket.socket, token: str | None) -> None:

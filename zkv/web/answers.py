@@ -263,9 +263,8 @@ async def read_fields(
 _decode_fields: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def no_path(request: Request, _error: Exception) -> Response:
+async def no_path(request: Request, error: Exception) -> Response:
     """Answer a request for a path or a method that there is not."""
-    status = getattr(_error, "status_code", 404)
-    if status == 405:
+    if getattr(error, "status_code", 404) == 405:
         return refusal(request, HttpFailure("METHOD", f"{request.method} is not allowed here"))
     return refusal(request, HttpFailure("NO_SUCH_PATH", "there is nothing at this path"))

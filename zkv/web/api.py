@@ -37,7 +37,7 @@ from zkv.web.answers import (
     wants_msgpack,
     weight,
 )
-from zkv.web.query import MOST_FIELDS, Query
+from zkv.web.query import MOST_FIELDS, Query, whole_number
 
 MOST_STREAMS: Final = 64
 """Open answers without an end of one user."""
@@ -136,12 +136,10 @@ async def scan(request: Request) -> Response:
         reverse=query.flag("reverse"),
         deadline=query.integer("deadline"),
     )
-    names = ("key", "value", "rev") if values else ("key", "rev")
     items = [
-        {name: item for name, item in zip(("key", "value", "rev"), each, strict=True)
-         if name in names}
-        for each in reply["items"]
-    ]  # fmt: skip
+        {"key": key, "value": value, "rev": rev} if values else {"key": key, "rev": rev}
+        for key, value, rev in reply["items"]
+    ]
     return await answer_values(
         request, {"items": items, "next": reply["next"], "rev": reply["rev"]}
     )
@@ -196,8 +194,7 @@ async def events(request: Request) -> Response:
 
 def _last_event(request: Request) -> int | None:
     """Return the revision from which a client that was cut off goes on."""
-    text = request.headers.get("last-event-id", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+    return whole_number(request.headers.get("last-event-id", ""))
 
 
 async def _events(request: Request, watch: AsyncWatch) -> AsyncIterator[str]:

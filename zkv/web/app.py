@@ -21,6 +21,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
+from zkv.entries.text import unquoted
 from zkv.web import api, page
 from zkv.web.accounts import Connect, WebAccounts
 from zkv.web.answers import HttpFailure, answer, answering, no_path, read_fields
@@ -50,14 +51,12 @@ class Console(NamedTuple):
         tokens: who may log in.
         connect: makes the client for a key file.
         read_only: True = no request changes anything.
-        has_own: True = figures are sampled from the start, with the console's own key.
     """
 
     address: ConsoleAddress
     tokens: Tokens
     connect: Connect
     read_only: bool
-    has_own: bool
 
 
 def make(console: Console) -> Gate:
@@ -66,7 +65,7 @@ def make(console: Console) -> Gate:
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        if console.has_own:
+        if console.tokens.has_own:  # Its figures are sampled from the start.
             accounts.get(OWN)
         yield
         await accounts.aclose()
@@ -82,7 +81,7 @@ def make(console: Console) -> Gate:
             *page.ROUTES,
         ],
         lifespan=lifespan,
-        exception_handlers={404: _no_path, 405: _no_path},
+        exception_handlers={404: no_path, 405: no_path},
     )
     app.router.redirect_slashes = False  # Behind a proxy it would lead to another place.
     app.state.read_only = console.read_only
@@ -93,10 +92,6 @@ def make(console: Console) -> Gate:
     app.state.cookie = cookie = f"zkv-{secrets.token_hex(4)}"
     app.state.secure = console.address.public.startswith("https://")
     return Gate(app, console.address, console.tokens, logins, accounts, cookie)
-
-
-async def _no_path(request: Request, error: Exception) -> Response:
-    return no_path(request, error)
 
 
 async def _index(_request: Request) -> Response:
@@ -127,8 +122,6 @@ async def _log_in(request: Request) -> Response:
 
 
 def _text(packed: bytes) -> str:
-    from zkv.entries.text import unquoted
-
     found = unquoted(packed)
     return found if isinstance(found, str) else ""
 

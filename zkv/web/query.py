@@ -74,9 +74,10 @@ class Query:
         text = self._fields.get(name)
         if text is None:
             return None
-        if not (text.isascii() and text.isdigit() and len(text) < 20):
+        found = whole_number(text)
+        if found is None:
             raise HttpFailure("BAD_REQUEST", f"{name}: expected a whole number, not {text!r:.60}")
-        return int(text)
+        return found
 
     def seconds(self, name: str) -> float | None:
         """Return a field that is a number of seconds above 0; None if it is missing."""
@@ -97,3 +98,8 @@ class Query:
         if found is not None and not 1 <= found <= MOST:
             raise HttpFailure("BAD_REQUEST", f"limit: expected 1 to {MOST}, not {found}")
         return default if found is None else found
+
+
+def whole_number(text: str) -> int | None:
+    """Return the whole number from 0 that a text is, with few digits; None if it is not one."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None

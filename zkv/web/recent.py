@@ -24,6 +24,7 @@ from zkv.client import ClientError, CompactedError, RefusedError
 from zkv.entries.text import to_json, type_name
 from zkv.web import MOST
 from zkv.web.sampler import Ask
+from zkv.web.tree import folder_of
 
 PAUSE: Final = 0.5
 PAGES: Final = 5
@@ -248,10 +249,10 @@ async def summary(
             size += len(value or b"")
     folders: Counter[str] = Counter()
     for key, seen in keys.items():
-        folders[_folder(key, prefix, separator)] += seen.changes
+        folders[folder_of(key, prefix, separator) or key] += seen.changes
     growth = {key: seen.last - (seen.first or 0) for key, seen in keys.items()}
     return {
-        "changes": sum(folders.values()), "from_rev": begin, "to_rev": since,
+        "changes": number, "from_rev": begin, "to_rev": since,
         "from_time": time_of(begin + 1),
         "folders": folders.most_common(LISTED),
         "keys": _most((key, seen.changes, seen.last) for key, seen in keys.items()),
@@ -269,8 +270,3 @@ def _revisions(info: dict[str, Any], wanted: int) -> int:
 
 def _most(rows: Iterable[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
     return sorted(rows, key=lambda row: (-row[1], row[0]))[:LISTED]
-
-
-def _folder(key: str, prefix: str, separator: str) -> str:
-    at = key.find(separator, len(prefix)) if separator else -1
-    return key if at < 0 else key[: at + len(separator)]

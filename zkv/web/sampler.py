@@ -77,16 +77,15 @@ class Sampler:
 
     def time_of(self, rev: int) -> float | None:
         """Return about when the store took a revision, Unix time; None = before the samples."""
-        found, earlier = None, False
+        found = None
         for row in reversed(self.rows):
             known = row[REV]
             if known is None:
                 continue
             if known < rev:
-                earlier = True
-                break
+                return found
             found = row[0]
-        return found if earlier else None
+        return None
 
     async def _run(self) -> None:
         # The second sample soon: one alone has no rates.
@@ -146,8 +145,6 @@ def _server(info: dict[str, Any], endpoint: str) -> dict[str, Any]:
     """The facts that stand above every page."""
     replication = info.get("replication") or {}
     return {
-        "endpoint": endpoint, "version": info.get("version"), "rev": info.get("rev"),
-        "user": info.get("user"), "role": replication.get("role"), "term": replication.get("term"),
-        "leader": replication.get("leader"), "members": replication.get("members"),
-        "read_only": figures.READ_ONLY.of(info), "keys": info.get("keys"),
+        "endpoint": endpoint, "user": info.get("user"), "role": replication.get("role"),
+        "members": replication.get("members"), "read_only": figures.READ_ONLY.of(info),
     }  # fmt: skip

@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from zkv.config.toml import toml_value
 from zkv.errors import ConfigError
 from zkv.reading import BadTextError, decode, parse_toml, read_file
 from zkv.writing import Target
@@ -74,6 +75,11 @@ class Tokens:
             self._users = read_tokens(file)
             if not self._users:
                 raise ConfigError(f"{file}: there is no token in it; see --add-token")
+
+    @property
+    def has_own(self) -> bool:
+        """True if there is a token for the console's own key that is in no file."""
+        return bool(self._own)
 
     def find(self, token: str) -> str | None:
         """Return the hash of a token that is in force; None if it is not."""
@@ -151,8 +157,7 @@ def add_token(file: Path, key_file: str) -> str:
         before = ""
         if file.exists():
             before = decode(read_file(file)).rstrip("\n") + "\n"
-        quoted = key_file.replace("\\", "\\\\").replace('"', '\\"')
-        text = (before or "[tokens]\n") + f'"{hash_of(token)}" = "{quoted}"\n'
+        text = (before or "[tokens]\n") + f'"{hash_of(token)}" = {toml_value(key_file)}\n'
         _users(text, file)
         with Target(file).open() as out:
             out.write(text.encode())

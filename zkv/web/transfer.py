@@ -23,15 +23,13 @@ LONGEST_RECORD: Final = 192 * 1024 * 1024
 """Bytes of one record: a value of 16 MiB takes up to 11 times as many in JSON."""
 BYTES_AT_ONCE: Final = 4 * 1024 * 1024
 """Bytes of values in one batch, unless a single one has more."""
-
-
 AT_ONCE: Final = 8
 """Entries that an export reads at a time: each may have a value of the largest size."""
 
 
 async def exported(ask: Ask, prefix: str, as_msgpack: bool) -> AsyncIterator[bytes]:
     """Yield the entries of a subtree, a few at a time."""
-    clock = (await ask("PING"))["time"] - time.monotonic() * 1000
+    clock = await _clock(ask)
     after = None
     while True:
         page = await ask("SCAN", prefix=prefix, after=after, limit=MOST, values=False)
@@ -45,6 +43,12 @@ async def exported(ask: Ask, prefix: str, as_msgpack: bool) -> AsyncIterator[byt
         after = page["next"]
         if after is None:
             return
+
+
+async def _clock(ask: Ask) -> float:
+    """Return how far the server's clock is ahead of the monotonic one here, in milliseconds."""
+    time_there: int = (await ask("PING"))["time"]
+    return time_there - time.monotonic() * 1000
 
 
 def _written(records: list[Record], as_msgpack: bool) -> bytes:
@@ -89,7 +93,7 @@ class Import:
             HttpFailure: a record is wrong; those before it are stored.
             ClientError: the server refuses.
         """
-        clock = (await self._ask("PING"))["time"] - time.monotonic() * 1000
+        clock = await _clock(self._ask)
         error: BadRecordError | None = None
         while error is None:
             batch, error = await asyncio.to_thread(self._batch)

@@ -30,7 +30,7 @@ async def level(
         prefix: of the level.
         separator: ends a folder; empty = there are none.
         start: where to begin, from the ``next`` of the last page; None = at the beginning.
-        limit: items at most.
+        limit: items at most; no more than `MOST`.
 
     Returns:
         ``folders``, each with its full ``name`` and its ``count``; ``keys``, each with its full
@@ -38,7 +38,7 @@ async def level(
         next page; None = this is the last one.
     """
     walk = _Walk(prefix, separator, limit)
-    asked = min(limit, MOST)
+    asked = limit
     while True:
         page = await ask("SCAN", prefix=prefix, start=start, limit=asked, values=False)
         before = walk.number
@@ -82,7 +82,7 @@ class _Walk:
                 continue
             if self.is_full:
                 return str(key)
-            folder = self._folder_of(key)
+            folder = folder_of(key, self._prefix, self._separator)
             if folder is None:
                 self.keys.append({"name": key, "rev": rev})
             else:
@@ -93,6 +93,8 @@ class _Walk:
             return after_prefix(folder)
         return following + "\0"  # The first key after it.
 
-    def _folder_of(self, key: str) -> str | None:
-        at = key.find(self._separator, len(self._prefix)) if self._separator else -1
-        return None if at < 0 else key[: at + len(self._separator)]
+
+def folder_of(key: str, prefix: str, separator: str) -> str | None:
+    """Return the folder in which a key is, on the level of a prefix; None = in none."""
+    at = key.find(separator, len(prefix)) if separator else -1
+    return None if at < 0 else key[: at + len(separator)]
