@@ -75,3 +75,5 @@ export function time(seconds) {
 }
 
 export const count = (number) => number.toLocaleString("en");
+
+export const keysIn = (number) => `${count(number)} ${number === 1 ? "key" : "keys"}`;

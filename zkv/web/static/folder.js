@@ -1,6 +1,6 @@
 // A folder: how many keys, export, import, and removal once its prefix has been typed.
 
-import { button, count, el, fill, visible } from "./dom.js";
+import { button, count, el, fill, keysIn, visible } from "./dom.js";
 import { ask, follow, path } from "./net.js";
 import { link, prompt } from "./main.js";
 
@@ -17,7 +17,7 @@ export async function openFolder(panel, prefix, page) {
   async function recount() {
     try {
       const found = await ask("page/count", { prefix });
-      fill(number, `${count(found.count)} ${found.count === 1 ? "key" : "keys"}`);
+      fill(number, keysIn(found.count));
     } catch (error) {
       fill(number, el("span", { class: "bad", role: "alert" }, error.message));
     }

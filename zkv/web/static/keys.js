@@ -3,7 +3,7 @@
 // A level is read when it is opened, 200 items at a time, so a folder may have any number of keys.
 // What is closed leaves the document: only what one sees is in it.
 
-import { button, count, el, fill, visible } from "./dom.js";
+import { button, count, el, fill, keysIn, visible } from "./dom.js";
 import { ask } from "./net.js";
 import { go, state } from "./main.js";
 import { createEntry, openEntry } from "./entry.js";
@@ -45,15 +45,12 @@ class Level {
   }
 
   row(name, attributes, mark, number) {
-    const item = el("div", { class: "item", role: "treeitem", tabindex: "-1", "aria-level": String(this.depth), "aria-selected": "false", ...attributes },
+    return el("div", { class: "item", role: "treeitem", tabindex: "-1", "aria-level": String(this.depth), "aria-selected": "false", ...attributes },
       el("span", { class: "mark", "aria-hidden": "true" }, mark), visible(name.slice(this.prefix.length) || name), number === undefined ? null : el("span", { class: "number" }, count(number)));
-    item.dataset.name = name;
-    return item;
   }
 
   key({ name }) {
     const item = this.row(name, { onclick: () => this.page.choose({ key: name }, item) }, "");
-    item.dataset.kind = "key";
     return el("li", { role: "none" }, item);
   }
 
@@ -61,7 +58,6 @@ class Level {
     const mark = () => item.firstChild;
     const line = el("li", { role: "none" });
     const item = this.row(name, { "aria-expanded": "false", onclick: () => { toggle(); this.page.choose({ prefix: name }, item); } }, "▸", number);
-    item.dataset.kind = "folder";
     const toggle = (open = item.getAttribute("aria-expanded") === "false") => {
       if (open === (item.getAttribute("aria-expanded") === "true")) return;
       item.setAttribute("aria-expanded", String(open));
@@ -109,8 +105,13 @@ export function open(main, query) {
 
   function mark(item) {
     tree.querySelector('[aria-selected="true"]')?.setAttribute("aria-selected", "false");
-    tree.querySelector('[tabindex="0"]')?.setAttribute("tabindex", "-1");
     item?.setAttribute("aria-selected", "true");
+    reachable(item);
+  }
+
+  /** Make an item the one that Tab leads to. */
+  function reachable(item) {
+    tree.querySelector('[tabindex="0"]')?.setAttribute("tabindex", "-1");
     item?.setAttribute("tabindex", "0");
   }
 
@@ -122,9 +123,9 @@ export function open(main, query) {
   async function load() {
     const level = new Level(page, root, 1);
     fill(tree, level.list);
-    ask("page/count", { prefix: root }).then((found) => fill(total, `${count(found.count)} ${found.count === 1 ? "key" : "keys"}`), () => fill(total));
+    ask("page/count", { prefix: root }).then((found) => fill(total, keysIn(found.count)), () => fill(total));
     await level.load();
-    level.list.querySelector(".item")?.setAttribute("tabindex", "0");
+    reachable(level.list.querySelector(".item"));
   }
 
   function moved(fields) {
@@ -156,7 +157,7 @@ export function open(main, query) {
     else return;
     event.preventDefault();
     if (next) {
-      if (next.matches(".item")) { tree.querySelector('[tabindex="0"]')?.setAttribute("tabindex", "-1"); next.setAttribute("tabindex", "0"); }
+      if (next.matches(".item")) reachable(next);
       next.focus();
     }
   });

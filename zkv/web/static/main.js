@@ -109,7 +109,7 @@ function showServer() {
 }
 
 /** Show a line above the page; empty = none. */
-export function banner(text) {
+function banner(text) {
   byId("banner").hidden = !text;
   fill(byId("banner"), text);
 }

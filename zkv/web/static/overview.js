@@ -1,7 +1,7 @@
 // The overview: the figures that people ask for first, the last hour as plots, then all figures.
 
 import uPlot from "./uplot/uPlot.js";
-import { bytes, count, duration, el, fill, table, time } from "./dom.js";
+import { button, bytes, count, duration, el, fill, table, time } from "./dom.js";
 import { link, state } from "./main.js";
 
 const CARDS = [
@@ -41,7 +41,7 @@ export function open(main) {
       const parts = state.columns.map((each, at) => (each.startsWith("memory ") ? state.rows.at(-1)[at] : null)).filter((each) => each !== null);
       return parts.length ? parts.reduce((sum, each) => sum + each, 0) : null;
     }
-    return state.rows.at(-1)?.[state.columns.indexOf(name)] ?? null;
+    return state.rows.at(-1)[state.columns.indexOf(name)] ?? null;
   }
 
   /** What the legend says: the value below the pointer, else the newest one. */
@@ -99,7 +99,7 @@ export function open(main) {
   function choose(chosen) {
     seconds = chosen;
     localStorage.setItem("zkv-range", String(chosen));
-    fill(ranges, ...RANGES.map(([text, each]) => el("button", { type: "button", "aria-pressed": String(each === seconds), onclick: () => choose(each) }, text)));
+    fill(ranges, ...RANGES.map(([text, each]) => button(text, () => choose(each), { "aria-pressed": String(each === seconds) })));
     draw();
   }
 
