@@ -2,9 +2,9 @@
 
 Strategy: one loop per prefix asks CHANGES twice a second while somebody looks. A watch would have
 the server send every change of a busy store, with its value, to show a few of them; this way the
-page costs the same few requests at any rate of writes, and each has at most `MOST` changes. What it
-cannot keep up with it skips, and says so: programs that need every change use the events of the
-API. Values are only shown by their beginning.
+page costs at most a dozen requests a second at any rate of writes (`PAGES` and an INFO in each
+`PAUSE`), and each has at most `MOST` changes. What it cannot keep up with it skips, and says so:
+programs that need every change use the events of the API. Values are only shown by their beginning.
 
 The server does not tell when a change was made. For those that were there before, the time is that
 of the first sample of INFO with this revision (`zkv.web.sampler`).

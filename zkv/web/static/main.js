@@ -15,8 +15,8 @@ const PAGES = {
 };
 const SHORTCUTS = [
   ["1 2 3 4", "the pages"], ["/", "search or filter"], ["↑ ↓ ← →", "move in the tree of keys"],
-  ["Enter", "open"], ["n", "a new key"], ["e", "edit the value"], ["Ctrl+Enter", "save"],
-  ["Esc", "cancel"], ["t", "dark or light"], ["?", "this list"],
+  ["Enter", "open"], ["r", "read again"], ["p", "pause the changes, or go on"], ["n", "a new key"],
+  ["e", "edit the value"], ["Ctrl+Enter", "save"], ["Esc", "cancel"], ["t", "dark or light"], ["?", "this list"],
 ];
 const byId = (name) => document.getElementById(name);
 
