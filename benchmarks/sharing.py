@@ -86,14 +86,14 @@ class Contender(NamedTuple):
     Args:
         name: also shown.
         durability: where a write is when it is done: a key of `DURABILITY`.
-        version: as text.
+        version: the version as text; asked for only where the contender takes part.
         start: starts what it needs, in a directory and until the stack is left. Raises AbsentError.
         needs: a package; empty = none.
     """
 
     name: str
     durability: str
-    version: str
+    version: Callable[[], str]
     start: Callable[[Path, ExitStack], Open]
     needs: str = ""
 
@@ -233,28 +233,41 @@ def _start_server(ops: Callable[[int], AbstractContextManager[Ops]], name: str) 
 
 
 def _version(package: str) -> str:
-    return str(importlib.import_module(package).__version__) if find_spec(package) else ""
+    return str(importlib.import_module(package).__version__)
 
 
-_PYTHON: Final = f"of Python {platform.python_version()}"
-_SQLITE: Final = f"of SQLite {sqlite3.sqlite_version}"
-_REDIS: Final = f"{_version('redis')} and Redis {named('Redis').version()}"
+def _of_zkv() -> str:
+    return zkv.__version__
+
+
+def _of_python() -> str:
+    return f"of Python {platform.python_version()}"
+
+
+def _of_sqlite() -> str:
+    return f"of SQLite {sqlite3.sqlite_version}"
+
+
+def _of_redis() -> str:
+    return f"{_version('redis')} and Redis {named('Redis').version()}"
+
 
 CONTENDERS: Final = (
-    Contender("zkv", SYSTEM, zkv.__version__, _start_server(zkv_ops, "zkv never")),
-    Contender("Manager().dict()", MEMORY, _PYTHON, start_manager),
-    Contender("shelve, locked", SYSTEM, _PYTHON, _start_file(shelve_ops)),
+    Contender("zkv", SYSTEM, _of_zkv, _start_server(zkv_ops, "zkv never")),
+    Contender("Manager().dict()", MEMORY, _of_python, start_manager),
+    Contender("shelve, locked", SYSTEM, _of_python, _start_file(shelve_ops)),
     Contender(
-        "diskcache", SYSTEM, _version("diskcache"), _start_file(diskcache_ops), needs="diskcache"
+        "diskcache", SYSTEM, partial(_version, "diskcache"), _start_file(diskcache_ops),
+        needs="diskcache",
     ),
-    Contender("sqlite3", SYSTEM, _SQLITE, _start_file(sqlite_ops, "NORMAL")),
+    Contender("sqlite3", SYSTEM, _of_sqlite, _start_file(sqlite_ops, "NORMAL")),
     Contender(
-        "redis-py", SYSTEM, _REDIS, _start_server(redis_ops, "Redis AOF no fsync"), needs="redis"
+        "redis-py", SYSTEM, _of_redis, _start_server(redis_ops, "Redis AOF no fsync"), needs="redis"
     ),
-    Contender("zkv, always", DISK, zkv.__version__, _start_server(zkv_ops, "zkv always")),
-    Contender("sqlite3, FULL", DISK, _SQLITE, _start_file(sqlite_ops, "FULL")),
+    Contender("zkv, always", DISK, _of_zkv, _start_server(zkv_ops, "zkv always")),
+    Contender("sqlite3, FULL", DISK, _of_sqlite, _start_file(sqlite_ops, "FULL")),
     Contender(
-        "redis-py, AOF always", DISK, _REDIS, _start_server(redis_ops, "Redis AOF always"),
+        "redis-py, AOF always", DISK, _of_redis, _start_server(redis_ops, "Redis AOF always"),
         needs="redis",
     ),
 )  # fmt: skip
@@ -423,7 +436,7 @@ def _started(record: Record, root: Path, stack: ExitStack) -> Iterator[tuple[str
         except AbsentError:
             record.miss(each.name)
             continue
-        record.meet(Present(each.name, each.version, each.durability))
+        record.meet(Present(each.name, each.version(), each.durability))
 
 
 def _add(record: Record, row: Row, name: str, open_shared: Open, seconds: float) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from benchmarks import sharing
 from benchmarks.record import Present, Record
 from benchmarks.servers import DISK, AbsentError
 from benchmarks.sharing import CONTENDERS, KEYS, ROWS, VALUE, Contender, Ops, Row
+from tests.support import ROOT, environment
 from zkv.bench import result
 from zkv.bench.connections import BenchError
 
@@ -58,6 +61,14 @@ class Forgetful:
     def __call__(self) -> Any:
         with self._opened() as ops:
             yield Ops(ops.get, ops.put, ops.put_many, lambda key: ops.get("other") or 0)
+
+
+def test_it_runs_nothing_before_it_measures() -> None:
+    """Each process that takes part imports it, also where the servers are not installed."""
+    subprocess.run(
+        [sys.executable, "-c", "import benchmarks.sharing"], cwd=ROOT,
+        env=environment() | {"PATH": ""}, check=True,
+    )  # fmt: skip
 
 
 def test_writes_are_compared_with_those_that_are_as_safe() -> None:
