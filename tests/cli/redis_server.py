@@ -18,7 +18,7 @@ MISSING: Final = "NOT RUN: neither Redis nor Valkey is installed here (make peer
 
 @contextlib.contextmanager
 def running(directory: Path, *flags: str) -> Iterator[tuple[str, Any]]:
-    """A server on a Unix socket, with nobody else's port: its URL, and a client."""
+    """A server on a Unix socket, and at no port without a flag: its URL, and a client."""
     assert PROGRAM is not None
     place = directory / "redis.sock"
     command = [PROGRAM, "--port", "0", "--unixsocket", str(place), "--save", "", *flags]

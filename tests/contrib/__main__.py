@@ -22,9 +22,11 @@ import tempfile
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from tests.cli import redis_server
 from tests.support import ROOT, ServerProcess, environment, free_ports
 
 BUILD: Final = ROOT / "build" / "contrib"
@@ -230,13 +232,17 @@ def run_suite(name: str, made: Environment) -> Outcome:
     failed: list[str] = []
     skipped: Counter[str] = Counter()
     passed = 0
-    with tempfile.TemporaryDirectory() as directory, ServerProcess(Path(directory)) as server:
-        broker = start_redis(directory) if suite.broker else None
+    variables: dict[str, str] = {}
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        server = stack.enter_context(ServerProcess(directory))
+        if suite.broker and redis_server.PROGRAM is not None:
+            variables["REDIS_PORT"] = port = str(free_ports(1)[0])
+            stack.enter_context(redis_server.running(directory, "--port", port))
         for run in suite.runs:
-            if run.inside and suite.broker and broker is None:
-                skipped["NOT RUN: redis-server is not installed here (make peers)"] += 1
+            if run.inside and suite.broker and not variables:
+                skipped[redis_server.MISSING] += 1
                 continue
-            variables = {"REDIS_PORT": str(broker[1])} if broker else {}
             for case, outcome, reason in outcomes_in(made.test(run, server.endpoint, variables)):
                 if outcome == "skipped":
                     skipped[re.sub(r"\s+", " ", reason)] += 1
@@ -244,20 +250,7 @@ def run_suite(name: str, made: Environment) -> Outcome:
                     failed.append(f"{case}: {reason[:200]}")
                 else:
                     passed += 1
-        if broker is not None:
-            broker[0].kill()
-            broker[0].wait()
     return Outcome(name, made.version, made.python, passed, failed, skipped)
-
-
-def start_redis(directory: str) -> tuple[subprocess.Popen[bytes], int] | None:
-    """A broker for Celery, and its port; None = it is not installed."""
-    program = shutil.which("redis-server")
-    if program is None:
-        return None
-    (port,) = free_ports(1)
-    arguments = [program, "--port", str(port), "--save", "", "--dir", directory]
-    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL), port
 
 
 def main() -> int:

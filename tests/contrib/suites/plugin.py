@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ServerProcess
+from tests.support import ServerProcess, free_ports
 
 _directory = tempfile.TemporaryDirectory()
 _server = ServerProcess(Path(_directory.name) / "server")
@@ -33,8 +33,6 @@ def endpoint() -> str:
 @pytest.fixture
 def fragile(tmp_path: Path) -> Iterator[ServerProcess]:
     """A server that the test kills; it comes back at the same endpoint."""
-    from tests.support import free_ports
-
     endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
     with ServerProcess(tmp_path / "fragile", "--endpoint", endpoint) as server:
         yield server
