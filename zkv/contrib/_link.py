@@ -2,8 +2,8 @@
 
 A `Client` may be used by any number of threads, and starts anew in a forked child. So the adapters
 of one process that name the same server share one client, and with it its connections, however many
-adapters threads or requests make. The client is closed when the last of them is gone, or at the end
-of the program: nobody has to close an adapter.
+adapters threads or requests make. Its connections close when the last of them is gone, as those of
+any client that nobody has any more, or at the end of the program: nobody has to close an adapter.
 
 A `Link` is pickled as, and compared by, what it was made from.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import atexit
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from zkv.client import Client, TooLargeError
@@ -26,16 +26,7 @@ R = TypeVar("R")
 BATCH: Final = 1_000
 """Keys in one request."""
 
-
-class _SharedClient(Client):
-    """A client that closes itself once nobody refers to it."""
-
-    def __del__(self) -> None:
-        if hasattr(self, "_pool"):  # Its arguments were allowed.
-            self.close()
-
-
-_shared: Final[weakref.WeakValueDictionary[object, _SharedClient]] = weakref.WeakValueDictionary()
+_shared: Final[weakref.WeakValueDictionary[object, Client]] = weakref.WeakValueDictionary()
 """By the options of the client. Without a lock: threads that come at once may make a second one."""
 
 
@@ -75,8 +66,8 @@ class Link:
         shared = _shared.get(self._options)
         if shared is None:
             options: dict[str, Any] = dict(self._options)
-            shared = _shared.setdefault(self._options, _SharedClient(**options))
-        self.client: Client = shared
+            shared = _shared.setdefault(self._options, Client(**options))
+        self.client = shared
         self.keys: Namespace = shared.namespace(self.prefix)
 
     def __getstate__(self) -> tuple[Any, ...]:
@@ -119,6 +110,18 @@ def get_all(keys: Namespace, names: Iterable[str]) -> dict[str, Any]:
     for part in in_parts(keys.get_many, names):
         found |= part
     return found
+
+
+def put_all(keys: Namespace, items: Mapping[str, Any], ttl: float | None) -> None:
+    """Write any number of values."""
+    for _ in in_parts(lambda part: keys.put_many(dict(part), ttl=ttl), items.items()):
+        pass
+
+
+def delete_all(keys: Namespace, names: Iterable[str]) -> None:
+    """Remove any number of keys."""
+    for _ in in_parts(keys.delete_many, names):
+        pass
 
 
 def in_url(url: str) -> tuple[str, str]:

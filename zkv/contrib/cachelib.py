@@ -26,7 +26,7 @@ _log = logging.getLogger("zkv.contrib")
 
 
 def _or(failed: Any) -> Callable[[F], F]:
-    """Make a method return a copy of ``failed`` if its request fails."""
+    """Make a method return ``failed`` if its request fails."""
 
     def decorate(method: F) -> F:
         @wraps(method)
@@ -72,8 +72,7 @@ class ZkvCache(BaseCache):
         super().__init__(default_timeout)
         self.ignore_delete_many_errors = ignore_delete_many_errors  # Old versions have it not.
         self.key_prefix = "cachelib/" if key_prefix is None else key_prefix
-        self._link = Link(endpoint, self.key_prefix, **options)
-        self._keys = self._link.keys
+        self._keys = Link(endpoint, self.key_prefix, **options).keys
 
     def _ttl(self, timeout: int | timedelta | None) -> float | None:
         """Return seconds above 0; None = for ever."""
@@ -115,12 +114,16 @@ class ZkvCache(BaseCache):
         if ttl is not None and ttl < 0:
             return list(self.delete_many(*mapping))
 
-        def put(items: list[tuple[str, Any]]) -> None:
+        def put(items: list[tuple[str, Any]]) -> list[str]:
             self._keys.put_many(dict(items), ttl=ttl)
-            done.extend(key for key, _ in items)
+            return [key for key, _ in items]
 
         items = [(key, self.serializer.dumps(value)) for key, value in mapping.items()]
-        _or(failed=None)(lambda: list(in_parts(put, items)))()
+        try:
+            for stored in in_parts(put, items):
+                done += stored
+        except ClientError as error:
+            _log.warning("ZkvCache.set_many failed: %s", error)
         return done
 
     @_or(failed=False)

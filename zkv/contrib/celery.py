@@ -46,10 +46,9 @@ class ZkvBackend(KeyValueStoreBackend):
         given.pop("global_keyprefix", None)  # Celery's own.
         try:
             endpoint, prefix = in_url(url or "")
-            self._link = Link(endpoint, prefix or "celery/", **given)
+            self._keys = Link(endpoint, prefix or "celery/", **given).keys
         except (TypeError, ValueError) as error:
             raise ImproperlyConfigured(f"result_backend: {error}") from error
-        self._keys = self._link.keys
 
     def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
         return super().__reduce__(args, {**(kwargs or {}), "url": self.url})

@@ -30,7 +30,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from zkv.client import ConflictError, NotFoundError
 from zkv.contrib._caching import add, dump, lifetime, load
-from zkv.contrib._link import Link, get_all, in_parts
+from zkv.contrib._link import Link, delete_all, get_all, put_all
 
 
 class ZkvCache(BaseCache):
@@ -117,16 +117,13 @@ class ZkvCache(BaseCache):
         items = {self.make_and_validate_key(key, version): dump(data[key]) for key in data}
         ttl = self.get_backend_timeout(timeout)
         if ttl is not None and ttl <= 0:
-            self._delete(items)
+            delete_all(self._keys, items)
         else:
-            list(in_parts(lambda part: self._keys.put_many(dict(part), ttl=ttl), items.items()))
+            put_all(self._keys, items, ttl)
         return []
 
     def delete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
-        self._delete(self.make_and_validate_key(key, version) for key in keys)
-
-    def _delete(self, keys: Iterable[str]) -> None:
-        list(in_parts(self._keys.delete_many, keys))
+        delete_all(self._keys, (self.make_and_validate_key(key, version) for key in keys))
 
     def clear(self) -> None:
         self._keys.clear()

@@ -22,7 +22,7 @@ from dogpile.cache.api import NO_VALUE, BytesBackend, CacheMutex
 
 from zkv.client import LockLostError, Namespace
 from zkv.contrib._caching import lifetime
-from zkv.contrib._link import Link, get_all, in_parts
+from zkv.contrib._link import Link, delete_all, get_all, put_all
 
 CLIENT_OPTIONS: Final = ("endpoint", "timeout", "key_file", "server_key")
 
@@ -47,8 +47,7 @@ class ZkvBackend(BytesBackend):
         self._lock_ttl = arguments.get("lock_ttl", 30.0)
         self._ttl = lifetime(arguments.get("expiration"))
         options = {name: arguments[name] for name in CLIENT_OPTIONS if name in arguments}
-        self._link = Link(prefix=arguments.get("prefix", "dogpile/"), **options)
-        self._keys = self._link.keys
+        self._keys = Link(prefix=arguments.get("prefix", "dogpile/"), **options).keys
 
     def get_mutex(self, key: str) -> CacheMutex | None:
         return (
@@ -66,14 +65,13 @@ class ZkvBackend(BytesBackend):
         self._keys.put(key, value, ttl=self._ttl)
 
     def set_serialized_multi(self, mapping: Mapping[str, bytes]) -> None:
-        items = mapping.items()
-        list(in_parts(lambda part: self._keys.put_many(dict(part), ttl=self._ttl), items))
+        put_all(self._keys, mapping, self._ttl)
 
     def delete(self, key: str) -> None:
         self._keys.delete(key)
 
     def delete_multi(self, keys: Sequence[str]) -> None:
-        list(in_parts(self._keys.delete_many, keys))
+        delete_all(self._keys, keys)
 
 
 class _Mutex(CacheMutex):
