@@ -184,11 +184,12 @@ class CheckedWriter(ImportWriter):
         most: bytes of the largest request.
     """
 
+    _source: ForeignSource
+
     def __init__(
         self, client: Client, source: ForeignSource, clock: ServerClock, most: int
     ) -> None:
         super().__init__(client, source, clock, most)
-        self._foreign = source
         self._reader = EntryReader(client, clock)
         self._refused: set[str] = set()
         self._wanted, self._found = Digest(), Digest()
@@ -212,7 +213,7 @@ class CheckedWriter(ImportWriter):
         """See `ImportWriter.told`."""
         checked = {
             "there": self.there,
-            "left_out": self._foreign.left_out,
+            "left_out": self._source.left_out,
             "read": self._wanted.told(),
             "found": self._found.told(),
             "verified": self._is_verified,
@@ -232,12 +233,12 @@ class CheckedWriter(ImportWriter):
         """See `ImportWriter.status`."""
         if not self._is_verified:
             return FAILED
-        return NEGATIVE if self._foreign.left_out else 0
+        return NEGATIVE if self._source.left_out else 0
 
     def _counts(self) -> list[str]:
         """See `ImportWriter._counts`."""
         there = [f"{self.there} there already"] if self.there else []
-        left_out = self._foreign.left_out
+        left_out = self._source.left_out
         return [*super()._counts(), *there, *([f"{left_out} left out"] if left_out else [])]
 
     @property

@@ -18,7 +18,6 @@ from zkv.client.values import pack
 from zkv.entries.value_reader import parse
 from zkv.reading import BadTextError
 
-PICKLE: Final = "pickle"
 BIN: Final = "bin"
 
 
@@ -62,7 +61,7 @@ FORMS: Final[dict[str, Convert]] = {
     "text": as_text,
     "json": as_json,
     "msgpack": as_msgpack,
-    PICKLE: as_pickle,
+    "pickle": as_pickle,
 }
 """The name of a form -> what makes a value in it."""
 
