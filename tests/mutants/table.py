@@ -1759,8 +1759,8 @@ IN_REPLICATION: Final = [
     Mutant(
         "two standbys that follow each other do not look for the primary",
         "zkv/replication/standby.py",
-        "elif self.age() > STALE_SECONDS and source.places > 1:",
-        "elif False:",
+        "if self.age() > STALE_SECONDS:",
+        "if False:",
         (STANDBYS, "-k", "follow_each_other"),
     ),
     Mutant(
