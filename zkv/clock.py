@@ -16,6 +16,7 @@ import time
 _UPTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """Includes the time for which the machine sleeps, if there is such a clock."""
 _NS_PER_MS = 1_000_000
+_read_ns = time.clock_gettime_ns
 
 
 class Clock:
@@ -32,7 +33,7 @@ class Clock:
 
     def __call__(self) -> int:
         """Return the Unix time in ms; never less than before."""
-        return self._base + _uptime()
+        return self._base + _read_ns(_UPTIME) // _NS_PER_MS  # As `_uptime`, in one call less.
 
     def follow(self, other: int) -> None:
         """Go forward to the time of another clock, in ms, if that is later. One thread."""

@@ -11,6 +11,7 @@ from tests.support import LIMIT, Frames, eventually
 from zkv.broker import frames
 from zkv.broker.frames import COMPILED, Bounds, PythonFrames
 from zkv.broker.mailbox import WORKERS_BATCH, FrontMailbox, Later, Mailbox, connect_worker
+from zkv.broker.waker import Waker
 from zkv.requests.batch import BadEnvelope, Batch, new_batch
 
 Socket = zmq.Socket[bytes]
@@ -50,10 +51,10 @@ class Held:
                 self._batch.set_reply(place, each)
         self.mailbox.reply(later, left, end)
 
-    def queued(self, **flags: bool) -> Bodies:
+    def queued(self, *, take: bool = True, capacity: bool = False) -> Bodies:
         """What the frames receive without waiting."""
         batch = new_batch()
-        self.frames.receive(batch, wait=False, **flags)
+        self.frames.receive(batch, wait=False, take=take, capacity=capacity)
         return list(batch)
 
 
@@ -69,7 +70,7 @@ class Peer(Held):
         self.socket.bind(backend)
         self.inner: Socket
 
-        def make(inner: Socket, waker: int) -> frames.Frames:
+        def make(inner: Socket, waker: Waker) -> frames.Frames:
             self.inner, self.frames = inner, way(inner, waker, BOUNDS)
             return self.frames
 
@@ -107,7 +108,7 @@ class Middle(Held):
         self.mailbox: FrontMailbox = FrontMailbox(partial(self._make, way))
         self.client = self._connect(self.clients)
 
-    def _make(self, way: Make, waker: int) -> frames.Frames:
+    def _make(self, way: Make, waker: Waker) -> frames.Frames:
         self.frames = way(self.clients, waker, BOUNDS, self.behind)
         return self.frames
 

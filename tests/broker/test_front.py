@@ -229,7 +229,7 @@ def test_a_batch_that_ends_in_a_bug_is_answered_and_counted(
         client = connect(server.endpoint)
         client.ok(op="PUT", key="k", value=1)
         with monkeypatch.context() as patch:
-            patch.setattr(FrontHandler, "answer", raising)
+            patch.setattr(FrontHandler, "_refuse", raising)
             reply = client.call(op="PING", id=7)
         assert (reply["code"], reply["id"], reply["applied"]) == ("INTERNAL", 7, None)
         assert client.ok(op="GET", key="k")["value"] == 1

@@ -409,6 +409,7 @@ LITTLE_MEMORY = """
 import resource, sys
 import zmq
 from tests.broker.mailboxes import BOUNDS, WAYS
+from zkv.broker.waker import Waker
 from zkv.requests.batch import new_batch
 
 def end_memory():
@@ -421,7 +422,7 @@ server, client = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
 client.routing_id = b"a"
 server.bind("inproc://x")
 client.connect("inproc://x")
-frames = WAYS[sys.argv[1]](server, 0, BOUNDS)
+frames = WAYS[sys.argv[1]](server, Waker(), BOUNDS)
 batch = new_batch()
 """
 
@@ -497,6 +498,75 @@ def test_a_pending_reply_that_cannot_be_made_is_answered_otherwise(peer: Peer) -
     assert peer.take() == []
     assert peer.receive() == [b"a", b"", b"KeyError('a bug')"]
     assert peer.receive() == [b"b", b"", b"later"]
+
+
+# --- Batches that are answered while they are received
+
+
+def answer_all(batch: Batch) -> None:
+    """Answer each request with itself."""
+    for place, body in enumerate(batch):
+        assert isinstance(body, bytes)
+        batch.set_reply(place, body.upper())
+
+
+def test_batches_are_answered_and_sent_until_one_is_not_whole(peer: Peer) -> None:
+    batch, sizes = new_batch(), []
+
+    def answer(batch: Batch) -> str | None:
+        sizes.append(len(batch))
+        if batch[0] == b"last":
+            return "what is left"
+        answer_all(batch)
+        if len(sizes) < 3:
+            peer.send([b"a", b"", b"%d" % len(sizes)])
+        else:
+            peer.send([b"b", b"", b"last"])
+        return None
+
+    peer.send([b"a", b"", b"x"], [b"c", b"", b"y"])
+    eventually(peer.frames.readable, "both are there")
+    assert peer.frames.receive(batch, wait=True, answer=answer) == "what is left"
+    assert sizes == [2, 1, 1, 1]
+    assert list(batch) == [b"last"], "it is still to be answered"
+    got = [(envelope, body) for envelope, _, body in peer.waiting()]
+    assert got == [(b"a", b"X"), (b"c", b"Y"), (b"a", b"1"), (b"a", b"2")]
+
+
+def test_who_is_woken_looks_up_after_the_batch_at_hand(peer: Peer) -> None:
+    batch, waker = new_batch(), peer.mailbox._waker
+
+    def answer(batch: Batch) -> None:
+        answer_all(batch)
+        peer.send([b"a", b"", b"more"])
+        waker.wake()
+
+    peer.send([b"a", b"", b"x"])
+    assert peer.frames.receive(batch, wait=True, answer=answer) is None
+    assert (len(batch), peer.receive()) == (0, [b"a", b"", b"X"])
+    waker.clear()
+    assert peer.take() == [b"more"], "nothing is lost"
+
+
+def test_what_answering_raises_leaves_the_batch_as_it_was(peer: Peer) -> None:
+    def answer(batch: Batch) -> None:
+        batch.set_reply(0, b"well")
+        raise KeyError("a bug")
+
+    peer.send([b"a", b"", b"1"], [b"a", b"", b"2"])
+    eventually(peer.frames.readable, "both are there")
+    batch = new_batch()
+    with pytest.raises(KeyError):
+        peer.frames.receive(batch, wait=True, answer=answer)
+    assert list(batch) == [b"1", b"2"]
+    assert peer.waiting() == []
+
+
+def test_an_empty_batch_is_not_answered(peer: Peer) -> None:
+    def answer(batch: Batch) -> None:
+        raise AssertionError("there is nothing to answer")
+
+    assert peer.frames.receive(new_batch(), wait=False, answer=answer) is None
 
 
 # --- With others behind

@@ -40,6 +40,7 @@ REQUEST: Final = "zkv/compiled/request.c"
 CODEC: Final = "zkv/protocol/codec.py"
 WAL: Final = "zkv/durability/wal.py"
 SEGMENT: Final = "zkv/durability/segment.py"
+TURN: Final = "zkv/compiled/turn.c"
 STORE: Final = "zkv/keyspace/store.py"
 TABLE: Final = "zkv/compiled/table.c"
 INDEX: Final = "zkv/compiled/index.c"
@@ -518,8 +519,8 @@ LOG: Final = [
     Mutant(
         "what is written is safe",
         WAL,
-        "self.safe_rev = self.durable_rev if self._sync_each else self.written_rev",
-        "self.safe_rev = self.written_rev",
+        "self.kept_rev = self.safe_rev = self.durable_rev",
+        "self.kept_rev = self.safe_rev = self.written_rev",
         ("tests/requests/test_safe_replies.py", "-k", "only_written"),
     ),
     Mutant(
@@ -660,9 +661,37 @@ WAITING: Final = [
     Mutant(
         "what another epoch made safe is told",
         "zkv/broker/waiting.py",
-        "return (safe if confirmed and engine.epoch == epoch else NOTHING_SAFE), refusal",
-        "return safe, refusal",
+        "return safe if confirmed and engine.epoch == epoch else NOTHING_SAFE",
+        "return safe",
         ("tests/requests/test_safe_replies.py", "-k", "another_one_with_its_revision"),
+    ),
+    Mutant(
+        "a turn sends what another epoch made safe",
+        TURN,
+        " || epoch != read_number(self, LOG, EPOCH))",
+        ")",
+        ("tests/compiled/test_turn.py", "tests/requests/test_safe_replies.py"),
+    ),
+    Mutant(
+        "a turn sends what is not safe",
+        TURN,
+        "r->newest > read_number(self, LOG, SAFE_REV) || ",
+        "",
+        ("tests/requests/test_safe_replies.py",),
+    ),
+    Mutant(
+        "a turn sends reads that nobody has confirmed",
+        TURN,
+        "return confirms < 0 ? -1 : !confirms;",
+        "return confirms < 0 ? -1 : 1;",
+        ("tests/compiled/test_turn.py",),
+    ),
+    Mutant(
+        "a turn runs requests while the server stops",
+        TURN,
+        "if (stopping || !leads)",
+        "if (!leads)",
+        ("tests/compiled/test_turn.py",),
     ),
     Mutant(
         "no read is confirmed",
@@ -1504,8 +1533,8 @@ IN_CACHES: Final = [
     Mutant(
         "the lane goes on writing to a cache far beyond its bound",
         STORE,
-        "return self.takes_writes and (self._evictor is None or not self._evictor.behind)",
-        "return self.takes_writes",
+        "and (self._evictor is None or not self._evictor.behind)",
+        "",
         ("tests/compiled/test_compiled.py", "-k", "far_beyond"),
     ),
     Mutant(

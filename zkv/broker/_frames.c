@@ -300,13 +300,16 @@ typedef struct {
     PyTypeObject *batch_type;
     end front, behind;           /* behind: the workers' socket; may be absent */
     int waker;                   /* descriptor that ends a wait when it becomes readable */
+    Py_buffer woken;             /* one byte: not 0 while the waker is awake */
     PyObject *stands_for[KINDS]; /* BadEnvelopes, in place of the body of a malformed message */
     PyObject *error;             /* makes an exception from an error number */
     PyObject *users;             /* `Users` in zkv/users/registry.py; NULL = not known */
     InFlight *in_flight;         /* NULL = replies are not counted */
     unsigned long long unroutable, dropped, bytes_in, bytes_out; /* see PassedMessages */
     unsigned long long bytes_forwarded;
+    size_t outstanding; /* requests that were forwarded, and of which no reply has been passed on */
     int forwarded; /* The workers' socket has been used: its signal may have been reset. */
+    int alone; /* The last batch had one message. */
     int stamped;   /* each message begins with a frame of the front: when it was taken up */
     Py_buffer question;      /* see `Arrivals` in arrivals.py; no memory = nobody asks */
     Py_buffer senders;
@@ -508,13 +511,13 @@ static int take_message(Frames *self, Batch *to)
 
 /* Receive queued messages, up to `most`, and none after `most_bytes`. 0, or an error number; EAGAIN
  * if there is none. */
-static int take_batch(Frames *self, Batch *to)
+static int take_batch(Frames *self, Batch *to, size_t most)
 {
     int number = EAGAIN, any = 0;
     size_t bytes = 0, counted = 0;
     uint64_t question = asked(self);
     to->calls = &calls;
-    while (to->count < self->most && bytes < self->most_bytes) {
+    while (to->count < most && bytes < self->most_bytes) {
         number = take_message(self, to);
         if (number)
             break;
@@ -526,6 +529,7 @@ static int take_batch(Frames *self, Batch *to)
         hear(self, question, to->count, number == EAGAIN);
     if (any)
         to->taken = clock_now();
+    self->alone = to->count == 1;
     return any ? 0 : number;
 }
 
@@ -630,6 +634,8 @@ static int pass_message(Frames *self)
     }
     if (!number && !lost)
         self->bytes_out += size;
+    if (!number && self->outstanding)
+        self->outstanding--;
     zmq.msg_close(&frame);
     return number;
 }
@@ -646,6 +652,7 @@ static int pass_on(Frames *self)
 /* The arguments of `frames_receive`: see `Frames` in frames.py. */
 typedef struct {
     int wait, take, capacity;
+    PyObject *answer; /* NULL = nobody answers */
 } wish;
 
 /* Wait. 0, or an error number; sets `told` if the caller must return, even without a message, and
@@ -677,25 +684,28 @@ static int wait_for_signal(Frames *self, const wish *w, int *told, int *replies)
 /* Receive a batch; if no message is queued and the caller wants to wait, wait and try again. Sends
  * the workers' replies on. Runs without Python's lock. EINTR if a signal has arrived.
  *
- * A look at a socket takes a system call. While nobody uses the workers' socket, its signal tells
- * of replies, and the wait looks at that anyway. So it is looked at once in each call. Passing
- * replies on uses the front's socket, and may reset its signal: messages are looked for after that,
- * or else the wait might not end. */
+ * A look at a socket that has no message takes a system call. While nobody uses the workers' socket,
+ * its signal tells of replies, and the wait looks at that anyway. So it is looked at once in each
+ * call, and only while the workers have requests. Passing replies on uses the front's socket, and
+ * may reset its signal: messages are looked for after that, or else the wait might not end.
+ *
+ * Where one client waits for each reply, the message that ends a wait is the only one: as long as
+ * the last batch was of one message, nobody looks for a second one. */
 static int take_or_wait(Frames *self, const wish *w, Batch *to)
 {
     int told = !w->wait, passed = 0, replies, number;
     if (self->forwarded)
         passed = pass_on(self);
     self->forwarded = 0;
-    number = w->take ? take_batch(self, to) : EAGAIN;
-    if (!passed && (number != EAGAIN || told))
+    number = w->take ? take_batch(self, to, self->most) : EAGAIN;
+    if (!passed && (told || (number != EAGAIN && self->outstanding)))
         passed = pass_on(self);
     while (!passed && number == EAGAIN && !told) {
         passed = wait_for_signal(self, w, &told, &replies);
         if (!passed && replies)
             passed = pass_on(self);
         if (!passed && w->take)
-            number = take_batch(self, to);
+            number = take_batch(self, to, self->alone && !asked(self) ? 1 : self->most);
     }
     return passed ? passed : number;
 }
@@ -730,6 +740,8 @@ static int read_wish(wish *w, PyObject *name, PyObject *value)
     for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
         if (PyUnicode_CompareWithASCIIString(name, names[i]) == 0)
             return (*flags[i] = PyObject_IsTrue(value)) >= 0;
+    if (PyUnicode_CompareWithASCIIString(name, "answer") == 0)
+        return w->answer = value == Py_None ? NULL : value, 1;
     return PyErr_Format(PyExc_TypeError, "receive() has no argument %R", name), 0;
 }
 
@@ -740,42 +752,6 @@ static Batch *to_batch(Frames *self, PyObject *argument)
     if (!PyObject_TypeCheck(argument, self->batch_type))
         return PyErr_Format(PyExc_TypeError, "this is not a batch"), NULL;
     return is_closed(self) ? NULL : (Batch *)argument;
-}
-
-/* receive(batch, *, wait, take=True, capacity=False): see _frames.pyi. The arguments are read here:
- * PyArg_ParseTupleAndKeywords takes longer than all the rest if nothing is queued. */
-static PyObject *frames_receive(Frames *self, PyObject *const *arguments, Py_ssize_t count,
-                                PyObject *names)
-{
-    wish w = {-1, 1, 0};
-    int number;
-    for (Py_ssize_t i = 0; names != NULL && i < PyTuple_Size(names); i++)
-        if (!read_wish(&w, PyTuple_GetItem(names, i), arguments[count + i]))
-            return NULL;
-    if (count != 1 || w.wait < 0)
-        return PyErr_Format(PyExc_TypeError, "receive() takes a batch, and `wait` by name");
-    Batch *batch = to_batch(self, arguments[0]);
-    if (batch == NULL)
-        return NULL;
-    clear_batch(batch);
-    w.capacity = w.capacity && self->behind.socket != NULL;
-    do {
-        Py_BEGIN_ALLOW_THREADS
-        number = take_or_wait(self, &w, batch);
-        Py_END_ALLOW_THREADS
-        if (number == EINTR && PyErr_CheckSignals() < 0)
-            return NULL;
-    } while (number == EINTR);
-    complete(self, batch);
-    int limited = 0;
-    if (self->users != NULL &&
-        (!find_users(self, batch) || !take_limits(self->users, batch, &limited)))
-        return NULL;
-    refuse_overload(self->in_flight, batch);
-    for (size_t i = 0; limited && !self->stamped && i < batch->count; i++)
-        if (!limit_rate(&batch->items[i]))
-            return NULL;
-    return is_error(number) ? fail(self, number) : Py_NewRef(Py_None);
 }
 
 /* --- Sending --------------------------------------------------------------------------------- */
@@ -909,6 +885,115 @@ static PyObject *frames_send(Frames *self, PyObject *argument)
     return number ? fail(self, number) : Py_NewRef(Py_None);
 }
 
+/* --- Receiving and answering ------------------------------------------------------------------ */
+
+/* 1 if emptying the batch takes no lock: it has no objects of Python. */
+static int is_plain(const Batch *batch)
+{
+    for (size_t i = 0; i < batch->count; i++) {
+        const item *of = &batch->items[i];
+        if (of->object != NULL || of->envelope != NULL || of->reply_owner != NULL ||
+            of->subject != NULL || of->trace != NULL || of->user != NULL || of->overload != NULL)
+            return 0;
+    }
+    return 1;
+}
+
+/* Send the replies of a batch, if it has been answered, empty it, and receive the next one. 0, or
+ * an error number; EINTR if a signal has arrived. Python's lock is let go of once, if that will do:
+ * to get it back takes as long as half of a GET. */
+static int next_batch(Frames *self, const wish *w, Batch *batch, int answered)
+{
+    int number = 0, plain = is_plain(batch);
+    Py_BEGIN_ALLOW_THREADS
+    if (answered)
+        number = send_all(self, batch);
+    if (plain) {
+        clear_batch(batch);
+        number = number ? number : take_or_wait(self, w, batch);
+    }
+    Py_END_ALLOW_THREADS
+    if (plain)
+        return number;
+    clear_batch(batch);
+    if (number)
+        return number;
+    Py_BEGIN_ALLOW_THREADS
+    number = take_or_wait(self, w, batch);
+    Py_END_ALLOW_THREADS
+    return number;
+}
+
+/* Complete a batch that has been received: find its users, and refuse what must not run. 0, with an
+ * exception, if that fails. */
+static int prepare(Frames *self, Batch *batch)
+{
+    int limited = 0;
+    complete(self, batch);
+    if (self->users != NULL &&
+        (!find_users(self, batch) || !take_limits(self->users, batch, &limited)))
+        return 0;
+    refuse_overload(self->in_flight, batch);
+    for (size_t i = 0; limited && !self->stamped && i < batch->count; i++)
+        if (!limit_rate(&batch->items[i]))
+            return 0;
+    return 1;
+}
+
+/* 1 if somebody has woken the thread. */
+static int is_woken(const Frames *self)
+{
+    return __atomic_load_n((unsigned char *)self->woken.buf, __ATOMIC_ACQUIRE) != 0;
+}
+
+/* Have a batch answered. 1 if the next one is to be received; otherwise sets what to return, which
+ * is NULL with an exception. */
+static int have_answered(const wish *w, Batch *batch, PyObject **result)
+{
+    *result = Py_None;
+    if (w->answer == NULL || batch->count == 0)
+        return Py_INCREF(Py_None), 0;
+    *result = PyObject_CallFunctionObjArgs(w->answer, batch, NULL);
+    if (*result != Py_None)
+        return 0;
+    Py_DECREF(Py_None);
+    return 1;
+}
+
+/* receive(batch, *, wait, take=True, capacity=False, answer=None): see _frames.pyi. The arguments
+ * are read here: PyArg_ParseTupleAndKeywords takes longer than all the rest if nothing is queued. */
+static PyObject *frames_receive(Frames *self, PyObject *const *arguments, Py_ssize_t count,
+                                PyObject *names)
+{
+    wish w = {-1, 1, 0, NULL};
+    const wish enough = {0, 0, 0, NULL};
+    PyObject *result;
+    for (Py_ssize_t i = 0; names != NULL && i < PyTuple_Size(names); i++)
+        if (!read_wish(&w, PyTuple_GetItem(names, i), arguments[count + i]))
+            return NULL;
+    if (count != 1 || w.wait < 0)
+        return PyErr_Format(PyExc_TypeError, "receive() takes a batch, and `wait` by name");
+    Batch *batch = to_batch(self, arguments[0]);
+    if (batch == NULL)
+        return NULL;
+    w.capacity = w.capacity && self->behind.socket != NULL;
+    for (int answered = 0;; answered = 1) {
+        const wish *now = answered && is_woken(self) ? &enough : &w;
+        int number = next_batch(self, now, batch, answered);
+        while (number == EINTR) {
+            if (PyErr_CheckSignals() < 0)
+                return NULL;
+            number = next_batch(self, now, batch, 0);
+        }
+        if (is_error(number) || !prepare(self, batch))
+            return is_error(number) ? fail(self, number) : NULL;
+        if (!have_answered(&w, batch, &result))
+            return result;
+    }
+}
+
+/* --- Forwarding ------------------------------------------------------------------------------ */
+
 /* Forward one message. 0, or an error number; EAGAIN if the workers have no capacity. */
 static int forward_message(Frames *self, Batch *batch, item *of)
 {
@@ -920,6 +1005,7 @@ static int forward_message(Frames *self, Batch *batch, item *of)
         of->first = of->end; /* They are empty now. */
         of->body = NULL;
         self->bytes_forwarded += size;
+        self->outstanding++;
     }
     return number;
 }
@@ -1071,15 +1157,15 @@ static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *k
 {
     PyObject *front, *batch_type, *no_delimiter, *no_body, *two_bodies, *error, *behind = Py_None;
     PyObject *users = Py_None, *question = Py_None, *senders = Py_None;
-    PyObject *in_flight = Py_None;
+    PyObject *in_flight = Py_None, *woken;
     int stamped = 0;
-    static char *names[] = {"socket", "waker", "batch_type", "most", "most_bytes", "no_delimiter",
+    static char *names[] = {"socket", "waker", "woken", "batch_type", "most", "most_bytes", "no_delimiter",
                             "no_body", "two_bodies", "error", "behind", "stamped", "users",
                             "question", "senders", "in_flight", NULL};
     int waker;
     Py_ssize_t most, most_bytes;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OiOnnOOOO|OpOOOO", names, &front,
-                                     &waker, &batch_type, &most, &most_bytes, &no_delimiter,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OiOOnnOOOO|OpOOOO", names, &front,
+                                     &waker, &woken, &batch_type, &most, &most_bytes, &no_delimiter,
                                      &no_body, &two_bodies, &error, &behind, &stamped, &users,
                                      &question, &senders, &in_flight))
         return NULL;
@@ -1106,7 +1192,8 @@ static PyObject *frames_new(PyTypeObject *type, PyObject *arguments, PyObject *k
     self->order = calloc(self->most, sizeof *self->order);
     if (self->order == NULL)
         PyErr_NoMemory();
-    else if (!open_notes(self, question, senders))
+    else if (PyObject_GetBuffer(woken, &self->woken, PyBUF_SIMPLE) < 0 ||
+             !open_notes(self, question, senders))
         ; /* There is an exception. */
     else if (open_end(&self->front, front) && open_end(&self->behind, behind))
         return (PyObject *)self;
@@ -1118,7 +1205,8 @@ static void frames_dealloc(Frames *self)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
     free(self->order);
-    PyBuffer_Release(&self->question); /* Does nothing if there is none. */
+    PyBuffer_Release(&self->woken); /* Does nothing if there is none. */
+    PyBuffer_Release(&self->question);
     PyBuffer_Release(&self->senders);
     Py_XDECREF((PyObject *)self->batch_type);
     for (int kind = 0; kind < KINDS; kind++)

@@ -1,6 +1,7 @@
 """`PythonFrames` and `PythonPublisher` of `zkv.broker` in C."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import zmq
 
@@ -9,6 +10,8 @@ from zkv.errors import Overload
 from zkv.requests import batch
 from zkv.requests.batch import BadEnvelope
 from zkv.users.registry import Users
+
+A = TypeVar("A")
 
 def attach(path: str, /) -> tuple[int, int, int]: ...
 def received(descriptors: Sequence[int], /) -> list[int]: ...
@@ -26,6 +29,7 @@ class Frames:
         *,
         socket: zmq.Socket[bytes],
         waker: int,
+        woken: bytearray,
         batch_type: type[Batch],
         most: int,
         most_bytes: int,
@@ -43,8 +47,15 @@ class Frames:
     @property
     def passed(self) -> tuple[int, int, int, int]: ...
     def receive(
-        self, batch: batch.Batch, /, *, wait: bool, take: bool = True, capacity: bool = False
-    ) -> None: ...
+        self,
+        batch: batch.Batch,
+        /,
+        *,
+        wait: bool,
+        take: bool = True,
+        capacity: bool = False,
+        answer: Callable[[batch.Batch], A | None] | None = None,
+    ) -> A | None: ...
     def look_again(self, batch: batch.Batch, /) -> None: ...
     def park(self, batch: batch.Batch, sizes: list[int], /) -> None: ...
     def send(self, batch: batch.Batch, /) -> None: ...

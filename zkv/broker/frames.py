@@ -16,7 +16,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeGuard, Union
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeGuard, TypeVar, Union
 
 import zmq
 
@@ -35,10 +35,13 @@ if TYPE_CHECKING:
     from zkv.broker import _frames
     from zkv.broker.arrivals import Arrivals
     from zkv.broker.in_flight import Owner
+    from zkv.broker.waker import Waker
     from zkv.users.registry import Users
     from zkv.users.rights import User
 
 _log = logging.getLogger("zkv.broker")
+
+A = TypeVar("A")
 
 
 class Bounds(NamedTuple):
@@ -86,12 +89,22 @@ class Frames(Protocol):
         """The fields of `PassedMessages`."""
 
     def receive(
-        self, batch: Batch, /, *, wait: bool, take: bool = True, capacity: bool = False
-    ) -> None:
+        self,
+        batch: Batch,
+        /,
+        *,
+        wait: bool,
+        take: bool = True,
+        capacity: bool = False,
+        answer: Callable[[Batch], A | None] | None = None,
+    ) -> A | None:
         """Empty the batch, and receive the messages that are queued into it, within the bounds.
 
         Replies of the workers are sent on unchanged. Requests of connections for which too much
         waits are marked: see `Batch.overload`.
+
+        With ``answer``, a batch that is answered whole is sent, and the next one received, until
+        the waker is awake: so most batches take only one call.
 
         Args:
             batch: takes the messages.
@@ -99,8 +112,14 @@ class Frames(Protocol):
                 batch may be empty after each of them.
             take: receive messages; if false, only send the workers' replies on.
             capacity: end the wait also when the workers have capacity.
+            answer: adds the replies to a batch; returns None if it has all of them. None = nobody.
 
-        If there is no memory for a body, `NO_MEMORY` takes its place. If there is none for anything
+        Returns:
+            What ``answer`` has returned for the batch; None if that is empty, or there is no
+            ``answer``.
+
+        What ``answer`` raises is passed on; then the batch has all its requests. If there is no
+        memory for a body, `NO_MEMORY` takes its place. If there is none for anything
         else, MemoryError is raised; the next call returns the messages that follow.
         """
 
@@ -147,7 +166,7 @@ class MakeFrames(Protocol):
     def __call__(
         self,
         socket: zmq.Socket[bytes],
-        waker: int,
+        waker: Waker,
         bounds: Bounds,
         behind: zmq.Socket[bytes] | None = None,
         stamped: bool = False,
@@ -163,7 +182,7 @@ class PythonFrames:
 
     Args:
         socket: receives messages and sends replies. This object closes it.
-        waker: descriptor that ends a wait when it becomes readable.
+        waker: ends a wait.
         bounds: bounds of a batch.
         behind: forwards messages to workers and receives their replies, likewise; None if there
             are none.
@@ -177,7 +196,7 @@ class PythonFrames:
     def __init__(
         self,
         socket: zmq.Socket[bytes],
-        waker: int,
+        waker: Waker,
         bounds: Bounds,
         behind: zmq.Socket[bytes] | None = None,
         stamped: bool = False,
@@ -205,9 +224,30 @@ class PythonFrames:
         return self._unroutable, self._dropped, self._bytes_in, self._bytes_out
 
     def receive(
-        self, batch: Batch, /, *, wait: bool, take: bool = True, capacity: bool = False
-    ) -> None:
+        self,
+        batch: Batch,
+        /,
+        *,
+        wait: bool,
+        take: bool = True,
+        capacity: bool = False,
+        answer: Callable[[Batch], A | None] | None = None,
+    ) -> A | None:
         """See `Frames`."""
+        self._receive(batch, wait, take, capacity)
+        while answer is not None and len(batch):
+            answered = answer(batch)
+            if answered is not None:
+                return answered
+            self.send(batch)
+            batch.clear()
+            if self._waker.awake[0]:
+                break
+            self._receive(batch, wait, take, capacity)
+        return None
+
+    def _receive(self, batch: Batch, wait: bool, take: bool, capacity: bool) -> None:
+        """Receive one batch."""
         batch.clear()
         self._pass_on()
         if wait and not (take and self.readable()):
@@ -488,7 +528,7 @@ def _find_compiled() -> MakeFrames | None:
 
     def make(
         socket: zmq.Socket[bytes],
-        waker: int,
+        waker: Waker,
         bounds: Bounds,
         behind: zmq.Socket[bytes] | None = None,
         stamped: bool = False,
@@ -498,7 +538,8 @@ def _find_compiled() -> MakeFrames | None:
     ) -> Frames:
         return _frames.Frames(
             socket=socket,
-            waker=waker,
+            waker=waker.fileno(),
+            woken=waker.awake,
             batch_type=compiled.store.Batch,
             most=bounds.requests,
             most_bytes=bounds.size,

@@ -24,13 +24,18 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import zmq
 
 from zkv.broker.frames import Bounds, Frames, PassedMessages
 from zkv.broker.waker import Waker
 from zkv.requests.batch import BadEnvelope, Batch, new_batch
+
+if TYPE_CHECKING:
+    from zkv.broker.waiting import Answered
+
+    Answer = Callable[[Batch], Answered | None]
 
 QUEUED_PER_WORKER: Final = 64
 """Requests that wait for one worker at most, on each side of its pipe.
@@ -85,15 +90,15 @@ class Mailbox:
     """The mailbox of a worker. Created in the worker's thread.
 
     Args:
-        open_frames: makes the `Frames`, given the descriptor of the waker.
+        open_frames: makes the `Frames`, given the waker.
         received: called after requests have been received.
     """
 
     def __init__(
-        self, open_frames: Callable[[int], Frames], received: Callable[[], None] = lambda: None
+        self, open_frames: Callable[[Waker], Frames], received: Callable[[], None] = lambda: None
     ) -> None:
         self._waker = Waker()
-        self._frames = open_frames(self._waker.fileno())
+        self._frames = open_frames(self._waker)
         self._received = received
         self._batch = new_batch()
         self._rest: Batch | None = None  # Of the last batch: what is still to run.
@@ -131,6 +136,24 @@ class Mailbox:
                 self._unanswered = range(len(batch))
                 return batch
             self._waker.clear()  # Before the outbox is read: a later entry wakes it again.
+
+    def turn(self, answer: Answer) -> Answered | None:
+        """Receive batches and answer them, as long as each is answered whole.
+
+        Args:
+            answer: adds the replies to a batch; see `zkv.broker.worker.Handler.answer`.
+
+        Returns:
+            What is not answered yet of the last batch, for `reply`; None once `stop` was called.
+
+        Raises what `receive`, `reply` and ``answer`` raise.
+        """
+        while len(batch := self.receive()):
+            answered = answer(batch)
+            if answered is not None:
+                return answered
+            self.reply()
+        return None
 
     def reply(
         self, later: Sequence[Later] = (), left: Sequence[int] = (), end: int | None = None
@@ -233,8 +256,10 @@ class FrontMailbox(Mailbox):
         open_frames: as for `Mailbox`, with both sockets.
     """
 
-    def __init__(self, open_frames: Callable[[int], Frames]) -> None:
+    def __init__(self, open_frames: Callable[[Waker], Frames]) -> None:
         super().__init__(open_frames)
+        self._answer: Answer | None = None  # Of `turn`, and what it returned for the batch.
+        self._answered: Answered | None = None
         self.must_wait: Callable[[], bool] = lambda: False
         """Returns true while no request is to be taken up, as too much waits for the disk."""
         self.taken: Callable[[], int] = lambda: self._frames.bytes_forwarded
@@ -286,11 +311,32 @@ class FrontMailbox(Mailbox):
             if self._left or self._draining or self.must_wait():
                 self._receive_rest()
             else:
-                self._frames.receive(batch, wait=True)
+                self._receive_and_answer(batch)
             if len(batch) and not self._left:
                 self._unanswered = range(len(batch))
                 return batch
             self._waker.clear()  # Before the outbox and the flags are read: see `Mailbox`.
+
+    def turn(self, answer: Answer) -> Answered | None:
+        """See `Mailbox`. Within one call, the frames have many batches answered and sent."""
+        self._answer = answer
+        while True:
+            batch = self.receive()
+            answered, self._answered = self._answered, None
+            if answered is None:
+                if not len(batch):
+                    return None
+                answered = answer(batch)
+            if answered is not None:
+                return answered
+            self.reply()
+
+    def _receive_and_answer(self, batch: Batch) -> None:
+        try:
+            self._answered = self._frames.receive(batch, wait=True, answer=self._answer)
+        except BaseException:
+            self._unanswered = range(len(batch))
+            raise
 
     def _receive_rest(self) -> None:
         """Receive while the workers or the disk have no capacity, or the front is to stop."""

@@ -92,16 +92,25 @@ def make_safe(
         What is safe now, and the log's error if the rest cannot be made safe.
     """
     refusal: ReadOnly | None = None
-    safe = Safe(engine.safe_rev, engine.safe_lsn)
-    if revealed.rev > safe.rev or revealed.lsn > safe.lsn:
+    if revealed.rev > engine.safe_rev or revealed.lsn > engine.safe_lsn:
         try:
             engine.secure(patient)
         except ReadOnly as error:
             refusal = error
-        safe = Safe(engine.safe_rev, engine.safe_lsn)
+    return safe_now(engine, epoch), refusal
+
+
+def safe_now(engine: Engine, epoch: int) -> Safe:
+    """Return what is safe of that which a batch reveals.
+
+    Args:
+        engine: the engine.
+        epoch: the epoch before the batch ran.
+    """
+    safe = Safe(engine.safe_rev, engine.safe_lsn)
     # Below 0 nothing was answered that only a leader may answer, so nobody has to confirm it.
     confirmed = epoch < 0 or not engine.log.confirms_reads
-    return (safe if confirmed and engine.epoch == epoch else NOTHING_SAFE), refusal
+    return safe if confirmed and engine.epoch == epoch else NOTHING_SAFE
 
 
 def commit(engine: Engine, answered: Answered, wait: Callable[[], bool]) -> None:

@@ -16,7 +16,8 @@ class Waker:
     def __init__(self) -> None:
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
-        self._awake = False
+        self.awake = bytearray(1)
+        """One byte: not 0 from `wake` until `clear`. Code in C reads it without Python's lock."""
 
     def fileno(self) -> int:
         """The descriptor to poll."""
@@ -24,8 +25,8 @@ class Waker:
 
     def wake(self) -> None:
         """Wake the thread that waits. Any thread."""
-        if not self._awake:
-            self._awake = True
+        if not self.awake[0]:
+            self.awake[0] = 1
             with contextlib.suppress(OSError):  # It is being closed: no thread waits any more.
                 self._writer.send(b"\0")
 
@@ -35,10 +36,10 @@ class Waker:
             self._reader.recv(4096)
         except BlockingIOError:
             return
-        self._awake = False
+        self.awake[0] = 0
 
     def close(self) -> None:
         """Close both ends. From now on `wake` does nothing."""
-        self._awake = True
+        self.awake[0] = 1
         self._reader.close()
         self._writer.close()

@@ -37,7 +37,7 @@ from zkv.requests.lane import ENOUGH_BYTES, rest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from zkv.broker.mailbox import Later, Mailbox
+    from zkv.broker.mailbox import Answer, Later, Mailbox
     from zkv.requests.account import Account
     from zkv.requests.batch import Batch
     from zkv.requests.call import Call
@@ -58,12 +58,12 @@ CONTINUES: Final = "the thread continues with the next batch"
 class Handler(Protocol):
     """Answers batches for the front or a worker. It keeps no state from one batch to the next."""
 
-    def answer(self, batch: Batch) -> Answered | None:
-        """Run a batch, and add the replies that may be sent at once.
+    @property
+    def answer(self) -> Answer:
+        """Runs a batch, and adds the replies that may be sent at once.
 
-        Returns:
-            What is not answered yet; None if everything is. After the mailbox has taken it,
-            `commit` must be called.
+        Returns what is not answered yet; None if everything is. After the mailbox has taken it,
+        `commit` must be called.
         """
 
     def commit(self, answered: Answered, is_idle: Callable[[], bool]) -> None:
@@ -281,22 +281,25 @@ def serve(mailbox: Mailbox, handler: Handler, account: Account, name: str) -> No
         account: the thread's account.
         name: the thread's name, for the log.
     """
-    failures = 0
+    failures = received = 0
     while True:
-        batch = None
+        answered = None
         try:
-            batch = mailbox.receive()
-            if not batch:
+            answered = mailbox.turn(handler.answer)
+            if answered is None:
                 return
-            failures = 0
-            _answer(mailbox, handler, batch)
+            try:
+                mailbox.reply(answered.later, answered.left, answered.end)
+            finally:  # Even if sending failed: parked replies, and others in the group, wait.
+                handler.commit(answered, mailbox.is_idle)
         except ReplyFailedError as failure:
             account.deaths += 1
             cause = failure.__cause__
             _log.critical("a reply of %s failed with a bug; %s", name, CONTINUES, exc_info=cause)
         except BaseException as error:
-            if batch is None:
-                failures += 1
+            if answered is None and not mailbox.unanswered:
+                failures = failures + 1 if mailbox.passed.bytes_in == received else 1
+                received = mailbox.passed.bytes_in
                 if isinstance(error, zmq.ZMQError) or failures == MOST_FAILURES:
                     raise
                 time.sleep(PAUSE_SECONDS)
@@ -308,14 +311,3 @@ def serve(mailbox: Mailbox, handler: Handler, account: Account, name: str) -> No
             if mailbox.unanswered:
                 with contextlib.suppress(MemoryError):  # No memory even for an error reply.
                     mailbox.give_up(partial(handler.give_up, error=error))
-
-
-def _answer(mailbox: Mailbox, handler: Handler, batch: Batch) -> None:
-    answered = handler.answer(batch)
-    if answered is None:
-        mailbox.reply()
-        return
-    try:
-        mailbox.reply(answered.later, answered.left, answered.end)
-    finally:  # Even if sending failed: parked replies, and others in the group, wait for this.
-        handler.commit(answered, mailbox.is_idle)

@@ -1,15 +1,22 @@
 """The types of the C part: see the C sources beside this file."""
 
 from collections.abc import Callable, Collection, Iterator
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from zkv.bounds import Range
 from zkv.errors import Overload
 from zkv.keyspace.entry import StoredEntry
-from zkv.keyspace.store import Watcher
+from zkv.keyspace.log import CommitLog
+from zkv.keyspace.store import Keyspace, Watcher
 from zkv.log import Answer
+from zkv.replication.role import Role
+from zkv.requests import batch
+from zkv.requests.account import Account
 from zkv.requests.batch import BadEnvelope
+from zkv.requests.slow_log import SlowLog
 from zkv.users.rights import PythonPrefixes, User
+
+A = TypeVar("A")
 
 class Table:
     def __new__(cls, entry_type: type[StoredEntry], seed: bytes) -> Table: ...
@@ -154,6 +161,46 @@ class Lane:
     def read(self, batch: object, place: int, /) -> bool: ...
     @property
     def beside_long_run(self) -> bool: ...
+
+class Turn(Generic[A]):
+    """See `zkv.broker.front.FrontHandler`.
+
+    Args:
+        lane: runs the requests of a batch.
+        latencies: counts those that it answers.
+        keyspace: the keyspace, with ``rev``, ``removed_rev``, ``limit``, ``takes_runs``,
+            ``room(limit)`` and ``add_run(run, replaced)``.
+        log: the log, with ``epoch``, ``safe_rev``, ``last_lsn`` and ``confirms_reads``.
+        role: the role, with ``leads``.
+        account: the account, with ``logs_requests`` and ``explain(batch, up_to)``.
+        slow: the slow log, with ``threshold``.
+        stopping: returns true once new requests must be refused.
+        acquire: acquires the keyspace's lock, unless it is not free.
+        release: releases it.
+        now: returns the time in ms.
+        finish: called with a batch, a run, or None if nothing has run, the epoch before that, and
+            what ``log.commit`` has returned or raised after it, None if it was not called.
+        secures: call that if there is something to make safe.
+    """
+
+    def __new__(
+        cls,
+        *,
+        lane: Lane,
+        latencies: Latencies,
+        keyspace: Keyspace,
+        log: CommitLog,
+        role: Role,
+        account: Account,
+        slow: SlowLog,
+        stopping: Callable[[], bool],
+        acquire: Callable[[bool], bool],
+        release: Callable[[], None],
+        now: Callable[[], int],
+        finish: Callable[[batch.Batch, Run | None, int, bool | BaseException | None], A | None],
+        secures: bool,
+    ) -> Turn[A]: ...
+    def answer(self, batch: batch.Batch, /) -> A | None: ...
 
 def measure(packed: bytes, at: int) -> tuple[int, int]: ...
 def pack_frames(payloads: list[bytes], synced: int, salt: int) -> bytes: ...

@@ -234,13 +234,11 @@ static void undo(Lane *self, run *r)
 
 /* --- Quotas, and the memory limit: zkv/keyspace/room.py --------------------------------------- */
 
-enum { NO_LIMIT = 62 }; /* the power of 2 that says so */
-
 /* 1 if all that the run has written so far, with what the request has staged, is certainly within
  * the memory limit. Otherwise Python may shorten the history, and knows what may go on. */
 static int has_memory(const run *r, const Table *table)
 {
-    if (r->room == (int64_t)1 << NO_LIMIT)
+    if (r->room == UNLIMITED)
         return 1;
     int64_t commits = (int64_t)PyList_Size(r->payloads);
     int64_t more = table_bytes(table) - r->before;
@@ -658,12 +656,12 @@ static PyStructSequence_Desc run_description = {
     .n_in_sequence = RUN_FIELDS,
 };
 
-PyTypeObject *run_type;
+PyTypeObject *run_type, *lane_type;
 
 PyTypeObject *new_run_type(void) { return PyStructSequence_NewType(&run_description); }
 
-/* Move the results of a run into a Run. NULL, with an exception, if memory runs out. */
-static PyObject *to_result(const run *r)
+/* Move the results of a run into a Run, once. There must be memory, as in `commit`. */
+PyObject *run_result(const run *r)
 {
     PyObject *result = PyStructSequence_New(run_type);
     PyObject *fields[RUN_FIELDS] = {
@@ -685,17 +683,25 @@ static PyObject *to_result(const run *r)
             Py_XDECREF(fields[field]);
     }
     if (!complete)
-        Py_CLEAR(result);
+        Py_FatalError("zkv: out of memory after a commit");
     return result;
 }
 
-/* Run the requests from `first` on and before `end`, until there are enough bytes of replies. */
-static PyObject *run_batch(Lane *self, run *r, size_t first, size_t end)
+void run_drop(run *r)
+{
+    Py_DECREF(r->left);
+    Py_DECREF(r->payloads);
+    Py_XDECREF((PyObject *)r->replaced);
+}
+
+/* Run the requests from `first` on and before `end`, until there are enough bytes of replies. 0, with
+ * an exception, if there is no memory to begin. */
+static int run_batch(Lane *self, run *r, size_t first, size_t end)
 {
     if ((r->left = PyList_New(0)) == NULL)
-        return NULL;
+        return 0;
     if ((r->payloads = PyList_New(0)) == NULL)
-        return Py_DECREF(r->left), NULL;
+        return Py_DECREF(r->left), 0;
     int well = 1;
     size_t i = first;
     for (; well && i < end && r->batch->replied < (size_t)self->enough; i++) {
@@ -705,10 +711,23 @@ static PyObject *run_batch(Lane *self, run *r, size_t first, size_t end)
             well = list_append(r->left, PyLong_FromSize_t(i));
     }
     r->end = i;
-    PyObject *results = well ? to_result(r) : NULL;
-    if (results == NULL)
+    if (!well)
         Py_FatalError("zkv: out of memory after a commit"); /* as in `commit` */
-    return results;
+    return 1;
+}
+
+int run_requests(Lane *self, run *r, size_t first, size_t end)
+{
+    self->table->time++;
+    r->before = table_bytes(self->table);
+    if (self->rest != NULL)
+        self->table->long_run = r;
+    int well = run_batch(self, r, first, end);
+    if (self->rest != NULL)
+        self->table->long_run = NULL;
+    release_dropped(self->table, RELEASED_AT_ONCE);
+    self->body = NULL;
+    return well;
 }
 
 /* Read one keyword argument of `lane_run`. 0, with an exception, if it has none of that name. `at`:
@@ -743,16 +762,7 @@ static PyObject *lane_run(Lane *self, PyObject *const *arguments, Py_ssize_t cou
     for (Py_ssize_t i = 0; i < STATES; i++)
         if (!read_state(&r, (size_t)i, PyTuple_GetItem(names, i), arguments[count + i]))
             return NULL;
-    self->table->time++;
-    r.before = table_bytes(self->table);
-    if (self->rest != NULL)
-        self->table->long_run = &r;
-    PyObject *result = run_batch(self, &r, first, end);
-    if (self->rest != NULL)
-        self->table->long_run = NULL;
-    release_dropped(self->table, RELEASED_AT_ONCE);
-    self->body = NULL;
-    return result;
+    return run_requests(self, &r, first, end) ? run_result(&r) : NULL;
 }
 
 static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)

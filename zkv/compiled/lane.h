@@ -57,6 +57,8 @@ typedef struct {
     request ahead;
 } Lane;
 
+#define UNLIMITED ((int64_t)1 << 62) /* the `room` of a run where there is no memory limit */
+
 /* A run in progress. */
 typedef struct run {
     int64_t rev, lsn, removed_rev, now, room, takes_writes, aside, logs;
@@ -77,6 +79,23 @@ static inline int64_t rev_of(const run *r, const record *there)
 {
     return there->rev > r->rev ? r->rev + 1 : there->rev;
 }
+
+/* --- Runs: lane.c ----------------------------------------------------------------------------- */
+
+/* Run the requests of `r->batch` from `first` on and before `end`, until there are enough bytes of
+ * replies. 0, with an exception, if there is no memory to begin; then nothing was run, and there is
+ * nothing to drop. Afterwards exactly one of the two below must be called. */
+int run_requests(Lane *, run *, size_t first, size_t end);
+PyObject *run_result(const run *); /* as a Run */
+void run_drop(run *);
+
+/* --- Latencies: latencies.c ------------------------------------------------------------------- */
+
+typedef struct Latencies Latencies;
+
+/* Count the answers that reveal no later revision than `up_to`. 1 if the batch is to be explained:
+ * see latencies.c. */
+int count_latencies(Latencies *, const Batch *, int64_t up_to, double slow);
 
 /* --- Batches: batch.c ------------------------------------------------------------------------- */
 

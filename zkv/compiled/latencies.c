@@ -9,17 +9,33 @@
 
 enum { STEPS = 64 }; /* as in zkv/figures.py */
 
-typedef struct {
+struct Latencies {
     PyObject_HEAD
     uint64_t counts[OPS][STEPS];
     double totals[OPS]; /* seconds */
-} Latencies;
+};
+
+PyTypeObject *latencies_type;
 
 /* The bucket of a time: the number of bits of its microseconds. */
 static int step_of(double seconds)
 {
     uint64_t micros = seconds > 0 ? (uint64_t)(seconds * 1e6) : 0;
     return micros ? 64 - __builtin_clzll(micros) : 0;
+}
+
+int count_latencies(Latencies *self, const Batch *batch, int64_t up_to, double slow)
+{
+    double now = clock_now(), took = now - batch->taken;
+    int step = step_of(took);
+    for (size_t i = 0; i < batch->count; i++) {
+        const item *each = &batch->items[i];
+        if (each->op == NONE || each->reveals > up_to)
+            continue;
+        self->counts[each->op][step]++;
+        self->totals[each->op] += took;
+    }
+    return batch->timed || (batch->count && now - arrival(batch, batch->items) >= slow);
 }
 
 /* add(batch, up_to, slow): count the answers that reveal no later revision than `up_to`. True if
@@ -31,18 +47,10 @@ static PyObject *latencies_add(Latencies *self, PyObject *const *arguments, Py_s
         return PyErr_Format(PyExc_TypeError, "expected a batch, a revision, and seconds");
     const Batch *batch = (Batch *)arguments[0];
     int64_t up_to = PyLong_AsLongLong(arguments[1]);
-    double slow = PyFloat_AsDouble(arguments[2]), now = clock_now(), took = now - batch->taken;
-    int step = step_of(took);
+    double slow = PyFloat_AsDouble(arguments[2]);
     if (PyErr_Occurred())
         return NULL;
-    for (size_t i = 0; i < batch->count; i++) {
-        const item *each = &batch->items[i];
-        if (each->op == NONE || each->reveals > up_to)
-            continue;
-        self->counts[each->op][step]++;
-        self->totals[each->op] += took;
-    }
-    return PyBool_FromLong(batch->timed || (batch->count && now - arrival(batch, batch->items) >= slow));
+    return PyBool_FromLong(count_latencies(self, batch, up_to, slow));
 }
 
 static PyObject *list_of(const uint64_t *counts)

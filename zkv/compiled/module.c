@@ -21,8 +21,9 @@ static int execute(PyObject *module)
         add_type(module, "Replaced", PyType_FromSpec(&replaced_spec), &replaced_type) &&
         add_type(module, "Batch", PyType_FromSpec(&batch_spec), &batch_type) &&
         add_type(module, "Prefixes", PyType_FromSpec(&prefixes_spec), &prefixes_type) &&
-        add_type(module, "Latencies", PyType_FromSpec(&latencies_spec), NULL) &&
-        add_type(module, "Lane", PyType_FromSpec(&lane_spec), NULL) &&
+        add_type(module, "Latencies", PyType_FromSpec(&latencies_spec), &latencies_type) &&
+        add_type(module, "Lane", PyType_FromSpec(&lane_spec), &lane_type) &&
+        add_type(module, "Turn", PyType_FromSpec(&turn_spec), NULL) &&
         add_type(module, "Run", (PyObject *)new_run_type(), &run_type);
     return complete ? 0 : -1;
 }

@@ -297,8 +297,8 @@ PyObject *load_entries(PyObject *module, PyObject *arguments);
 
 /* --- Requests: lane.c, and see lane.h --------------------------------------------------------- */
 
-extern PyType_Spec lane_spec, batch_spec, latencies_spec, prefixes_spec;
-extern PyTypeObject *batch_type, *prefixes_type;
+extern PyType_Spec lane_spec, batch_spec, latencies_spec, prefixes_spec, turn_spec;
+extern PyTypeObject *batch_type, *prefixes_type, *lane_type, *latencies_type;
 extern PyTypeObject *run_type; /* of the results of Lane.run */
 PyTypeObject *new_run_type(void);
 

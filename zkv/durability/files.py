@@ -94,9 +94,9 @@ class Files:
 
     def write(self, file: BinaryIO, data: bytes) -> None:
         """Write all of ``data`` at the file's position. Raises OSError."""
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(file.fileno(), rest) :]
+        written = os.write(file.fileno(), data)
+        while written < len(data):
+            written += os.write(file.fileno(), memoryview(data)[written:])
 
     def sync(self, file: BinaryIO) -> None:
         """Wait until all that was written to ``file`` is on disk. Raises OSError."""

@@ -300,7 +300,8 @@ class Wal:
         """
         if lsn <= (self.durable_lsn if durable else self.written_lsn):
             return True
-        if not self._io.acquire(timeout=-1 if patient else QUICK_SYNC_SECONDS):
+        acquire = self._io.acquire
+        if not acquire(False) and not acquire(True, -1 if patient else QUICK_SYNC_SECONDS):
             return False
         try:
             # Checked with the lock held: before, another thread may fill the segment.
@@ -422,8 +423,10 @@ class Wal:
 
     def _take_queued(self) -> list[tuple[int, list[bytes], int]]:
         """Take what is to be written next from the queue. `_io` held."""
-        queue = self._queue
-        return [queue.popleft() for _ in range(len(queue))]
+        queue, runs = self._queue, []
+        while queue:
+            runs.append(queue.popleft())
+        return runs
 
     def _write_queued(self) -> None:
         """Write what is queued with one system call."""
@@ -435,7 +438,9 @@ class Wal:
             if self._segment_is_full():
                 self._rotate(self.written_rev + 1)
             synced, salt = self._synced, self._salt
-            payloads = [payload for _, run, _ in runs for payload in run]
+            payloads = runs[0][1]
+            if len(runs) > 1:
+                payloads = [payload for _, run, _ in runs for payload in run]
             size = runs[-1][2] - self._written_bytes
             if size > LOOK_BYTES and memory.is_short(2 * size):
                 raise MemoryError  # Now, while there is some for the rollback.
@@ -476,8 +481,9 @@ class Wal:
 
     def _is_quick(self, lsn: int, durable: bool) -> bool:
         """True if `commit` needs only one write and, if ``durable``, the disk syncs quickly."""
-        begins_segment = lsn > self.written_lsn and self._segment_is_full()
-        return not begins_segment and (self.syncs_quickly or not durable)
+        if durable and not self.syncs_quickly:
+            return False
+        return lsn <= self.written_lsn or not self._segment_is_full()
 
     def _segment_is_full(self) -> bool:
         """True if the next write must sync this segment and begin a new one."""
@@ -510,11 +516,14 @@ class Wal:
 
     def _note_safe(self) -> None:
         """Update what is kept and safe, after what is written or durable has changed."""
-        self.kept_lsn = self.safe_lsn = self.durable_lsn if self._sync_each else self.written_lsn
-        self.kept_rev = self.safe_rev = self.durable_rev if self._sync_each else self.written_rev
-        self.kept_bytes = self.safe_bytes = (
-            self._durable_bytes if self._sync_each else self._written_bytes
-        )
+        if self._sync_each:
+            self.kept_lsn = self.safe_lsn = self.durable_lsn
+            self.kept_rev = self.safe_rev = self.durable_rev
+            self.kept_bytes = self.safe_bytes = self._durable_bytes
+        else:
+            self.kept_lsn = self.safe_lsn = self.written_lsn
+            self.kept_rev = self.safe_rev = self.written_rev
+            self.kept_bytes = self.safe_bytes = self._written_bytes
 
     def _rotate(self, first_rev: int) -> None:
         """Begin a new segment, after the old one is completely on disk."""

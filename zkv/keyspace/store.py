@@ -501,7 +501,11 @@ class Keyspace:
     @property
     def takes_runs(self) -> bool:
         """True if the lane may write; else each write has to be looked at. Lock held."""
-        return self.takes_writes and (self._evictor is None or not self._evictor.behind)
+        return (
+            self._log.takes_commits
+            and self._sealed is None
+            and (self._evictor is None or not self._evictor.behind)
+        )
 
     @property
     def owed(self) -> int:
@@ -724,9 +728,9 @@ class Keyspace:
         self._drop_undo()
 
     def _drop_undo(self) -> None:
-        safe_lsn = self._log.safe_lsn
-        while self._undo and self._undo[0].lsn <= safe_lsn:
-            self._undo.popleft()
+        undo, safe_lsn = self._undo, self._log.safe_lsn
+        while undo and undo[0].lsn <= safe_lsn:
+            undo.popleft()
 
     def _notify_watchers(self, key: str, old: StoredEntry | None) -> None:
         for watcher in self._watchers:

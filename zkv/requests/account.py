@@ -65,8 +65,8 @@ class Account:
         self.logs_requests = logs_requests
         self._records: list[AnyRecord] = []
         self._latencies: defaultdict[str, Buckets] = defaultdict(Buckets)
-        # Those of the lane. Without the compiled store there is no lane.
-        self._of_lane = compiled.store.Latencies() if compiled.COMPILED else None
+        self.of_lane = compiled.store.Latencies() if compiled.COMPILED else None
+        """The latencies of the lane; None without the compiled store, since there is no lane."""
         self.taken = 0
         self.queued = 0.0
         self.failures: Counter[tuple[str, str]] = Counter()
@@ -114,14 +114,14 @@ class Account:
             up_to: the revision.
             executed: when the requests had run, by `time.perf_counter`; None = now.
         """
-        if self._of_lane is not None and self._of_lane.add(batch, up_to, self.slow.threshold):
-            self._explain(batch, up_to, executed)
+        if self.of_lane is not None and self.of_lane.add(batch, up_to, self.slow.threshold):
+            self.explain(batch, up_to, executed)
         if self.logs_requests and (answers := batch.answered(up_to)):
             took = time.perf_counter() - batch.taken
             self._records.append(RunRecord(time.time(), took, answers))
 
-    def _explain(self, batch: Batch, up_to: int, executed: float | None) -> None:
-        """Tell the clients that ask for it, and the slow log, where the time went."""
+    def explain(self, batch: Batch, up_to: int, executed: float | None = None) -> None:
+        """Tell clients that ask for it, and the slow log, where the time went: see `add_run`."""
         finished, started = time.perf_counter(), batch.taken
         marks = Marks(started, 0.0, started, batch.waited, executed or finished)
         for place in batch.timed_places(up_to):
@@ -138,7 +138,7 @@ class Account:
         A latency is measured from when a worker takes up the request, or the front the batch, up to
         the reply.
         """
-        known = {} if self._of_lane is None else self._of_lane.report()
+        known = {} if self.of_lane is None else self.of_lane.report()
         latencies = {op: Buckets(*counted) for op, counted in known.items()}
         for op, times in dict(self._latencies).items():
             latencies.setdefault(op, Buckets()).merge(times)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from zkv import compiled
 from zkv.defaults import MAX_LEVELS
@@ -28,10 +28,15 @@ from zkv.keyspace.table import is_compiled
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from zkv.compiled._store import Run
+    from zkv.compiled._store import Latencies, Run, Turn
+    from zkv.keyspace.log import CommitLog
     from zkv.keyspace.store import Keyspace
     from zkv.protocol.codec import KeyLimits
+    from zkv.replication.role import Role
+    from zkv.requests.account import Account
     from zkv.requests.batch import Batch
+
+A = TypeVar("A")
 
 LONG_STEPS: Final = 1_000
 """Steps of the longest request that the front runs; longer ones are run by workers."""
@@ -125,6 +130,44 @@ class Lane(_Lane):
             return self._run(batch, 0, len(batch), aside=False, logs=logs)
         finally:
             lock.release()
+
+    def turn(
+        self,
+        log: CommitLog,
+        role: Role,
+        account: Account,
+        latencies: Latencies,
+        stopping: Callable[[], bool],
+        finish: Callable[[Batch, Run | None, int, bool | BaseException | None], A | None],
+        secures: bool,
+    ) -> Turn[A]:
+        """Return what answers whole batches with this lane: see `zkv.broker.front.FrontHandler`.
+
+        Args:
+            log: the log.
+            role: the role of this server.
+            account: the front's account.
+            latencies: counts the answers.
+            stopping: returns true once new requests must be refused.
+            finish: does what is left of a turn: see `zkv.compiled._store.Turn`.
+            secures: commits are safe once they are written.
+        """
+        keyspace = self._keyspace
+        return compiled.store.Turn(
+            lane=self._compiled,
+            latencies=latencies,
+            keyspace=keyspace,
+            log=log,
+            role=role,
+            account=account,
+            slow=account.slow,
+            stopping=stopping,
+            acquire=keyspace.lock.acquire,
+            release=keyspace.lock.release,
+            now=keyspace.now,
+            finish=finish,
+            secures=secures,
+        )
 
     def _wait_for_lock(self, batch: Batch) -> bool:
         """Wait for the lock, and tell the batch; return False, without it, if a long run has it."""

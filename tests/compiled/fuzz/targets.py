@@ -15,6 +15,7 @@ from tests.compiled.slices import batch_of, in_slices, open_front_lane
 from tests.requests.contract_stores import FakeClock, MemoryStore, PureMemoryStore, request
 from zkv.broker.frames import COMPILED, PythonFrames
 from zkv.durability import formats
+from zkv.requests.batch import Batch, new_batch
 
 BETWEEN = b"\xc1\xc1"
 """Between two bodies, or two frames: bytes that no msgpack has."""
@@ -98,8 +99,29 @@ def mailbox(data: bytes) -> None:
         while bodies := peer.take():
             outcome.append(bodies)
             peer.reply([b"reply %d" % number for number in range(len(bodies))])
-        outcomes.append((outcome, peer.waiting(), peer.mailbox.passed.unroutable - before))
+        outcome.append(peer.waiting())
+        peer.send(*messages)
+        outcome.append(_answered_at_once(peer))
+        outcomes.append((outcome, peer.mailbox.passed.unroutable - before))
     assert outcomes[0] == outcomes[1]
+
+
+def _answered_at_once(peer: Peer) -> list[Any]:
+    """Batches that are answered while they are received, the first one not as a whole; replies."""
+    bodies: list[Any] = []
+    batch = new_batch()
+
+    def answer(batch: Batch) -> str | None:
+        is_first = not bodies
+        bodies.append(list(batch))
+        for place in range(len(batch)):
+            batch.set_reply(place, b"reply %d" % place)
+        return "what is left" if is_first else None
+
+    left = peer.frames.receive(batch, wait=False, answer=answer)
+    peer.frames.send(batch)
+    rest = peer.frames.receive(batch, wait=False, answer=answer)
+    return [bodies, left, rest, list(batch), peer.waiting()]
 
 
 def log(data: bytes) -> None:

@@ -1,0 +1,165 @@
+"""A turn in C takes the usual way of the front, and leaves to Python what is not usual.
+
+What the front answers is compared with Python's commands by all tests in tests/requests.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.compiled.slices import batch_of
+from tests.requests import contract_stores
+from tests.requests.contract_stores import DurableStore, FakeClock
+from zkv import compiled
+from zkv.broker.front import FrontHandler
+from zkv.broker.waiting import Answered
+from zkv.errors import ReadOnly
+from zkv.requests.account import Account
+from zkv.requests.batch import Batch
+from zkv.requests.lane import open_lane
+
+pytestmark = pytest.mark.skipif(not compiled.COMPILED, reason="zkv was installed without C")
+
+
+class Front:
+    """The front's handler, and what a turn has left to Python."""
+
+    def __init__(self, store: DurableStore) -> None:
+        node = store.node
+        self.engine = node.engine
+        self.role = node.role
+        self.account = Account()
+        self.left: list[tuple[bool, object]] = []
+        lane = open_lane(
+            node.engine.keyspace, node.limits, node.max_reply_bytes, node.engine.syncs_each
+        )
+        front = self
+
+        class Observed(FrontHandler):
+            """Notes what is left."""
+
+            def _finish(self, batch: Batch, run: Any, epoch: int, secured: Any) -> Answered | None:
+                front.left.append((run is not None, secured))
+                return super()._finish(batch, run, epoch, secured)
+
+        self.handler = Observed(node, lane, self.account, lambda: self.stopping)
+        self.stopping = False
+
+    def answer(self, *bodies: bytes) -> Answered | None:
+        """Answer a batch."""
+        self.left.clear()
+        return self.handler.answer(batch_of(*bodies))
+
+
+GET, PUT = contract_stores.request("GET", key="k"), contract_stores.request("PUT", key="k", value=1)
+PING = contract_stores.request("PING")
+
+
+@pytest.fixture(params=["never", "always"])
+def store(request: pytest.FixtureRequest) -> Iterator[DurableStore]:
+    """A store of each policy."""
+    store = DurableStore(FakeClock(), fsync=request.param)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def front(store: DurableStore) -> Front:
+    """The front of a store with one key."""
+    store.put("k", 1)
+    return Front(store)
+
+
+def test_what_is_usual_takes_no_python(front: Front, store: DurableStore) -> None:
+    assert front.answer(GET, GET) is None
+    assert front.left == []
+    front.answer(PUT, GET)
+    assert front.left == ([] if not front.engine.syncs_each else [(True, None)])
+
+
+@pytest.mark.parametrize("store", ["never"], indirect=True)
+def test_what_cannot_be_written_now_is_left_with_the_reason(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = ReadOnly("the disk is full")
+
+    def refuse(*_: object) -> bool:
+        raise refusal
+
+    monkeypatch.setattr(front.engine.log, "commit", lambda *_: False)
+    answered = front.answer(PUT)
+    assert front.left == [(True, False)], "another thread has the file"
+    assert answered is not None
+    assert answered.group is not None
+    assert answered.refusal is None
+    monkeypatch.setattr(front.engine.log, "commit", refuse)
+    answered = front.answer(PUT)
+    assert front.left == [(True, refusal)]
+    assert answered is not None
+    assert answered.refusal is refusal
+
+
+@pytest.mark.parametrize("store", ["never"], indirect=True)
+def test_a_bug_of_the_log_is_passed_on(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bool:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(front.engine.log, "commit", fail)
+    with pytest.raises(KeyError, match="a bug"):
+        front.answer(PUT)
+    assert not front.engine.keyspace.lock.locked()
+
+
+def test_nothing_runs_while_the_lock_is_held_or_others_lead(front: Front) -> None:
+    front.role.leads = False
+    answered = front.answer(GET)
+    assert (front.left, answered and answered.left) == ([(False, None)], [0])
+    front.role.leads, front.stopping = True, True
+    answered = front.answer(GET)
+    assert (front.left, answered and answered.left) == ([(False, None)], [0])
+
+
+def test_requests_that_are_left_and_lines_of_the_log_take_python(front: Front) -> None:
+    answered = front.answer(GET, PING)
+    assert (front.left, answered and answered.left) == ([(True, None)], [1])
+    front.account.logs_requests = True
+    assert front.answer(GET) is None
+    assert front.left == [(True, None)]
+
+
+def test_an_attribute_that_cannot_be_read_fails_the_batch_and_frees_the_lock(
+    front: Front,
+) -> None:
+    del front.engine.keyspace.removed_rev
+    with pytest.raises(AttributeError):
+        front.answer(GET)
+    assert not front.engine.keyspace.lock.locked()
+    with pytest.raises(TypeError):
+        front.handler.answer(None)  # type: ignore[arg-type]
+
+
+def test_a_handler_that_nobody_has_any_more_is_collected(front: Front) -> None:
+    """It and its turn refer to each other."""
+    handler = weakref.ref(front.handler)
+    front.handler = None  # type: ignore[assignment]
+    gc.collect()
+    assert handler() is None
+
+
+def test_replies_wait_if_the_epoch_has_ended_or_reads_are_to_be_confirmed(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = front.engine.log
+    monkeypatch.setattr(log, "confirms_reads", True)
+    answered = front.answer(GET)
+    assert (front.left, answered is None) == ([(True, None)], False)
+    monkeypatch.setattr(log, "confirms_reads", False)
+    epochs = iter([0, 1, 1, 1])
+    monkeypatch.setattr(type(log), "epoch", property(lambda _: next(epochs)), raising=False)
+    answered = front.answer(GET)
+    assert (front.left, answered is None) == ([(True, None)], False)
