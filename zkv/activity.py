@@ -39,7 +39,11 @@ class Activity:
         self.since = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        self.end(time.perf_counter())
+        since, now = self.since, time.perf_counter()
+        if since is not None and now - since < self._least:  # As nearly always: a call less.
+            self.since = None
+        else:
+            self.end(now)
 
     def end(self, now: float) -> None:
         """End the interval that began at `since`."""

@@ -356,18 +356,16 @@ class Engine:
         if not keyspace.lineage.terms:  # It was rolled back, and others have that number now.
             raise ReadOnly("the identity of the store could not be written")
 
-    def when_safe(self, callback: Callable[[], None]) -> None:
-        """Have ``callback`` called, in any thread, whenever commits have become safe."""
-        if self.disk is None:  # Nothing has to be forgotten, and the keyspace's lock is held.
-            self.log.on_safe = callback
-            return
-
+    def when_safe(self, *callbacks: Callable[[], None]) -> None:
+        """Have these called, in any thread, whenever commits have become safe."""
         log, history = self.log, self.keyspace.history
+        has_disk = self.disk is not None  # Else nothing is to be forgotten, and the lock is held.
 
         def on_safe() -> None:
-            if history.has_surplus or log.safe_bytes - self._forgotten > KEPT_BYTES:
+            if has_disk and (history.has_surplus or log.safe_bytes - self._forgotten > KEPT_BYTES):
                 self._forget_safe()
-            callback()
+            for callback in callbacks:
+                callback()
 
         self.log.on_safe = on_safe
 

@@ -479,7 +479,7 @@ class ServerCore:
             self._standby = self._make_standby(engine, self._promises)
         self._lane = open_lane(engine.keyspace, keys, limits.max_reply_bytes, engine.syncs_each)
         self._broker.publish(engine.keyspace)
-        engine.when_safe(self._commits_are_safe)
+        engine.when_safe(self._broker.commits_are_safe, self._parking.commits_are_safe)
         engine.start()
         return engine
 
@@ -587,10 +587,6 @@ class ServerCore:
             return self._member.anew
         return None if self._standby is None else self._standby.anew
 
-    def _commits_are_safe(self) -> None:
-        self._broker.commits_are_safe()
-        self._parking.commits_are_safe()
-
     def _stop(self) -> None:
         with self._ending:
             self._stopping = True
@@ -647,7 +643,9 @@ class ServerCore:
         return WorkerHandler(node, lane, account, lambda: self._stopping)
 
     def _make_front_handler(self, account: Account) -> FrontHandler:
-        return FrontHandler(self._node, self._lane, account, lambda: self._stopping)
+        # Called for each batch: without a frame of Python that takes half.
+        stopping = partial(getattr, self, "_stopping")
+        return FrontHandler(self._node, self._lane, account, stopping)
 
     def _cluster(self) -> dict[str, Any]:
         """Return the fields of INFO's ``replication`` that a member has besides."""

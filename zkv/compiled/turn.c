@@ -15,10 +15,10 @@
 /* What a turn uses. */
 enum use { KEYSPACE, LOG, ROLE, ACCOUNT, SLOW, STOPPING, ACQUIRE, RELEASE, NOW, FINISH, USES };
 
-/* The attributes that it reads. */
+/* The attributes that it reads, and the methods that it calls. */
 enum name {
     EPOCH, SAFE_REV, LAST_LSN, CONFIRMS_READS, LEADS, LOGS_REQUESTS, THRESHOLD, REV, REMOVED_REV,
-    LIMIT, TAKES_RUNS, NAMES
+    LIMIT, TAKES_RUNS, ROOM, ADD_RUN, COMMIT, EXPLAIN, NAMES
 };
 
 static const char *const texts[NAMES] = {
@@ -33,6 +33,10 @@ static const char *const texts[NAMES] = {
     [REMOVED_REV] = "removed_rev",
     [LIMIT] = "limit",
     [TAKES_RUNS] = "takes_runs",
+    [ROOM] = "room",
+    [ADD_RUN] = "add_run",
+    [COMMIT] = "commit",
+    [EXPLAIN] = "explain",
 };
 
 typedef struct {
@@ -96,7 +100,7 @@ static int64_t read_room(const Turn *self)
     PyObject *limit = PyErr_Occurred() ? NULL : PyObject_GetAttr(keyspace, self->names[LIMIT]);
     int64_t bytes = UNLIMITED;
     if (limit != NULL && limit != Py_None) {
-        room = PyObject_CallMethod(keyspace, "room", "O", limit);
+        room = PyObject_CallMethodObjArgs(keyspace, self->names[ROOM], limit, NULL);
         bytes = room == NULL ? -1 : PyLong_AsLongLong(room);
     }
     Py_XDECREF(room);
@@ -129,8 +133,8 @@ static PyObject *run_locked(const Turn *self, run *r, int *failed)
     if (PyList_Size(r->payloads) == 0)
         return NULL;
     PyObject *result = run_result(r);
-    PyObject *done = PyObject_CallMethod(self->uses[KEYSPACE], "add_run", "OO", result,
-                                         (PyObject *)r->replaced);
+    PyObject *done = PyObject_CallMethodObjArgs(self->uses[KEYSPACE], self->names[ADD_RUN], result,
+                                                (PyObject *)r->replaced, NULL);
     *failed = done == NULL;
     Py_XDECREF(done);
     if (*failed)
@@ -145,11 +149,12 @@ static PyObject *secure(const Turn *self, const run *r)
     PyObject *type, *error, *traceback;
     if (!self->secures || r->newest <= read_number(self, LOG, SAFE_REV))
         return NULL;
-    int64_t lsn = read_number(self, LOG, LAST_LSN);
-    if (PyErr_Occurred())
+    PyObject *log = self->uses[LOG], *done = NULL;
+    PyObject *lsn = PyErr_Occurred() ? NULL : PyObject_GetAttr(log, self->names[LAST_LSN]);
+    if (lsn == NULL)
         return NULL;
-    PyObject *done = PyObject_CallMethod(self->uses[LOG], "commit", "LOO", (long long)lsn, Py_False,
-                                         Py_False);
+    done = PyObject_CallMethodObjArgs(log, self->names[COMMIT], lsn, Py_False, Py_False, NULL);
+    Py_DECREF(lsn);
     if (done != NULL)
         return done;
     PyErr_Fetch(&type, &error, &traceback);
@@ -193,8 +198,11 @@ static int count_answers(const Turn *self, PyObject *batch)
         return 0;
     if (!count_latencies(self->latencies, (Batch *)batch, INT64_MAX, threshold))
         return 1;
-    PyObject *done = PyObject_CallMethod(self->uses[ACCOUNT], "explain", "OL", batch,
-                                         (long long)INT64_MAX);
+    PyObject *all = PyLong_FromLongLong(INT64_MAX), *done = NULL;
+    if (all != NULL)
+        done = PyObject_CallMethodObjArgs(self->uses[ACCOUNT], self->names[EXPLAIN], batch, all,
+                                          NULL);
+    Py_XDECREF(all);
     Py_XDECREF(done);
     return done != NULL;
 }

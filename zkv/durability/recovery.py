@@ -311,7 +311,7 @@ class Replay:
         first, last = revision_in(payloads[0]), revision_in(payloads[-1])
         if first != self._history.newest + 1:
             self._history.restart(first - 1)
-        self._history.extend(payloads, changes, size, last)
+        self._history.extend(payloads, last, changes, size, last)
 
 
 class LogReader:

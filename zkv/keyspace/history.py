@@ -104,11 +104,22 @@ class History:
 
     def add(self, payload: bytes, safe_rev: int) -> None:
         """Add the next commit; do not drop commits after ``safe_rev``."""
-        self.extend([payload], count_in(payload), len(payload), safe_rev)
+        rev = revision_in(payload)
+        self.extend([payload], rev, count_in(payload), len(payload), safe_rev)
 
-    def extend(self, payloads: list[bytes], changes: int, size: int, safe_rev: int) -> None:
-        """Add the next commits, of so many changes and bytes; keep those after ``safe_rev``."""
-        self._rev = revision_in(payloads[-1])
+    def extend(
+        self, payloads: list[bytes], rev: int, changes: int, size: int, safe_rev: int
+    ) -> None:
+        """Add the next commits.
+
+        Args:
+            payloads: the commits.
+            rev: the revision of the last one.
+            changes: the number of their changes.
+            size: their bytes.
+            safe_rev: do not drop commits after this revision.
+        """
+        self._rev = rev
         self._payloads += payloads
         self._changes += changes
         self._bytes += size

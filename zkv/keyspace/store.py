@@ -451,7 +451,7 @@ class Keyspace:
         try:
             lsn = self._log.extend(run.payloads, run.bytes)
             before, self.rev = self.rev, run.rev
-            self.history.extend(run.payloads, run.changes, run.bytes, self._log.safe_rev)
+            self.history.extend(run.payloads, run.rev, run.changes, run.bytes, self._log.safe_rev)
             remembered, self._remembered_in_run = self._remembered_in_run, []
             self._keep(Undo(lsn, before, replaced, remembered))
         except MemoryError:
