@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, Final, Literal, NoReturn, TypeVar, get_args
 
+from zkv.compiled import COMPILED, store
 from zkv.defaults import LONGEST_TTL
 
 Seconds = float | timedelta
@@ -157,7 +158,7 @@ def stored(name: str, prefix: str, given: list[str]) -> list[str]:
 
     The result is ``given`` itself if the keys are stored as they are.
     """
-    if _TEXT.issuperset(map(type, given)):  # In C: a fifth of the time of checking each.
+    if _are_texts(given):
         return [prefix + value for value in given] if prefix else given
     for at, value in enumerate(given):
         if not isinstance(value, str):
@@ -165,7 +166,13 @@ def stored(name: str, prefix: str, given: list[str]) -> list[str]:
     return [prefix + value for value in given]
 
 
+def _python_are_texts(values: list[Any]) -> bool:
+    """Return True if each is exactly a `str`."""
+    return _TEXT.issuperset(map(type, values))
+
+
 _TEXT: Final = frozenset({str})
+_are_texts: Final = store.are_texts if COMPILED else _python_are_texts
 
 
 def text(name: str, value: str) -> str:

@@ -56,7 +56,7 @@ from zkv.client.messages import (
 )
 from zkv.client.operations import Operation, Reply
 from zkv.client.process import leave_alone, tell_of_forks
-from zkv.client.quick import id_of, pack_quickly, unpack_quickly
+from zkv.client.quick import id_of, pack_best, unpack_best
 from zkv.client.retry import (
     DEFAULT_POLICY,
     NO_INFO,
@@ -223,7 +223,7 @@ class AsyncClient(AsyncClientOps):
         self, operation: Operation[Any], fields: dict[str, Any], codec: Codec, attempts: Attempts
     ) -> Reply:
         request_id = next(self._ids)
-        pack = operation.pack or pack_quickly
+        pack = operation.pack or pack_best
         body = pack(operation.op, request_id, fields, codec)
         while True:
             reply = await self._attempt(operation, request_id, body, codec, attempts)
@@ -268,7 +268,7 @@ class AsyncClient(AsyncClientOps):
             return None
         received = await self._receive(link, request_id, future, attempts.patience())
         if received is not None:
-            reply = unpack_quickly(op, received, codec)
+            reply = unpack_best(op, received, codec)
             check_answer(op, request_id, reply)
             if not reply["ok"] and reply["code"] == "NOT_LEADER":
                 self._go_on(link, reply)
@@ -322,7 +322,7 @@ class AsyncClient(AsyncClientOps):
     async def _ask_who(self, link: _Link, seconds: float) -> Reply | ClientError | None:
         """Ask INFO over one connection; None = there is no reply in time."""
         request_id = next(self._ids)
-        body = pack_quickly("INFO", request_id, {}, PLAIN)
+        body = pack_best("INFO", request_id, {}, PLAIN)
         connection = link.connection
         try:
             future = link.send("INFO", request_id, body)
@@ -332,7 +332,7 @@ class AsyncClient(AsyncClientOps):
             if received is None:
                 connection.trouble = NO_INFO if link.was_connected() and not link.over else None
                 return None
-            reply = unpack_quickly("INFO", received, PLAIN)
+            reply = unpack_best("INFO", received, PLAIN)
             check_answer("INFO", request_id, reply)
         except ClientError as error:
             return error

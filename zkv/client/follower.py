@@ -43,7 +43,7 @@ from zkv.client.errors import (
     RefusedError,
     TooLargeError,
 )
-from zkv.client.messages import bad_reply, unpack_reply
+from zkv.client.messages import bad_reply
 from zkv.client.operations import (
     PAGE,
     Change,
@@ -55,6 +55,7 @@ from zkv.client.operations import (
     scan_fields,
 )
 from zkv.client.slicing import Sliced, name_errors
+from zkv.client.plain import unpack_first
 from zkv.client.standing import StoreTerm, history_in
 from zkv.endpoint import check_to_connect
 
@@ -165,7 +166,7 @@ class Follower:
             return None  # The scan, or CHANGES after it, returns this change, too.
         try:
             topic, body = frames
-            message = unpack_reply("feed", body, self._codec)
+            message = unpack_first("feed", body, self._codec)
             if type(message) is Sliced:
                 name_errors("feed", {}, message)
             rev = int(message["rev"])

@@ -10,14 +10,19 @@ This is a separate module, imported when it is needed, because importing msgspec
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 from msgspec.msgpack import Decoder, Encoder
 
 from zkv.client.codec import PLAIN, Codec
 from zkv.client.messages import LARGEST_MESSAGE, bad_reply, check_size, pack_request, unpack_reply
+from zkv.client.plain import pack_plain, unpack_plain
 from zkv.client.values import FLAT, gives_bytes, refuse_ext
+from zkv.compiled import COMPILED
+
+if TYPE_CHECKING:
+    from zkv.client.operations import Pack, Unpack
 
 
 def pack_quickly(op: str, request_id: int, fields: dict[str, Any], codec: Codec = PLAIN) -> bytes:
@@ -81,3 +86,8 @@ unpack_quickly: Final = partial(
     unpack_reply, decode=Decoder(ext_hook=refuse_ext).decode, gives=_gives
 )
 """Returns the same as `zkv.client.messages.unpack_reply`, usually faster."""
+
+pack_best: Final[Pack] = pack_plain if COMPILED else pack_quickly
+"""Packs in the fastest way that is there."""
+unpack_best: Final[Unpack] = unpack_plain if COMPILED else unpack_quickly
+"""Unpacks in the fastest way that is there."""

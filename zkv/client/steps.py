@@ -16,8 +16,9 @@ from msgspec.msgpack import Encoder
 from msgspec.structs import asdict
 
 from zkv.client.codec import PLAIN, Codec
-from zkv.client.messages import check_size, pack_request
+from zkv.client.messages import check_size
 from zkv.client.operations import RAISE
+from zkv.client.plain import pack_first
 from zkv.client.values import FLAT
 
 
@@ -113,7 +114,7 @@ def pack_steps(op: str, request_id: int, fields: dict[str, Any], codec: Codec = 
             check_size(body)
             return body
     ops = list(map(_as_map, steps))
-    return pack_request(op, request_id, {**fields, "ops": ops}, codec)
+    return pack_first(op, request_id, {**fields, "ops": ops}, codec)
 
 
 def _packed_alike(steps: list[Step]) -> bool:

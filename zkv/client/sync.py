@@ -48,11 +48,10 @@ from zkv.client.messages import (
     WRITE_OPS,
     bad_reply,
     check_answer,
-    pack_request,
-    unpack_reply,
 )
 from zkv.client.namespace import NO_FEATURES, ClientOps
 from zkv.client.operations import Operation, Pack, Reply, Unpack
+from zkv.client.plain import pack_first, unpack_first
 from zkv.client.pool import Pool
 from zkv.client.process import leave_alone, tell_of_forks
 from zkv.client.retry import (
@@ -64,6 +63,7 @@ from zkv.client.retry import (
     Trouble,
 )
 from zkv.client.tracing import OPENTELEMETRY, begin
+from zkv.compiled import COMPILED
 
 if TYPE_CHECKING:
     from zkv.checks import ReadFrom, Seconds
@@ -150,8 +150,8 @@ class Client(ClientOps):
         self._context = check_context(context)
         self._stale = checks.read_from(read) == "stale"
         self._ids = itertools.count(1)
-        self._pack: Pack = pack_request
-        self._unpack: Unpack = unpack_reply
+        self._pack: Pack = pack_first
+        self._unpack: Unpack = unpack_first
         self._pool = Pool()
         self._pool.take(float)
         # An endpoint that libzmq refuses is reported now.
@@ -332,9 +332,10 @@ class Client(ClientOps):
 
     def _use_msgspec(self) -> None:
         """Pack and unpack by msgspec from now on, which is quicker once it has been imported."""
-        from zkv.client.quick import pack_quickly, unpack_quickly
+        if not COMPILED:
+            from zkv.client.quick import pack_best, unpack_best
 
-        self._pack, self._unpack = pack_quickly, unpack_quickly
+            self._pack, self._unpack = pack_best, unpack_best
 
     def _no_connection(self, failed: Connection, attempts: Attempts) -> None:
         """Wait until the next attempt is due. Raises UnavailableError to give up."""

@@ -34,6 +34,9 @@ static PyMethodDef functions[] = {
     {"unpack_frames", unpack_frames, METH_VARARGS, "See zkv/durability/segment.py."},
     {"replay", py_replay, METH_VARARGS, "See zkv/durability/recovery.py."},
     {"load_entries", load_entries, METH_VARARGS, "See zkv/durability/snapshot.py."},
+    {"pack_plain", (PyCFunction)(void *)pack_plain, METH_FASTCALL, "See zkv/client/plain.py."},
+    {"unpack_plain", unpack_plain, METH_O, "See zkv/client/plain.py."},
+    {"are_texts", are_texts, METH_O, "See zkv/checks.py."},
     {"siphash13", py_siphash13, METH_VARARGS, "For tests."},
     {"crc32", py_crc32, METH_VARARGS, "For tests."},
     {"blake2b", py_blake2b, METH_VARARGS, "For tests."},
@@ -45,8 +48,10 @@ static PyModuleDef_Slot slots[] = {{Py_mod_exec, execute}, {0, NULL}};
 static PyModuleDef definition = {
     .m_base = PyModuleDef_HEAD_INIT,
     .m_name = "_store",
+    .m_size = sizeof(known_keys),
     .m_methods = functions,
     .m_slots = slots,
+    .m_free = known_keys_end,
 };
 
 PyMODINIT_FUNC PyInit__store(void) { return PyModuleDef_Init(&definition); }

@@ -255,13 +255,23 @@ unsigned char *write_text_head(unsigned char *to, size_t size)
     return write_fixed(to + 1, size, 1 << power);
 }
 
-unsigned char *write_array_head(unsigned char *to, size_t count)
+static unsigned char *write_count(unsigned char *to, size_t count, int small, int wide)
 {
     if (count < 16)
-        return *to = (unsigned char)(0x90 + count), to + 1;
-    int wide = count > 0xffff;
-    *to = (unsigned char)(0xdc + wide);
-    return write_fixed(to + 1, count, wide ? 4 : 2);
+        return *to = (unsigned char)(small + count), to + 1;
+    int wider = count > 0xffff;
+    *to = (unsigned char)(wide + wider);
+    return write_fixed(to + 1, count, wider ? 4 : 2);
+}
+
+unsigned char *write_array_head(unsigned char *to, size_t count)
+{
+    return write_count(to, count, 0x90, 0xdc);
+}
+
+unsigned char *write_map_head(unsigned char *to, size_t count)
+{
+    return write_count(to, count, 0x80, 0xde);
 }
 
 unsigned char *write_bin_head(unsigned char *to, size_t size)

@@ -253,6 +253,7 @@ unsigned char *write_uint(unsigned char *to, uint64_t number); /* returns the en
 unsigned char *write_int(unsigned char *to, int64_t number);
 unsigned char *write_text_head(unsigned char *to, size_t size);
 unsigned char *write_array_head(unsigned char *to, size_t count);
+unsigned char *write_map_head(unsigned char *to, size_t count);
 unsigned char *write_bin_head(unsigned char *to, size_t size);
 unsigned char *write_bytes(unsigned char *to, const void *from, size_t size);
 unsigned char *write_fixed(unsigned char *to, uint64_t number, int size); /* big-endian, no head */
@@ -294,6 +295,25 @@ PyObject *pack_frames(PyObject *module, PyObject *arguments);
 PyObject *unpack_frames(PyObject *module, PyObject *arguments);
 PyObject *py_replay(PyObject *module, PyObject *arguments);
 PyObject *load_entries(PyObject *module, PyObject *arguments);
+
+/* --- The client's values: values.c ------------------------------------------------------------ */
+
+PyObject *pack_plain(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *unpack_plain(PyObject *module, PyObject *body);
+PyObject *are_texts(PyObject *module, PyObject *list);
+
+/* The state of the module: short texts that were keys of maps, by their bytes, since the same few
+ * come again and again. */
+enum { NAMES = 256, LONGEST_NAME = 24 };
+typedef struct {
+    PyObject *text;
+    unsigned char size, bytes[LONGEST_NAME];
+} known_key;
+typedef struct {
+    known_key keys[NAMES];
+} known_keys;
+
+void known_keys_end(void *module);
 
 /* --- Requests: lane.c, and see lane.h --------------------------------------------------------- */
 
