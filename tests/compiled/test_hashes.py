@@ -10,7 +10,7 @@ import sys
 import zlib
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from zkv import compiled
@@ -51,6 +51,17 @@ def test_blake2b_has_the_digest_that_its_rfc_shows() -> None:
         "ba80a53f981c4d0d6a2797b69f12f6e94c212f14685ac4b74b12bb6fdbffa2d1"
         "7d87c5392aab792dc252d5de4533cc9518d38aa8dbf1925ab92386edd4009923"
     )
+
+
+@given(sizes=st.lists(st.sampled_from(LENGTHS), max_size=13))
+@example(sizes=[1, 2, 3, 4, 5, 6, 7, 128])
+@example(sizes=[1, 129, 2, 0, 127])
+def test_a_sum_of_digests_is_that_of_hashlib(sizes: list[int]) -> None:
+    """Short messages are hashed four at a time, where the processor can."""
+    messages = [some_bytes(size) for size in sizes]
+    digests = [hashlib.blake2b(message, digest_size=8).digest() for message in messages]
+    expected = sum(int.from_bytes(digest, "little") for digest in digests) % 2**64
+    assert compiled.store.blake2b_sum(messages) == expected
 
 
 @pytest.mark.parametrize("size", [8, 32, 64])

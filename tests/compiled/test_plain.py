@@ -1,4 +1,4 @@
-"""What C packs and unpacks for the client is what Python does, and it leaves nothing usual to it."""
+"""C packs and unpacks for the client as Python does, and leaves nothing usual to it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FLAT: Final = (
 )  # fmt: skip
 USUAL: Final = st.recursive(
     FLAT,
-    lambda inside: st.lists(inside) | st.dictionaries(FLAT.filter(lambda key: key == key), inside),
+    lambda inside: st.lists(inside) | st.dictionaries(FLAT, inside),
     max_leaves=20,
 )
 
@@ -59,7 +59,13 @@ def test_usual_values_take_the_way_through_c_and_back(value: Any) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_takes_that_way(size: int) -> None:
-    each = ["x" * size, "é" * size, b"\xff" * size, list(range(size)), {str(i): i for i in range(size)}]
+    each = [
+        "x" * size,
+        "é" * size,
+        b"\xff" * size,
+        list(range(size)),
+        {str(i): i for i in range(size)},
+    ]
     for value in [*each, {"k" * size: 1}, each]:
         assert compiled.store.pack_plain("PUT", 7, {"value": value}) is not None
         assert is_same(pack(value))

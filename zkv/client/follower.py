@@ -54,8 +54,8 @@ from zkv.client.operations import (
     ScanPages,
     scan_fields,
 )
-from zkv.client.slicing import Sliced, name_errors
 from zkv.client.plain import unpack_first
+from zkv.client.slicing import Sliced, name_errors
 from zkv.client.standing import StoreTerm, history_in
 from zkv.endpoint import check_to_connect
 

@@ -201,7 +201,8 @@ class Client(ClientOps):
             sessions = self._pool.sessions
             session, seq = sessions.take()
             try:
-                fields = dict(operation.fields, session=session.name, seq=seq, **self._durable)
+                number = {"session": session.name, "seq": seq}
+                fields = {**operation.fields, **number, **self._durable}
                 reply = self._ask(operation, fields, self._codec, attempts)
             finally:
                 sessions.give_back(session, seq)

@@ -91,6 +91,89 @@ uint64_t hash_end(hasher *self)
     return self->h[0]; /* little-endian */
 }
 
+/* --- Sums of digests -------------------------------------------------------------------------- */
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define HAS_LANES __builtin_cpu_supports("avx2")
+
+typedef uint64_t lanes __attribute__((vector_size(8 * SIDE_BY_SIDE)));
+
+#define ROTATE(x, bits) ((x) >> (bits) | (x) << (64 - (bits)))
+#define MIX(a, b, c, d, x, y)                                                                      \
+    (v[a] += v[b] + m[x], v[d] = ROTATE(v[d] ^ v[a], 32), v[c] += v[d],                            \
+     v[b] = ROTATE(v[b] ^ v[c], 24), v[a] += v[b] + m[y], v[d] = ROTATE(v[d] ^ v[a], 16),          \
+     v[c] += v[d], v[b] = ROTATE(v[b] ^ v[c], 63))
+
+/* The sum of the digests of SIDE_BY_SIDE messages of at most a block, which are computed side by side:
+ * less than half the time. */
+__attribute__((target("avx2"))) static uint64_t digest_lanes(const sum *of)
+{
+    lanes v[16], m[16];
+    for (int i = 0; i < 16; i++) {
+        v[i] = (lanes){0} + initial[i % 8];
+        for (int lane = 0; lane < SIDE_BY_SIDE; lane++)
+            m[i][lane] = of->words[lane][i];
+    }
+    lanes h = v[0] ^= 0x01010000 ^ DIGEST_BYTES;
+    for (int lane = 0; lane < SIDE_BY_SIDE; lane++)
+        v[12][lane] ^= of->sizes[lane];
+    v[14] = ~v[14];
+#pragma GCC unroll 12
+    for (int round = 0; round < 12; round++) {
+        const unsigned char *s = sigma[round % 10];
+        MIX(0, 4, 8, 12, s[0], s[1]);
+        MIX(1, 5, 9, 13, s[2], s[3]);
+        MIX(2, 6, 10, 14, s[4], s[5]);
+        MIX(3, 7, 11, 15, s[6], s[7]);
+        MIX(0, 5, 10, 15, s[8], s[9]);
+        MIX(1, 6, 11, 12, s[10], s[11]);
+        MIX(2, 7, 8, 13, s[12], s[13]);
+        MIX(3, 4, 9, 14, s[14], s[15]);
+    }
+    h ^= v[0] ^ v[8];
+    return h[0] + h[1] + h[2] + h[3];
+}
+#else
+#define HAS_LANES 0
+static uint64_t digest_lanes(const sum *of) { return of->total; } /* never called */
+#endif
+
+void sum_add(sum *self, const span *parts, int count)
+{
+    hasher h;
+    size_t size = 0;
+    for (int i = 0; i < count; i++)
+        size += parts[i].size;
+    if (size > BLOCK || !HAS_LANES) {
+        hash_begin(&h, DIGEST_BYTES);
+        for (int i = 0; i < count; i++)
+            hash_add(&h, parts[i].at, parts[i].size);
+        self->total += hash_end(&h);
+        return;
+    }
+    unsigned char *to = (unsigned char *)self->words[self->count];
+    for (int i = 0; i < count; to += parts[i++].size)
+        memcpy(to, parts[i].at, parts[i].size);
+    memset(to, 0, BLOCK - size);
+    self->sizes[self->count++] = size;
+    if (self->count == SIDE_BY_SIDE) {
+        self->total += digest_lanes(self);
+        self->count = 0;
+    }
+}
+
+uint64_t sum_end(const sum *self)
+{
+    uint64_t total = self->total;
+    hasher h;
+    for (size_t i = 0; i < self->count; i++) {
+        hash_begin(&h, DIGEST_BYTES);
+        hash_add(&h, self->words[i], self->sizes[i]);
+        total += hash_end(&h);
+    }
+    return total;
+}
+
 /* blake2b(data, size): a digest of at most 64 bytes. For tests. */
 PyObject *py_blake2b(PyObject *module, PyObject *arguments)
 {
@@ -108,4 +191,19 @@ PyObject *py_blake2b(PyObject *module, PyObject *arguments)
     for (int i = 0; i < size; i++)
         digest[i] = (unsigned char)(h.h[i / 8] >> 8 * (i % 8));
     return PyBytes_FromStringAndSize((char *)digest, size);
+}
+
+/* blake2b_sum(messages): the sum of their digests of 8 bytes, modulo 2^64. For tests. */
+PyObject *py_blake2b_sum(PyObject *module, PyObject *messages)
+{
+    sum of = {.total = 0};
+    Py_ssize_t count = PyList_Size(messages), size;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        char *at;
+        if (PyBytes_AsStringAndSize(PyList_GetItem(messages, i), &at, &size) < 0)
+            return NULL;
+        span half = {(unsigned char *)at, (size_t)size / 2};
+        sum_add(&of, (span[]){half, {half.at + half.size, (size_t)size - half.size}}, 2);
+    }
+    return count < 0 ? NULL : PyLong_FromUnsignedLongLong(sum_end(&of));
 }

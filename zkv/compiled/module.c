@@ -40,6 +40,7 @@ static PyMethodDef functions[] = {
     {"siphash13", py_siphash13, METH_VARARGS, "For tests."},
     {"crc32", py_crc32, METH_VARARGS, "For tests."},
     {"blake2b", py_blake2b, METH_VARARGS, "For tests."},
+    {"blake2b_sum", py_blake2b_sum, METH_O, "For tests."},
     {NULL, NULL, 0, NULL},
 };
 

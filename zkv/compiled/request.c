@@ -7,7 +7,6 @@
 
 #include <stdlib.h>
 
-enum { DIGEST_BYTES = 8 };
 static const uint64_t MOST_SEQ = 1ULL << 62;
 
 #define NUMBER_OF_FIELD(field, name) NUMBER_##field,
@@ -325,17 +324,17 @@ static uint64_t packed_digest(const request *from)
 /* The digest of a PUT or an MPUT. It does not depend on the order of the items. */
 static uint64_t puts_digest(const request *from)
 {
-    uint64_t total = 0;
-    hasher h;
+    sum of = {.total = 0};
     for (size_t i = 0; i < from->steps.count; i++) {
         const step *each = &from->steps.at[i];
-        hash_begin(&h, DIGEST_BYTES);
-        hash_add(&h, ops[from->op].name, ops[from->op].size);
-        hash_text(&h, &each->key);
-        hash_add(&h, each->value.at, each->value.size);
-        total += hash_end(&h);
+        unsigned char head[MOST_HEAD];
+        size_t head_size = (size_t)(write_text_head(head, each->key.size) - head);
+        sum_add(&of,
+                (span[]){{(const unsigned char *)ops[from->op].name, ops[from->op].size},
+                         {head, head_size}, each->key, each->value},
+                4);
     }
-    return total;
+    return sum_end(&of);
 }
 
 uint64_t to_digest(const request *from)

@@ -280,9 +280,21 @@ void hash_begin(hasher *, size_t digest_size);
 void hash_add(hasher *, const void *from, size_t size);
 uint64_t hash_end(hasher *); /* the first 8 bytes of the digest, little-endian */
 
+/* The sum of the digests of some messages. Begins with zeros. Short ones wait until there are
+ * enough of them. */
+enum { DIGEST_BYTES = 8, SIDE_BY_SIDE = 4 };
+typedef struct {
+    uint64_t total, words[SIDE_BY_SIDE][16];
+    size_t count, sizes[SIDE_BY_SIDE];
+} sum;
+
+void sum_add(sum *, const span *parts, int count); /* a message, in parts */
+uint64_t sum_end(const sum *);
+
 PyObject *py_siphash13(PyObject *module, PyObject *arguments);
 PyObject *py_crc32(PyObject *module, PyObject *arguments);
 PyObject *py_blake2b(PyObject *module, PyObject *arguments);
+PyObject *py_blake2b_sum(PyObject *module, PyObject *messages);
 
 /* --- The log's frames: frames.c --------------------------------------------------------------- */
 
