@@ -40,6 +40,7 @@ from zkv import (
 )
 from zkv.client.codec import PACKED, PLAIN, Packed
 from zkv.client.messages import pack_request, unpack_reply
+from zkv.client.operations import Pack, Unpack
 from zkv.client.plain import pack_plain, unpack_plain
 from zkv.client.quick import pack_quickly, unpack_quickly
 from zkv.client.slicing import Sliced, name_errors
@@ -121,8 +122,8 @@ SIMPLE: Final = st.one_of(
     st.binary(max_size=3).flatmap(lambda data: sized(BIN, data)),
     exts(),
 )
-READERS: Final = [unpack_reply, unpack_quickly, *[unpack_plain] * COMPILED]
-PACKERS: Final = [pack_quickly, *[pack_plain] * COMPILED]
+READERS: Final[list[Unpack]] = [unpack_reply, unpack_quickly, *[unpack_plain] * COMPILED]
+PACKERS: Final[list[Pack]] = [pack_quickly, *[pack_plain] * COMPILED]
 
 ANY: Final = st.recursive(SIMPLE, containers, max_leaves=12)
 

@@ -629,6 +629,7 @@ def test_all_of_it_under_address_sanitizer(tmp_path: Path) -> None:
     run_under_address_sanitizer(
         tmp_path,
         "tests/compiled/test_compiled.py", "tests/compiled/test_long.py",
+        "tests/compiled/test_plain.py", "tests/compiled/test_hashes.py",
         "tests/keyspace/test_table.py", "tests/keyspace/test_eviction.py", "tests/requests",
         "--ignore=tests/requests/test_exactly_once.py", "--ignore=tests/requests/test_model.py",
         "-k", "not leaves_nothing_behind and not half_done and not used_again and not given_back",
