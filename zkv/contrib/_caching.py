@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgpack import ExtType
 
-from zkv.client import ConflictError
+from zkv.contrib._requests import until_alone
 from zkv.defaults import LONGEST_TTL
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def lifetime(seconds: float | None) -> float | None:
     return None if seconds is None else min(seconds, LONGEST_TTL)
 
 
+@until_alone
 def add(
     keys: Namespace,
     key: str,
@@ -85,16 +86,12 @@ def add(
         NotFoundError: the key is absent.
         TypeError: the value is not a number.
     """
-    while True:
-        entry = keys.get_entry(key)
-        total = loads(entry.value) + delta
-        try:
-            if is_counted(entry.value) and is_counted(total):
-                with keys.txn() as txn:
-                    txn.check(key, entry.rev)
-                    txn.incr(key, delta)
-            else:
-                keys.put(key, dumps(total), ttl=entry.ttl, if_rev=entry.rev)
-        except ConflictError:
-            continue
-        return total
+    entry = keys.get_entry(key)
+    total = loads(entry.value) + delta
+    if is_counted(entry.value) and is_counted(total):
+        with keys.txn() as txn:
+            txn.check(key, entry.rev)
+            txn.incr(key, delta)
+    else:
+        keys.put(key, dumps(total), ttl=entry.ttl, if_rev=entry.rev)
+    return total

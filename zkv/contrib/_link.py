@@ -1,4 +1,4 @@
-"""The way from an adapter to its keys, and requests of many keys.
+"""The way from an adapter to its keys.
 
 A `Client` may be used by any number of threads, and starts anew in a forked child. So the adapters
 of one process that name the same server share one client, and with it its connections, however many
@@ -12,19 +12,14 @@ from __future__ import annotations
 
 import atexit
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
 
-from zkv.client import Client, TooLargeError
+from zkv.client import Client
 
 if TYPE_CHECKING:
     from zkv.client import Namespace
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-BATCH: Final = 1_000
-"""Keys in one request."""
 
 _shared: Final[weakref.WeakValueDictionary[object, Client]] = weakref.WeakValueDictionary()
 """By the options of the client. Without a lock: threads that come at once may make a second one."""
@@ -70,6 +65,12 @@ class Link:
         self.client = shared
         self.keys: Namespace = shared.namespace(self.prefix)
 
+    @cached_property
+    def largest_bytes(self) -> int:
+        """The number of bytes that the server takes as a value."""
+        limit: int = self.client.info()["limits"]["max_value_bytes"]
+        return limit - 5  # The header that msgpack puts before them.
+
     def __getstate__(self) -> tuple[Any, ...]:
         return self._options, self.prefix
 
@@ -85,43 +86,6 @@ class Link:
 
     def __str__(self) -> str:
         return f"{self.client.endpoint}/{self.prefix}"
-
-
-def in_parts(run: Callable[[list[T]], R], items: Iterable[T], most: int = BATCH) -> Iterator[R]:
-    """Call ``run`` with parts of ``items``, smaller ones where a limit of the server requires it.
-
-    Raises:
-        TooLargeError: a single item exceeds a limit.
-    """
-    rest = list(items)
-    for place in range(0, len(rest), most):
-        part = rest[place : place + most]
-        try:
-            yield run(part)
-        except TooLargeError:
-            if len(part) == 1:
-                raise
-            yield from in_parts(run, part, len(part) // 2)
-
-
-def get_all(keys: Namespace, names: Iterable[str]) -> dict[str, Any]:
-    """Return the values of any number of keys, without the absent ones."""
-    found: dict[str, Any] = {}
-    for part in in_parts(keys.get_many, names):
-        found |= part
-    return found
-
-
-def put_all(keys: Namespace, items: Mapping[str, Any], ttl: float | None) -> None:
-    """Write any number of values."""
-    for _ in in_parts(lambda part: keys.put_many(dict(part), ttl=ttl), items.items()):
-        pass
-
-
-def delete_all(keys: Namespace, names: Iterable[str]) -> None:
-    """Remove any number of keys."""
-    for _ in in_parts(keys.delete_many, names):
-        pass
 
 
 def in_url(url: str) -> tuple[str, str]:

@@ -18,7 +18,8 @@ from cachelib.serializers import BaseSerializer
 
 from zkv.client import ClientError, ConflictError, NotFoundError
 from zkv.contrib._caching import add, dump, lifetime, load
-from zkv.contrib._link import Link, get_all, in_parts
+from zkv.contrib._link import Link
+from zkv.contrib._requests import get_all, in_parts, until_alone
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -136,17 +137,13 @@ class ZkvCache(BaseCache):
         return True
 
     @_or(failed=None)
+    @until_alone
     def inc(self, key: str, delta: int = 1) -> int | None:
         dumps, loads = self.serializer.dumps, self.serializer.loads
-        while True:
-            try:
-                return int(add(self._keys, key, delta, dumps, loads))
-            except NotFoundError:
-                pass
-            try:
-                self._keys.put(key, dumps(delta), ttl=self._ttl(None), create=True)
-            except ConflictError:
-                continue
+        try:
+            return int(add(self._keys, key, delta, dumps, loads))
+        except NotFoundError:
+            self._keys.put(key, dumps(delta), ttl=self._ttl(None), create=True)
             return delta
 
     def dec(self, key: str, delta: int = 1) -> int | None:

@@ -20,7 +20,8 @@ from celery.exceptions import ImproperlyConfigured
 from kombu.utils.encoding import bytes_to_str
 
 from zkv.client import ClientError, NotFoundError
-from zkv.contrib._link import Link, get_all, in_url
+from zkv.contrib._link import Link, in_url
+from zkv.contrib._requests import get_all
 
 
 class ZkvBackend(KeyValueStoreBackend):

@@ -30,7 +30,8 @@ from django.core.exceptions import ImproperlyConfigured
 
 from zkv.client import ConflictError, NotFoundError
 from zkv.contrib._caching import add, dump, lifetime, load
-from zkv.contrib._link import Link, delete_all, get_all, put_all
+from zkv.contrib._link import Link
+from zkv.contrib._requests import delete_all, get_all, put_all
 
 
 class ZkvCache(BaseCache):

@@ -22,7 +22,8 @@ from dogpile.cache.api import NO_VALUE, BytesBackend, CacheMutex
 
 from zkv.client import LockLostError, Namespace
 from zkv.contrib._caching import lifetime
-from zkv.contrib._link import Link, delete_all, get_all, put_all
+from zkv.contrib._link import Link
+from zkv.contrib._requests import delete_all, get_all, put_all
 
 CLIENT_OPTIONS: Final = ("endpoint", "timeout", "key_file", "server_key")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from limits.storage.base import (
     MovingWindowSupport,
@@ -18,10 +18,9 @@ from limits.storage.base import (
     TimestampedSlidingWindow,
 )
 
-from zkv.client import ClientError, ConflictError, Entry, NotFoundError
+from zkv.client import ClientError, Entry, NotFoundError
 from zkv.contrib._link import Link, in_url
-
-T = TypeVar("T")
+from zkv.contrib._requests import until_alone
 
 
 class ZkvStorage(
@@ -50,19 +49,16 @@ class ZkvStorage(
 
     # --- Fixed windows
 
+    @until_alone
     def incr(self, key: str, expiry: float, amount: int = 1) -> int:
-        rev = 0
-        while True:
-            try:
-                if not rev:
-                    self._keys.put(key, amount, ttl=expiry, create=True)
-                    return amount
-                with self._keys.txn() as txn:
-                    txn.check(key, rev)
-                    txn.incr(key, amount)
-                return int(txn.results[0])
-            except ConflictError as conflict:  # 0 = it has expired.
-                rev = conflict.rev
+        entry = self._entry(key)
+        if entry is None:
+            self._keys.put(key, amount, ttl=expiry, create=True)
+            return amount
+        with self._keys.txn() as txn:
+            txn.check(key, entry.rev)
+            txn.incr(key, amount)
+        return int(txn.results[0])
 
     def get(self, key: str) -> int:
         return int(self._keys.get(key, 0))
@@ -135,18 +131,14 @@ class ZkvStorage(
         except NotFoundError:
             return None
 
+    @until_alone
     def _change(self, key: str, ttl: float, change: Callable[[Entry | None], Any]) -> bool:
         """Write what ``change`` makes of an entry; False = it makes None."""
-        while True:
-            entry = self._entry(key)
-            value = change(entry)
-            if value is None:
-                return False
-            try:
-                self._keys.put(key, value, ttl=ttl, if_rev=entry.rev if entry else 0)
-            except ConflictError:
-                continue
-            return True
+        entry = self._entry(key)
+        value = change(entry)
+        if value is not None:
+            self._keys.put(key, value, ttl=ttl, if_rev=entry.rev if entry else 0)
+        return value is not None
 
 
 def _moving(key: str) -> str:

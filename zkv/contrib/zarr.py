@@ -3,34 +3,23 @@
 An object of zarr is the entry ``prefix + key``, with its bytes as value.
 
 zarr calls a store from event loops of its own. Requests run in threads there, so that packing a
-large chunk holds nobody up, and a store works in several loops, and after a fork. Listing a
-directory reads a page of keys, and skips what lies below a name that it has told.
+large chunk holds nobody up, and a store works in several loops, and after a fork.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import math
-import warnings
-from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any, Final, Self
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Self
 
-from zarr.abc.store import (
-    ByteRequest,
-    OffsetByteRequest,
-    RangeByteRequest,
-    Store,
-    SuffixByteRequest,
-)
+from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
-from zarr.dtype import parse_dtype
 
-from zkv.client.errors import ConflictError
+from zkv.client import ConflictError
+from zkv.contrib._chunks import check_size, part_of
 from zkv.contrib._link import Link
-
-PAGE: Final = 500
-"""Keys that listing reads at a time."""
+from zkv.contrib._requests import PAGE, names_in
 
 
 class ZkvStore(Store):
@@ -58,12 +47,11 @@ class ZkvStore(Store):
     ) -> None:  # fmt: skip
         super().__init__(read_only=read_only)
         self._link = Link(endpoint, prefix, **options)
-        self._most = 0
 
     def with_read_only(self, read_only: bool = False) -> Self:
         made = type(self).__new__(type(self))
         Store.__init__(made, read_only=read_only)
-        made._link, made._most = self._link, self._most
+        made._link = self._link
         return made
 
     def __eq__(self, other: object) -> bool:
@@ -86,28 +74,15 @@ class ZkvStore(Store):
         data = self._link.keys.get(key)
         if data is None:
             return None
-        if isinstance(byte_range, RangeByteRequest):
-            data = data[byte_range.start : byte_range.end]
-        elif isinstance(byte_range, OffsetByteRequest):
-            data = data[byte_range.offset :]
-        elif isinstance(byte_range, SuffixByteRequest):  # `[-0:]` would be all.
-            data = data[max(0, len(data) - byte_range.suffix) :]
-        elif byte_range is not None:
-            raise ValueError(f"Unexpected byte_range, got {byte_range}.")
-        return (prototype or default_buffer_prototype()).buffer.from_bytes(data)
+        buffer = (prototype or default_buffer_prototype()).buffer
+        return buffer.from_bytes(part_of(data, byte_range))
 
     def set_sync(self, key: str, value: Buffer, *, create: bool = False) -> None:
         self._check_writable()
         if not isinstance(value, Buffer):
             raise TypeError(f"the value of {key!r} must be a Buffer, not a {type(value).__name__}")
         data = value.to_bytes()
-        self._most = self._most or self._link.client.info()["limits"]["max_value_bytes"] - 5
-        limit = f"the server takes {self._most:,} (limits.max_value_bytes)"
-        if len(data) > self._most:  # The 5 bytes are the header of a bin.
-            raise ValueError(f"{key!r} has {len(data):,} bytes, and {limit}: use smaller chunks")
-        if key.endswith("zarr.json") and (size := chunk_bytes(data)) > self._most:
-            text = f"a chunk has {size:,} bytes, and {limit}: one that does not compress is refused"
-            warnings.warn(f"{key!r}: {text}", stacklevel=2)
+        check_size(key, data, self._link.largest_bytes)
         try:
             self._link.keys.put(key, data, create=create)
         except ConflictError:  # Another has created it, which is not asked for otherwise.
@@ -148,45 +123,25 @@ class ZkvStore(Store):
         self._check_writable()
         await asyncio.to_thread(self._link.keys.namespace(_directory(prefix)).clear)
 
-    async def clear(self) -> None:
-        await self.delete_dir("")
-
     def list(self) -> AsyncIterator[str]:
         return self.list_prefix("")
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        after: str | None = None
-        while page := await asyncio.to_thread(self._page, prefix, after=after):
-            for after in page:
-                yield after
+        found = self._link.keys.scan(prefix, values=False)
+        async for key in _in_threads(entry.key for entry in found):
+            yield key
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        directory = start = _directory(prefix)
-        told = set[str]()
-        while page := await asyncio.to_thread(self._page, directory, start=start):
-            for key in page:
-                name, slash, _ = key.removeprefix(directory).partition("/")
-                if key >= start and name not in told:
-                    told.add(name)
-                    yield name
-                # "0" follows "/": the next start lies behind all keys of a directory.
-                start = max(start, f"{directory}{name}0" if slash else key + "\0")
+        async for name in _in_threads(names_in(self._link.keys, _directory(prefix))):
+            yield name
 
-    def _page(self, prefix: str, **bounds: str | None) -> Sequence[str]:
-        entries = self._link.keys.scan(prefix, limit=PAGE, values=False, **bounds)  # type: ignore[arg-type]
-        return [entry.key for entry in entries]
+
+async def _in_threads(found: Iterator[str]) -> AsyncIterator[str]:
+    """Iterate page by page, each in a thread."""
+    while page := await asyncio.to_thread(lambda: list(islice(found, PAGE))):
+        for each in page:
+            yield each
 
 
 def _directory(prefix: str) -> str:
     return prefix.rstrip("/") + "/" if prefix.strip("/") else ""
-
-
-def chunk_bytes(metadata: bytes) -> int:
-    """Return the size of an array's chunks, or shards, before compression; 0 = unknown."""
-    try:
-        array = json.loads(metadata)
-        shape = array["chunk_grid"]["configuration"]["chunk_shape"]
-        item = parse_dtype(array["data_type"], zarr_format=3).to_native_dtype().itemsize
-    except (ValueError, KeyError, TypeError):
-        return 0
-    return int(math.prod(shape) * item)
