@@ -93,7 +93,7 @@ TABLE: Final = {
                 inside="limits_plugin", options=FLAKY),
         ),
         ("redis", "valkey", "pymemcache", "pymongo", "pytest-lazy-fixtures", "pytest-docker",
-         "flask-limiter"),
+         "flask-limiter", "slowapi", "starlette", "httpx"),
         tests="tests",
     ),
     "celery": Suite(

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from celery.backends.base import KeyValueStoreBackend
-from celery.exceptions import ImproperlyConfigured
+from celery.exceptions import ChordError, ImproperlyConfigured
 from kombu.utils.encoding import bytes_to_str
 
 from zkv.client import ClientError, NotFoundError
@@ -56,6 +56,13 @@ class ZkvBackend(KeyValueStoreBackend):
 
     def exception_safe_to_retry(self, exc: BaseException) -> bool:
         return isinstance(exc, ClientError)
+
+    def wait_for_pending(self, result: Any, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().wait_for_pending(result, *arguments, **options)
+        except ChordError:  # It has only the text of the part's own error, which callers handle.
+            result._maybe_reraise_parent_error()
+            raise
 
     # The parts of nested groups count one by one, so a chord may have more than its header says.
     # Celery tells their number before it sends the last one.

@@ -9,6 +9,8 @@ from pathlib import Path
 import flask
 import flask_limiter
 import pytest
+import slowapi
+import slowapi.util
 from limits import RateLimitItemPerMinute
 from limits.errors import StorageError
 from limits.storage import storage_from_string
@@ -17,6 +19,10 @@ from limits.strategies import (
     MovingWindowRateLimiter,
     SlidingWindowCounterRateLimiter,
 )
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
 
 import zkv
 import zkv.contrib.limits
@@ -85,6 +91,29 @@ def test_flask_limiter(endpoint: str) -> None:
         return "hello"
 
     assert [app.test_client().get("/").status_code for _ in range(3)] == [200, 200, 429]
+
+
+def test_slowapi(fragile: ServerProcess) -> None:
+    uri = fragile.endpoint.replace("tcp", "zkv") + "/slowapi/"
+    limiter = slowapi.Limiter(slowapi.util.get_remote_address, storage_uri=uri)
+
+    @limiter.limit("2 per day")
+    async def index(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("hello")
+
+    app = Starlette()
+    app.add_route("/", index)
+    app.state.limiter = limiter
+    app.add_exception_handler(
+        slowapi.errors.RateLimitExceeded, slowapi._rate_limit_exceeded_handler
+    )
+    site = TestClient(app)
+    assert site.get("/").status_code == 200
+    fragile.kill()
+    with pytest.raises(zkv.ClientError):
+        site.get("/")
+    fragile.start()
+    assert [site.get("/").status_code for _ in range(2)] == [200, 429]
 
 
 def test_the_page_runs_as_shown(tmp_path: Path) -> None:
