@@ -36,8 +36,6 @@ from zkv.broker.front import ConnectionLimits, FrontHandler
 from zkv.broker.subscriptions import LONGEST_TOPIC, TopicBounds
 from zkv.broker.upstream import Upstream
 from zkv.broker.worker import WorkerHandler
-from zkv.cluster.joining import Joining, join
-from zkv.cluster.membership import Membership
 from zkv.cluster.place import read_member
 from zkv.collector import resident_bytes
 from zkv.config import fit_memory
@@ -49,7 +47,7 @@ from zkv.errors import BadRequest, ConfigError, DataDirError, EndpointError, Rea
 from zkv.keys import read_key_file
 from zkv.keyspace import CacheBound
 from zkv.log import AUDIT
-from zkv.metrics.endpoint import REFUSED, MetricsEndpoint
+from zkv.metrics import REFUSED
 from zkv.protocol.codec import KeyLimits
 from zkv.replication.handover import HandOver
 from zkv.replication.incoming import BeginAnew
@@ -69,10 +67,12 @@ from zkv.users.registry import Users
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from zkv.cluster.joining import Connect
+    from zkv.cluster.joining import Connect, Joining
+    from zkv.cluster.membership import Membership
     from zkv.config import Settings
     from zkv.engine import OpenLog
     from zkv.log import AnyRecord
+    from zkv.metrics.endpoint import MetricsEndpoint
     from zkv.replication.place import RoleRecord
     from zkv.replication.vote import OtherMachine
 
@@ -210,8 +210,7 @@ class ServerCore:
         """True once requests are answered."""
         self.metrics = ""
         """Where it tells its figures, with the real port; empty = nowhere, or not yet."""
-        endpoint = settings.metrics.endpoint
-        self._metrics = MetricsEndpoint(endpoint, "metrics.endpoint", self) if endpoint else None
+        self._metrics = _make_metrics(settings.metrics.endpoint, self)
         self._doors = _make_doors(settings)
         self._broker = Broker(
             endpoints=settings.server.endpoints,
@@ -468,6 +467,8 @@ class ServerCore:
             cluster=None if joining is None else self._cluster,
         )
         if joining is not None and engine.disk is not None:
+            from zkv.cluster.membership import Membership
+
             self._member = Membership(
                 engine,
                 engine.disk,
@@ -488,6 +489,8 @@ class ServerCore:
         if self._joining is not None:
             return self._joining
         if self._settings.store.url:
+            from zkv.cluster.joining import join
+
             connect = connect_to_members(self._settings)
             return join(self._settings, self._files or Files(), connect)
         data_dir = self._settings.durability.data_dir
@@ -711,6 +714,15 @@ def _feed_place(settings: Settings) -> FeedPlace | None:
     limits = settings.limits
     topics = TopicBounds(limits.max_topics, max(LONGEST_TOPIC, limits.max_key_bytes))
     return FeedPlace(settings.server.feed, topics) if settings.server.feed else None
+
+
+def _make_metrics(endpoint: str, server: ServerCore) -> MetricsEndpoint | None:
+    """Return the endpoint for monitoring, if there is to be one. Raises EndpointError."""
+    if not endpoint:
+        return None
+    from zkv.metrics.endpoint import MetricsEndpoint  # It takes a tenth of a start to import HTTP.
+
+    return MetricsEndpoint(endpoint, "metrics.endpoint", server)
 
 
 def _make_doors(settings: Settings) -> Doors:

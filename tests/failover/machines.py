@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.client.proxy import Proxy
 from tests.replication.following import Follower, State, state_of
 from tests.support import LIMIT, ServerProcess, free_ports, zkv_command
-from zkv.cli.data import commit_line
+from zkv.cli.dumped import commit_line
 from zkv.durability import dump
 from zkv.durability.files import Files
 from zkv.durability.frozen_view import FrozenView

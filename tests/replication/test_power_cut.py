@@ -21,7 +21,7 @@ from tests.durability.crash.driver import DATA, scratch
 from tests.durability.crash.faults import RecordingFiles, SharedFiles
 from tests.replication.following import State, state_of
 from tests.support import LIMIT, Message, Raw, ServerInProcess
-from zkv.cli.data import commit_line
+from zkv.cli.dumped import commit_line
 from zkv.durability.files import Files
 from zkv.replication.incoming import keep_diverged
 from zkv.replication.place import StandbyDirectory, read_role

@@ -18,6 +18,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
 from zkv import __version__, system
+from zkv.cli.dumped import commit_line, entry_line
 from zkv.cli.values import to_bytes
 from zkv.durability import archive, backup, dump, moments, repair, restoring
 from zkv.durability.check import Finding, Level, Survey, count, survey
@@ -25,10 +26,7 @@ from zkv.durability.files import Files
 from zkv.durability.frozen_view import FrozenView, require_data
 from zkv.durability.layout import Layout
 from zkv.durability.moments import PointInTime
-from zkv.entries import value_writer
-from zkv.entries.text import to_json, to_object
 from zkv.errors import DataDirError, LockedError, ZkvError
-from zkv.keyspace.change import REMOVALS
 from zkv.streams import complain, forget
 
 if TYPE_CHECKING:
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from zkv.durability.repair import Plan
-    from zkv.keyspace import Commit, KeyChange, StoredEntry
+    from zkv.keyspace import StoredEntry
 
 FAULT = 1
 USAGE = 2
@@ -225,44 +223,12 @@ def _dump(options: argparse.Namespace) -> int:
         else:
             entries = dump.state_at(view, options.at_rev)
     for key, entry in sorted(entries.items()):
-        _print(_entry_line(key, entry))
+        _print(entry_line(key, entry))
     sys.stdout.flush()
     # Not on standard output, where each line is an entry or a commit.
     which = " and ".join(map(str, sorted(view.versions))) or "unknown"
     complain("zkv", f"{options.directory}: format {which}; dumped by zkv {__version__}")
     return 0
-
-
-def _entry_line(key: str, entry: StoredEntry) -> str:
-    value = value_writer.write(entry.value)
-    fields = {"key": to_json(key), "value": value, "rev": to_json(entry.rev)}
-    if entry.expires is not None:
-        fields["expires"] = to_json(entry.expires)
-    return to_object(fields)
-
-
-def commit_line(commit: Commit) -> str:
-    """Return the line of JSON for a commit."""
-    changes = ", ".join(map(_change, commit.changes))
-    fields = {"rev": to_json(commit.rev), "lsn": to_json(commit.lsn), "time": to_json(commit.time)}
-    fields["changes"] = f"[{changes}]"
-    if commit.once is not None:
-        fields["session"] = to_json(commit.once.session)
-        fields["seq"] = to_json(commit.once.seq)
-        fields["reply"] = value_writer.write(commit.once.reply)
-    if commit.begins is not None:
-        fields["store"] = to_json(commit.begins.store)
-        fields["term"] = to_json(commit.begins.term)
-    return to_object(fields)
-
-
-def _change(change: KeyChange) -> str:
-    fields = {"op": to_json(change.op), "key": to_json(change.key)}
-    if change.op not in REMOVALS:
-        fields["value"] = value_writer.write(bytes(change.value))
-    if change.expires is not None:
-        fields["expires"] = to_json(change.expires)
-    return to_object(fields)
 
 
 # backup and restore. ------------------------------------------------------------------------

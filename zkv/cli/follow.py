@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from zkv.broker.upstream import Upstream
-from zkv.cli.data import commit_line
+from zkv.cli.dumped import commit_line
 from zkv.cli.serving import prepared, run_in_turn
 from zkv.cli.settings import read_settings
 from zkv.config import unadvertised

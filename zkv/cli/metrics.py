@@ -17,7 +17,8 @@ from zkv.cli.outcome import NOT_STARTED, announce
 from zkv.client import Client, ClientError, RetryPolicy
 from zkv.client.curve import given
 from zkv.endpoint import check_option
-from zkv.metrics.endpoint import REFUSED, MetricsEndpoint
+from zkv.metrics import REFUSED
+from zkv.metrics.endpoint import MetricsEndpoint
 from zkv.streams import complain
 
 

@@ -20,12 +20,10 @@ from typing import Final, NamedTuple
 import msgspec
 
 from zkv.activity import SHORT_SECONDS
-from zkv.cli.data import commit_line
 from zkv.cli.manager import ServiceManager
 from zkv.cli.outcome import FAILED, LEADER, announce
 from zkv.cli.reload import Reloader
 from zkv.cli.settings import read_settings
-from zkv.cluster.joining import join
 from zkv.collector import collecting
 from zkv.config import Settings
 from zkv.durability.files import Files
@@ -69,6 +67,9 @@ class Process(NamedTuple):
 
 @contextlib.contextmanager
 def _serving_member(settings: Settings, anew: BeginAnew | None) -> Iterator[MakeServer]:
+    from zkv.cli.dumped import commit_line
+    from zkv.cluster.joining import join
+
     joining = join(settings, Files(), connect_to_members(settings), anew, commit_line)
     try:
         yield lambda write_log: ServerCore(settings, write_log, joining=joining)

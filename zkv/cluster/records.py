@@ -36,7 +36,6 @@ import msgspec
 from msgspec import Struct
 
 from zkv.errors import DamageError
-from zkv.etcd.interface import with_prefix
 from zkv.keyspace.change import Commit, revision_in, unpack
 
 FORMAT: Final = 1
@@ -381,11 +380,11 @@ class StoreKeys:
 
     def log_from(self, lsn: int) -> tuple[bytes, bytes]:
         """The range of the keys of all batches that begin with this log number or a later one."""
-        return self._log + _number(lsn), with_prefix(self._log)[1]
+        return self._log + _number(lsn), _with_prefix(self._log)[1]
 
     def batch(self, lsn: int) -> tuple[bytes, bytes]:
         """The range of the keys of the batches that begin with this log number."""
-        return with_prefix(self._log + _number(lsn) + b"/")
+        return _with_prefix(self._log + _number(lsn) + b"/")
 
     def parts(self, batch: LogBatch) -> list[tuple[bytes, bytes]]:
         """Return the keys and values of the parts of a batch."""
@@ -449,6 +448,12 @@ def size_before(place: PartPlace, value: bytes) -> int:
     if part.checksum != part.crc:
         raise DamageError(f"etcd, the batch at log number {place.first_lsn}: damaged")
     return part.size_before
+
+
+def _with_prefix(prefix: bytes) -> tuple[bytes, bytes]:
+    from zkv.etcd.interface import with_prefix  # Late: a server alone reads records only.
+
+    return with_prefix(prefix)
 
 
 def _number(lsn: int) -> bytes:

@@ -7,10 +7,8 @@ relate is checked in the merged whole.
 
 from __future__ import annotations
 
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, NamedTuple, get_args, get_origin
 
@@ -290,6 +288,8 @@ def _parse(text: str, setting: Setting) -> Any:
         return [item.strip() for item in text.split(",")] if text else []
     if base not in {bool, int, float}:
         return text
+    import tomllib
+
     try:
         table = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
@@ -299,6 +299,8 @@ def _parse(text: str, setting: Setting) -> Any:
 
 def _advice(variable: str) -> str:
     """Explain the fault of a variable that is no setting."""
+    from difflib import get_close_matches
+
     known = [name.removeprefix(PREFIX) for name in _VARIABLES]
     near = get_close_matches(variable.removeprefix(PREFIX).upper(), known, 1)
     if near:

@@ -29,8 +29,6 @@ PATIENCE: Final = 5.0
 """Seconds that a client may be silent, or not read."""
 PLAIN: Final = "text/plain; charset=utf-8"
 PATHS: Final = "/metrics, /healthz, /readyz and /readyz?for=write"
-REFUSED: Final = "writes are refused; INFO and the server's log say why"
-"""Why a server that answers cannot take a write."""
 MISSING: Final = (
     "needs the package prometheus-client, which is not installed here: "
     "pip install prometheus-client"
