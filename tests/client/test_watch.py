@@ -699,6 +699,16 @@ def test_wait_for_shows_ones_own_writes(both: AnyClient, kv: Client) -> None:
             mirror.wait_for(10_000, 0.01)
 
 
+@pytest.fixture
+def hasty_threads() -> Iterator[None]:
+    """Threads that compute take turns 50 times as often: those that wait for a turn wait less."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(before / 50)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("hasty_threads")
 def test_a_mirror_shows_whole_revisions_to_all_threads(both: AnyClient, kv: Client) -> None:
     kv.update({"from": 1_000, "to": 0})
     with both.mirror() as mirror, ThreadPoolExecutor(4) as pool:

@@ -6,6 +6,7 @@ them, for those who test a server or a client with other means. `README.md` tell
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import tomllib
@@ -53,8 +54,9 @@ class Sequence(NamedTuple):
     cases: list[Case]
 
 
+@functools.cache  # Three modules of tests want them, and it takes a second.
 def load() -> list[Sequence]:
-    """All sequences, in the order in which they are to run."""
+    """All sequences, in the order in which they are to run. Not to be changed."""
     sequences = [_sequence(path) for path in sorted((HERE / "cases").glob("*.toml"))]
     return sorted(sequences, key=lambda sequence: sequence.name == LAST)
 
