@@ -262,8 +262,8 @@ IN_C: Final = [
     Mutant(
         "another value under a remembered number is taken for a repeat",
         REQUEST,
-        "        hash_add(&h, each->value.at, each->value.size);\n",
-        "",
+        "{head, head_size}, each->key, each->value},\n                4);",
+        "{head, head_size}, each->key, each->value},\n                3);",
         ("tests/requests/test_sessions.py", "-k", "other_content"),
     ),
     Mutant(
