@@ -37,6 +37,6 @@ def file_system(directory: Path) -> str:
         _, place, kind, *_ = line.split(" ")
         place = _ESCAPE.sub(lambda match: chr(int(match[1], 8)), place)
         # Of two at the same place, the later one hides the earlier.
-        if real.is_relative_to(place) and len(place) >= len(found[0]):
+        if f"{real}/".startswith(f"{place.rstrip('/')}/") and len(place) >= len(found[0]):
             found = place, kind
     return found[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
 
 import pytest
 
@@ -24,23 +23,7 @@ os.environ |= {
 }
 
 
-class Address(str):
-    """A backend's address that a test takes for one of Redis.
-
-    Tests that ask for Redis as the backend need one to talk to, which the broker is.
-    """
-
-    __slots__ = ()
-
-    def startswith(self, prefix: Any, *place: Any) -> bool:
-        return prefix == "redis" or super().startswith(prefix, *place)
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    (settings,) = (
-        each for each in config.pluginmanager.get_plugins() if hasattr(each, "TEST_BACKEND")
-    )
-    settings.TEST_BACKEND = Address(settings.TEST_BACKEND)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for name, reason in SKIPPED.items():
             if re.search(rf"{name}\b", item.nodeid):
