@@ -316,13 +316,13 @@ PyObject *are_texts(PyObject *module, PyObject *list);
 
 /* The state of the module: short texts that were keys of maps, by their bytes, since the same few
  * come again and again. */
-enum { NAMES = 256, LONGEST_NAME = 24 };
+enum { KNOWN_KEYS = 256, LONGEST_KEY = 24 };
 typedef struct {
     PyObject *text;
-    unsigned char size, bytes[LONGEST_NAME];
+    unsigned char size, bytes[LONGEST_KEY];
 } known_key;
 typedef struct {
-    known_key keys[NAMES];
+    known_key keys[KNOWN_KEYS];
 } known_keys;
 
 void known_keys_end(void *module);

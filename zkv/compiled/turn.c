@@ -18,10 +18,10 @@ enum use { KEYSPACE, LOG, ROLE, ACCOUNT, SLOW, STOPPING, ACQUIRE, RELEASE, NOW, 
 /* The attributes that it reads, and the methods that it calls. */
 enum name {
     EPOCH, SAFE_REV, LAST_LSN, CONFIRMS_READS, LEADS, LOGS_REQUESTS, THRESHOLD, REV, REMOVED_REV,
-    LIMIT, TAKES_RUNS, ROOM, ADD_RUN, COMMIT, EXPLAIN, ATTRIBUTES
+    LIMIT, TAKES_RUNS, ROOM, ADD_RUN, COMMIT, EXPLAIN, NAMES
 };
 
-static const char *const texts[ATTRIBUTES] = {
+static const char *const texts[NAMES] = {
     [EPOCH] = "epoch",
     [SAFE_REV] = "safe_rev",
     [LAST_LSN] = "last_lsn",
@@ -43,7 +43,7 @@ typedef struct {
     PyObject_HEAD
     Lane *lane;
     Latencies *latencies;
-    PyObject *uses[USES], *names[ATTRIBUTES];
+    PyObject *uses[USES], *names[NAMES];
     int secures; /* commits are safe once they are written, for which the front does not wait */
 } Turn;
 
@@ -269,7 +269,7 @@ static void turn_dealloc(Turn *self)
     PyTypeObject *type = Py_TYPE((PyObject *)self);
     PyObject_GC_UnTrack(self);
     turn_clear(self);
-    for (int i = 0; i < ATTRIBUTES; i++)
+    for (int i = 0; i < NAMES; i++)
         Py_XDECREF(self->names[i]);
     Py_XDECREF((PyObject *)self->lane);
     Py_XDECREF((PyObject *)self->latencies);
@@ -298,7 +298,7 @@ static PyObject *turn_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     self->secures = secures;
     for (int i = 0; i < USES; i++)
         self->uses[i] = Py_NewRef(uses[i]);
-    for (int i = 0; i < ATTRIBUTES; i++)
+    for (int i = 0; i < NAMES; i++)
         if ((self->names[i] = PyUnicode_InternFromString(texts[i])) == NULL)
             return Py_DECREF(self), NULL;
     return (PyObject *)self;

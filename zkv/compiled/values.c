@@ -317,10 +317,10 @@ static PyObject *take_key(known_keys *known, reader *r)
     if (r->at == r->end || nests(*r->at))
         return NULL;
     size_t size = (size_t)*r->at - 0xa0;
-    if (size > LONGEST_NAME || size == 0 || (size_t)(r->end - r->at) <= size)
+    if (size > LONGEST_KEY || size == 0 || (size_t)(r->end - r->at) <= size)
         return take_flat(r);
     const unsigned char *at = r->at + 1;
-    known_key *place = &known->keys[(31 * at[0] + 7 * at[size - 1] + at[size / 2] + size) % NAMES];
+    known_key *place = &known->keys[(31 * at[0] + 7 * at[size - 1] + at[size / 2] + size) % KNOWN_KEYS];
     if (place->text != NULL && place->size == size && memcmp(place->bytes, at, size) == 0) {
         r->at += 1 + size;
         return Py_NewRef(place->text);
@@ -355,6 +355,6 @@ PyObject *unpack_plain(PyObject *module, PyObject *body)
 void known_keys_end(void *module)
 {
     known_keys *known = PyModule_GetState(module);
-    for (int i = 0; known != NULL && i < NAMES; i++)
+    for (int i = 0; known != NULL && i < KNOWN_KEYS; i++)
         Py_CLEAR(known->keys[i].text);
 }
