@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from typing import Any, BinaryIO
 
 import pytest
@@ -12,10 +13,10 @@ import zmq
 from tests.broker.followers import Follower
 from tests.cluster.servers import BEYOND, Cluster, Gate, MemberServer, take_over
 from tests.support import FREE_PORT, BadDisk, Raw, eventually, pack, unpack
+from zkv.cluster.wal import ReplicatedWal
 from zkv.durability.files import Files
 from zkv.durability.wal import Wal
 from zkv.requests.call import Caller
-from zkv.requests.lane import Lane
 
 
 @pytest.fixture(params=["lane", "command", "absent"])
@@ -25,14 +26,17 @@ def held_read(
     """A gate in which a read waits after it has run, and before anything was made of that."""
     gate = Gate()
     if request.param == "lane":
-        run = Lane.run
 
-        def run_held(*arguments: Any, **keywords: Any) -> Any:
-            result = run(*arguments, **keywords)
-            gate.pass_through()
-            return result
+        def read_held(self: ReplicatedWal) -> int:
+            if threading.current_thread().name == "zkv-front":
+                gate.pass_through()
+            return int(vars(self)["safe_rev"])
 
-        monkeypatch.setattr(Lane, "run", run_held)
+        def note(self: ReplicatedWal, rev: int) -> None:
+            vars(self)["safe_rev"] = rev
+
+        # After a run, the front reads first what is safe.
+        monkeypatch.setattr(ReplicatedWal, "safe_rev", property(read_held, note), raising=False)
         return gate, {"op": "GET", "key": "k"}
     execute = Caller._execute
 
