@@ -9,7 +9,7 @@ WHEEL  ?=
 export WHEEL
 
 # Tests that run at a time: they wait more than they compute.
-TESTS  ?= 4
+TESTS  ?= 5
 
 VENV   := .venv
 BIN    := $(VENV)/bin
