@@ -403,7 +403,8 @@ def test_nothing_is_left_after_the_end(tmp_path: Path, replace: Replace) -> None
     descriptors = open_descriptors()
     for number in range(1, 4):
         once(number)
-    assert set(threading.enumerate()) == threads
+    # Those of other tests may end meanwhile.
+    assert set(threading.enumerate()) <= threads
     gc.collect()
     assert open_descriptors() == descriptors
 

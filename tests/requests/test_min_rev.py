@@ -98,10 +98,10 @@ def test_a_revision_that_does_not_come(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_time_for_which_it_waits_counts_for_no_figure(tmp_path: Path) -> None:
     with (
-        ServerInProcess(tmp_path, metrics={"slow": 0.2}) as server,
+        ServerInProcess(tmp_path, metrics={"slow": 1.0}) as server,
         Raw(server.endpoint) as client,
     ):
-        client.call(op="GET", key="a", min_rev=FAR, deadline=in_ms(0.4))
+        client.call(op="GET", key="a", min_rev=FAR, deadline=in_ms(1.2))
         assert "GET" not in {each["op"] for each in client.ok(op="SLOW")["entries"]}
 
 
