@@ -2,9 +2,10 @@
  * publishes messages, as `PythonPublisher` in publisher.py does.
  *
  * Strategy: the cost of a thread is in socket calls and in switches of Python's lock. So waiting
- * for messages and receiving a whole batch is one call without the lock, and sending a batch of
- * replies is another. A message stays in the `Batch` as libzmq brought it. Replies of workers are
- * sent on during the wait, and never become Python objects.
+ * for messages and receiving a whole batch is one step without the lock, and sending a batch of
+ * replies is another; the front, whose batches are answered within `receive`, makes both in one. A
+ * message stays in the `Batch` as libzmq brought it. Replies of workers are sent on during the wait,
+ * and never become Python objects.
  *
  * The front sends the replies of a batch in the order of their connections. libzmq's I/O thread
  * writes what is there for a connection with one system call, and is woken once for it.

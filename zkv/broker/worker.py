@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("zkv.broker")
 
 MOST_FAILURES: Final = 100
-"""After so many failures to receive in a row, the mailbox itself counts as failed."""
+"""After so many failures to receive or send, with nothing received in between, the mailbox itself
+counts as failed."""
 PAUSE_SECONDS: Final = 0.01
 """Pause after each of them: there may be memory again a moment later."""
 

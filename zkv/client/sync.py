@@ -332,11 +332,11 @@ class Client(ClientOps):
         return reply
 
     def _use_msgspec(self) -> None:
-        """Pack and unpack by msgspec from now on, which is quicker once it has been imported."""
+        """Without C, pack and unpack by msgspec from now on: quicker once it has been imported."""
         if not COMPILED:
-            from zkv.client.quick import pack_best, unpack_best
+            from zkv.client.quick import pack_quickly, unpack_quickly
 
-            self._pack, self._unpack = pack_best, unpack_best
+            self._pack, self._unpack = pack_quickly, unpack_quickly
 
     def _no_connection(self, failed: Connection, attempts: Attempts) -> None:
         """Wait until the next attempt is due. Raises UnavailableError to give up."""
