@@ -666,6 +666,27 @@ WAITING: Final = [
         ("tests/requests/test_safe_replies.py", "-k", "another_one_with_its_revision"),
     ),
     Mutant(
+        "in C, the client loses keys of a map that are equal in Python",
+        "zkv/compiled/values.c",
+        "if (dict != NULL && PyDict_Size(dict) != (Py_ssize_t)count)",
+        "if (0)",
+        ("tests/client/test_values.py", "tests/compiled/test_plain.py"),
+    ),
+    Mutant(
+        "in C, the client takes bytes behind a reply for nothing",
+        "zkv/compiled/values.c",
+        "if (value != NULL && r.at == r.end)",
+        "if (value != NULL)",
+        ("tests/compiled/test_plain.py",),
+    ),
+    Mutant(
+        "a digest of short items has what was there before behind it",
+        "zkv/compiled/blake2b.c",
+        "memset(to, 0, BLOCK - size);",
+        ";",
+        ("tests/compiled/test_hashes.py",),
+    ),
+    Mutant(
         "a turn sends what another epoch made safe",
         TURN,
         " || epoch != read_number(self, LOG, EPOCH))",
