@@ -114,7 +114,7 @@ def client(server: ServerProcess, connect: Connect) -> Raw:
 @pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
     """A real etcd of one node, that tests share: each has keys of its own."""
-    from tests.etcd.nodes import PROGRAM, EtcdCluster  # Late: it takes a while to import gRPC.
+    from tests.etcd.nodes import PROGRAM, EtcdCluster  # Late: it needs an extra.
 
     if PROGRAM is None:
         pytest.skip("NOT RUN: etcd is not installed here (make etcd-deps)")

@@ -34,8 +34,8 @@ HEAD: Final = """\
 zkv has the [MIT license](../LICENSE). What is installed with it, and with its extras, has the
 licences below, as the packages say themselves.
 
-The wheels of pyzmq bring libzmq (MPL-2.0) and libsodium (ISC) with them, those of grpcio and
-matplotlib what their own pages list.
+The wheels of pyzmq bring libzmq (MPL-2.0) and libsodium (ISC) with them, those of matplotlib what
+their own page lists.
 
 | package | version | licence | needed by |
 |---|---|---|---|

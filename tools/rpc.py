@@ -12,6 +12,7 @@ compiler's version.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -25,10 +26,10 @@ from google.protobuf.descriptor_pb2 import (
     FileDescriptorProto,
     FileDescriptorSet,
 )
-from grpc_tools import protoc
 
 FOLDER: Final = Path(__file__).parents[1] / "zkv" / "etcd"
 SOURCE: Final = "rpc.proto"
+COMPILER: Final = Path(sys.executable).with_name("protoc")
 HEADER: Final = '''\
 """The messages of etcd, made by tools/rpc.py from rpc.proto: `make generate`."""
 '''
@@ -71,9 +72,9 @@ def compiled() -> FileDescriptorProto:
     """The description of the messages, without what depends on the compiler's version."""
     with tempfile.TemporaryDirectory() as directory:
         target = Path(directory) / "set"
-        words = ["protoc", f"-I{FOLDER}", f"--descriptor_set_out={target}", SOURCE]
-        if protoc.main(words) != 0:
-            raise SystemExit(1)
+        words = [str(COMPILER), f"-I{FOLDER}", f"--descriptor_set_out={target}", SOURCE]
+        if status := subprocess.run(words, check=False).returncode:
+            raise SystemExit(status)
         (file,) = FileDescriptorSet.FromString(target.read_bytes()).file
     for message in file.message_type:
         for field in message.field:

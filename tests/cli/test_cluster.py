@@ -105,7 +105,7 @@ def test_a_server_alone_leads_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [("serve",), ("store", "found"), ("member", "list")])
 def test_the_extra_that_is_missing_is_named(tmp_path: Path, command: tuple[str, ...]) -> None:
-    (tmp_path / "grpc.py").write_text("raise ModuleNotFoundError('no grpc', name='grpc')\n")
+    (tmp_path / "hpack.py").write_text("raise ModuleNotFoundError('no hpack', name='hpack')\n")
     url = "etcd://127.0.0.1:1/p"
     words = ("--data-dir", "data", "--store", url) if command == ("serve",) else (url,)
     done = subprocess.run(

@@ -468,7 +468,7 @@ def test_what_cannot_be_is_refused(cli: Cli, client: Raw, words: list[str], why:
 
 
 @pytest.mark.parametrize(
-    ("package", "url"), [("redis", "redis://127.0.0.1:1"), ("grpc", "etcd://127.0.0.1:1")]
+    ("package", "url"), [("redis", "redis://127.0.0.1:1"), ("hpack", "etcd://127.0.0.1:1")]
 )
 def test_a_package_that_is_missing_is_named(
     server: ServerInProcess, package: str, url: str
@@ -482,6 +482,6 @@ def test_a_package_that_is_missing_is_named(
         [sys.executable, "-c", program], cwd=ROOT, env=environment(), capture_output=True,
         check=False,
     )  # fmt: skip
-    extra = {"redis": "redis", "grpc": "etcd"}[package]
+    extra = {"redis": "redis", "hpack": "etcd"}[package]
     assert done.returncode == 2
     assert f"pip install 'zkv[{extra}]'" in done.stderr.decode()

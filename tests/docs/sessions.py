@@ -133,7 +133,7 @@ class Sandbox:
         return line
 
     def _etcd_answers(self) -> bool:
-        from zkv.etcd.client import EtcdClient  # Late: it needs gRPC.
+        from zkv.etcd.client import EtcdClient  # Late: it needs an extra.
 
         etcd = EtcdClient([self.localise("127.0.0.1:2379")])
         try:

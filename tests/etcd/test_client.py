@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -135,7 +136,7 @@ def test_a_node_that_was_dead_for_long_is_found_as_soon(
     put(etcd)
     cluster.kill()
     end = time.monotonic() + 20.0
-    while time.monotonic() < end:  # By itself, gRPC would then pause for 8 s.
+    while time.monotonic() < end:
         raised(lambda: put(etcd, timeout=SHORT))
         time.sleep(0.05)
     cluster.start()
@@ -235,7 +236,7 @@ sys.stdin.read()
 def test_an_interpreter_ends_although_nobody_closed_the_client(
     cluster: EtcdCluster, is_stopped: bool
 ) -> None:
-    command = [sys.executable, "-W", "error", "-c", PROGRAM, *cluster.endpoints]
+    command = [sys.executable, "-c", PROGRAM, *cluster.endpoints]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment(), text=True, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -392,10 +393,15 @@ def test_a_watch_that_lost_its_node_has_the_next_one_asked(three: EtcdCluster) -
 def test_a_database_that_is_full(tmp_path: Path) -> None:
     with EtcdCluster(tmp_path / "etcd", 1, "--quota-backend-bytes", "1000000") as cluster:
         etcd = EtcdClient(cluster.endpoints)
-        error = None
-        for _ in range(100):
-            error = error or raised(lambda: put(etcd, bytes(100_000)))
-        assert isinstance(error, NoSpaceError)
+        errors = []
+
+        def is_full() -> bool:
+            """etcd knows the size of its file since it has written to it last: each 0.1 s."""
+            errors.append(raised(lambda: put(etcd, bytes(100_000))))
+            return errors[-1] is not None
+
+        eventually(is_full, "etcd refuses to take more")
+        assert isinstance(errors[-1], NoSpaceError)
         (alarm,) = etcd.alarms(LIMIT)
         (status,) = etcd.status(LIMIT)
         assert alarm == (status.member_id, "NOSPACE")
@@ -598,28 +604,83 @@ def test_tls(tmp_path: Path, certificates: Path) -> None:
         bare = [each.removeprefix("https://") for each in cluster.endpoints]
         for endpoints in (cluster.endpoints, bare):
             etcd = EtcdClient(endpoints, security=right)
-            put(etcd)
+            put(etcd, bytes(1_000_000))
+            (item,) = etcd.read(b"k", timeout=LIMIT).items
+            assert item.value == bytes(1_000_000)
+            watching = Recorder()
+            watching.watch(etcd, b"k", from_revision=1)
+            watching.until(1)
             etcd.close()
         with EtcdCluster(tmp_path / "plain") as plain:
             first = plain.endpoints[0].removeprefix("http://")  # It does not speak TLS.
             etcd = EtcdClient([first, *bare], security=right)
-            assert isinstance(raised(partial(put, etcd)), EtcdError)
+            error = raised(partial(put, etcd))
+            assert isinstance(error, EtcdError)
+            assert "cannot connect: [SSL: " in str(error)
             put(etcd)
             etcd.close()
         wrong = EtcdSecurity(ca=path("other.pem"), cert=path("client.pem"), key=path("client.key"))
         etcd = EtcdClient(cluster.endpoints, security=wrong)
         recorder = Recorder()
         recorder.watch(etcd, b"k")
-        assert isinstance(raised(lambda: put(etcd)), AccessError)
+        error = raised(lambda: put(etcd))
+        assert isinstance(error, AccessError)
+        assert "CERTIFICATE_VERIFY_FAILED" in str(error)
         assert isinstance(recorder.ended(), AccessError)
         etcd.close()
-        for endpoints, security in (
-            (cluster.endpoints, EtcdSecurity(ca=path("ca.pem"))),  # It shows no certificate.
-            (bare, None),  # It does not speak TLS.
+        name = bare[0].replace("127.0.0.1", "localhost")
+        for endpoints, security, kind, text in (
+            ([name], right, AccessError, "not valid for 'localhost'"),
+            (cluster.endpoints, EtcdSecurity(ca=path("ca.pem")), AccessError, "ALERT"),
+            (bare, None, UnknownOutcomeError, "cannot connect"),  # It does not speak TLS.
         ):
             etcd = EtcdClient(endpoints, security=security)
-            assert isinstance(raised(partial(put, etcd, timeout=2.0)), EtcdError)
+            error = raised(partial(put, etcd, timeout=2.0))
+            assert isinstance(error, kind)
+            assert text in str(error)
             etcd.close()
+
+
+def test_a_server_of_tls_that_speaks_no_http2(certificates: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with context.wrap_socket(server.accept()[0], server_side=True) as connection:
+                connection.recv(1)
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        security = EtcdSecurity(ca=str(certificates / "ca.pem"))
+        etcd = EtcdClient([f"127.0.0.1:{server.getsockname()[1]}"], security=security)
+        error = raised(partial(put, etcd))
+        assert isinstance(error, UnknownOutcomeError)
+        assert "does not speak HTTP/2" in str(error)
+        etcd.close()
+        serving.join(LIMIT)
+
+
+def test_files_for_tls_that_cannot_be_used(tmp_path: Path, certificates: Path) -> None:
+    def path(name: str) -> str:
+        return str(certificates / name)
+
+    empty, locked = tmp_path / "empty.pem", tmp_path / "locked.key"
+    empty.touch()
+    subprocess.run(
+        ["openssl", "ec", "-in", path("client.key"), "-aes128", "-passout", "pass:x",
+         "-out", locked], check=True, capture_output=True, timeout=LIMIT,
+    )  # fmt: skip
+    cases = [
+        (EtcdSecurity(ca=str(empty)), "empty.pem: "),
+        (EtcdSecurity(ca=str(tmp_path / "none.pem")), "none.pem: No such file"),
+        (EtcdSecurity(cert=path("client.pem"), key=str(tmp_path / "none.key")), "none.key: No "),
+        (EtcdSecurity(cert=path("client.pem"), key=path("server.key")), "client.pem, .*server.key"),
+        (EtcdSecurity(cert=path("client.pem"), key=str(locked)), "must not have a passphrase"),
+    ]
+    for security, text in cases:
+        with pytest.raises(ConfigError, match=text):
+            EtcdClient(["127.0.0.1:1"], security=security)
 
 
 def test_what_cannot_be_configured(tmp_path: Path) -> None:

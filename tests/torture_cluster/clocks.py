@@ -1,6 +1,6 @@
 """The clocks of a machine, for a process that runs under a shim: set at any moment, or too slow.
 
-The shim stands between the process and the C library, so Python, libzmq and gRPC read the same
+The shim stands between the process and the C library, so Python and libzmq read the same
 clock. Only the uptime with the time asleep (CLOCK_BOOTTIME) and the system's time are changed, by
 which zkv measures its lease and, at a cold start, the time of the store. Waiting is not: whoever
 sleeps by the one clock and reads the other wakes early, and looks again.

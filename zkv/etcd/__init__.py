@@ -1,12 +1,11 @@
 """A client of etcd (https://etcd.io), of which zkv needs little: transactions, reads, watches.
 
 `connect` makes one. `Etcd` is its interface, which tests also have in memory. It knows nothing of
-zkv. gRPC is imported by `connect` alone, as it comes with the extra ``etcd`` and takes its time.
+zkv. What comes with the extra ``etcd`` is imported by `connect` alone.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Final
 
 from zkv.errors import ConfigError
@@ -72,7 +71,7 @@ __all__ = [
 ]
 
 MISSING: Final = (
-    "etcd needs the packages grpcio and protobuf, which are not installed here: "
+    "etcd needs the packages hpack and protobuf, which are not installed here: "
     "pip install 'zkv[etcd]'"
 )
 
@@ -85,15 +84,13 @@ def connect(endpoints: list[str], security: EtcdSecurity | None = None) -> Etcd:
         security: TLS, user and password; None without.
 
     Raises:
-        ConfigError: an endpoint is malformed, a file cannot be used, or gRPC is not installed.
+        ConfigError: an endpoint is malformed, a file cannot be used, or the extra ``etcd`` is not
+            installed.
     """
-    # gRPC's own lines on standard error would stand among those of the log. The messages of the
-    # errors say the same. It reads this when it is imported.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from zkv.etcd.client import EtcdClient
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in {"grpc", "google"}:
+        if (error.name or "").partition(".")[0] not in {"hpack", "google"}:
             raise
         raise ConfigError(MISSING) from None
     return EtcdClient(endpoints, security=security)

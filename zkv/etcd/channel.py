@@ -1,42 +1,39 @@
-"""The connection to one node of etcd, over gRPC.
+"""The connections to one node of etcd, and what can be called there.
 
-gRPC connects when the first call is made, and again after a failure. Its options differ from the
-defaults where these would delay a fail-over, repeat a call, or have the node end the connection.
+A call takes an idle connection, or makes one, and has it for itself until it has ended: it sends
+and receives in its own thread. So a call costs no switch of threads, and nothing has to run in the
+background. There are as many connections as there were calls at the same time; one that was not
+needed for a while is closed. A watch has a connection of its own.
+
+A connection is looked at before it is used again: what the node has ended meanwhile, as one does
+that is restarted, costs no call. A call that the node has not got, or has refused unexecuted, is
+sent once more, over a new connection; and no other one.
+
+`NodeChannel._lock` guards which links there are, and which are idle. A link that is not idle
+belongs to the thread that has taken or made it; another one may only cut it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Final, Protocol, Self, TypeVar
+import threading
+import time
+from typing import Final, Generic, Protocol, Self, TypeVar
 
-import grpc
+from google.protobuf.message import DecodeError
 
 from zkv.errors import ConfigError
-from zkv.etcd import rpc
+from zkv.etcd import calls, rpc
+from zkv.etcd.calls import CallError, Metadata
+from zkv.etcd.errors import EtcdClosedError
+from zkv.etcd.http2 import Http2Connection
+from zkv.etcd.link import Link, LinkError, Resolver, TlsError
 from zkv.etcd.security import EtcdCredentials
 
-OPTIONS: Final = (
-    # A node that was away is tried again soon: by default the pauses grow to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
-    # In spite of its name, the time that an attempt to connect may take, TLS included.
-    ("grpc.min_reconnect_backoff_ms", 2_000),
-    # etcd ends connections that ping more often than every 5 s, or while nothing is called.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 3_000),
-    ("grpc.keepalive_permit_without_calls", 0),
-    ("grpc.http2.max_pings_without_data", 0),
-    # etcd has the limits: of a request, and of what is read by `limit`.
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    # A transaction is sent once; and who runs the DNS does not decide on that.
-    ("grpc.enable_retries", 0),
-    ("grpc.service_config_disable_resolution", 1),
-    # Each client connects by itself, and to etcd, not to a proxy of the web.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
-)
+CONNECT_SECONDS: Final = 2.0
+"""The time that an attempt to connect may take, TLS included."""
+IDLE_SECONDS: Final = 30.0
+"""After so long without a call a connection is closed, when the next one becomes idle."""
 _ENDPOINT: Final = re.compile(r"(?:(https?)://)?([^/\s:]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})/?")
 
 
@@ -50,8 +47,48 @@ Asked = TypeVar("Asked", bound=_Message)
 Answer = TypeVar("Answer", bound=_Message)
 
 
+class NodeCall(Generic[Asked, Answer]):
+    """A method of a service that can be called at a node.
+
+    Args:
+        node: the node.
+        name: of the service and the method.
+        answer: the type of the answer.
+    """
+
+    def __init__(self, node: NodeChannel, name: str, answer: type[Answer]) -> None:
+        self.head = calls.common_head(node.scheme, node.endpoint, f"/etcdserverpb.{name}")
+        """Its headers."""
+        self._node = node
+        self._answer = answer
+
+    def __call__(self, request: Asked, timeout: float, metadata: Metadata = ()) -> Answer:
+        """Call it.
+
+        Args:
+            request: what is sent.
+            timeout: seconds.
+            metadata: more headers.
+
+        Raises:
+            CallError: the node refuses, or does not answer.
+            EtcdClosedError: the client has been closed.
+        """
+        deadline = time.monotonic() + timeout
+        return self.answer_in(
+            self._node.ask(self.head, metadata, request.SerializeToString(), deadline)
+        )
+
+    def answer_in(self, message: bytes) -> Answer:
+        """Return the answer that is in a message. Raises CallError."""
+        try:
+            return self._answer.FromString(message)
+        except DecodeError:
+            raise CallError("INTERNAL", "the answer is malformed") from None
+
+
 class NodeChannel:
-    """The connection to a node, with what can be called there.
+    """The connections to a node. Any thread may call each method.
 
     Args:
         address: host and port.
@@ -59,35 +96,156 @@ class NodeChannel:
     """
 
     def __init__(self, address: str, credentials: EtcdCredentials) -> None:
+        host, _, port = address.rpartition(":")
         self.endpoint = address
-        self._channel = _open(address, credentials)
-        self.range = self._unary("KV/Range", rpc.RangeRequest, rpc.RangeResponse)
-        self.txn = self._unary("KV/Txn", rpc.TxnRequest, rpc.TxnResponse)
-        self.compact = self._unary("KV/Compact", rpc.CompactionRequest, rpc.CompactionResponse)
-        self.time_to_live = self._unary(
-            "Lease/LeaseTimeToLive", rpc.LeaseTimeToLiveRequest, rpc.LeaseTimeToLiveResponse
+        self.scheme = "https" if credentials.tls else "http"
+        self._tls = credentials.tls
+        self._resolver = Resolver(host.strip("[]"), int(port))
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._links: set[Link] = set()
+        self._idle: list[Http2Connection] = []  # The one that was used last is the last one.
+        self.range = NodeCall[rpc.RangeRequest, rpc.RangeResponse](
+            self, "KV/Range", rpc.RangeResponse
         )
-        self.status = self._unary("Maintenance/Status", rpc.StatusRequest, rpc.StatusResponse)
-        self.alarm = self._unary("Maintenance/Alarm", rpc.AlarmRequest, rpc.AlarmResponse)
-        self.authenticate = self._unary(
-            "Auth/Authenticate", rpc.AuthenticateRequest, rpc.AuthenticateResponse
+        self.txn = NodeCall[rpc.TxnRequest, rpc.TxnResponse](self, "KV/Txn", rpc.TxnResponse)
+        self.compact = NodeCall[rpc.CompactionRequest, rpc.CompactionResponse](
+            self, "KV/Compact", rpc.CompactionResponse
         )
-        self.watch = self._channel.stream_stream(
-            "/etcdserverpb.Watch/Watch",
-            rpc.WatchRequest.SerializeToString,
-            rpc.WatchResponse.FromString,
+        self.time_to_live = NodeCall[rpc.LeaseTimeToLiveRequest, rpc.LeaseTimeToLiveResponse](
+            self, "Lease/LeaseTimeToLive", rpc.LeaseTimeToLiveResponse
         )
+        self.status = NodeCall[rpc.StatusRequest, rpc.StatusResponse](
+            self, "Maintenance/Status", rpc.StatusResponse
+        )
+        self.alarm = NodeCall[rpc.AlarmRequest, rpc.AlarmResponse](
+            self, "Maintenance/Alarm", rpc.AlarmResponse
+        )
+        self.authenticate = NodeCall[rpc.AuthenticateRequest, rpc.AuthenticateResponse](
+            self, "Auth/Authenticate", rpc.AuthenticateResponse
+        )
+        self.watch = NodeCall[rpc.WatchRequest, rpc.WatchResponse](
+            self, "Watch/Watch", rpc.WatchResponse
+        )
+        """Its answers have no end: `NodeWatch` makes it."""
 
     def close(self) -> None:
-        """End all calls. Does not wait for the node."""
-        self._channel.close()
+        """End all calls. Does not wait for the node, nor for who makes them."""
+        with self._lock:
+            self._is_closed = True
+            idle, self._idle = self._idle, []
+            for link in self._links:
+                link.cut()
+        for connection in idle:
+            self.drop(connection.link)
 
-    def _unary(
-        self, name: str, asked: type[Asked], answer: type[Answer]
-    ) -> grpc.UnaryUnaryMultiCallable[Asked, Answer]:
-        serialize: Callable[[Asked], bytes] = asked.SerializeToString
-        deserialize: Callable[[bytes], Answer] = answer.FromString
-        return self._channel.unary_unary(f"/etcdserverpb.{name}", serialize, deserialize)
+    def ask(self, head: bytes, metadata: Metadata, message: bytes, deadline: float) -> bytes:
+        """Send a message; return the answer.
+
+        Args:
+            head: of the `NodeCall`.
+            metadata: more headers.
+            message: what is sent.
+            deadline: by the monotonic clock.
+
+        Raises:
+            CallError: the node refuses, or does not answer.
+            EtcdClosedError: the client has been closed.
+        """
+        if (connection := self._take_idle()) is not None:
+            try:
+                return self._ask(connection, head, metadata, message, deadline)
+            except CallError as error:
+                if not error.is_unexecuted:
+                    raise
+        connection = self.connect(self.link(), deadline)
+        return self._ask(connection, head, metadata, message, deadline)
+
+    def link(self) -> Link:
+        """Return a new link, which `connect` connects. Raises EtcdClosedError."""
+        made = Link(self._resolver, self._tls)
+        with self._lock:
+            if self._is_closed:
+                raise EtcdClosedError("the client has been closed")
+            self._links.add(made)
+        return made
+
+    def connect(self, link: Link, deadline: float) -> Http2Connection:
+        """Connect a link. Raises CallError, and has dropped it then."""
+        deadline = min(deadline, time.monotonic() + CONNECT_SECONDS)
+        try:
+            link.connect(deadline)
+            return Http2Connection(link, deadline)
+        except BaseException as error:
+            self.drop(link)
+            if not isinstance(error, LinkError | TimeoutError):
+                raise
+            why = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+            # Who does not accept the other never will: another node may.
+            code = "UNAUTHENTICATED" if isinstance(error, TlsError) else "UNAVAILABLE"
+            raise self._error(code, f"cannot connect: {why}") from None
+
+    def drop(self, link: Link) -> None:
+        """Close a link, in the thread to which it belongs."""
+        with self._lock:
+            self._links.discard(link)
+        link.close()
+
+    def failure(self, error: LinkError | TimeoutError) -> CallError:
+        """Return the error for a call that got no answer over a connection."""
+        if isinstance(error, TimeoutError):
+            return self._error("DEADLINE_EXCEEDED", "no answer in time")
+        return self._error("UNAVAILABLE", str(error), is_unexecuted=error.is_unsent)
+
+    def _error(self, code: str, details: str, *, is_unexecuted: bool = False) -> CallError:
+        if self._is_closed:
+            return CallError("CANCELLED", "the client has been closed")
+        return CallError(code, details, is_unexecuted=is_unexecuted)
+
+    def _ask(
+        self,
+        connection: Http2Connection,
+        head: bytes,
+        metadata: Metadata,
+        message: bytes,
+        deadline: float,
+    ) -> bytes:
+        try:
+            stream = calls.begin(connection, head, metadata, message, deadline)
+            answer = calls.only_answer(connection, stream, deadline)
+        except BaseException as error:
+            self.drop(connection.link)
+            if not isinstance(error, LinkError | TimeoutError):
+                raise
+            raise self.failure(error) from None
+        self._keep(connection)
+        calls.check_status(stream)
+        if answer is None:
+            raise CallError("INTERNAL", "there is no answer")
+        return answer
+
+    def _take_idle(self) -> Http2Connection | None:
+        while True:
+            with self._lock:
+                if not self._idle:
+                    return None
+                connection = self._idle.pop()
+            if connection.is_usable():
+                return connection
+            self.drop(connection.link)
+
+    def _keep(self, connection: Http2Connection) -> None:
+        """Keep a connection for the next call, and close those that none has needed."""
+        now = connection.idle_since = time.monotonic()
+        with self._lock:
+            if self._is_closed:
+                dropped = [connection]
+            else:
+                self._idle.append(connection)
+                dropped = [each for each in self._idle if each.idle_since < now - IDLE_SECONDS]
+                del self._idle[: len(dropped)]
+        for each in dropped:
+            self.drop(each.link)
 
 
 def parse_endpoints(endpoints: list[str]) -> tuple[list[str], str]:
@@ -109,10 +267,3 @@ def parse_endpoints(endpoints: list[str]) -> tuple[list[str], str]:
     if len(schemes) > 1:
         raise ConfigError("the endpoints of etcd begin alike: all with https://, or none")
     return [f"{match[2]}:{match[3]}" for match in found if match], schemes.pop()
-
-
-def _open(address: str, credentials: EtcdCredentials) -> grpc.Channel:
-    if not credentials.tls:
-        return grpc.insecure_channel(address, OPTIONS)
-    tls = grpc.ssl_channel_credentials(credentials.ca, credentials.key, credentials.cert)
-    return grpc.secure_channel(address, tls, OPTIONS)

@@ -1,8 +1,8 @@
 """A client of etcd over gRPC, as `zkv.etcd.interface.Etcd` specifies it.
 
-Each endpoint has a connection. A call goes to the endpoint that answered last. After no answer the
-next call goes to the next one, so that a dead or stopped node costs a call. A transaction is never
-sent twice, unless it was refused unexecuted; a read is.
+Each endpoint has its connections. A call goes to the endpoint that answered last. After no answer
+the next call goes to the next one, so that a dead or stopped node costs a call. A transaction is
+never sent twice, unless it was refused unexecuted; a read is.
 
 Calls but those of `status` and serializable reads ask for a node that has a leader: one without
 refuses at once, where it would else hold the call until its own limit of some seconds.
@@ -12,19 +12,16 @@ Invariant: nothing waits for a node beyond a call's timeout, and `close` waits f
 
 from __future__ import annotations
 
-import atexit
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from functools import partial
 from typing import Final, TypeVar
 from weakref import WeakSet
 
-import grpc
-
 from zkv.etcd import messages, rpc
-from zkv.etcd.channel import Answer, Asked, NodeChannel, parse_endpoints
+from zkv.etcd.calls import CallError, Metadata
+from zkv.etcd.channel import Answer, Asked, NodeCall, NodeChannel, parse_endpoints
 from zkv.etcd.errors import (
     AccessError,
     EtcdClosedError,
@@ -43,7 +40,8 @@ from zkv.etcd.interface import (
     ReadResult,
     TxnResult,
 )
-from zkv.etcd.login import Login, Metadata
+from zkv.etcd.link import in_thread
+from zkv.etcd.login import Login
 from zkv.etcd.security import EtcdSecurity
 from zkv.etcd.watching import NodeWatch
 
@@ -56,7 +54,6 @@ SHORTEST: Final = 0.1
 WITH_LEADER: Final[Metadata] = (("hasleader", "true"),)
 
 Result = TypeVar("Result")
-_open_clients: WeakSet[EtcdClient] = WeakSet()
 
 
 class EtcdClient:
@@ -87,7 +84,6 @@ class EtcdClient:
         self._login = Login(credentials.user, credentials.password)
         self._nodes = [NodeChannel(each, credentials) for each in addresses]
         self._current = 0
-        _open_clients.add(self)
 
     def transact(
         self,
@@ -159,7 +155,9 @@ class EtcdClient:
     def status(self, timeout: float) -> list[NodeStatus]:
         """See `Etcd.status`."""
         self._check_open()
-        answers = [_in_thread(partial(self._status, node, timeout)) for node in self._nodes]
+        answers = [
+            in_thread(partial(self._status, node, timeout), "etcd-status") for node in self._nodes
+        ]
         return [answer.result() for answer in answers]
 
     def alarms(self, timeout: float) -> list[Alarm]:
@@ -233,7 +231,7 @@ class EtcdClient:
     def _ask(
         self,
         node: NodeChannel,
-        call: grpc.UnaryUnaryMultiCallable[Asked, Answer],
+        call: NodeCall[Asked, Answer],
         request: Asked,
         timeout: float,
         extra: Metadata = WITH_LEADER,
@@ -247,17 +245,14 @@ class EtcdClient:
         try:
             token = self._login.token(node, timeout)
             try:
-                return _call(call, request, deadline, extra + token)
-            except grpc.RpcError as error:
-                if not (self._login.needed and has_stale_token(error.details() or "")):
+                return call(request, deadline - time.monotonic(), extra + token)
+            except CallError as error:
+                if not (self._login.needed and has_stale_token(error.details)):
                     raise
             self._login.renew(node, token, deadline - time.monotonic())
-            return _call(call, request, deadline, extra + self._login.metadata)
-        except grpc.RpcError as error:
-            raise error_of(error.code().name, error.details() or "", node.endpoint) from None
-        except ValueError:  # gRPC: the channel has been closed.
-            self._check_open()
-            raise
+            return call(request, deadline - time.monotonic(), extra + self._login.metadata)
+        except CallError as error:
+            raise error_of(error.code, error.details, node.endpoint) from None
 
     def _status(self, node: NodeChannel, timeout: float) -> NodeStatus:
         try:
@@ -265,33 +260,3 @@ class EtcdClient:
         except EtcdError as error:
             return NodeStatus(node.endpoint, error)
         return messages.status(node.endpoint, answer)
-
-
-def _call(
-    call: grpc.UnaryUnaryMultiCallable[Asked, Answer],
-    request: Asked,
-    deadline: float,
-    metadata: Metadata,
-) -> Answer:
-    return call(request, timeout=max(0.0, deadline - time.monotonic()), metadata=metadata)
-
-
-def _in_thread(call: Callable[[], Result]) -> Future[Result]:
-    """Begin a call in a thread of its own."""
-    answer: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            answer.set_result(call())
-        except BaseException as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=run, name="etcd-status", daemon=True).start()
-    return answer
-
-
-@atexit.register
-def _close_clients() -> None:
-    """Close what nobody has: gRPC's threads then do not call Python while it is taken down."""
-    for client in list(_open_clients):
-        client.close()

@@ -91,10 +91,6 @@ class EtcdClosedError(EtcdError):
 
 
 _ANY: Final = re.compile("")
-_REFUSED_TLS: Final = re.compile(
-    "failed to connect.*(CERTIFICATE_VERIFY_FAILED|WRONG_VERSION_NUMBER|Verification Check failed)"
-)
-"""A connection that was never made. One that breaks may also tell of TLS, after a call was sent."""
 _Kinds = tuple[tuple[re.Pattern[str], type[EtcdError]], ...]
 _KINDS: Final[dict[str, _Kinds]] = {
     "RESOURCE_EXHAUSTED": (
@@ -112,7 +108,6 @@ _KINDS: Final[dict[str, _Kinds]] = {
         (re.compile("compacted"), CompactedRevisionError),
         (re.compile("future"), FutureRevisionError),
     ),
-    "UNAVAILABLE": ((_REFUSED_TLS, AccessError),),
     "PERMISSION_DENIED": ((_ANY, AccessError),),
     "UNAUTHENTICATED": ((_ANY, AccessError),),
     "UNIMPLEMENTED": ((_ANY, InvalidCallError),),

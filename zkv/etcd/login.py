@@ -10,13 +10,11 @@ from __future__ import annotations
 import threading
 from typing import Final
 
-import grpc
-
 from zkv.etcd import rpc
+from zkv.etcd.calls import CallError, Metadata
 from zkv.etcd.channel import NodeChannel
-from zkv.etcd.errors import EtcdClosedError, UnknownOutcomeError
+from zkv.etcd.errors import UnknownOutcomeError
 
-Metadata = tuple[tuple[str, str], ...]
 _OFF: Final = "authentication is not enabled"
 
 
@@ -40,7 +38,7 @@ class Login:
         """Return the token to use, which is asked for if there is none.
 
         Raises:
-            grpc.RpcError: the node refuses, or does not answer.
+            CallError: the node refuses, or does not answer.
             UnknownOutcomeError: another thread is asking, and has no answer in time.
             EtcdClosedError: the client has been closed.
         """
@@ -52,7 +50,7 @@ class Login:
         """Ask for another token than ``stale``, unless another thread has done that.
 
         Raises:
-            grpc.RpcError: the node refuses, or does not answer.
+            CallError: the node refuses, or does not answer.
             UnknownOutcomeError: another thread is asking, and has no answer in time.
             EtcdClosedError: the client has been closed.
         """
@@ -66,13 +64,11 @@ class Login:
 
     def _renew(self, node: NodeChannel, timeout: float) -> None:
         try:
-            answer = node.authenticate(self._request, timeout=max(0.0, timeout))
-        except grpc.RpcError as error:
-            if _OFF not in (error.details() or ""):
+            answer = node.authenticate(self._request, timeout)
+        except CallError as error:
+            if _OFF not in error.details:
                 raise
             self.metadata = ()  # A cluster without users takes anybody, as etcdctl also sees it.
-        except ValueError:  # gRPC: the channel has been closed.
-            raise EtcdClosedError("the client has been closed") from None
         else:
             self.metadata = (("token", answer.token),)
         self._has_asked = True

@@ -5,10 +5,14 @@ The files are read once, when the client is made. No message shows what is in th
 
 from __future__ import annotations
 
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from zkv.errors import ConfigError
+from zkv.etcd.link import PROTOCOL, text_of
 from zkv.keys import read_secret_file
 
 
@@ -16,18 +20,12 @@ class EtcdCredentials(NamedTuple):
     """The contents of the files that `EtcdSecurity` names.
 
     Args:
-        tls: True if connections are encrypted.
-        ca: the certificates that are trusted, in PEM; None for those of the system.
-        cert: the client's own, in PEM.
-        key: its secret key, in PEM.
+        tls: how connections are encrypted; None if they are not.
         user: the user's name; empty without one.
         password: its password.
     """
 
-    tls: bool = False
-    ca: bytes | None = None
-    cert: bytes | None = None
-    key: bytes | None = None
+    tls: ssl.SSLContext | None = None
     user: str = ""
     password: str = ""
 
@@ -72,10 +70,30 @@ class EtcdSecurity:
         if bool(self.user) != (self.password_file is not None):
             raise ConfigError("a user of etcd and the file of the password are given together")
         return EtcdCredentials(
-            has_files or scheme == "https",
-            _content(self.ca), _content(self.cert), _content(self.key),
+            self._context() if has_files or scheme == "https" else None,
             self.user, _password(self.password_file),
         )  # fmt: skip
+
+    def _context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.set_alpn_protocols([PROTOCOL])
+        if self.ca is None:
+            context.load_default_certs()
+        else:
+            with _naming(self.ca):
+                context.load_verify_locations(self.ca)
+        if self.cert is not None and self.key is not None:
+            for name in (self.cert, self.key):  # The errors of what follows do not say which.
+                with _naming(name), open(name, "rb"):
+                    pass
+            with _naming(f"{self.cert}, {self.key}"):
+                context.load_cert_chain(self.cert, self.key, _passphrase)
+        return context
+
+
+def _passphrase() -> NoReturn:
+    """Have no terminal asked for one."""
+    raise ConfigError("a key for etcd must not have a passphrase")
 
 
 def _password(name: str | None) -> str:
@@ -87,11 +105,12 @@ def _password(name: str | None) -> str:
         raise ConfigError(f"{name}: the password is not in UTF-8") from None
 
 
-def _content(name: str | None) -> bytes | None:
-    if name is None:
-        return None
+@contextmanager
+def _naming(files: str) -> Iterator[None]:
+    """Name files in the error, if they cannot be used."""
     try:
-        with open(name, "rb") as file:
-            return file.read()
+        yield
+    except ssl.SSLError as error:
+        raise ConfigError(f"{files}: {text_of(error)}") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+        raise ConfigError(f"{files}: {getattr(error, 'strerror', None) or error}") from None

@@ -1,10 +1,10 @@
 """A watch of a range of keys at one node.
 
-A thread reads the stream and calls back. gRPC runs a second one, `NodeWatch._requests`, which sends
-the request and then, a few times in `silence`, asks the node for a sign of life: over the same
-connection, but by another call. etcd can be asked for its progress in the stream itself, and newer
-versions do not answer that while the watch waits for a revision that has not come, as most do.
-If no sign comes in time the watch ends, as it does when the node says that it has no leader: so one
+It has a connection and a thread of its own. The thread reads and calls back. When nothing has come
+for a while it asks the node for a sign of life: over the same connection, but by another call. etcd
+can be asked for its progress in the stream itself, and newer versions do not answer that while the
+watch waits for a revision that has not come, as most do; pings of HTTP/2 it takes but every 5 s. If
+no sign comes in time the watch ends, as it does when the node says that it has no leader: so one
 that is cut off from the others is left, too. How long a callback takes does not matter.
 
 The position handed to ``on_events`` is that of the last event, not the one of the response: a
@@ -14,12 +14,12 @@ response may come before older events of the same range have been sent.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from typing import Final, Protocol
+import time
+from collections.abc import Callable
+from typing import Final
 
-import grpc
-
-from zkv.etcd import messages, rpc
+from zkv.etcd import calls, messages, rpc
+from zkv.etcd.calls import CallError
 from zkv.etcd.channel import NodeChannel
 from zkv.etcd.errors import (
     AccessError,
@@ -31,20 +31,13 @@ from zkv.etcd.errors import (
     error_of,
     has_stale_token,
 )
+from zkv.etcd.http2 import Http2Connection, Stream
 from zkv.etcd.interface import OnEnd, OnEvents
+from zkv.etcd.link import Link, LinkError
 from zkv.etcd.login import Login
 
 PAUSE: Final = 0.25
-"""The part of `silence` that passes between two signs of life; for each there is the rest."""
-_SILENT: Final = frozenset({"DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED"})
-"""Of gRPC's status: those without an answer. Also a node that refuses to tell is alive."""
-
-
-class _Call(Protocol):
-    """A call of `NodeChannel.watch`."""
-
-    def __next__(self) -> rpc.WatchResponse: ...
-    def cancel(self) -> object: ...
+"""After this part of `silence` without a word a sign of life is asked for, which has the rest."""
 
 
 class _StaleToken(Exception):
@@ -84,7 +77,7 @@ class NodeWatch:
         self._silence = silence
         self._lock = threading.Lock()
         self._over = threading.Event()
-        self._call: _Call | None = None
+        self._link: Link | None = None
         self._reason: EtcdError | None = None
         self._wanted = True
         self._thread = threading.Thread(target=self._run, name="etcd-watch", daemon=True)
@@ -111,8 +104,8 @@ class NodeWatch:
     def _stop(self) -> None:
         with self._lock:
             self._over.set()
-            if self._call is not None:
-                self._call.cancel()
+            if self._link is not None:
+                self._link.cut()
 
     # In its own thread
 
@@ -143,39 +136,47 @@ class NodeWatch:
             return WatchLostError(str(error))
         except EtcdClosedError as error:
             return error
-        except grpc.RpcError as error:
+        except CallError as error:
             return self._ended(error)
 
     def _follow(self, may_renew: bool) -> EtcdError:
-        """Read the stream until it ends; returns the reason."""
-        done = threading.Event()
-        call = self._open(done)
-        if call is None:
-            return WatchLostError("it was closed", self._node.endpoint)
+        """Read the stream until it ends; returns the reason. Raises CallError."""
+        node = self._node
+        link = node.link()
+        with self._lock:
+            if self._over.is_set():
+                node.drop(link)
+                return WatchLostError("it was closed", node.endpoint)
+            self._link = link
+        connection = node.connect(link, time.monotonic() + self._silence)
         try:
-            while True:
-                response = next(call)
+            return self._read(connection, may_renew)
+        except (LinkError, TimeoutError) as error:
+            raise node.failure(error) from None
+        finally:
+            node.drop(link)
+
+    def _read(self, connection: Http2Connection, may_renew: bool) -> EtcdError:
+        pulse = _Pulse(connection, self._node, self._silence)
+        request = rpc.WatchRequest(create_request=self._request).SerializeToString()
+        stream = calls.begin(
+            connection, self._node.watch.head, (("hasleader", "true"), *self._login.metadata),
+            request, pulse.lost_at, has_timeout=False,
+        )  # fmt: skip
+        while True:
+            while (message := calls.take_message(stream)) is not None:
+                response = self._node.watch.answer_in(message)
                 if response.canceled:
                     return self._cancelled(response, may_renew)
                 if response.events and not self._over.is_set():
                     found = messages.events(response)
                     self._on_events(found[-1].item.mod_revision, found)
-        except StopIteration:
-            return WatchLostError("the node ended the watch", self._node.endpoint)
-        finally:
-            done.set()
-            call.cancel()
-
-    def _open(self, done: threading.Event) -> _Call | None:
-        metadata = (("hasleader", "true"), *self._login.metadata)
-        with self._lock:
-            if self._over.is_set():
-                return None
-            try:
-                self._call = self._node.watch(self._requests(done), metadata=metadata)
-            except ValueError:  # gRPC: the channel has been closed.
-                return None
-            return self._call
+                pulse.heard()
+            if stream.has_ended:
+                calls.check_status(stream)
+                return WatchLostError("the node ended the watch", self._node.endpoint)
+            if not pulse.wait():
+                return WatchLostError("the node is silent", self._node.endpoint)
 
     def _cancelled(self, response: rpc.WatchResponse, may_renew: bool) -> EtcdError:
         endpoint, reason = self._node.endpoint, response.cancel_reason
@@ -189,26 +190,54 @@ class NodeWatch:
             return AccessError(reason, endpoint)
         return WatchLostError(reason or "the node ended the watch", endpoint)
 
-    def _ended(self, error: grpc.RpcError) -> EtcdError:
-        found = error_of(error.code().name, error.details() or "", self._node.endpoint)
+    def _ended(self, error: CallError) -> EtcdError:
+        found = error_of(error.code, error.details, self._node.endpoint)
         if isinstance(found, UnknownOutcomeError):
-            return WatchLostError(error.details() or error.code().name, self._node.endpoint)
+            return WatchLostError(error.details or error.code, self._node.endpoint)
         return found
 
-    # In a thread of gRPC
 
-    def _requests(self, done: threading.Event) -> Iterator[rpc.WatchRequest]:
-        yield rpc.WatchRequest(create_request=self._request)
-        while not done.wait(self._silence * PAUSE):
-            if not self._is_alive():
-                self.end(WatchLostError("the node is silent", self._node.endpoint))
-                return
+class _Pulse:
+    """Tells if a node is alive: it has sent something for the watch, or a sign of life.
 
-    def _is_alive(self) -> bool:
+    Args:
+        connection: of the watch.
+        node: the node.
+        silence: seconds without a word after which it is taken for dead.
+    """
+
+    def __init__(self, connection: Http2Connection, node: NodeChannel, silence: float) -> None:
+        self._connection = connection
+        self._node = node
+        self._silence = silence
+        self._asked: Stream | None = None
+        self.heard()
+
+    def heard(self) -> None:
+        """Note that it lives, or that nobody has listened until now."""
+        now = time.monotonic()
+        self._ask_at = now + self._silence * PAUSE
+        self.lost_at = now + self._silence
+
+    def wait(self) -> bool:
+        """Wait for what comes next; return False if the node is silent.
+
+        Raises:
+            LinkError, TimeoutError
+        """
         try:
-            self._node.status(rpc.StatusRequest(), timeout=self._silence * (1 - PAUSE))
-        except grpc.RpcError as error:
-            return error.code().name not in _SILENT
-        except ValueError:  # gRPC: the channel has been closed.
-            return False
+            self._connection.receive(self._ask_at if self._asked is None else self.lost_at)
+        except TimeoutError:
+            if self._asked is not None:
+                return False
+            request = rpc.StatusRequest().SerializeToString()
+            self._asked = calls.begin(
+                self._connection, self._node.status.head, (), request, self.lost_at
+            )
+        else:
+            if self._asked is not None:
+                self._asked.data.clear()
+                if self._asked.has_ended:  # Also a node that refuses to tell is alive.
+                    self._asked = None
+                    self.heard()
         return True

@@ -34,7 +34,8 @@ class EtcdEntries:
         timeout: seconds for an answer.
 
     Raises:
-        CommandError: gRPC is not installed, the URL is wrong, or etcd does not answer.
+        CommandError: the extra ``etcd`` is not installed, the URL is wrong, or etcd does not
+            answer.
     """
 
     def __init__(self, url: str, prefix: str, timeout: float) -> None:
