@@ -1934,6 +1934,7 @@ IN_REPLICATION: Final = [
     ),
 ]
 
+IN_HTTP2: Final = ("tests/etcd/test_http2.py",)
 IN_ETCD: Final = [
     Mutant(
         "an answer of etcd that nobody knows counts as not executed",
@@ -1943,11 +1944,53 @@ IN_ETCD: Final = [
         ("tests/etcd/test_package.py", "-k", "errors"),
     ),
     Mutant(
-        "a connection that breaks counts as a certificate that is refused",
-        "zkv/etcd/errors.py",
-        '"UNAVAILABLE": ((_REFUSED_TLS, AccessError),),',
-        '"UNAVAILABLE": ((re.compile("SSL"), AccessError),),',
-        ("tests/etcd/test_package.py", "-k", "errors"),
+        "a certificate that is refused counts as a node that does not answer",
+        "zkv/etcd/channel.py",
+        'code = "UNAUTHENTICATED" if isinstance(error, TlsError) else "UNAVAILABLE"',
+        'code = "UNAVAILABLE"',
+        ("tests/etcd/test_client.py", "-k", "tls"),
+    ),
+    Mutant(
+        "a call that may have been executed is sent once more",
+        "zkv/etcd/channel.py",
+        "                if not error.is_unexecuted:\n                    raise\n",
+        "                pass\n",
+        IN_HTTP2,
+    ),
+    Mutant(
+        "nobody sees if anything of a request has been sent",
+        "zkv/etcd/http2.py",
+        "error.is_unsent = self.link.sent == before",
+        "pass",
+        IN_HTTP2,
+    ),
+    Mutant(
+        "a request is refused by its node for one that came before the last it has seen",
+        "zkv/etcd/http2.py",
+        "if each.number > last]",
+        "if each.number >= last]",
+        IN_HTTP2,
+    ),
+    Mutant(
+        "headers mean what they meant before the table changed",
+        "zkv/etcd/http2.py",
+        "            self._known.clear()  # The table may have changed.\n",
+        "            pass\n",
+        IN_HTTP2,
+    ),
+    Mutant(
+        "a request may exceed what the node takes for all requests together",
+        "zkv/etcd/http2.py",
+        "room = min(len(body) - at, self._frame_bytes, self._window, stream.window)",
+        "room = min(len(body) - at, self._frame_bytes, stream.window)",
+        IN_HTTP2,
+    ),
+    Mutant(
+        "a ping is a sign of life of the watch",
+        "zkv/etcd/watching.py",
+        "                if self._asked.has_ended:",
+        "                if True:",
+        IN_HTTP2,
     ),
 ]
 
