@@ -325,10 +325,13 @@ def test_a_ping_amid_a_call_is_answered(etcd: MakeClient) -> None:
         pongs.append(session.receive(PING))
         session.send(PING, ACK, 0, b"87654321")  # Is none.
         session.answer(stream)
+        session.serve()
 
     with Peer(after_request(script)) as peer:
-        assert etcd(peer).read(b"k", timeout=LIMIT).count == 7
+        client = etcd(peer)
+        assert [client.read(b"k", timeout=LIMIT).count for _ in range(2)] == [7, 7]
         assert pongs == [(PING, ACK, 0, b"12345678")]
+        assert [frame for frame in peer.sessions[0].frames if frame.kind == PING] == pongs
 
 
 def in_bytes(session: Session, stream: int) -> None:
