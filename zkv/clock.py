@@ -29,15 +29,16 @@ class Clock:
 
     def __init__(self, not_before: int = 0, follows: bool = False) -> None:
         system = 0 if follows else time.time_ns() // _NS_PER_MS
-        self._base = max(system, not_before) - _uptime()
+        self.base = max(system, not_before) - _uptime()
+        """What to add to the uptime, in ms. The lane of the front does that, too."""
 
     def __call__(self) -> int:
         """Return the Unix time in ms; never less than before."""
-        return self._base + _read_ns(_UPTIME) // _NS_PER_MS  # As `_uptime`, in one call less.
+        return self.base + _read_ns(_UPTIME) // _NS_PER_MS  # As `_uptime`, in one call less.
 
     def follow(self, other: int) -> None:
         """Go forward to the time of another clock, in ms, if that is later. One thread."""
-        self._base = max(self._base, other - _uptime())
+        self.base = max(self.base, other - _uptime())
 
 
 def _uptime() -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from zkv.activity import Activities
+from zkv.activity import Activities, Activity
 from zkv.clock import Clock
 from zkv.durability import formats
 from zkv.durability.committer import CommitGroup, Committer, settle
@@ -275,10 +275,15 @@ class Engine:
             return self.keyspace.takes_writes
 
     @property
+    def writing_snapshot(self) -> Activity | None:
+        """Goes on while a snapshot is written; None if none ever is."""
+        return None if self.disk is None else self.disk.snapshotter.writing
+
+    @property
     def syncs_quickly(self) -> bool:
         """True if recent syncs were quick, and no snapshot is being written."""
-        busy = self.disk is not None and self.disk.snapshotter.writing.since is not None
-        return self.log.syncs_quickly and not busy
+        writing = self.writing_snapshot
+        return self.log.syncs_quickly and (writing is None or writing.since is None)
 
     def secure(self, patient: bool = True) -> None:
         """Make all commits safe, if the policy requires no sync for that; otherwise do nothing.
@@ -356,8 +361,13 @@ class Engine:
         if not keyspace.lineage.terms:  # It was rolled back, and others have that number now.
             raise ReadOnly("the identity of the store could not be written")
 
-    def when_safe(self, *callbacks: Callable[[], None]) -> None:
-        """Have these called, in any thread, whenever commits have become safe."""
+    def when_safe(self, *callbacks: Callable[[], None], listeners: tuple[object, ...] = ()) -> None:
+        """Have these called, in any thread, whenever commits have become safe.
+
+        Args:
+            callbacks: what is called.
+            listeners: while none of them is true, the front's own commits need not be told.
+        """
         log, history = self.log, self.keyspace.history
         has_disk = self.disk is not None  # Else nothing is to be forgotten, and the lock is held.
 
@@ -368,6 +378,7 @@ class Engine:
                 callback()
 
         self.log.on_safe = on_safe
+        self.log.listeners = listeners
 
     def has_much_unsafe(self) -> bool:
         """Return True if too much waits for the disk for more requests to be taken up.

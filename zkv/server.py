@@ -480,7 +480,11 @@ class ServerCore:
             self._standby = self._make_standby(engine, self._promises)
         self._lane = open_lane(engine.keyspace, keys, limits.max_reply_bytes, engine.syncs_each)
         self._broker.publish(engine.keyspace)
-        engine.when_safe(self._broker.commits_are_safe, self._parking.commits_are_safe)
+        engine.when_safe(
+            self._broker.commits_are_safe,
+            self._parking.commits_are_safe,
+            listeners=(*self._broker.listeners, self._parking.parked),
+        )
         engine.start()
         return engine
 

@@ -845,7 +845,12 @@ static unsigned last_byte(const Batch *batch, const item *of)
  * that of the batch. */
 static void sort_by_connection(Frames *self, const Batch *batch)
 {
-    size_t starts[257] = {0};
+    size_t starts[257];
+    if (batch->count == 1) {
+        self->order[0] = 0;
+        return;
+    }
+    memset(starts, 0, sizeof starts);
     for (size_t i = 0; i < batch->count; i++)
         starts[1 + last_byte(batch, &batch->items[i])]++;
     for (size_t i = 1; i < 257; i++)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from zkv.broker.connections import ConnectionCounter
     from zkv.broker.front import ConnectionLimits, FrontHandler
+    from zkv.broker.subscriptions import Subscriptions
     from zkv.broker.worker import WorkerHandler
     from zkv.keyspace import Keyspace
     from zkv.requests.account import Account
@@ -191,6 +192,11 @@ class Broker:
         """Have followers subscribe again, since some may follow other keys now. Any thread."""
         if self._feed is not None:
             self._feed.reopen()
+
+    @property
+    def listeners(self) -> list[Subscriptions]:
+        """Whom `commits_are_safe` tells something while they are true, beside the front."""
+        return [] if self._feed is None else [self._feed.subscriptions]
 
     def commits_are_safe(self) -> None:
         """Tell the front that less waits, and the feed that there may be changes. Any thread."""

@@ -161,9 +161,10 @@ class Feed:
         self._beaten_at = 0.0  # Time of the last heartbeat.
         self._heartbeat_at = 0.0  # Time of the next one.
         self._arrivals = Arrivals()
-        self._subscriptions = Subscriptions(
+        self.subscriptions = Subscriptions(
             doors.users, place.topics, self._welcome, self._note_cut, self._arrivals
         )
+        """True while there may be followers. Any thread may ask that."""
         self._cuts = RefusalLog()
         self._reopening = False
         self._publisher: Publisher
@@ -199,7 +200,7 @@ class Feed:
         A follower that subscribes at this moment misses nothing: the feed's thread first adds the
         topic, and then reads which changes are safe.
         """
-        if self._subscriptions:
+        if self.subscriptions:
             self._waker.wake()
 
     def reopen(self) -> None:
@@ -240,7 +241,7 @@ class Feed:
             )
             try:
                 bound = self._doors.bind(socket, self._endpoint, "server.feed")
-                self._subscriptions.endpoint = bound
+                self.subscriptions.endpoint = bound
                 self._publisher = PUBLISHER(socket)
                 self._backlog = Backlog(self._publisher, bound, self._note_cut)
                 self._bound.set_result(bound)
@@ -270,7 +271,7 @@ class Feed:
         socket.maxmsgsize = LONGEST_MESSAGE
         socket.handshake_ivl = HANDSHAKE_MS
         socket.xpub_nodrop = True  # A full queue raises zmq.Again: see `_send`.
-        self._subscriptions.prepare(socket)
+        self.subscriptions.prepare(socket)
         return socket
 
     def _serve(self, socket: zmq.Socket[bytes]) -> None:
@@ -293,10 +294,10 @@ class Feed:
 
     def _go_on(self, socket: zmq.Socket[bytes]) -> None:
         """Publish new changes, then a heartbeat, if there were any or it is due."""
-        self._subscriptions.take(socket)
+        self.subscriptions.take(socket)
         self._reopen_if_asked(socket)
         before = self._rev
-        if self._subscriptions:
+        if self.subscriptions:
             self._publish(socket)
         else:
             self._rev = self._keyspace.pass_over(self._cursor)
@@ -322,9 +323,9 @@ class Feed:
         if bound.startswith(INPROC):
             return  # The rights of the program itself do not change.
         socket.unbind(bound)
-        while not self._subscriptions.all_left:
+        while not self.subscriptions.all_left:
             socket.poll(AGAIN_MS)
-            self._subscriptions.take(socket)
+            self.subscriptions.take(socket)
         for attempt in itertools.count(1):
             try:
                 self._doors.bind(socket, bound, "server.feed")
@@ -339,7 +340,7 @@ class Feed:
     def _publish(self, socket: zmq.Socket[bytes]) -> None:
         """Publish all safe changes, and heartbeats when they are due; stop if too much waits."""
         while self._has_room() and (commits := self._keyspace.read(self._cursor, COMMITS_AT_ONCE)):
-            self._subscriptions.take(socket)  # Also in a burst, which may last.
+            self.subscriptions.take(socket)  # Also in a burst, which may last.
             # After they are read: no commit that follows a change of users may meet old rights.
             self._reopen_if_asked(socket)
             for commit in commits:

@@ -123,6 +123,7 @@ class FrontHandler:
                 account.of_lane,
                 stopping,
                 self._finish,
+                node.engine.writing_snapshot,
                 secures=not node.engine.syncs_each,
             ).answer
 
@@ -131,7 +132,12 @@ class FrontHandler:
         return Answered(left=self._refuse(batch, range(len(batch))))
 
     def _finish(
-        self, batch: Batch, run: Run | None, epoch: int, secured: bool | BaseException | None
+        self,
+        batch: Batch,
+        run: Run | None,
+        epoch: int,
+        executed: float,
+        secured: bool | BaseException | None,
     ) -> Answered | None:
         """Do what is left of a turn.
 
@@ -139,6 +145,7 @@ class FrontHandler:
             batch: the batch.
             run: the results of its run; None = it has not run.
             epoch: the log's epoch before that.
+            executed: when it had run, by `time.perf_counter`.
             secured: what came of an attempt to make its commits safe; None = there was none.
         """
         if isinstance(secured, BaseException) and not isinstance(secured, ReadOnly):
@@ -148,16 +155,16 @@ class FrontHandler:
             if self._lane is None or self._stopping() or not self._role.leads:
                 return self._leave_all(batch)
             run = self._lane.run(batch, account.logs_requests)
+            executed = time.perf_counter()
         newest = run.newest
         answered = Answered(left=self._refuse(batch, run.left)) if run.left else None
         if run.end < len(batch):
             answered = answered or Answered()
             answered.end = run.end
-        safe_rev, executed = ALL, None
+        safe_rev = ALL
         # The order matters: see `zkv.broker.waiting`. Most batches are safe, and end here.
         if newest > log.safe_rev or log.epoch != epoch or log.confirms_reads:
             held = answered or Answered()
-            executed = time.perf_counter()
             held.refusal = secured if isinstance(secured, ReadOnly) else None
             safe_rev = self._hold(held, batch, newest, epoch, executed, secured is not None)
             answered = held if held.group is not None else answered

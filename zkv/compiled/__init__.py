@@ -2,12 +2,13 @@
 
 It is built if a C compiler and Python's headers are there when zkv is installed. Elsewhere, and for
 everything unusual, Python does the same, and specifies the behaviour: `PythonTable` for `Table`,
-`zkv.requests.commands` for `Lane`, `zkv.broker.front` for `Turn`, `zkv.durability` for the log's
-frames and the loading. Tests run with both and compare them (tests/compiled). docs/tried.md has the
+`zkv.requests.commands` for `Lane`, `zkv.broker.front` for `Turn`, the classes of their names for
+what each write needs of log, history and keyspace, `zkv.durability` for the log's frames and the
+loading. Tests run with both and compare them (tests/compiled). docs/tried.md has the
 gain.
 
 `module.c` defines the module. `store.h` declares what all files share, `lane.h` what those of the
-lane share. It needs only Python, and one binary works with every version from 3.11 on.
+lane share, `writes.h` what a run's commits go through. It needs only Python, and one binary works with every version from 3.11 on.
 """
 
 from __future__ import annotations

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from zkv.activity import Activity
 from zkv.bounds import Range
 from zkv.errors import Overload
 from zkv.keyspace.entry import StoredEntry
 from zkv.keyspace.log import CommitLog
-from zkv.keyspace.store import Keyspace, Watcher
+from zkv.keyspace.store import Keyspace, Undo, Watcher
 from zkv.log import Answer
 from zkv.replication.role import Role
 from zkv.requests import batch
@@ -168,9 +169,8 @@ class Turn(Generic[A]):
     Args:
         lane: runs the requests of a batch.
         latencies: counts those that it answers.
-        keyspace: the keyspace, with ``rev``, ``removed_rev``, ``limit``, ``takes_runs``,
-            ``room(limit)`` and ``add_run(run, replaced)``.
-        log: the log, with ``epoch``, ``safe_rev``, ``last_lsn`` and ``confirms_reads``.
+        keyspace: the keyspace.
+        log: the log. What is in `WalBase` is read there.
         role: the role, with ``leads``.
         account: the account, with ``logs_requests`` and ``explain(batch, up_to)``.
         slow: the slow log, with ``threshold``.
@@ -178,9 +178,12 @@ class Turn(Generic[A]):
         acquire: acquires the keyspace's lock, unless it is not free.
         release: releases it.
         now: returns the time in ms.
-        finish: called with a batch, a run, or None if nothing has run, the epoch before that, and
-            what ``log.commit`` has returned or raised after it, None if it was not called.
-        secures: call that if there is something to make safe.
+        finish: called with a batch, a run, or None if nothing has run, the epoch before that, when
+            it had run, and what came of an attempt to make its commits safe, None if there was
+            none: see `zkv.durability.wal.Wal.commit`.
+        undo: the class of undo information.
+        writing: goes on while a snapshot is written; None if none ever is.
+        secures: commits are safe once they are written.
     """
 
     def __new__(
@@ -197,10 +200,23 @@ class Turn(Generic[A]):
         acquire: Callable[[bool], bool],
         release: Callable[[], None],
         now: Callable[[], int],
-        finish: Callable[[batch.Batch, Run | None, int, bool | BaseException | None], A | None],
+        finish: Callable[
+            [batch.Batch, Run | None, int, float, bool | BaseException | None], A | None
+        ],
+        undo: type[Undo],
+        writing: Activity | None,
         secures: bool,
     ) -> Turn[A]: ...
     def answer(self, batch: batch.Batch, /) -> A | None: ...
+
+class WalBase:
+    """The attributes of `zkv.durability.wal.Wal` that a turn reads and writes."""
+
+class HistoryBase:
+    """Those of `zkv.keyspace.history.History`."""
+
+class KeyspaceBase:
+    """Those of `zkv.keyspace.store.Keyspace`."""
 
 def measure(packed: bytes, at: int) -> tuple[int, int]: ...
 def pack_frames(payloads: list[bytes], synced: int, salt: int) -> bytes: ...

@@ -4,9 +4,8 @@
 
 enum { MANY_BYTES = 1 << 16 }; /* of a payload: they are packed without Python's lock */
 
-/* The payload must be referred to by others, who keep it. */
-static unsigned char *write_frame(unsigned char *to, PyObject *payload, uint64_t synced,
-                                  uint32_t salt)
+unsigned char *write_frame_head(unsigned char *to, PyObject *payload, uint64_t synced,
+                                uint32_t salt)
 {
     unsigned char checked[12];
     const unsigned char *bytes = (const unsigned char *)PyBytes_AsString(payload);
@@ -15,8 +14,19 @@ static unsigned char *write_frame(unsigned char *to, PyObject *payload, uint64_t
     uint32_t crc = crc32(salt, checked, sizeof checked);
     PyThreadState *left = size > MANY_BYTES ? PyEval_SaveThread() : NULL;
     crc = crc32(crc, bytes, size);
-    to = write_fixed(write_fixed(write_fixed(to, size, 4), crc, 4), synced, 8);
-    to = write_bytes(to, bytes, size);
+    if (left != NULL)
+        PyEval_RestoreThread(left);
+    return write_fixed(write_fixed(write_fixed(to, size, 4), crc, 4), synced, 8);
+}
+
+/* The payload must be referred to by others, who keep it. */
+static unsigned char *write_frame(unsigned char *to, PyObject *payload, uint64_t synced,
+                                  uint32_t salt)
+{
+    size_t size = (size_t)PyBytes_Size(payload);
+    to = write_frame_head(to, payload, synced, salt);
+    PyThreadState *left = size > MANY_BYTES ? PyEval_SaveThread() : NULL;
+    to = write_bytes(to, PyBytes_AsString(payload), size);
     if (left != NULL)
         PyEval_RestoreThread(left);
     return to;

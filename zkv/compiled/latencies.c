@@ -7,8 +7,6 @@
 
 #include "lane.h"
 
-enum { STEPS = 64 }; /* as in zkv/figures.py */
-
 struct Latencies {
     PyObject_HEAD
     uint64_t counts[OPS][STEPS];
@@ -16,13 +14,6 @@ struct Latencies {
 };
 
 PyTypeObject *latencies_type;
-
-/* The bucket of a time: the number of bits of its microseconds. */
-static int step_of(double seconds)
-{
-    uint64_t micros = seconds > 0 ? (uint64_t)(seconds * 1e6) : 0;
-    return micros ? 64 - __builtin_clzll(micros) : 0;
-}
 
 int count_latencies(Latencies *self, const Batch *batch, int64_t up_to, double slow)
 {

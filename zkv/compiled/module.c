@@ -1,6 +1,6 @@
 /* The module zkv.compiled._store: see zkv/compiled/__init__.py. */
 
-#include "store.h"
+#include "writes.h"
 
 /* Add a type, of which this consumes the reference: `keep`, if not NULL, holds it for good. */
 static int add_type(PyObject *module, const char *name, PyObject *type, PyTypeObject **keep)
@@ -17,6 +17,10 @@ static int add_type(PyObject *module, const char *name, PyObject *type, PyTypeOb
 static int execute(PyObject *module)
 {
     int complete =
+        begin_names() &&
+        add_type(module, "WalBase", PyType_FromSpec(&wal_spec), &wal_type) &&
+        add_type(module, "KeyspaceBase", PyType_FromSpec(&keyspace_spec), &keyspace_type) &&
+        add_type(module, "HistoryBase", PyType_FromSpec(&history_spec), &history_type) &&
         add_type(module, "Table", PyType_FromSpec(&table_spec), NULL) &&
         add_type(module, "Replaced", PyType_FromSpec(&replaced_spec), &replaced_type) &&
         add_type(module, "Batch", PyType_FromSpec(&batch_spec), &batch_type) &&

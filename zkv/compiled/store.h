@@ -296,10 +296,25 @@ PyObject *py_crc32(PyObject *module, PyObject *arguments);
 PyObject *py_blake2b(PyObject *module, PyObject *arguments);
 PyObject *py_blake2b_sum(PyObject *module, PyObject *messages);
 
+/* --- Histograms: zkv/figures.py ---------------------------------------------------------------- */
+
+enum { STEPS = 64 };
+
+static inline int bits_of(uint64_t number) { return number ? 64 - __builtin_clzll(number) : 0; }
+
+/* The bucket of a time in seconds: the number of bits of its microseconds. */
+static inline int step_of(double seconds)
+{
+    return bits_of(seconds > 0 ? (uint64_t)(seconds * 1e6) : 0);
+}
+
 /* --- The log's frames: frames.c --------------------------------------------------------------- */
 
 enum { FRAME_HEAD = 16 }; /* bytes: size, checksum, and the place up to which the file is on disk */
 
+/* The head of a payload's frame; returns its end. Others must keep the payload meanwhile. */
+unsigned char *write_frame_head(unsigned char *to, PyObject *payload, uint64_t synced,
+                                uint32_t salt);
 PyObject *pack_frames(PyObject *module, PyObject *arguments);
 
 /* --- Reading files: replay.c ------------------------------------------------------------------ */

@@ -11,14 +11,20 @@
  * steps is that of zkv/broker/waiting.py. */
 
 #include "lane.h"
+#include "writes.h"
+
+#include <time.h>
 
 /* What a turn uses. */
-enum use { KEYSPACE, LOG, ROLE, ACCOUNT, SLOW, STOPPING, ACQUIRE, RELEASE, NOW, FINISH, USES };
+enum use {
+    KEYSPACE, LOG, ROLE, ACCOUNT, SLOW, STOPPING, ACQUIRE, RELEASE, NOW, FINISH, UNDO, WRITING,
+    USES
+};
 
 /* The attributes that it reads, and the methods that it calls. */
 enum name {
-    EPOCH, SAFE_REV, LAST_LSN, CONFIRMS_READS, LEADS, LOGS_REQUESTS, THRESHOLD, REV, REMOVED_REV,
-    LIMIT, TAKES_RUNS, ROOM, ADD_RUN, COMMIT, EXPLAIN, NAMES
+    EPOCH, SAFE_REV, LAST_LSN, CONFIRMS_READS, LEADS, LOGS_REQUESTS, THRESHOLD, TAKES_RUNS, ROOM,
+    ADD_RUN, COMMIT, EXPLAIN, BASE, SINCE, NAMES
 };
 
 static const char *const texts[NAMES] = {
@@ -29,14 +35,13 @@ static const char *const texts[NAMES] = {
     [LEADS] = "leads",
     [LOGS_REQUESTS] = "logs_requests",
     [THRESHOLD] = "threshold",
-    [REV] = "rev",
-    [REMOVED_REV] = "removed_rev",
-    [LIMIT] = "limit",
     [TAKES_RUNS] = "takes_runs",
     [ROOM] = "room",
     [ADD_RUN] = "add_run",
     [COMMIT] = "commit",
     [EXPLAIN] = "explain",
+    [BASE] = "base",
+    [SINCE] = "since",
 };
 
 typedef struct {
@@ -44,7 +49,10 @@ typedef struct {
     Lane *lane;
     Latencies *latencies;
     PyObject *uses[USES], *names[NAMES];
-    int secures; /* commits are safe once they are written, for which the front does not wait */
+    Keyspace *keyspace;
+    Wal *wal;     /* the log, if it is one of files; else NULL */
+    int secures;  /* commits are safe once they are written, for which the front does not wait */
+    int has_base; /* the clock is that of zkv/clock.py */
 } Turn;
 
 /* --- Reading: -1, with an exception, if that or what was read before fails ---------------------- */
@@ -76,18 +84,59 @@ static int call_flag(const Turn *self, enum use of, PyObject *argument)
     return flag;
 }
 
+static int64_t read_safe_rev(const Turn *self)
+{
+    return self->wal != NULL ? self->wal->safe_rev : read_number(self, LOG, SAFE_REV);
+}
+
+/* The epoch of the log. */
+static int64_t read_epoch(const Turn *self)
+{
+    int own = self->wal != NULL && self->wal->usual;
+    return own ? self->wal->epoch : read_number(self, LOG, EPOCH);
+}
+
+/* See `Keyspace.takes_runs`. */
+static int read_takes_runs(const Turn *self)
+{
+    if (self->wal == NULL || self->keyspace->objects[OF_EVICTOR] != Py_None)
+        return read_flag(self, KEYSPACE, TAKES_RUNS);
+    return self->wal->takes_commits && self->keyspace->objects[OF_SEALED] == Py_None;
+}
+
+/* The time in ms: see zkv/clock.py. */
+static int64_t read_now(const Turn *self)
+{
+    if (!self->has_base) {
+        PyObject *now = PyObject_CallNoArgs(self->uses[NOW]);
+        int64_t number = now == NULL ? -1 : PyLong_AsLongLong(now);
+        Py_XDECREF(now);
+        return number;
+    }
+#ifdef CLOCK_BOOTTIME
+    const clockid_t uptime = CLOCK_BOOTTIME;
+#else
+    const clockid_t uptime = CLOCK_MONOTONIC;
+#endif
+    struct timespec up;
+    clock_gettime(uptime, &up);
+    return read_number(self, NOW, BASE) + (int64_t)up.tv_sec * 1000 + up.tv_nsec / 1000000;
+}
+
 /* --- A turn ----------------------------------------------------------------------------------- */
 
 /* Leave the rest to Python. Takes the references to the run, NULL if nothing has run, and to what
- * `secure` returned, NULL if that was not called. */
+ * `secure` returned, NULL if that was not called. `executed`: when it had run. */
 static PyObject *finish(const Turn *self, PyObject *batch, PyObject *run, int64_t epoch,
-                        PyObject *secured)
+                        double executed, PyObject *secured)
 {
-    PyObject *number = PyLong_FromLongLong(epoch), *result = NULL;
-    if (number != NULL)
+    PyObject *number = PyLong_FromLongLong(epoch), *when = PyFloat_FromDouble(executed);
+    PyObject *result = NULL;
+    if (number != NULL && when != NULL)
         result = PyObject_CallFunctionObjArgs(self->uses[FINISH], batch, run ? run : Py_None,
-                                              number, secured ? secured : Py_None, NULL);
+                                              number, when, secured ? secured : Py_None, NULL);
     Py_XDECREF(number);
+    Py_XDECREF(when);
     Py_XDECREF(run);
     Py_XDECREF(secured);
     return result;
@@ -96,42 +145,38 @@ static PyObject *finish(const Turn *self, PyObject *batch, PyObject *run, int64_
 /* Bytes that writes may add. -1, with an exception, if that fails. */
 static int64_t read_room(const Turn *self)
 {
-    PyObject *keyspace = self->uses[KEYSPACE], *room = NULL;
-    PyObject *limit = PyErr_Occurred() ? NULL : PyObject_GetAttr(keyspace, self->names[LIMIT]);
-    int64_t bytes = UNLIMITED;
-    if (limit != NULL && limit != Py_None) {
-        room = PyObject_CallMethodObjArgs(keyspace, self->names[ROOM], limit, NULL);
-        bytes = room == NULL ? -1 : PyLong_AsLongLong(room);
-    }
+    PyObject *limit = self->keyspace->objects[OF_LIMIT];
+    if (limit == Py_None || PyErr_Occurred())
+        return UNLIMITED;
+    PyObject *room =
+        PyObject_CallMethodObjArgs(self->uses[KEYSPACE], self->names[ROOM], limit, NULL);
+    int64_t bytes = room == NULL ? -1 : PyLong_AsLongLong(room);
     Py_XDECREF(room);
-    Py_XDECREF(limit);
     return bytes;
 }
 
 /* Read what a run needs. 0, with an exception, if that fails. */
 static int begin(const Turn *self, run *r)
 {
-    PyObject *now = PyObject_CallNoArgs(self->uses[NOW]);
-    if (now == NULL)
-        return 0;
-    r->now = PyLong_AsLongLong(now);
-    Py_DECREF(now);
-    r->rev = read_number(self, KEYSPACE, REV);
-    r->lsn = read_number(self, LOG, LAST_LSN);
-    r->removed_rev = read_number(self, KEYSPACE, REMOVED_REV);
-    r->takes_writes = read_flag(self, KEYSPACE, TAKES_RUNS);
+    r->now = read_now(self);
+    r->rev = self->keyspace->rev;
+    r->lsn = self->wal != NULL ? self->wal->last_lsn : read_number(self, LOG, LAST_LSN);
+    r->removed_rev = self->keyspace->removed_rev;
+    r->takes_writes = read_takes_runs(self);
     r->room = read_room(self);
     return !PyErr_Occurred();
 }
 
-/* Run a batch, and log its commits; the keyspace's lock is held. A Run; NULL if it wrote nothing;
- * sets `failed`, with an exception. */
+/* Run a batch, and log its commits; the keyspace's lock is held. A Run if Python had to log them;
+ * else NULL. Sets `failed`, with an exception. */
 static PyObject *run_locked(const Turn *self, run *r, int *failed)
 {
     if ((*failed = !begin(self, r) || !run_requests(self->lane, r, 0, r->batch->count)))
         return NULL;
     if (PyList_Size(r->payloads) == 0)
         return NULL;
+    if (self->wal != NULL && self->keyspace->objects[OF_EVICTOR] == Py_None)
+        return keyspace_add_run(self->keyspace, self->wal, r, self->uses[UNDO]), NULL;
     PyObject *result = run_result(r);
     PyObject *done = PyObject_CallMethodObjArgs(self->uses[KEYSPACE], self->names[ADD_RUN], result,
                                                 (PyObject *)r->replaced, NULL);
@@ -142,21 +187,10 @@ static PyObject *run_locked(const Turn *self, run *r, int *failed)
     return result;
 }
 
-/* Make what the run reveals safe, if that takes no waiting: True or False, or the exception that
- * `commit` of the log has raised. NULL if that was not called. */
-static PyObject *secure(const Turn *self, const run *r)
+/* The exception that there is, as an object. */
+static PyObject *take_exception(void)
 {
     PyObject *type, *error, *traceback;
-    if (!self->secures || r->newest <= read_number(self, LOG, SAFE_REV))
-        return NULL;
-    PyObject *log = self->uses[LOG], *done = NULL;
-    PyObject *lsn = PyErr_Occurred() ? NULL : PyObject_GetAttr(log, self->names[LAST_LSN]);
-    if (lsn == NULL)
-        return NULL;
-    done = PyObject_CallMethodObjArgs(log, self->names[COMMIT], lsn, Py_False, Py_False, NULL);
-    Py_DECREF(lsn);
-    if (done != NULL)
-        return done;
     PyErr_Fetch(&type, &error, &traceback);
     PyErr_NormalizeException(&type, &error, &traceback);
     if (traceback != NULL)
@@ -164,6 +198,45 @@ static PyObject *secure(const Turn *self, const run *r)
     Py_XDECREF(type);
     Py_XDECREF(traceback);
     return error;
+}
+
+/* 1 if the front may wait for the disk: all replies need it, and no snapshot is being written. See
+ * `FrontHandler._sync`. */
+static int may_sync(const Turn *self, const run *r)
+{
+    for (size_t i = 0; i < r->batch->count; i++)
+        if (r->batch->items[i].reveals <= self->wal->safe_rev)
+            return 0; /* Without an answer it reveals nothing. */
+    PyObject *since = PyObject_GetAttr(self->uses[WRITING], self->names[SINCE]);
+    int may = since == Py_None;
+    Py_XDECREF(since);
+    return may;
+}
+
+/* Have the log in Python commit, without waiting. */
+static PyObject *commit(const Turn *self)
+{
+    PyObject *log = self->uses[LOG], *done = NULL;
+    PyObject *lsn = PyErr_Occurred() ? NULL : PyObject_GetAttr(log, self->names[LAST_LSN]);
+    if (lsn == NULL)
+        return NULL;
+    done = PyObject_CallMethodObjArgs(log, self->names[COMMIT], lsn, Py_False, Py_False, NULL);
+    Py_DECREF(lsn);
+    return done != NULL ? done : take_exception();
+}
+
+/* Make what the run reveals safe, if that takes no waiting but for a quick disk: True or False, or
+ * the exception that came of it. NULL if that was not tried. */
+static PyObject *secure(const Turn *self, const run *r)
+{
+    if (r->newest <= read_safe_rev(self))
+        return NULL;
+    if (self->wal != NULL && (self->secures || may_sync(self, r) == 1)) {
+        int done = wal_commit(self->wal, !self->secures);
+        if (done != 0)
+            return done > 0 ? Py_NewRef(Py_True) : take_exception();
+    }
+    return self->secures ? commit(self) : NULL;
 }
 
 /* Release the keyspace's lock, also if there is an exception. 0, with an exception, if that fails. */
@@ -182,14 +255,17 @@ static int release(const Turn *self)
 static int is_done(const Turn *self, const run *r, int64_t epoch)
 {
     if (r->end < r->batch->count || r->logs || PyList_Size(r->left) > 0 ||
-        r->newest > read_number(self, LOG, SAFE_REV) || epoch != read_number(self, LOG, EPOCH))
+        r->newest > read_safe_rev(self) || epoch != read_epoch(self))
         return PyErr_Occurred() ? -1 : 0;
+    if (self->wal != NULL && self->wal->usual)
+        return 1; /* It asks nobody. */
     int confirms = read_flag(self, LOG, CONFIRMS_READS);
     return confirms < 0 ? -1 : !confirms;
 }
 
-/* Count the answers of a batch that is done. 0, with an exception, if that fails. */
-static int count_answers(const Turn *self, PyObject *batch)
+/* Count the answers of a batch that is done, and had run at a time. 0, with an exception, if that
+ * fails. */
+static int count_answers(const Turn *self, PyObject *batch, double executed)
 {
     PyObject *slow = PyObject_GetAttr(self->uses[SLOW], self->names[THRESHOLD]);
     double threshold = slow == NULL ? 0 : PyFloat_AsDouble(slow);
@@ -198,28 +274,32 @@ static int count_answers(const Turn *self, PyObject *batch)
         return 0;
     if (!count_latencies(self->latencies, (Batch *)batch, INT64_MAX, threshold))
         return 1;
-    PyObject *all = PyLong_FromLongLong(INT64_MAX), *done = NULL;
-    if (all != NULL)
+    PyObject *all = PyLong_FromLongLong(INT64_MAX), *when = PyFloat_FromDouble(executed);
+    PyObject *done = NULL;
+    if (all != NULL && when != NULL)
         done = PyObject_CallMethodObjArgs(self->uses[ACCOUNT], self->names[EXPLAIN], batch, all,
-                                          NULL);
+                                          when, NULL);
     Py_XDECREF(all);
+    Py_XDECREF(when);
     Py_XDECREF(done);
     return done != NULL;
 }
 
-/* Go on after the run. Takes the reference to the Run; without one, the run has written nothing. */
+/* Go on after the run. Takes the reference to the Run, if there is one. */
 static PyObject *go_on(const Turn *self, PyObject *batch, run *r, PyObject *result, int64_t epoch)
 {
+    double executed = clock_now();
     PyObject *secured = secure(self, r);
     int done = PyErr_Occurred() ? -1 : is_done(self, r, epoch);
     if (done == 0)
-        return finish(self, batch, result == NULL ? run_result(r) : result, epoch, secured);
+        return finish(self, batch, result == NULL ? run_result(r) : result, epoch, executed,
+                      secured);
     Py_XDECREF(secured);
     if (result == NULL)
         run_drop(r);
     else
         Py_DECREF(result);
-    return done > 0 && count_answers(self, batch) ? Py_NewRef(Py_None) : NULL;
+    return done > 0 && count_answers(self, batch, executed) ? Py_NewRef(Py_None) : NULL;
 }
 
 /* answer(batch): see `Handler` in zkv/broker/worker.py. */
@@ -230,16 +310,16 @@ static PyObject *turn_answer(Turn *self, PyObject *batch)
     if (!PyObject_TypeCheck(batch, batch_type))
         return PyErr_Format(PyExc_TypeError, "this is not a batch");
     r.batch = (Batch *)batch;
-    int64_t epoch = read_number(self, LOG, EPOCH);
+    int64_t epoch = read_epoch(self);
     int stopping = call_flag(self, STOPPING, NULL), leads = read_flag(self, ROLE, LEADS);
     r.logs = read_flag(self, ACCOUNT, LOGS_REQUESTS);
     if (PyErr_Occurred())
         return NULL;
     if (stopping || !leads)
-        return finish(self, batch, NULL, epoch, NULL);
+        return finish(self, batch, NULL, epoch, 0, NULL);
     int locked = call_flag(self, ACQUIRE, Py_False);
     if (locked <= 0)
-        return locked < 0 ? NULL : finish(self, batch, NULL, epoch, NULL);
+        return locked < 0 ? NULL : finish(self, batch, NULL, epoch, 0, NULL);
     PyObject *result = run_locked(self, &r, &failed);
     if (!release(self) || failed)
         return NULL;
@@ -280,15 +360,15 @@ static void turn_dealloc(Turn *self)
 static PyObject *turn_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
     static char *names[] = {"lane", "latencies", "keyspace", "log", "role", "account", "slow",
-                            "stopping", "acquire", "release", "now", "finish", "secures",
-                            NULL};
+                            "stopping", "acquire", "release", "now", "finish", "undo", "writing",
+                            "secures", NULL};
     PyObject *lane, *latencies, *uses[USES];
     int secures;
     if (!PyArg_ParseTupleAndKeywords(
-            arguments, keywords, "O!O!OOOOOOOOOOp", names, lane_type, &lane, latencies_type,
-            &latencies, &uses[KEYSPACE], &uses[LOG], &uses[ROLE], &uses[ACCOUNT], &uses[SLOW],
+            arguments, keywords, "O!O!O!OOOOOOOOOOOp", names, lane_type, &lane, latencies_type,
+            &latencies, keyspace_type, &uses[KEYSPACE], &uses[LOG], &uses[ROLE], &uses[ACCOUNT], &uses[SLOW],
             &uses[STOPPING], &uses[ACQUIRE], &uses[RELEASE], &uses[NOW], &uses[FINISH],
-            &secures))
+            &uses[UNDO], &uses[WRITING], &secures))
         return NULL;
     Turn *self = (Turn *)PyType_GenericAlloc(type, 0);
     if (self == NULL)
@@ -296,6 +376,9 @@ static PyObject *turn_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     self->lane = (Lane *)Py_NewRef(lane);
     self->latencies = (Latencies *)Py_NewRef(latencies);
     self->secures = secures;
+    self->keyspace = (Keyspace *)uses[KEYSPACE];
+    self->wal = PyObject_TypeCheck(uses[LOG], wal_type) ? (Wal *)uses[LOG] : NULL;
+    self->has_base = PyObject_HasAttrString(uses[NOW], texts[BASE]);
     for (int i = 0; i < USES; i++)
         self->uses[i] = Py_NewRef(uses[i]);
     for (int i = 0; i < NAMES; i++)

@@ -50,13 +50,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import sys
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final, NoReturn
 
+from zkv import compiled
 from zkv.activity import Activity
 from zkv.durability import segment
+from zkv.durability.files import Files
 from zkv.durability.lock import changed
 from zkv.errors import OutOfMemory, ReadOnly
 from zkv.figures import Buckets
@@ -71,7 +74,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from zkv.durability.files import Files
 
 _log = logging.getLogger("zkv.durability")
 
@@ -93,7 +95,13 @@ PROBE_BYTES: Final = 64 * 1024
 """Its size."""
 
 
-class Wal:
+if TYPE_CHECKING:
+    _Base = object
+else:
+    _Base = compiled.store.WalBase if compiled.COMPILED else object
+
+
+class Wal(_Base):
     """The log of one running server.
 
     Args:
@@ -131,6 +139,9 @@ class Wal:
         self._directory = directory
         self._segment_bytes = segment_bytes
         self._sync_each = sync_each
+        self._is_usual = type(self) is Wal
+        # Then zkv/compiled/wal.c calls the system itself. On macOS a sync is more than one call.
+        self._is_direct = type(files) is Files and sys.platform == "linux"
         self._queue: deque[tuple[int, list[bytes], int]] = deque()
         self._io = threading.Lock()
         self._refusal: ReadOnly | None = None
@@ -151,7 +162,28 @@ class Wal:
         """Goes on while the disk is waited for; known are the times that were long. `_io` held."""
         self.on_safe: Callable[[], None] = lambda: None
         """Called, in any thread, when commits have become safe."""
+        self.listeners: tuple[object, ...] = ()
+        """Whom `on_safe` tells something now is true; zkv/compiled/wal.c calls it only for these,
+        and now and then."""
         self._keyspace_lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        self._begin_counting(rev, lsn)
+        self._survived: dict[int, tuple[int, int]] = {}
+        self.bytes_written = 0
+        self.syncs = 0
+        self.sync_times = Buckets()
+        self.commits_per_sync = Buckets()
+        self.refused_since: float | None = None
+        """Unix time since which writes have been refused; None = they are not."""
+        self.begun: list[segment.SegmentHeader] = []
+        """The headers of the segments that this process has begun. Only ever grows; any thread."""
+        self._doubted = False
+        self.quick_sync_seconds = QUICK_SYNC_SECONDS
+        """A sync that takes less is quick."""
+        self._sync_seconds = 0.0  # The slowest recent sync; each later one lowers it by a tenth.
+        self._offset = self._synced = self._first_rev = self._salt = 0
+        self._file = self._begin_segment(rev + 1) if end is None else self._open_segment(end)
+
+    def _begin_counting(self, rev: int, lsn: int) -> None:
         self.last_lsn = lsn
         """The LSN of the newest commit; changes with the keyspace's lock held."""
         # Of all commits that were queued and not rolled back, and of those that are safe.
@@ -166,19 +198,6 @@ class Wal:
         """The newest revision that is safe: it may be revealed, and will not be rolled back."""
         self.epoch = 0
         """The number of rollbacks so far."""
-        self._survived: dict[int, tuple[int, int]] = {}
-        self.bytes_written = 0
-        self.syncs = 0
-        self.sync_times = Buckets()
-        self.commits_per_sync = Buckets()
-        self.refused_since: float | None = None
-        """Unix time since which writes have been refused; None = they are not."""
-        self.begun: list[segment.SegmentHeader] = []
-        """The headers of the segments that this process has begun. Only ever grows; any thread."""
-        self._doubted = False
-        self._sync_seconds = 0.0  # The slowest recent sync; each later one lowers it by a tenth.
-        self._offset = self._synced = self._first_rev = self._salt = 0
-        self._file = self._begin_segment(rev + 1) if end is None else self._open_segment(end)
 
     def attach(
         self,
@@ -229,7 +248,7 @@ class Wal:
     @property
     def syncs_quickly(self) -> bool:
         """True if recent syncs took less than `QUICK_SYNC_SECONDS`. The next may take longer."""
-        return self._sync_seconds < QUICK_SYNC_SECONDS
+        return self._sync_seconds < self.quick_sync_seconds
 
     def survived(self, epoch: int) -> tuple[int, int]:
         """The newest revision and LSN that were safe when ``epoch`` ended; they remain safe.
@@ -450,11 +469,7 @@ class Wal:
         except ReadOnly:
             raise  # Everything has been rolled back already.
         except Exception as error:
-            # Commits that left the queue must be written or rolled back, whatever the error is.
-            # Otherwise the log would have a gap.
-            if not isinstance(error, OSError | MemoryError):
-                _log.error("this is a bug in zkv", exc_info=error)
-            raise self._write_failed(error) from error
+            self._fail_write(error)
         self._offset += len(data)
         self.bytes_written += len(data)
         self.written_lsn, newest, self._written_bytes = runs[-1]
@@ -463,6 +478,16 @@ class Wal:
         self._unlooked += len(data)
         if self._unlooked >= LOOK_BYTES or self._refusal is not None:
             self._look_at_memory()
+
+    def _fail_write(self, error: Exception) -> NoReturn:
+        """Roll back after an error. `_io` held. Raises ReadOnly.
+
+        Commits that left the queue must be written or rolled back, whatever the error is. Otherwise
+        the log would have a gap.
+        """
+        if not isinstance(error, OSError | MemoryError):
+            _log.error("this is a bug in zkv", exc_info=error)
+        raise self._write_failed(error) from error
 
     def _look_at_memory(self) -> None:
         """Take writes, or refuse those that need memory. `_io` held; the disk is all right."""
@@ -499,9 +524,7 @@ class Wal:
             with self.on_disk:
                 self._files.sync(self._file)
         except Exception as error:
-            if not isinstance(error, OSError):
-                _log.error("this is a bug in zkv", exc_info=error)
-            raise self._sync_failed(error) from error
+            self._fail_sync(error)
         took = time.monotonic() - began
         self._sync_seconds = max(took, 0.9 * self._sync_seconds)
         self.syncs += 1
@@ -513,6 +536,12 @@ class Wal:
         self.durable_lsn = lsn
         self._durable_bytes = size
         self._note_safe()
+
+    def _fail_sync(self, error: Exception) -> NoReturn:
+        """Roll back after an error. `_io` held. Raises ReadOnly."""
+        if not isinstance(error, OSError):
+            _log.error("this is a bug in zkv", exc_info=error)
+        raise self._sync_failed(error) from error
 
     def _note_safe(self) -> None:
         """Update what is kept and safe, after what is written or durable has changed."""

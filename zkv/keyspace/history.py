@@ -14,8 +14,9 @@ Protected by the keyspace's lock.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from zkv import compiled
 from zkv.keyspace.change import ARRAY16, CHANGES_AT, PackedCommit, count_in, revision_in
 
 UNREAD_CHANGES: Final = 100_000
@@ -59,7 +60,13 @@ class Cursor:
         self.missed = 0
 
 
-class History:
+if TYPE_CHECKING:
+    _Base = object
+else:
+    _Base = compiled.store.HistoryBase if compiled.COMPILED else object
+
+
+class History(_Base):
     """The history of a keyspace.
 
     Args:
@@ -71,7 +78,8 @@ class History:
     def __init__(self, most_changes: int, most_bytes: int, rev: int = 0) -> None:
         self._most_changes = most_changes
         self._most_bytes = most_bytes
-        self._unread_bounds = max(most_changes, UNREAD_CHANGES), max(most_bytes, UNREAD_BYTES)
+        self._unread_changes = max(most_changes, UNREAD_CHANGES)
+        self._unread_bytes = max(most_bytes, UNREAD_BYTES)
         self._payloads: list[bytes] = []
         self._begin = 0  # Index of the oldest commit; those before it are dropped.
         self._changes = 0
@@ -217,11 +225,12 @@ class History:
         """Drop the oldest commits, up to ``last``, until the bounds are met."""
         read = last if self._cursor is None else min(last, self._cursor.rev)
         self._drop(read, self._most_changes, self._most_bytes)
-        self._drop(last, *self._unread_bounds)
+        self._drop(last, self._unread_changes, self._unread_bytes)
         self._compact()
         # What is kept for a cursor is trimmed when it is read.
         usual = self._most_changes, self._most_bytes
-        changes, size = usual if self._cursor is None else self._unread_bounds
+        unread = self._unread_changes, self._unread_bytes
+        changes, size = usual if self._cursor is None else unread
         self.has_surplus = (
             self._changes > changes + SURPLUS_CHANGES or self._bytes > size + SURPLUS_BYTES
         )

@@ -67,9 +67,11 @@ class CommitLog(ChangeLog, Protocol):
 
     Attributes:
         on_safe: called, in any thread, after commits have become safe.
+        listeners: whom that tells something while they are true: see `Engine.when_safe`.
     """
 
     on_safe: Callable[[], None]
+    listeners: tuple[object, ...]
 
     @property
     def appended_bytes(self) -> int:
@@ -157,6 +159,7 @@ class MemoryLog:
     def __init__(self) -> None:
         self.last_lsn = 0
         self.on_safe: Callable[[], None] = lambda: None
+        self.listeners: tuple[object, ...] = ()
 
     def attach(
         self, lock: AbstractContextManager[object], roll_back: Callable[[int], None], /

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from msgspec import Struct
 from sortedcontainers import SortedList
 
+from zkv import compiled
 from zkv.errors import Compacted, NotFound, RequestError, ShuttingDown
 from zkv.keyspace.change import (
     EXPIRE,
@@ -133,7 +134,13 @@ class Page(NamedTuple):
     rev: int
 
 
-class Keyspace:
+if TYPE_CHECKING:
+    _Base = object
+else:
+    _Base = compiled.store.KeyspaceBase if compiled.COMPILED else object
+
+
+class Keyspace(_Base):
     """All data of a server, shared by its threads.
 
     Args:
@@ -532,9 +539,12 @@ class Keyspace:
 
         Raises RequestError if it must not run: see `Sessions.recall` and `require_capacity`.
         """
-        if self.sessions.recall(session, seq, digest, now) is not None:
+        sessions = self.sessions
+        if sessions.is_next(session, seq, size, now):
+            return True
+        if sessions.recall(session, seq, digest, now) is not None:
             return False
-        self.sessions.require_capacity(session, seq, size)
+        sessions.require_capacity(session, seq, size)
         return True
 
     def _remember_in_run(

@@ -106,13 +106,13 @@ class Account:
                 )
             )
 
-    def add_run(self, batch: Batch, up_to: int, executed: float | None = None) -> None:
+    def add_run(self, batch: Batch, up_to: int, executed: float) -> None:
         """Count and record the lane's answers that reveal no later revision than ``up_to``.
 
         Args:
             batch: the batch, before its replies are sent.
             up_to: the revision.
-            executed: when the requests had run, by `time.perf_counter`; None = now.
+            executed: when the requests had run, by `time.perf_counter`.
         """
         if self.of_lane is not None and self.of_lane.add(batch, up_to, self.slow.threshold):
             self.explain(batch, up_to, executed)
@@ -120,10 +120,10 @@ class Account:
             took = time.perf_counter() - batch.taken
             self._records.append(RunRecord(time.time(), took, answers))
 
-    def explain(self, batch: Batch, up_to: int, executed: float | None = None) -> None:
+    def explain(self, batch: Batch, up_to: int, executed: float) -> None:
         """Tell clients that ask for it, and the slow log, where the time went: see `add_run`."""
         finished, started = time.perf_counter(), batch.taken
-        marks = Marks(started, 0.0, started, batch.waited, executed or finished)
+        marks = Marks(started, 0.0, started, batch.waited, executed)
         for place in batch.timed_places(up_to):
             timing, reply = marks.of(batch, place).timing(finished), batch.reply(place)
             if reply is not None:

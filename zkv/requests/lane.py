@@ -23,11 +23,13 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from zkv import compiled
 from zkv.defaults import MAX_LEVELS
 from zkv.keyspace.room import UNLIMITED
+from zkv.keyspace.store import Undo
 from zkv.keyspace.table import is_compiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from zkv.activity import Activity
     from zkv.compiled._store import Latencies, Run, Turn
     from zkv.keyspace.log import CommitLog
     from zkv.keyspace.store import Keyspace
@@ -138,7 +140,8 @@ class Lane(_Lane):
         account: Account,
         latencies: Latencies,
         stopping: Callable[[], bool],
-        finish: Callable[[Batch, Run | None, int, bool | BaseException | None], A | None],
+        finish: Callable[[Batch, Run | None, int, float, bool | BaseException | None], A | None],
+        writing: Activity | None,
         secures: bool,
     ) -> Turn[A]:
         """Return what answers whole batches with this lane: see `zkv.broker.front.FrontHandler`.
@@ -150,6 +153,7 @@ class Lane(_Lane):
             latencies: counts the answers.
             stopping: returns true once new requests must be refused.
             finish: does what is left of a turn: see `zkv.compiled._store.Turn`.
+            writing: goes on while a snapshot is written; None if none ever is.
             secures: commits are safe once they are written.
         """
         keyspace = self._keyspace
@@ -166,6 +170,8 @@ class Lane(_Lane):
             release=keyspace.lock.release,
             now=keyspace.now,
             finish=finish,
+            undo=Undo,
+            writing=writing,
             secures=secures,
         )
 

@@ -167,7 +167,8 @@ class Parking:
         settings = engine.settings
         self._period = settings.fsync_interval if settings.fsync == "interval" else 1.0
         self._lock = threading.Lock()  # Protects what follows.
-        self._parked: dict[ParkedRequest, None] = {}
+        self.parked: dict[ParkedRequest, None] = {}
+        """Those that wait. It stays this object; whether there are any, any thread may ask."""
         self._actions: list[tuple[float, Callable[[], None]]] = []
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -187,10 +188,10 @@ class Parking:
         pulls = lsn is not None
         most = MOST_PULLS if pulls else MOST_READS
         with self._lock:
-            if sum((each.lsn is not None) == pulls for each in self._parked) >= most:
+            if sum((each.lsn is not None) == pulls for each in self.parked) >= most:
                 raise Busy(f"{most} requests like this one wait already", retry_after=RETRY_AFTER)
             self._begin()
-            self._parked[parked] = None
+            self.parked[parked] = None
         self._wake.set()
         return parked.reply
 
@@ -210,7 +211,7 @@ class Parking:
 
     def commits_are_safe(self) -> None:
         """Note that commits have become safe. Any thread, which may hold the keyspace's lock."""
-        if not self._parked:
+        if not self.parked:
             return
         engine, lsn = self._engine, self._lsn_wanted
         if (
@@ -248,7 +249,7 @@ class Parking:
             except BaseException:  # A bug, or no memory. The others must not wait for ever.
                 _log.critical("the parking failed and continues", exc_info=True)
                 timeout = 1.0
-        for parked in list(self._parked):
+        for parked in list(self.parked):
             self._settle(parked, ShuttingDown("the server is stopping"))
 
     def _look(self) -> None:
@@ -256,7 +257,7 @@ class Parking:
         engine, now = self._engine, time.monotonic()
         reached, durable = engine.reached_rev, engine.durable_lsn
         with self._lock:
-            every = list(self._parked)
+            every = list(self.parked)
             actions = [action for at, action in self._actions if at <= now]
             self._actions = [each for each in self._actions if each[0] > now]
         for parked in every:
@@ -281,7 +282,7 @@ class Parking:
 
     def _settle(self, parked: ParkedRequest, outcome: Reply | RequestError) -> None:
         with self._lock:
-            del self._parked[parked]
+            del self.parked[parked]
         reply = parked.reply
         if isinstance(outcome, RequestError):
             reply.set_exception(outcome)
@@ -291,7 +292,7 @@ class Parking:
     def _plan(self) -> float | None:
         """Note what is waited for, and return the seconds until something has to be done."""
         with self._lock:
-            every = list(self._parked)
+            every = list(self.parked)
             ends = [at for at, _ in self._actions]
         self._rev_wanted = min((each.rev for each in every if each.lsn is None), default=_NEVER)
         self._lsn_wanted = min((each.lsn for each in every if each.lsn is not None), default=_NEVER)
