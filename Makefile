@@ -91,6 +91,8 @@ torture: $(VENV)/dev.stamp ## Break it for half an hour: kills, power cuts, fail
 fuzz: $(VENV)/dev.stamp ## Compare C with Python on inputs that a fuzzer makes (needs clang): ARGS=-max_total_time=600
 	$(BIN)/python -m tests.compiled.fuzz lane $(ARGS)
 	$(BIN)/python -m tests.compiled.fuzz slices $(ARGS)
+	$(BIN)/python -m tests.compiled.fuzz writes $(ARGS)
+	$(BIN)/python -m tests.compiled.fuzz values $(ARGS)
 	$(BIN)/python -m tests.compiled.fuzz mailbox $(ARGS)
 	$(BIN)/python -m tests.compiled.fuzz log $(ARGS)
 	$(BIN)/python -m tests.compiled.fuzz snapshot $(ARGS)

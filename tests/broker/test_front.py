@@ -19,7 +19,6 @@ from zkv.broker.front import FrontHandler
 from zkv.broker.waiting import PendingRun
 from zkv.durability.files import Files
 from zkv.durability.wal import QUICK_SYNC_SECONDS
-from zkv.engine import Engine
 from zkv.protocol import requests
 from zkv.requests import commands
 
@@ -246,7 +245,7 @@ def test_a_pending_reply_of_the_front_that_cannot_be_made(
         client = connect(server.endpoint)
         with monkeypatch.context() as patch:
             patch.setattr(PendingRun, "complete", raising)
-            patch.setattr(Engine, "sync", lambda _: False)
+            patch.setattr(server.server._engine.log, "quick_sync_seconds", 0.0)
             reply = client.call(op="PUT", key="k", value=1, id=7)
         assert (reply["code"], reply["id"], reply["applied"]) == ("INTERNAL", 7, None)
         assert client.ok(op="GET", key="k")["rev"] == 1

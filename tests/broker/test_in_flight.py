@@ -33,7 +33,6 @@ from tests.support import (
 )
 from zkv import compiled
 from zkv.broker.in_flight import COUNTED, RETRY_MS, PythonInFlight
-from zkv.durability.wal import QUICK_SYNC_SECONDS
 
 MIB = 1 << 20
 LIMIT_BYTES = 16 * MIB
@@ -237,8 +236,7 @@ def test_what_is_malformed_is_told_so(
 def test_replies_that_wait_for_the_disk_count(
     tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zkv.engine.Engine.syncs_quickly", False)
-    assert QUICK_SYNC_SECONDS > 0
+    monkeypatch.setattr("zkv.durability.wal.QUICK_SYNC_SECONDS", 0.0)
     disk = HeldFiles()
     with ServerInProcess(tmp_path / "data", disk) as server:
         client, reader = connect(server.endpoint), deaf(connect, server.endpoint)

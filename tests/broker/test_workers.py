@@ -288,7 +288,7 @@ def test_who_waits_for_the_disk_is_answered_where_a_batch_ends_in_a_bug(
         with monkeypatch.context() as patch:
             for name in ("submit", "settle"):
                 patch.setattr(Engine, name, raising(SimulatedDeath()))
-            patch.setattr(Engine, "sync", lambda _: False)
+            patch.setattr(server.server._engine.log, "quick_sync_seconds", 0.0)
             reply = client.call(op="PUT", key="k", value=2, id=1)
         assert (reply["code"], reply["applied"], reply["id"]) == ("READ_ONLY", None, 1)
         assert client.ok(op="PUT", key="k", value=3)["rev"] == 3

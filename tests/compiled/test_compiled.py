@@ -425,7 +425,7 @@ def test_items_that_are_there_twice_are_logged_and_counted_once() -> None:
 def counted_ops(batch: Batch) -> dict[str, int]:
     """The number of the lane's answers by op."""
     account = Account()
-    account.add_run(batch, ALL)
+    account.add_run(batch, ALL, time.perf_counter())
     return {op: sum(times.counts) for op, times in account.latencies().items()}
 
 

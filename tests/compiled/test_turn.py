@@ -15,6 +15,8 @@ import pytest
 from tests.compiled.slices import batch_of
 from tests.requests import contract_stores
 from tests.requests.contract_stores import DurableStore, FakeClock
+from tests.requests.roads import SteppedEngine
+from tests.support import LIMIT
 from zkv import compiled
 from zkv.broker.front import FrontHandler
 from zkv.broker.waiting import Answered
@@ -31,7 +33,7 @@ class Front:
 
     def __init__(self, store: DurableStore) -> None:
         node = store.node
-        self.engine = node.engine
+        self.engine: SteppedEngine = store.engine
         self.role = node.role
         self.account = Account()
         self.left: list[tuple[bool, object]] = []
@@ -43,9 +45,11 @@ class Front:
         class Observed(FrontHandler):
             """Notes what is left."""
 
-            def _finish(self, batch: Batch, run: Any, epoch: int, secured: Any) -> Answered | None:
+            def _finish(
+                self, batch: Batch, run: Any, epoch: int, executed: float, secured: Any
+            ) -> Answered | None:
                 front.left.append((run is not None, secured))
-                return super()._finish(batch, run, epoch, secured)
+                return super()._finish(batch, run, epoch, executed, secured)
 
         self.handler = Observed(node, lane, self.account, lambda: self.stopping)
         self.stopping = False
@@ -53,7 +57,8 @@ class Front:
     def answer(self, *bodies: bytes) -> Answered | None:
         """Answer a batch."""
         self.left.clear()
-        return self.handler.answer(batch_of(*bodies))
+        self.batch = batch_of(*bodies)
+        return self.handler.answer(self.batch)
 
 
 GET, PUT = contract_stores.request("GET", key="k"), contract_stores.request("PUT", key="k", value=1)
@@ -78,8 +83,24 @@ def front(store: DurableStore) -> Front:
 def test_what_is_usual_takes_no_python(front: Front, store: DurableStore) -> None:
     assert front.answer(GET, GET) is None
     assert front.left == []
-    front.answer(PUT, GET)
-    assert front.left == ([] if not front.engine.syncs_each else [(True, None)])
+    front.engine.wal.quick_sync_seconds = LIMIT
+    assert front.answer(PUT, GET) is None
+    assert front.left == []
+    front.engine.wal.quick_sync_seconds = 0.0
+    waits = front.answer(PUT, GET) is not None
+    assert waits is front.engine.syncs_each
+    assert front.left == ([(True, None)] if waits else []), "the front waits for no slow disk"
+
+
+@pytest.mark.parametrize("store", ["always"], indirect=True)
+def test_the_front_does_not_sync_while_others_wait_or_a_snapshot_is_written(front: Front) -> None:
+    front.engine.wal.quick_sync_seconds = LIMIT
+    front.answer(PUT)
+    assert front.answer(contract_stores.request("GET", key="j", id=1), PUT) is not None
+    assert front.left[0] == (True, None), "a request of the batch is left"
+    with front.engine.snapshotter.writing:
+        assert front.answer(PUT) is not None
+    assert front.left == [(True, None)]
 
 
 @pytest.mark.parametrize("store", ["never"], indirect=True)
@@ -91,6 +112,7 @@ def test_what_cannot_be_written_now_is_left_with_the_reason(
     def refuse(*_: object) -> bool:
         raise refusal
 
+    monkeypatch.setattr(front.engine.log, "_is_usual", False)
     monkeypatch.setattr(front.engine.log, "commit", lambda *_: False)
     answered = front.answer(PUT)
     assert front.left == [(True, False)], "another thread has the file"
@@ -109,6 +131,7 @@ def test_a_bug_of_the_log_is_passed_on(front: Front, monkeypatch: pytest.MonkeyP
     def fail(*_: object) -> bool:
         raise KeyError("a bug")
 
+    monkeypatch.setattr(front.engine.log, "_is_usual", False)
     monkeypatch.setattr(front.engine.log, "commit", fail)
     with pytest.raises(KeyError, match="a bug"):
         front.answer(PUT)
@@ -135,7 +158,7 @@ def test_requests_that_are_left_and_lines_of_the_log_take_python(front: Front) -
 def test_an_attribute_that_cannot_be_read_fails_the_batch_and_frees_the_lock(
     front: Front,
 ) -> None:
-    del front.engine.keyspace.removed_rev
+    del front.role.leads
     with pytest.raises(AttributeError):
         front.answer(GET)
     assert not front.engine.keyspace.lock.locked()
@@ -155,6 +178,7 @@ def test_replies_wait_if_the_epoch_has_ended_or_reads_are_to_be_confirmed(
     front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = front.engine.log
+    monkeypatch.setattr(log, "_is_usual", False)
     monkeypatch.setattr(log, "confirms_reads", True)
     answered = front.answer(GET)
     assert (front.left, answered is None) == ([(True, None)], False)

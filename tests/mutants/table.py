@@ -39,6 +39,8 @@ LONG: Final = "zkv/compiled/long.c"
 REQUEST: Final = "zkv/compiled/request.c"
 CODEC: Final = "zkv/protocol/codec.py"
 WAL: Final = "zkv/durability/wal.py"
+WAL_C: Final = "zkv/compiled/wal.c"
+TEST_WAL_C: Final = "tests/compiled/test_wal.py"
 SEGMENT: Final = "zkv/durability/segment.py"
 TURN: Final = "zkv/compiled/turn.c"
 STORE: Final = "zkv/keyspace/store.py"
@@ -457,8 +459,11 @@ CODEC_AND_EXACTLY_ONCE: Final = [
     Mutant(
         "a repeat is no sign of life",
         "zkv/keyspace/sessions.py",
-        "        session.used = now\n        self._sessions.move_to_end(name)\n",
-        "        self._sessions.move_to_end(name)\n",
+        "        session.used = now\n"
+        "        self._sessions.move_to_end(name)\n"
+        "        return self._in(session, name, seq, digest)\n\n    def knows",
+        "        self._sessions.move_to_end(name)\n"
+        "        return self._in(session, name, seq, digest)\n\n    def knows",
         ("tests/requests/test_sessions.py", "-k", "repeats_is_not_forgotten"),
     ),
     Mutant(
@@ -689,14 +694,14 @@ WAITING: Final = [
     Mutant(
         "a turn sends what another epoch made safe",
         TURN,
-        " || epoch != read_number(self, LOG, EPOCH))",
+        " || epoch != read_epoch(self))",
         ")",
         ("tests/compiled/test_turn.py", "tests/requests/test_safe_replies.py"),
     ),
     Mutant(
         "a turn sends what is not safe",
         TURN,
-        "r->newest > read_number(self, LOG, SAFE_REV) || ",
+        "r->newest > read_safe_rev(self) || ",
         "",
         ("tests/requests/test_safe_replies.py",),
     ),
@@ -857,9 +862,118 @@ IN_FEED: Final = [
     Mutant(
         "the history lets go of what the feed has not read",
         "zkv/keyspace/history.py",
-        "last, *self._unread_bounds",
+        "last, self._unread_changes, self._unread_bytes",
         "last, self._most_changes, self._most_bytes",
         ("tests/keyspace/test_keyspace.py", "-k", "cursor"),
+    ),
+]
+
+COMMITS_IN_C: Final = [
+    Mutant(
+        "what was written half is taken for whole",
+        WAL_C,
+        "        if (written < 0)\n            return 0;\n",
+        "        if (written < 0)\n            return 0;\n        return 1;\n",
+        (TEST_WAL_C,),
+    ),
+    Mutant(
+        "a write that failed is not rolled back",
+        WAL_C,
+        '        fail(self, "_fail_write");',
+        "        ;",
+        (TEST_WAL_C,),
+    ),
+    Mutant(
+        "a sync that failed is not told",
+        WAL_C,
+        '        return fail(self, "_fail_sync");',
+        "        return PyErr_Clear(), 1;",
+        (TEST_WAL_C,),
+    ),
+    Mutant(
+        "a full segment grows",
+        WAL_C,
+        "(!is_full && PyObject_Size",
+        "(PyObject_Size",
+        ("tests/durability/test_data_directory.py",),
+    ),
+    Mutant(
+        "a payload is written in the place of another",
+        WAL_C,
+        "add_piece(out, memcpy(to, bytes, size), size);",
+        "add_piece(out, to, size);",
+        (TEST_WAL_C,),
+    ),
+    Mutant(
+        "nobody hears of safe commits",
+        WAL_C,
+        "!told && i < PyTuple_Size(listeners)",
+        "0 && i < PyTuple_Size(listeners)",
+        (TEST_WAL_C,),
+    ),
+    Mutant(
+        "the front waits for a slow disk",
+        WAL_C,
+        "(!durable || self->sync_seconds < self->quick_sync_seconds)",
+        "(1 || durable)",
+        ("tests/compiled/test_turn.py",),
+    ),
+    Mutant(
+        "the front syncs while a snapshot is written",
+        TURN,
+        "int may = since == Py_None;",
+        "int may = since != NULL;",
+        ("tests/compiled/test_turn.py",),
+    ),
+    Mutant(
+        "the front syncs while others wait",
+        TURN,
+        "if (r->batch->items[i].reveals <= self->wal->safe_rev)",
+        "if (0)",
+        ("tests/compiled/test_turn.py",),
+    ),
+    Mutant(
+        "undo information is dropped before its commit is safe",
+        "zkv/compiled/keyspace.c",
+        "<= wal->safe_lsn",
+        "<= wal->last_lsn",
+        (TEST_WAL_C, "tests/requests/test_refused_writes.py"),
+    ),
+    Mutant(
+        "a rollback does not know what a run remembered",
+        "zkv/compiled/keyspace.c",
+        'PyObject_CallFunction(undo, "LLON"',
+        'PyObject_CallFunction(undo, "LLO"',
+        (TEST_WAL_C, "tests/requests/test_refused_writes.py"),
+    ),
+    Mutant(
+        "the history in C lets go of what the feed has not read",
+        "zkv/compiled/history.c",
+        "least(last, PyLong_AsLongLong(rev))",
+        "last",
+        (TEST_WAL_C,),
+    ),
+    Mutant(
+        "the history in C drops what is not safe",
+        "zkv/compiled/history.c",
+        "trim(self, least(safe_rev, rev - 1))",
+        "trim(self, rev - 1)",
+        (TEST_WAL_C,),
+    ),
+    Mutant(
+        "a silent session goes on",
+        "zkv/keyspace/sessions.py",
+        "            and now - session.used < self._ttl\n            and now < self._look_at\n",
+        "",
+        ("tests/requests/test_sessions.py",),
+    ),
+    Mutant(
+        "the next request of a session needs no capacity",
+        "zkv/keyspace/sessions.py",
+        "            and size <= SMALL_REPLY\n"
+        "            and self._bytes + SMALL_REPLY + REPLY_OVERHEAD <= self._most_bytes\n",
+        "",
+        ("tests/requests/test_sessions.py",),
     ),
 ]
 
@@ -2292,7 +2406,7 @@ IN_TRIMMING: Final = [
 MUTANTS: Final = [
     *IN_TRIMMING,
     *IN_C, *AT_THE_START, *CODEC_AND_EXACTLY_ONCE, *EXPIRY, *LOG, *WAITING, *IN_SLOW_LOG, *IN_FEED,
-    *IN_BOUNDS, *IN_HANDSHAKES,
+    *IN_BOUNDS, *IN_HANDSHAKES, *COMMITS_IN_C,
     *CLIENT, *IN_METRICS, *SETTINGS, *IN_USERS, *IN_TOOLS_OF_USERS, *IN_QUOTAS,
     *IN_CACHES, *IN_REPLICATION, *IN_ETCD, *IN_CLUSTER,
 ]  # fmt: skip

@@ -464,7 +464,7 @@ def test_who_waits_at_the_end_is_told(tmp_path: Path) -> None:
         member.pull_until(1)
         for _ in range(3):
             member.ask(wait=10_000)
-        eventually(lambda: len(server.server._parking._parked) == 3, "all are parked")
+        eventually(lambda: len(server.server._parking.parked) == 3, "all are parked")
         client.ok(op="END")
         assert [member.receive()["code"] for _ in range(3)] == ["SHUTTING_DOWN"] * 3
         assert server.wait()

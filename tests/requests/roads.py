@@ -23,7 +23,7 @@ from zkv.durability.committer import CommitGroup, settle
 from zkv.durability.files import Files
 from zkv.durability.snapshotter import Snapshotter
 from zkv.durability.storage import Storage
-from zkv.durability.wal import Wal
+from zkv.durability.wal import QUICK_SYNC_SECONDS, Wal
 from zkv.engine import Engine
 from zkv.errors import ReadOnly
 from zkv.requests.account import Account
@@ -40,10 +40,9 @@ class SteppedEngine(Engine):
         self, settings: Settings, files: Files, now: Callable[[], int] | None = None
     ) -> None:
         self._submitted: list[CommitGroup] = []
-        self.front_syncs = False
-        """Whether the front may sync a batch that only writes, before it answers."""
         self._committing = threading.Lock()
         super().__init__(settings.durability, settings.limits, files, now)
+        self.front_syncs = False
 
     @property
     def wal(self) -> Wal:
@@ -60,8 +59,14 @@ class SteppedEngine(Engine):
     def submit(self, group: CommitGroup) -> None:
         self._submitted.append(group)
 
-    def sync(self) -> bool:
-        return self.front_syncs and super().sync()
+    @property
+    def front_syncs(self) -> bool:
+        """Whether the front may sync a batch that only writes, before it answers."""
+        return self.wal.quick_sync_seconds > 0
+
+    @front_syncs.setter
+    def front_syncs(self, may: bool) -> None:
+        self.wal.quick_sync_seconds = QUICK_SYNC_SECONDS if may else 0.0
 
     @property
     def storage(self) -> Storage:

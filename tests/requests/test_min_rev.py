@@ -50,7 +50,7 @@ def later(client: Raw) -> Message:
 
 def parked(server: ServerInProcess) -> int:
     """The number of requests that wait."""
-    return len(server.server._parking._parked)
+    return len(server.server._parking.parked)
 
 
 @pytest.mark.parametrize("data_dir", ["data", None])

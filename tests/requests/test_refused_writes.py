@@ -103,7 +103,7 @@ def test_a_write_for_which_memory_ends_is_refused_and_leaves_no_gap(fsync: str) 
     """What a batch commits is put together for the log, which may take a lot of memory at once."""
     with contextlib.closing(DurableStore(FakeClock(), fsync=fsync)) as store:
         store.put("k", 1)
-        with mock.patch("zkv.durability.segment.pack_frames", side_effect=MemoryError):
+        with mock.patch.object(store.disk, "write", side_effect=MemoryError):
             reply = store.call("PUT", key="k", value=2)
         assert (reply["code"], reply["applied"]) == ("FULL", False)
         assert reply["message"] == "out of memory"

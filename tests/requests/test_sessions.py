@@ -291,6 +291,20 @@ def test_silent_sessions_are_forgotten_step_by_step(kind: str) -> None:
         assert store.ok("INCR", key="k", session="s49", seq=1)["replayed"] is True
 
 
+def test_writes_of_one_session_forget_others_that_are_silent() -> None:
+    """Also those of which each is the next of its session; INFO itself would forget them."""
+    with contextlib.closing(DurableStore(FakeClock(), session_ttl=10)) as store:
+        sessions = store.engine.keyspace.sessions
+        store.ok("INCR", key="k", session="silent", seq=1)
+        for seq in range(1, 5):
+            store.ok("INCR", key="k", session="s", seq=seq)
+            store.clock.advance(3_500)
+        assert sessions.names() == ["s"]
+        store.clock.advance(10_000)
+        store.ok("INCR", key="k", session="s", seq=5)
+        assert sessions.statistics()["replies"] == 1, "it has been silent itself"
+
+
 def test_a_session_that_writes_is_not_forgotten(make_store: MakeStore) -> None:
     store = make_store(session_ttl=10)
     for seq in range(1, 6):

@@ -1,9 +1,9 @@
 """Fuzz the compiled parts against Python: ``python -m tests.compiled.fuzz lane``.
 
-The targets are ``lane``, ``slices``, ``mailbox``, ``log`` and ``snapshot``. It needs clang with
-libFuzzer, and Python as a shared library. Arguments behind the target are libFuzzer's. Inputs that
-reached something new are kept in ``build/fuzz``, and gone on with; one that fails is written there,
-too: name it as an argument to repeat it.
+The targets are ``lane``, ``slices``, ``writes``, ``mailbox``, ``values``, ``log`` and ``snapshot``.
+It needs clang with libFuzzer, and Python as a shared library. Arguments behind the target are
+libFuzzer's. Inputs that reached something new are kept in ``build/fuzz``, and gone on with; one
+that fails is written there, too: name it as an argument to repeat it.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ def seeds(target: str) -> list[bytes]:
     if target == "snapshot":
         some: list[tuple[object, ...]] = [("a", 1, 2), ("b", [{}], 3, 4), ("ü", b"1", 2**40, None)]
         return [encode(some), BETWEEN.join([encode(some[:1]), encode(some[1:])])]
+    if target == "values":
+        return [encode(each) for each in ([1, "a", b"b", None, {"k": [1.5, -1]}], nested(64))]
     requests = [
         {"op": "GET", "key": "a", "timing": True, "trace": "t"},
         {"op": "PUT", "key": "a", "value": 1, "id": 7},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import msgpack
@@ -12,10 +13,21 @@ from tests.compiled.alike import check_alike
 from tests.compiled.lane_requests import LIMITS
 from tests.compiled.loading import Tree, loaded, segment_file, snapshot_file
 from tests.compiled.slices import batch_of, in_slices, open_front_lane
-from tests.requests.contract_stores import FakeClock, MemoryStore, PureMemoryStore, request
+from tests.requests.contract_stores import (
+    DurableStore,
+    FakeClock,
+    MemoryStore,
+    PureMemoryStore,
+    Worker,
+    request,
+)
+from zkv import compiled
 from zkv.broker.frames import COMPILED, PythonFrames
+from zkv.client.messages import pack_request
+from zkv.client.values import unpack
 from zkv.durability import formats
 from zkv.requests.batch import Batch, new_batch
+from zkv.requests.commands import Node
 
 BETWEEN = b"\xc1\xc1"
 """Between two bodies, or two frames: bytes that no msgpack has."""
@@ -28,7 +40,8 @@ HELD = [(b"a", 1), (b"b", 2**63 - 1), (b"ab", "text"), (b"k" * 12, b"bytes")]
 def lane(data: bytes) -> None:
     """Batches of bodies, by the lane and by the commands, on stores that hold something."""
     clock = FakeClock()
-    _compare(data, clock, MemoryStore(clock, **LIMITS))
+    fast = MemoryStore(clock, **LIMITS)
+    _compare(data, clock, fast, fast.worker)
 
 
 def slices(data: bytes) -> None:
@@ -44,10 +57,23 @@ def slices(data: bytes) -> None:
     with in_slices(look):
         fast = MemoryStore(clock, **LIMITS)
     front = open_front_lane(fast.node)
-    _compare(data, clock, fast)
+    _compare(data, clock, fast, fast.worker)
 
 
-def _compare(data: bytes, clock: FakeClock, fast: MemoryStore) -> None:
+def writes(data: bytes) -> None:
+    """The same on a store with files, to which C commits; and it is the same after a crash."""
+    clock = FakeClock()
+    with contextlib.closing(DurableStore(clock, fsync="never", **LIMITS)) as fast:
+        fast.engine.wal._is_direct = True
+        _compare(data, clock, fast, fast.workers[0])
+        rev, before, *_ = _held(fast.node)
+        fast.crash()
+        assert [rev, before] == _held(fast.node)[:2]
+
+
+def _compare(
+    data: bytes, clock: FakeClock, fast: MemoryStore | DurableStore, worker: Worker
+) -> None:
     plain = PureMemoryStore(clock, **LIMITS)
     for store in (fast, plain):
         for key, value in HELD:
@@ -56,16 +82,16 @@ def _compare(data: bytes, clock: FakeClock, fast: MemoryStore) -> None:
     for batch in data.split(APART):
         bodies = batch.split(BETWEEN)
         try:
-            check_alike(fast.worker, plain.worker, bodies)
+            check_alike(worker, plain.worker, bodies)
         except TypeError:
             return  # A map with a map as a key: Python has nothing to unpack that into.
         clock.advance(700)
-    assert _held(fast) == _held(plain)
+    assert _held(fast.node) == _held(plain.node)
 
 
-def _held(store: MemoryStore | PureMemoryStore) -> list[Any]:
+def _held(node: Node) -> list[Any]:
     """What a store holds, has committed and remembers, as bytes."""
-    keyspace = store.node.engine.keyspace
+    keyspace = node.engine.keyspace
     commits, rev = keyspace.changes_since(0, 1_000_000)
     sessions = keyspace.sessions
     states = [sessions.state(name, 2**62) for name in sessions.names()]
@@ -122,6 +148,16 @@ def _answered_at_once(peer: Peer) -> list[Any]:
     peer.frames.send(batch)
     rest = peer.frames.receive(batch, wait=False, answer=answer)
     return [bodies, left, rest, list(batch), peer.waiting()]
+
+
+def values(data: bytes) -> None:
+    """Bytes, as a client unpacks them; what they are, it packs again."""
+    found = compiled.store.unpack_plain(data)
+    if found is None:
+        return
+    assert repr(found) == repr(unpack(data))
+    packed = compiled.store.pack_plain("PUT", 1, {"value": found})
+    assert packed in {None, pack_request("PUT", 1, {"value": found})}, "None: it nests too deeply"
 
 
 def log(data: bytes) -> None:
