@@ -30,7 +30,7 @@ class Clock:
     def __init__(self, not_before: int = 0, follows: bool = False) -> None:
         system = 0 if follows else time.time_ns() // _NS_PER_MS
         self.base = max(system, not_before) - _uptime()
-        """What to add to the uptime, in ms. The lane of the front does that, too."""
+        """The difference to the uptime, in ms. zkv/compiled/turn.c adds it, too."""
 
     def __call__(self) -> int:
         """Return the Unix time in ms; never less than before."""

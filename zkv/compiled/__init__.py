@@ -8,7 +8,8 @@ loading. Tests run with both and compare them (tests/compiled). docs/tried.md ha
 gain.
 
 `module.c` defines the module. `store.h` declares what all files share, `lane.h` what those of the
-lane share, `writes.h` what a run's commits go through. It needs only Python, and one binary works with every version from 3.11 on.
+lane share, `writes.h` what a run's commits go through. It needs only Python, and one binary works
+with every version from 3.11 on.
 """
 
 from __future__ import annotations
