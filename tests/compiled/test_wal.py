@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 from tests.compiled.test_turn import Front
 from tests.requests.contract_stores import DurableStore, FakeClock, request
 from tests.requests.roads import replies_of
-from tests.support import LIMIT, Message, unpack
+from tests.support import LIMIT, ROOT, Message, unpack
 from zkv import compiled
 from zkv.keyspace import History
 from zkv.keyspace.change import count_in, revision_in
@@ -176,6 +178,18 @@ def test_exactly_once_writes_are_remembered_and_forgotten_with_their_commits() -
         with store.engine.keyspace.lock:
             store.engine.keyspace.roll_back(0)
         assert store.engine.keyspace._undo == type(store.engine.keyspace._undo)()
+
+
+@pytest.mark.parametrize(
+    ("fsync", "width", "way"), [("always", 2, "c"), ("never", 2, "c"), ("always", 5, "python")]
+)
+def test_where_memory_ends_the_log_has_no_gap(fsync: str, width: int, way: str) -> None:
+    pytest.importorskip("_testcapi", reason="NOT RUN: this Python is installed without _testcapi")
+    command = [sys.executable, "-m", "tests.compiled.no_memory", fsync, str(width), way]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    (line,) = done.stdout.splitlines()
+    ended = int(line.partition(" ")[0])
+    assert 0 < ended < 45, "many places can be gone on from"
 
 
 BATCHES = st.lists(

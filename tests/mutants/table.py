@@ -879,14 +879,14 @@ COMMITS_IN_C: Final = [
     Mutant(
         "a write that failed is not rolled back",
         WAL_C,
-        '        fail(self, "_fail_write");',
+        "        fail(self, NAME_FAIL_WRITE);",
         "        ;",
         (TEST_WAL_C,),
     ),
     Mutant(
         "a sync that failed is not told",
         WAL_C,
-        '        return fail(self, "_fail_sync");',
+        "        return fail(self, NAME_FAIL_SYNC);",
         "        return PyErr_Clear(), 1;",
         (TEST_WAL_C,),
     ),

@@ -93,6 +93,7 @@ int history_extend(History *self, PyObject *payloads, int64_t rev, size_t change
 
 static int history_traverse(History *self, visitproc visit, void *arg) /* as Py_VISIT names them */
 {
+    Py_VISIT(Py_TYPE((PyObject *)self));
     Py_VISIT(self->payloads);
     Py_VISIT(self->cursor);
     return 0;

@@ -64,6 +64,7 @@ void keyspace_add_run(Keyspace *self, Wal *wal, const run *r, PyObject *undo)
 
 static int keyspace_traverse(Keyspace *self, visitproc visit, void *arg) /* as Py_VISIT names them */
 {
+    Py_VISIT(Py_TYPE((PyObject *)self));
     for (int i = 0; i < KEYSPACE_OBJECTS; i++)
         Py_VISIT(self->objects[i]);
     return 0;

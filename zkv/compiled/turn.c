@@ -370,6 +370,8 @@ static PyObject *turn_new(PyTypeObject *type, PyObject *arguments, PyObject *key
             &uses[STOPPING], &uses[ACQUIRE], &uses[RELEASE], &uses[NOW], &uses[FINISH],
             &uses[UNDO], &uses[WRITING], &secures))
         return NULL;
+    if (!PyObject_TypeCheck(((Keyspace *)uses[KEYSPACE])->objects[OF_HISTORY], history_type))
+        return PyErr_Format(PyExc_TypeError, "the keyspace's history is none in C");
     Turn *self = (Turn *)PyType_GenericAlloc(type, 0);
     if (self == NULL)
         return NULL;

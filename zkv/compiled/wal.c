@@ -142,6 +142,8 @@ int begin_names(void)
         [NAME_TOTAL] = "total",
         [NAME_ACQUIRE] = "acquire",
         [NAME_RELEASE] = "release",
+        [NAME_FAIL_WRITE] = "_fail_write",
+        [NAME_FAIL_SYNC] = "_fail_sync",
         [NAME_WRITE] = "write",
         [NAME_SYNC] = "sync",
         [NAME_APPEND] = "append",
@@ -212,6 +214,25 @@ static void note_safe(Wal *self)
     self->kept_bytes = self->safe_bytes = each ? self->durable_bytes : self->written_bytes;
 }
 
+/* Add a run to what was taken before it. A list of one run stays its own. 0, with an exception, if
+ * there is no memory. */
+static int add_taken(PyObject **payloads, PyObject *before, PyObject *run)
+{
+    PyObject *more = PyTuple_GetItem(run, 1);
+    if (*payloads == NULL) {
+        *payloads = Py_NewRef(more);
+        return 1;
+    }
+    if (*payloads == PyTuple_GetItem(before, 1)) { /* The second one. */
+        PyObject *all = PyList_GetSlice(*payloads, 0, PyList_Size(*payloads));
+        Py_DECREF(*payloads);
+        if ((*payloads = all) == NULL)
+            return 0;
+    }
+    Py_ssize_t end = PyList_Size(*payloads);
+    return PyList_SetSlice(*payloads, end, end, more) == 0;
+}
+
 /* Take all runs from the queue: their payloads in one list, and the last one. 0, with an exception,
  * if there is no memory. */
 static int take_queued(Wal *self, PyObject **payloads, PyObject **last)
@@ -221,15 +242,27 @@ static int take_queued(Wal *self, PyObject **payloads, PyObject **last)
         PyObject *run = PyObject_CallMethodObjArgs(queue, known_names[NAME_POPLEFT], NULL);
         if (run == NULL)
             return 0;
+        int well = add_taken(payloads, *last, run);
         Py_XDECREF(*last);
         *last = run;
-        PyObject *more = PyTuple_GetItem(run, 1), *before = *payloads;
-        *payloads = before == NULL ? Py_NewRef(more) : PySequence_Concat(before, more);
-        Py_XDECREF(before);
-        if (*payloads == NULL)
+        if (!well)
             return 0;
     }
+    long long lsn = PyLong_AsLongLong(PyTuple_GetItem(*last, 0)) - PyList_Size(*payloads);
+    if (lsn != self->written_lsn)
+        Py_FatalError("zkv: a gap in the log"); /* Recovery would stop there. */
     return 1;
+}
+
+/* See `Wal._require_memory`. 0, with an exception, if there is none. */
+static int require_memory(Wal *self)
+{
+    long long size = self->appended_bytes - self->written_bytes;
+    if (size <= LOOK_BYTES)
+        return 1;
+    PyObject *done = PyObject_CallMethod((PyObject *)self, "_require_memory", "L", size);
+    Py_XDECREF(done);
+    return done != NULL;
 }
 
 /* What is to be written, in one piece. NULL, with an exception, if there is no memory. */
@@ -273,14 +306,17 @@ static double use_disk(Wal *self, output *out)
                (self->direct ? call_system(self, out) : call_files(self, out));
     double ended = clock_now();
     PyErr_Fetch(&type, &error, &trace);
-    if (!end_activity(activity, began, ended))
-        PyErr_Clear(); /* There is no memory to note that it was slow. */
+    if (!end_activity(activity, began, ended)) { /* There is no memory to note how long it took. */
+        PyErr_Clear();
+        set(activity, NAME_SINCE, Py_NewRef(Py_None));
+    }
     PyErr_Restore(type, error, trace);
     return well ? ended - began : -1;
 }
 
-/* Have Python roll back after a failure of which there is an exception, and raise its error. */
-static int fail(Wal *self, const char *method)
+/* Have Python roll back after a failure of which there is an exception, and raise its error. That
+ * needs memory; without any, nobody knows how far the rollback has come. */
+static int fail(Wal *self, enum known_name method)
 {
     PyObject *type, *error, *trace;
     if (!PyErr_ExceptionMatches(PyExc_Exception))
@@ -289,8 +325,10 @@ static int fail(Wal *self, const char *method)
     PyErr_NormalizeException(&type, &error, &trace);
     if (trace != NULL)
         PyException_SetTraceback(error, trace);
-    PyObject *result = PyObject_CallMethod((PyObject *)self, method, "O", error);
-    Py_XDECREF(result); /* It always raises. */
+    PyObject *result =
+        PyObject_CallMethodObjArgs((PyObject *)self, known_names[method], error, NULL);
+    if (result != NULL || PyErr_ExceptionMatches(PyExc_MemoryError))
+        Py_FatalError("zkv: out of memory in the middle of a rollback");
     Py_XDECREF(type);
     Py_XDECREF(error);
     Py_XDECREF(trace);
@@ -315,12 +353,12 @@ static int write_queued(Wal *self)
 {
     PyObject *payloads = NULL, *last = NULL;
     output out = {0};
-    int well = take_queued(self, &payloads, &last) && pack(self, payloads, &out) &&
-               use_disk(self, &out) >= 0;
+    int well = require_memory(self) && take_queued(self, &payloads, &last) &&
+               pack(self, payloads, &out) && use_disk(self, &out) >= 0;
     if (well)
         note_written(self, payloads, last, out.total);
     else
-        fail(self, "_fail_write");
+        fail(self, NAME_FAIL_WRITE);
     Py_XDECREF(payloads);
     Py_XDECREF(last);
     PyMem_Free(out.copied);
@@ -338,7 +376,7 @@ static int sync_written(Wal *self)
     long long offset = self->offset, commits = lsn - self->durable_lsn;
     double took = use_disk(self, NULL);
     if (took < 0)
-        return fail(self, "_fail_sync");
+        return fail(self, NAME_FAIL_SYNC);
     self->sync_seconds = took > 0.9 * self->sync_seconds ? took : 0.9 * self->sync_seconds;
     self->syncs++;
     self->synced = offset;
@@ -406,10 +444,10 @@ static int tell(Wal *self)
 
 int wal_commit(Wal *self, int durable)
 {
-    if (self->last_lsn <= (durable ? self->durable_lsn : self->written_lsn))
-        return 1;
     if (!is_usual(self, durable))
         return 0;
+    if (self->last_lsn <= (durable ? self->durable_lsn : self->written_lsn))
+        return 1;
     PyObject *io = self->objects[IO];
     PyObject *free = PyObject_CallMethodObjArgs(io, known_names[NAME_ACQUIRE], Py_False, NULL);
     int locked = free == NULL ? -1 : free == Py_True;
@@ -430,6 +468,7 @@ int wal_commit(Wal *self, int durable)
 
 static int wal_traverse(Wal *self, visitproc visit, void *arg) /* as Py_VISIT names them */
 {
+    Py_VISIT(Py_TYPE((PyObject *)self));
     for (int i = 0; i < WAL_OBJECTS; i++)
         Py_VISIT(self->objects[i]);
     return 0;

@@ -356,10 +356,12 @@ class Wal(_Base):
                 return
             try:
                 self._rotate(self.written_rev + 1)
-            except OSError as error:
+            except Exception as error:
                 if self._broken:
                     raise self._refuse(_cannot_write(error), None) from error
                 # The disk is full. The old segment is still good, and the snapshot may free space.
+                if not isinstance(error, OSError | MemoryError):
+                    raise
 
     def restart(self, rev: int) -> None:
         """Begin a new segment after a snapshot at ``rev``, and take writes again.
@@ -454,6 +456,8 @@ class Wal(_Base):
             if not runs:
                 # A rollback emptied the queue. After a failed sync the commits may be on disk.
                 raise self._refused()
+            if runs[0][0] - len(runs[0][1]) != self.written_lsn:
+                end_process("log")  # Recovery would stop at the gap, whatever came after it.
             if self._segment_is_full():
                 self._rotate(self.written_rev + 1)
             synced, salt = self._synced, self._salt
@@ -461,8 +465,8 @@ class Wal(_Base):
             if len(runs) > 1:
                 payloads = [payload for _, run, _ in runs for payload in run]
             size = runs[-1][2] - self._written_bytes
-            if size > LOOK_BYTES and memory.is_short(2 * size):
-                raise MemoryError  # Now, while there is some for the rollback.
+            if size > LOOK_BYTES:
+                self._require_memory(size)
             data = segment.pack_frames(payloads, synced, salt)
             with self.on_disk:
                 self._files.write(self._file, data)
@@ -483,11 +487,22 @@ class Wal(_Base):
         """Roll back after an error. `_io` held. Raises ReadOnly.
 
         Commits that left the queue must be written or rolled back, whatever the error is. Otherwise
-        the log would have a gap.
+        the log would have a gap. If even that fails, as may happen without memory, the process
+        ends.
         """
-        if not isinstance(error, OSError | MemoryError):
-            _log.error("this is a bug in zkv", exc_info=error)
-        raise self._write_failed(error) from error
+        try:
+            if not isinstance(error, OSError | MemoryError):
+                _log.error("this is a bug in zkv", exc_info=error)
+            refused = self._write_failed(error)
+        except Exception:
+            end_process("rollback")
+        raise refused from error
+
+    @staticmethod
+    def _require_memory(size: int) -> None:
+        """Raise MemoryError if so many bytes cannot be written, now that a rollback still can."""
+        if memory.is_short(2 * size):
+            raise MemoryError
 
     def _look_at_memory(self) -> None:
         """Take writes, or refuse those that need memory. `_io` held; the disk is all right."""
@@ -538,10 +553,14 @@ class Wal(_Base):
         self._note_safe()
 
     def _fail_sync(self, error: Exception) -> NoReturn:
-        """Roll back after an error. `_io` held. Raises ReadOnly."""
-        if not isinstance(error, OSError):
-            _log.error("this is a bug in zkv", exc_info=error)
-        raise self._sync_failed(error) from error
+        """Roll back after an error, as `_fail_write` does. `_io` held. Raises ReadOnly."""
+        try:
+            if not isinstance(error, OSError):
+                _log.error("this is a bug in zkv", exc_info=error)
+            refused = self._sync_failed(error)
+        except Exception:
+            end_process("rollback")
+        raise refused from error
 
     def _note_safe(self) -> None:
         """Update what is kept and safe, after what is written or durable has changed."""

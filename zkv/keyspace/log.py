@@ -66,8 +66,9 @@ class CommitLog(ChangeLog, Protocol):
     """A log, as the engine uses it.
 
     Attributes:
-        on_safe: called, in any thread, after commits have become safe.
-        listeners: whom that tells something while they are true: see `Engine.when_safe`.
+        on_safe: called, in any thread, after commits have become safe. After those of the front
+            only if it tells somebody something, and now and then.
+        listeners: whom it tells something while they are true: see `Engine.when_safe`.
     """
 
     on_safe: Callable[[], None]
