@@ -36,25 +36,27 @@ SOON: Final = 0.2
 FAULTY: Final = """
 import os, signal, sys, time
 from zkv.cli.main import main
+from zkv import engine
 from zkv.durability.files import Files
 from zkv.durability import wal
 from zkv.keyspace.lock import StoreLock
 
 wal.SLOW_SECONDS = float(os.environ.get("SLOW_SECONDS", 1))
 locks = []
-sync, make = Files.sync, StoreLock.__init__
+make = StoreLock.__init__
 
-def slow(self, file):
-    while os.path.exists("slow"):
-        open("waits", "w").close()
-        time.sleep(0.01)
-    sync(self, file)
+class SlowFiles(Files):
+    def sync(self, file):
+        while os.path.exists("slow"):
+            open("waits", "w").close()
+            time.sleep(0.01)
+        super().sync(file)
 
 def note(self):
     make(self)
     locks.append(self)
 
-Files.sync, StoreLock.__init__ = slow, note
+engine.Files, StoreLock.__init__ = SlowFiles, note
 signal.signal(signal.SIGUSR2, lambda *_: locks[-1].acquire())
 sys.exit(main())
 """
