@@ -36,6 +36,8 @@ caller must compare `epoch` as it was before its commands ran with `epoch` as it
 differ, neither `safe_rev` nor `safe_lsn` nor a successful `commit` says anything about those
 commands. `survived` says what was safe when an epoch ended, and therefore remains safe.
 
+The front's usual commits are made in C (zkv/compiled/wal.c), which leaves all others to `commit`.
+
 At a start the log continues in the newest segment. It begins a new one when that is full, and
 before a snapshot: the snapshot covers the old segment, which is removed once nothing needs it. So
 the log holds about what was written since the snapshot before the last.
@@ -97,7 +99,7 @@ PROBE_BYTES: Final = 64 * 1024
 
 if TYPE_CHECKING:
     _Base = object
-else:
+else:  # C has most of the attributes, since it makes commits.
     _Base = compiled.store.WalBase if compiled.COMPILED else object
 
 

@@ -62,7 +62,7 @@ class Cursor:
 
 if TYPE_CHECKING:
     _Base = object
-else:
+else:  # C has most of the attributes, since it extends it for the front.
     _Base = compiled.store.HistoryBase if compiled.COMPILED else object
 
 

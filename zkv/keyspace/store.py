@@ -136,7 +136,7 @@ class Page(NamedTuple):
 
 if TYPE_CHECKING:
     _Base = object
-else:
+else:  # C has some of the attributes, since it does `add_run` for the front.
     _Base = compiled.store.KeyspaceBase if compiled.COMPILED else object
 
 
