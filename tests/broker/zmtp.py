@@ -188,16 +188,20 @@ class Proxy:
                 self._open += [client, server]
                 self.sent.append(b"")
                 self._start(self._forth, len(self.sent) - 1, client, server)
-                self._start(self._back, client, server)
 
     def _forth(self, number: int, client: socket.socket, server: socket.socket) -> None:
         most = self._cut(number)
+        back = threading.Thread(target=self._back, args=(client, server))
+        back.start()
         with contextlib.suppress(OSError):
             while len(self.sent[number]) != most and (data := client.recv(self._piece)):
                 data = data if most is None else data[: most - len(self.sent[number])]
                 self.sent[number] += data
                 server.sendall(data)
         _hang_up(client, server)
+        back.join()
+        client.close()  # At once: a test may make more connections than a process has descriptors.
+        server.close()
 
     @staticmethod
     def _back(client: socket.socket, server: socket.socket) -> None:
