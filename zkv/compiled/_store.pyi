@@ -172,7 +172,7 @@ class Turn(Generic[A]):
         keyspace: the keyspace.
         log: the log. What is in `WalBase` is read there.
         role: the role, with ``leads``.
-        account: the account, with ``logs_requests`` and ``explain(batch, up_to)``.
+        account: the account, with ``logs_requests`` and ``explain(batch, up_to, executed)``.
         slow: the slow log, with ``threshold``.
         stopping: returns true once new requests must be refused.
         acquire: acquires the keyspace's lock, unless it is not free.

@@ -187,19 +187,6 @@ static PyObject *run_locked(const Turn *self, run *r, int *failed)
     return result;
 }
 
-/* The exception that there is, as an object. */
-static PyObject *take_exception(void)
-{
-    PyObject *type, *error, *traceback;
-    PyErr_Fetch(&type, &error, &traceback);
-    PyErr_NormalizeException(&type, &error, &traceback);
-    if (traceback != NULL)
-        PyException_SetTraceback(error, traceback);
-    Py_XDECREF(type);
-    Py_XDECREF(traceback);
-    return error;
-}
-
 /* 1 if the front may wait for the disk: all replies need it, and no snapshot is being written. See
  * `FrontHandler._sync`. */
 static int may_sync(const Turn *self, const run *r)

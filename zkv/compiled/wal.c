@@ -314,24 +314,30 @@ static double use_disk(Wal *self, output *out)
     return well ? ended - began : -1;
 }
 
+PyObject *take_exception(void)
+{
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    if (traceback != NULL)
+        PyException_SetTraceback(error, traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return error;
+}
+
 /* Have Python roll back after a failure of which there is an exception, and raise its error. That
  * needs memory; without any, nobody knows how far the rollback has come. */
 static int fail(Wal *self, enum known_name method)
 {
-    PyObject *type, *error, *trace;
     if (!PyErr_ExceptionMatches(PyExc_Exception))
         return 0; /* The process is about to end. */
-    PyErr_Fetch(&type, &error, &trace);
-    PyErr_NormalizeException(&type, &error, &trace);
-    if (trace != NULL)
-        PyException_SetTraceback(error, trace);
+    PyObject *error = take_exception();
     PyObject *result =
         PyObject_CallMethodObjArgs((PyObject *)self, known_names[method], error, NULL);
     if (result != NULL || PyErr_ExceptionMatches(PyExc_MemoryError))
         Py_FatalError("zkv: out of memory in the middle of a rollback");
-    Py_XDECREF(type);
-    Py_XDECREF(error);
-    Py_XDECREF(trace);
+    Py_DECREF(error);
     return 0;
 }
 

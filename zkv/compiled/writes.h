@@ -15,6 +15,8 @@ extern PyObject *known_names[KNOWN_NAMES];
 
 int begin_names(void); /* once, before all below; 0, with an exception, if there is no memory */
 
+PyObject *take_exception(void); /* the one that there is, as an object */
+
 /* --- The write-ahead log: wal.c --------------------------------------------------------------- */
 
 enum wal_object { QUEUE, IO, FILES, FILE_, ON_DISK, SYNC_TIMES, COMMITS_PER_SYNC, WAL_OBJECTS };
