@@ -182,7 +182,9 @@ def test_five_thousand_connections(tmp_path: Path) -> None:
             assert crowd.stdout.readline() == b"all\n"
             assert client.ok(op="GET", key="k")["value"] == 1
             eventually(
-                lambda: client.ok(op="INFO")["stats"]["connections"] == CROWD + 1, "all are counted"
+                lambda: client.ok(op="INFO")["stats"]["connections"] == CROWD + 1,
+                "all are counted",
+                3 * LIMIT,
             )
             assert client.ok(op="SNAPSHOT")["rev"] == 1
             crowd.stdin.close()

@@ -88,7 +88,7 @@ def test_commands_options_and_keys_are_completed(shell: Terminal, client: Raw) -
         ([("ge", "t"), (" user/", "only")], "found"),
         ([("get tw", "'two words'")], "quoted"),
         ([("get x", r"\$'x\\x0a'")], "odd"),
-        ([("mget user/only --js", "on")], '"found"'),
+        ([("mget 'two words' --js", "on")], '"quoted"'),
         ([("put user/", "only"), (" new --pr", "ev")], 'before: "found"'),
         ([("help wa", "tch")], "usage: zkv-cli watch"),
     ):

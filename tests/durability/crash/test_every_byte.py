@@ -145,7 +145,7 @@ SAMPLES: Final = {
     "one segment": ("always", 3, 7, 0, 1),
     "batches": ("always", 4, 4, 0, 3),
     "synced now and then": ("interval", 5, 10, 0, 1),
-    "snapshots": ("always", 6, 24, 2, 1),
+    "snapshots": ("always", 6, 15, 2, 1),
 }
 
 
@@ -298,13 +298,16 @@ def _overwritten(data: bytes, random: Random) -> Iterator[bytes]:
         yield (data[:offset] + piece + data[offset + len(piece) :])[: len(data)]
 
 
-def _damage_all(name: str, ways: Ways, share: float = 1.0) -> Counter[str]:
+def _damage_all(
+    name: str, ways: Ways, share: float = 1.0, thoroughly: float = 0.25
+) -> Counter[str]:
     """Damage each file of a sample in each of these ways; counts what came of it.
 
     Args:
         name: of the sample.
         ways: in which it is damaged.
         share: of the ways that are tried, chosen at random.
+        thoroughly: of these, the share after which it is started three times.
     """
     of = _sample(name)
     random = Random(name)
@@ -312,7 +315,7 @@ def _damage_all(name: str, ways: Ways, share: float = 1.0) -> Counter[str]:
     for path in of.files(".wal") + of.files(".snapshot"):
         for data in ways(of.content(path), random):
             if random.random() < share and data != of.content(path):
-                thorough = random.random() < share / 4
+                thorough = random.random() < share * thoroughly
                 outcomes[Damage(of, path, data).check(thorough)] += 1
     return outcomes
 
@@ -322,7 +325,7 @@ every_sample = pytest.mark.parametrize("name", SAMPLES)
 
 @every_sample
 def test_one_bit_of_every_byte(name: str) -> None:
-    outcomes = _damage_all(name, _flipped)
+    outcomes = _damage_all(name, _flipped, thoroughly=0.08)
 
     assert outcomes["refused"]
 
